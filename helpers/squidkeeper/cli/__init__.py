@@ -1,0 +1,33 @@
+"""The command line (floor 6): one command a file, imported when it is called, so that a helper starts at once."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+_COMMANDS = ("check", "explain", "acl", "rewrite", "credential")  # the helpers last: people call the others
+
+
+class LateGroup(click.Group):
+    """A group whose commands are modules of this package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
+        """List the commands."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+
+@click.group(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="squidkeeper")
+def main() -> None:
+    """Turn Squid with SSL-bump into the egress gateway of AI agents.
+
+    `check` and `explain` are for people; `acl`, `rewrite` and `credential` are the helpers that Squid starts.
+    """

@@ -1,0 +1,29 @@
+"""`squidkeeper acl` (floor 6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from squidkeeper.cli.options import helper_options
+
+
+@click.command()
+@click.option(
+    "--scope",
+    type=click.Choice(["host", "request"]),
+    required=True,
+    help="host: judge the host, for every URL of it. request: judge one URL.",
+)
+@helper_options(concurrency=16)
+def acl(scope: str, directory: Path, state: Path, concurrency: int) -> None:
+    """Decide whether requests may pass; Squid's external_acl_type starts this.
+
+    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, and at request
+    scope the URL) and answers each with OK or ERR, the rule and the reason. Not to be called by hand: use explain.
+    """
+    from squidkeeper.helpers.acl import ANSWERS, Places
+    from squidkeeper.helpers.loop import run
+
+    run(Places, ANSWERS[scope], directory, state, concurrency)

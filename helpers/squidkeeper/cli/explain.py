@@ -1,0 +1,130 @@
+"""`squidkeeper explain` (floor 6)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.options import json_option, policy_option
+
+if TYPE_CHECKING:
+    from squidkeeper.engine import Decision
+    from squidkeeper.engine.explain import PassedOver
+    from squidkeeper.policy.faults import Location
+    from squidkeeper.url import ReadPath
+
+_CANNOT_SAY = 2
+
+
+@click.command()
+@policy_option
+@click.option("--client", metavar="ADDRESS", help="The client's address. Left out: of no client.")
+@click.option("--user", metavar="NAME", help="The proxy user.")
+@json_option
+@click.argument("method")
+@click.argument("url")
+def explain(directory: Path, client: str | None, user: str | None, as_json: bool, method: str, url: str) -> None:
+    """Explain what the gateway does with METHOD URL, and why.
+
+    An https URL is taken as asked inside its own tunnel; METHOD CONNECT with HOST:PORT asks about opening one.
+    Nothing is resolved: a name that turns out to have a private address is denied when it is fetched, unless the rule
+    says private: true.
+
+    Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load).
+    """
+    from squidkeeper.engine.explain import by_reading, passed_over
+    from squidkeeper.engine.query import query_of
+    from squidkeeper.errors import PolicyError
+    from squidkeeper.live import load
+
+    _check_address(client)
+    now = datetime.now(UTC)
+    try:
+        judge = load(directory, now).judge
+    except PolicyError as error:
+        click.echo(f"{error}\n{directory} does not load, so nothing can be said; helpers that run keep their last good")
+        raise SystemExit(_CANNOT_SAY) from error
+    query = query_of(method, url, client, user)
+    decision = judge.decide(query, now)
+    asked = f"{method} {url}"
+    if as_json:
+        click.echo(_json(decision))
+    else:
+        trace = Trace(passed_over(judge, query, decision, now), by_reading(judge, query, decision, now))
+        click.echo(_text(asked, decision, trace))
+    raise SystemExit(0 if decision.allowed else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What led to a decision."""
+
+    passed_over: list[PassedOver]
+    by_reading: list[tuple[ReadPath, Decision]]
+
+
+def _check_address(client: str | None) -> None:
+    from squidkeeper.errors import InvalidUrl
+    from squidkeeper.url import parse_address
+
+    try:
+        if client is not None:
+            parse_address(client)
+    except InvalidUrl as error:
+        raise click.BadParameter(str(error), param_hint="--client") from error
+
+
+def _text(asked: str, decision: Decision, trace: Trace) -> str:
+    rows = [
+        ("rule", f"{decision.rule}{_at(decision.location)}"),
+        ("reason", decision.reason),
+        ("rewrite", _rewrite_text(decision)),
+        *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
+        *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in trace.by_reading),
+        *(("passed over", f"{one.rule.name}{_at(one.rule.location)}: {_failing(one)}") for one in trace.passed_over),
+    ]
+    lines = [f"{name:<12} {text}" for name, text in rows if text]
+    return "\n".join([f"{decision.action.upper():<12} {asked}", *lines])
+
+
+def _failing(passed: PassedOver) -> str:
+    return f"{', '.join(passed.fields)} did not hold"
+
+
+def _at(location: Location | None) -> str:
+    return f" ({location.file}:{location.line})" if location else ""
+
+
+def _rewrite_text(decision: Decision) -> str | None:
+    if decision.rewritten is None:
+        return None
+    rewrite = decision.rewritten.rewrite
+    how = "fetched from" if rewrite.redirect is None else f"{rewrite.redirect} redirect to"
+    return f"{rewrite.name}{_at(rewrite.location)}: {how} {decision.rewritten.url}"
+
+
+def _json(decision: Decision) -> str:
+    location = decision.location
+    rewritten = decision.rewritten
+    return json.dumps(
+        {
+            "verdict": decision.action,
+            "rule": decision.rule,
+            "location": f"{location.file}:{location.line}" if location else None,
+            "reason": decision.reason,
+            "rewrite": rewritten
+            and {
+                "name": rewritten.rewrite.name,
+                "url": str(rewritten.url),
+                "redirect": rewritten.rewrite.redirect,
+            },
+            "credentials": [credential.name for credential in decision.credentials],
+            "readings": [{"reading": path.reading, "path": path.path} for path in decision.readings],
+        },
+        indent=2,
+    )

@@ -1,0 +1,55 @@
+"""Which entries of a policy can concern a host, without asking each (floor 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from squidkeeper.policy.hosts import HostForm, Network, host_keys
+from squidkeeper.policy.lists import HostList
+from squidkeeper.policy.model import Match
+from squidkeeper.url import Host
+
+
+class Entry(Protocol):
+    """A rule, a rewrite or a credential."""
+
+    @property
+    def match(self) -> Match:
+        """The fields it matches by."""
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class HostIndex:
+    """The entries of one section by the hosts they match; a look-up costs the labels of the host, not the entries."""
+
+    def __init__(self, entries: Sequence[Entry], lists: Mapping[str, HostList]) -> None:
+        self._by_key: dict[str, list[int]] = {}
+        self._by_network: list[tuple[Network, int]] = []
+        self._by_list: dict[str, list[int]] = {}
+        self._lists = lists
+        for position, entry in enumerate(entries):
+            self._add(position, entry.match)
+
+    def positions(self, host: Host) -> list[int]:
+        """List, in the policy's order, the positions of the entries whose `hosts` and `lists` hold for a host."""
+        found = {position for key in host_keys(host) for position in self._by_key.get(key, ())}
+        if host.address is not None:
+            found.update(position for network, position in self._by_network if host.address in network)
+        for name, positions in self._by_list.items():
+            if host in self._lists[name]:
+                found.update(positions)
+        return sorted(found)
+
+    def _add(self, position: int, match: Match) -> None:
+        if match.hosts is None and match.lists is None:
+            self._by_key.setdefault(HostForm.ANY, []).append(position)
+        for pattern in match.hosts or ():
+            if pattern.network is not None:
+                self._by_network.append((pattern.network, position))
+            else:
+                self._by_key.setdefault(pattern.key, []).append(position)
+        for name in match.lists or ():
+            self._by_list.setdefault(name, []).append(position)

@@ -1,0 +1,282 @@
+"""The one decision (floor 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import NamedTuple, TypeVar
+
+from squidkeeper.engine.decision import Decision, Rewritten, deny
+from squidkeeper.engine.fields import Asked, Facts, covers_default_port, holds_for_host, holds_for_url
+from squidkeeper.engine.index import HostIndex
+from squidkeeper.engine.query import CONNECT, Query
+from squidkeeper.engine.target import target_url
+from squidkeeper.errors import InvalidUrl
+from squidkeeper.policy.model import Action, Credential, Policy, Rewrite, Rule
+from squidkeeper.policy.queries import parse_query
+from squidkeeper.url import (
+    Host,
+    ReadPath,
+    Url,
+    check_scheme,
+    format_authority,
+    parse_address,
+    parse_authority,
+    parse_host,
+    parse_port,
+    parse_url,
+    readings,
+)
+
+EntryT = TypeVar("EntryT", Rule, Rewrite, Credential)
+_PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """All that can be known without the URL: the facts, and the entries that hold as far as that goes, in order."""
+
+    facts: Facts
+    rules: tuple[Rule, ...]
+    rewrites: tuple[Rewrite, ...]
+    credentials: tuple[Credential, ...]
+
+
+class Outcome(NamedTuple):
+    """What one reading of a path leads to; `rule` is None for the default."""
+
+    rule: Rule | None
+    rewrite: Rewrite | None
+    credentials: tuple[Credential, ...]
+
+
+class Judge:
+    """Decides by one policy. Pure and without state: the same query at the same time has the same answer."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.rules = HostIndex(policy.rules, policy.lists)
+        self._rewrites = HostIndex(policy.rewrites, policy.lists)
+        self._credentials = HostIndex(policy.credentials, policy.lists)
+
+    def decide(self, query: Query, at: datetime) -> Decision:
+        """Decide a query: for its URL, or without one, as far as that goes for every URL of the host."""
+        scope = self.scope(query)
+        if isinstance(scope, Decision):
+            return scope
+        return self.decide_host(scope, at) if query.url is None else self.decide_url(scope, query.url, at)
+
+    def scope(self, query: Query) -> Scope | Decision:
+        """Work out all that needs no URL and no clock; a `Decision` where that is already enough to deny."""
+        try:
+            facts = self._facts(query)
+        except InvalidUrl as error:
+            return deny("invalid-request", f"Not a request that can be judged: {error}.")
+        return check_tunnel(query, facts) or self._scope(facts)
+
+    def decide_host(self, scope: Scope, at: datetime) -> Decision:
+        """Decide as far as it goes for every URL of the scope's host."""
+        decision = self._connect(scope, at) if scope.facts.method is None else self._any_url(scope, at)
+        if not decision.allowed:
+            return decision
+        return replace(decision, may_rewrite=bool(scope.rewrites), may_inject=bool(scope.credentials))
+
+    def decide_url(self, scope: Scope, text: str, at: datetime) -> Decision:
+        """Decide for one URL: the outcome that every reading of its path leads to."""
+        try:
+            url = parse_url(text)
+            check_same_place(url, scope.facts)
+            paths = readings(url.path)
+            return self._decide_paths(scope, url, paths, at)
+        except InvalidUrl as error:
+            return deny("invalid-request", f"Not a request that can be judged: {error}.")
+
+    def decide_reading(self, scope: Scope, asked: Asked, at: datetime) -> Decision:
+        """Decide for one reading of a path alone: for explaining, never for enforcing."""
+        return self._verdict(self._outcome(scope, asked, at).rule, scope.facts)
+
+    def grant(self, query: Query, final_url: str) -> tuple[Credential, ...] | Decision:
+        """Find the credentials for the URL that is really fetched; a `Decision` where that cannot be said."""
+        try:
+            url = parse_url(final_url)
+            facts = replace(self._facts(query), scheme=url.scheme, host=url.host, port=url.port)
+            return self._grant(facts, url)
+        except InvalidUrl as error:
+            return deny("invalid-request", f"Not a URL that can be fetched: {error}.")
+
+    def _facts(self, query: Query) -> Facts:
+        if query.method == "TRACE":
+            raise InvalidUrl("the method TRACE returns a request's headers to whoever asks")
+        is_connect = query.method == CONNECT
+        return Facts(
+            clients=self._clients_of(query),
+            method=None if is_connect else query.method,
+            scheme="https" if is_connect else check_scheme((query.scheme or "").lower()),
+            host=parse_host(query.host),
+            port=parse_port(query.port),
+        )
+
+    def _clients_of(self, query: Query) -> frozenset[str]:
+        address = parse_address(query.client) if query.client else None
+        return frozenset(client.name for client in self.policy.clients if client.matches(address, query.user))
+
+    def _scope(self, facts: Facts) -> Scope:
+        policy, host = self.policy, facts.host
+        return Scope(
+            facts,
+            tuple(_holding(policy.rules, self.rules.positions(host), facts)),
+            tuple(_holding(policy.rewrites, self._rewrites.positions(host), facts)),
+            self._injectable(facts),
+        )
+
+    def _injectable(self, facts: Facts) -> tuple[Credential, ...]:
+        if facts.scheme != "https" or facts.method == _PREFLIGHT:
+            return ()
+        return tuple(_holding(self.policy.credentials, self._credentials.positions(facts.host), facts))
+
+    def _any_url(self, scope: Scope, at: datetime) -> Decision:
+        rule = next(_in_force(scope.rules, at), None)
+        if rule is None or rule.match.any_url:
+            return self._verdict(rule, scope.facts)
+        return Decision(
+            Action.ALLOW, rule.name, "The URL decides.", rule.location, private=rule.private, needs_url=True
+        )
+
+    def _connect(self, scope: Scope, at: datetime) -> Decision:
+        """Decide a tunnel: the first certain rule, unless an allow that is not certain comes before it."""
+        able: list[Rule] = []  # the allows that an inner request could meet
+        last: Rule | None = None
+        for last in _in_force(scope.rules, at):
+            if last.action is Action.ALLOW:
+                able.append(last)
+            if last.certain:
+                break
+        else:
+            last = None
+        rule = able[0] if able else last
+        return self._verdict(rule, scope.facts, private=any(rule.private for rule in able))
+
+    def _decide_paths(self, scope: Scope, url: Url, paths: tuple[ReadPath, ...], at: datetime) -> Decision:
+        query = parse_query(url.query)
+        outcomes = [self._outcome(scope, Asked(path, query), at) for path in paths]
+        outcome = outcomes[0]
+        if len(outcomes) > 1 and len({self._consequences(one, scope.facts) for one in outcomes}) > 1:
+            return _ambiguous(paths)
+        decision = replace(self._verdict(outcome.rule, scope.facts), readings=paths)
+        if not decision.allowed:
+            return decision
+        if outcome.rewrite is None:
+            return replace(decision, credentials=outcome.credentials)
+        return self._rewritten(decision, outcome.rewrite, scope.facts, url)
+
+    def _outcome(self, scope: Scope, asked: Asked, at: datetime) -> Outcome:
+        rule = next((rule for rule in _in_force(scope.rules, at) if holds_for_url(rule, asked)), None)
+        rewrite = next((rewrite for rewrite in scope.rewrites if holds_for_url(rewrite, asked)), None)
+        return Outcome(rule, rewrite, () if rewrite else _granted(scope.credentials, asked))
+
+    def _consequences(self, outcome: Outcome, facts: Facts) -> object:
+        """Reduce an outcome to what must be the same for every reading; that the same rule decided is not needed."""
+        decision = self._verdict(outcome.rule, facts)
+        if not decision.allowed:
+            return (decision.action,)
+        rewrite = outcome.rewrite and outcome.rewrite.name
+        return (decision.action, decision.private, rewrite, tuple(one.name for one in outcome.credentials))
+
+    def _rewritten(self, decision: Decision, rewrite: Rewrite, facts: Facts, url: Url) -> Decision:
+        target = target_url(rewrite, facts.host, decision.readings[0], url.query)
+        if rewrite.redirect is not None:
+            return replace(decision, rewritten=Rewritten(rewrite, target))
+        if target.host.private and not rewrite.private:
+            return _private(target.host, decision.readings)
+        grant = self._grant(replace(facts, scheme=target.scheme, host=target.host, port=target.port), target)
+        if isinstance(grant, Decision):
+            return grant
+        return replace(decision, private=rewrite.private, rewritten=Rewritten(rewrite, target), credentials=grant)
+
+    def _grant(self, facts: Facts, url: Url) -> tuple[Credential, ...] | Decision:
+        paths, query = readings(url.path), parse_query(url.query)
+        candidates = self._injectable(facts)
+        granted = [_granted(candidates, Asked(path, query)) for path in paths]
+        return granted[0] if all(one == granted[0] for one in granted) else _ambiguous(paths)
+
+    def _verdict(self, rule: Rule | None, facts: Facts, *, private: bool | None = None) -> Decision:
+        decision = self._default(facts) if rule is None else _by_rule(rule, private=private)
+        if decision.allowed and facts.host.private and not decision.private:
+            return _private(facts.host)
+        return decision
+
+    def _default(self, facts: Facts) -> Decision:
+        policy = self.policy
+        if policy.default_action is Action.DENY:
+            return deny("default", policy.default_reason or "No rule of the policy allows this request.")
+        if not covers_default_port(facts.scheme, facts.port):
+            return deny("default", f"The default allows {facts.scheme} on its own port; no rule allows {facts.port}.")
+        return Decision(Action.ALLOW, "default")
+
+
+def check_tunnel(query: Query, facts: Facts) -> Decision | None:
+    """Deny what claims to be one host at one layer and another at the next; None where all agree."""
+    if query.method == CONNECT:
+        return None if query.tunnel is None else deny("invalid-request", "A CONNECT inside a tunnel is not allowed.")
+    if query.tunnel is None:
+        return deny("invalid-request", "An https URL needs a CONNECT first.") if facts.scheme == "https" else None
+    asked = format_authority(facts.host, facts.port)
+    if _authority(query.tunnel) != (facts.host, facts.port):
+        return deny("authority-mismatch", f"The tunnel was opened to {query.tunnel}, the request in it is for {asked}.")
+    if query.sni is not None and _host(query.sni) != facts.host:
+        return deny("authority-mismatch", f"The TLS server name is {query.sni!r}, the request in it is for {asked}.")
+    if facts.scheme != "https":
+        return deny("invalid-request", "A request inside a tunnel has to be https.")
+    return None
+
+
+def check_same_place(url: Url, facts: Facts) -> None:
+    """Refuse a URL that is not of the host Squid said it is of."""
+    if (url.scheme, url.host, url.port) != (facts.scheme, facts.host, facts.port):
+        raise InvalidUrl(f"the URL is not of {facts.scheme}://{format_authority(facts.host, facts.port)}")
+
+
+def _holding(entries: tuple[EntryT, ...], positions: list[int], facts: Facts) -> Iterator[EntryT]:
+    return (entries[position] for position in positions if holds_for_host(entries[position], facts))
+
+
+def _in_force(rules: Iterable[Rule], at: datetime) -> Iterator[Rule]:
+    return (rule for rule in rules if not rule.lapsed(at))
+
+
+def _granted(credentials: Iterable[Credential], asked: Asked) -> tuple[Credential, ...]:
+    """Choose the first credential that matches, for each header."""
+    chosen: dict[str, Credential] = {}
+    for credential in credentials:
+        if holds_for_url(credential, asked):
+            chosen.setdefault(credential.header.lower(), credential)
+    return tuple(chosen.values())
+
+
+def _by_rule(rule: Rule, *, private: bool | None) -> Decision:
+    reason = rule.reason or (None if rule.action is Action.ALLOW else f"The rule {rule.name} denies this.")
+    return Decision(rule.action, rule.name, reason, rule.location, private=rule.private if private is None else private)
+
+
+def _private(host: Host, paths: tuple[ReadPath, ...] = ()) -> Decision:
+    return deny("private-address", f"{host.text} is a private address, which no rule opens with private: true.", paths)
+
+
+def _ambiguous(paths: tuple[ReadPath, ...]) -> Decision:
+    said = ", ".join(f"{path.reading} {path.path}" for path in paths[:4])
+    return deny("ambiguous-path", f"Servers could read the path in ways that the policy tells apart: {said}.", paths)
+
+
+def _authority(text: str) -> tuple[Host, int | None] | None:
+    try:
+        return parse_authority(text)
+    except InvalidUrl:
+        return None
+
+
+def _host(text: str) -> Host | None:
+    try:
+        return parse_host(text)
+    except InvalidUrl:
+        return None

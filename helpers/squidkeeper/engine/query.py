@@ -1,0 +1,46 @@
+"""What is asked (floor 3): the facts of one request as Squid or a command states them, nothing believed yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from squidkeeper.errors import InvalidUrl
+from squidkeeper.url import bracketed, format_authority, parse_authority, parse_url
+
+CONNECT = "CONNECT"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One request; what Squid gives as `-` is None.
+
+    `tunnel` is the authority (host:port) of the CONNECT that an https request came through, `url` the absolute
+    request target: without it, the question is what can be said for every URL of the host.
+    """
+
+    method: str
+    scheme: str | None
+    host: str
+    port: str
+    client: str | None = None
+    user: str | None = None
+    sni: str | None = None
+    tunnel: str | None = None
+    url: str | None = None
+
+
+def query_of(method: str, target: str, client: str | None = None, user: str | None = None) -> Query:
+    """Ask about a method and a request target as a client would.
+
+    An https URL is asked inside the tunnel that its CONNECT opened; the target of a CONNECT is `host:port`. What is no
+    target makes a query that is denied for it.
+    """
+    try:
+        if method == CONNECT:
+            host, port = parse_authority(target)
+            return Query(method, None, bracketed(host), str(port or ""), client, user)
+        url = parse_url(target)
+    except InvalidUrl:
+        return Query(method, "http", "invalid", "80", client, user, url=target)
+    tunnel = format_authority(url.host, url.port) if url.scheme == "https" else None
+    return Query(method, url.scheme, bracketed(url.host), str(url.port), client, user, None, tunnel, target)

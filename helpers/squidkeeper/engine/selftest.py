@@ -1,0 +1,50 @@
+"""The tests that a policy carries (floor 3): it does not load while one of them fails."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from squidkeeper.engine.decision import Decision
+from squidkeeper.engine.judge import Judge
+from squidkeeper.engine.query import query_of
+from squidkeeper.policy.faults import Fault
+from squidkeeper.policy.model import PolicyTest
+
+_BEFORE_ANY_EXPIRY = datetime.min.replace(tzinfo=UTC)
+
+
+def run_tests(judge: Judge, now: datetime) -> tuple[list[Fault], list[Fault]]:
+    """Run a policy's tests; gives the faults, and as warnings those that fail only because a rule has lapsed."""
+    faults: list[Fault] = []
+    warnings: list[Fault] = []
+    for test in judge.policy.tests:
+        wrong = _differences(test, _decide(judge, test, test.at or now))
+        if not wrong:
+            continue
+        lapsed = test.at is None and not _differences(test, _decide(judge, test, _BEFORE_ANY_EXPIRY))
+        because = " (only because a rule has lapsed)" if lapsed else ""
+        fault = Fault(test.location, f"test {test.method} {test.url}: {'; '.join(wrong)}{because}")
+        (warnings if lapsed else faults).append(fault)
+    return faults, warnings
+
+
+def _decide(judge: Judge, test: PolicyTest, at: datetime) -> Decision:
+    client = None if test.client is None else str(test.client)
+    return judge.decide(query_of(test.method, test.url, client, test.user), at)
+
+
+def _differences(test: PolicyTest, decision: Decision) -> list[str]:
+    because = f" ({decision.reason})" if decision.reason else ""
+    wrong = []
+    if decision.action is not test.expect:
+        wrong.append(f"expected {test.expect}, got {decision.action} by {decision.rule}{because}")
+    elif test.rule not in (None, decision.rule):
+        wrong.append(f"expected {test.expect} by {test.rule}, got {decision.action} by {decision.rule}{because}")
+    credentials = tuple(credential.name for credential in decision.credentials)
+    if test.credentials is not None and set(test.credentials) != set(credentials):
+        wrong.append(f"expected credentials {_names(test.credentials)}, got {_names(credentials)}")
+    return wrong
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,57 @@
+"""Where a rewrite leads (floor 3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import quote, unquote
+
+from squidkeeper.errors import InvalidUrl
+from squidkeeper.policy.model import Rewrite, Target
+from squidkeeper.url import DEFAULT_PORTS, Host, ReadPath, Url, bracketed, parse_authority, read, readings, sent
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def target_url(rewrite: Rewrite, host: Host, path: ReadPath, query: str | None) -> Url:
+    """Fill in the target of a rewrite that matches.
+
+    `InvalidUrl` where the request makes it no URL, or where a server could read its path as one outside of what `to`
+    writes ahead of its first placeholder: `/python{path}` stays under `/python`, whatever the client puts in.
+    """
+    target = rewrite.target
+    groups = _groups(rewrite, path)
+    target_host, port = parse_authority(_fill(target.authority, {"host": bracketed(host)}))
+    return Url(
+        target.scheme,
+        target_host,
+        DEFAULT_PORTS[target.scheme] if port is None else port,
+        _target_path(target, {**groups, "path": path.path}),
+        _target_query(target, groups, query),
+    )
+
+
+def _groups(rewrite: Rewrite, path: ReadPath) -> Mapping[str, str]:
+    matches = (pattern.match(path) for pattern in rewrite.match.paths or ())
+    return next((groups for groups in matches if groups is not None), {})
+
+
+def _target_path(target: Target, values: Mapping[str, str]) -> str:
+    filled = _fill(target.path, values)
+    path = sent(filled if filled.startswith("/") else f"/{filled}")
+    fixed = _PLACEHOLDER.split(target.path)[0]
+    for reading in readings(path):
+        if not reading.path.startswith(read(reading.reading, fixed) if fixed else "/"):
+            raise InvalidUrl(f"the path leads out of {fixed!r}, where the rewrite would send it")
+    return path
+
+
+def _target_query(target: Target, groups: Mapping[str, str], query: str | None) -> str | None:
+    lead = "?" if target.query.startswith("{query}") else "&"
+    values = {name: quote(unquote(value), safe="") for name, value in groups.items()}
+    filled = _fill(target.query, {**values, "query": f"{lead}{query}" if query else ""})
+    return filled.removeprefix("?") if filled else None
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)

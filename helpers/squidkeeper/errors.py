@@ -1,0 +1,53 @@
+"""Every error of squidkeeper, on the ground floor so that each room can raise them.
+
+    SquidkeeperError
+    ├── InvalidUrl        a request target, host or port that no rule may be asked about
+    ├── InvalidLine       a line from Squid that is not what squid.conf makes it
+    ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
+    ├── PatternError      a host, path, port or query pattern that cannot be understood
+    ├── PolicyError       a policy that does not load; carries every fault
+    └── SecretUnavailable a credential's value cannot be had; names the secret, never shows it
+
+A denial is not an error: it is a `Decision` with its reason.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from squidkeeper.policy.faults import Fault
+
+
+class SquidkeeperError(Exception):
+    """Any error of ours."""
+
+
+class InvalidUrl(SquidkeeperError):
+    """A request target, host or port that no rule may be asked about; the text says why."""
+
+
+class InvalidLine(SquidkeeperError):
+    """A line from Squid that is not what squid.conf makes it; the text says what was expected."""
+
+
+class ReplyTooLong(SquidkeeperError):
+    """A reply over the bound that keeps Squid's read buffer whole."""
+
+
+class PatternError(SquidkeeperError):
+    """A pattern that cannot be understood; the text says what is wrong and what was expected."""
+
+
+class SecretUnavailable(SquidkeeperError):
+    """A credential's value cannot be had; the text names the secret and the source, never a value."""
+
+
+class PolicyError(SquidkeeperError):
+    """A policy that does not load, with every fault found in it."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = tuple(faults)

@@ -1,0 +1,1 @@
+"""The programs that Squid starts (floor 5)."""

@@ -1,0 +1,123 @@
+"""`squidkeeper acl`: may this pass? (floor 5)
+
+At host scope Squid asks once for each client, user, method and place, and keeps the answer for a second; at request
+scope it asks for each URL, where the first answer said that the URL decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cachetools import LRUCache
+
+from squidkeeper.engine import Decision, Judge, Query, deny
+from squidkeeper.engine.judge import Scope
+from squidkeeper.engine.query import CONNECT
+from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
+from squidkeeper.wire import Reply, Result, decode_token, parse_tokens
+
+_SCOPE_CACHE_BYTES = 4 * 1024 * 1024
+_PLACE_BYTES = 2_000  # of Python objects, beside the tokens themselves and a reference to each entry
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Who asks for which host how: all that is known without the URL, and what the policy says so far."""
+
+    query: Query
+    scope: Scope | Decision
+
+
+class Places:
+    """One policy in force and the places already looked up in it; bounded in bytes, gone with the policy.
+
+    Nothing in it depends on the time: what expires is judged anew for each line.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self._known: LRUCache[tuple[bytes, ...], Place] = LRUCache(_SCOPE_CACHE_BYTES, getsizeof=_place_bytes)
+
+    def find(self, request: bytes, counts: tuple[int, ...]) -> tuple[Place, list[bytes]]:
+        """Find the place of a line of Squid's; gives the line's tokens too, still as they came."""
+        tokens = request.split(b" ")
+        key = tuple(tokens[:PLACE_TOKENS])
+        place = self._known.get(key) if len(tokens) in counts else None
+        if place is None:
+            query = query_from(parse_tokens(request, counts))
+            place = Place(query, self.judge.scope(query))
+            if _place_bytes(place) + sum(map(len, key)) < _SCOPE_CACHE_BYTES // 64:
+                self._known[key] = place
+        return place, tokens
+
+
+def answer_host(places: Places | None, request: bytes) -> Reply:
+    """Answer at host scope."""
+    if places is None:
+        return unavailable(parse_tokens(request, HOST_TOKENS))
+    place, _ = places.find(request, HOST_TOKENS)
+    scope = place.scope
+    decision = scope if isinstance(scope, Decision) else places.judge.decide_host(scope, datetime.now(UTC))
+    return reply_for(decision, place.query)
+
+
+def answer_url(places: Places | None, request: bytes) -> Reply:
+    """Answer at request scope."""
+    if places is None:
+        return unavailable(parse_tokens(request, URL_TOKENS))
+    place, tokens = places.find(request, URL_TOKENS)
+    scope = place.scope
+    if not isinstance(scope, Decision):
+        url = decode_token(tokens[PLACE_TOKENS])
+        scope = places.judge.decide_url(scope, url, datetime.now(UTC))
+    return reply_for(scope, place.query)
+
+
+ANSWERS: dict[str, Callable[[Places | None, bytes], Reply]] = {"host": answer_host, "request": answer_url}
+
+
+def reply_for(decision: Decision, query: Query) -> Reply:
+    """Write a decision as Squid reads it: the annotations of squid.conf and, on a denial, the text of the page."""
+    annotations = [
+        ("rule_", decision.rule),
+        ("verdict_", decision.action),
+        ("private_", "yes" if decision.private else "no"),
+    ]
+    if query.method == CONNECT:
+        annotations.append(("clt_conn_tag", _tunnel_tag(decision, query)))
+    if not decision.allowed:
+        return Reply(Result.ERR, tuple(annotations), page_message(decision))
+    flags = (
+        ("scope_", "request", decision.needs_url),
+        ("rewrite_", "yes", decision.may_rewrite),
+        ("inject_", "yes", decision.may_inject),
+    )
+    return Reply(Result.OK, (*annotations, *((key, value) for key, value, holds in flags if holds)))
+
+
+def page_message(decision: Decision) -> str:
+    """Say to a person or a program at the other end which rule denies, and why."""
+    return f"Rule: {decision.rule}\nReason: {decision.reason}"
+
+
+def unavailable(tokens: list[str | None]) -> Reply:
+    """Deny because no policy has ever loaded."""
+    decision = deny("policy-unavailable", _UNAVAILABLE)
+    return reply_for(decision, query_from(tokens))
+
+
+def _tunnel_tag(decision: Decision, query: Query) -> str:
+    """Name the tunnel for the requests inside it; a denied one by no authority, so that nothing passes in it."""
+    tag = f"{query.host}:{query.port}"
+    return tag if decision.allowed else f"{tag} denied by {decision.rule}"
+
+
+def _place_bytes(place: Place) -> int:
+    scope = place.scope
+    entries = 0 if isinstance(scope, Decision) else len(scope.rules) + len(scope.rewrites) + len(scope.credentials)
+    return _PLACE_BYTES + 8 * entries
+
+
+_UNAVAILABLE = "The gateway has no policy that loads, so it denies everything. Its operators have to mend the policy."

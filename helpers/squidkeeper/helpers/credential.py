@@ -1,0 +1,77 @@
+"""`squidkeeper credential`: what is put into this request? (floor 5)
+
+Asked last, after a rewrite. It judges the request again by the policy it has itself, so that a credential is given by
+one revision as a whole, and answers with one annotation a header, or denies.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+
+from squidkeeper.engine import Decision, Judge, deny
+from squidkeeper.errors import ReplyTooLong, SecretUnavailable
+from squidkeeper.helpers.acl import page_message, unavailable
+from squidkeeper.helpers.request import PLACE_TOKENS, query_from
+from squidkeeper.policy.model import Credential
+from squidkeeper.secrets import SecretStore
+from squidkeeper.wire import LONGEST_CHANNEL, Reply, Result, format_reply, parse_tokens, reply_limit
+
+_TOKENS = (PLACE_TOKENS + 2, PLACE_TOKENS + 3)
+
+
+class Grants:
+    """One policy in force and its secrets."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self.secrets = SecretStore(judge.policy.secrets, os.environ)
+
+
+def answer(grants: Grants | None, request: bytes, concurrency: int) -> Reply:
+    """Answer one line: the eight tokens, the URL that was asked for and the one that is fetched (`final_url_`)."""
+    tokens = parse_tokens(request, _TOKENS)
+    if grants is None:
+        return unavailable(tokens)
+    url, final_url = tokens[PLACE_TOKENS : PLACE_TOKENS + 2]
+    credentials = _granted(grants.judge, tokens, url or "", final_url)
+    if isinstance(credentials, Decision):
+        return _denial(credentials)
+    try:
+        reply = Reply(Result.OK, _annotations(grants.secrets, credentials))
+        format_reply(reply, LONGEST_CHANNEL, reply_limit(concurrency))
+    except (SecretUnavailable, ReplyTooLong) as error:
+        return _denial(deny("credential-unavailable", f"A credential for this request cannot be had: {error}."))
+    return reply
+
+
+def header_annotation(header: str) -> str:
+    """Name the annotation that carries a header's value; the closing `_` keeps Squid from logging it."""
+    return f"{header.lower().replace('-', '_')}_"
+
+
+def _granted(
+    judge: Judge, tokens: list[str | None], url: str, final_url: str | None
+) -> tuple[Credential, ...] | Decision:
+    query = query_from(tokens, url)
+    decision = judge.decide(query, datetime.now(UTC))
+    if not decision.allowed:
+        return decision
+    if final_url is not None:
+        return judge.grant(query, final_url)
+    if decision.rewritten is not None:
+        return deny("policy-unavailable", "The rewriter did not answer for a request that it has to rewrite.")
+    return decision.credentials
+
+
+def _annotations(secrets: SecretStore, credentials: tuple[Credential, ...]) -> tuple[tuple[str, str], ...]:
+    if not credentials:
+        return ()
+    headers = [(header_annotation(one.header), secrets.header_value(one).reveal()) for one in credentials]
+    names = ",".join(one.name for one in credentials)
+    return (*headers, ("injected_", "yes"), ("credential_", names))
+
+
+def _denial(decision: Decision) -> Reply:
+    annotations = (("rule_", decision.rule), ("verdict_", decision.action))
+    return Reply(Result.ERR, annotations, page_message(decision))

@@ -1,0 +1,106 @@
+"""Read lines from Squid, answer each exactly once (floor 5)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from squidkeeper.engine import Judge
+from squidkeeper.errors import InvalidLine
+from squidkeeper.live import LivePolicy
+from squidkeeper.wire import LineBuffer, Reply, Result, format_reply, reply_limit, split_channel
+
+T = TypeVar("T")
+Answer = Callable[[bytes], Reply]
+
+_READ_BYTES = 64 * 1024
+_log = logging.getLogger(__name__)
+
+
+def run(
+    prepare: Callable[[Judge], T],
+    answer: Callable[[T | None, bytes], Reply],
+    directory: Path,
+    state: Path,
+    concurrency: int,
+) -> None:
+    """Run a helper: what `prepare` makes of the policy in force answers each line, None while none has loaded."""
+    output = take_output()
+    live = LivePolicy(directory, state / "lists", prepare)
+    live.start()
+    serve(lambda request: answer(live.current, request), output, concurrency)
+
+
+def serve(answer: Answer, output: int, concurrency: int) -> None:
+    """Answer every line of standard input until its end; then everything read has been answered.
+
+    `output` is a file descriptor. Lines read together are answered by one write, which always holds whole lines. A
+    reader that has gone away ends the loop as the end of input does: nobody is left to answer.
+    """
+    buffer = LineBuffer()
+    limit = reply_limit(concurrency)
+    while data := os.read(sys.stdin.fileno(), _READ_BYTES):
+        replies = [_reply(answer, line, concurrency, limit) for line in buffer.feed(data)]
+        try:
+            _write(output, b"".join(replies))
+        except BrokenPipeError:
+            return
+
+
+def take_output() -> int:
+    """Take standard output for Squid alone and point fd 1 at stderr: a stray print would end Squid.
+
+    Gives the private file descriptor. Also forbids core dumps, which would hold what the process knows.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    output = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+    return output
+
+
+def _reply(answer: Answer, line: bytes, concurrency: int, limit: int) -> bytes:
+    """Answer one line; only a line without the channel-ID it should have stays without an answer."""
+    if not concurrency:
+        return _format(answer, line, b"", limit)
+    split = split_channel(line)
+    if split is None:
+        _log.error("a line of %d bytes has no channel-ID: does squid.conf say concurrency=%d?", len(line), concurrency)
+        return b""
+    channel, request = split
+    return _format(answer, request, channel, limit)
+
+
+def _format(answer: Answer, request: bytes, channel: bytes, limit: int) -> bytes:
+    try:
+        return format_reply(answer(request), channel, limit)
+    except InvalidLine as error:
+        _log.error("%s", error)
+        return format_reply(broken(str(error)), channel, limit)
+    except Exception as error:  # noqa: BLE001 - the one place: whatever happened, the line is answered, and denied
+        _log.error("a request could not be judged: %s", describe(error))
+        return format_reply(broken("The request could not be judged."), channel, limit)
+
+
+def broken(message: str) -> Reply:
+    """Answer that there is no answer; Squid denies."""
+    return Reply(Result.BH, (("rule_", "policy-unavailable"), ("verdict_", "deny")), message=message)
+
+
+def describe(error: BaseException) -> str:
+    """Name an error and where it was raised, without what it says: that could hold a secret."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f"{where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where is not None else "nowhere"
+    return f"{type(error).__name__} in {place}"
+
+
+def _write(output: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(output, data) :]

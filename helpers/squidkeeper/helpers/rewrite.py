@@ -1,0 +1,36 @@
+"""`squidkeeper rewrite`: where is this fetched from? (floor 5)
+
+Every answer carries `final_url_`, also where nothing is rewritten: squid.conf denies a request without it, because a
+rewriter that has died lets requests through unchanged. Nothing is denied here; the credential helper, which is asked
+next, judges the whole request.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from squidkeeper.engine import Judge
+from squidkeeper.helpers.request import PLACE_TOKENS, query_from
+from squidkeeper.wire import Reply, Result, parse_tokens
+
+_TOKENS = (1 + PLACE_TOKENS,)
+
+
+def prepare(judge: Judge) -> Judge:
+    """Take a policy in force as it is."""
+    return judge
+
+
+def answer(judge: Judge | None, request: bytes) -> Reply:
+    """Answer one line of the rewriter's: the URL, then the eight tokens."""
+    url, *tokens = parse_tokens(request, _TOKENS)
+    if judge is None or url is None:
+        return Reply(Result.ERR, (("final_url_", url or "-"),))
+    rewritten = judge.decide(query_from(tokens, url), datetime.now(UTC)).rewritten
+    if rewritten is None:
+        return Reply(Result.ERR, (("final_url_", url),))
+    target = str(rewritten.url)
+    if rewritten.rewrite.redirect is not None:
+        return Reply(Result.OK, (("status", str(rewritten.rewrite.redirect)), ("url", target), ("final_url_", target)))
+    private = "yes" if rewritten.rewrite.private else "no"
+    return Reply(Result.OK, (("rewrite-url", target), ("final_url_", target), ("private_", private)))

@@ -1,0 +1,92 @@
+"""The policy in force (floor 4): watch, load, swap whole, keep the last good."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from squidkeeper.engine import Judge
+from squidkeeper.engine.selftest import run_tests
+from squidkeeper.errors import PolicyError
+from squidkeeper.policy.faults import Fault
+from squidkeeper.policy.load import Sources, build, fingerprint, read_sources
+
+_LOOK_EVERY_SECONDS = 0.2
+_SETTLE_SECONDS = 0.05
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A policy that loads, ready to judge by, and what is legal in it but surely unmeant."""
+
+    judge: Judge
+    warnings: tuple[Fault, ...]
+
+
+def load(directory: Path, now: datetime, list_cache: Path | None = None) -> Loaded:
+    """Load a policy and run its tests; `PolicyError` with every fault where it does not load."""
+    return load_sources(read_sources(directory), now, list_cache)
+
+
+def load_sources(sources: Sources, now: datetime, list_cache: Path | None = None) -> Loaded:
+    """Load a policy from what was read, and run its tests; `PolicyError` with every fault where it does not load."""
+    built = build(sources, list_cache=list_cache)
+    judge = Judge(built.policy)
+    faults, warnings = run_tests(judge, now)
+    if faults:
+        raise PolicyError(faults)
+    return Loaded(judge, (*built.warnings, *warnings))
+
+
+class LivePolicy(Generic[T]):
+    """The policy in force, as what a helper makes of it by `prepare`; None until one has loaded.
+
+    `current` is replaced whole: take it once for each line, and finish the line with what was taken.
+    """
+
+    def __init__(self, directory: Path, list_cache: Path | None, prepare: Callable[[Judge], T]) -> None:
+        self.current: T | None = None
+        self._directory = directory
+        self._list_cache = list_cache
+        self._prepare = prepare
+        self._seen: object = None
+
+    def start(self) -> None:
+        """Load the policy, then watch it in a thread that ends with the process."""
+        self.look()
+        threading.Thread(target=self._watch, name="policy watch", daemon=True).start()
+
+    def look(self) -> None:
+        """Load the policy if it has changed since the last look, and has come to rest."""
+        before = fingerprint(self._directory)
+        if before == self._seen:
+            return
+        time.sleep(_SETTLE_SECONDS)
+        sources = read_sources(self._directory)
+        if fingerprint(self._directory) != before:
+            return
+        self._seen = before
+        self._take(sources)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_LOOK_EVERY_SECONDS)
+            self.look()
+
+    def _take(self, sources: Sources) -> None:
+        try:
+            judge = load_sources(sources, datetime.now(UTC), self._list_cache).judge
+        except PolicyError as error:
+            kept = "everything is denied" if self.current is None else "the last good policy goes on"
+            _log.error("%s does not load, %s:\n%s", self._directory, kept, error)
+            return
+        self.current = self._prepare(judge)
+        _log.info("%s: revision %s is in force", self._directory, judge.policy.revision)

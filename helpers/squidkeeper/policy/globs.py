@@ -1,0 +1,50 @@
+"""Text with wildcards, matched in linear time (floor 2).
+
+Patterns are the operator's, the text is the attacker's: RE2 never backtracks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import re2
+
+Matcher = Callable[[str], bool]
+
+
+def glob_matcher(parts: tuple[str, ...], wildcards: Mapping[str, str]) -> Matcher:
+    """Make a matcher for whole texts out of literal parts and wildcards.
+
+    `wildcards` gives the RE2 expression of each part that is one; any other part is literal. What a comparison or
+    a prefix can do is left to them: an RE2 program costs a policy of ten thousand rules megabytes.
+    """
+    if not any(part in wildcards for part in parts):
+        return "".join(parts).__eq__
+    *literal, last = parts
+    if wildcards.get(last) == ANYTHING and not any(part in wildcards for part in literal):
+        prefix = "".join(literal)
+        return lambda text: text.startswith(prefix)
+    return regex_matcher("".join(wildcards.get(part) or re2.escape(part) for part in parts))
+
+
+def regex_matcher(expression: str) -> Matcher:
+    """Make a matcher for whole texts out of an RE2 expression; it is compiled when first asked."""
+
+    @cache
+    def program() -> re2._Regexp:
+        return compile_regex(expression)
+
+    return lambda text: program().fullmatch(text) is not None
+
+
+def compile_regex(expression: str) -> re2._Regexp:
+    """Compile an RE2 expression in which `.` means any character; `re2.error` where it is not one."""
+    return re2.compile(expression, _OPTIONS)
+
+
+ANYTHING = ".*"
+_OPTIONS = re2.Options()
+_OPTIONS.dot_nl = True
+_OPTIONS.log_errors = False
+_OPTIONS.max_mem = 4 << 20

@@ -1,0 +1,188 @@
+"""The policy as the engine sees it (floor 2): frozen, checked, everything parsed.
+
+Only `load.py` makes these; nothing in here can be wrong any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+from squidkeeper.policy.faults import Location
+from squidkeeper.policy.hosts import HostPattern, Network
+from squidkeeper.policy.lists import HostList
+from squidkeeper.policy.paths import PathPattern
+from squidkeeper.policy.queries import QueryPattern
+from squidkeeper.url import Address
+
+VERDICT_NAMES = frozenset(
+    {
+        "default",
+        "authority-mismatch",
+        "ambiguous-path",
+        "private-address",
+        "invalid-request",
+        "credential-unavailable",
+        "policy-unavailable",
+    }
+)
+
+# squid.conf removes and adds exactly these, so another one would never be sent. Spelled as they are sent.
+INJECTABLE_HEADERS = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token")
+
+
+class Action(StrEnum):
+    """What a rule, or the default, does with a request."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who asks: networks, users, or both, which must both hold then. None: the field is left out."""
+
+    name: str
+    location: Location
+    networks: tuple[Network, ...] | None = None
+    users: frozenset[str] | None = None
+
+    def matches(self, address: Address | None, user: str | None) -> bool:
+        """Tell whether a request from this address, as this proxy user, belongs to the client."""
+        if self.networks is not None and not any(address in network for network in self.networks if address):
+            return False
+        return self.users is None or user in self.users
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The fields that rules, rewrites and credentials share; one that is None always holds."""
+
+    clients: frozenset[str] | None = None
+    hosts: tuple[HostPattern, ...] | None = None
+    lists: tuple[str, ...] | None = None
+    schemes: frozenset[str] | None = None
+    ports: tuple[range, ...] | None = None
+    methods: frozenset[str] | None = None
+    paths: tuple[PathPattern, ...] | None = None
+    query: tuple[QueryPattern, ...] | None = None
+
+    @property
+    def any_path(self) -> bool:
+        """Whether every path holds, so that only `query` can still depend on the URL."""
+        return self.paths is None or any(pattern.everything for pattern in self.paths)
+
+    @property
+    def any_url(self) -> bool:
+        """Whether it holds for every path and query of a host: what can be judged without the URL."""
+        return self.any_path and self.query is None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule: the first that matches decides."""
+
+    name: str
+    location: Location
+    action: Action
+    match: Match
+    reason: str | None = None
+    private: bool = False
+    expires: datetime | None = None
+    owner: str | None = None
+
+    @property
+    def certain(self) -> bool:
+        """Whether it decides a tunnel: nothing that is unknown at CONNECT could keep it from matching."""
+        return self.match.methods is None and self.match.any_url
+
+    def lapsed(self, at: datetime) -> bool:
+        """Tell whether the rule no longer matches."""
+        return self.expires is not None and at >= self.expires
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a rewrite leads: the parts of `to`, each still with its placeholders ({host}, {path}, {query}, {group}).
+
+    `authority` is `HOST` or `HOST:PORT`; `query` starts with `?`, or with `{query}`, or is empty.
+    """
+
+    text: str
+    scheme: str
+    authority: str
+    path: str
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A rewrite of an allowed request; with `redirect`, a status that sends the client to the target instead."""
+
+    name: str
+    location: Location
+    match: Match
+    target: Target
+    redirect: int | None = None
+    private: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSource:
+    """Where the value of a secret comes from: a file or an environment variable. Never the value."""
+
+    name: str
+    location: Location
+    file: Path | None = None
+    env: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A header to inject: `template` with one {secret} or more; with `username`, the whole is a basic credential.
+
+    `bearer: s` is the template `Bearer {s}`; `basic` has `username` and the template of the password; `value` is its
+    own template. Literal braces are doubled, as in Python's str.format.
+    """
+
+    name: str
+    location: Location
+    match: Match
+    header: str
+    template: str
+    secrets: tuple[str, ...]
+    username: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTest:
+    """An entry of `tests:`; what is None is not checked."""
+
+    location: Location
+    method: str
+    url: str
+    expect: Action
+    client: Address | None = None
+    user: str | None = None
+    at: datetime | None = None
+    rule: str | None = None
+    credentials: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One policy, whole. `revision` is a hash of all that it was made from."""
+
+    revision: str
+    default_action: Action = Action.DENY
+    default_reason: str | None = None
+    clients: tuple[Client, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
+    credentials: tuple[Credential, ...] = ()
+    lists: Mapping[str, HostList] = field(default_factory=dict)
+    secrets: Mapping[str, SecretSource] = field(default_factory=dict)
+    tests: tuple[PolicyTest, ...] = ()

@@ -1,0 +1,86 @@
+"""Path patterns (floor 2): globs, read the way the path beside them is read, and `regex:` expressions as they stand."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import re2
+
+from squidkeeper.errors import InvalidUrl, PatternError
+from squidkeeper.policy.globs import ANYTHING, Matcher, compile_regex, glob_matcher
+from squidkeeper.url import Reading, ReadPath, normalize_escapes, read
+
+_REGEX = "regex:"
+_ONE, _MANY = "\x01", "\x02"  # stand for * and ** while a glob is read: no path can hold them
+_WILDCARDS = {_ONE: "[^/]*", _MANY: ANYTHING, f"{_MANY}/": "(?:.*/)?"}
+_PART = re.compile(f"(?<=/){_MANY}/|{_MANY}|{_ONE}|[^{_ONE}{_MANY}]+")
+_EVERYTHING = ("/**", "**")
+
+
+@dataclass(frozen=True, slots=True)
+class PathPattern:
+    """A path pattern: a glob, or a `regex:` whose named groups can be used in the target of a rewrite."""
+
+    text: str
+    groups: tuple[str, ...] = ()
+    _regex: re2._Regexp | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def everything(self) -> bool:
+        """Whether it matches every path, whatever the reading."""
+        return self.text in _EVERYTHING
+
+    def match(self, path: ReadPath) -> Mapping[str, str] | None:
+        """Match a whole path; gives the named groups, or None where it does not match."""
+        if self._regex is None:
+            return {} if _glob(self.text, path.reading)(path.path) else None
+        match = self._regex.fullmatch(path.path)
+        return None if match is None else {name: match.group(name) or "" for name in self.groups}
+
+
+def parse_path_pattern(text: str) -> PathPattern:
+    """Parse a path pattern; `PatternError` where it is none, or can never match."""
+    if text.startswith(_REGEX):
+        return _parse_regex(text)
+    if not text.startswith(("/", "**")):
+        raise PatternError(f"path pattern {text!r} can never match: a path starts with '/'")
+    if "?" in text or "#" in text:
+        raise PatternError(f"path pattern {text!r} can never match: paths hold no '?' or '#' (use query: for a query)")
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise PatternError(f"path pattern {text!r} can never match: such a control character is always denied")
+    for reading in Reading:
+        _check_readable(text, reading)
+    return PathPattern(text)
+
+
+def _parse_regex(text: str) -> PathPattern:
+    try:
+        regex = compile_regex(text.removeprefix(_REGEX))
+    except re2.error as error:
+        raise PatternError(f"{text!r} is not an RE2 expression: {_re2_message(error)}") from error
+    return PathPattern(text, tuple(regex.groupindex), regex)
+
+
+def _re2_message(error: re2.error) -> str:
+    message = error.args[0] if error.args else "it does not compile"
+    return message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
+
+
+def _check_readable(text: str, reading: Reading) -> None:
+    try:
+        _read_glob(text, reading)
+    except InvalidUrl as error:
+        raise PatternError(f"path pattern {text!r} can never match: {error}") from error
+
+
+def _read_glob(text: str, reading: Reading) -> str:
+    return read(reading, normalize_escapes(text.replace("**", _MANY).replace("*", _ONE)))
+
+
+@lru_cache(maxsize=1 << 16)
+def _glob(text: str, reading: Reading) -> Matcher:
+    return glob_matcher(tuple(_PART.findall(_read_glob(text, reading))), _WILDCARDS)

@@ -1,0 +1,50 @@
+"""Query patterns (floor 2): the names and values of a form-encoded query."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import unquote_plus
+
+from squidkeeper.policy.globs import ANYTHING, Matcher, glob_matcher
+
+QueryValues = Mapping[str, tuple[str, ...]]
+_PART = re.compile(r"\*+|[^*]+")
+
+
+@dataclass(frozen=True, slots=True)
+class QueryPattern:
+    """One key of a query and the pattern of its values; `*` is any text."""
+
+    key: str
+    pattern: str
+
+    def matches_all(self, values: QueryValues) -> bool:
+        """Tell whether the key is there and all its values match: what an allow asks."""
+        return self.key in values and all(map(_matcher(self.pattern), values[self.key]))
+
+    def matches_one(self, values: QueryValues) -> bool:
+        """Tell whether the key is there and one of its values matches: what a deny asks."""
+        return any(map(_matcher(self.pattern), values.get(self.key, ())))
+
+
+def parse_query(query: str | None) -> QueryValues:
+    """Decode the names and values of a form-encoded query; `+` is a space, a name without `=` has the value ''."""
+    values: dict[str, list[str]] = {}
+    for pair in (query or "").split("&"):
+        name, _, value = pair.partition("=")
+        if pair:
+            values.setdefault(_decode(name), []).append(_decode(value))
+    return {name: tuple(texts) for name, texts in values.items()}
+
+
+def _decode(text: str) -> str:
+    return unquote_plus(text, errors="replace")
+
+
+@lru_cache(maxsize=1 << 16)
+def _matcher(pattern: str) -> Matcher:
+    parts = tuple("*" if part.startswith("*") else part for part in _PART.findall(pattern))
+    return glob_matcher(parts, {"*": ANYTHING})

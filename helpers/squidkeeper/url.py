@@ -1,0 +1,371 @@
+"""One authority and every reading of a URL (floor 1).
+
+Squid, the origin and the policy must mean the same host and the same path. This module is the only place that takes a
+URL, a host or an address apart; whatever it cannot take apart with certainty raises `InvalidUrl`, and is denied.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network, ip_network
+from urllib.parse import unquote_to_bytes
+
+from squidkeeper.errors import InvalidUrl
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# --- hosts and addresses ------------------------------------------------------------------------------------------
+
+_ASCII_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+_NUMBER_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")  # the label that makes a host an IPv4 address (WHATWG URL, 3.5)
+_MAX_NAME = 253
+
+_PRIVATE = tuple(
+    ip_network(text)
+    for text in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4"),
+        *("::/128", "::1/128", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "64:ff9b:1::/48"),
+    )
+)
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+Address = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host in its one spelling: a lower-case ASCII name without its trailing dot, or an address."""
+
+    text: str
+    address: Address | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether this is an address that a policy has to open by `private: true`."""
+        return self.address is not None and is_private(self.address)
+
+
+def parse_host(text: str) -> Host:
+    """Parse a host as it stands in a URL, a CONNECT or an SNI.
+
+    Names: any case, one trailing dot, Unicode or punycode. Addresses: every form that getaddrinfo(3) takes for IPv4
+    (decimal, hex, octal, short), IPv6 in brackets; an IPv6 address that maps an IPv4 one is that IPv4 address.
+    """
+    if text.startswith("["):
+        return _bracketed(text)
+    name = _ascii_name(text)
+    if _NUMBER_LABEL.fullmatch(name.rpartition(".")[2]):
+        return address_host(_ipv4(name))
+    return Host(name)
+
+
+def parse_address(text: str) -> Address:
+    """Parse a client's address as Squid prints it (`%>a`): dotted IPv4 or bare IPv6."""
+    try:
+        return canonical_address(IPv6Address(text) if ":" in text else IPv4Address(text))
+    except AddressValueError as error:
+        raise InvalidUrl(f"{text!r} is not an IP address") from error
+
+
+def address_host(address: Address) -> Host:
+    """Make the host that an address is."""
+    return Host(str(address), address)
+
+
+def canonical_address(address: Address) -> Address:
+    """Give an IPv4-mapped IPv6 address as the IPv4 address it is; any other as it stands."""
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_private(address: Address) -> bool:
+    """Tell whether an address, or one that it embeds (mapped, NAT64, 6to4, Teredo), is not of the public internet."""
+    return any(one in network for one in (address, *_embedded(address)) for network in _PRIVATE)
+
+
+def _embedded(address: Address) -> tuple[IPv4Address, ...]:
+    if isinstance(address, IPv4Address):
+        return ()
+    if address.ipv4_mapped:
+        return (address.ipv4_mapped,)
+    if address.sixtofour:
+        return (address.sixtofour,)
+    if address.teredo:
+        return address.teredo
+    if address in _NAT64:
+        return (IPv4Address(int(address) & 0xFFFFFFFF),)
+    return ()
+
+
+def _bracketed(text: str) -> Host:
+    try:
+        address = IPv6Address(text.removeprefix("[").removesuffix("]"))
+    except AddressValueError as error:
+        raise InvalidUrl(f"{text!r} is not an IPv6 address in brackets") from error
+    if address.scope_id is not None or not text.endswith("]"):
+        raise InvalidUrl(f"{text!r} is not an IPv6 address in brackets without a zone")
+    return address_host(canonical_address(address))
+
+
+def _ipv4(name: str) -> IPv4Address:
+    try:
+        return IPv4Address(socket.inet_aton(name))
+    except OSError as error:
+        raise InvalidUrl(f"host {name!r} ends in a number but is not an IPv4 address") from error
+
+
+def _ascii_name(text: str) -> str:
+    name = (text if text.isascii() else _punycode(text)).lower().removesuffix(".")
+    if len(name) > _MAX_NAME or not _ASCII_NAME.fullmatch(name):
+        raise InvalidUrl(f"host {text!r} is not a host name of labels of 1 to 63 letters, digits, '-' and '_'")
+    return name
+
+
+def _punycode(text: str) -> str:
+    import idna  # late: most helpers never see a Unicode host
+
+    try:
+        return idna.encode(text, uts46=True).decode("ascii")
+    except UnicodeError as error:  # idna.IDNAError is one
+        raise InvalidUrl(f"host {text!r} is not an internationalised name: {error}") from error
+
+
+# --- URLs ---------------------------------------------------------------------------------------------------------
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
+_AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]*))?")
+_MAX_PORT = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An absolute http or https URL: the path in its `sent` reading, the query without its `?` or None."""
+
+    scheme: str
+    host: Host
+    port: int
+    path: str
+    query: str | None = None
+
+    def __str__(self) -> str:
+        port = "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
+        query = "" if self.query is None else f"?{self.query}"
+        return f"{self.scheme}://{bracketed(self.host)}{port}{self.path}{query}"
+
+
+def parse_url(text: str) -> Url:
+    """Parse a request target in absolute form; userinfo, a fragment and other schemes are `InvalidUrl`."""
+    match = _URL.fullmatch(text)
+    if not match:
+        raise InvalidUrl("the request target is not an absolute URL")
+    scheme, authority, path, query, fragment = match.groups()
+    scheme = check_scheme(scheme.lower())
+    if fragment is not None:
+        raise InvalidUrl("the request target has a fragment ('#'), which a client must not send")
+    if "@" in authority:
+        raise InvalidUrl("the URL carries userinfo ('user@host')")
+    host, port = parse_authority(authority)
+    return Url(scheme, host, DEFAULT_PORTS[scheme] if port is None else port, sent(path or "/"), _ascii_query(query))
+
+
+def check_scheme(scheme: str) -> str:
+    """Give the scheme back if it is http or https."""
+    if scheme not in DEFAULT_PORTS:
+        raise InvalidUrl(f"scheme {scheme!r} is neither http nor https")
+    return scheme
+
+
+def parse_authority(text: str) -> tuple[Host, int | None]:
+    """Parse `host` or `host:port`; a port left out is None."""
+    match = _AUTHORITY.fullmatch(text)
+    if not match:
+        raise InvalidUrl(f"authority {text!r} is not host or host:port")
+    host, port = match.groups()
+    return parse_host(host), parse_port(port) if port else None
+
+
+def format_authority(host: Host, port: int) -> str:
+    """Write `host:port`, an IPv6 address in brackets."""
+    return f"{bracketed(host)}:{port}"
+
+
+def bracketed(host: Host) -> str:
+    """Write a host as it stands in a URL."""
+    return f"[{host.text}]" if isinstance(host.address, IPv6Address) else host.text
+
+
+def parse_port(text: str) -> int:
+    """Parse a port, 1 to 65535."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len("0065535") and 1 <= int(text) <= _MAX_PORT):
+        raise InvalidUrl(f"port {text!r} is not a number from 1 to {_MAX_PORT}")
+    return int(text)
+
+
+def _ascii_query(query: str | None) -> str | None:
+    return None if query is None else _quote_unsafe(query)
+
+
+# --- readings of a path -------------------------------------------------------------------------------------------
+
+
+class Reading(StrEnum):
+    """The ways in which a server may understand a path, from the literal to the lenient."""
+
+    SENT = "sent"
+    RESOLVED = "resolved"
+    MERGED = "merged"
+    PLAIN = "plain"
+    TWICE = "twice"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPath:
+    """A path as one kind of server understands it."""
+
+    reading: Reading
+    path: str
+
+
+_ONE_READING = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*)*/?")
+_UNSAFE = re.compile(rb"[^\x01\x02\x21-\x7e]")  # \x01 and \x02 stand for the wildcards of a path pattern
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_PARAMETERS = re.compile(r";[^/]*")
+_SLASHES = re.compile(r"/{2,}")
+_TWICE_AT_MOST = 3
+_READINGS_AT_MOST = 16  # a path in honest use has two; the bound keeps hostile ones from costing more than their length
+
+
+def sent(path: str) -> str:
+    """Read a path as RFC 3986, 6.2.2 makes equal paths equal.
+
+    Escapes of unreserved characters are decoded, the digits of the others upper-case, bytes that a URL must not hold
+    bare are escaped. A control character and a `%` that escapes nothing are `InvalidUrl`.
+    """
+    if not path.startswith("/"):
+        raise InvalidUrl(f"the path {path[:40]!r} does not start with '/'")
+    if _STRAY_PERCENT.search(path):
+        raise InvalidUrl("the path holds a '%' that is not followed by two hexadecimal digits")
+    _check_characters(path)
+    return normalize_escapes(path)
+
+
+def readings(path: str) -> tuple[ReadPath, ...]:
+    """Give every reading of a `sent` path that differs from the ones before it, `sent` itself first.
+
+    Each lenient reading is made from all those before it, because servers also disagree about the order of the steps:
+    `/a//../b` is `/a/b` to one that resolves dots first and `/b` to one that merges slashes first. `InvalidUrl` where
+    decoding brings up a control character, bytes that are not UTF-8, or escapes under escapes under escapes.
+    """
+    if _ONE_READING.fullmatch(path):
+        return (ReadPath(Reading.SENT, path),)
+    found = {path: Reading.SENT}
+    for reading, make in _LITERAL:
+        _add(found, reading, make(path))
+    latest = _decode_all(found, Reading.PLAIN, list(found))
+    for _ in range(_TWICE_AT_MOST):
+        latest = _decode_all(found, Reading.TWICE, [one for one in latest if _ESCAPE.search(one)])
+    if any(_ESCAPE.search(one) for one in latest):
+        raise InvalidUrl("the path is escaped more than four times over")
+    return tuple(ReadPath(reading, text) for text, reading in found.items())
+
+
+def read(reading: Reading, path: str) -> str:
+    """Read a path pattern the way `reading` reads paths, so that the two can be compared."""
+    return _READ[reading](path)
+
+
+def normalize_escapes(path: str) -> str:
+    """Decode escapes of unreserved characters, write the others upper-case and escape what must not stand bare."""
+    return _ESCAPE.sub(_normal_escape, _quote_unsafe(path))
+
+
+def _normal_escape(match: re.Match[str]) -> str:
+    character = chr(int(match[1], 16))
+    return character if character in _UNRESERVED else match[0].upper()
+
+
+def _quote_unsafe(text: str) -> str:
+    quoted = _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], text.encode("utf-8", "surrogateescape"))
+    return quoted.decode("ascii")
+
+
+def _check_characters(path: str) -> None:
+    if any(unicodedata.category(character) == "Cc" for character in path):
+        raise InvalidUrl("the path holds a control character")
+
+
+def _resolve_dots(path: str) -> str:
+    """Remove dot segments (RFC 3986, 5.2.4)."""
+    out: list[str] = []
+    segments = path.split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            del out[-1:]
+        elif segment != ".":
+            out.append(segment)
+    if segments[-1] in (".", ".."):
+        out.append("")
+    return "/" + "/".join(out)
+
+
+def _merge_slashes(path: str) -> str:
+    return _SLASHES.sub("/", path)
+
+
+def _resolve_then_merge(path: str) -> str:
+    return _merge_slashes(_resolve_dots(path))
+
+
+def _merge_then_resolve(path: str) -> str:
+    return _resolve_dots(_merge_slashes(path))
+
+
+def _decode(path: str) -> str:
+    r"""Decode every escape once, take `\` as `/` and drop the parameters of each segment."""
+    try:
+        decoded = unquote_to_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidUrl("the path holds bytes that are not UTF-8 after decoding") from error
+    return _PARAMETERS.sub("", decoded.replace("\\", "/"))
+
+
+def _decode_all(found: dict[str, Reading], reading: Reading, paths: list[str]) -> list[str]:
+    made = []
+    for path in paths:
+        decoded = _decode(path)
+        _check_characters(decoded)
+        made += [_resolve_then_merge(decoded), _merge_then_resolve(decoded)]
+    for path in made:
+        _add(found, reading, path)
+    return list(dict.fromkeys(made))
+
+
+def _add(found: dict[str, Reading], reading: Reading, path: str) -> None:
+    found.setdefault(path, reading)
+    if len(found) > _READINGS_AT_MOST:
+        raise InvalidUrl(f"the path can be read in more than {_READINGS_AT_MOST} ways")
+
+
+def _plain(path: str) -> str:
+    return _resolve_then_merge(_decode(_resolve_then_merge(path)))
+
+
+_LITERAL = (
+    (Reading.RESOLVED, _resolve_dots),
+    (Reading.MERGED, _resolve_then_merge),
+    (Reading.MERGED, _merge_then_resolve),
+)
+_READ: dict[Reading, Callable[[str], str]] = {
+    Reading.SENT: str,
+    Reading.RESOLVED: _resolve_dots,
+    Reading.MERGED: _resolve_then_merge,
+    Reading.PLAIN: _plain,
+    Reading.TWICE: lambda path: _plain(_plain(path)),
+}

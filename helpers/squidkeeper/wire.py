@@ -1,0 +1,120 @@
+"""Squid's helper lines (floor 1): what Squid writes, what it reads, and the bounds that keep both whole.
+
+The grammar is Squid's own (src/helper/Reply.cc and `external_acl_type` in squid.conf): a request is a line of
+percent-encoded tokens, after a channel-ID where `concurrency` is above 0; a reply is `OK`, `ERR` or `BH` and
+`key=value` pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import unquote_to_bytes
+
+from squidkeeper.errors import InvalidLine, ReplyTooLong
+
+LINE_LIMIT = 128 * 1024  # bytes; two URLs of 8,191 bytes, each byte escaped, and what stands beside them
+LONGEST_CHANNEL = b"9" * 19
+IN_FLIGHT_LIMIT = 31_900  # bytes; Squid reads a child through 32 KB, and takes an ID that is torn there for another
+UNNUMBERED_LIMIT = 100_000  # bytes; with concurrency=0 a single reply is in flight and no ID can be torn
+
+
+class Result(StrEnum):
+    """The three answers Squid knows; BH (broken helper) says that there is none, and denies."""
+
+    OK = "OK"
+    ERR = "ERR"
+    BH = "BH"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer: its annotations in order and, for the page that a denied client sees, a message of several lines."""
+
+    result: Result
+    annotations: tuple[tuple[str, str], ...] = ()
+    message: str | None = None
+
+
+class LineBuffer:
+    """Cuts a stream into lines and never holds more than one line's limit of it.
+
+    Of a line over the limit, one byte more than the limit is kept, which `parse_tokens` refuses.
+    """
+
+    def __init__(self, limit: int = LINE_LIMIT) -> None:
+        self._limit = limit
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take what was read; give the lines that are complete now, without their ends."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[: self._limit + 1]
+        return [line[: self._limit + 1].removesuffix(b"\r") for line in lines]
+
+
+def split_channel(line: bytes) -> tuple[bytes, bytes] | None:
+    """Split `<channel-ID> <request>`; None where a line has no channel-ID, so that nobody waits for its answer."""
+    match = _CHANNEL.match(line)
+    return (match[1], line[match.end() :]) if match else None
+
+
+def parse_tokens(request: bytes, counts: tuple[int, ...]) -> list[str | None]:
+    """Parse the tokens of a request: percent-decoded, `-` as None.
+
+    `counts` are the numbers of tokens that squid.conf can make. Bytes that are not UTF-8 stay as surrogates.
+    """
+    if len(request) > LINE_LIMIT:
+        raise InvalidLine(f"the line is longer than {LINE_LIMIT} bytes")
+    tokens = request.split(b" ")
+    if len(tokens) not in counts:
+        expected = " or ".join(map(str, counts))
+        raise InvalidLine(f"{len(tokens)} tokens, expected {expected}: does squid.conf name the helper as documented?")
+    return [None if token == b"-" else decode_token(token) for token in tokens]
+
+
+def decode_token(token: bytes) -> str:
+    """Percent-decode one token; bytes that are not UTF-8 stay as surrogates."""
+    return (unquote_to_bytes(token) if b"%" in token else token).decode("utf-8", "surrogateescape")
+
+
+def reply_limit(concurrency: int) -> int:
+    """Give the bytes that one reply may have, so that `concurrency` of them stay within Squid's read buffer."""
+    return IN_FLIGHT_LIMIT // concurrency if concurrency else UNNUMBERED_LIMIT
+
+
+def format_reply(reply: Reply, channel: bytes = b"", limit: int = UNNUMBERED_LIMIT) -> bytes:
+    """Write a reply as one line of at most `limit` bytes; a message is cut to fit, annotations never are."""
+    head = " ".join([reply.result, *(f"{key}={_value(value)}" for key, value in reply.annotations)])
+    line = (channel + b" " if channel else b"") + head.encode("utf-8", "replace")
+    room = limit - len(line) - len(b"\n")
+    if room < 0:
+        raise ReplyTooLong(f"a reply of {len(line)} bytes is over the bound of {limit} (squid.conf: concurrency=)")
+    return line + _message(reply.message, room) + b"\n"
+
+
+def _message(message: str | None, room: int) -> bytes:
+    if not message or room < _MESSAGE_AT_LEAST:
+        return b""
+    for length in (len(message), room // 2, room // 8):  # a character takes at most 4 bytes, an escape 2
+        shown = message if length >= len(message) else f"{message[:length]}…"
+        pair = f" message={_quoted(shown)}".encode("utf-8", "replace")
+        if len(pair) <= room:
+            return pair
+    return b""
+
+
+def _value(text: str) -> str:
+    return text if _BARE.fullmatch(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return f'"{_UNPRINTABLE.sub("?", text).translate(_ESCAPES)}"'
+
+
+_CHANNEL = re.compile(rb"([0-9]{1,19})(?: |$)")
+_BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
+_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+_MESSAGE_AT_LEAST = 64
