@@ -1,0 +1,866 @@
+#!/usr/bin/env bash
+# One command from a fresh Debian, Ubuntu, Fedora or RHEL to a running gateway: `sudo ./install.sh` (see --help).
+#
+# Everything is prepared beside what is installed and tried there (the program as Squid's account, the policy by
+# `squidkeeper check`, the configuration by `squid -k parse`); only then it is put in place. A run that fails after that
+# puts back what it replaced. A second run finds everything equal and changes nothing.
+# shellcheck disable=SC2153,SC2154 # find_places sets the variables that PATHS names
+set -euo pipefail
+umask 022
+unset PYTHONPATH PYTHONHOME
+export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
+
+SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+CA_SUBJECT="/CN=squidkeeper egress CA"
+CA_DAYS=3650
+MARK="# Written by squidkeeper's install.sh, which replaces it: lines of your own go into local.conf."
+
+# The paths that the files under squid/ document. This is all that install.sh replaces in them, with the port of http_port.
+# First as documented; then in a gateway of its own under --root DIR.
+PATHS="
+CONF         /etc/squid/squid.conf                   etc/squid.conf
+FRAGMENT     /etc/squid/squidkeeper.conf             etc/squidkeeper.conf
+LOCAL        /etc/squid/local.conf                   etc/local.conf
+ERRORS       /etc/squid/errors/squidkeeper           etc/errors
+CA_CERT      /etc/squid/slicer-ca.crt                etc/ca/ca.crt
+CA_KEY       /etc/squid/slicer-ca.key                etc/ca/ca.key
+POLICY       /etc/squidkeeper/policy                 etc/policy
+PROGRAM      /opt/squidkeeper/bin/squidkeeper        bin/squidkeeper
+SSL_DB       /var/spool/squid/ssl_db                 state/ssl_db
+ACCESS_LOG   /var/log/squid/access.log               log/access.log
+CACHE_LOG    /var/log/squid/cache.log                log/cache.log
+STATE        /var/lib/squidkeeper                    state
+RUN          /run/squidkeeper                        run
+PID_FILE     /run/squid.pid                          run/squid.pid
+CERTGEN      /usr/lib/squid/security_file_certgen    -
+"
+
+usage() {
+    cat <<'END'
+Usage: sudo ./install.sh [OPTION...]
+
+Installs a gateway for the egress of AI agents: Squid with SSL-bump, the squidkeeper helpers, a CA, an example policy.
+Run it again after an update or a change: it replaces only what differs, and restarts only what must be.
+
+  --listen ADDRESS:PORT  where Squid listens: PORT, ADDRESS:PORT or [ADDRESS]:PORT (as installed before, else 3129)
+  --policy DIR           put this policy in place instead of the example; one that is in place is never overwritten
+  --ca-dir DIR           use the ca.crt and ca.key in DIR, such as slicer's .slicer/ca/GROUP (else the CA in place, else
+                         one is made); a different CA in place is kept beside it as *.previous
+  --root DIR             a whole gateway in DIR, beside others; outside of DIR only packages are installed and, where
+                         AppArmor confines Squid, its local additions extended. Never uses systemd.
+  --no-start             install, but neither start nor restart Squid
+  --uninstall            stop the gateway; remove its program, configuration, certificate store and state; put back the
+                         squid.conf that was there before (and, with systemd, restart Squid with it).
+                         The policy, the CA, local.conf, the logs and the packages stay: they are yours to delete.
+  --help                 this text
+
+Without --root:  /etc/squid/{squid.conf,squidkeeper.conf,local.conf,slicer-ca.crt,slicer-ca.key,errors/squidkeeper}
+                 /etc/squidkeeper/{policy,ca}  /opt/squidkeeper/bin/squidkeeper  /var/lib/squidkeeper  /var/log/squid
+With --root DIR: DIR/etc/{squid.conf,squidkeeper.conf,local.conf,errors,policy,ca/ca.crt,ca/ca.key}
+                 DIR/bin/squidkeeper  DIR/state  DIR/log/{access.log,cache.log}  DIR/run
+END
+}
+
+# ── What is said, and what happens when a step fails ─────────────────────────────────────────────────────────────────
+
+# A reader that went away (install.sh | head) is no reason to stop half-way.
+trap '' PIPE
+say() { printf '%-13s %s\n' "$1" "$2" 2>/dev/null || true; }
+
+# A step has a name, which a failure is reported under, and what to do then.
+step() {
+    STEP=$1 ADVICE=$2
+}
+
+die() {
+    printf 'install.sh: %s\n' "$1" >&2
+    [ $# -eq 1 ] || ADVICE=$2
+    exit 1
+}
+
+bad_usage() {
+    printf 'install.sh: %s\n            ./install.sh --help tells the options.\n' "$1" >&2
+    exit 2
+}
+
+# Run a command whose output matters only when it fails.
+quietly() {
+    "$@" >"$WORK/output" 2>&1 || {
+        tail -n 20 "$WORK/output" >&2
+        die "this failed: $*"
+    }
+}
+
+on_exit() {
+    local status=$?
+    trap - EXIT
+    set +e
+    [ "$status" -eq 0 ] || fail_safely
+    [ -z "${WORK-}" ] || rm -rf "$WORK"
+    exit "$status"
+}
+
+fail_safely() {
+    {
+        printf '\ninstall.sh: step "%s" failed.\n' "$STEP"
+        printf '  to do: %s\n' "$ADVICE"
+        put_back
+        printf '  %s\n' "What was in place before is as it was."
+    } >&2
+}
+
+# ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+read_arguments() {
+    LISTEN="" NEW_POLICY="" CA_DIR="" ROOT="" START=yes ACTION=install_gateway
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+        esac
+        case $1 in
+        --listen | --policy | --ca-dir | --root) [ -n "${2-}" ] || bad_usage "$1 needs a value" ;;
+        esac
+        case $1 in
+        --listen) LISTEN=$(read_listen "$2") ;;
+        --policy) NEW_POLICY=$(read_directory "$1" "$2") ;;
+        --ca-dir) CA_DIR=$(read_directory "$1" "$2") ;;
+        --root) ROOT=$(read_root "$2") ;;
+        --no-start) START=no && set -- "" "$@" ;;
+        --uninstall) ACTION=uninstall && set -- "" "$@" ;;
+        --help | -h) usage && exit 0 ;;
+        *) bad_usage "unknown argument: $1" ;;
+        esac
+        shift 2
+    done
+    [ -z "$NEW_POLICY" ] || check_policy_directory "$NEW_POLICY"
+    [ -z "$CA_DIR" ] || check_ca_directory "$CA_DIR"
+}
+
+# PORT, ADDRESS:PORT or [ADDRESS]:PORT, as http_port takes it.
+read_listen() {
+    local port=${1##*:} address=""
+    [ "$port" = "$1" ] || address=${1%:*}
+    if ! [[ $port =~ ^[1-9][0-9]{0,4}$ ]] || [ "$port" -gt 65535 ]; then
+        bad_usage "--listen $1: the port is a number from 1 to 65535"
+    fi
+    [ "$port" = "$1" ] || [[ $address =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ || $address =~ ^\[[0-9A-Fa-f:.]+\]$ ]] ||
+        bad_usage "--listen $1: ADDRESS is an IPv4 address or an IPv6 address in brackets, such as 192.168.137.1:3129"
+    printf '%s' "$1"
+}
+
+read_directory() {
+    [ -d "$2" ] || bad_usage "$1 $2: there is no such directory"
+    realpath "$2"
+}
+
+# squid.conf and AppArmor's profiles have no quoting that both would take.
+read_root() {
+    local root
+    root=$(realpath -m "$1")
+    [[ $root =~ ^[A-Za-z0-9/._+@-]+$ ]] || bad_usage "--root $1: use letters, digits and . _ + @ - / only"
+    [ "$root" != / ] || bad_usage "--root /: leave it out for the system's own places"
+    [ ! -e "$root" ] || [ -d "$root" ] || bad_usage "--root $1: this is not a directory"
+    printf '%s' "$root"
+}
+
+check_policy_directory() {
+    compgen -G "$1/*.yaml" >/dev/null || compgen -G "$1/*.yml" >/dev/null ||
+        bad_usage "--policy $1: no *.yaml file is in it"
+}
+
+check_ca_directory() {
+    local name
+    for name in ca.crt ca.key; do
+        [ -r "$1/$name" ] || bad_usage "--ca-dir $1: there is no readable $name in it"
+    done
+}
+
+require_root() {
+    [ "$(id -u)" -eq 0 ] || die "run it as root: sudo ./install.sh"
+}
+
+# ── Places ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# PLACES: documented path → path in this gateway. Each also gets the variable that PATHS names.
+find_places() {
+    local name documented rooted place
+    declare -gA PLACES=()
+    while read -r name documented rooted; do
+        [ -n "$name" ] || continue
+        place=$documented
+        [ -z "$ROOT" ] || [ "$rooted" = - ] || place=$ROOT/$rooted
+        PLACES[$documented]=$place
+        printf -v "$name" '%s' "$place"
+    done <<<"$PATHS"
+    PREFIX=${ROOT:-/opt/squidkeeper}
+    APPLIED=$PREFIX/applied
+    BEFORE=$CONF.before-squidkeeper
+    APPARMOR=/etc/apparmor.d/local/usr.sbin.squid
+    SERVICE=squid
+    [ -z "$ROOT" ] || SERVICE=sk$(printf '%s' "$ROOT" | sha256sum | cut -c 1-16)
+}
+
+# A folder for what is prepared, and for what it replaces. Squid's account must be able to read it.
+begin() {
+    PUT=() TOUCHED=no WAS_RUNNING=no
+    ! squid_runs || WAS_RUNNING=yes
+    WORK=$(mktemp -d /run/squidkeeper-install.XXXXXX)
+    chmod 755 "$WORK"
+    mkdir "$WORK/old"
+    chmod 700 "$WORK/old"
+}
+
+# One run at a time for each gateway.
+lock() {
+    mkdir -p "$PREFIX"
+    exec 9<"$PREFIX"
+    flock -n 9 || die "another run of install.sh is at work on $PREFIX" "wait for it"
+}
+
+# ── Packages and what they bring ─────────────────────────────────────────────────────────────────────────────────────
+
+install_packages() {
+    local missing
+    if command -v apt-get >/dev/null; then
+        missing=$(missing_parts squid-openssl python3-venv)
+        [ -z "$missing" ] || apt_install "$missing"
+    elif command -v dnf >/dev/null; then
+        missing=$(missing_parts squid python3)
+        # shellcheck disable=SC2086 # one word a package
+        [ -z "$missing" ] || quietly dnf install -y --quiet $missing
+    else
+        die "neither apt-get nor dnf is here" "use Debian, Ubuntu, Fedora or RHEL, or install Squid with OpenSSL by hand as README.md says"
+    fi
+    [ -z "$(missing_parts squid python)" ] || die "Squid with OpenSSL, openssl or a Python is missing still: $(missing_parts squid python)"
+    say packages "${missing:-there}"
+}
+
+# Packages for what does not work yet, by the names that this distribution has for Squid and Python.
+missing_parts() {
+    squid_with_openssl || printf '%s ' "$1"
+    find_python >/dev/null || printf '%s ' "$2"
+    command -v openssl >/dev/null || printf 'openssl '
+}
+
+apt_install() {
+    quietly apt-get update
+    # shellcheck disable=SC2086 # one word a package
+    quietly apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 $1 ca-certificates
+}
+
+# Read whole: with pipefail a grep that stops early would make squid the failure.
+squid_with_openssl() {
+    local version
+    version=$(squid -v 2>/dev/null) && [[ $version == *--with-openssl* && $version == *ssl-crtd* ]]
+}
+
+# The distribution's own Python: one of pyenv's or conda's, first on PATH, may lie where Squid's account cannot read.
+find_python() {
+    local python least
+    least=$(sed -n 's/^requires-python *= *">= *\([0-9]*\)\.\([0-9]*\).*/(\1, \2)/p' "$SOURCE/pyproject.toml")
+    for python in /usr/bin/python3 /usr/bin/python3.[0-9][0-9]; do
+        [ -x "$python" ] || continue
+        "$python" -I -c "import sys, ensurepip, venv; sys.exit(sys.version_info[:2] < $least)" 2>/dev/null || continue
+        echo "$python" && return
+    done
+    return 1
+}
+
+# What differs between distributions is asked of the Squid that is installed.
+ask_squid() {
+    PYTHON=$(find_python)
+    ACCOUNT=$(build_option with-default-user)
+    id "$ACCOUNT" >/dev/null 2>&1 || die "Squid's account '$ACCOUNT' does not exist" "install the distribution's own Squid"
+    GROUP=$(id -gn "$ACCOUNT")
+    CERTGEN=$(first_of "$(build_option libexecdir)/security_file_certgen" /usr/{lib,lib64,libexec}/squid/security_file_certgen)
+    PLACES[/usr/lib/squid/security_file_certgen]=$CERTGEN
+    STOCK_ERRORS=$(first_of {"$(build_option datadir)",/usr/share/squid}/errors/{templates,en})
+}
+
+build_option() {
+    squid -v | tr -s " '" '\n' | sed -n "s/^--$1=//p" | head -n 1
+}
+
+first_of() {
+    local path
+    for path in "$@"; do
+        [ ! -e "$path" ] || { echo "$path" && return; }
+    done
+    die "none of these exists: $*" "install the distribution's own Squid"
+}
+
+as_squid() { (cd / && runuser -u "$ACCOUNT" -- "$@"); }
+
+# ── Directories ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+make_directories() {
+    [ -z "$ROOT" ] || check_way_to "$ROOT"
+    lock
+    local place
+    for place in "$CONF" "$ERRORS" "$POLICY" "$CA_CERT" "$PROGRAM"; do
+        mkdir -p "$(dirname "$place")"
+    done
+    own_directory 750 "$(dirname "$ACCESS_LOG")"
+    own_directory 750 "$STATE"
+    own_directory 755 "$RUN"
+}
+
+# Squid leaves root behind, and its helpers never are root: their account must get through every parent.
+check_way_to() {
+    [ "$1" = / ] || check_way_to "$(dirname "$1")"
+    [ ! -d "$1" ] || as_squid test -x "$1" ||
+        die "Squid's account $ACCOUNT cannot enter $1" "chmod o+x $1, or choose another --root, such as /srv/gateway"
+}
+
+own_directory() {
+    [ -d "$2" ] || install -d -m "$1" -o "$ACCOUNT" -g "$GROUP" "$2"
+}
+
+# ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# Each version of the sources has a virtual environment of its own, beside the one whose helpers run.
+prepare_program() {
+    VENV=$PREFIX/venv-$(sources_hash)
+    if [ -e "$VENV/complete" ]; then
+        say program "as built before in $VENV"
+    else
+        build_venv
+        say program "built in $VENV with $PYTHON"
+    fi
+    ln -s "../${VENV##*/}/bin/squidkeeper" "$WORK/program"
+    quietly as_squid "$VENV/bin/squidkeeper" --help
+}
+
+sources_hash() {
+    (
+        cd "$SOURCE"
+        "$PYTHON" -VV
+        find pyproject.toml helpers -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum
+    ) | sha256sum | cut -c 1-12
+}
+
+# From a copy: building in the checkout would leave files of root's there.
+build_venv() {
+    local file
+    mkdir "$WORK/sources"
+    for file in pyproject.toml helpers README.md LICENSE; do
+        [ ! -e "$SOURCE/$file" ] || cp -R "$SOURCE/$file" "$WORK/sources"
+    done
+    rm -rf "$VENV"
+    quietly "$PYTHON" -m venv "$VENV"
+    quietly "$VENV/bin/pip" --quiet --disable-pip-version-check install "$WORK/sources"
+    touch "$VENV/complete"
+}
+
+# The environment before this one stays: its helpers may still be answering what they had been asked.
+remove_old_venvs() {
+    local venv
+    for venv in "$PREFIX"/venv-*; do
+        [ "$venv" = "$VENV" ] || [ "$venv" = "${OLD_VENV-}" ] || rm -rf "$venv"
+    done
+}
+
+# ── The CA and its certificate store ─────────────────────────────────────────────────────────────────────────────────
+
+prepare_ca() {
+    local from="in place"
+    mkdir "$WORK/ca"
+    if [ -n "$CA_DIR" ]; then
+        from="from $CA_DIR"
+        cp "$CA_DIR/ca.crt" "$CA_DIR/ca.key" "$WORK/ca"
+    elif [ -e "$CA_CERT" ] || [ -e "$CA_KEY" ]; then
+        require_file "$CA_CERT" && require_file "$CA_KEY"
+        cp "$CA_CERT" "$WORK/ca/ca.crt"
+        cp "$CA_KEY" "$WORK/ca/ca.key"
+    else
+        from="made, for ten years"
+        make_ca
+    fi
+    check_ca
+    chown "$ACCOUNT:$GROUP" "$WORK/ca/ca.crt" "$WORK/ca/ca.key"
+    chmod 644 "$WORK/ca/ca.crt"
+    say CA "$from: $CA_CERT"
+}
+
+require_file() {
+    [ -e "$1" ] || die "$1 is missing, and its other half is there" "put it there, give both by --ca-dir, or move the other away for a new CA"
+}
+
+make_ca() {
+    cat >"$WORK/ca.conf" <<-END
+		[req]
+		distinguished_name = name
+		x509_extensions = ca
+		[name]
+		[ca]
+		basicConstraints = critical, CA:TRUE, pathlen:0
+		keyUsage = critical, keyCertSign, cRLSign
+		subjectKeyIdentifier = hash
+	END
+    (umask 077 && openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:3072 -out "$WORK/ca/ca.key")
+    quietly openssl req -x509 -new -config "$WORK/ca.conf" -sha256 -days "$CA_DAYS" -subj "$CA_SUBJECT" \
+        -key "$WORK/ca/ca.key" -out "$WORK/ca/ca.crt"
+}
+
+check_ca() {
+    local crt=$WORK/ca/ca.crt key=$WORK/ca/ca.key
+    chmod 600 "$key"
+    openssl x509 -in "$crt" -noout 2>/dev/null || die "ca.crt is not a certificate in PEM form"
+    openssl pkey -in "$key" -passin pass: -noout 2>/dev/null || die "ca.key is not a private key in PEM form without a passphrase"
+    [ "$(openssl x509 -in "$crt" -noout -pubkey)" = "$(openssl pkey -in "$key" -pubout)" ] ||
+        die "ca.key is not the key of ca.crt"
+    openssl x509 -in "$crt" -noout -ext basicConstraints 2>/dev/null | grep -q 'CA:TRUE' ||
+        die "ca.crt is not the certificate of a CA (basicConstraints CA:TRUE is missing)"
+    openssl x509 -in "$crt" -noout -checkend 0 >/dev/null || die "ca.crt has expired"
+}
+
+# Leaves in the store are signed by the CA that was in force when they were made: another CA needs a new store.
+prepare_certificate_store() {
+    if [ -d "$SSL_DB" ] && cmp -s "$WORK/ca/ca.crt" "$CA_CERT"; then return; fi
+    mkdir "$WORK/store"
+    chown "$ACCOUNT:$GROUP" "$WORK/store"
+    quietly as_squid "$CERTGEN" -c -s "$WORK/store/ssl_db" -M 4MB
+}
+
+# ── The policy ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+prepare_policy() {
+    local policy=$POLICY
+    if [ -e "$POLICY" ]; then
+        say policy "kept: $POLICY"
+        [ -z "$NEW_POLICY" ] || diff -rq "$NEW_POLICY" "$POLICY" >/dev/null 2>&1 ||
+            say "" "it differs from $NEW_POLICY, and one in place is never overwritten: move it away, or edit it"
+    else
+        policy=$WORK/policy
+        cp -RL "${NEW_POLICY:-$SOURCE/policy}" "$policy"
+        chown -R "root:$GROUP" "$policy"
+        chmod -R u=rwX,g+rX,go-w "$policy"
+        say policy "from ${NEW_POLICY:-$SOURCE/policy}: $POLICY"
+    fi
+    as_squid "$VENV/bin/squidkeeper" check --policy "$policy" >"$WORK/output" 2>&1 || {
+        cat "$WORK/output" >&2
+        die "the policy does not load (said above, as Squid's account $ACCOUNT sees it)"
+    }
+}
+
+# ── The configuration ────────────────────────────────────────────────────────────────────────────────────────────────
+
+prepare_configuration() {
+    [ -n "$LISTEN" ] || LISTEN=$(installed_listen)
+    [ -n "$LISTEN" ] || LISTEN=3129
+    { echo "$MARK" && render "$SOURCE/squid/squid.conf" PLACES; } >"$WORK/squid.conf"
+    render "$SOURCE/squid/squidkeeper.conf" PLACES >"$WORK/squidkeeper.conf"
+    [ -e "$LOCAL" ] || write_local_conf >"$WORK/local.conf"
+    mkdir "$WORK/errors"
+    cp -RL "$STOCK_ERRORS/." "$WORK/errors"
+    cp -R "$SOURCE/squid/errors/." "$WORK/errors"
+}
+
+# Where the gateway in place listens, if squid.conf is ours.
+installed_listen() {
+    [ ! -e "$CONF" ] || ! is_ours "$CONF" || listen_of "$CONF"
+}
+
+is_ours() {
+    [ "$(head -n 1 "$1")" = "$MARK" ]
+}
+
+listen_of() {
+    sed -n 's/^http_port[[:space:]]\{1,\}\([^[:space:]]*\).*/\1/p' "$1" | head -n 1
+}
+
+# A file of squid/ with the documented paths replaced, by way of marks: no replacement is replaced again.
+render() {
+    local -n places=$2
+    local documented to_marks="" from_marks="" n=0
+    for documented in "${!PLACES[@]}"; do
+        n=$((n + 1))
+        to_marks+="s|${documented//./\\.}|<<place $n>>|g;"
+        from_marks+="s|<<place $n>>|${places[$documented]}|g;"
+    done
+    sed -e "s|^http_port 3129\>|http_port $LISTEN|;$to_marks" -e "$from_marks" "$1"
+}
+
+write_local_conf() {
+    cat <<-END
+		# Your own Squid lines, included by squid.conf. install.sh made this file once and never overwrites it.
+		# After an edit: sudo ./install.sh checks it and tells Squid (or: squid -k parse && squid -k reconfigure).
+
+		# Another resolver than the host's:
+		#dns_nameservers 192.0.2.53
+
+		# A CA of your own in front of the internet, or of internal servers (besides the system's):
+		#tls_outgoing_options cafile=/etc/ssl/certs/ca-certificates.crt
+
+		# A parent proxy that everything must go through:
+		#cache_peer proxy.example.net parent 3128 0 no-query default
+		#never_direct allow all
+	END
+}
+
+# The same files, naming each other where they are prepared, and the program where it was built.
+# shellcheck disable=SC2034 # render reads staged by its name
+parse_configuration() {
+    local documented
+    local -A staged=()
+    for documented in "${!PLACES[@]}"; do staged[$documented]=${PLACES[$documented]}; done
+    staged[/etc/squid/squid.conf]=$WORK/parse/squid.conf
+    staged[/etc/squid/squidkeeper.conf]=$WORK/parse/squidkeeper.conf
+    [ ! -e "$WORK/local.conf" ] || staged[/etc/squid/local.conf]=$WORK/local.conf
+    staged[/etc/squid/errors/squidkeeper]=$WORK/errors
+    staged[/etc/squid/slicer-ca.crt]=$WORK/ca/ca.crt
+    staged[/etc/squid/slicer-ca.key]=$WORK/ca/ca.key
+    staged[/opt/squidkeeper/bin/squidkeeper]=$VENV/bin/squidkeeper
+    mkdir "$WORK/parse"
+    render "$SOURCE/squid/squid.conf" staged >"$WORK/parse/squid.conf"
+    render "$SOURCE/squid/squidkeeper.conf" staged >"$WORK/parse/squidkeeper.conf"
+    squid_accepts "$WORK/parse/squid.conf"
+    say configuration "accepted by squid -k parse, listening on $LISTEN"
+}
+
+# Squid reports some faults, such as a missing program, and still exits 0.
+squid_accepts() {
+    if ! squid -n "$SERVICE" -k parse -f "$1" >"$WORK/output" 2>&1 || grep -Eq '\| (FATAL|ERROR): ' "$WORK/output"; then
+        grep -E '\| (FATAL|ERROR): |unrecognized: ' "$WORK/output" | sed "s|$WORK/parse/|prepared |g" >&2
+        die "squid -k parse does not accept the configuration"
+    fi
+}
+
+# ── AppArmor ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+apparmor_confines_squid() {
+    [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && [ -e /etc/apparmor.d/usr.sbin.squid ] &&
+        [ ! -e /etc/apparmor.d/disable/usr.sbin.squid ] && command -v apparmor_parser >/dev/null
+}
+
+# Our lines in the local additions stand between two marks that name the gateway.
+open_apparmor() {
+    apparmor_confines_squid || return 0
+    {
+        other_apparmor_lines
+        echo "# squidkeeper $PREFIX begin"
+        render "$SOURCE/squid/apparmor" PLACES
+        echo "# squidkeeper $PREFIX end"
+    } >"$WORK/apparmor"
+    put "$WORK/apparmor" "$APPARMOR"
+    quietly reload_apparmor
+    say AppArmor "lets Squid use $PREFIX ($APPARMOR)"
+}
+
+other_apparmor_lines() {
+    [ ! -e "$APPARMOR" ] || sed "\|^# squidkeeper $PREFIX begin\$|,\|^# squidkeeper $PREFIX end\$|d" "$APPARMOR"
+}
+
+reload_apparmor() { apparmor_parser -r /etc/apparmor.d/usr.sbin.squid; }
+
+# ── Putting it in place, and back ────────────────────────────────────────────────────────────────────────────────────
+
+# Put a prepared file, link or directory in place, by rename; what equals it already stays. What was there is kept until the end.
+put() {
+    ! same "$1" "$2" || return 0
+    if [ -e "$2" ] || [ -L "$2" ]; then cp -a "$2" "$WORK/old/${#PUT[@]}"; fi
+    PUT+=("$2")
+    rm -rf "$2.new"
+    mv -T "$1" "$2.new"
+    [ ! -d "$2" ] || [ -L "$2" ] || rm -rf "$2"
+    mv -fT "$2.new" "$2"
+}
+
+# Equal in content, or in target, and in mode and owner.
+same() {
+    if [ -L "$1" ]; then [ "$(readlink "$1")" = "$(readlink "$2")" ] && return; fi
+    [ -e "$2" ] && [ ! -L "$1" ] && diff -rq "$1" "$2" >/dev/null 2>&1 &&
+        [ "$(stat -c '%a %u %g' "$1")" = "$(stat -c '%a %u %g' "$2")" ]
+}
+
+put_all() {
+    OLD_VENV=$(dirname "$(dirname "$(readlink -f "$PROGRAM")")")
+    keep_before
+    put "$WORK/squid.conf" "$CONF"
+    put "$WORK/squidkeeper.conf" "$FRAGMENT"
+    [ ! -e "$WORK/local.conf" ] || put "$WORK/local.conf" "$LOCAL"
+    put "$WORK/errors" "$ERRORS"
+    put "$WORK/ca/ca.crt" "$CA_CERT"
+    put "$WORK/ca/ca.key" "$CA_KEY"
+    [ ! -e "$WORK/store" ] || put "$WORK/store/ssl_db" "$SSL_DB"
+    [ ! -e "$WORK/policy" ] || put "$WORK/policy" "$POLICY"
+    put "$WORK/program" "$PROGRAM"
+    [ -n "$ROOT" ] || link_ca
+    [ -n "$ROOT" ] || label_for_selinux
+}
+
+# Without --root the CA lives where the walkthrough has it; its other name is the one that it has under --root.
+link_ca() {
+    mkdir -p /etc/squidkeeper/ca
+    ln -s "$CA_CERT" "$WORK/ca.crt" && put "$WORK/ca.crt" /etc/squidkeeper/ca/ca.crt
+    ln -s "$CA_KEY" "$WORK/ca.key" && put "$WORK/ca.key" /etc/squidkeeper/ca/ca.key
+}
+
+# Under SELinux, systemd's Squid may write only what is labelled as its own. (One under --root runs unconfined.)
+label_for_selinux() {
+    selinuxenabled 2>/dev/null || return 0
+    quietly restorecon -R "$PREFIX" "$(dirname "$CONF")" /etc/squidkeeper "$SSL_DB"
+    quietly chcon -R -t squid_cache_t "$STATE"
+}
+
+# A squid.conf of yours stays beside ours; so does one of ours that was edited, and a CA that another replaces.
+keep_before() {
+    if [ -e "$CONF" ] && ! is_ours "$CONF"; then
+        keep "$CONF" "$BEFORE"
+        say squid.conf "what was there is kept as $BEFORE"
+    elif [ -e "$CONF" ] && ! same "$WORK/squid.conf" "$CONF"; then
+        keep "$CONF" "$CONF.previous"
+    fi
+    if [ -e "$CA_CERT" ] && ! cmp -s "$WORK/ca/ca.crt" "$CA_CERT"; then
+        keep "$CA_CERT" "$CA_CERT.previous"
+        keep "$CA_KEY" "$CA_KEY.previous"
+    fi
+}
+
+keep() {
+    cp -a "$1" "$WORK/kept"
+    put "$WORK/kept" "$2"
+}
+
+# Undo every put, newest first, and give Squid what it had.
+put_back() {
+    local n
+    for ((n = ${#PUT[@]} - 1; n >= 0; n--)); do
+        rm -rf "${PUT[n]}"
+        if [ -e "$WORK/old/$n" ] || [ -L "$WORK/old/$n" ]; then cp -a "$WORK/old/$n" "${PUT[n]}"; fi
+        [ "${PUT[n]}" != "$APPARMOR" ] || reload_apparmor
+    done
+    [ "$TOUCHED" = yes ] || return 0
+    ! squid_runs || stop_squid
+    [ "$WAS_RUNNING" = no ] || start_squid
+}
+
+# ── Squid ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+has_systemd() { [ -z "$ROOT" ] && [ -d /run/systemd/system ]; }
+
+squid_pid() { cat "$PID_FILE" 2>/dev/null; }
+
+squid_runs() {
+    local pid
+    pid=$(squid_pid) && [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = squid ]
+}
+
+start_squid() {
+    if has_systemd; then
+        systemctl enable --quiet squid && systemctl restart squid
+    else
+        squid -n "$SERVICE" -f "$CONF" 9<&-
+    fi
+}
+
+# Squid waits for its clients for shutdown_lifetime; a second signal ends that.
+stop_squid() {
+    local pid
+    pid=$(squid_pid)
+    if has_systemd; then
+        systemctl stop squid
+    else
+        kill -TERM "$pid"
+        wait_until 10 gone "$pid" || kill -INT "$pid"
+    fi
+    wait_until 30 gone "$pid" || die "Squid (process $pid) does not end"
+}
+
+gone() { [ ! -e "/proc/$1" ]; }
+
+wait_until() {
+    local tries=$(($1 * 10))
+    shift
+    until "$@"; do
+        tries=$((tries - 1))
+        [ "$tries" -gt 0 ] || return 1
+        sleep 0.1
+    done
+}
+
+# Can Squid listen there? 0 yes; 1 somebody does; 2 the address is not this machine's.
+can_listen() {
+    "$PYTHON" -I - "$LISTEN" <<-'END'
+		import errno, socket, sys
+		address, _, port = sys.argv[1].rpartition(":")
+		family = socket.AF_INET if "." in address and ":" not in address else socket.AF_INET6
+		if not address and not socket.has_dualstack_ipv6():
+		    family = socket.AF_INET
+		with socket.socket(family) as listener:
+		    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+		    if family == socket.AF_INET6:
+		        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(address)))
+		    try:
+		        listener.bind((address.strip("[]"), int(port)))
+		        listener.listen()
+		    except OSError as error:
+		        sys.exit(1 if error.errno == errno.EADDRINUSE else 2)
+	END
+}
+
+# Before anything is replaced: a Squid that cannot listen ends at once.
+check_listen() {
+    local status=0
+    [ "$START" = yes ] || return 0
+    if squid_runs && [ -e "$CONF" ] && [ "$(listen_of "$CONF")" = "$LISTEN" ]; then return; fi
+    can_listen || status=$?
+    case $status in
+    0) ;;
+    1) die "something else listens on $LISTEN already" "end it, or choose another --listen" ;;
+    *) die "$LISTEN is not an address of this machine (yet)" "set the network up first, choose another --listen, or install with --no-start" ;;
+    esac
+}
+
+# Start, restart or reconfigure Squid, or leave it alone: as what it was last told differs from what is there now.
+apply() {
+    local told now
+    if [ "$START" = no ]; then say squid "not started (--no-start)" && return; fi
+    told=$(cat "$APPLIED" 2>/dev/null || true)
+    now=$(what_squid_reads)
+    if ! squid_runs; then
+        bring_up "started"
+    elif [ "${told%% *}" != "${now%% *}" ]; then
+        TOUCHED=yes
+        stop_squid
+        bring_up "restarted"
+    elif [ "$told" != "$now" ]; then
+        TOUCHED=yes
+        kill -HUP "$(squid_pid)"
+        sleep 1
+        wait_until 15 squid_listens || explain_silence
+        say squid "reconfigured"
+    else
+        say squid "runs, unchanged"
+    fi
+    [ "$told" = "$now" ] || echo "$now" >"$APPLIED"
+}
+
+# Two hashes: what only a restart changes (the port, the CA), and all that a reconfigure reads.
+what_squid_reads() {
+    printf '%s %s\n' "$({ listen_of "$CONF" && cat "$CA_CERT"; } | sha256sum | cut -c 1-16)" \
+        "$({ cat "$CONF" "$FRAGMENT" "$LOCAL" "$ERRORS"/ERR_* && readlink "$PROGRAM"; } | sha256sum | cut -c 1-16)"
+}
+
+bring_up() {
+    TOUCHED=yes
+    start_squid || explain_silence
+    wait_until 20 squid_listens || explain_silence
+    say squid "$1, process $(squid_pid)"
+}
+
+# Does one of this Squid's own sockets listen on the port? (A trial bind could take the port from under Squid as it starts.)
+squid_listens() {
+    squid_runs || return 1
+    grep -Fxqf <(squid_sockets) <(listening_sockets "${LISTEN##*:}")
+}
+
+squid_sockets() {
+    local pid worker workers
+    pid=$(squid_pid)
+    read -ra workers <"/proc/$pid/task/$pid/children" || true
+    for worker in "${workers[@]}"; do
+        find "/proc/$worker/fd" -lname 'socket:*' -printf '%l\n' 2>/dev/null
+    done
+}
+
+listening_sockets() {
+    cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
+        awk -v port="$(printf ':%04X' "$1")" '$4 == "0A" && substr($2, length($2) - 4) == port { print "socket:[" $10 "]" }'
+}
+
+explain_silence() {
+    tail -n 15 "$CACHE_LOG" >&2
+    die "Squid does not listen on $LISTEN" "read the lines above, from $CACHE_LOG"
+}
+
+# ── The end of a good run ────────────────────────────────────────────────────────────────────────────────────────────
+
+tell_how_to_try() {
+    local address=${LISTEN%:*}
+    case $address in
+    "$LISTEN" | 0.0.0.0 | "[::]") address=127.0.0.1 ;;
+    esac
+    local curl="curl --proxy http://$address:${LISTEN##*:} --cacert $CA_CERT -sS -o /dev/null -w '%{http_code}\n'"
+    cat <<-END 2>/dev/null || true
+
+		Try it (200 and 403 with the example policy):
+		  $curl https://example.com/
+		  $curl https://en.wikipedia.org/
+		  tail -n 2 $ACCESS_LOG
+		Why:
+		  $PROGRAM explain --policy $POLICY GET https://en.wikipedia.org/
+		Edit $POLICY: helpers take it up by themselves. Lines of your own for Squid: $LOCAL
+	END
+}
+
+# ── Uninstall ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+uninstall() {
+    step uninstall "see the lines above"
+    lock
+    ! squid_runs || stop_squid
+    rm -rf "$CONF" "$CONF.previous" "$FRAGMENT" "$ERRORS" "$SSL_DB" "$STATE" "$RUN" "$APPLIED" "$PROGRAM" "$PREFIX"/venv-*
+    [ ! -e "$BEFORE" ] || mv -f "$BEFORE" "$CONF"
+    [ -n "$ROOT" ] || rm -f /etc/squidkeeper/ca/ca.crt /etc/squidkeeper/ca/ca.key
+    close_apparmor
+    remove_empty "$(dirname "$ERRORS")" "$(dirname "$PROGRAM")" /etc/squidkeeper/ca "$PREFIX"
+    ! has_systemd || [ ! -e "$CONF" ] || systemctl restart squid
+    say uninstall "done. Yours to delete: $POLICY $CA_CERT $CA_KEY $LOCAL $(dirname "$ACCESS_LOG")"
+}
+
+close_apparmor() {
+    [ -e "$APPARMOR" ] && grep -q "^# squidkeeper $PREFIX begin\$" "$APPARMOR" || return 0
+    other_apparmor_lines >"$WORK/apparmor"
+    cat "$WORK/apparmor" >"$APPARMOR"
+    ! apparmor_confines_squid || reload_apparmor
+}
+
+remove_empty() {
+    local directory
+    for directory in "$@"; do
+        [ ! -d "$directory" ] || rmdir --ignore-fail-on-non-empty "$directory"
+    done
+}
+
+# ── The steps ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+install_gateway() {
+    step packages "see what the package manager says above; with no network, install the packages by hand and run this again"
+    install_packages
+    ask_squid
+    step directories "make the directory, or choose another --root"
+    make_directories
+    step program "see pip's lines above; it needs a package index (PIP_INDEX_URL, a proxy: see pip's documentation)"
+    prepare_program
+    step CA "give slicer's ca.crt and ca.key by --ca-dir, or leave it out and move $CA_CERT away for a new one"
+    prepare_ca
+    prepare_certificate_store
+    step policy "mend it where it is: squidkeeper check --policy DIR shows every fault"
+    prepare_policy
+    step AppArmor "see the lines above; squid/apparmor holds what is added"
+    open_apparmor
+    step configuration "mend the line, most likely in $LOCAL, and run this again"
+    prepare_configuration
+    parse_configuration
+    step listen "end what listens there, or choose another --listen"
+    check_listen
+    step "put in place" "see the lines above"
+    put_all
+    step start "see the lines above"
+    apply
+    remove_old_venvs
+    tell_how_to_try
+}
+
+STEP=arguments ADVICE="./install.sh --help tells the options"
+read_arguments "$@"
+require_root
+find_places
+if [ "$ACTION" = uninstall ] && ! { [ -e "$CONF" ] && is_ours "$CONF"; }; then
+    say uninstall "no gateway of squidkeeper's is in ${ROOT:-/etc/squid}: nothing to do"
+    exit
+fi
+trap on_exit EXIT
+begin
+"$ACTION"
