@@ -1,0 +1,91 @@
+"""One network, one set of origins, one DNS server, one program installed for the whole run; gateways for the tests."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from . import network
+from .dns import Names
+from .gateway import NAMESERVER, Gateway, NewGateway, Site, install, leaks
+from .origin import Origins
+
+
+@pytest.fixture(scope="package")
+def folder() -> Iterator[Path]:
+    """A folder that Squid's account can enter, which pytest's own is not."""
+    path = Path(tempfile.mkdtemp(prefix="squidkeeper-tests-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="package")
+def prototype(folder: Path) -> Path:
+    """A gateway installed as users do, from the package registries: so before the tests leave the machine's network."""
+    install(folder / "prototype", "127.0.0.1:3129")
+    return folder / "prototype"
+
+
+@pytest.fixture(scope="package")
+def internet(prototype: Path) -> Iterator[None]:
+    with network.internet():
+        yield
+
+
+@pytest.fixture(scope="package")
+def all_origins(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origins]:
+    origins = Origins(tmp_path_factory.mktemp("origins"))
+    yield origins
+    origins.stop()
+
+
+@pytest.fixture
+def origins(all_origins: Origins) -> Origins:
+    """The origins, with nothing seen yet."""
+    all_origins.forget()
+    return all_origins
+
+
+@pytest.fixture(scope="package")
+def names(internet: None) -> Iterator[Names]:
+    server = Names(NAMESERVER)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="package")
+def site(folder: Path, prototype: Path, all_origins: Origins, names: Names) -> Iterator[Site]:
+    """What the gateways share; when all have stopped, no file of theirs may hold a secret."""
+    upstream_ca = folder / "upstream.crt"
+    shutil.copy(all_origins.authority.certificate, upstream_ca)
+    site = Site(folder, prototype, upstream_ca, set())
+    yield site
+    assert list(leaks(folder, site.secrets)) == []
+
+
+@pytest.fixture(scope="package")
+def ports() -> Iterator[int]:
+    return count(3130)
+
+
+@pytest.fixture(scope="module")
+def new_gateway(site: Site, ports: Iterator[int], request: pytest.FixtureRequest) -> Iterator[NewGateway]:
+    """Make a gateway for this module, stopped at its end: `new_gateway("policy text")`."""
+    made: list[Gateway] = []
+
+    def make(policy: str, *local_conf: str, files: Mapping[str, str] | None = None, at: str = "127.0.0.1") -> Gateway:
+        port = next(ports)
+        gateway = Gateway(site, f"{request.module.__name__.rpartition('.')[2]}-{port}", (at, port))
+        made.append(gateway)
+        gateway.local_conf(*local_conf)
+        for name, text in {**(files or {}), "policy.yaml": policy}.items():
+            gateway.write(name, text)
+        return gateway
+
+    yield make
+    for gateway in made:
+        gateway.stop()

@@ -1,0 +1,51 @@
+"""A DNS server of our own: any name is the public origin unless a test says otherwise; every query is recorded."""
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from dnslib import AAAA, QTYPE, RCODE, RR, A, DNSRecord
+from dnslib.server import DNSLogger, DNSServer
+
+PUBLIC = "203.0.113.10"
+
+
+class Names:
+    """Name → addresses; where several lists are given, each query of that type gets the next (the last stays)."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.queries: list[str] = []
+        self._answers: dict[str, dict[str, list[list[str]]]] = {}
+        self._server = DNSServer(self, address=address, port=53, logger=DNSLogger("-request,-reply,-truncated,-error"))
+        self._server.start_thread()
+
+    def set(self, name: str, *answers: Sequence[str]) -> None:
+        """Answer `name` with these addresses: one list for good, or one list for each query in turn. [] is NXDOMAIN."""
+        self._answers[name] = {
+            kind: [[a for a in answer if ip_address(a).version == version] for answer in answers]
+            for kind, version in (("A", 4), ("AAAA", 6))
+        }
+
+    def asked(self, name: str) -> list[str]:
+        """The queries for a name, by type, in order."""
+        return [query.split()[1] for query in self.queries if query.split()[0] == name]
+
+    def resolve(self, request: DNSRecord, handler: object) -> DNSRecord:
+        name, kind = str(request.q.qname).rstrip(".").lower(), QTYPE[request.q.qtype]
+        self.queries.append(f"{name} {kind}")
+        reply = request.reply()
+        if name not in self._answers:
+            addresses = [PUBLIC] if kind == "A" else []
+        else:
+            turns = self._answers[name].get(kind, [[]])
+            addresses = turns.pop(0) if len(turns) > 1 else turns[0]
+            if not any(any(lists) for lists in self._answers[name].values()):
+                reply.header.rcode = RCODE.NXDOMAIN
+        for address in addresses:
+            data = A(address) if kind == "A" else AAAA(address)
+            reply.add_answer(RR(request.q.qname, request.q.qtype, rdata=data, ttl=0))
+        return reply
+
+    def stop(self) -> None:
+        self._server.stop()
+        self._server.server.server_close()

@@ -1,0 +1,197 @@
+"""A gateway in a folder, as `install.sh --root` makes it: its policy, its Squid, its helpers, its logs."""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from .network import run, wait_for
+
+REPOSITORY = Path(__file__).parents[2]
+NAMESERVER = "127.0.0.53"
+
+
+def install(root: Path, listen: str) -> None:
+    """Install a gateway with the project's own installer; the first one of a run needs the package registries."""
+    run(REPOSITORY / "install.sh", "--root", root, "--listen", listen, "--no-start")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What the gateways of one run have in common."""
+
+    folder: Path  # traversable by Squid's account
+    prototype: Path  # the gateway that was installed first: the others use its virtual environment
+    upstream_ca: Path
+    secrets: set[str]  # every secret value that any gateway was given
+
+
+class Gateway:
+    """One gateway of its own."""
+
+    def __init__(self, site: Site, name: str, address: tuple[str, int]) -> None:
+        self.root = site.folder / name
+        self.address = address
+        self.authority = f"{address[0]}:{address[1]}"
+        self.ca = self.root / "etc/ca/ca.crt"
+        self.policy_folder = self.root / "etc/policy"
+        self._secrets = site.secrets
+        self._squid: subprocess.Popen[bytes] | None = None
+        self.root.mkdir()
+        for venv in site.prototype.glob("venv-*"):
+            (self.root / venv.name).symlink_to(venv)  # what takes the installer long is there already
+        install(self.root, self.authority)
+        self.local_conf(f"dns_nameservers {NAMESERVER}", f"tls_outgoing_options cafile={site.upstream_ca}")
+        shutil.rmtree(self.policy_folder)
+        self.policy_folder.mkdir()
+
+    def local_conf(self, *lines: str) -> None:
+        """Add lines of the operator's own to Squid's configuration."""
+        with (self.root / "etc/local.conf").open("a") as file:
+            file.writelines(line + "\n" for line in lines)
+
+    # The policy
+
+    def write(self, name: str, text: str) -> Path:
+        """Put a file into the policy's folder, whole, by rename."""
+        file = self.policy_folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f".{file.name}.new")
+        new.write_text(text)
+        new.rename(file)
+        return file
+
+    def secret(self, name: str, value: bytes | str, mode: int = 0o640) -> None:
+        """Put a secret's file into the policy and remember its value for the search at the end of the run."""
+        data = value.encode() if isinstance(value, str) else value
+        file = self.write(f"secrets/{name}", "")
+        file.write_bytes(data)
+        shutil.chown(file, group="proxy")
+        file.chmod(mode)
+        self.remember(data.decode("latin-1").strip())
+
+    def remember(self, value: str) -> None:
+        """Note a secret value that must not be found in any file of this run."""
+        self._secrets.add(value)
+
+    def check(self) -> subprocess.CompletedProcess[str]:
+        """Run `squidkeeper check` on the policy."""
+        command = [f"{self.root}/bin/squidkeeper", "check", "--policy", str(self.policy_folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    # Squid
+
+    def start(self) -> "Gateway":
+        """Start Squid as a service does; it takes connections when this returns."""
+        command = ["setpriv", "--pdeathsig", "KILL", "squid", "--foreground", "-YC", *self._which()]
+        with (self.root / "log/start.txt").open("ab") as out:
+            self._squid = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        wait_for(self._listens, f"Squid to listen on {self.authority}; see {self.root}/log")
+        return self
+
+    def _which(self) -> list[str]:
+        return ["-n", f"e2e{self.address[1]}", "-f", f"{self.root}/etc/squid.conf"]
+
+    def _listens(self) -> bool:
+        if self._squid and self._squid.poll() is not None:
+            raise AssertionError(
+                f"Squid ended:\n{(self.root / 'log/start.txt').read_text()}\n{self.cache_log()[-3000:]}"
+            )
+        return bool(run("ss", "-Hltn", f"sport = :{self.address[1]}"))
+
+    def stop(self) -> None:
+        """Stop Squid at once."""
+        if self._squid:
+            self._squid.send_signal(signal.SIGINT)
+            try:
+                self._squid.wait(10)
+            except subprocess.TimeoutExpired:
+                self._squid.kill()
+                self._squid.wait()
+            self._squid = None
+
+    def restart(self) -> "Gateway":
+        self.stop()
+        return self.start()
+
+    def reconfigure(self) -> None:
+        """Let Squid read its configuration again, as `squid -k reconfigure` does."""
+        run("squid", "-k", "reconfigure", *self._which())
+
+    @property
+    def pid(self) -> int:
+        """The process that serves: the master's child."""
+        assert self._squid is not None
+        children = _children(self._squid.pid)
+        return next(pid for pid in children if "squid" in _command(pid))
+
+    def helpers(self, kind: str) -> list[int]:
+        """The processes of one helper: "acl --scope host", "acl --scope request", "rewrite" or "credential"."""
+        return [pid for pid in _children(self.pid) if f"squidkeeper {kind}" in _command(pid)]
+
+    def unread(self) -> int:
+        """Bytes that clients have sent and Squid has not read."""
+        lines = run("ss", "-Htn", f"sport = :{self.address[1]}").splitlines()
+        return sum(int(line.split()[1]) for line in lines)
+
+    # The logs
+
+    def log(self) -> list[dict[str, Any]]:
+        """The access log: each line parsed, text decoded; a line that is not JSON is a failure."""
+        file = self.root / "log/access.log"
+        lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+        return [json.loads(line, object_hook=_decoded) for line in lines]
+
+    def logged(self, url: str, before: int = 0) -> dict[str, Any]:
+        """The first line about a URL from line `before` on, waited for: Squid writes it after the answer."""
+        found = wait_for(
+            lambda: [line for line in self.log()[before:] if line["url"] == url], f"{url} in {self.root}/log/access.log"
+        )
+        return found[0]
+
+    def cache_log(self) -> str:
+        file = self.root / "log/cache.log"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+
+def _decoded(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: unquote(value) if isinstance(value, str) and key != "url" else value for key, value in line.items()}
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _command(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+def leaks(folder: Path, secrets: set[str]) -> Iterator[str]:
+    """Name each file under the gateways that holds a secret, as it is or encoded, the secrets' own files left out."""
+    forms = {form for value in secrets if len(value) >= 8 for form in _forms(value)}
+    for directory, _, names in os.walk(folder):
+        if "/policy" in directory or "/venv-" in directory:
+            continue
+        for name in names:
+            file = Path(directory) / name
+            if file.is_file() and not file.is_symlink():
+                data = file.read_bytes()
+                yield from (f"{file}: {form!r}" for form in forms if form in data)
+
+
+def _forms(value: str) -> set[bytes]:
+    raw = value.encode("latin-1")
+    coded = {
+        base64.b64encode(raw[skip:]).rstrip(b"=")[:-1] for skip in range(3)
+    }  # wherever it stands in what was coded
+    return {raw, quote(value, safe="").encode()} | coded
+
+
+NewGateway = Callable[..., Gateway]

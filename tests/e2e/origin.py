@@ -1,0 +1,256 @@
+"""The origins: one server on every address, TLS and plain, that records each request byte for byte, with any answer."""
+
+import asyncio
+import json
+import ssl
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+T = TypeVar("T")
+TLS_PORTS = (443, 444, 8443)
+PLAIN_PORTS = (22, 80, 81, 8080)
+ADDRESSES = ("203.0.113.10", "203.0.113.20", "2001:db8::10", "127.0.0.1", "10.0.0.5", "169.254.169.254")
+
+
+class Authority:
+    """A private CA that vouches for the origins, as the public CAs do for the internet's."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Origins of the tests")])
+        self.certificate = folder / "origins.crt"
+        self.certificate.write_bytes(self._sign(self._name, self._key.public_key(), []))
+
+    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, names: list[x509.GeneralName]) -> bytes:
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(hours=1))
+            .not_valid_after(now + timedelta(days=2))
+            .add_extension(x509.BasicConstraints(ca=not names, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def context(self, *names: str) -> ssl.SSLContext:
+        """A server's TLS context with a certificate for these names and addresses."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "origin")])
+        pem = self._sign(subject, key.public_key(), [_general_name(name) for name in names])
+        pem += key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        file = self._folder / "leaf.pem"
+        file.write_bytes(pem)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(file)
+        file.unlink()
+        return context
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One request as it reached an origin."""
+
+    address: str  # which of the origin's addresses it came to
+    port: int
+    sni: str | None
+    head: bytes  # the request line and the header lines, as sent
+    body: bytes
+
+    @property
+    def method(self) -> str:
+        return self.head.split(b" ", 1)[0].decode("latin-1")
+
+    @property
+    def target(self) -> str:
+        return self.head.split(b"\r\n", 1)[0].split(b" ")[1].decode("latin-1")
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """Names and values as sent: case, order and doubles kept."""
+        lines = self.head.decode("latin-1").rstrip("\r\n").split("\r\n")[1:]
+        return [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+
+    def values(self, name: str) -> list[str]:
+        """Every value of a header."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+    @property
+    def url(self) -> str:
+        scheme = "https" if self.port in TLS_PORTS else "http"
+        return f"{scheme}://{''.join(self.values('Host'))}{self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int = 200
+    body: bytes = b"hello"
+    headers: dict[str, str] = field(default_factory=dict)
+    gate: "Gate | None" = None
+
+    def encode(self) -> bytes:
+        lines = {"Content-Length": str(len(self.body)), **self.headers}
+        head = f"HTTP/1.1 {self.status} Answer\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        return head.encode("latin-1") + b"\r\n" + self.body
+
+
+def echo(seen: Seen) -> Answer:
+    """The request, told back in JSON."""
+    told = {"method": seen.method, "url": seen.url, "headers": seen.headers, "sni": seen.sni, "address": seen.address}
+    return Answer(body=json.dumps(told).encode(), headers={"Content-Type": "application/json"})
+
+
+class Gate:
+    """Holds answers back until it is opened; `waiting` counts the requests that stand before it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._event = asyncio.Event()
+        self.waiting = 0
+
+    def open(self) -> None:
+        self._loop.call_soon_threadsafe(self._event.set)
+
+    async def passed(self) -> None:
+        self.waiting += 1
+        await self._event.wait()
+
+
+class Origins:
+    """Every origin there is. A name's certificate is for that name, unless `certificates` lists other names for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder)
+        self._stranger = Authority(folder / "stranger")
+        self.seen: list[Seen] = []
+        self.connections: list[tuple[str, int]] = []  # address and port of each, TLS handshake done or not
+        self.answers: dict[str, Answer | Callable[[Seen], Answer]] = {}  # by host and path: "a.example/x"
+        self.certificates: dict[str, tuple[str, ...]] = {}
+        self.untrusted: set[str] = set()  # names whose certificates nobody vouches for
+        self.fallback: Answer | Callable[[Seen], Answer] = echo
+        self._default = self.authority.context(*ADDRESSES)
+        self._names: WeakKeyDictionary[ssl.SSLObject, str] = WeakKeyDictionary()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="origins")
+        self._thread.start()
+        self._servers = self._do(self._listen())
+
+    def gate(self) -> Gate:
+        async def make() -> Gate:
+            return Gate(self._loop)
+
+        return self._do(make())
+
+    def forget(self) -> None:
+        """Drop records and answers: each test starts with none."""
+        self.seen.clear()
+        self.connections.clear()
+        self.answers.clear()
+        self.fallback = echo
+        self.certificates.clear()
+        self.untrusted.clear()
+
+    def urls(self) -> list[str]:
+        return [seen.url for seen in self.seen]
+
+    def stop(self) -> None:
+        async def close() -> None:
+            for server in self._servers:
+                server.close()
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        self._do(close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do(self, work: Coroutine[object, object, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    async def _listen(self) -> list[asyncio.Server]:
+        self._default.sni_callback = self._choose_certificate
+        return [await asyncio.start_server(self._serve, port=port, backlog=512) for port in TLS_PORTS + PLAIN_PORTS]
+
+    def _choose_certificate(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        if name is None:
+            return
+        self._names[connection] = name
+        authority = self._stranger if name in self.untrusted else self.authority
+        connection.context = self._context(authority, self.certificates.get(name, (name,)))
+
+    @cache  # noqa: B019 - one instance, as long as the run
+    def _context(self, authority: Authority, names: tuple[str, ...]) -> ssl.SSLContext:
+        return authority.context(*names)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        address, port = writer.get_extra_info("sockname")[:2]
+        self.connections.append((address, port))
+        try:
+            if port in TLS_PORTS:
+                await writer.start_tls(self._default)
+            while await self._answer(reader, writer):
+                pass
+        except (OSError, EOFError, asyncio.LimitOverrunError):
+            pass  # the other side left in the middle
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Read one request and answer it; False where the connection is to end."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        address, port = writer.get_extra_info("sockname")[:2]
+        connection = writer.get_extra_info("ssl_object")
+        sni = self._names.get(connection) if connection else None
+        body = await _body(reader, head)
+        seen = Seen(address, port, sni, head, body)
+        self.seen.append(seen)
+        plan = self.answers.get("".join(seen.values("Host")) + seen.target.split("?")[0], self.fallback)
+        answer = plan if isinstance(plan, Answer) else plan(seen)
+        if answer.gate:
+            await answer.gate.passed()
+        writer.write(answer.encode())
+        await writer.drain()
+        return "close" not in "".join(seen.values("Connection")).lower()
+
+
+async def _body(reader: asyncio.StreamReader, head: bytes) -> bytes:
+    fields = {name.lower(): value for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])}
+    if b"chunked" not in fields.get(b"transfer-encoding", b""):
+        return await reader.readexactly(int(fields.get(b"content-length", b"0")))
+    body = b""
+    while size := int(await reader.readline(), 16):
+        body += await reader.readexactly(size)
+        await reader.readline()
+    await reader.readline()
+    return body

@@ -1,0 +1,107 @@
+"""A client that keeps to no rule: any CONNECT, any SNI, then any bytes."""
+
+import socket
+import ssl
+from types import TracebackType
+from typing import BinaryIO, Self, cast
+
+from .gateway import Gateway
+from .reply import Reply, parse_head
+
+TIMEOUT_SECONDS = 20
+
+
+class Raw:
+    """One connection to the proxy port."""
+
+    def __init__(self, gateway: Gateway, client: str = "127.0.0.1") -> None:
+        self._ca = gateway.ca
+        self._socket = socket.create_connection(gateway.address, TIMEOUT_SECONDS, source_address=(client, 0))
+        self._file = cast("BinaryIO", self._socket.makefile("rb"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def send(self, data: bytes | str) -> Self:
+        """Send these bytes; text is sent as Latin-1."""
+        self._socket.sendall(data.encode("latin-1") if isinstance(data, str) else data)
+        return self
+
+    def connect(self, authority: bytes | str) -> Reply | None:
+        """Ask for a tunnel and return the answer."""
+        authority = authority.encode("latin-1") if isinstance(authority, str) else authority
+        return self.send(b"CONNECT " + authority + b" HTTP/1.1\r\nHost: " + authority + b"\r\n\r\n").answer()
+
+    def tls(self, sni: bytes | str | None) -> Self:
+        """Start TLS with this SNI (bytes as they are; None for none); the certificate must be of the gateway's CA."""
+        context = ssl.create_default_context(cafile=str(self._ca))
+        context.check_hostname = False
+        context.verify_flags &= (
+            ~ssl.VERIFY_X509_STRICT
+        )  # a leaf that is not modelled on an origin's has no key identifier
+        self._file.close()
+        self._socket = context.wrap_socket(self._socket, server_hostname=cast("str | None", sni))
+        self._file = cast("BinaryIO", self._socket.makefile("rb"))
+        return self
+
+    def names(self) -> list[str]:
+        """The names in the certificate that was presented."""
+        certificate = cast("ssl.SSLSocket", self._socket).getpeercert() or {}
+        return [str(name[1]) for name in certificate.get("subjectAltName", ())]
+
+    def get(self, target: str, host: str | None, *headers: str, method: str = "GET") -> Reply | None:
+        """Send a request with this Host (None for none) and these header lines; return its answer."""
+        lines = [f"{method} {target} HTTP/1.1", *([f"Host: {host}"] if host is not None else []), *headers]
+        return self.send("\r\n".join(lines) + "\r\n\r\n").answer(method)
+
+    def answer(self, method: str = "GET") -> Reply | None:
+        """Read one response; None where the connection ended instead."""
+        try:
+            head = self._head()
+            if not head:
+                return None
+            status, headers = parse_head(head)
+            return Reply(status, headers, self._body(method, status, dict(headers)))
+        except (ConnectionError, ssl.SSLError):
+            return None
+
+    def _head(self) -> bytes:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            line = self._file.readline()
+            if not line:
+                return b""
+            head += line
+        return head
+
+    def _body(self, method: str, status: int, headers: dict[str, str]) -> bytes:
+        if method == "HEAD" or status in (204, 304) or (status == 200 and not headers):
+            return b""  # the last is the answer to a CONNECT
+        if "chunked" in headers.get("Transfer-Encoding", ""):
+            return self._chunks()
+        length = headers.get("Content-Length")
+        return self._file.read() if length is None else self._file.read(int(length))
+
+    def _chunks(self) -> bytes:
+        body = b""
+        while size := int(self._file.readline(), 16):
+            body += self._file.read(size)
+            self._file.readline()
+        self._file.readline()
+        return body
+
+
+def tunnel(gateway: Gateway, authority: str, sni: bytes | str | None = "same", client: str = "127.0.0.1") -> Raw:
+    """Open a tunnel and start TLS in it; the SNI is the authority's host unless given."""
+    raw = Raw(gateway, client)
+    answer = raw.connect(authority)
+    assert answer is not None
+    assert answer.status == 200, answer
+    return raw.tls(authority.rpartition(":")[0] if sni == "same" else sni)

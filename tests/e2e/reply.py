@@ -1,0 +1,45 @@
+"""What a client got: a status, headers and a body; of a denial, the rule and the reason that its page gives."""
+
+import html
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode("utf-8", "replace")
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+
+    def _line(self, label: str) -> str | None:
+        """The value of a `Label: value` line of a denial's page."""
+        found = re.search(rf"^{label}: *(.+)$", html.unescape(re.sub(r"<[^>]*>", "", self.text)), re.MULTILINE)
+        return found[1].strip() if found else None
+
+    @property
+    def rule(self) -> str | None:
+        return self._line("Rule")
+
+    @property
+    def reason(self) -> str | None:
+        return self._line("Reason")
+
+
+def parse_head(head: bytes) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """Split a response's head into its status and its headers."""
+    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    headers = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines))
+    return int(first.split(" ")[1]), headers

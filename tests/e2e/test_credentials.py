@@ -1,0 +1,330 @@
+"""Credentials on a live Squid: injected where the policy says, nowhere else, and never seen by a client."""
+
+import base64
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from .curl import curl
+from .expect import denied
+from .gateway import Gateway, NewGateway
+from .network import wait_for
+from .origin import Answer, Origins
+from .raw import Raw, tunnel
+
+POLICY = """
+version: 1
+clients:
+  one: {networks: [127.0.0.1/32]}
+  two: {networks: [127.0.0.2/32]}
+rules:
+  - {name: no-admin, action: deny, hosts: [api.example], paths: [/admin/**]}
+  - {name: api, action: allow, hosts: [api.example, git.example, key.example, both.example]}
+  - {name: more, action: allow, hosts: [front.example, shared.example, missing.example, empty.example]}
+  - {name: bad, action: allow, hosts: [split.example, binary.example, odd.example]}
+  - {name: others, action: allow, hosts: [mover.example, thief.example, wrong.example, all.example]}
+rewrites:
+  - {name: front, hosts: [front.example], to: "https://backend.example{path}"}
+secrets:
+  token: {file: secrets/token}
+  second: {file: secrets/second}
+  missing: {file: secrets/missing}
+  empty: {file: secrets/empty}
+  split: {file: secrets/split}
+  binary: {file: secrets/binary}
+  odd: {file: secrets/odd}
+  env: {env: E2E_MODEL_KEY}
+credentials:
+  - {name: api-one, clients: [one], hosts: [api.example], paths: [/v1/**], bearer: token}
+  - {name: api-two, clients: [two], hosts: [api.example], paths: [/v1/**], bearer: second}
+  - {name: admin, hosts: [api.example], paths: [/admin/**], bearer: token}
+  - {name: git, hosts: [git.example], basic: {username: x-access-token, password: token}}
+  - {name: key, hosts: [key.example], header: X-Api-Key, value: "{token}"}
+  - {name: both-authorization, hosts: [both.example], bearer: token}
+  - {name: both-key, hosts: [both.example], header: x-api-key, value: "key {second}!"}
+  - {name: backend, hosts: [backend.example], bearer: token}
+  - {name: shared, clients: [one], hosts: [shared.example], header: X-Api-Key, value: "{token}"}
+  - {name: missing, hosts: [missing.example], bearer: missing}
+  - {name: missing-later, hosts: [missing.example], bearer: token}
+  - {name: empty, hosts: [empty.example], bearer: empty}
+  - {name: split, hosts: [split.example], bearer: split}
+  - {name: binary, hosts: [binary.example], bearer: binary}
+  - {name: odd, hosts: [odd.example], header: X-Auth-Token, value: "{odd}"}
+  - {name: mover, hosts: [mover.example, wrong.example], bearer: token}
+  - {name: all-1, hosts: [all.example], header: Api-Key, value: "{token}"}
+  - {name: all-2, hosts: [all.example], header: X-Goog-Api-Key, value: "{token}"}
+  - {name: all-3, hosts: [all.example], header: Private-Token, value: "{token}"}
+  - {name: all-4, hosts: [all.example], header: X-Auth-Token, value: "{env}"}
+"""
+TOKEN = "ghp_e2eTokenOfTheFirstClient+/=%41"
+SECOND = "sk-e2e-second-token-0123456789"
+ODD = r"""e2e "quoted" back\slash %41 'single' end"""
+IN_ENVIRONMENT = "e2e-key-from-the-environment"
+
+
+def make(new_gateway: NewGateway, policy: str = POLICY) -> Gateway:
+    gateway = new_gateway(policy)
+    gateway.secret("token", TOKEN + "\n")
+    gateway.secret("second", SECOND)
+    gateway.secret("empty", "\n")
+    gateway.secret("split", "e2e-first-half\r\nX-Injected: e2e-second-half")
+    gateway.secret("binary", b"e2e-binary-\xff\x00-secret")
+    gateway.secret("odd", ODD)
+    gateway.remember(IN_ENVIRONMENT)
+    gateway.remember(f"x-access-token:{TOKEN}")
+    return gateway
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Iterator[Gateway]:
+    os.environ["E2E_MODEL_KEY"] = IN_ENVIRONMENT
+    yield make(new_gateway).start()
+    del os.environ["E2E_MODEL_KEY"]
+
+
+def bearer(value: str) -> list[str]:
+    return [f"Bearer {value}"]
+
+
+def test_a_bearer_token_arrives_and_the_client_is_told_nothing(gateway: Gateway, origins: Origins) -> None:
+    origins.answers["api.example/v1/x"] = Answer()
+    reply = curl(gateway, "https://api.example/v1/x")
+    assert reply.status == 200
+    assert origins.seen[0].values("Authorization") == bearer(TOKEN)
+    assert TOKEN not in str(reply.headers) + reply.text
+
+
+def test_basic_credentials_arrive_encoded(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://git.example/acme/app")
+    coded = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()
+    assert origins.seen[0].values("Authorization") == [f"Basic {coded}"]
+
+
+def test_an_api_key_arrives_in_its_header_alone(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://key.example/", "-H", "Authorization: Bearer of-the-client")
+    seen = origins.seen[0]
+    assert (seen.values("X-Api-Key"), seen.values("Authorization")) == ([TOKEN], [])
+
+
+def test_two_headers_may_be_injected_into_one_request(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://both.example/")
+    seen = origins.seen[0]
+    assert seen.values("Authorization") == bearer(TOKEN)
+    assert seen.values("X-Api-Key") == [f"key {SECOND}!"]
+
+
+def test_every_header_that_usual_apis_use_can_be_injected(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://all.example/", *[o for n in ("Api-Key", "Private-Token") for o in ("-H", f"{n}: client's")])
+    seen = origins.seen[0]
+    assert [seen.values(name) for name in ("Api-Key", "X-Goog-Api-Key", "Private-Token")] == [[TOKEN]] * 3
+    assert seen.values("X-Auth-Token") == [IN_ENVIRONMENT]
+
+
+def test_quotes_backslashes_and_percents_arrive_as_they_are(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://odd.example/")
+    assert origins.seen[0].values("X-Auth-Token") == [ODD]
+
+
+OWN = [
+    ("Authorization: Bearer mine",),
+    ("authorization: Bearer mine", "AUTHORIZATION: Basic bWluZQ=="),
+    ("Authorization:Bearer mine",),
+    ("Authorization: ",),
+    ("Authorization : Bearer mine",),
+    ("Authorization: Bearer mine", "X-Api-Key: mine", "Connection: Authorization"),
+    ("Authorization: Bearer mine", "Connection: close, Authorization"),
+]
+
+
+@pytest.mark.parametrize("headers", OWN, ids=str)
+def test_the_clients_own_header_is_replaced_however_it_is_written(
+    gateway: Gateway, origins: Origins, headers: tuple[str, ...]
+) -> None:
+    with tunnel(gateway, "api.example:443") as client:
+        client.get("/v1/own", "api.example", *headers)
+    for seen in origins.seen:  # none where Squid refuses the header itself
+        assert seen.values("Authorization") == bearer(TOKEN)
+        assert b"mine" not in seen.head.replace(b"X-Api-Key: mine", b"")
+
+
+def test_nothing_is_injected_elsewhere_on_the_host(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://api.example/v2/x")
+    curl(gateway, "https://api.example/v1x")
+    curl(gateway, "https://api.example/v1/x", "--request", "OPTIONS")
+    assert [seen.values("Authorization") for seen in origins.seen] == [[], [], []]
+
+
+def test_the_clients_own_header_passes_where_nothing_is_injected(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://api.example/v2/x", "-H", "Authorization: Bearer mine")
+    assert origins.seen[0].values("Authorization") == bearer("mine")
+
+
+def test_nothing_is_injected_over_http(gateway: Gateway, origins: Origins) -> None:
+    for host in ("api.example/v1/x", "git.example/x", "key.example/x"):
+        curl(gateway, f"http://{host}")
+    assert [seen.values("Authorization") + seen.values("X-Api-Key") for seen in origins.seen] == [[], [], []]
+
+
+def test_a_denied_path_gets_neither_an_answer_nor_a_credential(gateway: Gateway, origins: Origins) -> None:
+    reply = curl(gateway, "https://api.example/admin/x")
+    assert (reply.status, reply.rule) == (403, "no-admin")
+    assert origins.seen == []
+
+
+def test_two_clients_get_their_own_credentials(gateway: Gateway, origins: Origins) -> None:
+    for client in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
+        curl(gateway, "https://api.example/v1/who", client=client)
+    assert [seen.values("Authorization") for seen in origins.seen] == [bearer(TOKEN), bearer(SECOND), []]
+
+
+def test_a_credential_is_matched_against_the_rewritten_url(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://front.example/x")
+    curl(gateway, "http://front.example/y")
+    assert origins.urls() == ["https://backend.example/x", "https://backend.example/y"]
+    assert [seen.values("Authorization") for seen in origins.seen] == [bearer(TOKEN)] * 2
+
+
+@pytest.mark.parametrize("host", ["missing.example", "empty.example", "split.example", "binary.example"])
+def test_a_value_that_cannot_be_had_denies_the_request(gateway: Gateway, origins: Origins, host: str) -> None:
+    reply = curl(gateway, f"https://{host}/x")
+    assert (reply.status, reply.rule) == (403, "credential-unavailable"), reply.text
+    assert origins.seen == []
+    line = gateway.logged(f"https://{host}/x")
+    assert (line["verdict"], line["rule"]) == ("deny", "credential-unavailable")
+
+
+def test_a_secret_that_cannot_be_read_denies_and_one_that_comes_back_is_used(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    gateway = make(new_gateway)
+    (gateway.policy_folder / "secrets/token").chmod(0o600)  # root's own: Squid's account cannot read it
+    os.chown(gateway.policy_folder / "secrets/token", 0, 0)
+    gateway.start()
+    assert curl(gateway, "https://api.example/v1/x").rule == "credential-unavailable"
+    gateway.secret("token", "e2e-rotated-token-1")
+    wait_for(lambda: curl(gateway, "https://api.example/v1/x").status == 200, "the secret to be read", seconds=5)
+    gateway.secret("token", "e2e-rotated-token-2")
+    wait_for(
+        lambda: (
+            (curl(gateway, "https://api.example/v1/x"), origins.seen[-1].values("Authorization"))[1]
+            == bearer("e2e-rotated-token-2")
+        ),
+        "the rotated secret",
+        seconds=5,
+    )
+
+
+def test_a_secret_open_to_others_is_a_fault(new_gateway: NewGateway) -> None:
+    gateway = make(new_gateway)
+    assert gateway.check().returncode == 0
+    (gateway.policy_folder / "secrets/token").chmod(0o644)
+    done = gateway.check()
+    assert done.returncode == 1
+    assert "policy.yaml:" in done.stdout + done.stderr
+
+
+def test_an_answer_to_an_injected_request_is_never_cached(gateway: Gateway, origins: Origins) -> None:
+    for number, host in enumerate(("shared.example", "api.example")):
+        path = f"{host}/v1/cached"
+        headers = {"Cache-Control": "public, max-age=3600", "ETag": '"1"'}
+        origins.answers[path] = Answer(body=b"for the one", headers=headers)
+        assert curl(gateway, f"https://{path}", client="127.0.0.1").text == "for the one"
+        origins.answers[path] = Answer(body=b"for others", headers=headers)
+        assert curl(gateway, f"https://{path}", client="127.0.0.3").text == "for others"
+        assert curl(gateway, f"https://{path}", client="127.0.0.1").text != "for the one"
+        assert len(origins.seen) >= 2 * (number + 1)
+
+
+def test_what_is_not_injected_is_still_cached(gateway: Gateway, origins: Origins) -> None:
+    origins.answers["thief.example/cached"] = Answer(headers={"Cache-Control": "public, max-age=3600"})
+    for _ in range(2):
+        assert curl(gateway, "https://thief.example/cached").text == "hello"
+    assert len(origins.seen) == 1
+
+
+def test_a_redirect_to_another_host_does_not_carry_the_credential(gateway: Gateway, origins: Origins) -> None:
+    away = Answer(302, headers={"Location": "https://thief.example/take"})
+    origins.answers["mover.example/go"] = away
+    curl(gateway, "https://mover.example/go", "--location", "--max-redirs", "3")
+    assert origins.urls() == ["https://mover.example/go", "https://thief.example/take"]
+    assert [seen.values("Authorization") for seen in origins.seen] == [bearer(TOKEN), []]
+
+
+def test_no_credential_is_sent_to_a_host_that_proves_another_name(gateway: Gateway, origins: Origins) -> None:
+    origins.certificates["wrong.example"] = ("thief.example",)
+    assert curl(gateway, "https://wrong.example/", "--insecure").status == 503
+    origins.certificates["wrong.example"] = ("wrong.example",)
+    origins.untrusted.add("wrong.example")
+    assert curl(gateway, "https://wrong.example/", "--insecure").status == 503
+    assert origins.seen == []
+
+
+def test_the_log_names_no_value_but_holds_the_request(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://git.example/logged")
+    line = gateway.logged("https://git.example/logged")
+    assert (line["status"], line["verdict"], line["rule"]) == (200, "allow", "api")
+
+
+def test_a_page_about_a_failed_origin_holds_no_credential(gateway: Gateway, origins: Origins) -> None:
+    origins.answers["api.example/v1/broken"] = lambda seen: Answer(headers={"Content-Length": "not a number"})
+    reply = curl(gateway, "https://api.example/v1/broken")
+    assert origins.seen[0].values("Authorization") == bearer(TOKEN)
+    assert TOKEN not in reply.text
+    assert base64.b64encode(TOKEN.encode()).decode()[:-4] not in reply.text
+
+
+LOAD = 200
+LONG = 2048
+
+
+def long_value(number: int) -> str:
+    """A value of 2 KB that names its request."""
+    return (f"e2e-{number:03}-" * (LONG // 8))[:LONG]
+
+
+def long_policy() -> str:
+    each = range(LOAD)
+    rules = "version: 1\nrules:\n  - {name: load, action: allow, hosts: [load.example]}\n"
+    secrets = "secrets:\n" + "".join(f"  s{n}: {{file: secrets/s{n}}}\n" for n in each)
+    credentials = "credentials:\n" + "".join(
+        f"  - {{name: c{n}, hosts: [load.example], paths: [/{n}], header: X-Api-Key, value: '{{s{n}}}'}}\n"
+        for n in each
+    )
+    return rules + secrets + credentials
+
+
+def test_under_200_lookups_in_flight_each_long_value_reaches_its_own_request(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    gateway = new_gateway(long_policy())
+    for number in range(LOAD):
+        gateway.secret(f"s{number}", long_value(number))
+    gateway.start()
+    assert curl(gateway, "https://load.example/0").status == 200  # the helper is up
+    with ExitStack() as stack, ThreadPoolExecutor(32) as pool:
+        clients: list[Raw] = [
+            stack.enter_context(c) for c in pool.map(lambda _: tunnel(gateway, "load.example:443"), range(LOAD))
+        ]
+        for turn in range(3):
+            origins.seen.clear()
+            helpers = gateway.helpers("credential")
+            for pid in helpers:
+                os.kill(pid, signal.SIGSTOP)  # so that all lookups are in flight before the first is answered
+            for number, client in enumerate(clients):
+                client.send(f"GET /{number} HTTP/1.1\r\nHost: load.example\r\n\r\n")
+            wait_for(lambda: gateway.unread() == 0, "Squid to read every request")
+            for pid in helpers:
+                os.kill(pid, signal.SIGCONT)
+            answers = list(pool.map(lambda client: client.answer(), clients))
+            assert [answer.status for answer in answers if answer] == [200] * LOAD, f"turn {turn}"
+            assert {seen.target: seen.values("X-Api-Key") for seen in origins.seen} == {
+                f"/{n}": [long_value(n)] for n in range(LOAD)
+            }
+
+
+def test_a_credential_for_a_closed_host_opens_nothing(gateway: Gateway, origins: Origins) -> None:
+    denied(gateway, origins, "https://backend.example/", "default")

@@ -1,0 +1,156 @@
+"""The walkthrough from inside a VM: only the gateway reachable, no DNS, the CA in the trust store, plain clients."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .gateway import Gateway, NewGateway
+from .network import VirtualMachine
+from .origin import Answer, Origins
+from .reply import Reply
+
+POLICY = """
+version: 1
+clients:
+  agents: {networks: [192.168.137.0/24]}
+rules:
+  - {name: no-wikipedia, action: deny, hosts: [.wikipedia.org], reason: Wikipedia is closed to sandboxes.}
+  - {name: no-push, action: deny, hosts: [git.example], paths: ["/**/git-receive-pack"]}
+  - {name: agents, action: allow, clients: [agents], hosts: [example.com, git.example, api.example]}
+secrets:
+  token: {file: secrets/token}
+credentials:
+  - {name: api, clients: [agents], hosts: [api.example], header: X-Api-Key, value: "{token}"}
+"""
+TOKEN = "e2e-token-that-no-vm-holds"
+
+
+@pytest.fixture(scope="module")
+def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
+    vm = VirtualMachine(tmp_path_factory.mktemp("vm"))
+    yield vm
+    vm.stop()
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
+    gateway = new_gateway(POLICY, at=vm.gateway)
+    gateway.secret("token", TOKEN)
+    vm.trust(gateway.ca)
+    return gateway.start()
+
+
+def inside(vm: VirtualMachine, gateway: Gateway, *command: str | Path, **environment: str) -> Reply:
+    """Run a command in the VM as an agent would; its exit status and what it printed, as a Reply."""
+    proxy = f"http://{gateway.authority}"
+    settings = {"HTTPS_PROXY": proxy, "HTTP_PROXY": proxy, "http_proxy": proxy, "PATH": os.environ["PATH"], "HOME": "/"}
+    done = subprocess.run(
+        vm.command(*command), capture_output=True, check=False, env=settings | environment, stdin=subprocess.DEVNULL
+    )
+    return Reply(done.returncode, (), done.stdout + done.stderr)
+
+
+CURL = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}\n")
+
+
+def test_the_walkthroughs_two_requests(vm: VirtualMachine, gateway: Gateway, origins: Origins) -> None:
+    assert inside(vm, gateway, *CURL, "https://example.com/").text == "200\n"
+    assert inside(vm, gateway, *CURL, "https://en.wikipedia.org/").text == "403\n"
+    assert origins.urls() == ["https://example.com/"]
+    line = gateway.logged("https://example.com/")
+    assert (line["client"], line["status"], line["rule"]) == (vm.address, 200, "agents")
+    assert gateway.logged("https://en.wikipedia.org/")["status"] == 403
+
+
+def test_nothing_but_the_gateway_is_reachable(vm: VirtualMachine, gateway: Gateway, origins: Origins) -> None:
+    for address in ("203.0.113.10", "127.0.0.53", "10.0.0.5", "169.254.169.254"):
+        direct = ("curl", "-sS", "--noproxy", "*", "--connect-timeout", "1", f"http://{address}/")
+        assert inside(vm, gateway, *direct).status != 0, address
+    assert origins.connections == []
+
+
+def test_no_name_resolves_inside(vm: VirtualMachine, gateway: Gateway) -> None:
+    assert inside(vm, gateway, "getent", "ahosts", "example.com").status != 0
+
+
+URLLIB = """
+import json, sys, urllib.request, urllib.error
+for url in sys.argv[1:]:
+    try:
+        print(urllib.request.urlopen(url).status)
+    except urllib.error.HTTPError as error:
+        print(error.code, "Rule: no-wikipedia" in error.read().decode())
+"""
+
+
+def test_python_with_the_systems_trust_store(vm: VirtualMachine, gateway: Gateway, origins: Origins) -> None:
+    urls = ("https://example.com/python", "http://en.wikipedia.org/", "http://example.com/plain")
+    done = inside(vm, gateway, "/usr/bin/python3", "-c", URLLIB, *urls)
+    assert done.text == "200\n403 True\n200\n"
+
+
+NODE = """
+const [proxy, host] = process.argv.slice(1), http = require('http'), https = require('https');
+const [address, port] = proxy.split(':');
+http.request({host: address, port, method: 'CONNECT', path: host + ':443'}).on('connect', (answer, socket) => {
+  https.get({host, path: '/node', socket, agent: false}, reply => {
+    console.log(reply.statusCode); reply.resume(); reply.on('end', () => process.exit());
+  }).on('error', error => { console.log(error.code); process.exit(1); });
+}).end();
+"""
+
+
+def test_node_with_the_ca_in_its_environment(vm: VirtualMachine, gateway: Gateway, origins: Origins) -> None:
+    for host, status in (("example.com", "200\n"), ("en.wikipedia.org", "403\n")):
+        done = inside(vm, gateway, "node", "-e", NODE, gateway.authority, host, NODE_EXTRA_CA_CERTS=str(gateway.ca))
+        assert done.text == status
+    assert origins.urls() == ["https://example.com/node"]
+
+
+def test_git_clones_over_https_and_cannot_push(
+    vm: VirtualMachine, gateway: Gateway, origins: Origins, tmp_path: Path
+) -> None:
+    repository = tmp_path / "served"
+    script = f"""
+    git init -q -b main {repository} && cd {repository} && echo hello > file && git add file &&
+    git -c user.name=T -c user.email=t@t.example commit -qm first && git update-server-info"""
+    subprocess.run(["sh", "-ec", script], check=True)
+    for file in (repository / ".git").rglob("*"):
+        if file.is_file():
+            origins.answers[f"git.example/app.git/{file.relative_to(repository / '.git')}"] = Answer(
+                body=file.read_bytes()
+            )
+    origins.fallback = Answer(404)
+    done = inside(
+        vm,
+        gateway,
+        "git",
+        "clone",
+        "-q",
+        "https://git.example/app.git",
+        tmp_path / "clone",
+        HTTPS_PROXY="",
+        https_proxy=f"http://{gateway.authority}",
+    )
+    assert done.status == 0, done.text
+    assert (tmp_path / "clone/file").read_text() == "hello\n"
+    push = inside(vm, gateway, "git", "-C", tmp_path / "clone", "push", "-q", "https://git.example/app.git", "HEAD:x")
+    assert push.status != 0
+    assert not [seen for seen in origins.seen if seen.method == "POST"]
+
+
+def test_a_credential_is_added_that_the_vm_never_sees(vm: VirtualMachine, gateway: Gateway, origins: Origins) -> None:
+    origins.answers["api.example/v1"] = Answer(body=b"done")
+    done = inside(vm, gateway, "curl", "-sS", "-i", "https://api.example/v1")
+    assert "done" in done.text
+    assert TOKEN not in done.text
+    assert origins.seen[0].values("X-Api-Key") == [TOKEN]
+
+
+def test_the_page_inside_is_readable_to_a_person_and_a_model(vm: VirtualMachine, gateway: Gateway) -> None:
+    page = inside(vm, gateway, "curl", "-sS", "https://en.wikipedia.org/wiki/Squid")
+    assert (page.rule, page.reason) == ("no-wikipedia", "Wikipedia is closed to sandboxes.")
+    assert "https://en.wikipedia.org/wiki/Squid" in page.text

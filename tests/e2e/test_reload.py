@@ -1,0 +1,195 @@
+"""Hot reload under load: every way to change a policy, in force in three seconds, no request lost or let through."""
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+
+from .curl import curl
+from .gateway import Gateway, NewGateway
+from .load import Load, load
+from .network import wait_for
+from .origin import Origins
+from .raw import tunnel
+
+IN_FORCE_SECONDS = 3
+
+CLIENTS = [
+    ("http", "always.example"),
+    ("https", "always.example"),
+    ("http", "never.example"),
+    ("http", "toggled.example"),
+]
+POLICY = """
+version: 1
+rules:
+  - {name: always, action: allow, hosts: [always.example]}
+  - {name: paths, action: allow, hosts: [always.example, never.example], paths: [/open/**]}
+"""
+OPENED = POLICY + "  - {name: toggled, action: allow, hosts: [toggled.example]}\n"
+CLOSED = POLICY + "  - {name: toggled, action: deny, hosts: [toggled.example], reason: Closed.}\n"
+LISTED = POLICY + "  - {name: toggled, action: allow, lists: [hosts]}\nlists:\n  hosts: {file: lists/hosts.txt}\n"
+
+
+def in_force(load: Load, since: float, status: int) -> None:
+    """Every request for the toggled host that was asked after the promised time has this status, and some were."""
+    wait_for(
+        lambda: any(a.asked > since + IN_FORCE_SECONDS and "toggled" in a.url for a in list(load.answers)), "answers"
+    )
+    late = [a for a in list(load.answers) if a.asked > since + IN_FORCE_SECONDS and "toggled" in a.url]
+    assert {answer.status for answer in late} == {status}
+
+
+def none_lost_or_wrong(load: Load, origins: Origins) -> None:
+    """What is always open was always open, what is never open never, and every request had an answer."""
+    assert set(load.statuses("always.example")) == {200}
+    assert set(load.statuses("never.example")) == {403}
+    assert set(load.statuses("toggled.example")) == {200, 403}
+    assert {a.rule for a in load.answers if a.status == 403 and "never" in a.url} == {"default"}
+    assert not [url for url in origins.urls() if "never.example" in url]
+    arrived = {url for url in origins.urls() if "toggled.example" in url}
+    assert arrived == {a.url for a in load.answers if a.status == 200 and "toggled.example" in a.url}
+
+
+def toggle(gateway: Gateway, origins: Origins, close: Callable[[], object], reopen: Callable[[], object]) -> None:
+    """Under load: opened, then closed, then opened again, each in force in time."""
+    gateway.start()
+    with load(gateway, *CLIENTS) as running:
+        running.at_least(50)
+        for change, status in ((close, 403), (reopen, 200)):
+            since = time.monotonic()
+            change()
+            in_force(running, since, status)
+    none_lost_or_wrong(running, origins)
+
+
+def test_a_policy_edited_in_place(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = new_gateway(OPENED)
+    file = gateway.policy_folder / "policy.yaml"
+    toggle(gateway, origins, lambda: file.write_text(CLOSED), lambda: file.write_text(OPENED))
+
+
+def test_a_policy_replaced_by_rename(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = new_gateway(OPENED)
+    toggle(gateway, origins, lambda: gateway.write("policy.yaml", CLOSED), lambda: gateway.write("policy.yaml", OPENED))
+
+
+def test_a_list_file_that_changes(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = new_gateway(LISTED, files={"lists/hosts.txt": "toggled.example\n"})
+    toggle(
+        gateway,
+        origins,
+        lambda: gateway.write("lists/hosts.txt", "other.example\n"),
+        lambda: gateway.write("lists/hosts.txt", "other.example\ntoggled.example\n"),
+    )
+
+
+def test_a_directory_of_symbolic_links_swapped_in_one_go(new_gateway: NewGateway, origins: Origins) -> None:
+    """As a mounted ConfigMap does: ..data names the revision's folder, and is replaced by rename."""
+    gateway = new_gateway(LISTED, files={"lists/hosts.txt": "toggled.example\n"})
+    folder = gateway.policy_folder
+    for revision, hosts in (("..1", "toggled.example\n"), ("..2", "other.example\n"), ("..3", "toggled.example\n")):
+        (folder / revision / "lists").mkdir(parents=True)
+        (folder / revision / "policy.yaml").write_text(LISTED)
+        (folder / revision / "lists/hosts.txt").write_text(hosts)
+    (folder / "policy.yaml").unlink()
+    (folder / "lists/hosts.txt").unlink()
+    (folder / "lists").rmdir()
+
+    def swap(revision: str) -> None:
+        (folder / "..new").symlink_to(revision)
+        os.rename(folder / "..new", folder / "..data")
+
+    swap("..1")
+    (folder / "policy.yaml").symlink_to("..data/policy.yaml")
+    (folder / "lists").symlink_to("..data/lists")
+    toggle(gateway, origins, lambda: swap("..2"), lambda: swap("..3"))
+
+
+def test_a_file_added_and_removed(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = new_gateway(OPENED)
+    closing = "version: 1\nrules:\n  - {name: closed, action: deny, hosts: [toggled.example]}\n"
+    toggle(
+        gateway,
+        origins,
+        lambda: gateway.write("00-first.yaml", closing),
+        (gateway.policy_folder / "00-first.yaml").unlink,
+    )
+
+
+BAD = {
+    "torn": OPENED[:-20],
+    "unknown key": OPENED + "rulez: []\n",
+    "no yaml": "version: 1\nrules: [\n",
+    "empty": "",
+    "a failing test of its own": CLOSED + "tests:\n  - {request: GET https://toggled.example/, expect: allow}\n",
+}
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=list(BAD))
+def test_a_bad_edit_keeps_the_last_good_policy(new_gateway: NewGateway, origins: Origins, text: str) -> None:
+    gateway = new_gateway(CLOSED + "  - {name: later, action: allow, hosts: [later.example]}\n").start()
+    with load(gateway, *CLIENTS[:3]) as running:
+        running.at_least(20)
+        gateway.write("policy.yaml", text)
+        wait_for(lambda: "policy.yaml" in gateway.cache_log(), "the faults in cache.log")
+        running.at_least(20)
+        assert curl(gateway, "https://toggled.example/").rule == "toggled"
+        assert curl(gateway, "https://later.example/").status == 200
+        gateway.write("policy.yaml", OPENED)
+        wait_for(lambda: curl(gateway, "https://toggled.example/").status == 200, "the mended policy", IN_FORCE_SECONDS)
+        running.at_least(20)
+    assert set(running.statuses("always.example")) == {200}
+    assert set(running.statuses("never.example")) == {403}
+
+
+def test_faults_are_told_once(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = new_gateway(OPENED).start()
+    curl(gateway, "https://always.example/")
+    gateway.write("policy.yaml", OPENED + "rulez: []\n")
+    wait_for(lambda: "rulez" in gateway.cache_log(), "the fault in cache.log")
+    told = gateway.cache_log().count("rulez")
+    gateway.write("policy.yaml", CLOSED)
+    wait_for(lambda: curl(gateway, "https://toggled.example/").rule == "toggled", "the mended policy", IN_FORCE_SECONDS)
+    assert gateway.cache_log().count("rulez") <= max(told, len(gateway.helpers("")))
+
+
+def test_a_gateway_that_never_had_a_policy_denies_all_and_recovers(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = new_gateway("version: 1\nrules: [\n").start()
+    for url in ("https://always.example/", "http://always.example/"):
+        reply = curl(gateway, url)
+        assert (reply.status, reply.rule) == (403, "policy-unavailable"), reply.text
+    assert origins.connections == []
+    gateway.write("policy.yaml", OPENED)
+    wait_for(lambda: curl(gateway, "https://always.example/").status == 200, "the first policy", IN_FORCE_SECONDS)
+
+
+def test_an_edit_counts_on_connections_already_open(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = new_gateway(OPENED).start()
+    with tunnel(gateway, "toggled.example:443") as client:
+        first = client.get("/1", "toggled.example")
+        assert first is not None
+        assert first.status == 200
+        gateway.write("policy.yaml", CLOSED)
+        numbers = iter(range(2, 10_000))
+
+        def closed() -> bool:
+            reply = client.get(f"/{next(numbers)}", "toggled.example")
+            assert reply is not None
+            return (reply.status, reply.rule) == (403, "toggled")
+
+        wait_for(closed, "the edit on an open tunnel", IN_FORCE_SECONDS)
+
+
+def test_squid_may_reconfigure_under_load_and_nothing_gets_through(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = new_gateway(CLOSED).start()
+    with load(gateway, ("http", "always.example"), ("http", "never.example"), ("http", "toggled.example")) as running:
+        for _ in range(5):
+            running.at_least(30)
+            gateway.reconfigure()
+        running.at_least(30)
+        wait_for(lambda: curl(gateway, "http://always.example/").status == 200, "service after the reconfigure")
+    assert 200 in running.statuses("always.example")
+    assert 200 not in running.statuses("never.example") + running.statuses("toggled.example")
+    assert {url.split("/")[2] for url in origins.urls()} == {"always.example"}

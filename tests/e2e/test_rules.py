@@ -1,0 +1,210 @@
+"""Rules on a live Squid: allow-list only, paths, methods, ports, clients, private addresses by number and by name."""
+
+import pytest
+
+from .curl import curl
+from .dns import PUBLIC, Names
+from .expect import allowed, denied
+from .gateway import Gateway, NewGateway
+from .origin import Origins
+from .raw import tunnel
+
+POLICY = """
+version: 1
+defaults: {reason: Ask the platform team to open a host.}
+clients:
+  builders: {networks: [127.0.0.2/32]}
+lists:
+  opened: {file: lists/opened.txt}
+rules:
+  - {name: exact, action: allow, hosts: [exact.example]}
+  - {name: domain, action: allow, hosts: [.domain.example]}
+  - {name: one-label, action: allow, hosts: ["*.label.example"]}
+  - {name: listed, action: allow, lists: [opened]}
+  - {name: no-push, action: deny, hosts: [git.example], paths: ["/**/git-receive-pack"], reason: Read-only.}
+  - {name: repositories, action: allow, hosts: [git.example], paths: ["/acme/**"]}
+  - {name: reading, action: allow, hosts: [api.example], methods: [GET, HEAD], paths: ["/v1/**"]}
+  - {name: writing, action: allow, hosts: [api.example], methods: [POST], paths: ["/v1/jobs"]}
+  - {name: pages, action: allow, hosts: [query.example], query: {page: "*"}}
+  - {name: only-https, action: allow, hosts: [secure.example], schemes: [https]}
+  - {name: odd-port, action: allow, hosts: [ports.example], ports: [8443, 8080]}
+  - {name: deny-every-port, action: deny, hosts: [closed.example]}
+  - {name: builders-only, action: allow, clients: [builders], hosts: [build.example]}
+  - {name: internal, action: allow, hosts: [internal.example, 10.0.0.5], private: true}
+  - {name: by-number, action: allow, hosts: [203.0.113.0/24, "2001:db8::/32", 127.0.0.0/8, "::1", 10.1.0.0/16]}
+  - {name: by-name, action: allow, hosts: [.rebind.example]}
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    gateway = new_gateway(POLICY, "negative_dns_ttl 1 second", files={"lists/opened.txt": "# ours\nlisted.example\n"})
+    return gateway.start()
+
+
+ALLOWED = [
+    ("https://exact.example/any/path?and=query", "exact"),
+    ("http://exact.example/", "exact"),
+    ("https://domain.example/", "domain"),
+    ("https://a.b.domain.example/", "domain"),
+    ("https://a.label.example/", "one-label"),
+    ("https://listed.example/", "listed"),
+    ("https://git.example/acme/app/info/refs", "repositories"),
+    ("https://api.example/v1/models", "reading"),
+    ("https://query.example/x?page=2", "pages"),
+    ("https://secure.example/", "only-https"),
+    ("https://ports.example:8443/", "odd-port"),
+    ("http://ports.example:8080/", "odd-port"),
+    ("https://203.0.113.10/", "by-number"),
+    ("http://203.0.113.20/", "by-number"),
+    ("http://[2001:db8::10]/", "by-number"),
+    ("https://10.0.0.5/", "internal"),
+]
+
+
+@pytest.mark.parametrize(("url", "rule"), ALLOWED, ids=[url for url, _ in ALLOWED])
+def test_what_a_rule_allows_arrives(gateway: Gateway, origins: Origins, url: str, rule: str) -> None:
+    assert allowed(gateway, origins, url, rule).url == url
+
+
+DENIED = [
+    ("https://other.example/", "default"),
+    ("http://other.example/", "default"),
+    ("https://sub.exact.example/", "default"),
+    ("https://label.example/", "default"),
+    ("https://a.b.label.example/", "default"),
+    ("https://domain.example.evil.example/", "default"),
+    ("https://notdomain.example/", "default"),
+    ("https://exact.example:8443/", "default"),
+    ("http://exact.example:81/", "default"),
+    ("https://exact.example:80/", "default"),
+    ("http://exact.example:443/", "default"),
+    ("http://secure.example/", "default"),
+    ("https://ports.example/", "default"),
+    ("https://closed.example/", "deny-every-port"),
+    ("https://closed.example:444/", "deny-every-port"),
+    ("http://closed.example:81/", "deny-every-port"),
+    ("https://build.example/", "default"),
+    ("http://build.example/", "default"),
+    ("https://127.0.0.1/", "private-address"),
+    ("http://127.0.0.1/", "private-address"),
+    ("http://[::1]/", "private-address"),
+    ("http://10.1.2.3/", "private-address"),
+    ("http://169.254.169.254/latest/meta-data/", "default"),
+]
+
+
+@pytest.mark.parametrize(("url", "rule"), DENIED, ids=[url for url, _ in DENIED])
+def test_what_no_rule_allows_is_denied_and_never_resolved(
+    gateway: Gateway, origins: Origins, names: Names, url: str, rule: str
+) -> None:
+    asked = len(names.queries)
+    denied(gateway, origins, url, rule)
+    assert names.queries[asked:] == []
+
+
+# Denied within a tunnel that had to be opened, because something else is allowed there.
+DENIED_INSIDE = [
+    ("https://git.example/other/app", "default"),
+    ("https://git.example/acme", "default"),
+    ("https://git.example/acme/app/git-receive-pack", "no-push"),
+    ("https://api.example/v2/models", "default"),
+    ("https://api.example/v1x", "default"),
+    ("https://query.example/x?pages=2", "default"),
+]
+
+
+@pytest.mark.parametrize(("url", "rule"), DENIED_INSIDE, ids=[url for url, _ in DENIED_INSIDE])
+def test_a_denied_path_in_an_opened_tunnel_does_not_arrive(
+    gateway: Gateway, origins: Origins, url: str, rule: str
+) -> None:
+    before = len(gateway.log())
+    reply = curl(gateway, url)
+    assert (reply.status, reply.rule) == (403, rule), reply.text
+    assert origins.seen == []
+    line = gateway.logged(url, before)
+    assert (line["status"], line["verdict"], line["rule"]) == (403, "deny", rule)
+
+
+def test_methods_decide_between_rules(gateway: Gateway, origins: Origins) -> None:
+    url = "https://api.example/v1/jobs"
+    assert allowed(gateway, origins, url, "writing", "--data", "job").body == b"job"
+    assert allowed(gateway, origins, url, "reading").method == "GET"
+    reply = curl(gateway, url, "--request", "DELETE")
+    assert (reply.status, reply.rule, reply.reason) == (403, "default", "Ask the platform team to open a host.")
+    assert [seen.method for seen in origins.seen] == ["POST", "GET"]
+
+
+def test_requests_of_one_tunnel_are_judged_one_by_one(gateway: Gateway, origins: Origins) -> None:
+    with tunnel(gateway, "git.example:443") as client:
+        answers = [
+            client.get(path, "git.example") for path in ("/acme/a", "/other", "/acme/git-receive-pack", "/acme/b")
+        ]
+    assert [answer.status for answer in answers if answer] == [200, 403, 403, 200]
+    assert [answer.rule for answer in answers if answer] == [None, "default", "no-push", None]
+    assert [seen.target for seen in origins.seen] == ["/acme/a", "/acme/b"]
+
+
+def test_a_client_is_known_by_its_network(gateway: Gateway, origins: Origins) -> None:
+    allowed(gateway, origins, "https://build.example/", "builders-only", client="127.0.0.2")
+    denied(gateway, origins, "https://build.example/", "default", client="127.0.0.3")
+    allowed(gateway, origins, "http://build.example/", "builders-only", client="127.0.0.2")
+    denied(gateway, origins, "http://build.example/", "default", client="127.0.0.1")
+
+
+def test_a_rule_may_open_a_private_address_by_name(gateway: Gateway, origins: Origins, names: Names) -> None:
+    names.set("internal.example", ["10.0.0.5"])
+    assert allowed(gateway, origins, "https://internal.example/", "internal").address == "10.0.0.5"
+
+
+PRIVATE = [
+    "0.0.0.0",
+    "10.0.0.5",
+    "100.64.0.1",
+    "127.0.0.1",
+    "127.9.9.9",
+    "169.254.169.254",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.8",
+    "192.168.1.1",
+    "198.18.0.1",
+    "198.19.255.255",
+    "::1",
+    "fc00::1",
+    "fd00::1",
+    "fec0::1",
+    "64:ff9b:1::1",
+    "::ffff:127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a00:5",
+    "2002:7f00:1::1",
+    "2002:c0a8:101::1",
+    "2001:0:cb00:710a::80ff:fffe",
+]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("address", PRIVATE)
+def test_a_name_that_resolves_to_a_private_address_is_denied(
+    gateway: Gateway, origins: Origins, names: Names, address: str, scheme: str
+) -> None:
+    host = f"{scheme}-{address.replace(':', '-').replace('.', '-')}.rebind.example"
+    names.set(host, [address])
+    denied(gateway, origins, f"{scheme}://{host}/", "private-address")
+
+
+def test_a_public_address_that_looks_private_is_allowed(gateway: Gateway, origins: Origins, names: Names) -> None:
+    names.set("edge.rebind.example", ["172.32.0.1"])
+    assert allowed(gateway, origins, "https://edge.rebind.example/", "by-name").address == "172.32.0.1"
+
+
+@pytest.mark.parametrize("addresses", [[PUBLIC, "10.0.0.5"], ["10.0.0.5", PUBLIC], [PUBLIC, "::1"]])
+def test_a_name_with_a_public_and_a_private_address_never_reaches_the_private_one(
+    gateway: Gateway, origins: Origins, names: Names, addresses: list[str]
+) -> None:
+    host = f"both-{addresses.index(PUBLIC)}-{'v6' if '::1' in addresses else 'v4'}.rebind.example"
+    names.set(host, addresses)
+    for scheme in ("http", "https"):
+        curl(gateway, f"{scheme}://{host}/")
+    assert {address for address, _ in origins.connections} <= {PUBLIC}
