@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import socket
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network, ip_network
 from urllib.parse import unquote_to_bytes
 
@@ -180,6 +180,7 @@ def check_scheme(scheme: str) -> str:
     return scheme
 
 
+@lru_cache(maxsize=1024)
 def parse_authority(text: str) -> tuple[Host, int | None]:
     """Parse `host` or `host:port`; a port left out is None."""
     match = _AUTHORITY.fullmatch(text)
@@ -232,8 +233,10 @@ class ReadPath:
 
 
 _ONE_READING = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*)*/?")
+_SAFE = re.compile(r"[!-~]*")
 _UNSAFE = re.compile(rb"[^\x01\x02\x21-\x7e]")  # \x01 and \x02 stand for the wildcards of a path pattern
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PARAMETERS = re.compile(r";[^/]*")
@@ -248,6 +251,8 @@ def sent(path: str) -> str:
     Escapes of unreserved characters are decoded, the digits of the others upper-case, bytes that a URL must not hold
     bare are escaped. A control character and a `%` that escapes nothing are `InvalidUrl`.
     """
+    if _ONE_READING.fullmatch(path):
+        return path
     if not path.startswith("/"):
         raise InvalidUrl(f"the path {path[:40]!r} does not start with '/'")
     if _STRAY_PERCENT.search(path):
@@ -292,12 +297,14 @@ def _normal_escape(match: re.Match[str]) -> str:
 
 
 def _quote_unsafe(text: str) -> str:
+    if _SAFE.fullmatch(text):
+        return text
     quoted = _UNSAFE.sub(lambda match: b"%%%02X" % match[0][0], text.encode("utf-8", "surrogateescape"))
     return quoted.decode("ascii")
 
 
 def _check_characters(path: str) -> None:
-    if any(unicodedata.category(character) == "Cc" for character in path):
+    if _CONTROL.search(path):
         raise InvalidUrl("the path holds a control character")
 
 

@@ -10,7 +10,6 @@ from squidkeeper.engine.fields import Asked, failing_fields
 from squidkeeper.engine.judge import Judge, Scope
 from squidkeeper.engine.query import Query
 from squidkeeper.policy.model import Rule
-from squidkeeper.policy.queries import parse_query
 from squidkeeper.url import ReadPath, parse_url
 
 
@@ -44,11 +43,11 @@ def by_reading(judge: Judge, query: Query, decision: Decision, at: datetime) -> 
     scope = judge.scope(query)
     if not isinstance(scope, Scope) or not decision.readings:
         return []
-    values = parse_query(parse_url(query.url or "").query)
-    return [(path, judge.decide_reading(scope, Asked(path, values), at)) for path in decision.readings]
+    sent = parse_url(query.url or "").query
+    return [(path, judge.decide_reading(scope, Asked(path, sent), at)) for path in decision.readings]
 
 
 def _asked(query: Query, decision: Decision) -> Asked | None:
     if query.url is None or not decision.readings:
         return None
-    return Asked(decision.readings[0], parse_query(parse_url(query.url).query))
+    return Asked(decision.readings[0], parse_url(query.url).query)

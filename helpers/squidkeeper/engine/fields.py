@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from squidkeeper.policy.model import Action, Credential, Match, Rewrite, Rule
-from squidkeeper.policy.queries import QueryValues
+from squidkeeper.policy.queries import parse_query
 from squidkeeper.url import DEFAULT_PORTS, Host, ReadPath
 
 Entry = Rule | Rewrite | Credential
@@ -31,7 +31,7 @@ class Asked:
     """What the URL adds: its path in one reading, and its query."""
 
     path: ReadPath
-    query: QueryValues
+    query: str | None
 
 
 def is_deny(entry: Entry) -> bool:
@@ -69,9 +69,10 @@ def _paths(match: Match, asked: Asked, _deny: bool) -> bool:
 def _query(match: Match, asked: Asked, deny: bool) -> bool:
     if match.query is None:
         return True
+    values = parse_query(asked.query)
     if deny:
-        return all(pattern.matches_one(asked.query) for pattern in match.query)
-    return all(pattern.matches_all(asked.query) for pattern in match.query)
+        return all(pattern.matches_one(values) for pattern in match.query)
+    return all(pattern.matches_all(values) for pattern in match.query)
 
 
 HOST_FIELDS: dict[str, Callable[[Match, Facts, bool], bool]] = {

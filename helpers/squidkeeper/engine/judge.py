@@ -14,7 +14,6 @@ from squidkeeper.engine.query import CONNECT, Query
 from squidkeeper.engine.target import target_url
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.policy.model import Action, Credential, Policy, Rewrite, Rule
-from squidkeeper.policy.queries import parse_query
 from squidkeeper.url import (
     Host,
     ReadPath,
@@ -29,6 +28,7 @@ from squidkeeper.url import (
     readings,
 )
 
+Paths = tuple[ReadPath, ...]
 EntryT = TypeVar("EntryT", Rule, Rewrite, Credential)
 _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
 
@@ -157,14 +157,13 @@ class Judge:
         rule = able[0] if able else last
         return self._verdict(rule, scope.facts, private=any(rule.private for rule in able))
 
-    def _decide_paths(self, scope: Scope, url: Url, paths: tuple[ReadPath, ...], at: datetime) -> Decision:
-        query = parse_query(url.query)
-        outcomes = [self._outcome(scope, Asked(path, query), at) for path in paths]
+    def _decide_paths(self, scope: Scope, url: Url, paths: Paths, at: datetime) -> Decision:
+        outcomes = [self._outcome(scope, Asked(path, url.query), at) for path in paths]
         outcome = outcomes[0]
         if len(outcomes) > 1 and len({self._consequences(one, scope.facts) for one in outcomes}) > 1:
             return _ambiguous(paths)
-        decision = replace(self._verdict(outcome.rule, scope.facts), readings=paths)
-        if not decision.allowed:
+        decision = self._verdict(outcome.rule, scope.facts, paths)
+        if not decision.allowed or not (outcome.rewrite or outcome.credentials):
             return decision
         if outcome.rewrite is None:
             return replace(decision, credentials=outcome.credentials)
@@ -195,24 +194,25 @@ class Judge:
         return replace(decision, private=rewrite.private, rewritten=Rewritten(rewrite, target), credentials=grant)
 
     def _grant(self, facts: Facts, url: Url) -> tuple[Credential, ...] | Decision:
-        paths, query = readings(url.path), parse_query(url.query)
+        paths = readings(url.path)
         candidates = self._injectable(facts)
-        granted = [_granted(candidates, Asked(path, query)) for path in paths]
+        granted = [_granted(candidates, Asked(path, url.query)) for path in paths]
         return granted[0] if all(one == granted[0] for one in granted) else _ambiguous(paths)
 
-    def _verdict(self, rule: Rule | None, facts: Facts, *, private: bool | None = None) -> Decision:
-        decision = self._default(facts) if rule is None else _by_rule(rule, private=private)
+    def _verdict(self, rule: Rule | None, facts: Facts, paths: Paths = (), *, private: bool = False) -> Decision:
+        decision = self._default(facts, paths) if rule is None else _by_rule(rule, paths, private=private)
         if decision.allowed and facts.host.private and not decision.private:
-            return _private(facts.host)
+            return _private(facts.host, paths)
         return decision
 
-    def _default(self, facts: Facts) -> Decision:
+    def _default(self, facts: Facts, paths: Paths) -> Decision:
         policy = self.policy
         if policy.default_action is Action.DENY:
-            return deny("default", policy.default_reason or "No rule of the policy allows this request.")
+            return deny("default", policy.default_reason or "No rule of the policy allows this request.", paths)
         if not covers_default_port(facts.scheme, facts.port):
-            return deny("default", f"The default allows {facts.scheme} on its own port; no rule allows {facts.port}.")
-        return Decision(Action.ALLOW, "default")
+            reason = f"The default allows {facts.scheme} on its own port; no rule allows port {facts.port}."
+            return deny("default", reason, paths)
+        return Decision(Action.ALLOW, "default", readings=paths)
 
 
 def check_tunnel(query: Query, facts: Facts) -> Decision | None:
@@ -254,16 +254,16 @@ def _granted(credentials: Iterable[Credential], asked: Asked) -> tuple[Credentia
     return tuple(chosen.values())
 
 
-def _by_rule(rule: Rule, *, private: bool | None) -> Decision:
+def _by_rule(rule: Rule, paths: Paths, *, private: bool) -> Decision:
     reason = rule.reason or (None if rule.action is Action.ALLOW else f"The rule {rule.name} denies this.")
-    return Decision(rule.action, rule.name, reason, rule.location, private=rule.private if private is None else private)
+    return Decision(rule.action, rule.name, reason, rule.location, private or rule.private, readings=paths)
 
 
-def _private(host: Host, paths: tuple[ReadPath, ...] = ()) -> Decision:
+def _private(host: Host, paths: Paths) -> Decision:
     return deny("private-address", f"{host.text} is a private address, which no rule opens with private: true.", paths)
 
 
-def _ambiguous(paths: tuple[ReadPath, ...]) -> Decision:
+def _ambiguous(paths: Paths) -> Decision:
     said = ", ".join(f"{path.reading} {path.path}" for path in paths[:4])
     return deny("ambiguous-path", f"Servers could read the path in ways that the policy tells apart: {said}.", paths)
 

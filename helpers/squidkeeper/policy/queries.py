@@ -30,6 +30,7 @@ class QueryPattern:
         return any(map(_matcher(self.pattern), values.get(self.key, ())))
 
 
+@lru_cache(maxsize=1)  # the readings of one path, and the entries asked about each, share one query
 def parse_query(query: str | None) -> QueryValues:
     """Decode the names and values of a form-encoded query; `+` is a space, a name without `=` has the value ''."""
     values: dict[str, list[str]] = {}

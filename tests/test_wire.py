@@ -1,0 +1,123 @@
+"""Squid's helper lines."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from squidkeeper.errors import InvalidLine, ReplyTooLong
+from squidkeeper.wire import (
+    IN_FLIGHT_LIMIT,
+    LINE_LIMIT,
+    LineBuffer,
+    Reply,
+    Result,
+    format_reply,
+    parse_tokens,
+    reply_limit,
+    split_channel,
+)
+
+TOKENS = {
+    b"a b": ["a", "b"],
+    b"- -": [None, None],
+    b"a%20b c%25": ["a b", "c%"],
+    b"%5B::1%5D x": ["[::1]", "x"],
+    b"a%0A0 b": ["a\n0", "b"],
+    b"\xff %FF": ["\udcff", "\udcff"],
+    b"caf%C3%A9 x": ["café", "x"],
+}
+
+
+@pytest.mark.parametrize(("request_line", "tokens"), TOKENS.items())
+def test_tokens_are_percent_decoded_and_a_dash_is_nothing(request_line: bytes, tokens: list[str | None]) -> None:
+    assert parse_tokens(request_line, (2,)) == tokens
+
+
+@pytest.mark.parametrize("request_line", [b"", b"a", b"a b c", b"a  b", b"a b "])
+def test_another_number_of_tokens_is_refused(request_line: bytes) -> None:
+    with pytest.raises(InvalidLine, match="expected 2"):
+        parse_tokens(request_line, (2,))
+
+
+@pytest.mark.parametrize(
+    ("line", "split"),
+    [
+        (b"0 a b", (b"0", b"a b")),
+        (b"123456 a", (b"123456", b"a")),
+        (b"7", (b"7", b"")),
+        (b"7 ", (b"7", b"")),
+        (b"", None),
+        (b"a b", None),
+        (b" 1 a", None),
+        (b"1a b", None),
+        (b"-1 a", None),
+        (b"9" * 20 + b" a", None),
+    ],
+)
+def test_a_channel_id_is_digits_and_a_space(line: bytes, split: tuple[bytes, bytes] | None) -> None:
+    assert split_channel(line) == split
+
+
+REPLIES = {
+    Reply(Result.OK): b"OK\n",
+    Reply(Result.ERR, (("rule_", "no-wikipedia"),)): b"ERR rule_=no-wikipedia\n",
+    Reply(Result.OK, (("rule_", "two words"),)): b'OK rule_="two words"\n',
+    Reply(Result.OK, (("x_", 'a"b\\c'),)): b'OK x_="a\\"b\\\\c"\n',
+    Reply(Result.OK, (("x_", "100%"),)): b'OK x_="100%"\n',
+    Reply(Result.OK, (("x_", ""),)): b'OK x_=""\n',
+    Reply(Result.OK, (("x_", "a\r\nERR"),)): b'OK x_="a?\\nERR"\n',
+    Reply(Result.OK, (("x_", "\x00\udcff"),)): b'OK x_="??"\n',
+    Reply(Result.BH, message="é"): 'BH message="é"\n'.encode(),
+}
+
+
+@pytest.mark.parametrize(("reply", "line"), REPLIES.items())
+def test_a_reply_is_one_line_of_squids_grammar(reply: Reply, line: bytes) -> None:
+    assert format_reply(reply) == line
+    assert format_reply(reply, b"12") == b"12 " + line
+
+
+@given(st.text(), st.text())
+def test_whatever_a_value_holds_the_reply_is_one_line_that_squid_reads_back(value: str, message: str) -> None:
+    line = format_reply(Reply(Result.ERR, (("rule_", value),), message), b"1")
+    assert line.count(b"\n") == 1
+    assert not set(line[:-1]) & set(range(0x20))
+    _, _, *pairs = shlex.split(line.decode())
+    assert [pair.partition("=")[0] for pair in pairs] == ["rule_", "message"][: 1 + bool(message)]
+
+
+@given(st.text(min_size=200), st.integers(1, 300))
+def test_a_message_is_cut_so_that_all_replies_in_flight_stay_within_the_bound(text: str, concurrency: int) -> None:
+    limit = reply_limit(concurrency)
+    line = format_reply(Reply(Result.ERR, (("rule_", "x"),), text), b"1", limit)
+    assert line.endswith(b"\n")
+    assert len(line) * concurrency <= IN_FLIGHT_LIMIT
+
+
+def test_annotations_are_never_cut() -> None:
+    with pytest.raises(ReplyTooLong, match="over the bound of 1993"):
+        format_reply(Reply(Result.OK, (("authorization_", "x" * 2000),)), b"1", reply_limit(16))
+
+
+@given(st.binary(), st.lists(st.integers(1, 7)))
+def test_a_stream_is_cut_into_its_lines_wherever_reads_end(data: bytes, sizes: list[int]) -> None:
+    buffer, got, at = LineBuffer(), [], 0
+    for size in [*sizes, len(data)]:
+        got += buffer.feed(data[at : at + size])
+        at += size
+    assert got == [line.removesuffix(b"\r") for line in data.split(b"\n")[:-1]]
+
+
+def test_a_line_over_the_limit_is_kept_to_one_byte_more_and_then_refused() -> None:
+    buffer = LineBuffer()
+    for _ in range(20):
+        assert buffer.feed(b"1 " + b"x" * LINE_LIMIT) == []
+    [line, following] = buffer.feed(b"\n2 a\n")
+    assert len(line) == LINE_LIMIT + 1
+    assert following == b"2 a"
+    with pytest.raises(InvalidLine, match="longer than"):
+        parse_tokens(line, (1,))
