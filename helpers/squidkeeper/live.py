@@ -57,6 +57,7 @@ class LivePolicy(Generic[T]):
         self._directory = directory
         self._list_cache = list_cache
         self._prepare = prepare
+        self._named: tuple[Path, ...] = ()
         self._seen: object = None
 
     def start(self) -> None:
@@ -66,14 +67,13 @@ class LivePolicy(Generic[T]):
 
     def look(self) -> None:
         """Load the policy if it has changed since the last look, and has come to rest."""
-        before = fingerprint(self._directory)
-        if before == self._seen:
+        if fingerprint(self._directory, self._named) == self._seen:
             return
-        time.sleep(_SETTLE_SECONDS)
         sources = read_sources(self._directory)
-        if fingerprint(self._directory) != before:
-            return
-        self._seen = before
+        time.sleep(_SETTLE_SECONDS)
+        if fingerprint(self._directory, sources.named) != sources.fingerprint:
+            return  # an edit is under way; the next look finds it done
+        self._named, self._seen = sources.named, sources.fingerprint
         self._take(sources)
 
     def _watch(self) -> None:
