@@ -1,0 +1,345 @@
+"""YAML with positions (floor 2): the bytes of one file become plain data, and the place of every key and value.
+
+Only what a policy needs of YAML is let through. What YAML 1.1 reads as something else than it looks like (`no`,
+`22:22`, `010`) stays an `Unquoted`, which no field of the policy takes; tags, merge keys and doubled keys are faults;
+aliases are bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    NodeEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+)
+from yaml.reader import Reader
+
+from squidkeeper.policy.faults import Fault, Location
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built with libyaml
+_DEPTH_AT_MOST = 16  # the language needs six
+_VALUES_AT_MOST = 1_000_000  # with every alias written out: ten thousand rules have about two hundred thousand
+
+
+@dataclass(frozen=True, slots=True)
+class Unquoted:
+    """A scalar without quotes that YAML does not read as text, and the policy not as a number, true or false."""
+
+    text: str
+    meaning: str
+
+    @property
+    def null(self) -> bool:
+        """Whether there is nothing at all."""
+        return self.meaning == _NULL
+
+
+@dataclass(slots=True)
+class Node:
+    """A value with its place; `children` by key or by index, `keys` the places of a mapping's keys."""
+
+    line: int
+    column: int
+    data: object
+    children: dict[object, Node] = field(default_factory=dict)
+    keys: dict[object, tuple[int, int]] = field(default_factory=dict)
+    size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One policy file: its values, and what is wrong with it as YAML. `root` is None where it could not be read."""
+
+    path: Path
+    content: bytes
+    root: Node | None
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def data(self) -> dict[str, object]:
+        """The mapping that the file holds; empty where it holds none."""
+        return self.root.data if self.root and isinstance(self.root.data, dict) else {}
+
+    def locate(self, steps: Sequence[object], *, key: bool = False) -> Location:
+        """Find the place of the value, or of the key, that `steps` lead to; as far as they lead."""
+        node = self.root
+        place = (node.line, node.column) if node else (0, 0)
+        for position, step in enumerate(steps, 1):
+            if node is None:
+                break
+            last = position == len(steps)
+            child = node.children.get(step)
+            if (key and last) or child is None:
+                return Location(str(self.path), *node.keys.get(step, (node.line, node.column)))
+            node, place = child, (child.line, child.column)
+        return Location(str(self.path), *place)
+
+
+def parse_document(path: Path, content: bytes) -> Document:
+    """Parse one policy file; whatever is wrong with it stands in the document's faults."""
+    composer = _Composer(str(path))
+    root = composer.compose(content)
+    return Document(path, content, root, tuple(composer.faults))
+
+
+class _UnreadableError(Exception):
+    """The rest of the file cannot be read; carries the fault."""
+
+    def __init__(self, line: int, column: int, message: str) -> None:
+        super().__init__(message)
+        self.line, self.column, self.message = line, column, message
+
+
+class _Composer:
+    """Makes nodes out of libyaml's events, and notes every fault on the way."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.faults: list[Fault] = []
+        self._anchors: dict[str, Node | None] = {}  # None: the node is not finished yet
+        self._events: Iterator[Event] = iter(())
+
+    def compose(self, content: bytes) -> Node | None:
+        try:
+            text = _decode(content)
+            self._events = _events(text)
+            return self._document()
+        except _UnreadableError as error:
+            self._fault(error.line, error.column, error.message)
+            return None
+
+    def _document(self) -> Node | None:
+        next(self._events)  # the start of the stream
+        event = next(self._events)
+        if isinstance(event, StreamEndEvent):
+            raise _UnreadableError(1, 1, "the file is empty, expected 'version: 1' and the sections of a policy")
+        root = self._node(next(self._events), 0)
+        next(self._events)  # the end of the document
+        for event in self._events:
+            if isinstance(event, DocumentStartEvent):
+                self._fault_at(event, "a second YAML document starts here, expected one a file")
+                break
+        if not isinstance(root.data, dict):
+            raise _UnreadableError(
+                root.line, root.column, "the file holds no mapping, expected 'version: 1' and sections"
+            )
+        return root
+
+    def _node(self, event: Event, depth: int) -> Node:
+        if isinstance(event, AliasEvent):
+            return self._alias(event)
+        if depth > _DEPTH_AT_MOST:
+            raise _unreadable(event, f"values are nested more than {_DEPTH_AT_MOST} deep")
+        assert isinstance(event, NodeEvent)  # noqa: S101 - libyaml's grammar: nothing else can stand here
+        self._check_tag(event)
+        node = self._start(event)
+        if event.anchor:
+            self._anchors[event.anchor] = None
+        if isinstance(event, MappingStartEvent):
+            self._fill_mapping(node, depth)
+        elif isinstance(event, SequenceStartEvent):
+            self._fill_sequence(node, depth)
+        if event.anchor:
+            self._anchors[event.anchor] = node
+        if node.size > _VALUES_AT_MOST:
+            raise _unreadable(event, f"with its aliases written out this holds more than {_VALUES_AT_MOST:,} values")
+        return node
+
+    def _start(self, event: NodeEvent) -> Node:
+        data = _scalar(event) if isinstance(event, ScalarEvent) else [] if isinstance(event, SequenceStartEvent) else {}
+        return Node(*_start_of(event), data)
+
+    def _fill_mapping(self, node: Node, depth: int) -> None:
+        assert isinstance(node.data, dict)  # noqa: S101 - made so by _start
+        while not isinstance(event := next(self._events), MappingEndEvent):
+            key = self._node(event, depth + 1)
+            value = self._node(next(self._events), depth + 1)
+            node.size += value.size
+            if not self._takes_key(node, key):
+                continue
+            node.data[key.data] = value.data
+            node.children[key.data] = value
+            node.keys[key.data] = (key.line, key.column)
+            self._check_value(key.line, key.column, f"{key.data!r}", value)
+
+    def _takes_key(self, node: Node, key: Node) -> bool:
+        if not isinstance(key.data, str):
+            self._fault(key.line, key.column, f"a key is {describe(key.data)}, expected text{quote_it(key.data)}")
+        elif key.data == "<<":
+            self._fault(key.line, key.column, "merge keys ('<<') are not understood, expected the keys themselves")
+        elif key.data in node.keys:
+            first = Location(self.file, *node.keys[key.data])
+            self._fault(key.line, key.column, f"key {key.data!r} stands here twice, first at {first}")
+        else:
+            return True
+        return False
+
+    def _fill_sequence(self, node: Node, depth: int) -> None:
+        assert isinstance(node.data, list)  # noqa: S101 - made so by _start
+        while not isinstance(event := next(self._events), SequenceEndEvent):
+            value = self._node(event, depth + 1)
+            node.size += value.size
+            node.children[len(node.data)] = value
+            node.data.append(value.data)
+            self._check_value(value.line, value.column, "an entry of a list", value)
+
+    def _check_value(self, line: int, column: int, what: str, value: Node) -> None:
+        """Note a key with nothing after it and an empty list, which are never 'left out'."""
+        if isinstance(value.data, Unquoted) and value.data.null:
+            self._fault(line, column, f"{what} has no value, expected one (or the key left out)")
+        elif value.data == [] or value.data == {}:
+            kind = "list" if value.data == [] else "mapping"
+            self._fault(value.line, value.column, f"{what} is an empty {kind}, expected entries (or the key left out)")
+
+    def _alias(self, event: AliasEvent) -> Node:
+        name = event.anchor
+        if name not in self._anchors:
+            raise _unreadable(event, f"'*{name}' without quotes is a YAML alias, and there is no '&{name}': quote it")
+        node = self._anchors[name]
+        if node is None:
+            raise _unreadable(event, f"'*{name}' stands inside of '&{name}' itself")
+        return node
+
+    def _check_tag(self, event: NodeEvent) -> None:
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            self._fault_at(
+                event, f"YAML tags such as {tag!r} are not understood, expected a plain value (text in quotes)"
+            )
+
+    def _fault_at(self, event: Event, message: str) -> None:
+        self._fault(*_start_of(event), message)
+
+    def _fault(self, line: int, column: int, message: str) -> None:
+        self.faults.append(Fault(Location(self.file, line, column), message))
+
+
+# --- text and syntax ----------------------------------------------------------------------------------------------
+
+
+def _decode(content: bytes) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, column = _place(content[: error.start].decode("utf-8", "replace"))
+        raise _UnreadableError(line, column, f"byte 0x{content[error.start]:02x} is not UTF-8") from error
+    bad = Reader.NON_PRINTABLE.search(text)
+    if bad:
+        line, column = _place(text[: bad.start()])
+        raise _UnreadableError(line, column, f"the character U+{ord(bad[0]):04X} may not stand in YAML")
+    return text
+
+
+def _place(before: str) -> tuple[int, int]:
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
+
+
+def _events(text: str) -> Iterator[Event]:
+    try:
+        yield from yaml.parse(text, Loader=_LOADER)
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_error(text, error) from error
+
+
+def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> _UnreadableError:
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return _UnreadableError(1, 1, f"not YAML: {error.problem}")
+    hint = _hint(text, error)
+    context = f"{error.context}: " if error.context else ""
+    return _UnreadableError(mark.line + 1, mark.column + 1, f"not YAML: {context}{error.problem}{hint}")
+
+
+def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
+    """Say how to mend what most often is meant as text, or is a tab."""
+    lines = text.splitlines()
+    for mark in (error.context_mark, error.problem_mark):
+        if mark is None or mark.line >= len(lines):
+            continue
+        at = lines[mark.line][mark.column : mark.column + 1]
+        if at in _INDICATORS:
+            return f"; a value that starts with {at!r} has to be quoted"
+        if "\t" in lines[mark.line][: mark.column + 1]:
+            return "; a tab cannot indent YAML, use spaces"
+    return ""
+
+
+def _unreadable(event: Event, message: str) -> _UnreadableError:
+    return _UnreadableError(*_start_of(event), message)
+
+
+def _start_of(event: Event) -> tuple[int, int]:
+    mark = event.start_mark
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
+
+
+# --- scalars ------------------------------------------------------------------------------------------------------
+
+
+def _scalar(event: ScalarEvent) -> object:
+    """Read a scalar: text, or a plain decimal number, true or false; all else that YAML knows is `Unquoted`."""
+    text = event.value
+    if not event.implicit[0] or event.style not in (None, ""):
+        return text
+    tag = _implicit_tag(text)
+    if tag == "int" and _DECIMAL.fullmatch(text):
+        return int(text)
+    if tag == "bool" and text.lower() in _TRUTH:
+        return _TRUTH[text.lower()]
+    return Unquoted(text, _MEANINGS[tag]) if tag in _MEANINGS else text
+
+
+def _implicit_tag(text: str) -> str | None:
+    for tag, regexp in yaml.SafeLoader.yaml_implicit_resolvers.get(text[:1], ()):
+        if regexp.match(text):
+            return str(tag).removeprefix("tag:yaml.org,2002:")
+    return None
+
+
+def describe(value: object) -> str:
+    """Say what a value is, in the words of a fault."""
+    if isinstance(value, Unquoted):
+        return "nothing" if value.null else f"{_short(value.text)}, which YAML reads as {value.meaning}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return repr(_short(value)) if value else "empty text"
+    return "a list" if isinstance(value, list) else "a mapping"
+
+
+def quote_it(value: object) -> str:
+    """Say that text has to be quoted, where that is what keeps a value from being text."""
+    return ": quote it" if isinstance(value, Unquoted | bool | int) else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN_AT_MOST else f"{text[:_SHOWN_AT_MOST]}…"
+
+
+_SHOWN_AT_MOST = 60
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
+_TRUTH = {"true": True, "false": False}
+_NULL = "nothing"
+_MEANINGS = {
+    "null": _NULL,
+    "bool": "true or false",
+    "int": "a number",
+    "float": "a number",
+    "timestamp": "a time",
+}
+_INDICATORS = ("*", "&", "!", "%", "@", "`")

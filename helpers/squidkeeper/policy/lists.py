@@ -1,0 +1,333 @@
+"""Long host lists (floor 2): compiled once into a trie, kept in a file, mapped into memory and shared by all helpers.
+
+A list is a set of keys: the keys of host patterns (see `host_keys`), and one for each network. A lookup asks for the
+few keys that a host can have, so that its cost does not depend on the length of the list.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import struct
+import tempfile
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import marisa_trie
+
+from squidkeeper.errors import PatternError
+from squidkeeper.policy.faults import Location
+from squidkeeper.policy.hosts import HostForm, HostPattern, Network, host_keys, parse_host_pattern
+from squidkeeper.url import Address, Host
+
+
+class ListChangedError(Exception):
+    """The file is no longer the one whose digest is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a list, by its number."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What compiling a list brought to light."""
+
+    patterns: int = 0
+    prefixes: tuple[tuple[int, int], ...] = ()  # version and length of each kind of network in it
+    strange: int = 0  # lines that were not understood
+    first_strange: tuple[Line, ...] = ()
+    widest: Line | None = None  # the first '*'
+    wide: Line | None = None  # the first wildcard over a whole top-level domain
+
+
+@dataclass(frozen=True, slots=True)
+class HostList:
+    """A compiled list: `host in hosts` tells whether one of its patterns matches."""
+
+    location: Location
+    summary: Summary = field(default_factory=Summary)
+    _trie: Any = field(default_factory=marisa_trie.Trie, repr=False, compare=False)
+
+    def __contains__(self, host: Host) -> bool:
+        if self.has_key(host_keys(host)):
+            return True
+        return host.address is not None and self.has_key(_address_keys(host.address, self.summary.prefixes))
+
+    def has_key(self, keys: Iterable[str]) -> bool:
+        """Tell whether one of these keys of host patterns stands in the list."""
+        trie = self._trie
+        return any(key in trie for key in keys)
+
+    def covers_network(self, network: Network) -> bool:
+        """Tell whether a network of the list holds all of this one."""
+        wider = tuple(prefix for prefix in self.summary.prefixes if prefix[1] <= network.prefixlen)
+        return self.has_key(_address_keys(network.network_address, wider))
+
+
+def list_digest(path: Path) -> str:
+    """Hash the content of a list, without holding it in memory; OSError where it cannot be read."""
+    with _open_list(path) as file:
+        digest = _new_digest()
+        while block := file.read(1 << 18):
+            digest.update(block)
+    return str(digest.hexdigest())
+
+
+def load_list(path: Path, digest: str, location: Location, cache: Path | None = None) -> HostList:
+    """Load the list at `path`, whose content has this digest: from the cache, or compiled (into the cache).
+
+    Of several processes that miss the same list one compiles it. A cache that cannot be written is done without; a
+    cached file that is torn is made again. `ListChangedError` where the file has changed since the digest was taken.
+    """
+    cached = cache / f"{digest}{_SUFFIX}" if cache else None
+    found = _read_cached(cached)
+    if found is None:
+        with _lock(cache):
+            found = _read_cached(cached) or _compile(path, digest, cached)
+    return HostList(location, *found)
+
+
+def prune_cache(cache: Path, used: Iterable[str]) -> None:
+    """Delete compiled lists beyond the newest few that are not of these digests, and what a crash left half-written."""
+    keep = {f"{digest}{_SUFFIX}" for digest in used}
+    try:
+        spare = [path for path in cache.iterdir() if path.suffix == _SUFFIX and path.name not in keep]
+        spare.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        torn = [
+            path for path in cache.glob(f"*{_UNFINISHED}") if path.stat().st_mtime < time.time() - _UNFINISHED_SECONDS
+        ]
+    except OSError:
+        return  # another process is pruning, or there is no cache
+    for path in (*spare[_SPARE_AT_MOST:], *torn):
+        path.unlink(missing_ok=True)
+
+
+# --- lines --------------------------------------------------------------------------------------------------------
+
+
+def parse_line(text: str) -> list[HostPattern]:
+    """Parse a host pattern, or an address with its names as in hosts(5); `PatternError` for a line that is neither."""
+    words = text.partition("#")[0].split()
+    if len(words) < 2:
+        return [parse_host_pattern(word) for word in words]
+    if not _is_address(words[0]):
+        raise PatternError("it is neither one host pattern nor an address with its names")
+    names = (word for word in words[1:] if not _LOCAL.fullmatch(word.lower()) and not _is_address(word))
+    return [_exact(name) for name in names]
+
+
+def _exact(name: str) -> HostPattern:
+    pattern = parse_host_pattern(name)
+    if pattern.form is not HostForm.EXACT:
+        raise PatternError("a wildcard has no meaning behind an address, as in hosts(5)")
+    return pattern
+
+
+def _is_address(word: str) -> bool:
+    try:
+        ip_address(word.partition("%")[0])  # macOS writes fe80::1%lo0
+    except ValueError:
+        return False
+    return True
+
+
+_LOCAL = re.compile(r"localhost[46]?(\.localdomain[46]?)?|local|localdomain|broadcasthost|ip6-.*")
+# Most lines, as they stand: a name in its one spelling, whose last label cannot make it an address.
+_PLAIN_LINE = re.compile(r"(?:\*\*\.|\*\.|\.)?[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.[a-z][a-z0-9-]{0,62}")
+_HOSTS_LINE = re.compile(
+    r"(?:0\.0\.0\.0|127\.0\.0\.1)[ \t]+([a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.[a-z][a-z0-9-]{0,62})"
+)
+_PLAIN_AT_MOST = 250
+
+# --- compiling ----------------------------------------------------------------------------------------------------
+
+
+class _Compiler:
+    """Turns the lines of a list into keys, and notes what should be known about them."""
+
+    def __init__(self) -> None:
+        self.digest = _new_digest()
+        self.patterns = 0
+        self.prefixes: set[tuple[int, int]] = set()
+        self.strange = 0
+        self.first_strange: list[Line] = []
+        self.widest: Line | None = None
+        self.wide: Line | None = None
+
+    def keys(self, file: Iterable[bytes]) -> Iterator[str]:
+        for number, line in enumerate(file, 1):
+            self.digest.update(line)
+            text = line.decode("utf-8", "replace").strip().removeprefix("\ufeff")
+            plain = self._plain_key(text)
+            if plain:
+                self.patterns += 1
+                yield plain
+            else:
+                yield from self._parsed_keys(Line(number, text))
+
+    def summary(self) -> Summary:
+        prefixes = tuple(sorted(self.prefixes))
+        return Summary(self.patterns, prefixes, self.strange, tuple(self.first_strange), self.widest, self.wide)
+
+    @staticmethod
+    def _plain_key(text: str) -> str | None:
+        if len(text) > _PLAIN_AT_MOST:
+            return None
+        if _PLAIN_LINE.fullmatch(text):
+            # a wildcard right over the last label is for _parsed_keys to note
+            return text if text[0] not in ".*" or text.count(".") > text.startswith(".") + 2 else None
+        match = _HOSTS_LINE.fullmatch(text)
+        return match[1] if match and not _LOCAL.fullmatch(match[1]) else None
+
+    def _parsed_keys(self, line: Line) -> Iterator[str]:
+        try:
+            patterns = parse_line(line.text)
+        except PatternError:
+            self.strange += 1
+            if len(self.first_strange) < _STRANGE_SHOWN:
+                self.first_strange.append(Line(line.number, line.text[:_STRANGE_LENGTH]))
+            return
+        for pattern in patterns:
+            yield self._key(line, pattern)
+
+    def _key(self, line: Line, pattern: HostPattern) -> str:
+        self.patterns += 1
+        if pattern.network is not None:
+            self.prefixes.add((pattern.network.version, pattern.network.prefixlen))
+            return _network_key(pattern.network.network_address, pattern.network.prefixlen)
+        if pattern.form is HostForm.ANY:
+            self.widest = self.widest or line
+        elif pattern.covers_single_label:
+            self.wide = self.wide or line
+        return pattern.key
+
+
+def _compile(path: Path, digest: str, cached: Path | None) -> tuple[Summary, Any]:
+    compiler = _Compiler()
+    with _open_list(path) as file:
+        trie = marisa_trie.Trie(compiler.keys(file))
+    if compiler.digest.hexdigest() != digest:
+        raise ListChangedError(str(path))
+    summary = compiler.summary()
+    if cached:
+        with suppress(OSError):  # a full disk or a foreign directory: in memory then
+            _write_cached(cached, summary, trie)
+            return _read_cached(cached) or (summary, trie)
+    return summary, trie
+
+
+def _new_digest() -> Any:
+    return hashlib.blake2b(digest_size=16, person=_FORMAT)
+
+
+def _open_list(path: Path) -> Any:
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # a FIFO cannot hold us
+
+
+def _address_keys(address: Address, prefixes: Iterable[tuple[int, int]]) -> Iterator[str]:
+    return (_network_key(address, length) for version, length in prefixes if version == address.version)
+
+
+def _network_key(address: Address, length: int) -> str:
+    return f"/{address.version}/{length}/{int(address) >> (address.max_prefixlen - length):x}"
+
+
+# --- the cache ----------------------------------------------------------------------------------------------------
+# A cached file is the trie as marisa-trie saves it, the summary as JSON, and a foot: magic, length of the JSON, CRC-32
+# of all before. marisa-trie maps the file and does not look beyond its own end.
+
+
+def _read_cached(path: Path | None) -> tuple[Summary, Any] | None:
+    if path is None:
+        return None
+    try:
+        content = path.read_bytes()
+        summary = _read_foot(content)
+        del content
+        trie = marisa_trie.Trie()
+        trie.mmap(str(path))
+        os.utime(path)  # newest used, for prune_cache
+    except (OSError, ValueError, KeyError, TypeError, struct.error, RuntimeError):
+        return None  # missing, torn or foreign: compiled again
+    return summary, trie
+
+
+def _read_foot(content: bytes) -> Summary:
+    magic, length, checksum = _FOOT.unpack(content[-_FOOT.size :])
+    body = memoryview(content)[: -_FOOT.size]
+    if magic != _FORMAT or zlib.crc32(body) != checksum:
+        raise ValueError("torn")
+    raw = json.loads(bytes(body[len(body) - length :]))
+    return Summary(
+        raw["patterns"],
+        tuple((version, length) for version, length in raw["prefixes"]),
+        raw["strange"],
+        tuple(Line(*line) for line in raw["first_strange"]),
+        Line(*raw["widest"]) if raw["widest"] else None,
+        Line(*raw["wide"]) if raw["wide"] else None,
+    )
+
+
+def _write_cached(path: Path, summary: Summary, trie: Any) -> None:
+    text = json.dumps(
+        {
+            "patterns": summary.patterns,
+            "prefixes": summary.prefixes,
+            "strange": summary.strange,
+            "first_strange": [(line.number, line.text) for line in summary.first_strange],
+            "widest": summary.widest and (summary.widest.number, summary.widest.text),
+            "wide": summary.wide and (summary.wide.number, summary.wide.text),
+        }
+    ).encode()
+    descriptor, unfinished = tempfile.mkstemp(suffix=_UNFINISHED, dir=path.parent)
+    try:
+        with open(descriptor, "w+b") as file:
+            trie.write(file)
+            file.write(text)
+            file.seek(0)
+            checksum = zlib.crc32(file.read())
+            file.write(_FOOT.pack(_FORMAT, len(text), checksum))
+        os.replace(unfinished, path)
+    except BaseException:
+        Path(unfinished).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _lock(cache: Path | None) -> Iterator[None]:
+    """Let one process at a time compile; without a cache, or one that cannot be written, each for itself."""
+    descriptor = None
+    if cache:
+        with suppress(OSError):
+            cache.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+_FORMAT = b"sqklist1"  # changes with whatever changes the keys of a list
+_FOOT = struct.Struct(">8sII")
+_SUFFIX = ".hosts"
+_UNFINISHED = ".part"
+_UNFINISHED_SECONDS = 3600
+_SPARE_AT_MOST = 8
+_STRANGE_SHOWN = 3
+_STRANGE_LENGTH = 60

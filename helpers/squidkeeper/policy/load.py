@@ -1,0 +1,507 @@
+"""From a directory to a `Policy` (floor 2): read what there is, then build all of it or report every fault."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from squidkeeper.errors import PolicyError
+from squidkeeper.policy.document import Document, parse_document
+from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.lists import HostList, Line, ListChangedError, list_digest, load_list, prune_cache
+from squidkeeper.policy.model import (
+    Action,
+    Client,
+    Credential,
+    Match,
+    Policy,
+    PolicyTest,
+    Rewrite,
+    Rule,
+    SecretSource,
+)
+from squidkeeper.policy.queries import QueryPattern
+from squidkeeper.policy.schema import (
+    Checked,
+    CredentialEntry,
+    Defaults,
+    Names,
+    PolicyFile,
+    RewriteEntry,
+    RuleEntry,
+    check_document,
+    entries,
+)
+from squidkeeper.policy.templates import parse_template
+
+T = TypeVar("T")
+Fingerprint = tuple[tuple[str, tuple[int, ...] | None], ...]
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ListFile:
+    """A list file: the digest of its content, or why it cannot be read."""
+
+    digest: str | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFile:
+    """A secret file, its content unread: whether anyone can read it, or why it cannot be had."""
+
+    open_to_others: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All that a policy is made from, as it was at one moment.
+
+    `named` are the list and secret files that the documents name, as far as they could be read. `fingerprint` was
+    taken before the reading: while `fingerprint(directory, named)` gives the same, this is what is on disk.
+    """
+
+    directory: Path
+    documents: tuple[Document, ...]
+    lists: Mapping[Path, ListFile]
+    secrets: Mapping[Path, SecretFile]
+    named: tuple[Path, ...]
+    fingerprint: Fingerprint
+    environment: frozenset[str]
+    faults: tuple[Fault, ...] = ()
+
+
+def read_sources(directory: Path, environment: Mapping[str, str] = os.environ) -> Sources:
+    """Read a policy directory and all that it names; never fails: what cannot be read is a fault for `build`.
+
+    Of `environment` only the names of the variables that are not empty are kept.
+    """
+    before = fingerprint(directory)
+    documents, faults = _read_documents(directory)
+    list_paths = tuple(dict.fromkeys(path for *_, path in _file_entries(documents, "lists")))
+    secret_paths = tuple(dict.fromkeys(path for *_, path in _file_entries(documents, "secrets")))
+    named = tuple(dict.fromkeys((*list_paths, *secret_paths)))
+    return Sources(
+        directory=directory,
+        documents=documents,
+        named=named,
+        fingerprint=(*before, *_readings(named)),
+        lists={path: _read_list(path) for path in list_paths},
+        secrets={path: _read_secret(path) for path in secret_paths},
+        environment=frozenset(name for name, value in environment.items() if value),
+        faults=faults,
+    )
+
+
+def fingerprint(directory: Path, named: Iterable[Path] = ()) -> Fingerprint:
+    """Take the state of a policy's files by stat alone: it differs after an edit, a rename or a swapped link."""
+    return tuple(_readings((*_policy_files(directory), *named)))
+
+
+def _readings(paths: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...] | None]]:
+    return ((str(path), _reading(path)) for path in paths)
+
+
+def _reading(path: Path) -> tuple[int, ...] | None:
+    try:
+        own = os.lstat(path)
+        real = os.stat(path) if stat.S_ISLNK(own.st_mode) else own
+    except OSError as error:
+        return (error.errno or 0,)
+    if abs(time.time_ns() - real.st_ctime_ns) < _HOT_NANOSECONDS:
+        return (time.monotonic_ns(),)  # another write may still fall into the same tick: as good as no reading
+    return (own.st_ino, real.st_dev, real.st_ino, real.st_mode, real.st_size, real.st_mtime_ns, real.st_ctime_ns)
+
+
+def _policy_files(directory: Path) -> list[Path]:
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    return [directory / name for name in sorted(names) if _is_policy_name(name)]
+
+
+def _is_policy_name(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) and not name.startswith(".")
+
+
+def _read_documents(directory: Path) -> tuple[tuple[Document, ...], tuple[Fault, ...]]:
+    place = Location(str(directory))
+    try:
+        os.listdir(directory)
+    except OSError as error:
+        return (), (Fault(place, f"the policy directory cannot be read: {_reason(error)}"),)
+    paths = _policy_files(directory)
+    if not paths:
+        return (), (Fault(place, "the policy directory holds no policy, expected *.yaml or *.yml files in it"),)
+    read = [_read_document(path) for path in paths]
+    documents = tuple(document for document in read if isinstance(document, Document))
+    return documents, tuple(fault for fault in read if isinstance(fault, Fault))
+
+
+def _read_document(path: Path) -> Document | Fault:
+    try:
+        content = _read_regular(path)
+    except OSError as error:
+        return Fault(Location(str(path)), f"the policy file cannot be read: {_reason(error)}")
+    return parse_document(path, content)
+
+
+def _read_regular(path: Path) -> bytes:
+    """Read a regular file of bounded size; anything else is an OSError (and never a wait, as for a FIFO)."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        if state.st_size > _POLICY_BYTES_AT_MOST:
+            raise OSError(
+                errno.EFBIG, f"it is larger than {_POLICY_BYTES_AT_MOST >> 20} MB (long host lists go to lists)"
+            )
+        return file.read()
+
+
+def _read_list(path: Path) -> ListFile:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ListFile(None, "it is not a regular file")
+        return ListFile(list_digest(path))
+    except OSError as error:
+        return ListFile(None, _reason(error))
+
+
+def _read_secret(path: Path) -> SecretFile:
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        return SecretFile(problem=_reason(error))
+    return SecretFile(bool(state.st_mode & stat.S_IROTH), _secret_problem(path, state))
+
+
+def _secret_problem(path: Path, state: os.stat_result) -> str | None:
+    if not stat.S_ISREG(state.st_mode):
+        return "it is not a regular file"
+    if not state.st_size:
+        return "it is empty"
+    return None if os.access(path, os.R_OK) else "it cannot be read by this user"
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+_POLICY_BYTES_AT_MOST = 16 << 20
+_HOT_NANOSECONDS = 20_000_000  # over the 10 ms by which the slowest kernel's file times advance
+
+# --- building -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A policy that loads, and what in it is surely unmeant as far as loading shows."""
+
+    policy: Policy
+    warnings: tuple[Fault, ...] = ()
+
+
+def build(sources: Sources, *, list_cache: Path | None = None) -> Loaded:
+    """Build the policy; `PolicyError` with every fault where there is one. The policy's own tests are not run."""
+    names = _names(sources.documents)
+    checked = [check_document(document, names) for document in sources.documents]
+    faults = [*sources.faults, *(fault for document in sources.documents for fault in document.faults)]
+    faults += (fault for one in checked for fault in one.faults)
+    faults += _merge_faults(sources.documents)
+    lists, list_faults, warnings = _load_lists(sources, list_cache)
+    faults += [*list_faults, *_wide_list_faults(sources.documents, lists)]
+    secret_faults, secret_warnings = _check_secrets(sources)
+    faults += secret_faults
+    if faults:
+        raise PolicyError(sorted(set(faults)))
+    policy = _policy(sources, checked, lists)
+    return Loaded(policy, tuple(sorted({*warnings, *secret_warnings})))
+
+
+def _names(documents: Iterable[Document]) -> Names:
+    """Collect what the files define, faulty entries too: a reference to one is not a fault of its own."""
+    found: dict[str, set[str]] = {section: set() for section in _NAMED_SECTIONS}
+    for document in documents:
+        for section, name, _ in _defined(document):
+            found[section].add(name)
+    return Names(**{section: frozenset(names) for section, names in found.items() if section in Names.__slots__})
+
+
+def _defined(document: Document) -> Iterator[tuple[str, str, Location]]:
+    for section, entry, steps in entries(document):
+        if section in ("clients", "lists", "secrets"):
+            yield section, str(steps[1]), document.locate(steps, key=True)
+        elif section in _NAMED_SECTIONS and isinstance(entry.get("name"), str):
+            yield section, entry["name"], document.locate((*steps, "name"))
+
+
+def _merge_faults(documents: Iterable[Document]) -> Iterator[Fault]:
+    """Find names that stand twice in their section over all files, and a second `defaults`."""
+    seen: dict[tuple[str, str], Location] = {}
+    for document in documents:
+        for section, name, location in _defined(document):
+            first = seen.setdefault((section, name), location)
+            if first is not location:
+                yield Fault(location, f"{_NAMED_SECTIONS[section]} {name!r} is defined twice, first at {first}")
+        if "defaults" in document.data:
+            location = document.locate(("defaults",), key=True)
+            first = seen.setdefault(("defaults", ""), location)
+            if first is not location:
+                yield Fault(location, f"'defaults' stands in two files, first at {first}, expected it in one at most")
+
+
+def _load_lists(sources: Sources, cache: Path | None) -> tuple[dict[str, HostList], list[Fault], list[Fault]]:
+    """Load every list that can be: the lists by name, the faults and the warnings."""
+    lists: dict[str, HostList] = {}
+    faults: list[Fault] = []
+    warnings: list[Fault] = []
+    for document, name, path in _file_entries(sources.documents, "lists"):
+        found = _load_list(path, sources.lists[path], document.locate(("lists", name), key=True), cache)
+        if isinstance(found, HostList):
+            lists[name] = found
+            warnings += _list_warnings(path, found)
+        else:
+            place = document.locate(("lists", name, "file"))
+            faults.append(Fault(place, f"list file {str(path)!r} cannot be read: {found}"))
+    if cache:
+        prune_cache(cache, [file.digest for file in sources.lists.values() if file.digest])
+    return lists, faults, warnings
+
+
+def _file_entries(documents: Iterable[Document], section: str) -> Iterator[tuple[Document, str, Path]]:
+    for document in documents:
+        for found, entry, steps in entries(document):
+            if found == section and _is_file_name(entry.get("file")):
+                yield document, str(steps[1]), document.path.parent / entry["file"]
+
+
+def _is_file_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
+def _load_list(path: Path, file: ListFile, place: Location, cache: Path | None) -> HostList | str:
+    """Load one list, or say why it cannot be."""
+    if file.digest is None:
+        return file.problem or "its content is not known"
+    try:
+        return load_list(path, file.digest, place, cache)
+    except ListChangedError:
+        return "it changed while it was read, and is read again in a moment"
+    except OSError as error:
+        return _reason(error)
+
+
+def _list_warnings(path: Path, hosts: HostList) -> Iterator[Fault]:
+    summary = hosts.summary
+    if summary.strange:
+        shown = ", ".join(f"{line.number} {line.text!r}" for line in summary.first_strange)
+        count = "1 line was" if summary.strange == 1 else f"{summary.strange:,} lines were"
+        place = Location(str(path), summary.first_strange[0].number, 1)
+        more = " and so on" if summary.strange > len(summary.first_strange) else ""
+        yield Fault(
+            place,
+            f"{count} not understood and left out: {shown}{more}; expected a host pattern, or an address and its names",
+        )
+    if not summary.patterns:
+        yield Fault(Location(str(path)), "the list holds no host pattern, so what names it matches nothing")
+
+
+def _wide_list_faults(documents: Iterable[Document], lists: Mapping[str, HostList]) -> Iterator[Fault]:
+    """Find the lists that hold what the hosts of an allow or of a credential may not."""
+    for document in documents:
+        for section, entry, steps in entries(document):
+            names = entry.get("lists")
+            if not isinstance(names, list) or not _opens(section, entry):
+                continue
+            for position, name in enumerate(names):
+                line = _forbidden(section, lists.get(name) if isinstance(name, str) else None)
+                if line:
+                    kind = "a credential" if section == "credentials" else "an allow"
+                    message = (
+                        f"list {name!r} holds {line.text!r} (its line {line.number}), too wide a pattern for {kind}"
+                    )
+                    yield Fault(document.locate((*steps, "lists", position)), message)
+
+
+def _opens(section: str, entry: Mapping[str, object]) -> bool:
+    return section == "credentials" or (section == "rules" and entry.get("action") == Action.ALLOW)
+
+
+def _forbidden(section: str, hosts: HostList | None) -> Line | None:
+    if hosts is None:
+        return None
+    return hosts.summary.wide or (hosts.summary.widest if section == "credentials" else None)
+
+
+def _check_secrets(sources: Sources) -> tuple[list[Fault], list[Fault]]:
+    """Find the secrets that too many can read (faults), and those that cannot be had (warnings)."""
+    faults: list[Fault] = []
+    warnings: list[Fault] = []
+    for document, name, path in _file_entries(sources.documents, "secrets"):
+        file = sources.secrets[path]
+        place = document.locate(("secrets", name, "file"))
+        if file.open_to_others:
+            faults.append(
+                Fault(place, f"secret file {str(path)!r} can be read by everyone, expected mode 0640 or less")
+            )
+        if file.problem:
+            warnings.append(Fault(place, f"secret {name!r} cannot be had: {str(path)!r}: {file.problem}"))
+    for document in sources.documents:
+        for section, entry, steps in entries(document):
+            variable = entry.get("env") if section == "secrets" else None
+            if isinstance(variable, str) and variable not in sources.environment:
+                message = (
+                    f"secret {str(steps[1])!r} cannot be had: {variable} is not set in this environment, or is empty"
+                )
+                warnings.append(Fault(document.locate((*steps, "env")), message))
+    return faults, warnings
+
+
+_NAMED_SECTIONS = {
+    "clients": "client",
+    "lists": "list",
+    "rules": "rule",
+    "rewrites": "rewrite",
+    "secrets": "secret",
+    "credentials": "credential",
+}
+
+# --- the checked models as a policy -------------------------------------------------------------------------------
+
+
+def _policy(sources: Sources, checked: Iterable[Checked], lists: Mapping[str, HostList]) -> Policy:
+    made = [_Maker(one.document, one.model) for one in checked if one.model]
+    defaults = next((maker.model.defaults for maker in made if maker.model.defaults), None) or Defaults()
+    return Policy(
+        revision=_revision(sources),
+        default_action=defaults.action,
+        default_reason=defaults.reason,
+        clients=tuple(client for maker in made for client in maker.clients()),
+        rules=tuple(rule for maker in made for rule in maker.rules()),
+        rewrites=tuple(rewrite for maker in made for rewrite in maker.rewrites()),
+        credentials=tuple(credential for maker in made for credential in maker.credentials()),
+        lists=lists,
+        secrets={secret.name: secret for maker in made for secret in maker.secrets()},
+        tests=tuple(test for maker in made for test in maker.tests()),
+    )
+
+
+def _revision(sources: Sources) -> str:
+    """Hash the names and contents of all files, secrets' contents left out."""
+    digest = hashlib.blake2b(digest_size=_REVISION_DIGITS // 2)
+    contents = [(document.path, hashlib.sha256(document.content).hexdigest()) for document in sources.documents]
+    contents += [(path, file.digest or "") for path, file in sources.lists.items()]
+    for path, content in contents:
+        digest.update(f"{os.path.relpath(path, sources.directory)}\0{content}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+_REVISION_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    """Makes the parts of a policy out of one file's model."""
+
+    document: Document
+    model: PolicyFile
+
+    def clients(self) -> Iterator[Client]:
+        for name, entry in (self.model.clients or {}).items():
+            users = None if entry.users is None else frozenset(entry.users)
+            yield Client(name, self._key("clients", name), _tuple(entry.networks), users)
+
+    def rules(self) -> Iterator[Rule]:
+        for position, entry in enumerate(self.model.rules or ()):
+            yield Rule(
+                name=entry.name,
+                location=self._place("rules", position),
+                action=entry.action,
+                match=_match(entry),
+                reason=entry.reason,
+                private=entry.private,
+                expires=entry.expires,
+                owner=entry.owner,
+            )
+
+    def rewrites(self) -> Iterator[Rewrite]:
+        for position, entry in enumerate(self.model.rewrites or ()):
+            place = self._place("rewrites", position)
+            yield Rewrite(entry.name, place, _match(entry), entry.to, entry.redirect, entry.private)
+
+    def secrets(self) -> Iterator[SecretSource]:
+        for name, entry in (self.model.secrets or {}).items():
+            file = None if entry.file is None else self.document.path.parent / entry.file
+            yield SecretSource(name, self._key("secrets", name), file, entry.env)
+
+    def credentials(self) -> Iterator[Credential]:
+        for position, entry in enumerate(self.model.credentials or ()):
+            template = _template(entry)
+            yield Credential(
+                name=entry.name,
+                location=self._place("credentials", position),
+                match=_match(entry),
+                header=entry.header,
+                template=template,
+                secrets=parse_template(template),
+                username=entry.basic.username if entry.basic else None,
+            )
+
+    def tests(self) -> Iterator[PolicyTest]:
+        for position, entry in enumerate(self.model.tests or ()):
+            yield PolicyTest(
+                location=self._place("tests", position),
+                method=entry.request[0],
+                url=entry.request[1],
+                expect=entry.expect,
+                client=entry.client,
+                user=entry.user,
+                at=entry.at,
+                rule=entry.rule,
+                credentials=_tuple(entry.credentials),
+            )
+
+    def _place(self, *steps: str | int) -> Location:
+        return self.document.locate(steps)
+
+    def _key(self, *steps: str) -> Location:
+        return self.document.locate(steps, key=True)
+
+
+def _match(entry: RuleEntry | RewriteEntry | CredentialEntry) -> Match:
+    return Match(
+        clients=_set(entry.clients),
+        hosts=_tuple(entry.hosts),
+        lists=_tuple(entry.lists),
+        schemes=_set(entry.schemes),
+        ports=_tuple(entry.ports),
+        methods=_set(entry.methods),
+        paths=_tuple(entry.paths),
+        query=tuple(QueryPattern(key, pattern) for key, pattern in entry.query.items()) if entry.query else None,
+    )
+
+
+def _template(entry: CredentialEntry) -> str:
+    if entry.value is not None:
+        return entry.value
+    return f"{{{entry.basic.password}}}" if entry.basic else f"Bearer {{{entry.bearer}}}"
+
+
+def _tuple(values: list[T] | None) -> tuple[T, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _set(values: list[str] | None) -> frozenset[str] | None:
+    return None if values is None else frozenset(values)

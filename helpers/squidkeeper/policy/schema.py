@@ -1,0 +1,585 @@
+"""The shape of a policy file (floor 2): pydantic models, and their errors in the words of the policy language.
+
+Each field parses its text into what it means, so that one validation finds every fault. What a field may say often
+hangs on the fields above it (the hosts of an allow, the target of a rewrite): those come first in the model.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from squidkeeper.errors import InvalidUrl, PatternError
+from squidkeeper.policy.document import Document, Unquoted, describe, quote_it
+from squidkeeper.policy.faults import Fault
+from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
+from squidkeeper.policy.model import INJECTABLE_HEADERS, VERDICT_NAMES, Action, Target
+from squidkeeper.policy.paths import PathPattern, parse_path_pattern
+from squidkeeper.policy.targets import check_target, parse_target
+from squidkeeper.policy.templates import parse_template
+from squidkeeper.url import Address, parse_address
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names that all files together define, for each section: what a reference may be to."""
+
+    clients: frozenset[str] = frozenset()
+    lists: frozenset[str] = frozenset()
+    rules: frozenset[str] = frozenset()
+    secrets: frozenset[str] = frozenset()
+    credentials: frozenset[str] = frozenset()
+
+
+# --- what a field may hold ----------------------------------------------------------------------------------------
+
+
+def _fault(message: str) -> PydanticCustomError:
+    return PydanticCustomError("fault", "{message}", {"message": message})
+
+
+def _wrong_type(expected: str) -> PydanticCustomError:
+    return PydanticCustomError("wrong_type", "expected {expected}", {"expected": expected})
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise _wrong_type("text")
+    return value
+
+
+def _some_text(value: object) -> str:
+    if not _text(value).strip():
+        raise _wrong_type("text")
+    return cast("str", value)
+
+
+def _parsed(parse: Callable[[str], T]) -> Any:
+    """Make the validator of a text field out of a parser that raises `PatternError`."""
+
+    def validate(value: object) -> T:
+        try:
+            return parse(_some_text(value))
+        except PatternError as error:
+            raise _fault(str(error)) from None
+
+    return PlainValidator(validate, json_schema_input_type=str)
+
+
+def _known(section: str, kind: str) -> Any:
+    """Make the validator of a reference to a name of `section`."""
+
+    def validate(value: object, info: ValidationInfo) -> str:
+        return _check_known(_some_text(value), kind, getattr(_names_of(info), section))
+
+    return PlainValidator(validate, json_schema_input_type=str)
+
+
+def _names_of(info: ValidationInfo) -> Names:
+    return cast("Names", info.context)
+
+
+def _check_known(name: str, kind: str, known: frozenset[str]) -> str:
+    if name not in known:
+        expected = suggestion(name, known) or f", expected {one_of(known)}"
+        raise _fault(f"there is no {kind} {name!r}{expected}")
+    return name
+
+
+def _name(text: str) -> str:
+    if len(text) > _NAME_AT_MOST or not text.isprintable():
+        raise PatternError(f"name {text[:_NAME_AT_MOST]!r} is not up to {_NAME_AT_MOST} printable characters")
+    return text
+
+
+def _rule_name(text: str) -> str:
+    if text in VERDICT_NAMES:
+        raise PatternError(f"{text!r} is a verdict of squidkeeper's own, expected another name")
+    return _name(text)
+
+
+def _secret_name(text: str) -> str:
+    if set(text) & set("{}[]!:"):  # string.Formatter takes them for more than a name
+        raise PatternError(
+            f"secret name {text!r} holds a character that has a meaning in 'value', expected none of {{}}[]!:"
+        )
+    return _name(text)
+
+
+def _prose(text: str) -> str:
+    """Read a text for people; the newline that a YAML block ends with is not part of it."""
+    text = text.strip()
+    if len(text) > _PROSE_AT_MOST:
+        raise PatternError(f"the text is {len(text):,} characters long, expected {_PROSE_AT_MOST:,} at most")
+    if any(unicodedata.category(character) == "Cc" for character in text.replace("\n", "")):
+        raise PatternError("the text holds a control character, expected none")
+    return text
+
+
+def _action(text: str) -> Action:
+    return Action(_one_of(text, tuple(Action)))
+
+
+def _scheme(text: str) -> str:
+    return _one_of(text, ("http", "https"))
+
+
+def _one_of(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise PatternError(f"{text!r} is not understood, expected {one_of(choices)}")
+    return text
+
+
+def _method(text: str) -> str:
+    if text in _NO_METHOD:
+        raise PatternError(_NO_METHOD[text])
+    if not _TOKEN.fullmatch(text):
+        raise PatternError(f"method {text!r} can never match, expected an upper-case name such as GET")
+    if text != text.upper():
+        raise PatternError(f"method {text!r} is not upper-case, expected {text.upper()!r}")
+    return text
+
+
+def _user(text: str) -> str:
+    if not text.isprintable():
+        raise PatternError(f"user {text!r} holds a control character, expected the name of a proxy user")
+    return text
+
+
+def _header(text: str) -> str:
+    for header in INJECTABLE_HEADERS:
+        if header.lower() == text.lower():
+            return header
+    raise PatternError(f"squid.conf is not made to inject header {text!r}, expected {one_of(INJECTABLE_HEADERS)}")
+
+
+def _environment_name(text: str) -> str:
+    if "=" in text or "\0" in text:
+        raise PatternError(f"{text!r} is not the name of an environment variable")
+    return text
+
+
+def _file(text: str) -> str:
+    if not text.isprintable():
+        raise PatternError(f"file name {text!r} holds a control character, expected none")
+    return text
+
+
+def _client_address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except InvalidUrl as error:
+        raise PatternError(f"{error}, expected one such as 192.168.137.10") from error
+
+
+def _request(text: str) -> tuple[str, str]:
+    method, _, url = text.partition(" ")
+    if not _TOKEN.fullmatch(method) or not _ABSOLUTE.match(url):
+        raise PatternError(f"request {text!r} is not 'METHOD URL', expected one such as GET https://example.com/")
+    if method == "CONNECT" or method != method.upper():
+        raise PatternError(f"a test cannot ask with method {method!r}, expected an upper-case one other than CONNECT")
+    return method, url
+
+
+def _username(value: object) -> str:
+    text = _text(value)
+    if ":" in text or not text.isprintable():
+        raise _fault(f"username {text!r} holds a ':' or a control character, which a basic credential cannot")
+    return text
+
+
+def _port(value: object) -> range:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _port_range(value, value, str(value))
+    match = _PORTS.fullmatch(value) if isinstance(value, str) else None
+    if not match:
+        raise _wrong_type(_EXPECTED_PORT)
+    return _port_range(int(match[1]), int(match[2]), match[0])
+
+
+def _port_range(first: int, last: int, text: str) -> range:
+    if not 1 <= first <= last <= _PORT_AT_MOST:
+        raise _fault(f"port {text} can never match, expected {_EXPECTED_PORT}")
+    return range(first, last + 1)
+
+
+def _time(value: object) -> datetime:
+    text = value.text if isinstance(value, Unquoted) else value
+    match = _TIME.fullmatch(text) if isinstance(text, str) else None
+    if not match:
+        raise _wrong_type(_EXPECTED_TIME)
+    if not match["zone"]:
+        raise _fault(f"time {text} has no time zone, expected {_EXPECTED_TIME}")
+    try:
+        return datetime.fromisoformat(match[0].upper())
+    except ValueError as error:
+        raise _fault(f"time {text} does not exist ({error}), expected {_EXPECTED_TIME}") from None
+
+
+def _version(value: object) -> int:
+    if value != 1 or not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong_type("the number 1, which is the version of the language that this squidkeeper understands")
+    return value
+
+
+def _redirect(value: object) -> int:
+    if value not in _REDIRECTS or isinstance(value, bool):
+        raise _wrong_type(f"one of the numbers {', '.join(map(str, _REDIRECTS))}")
+    return value
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong_type("true or false")
+    return value
+
+
+def _rule_host(value: object, info: ValidationInfo) -> HostPattern:
+    pattern = _host(value)
+    if info.data.get("action") is Action.ALLOW and pattern.covers_single_label:
+        raise _fault(f"host pattern {pattern.text!r} in an allow covers a whole top-level domain, {_NARROWER}")
+    return pattern
+
+
+def _credential_host(value: object) -> HostPattern:
+    pattern = _host(value)
+    if pattern.form is HostForm.ANY:
+        raise _fault("host pattern '*' in a credential would give it to any host, expected the hosts that it is for")
+    if pattern.covers_single_label:
+        raise _fault(f"host pattern {pattern.text!r} in a credential covers a whole top-level domain, {_NARROWER}")
+    return pattern
+
+
+def _host(value: object) -> HostPattern:
+    try:
+        return parse_host_pattern(_some_text(value))
+    except PatternError as error:
+        raise _fault(str(error)) from None
+
+
+def _to(value: object, info: ValidationInfo) -> Target:
+    """Parse a target, as far as the fields above it are valid in the light of them."""
+    try:
+        target = parse_target(_some_text(value))
+        if "schemes" in info.data and "paths" in info.data:
+            check_target(target, info.data["schemes"], info.data["paths"])
+    except PatternError as error:
+        raise _fault(str(error)) from None
+    return target
+
+
+def _value(value: object, info: ValidationInfo) -> str:
+    text = _some_text(value)
+    try:
+        secrets = parse_template(text)
+    except PatternError as error:
+        raise _fault(str(error)) from None
+    for name in secrets:
+        _check_known(name, "secret", _names_of(info).secrets)
+    return text
+
+
+def _tested_rule(value: object, info: ValidationInfo) -> str:
+    return _check_known(_some_text(value), "rule or verdict", _names_of(info).rules | VERDICT_NAMES)
+
+
+_NAME_AT_MOST = 100
+_PROSE_AT_MOST = 1000
+_PORT_AT_MOST = 65535
+_REDIRECTS = (301, 302, 303, 307, 308)
+_NO_METHOD = {
+    "CONNECT": "CONNECT is transport, not a method to list: expected the methods of the requests inside the tunnel",
+    "TRACE": "TRACE is always denied, expected another method",
+}
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/]\S*")
+_PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+_TIME = re.compile(
+    r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?P<zone>[Zz]|[+-]\d{2}:\d{2})?)?", re.ASCII
+)
+_EXPECTED_PORT = 'a number from 1 to 65535 (without quotes), or "from-to"'
+_EXPECTED_TIME = "a time with its zone such as 2026-12-01T18:00:00Z"
+_NARROWER = "expected a narrower one"
+
+Name = Annotated[str, _parsed(_name)]
+RuleName = Annotated[str, _parsed(_rule_name)]
+SecretName = Annotated[str, _parsed(_secret_name)]
+Prose = Annotated[str, _parsed(_prose)]
+ActionText = Annotated[Action, _parsed(_action)]
+Truth = Annotated[bool, PlainValidator(_truth, json_schema_input_type=bool)]
+Time = Annotated[datetime, PlainValidator(_time, json_schema_input_type=datetime)]
+KnownClient = Annotated[str, _known("clients", "client")]
+KnownList = Annotated[str, _known("lists", "list")]
+KnownSecret = Annotated[str, _known("secrets", "secret")]
+KnownCredential = Annotated[str, _known("credentials", "credential")]
+AnyText = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
+File = Annotated[str, _parsed(_file)]
+
+# --- the models ---------------------------------------------------------------------------------------------------
+
+
+class _Model(BaseModel):
+    """A mapping of the language: no key but its own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+class Defaults(_Model):
+    """What happens when no rule matches."""
+
+    action: ActionText = Action.DENY
+    reason: Prose | None = None
+
+
+class ClientEntry(_Model):
+    """Who asks."""
+
+    networks: list[Annotated[Network, _parsed(parse_network)]] | None = None
+    users: list[Annotated[str, _parsed(_user)]] | None = None
+
+
+class ListEntry(_Model):
+    """A long host list in a file of its own."""
+
+    file: File
+
+
+class SecretEntry(_Model):
+    """Where a value comes from."""
+
+    file: File | None = None
+    env: Annotated[str, _parsed(_environment_name)] | None = None
+
+
+class MatchFields(_Model):
+    """The fields by which rules, rewrites and credentials match, hosts aside."""
+
+    clients: list[KnownClient] | None = None
+    lists: list[KnownList] | None = None
+    schemes: list[Annotated[str, _parsed(_scheme)]] | None = None
+    ports: list[Annotated[range, PlainValidator(_port, json_schema_input_type=int | str)]] | None = None
+    methods: list[Annotated[str, _parsed(_method)]] | None = None
+    paths: list[Annotated[PathPattern, _parsed(parse_path_pattern)]] | None = None
+    query: dict[AnyText, AnyText] | None = None
+
+
+class RuleEntry(MatchFields):
+    """A rule."""
+
+    name: RuleName
+    action: ActionText
+    hosts: list[Annotated[HostPattern, PlainValidator(_rule_host, json_schema_input_type=str)]] | None = None
+    reason: Prose | None = None
+    private: Truth = False
+    expires: Time | None = None
+    owner: Prose | None = None
+
+
+class RewriteEntry(MatchFields):
+    """A rewrite."""
+
+    name: Name
+    hosts: list[Annotated[HostPattern, _parsed(parse_host_pattern)]] | None = None
+    to: Annotated[Target, PlainValidator(_to, json_schema_input_type=str)]
+    redirect: Annotated[int, PlainValidator(_redirect, json_schema_input_type=int)] | None = None
+    private: Truth = False
+
+
+class Basic(_Model):
+    """A basic credential."""
+
+    username: Annotated[str, PlainValidator(_username, json_schema_input_type=str)]
+    password: KnownSecret
+
+
+class CredentialEntry(MatchFields):
+    """A credential."""
+
+    name: Name
+    hosts: list[Annotated[HostPattern, PlainValidator(_credential_host, json_schema_input_type=str)]]
+    header: Annotated[str, _parsed(_header)] = INJECTABLE_HEADERS[0]
+    bearer: KnownSecret | None = None
+    basic: Basic | None = None
+    value: Annotated[str, PlainValidator(_value, json_schema_input_type=str)] | None = None
+
+
+class TestEntry(_Model):
+    """A test of the policy."""
+
+    request: Annotated[tuple[str, str], _parsed(_request)]
+    expect: ActionText
+    client: Annotated[Address, _parsed(_client_address)] | None = None
+    user: Annotated[str, _parsed(_user)] | None = None
+    at: Time | None = None
+    rule: Annotated[str, PlainValidator(_tested_rule, json_schema_input_type=str)] | None = None
+    credentials: list[KnownCredential] | None = None
+
+
+class PolicyFile(_Model):
+    """One file of a policy."""
+
+    version: Annotated[int, PlainValidator(_version, json_schema_input_type=int)]
+    defaults: Defaults | None = None
+    clients: dict[Name, ClientEntry] | None = None
+    lists: dict[Name, ListEntry] | None = None
+    rules: list[RuleEntry] | None = None
+    rewrites: list[RewriteEntry] | None = None
+    secrets: dict[SecretName, SecretEntry] | None = None
+    credentials: list[CredentialEntry] | None = None
+    tests: list[TestEntry] | None = None
+
+
+# --- validation and its words -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Checked:
+    """What became of one file: its model where it has no fault."""
+
+    document: Document
+    model: PolicyFile | None = None
+    faults: list[Fault] = field(default_factory=list)
+
+
+def check_document(document: Document, names: Names) -> Checked:
+    """Validate one file against the language; a file that could not be read has no further faults."""
+    if document.root is None:
+        return Checked(document)
+    faults = _choice_faults(document)
+    try:
+        model = PolicyFile.model_validate(document.data, context=names)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        return Checked(document, None, [*faults, *_faults(document, details)])
+    return Checked(document, model, faults)
+
+
+def one_of(choices: Mapping[str, object] | frozenset[str] | tuple[str, ...]) -> str:
+    """List what a value may be, in the words of a fault."""
+    shown = [*choices] if isinstance(choices, tuple) else sorted(choices)
+    if not shown:
+        return "one to be defined first"
+    more = f" or one of {len(shown) - _SHOWN_AT_MOST} others" if len(shown) > _SHOWN_AT_MOST else ""
+    return f"one of {', '.join(shown[:_SHOWN_AT_MOST])}{more}" if len(shown) > 1 else shown[0]
+
+
+def suggestion(name: str, known: Mapping[str, object] | frozenset[str]) -> str:
+    """Point at the nearest name that is known, if one is near."""
+    import difflib  # late: only a fault needs it
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _faults(document: Document, details: list[ErrorDetails]) -> list[Fault]:
+    return [fault for detail in details for fault in [_fault_of(document, detail)] if fault]
+
+
+def _fault_of(document: Document, detail: ErrorDetails) -> Fault | None:
+    steps = [step for step in detail["loc"] if step != "[key]"]
+    value = detail["input"]
+    if isinstance(value, Unquoted) and value.null and detail["type"] != "extra_forbidden":
+        return None  # the document has said so
+    on_key = detail["type"] == "extra_forbidden" or detail["loc"][-1:] == ("[key]",)
+    message = _message(detail, steps)
+    return Fault(document.locate(steps, key=on_key), message) if message else None
+
+
+def _message(detail: ErrorDetails, steps: list[int | str]) -> str:
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "fault":
+            return str(context["message"])
+        case "extra_forbidden":
+            known = _fields(steps)
+            key = str(steps[-1])
+            return f"unknown key {key!r}{suggestion(key, known) or f', expected {one_of(known)}'}"
+        case "missing":
+            return "" if detail["input"] == {} else f"key {steps[-1]!r} is missing{_OF.get(str(steps[-1]), '')}"
+        case _:
+            expected = str(context.get("expected") or _EXPECTED.get(detail["type"], detail["msg"]))
+            return _type_message(steps, detail["input"], expected)
+
+
+def _type_message(steps: list[int | str], value: object, expected: str) -> str:
+    what = f"an entry of {steps[-2]!r}" if isinstance(steps[-1], int) else f"{steps[-1]!r}"
+    mend = quote_it(value) if expected == "text" else ""
+    if expected == "text" and isinstance(value, dict):
+        mend = ": quote it, if it is one that starts with '{'"
+    return f"{what} is {describe(value)}, expected {expected}{mend}"
+
+
+def _fields(steps: list[int | str]) -> frozenset[str]:
+    """List the keys of the mapping in which the last step was not understood."""
+    if len(steps) == 1:
+        return frozenset(PolicyFile.model_fields)
+    if steps[-2] == "basic":
+        return frozenset(Basic.model_fields)
+    return frozenset(_ENTRIES[str(steps[0])].model_fields)
+
+
+def _choice_faults(document: Document) -> list[Fault]:
+    """Find the entries that have none, or more than one, of the keys of which they need one."""
+    found = []
+    for section, entry, steps in entries(document):
+        keys, several = _CHOICES.get(section, ((), True))
+        given = [key for key in keys if key in entry]
+        if keys and entry and (not given or (len(given) > 1 and not several)):
+            amount = "at least one" if several else "exactly one"
+            got = " and ".join(repr(key) for key in given) or "none of them"
+            message = f"{got} given, expected {amount} of {', '.join(keys)}"
+            found.append(Fault(document.locate(steps), message))
+    return found
+
+
+def entries(document: Document) -> list[tuple[str, dict[str, Any], tuple[str, int | str]]]:
+    """List the mappings in the sections of a file as they stand: section, entry, and the steps that lead there."""
+    found: list[tuple[str, dict[str, Any], tuple[str, int | str]]] = []
+    for section in _ENTRIES:
+        values = document.data.get(section)
+        pairs: list[tuple[int | str, object]] = []
+        if isinstance(values, dict):
+            pairs = [*values.items()]
+        elif isinstance(values, list):
+            pairs = [*enumerate(values)]
+        found += [(section, entry, (section, step)) for step, entry in pairs if isinstance(entry, dict)]
+    return found
+
+
+_SHOWN_AT_MOST = 12
+_ENTRIES: dict[str, type[_Model]] = {
+    "defaults": Defaults,
+    "clients": ClientEntry,
+    "lists": ListEntry,
+    "rules": RuleEntry,
+    "rewrites": RewriteEntry,
+    "secrets": SecretEntry,
+    "credentials": CredentialEntry,
+    "tests": TestEntry,
+}
+_CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
+    "clients": (("networks", "users"), True),
+    "secrets": (("file", "env"), False),
+    "credentials": (("bearer", "basic", "value"), False),
+}
+_EXPECTED = {
+    "list_type": "a list, such as [one, two]",
+    "dict_type": "a mapping (key: value)",
+    "model_type": "a mapping (key: value)",
+    "model_attributes_type": "a mapping (key: value)",
+}
+_OF = {
+    "version": ", expected 'version: 1' in each file",
+    "hosts": ", expected the hosts that the credential is for",
+    "action": ", expected allow or deny",
+    "expect": ", expected allow or deny",
+}

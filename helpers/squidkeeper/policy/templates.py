@@ -1,0 +1,28 @@
+"""The value of a credential as text with {secret} in it (floor 2)."""
+
+from __future__ import annotations
+
+import re
+
+from squidkeeper.errors import PatternError
+
+_PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_PRINTABLE = re.compile(r"[\x20-\x7e]*")
+
+
+def parse_template(text: str) -> tuple[str, ...]:
+    """List the secrets that a template names, in order; `PatternError` where it is none, or names none.
+
+    Literal braces are doubled. The rest is sent in a header as it stands, and so has to be printable ASCII.
+    """
+    for match in _PART.finditer(text):
+        if match[0] in ("{", "}"):
+            raise PatternError(f"value {text!r} has a {match[0]!r} alone, expected {{secret}}, or braces doubled")
+    if not _PRINTABLE.fullmatch(_PART.sub("", text)):
+        raise PatternError(f"value {text!r} holds something else than printable ASCII, which no header can carry")
+    names = tuple(dict.fromkeys(match[1] for match in _PART.finditer(text) if match[1] is not None))
+    if not names:
+        raise PatternError(
+            "the value names no secret, expected one such as {name}: a policy never holds a value itself"
+        )
+    return names
