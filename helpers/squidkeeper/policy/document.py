@@ -8,8 +8,9 @@ aliases are bounded.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -18,7 +19,6 @@ from yaml.events import (
     DocumentStartEvent,
     Event,
     MappingEndEvent,
-    MappingStartEvent,
     NodeEvent,
     ScalarEvent,
     SequenceEndEvent,
@@ -47,16 +47,26 @@ class Unquoted:
         return self.meaning == _NULL
 
 
+Place = int  # line and column in one number: a policy of ten thousand rules has some hundred thousand places
+
+
 @dataclass(slots=True)
 class Node:
-    """A value with its place; `children` by key or by index, `keys` the places of a mapping's keys."""
+    """A value with its place, and the place of its key; `children` by key or by index, None for a scalar."""
 
-    line: int
-    column: int
+    place: Place
     data: object
-    children: dict[object, Node] = field(default_factory=dict)
-    keys: dict[object, tuple[int, int]] = field(default_factory=dict)
+    children: dict[str, Node] | list[Node] | None = None
+    key_place: Place = 0
     size: int = 1
+
+    def child(self, step: str | int) -> Node | None:
+        """Find the value of a key or at an index, if there is one."""
+        if isinstance(self.children, dict) and isinstance(step, str):
+            return self.children.get(step)
+        if isinstance(self.children, list) and isinstance(step, int):
+            return self.children[step] if step < len(self.children) else None
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +83,16 @@ class Document:
         """The mapping that the file holds; empty where it holds none."""
         return self.root.data if self.root and isinstance(self.root.data, dict) else {}
 
-    def locate(self, steps: Sequence[object], *, key: bool = False) -> Location:
+    def locate(self, steps: Sequence[str | int], *, key: bool = False) -> Location:
         """Find the place of the value, or of the key, that `steps` lead to; as far as they lead."""
         node = self.root
-        place = (node.line, node.column) if node else (0, 0)
-        for position, step in enumerate(steps, 1):
-            if node is None:
+        for step in steps:
+            child = node.child(step) if node else None
+            if child is None:
                 break
-            last = position == len(steps)
-            child = node.children.get(step)
-            if (key and last) or child is None:
-                return Location(str(self.path), *node.keys.get(step, (node.line, node.column)))
-            node, place = child, (child.line, child.column)
-        return Location(str(self.path), *place)
+            node = child
+        place = (key and node.key_place) or node.place if node else 0
+        return _location(str(self.path), place)
 
 
 def parse_document(path: Path, content: bytes) -> Document:
@@ -98,9 +105,9 @@ def parse_document(path: Path, content: bytes) -> Document:
 class _UnreadableError(Exception):
     """The rest of the file cannot be read; carries the fault."""
 
-    def __init__(self, line: int, column: int, message: str) -> None:
+    def __init__(self, place: Place, message: str) -> None:
         super().__init__(message)
-        self.line, self.column, self.message = line, column, message
+        self.place, self.message = place, message
 
 
 class _Composer:
@@ -118,14 +125,14 @@ class _Composer:
             self._events = _events(text)
             return self._document()
         except _UnreadableError as error:
-            self._fault(error.line, error.column, error.message)
+            self._fault(error.place, error.message)
             return None
 
     def _document(self) -> Node | None:
         next(self._events)  # the start of the stream
         event = next(self._events)
         if isinstance(event, StreamEndEvent):
-            raise _UnreadableError(1, 1, "the file is empty, expected 'version: 1' and the sections of a policy")
+            raise _UnreadableError(_at(1, 1), "the file is empty, expected 'version: 1' and the sections of a policy")
         root = self._node(next(self._events), 0)
         next(self._events)  # the end of the document
         for event in self._events:
@@ -133,9 +140,7 @@ class _Composer:
                 self._fault_at(event, "a second YAML document starts here, expected one a file")
                 break
         if not isinstance(root.data, dict):
-            raise _UnreadableError(
-                root.line, root.column, "the file holds no mapping, expected 'version: 1' and sections"
-            )
+            raise _UnreadableError(root.place, "the file holds no mapping, expected 'version: 1' and sections")
         return root
 
     def _node(self, event: Event, depth: int) -> Node:
@@ -145,64 +150,66 @@ class _Composer:
             raise _unreadable(event, f"values are nested more than {_DEPTH_AT_MOST} deep")
         assert isinstance(event, NodeEvent)  # noqa: S101 - libyaml's grammar: nothing else can stand here
         self._check_tag(event)
-        node = self._start(event)
         if event.anchor:
             self._anchors[event.anchor] = None
-        if isinstance(event, MappingStartEvent):
-            self._fill_mapping(node, depth)
-        elif isinstance(event, SequenceStartEvent):
-            self._fill_sequence(node, depth)
+        node = self._filled(event, depth)
         if event.anchor:
             self._anchors[event.anchor] = node
         if node.size > _VALUES_AT_MOST:
             raise _unreadable(event, f"with its aliases written out this holds more than {_VALUES_AT_MOST:,} values")
         return node
 
-    def _start(self, event: NodeEvent) -> Node:
-        data = _scalar(event) if isinstance(event, ScalarEvent) else [] if isinstance(event, SequenceStartEvent) else {}
-        return Node(*_start_of(event), data)
+    def _filled(self, event: NodeEvent, depth: int) -> Node:
+        place = _start_of(event)
+        if isinstance(event, ScalarEvent):
+            return Node(place, _scalar(event))
+        if isinstance(event, SequenceStartEvent):
+            return self._filled_sequence(Node(place, None), depth)
+        return self._filled_mapping(Node(place, None), depth)
 
-    def _fill_mapping(self, node: Node, depth: int) -> None:
-        assert isinstance(node.data, dict)  # noqa: S101 - made so by _start
+    def _filled_mapping(self, node: Node, depth: int) -> Node:
+        children: dict[str, Node] = {}
         while not isinstance(event := next(self._events), MappingEndEvent):
             key = self._node(event, depth + 1)
             value = self._node(next(self._events), depth + 1)
             node.size += value.size
-            if not self._takes_key(node, key):
-                continue
-            node.data[key.data] = value.data
-            node.children[key.data] = value
-            node.keys[key.data] = (key.line, key.column)
-            self._check_value(key.line, key.column, f"{key.data!r}", value)
+            if not isinstance(key.data, str):
+                self._fault(key.place, f"a key is {describe(key.data)}, expected text{quote_it(key.data)}")
+            elif self._takes_key(children, key.data, key.place):
+                name = sys.intern(key.data)
+                value.key_place = key.place
+                children[name] = value
+                self._check_value(repr(name), value)
+        node.children = children
+        node.data = {name: child.data for name, child in children.items()}
+        return node
 
-    def _takes_key(self, node: Node, key: Node) -> bool:
-        if not isinstance(key.data, str):
-            self._fault(key.line, key.column, f"a key is {describe(key.data)}, expected text{quote_it(key.data)}")
-        elif key.data == "<<":
-            self._fault(key.line, key.column, "merge keys ('<<') are not understood, expected the keys themselves")
-        elif key.data in node.keys:
-            first = Location(self.file, *node.keys[key.data])
-            self._fault(key.line, key.column, f"key {key.data!r} stands here twice, first at {first}")
-        else:
-            return True
-        return False
+    def _takes_key(self, children: dict[str, Node], key: str, place: Place) -> bool:
+        first = children.get(key)
+        if first is not None:
+            self._fault(place, f"key {key!r} stands here twice, first at {_location(self.file, first.key_place)}")
+        elif key == "<<":
+            self._fault(place, "merge keys ('<<') are not understood, expected the keys themselves")
+        return first is None and key != "<<"
 
-    def _fill_sequence(self, node: Node, depth: int) -> None:
-        assert isinstance(node.data, list)  # noqa: S101 - made so by _start
+    def _filled_sequence(self, node: Node, depth: int) -> Node:
+        children: list[Node] = []
         while not isinstance(event := next(self._events), SequenceEndEvent):
             value = self._node(event, depth + 1)
             node.size += value.size
-            node.children[len(node.data)] = value
-            node.data.append(value.data)
-            self._check_value(value.line, value.column, "an entry of a list", value)
+            children.append(value)
+            self._check_value("an entry of a list", value)
+        node.children = children
+        node.data = [child.data for child in children]
+        return node
 
-    def _check_value(self, line: int, column: int, what: str, value: Node) -> None:
+    def _check_value(self, what: str, value: Node) -> None:
         """Note a key with nothing after it and an empty list, which are never 'left out'."""
         if isinstance(value.data, Unquoted) and value.data.null:
-            self._fault(line, column, f"{what} has no value, expected one (or the key left out)")
+            self._fault(value.key_place or value.place, f"{what} has no value, expected one (or the key left out)")
         elif value.data == [] or value.data == {}:
             kind = "list" if value.data == [] else "mapping"
-            self._fault(value.line, value.column, f"{what} is an empty {kind}, expected entries (or the key left out)")
+            self._fault(value.place, f"{what} is an empty {kind}, expected entries (or the key left out)")
 
     def _alias(self, event: AliasEvent) -> Node:
         name = event.anchor
@@ -211,7 +218,7 @@ class _Composer:
         node = self._anchors[name]
         if node is None:
             raise _unreadable(event, f"'*{name}' stands inside of '&{name}' itself")
-        return node
+        return replace(node)  # the value of another key: the place of that is its own
 
     def _check_tag(self, event: NodeEvent) -> None:
         tag = getattr(event, "tag", None)
@@ -221,10 +228,10 @@ class _Composer:
             )
 
     def _fault_at(self, event: Event, message: str) -> None:
-        self._fault(*_start_of(event), message)
+        self._fault(_start_of(event), message)
 
-    def _fault(self, line: int, column: int, message: str) -> None:
-        self.faults.append(Fault(Location(self.file, line, column), message))
+    def _fault(self, place: Place, message: str) -> None:
+        self.faults.append(Fault(_location(self.file, place), message))
 
 
 # --- text and syntax ----------------------------------------------------------------------------------------------
@@ -234,17 +241,16 @@ def _decode(content: bytes) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, column = _place(content[: error.start].decode("utf-8", "replace"))
-        raise _UnreadableError(line, column, f"byte 0x{content[error.start]:02x} is not UTF-8") from error
+        place = _place(content[: error.start].decode("utf-8", "replace"))
+        raise _UnreadableError(place, f"byte 0x{content[error.start]:02x} is not UTF-8") from error
     bad = Reader.NON_PRINTABLE.search(text)
     if bad:
-        line, column = _place(text[: bad.start()])
-        raise _UnreadableError(line, column, f"the character U+{ord(bad[0]):04X} may not stand in YAML")
+        raise _UnreadableError(_place(text[: bad.start()]), f"the character U+{ord(bad[0]):04X} may not stand in YAML")
     return text
 
 
-def _place(before: str) -> tuple[int, int]:
-    return before.count("\n") + 1, len(before) - before.rfind("\n")
+def _place(before: str) -> Place:
+    return _at(before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
 def _events(text: str) -> Iterator[Event]:
@@ -257,10 +263,10 @@ def _events(text: str) -> Iterator[Event]:
 def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> _UnreadableError:
     mark = error.problem_mark or error.context_mark
     if mark is None:
-        return _UnreadableError(1, 1, f"not YAML: {error.problem}")
+        return _UnreadableError(_at(1, 1), f"not YAML: {error.problem}")
     hint = _hint(text, error)
     context = f"{error.context}: " if error.context else ""
-    return _UnreadableError(mark.line + 1, mark.column + 1, f"not YAML: {context}{error.problem}{hint}")
+    return _UnreadableError(_at(mark.line + 1, mark.column + 1), f"not YAML: {context}{error.problem}{hint}")
 
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
@@ -278,12 +284,20 @@ def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
 
 
 def _unreadable(event: Event, message: str) -> _UnreadableError:
-    return _UnreadableError(*_start_of(event), message)
+    return _UnreadableError(_start_of(event), message)
 
 
-def _start_of(event: Event) -> tuple[int, int]:
+def _start_of(event: Event) -> Place:
     mark = event.start_mark
-    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    return _at(mark.line + 1, mark.column + 1) if mark else _at(1, 1)
+
+
+def _at(line: int, column: int) -> Place:
+    return line << _COLUMN_BITS | min(column, _COLUMN_MASK)
+
+
+def _location(file: str, place: Place) -> Location:
+    return Location(file, place >> _COLUMN_BITS, place & _COLUMN_MASK)
 
 
 # --- scalars ------------------------------------------------------------------------------------------------------
@@ -331,6 +345,8 @@ def _short(text: str) -> str:
     return text if len(text) <= _SHOWN_AT_MOST else f"{text[:_SHOWN_AT_MOST]}…"
 
 
+_COLUMN_BITS = 20
+_COLUMN_MASK = (1 << _COLUMN_BITS) - 1
 _SHOWN_AT_MOST = 60
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 _TRUTH = {"true": True, "false": False}

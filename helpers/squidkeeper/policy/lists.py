@@ -12,7 +12,8 @@ import json
 import os
 import re
 import struct
-import tempfile
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import marisa_trie
 
@@ -82,7 +83,7 @@ def list_digest(path: Path) -> str:
     """Hash the content of a list, without holding it in memory; OSError where it cannot be read."""
     with _open_list(path) as file:
         digest = _new_digest()
-        while block := file.read(1 << 18):
+        while block := file.read(_BLOCK):
             digest.update(block)
     return str(digest.hexdigest())
 
@@ -97,7 +98,7 @@ def load_list(path: Path, digest: str, location: Location, cache: Path | None = 
     found = _read_cached(cached)
     if found is None:
         with _lock(cache):
-            found = _read_cached(cached) or _compile(path, digest, cached)
+            found = _read_cached(cached) or _compile_long(path, digest, cached) or _compile(path, digest, cached)
     return HostList(location, *found)
 
 
@@ -146,12 +147,6 @@ def _is_address(word: str) -> bool:
 
 
 _LOCAL = re.compile(r"localhost[46]?(\.localdomain[46]?)?|local|localdomain|broadcasthost|ip6-.*")
-# Most lines, as they stand: a name in its one spelling, whose last label cannot make it an address.
-_PLAIN_LINE = re.compile(r"(?:\*\*\.|\*\.|\.)?[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.[a-z][a-z0-9-]{0,62}")
-_HOSTS_LINE = re.compile(
-    r"(?:0\.0\.0\.0|127\.0\.0\.1)[ \t]+([a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.[a-z][a-z0-9-]{0,62})"
-)
-_PLAIN_AT_MOST = 250
 
 # --- compiling ----------------------------------------------------------------------------------------------------
 
@@ -168,30 +163,27 @@ class _Compiler:
         self.widest: Line | None = None
         self.wide: Line | None = None
 
-    def keys(self, file: Iterable[bytes]) -> Iterator[str]:
-        for number, line in enumerate(file, 1):
-            self.digest.update(line)
-            text = line.decode("utf-8", "replace").strip().removeprefix("\ufeff")
-            plain = self._plain_key(text)
-            if plain:
+    def keys(self, file: BinaryIO) -> Iterator[str]:
+        for number, line in enumerate(self._lines(file), 1):
+            match = _PLAIN_LINE.fullmatch(line)
+            if match:
                 self.patterns += 1
-                yield plain
-            else:
-                yield from self._parsed_keys(Line(number, text))
+                yield match[match.lastindex or 0]
+            elif line and not line.startswith("#"):
+                yield from self._parsed_keys(Line(number, line.removeprefix("\ufeff").strip()))
+
+    def _lines(self, file: BinaryIO) -> Iterator[str]:
+        rest = b""
+        while block := file.read(_BLOCK):
+            self.digest.update(block)
+            whole, newline, rest = (rest + block).rpartition(b"\n")
+            if newline:
+                yield from whole.decode("utf-8", "replace").split("\n")
+        yield rest.decode("utf-8", "replace")
 
     def summary(self) -> Summary:
         prefixes = tuple(sorted(self.prefixes))
         return Summary(self.patterns, prefixes, self.strange, tuple(self.first_strange), self.widest, self.wide)
-
-    @staticmethod
-    def _plain_key(text: str) -> str | None:
-        if len(text) > _PLAIN_AT_MOST:
-            return None
-        if _PLAIN_LINE.fullmatch(text):
-            # a wildcard right over the last label is for _parsed_keys to note
-            return text if text[0] not in ".*" or text.count(".") > text.startswith(".") + 2 else None
-        match = _HOSTS_LINE.fullmatch(text)
-        return match[1] if match and not _LOCAL.fullmatch(match[1]) else None
 
     def _parsed_keys(self, line: Line) -> Iterator[str]:
         try:
@@ -214,6 +206,23 @@ class _Compiler:
         elif pattern.covers_single_label:
             self.wide = self.wide or line
         return pattern.key
+
+
+# Most lines, as they are: a name in its one spelling, of two labels at least and no address, alone or behind the usual
+# address. Whatever else there is goes through parse_line.
+_NAME = r"(?=.{3,253}\r?$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.(?!local)[a-z][a-z0-9-]{0,62}"
+_PLAIN_LINE = re.compile(rf"(?:(?:0\.0\.0\.0|127\.0\.0\.1)[ \t]+({_NAME})|((?:\*\*\.|\*\.|\.)?{_NAME}))\r?")
+
+
+def _compile_long(path: Path, digest: str, cached: Path | None) -> tuple[Summary, Any] | None:
+    """Compile a long list in a process of its own, so that a helper neither grows nor stalls; None where that fails."""
+    if cached is None or path.stat().st_size < _LONG_BYTES or not os.access(cached.parent, os.W_OK):
+        return None
+    command = [sys.executable, "-P", "-m", __name__, str(path), digest, str(cached)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    with suppress(OSError):
+        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)  # noqa: S603 - our own module
+    return _read_cached(cached)
 
 
 def _compile(path: Path, digest: str, cached: Path | None) -> tuple[Summary, Any]:
@@ -260,9 +269,10 @@ def _read_cached(path: Path | None) -> tuple[Summary, Any] | None:
         del content
         trie = marisa_trie.Trie()
         trie.mmap(str(path))
-        os.utime(path)  # newest used, for prune_cache
     except (OSError, ValueError, KeyError, TypeError, struct.error, RuntimeError):
         return None  # missing, torn or foreign: compiled again
+    with suppress(OSError):
+        os.utime(path)  # the newest are those used last, for prune_cache
     return summary, trie
 
 
@@ -293,17 +303,15 @@ def _write_cached(path: Path, summary: Summary, trie: Any) -> None:
             "wide": summary.wide and (summary.wide.number, summary.wide.text),
         }
     ).encode()
-    descriptor, unfinished = tempfile.mkstemp(suffix=_UNFINISHED, dir=path.parent)
+    unfinished = path.with_suffix(f".{os.getpid()}{_UNFINISHED}")
     try:
-        with open(descriptor, "w+b") as file:
-            trie.write(file)
-            file.write(text)
-            file.seek(0)
-            checksum = zlib.crc32(file.read())
-            file.write(_FOOT.pack(_FORMAT, len(text), checksum))
-        os.replace(unfinished, path)
+        trie.save(str(unfinished))
+        with open(unfinished, "r+b") as file:
+            checksum = zlib.crc32(text, zlib.crc32(file.read()))
+            file.write(text + _FOOT.pack(_FORMAT, len(text), checksum))
+        unfinished.replace(path)
     except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
 
 
@@ -330,4 +338,10 @@ _UNFINISHED = ".part"
 _UNFINISHED_SECONDS = 3600
 _SPARE_AT_MOST = 8
 _STRANGE_SHOWN = 3
+_BLOCK = 1 << 18
+_LONG_BYTES = 1 << 18  # some ten thousand lines: compiled in 30 ms
 _STRANGE_LENGTH = 60
+
+if __name__ == "__main__":
+    with suppress(ListChangedError, OSError):  # whoever asked finds no compiled list, and says why
+        _compile(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
