@@ -8,6 +8,7 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.url import (
     Host,

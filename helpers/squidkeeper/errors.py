@@ -13,6 +13,7 @@ A denial is not an error: it is a `Decision` with its reason.
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,3 +52,9 @@ class PolicyError(SquidkeeperError):
     def __init__(self, faults: Sequence[Fault]) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
         self.faults = tuple(faults)
+
+
+def describe(error: BaseException) -> str:
+    """Name an error and where it was raised, without what it says: that could hold a secret."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return f"{type(error).__name__}{''.join(f' in {frame.name}, line {frame.lineno}' for frame in last)}"

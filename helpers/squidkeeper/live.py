@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from squidkeeper.engine import Judge
 from squidkeeper.engine.selftest import run_tests
-from squidkeeper.errors import PolicyError
+from squidkeeper.errors import PolicyError, describe
 from squidkeeper.policy.faults import Fault
 from squidkeeper.policy.load import Sources, build, fingerprint, read_sources
 
@@ -59,6 +59,7 @@ class LivePolicy(Generic[T]):
         self._prepare = prepare
         self._named: tuple[Path, ...] = ()
         self._seen: object = None
+        self._refused = ""
 
     def start(self) -> None:
         """Load the policy, then watch it in a thread that ends with the process."""
@@ -67,26 +68,33 @@ class LivePolicy(Generic[T]):
 
     def look(self) -> None:
         """Load the policy if it has changed since the last look, and has come to rest."""
-        if fingerprint(self._directory, self._named) == self._seen:
-            return
-        sources = read_sources(self._directory)
-        time.sleep(_SETTLE_SECONDS)
-        if fingerprint(self._directory, sources.named) != sources.fingerprint:
-            return  # an edit is under way; the next look finds it done
-        self._named, self._seen = sources.named, sources.fingerprint
-        self._take(sources)
+        try:
+            self._look()
+        except PolicyError as error:
+            self._refuse(str(error))
+        except Exception as error:  # noqa: BLE001 - a policy that we fail on must not end the watch, nor the helper
+            self._refuse(f"squidkeeper itself failed on it: {describe(error)}")
 
     def _watch(self) -> None:
         while True:
             time.sleep(_LOOK_EVERY_SECONDS)
             self.look()
 
-    def _take(self, sources: Sources) -> None:
-        try:
-            judge = load_sources(sources, datetime.now(UTC), self._list_cache).judge
-        except PolicyError as error:
-            kept = "everything is denied" if self.current is None else "the last good policy goes on"
-            _log.error("%s does not load, %s:\n%s", self._directory, kept, error)
+    def _look(self) -> None:
+        if fingerprint(self._directory, self._named) == self._seen:
             return
+        sources = read_sources(self._directory)
+        time.sleep(_SETTLE_SECONDS)
+        if fingerprint(self._directory, sources.named) != sources.fingerprint:
+            return  # an edit is under way; the next look finds it done
+        self._named, self._seen, self._refused = sources.named, sources.fingerprint, ""
+        judge = load_sources(sources, datetime.now(UTC), self._list_cache).judge
         self.current = self._prepare(judge)
         _log.info("%s: revision %s is in force", self._directory, judge.policy.revision)
+
+    def _refuse(self, why: str) -> None:
+        if why == self._refused:
+            return
+        self._refused = why
+        kept = "everything is denied" if self.current is None else "the last good policy goes on"
+        _log.error("%s does not load, %s:\n%s", self._directory, kept, why)

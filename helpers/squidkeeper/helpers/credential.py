@@ -6,6 +6,7 @@ one revision as a whole, and answers with one annotation a header, or denies.
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import UTC, datetime
 
@@ -17,6 +18,8 @@ from squidkeeper.policy.model import Credential
 from squidkeeper.secrets import SecretStore
 from squidkeeper.wire import LONGEST_CHANNEL, Reply, Result, format_reply, parse_tokens, reply_limit
 
+_log = logging.getLogger(__name__)
+_UNAVAILABLE = "The credential for this request ({names}) cannot be had; the gateway's cache.log says why."
 _TOKENS = (PLACE_TOKENS + 2, PLACE_TOKENS + 3)
 
 
@@ -26,6 +29,13 @@ class Grants:
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
         self.secrets = SecretStore(judge.policy.secrets, os.environ)
+        self._complained: set[str] = set()
+
+    def complain(self, problem: str) -> None:
+        """Tell the operators of a problem, once for each policy: a client could cause the same line at any rate."""
+        if problem not in self._complained:
+            self._complained.add(problem)
+            _log.error("%s", problem)
 
 
 def answer(grants: Grants | None, request: bytes, concurrency: int) -> Reply:
@@ -41,7 +51,9 @@ def answer(grants: Grants | None, request: bytes, concurrency: int) -> Reply:
         reply = Reply(Result.OK, _annotations(grants.secrets, credentials))
         format_reply(reply, LONGEST_CHANNEL, reply_limit(concurrency))
     except (SecretUnavailable, ReplyTooLong) as error:
-        return _denial(deny("credential-unavailable", f"A credential for this request cannot be had: {error}."))
+        names = ", ".join(one.name for one in credentials)
+        grants.complain(f"credential {names}: {error}")
+        return _denial(deny("credential-unavailable", _UNAVAILABLE.format(names=names)))
     return reply
 
 

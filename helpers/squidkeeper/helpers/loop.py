@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from squidkeeper.engine import Judge
-from squidkeeper.errors import InvalidLine
+from squidkeeper.errors import InvalidLine, describe
 from squidkeeper.live import LivePolicy
 from squidkeeper.wire import LineBuffer, Reply, Result, format_reply, reply_limit, split_channel
 
@@ -90,15 +90,6 @@ def _format(answer: Answer, request: bytes, channel: bytes, limit: int) -> bytes
 def broken(message: str) -> Reply:
     """Answer that there is no answer; Squid denies."""
     return Reply(Result.BH, (("rule_", "policy-unavailable"), ("verdict_", "deny")), message=message)
-
-
-def describe(error: BaseException) -> str:
-    """Name an error and where it was raised, without what it says: that could hold a secret."""
-    where = error.__traceback__
-    while where is not None and where.tb_next is not None:
-        where = where.tb_next
-    place = f"{where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where is not None else "nowhere"
-    return f"{type(error).__name__} in {place}"
 
 
 def _write(output: int, data: bytes) -> None:

@@ -10,10 +10,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from squidkeeper.engine import Judge
-from squidkeeper.helpers.request import PLACE_TOKENS, query_from
+from squidkeeper.helpers.request import HOST_TOKENS, query_from
 from squidkeeper.wire import Reply, Result, parse_tokens
-
-_TOKENS = (1 + PLACE_TOKENS,)
 
 
 def prepare(judge: Judge) -> Judge:
@@ -22,10 +20,11 @@ def prepare(judge: Judge) -> Judge:
 
 
 def answer(judge: Judge | None, request: bytes) -> Reply:
-    """Answer one line of the rewriter's: the URL, then the eight tokens."""
-    url, *tokens = parse_tokens(request, _TOKENS)
-    if judge is None or url is None:
-        return Reply(Result.ERR, (("final_url_", url or "-"),))
+    """Answer one line: the URL as it is, for Squid does not encode it here, then the eight tokens."""
+    raw, _, place = request.partition(b" ")
+    url, tokens = raw.decode("utf-8", "surrogateescape"), parse_tokens(place, HOST_TOKENS)
+    if judge is None:
+        return Reply(Result.ERR, (("final_url_", url),))
     rewritten = judge.decide(query_from(tokens, url), datetime.now(UTC)).rewritten
     if rewritten is None:
         return Reply(Result.ERR, (("final_url_", url),))

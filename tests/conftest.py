@@ -1,0 +1,43 @@
+"""What the tests of the modules share."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.engine import Decision, Judge
+from squidkeeper.engine.query import query_of
+from squidkeeper.live import load
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+Ask = Callable[..., Decision]
+
+
+def write_policy(directory: Path, text: str, name: str = "policy.yaml") -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_text("version: 1\n" + textwrap.dedent(text))
+    return directory
+
+
+def judge_of(directory: Path, text: str) -> Judge:
+    return load(write_policy(directory, text), NOW).judge
+
+
+@pytest.fixture
+def asker(tmp_path: Path) -> Callable[[str], Ask]:
+    """Make a function that asks a policy, given as text, about a method and a URL."""
+
+    def make(text: str) -> Ask:
+        judge = judge_of(tmp_path / "policy", text)
+
+        def ask(asked: str, client: str | None = None, user: str | None = None, at: datetime = NOW) -> Decision:
+            method, _, target = asked.partition(" ")
+            return judge.decide(query_of(method, target, client, user), at)
+
+        return ask
+
+    return make

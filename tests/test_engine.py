@@ -1,0 +1,480 @@
+"""The judgement: what each field, section and verdict of the policy language does to a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.engine import Decision, Query
+from squidkeeper.engine.explain import passed_over
+from squidkeeper.engine.query import query_of
+
+from .conftest import NOW, Ask, judge_of
+
+AskerFactory = Callable[[str], Ask]
+
+
+def said(decision: Decision) -> str:
+    return f"{decision.action} by {decision.rule}"
+
+
+POLICY = """
+clients:
+  agents: {networks: [192.168.137.0/24, "fd00:137::/64"]}
+  bot: {users: [ci-bot]}
+  both: {networks: [192.0.2.0/24], users: [dev]}
+rules:
+  - {name: no-tree, action: deny, hosts: [.wikipedia.org]}
+  - {name: label, action: allow, hosts: ["*.label.example"]}
+  - {name: under, action: allow, hosts: ["**.under.example"]}
+  - {name: exact, action: allow, hosts: [exact.example, bücher.example]}
+  - {name: network, action: allow, hosts: [203.0.113.0/24, "2001:db8::/64"]}
+  - {name: no-admin, action: deny, hosts: [api.example], paths: [/admin/**, /**/secret]}
+  - {name: no-debug, action: deny, hosts: [api.example], query: {debug: "1*"}}
+  - {name: read, action: allow, hosts: [api.example], methods: [GET, HEAD], paths: [/v1/*, "/v2/**", /one]}
+  - {name: search, action: allow, hosts: [api.example], paths: [/search], query: {q: "a*", lang: en}}
+  - {name: regex, action: allow, hosts: [api.example], paths: ['regex:/r/[0-9]+']}
+  - {name: odd-port, action: allow, hosts: [ports.example], ports: [8443, "9000-9001"]}
+  - {name: no-ports, action: deny, hosts: [closed.example]}
+  - {name: only-http, action: allow, hosts: [plain.example], schemes: [http]}
+  - {name: of-agents, action: allow, hosts: [clients.example], clients: [agents]}
+  - {name: of-bot, action: allow, hosts: [clients.example], clients: [bot, both]}
+  - {name: window, action: allow, hosts: [window.example], expires: 2026-12-01T18:00:00Z}
+  - {name: inside, action: allow, hosts: [registry.internal, 10.0.0.0/8], ports: [443, 8443], private: true}
+  - {name: scoped, action: allow, hosts: [npm.example], paths: ["/@acme%2f*", /plain]}
+"""
+
+TABLE = {
+    # hosts
+    "GET https://en.wikipedia.org/": "deny by no-tree",
+    "GET https://wikipedia.org/": "deny by no-tree",
+    "GET https://notwikipedia.org/": "deny by default",
+    "GET https://a.label.example/": "allow by label",
+    "GET https://label.example/": "deny by default",
+    "GET https://a.b.label.example/": "deny by default",
+    "GET https://a.under.example/": "allow by under",
+    "GET https://a.b.under.example/": "allow by under",
+    "GET https://under.example/": "deny by default",
+    "GET https://EXACT.example./": "allow by exact",
+    "GET https://a.exact.example/": "deny by default",
+    "GET https://BÜCHER.example/": "allow by exact",
+    "GET https://xn--bcher-kva.example/": "allow by exact",
+    "GET http://203.0.113.9/": "allow by network",
+    "GET http://3405803777/": "allow by network",
+    "GET https://[2001:db8::5]/": "allow by network",
+    "GET https://203.0.114.9/": "deny by default",
+    # paths
+    "GET https://api.example/v1/x": "allow by read",
+    "GET https://api.example/v1/x/y": "deny by default",
+    "GET https://api.example/v1/": "allow by read",
+    "GET https://api.example/v1": "deny by default",
+    "GET https://api.example/v1x": "deny by default",
+    "GET https://api.example/v2/": "allow by read",
+    "GET https://api.example/v2/a/b": "allow by read",
+    "GET https://api.example/V2/a": "deny by default",
+    "GET https://api.example/%76%32/a": "allow by read",
+    "GET https://api.example/one": "allow by read",
+    "GET https://api.example/one/": "deny by default",
+    "GET https://api.example/one?x=1": "allow by read",
+    "GET https://api.example/r/12": "allow by regex",
+    "GET https://api.example/r/12/x": "deny by default",
+    "GET https://api.example/secret": "deny by no-admin",
+    "GET https://api.example/v2/a/secret": "deny by no-admin",
+    "GET https://api.example/admin": "deny by default",
+    "GET https://api.example/admin/": "deny by no-admin",
+    # readings
+    "GET https://api.example/v2/../admin/x": "deny by ambiguous-path",
+    "GET https://api.example/v2/%2e%2e/admin/x": "deny by ambiguous-path",
+    "GET https://api.example/v2/..%2fadmin/x": "deny by ambiguous-path",
+    "GET https://api.example/v2/..%5cadmin/x": "deny by ambiguous-path",
+    "GET https://api.example/v2/..;/admin/x": "deny by ambiguous-path",
+    "GET https://api.example/v2//../admin/x": "deny by ambiguous-path",
+    "GET https://api.example/v2/%252e%252e/admin/x": "deny by ambiguous-path",
+    "GET https://api.example/v2//secret": "deny by no-admin",
+    "GET https://api.example/v2/a/../b": "allow by read",
+    "GET https://api.example/v2/a%2fb": "allow by read",
+    "GET https://api.example/v2;x/secret": "deny by no-admin",
+    "GET https://api.example//v2/a": "deny by ambiguous-path",
+    "GET https://npm.example/@acme%2fname": "allow by scoped",
+    "GET https://npm.example/@acme%2Fname": "allow by scoped",
+    "GET https://npm.example/@acme/name": "deny by default",
+    "GET https://npm.example/@acme%2f..%2f@other%2fname": "deny by ambiguous-path",
+    "GET https://exact.example/a/../../b//c%2f..": "allow by exact",
+    # methods
+    "HEAD https://api.example/one": "allow by read",
+    "POST https://api.example/one": "deny by default",
+    "get https://api.example/one": "deny by default",
+    "TRACE https://exact.example/": "deny by invalid-request",
+    "BREW https://exact.example/": "allow by exact",
+    # query
+    "GET https://api.example/search?q=abc&lang=en": "allow by search",
+    "GET https://api.example/search?lang=en&q=a%62c": "allow by search",
+    "GET https://api.example/search?q=abc": "deny by default",
+    "GET https://api.example/search?q=abc&q=b&lang=en": "deny by default",
+    "GET https://api.example/search?q=abc&lang=en&debug=10": "deny by no-debug",
+    "GET https://api.example/search?q=abc&lang=en&debug=0&debug=1": "deny by no-debug",
+    "GET https://api.example/search?q=abc&lang=en&de%62ug=1": "deny by no-debug",
+    # ports and schemes
+    "GET https://exact.example:443/": "allow by exact",
+    "GET http://exact.example/": "allow by exact",
+    "GET http://exact.example:443/": "deny by default",
+    "GET https://exact.example:80/": "deny by default",
+    "GET https://ports.example:8443/": "allow by odd-port",
+    "GET http://ports.example:9001/": "allow by odd-port",
+    "GET https://ports.example/": "deny by default",
+    "GET https://ports.example:9002/": "deny by default",
+    "GET https://closed.example:1234/": "deny by no-ports",
+    "GET http://plain.example/": "allow by only-http",
+    "GET https://plain.example/": "deny by default",
+    "GET ftp://exact.example/": "deny by invalid-request",
+    # private addresses
+    "GET https://registry.internal:8443/": "allow by inside",
+    "GET https://10.1.2.3/": "allow by inside",
+    "GET https://0xa.1.2.3/": "allow by inside",
+    "GET http://10.1.2.3/": "deny by default",
+    # not requests
+    "GET https://user@exact.example/": "deny by invalid-request",
+    "GET https://exact.example/#x": "deny by invalid-request",
+    "GET https://exact.example/%00": "deny by invalid-request",
+    "GET https://exact.example/%ff": "deny by invalid-request",
+    "GET https://exact.example:0/": "deny by invalid-request",
+    "GET https://exact..example/": "deny by invalid-request",
+    "GET /path": "deny by invalid-request",
+    # tunnels
+    "CONNECT exact.example:443": "allow by exact",
+    "CONNECT exact.example:22": "deny by default",
+    "CONNECT exact.example:80": "deny by default",
+    "CONNECT en.wikipedia.org:443": "deny by no-tree",
+    "CONNECT en.wikipedia.org:22": "deny by no-tree",
+    "CONNECT api.example:443": "allow by read",
+    "CONNECT plain.example:443": "deny by default",
+    "CONNECT ports.example:9000": "allow by odd-port",
+    "CONNECT 10.0.0.1:443": "allow by inside",
+    "CONNECT 192.168.0.1:443": "deny by default",
+    "CONNECT exact.example": "deny by invalid-request",
+}
+
+
+@pytest.fixture
+def ask(asker: AskerFactory) -> Ask:
+    return asker(POLICY)
+
+
+def test_every_request_of_the_table_is_judged_as_the_language_says(ask: Ask) -> None:
+    assert {asked: said(ask(asked)) for asked in TABLE} == TABLE
+
+
+@pytest.mark.parametrize(
+    ("client", "user", "expected"),
+    [
+        ("192.168.137.10", None, "allow by of-agents"),
+        ("::ffff:192.168.137.10", None, "allow by of-agents"),
+        ("fd00:137::1", None, "allow by of-agents"),
+        ("192.168.138.10", None, "deny by default"),
+        (None, None, "deny by default"),
+        ("192.168.138.10", "ci-bot", "allow by of-bot"),
+        ("192.168.138.10", "dev", "deny by default"),
+        ("192.0.2.1", None, "deny by default"),
+        ("192.0.2.1", "dev", "allow by of-bot"),
+        ("192.0.2.1", "DEV", "deny by default"),
+    ],
+)
+def test_a_client_is_its_networks_and_its_users(ask: Ask, client: str, user: str, expected: str) -> None:
+    assert said(ask("GET https://clients.example/", client, user)) == expected
+
+
+def test_an_expired_rule_no_longer_matches(ask: Ask) -> None:
+    ends = datetime(2026, 12, 1, 18, tzinfo=UTC)
+    assert said(ask("GET https://window.example/", at=ends - timedelta(seconds=1))) == "allow by window"
+    assert said(ask("GET https://window.example/", at=ends)) == "deny by default"
+
+
+def test_a_denial_gives_the_rules_reason_or_the_defaults(asker: AskerFactory) -> None:
+    ask = asker("""
+    defaults: {reason: Ask the platform team.}
+    rules:
+      - {name: closed, action: deny, hosts: [a.example], reason: Closed on purpose.}
+      - {name: silent, action: deny, hosts: [b.example]}
+    """)
+    assert ask("GET https://a.example/").reason == "Closed on purpose."
+    assert ask("GET https://b.example/").reason == "The rule silent denies this."
+    assert ask("GET https://c.example/").reason == "Ask the platform team."
+
+
+def test_a_default_that_allows_opens_standard_ports_and_public_addresses_only(asker: AskerFactory) -> None:
+    ask = asker("defaults: {action: allow}")
+    assert said(ask("GET https://a.example/")) == "allow by default"
+    assert said(ask("GET http://a.example:8080/")) == "deny by default"
+    assert said(ask("CONNECT a.example:22")) == "deny by default"
+    assert said(ask("CONNECT 127.0.0.1:443")) == "deny by private-address"
+    for host in (
+        "127.0.0.1",
+        "2130706433",
+        "0x7f.1",
+        "0",
+        "[::1]",
+        "[::ffff:10.0.0.1]",
+        "169.254.169.254",
+        "[fe80::1]",
+    ):
+        assert said(ask(f"GET http://{host}/")) == "deny by private-address"
+    assert not ask("GET https://a.example/").private
+
+
+# --- one authority ------------------------------------------------------------------------------------------------
+
+SAME = Query("GET", "https", "a.example", "443", tunnel="a.example:443", url="https://a.example/")
+AUTHORITIES = {
+    "allow by a": [
+        {},
+        {"sni": "a.example"},
+        {"sni": "A.EXAMPLE."},
+        {"tunnel": "A.example:443", "host": "A.EXAMPLE."},
+        {"scheme": "http", "port": "80", "tunnel": None, "url": "http://a.example/"},
+    ],
+    "deny by authority-mismatch": [
+        {"sni": "b.example"},
+        {"sni": "a.example\nb.example"},
+        {"sni": "a.example\x00"},
+        {"tunnel": "b.example:443"},
+        {"tunnel": "a.example:8443"},
+        {"tunnel": "a.example"},
+        {"tunnel": "a.example:443 denied by x"},
+        {"port": "8443", "url": "https://a.example:8443/"},
+        {"scheme": "http", "port": "80", "url": "http://a.example/"},
+    ],
+    "deny by invalid-request": [
+        {"tunnel": None},
+        {"scheme": "http", "url": "http://a.example:443/"},
+        {"method": "CONNECT", "scheme": None, "url": None},
+        {"host": "a.example\x00"},
+        {"host": "a.example\r\n"},
+        {"host": ""},
+        {"port": ""},
+        {"scheme": None},
+        {"client": "nobody"},
+        {"url": "https://b.example/"},
+        {"url": "https://a.example:8443/"},
+        {"url": "http://a.example/"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("expected", "changes"), [(expected, changes) for expected, rows in AUTHORITIES.items() for changes in rows]
+)
+def test_connect_sni_and_request_have_to_name_one_host(tmp_path: Path, expected: str, changes: dict[str, str]) -> None:
+    judge = judge_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example], ports: [80, 443, 8443]}]")
+    query = Query(**{name: changes.get(name, getattr(SAME, name)) for name in SAME.__slots__})
+    assert said(judge.decide(query, NOW)) == expected
+
+
+# --- what is known without the URL --------------------------------------------------------------------------------
+
+
+def at_host(ask_text: str, tmp_path: Path, asked: str = "GET https://a.example/") -> Decision:
+    judge = judge_of(tmp_path, ask_text)
+    method, _, url = asked.partition(" ")
+    query = query_of(method, url)
+    without_url = Query(**{name: getattr(query, name) for name in query.__slots__ if name != "url"})
+    return judge.decide(without_url, NOW)
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected", "needs_url"),
+    [
+        ("[{name: r, action: allow, hosts: [a.example]}]", "allow by r", False),
+        ("[{name: r, action: allow, hosts: [a.example], methods: [GET]}]", "allow by r", False),
+        ("[{name: r, action: allow, hosts: [a.example], methods: [POST]}]", "deny by default", False),
+        ("[{name: r, action: allow, hosts: [a.example], paths: [/x, /**]}]", "allow by r", False),
+        ("[{name: r, action: allow, hosts: [a.example], paths: [/x]}]", "allow by r", True),
+        ("[{name: r, action: deny, hosts: [a.example], query: {a: b}}]", "allow by r", True),
+        (
+            "[{name: d, action: deny, hosts: [a.example]}, {name: r, action: allow, hosts: [a.example], paths: [/x]}]",
+            "deny by d",
+            False,
+        ),
+        ("[{name: r, action: allow, hosts: [b.example], paths: [/x]}]", "deny by default", False),
+    ],
+)
+def test_the_url_is_asked_for_only_where_it_decides(tmp_path: Path, rules: str, expected: str, needs_url: bool) -> None:
+    decision = at_host(f"rules: {rules}", tmp_path)
+    assert (said(decision), decision.needs_url) == (expected, needs_url)
+
+
+CONNECTS = [
+    (["action: deny, paths: [/x]", "action: allow"], "allow by r1"),
+    (["action: deny", "action: allow"], "deny by r0"),
+    (["action: deny, methods: [POST]", "action: allow"], "allow by r1"),
+    (["action: allow, paths: [/x]", "action: deny"], "allow by r0"),
+    (["action: allow, schemes: [http]"], "deny by default"),
+    (["action: allow, methods: [POST], query: {a: b}"], "allow by r0"),
+    (["action: deny, query: {a: b}", "action: deny, paths: [/**]", "action: allow"], "deny by r1"),
+]
+
+
+@pytest.mark.parametrize(("rules", "expected"), CONNECTS)
+def test_a_tunnel_opens_where_a_request_in_it_could_pass(tmp_path: Path, rules: list[str], expected: str) -> None:
+    entries = (f"{{name: r{number}, hosts: [a.example], {fields}}}" for number, fields in enumerate(rules))
+    judge = judge_of(tmp_path, f"rules: [{', '.join(entries)}]")
+    assert said(judge.decide(query_of("CONNECT", "a.example:443"), NOW)) == expected
+
+
+def test_a_tunnel_to_a_private_address_opens_where_one_of_the_allows_is_for_private_addresses(tmp_path: Path) -> None:
+    judge = judge_of(
+        tmp_path,
+        """
+        rules:
+          - {name: public, action: allow, hosts: [10.0.0.1], paths: [/x]}
+          - {name: inside, action: allow, hosts: [10.0.0.1], paths: [/y], private: true}
+        """,
+    )
+    decision = judge.decide(query_of("CONNECT", "10.0.0.1:443"), NOW)
+    assert (said(decision), decision.private) == ("allow by public", True)
+    assert said(judge.decide(query_of("GET", "https://10.0.0.1/x"), NOW)) == "deny by private-address"
+    assert said(judge.decide(query_of("GET", "https://10.0.0.1/y"), NOW)) == "allow by inside"
+
+
+# --- rewrites and credentials -------------------------------------------------------------------------------------
+
+REWRITES = """
+rules:
+  - {name: all, action: allow, hosts: ["**.by.example", h.example, t.example, packages.example]}
+  - {name: more, action: allow, hosts: [p.example, api.github.com, github.com]}
+rewrites:
+  - {name: mirror, hosts: [packages.example], paths: [/simple/**], to: "https://registry.internal/python{path}{query}"}
+  - {name: grouped, hosts: [p.example], paths: ['regex:/(?P<a>[^/]+)/(?P<b>.*)'], to: "https://m.example/x/{b}?a={a}{query}"}
+  - {name: https-only, schemes: [http], hosts: [h.example], to: "https://{host}{path}{query}", redirect: 308}
+  - {name: by-host, hosts: ["*.by.example"], to: "https://{host}.mirror.example:8443/m{path}", private: true}
+  - {name: to-private, hosts: [t.example], to: "https://10.0.0.1{path}"}
+secrets: {token: {env: TOKEN}, key: {env: KEY}}
+credentials:
+  - {name: api, hosts: [api.github.com], paths: [/repos/acme/**], bearer: token}
+  - {name: api-rest, hosts: [api.github.com], bearer: key}
+  - {name: api-key, hosts: [api.github.com], header: X-Api-Key, value: "{key}"}
+  - {name: mirror-key, hosts: [registry.internal], paths: [/python/**], bearer: token}
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "rewrite", "url"),
+    [
+        ("https://packages.example/simple/x/?y=1", "mirror", "https://registry.internal/python/simple/x/?y=1"),
+        ("https://packages.example/simple/@a%2fb", "mirror", "https://registry.internal/python/simple/@a%2Fb"),
+        ("https://packages.example/other", None, None),
+        ("https://p.example/a%26b/c/d?e=f", "grouped", "https://m.example/x/c/d?a=a%26b&e=f"),
+        ("https://p.example/a+b/c", "grouped", "https://m.example/x/c?a=a%2Bb"),
+        ("http://h.example/x?y", "https-only", "https://h.example/x?y"),
+        ("https://h.example/x?y", None, None),
+        ("https://a.by.example/x?y", "by-host", "https://a.by.example.mirror.example:8443/m/x"),
+    ],
+)
+def test_the_first_rewrite_that_matches_says_where_a_request_is_fetched(
+    asker: AskerFactory, asked: str, rewrite: str | None, url: str | None
+) -> None:
+    decision = asker(REWRITES)(f"GET {asked}")
+    rewritten = decision.rewritten
+    assert decision.allowed
+    assert (rewritten and rewritten.rewrite.name, rewritten and str(rewritten.url)) == (rewrite, url)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("https://packages.example/simple/../x", "deny by ambiguous-path"),
+        ("https://packages.example/simple/%2e%2e%2f..%2fx", "deny by ambiguous-path"),
+        ("https://p.example/a/..%2f..%2fy", "deny by ambiguous-path"),
+        ("https://p.example/a/../../y", "deny by ambiguous-path"),
+        ("https://a.by.example/..%2fy", "deny by invalid-request"),
+        ("https://t.example/", "deny by private-address"),
+    ],
+)
+def test_no_path_leads_a_rewrite_out_of_where_it_points(asker: AskerFactory, asked: str, expected: str) -> None:
+    assert said(asker(REWRITES)(f"GET {asked}")) == expected
+
+
+def test_what_a_rewrite_may_reach_is_its_own_privilege(asker: AskerFactory) -> None:
+    ask = asker(REWRITES)
+    assert ask("GET https://a.by.example/x").private
+    assert not ask("GET https://packages.example/simple/x").private
+
+
+@pytest.mark.parametrize(
+    ("asked", "credentials"),
+    [
+        ("GET https://api.github.com/repos/acme/app", ["api", "api-key"]),
+        ("GET https://api.github.com/repos/other/app", ["api-rest", "api-key"]),
+        ("POST https://api.github.com/repos/acme/app", ["api", "api-key"]),
+        ("OPTIONS https://api.github.com/repos/acme/app", []),
+        ("GET http://api.github.com/repos/acme/app", []),
+        ("GET https://github.com/acme/app", []),
+        ("GET https://packages.example/simple/x/", ["mirror-key"]),
+        ("GET https://packages.example/x/", []),
+        ("GET http://h.example/x", []),
+    ],
+)
+def test_for_each_header_the_first_credential_that_matches_what_is_fetched_is_granted(
+    asker: AskerFactory, asked: str, credentials: list[str]
+) -> None:
+    decision = asker(REWRITES)(asked)
+    assert decision.allowed
+    assert [one.name for one in decision.credentials] == credentials
+
+
+def test_a_path_that_only_some_servers_read_as_the_credentials_is_denied(asker: AskerFactory) -> None:
+    decision = asker(REWRITES)("GET https://api.github.com/repos/acme/..%2fother")
+    assert said(decision) == "deny by ambiguous-path"
+    assert "plain /repos/other" in (decision.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "may_rewrite", "may_inject"),
+    [
+        ("GET https://packages.example/", True, False),
+        ("GET http://h.example/", True, False),
+        ("GET https://h.example/", False, False),
+        ("GET https://api.github.com/", False, True),
+        ("GET http://api.github.com/", False, False),
+        ("OPTIONS https://api.github.com/", False, False),
+    ],
+)
+def test_squid_asks_for_rewrites_and_credentials_only_where_there_can_be_some(
+    tmp_path: Path, asked: str, may_rewrite: bool, may_inject: bool
+) -> None:
+    decision = at_host(REWRITES, tmp_path, asked)
+    assert (decision.may_rewrite, decision.may_inject) == (may_rewrite, may_inject)
+
+
+def test_the_tunnel_of_a_host_with_rewrites_says_so(tmp_path: Path) -> None:
+    judge = judge_of(tmp_path, REWRITES)
+    assert judge.decide(query_of("CONNECT", "packages.example:443"), NOW).may_rewrite
+    assert not judge.decide(query_of("CONNECT", "api.github.com:443"), NOW).may_rewrite
+
+
+def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_path: Path) -> None:
+    judge = judge_of(
+        tmp_path,
+        """
+        clients: {agents: {networks: [192.168.137.0/24]}}
+        rules:
+          - {name: elsewhere, action: deny, hosts: [b.example]}
+          - {name: clients-port, action: allow, hosts: [a.example], clients: [agents], ports: [8443]}
+          - {name: posts, action: allow, hosts: [a.example], methods: [POST], paths: [/x]}
+          - {name: old, action: allow, hosts: [a.example], expires: 2020-01-01T00:00:00Z}
+          - {name: asks, action: allow, hosts: [a.example], query: {q: x}}
+          - {name: decides, action: allow, hosts: [a.example]}
+          - {name: after, action: deny, hosts: [a.example]}
+        """,
+    )
+    query = query_of("GET", "https://a.example/")
+    decision = judge.decide(query, NOW)
+    assert said(decision) == "allow by decides"
+    assert [(one.rule.name, one.fields) for one in passed_over(judge, query, decision, NOW)] == [
+        ("clients-port", ("clients", "ports")),
+        ("posts", ("methods", "paths")),
+        ("old", ("expires",)),
+        ("asks", ("query",)),
+    ]

@@ -1,0 +1,368 @@
+"""The programs that Squid starts, as processes on pipes: what they read, what they answer, what they survive."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from .conftest import write_policy
+
+POLICY = """
+clients: {agents: {networks: [192.0.2.0/24]}}
+rules:
+  - {name: closed, action: deny, hosts: [closed.example], reason: "It is \\"closed\\"."}
+  - {name: open, action: allow, hosts: [open.example, packages.example]}
+  - {name: paths, action: allow, hosts: [paths.example], paths: [/a/**]}
+  - {name: inside, action: allow, hosts: [inside.internal], private: true}
+  - {name: api, action: allow, hosts: [api.example], clients: [agents]}
+rewrites:
+  - {name: mirror, hosts: [packages.example], paths: [/simple/**], to: "https://inside.internal/p{path}", private: true}
+  - {name: moved, hosts: [open.example], paths: [/moved], to: "https://paths.example/a/", redirect: 308}
+secrets:
+  token: {file: token}
+  password: {file: password}
+credentials:
+  - {name: api, hosts: [api.example], bearer: token}
+  - {name: api-key, hosts: [api.example], header: X-Api-Key, value: "key {password}"}
+  - {name: mirror, hosts: [inside.internal], basic: {username: bot, password: password}}
+"""
+SCOPES = {"host": ["acl", "--scope", "host"], "request": ["acl", "--scope", "request"]}
+PLACE = "192.0.2.1 - GET https {host} 443 {host} {host}:443"
+
+
+class Helper:
+    """A helper on pipes, as Squid runs it."""
+
+    def __init__(self, arguments: list[str], policy: Path, state: Path, concurrency: int = 16) -> None:
+        program = [sys.executable, "-m", "squidkeeper"]
+        options = ["--policy", str(policy), "--state", str(state), "--concurrency", str(concurrency)]
+        self.process = subprocess.Popen(
+            [*program, *arguments, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert self.process.stdin
+        assert self.process.stdout
+        assert self.process.stderr
+        self.stdin, self.stdout, self.stderr = self.process.stdin, self.process.stdout, self.process.stderr
+
+    def __enter__(self) -> Helper:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def ask(self, line: str | bytes) -> str:
+        self.send(line)
+        return self.stdout.readline().decode()
+
+    def send(self, *lines: str | bytes) -> None:
+        for line in lines:
+            self.stdin.write((line.encode() if isinstance(line, str) else line) + b"\n")
+        self.stdin.flush()
+
+    def end(self) -> tuple[bytes, str]:
+        out, err = self.process.communicate(timeout=10)
+        assert self.process.returncode == 0
+        return out, err.decode()
+
+
+Start = Callable[..., Helper]
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    directory = write_policy(tmp_path / "policy", POLICY)
+    for name, value in (("token", "s3cret-token\n"), ("password", 'pass word%"\\')):
+        (directory / name).write_text(value)
+        (directory / name).chmod(0o600)
+    return directory
+
+
+@pytest.fixture
+def start(tmp_path: Path, policy: Path) -> Iterator[Start]:
+    helpers: list[Helper] = []
+
+    def make(*arguments: str, concurrency: int = 16, directory: Path = policy) -> Helper:
+        helpers.append(Helper(list(arguments), directory, tmp_path / "state", concurrency))
+        return helpers[-1]
+
+    yield make
+    for helper in helpers:
+        helper.__exit__(None, None, None)
+
+
+def place(host: str, **changes: str) -> str:
+    names = ("client", "user", "method", "scheme", "host", "port", "sni", "tunnel")
+    tokens = dict(zip(names, PLACE.format(host=host).split(), strict=True)) | changes
+    return " ".join(tokens.values())
+
+
+def connect(host: str, port: str = "443") -> str:
+    return place(host, method="CONNECT", scheme="-", port=port, sni="-", tunnel="-")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 3.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+# --- what each answers --------------------------------------------------------------------------------------------
+
+HOST_ANSWERS = {
+    place("open.example"): "OK rule_=open verdict_=allow private_=no rewrite_=yes",
+    place("inside.internal"): "OK rule_=inside verdict_=allow private_=yes inject_=yes",
+    place("paths.example"): "OK rule_=paths verdict_=allow private_=no scope_=request",
+    place("api.example"): "OK rule_=api verdict_=allow private_=no inject_=yes",
+    place("api.example", client="198.51.100.1"): (
+        "ERR rule_=default verdict_=deny private_=no "
+        'message="Rule: default\\nReason: No rule of the policy allows this request."'
+    ),
+    place("closed.example"): (
+        'ERR rule_=closed verdict_=deny private_=no message="Rule: closed\\nReason: It is \\"closed\\"."'
+    ),
+    connect("open.example"): "OK rule_=open verdict_=allow private_=no clt_conn_tag=open.example:443 rewrite_=yes",
+    connect("closed.example"): (
+        'ERR rule_=closed verdict_=deny private_=no clt_conn_tag="closed.example:443 denied by closed" '
+        'message="Rule: closed\\nReason: It is \\"closed\\"."'
+    ),
+    place("open.example") + " -": "OK rule_=open verdict_=allow private_=no rewrite_=yes",
+}
+
+
+def test_at_host_scope_squid_learns_the_verdict_and_what_else_to_ask(start: Start) -> None:
+    helper = start(*SCOPES["host"])
+    for number, (line, answer) in enumerate(HOST_ANSWERS.items(), 1):
+        assert helper.ask(f"{number} {line}") == f"{number} {answer}\n"
+
+
+def test_at_request_scope_the_url_is_judged(start: Start) -> None:
+    helper = start(*SCOPES["request"])
+    line = place("paths.example")
+    allowed = "1 OK rule_=paths verdict_=allow private_=no\n"
+    assert helper.ask(f"1 {line} https://paths.example/a/b -") == allowed
+    assert helper.ask(f"1 {line} https://paths.example/a/%25C3%25A9") == allowed
+    assert helper.ask(f"2 {line} https://paths.example/b").startswith("2 ERR rule_=default verdict_=deny")
+    assert helper.ask(f"3 {line} https://paths.example/a/../b").startswith("3 ERR rule_=ambiguous-path verdict_=deny")
+    assert helper.ask(f"4 {line} https://open.example/").startswith("4 ERR rule_=invalid-request verdict_=deny")
+    assert helper.ask(f"5 {line} -").startswith("5 ERR rule_=invalid-request verdict_=deny")
+
+
+def test_the_rewriter_always_names_the_final_url(start: Start) -> None:
+    helper = start("rewrite", concurrency=0)
+    rewritten = "https://inside.internal/p/simple/x/"
+    assert helper.ask(f"https://packages.example/simple/x/ {place('packages.example')}") == (
+        f"OK rewrite-url={rewritten} final_url_={rewritten} private_=yes\n"
+    )
+    moved = "https://paths.example/a/"
+    assert helper.ask(f"https://open.example/moved {place('open.example')}") == (
+        f"OK status=308 url={moved} final_url_={moved}\n"
+    )
+    for url in ("https://open.example/x?y=%20", "https://closed.example/"):
+        host = url.split("/")[2]
+        assert helper.ask(f"{url} {place(host)}") == (
+            f"ERR final_url_={url}\n" if "%" not in url else f'ERR final_url_="{url}"\n'
+        )
+
+
+def test_the_credential_helper_gives_a_header_an_annotation(start: Start) -> None:
+    helper = start("credential", concurrency=4)
+    url = "https://api.example/x"
+    assert helper.ask(f"1 {place('api.example')} {url} -") == (
+        '1 OK authorization_="Bearer s3cret-token" x_api_key_="key pass word%\\"\\\\" '
+        'injected_=yes credential_="api,api-key"\n'
+    )
+    url, final = "https://packages.example/simple/x/", "https://inside.internal/p/simple/x/"
+    basic = b64encode(b'bot:pass word%"\\').decode()
+    assert helper.ask(f"2 {place('packages.example')} {url} {final} -") == (
+        f'2 OK authorization_="Basic {basic}" injected_=yes credential_=mirror\n'
+    )
+    assert helper.ask(f"3 {place('open.example')} https://open.example/ - -") == "3 OK\n"
+    assert helper.ask(f"4 {place('api.example', method='OPTIONS')} https://api.example/ -") == "4 OK\n"
+
+
+def test_the_credential_helper_judges_again_and_denies_what_a_dead_rewriter_let_through(start: Start) -> None:
+    helper = start("credential", concurrency=4)
+    denied = helper.ask(f"1 {place('closed.example')} https://closed.example/ -")
+    assert denied.startswith("1 ERR rule_=closed verdict_=deny ")
+    denied = helper.ask(f"2 {place('packages.example')} https://packages.example/simple/x/ -")
+    assert denied.startswith("2 ERR rule_=policy-unavailable verdict_=deny ")
+
+
+UNUSABLE = {
+    "with a newline": b"a\r\nX-Evil: 1",
+    "with NUL": b"a\0b",
+    "eight-bit": "schlüssel".encode(),
+    "empty": b"",
+    "only a newline": b"\n",
+    "with a tab": b"a\tb",
+    "larger than a header": b"x" * 70_000,
+    "larger than a reply": b"x" * 9_000,
+}
+
+
+@pytest.mark.parametrize("value", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_secret_that_cannot_be_a_header_denies_and_is_not_shown(start: Start, policy: Path, value: bytes) -> None:
+    (policy / "token").write_bytes(value)
+    helper = start("credential", concurrency=4)
+    answer = helper.ask(f"1 {place('api.example')} https://api.example/ -")
+    assert answer.startswith("1 ERR rule_=credential-unavailable verdict_=deny message=")
+    assert helper.ask(f"1 {place('api.example')} https://api.example/ -") == answer
+    _, err = helper.end()
+    assert err.count("credential api, api-key: ") == 1
+    for part in (value.strip(), b64encode(value)):
+        assert not part or len(part) < 3 or part.decode("latin-1") not in answer + err
+
+
+def test_a_secret_is_read_again_when_it_changes_and_denies_while_it_is_gone(start: Start, policy: Path) -> None:
+    helper = start("credential", concurrency=4)
+    line = f"1 {place('api.example')} https://api.example/ -"
+    assert "s3cret-token" in helper.ask(line)
+    (policy / "token").write_text("rotated")
+    assert "Bearer rotated" in helper.ask(line)
+    (policy / "token").rename(policy / "gone")
+    assert helper.ask(line).startswith("1 ERR rule_=credential-unavailable")
+    (policy / "gone").rename(policy / "token")
+    assert "Bearer rotated" in helper.ask(line)
+
+
+# --- the protocol -------------------------------------------------------------------------------------------------
+
+LINE = st.one_of(
+    st.binary(max_size=300).map(lambda data: data.replace(b"\n", b"")),
+    st.lists(st.sampled_from([b"-", b"a", b"%00", b"%0A", b"\xff", b"GET", b"443", b"[", b""])).map(b" ".join),
+)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [*SCOPES.items(), ("credential", ["credential"])])
+def test_every_line_gets_exactly_one_answer_whatever_it_holds(
+    name: str, arguments: list[str], policy: Path, tmp_path: Path
+) -> None:
+    with Helper(arguments, policy, tmp_path) as helper:
+
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(st.lists(LINE, max_size=16))
+        def ask(lines: list[bytes]) -> None:
+            helper.send(*(b"%d %s" % (number, line) for number, line in enumerate(lines)))
+            answers = [helper.stdout.readline() for _ in lines]
+            assert [answer.split(b" ")[0] for answer in answers] == [b"%d" % number for number in range(len(lines))]
+            assert all(re.fullmatch(rb"\d+ (OK|ERR|BH)[^\x00-\x1f]*\n", answer) for answer in answers)
+            assert not any(b" OK" in answer for answer in answers)
+
+        ask()
+
+
+def test_a_line_without_a_channel_id_is_not_answered_and_hurts_nobody(start: Start) -> None:
+    helper = start(*SCOPES["host"])
+    helper.send("", "x", " 1 a", "-", b"\xff" * 100)
+    assert helper.ask(f"7 {place('open.example')}").startswith("7 OK")
+
+
+def test_a_line_of_a_megabyte_is_answered_and_forgotten(start: Start) -> None:
+    helper = start(*SCOPES["request"])
+    answer = helper.ask(b"5 " + b"x" * 1_000_000)
+    assert answer.startswith("5 BH rule_=policy-unavailable verdict_=deny message=")
+    assert helper.ask(f"6 {place('paths.example')} https://paths.example/a/").startswith("6 OK")
+
+
+def test_everything_read_is_answered_at_the_end_of_input_and_a_torn_line_is_not_a_line(start: Start) -> None:
+    helper = start(*SCOPES["host"])
+    helper.send(*(f"{number} {place('open.example')}" for number in range(1000)))
+    helper.stdin.write(b"1000 torn")
+    out, _ = helper.end()
+    assert [line.split()[0] for line in out.splitlines()] == [b"%d" % number for number in range(1000)]
+
+
+def test_replies_in_flight_stay_below_squids_read_buffer(policy: Path, start: Start) -> None:
+    write_policy(policy, f"rules: [{{name: long, action: deny, hosts: [a.example], reason: {'é' * 900}}}]")
+    for concurrency in (4, 16, 100):
+        helper = start(*SCOPES["host"], concurrency=concurrency)
+        helper.send(*(f"{number} {place('a.example')}" for number in range(concurrency)))
+        answers = [helper.stdout.readline() for _ in range(concurrency)]
+        assert all(b" ERR rule_=long" in answer for answer in answers)
+        assert sum(map(len, answers)) < 32_000
+
+
+def test_nothing_but_answers_reaches_squid_and_no_core_is_left(start: Start) -> None:
+    helper = start(*SCOPES["host"])
+    helper.ask(f"1 {place('open.example')}")
+    descriptors = Path(f"/proc/{helper.process.pid}/fd")
+    assert os.readlink(descriptors / "1") == os.readlink(descriptors / "2")
+    assert resource.prlimit(helper.process.pid, resource.RLIMIT_CORE) == (0, 0)
+
+
+def test_a_reader_that_goes_away_ends_the_helper_without_a_word(start: Start) -> None:
+    helper = start(*SCOPES["host"])
+    helper.ask(f"1 {place('open.example')}")
+    helper.stdout.close()
+    helper.send(f"2 {place('open.example')}")
+    assert helper.process.wait(timeout=5) == 0
+    assert b"Traceback" not in helper.stderr.read()
+
+
+# --- the policy in force ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [*SCOPES.values(), ["credential"]], ids=["host", "request", "credential"])
+def test_without_a_policy_everything_is_denied_until_one_loads(
+    start: Start, tmp_path: Path, arguments: list[str]
+) -> None:
+    helper = start(*arguments, directory=tmp_path / "later")
+    tail = {"host": "", "request": " https://open.example/", "credential": " https://open.example/ -"}
+    line = f"1 {place('open.example')}{tail[arguments[-1]]}"
+    assert helper.ask(line).startswith("1 ERR rule_=policy-unavailable verdict_=deny")
+    write_policy(tmp_path / "later", "rules: [{name: open, action: allow, hosts: [open.example]}]")
+    wait_for(lambda: helper.ask(line).startswith("1 OK"))
+
+
+def test_a_rewriter_without_a_policy_leaves_the_url_and_names_it(start: Start, tmp_path: Path) -> None:
+    helper = start("rewrite", concurrency=0, directory=tmp_path / "none")
+    assert helper.ask(f"https://a.example/ {place('a.example')}") == "ERR final_url_=https://a.example/\n"
+
+
+def test_an_edit_takes_effect_and_a_bad_one_keeps_the_last_good_policy(start: Start, policy: Path) -> None:
+    helper = start(*SCOPES["host"])
+    line = f"1 {place('closed.example')}"
+    assert " ERR " in helper.ask(line)
+    write_policy(policy, "rules: [{name: opened, action: allow, hosts: [closed.example]}]")
+    wait_for(lambda: " OK rule_=opened" in helper.ask(line))
+    write_policy(policy, "rules: [{name: opened, action: allowed, hosts: [closed.example]}]")
+    time.sleep(0.6)
+    assert " OK rule_=opened" in helper.ask(line)
+    write_policy(policy, "rules: [{name: again, action: allow, hosts: [closed.example]}]")
+    wait_for(lambda: " OK rule_=again" in helper.ask(line))
+    _, err = helper.end()
+    assert err.count("the last good policy goes on") == 1
+    assert "policy.yaml:2:32: " in err
+
+
+def test_a_failing_test_of_the_policys_own_keeps_it_from_loading(start: Start, policy: Path) -> None:
+    helper = start(*SCOPES["host"])
+    helper.ask(f"1 {place('open.example')}")
+    write_policy(policy, "tests: [{request: GET https://open.example/, expect: allow}]")
+    time.sleep(0.6)
+    assert " OK rule_=open" in helper.ask(f"1 {place('open.example')}")
+    assert "expected allow, got deny by default" in helper.end()[1]
+
+
+def test_a_rule_that_expires_stops_at_once(start: Start, policy: Path) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    ends = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+    write_policy(policy, f"rules: [{{name: brief, action: allow, hosts: [a.example], expires: '{ends}'}}]")
+    helper = start(*SCOPES["host"])
+    assert " OK rule_=brief" in helper.ask(f"1 {place('a.example')}")
+    wait_for(lambda: " ERR rule_=default" in helper.ask(f"1 {place('a.example')}"))

@@ -1,0 +1,79 @@
+"""A room imports only from rooms below it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import squidkeeper
+
+PACKAGE = Path(squidkeeper.__file__).parent
+FLOORS = {
+    "errors": 0,
+    "wire": 1,
+    "url": 1,
+    "policy": 2,
+    "engine": 3,
+    "secrets": 3,
+    "live": 4,
+    "helpers": 5,
+    "cli": 6,
+    "__main__": 7,
+}
+IMPURE = {"logging", "os", "random", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"}
+ALLOWED_IMPURE = {  # the loaders read files and compile lists in a child; inet_aton is arithmetic
+    "url": {"socket"},
+    "policy": {"os", "subprocess", "time"},
+    "secrets": {"os"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            found.update(name.name for name in node.names)
+    return found
+
+
+def rooms_imported(path: Path) -> set[str]:
+    ours = (name.split(".") for name in imports(path) if name.startswith("squidkeeper."))
+    return {parts[1] for parts in ours}
+
+
+def of_type_checking_alone(path: Path, room: str) -> bool:
+    return room_of(path) == "errors" and room == "policy"  # PolicyError names the type of its faults
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_floors_below_or_its_own_room(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        assert rooms_imported(path) == set()
+        return
+    for other in rooms_imported(path):
+        assert other == room or FLOORS[other] < FLOORS[room] or of_type_checking_alone(path, other), f"{room} → {other}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES if FLOORS.get(room_of(path), 9) <= 3],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_floors_1_to_3_are_pure(path: Path) -> None:
+    impure = {name.split(".")[0] for name in imports(path)} & IMPURE
+    assert impure <= ALLOWED_IMPURE.get(room_of(path), set())
+
+
+def test_only_the_loop_and_the_watch_catch_everything() -> None:
+    catching = [path for path in MODULES if "except Exception" in path.read_text()]
+    assert [str(path.relative_to(PACKAGE)) for path in catching] == ["helpers/loop.py", "live.py"]
