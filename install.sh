@@ -104,8 +104,11 @@ fail_safely() {
     {
         printf '\ninstall.sh: step "%s" failed.\n' "$STEP"
         printf '  to do: %s\n' "$ADVICE"
-        put_back
-        printf '  %s\n' "What was in place before is as it was."
+        if put_back; then
+            printf '  What was in place before is as it was.\n'
+        else
+            printf '  The files are as they were, but Squid does not start with them any more: read %s\n' "$CACHE_LOG"
+        fi
     } >&2
 }
 
@@ -202,6 +205,7 @@ find_places() {
 
 # A folder for what is prepared, and for what it replaces. Squid's account must be able to read it.
 begin() {
+    cd /
     PUT=() TOUCHED=no WAS_RUNNING=no
     ! squid_runs || WAS_RUNNING=yes
     WORK=$(mktemp -d /run/squidkeeper-install.XXXXXX)
@@ -289,7 +293,7 @@ first_of() {
     die "none of these exists: $*" "install the distribution's own Squid"
 }
 
-as_squid() { (cd / && runuser -u "$ACCOUNT" -- "$@"); }
+as_squid() { runuser -u "$ACCOUNT" -- "$@"; }
 
 # ── Directories ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -437,10 +441,19 @@ prepare_policy() {
         chmod -R u=rwX,g+rX,go-w "$policy"
         say policy "from ${NEW_POLICY:-$SOURCE/policy}: $POLICY"
     fi
-    as_squid "$VENV/bin/squidkeeper" check --policy "$policy" >"$WORK/output" 2>&1 || {
+    check_policy "$policy"
+}
+
+# As Squid's account: what it cannot read is as wrong as a fault.
+check_policy() {
+    local line loads=yes
+    as_squid "$VENV/bin/squidkeeper" check --policy "$1" >"$WORK/output" 2>&1 || loads=no
+    sed -i "s|$WORK/policy|${NEW_POLICY:-$SOURCE/policy}|g" "$WORK/output"
+    if [ "$loads" = no ]; then
         cat "$WORK/output" >&2
-        die "the policy does not load (said above, as Squid's account $ACCOUNT sees it)"
-    }
+        die "the policy does not load, as Squid's account $ACCOUNT reads it"
+    fi
+    while read -r line; do say "" "$line"; done <"$WORK/output"
 }
 
 # ── The configuration ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -632,7 +645,9 @@ put_back() {
     done
     [ "$TOUCHED" = yes ] || return 0
     ! squid_runs || stop_squid
-    [ "$WAS_RUNNING" = no ] || start_squid
+    [ "$WAS_RUNNING" = yes ] || return 0
+    LISTEN=$(listen_of "$CONF")
+    start_squid && squid_came_up
 }
 
 # ── Squid ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -728,7 +743,7 @@ apply() {
         TOUCHED=yes
         kill -HUP "$(squid_pid)"
         sleep 1
-        wait_until 15 squid_listens || explain_silence
+        squid_came_up || explain_silence
         say squid "reconfigured"
     else
         say squid "runs, unchanged"
@@ -745,9 +760,15 @@ what_squid_reads() {
 bring_up() {
     TOUCHED=yes
     start_squid || explain_silence
-    wait_until 20 squid_listens || explain_silence
+    squid_came_up || explain_silence
     say squid "$1, process $(squid_pid)"
 }
+
+squid_came_up() {
+    wait_until 20 squid_has_settled && squid_listens
+}
+
+squid_has_settled() { squid_listens || ! squid_runs; }
 
 # Does one of this Squid's own sockets listen on the port? (A trial bind could take the port from under Squid as it starts.)
 squid_listens() {

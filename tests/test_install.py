@@ -1,0 +1,643 @@
+"""install.sh for real: gateways under a --root of their own, each in a folder that Squid's account can enter."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+SOURCES = ("install.sh", "pyproject.toml", "README.md", "LICENSE", "helpers", "squid", "policy")
+OUTSIDE = (
+    "/etc/squid",
+    "/etc/squidkeeper",
+    "/opt/squidkeeper",
+    "/var/lib/squidkeeper",
+    "/var/spool/squid",
+    "/etc/apparmor.d",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway under `root`, installed from the sources in `source`."""
+
+    source: Path
+    root: Path
+    port: int
+
+    def install(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run install.sh on this gateway; its exit status is for the caller to judge."""
+        return install(self.source, "--root", str(self.root), *arguments)
+
+    @property
+    def listen(self) -> tuple[str, str]:
+        return "--listen", f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return int((self.root / "run/squid.pid").read_text())
+
+    def place(self, name: str) -> Path:
+        return self.root / name
+
+    def snapshot(self) -> dict[str, tuple[object, ...]]:
+        """Everything under the root but the logs, the compiled lists and metrics of running helpers, and old venvs."""
+        return snapshot(self.root, leave_out=("log", "state"))
+
+    def answers(self) -> str:
+        """The status of a request that the example policy denies, over TLS verified against the gateway's CA."""
+        return curl(self.port, self.place("etc/ca/ca.crt"), "https://en.wikipedia.org/wiki/Squid")
+
+
+def install(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([source / "install.sh", *arguments], capture_output=True, text=True, check=False, timeout=300)
+
+
+def curl(port: int, ca: Path, url: str) -> str:
+    command = ["curl", "--silent", "--show-error", "--max-time", "20", "--output", "/dev/null"]
+    command += ["--write-out", "%{http_code}", "--proxy", f"http://127.0.0.1:{port}", "--cacert", str(ca), url]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def snapshot(top: Path, leave_out: tuple[str, ...] = ()) -> dict[str, tuple[object, ...]]:
+    """Of each path: inode, mode, owner, time of its last change, and content."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(top.rglob("*")):
+        if path.relative_to(top).parts[0] in leave_out:
+            continue
+        about = path.lstat()
+        content = sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(about.st_mode) else ""
+        target = os.readlink(path) if path.is_symlink() else ""
+        found[str(path)] = (about.st_ino, about.st_mode, about.st_uid, about.st_gid, about.st_mtime_ns, content, target)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def squid_account() -> str:
+    options = (
+        subprocess.run(["squid", "-v"], capture_output=True, text=True, check=True).stdout.replace("'", " ").split()
+    )
+    return next(option.partition("=")[2] for option in options if option.startswith("--with-default-user="))
+
+
+def owner(path: Path) -> str:
+    return pwd.getpwuid(path.stat().st_uid).pw_name
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def openssl(*arguments: str) -> str:
+    return subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def make_ca(directory: Path, name: str = "Slicer CA", *extra: str) -> Path:
+    """A ca.crt and ca.key as slicer writes them."""
+    directory.mkdir()
+    openssl(
+        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", f"/CN={name}"),
+        *("-keyout", str(directory / "ca.key"), "-out", str(directory / "ca.crt"), *extra),
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[Path]:
+    """A folder that every account can enter, which pytest's own is not."""
+    with tempfile.TemporaryDirectory(prefix="squidkeeper-install-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def source(base: Path) -> Path:
+    """The sources alone, as a fresh clone has them, to be changed by a test that upgrades."""
+    copy = base / "source"
+    copy.mkdir()
+    for name in SOURCES:
+        if (REPOSITORY / name).is_dir():
+            shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(REPOSITORY / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def gateway(base: Path, source: Path) -> Iterator[Gateway]:
+    """A gateway that runs; a test leaves it as it found it."""
+    gateway = Gateway(source, base / "gateway", free_port())
+    done = gateway.install(*gateway.listen)
+    assert done.returncode == 0, done.stderr
+    yield gateway
+    gateway.install("--uninstall")
+
+
+@pytest.fixture
+def empty(gateway: Gateway, tmp_path: Path) -> Iterator[Gateway]:
+    """A place for one more gateway, with nothing in it but the environment that takes long to build."""
+    another = Gateway(gateway.source, gateway.root.with_name(tmp_path.name), free_port())
+    another.root.mkdir()
+    venv = gateway.place("bin/squidkeeper").resolve().parent.parent
+    another.place(venv.name).symlink_to(venv)
+    yield another
+    another.install("--uninstall")
+
+
+@pytest.fixture
+def changed(source: Path) -> Iterator[Path]:
+    """The sources, to be changed; put back afterwards."""
+    kept = source.with_name("kept")
+    shutil.copytree(source, kept)
+    yield source
+    shutil.rmtree(source)
+    kept.rename(source)
+
+
+# ── A fresh install ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_everything_has_its_fixed_place(gateway: Gateway) -> None:
+    names = "etc/squid.conf etc/squidkeeper.conf etc/local.conf etc/errors etc/policy etc/ca/ca.crt etc/ca/ca.key"
+    for name in [*names.split(), "bin/squidkeeper", "log/access.log", "log/cache.log", "run/squid.pid", "state/ssl_db"]:
+        assert gateway.place(name).exists(), name
+
+
+def test_the_gateway_runs_and_denies_with_a_certificate_of_its_ca(gateway: Gateway) -> None:
+    assert gateway.answers() == "403"
+    assert '"rule":"no-wikipedia"' in gateway.place("log/access.log").read_text()
+
+
+def test_the_ca_key_is_for_squids_account_alone(gateway: Gateway) -> None:
+    key, certificate = gateway.place("etc/ca/ca.key"), gateway.place("etc/ca/ca.crt")
+    assert (mode(key), owner(key)) == (0o600, squid_account())
+    assert mode(certificate) == 0o644
+
+
+def test_the_made_ca_is_one_for_ten_years(gateway: Gateway) -> None:
+    text = openssl("x509", "-in", str(gateway.place("etc/ca/ca.crt")), "-noout", "-text", "-subject")
+    assert "CA:TRUE" in text
+    assert "squidkeeper egress CA" in text
+    soon, late = str(3649 * 86400), str(3651 * 86400)
+    certificate = str(gateway.place("etc/ca/ca.crt"))
+    assert "will not expire" in openssl("x509", "-in", certificate, "-noout", "-checkend", soon)
+    expires = subprocess.run(["openssl", "x509", "-in", certificate, "-noout", "-checkend", late], check=False)
+    assert expires.returncode == 1
+
+
+def test_squids_account_can_run_the_program_which_is_built_on_a_system_python(gateway: Gateway) -> None:
+    program = gateway.place("bin/squidkeeper")
+    subprocess.run(
+        ["runuser", "-u", squid_account(), "--", program, "--help"], check=True, capture_output=True, cwd="/"
+    )
+    assert (program.resolve().parent / "python").resolve().is_relative_to("/usr/bin")
+
+
+def test_no_documented_path_is_left_in_the_configuration(gateway: Gateway) -> None:
+    for name in ("etc/squid.conf", "etc/squidkeeper.conf"):
+        text = re.sub(re.escape(str(gateway.root)) + r"[\w./-]*", "", gateway.place(name).read_text())
+        for documented in ("/etc/squid", "/opt/squidkeeper", "/var/", "/run/"):
+            assert documented not in text, (name, documented)
+
+
+def test_stock_error_pages_lie_beside_ours(gateway: Gateway) -> None:
+    pages = {path.name for path in gateway.place("etc/errors").iterdir()}
+    ours = {path.name for path in (REPOSITORY / "squid/errors").iterdir()}
+    assert ours < pages
+    assert "ERR_DNS_FAIL" in pages
+
+
+def test_the_last_lines_tell_how_to_try(empty: Gateway) -> None:
+    done = empty.install(*empty.listen)
+    certificate = empty.place("etc/ca/ca.crt")
+    assert f"curl --proxy http://127.0.0.1:{empty.port} --cacert {certificate}" in done.stdout
+
+
+def test_nothing_outside_of_the_root_is_touched(empty: Gateway) -> None:
+    before = [snapshot(Path(path)) for path in OUTSIDE]
+    assert empty.install(*empty.listen).returncode == 0
+    assert [snapshot(Path(path)) for path in OUTSIDE] == before
+
+
+def test_two_gateways_run_side_by_side(gateway: Gateway, empty: Gateway) -> None:
+    assert empty.install(*empty.listen).returncode == 0
+    assert gateway.pid != empty.pid
+    assert (gateway.answers(), empty.answers()) == ("403", "403")
+
+
+# ── A second run ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_second_run_changes_nothing(gateway: Gateway) -> None:
+    before, pid = gateway.snapshot(), gateway.pid
+    store = snapshot(gateway.place("state/ssl_db"))
+    done = gateway.install(*gateway.listen)
+    assert (done.returncode, gateway.snapshot(), gateway.pid) == (0, before, pid)
+    assert snapshot(gateway.place("state/ssl_db")) == store
+    assert "runs, unchanged" in done.stdout
+
+
+def test_the_port_stays_where_it_is_when_it_is_not_given(gateway: Gateway) -> None:
+    before = gateway.snapshot()
+    assert gateway.install().returncode == 0
+    assert gateway.snapshot() == before
+
+
+def test_a_reader_that_leaves_early_does_no_harm(gateway: Gateway) -> None:
+    before = gateway.snapshot()
+    command = [str(gateway.source / "install.sh"), "--root", str(gateway.root)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert gateway.snapshot() == before
+
+
+def test_a_line_in_local_conf_takes_effect_by_a_second_run_without_a_restart(gateway: Gateway) -> None:
+    local, pid = gateway.place("etc/local.conf"), gateway.pid
+    kept = local.read_text()
+    local.write_text(kept + "dns_timeout 7 seconds\n")
+    done = gateway.install()
+    assert (done.returncode, gateway.pid, gateway.answers()) == (0, pid, "403")
+    assert "reconfigured" in done.stdout
+    assert local.read_text().endswith("dns_timeout 7 seconds\n")
+    local.write_text(kept)
+    assert gateway.install().returncode == 0
+
+
+def test_another_port_restarts_squid(gateway: Gateway) -> None:
+    pid, port = gateway.pid, free_port()
+    done = gateway.install("--listen", f"127.0.0.1:{port}")
+    assert done.returncode == 0, done.stderr
+    assert "restarted" in done.stdout
+    assert not runs(pid)
+    assert curl(port, gateway.place("etc/ca/ca.crt"), "https://en.wikipedia.org/") == "403"
+    assert gateway.install(*gateway.listen).returncode == 0
+
+
+def test_new_sources_replace_the_program_under_a_running_squid(gateway: Gateway, changed: Path) -> None:
+    program, pid = gateway.place("bin/squidkeeper"), gateway.pid
+    old = program.resolve()
+    with (changed / "helpers/squidkeeper/__init__.py").open("a") as module:
+        module.write("# newer\n")
+    done = gateway.install()
+    assert (done.returncode, gateway.pid, gateway.answers()) == (0, pid, "403")
+    assert program.resolve() != old
+    assert old.exists(), "helpers of the version before may still be answering"
+
+
+def test_an_edited_squid_conf_is_kept_beside_the_new_one(gateway: Gateway) -> None:
+    configuration = gateway.place("etc/squid.conf")
+    edited = configuration.read_text() + "# an edit\n"
+    configuration.write_text(edited)
+    assert gateway.install().returncode == 0
+    assert "# an edit" not in configuration.read_text()
+    previous = gateway.place("etc/squid.conf.previous")
+    assert previous.read_text() == edited
+    previous.unlink()
+
+
+# ── A failed run ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def assert_fails_and_leaves(gateway: Gateway, step: str, message: str, *arguments: str) -> None:
+    before, pid = gateway.snapshot(), gateway.pid
+    failed = gateway.install(*arguments)
+    after = {path: about for path, about in gateway.snapshot().items() if not is_new_venv(gateway, path, before)}
+    assert failed.returncode == 1
+    assert f'step "{step}" failed' in failed.stderr
+    assert message in failed.stderr
+    assert "to do: " in failed.stderr
+    assert after == before
+    assert gateway.pid == pid
+    assert gateway.answers() == "403"
+
+
+def is_new_venv(gateway: Gateway, path: str, before: dict[str, tuple[object, ...]]) -> bool:
+    """A virtual environment that a failed run built beside the one in use may stay for the next run."""
+    top = Path(path).relative_to(gateway.root).parts[0]
+    return top.startswith("venv-") and str(gateway.root / top) not in before
+
+
+def test_a_bad_line_in_local_conf_is_named_and_the_old_gateway_goes_on(gateway: Gateway) -> None:
+    local = gateway.place("etc/local.conf")
+    kept = local.read_bytes()
+    local.write_bytes(kept + b"no_such_directive on\n")
+    line = len(kept.splitlines()) + 1
+    assert_fails_and_leaves(gateway, "configuration", f"{local}({line}): unrecognized: 'no_such_directive'")
+    local.write_bytes(kept)
+
+
+def test_a_policy_with_a_fault_fails_with_its_line(gateway: Gateway) -> None:
+    extra = gateway.place("etc/policy/zz-extra.yaml")
+    extra.write_text("version: 1\nrules:\n  - name: x\n    action: perhaps\n")
+    assert_fails_and_leaves(gateway, "policy", "zz-extra.yaml:4")
+    extra.unlink()
+
+
+def test_a_program_that_does_not_run_fails(gateway: Gateway, changed: Path) -> None:
+    (changed / "helpers/squidkeeper/cli/__init__.py").write_text("raise SystemExit('broken')\n")
+    assert_fails_and_leaves(gateway, "program", "broken")
+
+
+def test_a_program_that_cannot_be_built_fails(gateway: Gateway, changed: Path) -> None:
+    (changed / "pyproject.toml").write_text('[project]\nname = "squidkeeper"\nrequires-python = ">=3.11"\n')
+    assert_fails_and_leaves(gateway, "program", "pip")
+
+
+def test_a_taken_port_fails_before_anything_is_replaced(gateway: Gateway) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert_fails_and_leaves(gateway, "listen", f"something else listens on {address}", "--listen", address)
+
+
+def test_an_address_of_another_machine_fails(gateway: Gateway) -> None:
+    message = "192.0.2.1:3129 is not an address of this machine"
+    assert_fails_and_leaves(gateway, "listen", message, "--listen", "192.0.2.1:3129")
+
+
+def test_a_squid_that_does_not_start_gets_its_old_configuration_back(gateway: Gateway, changed: Path) -> None:
+    with (changed / "squid/squid.conf").open("a") as configuration:
+        configuration.write("cache_dir ufs /nonexistent/cache 100 16 256\n")  # parses, and ends Squid when it starts
+    before, port = gateway.snapshot(), free_port()
+    failed = gateway.install("--listen", f"127.0.0.1:{port}")
+    assert failed.returncode == 1
+    assert 'step "start" failed' in failed.stderr
+    assert "/nonexistent/cache" in failed.stderr
+    wait_until_listening(gateway.port)
+    assert gateway.answers() == "403"
+    assert contents(gateway.snapshot()) == contents(before)
+
+
+def wait_until_listening(port: int) -> None:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    pytest.fail(f"nothing listens on port {port}")
+
+
+def contents(found: dict[str, tuple[object, ...]]) -> dict[str, object]:
+    """Content, mode and owner by path; a file that was put back is a new inode, and the process has a new pid."""
+    return {
+        path: (about[1:4], about[5:])
+        for path, about in found.items()
+        if not path.endswith("/squid.pid") and "/venv-" not in path
+    }
+
+
+def test_a_folder_that_squids_account_cannot_enter_is_named(base: Path, source: Path) -> None:
+    closed = base / "closed"
+    closed.mkdir(mode=0o700)
+    failed = install(source, "--root", str(closed / "gateway"))
+    assert failed.returncode == 1
+    assert 'step "directories" failed' in failed.stderr
+    assert f"Squid's account {squid_account()} cannot enter {closed}\n" in failed.stderr
+    assert f"chmod o+x {closed}" in failed.stderr
+    assert not (closed / "gateway").exists()
+
+
+def test_a_squid_that_was_killed_is_started_again(gateway: Gateway) -> None:
+    pid = gateway.pid
+    os.kill(pid, signal.SIGINT)
+    deadline = time.monotonic() + 20
+    while runs(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    done = gateway.install()
+    assert done.returncode == 0, done.stderr
+    assert "started" in done.stdout
+    assert gateway.answers() == "403"
+
+
+# ── The CA that is given ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_given_ca_replaces_the_one_in_place_which_is_kept(empty: Gateway, tmp_path: Path) -> None:
+    assert empty.install(*empty.listen).returncode == 0
+    made = empty.place("etc/ca/ca.crt").read_bytes()
+    assert empty.answers() == "403"
+    given = make_ca(tmp_path / "slicer")
+    done = empty.install("--ca-dir", str(given))
+    assert done.returncode == 0, done.stderr
+    assert empty.place("etc/ca/ca.crt").read_bytes() == (given / "ca.crt").read_bytes()
+    assert empty.place("etc/ca/ca.crt.previous").read_bytes() == made
+    for name in ("ca.key", "ca.key.previous"):
+        assert (mode(empty.place(f"etc/ca/{name}")), owner(empty.place(f"etc/ca/{name}"))) == (0o600, squid_account())
+    assert empty.answers() == "403", "the leaf of the same host is minted anew, by the new CA"
+    before, pid = empty.snapshot(), empty.pid
+    assert empty.install("--ca-dir", str(given)).returncode == 0
+    assert (empty.snapshot(), empty.pid) == (before, pid)
+
+
+def test_a_key_of_another_certificate_is_refused(gateway: Gateway, tmp_path: Path) -> None:
+    given = make_ca(tmp_path / "one")
+    shutil.copy(make_ca(tmp_path / "two") / "ca.key", given / "ca.key")
+    assert_fails_and_leaves(gateway, "CA", "ca.key is not the key of ca.crt", "--ca-dir", str(given))
+
+
+def test_a_certificate_that_is_no_ca_is_refused(gateway: Gateway, tmp_path: Path) -> None:
+    given = make_ca(tmp_path / "leaf", "leaf", "-addext", "basicConstraints=critical,CA:FALSE")
+    assert_fails_and_leaves(gateway, "CA", "not the certificate of a CA", "--ca-dir", str(given))
+
+
+def test_a_key_with_a_passphrase_is_refused(gateway: Gateway, tmp_path: Path) -> None:
+    given = make_ca(tmp_path / "locked")
+    key = str(given / "ca.key")
+    openssl("pkey", "-in", key, "-aes128", "-passout", "pass:secret", "-out", key)
+    assert_fails_and_leaves(gateway, "CA", "without a passphrase", "--ca-dir", str(given))
+
+
+def test_an_expired_ca_is_refused(gateway: Gateway, tmp_path: Path) -> None:
+    dates = ("-not_before", "20200101000000Z", "-not_after", "20210101000000Z")
+    given = make_ca(tmp_path / "old", "old", *dates)
+    assert_fails_and_leaves(gateway, "CA", "ca.crt has expired", "--ca-dir", str(given))
+
+
+def test_a_file_that_is_no_certificate_is_refused(gateway: Gateway, tmp_path: Path) -> None:
+    given = make_ca(tmp_path / "text")
+    (given / "ca.crt").write_text("a certificate\n")
+    assert_fails_and_leaves(gateway, "CA", "ca.crt is not a certificate", "--ca-dir", str(given))
+
+
+# ── The policy that is given, an existing one, and what else was there before ────────────────────────────────────────
+
+
+def make_policy(directory: Path, reason: str) -> Path:
+    """A policy as an operator keeps it: with a secret that only the operator can read."""
+    (directory / "secrets").mkdir(parents=True)
+    (directory / "secrets/token").write_text("not-a-real-token\n")
+    (directory / "secrets/token").chmod(0o600)
+    (directory / "policy.yaml").write_text(
+        f"version: 1\ndefaults:\n  reason: {reason}\nsecrets:\n  token: {{file: secrets/token}}\n"
+        "credentials:\n  - name: api\n    hosts: [api.example.com]\n    bearer: token\n"
+        "rules:\n  - name: api\n    action: allow\n    hosts: [api.example.com]\n"
+    )
+    return directory
+
+
+def test_a_given_policy_is_put_in_place_and_readable_by_squids_account_only(empty: Gateway, tmp_path: Path) -> None:
+    given = make_policy(tmp_path / "policy", "Mine.")
+    done = empty.install(*empty.listen, "--policy", str(given))
+    assert done.returncode == 0, done.stderr
+    assert empty.place("etc/policy/policy.yaml").read_text() == (given / "policy.yaml").read_text()
+    secret = empty.place("etc/policy/secrets/token")
+    assert (mode(secret), owner(secret), secret.group()) == (0o640, "root", squid_account())
+    assert mode(given / "secrets/token") == 0o600, "the operator's own files stay as they are"
+    page = curl_text(empty, "https://elsewhere.example/")
+    assert "Mine." in page
+
+
+def curl_text(gateway: Gateway, url: str) -> str:
+    proxy = ["--proxy", f"http://127.0.0.1:{gateway.port}", "--cacert", str(gateway.place("etc/ca/ca.crt"))]
+    return subprocess.run(
+        ["curl", "--silent", "--show-error", *proxy, url], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_a_policy_in_place_is_never_overwritten(gateway: Gateway, tmp_path: Path) -> None:
+    before = gateway.snapshot()
+    done = gateway.install("--policy", str(make_policy(tmp_path / "other", "Other.")))
+    assert (done.returncode, gateway.snapshot()) == (0, before)
+    assert "never overwritten" in done.stdout
+
+
+def test_a_given_policy_that_does_not_load_is_refused(empty: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("version: 1\nrules: [{name: x}]\n")
+    failed = empty.install(*empty.listen, "--policy", str(tmp_path))
+    assert failed.returncode == 1
+    assert 'step "policy" failed' in failed.stderr
+    assert f"{tmp_path}/bad.yaml:2" in failed.stderr
+    assert not empty.place("etc/policy").exists()
+
+
+def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gateway) -> None:
+    configuration, local = empty.place("etc/squid.conf"), empty.place("etc/local.conf")
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text("http_port 3128\n")
+    local.write_text("# my own lines\ndns_timeout 9 seconds\n")
+    assert empty.install(*empty.listen).returncode == 0
+    assert empty.place("etc/squid.conf.before-squidkeeper").read_text() == "http_port 3128\n"
+    assert local.read_text().startswith("# my own lines\n")
+    pid = empty.pid
+    done = empty.install("--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert not runs(pid)
+    assert configuration.read_text() == "http_port 3128\n"
+    for name in ("etc/local.conf", "etc/policy", "etc/ca/ca.crt", "etc/ca/ca.key", "log/access.log"):
+        assert empty.place(name).exists(), name
+    left = {path.name for path in empty.root.iterdir()} | {path.name for path in empty.place("etc").iterdir()}
+    assert left == {"etc", "log", "squid.conf", "local.conf", "policy", "ca"}
+    assert "nothing to do" in empty.install("--uninstall").stdout
+
+
+def test_without_a_start_everything_is_there_but_squid(empty: Gateway) -> None:
+    done = empty.install("--no-start", *empty.listen)
+    assert done.returncode == 0, done.stderr
+    assert empty.place("etc/squid.conf").exists()
+    assert not empty.place("run/squid.pid").exists()
+    assert empty.install().returncode == 0
+    assert empty.answers() == "403"
+
+
+# ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--listen", "0"], "the port is a number from 1 to 65535"),
+        (["--listen", "65536"], "the port is a number from 1 to 65535"),
+        (["--listen", "127.0.0.1"], "the port is a number from 1 to 65535"),
+        (["--listen", "localhost:3129"], "ADDRESS is an IPv4 address or an IPv6 address in brackets"),
+        (["--listen", "::1:3129"], "ADDRESS is an IPv4 address or an IPv6 address in brackets"),
+        (["--listen", ":3129"], "ADDRESS is an IPv4 address or an IPv6 address in brackets"),
+        (["--listen"], "--listen needs a value"),
+        (["--policy="], "--policy needs a value"),
+        (["--policy", "/nonexistent"], "--policy /nonexistent: there is no such directory"),
+        (["--policy", "/proc/self"], "no *.yaml file is in it"),
+        (["--ca-dir", "/nonexistent"], "--ca-dir /nonexistent: there is no such directory"),
+        (["--ca-dir", "/usr"], "--ca-dir /usr: there is no readable ca.crt in it"),
+        (["--root", "/"], "--root /: leave it out for the system's own places"),
+        (["--root", "/tmp/a b"], "--root /tmp/a b: use letters, digits and"),
+        (["--root", "/etc/hostname"], "--root /etc/hostname: this is not a directory"),
+        (["--no-start=yes"], "unknown argument"),
+        (["--frobnicate"], "unknown argument: --frobnicate"),
+        (["gateway"], "unknown argument: gateway"),
+    ],
+    ids=" ".join,
+)
+def test_a_bad_argument_is_told_before_anything_happens(arguments: list[str], message: str) -> None:
+    failed = install(REPOSITORY, *arguments)
+    assert failed.returncode == 2
+    assert message in failed.stderr
+    assert "--help" in failed.stderr
+    assert failed.stdout == ""
+
+
+def test_help_names_every_option() -> None:
+    done = install(REPOSITORY, "--help")
+    assert done.returncode == 0
+    for option in ("--listen", "--policy", "--ca-dir", "--root", "--no-start", "--uninstall", "--help"):
+        assert option in done.stdout
+
+
+def test_it_must_be_run_as_root(source: Path) -> None:
+    command = ["runuser", "-u", squid_account(), "--", str(source / "install.sh"), "--root", "/tmp/nowhere"]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert failed.returncode == 1
+    assert "run it as root" in failed.stderr
+
+
+def test_shellcheck_finds_nothing() -> None:
+    subprocess.run(["shellcheck", REPOSITORY / "install.sh"], check=True)
+
+
+# ── The example policy ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("default", ["deny", "allow"])
+def test_the_example_policy_loads_whole_with_either_default(gateway: Gateway, tmp_path: Path, default: str) -> None:
+    policy = shutil.copytree(REPOSITORY / "policy", tmp_path / "policy")
+    text = (policy / "policy.yaml").read_text()
+    (policy / "policy.yaml").write_text(
+        text.replace("  action: deny\n  reason: This", f"  action: {default}\n  reason: This")
+    )
+    command = [str(gateway.place("bin/squidkeeper")), "check", "--policy", str(policy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "0 warnings" in done.stdout
+
+
+def test_the_example_policy_keeps_the_walkthroughs_promise(gateway: Gateway) -> None:
+    program, policy = gateway.place("bin/squidkeeper"), gateway.place("etc/policy")
+    for url, status in (("https://example.com/", 0), ("https://en.wikipedia.org/", 1), ("https://other.example/", 1)):
+        explained = subprocess.run(
+            [program, "explain", "--policy", policy, "GET", url], capture_output=True, check=False
+        )
+        assert explained.returncode == status, url
