@@ -207,7 +207,7 @@ class _Composer:
         """Note a key with nothing after it and an empty list, which are never 'left out'."""
         if isinstance(value.data, Unquoted) and value.data.null:
             self._fault(value.key_place or value.place, f"{what} has no value, expected one (or the key left out)")
-        elif value.data == [] or value.data == {}:
+        elif value.size == 1 and value.data in ([], {}):
             kind = "list" if value.data == [] else "mapping"
             self._fault(value.place, f"{what} is an empty {kind}, expected entries (or the key left out)")
 
@@ -242,10 +242,15 @@ def _decode(content: bytes) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         place = _place(content[: error.start].decode("utf-8", "replace"))
-        raise _UnreadableError(place, f"byte 0x{content[error.start]:02x} is not UTF-8") from error
+        raise _UnreadableError(
+            place, f"byte 0x{content[error.start]:02x} is not UTF-8, expected text in UTF-8"
+        ) from error
     bad = Reader.NON_PRINTABLE.search(text)
     if bad:
-        raise _UnreadableError(_place(text[: bad.start()]), f"the character U+{ord(bad[0]):04X} may not stand in YAML")
+        raise _UnreadableError(
+            _place(text[: bad.start()]),
+            f"the character U+{ord(bad[0]):04X} may not stand in YAML, expected text without it",
+        )
     return text
 
 
@@ -326,7 +331,7 @@ def _implicit_tag(text: str) -> str | None:
 def describe(value: object) -> str:
     """Say what a value is, in the words of a fault."""
     if isinstance(value, Unquoted):
-        return "nothing" if value.null else f"{_short(value.text)}, which YAML reads as {value.meaning}"
+        return "nothing" if value.null else _short(value.text)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -337,8 +342,12 @@ def describe(value: object) -> str:
 
 
 def quote_it(value: object) -> str:
-    """Say that text has to be quoted, where that is what keeps a value from being text."""
-    return ": quote it" if isinstance(value, Unquoted | bool | int) else ""
+    """Say how to mend a value that is no text to YAML only because it has no quotes."""
+    if isinstance(value, Unquoted):
+        return f" (quote it: without quotes YAML reads it as {value.meaning})"
+    if isinstance(value, bool | int):
+        return " (quote it)"
+    return " (quote it, if it is one that starts with '{')" if isinstance(value, dict) else ""
 
 
 def _short(text: str) -> str:

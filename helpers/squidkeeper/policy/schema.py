@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -125,18 +125,18 @@ def _prose(text: str) -> str:
     return text
 
 
-def _action(text: str) -> Action:
-    return Action(_one_of(text, tuple(Action)))
+def _action(value: object) -> Action:
+    return Action(_one_of(value, tuple(Action)))
 
 
-def _scheme(text: str) -> str:
-    return _one_of(text, ("http", "https"))
+def _scheme(value: object) -> str:
+    return _one_of(value, ("http", "https"))
 
 
-def _one_of(text: str, choices: tuple[str, ...]) -> str:
-    if text not in choices:
-        raise PatternError(f"{text!r} is not understood, expected {one_of(choices)}")
-    return text
+def _one_of(value: object, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise _wrong_type(one_of(choices))
+    return value
 
 
 def _method(text: str) -> str:
@@ -314,7 +314,7 @@ Name = Annotated[str, _parsed(_name)]
 RuleName = Annotated[str, _parsed(_rule_name)]
 SecretName = Annotated[str, _parsed(_secret_name)]
 Prose = Annotated[str, _parsed(_prose)]
-ActionText = Annotated[Action, _parsed(_action)]
+ActionText = Annotated[Action, PlainValidator(_action, json_schema_input_type=Literal["allow", "deny"])]
 Truth = Annotated[bool, PlainValidator(_truth, json_schema_input_type=bool)]
 Time = Annotated[datetime, PlainValidator(_time, json_schema_input_type=datetime)]
 KnownClient = Annotated[str, _known("clients", "client")]
@@ -365,7 +365,9 @@ class MatchFields(_Model):
 
     clients: list[KnownClient] | None = None
     lists: list[KnownList] | None = None
-    schemes: list[Annotated[str, _parsed(_scheme)]] | None = None
+    schemes: list[Annotated[str, PlainValidator(_scheme, json_schema_input_type=Literal["http", "https"])]] | None = (
+        None
+    )
     ports: list[Annotated[range, PlainValidator(_port, json_schema_input_type=int | str)]] | None = None
     methods: list[Annotated[str, _parsed(_method)]] | None = None
     paths: list[Annotated[PathPattern, _parsed(parse_path_pattern)]] | None = None
@@ -513,8 +515,6 @@ def _message(detail: ErrorDetails, steps: list[int | str]) -> str:
 def _type_message(steps: list[int | str], value: object, expected: str) -> str:
     what = f"an entry of {steps[-2]!r}" if isinstance(steps[-1], int) else f"{steps[-1]!r}"
     mend = quote_it(value) if expected == "text" else ""
-    if expected == "text" and isinstance(value, dict):
-        mend = ": quote it, if it is one that starts with '{'"
     return f"{what} is {describe(value)}, expected {expected}{mend}"
 
 

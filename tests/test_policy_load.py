@@ -1,0 +1,389 @@
+"""From a directory to a policy, or to every fault in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import UTC, datetime, timedelta, timezone
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.errors import PolicyError
+from squidkeeper.policy.faults import Location
+from squidkeeper.policy.load import Fingerprint, Loaded, build, fingerprint, read_sources
+from squidkeeper.policy.model import Action, Policy, SecretSource
+from squidkeeper.url import parse_host
+
+DATA = Path(__file__).parent / "data"
+BAD = sorted((DATA / "bad").glob("*.yaml"))
+ENVIRONMENT = {"MODEL_API_KEY": "k", "A": "a", "B": "b"}
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    """Make a policy directory with the files that the policies under test name."""
+    directory = tmp_path / "policy"
+    for name in ("lists", "secrets"):
+        (directory / name).mkdir(parents=True)
+    for name in ("list.txt", "lists/trackers.txt"):
+        (directory / name).write_text("ads.example.com\n")
+    (directory / "wide.txt").write_text("a.example\n*.com\n*\n")
+    for name, mode in (("secrets/github-token", 0o640), ("open-secret", 0o644)):
+        (directory / name).write_text("token\n")
+        (directory / name).chmod(mode)
+    return directory
+
+
+def load(directory: Path, text: str | None = None, environment: dict[str, str] = ENVIRONMENT) -> Loaded:
+    if text is not None:
+        (directory / "policy.yaml").write_text(f"version: 1\n{text}")
+    return build(read_sources(directory, environment))
+
+
+def faults_of(directory: Path, text: str | None = None) -> list[str]:
+    with pytest.raises(PolicyError) as raised:
+        load(directory, text)
+    return [str(fault).replace(f"{directory}/", "") for fault in raised.value.faults]
+
+
+def warnings_of(loaded: Loaded, directory: Path) -> list[str]:
+    return [str(warning).replace(f"{directory}/", "") for warning in loaded.warnings]
+
+
+# --- every fault at once ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[path.stem for path in BAD])
+def test_a_bad_policy_shows_exactly_its_faults(policy: Path, bad: Path) -> None:
+    shutil.copy(bad, policy / "policy.yaml")
+    _, _, expected = bad.read_bytes().partition(b"# expected\n")
+    assert faults_of(policy) == [line.removeprefix("# ") for line in expected.decode().splitlines()]
+
+
+def test_faults_of_all_files_are_shown_in_the_order_of_their_places(policy: Path) -> None:
+    (policy / "b.yaml").write_text("version: 2\n")
+    (policy / "a.yml").write_text("version: 1\nrulez: 1\nrules: [{name: a}]\n")
+    assert [fault.split(": ")[0] for fault in faults_of(policy)] == ["a.yml:2:1", "a.yml:3:9", "b.yaml:1:10"]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "---\n", "~\n", "text\n"])
+def test_a_file_without_a_mapping_is_a_fault(policy: Path, text: str) -> None:
+    (policy / "policy.yaml").write_text(text)
+    (fault,) = faults_of(policy)
+    assert "expected 'version: 1' and" in fault
+
+
+def test_deep_nesting_and_long_numbers_are_faults_not_crashes(policy: Path) -> None:
+    assert "nest" in faults_of(policy, "rules: " + "[" * 100_000)[0]
+    assert "nest" in faults_of(policy, "rules: " + "{a: " * 900)[0]
+    assert (
+        "expected a number from 1" in faults_of(policy, f"rules: [{{name: a, action: deny, ports: [{'9' * 9000}]}}]")[0]
+    )
+
+
+@pytest.mark.parametrize("what", ["missing", "file", "empty", "hidden"])
+def test_a_directory_without_a_policy_is_one_clear_fault(tmp_path: Path, what: str) -> None:
+    directory = tmp_path / "policy"
+    if what == "file":
+        directory.write_text("version: 1\n")
+    elif what != "missing":
+        directory.mkdir()
+        (directory / (".policy.yaml" if what == "hidden" else "policy.txt")).write_text("version: 1\n")
+    (fault,) = faults_of(directory)
+    assert fault.startswith(f"{directory}: the policy directory ")
+
+
+def test_what_is_no_regular_file_is_a_fault_and_never_waited_for(policy: Path) -> None:
+    (policy / "policy.yaml").write_text("version: 1\nlists: {a: {file: fifo}, b: {file: lists}}\n")
+    os.mkfifo(policy / "fifo.yaml")
+    os.mkfifo(policy / "fifo")
+    (policy / "directory.yaml").mkdir()
+    (policy / "dangling.yaml").symlink_to("nowhere")
+    assert faults_of(policy) == [
+        "dangling.yaml: the policy file cannot be read: no such file or directory",
+        "directory.yaml: the policy file cannot be read: is a directory",
+        "fifo.yaml: the policy file cannot be read: it is not a regular file",
+        "policy.yaml:2:19: list file 'fifo' cannot be read: it is not a regular file",
+        "policy.yaml:2:35: list file 'lists' cannot be read: it is not a regular file",
+    ]
+
+
+# --- merging ------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_merged_in_name_order(policy: Path) -> None:
+    (policy / "20.yaml").write_text("version: 1\nrules: [{name: third, action: deny, clients: [c]}]\n")
+    (policy / "10.yml").write_text(
+        "version: 1\nrules: [{name: first, action: deny, lists: [l]}, {name: second, action: deny}]\n"
+    )
+    (policy / "30.yaml").write_text("version: 1\nclients: {c: {users: [u]}}\nlists: {l: {file: list.txt}}\n")
+    (policy / ".40.yaml").write_text("nonsense")
+    assert [rule.name for rule in load(policy).policy.rules] == ["first", "second", "third"]
+
+
+def test_names_are_unique_and_defaults_stand_once_over_all_files(policy: Path) -> None:
+    text = "version: 1\ndefaults: {action: allow}\nclients: {c: {users: [u]}}\nrules: [{name: r, action: deny}]\n"
+    (policy / "a.yaml").write_text(text)
+    (policy / "b.yaml").write_text(text)
+    assert faults_of(policy) == [
+        "b.yaml:2:1: 'defaults' stands in two files, first at a.yaml:2:1, expected it in one at most",
+        "b.yaml:3:11: client 'c' is defined twice, first at a.yaml:3:11",
+        "b.yaml:4:16: rule 'r' is defined twice, first at a.yaml:4:16",
+    ]
+
+
+def test_the_same_name_may_stand_in_two_sections(policy: Path) -> None:
+    loaded = load(
+        policy, "clients: {x: {users: [u]}}\nlists: {x: {file: list.txt}}\nrules: [{name: x, action: deny}]\n"
+    )
+    assert loaded.policy.rules[0].name == "x"
+
+
+# --- what a good policy becomes -----------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_language_loads_without_a_fault_or_a_warning(policy: Path) -> None:
+    shutil.copy(DATA / "good" / "language.yaml", policy)
+    loaded = load(policy)
+    assert loaded.warnings == ()
+    made = loaded.policy
+    assert [rule.name for rule in made.rules] == [
+        "no-wikipedia",
+        "no-trackers",
+        "no-push",
+        "acme-repositories",
+        "internal-registry",
+        "hotfix-window",
+    ]
+    assert made.default_reason == "Ask the platform team to open a host."
+    assert made.rules[5].expires == datetime(2026, 12, 1, 18, tzinfo=UTC)
+    assert made.rules[4].match.ports == (range(443, 444), range(8443, 8444))
+    assert made.rules[4].private
+    assert made.rules[0].location == Location(str(policy / "language.yaml"), 18, 5)
+    assert [(one.header, one.template, one.username) for one in made.credentials] == [
+        ("Authorization", "Bearer {github-token}", None),
+        ("Authorization", "{github-token}", "x-access-token"),
+        ("X-Api-Key", "{model-key}", None),
+    ]
+    assert made.secrets["github-token"].file == policy / "secrets/github-token"
+    assert parse_host("ads.example.com") in made.lists["trackers"]
+    assert made.tests[1].client == ip_address("192.168.137.10")
+    assert made.tests[1].credentials == ("github-api",)
+
+
+def test_every_unusual_form_is_understood(policy: Path) -> None:
+    shutil.copy(DATA / "good" / "edges.yaml", policy)
+    loaded = load(policy)
+    assert loaded.warnings == ()
+    closed, is_open, quoted = loaded.policy.rules
+    networks = loaded.policy.clients[0].networks
+    assert networks == (ip_network("fd00:137::/64"), ip_network("192.168.137.7"), ip_network("10.1.0.0/16"))
+    assert closed.reason == "Two lines\nof text."
+    assert is_open.match.ports == (range(80, 81), range(443, 445), range(8443, 8444))
+    assert is_open.expires == datetime(2026, 12, 1, 18, 0, 0, 500_000, timezone(timedelta(hours=2)))
+    assert quoted.expires == datetime(2026, 12, 1, 18, tzinfo=UTC)
+    assert quoted.match.hosts == is_open.match.hosts
+    assert loaded.policy.credentials[0].secrets == ("a", "b.c-d")
+    assert loaded.policy.credentials[0].header == "X-Api-Key"
+    assert loaded.policy.credentials[1].username == ""
+
+
+def test_the_smallest_policy_denies_everything(policy: Path) -> None:
+    shutil.copy(DATA / "good" / "smallest.yaml", policy)
+    made = load(policy).policy
+    assert made == Policy(made.revision)
+    assert made.default_action is Action.DENY
+
+
+def test_relative_paths_start_from_the_directory_of_the_file_as_it_is_named(policy: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.yaml").write_text("version: 1\nlists: {l: {file: list.txt}}\n")
+    (policy / "link.yaml").symlink_to(tmp_path / "elsewhere.yaml")
+    assert parse_host("ads.example.com") in load(policy).policy.lists["l"]
+
+
+# --- secrets ------------------------------------------------------------------------------------------------------
+
+
+def test_a_secret_that_cannot_be_had_is_a_warning(policy: Path) -> None:
+    (policy / "empty").touch(0o600)
+    text = "secrets:\n  a: {file: gone}\n  b: {env: UNSET}\n  c: {file: empty}\n  d: {env: BLANK}\n  e: {env: A}\n"
+    loaded = load(policy, text, {"BLANK": "", "A": "a"})
+    assert warnings_of(loaded, policy) == [
+        "policy.yaml:3:13: secret 'a' cannot be had: 'gone': no such file or directory",
+        "policy.yaml:4:12: secret 'b' cannot be had: UNSET is not set in this environment, or is empty",
+        "policy.yaml:5:13: secret 'c' cannot be had: 'empty': it is empty",
+        "policy.yaml:6:12: secret 'd' cannot be had: BLANK is not set in this environment, or is empty",
+    ]
+    assert loaded.policy.secrets["b"] == SecretSource("b", Location(str(policy / "policy.yaml"), 4, 3), env="UNSET")
+
+
+@pytest.mark.parametrize(
+    ("mode", "loads"), [(0o600, True), (0o640, True), (0o660, True), (0o644, False), (0o604, False)]
+)
+def test_a_secret_file_that_everyone_can_read_is_a_fault(policy: Path, mode: int, loads: bool) -> None:
+    (policy / "secret").write_text("s")
+    (policy / "secret").chmod(mode)
+    (policy / "link").symlink_to("secret")
+    text = "secrets: {s: {file: link}}\n"
+    if loads:
+        assert load(policy, text).policy.secrets["s"].file == policy / "link"
+    else:
+        assert "can be read by everyone, expected mode 0640" in faults_of(policy, text)[0]
+
+
+# --- lists --------------------------------------------------------------------------------------------------------
+
+
+def test_lines_of_a_list_that_are_not_understood_are_one_warning(policy: Path) -> None:
+    (policy / "list.txt").write_text("# mine\n||ads.example^\nads.example\na b\nhttps://x/\n*.*.x\n")
+    loaded = load(policy, "lists: {l: {file: list.txt}}\n")
+    assert warnings_of(loaded, policy) == [
+        "list.txt:2:1: 4 lines were not understood and left out: 2 '||ads.example^', 4 'a b', 5 'https://x/' and so on"
+        "; expected a host pattern, or an address and its names"
+    ]
+
+
+def test_an_empty_list_is_a_warning(policy: Path) -> None:
+    (policy / "list.txt").write_text("# nothing yet\n127.0.0.1 localhost\n")
+    loaded = load(policy, "lists: {l: {file: list.txt}}\n")
+    assert warnings_of(loaded, policy) == ["list.txt: the list holds no host pattern, so what names it matches nothing"]
+
+
+def test_a_list_that_changes_while_it_is_read_does_not_load(policy: Path) -> None:
+    (policy / "policy.yaml").write_text("version: 1\nlists: {l: {file: list.txt}}\n")
+    sources = read_sources(policy)
+    (policy / "list.txt").write_text("other.example.com\n")
+    with pytest.raises(PolicyError, match="it changed while it was read"):
+        build(sources)
+    assert fingerprint(policy, sources.named) != sources.fingerprint
+
+
+# --- noticing a change --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(policy: Path) -> Path:
+    """Make a policy that names a list and a secret, all at rest for long."""
+    (policy / "policy.yaml").write_text(
+        "version: 1\nlists: {l: {file: list.txt}}\nsecrets: {s: {file: secrets/github-token}}\n"
+    )
+    for path in policy.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    return policy
+
+
+def state(directory: Path) -> Fingerprint:
+    """Take the fingerprint with every file named, the change time (which a test cannot set back) left to one side."""
+    sources = read_sources(directory)
+    return tuple((name, reading and reading[:-1]) for name, reading in sources.fingerprint)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_hot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("squidkeeper.policy.load._HOT_NANOSECONDS", -1)
+
+
+def edit_in_place(directory: Path) -> None:
+    (directory / "policy.yaml").write_text("version: 1\n")
+
+
+def replace_by_rename(directory: Path) -> None:
+    new = directory / "policy.yaml.new"
+    shutil.copy2(directory / "policy.yaml", new)
+    new.replace(directory / "policy.yaml")
+
+
+def add_a_file(directory: Path) -> None:
+    (directory / "z.yaml").write_text("version: 1\n")
+
+
+def remove_a_file(directory: Path) -> None:
+    (directory / "policy.yaml").unlink()
+
+
+def edit_the_list(directory: Path) -> None:
+    (directory / "list.txt").write_text("sda.example.com\n")
+
+
+def remove_the_list(directory: Path) -> None:
+    (directory / "list.txt").unlink()
+
+
+def rotate_the_secret(directory: Path) -> None:
+    (directory / "secrets/github-token").write_text("other\n")
+
+
+def open_the_secret(directory: Path) -> None:
+    (directory / "secrets/github-token").chmod(0o644)
+
+
+CHANGES = [
+    edit_in_place,
+    replace_by_rename,
+    add_a_file,
+    remove_a_file,
+    edit_the_list,
+    remove_the_list,
+    rotate_the_secret,
+    open_the_secret,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_every_change_shows_in_the_fingerprint(watched: Path, change: object) -> None:
+    sources = read_sources(watched)
+    before = state(watched)
+    assert fingerprint(watched, sources.named) == sources.fingerprint
+    assert callable(change)
+    change(watched)
+    assert state(watched) != before
+    assert fingerprint(watched, sources.named) != sources.fingerprint
+
+
+def test_a_swapped_directory_of_links_shows_as_with_a_mounted_config_map(tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        (tmp_path / f"..{version}").mkdir()
+        (tmp_path / f"..{version}" / "policy.yaml").write_text(f"version: {version}\n")
+        os.utime(tmp_path / f"..{version}" / "policy.yaml", (1_000_000_000, 1_000_000_000))
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "policy.yaml").symlink_to("..data/policy.yaml")
+    sources = read_sources(tmp_path)
+    assert sources.documents[0].data == {"version": 1}
+    (tmp_path / "..new").symlink_to("..2")
+    (tmp_path / "..new").replace(tmp_path / "..data")
+    assert fingerprint(tmp_path, sources.named) != sources.fingerprint
+    assert read_sources(tmp_path).documents[0].data == {"version": 2}
+
+
+def test_what_a_broken_policy_names_is_watched_too(policy: Path) -> None:
+    (policy / "policy.yaml").write_text("version: 7\nlists: {l: {file: gone.txt}}\nsecrets: {s: {file: gone, x: 1}}\n")
+    sources = read_sources(policy)
+    assert sources.named == (policy / "gone.txt", policy / "gone")
+    (policy / "gone.txt").touch()
+    assert fingerprint(policy, sources.named) != sources.fingerprint
+
+
+def test_a_file_written_a_moment_ago_equals_no_reading(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("squidkeeper.policy.load._HOT_NANOSECONDS", 60_000_000_000)
+    (policy / "policy.yaml").write_text("version: 1\n")
+    assert fingerprint(policy) != fingerprint(policy)
+
+
+def test_what_is_no_part_of_the_policy_changes_nothing(watched: Path) -> None:
+    before = state(watched)
+    (watched / ".policy.yaml.swp").touch()
+    (watched / "notes.txt").touch()
+    assert state(watched) == before
+
+
+def test_the_revision_is_of_names_and_contents_secrets_left_out(watched: Path, tmp_path: Path) -> None:
+    revision = load(watched).policy.revision
+    rotate_the_secret(watched)
+    shutil.copytree(watched, tmp_path / "copy", symlinks=True)
+    assert load(watched).policy.revision == load(tmp_path / "copy").policy.revision == revision
+    edit_the_list(watched)
+    changed = load(watched).policy.revision
+    (watched / "policy.yaml").rename(watched / "other.yaml")
+    assert len({revision, changed, load(watched).policy.revision}) == 3
