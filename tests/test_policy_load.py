@@ -106,7 +106,7 @@ def test_what_is_no_regular_file_is_a_fault_and_never_waited_for(policy: Path) -
         "directory.yaml: the policy file cannot be read: is a directory",
         "fifo.yaml: the policy file cannot be read: it is not a regular file",
         "policy.yaml:2:19: list file 'fifo' cannot be read: it is not a regular file",
-        "policy.yaml:2:35: list file 'lists' cannot be read: it is not a regular file",
+        "policy.yaml:2:36: list file 'lists' cannot be read: it is not a regular file",
     ]
 
 

@@ -1,0 +1,177 @@
+"""What is legal in a policy but surely unmeant."""
+
+from __future__ import annotations
+
+import textwrap
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.policy.lint import lint
+from squidkeeper.policy.load import build, read_sources
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "list.txt").write_text(".listed.example\n203.0.113.0/24\n")
+    (tmp_path / "secret").touch(0o600)
+    return tmp_path
+
+
+def warnings(directory: Path, text: str, now: datetime = NOW) -> list[str]:
+    (directory / "policy.yaml").write_text("version: 1\n" + textwrap.dedent(text))
+    policy = build(read_sources(directory, {"S": "s"})).policy
+    return [str(warning).replace(f"{directory}/", "") for warning in lint(policy, now)]
+
+
+def test_a_policy_in_use_throughout_has_no_warning(directory: Path) -> None:
+    text = """\
+    clients: {a: {users: [u]}, b: {users: [v]}, c: {users: [w]}}
+    lists: {l: {file: list.txt}}
+    secrets: {s: {env: S}, t: {env: S}}
+    rules:
+      - {name: r, action: allow, clients: [a], hosts: [.example.co.uk], lists: [l]}
+    rewrites:
+      - {name: r, clients: [b], to: "https://mirror.example{path}"}
+    credentials:
+      - {name: c, clients: [c], hosts: ["*.example.com"], value: "{s}{t}"}
+    """
+    assert warnings(directory, text) == []
+
+
+def test_what_is_not_used_is_shown_where_it_is_defined(directory: Path) -> None:
+    text = "clients: {a: {users: [u]}}\nlists: {l: {file: list.txt}}\nsecrets: {s: {env: S}}\n"
+    assert warnings(directory, text) == [
+        "policy.yaml:2:11: client 'a' is not used",
+        "policy.yaml:3:9: list 'l' is not used",
+        "policy.yaml:4:11: secret 's' is not used",
+    ]
+
+
+def test_a_lapsed_rule_is_shown(directory: Path) -> None:
+    text = "rules: [{name: r, action: allow, expires: 2026-11-24T12:00:00Z}]\n"
+    expected = "policy.yaml:2:9: rule 'r' lapsed at 2026-11-24T12:00:00+00:00 and no longer matches"
+    assert warnings(directory, text) == [expected]
+    assert warnings(directory, text, datetime(2026, 11, 24, 11, 59, tzinfo=UTC)) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "public"),
+    [
+        ("*.co.uk", True),
+        (".co.uk", True),
+        ("**.github.io", True),
+        ("co.uk", False),
+        (".example.co.uk", False),
+        (".corp.internal", False),
+        ("*.example.com", False),
+    ],
+)
+def test_a_wildcard_over_a_longer_public_suffix_is_shown(directory: Path, pattern: str, public: bool) -> None:
+    text = f"""\
+    secrets: {{s: {{env: S}}}}
+    rules:
+      - {{name: deny, action: deny, clients: [c], hosts: ["{pattern}"]}}
+      - {{name: allow, action: allow, hosts: ["{pattern}"]}}
+    credentials:
+      - {{name: c, hosts: ["{pattern}"], bearer: s}}
+    clients: {{c: {{users: [u]}}}}
+    """
+    covers = f"{pattern!r} covers a public suffix, under which anyone can have a host"
+    expected = [f"policy.yaml:5:5: rule 'allow': {covers}", f"policy.yaml:7:5: credential 'c': {covers}"]
+    assert warnings(directory, text) == (expected if public else [])
+
+
+def test_a_credential_for_http_alone_is_never_sent(directory: Path) -> None:
+    text = "secrets: {s: {env: S}}\ncredentials: [{name: c, hosts: [a.example], schemes: [http], bearer: s}]\n"
+    (warning,) = warnings(directory, text)
+    assert warning == (
+        "policy.yaml:3:15: credential 'c' is never sent: its schemes leave out https, without which none is"
+    )
+
+
+# --- shadowed rules -----------------------------------------------------------------------------------------------
+
+SHADOWED = [
+    ("hosts: [a.example]", "hosts: [a.example]"),
+    (
+        "hosts: [.example.com]",
+        "hosts: [example.com, a.example.com, '*.b.example.com', '**.c.example.com', .example.com]",
+    ),
+    ("hosts: ['**.example.com']", "hosts: [a.example.com, '*.example.com', .a.example.com]"),
+    ("hosts: ['*.example.com']", "hosts: ['*.example.com', a.example.com]"),
+    ("hosts: ['*']", "hosts: [a.example, 192.0.2.0/24]"),
+    ("hosts: ['*']", "clients: [c]"),
+    ("reason: all", "hosts: ['*']"),
+    ("reason: all", "lists: [l], hosts: [a.example]"),
+    ("lists: [l]", "lists: [l]"),
+    ("lists: [l]", "hosts: [a.listed.example, 203.0.113.9, 203.0.113.128/25, .b.listed.example]"),
+    ("lists: [l], hosts: [a.example]", "lists: [l], hosts: [a.example]"),
+    ("hosts: [203.0.112.0/23]", "hosts: [203.0.113.9]"),
+    ("hosts: [a.example]", "hosts: [a.example], paths: [/x/**], methods: [GET], query: {a: b}, clients: [c]"),
+    ("hosts: [a.example], paths: [/x, /**]", "hosts: [a.example]"),
+    ("hosts: [a.example]", "hosts: [a.example], ports: [1-65535]"),
+    ("hosts: [a.example], ports: [443-500, 501-600, 80]", "hosts: [a.example], ports: [450-550]"),
+    ("hosts: [a.example], schemes: [https]", "hosts: [a.example], schemes: [https]"),
+    ("hosts: [a.example], expires: 2027-01-01T00:00:00Z", "hosts: [a.example], expires: 2027-01-01T00:00:00Z"),
+]
+NOT_SHADOWED = [
+    ("hosts: [a.example]", "hosts: [b.example]"),
+    ("hosts: [a.example]", "hosts: [a.example, b.example]"),
+    ("hosts: [a.example]", "reason: all"),
+    ("hosts: ['*.example.com']", "hosts: [.example.com]"),
+    ("hosts: ['*.example.com']", "hosts: [a.b.example.com]"),
+    ("hosts: ['**.example.com']", "hosts: [example.com]"),
+    ("lists: [l]", "hosts: [203.0.112.0/23]"),
+    ("hosts: [.listed.example, 203.0.113.0/24]", "lists: [l]"),
+    ("lists: [l]", "lists: [l], hosts: [a.example]"),
+    ("hosts: [203.0.113.0/24]", "hosts: ['2001:db8::/32']"),
+    ("hosts: [a.example], clients: [c]", "hosts: [a.example], clients: [c]"),
+    ("hosts: [a.example], paths: [/x/**]", "hosts: [a.example]"),
+    ("hosts: [a.example], methods: [GET]", "hosts: [a.example], methods: [GET]"),
+    ("hosts: [a.example], query: {a: b}", "hosts: [a.example], query: {a: b}"),
+    ("hosts: [a.example], ports: [443]", "hosts: [a.example]"),
+    ("hosts: [a.example], ports: [443, 445]", "hosts: [a.example], ports: [443-445]"),
+    ("hosts: [a.example], schemes: [https]", "hosts: [a.example]"),
+    ("hosts: [a.example], expires: 2027-01-01T00:00:00Z", "hosts: [a.example]"),
+    ("hosts: [a.example], expires: 2027-01-01T00:00:00Z", "hosts: [a.example], expires: 2027-01-02T00:00:00Z"),
+    ("hosts: [a.example], expires: 2026-01-01T00:00:00Z", "hosts: [a.example], expires: 2027-01-01T00:00:00Z"),
+]
+
+
+def pair(first: str, second: str, action: str = "deny") -> str:
+    return f"""\
+    clients: {{c: {{users: [u]}}}}
+    lists: {{l: {{file: list.txt}}}}
+    rules:
+      - {{name: first, action: {action}, {first}}}
+      - {{name: second, action: {action}, {second}}}
+    """
+
+
+def shadow_warnings(directory: Path, text: str) -> list[str]:
+    return [warning for warning in warnings(directory, text) if "can never decide" in warning]
+
+
+@pytest.mark.parametrize(("first", "second"), SHADOWED)
+def test_a_rule_that_an_earlier_one_leaves_nothing_is_shown(directory: Path, first: str, second: str) -> None:
+    assert shadow_warnings(directory, pair(first, second)) == [
+        "policy.yaml:6:5: rule 'second' can never decide: 'first' (policy.yaml:5:5) decides all it could match"
+    ]
+
+
+@pytest.mark.parametrize(("first", "second"), NOT_SHADOWED)
+def test_a_rule_that_still_has_something_to_decide_is_not_shown(directory: Path, first: str, second: str) -> None:
+    assert shadow_warnings(directory, pair(first, second)) == []
+
+
+def test_an_allow_covers_its_default_ports_alone(directory: Path) -> None:
+    assert shadow_warnings(directory, pair("hosts: [a.example]", "hosts: [a.example], ports: [8443]", "allow")) == []
+    assert shadow_warnings(directory, pair("hosts: [a.example]", "hosts: [a.example]", "allow")) != []
+    mixed = pair("hosts: [a.example]", "hosts: [a.example]", "allow").replace(
+        "second, action: allow", "second, action: deny"
+    )
+    assert shadow_warnings(directory, mixed) == []
