@@ -553,11 +553,20 @@ open_apparmor() {
         other_apparmor_lines
         echo "# squidkeeper $PREFIX begin"
         render "$SOURCE/squid/apparmor" PLACES
+        apparmor_lines
         echo "# squidkeeper $PREFIX end"
     } >"$WORK/apparmor"
+    ! same "$WORK/apparmor" "$APPARMOR" || return 0
     put "$WORK/apparmor" "$APPARMOR"
     quietly reload_apparmor
     say AppArmor "lets Squid use $PREFIX ($APPARMOR)"
+}
+
+# What this script's own layout needs beyond the documented paths: AppArmor goes by a link's target.
+apparmor_lines() {
+    echo "$PREFIX/venv-*/bin/squidkeeper Ux,"
+    echo "/run/squidkeeper-install.*/** r,"
+    [ -z "$ROOT" ] || printf '%s,\n' "$ROOT/etc/** r" "$ROOT/log/* rw" "$ROOT/run/* rwk" "$ROOT/state/** rwk"
 }
 
 other_apparmor_lines() {
@@ -827,7 +836,7 @@ uninstall() {
     close_apparmor
     remove_empty "$(dirname "$ERRORS")" "$(dirname "$PROGRAM")" /etc/squidkeeper/ca "$PREFIX"
     ! has_systemd || [ ! -e "$CONF" ] || systemctl restart squid
-    say uninstall "done. Yours to delete: $POLICY $CA_CERT $CA_KEY $LOCAL $(dirname "$ACCESS_LOG")"
+    say uninstall "done. Yours to delete: $POLICY $CA_CERT $CA_KEY (and *.previous) $LOCAL $(dirname "$ACCESS_LOG")"
 }
 
 close_apparmor() {
