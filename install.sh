@@ -229,7 +229,7 @@ install_packages() {
         missing=$(missing_parts squid-openssl python3-venv)
         [ -z "$missing" ] || apt_install "$missing"
     elif command -v dnf >/dev/null; then
-        missing=$(missing_parts squid python3)
+        missing=$(missing_parts squid python3.12) # RHEL's own python3 is too old; Fedora's is not, and found
         # shellcheck disable=SC2086 # one word a package
         [ -z "$missing" ] || quietly dnf install -y --quiet $missing
     else
