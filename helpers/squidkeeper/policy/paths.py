@@ -18,6 +18,7 @@ _REGEX = "regex:"
 _ONE, _MANY = "\x01", "\x02"  # stand for * and ** while a glob is read: no path can hold them
 _WILDCARDS = {_ONE: "[^/]*", _MANY: ANYTHING, f"{_MANY}/": "(?:.*/)?"}
 _PART = re.compile(f"(?<=/){_MANY}/|{_MANY}|{_ONE}|[^{_ONE}{_MANY}]+")
+_STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2}|[0-9A-Fa-f]?\*)")
 _EVERYTHING = ("/**", "**")
 
 
@@ -52,6 +53,8 @@ def parse_path_pattern(text: str) -> PathPattern:
         raise PatternError(f"path pattern {text!r} can never match: paths hold no '?' or '#' (use query: for a query)")
     if any(unicodedata.category(character) == "Cc" for character in text):
         raise PatternError(f"path pattern {text!r} can never match: such a control character is always denied")
+    if _STRAY_PERCENT.search(text):
+        raise PatternError(f"path pattern {text!r} can never match: its '%' is not followed by two hexadecimal digits")
     for reading in Reading:
         _check_readable(text, reading)
     return PathPattern(text)
@@ -78,7 +81,8 @@ def _check_readable(text: str, reading: Reading) -> None:
 
 
 def _read_glob(text: str, reading: Reading) -> str:
-    return read(reading, normalize_escapes(text.replace("**", _MANY).replace("*", _ONE)))
+    rooted = text if text.startswith("/") else f"/{text}"  # every path is: `**/x` means `/**/x`
+    return read(reading, normalize_escapes(rooted.replace("**", _MANY).replace("*", _ONE)))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -1,0 +1,105 @@
+"""Host patterns, against a matcher that takes the language at its word."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from squidkeeper.errors import PatternError
+from squidkeeper.policy.hosts import HostForm, host_keys, parse_host_pattern, parse_network
+from squidkeeper.url import Host, parse_host
+
+HOSTS = {
+    "example.com": (["example.com", "EXAMPLE.COM."], ["www.example.com", "example.org", "xexample.com"]),
+    ".example.com": (["example.com", "www.example.com", "a.b.example.com"], ["xexample.com", "com"]),
+    "*.example.com": (["www.example.com"], ["example.com", "a.b.example.com"]),
+    "**.example.com": (["www.example.com", "a.b.example.com"], ["example.com", "xexample.com"]),
+    "*": (["example.com", "com", "192.0.2.1", "[::1]"], []),
+    "203.0.113.0/24": (["203.0.113.9", "3405803785", "0xcb.0x00.0x71.9"], ["203.0.114.9", "example.com", "[::1]"]),
+    "192.0.519": (["192.0.2.7"], ["192.0.2.8"]),
+    "192.0.2.7": (["192.0.2.7", "[::ffff:192.0.2.7]"], ["192.0.2.8"]),
+    "2001:db8::/32": (["[2001:db8::1]"], ["[2001:db9::1]", "192.0.2.1"]),
+    "[2001:db8::1]": (["[2001:DB8:0::1]"], ["[2001:db8::2]"]),
+    "BÜCHER.example": (["xn--bcher-kva.example", "bücher.example."], ["bucher.example"]),
+    "*.Bücher.Example.": (["a.xn--bcher-kva.example"], ["xn--bcher-kva.example"]),
+}
+
+
+@pytest.mark.parametrize("pattern", HOSTS)
+def test_a_pattern_matches_its_hosts_and_no_others(pattern: str) -> None:
+    parsed = parse_host_pattern(pattern)
+    matching, others = HOSTS[pattern]
+    assert [host for host in matching if not parsed.matches(parse_host(host))] == []
+    assert [host for host in others if parsed.matches(parse_host(host))] == []
+
+
+LABELS = st.sampled_from(["a", "b", "com"])
+NAMES = st.lists(LABELS, min_size=1, max_size=4).map(".".join)
+FORMS = st.sampled_from([HostForm.EXACT, HostForm.TREE, HostForm.LABEL, HostForm.UNDER])
+
+
+def matches(form: HostForm, name: str, host: str) -> bool:
+    """Match by the words of the language alone."""
+    if form is HostForm.EXACT:
+        return host == name
+    if form is HostForm.TREE and host == name:
+        return True
+    if not host.endswith(f".{name}"):
+        return False
+    return form is not HostForm.LABEL or "." not in host.removesuffix(f".{name}")
+
+
+@given(FORMS, NAMES, NAMES)
+@example(HostForm.LABEL, "com", "a.com")
+@example(HostForm.UNDER, "com", "com")
+def test_keys_find_exactly_the_patterns_that_match(form: HostForm, name: str, host: str) -> None:
+    pattern = parse_host_pattern(f"{form}{name}")
+    expected = matches(form, name, host)
+    assert (pattern.key in host_keys(Host(host))) is expected
+    assert pattern.matches(Host(host)) is expected
+    assert pattern.covers_single_label is (form is not HostForm.EXACT and "." not in name)
+
+
+@given(NAMES)
+def test_keys_of_a_host_are_distinct_and_end_with_any(host: str) -> None:
+    keys = host_keys(Host(host))
+    assert len(keys) == len(set(keys))
+    assert keys[0] == host
+    assert keys[-1] == "*"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "*.",
+        "a..b",
+        "*.*.com",
+        "a*.com",
+        "a.*.com",
+        "a b",
+        "a/b",
+        "a:1",
+        "a@b",
+        "http://a/",
+        "1.2.3.4.5",
+        "0xg.0x",
+    ],
+)
+def test_what_can_never_match_is_no_pattern(text: str) -> None:
+    with pytest.raises(PatternError, match=r"expected|such as"):
+        parse_host_pattern(text)
+
+
+def test_a_network_may_not_have_host_bits_and_a_mapped_one_is_of_ipv4() -> None:
+    assert parse_network("::ffff:10.0.0.0/104") == ip_network("10.0.0.0/8")
+    assert parse_network("10.0.0.7") == ip_network("10.0.0.7/32")
+    with pytest.raises(PatternError, match=r"host bits set, expected 10\.0\.0\.0/8"):
+        parse_network("10.1.0.0/8")
+    for text in ("10.0.0.0/33", "10.0.0/8", "ten", "", "10.0.0.0/255.0.255.0"):
+        with pytest.raises(PatternError):
+            parse_network(text)
