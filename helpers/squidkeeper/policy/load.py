@@ -240,10 +240,10 @@ def _names(documents: Iterable[Document]) -> Names:
 
 
 def _defined(document: Document) -> Iterator[tuple[str, str, Location]]:
-    for section, entry, steps in entries(document):
+    for section, entry, steps in entries(document, *_NAMED_SECTIONS):
         if section in ("clients", "lists", "secrets"):
             yield section, str(steps[1]), document.locate(steps, key=True)
-        elif section in _NAMED_SECTIONS and isinstance(entry.get("name"), str):
+        elif isinstance(entry.get("name"), str):
             yield section, entry["name"], document.locate((*steps, "name"))
 
 
@@ -282,8 +282,8 @@ def _load_lists(sources: Sources, cache: Path | None) -> tuple[dict[str, HostLis
 
 def _file_entries(documents: Iterable[Document], section: str) -> Iterator[tuple[Document, str, Path]]:
     for document in documents:
-        for found, entry, steps in entries(document):
-            if found == section and _is_file_name(entry.get("file")):
+        for _, entry, steps in entries(document, section):
+            if _is_file_name(entry.get("file")):
                 yield document, str(steps[1]), document.path.parent / entry["file"]
 
 
@@ -321,7 +321,7 @@ def _list_warnings(path: Path, hosts: HostList) -> Iterator[Fault]:
 def _wide_list_faults(documents: Iterable[Document], lists: Mapping[str, HostList]) -> Iterator[Fault]:
     """Find the lists that hold what the hosts of an allow or of a credential may not."""
     for document in documents:
-        for section, entry, steps in entries(document):
+        for section, entry, steps in entries(document, "rules", "credentials"):
             names = entry.get("lists")
             if not isinstance(names, list) or not _opens(section, entry):
                 continue
@@ -336,7 +336,7 @@ def _wide_list_faults(documents: Iterable[Document], lists: Mapping[str, HostLis
 
 
 def _opens(section: str, entry: Mapping[str, object]) -> bool:
-    return section == "credentials" or (section == "rules" and entry.get("action") == Action.ALLOW)
+    return section == "credentials" or entry.get("action") == Action.ALLOW
 
 
 def _forbidden(section: str, hosts: HostList | None) -> Line | None:
@@ -359,8 +359,8 @@ def _check_secrets(sources: Sources) -> tuple[list[Fault], list[Fault]]:
         if file.problem:
             warnings.append(Fault(place, f"secret {name!r} cannot be had: {str(path)!r}: {file.problem}"))
     for document in sources.documents:
-        for section, entry, steps in entries(document):
-            variable = entry.get("env") if section == "secrets" else None
+        for _, entry, steps in entries(document, "secrets"):
+            variable = entry.get("env")
             if isinstance(variable, str) and variable not in sources.environment:
                 message = (
                     f"secret {str(steps[1])!r} cannot be had: {variable} is not set in this environment, or is empty"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -530,10 +530,10 @@ def _fields(steps: list[int | str]) -> frozenset[str]:
 def _choice_faults(document: Document) -> list[Fault]:
     """Find the entries that have none, or more than one, of the keys of which they need one."""
     found = []
-    for section, entry, steps in entries(document):
-        keys, several = _CHOICES.get(section, ((), True))
+    for section, entry, steps in entries(document, *_CHOICES):
+        keys, several = _CHOICES[section]
         given = [key for key in keys if key in entry]
-        if keys and entry and (not given or (len(given) > 1 and not several)):
+        if entry and (not given or (len(given) > 1 and not several)):
             amount = "at least one" if several else "exactly one"
             got = " and ".join(repr(key) for key in given) or "none of them"
             message = f"{got} given, expected {amount} of {', '.join(keys)}"
@@ -541,18 +541,18 @@ def _choice_faults(document: Document) -> list[Fault]:
     return found
 
 
-def entries(document: Document) -> list[tuple[str, dict[str, Any], tuple[str, int | str]]]:
-    """List the mappings in the sections of a file as they stand: section, entry, and the steps that lead there."""
-    found: list[tuple[str, dict[str, Any], tuple[str, int | str]]] = []
-    for section in _ENTRIES:
+def entries(document: Document, *sections: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, int | str]]]:
+    """Give the mappings in sections of a file as they stand: section, entry, and the steps that lead there."""
+    for section in sections:
         values = document.data.get(section)
-        pairs: list[tuple[int | str, object]] = []
+        pairs: Iterable[tuple[int | str, object]] = ()
         if isinstance(values, dict):
-            pairs = [*values.items()]
+            pairs = values.items()
         elif isinstance(values, list):
-            pairs = [*enumerate(values)]
-        found += [(section, entry, (section, step)) for step, entry in pairs if isinstance(entry, dict)]
-    return found
+            pairs = enumerate(values)
+        for step, entry in pairs:
+            if isinstance(entry, dict):
+                yield section, entry, (section, step)
 
 
 _SHOWN_AT_MOST = 12
