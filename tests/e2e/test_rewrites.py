@@ -25,7 +25,7 @@ rewrites:
   - {name: mirror, hosts: [packages.example], paths: [/simple/**], to: "https://registry.example/python{path}{query}"}
   - {name: files, hosts: [packages.example], paths: [/files/**], to: "https://registry.example{path}"}
   - {name: npm, hosts: [npm.example], paths: [/left-pad, /@scope/*], to: "https://registry.example/npm{path}"}
-  - {name: named, hosts: [npm.example], paths: ['regex:/v(?P<v>[0-9]+)/(?P<n>.*)'], to: "https://n.example/{n}?v={v}"}
+  - {name: re, hosts: [npm.example], paths: ['regex:/v(?P<v>[0-9]+)/(?P<n>.*)'], to: "https://n.example/{n}?v={v}"}
   - {name: whole, hosts: [mirrored.example], to: "https://target.example{path}{query}"}
   - {name: upgrade, hosts: [upgrade.example], schemes: [http], to: "https://{host}{path}{query}"}
   - {name: https-only, hosts: [moved.example], schemes: [http], to: "https://{host}{path}{query}", redirect: 308}

@@ -1,0 +1,729 @@
+"""What code in a VM would try, case by case: every one must end in a denial on record, or be harmless.
+
+Each case names what becomes of it: the rule that denies it; REFUSED where Squid itself does not understand it; or the
+URL that arrives, where the request is no other than an honest one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from .curl import curl
+from .dns import PUBLIC, Names
+from .gateway import Gateway, NewGateway
+from .network import wait_for
+from .origin import Answer, Origins
+from .raw import Raw, tunnel
+from .reply import Reply
+
+REFUSED = "refused"
+
+POLICY = """
+version: 1
+clients:
+  nobody: {networks: [192.0.2.1/32]}
+rules:
+  - {name: closed, action: deny, hosts: [.closed.example, bücher.example]}
+  - {name: admin, action: deny, hosts: [paths.example], paths: [/private/**]}
+  - {name: commands, action: deny, hosts: [paths.example], query: {cmd: "rm*"}}
+  - {name: paths, action: allow, hosts: [paths.example]}
+  - {name: good, action: allow, hosts: [good.example, user.example]}
+  - {name: other, action: allow, hosts: [other.example], paths: [/open/**]}
+  - {name: api, action: allow, hosts: [api.example], paths: [/v1/**], methods: [GET, POST, OPTIONS]}
+  - {name: secure, action: allow, hosts: [secure.example], schemes: [https]}
+  - {name: for-others, action: allow, clients: [nobody], hosts: [nobody.example]}
+  - {name: rebinding, action: allow, hosts: [.rebind.example]}
+  - {name: odd, action: allow, hosts: [ports.example], ports: [443, 8443]}
+secrets:
+  token: {file: secrets/token}
+credentials:
+  - {name: api, hosts: [api.example], paths: [/v1/**], bearer: token}
+"""
+TOKEN = "e2e-token-under-attack"
+
+OPEN_POLICY = """
+version: 1
+defaults: {action: allow}
+rules:
+  - {name: closed, action: deny, hosts: [.closed.example, bücher.example, 203.0.113.66, "2001:db8::66"]}
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    """Allow-list only."""
+    gateway = new_gateway(POLICY, "negative_dns_ttl 1 second")
+    gateway.secret("token", TOKEN)
+    return gateway.start()
+
+
+@pytest.fixture(scope="module")
+def open_gateway(new_gateway: NewGateway) -> Gateway:
+    """All allowed that is not denied: here a denied host must be known however it is spelled."""
+    return new_gateway(OPEN_POLICY).start()
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """Bytes for the proxy port, or for the tunnel where `connect` names one; `sni` "" is that of the tunnel's host."""
+
+    name: str
+    send: str | bytes
+    becomes: str
+    connect: str | None = None
+    sni: str | bytes | None = ""
+
+    def run(self, gateway: Gateway) -> Reply | None:
+        if self.connect is None:
+            with Raw(gateway) as client:
+                return client.send(self.send).answer()
+        with tunnel(gateway, self.connect, "same" if self.sni == "" else self.sni) as client:
+            return client.send(self.send).answer()
+
+
+def request(target: str, host: str | None = None, method: str = "GET", *headers: str) -> str:
+    lines = [f"{method} {target} HTTP/1.1", *([f"Host: {host}"] if host is not None else []), *headers]
+    return "\r\n".join(lines) + "\r\n\r\n"
+
+
+def try_out(attack: Attack, gateway: Gateway, origins: Origins) -> None:
+    """Run an attack and hold what came of it against what should."""
+    before = len(gateway.log())
+    reply = attack.run(gateway)
+    if attack.becomes.startswith("http"):
+        assert reply is not None
+        assert (reply.status, origins.urls()) == (200, [attack.becomes]), reply
+        return
+    assert origins.urls() == []
+    if attack.becomes == REFUSED:
+        assert reply is None or reply.status >= 400, reply
+        return
+    assert reply is not None, "no answer"
+    assert (reply.status, reply.rule) == (403, attack.becomes), reply
+    lines = wait_for(lambda: [line for line in gateway.log()[before:] if line["status"] == 403], "the denial on record")
+    assert {line["verdict"] for line in lines} == {"deny"}
+    assert attack.becomes in {line["rule"] for line in gateway.log()[before:]}
+
+
+def ids(attacks: list[Attack]) -> list[str]:
+    return [attack.name for attack in attacks]
+
+
+# ── Authority ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+GOOD = "good.example:443"
+AUTHORITY = [
+    Attack("all the same", request("/x", "good.example"), "https://good.example/x", GOOD),
+    Attack("no SNI", request("/x", "good.example"), "https://good.example/x", GOOD, None),
+    Attack("the port said", request("/x", "good.example:443"), "https://good.example:443/x", GOOD),
+    Attack("upper case", request("/x", "GOOD.Example"), "https://good.example/x", "GooD.eXample:443", "gOOd.example"),
+    Attack("a denied Host", request("/x", "closed.example"), "authority-mismatch", GOOD),
+    Attack("another allowed Host", request("/open/x", "other.example"), "authority-mismatch", GOOD),
+    Attack("another Host and no SNI", request("/x", "closed.example"), "authority-mismatch", GOOD, None),
+    Attack("another SNI", request("/x", "good.example"), "authority-mismatch", GOOD, "other.example"),
+    Attack("another SNI and Host", request("/open/x", "other.example"), "authority-mismatch", GOOD, "other.example"),
+    Attack("a denied SNI and Host", request("/x", "closed.example"), "authority-mismatch", GOOD, "closed.example"),
+    Attack("three different", request("/x", "closed.example"), "authority-mismatch", GOOD, "other.example"),
+    Attack("another port", request("/x", "ports.example:8443"), "authority-mismatch", "ports.example:443"),
+    Attack("another port the other way", request("/x", "ports.example"), "authority-mismatch", "ports.example:8443"),
+    Attack("a port that is none", request("/x", "good.example:44x"), REFUSED, GOOD),
+    Attack("a subdomain", request("/x", "a.good.example"), "authority-mismatch", GOOD),
+    Attack("an address as Host", request("/x", "203.0.113.10"), "authority-mismatch", GOOD),
+    Attack("a tunnel to the address", request("/x", "good.example"), "default", f"{PUBLIC}:443", "good.example"),
+    Attack("a denied tunnel, then a good Host", request("/x", "good.example"), "closed", "closed.example:443"),
+    Attack(
+        "a denied tunnel, all good inside",
+        request("/x", "good.example"),
+        "closed",
+        "closed.example:443",
+        "good.example",
+    ),
+    Attack("userinfo in the Host", request("/x", "user@good.example"), REFUSED, GOOD),
+    Attack("absolute, the same", request("https://good.example/x", "good.example"), "https://good.example/x", GOOD),
+    Attack("absolute, denied", request("https://closed.example/x", "good.example"), "authority-mismatch", GOOD),
+    Attack("absolute, another", request("https://other.example/open/x", "good.example"), "authority-mismatch", GOOD),
+    Attack("absolute, http", request("http://good.example/x", "good.example"), "authority-mismatch", GOOD),
+    Attack("absolute, http, denied", request("http://closed.example/x", "good.example"), "authority-mismatch", GOOD),
+    Attack(
+        "absolute, another port", request("https://good.example:8443/x", "good.example"), "authority-mismatch", GOOD
+    ),
+    Attack("absolute with userinfo", request("https://u:p@good.example/x", "good.example"), "invalid-request", GOOD),
+    Attack("CONNECT inside, the same", request("good.example:443", "good.example", "CONNECT"), "invalid-request", GOOD),
+    Attack(
+        "CONNECT inside, another port", request("good.example:22", "good.example", "CONNECT"), "invalid-request", GOOD
+    ),
+    Attack("CONNECT inside, another host", request("other.example:443", None, "CONNECT"), "invalid-request", GOOD),
+    Attack("https outside of a tunnel", request("https://good.example/x", "good.example"), "invalid-request"),
+    Attack("https outside, denied", request("https://closed.example/x", "good.example"), "invalid-request"),
+    Attack("userinfo", request("http://u:p@user.example/x", "user.example"), "invalid-request"),
+    Attack("userinfo of a denied host", request("http://good.example@closed.example/x"), "invalid-request"),
+    Attack("userinfo, empty", request("http://@good.example/x", "good.example"), "invalid-request"),
+    Attack("userinfo in CONNECT", request("u:p@good.example:443", None, "CONNECT"), REFUSED),
+    Attack("Host against URL", request("http://good.example/x", "closed.example"), "http://good.example/x"),
+    Attack("an allowed Host, a denied URL", request("http://closed.example/x", "good.example"), "closed"),
+    Attack("a fragment", request("http://good.example/x#y", "good.example"), "invalid-request"),
+    Attack("a fragment in a tunnel", request("/x#y", "good.example"), "invalid-request", GOOD),
+    Attack(
+        "a fragment that hides a path",
+        request("/open/#/../private", "other.example"),
+        "invalid-request",
+        "other.example:443",
+    ),
+]
+
+
+@pytest.mark.parametrize("attack", AUTHORITY, ids=ids(AUTHORITY))
+def test_one_authority(gateway: Gateway, origins: Origins, attack: Attack) -> None:
+    everyone = ("good.example", "other.example", "closed.example", "ports.example", "a.good.example", PUBLIC)
+    for name in everyone:
+        origins.certificates[name] = everyone  # one certificate covers all: Squid sees nothing wrong
+    try_out(attack, gateway, origins)
+
+
+@pytest.mark.parametrize("hosts", [("good.example", "closed.example"), ("closed.example", "good.example")])
+@pytest.mark.parametrize("connect", [GOOD, None])
+def test_two_host_headers_never_arrive_as_another(
+    gateway: Gateway, origins: Origins, hosts: tuple[str, str], connect: str | None
+) -> None:
+    target = "/x" if connect else "http://good.example/x"
+    Attack("two Hosts", request(target, hosts[0], "GET", f"Host: {hosts[1]}"), "", connect).run(gateway)
+    assert [seen.values("Host") for seen in origins.seen] in ([], [["good.example"]])
+
+
+def test_without_a_host_header_the_tunnel_names_the_host(gateway: Gateway, origins: Origins) -> None:
+    Attack("no Host", "GET /x HTTP/1.0\r\n\r\n", "", GOOD).run(gateway)
+    Attack("empty Host", request("/x", ""), "", GOOD).run(gateway)
+    assert {(*seen.values("Host"), seen.address) for seen in origins.seen} <= {("good.example", PUBLIC)}
+
+
+def test_a_kept_alive_tunnel_stays_with_its_host(gateway: Gateway, origins: Origins) -> None:
+    with tunnel(gateway, GOOD) as client:
+        answers = [
+            client.get("/1", host) for host in ("good.example", "closed.example", "good.example:8443", "good.example")
+        ]
+    assert [(a.status, a.rule) for a in answers if a] == [
+        (200, None),
+        (403, "authority-mismatch"),
+        (403, "authority-mismatch"),
+        (200, None),
+    ]
+    assert origins.urls() == ["https://good.example/1"] * 2
+
+
+def test_a_denied_tunnel_stays_denied(gateway: Gateway, origins: Origins) -> None:
+    with tunnel(gateway, "closed.example:443") as client:
+        for host in ("closed.example", "good.example", "closed.example"):
+            reply = client.get("/x", host)
+            if reply is None:
+                break
+            assert reply.status == 403
+    assert origins.connections == []
+
+
+def test_a_kept_alive_plain_connection_is_judged_request_by_request(gateway: Gateway, origins: Origins) -> None:
+    urls = ["http://good.example/1", "http://closed.example/2", "http://other.example/3", "http://good.example/4"]
+    with Raw(gateway) as client:
+        answers = [client.get(url, "good.example") for url in urls]
+    assert [(a.status, a.rule) for a in answers if a] == [(200, None), (403, "closed"), (403, "default"), (200, None)]
+    assert origins.urls() == [urls[0], urls[3]]
+
+
+def test_pipelined_requests_are_judged_one_by_one(gateway: Gateway, origins: Origins) -> None:
+    with tunnel(gateway, "other.example:443") as client:
+        client.send("".join(request(path, "other.example") for path in ("/open/1", "/2", "/open/3")))
+        answers = [client.answer() for _ in range(3)]
+    assert [a.status for a in answers if a] == [200, 403, 200]
+    assert [seen.target for seen in origins.seen] == ["/open/1", "/open/3"]
+
+
+# Spellings of a host that is denied where all else is allowed; as Latin-1 bytes.
+SPELLINGS = [
+    ("CLOSED.EXAMPLE", "closed"),
+    ("closed.example.", "closed"),
+    ("a.closed.example", "closed"),
+    ("closed.example..", REFUSED),
+    (".closed.example", REFUSED),
+    ("a..closed.example", REFUSED),
+    ("clo%73ed.example", "invalid-request"),
+    ("closed%2eexample", "invalid-request"),
+    ("closed.example%00", "invalid-request"),
+    ("closed.example%00.good.example", "invalid-request"),
+    ("good.example%0d%0a.closed.example", "invalid-request"),
+    ("closed.example%2f.good.example", "invalid-request"),
+    ("[closed.example]", REFUSED),
+    ("closed.example\0", REFUSED),
+    ("closed.example\0.good.example", REFUSED),
+    ("closed.ex\tample", REFUSED),
+    ("closed.example\\.good.example", REFUSED),
+    ("closed.example\\@good.example", REFUSED),
+    ("closed_.example", None),
+    ("xn--bcher-kva.example", "closed"),
+    ("XN--BCHER-KVA.example", "closed"),
+    ("bücher.example".encode().decode("latin-1"), "closed"),
+    ("ｃｌｏｓｅｄ.example".encode().decode("latin-1"), "closed"),
+    ("closed。example".encode().decode("latin-1"), "closed"),
+    ("clo\u00adsed.example".encode().decode("latin-1"), "closed"),
+    ("xn--a.example", "invalid-request"),
+    ("a" * 64 + ".example", "invalid-request"),
+    (("a" * 63 + ".") * 5 + "example", REFUSED),
+    ("203.0.113.66", "closed"),
+    ("3405803842", "closed"),
+    ("0xcb007142", "closed"),
+    ("0313.0.0161.0102", "closed"),
+    ("203.0.28994", "closed"),
+    ("[::ffff:203.0.113.66]", "closed"),
+    ("[2001:db8::66]", "closed"),
+    ("[2001:0DB8:0:0::0066]", "closed"),
+]
+
+
+@pytest.mark.parametrize("form", ["http", "CONNECT"])
+@pytest.mark.parametrize(("host", "becomes"), SPELLINGS, ids=[repr(host)[:40] for host, _ in SPELLINGS])
+def test_a_denied_host_is_denied_however_it_is_spelled(
+    open_gateway: Gateway, origins: Origins, host: str, becomes: str | None, form: str
+) -> None:
+    with Raw(open_gateway) as client:
+        if form == "http":
+            reply = client.get(f"http://{host}/x", "good.example")
+        else:
+            reply = client.connect(f"{host}:443")
+            if reply is not None and reply.status == 200:
+                reply = client.tls(None).get("/x", host.strip("[]"))
+    if becomes is None:
+        return
+    assert origins.seen == []
+    assert reply is None or reply.status >= 400, reply
+    if becomes != REFUSED and reply is not None and reply.status == 403:
+        assert reply.rule in {becomes, "invalid-request"}, reply
+
+
+BAD_SNI = [
+    b"good.example\n1 x",
+    b"good.example\r\nHost: x",
+    b"other .example",
+    b"a" * 255,
+    b"*.example",
+    b"good.example/x",
+    b"%67ood.example",
+    b"good.example\\",
+    b'"',
+    b"-",
+]
+
+
+@pytest.mark.parametrize("sni", BAD_SNI, ids=str)
+def test_an_sni_that_is_no_name_opens_nothing(gateway: Gateway, origins: Origins, sni: bytes) -> None:
+    origins.certificates[sni.decode("latin-1")] = ("good.example",)
+    reply = Attack("", request("/x", "good.example"), "", GOOD, sni).run(gateway)
+    assert origins.seen == []
+    assert reply is None or reply.status >= 400
+    assert curl(gateway, "https://good.example/after").status == 200
+
+
+# ── Addresses ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PRIVATE = [
+    "127.0.0.1", "2130706433", "0x7f000001", "0x7f.1", "0x7f.0.0.1", "0177.0.0.1", "017700000001", "127.1", "127.0.1",
+    "0", "0.0.0.0", "0x0", "127.0.0.1.", "10.0.0.5", "10.5", "167772165", "192.168.1.1", "192.168.257", "172.16.0.1",
+    "169.254.169.254", "0xA9FEA9FE", "2852039166", "0251.0376.0251.0376", "100.64.0.1", "198.18.0.1", "224.0.0.1",
+    "255.255.255.255", "240.0.0.1", "[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]",
+    "[::FFFF:10.0.0.5]", "[64:ff9b::7f00:1]", "[64:ff9b::127.0.0.1]", "[64:ff9b:1::1]", "[2002:7f00:1::]",
+    "[2002:a9fe:a9fe::1]", "[2001:0:cb00:710a:0:0:80ff:fffe]", "[fc00::1]", "[fd00::1]", "[fe80::1]", "[fec0::1]",
+    "[ff02::1]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["http", "CONNECT"])
+@pytest.mark.parametrize("host", PRIVATE)
+def test_a_private_address_is_denied_in_every_notation(
+    open_gateway: Gateway, origins: Origins, host: str, form: str
+) -> None:
+    with Raw(open_gateway) as client:
+        if form == "http":
+            reply = client.get(f"http://{host}/x", host)
+        else:
+            reply = client.connect(f"{host}:443")
+            if reply is not None and reply.status == 200:
+                reply = client.tls(None).get("/x", host)
+    assert origins.connections == []
+    if reply is not None and reply.status == 403:
+        assert reply.rule == "private-address", reply
+    else:
+        assert reply is None or reply.status >= 400, reply
+
+
+@pytest.mark.parametrize("host", ["[fe80::1%25lo]", "[::1%lo]", "[::1%25lo]", "[::ffff:127.0.0.1%25lo]"])
+def test_a_zone_hides_no_private_address(open_gateway: Gateway, origins: Origins, host: str) -> None:
+    with Raw(open_gateway) as client:
+        reply = client.get(f"http://{host}/x", "good.example")
+    assert origins.connections == []
+    assert reply is None or reply.status >= 400
+
+
+def test_a_name_that_becomes_private_is_denied_from_then_on(gateway: Gateway, origins: Origins, names: Names) -> None:
+    names.set("turns.rebind.example", [PUBLIC])
+    assert curl(gateway, "http://turns.rebind.example/1").status == 200
+    names.set("turns.rebind.example", ["127.0.0.1"])
+    wait_for(lambda: curl(gateway, "http://turns.rebind.example/2").rule == "private-address", "the name's new address")
+    assert {address for address, _ in origins.connections} == {PUBLIC}
+
+
+def test_a_name_that_answers_differently_at_every_look_up_never_leads_to_a_private_address(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
+    for turn in range(8):
+        host = f"alternates-{turn}.rebind.example"
+        names.set(host, *[[PUBLIC], ["127.0.0.1"]][:: 1 if turn % 2 else -1] * 8)
+        for scheme in ("http", "https"):
+            curl(gateway, f"{scheme}://{host}/")
+    assert {address for address, _ in origins.connections} <= {PUBLIC}
+
+
+def test_a_tunnel_opened_before_its_name_became_private_leads_nowhere(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
+    """CONNECT while the name is public; TLS when it has become private; the request when it is public again."""
+    host = "waits.rebind.example"
+    origins.certificates["127.0.0.1"] = (host,)
+    names.set(host, [PUBLIC])
+    with Raw(gateway) as client:
+        answer = client.connect(f"{host}:443")
+        assert answer is not None
+        assert answer.status == 200
+        names.set(host, ["127.0.0.1"])
+        wait_for(lambda: curl(gateway, f"http://{host}/").rule == "private-address", "Squid to look the name up again")
+        try:
+            client.tls(host)
+            names.set(host, [PUBLIC])
+            wait_for(lambda: curl(gateway, f"http://{host}/").status == 200, "Squid to look the name up again")
+            client.get("/x", host)
+        except OSError:
+            pass  # refused in the handshake
+    assert {address for address, _ in origins.connections} <= {PUBLIC}
+
+
+def test_a_private_name_learns_nothing_of_its_port(gateway: Gateway, origins: Origins, names: Names) -> None:
+    names.set("scan.rebind.example", ["10.0.0.5"])
+    for scheme in ("http", "https"):
+        curl(gateway, f"{scheme}://scan.rebind.example/")
+    assert origins.connections == []
+
+
+# ── Paths ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# /private/** is denied on this host, all else is open.
+PATHS = [
+    ("/public/x", None),
+    ("/PRIVATE/x", None),
+    ("/privatex", None),
+    ("/private", None),
+    ("/private/", "admin"),
+    ("/private/x", "admin"),
+    ("/private/x?y=z", "admin"),
+    ("/%70rivate/x", "admin"),
+    ("/%70%72%69%76%61%74%65/x", "admin"),
+    ("/./private/x", "ambiguous-path"),
+    ("/%2e/private/x", "ambiguous-path"),
+    ("/a/../private/x", "ambiguous-path"),
+    ("/a/%2e%2e/private/x", "ambiguous-path"),
+    ("/a/.%2E/private/x", "ambiguous-path"),
+    ("/a/%2e%2e%2fprivate/x", "ambiguous-path"),
+    ("/a/..%2fprivate/x", "ambiguous-path"),
+    ("/../private/x", "ambiguous-path"),
+    ("//private/x", "ambiguous-path"),
+    ("/%2fprivate/x", "ambiguous-path"),
+    ("/private%2fx", "ambiguous-path"),
+    ("/private%5cx", "ambiguous-path"),
+    ("/private\\x", "ambiguous-path"),
+    ("/\\private/x", "ambiguous-path"),
+    ("/a/..%5cprivate/x", "ambiguous-path"),
+    ("/a/..\\private/x", "ambiguous-path"),
+    ("/private;v=1/x", "ambiguous-path"),
+    ("/;a/private/x", "ambiguous-path"),
+    ("/a/..;/private/x", "ambiguous-path"),
+    ("/a/..;a=b/private/x", "ambiguous-path"),
+    ("/%252e%252e/private/x", "ambiguous-path"),
+    ("/a/%252e%252e/private/x", "ambiguous-path"),
+    ("/%2570rivate/x", "ambiguous-path"),
+    ("/private%252fx", "ambiguous-path"),
+    ("/a/..%255cprivate/x", "ambiguous-path"),
+    ("/%252570rivate/x", "ambiguous-path"),
+    ("/%25252570rivate/x", "invalid-request"),
+    ("/%2525252570rivate/x", "invalid-request"),
+    ("/" * 3000 + "private/x", "ambiguous-path"),
+    ("/" + "a/../" * 1000 + "private/x", "ambiguous-path"),
+    ("/%ff", "invalid-request"),
+    ("/%c0%aeprivate/x", "invalid-request"),
+    ("/%00", "invalid-request"),
+    ("/public%00/../private/x", "invalid-request"),
+    ("/a%0d%0ab", "invalid-request"),
+    ("/a%0ab", "invalid-request"),
+    ("/a%7fb", "invalid-request"),
+    ("/a%2500b", "invalid-request"),
+    ("/\xff", "invalid-request"),
+    ("/\xc3\xbc", None),
+    ("/x?cmd=ls", None),
+    ("/x?cmd=rm", "commands"),
+    ("/x?cmd=ls&cmd=rm+-rf", "commands"),
+    ("/x?c%6dd=%72m", "commands"),
+    ("/x?a=b&cmd=rm%20x", "commands"),
+]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(("path", "becomes"), PATHS, ids=[repr(path)[:40] for path, _ in PATHS])
+def test_a_denied_path_is_denied_however_it_is_written(
+    gateway: Gateway, origins: Origins, path: str, becomes: str | None, scheme: str
+) -> None:
+    if scheme == "http":
+        attack = Attack("", request(f"http://paths.example{path}", "paths.example"), becomes or "")
+    else:
+        attack = Attack("", request(path, "paths.example"), becomes or "", "paths.example:443")
+    if becomes:
+        try_out(attack, gateway, origins)
+    else:
+        reply = attack.run(gateway)
+        assert reply is not None
+        assert (reply.status, len(origins.seen)) == (200, 1), reply
+
+
+# /v1/** alone is open on this host.
+BESIDE = ["/v1", "/v1x", "/v1x/y", "/V1/x", "/v2/x", "/", "/v1/../v2", "/v1/..%2fv2", "/v1%2f..%2fv2", "/v1/%2e%2e/v2"]
+BESIDE += ["/v1/..;/v2", "/v1/..%5cv2", "/v1/%252e%252e/v2", "/v1/x/../../v2", "/v1\\..\\v2", "//v1/../v2", "/%76%31"]
+
+
+@pytest.mark.parametrize("path", BESIDE)
+def test_an_allowed_path_does_not_open_what_lies_beside_it(gateway: Gateway, origins: Origins, path: str) -> None:
+    with tunnel(gateway, "api.example:443") as client:
+        reply = client.get(path, "api.example")
+    assert reply is not None
+    assert reply.status == 403, reply
+    assert reply.rule in {"default", "ambiguous-path"}
+    assert origins.seen == []
+
+
+def test_the_longest_url_is_judged_and_a_longer_one_is_refused(gateway: Gateway, origins: Origins) -> None:
+    for length, becomes in ((8000, "default"), (8191, "default"), (8192, None), (60_000, None)):
+        url = "http://other.example/" + "a" * (length - len("http://other.example/"))
+        with Raw(gateway) as client:
+            reply = client.get(url, "other.example")
+        assert reply is not None, length
+        assert (reply.status, reply.rule) == (403, becomes) if becomes else reply.status in (400, 414), (
+            length,
+            reply.status,
+        )
+    assert origins.connections == []
+
+
+def test_a_long_path_of_escapes_is_judged(gateway: Gateway, origins: Origins) -> None:
+    for path in (
+        "/" + "%2f" * 2600,
+        "/" + "%25" * 2600 + "41",
+        "/" + "\xff" * 7900,
+        "/" + ";" * 7900,
+        "/" + "%" * 7900,
+    ):
+        reply = Attack("", request(f"http://other.example{path}", "other.example"), "").run(gateway)
+        assert reply is None or reply.status >= 400
+    assert origins.connections == []
+
+
+# ── Ports, schemes, methods ────────────────────────────────────────────────────────────────────────────────────────
+
+PORTS = [
+    Attack("an odd port", request("http://good.example:81/", "good.example"), "default"),
+    Attack("http to the https port", request("http://good.example:443/", "good.example"), "default"),
+    Attack("port 0", request("http://good.example:0/", "good.example"), REFUSED),
+    Attack("a negative port", request("http://good.example:-80/", "good.example"), REFUSED),
+    Attack("a port too large", request("http://good.example:65616/", "good.example"), REFUSED),
+    Attack("a port far too large", request("http://good.example:4294967376/", "good.example"), REFUSED),
+    Attack("a port with a space", request("http://good.example: 80/", "good.example"), REFUSED),
+    Attack("a port in hex", request("http://good.example:0x50/", "good.example"), REFUSED),
+    Attack("a denied host on any port", request("http://closed.example:12345/", "closed.example"), "closed"),
+    Attack("http to an https-only rule", request("http://secure.example/", "secure.example"), "default"),
+    Attack("http to an https-only rule's port", request("http://secure.example:443/", "secure.example"), "default"),
+    Attack("ftp", request("ftp://good.example/x", "good.example"), "invalid-request"),
+    Attack("gopher", request("gopher://good.example/x", "good.example"), REFUSED),
+    Attack("urn", request("urn:isbn:1", "good.example"), "invalid-request"),
+    Attack("whois", request("whois://good.example/x", "good.example"), "invalid-request"),
+    Attack("coap", request("coap://good.example/x", "good.example"), "invalid-request"),
+    Attack("file", request("file:///etc/passwd", "good.example"), REFUSED),
+    Attack("ws", request("ws://good.example/x", "good.example"), REFUSED),
+    Attack("cache_object", request("cache_object://127.0.0.1/info", "127.0.0.1"), REFUSED),
+    Attack("the cache manager", request("/squid-internal-mgr/menu", "squidkeeper"), "invalid-request"),
+    Attack("the cache manager by name", request("http://squidkeeper/squid-internal-mgr/menu", "squidkeeper"), "invalid-request"),
+    Attack("Squid's icons", request("/squid-internal-static/icons/SN.png", "squidkeeper"), REFUSED),
+    Attack("no proxy request", request("/x", "good.example"), REFUSED),
+    Attack("HTTP/2's preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", REFUSED),
+    Attack("HTTP/0.9", "GET http://good.example/\r\n\r\n", REFUSED),
+    Attack("garbage", b"\x00\xff\x16\x03\x01garbage\r\n\r\n", REFUSED),
+    Attack("TLS on the plain port", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00\r\n\r\n", REFUSED),
+]  # fmt: skip
+CONNECTS = [
+    ("good.example:443", 200),
+    ("good.example:00443", 200),
+    ("good.example:22", "default"),
+    ("good.example:80", "default"),
+    ("good.example:8443", "default"),
+    ("good.example:444", "default"),
+    ("closed.example:22", "closed"),
+    ("other.example:80", "default"),
+    ("nobody.example:443", "default"),
+    ("good.example", REFUSED),
+    ("good.example:", REFUSED),
+    ("good.example:0", REFUSED),
+    ("good.example:-443", REFUSED),
+    ("good.example:65979", REFUSED),
+    ("good.example:443x", REFUSED),
+    ("good.example:443:22", REFUSED),
+    ("good.example:443/x", REFUSED),
+    ("good.example:443 ", REFUSED),
+    ("https://good.example:443", REFUSED),
+    (":443", REFUSED),
+    ("*:443", REFUSED),
+    ("[::1", REFUSED),
+    ("good.example:443#x", REFUSED),
+    ("good.example,closed.example:443", REFUSED),
+    ("a" * 7000 + ":443", REFUSED),
+    ("", REFUSED),
+]
+
+
+@pytest.mark.parametrize("attack", PORTS, ids=ids(PORTS))
+def test_ports_and_schemes(gateway: Gateway, origins: Origins, attack: Attack) -> None:
+    try_out(attack, gateway, origins)
+
+
+@pytest.mark.parametrize(("authority", "becomes"), CONNECTS, ids=[str(a)[:40] for a, _ in CONNECTS])
+def test_tunnels(gateway: Gateway, origins: Origins, authority: str, becomes: str | int) -> None:
+    with Raw(gateway) as client:
+        reply = client.connect(authority)
+        if reply is not None and reply.status == 200:
+            host = authority.split(":")[0]
+            reply = client.tls(host).get("/x", f"{host}:{int(authority.split(':')[1])}")
+    if becomes == 200:
+        assert reply is not None
+        assert reply.status == 200
+        return
+    assert origins.seen == []
+    assert reply is None or reply.status >= 400
+    if becomes != REFUSED:
+        assert reply is not None
+        assert (reply.status, reply.rule) == (403, becomes)
+
+
+def test_bytes_that_are_no_tls_reach_no_origin(gateway: Gateway, origins: Origins) -> None:
+    for data in (
+        request("/x", "good.example"),
+        b"SSH-2.0-x\r\n",
+        b"\x00" * 64,
+        b"\x16\x03\x01\xff\xff" + b"\x01" * 200,
+    ):
+        with Raw(gateway) as client:
+            answer = client.connect(GOOD)
+            assert answer is not None
+            assert answer.status == 200
+            client.send(data)
+            client.answer()
+    assert origins.seen == []
+
+
+METHODS = [
+    Attack("lower case", request("/v1/x", "api.example", "get"), "default", "api.example:443"),
+    Attack("unknown", request("/v1/x", "api.example", "FROB"), "default", "api.example:443"),
+    Attack("not listed", request("/v1/x", "api.example", "DELETE"), "default", "api.example:443"),
+    Attack("unknown, where any is allowed", request("/x", "good.example", "FROB"), "https://good.example/x", GOOD),
+    Attack("TRACE", request("/v1/x", "api.example", "TRACE"), "invalid-request", "api.example:443"),
+    Attack("TRACE, no hops left", request("/v1/x", "api.example", "TRACE", "Max-Forwards: 0"), "invalid-request", "api.example:443"),
+    Attack("TRACE, some hops left", request("/v1/x", "api.example", "TRACE", "Max-Forwards: 3"), "invalid-request", "api.example:443"),
+    Attack("TRACE over http", request("http://good.example/", "good.example", "TRACE"), "invalid-request"),
+    Attack("TRACE over http, no hops", request("http://good.example/", "good.example", "TRACE", "Max-Forwards: 0"), "invalid-request"),
+    Attack("OPTIONS of a closed path", request("/v2/x", "api.example", "OPTIONS"), "default", "api.example:443"),
+    Attack("OPTIONS *", request("*", "api.example", "OPTIONS"), "default", "api.example:443"),
+    Attack("CONNECT in lower case", request("good.example:443", "good.example", "connect"), REFUSED),
+    Attack("PURGE", request("http://closed.example/", "closed.example", "PURGE"), "closed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", METHODS, ids=ids(METHODS))
+def test_methods(gateway: Gateway, origins: Origins, attack: Attack) -> None:
+    try_out(attack, gateway, origins)
+
+
+def test_no_other_method_carries_a_credential_out(gateway: Gateway, origins: Origins) -> None:
+    for method in ("OPTIONS", "TRACE", "FROB"):
+        Attack("", request("/v1/x", "api.example", method), "", "api.example:443").run(gateway)
+    assert [seen.values("Authorization") for seen in origins.seen] == [[]]  # OPTIONS, bare
+
+
+SMUGGLED = [
+    "POST http://good.example/x HTTP/1.1\r\nHost: good.example\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST http://good.example/x HTTP/1.1\r\nHost: good.example\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "POST http://good.example/x HTTP/1.1\r\nHost: good.example\r\nContent-Length: 0\r\nContent-Length: 70\r\n\r\n",
+    "GET http://good.example/x HTTP/1.1\r\nHost: good.example\r\nX: a\nGET /smuggled HTTP/1.1\r\n\r\n",
+    "GET http://good.example/x HTTP/1.1\r\nHost: good.example\r\n GET /smuggled HTTP/1.1\r\n\r\n",
+    "GET http://good.example/x HTTP/1.1 \r\nHost: good.example\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("head", SMUGGLED, ids=range(len(SMUGGLED)))
+def test_no_second_request_is_smuggled_inside_a_first(gateway: Gateway, origins: Origins, head: str) -> None:
+    inner = request("/smuggled", "closed.example")
+    with Raw(gateway) as client:
+        client.send(head + inner).answer()
+        client.send(request("http://good.example/after", "good.example")).answer()
+    assert not [seen for seen in origins.seen if "smuggled" in seen.target or "closed.example" in seen.values("Host")]
+
+
+# ── One agent against another ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def resident_megabytes(pid: int) -> int:
+    with open(f"/proc/{pid}/status") as file:
+        return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmRSS"))
+
+
+def test_thousands_of_long_urls_and_hosts_make_nothing_grow(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "http://other.example/closed")
+    squid = resident_megabytes(gateway.pid)
+    with Raw(gateway) as client:
+        for number in range(3000):
+            padding = "a" * (7900 if number % 2 else 100)
+            host = "other.example" if number % 2 else f"h{number}.example"
+            reply = client.get(f"http://{host}/{number}/{padding}", host)
+            assert reply is not None
+            assert reply.status == 403
+    assert resident_megabytes(gateway.pid) - squid < 60
+    for pid in gateway.helpers("acl"):
+        assert resident_megabytes(pid) < 75
+    assert origins.connections == []
+
+
+def test_a_client_that_floods_does_not_shut_another_out(gateway: Gateway, origins: Origins) -> None:
+    """Hundreds of questions stand in the queue of one helper while another client goes on working."""
+    origins.answers["good.example/other"] = Answer()
+    clients = [Raw(gateway, "127.0.0.9") for _ in range(700)]
+    try:
+        for number, client in enumerate(clients):
+            client.send(request(f"http://other.example/{number}", "other.example"))
+        assert curl(gateway, "https://good.example/other", client="127.0.0.8").status == 200
+        answers = [client.answer() for client in clients]
+    finally:
+        for client in clients:
+            client.close()
+    assert {(answer.status, answer.rule) for answer in answers if answer} == {(403, "default")}
+    assert len([answer for answer in answers if answer]) == len(clients)
+    assert "queue overload" not in gateway.cache_log()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def squid_lived_through_it(gateway: Gateway, open_gateway: Gateway) -> Iterator[None]:
+    """After all of it: the same processes, every log line JSON, and no complaint that ends a Squid."""
+    pids = (gateway.pid, open_gateway.pid)
+    yield
+    assert (gateway.pid, open_gateway.pid) == pids
+    for one in (gateway, open_gateway):
+        assert one.log()
+        assert "FATAL" not in one.cache_log()
+        assert "assertion failed" not in one.cache_log()
