@@ -14,8 +14,9 @@ from squidkeeper.errors import PolicyError
 from squidkeeper.policy import schema
 from squidkeeper.policy.document import Unquoted, parse_document
 from squidkeeper.policy.faults import Fault, Location
-from squidkeeper.policy.load import ListFile, SecretFile, Sources, build
+from squidkeeper.policy.load import build
 from squidkeeper.policy.schema import PolicyFile
+from squidkeeper.policy.sources import ListFile, SecretFile, Sources
 
 PATH = Path("policy.yaml")
 

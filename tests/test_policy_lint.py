@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.policy.lint import lint
-from squidkeeper.policy.load import build, read_sources
+from squidkeeper.policy.load import build
+from squidkeeper.policy.sources import read_sources
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

@@ -12,8 +12,9 @@ import pytest
 
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy.faults import Location
-from squidkeeper.policy.load import Fingerprint, Loaded, build, fingerprint, read_sources
+from squidkeeper.policy.load import Loaded, build
 from squidkeeper.policy.model import Action, Policy, SecretSource
+from squidkeeper.policy.sources import Fingerprint, fingerprint, read_sources
 from squidkeeper.url import parse_host
 
 DATA = Path(__file__).parent / "data"
@@ -282,7 +283,7 @@ def state(directory: Path) -> Fingerprint:
 
 @pytest.fixture(autouse=True)
 def nothing_is_hot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.policy.load._HOT_NANOSECONDS", -1)
+    monkeypatch.setattr("squidkeeper.policy.sources._HOT_NANOSECONDS", -1)
 
 
 def edit_in_place(directory: Path) -> None:
@@ -366,7 +367,7 @@ def test_what_a_broken_policy_names_is_watched_too(policy: Path) -> None:
 
 
 def test_a_file_written_a_moment_ago_equals_no_reading(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.policy.load._HOT_NANOSECONDS", 60_000_000_000)
+    monkeypatch.setattr("squidkeeper.policy.sources._HOT_NANOSECONDS", 60_000_000_000)
     (policy / "policy.yaml").write_text("version: 1\n")
     assert fingerprint(policy) != fingerprint(policy)
 

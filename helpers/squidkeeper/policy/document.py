@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from yaml.events import (
@@ -100,6 +101,20 @@ def parse_document(path: Path, content: bytes) -> Document:
     composer = _Composer(str(path))
     root = composer.compose(content)
     return Document(path, content, root, tuple(composer.faults))
+
+
+def entries(document: Document, *sections: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, int | str]]]:
+    """Give the mappings in sections of a file as they stand: section, entry, and the steps that lead there."""
+    for section in sections:
+        values = document.data.get(section)
+        pairs: Iterable[tuple[int | str, object]] = ()
+        if isinstance(values, dict):
+            pairs = values.items()
+        elif isinstance(values, list):
+            pairs = enumerate(values)
+        for step, entry in pairs:
+            if isinstance(entry, dict):
+                yield section, entry, (section, step)
 
 
 class _UnreadableError(Exception):

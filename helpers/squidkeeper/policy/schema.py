@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, Val
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from squidkeeper.errors import InvalidUrl, PatternError
-from squidkeeper.policy.document import Document, Unquoted, describe, quote_it
+from squidkeeper.policy.document import Document, Unquoted, describe, entries, quote_it
 from squidkeeper.policy.faults import Fault
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
 from squidkeeper.policy.model import INJECTABLE_HEADERS, VERDICT_NAMES, Action, Target
@@ -330,7 +330,7 @@ File = Annotated[str, _parsed(_file)]
 class _Model(BaseModel):
     """A mapping of the language: no key but its own."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, defer_build=True)
 
 
 class Defaults(_Model):
@@ -539,20 +539,6 @@ def _choice_faults(document: Document) -> list[Fault]:
             message = f"{got} given, expected {amount} of {', '.join(keys)}"
             found.append(Fault(document.locate(steps), message))
     return found
-
-
-def entries(document: Document, *sections: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, int | str]]]:
-    """Give the mappings in sections of a file as they stand: section, entry, and the steps that lead there."""
-    for section in sections:
-        values = document.data.get(section)
-        pairs: Iterable[tuple[int | str, object]] = ()
-        if isinstance(values, dict):
-            pairs = values.items()
-        elif isinstance(values, list):
-            pairs = enumerate(values)
-        for step, entry in pairs:
-            if isinstance(entry, dict):
-                yield section, entry, (section, step)
 
 
 _SHOWN_AT_MOST = 12

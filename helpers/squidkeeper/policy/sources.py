@@ -1,0 +1,186 @@
+"""The files that a policy is made from (floor 2): what is read of them, and whether they have changed since."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from squidkeeper.policy.document import Document, entries, parse_document
+from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.lists import list_digest
+
+Fingerprint = tuple[tuple[str, tuple[int, ...] | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListFile:
+    """A list file: the digest of its content, or why it cannot be read."""
+
+    digest: str | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFile:
+    """A secret file, its content unread: whether anyone can read it, or why it cannot be had."""
+
+    open_to_others: bool = False
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All that a policy is made from, as it was at one moment.
+
+    `named` are the list and secret files that the documents name, as far as they could be read. `fingerprint` was
+    taken before the reading: while `fingerprint(directory, named)` gives the same, this is what is on disk.
+    """
+
+    directory: Path
+    documents: tuple[Document, ...]
+    lists: Mapping[Path, ListFile]
+    secrets: Mapping[Path, SecretFile]
+    named: tuple[Path, ...]
+    fingerprint: Fingerprint
+    environment: frozenset[str]
+    faults: tuple[Fault, ...] = ()
+
+
+def read_sources(directory: Path, environment: Mapping[str, str] = os.environ) -> Sources:
+    """Read a policy directory and all that it names; never fails: what cannot be read is a fault for `build`.
+
+    Of `environment` only the names of the variables that are not empty are kept.
+    """
+    before = fingerprint(directory)
+    documents, faults = _read_documents(directory)
+    list_paths = tuple(dict.fromkeys(path for *_, path in file_entries(documents, "lists")))
+    secret_paths = tuple(dict.fromkeys(path for *_, path in file_entries(documents, "secrets")))
+    named = tuple(dict.fromkeys((*list_paths, *secret_paths)))
+    return Sources(
+        directory=directory,
+        documents=documents,
+        named=named,
+        fingerprint=(*before, *_readings(named)),
+        lists={path: _read_list(path) for path in list_paths},
+        secrets={path: _read_secret(path) for path in secret_paths},
+        environment=frozenset(name for name, value in environment.items() if value),
+        faults=faults,
+    )
+
+
+def fingerprint(directory: Path, named: Iterable[Path] = ()) -> Fingerprint:
+    """Take the state of a policy's files by stat alone: it differs after an edit, a rename or a swapped link."""
+    return tuple(_readings((*_policy_files(directory), *named)))
+
+
+def _readings(paths: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...] | None]]:
+    return ((str(path), _reading(path)) for path in paths)
+
+
+def _reading(path: Path) -> tuple[int, ...] | None:
+    try:
+        own = os.lstat(path)
+        real = os.stat(path) if stat.S_ISLNK(own.st_mode) else own
+    except OSError as error:
+        return (error.errno or 0,)
+    if abs(time.time_ns() - real.st_ctime_ns) < _HOT_NANOSECONDS:
+        return (time.monotonic_ns(),)  # another write may still fall into the same tick: as good as no reading
+    return (own.st_ino, real.st_dev, real.st_ino, real.st_mode, real.st_size, real.st_mtime_ns, real.st_ctime_ns)
+
+
+def _policy_files(directory: Path) -> list[Path]:
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    return [directory / name for name in sorted(names) if _is_policy_name(name)]
+
+
+def _is_policy_name(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) and not name.startswith(".")
+
+
+def _read_documents(directory: Path) -> tuple[tuple[Document, ...], tuple[Fault, ...]]:
+    place = Location(str(directory))
+    try:
+        os.listdir(directory)
+    except OSError as error:
+        return (), (Fault(place, f"the policy directory cannot be read: {reason(error)}"),)
+    paths = _policy_files(directory)
+    if not paths:
+        return (), (Fault(place, "the policy directory holds no policy, expected *.yaml or *.yml files in it"),)
+    read = [_read_document(path) for path in paths]
+    documents = tuple(document for document in read if isinstance(document, Document))
+    return documents, tuple(fault for fault in read if isinstance(fault, Fault))
+
+
+def _read_document(path: Path) -> Document | Fault:
+    try:
+        content = _read_regular(path)
+    except OSError as error:
+        return Fault(Location(str(path)), f"the policy file cannot be read: {reason(error)}")
+    return parse_document(path, content)
+
+
+def _read_regular(path: Path) -> bytes:
+    """Read a regular file of bounded size; anything else is an OSError (and never a wait, as for a FIFO)."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        if state.st_size > _POLICY_BYTES_AT_MOST:
+            raise OSError(
+                errno.EFBIG, f"it is larger than {_POLICY_BYTES_AT_MOST >> 20} MB (long host lists go to lists)"
+            )
+        return file.read()
+
+
+def _read_list(path: Path) -> ListFile:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ListFile(None, "it is not a regular file")
+        return ListFile(list_digest(path))
+    except OSError as error:
+        return ListFile(None, reason(error))
+
+
+def _read_secret(path: Path) -> SecretFile:
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        return SecretFile(problem=reason(error))
+    return SecretFile(bool(state.st_mode & stat.S_IROTH), _secret_problem(path, state))
+
+
+def _secret_problem(path: Path, state: os.stat_result) -> str | None:
+    if not stat.S_ISREG(state.st_mode):
+        return "it is not a regular file"
+    if not state.st_size:
+        return "it is empty"
+    return None if os.access(path, os.R_OK) else "it cannot be read by this user"
+
+
+def reason(error: OSError) -> str:
+    """Say why a file cannot be read."""
+    return (error.strerror or str(error)).lower()
+
+
+def file_entries(documents: Iterable[Document], section: str) -> Iterator[tuple[Document, str, Path]]:
+    """Give the files that a section names: the document, the name of the entry, and the path beside the document."""
+    for document in documents:
+        for _, entry, steps in entries(document, section):
+            if _is_file_name(entry.get("file")):
+                yield document, str(steps[1]), document.path.parent / entry["file"]
+
+
+def _is_file_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
+_POLICY_BYTES_AT_MOST = 16 << 20
+_HOT_NANOSECONDS = 20_000_000  # over the 10 ms by which the slowest kernel's file times advance
