@@ -227,7 +227,7 @@ def test_a_default_that_allows_opens_standard_ports_and_public_addresses_only(as
 # --- one authority ------------------------------------------------------------------------------------------------
 
 SAME = Query("GET", "https", "a.example", "443", tunnel="a.example:443", url="https://a.example/")
-AUTHORITIES = {
+AUTHORITIES: dict[str, list[dict[str, str | None]]] = {
     "allow by a": [
         {},
         {"sni": "a.example"},
@@ -266,7 +266,9 @@ AUTHORITIES = {
 @pytest.mark.parametrize(
     ("expected", "changes"), [(expected, changes) for expected, rows in AUTHORITIES.items() for changes in rows]
 )
-def test_connect_sni_and_request_have_to_name_one_host(tmp_path: Path, expected: str, changes: dict[str, str]) -> None:
+def test_connect_sni_and_request_have_to_name_one_host(
+    tmp_path: Path, expected: str, changes: dict[str, str | None]
+) -> None:
     judge = judge_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example], ports: [80, 443, 8443]}]")
     query = Query(**{name: changes.get(name, getattr(SAME, name)) for name in SAME.__slots__})
     assert said(judge.decide(query, NOW)) == expected

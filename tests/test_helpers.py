@@ -169,7 +169,7 @@ def test_the_rewriter_always_names_the_final_url(start: Start) -> None:
     )
     moved = "https://paths.example/a/"
     assert helper.ask(f"https://open.example/moved {place('open.example')}") == (
-        f"OK status=308 url={moved} final_url_={moved}\n"
+        f"OK status=308 url={moved} final_url_={moved} private_=yes\n"
     )
     for url in ("https://open.example/x?y=%20", "https://closed.example/"):
         host = url.split("/")[2]
@@ -182,16 +182,19 @@ def test_the_credential_helper_gives_a_header_an_annotation(start: Start) -> Non
     helper = start("credential", concurrency=4)
     url = "https://api.example/x"
     assert helper.ask(f"1 {place('api.example')} {url} -") == (
-        '1 OK authorization_="Bearer s3cret-token" x_api_key_="key pass word%\\"\\\\" '
+        '1 OK rule_=api verdict_=allow authorization_="Bearer s3cret-token" x_api_key_="key pass word%\\"\\\\" '
         'injected_=yes credential_="api,api-key"\n'
     )
     url, final = "https://packages.example/simple/x/", "https://inside.internal/p/simple/x/"
     basic = b64encode(b'bot:pass word%"\\').decode()
     assert helper.ask(f"2 {place('packages.example')} {url} {final} -") == (
-        f'2 OK authorization_="Basic {basic}" injected_=yes credential_=mirror\n'
+        f'2 OK rule_=open verdict_=allow authorization_="Basic {basic}" injected_=yes credential_=mirror\n'
     )
-    assert helper.ask(f"3 {place('open.example')} https://open.example/ - -") == "3 OK\n"
-    assert helper.ask(f"4 {place('api.example', method='OPTIONS')} https://api.example/ -") == "4 OK\n"
+    assert helper.ask(f"3 {place('open.example')} https://open.example/ - -") == "3 OK rule_=open verdict_=allow\n"
+    assert (
+        helper.ask(f"4 {place('api.example', method='OPTIONS')} https://api.example/ -")
+        == "4 OK rule_=api verdict_=allow\n"
+    )
 
 
 def test_the_credential_helper_judges_again_and_denies_what_a_dead_rewriter_let_through(start: Start) -> None:

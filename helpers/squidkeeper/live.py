@@ -15,7 +15,7 @@ from squidkeeper.engine import Judge
 from squidkeeper.engine.selftest import run_tests
 from squidkeeper.errors import PolicyError, describe
 from squidkeeper.policy.faults import Fault
-from squidkeeper.policy.load import Sources, build, fingerprint, read_sources
+from squidkeeper.policy.sources import Sources, fingerprint, read_sources
 
 _LOOK_EVERY_SECONDS = 0.2
 _SETTLE_SECONDS = 0.05
@@ -38,6 +38,8 @@ def load(directory: Path, now: datetime, list_cache: Path | None = None) -> Load
 
 def load_sources(sources: Sources, now: datetime, list_cache: Path | None = None) -> Loaded:
     """Load a policy from what was read, and run its tests; `PolicyError` with every fault where it does not load."""
+    from squidkeeper.policy.load import build  # late: the sources come to rest while it is imported
+
     built = build(sources, list_cache=list_cache)
     judge = Judge(built.policy)
     faults, warnings = run_tests(judge, now)
@@ -83,14 +85,24 @@ class LivePolicy(Generic[T]):
     def _look(self) -> None:
         if fingerprint(self._directory, self._named) == self._seen:
             return
+        settled = time.monotonic() + _SETTLE_SECONDS
         sources = read_sources(self._directory)
-        time.sleep(_SETTLE_SECONDS)
+        loaded = self._load(sources)
+        time.sleep(max(0.0, settled - time.monotonic()))
         if fingerprint(self._directory, sources.named) != sources.fingerprint:
             return  # an edit is under way; the next look finds it done
         self._named, self._seen, self._refused = sources.named, sources.fingerprint, ""
-        judge = load_sources(sources, datetime.now(UTC), self._list_cache).judge
+        if isinstance(loaded, PolicyError):
+            raise loaded
+        judge = loaded.judge
         self.current = self._prepare(judge)
         _log.info("%s: revision %s is in force", self._directory, judge.policy.revision)
+
+    def _load(self, sources: Sources) -> Loaded | PolicyError:
+        try:
+            return load_sources(sources, datetime.now(UTC), self._list_cache)
+        except PolicyError as error:
+            return error
 
     def _refuse(self, why: str) -> None:
         if why == self._refused:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network, ip_network
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from squidkeeper.errors import InvalidUrl
@@ -138,12 +139,13 @@ def _punycode(text: str) -> str:
 # --- URLs ---------------------------------------------------------------------------------------------------------
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
+_PLAIN_PATH = r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*)*/?"  # has one reading, whoever reads
+_PLAIN_URL = re.compile(rf"(https?://[A-Za-z0-9.:\[\]-]+)(?=/)({_PLAIN_PATH})(?:\?([!\"$-~]*))?")
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]*))?")
 _MAX_PORT = 65535
 
 
-@dataclass(frozen=True, slots=True)
-class Url:
+class Url(NamedTuple):  # cheaper to make than a dataclass, and made for each line
     """An absolute http or https URL: the path in its `sent` reading, the query without its `?` or None."""
 
     scheme: str
@@ -160,6 +162,9 @@ class Url:
 
 def parse_url(text: str) -> Url:
     """Parse a request target in absolute form; userinfo, a fragment and other schemes are `InvalidUrl`."""
+    plain = _PLAIN_URL.fullmatch(text)
+    if plain:  # nothing in it has a second meaning; only a shorter way to what stands below
+        return Url(*_parse_origin(plain[1]), plain[2], plain[3])
     match = _URL.fullmatch(text)
     if not match:
         raise InvalidUrl("the request target is not an absolute URL")
@@ -171,6 +176,13 @@ def parse_url(text: str) -> Url:
         raise InvalidUrl("the URL carries userinfo ('user@host')")
     host, port = parse_authority(authority)
     return Url(scheme, host, DEFAULT_PORTS[scheme] if port is None else port, sent(path or "/"), _ascii_query(query))
+
+
+@lru_cache(maxsize=1024)
+def _parse_origin(text: str) -> tuple[str, Host, int]:
+    scheme, _, authority = text.partition("://")
+    host, port = parse_authority(authority)
+    return scheme, host, DEFAULT_PORTS[scheme] if port is None else port
 
 
 def check_scheme(scheme: str) -> str:
@@ -224,15 +236,14 @@ class Reading(StrEnum):
     TWICE = "twice"
 
 
-@dataclass(frozen=True, slots=True)
-class ReadPath:
+class ReadPath(NamedTuple):
     """A path as one kind of server understands it."""
 
     reading: Reading
     path: str
 
 
-_ONE_READING = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*)*/?")
+_ONE_READING = re.compile(_PLAIN_PATH)
 _SAFE = re.compile(r"[!-~]*")
 _UNSAFE = re.compile(rb"[^\x01\x02\x21-\x7e]")  # \x01 and \x02 stand for the wildcards of a path pattern
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")

@@ -8,8 +8,9 @@ percent-encoded tokens, after a channel-ID where `concurrency` is above 0; a rep
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from urllib.parse import unquote_to_bytes
 
 from squidkeeper.errors import InvalidLine, ReplyTooLong
@@ -28,13 +29,19 @@ class Result(StrEnum):
     BH = "BH"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reply:
     """An answer: its annotations in order and, for the page that a denied client sees, a message of several lines."""
 
     result: Result
-    annotations: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # a credential can be among them
     message: str | None = None
+
+    @cached_property
+    def head(self) -> bytes:
+        """The line without channel-ID and message: the same for every lookup that gets this reply."""
+        pairs = (f"{key}={_value(value)}" for key, value in self.annotations)
+        return " ".join([self.result, *pairs]).encode("utf-8", "replace")
 
 
 class LineBuffer:
@@ -86,8 +93,7 @@ def reply_limit(concurrency: int) -> int:
 
 def format_reply(reply: Reply, channel: bytes = b"", limit: int = UNNUMBERED_LIMIT) -> bytes:
     """Write a reply as one line of at most `limit` bytes; a message is cut to fit, annotations never are."""
-    head = " ".join([reply.result, *(f"{key}={_value(value)}" for key, value in reply.annotations)])
-    line = (channel + b" " if channel else b"") + head.encode("utf-8", "replace")
+    line = b"%b %b" % (channel, reply.head) if channel else reply.head
     room = limit - len(line) - len(b"\n")
     if room < 0:
         raise ReplyTooLong(f"a reply of {len(line)} bytes is over the bound of {limit} (squid.conf: concurrency=)")

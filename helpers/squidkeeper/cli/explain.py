@@ -51,12 +51,8 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
         raise SystemExit(_CANNOT_SAY) from error
     query = query_of(method, url, client, user)
     decision = judge.decide(query, now)
-    asked = f"{method} {url}"
-    if as_json:
-        click.echo(_json(decision))
-    else:
-        trace = Trace(passed_over(judge, query, decision, now), by_reading(judge, query, decision, now))
-        click.echo(_text(asked, decision, trace))
+    trace = Trace(passed_over(judge, query, decision, now), by_reading(judge, query, now))
+    click.echo(_json(decision, trace) if as_json else _text(f"{method} {url}", decision, trace))
     raise SystemExit(0 if decision.allowed else 1)
 
 
@@ -108,7 +104,7 @@ def _rewrite_text(decision: Decision) -> str | None:
     return f"{rewrite.name}{_at(rewrite.location)}: {how} {decision.rewritten.url}"
 
 
-def _json(decision: Decision) -> str:
+def _json(decision: Decision, trace: Trace) -> str:
     location = decision.location
     rewritten = decision.rewritten
     return json.dumps(
@@ -124,7 +120,7 @@ def _json(decision: Decision) -> str:
                 "redirect": rewritten.rewrite.redirect,
             },
             "credentials": [credential.name for credential in decision.credentials],
-            "readings": [{"reading": path.reading, "path": path.path} for path in decision.readings],
+            "readings": [{"reading": path.reading, "path": path.path} for path, _ in trace.by_reading],
         },
         indent=2,
     )

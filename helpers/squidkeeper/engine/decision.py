@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.model import Action, Credential, Rewrite
-from squidkeeper.url import ReadPath, Url
+from squidkeeper.url import Url
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +17,14 @@ class Rewritten:
     url: Url
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Decision:
     """A verdict with its reason.
 
     `rule` is the name of the rule that decided or of a verdict such as `default`; `location` is where that rule stands.
     `private` lets the request reach a private address. Judged without a URL, `needs_url` says that the URL decides,
     and `may_rewrite` and `may_inject` that a rewrite or a credential could apply. Judged with one, `rewritten` and
-    `credentials` are what does apply, and `readings` the paths it was judged for.
+    `credentials` are what does apply. A decision is equal to itself alone.
     """
 
     action: Action
@@ -37,7 +37,6 @@ class Decision:
     may_inject: bool = False
     rewritten: Rewritten | None = None
     credentials: tuple[Credential, ...] = ()
-    readings: tuple[ReadPath, ...] = ()
 
     @property
     def allowed(self) -> bool:
@@ -45,6 +44,6 @@ class Decision:
         return self.action is Action.ALLOW
 
 
-def deny(rule: str, reason: str, readings: tuple[ReadPath, ...] = ()) -> Decision:
+def deny(rule: str, reason: str) -> Decision:
     """Make a denial by one of the verdicts that are no rule's name."""
-    return Decision(Action.DENY, rule, reason, readings=readings)
+    return Decision(Action.DENY, rule, reason)

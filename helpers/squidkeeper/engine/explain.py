@@ -9,8 +9,9 @@ from squidkeeper.engine.decision import Decision
 from squidkeeper.engine.fields import Asked, failing_fields
 from squidkeeper.engine.judge import Judge, Scope
 from squidkeeper.engine.query import Query
+from squidkeeper.errors import InvalidUrl
 from squidkeeper.policy.model import Rule
-from squidkeeper.url import ReadPath, parse_url
+from squidkeeper.url import ReadPath, parse_url, readings
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ def passed_over(judge: Judge, query: Query, decision: Decision, at: datetime) ->
     scope = judge.scope(query)
     if isinstance(scope, Decision):
         return []
-    asked = _asked(query, decision)
+    asked = next(iter(_readings(query)), None)
     found = []
     for position in judge.rules.positions(scope.facts.host):
         rule = judge.policy.rules[position]
@@ -38,16 +39,17 @@ def passed_over(judge: Judge, query: Query, decision: Decision, at: datetime) ->
     return found
 
 
-def by_reading(judge: Judge, query: Query, decision: Decision, at: datetime) -> list[tuple[ReadPath, Decision]]:
+def by_reading(judge: Judge, query: Query, at: datetime) -> list[tuple[ReadPath, Decision]]:
     """Give the decision that each reading of the path would lead to, were it the only one."""
     scope = judge.scope(query)
-    if not isinstance(scope, Scope) or not decision.readings:
+    if not isinstance(scope, Scope):
         return []
-    sent = parse_url(query.url or "").query
-    return [(path, judge.decide_reading(scope, Asked(path, sent), at)) for path in decision.readings]
+    return [(asked.path, judge.decide_reading(scope, asked, at)) for asked in _readings(query)]
 
 
-def _asked(query: Query, decision: Decision) -> Asked | None:
-    if query.url is None or not decision.readings:
-        return None
-    return Asked(decision.readings[0], parse_url(query.url).query)
+def _readings(query: Query) -> list[Asked]:
+    try:
+        url = parse_url(query.url or "")
+        return [Asked(path, url.query) for path in readings(url.path)]
+    except InvalidUrl:
+        return []

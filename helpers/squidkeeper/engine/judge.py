@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple, TypeVar
 
@@ -30,6 +30,8 @@ from squidkeeper.url import (
 
 Paths = tuple[ReadPath, ...]
 EntryT = TypeVar("EntryT", Rule, Rewrite, Credential)
+_SHOWN = 200  # characters of a path, on a page
+_UNREWRITTEN = deny("policy-unavailable", "The rewriter did not answer for a request that it has to rewrite.")
 _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
 
 
@@ -41,6 +43,7 @@ class Scope:
     rules: tuple[Rule, ...]
     rewrites: tuple[Rewrite, ...]
     credentials: tuple[Credential, ...]
+    verdicts: dict[str | None, Decision] = field(default_factory=dict, compare=False)  # made once for each rule
 
 
 class Outcome(NamedTuple):
@@ -94,16 +97,26 @@ class Judge:
 
     def decide_reading(self, scope: Scope, asked: Asked, at: datetime) -> Decision:
         """Decide for one reading of a path alone: for explaining, never for enforcing."""
-        return self._verdict(self._outcome(scope, asked, at).rule, scope.facts)
+        return self._verdict(scope, self._outcome(scope, asked, at).rule)
 
-    def grant(self, query: Query, final_url: str) -> tuple[Credential, ...] | Decision:
-        """Find the credentials for the URL that is really fetched; a `Decision` where that cannot be said."""
+    def decide_fetched(self, query: Query, final_url: str | None, at: datetime) -> Decision:
+        """Decide again, once it is known which URL is fetched: the credentials are those for that one.
+
+        `final_url` is what a rewriter answered, which may have gone by another revision of the policy; None where
+        none was asked, or none answered.
+        """
+        decision = self.decide(query, at)
+        if not decision.allowed:
+            return decision
+        if final_url is None:
+            return decision if decision.rewritten is None else _UNREWRITTEN
         try:
             url = parse_url(final_url)
             facts = replace(self._facts(query), scheme=url.scheme, host=url.host, port=url.port)
-            return self._grant(facts, url)
+            grant = self._grant(facts, url)
         except InvalidUrl as error:
             return deny("invalid-request", f"Not a URL that can be fetched: {error}.")
+        return grant if isinstance(grant, Decision) else replace(decision, credentials=grant)
 
     def _facts(self, query: Query) -> Facts:
         if query.method == "TRACE":
@@ -138,7 +151,7 @@ class Judge:
     def _any_url(self, scope: Scope, at: datetime) -> Decision:
         rule = next(_in_force(scope.rules, at), None)
         if rule is None or rule.match.any_url:
-            return self._verdict(rule, scope.facts)
+            return self._verdict(scope, rule)
         return Decision(
             Action.ALLOW, rule.name, "The URL decides.", rule.location, private=rule.private, needs_url=True
         )
@@ -154,40 +167,40 @@ class Judge:
                 break
         else:
             last = None
-        rule = able[0] if able else last
-        return self._verdict(rule, scope.facts, private=any(rule.private for rule in able))
+        decision = self._by_rule(able[0] if able else last, scope.facts, private=any(rule.private for rule in able))
+        return _checked_private(decision, scope.facts.host)
 
     def _decide_paths(self, scope: Scope, url: Url, paths: Paths, at: datetime) -> Decision:
         outcomes = [self._outcome(scope, Asked(path, url.query), at) for path in paths]
         outcome = outcomes[0]
-        if len(outcomes) > 1 and len({self._consequences(one, scope.facts) for one in outcomes}) > 1:
+        if len(outcomes) > 1 and len({self._consequences(scope, one) for one in outcomes}) > 1:
             return _ambiguous(paths)
-        decision = self._verdict(outcome.rule, scope.facts, paths)
+        decision = self._verdict(scope, outcome.rule)
         if not decision.allowed or not (outcome.rewrite or outcome.credentials):
             return decision
         if outcome.rewrite is None:
             return replace(decision, credentials=outcome.credentials)
-        return self._rewritten(decision, outcome.rewrite, scope.facts, url)
+        return self._rewritten(decision, outcome.rewrite, scope.facts, url, paths[0])
 
     def _outcome(self, scope: Scope, asked: Asked, at: datetime) -> Outcome:
-        rule = next((rule for rule in _in_force(scope.rules, at) if holds_for_url(rule, asked)), None)
-        rewrite = next((rewrite for rewrite in scope.rewrites if holds_for_url(rewrite, asked)), None)
-        return Outcome(rule, rewrite, () if rewrite else _granted(scope.credentials, asked))
+        rule = _first(_in_force(scope.rules, at), asked)
+        rewrite = _first(scope.rewrites, asked) if scope.rewrites else None
+        return Outcome(rule, rewrite, _granted(scope.credentials, asked) if scope.credentials and not rewrite else ())
 
-    def _consequences(self, outcome: Outcome, facts: Facts) -> object:
+    def _consequences(self, scope: Scope, outcome: Outcome) -> object:
         """Reduce an outcome to what must be the same for every reading; that the same rule decided is not needed."""
-        decision = self._verdict(outcome.rule, facts)
+        decision = self._verdict(scope, outcome.rule)
         if not decision.allowed:
             return (decision.action,)
         rewrite = outcome.rewrite and outcome.rewrite.name
         return (decision.action, decision.private, rewrite, tuple(one.name for one in outcome.credentials))
 
-    def _rewritten(self, decision: Decision, rewrite: Rewrite, facts: Facts, url: Url) -> Decision:
-        target = target_url(rewrite, facts.host, decision.readings[0], url.query)
+    def _rewritten(self, decision: Decision, rewrite: Rewrite, facts: Facts, url: Url, path: ReadPath) -> Decision:
+        target = target_url(rewrite, facts.host, path, url.query)
         if rewrite.redirect is not None:
             return replace(decision, rewritten=Rewritten(rewrite, target))
         if target.host.private and not rewrite.private:
-            return _private(target.host, decision.readings)
+            return _private(target.host)
         grant = self._grant(replace(facts, scheme=target.scheme, host=target.host, port=target.port), target)
         if isinstance(grant, Decision):
             return grant
@@ -199,20 +212,26 @@ class Judge:
         granted = [_granted(candidates, Asked(path, url.query)) for path in paths]
         return granted[0] if all(one == granted[0] for one in granted) else _ambiguous(paths)
 
-    def _verdict(self, rule: Rule | None, facts: Facts, paths: Paths = (), *, private: bool = False) -> Decision:
-        decision = self._default(facts, paths) if rule is None else _by_rule(rule, paths, private=private)
-        if decision.allowed and facts.host.private and not decision.private:
-            return _private(facts.host, paths)
-        return decision
+    def _verdict(self, scope: Scope, rule: Rule | None) -> Decision:
+        name = rule.name if rule else None
+        known = scope.verdicts.get(name)
+        if known is None:
+            decision = self._by_rule(rule, scope.facts, private=False)
+            known = scope.verdicts[name] = _checked_private(decision, scope.facts.host)
+        return known
 
-    def _default(self, facts: Facts, paths: Paths) -> Decision:
-        policy = self.policy
-        if policy.default_action is Action.DENY:
-            return deny("default", policy.default_reason or "No rule of the policy allows this request.", paths)
+    def _by_rule(self, rule: Rule | None, facts: Facts, *, private: bool) -> Decision:
+        if rule is None:
+            return self._default(facts)
+        reason = rule.reason or (None if rule.action is Action.ALLOW else f"The rule {rule.name} denies this.")
+        return Decision(rule.action, rule.name, reason, rule.location, private or rule.private)
+
+    def _default(self, facts: Facts) -> Decision:
+        if self.policy.default_action is Action.DENY:
+            return deny("default", self.policy.default_reason or "No rule of the policy allows this request.")
         if not covers_default_port(facts.scheme, facts.port):
-            reason = f"The default allows {facts.scheme} on its own port; no rule allows port {facts.port}."
-            return deny("default", reason, paths)
-        return Decision(Action.ALLOW, "default", readings=paths)
+            return deny("default", f"The default allows {facts.scheme} on its own port, and no rule port {facts.port}.")
+        return Decision(Action.ALLOW, "default")
 
 
 def check_tunnel(query: Query, facts: Facts) -> Decision | None:
@@ -233,7 +252,7 @@ def check_tunnel(query: Query, facts: Facts) -> Decision | None:
 
 def check_same_place(url: Url, facts: Facts) -> None:
     """Refuse a URL that is not of the host Squid said it is of."""
-    if (url.scheme, url.host, url.port) != (facts.scheme, facts.host, facts.port):
+    if url.host.text != facts.host.text or url.port != facts.port or url.scheme != facts.scheme:
         raise InvalidUrl(f"the URL is not of {facts.scheme}://{format_authority(facts.host, facts.port)}")
 
 
@@ -242,7 +261,11 @@ def _holding(entries: tuple[EntryT, ...], positions: list[int], facts: Facts) ->
 
 
 def _in_force(rules: Iterable[Rule], at: datetime) -> Iterator[Rule]:
-    return (rule for rule in rules if not rule.lapsed(at))
+    return (rule for rule in rules if rule.expires is None or not rule.lapsed(at))
+
+
+def _first(entries: Iterable[EntryT], asked: Asked) -> EntryT | None:
+    return next((entry for entry in entries if holds_for_url(entry, asked)), None)
 
 
 def _granted(credentials: Iterable[Credential], asked: Asked) -> tuple[Credential, ...]:
@@ -254,18 +277,17 @@ def _granted(credentials: Iterable[Credential], asked: Asked) -> tuple[Credentia
     return tuple(chosen.values())
 
 
-def _by_rule(rule: Rule, paths: Paths, *, private: bool) -> Decision:
-    reason = rule.reason or (None if rule.action is Action.ALLOW else f"The rule {rule.name} denies this.")
-    return Decision(rule.action, rule.name, reason, rule.location, private or rule.private, readings=paths)
+def _checked_private(decision: Decision, host: Host) -> Decision:
+    return _private(host) if decision.allowed and host.private and not decision.private else decision
 
 
-def _private(host: Host, paths: Paths) -> Decision:
-    return deny("private-address", f"{host.text} is a private address, which no rule opens with private: true.", paths)
+def _private(host: Host) -> Decision:
+    return deny("private-address", f"{host.text} is a private address, which no rule opens with private: true.")
 
 
 def _ambiguous(paths: Paths) -> Decision:
-    said = ", ".join(f"{path.reading} {path.path}" for path in paths[:4])
-    return deny("ambiguous-path", f"Servers could read the path in ways that the policy tells apart: {said}.", paths)
+    said = ", ".join(f"{path.reading} {path.path[:_SHOWN]}" for path in paths[:4])
+    return deny("ambiguous-path", f"Servers could read the path in ways that the policy tells apart: {said}.")
 
 
 def _authority(text: str) -> tuple[Host, int | None] | None:

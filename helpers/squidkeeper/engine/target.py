@@ -27,7 +27,7 @@ def target_url(rewrite: Rewrite, host: Host, path: ReadPath, query: str | None) 
         target_host,
         DEFAULT_PORTS[target.scheme] if port is None else port,
         _target_path(target, {**groups, "path": path.path}),
-        _target_query(target, groups, query),
+        _target_query(target, {**groups, "path": path.path}, query),
     )
 
 
@@ -46,10 +46,10 @@ def _target_path(target: Target, values: Mapping[str, str]) -> str:
     return path
 
 
-def _target_query(target: Target, groups: Mapping[str, str], query: str | None) -> str | None:
+def _target_query(target: Target, values: Mapping[str, str], query: str | None) -> str | None:
     lead = "?" if target.query.startswith("{query}") else "&"
-    values = {name: quote(unquote(value), safe="") for name, value in groups.items()}
-    filled = _fill(target.query, {**values, "query": f"{lead}{query}" if query else ""})
+    quoted = {name: quote(unquote(value), safe="") for name, value in values.items()}
+    filled = _fill(target.query, {**quoted, "query": f"{lead}{query}" if query else ""})
     return filled.removeprefix("?") if filled else None
 
 

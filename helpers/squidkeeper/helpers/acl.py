@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from cachetools import LRUCache
 
@@ -18,7 +19,11 @@ from squidkeeper.engine.query import CONNECT
 from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
 from squidkeeper.wire import Reply, Result, decode_token, parse_tokens
 
-_SCOPE_CACHE_BYTES = 4 * 1024 * 1024
+_SCOPE_CACHE_BYTES = 8 * 1024 * 1024
+_NO_POLICY = deny(
+    "policy-unavailable",
+    "The gateway has no policy that loads, so it denies everything. Its operators have to mend the policy.",
+)
 _PLACE_BYTES = 2_000  # of Python objects, beside the tokens themselves and a reference to each entry
 
 
@@ -48,7 +53,7 @@ class Places:
         if place is None:
             query = query_from(parse_tokens(request, counts))
             place = Place(query, self.judge.scope(query))
-            if _place_bytes(place) + sum(map(len, key)) < _SCOPE_CACHE_BYTES // 64:
+            if _place_bytes(place) <= _SCOPE_CACHE_BYTES:
                 self._known[key] = place
         return place, tokens
 
@@ -60,7 +65,7 @@ def answer_host(places: Places | None, request: bytes) -> Reply:
     place, _ = places.find(request, HOST_TOKENS)
     scope = place.scope
     decision = scope if isinstance(scope, Decision) else places.judge.decide_host(scope, datetime.now(UTC))
-    return reply_for(decision, place.query)
+    return tagged_reply(decision, place.query)
 
 
 def answer_url(places: Places | None, request: bytes) -> Reply:
@@ -69,24 +74,23 @@ def answer_url(places: Places | None, request: bytes) -> Reply:
         return unavailable(parse_tokens(request, URL_TOKENS))
     place, tokens = places.find(request, URL_TOKENS)
     scope = place.scope
-    if not isinstance(scope, Decision):
-        url = decode_token(tokens[PLACE_TOKENS])
-        scope = places.judge.decide_url(scope, url, datetime.now(UTC))
-    return reply_for(scope, place.query)
+    if isinstance(scope, Decision):
+        return tagged_reply(scope, place.query)
+    return reply_for(places.judge.decide_url(scope, decode_token(tokens[PLACE_TOKENS]), datetime.now(UTC)))
 
 
 ANSWERS: dict[str, Callable[[Places | None, bytes], Reply]] = {"host": answer_host, "request": answer_url}
 
 
-def reply_for(decision: Decision, query: Query) -> Reply:
+@lru_cache(maxsize=1024)
+def reply_for(decision: Decision, tag: tuple[str, str] | None = None) -> Reply:
     """Write a decision as Squid reads it: the annotations of squid.conf and, on a denial, the text of the page."""
     annotations = [
         ("rule_", decision.rule),
         ("verdict_", decision.action),
         ("private_", "yes" if decision.private else "no"),
+        *([tag] if tag else []),
     ]
-    if query.method == CONNECT:
-        annotations.append(("clt_conn_tag", _tunnel_tag(decision, query)))
     if not decision.allowed:
         return Reply(Result.ERR, tuple(annotations), page_message(decision))
     flags = (
@@ -97,6 +101,17 @@ def reply_for(decision: Decision, query: Query) -> Reply:
     return Reply(Result.OK, (*annotations, *((key, value) for key, value, holds in flags if holds)))
 
 
+def tagged_reply(decision: Decision, query: Query) -> Reply:
+    """Write a decision; that of a CONNECT also names the tunnel for the requests inside it.
+
+    A denied tunnel is named by what is no authority, so that nothing in it can pass.
+    """
+    if query.method != CONNECT:
+        return reply_for(decision)
+    tag = f"{query.host}:{query.port}"
+    return reply_for(decision, ("clt_conn_tag", tag if decision.allowed else f"{tag} denied by {decision.rule}"))
+
+
 def page_message(decision: Decision) -> str:
     """Say to a person or a program at the other end which rule denies, and why."""
     return f"Rule: {decision.rule}\nReason: {decision.reason}"
@@ -104,20 +119,10 @@ def page_message(decision: Decision) -> str:
 
 def unavailable(tokens: list[str | None]) -> Reply:
     """Deny because no policy has ever loaded."""
-    decision = deny("policy-unavailable", _UNAVAILABLE)
-    return reply_for(decision, query_from(tokens))
-
-
-def _tunnel_tag(decision: Decision, query: Query) -> str:
-    """Name the tunnel for the requests inside it; a denied one by no authority, so that nothing passes in it."""
-    tag = f"{query.host}:{query.port}"
-    return tag if decision.allowed else f"{tag} denied by {decision.rule}"
+    return tagged_reply(_NO_POLICY, query_from(tokens))
 
 
 def _place_bytes(place: Place) -> int:
     scope = place.scope
     entries = 0 if isinstance(scope, Decision) else len(scope.rules) + len(scope.rewrites) + len(scope.credentials)
     return _PLACE_BYTES + 8 * entries
-
-
-_UNAVAILABLE = "The gateway has no policy that loads, so it denies everything. Its operators have to mend the policy."

@@ -44,36 +44,22 @@ def answer(grants: Grants | None, request: bytes, concurrency: int) -> Reply:
     if grants is None:
         return unavailable(tokens)
     url, final_url = tokens[PLACE_TOKENS : PLACE_TOKENS + 2]
-    credentials = _granted(grants.judge, tokens, url or "", final_url)
-    if isinstance(credentials, Decision):
-        return _denial(credentials)
+    decision = grants.judge.decide_fetched(query_from(tokens, url or ""), final_url, datetime.now(UTC))
+    if not decision.allowed:
+        return _reply(decision)
     try:
-        reply = Reply(Result.OK, _annotations(grants.secrets, credentials))
+        reply = _reply(decision, _annotations(grants.secrets, decision.credentials))
         format_reply(reply, LONGEST_CHANNEL, reply_limit(concurrency))
     except (SecretUnavailable, ReplyTooLong) as error:
-        names = ", ".join(one.name for one in credentials)
+        names = ", ".join(one.name for one in decision.credentials)
         grants.complain(f"credential {names}: {error}")
-        return _denial(deny("credential-unavailable", _UNAVAILABLE.format(names=names)))
+        return _reply(deny("credential-unavailable", _UNAVAILABLE.format(names=names)))
     return reply
 
 
 def header_annotation(header: str) -> str:
     """Name the annotation that carries a header's value; the closing `_` keeps Squid from logging it."""
     return f"{header.lower().replace('-', '_')}_"
-
-
-def _granted(
-    judge: Judge, tokens: list[str | None], url: str, final_url: str | None
-) -> tuple[Credential, ...] | Decision:
-    query = query_from(tokens, url)
-    decision = judge.decide(query, datetime.now(UTC))
-    if not decision.allowed:
-        return decision
-    if final_url is not None:
-        return judge.grant(query, final_url)
-    if decision.rewritten is not None:
-        return deny("policy-unavailable", "The rewriter did not answer for a request that it has to rewrite.")
-    return decision.credentials
 
 
 def _annotations(secrets: SecretStore, credentials: tuple[Credential, ...]) -> tuple[tuple[str, str], ...]:
@@ -84,6 +70,8 @@ def _annotations(secrets: SecretStore, credentials: tuple[Credential, ...]) -> t
     return (*headers, ("injected_", "yes"), ("credential_", names))
 
 
-def _denial(decision: Decision) -> Reply:
-    annotations = (("rule_", decision.rule), ("verdict_", decision.action))
-    return Reply(Result.ERR, annotations, page_message(decision))
+def _reply(decision: Decision, annotations: tuple[tuple[str, str], ...] = ()) -> Reply:
+    common = (("rule_", decision.rule), ("verdict_", decision.action))
+    if decision.allowed:
+        return Reply(Result.OK, (*common, *annotations))
+    return Reply(Result.ERR, common, page_message(decision))

@@ -44,8 +44,9 @@ def serve(answer: Answer, output: int, concurrency: int) -> None:
     """
     buffer = LineBuffer()
     limit = reply_limit(concurrency)
-    while data := os.read(sys.stdin.fileno(), _READ_BYTES):
-        replies = [_reply(answer, line, concurrency, limit) for line in buffer.feed(data)]
+    source, room = sys.stdin.fileno(), memoryview(bytearray(_READ_BYTES))
+    while got := os.readv(source, [room]):
+        replies = [_reply(answer, line, concurrency, limit) for line in buffer.feed(bytes(room[:got]))]
         try:
             _write(output, b"".join(replies))
         except BrokenPipeError:

@@ -30,6 +30,8 @@ def answer(judge: Judge | None, request: bytes) -> Reply:
         return Reply(Result.ERR, (("final_url_", url),))
     target = str(rewritten.url)
     if rewritten.rewrite.redirect is not None:
-        return Reply(Result.OK, (("status", str(rewritten.rewrite.redirect)), ("url", target), ("final_url_", target)))
+        status = str(rewritten.rewrite.redirect)
+        # private_: nothing is fetched, so what the host's name resolves to, if anything, makes no difference
+        return Reply(Result.OK, (("status", status), ("url", target), ("final_url_", target), ("private_", "yes")))
     private = "yes" if rewritten.rewrite.private else "no"
     return Reply(Result.OK, (("rewrite-url", target), ("final_url_", target), ("private_", private)))
