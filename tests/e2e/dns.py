@@ -42,7 +42,8 @@ class Names:
             if not any(any(lists) for lists in self._answers[name].values()):
                 reply.header.rcode = RCODE.NXDOMAIN
         for address in addresses:
-            data = A(address) if kind == "A" else AAAA(address)
+            packed = tuple(ip_address(address).packed)
+            data = A(packed) if kind == "A" else AAAA(packed)
             reply.add_answer(RR(request.q.qname, request.q.qtype, rdata=data, ttl=0))
         return reply
 

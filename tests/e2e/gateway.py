@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote
 from .network import run, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
+URL_SAFE = "!$%&'()*+,-./:;=?@_"  # Squid writes other characters of a URL in percent-encoding
 NAMESERVER = "127.0.0.53"
 
 
@@ -151,6 +152,7 @@ class Gateway:
 
     def logged(self, url: str, before: int = 0) -> dict[str, Any]:
         """The first line about a URL from line `before` on, waited for: Squid writes it after the answer."""
+        url = quote(url, safe=URL_SAFE)
         found = wait_for(
             lambda: [line for line in self.log()[before:] if line["url"] == url], f"{url} in {self.root}/log/access.log"
         )

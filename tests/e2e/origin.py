@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -117,7 +118,8 @@ class Answer:
     gate: "Gate | None" = None
 
     def encode(self) -> bytes:
-        lines = {"Content-Length": str(len(self.body)), **self.headers}
+        fixed = {"Date": formatdate(usegmt=True), "Content-Length": str(len(self.body))}
+        lines = {**fixed, **self.headers}
         head = f"HTTP/1.1 {self.status} Answer\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         return head.encode("latin-1") + b"\r\n" + self.body
 

@@ -61,6 +61,11 @@ class Raw:
         lines = [f"{method} {target} HTTP/1.1", *([f"Host: {host}"] if host is not None else []), *headers]
         return self.send("\r\n".join(lines) + "\r\n\r\n").answer(method)
 
+    def finish(self) -> Self:
+        """Tell the other side that nothing more will be sent."""
+        self._socket.shutdown(socket.SHUT_WR)
+        return self
+
     def answer(self, method: str = "GET") -> Reply | None:
         """Read one response; None where the connection ended instead."""
         try:

@@ -144,6 +144,22 @@ def test_a_bad_edit_keeps_the_last_good_policy(new_gateway: NewGateway, origins:
     assert set(running.statuses("never.example")) == {403}
 
 
+def test_a_policy_edited_a_hundred_times_a_second_settles_on_the_last_edit(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    gateway = new_gateway(OPENED).start()
+    with load(gateway, *CLIENTS[:3]) as running:
+        running.at_least(50)  # so that each helper has a policy
+        for turn in range(200):
+            gateway.write("policy.yaml", (CLOSED, OPENED, POLICY + "  - [")[turn % 3])
+            time.sleep(0.01)  # the pace of the edits is what is tried
+        gateway.write("policy.yaml", CLOSED)
+        wait_for(lambda: curl(gateway, "https://toggled.example/").rule == "toggled", "the last edit", IN_FORCE_SECONDS)
+        running.at_least(20)
+    assert [a for a in running.answers if "always.example" in a.url and a.status != 200] == []
+    assert set(running.statuses("never.example")) == {403}
+
+
 def test_faults_are_told_once(new_gateway: NewGateway, origins: Origins) -> None:
     gateway = new_gateway(OPENED).start()
     curl(gateway, "https://always.example/")

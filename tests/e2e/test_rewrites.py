@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from .curl import clean, curl
-from .dns import Names
+from .dns import PUBLIC, Names
 from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
 from .origin import Answer, Origins
@@ -20,16 +20,21 @@ rules:
   - {name: packages, action: allow, hosts: [.packages.example, npm.example], ports: [80, 443, 8443]}
   - {name: no-secrets, action: deny, hosts: [mirrored.example], paths: [/secret/**]}
   - {name: others, action: allow, hosts: [mirrored.example, plain.example, moved.example, upgrade.example]}
-  - {name: more, action: allow, hosts: [inside.example, badcert.example, unproved.example, tenant.example]}
+  - {name: more, action: allow, hosts: [inside.example, half.example]}
+  - {name: rest, action: allow, hosts: [badcert.example, unproved.example, tenant.example]}
 rewrites:
+  - {name: half, hosts: [half.example], paths: [/away/**], to: "https://target.example"}
   - {name: mirror, hosts: [packages.example], paths: [/simple/**], to: "https://registry.example/python{path}{query}"}
   - {name: files, hosts: [packages.example], paths: [/files/**], to: "https://registry.example{path}"}
-  - {name: npm, hosts: [npm.example], paths: [/left-pad, /@scope/*], to: "https://registry.example/npm{path}"}
+  - name: npm  # which asks for a scoped package with an escaped slash
+    hosts: [npm.example]
+    paths: [/left-pad, /@scope/*, "/@scope%2f*"]
+    to: https://registry.example/npm{path}
   - {name: re, hosts: [npm.example], paths: ['regex:/v(?P<v>[0-9]+)/(?P<n>.*)'], to: "https://n.example/{n}?v={v}"}
   - {name: whole, hosts: [mirrored.example], to: "https://target.example{path}{query}"}
   - {name: upgrade, hosts: [upgrade.example], schemes: [http], to: "https://{host}{path}{query}"}
   - {name: https-only, hosts: [moved.example], schemes: [http], to: "https://{host}{path}{query}", redirect: 308}
-  - {name: into-private, hosts: [inside.example], paths: [/opened/**], to: "https://private.example{path}", private: true}
+  - {name: opened, hosts: [inside.example], paths: [/opened/**], to: "https://private.example{path}", private: true}
   - {name: into-closed, hosts: [inside.example], to: "https://private.example{path}"}
   - {name: bad-certificate, hosts: [badcert.example], to: "https://wrongname.example{path}"}
   - {name: unproved, hosts: [unproved.example], to: "https://untrusted.example{path}"}
@@ -49,7 +54,7 @@ REWRITTEN = [
     ("http://packages.example/simple/requests/", "https://registry.example/python/simple/requests/"),
     ("https://npm.example/left-pad", "https://registry.example/npm/left-pad"),
     ("https://npm.example/@scope/name", "https://registry.example/npm/@scope/name"),
-    ("https://npm.example/@scope%2fname", "https://registry.example/npm/@scope%2fname"),
+    ("https://npm.example/@scope%2fname", "https://registry.example/npm/@scope%2Fname"),
     ("https://npm.example/v2/x/y", "https://n.example/x/y?v=2"),
     ("https://mirrored.example/a/b?c=d", "https://target.example/a/b?c=d"),
     ("https://mirrored.example/a%20b?c=%2f%26", "https://target.example/a%20b?c=%2f%26"),
@@ -121,6 +126,18 @@ def test_a_rewrite_into_a_private_network_needs_its_own_leave(gateway: Gateway, 
     assert (reply.status, reply.rule) == (403, "private-address")
     assert origins.connections[connections:] == []
     assert gateway.logged("https://inside.example/other")["rule"] == "private-address"
+
+
+def test_a_private_name_with_a_rewrite_is_closed_where_the_rewrite_does_not_match(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
+    names.set("half.example", ["10.0.0.5"])
+    assert curl(gateway, "https://half.example/away/x").status == 200
+    for scheme in ("http", "https"):
+        reply = curl(gateway, f"{scheme}://half.example/x")
+        assert (reply.status, reply.rule) == (403, "private-address")
+    assert origins.urls() == ["https://target.example/"]
+    assert {address for address, _ in origins.connections} <= {PUBLIC}
 
 
 def test_what_the_policy_denies_is_not_rewritten(gateway: Gateway, origins: Origins) -> None:
