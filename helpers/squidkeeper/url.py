@@ -25,6 +25,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 _ASCII_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _NUMBER_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")  # the label that makes a host an IPv4 address (WHATWG URL, 3.5)
 _MAX_NAME = 253
+_UNSPECIFIED = "::"  # Squid writes this one address without its brackets
 
 _PRIVATE = tuple(
     ip_network(text)
@@ -58,8 +59,8 @@ def parse_host(text: str) -> Host:
     Names: any case, one trailing dot, Unicode or punycode. Addresses: every form that getaddrinfo(3) takes for IPv4
     (decimal, hex, octal, short), IPv6 in brackets; an IPv6 address that maps an IPv4 one is that IPv4 address.
     """
-    if text.startswith("["):
-        return _bracketed(text)
+    if text.startswith("[") or text == _UNSPECIFIED:
+        return _bracketed(text if text.startswith("[") else f"[{text}]")
     name = _ascii_name(text)
     if _NUMBER_LABEL.fullmatch(name.rpartition(".")[2]):
         return address_host(_ipv4(name))
@@ -141,7 +142,7 @@ def _punycode(text: str) -> str:
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
 _PLAIN_PATH = r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*)*/?"  # has one reading, whoever reads
 _PLAIN_URL = re.compile(rf"(https?://[A-Za-z0-9.:\[\]-]+)(?=/)({_PLAIN_PATH})(?:\?([!\"$-~]*))?")
-_AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]*))?")
+_AUTHORITY = re.compile(r"(\[[^\]]*\]|::|[^:]*)(?::([0-9]*))?")
 _MAX_PORT = 65535
 
 
