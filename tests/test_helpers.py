@@ -26,6 +26,7 @@ rules:
   - {name: open, action: allow, hosts: [open.example, packages.example]}
   - {name: paths, action: allow, hosts: [paths.example], paths: [/a/**]}
   - {name: inside, action: allow, hosts: [inside.internal], private: true}
+  - {name: other, action: allow, hosts: [other.example]}
   - {name: api, action: allow, hosts: [api.example], clients: [agents]}
 rewrites:
   - {name: mirror, hosts: [packages.example], paths: [/simple/**], to: "https://inside.internal/p{path}", private: true}
@@ -123,6 +124,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 3.0) -> None:
 # --- what each answers --------------------------------------------------------------------------------------------
 
 HOST_ANSWERS = {
+    place("other.example"): "OK rule_=other verdict_=allow private_=no tag=sk_settled",
+    connect("other.example"): "OK rule_=other verdict_=allow private_=no clt_conn_tag=other.example:443 tag=sk_settled",
     place("open.example"): "OK rule_=open verdict_=allow private_=no rewrite_=yes",
     place("inside.internal"): "OK rule_=inside verdict_=allow private_=yes inject_=yes",
     place("paths.example"): "OK rule_=paths verdict_=allow private_=no scope_=request",

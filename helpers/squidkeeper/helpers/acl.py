@@ -65,7 +65,7 @@ def answer_host(places: Places | None, request: bytes) -> Reply:
     place, _ = places.find(request, HOST_TOKENS)
     scope = place.scope
     decision = scope if isinstance(scope, Decision) else places.judge.decide_host(scope, datetime.now(UTC))
-    return tagged_reply(decision, place.query)
+    return host_reply(decision, place.query)
 
 
 def answer_url(places: Places | None, request: bytes) -> Reply:
@@ -75,7 +75,7 @@ def answer_url(places: Places | None, request: bytes) -> Reply:
     place, tokens = places.find(request, URL_TOKENS)
     scope = place.scope
     if isinstance(scope, Decision):
-        return tagged_reply(scope, place.query)
+        return reply_for(scope)
     return reply_for(places.judge.decide_url(scope, decode_token(tokens[PLACE_TOKENS]), datetime.now(UTC)))
 
 
@@ -83,13 +83,17 @@ ANSWERS: dict[str, Callable[[Places | None, bytes], Reply]] = {"host": answer_ho
 
 
 @lru_cache(maxsize=1024)
-def reply_for(decision: Decision, tag: tuple[str, str] | None = None) -> Reply:
-    """Write a decision as Squid reads it: the annotations of squid.conf and, on a denial, the text of the page."""
+def reply_for(decision: Decision, *, at_host: bool = False, tunnel: str | None = None) -> Reply:
+    """Write a decision as Squid reads it: the annotations of squid.conf and, on a denial, the text of the page.
+
+    `tunnel` names the tunnel of a CONNECT. An allow `at_host` that leaves nothing to ask says so in a tag, which is
+    cheaper for Squid to test than annotations that are not there.
+    """
     annotations = [
         ("rule_", decision.rule),
         ("verdict_", decision.action),
         ("private_", "yes" if decision.private else "no"),
-        *([tag] if tag else []),
+        *([("clt_conn_tag", tunnel)] if tunnel else []),
     ]
     if not decision.allowed:
         return Reply(Result.ERR, tuple(annotations), page_message(decision))
@@ -97,19 +101,21 @@ def reply_for(decision: Decision, tag: tuple[str, str] | None = None) -> Reply:
         ("scope_", "request", decision.needs_url),
         ("rewrite_", "yes", decision.may_rewrite),
         ("inject_", "yes", decision.may_inject),
+        ("tag", "sk_settled", at_host and not (decision.needs_url or decision.may_rewrite or decision.may_inject)),
     )
     return Reply(Result.OK, (*annotations, *((key, value) for key, value, holds in flags if holds)))
 
 
-def tagged_reply(decision: Decision, query: Query) -> Reply:
-    """Write a decision; that of a CONNECT also names the tunnel for the requests inside it.
+def host_reply(decision: Decision, query: Query) -> Reply:
+    """Write a decision at host scope; that of a CONNECT names the tunnel for the requests inside it.
 
     A denied tunnel is named by what is no authority, so that nothing in it can pass.
     """
     if query.method != CONNECT:
-        return reply_for(decision)
-    tag = f"{query.host}:{query.port}"
-    return reply_for(decision, ("clt_conn_tag", tag if decision.allowed else f"{tag} denied by {decision.rule}"))
+        return reply_for(decision, at_host=True)
+    authority = f"{query.host}:{query.port}"
+    tunnel = authority if decision.allowed else f"{authority} denied by {decision.rule}"
+    return reply_for(decision, at_host=True, tunnel=tunnel)
 
 
 def page_message(decision: Decision) -> str:
@@ -119,7 +125,7 @@ def page_message(decision: Decision) -> str:
 
 def unavailable(tokens: list[str | None]) -> Reply:
     """Deny because no policy has ever loaded."""
-    return tagged_reply(_NO_POLICY, query_from(tokens))
+    return host_reply(_NO_POLICY, query_from(tokens))
 
 
 def _place_bytes(place: Place) -> int:
