@@ -98,7 +98,7 @@ class Gateway:
         return self
 
     def _which(self) -> list[str]:
-        return ["-n", f"e2e{self.address[1]}", "-f", f"{self.root}/etc/squid.conf"]
+        return ["-n", f"e2e{os.getpid()}x{self.address[1]}", "-f", f"{self.root}/etc/squid.conf"]
 
     def _listens(self) -> bool:
         if self._squid and self._squid.poll() is not None:
