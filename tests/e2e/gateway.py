@@ -135,7 +135,10 @@ class Gateway:
 
     def helpers(self, kind: str) -> list[int]:
         """The processes of one helper: "acl --scope host", "acl --scope request", "rewrite" or "credential"."""
-        return [pid for pid in _children(self.pid) if f"squidkeeper {kind}" in _command(pid)]
+        try:
+            return [pid for pid in _children(self.pid) if f"squidkeeper {kind}" in _command(pid)]
+        except (FileNotFoundError, StopIteration):
+            return []  # one has just ended
 
     def unread(self) -> int:
         """Bytes that clients have sent and Squid has not read."""
@@ -157,6 +160,10 @@ class Gateway:
             lambda: [line for line in self.log()[before:] if line["url"] == url], f"{url} in {self.root}/log/access.log"
         )
         return found[0]
+
+    def fatal(self) -> list[str]:
+        """What has ended Squid's process, by its own account."""
+        return [line for line in self.cache_log().splitlines() if "FATAL" in line]
 
     def cache_log(self) -> str:
         file = self.root / "log/cache.log"

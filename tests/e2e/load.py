@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 from .gateway import Gateway
 from .network import wait_for
@@ -30,22 +31,28 @@ class Load:
 
     def at_least(self, more: int) -> None:
         """Wait for this many more answers."""
-        goal = len(self.answers) + more
-        wait_for(lambda: len(self.answers) >= goal, f"{more} more answers under load", seconds=60)
+        goal = self._answered() + more
+        wait_for(lambda: self._answered() >= goal, f"{more} more answers under load", seconds=60)
+
+    def _answered(self) -> int:
+        return sum(answer.status is not None for answer in list(self.answers))
 
     def client(self, gateway: Gateway, scheme: str, host: str) -> None:
         """Ask for one unique URL after another on a kept-alive connection, opened again where it ends."""
-        number, connection = 0, None
-        while not self._stop.is_set():
-            connection = connection or _open(gateway, scheme, host)
-            number += 1
+        connection: Raw | None = None
+        for number in count(1):
+            if self._stop.is_set():
+                break
             target = f"/{threading.get_ident()}/{number}"
-            url = f"{scheme}://{host}{target}"
-            asked = time.monotonic()
-            reply = connection.get(target if scheme == "https" else url, host)
+            url, asked, reply = f"{scheme}://{host}{target}", time.monotonic(), None
+            try:
+                connection = connection or _open(gateway, scheme, host)
+                reply = connection.get(target if scheme == "https" else url, host)
+            except OSError:
+                time.sleep(0.05)  # refused, or cut off: no busy loop while nobody listens
             rule = reply.rule if reply and reply.status != 200 else None
             self.answers.append(Answered(url, asked, time.monotonic(), reply.status if reply else None, rule))
-            if reply is None or reply.header("Connection") == "close":
+            if connection and (reply is None or reply.header("Connection") == "close"):
                 connection.close()
                 connection = None
         if connection:

@@ -107,6 +107,11 @@ def tunnel(gateway: Gateway, authority: str, sni: bytes | str | None = "same", c
     """Open a tunnel and start TLS in it; the SNI is the authority's host unless given."""
     raw = Raw(gateway, client)
     answer = raw.connect(authority)
-    assert answer is not None
-    assert answer.status == 200, answer
-    return raw.tls(authority.rpartition(":")[0] if sni == "same" else sni)
+    if answer is None or answer.status != 200:
+        raw.close()
+        raise ConnectionError(f"CONNECT {authority}: {answer}")
+    try:
+        return raw.tls(authority.rpartition(":")[0] if sni == "same" else sni)
+    except OSError:
+        raw.close()
+        raise
