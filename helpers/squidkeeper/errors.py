@@ -47,11 +47,12 @@ class SecretUnavailable(SquidkeeperError):
 
 
 class PolicyError(SquidkeeperError):
-    """A policy that does not load, with every fault found in it."""
+    """A policy that does not load, with every fault found in it, and the warnings that were found beside them."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    def __init__(self, faults: Sequence[Fault], warnings: Sequence[Fault] = ()) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
         self.faults = tuple(faults)
+        self.warnings = tuple(warnings)
 
 
 def describe(error: BaseException) -> str:

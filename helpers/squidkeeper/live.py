@@ -43,9 +43,10 @@ def load_sources(sources: Sources, now: datetime, list_cache: Path | None = None
     built = build(sources, list_cache=list_cache)
     judge = Judge(built.policy)
     faults, warnings = run_tests(judge, now)
+    all_warnings = (*built.warnings, *warnings)
     if faults:
-        raise PolicyError(faults)
-    return Loaded(judge, (*built.warnings, *warnings))
+        raise PolicyError(faults, all_warnings)
+    return Loaded(judge, all_warnings)
 
 
 class LivePolicy(Generic[T]):

@@ -31,7 +31,7 @@ def check(directory: Path, as_json: bool) -> None:
         policy = loaded.judge.policy
         report = Report(directory, policy.revision, len(policy.rules), (), (*loaded.warnings, *lint(policy, now)))
     except PolicyError as error:
-        report = Report(directory, faults=error.faults)
+        report = Report(directory, faults=error.faults, warnings=error.warnings)
     click.echo(_json(report) if as_json else _text(report))
     raise SystemExit(1 if report.faults else 0)
 

@@ -62,10 +62,10 @@ def build(sources: Sources, *, list_cache: Path | None = None) -> Loaded:
     faults += [*list_faults, *_wide_list_faults(sources.documents, lists)]
     secret_faults, secret_warnings = _check_secrets(sources)
     faults += secret_faults
+    all_warnings = tuple(sorted({*warnings, *secret_warnings}))
     if faults:
-        raise PolicyError(sorted(set(faults)))
-    policy = _policy(sources, checked, lists)
-    return Loaded(policy, tuple(sorted({*warnings, *secret_warnings})))
+        raise PolicyError(sorted(set(faults)), all_warnings)
+    return Loaded(_policy(sources, checked, lists), all_warnings)
 
 
 def _names(documents: Iterable[Document]) -> Names:

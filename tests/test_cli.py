@@ -1,0 +1,123 @@
+"""The commands that people call, as processes: what they print, and their exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import write_policy
+
+POLICY = """
+rules:
+  - {name: no-wikipedia, action: deny, hosts: [.wikipedia.org], reason: Closed to sandboxes.}
+  - {name: posts, action: allow, hosts: [api.example], methods: [POST]}
+  - {name: api, action: allow, hosts: [api.example], paths: [/v1/**]}
+  - {name: mirrored, action: allow, hosts: [packages.example]}
+rewrites:
+  - {name: mirror, hosts: [packages.example], to: "https://registry.example/python{path}"}
+secrets: {token: {file: token}}
+credentials:
+  - {name: api, hosts: [api.example], bearer: token}
+"""
+SECRET = "never-to-be-shown"
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    directory = write_policy(tmp_path / "policy", POLICY)
+    (directory / "token").write_text(SECRET)
+    (directory / "token").chmod(0o600)
+    return directory
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "squidkeeper", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_check_prints_the_revision_of_a_policy_that_loads(policy: Path) -> None:
+    status, out = run("check", "--policy", policy)
+    assert status == 0
+    assert out.startswith(f"{policy} loads: revision ")
+    assert out.endswith(", 4 rules, 0 faults, 0 warnings\n")
+
+
+def test_check_prints_every_fault_and_warning_with_its_place(policy: Path) -> None:
+    (policy / "token").unlink()
+    write_policy(policy, "rules: [{name: a, action: alow, hosts: [x..y]}]", "b.yaml")
+    status, out = run("check", "--policy", policy)
+    lines = out.splitlines()
+    assert status == 1
+    assert lines[0].startswith(f"{policy}/b.yaml:2:27: fault: 'action' is 'alow', expected")
+    assert lines[1].startswith(f"{policy}/b.yaml:2:41: fault: host pattern 'x..y' can never match")
+    assert lines[2].startswith(f"{policy}/policy.yaml:10:25: warning: secret 'token' cannot be had")
+    assert lines[3] == f"{policy} does not load: 2 faults, 1 warning"
+
+
+def test_check_shows_a_failing_test_as_expected_against_got(policy: Path) -> None:
+    write_policy(policy, "tests: [{request: GET https://en.wikipedia.org/, expect: allow}]", "b.yaml")
+    status, out = run("check", "--policy", policy)
+    assert status == 1
+    assert (
+        f"{policy}/b.yaml:2:9: fault: test GET https://en.wikipedia.org/: "
+        "expected allow, got deny by no-wikipedia (Closed to sandboxes.)\n"
+    ) in out
+
+
+def test_check_and_explain_speak_json(policy: Path) -> None:
+    status, out = run("check", "--policy", policy, "--json")
+    report = json.loads(out)
+    assert (status, report["loads"], report["faults"], report["warnings"]) == (0, True, [], [])
+    write_policy(policy, "rules: [{name: a, action: alow}]", "b.yaml")
+    status, out = run("check", "--policy", policy, "--json")
+    [fault] = json.loads(out)["faults"]
+    assert (status, fault["file"], fault["line"], fault["column"]) == (1, f"{policy}/b.yaml", 2, 27)
+
+
+def test_explain_says_the_verdict_and_everything_that_led_to_it(policy: Path) -> None:
+    status, out = run("explain", "--policy", policy, "GET", "https://api.example/v1/x")
+    assert status == 0
+    assert out.splitlines() == [
+        "ALLOW        GET https://api.example/v1/x",
+        f"rule         api ({policy}/policy.yaml:6)",
+        f"credential   api: Authorization ({policy}/policy.yaml:12)",
+        "reading      sent /v1/x: allow by api",
+        f"passed over  posts ({policy}/policy.yaml:5): methods did not hold",
+    ]
+
+
+def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
+    status, out = run("explain", "--policy", policy, "--json", "GET", "https://packages.example/a%2fb")
+    assert status == 0
+    assert json.loads(out) == {
+        "verdict": "allow",
+        "rule": "mirrored",
+        "location": f"{policy}/policy.yaml:7",
+        "reason": None,
+        "rewrite": {"name": "mirror", "url": "https://registry.example/python/a%2Fb", "redirect": None},
+        "credentials": [],
+        "readings": [{"reading": "sent", "path": "/a%2Fb"}, {"reading": "plain", "path": "/a/b"}],
+    }
+
+
+def test_explain_exits_by_the_verdict(policy: Path) -> None:
+    assert run("explain", "--policy", policy, "GET", "https://en.wikipedia.org/")[0] == 1
+    assert run("explain", "--policy", policy, "CONNECT", "api.example:443")[0] == 0
+    assert run("explain", "--policy", policy, "GET", "not a url")[0] == 1
+    assert run("explain", "--policy", policy, "--client", "nobody", "GET", "https://api.example/")[0] == 2
+    assert run("explain", "--policy", policy / "none", "GET", "https://api.example/")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["", "acl", "rewrite", "credential", "check", "explain"])
+def test_help_of_each_command_says_what_it_is_for(command: str) -> None:
+    status, out = run(*command.split(), "--help")
+    assert status == 0
+    assert "Usage: squidkeeper" in out.replace("python -m ", "")
