@@ -94,6 +94,7 @@ quietly() {
 on_exit() {
     local status=$?
     trap - EXIT
+    trap '' HUP INT TERM
     set +e
     [ "$status" -eq 0 ] || fail_safely
     [ -z "${WORK-}" ] || rm -rf "$WORK"
@@ -216,7 +217,7 @@ begin() {
 
 # One run at a time for each gateway.
 lock() {
-    mkdir -p "$PREFIX"
+    make_directory "$PREFIX"
     exec 9<"$PREFIX"
     flock -n 9 || die "another run of install.sh is at work on $PREFIX" "wait for it"
 }
@@ -302,7 +303,7 @@ make_directories() {
     lock
     local place
     for place in "$CONF" "$ERRORS" "$POLICY" "$CA_CERT" "$PROGRAM"; do
-        mkdir -p "$(dirname "$place")"
+        make_directory "$(dirname "$place")"
     done
     own_directory 750 "$(dirname "$ACCESS_LOG")"
     own_directory 750 "$STATE"
@@ -316,8 +317,19 @@ check_way_to() {
         die "Squid's account $ACCOUNT cannot enter $1" "chmod o+x $1, or choose another --root, such as /srv/gateway"
 }
 
+# With what is missing above it. A run that fails takes it away again.
+make_directory() {
+    [ ! -d "$1" ] || return 0
+    make_directory "$(dirname "$1")"
+    mkdir "$1"
+    PUT+=("$1")
+}
+
 own_directory() {
-    [ -d "$2" ] || install -d -m "$1" -o "$ACCOUNT" -g "$GROUP" "$2"
+    [ ! -d "$2" ] || return 0
+    make_directory "$2"
+    chmod "$1" "$2"
+    chown "$ACCOUNT:$GROUP" "$2"
 }
 
 # ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -351,6 +363,7 @@ build_venv() {
         [ ! -e "$SOURCE/$file" ] || cp -R "$SOURCE/$file" "$WORK/sources"
     done
     rm -rf "$VENV"
+    make_directory "$VENV"
     quietly "$PYTHON" -m venv "$VENV"
     quietly "$VENV/bin/pip" --quiet --disable-pip-version-check install "$WORK/sources"
     touch "$VENV/complete"
@@ -613,7 +626,7 @@ put_all() {
 
 # Without --root the CA lives where the walkthrough has it; its other name is the one that it has under --root.
 link_ca() {
-    mkdir -p /etc/squidkeeper/ca
+    make_directory /etc/squidkeeper/ca
     ln -s "$CA_CERT" "$WORK/ca.crt" && put "$WORK/ca.crt" /etc/squidkeeper/ca/ca.crt
     ln -s "$CA_KEY" "$WORK/ca.key" && put "$WORK/ca.key" /etc/squidkeeper/ca/ca.key
 }
@@ -644,17 +657,16 @@ keep() {
     put "$WORK/kept" "$2"
 }
 
-# Undo every put, newest first, and give Squid what it had.
+# Undo every put and every directory made, newest first, and give Squid what it had.
 put_back() {
     local n
+    [ "$TOUCHED" = no ] || ! squid_runs || (stop_squid)
     for ((n = ${#PUT[@]} - 1; n >= 0; n--)); do
-        rm -rf "${PUT[n]}"
+        rm -rf "${PUT[n]}" "${PUT[n]}.new"
         if [ -e "$WORK/old/$n" ] || [ -L "$WORK/old/$n" ]; then cp -a "$WORK/old/$n" "${PUT[n]}"; fi
         [ "${PUT[n]}" != "$APPARMOR" ] || reload_apparmor
     done
-    [ "$TOUCHED" = yes ] || return 0
-    ! squid_runs || stop_squid
-    [ "$WAS_RUNNING" = yes ] || return 0
+    [ "$TOUCHED" = yes ] && [ "$WAS_RUNNING" = yes ] || return 0
     LISTEN=$(listen_of "$CONF")
     start_squid && squid_came_up
 }
@@ -892,5 +904,8 @@ if [ "$ACTION" = uninstall ] && ! { [ -e "$CONF" ] && is_ours "$CONF"; }; then
     exit
 fi
 trap on_exit EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
 begin
 "$ACTION"

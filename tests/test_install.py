@@ -55,7 +55,7 @@ class Gateway:
         return self.root / name
 
     def snapshot(self) -> dict[str, tuple[object, ...]]:
-        """Everything under the root but the logs, the compiled lists and metrics of running helpers, and old venvs."""
+        """Everything under the root but the logs, and the compiled lists and metrics of running helpers."""
         return snapshot(self.root, leave_out=("log", "state"))
 
     def answers(self) -> str:
@@ -327,20 +327,13 @@ def test_an_edited_squid_conf_is_kept_beside_the_new_one(gateway: Gateway) -> No
 def assert_fails_and_leaves(gateway: Gateway, step: str, message: str, *arguments: str) -> None:
     before, pid = gateway.snapshot(), gateway.pid
     failed = gateway.install(*arguments)
-    after = {path: about for path, about in gateway.snapshot().items() if not is_new_venv(gateway, path, before)}
     assert failed.returncode == 1
     assert f'step "{step}" failed' in failed.stderr
     assert message in failed.stderr
     assert "to do: " in failed.stderr
-    assert after == before
+    assert gateway.snapshot() == before
     assert gateway.pid == pid
     assert gateway.answers() == "403"
-
-
-def is_new_venv(gateway: Gateway, path: str, before: dict[str, tuple[object, ...]]) -> bool:
-    """A virtual environment that a failed run built beside the one in use may stay for the next run."""
-    top = Path(path).relative_to(gateway.root).parts[0]
-    return top.startswith("venv-") and str(gateway.root / top) not in before
 
 
 def test_a_bad_line_in_local_conf_is_named_and_the_old_gateway_goes_on(gateway: Gateway) -> None:
@@ -396,11 +389,15 @@ def test_a_squid_that_does_not_start_gets_its_old_configuration_back(gateway: Ga
 def wait_until_listening(port: int) -> None:
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        if listens(port):
+            return
         time.sleep(0.1)
     pytest.fail(f"nothing listens on port {port}")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def contents(found: dict[str, tuple[object, ...]]) -> dict[str, object]:
@@ -421,6 +418,42 @@ def test_a_folder_that_squids_account_cannot_enter_is_named(base: Path, source: 
     assert f"Squid's account {squid_account()} cannot enter {closed}\n" in failed.stderr
     assert f"chmod o+x {closed}" in failed.stderr
     assert not (closed / "gateway").exists()
+
+
+def test_a_first_run_that_fails_leaves_nothing(empty: Gateway, tmp_path: Path) -> None:
+    before = snapshot(empty.root)
+    with socket.create_server(("127.0.0.1", empty.port)):
+        failed = empty.install(*empty.listen)
+    assert failed.returncode == 1
+    assert 'step "listen" failed' in failed.stderr
+    assert snapshot(empty.root) == before
+
+
+def test_a_first_run_whose_squid_does_not_start_leaves_nothing(empty: Gateway, changed: Path) -> None:
+    with (changed / "squid/squid.conf").open("a") as configuration:
+        configuration.write("cache_dir ufs /nonexistent/cache 100 16 256\n")
+    before = snapshot(empty.root)
+    failed = empty.install(*empty.listen)
+    assert failed.returncode == 1
+    assert 'step "start" failed' in failed.stderr
+    assert snapshot(empty.root) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_first_run_that_is_interrupted_while_it_builds_leaves_nothing(
+    base: Path, source: Path, number: signal.Signals
+) -> None:
+    root = base / "interrupted/gateway"
+    command = [str(source / "install.sh"), "--root", str(root)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        deadline = time.monotonic() + 60
+        while not list(root.glob("venv-*/bin/pip")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(run.pid, number)
+        _, complaint = run.communicate()
+    assert run.returncode == 128 + number
+    assert 'step "program" failed' in complaint
+    assert not root.parent.exists()
 
 
 def test_a_squid_that_was_killed_is_started_again(gateway: Gateway) -> None:
