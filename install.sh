@@ -482,13 +482,13 @@ prepare_configuration() {
     cp -R "$SOURCE/squid/errors/." "$WORK/errors"
 }
 
-# Where the gateway in place listens, if squid.conf is ours.
+# Where the gateway in place listens; if squid.conf is not ours now, where ours last did.
 installed_listen() {
-    [ ! -e "$CONF" ] || ! is_ours "$CONF" || listen_of "$CONF"
+    if is_ours "$CONF"; then listen_of "$CONF"; else sed 's/ .*//' "$APPLIED" 2>/dev/null || true; fi
 }
 
 is_ours() {
-    [ "$(head -n 1 "$1")" = "$MARK" ]
+    [ -e "$1" ] && [ "$(head -n 1 "$1")" = "$MARK" ]
 }
 
 listen_of() {
@@ -642,6 +642,7 @@ label_for_selinux() {
 keep_before() {
     if [ -e "$CONF" ] && ! is_ours "$CONF"; then
         keep "$CONF" "$BEFORE"
+        [ ! -e "$APPLIED" ] || sed -i 's/ .*//' "$APPLIED" # what Squid was told since is not known: it restarts
         say squid.conf "what was there is kept as $BEFORE"
     elif [ -e "$CONF" ] && ! same "$WORK/squid.conf" "$CONF"; then
         keep "$CONF" "$CONF.previous"
@@ -720,18 +721,12 @@ can_listen() {
     "$PYTHON" -I - "$LISTEN" <<-'END'
 		import errno, socket, sys
 		address, _, port = sys.argv[1].rpartition(":")
-		family = socket.AF_INET if "." in address and ":" not in address else socket.AF_INET6
-		if not address and not socket.has_dualstack_ipv6():
-		    family = socket.AF_INET
-		with socket.socket(family) as listener:
-		    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-		    if family == socket.AF_INET6:
-		        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(address)))
-		    try:
-		        listener.bind((address.strip("[]"), int(port)))
-		        listener.listen()
-		    except OSError as error:
-		        sys.exit(1 if error.errno == errno.EADDRINUSE else 2)
+		both = not address and socket.has_dualstack_ipv6()
+		family = socket.AF_INET6 if both or "[" in address else socket.AF_INET
+		try:
+		    socket.create_server((address.strip("[]"), int(port)), family=family, dualstack_ipv6=both)
+		except OSError as error:
+		    sys.exit(1 if error.errno == errno.EADDRINUSE else 2)
 	END
 }
 
@@ -739,11 +734,10 @@ can_listen() {
 check_listen() {
     local status=0
     [ "$START" = yes ] || return 0
-    if squid_runs && [ -e "$CONF" ] && [ "$(listen_of "$CONF")" = "$LISTEN" ]; then return; fi
     can_listen || status=$?
     case $status in
     0) ;;
-    1) die "something else listens on $LISTEN already" "end it, or choose another --listen" ;;
+    1) squid_listens || die "something else listens on $LISTEN already" "end it, or choose another --listen" ;;
     *) die "$LISTEN is not an address of this machine (yet)" "set the network up first, choose another --listen, or install with --no-start" ;;
     esac
 }
@@ -754,28 +748,34 @@ apply() {
     if [ "$START" = no ]; then say squid "not started (--no-start)" && return; fi
     told=$(cat "$APPLIED" 2>/dev/null || true)
     now=$(what_squid_reads)
+    echo "$now" >"$WORK/applied" # dated before Squid is told: what is written from now on is news to the next run
     if ! squid_runs; then
         bring_up "started"
-    elif [ "${told%% *}" != "${now%% *}" ]; then
+    elif [ "${told% *}" != "${now% *}" ]; then
         TOUCHED=yes
         stop_squid
         bring_up "restarted"
-    elif [ "$told" != "$now" ]; then
+    elif [ "$told" != "$now" ] || written_since_applied; then
         TOUCHED=yes
         kill -HUP "$(squid_pid)"
         sleep 1
         squid_came_up || explain_silence
         say squid "reconfigured"
     else
-        say squid "runs, unchanged"
+        say squid "runs, unchanged" && return
     fi
-    [ "$told" = "$now" ] || echo "$now" >"$APPLIED"
+    mv -f "$WORK/applied" "$APPLIED"
 }
 
-# Two hashes: what only a restart changes (the port, the CA), and all that a reconfigure reads.
+# Where it listens, and two hashes: what only a restart changes besides (the CA), and all that a reconfigure reads.
 what_squid_reads() {
-    printf '%s %s\n' "$({ listen_of "$CONF" && cat "$CA_CERT"; } | sha256sum | cut -c 1-16)" \
+    printf '%s %s %s\n' "$(listen_of "$CONF")" "$(sha256sum <"$CA_CERT" | cut -c 1-16)" \
         "$({ cat "$CONF" "$FRAGMENT" "$LOCAL" "$ERRORS"/ERR_* && readlink "$PROGRAM"; } | sha256sum | cut -c 1-16)"
+}
+
+# Squid may have been told what such a file held in between.
+written_since_applied() {
+    [ -n "$(find "$CONF" "$FRAGMENT" "$LOCAL" "$ERRORS" "$CA_CERT" "$CA_KEY" "$PROGRAM" -newercm "$APPLIED")" ]
 }
 
 bring_up() {

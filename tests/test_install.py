@@ -321,6 +321,42 @@ def test_an_edited_squid_conf_is_kept_beside_the_new_one(gateway: Gateway) -> No
     previous.unlink()
 
 
+def use_another_squid_conf(gateway: Gateway) -> int:
+    """Let Squid run with a squid.conf of the operator's, on a port of its own, and give that port."""
+    port = free_port()
+    places = ("pid_filename ", "cache_log ", "pinger_enable ")
+    kept = [line for line in gateway.place("etc/squid.conf").read_text().splitlines() if line.startswith(places)]
+    lines = [*kept, f"http_port 127.0.0.1:{port}", "http_access allow all", "access_log none"]
+    gateway.place("etc/squid.conf").write_text("\n".join(lines) + "\n")
+    os.kill(gateway.pid, signal.SIGHUP)
+    wait_until_listening(port)
+    return port
+
+
+def test_a_squid_conf_of_the_operators_is_replaced_in_squid_too(gateway: Gateway) -> None:
+    ours, port = gateway.place("etc/squid.conf").read_text(), use_another_squid_conf(gateway)
+    done = gateway.install()
+    assert done.returncode == 0, done.stderr
+    assert "restarted" in done.stdout
+    assert gateway.answers() == "403"
+    assert not listens(port)
+    assert gateway.place("etc/squid.conf").read_text() == ours, "on the port as before"
+    gateway.place("etc/squid.conf.before-squidkeeper").unlink()
+
+
+def test_what_squid_was_told_in_between_is_told_anew(gateway: Gateway) -> None:
+    local, port = gateway.place("etc/local.conf"), free_port()
+    kept = local.read_text()
+    local.write_text(f"{kept}http_port 127.0.0.1:{port}\n")
+    os.kill(gateway.pid, signal.SIGHUP)
+    wait_until_listening(port)
+    local.write_text(kept)
+    done = gateway.install()
+    assert "reconfigured" in done.stdout
+    assert not listens(port)
+    assert "runs, unchanged" in gateway.install().stdout
+
+
 # ── A failed run ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
