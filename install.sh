@@ -50,7 +50,7 @@ Run it again after an update or a change: it replaces only what differs, and res
                          AppArmor confines Squid, its local additions extended. Never uses systemd.
   --no-start             install, but neither start nor restart Squid
   --uninstall            stop the gateway; remove its program, configuration, certificate store and state; put back the
-                         squid.conf that was there before (and, with systemd, restart Squid with it).
+                         squid.conf that was there before (and, with systemd, restart Squid with it if it parses).
                          The policy, the CA, local.conf, the logs and the packages stay: they are yours to delete.
   --help                 this text
 
@@ -838,17 +838,39 @@ tell_how_to_try() {
 
 # ── Uninstall ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+# A squid.conf of yours, in force or kept, stays, and must be able to do without what goes.
 uninstall() {
+    local yours=$CONF
     step uninstall "see the lines above"
     lock
-    ! squid_runs || stop_squid
-    rm -rf "$CONF" "$CONF.previous" "$FRAGMENT" "$ERRORS" "$SSL_DB" "$STATE" "$RUN" "$APPLIED" "$PROGRAM" "$PREFIX"/venv-*
-    [ ! -e "$BEFORE" ] || mv -f "$BEFORE" "$CONF"
+    ! is_ours "$CONF" || yours=$BEFORE
+    ! names "$yours" "$FRAGMENT" ||
+        die "$yours includes $FRAGMENT, which --uninstall removes" "take that line out, tell Squid if it runs with it, and run this again"
+    if is_ours "$CONF"; then
+        ! squid_runs || stop_squid
+        rm -f "$CONF"
+    fi
+    names "$yours" "$SSL_DB" || rm -rf "$SSL_DB"
+    rm -rf "$CONF.previous" "$FRAGMENT" "$ERRORS" "$STATE" "$RUN" "$APPLIED" "$PROGRAM" "$PREFIX"/venv-*
     [ -n "$ROOT" ] || rm -f /etc/squidkeeper/ca/ca.crt /etc/squidkeeper/ca/ca.key
     close_apparmor
     remove_empty "$(dirname "$ERRORS")" "$(dirname "$PROGRAM")" /etc/squidkeeper/ca "$PREFIX"
-    ! has_systemd || [ ! -e "$CONF" ] || systemctl restart squid
-    say uninstall "done. Yours to delete: $POLICY $CA_CERT $CA_KEY (and *.previous) $LOCAL $(dirname "$ACCESS_LOG")"
+    [ -e "$CONF" ] || [ ! -e "$BEFORE" ] || restore_squid
+    say uninstall "done. Yours to delete: $POLICY $CA_CERT $CA_KEY (and *.previous, *.before-squidkeeper) $LOCAL $(dirname "$ACCESS_LOG")"
+}
+
+# Does the squid.conf $1 name the path $2, outside of comments?
+names() { [ -e "$1" ] && grep -q "^[^#]*${2//./\\.}" "$1"; }
+
+restore_squid() {
+    mv "$BEFORE" "$CONF"
+    if squid -k parse -f "$CONF" >"$WORK/output" 2>&1; then
+        say squid.conf "the former one is back, and squid -k parse accepts it"
+        ! has_systemd || systemctl restart squid || say squid "does not start with it all the same: journalctl -u squid"
+    else
+        grep -E 'FATAL: |ERROR: |unrecognized: ' "$WORK/output" >&2 || cat "$WORK/output" >&2
+        say squid.conf "the former one is back, but squid -k parse does not accept it (see above): Squid is not started"
+    fi
 }
 
 close_apparmor() {
@@ -899,7 +921,7 @@ STEP=arguments ADVICE="./install.sh --help tells the options"
 read_arguments "$@"
 require_root
 find_places
-if [ "$ACTION" = uninstall ] && ! { [ -e "$CONF" ] && is_ours "$CONF"; }; then
+if [ "$ACTION" = uninstall ] && [ ! -e "$FRAGMENT" ] && ! is_ours "$CONF"; then
     say uninstall "no gateway of squidkeeper's is in ${ROOT:-/etc/squid}: nothing to do"
     exit
 fi

@@ -625,6 +625,45 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
     assert "nothing to do" in empty.install("--uninstall").stdout
 
 
+def test_uninstall_waits_for_a_former_squid_conf_that_includes_our_fragment(empty: Gateway) -> None:
+    configuration, fragment = empty.place("etc/squid.conf"), empty.place("etc/squidkeeper.conf")
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text(f"http_port 3128\ninclude {fragment}\n")
+    assert empty.install(*empty.listen).returncode == 0
+    refused = empty.install("--uninstall")
+    assert refused.returncode == 1
+    assert f"{configuration}.before-squidkeeper includes {fragment}, which --uninstall removes" in refused.stderr
+    assert empty.answers() == "403"
+    empty.place("etc/squid.conf.before-squidkeeper").write_text(f"http_port 3128\n# include {fragment}\n")
+    done = empty.install("--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert "the former one is back, and squid -k parse accepts it" in done.stdout
+    assert not fragment.exists()
+
+
+def test_uninstall_tells_when_the_former_squid_conf_does_not_parse(empty: Gateway) -> None:
+    configuration = empty.place("etc/squid.conf")
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text("http_port 3128\ninclude /nonexistent/*.conf\n")
+    assert empty.install(*empty.listen).returncode == 0
+    done = empty.install("--uninstall")
+    assert done.returncode == 0
+    assert "squid -k parse does not accept it (see above): Squid is not started" in done.stdout
+    assert "FATAL: Unable to find configuration file: /nonexistent/*.conf" in done.stderr
+
+
+def test_uninstall_leaves_a_squid_with_the_operators_squid_conf_running(empty: Gateway) -> None:
+    assert empty.install(*empty.listen).returncode == 0
+    port, pid = use_another_squid_conf(empty), empty.pid
+    theirs = empty.place("etc/squid.conf").read_text()
+    done, goes_on = empty.install("--uninstall"), listens(port)
+    os.kill(pid, signal.SIGINT)
+    assert done.returncode == 0, done.stderr
+    assert goes_on
+    assert empty.place("etc/squid.conf").read_text() == theirs
+    assert not empty.place("bin").exists()
+
+
 def test_without_a_start_everything_is_there_but_squid(empty: Gateway) -> None:
     done = empty.install("--no-start", *empty.listen)
     assert done.returncode == 0, done.stderr
