@@ -480,6 +480,7 @@ prepare_configuration() {
     mkdir "$WORK/errors"
     cp -RL "$STOCK_ERRORS/." "$WORK/errors"
     cp -R "$SOURCE/squid/errors/." "$WORK/errors"
+    chmod -R u=rwX,go=rX "$WORK/errors"
 }
 
 # Where the gateway in place listens; if squid.conf is not ours now, where ours last did.

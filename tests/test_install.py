@@ -21,6 +21,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 SOURCES = ("install.sh", "pyproject.toml", "README.md", "LICENSE", "helpers", "squid", "policy")
+NOBODY = 65534
 OUTSIDE = (
     "/etc/squid",
     "/etc/squidkeeper",
@@ -215,6 +216,29 @@ def test_squids_account_can_run_the_program_which_is_built_on_a_system_python(ga
         ["runuser", "-u", squid_account(), "--", program, "--help"], check=True, capture_output=True, cwd="/"
     )
     assert (program.resolve().parent / "python").resolve().is_relative_to("/usr/bin")
+
+
+def test_the_program_is_compiled_which_squids_account_could_not_do(gateway: Gateway) -> None:
+    package = next(gateway.root.glob("venv-*/lib/python3*/site-packages/squidkeeper"))
+    sources = list(package.rglob("*.py"))
+    assert sources
+    assert [path for path in sources if not list((path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"))] == []
+
+
+def test_owners_and_modes_are_right_whoever_has_the_sources_and_whatever_the_umask(
+    empty: Gateway, changed: Path
+) -> None:
+    for path in [changed, *changed.rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+        path.chmod(mode(path) & 0o700)
+    command = [str(changed / "install.sh"), "--root", str(empty.root), *empty.listen]
+    subprocess.run(command, check=True, capture_output=True, umask=0o077)
+    account = squid_account()
+    for path in [*empty.place("etc").rglob("*"), *empty.place("bin").rglob("*")]:
+        expected = account if path.parent.name == "ca" else "root"
+        assert owner(path) == expected, path
+        subprocess.run(["runuser", "-u", account, "--", "test", "-r", path], check=True, cwd="/")
+    assert empty.answers() == "403"
 
 
 def test_no_documented_path_is_left_in_the_configuration(gateway: Gateway) -> None:
