@@ -365,7 +365,9 @@ build_venv() {
     rm -rf "$VENV"
     make_directory "$VENV"
     quietly "$PYTHON" -m venv "$VENV"
-    quietly "$VENV/bin/pip" --quiet --disable-pip-version-check install "$WORK/sources"
+    # Wheels alone: a source package could want a compiler, or fetch from elsewhere than the index. Compiled to bytecode now:
+    # Squid's account may not write it later.
+    quietly "$VENV/bin/pip" --quiet --disable-pip-version-check install --only-binary :all: --compile "$WORK/sources"
     touch "$VENV/complete"
 }
 
