@@ -56,6 +56,7 @@ Run it again after an update or a change: it replaces only what differs, and res
 
 Without --root:  /etc/squid/{squid.conf,squidkeeper.conf,local.conf,slicer-ca.crt,slicer-ca.key,errors/squidkeeper}
                  /etc/squidkeeper/{policy,ca}  /opt/squidkeeper/bin/squidkeeper  /var/lib/squidkeeper  /var/log/squid
+                 /usr/local/bin/squidkeeper, a link to the program, unless something else has that name
 With --root DIR: DIR/etc/{squid.conf,squidkeeper.conf,local.conf,errors,policy,ca/ca.crt,ca/ca.key}
                  DIR/bin/squidkeeper  DIR/state  DIR/log/{access.log,cache.log}  DIR/run
 END
@@ -198,6 +199,7 @@ find_places() {
     done <<<"$PATHS"
     PREFIX=${ROOT:-/opt/squidkeeper}
     APPLIED=$PREFIX/applied
+    COMMAND=/usr/local/bin/squidkeeper
     BEFORE=$CONF.before-squidkeeper
     APPARMOR=/etc/apparmor.d/local/usr.sbin.squid
     SERVICE=squid
@@ -624,6 +626,7 @@ put_all() {
     [ ! -e "$WORK/policy" ] || put "$WORK/policy" "$POLICY"
     put "$WORK/program" "$PROGRAM"
     [ -n "$ROOT" ] || link_ca
+    [ -n "$ROOT" ] || link_program
     [ -n "$ROOT" ] || label_for_selinux
 }
 
@@ -633,6 +636,18 @@ link_ca() {
     ln -s "$CA_CERT" "$WORK/ca.crt" && put "$WORK/ca.crt" /etc/squidkeeper/ca/ca.crt
     ln -s "$CA_KEY" "$WORK/ca.key" && put "$WORK/ca.key" /etc/squidkeeper/ca/ca.key
 }
+
+# For everybody's PATH. The name may be somebody else's already.
+link_program() {
+    if [ ! -e "$COMMAND" ] && [ ! -L "$COMMAND" ] || is_our_command; then
+        make_directory "$(dirname "$COMMAND")"
+        ln -s "$PROGRAM" "$WORK/command" && put "$WORK/command" "$COMMAND"
+    else
+        say command "$COMMAND is not squidkeeper's and stays: the program is $PROGRAM"
+    fi
+}
+
+is_our_command() { [ -z "$ROOT" ] && [ "$(readlink "$COMMAND")" = "$PROGRAM" ]; }
 
 # Under SELinux, systemd's Squid may write only what is labelled as its own. (One under --root runs unconfined.)
 label_for_selinux() {
@@ -827,14 +842,16 @@ tell_how_to_try() {
     "$LISTEN" | 0.0.0.0 | "[::]") address=127.0.0.1 ;;
     esac
     local curl="curl --proxy http://$address:${LISTEN##*:} --cacert $CA_CERT -sS -o /dev/null -w '%{http_code}\n'"
+    local sudo=${SUDO_USER:+sudo } explain="$PROGRAM explain --policy $POLICY"
+    if is_our_command && [ "$(command -v squidkeeper)" = "$COMMAND" ]; then explain="squidkeeper explain"; fi
     cat <<-END 2>/dev/null || true
 
 		Try it (200 and 403 with the example policy):
 		  $curl https://example.com/
 		  $curl https://en.wikipedia.org/
-		  tail -n 2 $ACCESS_LOG
+		  ${sudo}tail -n 2 $ACCESS_LOG
 		Why:
-		  $PROGRAM explain --policy $POLICY GET https://en.wikipedia.org/
+		  $sudo$explain GET https://en.wikipedia.org/
 		Edit $POLICY: helpers take it up by themselves. Lines of your own for Squid: $LOCAL
 	END
 }
@@ -856,6 +873,7 @@ uninstall() {
     names "$yours" "$SSL_DB" || rm -rf "$SSL_DB"
     rm -rf "$CONF.previous" "$FRAGMENT" "$ERRORS" "$STATE" "$RUN" "$APPLIED" "$PROGRAM" "$PREFIX"/venv-*
     [ -n "$ROOT" ] || rm -f /etc/squidkeeper/ca/ca.crt /etc/squidkeeper/ca/ca.key
+    ! is_our_command || rm -f "$COMMAND"
     close_apparmor
     remove_empty "$(dirname "$ERRORS")" "$(dirname "$PROGRAM")" /etc/squidkeeper/ca "$PREFIX"
     [ -e "$CONF" ] || [ ! -e "$BEFORE" ] || restore_squid

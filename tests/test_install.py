@@ -29,6 +29,7 @@ OUTSIDE = (
     "/var/lib/squidkeeper",
     "/var/spool/squid",
     "/etc/apparmor.d",
+    "/usr/local/bin",
 )
 
 
@@ -695,6 +696,95 @@ def test_without_a_start_everything_is_there_but_squid(empty: Gateway) -> None:
     assert not empty.place("run/squid.pid").exists()
     assert empty.install().returncode == 0
     assert empty.answers() == "403"
+
+
+# ── Without --root ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A view of this machine in which everything may be changed, and nothing outlives the test."""
+
+    process: int
+
+    def run(self, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        inside = ["nsenter", "--target", str(self.process), "--mount", "--pid", *command]
+        environment = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **environment}
+        return subprocess.run(inside, capture_output=True, text=True, check=False, timeout=300, env=environment)
+
+    def path(self, path: str) -> Path:
+        """What is at the path there; no link on the way is followed there."""
+        return Path(f"/proc/{self.process}/root{path}")
+
+
+WALKTHROUGH = """
+http_port 3129 ssl-bump cert=/etc/squid/slicer-ca.crt key=/etc/squid/slicer-ca.key generate-host-certificates=on
+sslcrtd_program /usr/lib/squid/security_file_certgen -s /var/spool/squid/ssl_db -M 4MB
+http_access allow all
+"""
+VIEW = """
+mount -t tmpfs tmpfs "$1"
+for place in etc opt usr/local var; do
+    mkdir -p "$1/$place/upper" "$1/$place/work"
+    mount -t overlay overlay -o "lowerdir=/$place,upperdir=$1/$place/upper,workdir=$1/$place/work" "/$place"
+done
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /dev/shm
+rm -f /usr/local/bin/squidkeeper
+mkdir -p /usr/local/bin /opt/squidkeeper
+ln -s "$2" /opt/squidkeeper
+echo ready
+while sleep 1; do :; done
+"""
+
+
+@pytest.fixture
+def machine(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
+    venv = gateway.place("bin/squidkeeper").resolve().parent.parent
+    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", VIEW]
+    with subprocess.Popen([*command, "view", str(tmp_path), str(venv)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        yield Machine(int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text()))
+        holder.kill()
+
+
+def test_the_program_is_on_everybodys_path(machine: Machine, source: Path) -> None:
+    installer, link = source / "install.sh", machine.path("/usr/local/bin/squidkeeper")
+    done = machine.run(installer, "--no-start")
+    assert done.returncode == 0, done.stderr
+    assert os.readlink(link) == "/opt/squidkeeper/bin/squidkeeper"
+    assert "\n  squidkeeper explain GET https://en.wikipedia.org/\n" in done.stdout
+    assert machine.run("squidkeeper", "explain", "GET", "https://en.wikipedia.org/").returncode == 1
+    by_sudo = machine.run(installer, "--no-start", SUDO_USER="me", PATH="/usr/sbin:/usr/bin:/sbin:/bin").stdout
+    assert "\n  sudo /opt/squidkeeper/bin/squidkeeper explain --policy /etc/squidkeeper/policy GET" in by_sudo
+    assert machine.run(installer, "--uninstall").returncode == 0
+    assert not link.is_symlink()
+
+
+def test_another_program_of_that_name_stays(machine: Machine, source: Path) -> None:
+    installer, other = source / "install.sh", machine.path("/usr/local/bin/squidkeeper")
+    other.write_text("#!/bin/sh\n")
+    done = machine.run(installer, "--no-start")
+    assert "/usr/local/bin/squidkeeper is not squidkeeper's and stays" in done.stdout
+    assert "\n  /opt/squidkeeper/bin/squidkeeper explain --policy" in done.stdout
+    assert machine.run(installer, "--uninstall").returncode == 0
+    assert other.read_text() == "#!/bin/sh\n"
+
+
+def test_the_walkthroughs_squid_comes_back_with_its_certificate_store(machine: Machine, source: Path) -> None:
+    """Installed over "Intercept VM egress", and removed again."""
+    configuration, store = machine.path("/etc/squid/squid.conf"), "/var/spool/squid/ssl_db"
+    configuration.write_text(WALKTHROUGH)
+    ca = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=Slicer CA"]
+    place = "/etc/squid/slicer-ca"
+    assert machine.run(*ca, "-keyout", f"{place}.key", "-out", f"{place}.crt").returncode == 0
+    assert machine.run("/usr/lib/squid/security_file_certgen", "-c", "-s", store, "-M", "4MB").returncode == 0
+    assert machine.run(source / "install.sh", "--listen", f"127.0.0.1:{free_port()}").returncode == 0
+    done = machine.run(source / "install.sh", "--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert configuration.read_text() == WALKTHROUGH
+    assert (machine.path(store) / "index.txt").exists()
 
 
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
