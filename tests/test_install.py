@@ -274,6 +274,18 @@ def test_two_gateways_run_side_by_side(gateway: Gateway, empty: Gateway) -> None
     assert (gateway.answers(), empty.answers()) == ("403", "403")
 
 
+def test_a_renamed_log_is_left_alone_and_a_new_one_opened(gateway: Gateway) -> None:
+    log = gateway.place("log")
+    (log / "access.log").rename(log / "access.log.1")
+    subprocess.run(["squid", "-k", "rotate", "-f", gateway.place("etc/squid.conf")], check=True, capture_output=True)
+    deadline = time.monotonic() + 10
+    while not (log / "access.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert gateway.answers() == "403"
+    assert '"rule":"no-wikipedia"' in (log / "access.log").read_text()
+    assert {path.name for path in log.iterdir()} == {"access.log", "access.log.1", "cache.log"}
+
+
 # ── A second run ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
