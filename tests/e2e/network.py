@@ -23,7 +23,7 @@ def run(*command: str | Path, check: bool = True) -> str:
     return done.stdout
 
 
-def wait_for(condition: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, seconds: float = WAIT_SECONDS) -> T:
     """Return the condition's first true value; fail after `seconds`, naming `what` never came."""
     end = time.monotonic() + seconds
     while True:
