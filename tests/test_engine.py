@@ -307,6 +307,24 @@ def test_the_url_is_asked_for_only_where_it_decides(tmp_path: Path, rules: str, 
     assert (said(decision), decision.needs_url) == (expected, needs_url)
 
 
+@pytest.mark.parametrize(
+    ("rules", "whole"),
+    [
+        (["action: allow"], True),
+        (["action: allow, paths: [/**]"], True),
+        (["action: allow, paths: [/x]", "action: allow"], False),
+        (["action: allow, methods: [GET]"], False),
+        (["action: deny, methods: [POST]", "action: allow"], False),
+        (["action: deny, ports: [8443]", "action: allow"], True),
+    ],
+)
+def test_a_host_is_open_whole_where_every_url_and_method_is_allowed(
+    tmp_path: Path, rules: list[str], whole: bool
+) -> None:
+    entries = (f"{{name: r{number}, hosts: [a.example], {fields}}}" for number, fields in enumerate(rules))
+    assert at_host(f"rules: [{', '.join(entries)}]", tmp_path).whole is whole
+
+
 CONNECTS = [
     (["action: deny, paths: [/x]", "action: allow"], "allow by r1"),
     (["action: deny", "action: allow"], "deny by r0"),
@@ -350,6 +368,7 @@ rewrites:
   - {name: mirror, hosts: [packages.example], paths: [/simple/**], to: "https://registry.internal/python{path}{query}"}
   - {name: grouped, hosts: [p.example], paths: ['regex:/(?P<a>[^/]+)/(?P<b>.*)'], to: "https://m.example/x/{b}?a={a}{query}"}
   - {name: https-only, schemes: [http], hosts: [h.example], to: "https://{host}{path}{query}", redirect: 308}
+  - {name: own, hosts: [own.by.example], to: "https://{host}{path}{query}", redirect: 307}
   - {name: by-host, hosts: ["*.by.example"], to: "https://{host}.mirror.example:8443/m{path}", private: true}
   - {name: to-private, hosts: [t.example], to: "https://10.0.0.1{path}"}
 secrets: {token: {env: TOKEN}, key: {env: KEY}}
@@ -371,6 +390,8 @@ credentials:
         ("https://p.example/a+b/c", "grouped", "https://m.example/x/c?a=a%2Bb"),
         ("http://h.example/x?y", "https-only", "https://h.example/x?y"),
         ("https://h.example/x?y", None, None),
+        ("https://own.by.example/x?y", None, None),
+        ("http://own.by.example/x?y", "own", "https://own.by.example/x?y"),
         ("https://a.by.example/x?y", "by-host", "https://a.by.example.mirror.example:8443/m/x"),
     ],
 )

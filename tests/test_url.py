@@ -89,6 +89,7 @@ def test_what_is_no_host_is_refused(text: str) -> None:
 
 
 PRIVATE = [
+    *("168.63.129.16", "::10.0.0.5", "::127.0.0.1", "::ffff:0:10.0.0.5"),
     *(
         "0.0.0.0",
         "10.0.0.1",
@@ -276,7 +277,7 @@ def test_a_path_of_8191_bytes_that_is_all_dots_slashes_and_escapes_is_read_or_re
     for unit in ("/", "/..", "/%2e%2e", "//a;b", "/%252f", "%2f..", "\\..\\", "/a%2f..//"):
         path = ("/" + unit * 8191)[:8191]
         path = path[: len(path) - 3] if "%" in path[-2:] else path
-        assert len(readings(sent(path))) <= 16
+        assert len(readings_or_none(path) or ()) <= 8
 
 
 hostile = st.lists(

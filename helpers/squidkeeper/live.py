@@ -98,6 +98,8 @@ class LivePolicy(Generic[T]):
         judge = loaded.judge
         self.current = self._prepare(judge)
         _log.info("%s: revision %s is in force", self._directory, judge.policy.revision)
+        for warning in loaded.warnings:
+            _log.warning("%s", warning)
 
     def _load(self, sources: Sources) -> Loaded | PolicyError:
         try:

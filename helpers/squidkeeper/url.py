@@ -32,7 +32,8 @@ _PRIVATE = tuple(
     for text in (
         *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
         *("192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4"),
-        *("::/128", "::1/128", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "64:ff9b:1::/48"),
+        "168.63.129.16/32",  # the host of an Azure VM
+        *("::/96", "::ffff:0:0:0/96", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "64:ff9b:1::/48"),
     )
 )
 _NAT64 = IPv6Network("64:ff9b::/96")
@@ -254,7 +255,7 @@ _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"/{2,}")
 _TWICE_AT_MOST = 3
-_READINGS_AT_MOST = 16  # a path in honest use has two; the bound keeps hostile ones from costing more than their length
+_READINGS_AT_MOST = 8  # a path in honest use has two; the bound keeps hostile ones from costing more than their length
 
 
 def sent(path: str) -> str:

@@ -23,8 +23,9 @@ class Decision:
 
     `rule` is the name of the rule that decided or of a verdict such as `default`; `location` is where that rule stands.
     `private` lets the request reach a private address. Judged without a URL, `needs_url` says that the URL decides,
-    and `may_rewrite` and `may_inject` that a rewrite or a credential could apply. Judged with one, `rewritten` and
-    `credentials` are what does apply. A decision is equal to itself alone.
+    `may_rewrite` and `may_inject` that a rewrite or a credential could apply, and `whole` that the host is open for
+    every URL and method. Judged with one, `rewritten` and `credentials` are what does apply. A decision is equal to
+    itself alone.
     """
 
     action: Action
@@ -35,6 +36,7 @@ class Decision:
     needs_url: bool = False
     may_rewrite: bool = False
     may_inject: bool = False
+    whole: bool = False
     rewritten: Rewritten | None = None
     credentials: tuple[Credential, ...] = ()
 

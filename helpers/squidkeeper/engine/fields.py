@@ -93,9 +93,9 @@ def holds_for_host(entry: Entry, facts: Facts) -> bool:
 
 
 def holds_for_url(entry: Entry, asked: Asked) -> bool:
-    """Tell whether the fields that need the URL hold."""
-    match = entry.match
-    return _paths(match, asked, False) and (match.query is None or _query(match, asked, is_deny(entry)))
+    """Tell whether every field that needs the URL holds."""
+    match, deny = entry.match, is_deny(entry)
+    return all(holds(match, asked, deny) for holds in URL_FIELDS.values())
 
 
 def failing_fields(entry: Entry, facts: Facts, asked: Asked | None) -> Iterator[str]:

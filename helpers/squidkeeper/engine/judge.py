@@ -83,7 +83,12 @@ class Judge:
         decision = self._connect(scope, at) if scope.facts.method is None else self._any_url(scope, at)
         if not decision.allowed:
             return decision
-        return replace(decision, may_rewrite=bool(scope.rewrites), may_inject=bool(scope.credentials))
+        return replace(
+            decision,
+            may_rewrite=bool(scope.rewrites),
+            may_inject=bool(scope.credentials),
+            whole=scope.facts.method == "GET" and self._is_whole(scope.facts, at),
+        )
 
     def decide_url(self, scope: Scope, text: str, at: datetime) -> Decision:
         """Decide for one URL: the outcome that every reading of its path leads to."""
@@ -113,10 +118,9 @@ class Judge:
         try:
             url = parse_url(final_url)
             facts = replace(self._facts(query), scheme=url.scheme, host=url.host, port=url.port)
-            grant = self._grant(facts, url)
+            return self._granted(decision, facts, url)
         except InvalidUrl as error:
             return deny("invalid-request", f"Not a URL that can be fetched: {error}.")
-        return grant if isinstance(grant, Decision) else replace(decision, credentials=grant)
 
     def _facts(self, query: Query) -> Facts:
         if query.method == "TRACE":
@@ -170,11 +174,21 @@ class Judge:
         decision = self._by_rule(able[0] if able else last, scope.facts, private=any(rule.private for rule in able))
         return _checked_private(decision, scope.facts.host)
 
+    def _is_whole(self, facts: Facts, at: datetime) -> bool:
+        """Tell whether the first rule for the host, whatever the method, allows all of it."""
+        policy, any_method = self.policy, replace(facts, method=None)
+        rules = _in_force(_holding(policy.rules, self.rules.positions(facts.host), any_method), at)
+        rule = next(rules, None)
+        if rule is None:
+            return policy.default_action is Action.ALLOW
+        return rule.certain and rule.action is Action.ALLOW
+
     def _decide_paths(self, scope: Scope, url: Url, paths: Paths, at: datetime) -> Decision:
-        outcomes = [self._outcome(scope, Asked(path, url.query), at) for path in paths]
-        outcome = outcomes[0]
-        if len(outcomes) > 1 and len({self._consequences(scope, one) for one in outcomes}) > 1:
-            return _ambiguous(paths)
+        outcome = self._outcome(scope, Asked(paths[0], url.query), at)
+        for path in paths[1:]:
+            other = self._outcome(scope, Asked(path, url.query), at)
+            if self._consequences(scope, other) != self._consequences(scope, outcome):
+                return _ambiguous(paths)
         decision = self._verdict(scope, outcome.rule)
         if not decision.allowed or not (outcome.rewrite or outcome.credentials):
             return decision
@@ -185,7 +199,7 @@ class Judge:
     def _outcome(self, scope: Scope, asked: Asked, at: datetime) -> Outcome:
         rule = _first(_in_force(scope.rules, at), asked)
         rewrite = _first(scope.rewrites, asked) if scope.rewrites else None
-        return Outcome(rule, rewrite, _granted(scope.credentials, asked) if scope.credentials and not rewrite else ())
+        return Outcome(rule, rewrite, _chosen(scope.credentials, asked) if scope.credentials and not rewrite else ())
 
     def _consequences(self, scope: Scope, outcome: Outcome) -> object:
         """Reduce an outcome to what must be the same for every reading; that the same rule decided is not needed."""
@@ -197,20 +211,23 @@ class Judge:
 
     def _rewritten(self, decision: Decision, rewrite: Rewrite, facts: Facts, url: Url, path: ReadPath) -> Decision:
         target = target_url(rewrite, facts.host, path, url.query)
+        if target == url:  # it leads nowhere else: a redirect would never end
+            return self._granted(decision, facts, url)
         if rewrite.redirect is not None:
             return replace(decision, rewritten=Rewritten(rewrite, target))
         if target.host.private and not rewrite.private:
-            return _private(target.host)
-        grant = self._grant(replace(facts, scheme=target.scheme, host=target.host, port=target.port), target)
-        if isinstance(grant, Decision):
-            return grant
-        return replace(decision, private=rewrite.private, rewritten=Rewritten(rewrite, target), credentials=grant)
+            return _private(target.host, f"the rewrite {rewrite.name}")
+        decision = replace(decision, private=rewrite.private, rewritten=Rewritten(rewrite, target))
+        return self._granted(decision, replace(facts, scheme=target.scheme, host=target.host, port=target.port), target)
 
-    def _grant(self, facts: Facts, url: Url) -> tuple[Credential, ...] | Decision:
+    def _granted(self, decision: Decision, facts: Facts, url: Url) -> Decision:
+        """Add the credentials for the URL that is fetched; an ambiguous path denies."""
         paths = readings(url.path)
         candidates = self._injectable(facts)
-        granted = [_granted(candidates, Asked(path, url.query)) for path in paths]
-        return granted[0] if all(one == granted[0] for one in granted) else _ambiguous(paths)
+        granted = [_chosen(candidates, Asked(path, url.query)) for path in paths]
+        if any(one != granted[0] for one in granted):
+            return _ambiguous(paths)
+        return replace(decision, credentials=granted[0])
 
     def _verdict(self, scope: Scope, rule: Rule | None) -> Decision:
         name = rule.name if rule else None
@@ -268,7 +285,7 @@ def _first(entries: Iterable[EntryT], asked: Asked) -> EntryT | None:
     return next((entry for entry in entries if holds_for_url(entry, asked)), None)
 
 
-def _granted(credentials: Iterable[Credential], asked: Asked) -> tuple[Credential, ...]:
+def _chosen(credentials: Iterable[Credential], asked: Asked) -> tuple[Credential, ...]:
     """Choose the first credential that matches, for each header."""
     chosen: dict[str, Credential] = {}
     for credential in credentials:
@@ -278,11 +295,13 @@ def _granted(credentials: Iterable[Credential], asked: Asked) -> tuple[Credentia
 
 
 def _checked_private(decision: Decision, host: Host) -> Decision:
-    return _private(host) if decision.allowed and host.private and not decision.private else decision
+    if decision.allowed and host.private and not decision.private:
+        return _private(host, f"the rule {decision.rule}")
+    return decision
 
 
-def _private(host: Host) -> Decision:
-    return deny("private-address", f"{host.text} is a private address, which no rule opens with private: true.")
+def _private(host: Host, opener: str) -> Decision:
+    return deny("private-address", f"{host.text} is a private address, which {opener} does not open (private: true).")
 
 
 def _ambiguous(paths: Paths) -> Decision:

@@ -33,6 +33,7 @@ class Place:
 
     query: Query
     scope: Scope | Decision
+    key_bytes: int
 
 
 class Places:
@@ -52,7 +53,7 @@ class Places:
         place = self._known.get(key) if len(tokens) in counts else None
         if place is None:
             query = query_from(parse_tokens(request, counts))
-            place = Place(query, self.judge.scope(query))
+            place = Place(query, self.judge.scope(query), sum(map(len, key)))
             if _place_bytes(place) <= _SCOPE_CACHE_BYTES:
                 self._known[key] = place
         return place, tokens
@@ -101,6 +102,7 @@ def reply_for(decision: Decision, *, at_host: bool = False, tunnel: str | None =
         ("scope_", "request", decision.needs_url),
         ("rewrite_", "yes", decision.may_rewrite),
         ("inject_", "yes", decision.may_inject),
+        ("whole_", "yes", decision.whole),
         ("tag", "sk_settled", at_host and not (decision.needs_url or decision.may_rewrite or decision.may_inject)),
     )
     return Reply(Result.OK, (*annotations, *((key, value) for key, value, holds in flags if holds)))
@@ -131,4 +133,4 @@ def unavailable(tokens: list[str | None]) -> Reply:
 def _place_bytes(place: Place) -> int:
     scope = place.scope
     entries = 0 if isinstance(scope, Decision) else len(scope.rules) + len(scope.rewrites) + len(scope.credentials)
-    return _PLACE_BYTES + 8 * entries
+    return _PLACE_BYTES + 3 * place.key_bytes + 8 * entries  # the tokens as they came, decoded and parsed
