@@ -128,9 +128,7 @@ def test_a_page_of_a_missing_helper_says_so(new_gateway: NewGateway, origins: Or
     program.symlink_to("/bin/false")
     gateway.start()
     for url in ("http://open.example/", "https://open.example/"):
-        reply = wait_for(
-            lambda url=url: answer(gateway, url), "an answer, where Squid was not hit by its own assertion"
-        )
+        reply = wait_for(partial(answer, gateway, url), "an answer, where Squid was not hit by its own assertion")
         assert (reply.status, reply.rule) == (403, "policy-unavailable"), reply.text
     assert origins.connections == []
     assert [line for line in gateway.fatal() if SQUIDS_OWN not in line] == []
