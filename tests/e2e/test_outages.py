@@ -1,0 +1,60 @@
+"""What one client can do to the gateway itself, and to the others who use it."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from .curl import curl
+from .gateway import Gateway, NewGateway
+from .origin import Answer, Origins
+from .raw import Raw, tunnel
+
+POLICY = """
+version: 1
+rules:
+  - {name: open, action: allow, hosts: [open.example]}
+  - {name: reading, action: allow, hosts: [read.example], methods: [GET, HEAD]}
+  - {name: no-writing, action: deny, hosts: [write.example], methods: [POST, PUT, DELETE]}
+  - {name: write, action: allow, hosts: [write.example]}
+"""
+BREAKING = b"a%d\n-----BEGIN CERTIFICATE-----\n"  # security_file_certgen takes it for a certificate, and dies of it
+
+
+def break_certgen(gateway: Gateway, number: int) -> None:
+    with Raw(gateway) as client:
+        client.connect(f"h{number}.closed.example:443")
+        try:
+            client.tls(BREAKING % number)
+        except OSError:  # no certificate could be made
+            pass
+
+
+def test_server_names_that_break_the_certificate_helper_do_not_end_squid(new_gateway: NewGateway) -> None:
+    gateway = new_gateway(POLICY).start()
+    squid = gateway.pid
+    with ThreadPoolExecutor(10) as pool:
+        for start in range(0, 60, 10):
+            list(pool.map(lambda number: break_certgen(gateway, number), range(start, start + 10)))
+            assert curl(gateway, "https://open.example/").status == 200
+    assert gateway.pid == squid
+    assert "FATAL: The sslcrtd_program helpers are crashing too rapidly" not in gateway.cache_log()
+
+
+def test_an_upgrade_is_passed_on_only_where_every_path_and_method_is_open(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    gateway = new_gateway(POLICY).start()
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket")
+    for host, passed in (("open.example", True), ("read.example", False), ("write.example", False)):
+        origins.answers[f"{host}/ws"] = lambda _: Answer(101, b"", {"Upgrade": "websocket", "Connection": "Upgrade"})
+        with tunnel(gateway, f"{host}:443") as client:
+            client.send(f"GET /ws HTTP/1.1\r\nHost: {host}\r\n" + "\r\n".join(upgrade) + "\r\n\r\n")
+            assert client._head().startswith(b"HTTP/1.1 101") == passed, host
+        [seen] = [one for one in origins.seen if host in one.url]
+        assert bool(seen.values("Upgrade")) == passed, host
+
+
+def test_purge_is_refused_and_on_record_as_refused(new_gateway: NewGateway) -> None:
+    gateway = new_gateway(POLICY).start()
+    reply = curl(gateway, "http://open.example/", "-X", "PURGE")
+    assert (reply.status, reply.rule) == (403, "invalid-request")
+    [line] = [line for line in gateway.log() if line["method"] == "PURGE"]
+    assert (line["verdict"], line["rule"]) == ("deny", "invalid-request")
