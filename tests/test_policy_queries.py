@@ -24,7 +24,7 @@ from squidkeeper.policy.queries import QueryPattern, parse_query
         ("a=b=c", {"a": ("b=c",)}),
         ("a+b=c+d", {"a b": ("c d",)}),
         ("%61=%2B%26", {"a": ("+&",)}),
-        ("a;b=1", {"a;b": ("1",)}),
+        ("a;b=1", {"a;b": ("1",), "a": ("",), "b": ("1",)}),
         ("a=%ff", {"a": ("\ufffd",)}),
     ],
 )

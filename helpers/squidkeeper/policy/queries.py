@@ -32,9 +32,16 @@ class QueryPattern:
 
 @lru_cache(maxsize=1)  # the readings of one path, and the entries asked about each, share one query
 def parse_query(query: str | None) -> QueryValues:
-    """Decode the names and values of a form-encoded query; `+` is a space, a name without `=` has the value ''."""
+    """Decode the names and values of a form-encoded query; `+` is a space, a name without `=` has the value ''.
+
+    Some servers also part pairs at `;`: what only they would read is among the values too, so that it can neither hide
+    from a deny nor ride along with an allow.
+    """
     values: dict[str, list[str]] = {}
-    for pair in (query or "").split("&"):
+    pairs = (query or "").split("&")
+    if query and ";" in query:
+        pairs += re.split("[&;]", query)
+    for pair in pairs:
         name, _, value = pair.partition("=")
         if pair:
             values.setdefault(_decode(name), []).append(_decode(value))
