@@ -63,6 +63,70 @@ def test_a_bad_policy_shows_exactly_its_faults(policy: Path, bad: Path) -> None:
     assert faults_of(policy) == [line.removeprefix("# ") for line in expected.decode().splitlines()]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "secrets: MARKER",
+        "secrets: [MARKER]",
+        "secrets: {gh: MARKER}",
+        "secrets: {gh: [MARKER]}",
+        "secrets: {MARKER: MARKER}",
+        "secrets: {MARKER}",
+        "secrets: {gh: {MARKER}}",
+        "secrets: {gh: {MARKER: MARKER}}",
+        "secrets: {gh: {value: MARKER}}",
+        "secrets: {gh: {file: [MARKER], env: {MARKER: 1}}}",
+        "secrets: {gh: {env: MARKER=1}}",
+        'secrets: {gh: {file: "MARKER\\t"}}',
+        "secrets: {gh: {MARKER: 1, MARKER: 2}}",
+        "secrets: {'MARKER!': {env: A}}",
+        "secrets: {gh: !MARKER a}",
+        "secrets: {gh: *MARKER}",
+        "secrets: {gh: &MARKER [*MARKER]}",
+        "secrets: {gh: {env: 'MARKER}",
+        "secrets: {gh: {env: @MARKER}}",
+        "secrets: {gh: MARKER: MARKER}",
+        "secrets: {gh: {env: 123_456}}",
+        "secrets: {gh: {env: 123456}}",
+        "secrets: {123456: a}",
+        "credentials: MARKER",
+        "credentials: [MARKER]",
+        *(
+            f"secrets: {{gh: {{env: A}}}}\ncredentials: [{{name: c, hosts: [a.example], {field}}}]"
+            for field in (
+                "header: 'Authorization: MARKER', bearer: gh",
+                "bearer: MARKER",
+                "bearer: 123456",
+                "bearer: [MARKER]",
+                "bearer: {MARKER}",
+                "bearer: *MARKER",
+                "basic: MARKER",
+                "basic: {username: a, password: MARKER}",
+                "basic: {username: 'MARKER:x', password: gh}",
+                "basic: {username: a, password: gh, MARKER: 1}",
+                "basic: {username: a, password: {MARKER: 1}}",
+                "value: MARKER",
+                "value: '{MARKER}'",
+                "value: '{MARKER'",
+                "value: 'é{gh}MARKER'",
+                "value: {MARKER}",
+                "value: [MARKER]",
+            )
+        ),
+    ],
+)
+def test_a_value_where_a_secret_is_named_is_in_no_fault(policy: Path, text: str) -> None:
+    found = faults_of(policy, text)
+    assert found
+    assert not any(value in fault for fault in found for value in ("MARKER", "123456", "123_456"))
+
+
+def test_a_value_where_a_secret_has_its_source_is_in_no_warning(policy: Path) -> None:
+    loaded = load(policy, "secrets: {a: {env: MARKER}, b: {file: MARKER}}")
+    assert len(loaded.warnings) == 2
+    assert not any("MARKER" in warning for warning in warnings_of(loaded, policy))
+
+
 def test_faults_of_all_files_are_shown_in_the_order_of_their_places(policy: Path) -> None:
     (policy / "b.yaml").write_text("version: 2\n")
     (policy / "a.yml").write_text("version: 1\nrulez: 1\nrules: [{name: a}]\n")
@@ -212,10 +276,10 @@ def test_a_secret_that_cannot_be_had_is_a_warning(policy: Path) -> None:
     text = "secrets:\n  a: {file: gone}\n  b: {env: UNSET}\n  c: {file: empty}\n  d: {env: BLANK}\n  e: {env: A}\n"
     loaded = load(policy, text, {"BLANK": "", "A": "a"})
     assert warnings_of(loaded, policy) == [
-        "policy.yaml:3:13: secret 'a' cannot be had: 'gone': no such file or directory",
-        "policy.yaml:4:12: secret 'b' cannot be had: UNSET is not set in this environment, or is empty",
-        "policy.yaml:5:13: secret 'c' cannot be had: 'empty': it is empty",
-        "policy.yaml:6:12: secret 'd' cannot be had: BLANK is not set in this environment, or is empty",
+        "policy.yaml:3:13: secret 'a' cannot be had: its file: no such file or directory",
+        "policy.yaml:4:12: secret 'b' cannot be had: its variable is not set in this environment, or is empty",
+        "policy.yaml:5:13: secret 'c' cannot be had: its file: it is empty",
+        "policy.yaml:6:12: secret 'd' cannot be had: its variable is not set in this environment, or is empty",
     ]
     assert loaded.policy.secrets["b"] == SecretSource("b", Location(str(policy / "policy.yaml"), 4, 3), env="UNSET")
 

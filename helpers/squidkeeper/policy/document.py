@@ -117,6 +117,17 @@ def entries(document: Document, *sections: str) -> Iterator[tuple[str, dict[str,
                 yield section, entry, (section, step)
 
 
+def is_private(steps: Iterable[str | int]) -> bool:
+    """Tell whether steps lead to where a secret is named, and its value may stand by mistake: no fault shows that."""
+    keys = [step for step in steps if isinstance(step, str)]
+    return keys[:1] == ["secrets"] or (keys[:1] == ["credentials"] and keys[1:2] in _PRIVATE_FIELDS)
+
+
+def shown_key(key: str, above: Iterable[str | int]) -> str:
+    """Show a key in the words of a fault: below a private place only one that the language has."""
+    return repr(key) if key in _KEYS_OF_PRIVATE or not is_private(above) else "an entry here"
+
+
 class _UnreadableError(Exception):
     """The rest of the file cannot be read; carries the fault."""
 
@@ -131,6 +142,7 @@ class _Composer:
     def __init__(self, file: str) -> None:
         self.file = file
         self.faults: list[Fault] = []
+        self._steps: list[str] = []  # the keys that lead to where we are
         self._anchors: dict[str, Node | None] = {}  # None: the node is not finished yet
         self._events: Iterator[Event] = iter(())
 
@@ -186,15 +198,18 @@ class _Composer:
         children: dict[str, Node] = {}
         while not isinstance(event := next(self._events), MappingEndEvent):
             key = self._node(event, depth + 1)
+            self._steps.append(key.data if isinstance(key.data, str) else "")
             value = self._node(next(self._events), depth + 1)
+            self._steps.pop()
             node.size += value.size
             if not isinstance(key.data, str):
-                self._fault(key.place, f"a key is {describe(key.data)}, expected text{quote_it(key.data)}")
+                what = kind(key.data) if is_private(self._steps) else describe(key.data)
+                self._fault(key.place, f"a key is {what}, expected text{quote_it(key.data)}")
             elif self._takes_key(children, key.data, key.place):
                 name = sys.intern(key.data)
                 value.key_place = key.place
                 children[name] = value
-                self._check_value(repr(name), value)
+                self._check_value(shown_key(name, self._steps), value)
         node.children = children
         node.data = {name: child.data for name, child in children.items()}
         return node
@@ -202,7 +217,9 @@ class _Composer:
     def _takes_key(self, children: dict[str, Node], key: str, place: Place) -> bool:
         first = children.get(key)
         if first is not None:
-            self._fault(place, f"key {key!r} stands here twice, first at {_location(self.file, first.key_place)}")
+            shown = shown_key(key, self._steps)
+            what = f"key {shown}" if shown == repr(key) else "a key that"
+            self._fault(place, f"{what} stands here twice, first at {_location(self.file, first.key_place)}")
         elif key == "<<":
             self._fault(place, "merge keys ('<<') are not understood, expected the keys themselves")
         return first is None and key != "<<"
@@ -223,11 +240,13 @@ class _Composer:
         if isinstance(value.data, Unquoted) and value.data.null:
             self._fault(value.key_place or value.place, f"{what} has no value, expected one (or the key left out)")
         elif value.size == 1 and value.data in ([], {}):
-            kind = "list" if value.data == [] else "mapping"
-            self._fault(value.place, f"{what} is an empty {kind}, expected entries (or the key left out)")
+            empty = "an empty list" if value.data == [] else "an empty mapping"
+            self._fault(value.place, f"{what} is {empty}, expected entries (or the key left out)")
 
     def _alias(self, event: AliasEvent) -> Node:
         name = event.anchor
+        if is_private(self._steps) and self._anchors.get(name or "") is None:
+            raise _unreadable(event, "a value that starts with '*' has to be quoted: without quotes it is a YAML alias")
         if name not in self._anchors:
             raise _unreadable(event, f"'*{name}' without quotes is a YAML alias, and there is no '&{name}': quote it")
         node = self._anchors[name]
@@ -238,9 +257,8 @@ class _Composer:
     def _check_tag(self, event: NodeEvent) -> None:
         tag = getattr(event, "tag", None)
         if tag is not None:
-            self._fault_at(
-                event, f"YAML tags such as {tag!r} are not understood, expected a plain value (text in quotes)"
-            )
+            such = "" if is_private(self._steps) else f" such as {tag!r}"
+            self._fault_at(event, f"YAML tags{such} are not understood, expected a plain value (text in quotes)")
 
     def _fault_at(self, event: Event, message: str) -> None:
         self._fault(_start_of(event), message)
@@ -356,6 +374,15 @@ def describe(value: object) -> str:
     return "a list" if isinstance(value, list) else "a mapping"
 
 
+def kind(value: object) -> str:
+    """Say of what kind a value is, and nothing of what it says."""
+    return "a plain value" if isinstance(value, str | int) or _has_text(value) else describe(value)
+
+
+def _has_text(value: object) -> bool:
+    return isinstance(value, Unquoted) and not value.null
+
+
 def quote_it(value: object) -> str:
     """Say how to mend a value that is no text to YAML only because it has no quotes."""
     if isinstance(value, Unquoted):
@@ -375,6 +402,8 @@ _SHOWN_AT_MOST = 60
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 _TRUTH = {"true": True, "false": False}
 _NULL = "nothing"
+_PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"])
+_KEYS_OF_PRIVATE = frozenset({"file", "env", "username", "password"})
 _MEANINGS = {
     "null": _NULL,
     "bool": "true or false",

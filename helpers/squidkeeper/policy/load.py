@@ -92,7 +92,8 @@ def _merge_faults(documents: Iterable[Document]) -> Iterator[Fault]:
         for section, name, location in _defined(document):
             first = seen.setdefault((section, name), location)
             if first is not location:
-                yield Fault(location, f"{_NAMED_SECTIONS[section]} {name!r} is defined twice, first at {first}")
+                what = "a secret of this name" if section == "secrets" else f"{_NAMED_SECTIONS[section]} {name!r}"
+                yield Fault(location, f"{what} is defined twice, first at {first}")
         if "defaults" in document.data:
             location = document.locate(("defaults",), key=True)
             first = seen.setdefault(("defaults", ""), location)
@@ -184,13 +185,13 @@ def _check_secrets(sources: Sources) -> tuple[list[Fault], list[Fault]]:
                 Fault(place, f"secret file {str(path)!r} can be read by everyone, expected mode 0640 or less")
             )
         if file.problem:
-            warnings.append(Fault(place, f"secret {name!r} cannot be had: {str(path)!r}: {file.problem}"))
+            warnings.append(Fault(place, f"secret {name!r} cannot be had: its file: {file.problem}"))
     for document in sources.documents:
         for _, entry, steps in entries(document, "secrets"):
             variable = entry.get("env")
             if isinstance(variable, str) and variable not in sources.environment:
                 message = (
-                    f"secret {str(steps[1])!r} cannot be had: {variable} is not set in this environment, or is empty"
+                    f"secret {str(steps[1])!r} cannot be had: its variable is not set in this environment, or is empty"
                 )
                 warnings.append(Fault(document.locate((*steps, "env")), message))
     return faults, warnings

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, Val
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from squidkeeper.errors import InvalidUrl, PatternError
-from squidkeeper.policy.document import Document, Unquoted, describe, entries, quote_it
+from squidkeeper.policy.document import Document, Unquoted, describe, entries, is_private, kind, quote_it, shown_key
 from squidkeeper.policy.faults import Fault
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
 from squidkeeper.policy.model import INJECTABLE_HEADERS, VERDICT_NAMES, Action, Target
@@ -91,6 +91,8 @@ def _names_of(info: ValidationInfo) -> Names:
 def _check_known(name: str, kind: str, known: frozenset[str]) -> str:
     if name not in known:
         expected = suggestion(name, known) or f", expected {one_of(known)}"
+        if kind == "secret":
+            raise _fault(f"there is no secret of this name ({_NO_VALUES}){expected}")
         raise _fault(f"there is no {kind} {name!r}{expected}")
     return name
 
@@ -110,9 +112,11 @@ def _rule_name(text: str) -> str:
 def _secret_name(text: str) -> str:
     if set(text) & set("{}[]!:"):  # string.Formatter takes them for more than a name
         raise PatternError(
-            f"secret name {text!r} holds a character that has a meaning in 'value', expected none of {{}}[]!:"
+            "the name of the secret holds a character that has a meaning in 'value', expected none of {}[]!:"
         )
-    return _name(text)
+    if len(text) > _NAME_AT_MOST or not text.isprintable():
+        raise PatternError(f"the name of the secret is not up to {_NAME_AT_MOST} printable characters")
+    return text
 
 
 def _prose(text: str) -> str:
@@ -159,18 +163,18 @@ def _header(text: str) -> str:
     for header in INJECTABLE_HEADERS:
         if header.lower() == text.lower():
             return header
-    raise PatternError(f"squid.conf is not made to inject header {text!r}, expected {one_of(INJECTABLE_HEADERS)}")
+    raise PatternError(f"squid.conf is not made to inject this header, expected {one_of(INJECTABLE_HEADERS)}")
 
 
 def _environment_name(text: str) -> str:
     if "=" in text or "\0" in text:
-        raise PatternError(f"{text!r} is not the name of an environment variable")
+        raise PatternError(f"this is not the name of an environment variable ({_NO_VALUES})")
     return text
 
 
 def _file(text: str) -> str:
     if not text.isprintable():
-        raise PatternError(f"file name {text!r} holds a control character, expected none")
+        raise PatternError("the file name holds a control character, expected none")
     return text
 
 
@@ -193,7 +197,7 @@ def _request(text: str) -> tuple[str, str]:
 def _username(value: object) -> str:
     text = _text(value)
     if ":" in text or not text.isprintable():
-        raise _fault(f"username {text!r} holds a ':' or a control character, which a basic credential cannot")
+        raise _fault("the username holds a ':' or a control character, which a basic credential cannot")
     return text
 
 
@@ -292,6 +296,7 @@ def _tested_rule(value: object, info: ValidationInfo) -> str:
     return _check_known(_some_text(value), "rule or verdict", _names_of(info).rules | VERDICT_NAMES)
 
 
+_NO_VALUES = "a policy never holds a value itself"
 _NAME_AT_MOST = 100
 _PROSE_AT_MOST = 1000
 _PORT_AT_MOST = 65535
@@ -504,7 +509,10 @@ def _message(detail: ErrorDetails, steps: list[int | str]) -> str:
         case "extra_forbidden":
             known = _fields(steps)
             key = str(steps[-1])
-            return f"unknown key {key!r}{suggestion(key, known) or f', expected {one_of(known)}'}"
+            expected = suggestion(key, known) or f", expected {one_of(known)}"
+            if is_private(steps[:-1]):
+                return f"unknown key{expected}; {_NO_VALUES}"
+            return f"unknown key {key!r}{expected}"
         case "missing":
             return "" if detail["input"] == {} else f"key {steps[-1]!r} is missing{_OF.get(str(steps[-1]), '')}"
         case _:
@@ -515,6 +523,12 @@ def _message(detail: ErrorDetails, steps: list[int | str]) -> str:
 def _type_message(steps: list[int | str], value: object, expected: str) -> str:
     what = f"an entry of {steps[-2]!r}" if isinstance(steps[-1], int) else f"{steps[-1]!r}"
     mend = quote_it(value) if expected == "text" else ""
+    if is_private(steps) or (steps[0] == "credentials" and len(steps) <= _STEPS_TO_ENTRY):
+        if not isinstance(steps[-1], int):
+            what = shown_key(str(steps[-1]), steps[:-1])
+        if steps[0] == "secrets" and len(steps) == _STEPS_TO_ENTRY:
+            expected = f"{{file: PATH}} or {{env: NAME}}; {_NO_VALUES}"
+        return f"{what} is {kind(value)}, expected {expected}{mend}"
     return f"{what} is {describe(value)}, expected {expected}{mend}"
 
 
@@ -542,6 +556,7 @@ def _choice_faults(document: Document) -> list[Fault]:
 
 
 _SHOWN_AT_MOST = 12
+_STEPS_TO_ENTRY = 2
 _ENTRIES: dict[str, type[_Model]] = {
     "defaults": Defaults,
     "clients": ClientEntry,

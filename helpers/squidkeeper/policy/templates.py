@@ -17,9 +17,9 @@ def parse_template(text: str) -> tuple[str, ...]:
     """
     for match in _PART.finditer(text):
         if match[0] in ("{", "}"):
-            raise PatternError(f"value {text!r} has a {match[0]!r} alone, expected {{secret}}, or braces doubled")
+            raise PatternError(f"the value has a {match[0]!r} alone, expected {{secret}}, or braces doubled")
     if not _PRINTABLE.fullmatch(_PART.sub("", text)):
-        raise PatternError(f"value {text!r} holds something else than printable ASCII, which no header can carry")
+        raise PatternError("the value holds something else than printable ASCII, which no header can carry")
     names = tuple(dict.fromkeys(match[1] for match in _PART.finditer(text) if match[1] is not None))
     if not names:
         raise PatternError(
