@@ -41,6 +41,7 @@ Usage: sudo ./install.sh [OPTION...]
 
 Installs a gateway for the egress of AI agents: Squid with SSL-bump, the squidkeeper helpers, a CA, an example policy.
 Run it again after an update or a change: it replaces only what differs, and restarts only what must be.
+A squid.conf of your own that includes squidkeeper.conf stays in force; any other is replaced, and kept beside it.
 
   --listen ADDRESS:PORT  where Squid listens: PORT, ADDRESS:PORT or [ADDRESS]:PORT (as installed before, else 3129)
   --policy DIR           put this policy in place instead of the example; one that is in place is never overwritten
@@ -404,7 +405,7 @@ prepare_ca() {
 }
 
 require_file() {
-    [ -e "$1" ] || die "$1 is missing, and its other half is there" "put it there, give both by --ca-dir, or move the other away for a new CA"
+    [ -e "$1" ] || die "$1 is missing, and its other half is there" "put it there, give both by --ca-dir, or move the other half away for a new CA"
 }
 
 make_ca() {
@@ -478,6 +479,7 @@ check_policy() {
 prepare_configuration() {
     [ -n "$LISTEN" ] || LISTEN=$(installed_listen)
     [ -n "$LISTEN" ] || LISTEN=3129
+    if is_yours_with_ours; then START=no; fi
     { echo "$MARK" && render "$SOURCE/squid/squid.conf" PLACES; } >"$WORK/squid.conf"
     render "$SOURCE/squid/squidkeeper.conf" PLACES >"$WORK/squidkeeper.conf"
     [ -e "$LOCAL" ] || write_local_conf >"$WORK/local.conf"
@@ -496,6 +498,9 @@ is_ours() {
     [ -e "$1" ] && [ "$(head -n 1 "$1")" = "$MARK" ]
 }
 
+# A squid.conf of yours that includes our fragment stays in force, and is yours to start Squid with.
+is_yours_with_ours() { ! is_ours "$CONF" && names "$CONF" "$FRAGMENT"; }
+
 listen_of() {
     sed -n 's/^http_port[[:space:]]\{1,\}\([^[:space:]]*\).*/\1/p' "$1" | head -n 1
 }
@@ -513,9 +518,12 @@ render() {
 }
 
 write_local_conf() {
+    local again="./install.sh" squid="squid"
+    [ -z "$ROOT" ] || again="./install.sh --root $ROOT" squid="squid -n $SERVICE -f $CONF"
     cat <<-END
 		# Your own Squid lines, included by squid.conf. install.sh made this file once and never overwrites it.
-		# After an edit: sudo ./install.sh checks it and tells Squid (or: squid -k parse && squid -k reconfigure).
+		# After an edit, this checks it and tells Squid: sudo $again
+		# Or: sudo $squid -k parse && sudo $squid -k reconfigure
 
 		# Another resolver than the host's:
 		#dns_nameservers 192.0.2.53
@@ -616,7 +624,7 @@ same() {
 put_all() {
     OLD_VENV=$(dirname "$(dirname "$(readlink -f "$PROGRAM")")")
     keep_before
-    put "$WORK/squid.conf" "$CONF"
+    is_yours_with_ours || put "$WORK/squid.conf" "$CONF"
     put "$WORK/squidkeeper.conf" "$FRAGMENT"
     [ ! -e "$WORK/local.conf" ] || put "$WORK/local.conf" "$LOCAL"
     put "$WORK/errors" "$ERRORS"
@@ -658,7 +666,10 @@ label_for_selinux() {
 
 # A squid.conf of yours stays beside ours; so does one of ours that was edited, and a CA that another replaces.
 keep_before() {
-    if [ -e "$CONF" ] && ! is_ours "$CONF"; then
+    if is_yours_with_ours; then
+        say squid.conf "yours, which includes $FRAGMENT, stays in force"
+    elif [ -e "$CONF" ] && ! is_ours "$CONF"; then
+        if [ -e "$BEFORE" ] && ! cmp -s "$CONF" "$BEFORE"; then keep "$BEFORE" "$BEFORE.previous"; fi
         keep "$CONF" "$BEFORE"
         [ ! -e "$APPLIED" ] || sed -i 's/ .*//' "$APPLIED" # what Squid was told since is not known: it restarts
         say squid.conf "what was there is kept as $BEFORE"
@@ -763,7 +774,11 @@ check_listen() {
 # Start, restart or reconfigure Squid, or leave it alone: as what it was last told differs from what is there now.
 apply() {
     local told now
-    if [ "$START" = no ]; then say squid "not started (--no-start)" && return; fi
+    if is_yours_with_ours; then say squid "not told yet, as its squid.conf is yours: squid -k parse && squid -k reconfigure" && return; fi
+    if [ "$START" = no ]; then
+        [ "$(sed 's/ .*//' "$APPLIED" 2>/dev/null)" = "$LISTEN" ] || echo "$LISTEN" >"$APPLIED" # for a later run to go on with
+        say squid "not started (--no-start)" && return
+    fi
     told=$(cat "$APPLIED" 2>/dev/null || true)
     now=$(what_squid_reads)
     echo "$now" >"$WORK/applied" # dated before Squid is told: what is written from now on is news to the next run
@@ -837,6 +852,7 @@ explain_silence() {
 # ── The end of a good run ────────────────────────────────────────────────────────────────────────────────────────────
 
 tell_how_to_try() {
+    ! is_yours_with_ours || LISTEN=$(listen_of "$CONF")
     local address=${LISTEN%:*}
     case $address in
     "$LISTEN" | 0.0.0.0 | "[::]") address=127.0.0.1 ;;
@@ -880,6 +896,15 @@ uninstall() {
     say uninstall "done. Yours to delete: $POLICY $CA_CERT $CA_KEY (and *.previous, *.before-squidkeeper) $LOCAL $(dirname "$ACCESS_LOG")"
 }
 
+# Is anything here that install.sh made and --uninstall takes away?
+is_installed() {
+    local path
+    for path in "$FRAGMENT" "$PROGRAM" "$APPLIED" "$STATE" "$ERRORS" "$PREFIX"/venv-*; do
+        if [ -e "$path" ] || [ -L "$path" ]; then return; fi
+    done
+    is_ours "$CONF"
+}
+
 # Does the squid.conf $1 name the path $2, outside of comments?
 names() { [ -e "$1" ] && grep -q "^[^#]*${2//./\\.}" "$1"; }
 
@@ -918,10 +943,10 @@ install_gateway() {
     make_directories
     step program "see pip's lines above; it needs a package index (PIP_INDEX_URL, a proxy: see pip's documentation)"
     prepare_program
-    step CA "give slicer's ca.crt and ca.key by --ca-dir, or leave it out and move $CA_CERT away for a new one"
+    step CA "give slicer's ca.crt and ca.key by --ca-dir, or leave it out and move both $CA_CERT and $CA_KEY away for a new one"
     prepare_ca
     prepare_certificate_store
-    step policy "mend it where it is: squidkeeper check --policy DIR shows every fault"
+    step policy "mend it where the lines above name it, and run this again (of one in place, $PROGRAM check --policy $POLICY shows every fault)"
     prepare_policy
     step AppArmor "see the lines above; squid/apparmor holds what is added"
     open_apparmor
@@ -942,7 +967,7 @@ STEP=arguments ADVICE="./install.sh --help tells the options"
 read_arguments "$@"
 require_root
 find_places
-if [ "$ACTION" = uninstall ] && [ ! -e "$FRAGMENT" ] && ! is_ours "$CONF"; then
+if [ "$ACTION" = uninstall ] && ! is_installed; then
     say uninstall "no gateway of squidkeeper's is in ${ROOT:-/etc/squid}: nothing to do"
     exit
 fi

@@ -662,20 +662,44 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
     assert "nothing to do" in empty.install("--uninstall").stdout
 
 
-def test_uninstall_waits_for_a_former_squid_conf_that_includes_our_fragment(empty: Gateway) -> None:
+def test_a_squid_conf_that_includes_our_fragment_stays_in_force(empty: Gateway) -> None:
     configuration, fragment = empty.place("etc/squid.conf"), empty.place("etc/squidkeeper.conf")
+    before, pristine = empty.place("etc/squid.conf.before-squidkeeper"), "http_port 3128\n"
+    theirs = f"http_port 3128\ninclude {fragment}\n"
     configuration.parent.mkdir(parents=True)
-    configuration.write_text(f"http_port 3128\ninclude {fragment}\n")
-    assert empty.install(*empty.listen).returncode == 0
+    configuration.write_text(pristine)
+    assert empty.install("--no-start", *empty.listen).returncode == 0
+    again = f"sudo ./install.sh --root {empty.root}\n"
+    assert again in empty.place("etc/local.conf").read_text()
+    assert f" -f {configuration} -k parse" in empty.place("etc/local.conf").read_text()
+    configuration.write_text(theirs)
+    for _ in range(2):
+        done = empty.install()
+        assert done.returncode == 0, done.stderr
+        assert "stays in force" in done.stdout
+        assert (configuration.read_text(), before.read_text()) == (theirs, pristine)
+    assert f"listening on 127.0.0.1:{empty.port}\n" in done.stdout, "as told before, should ours come back"
+    assert not empty.place("run/squid.pid").exists()
     refused = empty.install("--uninstall")
     assert refused.returncode == 1
-    assert f"{configuration}.before-squidkeeper includes {fragment}, which --uninstall removes" in refused.stderr
-    assert empty.answers() == "403"
-    empty.place("etc/squid.conf.before-squidkeeper").write_text(f"http_port 3128\n# include {fragment}\n")
+    assert f"{configuration} includes {fragment}, which --uninstall removes" in refused.stderr
+    configuration.write_text(f"http_port 3128\n# include {fragment}\n")
+    fragment.unlink()
     done = empty.install("--uninstall")
     assert done.returncode == 0, done.stderr
-    assert "the former one is back, and squid -k parse accepts it" in done.stdout
-    assert not fragment.exists()
+    assert "nothing to do" not in done.stdout
+    assert not empty.place("bin").exists()
+    assert before.read_text() == pristine
+
+
+def test_a_kept_squid_conf_is_not_lost_to_a_later_one(empty: Gateway) -> None:
+    configuration = empty.place("etc/squid.conf")
+    configuration.parent.mkdir(parents=True)
+    for text in ("http_port 3128\n", "http_port 3127\n"):
+        configuration.write_text(text)
+        assert empty.install("--no-start", *empty.listen).returncode == 0
+    assert empty.place("etc/squid.conf.before-squidkeeper").read_text() == "http_port 3127\n"
+    assert empty.place("etc/squid.conf.before-squidkeeper.previous").read_text() == "http_port 3128\n"
 
 
 def test_uninstall_tells_when_the_former_squid_conf_does_not_parse(empty: Gateway) -> None:
