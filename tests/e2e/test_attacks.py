@@ -670,7 +670,7 @@ METHODS = [
     Attack("TRACE, http, last", request("http://good.example/", None, "TRACE", HOPS + "0"), "invalid-request"),
     Attack("OPTIONS of a closed path", request("/v2/x", "api.example", "OPTIONS"), "default", "api.example:443"),
     Attack("OPTIONS *", request("*", "api.example", "OPTIONS"), REFUSED, "api.example:443"),
-    Attack("PURGE", request("http://closed.example/", "closed.example", "PURGE"), "closed"),
+    Attack("PURGE", request("http://closed.example/", "closed.example", "PURGE"), "invalid-request"),
 ]  # fmt: skip
 
 
