@@ -127,6 +127,12 @@ def test_a_value_where_a_secret_has_its_source_is_in_no_warning(policy: Path) ->
     assert not any("MARKER" in warning for warning in warnings_of(loaded, policy))
 
 
+@pytest.mark.parametrize("method", ["*", "GET*", "-GET", "1GET", "GET|POST", "GÉT", "ſ"])
+def test_a_method_that_can_never_match_is_a_fault(policy: Path, method: str) -> None:
+    (fault,) = faults_of(policy, f"rules: [{{name: a, action: deny, methods: ['{method}']}}]")
+    assert "can never match" in fault
+
+
 def test_faults_of_all_files_are_shown_in_the_order_of_their_places(policy: Path) -> None:
     (policy / "b.yaml").write_text("version: 2\n")
     (policy / "a.yml").write_text("version: 1\nrulez: 1\nrules: [{name: a}]\n")

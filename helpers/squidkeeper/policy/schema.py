@@ -146,8 +146,10 @@ def _one_of(value: object, choices: tuple[str, ...]) -> str:
 def _method(text: str) -> str:
     if text in _NO_METHOD:
         raise PatternError(_NO_METHOD[text])
-    if not _TOKEN.fullmatch(text):
-        raise PatternError(f"method {text!r} can never match, expected an upper-case name such as GET")
+    if not _METHOD.fullmatch(text):
+        raise PatternError(
+            f"method {text!r} can never match, expected an upper-case name such as GET (or no 'methods' for all)"
+        )
     if text != text.upper():
         raise PatternError(f"method {text!r} is not upper-case, expected {text.upper()!r}")
     return text
@@ -306,6 +308,7 @@ _NO_METHOD = {
     "TRACE": "TRACE is always denied, expected another method",
 }
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/]\S*")
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _TIME = re.compile(
