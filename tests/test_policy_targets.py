@@ -18,7 +18,6 @@ TARGETS = {
     "https://mirror.example?fixed=1": ("https", "mirror.example", "", "?fixed=1"),
     "https://mirror.example{query}": ("https", "mirror.example", "", "{query}"),
     "https://mirror.example/a?b=c{query}": ("https", "mirror.example", "/a", "?b=c{query}"),
-    "https://mirror.example/a{query}&b=c": ("https", "mirror.example", "/a", "{query}&b=c"),
 }
 
 
@@ -27,6 +26,26 @@ def test_a_target_is_taken_apart(text: str) -> None:
     target = parse_target(text)
     assert (target.scheme, target.authority, target.path, target.query) == TARGETS[text]
     assert target.text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        ("https://m.example{query}{path}", "https://m.example{path}{query}"),
+        ("https://m.example{path}?{query}", "https://m.example{path}{query}"),
+        ("https://m.example{path}?x=y&{query}", "https://m.example{path}?x=y{query}"),
+        ("https://m.example{path}{query}?x=y", "https://m.example{path}?x=y{query}"),
+        ("https://m.example/a{query}&b=c", "https://m.example/a?b=c{query}"),
+        ("https://m.example{query}{query}", "https://m.example{query}"),
+        ("https://m.example/python/{path}", "https://m.example/python{path}"),
+        ("https://m.example/{path}{query}", "https://m.example{path}{query}"),
+    ],
+)
+def test_what_a_placeholder_brings_with_it_does_not_stand_there_already(text: str, mended: str) -> None:
+    with pytest.raises(PatternError) as raised:
+        parse_target(text)
+    assert str(raised.value).endswith(f"expected {mended!r}")
+    parse_target(mended)
 
 
 def test_every_path_of_a_rewrite_has_the_groups_of_its_target() -> None:

@@ -73,6 +73,7 @@ def _check_authority(target: Target) -> None:
 def _check_path(target: Target) -> None:
     if "{host}" in target.path + target.query:
         raise PatternError(f"{{host}} stands outside of the authority of target {target.text!r}, where it may not")
+    _check_joints(target)
     path = _PLACEHOLDER.sub("x", target.path.removeprefix("{path}"))
     if set(path + _PLACEHOLDER.sub("", target.query)) & set("{}"):
         raise PatternError(f"target {target.text!r} has a brace alone, expected {{path}}, {{query}} or a named group")
@@ -80,6 +81,19 @@ def _check_path(target: Target) -> None:
         sent(path if path.startswith("/") else f"/{path}")
     except InvalidUrl as error:
         raise PatternError(f"target {target.text!r} cannot be fetched: {error}") from error
+
+
+def _check_joints(target: Target) -> None:
+    """Check that what {path} and {query} bring with them (a '/', a '?' or '&') does not stand there already."""
+    if "/{path}" in target.path:
+        mended = target.text.replace("/{path}", "{path}", 1)
+        raise PatternError(f"{{path}} brings its own '/': target {target.text!r} would have two, expected {mended!r}")
+    before, placeholder, after = target.query.partition("{query}")
+    if placeholder and (after or before.endswith(("?", "&"))):
+        bare = target.text.replace("{query}&", "?").replace("{query}", "").rstrip("?&")
+        raise PatternError(
+            f"{{query}} has to end target {target.text!r}, and brings its own '?' or '&': expected {bare + '{query}'!r}"
+        )
 
 
 def _check_group(name: str, paths: Sequence[PathPattern] | None) -> None:
