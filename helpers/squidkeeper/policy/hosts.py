@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from squidkeeper.errors import InvalidUrl, PatternError
 from squidkeeper.url import Host, parse_host
@@ -54,6 +54,8 @@ def parse_host_pattern(text: str) -> HostPattern:
     if text == HostForm.ANY:
         return HostPattern(text, HostForm.ANY)
     if "/" in text and "://" not in text:
+        if _bare_address(text.partition("/")[0]) is None:
+            raise PatternError(f"{text!r} is not a host pattern, expected {_EXPECTED}")
         return HostPattern(text, HostForm.NETWORK, network=parse_network(text))
     form = next(form for form in _PREFIXED if text.startswith(form))
     host = _parse_name(text, text.removeprefix(form))
@@ -105,6 +107,13 @@ def _parse_name(text: str, name: str) -> Host:
         return parse_host(name)
     except InvalidUrl as error:
         raise PatternError(f"host pattern {text!r} can never match: {error}; expected {_EXPECTED}") from error
+
+
+def _bare_address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text.strip("[]"))
+    except ValueError:
+        return None
 
 
 def _bare_ipv6(name: str) -> Host | None:
