@@ -35,10 +35,8 @@ from squidkeeper.policy.schema import (
     RuleEntry,
     check_document,
 )
-from squidkeeper.policy.sources import ListFile, Sources, file_entries, fingerprint, read_sources, reason
+from squidkeeper.policy.sources import ListFile, Sources, file_entries, reason
 from squidkeeper.policy.templates import parse_template
-
-__all__ = ["Loaded", "Sources", "build", "fingerprint", "read_sources"]
 
 T = TypeVar("T")
 

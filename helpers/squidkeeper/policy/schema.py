@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -72,7 +72,7 @@ def _parsed(parse: Callable[[str], T]) -> Any:
         except PatternError as error:
             raise _fault(str(error)) from None
 
-    return PlainValidator(validate, json_schema_input_type=str)
+    return PlainValidator(validate)
 
 
 def _known(section: str, kind: str) -> Any:
@@ -81,7 +81,7 @@ def _known(section: str, kind: str) -> Any:
     def validate(value: object, info: ValidationInfo) -> str:
         return _check_known(_some_text(value), kind, getattr(_names_of(info), section))
 
-    return PlainValidator(validate, json_schema_input_type=str)
+    return PlainValidator(validate)
 
 
 def _names_of(info: ValidationInfo) -> Names:
@@ -322,14 +322,14 @@ Name = Annotated[str, _parsed(_name)]
 RuleName = Annotated[str, _parsed(_rule_name)]
 SecretName = Annotated[str, _parsed(_secret_name)]
 Prose = Annotated[str, _parsed(_prose)]
-ActionText = Annotated[Action, PlainValidator(_action, json_schema_input_type=Literal["allow", "deny"])]
-Truth = Annotated[bool, PlainValidator(_truth, json_schema_input_type=bool)]
-Time = Annotated[datetime, PlainValidator(_time, json_schema_input_type=datetime)]
+ActionText = Annotated[Action, PlainValidator(_action)]
+Truth = Annotated[bool, PlainValidator(_truth)]
+Time = Annotated[datetime, PlainValidator(_time)]
 KnownClient = Annotated[str, _known("clients", "client")]
 KnownList = Annotated[str, _known("lists", "list")]
 KnownSecret = Annotated[str, _known("secrets", "secret")]
 KnownCredential = Annotated[str, _known("credentials", "credential")]
-AnyText = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
+AnyText = Annotated[str, PlainValidator(_text)]
 File = Annotated[str, _parsed(_file)]
 
 # --- the models ---------------------------------------------------------------------------------------------------
@@ -373,10 +373,8 @@ class MatchFields(_Model):
 
     clients: list[KnownClient] | None = None
     lists: list[KnownList] | None = None
-    schemes: list[Annotated[str, PlainValidator(_scheme, json_schema_input_type=Literal["http", "https"])]] | None = (
-        None
-    )
-    ports: list[Annotated[range, PlainValidator(_port, json_schema_input_type=int | str)]] | None = None
+    schemes: list[Annotated[str, PlainValidator(_scheme)]] | None = None
+    ports: list[Annotated[range, PlainValidator(_port)]] | None = None
     methods: list[Annotated[str, _parsed(_method)]] | None = None
     paths: list[Annotated[PathPattern, _parsed(parse_path_pattern)]] | None = None
     query: dict[AnyText, AnyText] | None = None
@@ -387,7 +385,7 @@ class RuleEntry(MatchFields):
 
     name: RuleName
     action: ActionText
-    hosts: list[Annotated[HostPattern, PlainValidator(_rule_host, json_schema_input_type=str)]] | None = None
+    hosts: list[Annotated[HostPattern, PlainValidator(_rule_host)]] | None = None
     reason: Prose | None = None
     private: Truth = False
     expires: Time | None = None
@@ -399,15 +397,15 @@ class RewriteEntry(MatchFields):
 
     name: Name
     hosts: list[Annotated[HostPattern, _parsed(parse_host_pattern)]] | None = None
-    to: Annotated[Target, PlainValidator(_to, json_schema_input_type=str)]
-    redirect: Annotated[int, PlainValidator(_redirect, json_schema_input_type=int)] | None = None
+    to: Annotated[Target, PlainValidator(_to)]
+    redirect: Annotated[int, PlainValidator(_redirect)] | None = None
     private: Truth = False
 
 
 class Basic(_Model):
     """A basic credential."""
 
-    username: Annotated[str, PlainValidator(_username, json_schema_input_type=str)]
+    username: Annotated[str, PlainValidator(_username)]
     password: KnownSecret
 
 
@@ -415,11 +413,11 @@ class CredentialEntry(MatchFields):
     """A credential."""
 
     name: Name
-    hosts: list[Annotated[HostPattern, PlainValidator(_credential_host, json_schema_input_type=str)]]
+    hosts: list[Annotated[HostPattern, PlainValidator(_credential_host)]]
     header: Annotated[str, _parsed(_header)] = INJECTABLE_HEADERS[0]
     bearer: KnownSecret | None = None
     basic: Basic | None = None
-    value: Annotated[str, PlainValidator(_value, json_schema_input_type=str)] | None = None
+    value: Annotated[str, PlainValidator(_value)] | None = None
 
 
 class TestEntry(_Model):
@@ -430,14 +428,14 @@ class TestEntry(_Model):
     client: Annotated[Address, _parsed(_client_address)] | None = None
     user: Annotated[str, _parsed(_user)] | None = None
     at: Time | None = None
-    rule: Annotated[str, PlainValidator(_tested_rule, json_schema_input_type=str)] | None = None
+    rule: Annotated[str, PlainValidator(_tested_rule)] | None = None
     credentials: list[KnownCredential] | None = None
 
 
 class PolicyFile(_Model):
     """One file of a policy."""
 
-    version: Annotated[int, PlainValidator(_version, json_schema_input_type=int)]
+    version: Annotated[int, PlainValidator(_version)]
     defaults: Defaults | None = None
     clients: dict[Name, ClientEntry] | None = None
     lists: dict[Name, ListEntry] | None = None
