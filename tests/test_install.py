@@ -60,6 +60,14 @@ class Gateway:
         """Everything under the root but the logs, and the compiled lists and metrics of running helpers."""
         return snapshot(self.root, leave_out=("log", "state"))
 
+    def clear(self) -> None:
+        """Take it away. A test of uninstall waits for its Squid; here it ends at once."""
+        if self.place("run/squid.pid").exists():
+            pid = self.pid
+            os.kill(pid, signal.SIGINT)
+            wait_until_ended(pid)
+        self.install("--uninstall")
+
     def answers(self) -> str:
         """The status of a request that the example policy denies, over TLS verified against the gateway's CA."""
         return curl(self.port, self.place("etc/ca/ca.crt"), "https://en.wikipedia.org/wiki/Squid")
@@ -114,6 +122,12 @@ def runs(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def wait_until_ended(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while runs(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def openssl(*arguments: str) -> str:
     return subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=True).stdout
 
@@ -156,7 +170,7 @@ def gateway(base: Path, source: Path) -> Iterator[Gateway]:
     done = gateway.install(*gateway.listen)
     assert done.returncode == 0, done.stderr
     yield gateway
-    gateway.install("--uninstall")
+    gateway.clear()
 
 
 @pytest.fixture
@@ -167,7 +181,7 @@ def empty(gateway: Gateway, tmp_path: Path) -> Iterator[Gateway]:
     venv = gateway.place("bin/squidkeeper").resolve().parent.parent
     another.place(venv.name).symlink_to(venv)
     yield another
-    another.install("--uninstall")
+    another.clear()
 
 
 @pytest.fixture
@@ -256,16 +270,13 @@ def test_stock_error_pages_lie_beside_ours(gateway: Gateway) -> None:
     assert "ERR_DNS_FAIL" in pages
 
 
-def test_the_last_lines_tell_how_to_try(empty: Gateway) -> None:
+def test_nothing_outside_of_the_root_is_touched_and_the_last_lines_tell_how_to_try(empty: Gateway) -> None:
+    before = [snapshot(Path(path)) for path in OUTSIDE]
     done = empty.install(*empty.listen)
+    assert done.returncode == 0, done.stderr
+    assert [snapshot(Path(path)) for path in OUTSIDE] == before
     certificate = empty.place("etc/ca/ca.crt")
     assert f"curl --proxy http://127.0.0.1:{empty.port} --cacert {certificate}" in done.stdout
-
-
-def test_nothing_outside_of_the_root_is_touched(empty: Gateway) -> None:
-    before = [snapshot(Path(path)) for path in OUTSIDE]
-    assert empty.install(*empty.listen).returncode == 0
-    assert [snapshot(Path(path)) for path in OUTSIDE] == before
 
 
 def test_two_gateways_run_side_by_side(gateway: Gateway, empty: Gateway) -> None:
@@ -532,9 +543,7 @@ def test_a_first_run_that_is_interrupted_while_it_builds_leaves_nothing(
 def test_a_squid_that_was_killed_is_started_again(gateway: Gateway) -> None:
     pid = gateway.pid
     os.kill(pid, signal.SIGINT)
-    deadline = time.monotonic() + 20
-    while runs(pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until_ended(pid)
     done = gateway.install()
     assert done.returncode == 0, done.stderr
     assert "started" in done.stdout
