@@ -37,8 +37,6 @@ def test_a_target_is_taken_apart(text: str) -> None:
         ("https://m.example{path}{query}?x=y", "https://m.example{path}?x=y{query}"),
         ("https://m.example/a{query}&b=c", "https://m.example/a?b=c{query}"),
         ("https://m.example{query}{query}", "https://m.example{query}"),
-        ("https://m.example/python/{path}", "https://m.example/python{path}"),
-        ("https://m.example/{path}{query}", "https://m.example{path}{query}"),
     ],
 )
 def test_what_a_placeholder_brings_with_it_does_not_stand_there_already(text: str, mended: str) -> None:
@@ -46,6 +44,11 @@ def test_what_a_placeholder_brings_with_it_does_not_stand_there_already(text: st
         parse_target(text)
     assert str(raised.value).endswith(f"expected {mended!r}")
     parse_target(mended)
+
+
+def test_a_slash_ahead_of_the_path_is_the_paths_own() -> None:
+    assert parse_target("https://m.example/python/{path}").path == "/python{path}"
+    assert parse_target("https://m.example/{path}{query}").path == "{path}"
 
 
 def test_every_path_of_a_rewrite_has_the_groups_of_its_target() -> None:

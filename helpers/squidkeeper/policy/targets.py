@@ -27,7 +27,7 @@ def parse_target(text: str) -> Target:
     scheme, rest = match.groups()
     authority, rest = _groups(_AUTHORITY, rest)
     path, query = _groups(_PATH, rest)
-    target = Target(text, scheme, authority, path, query)
+    target = Target(text, scheme, authority, path.replace("/{path}", "{path}"), query)  # {path} has a '/' of its own
     _check_authority(target)
     _check_path(target)
     return target
@@ -84,10 +84,7 @@ def _check_path(target: Target) -> None:
 
 
 def _check_joints(target: Target) -> None:
-    """Check that what {path} and {query} bring with them (a '/', a '?' or '&') does not stand there already."""
-    if "/{path}" in target.path:
-        mended = target.text.replace("/{path}", "{path}", 1)
-        raise PatternError(f"{{path}} brings its own '/': target {target.text!r} would have two, expected {mended!r}")
+    """Check that what {query} brings with it (a '?' or '&') does not stand there already."""
     before, placeholder, after = target.query.partition("{query}")
     if placeholder and (after or before.endswith(("?", "&"))):
         bare = target.text.replace("{query}&", "?").replace("{query}", "").rstrip("?&")
