@@ -18,7 +18,10 @@ FLOORS = {
     "engine": 3,
     "secrets": 3,
     "live": 4,
+    "metrics": 4,
+    "slots": 4,
     "helpers": 5,
+    "observe": 5,
     "cli": 6,
     "__main__": 7,
 }

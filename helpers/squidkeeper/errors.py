@@ -3,6 +3,7 @@
     SquidkeeperError
     ├── InvalidUrl        a request target, host or port that no rule may be asked about
     ├── InvalidLine       a line from Squid that is not what squid.conf makes it
+    ├── InvalidRecord     a line that is no line of the record of requests
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
@@ -32,6 +33,10 @@ class InvalidUrl(SquidkeeperError):
 
 class InvalidLine(SquidkeeperError):
     """A line from Squid that is not what squid.conf makes it; the text says what was expected."""
+
+
+class InvalidRecord(SquidkeeperError):
+    """A line that is no line of the record of requests; the text says what was expected."""
 
 
 class ReplyTooLong(SquidkeeperError):
