@@ -94,6 +94,25 @@ def test_explain_says_the_verdict_and_everything_that_led_to_it(policy: Path) ->
     ]
 
 
+def test_explain_says_why_a_credential_or_a_rewrite_does_not_apply(policy: Path) -> None:
+    write_policy(
+        policy,
+        """
+        rewrites: [{name: old, hosts: [api.example], paths: [/v0/**], to: "https://{host}/v1{path}"}]
+        credentials: [{name: writes, hosts: [api.example], methods: [POST], header: X-Api-Key, value: "{token}"}]
+        """,
+        "b.yaml",
+    )
+    assert run("explain", "--policy", policy, "GET", "https://api.example/v1/x")[1].splitlines()[-2:] == [
+        f"not applied  old ({policy}/b.yaml:3): paths did not hold",
+        f"not applied  writes ({policy}/b.yaml:4): methods did not hold",
+    ]
+    assert run("explain", "--policy", policy, "OPTIONS", "https://api.example/v1/x")[1].splitlines()[-2:] == [
+        f"not applied  writes ({policy}/b.yaml:4): methods did not hold",
+        f"not applied  api ({policy}/policy.yaml:12): methods did not hold",
+    ]
+
+
 def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
     status, out = run("explain", "--policy", policy, "--json", "GET", "https://packages.example/a%2fb")
     assert status == 0

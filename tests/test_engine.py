@@ -495,7 +495,7 @@ def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_pat
     query = query_of("GET", "https://a.example/")
     decision = judge.decide(query, NOW)
     assert said(decision) == "allow by decides"
-    assert [(one.rule.name, one.fields) for one in passed_over(judge, query, decision, NOW)] == [
+    assert [(one.entry.name, one.fields) for one in passed_over(judge, query, decision, NOW)] == [
         ("clients-port", ("clients", "ports")),
         ("posts", ("methods", "paths")),
         ("old", ("expires",)),

@@ -37,7 +37,7 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
 
     Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load).
     """
-    from squidkeeper.engine.explain import by_reading, passed_over
+    from squidkeeper.engine.explain import by_reading, not_applied, passed_over
     from squidkeeper.engine.query import query_of
     from squidkeeper.errors import PolicyError
     from squidkeeper.live import load
@@ -51,7 +51,9 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
         raise SystemExit(_CANNOT_SAY) from error
     query = query_of(method, url, client, user)
     decision = judge.decide(query, now)
-    trace = Trace(passed_over(judge, query, decision, now), by_reading(judge, query, now))
+    trace = Trace(
+        passed_over(judge, query, decision, now), not_applied(judge, query, decision), by_reading(judge, query, now)
+    )
     click.echo(_json(decision, trace) if as_json else _text(f"{method} {url}", decision, trace))
     raise SystemExit(0 if decision.allowed else 1)
 
@@ -61,6 +63,7 @@ class Trace:
     """What led to a decision."""
 
     passed_over: list[PassedOver]
+    not_applied: list[PassedOver]
     by_reading: list[tuple[ReadPath, Decision]]
 
 
@@ -82,14 +85,15 @@ def _text(asked: str, decision: Decision, trace: Trace) -> str:
         ("rewrite", _rewrite_text(decision)),
         *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
         *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in trace.by_reading),
-        *(("passed over", f"{one.rule.name}{_at(one.rule.location)}: {_failing(one)}") for one in trace.passed_over),
+        *(("passed over", _passed(one)) for one in trace.passed_over),
+        *(("not applied", _passed(one)) for one in trace.not_applied),
     ]
     lines = [f"{name:<12} {text}" for name, text in rows if text]
     return "\n".join([f"{decision.action.upper():<12} {asked}", *lines])
 
 
-def _failing(passed: PassedOver) -> str:
-    return f"{', '.join(passed.fields)} did not hold"
+def _passed(one: PassedOver) -> str:
+    return f"{one.entry.name}{_at(one.entry.location)}: {', '.join(one.fields)} did not hold"
 
 
 def _at(location: Location | None) -> str:

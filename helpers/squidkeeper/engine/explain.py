@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from squidkeeper.engine.decision import Decision
-from squidkeeper.engine.fields import Asked, failing_fields
-from squidkeeper.engine.judge import Judge, Scope
+from squidkeeper.engine.fields import Asked, Entry, Facts, failing_fields
+from squidkeeper.engine.index import HostIndex
+from squidkeeper.engine.judge import Judge, Scope, injects
 from squidkeeper.engine.query import Query
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.policy.model import Rule
-from squidkeeper.url import ReadPath, parse_url, readings
+from squidkeeper.url import ReadPath, Url, parse_url, readings
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """A rule for the same host that did not decide, and the fields of it that did not hold."""
+    """An entry for the same host that did not apply, and the fields of it that did not hold."""
 
-    rule: Rule
+    entry: Entry
     fields: tuple[str, ...]
 
 
@@ -37,6 +38,43 @@ def passed_over(judge: Judge, query: Query, decision: Decision, at: datetime) ->
         if fields:
             found.append(PassedOver(rule, tuple(fields)))
     return found
+
+
+def not_applied(judge: Judge, query: Query, decision: Decision) -> list[PassedOver]:
+    """List the rewrites and credentials that are for the host and yet do not apply, with the fields that did not hold.
+
+    Credentials are those for the host that is fetched, after a rewrite. Of a denied request, or without a URL, none.
+    """
+    scope = judge.scope(query)
+    asked = next(iter(_readings(query)), None)
+    if isinstance(scope, Decision) or asked is None or not decision.allowed:
+        return []
+    rewritten = decision.rewritten
+    found = [] if rewritten else list(_failing(judge.policy.rewrites, judge.rewrites, scope.facts, asked))
+    if rewritten and rewritten.rewrite.redirect is not None:
+        return found
+    facts, asked = (scope.facts, asked) if rewritten is None else _fetched(scope.facts, rewritten.url)
+    return [*found, *_not_injected(judge, facts, asked)]
+
+
+def _fetched(facts: Facts, url: Url) -> tuple[Facts, Asked]:
+    return replace(facts, scheme=url.scheme, host=url.host, port=url.port), Asked(readings(url.path)[0], url.query)
+
+
+def _not_injected(judge: Judge, facts: Facts, asked: Asked) -> Iterator[PassedOver]:
+    if injects(facts):
+        yield from _failing(judge.policy.credentials, judge.credentials, facts, asked)
+        return
+    field = "methods" if facts.scheme == "https" else "schemes"  # what no credential is for, whatever it says
+    for position in judge.credentials.positions(facts.host):
+        yield PassedOver(judge.policy.credentials[position], (field,))
+
+
+def _failing(entries: Sequence[Entry], index: HostIndex, facts: Facts, asked: Asked) -> Iterator[PassedOver]:
+    for position in index.positions(facts.host):
+        fields = tuple(failing_fields(entries[position], facts, asked))
+        if fields:
+            yield PassedOver(entries[position], fields)
 
 
 def by_reading(judge: Judge, query: Query, at: datetime) -> list[tuple[ReadPath, Decision]]:

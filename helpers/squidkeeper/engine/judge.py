@@ -60,8 +60,8 @@ class Judge:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.rules = HostIndex(policy.rules, policy.lists)
-        self._rewrites = HostIndex(policy.rewrites, policy.lists)
-        self._credentials = HostIndex(policy.credentials, policy.lists)
+        self.rewrites = HostIndex(policy.rewrites, policy.lists)
+        self.credentials = HostIndex(policy.credentials, policy.lists)
 
     def decide(self, query: Query, at: datetime) -> Decision:
         """Decide a query: for its URL, or without one, as far as that goes for every URL of the host."""
@@ -143,14 +143,14 @@ class Judge:
         return Scope(
             facts,
             tuple(_holding(policy.rules, self.rules.positions(host), facts)),
-            tuple(_holding(policy.rewrites, self._rewrites.positions(host), facts)),
+            tuple(_holding(policy.rewrites, self.rewrites.positions(host), facts)),
             self._injectable(facts),
         )
 
     def _injectable(self, facts: Facts) -> tuple[Credential, ...]:
-        if facts.scheme != "https" or facts.method == _PREFLIGHT:
+        if not injects(facts):
             return ()
-        return tuple(_holding(self.policy.credentials, self._credentials.positions(facts.host), facts))
+        return tuple(_holding(self.policy.credentials, self.credentials.positions(facts.host), facts))
 
     def _any_url(self, scope: Scope, at: datetime) -> Decision:
         rule = next(_in_force(scope.rules, at), None)
@@ -249,6 +249,11 @@ class Judge:
         if not covers_default_port(facts.scheme, facts.port):
             return deny("default", f"The default allows {facts.scheme} on its own port, and no rule port {facts.port}.")
         return Decision(Action.ALLOW, "default")
+
+
+def injects(facts: Facts) -> bool:
+    """Tell whether any credential can be given: over https alone, and never to the preflight of CORS."""
+    return facts.scheme == "https" and facts.method != _PREFLIGHT
 
 
 def check_tunnel(query: Query, facts: Facts) -> Decision | None:
