@@ -83,10 +83,8 @@ def span(seconds: float) -> str:
 
 def ago(at: datetime, now: datetime) -> str:
     """Write how long ago, or in how long, a time is."""
-    distance = now - at
-    return (
-        f"in {span(-distance.total_seconds())}" if distance < timedelta() else f"{span(distance.total_seconds())} ago"
-    )
+    seconds = (now - at).total_seconds()
+    return f"in {span(seconds)}" if seconds < 0 else f"{span(seconds)} ago"
 
 
 def counted(number: int, noun: str, nouns: str = "") -> str:

@@ -46,7 +46,7 @@ class PolicyInForce:
 
 @dataclass(frozen=True, slots=True)
 class RuleInForce:
-    """A rule of the policy, in its order, or a verdict that is no rule's and was seen (`default`, `private-address`)."""
+    """A rule of the policy, in its order, or a verdict that is no rule's and was seen, such as `default`."""
 
     name: str
     """The rule's name, as on record."""
