@@ -4,6 +4,7 @@
     ├── InvalidUrl        a request target, host or port that no rule may be asked about
     ├── InvalidLine       a line from Squid that is not what squid.conf makes it
     ├── InvalidRecord     a line that is no line of the record of requests
+    ├── UnreadableLog     an access log that cannot be read: damaged, or of a form that is not known
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
@@ -37,6 +38,10 @@ class InvalidLine(SquidkeeperError):
 
 class InvalidRecord(SquidkeeperError):
     """A line that is no line of the record of requests; the text says what was expected."""
+
+
+class UnreadableLog(SquidkeeperError):
+    """An access log that cannot be read; the text names the file, says why and what to do."""
 
 
 class ReplyTooLong(SquidkeeperError):
