@@ -5,6 +5,7 @@
     ├── InvalidLine       a line from Squid that is not what squid.conf makes it
     ├── InvalidRecord     a line that is no line of the record of requests
     ├── UnreadableLog     an access log that cannot be read: damaged, or of a form that is not known
+    ├── StateInUse        a state folder that another exporter keeps its counts in
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
@@ -42,6 +43,10 @@ class InvalidRecord(SquidkeeperError):
 
 class UnreadableLog(SquidkeeperError):
     """An access log that cannot be read; the text names the file, says why and what to do."""
+
+
+class StateInUse(SquidkeeperError):
+    """A state folder that another exporter keeps its counts in; the text names it."""
 
 
 class ReplyTooLong(SquidkeeperError):
