@@ -76,7 +76,8 @@ def span(seconds: float) -> str:
     if whole_seconds < _HOUR:
         return f"{whole_seconds // _MINUTE} min"
     if whole_seconds < _DAY:
-        return f"{whole_seconds // _HOUR} h {whole_seconds % _HOUR // _MINUTE} min"
+        hours, minutes = whole_seconds // _HOUR, whole_seconds % _HOUR // _MINUTE
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days = whole_seconds // _DAY
     return "1 day" if days == 1 else f"{days:,} days"
 
@@ -84,12 +85,22 @@ def span(seconds: float) -> str:
 def ago(at: datetime, now: datetime) -> str:
     """Write how long ago, or in how long, a time is."""
     seconds = (now - at).total_seconds()
+    if abs(seconds) < 1:
+        return "now"
     return f"in {span(seconds)}" if seconds < 0 else f"{span(seconds)} ago"
 
 
 def counted(number: int, noun: str, nouns: str = "") -> str:
     """Write a number with its noun: `1 rule`, `2 rules`."""
     return f"{whole(number)} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def with_code(words: str) -> Markup:
+    """Set what stands between backticks as code."""
+    parts = [
+        Markup("<code>{}</code>" if place % 2 else "{}").format(part) for place, part in enumerate(words.split("`"))
+    ]
+    return Markup("").join(parts)
 
 
 def render(template: str, values: Mapping[str, object]) -> str:
@@ -119,6 +130,7 @@ def _made() -> Environment:
         "span": span,
         "visible": visible,
         "whole": whole,
+        "with_code": with_code,
     }
     return environment
 

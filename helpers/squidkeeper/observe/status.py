@@ -18,6 +18,7 @@ from threading import Lock
 from typing import Final
 
 from squidkeeper.errors import InvalidUrl
+from squidkeeper.observe.charts import split_bar
 from squidkeeper.observe.page import ago, counted, cut, moment, render, shown_url, size, span
 from squidkeeper.observe.record import NONE, Record, text
 from squidkeeper.policy.faults import Fault
@@ -377,21 +378,41 @@ def _because(problem: str | None) -> str:
     return f" ({problem})" if problem else ""
 
 
+_SHORT_URL = 240  # characters of a request that a row shows; its command has the rest
+
+
 # --- The page -------------------------------------------------------------------------------------------------------
 
 
 def page(status: Status) -> str:
     """Make the page: one HTML document that needs nothing else."""
+    found = troubles(status)
     return render(
         "status.html",
         {
             "status": status,
-            "troubles": troubles(status),
+            "troubles": found,
+            "urgency": found[0].urgency if found else "",
+            "headline": _headline(found),
             "denials": [(denial, explain_command(denial, status.policy.directory)) for denial in status.denials],
             "most_hits": max((rule.allowed + rule.denied for rule in status.rules), default=0),
+            "split_bar": split_bar,
             "shown_url": shown_url,
+            "cut": cut,
+            "shortest": _SHORT_URL,
         },
     )
+
+
+def _headline(found: tuple[Trouble, ...]) -> str:
+    if not found:
+        return "All is well: nothing to do."
+    if len(found) == 1:
+        return "One thing is wrong." if found[0].urgency is Urgency.NOW else "One thing to see to soon."
+    urgent = sum(trouble.urgency is Urgency.NOW for trouble in found)
+    if not urgent:
+        return f"{len(found)} things to see to soon."
+    return f"{len(found)} things are wrong, {urgent} of them to be mended now."
 
 
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
