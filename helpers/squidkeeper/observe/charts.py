@@ -1,4 +1,4 @@
-"""Charts as inline SVG (floor 5): drawn here, coloured by the pages' style, so that light and dark are the same file."""
+"""Charts as inline SVG (floor 5): drawn here, coloured by the pages' style, for light and dark."""
 
 from __future__ import annotations
 

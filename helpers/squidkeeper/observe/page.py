@@ -97,10 +97,9 @@ def counted(number: int, noun: str, nouns: str = "") -> str:
 
 def with_code(words: str) -> Markup:
     """Set what stands between backticks as code."""
-    parts = [
-        Markup("<code>{}</code>" if place % 2 else "{}").format(part) for place, part in enumerate(words.split("`"))
-    ]
-    return Markup("").join(parts)
+    code, plain = Markup("<code>{}</code>"), Markup("{}")
+    parts = words.split("`")
+    return Markup("").join((code if place % 2 else plain).format(part) for place, part in enumerate(parts))
 
 
 def render(template: str, values: Mapping[str, object]) -> str:
