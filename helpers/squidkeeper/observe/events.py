@@ -1,0 +1,141 @@
+"""What happened, as people count it (floor 5): a request in a tunnel and the CONNECT that opened it are one event.
+
+Squid answers a denied CONNECT with 200, so that it can show its page inside: the log has the CONNECT (TCP_DENIED/200)
+and, on the same connection, each request inside (NONE_NONE/403). The first of these stands for both, as it has the
+whole URL; where none comes, since the client left, the CONNECT is the event. The CONNECT of a tunnel that was allowed
+and opened is none at all: what passed through it has lines of its own. A CONNECT that came to nothing is one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from squidkeeper.observe.record import NONE, Record
+
+CONNECT: Final = "CONNECT"
+HOLD_SECONDS: Final = 10.0
+HELD_AT_MOST: Final = 10_000
+
+_OPENED = 200
+_ABORTED = "_ABORTED/"
+
+
+class Entry(NamedTuple):
+    """A record and the line it was parsed from."""
+
+    line: bytes
+    record: Record
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """An entry that waits for its turn; `until` is the record's time up to which its inner request is waited for."""
+
+    entry: Entry
+    until: str = ""
+    answered: bool = False
+
+
+class Events:
+    """Turns records, in their order, into events, in their order.
+
+    A denied CONNECT is held until the request it answers comes, or `hold_seconds` have passed by the record's clock, or
+    `HELD_AT_MOST` entries wait behind it. `connects` counts the CONNECTs of opened tunnels, `merged` the denied ones
+    that another event stands for; so that records = events + connects + merged.
+    """
+
+    def __init__(self, hold_seconds: float = HOLD_SECONDS) -> None:
+        self.connects = 0
+        self.merged = 0
+        self._hold = timedelta(seconds=hold_seconds)
+        self._queue: deque[_Held] = deque()
+        self._waiting: dict[tuple[str, str, str], _Held] = {}
+
+    def feed(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Give the events that are settled with these entries."""
+        for entry in entries:
+            record = entry.record
+            is_tunnel = record.method == CONNECT and record.status == _OPENED
+            if is_tunnel and opened(record):
+                self.connects += 1
+            elif is_tunnel and _is_awaited(record):
+                self._hold_back(entry)
+                yield from self._settled(record.time)
+            else:
+                if self._waiting:
+                    self._answer(record)
+                if self._queue:
+                    self._queue.append(_Held(entry))
+                    yield from self._settled(record.time)
+                else:
+                    yield entry
+
+    def flush(self) -> Iterator[Entry]:
+        """Give all that is held: nothing more comes, or it has been waited for long enough."""
+        self._waiting.clear()
+        yield from (held.entry for held in self._queue if not held.answered)
+        self._queue.clear()
+
+    def _hold_back(self, entry: Entry) -> None:
+        held = _Held(entry, _later(entry.record.time, self._hold))
+        self._queue.append(held)
+        self._waiting[_tunnel_of(entry.record)] = held
+
+    def _answer(self, record: Record) -> None:
+        held = self._waiting.pop(_tunnel_of(record), None)
+        if held is not None:
+            held.answered = True
+            self.merged += 1
+
+    def _settled(self, now: str) -> Iterator[Entry]:
+        while self._queue and not self._must_wait(self._queue[0], now):
+            held = self._queue.popleft()
+            if not held.answered:
+                self._forget(held)
+                yield held.entry
+
+    def _must_wait(self, held: _Held, now: str) -> bool:
+        return held.until > now and not held.answered and len(self._queue) <= HELD_AT_MOST
+
+    def _forget(self, held: _Held) -> None:
+        tunnel = _tunnel_of(held.entry.record)
+        if self._waiting.get(tunnel) is held:
+            del self._waiting[tunnel]
+
+
+def events(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Turn all the records there are into events."""
+    found = Events()
+    yield from found.feed(entries)
+    yield from found.flush()
+
+
+def opened(record: Record) -> bool:
+    """Tell whether a record is the CONNECT of a tunnel that was allowed and opened: transport, for what has its own."""
+    return (
+        record.method == CONNECT
+        and record.status == _OPENED
+        and record.verdict == "allow"
+        and record.error == NONE
+        and _ABORTED not in record.squid
+    )
+
+
+def _is_awaited(record: Record) -> bool:
+    """Tell whether a CONNECT was denied, and its client may still ask for something in the tunnel."""
+    return record.verdict == "deny" and _ABORTED not in record.squid
+
+
+def _tunnel_of(record: Record) -> tuple[str, str, str]:
+    return record.client, record.connection, record.tunnel
+
+
+def _later(time: str, hold: timedelta) -> str:
+    try:
+        return f"{(datetime.fromisoformat(time) + hold).isoformat(timespec='milliseconds')[:23]}Z"
+    except (ValueError, OverflowError):
+        return ""

@@ -1,0 +1,177 @@
+"""A CONNECT and what came through its tunnel are one event."""
+
+from collections.abc import Iterable
+from itertools import count
+
+from squidkeeper.observe import events as module
+from squidkeeper.observe.events import Entry, Events, events
+from squidkeeper.observe.record import NONE, Record
+
+TEMPLATE = Record(
+    v=1,
+    time="2026-11-25T12:00:00.000Z",
+    client="192.168.137.2",
+    user=NONE,
+    method="GET",
+    url="https://open.example/x",
+    status=200,
+    bytes=500,
+    duration_ms=3,
+    verdict="allow",
+    rule="open",
+    revision="0123456789ab",
+    credential=NONE,
+    fetched=NONE,
+    sni=NONE,
+    tunnel=NONE,
+    upstream=NONE,
+    upstream_ms=NONE,
+    error=NONE,
+    user_agent=NONE,
+    squid="TCP_MISS/HIER_DIRECT",
+    connection="1",
+)
+
+
+DENIED: dict[str, object] = {
+    "verdict": "deny",
+    "rule": "closed",
+    "error": "403:ERR_SQUIDKEEPER_DENIED",
+    "tunnel": "closed.example:443%20denied%20by%20closed",
+}
+
+
+def entry(second: float = 0, **fields: object) -> Entry:
+    values = {name: getattr(TEMPLATE, name) for name in TEMPLATE.__struct_fields__}
+    record = Record(**{**values, "time": f"2026-11-25T12:00:{second:06.3f}Z", **fields})
+    return Entry(b"", record)
+
+
+def get(second: float = 0, connection: str = "1", **fields: object) -> Entry:
+    return entry(second, connection=connection, **fields)
+
+
+def denied_connect(second: float = 0, connection: str = "2", **fields: object) -> Entry:
+    own = {"method": "CONNECT", "url": "closed.example:443", "squid": "TCP_DENIED/HIER_NONE"}
+    return entry(second, connection=connection, **{**DENIED, **own, **fields})
+
+
+def denied_inside(second: float = 0, connection: str = "2", **fields: object) -> Entry:
+    own = {"url": "https://closed.example/secret?x", "status": 403, "squid": "NONE_NONE/HIER_NONE"}
+    return entry(second, connection=connection, **{**DENIED, **own, **fields})
+
+
+def opened_connect(second: float = 0, connection: str = "3", **fields: object) -> Entry:
+    own = {"method": "CONNECT", "url": "open.example:443", "tunnel": "open.example:443"}
+    return entry(second, connection=connection, **{**own, "squid": "NONE_NONE/HIER_DIRECT", **fields})
+
+
+def told(found: Events, entries: Iterable[Entry]) -> list[Entry]:
+    given = list(entries)
+    out = [*found.feed(given), *found.flush()]
+    assert len(out) + found.connects + found.merged == len(given)
+    return out
+
+
+def test_plain_requests_are_events_as_they_are() -> None:
+    given = [get(1), get(2, connection="9")]
+    assert list(events(given)) == given
+
+
+def test_a_denied_connect_and_its_request_are_the_request() -> None:
+    inside = denied_inside(1)
+    found = Events()
+    assert told(found, [denied_connect(0), inside]) == [inside]
+    assert (found.merged, found.connects) == (1, 0)
+
+
+def test_each_further_request_in_a_denied_tunnel_is_an_event_of_its_own() -> None:
+    inside = [denied_inside(second) for second in range(1, 4)]
+    assert told(Events(), [denied_connect(0), *inside]) == inside
+
+
+def test_a_denied_connect_without_a_request_is_the_event() -> None:
+    connect = denied_connect(0)
+    assert told(Events(), [connect, get(1)]) == [connect, get(1)]
+
+
+def test_a_connect_denied_for_its_private_address_and_its_request_are_one_event() -> None:
+    inside = denied_inside(1, tunnel="inside.example:443", rule="private-address")
+    assert told(Events(), [denied_connect(0, tunnel="inside.example:443"), inside]) == [inside]
+
+
+def test_a_client_that_left_during_tls_is_told_at_once() -> None:
+    gone = denied_connect(0, squid="NONE_NONE_ABORTED/HIER_NONE", error="ERR_CLIENT_GONE")
+    assert list(Events().feed([gone])) == [gone]
+
+
+def test_requests_of_other_connections_do_not_stand_for_a_denied_connect() -> None:
+    strangers = [
+        denied_inside(1, connection="7"),
+        denied_inside(2, client="192.168.137.3"),
+        denied_inside(3, tunnel="other.example:443%20denied%20by%20closed"),
+    ]
+    connect = denied_connect(0)
+    assert told(Events(), [connect, *strangers]) == [connect, *strangers]
+
+
+def test_the_order_is_kept_while_a_connect_waits() -> None:
+    found = Events()
+    connect, others, inside = denied_connect(0), [get(1), get(2)], denied_inside(3)
+    assert list(found.feed([connect, *others])) == []
+    assert list(found.feed([inside])) == [*others, inside]
+
+
+def test_a_connect_waits_no_longer_than_the_hold() -> None:
+    found = Events(hold_seconds=5)
+    connect, others = denied_connect(0), [get(1), get(4.9), get(5)]
+    assert list(found.feed([connect, *others[:2]])) == []
+    assert list(found.feed(others[2:])) == [connect, *others]
+    late = denied_inside(6)
+    assert list(found.feed([late])) == [late]
+    assert found.merged == 0
+
+
+def test_no_more_than_a_bound_waits_behind_connects() -> None:
+    found = Events()
+    many = [denied_connect(0, connection=str(number)) for number in range(module.HELD_AT_MOST + 500)]
+    assert list(found.feed(many)) == many[:500]
+    assert (len(found._queue), len(found._waiting)) == (module.HELD_AT_MOST, module.HELD_AT_MOST)
+    assert list(found.feed([get(0)])) == [many[500]]
+    assert list(found.flush()) == [*many[501:], get(0)]
+
+
+def test_thousands_of_denied_tunnels_at_once_find_their_requests() -> None:
+    tunnels = [str(number) for number in range(5000)]
+    inside = [denied_inside(1, connection=number) for number in tunnels]
+    found = Events()
+    assert told(found, [*(denied_connect(0, connection=number) for number in tunnels), *inside]) == inside
+    assert found.merged == len(tunnels)
+
+
+def test_a_connection_number_used_again_after_a_restart_loses_nothing() -> None:
+    first, second, inside = denied_connect(0), denied_connect(1), denied_inside(2)
+    assert told(Events(), [first, second, inside]) == [first, inside]
+
+
+def test_an_opened_tunnel_is_no_event_and_is_counted() -> None:
+    found = Events()
+    inside = get(1, connection="3", tunnel="open.example:443")
+    assert told(found, [opened_connect(0), inside]) == [inside]
+    assert (found.connects, found.merged) == (1, 0)
+
+
+def test_a_tunnel_that_came_to_nothing_is_an_event() -> None:
+    clock = count()
+    nothing = [
+        opened_connect(next(clock), error="ERR_PROTOCOL_UNKNOWN"),
+        opened_connect(next(clock), squid="NONE_NONE_ABORTED/HIER_NONE"),
+        opened_connect(next(clock), verdict=NONE, rule=NONE),  # nobody was asked
+        opened_connect(next(clock), status=403, verdict="deny", squid="TCP_DENIED/HIER_NONE"),
+    ]
+    assert told(Events(), nothing) == nothing
+
+
+def test_a_record_without_a_readable_time_is_not_lost() -> None:
+    connect = denied_connect(0, time="yesterday")
+    assert told(Events(), [connect, get(1)]) == [connect, get(1)]
