@@ -12,6 +12,7 @@ from squidkeeper.errors import InvalidLine, ReplyTooLong
 from squidkeeper.wire import (
     IN_FLIGHT_LIMIT,
     LINE_LIMIT,
+    LONGEST_CHANNEL,
     LineBuffer,
     Reply,
     Result,
@@ -112,12 +113,20 @@ def test_a_stream_is_cut_into_its_lines_wherever_reads_end(data: bytes, sizes: l
     assert got == [line.removesuffix(b"\r") for line in data.split(b"\n")[:-1]]
 
 
-def test_a_line_over_the_limit_is_kept_to_one_byte_more_and_then_refused() -> None:
+@pytest.mark.parametrize("channel", [b"", b"1 ", LONGEST_CHANNEL + b" "])
+@pytest.mark.parametrize("over", [b"x", b"\r2", b"x" * 20 * LINE_LIMIT])
+def test_of_a_line_over_the_limit_a_little_is_kept_and_it_is_refused(channel: bytes, over: bytes) -> None:
     buffer = LineBuffer()
-    for _ in range(20):
-        assert buffer.feed(b"1 " + b"x" * LINE_LIMIT) == []
+    assert buffer.feed(channel + b"x" * LINE_LIMIT + over) == []
     [line, following] = buffer.feed(b"\n2 a\n")
-    assert len(line) == LINE_LIMIT + 1
+    assert len(line) <= LINE_LIMIT + len(LONGEST_CHANNEL + b" ") + 1
     assert following == b"2 a"
     with pytest.raises(InvalidLine, match="longer than"):
-        parse_tokens(line, (1,))
+        parse_tokens(line.removeprefix(channel), (1,))
+
+
+def test_a_request_of_just_the_limit_is_taken() -> None:
+    request = b"x" * LINE_LIMIT
+    [line] = LineBuffer().feed(LONGEST_CHANNEL + b" " + request + b"\r\n")
+    assert split_channel(line) == (LONGEST_CHANNEL, request)
+    assert parse_tokens(request, (1,)) == [request.decode()]

@@ -15,8 +15,9 @@ from urllib.parse import unquote_to_bytes
 
 from squidkeeper.errors import InvalidLine, ReplyTooLong
 
-LINE_LIMIT = 128 * 1024  # bytes; two URLs of 8,191 bytes, each byte escaped, and what stands beside them
+LINE_LIMIT = 128 * 1024  # bytes of a request; two URLs of 8,191 bytes, each byte escaped, and what stands beside them
 LONGEST_CHANNEL = b"9" * 19
+_CHANNEL_ROOM = len(LONGEST_CHANNEL) + len(b" ")
 IN_FLIGHT_LIMIT = 31_900  # bytes; Squid reads a child through 32 KB, and takes an ID that is torn there for another
 UNNUMBERED_LIMIT = 100_000  # bytes; with concurrency=0 a single reply is in flight and no ID can be torn
 
@@ -47,18 +48,20 @@ class Reply:
 class LineBuffer:
     """Cuts a stream into lines and never holds more than one line's limit of it.
 
-    Of a line over the limit, one byte more than the limit is kept, which `parse_tokens` refuses.
+    Of a line over the limit, one byte more than the limit is kept. By the limit that is left out, what stands behind
+    the channel-ID of such a line is still more than `parse_tokens` takes: nothing is judged by a part of itself.
     """
 
-    def __init__(self, limit: int = LINE_LIMIT) -> None:
-        self._limit = limit
+    def __init__(self, limit: int = LINE_LIMIT + _CHANNEL_ROOM) -> None:
+        self._kept = limit + 1
+        self._held = limit + 1 + len(b"\r")  # a line that is cut at a bare CR would else look whole
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take what was read; give the lines that are complete now, without their ends."""
         *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[: self._limit + 1]
-        return [line[: self._limit + 1].removesuffix(b"\r") for line in lines]
+        self._rest = rest[: self._held]
+        return [line[: self._held].removesuffix(b"\r")[: self._kept] for line in lines]
 
 
 def split_channel(line: bytes) -> tuple[bytes, bytes] | None:
