@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.slots import SLOTS, Key, Slot, SlotWriter, Status, Totals, read_slots, sample_key
+from squidkeeper.slots import SLOTS, Key, Slot, SlotWriter, Status, Totals, histogram_keys, read_slots, sample_key
 
 # A process that takes a slot and counts what it is told: each line a JSON list of [key, amount]; it answers each.
 WRITER = """
@@ -464,3 +464,13 @@ def test_a_name_in_any_letters_comes_back_as_it_was(names: list[str]) -> None:
         start_and_kill(Path(folder), {("hits", "rule", name): 1 for name in names})
         (slot,) = slots(Path(folder))
         assert {sample_key(sample) for sample in slot.samples} == {("hits", "rule", name) for name in names}
+
+
+def test_a_histogram_has_a_key_for_each_bucket_alone_and_for_the_sum() -> None:
+    assert histogram_keys("seconds", {"helper": "host"}, (0.00001, 0.5, 1.0)) == (
+        ("seconds_bucket", "helper", "host", "le", "1e-05"),
+        ("seconds_bucket", "helper", "host", "le", "0.5"),
+        ("seconds_bucket", "helper", "host", "le", "1.0"),
+        ("seconds_bucket", "helper", "host", "le", "+Inf"),
+        ("seconds_sum", "helper", "host"),
+    )

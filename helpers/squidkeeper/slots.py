@@ -32,7 +32,7 @@ import struct
 import threading
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -40,6 +40,7 @@ Key = tuple[str, ...]  # a metric's name, then its labels: name, value, name, va
 Sample = tuple[str, dict[str, str], float]  # a metric's name, its labels by name, the value
 
 SLOTS = 64
+INFINITY = "+Inf"
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +78,17 @@ class Slot:
     status: Status | None = None
     samples: tuple[Sample, ...] = ()
     problem: str | None = None
+
+
+def make_key(metric: str, labels: Mapping[str, str]) -> Key:
+    """Make the key of a counter."""
+    return (metric, *(text for pair in labels.items() for text in pair))
+
+
+def histogram_keys(metric: str, labels: Mapping[str, str], bounds: Sequence[float]) -> tuple[Key, ...]:
+    """Make the keys of a histogram: of each bucket (`le`; it counts what fell into it alone), and at last of the sum."""
+    buckets = (make_key(f"{metric}_bucket", {**labels, "le": bound}) for bound in (*map(str, bounds), INFINITY))
+    return (*buckets, make_key(f"{metric}_sum", labels))
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -127,7 +139,7 @@ class Totals:
 def sample_key(sample: Sample) -> Key:
     """Give the key of a sample."""
     metric, labels, _ = sample
-    return (metric, *(text for pair in labels.items() for text in pair))
+    return make_key(metric, labels)
 
 
 def _sum(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
@@ -246,8 +258,8 @@ def _key_lines(descriptor: int) -> Iterator[bytes]:
 def _parse_key(line: bytes) -> Key | None:
     try:
         metric, labels = json.loads(line)
-        key = (metric, *(text for pair in labels.items() for text in pair))
-        return key if all(text.encode() or True for text in key) else None  # also no lone surrogate
+        found = make_key(metric, labels)
+        return found if all(text.encode() or True for text in found) else None  # also no lone surrogate
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -335,7 +347,7 @@ class SlotWriter:
 
     def _bounded(self, key: Key) -> Key:
         labels = {label: self._overflow.get(label, value) for label, value in _labels(key).items()}
-        return sample_key((key[0], labels, 0))
+        return make_key(key[0], labels)
 
     def _flush(self) -> None:
         if self._lines_written < len(self._lines):
@@ -382,15 +394,15 @@ class SlotWriter:
         counted = {key: self._values[index] for key, index in self._indices.items()}
         self._forget()
         self._path, self._descriptor, self._identity = path, descriptor, identity
-        self._take_over(keys, values)
+        self._take_over(keys, length, values)
         for key, amount in counted.items():
             self._values[self._index(key)] += amount
 
-    def _take_over(self, keys: list[Key], values: list[float]) -> None:
+    def _take_over(self, keys: list[Key], length: int, values: list[float]) -> None:
         self._lines = [_key_line(key) for key in keys]
-        self._lines_bytes = sum(map(len, self._lines))
+        self._lines_bytes = length
         self._lines_written = len(keys)
-        self._lines_end = _KEYS_AT + self._lines_bytes
+        self._lines_end = _KEYS_AT + length
         self._indices = {key: index for index, key in enumerate(keys)}
         for index, value in enumerate(values[: len(keys)]):
             self._values[index] = value
