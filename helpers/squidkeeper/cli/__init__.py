@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-_COMMANDS = ("check", "explain", "acl", "rewrite", "credential")  # the helpers last: people call the others
+_COMMANDS = ("check", "explain", "log", "report", "acl", "rewrite", "credential")  # helpers last
 
 
 class LateGroup(click.Group):

@@ -111,6 +111,8 @@ def _written_until(path: Path) -> float:
 
 
 def _begins(path: Path) -> str:
+    if path == STDIN:
+        return ""
     try:
         return parse_record(_head(path)).time
     except (InvalidRecord, UnreadableLog):
@@ -203,6 +205,11 @@ class Position:
 
     first_line_digest: str = ""
     offset: int = 0
+
+
+def beginning(path: Path) -> Position:
+    """Give the position at the beginning of a log, from which a follower goes on through all that are newer."""
+    return Position(_digest_of(path) or "")
 
 
 class Follower:

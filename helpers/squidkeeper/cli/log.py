@@ -1,0 +1,219 @@
+"""`squidkeeper log` (floor 6)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from squidkeeper.errors import PatternError, UnreadableLog
+from squidkeeper.observe import filters
+from squidkeeper.observe.events import Entry, Events
+from squidkeeper.observe.groups import KEYS
+from squidkeeper.observe.listing import Counts, Lines, Rows, printable
+from squidkeeper.observe.logs import STDIN, Follower, beginning, holding_since, in_order, read_blocks, size_on_disk
+from squidkeeper.observe.reading import Reading
+
+if TYPE_CHECKING:
+    from squidkeeper.observe.filters import Predicate
+    from squidkeeper.observe.listing import Listing
+    from squidkeeper.observe.logs import Block
+
+DEFAULT_LOG = Path("/var/log/squid/access.log")
+_LOOK_EVERY_SECONDS = 0.25
+_SETTLE_SECONDS = 2.0  # how long --follow waits for the request that a denied CONNECT answers
+
+
+class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
+    """A time of --since and --until."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Parse what was given."""
+        try:
+            return filters.parse_moment(str(value), datetime.now(UTC))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--since", metavar="TIME", type=Moment(), help="15m, 2h or 3d ago, or an ISO time (UTC unless it says).")
+@click.option("--until", metavar="TIME", type=Moment(), help="Up to, and without, that time.")
+@click.option("--client", metavar="WHO", multiple=True, help="An address, a network or a proxy user.")
+@click.option("--host", metavar="PATTERN", multiple=True, help="A host pattern as in a policy, such as .example.com.")
+@click.option("--rule", metavar="NAME", multiple=True, help="The rule that decided.")
+@click.option("--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: nobody was asked.")
+@click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403, or a class such as 4xx.")
+@click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record's own lines.")
+@click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials and bytes by this.")
+@click.option("--connects", is_flag=True, help="Show every CONNECT, also those that another line stands for.")
+def log(files: tuple[Path, ...], follow: bool, as_json: bool, by: str | None, connects: bool, **given: Any) -> None:
+    """Show the record of requests: FILEs, `-` for standard input, or else /var/log/squid/access.log.
+
+    Files may be rotated and compressed (.gz, .bz2, .xz) and are read in the order of time. Without FILE, --since reads
+    what the log has been rotated to as well. Options given several times mean any of their values; different options
+    must all hold.
+
+    A tunnel and what passed through it are one event: the CONNECT of a denied tunnel is shown as the request it
+    answered, that of an opened one not at all; --connects shows them.
+    """
+    if follow and (by or len(files) > 1 or STDIN in files):
+        raise click.UsageError("--follow reads one log as it is written, and does not go with --by, several FILEs or -")
+    run = Run(_predicate(given), _listing(by, as_json=as_json), connects=connects)
+    try:
+        if follow:
+            run.follow(_follower(files[0] if files else DEFAULT_LOG, given["since"]))
+        else:
+            run.read(in_order(files) if files else holding_since(DEFAULT_LOG, given["since"]))
+        run.end()
+    except UnreadableLog as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        run.end()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _listing(by: str | None, *, as_json: bool) -> Listing:
+    if by:
+        return Counts(by, as_json=as_json)
+    return Lines() if as_json else Rows(coloured=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+
+
+# --- what is asked for --------------------------------------------------------------------------------------------
+
+_FILTERS: dict[str, Callable[[Any], Predicate]] = {
+    "since": filters.since,
+    "until": filters.until,
+    "client": filters.of_client,
+    "host": filters.of_host,
+    "rule": filters.of_rule,
+    "verdict": filters.of_verdict,
+    "status": filters.of_status,
+}
+
+
+def _predicate(given: dict[str, Any]) -> Predicate | None:
+    wanted = [_filter(name, given[name]) for name in _FILTERS if given[name]]
+    return filters.all_of(wanted) if wanted else None
+
+
+def _filter(name: str, value: Any) -> Predicate:
+    try:
+        return _FILTERS[name](value)
+    except (PatternError, ValueError) as error:
+        raise click.BadParameter(str(error), param_hint=f"--{name}") from error
+
+
+def _follower(path: Path, since: datetime | None) -> Follower:
+    if since is None:
+        return Follower(path, at_end=True)
+    return Follower(path, beginning(holding_since(path, since)[0]))
+
+
+# --- from files to what is shown ----------------------------------------------------------------------------------
+
+
+class Run:
+    """One call of the command: which events are wanted, how they are shown, and what has been read so far."""
+
+    def __init__(self, wanted: Predicate | None, listing: Listing, *, connects: bool) -> None:
+        self._wanted = wanted
+        self._listing = listing
+        self._events = None if connects else Events()
+        self._reading = Reading()
+        self._shown = 0
+
+    def read(self, files: list[Path]) -> None:
+        """Show whole files."""
+        with _progress(files, hidden=self._listing.scrolls and sys.stdout.isatty()) as advance:
+            for block in read_blocks(files):
+                self._feed(block.lines, str(block.path), block.number)
+                advance(block)
+            self._settle()
+
+    def follow(self, follower: Follower) -> None:
+        """Show a log as it is written, for ever."""
+        lost, quiet_since = 0, time.monotonic()
+        while True:
+            lines = follower.read()
+            if lines:
+                self._feed(lines, "a line", None)
+                quiet_since = time.monotonic()
+                continue
+            if time.monotonic() - quiet_since > _SETTLE_SECONDS:
+                self._settle()
+            if follower.lost > lost:
+                lost = follower.lost
+                click.echo("A stretch of the log was gone before it was read.", err=True)
+            time.sleep(_LOOK_EVERY_SECONDS)
+
+    def end(self) -> None:
+        """Show what is shown at the end; say on stderr what was left out."""
+        _write(self._listing.end())
+        reading, events = self._reading, self._events
+        if events and (events.connects or events.merged) and not isinstance(self._listing, Lines):
+            click.echo(
+                f"{_several(reading.records, 'record')} read, {_several(self._shown, 'event')} shown. Left out: the "
+                f"CONNECTs of {events.connects:,} opened tunnels and of {events.merged:,} denied ones whose request is "
+                "an event (--connects shows them).",
+                err=True,
+            )
+        if reading.invalid:
+            left_out = f"{_several(reading.invalid, 'line')} left out, no record being on them"
+            click.echo(f"{left_out}; the first: {printable(reading.first_invalid)}", err=True)
+
+    def _feed(self, lines: list[bytes], name: str, number: int | None) -> None:
+        entries = self._reading.entries(lines, name, number)
+        self._show(self._events.feed(entries) if self._events else entries)
+
+    def _settle(self) -> None:
+        if self._events:
+            self._show(self._events.flush())
+
+    def _show(self, entries: Iterable[Entry]) -> None:
+        _write(self._listing.take(self._select(entries)))
+
+    def _select(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        wanted = self._wanted
+        for entry in entries:
+            if wanted is None or wanted(entry.record):
+                self._shown += 1
+                yield entry
+
+
+def _write(text: str) -> None:
+    if text:
+        sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+        sys.stdout.buffer.flush()
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+@contextmanager
+def _progress(files: list[Path], *, hidden: bool) -> Iterator[Callable[[Block], None]]:
+    """Draw how far the files have been read on stderr, where that is a terminal that is not being written to."""
+    total = 0 if hidden or not sys.stderr.isatty() else size_on_disk(files)
+    if not total:
+        yield lambda _: None
+        return
+    done: dict[Path, int] = {}
+    with click.progressbar(length=total, label="Reading", file=sys.stderr) as bar:
+
+        def advance(block: Block) -> None:
+            bar.update(block.consumed - done.get(block.path, 0))
+            done[block.path] = block.consumed
+
+        yield advance

@@ -1,0 +1,130 @@
+"""Which records are asked for (floor 5): one predicate for each option of `squidkeeper log`; all must hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Final
+
+from squidkeeper.errors import InvalidUrl, PatternError
+from squidkeeper.observe.record import NONE, Record, text
+from squidkeeper.policy.hosts import Network, parse_host_pattern, parse_network
+from squidkeeper.url import Host, parse_address, parse_authority
+
+Predicate = Callable[[Record], bool]
+
+_CACHED: Final = 65_536
+_SPAN = re.compile(r"(\d{1,6})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_STATUS = re.compile(r"([0-9]{3})|([0-9])xx")
+_NO_HOST = Host(NONE)
+_LONGEST: Final = 300  # characters of an authority: a name of 253 and a port
+
+
+def parse_moment(given: str, now: datetime) -> datetime:
+    """Parse a span back from now (`15m`, `2h`, `3d`) or an ISO time, in UTC unless it says otherwise; or ValueError."""
+    span = _SPAN.fullmatch(given)
+    try:
+        if span:
+            return now - timedelta(seconds=int(span[1]) * _SECONDS[span[2]])
+        moment = datetime.fromisoformat(given)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{given!r} is no time, expected 15m, 2h, 3d or an ISO time such as {_iso(now)}") from error
+
+
+def since(moment: datetime) -> Predicate:
+    """Hold for requests that ended at this time or later."""
+    start = _iso(moment)
+    return lambda record: record.time >= start
+
+
+def until(moment: datetime) -> Predicate:
+    """Hold for requests that ended before this time."""
+    end = _iso(moment)
+    return lambda record: record.time < end
+
+
+def of_client(given: Iterable[str]) -> Predicate:
+    """Hold for one of these clients: an address, a network, or else a proxy user."""
+    holds = [_of_client(one) for one in given]
+    known = lru_cache(_CACHED)(lambda address, user: any(one(address, user) for one in holds))
+    return lambda record: known(record.client, record.user)
+
+
+def of_host(given: Iterable[str]) -> Predicate:
+    """Hold for hosts that one of these patterns matches, as in a policy; `PatternError` for one that is none."""
+    patterns = [parse_host_pattern(one) for one in given]
+    known = lru_cache(_CACHED)(lambda host: any(pattern.matches(host) for pattern in patterns))
+    return lambda record: known(host_of(record.url))
+
+
+def of_rule(given: Iterable[str]) -> Predicate:
+    """Hold for requests that one of these rules decided."""
+    rules = frozenset(given)
+    return lambda record: record.rule in rules
+
+
+def of_verdict(verdict: str) -> Predicate:
+    """Hold for `allow`, `deny`, or `-`: nobody was asked."""
+    return lambda record: record.verdict == verdict
+
+
+def of_status(given: Iterable[str]) -> Predicate:
+    """Hold for one of these statuses (`403`) or classes (`4xx`); ValueError for one that is neither."""
+    statuses = frozenset(status for one in given for status in _statuses(one))
+    return lambda record: record.status in statuses
+
+
+def all_of(predicates: Iterable[Predicate]) -> Predicate:
+    """Hold where all of them do."""
+    every = tuple(predicates)
+    return every[0] if len(every) == 1 else lambda record: all(holds(record) for holds in every)
+
+
+def host_of(url: str) -> Host:
+    """Give the host of a record's URL, or of a CONNECT's `host:port`; `-` where it has none."""
+    authority = authority_of(url)
+    return _host(authority) if len(authority) <= _LONGEST else _NO_HOST
+
+
+def authority_of(url: str) -> str:
+    """Give `host` or `host:port` of a record's URL as it stands there; of what is no URL, all of it."""
+    _, slashes, rest = url.partition("://")
+    return rest.partition("/")[0].partition("?")[0] if slashes else url
+
+
+@lru_cache(_CACHED)
+def _host(authority: str) -> Host:
+    try:
+        return parse_authority(authority.rpartition("@")[2])[0]
+    except InvalidUrl:
+        return _NO_HOST
+
+
+def _of_client(given: str) -> Callable[[str, str], bool]:
+    try:
+        network = parse_network(given)
+    except PatternError:
+        return lambda _, user: text(user) == given
+    return lambda address, _: _is_in(address, network)
+
+
+def _is_in(address: str, network: Network) -> bool:
+    try:
+        return parse_address(address) in network
+    except InvalidUrl:
+        return False
+
+
+def _statuses(given: str) -> Iterable[int]:
+    match = _STATUS.fullmatch(given)
+    if match is None:
+        raise ValueError(f"{given!r} is no status, expected one such as 403, or a class such as 4xx")
+    return [int(match[1])] if match[1] else range(int(match[2]) * 100, int(match[2]) * 100 + 100)
+
+
+def _iso(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC).isoformat(timespec='milliseconds')[:23]}Z"

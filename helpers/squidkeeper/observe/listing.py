@@ -1,0 +1,144 @@
+"""Records as text (floor 5): a table, the record's own lines, or counts. Nothing in them can steer a terminal.
+
+Values are shown as they are logged, in percent-encoding; what a log holds beside that (it may be of anyone's making)
+is escaped where it is not printable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Final, Protocol
+from urllib.parse import quote
+
+from squidkeeper.observe.events import Entry
+from squidkeeper.observe.groups import Group, Groups
+from squidkeeper.observe.record import NONE, Record
+
+_COLOURS: Final = {"allow": "\x1b[32mallow\x1b[0m", "deny": "\x1b[31mdeny\x1b[0m", NONE: "\x1b[33m-\x1b[0m"}
+_WIDEST: Final = 40  # of a column that the first rows set; what is longer pushes its row aside
+
+
+class Listing(Protocol):
+    """What is printed of events."""
+
+    scrolls: bool  # whether there is output before the end
+
+    def take(self, entries: Iterable[Entry]) -> str:
+        """Take events; give what is to be printed now."""
+
+    def end(self) -> str:
+        """Give what is to be printed at the end."""
+
+
+class Rows:
+    """A line for each event, under a header; the first ones set the columns' widths. The URL is last, and whole."""
+
+    scrolls = True
+
+    def __init__(self, *, coloured: bool) -> None:
+        self._coloured = coloured
+        self._row = ""
+
+    def take(self, entries: Iterable[Entry]) -> str:
+        """Write the rows."""
+        records = [entry.record for entry in entries]
+        header = "" if self._row or not records else self._header(records)
+        return header + "".join(map(self._line, records))
+
+    def end(self) -> str:
+        """Give nothing more."""
+        return ""
+
+    def _header(self, records: list[Record]) -> str:
+        client = _width("CLIENT", map(client_of, records))
+        rule = _width("RULE", (record.rule for record in records))
+        self._row = f"{{:<24}}  {{:<{client}}}  {{:<7}}  {{:<{rule}}}  {{:>6}}  {{:<7}}  {{:>6}}  {{}}\n"
+        return self._row.format("TIME", "CLIENT", "VERDICT", "RULE", "STATUS", "METHOD", "MS", "URL")
+
+    def _line(self, one: Record) -> str:
+        client = client_of(one)
+        row = self._row.format(
+            one.time, client, one.verdict, one.rule, one.status, one.method, one.duration_ms, one.url
+        )
+        row = row if row[:-1].isprintable() else f"{printable(row[:-1])}\n"
+        return self._colour(row, one.verdict) if self._coloured else row
+
+    def _colour(self, row: str, verdict: str) -> str:
+        before, found, after = row.partition(f"  {verdict} ")
+        return f"{before}  {_COLOURS[verdict]} {after}" if found and verdict in _COLOURS else row
+
+
+class Lines:
+    """The record's own lines."""
+
+    scrolls = True
+
+    def take(self, entries: Iterable[Entry]) -> str:
+        """Give the lines."""
+        return "".join([_json_line(entry.line) for entry in entries])
+
+    def end(self) -> str:
+        """Give nothing more."""
+        return ""
+
+
+class Counts:
+    """Requests counted by what they have in common, as a table or as JSON lines, at the end."""
+
+    scrolls = False
+
+    def __init__(self, by: str, *, as_json: bool) -> None:
+        self._by = by
+        self._as_json = as_json
+        self._groups = Groups(by)
+
+    def take(self, entries: Iterable[Entry]) -> str:
+        """Count."""
+        add = self._groups.add
+        for entry in entries:
+            add(entry.record)
+        return ""
+
+    def end(self) -> str:
+        """Write the counts, that of the most requests first."""
+        groups = self._groups.most_first()
+        if self._as_json:
+            return "".join(f"{json.dumps(self._object(key, group))}\n" for key, group in groups)
+        rows = [("REQUESTS", "DENIED", "BYTES", "LAST", self._by.upper())]
+        rows += [(str(one.requests), str(one.denied), str(one.bytes), one.last, key) for key, one in groups]
+        return _aligned(rows)
+
+    def _object(self, key: str, group: Group) -> dict[str, object]:
+        return {
+            self._by: key,
+            "requests": group.requests,
+            "denied": group.denied,
+            "bytes": group.bytes,
+            "last": group.last,
+        }
+
+
+def client_of(record: Record) -> str:
+    """Name who asked: the proxy user, where there is one, and the address."""
+    return record.client if record.user == NONE else f"{record.user}@{record.client}"
+
+
+def printable(value: str) -> str:
+    """Escape what is not printable."""
+    return "".join(one if one.isprintable() else quote(one, errors="replace") for one in value)
+
+
+def _width(title: str, values: Iterable[str]) -> int:
+    return min(_WIDEST, max(map(len, (title, *values))))
+
+
+def _aligned(rows: list[tuple[str, str, str, str, str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    row = "  ".join([*(f"{{:>{width}}}" for width in widths[:3]), f"{{:<{widths[3]}}}", "{}"])
+    return "".join(f"{printable(row.format(*values))}\n" for values in rows)
+
+
+def _json_line(line: bytes) -> str:
+    text = line.decode("utf-8", "replace")
+    return f"{text}\n" if text.isprintable() else f"{json.dumps(json.loads(text))}\n"

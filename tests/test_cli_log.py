@@ -1,0 +1,380 @@
+"""`squidkeeper log` as it is called: files, filters, forms, and what it does with what is no record."""
+
+import gzip
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from click.testing import CliRunner
+
+from squidkeeper.cli.log import log
+from squidkeeper.observe import filters, groups
+from squidkeeper.observe.record import Record, parse_record
+
+NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+def line(minute: float = 0, url: str = "https://open.example/x", **fields: Any) -> str:
+    """A record that ended so many minutes after noon, as Squid writes it."""
+    time = f"{(NOON + timedelta(minutes=minute)).isoformat(timespec='milliseconds')[:23]}Z"
+    record = {
+        **dict.fromkeys(Record.__struct_fields__, "-"),
+        "v": 1,
+        "time": time,
+        "client": "192.168.137.2",
+        "method": "GET",
+        "url": url,
+        "status": 200,
+        "bytes": 500,
+        "duration_ms": 3,
+        "verdict": "allow",
+        "rule": "open",
+        "squid": "TCP_MISS/HIER_DIRECT",
+        "connection": "1",
+        **fields,
+    }
+    return json.dumps(record, separators=(",", ":"))
+
+
+DENIED: dict[str, Any] = {"verdict": "deny", "rule": "closed", "status": 403, "squid": "TCP_DENIED/HIER_NONE"}
+LINES = [
+    line(0),
+    line(1, "https://api.open.example/v1?x=1", user="ci-bot", status=404),
+    line(2, "closed.example:443", method="CONNECT", connection="2", **{**DENIED, "status": 200}),
+    line(2, "https://closed.example/a/b?c", connection="2", **DENIED),
+    line(3, "open.example:443", method="CONNECT", connection="3"),
+    line(4, "http://203.0.113.7:8080/", client="2001:db8::7", method="POST", verdict="-", rule="-", status=503),
+]
+EVENTS = [one for number, one in enumerate(LINES) if number not in (2, 4)]
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+def run(*arguments: str | Path) -> Said:
+    done = CliRunner().invoke(log, [str(argument) for argument in arguments])
+    return Said(done.exit_code, done.stdout, done.stderr)
+
+
+def squidkeeper(*arguments: str | Path, **kind: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "squidkeeper", "log", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **kind)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "access.log"
+    path.write_text("\n".join(LINES) + "\n")
+    return path
+
+
+# ── Forms ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_table_is_aligned_and_holds_the_whole_url(path: Path) -> None:
+    said = run(path)
+    assert said.lines == [
+        "TIME                      CLIENT                VERDICT  RULE    STATUS  METHOD       MS  URL",
+        "2026-11-25T12:00:00.000Z  192.168.137.2         allow    open       200  GET           3  https://open.example/x",
+        "2026-11-25T12:01:00.000Z  ci-bot@192.168.137.2  allow    open       404  GET           3  "
+        "https://api.open.example/v1?x=1",
+        "2026-11-25T12:02:00.000Z  192.168.137.2         deny     closed     403  GET           3  "
+        "https://closed.example/a/b?c",
+        "2026-11-25T12:04:00.000Z  2001:db8::7           -        -          503  POST          3  "
+        "http://203.0.113.7:8080/",
+    ]
+    assert said.err == (
+        "6 records read, 4 events shown. Left out: the CONNECTs of 1 opened tunnels and of 1 denied ones whose request "
+        "is an event (--connects shows them).\n"
+    )
+    assert said.code == 0
+
+
+def test_json_lines_are_the_records_own(path: Path) -> None:
+    assert run("--json", path).lines == EVENTS
+
+
+def test_every_connect_is_shown_when_asked_for(path: Path) -> None:
+    said = run("--json", "--connects", path)
+    assert (said.lines, said.err) == (LINES, "")
+
+
+COUNTED = {
+    "host": {"open.example": 1, "api.open.example": 1, "closed.example": 1, "203.0.113.7": 1},
+    "rule": {"open": 2, "closed": 1, "-": 1},
+    "client": {"192.168.137.2": 2, "ci-bot@192.168.137.2": 1, "2001:db8::7": 1},
+    "status": {"200": 1, "404": 1, "403": 1, "503": 1},
+    "path": {
+        "https://open.example/x": 1,
+        "https://api.open.example/v1": 1,
+        "https://closed.example/a/b": 1,
+        "http://203.0.113.7:8080/": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("by", COUNTED)
+def test_requests_are_counted_by_what_they_have_in_common(path: Path, by: str) -> None:
+    counted = [json.loads(one) for one in run("--by", by, "--json", path).lines]
+    assert {one[by]: one["requests"] for one in counted} == COUNTED[by]
+    assert sum(one["denied"] for one in counted) == 1
+    assert sum(one["bytes"] for one in counted) == 2000
+
+
+def test_counts_are_a_table_the_most_first(path: Path) -> None:
+    assert run("--by", "rule", path).lines == [
+        "REQUESTS  DENIED  BYTES  LAST                      RULE",
+        "       2       0   1000  2026-11-25T12:01:00.000Z  open",
+        "       1       0    500  2026-11-25T12:04:00.000Z  -",
+        "       1       1    500  2026-11-25T12:02:00.000Z  closed",
+    ]
+
+
+def test_counts_of_made_up_paths_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "GROUPS_AT_MOST", 10)
+    paths = [*("x" * 8000 + str(one) for one in range(5)), *map(str, range(50))]
+    path.write_text("".join(f"{line(0, f'https://open.example/{one}')}\n" for one in paths))
+    counted = {one["path"]: one["requests"] for one in map(json.loads, run("--by", "path", "--json", path).lines)}
+    assert len(counted) == 11
+    assert counted[groups.OTHERS] == 41
+    assert max(map(len, counted)) < 600
+    assert sum(counted.values()) == 55
+
+
+# ── Filters ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FILTERS: list[tuple[tuple[str, ...], list[int]]] = [
+    (("--since", "2026-11-25T12:02:00Z"), [2, 3]),
+    (("--since", "2026-11-25T13:02:00+01:00"), [2, 3]),
+    (("--since", "2026-11-25 12:02"), [2, 3]),
+    (("--since", "2026-11-26"), []),
+    (("--until", "2026-11-25T12:02:00Z"), [0, 1]),
+    (("--since", "2026-11-25T12:01:00Z", "--until", "2026-11-25T12:02:00Z"), [1]),
+    (("--client", "192.168.137.2"), [0, 1, 2]),
+    (("--client", "192.168.137.0/30"), [0, 1, 2]),
+    (("--client", "192.168.138.0/24"), []),
+    (("--client", "2001:db8::/64"), [3]),
+    (("--client", "2001:DB8:0::7"), [3]),
+    (("--client", "ci-bot"), [1]),
+    (("--client", "ci-bot", "--client", "2001:db8::7"), [1, 3]),
+    (("--host", "open.example"), [0]),
+    (("--host", ".open.example"), [0, 1]),
+    (("--host", "*.open.example"), [1]),
+    (("--host", "OPEN.example."), [0]),
+    (("--host", "203.0.113.0/24"), [3]),
+    (("--host", "open.example", "--host", "closed.example"), [0, 2]),
+    (("--rule", "closed"), [2]),
+    (("--rule", "closed", "--rule", "open"), [0, 1, 2]),
+    (("--verdict", "allow"), [0, 1]),
+    (("--verdict", "deny"), [2]),
+    (("--verdict", "-"), [3]),
+    (("--status", "403"), [2]),
+    (("--status", "4xx"), [1, 2]),
+    (("--status", "4xx", "--status", "503"), [1, 2, 3]),
+    (("--host", ".open.example", "--status", "4xx"), [1]),
+]
+
+
+@pytest.mark.parametrize(("options", "shown"), FILTERS, ids=[" ".join(options) for options, _ in FILTERS])
+def test_a_filter_leaves_what_was_asked_for(path: Path, options: tuple[str, ...], shown: list[int]) -> None:
+    assert run("--json", *options, path).lines == [EVENTS[number] for number in shown]
+
+
+def test_spans_count_back_from_now() -> None:
+    for span, seconds in (("90s", 90), ("15m", 900), ("2h", 7200), ("3d", 259_200), ("1w", 604_800)):
+        assert filters.parse_moment(span, NOON) == NOON - timedelta(seconds=seconds)
+
+
+REFUSED = [
+    (("--since", "yesterday"), "'yesterday' is no time, expected 15m, 2h, 3d or an ISO time such as 20"),
+    (("--since", "999999w"), "'999999w' is no time"),
+    (("--status", "4x"), "'4x' is no status, expected one such as 403, or a class such as 4xx"),
+    (("--host", "https://open.example/"), "is not a host pattern, expected example.com, .example.com"),
+    (("--follow", "--by", "host"), "--follow reads one log as it is written"),
+    (("--follow", "-"), "--follow reads one log as it is written"),
+]
+
+
+@pytest.mark.parametrize(("options", "why"), REFUSED, ids=[" ".join(options) for options, _ in REFUSED])
+def test_what_cannot_be_meant_is_refused_with_what_was_expected(options: tuple[str, ...], why: str) -> None:
+    said = run(*options)
+    assert said.code == 2
+    assert why in " ".join(said.err.split())
+
+
+# ── Files ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rotated_and_compressed_files_are_read_in_the_order_of_time(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("access.log", "access.log.1", "access.log.2.gz")]
+    for minute, file in zip((20, 10, 0), files, strict=True):
+        content = f"{line(minute)}\n".encode()
+        file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+    assert [json.loads(one)["time"][11:16] for one in run("--json", *files).lines] == ["12:00", "12:10", "12:20"]
+
+
+def test_standard_input_is_read(path: Path) -> None:
+    done = squidkeeper("--json", "-", input=path.read_text())
+    assert (done.stdout.splitlines(), done.returncode) == (EVENTS, 0)
+
+
+def test_a_pipe_as_file_is_read(path: Path) -> None:
+    command = f"{sys.executable} -m squidkeeper log --json <(cat {path})"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == EVENTS
+
+
+@pytest.mark.parametrize(("name", "why"), [("missing", "no such file or directory"), ("", "is a directory")])
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, name: str, why: str) -> None:
+    said = run(tmp_path / name)
+    assert (said.code, said.out, said.err) == (1, "", f"Error: {tmp_path / name}: {why}\n")
+
+
+def test_lines_that_are_no_record_are_counted_and_the_first_is_named(path: Path) -> None:
+    path.write_text(f"{line()}\nnot json\n{line(v=9)}\n{{}}\n{line(1)}\n")
+    said = run("--json", path)
+    assert said.lines == [line(), line(1)]
+    assert said.err.startswith(
+        f"3 lines left out, no record being on them; the first: {path}:2: not a line of the record"
+    )
+    assert said.code == 0
+
+
+def test_what_is_no_log_at_all_is_not_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "shadow"
+    secret.write_text("root:$6$salt$hash:19000:0:99999:7:::\n")
+    said = run(secret)
+    assert "hash" not in said.out + said.err
+    assert "1 line left out" in said.err
+
+
+# ── Terminals ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ESCAPES = "\x1b]0;owned\x07 \x9b31m \u202e \x00 \x7f"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--by", "path"], ["--by", "rule", "--json"]], ids=str)
+def test_nothing_in_a_log_steers_the_terminal(path: Path, options: list[str]) -> None:
+    fields = {"rule": f"r{ESCAPES}", "client": f"c{ESCAPES}", "time": f"t{ESCAPES}", "method": f"m{ESCAPES}"}
+    path.write_text(json.dumps({**json.loads(line()), **fields, "url": f"https://a.example/{ESCAPES}"}) + "\n")
+    raw = path.read_text().replace("\\u009b", "\x9b").replace("\\u202e", "\u202e").replace("\\u007f", "\x7f")
+    path.write_text(raw)  # a JSON string may hold these as they are
+    parse_record(path.read_bytes().rstrip())
+    said = run(*options, path)
+    assert said.out
+    assert all(one.isprintable() for one in said.lines)
+
+
+def terminal(*arguments: str | Path, stdout_too: bool, **environment: str) -> tuple[str, str]:
+    """Run with stderr, and with stdout too, on a terminal; give what was written to it and to a piped stdout."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "squidkeeper", "log", *map(str, arguments)],
+        stdout=theirs if stdout_too else subprocess.PIPE,
+        stderr=theirs,
+        stdin=theirs,
+        env={**os.environ, "TERM": "xterm", **environment},
+    ) as process:
+        os.close(theirs)
+        piped = b"" if process.stdout is None else process.stdout.read()
+        drawn = b"".join(_until_closed(ours))
+    os.close(ours)
+    return drawn.decode(), piped.decode()
+
+
+def _until_closed(descriptor: int) -> Iterator[bytes]:
+    while True:
+        try:
+            yield os.read(descriptor, 65_536)
+        except OSError:
+            return
+
+
+def test_the_verdict_is_coloured_on_a_terminal_alone(path: Path) -> None:
+    drawn, _ = terminal(path, stdout_too=True)
+    assert "\x1b[31mdeny\x1b[0m" in drawn
+    assert "\x1b[" not in terminal(path, stdout_too=True, NO_COLOR="1")[0]
+    assert "\x1b[" not in run(path).out
+
+
+def test_progress_is_drawn_on_a_terminal_that_is_not_written_to(path: Path) -> None:
+    assert "Reading" in terminal("--by", "host", path, stdout_too=False)[0]
+    assert "100%" in terminal("--by", "host", path, stdout_too=True)[0]
+    assert "Reading" in terminal(path, stdout_too=False)[0]
+    assert "Reading" not in terminal(path, stdout_too=True)[0]
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(path: Path) -> None:
+    path.write_text(f"{line()}\n" * 50_000)
+    command = f"set -o pipefail; {sys.executable} -m squidkeeper log {path} | head -n 2"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (len(done.stdout.splitlines()), done.stderr, done.returncode) == (2, "", 0)
+
+
+# ── Following ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Following:
+    """`squidkeeper log --follow --json` and the lines it has shown."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        command = [sys.executable, "-m", "squidkeeper", "log", "--follow", "--json", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self._out = self.process.stdout
+
+    def next(self) -> str:
+        return self._out.readline().rstrip("\n")
+
+    def interrupt(self) -> str:
+        self.process.send_signal(2)
+        _, err = self.process.communicate(timeout=10)
+        return err
+
+
+def test_a_log_is_followed_through_a_rotation_from_a_time_on(path: Path) -> None:
+    path.with_name("access.log.1").write_text(f"{line(-5)}\n")
+    path.write_text(f"{line(0)}\n")
+    os.utime(path.with_name("access.log.1"), (NOON.timestamp(), NOON.timestamp()))
+    following = Following("--since", "2026-11-25T11:55:00Z", path)
+    assert [following.next(), following.next()] == [line(-5), line(0)]
+    path.rename(path.with_name("access.log.0"))
+    path.write_text(f"{line(1)}\n{line(2, **DENIED)}\n")
+    assert [following.next(), following.next()] == [line(1), line(2, **DENIED)]
+    assert following.interrupt() == ""
+    assert following.process.returncode == 0
+
+
+def test_a_followed_log_shows_what_comes_and_a_lone_denied_connect_after_a_while(path: Path) -> None:
+    following = Following("--rule", "closed", path)
+    wait_until_open(following.process.pid, path)
+    with path.open("a") as file:
+        file.write(f"{line(5)}\n{LINES[2]}\n")
+    assert following.next() == LINES[2]
+    following.interrupt()
+
+
+def wait_until_open(pid: int, path: Path) -> None:
+    def is_open() -> bool:
+        links = Path(f"/proc/{pid}/fd").iterdir()
+        return any(os.path.realpath(link) == str(path) for link in links)
+
+    deadline = time.monotonic() + 20
+    while not is_open():
+        assert time.monotonic() < deadline, "the log was not opened"
+        time.sleep(0.02)
