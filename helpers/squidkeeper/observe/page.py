@@ -23,6 +23,7 @@ _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})  # controls, bidi marks, what no font has, line ends
 _USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", re.IGNORECASE)
 _THOUSAND = 1000
+_SMALLEST_SHARE = 0.001
 _SIZES = ("KB", "MB", "GB", "TB")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -49,6 +50,11 @@ def _escape(character: str) -> str:
     return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"
 
 
+def breakable(words: str) -> Markup:
+    """Let a host or an address break after its dots and colons alone, and what cannot be seen be seen."""
+    return Markup("<wbr>").join(re.findall(r"[^.:]*[.:]+|[^.:]+", visible(words)))
+
+
 def whole(number: int) -> str:
     """Write a number with its thousands apart."""
     return f"{number:,}"
@@ -61,6 +67,20 @@ def size(count: int) -> str:
     power = min((len(str(count)) - 1) // 3, len(_SIZES))
     value = count / _THOUSAND**power
     return f"{value:.{1 if value < 10 else 0}f} {_SIZES[power - 1]}"
+
+
+def milliseconds(value: int) -> str:
+    """Write a length of time to two or three digits: `7 ms`, `1.2 s`, `95 s`."""
+    if value < _THOUSAND:
+        return f"{value} ms"
+    return f"{value / _THOUSAND:.{1 if value < 10 * _THOUSAND else 0}f} s"
+
+
+def percent(share: float) -> str:
+    """Write a share: `4.2 %`, `37 %`; one too small to be seen as that."""
+    if 0 < share < _SMALLEST_SHARE:
+        return f"< {_SMALLEST_SHARE:.1%}".replace("%", " %")
+    return f"{share:.{1 if share < 0.1 else 0}%}".replace("%", " %")
 
 
 def moment(at: datetime) -> str:
@@ -123,8 +143,11 @@ def _made() -> Environment:
     )
     environment.filters |= {
         "ago": ago,
+        "breakable": breakable,
         "counted": counted,
+        "milliseconds": milliseconds,
         "moment": moment,
+        "percent": percent,
         "size": size,
         "span": span,
         "visible": visible,

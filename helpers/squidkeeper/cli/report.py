@@ -1,0 +1,102 @@
+"""`squidkeeper report` (floor 6)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.log import DEFAULT_LOG, Moment
+from squidkeeper.cli.options import json_option, policy_option
+
+if TYPE_CHECKING:
+    from squidkeeper.observe.figures import Report
+    from squidkeeper.observe.survey import Survey
+
+_STDOUT = Path("-")
+
+
+@click.command()
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--html", metavar="PAGE", type=click.Path(path_type=Path), help="Write one HTML page, - to stdout.")
+@json_option
+@click.option("--since", metavar="TIME", type=Moment(), help="15m, 2h or 3d ago, or an ISO time (UTC unless it says).")
+@click.option("--until", metavar="TIME", type=Moment(), help="Up to, and without, that time.")
+@policy_option
+def report(
+    files: tuple[Path, ...],
+    html: Path | None,
+    as_json: bool,
+    since: datetime | None,
+    until: datetime | None,
+    directory: Path,
+) -> None:
+    """Report on a span of time: who went where, what was denied and how often it was tried again, and what failed.
+
+    FILEs are those of the record, rotated and compressed ones too, `-` for standard input; or else
+    /var/log/squid/access.log with all that it has been rotated to. What is older than --since tells which hosts are
+    new. The policy gives the reasons of its rules.
+    """
+    from squidkeeper.errors import UnreadableLog
+    from squidkeeper.observe.logs import in_order, rotated
+    from squidkeeper.observe.survey import Survey
+
+    if (html is None) is not as_json:
+        raise click.UsageError("one of --html PAGE and --json says what to write")
+    paths = in_order(files) if files else [*rotated(DEFAULT_LOG), DEFAULT_LOG]
+    _check_page(html, paths)
+    survey = Survey(since, until)
+    try:
+        _read(paths, survey)
+    except UnreadableLog as error:
+        raise click.ClickException(str(error)) from error
+    _write(survey.result(map(str, paths), datetime.now(UTC), _reasons(directory)), html)
+
+
+def _check_page(html: Path | None, inputs: list[Path]) -> None:
+    """Refuse to write over a file that is no page: the FILEs stand beside it on the command line."""
+    if html is None or html == _STDOUT or not html.exists():
+        return
+    with html.open("rb") as file:
+        is_page = file.read(15) == b"<!doctype html>"
+    if html in inputs or not is_page:
+        raise click.UsageError(f"--html {html}: there is a file that is no HTML page, and it is left as it is")
+
+
+def _read(paths: list[Path], survey: Survey) -> None:
+    from squidkeeper.observe.logs import read_blocks, size_on_disk
+
+    total = size_on_disk(paths) if sys.stderr.isatty() else 0
+    done: dict[Path, int] = {}
+    with click.progressbar(length=total, label="Reading", file=sys.stderr, hidden=not total) as bar:
+        for block in read_blocks(paths):
+            survey.read(block.lines)
+            bar.update(block.consumed - done.get(block.path, 0))
+            done[block.path] = block.consumed
+
+
+def _reasons(directory: Path) -> Mapping[str, str | None]:
+    from squidkeeper.errors import PolicyError
+    from squidkeeper.live import load
+    from squidkeeper.observe.survey import VERDICTS, reasons_of
+
+    try:
+        return reasons_of(load(directory, datetime.now(UTC)).judge.policy)
+    except PolicyError:
+        click.echo(f"{directory} does not load: the reasons of rules are left out", err=True)
+        return VERDICTS
+
+
+def _write(found: Report, html: Path | None) -> None:
+    from squidkeeper.observe.report import as_json, page
+
+    if html is None:
+        click.echo(as_json(found))
+    elif html == _STDOUT:
+        click.echo(page(found), nl=False)
+    else:
+        html.write_text(page(found), encoding="utf-8")

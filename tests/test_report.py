@@ -1,0 +1,384 @@
+"""The report: figures of a span of time, exact as far as it says, as a page that nothing in the record can break."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from click.testing import CliRunner
+
+from squidkeeper.cli import main
+from squidkeeper.observe import figures, sketches, survey
+from squidkeeper.observe.record import Record
+from squidkeeper.observe.report import as_json, page
+from squidkeeper.observe.survey import VERDICTS, Survey
+from squidkeeper.policy.model import VERDICT_NAMES
+
+from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+PAGES = Path(__file__).parents[1] / "squid/observe/PAGES.md"
+
+
+def line(after_seconds: float = 0, **values: object) -> bytes:
+    """A line of the record: an allowed GET unless it says otherwise."""
+    at = f"{(NOON + timedelta(seconds=after_seconds)).isoformat(timespec='milliseconds')[:23]}Z"
+    usual: dict[str, object] = dict.fromkeys(Record.__struct_fields__, "-")
+    usual |= {"v": 1, "time": at, "client": "192.168.137.10", "method": "GET", "url": "https://a.example/"}
+    usual |= {"status": 200, "bytes": 1000, "duration_ms": 20, "verdict": "allow", "rule": "a"}
+    usual |= {"upstream": "203.0.113.1", "upstream_ms": "10", "connection": str(after_seconds)}
+    return json.dumps(usual | values).encode("utf-8", "replace")
+
+
+def denied(after_seconds: float = 0, **values: object) -> bytes:
+    return line(
+        after_seconds,
+        **{"status": 403, "verdict": "deny", "rule": "no", "upstream": "-", "upstream_ms": "-"}
+        | {"error": "ERR_ACCESS_DENIED"}
+        | values,
+    )
+
+
+def report_of(*lines: bytes, since: datetime | None = None, until: datetime | None = None) -> figures.Report:
+    made = Survey(since, until)
+    made.read(lines)
+    return made.result(["access.log"], NOON, {"no": "Because."})
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_requests_are_summed_up_by_verdict() -> None:
+    summary = report_of(
+        line(0, duration_ms=10),
+        line(1, client="192.168.137.11", url="https://b.example/x"),
+        line(2, status=502),
+        denied(3, url="https://c.example/", bytes=500),
+    ).summary
+    assert (summary.requests, summary.allowed, summary.denied, summary.failed) == (4, 3, 1, 1)
+    assert (summary.clients, summary.hosts, summary.hosts_allowed, summary.response_bytes) == (2, 3, 2, 3500)
+
+
+def test_a_tunnel_is_counted_apart_and_a_denied_one_is_one_with_the_request_inside() -> None:
+    tunnel = "c.example%3A443%20denied%20by%20no"
+    report = report_of(
+        line(0, method="CONNECT", url="a.example:443", connection="1"),
+        line(1, connection="1"),
+        denied(2, method="CONNECT", url="c.example:443", status=200, error="-", tunnel=tunnel, connection="2"),
+        denied(3, url="https://c.example/x", tunnel=tunnel, connection="2"),
+    )
+    assert (report.summary.requests, report.summary.denied, report.summary.tunnels) == (2, 1, 1)
+    assert report.left_out == (figures.Count("denied CONNECTs, as part of the request inside", 1),)
+
+
+def test_who_went_where_names_the_busiest_and_sums_up_the_rest() -> None:
+    many = [line(n, url=f"https://h{n % 60}.example/") for n in range(600)]
+    few = [denied(700 + n, client=f"10.0.0.{n}", url="https://h1.example/") for n in range(12)]
+    traffic = report_of(*many, *few).traffic
+    assert len(traffic.clients) == 8
+    assert traffic.other_clients == 5
+    assert traffic.hosts[0].host == "h1.example"
+    assert (traffic.hosts[0].allowed, traffic.hosts[0].denied) == (10, 12)
+    assert traffic.hosts[0].by_client[0] == figures.Visits(10, 0)
+    assert traffic.hosts[0].by_client[-1] == figures.Visits(0, 5)
+    assert traffic.other_hosts == 35
+    assert traffic.rest is not None
+    assert traffic.rest.allowed == 350
+    assert sum(host.allowed for host in traffic.hosts) + traffic.rest.allowed == 600
+
+
+def test_denials_are_by_rule_with_its_reason_and_how_often_they_were_asked_again() -> None:
+    denials = report_of(
+        denied(0, url="https://c.example/x?a=1"),
+        denied(60, url="https://c.example/x?a=2"),
+        denied(120, url="https://c.example/x"),
+        denied(121, url="https://c.example/x", method="POST"),
+        denied(122, url="https://c.example/x", client="192.168.137.11"),
+        denied(123, url="https://d.example/", rule="default"),
+    ).denials
+    assert [(rule.rule, rule.reason, rule.denied, rule.retried) for rule in denials.rules] == [
+        ("no", "Because.", 5, 2),
+        ("default", None, 1, 0),
+    ]
+    assert denials.rules[0].hosts == (figures.Count("c.example", 5),)
+    assert denials.retried == 2
+    assert [(one.method, one.url, one.denied) for one in denials.retries] == [("GET", "https://c.example/x", 3)]
+    assert denials.retries[0].last - denials.retries[0].first == timedelta(seconds=120)
+
+
+def test_long_urls_that_differ_only_at_their_end_are_different_requests() -> None:
+    start = "https://c.example/" + "x" * 8000
+    denials = report_of(denied(0, url=start + "1"), denied(1, url=start + "2"), denied(2, url=start + "2")).denials
+    assert denials.retried == 1
+    assert len(denials.retries[0].url) + denials.retries[0].cut == len(start) + 1
+
+
+def test_denials_over_time_share_the_steps_of_the_whole() -> None:
+    report = report_of(line(0), denied(3600), denied(3601), line(7200))
+    assert sum(step.denied for step in report.timeline.steps) == 2
+    assert sum(step.allowed for step in report.timeline.steps) == 2
+    assert len(report.denials.rules[0].over_time) == len(report.timeline.steps)
+    assert max(report.denials.rules[0].over_time) == 2
+
+
+def test_credentials_are_named_with_host_and_what_became_of_the_requests() -> None:
+    credentials = report_of(
+        line(0, credential="token"),
+        line(1, credential="token", status=401),
+        line(2, credential="token%2Cother", url="https://a.example/", fetched="https%3A%2F%2Fmirror.example%2Fx"),
+        line(3, credential="token", status=503, error="ERR_CONNECT_FAIL"),
+        denied(4, rule="credential-unavailable", url="https://d.example/"),
+    ).credentials
+    assert credentials.uses == (
+        figures.CredentialUse("other", "mirror.example", 1, 0, 0),
+        figures.CredentialUse("token", "a.example", 3, 1, 1),
+        figures.CredentialUse("token", "mirror.example", 1, 0, 0),
+    )
+    assert credentials.unavailable == (figures.Count("d.example", 1),)
+
+
+def test_a_host_is_new_where_nothing_before_the_span_had_asked_for_it() -> None:
+    lines = [line(0), line(100, url="https://A.example:443/x"), line(101, url="https://new.example/"), denied(102)]
+    compared = report_of(*lines, since=NOON + timedelta(seconds=50)).first_seen
+    assert (compared.compared, compared.compared_since) == (1, NOON)
+    assert [host.host for host in compared.hosts] == ["new.example"]
+    alone = report_of(*lines).first_seen
+    assert (alone.compared, alone.compared_since) == (0, None)
+    assert [host.host for host in alone.hosts] == ["new.example", "a.example"]
+
+
+def test_upstreams_have_quantiles_their_own_errors_and_squids() -> None:
+    slow = [line(n, url="https://slow.example/", upstream_ms=str(1000 + 10 * n)) for n in range(100)]
+    failing = [
+        *(line(n, url="https://bad.example/", status=502) for n in range(3)),
+        *(line(n, url="https://bad.example/", status=503, error="ERR_CONNECT_FAIL", upstream="-") for n in range(4)),
+    ]
+    upstreams = report_of(*slow, *failing, line(0, upstream="-", upstream_ms="-")).upstreams
+    assert [row.host for row in upstreams.slowest] == ["slow.example"]
+    assert upstreams.slowest[0].median_ms == pytest.approx(1500, rel=0.06)
+    assert upstreams.slowest[0].p95_ms == pytest.approx(1950, rel=0.06)
+    assert upstreams.slowest[0].longest_ms == 1990
+    (bad,) = upstreams.failing
+    assert (bad.host, bad.requests, bad.server_errors) == ("bad.example", 7, 3)
+    assert bad.errors == (figures.Count("ERR_CONNECT_FAIL", 4),)
+
+
+def test_what_is_not_in_the_figures_is_named() -> None:
+    report = report_of(
+        line(-10),
+        line(0),
+        line(10),
+        line(1, method="-", url="error:transaction-end-before-headers"),
+        b"no record",
+        line(2, time="yesterday"),
+        since=NOON,
+        until=NOON + timedelta(seconds=10),
+    )
+    assert report.summary.requests == 1
+    assert {(one.name, one.count) for one in report.left_out} == {
+        ("requests before the span", 1),
+        ("requests after the span", 1),
+        ("connections that ended without a request", 1),
+        ("lines that are no record", 2),
+    }
+
+
+def test_every_verdict_that_is_no_rules_has_a_reason() -> None:
+    assert set(VERDICTS) == VERDICT_NAMES
+
+
+# --- bounds ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_that_makes_up_hosts_does_not_make_it_grow_nor_hides_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound in ("HOSTS_KEPT", "PAIRS_KEPT", "RETRIES_KEPT", "NEW_HOSTS_KEPT", "KNOWN_HOSTS"):
+        monkeypatch.setattr(survey, bound, 100)
+    noise = [denied(n, url=f"https://h{n}.example/{n}") for n in range(2000)]
+    signal = [denied(n, client="192.168.137.11", url="https://c.example/x") for n in range(0, 2000, 10)]
+    made = Survey()
+    for one in zip(noise, [one for one in signal for _ in range(10)], strict=True):
+        made.read(one)
+    report = made.result([], NOON, {})
+    assert report.summary.denied == 4000
+    assert report.traffic.hosts[0].host == "c.example"
+    assert report.denials.retries[0].url == "https://c.example/x"
+    assert report.denials.retries[0].denied == pytest.approx(2000, rel=0.02)
+    assert len(report.limits) == 5
+    assert "less than exact" in page(report)
+
+
+def test_the_heaviest_are_kept_and_the_rest_forgotten() -> None:
+    counts = sketches.Heaviest[str, list[int]](10, lambda: [0], lambda value: value[0])
+    for number in range(1000):
+        counts["often"][0] += 1
+        counts[f"once {number}"][0] += 1
+        assert len(counts) <= 20
+    assert counts.heaviest(1) == [("often", [1000])]
+    assert counts.forgotten == 1001 - len(counts)
+
+
+def test_a_timeline_covers_any_span_in_few_steps() -> None:
+    timeline = sketches.Timeline[str]()
+    for day in range(4000):
+        timeline.add(day * 86400.0, "x")
+    steps = timeline.steps(96, 0, 4000 * 86400)
+    assert len(steps) <= 97
+    assert sum(step["x"] for _, step in steps) == 4000
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def hostile_lines() -> Iterator[bytes]:
+    """Every text in every field that comes from outside."""
+    for number, text in enumerate(HOSTILE):
+        for again in range(2):
+            at = number + again / 10
+            yield denied(at, url=f"https://evil.example/{text}?q={text}", user=text, rule=text)
+            yield denied(at, url=f"https://{text}.example/", client=text, method=text)
+            yield line(at, credential=text, error=text, url=f"https://user:hunter2@x.example/{text}", fetched=text)
+
+
+def test_nothing_in_the_record_becomes_markup() -> None:
+    html = page(report_of(*hostile_lines()))
+    found = Page(html)
+    assert found.names() <= TAGS
+    assert found.attributes() <= ATTRIBUTES
+    assert "alert(1)" in found.text  # it is shown, as text
+    assert not INVISIBLE.search(html)
+
+
+def test_the_page_needs_nothing_else_and_lets_nothing_else_in() -> None:
+    found = Page(page(report_of(line())))
+    assert not found.names() & {"script", "link", "img", "iframe", "object", "embed", "form", "base"}
+    policy = next(attributes for _, attributes in found.tags if "http-equiv" in attributes)["content"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+
+
+def test_queries_and_passwords_are_on_no_page_and_in_no_json() -> None:
+    lines = [
+        make(at, url="https://user:hunter2@a.example/x?token=TOPSECRET#TOPSECRET", fetched=fetched)
+        for at, make in enumerate([line, denied, denied])
+        for fetched in ("-", "https%3A%2F%2Fb.example%2F%3Ftoken%3DTOPSECRET")
+    ]
+    report = report_of(*lines)
+    for text in (page(report), as_json(report)):
+        assert "TOPSECRET" not in text
+        assert "hunter2" not in text
+    assert "https://***@a.example/x" in page(report)
+
+
+def test_a_chart_says_in_words_what_it_shows() -> None:
+    found = Page(page(report_of(line(0), denied(600), line(1200))))
+    pictures = [attributes for tag, attributes in found.tags if tag == "svg"]
+    assert pictures
+    assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in pictures)
+    assert "2 allowed requests" in found.text
+
+
+def test_an_empty_span_makes_a_page_that_says_so() -> None:
+    assert "No request in this span" in page(report_of())
+    other = page(report_of(line(0), since=NOON + timedelta(hours=1)))
+    assert "No request in this span" in other
+    assert "requests before the span 1" in other
+
+
+def test_the_page_says_what_hosts_were_compared_with() -> None:
+    assert "No older record was given" in page(report_of(line(0)))
+    compared = page(report_of(line(0), line(10, url="https://b.example/"), since=NOON + timedelta(seconds=5)))
+    assert "none of the 1 request before this span" in compared
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def keys_of(kind: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Give every key of the JSON with where it stands: `timeline.steps[]`, `start`."""
+    for name, of in get_type_hints(kind).items():
+        yield path, name
+        repeated = "[]" if "tuple" in str(of) else ""
+        for inner in (one for one in (of, *get_args(of)) if is_dataclass(one)):
+            yield from keys_of(inner, f"{path}{'.' if path else ''}{name}{repeated}")
+
+
+def documented_keys() -> Iterator[tuple[str, str]]:
+    section = PAGES.read_text().partition("### The keys of")[2].partition("\n## ")[0]
+    paths: list[str] = []
+    for text in section.splitlines():
+        if key := re.match(r"\| `([a-z0-9_]+)` \| .", text):
+            yield from ((path, key[1]) for path in paths)
+        elif text.startswith(("`", "The object itself")):
+            paths = re.findall(r"`([a-z_.\[\]]+)`", text.partition(":")[0]) or [""]
+
+
+def test_the_json_has_the_keys_that_are_documented() -> None:
+    assert sorted(documented_keys()) == sorted(keys_of(figures.Report))
+
+
+def test_the_json_is_the_report() -> None:
+    report = report_of(line(0), denied(1))
+    parsed = json.loads(as_json(report))
+    assert list(parsed) == [field.name for field in fields(figures.Report)]
+    assert parsed["format"] == 1
+    assert parsed["summary"]["denied"] == 1
+    assert parsed["since"] == "2026-11-24T12:00:00Z"
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["report", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    file = tmp_path / "access.log"
+    file.write_bytes(line(0) + b"\n" + denied(1) + b"\n")
+    return file
+
+
+def test_the_command_writes_a_page_and_json(log: Path, tmp_path: Path) -> None:
+    code, output = run(log, "--html", tmp_path / "report.html", "--policy", tmp_path)
+    assert code == 0, output
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert run(log, "--html", tmp_path / "report.html", "--policy", tmp_path)[0] == 0  # over a page of before
+    code, output = run(log, "--json", "--policy", tmp_path)
+    assert json.loads(output[output.index("{") :])["summary"]["requests"] == 2
+
+
+def test_the_command_reads_the_policys_reasons(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(
+        "version: 1\nrules:\n- {name: 'no', action: deny, hosts: [a.example], reason: Not here.}\n"
+    )
+    code, output = run(log, "--json", "--policy", tmp_path)
+    assert code == 0, output
+    assert json.loads(output)["denials"]["rules"][0]["reason"] == "Not here."
+
+
+def test_the_command_does_not_write_over_a_log(log: Path, tmp_path: Path) -> None:
+    before = log.read_bytes()
+    for read in (log, tmp_path / "report.html"):
+        code, output = run(read, "--html", log)
+        assert code == 2
+        assert "is no HTML page" in output
+        assert log.read_bytes() == before
+
+
+def test_the_command_wants_to_know_what_to_write(log: Path) -> None:
+    assert run(log)[0] == 2
+    assert run(log, "--json", "--html", "-")[0] == 2
+
+
+def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    code, output = run(tmp_path / "none.log", "--json", "--policy", tmp_path)
+    assert code == 1
+    assert "none.log" in output
