@@ -222,7 +222,7 @@ def parse_port(text: str) -> int:
 
 
 def _ascii_query(query: str | None) -> str | None:
-    return None if query is None else _quote_unsafe(query)
+    return None if query is None else _quote_unsafe(query).translate(_WILDCARDS_AS_ESCAPES)
 
 
 # --- readings of a path -------------------------------------------------------------------------------------------
@@ -234,6 +234,8 @@ class Reading(StrEnum):
     SENT = "sent"
     RESOLVED = "resolved"
     MERGED = "merged"
+    STRIPPED = "stripped"
+    DECODED = "decoded"
     PLAIN = "plain"
     TWICE = "twice"
 
@@ -248,14 +250,15 @@ class ReadPath(NamedTuple):
 _ONE_READING = re.compile(_PLAIN_PATH)
 _SAFE = re.compile(r"[!-~]*")
 _UNSAFE = re.compile(rb"[^\x01\x02\x21-\x7e]")  # \x01 and \x02 stand for the wildcards of a path pattern
+_WILDCARDS_AS_ESCAPES = {1: "%01", 2: "%02"}  # where they stand for themselves
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"/{2,}")
-_TWICE_AT_MOST = 3
-_READINGS_AT_MOST = 8  # a path in honest use has two; the bound keeps hostile ones from costing more than their length
+_DECODINGS_AT_MOST = 4
+_READINGS_AT_MOST = 16  # a path in honest use has two; the bound keeps hostile ones from costing more than their length
 
 
 def sent(path: str) -> str:
@@ -275,23 +278,27 @@ def sent(path: str) -> str:
 
 
 def readings(path: str) -> tuple[ReadPath, ...]:
-    """Give every reading of a `sent` path that differs from the ones before it, `sent` itself first.
+    """Give every reading of a `sent` path, `sent` itself first: all that servers make of it by five steps in any order.
 
-    Each lenient reading is made from all those before it, because servers also disagree about the order of the steps:
-    `/a//../b` is `/a/b` to one that resolves dots first and `/b` to one that merges slashes first. `InvalidUrl` where
-    decoding brings up a control character, bytes that are not UTF-8, or escapes under escapes under escapes.
+    The order is left open because servers disagree about it, leave steps out, and stand behind each other: `/a//../b`
+    is `/a/b` to one that resolves dots first, `/b` to one that merges slashes first; and `..;` is a name, or leads up.
+    `InvalidUrl` where decoding brings up a control character, bytes that are not UTF-8, or escapes under escapes under
+    escapes, and where there are too many readings.
     """
     if _ONE_READING.fullmatch(path):
         return (ReadPath(Reading.SENT, path),)
-    found = {path: Reading.SENT}
-    for reading, make in _LITERAL:
-        _add(found, reading, make(path))
-    latest = _decode_all(found, Reading.PLAIN, list(found))
-    for _ in range(_TWICE_AT_MOST):
-        latest = _decode_all(found, Reading.TWICE, [one for one in latest if _ESCAPE.search(one)])
-    if any(_ESCAPE.search(one) for one in latest):
-        raise InvalidUrl("the path is escaped more than four times over")
-    return tuple(ReadPath(reading, text) for text, reading in found.items())
+    found = {path: (Reading.SENT, 0)}
+    waiting = [path]
+    for text in waiting:  # it grows meanwhile
+        before, decodings = found[text]
+        for reading, step in _STEPS:
+            made = step(text)
+            if made not in found:
+                found[made] = _made_by(reading, before, decodings, made)
+                waiting.append(made)
+        if len(found) > _READINGS_AT_MOST:
+            raise InvalidUrl(f"the path can be read in more than {_READINGS_AT_MOST} ways")
+    return tuple(ReadPath(reading, text) for text, (reading, _) in found.items())
 
 
 def read(reading: Reading, path: str) -> str:
@@ -343,49 +350,64 @@ def _resolve_then_merge(path: str) -> str:
     return _merge_slashes(_resolve_dots(path))
 
 
-def _merge_then_resolve(path: str) -> str:
-    return _resolve_dots(_merge_slashes(path))
-
-
 def _decode(path: str) -> str:
-    r"""Decode every escape once, take `\` as `/` and drop the parameters of each segment."""
+    """Decode every escape once."""
     try:
-        decoded = unquote_to_bytes(path).decode("utf-8")
+        return unquote_to_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidUrl("the path holds bytes that are not UTF-8 after decoding") from error
-    return _PARAMETERS.sub("", decoded.replace("\\", "/"))
 
 
-def _decode_all(found: dict[str, Reading], reading: Reading, paths: list[str]) -> list[str]:
-    made = []
-    for path in paths:
-        decoded = _decode(path)
-        _check_characters(decoded)
-        made += [_resolve_then_merge(decoded), _merge_then_resolve(decoded)]
-    for path in made:
-        _add(found, reading, path)
-    return list(dict.fromkeys(made))
+def _drop_parameters(path: str) -> str:
+    return _PARAMETERS.sub("", path)
 
 
-def _add(found: dict[str, Reading], reading: Reading, path: str) -> None:
-    found.setdefault(path, reading)
-    if len(found) > _READINGS_AT_MOST:
-        raise InvalidUrl(f"the path can be read in more than {_READINGS_AT_MOST} ways")
+def _take_backslashes(path: str) -> str:
+    return path.replace("\\", "/")
 
 
-def _plain(path: str) -> str:
+def _made_by(step: Reading, before: Reading, decodings: int, path: str) -> tuple[Reading, int]:
+    """Name the reading that a step makes of another one, and count its decodings."""
+    if step is Reading.DECODED:
+        _check_characters(path)
+        decodings += 1
+    if decodings > _DECODINGS_AT_MOST:
+        raise InvalidUrl("the path is escaped more than four times over")
+    if decodings > 1:
+        return Reading.TWICE, decodings
+    reading = max(step, before, key=_ORDER.index)
+    if reading in _LITERAL or (not decodings and _ESCAPE.search(path)):
+        return reading, decodings
+    return Reading.DECODED if "\\" in path or ";" in path else Reading.PLAIN, decodings
+
+
+def _stripped(path: str) -> str:
+    return _resolve_then_merge(_drop_parameters(_take_backslashes(_resolve_then_merge(path))))
+
+
+def _decoded(path: str) -> str:
     return _resolve_then_merge(_decode(_resolve_then_merge(path)))
 
 
-_LITERAL = (
+def _plain(path: str) -> str:
+    return _stripped(_decoded(path))
+
+
+_STEPS: tuple[tuple[Reading, Callable[[str], str]], ...] = (
     (Reading.RESOLVED, _resolve_dots),
-    (Reading.MERGED, _resolve_then_merge),
-    (Reading.MERGED, _merge_then_resolve),
+    (Reading.MERGED, _merge_slashes),
+    (Reading.DECODED, _decode),
+    (Reading.STRIPPED, _take_backslashes),
+    (Reading.STRIPPED, _drop_parameters),
 )
+_ORDER = tuple(Reading)
+_LITERAL = (Reading.SENT, Reading.RESOLVED, Reading.MERGED)
 _READ: dict[Reading, Callable[[str], str]] = {
     Reading.SENT: str,
     Reading.RESOLVED: _resolve_dots,
     Reading.MERGED: _resolve_then_merge,
+    Reading.STRIPPED: _stripped,
+    Reading.DECODED: _decoded,
     Reading.PLAIN: _plain,
     Reading.TWICE: lambda path: _plain(_plain(path)),
 }
