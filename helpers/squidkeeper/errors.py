@@ -6,6 +6,7 @@
     ├── InvalidRecord     a line that is no line of the record of requests
     ├── UnreadableLog     an access log that cannot be read: damaged, or of a form that is not known
     ├── StateInUse        a state folder that another exporter keeps its counts in
+    ├── ListenFailed      an address that the exporter cannot listen on
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
@@ -47,6 +48,10 @@ class UnreadableLog(SquidkeeperError):
 
 class StateInUse(SquidkeeperError):
     """A state folder that another exporter keeps its counts in; the text names it."""
+
+
+class ListenFailed(SquidkeeperError):
+    """An address that the exporter cannot listen on; the text says why."""
 
 
 class ReplyTooLong(SquidkeeperError):
