@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from squidkeeper.errors import PatternError
 from squidkeeper.policy import lists
 from squidkeeper.policy.faults import Location
-from squidkeeper.policy.hosts import HostPattern, parse_network
-from squidkeeper.policy.lists import HostList, Line, ListChangedError, list_digest, load_list, parse_line, prune_cache
+from squidkeeper.policy.hosts import parse_network
+from squidkeeper.policy.lines import LineReader
+from squidkeeper.policy.lists import HostList, Line, ListChangedError, list_digest, load_list, prune_cache
 from squidkeeper.url import Host, parse_host
 
 PLACE = Location("policy.yaml", 3, 3)
@@ -78,14 +79,242 @@ def test_any_host_and_whole_top_level_domains_are_noted(tmp_path: Path) -> None:
     assert parse_host("192.0.2.1") in hosts
 
 
-@pytest.mark.parametrize(
-    "line", ["a b", "||ads.example^", "https://example.com/", "*.*.com", "0.0.0.0 .example.com", "\x00", "é" * 300]
-)
+FORMATS = {
+    "adblock": ("||ads.example^", "||ads.example^$important", "||Ads.Example^$all", "||ads.example^ # a comment"),
+    "dnsmasq": (
+        *("address=/ads.example/", "address=/ads.example/#", "address=/ads.example/0.0.0.0", "local=/ads.example/"),
+        *("server=/ads.example/", "address=/.ads.example/::", "address=/ADS.example/10.0.0.1 # a comment"),
+        "address=/other.example/ads.example/127.0.0.1",
+    ),
+    "rpz": (
+        "ads.example CNAME .\n*.ads.example CNAME .",
+        "*.ads.example 300 IN CNAME .\nads.example IN 300 CNAME . ; a comment",
+        "Ads.example\tcname\t.\r\n*.Ads.example\tcname\t.\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("line", [line for lines in FORMATS.values() for line in lines])
+def test_a_line_of_another_format_is_its_host_and_all_under_it(tmp_path: Path, line: str) -> None:
+    hosts = load(tmp_path, f"# a list\n{line}\n")
+    assert (hosts.summary.strange, hosts.summary.exception) == (0, None)
+    for host in ("ads.example", "a.ads.example", "b.a.ads.example"):
+        assert parse_host(host) in hosts
+    for host in ("bads.example", "example", "ads.example.com", "127.0.0.1", "10.0.0.1"):
+        assert parse_host(host) not in hosts
+
+
+def test_an_address_of_adblock_is_that_address(tmp_path: Path) -> None:
+    hosts = load(tmp_path, "||203.0.113.7^\n||[2001:db8::1]^\n||203.0.113^\n||0x7f000001^\n")
+    assert [parse_host(host) in hosts for host in ("203.0.113.7", "[2001:db8::1]")] == [True, True]
+    assert [parse_host(host) in hosts for host in ("203.0.0.113", "127.0.0.1")] == [False, False]
+    assert (hosts.summary.patterns, hosts.summary.strange) == (2, 2)
+
+
+def test_in_a_zone_the_host_and_what_is_under_it_are_two_things(tmp_path: Path) -> None:
+    hosts = load(
+        tmp_path, "host.example CNAME .\n*.under.example CNAME .\n*.both.example CNAME .\nboth.example CNAME .\n"
+    )
+    assert [parse_host(host) in hosts for host in ("host.example", "a.host.example")] == [True, False]
+    assert [parse_host(host) in hosts for host in ("under.example", "b.a.under.example")] == [False, True]
+    assert [parse_host(host) in hosts for host in ("both.example", "b.a.both.example")] == [True, True]
+
+
+def test_a_host_and_all_under_it_in_two_lines_of_a_zone_are_one_pattern(tmp_path: Path) -> None:
+    assert load(tmp_path, "a.example CNAME .\n*.a.example CNAME .\nb.example CNAME .\n").summary.patterns == 2
+
+
+ZONE = """\
+$TTL 2h ; of every record
+@ IN SOA localhost. root.localhost. (
+        2026112401 ; serial
+        1h 15m 30d
+        2h )
+      IN NS localhost.
+@  60 NS ns.example.
+; hosts
+ads.example CNAME .
+"""
+ABSOLUTE = """\
+rpz.local. 300 IN SOA localhost. root.localhost. 1 2 3 4 5
+rpz.local. 300 IN NS localhost.
+ads.example.rpz.local. 300 IN CNAME .
+*.ads.example.rpz.local. 300 IN CNAME .
+elsewhere.example. 300 IN CNAME .
+rpz.local. 300 IN SOA localhost. root.localhost. 1 2 3 4 5
+"""
+ORIGINS = """\
+$ORIGIN .
+$TTL 300
+rpz.local IN SOA localhost. root.localhost. ( 1 2 3 4 5 )
+$ORIGIN example.rpz.local.
+ads CNAME .
+$ORIGIN rpz.local.
+more.example CNAME .
+$ORIGIN elsewhere.
+more CNAME .
+"""
+
+
+def test_what_a_zone_says_of_itself_is_no_host(tmp_path: Path) -> None:
+    hosts = load(tmp_path, ZONE)
+    assert (hosts.summary.patterns, hosts.summary.strange) == (1, 0)
+    assert parse_host("ads.example") in hosts
+
+
+def test_a_name_of_a_zone_is_taken_without_the_name_of_the_zone(tmp_path: Path) -> None:
+    hosts = load(tmp_path, ABSOLUTE)
+    assert (hosts.summary.patterns, hosts.summary.first_strange) == (1, (Line(5, "elsewhere.example. 300 IN CNAME ."),))
+    assert [parse_host(host) in hosts for host in ("a.ads.example", "ads.example.rpz.local")] == [True, False]
+
+
+def test_a_name_of_a_zone_is_taken_from_its_origin(tmp_path: Path) -> None:
+    hosts = load(tmp_path, ORIGINS)
+    assert [parse_host(host) in hosts for host in ("ads.example", "more.example", "ads", "more")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert (hosts.summary.patterns, hosts.summary.first_strange) == (2, (Line(9, "more CNAME ."),))
+
+
+def test_an_soa_that_does_not_end_swallows_nothing(tmp_path: Path) -> None:
+    hosts = load(tmp_path, "@ SOA a. b. (\n1 2 3\nads.example CNAME .\nmore.example\n4711\n")
+    assert (hosts.summary.patterns, hosts.summary.first_strange) == (2, (Line(5, "4711"),))
+
+
+def test_in_a_file_that_says_it_is_adblocks_a_bare_word_is_no_host(tmp_path: Path) -> None:
+    hosts = load(
+        tmp_path, "[Adblock Plus 2.0]\n! Title\n# a comment\n||ads.example^\n.click.\na.example\n0.0.0.0 b.example\n"
+    )
+    assert (hosts.summary.patterns, hosts.summary.strange) == (1, 3)
+    assert [line.number for line in hosts.summary.first_strange] == [5, 6, 7]
+    assert hosts.summary.wide is None
+
+
+def test_what_holds_under_a_condition_is_left_out_to_its_end(tmp_path: Path) -> None:
+    inside = "||b.example^\n!#if c\n||d.example^\n!#endif\ne.example\n! a comment\n"
+    hosts = load(tmp_path, f"!#if a\n{inside}!#endif\n||f.example^\n")
+    assert (hosts.summary.patterns, hosts.summary.strange) == (1, 7)
+    assert parse_host("f.example") in hosts
+
+
+STRANGE = [
+    *("a b", "https://example.com/", "*.*.com", "0.0.0.0 .example.com", "0.0.0.0 *.example.com", "4711", "é" * 300),
+    *("||ads.example", "||ads.example/path^", "||ads.example^path", "||ads.example:80^", "||*.ads.example^", "||*^"),
+    *(
+        "||^",
+        "||.ads.example^",
+        "||ads.*^",
+        "|https://ads.example^",
+        "ads.example^",
+        "/ads/",
+        "||ads.example^|",
+        "||a b^",
+    ),
+    *(
+        "||ads.example^$third-party",
+        "||ads.example^$document",
+        "||ads.example^$all,third-party",
+        "*$denyallow=a.example",
+    ),
+    *("ads.example##.banner", "ads.example###banner", "##.banner", "###banner", "##iframe[src]", "#@#.banner"),
+    *(
+        "ads.example#@#.b",
+        "ads.example#?#b",
+        "ads.example#$#b",
+        "ads.example#%#b",
+        "ads.example#@$?#b",
+        "a.b$$script[c]",
+    ),
+    *("!#include more.txt", "!#safari_cb_affinity", "ads.example,!x"),
+    *("address=/#/", "address=//0.0.0.0", "address=/ads.example/host", "address=/*.ads.example/", "address=/*/0.0.0.0"),
+    *("address=/203.0.113.7/", "address=/ads.example", "local=/ads.example", "cache-size=100", "conf-file=/etc/x"),
+    *("ipset=/ads.example/set", "nftset=/ads.example/4#a#b", "server=203.0.113.7", "cname=a.example,b.example"),
+    *(
+        "ads.example CNAME *.",
+        "ads.example CNAME rpz-drop.",
+        "ads.example CNAME rpz-tcp-only.",
+        "ads.example A 0.0.0.0",
+    ),
+    *("ads.example CNAME walled.example.", "32.7.113.0.203.rpz-ip CNAME .", "8.0.0.0.10.rpz-client-ip CNAME ."),
+    *(
+        "ns.example.rpz-nsdname CNAME .",
+        "* CNAME .",
+        "@ CNAME .",
+        "  CNAME .",
+        "ads.example. CNAME .",
+        "*.*.a.example CNAME .",
+    ),
+    *("$INCLUDE more.zone", "$GENERATE 1-9 a$ CNAME .", "203.0.113.7 CNAME .", "203.0.113.7 IN CNAME rpz-drop."),
+    *(
+        "\x00",
+        "ads.example\x00",
+        "\x00ads.example",
+        "ads\x00.example",
+        "||ads\x00.example^",
+        "a.example\u2028b.example",
+    ),
+    *("ads.example " * 5000, "a" * 1_000_000, "||" + "a." * 500_000 + "example^", "0.0.0.0 " + "a.example " * 10_000),
+]
+EXCEPTIONS = [
+    *(
+        "@@||good.example^",
+        "@@||good.example^$important",
+        "@@good",
+        "||good.example^$badfilter",
+        "||a.b^$all,badfilter",
+    ),
+    *(
+        "good.example CNAME rpz-passthru.",
+        "*.good.example 60 IN CNAME RPZ-PASSTHRU.",
+        "203.0.113.7 CNAME rpz-passthru.",
+    ),
+    *("server=/good.example/#", "server=/good.example/203.0.113.7", "local=/good.example/203.0.113.7#53"),
+]
+
+
+@pytest.mark.parametrize("line", [*STRANGE, *EXCEPTIONS], ids=lambda line: line[:30])
 def test_a_line_that_is_not_understood_is_counted_and_left_out(tmp_path: Path, line: str) -> None:
-    hosts = load(tmp_path, f"good.example.com\n{line}\nbetter.example.com\n")
+    hosts = load(tmp_path, f"first.example.com\n{line}\nlast.example.com\n")
+    shown = line[:60].strip()
     assert (hosts.summary.patterns, hosts.summary.strange) == (2, 1)
-    assert hosts.summary.first_strange == (Line(2, line[:60]),)
-    assert parse_host("better.example.com") in hosts
+    assert hosts.summary.first_strange == (Line(2, shown),)
+    assert hosts.summary.exception == (Line(2, shown) if line in EXCEPTIONS else None)
+    assert hosts.summary.wide is hosts.summary.widest is None
+    assert parse_host("last.example.com") in hosts
+    for host in ("ads.example", "a.example", "good.example", "203.0.113.7", "x.y.z"):
+        assert parse_host(host) not in hosts
+
+
+@pytest.mark.parametrize(
+    "line", [b"ads\xff.example", b"||ads.example\xc3^", b"\xfe\xff\x00a\x00.\x00b", b"address=/\xe9t\xe9.example/"]
+)
+def test_a_line_that_is_no_utf_8_is_not_understood(tmp_path: Path, line: bytes) -> None:
+    hosts = load(tmp_path, b"first.example.com\n" + line + b"\nlast.example.com\n")
+    assert (hosts.summary.patterns, hosts.summary.strange) == (2, 1)
+
+
+@pytest.mark.parametrize("line", ["||com^", "address=/com/", "local=/com/", "*.com CNAME .", "*.com", ".com", "**.com"])
+def test_a_whole_top_level_domain_is_noted_in_every_format(tmp_path: Path, line: str) -> None:
+    assert load(tmp_path, f"a.example\n{line}\n").summary.wide == Line(2, line)
+
+
+def test_a_line_without_an_end_takes_bounded_memory_and_what_follows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    with path.open("wb") as file:
+        file.write(b"first.example.com\n")
+        for _ in range(64):
+            file.write(b"x" * (1 << 20))
+        file.write(b"\nlast.example.com\n")
+    tracemalloc.start()
+    hosts = load_list(path, list_digest(path), PLACE)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (hosts.summary.patterns, hosts.summary.strange) == (2, 1)
+    assert parse_host("last.example.com") in hosts
+    assert peak_bytes < 8 << 20
 
 
 def test_a_binary_file_is_lines_that_are_not_understood(tmp_path: Path) -> None:
@@ -98,7 +327,19 @@ def test_a_binary_file_is_lines_that_are_not_understood(tmp_path: Path) -> None:
 LABELS = st.text("ab-_0é", min_size=1, max_size=4)
 NAMES = st.lists(LABELS, min_size=1, max_size=4).map(".".join)
 TEXTS = st.one_of(
-    st.tuples(st.sampled_from(["", ".", "*.", "**.", "0.0.0.0 ", "127.0.0.1\t", "0.0.0.0  *."]), NAMES).map("".join),
+    st.tuples(
+        st.sampled_from(
+            ["", ".", "*.", "**.", "0.0.0.0 ", "127.0.0.1\t", "0.0.0.0  *.", "||", "address=/", "server=/", "local=/"]
+        ),
+        NAMES,
+        st.sampled_from(
+            ["", "^", "/", "/0.0.0.0", "/#", " CNAME .", "\tIN CNAME .", " CNAME rpz-passthru.", ".rpz-ip CNAME ."]
+        ),
+        st.sampled_from(["", "\r", " ", "#a", " # a"]),
+    ).map("".join),
+    st.sampled_from(
+        ["[Adblock]", "!#if a", "!#endif", "$ORIGIN a.", "$ORIGIN b.a.", "@ SOA a b (", "1 2 )", "a. SOA a b"]
+    ),
     st.text(max_size=20),
 )
 
@@ -106,21 +347,26 @@ TEXTS = st.one_of(
 @given(st.lists(TEXTS, max_size=8))
 @example(["a.localhost", "0.0.0.0 a.localhost", "0.0.0.0 localhost.localdomain"])
 @example(["127.0.0.1 a.b\r", ".a\r", "a.b.", "a.0x1"])
-@settings(max_examples=300)
+@example([".a.b CNAME .", "**.a.b CNAME .", "*.a.b CNAME .", "a.b CNAME .", "a.rpz-ip CNAME ."])
+@example(["$ORIGIN a.", "a.b CNAME .", "$ORIGIN b.a.", "a.b CNAME .", "$ORIGIN a.", "a.b CNAME ."])
+@example(["[Adblock]", "a.b", "||a.b^", "!#if a", "||a.b^", "!#endif", "||a.b^"])
+@settings(max_examples=500)
 def test_the_short_way_for_most_lines_means_what_the_long_way_means(texts: list[str]) -> None:
-    lines = [line for text in texts for line in text.split("\n")]
-    long: list[HostPattern] = []
-    strange = 0
-    for line in lines:
-        try:
-            long += parse_line(line.removeprefix("\ufeff").strip())
-        except PatternError:
-            strange += 1
-    compiler = lists._Compiler()
-    keys = list(compiler.keys(io.BytesIO("\n".join(lines).encode())))
-    expected = [pattern.key for pattern in long if pattern.network is None]
-    assert [key for key in keys if not key.startswith("/")] == expected
-    assert (compiler.patterns, compiler.strange) == (len(long), strange)
+    short, long = LineReader(), LineReader()
+    for line in [line for text in texts for line in text.split("\n")]:
+        key = short.plain_key(line)
+        expected = read(long, line)
+        if key is not None:
+            assert expected == [key]
+        else:
+            assert read(short, line) == expected
+
+
+def read(reader: LineReader, line: str) -> list[str] | str:
+    try:
+        return [pattern.key for pattern in reader.patterns(line)]
+    except PatternError as error:
+        return str(error)
 
 
 def test_a_network_is_covered_by_a_wider_one(tmp_path: Path) -> None:

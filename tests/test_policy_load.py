@@ -308,12 +308,45 @@ def test_a_secret_file_that_everyone_can_read_is_a_fault(policy: Path, mode: int
 
 
 def test_lines_of_a_list_that_are_not_understood_are_one_warning(policy: Path) -> None:
-    (policy / "list.txt").write_text("# mine\n||ads.example^\nads.example\na b\nhttps://x/\n*.*.x\n")
+    (policy / "list.txt").write_text("# mine\n||ads.example^$script\nads.example\na b\nhttps://x/\n*.*.x\n")
     loaded = load(policy, "lists: {l: {file: list.txt}}\n")
     assert warnings_of(loaded, policy) == [
-        "list.txt:2:1: 4 lines were not understood and left out: 2 '||ads.example^', 4 'a b', 5 'https://x/' and so on"
-        "; expected a host pattern, or an address and its names"
+        "list.txt:2:1: 4 lines were not understood and left out: 2 '||ads.example^$script', 4 'a b', 5 'https://x/' "
+        "and so on; expected host patterns, or lines of hosts(5), Adblock (||host^ alone), dnsmasq or RPZ (CNAME . alone)"
     ]
+
+
+def test_a_list_of_which_nothing_was_understood_is_a_warning_of_its_own(policy: Path) -> None:
+    (policy / "list.txt").write_text("<html>\n")
+    loaded = load(policy, "lists: {l: {file: list.txt}}\n")
+    assert warnings_of(loaded, policy)[0] == (
+        "list.txt: nothing in the list was understood, so what names it matches nothing"
+    )
+
+
+@pytest.mark.parametrize("line", ["@@||good.example^", "good.example CNAME rpz-passthru.", "server=/good.example/#"])
+def test_a_list_that_takes_hosts_out_serves_a_deny_but_no_allow_and_no_credential(policy: Path, line: str) -> None:
+    (policy / "list.txt").write_text(f"||example^$all\n{line}\n")
+    lists = "lists: {l: {file: list.txt}}\nsecrets: {s: {file: secrets/github-token}}\n"
+    deny = "rules: [{name: a, action: deny, lists: [l]}]\n"
+    assert parse_host("good.example") in load(policy, lists + deny).policy.lists["l"]
+    for rule in (
+        "rules: [{name: a, action: allow, lists: [l]}]\n",
+        "credentials: [{name: a, lists: [l], bearer: s}]\n",
+    ):
+        kind = "an allow" if "allow" in rule else "a credential"
+        assert any(
+            f"list 'l' takes hosts out by {line!r} (its line 2), which is not understood: too much for {kind}" in fault
+            for fault in faults_of(policy, lists + rule)
+        )
+
+
+@pytest.mark.parametrize("line", ["||com^", "address=/com/", "*.com CNAME ."])
+def test_a_list_in_another_format_may_not_open_a_whole_top_level_domain(policy: Path, line: str) -> None:
+    (policy / "list.txt").write_text(f"{line}\n")
+    faults = faults_of(policy, "lists: {l: {file: list.txt}}\nrules: [{name: a, action: allow, lists: [l]}]\n")
+    assert len(faults) == 1
+    assert f"list 'l' holds {line!r} (its line 1), too wide a pattern for an allow" in faults[0]
 
 
 def test_an_empty_list_is_a_warning(policy: Path) -> None:

@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -18,8 +17,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from ipaddress import ip_address
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +25,8 @@ import marisa_trie
 
 from squidkeeper.errors import PatternError
 from squidkeeper.policy.faults import Location
-from squidkeeper.policy.hosts import HostForm, HostPattern, Network, host_keys, parse_host_pattern
+from squidkeeper.policy.hosts import HostForm, HostPattern, Network, host_keys
+from squidkeeper.policy.lines import LineReader, is_exception
 from squidkeeper.url import Address, Host
 
 
@@ -53,6 +52,7 @@ class Summary:
     first_strange: tuple[Line, ...] = ()
     widest: Line | None = None  # the first '*'
     wide: Line | None = None  # the first wildcard over a whole top-level domain
+    exception: Line | None = None  # the first line, not understood, that takes hosts out of the list again
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,37 +117,6 @@ def prune_cache(cache: Path, used: Iterable[str]) -> None:
         path.unlink(missing_ok=True)
 
 
-# --- lines --------------------------------------------------------------------------------------------------------
-
-
-def parse_line(text: str) -> list[HostPattern]:
-    """Parse a host pattern, or an address with its names as in hosts(5); `PatternError` for a line that is neither."""
-    words = text.partition("#")[0].split()
-    if len(words) < 2:
-        return [parse_host_pattern(word) for word in words]
-    if not _is_address(words[0]):
-        raise PatternError("it is neither one host pattern nor an address with its names")
-    names = (word for word in words[1:] if not _LOCAL.fullmatch(word.lower()) and not _is_address(word))
-    return [_exact(name) for name in names]
-
-
-def _exact(name: str) -> HostPattern:
-    pattern = parse_host_pattern(name)
-    if pattern.form is not HostForm.EXACT:
-        raise PatternError("a wildcard has no meaning behind an address, as in hosts(5)")
-    return pattern
-
-
-def _is_address(word: str) -> bool:
-    try:
-        ip_address(word.partition("%")[0])  # macOS writes fe80::1%lo0
-    except ValueError:
-        return False
-    return True
-
-
-_LOCAL = re.compile(r"localhost[46]?(\.localdomain[46]?)?|local|localdomain|broadcasthost|ip6-.*")
-
 # --- compiling ----------------------------------------------------------------------------------------------------
 
 
@@ -162,15 +131,31 @@ class _Compiler:
         self.first_strange: list[Line] = []
         self.widest: Line | None = None
         self.wide: Line | None = None
+        self.exception: Line | None = None
 
     def keys(self, file: BinaryIO) -> Iterator[str]:
-        for number, line in enumerate(self._lines(file), 1):
-            match = _PLAIN_LINE.fullmatch(line)
-            if match:
+        """Give the keys of all patterns; a host and all under it, in two lines of an RPZ zone, are one pattern."""
+        held = ""
+        for key in self._keys(file):
+            if key == f"{HostForm.UNDER}{held}":
+                held = f"{HostForm.TREE}{held}"
+                continue
+            if held:
                 self.patterns += 1
-                yield match[match.lastindex or 0]
-            elif line and not line.startswith("#"):
-                yield from self._parsed_keys(Line(number, line.removeprefix("\ufeff").strip()))
+                yield held
+            held = key
+        if held:
+            self.patterns += 1
+            yield held
+
+    def _keys(self, file: BinaryIO) -> Iterator[str]:
+        reader = LineReader()
+        for number, line in enumerate(self._lines(file), 1):
+            key = reader.plain_key(line)
+            if key:
+                yield key
+            elif line:
+                yield from self._read_keys(reader, Line(number, line))
 
     def _lines(self, file: BinaryIO) -> Iterator[str]:
         rest = b""
@@ -179,39 +164,40 @@ class _Compiler:
             whole, newline, rest = (rest + block).rpartition(b"\n")
             if newline:
                 yield from whole.decode("utf-8", "replace").split("\n")
+            rest = rest[:_BLOCK]  # of a line without an end, enough that it is too long
         yield rest.decode("utf-8", "replace")
 
     def summary(self) -> Summary:
         prefixes = tuple(sorted(self.prefixes))
-        return Summary(self.patterns, prefixes, self.strange, tuple(self.first_strange), self.widest, self.wide)
+        noted = (self.widest, self.wide, self.exception)
+        return Summary(self.patterns, prefixes, self.strange, tuple(self.first_strange), *noted)
 
-    def _parsed_keys(self, line: Line) -> Iterator[str]:
+    def _read_keys(self, reader: LineReader, line: Line) -> Iterator[str]:
         try:
-            patterns = parse_line(line.text)
+            patterns = reader.patterns(line.text)
         except PatternError:
-            self.strange += 1
-            if len(self.first_strange) < _STRANGE_SHOWN:
-                self.first_strange.append(Line(line.number, line.text[:_STRANGE_LENGTH]))
+            self._note_strange(Line(line.number, line.text[:_SHOWN_LENGTH].strip()), is_exception(line.text.strip()))
             return
         for pattern in patterns:
-            yield self._key(line, pattern)
+            yield self._key(Line(line.number, line.text[:_SHOWN_LENGTH].strip()), pattern)
+
+    def _note_strange(self, line: Line, exception: bool) -> None:
+        self.strange += 1
+        if exception:
+            self.exception = self.exception or line
+        if len(self.first_strange) < _STRANGE_SHOWN:
+            self.first_strange.append(line)
 
     def _key(self, line: Line, pattern: HostPattern) -> str:
-        self.patterns += 1
+        key = pattern.key
         if pattern.network is not None:
             self.prefixes.add((pattern.network.version, pattern.network.prefixlen))
-            return _network_key(pattern.network.network_address, pattern.network.prefixlen)
-        if pattern.form is HostForm.ANY:
+            key = _network_key(pattern.network.network_address, pattern.network.prefixlen)
+        elif pattern.form is HostForm.ANY:
             self.widest = self.widest or line
         elif pattern.covers_single_label:
             self.wide = self.wide or line
-        return pattern.key
-
-
-# Most lines, as they are: a name in its one spelling, of two labels at least and no address, alone or behind the usual
-# address. Whatever else there is goes through parse_line.
-_NAME = r"(?=.{3,253}\r?$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.(?!local)[a-z][a-z0-9-]{0,62}"
-_PLAIN_LINE = re.compile(rf"(?:(?:0\.0\.0\.0|127\.0\.0\.1)[ \t]+({_NAME})|((?:\*\*\.|\*\.|\.)?{_NAME}))\r?")
+        return key
 
 
 def _compile_long(path: Path, digest: str, cached: Path | None) -> tuple[Summary, Any] | None:
@@ -286,23 +272,13 @@ def _read_foot(content: bytes) -> Summary:
         raw["patterns"],
         tuple((version, length) for version, length in raw["prefixes"]),
         raw["strange"],
-        tuple(Line(*line) for line in raw["first_strange"]),
-        Line(*raw["widest"]) if raw["widest"] else None,
-        Line(*raw["wide"]) if raw["wide"] else None,
+        tuple(Line(**line) for line in raw["first_strange"]),
+        *(Line(**raw[name]) if raw[name] else None for name in ("widest", "wide", "exception")),
     )
 
 
 def _write_cached(path: Path, summary: Summary, trie: Any) -> None:
-    text = json.dumps(
-        {
-            "patterns": summary.patterns,
-            "prefixes": summary.prefixes,
-            "strange": summary.strange,
-            "first_strange": [(line.number, line.text) for line in summary.first_strange],
-            "widest": summary.widest and (summary.widest.number, summary.widest.text),
-            "wide": summary.wide and (summary.wide.number, summary.wide.text),
-        }
-    ).encode()
+    text = json.dumps(asdict(summary)).encode()
     unfinished = path.with_suffix(f".{os.getpid()}{_UNFINISHED}")
     try:
         trie.save(str(unfinished))
@@ -331,7 +307,7 @@ def _lock(cache: Path | None) -> Iterator[None]:
             os.close(descriptor)
 
 
-_FORMAT = b"sqklist1"  # changes with whatever changes the keys of a list
+_FORMAT = b"sqklist2"  # changes with whatever changes the keys of a list
 _FOOT = struct.Struct(">8sII")
 _SUFFIX = ".hosts"
 _UNFINISHED = ".part"
@@ -340,7 +316,7 @@ _SPARE_AT_MOST = 8
 _STRANGE_SHOWN = 3
 _BLOCK = 1 << 18
 _LONG_BYTES = 1 << 18  # some ten thousand lines: compiled in 30 ms
-_STRANGE_LENGTH = 60
+_SHOWN_LENGTH = 60
 
 if __name__ == "__main__":
     with suppress(ListChangedError, OSError):  # whoever asked finds no compiled list, and says why

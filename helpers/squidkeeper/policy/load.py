@@ -12,7 +12,7 @@ from typing import TypeVar
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy.document import Document, entries
 from squidkeeper.policy.faults import Fault, Location
-from squidkeeper.policy.lists import HostList, Line, ListChangedError, load_list, prune_cache
+from squidkeeper.policy.lists import HostList, ListChangedError, Summary, load_list, prune_cache
 from squidkeeper.policy.model import (
     Action,
     Client,
@@ -57,7 +57,7 @@ def build(sources: Sources, *, list_cache: Path | None = None) -> Loaded:
     faults += (fault for one in checked for fault in one.faults)
     faults += _merge_faults(sources.documents)
     lists, list_faults, warnings = _load_lists(sources, list_cache)
-    faults += [*list_faults, *_wide_list_faults(sources.documents, lists)]
+    faults += [*list_faults, *_opened_list_faults(sources.documents, lists)]
     secret_faults, secret_warnings = _check_secrets(sources)
     faults += secret_faults
     all_warnings = tuple(sorted({*warnings, *secret_warnings}))
@@ -138,13 +138,17 @@ def _list_warnings(path: Path, hosts: HostList) -> Iterator[Fault]:
         more = " and so on" if summary.strange > len(summary.first_strange) else ""
         yield Fault(
             place,
-            f"{count} not understood and left out: {shown}{more}; expected a host pattern, or an address and its names",
+            f"{count} not understood and left out: {shown}{more}; expected {_LIST_LINES}",
         )
     if not summary.patterns:
-        yield Fault(Location(str(path)), "the list holds no host pattern, so what names it matches nothing")
+        found = "nothing in the list was understood" if summary.strange else "the list holds no host pattern"
+        yield Fault(Location(str(path)), f"{found}, so what names it matches nothing")
 
 
-def _wide_list_faults(documents: Iterable[Document], lists: Mapping[str, HostList]) -> Iterator[Fault]:
+_LIST_LINES = "host patterns, or lines of hosts(5), Adblock (||host^ alone), dnsmasq or RPZ (CNAME . alone)"
+
+
+def _opened_list_faults(documents: Iterable[Document], lists: Mapping[str, HostList]) -> Iterator[Fault]:
     """Find the lists that hold what the hosts of an allow or of a credential may not."""
     for document in documents:
         for section, entry, steps in entries(document, "rules", "credentials"):
@@ -152,23 +156,23 @@ def _wide_list_faults(documents: Iterable[Document], lists: Mapping[str, HostLis
             if not isinstance(names, list) or not _opens(section, entry):
                 continue
             for position, name in enumerate(names):
-                line = _forbidden(section, lists.get(name) if isinstance(name, str) else None)
-                if line:
-                    kind = "a credential" if section == "credentials" else "an allow"
-                    message = (
-                        f"list {name!r} holds {line.text!r} (its line {line.number}), too wide a pattern for {kind}"
-                    )
-                    yield Fault(document.locate((*steps, "lists", position)), message)
+                hosts = lists.get(name) if isinstance(name, str) else None
+                for why in _forbidden(section, hosts.summary) if hosts else ():
+                    yield Fault(document.locate((*steps, "lists", position)), f"list {name!r} {why}")
 
 
 def _opens(section: str, entry: Mapping[str, object]) -> bool:
     return section == "credentials" or entry.get("action") == Action.ALLOW
 
 
-def _forbidden(section: str, hosts: HostList | None) -> Line | None:
-    if hosts is None:
-        return None
-    return hosts.summary.wide or (hosts.summary.widest if section == "credentials" else None)
+def _forbidden(section: str, summary: Summary) -> Iterator[str]:
+    kind = "a credential" if section == "credentials" else "an allow"
+    wide = summary.wide or (summary.widest if section == "credentials" else None)
+    if wide:
+        yield f"holds {wide.text!r} (its line {wide.number}), too wide a pattern for {kind}"
+    if summary.exception:
+        line = summary.exception
+        yield f"takes hosts out by {line.text!r} (its line {line.number}), which is not understood: too much for {kind}"
 
 
 def _check_secrets(sources: Sources) -> tuple[list[Fault], list[Fault]]:
