@@ -44,6 +44,9 @@ ATTRIBUTES = _words(
 )
 
 
+APART = _words("td th li dt dd p br h1 h2 h3 summary code text title desc")
+
+
 class Page(HTMLParser):
     """What a browser makes of a page: its elements with their attributes, and its text."""
 
@@ -56,6 +59,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.text += " " if tag in APART else ""
 
     def handle_data(self, data: str) -> None:
         self.text += data

@@ -1,36 +1,328 @@
-"""The status page: whether anything is wrong, and nothing from outside that could do harm."""
+"""The status page: whether anything is wrong, what to do, and nothing from outside that could do harm."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import subprocess
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
+from squidkeeper.observe.record import Record, parse_record
 from squidkeeper.observe.status import (
+    DENIALS_KEPT,
     Certificate,
+    Denial,
     Drift,
+    DriftSeen,
+    HelperProcess,
     PolicyInForce,
     RecentDenials,
     RecordFollowed,
+    RuleInForce,
+    SecretInUse,
     Squid,
     Status,
+    explain_command,
     page,
+    troubles,
 )
+from squidkeeper.policy.faults import Fault, Location
+
+from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+DIRECTORY = Path("/etc/squidkeeper/policy")
+POLICY = PolicyInForce(DIRECTORY, "9f31c2a7b04e", NOW - timedelta(hours=1), "deny")
+RECORD = RecordFollowed(Path("/var/log/squid/access.log"), readable=True, last_line=NOW)
+CA = Certificate(Path("/ca.crt"), "CN=ca", NOW + timedelta(days=400))
+SQUID = Squid("127.0.0.1:3128", up=True)
+WELL = Status(
+    at=NOW,
+    version="0.1.0",
+    policy=POLICY,
+    rules=(),
+    denials=(),
+    helpers=(),
+    secrets=(),
+    ca=CA,
+    record=RECORD,
+    drift=Drift(),
+    squid=SQUID,
+)
+HELPER = HelperProcess("acl --scope host", 4117, NOW, POLICY.revision, False, False, NOW, 12)
+FINDING = DriftSeen(NOW - timedelta(hours=2), "192.0.2.1", "GET", "https://a.example/x?q=TOPSECRET", "no", "allowed")
 
 
-def test_a_page_of_a_gateway_that_has_just_been_started() -> None:
-    status = Status(
-        at=NOW,
-        version="0",
-        policy=PolicyInForce(Path("/etc/squidkeeper/policy"), "r1", NOW, "deny"),
-        rules=(),
-        denials=RecentDenials().newest(),
-        helpers=(),
-        secrets=(),
-        ca=Certificate(Path("/ca.crt"), "CN=ca", NOW.replace(year=2036)),
-        record=RecordFollowed(Path("/var/log/squid/access.log"), readable=True),
-        drift=Drift(),
-        squid=Squid("127.0.0.1:3128", up=True),
+def denial(**values: object) -> Record:
+    """The record of a denied GET, unless it says otherwise."""
+    usual: dict[str, object] = dict.fromkeys(Record.__struct_fields__, "-")
+    usual |= {"v": 1, "time": "2026-11-24T11:59:00.000Z", "client": "192.0.2.1", "method": "GET"}
+    usual |= {
+        "url": "https://a.example/x",
+        "status": 403,
+        "bytes": 1,
+        "duration_ms": 1,
+        "verdict": "deny",
+        "rule": "no",
+    }
+    return Record(**(usual | values))  # type: ignore[arg-type] # the fields are as a record has them
+
+
+def denials_of(records: Iterable[Record]) -> tuple[Denial, ...]:
+    kept = RecentDenials()
+    for record in records:
+        kept.add(record)
+    return kept.newest()
+
+
+def text_of(status: Status) -> str:
+    return " ".join(Page(page(status)).text.split())
+
+
+# --- what is wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_gateway_that_is_well_has_nothing_to_do() -> None:
+    assert troubles(WELL) == ()
+    assert "All is well: nothing to do." in text_of(WELL)
+
+
+FAULT = Fault(Location("policy.yaml", 41, 11), "'.org' is a wildcard, expected '.example.org'")
+WRONG = {
+    "squid down": (replace(WELL, squid=replace(SQUID, up=False, problem="refused")), "now", "does not answer on 127"),
+    "no policy": (replace(WELL, policy=replace(POLICY, revision=None)), "now", "everything is denied"),
+    "bad policy": (replace(WELL, policy=replace(POLICY, faults=(FAULT,))), "now", "does not load (1 fault)"),
+    "drift": (replace(WELL, drift=Drift(1, 0, (FINDING,))), "now", "not what the policy says, last 2 h ago"),
+    "stuck": (replace(WELL, helpers=(replace(HELPER, stuck=True),)), "now", "1 helper without a sign of life"),
+    "outdated": (replace(WELL, helpers=(replace(HELPER, outdated=True),)), "now", "by another revision"),
+    "secret": (replace(WELL, secrets=(SecretInUse("key", "env KEY", "KEY is not set"),)), "now", "key cannot be had"),
+    "ca ended": (replace(WELL, ca=replace(CA, not_after=NOW)), "now", "has ended"),
+    "ca ends": (replace(WELL, ca=replace(CA, not_after=NOW + timedelta(days=29))), "soon", "ends in 29 days"),
+    "no ca": (replace(WELL, ca=Certificate(Path("/ca.crt"), problem="no such file")), "soon", "CA cannot be read"),
+    "blind": (replace(WELL, record=replace(RECORD, readable=False)), "now", "access log cannot be read"),
+    "behind": (replace(WELL, record=replace(RECORD, backlog_bytes=20_000_000)), "soon", "20 MB of the access log"),
+    "full disk": (replace(WELL, state_writable=False), "soon", "cannot keep its counts"),
+}
+
+
+@pytest.mark.parametrize(("status", "urgency", "what"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_stands_first_with_what_to_do(status: Status, urgency: str, what: str) -> None:
+    (trouble,) = troubles(status)
+    assert trouble.urgency == urgency
+    assert what in trouble.what
+    assert trouble.remedy
+    text = text_of(status)
+    assert "All is well" not in text
+    assert text.index(what) < text.index("Recent denials")
+
+
+def test_the_most_urgent_stands_first() -> None:
+    status = replace(WELL, state_writable=False, squid=replace(SQUID, up=False))
+    assert [trouble.urgency for trouble in troubles(status)] == ["now", "soon"]
+    assert "2 things are wrong, 1 of them to be mended now." in text_of(status)
+
+
+def test_drift_of_days_ago_and_helpers_in_the_midst_of_a_reload_are_nothing_to_do() -> None:
+    old = replace(FINDING, time=NOW - timedelta(days=2))
+    assert troubles(replace(WELL, drift=Drift(1, 0, (old,)))) == ()
+    reloading = replace(POLICY, loaded_at=NOW - timedelta(seconds=2))
+    assert troubles(replace(WELL, policy=reloading, helpers=(replace(HELPER, outdated=True),))) == ()
+
+
+def test_faults_stand_with_file_line_and_column() -> None:
+    text = text_of(replace(WELL, policy=replace(POLICY, faults=(FAULT,))))
+    assert f"policy.yaml:41:11 {FAULT.message}" in text
+
+
+def test_rules_stand_in_their_order_with_hits_and_expiry() -> None:
+    rules = (
+        RuleInForce("first", "deny", 0, 1234, NOW - timedelta(minutes=3), None, "ops"),
+        RuleInForce("second", "allow", 5, 0, None, NOW - timedelta(days=1)),
+        RuleInForce("default", "deny", 0, 7, built_in=True),
     )
-    assert "All is well" in page(status)
+    text = text_of(replace(WELL, rules=rules))
+    assert text.index("first") < text.index("second") < text.index("default")
+    assert "1 first deny 1,234" in text
+    assert "3 min ago" in text
+    assert "lapsed" in text
+
+
+def test_helpers_and_secrets_are_named_and_judged() -> None:
+    secrets = (SecretInUse("a-key", "file /secrets/a", None, ("api",)), SecretInUse("b-key", "env B", "B is not set"))
+    helpers = (HELPER, replace(HELPER, pid=4118, stuck=True), replace(HELPER, pid=4119, outdated=True))
+    text = text_of(replace(WELL, secrets=secrets, helpers=helpers))
+    assert "a-key yes file /secrets/a api" in text
+    assert "b-key no: B is not set env B" in text
+    assert "acl --scope host well 4117" in text
+    assert "acl --scope host stuck 4118" in text
+    assert "acl --scope host outdated 4119" in text
+
+
+# --- recent denials -------------------------------------------------------------------------------------------------
+
+
+def test_only_denials_are_kept_and_the_same_again_counts_up() -> None:
+    again = denial(time="2026-11-24T11:59:30.000Z", url="https://a.example/x?other=query")
+    first, second = denials_of([denial(), denial(verdict="allow"), denial(rule="other"), again])
+    assert (first.rule, first.times, first.url) == ("no", 2, "https://a.example/x")
+    assert first.time == datetime(2026, 11, 24, 11, 59, 30, tzinfo=UTC)
+    assert (second.rule, second.times) == ("other", 1)
+
+
+def test_the_newest_are_kept_and_no_more_than_the_bound() -> None:
+    kept = denials_of(denial(url=f"https://a.example/{number}") for number in range(200))
+    assert len(kept) == DENIALS_KEPT
+    assert kept[0].url == "https://a.example/199"
+
+
+def test_denials_live_through_a_restart_in_their_order() -> None:
+    kept = denials_of(denial(url=f"https://a.example/{number}") for number in range(5))
+    assert RecentDenials(kept).newest() == kept
+
+
+def test_the_connect_of_a_denied_tunnel_is_shown_as_the_request_inside() -> None:
+    tunnel = "a.example%3A443%20denied%20by%20no"
+    connect = denial(method="CONNECT", url="a.example:443", tunnel=tunnel, connection="7")
+    inside = denial(tunnel=tunnel, connection="7")
+    assert [(one.method, one.times) for one in denials_of([connect, inside])] == [("GET", 1)]
+    assert [(one.method, one.times) for one in denials_of([connect, connect, inside])] == [("GET", 1), ("CONNECT", 1)]
+    assert [one.method for one in denials_of([connect])] == ["CONNECT"]
+
+
+# --- the ready command ----------------------------------------------------------------------------------------------
+
+
+def command_for(**values: object) -> str | None:
+    (kept,) = denials_of([denial(**values)])
+    return explain_command(kept, DIRECTORY)
+
+
+def test_the_command_asks_what_was_denied_without_its_query() -> None:
+    assert command_for(url="https://a.example/x?q=1") == (
+        "squidkeeper explain --policy /etc/squidkeeper/policy --client 192.0.2.1 -- GET https://a.example/x"
+    )
+    assert command_for(method="CONNECT", url="a.example:443", client="fd00::1", user="ci-bot") == (
+        "squidkeeper explain --policy /etc/squidkeeper/policy --client fd00::1 --user=ci-bot -- CONNECT a.example:443"
+    )
+    (kept,) = denials_of([denial(client="error")])
+    assert explain_command(kept, Path("/my policy")) == (
+        "squidkeeper explain --policy '/my policy' -- GET https://a.example/x"
+    )
+
+
+NASTY = (
+    "https://a.example/$(touch /tmp/x)`id`",
+    "https://a.example/'; touch x; echo '",
+    "https://a.example/\\' ; touch x #",
+    'https://a.example/"$HOME"!!!$!-1',
+    "https://a.example/~/*?{a,b}[c]<d>|e&f;g(h)",
+    "https://a.example/\n\r\x1b]0;title\x07\x03\x04\x16\u202e\u200b\ud800",
+    "https://a.example/caf\u00e9/%E2%80%AE",
+    "--policy:443",
+    "-h:443",
+)
+
+
+@pytest.mark.parametrize("url", NASTY)
+def test_a_shell_takes_the_command_for_nothing_but_words(url: str, tmp_path: Path) -> None:
+    method = "CONNECT" if url.endswith(":443") else "GET"
+    (kept,) = denials_of([denial(url=url, method=method, user="%22;$(id)!!'")])
+    command = explain_command(kept, DIRECTORY)
+    assert command is not None
+    assert command.isascii()
+    assert command.isprintable()
+    words = ["explain", "--policy", str(DIRECTORY), "--client", "192.0.2.1", "--user=\";$(id)!!'", "--", method]
+    words.append(kept.url.replace("\\", "%5C"))
+    show = "squidkeeper() { for word; do printf '%s\\n' \"<$word>\"; done; }\n"
+    for shell in (["sh"], ["bash"], ["bash", "--norc", "--noprofile", "-i", "-o", "histexpand"]):
+        done = subprocess.run(
+            shell, input=f"{show}{command}\n", capture_output=True, text=True, cwd=tmp_path, check=False, timeout=20
+        )
+        said = [line[1:-1] for line in done.stdout.splitlines() if line.startswith("<")]
+        assert said == words, (shell, done.stderr)
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"url": "https://a.example/" + "x" * 8000},
+        {"url": "error:transaction-end-before-headers"},
+        {"url": "ftp://a.example/"},
+        {"url": "--policy=/tmp/x:443", "method": "CONNECT"},
+        {"url": "-"},
+        {"method": "-h"},
+        {"method": "GE\x1bT"},
+        {"method": "X" * 200},
+        {"user": "%E2%80%AEbot"},
+        {"user": "%1B%5B2J"},
+        {"user": "x" * 500},
+    ],
+)
+def test_there_is_no_command_for_what_is_too_long_or_could_do_harm(values: dict[str, object]) -> None:
+    assert command_for(**values) is None
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def hostile() -> Status:
+    """Every text in every field that comes from outside, and in those of the operator's."""
+    records = [
+        denial(url=f"https://evil.example/{text}?q=TOPSECRET", method=text, rule=text, user=text, client=text)
+        for text in HOSTILE
+    ]
+    return Status(
+        at=NOW,
+        version="0.1.0",
+        policy=replace(POLICY, faults=tuple(Fault(Location(text, 1, 1), text) for text in HOSTILE)),
+        rules=tuple(RuleInForce(text, "deny", 1, 1, NOW, NOW, text) for text in HOSTILE),
+        denials=denials_of(records),
+        helpers=tuple(replace(HELPER, kind=text, revision=text) for text in HOSTILE),
+        secrets=tuple(SecretInUse(text, text, text, (text,)) for text in HOSTILE),
+        ca=replace(CA, subject=HOSTILE[0]),
+        record=RECORD,
+        drift=Drift(1, 1, tuple(DriftSeen(NOW, text, text, f"https://x/{text}", text, text) for text in HOSTILE)),
+        squid=replace(SQUID, version=HOSTILE[0], problem=HOSTILE[0]),
+    )
+
+
+def test_nothing_from_outside_becomes_markup() -> None:
+    html = page(hostile())
+    found = Page(html)
+    assert found.names() <= TAGS | {"a"}
+    assert found.attributes() <= ATTRIBUTES | {"href"}
+    links = {attributes["href"] for tag, attributes in found.tags if tag == "a"}
+    assert links == {"#faults", "#denials", "#rules", "#helpers", "#secrets", "#drift"}
+    assert "alert(1)" in found.text  # it is shown, as text
+    assert not INVISIBLE.search(html)
+
+
+def test_no_query_and_no_password_is_on_the_page() -> None:
+    with_password = denial(url="https://user:hunter2@a.example/x?q=TOPSECRET#TOPSECRET")
+    html = page(replace(WELL, denials=denials_of([with_password]), drift=Drift(1, 0, (FINDING,))))
+    assert "https://***@a.example/x" in html
+    assert "TOPSECRET" not in html
+    assert "hunter2" not in html
+
+
+def test_the_page_lets_nothing_else_in() -> None:
+    found = Page(page(WELL))
+    policy = next(attributes for _, attributes in found.tags if "http-equiv" in attributes)["content"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+
+
+def test_a_line_of_the_record_is_what_is_shown() -> None:
+    line = (
+        b'{"v":1,"time":"2026-11-24T11:58:59.877Z","client":"192.0.2.1","user":"-","method":"GET",'
+        b'"url":"https://a.example/%3Cb%3E?x","status":403,"bytes":1,"duration_ms":1,"verdict":"deny","rule":"no%20way",'
+        b'"revision":"-","credential":"-","fetched":"-","sni":"-","tunnel":"-","upstream":"-","upstream_ms":"-",'
+        b'"error":"-","user_agent":"-","squid":"TCP_DENIED/HIER_NONE","connection":"1"}'
+    )
+    assert "1 min ago 192.0.2.1 no way GET https://a.example/%3Cb%3E" in text_of(
+        replace(WELL, denials=denials_of([parse_record(line)]))
+    )

@@ -19,6 +19,7 @@ from typing import Final
 
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.observe.charts import split_bar
+from squidkeeper.observe.events import CONNECT
 from squidkeeper.observe.page import ago, counted, cut, moment, render, shown_url, size, span
 from squidkeeper.observe.record import NONE, Record, text
 from squidkeeper.policy.faults import Fault
@@ -232,8 +233,10 @@ class RecentDenials:
     def add(self, record: Record) -> None:
         """Take a record of any request; only denials are kept."""
         if record.verdict == "deny":
+            denial = _denial(record)
             with self._lock:
-                self._put(_denial(record))
+                self._forget_tunnel(denial, record.tunnel)
+                self._put(denial)
 
     def newest(self) -> tuple[Denial, ...]:
         """List them, the newest first."""
@@ -241,11 +244,28 @@ class RecentDenials:
             return tuple(reversed(self._rows.values()))
 
     def _put(self, denial: Denial) -> None:
-        key = (denial.client, denial.user, denial.method, denial.url, denial.rule)
+        key = _key(denial)
         before = self._rows.pop(key, None)
         self._rows[key] = replace(denial, times=denial.times + before.times) if before else denial
         if len(self._rows) > self._limit:
             self._rows.popitem(last=False)
+
+    def _forget_tunnel(self, denial: Denial, tunnel: str) -> None:
+        """Let a request stand for the CONNECT of the denied tunnel that it came through, which it answers."""
+        authority, denied, _ = (text(tunnel) or "").partition(_DENIED_BY)
+        if not denied or denial.method == CONNECT:
+            return
+        key = _key(replace(denial, method=CONNECT, url=authority))
+        before = self._rows.pop(key, None)
+        if before and before.times > 1:
+            self._rows[key] = replace(before, times=before.times - 1)
+
+
+_DENIED_BY = " denied by "  # as helpers/acl.py notes it on the tunnel of a denied CONNECT
+
+
+def _key(denial: Denial) -> tuple[str | None, ...]:
+    return denial.client, denial.user, denial.method, denial.url, denial.rule
 
 
 def _denial(record: Record) -> Denial:
