@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,49 @@ def test_check_and_explain_speak_json(policy: Path) -> None:
     status, out = run("check", "--policy", policy, "--json")
     [fault] = json.loads(out)["faults"]
     assert (status, fault["file"], fault["line"], fault["column"]) == (1, f"{policy}/b.yaml", 2, 27)
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "age"),
+    [
+        (3 * 86400 + 7200, "3 days old"),
+        (86400 + 60, "1 day old"),
+        (7200 + 60, "2 hours old"),
+        (150, "2 minutes old"),
+        (0, "less than a minute old"),
+        (-3600, "from the future"),
+    ],
+)
+def test_check_says_how_long_and_how_old_each_list_is(policy: Path, age_seconds: int, age: str) -> None:
+    changed = int(time.time()) - age_seconds
+    (policy / "trackers.txt").write_text("".join(f"||{number}.example^\n" for number in range(1234)) + "@@||a^\n")
+    os.utime(policy / "trackers.txt", (changed, changed))
+    lists = "lists: {trackers: {file: trackers.txt}}\nrules: [{name: a, action: deny, lists: [trackers]}]"
+    write_policy(policy, lists, "b.yaml")
+    status, out = run("check", "--policy", policy)
+    assert status == 0
+    assert out.splitlines()[-2] == (f"{policy}/trackers.txt: list trackers: 1,234 hosts, {age}, 1 line not understood")
+    [row] = json.loads(run("check", "--policy", policy, "--json")[1])["lists"]
+    assert 0 <= row.pop("age_seconds") - age_seconds < 60
+    assert row == {
+        "name": "trackers",
+        "file": f"{policy}/trackers.txt",
+        "hosts": 1234,
+        "not_understood": 1,
+        "changed": datetime.fromtimestamp(changed, UTC).isoformat(),
+    }
+
+
+def test_check_warns_of_a_list_in_which_nothing_was_understood(policy: Path) -> None:
+    (policy / "trackers.txt").write_text("<!DOCTYPE html>\n<title>404 Not Found</title>\n")
+    lists = "lists: {trackers: {file: trackers.txt}}\nrules: [{name: a, action: deny, lists: [trackers]}]"
+    write_policy(policy, lists, "b.yaml")
+    status, out = run("check", "--policy", policy)
+    assert status == 0
+    assert out.splitlines()[0] == (
+        f"{policy}/trackers.txt: warning: nothing in the list was understood, so what names it matches nothing"
+    )
+    assert "list trackers: 0 hosts, less than a minute old, 2 lines not understood\n" in out
 
 
 def test_explain_says_the_verdict_and_everything_that_led_to_it(policy: Path) -> None:

@@ -312,7 +312,8 @@ def test_lines_of_a_list_that_are_not_understood_are_one_warning(policy: Path) -
     loaded = load(policy, "lists: {l: {file: list.txt}}\n")
     assert warnings_of(loaded, policy) == [
         "list.txt:2:1: 4 lines were not understood and left out: 2 '||ads.example^$script', 4 'a b', 5 'https://x/' "
-        "and so on; expected host patterns, or lines of hosts(5), Adblock (||host^ alone), dnsmasq or RPZ (CNAME . alone)"
+        "and so on; "
+        "expected host patterns, or lines of hosts(5), Adblock (||host^ alone), dnsmasq or RPZ (CNAME . alone)"
     ]
 
 
