@@ -5,7 +5,7 @@ from itertools import count
 
 from squidkeeper.observe import events as module
 from squidkeeper.observe.events import Entry, Events, events
-from squidkeeper.observe.record import NONE, Record
+from squidkeeper.observe.record import NONE, Record, parse_record
 
 TEMPLATE = Record(
     v=1,
@@ -103,6 +103,15 @@ def test_a_connect_denied_for_its_private_address_and_its_request_are_one_event(
 def test_a_client_that_left_during_tls_is_told_at_once() -> None:
     gone = denied_connect(0, squid="NONE_NONE_ABORTED/HIER_NONE", error="ERR_CLIENT_GONE")
     assert list(Events().feed([gone])) == [gone]
+
+
+def test_a_request_names_what_was_decided_about_its_tunnel_where_nothing_was_about_itself() -> None:
+    failed = opened_connect(0, "4", error="ERR_SECURE_CONNECT_FAIL", squid="NONE_NONE_ABORTED/HIER_NONE")
+    page = {"status": 503, "squid": "NONE_NONE/HIER_NONE", "error": "ERR_SECURE_CONNECT_FAIL", "revision": NONE}
+    inside = get(1, "4", tunnel="open.example:443", **{**page, "verdict": NONE, "rule": NONE})
+    (event,) = told(Events(), [failed, inside])
+    assert event.record == get(1, "4", tunnel="open.example:443", **{**page, "revision": "0123456789ab"}).record
+    assert parse_record(event.line) == event.record
 
 
 def test_requests_of_other_connections_do_not_stand_for_a_denied_connect() -> None:

@@ -2,8 +2,8 @@
 
 Squid answers a denied CONNECT with 200, so that it can show its page inside: the log has the CONNECT (TCP_DENIED/200)
 and, on the same connection, each request inside (NONE_NONE/403). The first of these stands for both, as it has the
-whole URL; where none comes, since the client left, the CONNECT is the event. The CONNECT of a tunnel that was allowed
-and opened is none at all: what passed through it has lines of its own. A CONNECT that came to nothing is one.
+whole URL; where none comes, since the client left, the CONNECT is the event. So it is where an origin fails in TLS. The
+CONNECT of a tunnel that was allowed and opened is none at all: what passed through it has lines of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
+import msgspec
+
 from squidkeeper.observe.record import NONE, Record
 
 CONNECT: Final = "CONNECT"
@@ -22,10 +24,12 @@ HELD_AT_MOST: Final = 10_000
 
 _OPENED = 200
 _ABORTED = "_ABORTED/"
+_NOTHING_FOLLOWS = frozenset({"ERR_CLIENT_GONE", "ERR_PROTOCOL_UNKNOWN"})
+_DECIDED = ("verdict", "rule", "revision")
 
 
 class Entry(NamedTuple):
-    """A record and the line it was parsed from."""
+    """A record and its line: as it was logged, or made anew where it names what only its CONNECT had on record."""
 
     line: bytes
     record: Record
@@ -43,9 +47,9 @@ class _Held:
 class Events:
     """Turns records, in their order, into events, in their order.
 
-    A denied CONNECT is held until the request it answers comes, or `hold_seconds` have passed by the record's clock, or
-    `HELD_AT_MOST` entries wait behind it. `connects` counts the CONNECTs of opened tunnels, `merged` the denied ones
-    that another event stands for; so that records = events + connects + merged.
+    A CONNECT that Squid answers inside the tunnel is held until the request that it answers comes, or `hold_seconds`
+    have passed by the record's clock, or `HELD_AT_MOST` entries wait behind it. `connects` counts those of opened
+    tunnels, `merged` those that another event stands for; so that records = events + connects + merged.
     """
 
     def __init__(self, hold_seconds: float = HOLD_SECONDS) -> None:
@@ -66,13 +70,12 @@ class Events:
                 self._hold_back(entry)
                 yield from self._settled(record.time)
             else:
-                if self._waiting:
-                    self._answer(record)
+                event = self._answer(entry) if self._waiting else entry
                 if self._queue:
-                    self._queue.append(_Held(entry))
+                    self._queue.append(_Held(event))
                     yield from self._settled(record.time)
                 else:
-                    yield entry
+                    yield event
 
     def flush(self) -> Iterator[Entry]:
         """Give all that is held: nothing more comes, or it has been waited for long enough."""
@@ -85,11 +88,13 @@ class Events:
         self._queue.append(held)
         self._waiting[_tunnel_of(entry.record)] = held
 
-    def _answer(self, record: Record) -> None:
-        held = self._waiting.pop(_tunnel_of(record), None)
-        if held is not None:
-            held.answered = True
-            self.merged += 1
+    def _answer(self, entry: Entry) -> Entry:
+        held = self._waiting.pop(_tunnel_of(entry.record), None)
+        if held is None:
+            return entry
+        held.answered = True
+        self.merged += 1
+        return _merged(held.entry.record, entry)
 
     def _settled(self, now: str) -> Iterator[Entry]:
         while self._queue and not self._must_wait(self._queue[0], now):
@@ -126,8 +131,17 @@ def opened(record: Record) -> bool:
 
 
 def _is_awaited(record: Record) -> bool:
-    """Tell whether a CONNECT was denied, and its client may still ask for something in the tunnel."""
-    return record.verdict == "deny" and _ABORTED not in record.squid
+    """Tell whether Squid answers in the tunnel itself: it was denied, or its origin failed, and the client is there."""
+    return record.error not in _NOTHING_FOLLOWS and (record.verdict == "deny" or record.error != NONE)
+
+
+def _merged(connect: Record, inside: Entry) -> Entry:
+    """Let a request stand for its CONNECT: with what was decided about that, where nothing was about itself."""
+    known = {name: getattr(connect, name) for name in _DECIDED if getattr(inside.record, name) == NONE}
+    if all(value == NONE for value in known.values()):
+        return inside
+    record = msgspec.structs.replace(inside.record, **known)
+    return Entry(msgspec.json.encode(record), record)
 
 
 def _tunnel_of(record: Record) -> tuple[str, str, str]:

@@ -20,6 +20,7 @@ _SPAN = re.compile(r"(\d{1,6})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _STATUS = re.compile(r"([0-9]{3})|([0-9])xx")
 _NO_HOST = Host(NONE)
+_BRACKET: Final = ("%5B", "%5b")  # as Squid logs that of an IPv6 address
 _LONGEST: Final = 300  # characters of an authority: a name of 253 and a port
 
 
@@ -91,9 +92,12 @@ def host_of(url: str) -> Host:
 
 
 def authority_of(url: str) -> str:
-    """Give `host` or `host:port` of a record's URL as it stands there; of what is no URL, all of it."""
+    """Give `host` or `host:port` of a record's URL; of what is no URL, all of it."""
     _, slashes, rest = url.partition("://")
-    return rest.partition("/")[0].partition("?")[0] if slashes else url
+    authority = rest.partition("/")[0].partition("?")[0] if slashes else url
+    if authority[:3] in _BRACKET:
+        return authority.replace(authority[:3], "[", 1).replace("%5D", "]", 1).replace("%5d", "]", 1)
+    return authority
 
 
 @lru_cache(_CACHED)
