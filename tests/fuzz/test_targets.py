@@ -1,0 +1,90 @@
+"""The fuzz targets in the default run: their seeds, what fuzzing has found, and that they see what is broken."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from squidkeeper import url, wire
+from squidkeeper.observe import logs
+from squidkeeper.policy import document
+from squidkeeper.url import Reading
+
+from . import lines, policies, records, urls
+from .target import Target
+
+TARGETS = {"lines": lines.TARGET, "urls": urls.TARGET, "policies": policies.TARGET, "records": records.TARGET}
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_every_seed_holds(target: Target) -> None:
+    check_seeds(target)
+
+
+@given(st.binary(max_size=300))
+def test_any_stream_holds(data: bytes) -> None:
+    lines.check(data)
+
+
+@given(st.lists(st.sampled_from(urls.WORDS), max_size=12).map(b"".join))
+def test_any_url_holds(data: bytes) -> None:
+    urls.check(data)
+
+
+def test_policies_that_were_changed_at_random_hold() -> None:
+    seeds = list(policies.seeds())
+    for number in range(60):
+        changed = policies.mutate(random.Random(number).choice(seeds), number)
+        policies.check(changed[: policies.TARGET.longest_bytes])
+
+
+@given(st.lists(st.tuples(st.integers(0, 255), st.sampled_from([b"a", b"", b"\r", b"bc" * 50])), max_size=12))
+def test_any_order_of_events_of_a_log_holds(events: list[tuple[int, bytes]]) -> None:
+    records.check(b"\n".join(bytes([kind]) + piece for kind, piece in events))
+
+
+# --- a target that holds whatever is broken would be none -----------------------------------------------------------
+
+
+def steps(reading: Reading, step: Callable[[str], str]) -> object:
+    """Give the steps of readings with another one in its place."""
+    return tuple((named, step if named is reading else made) for named, made in url._STEPS)
+
+
+def check_seeds(target: Target) -> None:
+    for seed in target.seeds():
+        target.check(seed)
+
+
+BROKEN: dict[str, tuple[Target, object, str, object]] = {
+    "a line is cut at its limit": (lines.TARGET, wire.LineBuffer, "feed", lambda self, data: data.split(b"\n")[:-1]),
+    "a reply is not escaped": (lines.TARGET, wire, "_quoted", lambda text: f'"{text}"'),
+    "a reply has no bound": (lines.TARGET, wire, "_message", lambda text, room: f" message={text!r}".encode()),
+    "tokens are not decoded": (lines.TARGET, wire, "decode_token", lambda token: token.decode("latin-1")),
+    "dots are left": (urls.TARGET, url, "_STEPS", steps(Reading.RESOLVED, str)),
+    "a reading fails in another way": (urls.TARGET, url, "_STEPS", steps(Reading.DECODED, lambda path: str(path[999]))),
+    "a step is left out": (urls.TARGET, url, "_STEPS", url._STEPS[:3]),
+    "an address has two spellings": (
+        urls.TARGET,
+        url,
+        "address_host",
+        lambda address: url.Host(f"{address}.", address),
+    ),
+    "a YAML error goes through": (policies.TARGET, document, "_hint", lambda text, error: 1 / 0),
+    "a fault holds what was written": (policies.TARGET, document, "describe", lambda value: f"{value}\n"),
+    "a damaged log is not noticed": (records.TARGET, logs, "_DAMAGED", ()),
+    "a log is forgotten when it is rotated": (records.TARGET, logs, "rotated", lambda path: []),
+}
+
+
+@pytest.mark.parametrize(("target", "owner", "name", "broken"), BROKEN.values(), ids=BROKEN)
+def test_a_target_sees_what_is_broken(target: Target, owner: object, name: str, broken: Callable[..., object]) -> None:
+    url.parse_authority.cache_clear()
+    with patch.object(owner, name, broken), pytest.raises(Exception):  # noqa: B017, PT011 - whatever shows it
+        check_seeds(target)
+    url.parse_authority.cache_clear()
