@@ -10,12 +10,15 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from squidkeeper.live import load
 
 from .conftest import write_policy
 
@@ -104,6 +107,10 @@ def start(tmp_path: Path, policy: Path) -> Iterator[Start]:
         helper.__exit__(None, None, None)
 
 
+def revision_of(policy: Path) -> str:
+    return load(policy, datetime.now(UTC)).judge.policy.revision
+
+
 def place(host: str, **changes: str) -> str:
     names = ("client", "user", "method", "scheme", "host", "port", "sni", "tunnel")
     tokens = dict(zip(names, PLACE.format(host=host).split(), strict=True)) | changes
@@ -147,16 +154,17 @@ HOST_ANSWERS = {
 }
 
 
-def test_at_host_scope_squid_learns_the_verdict_and_what_else_to_ask(start: Start) -> None:
+def test_at_host_scope_squid_learns_the_verdict_and_what_else_to_ask(start: Start, policy: Path) -> None:
     helper = start(*SCOPES["host"])
     for number, (line, answer) in enumerate(HOST_ANSWERS.items(), 1):
-        assert helper.ask(f"{number} {line}") == f"{number} {answer}\n"
+        with_revision = re.sub("(verdict_=[a-z]+)", rf"\1 revision_={revision_of(policy)}", answer)
+        assert helper.ask(f"{number} {line}") == f"{number} {with_revision}\n"
 
 
-def test_at_request_scope_the_url_is_judged(start: Start) -> None:
+def test_at_request_scope_the_url_is_judged(start: Start, policy: Path) -> None:
     helper = start(*SCOPES["request"])
     line = place("paths.example")
-    allowed = "1 OK rule_=paths verdict_=allow private_=no\n"
+    allowed = f"1 OK rule_=paths verdict_=allow revision_={revision_of(policy)} private_=no\n"
     assert helper.ask(f"1 {line} https://paths.example/a/b -") == allowed
     assert helper.ask(f"1 {line} https://paths.example/a/%25C3%25A9") == allowed
     assert helper.ask(f"2 {line} https://paths.example/b").startswith("2 ERR rule_=default verdict_=deny")
@@ -165,15 +173,15 @@ def test_at_request_scope_the_url_is_judged(start: Start) -> None:
     assert helper.ask(f"5 {line} -").startswith("5 ERR rule_=invalid-request verdict_=deny")
 
 
-def test_the_rewriter_always_names_the_final_url(start: Start) -> None:
+def test_the_rewriter_always_names_the_final_url(start: Start, policy: Path) -> None:
     helper = start("rewrite", concurrency=0)
     rewritten = "https://inside.internal/p/simple/x/"
     assert helper.ask(f"https://packages.example/simple/x/ {place('packages.example')}") == (
-        f"OK rewrite-url={rewritten} final_url_={rewritten} private_=yes\n"
+        f"OK rewrite-url={rewritten} final_url_={rewritten} private_=yes revision_={revision_of(policy)}\n"
     )
     moved = "https://paths.example/a/"
     assert helper.ask(f"https://open.example/moved {place('open.example')}") == (
-        f"OK status=308 url={moved} final_url_={moved} private_=yes\n"
+        f"OK status=308 url={moved} final_url_={moved} private_=yes revision_={revision_of(policy)}\n"
     )
     for url in ("https://open.example/x?y=%20", "https://closed.example/"):
         host = url.split("/")[2]
@@ -182,22 +190,22 @@ def test_the_rewriter_always_names_the_final_url(start: Start) -> None:
         )
 
 
-def test_the_credential_helper_gives_a_header_an_annotation(start: Start) -> None:
+def test_the_credential_helper_gives_a_header_an_annotation(start: Start, policy: Path) -> None:
+    said = f"verdict_=allow revision_={revision_of(policy)}"
     helper = start("credential", concurrency=4)
     url = "https://api.example/x"
     assert helper.ask(f"1 {place('api.example')} {url} -") == (
-        '1 OK rule_=api verdict_=allow authorization_="Bearer s3cret-token" x_api_key_="key pass word%\\"\\\\" '
+        f'1 OK rule_=api {said} authorization_="Bearer s3cret-token" x_api_key_="key pass word%\\"\\\\" '
         'injected_=yes credential_="api,api-key"\n'
     )
     url, final = "https://packages.example/simple/x/", "https://inside.internal/p/simple/x/"
     basic = b64encode(b'bot:pass word%"\\').decode()
     assert helper.ask(f"2 {place('packages.example')} {url} {final} -") == (
-        f'2 OK rule_=open verdict_=allow authorization_="Basic {basic}" injected_=yes credential_=mirror\n'
+        f'2 OK rule_=open {said} authorization_="Basic {basic}" injected_=yes credential_=mirror\n'
     )
-    assert helper.ask(f"3 {place('open.example')} https://open.example/ - -") == "3 OK rule_=open verdict_=allow\n"
+    assert helper.ask(f"3 {place('open.example')} https://open.example/ - -") == f"3 OK rule_=open {said}\n"
     assert (
-        helper.ask(f"4 {place('api.example', method='OPTIONS')} https://api.example/ -")
-        == "4 OK rule_=api verdict_=allow\n"
+        helper.ask(f"4 {place('api.example', method='OPTIONS')} https://api.example/ -") == f"4 OK rule_=api {said}\n"
     )
 
 
@@ -226,7 +234,8 @@ def test_a_secret_that_cannot_be_a_header_denies_and_is_not_shown(start: Start, 
     (policy / "token").write_bytes(value)
     helper = start("credential", concurrency=4)
     answer = helper.ask(f"1 {place('api.example')} https://api.example/ -")
-    assert answer.startswith("1 ERR rule_=credential-unavailable verdict_=deny message=")
+    said = f"rule_=credential-unavailable verdict_=deny revision_={revision_of(policy)}"
+    assert answer.startswith(f"1 ERR {said} message=")
     assert helper.ask(f"1 {place('api.example')} https://api.example/ -") == answer
     _, err = helper.end()
     assert err.count("credential api, api-key: ") == 1
@@ -366,8 +375,6 @@ def test_a_failing_test_of_the_policys_own_keeps_it_from_loading(start: Start, p
 
 
 def test_a_rule_that_expires_stops_at_once(start: Start, policy: Path) -> None:
-    from datetime import UTC, datetime, timedelta
-
     ends = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
     write_policy(policy, f"rules: [{{name: brief, action: allow, hosts: [a.example], expires: '{ends}'}}]")
     helper = start(*SCOPES["host"])

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -49,14 +49,30 @@ def load_sources(sources: Sources, now: datetime, list_cache: Path | None = None
     return Loaded(judge, all_warnings)
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """How the policy on disk is, at the last look that found it changed.
+
+    `revision` is in force since `loaded` (seconds since 1970), None where none has ever loaded. `ok`: it is what is on
+    disk; else `problem` says why not, with the faults where it has some.
+    """
+
+    revision: str | None = None
+    loaded: float | None = None
+    ok: bool = False
+    problem: str = "it was not looked at yet"
+    faults: tuple[Fault, ...] = ()
+
+
 class LivePolicy(Generic[T]):
     """The policy in force, as what a helper makes of it by `prepare`; None until one has loaded.
 
-    `current` is replaced whole: take it once for each line, and finish the line with what was taken.
+    `current` is replaced whole: take it once for each line, and finish the line with what was taken. So is `state`.
     """
 
     def __init__(self, directory: Path, list_cache: Path | None, prepare: Callable[[Judge], T]) -> None:
         self.current: T | None = None
+        self.state = State()
         self._directory = directory
         self._list_cache = list_cache
         self._prepare = prepare
@@ -74,7 +90,7 @@ class LivePolicy(Generic[T]):
         try:
             self._look()
         except PolicyError as error:
-            self._refuse(str(error))
+            self._refuse(str(error), error.faults)
         except Exception as error:  # noqa: BLE001 - a policy that we fail on must not end the watch, nor the helper
             self._refuse(f"squidkeeper itself failed on it: {describe(error)}")
 
@@ -97,6 +113,7 @@ class LivePolicy(Generic[T]):
             raise loaded
         judge = loaded.judge
         self.current = self._prepare(judge)
+        self.state = State(judge.policy.revision, time.time(), ok=True, problem="")
         _log.info("%s: revision %s is in force", self._directory, judge.policy.revision)
         for warning in loaded.warnings:
             _log.warning("%s", warning)
@@ -107,7 +124,8 @@ class LivePolicy(Generic[T]):
         except PolicyError as error:
             return error
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str, faults: tuple[Fault, ...] = ()) -> None:
+        self.state = replace(self.state, ok=False, problem=why, faults=faults)
         if why == self._refused:
             return
         self._refused = why

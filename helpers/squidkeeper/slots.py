@@ -86,7 +86,7 @@ def make_key(metric: str, labels: Mapping[str, str]) -> Key:
 
 
 def histogram_keys(metric: str, labels: Mapping[str, str], bounds: Sequence[float]) -> tuple[Key, ...]:
-    """Make the keys of a histogram: of each bucket (`le`; it counts what fell into it alone), and at last of the sum."""
+    """Make the keys of a histogram: of each bucket (`le`; what fell into it alone), and at last of the sum."""
     buckets = (make_key(f"{metric}_bucket", {**labels, "le": bound}) for bound in (*map(str, bounds), INFINITY))
     return (*buckets, make_key(f"{metric}_sum", labels))
 
@@ -284,14 +284,16 @@ class SlotWriter:
         self._problem = ""
         self._forget()
 
-    def add(self, amounts: Mapping[Key, float]) -> None:
-        """Count, and write the counts to the slot."""
+    def add(self, amounts: Mapping[Key, float], ones: Iterable[Key] = ()) -> None:
+        """Count amounts, and one for each of `ones`; write the counts to the slot."""
         with self._lock:
+            values, indices = self._values, self._indices
+            for key in ones:
+                index = indices.get(key)
+                values[self._index(key) if index is None else index] += 1.0
             for key, amount in amounts.items():
-                index = self._indices.get(key)
-                if index is None:
-                    index = self._index(key)
-                self._values[index] += amount
+                index = indices.get(key)
+                values[self._index(key) if index is None else index] += amount
             if self._path and not self._problem:
                 try:
                     self._flush()
@@ -327,7 +329,7 @@ class SlotWriter:
         self._lines_written = 0
         self._lines_end = _KEYS_AT
         self._values = array("d", bytes(_VALUES_BYTES + 8))  # one more, for what has no room
-        self._shown = memoryview(self._values)[:0]
+        self._shown = memoryview(self._values).cast("B")[:0]
 
     def _index(self, key: Key) -> int:
         """Find the place of a key, made where there is none; of another one where there is no room for it."""
@@ -359,7 +361,7 @@ class SlotWriter:
         _pwrite(self._descriptor, new, self._lines_end)
         self._lines_written = len(self._lines)
         self._lines_end += len(new)
-        self._shown = memoryview(self._values)[: self._lines_written]
+        self._shown = memoryview(self._values).cast("B")[: 8 * self._lines_written]
 
     # The slot
 
@@ -406,7 +408,7 @@ class SlotWriter:
         self._indices = {key: index for index, key in enumerate(keys)}
         for index, value in enumerate(values[: len(keys)]):
             self._values[index] = value
-        self._shown = memoryview(self._values)[: len(keys)]
+        self._shown = memoryview(self._values).cast("B")[: 8 * len(keys)]
 
     def _write_status(self, status: Status) -> None:
         text = json.dumps(asdict(status)).encode()
@@ -480,8 +482,7 @@ def _key_line(key: Key) -> bytes:
 
 
 def _pwrite(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    written = os.pwrite(descriptor, data, offset)
-    if written != (data.nbytes if isinstance(data, memoryview) else len(data)):
+    if os.pwrite(descriptor, data, offset) != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

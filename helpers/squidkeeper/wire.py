@@ -32,11 +32,15 @@ class Result(StrEnum):
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: its annotations in order and, for the page that a denied client sees, a message of several lines."""
+    """An answer: its annotations in order and, for the page that a denied client sees, a message of several lines.
+
+    `counted` are the counters that go up by one with each lookup that gets this answer; Squid is not told.
+    """
 
     result: Result
     annotations: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # a credential can be among them
     message: str | None = None
+    counted: tuple[tuple[str, ...], ...] = field(default=(), repr=False, compare=False)
 
     @cached_property
     def head(self) -> bytes:

@@ -26,4 +26,4 @@ def acl(scope: str, directory: Path, state: Path, concurrency: int) -> None:
     from squidkeeper.helpers.acl import ANSWERS, Places
     from squidkeeper.helpers.loop import run
 
-    run(Places, ANSWERS[scope], directory, state, concurrency)
+    run(scope, Places, ANSWERS[scope], directory, state, concurrency)

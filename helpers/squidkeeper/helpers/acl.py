@@ -16,6 +16,8 @@ from cachetools import LRUCache
 from squidkeeper.engine import Decision, Judge, Query, deny
 from squidkeeper.engine.judge import Scope
 from squidkeeper.engine.query import CONNECT
+from squidkeeper.helpers import counting as counters
+from squidkeeper.helpers.counting import HOST, REQUEST
 from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
 from squidkeeper.wire import Reply, Result, decode_token, parse_tokens
 
@@ -44,6 +46,7 @@ class Places:
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
+        self.revision = judge.policy.revision
         self._known: LRUCache[tuple[bytes, ...], Place] = LRUCache(_SCOPE_CACHE_BYTES, getsizeof=_place_bytes)
 
     def find(self, request: bytes, counts: tuple[int, ...]) -> tuple[Place, list[bytes]]:
@@ -62,62 +65,74 @@ class Places:
 def answer_host(places: Places | None, request: bytes) -> Reply:
     """Answer at host scope."""
     if places is None:
-        return unavailable(parse_tokens(request, HOST_TOKENS))
+        return unavailable(HOST, parse_tokens(request, HOST_TOKENS))
     place, _ = places.find(request, HOST_TOKENS)
     scope = place.scope
     decision = scope if isinstance(scope, Decision) else places.judge.decide_host(scope, datetime.now(UTC))
-    return host_reply(decision, place.query)
+    return connect_reply(decision, HOST, places.revision, place.query)
 
 
 def answer_url(places: Places | None, request: bytes) -> Reply:
     """Answer at request scope."""
     if places is None:
-        return unavailable(parse_tokens(request, URL_TOKENS))
+        return unavailable(REQUEST, parse_tokens(request, URL_TOKENS))
     place, tokens = places.find(request, URL_TOKENS)
     scope = place.scope
     if isinstance(scope, Decision):
-        return reply_for(scope)
-    return reply_for(places.judge.decide_url(scope, decode_token(tokens[PLACE_TOKENS]), datetime.now(UTC)))
+        return reply_for(scope, REQUEST, places.revision)
+    decision = places.judge.decide_url(scope, decode_token(tokens[PLACE_TOKENS]), datetime.now(UTC))
+    return reply_for(decision, REQUEST, places.revision)
 
 
-ANSWERS: dict[str, Callable[[Places | None, bytes], Reply]] = {"host": answer_host, "request": answer_url}
+ANSWERS: dict[str, Callable[[Places | None, bytes], Reply]] = {HOST: answer_host, REQUEST: answer_url}
 
 
 @lru_cache(maxsize=1024)
-def reply_for(decision: Decision, *, at_host: bool = False, tunnel: str | None = None) -> Reply:
+def reply_for(decision: Decision, helper: str, revision: str | None, tunnel: str | None = None) -> Reply:
     """Write a decision as Squid reads it: the annotations of squid.conf and, on a denial, the text of the page.
 
-    `tunnel` names the tunnel of a CONNECT. An allow `at_host` that leaves nothing to ask says so in a tag, which is
-    cheaper for Squid to test than annotations that are not there.
+    `revision` is what it was decided by, `tunnel` names the tunnel of a CONNECT. An allow at host scope that leaves
+    nothing to ask says so in a tag, which is cheaper for Squid to test than annotations that are not there.
     """
     annotations = [
-        ("rule_", decision.rule),
-        ("verdict_", decision.action),
+        *decided(decision, revision),
         ("private_", "yes" if decision.private else "no"),
         *([("clt_conn_tag", tunnel)] if tunnel else []),
     ]
+    counted = (counters.decision(helper, decision.rule, decision.action),)
     if not decision.allowed:
-        return Reply(Result.ERR, tuple(annotations), page_message(decision))
+        return Reply(Result.ERR, tuple(annotations), page_message(decision), counted)
     flags = (
         ("scope_", "request", decision.needs_url),
         ("rewrite_", "yes", decision.may_rewrite),
         ("inject_", "yes", decision.may_inject),
         ("whole_", "yes", decision.whole),
-        ("tag", "sk_settled", at_host and not (decision.needs_url or decision.may_rewrite or decision.may_inject)),
+        ("tag", "sk_settled", helper == HOST and _settles(decision)),
     )
-    return Reply(Result.OK, (*annotations, *((key, value) for key, value, holds in flags if holds)))
+    held = ((key, value) for key, value, holds in flags if holds)
+    return Reply(Result.OK, (*annotations, *held), counted=counted)
 
 
-def host_reply(decision: Decision, query: Query) -> Reply:
-    """Write a decision at host scope; that of a CONNECT names the tunnel for the requests inside it.
+def decided(decision: Decision, revision: str | None) -> tuple[tuple[str, str], ...]:
+    """Say what was decided, and by which revision of the policy; by none where none has loaded."""
+    said = (("rule_", decision.rule), ("verdict_", str(decision.action)))
+    return said if revision is None else (*said, ("revision_", revision))
+
+
+def _settles(decision: Decision) -> bool:
+    return not (decision.needs_url or decision.may_rewrite or decision.may_inject)
+
+
+def connect_reply(decision: Decision, helper: str, revision: str | None, query: Query) -> Reply:
+    """Write a decision without a URL; that of a CONNECT names the tunnel for the requests inside it.
 
     A denied tunnel is named by what is no authority, so that nothing in it can pass.
     """
     if query.method != CONNECT:
-        return reply_for(decision, at_host=True)
+        return reply_for(decision, helper, revision)
     authority = f"{query.host}:{query.port}"
     tunnel = authority if decision.allowed else f"{authority} denied by {decision.rule}"
-    return reply_for(decision, at_host=True, tunnel=tunnel)
+    return reply_for(decision, helper, revision, tunnel)
 
 
 def page_message(decision: Decision) -> str:
@@ -125,9 +140,9 @@ def page_message(decision: Decision) -> str:
     return f"Rule: {decision.rule}\nReason: {decision.reason}"
 
 
-def unavailable(tokens: list[str | None]) -> Reply:
+def unavailable(helper: str, tokens: list[str | None]) -> Reply:
     """Deny because no policy has ever loaded."""
-    return host_reply(_NO_POLICY, query_from(tokens))
+    return connect_reply(_NO_POLICY, helper, None, query_from(tokens))
 
 
 def _place_bytes(place: Place) -> int:

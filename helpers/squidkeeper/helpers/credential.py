@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from squidkeeper.engine import Decision, Judge, deny
-from squidkeeper.errors import ReplyTooLong, SecretUnavailable
-from squidkeeper.helpers.acl import page_message, unavailable
+from squidkeeper.errors import ReplyTooLong, SecretUnavailable, SquidkeeperError
+from squidkeeper.helpers import counting as counters
+from squidkeeper.helpers.acl import decided, page_message, unavailable
+from squidkeeper.helpers.counting import CREDENTIAL, failure, injection
 from squidkeeper.helpers.request import PLACE_TOKENS, query_from
-from squidkeeper.policy.model import Credential
 from squidkeeper.secrets import SecretStore
 from squidkeeper.wire import LONGEST_CHANNEL, Reply, Result, format_reply, parse_tokens, reply_limit
 
@@ -42,19 +45,12 @@ def answer(grants: Grants | None, request: bytes, concurrency: int) -> Reply:
     """Answer one line: the eight tokens, the URL that was asked for and the one that is fetched (`final_url_`)."""
     tokens = parse_tokens(request, _TOKENS)
     if grants is None:
-        return unavailable(tokens)
+        return unavailable(CREDENTIAL, tokens)
     url, final_url = tokens[PLACE_TOKENS : PLACE_TOKENS + 2]
     decision = grants.judge.decide_fetched(query_from(tokens, url or ""), final_url, datetime.now(UTC))
-    if not decision.allowed:
-        return _reply(decision)
-    try:
-        reply = _reply(decision, _annotations(grants.secrets, decision.credentials))
-        format_reply(reply, LONGEST_CHANNEL, reply_limit(concurrency))
-    except (SecretUnavailable, ReplyTooLong) as error:
-        names = ", ".join(one.name for one in decision.credentials)
-        grants.complain(f"credential {names}: {error}")
-        return _reply(deny("credential-unavailable", _UNAVAILABLE.format(names=names)))
-    return reply
+    if not decision.credentials:
+        return _reply(grants, decision)
+    return _with_headers(grants, decision, reply_limit(concurrency))
 
 
 def header_annotation(header: str) -> str:
@@ -62,16 +58,36 @@ def header_annotation(header: str) -> str:
     return f"{header.lower().replace('-', '_')}_"
 
 
-def _annotations(secrets: SecretStore, credentials: tuple[Credential, ...]) -> tuple[tuple[str, str], ...]:
-    if not credentials:
-        return ()
-    headers = [(header_annotation(one.header), secrets.header_value(one).reveal()) for one in credentials]
-    names = ",".join(one.name for one in credentials)
-    return (*headers, ("injected_", "yes"), ("credential_", names))
+def _with_headers(grants: Grants, decision: Decision, limit: int) -> Reply:
+    """Put in every header of a decision, or deny: naming the credentials that cannot be had, where only some cannot."""
+    headers: list[tuple[str, str]] = []
+    problems: dict[str, SquidkeeperError] = {}
+    for credential in decision.credentials:
+        try:
+            headers.append((header_annotation(credential.header), grants.secrets.header_value(credential).reveal()))
+        except SecretUnavailable as error:
+            problems[credential.name] = error
+    names = [credential.name for credential in decision.credentials]
+    reply = _reply(grants, decision, (*headers, ("injected_", "yes"), ("credential_", ",".join(names))))
+    try:
+        format_reply(reply, LONGEST_CHANNEL, limit)
+    except ReplyTooLong as error:
+        problems = problems or dict.fromkeys(names, error)
+    return _unavailable(grants, names, problems) if problems else reply
 
 
-def _reply(decision: Decision, annotations: tuple[tuple[str, str], ...] = ()) -> Reply:
-    common = (("rule_", decision.rule), ("verdict_", decision.action))
-    if decision.allowed:
-        return Reply(Result.OK, (*common, *annotations))
-    return Reply(Result.ERR, common, page_message(decision))
+def _unavailable(grants: Grants, names: list[str], problems: Mapping[str, SquidkeeperError]) -> Reply:
+    shown = ", ".join(names)
+    for problem in dict.fromkeys(map(str, problems.values())):
+        grants.complain(f"credential {shown}: {problem}")
+    denied = _reply(grants, deny("credential-unavailable", _UNAVAILABLE.format(names=shown)))
+    return replace(denied, counted=(*denied.counted, *map(failure, problems)))
+
+
+def _reply(grants: Grants, decision: Decision, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
+    said = decided(decision, grants.judge.policy.revision)
+    counted = (counters.decision(CREDENTIAL, decision.rule, decision.action),)
+    if not decision.allowed:
+        return Reply(Result.ERR, said, page_message(decision), counted)
+    injected = tuple(injection(credential.name) for credential in decision.credentials)
+    return Reply(Result.OK, (*said, *headers), counted=(*counted, *injected))

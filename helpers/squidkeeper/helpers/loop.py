@@ -13,7 +13,9 @@ from typing import TypeVar
 
 from squidkeeper.engine import Judge
 from squidkeeper.errors import InvalidLine, describe
+from squidkeeper.helpers.counting import Counting, decision, protocol_error
 from squidkeeper.live import LivePolicy
+from squidkeeper.slots import Key
 from squidkeeper.wire import LineBuffer, Reply, Result, format_reply, reply_limit, split_channel
 
 T = TypeVar("T")
@@ -24,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def run(
+    helper: str,
     prepare: Callable[[Judge], T],
     answer: Callable[[T | None, bytes], Reply],
     directory: Path,
@@ -34,25 +37,31 @@ def run(
     settle_process()
     output = take_output()
     live = LivePolicy(directory, state / "lists", prepare)
+    counting = Counting(helper, state, lambda: live.state)
+    counting.start()
     live.start()
-    serve(lambda request: answer(live.current, request), output, concurrency)
+    counting.beat()
+    serve(lambda request: answer(live.current, request), output, concurrency, counting)
 
 
-def serve(answer: Answer, output: int, concurrency: int) -> None:
+def serve(answer: Answer, output: int, concurrency: int, counting: Counting) -> None:
     """Answer every line of standard input until its end; then everything read has been answered.
 
-    `output` is a file descriptor. Lines read together are answered by one write, which always holds whole lines. A
-    reader that has gone away ends the loop as the end of input does: nobody is left to answer.
+    `output` is a file descriptor. Lines read together are answered by one write, which always holds whole lines, and
+    counted after it. A reader that has gone away ends the loop as the end of input does: nobody is left to answer.
     """
     buffer = LineBuffer()
-    limit = reply_limit(concurrency)
+    answering = _Answering(answer, concurrency, counting.helper)
     source, room = sys.stdin.fileno(), memoryview(bytearray(_READ_BYTES))
     while got := os.readv(source, [room]):
-        replies = [_reply(answer, line, concurrency, limit) for line in buffer.feed(bytes(room[:got]))]
+        counting.begin()
+        counted: list[Key] = []
+        replies = [answering.reply(line, counted) for line in buffer.feed(bytes(room[:got]))]
         try:
             _write(output, b"".join(replies))
         except BrokenPipeError:
             return
+        counting.end(len(replies), counted)
 
 
 def take_output() -> int:
@@ -77,32 +86,52 @@ def settle_process() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def _reply(answer: Answer, line: bytes, concurrency: int, limit: int) -> bytes:
-    """Answer one line; only a line without the channel-ID it should have stays without an answer."""
-    if not concurrency:
-        return _format(answer, line, b"", limit)
-    split = split_channel(line)
-    if split is None:
-        _log.error("a line of %d bytes has no channel-ID: does squid.conf say concurrency=%d?", len(line), concurrency)
-        return b""
-    channel, request = split
-    return _format(answer, request, channel, limit)
+class _Answering:
+    """Answers single lines, and notes what is to be counted of each."""
+
+    def __init__(self, answer: Answer, concurrency: int, helper: str) -> None:
+        self._answer = answer
+        self._concurrency = concurrency
+        self._limit = reply_limit(concurrency)
+        self._helper = helper
+
+    def reply(self, line: bytes, counted: list[Key]) -> bytes:
+        """Answer one line; only a line without the channel-ID it should have stays without an answer."""
+        if not self._concurrency:
+            return self._format(line, b"", counted)
+        split = split_channel(line)
+        if split is None:
+            expected = f"does squid.conf say concurrency={self._concurrency}?"
+            _log.error("a line of %d bytes has no channel-ID: %s", len(line), expected)
+            counted.append(protocol_error(self._helper))
+            return b""
+        channel, request = split
+        return self._format(request, channel, counted)
+
+    def _format(self, request: bytes, channel: bytes, counted: list[Key]) -> bytes:
+        try:
+            reply = self._answer(request)
+            line = format_reply(reply, channel, self._limit)
+        except InvalidLine as error:
+            _log.error("%s", error)
+            reply = broken(str(error), self._helper)
+            line = format_reply(reply, channel, self._limit)
+        except Exception as error:  # noqa: BLE001 - the one place: whatever happened, the line is answered, and denied
+            _log.error("a request could not be judged: %s", describe(error))
+            reply = broken("The request could not be judged.", self._helper)
+            line = format_reply(reply, channel, self._limit)
+        counted += reply.counted
+        return line
 
 
-def _format(answer: Answer, request: bytes, channel: bytes, limit: int) -> bytes:
-    try:
-        return format_reply(answer(request), channel, limit)
-    except InvalidLine as error:
-        _log.error("%s", error)
-        return format_reply(broken(str(error)), channel, limit)
-    except Exception as error:  # noqa: BLE001 - the one place: whatever happened, the line is answered, and denied
-        _log.error("a request could not be judged: %s", describe(error))
-        return format_reply(broken("The request could not be judged."), channel, limit)
-
-
-def broken(message: str) -> Reply:
+def broken(message: str, helper: str) -> Reply:
     """Answer that there is no answer; Squid denies."""
-    return Reply(Result.BH, (("rule_", "policy-unavailable"), ("verdict_", "deny")), message=message)
+    return Reply(
+        Result.BH,
+        (("rule_", "policy-unavailable"), ("verdict_", "deny")),
+        message,
+        (decision(helper, "policy-unavailable", "deny"), protocol_error(helper)),
+    )
 
 
 def _write(output: int, data: bytes) -> None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from squidkeeper.engine import Judge
+from squidkeeper.engine.decision import Rewritten
+from squidkeeper.helpers.counting import REWRITE, decision
 from squidkeeper.helpers.request import HOST_TOKENS, query_from
+from squidkeeper.metrics import NONE
 from squidkeeper.wire import Reply, Result, parse_tokens
 
 
@@ -23,15 +26,19 @@ def answer(judge: Judge | None, request: bytes) -> Reply:
     """Answer one line: the URL as it is, for Squid does not encode it here, then the eight tokens."""
     raw, _, place = request.partition(b" ")
     url, tokens = raw.decode("utf-8", "surrogateescape"), parse_tokens(place, HOST_TOKENS)
-    if judge is None:
-        return Reply(Result.ERR, (("final_url_", url),))
-    rewritten = judge.decide(query_from(tokens, url), datetime.now(UTC)).rewritten
-    if rewritten is None:
-        return Reply(Result.ERR, (("final_url_", url),))
-    target = str(rewritten.url)
-    if rewritten.rewrite.redirect is not None:
-        status = str(rewritten.rewrite.redirect)
-        # private_: nothing is fetched, so what the host's name resolves to, if anything, makes no difference
-        return Reply(Result.OK, (("status", status), ("url", target), ("final_url_", target), ("private_", "yes")))
-    private = "yes" if rewritten.rewrite.private else "no"
-    return Reply(Result.OK, (("rewrite-url", target), ("final_url_", target), ("private_", private)))
+    rewritten = judge.decide(query_from(tokens, url), datetime.now(UTC)).rewritten if judge else None
+    if judge is None or rewritten is None:
+        return Reply(Result.ERR, (("final_url_", url),), counted=(decision(REWRITE, NONE, "unchanged"),))
+    return _reply(rewritten, judge.policy.revision)
+
+
+def _reply(rewritten: Rewritten, revision: str) -> Reply:
+    rewrite, target = rewritten.rewrite, str(rewritten.url)
+    # of a redirect nothing is fetched, so what the host's name resolves to, if anything, makes no difference
+    private = "yes" if rewrite.private or rewrite.redirect is not None else "no"
+    said = (("final_url_", target), ("private_", private), ("revision_", revision))
+    if rewrite.redirect is None:
+        counted = (decision(REWRITE, rewrite.name, "rewrite"),)
+        return Reply(Result.OK, (("rewrite-url", target), *said), counted=counted)
+    counted = (decision(REWRITE, rewrite.name, "redirect"),)
+    return Reply(Result.OK, (("status", str(rewrite.redirect)), ("url", target), *said), counted=counted)

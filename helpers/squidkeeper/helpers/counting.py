@@ -1,0 +1,112 @@
+"""What a helper process counts, and its sign of life (floor 5)."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.live import State
+from squidkeeper.metrics import (
+    CREDENTIAL_FAILURES,
+    CREDENTIAL_INJECTIONS,
+    DECISION_DURATION,
+    DECISIONS,
+    HELPER_STARTS,
+    OTHER,
+    PROTOCOL_ERRORS,
+    Metric,
+)
+from squidkeeper.slots import Key, SlotWriter, Status, histogram_keys, make_key
+
+HOST: Final = "host"  # the values of the label `helper`
+REQUEST: Final = "request"
+REWRITE: Final = "rewrite"
+CREDENTIAL: Final = "credential"
+
+SLOTS_FOLDER: Final = "helpers"
+_OVERFLOW = {"rule": OTHER, "credential": OTHER}
+_BEAT_EVERY_SECONDS = 1.0
+
+
+@lru_cache(maxsize=4096)
+def decision(helper: str, rule: str, verdict: str) -> Key:
+    """Name the counter of a decision."""
+    return _key(DECISIONS, helper, rule, str(verdict))
+
+
+def protocol_error(helper: str) -> Key:
+    """Name the counter of lines that a helper could not understand or judge."""
+    return _key(PROTOCOL_ERRORS, helper)
+
+
+def injection(credential: str) -> Key:
+    """Name the counter of a credential's injections."""
+    return _key(CREDENTIAL_INJECTIONS, credential)
+
+
+def failure(credential: str) -> Key:
+    """Name the counter of a credential's failures."""
+    return _key(CREDENTIAL_FAILURES, credential)
+
+
+class Counting:
+    """Counts what a helper does in a slot of the state folder, and tells there how the process is, once a second."""
+
+    def __init__(self, helper: str, state: Path, policy_state: Callable[[], State]) -> None:
+        self.helper = helper
+        self._policy_state = policy_state
+        self._started = time.time()
+        self._busy_since: float | None = None
+        *self._buckets, self._sum = histogram_keys(
+            DECISION_DURATION.name, {"helper": helper}, DECISION_DURATION.buckets
+        )
+        self._writer = SlotWriter(state / SLOTS_FOLDER, _OVERFLOW)
+        self._writer.add({_key(HELPER_STARTS, helper): 1.0})
+
+    def start(self) -> None:
+        """Give the signs of life from now on, in a thread that ends with the process."""
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    def beat(self) -> None:
+        """Give a sign of life now."""
+        now, busy_since, state = time.time(), self._busy_since, self._policy_state()
+        self._writer.beat(
+            Status(
+                helper=self.helper,
+                pid=os.getpid(),
+                started=self._started,
+                beat=now,
+                revision=state.revision,
+                reload_ok=state.ok,
+                reloaded=state.loaded,
+                faults=len(state.faults),
+                busy_since=None if busy_since is None else now - (time.monotonic() - busy_since),
+            )
+        )
+
+    def begin(self) -> None:
+        """Note that lines were read."""
+        self._busy_since = time.monotonic()
+
+    def end(self, lines: int, counted: list[Key]) -> None:
+        """Count so many lines by what their answers say of themselves; each took as long as all of the batch."""
+        began, self._busy_since = self._busy_since, None
+        if lines and began is not None:
+            seconds = time.monotonic() - began
+            bucket = self._buckets[bisect_left(DECISION_DURATION.buckets, seconds)]
+            self._writer.add({bucket: lines, self._sum: lines * seconds}, counted)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(_BEAT_EVERY_SECONDS)
+            self.beat()
+
+
+def _key(metric: Metric, *values: str) -> Key:
+    return make_key(metric.name, dict(zip(metric.labels, values, strict=True)))
