@@ -23,6 +23,7 @@ class LineReader:
     def __init__(self) -> None:
         self._read: _Read = self._read_any
         self._plain = _ALL_PLAIN
+        self._under_line = self._under_key = _NO_LINE
         self._outside: _Read = self._read_any
         self._conditions = 0
         self._apex: str | None = None  # of a zone, where a line says it
@@ -30,13 +31,23 @@ class LineReader:
 
     def plain_key(self, line: str) -> str | None:
         """Give the key of a line in one of the usual spellings; None: ask `patterns`, which knows them all."""
+        if line == self._under_line:
+            return self._under_key
         match = _PLAIN_LINE.fullmatch(line)
         form = match.lastindex if match else None
         if match is None or form not in self._plain or len(line) > _PLAIN_LENGTH:
             return None
         if form == _RECORD_END:
-            return _plain_record_key(match[_PATTERN])
+            return self._plain_record_key(line, match[_PATTERN])
         return match[form] if form in (_HOSTS, _PATTERN) else f".{match[form]}"
+
+    def _plain_record_key(self, line: str, owner: str) -> str | None:
+        if owner.startswith("*."):
+            return f"*{owner}"
+        if owner.startswith((".", "*")):
+            return None
+        self._under_line, self._under_key = f"*.{line}", f"{HostForm.UNDER}{owner}"  # most often the next line
+        return owner
 
     def patterns(self, line: str) -> list[HostPattern]:
         """Read a line; `PatternError` where it is not understood. A comment is no pattern."""
@@ -47,6 +58,7 @@ class LineReader:
     # --- ways of reading ------------------------------------------------------------------------------------------
 
     def _enter(self, read: _Read) -> None:
+        self._under_line = _NO_LINE
         self._read = read
         if read == self._read_any and self._origin == self._apex:
             self._plain = _ALL_PLAIN
@@ -213,12 +225,6 @@ def _is_address(word: str) -> bool:
     return True
 
 
-def _plain_record_key(owner: str) -> str | None:
-    if not owner.startswith((".", "*")):
-        return owner
-    return f"*{owner}" if owner.startswith("*.") else None
-
-
 _LOCAL = re.compile(r"localhost[46]?(\.localdomain[46]?)?|local|localdomain|broadcasthost|ip6-.*")
 _ADBLOCK_HEADER = re.compile(r"\[(?:adblock|adguard|ublock)[^\]]*\]", re.IGNORECASE)
 _ADBLOCK = re.compile(r"\|\|([^\s/^$|*:]+|\[[0-9A-Fa-f:.]+\])\^(?:\$(?:important|all))?(?:\s+#.*)?")
@@ -248,3 +254,4 @@ _ADBLOCK_PLAIN = frozenset({_ADBLOCK_TREE})
 _NONE_PLAIN: frozenset[int] = frozenset()
 _PLAIN_LENGTH = 253  # of a name; what stands beside it is no reason to look closer
 _LINE_LENGTH = 1 << 14
+_NO_LINE = "\n"
