@@ -123,7 +123,7 @@ def over_time(timeline: Timeline, width: int) -> Markup:
     """
     steps, each = timeline.steps, _step_name(timeline.step_seconds)
     upper = _Panel(_TOP, 120, width, max((step.allowed for step in steps), default=0))
-    lower = _Panel(upper.bottom + 34, 80, width, max((step.denied for step in steps), default=0))
+    lower = _Panel(upper.bottom + 40, 80, width, max((step.denied for step in steps), default=0))
     drawn = [
         *upper.frame(f"Allowed requests, each {each}"),
         *lower.frame(f"Denied requests, each {each}"),

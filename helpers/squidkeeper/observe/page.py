@@ -21,7 +21,7 @@ from markupsafe import Markup
 LONGEST_URL = 1000  # characters of a URL that are kept and shown
 _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})  # controls, bidi marks, what no font has, line ends
-_USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", re.IGNORECASE)
+_USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)?[^/?#]*@", re.IGNORECASE)
 _THOUSAND = 1000
 _SMALLEST_SHARE = 0.001
 _SIZES = ("KB", "MB", "GB", "TB")
@@ -31,7 +31,7 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 def shown_url(url: str) -> str:
     """Give a URL of the record as it may be shown: no query, fragment or password, and all printable ASCII."""
     bare = re.split(r"[?#]", url, maxsplit=1)[0]
-    return quote(_USERINFO.sub(r"\1***@", bare), safe=_PRINTABLE, errors="replace")
+    return quote(_USERINFO.sub(r"\1***@", bare), safe=_PRINTABLE, errors="surrogatepass")
 
 
 def cut(text: str, length: int = LONGEST_URL) -> tuple[str, int]:
