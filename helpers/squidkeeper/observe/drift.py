@@ -1,0 +1,286 @@
+"""The record held against the policy that was in force (floor 5): what was served, and should not have been.
+
+The policy decides in the helpers, and squid.conf is what makes their answers count; a line of the operator's, a Squid
+of another release or a fault of ours could come between. So each request that was served is judged once more, by the
+revision that its record names. What Squid denied is no business of this module, whatever for.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final, Generic, TypeVar
+from urllib.parse import unquote
+
+from squidkeeper import metrics
+from squidkeeper.engine import Decision, Judge, Query
+from squidkeeper.engine.judge import Scope
+from squidkeeper.errors import InvalidUrl
+from squidkeeper.observe.filters import authority_of
+from squidkeeper.observe.record import NONE, Record
+from squidkeeper.url import DEFAULT_PORTS, bracketed, parse_address, parse_authority
+
+CONNECT: Final = "CONNECT"
+T = TypeVar("T")
+
+# Squid keeps an answer for a second, and one that is being asked for longer serves who asks meanwhile.
+_ANSWER_SECONDS: Final = 3
+_KEYS_AT_MOST: Final = 20_000
+_KEY_CHARACTERS: Final = 1_000  # a longer one is judged each time
+_OPENED: Final = 200
+_ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
+_UNUSUAL = re.compile(r"[^]!$&-[^-~]")  # sk_unusual_url of squid/squidkeeper.conf
+_ESCAPED_BY_SQUID = re.compile(r"%(?:2[23]|3[ce]|5[b-e]|60|7[b-e])", re.IGNORECASE)  # in the record, not to helpers
+
+
+class Kind(StrEnum):
+    """What is wrong with a request that was served."""
+
+    ALLOWED = "allowed"  # the policy, or the record itself, denies it
+    UNASKED = "unasked"  # no helper was asked
+    CREDENTIAL = "credential"  # it had a credential put in that the policy does not give it
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A request that should not have been served as it was. `rule` is what the policy says, `reason` why."""
+
+    kind: Kind
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A judge, who asks it for which host how, and what it says so far.
+
+    `boundaries` are the times at which that changes, as rules lapse, and `at_host` what it says between them.
+    """
+
+    judge: Judge
+    query: Query
+    scope: Scope | Decision
+    boundaries: tuple[datetime, ...]
+    at_host: dict[int, Decision]
+    settled: bool  # allowed for every URL, at any time
+
+
+class Known(Generic[T]):
+    """What is asked for again and again, within bounds: a client can make up as many hosts as it likes.
+
+    Two generations stand in for the order of use, which is dearer to keep: what is asked for while the younger one
+    fills up is kept, the rest goes.
+    """
+
+    def __init__(self) -> None:
+        self._young: dict[tuple[str, ...], T] = {}
+        self._old: dict[tuple[str, ...], T] = {}
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def get(self, key: tuple[str, ...]) -> T | None:
+        """Give what is known; None where nothing is."""
+        value = self._young.get(key)
+        if value is None and key in self._old:
+            value = self.add(key, self._old.pop(key))
+        return value
+
+    def add(self, key: tuple[str, ...], value: T) -> T:
+        """Remember a value, and give it back; a key that is too long is not remembered."""
+        if sum(map(len, key)) <= _KEY_CHARACTERS:
+            if len(self._young) >= _KEYS_AT_MOST // 2:
+                self._young, self._old = {}, self._young
+            self._young[key] = value
+        return value
+
+
+class Drift:
+    """Holds records against the policy.
+
+    `judge_of` gives the judge of a revision, or None where it is not kept; `current` that of the policy in force, for
+    the clients of records that name no revision. `unchecked` counts served requests that could not be checked.
+    """
+
+    def __init__(
+        self, judge_of: Callable[[str], Judge | None], current: Callable[[], Judge | None] = lambda: None
+    ) -> None:
+        self.unchecked = 0
+        self._judge_of = judge_of
+        self._current = current
+        self._places: Known[_Place] = Known()
+        self._clients: Known[tuple[str, ...]] = Known()
+
+    def check(self, record: Record) -> Finding | None:
+        """Find what is wrong with a record; None where nothing is, or nothing can be said."""
+        if not was_served(record):
+            return None
+        if record.verdict == "deny":
+            return Finding(Kind.ALLOWED, record.rule, f"Denied by {record.rule} on record, and served.")
+        if record.rule == NONE or record.revision == NONE:
+            return Finding(Kind.UNASKED, metrics.NONE, "No helper was asked: does an http_access line allow it?")
+        place = self._place(record)
+        if place is None:
+            self.unchecked += 1
+            return None
+        if place.settled and record.credential == NONE and not _is_unusual(record.url):
+            return None
+        return self._judged(place, record)
+
+    def client_name(self, record: Record) -> str:
+        """Name the policy's first client that a request belongs to; `none` where it belongs to none."""
+        judge = (self._judge_of(record.revision) if record.revision != NONE else None) or self._current()
+        if judge is None:
+            return metrics.NONE
+        return next(iter(self._clients_of(judge, record)), metrics.NONE)
+
+    def _place(self, record: Record) -> _Place | None:
+        judge = self._judge_of(record.revision)
+        if judge is None:
+            return None
+        clients = ",".join(self._clients_of(judge, record))  # many addresses, and few clients of the policy
+        scheme, slashes, _ = record.url.partition("://")
+        origin = f"{scheme}://{authority_of(record.url)}" if slashes else record.url
+        key = (record.revision, clients, record.method, origin, record.sni, record.tunnel)
+        return self._places.get(key) or self._places.add(key, _place(judge, record, origin))
+
+    def _clients_of(self, judge: Judge, record: Record) -> tuple[str, ...]:
+        key = (judge.policy.revision, record.client, record.user)
+        known = self._clients.get(key)
+        return self._clients.add(key, _clients_of(judge, record)) if known is None else known
+
+    def _judged(self, place: _Place, record: Record) -> Finding | None:
+        """Judge by all that could have been true when a helper was asked; nothing is found where one of it allows."""
+        try:
+            moments = _moments(record) if place.boundaries else (_ANY_TIME,)
+        except ValueError:
+            self.unchecked += 1
+            return None
+        found = None
+        for url in _spellings(record.url):
+            for at in moments:
+                finding = _finding(place, record, url, at)
+                if finding is None:
+                    return None
+                found = found or finding
+        return found
+
+
+def was_served(record: Record) -> bool:
+    """Tell whether Squid let a request through: to an origin, to what it has of one in its cache, or into a tunnel."""
+    return _was_served(record.squid, record.method == CONNECT, record.status, record.error != NONE)
+
+
+@lru_cache(maxsize=4096)
+def _was_served(squid: str, is_connect: bool, status: int, is_error: bool) -> bool:
+    tag, _, hierarchy = squid.partition("/")
+    if tag.startswith("TCP_DENIED") and not tag.startswith("TCP_DENIED_REPLY"):
+        return False
+    if tag.startswith("NONE"):  # Squid's own answer; or the CONNECT of a tunnel that it looks into
+        return is_connect and status == _OPENED and not is_error and "_ABORTED" not in tag
+    return hierarchy != "HIER_NONE" or not (
+        is_error or status == 0
+    )  # without an origin and with an error: its own page
+
+
+def _place(judge: Judge, record: Record, origin: str) -> _Place:
+    query = _query(record, origin)
+    scope = judge.scope(query)
+    if isinstance(scope, Decision):
+        return _Place(judge, query, scope, (), {}, settled=False)
+    boundaries = tuple(sorted({rule.expires for rule in scope.rules if rule.expires}))
+    decision = judge.decide_host(scope, _ANY_TIME)
+    settled = decision.allowed and not boundaries and not _is_url_asked(decision, scope)
+    return _Place(judge, query, scope, boundaries, {len(boundaries): decision}, settled)
+
+
+def _query(record: Record, origin: str) -> Query:
+    """Make the query that a helper was asked, of the same tokens; the CONNECT of a tunnel is asked outside of it."""
+    is_connect = record.method == CONNECT
+    scheme = origin.partition("://")[0]
+    try:
+        host, port = parse_authority(authority_of(origin))
+        place = (bracketed(host), str(port or DEFAULT_PORTS.get(scheme) or ""))
+    except InvalidUrl:
+        place = ("", "")  # which no policy allows
+    client, user, sni, tunnel = map(_token, (record.client, record.user, record.sni, record.tunnel))
+    method = _token(record.method) or ""
+    if is_connect:
+        return Query(method, None, *place, client, user)
+    return Query(method, scheme, *place, client, user, sni, tunnel)
+
+
+def _token(value: str) -> str | None:
+    return None if value == NONE else unquote(value, errors="surrogateescape")
+
+
+def _at_host(place: _Place, scope: Scope, at: datetime) -> Decision:
+    span = bisect_right(place.boundaries, at)
+    decision = place.at_host.get(span)
+    if decision is None:
+        decision = place.at_host[span] = place.judge.decide_host(scope, at)
+    return decision
+
+
+def _is_url_asked(decision: Decision, scope: Scope, url: str = "") -> bool:
+    """Tell whether squid.conf has helpers asked about a URL, for what was said of its host or for how it looks."""
+    if scope.facts.method is None:
+        return False
+    may_inject = decision.may_inject and scope.facts.scheme == "https"
+    return decision.needs_url or decision.may_rewrite or may_inject or _is_unusual(url)
+
+
+def _finding(place: _Place, record: Record, url: str, at: datetime) -> Finding | None:
+    decision = _decide(place, record, url, at)
+    if not decision.allowed:
+        return Finding(Kind.ALLOWED, decision.rule, decision.reason or "")
+    undue = set() if record.credential == NONE else set(unquote(record.credential).split(","))
+    undue -= {one.name for one in decision.credentials}
+    if undue:
+        return Finding(Kind.CREDENTIAL, decision.rule, f"It had {', '.join(sorted(undue))} put in, not due to it.")
+    return None
+
+
+def _decide(place: _Place, record: Record, url: str, at: datetime) -> Decision:
+    judge, scope = place.judge, place.scope
+    if isinstance(scope, Decision):
+        return scope
+    decision = _at_host(place, scope, at)
+    if not decision.allowed or not (_is_url_asked(decision, scope, url) or record.credential != NONE):
+        return decision
+    if scope.rewrites or scope.credentials or record.credential != NONE:
+        return judge.decide_fetched(replace(place.query, url=url), _token(record.fetched), at)
+    return judge.decide_url(scope, url, at)
+
+
+def _moments(record: Record) -> tuple[datetime, ...]:
+    """Give the times at which a helper can have been asked: from before the start, as answers are kept, to the end."""
+    end = datetime.fromisoformat(record.time)
+    start = end - timedelta(milliseconds=record.duration_ms)
+    return start, start - timedelta(seconds=_ANSWER_SECONDS), end
+
+
+def _spellings(url: str) -> Iterator[str]:
+    """Give a URL as it is on record, and with what Squid escapes only there."""
+    yield url
+    bare = _ESCAPED_BY_SQUID.sub(lambda match: unquote(match[0]), url)
+    if bare != url:
+        yield bare
+
+
+def _is_unusual(url: str) -> bool:
+    return _UNUSUAL.search(unquote(url) if "%" in url else url) is not None
+
+
+def _clients_of(judge: Judge, record: Record) -> tuple[str, ...]:
+    try:
+        address = parse_address(record.client)
+    except InvalidUrl:
+        address = None
+    user = _token(record.user)
+    return tuple(one.name for one in judge.policy.clients if one.matches(address, user))

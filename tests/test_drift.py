@@ -1,0 +1,266 @@
+"""The record held against the policy: what was served and should not have been, and nothing else."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from squidkeeper.engine import Judge
+from squidkeeper.live import load
+from squidkeeper.observe.drift import Drift, Finding, was_served
+from squidkeeper.observe.record import NONE, Record
+
+POLICY = """
+version: 1
+clients:
+  agents: {networks: [192.168.137.0/24]}
+  ci: {users: [ci-bot]}
+rules:
+  - {name: closed, action: deny, hosts: [closed.example]}
+  - {name: no-admin, action: deny, hosts: [paths.example], paths: [/admin/**]}
+  - {name: brackets, action: allow, hosts: [brackets.example], paths: ["/a[1]"]}
+  - {name: lapses, action: allow, hosts: [lapses.example], expires: 2026-11-25T12:00:00Z}
+  - {name: reading, action: allow, hosts: [reading.example], methods: [GET]}
+  - name: open
+    action: allow
+    hosts: [open.example, paths.example, api.example, old.example, moved.example, "2001:db8::10", 203.0.113.7]
+  - {name: front, action: allow, hosts: [front.example]}
+rewrites:
+  - {name: front, hosts: [front.example], to: "https://api.example{path}"}
+  - {name: moved, hosts: [moved.example], to: "https://open.example{path}", redirect: 308}
+secrets:
+  token: {env: DRIFT_TEST_TOKEN}
+credentials:
+  - {name: api, hosts: [api.example], paths: [/v1/**], bearer: token}
+"""
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
+    folder = tmp_path_factory.mktemp("policy")
+    (folder / "policy.yaml").write_text(POLICY)
+    return load(folder, datetime(2026, 11, 25, tzinfo=UTC)).judge
+
+
+@pytest.fixture
+def drift(judge: Judge) -> Drift:
+    return Drift({judge.policy.revision: judge}.get, lambda: judge)
+
+
+@pytest.fixture
+def record(judge: Judge) -> Callable[..., Record]:
+    def make(url: str, **fields: Any) -> Record:
+        values: dict[str, Any] = dict.fromkeys(Record.__struct_fields__, NONE)
+        values |= {"v": 1, "time": "2026-11-25T11:00:00.000Z", "client": "192.168.137.2", "method": "GET", "url": url}
+        values |= {"status": 200, "bytes": 500, "duration_ms": 2, "squid": "TCP_MISS/HIER_DIRECT", "connection": "1"}
+        values |= {"verdict": "allow", "rule": "open", "revision": judge.policy.revision}
+        if url.startswith("https://"):
+            host = url.split("/")[2].partition(":")[0]
+            values |= {"sni": host, "tunnel": quote(f"{host}:443", safe="")}
+        return Record(**{**values, **fields})
+
+    return make
+
+
+CONNECT = {"method": "CONNECT", "squid": "NONE_NONE/HIER_DIRECT"}
+NOT_SERVED: list[dict[str, Any]] = [
+    {"squid": "TCP_DENIED/HIER_NONE", "status": 403, "error": "403:ERR_SQUIDKEEPER_DENIED", "verdict": "deny"},
+    {"squid": "TCP_DENIED_ABORTED/HIER_NONE", "status": 403, "verdict": "deny"},
+    {"squid": "TCP_DENIED/HIER_NONE", "status": 407, "error": "ERR_CACHE_ACCESS_DENIED", "verdict": NONE},
+    {"squid": "TCP_DENIED/HIER_NONE", "method": "CONNECT", "verdict": "deny", "error": "403:ERR_SQUIDKEEPER_DENIED"},
+    {"squid": "NONE_NONE/HIER_NONE", "status": 403, "error": "403:ERR_SQUIDKEEPER_DENIED", "verdict": "deny"},
+    {"squid": "NONE_NONE/HIER_NONE", "status": 400, "error": "ERR_INVALID_URL", "verdict": NONE},
+    {"squid": "NONE_NONE/HIER_NONE", "status": 0, "verdict": NONE},
+    {"squid": "NONE_NONE/HIER_DIRECT", "status": 503, "error": "ERR_SECURE_CONNECT_FAIL", "verdict": NONE},
+    {"squid": "NONE_NONE_ABORTED/HIER_NONE", "method": "CONNECT", "error": "ERR_CLIENT_GONE", "verdict": "deny"},
+    {"squid": "NONE_NONE_ABORTED/HIER_NONE", "method": "CONNECT", "error": "ERR_READ_ERROR", "verdict": "deny"},
+    {"squid": "NONE_NONE/HIER_NONE", "method": "CONNECT", "error": "ERR_PROTOCOL_UNKNOWN"},
+    {"squid": "TCP_MISS/HIER_NONE", "status": 503, "error": "ERR_CANNOT_FORWARD", "verdict": "deny"},
+    {"squid": "TCP_MISS_ABORTED/HIER_NONE", "status": 0, "verdict": "deny"},
+]
+SERVED: list[dict[str, Any]] = [
+    {},
+    {"squid": "TCP_MISS/HIER_DIRECT", "status": 404},
+    {"squid": "TCP_MISS_ABORTED/HIER_DIRECT", "status": 502, "error": "ERR_INVALID_RESP"},
+    {"squid": "TCP_MEM_HIT/HIER_NONE"},
+    {"squid": "TCP_HIT/HIER_NONE"},
+    {"squid": "TCP_IMS_HIT/HIER_NONE", "status": 304},
+    {"squid": "TCP_REFRESH_MODIFIED/HIER_DIRECT"},
+    {"squid": "TCP_REFRESH_UNMODIFIED/HIER_DIRECT", "status": 304},
+    {"squid": "TCP_MISS/FIRSTUP_PARENT"},
+    {"squid": "TCP_DENIED_REPLY/HIER_DIRECT", "status": 403, "error": "ERR_ACCESS_DENIED"},
+    {"squid": "TCP_REDIRECT/HIER_NONE", "status": 308},
+    {"squid": "NONE_NONE/HIER_DIRECT", "method": "CONNECT"},
+    {"squid": "NONE_NONE/HIER_NONE", "method": "CONNECT"},
+    {"squid": "TCP_TUNNEL/HIER_DIRECT", "method": "CONNECT"},
+]
+
+
+def words(fields: dict[str, Any]) -> str:
+    return " ".join(map(str, fields.values())) or "plain"
+
+
+@pytest.mark.parametrize("fields", NOT_SERVED, ids=words)
+def test_what_squid_denied_or_answered_itself_is_not_served(
+    drift: Drift, record: Callable[..., Record], fields: dict[str, Any]
+) -> None:
+    one = record("https://closed.example/", **fields)
+    assert not was_served(one)
+    assert drift.check(one) is None
+
+
+@pytest.mark.parametrize("fields", SERVED, ids=words)
+def test_what_came_of_an_origin_or_a_cache_or_opened_a_tunnel_is_served(
+    drift: Drift, record: Callable[..., Record], fields: dict[str, Any]
+) -> None:
+    url = "closed.example:443" if fields.get("method") == "CONNECT" else "http://closed.example/"
+    one = record(url, **fields)
+    assert was_served(one)
+    assert found(drift.check(one)) == ("allowed", "closed")
+    assert found(drift.check(record(url, **{**fields, "rule": NONE, "verdict": NONE}))) == ("unasked", "none")
+
+
+def found(finding: Finding | None) -> tuple[str, str] | None:
+    return (finding.kind.value, finding.rule) if finding else None
+
+
+DUE: list[tuple[str, dict[str, Any]]] = [
+    ("http://open.example/x?y", {}),
+    ("https://open.example/x", {}),
+    ("open.example:443", CONNECT),
+    ("open.example:443", {**CONNECT, "tunnel": "open.example%3A443"}),  # its own answer names it so
+    ("https://paths.example/public", {}),
+    ("https://reading.example/x", {"rule": "reading"}),
+    ("reading.example:443", {**CONNECT, "rule": "reading"}),
+    ("http://%5B2001:db8::10%5D/", {}),
+    ("http://[2001:db8::10]:80/", {}),
+    ("http://203.0.113.7/", {}),
+    ("https://api.example/v1/x", {"credential": "api"}),
+    ("https://api.example/v1/x", {}),  # a value that another release withheld is not drift
+    ("https://api.example/other", {}),
+    ("http://front.example/v1/x", {"credential": "api", "fetched": "https%3A%2F%2Fapi.example%2Fv1%2Fx"}),
+    ("http://moved.example/x", {"squid": "TCP_REDIRECT/HIER_NONE", "fetched": "https%3A%2F%2Fopen.example%2Fx"}),
+    ("http://brackets.example/a%5B1%5D", {"rule": "brackets"}),  # sent as [ and ]
+    ("https://open.example/" + "a//../b//../;x/..;/./" * 9, {}),  # read in too many ways, and the host is open whole
+    ("http://open.example/%ff%00", {"squid": "TCP_DENIED/HIER_NONE", "status": 403, "verdict": "deny"}),
+    ("https://open.example/x", {"sni": NONE}),
+    ("https://open.example/x", {"sni": "OPEN.example"}),
+]
+
+
+@pytest.mark.parametrize(("url", "fields"), DUE, ids=[f"{url[:40]} {words(fields)}" for url, fields in DUE])
+def test_what_the_policy_allows_is_no_finding(
+    drift: Drift, record: Callable[..., Record], url: str, fields: dict[str, Any]
+) -> None:
+    assert drift.check(record(url, **fields)) is None
+    assert drift.unchecked == 0
+
+
+UNDUE: list[tuple[str, dict[str, Any], tuple[str, str]]] = [
+    ("https://closed.example/x", {}, ("allowed", "closed")),
+    ("closed.example:443", CONNECT, ("allowed", "closed")),
+    ("https://paths.example/admin/x", {}, ("allowed", "no-admin")),
+    ("https://paths.example/%61dmin/x", {}, ("allowed", "no-admin")),
+    ("https://paths.example/x/..%2fadmin/x", {}, ("allowed", "ambiguous-path")),
+    ("https://unknown.example/x", {}, ("allowed", "default")),
+    ("https://reading.example/x", {"method": "POST"}, ("allowed", "default")),
+    ("http://open.example:8080/x", {}, ("allowed", "default")),
+    ("https://open.example/x", {"tunnel": "closed.example%3A443"}, ("allowed", "authority-mismatch")),
+    ("https://open.example/x", {"sni": "closed.example"}, ("allowed", "authority-mismatch")),
+    ("https://open.example/x", {"tunnel": NONE}, ("allowed", "invalid-request")),
+    ("http://10.0.0.5/x", {}, ("allowed", "default")),
+    ("https://open.example/x", {"verdict": "deny", "rule": "closed"}, ("allowed", "closed")),
+    ("https://open.example/x", {"rule": NONE, "verdict": NONE}, ("unasked", "none")),
+    ("https://open.example/x", {"revision": NONE}, ("unasked", "none")),
+    ("open.example:443", {**CONNECT, "rule": NONE, "verdict": NONE}, ("unasked", "none")),
+    ("https://open.example/x", {"credential": "api"}, ("credential", "open")),
+    ("https://api.example/other", {"credential": "api"}, ("credential", "open")),
+    ("https://api.example/v1/x", {"credential": "api,other"}, ("credential", "open")),
+    ("https://api.example/v1/x", {"credential": "api", "method": "OPTIONS"}, ("credential", "open")),
+    ("http://api.example/v1/x", {"credential": "api"}, ("credential", "open")),
+    ("http://front.example/v1/x", {}, ("allowed", "policy-unavailable")),  # it went where it was sent, not rewritten
+    ("http://not a host/", {}, ("allowed", "invalid-request")),
+]
+
+
+@pytest.mark.parametrize(
+    ("url", "fields", "finding"), UNDUE, ids=[f"{url[:40]} {words(fields)}" for url, fields, _ in UNDUE]
+)
+def test_what_the_policy_does_not_allow_is_found(
+    drift: Drift, record: Callable[..., Record], url: str, fields: dict[str, Any], finding: tuple[str, str]
+) -> None:
+    for _ in range(2):  # once judged, once remembered
+        assert found(drift.check(record(url, **fields))) == finding
+
+
+AROUND_NOON = [
+    ("2026-11-25T11:59:59.990Z", 5, True),
+    ("2026-11-25T12:00:02.000Z", 0, True),  # Squid's answer of before noon was still kept
+    ("2026-11-25T12:00:30.000Z", 29_000, True),  # it began before
+    ("2026-11-25T12:00:04.000Z", 500, False),
+    ("2026-11-25T13:00:00.000Z", 5, False),
+]
+
+
+@pytest.mark.parametrize(("time", "duration_ms", "due"), AROUND_NOON, ids=[time for time, *_ in AROUND_NOON])
+def test_a_rule_that_lapses_counts_as_long_as_its_answers_are_kept(
+    drift: Drift, record: Callable[..., Record], time: str, duration_ms: int, due: bool
+) -> None:
+    one = record("http://lapses.example/", rule="lapses", time=time, duration_ms=duration_ms)
+    assert found(drift.check(one)) == (None if due else ("allowed", "default"))
+
+
+def test_what_cannot_be_held_against_a_revision_is_counted(drift: Drift, record: Callable[..., Record]) -> None:
+    assert drift.check(record("https://open.example/", revision="gone")) is None
+    assert drift.check(record("https://lapses.example/", time="no time")) is None
+    assert drift.unchecked == 2
+
+
+def test_a_record_without_a_tunnel_that_it_needs_is_not_confused_with_one_remembered(
+    drift: Drift, record: Callable[..., Record]
+) -> None:
+    assert drift.check(record("https://open.example/x")) is None
+    assert found(drift.check(record("https://open.example/x", tunnel="x"))) == ("allowed", "authority-mismatch")
+    assert found(drift.check(record("https://open.example/x", client="10.9.9.9", method="TRACE"))) == (
+        "allowed",
+        "invalid-request",
+    )
+
+
+def test_made_up_hosts_are_remembered_within_bounds(
+    drift: Drift, record: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squidkeeper.observe.drift._KEYS_AT_MOST", 100)
+    for number in range(250):
+        assert found(drift.check(record(f"http://h{number}.example/"))) == ("allowed", "default")
+        drift.client_name(record("http://open.example/", user=f"u{number}"))
+    assert len(drift._places) <= 100
+    assert len(drift._clients) <= 100
+    before = len(drift._places)
+    assert found(drift.check(record(f"http://{'x' * 8000}/"))) == ("allowed", "invalid-request")
+    assert len(drift._places) == before
+
+
+CLIENTS = [
+    ({}, "agents"),
+    ({"user": "ci-bot"}, "agents"),  # of both; the first in the policy names it
+    ({"client": "10.0.0.1", "user": "ci-bot"}, "ci"),
+    ({"client": "10.0.0.1"}, "none"),
+    ({"client": "no address"}, "none"),
+    ({"client": "10.0.0.1", "user": "ci%2Dbot"}, "ci"),
+    ({"revision": NONE}, "agents"),
+    ({"revision": "gone"}, "agents"),
+]
+
+
+@pytest.mark.parametrize(("fields", "name"), CLIENTS, ids=[words(fields) for fields, _ in CLIENTS])
+def test_a_client_is_named_as_the_policy_names_it(
+    drift: Drift, record: Callable[..., Record], fields: dict[str, Any], name: str
+) -> None:
+    assert drift.client_name(record("http://open.example/", **fields)) == name
+
+
+def test_without_any_policy_no_client_has_a_name(record: Callable[..., Record]) -> None:
+    assert Drift(lambda _: None).client_name(record("http://open.example/")) == "none"
