@@ -151,11 +151,16 @@ def test_rules_stand_in_their_order_with_hits_and_expiry() -> None:
 
 
 def test_helpers_and_secrets_are_named_and_judged() -> None:
-    secrets = (SecretInUse("a-key", "file /secrets/a", None, ("api",)), SecretInUse("b-key", "env B", "B is not set"))
+    secrets = (
+        SecretInUse("a-key", "file /secrets/a", None, ("api",)),
+        SecretInUse("b-key", "file /secrets/b", "it is empty"),
+        SecretInUse("c-key", "env C"),
+    )
     helpers = (HELPER, replace(HELPER, pid=4118, stuck=True), replace(HELPER, pid=4119, outdated=True))
     text = text_of(replace(WELL, secrets=secrets, helpers=helpers))
     assert "a-key yes file /secrets/a api" in text
-    assert "b-key no: B is not set env B" in text
+    assert "b-key no: it is empty file /secrets/b" in text
+    assert "c-key not looked at: it is in Squid's environment env C" in text
     assert "acl --scope host well 4117" in text
     assert "acl --scope host stuck 4118" in text
     assert "acl --scope host outdated 4119" in text

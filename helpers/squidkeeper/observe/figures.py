@@ -227,8 +227,11 @@ class DriftRow:
     client: str
     method: str
     url: str
+    cut: int
+    """Characters that are missing at the URL's end."""
     rule: str
     """What the policy says."""
+    reason: str
     kind: str
 
 

@@ -114,9 +114,14 @@ class SecretInUse:
     source: str
     """`file /etc/…` or `env NAME`."""
     problem: str | None = None
-    """Why it cannot be had, as `SecretUnavailable` says it; None: it can."""
+    """Why it cannot be had, as `SecretUnavailable` says it; None: it can, or it was not looked at."""
     used_by: tuple[str, ...] = ()
     """The credentials that need it."""
+
+    @property
+    def seen(self) -> bool:
+        """Whether it was looked at: a variable is the helpers' own, and cannot be from here."""
+        return self.problem is not None or not self.source.startswith("env ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ Each section of the report has its counters here, and makes its own figures. Wha
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.errors import InvalidRecord
 from squidkeeper.observe import figures, filters
@@ -20,6 +20,9 @@ from squidkeeper.observe.page import cut, shown_url
 from squidkeeper.observe.record import NONE, Record, parse_record, text
 from squidkeeper.observe.sketches import Durations, Heaviest, Timeline
 from squidkeeper.policy.model import Policy
+
+if TYPE_CHECKING:
+    from squidkeeper.observe.drift import Drift, Finding
 
 HOSTS_KEPT: Final = 20_000
 PAIRS_KEPT: Final = 50_000
@@ -38,6 +41,7 @@ _NEW_HOSTS_SHOWN = 50
 _UPSTREAMS_SHOWN = 15
 _LEAST_REQUESTS = 10  # of a host, for its p95 to mean anything
 _STEPS_SHOWN = 96
+_FINDINGS_SHOWN = 50
 _RETRY_URL = 400  # characters that are kept of each; a digest stands for the rest
 _UNREADABLE_HOST = "(no valid host)"
 _SERVER_ERROR = 500
@@ -110,9 +114,14 @@ def _weight(tally: _Tally) -> int:
 
 
 class Survey:
-    """Reads the lines of a span, and those before it for what had been seen; then makes the report of them."""
+    """Reads the lines of a span, and those before it for what had been seen; then makes the report of them.
 
-    def __init__(self, since: datetime | None = None, until: datetime | None = None) -> None:
+    With `drift`, each record of the span is held against the policy that was in force.
+    """
+
+    def __init__(
+        self, since: datetime | None = None, until: datetime | None = None, drift: Drift | None = None
+    ) -> None:
         self._since = since
         self._until = until
         self._first = float("inf")
@@ -128,6 +137,7 @@ class Survey:
         self._credentials = _Credentials()
         self._new = _NewHosts()
         self._upstreams = _Upstreams()
+        self._drift = _Findings(drift) if drift else None
 
     def read(self, lines: Iterable[bytes]) -> None:
         """Read the next lines of the record, in the order of their time."""
@@ -147,12 +157,18 @@ class Survey:
                 self._new.add_older(host_of(record.url), at.timestamp())
             elif self._until and at >= self._until:
                 self._left_out["requests after the span"] += 1
-            elif record.method == NONE or record.url.startswith("error:"):
-                self._left_out["connections that ended without a request"] += 1
-            elif opened(record):
-                self._tunnels += 1
             else:
-                yield Entry(line, record)
+                yield from self._requests(line, record)
+
+    def _requests(self, line: bytes, record: Record) -> Iterator[Entry]:
+        if self._drift:
+            self._drift.add(record)
+        if record.method == NONE or record.url.startswith("error:"):
+            self._left_out["connections that ended without a request"] += 1
+        elif opened(record):
+            self._tunnels += 1
+        else:
+            yield Entry(line, record)
 
     def _add(self, request: Request) -> None:
         self._first = min(self._first, request.at)
@@ -173,9 +189,7 @@ class Survey:
         self._credentials.add(request)
         self._upstreams.add(request)
 
-    def result(
-        self, files: Iterable[str], now: datetime, reasons: Mapping[str, str | None], drift: figures.Drift | None = None
-    ) -> figures.Report:
+    def result(self, files: Iterable[str], now: datetime, reasons: Mapping[str, str | None]) -> figures.Report:
         """Make the report; `reasons` are those of the policy's rules."""
         for entry in self._events.flush():
             self._add(_request(entry.record))
@@ -196,7 +210,7 @@ class Survey:
             credentials=self._credentials.result(self._denials),
             first_seen=self._new.result(self._traffic.hosts),
             upstreams=self._upstreams.result(),
-            drift=drift,
+            drift=self._drift.result() if self._drift else None,
             left_out=tuple(figures.Count(what, count) for what, count in self._left_out.most_common()),
             limits=tuple(self._limits()),
         )
@@ -548,3 +562,41 @@ def _failures(row: figures.Upstream) -> int:
 
 def _first(rows: list[figures.Upstream], key: Callable[[figures.Upstream], int]) -> tuple[figures.Upstream, ...]:
     return tuple(sorted(rows, key=key, reverse=True)[:_UPSTREAMS_SHOWN])
+
+
+# --- Drift ----------------------------------------------------------------------------------------------------------
+
+
+class _Findings:
+    def __init__(self, drift: Drift) -> None:
+        self._drift = drift
+        self._kinds: Counter[str] = Counter()
+        self._latest: deque[tuple[Record, Finding]] = deque(maxlen=_FINDINGS_SHOWN)
+
+    def add(self, record: Record) -> None:
+        finding = self._drift.check(record)
+        if finding:
+            self._kinds[finding.kind] += 1
+            self._latest.append((record, finding))
+
+    def result(self) -> figures.Drift:
+        return figures.Drift(
+            total=self._kinds.total(),
+            unchecked=self._drift.unchecked,
+            kinds=tuple(figures.Count(kind, count) for kind, count in self._kinds.most_common()),
+            latest=tuple(_finding_row(record, finding) for record, finding in reversed(self._latest)),
+        )
+
+
+def _finding_row(record: Record, finding: Finding) -> figures.DriftRow:
+    url, missing = cut(shown_url(record.url), _RETRY_URL)
+    return figures.DriftRow(
+        time=datetime.fromisoformat(record.time),
+        client=record.client,
+        method=text(record.method) or NONE,
+        url=url,
+        cut=missing,
+        rule=finding.rule,
+        reason=finding.reason,
+        kind=finding.kind,
+    )
