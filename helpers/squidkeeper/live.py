@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -15,10 +16,12 @@ from squidkeeper.engine import Judge
 from squidkeeper.engine.selftest import run_tests
 from squidkeeper.errors import PolicyError, describe
 from squidkeeper.policy.faults import Fault
+from squidkeeper.policy.revisions import keep, read
 from squidkeeper.policy.sources import Sources, fingerprint, read_sources
 
 _LOOK_EVERY_SECONDS = 0.2
 _SETTLE_SECONDS = 0.05
+_KEEP_AGAIN_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -40,13 +43,27 @@ def load_sources(sources: Sources, now: datetime, list_cache: Path | None = None
     """Load a policy from what was read, and run its tests; `PolicyError` with every fault where it does not load."""
     from squidkeeper.policy.load import build  # late: the sources come to rest while it is imported
 
-    built = build(sources, list_cache=list_cache)
+    built = build(sources, list_cache=sources.compiled or list_cache)
     judge = Judge(built.policy)
     faults, warnings = run_tests(judge, now)
     all_warnings = (*built.warnings, *warnings)
     if faults:
         raise PolicyError(faults, all_warnings)
     return Loaded(judge, all_warnings)
+
+
+def load_kept(folder: Path, revision: str) -> Judge:
+    """Load a revision that was in force, to judge by it once more; its tests held then, and are not run.
+
+    OSError where it is not kept, or not whole; `PolicyError` where this release does not take it any more.
+    """
+    from squidkeeper.policy.load import build  # late, as above
+
+    sources = read(folder, revision)
+    judge = Judge(build(sources, list_cache=sources.compiled).policy)
+    if judge.policy.revision != revision:
+        raise OSError(errno.EIO, f"what is kept is revision {judge.policy.revision}", str(folder / revision))
+    return judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +85,16 @@ class LivePolicy(Generic[T]):
     """The policy in force, as what a helper makes of it by `prepare`; None until one has loaded.
 
     `current` is replaced whole: take it once for each line, and finish the line with what was taken. So is `state`.
+    What was loaded is kept in the folder `revisions`, by the thread that watches: nobody waits for that.
     """
 
-    def __init__(self, directory: Path, list_cache: Path | None, prepare: Callable[[Judge], T]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        list_cache: Path | None,
+        prepare: Callable[[Judge], T],
+        revisions: Path | None = None,
+    ) -> None:
         self.current: T | None = None
         self.state = State()
         self._directory = directory
@@ -79,6 +103,10 @@ class LivePolicy(Generic[T]):
         self._named: tuple[Path, ...] = ()
         self._seen: object = None
         self._refused = ""
+        self._revisions = revisions
+        self._unkept: tuple[Sources, str] | None = None
+        self._keep_at = 0.0
+        self._not_kept = ""
 
     def start(self) -> None:
         """Load the policy, then watch it in a thread that ends with the process."""
@@ -96,8 +124,28 @@ class LivePolicy(Generic[T]):
 
     def _watch(self) -> None:
         while True:
+            self._keep()
             time.sleep(_LOOK_EVERY_SECONDS)
             self.look()
+
+    def _keep(self) -> None:
+        """Keep what was loaded last; where that fails, again after some seconds."""
+        if self._unkept is None or self._revisions is None or time.monotonic() < self._keep_at:
+            return
+        sources, revision = self._unkept
+        try:
+            keep(sources, revision, self._revisions, self._list_cache)
+        except Exception as error:  # noqa: BLE001 - nor may one that we fail to keep end the watch
+            self._keep_at = time.monotonic() + _KEEP_AGAIN_SECONDS
+            why = str(error) if isinstance(error, OSError) else describe(error)
+            self._complain(f"revision {revision} is not kept, so the record cannot be held against it: {why}")
+        else:
+            self._unkept, self._not_kept = None, ""
+
+    def _complain(self, problem: str) -> None:
+        if problem != self._not_kept:
+            _log.warning("%s", problem)
+        self._not_kept = problem
 
     def _look(self) -> None:
         if fingerprint(self._directory, self._named) == self._seen:
@@ -114,6 +162,7 @@ class LivePolicy(Generic[T]):
         judge = loaded.judge
         self.current = self._prepare(judge)
         self.state = State(judge.policy.revision, time.time(), ok=True, problem="")
+        self._unkept = (sources, judge.policy.revision)
         _log.info("%s: revision %s is in force", self._directory, judge.policy.revision)
         for warning in loaded.warnings:
             _log.warning("%s", warning)

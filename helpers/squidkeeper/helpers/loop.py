@@ -36,7 +36,7 @@ def run(
     """Run a helper: what `prepare` makes of the policy in force answers each line, None while none has loaded."""
     settle_process()
     output = take_output()
-    live = LivePolicy(directory, state / "lists", prepare)
+    live = LivePolicy(directory, state / "lists", prepare, state / "revisions")
     counting = Counting(helper, state, lambda: live.state)
     counting.start()
     live.start()

@@ -38,7 +38,8 @@ class Sources:
     """All that a policy is made from, as it was at one moment.
 
     `named` are the list and secret files that the documents name, as far as they could be read. `fingerprint` was
-    taken before the reading: while `fingerprint(directory, named)` gives the same, this is what is on disk.
+    taken before the reading: while `fingerprint(directory, named)` gives the same, this is what is on disk. Of a kept
+    revision there is neither; its lists are in `compiled`.
     """
 
     directory: Path
@@ -49,6 +50,7 @@ class Sources:
     fingerprint: Fingerprint
     environment: frozenset[str]
     faults: tuple[Fault, ...] = ()
+    compiled: Path | None = None
 
 
 def read_sources(directory: Path, environment: Mapping[str, str] = os.environ) -> Sources:

@@ -1,0 +1,226 @@
+"""The revisions that were in force (floor 2): what each was made from, kept so that it can be judged by once more.
+
+A revision is a folder of its own name: its documents whole, its compiled lists, and `sources.json`, which says where
+they came from. Secrets are named in the documents, and nowhere else. Documents and lists are linked, not copied, where
+an earlier revision has the same; the newest revisions are kept, as many as fit. A folder is made beside its place and
+renamed into it, so that several processes can keep the same revision at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from squidkeeper.policy.document import Document, parse_document
+from squidkeeper.policy.faults import Location
+from squidkeeper.policy.lists import ListChangedError, load_list
+from squidkeeper.policy.sources import ListFile, SecretFile, Sources, file_entries
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A revision that is kept, and when it was last loaded (seconds since 1970)."""
+
+    revision: str
+    loaded: float
+
+
+def keep(sources: Sources, revision: str, folder: Path, list_cache: Path | None = None) -> None:
+    """Keep what a revision was made from; OSError where that cannot be written.
+
+    Its lists are taken from the cache of compiled lists, and compiled where they are not in it.
+    """
+    place = folder / revision
+    if _is_whole(place, sources):
+        with suppress(OSError):
+            os.utime(place)  # the newest are those loaded last
+        return
+    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    unfinished = folder / f".{revision}.{os.getpid()}{_UNFINISHED}"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _write(sources, unfinished, folder, list_cache)
+        _put(unfinished, place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    _prune(folder, revision)
+
+
+def read(folder: Path, revision: str) -> Sources:
+    """Read what a revision was made from, to build it once more; OSError where it is not kept, or not whole.
+
+    Whether its secrets could be had is not known any more, nor needed to judge.
+    """
+    if not _REVISION.fullmatch(revision):
+        raise FileNotFoundError(errno.ENOENT, "no revision has such a name", revision)
+    place = folder / revision
+    try:
+        raw = json.loads((place / _MANIFEST).read_bytes())
+        directory = Path(raw["directory"])
+        documents = tuple(
+            _read_document(place / _DOCUMENTS / name, directory / name, digest)
+            for name, digest in raw["documents"].items()
+        )
+        lists = {Path(path): ListFile(digest) for path, digest in raw["lists"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OSError(errno.EIO, "this revision is not whole", str(place)) from error
+    return Sources(
+        directory=directory,
+        documents=documents,
+        lists=lists,
+        secrets={path: SecretFile() for *_, path in file_entries(documents, "secrets")},
+        named=(),
+        fingerprint=(),
+        environment=frozenset(),
+        compiled=place / _LISTS,
+    )
+
+
+def kept(folder: Path) -> list[Kept]:
+    """List the revisions that are kept, the newest first."""
+    return sorted(_kept(folder), key=lambda one: one.loaded, reverse=True)
+
+
+def _kept(folder: Path) -> Iterator[Kept]:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in filter(_REVISION.fullmatch, names):
+        with suppress(FileNotFoundError):  # pruned by another process
+            yield Kept(name, os.stat(folder / name).st_mtime)
+
+
+def _read_document(file: Path, path: Path, digest: str) -> Document:
+    content = file.read_bytes()
+    if _digest(content) != digest:
+        raise ValueError(f"{file} is not what was kept")
+    return parse_document(path, content)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- keeping ------------------------------------------------------------------------------------------------------
+
+
+def _is_whole(place: Path, sources: Sources) -> bool:
+    """Whether a revision is kept already, and no crash of the machine has left a file of it empty."""
+    try:
+        documents = json.loads((place / _MANIFEST).read_bytes())["documents"]
+        contents = [(place / _DOCUMENTS / one.path.name).read_bytes() for one in sources.documents]
+        lists = [(place / _LISTS / name).stat().st_size for name in _list_names(sources)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return documents == _digests(sources) and contents == [one.content for one in sources.documents] and all(lists)
+
+
+def _manifest(sources: Sources) -> str:
+    raw = {
+        "directory": str(sources.directory.absolute()),
+        "documents": _digests(sources),
+        "lists": {str(path.absolute()): file.digest for path, file in sources.lists.items()},
+    }
+    return json.dumps(raw, indent=2)
+
+
+def _digests(sources: Sources) -> dict[str, str]:
+    return {document.path.name: _digest(document.content) for document in sources.documents}
+
+
+def _list_names(sources: Sources) -> set[str]:
+    return {f"{file.digest}{_LIST_SUFFIX}" for file in sources.lists.values()}
+
+
+def _write(sources: Sources, place: Path, folder: Path, list_cache: Path | None) -> None:
+    earlier = [folder / one.revision for one in kept(folder)]
+    (place / _DOCUMENTS).mkdir(mode=0o750, parents=True)
+    (place / _LISTS).mkdir(mode=0o750)
+    for document in sources.documents:
+        _write_document(document, place / _DOCUMENTS, earlier[:1])
+    for path, file in sources.lists.items():
+        _write_list(path, file.digest or "", place / _LISTS, [*(one / _LISTS for one in earlier), list_cache])
+    (place / _MANIFEST).write_text(_manifest(sources))
+
+
+def _write_document(document: Document, to: Path, earlier: list[Path]) -> None:
+    for one in earlier:
+        same = one / _DOCUMENTS / document.path.name
+        with suppress(OSError):
+            if same.stat().st_size == len(document.content) and same.read_bytes() == document.content:
+                return os.link(same, to / document.path.name)
+    (to / document.path.name).write_bytes(document.content)
+    return None
+
+
+def _write_list(path: Path, digest: str, to: Path, places: list[Path | None]) -> None:
+    name = f"{digest}{_LIST_SUFFIX}"
+    for place in filter(None, places):
+        with suppress(OSError):  # not there, or on another disk
+            return os.link(place / name, to / name)
+    try:
+        load_list(path, digest, Location(str(path)), to)
+    except ListChangedError as error:
+        raise OSError(errno.ESTALE, "the list has changed since it was loaded", str(path)) from error
+    if not (to / name).exists():
+        raise OSError(errno.ENOSPC, "the compiled list cannot be written", str(path))
+    return None
+
+
+def _put(unfinished: Path, place: Path) -> None:
+    """Put a revision into its place, where another process has not just done so."""
+    try:
+        unfinished.rename(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(place, ignore_errors=True)  # it was there before, and not whole; or it is the same
+        with suppress(OSError):
+            unfinished.rename(place)
+
+
+def _prune(folder: Path, newest: str) -> None:
+    """Delete the revisions beyond the newest that fit into the bounds, and what a crash left half-written."""
+    room = _BYTES_AT_MOST
+    seen: set[tuple[int, int]] = set()
+    for position, one in enumerate(kept(folder)):
+        room -= _new_bytes(folder / one.revision, seen)
+        if one.revision != newest and (position >= _REVISIONS_AT_MOST or room < 0):
+            shutil.rmtree(folder / one.revision, ignore_errors=True)
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - _UNFINISHED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _new_bytes(place: Path, seen: set[tuple[int, int]]) -> int:
+    """Add up the files of a revision that no newer one has too."""
+    total = 0
+    for directory, _, names in os.walk(place):
+        for name in names:
+            with suppress(FileNotFoundError):
+                state = os.stat(os.path.join(directory, name))
+                total += 0 if (state.st_dev, state.st_ino) in seen else state.st_size
+                seen.add((state.st_dev, state.st_ino))
+    return total
+
+
+_REVISION = re.compile(r"[0-9a-f]{12}")
+_MANIFEST = "sources.json"
+_DOCUMENTS = "policy"
+_LISTS = "lists"
+_LIST_SUFFIX = ".hosts"  # as lists.py names what it compiles
+_UNFINISHED = ".part"
+_UNFINISHED_SECONDS = 3600
+_REVISIONS_AT_MOST = 50
+_BYTES_AT_MOST = 256 << 20

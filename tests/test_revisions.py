@@ -1,0 +1,313 @@
+"""Revisions that were in force are kept, bounded and never twice, and judge once more as they did."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.engine import Judge
+from squidkeeper.engine.query import query_of
+from squidkeeper.live import load_kept, load_sources
+from squidkeeper.policy import revisions
+from squidkeeper.policy.revisions import keep, kept, read
+from squidkeeper.policy.sources import read_sources
+
+from .conftest import NOW, write_policy
+
+POLICY = """
+rules:
+  - {name: ads, action: deny, lists: [ads], reason: "Ads."}
+  - {name: open, action: allow, hosts: [open.example]}
+lists: {ads: {file: LIST}}
+secrets: {token: {file: token}}
+credentials: [{name: api, hosts: [open.example], bearer: token}]
+"""
+
+
+class State:
+    """A state folder, and what was loaded with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lists = folder / "lists"
+        self.revisions = folder / "revisions"
+
+    def load(self, directory: Path, list_cache: bool = True) -> str:
+        """Load a policy and keep it; gives the revision."""
+        sources = read_sources(directory)
+        loaded = load_sources(sources, NOW, self.lists if list_cache else None)
+        revision = loaded.judge.policy.revision
+        keep(sources, revision, self.revisions, self.lists if list_cache else None)
+        return revision
+
+    def verdict(self, revision: str, url: str) -> tuple[str, str]:
+        return verdict(load_kept(self.revisions, revision), url)
+
+    def bytes_on_disk(self) -> int:
+        files = [path.stat() for path in self.revisions.rglob("*") if path.is_file()]
+        return sum({state.st_ino: state.st_size for state in files}.values())
+
+
+def verdict(judge: Judge, url: str) -> tuple[str, str]:
+    decision = judge.decide(query_of("GET", url), NOW)
+    return (decision.rule, decision.action)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    return State(tmp_path / "state")
+
+
+def policy_with_list(directory: Path, file: str = "ads.txt", hosts: str = "ads.example\n") -> Path:
+    write_policy(directory, POLICY.replace("LIST", file))
+    (directory / file).parent.mkdir(parents=True, exist_ok=True)
+    (directory / file).write_text(hosts)
+    (directory / "token").write_text("s3cret-value")
+    (directory / "token").chmod(0o600)
+    return directory
+
+
+@pytest.mark.parametrize("place", ["beside", "below", "outside", "absolute"])
+def test_a_kept_revision_judges_as_it_did_when_all_it_was_made_from_is_gone(
+    tmp_path: Path, state: State, place: str
+) -> None:
+    file = {"beside": "ads.txt", "below": "a/b/ads.txt", "outside": "../other/ads.txt"}.get(place)
+    directory = policy_with_list(tmp_path / "policy", file or str(tmp_path / "else/where/ads.txt"))
+    revision = state.load(directory)
+    (directory / "policy.yaml").unlink()
+    for path in tmp_path.rglob("ads.txt"):
+        path.write_text("another.example\n")
+    for path in state.lists.iterdir():
+        path.unlink()
+    assert state.verdict(revision, "https://ads.example/") == ("ads", "deny")
+    assert state.verdict(revision, "https://another.example/") == ("default", "deny")
+    assert state.verdict(revision, "https://open.example/") == ("open", "allow")
+    loaded = load_sources(read(state.revisions, revision), NOW)
+    assert loaded.judge.policy.revision == revision
+
+
+def test_a_relative_policy_directory_is_kept_for_every_other_place(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy_with_list(tmp_path / "policy", str(tmp_path / "lists/ads.txt"))
+    monkeypatch.chdir(tmp_path)
+    revision = state.load(Path("policy"))
+    monkeypatch.chdir("/")
+    assert state.verdict(revision, "https://ads.example/") == ("ads", "deny")
+
+
+def test_a_directory_whose_links_are_swapped_keeps_each_revision(tmp_path: Path, state: State) -> None:
+    """As Kubernetes mounts a ConfigMap: the files are links into a folder, which is one link that is swapped."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    loaded = []
+    for number in range(3):
+        policy_with_list(mount / f"..{number}", hosts=f"ads{number}.example\n")
+        (mount / "..new").symlink_to(f"..{number}")
+        (mount / "..new").rename(mount / "..data")
+        for name in ("policy.yaml", "ads.txt", "token"):
+            if not (mount / name).is_symlink():
+                (mount / name).symlink_to(f"..data/{name}")
+        loaded.append(state.load(mount))
+    assert len(set(loaded)) == 3
+    for number, revision in enumerate(loaded):
+        assert state.verdict(revision, f"https://ads{number}.example/") == ("ads", "deny")
+        assert state.verdict(revision, f"https://ads{number + 1}.example/") == ("default", "deny")
+
+
+def test_no_secret_is_kept(tmp_path: Path, state: State) -> None:
+    state.load(policy_with_list(tmp_path / "policy"))
+    files = [path for path in state.revisions.rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert not any(b"s3cret-value" in path.read_bytes() for path in files)
+
+
+def test_a_list_and_a_document_that_did_not_change_are_on_disk_once(tmp_path: Path, state: State) -> None:
+    hosts = "".join(f"host{number}.example\n" for number in range(30_000))
+    directory = policy_with_list(tmp_path / "policy", hosts=hosts)
+    write_policy(directory, "clients: {a: {networks: [192.0.2.0/24]}}\n#" + "x" * 100_000, "large.yaml")
+    state.load(directory)
+    before = state.bytes_on_disk()
+    for number in range(10):
+        write_policy(directory, f"rules: [{{name: r{number}, action: allow, hosts: [r.example]}}]", "more.yaml")
+        state.load(directory)
+    assert len(kept(state.revisions)) == 11
+    assert before > 100_000
+    assert state.bytes_on_disk() - before < 20_000
+
+
+def test_a_list_whose_compiled_form_is_nowhere_is_compiled_to_be_kept(tmp_path: Path, state: State) -> None:
+    directory = policy_with_list(tmp_path / "policy")
+    revision = state.load(directory, list_cache=False)
+    (directory / "ads.txt").unlink()
+    assert state.verdict(revision, "https://ads.example/") == ("ads", "deny")
+
+
+def test_a_list_that_has_changed_meanwhile_keeps_nothing(tmp_path: Path, state: State) -> None:
+    directory = policy_with_list(tmp_path / "policy")
+    sources = read_sources(directory)
+    revision = load_sources(sources, NOW).judge.policy.revision
+    (directory / "ads.txt").write_text("other.example\n")
+    with pytest.raises(OSError, match="the list has changed since it was loaded"):
+        keep(sources, revision, state.revisions)
+    assert list(state.revisions.iterdir()) == []
+
+
+# --- bounds -------------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_fifty_are_kept_and_those_loaded_again_are_new(tmp_path: Path, state: State) -> None:
+    directory = tmp_path / "policy"
+    text = "rules: [{{name: r{}, action: allow, hosts: [r.example]}}]"
+    loaded = []
+    for number in range(60):
+        write_policy(directory, text.format(number))
+        loaded.append(state.load(directory))
+        if number == 40:
+            write_policy(directory, text.format(0))
+            assert state.load(directory) == loaded[0]
+    assert [one.revision for one in kept(state.revisions)] == [*reversed(loaded[41:]), loaded[0], *loaded[40:10:-1]]
+    assert state.verdict(loaded[0], "https://r.example/") == ("r0", "allow")
+    with pytest.raises(FileNotFoundError):
+        read(state.revisions, loaded[1])
+
+
+def test_large_revisions_are_bounded_in_bytes_and_the_newest_is_always_kept(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revisions, "_BYTES_AT_MOST", 1_000_000)
+    for number in range(8):
+        write_policy(tmp_path / "policy", f"clients: {{c{number}: {{networks: [192.0.2.0/24]}}}}\n#" + "x" * 300_000)
+        newest = state.load(tmp_path / "policy")
+    assert len(kept(state.revisions)) == 3
+    write_policy(tmp_path / "policy", "clients: {c: {networks: [192.0.2.0/24]}}\n#" + "x" * 2_000_000)
+    newest = state.load(tmp_path / "policy")
+    assert [one.revision for one in kept(state.revisions)] == [newest]
+
+
+def test_a_revision_that_is_pruned_takes_the_lists_with_it_that_no_other_has(tmp_path: Path, state: State) -> None:
+    for number in range(60):
+        directory = policy_with_list(tmp_path / "policy", hosts=f"host{number}.example\n")
+        state.load(directory)
+    assert len(list(state.revisions.rglob("*.hosts"))) == 50
+
+
+def test_what_a_crash_left_half_written_goes_in_time(tmp_path: Path, state: State) -> None:
+    state.load(write_policy(tmp_path / "policy", "rules: [{name: a, action: allow, hosts: [a.example]}]"))
+    old, new = (state.revisions / f".0123456789a{digit}.1.part" for digit in "ab")
+    for path in (old, new):
+        path.mkdir()
+    os.utime(old, (0, 0))
+    state.load(write_policy(tmp_path / "policy", "rules: [{name: b, action: allow, hosts: [a.example]}]"))
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+# --- several at once, and disks that fail -------------------------------------------------------------------------
+
+KEEPER = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from squidkeeper.live import load_sources
+from squidkeeper.policy.revisions import keep
+from squidkeeper.policy.sources import read_sources
+directory, folder = map(Path, sys.argv[1:3])
+sources = read_sources(directory)
+revision = load_sources(sources, datetime.now(UTC), folder / "lists").judge.policy.revision
+print(revision, flush=True)
+sys.stdin.readline()
+for _ in range(30):
+    keep(sources, revision, folder / "revisions", folder / "lists")
+"""
+
+
+def test_several_processes_keep_the_same_and_different_revisions_at_once(tmp_path: Path, state: State) -> None:
+    keepers = []
+    for number in range(6):
+        directory = policy_with_list(tmp_path / f"policy{number % 2}", hosts=f"ads{number % 2}.example\n")
+        command = [sys.executable, "-c", KEEPER, str(directory), str(state.revisions.parent)]
+        keepers.append(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    named = [keeper.stdout.readline().strip() for keeper in keepers if keeper.stdout]
+    for keeper in keepers:
+        assert keeper.communicate("go\n") == ("", "")
+    assert {one.revision for one in kept(state.revisions)} == set(named)
+    assert len(set(named)) == 2
+    assert len(list(state.revisions.iterdir())) == 2
+    for number, revision in enumerate(named[:2]):
+        assert state.verdict(revision, f"https://ads{number}.example/") == ("ads", "deny")
+
+
+@pytest.mark.parametrize("lost", ["policy/policy.yaml", "sources.json", "lists"])
+def test_a_revision_that_is_not_whole_is_not_read_and_is_made_whole_when_it_is_loaded(
+    tmp_path: Path, state: State, lost: str
+) -> None:
+    directory = policy_with_list(tmp_path / "policy")
+    revision = state.load(directory)
+    for path in [state.revisions / revision / lost, *(state.revisions / revision / lost).glob("*")]:
+        if path.is_file():
+            path.write_bytes(b"")  # as a machine that lost its power can leave it
+    (directory / "ads.txt").rename(directory / "away")
+    with pytest.raises((OSError, Exception)) as caught:
+        load_kept(state.revisions, revision)
+    assert caught.type.__name__ in ("OSError", "PolicyError")
+    (directory / "away").rename(directory / "ads.txt")
+    assert state.load(directory) == revision
+    assert state.verdict(revision, "https://ads.example/") == ("ads", "deny")
+
+
+def test_a_revision_under_another_name_is_not_taken_for_it(tmp_path: Path, state: State) -> None:
+    revision = state.load(policy_with_list(tmp_path / "policy"))
+    (state.revisions / revision).rename(state.revisions / "0123456789ab")
+    with pytest.raises(OSError, match=f"what is kept is revision {revision}"):
+        load_kept(state.revisions, "0123456789ab")
+
+
+@pytest.mark.parametrize("name", ["", "-", "..", "../revisions", "0123456789ab/../0123456789ab", "0123456789AB"])
+def test_what_a_record_names_leads_nowhere_else(tmp_path: Path, state: State, name: str) -> None:
+    state.load(policy_with_list(tmp_path / "policy"))
+    with pytest.raises(FileNotFoundError):
+        read(state.revisions, name)
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:
+    assert kept(tmp_path / "none") == []
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none", "0123456789ab")
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[Path]:
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path: Path) -> None:
+    write_policy(tmp_path / "policy", "clients: {c: {networks: [192.0.2.0/24]}}\n#" + "x" * 600_000)
+    with full_disk(tmp_path / "disk") as disk:
+        state = State(disk)
+        with pytest.raises(OSError, match="No space left"):
+            state.load(tmp_path / "policy")
+        assert list(state.revisions.iterdir()) == []
+        write_policy(tmp_path / "policy", "clients: {c: {networks: [192.0.2.0/24]}}")
+        revision = state.load(tmp_path / "policy")
+        assert [one.revision for one in kept(state.revisions)] == [revision]
+
+
+def test_when_a_revision_was_loaded_last_is_known(tmp_path: Path, state: State) -> None:
+    before = time.time() - 1
+    revision = state.load(policy_with_list(tmp_path / "policy"))
+    (one,) = kept(state.revisions)
+    assert one.revision == revision
+    assert before < one.loaded < time.time() + 1
