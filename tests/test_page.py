@@ -101,7 +101,7 @@ def test_what_cannot_be_seen_is_shown_as_its_escape() -> None:
         (page.percent(0.0421), "4.2 %"),
         (page.percent(0.37), "37 %"),
         (page.percent(0.0001), "< 0.1 %"),
-        (page.percent(0.0), "0.0 %"),
+        (page.percent(0.0), "0 %"),
         (page.ago(NOW, NOW), "now"),
         (page.ago(NOW - timedelta(seconds=59), NOW), "59 s ago"),
         (page.ago(NOW - timedelta(minutes=61), NOW), "1 h 1 min ago"),

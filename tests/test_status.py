@@ -52,7 +52,7 @@ WELL = Status(
     drift=Drift(),
     squid=SQUID,
 )
-HELPER = HelperProcess("acl --scope host", 4117, NOW, POLICY.revision, False, False, NOW, 12)
+HELPER = HelperProcess("host", 4117, NOW, POLICY.revision, False, False, NOW, 12)
 FINDING = DriftSeen(NOW - timedelta(hours=2), "192.0.2.1", "GET", "https://a.example/x?q=TOPSECRET", "no", "allowed")
 
 
@@ -161,9 +161,9 @@ def test_helpers_and_secrets_are_named_and_judged() -> None:
     assert "a-key yes file /secrets/a api" in text
     assert "b-key no: it is empty file /secrets/b" in text
     assert "c-key not looked at: it is in Squid's environment env C" in text
-    assert "acl --scope host well 4117" in text
-    assert "acl --scope host stuck 4118" in text
-    assert "acl --scope host outdated 4119" in text
+    assert "host well 4117" in text
+    assert "host stuck 4118" in text
+    assert "host outdated 4119" in text
 
 
 # --- recent denials -------------------------------------------------------------------------------------------------

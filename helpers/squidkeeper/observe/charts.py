@@ -19,8 +19,10 @@ from squidkeeper.observe.sketches import STEPS_SECONDS
 
 _BAR_WIDTH, _BAR_HEIGHT = 140, 9
 _SPARK_WIDTH, _SPARK_HEIGHT = 144, 18
+_WIDEST_SPARK = 6.0
 _RANGE_WIDTH, _RANGE_HEIGHT = 300, 14
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 22, 24  # room for the labels of a panel
+_WIDEST_STEP = 28.0  # so that a few seconds do not fill the page
 _DAY = 86400
 _TICK_PIXELS = 88  # that a label of the time axis needs
 
@@ -46,7 +48,7 @@ def spark(values: Sequence[int], steps: Sequence[Step]) -> Markup:
     most = max(values, default=0)
     if not most:
         return Markup("")
-    width = _SPARK_WIDTH / len(values)
+    width = min(_WIDEST_SPARK, _SPARK_WIDTH / len(values))
     peak = steps[values.index(most)].start
     bars = [
         _rect("deny", place * width, _SPARK_HEIGHT - height, max(1.0, width - 0.25), height)
@@ -200,9 +202,10 @@ def _time_axis(timeline: Timeline, width: int, y: float) -> Iterator[Markup]:
         return
     start = steps[0].start.timestamp()
     seconds = len(steps) * timeline.step_seconds
-    between = _between(seconds, max(2, (width - _LEFT - _RIGHT) // _TICK_PIXELS), timeline.step_seconds)
+    length = len(steps) * _step_width(width, len(steps))
+    between = _between(seconds, max(2, int(length / _TICK_PIXELS)), timeline.step_seconds)
     for at in range(int(-(-start // between) * between), int(start + seconds) + 1, between):
-        x = _LEFT + (at - start) / seconds * (width - _LEFT - _RIGHT)
+        x = _LEFT + (at - start) / seconds * length
         yield _line("axis", x, y, x, y + 4)
         if x < width - _RIGHT - 12:
             yield _label(x, y + 17, _time_name(at, between), "middle")
@@ -240,7 +243,7 @@ def _ticks(most: int) -> list[int]:
 
 
 def _step_width(width: int, number: int) -> float:
-    return (width - _LEFT - _RIGHT) / (number or 1)
+    return min(_WIDEST_STEP, (width - _LEFT - _RIGHT) / (number or 1))
 
 
 def _gap(each: float) -> float:

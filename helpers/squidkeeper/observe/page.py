@@ -23,7 +23,7 @@ _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})  # controls, bidi marks, what no font has, line ends
 _USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)?[^/?#]*@", re.IGNORECASE)
 _THOUSAND = 1000
-_SMALLEST_SHARE = 0.001
+_SMALLEST_SHARE, _SMALL_SHARE = 0.001, 0.1
 _SIZES = ("KB", "MB", "GB", "TB")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -80,7 +80,7 @@ def percent(share: float) -> str:
     """Write a share: `4.2 %`, `37 %`; one too small to be seen as that."""
     if 0 < share < _SMALLEST_SHARE:
         return f"< {_SMALLEST_SHARE:.1%}".replace("%", " %")
-    return f"{share:.{1 if share < 0.1 else 0}%}".replace("%", " %")
+    return f"{share:.{1 if 0 < share < _SMALL_SHARE else 0}%}".replace("%", " %")
 
 
 def moment(at: datetime) -> str:

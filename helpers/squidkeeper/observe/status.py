@@ -91,7 +91,7 @@ class HelperProcess:
     """A helper that runs, from its slot."""
 
     kind: str
-    """As in squid.conf: `acl --scope host`, `acl --scope request`, `rewrite`, `credential`."""
+    """As the metrics' label `helper` has it: `host`, `request`, `rewrite` or `credential`."""
     pid: int
     started: datetime
     revision: str | None
@@ -376,7 +376,8 @@ def _secret_troubles(secrets: Iterable[SecretInUse]) -> Iterable[Trouble]:
     for secret in secrets:
         if secret.problem:
             what = f"The secret {secret.name} cannot be had: requests that need it are denied."
-            yield Trouble(Urgency.NOW, what, f"{secret.problem}.", "secrets")
+            why = secret.problem.removeprefix(f"secret {secret.name}: ")
+            yield Trouble(Urgency.NOW, what, f"{why[:1].upper()}{why[1:]}.", "secrets")
 
 
 def _ca_troubles(ca: Certificate, now: datetime) -> Iterable[Trouble]:
