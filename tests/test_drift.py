@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from squidkeeper.engine import Judge
-from squidkeeper.live import load
-from squidkeeper.observe.drift import Drift, Finding, was_served
+from squidkeeper.live import load, load_sources
+from squidkeeper.observe.drift import Drift, Finding, KeptJudges, was_served
 from squidkeeper.observe.record import NONE, Record
+from squidkeeper.policy.revisions import keep
+from squidkeeper.policy.sources import read_sources
 
 POLICY = """
 version: 1
@@ -216,6 +219,48 @@ def test_what_cannot_be_held_against_a_revision_is_counted(drift: Drift, record:
     assert drift.check(record("https://open.example/", revision="gone")) is None
     assert drift.check(record("https://lapses.example/", time="no time")) is None
     assert drift.unchecked == 2
+
+
+def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: Judge, record: Callable[..., Record]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("squidkeeper.observe.drift.time.monotonic", lambda: clock[0])
+    write_policy(tmp_path / "policy", POLICY)
+    sources = read_sources(tmp_path / "policy")
+    revision = load_sources(sources, datetime(2026, 11, 25, tzinfo=UTC)).judge.policy.revision
+    kept = KeptJudges(tmp_path / "revisions")
+    assert kept(revision) is None
+    keep(sources, revision, tmp_path / "revisions")
+    assert kept(revision) is None  # a disk is not read for each line
+    clock[0] += 2
+    found_judge = kept(revision)
+    assert found_judge is not None
+    assert found_judge.policy.revision == revision
+    assert kept(revision) is found_judge
+    assert kept("../../etc") is None
+    assert found(Drift(kept).check(record("https://closed.example/", revision=revision))) == ("allowed", "closed")
+    assert KeptJudges(tmp_path / "none", lambda: judge)(judge.policy.revision) is judge
+
+
+def test_only_so_many_revisions_are_held_in_memory(tmp_path: Path) -> None:
+    kept = KeptJudges(tmp_path / "revisions")
+    revisions = []
+    for number in range(12):
+        write_policy(tmp_path / "policy", f"version: 1\ndefaults: {{reason: r{number}}}\n")
+        sources = read_sources(tmp_path / "policy")
+        revisions.append(load_sources(sources, datetime.now(UTC)).judge.policy.revision)
+        keep(sources, revisions[-1], tmp_path / "revisions")
+    assert all(kept(revision) for revision in revisions)
+    assert list(kept._known) == revisions[-8:]
+    for number in range(100):
+        kept(f"{number:012x}")
+    assert len(kept._missing) <= 8
+
+
+def write_policy(folder: Path, text: str) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "policy.yaml").write_text(text)
 
 
 def test_a_record_without_a_tunnel_that_it_needs_is_not_confused_with_one_remembered(
