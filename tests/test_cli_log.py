@@ -16,8 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli.log import log
+from squidkeeper.live import load
 from squidkeeper.observe import filters, groups
 from squidkeeper.observe.record import Record, parse_record
+from squidkeeper.policy.revisions import keep
+from squidkeeper.policy.sources import read_sources
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -206,6 +209,7 @@ REFUSED = [
     (("--status", "4x"), "'4x' is no status, expected one such as 403, or a class such as 4xx"),
     (("--host", "https://open.example/"), "is not a host pattern, expected example.com, .example.com"),
     (("--follow", "--by", "host"), "--follow reads one log as it is written"),
+    (("--drift", "--by", "host"), "--drift shows each request that it finds"),
     (("--follow", "-"), "--follow reads one log as it is written"),
 ]
 
@@ -268,7 +272,9 @@ def test_what_is_no_log_at_all_is_not_shown(tmp_path: Path) -> None:
 ESCAPES = "\x1b]0;owned\x07 \x9b31m \u202e \x00 \x7f"
 
 
-@pytest.mark.parametrize("options", [[], ["--json"], ["--by", "path"], ["--by", "rule", "--json"]], ids=str)
+@pytest.mark.parametrize(
+    "options", [[], ["--json"], ["--by", "path"], ["--by", "rule", "--json"], ["--drift"]], ids=str
+)
 def test_nothing_in_a_log_steers_the_terminal(path: Path, options: list[str]) -> None:
     fields = {"rule": f"r{ESCAPES}", "client": f"c{ESCAPES}", "time": f"t{ESCAPES}", "method": f"m{ESCAPES}"}
     path.write_text(json.dumps({**json.loads(line()), **fields, "url": f"https://a.example/{ESCAPES}"}) + "\n")
@@ -324,6 +330,68 @@ def test_a_reader_that_goes_away_ends_it_quietly(path: Path) -> None:
     command = f"set -o pipefail; {sys.executable} -m squidkeeper log {path} | head -n 2"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (len(done.stdout.splitlines()), done.stderr, done.returncode) == (2, "", 0)
+
+
+# ── Drift ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+POLICY = "version: 1\nrules:\n  - {name: open, action: allow, hosts: [open.example]}\n"
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "policy.yaml").write_text(POLICY)
+    return folder
+
+
+def audited(path: Path, policy: Path, *fields: dict[str, Any]) -> None:
+    """Write a log of the revision that is in force."""
+    revision = load(policy, NOON).judge.policy.revision
+    urls = ("http://open.example/", "http://closed.example/", "http://open.example/unasked")
+    own: list[dict[str, Any]] = [{}, {}, {"rule": "-", "verdict": "-"}]
+    lines = [line(n, url, **{"revision": revision, **own[n]}) for n, url in enumerate(urls)]
+    path.write_text("\n".join([*lines, *(line(9, "http://open.example/", **one) for one in fields)]) + "\n")
+
+
+def test_drift_is_shown_with_what_the_policy_says(path: Path, policy: Path) -> None:
+    audited(path, policy)
+    said = run("--drift", "--policy", policy, "--state", path.parent, path)
+    assert said.lines == [
+        "TIME                      CLIENT           DRIFT       RULE                STATUS  METHOD   URL",
+        "2026-11-25T12:01:00.000Z  192.168.137.2    allowed     default                200  GET      "
+        "http://closed.example/",
+        "2026-11-25T12:02:00.000Z  192.168.137.2    unasked     none                   200  GET      "
+        "http://open.example/unasked",
+    ]
+    assert (said.code, said.err) == (1, "")
+
+
+def test_drift_is_an_object_with_the_record_in_it(path: Path, policy: Path) -> None:
+    audited(path, policy)
+    said = run("--drift", "--json", "--host", "closed.example", "--policy", policy, "--state", path.parent, path)
+    (found,) = map(json.loads, said.lines)
+    assert (found["drift"], found["rule"]) == ("allowed", "default")
+    assert found["reason"] == "No rule of the policy allows this request."
+    assert found["record"] == json.loads(path.read_text().splitlines()[1])
+
+
+def test_what_cannot_be_checked_is_said_and_is_no_drift(path: Path, policy: Path) -> None:
+    audited(path, policy, {"revision": "000000000000"})
+    said = run(
+        "--drift", "--rule", "open", "--since", "2026-11-25T12:05:00Z", "--policy", policy, "--state", "/gone", path
+    )
+    assert (said.code, said.out) == (0, "")
+    assert said.err == "1 served request not checked: the revision that decided is not kept in /gone/revisions\n"
+
+
+def test_a_policy_that_does_not_load_leaves_the_revisions_that_are_kept(path: Path, policy: Path) -> None:
+    audited(path, policy)
+    revision = load(policy, NOON).judge.policy.revision
+    keep(read_sources(policy), revision, path.parent / "revisions")
+    (policy / "policy.yaml").write_text("nonsense")
+    said = run("--drift", "--policy", policy, "--state", path.parent, path)
+    assert (said.code, len(said.lines), said.err) == (1, 3, "")
 
 
 # ── Following ──────────────────────────────────────────────────────────────────────────────────────────────────────

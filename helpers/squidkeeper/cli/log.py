@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.errors import PatternError, UnreadableLog
+from squidkeeper.cli.options import DEFAULT_STATE, policy_option
+from squidkeeper.errors import PatternError, PolicyError, UnreadableLog
 from squidkeeper.observe import filters
+from squidkeeper.observe.drift import Drift, KeptJudges
 from squidkeeper.observe.events import Entry, Events
 from squidkeeper.observe.groups import KEYS
-from squidkeeper.observe.listing import Counts, Lines, Rows, printable
+from squidkeeper.observe.listing import Counts, Findings, Lines, Rows, printable
 from squidkeeper.observe.logs import STDIN, Follower, beginning, holding_since, in_order, read_blocks, size_on_disk
 from squidkeeper.observe.reading import Reading
 
 if TYPE_CHECKING:
+    from squidkeeper.engine import Judge
     from squidkeeper.observe.filters import Predicate
     from squidkeeper.observe.listing import Listing
     from squidkeeper.observe.logs import Block
@@ -57,7 +60,27 @@ class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer rele
 @click.option("--json", "as_json", is_flag=True, help="Print the record's own lines.")
 @click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials and bytes by this.")
 @click.option("--connects", is_flag=True, help="Show every CONNECT, also those that another line stands for.")
-def log(files: tuple[Path, ...], follow: bool, as_json: bool, by: str | None, connects: bool, **given: Any) -> None:
+@click.option("--drift", is_flag=True, help="Show what was served and the policy that was in force does not allow.")
+@policy_option
+@click.option(
+    "--state",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_STATE,
+    show_default=True,
+    help="Where the revisions that were in force are kept, for --drift.",
+)
+def log(
+    files: tuple[Path, ...],
+    follow: bool,
+    as_json: bool,
+    by: str | None,
+    connects: bool,
+    drift: bool,
+    directory: Path,
+    state: Path,
+    **given: Any,
+) -> None:
     """Show the record of requests: FILEs, `-` for standard input, or else /var/log/squid/access.log.
 
     Files may be rotated and compressed (.gz, .bz2, .xz) and are read in the order of time. Without FILE, --since reads
@@ -66,16 +89,24 @@ def log(files: tuple[Path, ...], follow: bool, as_json: bool, by: str | None, co
 
     A tunnel and what passed through it are one event: the CONNECT of a denied tunnel is shown as the request it
     answered, that of an opened one not at all; --connects shows them.
+
+    --drift holds each record against the revision of the policy that it names, of those kept in the state folder. Exit
+    status: 1 where it finds something, else 0.
     """
     if follow and (by or len(files) > 1 or STDIN in files):
         raise click.UsageError("--follow reads one log as it is written, and does not go with --by, several FILEs or -")
-    run = Run(_predicate(given), _listing(by, as_json=as_json), connects=connects)
+    if drift and by:
+        raise click.UsageError("--drift shows each request that it finds, and does not go with --by")
+    audit = Audit(directory, state, as_json=as_json) if drift else None
+    run = Run(_predicate(given), audit.findings if audit else _listing(by, as_json=as_json), connects=connects or drift)
     try:
         if follow:
             run.follow(_follower(files[0] if files else DEFAULT_LOG, given["since"]))
         else:
             run.read(in_order(files) if files else holding_since(DEFAULT_LOG, given["since"]))
         run.end()
+        if audit:
+            audit.end()
     except UnreadableLog as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
@@ -88,6 +119,33 @@ def _listing(by: str | None, *, as_json: bool) -> Listing:
     if by:
         return Counts(by, as_json=as_json)
     return Lines() if as_json else Rows(coloured=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+
+
+class Audit:
+    """What --drift checks by, and what came of it."""
+
+    def __init__(self, directory: Path, state: Path, *, as_json: bool) -> None:
+        self._kept = state / "revisions"
+        current = _judge_in_force(directory)
+        self._drift = Drift(KeptJudges(self._kept, lambda: current))
+        self.findings = Findings(self._drift, as_json=as_json)
+
+    def end(self) -> None:
+        """Say what could not be checked, and end with the status of what was found."""
+        if self._drift.unchecked:
+            what = _several(self._drift.unchecked, "served request")
+            click.echo(f"{what} not checked: the revision that decided is not kept in {self._kept}", err=True)
+        if self.findings.found:
+            raise SystemExit(1)
+
+
+def _judge_in_force(directory: Path) -> Judge | None:
+    from squidkeeper.live import load
+
+    try:
+        return load(directory, datetime.now(UTC)).judge
+    except PolicyError:
+        return None  # `check` says why; records are held against the revisions that are kept
 
 
 # --- what is asked for --------------------------------------------------------------------------------------------

@@ -11,11 +11,14 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 from urllib.parse import quote
 
+from squidkeeper.observe.drift import Drift, Finding
 from squidkeeper.observe.events import Entry
 from squidkeeper.observe.groups import Group, Groups
 from squidkeeper.observe.record import NONE, Record
 
 _COLOURS: Final = {"allow": "\x1b[32mallow\x1b[0m", "deny": "\x1b[31mdeny\x1b[0m", NONE: "\x1b[33m-\x1b[0m"}
+_FINDING: Final = "{:<24}  {:<15}  {:<10}  {:<18}  {:>6}  {:<7}  {}\n"
+_FINDING_TITLES: Final = ("TIME", "CLIENT", "DRIFT", "RULE", "STATUS", "METHOD", "URL")
 _WIDEST: Final = 40  # of a column that the first rows set; what is longer pushes its row aside
 
 
@@ -117,6 +120,39 @@ class Counts:
             "bytes": group.bytes,
             "last": group.last,
         }
+
+
+class Findings:
+    """What was served and should not have been, a line for each, or an object with the record in it."""
+
+    scrolls = True
+
+    def __init__(self, drift: Drift, *, as_json: bool) -> None:
+        self.found = 0
+        self._drift = drift
+        self._write = self._object if as_json else self._row
+        self._header = "" if as_json else _FINDING.format(*_FINDING_TITLES)
+
+    def take(self, entries: Iterable[Entry]) -> str:
+        """Check the records; write the findings."""
+        findings = ((entry, finding) for entry in entries if (finding := self._drift.check(entry.record)))
+        written = [self._write(entry, finding) for entry, finding in findings]
+        header = self._header if written and not self.found else ""
+        self.found += len(written)
+        return header + "".join(written)
+
+    def end(self) -> str:
+        """Give nothing more."""
+        return ""
+
+    def _row(self, entry: Entry, finding: Finding) -> str:
+        one = entry.record
+        what = (one.time, client_of(one), finding.kind, finding.rule, one.status, one.method, one.url)
+        return f"{printable(_FINDING.format(*what)[:-1])}\n"
+
+    def _object(self, entry: Entry, finding: Finding) -> str:
+        said = {"drift": finding.kind, "rule": finding.rule, "reason": finding.reason}
+        return f"{json.dumps({**said, 'record': json.loads(entry.line)})}\n"
 
 
 def client_of(record: Record) -> str:
