@@ -429,6 +429,15 @@ def test_without_a_cache_that_can_be_written_a_list_is_in_memory(tmp_path: Path,
     assert parse_host("last.example.com") in load(tmp_path, LINES, cache)
 
 
+def test_the_cache_keeps_all_that_is_known_of_a_list(tmp_path: Path) -> None:
+    text = "*\n.com\n@@||good.example^\n203.0.113.0/24\n2001:db8::/32\na b\n"
+    first, second = load(tmp_path, text, tmp_path / "cache"), load(tmp_path, text, tmp_path / "cache")
+    assert first.summary == second.summary
+    assert (second.summary.widest, second.summary.wide) == (Line(1, "*"), Line(2, ".com"))
+    assert second.summary.exception == Line(3, "@@||good.example^")
+    assert second.summary.prefixes == ((4, 24), (6, 32))
+
+
 def test_a_long_list_is_compiled_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setattr(lists, "_LONG_BYTES", 0)
@@ -447,14 +456,16 @@ def test_a_list_that_changed_is_not_taken(tmp_path: Path) -> None:
     assert cached_files(tmp_path / "cache") == []
 
 
-def _load_in_child(path: Path, digest: str, cache: Path, compiled: Path) -> None:
+def _load_in_child(path: Path, digest: str, cache: Path, compiled: Path, together: Any) -> None:
     make = lists._compile
 
     def noted(*arguments: Any) -> Any:
         (compiled / str(os.getpid())).touch()
+        time.sleep(0.3)  # long enough that all others ask meanwhile
         return make(*arguments)
 
     pytest.MonkeyPatch().setattr(lists, "_compile", noted)
+    together.wait(60)
     assert parse_host("host-999.example.com") in load_list(path, digest, PLACE, cache)
 
 
@@ -463,7 +474,7 @@ def test_of_several_processes_that_start_together_one_compiles(tmp_path: Path) -
     path.write_text("".join(f"host-{number}.example.com\n" for number in range(1000)))
     compiled.mkdir()
     context = multiprocessing.get_context("spawn")
-    arguments = (path, list_digest(path), cache, compiled)
+    arguments = (path, list_digest(path), cache, compiled, context.Barrier(4))
     children = [context.Process(target=_load_in_child, args=arguments) for _ in range(4)]
     for child in children:
         child.start()
