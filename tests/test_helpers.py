@@ -10,6 +10,7 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.live import load
+from squidkeeper.metrics import DECISION_DURATION
+from squidkeeper.policy.revisions import kept
+from squidkeeper.slots import Status, read_slots
 
 from .conftest import write_policy
 
@@ -327,6 +331,193 @@ def test_a_reader_that_goes_away_ends_the_helper_without_a_word(start: Start) ->
     helper.send(f"2 {place('open.example')}")
     assert helper.process.wait(timeout=5) == 0
     assert b"Traceback" not in helper.stderr.read()
+
+
+# --- what is counted ----------------------------------------------------------------------------------------------
+
+
+def counted(state: Path, metric: str = "decisions") -> dict[tuple[str, ...], float]:
+    """What the slots hold of a metric: by the values of its labels, what is 0 left out."""
+    name = f"squidkeeper_{metric}"
+    samples = (sample for slot in read_slots(state / "helpers") for sample in slot.samples)
+    return {tuple(labels.values()): value for found, labels, value in samples if found == name and value}
+
+
+def status(state: Path) -> Status:
+    (slot,) = read_slots(state / "helpers")
+    assert slot.running
+    assert slot.status
+    return slot.status
+
+
+def test_each_answer_is_counted_by_helper_rule_and_verdict(start: Start, tmp_path: Path) -> None:
+    with start(*SCOPES["host"]) as helper:
+        for number, line in enumerate([*HOST_ANSWERS, "x", "y y"]):
+            helper.ask(f"{number} {line}")
+        helper.send("without a channel")
+        helper.ask(f"99 {place('other.example')}")
+        helper.end()
+    assert counted(tmp_path / "state", "decisions_total") == {
+        ("host", "other", "allow"): 4,
+        ("host", "open", "allow"): 3,
+        ("host", "inside", "allow"): 1,
+        ("host", "paths", "url"): 1,
+        ("host", "api", "allow"): 1,
+        ("host", "default", "deny"): 1,
+        ("host", "closed", "deny"): 2,
+        ("host", "policy-unavailable", "deny"): 2,
+    }
+    assert counted(tmp_path / "state", "protocol_errors_total") == {("host",): 3}
+    assert counted(tmp_path / "state", "helper_starts_total") == {("host",): 1}
+
+
+def test_each_helper_counts_under_its_own_name(start: Start, tmp_path: Path) -> None:
+    lines = {
+        (*SCOPES["request"], 16): [
+            f"1 {place('paths.example')} https://paths.example/a/b",
+            f"2 {place('paths.example')} https://paths.example/b",
+            f"3 {place('other.example')} https://other.example/",
+        ],
+        ("rewrite", 0): [
+            f"https://packages.example/simple/x/ {place('packages.example')}",
+            f"https://open.example/moved {place('open.example')}",
+            f"https://open.example/ {place('open.example')}",
+        ],
+        ("credential", 4): [
+            f"1 {place('open.example')} https://open.example/ -",
+            f"2 {place('closed.example')} https://closed.example/ -",
+        ],
+    }
+    for (*arguments, concurrency), questions in lines.items():
+        with start(*map(str, arguments), concurrency=concurrency) as helper:
+            for line in questions:
+                helper.ask(line)
+            helper.end()
+    assert counted(tmp_path / "state", "decisions_total") == {
+        ("request", "paths", "allow"): 1,
+        ("request", "default", "deny"): 1,
+        ("request", "other", "allow"): 1,
+        ("rewrite", "mirror", "rewrite"): 1,
+        ("rewrite", "moved", "redirect"): 1,
+        ("rewrite", "none", "unchanged"): 1,
+        ("credential", "open", "allow"): 1,
+        ("credential", "closed", "deny"): 1,
+    }
+    starts = {("request",): 1, ("rewrite",): 1, ("credential",): 1}
+    assert counted(tmp_path / "state", "helper_starts_total") == starts
+    assert len(list((tmp_path / "state/helpers").iterdir())) == 1
+
+
+def test_without_a_policy_each_helper_counts_under_its_own_name(start: Start, tmp_path: Path) -> None:
+    for arguments, concurrency in ((SCOPES["host"], 16), (SCOPES["request"], 16), (["credential"], 4)):
+        with start(*arguments, concurrency=concurrency, directory=tmp_path / "none") as helper:
+            urls = {"host": "", "request": " https://a.example/", "credential": " https://a.example/ -"}
+            helper.ask(f"1 {place('a.example')}{urls[arguments[-1]]}")
+            helper.end()
+    assert counted(tmp_path / "state", "decisions_total") == {
+        (name, "policy-unavailable", "deny"): 1 for name in ("host", "request", "credential")
+    }
+
+
+def test_credentials_are_counted_where_they_are_given_and_where_they_cannot_be_had(
+    start: Start, policy: Path, tmp_path: Path
+) -> None:
+    line = f"1 {place('api.example')} https://api.example/ -"
+    with start("credential", concurrency=4) as helper:
+        helper.ask(line)
+        helper.ask(line)
+        (policy / "password").rename(policy / "gone")
+        assert " ERR rule_=credential-unavailable" in helper.ask(line)
+        (policy / "token").write_text("x" * 9_000)
+        (policy / "gone").rename(policy / "password")
+        assert " ERR rule_=credential-unavailable" in helper.ask(line)
+        state = tmp_path / "state"
+        wait_for(lambda: kept(state / "revisions") != [])
+        helper.end()
+    assert counted(state, "credential_injections_total") == {("api",): 2, ("api-key",): 2}
+    assert counted(state, "credential_failures_total") == {("api-key",): 2, ("api",): 1}
+    assert counted(state, "decisions_total") == {
+        ("credential", "api", "allow"): 2,
+        ("credential", "credential-unavailable", "deny"): 2,
+    }
+    secrets = (b"s3cret-token", b'pass word%"', b"xxxxxxxxxx")
+    files = [path for path in state.rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert not any(secret in path.read_bytes() for path in files for secret in secrets)
+
+
+def test_every_line_of_a_batch_has_its_duration_counted(start: Start, tmp_path: Path) -> None:
+    with start(*SCOPES["host"]) as helper:
+        helper.send(*(f"{number} {place('open.example')}" for number in range(500)))
+        helper.end()
+    buckets = counted(tmp_path / "state", "decision_duration_seconds_bucket")
+    assert sum(buckets.values()) == 500
+    assert {bound for _, bound in buckets} <= {*map(str, DECISION_DURATION.buckets), "+Inf"}
+    assert counted(tmp_path / "state", "decision_duration_seconds_sum")[("host",)] > 0
+
+
+def test_a_helper_that_is_killed_loses_at_most_the_batch_it_was_at(start: Start, tmp_path: Path) -> None:
+    for number in range(1, 6):
+        with start(*SCOPES["host"]) as helper:
+            for line in range(50):
+                helper.ask(f"{line} {place('open.example')}")
+        found = counted(tmp_path / "state", "decisions_total")[("host", "open", "allow")]
+        assert 49 * number <= found <= 50 * number
+    assert counted(tmp_path / "state", "helper_starts_total") == {("host",): 5}
+
+
+def test_a_helper_tells_how_it_is_once_a_second(start: Start, policy: Path, tmp_path: Path) -> None:
+    helper, state = start(*SCOPES["host"]), tmp_path / "state"
+    helper.ask(f"1 {place('open.example')}")
+    first = status(state)
+    assert (first.helper, first.pid) == ("host", helper.process.pid)
+    assert (first.revision, first.reload_ok, first.faults, first.busy_since) == (revision_of(policy), True, 0, None)
+    assert first.reloaded
+    assert first.started <= first.reloaded <= first.beat <= time.time()
+    wait_for(lambda: status(state).beat > first.beat)
+    write_policy(policy, "rules: [{name: a, action: allowed, hosts: [a.example]}, {name: a, action: deny}]")
+    wait_for(lambda: not status(state).reload_ok)
+    bad = status(state)
+    assert (bad.revision, bad.reloaded, bad.faults) == (first.revision, first.reloaded, 2)
+    write_policy(policy, "rules: [{name: a, action: allow, hosts: [a.example]}]")
+    wait_for(lambda: status(state).reload_ok)
+    assert (status(state).revision, status(state).faults) == (revision_of(policy), 0)
+
+
+def test_a_helper_that_cannot_answer_tells_since_when(start: Start, tmp_path: Path) -> None:
+    """One whose answers nobody reads: it waits in the writing of them."""
+    helper, state = start(*SCOPES["host"]), tmp_path / "state"
+    helper.ask(f"1 {place('open.example')}")
+    before = time.time()
+    line = f"1 {place('closed.example')}\n".encode()
+    os.set_blocking(helper.stdin.fileno(), False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(helper.stdin.fileno(), line)
+    wait_for(lambda: status(state).busy_since is not None)
+    busy = status(state)
+    assert busy.busy_since
+    assert before - 1 < busy.busy_since < busy.beat
+    wait_for(lambda: status(state).beat > busy.beat)
+    assert abs((status(state).busy_since or 0) - busy.busy_since) < 0.1
+
+
+def test_a_state_folder_that_takes_nothing_costs_metrics_and_no_verdict(
+    policy: Path, tmp_path: Path, start: Start
+) -> None:
+    disk = tmp_path / "state"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", disk], check=True)
+    try:
+        helper = start(*SCOPES["host"])
+        for _ in range(3):
+            assert " OK rule_=open" in helper.ask(f"1 {place('open.example')}")
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        wait_for(lambda: counted(disk, "decisions_total") == {("host", "open", "allow"): 3})
+        _, err = helper.end()
+        assert err.count("metrics are not kept for now: Read-only file system") == 1
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 # --- the policy in force ------------------------------------------------------------------------------------------

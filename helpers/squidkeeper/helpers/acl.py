@@ -99,7 +99,7 @@ def reply_for(decision: Decision, helper: str, revision: str | None, tunnel: str
         ("private_", "yes" if decision.private else "no"),
         *([("clt_conn_tag", tunnel)] if tunnel else []),
     ]
-    counted = (counters.decision(helper, decision.rule, decision.action),)
+    counted = (counters.decision(helper, decision.rule, "url" if decision.needs_url else decision.action),)
     if not decision.allowed:
         return Reply(Result.ERR, tuple(annotations), page_message(decision), counted)
     flags = (
