@@ -14,12 +14,16 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
+from squidkeeper.live import load_sources
 from squidkeeper.observe import figures, sketches, survey
 from squidkeeper.observe.record import Record
 from squidkeeper.observe.report import as_json, page
 from squidkeeper.observe.survey import VERDICTS, Survey
 from squidkeeper.policy.model import VERDICT_NAMES
+from squidkeeper.policy.revisions import keep
+from squidkeeper.policy.sources import read_sources
 
+from .conftest import write_policy
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -32,6 +36,7 @@ def line(after_seconds: float = 0, **values: object) -> bytes:
     usual: dict[str, object] = dict.fromkeys(Record.__struct_fields__, "-")
     usual |= {"v": 1, "time": at, "client": "192.168.137.10", "method": "GET", "url": "https://a.example/"}
     usual |= {"status": 200, "bytes": 1000, "duration_ms": 20, "verdict": "allow", "rule": "a"}
+    usual |= {"squid": "TCP_MISS/HIER_DIRECT"}
     usual |= {"upstream": "203.0.113.1", "upstream_ms": "10", "connection": str(after_seconds)}
     return json.dumps(usual | values).encode("utf-8", "replace")
 
@@ -40,7 +45,7 @@ def denied(after_seconds: float = 0, **values: object) -> bytes:
     return line(
         after_seconds,
         **{"status": 403, "verdict": "deny", "rule": "no", "upstream": "-", "upstream_ms": "-"}
-        | {"error": "ERR_ACCESS_DENIED"}
+        | {"error": "ERR_ACCESS_DENIED", "squid": "TCP_DENIED/HIER_NONE"}
         | values,
     )
 
@@ -362,6 +367,28 @@ def test_the_command_reads_the_policys_reasons(log: Path, tmp_path: Path) -> Non
     code, output = run(log, "--json", "--policy", tmp_path)
     assert code == 0, output
     assert json.loads(output)["denials"]["rules"][0]["reason"] == "Not here."
+
+
+def test_the_command_holds_what_was_served_against_the_revisions_that_are_kept(tmp_path: Path) -> None:
+    policy, state, log = tmp_path / "policy", tmp_path / "state", tmp_path / "access.log"
+    write_policy(policy, "rules:\n- {name: 'no', action: deny, hosts: [a.example], reason: Not here.}\n")
+    sources = read_sources(policy)
+    revision = load_sources(sources, NOON).judge.policy.revision
+    keep(sources, revision, state / "revisions")
+    served = {"squid": "TCP_MISS/HIER_DIRECT", "tunnel": "a.example%3A443", "sni": "a.example"}
+    lines = [line(0, revision=revision, **served), line(1, revision="0123456789ab", **served), denied(2)]
+    log.write_bytes(b"\n".join(lines) + b"\n")
+    code, output = run(log, "--json", "--policy", policy, "--state", state)
+    assert code == 0, output
+    drift = json.loads(output)["drift"]
+    assert (drift["total"], drift["unchecked"], drift["kinds"]) == (1, 1, [{"name": "allowed", "count": 1}])
+    (found,) = drift["latest"]
+    assert (found["rule"], found["reason"], found["url"]) == ("no", "Not here.", "https://a.example/")
+    page = run(log, "--html", "-", "--policy", policy, "--state", state)[1]
+    assert "1 request not answered as the policy in force had it (allowed 1)" in page
+    code, output = run(log, "--json", "--policy", policy, "--state", tmp_path)
+    assert code == 2
+    assert "no folder of revisions" in output
 
 
 def test_the_command_does_not_write_over_a_log(log: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from squidkeeper.cli.log import DEFAULT_LOG, Moment
 from squidkeeper.cli.options import json_option, policy_option
 
 if TYPE_CHECKING:
+    from squidkeeper.observe.drift import Drift
     from squidkeeper.observe.figures import Report
     from squidkeeper.observe.survey import Survey
 
@@ -27,6 +28,12 @@ _STDOUT = Path("-")
 @click.option("--since", metavar="TIME", type=Moment(), help="15m, 2h or 3d ago, or an ISO time (UTC unless it says).")
 @click.option("--until", metavar="TIME", type=Moment(), help="Up to, and without, that time.")
 @policy_option
+@click.option(
+    "--state",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Hold what was served against the revisions kept there; as installed, /var/lib/squidkeeper.",
+)
 def report(
     files: tuple[Path, ...],
     html: Path | None,
@@ -34,6 +41,7 @@ def report(
     since: datetime | None,
     until: datetime | None,
     directory: Path,
+    state: Path | None,
 ) -> None:
     """Report on a span of time: who went where, what was denied and how often it was tried again, and what failed.
 
@@ -49,7 +57,7 @@ def report(
         raise click.UsageError("one of --html PAGE and --json says what to write")
     paths = in_order(files) if files else [*rotated(DEFAULT_LOG), DEFAULT_LOG]
     _check_page(html, paths)
-    survey = Survey(since, until)
+    survey = Survey(since, until, _drift(state))
     try:
         _read(paths, survey)
     except UnreadableLog as error:
@@ -77,6 +85,17 @@ def _read(paths: list[Path], survey: Survey) -> None:
             survey.read(block.lines)
             bar.update(block.consumed - done.get(block.path, 0))
             done[block.path] = block.consumed
+
+
+def _drift(state: Path | None) -> Drift | None:
+    from squidkeeper.observe.drift import Drift, KeptJudges
+
+    if state is None:
+        return None
+    folder = state / "revisions"
+    if not folder.is_dir():
+        raise click.UsageError(f"--state {state}: there is no folder of revisions, or none that this account may see")
+    return Drift(KeptJudges(folder))
 
 
 def _reasons(directory: Path) -> Mapping[str, str | None]:

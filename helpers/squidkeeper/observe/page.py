@@ -30,8 +30,12 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 def shown_url(url: str) -> str:
     """Give a URL of the record as it may be shown: no query, fragment or password, and all printable ASCII."""
-    bare = re.split(r"[?#]", url, maxsplit=1)[0]
-    return quote(_USERINFO.sub(r"\1***@", bare), safe=_PRINTABLE, errors="surrogatepass")
+    bare = url.partition("?")[0].partition("#")[0]
+    if "@" in bare:
+        bare = _USERINFO.sub(r"\1***@", bare)
+    if bare.isascii() and bare.isprintable() and " " not in bare:
+        return bare
+    return quote(bare, safe=_PRINTABLE, errors="surrogatepass")
 
 
 def cut(text: str, length: int = LONGEST_URL) -> tuple[str, int]:
