@@ -12,6 +12,7 @@ from typing import Final
 
 OTHER: Final = "other"  # what does not fit into the bound of a label, or is of no class
 NONE: Final = "none"  # a request of no client of the policy, or that no rule was asked about
+HELPERS: Final = ("host", "request", "rewrite", "credential")  # the values of the label `helper`
 
 
 class Kind(StrEnum):

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-_COMMANDS = ("check", "explain", "log", "report", "acl", "rewrite", "credential")  # helpers last
+_COMMANDS = ("check", "explain", "log", "report", "exporter", "acl", "rewrite", "credential")  # helpers last
 
 
 class LateGroup(click.Group):

@@ -1,0 +1,122 @@
+"""`squidkeeper exporter` (floor 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from squidkeeper.cli.log import DEFAULT_LOG
+from squidkeeper.cli.options import DEFAULT_STATE, policy_option
+
+if TYPE_CHECKING:
+    from squidkeeper.policy.hosts import Network
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Address(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
+    """ADDRESS:PORT, the address an IPv4 one or an IPv6 one in brackets."""
+
+    name = "address:port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        """Parse it; click's own error where it is none."""
+        from squidkeeper.errors import InvalidUrl
+        from squidkeeper.url import parse_authority
+
+        if isinstance(value, tuple):
+            return value
+        try:
+            host, port = parse_authority(value)
+        except InvalidUrl as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+        if host.address is None or port is None:
+            self.fail(f"{value!r} is not ADDRESS:PORT, such as 127.0.0.1:9129 or [::1]:9129", param, ctx)
+        return str(host.address), port
+
+
+class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
+    """An address, or a network such as 192.0.2.0/24."""
+
+    name = "network"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Network:
+        """Parse it; click's own error where it is none."""
+        from squidkeeper.errors import PatternError
+        from squidkeeper.policy.hosts import parse_network
+
+        try:
+            return parse_network(value)
+        except PatternError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
+    kind = click.Path(path_type=Path)
+    return click.option(option, metavar="FILE", type=kind, default=default, show_default=True, help=text)
+
+
+@click.command()
+@click.option(
+    "--listen",
+    metavar="ADDRESS:PORT",
+    type=Address(),
+    default="127.0.0.1:9129",
+    show_default=True,
+    help="Where /metrics, /healthz and the status page are.",
+)
+@policy_option
+@_file_option("--access-log", DEFAULT_LOG, "The record of requests, as Squid writes it.")
+@click.option(
+    "--state",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_STATE,
+    show_default=True,
+    help="What helpers have counted, and where the exporter keeps its own counts.",
+)
+@_file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, for the day that it ends.")
+@click.option(
+    "--squid",
+    metavar="ADDRESS:PORT",
+    type=Address(),
+    default="127.0.0.1:3129",
+    show_default=True,
+    help="Squid's proxy port on this machine, for its own counters.",
+)
+@click.option(
+    "--status-from",
+    metavar="NETWORK",
+    type=NetworkType(),
+    multiple=True,
+    default=["127.0.0.0/8", "::1/128"],
+    help="Show the status page to this network, instead of to this machine alone; several times for several.",
+)
+def exporter(
+    listen: tuple[str, int],
+    directory: Path,
+    access_log: Path,
+    state: Path,
+    ca: Path,
+    squid: tuple[str, int],
+    status_from: tuple[Network, ...],
+) -> None:
+    """Serve metrics, health and a status page of the gateway, until it is told to end (SIGTERM).
+
+    It starts and serves also where the log, the policy, the CA or Squid are missing, and goes on when they are there.
+    Exit status: 0 when told to end; 1 when it cannot listen, or another exporter has the state folder.
+    """
+    import logging
+    import sys
+
+    from squidkeeper.errors import ListenFailed, StateInUse
+    from squidkeeper.observe.exporter import Options, run
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+    try:
+        run(Options(listen, directory, access_log, state, ca, squid, status_from))
+    except (ListenFailed, StateInUse) as error:
+        raise click.ClickException(f"{error}: end it, or choose another one") from error

@@ -1,0 +1,23 @@
+"""The certificate of the CA that signs for all hosts (floor 5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryptography import x509
+
+from squidkeeper.observe.status import Certificate
+
+_FILE_BYTES = 1024 * 1024
+
+
+def read_certificate(file: Path) -> Certificate:
+    """Read the first certificate of a PEM file; never fails."""
+    try:
+        with file.open("rb") as source:
+            found = x509.load_pem_x509_certificates(source.read(_FILE_BYTES))
+    except OSError as error:
+        return Certificate(file, problem=(error.strerror or str(error)).lower())
+    except ValueError as error:
+        return Certificate(file, problem=f"it is no certificate in PEM: {error}")
+    return Certificate(file, found[0].subject.rfc4514_string(), found[0].not_valid_after_utc)

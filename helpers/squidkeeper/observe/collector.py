@@ -1,0 +1,204 @@
+"""From what was counted and seen to Prometheus's metrics (floor 5): one family for each entry of metrics.py.
+
+What the policy names is there from the start, with 0: a first event is an increase then, and an alert sees it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Multiset
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import accumulate
+from typing import Final, TypeVar
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from squidkeeper import metrics
+from squidkeeper.live import State
+from squidkeeper.metrics import HELPERS, NONE, Metric
+from squidkeeper.observe.checkpoint import Checkpoint
+from squidkeeper.observe.counts import SERIES_LIMIT, Counts
+from squidkeeper.observe.health import is_stuck
+from squidkeeper.observe.manager import SquidCounters
+from squidkeeper.observe.manager import families as squid_families
+from squidkeeper.observe.status import Certificate
+from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
+from squidkeeper.slots import INFINITY, Key, Slot, histogram_keys
+
+_EXPECTED_LIMIT: Final = SERIES_LIMIT // 2  # of the series of one metric, may be there before they count anything
+LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
+_STATUS_CLASSES = {"allow": "2xx", "deny": "4xx"}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that is served, at one moment; times are seconds since 1970."""
+
+    now: float
+    kept: Checkpoint
+    record_readable: bool
+    backlog_bytes: int
+    state_writable: bool
+    policy: Policy | None
+    live: State
+    slots: tuple[Slot, ...]
+    totals: Mapping[Key, float]
+    certificate: Certificate
+    squid: SquidCounters
+
+
+class GatewayCollector(Collector):
+    """Everything that the exporter serves, beside its own process."""
+
+    def __init__(self, look: Callable[[], View]) -> None:
+        self._look = look
+
+    def describe(self) -> Iterable[Family]:
+        """Describe nothing: what there is, is looked at when it is asked for."""
+        return ()
+
+    def collect(self) -> Iterator[Family]:
+        """Look, and make families of it."""
+        view = self._look()
+        yield from record_families(view)
+        yield from helper_families(view)
+        yield from policy_families(view)
+        yield from exporter_families(view)
+        yield from squid_families(view.squid)
+
+
+def record_families(view: View) -> Iterator[Family]:
+    """Make the metrics of the record."""
+    counts, expected = view.kept.counts, expected_series(view.policy)
+    requests = [(client, rule, verdict, "read", _STATUS_CLASSES[verdict]) for client, rule, verdict in expected]
+    yield _family(metrics.REQUESTS, dict.fromkeys(requests, 0) | dict(counts.requests))
+    yield _family(metrics.RESPONSE_BYTES, dict.fromkeys(expected, 0) | dict(counts.response_bytes))
+    yield _durations(counts)
+    drift = [(client, rule) for client, rule, _ in expected]
+    yield _family(metrics.DRIFT, dict.fromkeys(drift, 0) | dict(counts.drift))
+    yield _single(metrics.DRIFT_UNCHECKED, counts.drift_unchecked)
+    rules = view.policy.rules if view.policy else ()
+    matched = {(rule.name,): _seconds(counts.last_matched.get(rule.name, "")) for rule in rules}
+    yield _family(metrics.RULE_LAST_MATCHED, matched)
+    yield _single(metrics.RECORD_READABLE, view.record_readable)
+    yield _single(metrics.RECORD_BACKLOG, view.backlog_bytes)
+    yield _single(metrics.RECORD_LAST_LINE, _seconds(counts.last_line))
+    yield _single(metrics.RECORD_INVALID_LINES, counts.invalid_lines)
+    yield _single(metrics.RECORD_LOST, counts.lost)
+
+
+def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
+    """List (client, rule, verdict) of what the policy lets one expect, a bounded number."""
+    if policy is None:
+        return []
+    everybody = (*(client.name for client in policy.clients), NONE)
+    found = [
+        (client, rule.name, str(rule.action)) for rule in policy.rules for client in rule.match.clients or everybody
+    ]
+    for name in sorted(VERDICT_NAMES):
+        action = policy.default_action if name == "default" else Action.DENY
+        found += [(client, name, str(action)) for client in everybody]
+    return found if len(found) <= _EXPECTED_LIMIT else [one for one in found if one[0] == NONE][:_EXPECTED_LIMIT]
+
+
+def helper_families(view: View) -> Iterator[Family]:
+    """Make the metrics of the helpers."""
+    running = [slot.status for slot in view.slots if slot.running and slot.status]
+    for metric in (
+        metrics.DECISIONS,
+        metrics.PROTOCOL_ERRORS,
+        metrics.HELPER_STARTS,
+        metrics.CREDENTIAL_INJECTIONS,
+        metrics.CREDENTIAL_FAILURES,
+    ):
+        yield _family(metric, _expected(metric, view.policy) | _counted(metric, view.totals))
+    yield _decision_durations(view.totals)
+    yield _per_helper(metrics.HELPER_PROCESSES, [status.helper for status in running])
+    outdated = [status.helper for status in running if status.revision != view.live.revision]
+    yield _per_helper(metrics.HELPER_PROCESSES_OUTDATED, outdated)
+    stuck = [status.helper for status in running if is_stuck(status, view.now)]
+    yield _per_helper(metrics.HELPER_PROCESSES_STUCK, stuck)
+
+
+def policy_families(view: View) -> Iterator[Family]:
+    """Make the metrics of the policy."""
+    policy = view.policy
+    yield _family(metrics.POLICY_INFO, {(policy.revision,): 1} if policy else {})
+    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESSFUL, view.live.ok)
+    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESS, view.live.loaded or 0)
+    yield _single(metrics.POLICY_RULES, len(policy.rules) if policy else 0)
+    rules = policy.rules if policy else ()
+    yield _family(metrics.RULE_EXPIRY, {(rule.name,): rule.expires.timestamp() for rule in rules if rule.expires})
+
+
+def exporter_families(view: View) -> Iterator[Family]:
+    """Make the metrics of the exporter itself, and of the CA."""
+    end = view.certificate.not_after
+    yield _family(metrics.CA_EXPIRY, {(): end.timestamp()} if end else {})
+    yield _single(metrics.STATE_WRITABLE, view.state_writable)
+
+
+def _single(metric: Metric, value: float) -> Family:
+    return _family(metric, {(): value})
+
+
+def _family(metric: Metric, values: Mapping[LabelsT, float]) -> Family:
+    kind = CounterMetricFamily if metric.kind is metrics.Kind.COUNTER else GaugeMetricFamily
+    family = kind(metric.name, metric.help, labels=metric.labels)
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
+
+
+def _durations(counts: Counts) -> Family:
+    metric = metrics.REQUEST_DURATION
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for labels, (*cells, milliseconds) in counts.durations:
+        family.add_metric(labels, _buckets(metric, cells), milliseconds / 1000)
+    return family
+
+
+def _buckets(metric: Metric, cells: Sequence[float]) -> list[tuple[str, float]]:
+    """Name the buckets, and add up: each holds all that took no longer."""
+    return list(zip((*map(floatToGoString, metric.buckets), INFINITY), accumulate(cells), strict=True))
+
+
+def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], float]:
+    """Make what is there with 0: for each credential, and for each helper that counts by itself alone."""
+    if metric.labels == ("helper",):
+        return {(helper,): 0.0 for helper in HELPERS}
+    if metric.labels == ("credential",) and policy:
+        return {(credential.name,): 0.0 for credential in policy.credentials}
+    return {}
+
+
+def _counted(metric: Metric, totals: Mapping[Key, float]) -> dict[tuple[str, ...], float]:
+    """Find what helpers have counted of a metric, by its labels in their order."""
+    found: dict[tuple[str, ...], float] = {}
+    for (name, *pairs), value in totals.items():
+        labels = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        if name == metric.name and labels.keys() == set(metric.labels):
+            found[tuple(labels[label] for label in metric.labels)] = value
+    return found
+
+
+def _decision_durations(totals: Mapping[Key, float]) -> Family:
+    metric = metrics.DECISION_DURATION
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for helper in HELPERS:
+        *buckets, total = histogram_keys(metric.name, {"helper": helper}, metric.buckets)
+        cells = [totals.get(key, 0.0) for key in buckets]
+        family.add_metric((helper,), _buckets(metric, cells), totals.get(total, 0.0))
+    return family
+
+
+def _per_helper(metric: Metric, helpers: Iterable[str]) -> Family:
+    return _family(metric, dict.fromkeys([(helper,) for helper in HELPERS], 0) | Multiset((one,) for one in helpers))
+
+
+def _seconds(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp() if time else 0.0

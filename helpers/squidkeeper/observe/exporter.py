@@ -1,0 +1,152 @@
+"""The exporter (floor 5): its parts, put together; one process beside Squid that counts, and answers who asks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from squidkeeper.engine import Judge
+from squidkeeper.errors import ListenFailed
+from squidkeeper.live import LivePolicy
+from squidkeeper.observe.certificate import read_certificate
+from squidkeeper.observe.checkpoint import Store
+from squidkeeper.observe.collector import GatewayCollector, View
+from squidkeeper.observe.drift import Drift, KeptJudges
+from squidkeeper.observe.health import Check, Seen, checks
+from squidkeeper.observe.manager import read_counters
+from squidkeeper.observe.overview import status_of
+from squidkeeper.observe.server import Application, serve
+from squidkeeper.observe.status import page
+from squidkeeper.observe.tally import Tally
+from squidkeeper.policy.hosts import Network
+from squidkeeper.slots import Slot, read_slots
+
+CATCH_UP_SECONDS: Final = 60.0
+_NICENESS = 10  # Squid and its helpers go first
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Where everything is. `squid` is its proxy port, whose cache manager is asked."""
+
+    listen: tuple[str, int]
+    directory: Path
+    access_log: Path
+    state: Path
+    ca: Path
+    squid: tuple[str, int]
+    status_from: tuple[Network, ...]
+
+
+def run(options: Options) -> None:
+    """Run until SIGTERM; `StateInUse` or `ListenFailed` where it cannot start."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
+    with suppress(OSError):
+        os.nice(_NICENESS)
+    Exporter(options).run()
+
+
+class Exporter:
+    """One exporter of one gateway."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._store = Store(options.state / "exporter")
+        self._live: LivePolicy[Judge] = LivePolicy(options.directory, options.state / "lists", lambda judge: judge)
+
+    def run(self) -> None:
+        """Count what there is, then answer until the end."""
+        with _bound(self._options.listen) as listener:
+            self._store.open()
+            self._live.start()
+            drift = Drift(KeptJudges(self._options.state / "revisions", self._current), self._current)
+            self._tally = Tally(self._options.access_log, self._store, drift)
+            try:
+                self._tally.start(CATCH_UP_SECONDS)
+                server = serve(self._application(), listener)
+                _log.info("metrics, health and status page are on %s:%d", *listener.getsockname()[:2])
+                server.run()
+            finally:
+                self._tally.stop()
+                self._store.close()
+
+    def _application(self) -> Application:
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        registry.register(GatewayCollector(self.view))
+        return Application(registry, self.health, self.page, self._options.status_from)
+
+    def view(self) -> View:
+        """Look at everything that is served as a metric."""
+        slots = self._slots()
+        totals = self._tally.add_up(slots)
+        judge = self._live.current
+        return View(
+            now=time.time(),
+            kept=self._tally.keep(),
+            record_readable=self._tally.readable,
+            backlog_bytes=self._tally.backlog_bytes,
+            state_writable=self._store.writable,
+            policy=judge.policy if judge else None,
+            live=self._live.state,
+            slots=slots,
+            totals=totals,
+            certificate=read_certificate(self._options.ca),
+            squid=read_counters(*self._options.squid),
+        )
+
+    def health(self) -> tuple[Check, ...]:
+        """Check what /healthz tells."""
+        readable = self._tally.readable
+        return checks(
+            Seen(
+                now=time.time(),
+                live=self._live.state,
+                slots=self._slots(),
+                record_problem="" if readable else f"{self._options.access_log} cannot be read, or is not there yet",
+            )
+        )
+
+    def page(self) -> str:
+        """Make the status page."""
+        options = self._options
+        host, port = options.squid
+        return page(status_of(self.view(), options.directory, options.access_log, f"{host}:{port}"))
+
+    def _current(self) -> Judge | None:
+        return self._live.current
+
+    def _slots(self) -> tuple[Slot, ...]:
+        try:
+            return tuple(read_slots(self._options.state / "helpers"))
+        except OSError as error:
+            _log.warning("the helpers' counts cannot be read: %s", error)
+            return ()
+
+
+def _bound(listen: tuple[str, int]) -> socket.socket:
+    """Bind the port now, so that a mistake shows at once; it is opened when everything has been counted."""
+    host, port = listen
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ListenFailed(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return bound
+
+
+def _end(*_: object) -> NoReturn:
+    raise SystemExit(0)

@@ -1,0 +1,76 @@
+"""Is the gateway well? (floor 5): each check of /healthz, as a pure function of what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from squidkeeper.live import State
+from squidkeeper.slots import Slot, Status
+
+PATIENCE_SECONDS: Final = 10.0  # for a sign of life, an answer, and an edit to reach every helper
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at: whether it is well, and what was seen."""
+
+    name: str
+    healthy: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the checks go by, at one moment: seconds since 1970; `live` is the policy as the exporter has it."""
+
+    now: float
+    live: State
+    slots: tuple[Slot, ...]
+    record_problem: str
+
+
+def checks(seen: Seen) -> tuple[Check, ...]:
+    """Check everything."""
+    helpers = [slot.status for slot in seen.slots if slot.running and slot.status]
+    found = [_policy(seen), *(check for status in helpers for check in _helper(seen, status)), _record(seen)]
+    if not helpers:
+        found.append(Check("helpers", True, "none runs: Squid starts one when it asks"))
+    return tuple(found)
+
+
+def is_stuck(status: Status, now: float) -> bool:
+    """Tell whether a helper gives no sign of life, or has been at the same lines for too long."""
+    busy = status.busy_since
+    return now - status.beat > PATIENCE_SECONDS or (busy is not None and now - busy > PATIENCE_SECONDS)
+
+
+def _policy(seen: Seen) -> Check:
+    live = seen.live
+    if live.ok:
+        return Check("policy", True, f"revision {live.revision} is on disk and in force")
+    goes_on = "everything is denied" if live.revision is None else f"revision {live.revision} goes on"
+    return Check("policy", False, f"the policy on disk does not load, {goes_on}: {live.problem}")
+
+
+def _helper(seen: Seen, status: Status) -> Iterator[Check]:
+    live, name = seen.live, f"helper {status.helper}, process {status.pid}"
+    if is_stuck(status, seen.now):
+        yield Check(name, False, _silence(status, seen.now))
+    elif not status.reload_ok:
+        yield Check(name, False, f"the policy on disk does not load there, with revision {status.revision} in force")
+    elif status.revision != live.revision and seen.now - (live.loaded or seen.now) > PATIENCE_SECONDS:
+        yield Check(name, False, f"revision {status.revision} is in force there, and here {live.revision}")
+    else:
+        yield Check(name, True, f"answers, revision {status.revision}")
+
+
+def _silence(status: Status, now: float) -> str:
+    if now - status.beat > PATIENCE_SECONDS:
+        return f"no sign of life for {now - status.beat:.0f} s"
+    return f"has not answered for {now - (status.busy_since or now):.0f} s"
+
+
+def _record(seen: Seen) -> Check:
+    return Check("record", not seen.record_problem, seen.record_problem or "is read")

@@ -1,0 +1,153 @@
+"""From what was counted and seen to the status page's rows (floor 5)."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter as Multiset
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from squidkeeper.errors import SecretUnavailable
+from squidkeeper.metrics import DECISIONS, PROTOCOL_ERRORS
+from squidkeeper.observe.collector import View
+from squidkeeper.observe.counts import Counts
+from squidkeeper.observe.health import is_stuck
+from squidkeeper.observe.status import (
+    Drift,
+    HelperProcess,
+    PolicyInForce,
+    RecordFollowed,
+    RuleInForce,
+    SecretInUse,
+    Squid,
+    Status,
+)
+from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
+from squidkeeper.secrets import SecretStore
+
+_ANSWERS = frozenset({DECISIONS.name, PROTOCOL_ERRORS.name})
+
+
+def status_of(view: View, directory: Path, access_log: Path, squid: str) -> Status:
+    """Fill the page: the paths are as the exporter's options name them, `squid` is its ADDRESS:PORT."""
+    return Status(
+        at=datetime.fromtimestamp(view.now, UTC),
+        version=version("squidkeeper"),
+        policy=_policy(view, directory),
+        rules=tuple(_rules(view.policy, view.kept.counts)),
+        denials=view.kept.denials,
+        helpers=tuple(_helpers(view)),
+        secrets=tuple(_secrets(view.policy)),
+        ca=view.certificate,
+        record=_record(view, access_log),
+        drift=_drift(view),
+        squid=Squid(squid, up=not view.squid.problem, problem=view.squid.problem),
+        state_writable=view.state_writable,
+    )
+
+
+def _policy(view: View, directory: Path) -> PolicyInForce:
+    live = view.live
+    action = view.policy.default_action if view.policy else Action.DENY
+    faults = () if live.ok else live.faults or (Fault(Location(str(directory)), live.problem),)
+    return PolicyInForce(directory, live.revision, _moment(live.loaded), str(action), faults)
+
+
+def _rules(policy: Policy | None, counts: Counts) -> Iterator[RuleInForce]:
+    """List the policy's rules, then the verdicts that are no rule's and were seen."""
+    hits: Multiset[tuple[str, str]] = Multiset()
+    for (_, name, verdict, *_), number in counts.requests:
+        hits[name, verdict] += number
+    for rule in policy.rules if policy else ():
+        yield _row(rule.name, rule.action, hits, counts, expires=rule.expires, owner=rule.owner)
+    for name in sorted(VERDICT_NAMES & {name for name, _ in hits}):
+        action = policy.default_action if policy and name == "default" else Action.DENY
+        yield _row(name, action, hits, counts, built_in=True)
+
+
+def _row(
+    name: str,
+    action: Action,
+    hits: Mapping[tuple[str, str], int],
+    counts: Counts,
+    *,
+    expires: datetime | None = None,
+    owner: str | None = None,
+    built_in: bool = False,
+) -> RuleInForce:
+    return RuleInForce(
+        name=name,
+        action=str(action),
+        allowed=hits.get((name, "allow"), 0),
+        denied=hits.get((name, "deny"), 0),
+        last_matched=_logged(counts.last_matched.get(name, "")),
+        expires=expires,
+        owner=owner,
+        built_in=built_in,
+    )
+
+
+def _helpers(view: View) -> Iterator[HelperProcess]:
+    for slot in view.slots:
+        status = slot.status
+        if slot.running and status:
+            yield HelperProcess(
+                kind=status.helper,
+                pid=status.pid,
+                started=datetime.fromtimestamp(status.started, UTC),
+                revision=status.revision,
+                outdated=status.revision != view.live.revision,
+                stuck=is_stuck(status, view.now),
+                last_beat=datetime.fromtimestamp(status.beat, UTC),
+                answered=round(sum(value for name, _, value in slot.samples if name in _ANSWERS)),
+            )
+
+
+def _secrets(policy: Policy | None) -> Iterator[SecretInUse]:
+    """List the secrets. Of a variable nothing is said: it is Squid's environment that counts, not this process's."""
+    if policy is None:
+        return
+    store = SecretStore(policy.secrets, os.environ)
+    for name, source in policy.secrets.items():
+        users = tuple(credential.name for credential in policy.credentials if name in credential.secrets)
+        if source.file is None:
+            yield SecretInUse(name, f"env {source.env}", None, users)
+        else:
+            yield SecretInUse(name, f"file {source.file}", _missing(store, name), users)
+
+
+def _missing(store: SecretStore, name: str) -> str | None:
+    try:
+        store.get(name)
+    except SecretUnavailable as error:
+        return str(error)
+    return None
+
+
+def _record(view: View, access_log: Path) -> RecordFollowed:
+    counts = view.kept.counts
+    return RecordFollowed(
+        file=access_log,
+        readable=view.record_readable,
+        backlog_bytes=view.backlog_bytes,
+        last_line=_logged(counts.last_line),
+        invalid_lines=counts.invalid_lines,
+        lost=counts.lost,
+        counted_since=_logged(view.kept.since),
+    )
+
+
+def _drift(view: View) -> Drift:
+    counts = view.kept.counts
+    return Drift(sum(number for _, number in counts.drift), counts.drift_unchecked, view.kept.drift)
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _logged(time: str) -> datetime | None:
+    return datetime.fromisoformat(time) if time else None

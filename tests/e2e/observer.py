@@ -1,0 +1,129 @@
+"""The exporter of a gateway as a process, and Debian's Prometheus that scrapes it every second."""
+
+import json
+import os
+import signal
+import subprocess
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from .gateway import Gateway
+from .network import wait_for
+
+AS_SQUID = ["setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
+
+
+class Answer:
+    """What a page of either was answered."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.text = body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+def fetch(port: int, path: str, method: str = "GET", **headers: str) -> Answer:
+    """Fetch a page of this machine's."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        return Answer(response.status, dict(response.getheaders()), response.read())
+    finally:
+        connection.close()
+
+
+class Exporter:
+    """`squidkeeper exporter` of one gateway, run by Squid's account."""
+
+    def __init__(self, gateway: Gateway, port: int) -> None:
+        self.gateway = gateway
+        self.port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Exporter":
+        """Start it; it answers when this returns."""
+        root = self.gateway.root
+        command = [*AS_SQUID, f"{root}/bin/squidkeeper", "exporter", "--listen", f"127.0.0.1:{self.port}"]
+        command += ["--policy", f"{root}/etc/policy", "--access-log", f"{root}/log/access.log"]
+        command += ["--state", f"{root}/state", "--ca", f"{root}/etc/ca/ca.crt", "--squid", self.gateway.authority]
+        with (root / "log/exporter.txt").open("ab") as out:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        wait_for(self._answers, f"the exporter's first answer; see {root}/log/exporter.txt")
+        return self
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.gateway.root / "log/exporter.txt").read_text()
+        try:
+            return fetch(self.port, "/metrics").status == 200
+        except OSError:
+            return False
+
+    def end(self, by: signal.Signals = signal.SIGTERM) -> int:
+        """End it, by a signal; gives its exit status."""
+        assert self._process is not None
+        self._process.send_signal(by)
+        return self._process.wait(20)
+
+    def stop(self) -> None:
+        if self._process and self._process.poll() is None:
+            self.end(signal.SIGKILL)
+
+    def health(self) -> tuple[int, dict[str, str]]:
+        """The status of /healthz, and what is wrong by its account."""
+        answer = fetch(self.port, "/healthz")
+        wrong = {row["check"]: row["detail"] for row in answer.json["checks"] if not row["healthy"]}
+        assert answer.json["healthy"] is (wrong == {})
+        return answer.status, wrong
+
+
+class Prometheus:
+    """A Prometheus that scrapes exporters, and evaluates rules, every second."""
+
+    def __init__(self, folder: Path, port: int, *scraped: int, rules: str = "groups: []") -> None:
+        self.port = port
+        folder.mkdir()
+        targets = json.dumps([f"127.0.0.1:{one}" for one in scraped])
+        config = folder / "prometheus.yaml"
+        (folder / "rules.yaml").write_text(rules)
+        config.write_text(
+            "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\nrule_files: [rules.yaml]\n"
+            f"scrape_configs: [{{job_name: squidkeeper, static_configs: [{{targets: {targets}}}]}}]\n"
+        )
+        command = ["setpriv", "--pdeathsig", "KILL", "prometheus", f"--config.file={config}", "--log.level=warn"]
+        command += [f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"]
+        with (folder / "log.txt").open("wb") as out:
+            self._process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        wait_for(self._is_ready, f"Prometheus; see {folder}/log.txt")
+
+    def _is_ready(self) -> bool:
+        try:
+            return fetch(self.port, "/-/ready").status == 200
+        except OSError:
+            return False
+
+    def query(self, text: str) -> dict[tuple[str, ...], float]:
+        """Ask in PromQL; gives the value by the values of the labels, in the order of their names."""
+        answer = fetch(self.port, f"/api/v1/query?{urlencode({'query': text})}").json
+        assert answer["status"] == "success", answer
+        rows = answer["data"]["result"]
+        return {tuple(value for _, value in sorted(row["metric"].items())): float(row["value"][1]) for row in rows}
+
+    def scrape(self, times: int) -> None:
+        """Wait for so many more scrapes that succeed."""
+        goal = self._scraped() + times
+        wait_for(lambda: self._scraped() >= goal, f"{times} scrapes")
+
+    def _scraped(self) -> float:
+        return sum(self.query("sum_over_time(up[1h])").values())
+
+    def stop(self) -> None:
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._process.wait()

@@ -1,0 +1,275 @@
+"""The exporter beside a real gateway, scraped by a real Prometheus: every request counted once, whatever happens."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from squidkeeper.metrics import METRICS, Kind
+from squidkeeper.observe.manager import COUNTERS as COUNTERS_OF_SQUID
+
+from .curl import curl
+from .gateway import Gateway, NewGateway
+from .network import run, wait_for
+from .observer import AS_SQUID, Exporter, Prometheus, fetch
+from .origin import Origins
+from .raw import Raw, tunnel
+
+POLICY = """
+version: 1
+clients:
+  ann: {networks: [127.0.0.2]}
+  bob: {networks: [127.0.0.3]}
+rules:
+  - {name: open, action: allow, hosts: [open.example]}
+  - {name: posts, action: allow, hosts: [posts.example], methods: [POST]}
+  - {name: closed, action: deny, hosts: [closed.example]}
+  - {name: never-asked-for, action: allow, clients: [bob], hosts: [never.example]}
+"""
+ADDRESSES = {"ann": "127.0.0.2", "bob": "127.0.0.3", "none": "127.0.0.4"}
+ON_ONE_CONNECTION = 15
+COUNTERS = [metric.name for metric in METRICS if metric.kind is Kind.COUNTER]
+COUNTERS += [f"{metric.name}_{part}" for metric in METRICS if metric.buckets for part in ("bucket", "count", "sum")]
+
+Sent = tuple[str, str, str, str]  # client, method class, status class, verdict ("" for a CONNECT: it is not told)
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    return new_gateway(POLICY).start()
+
+
+@pytest.fixture(scope="module")
+def exporter(gateway: Gateway) -> Iterator[Exporter]:
+    exporter = Exporter(gateway, 9129).start()
+    yield exporter
+    exporter.stop()
+
+
+@pytest.fixture(scope="module")
+def prometheus(exporter: Exporter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    prometheus = Prometheus(tmp_path_factory.mktemp("prometheus") / "own", 9090, exporter.port)
+    yield prometheus
+    prometheus.stop()
+
+
+class Sender(threading.Thread):
+    """One client without a pause, that keeps what it was answered; `cut_off` are requests without an answer."""
+
+    def __init__(self, gateway: Gateway, client: str, scheme: str, host: str) -> None:
+        super().__init__()
+        self.sent: Counter[Sent] = Counter()
+        self.cut_off = 0
+        self.ending = threading.Event()
+        self._gateway, self.client, self._scheme, self._host = gateway, client, scheme, host
+
+    def run(self) -> None:
+        while not self.ending.is_set():
+            try:
+                with self._open() as connection:
+                    self._ask(connection)
+            except OSError:
+                self.cut_off += 1
+                self.ending.wait(0.05)
+
+    def _open(self) -> Raw:
+        address = ADDRESSES[self.client]
+        if self._scheme == "http":
+            return Raw(self._gateway, address)
+        opened = tunnel(self._gateway, f"{self._host}:443", client=address)
+        self.sent[self.client, "connect", "2xx", ""] += 1
+        return opened
+
+    def _ask(self, connection: Raw) -> None:
+        for number in range(ON_ONE_CONNECTION):
+            method, method_class = ("POST", "write") if number % 3 == 0 else ("GET", "read")
+            target = f"/{number}" if self._scheme == "https" else f"http://{self._host}/{number}"
+            reply = connection.get(target, self._host, "Content-Length: 0", method=method)
+            if reply is None:
+                self.cut_off += 1
+                return
+            verdict = {200: "allow", 403: "deny"}[reply.status]
+            self.sent[self.client, method_class, f"{reply.status // 100}xx", verdict] += 1
+            if reply.header("Connection") == "close" or reply.rule == "policy-unavailable":
+                return  # Squid ends a tunnel to an origin that it has answered a request in by itself
+
+
+@contextmanager
+def traffic(gateway: Gateway) -> Iterator[list[Sender]]:
+    senders = [
+        Sender(gateway, client, scheme, host)
+        for client, scheme, host in (
+            ("ann", "http", "open.example"),
+            ("ann", "https", "closed.example"),
+            ("bob", "https", "open.example"),
+            ("bob", "http", "closed.example"),
+            ("none", "http", "posts.example"),
+        )
+    ]
+    for sender in senders:
+        sender.start()
+    try:
+        yield senders
+    finally:
+        for sender in senders:
+            sender.ending.set()
+        for sender in senders:
+            sender.join()
+
+
+def answered(senders: list[Sender]) -> int:
+    return sum(sum(list(sender.sent.values())) for sender in senders)
+
+
+def go_on(senders: list[Sender], more: int) -> None:
+    goal = answered(senders) + more
+    wait_for(lambda: answered(senders) >= goal, f"{more} more answers", seconds=60)
+
+
+def kill_helpers(gateway: Gateway) -> int:
+    pids = wait_for(lambda: gateway.helpers("acl"), "a helper")
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(pids)
+
+
+def rotate(gateway: Gateway) -> None:
+    """As logrotate does: compress the older one, rename, tell Squid."""
+    log, older = gateway.root / "log/access.log", gateway.root / "log/access.log.1"
+    if older.exists():
+        run("gzip", older)
+        older.with_name("access.log.1.gz").rename(older.with_name("access.log.2.gz"))
+    log.rename(older)
+    run("squid", "-k", "rotate", *gateway._which())
+    wait_for(log.exists, "a new access log")
+
+
+def test_totals_equal_what_was_sent_through_kills_rotations_edits_and_restarts(
+    gateway: Gateway, origins: Origins, exporter: Exporter, prometheus: Prometheus
+) -> None:
+    with traffic(gateway) as senders:
+        go_on(senders, 200)
+        killed = kill_helpers(gateway)
+        prometheus.scrape(2)
+        rotate(gateway)
+        gateway.write("policy.yaml", POLICY + "  - {name: added, action: allow, hosts: [added.example]}\n")
+        prometheus.scrape(1)
+        exporter.end(signal.SIGKILL)
+        go_on(senders, 200)
+        exporter.start()
+        killed += kill_helpers(gateway)
+        gateway.write("policy.yaml", "version: 1\nrules: nonsense\n")
+        prometheus.scrape(2)
+        assert exporter.end(signal.SIGTERM) == 0
+        go_on(senders, 100)
+        rotate(gateway)
+        gateway.write("policy.yaml", POLICY)
+        exporter.start()
+        go_on(senders, 200)
+        prometheus.scrape(2)
+    wait_for(lambda: counted(prometheus) >= answered(senders), "every request to be counted")
+    prometheus.scrape(1)
+    check_totals(prometheus, senders)
+    assert prometheus.query("squidkeeper_record_invalid_lines_total + squidkeeper_record_lost_total") == {
+        ("127.0.0.1:9129", "squidkeeper"): 0
+    }
+    assert resets(prometheus) == dict.fromkeys(COUNTERS, 0)
+    assert prometheus.query("sum(squidkeeper_helper_starts_total)")[()] > killed
+    assert prometheus.query("sum(squidkeeper_enforcement_drift_total)") == {(): 0}
+
+
+def resets(prometheus: Prometheus) -> dict[str, float]:
+    """How often each counter went back, in any scrape so far."""
+    return {name: sum(prometheus.query(f"resets({name}[1h])").values()) for name in COUNTERS}
+
+
+def counted(prometheus: Prometheus) -> float:
+    return sum(prometheus.query("sum(squidkeeper_requests_total)").values())
+
+
+def check_totals(prometheus: Prometheus, senders: list[Sender]) -> None:
+    """Compare every class of requests with what the clients have of it.
+
+    A helper that dies can end a tunnel in the middle of a request, and whether that is on record cannot be told from
+    outside: such a client's classes may have as many more, the others none.
+    """
+    expected: Counter[tuple[str, ...]] = Counter()
+    for sender in senders:
+        for (client, method, status, verdict), number in sender.sent.items():
+            expected[client, method, status] += number
+            if verdict:
+                expected[client, method, verdict] += number
+    cut_off = {client: sum(one.cut_off for one in senders if one.client == client) for client in ADDRESSES}
+    assert sum(cut_off.values()) < 10
+    found = prometheus.query("sum by (client, method_class, status_class) (squidkeeper_requests_total) > 0")
+    requests = 'squidkeeper_requests_total{method_class!="connect"}'
+    found |= prometheus.query(f"sum by (client, method_class, verdict) ({requests}) > 0")
+    too_many = {labels: found.get(labels, 0) - expected[labels] for labels in found.keys() | expected.keys()}
+    assert {labels: more for labels, more in too_many.items() if not 0 <= more <= cut_off[labels[0]]} == {}
+
+
+def test_the_page_is_as_prometheus_would_have_it(gateway: Gateway, origins: Origins, exporter: Exporter) -> None:
+    curl(gateway, "http://open.example/lint", client=ADDRESSES["ann"])
+    page = fetch(exporter.port, "/metrics")
+    lint = subprocess.run(
+        ["promtool", "check", "metrics"], input=page.text, capture_output=True, text=True, check=False
+    )
+    assert (lint.returncode, lint.stdout, lint.stderr) == (0, "", "")
+    assert "squid_up 1.0\n" in page.text
+    assert [name for _, name, _ in COUNTERS_OF_SQUID if f"\n{name} " not in page.text] == []
+    families = {line.split(" ")[2] for line in page.text.splitlines() if line.startswith("# TYPE")}
+    assert {metric.name for metric in METRICS} - families == set()
+    never = 'client="bob",method_class="read",rule="never-asked-for",status_class="2xx",verdict="allow"'
+    assert f"squidkeeper_requests_total{{{never}}} 0.0\n" in page.text
+
+
+def test_health_fails_while_the_policy_on_disk_is_bad_and_while_a_helper_is_stuck(
+    gateway: Gateway, origins: Origins, exporter: Exporter
+) -> None:
+    curl(gateway, "http://open.example/health")
+    wait_for(lambda: exporter.health() == (200, {}), "health")
+    (stopped, *_) = gateway.helpers("acl --scope host")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        gateway.write("policy.yaml", "version: 1\nrules: nonsense\n")
+        wait_for(lambda: exporter.health()[0] == 503, "a bad policy to be seen")
+        assert "does not load" in exporter.health()[1]["policy"]
+        gateway.write("policy.yaml", POLICY)
+        wait_for(lambda: "policy" not in exporter.health()[1], "the good policy to be seen")
+        name = f"helper host, process {stopped}"
+        wait_for(lambda: exporter.health()[1].keys() == {name}, "the helper to be missed")
+        assert "no sign of life for 1" in exporter.health()[1][name]
+        assert 'squidkeeper_helper_processes_stuck{helper="host"} 1.0\n' in fetch(exporter.port, "/metrics").text
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    wait_for(lambda: exporter.health() == (200, {}), "health again")
+
+
+def gateway_is_idle(exporter: Exporter) -> bool:
+    return 'squidkeeper_helper_processes{helper="host"} 0.0\n' in fetch(exporter.port, "/metrics").text
+
+
+def test_without_squid_the_page_is_whole_and_says_so(gateway: Gateway, exporter: Exporter) -> None:
+    gateway.stop()
+    page = fetch(exporter.port, "/metrics").text
+    assert "squid_up 0.0\n" in page
+    assert "squidkeeper_requests_total{" in page
+    wait_for(lambda: gateway_is_idle(exporter), "the helpers' end")
+    assert exporter.health() == (200, {})  # helpers that Squid has not started are idle, not ill
+    gateway.start()
+    wait_for(lambda: "squid_up 1.0\n" in fetch(exporter.port, "/metrics").text, "Squid's own counters")
+
+
+def test_a_second_exporter_of_the_same_state_is_refused(gateway: Gateway, exporter: Exporter) -> None:
+    root = gateway.root
+    command = [*AS_SQUID, f"{root}/bin/squidkeeper", "exporter", "--listen", "127.0.0.1:9130"]
+    command += ["--state", f"{root}/state"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 1
+    assert f"{root}/state/exporter: another exporter keeps its counts here" in done.stderr
