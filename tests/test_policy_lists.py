@@ -335,7 +335,23 @@ TEXTS = st.one_of(
         ),
         NAMES,
         st.sampled_from(
-            ["", "^", "/", "/0.0.0.0", "/#", " CNAME .", "\tIN CNAME .", " CNAME rpz-passthru.", ".rpz-ip CNAME ."]
+            [
+                "",
+                "^",
+                "/",
+                "/0.0.0.0",
+                "/10.0.256.1",
+                "/10.0.255.01",
+                "/10.20.255.1",
+                "/#",
+                " CNAME .",
+                "\tIN CNAME .",
+                " 300 CNAME .",
+                ".a. 60 IN CNAME .",
+                ". CNAME .",
+                " CNAME rpz-passthru.",
+                ".rpz-ip CNAME .",
+            ]
         ),
         st.sampled_from(["", "\r", " ", "#a", " # a"]),
     ).map("".join),
@@ -352,6 +368,9 @@ TEXTS = st.one_of(
 @example([".a.b CNAME .", "**.a.b CNAME .", "*.a.b CNAME .", "a.b CNAME .", "a.rpz-ip CNAME ."])
 @example(["$ORIGIN a.", "a.b CNAME .", "$ORIGIN b.a.", "a.b CNAME .", "$ORIGIN a.", "a.b CNAME ."])
 @example(["a.b CNAME .", "*.a.b CNAME .", "$ORIGIN a.", "$ORIGIN b.a.", "*.a.b CNAME ."])
+@example(["a. 300 SOA b. c. 1", "a.b.a. 300 IN CNAME .", "*.a.b.a. 300 IN CNAME .", "b.a. CNAME .", "a. CNAME ."])
+@example(["a. SOA b. c. 1", "a.local.a. CNAME .", "a.rpz-ip.a. CNAME .", ".a.b.a. CNAME .", "**.a.b.a. CNAME ."])
+@example(["a.b. CNAME .", "@ SOA b. c. 1", "a.b. CNAME .", "a.b.none. CNAME ."])
 @example(["[Adblock]", "a.b", "||a.b^", "!#if a", "||a.b^", "!#endif", "||a.b^"])
 @settings(max_examples=500)
 def test_the_short_way_for_most_lines_means_what_the_long_way_means(texts: list[str]) -> None:

@@ -38,10 +38,13 @@ class LineReader:
         if match is None or form not in self._plain or len(line) > _PLAIN_LENGTH:
             return None
         if form == _RECORD_END:
-            return self._plain_record_key(line, match[_PATTERN])
+            return self._plain_record_key(line, match[_PATTERN], match[_RECORD_END].startswith("."))
         return match[form] if form in (_HOSTS, _PATTERN) else f".{match[form]}"
 
-    def _plain_record_key(self, line: str, owner: str) -> str | None:
+    def _plain_record_key(self, line: str, owner: str, absolute: bool) -> str | None:
+        if absolute:
+            name = owner.removesuffix(f".{self._apex}")
+            owner = name if name != owner and _PLAIN_OWNER.fullmatch(name) else "."
         if owner.startswith("*."):
             return f"*{owner}"
         if owner.startswith((".", "*")):
@@ -218,6 +221,8 @@ def _named(form: HostForm, name: str) -> HostPattern:
 
 
 def _is_address(word: str) -> bool:
+    if ":" not in word and not word[:1].isdecimal():  # the answer for most words, at a tenth of what an error costs
+        return False
     try:
         ip_address(word.strip("[]").partition("%")[0])  # macOS writes fe80::1%lo0
     except ValueError:
@@ -241,11 +246,13 @@ _EXCEPTION = re.compile(r"@@|(?:server|local)=/\S+/[^/\s]")
 # Most lines, as they are: a name in its one spelling, of two labels at least and no address. Whatever else there is
 # goes through `patterns`, and so do these where a line before them says that they mean something else.
 _NAME = r"(?:[a-z0-9_-]{1,63}\.)++(?!local|rpz-)[a-z][a-z0-9-]{0,62}"
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_PLAIN_OWNER = re.compile(rf"(?:\*\.)?{_NAME}")
 _PLAIN_LINE = re.compile(
     rf"(?:(?:0\.0\.0\.0|127\.0\.0\.1)[ \t]+({_NAME})"
-    rf"|((?:\*\*\.|\*\.|\.)?{_NAME})([ \t]+(?:IN[ \t]+)?CNAME[ \t]+\.)?"
+    rf"|((?:\*\*\.|\*\.|\.)?{_NAME})(\.?[ \t]+(?:[0-9]+[ \t]+)?(?:IN[ \t]+)?CNAME[ \t]+\.)?"
     rf"|\|\|({_NAME})\^"
-    rf"|address=/({_NAME})/(?:0\.0\.0\.0|127\.0\.0\.1|::1?|#)?"
+    rf"|address=/({_NAME})/(?:{_OCTET}(?:\.{_OCTET}){{3}}|::1?|#)?"
     rf"|(?:server|local)=/({_NAME})/)\r?"
 )
 _HOSTS, _PATTERN, _RECORD_END, _ADBLOCK_TREE, _ADDRESS_TREE, _SERVER_TREE = range(1, 7)  # its groups
