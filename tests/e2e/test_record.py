@@ -1,0 +1,278 @@
+"""The record under requests that are made to break it: every line strict JSON, one for each request, its fields intact.
+
+2,000 requests by default; SQUIDKEEPER_HOSTILE_REQUESTS=100000 sends as many as that, which takes some minutes.
+"""
+
+import json
+import os
+import random
+import re
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import pytest
+
+from squidkeeper.observe.logs import Follower, read_blocks, rotated
+from squidkeeper.observe.record import NONE, Record, parse_record
+
+from .gateway import Gateway, NewGateway
+from .network import run, wait_for
+from .raw import Raw
+
+REQUESTS = int(os.environ.get("SQUIDKEEPER_HOSTILE_REQUESTS", "2000"))
+CONNECTIONS = 4
+BATCH = 25
+USER_AGENT_CHARACTERS = 256
+
+POLICY = """
+version: 1
+rules:
+  - {name: some, action: allow, hosts: [hostile.example], paths: [/open/**]}
+"""
+
+URLS = [
+    "/plain",
+    '/"},{"v":1,"verdict":"allow"',
+    "/%22%7D%0a%7B%22v%22:1%7D",
+    "/back\\slash\\u0022\\",
+    "/%00%01%1b%5b31m%7f%ff%c3%28",
+    "/<script>alert(1)</script>",
+    "/caf\xe9/\xc3\xa9/\xff\xfe",
+    "/{|}^`~[]",
+    "/%",
+    "/?" + '"=\\&' * 50,
+    "/" + "a" * 7900,
+    "/" + '"' * 2600,
+    "/" + "%22" * 2600,
+    "/" + "\xff" * 2600,
+    "/%u0022/%%41/%2",
+    "/'/*--;drop",
+]
+USER_AGENTS = [
+    "curl/8",
+    '"},{"v":1,"verdict":"allow","rule":"x"',
+    'quote " in the middle, and \\ and \\" at the end\\',
+    "tab\tand more",
+    "caf\xe9 \xff\xfe\xc3(",
+    "\x1b[2J\x1b]0;owned\x07",
+    "%22%0a%5c%u0022%",
+    "x" * 8192,
+    '"' * 8192,
+    "\\" * 8192,
+    "\xff" * 8192,
+    "é".encode().decode("latin-1") * 130,  # a character of two bytes stands over the cut
+    "\xf0\x9f\x92\xa9" * 65,
+    "y" * 50_000,
+    '"' * 50_000,
+    "",
+    "-",
+    "</script><img src=x>",
+]
+METHODS = ["GET", "HEAD", "POST", "BREW", "PROPFIND"]
+DENIED = "403:ERR_SQUIDKEEPER_DENIED"
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request that was sent, by its number."""
+
+    method: str
+    path: str
+    user_agent: str
+
+    def head(self, number: int) -> bytes:
+        """Write it; the number comes first in its query, so that it can be told from all others."""
+        target = f"http://h{number % 50}.hostile.example/{number}{self.path}"
+        lines = [f"{self.method} {target} HTTP/1.1", "Host: x", f"User-Agent: {self.user_agent}", "Content-Length: 0"]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    return new_gateway(POLICY).start()
+
+
+def requests() -> dict[int, Sent]:
+    pick = random.Random(7).choice
+    return {number: Sent(pick(METHODS), pick(URLS), pick(USER_AGENTS)) for number in range(REQUESTS)}
+
+
+@dataclass
+class Hostile:
+    """Clients that send all of it, and what they have had answered."""
+
+    gateway: Gateway
+    sent: dict[int, Sent]
+    answered: list[int] = field(default_factory=list)
+
+    def run(self, meanwhile: Callable[[], None]) -> None:
+        """Send everything, on several connections at a time; what is to be done meanwhile is done halfway."""
+        items = list(self.sent.items())
+        batches = iter([items[start : start + BATCH] for start in range(0, len(items), BATCH)])
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            running = [pool.submit(self._send, batches) for _ in range(CONNECTIONS)]
+            wait_for(
+                lambda: len(self.answered) > len(items) // 2 or failed(running), "half of the answers", seconds=300
+            )
+            meanwhile()
+            for one in running:
+                one.result()
+
+    def _send(self, batches: Iterator[list[tuple[int, Sent]]]) -> None:
+        """Send requests several at a time on a kept-alive connection, and wait for every answer."""
+        for batch in batches:
+            with Raw(self.gateway) as client:
+                writer = threading.Thread(target=client.send, args=(b"".join(one.head(at) for at, one in batch),))
+                writer.start()
+                for number, one in batch:
+                    answer = client.answer(one.method)
+                    assert answer is not None, (number, one)
+                    assert answer.status == 403, (number, one, answer)
+                    self.answered.append(number)
+                writer.join()
+
+
+def failed(running: list[Future[None]]) -> bool:
+    return any(one.done() for one in running)
+
+
+def rotate(gateway: Gateway) -> None:
+    """As Debian's logrotate does: rename, and tell Squid."""
+    log = gateway.root / "log/access.log"
+    log.rename(log.with_name("access.log.1"))
+    run("squid", "-k", "rotate", *gateway._which())
+
+
+@contextmanager
+def followed(path: Path) -> Iterator[list[bytes]]:
+    """Follow a log meanwhile; the lines so far."""
+    lines: list[bytes] = []
+    ending = threading.Event()
+
+    def follow() -> None:
+        follower = Follower(path)
+        while not ending.wait(0.05):
+            lines.extend(follower.read())
+        while more := follower.read():
+            lines.extend(more)
+        assert follower.lost == 0
+        follower.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(follow)
+        try:
+            yield lines
+        finally:
+            ending.set()
+        following.result()
+
+
+def logged(gateway: Gateway) -> list[bytes]:
+    log = gateway.root / "log/access.log"
+    return [line for block in read_blocks([*rotated(log), log]) for line in block.lines]
+
+
+def strict(line: bytes) -> Record:
+    """Parse a line as strictly as can be: ASCII, one object, each field once, in the record's order."""
+    assert line.isascii()
+    pairs: list[list[tuple[str, object]]] = []
+    json.loads(line, object_pairs_hook=pairs.append)
+    (fields,) = pairs
+    assert [name for name, _ in fields] == list(Record.__struct_fields__)
+    record = parse_record(line)
+    assert fields == [(name, getattr(record, name)) for name, _ in fields]
+    return record
+
+
+def test_hostile_requests_are_each_one_line_with_its_fields_intact_through_a_rotation(gateway: Gateway) -> None:
+    hostile = Hostile(gateway, requests())
+    with followed(gateway.root / "log/access.log") as lines:
+        hostile.run(lambda: rotate(gateway))
+        wait_for(lambda: len(logged(gateway)) >= REQUESTS, "a line for each request")
+    assert lines == logged(gateway)
+    assert len(list((gateway.root / "log").glob("access.log*"))) == 2
+    seen: dict[int, Record] = {}
+    for line in lines:
+        record = strict(line)
+        if record.method != NONE:  # a connection that ended without another request
+            number = int(record.url.split("/")[3].split("?")[0])
+            assert number not in seen
+            seen[number] = record
+    assert sorted(seen) == sorted(hostile.answered) == sorted(hostile.sent)
+    for number, record in seen.items():
+        check(record, number, hostile.sent[number])
+
+
+def check(record: Record, number: int, sent: Sent) -> None:
+    target = sent.head(number).split(b" ")[1]
+    assert unquote_to_bytes(record.url) == unquote_to_bytes(target)
+    assert (record.method, record.status, record.verdict, record.rule) == (sent.method, 403, "deny", "default")
+    assert (record.client, record.squid, record.error) == ("127.0.0.1", "TCP_DENIED/HIER_NONE", DENIED)
+    user_agent = sent.user_agent.encode("latin-1")
+    whole = len(record.user_agent) < USER_AGENT_CHARACTERS
+    kept = unquote_to_bytes(re.sub("%[0-9A-F]?$", "", record.user_agent))  # the cut may be in an escape
+    assert kept == (user_agent or b"-") if whole else user_agent.startswith(kept), record.user_agent
+    assert whole or len(record.user_agent) == USER_AGENT_CHARACTERS
+
+
+BROKEN = [
+    b'GET http://h.hostile.example/%d HTTP/1.1\r\nHost: x\r\nUser-Agent: a\r\n "folded\\\r\n\t}\r\n\r\n',
+    b"GET http://h.hostile.example/%d HTTP/1.1\r\nHost: x\r\nUser-Agent: a\x00b\r\n\r\n",
+    b"GET http://h.hostile.example/%d HTTP/1.1\r\nHost: x\r\nUser-Agent: a\nb: c\rd\r\n\r\n",
+    b'GET http://h.hostile.example/%d" ", HTTP/1.1\r\nHost: x\r\n\r\n',
+    b"GET http://h.hostile.example/%d\x00\x01\x1b\x7f HTTP/1.1\r\nHost: x\r\n\r\n",
+    b'"},{%d HTTP/1.1\r\n\r\n',
+    b'\\u0022 http://h.hostile.example/%d HTTP/1.1\r\nHost: "\r\n\r\n',
+    b'GET "%d HTTP/1.1\r\nHost: "\\\r\n\r\n',
+    b'GET http://"\\%d\xff/ HTTP/1.1\r\nHost: x\r\n\r\n',
+    b'GET http://u":p\\@h.hostile.example/%d HTTP/1.1\r\nHost: x\r\n\r\n',
+    b'GET http://h.hostile.example/%d HTTP/9.9"\r\n\r\n',
+    b"GET http://h.hostile.example/%d/" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET http://h.hostile.example/%d HTTP/1.1\r\nHost: x\r\nUser-Agent: " + b'"' * 70_000 + b"\r\n\r\n",
+    b'CONNECT "\\%d:443 HTTP/1.1\r\nHost: x\r\n\r\n',
+    b"\x16\x03\x01%d\x00\xff\xfe\r\n\r\n",
+]
+
+
+def test_what_is_hardly_a_request_is_a_line_of_strict_json_too(gateway: Gateway) -> None:
+    before = len(logged(gateway))
+    for number, data in enumerate(BROKEN):
+        with Raw(gateway) as client:
+            client.send(data.replace(b"%d", b"%d" % number, 1)).answer()
+    wait_for(lambda: len(logged(gateway)) >= before + len(BROKEN), "a line for each of them")
+    for line in logged(gateway)[before:]:
+        strict(line)
+
+
+SNIS = [b"plain.example", b'"},{"v":1', b"back\\slash", b"new\nline", b"\xff\xfe\xc3(", b"s" * 250, b"\x1b[2J", b"-"]
+
+
+def test_a_hostile_server_name_is_on_record_as_it_was_sent(gateway: Gateway) -> None:
+    before = len(logged(gateway))
+    for number, sni in enumerate(SNIS):
+        with Raw(gateway) as client:
+            client.connect(f"t{number}.hostile.example:443")
+            client.send(client_hello(sni)).finish()
+    wait_for(lambda: len(connects(gateway, before)) == len(SNIS), "the CONNECT of each tunnel")
+    logged_names = {number: unquote_to_bytes(one.sni) for number, one in connects(gateway, before).items()}
+    assert logged_names == dict(enumerate(SNIS))
+
+
+def client_hello(sni: bytes) -> bytes:
+    """Begin TLS with this server name, which need not be one."""
+    outgoing, stand_in = ssl.MemoryBIO(), b"q" * len(sni)
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=stand_in)
+    with suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read().replace(stand_in, sni)
+
+
+def connects(gateway: Gateway, before: int) -> dict[int, Record]:
+    records = [strict(line) for line in logged(gateway)[before:]]
+    return {int(one.url.split(".")[0][1:]): one for one in records if one.method == "CONNECT" and one.url[0] == "t"}
