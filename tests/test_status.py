@@ -120,7 +120,8 @@ def test_what_is_wrong_stands_first_with_what_to_do(status: Status, urgency: str
 
 
 def test_the_most_urgent_stands_first() -> None:
-    status = replace(WELL, state_writable=False, squid=replace(SQUID, up=False))
+    ends_soon = replace(CA, not_after=NOW + timedelta(days=3))
+    status = replace(WELL, ca=ends_soon, record=replace(RECORD, readable=False))
     assert [trouble.urgency for trouble in troubles(status)] == ["now", "soon"]
     assert "2 things are wrong, 1 of them to be mended now." in text_of(status)
 
