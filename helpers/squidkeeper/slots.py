@@ -68,8 +68,9 @@ class Status:
 class Slot:
     """A slot as it was read.
 
-    `running` tells whether a process has it now; the status and the samples of one that has ended stay. `identity`
-    changes when a slot was begun anew. `problem` says why a slot could not be read: it has neither status nor samples.
+    `running` tells whether a process has it now; the status and the samples of one that has ended stay. There is no
+    status while a process starts. `identity` changes when a slot was begun anew. `problem` says why a slot could not be
+    read: it has neither status nor samples.
     """
 
     number: int
@@ -300,8 +301,11 @@ class SlotWriter:
                 except OSError as error:
                     self._complain(error)
 
-    def beat(self, status: Status) -> None:
-        """Give the sign of life; take a slot where there is none, and write what could not be written before."""
+    def beat(self, status: Status | None) -> None:
+        """Give the sign of life; take a slot where there is none, and write what could not be written before.
+
+        None: there is nothing to tell yet, and readers do not see what the process before has told.
+        """
         with self._lock:
             try:
                 if not self._is_intact():
@@ -410,8 +414,8 @@ class SlotWriter:
             self._values[index] = value
         self._shown = memoryview(self._values).cast("B")[: 8 * len(keys)]
 
-    def _write_status(self, status: Status) -> None:
-        text = json.dumps(asdict(status)).encode()
+    def _write_status(self, status: Status | None) -> None:
+        text = json.dumps(asdict(status)).encode() if status else b""
         if len(text) <= _STATUS_BYTES:
             _pwrite(self._descriptor, _STATUS_HEAD.pack(len(text), zlib.crc32(text)) + text, _STATUS_AT)
 

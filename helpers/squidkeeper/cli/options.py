@@ -43,7 +43,7 @@ def helper_options(concurrency: int) -> Callable[[F], F]:
             type=click.Path(path_type=Path),
             default=DEFAULT_STATE,
             show_default=True,
-            help="Where compiled host lists are kept.",
+            help="Where compiled host lists, counts and the revisions that were in force are kept.",
         )(command)
         return policy_option(command)
 

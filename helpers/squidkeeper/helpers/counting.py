@@ -70,7 +70,8 @@ class Counting:
         self._writer.add({_key(HELPER_STARTS, helper): 1.0})
 
     def start(self) -> None:
-        """Give the signs of life from now on, in a thread that ends with the process."""
+        """Count the start, and give the signs of life from now on, in a thread that ends with the process."""
+        self._writer.beat(None)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def beat(self) -> None:

@@ -1,0 +1,136 @@
+"""What the helpers of a real gateway count while they are killed, and the revision that each request has on record."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.live import load_kept
+from squidkeeper.policy.revisions import kept
+from squidkeeper.slots import Key, Totals, make_key, read_slots
+
+from .curl import curl
+from .gateway import Gateway, NewGateway
+from .load import load
+from .network import wait_for
+from .origin import Origins
+from .raw import Raw
+
+POLICY = """
+version: 1
+rules:
+  - {name: open, action: allow, hosts: [open.example]}
+  - {name: closed, action: deny, hosts: [closed.example]}
+  - {name: paths, action: allow, hosts: [paths.example], paths: [/open/**]}
+"""
+HELPERS = ("host", "request")
+KILLS = 12
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    return new_gateway(POLICY).start()
+
+
+def slot_files(gateway: Gateway) -> list[Path]:
+    return list((gateway.root / "state/helpers").glob("*"))
+
+
+def counting(gateway: Gateway, helper: str) -> list[int]:
+    """The processes of a helper that have a slot and have told so."""
+    found = [slot.status for slot in read_slots(gateway.root / "state/helpers") if slot.running]
+    return [status.pid for status in found if status and status.helper == helper]
+
+
+def starts(total: dict[Key, float], helper: str) -> float:
+    return total.get(make_key("squidkeeper_helper_starts_total", {"helper": helper}), 0.0)
+
+
+def test_helpers_killed_under_load_never_take_a_count_back_and_leave_a_bounded_folder(
+    gateway: Gateway, origins: Origins
+) -> None:
+    totals, before = Totals(), dict[Key, float]()
+    clients = [("http", "open.example"), ("http", "closed.example"), ("http", "paths.example")]
+    with load(gateway, *clients) as running:
+        for number in range(KILLS):
+            running.at_least(10)
+            helper = HELPERS[number % 2]
+            for pid in wait_for(partial(counting, gateway, helper), f"a helper that counts: {helper}"):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for after in several_readings(totals, gateway):
+                assert {key: value for key, value in before.items() if after[key] < value} == {}
+                before = after
+        running.at_least(10)
+        wait_for(lambda: curl(gateway, "http://open.example/after").status == 200, "service after the kills")
+    assert 2 <= len(slot_files(gateway)) <= 8  # 2 of each kind at most, and their heirs before the kernel is done
+    total = totals.add_up(read_slots(gateway.root / "state/helpers"))
+    for helper in HELPERS:
+        assert starts(total, helper) > KILLS / 2
+    decided = {key[4]: value for key, value in total.items() if key[0] == "squidkeeper_decisions_total" and value}
+    assert set(decided) >= {"open", "closed", "paths"}
+
+
+def several_readings(totals: Totals, gateway: Gateway) -> Iterator[dict[Key, float]]:
+    for _ in range(20):
+        yield totals.add_up(read_slots(gateway.root / "state/helpers"))
+
+
+def test_the_slots_say_which_helpers_run_and_what_they_judge_by(gateway: Gateway, origins: Origins) -> None:
+    wait_for(lambda: curl(gateway, "http://paths.example/open/x").status == 200, "both helpers")
+    slots = [slot for slot in read_slots(gateway.root / "state/helpers") if slot.running]
+    pids = {pid for helper in HELPERS for pid in gateway.helpers(f"acl --scope {helper}")}
+    assert {slot.status.pid for slot in slots if slot.status} == pids
+    assert {slot.status.helper for slot in slots if slot.status} == {"host", "request"}
+    newest = kept(gateway.root / "state/revisions")[0].revision
+    assert {slot.status.revision for slot in slots if slot.status} == {newest}
+
+
+def test_each_request_has_the_revision_on_record_that_decided(gateway: Gateway, origins: Origins) -> None:
+    before, folder = len(gateway.log()), gateway.root / "state/revisions"
+    curl(gateway, "https://open.example/allowed")
+    curl(gateway, "http://closed.example/denied")
+    curl(gateway, "https://closed.example/inside-a-denied-tunnel")
+    curl(gateway, "https://paths.example/denied-by-its-url")
+    gateway.logged("https://paths.example/denied-by-its-url", before)
+    lines = gateway.log()[before:]
+    assert [(line["method"], line["rule"]) for line in lines] == [
+        ("CONNECT", "open"),
+        ("GET", "open"),
+        ("GET", "closed"),
+        ("CONNECT", "closed"),
+        ("GET", "closed"),
+        ("CONNECT", "paths"),
+        ("GET", "default"),
+    ]
+    revision = kept(folder)[0].revision
+    assert {line["revision"] for line in lines} == {revision}
+    assert [rule.name for rule in load_kept(folder, revision).policy.rules] == ["open", "closed", "paths"]
+
+
+def test_a_kept_alive_connection_has_the_revision_of_each_of_its_requests_on_record(
+    gateway: Gateway, origins: Origins
+) -> None:
+    old = kept(gateway.root / "state/revisions")[0].revision
+    with Raw(gateway) as client:
+        assert answered(client, "http://closed.example/before") == 403
+        gateway.write("policy.yaml", POLICY.replace("{name: closed, action: deny,", "{name: opened, action: allow,"))
+
+        def opened() -> bool:
+            return answered(client, "http://closed.example/after") == 200
+
+        wait_for(opened, "the edit to take effect")
+    new = kept(gateway.root / "state/revisions")[0].revision
+    assert new != old
+    assert gateway.logged("http://closed.example/before")["revision"] == old
+    last = [line for line in gateway.log() if line["url"] == "http://closed.example/after"][-1]
+    assert (last["status"], last["rule"], last["verdict"], last["revision"]) == (200, "opened", "allow", new)
+
+
+def answered(client: Raw, url: str) -> int | None:
+    reply = client.get(url, "closed.example")
+    return reply.status if reply else None
