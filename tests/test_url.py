@@ -193,6 +193,7 @@ URLS = {
     "HTTP://example.com.:80/a%7eb?x=%7e": Url("http", Host("example.com"), 80, "/a~b", "x=%7e"),
     "https://example.com:8443/é?é": Url("https", Host("example.com"), 8443, "/%C3%A9", "%C3%A9"),
     "https://example.com?x": Url("https", Host("example.com"), 443, "/", "x"),
+    "https://example.com/?\x01\x02": Url("https", Host("example.com"), 443, "/", "%01%02"),
 }
 NOT_URLS = {
     "example.com/": "absolute URL",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squidkeeper import url, wire
@@ -26,11 +26,13 @@ def test_every_seed_holds(target: Target) -> None:
     check_seeds(target)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_stream_holds(data: bytes) -> None:
     lines.check(data)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(urls.WORDS), max_size=12).map(b"".join))
 def test_any_url_holds(data: bytes) -> None:
     urls.check(data)
@@ -43,6 +45,7 @@ def test_policies_that_were_changed_at_random_hold() -> None:
         policies.check(changed[: policies.TARGET.longest_bytes])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 255), st.sampled_from([b"a", b"", b"\r", b"bc" * 50])), max_size=12))
 def test_any_order_of_events_of_a_log_holds(events: list[tuple[int, bytes]]) -> None:
     records.check(b"\n".join(bytes([kind]) + piece for kind, piece in events))
