@@ -1,0 +1,640 @@
+"""The exporter as a process without a gateway, and its parts: pages, checks, metrics, what is missing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from http.client import HTTPConnection
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from squidkeeper.cli import main
+from squidkeeper.live import State, load
+from squidkeeper.metrics import DECISION_DURATION, METRICS
+from squidkeeper.observe.certificate import read_certificate
+from squidkeeper.observe.checkpoint import Checkpoint
+from squidkeeper.observe.collector import GatewayCollector, View, expected_series
+from squidkeeper.observe.counts import SERIES_LIMIT, Counter, Counts
+from squidkeeper.observe.health import PATIENCE_SECONDS, Seen, checks
+from squidkeeper.observe.manager import SquidCounters, parse_counters, read_counters
+from squidkeeper.observe.overview import status_of
+from squidkeeper.observe.server import Application
+from squidkeeper.observe.status import Certificate, page
+from squidkeeper.slots import Key, Slot, Status, histogram_keys, make_key
+
+from .conftest import judge_of
+from .test_tally import line, record
+
+NOW = 1_800_000_000.0
+POLICY = """
+clients: {lab: {networks: [192.0.2.7]}, ops: {networks: [192.0.2.8]}}
+secrets: {token: {file: token}, gone: {file: gone}, from-env: {env: SQUIDKEEPER_TEST_NOT_SET}}
+rules:
+  - {name: open, action: allow, hosts: [a.example]}
+  - {name: closed, action: deny, hosts: [b.example], clients: [ops], expires: 2030-01-01T00:00:00Z}
+credentials:
+  - {name: api, hosts: [a.example], bearer: token}
+"""
+SECRET = "never-to-be-shown-in-any-page"
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "token").write_text(SECRET)
+    (folder / "token").chmod(0o600)
+    (folder / "policy.yaml").write_text("version: 1\n" + POLICY.replace(", gone: {file: gone}", ""))
+    return folder
+
+
+# ── The process ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+
+class Process:
+    """An exporter that was started by the command."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.port = free_port()
+        self.log = folder / "access.log"
+        self.state = folder / "state"
+        command = [sys.executable, "-m", "squidkeeper", "exporter", "--listen", f"127.0.0.1:{self.port}"]
+        command += ["--policy", str(folder / "policy"), "--access-log", str(self.log), "--state", str(self.state)]
+        command += ["--ca", str(folder / "ca.crt"), "--squid", "127.0.0.1:1", *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def wait(self) -> Process:
+        """Wait until it answers."""
+        end = time.monotonic() + 30
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                self.get("/healthz")
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return self
+        raise AssertionError(f"no answer: {self.process.communicate(timeout=5)}")
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+            connection.request(method, path, headers=headers)
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.getheaders()), response.read().decode())
+
+    def value(self, series: str) -> float:
+        lines = self.get("/metrics").text.splitlines()
+        return next(float(one.rpartition(" ")[2]) for one in lines if one.startswith(f"{series} "))
+
+    def wait_for_value(self, series: str, value: float) -> None:
+        end = time.monotonic() + 20
+        while self.value(series) != value:
+            assert time.monotonic() < end, f"{series} is {self.value(series)}, not {value}"
+            time.sleep(0.05)
+
+    def end(self, by: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(by)
+        _, told = self.process.communicate(timeout=20)
+        return self.process.returncode, told
+
+
+@contextmanager
+def running(folder: Path, *options: str) -> Iterator[Process]:
+    process = Process(folder, *options)
+    try:
+        yield process.wait()
+    finally:
+        if process.process.poll() is None:
+            process.end(signal.SIGKILL)
+
+
+REQUESTS = 'squidkeeper_requests_total{client="lab",method_class="read",rule="open",status_class="2xx",verdict="allow"}'
+
+
+def test_it_starts_with_nothing_there_and_takes_up_what_comes(tmp_path: Path) -> None:
+    with running(tmp_path) as exporter:
+        assert exporter.get("/healthz").status == 503
+        assert [exporter.value(f"squidkeeper_{name}") for name in ("record_readable", "policy_rules")] == [0, 0]
+        assert [exporter.value(name) for name in ("squid_up", "squidkeeper_policy_last_reload_successful")] == [0, 0]
+        assert "\nsquidkeeper_ca_certificate_expiry_timestamp_seconds " not in exporter.get("/metrics").text
+        assert exporter.get("/").status == 200
+        (tmp_path / "policy").mkdir()
+        (tmp_path / "policy/policy.yaml").write_text(
+            "version: 1\nclients: {lab: {networks: [192.0.2.7]}}\n"
+            "rules: [{name: open, action: allow, hosts: [a.example]}]\n"
+        )
+        exporter.wait_for_value("squidkeeper_policy_rules", 1)
+        exporter.log.write_bytes(line())
+        exporter.wait_for_value("squidkeeper_record_readable", 1)
+        exporter.wait_for_value(REQUESTS, 1)
+        assert exporter.get("/healthz").status == 200
+        assert exporter.end() == (0, exporter_log(exporter, tmp_path))
+
+
+def exporter_log(exporter: Process, folder: Path) -> str:
+    revision = judge_revision(folder)
+    return (
+        f"squidkeeper: {folder}/policy does not load, everything is denied:\n"
+        f"{folder}/policy: the policy directory cannot be read: no such file or directory\n"
+        f"squidkeeper: metrics, health and status page are on 127.0.0.1:{exporter.port}\n"
+        f"squidkeeper: {folder}/policy: revision {revision} is in force\n"
+    )
+
+
+def judge_revision(folder: Path) -> str:
+    return load(folder / "policy", datetime.now(UTC)).judge.policy.revision
+
+
+def test_told_to_end_it_keeps_its_counts_and_is_killed_it_loses_none(tmp_path: Path, policy: Path) -> None:
+    (tmp_path / "access.log").write_bytes(line() * 3)
+    for number, by in enumerate((signal.SIGTERM, signal.SIGKILL, signal.SIGINT)):
+        with running(tmp_path) as exporter:
+            exporter.wait_for_value(REQUESTS, 3 + number)
+            with exporter.log.open("ab") as log:
+                log.write(line())
+            exporter.wait_for_value(REQUESTS, 4 + number)
+            status, _ = exporter.end(by)
+            assert status == (-signal.SIGKILL if by is signal.SIGKILL else 0)
+    assert (
+        sum(
+            number
+            for _, number in json.loads((tmp_path / "state/exporter/counts.json").read_bytes())["counts"]["requests"]
+        )
+        == 6
+    )
+
+
+def test_a_read_only_state_costs_its_counts_alone(tmp_path: Path, policy: Path) -> None:
+    (tmp_path / "state").write_text("not a folder")
+    (tmp_path / "access.log").write_bytes(line())
+    with running(tmp_path) as exporter:
+        exporter.wait_for_value(REQUESTS, 1)
+        assert exporter.value("squidkeeper_exporter_state_writable") == 0
+        assert exporter.get("/healthz").status == 200
+        _, told = exporter.end()
+    assert told.count("counts cannot be kept over a restart") == 1
+
+
+def test_a_second_one_is_refused_by_name(tmp_path: Path, policy: Path) -> None:
+    (tmp_path / "access.log").write_bytes(line())
+    with running(tmp_path) as exporter:
+        second = Process(tmp_path)
+        _, told = second.process.communicate(timeout=20)
+        assert second.process.returncode == 1
+        assert told.endswith(
+            f"Error: {tmp_path}/state/exporter: another exporter keeps its counts here: end it, or choose another one\n"
+        )
+        assert exporter.get("/healthz").status == 200
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path, policy: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        done = Process(tmp_path, "--listen", f"127.0.0.1:{port}").process
+        _, told = done.communicate(timeout=20)
+    assert (done.returncode, told) == (
+        1,
+        f"Error: cannot listen on 127.0.0.1 port {port}: Address already in use: end it, or choose another one\n",
+    )
+
+
+@pytest.mark.parametrize("listen", ["9129", "localhost:9129", "127.0.0.1", "127.0.0.1:x", "::1:9129"])
+def test_an_address_that_is_none_is_refused(listen: str) -> None:
+    done = CliRunner().invoke(main, ["exporter", "--listen", listen])
+    assert done.exit_code == 2
+    assert f"Invalid value for '--listen': {listen!r}" in done.output
+
+
+def test_no_secret_and_no_query_is_on_any_page(tmp_path: Path, policy: Path) -> None:
+    denied = line(verdict="deny", rule="closed", status=403, url=f"http://u:{SECRET}@b.example/seen?key={SECRET}")
+    (tmp_path / "access.log").write_bytes(denied)
+    with running(tmp_path) as exporter:
+        pages = [exporter.get(path).text for path in ("/", "/metrics", "/healthz")]
+        _, told = exporter.end()
+    assert "b.example/seen" in pages[0]
+    assert [text for text in (*pages, told) if SECRET in text] == []
+
+
+def test_the_page_is_for_this_machine_unless_it_is_opened(tmp_path: Path, policy: Path) -> None:
+    with running(tmp_path, "--status-from", "192.0.2.0/24") as exporter:
+        answer = exporter.get("/")
+        assert (answer.status, answer.text) == (
+            403,
+            "The status page is shown to 192.0.2.0/24 only; --status-from NETWORK opens it to others.\n",
+        )
+        assert exporter.get("/metrics").status == 200
+
+
+def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, policy: Path) -> None:
+    with running(tmp_path) as exporter:
+        idle = [socket.create_connection(("127.0.0.1", exporter.port)) for _ in range(50)]
+        for one in idle[::2]:
+            one.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n")
+        try:
+            assert exporter.get("/metrics").status == 200
+            assert int(Path(f"/proc/{exporter.process.pid}/status").read_text().split("Threads:")[1].split()[0]) < 12
+        finally:
+            for one in idle:
+                one.close()
+
+
+# ── The pages ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def answer(
+    peer: str = "127.0.0.1", path: str = "/", method: str = "GET", host: str = "127.0.0.1:9129", **more: str
+) -> Answer:
+    """Ask an application as a WSGI server does."""
+    registry = CollectorRegistry()
+    registry.register(GatewayCollector(lambda: view(None)))
+    networks = tuple(map(ip_network, ("127.0.0.0/8", "::1/128", "192.0.2.0/24")))
+    application = Application(registry, lambda: checks(seen()), lambda: "<html>", networks)
+    told: list[tuple[str, dict[str, str]]] = []
+
+    def start(status: str, headers: list[tuple[str, str]], *_: object) -> object:
+        told.append((status, dict(headers)))
+        return None
+
+    environ = {"PATH_INFO": path, "REQUEST_METHOD": method, "REMOTE_ADDR": peer, "HTTP_HOST": host, **more}
+    body = b"".join(application(environ, start))  # type: ignore[arg-type] # a write that nobody calls
+    ((status, headers),) = told
+    return Answer(int(status[:3]), headers, body.decode())
+
+
+def view(policy: Path | None) -> View:
+    judge = judge_of(policy.parent / "judged", POLICY) if policy else None
+    return View(
+        now=NOW,
+        kept=Checkpoint(since="2026-11-25T12:00:00.000+00:00"),
+        record_readable=True,
+        backlog_bytes=0,
+        state_writable=True,
+        policy=judge.policy if judge else None,
+        live=State(judge.policy.revision if judge else None, NOW - 100, ok=True, problem=""),
+        slots=(),
+        totals={},
+        certificate=Certificate(Path("/ca.crt")),
+        squid=SquidCounters({}, "refused"),
+    )
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "192.0.2.77"])
+def test_the_page_is_shown_to_whom_it_is_opened(peer: str) -> None:
+    assert answer(peer).text == "<html>"
+
+
+@pytest.mark.parametrize("peer", ["192.0.3.1", "::2", "::ffff:192.0.3.1", "fe80::1%eth0"])
+def test_the_page_is_shown_to_nobody_else(peer: str) -> None:
+    assert answer(peer).status == 403
+    assert "--status-from NETWORK opens it" in answer(peer).text
+    assert answer(peer, "/metrics").status == answer(peer, "/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:9129", "LOCALHOST", "127.0.0.1", "[::1]:9129", "192.0.2.1:9129"]
+)
+def test_the_page_is_shown_under_an_address(host: str) -> None:
+    assert answer(host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["", "evil.example", "evil.example:9129", "127.0.0.1.evil.example", "localhost.evil.example", "x@y"]
+)
+def test_the_page_is_not_shown_under_a_name_that_could_be_anybodys(host: str) -> None:
+    assert answer(host=host).status == 403
+    assert answer(host=host, path="/metrics").status == 200  # it is scraped by name too
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/nothing"])
+def test_every_answer_lets_nothing_in(path: str) -> None:
+    headers = answer(path=path).headers
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'unsafe-inline';")
+    assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == ("nosniff", "no-store")
+
+
+def test_other_paths_and_methods_are_refused() -> None:
+    assert answer(path="/metrics/").status == answer(path="/../etc/passwd").status == 404
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE", "get"):
+        assert answer(path="/metrics", method=method).status == 405
+        assert answer(path="/metrics", method=method).headers["Allow"] == "GET, HEAD"
+
+
+def test_head_is_answered_without_a_body() -> None:
+    whole, head = answer(path="/healthz"), answer(path="/healthz", method="HEAD")
+    assert (head.text, head.headers) == ("", whole.headers)
+
+
+def test_metrics_are_served_as_text_and_as_openmetrics() -> None:
+    plain = answer(path="/metrics")
+    assert plain.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    wanted = {"HTTP_ACCEPT": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
+    opened = answer(path="/metrics", **wanted)
+    assert opened.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert opened.text.endswith("# EOF\n")
+    families = parse_openmetrics(opened.text)  # type: ignore[no-untyped-call] # the library has no types for it
+    assert {family.name for family in families} == {family.name for family in parse_text(plain.text)}
+
+
+# ── Health ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+GOOD = State("aaaa", NOW - 100, ok=True, problem="")
+HELPER = Status("host", 77, NOW - 50, NOW - 1, "aaaa", reload_ok=True, reloaded=NOW - 50)
+
+
+def seen(live: State = GOOD, *helpers: Status, running: bool = True, record_problem: str = "") -> Seen:
+    slots = tuple(Slot(number, running, "x", status) for number, status in enumerate(helpers))
+    return Seen(NOW, live, slots, record_problem)
+
+
+def wrong(about: Seen) -> dict[str, str]:
+    return {check.name: check.detail for check in checks(about) if not check.healthy}
+
+
+def test_all_is_well_with_helpers_and_without() -> None:
+    assert wrong(seen(GOOD, HELPER)) == wrong(seen()) == {}
+    assert [check.name for check in checks(seen())] == ["policy", "record", "helpers"]
+
+
+def test_a_helper_that_has_ended_is_idle_whatever_it_left() -> None:
+    assert wrong(seen(GOOD, replace(HELPER, beat=0.0, revision="old", reload_ok=False), running=False)) == {}
+
+
+NAME = "helper host, process 77"
+
+
+@pytest.mark.parametrize(
+    ("helper", "detail"),
+    [
+        (replace(HELPER, beat=NOW - PATIENCE_SECONDS - 1), "no sign of life for 11 s"),
+        (replace(HELPER, busy_since=NOW - 12), "has not answered for 12 s"),
+        (replace(HELPER, reload_ok=False), "the policy on disk does not load there, with revision aaaa in force"),
+        (replace(HELPER, revision="bbbb"), "revision bbbb is in force there, and here aaaa"),
+        (replace(HELPER, revision=None), "revision None is in force there, and here aaaa"),
+    ],
+)
+def test_a_helper_that_is_ill_is_named(helper: Status, detail: str) -> None:
+    assert wrong(seen(GOOD, HELPER, helper)) == {NAME: detail}
+
+
+def test_a_helper_has_time_to_answer_and_to_take_up_an_edit() -> None:
+    assert wrong(seen(GOOD, replace(HELPER, beat=NOW - 9, busy_since=NOW - 9))) == {}
+    assert wrong(seen(replace(GOOD, loaded=NOW - 9), replace(HELPER, revision="bbbb"))) == {}
+
+
+@pytest.mark.parametrize(
+    ("live", "detail"),
+    [
+        (State("aaaa", NOW, ok=False, problem="x.yaml:1:1: bad"), "revision aaaa goes on: x.yaml:1:1: bad"),
+        (State(None, None, ok=False, problem="x.yaml:1:1: bad"), "everything is denied: x.yaml:1:1: bad"),
+    ],
+)
+def test_a_policy_that_does_not_load_is_told_with_its_faults(live: State, detail: str) -> None:
+    assert wrong(seen(live)) == {"policy": f"the policy on disk does not load, {detail}"}
+
+
+def test_a_record_that_cannot_be_read_is_told() -> None:
+    assert wrong(seen(record_problem="cannot be read")) == {"record": "cannot be read"}
+
+
+# ── The metrics ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def samples(about: View) -> dict[str, float]:
+    """Every sample that is served, by its series as text."""
+    registry = CollectorRegistry()
+    registry.register(GatewayCollector(lambda: about))
+    lines = generate_latest(registry).decode().splitlines()
+    return {series: float(value) for series, _, value in (one.rpartition(" ") for one in lines if one[0] != "#")}
+
+
+def test_each_entry_of_the_table_is_served_by_its_name_kind_and_meaning(policy: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(GatewayCollector(lambda: view(policy)))
+    told = generate_latest(registry).decode().splitlines()
+    for metric in METRICS:
+        assert f"# TYPE {metric.name} {metric.kind}" in told
+        assert f"# HELP {metric.name} {metric.help}" in told
+
+
+def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
+    found = samples(view(policy))
+    for client in ("lab", "ops", "none"):
+        series = f'client="{client}",method_class="read",rule="open",status_class="2xx",verdict="allow"'
+        assert found[f"squidkeeper_requests_total{{{series}}}"] == 0
+        assert found[f'squidkeeper_enforcement_drift_total{{client="{client}",rule="default"}}'] == 0
+    closed = [series for series in found if 'rule="closed"' in series and "requests_total" in series]
+    assert closed == [
+        'squidkeeper_requests_total{client="ops",method_class="read",rule="closed",status_class="4xx",verdict="deny"}'
+    ]
+    assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="closed"}'] == 0
+    assert (
+        found['squidkeeper_rule_expiry_timestamp_seconds{rule="closed"}']
+        == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
+    )
+    assert found['squidkeeper_credential_failures_total{credential="api"}'] == 0
+    assert [found[f'squidkeeper_helper_processes{{helper="{one}"}}'] for one in ("host", "request")] == [0, 0]
+
+
+def test_a_policy_of_thousands_makes_no_series_without_end(tmp_path: Path) -> None:
+    clients = "".join(f"  c{number}: {{networks: [10.0.{number}.0/24]}}\n" for number in range(200))
+    rules = "".join(f"  - {{name: r{number}, action: allow, hosts: [h{number}.example]}}\n" for number in range(3000))
+    policy = judge_of(tmp_path / "many", f"clients:\n{clients}rules:\n{rules}").policy
+    assert 0 < len(expected_series(policy)) <= SERIES_LIMIT // 2
+
+
+def test_counts_of_the_record_are_served(policy: Path) -> None:
+    counter = Counter(Counts())
+    for milliseconds in (5, 6, 400_000):
+        counter.count(record(duration_ms=milliseconds), "lab")
+    counter.count_drift("lab", "closed")
+    kept = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    found = samples(replace(view(policy), kept=kept, backlog_bytes=7, record_readable=False, state_writable=False))
+    assert found[REQUESTS] == 3
+    assert found['squidkeeper_response_bytes_total{client="lab",rule="open",verdict="allow"}'] == 300
+    bucket = 'squidkeeper_request_duration_seconds_bucket{le="%s",method_class="read",verdict="allow"}'
+    assert [found[bucket % bound] for bound in ("0.005", "0.01", "300.0", "+Inf")] == [1, 2, 2, 3]
+    assert found['squidkeeper_request_duration_seconds_sum{method_class="read",verdict="allow"}'] == 400.011
+    assert found['squidkeeper_enforcement_drift_total{client="lab",rule="closed"}'] == 1
+    at = datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()
+    assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="open"}'] == at
+    assert found["squidkeeper_record_last_line_timestamp_seconds"] == at
+    assert [
+        found[f"squidkeeper_{name}"] for name in ("record_backlog_bytes", "record_readable", "exporter_state_writable")
+    ] == [7, 0, 0]
+
+
+def test_what_helpers_count_is_served(policy: Path) -> None:
+    *buckets, total = histogram_keys(DECISION_DURATION.name, {"helper": "host"}, DECISION_DURATION.buckets)
+    totals: dict[Key, float] = {
+        make_key("squidkeeper_decisions_total", {"helper": "host", "rule": "open", "verdict": "allow"}): 5,
+        make_key("squidkeeper_protocol_errors_total", {"helper": "rewrite"}): 2,
+        make_key("squidkeeper_credential_injections_total", {"credential": "api"}): 3,
+        make_key("squidkeeper_helper_starts_total", {"what": "of another release"}): 9,
+        make_key("unknown_total", {}): 9,
+        buckets[0]: 4,
+        buckets[-1]: 1,
+        total: 2.5,
+    }
+    about = replace(view(policy), totals=totals)
+    stuck = replace(HELPER, beat=NOW - 20, revision=about.live.revision)
+    found = samples(
+        replace(about, slots=(Slot(0, True, "x", HELPER), Slot(1, True, "y", stuck), Slot(2, False, "z", stuck)))
+    )
+    assert found['squidkeeper_decisions_total{helper="host",rule="open",verdict="allow"}'] == 5
+    assert found['squidkeeper_protocol_errors_total{helper="rewrite"}'] == 2
+    assert found['squidkeeper_credential_injections_total{credential="api"}'] == 3
+    assert found['squidkeeper_helper_starts_total{helper="host"}'] == 0
+    duration = "squidkeeper_decision_duration_seconds"
+    assert [found[f'{duration}_bucket{{helper="host",le="{bound}"}}'] for bound in ("1e-05", "1.0", "+Inf")] == [
+        4,
+        4,
+        5,
+    ]
+    assert (found[f'{duration}_count{{helper="host"}}'], found[f'{duration}_sum{{helper="host"}}']) == (5, 2.5)
+    processes = [found[f'squidkeeper_helper_processes{more}{{helper="host"}}'] for more in ("", "_outdated", "_stuck")]
+    assert processes == [2, 1, 1]
+
+
+def test_no_series_is_served_twice(policy: Path) -> None:
+    counter = Counter(Counts())
+    for rule in ("open", "closed", "default", "gone"):
+        counter.count(record(rule=rule), "lab")
+    registry = CollectorRegistry()
+    registry.register(
+        GatewayCollector(lambda: replace(view(policy), kept=Checkpoint(since="x", counts=counter.counts())))
+    )
+    series = [one.rpartition(" ")[0] for one in generate_latest(registry).decode().splitlines() if one[0] != "#"]
+    assert len(series) == len(set(series))
+
+
+# ── The status page ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_status_page_is_filled(policy: Path) -> None:
+    counter = Counter(Counts())
+    counter.count(record(), "lab")
+    counter.count(record(verdict="deny", rule="default"), "lab")
+    kept = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    about = replace(
+        view(policy), kept=kept, slots=(Slot(0, True, "x", HELPER, (("squidkeeper_decisions_total", {}, 5.0),)),)
+    )
+    status = status_of(about, Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
+    at = datetime(2026, 11, 25, 12, tzinfo=UTC)
+    rows = [(row.name, row.action, row.allowed, row.denied, row.last_matched, row.built_in) for row in status.rules]
+    assert rows == [
+        ("open", "allow", 1, 0, at, False),
+        ("closed", "deny", 0, 0, None, False),
+        ("default", "deny", 0, 1, at, True),
+    ]
+    (helper,) = status.helpers
+    assert (helper.kind, helper.outdated, helper.stuck, helper.answered) == ("host", True, False, 5)
+    assert {secret.name: secret.problem is None for secret in status.secrets} == {
+        "token": False,
+        "gone": False,
+        "from-env": True,  # of Squid's environment this process knows nothing
+    }
+    assert status.secrets[0].used_by == ("api",)
+    assert not status.squid.up
+    assert "127.0.0.1:3129" in page(status)
+
+
+def test_the_faults_of_a_bad_policy_are_on_the_status_page(policy: Path) -> None:
+    about = replace(view(policy), live=State("aaaa", NOW, ok=False, problem="it broke"))
+    status = status_of(about, Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
+    assert [str(fault) for fault in status.policy.faults] == ["/policy: it broke"]
+
+
+# ── The CA and Squid ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_end_of_the_ca_is_read_from_its_certificate(tmp_path: Path) -> None:
+    file = tmp_path / "ca.crt"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(tmp_path / "ca.key"), "-out", str(file), "-days", "10", "-subj", "/CN=Tests"]
+    subprocess.run(command, check=True, capture_output=True)
+    found = read_certificate(file)
+    assert found.subject == "CN=Tests"
+    assert found.not_after is not None
+    assert 9 <= (found.not_after - datetime.now(UTC)).days <= 10
+    assert samples(replace(view(None), certificate=found))["squidkeeper_ca_certificate_expiry_timestamp_seconds"] == (
+        found.not_after.timestamp()
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "no such file or directory"), (b"x", "it is no certificate"), (b"", "it is no certificate")],
+)
+def test_a_ca_that_cannot_be_read_says_why(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    if content is not None:
+        (tmp_path / "ca.crt").write_bytes(content)
+    found = read_certificate(tmp_path / "ca.crt")
+    assert found.not_after is None
+    assert problem in str(found.problem)
+
+
+def test_counters_are_parsed_and_the_rest_is_passed_over() -> None:
+    others = b"sample_time = 1.5 (Wed, 25 Nov)\nx = nan\ny = -1\nz\n\xff = 1e9\n = \n"
+    assert parse_counters(b"client_http.requests = 12\ncpu_time = 0.25\n" + others) == {
+        "client_http.requests": 12,
+        "cpu_time": 0.25,
+    }
+
+
+@pytest.mark.parametrize(
+    ("told", "problem"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "is answered 403: does squid.conf open it"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "holds no counters"),
+        (b"SSH-2.0-OpenSSH\r\n", "SSH-2.0"),
+        (b"", "closed connection"),
+    ],
+)
+def test_what_is_no_squid_says_why(told: bytes, problem: str) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        thread = threading.Thread(target=answer_once, args=(server, told))
+        thread.start()
+        found = read_counters("127.0.0.1", server.getsockname()[1])
+        thread.join()
+    assert found.values == {}
+    assert problem in str(found.problem)
+
+
+def answer_once(server: socket.socket, told: bytes) -> None:
+    connection, _ = server.accept()
+    with closing(connection):
+        connection.recv(4096)
+        connection.sendall(told)
+
+
+def test_a_squid_that_hangs_is_not_waited_for() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        found = read_counters("127.0.0.1", server.getsockname()[1])
+    assert found.problem == "timed out"
