@@ -1,0 +1,161 @@
+"""The report and the status page of a real gateway, in a real browser."""
+
+import re
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .browser import Visit, visit
+from .curl import curl
+from .gateway import Gateway, NewGateway
+from .network import run, wait_for
+from .origin import Origins
+from .raw import Raw
+
+NARROW, WIDE = 380, 1400
+EXPORTER = "127.0.0.1:9129"
+POLICY = """
+version: 1
+clients:
+  one: {networks: [127.0.0.1/32]}
+rules:
+  - {name: no-wikipedia, action: deny, hosts: [.wikipedia.org], reason: Wikipedia is closed to sandboxes.}
+  - {name: api, action: allow, hosts: [api.example]}
+  - {name: hotfix-window, action: allow, hosts: [deploy.example.com], expires: 2020-01-01T00:00:00Z, owner: platform}
+  - {name: a-rule-with-a-long-name-as-operators-like-them, action: allow, hosts: [example.com]}
+secrets:
+  token: {file: secrets/token}
+  missing: {file: secrets/missing}
+credentials:
+  - {name: api-token, hosts: [api.example], paths: [/v1/**], bearer: token}
+  - {name: no-token, hosts: [api.example], paths: [/v2/**], bearer: missing}
+"""
+SCRIPT = "<script>(top.ran=top.ran||[]).push(1)</script>"
+CLOSED = """http-equiv="Content-Security-Policy" content="default-src 'none'\""""
+HOSTILE = (
+    SCRIPT,
+    '"><img/src=x/onerror=(top.ran=top.ran||[]).push(2)>',
+    "</title></style></svg>" + SCRIPT,
+    "%E2%80%AEgnp.exe",
+    "x" * 7000,
+)
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
+    """A gateway that has had ordinary and hostile requests."""
+    gateway = new_gateway(POLICY)
+    gateway.secret("token", "ghp_the-token-of-the-pages")
+    gateway.start()
+    for url in ("https://api.example/v1/x?q=QUERY", "https://example.com/", "https://api.example/v2/x?q=QUERY"):
+        curl(gateway, url)
+    for _ in range(3):
+        curl(gateway, "https://en.wikipedia.org/wiki/Squid?q=QUERY")
+    for text in HOSTILE:
+        curl(gateway, f"http://evil.example/{text}?q=QUERY", "--globoff")
+    with Raw(gateway) as raw:
+        raw.send(f"GET http://x.example/{SCRIPT} HTTP/1.1\r\nHost: x.example\r\nUser-Agent: {SCRIPT}\r\n\r\n".encode())
+        raw.answer()
+    wait_for(lambda: len(gateway.log()) >= 3 + 2 * 3 + 3 + len(HOSTILE) + 1, "the record of them")
+    return gateway
+
+
+@pytest.fixture(scope="module")
+def report(gateway: Gateway) -> str:
+    page = gateway.root / "report.html"
+    run(
+        *(gateway.root / "bin/squidkeeper", "report", gateway.root / "log/access.log"),
+        *("--html", page, "--policy", gateway.policy_folder),
+    )
+    return page.read_text()
+
+
+@pytest.fixture(scope="module")
+def status(gateway: Gateway) -> Iterator[str]:
+    """The status page of an exporter beside that gateway."""
+    command: list[str | Path] = [gateway.root / "bin/squidkeeper", "exporter", "--listen", EXPORTER]
+    command += ["--policy", gateway.policy_folder, "--access-log", gateway.root / "log/access.log"]
+    command += ["--state", gateway.root / "state", "--ca", gateway.ca, "--squid", gateway.authority]
+    with (gateway.root / "log/exporter.log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield wait_for(lambda: _fetched(f"http://{EXPORTER}/"), f"the exporter; see {log.name}")
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _fetched(url: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            page: str = reply.read().decode()
+    except OSError:
+        return ""
+    return page
+
+
+@pytest.fixture(scope="module")
+def light(report: str, status: str) -> Visit:
+    return visit({"report": report, "status": status}, (NARROW, WIDE))
+
+
+def test_the_browser_tells_what_must_not_be() -> None:
+    """What the tests below find nothing of is found where it is."""
+    open_page = f"<title>x</title>{SCRIPT}<img src='http://elsewhere.example/x'><p style='width: 900px'>wide"
+    seen = visit({"open": open_page, "closed": f"<meta {CLOSED}>{open_page}"}, (NARROW,))
+    assert seen.ran == [1]
+    assert "http://elsewhere.example/x" in seen.asked_for
+    assert seen.views["open", NARROW].overflow > 500
+    assert seen.views["open", NARROW].outside
+    assert any("Content Security Policy" in line for line in seen.console)
+
+
+def test_the_report_shows_who_went_where_and_what_was_denied(light: Visit) -> None:
+    rows = light.views["report", WIDE].rows
+    assert any(re.fullmatch(r"en\.wikipedia\.org 3 .*⊘ 3", row) for row in rows)
+    assert any(row.startswith("no-wikipedia Wikipedia is closed to sandboxes. 3 2 ") for row in rows)
+    assert any(row.startswith("3 127.0.0.1 no-wikipedia") and row.endswith("/wiki/Squid") for row in rows)
+    assert any(re.match(r"api-token api\.example 1", row) for row in rows)
+    assert light.views["report", WIDE].pictures >= 3
+
+
+def test_the_status_page_says_what_is_wrong_and_shows_rules_denials_and_secrets(light: Visit) -> None:
+    view = light.views["status", WIDE]
+    assert "The secret missing cannot be had" in view.text
+    assert any(re.match(r"1 no-wikipedia deny [36]\b", row) for row in view.rows)
+    assert any(row.startswith("3 hotfix-window allow") and "lapsed" in row for row in view.rows)
+    assert any("× 3 127.0.0.1 no-wikipedia" in row and row.endswith("/wiki/Squid") for row in view.rows)
+    assert any(row.startswith("token yes file ") for row in view.rows)
+    assert any(row.startswith("host well ") for row in view.rows)
+
+
+def test_no_script_of_a_client_runs_and_nothing_is_asked_for_or_complained_of(light: Visit) -> None:
+    assert light.ran == []
+    assert light.asked_for == {f"http://pages.example/{name}" for name in ("probe", "report", "status")}
+    assert [view.loaded for view in light.views.values()] == [[]] * len(light.views)
+    assert light.console == []
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+@pytest.mark.parametrize("page", ["report", "status"])
+def test_nothing_is_wider_than_the_window(light: Visit, page: str, width: int) -> None:
+    view = light.views[page, width]
+    assert view.outside == []
+    assert view.overflow == 0
+
+
+def test_dark_is_dark(light: Visit, report: str, status: str) -> None:
+    dark = visit({"report": report, "status": status}, (WIDE,), dark=True)
+    for page in ("report", "status"):
+        assert light.views[page, WIDE].background == "rgb(255, 255, 255)"
+        assert dark.views[page, WIDE].background == "rgb(20, 23, 27)"
+
+
+def test_no_query_and_no_secret_is_on_a_page(report: str, status: str) -> None:
+    for page in (report, status):
+        assert "evil.example" in page
+        assert "QUERY" not in page
+        assert "ghp_the-token-of-the-pages" not in page
