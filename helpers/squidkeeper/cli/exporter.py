@@ -55,7 +55,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 
 
 def _file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
-    kind = click.Path(path_type=Path)
+    kind = click.Path(path_type=Path, readable=False)  # what cannot be read is told by the metrics
     return click.option(option, metavar="FILE", type=kind, default=default, show_default=True, help=text)
 
 
@@ -73,7 +73,7 @@ def _file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
 @click.option(
     "--state",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_STATE,
     show_default=True,
     help="What helpers have counted, and where the exporter keeps its own counts.",
