@@ -370,6 +370,7 @@ TEXTS = st.one_of(
 @example(["a.b CNAME .", "*.a.b CNAME .", "$ORIGIN a.", "$ORIGIN b.a.", "*.a.b CNAME ."])
 @example(["a. 300 SOA b. c. 1", "a.b.a. 300 IN CNAME .", "*.a.b.a. 300 IN CNAME .", "b.a. CNAME .", "a. CNAME ."])
 @example(["a. SOA b. c. 1", "a.local.a. CNAME .", "a.rpz-ip.a. CNAME .", ".a.b.a. CNAME .", "**.a.b.a. CNAME ."])
+@example(["address=/a.b/10.0.255.01", "address=/a.b/10.0.256.1", "address=/a.b/10.0.255.1", "address=/a.b/1.2.3"])
 @example(["a.b. CNAME .", "@ SOA b. c. 1", "a.b. CNAME .", "a.b.none. CNAME ."])
 @example(["[Adblock]", "a.b", "||a.b^", "!#if a", "||a.b^", "!#endif", "||a.b^"])
 @settings(max_examples=500)

@@ -245,7 +245,7 @@ _EXCEPTION = re.compile(r"@@|(?:server|local)=/\S+/[^/\s]")
 
 # Most lines, as they are: a name in its one spelling, of two labels at least and no address. Whatever else there is
 # goes through `patterns`, and so do these where a line before them says that they mean something else.
-_NAME = r"(?:[a-z0-9_-]{1,63}\.)++(?!local|rpz-)[a-z][a-z0-9-]{0,62}"
+_NAME = r"(?:[a-z0-9_-]{1,63}\.(?![ \t]))++(?!local|rpz-)[a-z][a-z0-9-]{0,62}"
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _PLAIN_OWNER = re.compile(rf"(?:\*\.)?{_NAME}")
 _PLAIN_LINE = re.compile(
