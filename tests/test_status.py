@@ -151,6 +151,27 @@ def test_rules_stand_in_their_order_with_hits_and_expiry() -> None:
     assert "lapsed" in text
 
 
+def test_of_very_many_rules_those_that_count_are_shown() -> None:
+    rules = [RuleInForce(f"rule-{number}", "allow") for number in range(2000)]
+    rules[1500] = replace(rules[1500], denied=3)
+    text = text_of(replace(WELL, rules=tuple(rules)))
+    assert "1501 rule-1500 allow 3" in text
+    assert "1,999 rules not shown" in text
+    assert "rule-7" not in text
+
+
+def test_of_very_many_faults_the_first_are_shown() -> None:
+    text = text_of(replace(WELL, policy=replace(POLICY, faults=(FAULT,) * 70)))
+    assert text.count("policy.yaml:41:11") == 50
+    assert "and 20 more: squidkeeper check shows all" in text
+
+
+def test_secrets_that_cannot_be_had_are_one_thing_to_do() -> None:
+    (trouble,) = troubles(replace(WELL, secrets=tuple(SecretInUse(name, "file /x", "gone") for name in "abc")))
+    assert trouble.what == "3 secrets cannot be had: requests that need them are denied."
+    assert trouble.remedy == "See below: a, b, c."
+
+
 def test_helpers_and_secrets_are_named_and_judged() -> None:
     secrets = (
         SecretInUse("a-key", "file /secrets/a", None, ("api",)),
@@ -182,6 +203,13 @@ def test_the_newest_are_kept_and_no_more_than_the_bound() -> None:
     kept = denials_of(denial(url=f"https://a.example/{number}") for number in range(200))
     assert len(kept) == DENIALS_KEPT
     assert kept[0].url == "https://a.example/199"
+
+
+def test_a_client_with_many_denials_does_not_push_out_those_of_another() -> None:
+    many = [denial(client="192.0.2.66", url=f"https://a.example/{number}") for number in range(500)]
+    kept = denials_of([denial(), *many, denial(client="192.0.2.2")])
+    assert [one.client for one in (kept[0], kept[-1])] == ["192.0.2.2", "192.0.2.1"]
+    assert len(kept) == DENIALS_KEPT
 
 
 def test_denials_live_through_a_restart_in_their_order() -> None:

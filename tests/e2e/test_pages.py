@@ -4,6 +4,7 @@ import re
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,15 @@ def test_the_status_page_says_what_is_wrong_and_shows_rules_denials_and_secrets(
     assert any("× 3 127.0.0.1 no-wikipedia" in row and row.endswith("/wiki/Squid") for row in view.rows)
     assert any(row.startswith("token yes file ") for row in view.rows)
     assert any(row.startswith("host well ") for row in view.rows)
+
+
+def test_the_ready_command_explains_the_denial(gateway: Gateway, status: str) -> None:
+    commands = [unescape(code) for code in re.findall(r"<code>(squidkeeper explain [^<]*)</code>", status)]
+    command = next(one for one in commands if one.endswith("https://en.wikipedia.org/wiki/Squid"))
+    environment = {"PATH": f"{gateway.root}/bin:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("DENY         GET https://en.wikipedia.org/wiki/Squid\nrule         no-wikipedia")
 
 
 def test_no_script_of_a_client_runs_and_nothing_is_asked_for_or_complained_of(light: Visit) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -209,7 +209,7 @@ class Status:
     rules: tuple[RuleInForce, ...]
     """In the policy's order, the verdicts that were seen after them."""
     denials: tuple[Denial, ...]
-    """`RecentDenials.newest()`."""
+    """What `RecentDenials.newest()` gives."""
     helpers: tuple[HelperProcess, ...]
     """Those that run; none is idle, not ill: Squid starts one when it asks."""
     secrets: tuple[SecretInUse, ...]
@@ -223,6 +223,8 @@ class Status:
 
 class RecentDenials:
     """The last denials, a bounded number; the same one again only counts up. The tally feeds it, the page reads it.
+
+    Where there are too many, the oldest of the client that has the most goes.
 
     Safe between threads. To live through a restart: keep `newest()` (msgspec and json know such dataclasses), hand it
     back as `kept`.
@@ -253,7 +255,13 @@ class RecentDenials:
         before = self._rows.pop(key, None)
         self._rows[key] = replace(denial, times=denial.times + before.times) if before else denial
         if len(self._rows) > self._limit:
-            self._rows.popitem(last=False)
+            self._forget_one()
+
+    def _forget_one(self) -> None:
+        """Forget the oldest of the client that has the most: so no client's denials push out those of another."""
+        clients = Counter(denial.client for denial in self._rows.values())
+        (busiest, _), *_ = clients.most_common(1)
+        del self._rows[next(key for key, denial in self._rows.items() if denial.client == busiest)]
 
     def _forget_tunnel(self, denial: Denial, tunnel: str) -> None:
         """Let a request stand for the CONNECT of the denied tunnel that it came through, which it answers."""
@@ -373,11 +381,14 @@ def _helper_troubles(status: Status) -> Iterable[Trouble]:
 
 
 def _secret_troubles(secrets: Iterable[SecretInUse]) -> Iterable[Trouble]:
-    for secret in secrets:
-        if secret.problem:
-            what = f"The secret {secret.name} cannot be had: requests that need it are denied."
-            why = secret.problem.removeprefix(f"secret {secret.name}: ")
-            yield Trouble(Urgency.NOW, what, f"{why[:1].upper()}{why[1:]}.", "secrets")
+    missing = [secret for secret in secrets if secret.problem]
+    if len(missing) > 1:
+        what = f"{len(missing)} secrets cannot be had: requests that need them are denied."
+        yield Trouble(Urgency.NOW, what, f"See below: {', '.join(secret.name for secret in missing[:10])}.", "secrets")
+    for secret in missing if len(missing) == 1 else ():
+        why = (secret.problem or "").removeprefix(f"secret {secret.name}: ")
+        what = f"The secret {secret.name} cannot be had: requests that need it are denied."
+        yield Trouble(Urgency.NOW, what, f"{why[:1].upper()}{why[1:]}.", "secrets")
 
 
 def _ca_troubles(ca: Certificate, now: datetime) -> Iterable[Trouble]:
@@ -404,6 +415,8 @@ def _because(problem: str | None) -> str:
     return f" ({problem})" if problem else ""
 
 
+_RULES_SHOWN = 500
+_FAULTS_SHOWN = 50
 _SHORT_URL = 240  # characters of a request that a row shows; its command has the rest
 
 
@@ -413,6 +426,7 @@ _SHORT_URL = 240  # characters of a request that a row shows; its command has th
 def page(status: Status) -> str:
     """Make the page: one HTML document that needs nothing else."""
     found = troubles(status)
+    rules = _rules_shown(status.rules)
     return render(
         "status.html",
         {
@@ -421,6 +435,9 @@ def page(status: Status) -> str:
             "urgency": found[0].urgency if found else "",
             "headline": _headline(found),
             "denials": [(denial, explain_command(denial, status.policy.directory)) for denial in status.denials],
+            "rules": rules,
+            "rules_left_out": len(status.rules) - len(rules),
+            "faults": status.policy.faults[:_FAULTS_SHOWN],
             "most_hits": max((rule.allowed + rule.denied for rule in status.rules), default=0),
             "split_bar": split_bar,
             "shown_url": shown_url,
@@ -428,6 +445,14 @@ def page(status: Status) -> str:
             "shortest": _SHORT_URL,
         },
     )
+
+
+def _rules_shown(rules: tuple[RuleInForce, ...]) -> list[tuple[int, RuleInForce]]:
+    """Give the rules their numbers; of very many, only those that matched or lapse."""
+    numbered = list(enumerate(rules, 1))
+    if len(numbered) > _RULES_SHOWN:
+        numbered = [(number, rule) for number, rule in numbered if rule.allowed or rule.denied or rule.expires]
+    return numbered[:_RULES_SHOWN]
 
 
 def _headline(found: tuple[Trouble, ...]) -> str:
