@@ -191,6 +191,18 @@ def test_told_to_end_it_keeps_its_counts_and_is_killed_it_loses_none(tmp_path: P
     )
 
 
+def test_what_was_served_never_goes_back_even_when_killed_and_the_log_is_gone(tmp_path: Path, policy: Path) -> None:
+    (tmp_path / "access.log").write_bytes(line() * 30)
+    with running(tmp_path) as exporter:
+        exporter.log.write_bytes(exporter.log.read_bytes() + line() * 12)
+        exporter.wait_for_value(REQUESTS, 42)
+        exporter.end(signal.SIGKILL)
+    (tmp_path / "access.log").write_bytes(line(connection="2"))
+    with running(tmp_path) as exporter:
+        assert exporter.value(REQUESTS) == 43
+        assert exporter.value("squidkeeper_record_lost_total") == 1
+
+
 def test_a_read_only_state_costs_its_counts_alone(tmp_path: Path, policy: Path) -> None:
     (tmp_path / "state").write_text("not a folder")
     (tmp_path / "access.log").write_bytes(line())

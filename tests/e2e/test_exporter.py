@@ -273,3 +273,17 @@ def test_a_second_exporter_of_the_same_state_is_refused(gateway: Gateway, export
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 1
     assert f"{root}/state/exporter: another exporter keeps its counts here" in done.stderr
+
+
+def test_what_it_may_not_read_keeps_it_from_nothing(new_gateway: NewGateway) -> None:
+    gateway = new_gateway(POLICY)
+    gateway.policy_folder.chmod(0o700)  # root's
+    (gateway.root / "log/access.log").write_text("")
+    (gateway.root / "log/access.log").chmod(0o600)
+    exporter = Exporter(gateway, 9131).start()
+    try:
+        status, wrong = exporter.health()
+        assert (status, wrong.keys()) == (503, {"policy", "record"})
+        assert "the policy directory cannot be read: permission denied" in wrong["policy"]
+    finally:
+        exporter.stop()

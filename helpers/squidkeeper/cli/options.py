@@ -12,12 +12,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_POLICY = Path("/etc/squidkeeper/policy")
 DEFAULT_STATE = Path("/var/lib/squidkeeper")
+# readable=False: a folder that cannot be read is a denial or a metric, in words of ours, and never the program's end.
 
 policy_option = click.option(
     "--policy",
     "directory",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_POLICY,
     show_default=True,
     help="The policy: every *.yaml and *.yml in DIR.",
@@ -40,7 +41,7 @@ def helper_options(concurrency: int) -> Callable[[F], F]:
         command = click.option(
             "--state",
             metavar="DIR",
-            type=click.Path(path_type=Path),
+            type=click.Path(path_type=Path, readable=False),
             default=DEFAULT_STATE,
             show_default=True,
             help="Where compiled host lists, counts and the revisions that were in force are kept.",
