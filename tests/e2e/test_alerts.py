@@ -124,10 +124,9 @@ def watched(
 
 def renew_ca(gateway: Gateway, days: int) -> None:
     """A certificate for the CA's key that ends after so many days."""
-    key = gateway.ca.with_name("ca.key")
-    command = ["openssl", "req", "-x509", "-key", key, "-days", str(days), "-subj", "/CN=e2e", "-out"]
-    run(*command, gateway.ca.with_name("new.crt"))
-    gateway.ca.with_name("new.crt").rename(gateway.ca)
+    key, new = gateway.ca.with_name("ca.key"), gateway.ca.with_name("new.crt")
+    run("openssl", "req", "-x509", "-key", key, "-days", str(days), "-subj", "/CN=e2e", "-out", new)
+    new.rename(gateway.ca)
 
 
 @pytest.fixture(scope="module")
