@@ -104,6 +104,7 @@ def test_check_says_how_long_and_how_old_each_list_is(policy: Path, age_seconds:
     write_policy(policy, lists, "b.yaml")
     status, out = run("check", "--policy", policy)
     assert status == 0
+    assert ", 5 rules, 0 faults, 1 warning" in out.splitlines()[-1]
     assert out.splitlines()[-2] == (f"{policy}/trackers.txt: list trackers: 1,234 hosts, {age}, 1 line not understood")
     [row] = json.loads(run("check", "--policy", policy, "--json")[1])["lists"]
     assert 0 <= row.pop("age_seconds") - age_seconds < 60

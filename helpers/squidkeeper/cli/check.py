@@ -93,7 +93,9 @@ def _text(report: Report) -> str:
     found = f"{_count(len(report.faults), 'fault')}, {_count(len(report.warnings), 'warning')}"
     if report.faults:
         return "\n".join([*lines, f"{report.directory} does not load: {found}"])
-    return "\n".join([*lines, f"{report.directory} loads: revision {report.revision}, {report.rules} rules, {found}"])
+    return "\n".join(
+        [*lines, f"{report.directory} loads: revision {report.revision}, {_count(report.rules, 'rule')}, {found}"]
+    )
 
 
 def _list_text(one: ListReport) -> str:
