@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from squidkeeper.engine import Judge
+from squidkeeper.engine.query import query_of
 from squidkeeper.live import load, load_sources
 from squidkeeper.observe.drift import Drift, Finding, KeptJudges, was_served
 from squidkeeper.observe.record import NONE, Record
@@ -79,6 +80,7 @@ NOT_SERVED: list[dict[str, Any]] = [
     {"squid": "NONE_NONE/HIER_DIRECT", "status": 503, "error": "ERR_SECURE_CONNECT_FAIL", "verdict": NONE},
     {"squid": "NONE_NONE_ABORTED/HIER_NONE", "method": "CONNECT", "error": "ERR_CLIENT_GONE", "verdict": "deny"},
     {"squid": "NONE_NONE_ABORTED/HIER_NONE", "method": "CONNECT", "error": "ERR_READ_ERROR", "verdict": "deny"},
+    {"squid": "NONE_NONE_ABORTED/HIER_NONE", "method": "CONNECT"},
     {"squid": "NONE_NONE/HIER_NONE", "method": "CONNECT", "error": "ERR_PROTOCOL_UNKNOWN"},
     {"squid": "TCP_MISS/HIER_NONE", "status": 503, "error": "ERR_CANNOT_FORWARD", "verdict": "deny"},
     {"squid": "TCP_MISS_ABORTED/HIER_NONE", "status": 0, "verdict": "deny"},
@@ -129,6 +131,14 @@ def found(finding: Finding | None) -> tuple[str, str] | None:
     return (finding.kind.value, finding.rule) if finding else None
 
 
+TOO_MANY_READINGS = "/a/..;/b//..;c/../d;e/..//f/.;/g//../h;i//..;/" * 3
+
+
+def test_some_paths_can_be_read_in_too_many_ways(judge: Judge) -> None:
+    url = f"https://open.example{TOO_MANY_READINGS}"
+    assert judge.decide(query_of("GET", url), datetime.now(UTC)).rule == "invalid-request"
+
+
 DUE: list[tuple[str, dict[str, Any]]] = [
     ("http://open.example/x?y", {}),
     ("https://open.example/x", {}),
@@ -146,7 +156,7 @@ DUE: list[tuple[str, dict[str, Any]]] = [
     ("http://front.example/v1/x", {"credential": "api", "fetched": "https%3A%2F%2Fapi.example%2Fv1%2Fx"}),
     ("http://moved.example/x", {"squid": "TCP_REDIRECT/HIER_NONE", "fetched": "https%3A%2F%2Fopen.example%2Fx"}),
     ("http://brackets.example/a%5B1%5D", {"rule": "brackets"}),  # sent as [ and ]
-    ("https://open.example/" + "a//../b//../;x/..;/./" * 9, {}),  # read in too many ways, and the host is open whole
+    (f"https://open.example{TOO_MANY_READINGS}", {}),  # the host is open whole: nobody is asked about its paths
     ("http://open.example/%ff%00", {"squid": "TCP_DENIED/HIER_NONE", "status": 403, "verdict": "deny"}),
     ("https://open.example/x", {"sni": NONE}),
     ("https://open.example/x", {"sni": "OPEN.example"}),
@@ -170,6 +180,7 @@ UNDUE: list[tuple[str, dict[str, Any], tuple[str, str]]] = [
     ("https://unknown.example/x", {}, ("allowed", "default")),
     ("https://reading.example/x", {"method": "POST"}, ("allowed", "default")),
     ("http://open.example:8080/x", {}, ("allowed", "default")),
+    ("https://open.example/%00", {}, ("allowed", "invalid-request")),
     ("https://open.example/x", {"tunnel": "closed.example%3A443"}, ("allowed", "authority-mismatch")),
     ("https://open.example/x", {"sni": "closed.example"}, ("allowed", "authority-mismatch")),
     ("https://open.example/x", {"tunnel": NONE}, ("allowed", "invalid-request")),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -236,6 +237,26 @@ def test_a_renamed_log_is_read_to_its_end_before_the_new_one(path: Path, followe
     write(path, 20, 30)
     assert everything(follower) == lines(20, 30)
     assert follower.lost == 0
+
+
+def test_what_is_written_to_the_old_log_while_the_new_one_is_found_is_not_lost(
+    path: Path, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path, 0, 10)
+    assert everything(follower) == lines(0, 10)
+    find = Follower._next
+
+    def find_then_write(one: Follower, tail: Any) -> Any:
+        found = find(one, tail)
+        if not path.with_name("access.log.1").exists():
+            path.rename(path.with_name("access.log.1"))
+            write(path, 15, 20)
+            found = find(one, tail)
+            write(path.with_name("access.log.1"), 10, 15)
+        return found
+
+    monkeypatch.setattr(Follower, "_next", find_then_write)
+    assert everything(follower) == lines(10, 20)
 
 
 def test_several_rotations_between_two_looks_lose_nothing(path: Path, follower: Follower) -> None:

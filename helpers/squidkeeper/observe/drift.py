@@ -224,9 +224,8 @@ def _was_served(squid: str, is_connect: bool, status: int, is_error: bool) -> bo
         return False
     if tag.startswith("NONE"):  # Squid's own answer; or the CONNECT of a tunnel that it looks into
         return is_connect and status == _OPENED and not is_error and "_ABORTED" not in tag
-    return hierarchy != "HIER_NONE" or not (
-        is_error or status == 0
-    )  # without an origin and with an error: its own page
+    is_own_page = is_error or status == 0
+    return hierarchy != "HIER_NONE" or not is_own_page
 
 
 def _place(judge: Judge, record: Record, origin: str) -> _Place:

@@ -1,0 +1,104 @@
+"""The record: one definition for Squid, for the program and for the documentation."""
+
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from squidkeeper.errors import InvalidRecord
+from squidkeeper.observe.record import NONE, VERSION, Record, parse_record, text
+
+REPOSITORY = Path(__file__).parents[1]
+FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}
+PLAIN = {  # what Squid makes itself, or writes in percent-encoding in any case
+    *("%>a", "%>ru", "%<a", "%<tt", "%err_code", "%Ss/%Sh", "%transport::>connection_id"),
+    "%Y-%m-%dT%H:%M:%S}tg.%03tuZ",
+}
+
+
+def logformat() -> str:
+    conf = (REPOSITORY / "squid/squidkeeper.conf").read_text().replace("\\\n", "")
+    (found,) = re.findall(r"^logformat squidkeeper %\{(.*)$", conf, re.MULTILINE)
+    return str(found)
+
+
+def logged() -> list[tuple[str, str]]:
+    """The fields of the logformat, each with its code; a text's code in its quotes."""
+    return re.findall(r'"([a-z_]+)":("[^"]*"|[^,}"]+)', logformat())
+
+
+def documented() -> list[list[str]]:
+    """The rows of the documentation's table: field, type, meaning, when there is none, how it is written."""
+    page = (REPOSITORY / "squid/observe/RECORD.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")
+    ]
+    return [row for row in rows if len(row) == 4]
+
+
+def test_squid_logs_the_fields_of_a_record_in_their_order() -> None:
+    assert [name for name, _ in logged()] == list(FIELDS)
+
+
+def test_squid_quotes_text_and_only_text() -> None:
+    assert {name: code.startswith('"') for name, code in logged()} == {
+        name: kind is str for name, kind in FIELDS.items()
+    }
+
+
+def test_text_that_a_client_can_choose_is_percent_encoded() -> None:
+    codes = {name: code.strip('"') for name, code in logged() if code.startswith('"')}
+    assert {name: code for name, code in codes.items() if not code.startswith("%#") and code not in PLAIN} == {}
+
+
+def test_the_documentation_has_every_field_with_its_type() -> None:
+    kinds = {"number": int, "text": str}
+    assert [(row[0].strip("`"), kinds[row[1]]) for row in documented()] == list(FIELDS.items())
+
+
+def test_the_documentation_shows_a_record_that_parses() -> None:
+    page = (REPOSITORY / "squid/observe/RECORD.md").read_text()
+    shown = [parse_record(line.encode()) for line in page.splitlines() if line.startswith('{"v":')]
+    assert shown
+    assert f"`v` is {VERSION}" in page
+
+
+LINE = json.dumps({name: 1 if kind is int else "x" for name, kind in FIELDS.items()})
+
+
+def test_a_field_that_a_later_release_adds_is_no_fault() -> None:
+    assert parse_record(json.dumps({**json.loads(LINE), "later": 1}).encode()) == parse_record(LINE.encode())
+
+
+INVALID = {
+    "": "not a line of the record",
+    "{": "not a line of the record",
+    "[]": "not a line of the record",
+    "1764000000.000 5 10.0.0.1 TCP_MISS/200 500 GET http://x/ - HIER_DIRECT/1.2.3.4 -": "not a line of the record",
+    LINE.replace('"v": 1', '"v": 2'): "a record of version 2, expected 1",
+    LINE.replace('"status": 1', '"status": "1"'): "not a line of the record",
+    LINE.replace('"url": "x", ', ""): "not a line of the record",
+    LINE.replace('"url": "x"', '"url": "\x1b"'): "not a line of the record",
+    LINE[:-1]: "not a line of the record",
+}
+
+
+@pytest.mark.parametrize("line", INVALID, ids=range(len(INVALID)))
+def test_what_is_no_record_is_refused_with_the_reason(line: str) -> None:
+    with pytest.raises(InvalidRecord) as error:
+        parse_record(line.encode())
+    assert str(error.value).startswith(INVALID[line])
+
+
+def test_bytes_that_are_not_utf_8_are_no_record() -> None:
+    with pytest.raises(InvalidRecord):
+        parse_record(LINE.encode().replace(b'"url": "x"', b'"url": "\xff"'))
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"), [(NONE, None), ("a%20b", "a b"), ("%E2%82%AC", "€"), ("%ff", "\ufffd"), ("%", "%"), ("", "")]
+)
+def test_a_value_is_decoded_for_people(value: str, meant: str | None) -> None:
+    assert text(value) == meant
