@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from squidkeeper.errors import StateInUse
 from squidkeeper.metrics import OTHER, REQUEST_DURATION
@@ -154,9 +156,18 @@ def test_the_last_match_of_each_rule_is_remembered(world: World) -> None:
 
 
 def test_lines_that_are_no_record_are_counted_and_passed_over(world: World) -> None:
-    world.write(b"x\n", b"\n", b"\xff\xfe\n", line(v=2), line(time="yesterday"), line()[:50] + b"\n", line())
+    world.write(
+        b"x\n",
+        b"\n",
+        b"\xff\xfe\n",
+        line(v=2),
+        line(time="yesterday"),
+        line(time="2026-11-25T12:00:00"),
+        line()[:50] + b"\n",
+        line(),
+    )
     counts = world.counted(world.tally())
-    assert (counts.invalid_lines, requests(counts)) == (6, 1)
+    assert (counts.invalid_lines, requests(counts)) == (7, 1)
 
 
 def test_drift_is_counted_by_the_rule_that_the_policy_names_and_the_newest_are_kept(world: World) -> None:
@@ -173,6 +184,31 @@ def test_denials_are_kept_for_the_status_page(world: World) -> None:
     world.die()
     (denial,) = world.tally().denials.newest()
     assert (denial.rule, denial.times) == ("closed", 2)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                field: st.integers() | st.sampled_from([0, 200, 403])
+                if isinstance(value, int)
+                else st.text()
+                | st.sampled_from(["-", "%", "%ff", "CONNECT", "deny", "allow", "a.example:443", "http://["])
+                for field, value in FIELDS.items()
+                if field not in ("v", "time")
+            },
+        )
+    )
+)
+def test_whatever_a_line_holds_it_is_counted_or_invalid(world: World, rows: list[dict[str, object]]) -> None:
+    tally = world.tallies[0] if world.tallies else world.tally()
+    before = tally._checkpoint().counts
+    for row in rows:
+        tally._count(line(**row)[:-1])
+    after = tally._checkpoint().counts
+    assert requests(after) + after.invalid_lines - requests(before) - before.invalid_lines == len(rows)
 
 
 # ── Its bounds ─────────────────────────────────────────────────────────────────────────────────────────────────────

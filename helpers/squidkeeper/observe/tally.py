@@ -28,6 +28,7 @@ KEEP_EVERY_SECONDS: Final = 5.0
 _LOOK_EVERY_SECONDS = 0.25
 _BATCH_BYTES = 128 * 1024  # counted in a few milliseconds, for which a scrape may have to wait
 _DRIFT_KEPT = 20
+_NO_TIME = datetime.min  # of no time zone, as no record's
 _log = logging.getLogger(__name__)
 
 
@@ -115,6 +116,8 @@ class Tally:
             record = parse_record(line)
             at = datetime.fromisoformat(record.time)
         except (InvalidRecord, ValueError):
+            at = _NO_TIME
+        if at.tzinfo is None:
             self._counter.invalid_lines += 1
             return
         client = self._drift.client_name(record)
