@@ -339,6 +339,13 @@ def test_a_full_disk_is_said_and_counting_goes_on(world: World, tmp_path: Path) 
     assert requests(world.tally().keep().counts) == 2
 
 
+def test_a_full_disk_is_said_before_there_is_anything_to_count(world: World) -> None:
+    world.state.mkdir()
+    (world.state / "counts.new").symlink_to("/dev/full")
+    world.tally().keep()
+    assert not world.store.writable
+
+
 def test_without_a_folder_counting_goes_on_until_there_is_one(world: World) -> None:
     world.state.write_text("no folder")
     world.write(line())

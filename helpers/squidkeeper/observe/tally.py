@@ -46,7 +46,7 @@ class Tally:
         self._counter = Counter(kept.counts)
         self._findings = deque(kept.drift, _DRIFT_KEPT)
         self._totals = Totals({slot: dict(values) for slot, values in kept.slots.items()})
-        self._kept = kept
+        self._kept: Checkpoint | None = None  # the first is written whatever it holds: that tells whether it can be
         self._counting = threading.Lock()  # position and counts belong together
         self._keeping = threading.Lock()  # what is kept later is newer
         self._ending = threading.Event()
