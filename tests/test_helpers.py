@@ -316,6 +316,15 @@ def test_replies_in_flight_stay_below_squids_read_buffer(policy: Path, start: St
         assert sum(map(len, answers)) < 32_000
 
 
+def test_the_longest_names_leave_room_for_an_answer(policy: Path, start: Start) -> None:
+    name, host = "\N{GRINNING FACE}" * 100, ".".join(["h" * 60] * 4) + ".example"
+    write_policy(policy, f"rules: [{{name: {name}, action: deny, hosts: [{host}], reason: {'é' * 900}}}]")
+    helper = start(*SCOPES["host"])
+    answer = helper.ask(f"{10**18} {connect(host, '65535')}")
+    said = f'rule_="{name}" verdict_=deny revision_={revision_of(policy)} private_=no'
+    assert answer.startswith(f'{10**18} ERR {said} clt_conn_tag="{host}:65535 denied by {name}" message="Rule: ')
+
+
 def test_nothing_but_answers_reaches_squid_and_no_core_is_left(start: Start) -> None:
     helper = start(*SCOPES["host"])
     helper.ask(f"1 {place('open.example')}")
@@ -475,6 +484,7 @@ def test_a_helper_tells_how_it_is_once_a_second(start: Start, policy: Path, tmp_
     assert first.reloaded
     assert first.started <= first.reloaded <= first.beat <= time.time()
     wait_for(lambda: status(state).beat > first.beat)
+    assert status(state).busy_since is None
     write_policy(policy, "rules: [{name: a, action: allowed, hosts: [a.example]}, {name: a, action: deny}]")
     wait_for(lambda: not status(state).reload_ok)
     bad = status(state)

@@ -92,10 +92,11 @@ def test_a_kept_revision_judges_as_it_did_when_all_it_was_made_from_is_gone(
     assert loaded.judge.policy.revision == revision
 
 
+@pytest.mark.parametrize("absolute", [True, False])
 def test_a_relative_policy_directory_is_kept_for_every_other_place(
-    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch, absolute: bool
 ) -> None:
-    policy_with_list(tmp_path / "policy", str(tmp_path / "lists/ads.txt"))
+    policy_with_list(tmp_path / "policy", str(tmp_path / "lists/ads.txt") if absolute else "../lists/ads.txt")
     monkeypatch.chdir(tmp_path)
     revision = state.load(Path("policy"))
     monkeypatch.chdir("/")
@@ -270,11 +271,18 @@ def test_a_revision_under_another_name_is_not_taken_for_it(tmp_path: Path, state
         load_kept(state.revisions, "0123456789ab")
 
 
-@pytest.mark.parametrize("name", ["", "-", "..", "../revisions", "0123456789ab/../0123456789ab", "0123456789AB"])
+@pytest.mark.parametrize("name", ["", "-", "..", "./REVISION", "../revisions/REVISION", "REVISION/../REVISION"])
 def test_what_a_record_names_leads_nowhere_else(tmp_path: Path, state: State, name: str) -> None:
-    state.load(policy_with_list(tmp_path / "policy"))
-    with pytest.raises(FileNotFoundError):
-        read(state.revisions, name)
+    revision = state.load(policy_with_list(tmp_path / "policy"))
+    with pytest.raises(FileNotFoundError, match="no revision has such a name"):
+        read(state.revisions, name.replace("REVISION", revision))
+
+
+def test_a_document_that_was_changed_where_it_is_kept_is_not_read(tmp_path: Path, state: State) -> None:
+    revision = state.load(policy_with_list(tmp_path / "policy"))
+    (state.revisions / revision / "policy/policy.yaml").write_text("version: 1\ndefaults: {action: allow}\n")
+    with pytest.raises(OSError, match="this revision is not whole"):
+        read(state.revisions, revision)
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:

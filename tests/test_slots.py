@@ -365,6 +365,14 @@ def test_a_folder_removed_under_its_process_is_made_again(tmp_path: Path, writer
     assert totals.add_up(read_slots(folder)) == {HITS: 2.0}
 
 
+def test_a_slot_that_went_back_is_not_followed() -> None:
+    """As one can be that was restored from a backup, or that a machine lost when it lost its power."""
+    totals = Totals()
+    for value, expected in ((5.0, 5.0), (2.0, 5.0), (6.0, 6.0)):
+        slot = Slot(0, running=False, identity="a", samples=(("hits", {}, value),))
+        assert totals.add_up([slot]) == {("hits",): expected}
+
+
 def test_totals_remember_a_bounded_number_of_slots_that_are_no_more() -> None:
     totals = Totals()
     for number in range(1000):
@@ -425,6 +433,30 @@ def test_on_a_read_only_disk_counting_goes_on_in_memory(tmp_path: Path, writer: 
         one.count(HITS)
         assert samples(folder) == {HITS: 3.0}
         assert one.kill().count("Read-only file system") == 1
+
+
+LIMITED = """
+import os, resource, sys
+from pathlib import Path
+from squidkeeper.slots import SlotWriter, Status
+writer, status = SlotWriter(Path(sys.argv[1]), {}), Status("host", os.getpid(), 0, 0)
+writer.beat(status)
+writer.add({("hits",): 1})
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+for _ in range(3):
+    writer.add({("hits",): 1, ("new",): 1})
+    writer.beat(status)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+writer.beat(status)
+writer.add({("hits",): 1})
+"""
+
+
+def test_writes_that_fail_under_way_are_made_up_for_when_they_succeed(tmp_path: Path) -> None:
+    """The bound on a file's size stands for a disk that fails: a slot has all of its blocks already."""
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert samples(tmp_path) == {("hits",): 5.0, ("new",): 3.0}
+    assert done.stderr.count("File too large") == 1
 
 
 def test_an_account_without_rights_runs_without_metrics(writer: Callable[..., Writer]) -> None:
