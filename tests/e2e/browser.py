@@ -19,6 +19,10 @@ _PROBE = """<!doctype html>
 <script>
   const flat = (text) => text.replace(/\\s+/g, " ").trim();
   const shown = (one) => one.getClientRects().length > 0;
+  function squeezed(one) {{
+    const own = [...one.childNodes].filter((node) => node.nodeType === 3).map((node) => flat(node.data)).join(" ");
+    return shown(one) && own.length > 40 && one.getBoundingClientRect().width < 100;
+  }}
   function look(frame) {{
     const page = frame.contentDocument, root = page.documentElement;
     const boxes = [...page.querySelectorAll("body *")].filter((one) => !one.closest(".scroll, title, desc"));
@@ -28,6 +32,7 @@ _PROBE = """<!doctype html>
       width: frame.width,
       overflow: root.scrollWidth - root.clientWidth,
       outside: outside.map((one) => one.outerHTML.slice(0, 200)),
+      squeezed: boxes.filter(squeezed).map((one) => one.outerHTML.slice(0, 200)),
       background: getComputedStyle(page.body).backgroundColor,
       rows: [...page.querySelectorAll("tr")].filter(shown).map((row) => flat(row.innerText)),
       text: flat(page.body.innerText),
@@ -55,6 +60,7 @@ class View:
     width: str
     overflow: int  # pixels by which the document is wider than its window
     outside: list[str]  # elements that reach beyond the window, those that scroll in a box of their own left out
+    squeezed: list[str]  # elements whose words stand below each other in a column that is too narrow
     background: str
     rows: list[str]  # the text of each table row that is shown
     text: str

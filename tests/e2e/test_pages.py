@@ -99,18 +99,28 @@ def _fetched(url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def light(report: str, status: str) -> Visit:
-    return visit({"report": report, "status": status}, (NARROW, WIDE))
+def empty(gateway: Gateway) -> str:
+    return run(
+        *(gateway.root / "bin/squidkeeper", "report", gateway.root / "log/access.log"),
+        *("--since", "2100-01-01", "--html", "-", "--policy", gateway.policy_folder),
+    )
+
+
+@pytest.fixture(scope="module")
+def light(report: str, status: str, empty: str) -> Visit:
+    return visit({"report": report, "status": status, "empty": empty}, (NARROW, WIDE))
 
 
 def test_the_browser_tells_what_must_not_be() -> None:
     """What the tests below find nothing of is found where it is."""
     open_page = f"<title>x</title>{SCRIPT}<img src='http://elsewhere.example/x'><p style='width: 900px'>wide"
+    open_page += f"<p style='width: 50px'>{'narrow ' * 10}"
     seen = visit({"open": open_page, "closed": f"<meta {CLOSED}>{open_page}"}, (NARROW,))
     assert seen.ran == [1]
     assert "http://elsewhere.example/x" in seen.asked_for
     assert seen.views["open", NARROW].overflow > 500
     assert seen.views["open", NARROW].outside
+    assert len(seen.views["open", NARROW].squeezed) == 1
     assert any("Content Security Policy" in line for line in seen.console)
 
 
@@ -144,17 +154,22 @@ def test_the_ready_command_explains_the_denial(gateway: Gateway, status: str) ->
 
 def test_no_script_of_a_client_runs_and_nothing_is_asked_for_or_complained_of(light: Visit) -> None:
     assert light.ran == []
-    assert light.asked_for == {f"http://pages.example/{name}" for name in ("probe", "report", "status")}
+    assert light.asked_for == {f"http://pages.example/{name}" for name in ("probe", "report", "status", "empty")}
     assert [view.loaded for view in light.views.values()] == [[]] * len(light.views)
     assert light.console == []
 
 
 @pytest.mark.parametrize("width", [NARROW, WIDE])
-@pytest.mark.parametrize("page", ["report", "status"])
-def test_nothing_is_wider_than_the_window(light: Visit, page: str, width: int) -> None:
+@pytest.mark.parametrize("page", ["report", "status", "empty"])
+def test_nothing_is_wider_than_the_window_or_squeezed(light: Visit, page: str, width: int) -> None:
     view = light.views[page, width]
+    assert view.squeezed == []
     assert view.outside == []
     assert view.overflow == 0
+
+
+def test_an_empty_span_is_a_page_that_says_so(light: Visit) -> None:
+    assert "No request in this span." in light.views["empty", WIDE].text
 
 
 def test_dark_is_dark(light: Visit, report: str, status: str) -> None:

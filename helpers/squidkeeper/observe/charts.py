@@ -21,7 +21,7 @@ _BAR_WIDTH, _BAR_HEIGHT = 140, 9
 _SPARK_WIDTH, _SPARK_HEIGHT = 144, 18
 _WIDEST_SPARK = 6.0
 _RANGE_WIDTH, _RANGE_HEIGHT = 300, 14
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 22, 24  # room for the labels of a panel
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 28, 24  # room for the labels of a panel
 _WIDEST_STEP = 28.0  # so that a few seconds do not fill the page
 _DAY = 86400
 _TICK_PIXELS = 88  # that a label of the time axis needs
@@ -125,7 +125,7 @@ def over_time(timeline: Timeline, width: int) -> Markup:
     """
     steps, each = timeline.steps, _step_name(timeline.step_seconds)
     upper = _Panel(_TOP, 120, width, max((step.allowed for step in steps), default=0))
-    lower = _Panel(upper.bottom + 40, 80, width, max((step.denied for step in steps), default=0))
+    lower = _Panel(upper.bottom + 46, 80, width, max((step.denied for step in steps), default=0))
     drawn = [
         *upper.frame(f"Allowed requests, each {each}"),
         *lower.frame(f"Denied requests, each {each}"),
@@ -169,7 +169,7 @@ class _Panel:
         return self.bottom - self.height * value / (self.most or 1)
 
     def frame(self, name: str) -> Iterator[Markup]:
-        yield Markup('<text class="name" x="0" y="{:.1f}">{}</text>').format(self.top - 8, name)
+        yield Markup('<text class="name" x="0" y="{:.1f}">{}</text>').format(self.top - 14, name)
         for value in _ticks(self.most):
             yield _line("axis" if value == 0 else "rule", _LEFT, self.y(value), self.width - _RIGHT, self.y(value))
             yield _label(_LEFT - 7, self.y(value) + 4, f"{value:,}", "end")

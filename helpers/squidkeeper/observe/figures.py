@@ -278,4 +278,4 @@ class Report:
     left_out: tuple[Count, ...]
     """What was read and is not in the figures."""
     limits: tuple[str, ...]
-    """Where a bound was hit, and which figures are less than exact for it."""
+    """What there was more of than is kept: the number of different ones is too high, a rare one's may be too low."""

@@ -247,15 +247,12 @@ class Survey:
             (self._denials.requests, "denied requests"),
             (self._denials.hosts, "pairs of rule and denied host"),
             (self._credentials.uses, "pairs of credential and host"),
-            (self._upstreams.hosts, "upstream hosts"),
+            (self._upstreams.hosts, "upstreams"),
         ):
             if counter.forgotten:
-                yield (
-                    f"More different {what} than are kept: the rare ones were forgotten on the way, so the number of "
-                    "different ones is too high, and a rare one's own number may be too low. Sums are exact."
-                )
+                yield what
         if self._new.full:
-            yield f"More than {KNOWN_HOSTS:,} different hosts: what was new after that is not among the first-seen."
+            yield "first-seen hosts"
 
 
 def _request(record: Record) -> Request:
