@@ -404,10 +404,14 @@ class Following:
         command = [sys.executable, "-m", "squidkeeper", "log", "--follow", "--json", *map(str, arguments)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        self._out = self.process.stdout
+        assert self.process.stderr is not None
+        self._out, self._err = self.process.stdout, self.process.stderr
 
     def next(self) -> str:
         return self._out.readline().rstrip("\n")
+
+    def complaint(self) -> str:
+        return self._err.readline().rstrip("\n")
 
     def interrupt(self) -> str:
         self.process.send_signal(2)
@@ -435,6 +439,26 @@ def test_a_followed_log_shows_what_comes_and_a_lone_denied_connect_after_a_while
         file.write(f"{line(5)}\n{LINES[2]}\n")
     assert following.next() == LINES[2]
     following.interrupt()
+
+
+def test_a_log_that_is_not_there_is_waited_for_and_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    following = Following(path)
+    assert following.complaint() == f"{path}: not there, or not readable; waiting for it."
+    path.write_text(f"{line(1)}\n")
+    assert following.next() == line(1)
+    following.interrupt()
+
+
+def test_who_may_not_read_the_record_is_told_who_may(path: Path) -> None:
+    path.chmod(0o600)
+    for folder in path.parents[:3]:
+        folder.chmod(0o755)
+    done = squidkeeper(path, user="nobody")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr == f"Error: {path}: permission denied: the record is readable by root and Squid's account alone\n"
+    )
 
 
 def wait_until_open(pid: int, path: Path) -> None:

@@ -48,7 +48,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer rele
 
 
 @click.command()
-@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(readable=False, path_type=Path))
 @click.option("--since", metavar="TIME", type=Moment(), help="15m, 2h or 3d ago, or an ISO time (UTC unless it says).")
 @click.option("--until", metavar="TIME", type=Moment(), help="Up to, and without, that time.")
 @click.option("--client", metavar="WHO", multiple=True, help="An address, a network or a proxy user.")
@@ -203,11 +203,14 @@ class Run:
     def follow(self, follower: Follower) -> None:
         """Show a log as it is written, for ever."""
         lost, quiet_since = 0, time.monotonic()
+        lines = follower.read()
+        if not follower.readable:
+            click.echo(f"{follower.path}: not there, or not readable; waiting for it.", err=True)
         while True:
-            lines = follower.read()
             if lines:
                 self._feed(lines, "a line", None)
                 quiet_since = time.monotonic()
+                lines = follower.read()
                 continue
             if time.monotonic() - quiet_since > _SETTLE_SECONDS:
                 self._settle()
@@ -215,6 +218,7 @@ class Run:
                 lost = follower.lost
                 click.echo("A stretch of the log was gone before it was read.", err=True)
             time.sleep(_LOOK_EVERY_SECONDS)
+            lines = follower.read()
 
     def end(self) -> None:
         """Show what is shown at the end; say on stderr what was left out."""

@@ -56,7 +56,13 @@ def read_blocks(paths: Iterable[Path]) -> Iterator[Block]:
         except _DAMAGED as error:
             raise UnreadableLog(f"{path}: damaged, or cut off: {error}") from error
         except OSError as error:
-            raise UnreadableLog(f"{path}: {(error.strerror or str(error)).lower()}") from error
+            raise UnreadableLog(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "permission denied: the record is readable by root and Squid's account alone"
+    return (error.strerror or str(error)).lower()
 
 
 def size_on_disk(paths: Iterable[Path]) -> int:
@@ -222,7 +228,7 @@ class Follower:
     def __init__(self, path: Path, position: Position | None = None, *, at_end: bool = False) -> None:
         self.lost = 0
         self.readable = False
-        self._path = path
+        self.path = path
         self._start = position or Position()
         self._at_end = at_end
         self._tail: _Tail | None = None
@@ -236,7 +242,7 @@ class Follower:
     def backlog_bytes(self) -> int:
         """Bytes on disk that have not been given out; of a compressed file nothing is said while it is read."""
         if self._tail is None:
-            return _size(self._path)
+            return _size(self.path)
         return self._tail.unread_bytes + sum(_size(path) for path in self._newer_than(self._tail))
 
     def read(self, limit_bytes: int = BLOCK_BYTES) -> list[bytes]:
@@ -270,10 +276,10 @@ class Follower:
 
     def _find(self) -> _Tail | None:
         wanted = self._start.first_line_digest
-        for path in reversed([*rotated(self._path), self._path]) if wanted else ():
+        for path in reversed([*rotated(self.path), self.path]) if wanted else ():
             if _digest_of(path) == wanted and (tail := _tail(path, self._start.offset)):
                 return tail
-        tail = _tail(self._path, _last_line_end(self._path) if self._at_end else 0)
+        tail = _tail(self.path, _last_line_end(self.path) if self._at_end else 0)
         if tail and wanted:
             self.lost += 1
         return tail
@@ -306,11 +312,11 @@ class Follower:
         return None, 0
 
     def _newer_than(self, tail: _Tail) -> list[Path]:
-        if tail.is_at(self._path):
+        if tail.is_at(self.path):
             return []
-        files = [*rotated(self._path), self._path]
+        files = [*rotated(self.path), self.path]
         ours = [position for position, path in enumerate(files) if tail.is_at(path) or tail.is_copied_to(path)]
-        return files[ours[-1] + 1 :] if ours else [self._path]
+        return files[ours[-1] + 1 :] if ours else [self.path]
 
 
 class _Tail:
