@@ -13,7 +13,7 @@ from unittest.mock import patch
 from urllib.parse import quote
 
 import marisa_trie
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.engine import Decision, Judge, Query
@@ -278,6 +278,7 @@ def plain_path(pattern: str, reading: Reading, path: str) -> bool:
 
 thoroughly = settings(max_examples=200, deadline=None)
 defaults = st.sampled_from(list(Action))
+NO_X: Drawn = [(Action.DENY, {**NOTHING, "paths": ["/x/**"]}, False, None)]
 clients = st.sampled_from([None, "192.0.2.1", "198.51.100.1", "203.0.113.1"])
 
 
@@ -290,6 +291,8 @@ def expected_of(policy: Policy, method: str, text: str, client: str | None = Non
 
 @thoroughly
 @given(rules, defaults, rewrites, credentials, clients, methods, urls)
+@example(NO_X, Action.ALLOW, [], [], None, "GET", "https://a.example/s/../x/s")  # what is drawn hardly ever is this
+@example(NO_X, Action.ALLOW, [], [], None, "GET", "https://a.example/s%2f..%2fx/s%5c..%5c..%5cs")
 def test_the_engine_decides_as_a_plain_reading_of_the_policy_does(
     drawn: Drawn,
     default: Action,
