@@ -19,6 +19,7 @@ from squidkeeper.engine.query import CONNECT
 from squidkeeper.helpers import counting as counters
 from squidkeeper.helpers.counting import HOST, REQUEST
 from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
+from squidkeeper.policy.model import Action
 from squidkeeper.wire import Reply, Result, decode_token, parse_tokens
 
 _SCOPE_CACHE_BYTES = 8 * 1024 * 1024
@@ -69,7 +70,7 @@ def answer_host(places: Places | None, request: bytes) -> Reply:
     place, _ = places.find(request, HOST_TOKENS)
     scope = place.scope
     decision = scope if isinstance(scope, Decision) else places.judge.decide_host(scope, datetime.now(UTC))
-    return connect_reply(decision, HOST, places.revision, place.query)
+    return connect_reply(_known(decision), HOST, places.revision, place.query)
 
 
 def answer_url(places: Places | None, request: bytes) -> Reply:
@@ -85,6 +86,34 @@ def answer_url(places: Places | None, request: bytes) -> Reply:
 
 
 ANSWERS: dict[str, Callable[[Places | None, bytes], Reply]] = {HOST: answer_host, REQUEST: answer_url}
+
+
+def _known(decision: Decision) -> Decision:
+    """Find the decision that says the same and was made before, whose reply is written already."""
+    return _made(
+        decision.action,
+        decision.rule,
+        decision.reason,
+        decision.private,
+        decision.needs_url,
+        decision.may_rewrite,
+        decision.may_inject,
+        decision.whole,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _made(
+    action: Action,
+    rule: str,
+    reason: str | None,
+    private: bool,
+    needs_url: bool,
+    may_rewrite: bool,
+    may_inject: bool,
+    whole: bool,
+) -> Decision:
+    return Decision(action, rule, reason, None, private, needs_url, may_rewrite, may_inject, whole)
 
 
 @lru_cache(maxsize=1024)
