@@ -23,7 +23,8 @@ def run_tests(judge: Judge, now: datetime) -> tuple[list[Fault], list[Fault]]:
             continue
         lapsed = test.at is None and not _differences(test, _decide(judge, test, _BEFORE_ANY_EXPIRY))
         because = " (only because a rule has lapsed)" if lapsed else ""
-        fault = Fault(test.location, f"test {test.method} {test.url}: {'; '.join(wrong)}{because}")
+        url = test.url if test.url.isprintable() else repr(test.url)  # a fault is one line
+        fault = Fault(test.location, f"test {test.method} {url}: {'; '.join(wrong)}{because}")
         (warnings if lapsed else faults).append(fault)
     return faults, warnings
 
