@@ -151,7 +151,7 @@ def seeds() -> Iterator[bytes]:
         for section, entries in tree.items():
             if section != "version":
                 yield dump({"version": 1, section: entries})
-    yield b'version: 1\ntests:\n- {request: "GET https://a.example/\\t\\n2", expect: allow}\n'  # once two lines of a fault
+    yield b'version: 1\ntests:\n- {request: "GET https://a.example/\\t\\n2", expect: allow}\n'
     yield b"version: 1\n" + SEPARATOR + b"version: 1\ndefaults: {action: allow}\n" + SEPARATOR + b"version: 1\n"
 
 
