@@ -298,6 +298,13 @@ def test_a_line_of_a_megabyte_is_answered_and_forgotten(start: Start) -> None:
     assert helper.ask(f"6 {place('paths.example')} https://paths.example/a/").startswith("6 OK")
 
 
+def test_a_url_over_the_bound_is_refused_for_a_known_host_too(start: Start) -> None:
+    helper = start(*SCOPES["request"])
+    for number, path in enumerate(("a", "a" * 131_072, "a")):
+        answer = helper.ask(f"{number} {place('paths.example')} https://paths.example/a/{path}")
+        assert answer.startswith(f"{number} {'BH' if number == 1 else 'OK'} ")
+
+
 def test_everything_read_is_answered_at_the_end_of_input_and_a_torn_line_is_not_a_line(start: Start) -> None:
     helper = start(*SCOPES["host"])
     helper.send(*(f"{number} {place('open.example')}" for number in range(1000)))

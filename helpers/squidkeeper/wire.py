@@ -74,18 +74,20 @@ def split_channel(line: bytes) -> tuple[bytes, bytes] | None:
     return (match[1], line[match.end() :]) if match else None
 
 
-def parse_tokens(request: bytes, counts: tuple[int, ...]) -> list[str | None]:
-    """Parse the tokens of a request: percent-decoded, `-` as None.
-
-    `counts` are the numbers of tokens that squid.conf can make. Bytes that are not UTF-8 stay as surrogates.
-    """
+def split_tokens(request: bytes, counts: tuple[int, ...]) -> list[bytes]:
+    """Split a request into its tokens, as they came; `counts` are the numbers of them that squid.conf can make."""
     if len(request) > LINE_LIMIT:
         raise InvalidLine(f"the line is longer than {LINE_LIMIT} bytes")
     tokens = request.split(b" ")
     if len(tokens) not in counts:
         expected = " or ".join(map(str, counts))
         raise InvalidLine(f"{len(tokens)} tokens, expected {expected}: does squid.conf name the helper as documented?")
-    return [None if token == b"-" else decode_token(token) for token in tokens]
+    return tokens
+
+
+def parse_tokens(request: bytes, counts: tuple[int, ...]) -> list[str | None]:
+    """Parse the tokens of a request: percent-decoded, `-` as None. Bytes that are not UTF-8 stay as surrogates."""
+    return [None if token == b"-" else decode_token(token) for token in split_tokens(request, counts)]
 
 
 def decode_token(token: bytes) -> str:

@@ -20,7 +20,7 @@ from squidkeeper.helpers import counting as counters
 from squidkeeper.helpers.counting import HOST, REQUEST
 from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
 from squidkeeper.policy.model import Action
-from squidkeeper.wire import Reply, Result, decode_token, parse_tokens
+from squidkeeper.wire import Reply, Result, decode_token, parse_tokens, split_tokens
 
 _SCOPE_CACHE_BYTES = 8 * 1024 * 1024
 _NO_POLICY = deny(
@@ -52,9 +52,9 @@ class Places:
 
     def find(self, request: bytes, counts: tuple[int, ...]) -> tuple[Place, list[bytes]]:
         """Find the place of a line of Squid's; gives the line's tokens too, still as they came."""
-        tokens = request.split(b" ")
+        tokens = split_tokens(request, counts)
         key = tuple(tokens[:PLACE_TOKENS])
-        place = self._known.get(key) if len(tokens) in counts else None
+        place = self._known.get(key)
         if place is None:
             query = query_from(parse_tokens(request, counts))
             place = Place(query, self.judge.scope(query), sum(map(len, key)))
