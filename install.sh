@@ -15,7 +15,8 @@ CA_SUBJECT="/CN=squidkeeper egress CA"
 CA_DAYS=3650
 MARK="# Written by squidkeeper's install.sh, which replaces it: lines of your own go into local.conf."
 
-# The paths that the files under squid/ document. This is all that install.sh replaces in them, with the port of http_port.
+# The paths that the files under squid/ document. This is all that install.sh replaces in them, with where Squid and the exporter
+# listen, and the exporter's account.
 # First as documented; then in a gateway of its own under --root DIR.
 PATHS="
 CONF         /etc/squid/squid.conf                   etc/squid.conf
@@ -33,13 +34,19 @@ STATE        /var/lib/squidkeeper                    state
 RUN          /run/squidkeeper                        run
 PID_FILE     /run/squid.pid                          run/squid.pid
 CERTGEN      /usr/lib/squid/security_file_certgen    -
+OBSERVE      /etc/squidkeeper/observe                etc/observe
+UNIT         /etc/systemd/system/squidkeeper-exporter.service  etc/squidkeeper-exporter.service
+SUPERVISE    /opt/squidkeeper/bin/supervise          bin/supervise
+EXPORTER_PID /run/squidkeeper/exporter.pid           run/exporter.pid
+EXPORTER_LOG /var/log/squid/exporter.log             log/exporter.log
 "
 
 usage() {
     cat <<'END'
 Usage: sudo ./install.sh [OPTION...]
 
-Installs a gateway for the egress of AI agents: Squid with SSL-bump, the squidkeeper helpers, a CA, an example policy.
+Installs a gateway for the egress of AI agents: Squid with SSL-bump, the squidkeeper helpers, a CA, an example policy, and
+an exporter for metrics.
 Run it again after an update or a change: it replaces only what differs, and restarts only what must be.
 A squid.conf of your own that includes squidkeeper.conf stays in force; any other is replaced, and kept beside it.
 
@@ -49,17 +56,22 @@ A squid.conf of your own that includes squidkeeper.conf stays in force; any othe
                          one is made); a different CA in place is kept beside it as *.previous
   --root DIR             a whole gateway in DIR, beside others; outside of DIR only packages are installed and, where
                          AppArmor confines Squid, its local additions extended. Never uses systemd.
-  --no-start             install, but neither start nor restart Squid
+  --exporter-listen ADDRESS:PORT
+                         where metrics and status page are served: PORT (on 127.0.0.1), ADDRESS:PORT or [ADDRESS]:PORT (as
+                         installed before, else 127.0.0.1:9129; with --root, Squid's port + 6000)
+  --no-exporter          no exporter, now and in later runs, until --exporter-listen is given
+  --no-start             install, but neither start nor restart Squid and the exporter
   --uninstall            stop the gateway; remove its program, configuration, certificate store and state; put back the
                          squid.conf that was there before (and, with systemd, restart Squid with it if it parses).
                          The policy, the CA, local.conf, the logs and the packages stay: they are yours to delete.
   --help                 this text
 
 Without --root:  /etc/squid/{squid.conf,squidkeeper.conf,local.conf,slicer-ca.crt,slicer-ca.key,errors/squidkeeper}
-                 /etc/squidkeeper/{policy,ca}  /opt/squidkeeper/bin/squidkeeper  /var/lib/squidkeeper  /var/log/squid
+                 /etc/squidkeeper/{policy,ca,observe}  /opt/squidkeeper/bin/squidkeeper  /var/lib/squidkeeper
+                 /var/log/squid  /etc/systemd/system/squidkeeper-exporter.service
                  /usr/local/bin/squidkeeper, a link to the program, unless something else has that name
-With --root DIR: DIR/etc/{squid.conf,squidkeeper.conf,local.conf,errors,policy,ca/ca.crt,ca/ca.key}
-                 DIR/bin/squidkeeper  DIR/state  DIR/log/{access.log,cache.log}  DIR/run
+With --root DIR: DIR/etc/{squid.conf,squidkeeper.conf,local.conf,errors,policy,ca/ca.crt,ca/ca.key,observe}
+                 DIR/bin/squidkeeper  DIR/state  DIR/log/{access.log,cache.log,exporter.log}  DIR/run
 END
 }
 
@@ -118,40 +130,51 @@ fail_safely() {
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 read_arguments() {
-    LISTEN="" NEW_POLICY="" CA_DIR="" ROOT="" START=yes ACTION=install_gateway
+    LISTEN="" EXPORTER="" NEW_POLICY="" CA_DIR="" ROOT="" START=yes START_EXPORTER=yes ACTION=install_gateway
     while [ $# -gt 0 ]; do
         case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         esac
         case $1 in
-        --listen | --policy | --ca-dir | --root) [ -n "${2-}" ] || bad_usage "$1 needs a value" ;;
+        --listen | --exporter-listen | --policy | --ca-dir | --root) [ -n "${2-}" ] || bad_usage "$1 needs a value" ;;
         esac
         case $1 in
-        --listen) LISTEN=$(read_listen "$2") ;;
+        --listen) LISTEN=$(read_listen "$1" "$2") ;;
+        --exporter-listen) EXPORTER=$(read_listen "$1" "$2") ;;
         --policy) NEW_POLICY=$(read_directory "$1" "$2") ;;
         --ca-dir) CA_DIR=$(read_directory "$1" "$2") ;;
         --root) ROOT=$(read_root "$2") ;;
-        --no-start) START=no && set -- "" "$@" ;;
+        --no-exporter) EXPORTER=none && set -- "" "$@" ;;
+        --no-start) START=no START_EXPORTER=no && set -- "" "$@" ;;
         --uninstall) ACTION=uninstall && set -- "" "$@" ;;
         --help | -h) usage && exit 0 ;;
         *) bad_usage "unknown argument: $1" ;;
         esac
         shift 2
     done
+    [[ ! $EXPORTER =~ ^[0-9]+$ ]] || EXPORTER=127.0.0.1:$EXPORTER
     [ -z "$NEW_POLICY" ] || check_policy_directory "$NEW_POLICY"
     [ -z "$CA_DIR" ] || check_ca_directory "$CA_DIR"
 }
 
 # PORT, ADDRESS:PORT or [ADDRESS]:PORT, as http_port takes it.
 read_listen() {
-    local port=${1##*:} address=""
-    [ "$port" = "$1" ] || address=${1%:*}
+    local port=${2##*:} address=""
+    [ "$port" = "$2" ] || address=${2%:*}
     if ! [[ $port =~ ^[1-9][0-9]{0,4}$ ]] || [ "$port" -gt 65535 ]; then
-        bad_usage "--listen $1: the port is a number from 1 to 65535"
+        bad_usage "$1 $2: the port is a number from 1 to 65535"
     fi
-    [ "$port" = "$1" ] || [[ $address =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ || $address =~ ^\[[0-9A-Fa-f:.]+\]$ ]] ||
-        bad_usage "--listen $1: ADDRESS is an IPv4 address or an IPv6 address in brackets, such as 192.168.137.1:3129"
-    printf '%s' "$1"
+    [ "$port" = "$2" ] || [[ $address =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ || $address =~ ^\[[0-9A-Fa-f:.]+\]$ ]] ||
+        bad_usage "$1 $2: ADDRESS is an IPv4 address or an IPv6 address in brackets, such as 192.168.137.1:3129"
+    printf '%s' "$2"
+}
+
+# ADDRESS:PORT at which this machine reaches what listens on $1.
+reachable() {
+    case ${1%:*} in
+    "$1" | 0.0.0.0 | "[::]") printf '127.0.0.1:%s' "${1##*:}" ;;
+    *) printf '%s' "$1" ;;
+    esac
 }
 
 read_directory() {
@@ -200,6 +223,7 @@ find_places() {
     done <<<"$PATHS"
     PREFIX=${ROOT:-/opt/squidkeeper}
     APPLIED=$PREFIX/applied
+    EXPORTER_APPLIED=$PREFIX/applied-exporter
     COMMAND=/usr/local/bin/squidkeeper
     BEFORE=$CONF.before-squidkeeper
     APPARMOR=/etc/apparmor.d/local/usr.sbin.squid
@@ -210,8 +234,9 @@ find_places() {
 # A folder for what is prepared, and for what it replaces. Squid's account must be able to read it.
 begin() {
     cd /
-    PUT=() TOUCHED=no WAS_RUNNING=no
+    PUT=() TOUCHED=no WAS_RUNNING=no EXPORTER_TOUCHED=no EXPORTER_WAS_RUNNING=no
     ! squid_runs || WAS_RUNNING=yes
+    ! exporter_runs || EXPORTER_WAS_RUNNING=yes
     WORK=$(mktemp -d /run/squidkeeper-install.XXXXXX)
     chmod 755 "$WORK"
     mkdir "$WORK/old"
@@ -614,6 +639,14 @@ put() {
     mv -fT "$2.new" "$2"
 }
 
+# Take away what is in place. It is kept until the end.
+take_away() {
+    [ -e "$1" ] || return 0
+    cp -a "$1" "$WORK/old/${#PUT[@]}"
+    PUT+=("$1")
+    rm -rf "$1"
+}
+
 # Equal in content, or in target, and in mode and owner.
 same() {
     if [ -L "$1" ]; then [ "$(readlink "$1")" = "$(readlink "$2")" ] && return; fi
@@ -633,6 +666,7 @@ put_all() {
     [ ! -e "$WORK/store" ] || put "$WORK/store/ssl_db" "$SSL_DB"
     [ ! -e "$WORK/policy" ] || put "$WORK/policy" "$POLICY"
     put "$WORK/program" "$PROGRAM"
+    put_exporter
     [ -n "$ROOT" ] || link_ca
     [ -n "$ROOT" ] || link_program
     [ -n "$ROOT" ] || label_for_selinux
@@ -691,11 +725,16 @@ keep() {
 put_back() {
     local n
     [ "$TOUCHED" = no ] || ! squid_runs || (stop_squid)
+    [ "$EXPORTER_TOUCHED" = no ] || (stop_exporter)
     for ((n = ${#PUT[@]} - 1; n >= 0; n--)); do
         rm -rf "${PUT[n]}" "${PUT[n]}.new"
         if [ -e "$WORK/old/$n" ] || [ -L "$WORK/old/$n" ]; then cp -a "$WORK/old/$n" "${PUT[n]}"; fi
         [ "${PUT[n]}" != "$APPARMOR" ] || reload_apparmor
     done
+    if [ "$EXPORTER_TOUCHED" = yes ]; then
+        ! has_systemd || systemctl daemon-reload
+        [ "$EXPORTER_WAS_RUNNING" = no ] || start_exporter
+    fi
     [ "$TOUCHED" = yes ] && [ "$WAS_RUNNING" = yes ] || return 0
     LISTEN=$(listen_of "$CONF")
     start_squid && squid_came_up
@@ -745,9 +784,9 @@ wait_until() {
     done
 }
 
-# Can Squid listen there? 0 yes; 1 somebody does; 2 the address is not this machine's.
+# Can one listen on $1? 0 yes; 1 somebody does; 2 the address is not this machine's.
 can_listen() {
-    "$PYTHON" -I - "$LISTEN" <<-'END'
+    "$PYTHON" -I - "$1" <<-'END'
 		import errno, socket, sys
 		address, _, port = sys.argv[1].rpartition(":")
 		both = not address and socket.has_dualstack_ipv6()
@@ -761,13 +800,18 @@ can_listen() {
 
 # Before anything is replaced: a Squid that cannot listen ends at once.
 check_listen() {
+    [ "$START" = no ] || check_one_listen "$LISTEN" --listen squid_pid
+    [ "$START_EXPORTER" = no ] || [ "$EXPORTER" = none ] || check_one_listen "$EXPORTER" --exporter-listen exporter_pid
+}
+
+# The address, the option that gives it, and what tells the process that may listen there already.
+check_one_listen() {
     local status=0
-    [ "$START" = yes ] || return 0
-    can_listen || status=$?
+    can_listen "$1" || status=$?
     case $status in
     0) ;;
-    1) squid_listens || die "something else listens on $LISTEN already" "end it, or choose another --listen" ;;
-    *) die "$LISTEN is not an address of this machine (yet)" "set the network up first, choose another --listen, or install with --no-start" ;;
+    1) process_listens "$("$3")" "${1##*:}" || die "something else listens on $1 already" "end it, or choose another $2" ;;
+    *) die "$1 is not an address of this machine (yet)" "set the network up first, choose another $2, or install with --no-start" ;;
     esac
 }
 
@@ -825,17 +869,16 @@ squid_came_up() {
 squid_has_settled() { squid_listens || ! squid_runs; }
 
 # Does one of this Squid's own sockets listen on the port? (A trial bind could take the port from under Squid as it starts.)
-squid_listens() {
-    squid_runs || return 1
-    grep -Fxqf <(squid_sockets) <(listening_sockets "${LISTEN##*:}")
-}
+squid_listens() { squid_runs && process_listens "$(squid_pid)" "${LISTEN##*:}"; }
 
-squid_sockets() {
-    local pid worker workers
-    pid=$(squid_pid)
-    read -ra workers <"/proc/$pid/task/$pid/children" || true
-    for worker in "${workers[@]}"; do
-        find "/proc/$worker/fd" -lname 'socket:*' -printf '%l\n' 2>/dev/null
+# Does the process $1, or a child of it, listen on the port $2?
+process_listens() { [ -n "$1" ] && grep -Fxqf <(sockets_of "$1") <(listening_sockets "$2"); }
+
+sockets_of() {
+    local pid children
+    read -ra children <"/proc/$1/task/$1/children" || true
+    for pid in "$1" "${children[@]}"; do
+        find "/proc/$pid/fd" -lname 'socket:*' -printf '%l\n' 2>/dev/null
     done
 }
 
@@ -849,15 +892,132 @@ explain_silence() {
     die "Squid does not listen on $LISTEN" "read the lines above, from $CACHE_LOG"
 }
 
+# ── The exporter ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# Where it listens, or none: as said, as before, or as usual. Then its unit, and what Prometheus and Grafana are given.
+prepare_exporter() {
+    [ -n "$EXPORTER" ] || EXPORTER=$(sed 's/ .*//' "$EXPORTER_APPLIED" 2>/dev/null || true)
+    [ -n "$EXPORTER" ] || EXPORTER=$(usual_exporter)
+    mkdir "$WORK/observe"
+    render "$SOURCE/squid/observe/alerts.yaml" PLACES >"$WORK/observe/alerts.yaml"
+    render_addresses "$SOURCE/squid/observe/prometheus.yaml" >"$WORK/observe/prometheus.yaml"
+    cp "$SOURCE/squid/observe/dashboard.json" "$WORK/observe"
+    chmod 644 "$WORK/observe"/*
+    render "$SOURCE/squid/observe/squidkeeper-exporter.service" PLACES | render_addresses - |
+        sed "s/^User=proxy$/User=$ACCOUNT/; s/^Group=proxy$/Group=$GROUP/" >"$WORK/unit"
+    cp "$SOURCE/squid/observe/supervise" "$WORK/supervise"
+    chmod 755 "$WORK/supervise"
+}
+
+# Gateways beside each other have ports of their own.
+usual_exporter() {
+    local port=$((${LISTEN##*:} + 6000))
+    if [ -z "$ROOT" ]; then port=9129; elif [ "$port" -gt 65535 ]; then port=$((port - 12000)); fi
+    echo "127.0.0.1:$port"
+}
+
+render_addresses() {
+    local squid=$LISTEN
+    ! is_yours_with_ours || squid=$(listen_of "$CONF")
+    sed "s|127\.0\.0\.1:9129|<<exporter>>|g; s|127\.0\.0\.1:3129|$(reachable "$squid")|g; s|<<exporter>>|$EXPORTER|g" "$1"
+}
+
+put_exporter() {
+    if [ "$EXPORTER" = none ]; then
+        if [ -e "$UNIT" ]; then EXPORTER_TOUCHED=yes && stop_exporter; fi
+        take_away "$UNIT"
+        take_away "$SUPERVISE"
+        take_away "$OBSERVE"
+    else
+        put "$WORK/unit" "$UNIT"
+        put "$WORK/observe" "$OBSERVE"
+        has_systemd || put "$WORK/supervise" "$SUPERVISE"
+    fi
+}
+
+# The process that systemd started, or the one that supervises; nothing where there is none. A process id alone could be another's by now.
+exporter_pid() {
+    local pid
+    if has_systemd; then
+        systemctl show --property MainPID --value squidkeeper-exporter 2>/dev/null | grep -v '^0$'
+    else
+        pid=$(cat "$EXPORTER_PID" 2>/dev/null) &&
+            [ "$(grep -czFx -e "$SUPERVISE" -e "$UNIT" "/proc/$pid/cmdline" 2>/dev/null)" = 2 ] && echo "$pid"
+    fi
+}
+
+exporter_runs() { [ -n "$(exporter_pid)" ]; }
+
+exporter_listens() { process_listens "$(exporter_pid)" "${EXPORTER##*:}"; }
+
+start_exporter() {
+    if has_systemd; then
+        systemctl daemon-reload && systemctl enable --quiet squidkeeper-exporter && systemctl restart squidkeeper-exporter
+    else
+        # With the signals as usual: this may run where they are ignored, which it could not undo.
+        setsid --fork env --default-signal setpriv --reuid "$ACCOUNT" --regid "$GROUP" --init-groups \
+            "$SUPERVISE" "$UNIT" "$EXPORTER_PID" "$EXPORTER_LOG" </dev/null >/dev/null 2>&1 9<&-
+        wait_until 10 exporter_runs
+    fi
+}
+
+# Whether it runs or not: systemd may be about to start it again.
+stop_exporter() {
+    local pid
+    pid=$(exporter_pid || true)
+    if has_systemd; then quietly systemctl disable --now squidkeeper-exporter; elif [ -n "$pid" ]; then kill -TERM "$pid"; fi
+    [ -z "$pid" ] || wait_until 30 gone "$pid" || die "the exporter (process $pid) does not end"
+}
+
+# Start it, restart it where its unit or the program has changed, or leave it alone.
+apply_exporter() {
+    local told now
+    told=$(cat "$EXPORTER_APPLIED" 2>/dev/null || true)
+    now="$EXPORTER $({ cat "$UNIT" "$SUPERVISE" 2>/dev/null || true; } | cat - <(readlink "$PROGRAM") | sha256sum | cut -c 1-16)"
+    if [ "$EXPORTER" = none ]; then
+        say exporter "none (--no-exporter)" && now=none
+    elif [ "$START_EXPORTER" = no ]; then
+        say exporter "not started (--no-start)" && now=$EXPORTER # for a later run to go on with
+        [ "${told% *}" != "$EXPORTER" ] || return 0
+    elif exporter_listens && [ "$told" = "$now" ]; then
+        say exporter "runs, unchanged"
+    else
+        bring_up_exporter
+    fi
+    [ "$told" = "$now" ] || echo "$now" >"$EXPORTER_APPLIED"
+}
+
+bring_up_exporter() {
+    EXPORTER_TOUCHED=yes
+    stop_exporter
+    start_exporter
+    wait_until 90 exporter_has_settled || true
+    exporter_listens || explain_exporter
+    say exporter "started, on http://$EXPORTER/"
+}
+
+exporter_has_settled() { exporter_listens || exporter_has_died; }
+
+exporter_has_died() {
+    if ! has_systemd; then
+        [ -z "$(exporter_pid)" ]
+        return
+    fi
+    [ "$(systemctl show --property NRestarts --value squidkeeper-exporter)" != 0 ]
+}
+
+explain_exporter() {
+    if has_systemd; then journalctl --unit squidkeeper-exporter --lines 15 --no-pager >&2; else tail -n 15 "$EXPORTER_LOG" >&2; fi
+    die "the exporter does not listen on $EXPORTER" "read the lines above; --no-exporter does without it"
+}
+
 # ── The end of a good run ────────────────────────────────────────────────────────────────────────────────────────────
 
 tell_how_to_try() {
     ! is_yours_with_ours || LISTEN=$(listen_of "$CONF")
-    local address=${LISTEN%:*}
-    case $address in
-    "$LISTEN" | 0.0.0.0 | "[::]") address=127.0.0.1 ;;
-    esac
-    local curl="curl --proxy http://$address:${LISTEN##*:} --cacert $CA_CERT -sS -o /dev/null -w '%{http_code}\n'"
+    local address curl
+    address=$(reachable "$LISTEN")
+    curl="curl --proxy http://$address --cacert $CA_CERT -sS -o /dev/null -w '%{http_code}\n'"
     local sudo=${SUDO_USER:+sudo } explain="$PROGRAM explain --policy $POLICY"
     if is_our_command && [ "$(command -v squidkeeper)" = "$COMMAND" ]; then explain="squidkeeper explain"; fi
     cat <<-END 2>/dev/null || true
@@ -870,6 +1030,8 @@ tell_how_to_try() {
 		  $sudo$explain GET https://en.wikipedia.org/
 		Edit $POLICY: helpers take it up by themselves. Lines of your own for Squid: $LOCAL
 	END
+    [ "$EXPORTER" = none ] ||
+        printf 'Status: http://%s/  metrics: /metrics there  alerts, dashboard: %s\n' "$(reachable "$EXPORTER")" "$OBSERVE" 2>/dev/null || true
 }
 
 # ── Uninstall ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -882,12 +1044,15 @@ uninstall() {
     ! is_ours "$CONF" || yours=$BEFORE
     ! names "$yours" "$FRAGMENT" ||
         die "$yours includes $FRAGMENT, which --uninstall removes" "take that line out, tell Squid if it runs with it, and run this again"
+    [ ! -e "$UNIT" ] || stop_exporter
     if is_ours "$CONF"; then
         ! squid_runs || stop_squid
         rm -f "$CONF"
     fi
     names "$yours" "$SSL_DB" || rm -rf "$SSL_DB"
     rm -rf "$CONF.previous" "$FRAGMENT" "$ERRORS" "$STATE" "$RUN" "$APPLIED" "$PROGRAM" "$PREFIX"/venv-*
+    rm -rf "$OBSERVE" "$UNIT" "$SUPERVISE" "$EXPORTER_APPLIED"
+    ! has_systemd || systemctl daemon-reload
     [ -n "$ROOT" ] || rm -f /etc/squidkeeper/ca/ca.crt /etc/squidkeeper/ca/ca.key
     ! is_our_command || rm -f "$COMMAND"
     close_apparmor
@@ -953,12 +1118,15 @@ install_gateway() {
     step configuration "mend the line, most likely in $LOCAL, and run this again"
     prepare_configuration
     parse_configuration
+    prepare_exporter
     step listen "end what listens there, or choose another --listen"
     check_listen
     step "put in place" "see the lines above"
     put_all
     step start "see the lines above"
     apply
+    step exporter "see the lines above; --no-exporter does without it"
+    apply_exporter
     remove_old_venvs
     tell_how_to_try
 }

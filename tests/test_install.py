@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -12,7 +13,8 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -52,6 +54,22 @@ class Gateway:
     @property
     def pid(self) -> int:
         return int((self.root / "run/squid.pid").read_text())
+
+    @property
+    def supervisor(self) -> int:
+        """The process that keeps the exporter running."""
+        return int((self.root / "run/exporter.pid").read_text())
+
+    @property
+    def exporter(self) -> int:
+        """The process that serves metrics; 0 between one and the next."""
+        children = Path(f"/proc/{self.supervisor}/task/{self.supervisor}/children").read_text().split()
+        return next((int(pid) for pid in children if "squidkeeper exporter" in command_of(int(pid))), 0)
+
+    @property
+    def metrics(self) -> str:
+        """What Prometheus gets."""
+        return http_get(f"http://127.0.0.1:{usual_exporter_port(self.port)}/metrics")
 
     def place(self, name: str) -> Path:
         return self.root / name
@@ -97,10 +115,32 @@ def snapshot(top: Path, leave_out: tuple[str, ...] = ()) -> dict[str, tuple[obje
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port for Squid on which nobody listens, nor on its exporter's; below those that connections are given."""
+    while True:
+        port = random.randrange(10_000, 26_000)
+        if not listens(port) and not listens(usual_exporter_port(port)):
+            return port
+
+
+def usual_exporter_port(port: int) -> int:
+    return port + 6000
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def http_get(url: str) -> str:
+    return subprocess.run(
+        ["curl", "--silent", "--show-error", "--fail", url], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.1)
 
 
 def squid_account() -> str:
@@ -123,9 +163,7 @@ def runs(pid: int) -> bool:
 
 
 def wait_until_ended(pid: int) -> None:
-    deadline = time.monotonic() + 20
-    while runs(pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: not runs(pid), f"process {pid} to end")
 
 
 def openssl(*arguments: str) -> str:
@@ -144,8 +182,8 @@ def make_ca(directory: Path, name: str = "Slicer CA", *extra: str) -> Path:
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[Path]:
-    """A folder that every account can enter, which pytest's own is not."""
-    with tempfile.TemporaryDirectory(prefix="squidkeeper-install-") as name:
+    """A folder that every account can enter, as pytest's own is not, and a confined service sees, as /tmp is not."""
+    with tempfile.TemporaryDirectory(prefix="squidkeeper-install-", dir="/srv") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
@@ -169,8 +207,17 @@ def gateway(base: Path, source: Path) -> Iterator[Gateway]:
     gateway = Gateway(source, base / "gateway", free_port())
     done = gateway.install(*gateway.listen)
     assert done.returncode == 0, done.stderr
+    let_squid_end_at_once(gateway)
+    assert gateway.install().returncode == 0
     yield gateway
     gateway.clear()
+
+
+def let_squid_end_at_once(gateway: Gateway) -> None:
+    """So that no test waits for what squid.conf gives clients to end."""
+    gateway.place("etc").mkdir(exist_ok=True)
+    with gateway.place("etc/local.conf").open("a") as local:
+        local.write("shutdown_lifetime 0 seconds\n")
 
 
 @pytest.fixture
@@ -294,19 +341,19 @@ def test_a_renamed_log_is_left_alone_and_a_new_one_opened(gateway: Gateway) -> N
         time.sleep(0.1)
     assert gateway.answers() == "403"
     assert '"rule":"no-wikipedia"' in (log / "access.log").read_text()
-    assert {path.name for path in log.iterdir()} == {"access.log", "access.log.1", "cache.log"}
+    assert {path.name for path in log.iterdir()} == {"access.log", "access.log.1", "cache.log", "exporter.log"}
 
 
 # ── A second run ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_second_run_changes_nothing(gateway: Gateway) -> None:
-    before, pid = gateway.snapshot(), gateway.pid
+    before, processes = gateway.snapshot(), (gateway.pid, gateway.exporter)
     store = snapshot(gateway.place("state/ssl_db"))
     done = gateway.install(*gateway.listen)
-    assert (done.returncode, gateway.snapshot(), gateway.pid) == (0, before, pid)
+    assert (done.returncode, gateway.snapshot(), gateway.pid, gateway.exporter) == (0, before, *processes)
     assert snapshot(gateway.place("state/ssl_db")) == store
-    assert "runs, unchanged" in done.stdout
+    assert done.stdout.count("runs, unchanged") == 2
 
 
 def test_the_port_stays_where_it_is_when_it_is_not_given(gateway: Gateway) -> None:
@@ -348,7 +395,7 @@ def test_another_port_restarts_squid(gateway: Gateway) -> None:
 
 
 def test_new_sources_replace_the_program_under_a_running_squid(gateway: Gateway, changed: Path) -> None:
-    program, pid = gateway.place("bin/squidkeeper"), gateway.pid
+    program, pid, exporter = gateway.place("bin/squidkeeper"), gateway.pid, gateway.exporter
     old = program.resolve()
     with (changed / "helpers/squidkeeper/__init__.py").open("a") as module:
         module.write("# newer\n")
@@ -356,6 +403,8 @@ def test_new_sources_replace_the_program_under_a_running_squid(gateway: Gateway,
     assert (done.returncode, gateway.pid, gateway.answers()) == (0, pid, "403")
     assert program.resolve() != old
     assert old.exists(), "helpers of the version before may still be answering"
+    assert gateway.exporter != exporter, "the exporter has nothing to finish"
+    assert not runs(exporter)
 
 
 def test_an_edited_squid_conf_is_kept_beside_the_new_one(gateway: Gateway) -> None:
@@ -489,7 +538,7 @@ def contents(found: dict[str, tuple[object, ...]]) -> dict[str, object]:
     return {
         path: (about[1:4], about[5:])
         for path, about in found.items()
-        if not path.endswith("/squid.pid") and "/venv-" not in path
+        if not path.endswith(".pid") and "/venv-" not in path
     }
 
 
@@ -550,10 +599,117 @@ def test_a_squid_that_was_killed_is_started_again(gateway: Gateway) -> None:
     assert gateway.answers() == "403"
 
 
+# ── The exporter ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_exporter_runs_beside_squid_as_its_account_and_reads_its_log(gateway: Gateway) -> None:
+    assert owner(Path(f"/proc/{gateway.exporter}")) == owner(Path(f"/proc/{gateway.supervisor}")) == squid_account()
+    assert gateway.answers() == "403"
+    wait_for(lambda: 'rule="no-wikipedia",verdict="deny"' in gateway.metrics, "the denial to be counted")
+    for series in ("squid_up 1.0", "squidkeeper_policy_last_reload_successful 1.0", "squidkeeper_record_readable 1.0"):
+        assert series in gateway.metrics
+    assert "squidkeeper_ca_certificate_expiry_timestamp_seconds" in gateway.metrics
+    assert http_get(f"http://127.0.0.1:{usual_exporter_port(gateway.port)}/healthz")
+
+
+def test_the_last_lines_tell_where_the_exporter_is_and_what_prometheus_and_grafana_need(gateway: Gateway) -> None:
+    done, observe = gateway.install(), gateway.place("etc/observe")
+    address = f"127.0.0.1:{usual_exporter_port(gateway.port)}"
+    assert f"http://{address}/" in done.stdout
+    assert str(observe) in done.stdout
+    assert {path.name for path in observe.iterdir()} == {"alerts.yaml", "dashboard.json", "prometheus.yaml"}
+    assert f'targets: ["{address}"]' in (observe / "prometheus.yaml").read_text()
+    assert f"tail -n 1 {gateway.place('log/access.log')}`" in (observe / "alerts.yaml").read_text()
+    account = squid_account()
+    for path in observe.iterdir():
+        subprocess.run(["runuser", "-u", account, "--", "test", "-r", path], check=True, cwd="/")
+
+
+def test_an_exporter_that_was_killed_is_started_again(gateway: Gateway) -> None:
+    killed = gateway.exporter
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: gateway.exporter not in (0, killed), "another exporter")
+    wait_until_listening(usual_exporter_port(gateway.port))
+    assert "ended with status 137" in gateway.place("log/exporter.log").read_text()
+
+
+def test_no_exporter_is_left_without_its_supervisor_and_a_second_run_starts_both(gateway: Gateway) -> None:
+    supervisor, exporter, squid = gateway.supervisor, gateway.exporter, gateway.pid
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until_ended(exporter)
+    done = gateway.install()
+    assert done.returncode == 0, done.stderr
+    assert "exporter      started" in done.stdout
+    assert gateway.supervisor != supervisor
+    assert gateway.pid == squid
+    assert "squid_up 1.0" in gateway.metrics
+
+
+def test_the_exporter_moves_goes_and_comes_back_as_it_is_told(gateway: Gateway) -> None:
+    port, squid, usual = free_port(), gateway.pid, usual_exporter_port(gateway.port)
+    assert gateway.install("--exporter-listen", str(port)).returncode == 0
+    assert (listens(port), listens(usual)) == (True, False)
+    supervisor, exporter = gateway.supervisor, gateway.exporter
+    assert gateway.install("--no-exporter").returncode == 0
+    assert [pid for pid in (supervisor, exporter) if runs(pid)] == []
+    gone = "etc/observe", "etc/squidkeeper-exporter.service", "bin/supervise", "run/exporter.pid"
+    assert [name for name in gone if gateway.place(name).exists()] == []
+    assert "none (--no-exporter)" in gateway.install().stdout, "as before"
+    assert gateway.install("--exporter-listen", f"127.0.0.1:{usual}").returncode == 0
+    assert "squid_up 1.0" in gateway.metrics
+    assert gateway.pid == squid
+
+
+def test_a_taken_port_of_the_exporter_fails_before_anything_is_replaced(gateway: Gateway) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        message = f"something else listens on {address}"
+        assert_fails_and_leaves(gateway, "listen", message, "--exporter-listen", address)
+
+
+def test_an_exporter_that_does_not_start_gives_way_to_the_one_before(gateway: Gateway, changed: Path) -> None:
+    unit = changed / "squid/observe/squidkeeper-exporter.service"
+    unit.write_text(unit.read_text().replace("exporter --listen", "exporter --frobnicate --listen"))
+    before = gateway.snapshot()
+    failed = gateway.install()
+    assert failed.returncode == 1
+    assert 'step "exporter" failed' in failed.stderr
+    assert "No such option" in failed.stderr
+    wait_until_listening(usual_exporter_port(gateway.port))
+    assert "squid_up 1.0" in gateway.metrics
+    assert contents(gateway.snapshot()) == contents(before)
+
+
+def test_what_the_exporter_says_is_kept_within_bounds(tmp_path: Path) -> None:
+    unit, pid_file, log = tmp_path / "unit", tmp_path / "pid", tmp_path / "log"
+    chatter = tmp_path / "chatter"
+    chatter.write_text(
+        "#!/bin/sh\nfor n in $(seq 40); do printf '%060000d\\n' $n; done\necho last >&2\nexec sleep 60\n"
+    )
+    chatter.chmod(0o755)
+    unit.write_text(f"[Service]\nExecStart={chatter} --flag\n")
+    with subprocess.Popen([REPOSITORY / "squid/observe/supervise", unit, pid_file, log]) as supervisor:
+        wait_for(lambda: log.exists() and log.read_text().endswith("last\n"), "the last line")
+        supervisor.terminate()
+    assert supervisor.returncode == 0
+    assert not pid_file.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"unit", "chatter", "log", "log.1"}
+    assert max(path.stat().st_size for path in (log, log.with_name("log.1"))) < 1_100_000
+
+
+def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(gateway: Gateway) -> None:
+    unit = gateway.place("etc/squidkeeper-exporter.service")
+    checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    rated = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)]  # 100: not confined at all
+    subprocess.run(rated, check=True, capture_output=True)
+
+
 # ── The CA that is given ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_given_ca_replaces_the_one_in_place_which_is_kept(empty: Gateway, tmp_path: Path) -> None:
+    let_squid_end_at_once(empty)
     assert empty.install(*empty.listen).returncode == 0
     made = empty.place("etc/ca/ca.crt").read_bytes()
     assert empty.answers() == "403"
@@ -655,14 +811,14 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
     configuration, local = empty.place("etc/squid.conf"), empty.place("etc/local.conf")
     configuration.parent.mkdir(parents=True)
     configuration.write_text("http_port 3128\n")
-    local.write_text("# my own lines\ndns_timeout 9 seconds\n")
+    local.write_text("# my own lines\nshutdown_lifetime 0 seconds\n")
     assert empty.install(*empty.listen).returncode == 0
     assert empty.place("etc/squid.conf.before-squidkeeper").read_text() == "http_port 3128\n"
     assert local.read_text().startswith("# my own lines\n")
-    pid = empty.pid
+    processes = (empty.pid, empty.supervisor, empty.exporter)
     done = empty.install("--uninstall")
     assert done.returncode == 0, done.stderr
-    assert not runs(pid)
+    assert [pid for pid in processes if runs(pid)] == []
     assert configuration.read_text() == "http_port 3128\n"
     for name in ("etc/local.conf", "etc/policy", "etc/ca/ca.crt", "etc/ca/ca.key", "log/access.log"):
         assert empty.place(name).exists(), name
@@ -715,6 +871,7 @@ def test_uninstall_tells_when_the_former_squid_conf_does_not_parse(empty: Gatewa
     configuration = empty.place("etc/squid.conf")
     configuration.parent.mkdir(parents=True)
     configuration.write_text("http_port 3128\ninclude /nonexistent/*.conf\n")
+    let_squid_end_at_once(empty)
     assert empty.install(*empty.listen).returncode == 0
     done = empty.install("--uninstall")
     assert done.returncode == 0
@@ -779,19 +936,57 @@ rm -f /usr/local/bin/squidkeeper
 mkdir -p /usr/local/bin /opt/squidkeeper
 ln -s "$2" /opt/squidkeeper
 echo ready
-while sleep 1; do :; done
+"""
+BOOT = """
+umount -l /sys/fs/cgroup
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+cd /etc/systemd/system
+rm -rf ./*.wants
+for unit in /usr/lib/systemd/system/*.target.wants/*; do
+    case $unit in *journald*) ;; *) ln -sf /dev/null "${unit##*/}" ;; esac
+done
+ln -sf /dev/null tmp.mount
+export container=unshare
+exec /usr/lib/systemd/systemd --unit=basic.target --log-target=null >/dev/null 2>&1
 """
 
 
-@pytest.fixture
-def machine(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
+@contextmanager
+def view(gateway: Gateway, folder: Path, then: str, *namespaces: str) -> Iterator[Machine]:
+    """The view, with the environment that takes long to build in it, in which process 1 goes on with `then`."""
     venv = gateway.place("bin/squidkeeper").resolve().parent.parent
-    command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", VIEW]
-    with subprocess.Popen([*command, "view", str(tmp_path), str(venv)], stdout=subprocess.PIPE, text=True) as holder:
+    command = [
+        "unshare",
+        "--mount",
+        "--pid",
+        *namespaces,
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-ec",
+        VIEW + then,
+    ]
+    with subprocess.Popen([*command, "view", str(folder), str(venv)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "ready\n"
         yield Machine(int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text()))
         holder.kill()
+
+
+@pytest.fixture
+def machine(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
+    with view(gateway, tmp_path, "while sleep 1; do :; done") as machine:
+        yield machine
+
+
+@pytest.fixture
+def systemd(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
+    """A machine that systemd has booted, with nothing in it but its journal."""
+    with view(gateway, tmp_path, BOOT, "--cgroup", "--uts", "--ipc") as machine:
+        ready = ["systemctl", "is-active", "--quiet", "basic.target"]
+        wait_for(lambda: machine.run(*ready).returncode == 0, "systemd to boot")
+        yield machine
 
 
 def test_the_program_is_on_everybodys_path(machine: Machine, source: Path) -> None:
@@ -832,6 +1027,40 @@ def test_the_walkthroughs_squid_comes_back_with_its_certificate_store(machine: M
     assert (machine.path(store) / "index.txt").exists()
 
 
+def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(systemd: Machine, source: Path) -> None:
+    installer, squid, exporter = source / "install.sh", free_port(), free_port()
+    arguments = ("--listen", f"127.0.0.1:{squid}", "--exporter-listen", f"127.0.0.1:{exporter}")
+    done = systemd.run(installer, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert property_of(
+        systemd, "UnitFileState ActiveState User NoNewPrivileges ProtectSystem CapabilityBoundingSet"
+    ) == (f"enabled active {squid_account()} yes strict ")
+    assert curl(squid, systemd.path("/etc/squid/slicer-ca.crt"), "https://en.wikipedia.org/") == "403"
+    url = f"http://127.0.0.1:{exporter}/metrics"
+    wait_for(lambda: 'rule="no-wikipedia",verdict="deny"' in http_get(url), "the denial to be counted")
+    for series in (
+        "squid_up 1.0",
+        "squidkeeper_exporter_state_writable 1.0",
+        'squidkeeper_helper_processes{helper="host"} 1.0',
+    ):
+        assert series in http_get(url)
+    pid = property_of(systemd, "MainPID")
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 2
+    assert systemd.run("kill", "-KILL", pid).returncode == 0
+    wait_for(lambda: property_of(systemd, "MainPID") not in ("0", pid), "systemd to start it again")
+    assert systemd.run(installer, "--uninstall").returncode == 0
+    assert property_of(systemd, "LoadState ActiveState MainPID") == "not-found inactive 0"
+
+
+def property_of(machine: Machine, names: str) -> str:
+    """Properties of the service, in the order that they are asked for."""
+    asked = [
+        machine.run("systemctl", "show", "--property", name, "--value", "squidkeeper-exporter")
+        for name in names.split()
+    ]
+    return " ".join(done.stdout.strip() for done in asked)
+
+
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -845,6 +1074,8 @@ def test_the_walkthroughs_squid_comes_back_with_its_certificate_store(machine: M
         (["--listen", "::1:3129"], "ADDRESS is an IPv4 address or an IPv6 address in brackets"),
         (["--listen", ":3129"], "ADDRESS is an IPv4 address or an IPv6 address in brackets"),
         (["--listen"], "--listen needs a value"),
+        (["--exporter-listen", "0"], "--exporter-listen 0: the port is a number from 1 to 65535"),
+        (["--exporter-listen", "localhost:9129"], "ADDRESS is an IPv4 address or an IPv6 address in brackets"),
         (["--policy="], "--policy needs a value"),
         (["--policy", "/nonexistent"], "--policy /nonexistent: there is no such directory"),
         (["--policy", "/proc/self"], "no *.yaml file is in it"),
@@ -870,8 +1101,9 @@ def test_a_bad_argument_is_told_before_anything_happens(arguments: list[str], me
 def test_help_names_every_option() -> None:
     done = install(REPOSITORY, "--help")
     assert done.returncode == 0
-    for option in ("--listen", "--policy", "--ca-dir", "--root", "--no-start", "--uninstall", "--help"):
-        assert option in done.stdout
+    options = "--listen --exporter-listen --no-exporter --policy --ca-dir --root --no-start --uninstall --help"
+    for option in options.split():
+        assert f"\n  {option}" in done.stdout
 
 
 def test_it_must_be_run_as_root(source: Path) -> None:
@@ -882,7 +1114,7 @@ def test_it_must_be_run_as_root(source: Path) -> None:
 
 
 def test_shellcheck_finds_nothing() -> None:
-    subprocess.run(["shellcheck", REPOSITORY / "install.sh"], check=True)
+    subprocess.run(["shellcheck", REPOSITORY / "install.sh", REPOSITORY / "squid/observe/supervise"], check=True)
 
 
 # ── The example policy ───────────────────────────────────────────────────────────────────────────────────────────────
