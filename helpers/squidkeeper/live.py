@@ -19,6 +19,7 @@ from squidkeeper.policy.faults import Fault
 from squidkeeper.policy.revisions import keep, read
 from squidkeeper.policy.sources import Sources, fingerprint, read_sources
 
+_FIRST_LOAD_SECONDS = 8
 _LOOK_EVERY_SECONDS = 0.2
 _SETTLE_SECONDS = 0.05
 _KEEP_AGAIN_SECONDS = 10.0
@@ -109,9 +110,14 @@ class LivePolicy(Generic[T]):
         self._not_kept = ""
 
     def start(self) -> None:
-        """Load the policy, then watch it in a thread that ends with the process."""
-        self.look()
-        threading.Thread(target=self._watch, name="policy watch", daemon=True).start()
+        """Load the policy and watch it, in a thread that ends with the process; wait for the first one, not for ever.
+
+        Who goes on without one denies: a directory on a file system that hangs must not keep those waiting who ask.
+        """
+        looked = threading.Event()
+        threading.Thread(target=self._watch, args=(looked,), name="policy watch", daemon=True).start()
+        if not looked.wait(_FIRST_LOAD_SECONDS):
+            _log.error("%s: not read after %d s, which goes on", self._directory, _FIRST_LOAD_SECONDS)
 
     def look(self) -> None:
         """Load the policy if it has changed since the last look, and has come to rest."""
@@ -122,7 +128,9 @@ class LivePolicy(Generic[T]):
         except Exception as error:  # noqa: BLE001 - a policy that we fail on must not end the watch, nor the helper
             self._refuse(f"squidkeeper itself failed on it: {describe(error)}")
 
-    def _watch(self) -> None:
+    def _watch(self, looked: threading.Event) -> None:
+        self.look()
+        looked.set()
         while True:
             self._keep()
             time.sleep(_LOOK_EVERY_SECONDS)

@@ -110,6 +110,23 @@ def read_slots(folder: Path) -> Iterator[Slot]:
             yield slot
 
 
+def slot_owner(folder: Path, number: int) -> int | None:
+    """Ask which process has a slot; None where none has it, or it is not seen from here.
+
+    Not for a process that has a slot itself, as above.
+    """
+    try:
+        descriptor = os.open(folder / f"slot-{number:02}", os.O_RDONLY | _CAREFULLY)
+    except OSError:
+        return None
+    try:
+        return _lock_owner(descriptor) or None
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
 class Totals:
     """Adds slots up so that no sum goes back, also where a slot cannot be read, is gone, or was begun anew.
 
@@ -189,10 +206,14 @@ def _labels(key: Key) -> dict[str, str]:
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Ask whether another process holds the lock, without taking it even for a moment."""
+    return _lock_owner(descriptor) is not None
+
+
+def _lock_owner(descriptor: int) -> int | None:
+    """Ask which process holds the lock, if one does, without taking it even for a moment; 0: one that is not seen."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    answer: bytes = fcntl.fcntl(descriptor, fcntl.F_GETLK, asked)
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else int(pid)
 
 
 def _read_identity(descriptor: int) -> str | None:

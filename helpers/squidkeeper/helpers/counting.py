@@ -62,7 +62,7 @@ class Counting:
         self.helper = helper
         self._policy_state = policy_state
         self._started = time.time()
-        self._busy_since: float | None = None
+        self.busy_since: float | None = None
         *self._buckets, self._sum = histogram_keys(
             DECISION_DURATION.name, {"helper": helper}, DECISION_DURATION.buckets
         )
@@ -74,9 +74,13 @@ class Counting:
         self._writer.beat(None)
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
-    def beat(self) -> None:
-        """Give a sign of life now."""
-        now, busy_since, state = time.time(), self._busy_since, self._policy_state()
+    def ready(self) -> None:
+        """Tell that the start is done; it is when that is told."""
+        self._tell(None)
+        self.busy_since = None
+
+    def _tell(self, busy_since: float | None) -> None:
+        now, state = time.time(), self._policy_state()
         self._writer.beat(
             Status(
                 helper=self.helper,
@@ -92,21 +96,21 @@ class Counting:
         )
 
     def begin(self) -> None:
-        """Note that lines were read."""
-        self._busy_since = time.monotonic()
+        """Note that lines were read; `busy_since` tells when, until the end."""
+        self.busy_since = time.monotonic()
 
     def end(self, lines: int, counted: list[Key]) -> None:
         """Count so many lines by what their answers say of themselves; each took as long as all of the batch."""
-        began, self._busy_since = self._busy_since, None
-        if lines and began is not None:
-            seconds = time.monotonic() - began
+        if lines and self.busy_since is not None:
+            seconds = time.monotonic() - self.busy_since
             bucket = self._buckets[bisect_left(DECISION_DURATION.buckets, seconds)]
             self._writer.add({bucket: lines, self._sum: lines * seconds}, counted)
+        self.busy_since = None  # not before: a disk that hangs is seen
 
     def _beat(self) -> None:
         while True:
             time.sleep(_BEAT_EVERY_SECONDS)
-            self.beat()
+            self._tell(self.busy_since)
 
 
 def _key(metric: Metric, *values: str) -> Key:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from squidkeeper.engine import Judge
 from squidkeeper.errors import InvalidLine, describe
 from squidkeeper.helpers.counting import Counting, decision, protocol_error
+from squidkeeper.helpers.watchdog import Watchdog
 from squidkeeper.live import LivePolicy
 from squidkeeper.slots import Key
 from squidkeeper.wire import LineBuffer, Reply, Result, format_reply, reply_limit, split_channel
@@ -33,14 +34,20 @@ def run(
     state: Path,
     concurrency: int,
 ) -> None:
-    """Run a helper: what `prepare` makes of the policy in force answers each line, None while none has loaded."""
+    """Run a helper: what `prepare` makes of the policy in force answers each line, None while none has loaded.
+
+    The start has the same deadline as a line: Squid has asked already.
+    """
     settle_process()
     output = take_output()
     live = LivePolicy(directory, state / "lists", prepare, state / "revisions")
     counting = Counting(helper, state, lambda: live.state)
+    Watchdog(lambda: counting.busy_since).start()
+    counting.begin()
     counting.start()
+    counting.begin()
     live.start()
-    counting.beat()
+    counting.ready()
     serve(lambda request: answer(live.current, request), output, concurrency, counting)
 
 

@@ -27,6 +27,7 @@ from squidkeeper.observe.overview import status_of
 from squidkeeper.observe.server import Application, serve
 from squidkeeper.observe.status import page
 from squidkeeper.observe.tally import Tally
+from squidkeeper.observe.watchdog import Watchdog
 from squidkeeper.policy.hosts import Network
 from squidkeeper.slots import Slot, read_slots
 
@@ -69,6 +70,7 @@ class Exporter:
         """Count what there is, then answer until the end."""
         with _bound(self._options.listen) as listener:
             self._store.open()
+            Watchdog(self._options.state / "helpers").start()
             self._live.start()
             drift = Drift(KeptJudges(self._options.state / "revisions", self._current), self._current)
             self._tally = Tally(self._options.access_log, self._store, drift)

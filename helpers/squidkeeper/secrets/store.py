@@ -45,16 +45,27 @@ class SecretStore:
 
     def _from_file(self, name: str, path: Path) -> Secret:
         try:
-            stat = path.stat()
-            if not S_ISREG(stat.st_mode) or stat.st_size > _FILE_LIMIT:
-                raise SecretUnavailable(f"secret {name}: {path} is not a file of at most {_FILE_LIMIT} bytes")
-            state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            state = _state(os.stat(path))
             known = self._read.get(name)
             if known is None or known[0] != state:
-                self._read[name] = known = (state, checked_secret(name, f"the file {path}", path.read_bytes()))
+                with open(path, "rb", opener=_open_at_once) as file:
+                    stat = os.fstat(file.fileno())
+                    if not S_ISREG(stat.st_mode) or stat.st_size > _FILE_LIMIT:
+                        raise SecretUnavailable(f"secret {name}: {path} is not a file of at most {_FILE_LIMIT} bytes")
+                    content = file.read(_FILE_LIMIT + 1)
+                self._read[name] = known = (_state(stat), checked_secret(name, f"the file {path}", content))
         except OSError as error:
             raise SecretUnavailable(f"secret {name}: the file {path} cannot be read: {error.strerror}") from error
         return known[1]
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without a wait: for a FIFO's other end, or for whoever has a lease on the file."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _state(stat: os.stat_result) -> tuple[int, ...]:
+    return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _fill(template: str, values: Mapping[str, str]) -> list[str]:

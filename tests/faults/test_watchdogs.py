@@ -1,0 +1,204 @@
+"""The two watchdogs as processes: what they end, and what they must not end."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.observe.watchdog import STOPPED_LOOKS, Watchdog
+from squidkeeper.slots import slot_owner
+from tests.e2e.network import wait_for
+
+LOOP = """
+import os, re, sys, time
+from pathlib import Path
+from squidkeeper.helpers.counting import Counting
+from squidkeeper.helpers.loop import serve, take_output
+from squidkeeper.helpers.watchdog import Watchdog
+from squidkeeper.live import State
+from squidkeeper.wire import Reply, Result
+
+def answer(request):
+    {at_line}
+    return Reply(Result.OK)
+
+output = take_output()
+counting = Counting("host", Path(sys.argv[1]), State)
+Watchdog(lambda: counting.busy_since, every_seconds=0.1, silent_seconds=float(sys.argv[2])).start()
+counting.start()
+serve(answer, output, 0, counting)
+"""
+Run = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Run a loop with a watchdog that looks ten times a second; each line does what it is told."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(at_line: str, silent_seconds: float = 60) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", LOOP.format(at_line=at_line), str(tmp_path), str(silent_seconds)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ask(process: "subprocess.Popen[bytes]", line: bytes = b"line\n") -> None:
+    assert process.stdin
+    process.stdin.write(line)
+    process.stdin.flush()
+
+
+def test_a_helper_that_waits_in_a_line_ends_and_says_where(run: Run) -> None:
+    process = run("time.sleep(600)")
+    ask(process)
+    assert process.wait(20) == 1
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.read() == b""
+    told = process.stderr.read().decode()
+    assert "does not get on" in told
+    assert "in answer" in told
+
+
+def test_a_helper_whose_interpreter_gives_no_thread_a_turn_ends_and_says_where(run: Run) -> None:
+    process = run("re.match(r'(a+)+$', 'a' * 64 + 'b')", 2)  # for years, and Python's own re lets no other thread run
+    ask(process)
+    assert process.wait(20) == 1
+    assert process.stderr
+    told = process.stderr.read().decode()
+    assert "Timeout" in told
+    assert "in answer" in told
+
+
+def test_a_helper_that_answers_or_waits_for_lines_goes_on(run: Run) -> None:
+    process = run("time.sleep(0.3)")
+    assert process.stdout
+    for _ in range(5):  # more than a deadline in all
+        ask(process)
+        assert process.stdout.readline() == b"OK\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    ask(process)
+    assert process.stdout.readline() == b"OK\n"
+
+
+def test_a_helper_that_was_stopped_for_longer_than_the_deadline_goes_on(run: Run) -> None:
+    process = run("time.sleep(0.2)")
+    assert process.stdout
+    ask(process)
+    assert process.stdout.readline() == b"OK\n"
+    ask(process)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(2)  # twice the deadline
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.stdout.readline() == b"OK\n"
+
+
+# --- the exporter's -----------------------------------------------------------------------------------------------
+
+HELPER = """
+import sys, time
+from pathlib import Path
+from squidkeeper.helpers.counting import Counting
+from squidkeeper.live import State
+counting = Counting("host", Path(sys.argv[1]), State)
+counting.start()
+print("ready", flush=True)
+while True:
+    time.sleep(0.02)
+"""
+
+
+ASK = """
+import sys
+from pathlib import Path
+from squidkeeper.slots import slot_owner
+print(slot_owner(Path(sys.argv[1]), 7))
+"""
+
+
+@pytest.fixture
+def helper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that has a slot."""
+    process = subprocess.Popen([sys.executable, "-c", HELPER, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == b"ready\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def look(watchdog: Watchdog, times: int) -> None:
+    for _ in range(times):
+        watchdog.look()
+        time.sleep(0.1)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    os.kill(process.pid, signal.SIGSTOP)
+    wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T", "the process to stop")
+
+
+def test_a_process_that_has_stopped_is_ended_after_twelve_looks(
+    tmp_path: Path, helper: "subprocess.Popen[bytes]"
+) -> None:
+    stop(helper)
+    watchdog = Watchdog(tmp_path / "helpers")
+    look(watchdog, STOPPED_LOOKS)
+    assert helper.poll() is None
+    watchdog.look()
+    assert helper.wait(10) == -signal.SIGKILL
+
+
+def test_a_process_that_runs_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
+    look(Watchdog(tmp_path / "helpers"), 2 * STOPPED_LOOKS)
+    assert slot_owner(tmp_path / "helpers", 0) == helper.pid
+    assert helper.poll() is None
+
+
+def test_a_process_that_goes_on_in_time_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
+    stop(helper)
+    watchdog = Watchdog(tmp_path / "helpers")
+    look(watchdog, STOPPED_LOOKS)
+    os.kill(helper.pid, signal.SIGCONT)
+    time.sleep(0.2)
+    look(watchdog, STOPPED_LOOKS)
+    assert helper.poll() is None
+
+
+def test_a_process_without_a_slot_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
+    """Whatever a slot says of itself: only who holds its lock, by the kernel's account, can be meant."""
+    other = subprocess.Popen(["sleep", "600"])
+    try:
+        slot = tmp_path / "helpers/slot-00"
+        (tmp_path / "helpers/slot-01").write_bytes(
+            slot.read_bytes().replace(str(helper.pid).encode(), b"%d" % other.pid)
+        )
+        stop(other)
+        look(Watchdog(tmp_path / "helpers"), 2 * STOPPED_LOOKS)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_owner_of_a_slot_is_known_by_its_lock_alone(tmp_path: Path) -> None:
+    (tmp_path / "slot-07").write_bytes(b"anything")
+    assert slot_owner(tmp_path, 7) is None
+    assert slot_owner(tmp_path, 8) is None
+    with (tmp_path / "slot-07").open("r+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        asked = subprocess.run([sys.executable, "-c", ASK, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert asked.stdout == f"{os.getpid()}\n"
