@@ -756,6 +756,7 @@ start_squid() {
         systemctl enable --quiet squid && systemctl restart squid
     else
         squid -n "$SERVICE" -f "$CONF" 9<&-
+        wait_until 10 squid_runs || true # it has gone into the background, and writes its pid file there
     fi
 }
 
@@ -772,7 +773,8 @@ stop_squid() {
     wait_until 30 gone "$pid" || die "Squid (process $pid) does not end"
 }
 
-gone() { [ ! -e "/proc/$1" ]; }
+# Ended; its parent may not have noticed yet.
+gone() { ! grep -q '^State:[[:space:]]*[^ZX]' "/proc/$1/status" 2>/dev/null; }
 
 wait_until() {
     local tries=$(($1 * 10))
@@ -888,7 +890,7 @@ listening_sockets() {
 }
 
 explain_silence() {
-    tail -n 15 "$CACHE_LOG" >&2
+    tail -n 15 "$CACHE_LOG" >&2 || true
     die "Squid does not listen on $LISTEN" "read the lines above, from $CACHE_LOG"
 }
 

@@ -159,7 +159,11 @@ def mode(path: Path) -> int:
 
 
 def runs(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    """Whether it has not ended; its parent may not have noticed yet."""
+    try:
+        return not re.search(r"^State:\s*[ZX]", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def wait_until_ended(pid: int) -> None:
