@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from squidkeeper.cli.log import log
 from squidkeeper.live import load
-from squidkeeper.observe import filters, groups
-from squidkeeper.observe.record import Record, parse_record
+from squidkeeper.observe.record import filters, groups
+from squidkeeper.observe.record.line import Record, parse_record
 from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
 

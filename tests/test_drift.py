@@ -11,8 +11,8 @@ import pytest
 from squidkeeper.engine import Judge
 from squidkeeper.engine.query import query_of
 from squidkeeper.live import load, load_sources
-from squidkeeper.observe.drift import Drift, Finding, KeptJudges, was_served
-from squidkeeper.observe.record import NONE, Record
+from squidkeeper.observe.record.drift import Drift, Finding, KeptJudges, was_served
+from squidkeeper.observe.record.line import NONE, Record
 from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
 
@@ -236,7 +236,7 @@ def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: Judge, record: Callable[..., Record]
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr("squidkeeper.observe.drift.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("squidkeeper.observe.record.drift.time.monotonic", lambda: clock[0])
     write_policy(tmp_path / "policy", POLICY)
     sources = read_sources(tmp_path / "policy")
     revision = load_sources(sources, datetime(2026, 11, 25, tzinfo=UTC)).judge.policy.revision
@@ -288,7 +288,7 @@ def test_a_record_without_a_tunnel_that_it_needs_is_not_confused_with_one_rememb
 def test_made_up_hosts_are_remembered_within_bounds(
     drift: Drift, record: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.observe.drift._KEYS_AT_MOST", 100)
+    monkeypatch.setattr("squidkeeper.observe.record.drift._KEYS_AT_MOST", 100)
     for number in range(250):
         assert found(drift.check(record(f"http://h{number}.example/"))) == ("allowed", "default")
         drift.client_name(record("http://open.example/", user=f"u{number}"))

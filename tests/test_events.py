@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from itertools import count
 
-from squidkeeper.observe import events as module
-from squidkeeper.observe.events import Entry, Events, events
-from squidkeeper.observe.record import NONE, Record, parse_record
+from squidkeeper.observe.record import events as module
+from squidkeeper.observe.record.events import Entry, Events, events
+from squidkeeper.observe.record.line import NONE, Record, parse_record
 
 TEMPLATE = Record(
     v=1,

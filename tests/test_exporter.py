@@ -26,15 +26,15 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from squidkeeper.cli import main
 from squidkeeper.live import State, load
 from squidkeeper.metrics import DECISION_DURATION, METRICS
-from squidkeeper.observe.certificate import read_certificate
-from squidkeeper.observe.checkpoint import Checkpoint
-from squidkeeper.observe.collector import GatewayCollector, View, expected_series
-from squidkeeper.observe.counts import SERIES_LIMIT, Counter, Counts
-from squidkeeper.observe.health import PATIENCE_SECONDS, Seen, checks
-from squidkeeper.observe.manager import SquidCounters, parse_counters, read_counters
-from squidkeeper.observe.overview import status_of
-from squidkeeper.observe.server import Application
-from squidkeeper.observe.status import Certificate, page
+from squidkeeper.observe.exporter.cache_manager import SquidCounters, parse_counters, read_counters
+from squidkeeper.observe.exporter.certificate import Certificate, read_certificate
+from squidkeeper.observe.exporter.checkpoint import Checkpoint
+from squidkeeper.observe.exporter.collector import GatewayCollector, View, expected_series
+from squidkeeper.observe.exporter.counts import SERIES_LIMIT, Counter, Counts
+from squidkeeper.observe.exporter.health import PATIENCE_SECONDS, Seen, checks
+from squidkeeper.observe.exporter.overview import status_of
+from squidkeeper.observe.exporter.server import Application
+from squidkeeper.observe.exporter.status_page import page
 from squidkeeper.slots import Key, Slot, Status, histogram_keys, make_key
 
 from .conftest import judge_of

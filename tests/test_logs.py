@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from squidkeeper.errors import UnreadableLog
-from squidkeeper.observe import logs
-from squidkeeper.observe.logs import Follower, Position, holding_since, in_order, read_blocks, rotated
+from squidkeeper.observe.record import logs
+from squidkeeper.observe.record.logs import Follower, Position, holding_since, in_order, read_blocks, rotated
 
 
 def lines(start: int, end: int) -> list[bytes]:
@@ -82,7 +82,7 @@ def test_what_unpacks_to_gigabytes_takes_no_memory(tmp_path: Path) -> None:
         for _ in range(20):  # members of 20 MB each, one after the other
             file.write(gzip.compress((b"y" * 999 + b"\n") * 20_000, 9))
     program = (
-        "from pathlib import Path; from squidkeeper.observe.logs import read_blocks\n"
+        "from pathlib import Path; from squidkeeper.observe.record.logs import read_blocks\n"
         f"print(sum(len(b.lines) for b in read_blocks([Path({str(path)!r})])))\n"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from squidkeeper.helpers import counting
 from squidkeeper.metrics import HELPERS, METRICS, OTHER, Kind, Metric, Source, method_class, status_class
-from squidkeeper.observe.manager import COUNTERS
+from squidkeeper.observe.exporter.cache_manager import COUNTERS
 
 LABELS = {"client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision"}
 ASKED_FOR = """

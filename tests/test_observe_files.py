@@ -22,7 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from squidkeeper.cli import main
 from squidkeeper.metrics import METRICS, Kind
-from squidkeeper.observe.manager import COUNTERS
+from squidkeeper.observe.exporter.cache_manager import COUNTERS
 
 OBSERVE = Path(__file__).parent.parent / "squid/observe"
 RULES = [rule for group in yaml.safe_load((OBSERVE / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]

@@ -8,11 +8,12 @@ from importlib import resources
 
 import pytest
 
-from squidkeeper.observe import page
-from squidkeeper.observe.charts import split_bar
+from squidkeeper.observe.pages import page
+from squidkeeper.observe.pages.drawing import split_bar
+from squidkeeper.observe.record.urls import shown_url
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
-STYLE = resources.files("squidkeeper.observe").joinpath("templates/style.css").read_text("utf-8")
+STYLE = resources.files("squidkeeper.observe.pages").joinpath("templates/style.css").read_text("utf-8")
 
 # On each of these, each of those is text.
 READABLE = {
@@ -77,7 +78,7 @@ def test_both_themes_have_the_same_colours() -> None:
     ],
 )
 def test_a_url_is_shown_without_what_could_be_secret_or_mislead(url: str, shown: str) -> None:
-    assert page.shown_url(url) == shown
+    assert shown_url(url) == shown
 
 
 def test_what_cannot_be_seen_is_shown_as_its_escape() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from squidkeeper.errors import InvalidRecord
-from squidkeeper.observe.record import NONE, VERSION, Record, parse_record, text
+from squidkeeper.observe.record.line import NONE, VERSION, Record, parse_record, text
 
 REPOSITORY = Path(__file__).parents[1]
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 
 from squidkeeper.cli import main
 from squidkeeper.live import load_sources
-from squidkeeper.observe import figures, sketches, survey
-from squidkeeper.observe.record import Record
-from squidkeeper.observe.report import as_json, page
-from squidkeeper.observe.survey import VERDICTS, Survey
+from squidkeeper.observe.record.line import Record
+from squidkeeper.observe.report import figures, sketches, survey
+from squidkeeper.observe.report.page import as_json, page
+from squidkeeper.observe.report.survey import VERDICTS, Survey
 from squidkeeper.policy.model import VERDICT_NAMES
 from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources

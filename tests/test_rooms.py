@@ -25,6 +25,7 @@ FLOORS = {
     "cli": 6,
     "__main__": 7,
 }
+FLOORS_OF_OBSERVE = {"__init__": 0, "record": 1, "pages": 2, "report": 3, "exporter": 3}
 IMPURE = {"logging", "os", "random", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"}
 ALLOWED_IMPURE = {  # the loaders read files and compile lists in a child; inet_aton is arithmetic
     "url": {"socket"},
@@ -53,6 +54,11 @@ def rooms_imported(path: Path) -> set[str]:
     return {parts[1] for parts in ours}
 
 
+def rooms_of_observe_imported(path: Path) -> set[str]:
+    ours = (name.split(".") for name in imports(path) if name.startswith("squidkeeper.observe."))
+    return {parts[2] for parts in ours}
+
+
 def of_type_checking_alone(path: Path, room: str) -> bool:
     return room_of(path) == "errors" and room == "policy"  # PolicyError names the type of its faults
 
@@ -65,6 +71,15 @@ def test_a_module_imports_only_from_floors_below_or_its_own_room(path: Path) -> 
         return
     for other in rooms_imported(path):
         assert other == room or FLOORS[other] < FLOORS[room] or of_type_checking_alone(path, other), f"{room} → {other}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "observe").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_report_and_exporter_build_on_the_record_and_the_pages_alone(path: Path) -> None:
+    room = path.relative_to(PACKAGE / "observe").parts[0].removesuffix(".py")
+    for other in rooms_of_observe_imported(path):
+        assert other == room or FLOORS_OF_OBSERVE[other] < FLOORS_OF_OBSERVE[room], f"{room} → {other}"
 
 
 @pytest.mark.parametrize(

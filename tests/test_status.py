@@ -10,25 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.observe.record import Record, parse_record
-from squidkeeper.observe.status import (
-    DENIALS_KEPT,
-    Certificate,
-    Denial,
+from squidkeeper.observe.exporter.certificate import Certificate
+from squidkeeper.observe.exporter.recent import DENIALS_KEPT, Denial, DriftSeen, RecentDenials
+from squidkeeper.observe.exporter.status import (
     Drift,
-    DriftSeen,
     HelperProcess,
     PolicyInForce,
-    RecentDenials,
     RecordFollowed,
     RuleInForce,
     SecretInUse,
     Squid,
     Status,
-    explain_command,
-    page,
-    troubles,
 )
+from squidkeeper.observe.exporter.status_page import explain_command, page
+from squidkeeper.observe.exporter.troubles import troubles
+from squidkeeper.observe.record.line import Record, parse_record
 from squidkeeper.policy.faults import Fault, Location
 
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from squidkeeper.errors import StateInUse
 from squidkeeper.metrics import OTHER, REQUEST_DURATION
-from squidkeeper.observe.checkpoint import Checkpoint, Store
-from squidkeeper.observe.counts import RULES_LIMIT, SERIES_LIMIT, Counter, Counts
-from squidkeeper.observe.drift import Drift
-from squidkeeper.observe.record import Record, parse_record
-from squidkeeper.observe.tally import Tally
+from squidkeeper.observe.exporter.checkpoint import Checkpoint, Store
+from squidkeeper.observe.exporter.counts import RULES_LIMIT, SERIES_LIMIT, Counter, Counts
+from squidkeeper.observe.exporter.tally import Tally
+from squidkeeper.observe.record.drift import Drift
+from squidkeeper.observe.record.line import Record, parse_record
 
 from .conftest import judge_of
 
@@ -371,7 +371,7 @@ def test_a_second_exporter_is_refused_and_never_overwrites(world: World) -> None
 
 
 def test_the_folder_is_given_back_by_the_kernel_when_its_exporter_is_killed(world: World) -> None:
-    program = "from squidkeeper.observe.checkpoint import Store; from pathlib import Path; import sys, time\n"
+    program = "from squidkeeper.observe.exporter.checkpoint import Store; from pathlib import Path; import sys, time\n"
     program += "Store(Path(sys.argv[1])).open(); print('taken', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", program, str(world.state)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

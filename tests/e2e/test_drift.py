@@ -9,9 +9,9 @@ from functools import partial
 
 import pytest
 
-from squidkeeper.observe.drift import Drift, KeptJudges, was_served
-from squidkeeper.observe.logs import read_blocks
-from squidkeeper.observe.record import Record, parse_record
+from squidkeeper.observe.record.drift import Drift, KeptJudges, was_served
+from squidkeeper.observe.record.line import Record, parse_record
+from squidkeeper.observe.record.logs import read_blocks
 
 from . import test_attacks as attacks
 from .curl import CurlFailed, curl

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from squidkeeper.metrics import METRICS, Kind
-from squidkeeper.observe.manager import COUNTERS as COUNTERS_OF_SQUID
+from squidkeeper.observe.exporter.cache_manager import COUNTERS as COUNTERS_OF_SQUID
 
 from .curl import curl
 from .gateway import Gateway, NewGateway

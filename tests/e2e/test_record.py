@@ -18,8 +18,8 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from squidkeeper.observe.logs import Follower, read_blocks, rotated
-from squidkeeper.observe.record import NONE, Record, parse_record
+from squidkeeper.observe.record.line import NONE, Record, parse_record
+from squidkeeper.observe.record.logs import Follower, read_blocks, rotated
 
 from .gateway import Gateway, NewGateway
 from .network import run, wait_for

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.observe.watchdog import STOPPED_LOOKS, Watchdog
+from squidkeeper.observe.exporter.watchdog import STOPPED_LOOKS, Watchdog
 from squidkeeper.slots import slot_owner
 from tests.e2e.network import wait_for
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squidkeeper import url, wire
-from squidkeeper.observe import logs
+from squidkeeper.observe.record import logs
 from squidkeeper.policy import document
 from squidkeeper.url import Reading
 

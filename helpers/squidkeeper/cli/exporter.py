@@ -113,7 +113,7 @@ def exporter(
     import sys
 
     from squidkeeper.errors import ListenFailed, StateInUse
-    from squidkeeper.observe.exporter import Options, run
+    from squidkeeper.observe.exporter.process import Options, run
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     try:

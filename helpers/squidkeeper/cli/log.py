@@ -15,19 +15,27 @@ import click
 
 from squidkeeper.cli.options import DEFAULT_STATE, policy_option
 from squidkeeper.errors import PatternError, PolicyError, UnreadableLog
-from squidkeeper.observe import filters
-from squidkeeper.observe.drift import Drift, KeptJudges
-from squidkeeper.observe.events import Entry, Events
-from squidkeeper.observe.groups import KEYS
-from squidkeeper.observe.listing import Counts, Findings, Lines, Rows, printable
-from squidkeeper.observe.logs import STDIN, Follower, beginning, holding_since, in_order, read_blocks, size_on_disk
-from squidkeeper.observe.reading import Reading
+from squidkeeper.observe.record import filters
+from squidkeeper.observe.record.drift import Drift, KeptJudges
+from squidkeeper.observe.record.events import Entry, Events
+from squidkeeper.observe.record.groups import KEYS
+from squidkeeper.observe.record.listing import Counts, Findings, Lines, Rows, printable
+from squidkeeper.observe.record.logs import (
+    STDIN,
+    Follower,
+    beginning,
+    holding_since,
+    in_order,
+    read_blocks,
+    size_on_disk,
+)
+from squidkeeper.observe.record.reading import Reading
 
 if TYPE_CHECKING:
     from squidkeeper.engine import Judge
-    from squidkeeper.observe.filters import Predicate
-    from squidkeeper.observe.listing import Listing
-    from squidkeeper.observe.logs import Block
+    from squidkeeper.observe.record.filters import Predicate
+    from squidkeeper.observe.record.listing import Listing
+    from squidkeeper.observe.record.logs import Block
 
 DEFAULT_LOG = Path("/var/log/squid/access.log")
 _LOOK_EVERY_SECONDS = 0.25

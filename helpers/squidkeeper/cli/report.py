@@ -14,9 +14,9 @@ from squidkeeper.cli.log import DEFAULT_LOG, Moment
 from squidkeeper.cli.options import json_option, policy_option
 
 if TYPE_CHECKING:
-    from squidkeeper.observe.drift import Drift
-    from squidkeeper.observe.figures import Report
-    from squidkeeper.observe.survey import Survey
+    from squidkeeper.observe.record.drift import Drift
+    from squidkeeper.observe.report.figures import Report
+    from squidkeeper.observe.report.survey import Survey
 
 _STDOUT = Path("-")
 
@@ -50,8 +50,8 @@ def report(
     new. The policy gives the reasons of its rules.
     """
     from squidkeeper.errors import UnreadableLog
-    from squidkeeper.observe.logs import in_order, rotated
-    from squidkeeper.observe.survey import Survey
+    from squidkeeper.observe.record.logs import in_order, rotated
+    from squidkeeper.observe.report.survey import Survey
 
     if (html is None) is not as_json:
         raise click.UsageError("one of --html PAGE and --json says what to write")
@@ -76,7 +76,7 @@ def _check_page(html: Path | None, inputs: list[Path]) -> None:
 
 
 def _read(paths: list[Path], survey: Survey) -> None:
-    from squidkeeper.observe.logs import read_blocks, size_on_disk
+    from squidkeeper.observe.record.logs import read_blocks, size_on_disk
 
     total = size_on_disk(paths) if sys.stderr.isatty() else 0
     done: dict[Path, int] = {}
@@ -88,7 +88,7 @@ def _read(paths: list[Path], survey: Survey) -> None:
 
 
 def _drift(state: Path | None) -> Drift | None:
-    from squidkeeper.observe.drift import Drift, KeptJudges
+    from squidkeeper.observe.record.drift import Drift, KeptJudges
 
     if state is None:
         return None
@@ -101,7 +101,7 @@ def _drift(state: Path | None) -> Drift | None:
 def _reasons(directory: Path) -> Mapping[str, str | None]:
     from squidkeeper.errors import PolicyError
     from squidkeeper.live import load
-    from squidkeeper.observe.survey import VERDICTS, reasons_of
+    from squidkeeper.observe.report.survey import VERDICTS, reasons_of
 
     try:
         return reasons_of(load(directory, datetime.now(UTC)).judge.policy)
@@ -111,7 +111,7 @@ def _reasons(directory: Path) -> Mapping[str, str | None]:
 
 
 def _write(found: Report, html: Path | None) -> None:
-    from squidkeeper.observe.report import as_json, page
+    from squidkeeper.observe.report.page import as_json, page
 
     if html is None:
         click.echo(as_json(found))

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from squidkeeper.errors import InvalidRecord
-from squidkeeper.observe.events import Entry
-from squidkeeper.observe.record import parse_record
+from squidkeeper.observe.record.events import Entry
+from squidkeeper.observe.record.line import parse_record
 
 
 @dataclass(slots=True)

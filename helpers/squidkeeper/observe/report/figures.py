@@ -1,7 +1,7 @@
 """The figures of a report (floor 5): what went through the gateway in a span of time.
 
-`observe/survey.py` makes a `Report` of the record; `observe/report.py` writes it as a page, or as JSON with the names
-here as its keys. Times are in UTC, None (null) is "not known". URLs are without query, fragment and password.
+`survey.py` makes a `Report` of the record; `page.py` writes it as a page, or as JSON with the names here as its
+keys. Times are in UTC, None (null) is "not known". URLs are without query, fragment and password.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from typing import Final, Protocol
 from urllib.parse import quote
 
-from squidkeeper.observe.drift import Drift, Finding
-from squidkeeper.observe.events import Entry
-from squidkeeper.observe.groups import Group, Groups
-from squidkeeper.observe.record import NONE, Record
+from squidkeeper.observe.record.drift import Drift, Finding
+from squidkeeper.observe.record.events import Entry
+from squidkeeper.observe.record.groups import Group, Groups
+from squidkeeper.observe.record.line import NONE, Record, client_of
 
 _COLOURS: Final = {"allow": "\x1b[32mallow\x1b[0m", "deny": "\x1b[31mdeny\x1b[0m", NONE: "\x1b[33m-\x1b[0m"}
 _FINDING: Final = "{:<24}  {:<15}  {:<10}  {:<18}  {:>6}  {:<7}  {}\n"
@@ -153,11 +153,6 @@ class Findings:
     def _object(self, entry: Entry, finding: Finding) -> str:
         said = {"drift": finding.kind, "rule": finding.rule, "reason": finding.reason}
         return f"{json.dumps({**said, 'record': json.loads(entry.line)})}\n"
-
-
-def client_of(record: Record) -> str:
-    """Name who asked: the proxy user, where there is one, and the address."""
-    return record.client if record.user == NONE else f"{record.user}@{record.client}"
 
 
 def printable(value: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from squidkeeper.observe.filters import host_of
-from squidkeeper.observe.record import NONE, Record
+from squidkeeper.observe.record.line import Record, client_of
+from squidkeeper.observe.record.urls import host_of
 
 GROUPS_AT_MOST: Final = 100_000
 OTHERS: Final = "(others)"
@@ -21,7 +21,7 @@ def _path(record: Record) -> str:
 KEYS: Final[dict[str, Callable[[Record], str]]] = {
     "host": lambda record: host_of(record.url).text,
     "rule": lambda record: record.rule,
-    "client": lambda record: record.client if record.user == NONE else f"{record.user}@{record.client}",
+    "client": client_of,
     "status": lambda record: str(record.status),
     "path": _path,
 }

@@ -24,8 +24,8 @@ from squidkeeper.engine import Decision, Judge, Query
 from squidkeeper.engine.judge import Scope
 from squidkeeper.errors import InvalidUrl, PolicyError
 from squidkeeper.live import load_kept
-from squidkeeper.observe.filters import authority_of
-from squidkeeper.observe.record import NONE, Record
+from squidkeeper.observe.record.line import NONE, Record
+from squidkeeper.observe.record.urls import authority_of
 from squidkeeper.url import DEFAULT_PORTS, bracketed, parse_address, parse_authority
 
 CONNECT: Final = "CONNECT"

@@ -14,8 +14,8 @@ from urllib.parse import unquote
 import msgspec
 
 from squidkeeper.metrics import NONE, OTHER, REQUEST_DURATION, method_class, status_class
-from squidkeeper.observe import record as records
-from squidkeeper.observe.record import Record
+from squidkeeper.observe.record import line as records
+from squidkeeper.observe.record.line import Record
 
 SERIES_LIMIT: Final = 4000  # of one metric
 RULES_LIMIT: Final = 2000  # rules whose last match is remembered

@@ -13,34 +13,15 @@ from base64 import b64encode
 from collections.abc import Mapping
 from datetime import datetime
 from importlib import resources
-from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-LONGEST_URL = 1000  # characters of a URL that are kept and shown
-_PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})  # controls, bidi marks, what no font has, line ends
-_USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)?[^/?#]*@", re.IGNORECASE)
 _THOUSAND = 1000
 _SMALLEST_SHARE, _SMALL_SHARE = 0.001, 0.1
 _SIZES = ("KB", "MB", "GB", "TB")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
-
-
-def shown_url(url: str) -> str:
-    """Give a URL of the record as it may be shown: no query, fragment or password, and all printable ASCII."""
-    bare = url.partition("?")[0].partition("#")[0]
-    if "@" in bare:
-        bare = _USERINFO.sub(r"\1***@", bare)
-    if bare.isascii() and bare.isprintable() and " " not in bare:
-        return bare
-    return quote(bare, safe=_PRINTABLE, errors="surrogatepass")
-
-
-def cut(text: str, length: int = LONGEST_URL) -> tuple[str, int]:
-    """Cut a text off at a length; with how many characters were left out."""
-    return text[:length], max(0, len(text) - length)
 
 
 def visible(value: object) -> str:
@@ -139,7 +120,7 @@ _SECURITY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none';
 
 def _made() -> Environment:
     environment = Environment(
-        loader=PackageLoader("squidkeeper.observe"),
+        loader=PackageLoader("squidkeeper.observe.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

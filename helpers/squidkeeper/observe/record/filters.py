@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Final
 
 from squidkeeper.errors import InvalidUrl, PatternError
-from squidkeeper.observe.record import NONE, Record, text
+from squidkeeper.observe.record.line import Record, text
+from squidkeeper.observe.record.urls import host_of
 from squidkeeper.policy.hosts import Network, parse_host_pattern, parse_network
-from squidkeeper.url import Host, parse_address, parse_authority
+from squidkeeper.url import parse_address
 
 Predicate = Callable[[Record], bool]
 
@@ -19,9 +20,6 @@ _CACHED: Final = 65_536
 _SPAN = re.compile(r"(\d{1,6})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _STATUS = re.compile(r"([0-9]{3})|([0-9])xx")
-_NO_HOST = Host(NONE)
-_BRACKET: Final = ("%5B", "%5b")  # as Squid logs that of an IPv6 address
-_LONGEST: Final = 300  # characters of an authority: a name of 253 and a port
 
 
 def parse_moment(given: str, now: datetime) -> datetime:
@@ -83,29 +81,6 @@ def all_of(predicates: Iterable[Predicate]) -> Predicate:
     """Hold where all of them do."""
     every = tuple(predicates)
     return every[0] if len(every) == 1 else lambda record: all(holds(record) for holds in every)
-
-
-def host_of(url: str) -> Host:
-    """Give the host of a record's URL, or of a CONNECT's `host:port`; `-` where it has none."""
-    authority = authority_of(url)
-    return _host(authority) if len(authority) <= _LONGEST else _NO_HOST
-
-
-def authority_of(url: str) -> str:
-    """Give `host` or `host:port` of a record's URL; of what is no URL, all of it."""
-    _, slashes, rest = url.partition("://")
-    authority = rest.partition("/")[0].partition("?")[0] if slashes else url
-    if authority[:3] in _BRACKET:
-        return authority.replace(authority[:3], "[", 1).replace("%5D", "]", 1).replace("%5d", "]", 1)
-    return authority
-
-
-@lru_cache(_CACHED)
-def _host(authority: str) -> Host:
-    try:
-        return parse_authority(authority.rpartition("@")[2])[0]
-    except InvalidUrl:
-        return _NO_HOST
 
 
 def _of_client(given: str) -> Callable[[str, str], bool]:

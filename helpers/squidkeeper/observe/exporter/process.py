@@ -17,17 +17,17 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from squidkeeper.engine import Judge
 from squidkeeper.errors import ListenFailed
 from squidkeeper.live import LivePolicy
-from squidkeeper.observe.certificate import read_certificate
-from squidkeeper.observe.checkpoint import Store
-from squidkeeper.observe.collector import GatewayCollector, View
-from squidkeeper.observe.drift import Drift, KeptJudges
-from squidkeeper.observe.health import Check, Seen, checks
-from squidkeeper.observe.manager import read_counters
-from squidkeeper.observe.overview import status_of
-from squidkeeper.observe.server import Application, serve
-from squidkeeper.observe.status import page
-from squidkeeper.observe.tally import Tally
-from squidkeeper.observe.watchdog import Watchdog
+from squidkeeper.observe.exporter.cache_manager import read_counters
+from squidkeeper.observe.exporter.certificate import read_certificate
+from squidkeeper.observe.exporter.checkpoint import Store
+from squidkeeper.observe.exporter.collector import GatewayCollector, View
+from squidkeeper.observe.exporter.health import Check, Seen, checks
+from squidkeeper.observe.exporter.overview import status_of
+from squidkeeper.observe.exporter.server import Application, serve
+from squidkeeper.observe.exporter.status_page import page
+from squidkeeper.observe.exporter.tally import Tally
+from squidkeeper.observe.exporter.watchdog import Watchdog
+from squidkeeper.observe.record.drift import Drift, KeptJudges
 from squidkeeper.policy.hosts import Network
 from squidkeeper.slots import Slot, read_slots
 

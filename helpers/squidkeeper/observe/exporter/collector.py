@@ -20,12 +20,12 @@ from prometheus_client.utils import floatToGoString
 from squidkeeper import metrics
 from squidkeeper.live import State
 from squidkeeper.metrics import HELPERS, NONE, Metric
-from squidkeeper.observe.checkpoint import Checkpoint
-from squidkeeper.observe.counts import SERIES_LIMIT, Counts
-from squidkeeper.observe.health import is_stuck
-from squidkeeper.observe.manager import SquidCounters
-from squidkeeper.observe.manager import families as squid_families
-from squidkeeper.observe.status import Certificate
+from squidkeeper.observe.exporter.cache_manager import SquidCounters
+from squidkeeper.observe.exporter.cache_manager import families as squid_families
+from squidkeeper.observe.exporter.certificate import Certificate
+from squidkeeper.observe.exporter.checkpoint import Checkpoint
+from squidkeeper.observe.exporter.counts import SERIES_LIMIT, Counts
+from squidkeeper.observe.exporter.health import is_stuck
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
 from squidkeeper.slots import INFINITY, Key, Slot, histogram_keys
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
 
-from squidkeeper.observe.status import Certificate
-
 _FILE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The CA that signs for all hosts."""
+
+    file: Path
+    subject: str | None = None
+    """None where the file cannot be read."""
+    not_after: datetime | None = None
+    problem: str | None = None
+    """Why it cannot be read."""
 
 
 def read_certificate(file: Path) -> Certificate:

@@ -14,10 +14,10 @@ from math import log10
 
 from markupsafe import Markup
 
-from squidkeeper.observe.figures import Step, Timeline, Upstream
-from squidkeeper.observe.sketches import STEPS_SECONDS
+from squidkeeper.observe.pages.drawing import label, line, picture, rect, share
+from squidkeeper.observe.report.figures import Step, Timeline, Upstream
+from squidkeeper.observe.report.sketches import STEPS_SECONDS
 
-_BAR_WIDTH, _BAR_HEIGHT = 140, 9
 _SPARK_WIDTH, _SPARK_HEIGHT = 144, 18
 _WIDEST_SPARK = 6.0
 _RANGE_WIDTH, _RANGE_HEIGHT = 300, 14
@@ -30,19 +30,6 @@ _TICK_PIXELS = 88  # that a label of the time axis needs
 # --- In a row of a table --------------------------------------------------------------------------------------------
 
 
-def split_bar(allowed: int, denied: int, most: int) -> Markup:
-    """Draw one row's requests as a bar, allowed and denied, on the scale of the row that has the most."""
-    if not allowed + denied:
-        return Markup("")
-    first, second = (_share(count, most, _BAR_WIDTH) for count in (allowed, denied))
-    return _picture(
-        _BAR_WIDTH,
-        _BAR_HEIGHT,
-        f"{allowed:,} allowed, {denied:,} denied",
-        [_rect("allow", 0, 0, first, _BAR_HEIGHT), _rect("deny", first, 0, second, _BAR_HEIGHT)],
-    )
-
-
 def spark(values: Sequence[int], steps: Sequence[Step]) -> Markup:
     """Draw a row's denials over time, on a scale of its own; as wide as all others, so that they line up."""
     most = max(values, default=0)
@@ -51,12 +38,12 @@ def spark(values: Sequence[int], steps: Sequence[Step]) -> Markup:
     width = min(_WIDEST_SPARK, _SPARK_WIDTH / len(values))
     peak = steps[values.index(most)].start
     bars = [
-        _rect("deny", place * width, _SPARK_HEIGHT - height, max(1.0, width - 0.25), height)
+        rect("deny", place * width, _SPARK_HEIGHT - height, max(1.0, width - 0.25), height)
         for place, value in enumerate(values)
-        if (height := _share(value, most, _SPARK_HEIGHT - 1))
+        if (height := share(value, most, _SPARK_HEIGHT - 1))
     ]
-    base = _line("rule", 0, _SPARK_HEIGHT - 0.5, _SPARK_WIDTH, _SPARK_HEIGHT - 0.5)
-    return _picture(
+    base = line("rule", 0, _SPARK_HEIGHT - 0.5, _SPARK_WIDTH, _SPARK_HEIGHT - 0.5)
+    return picture(
         _SPARK_WIDTH, _SPARK_HEIGHT, f"at most {most:,} in one step, at {peak:%Y-%m-%d %H:%M}", [base, *bars]
     )
 
@@ -79,9 +66,9 @@ class Decades:
     def axis(self) -> Markup:
         """Draw the scale, for the head of the column."""
         marks = [
-            _label(self._x(10**power), _RANGE_HEIGHT - 3, _length(10**power), anchor) for power, anchor in self._ends()
+            label(self._x(10**power), _RANGE_HEIGHT - 3, _length(10**power), anchor) for power, anchor in self._ends()
         ]
-        return _picture(_RANGE_WIDTH, _RANGE_HEIGHT, "a logarithmic scale of time", marks)
+        return picture(_RANGE_WIDTH, _RANGE_HEIGHT, "a logarithmic scale of time", marks)
 
     def mark(self, row: Upstream) -> Markup:
         """Draw one row: a dot at the median, a line to the p95."""
@@ -89,15 +76,15 @@ class Decades:
             return Markup("")
         middle = _RANGE_HEIGHT / 2
         grid = [
-            _line("rule", self._x(10**power), 0, self._x(10**power), _RANGE_HEIGHT)
+            line("rule", self._x(10**power), 0, self._x(10**power), _RANGE_HEIGHT)
             for power in range(self.lowest, self.highest + 1)
         ]
         start, end = self._x(row.median_ms), self._x(row.p95_ms)
-        reach = _line("reach", start, middle, end, middle)
+        reach = line("reach", start, middle, end, middle)
         dot = Markup('<circle class="allow" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(start, middle)
-        stop = _line("reach", end, middle - 4, end, middle + 4)
+        stop = line("reach", end, middle - 4, end, middle + 4)
         words = f"half within {_length(row.median_ms)}, 95 % within {_length(row.p95_ms)}"
-        return _picture(_RANGE_WIDTH, _RANGE_HEIGHT, words, [*grid, reach, stop, dot])
+        return picture(_RANGE_WIDTH, _RANGE_HEIGHT, words, [*grid, reach, stop, dot])
 
     def _ends(self) -> Iterator[tuple[int, str]]:
         for power in range(self.lowest, self.highest + 1):
@@ -139,7 +126,7 @@ def over_time(timeline: Timeline, width: int) -> Markup:
         f"{allowed:,} allowed requests, at most {upper.most:,} each {each}; "
         f"{denied:,} denied, at most {lower.most:,} each {each}"
     )
-    return _picture(width, lower.bottom + _BOTTOM, words, drawn, title="Requests over time")
+    return picture(width, lower.bottom + _BOTTOM, words, drawn, title="Requests over time")
 
 
 def discovery(timeline: Timeline, width: int) -> Markup:
@@ -149,7 +136,7 @@ def discovery(timeline: Timeline, width: int) -> Markup:
     path = _stairs(panel, sums)
     drawn = [*panel.frame("New hosts, summed up"), *_time_axis(timeline, width, panel.bottom), path]
     words = f"{panel.most:,} hosts were asked for that had not been asked for before"
-    return _picture(width, panel.bottom + _BOTTOM, words, drawn, title="New hosts over time")
+    return picture(width, panel.bottom + _BOTTOM, words, drawn, title="New hosts over time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,15 +158,15 @@ class _Panel:
     def frame(self, name: str) -> Iterator[Markup]:
         yield Markup('<text class="name" x="0" y="{:.1f}">{}</text>').format(self.top - 14, name)
         for value in _ticks(self.most):
-            yield _line("axis" if value == 0 else "rule", _LEFT, self.y(value), self.width - _RIGHT, self.y(value))
-            yield _label(_LEFT - 7, self.y(value) + 4, f"{value:,}", "end")
+            yield line("axis" if value == 0 else "rule", _LEFT, self.y(value), self.width - _RIGHT, self.y(value))
+            yield label(_LEFT - 7, self.y(value) + 4, f"{value:,}", "end")
 
     def bars(self, kind: str, values: Sequence[int]) -> Iterator[Markup]:
         each = _step_width(self.width, len(values))
         for place, value in enumerate(values):
             if value:
                 height = max(1.0, self.bottom - self.y(value))
-                yield _rect(kind, _LEFT + place * each, self.bottom - height, max(1.0, each - _gap(each)), height)
+                yield rect(kind, _LEFT + place * each, self.bottom - height, max(1.0, each - _gap(each)), height)
 
 
 def _stairs(panel: _Panel, values: Sequence[int]) -> Markup:
@@ -193,7 +180,7 @@ def _hover(timeline: Timeline, width: int, bottom: float) -> Iterator[Markup]:
     each = _step_width(width, len(timeline.steps))
     for place, step in enumerate(timeline.steps):
         words = f"{step.start:%Y-%m-%d %H:%M}: {step.allowed:,} allowed, {step.denied:,} denied"
-        yield _rect("hover", _LEFT + place * each, _TOP, each, bottom - _TOP, words)
+        yield rect("hover", _LEFT + place * each, _TOP, each, bottom - _TOP, words)
 
 
 def _time_axis(timeline: Timeline, width: int, y: float) -> Iterator[Markup]:
@@ -206,9 +193,9 @@ def _time_axis(timeline: Timeline, width: int, y: float) -> Iterator[Markup]:
     between = _between(seconds, max(2, int(length / _TICK_PIXELS)), timeline.step_seconds)
     for at in range(int(-(-start // between) * between), int(start + seconds) + 1, between):
         x = _LEFT + (at - start) / seconds * length
-        yield _line("axis", x, y, x, y + 4)
+        yield line("axis", x, y, x, y + 4)
         if x < width - _RIGHT - 12:
-            yield _label(x, y + 17, _time_name(at, between), "middle")
+            yield label(x, y + 17, _time_name(at, between), "middle")
 
 
 def _between(seconds: int, most: int, least: int) -> int:
@@ -248,36 +235,3 @@ def _step_width(width: int, number: int) -> float:
 
 def _gap(each: float) -> float:
     return 1.0 if each > 4 else 0.0
-
-
-# --- Pieces ---------------------------------------------------------------------------------------------------------
-
-
-def _picture(width: float, height: float, words: str, drawn: Iterable[Markup], title: str = "") -> Markup:
-    named = Markup("<title>{}</title><desc>{}</desc>").format(title, words) if title else _hint(words)
-    label = f"{title}: {words}" if title else words
-    size = Markup('width="{0:.0f}" height="{1:.0f}" viewBox="0 0 {0:.0f} {1:.0f}"').format(width, height)
-    frame = Markup('<svg {} role="img" aria-label="{}">{}{}</svg>')
-    return frame.format(size, label, named, Markup("").join(drawn))
-
-
-def _hint(words: str) -> Markup:
-    return Markup("<title>{}</title>").format(words)
-
-
-def _rect(kind: str, x: float, y: float, width: float, height: float, words: str = "") -> Markup:
-    shape = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>')
-    return shape.format(kind, x, y, width, height, _hint(words) if words else "")
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    shape = Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
-    return shape.format(kind, x1, y1, x2, y2)
-
-
-def _label(x: float, y: float, words: str, anchor: str) -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, words)
-
-
-def _share(count: int, most: int, whole: float) -> float:
-    return max(1.0, whole * count / most) if count else 0.0

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.errors import InvalidRecord
-from squidkeeper.observe.checkpoint import Checkpoint, Store
-from squidkeeper.observe.counts import Counter
-from squidkeeper.observe.drift import Drift
-from squidkeeper.observe.logs import Follower
-from squidkeeper.observe.record import parse_record
-from squidkeeper.observe.status import DriftSeen, RecentDenials
+from squidkeeper.observe.exporter.checkpoint import Checkpoint, Store
+from squidkeeper.observe.exporter.counts import Counter
+from squidkeeper.observe.exporter.recent import DriftSeen, RecentDenials
+from squidkeeper.observe.record.drift import Drift
+from squidkeeper.observe.record.line import parse_record
+from squidkeeper.observe.record.logs import Follower
 from squidkeeper.slots import Key, Slot, Totals
 
 KEEP_EVERY_SECONDS: Final = 5.0

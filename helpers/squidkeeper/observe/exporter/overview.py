@@ -11,10 +11,10 @@ from pathlib import Path
 
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.metrics import DECISIONS, PROTOCOL_ERRORS
-from squidkeeper.observe.collector import View
-from squidkeeper.observe.counts import Counts
-from squidkeeper.observe.health import is_stuck
-from squidkeeper.observe.status import (
+from squidkeeper.observe.exporter.collector import View
+from squidkeeper.observe.exporter.counts import Counts
+from squidkeeper.observe.exporter.health import is_stuck
+from squidkeeper.observe.exporter.status import (
     Drift,
     HelperProcess,
     PolicyInForce,

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from squidkeeper.observe.record import NONE, Record
+from squidkeeper.observe.record.line import NONE, Record
 
 CONNECT: Final = "CONNECT"
 HOLD_SECONDS: Final = 10.0

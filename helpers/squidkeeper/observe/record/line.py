@@ -61,3 +61,8 @@ def parse_record(line: bytes) -> Record:
 def text(value: str) -> str | None:
     """Decode a field; None for none. Bytes that are not UTF-8 become U+FFFD."""
     return None if value == NONE else unquote(value)
+
+
+def client_of(record: Record) -> str:
+    """Name who asked: the proxy user, where there is one, and the address."""
+    return record.client if record.user == NONE else f"{record.user}@{record.client}"

@@ -14,7 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from waitress.server import create_server
 
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.observe.health import Check
+from squidkeeper.observe.exporter.health import Check
 from squidkeeper.policy.hosts import Network
 from squidkeeper.url import parse_authority
 

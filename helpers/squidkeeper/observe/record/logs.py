@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple, cast
 
 from squidkeeper.errors import InvalidRecord, UnreadableLog
-from squidkeeper.observe.record import parse_record
+from squidkeeper.observe.record.line import parse_record
 from squidkeeper.wire import LineBuffer
 
 STDIN: Final = Path("-")

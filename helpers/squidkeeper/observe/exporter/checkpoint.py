@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 
 from squidkeeper.errors import StateInUse
-from squidkeeper.observe.counts import Counts
-from squidkeeper.observe.logs import Position
-from squidkeeper.observe.status import Denial, DriftSeen
+from squidkeeper.observe.exporter.counts import Counts
+from squidkeeper.observe.exporter.recent import Denial, DriftSeen
+from squidkeeper.observe.record.logs import Position
 from squidkeeper.slots import Key
 
 _VERSION = 1

@@ -6,9 +6,9 @@ from math import log10
 
 import msgspec
 
-from squidkeeper.observe import charts
-from squidkeeper.observe.figures import Report
-from squidkeeper.observe.page import render
+from squidkeeper.observe.pages.page import render
+from squidkeeper.observe.report import charts
+from squidkeeper.observe.report.figures import Report
 
 _SHORT_URL = 240  # characters of a URL that a row shows
 _HEAT_CLASSES = 4

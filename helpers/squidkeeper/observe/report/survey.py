@@ -14,15 +14,16 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.errors import InvalidRecord
-from squidkeeper.observe import figures, filters
-from squidkeeper.observe.events import CONNECT, Entry, Events, opened
-from squidkeeper.observe.page import cut, shown_url
-from squidkeeper.observe.record import NONE, Record, parse_record, text
-from squidkeeper.observe.sketches import Durations, Heaviest, Timeline
+from squidkeeper.observe.record import urls
+from squidkeeper.observe.record.events import CONNECT, Entry, Events, opened
+from squidkeeper.observe.record.line import NONE, Record, parse_record, text
+from squidkeeper.observe.record.urls import cut, shown_url
+from squidkeeper.observe.report import figures
+from squidkeeper.observe.report.sketches import Durations, Heaviest, Timeline
 from squidkeeper.policy.model import Policy
 
 if TYPE_CHECKING:
-    from squidkeeper.observe.drift import Drift, Finding
+    from squidkeeper.observe.record.drift import Drift, Finding
 
 HOSTS_KEPT: Final = 20_000
 PAIRS_KEPT: Final = 50_000
@@ -274,7 +275,7 @@ def _moment(at: float) -> datetime:
 
 def host_of(url: str) -> str:
     """Name the host of a URL of the record, or of the `host:port` of a CONNECT."""
-    host = filters.host_of(url).text
+    host = urls.host_of(url).text
     return _UNREADABLE_HOST if host == NONE else host
 
 

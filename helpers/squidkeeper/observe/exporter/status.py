@@ -1,0 +1,161 @@
+"""What the status page shows (floor 5), at one moment; `overview.py` fills it.
+
+Nothing in it can hold a secret: there is no field for a value. Times are aware and in UTC; None is "not known", or
+"never".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from squidkeeper.observe.exporter.certificate import Certificate
+from squidkeeper.observe.exporter.recent import Denial, DriftSeen
+from squidkeeper.policy.faults import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInForce:
+    """The policy that the exporter judges by, which reads the same directory as the helpers."""
+
+    directory: Path
+    """The directory as `--policy` names it; it stands in the ready commands."""
+    revision: str | None
+    """The revision in force; None where none has loaded yet, and everything is denied."""
+    loaded_at: datetime | None
+    """When this revision was loaded."""
+    default_action: str
+    """`allow` or `deny`: what happens where no rule matches."""
+    faults: tuple[Fault, ...] = ()
+    """What is wrong with the policy on disk; empty where the one on disk is in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleInForce:
+    """A rule of the policy, in its order, or a verdict that is no rule's and was seen, such as `default`."""
+
+    name: str
+    """The rule's name, as on record."""
+    action: str
+    """`allow` or `deny`; the default's for `default`, `deny` for the other verdicts."""
+    allowed: int = 0
+    """Requests on record with this rule and the verdict allow."""
+    denied: int = 0
+    """Requests on record with this rule and the verdict deny."""
+    last_matched: datetime | None = None
+    """When a request was last decided by it."""
+    expires: datetime | None = None
+    """The rule's `expires`; at or before `Status.at` the rule has lapsed."""
+    owner: str | None = None
+    """The rule's `owner`."""
+    built_in: bool = False
+    """Whether it is no rule of the policy but one of the verdicts; these come after the rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class HelperProcess:
+    """A helper that runs, from its slot."""
+
+    kind: str
+    """As the metrics' label `helper` has it: `host`, `request`, `rewrite` or `credential`."""
+    pid: int
+    started: datetime
+    revision: str | None
+    """The revision that it judges by; None where it has none, and denies everything."""
+    outdated: bool
+    """Whether that is another than the exporter's."""
+    stuck: bool
+    """Whether it gives no sign of life, or has not answered a line for seconds."""
+    last_beat: datetime
+    """Its last sign of life."""
+    answered: int
+    """Lines that it, and those that had its slot before, have answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretInUse:
+    """A secret that the policy names, and whether the exporter could have its value now; never the value."""
+
+    name: str
+    source: str
+    """`file /etc/…` or `env NAME`."""
+    problem: str | None = None
+    """Why it cannot be had, as `SecretUnavailable` says it; None: it can, or it was not looked at."""
+    used_by: tuple[str, ...] = ()
+    """The credentials that need it."""
+
+    @property
+    def seen(self) -> bool:
+        """Whether it was looked at: a variable is the helpers' own, and cannot be from here."""
+        return self.problem is not None or not self.source.startswith("env ")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFollowed:
+    """Squid's access log, as the exporter follows it."""
+
+    file: Path
+    readable: bool
+    backlog_bytes: int = 0
+    """Written and not yet counted."""
+    last_line: datetime | None = None
+    """The time of the newest request that was counted."""
+    invalid_lines: int = 0
+    """Lines that are no record, since the counting began."""
+    lost: int = 0
+    """Times that a stretch was gone before it was counted."""
+    counted_since: datetime | None = None
+    """When the counts that this page shows began: the oldest checkpoint's time."""
+    problem: str | None = None
+    """Why it cannot be read, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What was held against the policy."""
+
+    total: int = 0
+    """All findings since the counting began."""
+    unchecked: int = 0
+    """Served requests whose revision is no longer kept."""
+    latest: tuple[DriftSeen, ...] = ()
+    """The newest, at most 20, newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Squid:
+    """Whether Squid answers."""
+
+    address: str
+    """Its proxy port as `--squid` names it: `127.0.0.1:3128`."""
+    up: bool
+    started: datetime | None = None
+    version: str | None = None
+    """As its cache manager says it: `6.13`."""
+    problem: str | None = None
+    """Why it does not answer, or its cache manager does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All that the page shows, at one moment."""
+
+    at: datetime
+    """Now."""
+    version: str
+    """The release of squidkeeper."""
+    policy: PolicyInForce
+    rules: tuple[RuleInForce, ...]
+    """In the policy's order, the verdicts that were seen after them."""
+    denials: tuple[Denial, ...]
+    """What `RecentDenials.newest()` gives."""
+    helpers: tuple[HelperProcess, ...]
+    """Those that run; none is idle, not ill: Squid starts one when it asks."""
+    secrets: tuple[SecretInUse, ...]
+    ca: Certificate
+    record: RecordFollowed
+    drift: Drift
+    squid: Squid
+    state_writable: bool = True
+    """Whether the exporter could last keep its counts on disk."""

@@ -1,0 +1,131 @@
+"""Is anything wrong, and what to do? (floor 5): pure functions of what the status page shows."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from squidkeeper.observe.exporter.certificate import Certificate
+from squidkeeper.observe.exporter.status import PolicyInForce, RecordFollowed, SecretInUse, Squid, Status
+from squidkeeper.observe.pages.page import ago, counted, moment, size, span
+
+_CA_WARNING = timedelta(days=30)
+_DRIFT_IS_NEWS = timedelta(days=1)
+_BACKLOG_BYTES = 10_000_000
+_RELOAD_TAKES = timedelta(seconds=5)  # helpers look several times a second, and answer kept verdicts for another second
+
+
+class Urgency(StrEnum):
+    """How soon something has to be done."""
+
+    NOW = "now"  # requests fail, or pass that should not
+    SOON = "soon"  # nothing fails yet, or only what is seen of it
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One thing that is wrong, and what to do about it; `section` is where the page says more."""
+
+    urgency: Urgency
+    what: str
+    remedy: str
+    section: str
+
+
+def troubles(status: Status) -> tuple[Trouble, ...]:
+    """List what is wrong, the most urgent first."""
+    found = [
+        *_squid_troubles(status.squid),
+        *_policy_troubles(status.policy),
+        *_drift_troubles(status),
+        *_helper_troubles(status),
+        *_secret_troubles(status.secrets),
+        *_ca_troubles(status.ca, status.at),
+        *_record_troubles(status.record),
+    ]
+    if not status.state_writable:
+        found.append(_STATE_TROUBLE)
+    return tuple(sorted(found, key=lambda trouble: trouble.urgency is not Urgency.NOW))
+
+
+_STATE_TROUBLE = Trouble(
+    Urgency.SOON,
+    "The exporter cannot keep its counts on disk.",
+    "Make room, or the state folder writable for it. Requests are not affected; a restart goes on from older counts.",
+    "record",
+)
+
+
+def _squid_troubles(squid: Squid) -> Iterable[Trouble]:
+    if not squid.up:
+        what = f"Squid does not answer on {squid.address}{_because(squid.problem)}."
+        yield Trouble(Urgency.NOW, what, "See `systemctl status squid` and the end of its cache.log.", "squid")
+
+
+def _policy_troubles(policy: PolicyInForce) -> Iterable[Trouble]:
+    remedy = f"Mend it, then run `squidkeeper check --policy {shlex.quote(str(policy.directory))}`."
+    if policy.revision is None:
+        yield Trouble(Urgency.NOW, "No policy has loaded: everything is denied.", remedy, "policy")
+    elif policy.faults:
+        faults = counted(len(policy.faults), "fault")
+        what = f"The policy on disk does not load ({faults}); revision {policy.revision} goes on."
+        yield Trouble(Urgency.NOW, what, remedy, "policy")
+
+
+def _drift_troubles(status: Status) -> Iterable[Trouble]:
+    fresh = [finding for finding in status.drift.latest if status.at - finding.time < _DRIFT_IS_NEWS]
+    if fresh:
+        what = f"What was served is not what the policy says, last {ago(fresh[0].time, status.at)}."
+        yield Trouble(Urgency.NOW, what, "`squidkeeper log --drift` shows each: is squid.conf as installed?", "drift")
+
+
+def _helper_troubles(status: Status) -> Iterable[Trouble]:
+    stuck = [str(helper.pid) for helper in status.helpers if helper.stuck]
+    if stuck:
+        what = f"{counted(len(stuck), 'helper')} without a sign of life: requests that wait for it hang."
+        yield Trouble(Urgency.NOW, what, f"Squid starts a new one after `kill {' '.join(stuck)}`.", "helpers")
+    outdated = [helper for helper in status.helpers if helper.outdated]
+    loaded = status.policy.loaded_at
+    if outdated and (loaded is None or status.at - loaded > _RELOAD_TAKES):
+        what = f"{counted(len(outdated), 'helper')} judging by another revision than the one on disk."
+        yield Trouble(
+            Urgency.NOW, what, "See cache.log for the cause; `squid -k reconfigure` starts new ones.", "helpers"
+        )
+
+
+def _secret_troubles(secrets: Iterable[SecretInUse]) -> Iterable[Trouble]:
+    missing = [secret for secret in secrets if secret.problem]
+    if len(missing) > 1:
+        what = f"{len(missing)} secrets cannot be had: requests that need them are denied."
+        yield Trouble(Urgency.NOW, what, f"See below: {', '.join(secret.name for secret in missing[:10])}.", "secrets")
+    for secret in missing if len(missing) == 1 else ():
+        why = (secret.problem or "").removeprefix(f"secret {secret.name}: ")
+        what = f"The secret {secret.name} cannot be had: requests that need it are denied."
+        yield Trouble(Urgency.NOW, what, f"{why[:1].upper()}{why[1:]}.", "secrets")
+
+
+def _ca_troubles(ca: Certificate, now: datetime) -> Iterable[Trouble]:
+    remedy = "Make a new one and have the clients trust it, before it ends."
+    if ca.not_after is None:
+        yield Trouble(Urgency.SOON, f"The CA cannot be read{_because(ca.problem)}.", f"See {ca.file}.", "ca")
+    elif ca.not_after <= now:
+        yield Trouble(Urgency.NOW, f"The CA has ended on {moment(ca.not_after)}: no https passes.", remedy, "ca")
+    elif ca.not_after - now < _CA_WARNING:
+        left = span((ca.not_after - now).total_seconds())
+        yield Trouble(Urgency.SOON, f"The CA ends in {left}; no https passes after that.", remedy, "ca")
+
+
+def _record_troubles(record: RecordFollowed) -> Iterable[Trouble]:
+    if not record.readable:
+        what = f"The access log cannot be read{_because(record.problem)}: what is served is not counted."
+        yield Trouble(Urgency.NOW, what, f"Let the exporter's account read {record.file}.", "record")
+    elif record.backlog_bytes > _BACKLOG_BYTES:
+        what = f"{size(record.backlog_bytes)} of the access log are not counted yet: the figures here are behind."
+        yield Trouble(Urgency.SOON, what, "Give the exporter time, or more of a processor.", "record")
+
+
+def _because(problem: str | None) -> str:
+    return f" ({problem})" if problem else ""

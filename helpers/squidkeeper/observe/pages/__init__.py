@@ -1,0 +1,1 @@
+"""What the status page and the report have in common (floor 5)."""

@@ -1,0 +1,1 @@
+"""The access log, and what its lines say (floor 5)."""
