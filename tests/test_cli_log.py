@@ -470,3 +470,16 @@ def wait_until_open(pid: int, path: Path) -> None:
     while not is_open():
         assert time.monotonic() < deadline, "the log was not opened"
         time.sleep(0.02)
+
+
+def test_an_account_that_may_not_look_into_the_state_folder_reads_a_log(path: Path, policy: Path) -> None:
+    audited(path, policy)
+    closed = path.parent / "state"
+    closed.mkdir(mode=0)
+    as_nobody = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid=0", sys.executable, "-m", "squidkeeper")
+    command = (*as_nobody, "log", "--policy", str(closed), "--state", str(closed), str(path))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 4)
+    done = subprocess.run((*command, "--drift"), capture_output=True, text=True, check=False)
+    unchecked = f"2 served requests not checked: the revision that decided is not kept in {closed}/revisions\n"
+    assert (done.returncode, done.stderr) == (1, unchecked)

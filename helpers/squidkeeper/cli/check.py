@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.options import json_option, policy_option
+from squidkeeper.cli.options import counted, json_option, policy_option
 from squidkeeper.policy.faults import Fault
 
 if TYPE_CHECKING:
@@ -90,17 +90,17 @@ def _text(report: Report) -> str:
     lines = [f"{fault.location}: fault: {fault.message}" for fault in sorted(report.faults)]
     lines += [f"{warning.location}: warning: {warning.message}" for warning in sorted(report.warnings)]
     lines += [_list_text(one) for one in report.lists]
-    found = f"{_count(len(report.faults), 'fault')}, {_count(len(report.warnings), 'warning')}"
+    found = f"{counted(len(report.faults), 'fault')}, {counted(len(report.warnings), 'warning')}"
     if report.faults:
         return "\n".join([*lines, f"{report.directory} does not load: {found}"])
     return "\n".join(
-        [*lines, f"{report.directory} loads: revision {report.revision}, {_count(report.rules, 'rule')}, {found}"]
+        [*lines, f"{report.directory} loads: revision {report.revision}, {counted(report.rules, 'rule')}, {found}"]
     )
 
 
 def _list_text(one: ListReport) -> str:
-    left_out = f", {_count(one.not_understood, 'line')} not understood" if one.not_understood else ""
-    return f"{one.file}: list {one.name}: {_count(one.hosts, 'host')}, {_age(one.age_seconds)}{left_out}"
+    left_out = f", {counted(one.not_understood, 'line')} not understood" if one.not_understood else ""
+    return f"{one.file}: list {one.name}: {counted(one.hosts, 'host')}, {_age(one.age_seconds)}{left_out}"
 
 
 def _age(seconds: float) -> str:
@@ -109,12 +109,8 @@ def _age(seconds: float) -> str:
         return "from the future"
     for unit_seconds, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= unit_seconds:
-            return f"{_count(int(seconds // unit_seconds), unit)} old"
+            return f"{counted(int(seconds // unit_seconds), unit)} old"
     return "less than a minute old"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _json(report: Report) -> str:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from squidkeeper.cli.log import DEFAULT_LOG
-from squidkeeper.cli.options import DEFAULT_STATE, policy_option
+from squidkeeper.cli.options import DEFAULT_LOG, policy_option, state_option
 
 if TYPE_CHECKING:
     from squidkeeper.policy.hosts import Network
@@ -70,14 +69,7 @@ def _file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
 )
 @policy_option
 @_file_option("--access-log", DEFAULT_LOG, "The record of requests, as Squid writes it.")
-@click.option(
-    "--state",
-    metavar="DIR",
-    type=click.Path(path_type=Path, readable=False),
-    default=DEFAULT_STATE,
-    show_default=True,
-    help="What helpers have counted, and where the exporter keeps its own counts.",
-)
+@state_option("What helpers have counted, and where the exporter keeps its own counts.")
 @_file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, for the day that it ends.")
 @click.option(
     "--squid",

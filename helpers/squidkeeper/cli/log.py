@@ -6,14 +6,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_STATE, policy_option
+from squidkeeper.cli.options import DEFAULT_LOG, counted, policy_option, since_option, state_option, until_option
+from squidkeeper.cli.progress import progress
 from squidkeeper.errors import PatternError, PolicyError, UnreadableLog
 from squidkeeper.observe.record import filters
 from squidkeeper.observe.record.drift import Drift, KeptJudges
@@ -27,7 +27,6 @@ from squidkeeper.observe.record.logs import (
     holding_since,
     in_order,
     read_blocks,
-    size_on_disk,
 )
 from squidkeeper.observe.record.reading import Reading
 
@@ -35,30 +34,15 @@ if TYPE_CHECKING:
     from squidkeeper.engine import Judge
     from squidkeeper.observe.record.filters import Predicate
     from squidkeeper.observe.record.listing import Listing
-    from squidkeeper.observe.record.logs import Block
 
-DEFAULT_LOG = Path("/var/log/squid/access.log")
 _LOOK_EVERY_SECONDS = 0.25
 _SETTLE_SECONDS = 2.0  # how long --follow waits for the request that a denied CONNECT answers
 
 
-class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
-    """A time of --since and --until."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Parse what was given."""
-        try:
-            return filters.parse_moment(str(value), datetime.now(UTC))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 @click.command()
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(readable=False, path_type=Path))
-@click.option("--since", metavar="TIME", type=Moment(), help="15m, 2h or 3d ago, or an ISO time (UTC unless it says).")
-@click.option("--until", metavar="TIME", type=Moment(), help="Up to, and without, that time.")
+@since_option
+@until_option
 @click.option("--client", metavar="WHO", multiple=True, help="An address, a network or a proxy user.")
 @click.option("--host", metavar="PATTERN", multiple=True, help="A host pattern as in a policy, such as .example.com.")
 @click.option("--rule", metavar="NAME", multiple=True, help="The rule that decided.")
@@ -70,14 +54,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer rele
 @click.option("--connects", is_flag=True, help="Show every CONNECT, also those that another line stands for.")
 @click.option("--drift", is_flag=True, help="Show what was served and the policy that was in force does not allow.")
 @policy_option
-@click.option(
-    "--state",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_STATE,
-    show_default=True,
-    help="Where the revisions that were in force are kept, for --drift.",
-)
+@state_option("Where the revisions that were in force are kept, for --drift.")
 def log(
     files: tuple[Path, ...],
     follow: bool,
@@ -141,7 +118,7 @@ class Audit:
     def end(self) -> None:
         """Say what could not be checked, and end with the status of what was found."""
         if self._drift.unchecked:
-            what = _several(self._drift.unchecked, "served request")
+            what = counted(self._drift.unchecked, "served request")
             click.echo(f"{what} not checked: the revision that decided is not kept in {self._kept}", err=True)
         if self.findings.found:
             raise SystemExit(1)
@@ -202,7 +179,7 @@ class Run:
 
     def read(self, files: list[Path]) -> None:
         """Show whole files."""
-        with _progress(files, hidden=self._listing.scrolls and sys.stdout.isatty()) as advance:
+        with progress(files, hidden=self._listing.scrolls and sys.stdout.isatty()) as advance:
             for block in read_blocks(files):
                 self._feed(block.lines, str(block.path), block.number)
                 advance(block)
@@ -234,13 +211,13 @@ class Run:
         reading, events = self._reading, self._events
         if events and (events.connects or events.merged) and not isinstance(self._listing, Lines):
             click.echo(
-                f"{_several(reading.records, 'record')} read, {_several(self._shown, 'event')} shown. Left out: the "
+                f"{counted(reading.records, 'record')} read, {counted(self._shown, 'event')} shown. Left out: the "
                 f"CONNECTs of {events.connects:,} opened tunnels and of {events.merged:,} denied ones whose request is "
                 "an event (--connects shows them).",
                 err=True,
             )
         if reading.invalid:
-            left_out = f"{_several(reading.invalid, 'line')} left out, no record being on them"
+            left_out = f"{counted(reading.invalid, 'line')} left out, no record being on them"
             click.echo(f"{left_out}; the first: {printable(reading.first_invalid)}", err=True)
 
     def _feed(self, lines: list[bytes], name: str, number: int | None) -> None:
@@ -266,24 +243,3 @@ def _write(text: str) -> None:
     if text:
         sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
         sys.stdout.buffer.flush()
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-@contextmanager
-def _progress(files: list[Path], *, hidden: bool) -> Iterator[Callable[[Block], None]]:
-    """Draw how far the files have been read on stderr, where that is a terminal that is not being written to."""
-    total = 0 if hidden or not sys.stderr.isatty() else size_on_disk(files)
-    if not total:
-        yield lambda _: None
-        return
-    done: dict[Path, int] = {}
-    with click.progressbar(length=total, label="Reading", file=sys.stderr) as bar:
-
-        def advance(block: Block) -> None:
-            bar.update(block.consumed - done.get(block.path, 0))
-            done[block.path] = block.consumed
-
-        yield advance

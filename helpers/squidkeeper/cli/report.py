@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.log import DEFAULT_LOG, Moment
-from squidkeeper.cli.options import json_option, policy_option
+from squidkeeper.cli.options import DEFAULT_LOG, json_option, policy_option, since_option, state_option, until_option
+from squidkeeper.cli.progress import progress
 
 if TYPE_CHECKING:
     from squidkeeper.observe.record.drift import Drift
@@ -25,14 +25,11 @@ _STDOUT = Path("-")
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--html", metavar="PAGE", type=click.Path(path_type=Path), help="Write one HTML page, - to stdout.")
 @json_option
-@click.option("--since", metavar="TIME", type=Moment(), help="15m, 2h or 3d ago, or an ISO time (UTC unless it says).")
-@click.option("--until", metavar="TIME", type=Moment(), help="Up to, and without, that time.")
+@since_option
+@until_option
 @policy_option
-@click.option(
-    "--state",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Hold what was served against the revisions kept there; as installed, /var/lib/squidkeeper.",
+@state_option(
+    "Hold what was served against the revisions kept there; as installed, /var/lib/squidkeeper.", default=None
 )
 def report(
     files: tuple[Path, ...],
@@ -76,15 +73,12 @@ def _check_page(html: Path | None, inputs: list[Path]) -> None:
 
 
 def _read(paths: list[Path], survey: Survey) -> None:
-    from squidkeeper.observe.record.logs import read_blocks, size_on_disk
+    from squidkeeper.observe.record.logs import read_blocks
 
-    total = size_on_disk(paths) if sys.stderr.isatty() else 0
-    done: dict[Path, int] = {}
-    with click.progressbar(length=total, label="Reading", file=sys.stderr, hidden=not total) as bar:
+    with progress(paths) as advance:
         for block in read_blocks(paths):
             survey.read(block.lines)
-            bar.update(block.consumed - done.get(block.path, 0))
-            done[block.path] = block.consumed
+            advance(block)
 
 
 def _drift(state: Path | None) -> Drift | None:
@@ -93,7 +87,7 @@ def _drift(state: Path | None) -> Drift | None:
     if state is None:
         return None
     folder = state / "revisions"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises where it may not look
         raise click.UsageError(f"--state {state}: there is no folder of revisions, or none that this account may see")
     return Drift(KeptJudges(folder))
 
