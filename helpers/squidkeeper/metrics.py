@@ -68,7 +68,7 @@ REQUEST_DURATION = Metric(
     "squidkeeper_request_duration_seconds",
     _HISTOGRAM,
     _RECORD,
-    "Time from a request's first byte to its answer's last; of a CONNECT, how long the tunnel was open.",
+    "Time from a request's first byte to its answer's last; of a CONNECT, until TLS with the client stood.",
     ("verdict", "method_class"),
     _REQUEST_SECONDS,
 )
