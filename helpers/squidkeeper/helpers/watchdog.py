@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NoReturn
 
 # Ten thousand rules and the most hostile path take milliseconds: whoever is at the same lines for this long is stuck.
@@ -45,7 +46,8 @@ class Watchdog:
     def _watch(self) -> None:
         last, looks = None, 0
         while looks < STUCK_SECONDS:
-            faulthandler.dump_traceback_later(self._silent_seconds, exit=True)
+            with suppress(RuntimeError):  # no memory for its thread
+                faulthandler.dump_traceback_later(self._silent_seconds, exit=True)
             time.sleep(self._every_seconds)
             now = self._busy_since()
             looks = looks + 1 if now is not None and now == last else 0
