@@ -10,8 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from squidkeeper.helpers import counting
-from squidkeeper.metrics import HELPERS, METRICS, OTHER, Kind, Metric, Source, method_class, status_class
+from squidkeeper.metrics import METRICS, OTHER, Kind, Metric, method_class, status_class
 from squidkeeper.observe.exporter.cache_manager import COUNTERS
 
 LABELS = {"client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision"}
@@ -55,7 +54,6 @@ def test_a_metric_is_named_and_labelled_by_the_conventions(metric: Metric) -> No
     assert list(metric.buckets) == sorted(set(metric.buckets))
     assert set(metric.labels) <= LABELS
     assert metric.help.endswith(".")
-    assert metric.source in Source
 
 
 def test_squids_own_counters_have_the_names_that_dashboards_ask_for() -> None:
@@ -74,10 +72,6 @@ def test_promtool_finds_nothing_to_say_about_the_table() -> None:
         ["promtool", "check", "metrics"], input=generate_latest(registry), capture_output=True, check=False
     )
     assert (lint.returncode, lint.stdout, lint.stderr) == (0, b"", b"")
-
-
-def test_helpers_are_called_as_they_call_themselves() -> None:
-    assert HELPERS == (counting.HOST, counting.REQUEST, counting.REWRITE, counting.CREDENTIAL)
 
 
 @pytest.mark.parametrize(

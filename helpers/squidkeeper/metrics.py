@@ -12,7 +12,12 @@ from typing import Final
 
 OTHER: Final = "other"  # what does not fit into the bound of a label, or is of no class
 NONE: Final = "none"  # a request of no client of the policy, or that no rule was asked about
-HELPERS: Final = ("host", "request", "rewrite", "credential")  # the values of the label `helper`
+
+HOST: Final = "host"  # the values of the label `helper`
+REQUEST: Final = "request"
+REWRITE: Final = "rewrite"
+CREDENTIAL: Final = "credential"
+HELPERS: Final = (HOST, REQUEST, REWRITE, CREDENTIAL)
 
 
 class Kind(StrEnum):
@@ -23,22 +28,12 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
-class Source(StrEnum):
-    """Where a metric's value comes from."""
-
-    RECORD = "the record of requests"
-    HELPERS = "the helpers"
-    POLICY = "the policy directory"
-    EXPORTER = "the exporter itself"
-
-
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One metric. `name` is whole, with its unit and `_total`; `buckets` are a histogram's upper bounds."""
 
     name: str
     kind: Kind
-    source: Source
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
@@ -47,27 +42,25 @@ class Metric:
 _REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _DECISION_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0)
 
-_RECORD, _HELPERS, _POLICY, _EXPORTER = Source.RECORD, Source.HELPERS, Source.POLICY, Source.EXPORTER
 _COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+
+# --- Of the record of requests ------------------------------------------------------------------------------------
 
 REQUESTS = Metric(
     "squidkeeper_requests_total",
     _COUNTER,
-    _RECORD,
     "Requests that Squid has answered; the CONNECT of a tunnel is one of its own (method_class connect).",
     ("client", "rule", "verdict", "method_class", "status_class"),
 )
 RESPONSE_BYTES = Metric(
     "squidkeeper_response_bytes_total",
     _COUNTER,
-    _RECORD,
     "Bytes sent to clients, headers included.",
     ("client", "rule", "verdict"),
 )
 REQUEST_DURATION = Metric(
     "squidkeeper_request_duration_seconds",
     _HISTOGRAM,
-    _RECORD,
     "Time from a request's first byte to its answer's last; of a CONNECT, until TLS with the client stood.",
     ("verdict", "method_class"),
     _REQUEST_SECONDS,
@@ -75,7 +68,6 @@ REQUEST_DURATION = Metric(
 DRIFT = Metric(
     "squidkeeper_enforcement_drift_total",
     _COUNTER,
-    _RECORD,
     "Requests that were served though the policy in force denies them, that no helper was asked about, or that had a "
     "credential put in which the policy does not give them. rule: what the policy says. See `squidkeeper log --drift`.",
     ("client", "rule"),
@@ -83,58 +75,51 @@ DRIFT = Metric(
 DRIFT_UNCHECKED = Metric(
     "squidkeeper_enforcement_drift_unchecked_total",
     _COUNTER,
-    _RECORD,
     "Served requests that could not be held against the policy, because its revision is no longer kept.",
 )
 RULE_LAST_MATCHED = Metric(
     "squidkeeper_rule_last_matched_timestamp_seconds",
     _GAUGE,
-    _RECORD,
     "When a request was last decided by this rule of the policy in force; 0: never seen.",
     ("rule",),
 )
 RECORD_READABLE = Metric(
     "squidkeeper_record_readable",
     _GAUGE,
-    _RECORD,
     "Whether the exporter can read Squid's access log: 0, and what is counted from it stands still.",
 )
 RECORD_BACKLOG = Metric(
     "squidkeeper_record_backlog_bytes",
     _GAUGE,
-    _RECORD,
     "Bytes of the access log that are written and not yet counted.",
 )
 RECORD_LAST_LINE = Metric(
     "squidkeeper_record_last_line_timestamp_seconds",
     _GAUGE,
-    _RECORD,
     "Time of the newest request that has been counted.",
 )
 RECORD_INVALID_LINES = Metric(
     "squidkeeper_record_invalid_lines_total",
     _COUNTER,
-    _RECORD,
     "Lines of the access log that are no record: another logformat, another version, torn by a full disk.",
 )
 RECORD_LOST = Metric(
     "squidkeeper_record_lost_total",
     _COUNTER,
-    _RECORD,
     "Times that a stretch of the access log was gone before it was counted: truncated, or rotated away unread.",
 )
+
+# --- Of the helpers -----------------------------------------------------------------------------------------------
 
 DECISIONS = Metric(
     "squidkeeper_decisions_total",
     _COUNTER,
-    _HELPERS,
     "Lines of Squid's that a helper has answered. Squid keeps answers for a second, so requests are more.",
     ("helper", "rule", "verdict"),
 )
 DECISION_DURATION = Metric(
     "squidkeeper_decision_duration_seconds",
     _HISTOGRAM,
-    _HELPERS,
     "Time from a line's reading to its answer, the lines read with it included.",
     ("helper",),
     _DECISION_SECONDS,
@@ -142,87 +127,77 @@ DECISION_DURATION = Metric(
 PROTOCOL_ERRORS = Metric(
     "squidkeeper_protocol_errors_total",
     _COUNTER,
-    _HELPERS,
     "Lines that a helper could not understand or judge, and denied; the cause is in cache.log.",
     ("helper",),
 )
 HELPER_STARTS = Metric(
     "squidkeeper_helper_starts_total",
     _COUNTER,
-    _HELPERS,
     "Helper processes that Squid has started.",
     ("helper",),
 )
 HELPER_PROCESSES = Metric(
     "squidkeeper_helper_processes",
     _GAUGE,
-    _HELPERS,
     "Helper processes that run now. 0: Squid has not asked, and starts one when it does.",
     ("helper",),
 )
 HELPER_PROCESSES_OUTDATED = Metric(
     "squidkeeper_helper_processes_outdated",
     _GAUGE,
-    _HELPERS,
     "Helper processes that judge by another revision than the exporter, which reads the same directory.",
     ("helper",),
 )
 HELPER_PROCESSES_STUCK = Metric(
     "squidkeeper_helper_processes_stuck",
     _GAUGE,
-    _HELPERS,
     "Helper processes that give no sign of life, or have not answered a line for seconds.",
     ("helper",),
 )
 CREDENTIAL_INJECTIONS = Metric(
     "squidkeeper_credential_injections_total",
     _COUNTER,
-    _HELPERS,
     "Requests that a credential was handed to Squid for.",
     ("credential",),
 )
 CREDENTIAL_FAILURES = Metric(
     "squidkeeper_credential_failures_total",
     _COUNTER,
-    _HELPERS,
     "Requests denied because this credential's value could not be had.",
     ("credential",),
 )
 
-POLICY_INFO = Metric(
-    "squidkeeper_policy_info", _GAUGE, _POLICY, "1, for the revision of the policy in force.", ("revision",)
-)
+# --- Of the policy directory --------------------------------------------------------------------------------------
+
+POLICY_INFO = Metric("squidkeeper_policy_info", _GAUGE, "1, for the revision of the policy in force.", ("revision",))
 POLICY_LAST_RELOAD_SUCCESSFUL = Metric(
     "squidkeeper_policy_last_reload_successful",
     _GAUGE,
-    _POLICY,
     "Whether the policy on disk loads: 0, and an older one is in force, or none.",
 )
 POLICY_LAST_RELOAD_SUCCESS = Metric(
     "squidkeeper_policy_last_reload_success_timestamp_seconds",
     _GAUGE,
-    _POLICY,
     "When a policy was last loaded.",
 )
-POLICY_RULES = Metric("squidkeeper_policy_rules", _GAUGE, _POLICY, "Rules of the policy in force.")
+POLICY_RULES = Metric("squidkeeper_policy_rules", _GAUGE, "Rules of the policy in force.")
 RULE_EXPIRY = Metric(
     "squidkeeper_rule_expiry_timestamp_seconds",
     _GAUGE,
-    _POLICY,
     "When a rule with `expires` lapses, or lapsed.",
     ("rule",),
 )
 
+# --- Of the exporter itself ---------------------------------------------------------------------------------------
+
 CA_EXPIRY = Metric(
     "squidkeeper_ca_certificate_expiry_timestamp_seconds",
     _GAUGE,
-    _EXPORTER,
     "When the CA that signs for all hosts ends; nothing that goes through the gateway works afterwards.",
 )
 STATE_WRITABLE = Metric(
     "squidkeeper_exporter_state_writable",
     _GAUGE,
-    _EXPORTER,
     "Whether the exporter could last keep its counts on disk: 0, and a restart goes on from the last that were kept.",
 )
 

@@ -39,6 +39,7 @@ from pathlib import Path
 Key = tuple[str, ...]  # a metric's name, then its labels: name, value, name, value, …
 Sample = tuple[str, dict[str, str], float]  # a metric's name, its labels by name, the value
 
+FOLDER = "helpers"  # of the state folder
 SLOTS = 64
 INFINITY = "+Inf"
 _log = logging.getLogger(__name__)

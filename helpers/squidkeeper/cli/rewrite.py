@@ -17,8 +17,8 @@ def rewrite(directory: Path, state: Path, concurrency: int) -> None:
     Reads a line for each request (the URL, then client, user, method, scheme, host, port, SNI, tunnel) and answers
     each with the URL that is to be fetched. Not to be called by hand: use explain.
     """
-    from squidkeeper.helpers.counting import REWRITE
     from squidkeeper.helpers.loop import run
     from squidkeeper.helpers.rewrite import answer, prepare
+    from squidkeeper.metrics import REWRITE
 
     run(REWRITE, prepare, answer, directory, state, concurrency)

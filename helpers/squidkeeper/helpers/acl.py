@@ -17,8 +17,8 @@ from squidkeeper.engine import Decision, Judge, Query, deny
 from squidkeeper.engine.judge import Scope
 from squidkeeper.engine.query import CONNECT
 from squidkeeper.helpers import counting as counters
-from squidkeeper.helpers.counting import HOST, REQUEST
 from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
+from squidkeeper.metrics import HOST, REQUEST
 from squidkeeper.policy.model import Action
 from squidkeeper.wire import Reply, Result, decode_token, parse_tokens, split_tokens
 

@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
 
 from squidkeeper.live import State
 from squidkeeper.metrics import (
@@ -22,14 +21,8 @@ from squidkeeper.metrics import (
     PROTOCOL_ERRORS,
     Metric,
 )
-from squidkeeper.slots import Key, SlotWriter, Status, histogram_keys, make_key
+from squidkeeper.slots import FOLDER, Key, SlotWriter, Status, histogram_keys, make_key
 
-HOST: Final = "host"  # the values of the label `helper`
-REQUEST: Final = "request"
-REWRITE: Final = "rewrite"
-CREDENTIAL: Final = "credential"
-
-SLOTS_FOLDER: Final = "helpers"
 _OVERFLOW = {"rule": OTHER, "credential": OTHER}
 _BEAT_EVERY_SECONDS = 1.0
 
@@ -66,7 +59,7 @@ class Counting:
         *self._buckets, self._sum = histogram_keys(
             DECISION_DURATION.name, {"helper": helper}, DECISION_DURATION.buckets
         )
-        self._writer = SlotWriter(state / SLOTS_FOLDER, _OVERFLOW)
+        self._writer = SlotWriter(state / FOLDER, _OVERFLOW)
         self._writer.add({_key(HELPER_STARTS, helper): 1.0})
 
     def start(self) -> None:

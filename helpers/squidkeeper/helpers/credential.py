@@ -16,8 +16,9 @@ from squidkeeper.engine import Decision, Judge, deny
 from squidkeeper.errors import ReplyTooLong, SecretUnavailable, SquidkeeperError
 from squidkeeper.helpers import counting as counters
 from squidkeeper.helpers.acl import decided, page_message, unavailable
-from squidkeeper.helpers.counting import CREDENTIAL, failure, injection
+from squidkeeper.helpers.counting import failure, injection
 from squidkeeper.helpers.request import PLACE_TOKENS, query_from
+from squidkeeper.metrics import CREDENTIAL
 from squidkeeper.secrets import SecretStore
 from squidkeeper.wire import LONGEST_CHANNEL, Reply, Result, format_reply, parse_tokens, reply_limit
 

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 
 from squidkeeper.engine import Judge
 from squidkeeper.engine.decision import Rewritten
-from squidkeeper.helpers.counting import REWRITE, decision
+from squidkeeper.helpers.counting import decision
 from squidkeeper.helpers.request import HOST_TOKENS, query_from
-from squidkeeper.metrics import NONE
+from squidkeeper.metrics import NONE, REWRITE
 from squidkeeper.wire import Reply, Result, parse_tokens
 
 

@@ -29,7 +29,7 @@ from squidkeeper.observe.exporter.tally import Tally
 from squidkeeper.observe.exporter.watchdog import Watchdog
 from squidkeeper.observe.record.drift import Drift, KeptJudges
 from squidkeeper.policy.hosts import Network
-from squidkeeper.slots import Slot, read_slots
+from squidkeeper.slots import FOLDER, Slot, read_slots
 
 CATCH_UP_SECONDS: Final = 60.0
 _NICENESS = 10  # Squid and its helpers go first
@@ -63,6 +63,7 @@ class Exporter:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self._helpers = options.state / FOLDER
         self._store = Store(options.state / "exporter")
         self._live: LivePolicy[Judge] = LivePolicy(options.directory, options.state / "lists", lambda judge: judge)
 
@@ -70,7 +71,7 @@ class Exporter:
         """Count what there is, then answer until the end."""
         with _bound(self._options.listen) as listener:
             self._store.open()
-            Watchdog(self._options.state / "helpers").start()
+            Watchdog(self._helpers).start()
             self._live.start()
             drift = Drift(KeptJudges(self._options.state / "revisions", self._current), self._current)
             self._tally = Tally(self._options.access_log, self._store, drift)
@@ -131,7 +132,7 @@ class Exporter:
 
     def _slots(self) -> tuple[Slot, ...]:
         try:
-            return tuple(read_slots(self._options.state / "helpers"))
+            return tuple(read_slots(self._helpers))
         except OSError as error:
             _log.warning("the helpers' counts cannot be read: %s", error)
             return ()
