@@ -59,7 +59,11 @@ def prometheus(exporter: Exporter, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 class Sender(threading.Thread):
-    """One client without a pause, that keeps what it was answered; `cut_off` are requests without an answer."""
+    """One client without a pause, that keeps what it was answered; `cut_off` are requests without an answer.
+
+    Of these there are a few: a helper that dies in the instant in which Squid writes to it ("helperDispatch: … has
+    crashed") costs the request, which may or may not be on record, and its connection.
+    """
 
     def __init__(self, gateway: Gateway, client: str, scheme: str, host: str) -> None:
         super().__init__()
