@@ -9,7 +9,7 @@ import pytest
 from squidkeeper.observe.exporter.cache_manager import PAGE, read_counters
 
 from .curl import curl
-from .dns import Names
+from .dns import PUBLIC, Names
 from .gateway import Gateway, NewGateway
 from .network import wait_for
 from .origin import Origins
@@ -101,6 +101,21 @@ def test_this_machine_reads_the_page_and_it_is_not_on_record(gateway: Gateway, o
     assert second.values["client_http.requests"] > first.values["client_http.requests"]
     gateway.logged("http://good.example/counted", before)
     assert [line for line in gateway.log()[before:] if PAGE in line["url"] and line["status"] == 200] == []
+
+
+def test_this_machine_reaches_no_other_host_that_has_squids_name(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
+    before = len(origins.seen)
+    names.set("squidkeeper", [PUBLIC])
+    try:
+        with Raw(gateway) as client:
+            reply = client.send(request(f"http://squidkeeper{PAGE}", "squidkeeper")).answer()
+    finally:
+        names.set("squidkeeper", ["127.0.0.1"])
+    assert reply is not None
+    assert reply.status == 403
+    assert origins.seen[before:] == []
 
 
 @pytest.mark.parametrize("page", ["menu", "info", "config", "shutdown", "objects", "counters/x", "countersx", ""])
