@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from squidkeeper.cli import main
 from squidkeeper.live import State, load
 from squidkeeper.metrics import DECISION_DURATION, METRICS
+from squidkeeper.observe.exporter import server
 from squidkeeper.observe.exporter.cache_manager import SquidCounters, parse_counters, read_counters
 from squidkeeper.observe.exporter.certificate import Certificate, read_certificate
 from squidkeeper.observe.exporter.checkpoint import Checkpoint
@@ -277,6 +278,24 @@ def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, policy: Pa
                 one.close()
 
 
+def test_a_request_that_trickles_in_does_not_keep_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_IDLE_SECONDS", 1)
+    monkeypatch.setattr(server, "_LOOK_EVERY_SECONDS", 1)
+    bound = socket.create_server(("127.0.0.1", 0))
+    serving = server.serve(Application(CollectorRegistry(), lambda: (), str, ()), bound)
+    threading.Thread(target=serving.run, daemon=True).start()
+    with socket.create_connection(bound.getsockname()) as client, pytest.raises(ConnectionError):
+        trickle(client)
+    serving.close()
+
+
+def trickle(client: socket.socket) -> None:
+    client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+    for _ in range(50):
+        client.sendall(b"x")
+        time.sleep(0.1)
+
+
 # ── The pages ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -372,6 +391,12 @@ def test_metrics_are_served_as_text_and_as_openmetrics() -> None:
     assert opened.text.endswith("# EOF\n")
     families = parse_openmetrics(opened.text)  # type: ignore[no-untyped-call] # the library has no types for it
     assert {family.name for family in families} == {family.name for family in parse_text(plain.text)}
+
+
+@pytest.mark.parametrize("version", ["x.y", "\xff", "1", "", "1.0.0.0.0"])
+def test_metrics_are_served_whatever_is_asked_for(version: str) -> None:
+    for kind in ("application/openmetrics-text", "text/plain"):
+        assert answer(path="/metrics", HTTP_ACCEPT=f"{kind};version={version};escaping=x").status == 200
 
 
 # ── Health ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,10 +7,11 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from waitress.channel import HTTPChannel
 from waitress.server import create_server
 
 from squidkeeper.errors import InvalidUrl
@@ -20,11 +21,12 @@ from squidkeeper.url import parse_authority
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
-    from waitress.server import BaseWSGIServer, MultiSocketServer
+    from waitress.server import BaseWSGIServer
 
 _THREADS = 4
 _CONNECTIONS = 100
-_IDLE_SECONDS = 20
+_IDLE_SECONDS = 20  # also for the whole head of a request
+_LOOK_EVERY_SECONDS = 5
 _HEAD_BYTES = 16 * 1024
 _BODY_BYTES = 4 * 1024  # of a request: none of ours has one
 _TEXT = "text/plain; charset=utf-8"
@@ -73,7 +75,10 @@ class Application:
         return page(environ)
 
     def _metrics(self, environ: WSGIEnvironment) -> Response:
-        encode, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+        try:
+            encode, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+        except (TypeError, ValueError):  # a version there that is no number
+            encode, content_type = choose_encoder("")
         return Response("200 OK", content_type, encode(self.registry))
 
     def _healthz(self, _: WSGIEnvironment) -> Response:
@@ -99,20 +104,34 @@ class Application:
         return any(address in network for network in self.status_from)
 
 
-def serve(application: Application, bound: socket.socket) -> BaseWSGIServer | MultiSocketServer:
+class Connection(HTTPChannel):
+    """A client's connection, whose time runs until a request of it is whole: single bytes do not prolong it."""
+
+    def handle_read(self) -> None:
+        """Read what there is."""
+        before = self.last_activity
+        super().handle_read()
+        if self.request is not None:
+            self.last_activity = before
+
+
+def serve(application: Application, bound: socket.socket) -> BaseWSGIServer:
     """Open a port that is bound; the server's `run` answers until `SystemExit` is raised in its thread."""
-    return create_server(
+    made = create_server(
         application,
         sockets=[bound],
         threads=_THREADS,
         connection_limit=_CONNECTIONS,
         channel_timeout=_IDLE_SECONDS,
-        cleanup_interval=5,
+        cleanup_interval=_LOOK_EVERY_SECONDS,
         max_request_header_size=_HEAD_BYTES,
         max_request_body_size=_BODY_BYTES,
         asyncore_use_poll=True,
         ident="",
     )
+    server = cast("BaseWSGIServer", made)  # that of one socket
+    server.channel_class = Connection
+    return server
 
 
 def _names_no_site(host: str) -> bool:
