@@ -82,6 +82,7 @@ INVALID = {
     LINE.replace('"url": "x", ', ""): "not a line of the record",
     LINE.replace('"url": "x"', '"url": "\x1b"'): "not a line of the record",
     LINE[:-1]: "not a line of the record",
+    f'{LINE[:-1]}, "later": {"[" * 100_000}{"]" * 100_000}}}': "not a line of the record",
 }
 
 

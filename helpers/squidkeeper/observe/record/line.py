@@ -51,7 +51,7 @@ def parse_record(line: bytes) -> Record:
     """Parse a line, its newline left out; `InvalidRecord` where it is no record of a version that is known here."""
     try:
         record = _decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRecord(f"not a line of the record: {error}") from error
     if record.v != VERSION:
         raise InvalidRecord(f"a record of version {record.v}, expected {VERSION}: was it written by another release?")
