@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import count
 
 from squidkeeper.observe.record import events as module
-from squidkeeper.observe.record.events import Entry, Events, events
+from squidkeeper.observe.record.events import Entry, Events
 from squidkeeper.observe.record.line import NONE, Record, parse_record
 
 TEMPLATE = Record(
@@ -75,7 +75,7 @@ def told(found: Events, entries: Iterable[Entry]) -> list[Entry]:
 
 def test_plain_requests_are_events_as_they_are() -> None:
     given = [get(1), get(2, connection="9")]
-    assert list(events(given)) == given
+    assert told(Events(), given) == given
 
 
 def test_a_denied_connect_and_its_request_are_the_request() -> None:

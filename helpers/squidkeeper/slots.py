@@ -87,6 +87,11 @@ def make_key(metric: str, labels: Mapping[str, str]) -> Key:
     return (metric, *(text for pair in labels.items() for text in pair))
 
 
+def key_labels(key: Key) -> dict[str, str]:
+    """Give the labels of a counter, by name."""
+    return dict(zip(key[1::2], key[2::2], strict=True))
+
+
 def histogram_keys(metric: str, labels: Mapping[str, str], bounds: Sequence[float]) -> tuple[Key, ...]:
     """Make the keys of a histogram: of each bucket (`le`; what fell into it alone), and at last of the sum."""
     buckets = (make_key(f"{metric}_bucket", {**labels, "le": bound}) for bound in (*map(str, bounds), INFINITY))
@@ -198,12 +203,8 @@ def _read_open(number: int, descriptor: int) -> Slot | None:
         return Slot(number, running, problem="it is no slot of this release")
     values = _read_values(descriptor)
     keys, _ = _read_keys(descriptor)  # after the values: each value that counts has its key by now
-    samples = tuple((key[0], _labels(key), value) for key, value in zip(keys, values, strict=False))
+    samples = tuple((key[0], key_labels(key), value) for key, value in zip(keys, values, strict=False))
     return Slot(number, running, identity, _read_status(descriptor), samples)
-
-
-def _labels(key: Key) -> dict[str, str]:
-    return dict(zip(key[1::2], key[2::2], strict=True))
 
 
 def _is_locked(descriptor: int) -> bool:
@@ -374,7 +375,7 @@ class SlotWriter:
         return len(self._lines) - 1
 
     def _bounded(self, key: Key) -> Key:
-        labels = {label: self._overflow.get(label, value) for label, value in _labels(key).items()}
+        labels = {label: self._overflow.get(label, value) for label, value in key_labels(key).items()}
         return make_key(key[0], labels)
 
     def _flush(self) -> None:
@@ -504,7 +505,7 @@ def _wipe_torn(descriptor: int, keys: int, length: int) -> None:
 
 
 def _key_line(key: Key) -> bytes:
-    return json.dumps([key[0], _labels(key)]).encode() + b"\n"
+    return json.dumps([key[0], key_labels(key)]).encode() + b"\n"
 
 
 def _pwrite(descriptor: int, data: bytes | memoryview, offset: int) -> None:

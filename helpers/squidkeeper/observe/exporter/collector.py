@@ -25,9 +25,9 @@ from squidkeeper.observe.exporter.cache_manager import families as squid_familie
 from squidkeeper.observe.exporter.certificate import Certificate
 from squidkeeper.observe.exporter.checkpoint import Checkpoint
 from squidkeeper.observe.exporter.counts import SERIES_LIMIT, Counts
-from squidkeeper.observe.exporter.health import is_stuck
+from squidkeeper.observe.exporter.health import is_outdated, is_stuck, running
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
-from squidkeeper.slots import INFINITY, Key, Slot, histogram_keys
+from squidkeeper.slots import INFINITY, Key, Slot, histogram_keys, key_labels
 
 _EXPECTED_LIMIT: Final = SERIES_LIMIT // 2  # of the series of one metric, may be there before they count anything
 LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
@@ -107,7 +107,7 @@ def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
 
 def helper_families(view: View) -> Iterator[Family]:
     """Make the metrics of the helpers."""
-    running = [slot.status for slot in view.slots if slot.running and slot.status]
+    helpers = running(view.slots)
     for metric in (
         metrics.DECISIONS,
         metrics.PROTOCOL_ERRORS,
@@ -117,10 +117,10 @@ def helper_families(view: View) -> Iterator[Family]:
     ):
         yield _family(metric, _expected(metric, view.policy) | _counted(metric, view.totals))
     yield _decision_durations(view.totals)
-    yield _per_helper(metrics.HELPER_PROCESSES, [status.helper for status in running])
-    outdated = [status.helper for status in running if status.revision != view.live.revision]
+    yield _per_helper(metrics.HELPER_PROCESSES, [status.helper for status in helpers])
+    outdated = [status.helper for status in helpers if is_outdated(status, view.live)]
     yield _per_helper(metrics.HELPER_PROCESSES_OUTDATED, outdated)
-    stuck = [status.helper for status in running if is_stuck(status, view.now)]
+    stuck = [status.helper for status in helpers if is_stuck(status, view.now)]
     yield _per_helper(metrics.HELPER_PROCESSES_STUCK, stuck)
 
 
@@ -179,9 +179,9 @@ def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], fl
 def _counted(metric: Metric, totals: Mapping[Key, float]) -> dict[tuple[str, ...], float]:
     """Find what helpers have counted of a metric, by its labels in their order."""
     found: dict[tuple[str, ...], float] = {}
-    for (name, *pairs), value in totals.items():
-        labels = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        if name == metric.name and labels.keys() == set(metric.labels):
+    for key, value in totals.items():
+        labels = key_labels(key)
+        if key[0] == metric.name and labels.keys() == set(metric.labels):
             found[tuple(labels[label] for label in metric.labels)] = value
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,11 +33,21 @@ class Seen:
 
 def checks(seen: Seen) -> tuple[Check, ...]:
     """Check everything."""
-    helpers = [slot.status for slot in seen.slots if slot.running and slot.status]
+    helpers = running(seen.slots)
     found = [_policy(seen), *(check for status in helpers for check in _helper(seen, status)), _record(seen)]
     if not helpers:
         found.append(Check("helpers", True, "none runs: Squid starts one when it asks"))
     return tuple(found)
+
+
+def running(slots: Iterable[Slot]) -> list[Status]:
+    """List the helpers that run, as they tell it themselves."""
+    return [slot.status for slot in slots if slot.running and slot.status]
+
+
+def is_outdated(status: Status, live: State) -> bool:
+    """Tell whether a helper judges by another revision than the exporter, which reads the same directory."""
+    return status.revision != live.revision
 
 
 def is_stuck(status: Status, now: float) -> bool:
@@ -60,7 +70,7 @@ def _helper(seen: Seen, status: Status) -> Iterator[Check]:
         yield Check(name, False, _silence(status, seen.now))
     elif not status.reload_ok:
         yield Check(name, False, f"the policy on disk does not load there, with revision {status.revision} in force")
-    elif status.revision != live.revision and seen.now - (live.loaded or seen.now) > PATIENCE_SECONDS:
+    elif is_outdated(status, live) and seen.now - (live.loaded or seen.now) > PATIENCE_SECONDS:
         yield Check(name, False, f"revision {status.revision} is in force there, and here {live.revision}")
     else:
         yield Check(name, True, f"answers, revision {status.revision}")

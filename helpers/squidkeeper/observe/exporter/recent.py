@@ -9,7 +9,7 @@ from datetime import datetime
 from threading import Lock
 from typing import Final
 
-from squidkeeper.observe.record.events import CONNECT
+from squidkeeper.engine.query import CONNECT
 from squidkeeper.observe.record.line import NONE, Record, text
 from squidkeeper.observe.record.urls import cut, shown_url
 

@@ -22,13 +22,13 @@ from urllib.parse import unquote
 from squidkeeper import metrics
 from squidkeeper.engine import Decision, Judge, Query
 from squidkeeper.engine.judge import Scope
+from squidkeeper.engine.query import CONNECT
 from squidkeeper.errors import InvalidUrl, PolicyError
 from squidkeeper.live import load_kept
 from squidkeeper.observe.record.line import NONE, Record
 from squidkeeper.observe.record.urls import authority_of
 from squidkeeper.url import DEFAULT_PORTS, bracketed, parse_address, parse_authority
 
-CONNECT: Final = "CONNECT"
 T = TypeVar("T")
 
 # Squid keeps an answer for a second, and one that is being asked for longer serves who asks meanwhile.

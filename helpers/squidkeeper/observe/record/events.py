@@ -16,9 +16,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from squidkeeper.engine.query import CONNECT
 from squidkeeper.observe.record.line import NONE, Record
 
-CONNECT: Final = "CONNECT"
 HOLD_SECONDS: Final = 10.0
 HELD_AT_MOST: Final = 10_000
 
@@ -110,13 +110,6 @@ class Events:
         tunnel = _tunnel_of(held.entry.record)
         if self._waiting.get(tunnel) is held:
             del self._waiting[tunnel]
-
-
-def events(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Turn all the records there are into events."""
-    found = Events()
-    yield from found.feed(entries)
-    yield from found.flush()
 
 
 def opened(record: Record) -> bool:

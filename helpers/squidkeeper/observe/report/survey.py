@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from squidkeeper.engine.query import CONNECT
 from squidkeeper.errors import InvalidRecord
 from squidkeeper.observe.record import urls
-from squidkeeper.observe.record.events import CONNECT, Entry, Events, opened
+from squidkeeper.observe.record.events import Entry, Events, opened
 from squidkeeper.observe.record.line import NONE, Record, parse_record, text
 from squidkeeper.observe.record.urls import cut, shown_url
 from squidkeeper.observe.report import figures
@@ -506,10 +507,6 @@ class _Answers:
     server_errors: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     waited: Durations = field(default_factory=Durations)
-
-    @property
-    def failures(self) -> int:
-        return self.server_errors + self.errors.total()
 
 
 class _Upstreams:
