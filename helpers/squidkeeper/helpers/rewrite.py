@@ -1,8 +1,8 @@
 """`squidkeeper rewrite`: where is this fetched from? (floor 5)
 
 Every answer carries `final_url_`, also where nothing is rewritten: squid.conf denies a request without it, because a
-rewriter that has died lets requests through unchanged. Nothing is denied here; the credential helper, which is asked
-next, judges the whole request.
+rewriter that has died lets requests through unchanged. So does one that has no policy: it cannot say that nothing is to
+be rewritten. Nothing else is denied here; the credential helper, which is asked next, judges the whole request.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ def answer(judge: Judge | None, request: bytes) -> Reply:
     """Answer one line: the URL as it is, for Squid does not encode it here, then the eight tokens."""
     raw, _, place = request.partition(b" ")
     url, tokens = raw.decode("utf-8", "surrogateescape"), parse_tokens(place, HOST_TOKENS)
-    rewritten = judge.decide(query_from(tokens, url), datetime.now(UTC)).rewritten if judge else None
-    if judge is None or rewritten is None:
+    if judge is None:
+        return Reply(Result.ERR, counted=(decision(REWRITE, "policy-unavailable", "deny"),))
+    rewritten = judge.decide(query_from(tokens, url), datetime.now(UTC)).rewritten
+    if rewritten is None:
         return Reply(Result.ERR, (("final_url_", url),), counted=(decision(REWRITE, NONE, "unchanged"),))
     return _reply(rewritten, judge.policy.revision)
 
