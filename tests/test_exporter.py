@@ -662,6 +662,7 @@ def test_what_is_no_squid_says_why(told: bytes, problem: str) -> None:
         thread.join()
     assert found.values == {}
     assert problem in str(found.problem)
+    assert found.answers is told.startswith(b"HTTP/1.")
 
 
 def answer_once(server: socket.socket, told: bytes) -> None:

@@ -89,6 +89,11 @@ def test_a_gateway_that_is_well_has_nothing_to_do() -> None:
 FAULT = Fault(Location("policy.yaml", 41, 11), "'.org' is a wildcard, expected '.example.org'")
 WRONG = {
     "squid down": (replace(WELL, squid=replace(SQUID, up=False, problem="refused")), "now", "does not answer on 127"),
+    "cache manager closed": (
+        replace(WELL, squid=replace(SQUID, problem="403")),
+        "soon",
+        "counters cannot be read (403)",
+    ),
     "no policy": (replace(WELL, policy=replace(POLICY, revision=None)), "now", "everything is denied"),
     "bad policy": (replace(WELL, policy=replace(POLICY, faults=(FAULT,))), "now", "does not load (1 fault)"),
     "drift": (replace(WELL, drift=Drift(1, 0, (FINDING,))), "now", "not what the policy says, last 2 h ago"),
@@ -316,7 +321,7 @@ def hostile() -> Status:
         ca=replace(CA, subject=HOSTILE[0]),
         record=RECORD,
         drift=Drift(1, 1, tuple(DriftSeen(NOW, text, text, f"https://x/{text}", text, text) for text in HOSTILE)),
-        squid=replace(SQUID, version=HOSTILE[0], problem=HOSTILE[0]),
+        squid=replace(SQUID, problem=HOSTILE[0]),
     )
 
 

@@ -47,10 +47,11 @@ COUNTERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class SquidCounters:
-    """What Squid counts, by its own names; `problem` says why it does not answer."""
+    """What Squid counts, by its own names; `problem` says why there is nothing, `answers` whether Squid said so."""
 
     values: dict[str, float]
     problem: str | None = None
+    answers: bool = False
 
 
 def read_counters(host: str, port: int) -> SquidCounters:
@@ -69,9 +70,10 @@ def read_counters(host: str, port: int) -> SquidCounters:
     finally:
         connection.close()
     if response.status != 200:
-        return SquidCounters({}, f"{PAGE} is answered {response.status}: does squid.conf open it for this address?")
+        problem = f"{PAGE} is answered {response.status}: does squid.conf open it for this address?"
+        return SquidCounters({}, problem, answers=True)
     values = parse_counters(page)
-    return SquidCounters(values, None if values else f"{PAGE} holds no counters")
+    return SquidCounters(values, None if values else f"{PAGE} holds no counters", answers=True)
 
 
 def parse_counters(page: bytes) -> dict[str, float]:

@@ -13,7 +13,7 @@ from squidkeeper.errors import SecretUnavailable
 from squidkeeper.metrics import DECISIONS, PROTOCOL_ERRORS
 from squidkeeper.observe.exporter.collector import View
 from squidkeeper.observe.exporter.counts import Counts
-from squidkeeper.observe.exporter.health import is_stuck
+from squidkeeper.observe.exporter.health import is_outdated, is_stuck
 from squidkeeper.observe.exporter.status import (
     Drift,
     HelperProcess,
@@ -44,7 +44,7 @@ def status_of(view: View, directory: Path, access_log: Path, squid: str) -> Stat
         ca=view.certificate,
         record=_record(view, access_log),
         drift=_drift(view),
-        squid=Squid(squid, up=not view.squid.problem, problem=view.squid.problem),
+        squid=Squid(squid, up=view.squid.answers, problem=view.squid.problem),
         state_writable=view.state_writable,
     )
 
@@ -99,7 +99,7 @@ def _helpers(view: View) -> Iterator[HelperProcess]:
                 pid=status.pid,
                 started=datetime.fromtimestamp(status.started, UTC),
                 revision=status.revision,
-                outdated=status.revision != view.live.revision,
+                outdated=is_outdated(status, view.live),
                 stuck=is_stuck(status, view.now),
                 last_beat=datetime.fromtimestamp(status.beat, UTC),
                 answered=round(sum(value for name, _, value in slot.samples if name in _ANSWERS)),

@@ -107,8 +107,6 @@ class RecordFollowed:
     """Times that a stretch was gone before it was counted."""
     counted_since: datetime | None = None
     """When the counts that this page shows began: the oldest checkpoint's time."""
-    problem: str | None = None
-    """Why it cannot be read, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +128,6 @@ class Squid:
     address: str
     """Its proxy port as `--squid` names it: `127.0.0.1:3128`."""
     up: bool
-    started: datetime | None = None
-    version: str | None = None
-    """As its cache manager says it: `6.13`."""
     problem: str | None = None
     """Why it does not answer, or its cache manager does not."""
 

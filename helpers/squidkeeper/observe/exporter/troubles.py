@@ -63,6 +63,12 @@ def _squid_troubles(squid: Squid) -> Iterable[Trouble]:
     if not squid.up:
         what = f"Squid does not answer on {squid.address}{_because(squid.problem)}."
         yield Trouble(Urgency.NOW, what, "See `systemctl status squid` and the end of its cache.log.", "squid")
+    elif squid.problem:
+        what = f"Squid's own counters cannot be read{_because(squid.problem)}."
+        remedy = (
+            "Requests are not affected. Open Squid's cache manager to this machine, as squid.conf as installed does."
+        )
+        yield Trouble(Urgency.SOON, what, remedy, "squid")
 
 
 def _policy_troubles(policy: PolicyInForce) -> Iterable[Trouble]:
@@ -120,7 +126,7 @@ def _ca_troubles(ca: Certificate, now: datetime) -> Iterable[Trouble]:
 
 def _record_troubles(record: RecordFollowed) -> Iterable[Trouble]:
     if not record.readable:
-        what = f"The access log cannot be read{_because(record.problem)}: what is served is not counted."
+        what = "The access log cannot be read: what is served is not counted."
         yield Trouble(Urgency.NOW, what, f"Let the exporter's account read {record.file}.", "record")
     elif record.backlog_bytes > _BACKLOG_BYTES:
         what = f"{size(record.backlog_bytes)} of the access log are not counted yet: the figures here are behind."
