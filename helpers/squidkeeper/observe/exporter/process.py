@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -53,6 +54,7 @@ def run(options: Options) -> None:
     """Run until SIGTERM; `StateInUse` or `ListenFailed` where it cannot start."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the status page looks whether secrets can be had
     with suppress(OSError):
         os.nice(_NICENESS)
     Exporter(options).run()
@@ -145,6 +147,8 @@ def _bound(listen: tuple[str, int]) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        # Set, it would let anybody else open the port until it is opened here, which sets it again.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError as error:
         bound.close()
         raise ListenFailed(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
