@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from squidkeeper.errors import UnreadableLog
-from squidkeeper.observe.record import logs
-from squidkeeper.observe.record.logs import Follower, Position, holding_since, in_order, read_blocks, rotated
+from squidkeeper.observe.record import logfile, logs
+from squidkeeper.observe.record.follower import Follower, Position
+from squidkeeper.observe.record.logs import holding_since, in_order, read_blocks, rotated
 
 
 def lines(start: int, end: int) -> list[bytes]:
@@ -72,7 +73,7 @@ def test_of_an_endless_line_no_more_than_the_limit_is_kept(tmp_path: Path) -> No
     path = tmp_path / "access.log.1.gz"
     path.write_bytes(gzip.compress(b"x" * 50_000_000 + b"\nnext\n"))  # 50 KB on disk
     first, second = read(path)
-    assert len(first) == logs.LINE_LIMIT + 1
+    assert len(first) == logfile.LINE_LIMIT + 1
     assert second == b"next"
 
 
@@ -341,7 +342,7 @@ def test_an_endless_line_takes_no_memory(path: Path, follower: Follower) -> None
     with path.open("ab") as file:
         file.write(b"x\nline 1\n")
     long, after = everything(follower)
-    assert (len(long), after) == (logs.LINE_LIMIT + 1, b"line 1")
+    assert (len(long), after) == (logfile.LINE_LIMIT + 1, b"line 1")
 
 
 # ── Gone on with, by another process ──────────────────────────────────────────────────────────────────────────────

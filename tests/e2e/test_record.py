@@ -18,8 +18,9 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
+from squidkeeper.observe.record.follower import Follower
 from squidkeeper.observe.record.line import NONE, Record, parse_record
-from squidkeeper.observe.record.logs import Follower, read_blocks, rotated
+from squidkeeper.observe.record.logs import read_blocks, rotated
 
 from .gateway import Gateway, NewGateway
 from .network import run, wait_for

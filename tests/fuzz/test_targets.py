@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squidkeeper import url, wire
-from squidkeeper.observe.record import logs
+from squidkeeper.observe.record import follower, logs
 from squidkeeper.policy import document
 from squidkeeper.url import Reading
 
@@ -80,8 +80,8 @@ BROKEN: dict[str, tuple[Target, object, str, object]] = {
     ),
     "a YAML error goes through": (policies.TARGET, document, "_hint", lambda text, error: 1 / 0),
     "a fault holds what was written": (policies.TARGET, document, "describe", lambda value: f"{value}\n"),
-    "a damaged log is not noticed": (records.TARGET, logs, "_DAMAGED", ()),
-    "a log is forgotten when it is rotated": (records.TARGET, logs, "rotated", lambda path: []),
+    "a damaged log is not noticed": (records.TARGET, logs, "DAMAGED", ()),
+    "a log is forgotten when it is rotated": (records.TARGET, follower, "rotated", lambda path: []),
 }
 
 

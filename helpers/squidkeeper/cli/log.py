@@ -18,16 +18,11 @@ from squidkeeper.errors import PatternError, PolicyError, UnreadableLog
 from squidkeeper.observe.record import filters
 from squidkeeper.observe.record.drift import Drift, KeptJudges
 from squidkeeper.observe.record.events import Entry, Events
+from squidkeeper.observe.record.follower import Follower, beginning
 from squidkeeper.observe.record.groups import KEYS
 from squidkeeper.observe.record.listing import Counts, Findings, Lines, Rows, printable
-from squidkeeper.observe.record.logs import (
-    STDIN,
-    Follower,
-    beginning,
-    holding_since,
-    in_order,
-    read_blocks,
-)
+from squidkeeper.observe.record.logfile import STDIN
+from squidkeeper.observe.record.logs import holding_since, in_order, read_blocks
 from squidkeeper.observe.record.reading import Reading
 
 if TYPE_CHECKING:
@@ -93,7 +88,7 @@ def log(
         if audit:
             audit.end()
     except UnreadableLog as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
     except KeyboardInterrupt:
         run.end()
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -190,7 +185,7 @@ class Run:
         lost, quiet_since = 0, time.monotonic()
         lines = follower.read()
         if not follower.readable:
-            click.echo(f"{follower.path}: not there, or not readable; waiting for it.", err=True)
+            click.echo(f"{printable(str(follower.path))}: not there, or not readable; waiting for it.", err=True)
         while True:
             if lines:
                 self._feed(lines, "a line", None)

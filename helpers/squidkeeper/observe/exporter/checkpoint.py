@@ -15,7 +15,7 @@ import msgspec
 from squidkeeper.errors import StateInUse
 from squidkeeper.observe.exporter.counts import Counts
 from squidkeeper.observe.exporter.recent import Denial, DriftSeen
-from squidkeeper.observe.record.logs import Position
+from squidkeeper.observe.record.follower import Position
 from squidkeeper.slots import Key
 
 _VERSION = 1

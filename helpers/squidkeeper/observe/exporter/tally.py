@@ -20,8 +20,8 @@ from squidkeeper.observe.exporter.checkpoint import Checkpoint, Store
 from squidkeeper.observe.exporter.counts import Counter
 from squidkeeper.observe.exporter.recent import DriftSeen, RecentDenials
 from squidkeeper.observe.record.drift import Drift
+from squidkeeper.observe.record.follower import Follower
 from squidkeeper.observe.record.line import parse_record
-from squidkeeper.observe.record.logs import Follower
 from squidkeeper.slots import Key, Slot, Totals
 
 KEEP_EVERY_SECONDS: Final = 5.0
