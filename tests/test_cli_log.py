@@ -249,6 +249,11 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, nam
     assert (said.code, said.out, said.err) == (1, "", f"Error: {tmp_path / name}: {why}\n")
 
 
+def test_a_file_whose_name_steers_the_terminal_is_named_without_doing_so(tmp_path: Path) -> None:
+    said = run(tmp_path / "\x1b]0;owned\x07")
+    assert said.err == f"Error: {tmp_path}/%1B]0;owned%07: no such file or directory\n"
+
+
 def test_lines_that_are_no_record_are_counted_and_the_first_is_named(path: Path) -> None:
     path.write_text(f"{line()}\nnot json\n{line(v=9)}\n{{}}\n{line(1)}\n")
     said = run("--json", path)

@@ -357,6 +357,7 @@ def test_the_command_writes_a_page_and_json(log: Path, tmp_path: Path) -> None:
     code, output = run(log, "--html", tmp_path / "report.html", "--policy", tmp_path)
     assert code == 0, output
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "report.html").stat().st_mode & 0o007 == 0  # as is the record
     assert run(log, "--html", tmp_path / "report.html", "--policy", tmp_path)[0] == 0  # over a page of before
     code, output = run(log, "--json", "--policy", tmp_path)
     assert json.loads(output[output.index("{") :])["summary"]["requests"] == 2
@@ -411,3 +412,4 @@ def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     code, output = run(tmp_path / "none.log", "--json", "--policy", tmp_path)
     assert code == 1
     assert "none.log" in output
+    assert "no%1B[31m.log" in run(tmp_path / "no\x1b[31m.log", "--json", "--policy", tmp_path)[1]

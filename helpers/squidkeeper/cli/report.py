@@ -47,6 +47,7 @@ def report(
     new. The policy gives the reasons of its rules.
     """
     from squidkeeper.errors import UnreadableLog
+    from squidkeeper.observe.record.listing import printable
     from squidkeeper.observe.record.logs import in_order, rotated
     from squidkeeper.observe.report.survey import Survey
 
@@ -58,7 +59,7 @@ def report(
     try:
         _read(paths, survey)
     except UnreadableLog as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
     _write(survey.result(map(str, paths), datetime.now(UTC), _reasons(directory)), html)
 
 
@@ -112,4 +113,10 @@ def _write(found: Report, html: Path | None) -> None:
     elif html == _STDOUT:
         click.echo(page(found), nl=False)
     else:
-        html.write_text(page(found), encoding="utf-8")
+        with open(html, "w", encoding="utf-8", opener=_private) as file:
+            file.write(page(found))
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that, where it is new, is no more for everybody than the record that it is made of."""
+    return os.open(path, flags, 0o640)
