@@ -14,15 +14,19 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.helpers import acl
+from squidkeeper.helpers.acl import Places, answer_host
 from squidkeeper.live import load
 from squidkeeper.metrics import DECISION_DURATION
 from squidkeeper.policy.revisions import kept
 from squidkeeper.slots import Status, read_slots
+from squidkeeper.wire import Result
 
 from .conftest import write_policy
 
@@ -583,8 +587,23 @@ def test_a_failing_test_of_the_policys_own_keeps_it_from_loading(start: Start, p
 
 
 def test_a_rule_that_expires_stops_at_once(start: Start, policy: Path) -> None:
-    ends = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
-    write_policy(policy, f"rules: [{{name: brief, action: allow, hosts: [a.example], expires: '{ends}'}}]")
     helper = start(*SCOPES["host"])
-    assert " OK rule_=brief" in helper.ask(f"1 {place('a.example')}")
+    helper.ask(f"1 {place('a.example')}")  # it has started: that takes seconds on a machine that is busy
+    ends = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+    write_policy(policy, f"rules: [{{name: brief, action: allow, hosts: [a.example], expires: '{ends}'}}]")
+    wait_for(lambda: " OK rule_=brief" in helper.ask(f"1 {place('a.example')}"))
     wait_for(lambda: " ERR rule_=default" in helper.ask(f"1 {place('a.example')}"))
+
+
+def test_an_answer_that_was_given_stands_only_while_the_same_rules_are_in_force(policy: Path) -> None:
+    ends = datetime.now(UTC)
+    write_policy(policy, f"rules: [{{name: brief, action: allow, hosts: [a.example], expires: '{ends.isoformat()}'}}]")
+    places = Places(load(policy, ends).judge)
+    said = []
+    for hours in (-2, -1, 0, 1, -1, 1):  # the clock is set back once
+        with patch.object(acl, "datetime") as clock:
+            clock.now.return_value = ends + timedelta(hours=hours)
+            reply = answer_host(places, place("a.example").encode())
+        said.append((reply.result, dict(reply.annotations)["rule_"]))
+    open_, closed = (Result.OK, "brief"), (Result.ERR, "default")
+    assert said == [open_, open_, closed, closed, open_, closed]

@@ -30,11 +30,14 @@ class HostIndex:
         self._by_network: list[tuple[Network, int]] = []
         self._by_list: dict[str, list[int]] = {}
         self._lists = lists
+        self._is_empty = not entries
         for position, entry in enumerate(entries):
             self._add(position, entry.match)
 
     def positions(self, host: Host) -> list[int]:
         """List, in the policy's order, the positions of the entries whose `hosts` and `lists` hold for a host."""
+        if self._is_empty:
+            return []
         found = {position for key in host_keys(host) for position in self._by_key.get(key, ())}
         if host.address is not None:
             found.update(position for network, position in self._by_network if host.address in network)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from squidkeeper.engine.decision import Decision, Rewritten, deny
@@ -43,6 +44,7 @@ class Scope:
     rules: tuple[Rule, ...]
     rewrites: tuple[Rewrite, ...]
     credentials: tuple[Credential, ...]
+    rule_positions: list[int] = field(compare=False)  # of all rules for the host, whatever else they ask for
     verdicts: dict[str | None, Decision] = field(default_factory=dict, compare=False)  # made once for each rule
 
 
@@ -87,7 +89,7 @@ class Judge:
             decision,
             may_rewrite=bool(scope.rewrites),
             may_inject=bool(scope.credentials),
-            whole=scope.facts.method == "GET" and self._is_whole(scope.facts, at),
+            whole=scope.facts.method == "GET" and self._is_whole(scope, at),
         )
 
     def decide_url(self, scope: Scope, text: str, at: datetime) -> Decision:
@@ -135,16 +137,18 @@ class Judge:
         )
 
     def _clients_of(self, query: Query) -> frozenset[str]:
-        address = parse_address(query.client) if query.client else None
+        address = _address(query.client) if query.client else None
         return frozenset(client.name for client in self.policy.clients if client.matches(address, query.user))
 
     def _scope(self, facts: Facts) -> Scope:
         policy, host = self.policy, facts.host
+        positions = self.rules.positions(host)
         return Scope(
             facts,
-            tuple(_holding(policy.rules, self.rules.positions(host), facts)),
+            tuple(_holding(policy.rules, positions, facts)),
             tuple(_holding(policy.rewrites, self.rewrites.positions(host), facts)),
             self._injectable(facts),
+            positions,
         )
 
     def _injectable(self, facts: Facts) -> tuple[Credential, ...]:
@@ -174,10 +178,10 @@ class Judge:
         decision = self._by_rule(able[0] if able else last, scope.facts, private=any(rule.private for rule in able))
         return _checked_private(decision, scope.facts.host)
 
-    def _is_whole(self, facts: Facts, at: datetime) -> bool:
+    def _is_whole(self, scope: Scope, at: datetime) -> bool:
         """Tell whether the first rule for the host, whatever the method, allows all of it."""
-        policy, any_method = self.policy, replace(facts, method=None)
-        rules = _in_force(_holding(policy.rules, self.rules.positions(facts.host), any_method), at)
+        policy, any_method = self.policy, replace(scope.facts, method=None)
+        rules = _in_force(_holding(policy.rules, scope.rule_positions, any_method), at)
         rule = next(rules, None)
         if rule is None:
             return policy.default_action is Action.ALLOW
@@ -249,6 +253,9 @@ class Judge:
         if not covers_default_port(facts.scheme, facts.port):
             return deny("default", f"The default allows {facts.scheme} on its own port, and no rule port {facts.port}.")
         return Decision(Action.ALLOW, "default")
+
+
+_address = lru_cache(maxsize=1024)(parse_address)  # few clients ask for many hosts
 
 
 def injects(facts: Facts) -> bool:

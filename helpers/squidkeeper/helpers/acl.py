@@ -6,6 +6,7 @@ scope it asks for each URL, where the first answer said that the URL decides.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from squidkeeper.engine.query import CONNECT
 from squidkeeper.helpers import counting as counters
 from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
 from squidkeeper.metrics import HOST, REQUEST
-from squidkeeper.policy.model import Action
+from squidkeeper.policy.model import Action, Policy
 from squidkeeper.wire import Reply, Result, decode_token, parse_tokens, split_tokens
 
 _SCOPE_CACHE_BYTES = 8 * 1024 * 1024
@@ -27,6 +28,7 @@ _NO_POLICY = deny(
     "policy-unavailable",
     "The gateway has no policy that loads, so it denies everything. Its operators have to mend the policy.",
 )
+_ANSWERS_KEPT, _KEPT_LINE_BYTES = 8_192, 512  # 15 MB at most, with the answers
 _PLACE_BYTES = 2_000  # of Python objects, beside the tokens themselves and a reference to each entry
 
 
@@ -34,20 +36,20 @@ _PLACE_BYTES = 2_000  # of Python objects, beside the tokens themselves and a re
 class Place:
     """Who asks for which host how: all that is known without the URL, and what the policy says so far."""
 
-    query: Query
     scope: Scope | Decision
     key_bytes: int
 
 
 class Places:
-    """One policy in force and the places already looked up in it; bounded in bytes, gone with the policy.
+    """One policy in force and what was already looked up in it; bounded in bytes, gone with the policy.
 
-    Nothing in it depends on the time: what expires is judged anew for each line.
+    Nothing in a place depends on the time: what expires is judged anew for each URL.
     """
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
         self.revision = judge.policy.revision
+        self.answers = HostAnswers(judge.policy)
         self._known: LRUCache[tuple[bytes, ...], Place] = LRUCache(_SCOPE_CACHE_BYTES, getsizeof=_place_bytes)
 
     def find(self, request: bytes, counts: tuple[int, ...]) -> tuple[Place, list[bytes]]:
@@ -56,21 +58,58 @@ class Places:
         key = tuple(tokens[:PLACE_TOKENS])
         place = self._known.get(key)
         if place is None:
-            query = query_from(parse_tokens(request, counts))
-            place = Place(query, self.judge.scope(query), sum(map(len, key)))
+            scope = self.judge.scope(query_from(parse_tokens(request, counts)))
+            place = Place(scope, sum(map(len, key)))
             if _place_bytes(place) <= _SCOPE_CACHE_BYTES:
                 self._known[key] = place
         return place, tokens
+
+
+class HostAnswers:
+    """What one policy has answered at host scope: Squid asks the same once a second for each host in use.
+
+    An answer stands for as long as the same rules are in force: as soon as one has expired, or is in force again
+    because the clock was set back, every line is judged anew.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._lapses = sorted(rule.expires for rule in policy.rules if rule.expires is not None)
+        self._lapsed = 0
+        self._given: dict[bytes, Reply] = {}
+
+    def find(self, request: bytes, at: datetime) -> Reply | None:
+        """Find the answer that a line of Squid's has, if it was given before and stands."""
+        lapsed = bisect_right(self._lapses, at)
+        if lapsed != self._lapsed:
+            self._lapsed = lapsed
+            self._given.clear()
+        return self._given.get(request)
+
+    def keep(self, request: bytes, reply: Reply) -> None:
+        """Keep the answer that was given since the last `find`; long lines are not worth the room."""
+        if len(self._given) >= _ANSWERS_KEPT:
+            self._given.clear()
+        if len(request) <= _KEPT_LINE_BYTES:
+            self._given[request] = reply
 
 
 def answer_host(places: Places | None, request: bytes) -> Reply:
     """Answer at host scope."""
     if places is None:
         return unavailable(HOST, parse_tokens(request, HOST_TOKENS))
-    place, _ = places.find(request, HOST_TOKENS)
-    scope = place.scope
-    decision = scope if isinstance(scope, Decision) else places.judge.decide_host(scope, datetime.now(UTC))
-    return connect_reply(_known(decision), HOST, places.revision, place.query)
+    at = datetime.now(UTC)
+    given = places.answers.find(request, at)
+    if given is None:
+        given = _judge_host(places, request, at)
+        places.answers.keep(request, given)
+    return given
+
+
+def _judge_host(places: Places, request: bytes, at: datetime) -> Reply:
+    query = query_from(parse_tokens(request, HOST_TOKENS))
+    scope = places.judge.scope(query)
+    decision = scope if isinstance(scope, Decision) else places.judge.decide_host(scope, at)
+    return connect_reply(_known(decision), HOST, places.revision, query)
 
 
 def answer_url(places: Places | None, request: bytes) -> Reply:
