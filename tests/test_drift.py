@@ -11,7 +11,8 @@ import pytest
 from squidkeeper.engine import Judge
 from squidkeeper.engine.query import query_of
 from squidkeeper.live import load, load_sources
-from squidkeeper.observe.record.drift import Drift, Finding, KeptJudges, was_served
+from squidkeeper.observe.record.drift import Drift, Finding, was_served
+from squidkeeper.observe.record.judges import KeptJudges
 from squidkeeper.observe.record.line import NONE, Record
 from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
@@ -236,7 +237,7 @@ def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: Judge, record: Callable[..., Record]
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr("squidkeeper.observe.record.drift.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("squidkeeper.observe.record.judges.time.monotonic", lambda: clock[0])
     write_policy(tmp_path / "policy", POLICY)
     sources = read_sources(tmp_path / "policy")
     revision = load_sources(sources, datetime(2026, 11, 25, tzinfo=UTC)).judge.policy.revision

@@ -9,7 +9,8 @@ from functools import partial
 
 import pytest
 
-from squidkeeper.observe.record.drift import Drift, KeptJudges, was_served
+from squidkeeper.observe.record.drift import Drift, was_served
+from squidkeeper.observe.record.judges import KeptJudges
 from squidkeeper.observe.record.line import Record, parse_record
 from squidkeeper.observe.record.logs import read_blocks
 

@@ -16,10 +16,11 @@ from squidkeeper.cli.options import DEFAULT_LOG, counted, policy_option, since_o
 from squidkeeper.cli.progress import progress
 from squidkeeper.errors import PatternError, PolicyError, UnreadableLog
 from squidkeeper.observe.record import filters
-from squidkeeper.observe.record.drift import Drift, KeptJudges
+from squidkeeper.observe.record.drift import Drift
 from squidkeeper.observe.record.events import Entry, Events
 from squidkeeper.observe.record.follower import Follower, beginning
 from squidkeeper.observe.record.groups import KEYS
+from squidkeeper.observe.record.judges import KeptJudges
 from squidkeeper.observe.record.listing import Counts, Findings, Lines, Rows, printable
 from squidkeeper.observe.record.logfile import STDIN
 from squidkeeper.observe.record.logs import holding_since, in_order, read_blocks

@@ -83,7 +83,8 @@ def _read(paths: list[Path], survey: Survey) -> None:
 
 
 def _drift(state: Path | None) -> Drift | None:
-    from squidkeeper.observe.record.drift import Drift, KeptJudges
+    from squidkeeper.observe.record.drift import Drift
+    from squidkeeper.observe.record.judges import KeptJudges
 
     if state is None:
         return None

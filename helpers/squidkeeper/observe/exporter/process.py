@@ -28,7 +28,8 @@ from squidkeeper.observe.exporter.server import Application, serve
 from squidkeeper.observe.exporter.status_page import page
 from squidkeeper.observe.exporter.tally import Tally
 from squidkeeper.observe.exporter.watchdog import Watchdog
-from squidkeeper.observe.record.drift import Drift, KeptJudges
+from squidkeeper.observe.record.drift import Drift
+from squidkeeper.observe.record.judges import KeptJudges
 from squidkeeper.policy.hosts import Network
 from squidkeeper.slots import FOLDER, Slot, read_slots
 

@@ -8,14 +8,12 @@ revision that its record names. What Squid denied is no business of this module,
 from __future__ import annotations
 
 import re
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
-from pathlib import Path
 from typing import Final, Generic, TypeVar
 from urllib.parse import unquote
 
@@ -23,8 +21,7 @@ from squidkeeper import metrics
 from squidkeeper.engine import Decision, Judge, Query
 from squidkeeper.engine.judge import Scope
 from squidkeeper.engine.query import CONNECT
-from squidkeeper.errors import InvalidUrl, PolicyError
-from squidkeeper.live import load_kept
+from squidkeeper.errors import InvalidUrl
 from squidkeeper.observe.record.line import NONE, Record
 from squidkeeper.observe.record.urls import authority_of
 from squidkeeper.url import DEFAULT_PORTS, bracketed, parse_address, parse_authority
@@ -33,8 +30,6 @@ T = TypeVar("T")
 
 # Squid keeps an answer for a second, and one that is being asked for longer serves who asks meanwhile.
 _ANSWER_SECONDS: Final = 3
-_JUDGES_AT_MOST: Final = 8
-_LOOK_AGAIN_SECONDS: Final = 2.0
 _KEYS_AT_MOST: Final = 20_000
 _KEY_CHARACTERS: Final = 1_000  # a longer one is judged each time
 _OPENED: Final = 200
@@ -103,42 +98,6 @@ class Known(Generic[T]):
                 self._young, self._old = {}, self._young
             self._young[key] = value
         return value
-
-
-class KeptJudges:
-    """The judges of the revisions that are kept in a folder, and of the one in force; None for others.
-
-    One that cannot be had is looked for again after a while: a helper keeps a revision only after it has come in force.
-    """
-
-    def __init__(self, folder: Path, current: Callable[[], Judge | None] = lambda: None) -> None:
-        self._folder = folder
-        self._current = current
-        self._known: dict[str, Judge] = {}
-        self._missing: dict[str, float] = {}
-
-    def __call__(self, revision: str) -> Judge | None:
-        """Give the judge of a revision."""
-        current = self._current()
-        if current is not None and current.policy.revision == revision:
-            return current
-        judge = self._known.get(revision)
-        if judge is None and time.monotonic() >= self._missing.get(revision, 0.0):
-            judge = self._load(revision)
-        return judge
-
-    def _load(self, revision: str) -> Judge | None:
-        try:
-            judge = load_kept(self._folder, revision)
-        except (OSError, PolicyError):
-            if len(self._missing) >= _JUDGES_AT_MOST:
-                self._missing.clear()
-            self._missing[revision] = time.monotonic() + _LOOK_AGAIN_SECONDS
-            return None
-        if len(self._known) >= _JUDGES_AT_MOST:
-            del self._known[next(iter(self._known))]  # the one loaded first; a log names its revisions in turn
-        self._known[revision] = judge
-        return judge
 
 
 class Drift:

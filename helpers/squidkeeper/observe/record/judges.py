@@ -1,0 +1,51 @@
+"""Those who judge by the revisions that were in force (floor 5), a few of them in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.engine import Judge
+from squidkeeper.errors import PolicyError
+from squidkeeper.live import load_kept
+
+_JUDGES_AT_MOST: Final = 8
+_LOOK_AGAIN_SECONDS: Final = 2.0
+
+
+class KeptJudges:
+    """The judges of the revisions that are kept in a folder, and of the one in force; None for others.
+
+    One that cannot be had is looked for again after a while: a helper keeps a revision only after it has come in force.
+    """
+
+    def __init__(self, folder: Path, current: Callable[[], Judge | None] = lambda: None) -> None:
+        self._folder = folder
+        self._current = current
+        self._known: dict[str, Judge] = {}
+        self._missing: dict[str, float] = {}
+
+    def __call__(self, revision: str) -> Judge | None:
+        """Give the judge of a revision."""
+        current = self._current()
+        if current is not None and current.policy.revision == revision:
+            return current
+        judge = self._known.get(revision)
+        if judge is None and time.monotonic() >= self._missing.get(revision, 0.0):
+            judge = self._load(revision)
+        return judge
+
+    def _load(self, revision: str) -> Judge | None:
+        try:
+            judge = load_kept(self._folder, revision)
+        except (OSError, PolicyError):
+            if len(self._missing) >= _JUDGES_AT_MOST:
+                self._missing.clear()
+            self._missing[revision] = time.monotonic() + _LOOK_AGAIN_SECONDS
+            return None
+        if len(self._known) >= _JUDGES_AT_MOST:
+            del self._known[next(iter(self._known))]  # the one loaded first; a log names its revisions in turn
+        self._known[revision] = judge
+        return judge
