@@ -182,6 +182,8 @@ def test_what_is_not_in_the_figures_is_named() -> None:
         line(1, method="-", url="error:transaction-end-before-headers"),
         b"no record",
         line(2, time="yesterday"),
+        line(2, time="2026-11-25T12:00:02"),
+        line(2, time="0001-01-01T00:00:00+14:00"),
         since=NOON,
         until=NOON + timedelta(seconds=10),
     )
@@ -190,7 +192,7 @@ def test_what_is_not_in_the_figures_is_named() -> None:
         ("requests before the span", 1),
         ("requests after the span", 1),
         ("connections that ended without a request", 1),
-        ("lines that are no record", 2),
+        ("lines that are no record", 4),
     }
 
 

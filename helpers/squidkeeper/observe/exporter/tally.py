@@ -21,14 +21,13 @@ from squidkeeper.observe.exporter.counts import Counter
 from squidkeeper.observe.exporter.recent import DriftSeen, RecentDenials
 from squidkeeper.observe.record.drift import Drift
 from squidkeeper.observe.record.follower import Follower
-from squidkeeper.observe.record.line import parse_record
+from squidkeeper.observe.record.line import moment_of, parse_record
 from squidkeeper.slots import Key, Slot, Totals
 
 KEEP_EVERY_SECONDS: Final = 5.0
 _LOOK_EVERY_SECONDS = 0.25
 _BATCH_BYTES = 128 * 1024  # counted in a few milliseconds, for which a scrape may have to wait
 _DRIFT_KEPT = 20
-_NO_TIME = datetime.min  # of no time zone, as no record's
 _log = logging.getLogger(__name__)
 
 
@@ -114,10 +113,8 @@ class Tally:
     def _count(self, line: bytes) -> None:
         try:
             record = parse_record(line)
-            at = datetime.fromisoformat(record.time)
+            at = moment_of(record)
         except (InvalidRecord, ValueError):
-            at = _NO_TIME
-        if at.tzinfo is None:
             self._counter.invalid_lines += 1
             return
         client = self._drift.client_name(record)

@@ -6,6 +6,7 @@ them. Squid writes every value but the numbers as a string, text in percent-enco
 
 from __future__ import annotations
 
+from datetime import MAXYEAR, MINYEAR, datetime
 from typing import Final
 from urllib.parse import unquote
 
@@ -56,6 +57,14 @@ def parse_record(line: bytes) -> Record:
     if record.v != VERSION:
         raise InvalidRecord(f"a record of version {record.v}, expected {VERSION}: was it written by another release?")
     return record
+
+
+def moment_of(record: Record) -> datetime:
+    """Give the time of a record; ValueError where it is none that can be reckoned with."""
+    at = datetime.fromisoformat(record.time)
+    if at.tzinfo is None or not MINYEAR < at.year < MAXYEAR:
+        raise ValueError(f"{record.time} is no time of a request")
+    return at
 
 
 def text(value: str) -> str | None:

@@ -17,7 +17,7 @@ from squidkeeper.engine.query import CONNECT
 from squidkeeper.errors import InvalidRecord
 from squidkeeper.observe.record import urls
 from squidkeeper.observe.record.events import Entry, Events, opened
-from squidkeeper.observe.record.line import NONE, Record, parse_record, text
+from squidkeeper.observe.record.line import NONE, Record, moment_of, parse_record, text
 from squidkeeper.observe.record.urls import cut, shown_url
 from squidkeeper.observe.report import figures
 from squidkeeper.observe.report.sketches import Durations, Heaviest, Timeline
@@ -150,7 +150,7 @@ class Survey:
         for line in lines:
             try:
                 record = parse_record(line)
-                at = datetime.fromisoformat(record.time)
+                at = moment_of(record)
             except (InvalidRecord, ValueError):
                 self._left_out["lines that are no record"] += 1
                 continue
@@ -258,7 +258,7 @@ class Survey:
 
 
 def _request(record: Record) -> Request:
-    at = datetime.fromisoformat(record.time).timestamp()
+    at = moment_of(record).timestamp()
     user = text(record.user)
     client = record.client if user is None else f"{record.client} {user[:60]}"
     denied = record.verdict == "deny"
@@ -586,7 +586,7 @@ class _Findings:
 def _finding_row(record: Record, finding: Finding) -> figures.DriftRow:
     url, missing = cut(shown_url(record.url), _RETRY_URL)
     return figures.DriftRow(
-        time=datetime.fromisoformat(record.time),
+        time=moment_of(record),
         client=record.client,
         method=text(record.method) or NONE,
         url=url,
