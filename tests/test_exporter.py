@@ -431,9 +431,13 @@ NAME = "helper host, process 77"
     [
         (replace(HELPER, beat=NOW - PATIENCE_SECONDS - 1), "no sign of life for 11 s"),
         (replace(HELPER, busy_since=NOW - 12), "has not answered for 12 s"),
-        (replace(HELPER, reload_ok=False), "the policy on disk does not load there, with revision aaaa in force"),
+        (replace(HELPER, reload_ok=False), "the policy on disk does not load there, revision aaaa is in force"),
+        (
+            replace(HELPER, revision=None, reload_ok=False),
+            "the policy on disk does not load there, everything is denied",
+        ),
         (replace(HELPER, revision="bbbb"), "revision bbbb is in force there, and here aaaa"),
-        (replace(HELPER, revision=None), "revision None is in force there, and here aaaa"),
+        (replace(HELPER, revision=None), "everything is denied there, and here aaaa"),
     ],
 )
 def test_a_helper_that_is_ill_is_named(helper: Status, detail: str) -> None:

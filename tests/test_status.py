@@ -99,6 +99,11 @@ WRONG = {
     "drift": (replace(WELL, drift=Drift(1, 0, (FINDING,))), "now", "not what the policy says, last 2 h ago"),
     "stuck": (replace(WELL, helpers=(replace(HELPER, stuck=True),)), "now", "1 helper without a sign of life"),
     "outdated": (replace(WELL, helpers=(replace(HELPER, outdated=True),)), "now", "by another revision"),
+    "without": (
+        replace(WELL, helpers=(replace(HELPER, outdated=True, revision=None),)),
+        "now",
+        "1 helper without a policy: all that it is asked is denied",
+    ),
     "secret": (replace(WELL, secrets=(SecretInUse("key", "env KEY", "KEY is not set"),)), "now", "key cannot be had"),
     "ca ended": (replace(WELL, ca=replace(CA, not_after=NOW)), "now", "has ended"),
     "ca ends": (replace(WELL, ca=replace(CA, not_after=NOW + timedelta(days=29))), "soon", "ends in 29 days"),
@@ -118,6 +123,18 @@ def test_what_is_wrong_stands_first_with_what_to_do(status: Status, urgency: str
     text = text_of(status)
     assert "All is well" not in text
     assert text.index(what) < text.index("Recent denials")
+
+
+def test_a_stuck_helper_is_killed_as_one_that_is_stopped_must_be() -> None:
+    (trouble,) = troubles(replace(WELL, helpers=(replace(HELPER, stuck=True),)))
+    assert "`kill -9 4117`" in trouble.remedy
+
+
+def test_no_new_helpers_are_advised_while_the_policy_on_disk_is_bad() -> None:
+    helpers = (replace(HELPER, outdated=True, revision=None), replace(HELPER, outdated=True, revision="older"))
+    well, bad = (replace(WELL, helpers=helpers, policy=replace(POLICY, faults=faults)) for faults in ((), (FAULT,)))
+    assert ["reconfigure" in trouble.remedy for trouble in troubles(well)] == [True, True]
+    assert ["reconfigure" in trouble.remedy for trouble in troubles(bad)] == [False, False, False]
 
 
 def test_the_most_urgent_stands_first() -> None:

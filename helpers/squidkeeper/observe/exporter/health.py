@@ -69,11 +69,15 @@ def _helper(seen: Seen, status: Status) -> Iterator[Check]:
     if is_stuck(status, seen.now):
         yield Check(name, False, _silence(status, seen.now))
     elif not status.reload_ok:
-        yield Check(name, False, f"the policy on disk does not load there, with revision {status.revision} in force")
+        yield Check(name, False, f"the policy on disk does not load there, {_judges_by(status)}")
     elif is_outdated(status, live) and seen.now - (live.loaded or seen.now) > PATIENCE_SECONDS:
-        yield Check(name, False, f"revision {status.revision} is in force there, and here {live.revision}")
+        yield Check(name, False, f"{_judges_by(status)} there, and here {live.revision}")
     else:
         yield Check(name, True, f"answers, revision {status.revision}")
+
+
+def _judges_by(status: Status) -> str:
+    return "everything is denied" if status.revision is None else f"revision {status.revision} is in force"
 
 
 def _silence(status: Status, now: float) -> str:

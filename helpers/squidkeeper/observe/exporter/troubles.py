@@ -92,14 +92,20 @@ def _helper_troubles(status: Status) -> Iterable[Trouble]:
     stuck = [str(helper.pid) for helper in status.helpers if helper.stuck]
     if stuck:
         what = f"{counted(len(stuck), 'helper')} without a sign of life: requests that wait for it hang."
-        yield Trouble(Urgency.NOW, what, f"Squid starts a new one after `kill {' '.join(stuck)}`.", "helpers")
+        yield Trouble(Urgency.NOW, what, f"Squid starts a new one after `kill -9 {' '.join(stuck)}`.", "helpers")
     outdated = [helper for helper in status.helpers if helper.outdated]
     loaded = status.policy.loaded_at
-    if outdated and (loaded is None or status.at - loaded > _RELOAD_TAKES):
-        what = f"{counted(len(outdated), 'helper')} judging by another revision than the one on disk."
-        yield Trouble(
-            Urgency.NOW, what, "See cache.log for the cause; `squid -k reconfigure` starts new ones.", "helpers"
-        )
+    if not outdated or (loaded is not None and status.at - loaded <= _RELOAD_TAKES):
+        return
+    remedy = "See cache.log for the cause; `squid -k reconfigure` starts new ones."
+    if status.policy.faults:  # new ones would have no policy
+        remedy = "Mend the policy on disk: helpers take it up by themselves."
+    if without := [helper for helper in outdated if helper.revision is None]:
+        what = f"{counted(len(without), 'helper')} without a policy: all that it is asked is denied."
+        yield Trouble(Urgency.NOW, what, remedy, "helpers")
+    if other := len(outdated) - len(without):
+        what = f"{counted(other, 'helper')} judging by another revision than the one on disk."
+        yield Trouble(Urgency.NOW, what, remedy, "helpers")
 
 
 def _secret_troubles(secrets: Iterable[SecretInUse]) -> Iterable[Trouble]:
