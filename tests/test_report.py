@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from squidkeeper.cli import main
 from squidkeeper.live import load_sources
 from squidkeeper.observe.record.line import Record
-from squidkeeper.observe.report import figures, sketches, survey
+from squidkeeper.observe.report import figures, sections, sketches
 from squidkeeper.observe.report.page import as_json, page
 from squidkeeper.observe.report.survey import VERDICTS, Survey
 from squidkeeper.policy.model import VERDICT_NAMES
@@ -205,7 +205,7 @@ def test_every_verdict_that_is_no_rules_has_a_reason() -> None:
 
 def test_a_client_that_makes_up_hosts_does_not_make_it_grow_nor_hides_another(monkeypatch: pytest.MonkeyPatch) -> None:
     for bound in ("HOSTS_KEPT", "PAIRS_KEPT", "RETRIES_KEPT", "NEW_HOSTS_KEPT", "KNOWN_HOSTS"):
-        monkeypatch.setattr(survey, bound, 100)
+        monkeypatch.setattr(sections, bound, 100)
     noise = [denied(n, url=f"https://h{n}.example/{n}") for n in range(2000)]
     signal = [denied(n, client="192.168.137.11", url="https://c.example/x") for n in range(0, 2000, 10)]
     made = Survey()
