@@ -230,7 +230,9 @@ def test_a_rule_that_lapses_counts_as_long_as_its_answers_are_kept(
 def test_what_cannot_be_held_against_a_revision_is_counted(drift: Drift, record: Callable[..., Record]) -> None:
     assert drift.check(record("https://open.example/", revision="gone")) is None
     assert drift.check(record("https://lapses.example/", time="no time")) is None
-    assert drift.unchecked == 2
+    assert drift.check(record("https://lapses.example/", time="2026-11-25T11:00:00")) is None
+    assert drift.check(record("https://lapses.example/", duration_ms=2**62)) is None
+    assert drift.unchecked == 4
 
 
 def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(

@@ -22,7 +22,7 @@ from squidkeeper.engine import Decision, Judge, Query
 from squidkeeper.engine.judge import Scope
 from squidkeeper.engine.query import CONNECT
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.observe.record.line import NONE, Record
+from squidkeeper.observe.record.line import NONE, Record, moment_of
 from squidkeeper.observe.record.urls import authority_of
 from squidkeeper.url import DEFAULT_PORTS, bracketed, parse_address, parse_authority
 
@@ -158,7 +158,7 @@ class Drift:
         """Judge by all that could have been true when a helper was asked; nothing is found where one of it allows."""
         try:
             moments = _moments(record) if place.boundaries else (_ANY_TIME,)
-        except ValueError:
+        except (ValueError, OverflowError):  # of what is no time, or no length of time
             self.unchecked += 1
             return None
         found = None
@@ -259,7 +259,7 @@ def _decide(place: _Place, record: Record, url: str, at: datetime) -> Decision:
 
 def _moments(record: Record) -> tuple[datetime, ...]:
     """Give the times at which a helper can have been asked: from before the start, as answers are kept, to the end."""
-    end = datetime.fromisoformat(record.time)
+    end = moment_of(record)
     start = end - timedelta(milliseconds=record.duration_ms)
     return start, start - timedelta(seconds=_ANSWER_SECONDS), end
 
