@@ -1,0 +1,129 @@
+"""Clients that know what each answer must be, and the account of what they got while something failed."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.e2e.curl import CurlFailed, curl
+from tests.e2e.gateway import Gateway
+from tests.e2e.load import Load, load
+from tests.e2e.network import wait_for
+from tests.e2e.origin import Origins
+from tests.e2e.reply import Reply
+
+_log = logging.getLogger(__name__)
+TOKEN = "faults-token-that-no-file-may-hold"
+POLICY = """
+version: 1
+rules:
+  - {name: open, action: allow, hosts: [open.example]}
+  - {name: paths, action: allow, hosts: [paths.example], paths: [/open/**]}
+  - {name: rewritten, action: allow, hosts: [rewritten.example]}
+  - {name: injected, action: allow, hosts: [injected.example]}
+rewrites:
+  - {name: away, hosts: [rewritten.example], to: "https://target.example{path}"}
+secrets:
+  token: {file: secrets/token}
+credentials:
+  - {name: injected, hosts: [injected.example], bearer: token}
+"""
+HELPERS = ("acl --scope host", "acl --scope request", "rewrite", "credential")
+
+# What each host must be answered for every path that these clients ask for. Every helper is asked about some of them.
+EXPECTED = {
+    ("http", "open.example"): 200,
+    ("http", "closed.example"): 403,
+    ("http", "paths.example"): 403,
+    ("https", "rewritten.example"): 200,
+    ("https", "injected.example"): 200,
+}
+MAY_ARRIVE = {"open.example", "target.example", "injected.example"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a fault may cost clients, and why; without a reason it may cost nothing."""
+
+    denied: str = ""  # open hosts answered 403
+    lost: str = ""  # connections that end without an answer
+    failed: str = ""  # 500 and more, from Squid itself
+    only: AbstractSet[str] = frozenset(host for _, host in EXPECTED)  # the hosts that it may cost something
+
+
+HARMLESS = Fault()
+
+
+@contextmanager
+def under_load(gateway: Gateway, origins: Origins, fault: Fault = HARMLESS) -> Iterator[Load]:
+    """Keep the clients busy before, during and after the block, and account for every answer."""
+    origins.forget()
+    with load(gateway, *EXPECTED) as running:
+        wait_for(lambda: all(EXPECTED[place] in statuses(running, place) for place in EXPECTED), "each its answer")
+        yield running
+        running.at_least(30)
+    account(running, origins, fault)
+
+
+def account(running: Load, origins: Origins, fault: Fault) -> None:
+    """Fail on a request that was wrongly allowed, and on one that was denied or lost without a reason."""
+    only_what_may_arrive(origins)
+    got = Counter((*place_of(answer.url), answer.status) for answer in running.answers)
+    wrong = [(scheme, host, status) for scheme, host, status in got if _is_wrong(scheme, host, status, fault)]
+    told = ", ".join(f"{scheme}://{host} {status or 'lost'}: {count}" for (scheme, host, status), count in got.items())
+    assert wrong == [], f"all answers: {told}"
+    _log.info("answers: %s; %s", told, fault)
+
+
+def statuses(running: Load, place: tuple[str, str]) -> set[int | None]:
+    return {answer.status for answer in list(running.answers) if place_of(answer.url) == place}
+
+
+def place_of(url: str) -> tuple[str, str]:
+    scheme, _, rest = url.partition("://")
+    return scheme, rest.partition("/")[0]
+
+
+def _is_wrong(scheme: str, host: str, status: int | None, fault: Fault) -> bool:
+    expected = EXPECTED[scheme, host]
+    if status == expected:
+        return False
+    if host not in fault.only:
+        return True
+    if status is None:
+        return not fault.lost
+    if status >= 500:
+        return not fault.failed
+    return status != 403 or not fault.denied
+
+
+def only_what_may_arrive(origins: Origins) -> None:
+    """No origin has seen what is closed, or what should have been rewritten, or had a credential put in."""
+    seen = list(origins.seen)
+    closed = [one for one in seen if one.url.split("/")[2] not in MAY_ARRIVE]
+    assert closed == [], f"arrived: {closed}"
+    plain = [one for one in seen if "target" in one.url and one.port != 443]
+    assert plain == [], f"arrived: {plain}"
+    bearer = [f"Bearer {TOKEN}"]
+    bare = [one for one in seen if ("injected" in one.url) != (one.values("Authorization") == bearer)]
+    assert bare == [], f"arrived: {bare}"
+
+
+def ask(gateway: Gateway, url: str) -> Reply | None:
+    """Ask once; None where there was no answer, as when Squid is just being started again."""
+    try:
+        return curl(gateway, url)
+    except CurlFailed:
+        return None
+
+
+def answers(gateway: Gateway, url: str, expected: int | str) -> None:
+    """Wait for this status, or a denial by this rule."""
+
+    def found() -> bool:
+        reply = ask(gateway, url)
+        return reply is not None and expected in (reply.status, reply.rule)
+
+    wait_for(found, f"{url} to be answered {expected}")

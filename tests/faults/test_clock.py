@@ -1,0 +1,54 @@
+"""A clock that is set, for the helpers alone: needs Debian's libfaketime."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.gateway import Gateway, NewGateway
+from tests.e2e.observer import Exporter
+from tests.e2e.origin import Origins
+
+from .conftest import prepared
+from .expect import POLICY, answers, under_load
+
+
+def with_set_clock(gateway: Gateway, library: Path, setting: Path) -> None:
+    """Let the helpers read their clock by what `setting` holds, and by the true one where they measure spans."""
+    program = gateway.root / "bin/squidkeeper"
+    true = program.with_name("squidkeeper-true")
+    program.rename(true)
+    program.write_text(
+        f"#!/bin/sh\nLD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE={setting} FAKETIME_NO_CACHE=1"
+        f' FAKETIME_DONT_FAKE_MONOTONIC=1 exec {true} "$@"\n'
+    )
+    program.chmod(0o755)
+
+
+@pytest.mark.long
+def test_the_clock_of_the_helpers_set_back_and_forth(new_gateway: NewGateway, origins: Origins) -> None:
+    [library] = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")  # apt-get install libfaketime
+    lapses = datetime.now(UTC) + timedelta(hours=12)
+    rule = f"  - {{name: lapsing, action: allow, hosts: [lapsing.example], expires: {lapses:%Y-%m-%dT%H:%M:%SZ}}}\n"
+    gateway = prepared(new_gateway(POLICY.replace("rules:\n", "rules:\n" + rule)))
+    setting = gateway.root / "clock"
+    setting.write_text("+0d\n")
+    with_set_clock(gateway, library, setting)
+    gateway.start()
+    exporter = Exporter(gateway, 9133).start()
+    try:
+        with under_load(gateway, origins) as load:
+            helpers = gateway.helpers("")
+            for days, status in ((0, 200), (1, 403), (-1, 200), (1, 403), (0, 200)):
+                setting.write_text(f"{days:+}d\n")
+                lapsing(gateway, status)
+                load.at_least(30)
+            time.sleep(15)  # longer than either watchdog waits
+            assert set(helpers) <= set(gateway.helpers(""))
+    finally:
+        exporter.stop()
+
+
+def lapsing(gateway: Gateway, status: int) -> None:
+    answers(gateway, "http://lapsing.example/", status)

@@ -1,0 +1,106 @@
+"""The state folder and the log on disks that are full, read-only or gone, under load."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.curl import curl
+from tests.e2e.gateway import Gateway, NewGateway
+from tests.e2e.network import run, wait_for
+from tests.e2e.observer import Exporter
+from tests.e2e.origin import Origins
+
+from .conftest import prepared
+from .expect import POLICY, Fault, answers, under_load
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    """Put a folder on a disk of its own, with what it holds."""
+    before = folder.with_name(f"{folder.name}-before")
+    run("cp", "-a", folder, before)
+    run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder)
+    try:
+        run("cp", "-a", f"{before}/.", folder)  # the folder's own owner and mode too
+        yield
+    finally:
+        run("umount", "--lazy", folder)
+        shutil.rmtree(before)
+
+
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """Take all the room that is left."""
+    ballast = folder / "ballast"
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    yield
+    ballast.unlink()
+
+
+@contextmanager
+def exported(gateway: Gateway, port: int) -> Iterator[Exporter]:
+    exporter = Exporter(gateway, port).start()
+    try:
+        yield exporter
+    finally:
+        exporter.stop()
+        gateway.stop()
+
+
+def test_the_state_folder_full(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = prepared(new_gateway(POLICY))
+    state = gateway.root / "state"
+    with (
+        small_disk(state, 8),
+        exported(gateway.start(), 9131) as exporter,
+        under_load(gateway, origins) as load,
+    ):
+        with full(state):
+            gateway.write("policy.yaml", POLICY + "# edited: a revision to keep\n")
+            wait_for(lambda: "is not kept" in gateway.cache_log(), "the operator to be told")
+            load.at_least(60)
+        wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+@pytest.mark.long
+def test_the_state_folder_read_only(new_gateway: NewGateway, origins: Origins) -> None:
+    """Helpers and the record go on; certificates for new hosts cannot be kept."""
+    gateway = prepared(new_gateway(POLICY)).start()
+    with under_load(gateway, origins):
+        pass
+    gateway.stop()
+    state = gateway.root / "state"
+    run("mount", "--bind", state, state)
+    run("mount", "-o", "remount,bind,ro", state)
+    try:
+        gateway.start()
+        assert curl(gateway, "http://open.example/").status == 200
+        assert curl(gateway, "http://closed.example/").rule == "default"
+        assert curl(gateway, "https://injected.example/").status == 200
+        wait_for(lambda: "metrics are not kept for now" in gateway.cache_log(), "the operator to be told")
+    finally:
+        gateway.stop()
+        run("umount", "--lazy", state)
+
+
+def test_the_state_folder_gone(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    state = gateway.root / "state"
+    with under_load(gateway, origins) as load:
+        state.rename(state.with_name("state-away"))
+        load.at_least(100)
+        state.with_name("state-away").rename(state)
+        wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+def test_the_disk_of_the_log_full(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = prepared(new_gateway(POLICY))
+    fault = Fault(denied="what helpers had been asked", lost="Squid ends", failed="Squid is about to end")
+    with small_disk(gateway.root / "log", 2), exported(gateway.start(), 9132):
+        with under_load(gateway, origins, fault) as load, full(gateway.root / "log"):
+            load.at_least(100)
+        answers(gateway, "http://open.example/after", 200)

@@ -1,0 +1,160 @@
+"""Helpers that die, stop, get stuck, or run out of memory or descriptors, under load."""
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.gateway import Gateway
+from tests.e2e.network import run, wait_for
+from tests.e2e.observer import AS_SQUID, Exporter
+from tests.e2e.origin import Origins
+from tests.e2e.raw import Raw
+
+from .expect import HELPERS, POLICY, Fault, answers, under_load
+from .hanging import opening_hangs
+
+DIED = Fault(
+    denied="what a helper had been asked when it ended",
+    lost="Squid may fail an assertion of its own when a helper dies, and is started again",
+)
+STOPPED = Fault(denied=DIED.denied, lost=DIED.lost)
+
+
+def running(gateway: Gateway, kinds: tuple[str, ...] = HELPERS) -> list[int]:
+    return [pid for kind in kinds for pid in gateway.helpers(kind)]
+
+
+def send(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def gone(pids: list[int]) -> bool:
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def said(exporter: Exporter) -> str:
+    return (exporter.gateway.root / "log/exporter.txt").read_text()
+
+
+def test_all_helpers_killed(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    with under_load(gateway, origins, DIED) as load:
+        for _ in range(3):
+            send(wait_for(lambda: running(gateway), "helpers"), signal.SIGKILL)
+            load.at_least(30)
+    wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+def test_all_helpers_stopped_are_ended_by_the_exporter(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    before = said(exporter).count("had stopped")
+    with under_load(gateway, origins, STOPPED) as load:
+        stopped = running(gateway)
+        send(stopped, signal.SIGSTOP)
+        wait_for(lambda: gone(stopped), "the exporter to end all that were stopped")
+        load.at_least(30)
+    assert said(exporter).count("had stopped") - before == len(stopped)
+    wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", HELPERS)
+def test_one_helper_stopped_is_ended_by_the_exporter(
+    gateway: Gateway, exporter: Exporter, origins: Origins, kind: str
+) -> None:
+    with under_load(gateway, origins, STOPPED) as load:
+        stopped = wait_for(lambda: gateway.helpers(kind), f"a helper: {kind}")[:1]
+        send(stopped, signal.SIGSTOP)
+        wait_for(lambda: gone(stopped), "the exporter to end it")
+        load.at_least(30)
+    wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+@pytest.mark.long
+def test_without_an_exporter_a_stopped_helper_keeps_clients_waiting(gateway: Gateway, origins: Origins) -> None:
+    with under_load(gateway, origins):
+        pass
+    stopped = gateway.helpers("acl --scope host")
+    send(stopped, signal.SIGSTOP)
+    try:
+        with Raw(gateway) as client:
+            client.send("GET http://open.example/waiting HTTP/1.1\r\nHost: open.example\r\n\r\n")
+            with pytest.raises(TimeoutError):
+                client.answer()
+            send(stopped, signal.SIGCONT)
+            client.send("GET http://closed.example/ HTTP/1.1\r\nHost: closed.example\r\n\r\n")
+    finally:
+        send(stopped, signal.SIGCONT)
+    answers(gateway, "http://open.example/after", 200)
+    assert {url.split("/")[2] for url in origins.urls()} <= {"open.example", "target.example", "injected.example"}
+
+
+# --- a secret's source that hangs ---------------------------------------------------------------------------------
+
+
+def test_a_secret_whose_file_system_hangs(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    file = gateway.policy_folder / "secrets/token"
+    with under_load(gateway, origins, DIED) as load, opening_hangs(file):
+        os.utime(file)  # so that it is read again
+        stuck = wait_for(lambda: gateway.helpers("credential"), "the helper")
+        wait_for(lambda: gone(stuck), "the helper to end itself")
+        load.at_least(10)
+    assert "does not get on with what it was asked" in gateway.cache_log()
+    answers(gateway, "https://injected.example/after", 200)
+
+
+def test_a_secret_that_is_a_pipe_nobody_writes_to(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    file = gateway.policy_folder / "secrets/token"
+    kept = file.with_name("kept")
+    with under_load(gateway, origins, Fault(denied="the credential cannot be had")):
+        file.rename(kept)
+        os.mkfifo(file)
+        try:
+            answers(gateway, "https://injected.example/", "credential-unavailable")
+        finally:
+            kept.rename(file)
+        answers(gateway, "https://injected.example/", 200)
+
+
+# --- limits -------------------------------------------------------------------------------------------------------
+
+
+def limit(pids: list[int], *what: str) -> None:
+    """Set limits of those processes that still run, as their own account may."""
+    for pid in pids:
+        run(*AS_SQUID[:-2], "prlimit", f"--pid={pid}", *what, check=not gone([pid]))
+
+
+def test_helpers_without_a_descriptor_to_spare_keep_the_last_good_policy(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
+    fault = Fault(denied="a secret that was not read yet cannot be opened", only={"injected.example"})
+    with under_load(gateway, origins, fault) as load:
+        pids = running(gateway)
+        limit(pids, "--nofile=1:")
+        try:
+            gateway.write("policy.yaml", POLICY + "# edited\n")
+            wait_for(lambda: "too many open files" in gateway.cache_log().lower(), "the fault in cache.log")
+            wait_for(lambda: exporter.health()[0] == 503, "the operator to be told")
+            load.at_least(30)
+        finally:
+            limit(pids, "--nofile=1024:")
+            gateway.write("policy.yaml", POLICY)
+        wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+def test_helpers_without_memory_to_spare(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    rules = "".join(f"  - {{name: n{number}, action: deny, hosts: [n{number}.example]}}\n" for number in range(3000))
+    larger = POLICY.replace("rules:\n", "rules:\n" + rules)
+    with under_load(gateway, origins, DIED) as load:
+        pids = running(gateway)
+        limit(pids, "--as=1:", "--data=1:")  # not a page more than they have
+        gateway.write("policy.yaml", larger)
+        wait_for(lambda: "MemoryError" in gateway.cache_log() or gone(pids), "it to be felt")
+        load.at_least(30)
+        limit(pids, "--as=unlimited:", "--data=unlimited:")
+        gateway.write("policy.yaml", POLICY)
+        wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")

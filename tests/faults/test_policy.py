@@ -1,0 +1,163 @@
+"""The policy directory as it should not be, under load; edits that are merely bad are in tests/e2e/test_reload.py."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+
+import pytest
+
+from tests.e2e.curl import curl
+from tests.e2e.gateway import Gateway
+from tests.e2e.network import wait_for
+from tests.e2e.observer import Exporter
+from tests.e2e.origin import Origins
+
+from .expect import HARMLESS, HELPERS, POLICY, Fault, answers, under_load
+from .hanging import opening_hangs
+
+SQUIDS_OWN = "Squid may fail an assertion of its own when a helper ends"
+Break = Callable[[Gateway], AbstractContextManager[None]]
+
+
+@contextmanager
+def unreadable(gateway: Gateway) -> Iterator[None]:
+    file = gateway.policy_folder / "policy.yaml"
+    file.chmod(0o600)  # root's alone
+    yield
+    file.chmod(0o644)
+
+
+@contextmanager
+def directory_unreadable(gateway: Gateway) -> Iterator[None]:
+    gateway.policy_folder.chmod(0o700)
+    yield
+    gateway.policy_folder.chmod(0o755)
+
+
+@contextmanager
+def file_removed(gateway: Gateway) -> Iterator[None]:
+    (gateway.policy_folder / "policy.yaml").unlink()
+    yield
+    gateway.write("policy.yaml", POLICY)
+
+
+@contextmanager
+def file_emptied(gateway: Gateway) -> Iterator[None]:
+    (gateway.policy_folder / "policy.yaml").write_text("")
+    yield
+    gateway.write("policy.yaml", POLICY)
+
+
+@contextmanager
+def file_torn(gateway: Gateway) -> Iterator[None]:
+    (gateway.policy_folder / "policy.yaml").write_text(POLICY[:-20])
+    yield
+    gateway.write("policy.yaml", POLICY)
+
+
+@contextmanager
+def a_pipe(gateway: Gateway) -> Iterator[None]:
+    file = gateway.policy_folder / "policy.yaml"
+    file.unlink()
+    os.mkfifo(file)
+    yield
+    gateway.write("policy.yaml", POLICY)
+
+
+@contextmanager
+def directory_removed(gateway: Gateway) -> Iterator[None]:
+    away = gateway.policy_folder.with_name("policy-away")
+    gateway.policy_folder.rename(away)
+    yield
+    away.rename(gateway.policy_folder)
+
+
+@contextmanager
+def directory_replaced(gateway: Gateway) -> Iterator[None]:
+    away = gateway.policy_folder.with_name("policy-away")
+    gateway.policy_folder.rename(away)
+    gateway.policy_folder.mkdir()
+    (gateway.policy_folder / "policy.yaml").write_text("version: 1\nrulez: []\n")
+    yield
+    (gateway.policy_folder / "policy.yaml").unlink()
+    gateway.policy_folder.rmdir()
+    away.rename(gateway.policy_folder)
+
+
+# Secrets are read when they are used, and these lie in the directory.
+WITH_SECRETS = Fault(denied="the credential cannot be read", only={"injected.example"})
+BREAKS: dict[Break, Fault] = {
+    unreadable: HARMLESS,
+    directory_unreadable: WITH_SECRETS,
+    file_removed: HARMLESS,
+    file_emptied: HARMLESS,
+    file_torn: HARMLESS,
+    a_pipe: HARMLESS,
+    directory_removed: WITH_SECRETS,
+    directory_replaced: WITH_SECRETS,
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS, ids=[broken.__name__ for broken in BREAKS])
+def test_a_policy_that_cannot_be_had_leaves_the_last_good_one_in_force(
+    gateway: Gateway, exporter: Exporter, origins: Origins, broken: Break
+) -> None:
+    with under_load(gateway, origins, BREAKS[broken]) as load:
+        with broken(gateway):
+            wait_for(lambda: "policy" in exporter.health()[1], "the operator to be told")
+            load.at_least(30)
+        wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+def test_helpers_that_start_while_the_policy_is_bad_deny_everything(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
+    with under_load(gateway, origins, Fault(denied="no policy", lost=SQUIDS_OWN)) as load:
+        gateway.write("policy.yaml", "version: 1\nrules: [\n")
+        wait_for(lambda: "policy" in exporter.health()[1], "the operator to be told")
+        for kind in HELPERS:
+            for pid in gateway.helpers(kind):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        answers(gateway, "http://open.example/none", "policy-unavailable")
+        load.at_least(30)
+        gateway.write("policy.yaml", POLICY)
+        answers(gateway, "http://open.example/some", 200)
+    wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+def test_a_rewriter_that_starts_while_the_policy_is_bad_passes_nothing_unrewritten(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
+    """It alone has no policy: the other helpers go on with theirs, and would let the request through as it is."""
+    fault = Fault(denied="the rewriter has no policy", lost=SQUIDS_OWN, only={"rewritten.example"})
+    with under_load(gateway, origins, fault) as load:
+        gateway.write("policy.yaml", "version: 1\nrules: [\n")
+        wait_for(lambda: "policy" in exporter.health()[1], "the operator to be told")
+        for pid in gateway.helpers("rewrite"):
+            os.kill(pid, signal.SIGKILL)
+        answers(gateway, "https://rewritten.example/", "policy-unavailable")
+        load.at_least(30)
+        gateway.write("policy.yaml", POLICY)
+        answers(gateway, "https://rewritten.example/", 200)
+
+
+@pytest.mark.long
+def test_a_policy_whose_file_system_hangs(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    """Helpers go on with what they have; one that starts denies what it is asked, and nobody waits for ever."""
+    file = gateway.policy_folder / "policy.yaml"
+    with under_load(gateway, origins, Fault(denied="no policy", lost=SQUIDS_OWN)) as load:
+        with opening_hangs(file):
+            os.utime(file)  # so that it is read again
+            load.at_least(100)
+            assert curl(gateway, "http://open.example/goes-on").status == 200
+            for kind in HELPERS:
+                for pid in gateway.helpers(kind):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            load.at_least(30)
+            assert curl(gateway, "http://open.example/denied").rule == "policy-unavailable"
+            assert "not read after 8 s" in gateway.cache_log()
+        answers(gateway, "http://open.example/again", 200)
+    wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")

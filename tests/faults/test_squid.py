@@ -1,0 +1,145 @@
+"""Squid reconfigured, restarted, killed, with two workers, without descriptors; its log rotated and removed."""
+
+import os
+import re
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.gateway import Gateway, NewGateway
+from tests.e2e.network import run, wait_for
+from tests.e2e.observer import Exporter, fetch
+from tests.e2e.origin import Origins
+from tests.e2e.raw import Raw
+
+from .conftest import prepared
+from .expect import POLICY, Fault, answers, under_load
+
+SQUIDS_OWN = "Squid may fail an assertion of its own when a helper ends"
+RESTART = Fault(denied="what helpers had been asked", lost="Squid ends its connections", failed="Squid is about to end")
+
+
+def rotate(gateway: Gateway) -> None:
+    run("squid", "-k", "rotate", *gateway._which())
+
+
+def metric(exporter: Exporter, name: str) -> float:
+    text = fetch(exporter.port, "/metrics").text
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+
+def counted_once(gateway: Gateway, exporter: Exporter) -> None:
+    """Each line of the logs is counted; Squid writes the last ones after their answers."""
+
+    def difference() -> float:
+        written = sum(file.read_bytes().count(b"\n") for file in (gateway.root / "log").glob("access.log*"))
+        return metric(exporter, "squidkeeper_requests_total") - written
+
+    wait_for(lambda: difference() == 0, "every record to be counted once")
+
+
+def test_squid_reconfigured(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    with under_load(gateway, origins, RESTART) as load:
+        for _ in range(2):
+            gateway.reconfigure()
+            load.at_least(30)
+        answers(gateway, "http://open.example/after", 200)
+
+
+def test_the_log_rotated(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    """Renamed, then Squid told, as logrotate does: no record is lost, and none is counted twice."""
+    log = gateway.root / "log/access.log"
+    with under_load(gateway, origins, Fault(denied="what helpers had been asked", lost=SQUIDS_OWN)) as load:
+        for _ in range(2):
+            for old, new in (("access.log.1", "access.log.2"), ("access.log", "access.log.1")):
+                with suppress(FileNotFoundError):
+                    log.with_name(old).rename(log.with_name(new))
+            rotate(gateway)
+            wait_for(log.exists, "the new log")
+            load.at_least(30)
+    counted_once(gateway, exporter)
+    assert metric(exporter, "squidkeeper_record_lost_total") == 0
+
+
+def test_the_log_removed(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    """Squid goes on writing to what has no name any more, and the exporter counts on there; then to a new one."""
+    log = gateway.root / "log/access.log"
+    with under_load(gateway, origins, Fault(denied="what helpers had been asked", lost=SQUIDS_OWN)) as load:
+        log.unlink()
+        load.at_least(30)
+        assert not log.exists()
+        before = metric(exporter, "squidkeeper_requests_total")
+        wait_for(lambda: metric(exporter, "squidkeeper_requests_total") > before, "requests counted that have no file")
+        rotate(gateway)
+        wait_for(log.exists, "the new log")
+        load.at_least(30)
+        wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+def test_squid_restarted(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    with under_load(gateway, origins, RESTART) as load:
+        load.at_least(10)
+        gateway.restart()
+    wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+def test_squid_killed_is_started_again_by_its_master(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    with under_load(gateway, origins, RESTART) as load:
+        killed = gateway.pid
+        os.kill(killed, signal.SIGKILL)
+        load.at_least(30)
+    assert gateway.pid != killed
+    wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return [one for child in children for one in (child, *descendants(child))]
+
+
+def helpers_of(pid: int) -> list[int]:
+    return [one for one in descendants(pid) if b"squidkeeper\0" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+
+@pytest.mark.long
+def test_two_workers(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = prepared(new_gateway(POLICY, "workers 2")).start()
+    exporter = Exporter(gateway, 9130).start()
+    try:
+        assert gateway._squid
+        fault = Fault(denied="what helpers had been asked", lost="a worker is started again", failed="so is another")
+        with under_load(gateway, origins, fault) as load:
+            for pid in helpers_of(gateway._squid.pid):
+                os.kill(pid, signal.SIGKILL)
+            load.at_least(30)
+            gateway.reconfigure()
+            load.at_least(30)
+            stopped = helpers_of(gateway._squid.pid)
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in stopped), "the exporter to end them")
+            load.at_least(30)
+        wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+        counted_once(gateway, exporter)
+        assert metric(exporter, "squidkeeper_record_invalid_lines_total") == 0
+    finally:
+        exporter.stop()
+
+
+@pytest.mark.long
+def test_squid_without_descriptors(new_gateway: NewGateway, origins: Origins) -> None:
+    """Idle connections take all there are: others wait, and are served when those end."""
+    gateway = prepared(new_gateway(POLICY, "max_filedescriptors 128")).start()
+    fault = Fault(denied="no helper can be started", lost="no connection is taken", failed="no origin can be reached")
+    with under_load(gateway, origins, fault) as load:
+        idle = [Raw(gateway) for _ in range(200)]
+        wait_for(lambda: "running out of filedescriptors" in gateway.cache_log().lower(), "Squid to run out")
+        for one in idle:
+            one.close()
+        load.at_least(30)
+    answers(gateway, "http://open.example/after", 200)
