@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final, NamedTuple
 
 import msgspec
 
 from squidkeeper.engine.query import CONNECT
-from squidkeeper.observe.record.line import NONE, Record
+from squidkeeper.observe.record.line import NONE, Record, moment_of, time_of
 
 HOLD_SECONDS: Final = 10.0
 HELD_AT_MOST: Final = 10_000
@@ -84,7 +84,7 @@ class Events:
         self._queue.clear()
 
     def _hold_back(self, entry: Entry) -> None:
-        held = _Held(entry, _later(entry.record.time, self._hold))
+        held = _Held(entry, _later(entry.record, self._hold))
         self._queue.append(held)
         self._waiting[_tunnel_of(entry.record)] = held
 
@@ -141,8 +141,8 @@ def _tunnel_of(record: Record) -> tuple[str, str, str]:
     return record.client, record.connection, record.tunnel
 
 
-def _later(time: str, hold: timedelta) -> str:
+def _later(record: Record, hold: timedelta) -> str:
     try:
-        return f"{(datetime.fromisoformat(time) + hold).isoformat(timespec='milliseconds')[:23]}Z"
+        return time_of(moment_of(record) + hold)
     except (ValueError, OverflowError):
         return ""

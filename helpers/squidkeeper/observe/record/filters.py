@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 from squidkeeper.errors import InvalidUrl, PatternError
-from squidkeeper.observe.record.line import Record, text
+from squidkeeper.observe.record.line import Record, text, time_of
 from squidkeeper.observe.record.urls import host_of
 from squidkeeper.policy.hosts import Network, parse_host_pattern, parse_network
 from squidkeeper.url import parse_address
@@ -31,18 +31,18 @@ def parse_moment(given: str, now: datetime) -> datetime:
         moment = datetime.fromisoformat(given)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{given!r} is no time, expected 15m, 2h, 3d or an ISO time such as {_iso(now)}") from error
+        raise ValueError(f"{given!r} is no time, expected 15m, 2h, 3d or an ISO time such as {time_of(now)}") from error
 
 
 def since(moment: datetime) -> Predicate:
     """Hold for requests that ended at this time or later."""
-    start = _iso(moment)
+    start = time_of(moment)
     return lambda record: record.time >= start
 
 
 def until(moment: datetime) -> Predicate:
     """Hold for requests that ended before this time."""
-    end = _iso(moment)
+    end = time_of(moment)
     return lambda record: record.time < end
 
 
@@ -103,7 +103,3 @@ def _statuses(given: str) -> Iterable[int]:
     if match is None:
         raise ValueError(f"{given!r} is no status, expected one such as 403, or a class such as 4xx")
     return [int(match[1])] if match[1] else range(int(match[2]) * 100, int(match[2]) * 100 + 100)
-
-
-def _iso(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC).isoformat(timespec='milliseconds')[:23]}Z"

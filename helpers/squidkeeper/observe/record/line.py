@@ -6,7 +6,7 @@ them. Squid writes every value but the numbers as a string, text in percent-enco
 
 from __future__ import annotations
 
-from datetime import MAXYEAR, MINYEAR, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Final
 from urllib.parse import unquote
 
@@ -65,6 +65,11 @@ def moment_of(record: Record) -> datetime:
     if at.tzinfo is None or not MINYEAR < at.year < MAXYEAR:
         raise ValueError(f"{record.time} is no time of a request")
     return at
+
+
+def time_of(at: datetime) -> str:
+    """Write a time as Squid writes that of a record: these sort as text."""
+    return f"{at.astimezone(UTC).isoformat(timespec='milliseconds')[:23]}Z"
 
 
 def text(value: str) -> str | None:
