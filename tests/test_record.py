@@ -13,7 +13,7 @@ from squidkeeper.observe.record.line import NONE, VERSION, Record, parse_record,
 REPOSITORY = Path(__file__).parents[1]
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}
 PLAIN = {  # what Squid makes itself, or writes in percent-encoding in any case
-    *("%>a", "%>ru", "%<a", "%<tt", "%err_code", "%Ss/%Sh", "%transport::>connection_id"),
+    *("%>a", "%>ru", "%<a", "%<pt", "%err_code", "%Ss/%Sh", "%transport::>connection_id"),
     "%Y-%m-%dT%H:%M:%S}tg.%03tuZ",
 }
 

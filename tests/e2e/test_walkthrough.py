@@ -55,6 +55,7 @@ def test_the_log_holds_the_whole_url_with_its_status(gateway: Gateway, origins: 
     url = "https://example.com/a/path?with=query&and=more"
     allowed(gateway, origins, url, "default")
     line = gateway.logged(url)
+    assert line["upstream_ms"].isdecimal()
     assert (line["client"], line["method"], line["sni"], line["tunnel"]) == (
         "127.0.0.1",
         "GET",
