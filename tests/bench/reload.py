@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""How long an edit takes to be in force, and lookups while it is loaded: a million hosts, 10,000 rules, many edits.
+
+    tests/bench/reload.py [--hosts 1000000] [--rules 10000] [--edits 15] [--json FILE]
+
+Run by the Python of squidkeeper's environment. A helper is asked line after line, a millisecond apart, and one rule
+of its policy edited every few seconds. A lookup counts as one "during a reload" from the edit until it is in force and
+half a second longer; the others show what the machine itself does to a lookup at that time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from lists import hosts_like_published_ones  # type: ignore[import-not-found]
+
+from helpers import Contender, Helper, acl, policy, running  # type: ignore[import-not-found] # beside this script
+
+APART_SECONDS = 0.001
+QUIET_SECONDS = 2.0
+AFTER_SECONDS = 0.5
+PATIENCE_SECONDS = 60.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hosts", type=int, default=1_000_000, help="in the list")
+    parser.add_argument("--rules", type=int, default=10_000)
+    parser.add_argument("--edits", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name:
+        folder = Path(name)
+        (folder / "list.txt").write_text("".join(f".{host}\n" for host in hosts_like_published_ones(chosen.hosts)))
+        figures = measure(acl("host", "reload", policy(folder, "reload", chosen.rules, with_list=True)), chosen.edits)
+    print("\n".join(f"{what:<44}{figure:10.2f}" for what, figure in figures.items()))
+    if chosen.json:
+        machine = {"cpus": os.cpu_count(), "python": sys.version.split()[0], "kernel": os.uname().release}
+        told = {"machine": machine, "hosts": chosen.hosts, "rules": chosen.rules, "edits": chosen.edits, **figures}
+        chosen.json.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def measure(contender: Contender, edits: int) -> dict[str, float]:
+    """Edit again and again; gives seconds until an edit is in force, and milliseconds of the lookups."""
+    in_force: list[float] = []
+    quiet: list[float] = []
+    during: list[float] = []
+    with running(contender) as helper:
+        helper.ask(helper.lines([("a.example", "/")]))
+        watch(helper, quiet, QUIET_SECONDS, None)  # what a start leaves to do is done meanwhile
+        quiet.clear()
+        for number in range(edits):
+            watch(helper, quiet, QUIET_SECONDS, None)
+            edit(contender, number)
+            in_force.append(watch(helper, during, PATIENCE_SECONDS, f"edited{number}.example"))
+            watch(helper, during, AFTER_SECONDS, None)
+            print(f"\redit {number + 1}/{edits}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return {
+        "in force after, seconds, median": statistics.median(in_force),
+        "in force after, seconds, worst": max(in_force),
+        "lookup during a reload, ms, median": statistics.median(during),
+        "lookup during a reload, ms, 99 %": sorted(during)[len(during) * 99 // 100],
+        "lookup during a reload, ms, worst": max(during),
+        "lookup otherwise, ms, median": statistics.median(quiet),
+        "lookup otherwise, ms, 99 %": sorted(quiet)[len(quiet) * 99 // 100],
+        "lookup otherwise, ms, worst": max(quiet),
+    }
+
+
+def edit(contender: Contender, number: int) -> None:
+    """Close another host by the first rule, in whole, as an editor does."""
+    assert contender.folder is not None
+    file = contender.folder / "policy.yaml"
+    head, _, tail = file.read_text().partition("rules:\n")
+    _, _, rest = tail.partition("\n")
+    rule = f"  - {{name: r0, action: deny, hosts: [edited{number}.example]}}"
+    new = contender.folder / ".policy.yaml.new"
+    new.write_text(f"{head}rules:\n{rule}\n{rest}")
+    new.rename(file)
+
+
+def watch(helper: Helper, milliseconds: list[float], seconds: float, closed: str | None) -> float:
+    """Ask line after line for some seconds, or until a host is closed; gives how long that took."""
+    began, asked = time.perf_counter(), 0
+    while (now := time.perf_counter()) - began < seconds:
+        asked += 1
+        host = closed if closed and asked % 20 == 0 else f"a{asked % 5000}.example"
+        answer = helper.ask(helper.lines([(host, "/")]))
+        milliseconds.append((time.perf_counter() - now) * 1000)
+        if b" ERR " in answer:
+            return time.perf_counter() - began
+        time.sleep(APART_SECONDS)
+    assert closed is None, f"the edit was not in force after {seconds} seconds"
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
