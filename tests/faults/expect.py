@@ -1,6 +1,7 @@
 """Clients that know what each answer must be, and the account of what they got while something failed."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -11,6 +12,7 @@ from tests.e2e.curl import CurlFailed, curl
 from tests.e2e.gateway import Gateway
 from tests.e2e.load import Load, load
 from tests.e2e.network import wait_for
+from tests.e2e.observer import Exporter, fetch
 from tests.e2e.origin import Origins
 from tests.e2e.reply import Reply
 
@@ -127,3 +129,9 @@ def answers(gateway: Gateway, url: str, expected: int | str) -> None:
         return reply is not None and expected in (reply.status, reply.rule)
 
     wait_for(found, f"{url} to be answered {expected}")
+
+
+def metric(exporter: Exporter, name: str) -> float:
+    """The value of a metric, summed over its labels."""
+    text = fetch(exporter.port, "/metrics").text
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))

@@ -14,7 +14,7 @@ from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
 
 from .conftest import prepared
-from .expect import POLICY, Fault, answers, under_load
+from .expect import POLICY, Fault, answers, ask, metric, under_load
 
 
 @contextmanager
@@ -52,6 +52,7 @@ def exported(gateway: Gateway, port: int) -> Iterator[Exporter]:
         gateway.stop()
 
 
+@pytest.mark.long
 def test_the_state_folder_full(new_gateway: NewGateway, origins: Origins) -> None:
     gateway = prepared(new_gateway(POLICY))
     state = gateway.root / "state"
@@ -97,10 +98,17 @@ def test_the_state_folder_gone(gateway: Gateway, exporter: Exporter, origins: Or
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
 
+@pytest.mark.long
 def test_the_disk_of_the_log_full(new_gateway: NewGateway, origins: Origins) -> None:
+    """Squid ends rather than serve what it cannot put on record, and its master gives up; it has to be started."""
     gateway = prepared(new_gateway(POLICY))
-    fault = Fault(denied="what helpers had been asked", lost="Squid ends", failed="Squid is about to end")
-    with small_disk(gateway.root / "log", 2), exported(gateway.start(), 9132):
-        with under_load(gateway, origins, fault) as load, full(gateway.root / "log"):
-            load.at_least(100)
-        answers(gateway, "http://open.example/after", 200)
+    log = gateway.root / "log"
+    fault = Fault(denied="what helpers had been asked", lost="Squid has ended", failed="Squid is about to end")
+    with small_disk(log, 2), exported(gateway.start(), 9132) as exporter, under_load(gateway, origins, fault):
+        with full(log):
+            wait_for(lambda: gateway._squid and gateway._squid.poll(), "Squid's master to give up", seconds=60)
+            assert ask(gateway, "http://open.example/") is None
+            assert metric(exporter, "squid_up") == 0
+        assert "FATAL: logfileWrite" in gateway.cache_log()
+        gateway.restart()
+        answers(gateway, "http://open.example/", 200)

@@ -20,7 +20,6 @@ DIED = Fault(
     denied="what a helper had been asked when it ended",
     lost="Squid may fail an assertion of its own when a helper dies, and is started again",
 )
-STOPPED = Fault(denied=DIED.denied, lost=DIED.lost)
 
 
 def running(gateway: Gateway, kinds: tuple[str, ...] = HELPERS) -> list[int]:
@@ -51,7 +50,7 @@ def test_all_helpers_killed(gateway: Gateway, exporter: Exporter, origins: Origi
 
 def test_all_helpers_stopped_are_ended_by_the_exporter(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
     before = said(exporter).count("had stopped")
-    with under_load(gateway, origins, STOPPED) as load:
+    with under_load(gateway, origins, DIED) as load:
         stopped = running(gateway)
         send(stopped, signal.SIGSTOP)
         wait_for(lambda: gone(stopped), "the exporter to end all that were stopped")
@@ -65,7 +64,7 @@ def test_all_helpers_stopped_are_ended_by_the_exporter(gateway: Gateway, exporte
 def test_one_helper_stopped_is_ended_by_the_exporter(
     gateway: Gateway, exporter: Exporter, origins: Origins, kind: str
 ) -> None:
-    with under_load(gateway, origins, STOPPED) as load:
+    with under_load(gateway, origins, DIED) as load:
         stopped = wait_for(lambda: gateway.helpers(kind), f"a helper: {kind}")[:1]
         send(stopped, signal.SIGSTOP)
         wait_for(lambda: gone(stopped), "the exporter to end it")
@@ -95,6 +94,7 @@ def test_without_an_exporter_a_stopped_helper_keeps_clients_waiting(gateway: Gat
 # --- a secret's source that hangs ---------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_secret_whose_file_system_hangs(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
     file = gateway.policy_folder / "secrets/token"
     with under_load(gateway, origins, DIED) as load, opening_hangs(file):

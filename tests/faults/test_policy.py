@@ -99,7 +99,15 @@ BREAKS: dict[Break, Fault] = {
 }
 
 
-@pytest.mark.parametrize("broken", BREAKS, ids=[broken.__name__ for broken in BREAKS])
+# The others take as long, and show the same.
+IN_EVERY_RUN = {unreadable, a_pipe, directory_removed}
+CASES = [
+    pytest.param(broken, id=broken.__name__, marks=() if broken in IN_EVERY_RUN else pytest.mark.long)
+    for broken in BREAKS
+]
+
+
+@pytest.mark.parametrize("broken", CASES)
 def test_a_policy_that_cannot_be_had_leaves_the_last_good_one_in_force(
     gateway: Gateway, exporter: Exporter, origins: Origins, broken: Break
 ) -> None:

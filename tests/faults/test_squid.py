@@ -1,7 +1,6 @@
 """Squid reconfigured, restarted, killed, with two workers, without descriptors; its log rotated and removed."""
 
 import os
-import re
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -10,12 +9,12 @@ import pytest
 
 from tests.e2e.gateway import Gateway, NewGateway
 from tests.e2e.network import run, wait_for
-from tests.e2e.observer import Exporter, fetch
+from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
 from tests.e2e.raw import Raw
 
 from .conftest import prepared
-from .expect import POLICY, Fault, answers, under_load
+from .expect import POLICY, Fault, answers, metric, under_load
 
 SQUIDS_OWN = "Squid may fail an assertion of its own when a helper ends"
 RESTART = Fault(denied="what helpers had been asked", lost="Squid ends its connections", failed="Squid is about to end")
@@ -23,11 +22,6 @@ RESTART = Fault(denied="what helpers had been asked", lost="Squid ends its conne
 
 def rotate(gateway: Gateway) -> None:
     run("squid", "-k", "rotate", *gateway._which())
-
-
-def metric(exporter: Exporter, name: str) -> float:
-    text = fetch(exporter.port, "/metrics").text
-    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
 
 def counted_once(gateway: Gateway, exporter: Exporter) -> None:
@@ -40,6 +34,7 @@ def counted_once(gateway: Gateway, exporter: Exporter) -> None:
     wait_for(lambda: difference() == 0, "every record to be counted once")
 
 
+@pytest.mark.long
 def test_squid_reconfigured(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
     with under_load(gateway, origins, RESTART) as load:
         for _ in range(2):
@@ -78,6 +73,7 @@ def test_the_log_removed(gateway: Gateway, exporter: Exporter, origins: Origins)
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
 
+@pytest.mark.long
 def test_squid_restarted(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
     with under_load(gateway, origins, RESTART) as load:
         load.at_least(10)
