@@ -15,8 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.errors import InvalidRecord, describe
-from squidkeeper.metrics import NONE
+from squidkeeper.errors import InvalidRecord
 from squidkeeper.observe.exporter.checkpoint import Checkpoint, Store
 from squidkeeper.observe.exporter.counts import Counter
 from squidkeeper.observe.exporter.recent import DriftSeen, RecentDenials
@@ -118,14 +117,10 @@ class Tally:
         except (InvalidRecord, ValueError):
             self._counter.invalid_lines += 1
             return
-        try:
-            client, finding = self._drift.client_name(record), self._drift.check(record)
-        except Exception as error:  # noqa: BLE001 - a record that we fail on must not end the counting
-            client, finding = NONE, None
-            self._drift.unchecked += 1
-            _log.error("a record cannot be held against the policy: squidkeeper itself failed: %s", describe(error))
+        client = self._drift.client_name(record)
         self._counter.count(record, client)
         self.denials.add(record)
+        finding = self._drift.check(record)
         if finding is not None:
             self._counter.count_drift(client, finding.rule)
             self._findings.appendleft(
