@@ -269,7 +269,7 @@ def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, policy: Pa
     with running(tmp_path) as exporter:
         idle = [socket.create_connection(("127.0.0.1", exporter.port)) for _ in range(50)]
         for one in idle[::2]:
-            one.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n")
+            one.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n")
         try:
             assert exporter.get("/metrics").status == 200
             assert int(Path(f"/proc/{exporter.process.pid}/status").read_text().split("Threads:")[1].split()[0]) < 12
@@ -300,23 +300,29 @@ def trickle(client: socket.socket) -> None:
 
 
 def answer(
-    peer: str = "127.0.0.1", path: str = "/", method: str = "GET", host: str = "127.0.0.1:9129", **more: str
+    peer: str = "127.0.0.1",
+    path: str = "/",
+    method: str = "GET",
+    host: str = "127.0.0.1:9129",
+    headers: dict[str, str] | None = None,
+    *,
+    on_loopback: bool = True,
 ) -> Answer:
     """Ask an application as a WSGI server does."""
     registry = CollectorRegistry()
     registry.register(GatewayCollector(lambda: view(None)))
     networks = tuple(map(ip_network, ("127.0.0.0/8", "::1/128", "192.0.2.0/24")))
-    application = Application(registry, lambda: checks(seen()), lambda: "<html>", networks)
+    application = Application(registry, lambda: checks(seen()), lambda: "<html>", networks, on_loopback)
     told: list[tuple[str, dict[str, str]]] = []
 
-    def start(status: str, headers: list[tuple[str, str]], *_: object) -> object:
-        told.append((status, dict(headers)))
+    def start(status: str, given: list[tuple[str, str]], *_: object) -> object:
+        told.append((status, dict(given)))
         return None
 
-    environ = {"PATH_INFO": path, "REQUEST_METHOD": method, "REMOTE_ADDR": peer, "HTTP_HOST": host, **more}
+    environ = {"PATH_INFO": path, "REQUEST_METHOD": method, "REMOTE_ADDR": peer, "HTTP_HOST": host, **(headers or {})}
     body = b"".join(application(environ, start))  # type: ignore[arg-type] # a write that nobody calls
-    ((status, headers),) = told
-    return Answer(int(status[:3]), headers, body.decode())
+    ((status, given),) = told
+    return Answer(int(status[:3]), given, body.decode())
 
 
 def view(policy: Path | None) -> View:
@@ -359,8 +365,16 @@ def test_the_page_is_shown_under_an_address(host: str) -> None:
     "host", ["", "evil.example", "evil.example:9129", "127.0.0.1.evil.example", "localhost.evil.example", "x@y"]
 )
 def test_the_page_is_not_shown_under_a_name_that_could_be_anybodys(host: str) -> None:
-    assert answer(host=host).status == 403
-    assert answer(host=host, path="/metrics").status == 200  # it is scraped by name too
+    assert answer(host=host, on_loopback=False).status == 403
+    assert answer(host=host, path="/metrics", on_loopback=False).status == 200  # from elsewhere it is scraped by name
+    for path in ("/", "/metrics", "/healthz"):
+        assert answer(host=host, path=path).status == 403
+
+
+@pytest.mark.parametrize("header", ["HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR"])
+def test_the_page_is_not_shown_through_a_proxy_that_could_be_open_to_anybody(header: str) -> None:
+    assert answer(headers={header: "192.0.2.9"}).status == 403
+    assert answer(path="/metrics", headers={header: "192.0.2.9"}).status == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/nothing"])
@@ -386,7 +400,7 @@ def test_metrics_are_served_as_text_and_as_openmetrics() -> None:
     plain = answer(path="/metrics")
     assert plain.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     wanted = {"HTTP_ACCEPT": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
-    opened = answer(path="/metrics", **wanted)
+    opened = answer(path="/metrics", headers=wanted)
     assert opened.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
     assert opened.text.endswith("# EOF\n")
     families = parse_openmetrics(opened.text)  # type: ignore[no-untyped-call] # the library has no types for it
@@ -396,7 +410,7 @@ def test_metrics_are_served_as_text_and_as_openmetrics() -> None:
 @pytest.mark.parametrize("version", ["x.y", "\xff", "1", "", "1.0.0.0.0"])
 def test_metrics_are_served_whatever_is_asked_for(version: str) -> None:
     for kind in ("application/openmetrics-text", "text/plain"):
-        assert answer(path="/metrics", HTTP_ACCEPT=f"{kind};version={version};escaping=x").status == 200
+        assert answer(path="/metrics", headers={"HTTP_ACCEPT": f"{kind};version={version};escaping=x"}).status == 200
 
 
 # ── Health ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -91,7 +92,8 @@ class Exporter:
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         registry.register(GatewayCollector(self.view))
-        return Application(registry, self.health, self.page, self._options.status_from)
+        on_loopback = ip_address(self._options.listen[0]).is_loopback
+        return Application(registry, self.health, self.page, self._options.status_from, on_loopback)
 
     def view(self) -> View:
         """Look at everything that is served as a metric."""

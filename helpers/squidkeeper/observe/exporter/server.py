@@ -30,6 +30,7 @@ _LOOK_EVERY_SECONDS = 5
 _HEAD_BYTES = 16 * 1024
 _BODY_BYTES = 4 * 1024  # of a request: none of ours has one
 _TEXT = "text/plain; charset=utf-8"
+_OF_PROXIES: Final = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR")
 _SECURITY: Final = (
     (
         "Content-Security-Policy",
@@ -52,12 +53,17 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The WSGI application. Metrics and health are for whoever can reach the port, the page for `status_from` alone."""
+    """The WSGI application. Metrics and health are for whoever can reach the port, the page for `status_from` alone.
+
+    A port `on_loopback` answers under an address or localhost alone, as the page does anywhere: under another name it
+    could be asked by a site in somebody's browser that has its name lead here (DNS rebinding).
+    """
 
     registry: CollectorRegistry
     health: Callable[[], tuple[Check, ...]]
     page: Callable[[], str]
     status_from: tuple[Network, ...]
+    on_loopback: bool = True
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request, as PEP 3333 has it."""
@@ -72,6 +78,8 @@ class Application:
             return Response("404 Not Found", _TEXT, b"Here are /metrics, /healthz and the status page, /.\n")
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return Response("405 Method Not Allowed", _TEXT, b"GET or HEAD.\n", (("Allow", "GET, HEAD"),))
+        if (self.on_loopback or page == self._status) and not _names_no_site(environ.get("HTTP_HOST", "")):
+            return _forbidden("Shown under an address or localhost, not under a name: it could be anybody's.")
         return page(environ)
 
     def _metrics(self, environ: WSGIEnvironment) -> Response:
@@ -91,17 +99,19 @@ class Application:
     def _status(self, environ: WSGIEnvironment) -> Response:
         if not self._may_see(environ.get("REMOTE_ADDR", "")):
             shown_to = ", ".join(map(str, self.status_from))
-            body = f"The status page is shown to {shown_to} only; --status-from NETWORK opens it to others.\n"
-            return Response("403 Forbidden", _TEXT, body.encode())
-        if not _names_no_site(environ.get("HTTP_HOST", "")):
-            body = "The status page is shown under an address or localhost, not under a name: it could be anybody's.\n"
-            return Response("403 Forbidden", _TEXT, body.encode())
+            return _forbidden(f"The status page is shown to {shown_to} only; --status-from NETWORK opens it to others.")
+        if any(header in environ for header in _OF_PROXIES):
+            return _forbidden("The status page is not shown through a proxy: who asks it cannot be told.")
         return Response("200 OK", "text/html; charset=utf-8", self.page().encode("utf-8", "replace"))
 
     def _may_see(self, peer: str) -> bool:
         address = ip_address(peer.partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address
         return any(address in network for network in self.status_from)
+
+
+def _forbidden(why: str) -> Response:
+    return Response("403 Forbidden", _TEXT, f"{why}\n".encode())
 
 
 class Connection(HTTPChannel):
