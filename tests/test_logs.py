@@ -220,6 +220,20 @@ def test_a_missing_log_is_waited_for(path: Path, follower: Follower) -> None:
     assert (follower.readable, follower.lost) == (True, 0)
 
 
+@pytest.mark.parametrize("gone", [Path.unlink, lambda path: path.rename(path.with_suffix(".away"))])
+def test_a_log_that_is_deleted_or_renamed_is_not_readable_until_squid_writes_a_new_one(
+    path: Path, follower: Follower, gone: Callable[[Path], object]
+) -> None:
+    write(path, 0, 3)
+    everything(follower)
+    gone(path)
+    assert everything(follower) == []
+    assert not follower.readable
+    write(path, 3, 5)
+    assert everything(follower) == lines(3, 5)
+    assert (follower.readable, follower.lost) == (True, 0)
+
+
 def test_what_is_no_regular_file_is_not_waited_for(path: Path, follower: Follower) -> None:
     os.mkfifo(path)
     assert everything(follower) == []

@@ -108,7 +108,7 @@ WRONG = {
     "ca ended": (replace(WELL, ca=replace(CA, not_after=NOW)), "now", "has ended"),
     "ca ends": (replace(WELL, ca=replace(CA, not_after=NOW + timedelta(days=29))), "soon", "ends in 29 days"),
     "no ca": (replace(WELL, ca=Certificate(Path("/ca.crt"), problem="no such file")), "soon", "CA cannot be read"),
-    "blind": (replace(WELL, record=replace(RECORD, readable=False)), "now", "access log cannot be read"),
+    "blind": (replace(WELL, record=replace(RECORD, readable=False)), "now", "access log is gone, or cannot be read"),
     "behind": (replace(WELL, record=replace(RECORD, backlog_bytes=20_000_000)), "soon", "20 MB of the access log"),
     "full disk": (replace(WELL, state_writable=False), "soon", "cannot keep its counts"),
 }

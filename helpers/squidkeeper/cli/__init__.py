@@ -29,5 +29,6 @@ class LateGroup(click.Group):
 def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
-    `check` and `explain` are for people; `acl`, `rewrite` and `credential` are the helpers that Squid starts.
+    `check`, `explain`, `log` and `report` are for people; `acl`, `rewrite` and `credential` are the helpers that Squid
+    starts; `exporter` is a service beside it.
     """

@@ -122,7 +122,7 @@ class Exporter:
                 now=time.time(),
                 live=self._live.state,
                 slots=self._slots(),
-                record_problem="" if readable else f"{self._options.access_log} cannot be read, or is not there yet",
+                record_problem="" if readable else f"{self._options.access_log} cannot be read, or is not there",
             )
         )
 

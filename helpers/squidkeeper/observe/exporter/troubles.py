@@ -132,8 +132,9 @@ def _ca_troubles(ca: Certificate, now: datetime) -> Iterable[Trouble]:
 
 def _record_troubles(record: RecordFollowed) -> Iterable[Trouble]:
     if not record.readable:
-        what = "The access log cannot be read: what is served is not counted."
-        yield Trouble(Urgency.NOW, what, f"Let the exporter's account read {record.file}.", "record")
+        what = "The access log is gone, or cannot be read: what is served is not counted."
+        remedy = f"Let the exporter's account read {record.file}; if it was deleted or renamed: squid -k rotate."
+        yield Trouble(Urgency.NOW, what, remedy, "record")
     elif record.backlog_bytes > _BACKLOG_BYTES:
         what = f"{size(record.backlog_bytes)} of the access log are not counted yet: the figures here are behind."
         yield Trouble(Urgency.SOON, what, "Give the exporter time, or more of a processor.", "record")

@@ -43,8 +43,9 @@ def beginning(path: Path) -> Position:
 class Follower:
     """Reads a log as Squid writes it, through every rotation: renamed, copied and truncated, compressed.
 
-    `lost` counts the times that a stretch was gone before it was read; `readable` is False while the log cannot be
-    opened. Nothing waits, and no file that appears or vanishes is an error.
+    `lost` counts the times that a stretch was gone before it was read. `readable` is False while the log cannot be
+    opened, and while its name leads nowhere: it was deleted, or renamed and Squid not told. Nothing waits, and no file
+    that appears or vanishes is an error.
     """
 
     def __init__(self, path: Path, position: Position | None = None, *, at_end: bool = False) -> None:
@@ -93,7 +94,7 @@ class Follower:
         if self._tail is None:
             self._tail = self._find()
             self._at_end = False
-        self.readable = self._tail is not None
+        self.readable = self._tail is not None and self.path.exists()
         return self._tail
 
     def _find(self) -> _Tail | None:
