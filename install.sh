@@ -481,7 +481,7 @@ prepare_policy() {
         policy=$WORK/policy
         cp -RL "${NEW_POLICY:-$SOURCE/policy}" "$policy"
         chown -R "root:$GROUP" "$policy"
-        chmod -R u=rwX,g+rX,go-w "$policy"
+        chmod -R u=rwX,g=rX,o= "$policy"
         say policy "from ${NEW_POLICY:-$SOURCE/policy}: $POLICY"
     fi
     check_policy "$policy"
