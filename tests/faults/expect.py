@@ -59,19 +59,24 @@ HARMLESS = Fault()
 
 
 @contextmanager
-def under_load(gateway: Gateway, origins: Origins, fault: Fault = HARMLESS) -> Iterator[Load]:
-    """Keep the clients busy before, during and after the block, and account for every answer."""
+def under_load(
+    gateway: Gateway, origins: Origins, fault: Fault = HARMLESS, also: AbstractSet[str] = frozenset()
+) -> Iterator[Load]:
+    """Keep the clients busy before, during and after the block, and account for every answer.
+
+    `also` are hosts that requests of the block's own may reach.
+    """
     origins.forget()
     with load(gateway, *EXPECTED) as running:
         wait_for(lambda: all(EXPECTED[place] in statuses(running, place) for place in EXPECTED), "each its answer")
         yield running
         running.at_least(30)
-    account(running, origins, fault)
+    only_what_may_arrive(origins, MAY_ARRIVE | also)
+    account(running, fault)
 
 
-def account(running: Load, origins: Origins, fault: Fault) -> None:
+def account(running: Load, fault: Fault) -> None:
     """Fail on a request that was wrongly allowed, and on one that was denied or lost without a reason."""
-    only_what_may_arrive(origins)
     got = Counter((*place_of(answer.url), answer.status) for answer in running.answers)
     wrong = [(scheme, host, status) for scheme, host, status in got if _is_wrong(scheme, host, status, fault)]
     told = ", ".join(f"{scheme}://{host} {status or 'lost'}: {count}" for (scheme, host, status), count in got.items())
@@ -101,10 +106,10 @@ def _is_wrong(scheme: str, host: str, status: int | None, fault: Fault) -> bool:
     return status != 403 or not fault.denied
 
 
-def only_what_may_arrive(origins: Origins) -> None:
+def only_what_may_arrive(origins: Origins, hosts: AbstractSet[str] = MAY_ARRIVE) -> None:
     """No origin has seen what is closed, or what should have been rewritten, or had a credential put in."""
     seen = list(origins.seen)
-    closed = [one for one in seen if one.url.split("/")[2] not in MAY_ARRIVE]
+    closed = [one for one in seen if one.url.split("/")[2] not in hosts]
     assert closed == [], f"arrived: {closed}"
     plain = [one for one in seen if "target" in one.url and one.port != 443]
     assert plain == [], f"arrived: {plain}"

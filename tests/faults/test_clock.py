@@ -33,21 +33,28 @@ def test_the_clock_of_the_helpers_set_back_and_forth(new_gateway: NewGateway, or
     rule = f"  - {{name: lapsing, action: allow, hosts: [lapsing.example], expires: {lapses:%Y-%m-%dT%H:%M:%SZ}}}\n"
     gateway = prepared(new_gateway(POLICY.replace("rules:\n", "rules:\n" + rule)))
     setting = gateway.root / "clock"
-    setting.write_text("+0d\n")
+    set_clock(setting, 0)
     with_set_clock(gateway, library, setting)
     gateway.start()
     exporter = Exporter(gateway, 9133).start()
     try:
-        with under_load(gateway, origins) as load:
+        with under_load(gateway, origins, also={"lapsing.example"}) as load:
             helpers = gateway.helpers("")
             for days, status in ((0, 200), (1, 403), (-1, 200), (1, 403), (0, 200)):
-                setting.write_text(f"{days:+}d\n")
+                set_clock(setting, days)
                 lapsing(gateway, status)
                 load.at_least(30)
             time.sleep(15)  # longer than either watchdog waits
             assert set(helpers) <= set(gateway.helpers(""))
     finally:
         exporter.stop()
+
+
+def set_clock(setting: Path, days: int) -> None:
+    """Set it in one go: of a torn setting the library would make any time."""
+    new = setting.with_name("clock-new")
+    new.write_text(f"{days:+}d\n")
+    new.rename(setting)
 
 
 def lapsing(gateway: Gateway, status: int) -> None:

@@ -2,7 +2,8 @@
 
 import os
 import signal
-from contextlib import suppress
+import socket
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from tests.e2e.gateway import Gateway, NewGateway
 from tests.e2e.network import run, wait_for
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
-from tests.e2e.raw import Raw
 
 from .conftest import prepared
 from .expect import POLICY, Fault, answers, metric, under_load
@@ -102,6 +102,12 @@ def helpers_of(pid: int) -> list[int]:
     return [one for one in descendants(pid) if b"squidkeeper\0" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
+def settled(gateway: Gateway, exporter: Exporter) -> list[int]:
+    assert gateway._squid
+    pids = helpers_of(gateway._squid.pid)
+    return pids if metric(exporter, "squidkeeper_helper_processes") == len(pids) else []
+
+
 @pytest.mark.long
 def test_two_workers(new_gateway: NewGateway, origins: Origins) -> None:
     gateway = prepared(new_gateway(POLICY, "workers 2")).start()
@@ -115,7 +121,7 @@ def test_two_workers(new_gateway: NewGateway, origins: Origins) -> None:
             load.at_least(30)
             gateway.reconfigure()
             load.at_least(30)
-            stopped = helpers_of(gateway._squid.pid)
+            stopped = wait_for(lambda: settled(gateway, exporter), "each helper to have a slot")
             for pid in stopped:
                 os.kill(pid, signal.SIGSTOP)
             wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in stopped), "the exporter to end them")
@@ -133,9 +139,10 @@ def test_squid_without_descriptors(new_gateway: NewGateway, origins: Origins) ->
     gateway = prepared(new_gateway(POLICY, "max_filedescriptors 128")).start()
     fault = Fault(denied="no helper can be started", lost="no connection is taken", failed="no origin can be reached")
     with under_load(gateway, origins, fault) as load:
-        idle = [Raw(gateway) for _ in range(200)]
-        wait_for(lambda: "running out of filedescriptors" in gateway.cache_log().lower(), "Squid to run out")
-        for one in idle:
-            one.close()
+        with ExitStack() as idle:
+            with suppress(TimeoutError):  # then they wait to be taken
+                for _ in range(200):
+                    idle.enter_context(socket.create_connection(gateway.address, 1))
+            wait_for(lambda: "running out of filedescriptors" in gateway.cache_log().lower(), "Squid to run out")
         load.at_least(30)
     answers(gateway, "http://open.example/after", 200)
