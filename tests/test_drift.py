@@ -1,7 +1,8 @@
 """The record held against the policy: what was served and should not have been, and nothing else."""
 
+import os
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +14,7 @@ from squidkeeper.engine.query import query_of
 from squidkeeper.live import load, load_sources
 from squidkeeper.observe.record.drift import Drift, Finding, was_served
 from squidkeeper.observe.record.judges import KeptJudges
-from squidkeeper.observe.record.line import NONE, Record
+from squidkeeper.observe.record.line import NONE, Record, time_of
 from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
 
@@ -255,6 +256,52 @@ def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(
     assert kept("../../etc") is None
     assert found(Drift(kept).check(record("https://closed.example/", revision=revision))) == ("allowed", "closed")
     assert KeptJudges(tmp_path / "none", lambda: judge)(judge.policy.revision) is judge
+
+
+@pytest.mark.parametrize(
+    ("seconds_after", "duration_ms", "expected"), [(59, 2, None), (62, 2, ("allowed", "closed")), (62, 10_000, None)]
+)
+def test_what_an_outdated_revision_allowed_is_held_against_the_one_that_had_replaced_it(
+    tmp_path: Path,
+    record: Callable[..., Record],
+    seconds_after: int,
+    duration_ms: int,
+    expected: tuple[str, str] | None,
+) -> None:
+    replaced = datetime(2026, 11, 25, 10, tzinfo=UTC)
+    old = kept_at(tmp_path, "version: 1\ndefaults: {action: allow}\n", replaced - timedelta(hours=1))
+    kept_at(tmp_path, "version: 1\nrules: [{name: closed, action: deny, hosts: [closed.example]}]\n", replaced)
+    judges = KeptJudges(tmp_path / "revisions")
+    served = record(
+        "https://closed.example/",
+        revision=old,
+        time=time_of(replaced + timedelta(seconds=seconds_after)),
+        duration_ms=duration_ms,
+    )
+    finding = Drift(judges, replacing=judges.replacing).check(served)
+    assert (finding and found(finding)) == expected
+    assert finding is None or finding.reason.startswith(f"Decided by {old}, long replaced. ")
+
+
+def test_a_policy_that_was_put_back_is_not_outdated(tmp_path: Path, record: Callable[..., Record]) -> None:
+    allows, first = "version: 1\ndefaults: {action: allow}\n", datetime(2026, 11, 25, 10, tzinfo=UTC)
+    old = kept_at(tmp_path, allows, first)
+    kept_at(tmp_path, "version: 1\n", first + timedelta(minutes=10))
+    assert kept_at(tmp_path, allows, first + timedelta(minutes=20)) == old
+    judges = KeptJudges(tmp_path / "revisions")
+    for minutes in (5, 25, 90):
+        served = record("https://open.example/", revision=old, time=time_of(first + timedelta(minutes=minutes)))
+        assert Drift(judges, replacing=judges.replacing).check(served) is None
+
+
+def kept_at(folder: Path, policy: str, loaded: datetime) -> str:
+    (folder / "policy").mkdir(exist_ok=True)
+    (folder / "policy/policy.yaml").write_text(policy)
+    sources = read_sources(folder / "policy")
+    revision = load_sources(sources, loaded).judge.policy.revision
+    keep(sources, revision, folder / "revisions")
+    os.utime(folder / "revisions" / revision, (loaded.timestamp(), loaded.timestamp()))
+    return revision
 
 
 def test_only_so_many_revisions_are_held_in_memory(tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ class Audit:
     def __init__(self, directory: Path, state: Path, *, as_json: bool) -> None:
         self._kept = state / "revisions"
         current = _judge_in_force(directory)
-        self._drift = Drift(KeptJudges(self._kept, lambda: current))
+        judges = KeptJudges(self._kept, lambda: current)
+        self._drift = Drift(judges, replacing=judges.replacing)
         self.findings = Findings(self._drift, as_json=as_json)
 
     def end(self) -> None:

@@ -91,7 +91,8 @@ def _drift(state: Path | None) -> Drift | None:
     folder = state / "revisions"
     if not os.path.isdir(folder):  # Path.is_dir raises where it may not look
         raise click.UsageError(f"--state {state}: there is no folder of revisions, or none that this account may see")
-    return Drift(KeptJudges(folder))
+    judges = KeptJudges(folder)
+    return Drift(judges, replacing=judges.replacing)
 
 
 def _reasons(directory: Path) -> Mapping[str, str | None]:

@@ -77,7 +77,8 @@ class Exporter:
             self._store.open()
             Watchdog(self._helpers).start()
             self._live.start()
-            drift = Drift(KeptJudges(self._options.state / "revisions", self._current), self._current)
+            judges = KeptJudges(self._options.state / "revisions", self._current)
+            drift = Drift(judges, self._current, judges.replacing)
             self._tally = Tally(self._options.access_log, self._store, drift)
             try:
                 self._tally.start(CATCH_UP_SECONDS)

@@ -1,8 +1,9 @@
 """The record held against the policy that was in force (floor 5): what was served, and should not have been.
 
 The policy decides in the helpers, and squid.conf is what makes their answers count; a line of the operator's, a Squid
-of another release or a fault of ours could come between. So each request that was served is judged once more, by the
-revision that its record names. What Squid denied is no business of this module, whatever for.
+of another release or a fault of ours could come between. So each request that was served is judged once more: by the
+revision that its record names, and where that was outdated by then, by the one that had replaced it. What Squid denied
+is no business of this module, whatever for.
 """
 
 from __future__ import annotations
@@ -104,15 +105,20 @@ class Drift:
     """Holds records against the policy.
 
     `judge_of` gives the judge of a revision, or None where it is not kept; `current` that of the policy in force, for
-    the clients of records that name no revision. `unchecked` counts served requests that could not be checked.
+    the clients of records that name no revision; `replacing` that of the revision which was in force where a record
+    names an outdated one. `unchecked` counts served requests that could not be checked.
     """
 
     def __init__(
-        self, judge_of: Callable[[str], Judge | None], current: Callable[[], Judge | None] = lambda: None
+        self,
+        judge_of: Callable[[str], Judge | None],
+        current: Callable[[], Judge | None] = lambda: None,
+        replacing: Callable[[Record], Judge | None] = lambda _: None,
     ) -> None:
         self.unchecked = 0
         self._judge_of = judge_of
         self._current = current
+        self._replacing = replacing
         self._places: Known[_Place] = Known()
         self._clients: Known[tuple[str, ...]] = Known()
 
@@ -124,13 +130,11 @@ class Drift:
             return Finding(Kind.ALLOWED, record.rule, f"Denied by {record.rule} on record, and served.")
         if record.rule == NONE or record.revision == NONE:
             return Finding(Kind.UNASKED, metrics.NONE, "No helper was asked: does an http_access line allow it?")
-        place = self._place(record)
-        if place is None:
+        judge = self._judge_of(record.revision)
+        if judge is None:
             self.unchecked += 1
             return None
-        if place.settled and record.credential == NONE and not _is_unusual(record.url):
-            return None
-        return self._judged(place, record)
+        return self._checked(judge, record) or self._checked_by_newer(record)
 
     def client_name(self, record: Record) -> str:
         """Name the policy's first client that a request belongs to; `none` where it belongs to none."""
@@ -139,14 +143,27 @@ class Drift:
             return metrics.NONE
         return next(iter(self._clients_of(judge, record)), metrics.NONE)
 
-    def _place(self, record: Record) -> _Place | None:
-        judge = self._judge_of(record.revision)
-        if judge is None:
+    def _checked(self, judge: Judge, record: Record) -> Finding | None:
+        place = self._place(judge, record)
+        if place.settled and record.credential == NONE and not _is_unusual(record.url):
             return None
+        return self._judged(place, record)
+
+    def _checked_by_newer(self, record: Record) -> Finding | None:
+        """Judge by the revision that was in force, where the one that decided had been replaced."""
+        try:
+            judge = self._replacing(record)
+        except (ValueError, OverflowError):  # of what is no time, or no length of time
+            self.unchecked += 1
+            return None
+        finding = None if judge is None else self._checked(judge, record)
+        return finding and replace(finding, reason=f"Decided by {record.revision}, long replaced. {finding.reason}")
+
+    def _place(self, judge: Judge, record: Record) -> _Place:
         clients = ",".join(self._clients_of(judge, record))  # many addresses, and few clients of the policy
         scheme, slashes, _ = record.url.partition("://")
         origin = f"{scheme}://{authority_of(record.url)}" if slashes else record.url
-        key = (record.revision, clients, record.method, origin, record.sni, record.tunnel)
+        key = (judge.policy.revision, clients, record.method, origin, record.sni, record.tunnel)
         return self._places.get(key) or self._places.add(key, _place(judge, record, origin))
 
     def _clients_of(self, judge: Judge, record: Record) -> tuple[str, ...]:

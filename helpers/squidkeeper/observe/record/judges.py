@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from squidkeeper.engine import Judge
 from squidkeeper.errors import PolicyError
 from squidkeeper.live import load_kept
+from squidkeeper.observe.record.line import Record, moment_of, time_of
+from squidkeeper.policy.revisions import Kept, kept
 
+OUTDATED_AFTER: Final = timedelta(seconds=60)  # by when every helper has taken up an edit, long lists compiled
 _JUDGES_AT_MOST: Final = 8
 _LOOK_AGAIN_SECONDS: Final = 2.0
 
@@ -26,6 +31,9 @@ class KeptJudges:
         self._current = current
         self._known: dict[str, Judge] = {}
         self._missing: dict[str, float] = {}
+        self._kept: tuple[Kept, ...] = ()  # the oldest first
+        self._outdated: dict[str, str] = {}  # each revision but the newest, and from when on it should decide nothing
+        self._look_at = 0.0
 
     def __call__(self, revision: str) -> Judge | None:
         """Give the judge of a revision."""
@@ -36,6 +44,26 @@ class KeptJudges:
         if judge is None and time.monotonic() >= self._missing.get(revision, 0.0):
             judge = self._load(revision)
         return judge
+
+    def replacing(self, record: Record) -> Judge | None:
+        """Give the judge of the revision that was in force where a record names one that was outdated; else None."""
+        if time.monotonic() >= self._look_at:
+            self._look()
+        if record.time <= self._outdated.get(record.revision, record.time):
+            return None
+        start = moment_of(record) - timedelta(milliseconds=record.duration_ms)
+        if time_of(start) <= self._outdated[record.revision]:
+            return None
+        newest = (start - OUTDATED_AFTER).timestamp()
+        return self(max((one for one in self._kept if one.loaded <= newest), key=lambda one: one.loaded).revision)
+
+    def _look(self) -> None:
+        self._look_at = time.monotonic() + _LOOK_AGAIN_SECONDS
+        try:
+            self._kept = tuple(reversed(kept(self._folder)))
+        except OSError:
+            return  # by what was there before
+        self._outdated = {older.revision: _outdated_from(newer) for older, newer in pairwise(self._kept)}
 
     def _load(self, revision: str) -> Judge | None:
         try:
@@ -49,3 +77,7 @@ class KeptJudges:
             del self._known[next(iter(self._known))]  # the one loaded first; a log names its revisions in turn
         self._known[revision] = judge
         return judge
+
+
+def _outdated_from(newer: Kept) -> str:
+    return time_of(datetime.fromtimestamp(newer.loaded, UTC) + OUTDATED_AFTER)
