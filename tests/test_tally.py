@@ -130,6 +130,19 @@ def test_requests_bytes_and_durations_are_counted_by_their_labels(world: World) 
     )
 
 
+def test_a_record_that_the_judge_fails_on_is_counted_and_so_is_what_follows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RecursionError
+
+    world.write(line(), line())
+    tally = world.tally()
+    monkeypatch.setattr(Drift, "check", fail)
+    counts = world.counted(tally)
+    assert (requests(counts), counts.drift_unchecked) == (2, 2)
+
+
 def test_what_is_absent_or_of_no_class_has_a_label_of_its_own(world: World) -> None:
     world.write(line(verdict="-", rule="-", status=0, method="FROB"), line(verdict="maybe", rule="a%20b", status=700))
     assert dict(world.counted(world.tally()).requests) == {
@@ -310,6 +323,7 @@ def test_the_checkpoint_is_replaced_whole(world: World) -> None:
         assert json.loads(before.read())["counts"]["requests"][0][1] == 1  # a reader of the old file has all of it
     assert json.loads(file.read_bytes())["counts"]["requests"][0][1] == 2
     assert [path.name for path in world.state.iterdir()] == ["counts.json"]
+    assert (world.state / "counts.json").stat().st_mode & 0o7 == 0  # it holds what the record holds
 
 
 def test_nothing_is_written_while_nothing_is_new(world: World) -> None:

@@ -88,7 +88,7 @@ class Store:
             self.writable = True
 
     def _take(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,7 +99,7 @@ class Store:
 
     def _replace(self, data: bytes) -> None:
         new = self._file.with_suffix(".new")
-        with new.open("wb") as file:
+        with open(new, "wb", opener=_open_privately) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # a rename that outlives its content would lose both
@@ -109,3 +109,7 @@ class Store:
         if self.writable:
             _log.error("%s: counts cannot be kept over a restart: %s", self._folder, error)
         self.writable = False
+
+
+def _open_privately(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o640)  # what was denied is on record, which is not for everybody

@@ -15,13 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.errors import InvalidRecord
+from squidkeeper.errors import InvalidRecord, describe
+from squidkeeper.metrics import NONE
 from squidkeeper.observe.exporter.checkpoint import Checkpoint, Store
 from squidkeeper.observe.exporter.counts import Counter
 from squidkeeper.observe.exporter.recent import DriftSeen, RecentDenials
-from squidkeeper.observe.record.drift import Drift
+from squidkeeper.observe.record.drift import Drift, Finding
 from squidkeeper.observe.record.follower import Follower
-from squidkeeper.observe.record.line import moment_of, parse_record
+from squidkeeper.observe.record.line import Record, moment_of, parse_record
 from squidkeeper.slots import Key, Slot, Totals
 
 KEEP_EVERY_SECONDS: Final = 5.0
@@ -117,15 +118,23 @@ class Tally:
         except (InvalidRecord, ValueError):
             self._counter.invalid_lines += 1
             return
-        client = self._drift.client_name(record)
+        client, finding = self._judged(record)
         self._counter.count(record, client)
         self.denials.add(record)
-        finding = self._drift.check(record)
         if finding is not None:
             self._counter.count_drift(client, finding.rule)
             self._findings.appendleft(
                 DriftSeen(at, record.client, record.method, record.url, finding.rule, finding.kind)
             )
+
+    def _judged(self, record: Record) -> tuple[str, Finding | None]:
+        """Name the client, and find what is wrong; a record that we fail on is one that could not be checked."""
+        try:
+            return self._drift.client_name(record), self._drift.check(record)
+        except Exception as error:  # noqa: BLE001 - it would end the count here, and again after every restart
+            self._drift.unchecked += 1
+            _log.error("a record could not be held against the policy: %s", describe(error))
+            return NONE, None
 
     def _checkpoint(self) -> Checkpoint:
         with self._counting:
