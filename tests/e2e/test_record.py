@@ -265,6 +265,20 @@ def test_a_hostile_server_name_is_on_record_as_it_was_sent(gateway: Gateway) -> 
     assert logged_names == dict(enumerate(SNIS))
 
 
+def test_what_no_policy_decided_names_no_revision_of_what_came_before_it(gateway: Gateway) -> None:
+    with Raw(gateway) as connection:
+        for method in ("GET", "TRACE"):
+            reply = connection.get("http://closed.example/kept-alive", "closed.example", method=method)
+            assert reply is not None
+            assert reply.status == 403
+    denied, refused = wait_for(
+        lambda: two if len(two := [one for one in gateway.log() if one["url"].endswith("/kept-alive")]) == 2 else None,
+        "both requests on record",
+    )
+    assert (denied["rule"], denied["connection"]) == ("default", refused["connection"])
+    assert (refused["rule"], refused["revision"]) == ("invalid-request", "-")
+
+
 def client_hello(sni: bytes) -> bytes:
     """Begin TLS with this server name, which need not be one."""
     outgoing, stand_in = ssl.MemoryBIO(), b"q" * len(sni)
