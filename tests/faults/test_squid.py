@@ -67,6 +67,8 @@ def test_the_log_removed(gateway: Gateway, exporter: Exporter, origins: Origins)
         assert not log.exists()
         before = metric(exporter, "squidkeeper_requests_total")
         wait_for(lambda: metric(exporter, "squidkeeper_requests_total") > before, "requests counted that have no file")
+        assert metric(exporter, "squidkeeper_record_readable") == 0
+        assert exporter.health()[0] == 503
         rotate(gateway)
         wait_for(log.exists, "the new log")
         load.at_least(30)
