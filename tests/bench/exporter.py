@@ -71,12 +71,12 @@ def measure(rounds: int, seconds: int) -> list[Round]:
         stack.enter_context(origin(folder))
         stack.enter_context(squid(Variant("host scope"), folder, installed, PORT))
         for number in range(rounds + 1):
-            without = load(PORT, seconds) if number % 2 else 0.0
+            without = load(PORT, seconds)[0] if number % 2 else 0.0
             with exporter(installed, folder / f"gateway-{PORT}"):
                 before = value("process_cpu_seconds_total")
-                with_it = load(PORT, seconds)
+                with_it = load(PORT, seconds)[0]
                 backlog, after = value("squidkeeper_record_backlog_bytes"), value("process_cpu_seconds_total")
-            found.append(Round(without or load(PORT, seconds), with_it, after - before, backlog))
+            found.append(Round(without or load(PORT, seconds)[0], with_it, after - before, backlog))
             print(f"\rround {number}/{rounds}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return found[1:]
