@@ -29,8 +29,8 @@ def test_clients_that_hang_or_send_a_byte_a_second_keep_nobody_waiting(
             stack.enter_context(Raw(gateway)).send(start)
         slow = stack.enter_context(Raw(gateway))
         text = REQUEST.format(host="closed.example")
-        slow.send(text[:-4])
-        for byte in text[-4:]:
+        slow.send(text[:-2])
+        for byte in text[-2:]:
             load.at_least(20)
             time.sleep(1)  # the pace is what is tried
             slow.send(byte)

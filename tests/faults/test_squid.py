@@ -141,10 +141,8 @@ def test_squid_without_descriptors(new_gateway: NewGateway, origins: Origins) ->
     gateway = prepared(new_gateway(POLICY, "max_filedescriptors 128")).start()
     fault = Fault(denied="no helper can be started", lost="no connection is taken", failed="no origin can be reached")
     with under_load(gateway, origins, fault) as load:
-        with ExitStack() as idle:
-            with suppress(TimeoutError):  # then they wait to be taken
-                for _ in range(200):
-                    idle.enter_context(socket.create_connection(gateway.address, 1))
-            wait_for(lambda: "running out of filedescriptors" in gateway.cache_log().lower(), "Squid to run out")
+        with ExitStack() as idle, pytest.raises(TimeoutError):  # noqa: PT012 - one of many is not taken
+            for _ in range(400):
+                idle.enter_context(socket.create_connection(gateway.address, 1))
         load.at_least(30)
     answers(gateway, "http://open.example/after", 200)
