@@ -204,7 +204,7 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
     """Run the installed gateway in a folder and on a port of its own, changed into the variant; gives its process."""
     root = folder / f"gateway-{port}"
     shutil.copytree(installed, root, symlinks=True, ignore=shutil.ignore_patterns("venv-*"))
-    written = [root / name for name in ("state", "log", "run", "etc/ca/ca.key")]
+    written = [root / name for name in ("state", "log", "run", "etc/ca/ca.key", "etc/policy")]
     subprocess.run(["chown", "-R", f"--reference={installed}/state", *written], check=True)
     shutil.copy(HERE / variant.policy, root / "etc/policy/policy.yaml")
     (root / "etc/hosts").write_text(f"{ORIGIN} bench.example\n")
