@@ -18,10 +18,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from pipes import Contender, Helper, acl, policy, running  # type: ignore[import-not-found] # beside this script
 
 from lists import hosts_like_published_ones  # type: ignore[import-not-found]
-
-from helpers import Contender, Helper, acl, policy, running  # type: ignore[import-not-found] # beside this script
 
 APART_SECONDS = 0.001
 QUIET_SECONDS = 2.0
