@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from pipes import Contender, Helper, acl, policy, running  # type: ignore[import-not-found] # beside this script
 
+from lines import Contender, Helper, acl, policy, running  # type: ignore[import-not-found] # beside this script
 from lists import hosts_like_published_ones  # type: ignore[import-not-found]
 
 APART_SECONDS = 0.001

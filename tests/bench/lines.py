@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The helpers alone, through real pipes, beside squidGuard on the same list and the same requests.
 
-    tests/bench/pipes.py [--hosts 1000000] [--rules 10000] [--rounds 7] [--lines 20000] [--json FILE]
+    tests/bench/lines.py [--hosts 1000000] [--rules 10000] [--rounds 7] [--lines 20000] [--json FILE]
 
 Run by the Python of squidkeeper's environment. Sixteen lines are in flight, as with Squid. All take turns, round after
 round; a ratio is taken within each round, and its median and spread count. "cpu" is the processor time of the helper
