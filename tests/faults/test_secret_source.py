@@ -1,0 +1,36 @@
+"""A secret's file that another process has a lease on: whoever opens it as usual waits until that lets go."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ASK = """
+import sys
+from pathlib import Path
+from squidkeeper.errors import SecretUnavailable
+from squidkeeper.policy.faults import Location
+from squidkeeper.policy.model import SecretSource
+from squidkeeper.secrets import SecretStore
+store = SecretStore({"token": SecretSource("token", Location("policy.yaml"), Path(sys.argv[1]))}, {})
+try:
+    store.get("token")
+except SecretUnavailable as error:
+    print(error)
+"""
+
+
+def test_a_secret_that_would_have_to_be_waited_for_cannot_be_had(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("a-token-that-is-leased")
+    descriptor = os.open(file, os.O_RDWR)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, 28)  # SIGWINCH, which nobody minds, for the kernel's question
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        asked = subprocess.run(
+            [sys.executable, "-c", ASK, file], capture_output=True, text=True, timeout=20, check=True
+        )
+    finally:
+        os.close(descriptor)
+    assert "cannot be read" in asked.stdout
