@@ -148,7 +148,8 @@ def look(watchdog: Watchdog, times: int) -> None:
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
     os.kill(process.pid, signal.SIGSTOP)
-    wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T", "the process to stop")
+    threads = list(Path(f"/proc/{process.pid}/task").iterdir())  # each stops at its own next turn
+    wait_for(lambda: all((one / "stat").read_text().split()[2] == "T" for one in threads), "the process to stop")
 
 
 def test_a_process_that_has_stopped_is_ended_after_twelve_looks(
