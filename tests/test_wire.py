@@ -16,10 +16,12 @@ from squidkeeper.wire import (
     LineBuffer,
     Reply,
     Result,
+    decode_token,
     format_reply,
     parse_tokens,
     reply_limit,
     split_channel,
+    split_tokens,
 )
 
 TOKENS = {
@@ -36,6 +38,14 @@ TOKENS = {
 @pytest.mark.parametrize(("request_line", "tokens"), TOKENS.items())
 def test_tokens_are_percent_decoded_and_a_dash_is_nothing(request_line: bytes, tokens: list[str | None]) -> None:
     assert parse_tokens(request_line, (2,)) == tokens
+
+
+@given(st.lists(st.sampled_from([*b" -%2aF\xc3\xa9\xe2\xff\x00"]).map(lambda byte: bytes([byte]))).map(b"".join))
+def test_tokens_decoded_at_once_are_those_decoded_one_by_one(request_line: bytes) -> None:
+    tokens = request_line.split(b" ")
+    one_by_one = [None if token == b"-" else decode_token(token) for token in tokens]
+    assert parse_tokens(request_line, (len(tokens),)) == one_by_one
+    assert split_tokens(request_line, (len(tokens),)) == tokens
 
 
 @pytest.mark.parametrize("request_line", [b"", b"a", b"a b c", b"a  b", b"a b "])

@@ -8,6 +8,7 @@ percent-encoded tokens, after a channel-ID where `concurrency` is above 0; a rep
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -48,6 +49,11 @@ class Reply:
         pairs = (f"{key}={_value(value)}" for key, value in self.annotations)
         return " ".join([self.result, *pairs]).encode("utf-8", "replace")
 
+    @cached_property
+    def whole_message(self) -> bytes:
+        """The message as it stands behind the head wherever there is room for all of it."""
+        return _message_pair(self.message or "")
+
 
 class LineBuffer:
     """Cuts a stream into lines and never holds more than one line's limit of it.
@@ -76,18 +82,31 @@ def split_channel(line: bytes) -> tuple[bytes, bytes] | None:
 
 def split_tokens(request: bytes, counts: tuple[int, ...]) -> list[bytes]:
     """Split a request into its tokens, as they came; `counts` are the numbers of them that squid.conf can make."""
-    if len(request) > LINE_LIMIT:
-        raise InvalidLine(f"the line is longer than {LINE_LIMIT} bytes")
-    tokens = request.split(b" ")
-    if len(tokens) not in counts:
-        expected = " or ".join(map(str, counts))
-        raise InvalidLine(f"{len(tokens)} tokens, expected {expected}: does squid.conf name the helper as documented?")
-    return tokens
+    _check_tokens(request, counts)
+    return request.split(b" ")
 
 
 def parse_tokens(request: bytes, counts: tuple[int, ...]) -> list[str | None]:
     """Parse the tokens of a request: percent-decoded, `-` as None. Bytes that are not UTF-8 stay as surrogates."""
-    return [None if token == b"-" else decode_token(token) for token in split_tokens(request, counts)]
+    _check_tokens(request, counts)
+    if b"%" in request:
+        return decode_tokens(request.split(b" "))
+    text = request.decode("utf-8", "surrogateescape")  # the same for all at once, as no character holds a space
+    return [None if word == "-" else word for word in text.split(" ")]
+
+
+def _check_tokens(request: bytes, counts: tuple[int, ...]) -> None:
+    if len(request) > LINE_LIMIT:
+        raise InvalidLine(f"the line is longer than {LINE_LIMIT} bytes")
+    found = request.count(b" ") + 1
+    if found not in counts:
+        expected = " or ".join(map(str, counts))
+        raise InvalidLine(f"{found} tokens, expected {expected}: does squid.conf name the helper as documented?")
+
+
+def decode_tokens(tokens: Iterable[bytes]) -> list[str | None]:
+    """Decode the tokens of a request, `-` as None."""
+    return [None if token == b"-" else decode_token(token) for token in tokens]
 
 
 def decode_token(token: bytes) -> str:
@@ -106,18 +125,23 @@ def format_reply(reply: Reply, channel: bytes = b"", limit: int = UNNUMBERED_LIM
     room = limit - len(line) - len(b"\n")
     if room < 0:
         raise ReplyTooLong(f"a reply of {len(line)} bytes is over the bound of {limit} (squid.conf: concurrency=)")
-    return line + _message(reply.message, room) + b"\n"
+    return line + _message(reply, room) + b"\n"
 
 
-def _message(message: str | None, room: int) -> bytes:
-    if not message or room < _MESSAGE_AT_LEAST:
+def _message(reply: Reply, room: int) -> bytes:
+    if not reply.message or room < _MESSAGE_AT_LEAST:
         return b""
-    for length in (len(message), room // 2, room // 8):  # a character takes at most 4 bytes, an escape 2
-        shown = message if length >= len(message) else f"{message[:length]}…"
-        pair = f" message={_quoted(shown)}".encode("utf-8", "replace")
-        if len(pair) <= room:
+    if len(reply.whole_message) <= room:
+        return reply.whole_message
+    for length in (room // 2, room // 8):  # a character takes at most 4 bytes, an escape 2
+        pair = _message_pair(f"{reply.message[:length]}…")
+        if length < len(reply.message) and len(pair) <= room:
             return pair
     return b""
+
+
+def _message_pair(message: str) -> bytes:
+    return f" message={_quoted(message)}".encode("utf-8", "replace")
 
 
 def _value(text: str) -> str:
