@@ -69,6 +69,7 @@ def test_keys_of_a_host_are_distinct_and_end_with_any(host: str) -> None:
     assert len(keys) == len(set(keys))
     assert keys[0] == host
     assert keys[-1] == "*"
+    assert host_keys(Host(host), wildcards=False) == [key for key in keys if not key.startswith(("*.", "**."))]
 
 
 @pytest.mark.parametrize(

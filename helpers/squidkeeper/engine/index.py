@@ -33,16 +33,20 @@ class HostIndex:
         self._is_empty = not entries
         for position, entry in enumerate(entries):
             self._add(position, entry.match)
+        self._has_wildcards = any(lists[name].has_wildcards for name in self._by_list) or any(
+            key.startswith((HostForm.LABEL, HostForm.UNDER)) for key in self._by_key
+        )
 
     def positions(self, host: Host) -> list[int]:
         """List, in the policy's order, the positions of the entries whose `hosts` and `lists` hold for a host."""
         if self._is_empty:
             return []
-        found = {position for key in host_keys(host) for position in self._by_key.get(key, ())}
+        keys, by_key = host_keys(host, wildcards=self._has_wildcards), self._by_key
+        found = {position for key in keys if key in by_key for position in by_key[key]}
         if host.address is not None:
             found.update(position for network, position in self._by_network if host.address in network)
         for name, positions in self._by_list.items():
-            if host in self._lists[name]:
+            if self._lists[name].holds(host, keys):
                 found.update(positions)
         return sorted(found)
 

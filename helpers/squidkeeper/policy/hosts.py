@@ -80,21 +80,25 @@ def parse_network(text: str) -> Network:
     return network
 
 
-def host_keys(host: Host) -> list[str]:
+def host_keys(host: Host, *, wildcards: bool = True) -> list[str]:
     """List the keys of every pattern, networks aside, that matches a host: the most specific first, any host last.
 
     A name of n labels has about 3n of them, so that looking a host up costs the same for ten patterns or a million.
+    Without `wildcards`, those of the forms `*.` and `**.` are left out, which are more than half.
     """
     if host.address is not None:
         return [HostForm.ANY]
     keys = [host.text, f".{host.text}"]
     above = host.text.partition(".")[2]
-    if above:
+    if above and wildcards:
         keys.append(f"*.{above}")
     while above:
-        keys += (f".{above}", f"**.{above}")
+        keys.append(f".{above}")
+        if wildcards:
+            keys.append(f"**.{above}")
         above = above.partition(".")[2]
-    return [*keys, HostForm.ANY]
+    keys.append(HostForm.ANY)
+    return keys
 
 
 def _parse_name(text: str, name: str) -> Host:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from squidkeeper.policy.faults import Fault, Location
@@ -185,7 +185,7 @@ def _patterns(match: Match) -> tuple[HostPattern, ...]:
     return match.hosts or ()
 
 
-def _wider_keys(pattern: HostPattern) -> list[str]:
+def _wider_keys(pattern: HostPattern) -> Sequence[str]:
     """List the keys of the patterns that match every host which this one matches."""
     if pattern.network is not None or pattern.form is HostForm.ANY:
         return [HostForm.ANY]
