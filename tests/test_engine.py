@@ -10,7 +10,10 @@ import pytest
 
 from squidkeeper.engine import Decision, Query
 from squidkeeper.engine.explain import passed_over
+from squidkeeper.engine.kept import Kept
 from squidkeeper.engine.query import query_of
+from squidkeeper.policy.hosts import parse_host_pattern
+from squidkeeper.url import Host
 
 from .conftest import NOW, Ask, judge_of
 
@@ -224,6 +227,38 @@ def test_a_default_that_allows_opens_standard_ports_and_public_addresses_only(as
     assert not ask("GET https://a.example/").private
 
 
+def test_hosts_that_the_same_entries_hold_for_are_each_asked_whether_they_are_private(tmp_path: Path) -> None:
+    judge = judge_of(tmp_path, "defaults: {action: allow}\nrules: [{name: r, action: allow, hosts: [c.example]}]")
+    for _ in range(2):  # the second time by what is kept from the first
+        for asked in ("GET http://{}/", "CONNECT {}:443"):
+            for host, verdict in (("10.0.0.1", "deny by private-address"), ("a.example", "allow by default")):
+                decision = judge.decide(query_of(*asked.format(host).split(" ")), NOW)
+                assert (said(decision), host in (decision.reason or "")) == (verdict, host == "10.0.0.1")
+
+
+@pytest.mark.parametrize("pattern", [".a.example", "*.a.example", "**.a.example", "b.a.example", "*"])
+def test_a_list_of_one_form_holds_as_a_rule_of_that_form_does(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "list.txt").write_text(f"{pattern}\nother.test\n")
+    judge = judge_of(tmp_path, "lists: {l: {file: list.txt}}\nrules: [{name: r, action: deny, lists: [l]}]")
+    for host in ("a.example", "b.a.example", "c.b.a.example", "example", "other.test"):
+        expected = host == "other.test" or parse_host_pattern(pattern).matches(Host(host))
+        assert (judge.decide(query_of("GET", f"https://{host}/"), NOW).rule == "r") is expected
+
+
+def test_what_a_judge_keeps_is_bounded(tmp_path: Path) -> None:
+    kept: Kept[str, int] = Kept(1000)
+    for number in range(100):
+        kept.keep(str(number), number, 90)
+        assert kept.get(str(number)) == number
+        assert len(kept) <= 11
+    kept.keep("too large", 0, 1001)
+    assert kept.get("too large") is None
+    judge = judge_of(tmp_path, "rules: [{name: r, action: allow, hosts: [a.example]}]")
+    for number in range(10_000):
+        judge.decide(query_of(f"M{number}", "http://a.example/", user=f"user{number}"), NOW)
+    assert max(len(judge._entries), len(judge._clients)) < 5_000
+
+
 # --- one authority ------------------------------------------------------------------------------------------------
 
 SAME = Query("GET", "https", "a.example", "443", tunnel="a.example:443", url="https://a.example/")
@@ -270,7 +305,7 @@ def test_connect_sni_and_request_have_to_name_one_host(
     tmp_path: Path, expected: str, changes: dict[str, str | None]
 ) -> None:
     judge = judge_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example], ports: [80, 443, 8443]}]")
-    query = Query(**{name: changes.get(name, getattr(SAME, name)) for name in SAME.__slots__})
+    query = Query(**{name: changes.get(name, getattr(SAME, name)) for name in SAME._fields})
     assert said(judge.decide(query, NOW)) == expected
 
 
@@ -281,7 +316,7 @@ def at_host(ask_text: str, tmp_path: Path, asked: str = "GET https://a.example/"
     judge = judge_of(tmp_path, ask_text)
     method, _, url = asked.partition(" ")
     query = query_of(method, url)
-    without_url = Query(**{name: getattr(query, name) for name in query.__slots__ if name != "url"})
+    without_url = Query(**{name: getattr(query, name) for name in query._fields if name != "url"})
     return judge.decide(without_url, NOW)
 
 

@@ -11,7 +11,6 @@ import random
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -129,7 +128,7 @@ def check_query(judge: Judge, query: Query) -> None:
     by_reading(judge, query, NOW)
     if query.url is None:
         return
-    at_host = judge.decide(replace(query, url=None), NOW)
+    at_host = judge.decide(query._replace(url=None), NOW)
     if decision.allowed:
         assert at_host.allowed, "what passes at request scope is never stopped before"
         assert at_host.may_rewrite or decision.rewritten is None

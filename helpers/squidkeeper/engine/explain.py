@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from squidkeeper.engine.decision import Decision
@@ -58,7 +58,7 @@ def not_applied(judge: Judge, query: Query, decision: Decision) -> list[PassedOv
 
 
 def _fetched(facts: Facts, url: Url) -> tuple[Facts, Asked]:
-    return replace(facts, scheme=url.scheme, host=url.host, port=url.port), Asked(readings(url.path)[0], url.query)
+    return facts._replace(scheme=url.scheme, host=url.host, port=url.port), Asked(readings(url.path)[0], url.query)
 
 
 def _not_injected(judge: Judge, facts: Facts, asked: Asked) -> Iterator[PassedOver]:

@@ -6,7 +6,6 @@ One table serves matching and explaining, so that what is explained is what is e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from squidkeeper.policy.model import Action, Credential, Match, Rewrite, Rule
@@ -16,8 +15,7 @@ from squidkeeper.url import DEFAULT_PORTS, Host, ReadPath
 Entry = Rule | Rewrite | Credential
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
     """What is known of a request without its URL. `method` is None for the CONNECT of a tunnel: any may follow."""
 
     clients: frozenset[str]

@@ -37,10 +37,10 @@ class HostIndex:
             key.startswith((HostForm.LABEL, HostForm.UNDER)) for key in self._by_key
         )
 
-    def positions(self, host: Host) -> list[int]:
+    def positions(self, host: Host) -> tuple[int, ...]:
         """List, in the policy's order, the positions of the entries whose `hosts` and `lists` hold for a host."""
         if self._is_empty:
-            return []
+            return ()
         keys, by_key = host_keys(host, wildcards=self._has_wildcards), self._by_key
         found = {position for key in keys if key in by_key for position in by_key[key]}
         if host.address is not None:
@@ -48,7 +48,7 @@ class HostIndex:
         for name, positions in self._by_list.items():
             if self._lists[name].holds(host, keys):
                 found.update(positions)
-        return sorted(found)
+        return tuple(sorted(found))
 
     def _add(self, position: int, match: Match) -> None:
         if match.hosts is None and match.lists is None:

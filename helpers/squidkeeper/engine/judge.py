@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from squidkeeper.engine.decision import Decision, Rewritten, deny
 from squidkeeper.engine.fields import Asked, Facts, covers_default_port, holds_for_host, holds_for_url
 from squidkeeper.engine.index import HostIndex
+from squidkeeper.engine.kept import Kept
 from squidkeeper.engine.query import CONNECT, Query
 from squidkeeper.engine.target import target_url
 from squidkeeper.errors import InvalidUrl
@@ -19,6 +20,7 @@ from squidkeeper.url import (
     Host,
     ReadPath,
     Url,
+    bracketed,
     check_scheme,
     format_authority,
     parse_address,
@@ -31,21 +33,40 @@ from squidkeeper.url import (
 
 Paths = tuple[ReadPath, ...]
 EntryT = TypeVar("EntryT", Rule, Rewrite, Credential)
+_KEPT_BYTES_AT_MOST, _KEPT_BYTES, _KEPT_ENTRY_BYTES = 4 * 1024 * 1024, 1_000, 400
 _SHOWN = 200  # characters of a path, on a page
 _UNREWRITTEN = deny("policy-unavailable", "The rewriter did not answer for a request that it has to rewrite.")
 _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """All that can be known without the URL: the facts, and the entries that hold as far as that goes, in order."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Entries:
+    """The entries that hold as far as can be known without the URL, in order: the same for many hosts.
 
-    facts: Facts
+    `rule_positions` are those of all rules for the host, whatever else they ask for, and `lapses` the times at which
+    one of those lapses. What was decided by these entries is kept beside them: a verdict for each rule, and what is
+    said at host scope from one of these times to the next.
+    """
+
     rules: tuple[Rule, ...]
     rewrites: tuple[Rewrite, ...]
     credentials: tuple[Credential, ...]
-    rule_positions: list[int] = field(compare=False)  # of all rules for the host, whatever else they ask for
-    verdicts: dict[str | None, Decision] = field(default_factory=dict, compare=False)  # made once for each rule
+    rule_positions: tuple[int, ...]
+    lapses: tuple[datetime, ...]
+    verdicts: dict[str | None, Decision] = field(default_factory=dict)
+    at_host: dict[int, Decision] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        """How many they are."""
+        return len(self.rules) + len(self.rewrites) + len(self.credentials)
+
+
+class Scope(NamedTuple):
+    """All that can be known without the URL."""
+
+    facts: Facts
+    entries: Entries
 
 
 class Outcome(NamedTuple):
@@ -57,13 +78,15 @@ class Outcome(NamedTuple):
 
 
 class Judge:
-    """Decides by one policy. Pure and without state: the same query at the same time has the same answer."""
+    """Decides by one policy. The same query at the same time has the same answer: what is kept only saves work."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.rules = HostIndex(policy.rules, policy.lists)
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
         self.credentials = HostIndex(policy.credentials, policy.lists)
+        self._clients: Kept[tuple[str | None, str | None], frozenset[str]] = Kept(_KEPT_BYTES_AT_MOST)
+        self._entries: Kept[tuple[object, ...], Entries] = Kept(_KEPT_BYTES_AT_MOST)
 
     def decide(self, query: Query, at: datetime) -> Decision:
         """Decide a query: for its URL, or without one, as far as that goes for every URL of the host."""
@@ -82,15 +105,12 @@ class Judge:
 
     def decide_host(self, scope: Scope, at: datetime) -> Decision:
         """Decide as far as it goes for every URL of the scope's host."""
-        decision = self._connect(scope, at) if scope.facts.method is None else self._any_url(scope, at)
-        if not decision.allowed:
-            return decision
-        return replace(
-            decision,
-            may_rewrite=bool(scope.rewrites),
-            may_inject=bool(scope.credentials),
-            whole=scope.facts.method == "GET" and self._is_whole(scope, at),
-        )
+        if scope.facts.host.address is not None:  # it can be private
+            return self._decide_host(scope, at)
+        known, span = scope.entries.at_host, bisect_right(scope.entries.lapses, at)
+        if span not in known:
+            known[span] = self._decide_host(scope, at)
+        return known[span]
 
     def decide_url(self, scope: Scope, text: str, at: datetime) -> Decision:
         """Decide for one URL: the outcome that every reading of its path leads to."""
@@ -119,7 +139,7 @@ class Judge:
             return decision if decision.rewritten is None else _UNREWRITTEN
         try:
             url = parse_url(final_url)
-            facts = replace(self._facts(query), scheme=url.scheme, host=url.host, port=url.port)
+            facts = self._facts(query)._replace(scheme=url.scheme, host=url.host, port=url.port)
             return self._granted(decision, facts, url)
         except InvalidUrl as error:
             return deny("invalid-request", f"Not a URL that can be fetched: {error}.")
@@ -129,35 +149,56 @@ class Judge:
             raise InvalidUrl("the method TRACE returns a request's headers to whoever asks")
         is_connect = query.method == CONNECT
         return Facts(
-            clients=self._clients_of(query),
-            method=None if is_connect else query.method,
-            scheme="https" if is_connect else check_scheme((query.scheme or "").lower()),
-            host=parse_host(query.host),
-            port=parse_port(query.port),
+            self._clients_of(query),
+            None if is_connect else query.method,
+            "https" if is_connect else check_scheme((query.scheme or "").lower()),
+            parse_host(query.host),
+            parse_port(query.port),
         )
 
     def _clients_of(self, query: Query) -> frozenset[str]:
-        address = _address(query.client) if query.client else None
-        return frozenset(client.name for client in self.policy.clients if client.matches(address, query.user))
+        key = (query.client, query.user)
+        known = self._clients.get(key)
+        if known is None:
+            address = parse_address(query.client) if query.client else None
+            known = frozenset(client.name for client in self.policy.clients if client.matches(address, query.user))
+            self._clients.keep(key, known, _kept_bytes(query.user, len(known)))
+        return known
 
     def _scope(self, facts: Facts) -> Scope:
-        policy, host = self.policy, facts.host
-        positions = self.rules.positions(host)
-        return Scope(
-            facts,
-            tuple(_holding(policy.rules, positions, facts)),
-            tuple(_holding(policy.rewrites, self.rewrites.positions(host), facts)),
-            self._injectable(facts),
-            positions,
+        """Find the entries; they depend on the host only by their positions, so most hosts have some that are known."""
+        rules, rewrites = self.rules.positions(facts.host), self.rewrites.positions(facts.host)
+        credentials = self.credentials.positions(facts.host)
+        key = (facts.clients, facts.method, facts.scheme, facts.port, rules, rewrites, credentials)
+        known = self._entries.get(key)
+        if known is None:
+            policy = self.policy
+            known = Entries(
+                tuple(_holding(policy.rules, rules, facts)),
+                tuple(_holding(policy.rewrites, rewrites, facts)),
+                self._injectable(facts, credentials),
+                rules,
+                tuple(sorted(filter(None, (policy.rules[position].expires for position in rules)))),
+            )
+            self._entries.keep(key, known, _kept_bytes(facts.method, len(rules) + len(rewrites) + len(credentials)))
+        return Scope(facts, known)
+
+    def _injectable(self, facts: Facts, positions: tuple[int, ...]) -> tuple[Credential, ...]:
+        return tuple(_holding(self.policy.credentials, positions, facts)) if injects(facts) else ()
+
+    def _decide_host(self, scope: Scope, at: datetime) -> Decision:
+        decision = self._connect(scope, at) if scope.facts.method is None else self._any_url(scope, at)
+        if not decision.allowed:
+            return decision
+        return replace(
+            decision,
+            may_rewrite=bool(scope.entries.rewrites),
+            may_inject=bool(scope.entries.credentials),
+            whole=scope.facts.method == "GET" and self._is_whole(scope, at),
         )
 
-    def _injectable(self, facts: Facts) -> tuple[Credential, ...]:
-        if not injects(facts):
-            return ()
-        return tuple(_holding(self.policy.credentials, self.credentials.positions(facts.host), facts))
-
     def _any_url(self, scope: Scope, at: datetime) -> Decision:
-        rule = next(_in_force(scope.rules, at), None)
+        rule = next(_in_force(scope.entries.rules, at), None)
         if rule is None or rule.match.any_url:
             return self._verdict(scope, rule)
         return Decision(
@@ -168,7 +209,7 @@ class Judge:
         """Decide a tunnel: the first certain rule, unless an allow that is not certain comes before it."""
         able: list[Rule] = []  # the allows that an inner request could meet
         last: Rule | None = None
-        for last in _in_force(scope.rules, at):
+        for last in _in_force(scope.entries.rules, at):
             if last.action is Action.ALLOW:
                 able.append(last)
             if last.certain:
@@ -180,8 +221,8 @@ class Judge:
 
     def _is_whole(self, scope: Scope, at: datetime) -> bool:
         """Tell whether the first rule for the host, whatever the method, allows all of it."""
-        policy, any_method = self.policy, replace(scope.facts, method=None)
-        rules = _in_force(_holding(policy.rules, scope.rule_positions, any_method), at)
+        policy, any_method = self.policy, scope.facts._replace(method=None)
+        rules = _in_force(_holding(policy.rules, scope.entries.rule_positions, any_method), at)
         rule = next(rules, None)
         if rule is None:
             return policy.default_action is Action.ALLOW
@@ -201,9 +242,10 @@ class Judge:
         return self._rewritten(decision, outcome.rewrite, scope.facts, url, paths[0])
 
     def _outcome(self, scope: Scope, asked: Asked, at: datetime) -> Outcome:
-        rule = _first(_in_force(scope.rules, at), asked)
-        rewrite = _first(scope.rewrites, asked) if scope.rewrites else None
-        return Outcome(rule, rewrite, _chosen(scope.credentials, asked) if scope.credentials and not rewrite else ())
+        rules, rewrites, credentials = scope.entries.rules, scope.entries.rewrites, scope.entries.credentials
+        rule = _first(_in_force(rules, at), asked)
+        rewrite = _first(rewrites, asked) if rewrites else None
+        return Outcome(rule, rewrite, _chosen(credentials, asked) if credentials and not rewrite else ())
 
     def _consequences(self, scope: Scope, outcome: Outcome) -> object:
         """Reduce an outcome to what must be the same for every reading; that the same rule decided is not needed."""
@@ -222,24 +264,23 @@ class Judge:
         if target.host.private and not rewrite.private:
             return _private(target.host, f"the rewrite {rewrite.name}")
         decision = replace(decision, private=rewrite.private, rewritten=Rewritten(rewrite, target))
-        return self._granted(decision, replace(facts, scheme=target.scheme, host=target.host, port=target.port), target)
+        return self._granted(decision, facts._replace(scheme=target.scheme, host=target.host, port=target.port), target)
 
     def _granted(self, decision: Decision, facts: Facts, url: Url) -> Decision:
         """Add the credentials for the URL that is fetched; an ambiguous path denies."""
         paths = readings(url.path)
-        candidates = self._injectable(facts)
+        candidates = self._injectable(facts, self.credentials.positions(facts.host))
         granted = [_chosen(candidates, Asked(path, url.query)) for path in paths]
         if any(one != granted[0] for one in granted):
             return _ambiguous(paths)
         return replace(decision, credentials=granted[0])
 
     def _verdict(self, scope: Scope, rule: Rule | None) -> Decision:
-        name = rule.name if rule else None
-        known = scope.verdicts.get(name)
+        name, verdicts = rule.name if rule else None, scope.entries.verdicts
+        known = verdicts.get(name)
         if known is None:
-            decision = self._by_rule(rule, scope.facts, private=False)
-            known = scope.verdicts[name] = _checked_private(decision, scope.facts.host)
-        return known
+            known = verdicts[name] = self._by_rule(rule, scope.facts, private=False)
+        return _checked_private(known, scope.facts.host)
 
     def _by_rule(self, rule: Rule | None, facts: Facts, *, private: bool) -> Decision:
         if rule is None:
@@ -255,7 +296,9 @@ class Judge:
         return Decision(Action.ALLOW, "default")
 
 
-_address = lru_cache(maxsize=1024)(parse_address)  # few clients ask for many hosts
+def _kept_bytes(asked: str | None, entries: int) -> int:
+    """Estimate what is kept of a request; a decision can be kept with each entry."""
+    return _KEPT_BYTES + 4 * len(asked or "") + _KEPT_ENTRY_BYTES * entries
 
 
 def injects(facts: Facts) -> bool:
@@ -270,9 +313,9 @@ def check_tunnel(query: Query, facts: Facts) -> Decision | None:
     if query.tunnel is None:
         return deny("invalid-request", "An https URL needs a CONNECT first.") if facts.scheme == "https" else None
     asked = format_authority(facts.host, facts.port)
-    if _authority(query.tunnel) != (facts.host, facts.port):
+    if query.tunnel != asked and _authority(query.tunnel) != (facts.host, facts.port):
         return deny("authority-mismatch", f"The tunnel was opened to {query.tunnel}, the request in it is for {asked}.")
-    if query.sni is not None and _host(query.sni) != facts.host:
+    if query.sni is not None and query.sni != bracketed(facts.host) and _host(query.sni) != facts.host:
         return deny("authority-mismatch", f"The TLS server name is {query.sni!r}, the request in it is for {asked}.")
     if facts.scheme != "https":
         return deny("invalid-request", "A request inside a tunnel has to be https.")
@@ -285,7 +328,7 @@ def check_same_place(url: Url, facts: Facts) -> None:
         raise InvalidUrl(f"the URL is not of {facts.scheme}://{format_authority(facts.host, facts.port)}")
 
 
-def _holding(entries: tuple[EntryT, ...], positions: list[int], facts: Facts) -> Iterator[EntryT]:
+def _holding(entries: tuple[EntryT, ...], positions: tuple[int, ...], facts: Facts) -> Iterator[EntryT]:
     return (entries[position] for position in positions if holds_for_host(entries[position], facts))
 
 
@@ -307,7 +350,7 @@ def _chosen(credentials: Iterable[Credential], asked: Asked) -> tuple[Credential
 
 
 def _checked_private(decision: Decision, host: Host) -> Decision:
-    if decision.allowed and host.private and not decision.private:
+    if host.private and decision.allowed and not decision.private:
         return _private(host, f"the rule {decision.rule}")
     return decision
 

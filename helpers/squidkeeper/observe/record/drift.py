@@ -9,7 +9,6 @@ is no business of this module, whatever for.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -58,16 +57,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A judge, who asks it for which host how, and what it says so far.
-
-    `boundaries` are the times at which that changes, as rules lapse, and `at_host` what it says between them.
-    """
+    """A judge, and who asks it for which host how; `boundaries` are the times at which the answer can change."""
 
     judge: Judge
     query: Query
     scope: Scope | Decision
     boundaries: tuple[datetime, ...]
-    at_host: dict[int, Decision]
     settled: bool  # allowed for every URL, at any time
 
 
@@ -208,11 +203,11 @@ def _place(judge: Judge, record: Record, origin: str) -> _Place:
     query = _query(record, origin)
     scope = judge.scope(query)
     if isinstance(scope, Decision):
-        return _Place(judge, query, scope, (), {}, settled=False)
-    boundaries = tuple(sorted({rule.expires for rule in scope.rules if rule.expires}))
+        return _Place(judge, query, scope, (), settled=False)
+    boundaries = scope.entries.lapses
     decision = judge.decide_host(scope, _ANY_TIME)
     settled = decision.allowed and not boundaries and not _is_url_asked(decision, scope)
-    return _Place(judge, query, scope, boundaries, {len(boundaries): decision}, settled)
+    return _Place(judge, query, scope, boundaries, settled)
 
 
 def _query(record: Record, origin: str) -> Query:
@@ -233,14 +228,6 @@ def _query(record: Record, origin: str) -> Query:
 
 def _token(value: str) -> str | None:
     return None if value == NONE else unquote(value, errors="surrogateescape")
-
-
-def _at_host(place: _Place, scope: Scope, at: datetime) -> Decision:
-    span = bisect_right(place.boundaries, at)
-    decision = place.at_host.get(span)
-    if decision is None:
-        decision = place.at_host[span] = place.judge.decide_host(scope, at)
-    return decision
 
 
 def _is_url_asked(decision: Decision, scope: Scope, url: str = "") -> bool:
@@ -266,11 +253,11 @@ def _decide(place: _Place, record: Record, url: str, at: datetime) -> Decision:
     judge, scope = place.judge, place.scope
     if isinstance(scope, Decision):
         return scope
-    decision = _at_host(place, scope, at)
+    decision = judge.decide_host(scope, at)
     if not decision.allowed or not (_is_url_asked(decision, scope, url) or record.credential != NONE):
         return decision
-    if scope.rewrites or scope.credentials or record.credential != NONE:
-        return judge.decide_fetched(replace(place.query, url=url), _token(record.fetched), at)
+    if scope.entries.rewrites or scope.entries.credentials or record.credential != NONE:
+        return judge.decide_fetched(place.query._replace(url=url), _token(record.fetched), at)
     return judge.decide_url(scope, url, at)
 
 
