@@ -126,6 +126,10 @@ class Gateway:
         """Let Squid read its configuration again, as `squid -k reconfigure` does."""
         run("squid", "-k", "reconfigure", *self._which())
 
+    def rotate(self) -> None:
+        """Let Squid open its logs anew, after whoever rotates them has renamed them."""
+        run("squid", "-k", "rotate", *self._which())
+
     @property
     def pid(self) -> int:
         """The process that serves: the master's child."""

@@ -76,6 +76,11 @@ class Exporter:
         if self._process and self._process.poll() is None:
             self.end(signal.SIGKILL)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def health(self) -> tuple[int, dict[str, str]]:
         """The status of /healthz, and what is wrong by its account."""
         answer = fetch(self.port, "/healthz")

@@ -150,7 +150,7 @@ def rotate(gateway: Gateway) -> None:
         run("gzip", older)
         older.with_name("access.log.1.gz").rename(older.with_name("access.log.2.gz"))
     log.rename(older)
-    run("squid", "-k", "rotate", *gateway._which())
+    gateway.rotate()
     wait_for(log.exists, "a new access log")
 
 

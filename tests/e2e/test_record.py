@@ -23,7 +23,7 @@ from squidkeeper.observe.record.line import NONE, Record, parse_record
 from squidkeeper.observe.record.logs import read_blocks, rotated
 
 from .gateway import Gateway, NewGateway
-from .network import run, wait_for
+from .network import wait_for
 from .raw import Raw
 
 REQUESTS = int(os.environ.get("SQUIDKEEPER_HOSTILE_REQUESTS", "2000"))
@@ -147,7 +147,7 @@ def rotate(gateway: Gateway) -> None:
     """As Debian's logrotate does: rename, and tell Squid."""
     log = gateway.root / "log/access.log"
     log.rename(log.with_name("access.log.1"))
-    run("squid", "-k", "rotate", *gateway._which())
+    gateway.rotate()
 
 
 @contextmanager

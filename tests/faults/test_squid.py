@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.gateway import Gateway, NewGateway
-from tests.e2e.network import run, wait_for
+from tests.e2e.network import wait_for
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
 
@@ -18,10 +18,6 @@ from .expect import POLICY, Fault, answers, metric, under_load
 
 SQUIDS_OWN = "Squid may fail an assertion of its own when a helper ends"
 RESTART = Fault(denied="what helpers had been asked", lost="Squid ends its connections", failed="Squid is about to end")
-
-
-def rotate(gateway: Gateway) -> None:
-    run("squid", "-k", "rotate", *gateway._which())
 
 
 def counted_once(gateway: Gateway, exporter: Exporter) -> None:
@@ -51,7 +47,7 @@ def test_the_log_rotated(gateway: Gateway, exporter: Exporter, origins: Origins)
             for old, new in (("access.log.1", "access.log.2"), ("access.log", "access.log.1")):
                 with suppress(FileNotFoundError):
                     log.with_name(old).rename(log.with_name(new))
-            rotate(gateway)
+            gateway.rotate()
             wait_for(log.exists, "the new log")
             load.at_least(30)
     counted_once(gateway, exporter)
@@ -69,7 +65,7 @@ def test_the_log_removed(gateway: Gateway, exporter: Exporter, origins: Origins)
         wait_for(lambda: metric(exporter, "squidkeeper_requests_total") > before, "requests counted that have no file")
         assert metric(exporter, "squidkeeper_record_readable") == 0
         assert exporter.health()[0] == 503
-        rotate(gateway)
+        gateway.rotate()
         wait_for(log.exists, "the new log")
         load.at_least(30)
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
