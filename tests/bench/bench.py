@@ -3,12 +3,16 @@
 
     sudo tests/bench/bench.py [--rounds 5] [--seconds 4] [--mitmdump PROGRAM] [--json FILE]
 
-Plain HTTP, every URL unique, 32 connections; origin (nginx), Squid and load (wrk) on this machine, in a network
-namespace of their own. All variants run in turn, round after round, each round beginning with another one; a ratio is
-taken within each round, and its median and spread over the rounds are what counts. "cpu" is the processor time of the
-proxy's process for each request, its helpers left out, which other work on the machine touches less. Needs nginx, wrk,
-gcc, iproute2 and what install.sh installs; squidGuard and mitmproxy (`pip install mitmproxy` in an environment of its
-own) are left out where they are not there.
+Every URL is unique; origin (nginx), Squid and load are on this machine, in a network namespace of their own. The load
+is one of three: "http" (plain, wrk, 32 connections), or bumped https by tunnels.py, "kept-alive" (all requests of a
+client in one tunnel) or "fresh" (each in one of its own); those clients take more of the processor than Squid does.
+
+Before it is measured, a request of each variant shows that the origin sees what it is to see. All run in turn, round
+after round, each round beginning with another one; a ratio is taken within each round, and its median and spread over
+the rounds are what counts. "cpu" is the processor time of the proxy's process for each request, "helpers" that of its
+helpers; other work on the machine touches both less than the rate. Needs nginx, wrk, openssl, iproute2 and what
+install.sh installs; what needs gcc, squidGuard or mitmproxy (`pip install mitmproxy` in an environment of its own) is
+left out where they are not there, which is said.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +38,7 @@ TOP = HERE.parent.parent
 ORIGIN = "203.0.113.10"  # public by the policy language, and on the namespace's own loopback interface
 CONNECTIONS = 32
 LISTEN = "203.0.113.20"  # clients come from it too: none is "localhost", as none is on a gateway
+HTTP, KEPT_ALIVE, FRESH = "http", "kept-alive", "fresh"
 NAMESPACE = f"squidkeeper-bench-{os.getpid()}"
 INSIDE = ("ip", "netns", "exec", NAMESPACE)
 
@@ -53,7 +58,24 @@ cache_log {root}/log/cache.log
 pid_filename {root}/run/squid.pid
 hosts_file {root}/etc/hosts
 pinger_enable off
+{trust}
 {more}
+"""
+TRUST = "tls_outgoing_options cafile={folder}/origin.crt"
+NGINX = """
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr crit;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off; keepalive_requests 1000000;
+    server {{
+        listen {origin}:80; listen {origin}:443 ssl;
+        ssl_certificate {folder}/origin.crt; ssl_certificate_key {folder}/origin.key;
+        location / {{
+            add_header Cache-Control no-store;
+            return 200 "$request_uri hello\\n";
+        }}
+    }}
+}}
 """
 SQUIDGUARD = """
 url_rewrite_program /usr/bin/squidGuard -c {root}/etc/squidGuard.conf
@@ -82,36 +104,58 @@ class Variant:
     """A Squid to measure: its name and what is changed in the gateway's configuration, as (pattern, replacement)."""
 
     name: str
+    loads: tuple[str, ...] = (HTTP,)
     policy: str = "policy.yaml"
     changes: tuple[tuple[str, str], ...] = ()
     plain: bool = False
     more: str = ""  # for the walkthrough's own configuration
     program: str = ""  # that has to be there
+    origin_sees: str = "/a/0"  # of a request for that path: the path
+
+
+@dataclass(frozen=True)
+class Running:
+    """A proxy that runs, under one of its loads."""
+
+    name: str
+    load: str
+    port: int
+    process: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.load}: {self.name}"
 
 
 NATIVE = (
     (r"(?m)^acl sk_judged_by_host external .*$", "acl sk_judged_by_host dstdomain bench.example"),
     (r"(?ms)^external_acl_type sk_host .*?\n\n", ""),
 )
-NOOP_REQUEST = ((r"\S+/bin/squidkeeper acl --scope request", "{noop} acl --scope request"),)
+COMMAND = r"\S+/bin/squidkeeper {helper}\b.*\n.*--state \S+"  # which goes on in a second line
+NOOP_REQUEST = ((COMMAND.format(helper="acl --scope request"), "{noop}"),)
+MITMPROXY = "mitmproxy"
 VARIANTS = (
-    Variant("walkthrough", plain=True),
+    Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH), plain=True),
     Variant("native dstdomain", changes=NATIVE),
-    Variant("host scope"),
-    Variant("C no-op, request", "policy-request.yaml", NOOP_REQUEST),
-    Variant("request scope", "policy-request.yaml"),
+    Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
+    Variant("C no-op, request", (HTTP, KEPT_ALIVE), "policy-request.yaml", NOOP_REQUEST, program="gcc"),
+    Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), "policy-request.yaml"),
     Variant("squidGuard", plain=True, more=SQUIDGUARD, program="squidGuard"),
 )
-MITMPROXY = "mitmproxy"
 RATIOS = (
-    ("host scope", "native dstdomain"),
-    ("host scope", "walkthrough"),
-    ("request scope", "C no-op, request"),
-    ("request scope", "walkthrough"),
-    ("host scope", "squidGuard"),
-    ("request scope", "squidGuard"),
-    ("host scope", MITMPROXY),
-    ("request scope", MITMPROXY),
+    (HTTP, "host scope", "native dstdomain"),
+    (HTTP, "host scope", "walkthrough"),
+    (HTTP, "request scope", "C no-op, request"),
+    (HTTP, "request scope", "walkthrough"),
+    (HTTP, "host scope", "squidGuard"),
+    (HTTP, "request scope", "squidGuard"),
+    (HTTP, "host scope", MITMPROXY),
+    (HTTP, "request scope", MITMPROXY),
+    (KEPT_ALIVE, "host scope", "walkthrough"),
+    (KEPT_ALIVE, "request scope", "C no-op, request"),
+    (KEPT_ALIVE, "request scope", "walkthrough"),
+    (FRESH, "host scope", "walkthrough"),
+    (FRESH, "request scope", "walkthrough"),
 )
 
 
@@ -131,8 +175,8 @@ def main() -> None:
 
 def measure(rounds: int, seconds: int, mitmdump: Path | None) -> Figures:
     """Measure every variant in each round."""
-    variants = [variant for variant in VARIANTS if not variant.program or shutil.which(variant.program)]
-    running: dict[str, tuple[int, int]] = {}  # the port and the process of each
+    variants = [variant for variant in VARIANTS if is_possible(variant)]
+    running: list[Running] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="squidkeeper-bench-")))
         folder.chmod(0o755)
@@ -140,27 +184,49 @@ def measure(rounds: int, seconds: int, mitmdump: Path | None) -> Figures:
         stack.enter_context(namespace())
         stack.enter_context(origin(folder))
         for port, variant in enumerate(variants, 4200):
-            running[variant.name] = port, stack.enter_context(squid(variant, folder, installed, port))
+            process = stack.enter_context(squid(variant, folder, installed, port))
+            running += (Running(variant.name, load, port, process) for load in variant.loads)
         if mitmdump:
-            running[MITMPROXY] = 4250, stack.enter_context(mitmproxy(mitmdump, folder, 4250))
-        return rounds_of(running, rounds, seconds)
+            running.append(Running(MITMPROXY, HTTP, 4250, stack.enter_context(mitmproxy(mitmdump, folder, 4250))))
+        else:
+            print(f"{MITMPROXY} is left out: no --mitmdump", file=sys.stderr)
+        return rounds_of(running, rounds, seconds, folder)
 
 
-def rounds_of(running: dict[str, tuple[int, int]], rounds: int, seconds: int) -> Figures:
+def is_possible(variant: Variant) -> bool:
+    """Tell whether a variant's program is there, and say so where it is not."""
+    if not variant.program or shutil.which(variant.program):
+        return True
+    print(f"{variant.name} is left out: no {variant.program}", file=sys.stderr)
+    return False
+
+
+def rounds_of(running: list[Running], rounds: int, seconds: int, folder: Path) -> Figures:
     """Load all in turn, round after round."""
-    figures: Figures = {name: [] for name in running}
-    names = list(running)
+    figures: Figures = {one.title: [] for one in running}
     for number in range(rounds + 1):  # the first warms up and does not count
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            port, process = running[name]
-            before = processor_seconds(process)
-            per_second, requests = load(port, seconds)
-            cpu = (processor_seconds(process) - before) / requests * 1e6
+        for one in running[number % len(running) :] + running[: number % len(running)]:
+            found = figures_of(one, seconds, folder)
             if number:
-                figures[name].append({"per_second": per_second, "cpu_microseconds": cpu})
-            print(f"\rround {number}/{rounds} {name:<20} {per_second:8.0f}/s", end="", file=sys.stderr)
+                figures[one.title].append(found)
+            rate = found["per_second"]
+            print(f"\rround {number}/{rounds} {one.title:<32} {rate:8.0f}/s", end="", file=sys.stderr)
     print(file=sys.stderr)
     return figures
+
+
+def figures_of(one: Running, seconds: int, folder: Path) -> dict[str, float]:
+    """Load a proxy for some seconds."""
+    if one.load == HTTP:
+        before = spent(one.process)
+        rate, requests = load(one.port, seconds)
+    else:
+        with tunnels(one, seconds, folder) as answered:
+            before = spent(one.process)
+            requests = answered()
+        rate = requests / seconds
+    cpu, helpers = ((now - then) / requests * 1e6 for now, then in zip(spent(one.process), before, strict=True))
+    return {"per_second": rate, "cpu_microseconds": cpu, "helpers_microseconds": helpers}
 
 
 def install(folder: Path) -> Path:
@@ -184,14 +250,14 @@ def namespace() -> Iterator[None]:
 
 @contextmanager
 def origin(folder: Path) -> Iterator[None]:
-    """Serve a small answer on port 80 of the origin's address."""
+    """Serve a small answer on ports 80 and 443 of the origin's address, which says what has arrived."""
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=bench.example"
+    command += " -addext subjectAltName=DNS:bench.example -addext basicConstraints=CA:FALSE"
+    command += f" -keyout {folder}/origin.key -out {folder}/origin.crt"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    (folder / "origin.crt").chmod(0o644)
     config = folder / "nginx.conf"
-    config.write_text(
-        f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr crit;\n"
-        "events { worker_connections 1024; }\n"
-        f"http {{ access_log off; keepalive_requests 1000000; server {{ listen {ORIGIN}:80;"
-        ' location / { add_header Cache-Control no-store; return 200 "hello\\n"; } } }\n'
-    )
+    config.write_text(NGINX.format(folder=folder, origin=ORIGIN))
     with subprocess.Popen([*INSIDE, "nginx", "-c", str(config)]) as process:
         try:
             yield
@@ -204,12 +270,13 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
     """Run the installed gateway in a folder and on a port of its own, changed into the variant; gives its process."""
     root = folder / f"gateway-{port}"
     shutil.copytree(installed, root, symlinks=True, ignore=shutil.ignore_patterns("venv-*"))
+    shutil.copy(HERE / variant.policy, root / "etc/policy/policy.yaml")
     written = [root / name for name in ("state", "log", "run", "etc/ca/ca.key", "etc/policy")]
     subprocess.run(["chown", "-R", f"--reference={installed}/state", *written], check=True)
-    shutil.copy(HERE / variant.policy, root / "etc/policy/policy.yaml")
     (root / "etc/hosts").write_text(f"{ORIGIN} bench.example\n")
     with (root / "etc/local.conf").open("a") as local:
-        local.write(f"hosts_file {root}/etc/hosts\nhttp_port 127.0.0.1:{port}\n")  # the second: for the exporter
+        local.write(f"hosts_file {root}/etc/hosts\n{TRUST.format(folder=folder)}\n")
+        local.write(f"http_port 127.0.0.1:{port}\n")  # for the exporter
     for name in ("squid.conf", "squidkeeper.conf"):
         config = root / "etc" / name
         text = config.read_text().replace(f"{installed}/bin", "PROGRAM").replace(str(installed), str(root))
@@ -219,8 +286,9 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
     config = root / "etc/squid.conf"
     with subprocess.Popen([*INSIDE, "squid", "--foreground", "-n", f"bench{port}", "-f", str(config)]) as process:
         try:
-            wait_until_it_answers(port)
-            yield worker(process.pid)
+            for one in variant.loads:
+                wait_until_it_answers(port, one, variant.origin_sees, root / "etc/ca/ca.crt")
+            yield checked_worker(process.pid, variant)
         finally:
             process.send_signal(signal.SIGINT)  # at once, without waiting for connections
 
@@ -229,15 +297,19 @@ def change(root: Path, variant: Variant, folder: Path, port: int) -> None:
     """Change the configuration of a gateway into that of a variant."""
     fragment, config = root / "etc/squidkeeper.conf", root / "etc/squid.conf"
     text = fragment.read_text()
+    if variant.program == "gcc":
+        subprocess.run(["gcc", "-O2", "-o", folder / "noop", HERE / "noop.c"], check=True)
     for pattern, replacement in variant.changes:
-        text, count = re.subn(pattern, replacement.format(noop=noop(folder)), text)
+        text, count = re.subn(pattern, replacement.format(noop=folder / "noop"), text)
         if not count:
             raise SystemExit(f"{pattern} is nowhere in {fragment}")
     fragment.write_text(text)
     if variant.plain:
         certgen = re.findall(r"^sslcrtd_program (\S+)", config.read_text(), re.MULTILINE)
-        more = variant.more.format(root=root)
-        config.write_text(WALKTHROUGH.format(port=port, root=root, certgen=certgen[0], listen=LISTEN, more=more))
+        more, trust = variant.more.format(root=root), TRUST.format(folder=folder)
+        config.write_text(
+            WALKTHROUGH.format(port=port, root=root, certgen=certgen[0], listen=LISTEN, trust=trust, more=more)
+        )
         squidguard(root)
 
 
@@ -262,16 +334,29 @@ def mitmproxy(mitmdump: Path, folder: Path, port: int) -> Iterator[int]:
     wrapped = [*INSIDE, "unshare", "--mount", "sh", "-c", f'{mount} "$@"', "sh", *command[len(INSIDE) :]]
     with subprocess.Popen(wrapped) as process:
         try:
-            wait_until_it_answers(port)
+            wait_until_it_answers(port, HTTP, "/a/0")
             yield process.pid
         finally:
             process.terminate()
 
 
-def worker(master: int) -> int:
-    """Tell the process that serves, of a Squid's master."""
-    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return next(int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "squid\n")
+def checked_worker(master: int, variant: Variant) -> int:
+    """Tell the process that serves, of a Squid's master; one with a helper that does nothing has asked it."""
+    worker = next(child for child, name in children(master) if name == "squid")
+    if variant.program == "gcc" and "noop" not in (name for _, name in children(worker)):
+        raise SystemExit(f"{variant.name} has not asked its helper")
+    return worker
+
+
+def children(process: int) -> list[tuple[int, str]]:
+    """Tell the children of a process and their names."""
+    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [(int(child), Path(f"/proc/{child}/comm").read_text().strip()) for child in found]
+
+
+def spent(process: int) -> tuple[float, float]:
+    """Tell the processor time of a process, and of its children."""
+    return processor_seconds(process), sum(processor_seconds(child) for child, _ in children(process))
 
 
 def processor_seconds(process: int) -> float:
@@ -280,27 +365,21 @@ def processor_seconds(process: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-def noop(folder: Path) -> Path:
-    """Build the helper that does nothing."""
-    program = folder / "noop"
-    if not program.exists():
-        subprocess.run(["gcc", "-O2", "-o", str(program), str(HERE / "noop.c")], check=True)
-    return program
-
-
-def wait_until_it_answers(port: int) -> None:
-    """Wait until a request of the kind that is measured gets its 200."""
-    curl = [*INSIDE, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-x", f"http://{LISTEN}:{port}"]
+def wait_until_it_answers(port: int, load: str, origin_sees: str, ca: Path | None = None) -> None:
+    """Wait until a request of the kind that is measured gets its 200, and check what of it arrived at the origin."""
+    curl = [*INSIDE, "curl", "-s", "-w", "%{http_code}", "-x", f"http://{LISTEN}:{port}"]
+    curl += ["http://bench.example/a/0"] if load == HTTP else ["--cacert", str(ca), "https://bench.example/a/0"]
     for _ in range(100):
-        done = subprocess.run([*curl, "http://bench.example/a/0"], capture_output=True, text=True, check=False)
-        if done.stdout == "200":
-            return
+        answer = subprocess.run(curl, capture_output=True, text=True, check=False).stdout
+        if answer.endswith("\n200"):
+            break
         time.sleep(0.1)
-    raise SystemExit(f"the gateway on port {port} answers {done.stdout}, not 200")
+    if answer.split() != [*origin_sees.split(), "hello", "200"]:
+        raise SystemExit(f"the gateway on port {port} answers {answer!r}; the origin was to see {origin_sees!r}")
 
 
 def load(port: int, seconds: int) -> tuple[float, int]:
-    """Load a proxy; gives requests per second and their number. A failed request ends the benchmark."""
+    """Load a proxy over plain http; gives requests per second and their number. A failed request ends the benchmark."""
     script = ["-s", str(HERE / "urls.lua"), f"http://{LISTEN}:{port}"]
     command = [*INSIDE, "wrk", "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", *script]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -312,31 +391,58 @@ def load(port: int, seconds: int) -> tuple[float, int]:
     return float(rate[1]), int(number[1])
 
 
+@contextmanager
+def tunnels(one: Running, seconds: int, folder: Path) -> Iterator[Callable[[], int]]:
+    """Load a proxy over https; when the tunnels are open, gives what waits for the end and tells the requests."""
+    command = [*INSIDE, sys.executable, str(HERE / "tunnels.py"), LISTEN, str(one.port), one.load, str(seconds)]
+    command.append(str(folder / "installed/etc/ca/ca.crt"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        opened = process.stdout.readline()
+
+        def answered() -> int:
+            output, errors = process.communicate()
+            if errors or not opened:
+                raise SystemExit(f"requests failed on port {one.port}:\n{errors}")
+            requests, closed = map(int, output.split())
+            if closed:
+                print(f"\n{closed} tunnels were closed before a request, of {requests}", file=sys.stderr)
+            return requests
+
+        yield answered
+
+
 def table(figures: Figures) -> str:
     """Write the figures and the ratios, each as median and spread."""
-    lines = [f"{'variant':<42}{'median/s':>10}{'min':>10}{'max':>10}{'cpu us':>10}{'min':>10}{'max':>10}"]
+    lines = [_heading("variant", "median/s", "cpu us", "helpers us")]
     lines += (variant_line(name, rounds) for name, rounds in figures.items())
-    lines.append(f"\n{'ratio':<42}{'by rate':>10}{'min':>10}{'max':>10}{'by cpu':>10}{'min':>10}{'max':>10}")
-    lines += (ratio_line(ours, theirs, figures) for ours, theirs in RATIOS if theirs in figures)
+    lines.append("\n" + _heading("ratio", "by rate", "by cpu"))
+    lines += (
+        ratio_line(load, ours, theirs, figures) for load, ours, theirs in RATIOS if f"{load}: {theirs}" in figures
+    )
     return "\n".join(lines)
+
+
+def _heading(what: str, *columns: str) -> str:
+    return f"{what:<52}" + "".join(f"{column:>12}{'min':>8}{'max':>8}" for column in columns)
 
 
 def variant_line(name: str, rounds: list[dict[str, float]]) -> str:
     """Write a variant's requests per second, and the processor time of each."""
-    rates, cpu = (_spread([one[what] for one in rounds], "10.0f") for what in ("per_second", "cpu_microseconds"))
-    return f"{name:<42}{rates}{cpu}"
+    return f"{name:<52}" + "".join(_spread([one[what] for one in rounds], ".0f") for what in rounds[0])
 
 
-def ratio_line(ours: str, theirs: str, figures: Figures) -> str:
+def ratio_line(load: str, ours: str, theirs: str, figures: Figures) -> str:
     """Write how many times as fast ours is, by requests per second and by processor time."""
-    pairs = list(zip(figures[ours], figures[theirs], strict=True))
-    rates = _spread([one["per_second"] / other["per_second"] for one, other in pairs], "10.3f")
-    cpu = _spread([other["cpu_microseconds"] / one["cpu_microseconds"] for one, other in pairs], "10.3f")
-    return f"{f'{ours} / {theirs}':<42}{rates}{cpu}"
+    pairs = list(zip(figures[f"{load}: {ours}"], figures[f"{load}: {theirs}"], strict=True))
+    rates = _spread([one["per_second"] / other["per_second"] for one, other in pairs], ".3f")
+    cpu = _spread([other["cpu_microseconds"] / one["cpu_microseconds"] for one, other in pairs], ".3f")
+    return f"{f'{load}: {ours} / {theirs}':<52}{rates}{cpu}"
 
 
 def _spread(values: list[float], form: str) -> str:
-    return "".join(format(value, form) for value in (statistics.median(values), min(values), max(values)))
+    median, least, most = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
+    return f"{median:>12}{least:>8}{most:>8}"
 
 
 def machine() -> dict[str, str]:
