@@ -39,6 +39,7 @@ ORIGIN = "203.0.113.10"  # public by the policy language, and on the namespace's
 CONNECTIONS = 32
 LISTEN = "203.0.113.20"  # clients come from it too: none is "localhost", as none is on a gateway
 HTTP, KEPT_ALIVE, FRESH = "http", "kept-alive", "fresh"
+SECRET = "bench-secret"
 NAMESPACE = f"squidkeeper-bench-{os.getpid()}"
 INSIDE = ("ip", "netns", "exec", NAMESPACE)
 
@@ -72,7 +73,7 @@ http {{
         ssl_certificate {folder}/origin.crt; ssl_certificate_key {folder}/origin.key;
         location / {{
             add_header Cache-Control no-store;
-            return 200 "$request_uri hello\\n";
+            return 200 "$request_uri $http_authorization hello\\n";
         }}
     }}
 }}
@@ -110,7 +111,7 @@ class Variant:
     plain: bool = False
     more: str = ""  # for the walkthrough's own configuration
     program: str = ""  # that has to be there
-    origin_sees: str = "/a/0"  # of a request for that path: the path
+    origin_sees: str = "/a/0"  # of a request for that path: the path, and the credential
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ NATIVE = (
 )
 COMMAND = r"\S+/bin/squidkeeper {helper}\b.*\n.*--state \S+"  # which goes on in a second line
 NOOP_REQUEST = ((COMMAND.format(helper="acl --scope request"), "{noop}"),)
+NOOP_REWRITE = ((COMMAND.format(helper="rewrite"), "{noop} final_url_=http://bench.example/"),)
+NOOP_CREDENTIAL = ((COMMAND.format(helper="credential"), "{noop}"),)
 MITMPROXY = "mitmproxy"
 VARIANTS = (
     Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH), plain=True),
@@ -140,6 +143,10 @@ VARIANTS = (
     Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
     Variant("C no-op, request", (HTTP, KEPT_ALIVE), "policy-request.yaml", NOOP_REQUEST, program="gcc"),
     Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), "policy-request.yaml"),
+    Variant("C no-op, rewrites", (HTTP,), "policy-rewrite.yaml", NOOP_REWRITE, program="gcc"),
+    Variant("rewrites", (HTTP,), "policy-rewrite.yaml", origin_sees="/b/a/0"),
+    Variant("C no-op, injection", (KEPT_ALIVE,), "policy-inject.yaml", NOOP_CREDENTIAL, program="gcc"),
+    Variant("injection", (KEPT_ALIVE,), "policy-inject.yaml", origin_sees=f"/a/0 Bearer {SECRET}"),
     Variant("squidGuard", plain=True, more=SQUIDGUARD, program="squidGuard"),
 )
 RATIOS = (
@@ -147,6 +154,7 @@ RATIOS = (
     (HTTP, "host scope", "walkthrough"),
     (HTTP, "request scope", "C no-op, request"),
     (HTTP, "request scope", "walkthrough"),
+    (HTTP, "rewrites", "C no-op, rewrites"),
     (HTTP, "host scope", "squidGuard"),
     (HTTP, "request scope", "squidGuard"),
     (HTTP, "host scope", MITMPROXY),
@@ -154,6 +162,8 @@ RATIOS = (
     (KEPT_ALIVE, "host scope", "walkthrough"),
     (KEPT_ALIVE, "request scope", "C no-op, request"),
     (KEPT_ALIVE, "request scope", "walkthrough"),
+    (KEPT_ALIVE, "injection", "C no-op, injection"),
+    (KEPT_ALIVE, "injection", "walkthrough"),
     (FRESH, "host scope", "walkthrough"),
     (FRESH, "request scope", "walkthrough"),
 )
@@ -271,6 +281,8 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
     root = folder / f"gateway-{port}"
     shutil.copytree(installed, root, symlinks=True, ignore=shutil.ignore_patterns("venv-*"))
     shutil.copy(HERE / variant.policy, root / "etc/policy/policy.yaml")
+    (root / "etc/policy/key").write_text(f"{SECRET}\n")
+    (root / "etc/policy/key").chmod(0o600)
     written = [root / name for name in ("state", "log", "run", "etc/ca/ca.key", "etc/policy")]
     subprocess.run(["chown", "-R", f"--reference={installed}/state", *written], check=True)
     (root / "etc/hosts").write_text(f"{ORIGIN} bench.example\n")
