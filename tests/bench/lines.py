@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """The helpers alone, through real pipes, beside squidGuard on the same list and the same requests.
 
-    tests/bench/lines.py [--hosts 1000000] [--rules 10000] [--rounds 7] [--lines 20000] [--json FILE]
+    .venv/bin/python tests/bench/lines.py [--hosts 1000000] [--rules 10000] [--rounds 7] [--lines 20000] [--json FILE]
 
-Run by the Python of squidkeeper's environment. Sixteen lines are in flight, as with Squid. All take turns, round after
+.venv is the environment that tests/run makes. Sixteen lines are in flight, as with Squid. All take turns, round after
 round; a ratio is taken within each round, and its median and spread count. "cpu" is the processor time of the helper
 for each line, with all of its threads, which other work on the machine touches less than the lines per second.
 "fresh": no host was asked before, half of them are below a listed one. "zipf": the hosts of a busy network, the n-th of

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """What a list of a million hosts costs, in each format: to compile it once, to load it afterwards, and in a helper.
 
-    tests/bench/lists.py [--hosts 1000000] [--rounds 5] [--json FILE]
+    .venv/bin/python tests/bench/lists.py [--hosts 1000000] [--rounds 5] [--json FILE]
 
-Run by the Python of squidkeeper's environment. Medians of the rounds; "cpu" is user and system time of the process and
+.venv is the environment that tests/run makes. Medians of the rounds; "cpu" is user and system time of the process and
 its children, which other work on the machine touches less than the time on the clock.
 """
 

@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """How long an edit takes to be in force, and lookups while it is loaded: a million hosts, 10,000 rules, many edits.
 
-    tests/bench/reload.py [--hosts 1000000] [--rules 10000] [--edits 15] [--json FILE]
+    .venv/bin/python tests/bench/reload.py [--hosts 1000000] [--rules 10000] [--edits 15] [--json FILE]
 
-Run by the Python of squidkeeper's environment. A helper is asked line after line, a millisecond apart, and one rule
+.venv is the environment that tests/run makes. A helper is asked line after line, a millisecond apart, and one rule
 of its policy edited every few seconds. A lookup counts as one "during a reload" from the edit until it is in force and
 half a second longer; the others show what the machine itself does to a lookup at that time.
 """
