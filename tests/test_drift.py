@@ -1,11 +1,13 @@
 """The record held against the policy: what was served and should not have been, and nothing else."""
 
+import gc
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from weakref import ref
 
 import pytest
 
@@ -304,19 +306,23 @@ def kept_at(folder: Path, policy: str, loaded: datetime) -> str:
     return revision
 
 
-def test_only_so_many_revisions_are_held_in_memory(tmp_path: Path) -> None:
+def test_only_so_many_policies_are_held_in_memory(tmp_path: Path, record: Callable[..., Record]) -> None:
+    """Whatever is remembered of what was judged by them."""
     kept = KeptJudges(tmp_path / "revisions")
-    revisions = []
+    drift = Drift(kept)
+    judges = []
     for number in range(12):
-        write_policy(tmp_path / "policy", f"version: 1\ndefaults: {{reason: r{number}}}\n")
+        write_policy(tmp_path / "policy", POLICY.replace("rules:", f"defaults: {{reason: r{number}}}\nrules:"))
         sources = read_sources(tmp_path / "policy")
-        revisions.append(load_sources(sources, datetime.now(UTC)).judge.policy.revision)
-        keep(sources, revisions[-1], tmp_path / "revisions")
-    assert all(kept(revision) for revision in revisions)
-    assert list(kept._known) == revisions[-8:]
-    for number in range(100):
-        kept(f"{number:012x}")
-    assert len(kept._missing) <= 8
+        revision = load_sources(sources, datetime.now(UTC)).judge.policy.revision
+        keep(sources, revision, tmp_path / "revisions")
+        judge = kept(revision)
+        assert judge is not None
+        assert drift.check(record("https://open.example/", revision=revision)) is None
+        judges.append(ref(judge))
+    del judge
+    gc.collect()
+    assert [judge() is not None for judge in judges] == [False] * 8 + [True] * 4
 
 
 def write_policy(folder: Path, text: str) -> None:

@@ -57,9 +57,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A judge, and who asks it for which host how; `boundaries` are the times at which the answer can change."""
+    """Who asks for which host how; `boundaries` are the times at which the answer can change.
 
-    judge: Judge
+    It holds no judge: what is remembered of a policy that was replaced must not keep all of it in memory.
+    """
+
     query: Query
     scope: Scope | Decision
     boundaries: tuple[datetime, ...]
@@ -142,7 +144,7 @@ class Drift:
         place = self._place(judge, record)
         if place.settled and record.credential == NONE and not _is_unusual(record.url):
             return None
-        return self._judged(place, record)
+        return self._judged(judge, place, record)
 
     def _checked_by_newer(self, record: Record) -> Finding | None:
         """Judge by the revision that was in force, where the one that decided had been replaced."""
@@ -166,7 +168,7 @@ class Drift:
         known = self._clients.get(key)
         return self._clients.add(key, _clients_of(judge, record)) if known is None else known
 
-    def _judged(self, place: _Place, record: Record) -> Finding | None:
+    def _judged(self, judge: Judge, place: _Place, record: Record) -> Finding | None:
         """Judge by all that could have been true when a helper was asked; nothing is found where one of it allows."""
         try:
             moments = _moments(record) if place.boundaries else (_ANY_TIME,)
@@ -176,7 +178,7 @@ class Drift:
         found = None
         for url in _spellings(record.url):
             for at in moments:
-                finding = _finding(place, record, url, at)
+                finding = _finding(judge, place, record, url, at)
                 if finding is None:
                     return None
                 found = found or finding
@@ -203,11 +205,11 @@ def _place(judge: Judge, record: Record, origin: str) -> _Place:
     query = _query(record, origin)
     scope = judge.scope(query)
     if isinstance(scope, Decision):
-        return _Place(judge, query, scope, (), settled=False)
+        return _Place(query, scope, (), settled=False)
     boundaries = scope.entries.lapses
     decision = judge.decide_host(scope, _ANY_TIME)
     settled = decision.allowed and not boundaries and not _is_url_asked(decision, scope)
-    return _Place(judge, query, scope, boundaries, settled)
+    return _Place(query, scope, boundaries, settled)
 
 
 def _query(record: Record, origin: str) -> Query:
@@ -238,8 +240,8 @@ def _is_url_asked(decision: Decision, scope: Scope, url: str = "") -> bool:
     return decision.needs_url or decision.may_rewrite or may_inject or _is_unusual(url)
 
 
-def _finding(place: _Place, record: Record, url: str, at: datetime) -> Finding | None:
-    decision = _decide(place, record, url, at)
+def _finding(judge: Judge, place: _Place, record: Record, url: str, at: datetime) -> Finding | None:
+    decision = _decide(judge, place, record, url, at)
     if not decision.allowed:
         return Finding(Kind.ALLOWED, decision.rule, decision.reason or "")
     undue = set() if record.credential == NONE else set(unquote(record.credential).split(","))
@@ -249,8 +251,8 @@ def _finding(place: _Place, record: Record, url: str, at: datetime) -> Finding |
     return None
 
 
-def _decide(place: _Place, record: Record, url: str, at: datetime) -> Decision:
-    judge, scope = place.judge, place.scope
+def _decide(judge: Judge, place: _Place, record: Record, url: str, at: datetime) -> Decision:
+    scope = place.scope
     if isinstance(scope, Decision):
         return scope
     decision = judge.decide_host(scope, at)

@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from cachetools import LRUCache, TTLCache
+
 from squidkeeper.engine import Judge
 from squidkeeper.errors import PolicyError
 from squidkeeper.live import load_kept
@@ -16,7 +18,8 @@ from squidkeeper.observe.record.line import Record, moment_of, time_of
 from squidkeeper.policy.revisions import Kept, kept
 
 OUTDATED_AFTER: Final = timedelta(seconds=60)  # by when every helper has taken up an edit, long lists compiled
-_JUDGES_AT_MOST: Final = 8
+_JUDGES_AT_MOST: Final = 4  # a log names its revisions in turn; one of 10,000 rules takes 35 MB
+_MISSING_AT_MOST: Final = 1000
 _LOOK_AGAIN_SECONDS: Final = 2.0
 
 
@@ -29,8 +32,8 @@ class KeptJudges:
     def __init__(self, folder: Path, current: Callable[[], Judge | None] = lambda: None) -> None:
         self._folder = folder
         self._current = current
-        self._known: dict[str, Judge] = {}
-        self._missing: dict[str, float] = {}
+        self._known: LRUCache[str, Judge] = LRUCache(_JUDGES_AT_MOST)
+        self._missing: TTLCache[str, None] = TTLCache(_MISSING_AT_MOST, _LOOK_AGAIN_SECONDS, time.monotonic)
         self._kept: tuple[Kept, ...] = ()  # the oldest first
         self._outdated: dict[str, str] = {}  # each revision but the newest, and from when on it should decide nothing
         self._look_at = 0.0
@@ -41,7 +44,7 @@ class KeptJudges:
         if current is not None and current.policy.revision == revision:
             return current
         judge = self._known.get(revision)
-        if judge is None and time.monotonic() >= self._missing.get(revision, 0.0):
+        if judge is None and revision not in self._missing:
             judge = self._load(revision)
         return judge
 
@@ -69,12 +72,8 @@ class KeptJudges:
         try:
             judge = load_kept(self._folder, revision)
         except (OSError, PolicyError):
-            if len(self._missing) >= _JUDGES_AT_MOST:
-                self._missing.clear()
-            self._missing[revision] = time.monotonic() + _LOOK_AGAIN_SECONDS
+            self._missing[revision] = None
             return None
-        if len(self._known) >= _JUDGES_AT_MOST:
-            del self._known[next(iter(self._known))]  # the one loaded first; a log names its revisions in turn
         self._known[revision] = judge
         return judge
 
