@@ -218,11 +218,14 @@ def _change(tree: object, chance: random.Random) -> None:
         holder[into] = copy.deepcopy(example[at])
 
 
-def _places(tree: object) -> Iterator[tuple[Any, Any]]:
+def _places(tree: object, levels: int = 50) -> Iterator[tuple[Any, Any]]:
+    """List every place in a tree; by its anchors a YAML tree can hold itself, so only so many levels of it."""
+    if not levels:
+        return
     keys: Iterable[Any] = list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
     for key in keys:
         yield tree, key
-        yield from _places(tree[key])  # type: ignore[index] # it has keys, so it can be indexed
+        yield from _places(tree[key], levels - 1)  # type: ignore[index] # it has keys, so it can be indexed
 
 
 def _places_of_examples() -> list[tuple[Any, Any]]:
