@@ -10,6 +10,7 @@ import pytest
 
 from squidkeeper.engine import Decision, Query
 from squidkeeper.engine.explain import passed_over
+from squidkeeper.engine.judge import Scope
 from squidkeeper.engine.kept import Kept
 from squidkeeper.engine.query import query_of
 from squidkeeper.policy.hosts import parse_host_pattern
@@ -454,6 +455,16 @@ def test_no_path_leads_a_rewrite_out_of_where_it_points(asker: AskerFactory, ask
     assert said(asker(REWRITES)(f"GET {asked}")) == expected
 
 
+@pytest.mark.parametrize("path", ["../python-private/x", "..%2fpython-private/x", "%2e%2e/pythonic"])
+def test_no_path_leads_a_rewrite_beside_where_it_points(asker: AskerFactory, path: str) -> None:
+    ask = asker("""
+        defaults: {action: allow}
+        rewrites: [{name: away, hosts: [a.example], to: "https://registry.example/python{path}"}]
+    """)
+    assert ask("GET https://a.example/x/y").allowed
+    assert said(ask(f"GET https://a.example/{path}")) == "deny by invalid-request"
+
+
 def test_what_a_rewrite_may_reach_is_its_own_privilege(asker: AskerFactory) -> None:
     ask = asker(REWRITES)
     assert ask("GET https://a.by.example/x").private
@@ -536,3 +547,11 @@ def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_pat
         ("old", ("expires",)),
         ("asks", ("query",)),
     ]
+
+
+def test_a_rules_verdict_is_made_once_whoever_asks(tmp_path: Path) -> None:
+    """A client that makes up methods must not have one made, and kept, for each of them."""
+    judge = judge_of(tmp_path, "rules: [{name: closed, action: deny, hosts: [a.example], paths: [/x]}]")
+    scopes = [judge.scope(query_of(f"M{number}", "http://a.example/x")) for number in range(2)]
+    first, second = (judge.decide_url(scope, "http://a.example/x", NOW) for scope in scopes if isinstance(scope, Scope))
+    assert first is second

@@ -40,8 +40,10 @@ def _target_path(target: Target, values: Mapping[str, str]) -> str:
     filled = _fill(target.path, values)
     path = sent(filled if filled.startswith("/") else f"/{filled}")
     fixed = _PLACEHOLDER.split(target.path)[0]
+    # {path} begins with a slash: under /python is not beside it, in /python-private.
+    end = "/" if target.path.startswith(f"{fixed}{{path}}") and not fixed.endswith("/") else ""
     for reading in readings(path):
-        if not reading.path.startswith(read(reading.reading, fixed) if fixed else "/"):
+        if not f"{reading.path}{end}".startswith(f"{read(reading.reading, fixed)}{end}" if fixed else "/"):
             raise InvalidUrl(f"the path leads out of {fixed!r}, where the rewrite would send it")
     return path
 
