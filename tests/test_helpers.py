@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+import tracemalloc
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -607,3 +608,15 @@ def test_an_answer_that_was_given_stands_only_while_the_same_rules_are_in_force(
         said.append((reply.result, dict(reply.annotations)["rule_"]))
     open_, closed = (Result.OK, "brief"), (Result.ERR, "default")
     assert said == [open_, open_, closed, closed, open_, closed]
+
+
+def test_answers_that_are_kept_take_no_more_than_their_room(policy: Path) -> None:
+    """Each method or port that a client makes up has a reply of its own, with the policy's text in it."""
+    write_policy(policy, f"defaults: {{action: deny, reason: {'x' * 900}}}")
+    places = Places(load(policy, datetime.now(UTC)).judge)
+    tracemalloc.start()
+    for number in range(6000):
+        answer_host(places, place("a.example", method=f"M{number}").encode())
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 16_000_000

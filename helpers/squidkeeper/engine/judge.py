@@ -44,7 +44,7 @@ class Entries:
     """The entries that hold as far as can be known without the URL, in order: the same for many hosts.
 
     `rule_positions` are those of all rules for the host, whatever else they ask for, and `lapses` the times at which
-    one of those lapses. What was decided by these entries is kept beside them: a verdict for each rule, and what is
+    one of those lapses. What was decided by these entries is kept beside them: the verdict of the default, and what is
     said at host scope from one of these times to the next.
     """
 
@@ -87,6 +87,7 @@ class Judge:
         self.credentials = HostIndex(policy.credentials, policy.lists)
         self._clients: Kept[tuple[str | None, str | None], frozenset[str]] = Kept(_KEPT_BYTES_AT_MOST)
         self._entries: Kept[tuple[object, ...], Entries] = Kept(_KEPT_BYTES_AT_MOST)
+        self._verdicts: dict[str | None, Decision] = {}  # one for each rule at most, whoever asks
 
     def decide(self, query: Query, at: datetime) -> Decision:
         """Decide a query: for its URL, or without one, as far as that goes for every URL of the host."""
@@ -276,7 +277,7 @@ class Judge:
         return replace(decision, credentials=granted[0])
 
     def _verdict(self, scope: Scope, rule: Rule | None) -> Decision:
-        name, verdicts = rule.name if rule else None, scope.entries.verdicts
+        name, verdicts = rule.name if rule else None, self._verdicts if rule else scope.entries.verdicts
         known = verdicts.get(name)
         if known is None:
             known = verdicts[name] = self._by_rule(rule, scope.facts, private=False)

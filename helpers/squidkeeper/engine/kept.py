@@ -21,11 +21,12 @@ class Kept(dict[K, V]):
 
     def keep(self, key: K, value: V, size: int) -> None:
         """Keep a value that takes so many bytes, the key included; not one that is too large."""
+        if size > self._bytes_at_most:
+            return
         if self._bytes + size > self._bytes_at_most:
             self.forget()
-        if size <= self._bytes_at_most:
-            self[key] = value
-            self._bytes += size
+        self[key] = value
+        self._bytes += size
 
     def forget(self) -> None:
         """Forget everything."""

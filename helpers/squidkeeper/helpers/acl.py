@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
+from sys import getsizeof
 
 from squidkeeper.engine import Decision, Judge, Query, deny
 from squidkeeper.engine.judge import Scope
@@ -65,7 +66,7 @@ class HostAnswers:
     def __init__(self, policy: Policy) -> None:
         self._lapses = sorted(rule.expires for rule in policy.rules if rule.expires is not None)
         self._lapsed = 0
-        self._given: Kept[bytes, Reply] = Kept(_ANSWERS_BYTES)
+        self._given: Kept[bytes | int, Reply] = Kept(_ANSWERS_BYTES)  # by line, and each reply once by its id
 
     def find(self, request: bytes, at: datetime) -> Reply | None:
         """Find the answer that a line of Squid's has, if it was given before and stands."""
@@ -75,10 +76,13 @@ class HostAnswers:
             self._given.forget()
         return self._given.get(request)
 
-    def keep(self, request: bytes, reply: Reply, size: int) -> None:
+    def keep(self, request: bytes, reply: Reply) -> None:
         """Keep the answer that was given since the last `find`; long lines are not worth the room."""
-        if len(request) <= _KEPT_LINE_BYTES:
-            self._given.keep(request, reply, len(request) + size)
+        if len(request) > _KEPT_LINE_BYTES:
+            return
+        if id(reply) not in self._given:  # a client can make up methods and ports, each with a reply of its own
+            self._given.keep(id(reply), reply, _REPLY_BYTES + 2 * getsizeof(reply.message))
+        self._given.keep(request, reply, len(request) + _LINE_BYTES)
 
 
 def answer_host(places: Places | None, request: bytes) -> Reply:
@@ -96,10 +100,10 @@ def _judge_host(places: Places, request: bytes, at: datetime) -> Reply:
         return connect_reply(scope, HOST, places.revision, query)
     decision = places.judge.decide_host(scope, at)
     if query.method == CONNECT or scope.facts.host.address is not None:  # the answer can say for which host it is
-        reply, size = connect_reply(decision, HOST, places.revision, query), _LINE_BYTES + _REPLY_BYTES
+        reply = connect_reply(decision, HOST, places.revision, query)
     else:
-        reply, size = reply_for(decision, HOST, places.revision), _LINE_BYTES
-    places.answers.keep(request, reply, size)
+        reply = reply_for(decision, HOST, places.revision)
+    places.answers.keep(request, reply)
     return reply
 
 
