@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import textwrap
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,6 +17,10 @@ from squidkeeper.live import load
 
 settings.register_profile("shared machine", deadline=None)  # what is slow here may be somebody else's load
 settings.load_profile("shared machine")
+
+# Whoever starts the tests in the background may have them ignored, and so every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 Ask = Callable[..., Decision]
