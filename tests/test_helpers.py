@@ -615,7 +615,7 @@ def test_answers_that_are_kept_take_no_more_than_their_room(policy: Path) -> Non
     write_policy(policy, f"defaults: {{action: deny, reason: {'x' * 900}}}")
     places = Places(load(policy, datetime.now(UTC)).judge)
     tracemalloc.start()
-    for number in range(6000):
+    for number in range(15000):
         answer_host(places, place("a.example", method=f"M{number}").encode())
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
