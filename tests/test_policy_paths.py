@@ -121,3 +121,10 @@ def test_what_can_never_match_is_no_pattern(text: str) -> None:
 @pytest.mark.parametrize(("text", "everything"), [("/**", True), ("**", True), ("/*", False), ("/**/x", False)])
 def test_what_matches_every_path_is_known(text: str, everything: bool) -> None:
     assert parse_path_pattern(text).everything is everything
+
+
+def test_what_is_wrong_with_an_expression_is_one_line_whatever_it_holds() -> None:
+    with pytest.raises(PatternError) as raised:
+        parse_path_pattern("regex:/(?P<two\nlines\u2028")
+    assert str(raised.value).isprintable()
+    assert "invalid named capture group: (?P<two\\nlines\\u2028" in str(raised.value)

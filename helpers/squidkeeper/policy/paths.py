@@ -70,7 +70,8 @@ def _parse_regex(text: str) -> PathPattern:
 
 def _re2_message(error: re2.error) -> str:
     message = error.args[0] if error.args else "it does not compile"
-    return message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)  # it quotes what it was given
 
 
 def _check_readable(text: str, reading: Reading) -> None:
