@@ -44,8 +44,8 @@ class Entries:
     """The entries that hold as far as can be known without the URL, in order: the same for many hosts.
 
     `rule_positions` are those of all rules for the host, whatever else they ask for, and `lapses` the times at which
-    one of those lapses. What was decided by these entries is kept beside them: the verdict of the default, and what is
-    said at host scope from one of these times to the next.
+    one of those lapses. `default` is the verdict where no rule holds, and `at_host` keeps what is said at host scope
+    from one of these times to the next.
     """
 
     rules: tuple[Rule, ...]
@@ -53,7 +53,7 @@ class Entries:
     credentials: tuple[Credential, ...]
     rule_positions: tuple[int, ...]
     lapses: tuple[datetime, ...]
-    verdicts: dict[str | None, Decision] = field(default_factory=dict)
+    default: Decision
     at_host: dict[int, Decision] = field(default_factory=dict)
 
     @property
@@ -87,7 +87,7 @@ class Judge:
         self.credentials = HostIndex(policy.credentials, policy.lists)
         self._clients: Kept[tuple[str | None, str | None], frozenset[str]] = Kept(_KEPT_BYTES_AT_MOST)
         self._entries: Kept[tuple[object, ...], Entries] = Kept(_KEPT_BYTES_AT_MOST)
-        self._verdicts: dict[str | None, Decision] = {}  # one for each rule at most, whoever asks
+        self._verdicts: dict[str, Decision] = {}  # one for each rule at most, whoever asks
 
     def decide(self, query: Query, at: datetime) -> Decision:
         """Decide a query: for its URL, or without one, as far as that goes for every URL of the host."""
@@ -180,6 +180,7 @@ class Judge:
                 self._injectable(facts, credentials),
                 rules,
                 tuple(sorted(filter(None, (policy.rules[position].expires for position in rules)))),
+                self._default(facts),
             )
             self._entries.keep(key, known, _kept_bytes(facts.method, len(rules) + len(rewrites) + len(credentials)))
         return Scope(facts, known)
@@ -217,7 +218,8 @@ class Judge:
                 break
         else:
             last = None
-        decision = self._by_rule(able[0] if able else last, scope.facts, private=any(rule.private for rule in able))
+        rule = able[0] if able else last
+        decision = _by_rule(rule, private=any(one.private for one in able)) if rule else scope.entries.default
         return _checked_private(decision, scope.facts.host)
 
     def _is_whole(self, scope: Scope, at: datetime) -> bool:
@@ -277,17 +279,12 @@ class Judge:
         return replace(decision, credentials=granted[0])
 
     def _verdict(self, scope: Scope, rule: Rule | None) -> Decision:
-        name, verdicts = rule.name if rule else None, self._verdicts if rule else scope.entries.verdicts
-        known = verdicts.get(name)
-        if known is None:
-            known = verdicts[name] = self._by_rule(rule, scope.facts, private=False)
-        return _checked_private(known, scope.facts.host)
-
-    def _by_rule(self, rule: Rule | None, facts: Facts, *, private: bool) -> Decision:
         if rule is None:
-            return self._default(facts)
-        reason = rule.reason or (None if rule.action is Action.ALLOW else f"The rule {rule.name} denies this.")
-        return Decision(rule.action, rule.name, reason, rule.location, private or rule.private)
+            return _checked_private(scope.entries.default, scope.facts.host)
+        known = self._verdicts.get(rule.name)
+        if known is None:
+            known = self._verdicts[rule.name] = _by_rule(rule, private=False)
+        return _checked_private(known, scope.facts.host)
 
     def _default(self, facts: Facts) -> Decision:
         if self.policy.default_action is Action.DENY:
@@ -297,8 +294,13 @@ class Judge:
         return Decision(Action.ALLOW, "default")
 
 
+def _by_rule(rule: Rule, *, private: bool) -> Decision:
+    reason = rule.reason or (None if rule.action is Action.ALLOW else f"The rule {rule.name} denies this.")
+    return Decision(rule.action, rule.name, reason, rule.location, private or rule.private)
+
+
 def _kept_bytes(asked: str | None, entries: int) -> int:
-    """Estimate what is kept of a request; a decision can be kept with each entry."""
+    """Estimate what is kept of a request, each entry with a decision for a span of time."""
     return _KEPT_BYTES + 4 * len(asked or "") + _KEPT_ENTRY_BYTES * entries
 
 

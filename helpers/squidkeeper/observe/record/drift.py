@@ -157,7 +157,7 @@ class Drift:
         return finding and replace(finding, reason=f"Decided by {record.revision}, long replaced. {finding.reason}")
 
     def _place(self, judge: Judge, record: Record) -> _Place:
-        clients = ",".join(self._clients_of(judge, record))  # many addresses, and few clients of the policy
+        clients = "\0".join(self._clients_of(judge, record))  # many addresses, and few clients of the policy
         scheme, slashes, _ = record.url.partition("://")
         origin = f"{scheme}://{authority_of(record.url)}" if slashes else record.url
         key = (judge.policy.revision, clients, record.method, origin, record.sni, record.tunnel)
