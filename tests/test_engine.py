@@ -465,6 +465,38 @@ def test_no_path_leads_a_rewrite_beside_where_it_points(asker: AskerFactory, pat
     assert said(ask(f"GET https://a.example/{path}")) == "deny by invalid-request"
 
 
+@pytest.mark.parametrize("path", ["../secret/x", "%2e%2e/secret/x", "..%2fsecret/x", "..;/secret/x"])
+def test_no_group_leads_a_rewrite_out_of_what_stands_ahead_of_it(asker: AskerFactory, path: str) -> None:
+    ask = asker("""
+        defaults: {action: allow}
+        rewrites:
+          - name: public
+            hosts: [a.example]
+            paths: ['regex:/r/(?P<owner>[^/]+)/(?P<rest>.*)']
+            to: "https://git.example/{owner}/public/{rest}"
+    """)
+    rewritten = ask("GET https://a.example/r/me/x").rewritten
+    assert rewritten
+    assert str(rewritten.url) == "https://git.example/me/public/x"
+    assert said(ask(f"GET https://a.example/r/me/{path}")) == "deny by invalid-request"
+
+
+@pytest.mark.parametrize("tail", ["a" * 8100, "?" + "\u00e9" * 3000])
+def test_a_rewrite_makes_no_url_that_squid_cannot_parse(asker: AskerFactory, tail: str) -> None:
+    ask = asker("""
+        defaults: {action: allow}
+        rewrites: [{name: away, hosts: [a.example], to: "https://registry.example/python{path}{query}"}]
+    """)
+    assert ask("GET https://a.example/" + tail[:1300]).rewritten
+    assert said(ask("GET https://a.example/" + tail)) == "deny by invalid-request"
+
+
+def test_a_reason_holds_only_so_much_of_what_a_client_sent(asker: AskerFactory) -> None:
+    reason = asker("defaults: {action: allow}")(f"GET https://{'x' * 30_000}/").reason
+    assert reason
+    assert len(reason) == 1_000
+
+
 def test_what_a_rewrite_may_reach_is_its_own_privilege(asker: AskerFactory) -> None:
     ask = asker(REWRITES)
     assert ask("GET https://a.by.example/x").private

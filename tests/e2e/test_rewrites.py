@@ -76,6 +76,31 @@ def test_a_rewritten_request_arrives_at_its_target_over_tls(
     assert (line["status"], line["verdict"]) == (200, "allow")
 
 
+TARGET = "https://target.example/"
+LONGEST = "a" * (8000 - len(TARGET))  # what makes a target of 8,000 characters
+
+
+def test_the_longest_rewrite_arrives_at_its_target(gateway: Gateway, origins: Origins) -> None:
+    with tunnel(gateway, "mirrored.example:443") as client:
+        reply = client.get(f"/{LONGEST}", "mirrored.example")
+    assert reply
+    assert reply.status == 200
+    assert origins.urls() == [TARGET + LONGEST]
+
+
+@pytest.mark.parametrize("host", ["mirrored.example", "inside.example"])
+@pytest.mark.parametrize("tail", ["opened/" + LONGEST, "opened/" + "a" * 8150, "opened/" + "\u00c3\u00a9" * 3000])
+def test_a_rewrite_that_squid_could_not_parse_reaches_nobody(
+    gateway: Gateway, origins: Origins, host: str, tail: str
+) -> None:
+    """Squid would fetch the client's own URL, with the credentials of the target and where it may be private."""
+    with tunnel(gateway, f"{host}:443") as client:
+        reply = client.get(f"/{tail}"[: 8190 - len(f"https://{host}")], host)
+    assert reply
+    assert (reply.status, reply.rule) == (403, "invalid-request")
+    assert origins.seen == []
+
+
 def test_what_no_rewrite_matches_goes_where_it_was_sent(gateway: Gateway, origins: Origins) -> None:
     assert (
         allowed(gateway, origins, "https://packages.example/other", "packages").url == "https://packages.example/other"

@@ -8,6 +8,8 @@ from squidkeeper.policy.faults import Location
 from squidkeeper.policy.model import Action, Credential, Rewrite
 from squidkeeper.url import Url
 
+_LONGEST_REASON = 1_000  # characters, as of the reasons that a policy gives
+
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
@@ -47,5 +49,5 @@ class Decision:
 
 
 def deny(rule: str, reason: str) -> Decision:
-    """Make a denial by one of the verdicts that are no rule's name."""
-    return Decision(Action.DENY, rule, reason)
+    """Make a denial by one of the verdicts that are no rule's name; its reason may name what a client sent."""
+    return Decision(Action.DENY, rule, reason[:_LONGEST_REASON])

@@ -11,24 +11,31 @@ from squidkeeper.policy.model import Rewrite, Target
 from squidkeeper.url import DEFAULT_PORTS, Host, ReadPath, Url, bracketed, parse_authority, read, readings, sent
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+# Of a URL that Squid cannot parse, as one of 8,191 bytes, it fetches what the client sent instead, with the annotations
+# that were meant for the target: its credentials, and that it may be private.
+_LONGEST_URL = 8_000
 
 
 def target_url(rewrite: Rewrite, host: Host, path: ReadPath, query: str | None) -> Url:
     """Fill in the target of a rewrite that matches.
 
-    `InvalidUrl` where the request makes it no URL, or where a server could read its path as one outside of what `to`
-    writes ahead of its first placeholder: `/python{path}` stays under `/python`, whatever the client puts in.
+    `InvalidUrl` where the request makes it no URL, one that is too long for Squid, or one whose path a server could
+    read as leading out of what `to` writes ahead of a placeholder: `/python{path}` stays under `/python`, and
+    `/{owner}/public/{rest}` under the owner's `public/`, whatever the client puts in.
     """
     target = rewrite.target
     groups = _groups(rewrite, path)
     target_host, port = parse_authority(_fill(target.authority, {"host": bracketed(host)}))
-    return Url(
+    url = Url(
         target.scheme,
         target_host,
         DEFAULT_PORTS[target.scheme] if port is None else port,
         _target_path(target, {**groups, "path": path.path}),
         _target_query(target, {**groups, "path": path.path}, query),
     )
+    if len(str(url)) > _LONGEST_URL:
+        raise InvalidUrl(f"the URL that the rewrite makes is longer than {_LONGEST_URL} characters")
+    return url
 
 
 def _groups(rewrite: Rewrite, path: ReadPath) -> Mapping[str, str]:
@@ -39,12 +46,14 @@ def _groups(rewrite: Rewrite, path: ReadPath) -> Mapping[str, str]:
 def _target_path(target: Target, values: Mapping[str, str]) -> str:
     filled = _fill(target.path, values)
     path = sent(filled if filled.startswith("/") else f"/{filled}")
-    fixed = _PLACEHOLDER.split(target.path)[0]
-    # {path} begins with a slash: under /python is not beside it, in /python-private.
-    end = "/" if target.path.startswith(f"{fixed}{{path}}") and not fixed.endswith("/") else ""
-    for reading in readings(path):
-        if not f"{reading.path}{end}".startswith(f"{read(reading.reading, fixed)}{end}" if fixed else "/"):
-            raise InvalidUrl(f"the path leads out of {fixed!r}, where the rewrite would send it")
+    paths = readings(path)
+    for placeholder in _PLACEHOLDER.finditer(target.path):
+        ahead = _fill(target.path[: placeholder.start()], values)
+        # {path} begins with a slash: under /python is not beside it, in /python-private.
+        end = "/" if placeholder[1] == "path" and not ahead.endswith("/") else ""
+        for reading in paths:
+            if not f"{reading.path}{end}".startswith(f"{read(reading.reading, sent(ahead))}{end}" if ahead else "/"):
+                raise InvalidUrl(f"the path leads out of {ahead!r}, where the rewrite would send it")
     return path
 
 
