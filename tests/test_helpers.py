@@ -143,7 +143,7 @@ HOST_ANSWERS = {
     place("other.example"): "OK rule_=other verdict_=allow private_=no whole_=yes tag=sk_settled",
     place("other.example", method="POST"): "OK rule_=other verdict_=allow private_=no tag=sk_settled",
     connect("other.example"): "OK rule_=other verdict_=allow private_=no clt_conn_tag=other.example:443 tag=sk_settled",
-    place("open.example"): "OK rule_=open verdict_=allow private_=no rewrite_=yes whole_=yes",
+    place("open.example"): "OK rule_=open verdict_=allow private_=no rewrite_=yes",
     place("inside.internal"): "OK rule_=inside verdict_=allow private_=yes inject_=yes whole_=yes",
     place("paths.example"): "OK rule_=paths verdict_=allow private_=no scope_=request",
     place("api.example"): "OK rule_=api verdict_=allow private_=no inject_=yes whole_=yes",
@@ -159,7 +159,7 @@ HOST_ANSWERS = {
         'ERR rule_=closed verdict_=deny private_=no clt_conn_tag="closed.example:443 denied by closed" '
         'message="Rule: closed\\nReason: It is \\"closed\\"."'
     ),
-    place("open.example") + " -": "OK rule_=open verdict_=allow private_=no rewrite_=yes whole_=yes",
+    place("open.example") + " -": "OK rule_=open verdict_=allow private_=no rewrite_=yes",
 }
 
 

@@ -196,7 +196,7 @@ class Judge:
             decision,
             may_rewrite=bool(scope.entries.rewrites),
             may_inject=bool(scope.entries.credentials),
-            whole=scope.facts.method == "GET" and self._is_whole(scope, at),
+            whole=scope.facts.method == "GET" and not scope.entries.rewrites and self._is_whole(scope, at),
         )
 
     def _any_url(self, scope: Scope, at: datetime) -> Decision:
