@@ -39,12 +39,22 @@ def regex_matcher(expression: str) -> Matcher:
 
 
 def compile_regex(expression: str) -> re2._Regexp:
-    """Compile an RE2 expression in which `.` means any character; `re2.error` where it is not one."""
-    return re2.compile(expression, _OPTIONS)
+    """Compile an RE2 expression in which `.` means any character; `re2.error` where it is not one.
+
+    Without named groups nothing is captured: RE2 that has to capture takes up to fifty times as long.
+    """
+    regex = re2.compile(expression, _CAPTURING)
+    return regex if regex.groupindex else re2.compile(expression, _NOT_CAPTURING)
+
+
+def _options(*, capture: bool) -> re2.Options:
+    options = re2.Options()
+    options.dot_nl = True
+    options.log_errors = False
+    options.max_mem = 4 << 20
+    options.never_capture = not capture
+    return options
 
 
 ANYTHING = ".*"
-_OPTIONS = re2.Options()
-_OPTIONS.dot_nl = True
-_OPTIONS.log_errors = False
-_OPTIONS.max_mem = 4 << 20
+_CAPTURING, _NOT_CAPTURING = _options(capture=True), _options(capture=False)
