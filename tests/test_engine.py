@@ -503,26 +503,25 @@ def test_what_a_rewrite_may_reach_is_its_own_privilege(asker: AskerFactory) -> N
     assert not ask("GET https://packages.example/simple/x").private
 
 
-@pytest.mark.parametrize(
-    ("asked", "credentials"),
-    [
-        ("GET https://api.github.com/repos/acme/app", ["api", "api-key"]),
-        ("GET https://api.github.com/repos/other/app", ["api-rest", "api-key"]),
-        ("POST https://api.github.com/repos/acme/app", ["api", "api-key"]),
-        ("OPTIONS https://api.github.com/repos/acme/app", []),
-        ("GET http://api.github.com/repos/acme/app", []),
-        ("GET https://github.com/acme/app", []),
-        ("GET https://packages.example/simple/x/", ["mirror-key"]),
-        ("GET https://packages.example/x/", []),
-        ("GET http://h.example/x", []),
-    ],
-)
-def test_for_each_header_the_first_credential_that_matches_what_is_fetched_is_granted(
-    asker: AskerFactory, asked: str, credentials: list[str]
-) -> None:
-    decision = asker(REWRITES)(asked)
-    assert decision.allowed
-    assert [one.name for one in decision.credentials] == credentials
+GRANTED = [
+    ("GET https://api.github.com/repos/acme/app", ["api", "api-key"]),
+    ("GET https://api.github.com/repos/other/app", ["api-rest", "api-key"]),
+    ("POST https://api.github.com/repos/acme/app", ["api", "api-key"]),
+    ("OPTIONS https://api.github.com/repos/acme/app", []),
+    ("GET http://api.github.com/repos/acme/app", []),
+    ("GET https://github.com/acme/app", []),
+    ("GET https://packages.example/simple/x/", ["mirror-key"]),
+    ("GET https://packages.example/x/", []),
+    ("GET http://h.example/x", []),
+]
+
+
+def test_for_each_header_the_first_credential_that_matches_what_is_fetched_is_granted(asker: AskerFactory) -> None:
+    ask = asker(REWRITES)
+    for asked, credentials in [*GRANTED, *GRANTED]:  # once more, as it was kept
+        decision = ask(asked)
+        assert decision.allowed
+        assert (asked, [one.name for one in decision.credentials]) == (asked, credentials)
 
 
 def test_a_path_that_only_some_servers_read_as_the_credentials_is_denied(asker: AskerFactory) -> None:

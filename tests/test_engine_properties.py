@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -19,15 +20,18 @@ from hypothesis import strategies as st
 from squidkeeper.engine import Decision, Judge, Query
 from squidkeeper.engine.query import query_of
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.helpers import acl
-from squidkeeper.helpers.acl import Places, answer_host, answer_url
+from squidkeeper.helpers import acl, credential, rewrite
+from squidkeeper.helpers.acl import HostAnswers, answer_host, answer_url
+from squidkeeper.helpers.credential import Grants
+from squidkeeper.helpers.places import Places
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.hosts import parse_host_pattern
 from squidkeeper.policy.lists import HostList
-from squidkeeper.policy.model import Action, Client, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.model import Action, Client, Credential, Match, Policy, Rewrite, Rule, SecretSource
 from squidkeeper.policy.paths import parse_path_pattern
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.policy.targets import parse_target
+from squidkeeper.secrets import SecretStore
 from squidkeeper.url import Reading, Url, normalize_escapes, parse_url, read, readings
 from squidkeeper.wire import Reply, Result
 
@@ -337,7 +341,11 @@ def test_credentials_are_those_of_the_url_that_is_fetched_whatever_the_rewriter_
             expected = plain_fetched(policy, Asked(method, parse_url(text)), expected, parse_url(final_url))
         except InvalidUrl:
             expected = DENIED
-    assert outcome_of(Judge(policy).decide_fetched(query_of(method, text), final_url, NOW)) == expected
+    judge = Judge(policy)
+    scope = judge.scope(query_of(method, text))
+    for _ in "new", "kept":
+        decision = scope if isinstance(scope, Decision) else judge.decide_fetched(scope, text, final_url, NOW)
+        assert outcome_of(decision) == expected
 
 
 # --- the helpers' way: lines, cached places, two scopes -------------------------------------------------------------
@@ -360,11 +368,34 @@ asked_for = st.builds(lambda one, other: [*one, *other], asked_of_one, asked_of_
 requests = st.lists(st.tuples(st.integers(0, 5), clients, st.sampled_from([-2, 0, 2])), min_size=2, max_size=6)
 
 
-def lines_of(query: Query) -> tuple[bytes, bytes]:
-    """Write the lines by which Squid asks at host scope and at request scope."""
+def place_of(query: Query) -> str:
+    """Write the tokens that every line of Squid's has."""
     facts = (query.client, None, query.method, query.scheme, query.host, query.port, query.sni, query.tunnel)
-    place = " ".join("-" if fact is None else quote(fact, safe="") for fact in facts)
-    return f"{place} -".encode(), f"{place} {quote(query.url or '')} -".encode()
+    return " ".join("-" if fact is None else quote(fact, safe="") for fact in facts)
+
+
+class Helpers:
+    """All four, with one policy and at one time, each with what it keeps."""
+
+    def __init__(self, policy: Policy) -> None:
+        judge = Judge(policy)
+        self.answers, self.places, self.grants = HostAnswers(judge), Places(judge), Grants(judge)
+        self.grants.secrets = SecretStore({"secret": SecretSource("secret", PLACE, env="IT")}, {"IT": "s3cret"})
+
+    def ask(self, query: Query, at: datetime) -> tuple[Reply, Reply, Reply, Reply]:
+        """Ask at host scope, at request scope, the rewriter, and then for credentials, as Squid would."""
+        place, url = place_of(query), quote(query.url or "")
+        with ExitStack() as stack:
+            for module in (acl, rewrite, credential):
+                stack.enter_context(patch.object(module, "datetime")).now.return_value = at
+            rewritten = rewrite.answer(self.places, f"{query.url} {place}".encode())
+            target = quote(dict(rewritten.annotations).get("rewrite-url") or "-")
+            return (
+                answer_host(self.answers, f"{place} -".encode()),
+                answer_url(self.places, f"{place} {url} -".encode()),
+                rewritten,
+                credential.answer(self.grants, f"{place} {url} {target} -".encode(), 4),
+            )
 
 
 @thoroughly
@@ -378,20 +409,32 @@ def test_what_squid_is_answered_line_after_line_is_what_a_plain_reading_says(
     asked: list[tuple[int, str | None, int]],
 ) -> None:
     policy = policy_of(drawn, default, rewritten, injected)
-    places = Places(Judge(policy))
+    helpers = Helpers(policy)
     for number, client, hours in asked:  # again and again of the same place: from the cache, at any time
         method, text = where[number]
         at = NOW + timedelta(hours=hours)
-        host_line, request_line = lines_of(query_of(method, text, client))
-        with patch.object(acl, "datetime") as clock:
-            clock.now.return_value = at
-            at_host, at_request = answer_host(places, host_line), answer_url(places, request_line)
+        at_host, at_request, rewritten_to, granted = helpers.ask(query_of(method, text, client), at)
         expected = expected_of(policy, method, text, client, at)
         said = dict(at_request.annotations)
         assert (at_request.result is Result.OK) == (expected.action is Action.ALLOW)
         if expected.action is Action.ALLOW and expected.rewrite is None:
             assert said["private_"] == ("yes" if expected.private else "no")
+        said = dict(rewritten_to.annotations)
+        leads_to = said.get("rewrite-url") or said.get("url")
+        if expected.action is Action.ALLOW:
+            assert leads_to == (None if expected.rewrite is None else str(expected.url))
+        if "url" not in said:  # a redirect
+            assert (granted.result is Result.OK) == (expected.action is Action.ALLOW)
+            assert names_of(granted) == ",".join(expected.credentials)
         check_host_scope(at_host, text, expected)
+
+
+def names_of(granted: Reply) -> str:
+    """Tell which credentials a reply has, and check that they are there."""
+    said = dict(granted.annotations)
+    names = said.get("credential_", "")
+    assert sum(value == "s3cret" for value in said.values()) == len(names.split(",") if names else [])
+    return names
 
 
 def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:

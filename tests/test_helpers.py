@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.helpers import acl
-from squidkeeper.helpers.acl import Places, answer_host
+from squidkeeper.helpers.acl import HostAnswers, answer_host
 from squidkeeper.live import load
 from squidkeeper.metrics import DECISION_DURATION
 from squidkeeper.policy.revisions import kept
@@ -599,12 +599,12 @@ def test_a_rule_that_expires_stops_at_once(start: Start, policy: Path) -> None:
 def test_an_answer_that_was_given_stands_only_while_the_same_rules_are_in_force(policy: Path) -> None:
     ends = datetime.now(UTC)
     write_policy(policy, f"rules: [{{name: brief, action: allow, hosts: [a.example], expires: '{ends.isoformat()}'}}]")
-    places = Places(load(policy, ends).judge)
+    answers = HostAnswers(load(policy, ends).judge)
     said = []
     for hours in (-2, -1, 0, 1, -1, 1):  # the clock is set back once
         with patch.object(acl, "datetime") as clock:
             clock.now.return_value = ends + timedelta(hours=hours)
-            reply = answer_host(places, place("a.example").encode())
+            reply = answer_host(answers, place("a.example").encode())
         said.append((reply.result, dict(reply.annotations)["rule_"]))
     open_, closed = (Result.OK, "brief"), (Result.ERR, "default")
     assert said == [open_, open_, closed, closed, open_, closed]
@@ -613,10 +613,10 @@ def test_an_answer_that_was_given_stands_only_while_the_same_rules_are_in_force(
 def test_answers_that_are_kept_take_no_more_than_their_room(policy: Path) -> None:
     """Each method or port that a client makes up has a reply of its own, with the policy's text in it."""
     write_policy(policy, f"defaults: {{action: deny, reason: {'x' * 900}}}")
-    places = Places(load(policy, datetime.now(UTC)).judge)
+    answers = HostAnswers(load(policy, datetime.now(UTC)).judge)
     tracemalloc.start()
     for number in range(15000):
-        answer_host(places, place("a.example", method=f"M{number}").encode())
+        answer_host(answers, place("a.example", method=f"M{number}").encode())
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 16_000_000

@@ -18,7 +18,8 @@ def rewrite(directory: Path, state: Path, concurrency: int) -> None:
     each with the URL that is to be fetched. Not to be called by hand: use explain.
     """
     from squidkeeper.helpers.loop import run
-    from squidkeeper.helpers.rewrite import answer, prepare
+    from squidkeeper.helpers.places import Places
+    from squidkeeper.helpers.rewrite import answer
     from squidkeeper.metrics import REWRITE
 
-    run(REWRITE, prepare, answer, directory, state, concurrency)
+    run(REWRITE, Places, answer, directory, state, concurrency)

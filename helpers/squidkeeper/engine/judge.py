@@ -87,6 +87,7 @@ class Judge:
         self.credentials = HostIndex(policy.credentials, policy.lists)
         self._clients: Kept[tuple[str | None, str | None], frozenset[str]] = Kept(_KEPT_BYTES_AT_MOST)
         self._entries: Kept[tuple[object, ...], Entries] = Kept(_KEPT_BYTES_AT_MOST)
+        self._injecting: Kept[tuple[object, ...], Decision] = Kept(_KEPT_BYTES_AT_MOST)
         self._verdicts: dict[str, Decision] = {}  # one for each rule at most, whoever asks
 
     def decide(self, query: Query, at: datetime) -> Decision:
@@ -127,20 +128,20 @@ class Judge:
         """Decide for one reading of a path alone: for explaining, never for enforcing."""
         return self._verdict(scope, self._outcome(scope, asked, at).rule)
 
-    def decide_fetched(self, query: Query, final_url: str | None, at: datetime) -> Decision:
+    def decide_fetched(self, scope: Scope, text: str, final_url: str | None, at: datetime) -> Decision:
         """Decide again, once it is known which URL is fetched: the credentials are those for that one.
 
         `final_url` is what a rewriter answered, which may have gone by another revision of the policy; None where
         none was asked, or none answered.
         """
-        decision = self.decide(query, at)
+        decision = self.decide_url(scope, text, at)
         if not decision.allowed:
             return decision
         if final_url is None:
             return decision if decision.rewritten is None else _UNREWRITTEN
         try:
             url = parse_url(final_url)
-            facts = self._facts(query)._replace(scheme=url.scheme, host=url.host, port=url.port)
+            facts = scope.facts._replace(scheme=url.scheme, host=url.host, port=url.port)
             return self._granted(decision, facts, url)
         except InvalidUrl as error:
             return deny("invalid-request", f"Not a URL that can be fetched: {error}.")
@@ -241,7 +242,7 @@ class Judge:
         if not decision.allowed or not (outcome.rewrite or outcome.credentials):
             return decision
         if outcome.rewrite is None:
-            return replace(decision, credentials=outcome.credentials)
+            return self._with_credentials(decision, outcome.credentials)
         return self._rewritten(decision, outcome.rewrite, scope.facts, url, paths[0])
 
     def _outcome(self, scope: Scope, asked: Asked, at: datetime) -> Outcome:
@@ -266,17 +267,30 @@ class Judge:
             return replace(decision, rewritten=Rewritten(rewrite, target))
         if target.host.private and not rewrite.private:
             return _private(target.host, f"the rewrite {rewrite.name}")
-        decision = replace(decision, private=rewrite.private, rewritten=Rewritten(rewrite, target))
-        return self._granted(decision, facts._replace(scheme=target.scheme, host=target.host, port=target.port), target)
+        there = facts._replace(scheme=target.scheme, host=target.host, port=target.port)
+        return self._granted(decision, there, target, Rewritten(rewrite, target))
 
-    def _granted(self, decision: Decision, facts: Facts, url: Url) -> Decision:
-        """Add the credentials for the URL that is fetched; an ambiguous path denies."""
+    def _granted(self, decision: Decision, facts: Facts, url: Url, rewritten: Rewritten | None = None) -> Decision:
+        """Add the credentials for the URL that is fetched, and the rewrite; an ambiguous path denies."""
         paths = readings(url.path)
         candidates = self._injectable(facts, self.credentials.positions(facts.host))
         granted = [_chosen(candidates, Asked(path, url.query)) for path in paths]
         if any(one != granted[0] for one in granted):
             return _ambiguous(paths)
-        return replace(decision, credentials=granted[0])
+        if rewritten is not None:
+            return replace(decision, credentials=granted[0], rewritten=rewritten, private=rewritten.rewrite.private)
+        return self._with_credentials(decision, granted[0])
+
+    def _with_credentials(self, decision: Decision, credentials: tuple[Credential, ...]) -> Decision:
+        """Add credentials; what many requests have in common is made once, and stays in common."""
+        if decision.rewritten is not None:
+            return replace(decision, credentials=credentials)
+        key = (decision, *[credential.name for credential in credentials])
+        known = self._injecting.get(key)
+        if known is None:
+            known = replace(decision, credentials=credentials)
+            self._injecting.keep(key, known, _kept_bytes(None, len(credentials)))
+        return known
 
     def _verdict(self, scope: Scope, rule: Rule | None) -> Decision:
         if rule is None:

@@ -59,7 +59,8 @@ def _target_path(target: Target, values: Mapping[str, str]) -> str:
 
 def _target_query(target: Target, values: Mapping[str, str], query: str | None) -> str | None:
     lead = "?" if target.query.startswith("{query}") else "&"
-    quoted = {name: quote(unquote(value), safe="") for name, value in values.items()}
+    named = set(_PLACEHOLDER.findall(target.query))
+    quoted = {name: quote(unquote(value), safe="") for name, value in values.items() if name in named}
     filled = _fill(target.query, {**quoted, "query": f"{lead}{query}" if query else ""})
     return filled.removeprefix("?") if filled else None
 

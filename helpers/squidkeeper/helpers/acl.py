@@ -7,53 +7,25 @@ scope it asks for each URL, where the first answer said that the URL decides.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from sys import getsizeof
 
 from squidkeeper.engine import Decision, Judge, Query, deny
-from squidkeeper.engine.judge import Scope
 from squidkeeper.engine.kept import Kept
 from squidkeeper.engine.query import CONNECT
 from squidkeeper.helpers import counting as counters
+from squidkeeper.helpers.places import Places
 from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
 from squidkeeper.metrics import HOST, REQUEST
-from squidkeeper.policy.model import Policy
-from squidkeeper.wire import Reply, Result, decode_token, decode_tokens, parse_tokens, split_tokens
+from squidkeeper.wire import Reply, Result, decode_token, parse_tokens, split_tokens
 
-_SCOPE_CACHE_BYTES = 8 * 1024 * 1024
 _NO_POLICY = deny(
     "policy-unavailable",
     "The gateway has no policy that loads, so it denies everything. Its operators have to mend the policy.",
 )
 _ANSWERS_BYTES, _KEPT_LINE_BYTES = 15_000_000, 512
 _LINE_BYTES, _REPLY_BYTES = 200, 1_500  # of Python objects; most lines share their replies
-_PLACE_BYTES = 1_500  # of Python objects, beside the tokens themselves and a reference to each entry
-
-
-class Places:
-    """One policy in force and what was already looked up in it; bounded in bytes, gone with the policy.
-
-    A place is who asks for which host how: the tokens ahead of the URL, as they came. What is kept of it does not
-    depend on the time: what expires is judged anew for each URL.
-    """
-
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
-        self.revision = judge.policy.revision
-        self.answers = HostAnswers(judge.policy)
-        self._known: Kept[tuple[bytes, ...], Scope | Decision] = Kept(_SCOPE_CACHE_BYTES)
-
-    def find(self, request: bytes, counts: tuple[int, ...]) -> tuple[Scope | Decision, list[bytes]]:
-        """Find what is known of a line of Squid's without its URL; gives its tokens too, still as they came."""
-        tokens = split_tokens(request, counts)
-        place = tuple(tokens[:PLACE_TOKENS])
-        known = self._known.get(place)
-        if known is None:
-            known = self.judge.scope(query_from(decode_tokens(place)))
-            self._known.keep(place, known, _place_bytes(place, known))
-        return known, tokens
 
 
 class HostAnswers:
@@ -63,8 +35,10 @@ class HostAnswers:
     because the clock was set back, every line is judged anew.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self._lapses = sorted(rule.expires for rule in policy.rules if rule.expires is not None)
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self.revision = judge.policy.revision
+        self._lapses = sorted(rule.expires for rule in judge.policy.rules if rule.expires is not None)
         self._lapsed = 0
         self._given: Kept[bytes | int, Reply] = Kept(_ANSWERS_BYTES)  # by line, and each reply once by its id
 
@@ -85,25 +59,25 @@ class HostAnswers:
         self._given.keep(request, reply, len(request) + _LINE_BYTES)
 
 
-def answer_host(places: Places | None, request: bytes) -> Reply:
+def answer_host(answers: HostAnswers | None, request: bytes) -> Reply:
     """Answer at host scope."""
-    if places is None:
+    if answers is None:
         return unavailable(HOST, parse_tokens(request, HOST_TOKENS))
     at = datetime.now(UTC)
-    return places.answers.find(request, at) or _judge_host(places, request, at)
+    return answers.find(request, at) or _judge_host(answers, request, at)
 
 
-def _judge_host(places: Places, request: bytes, at: datetime) -> Reply:
+def _judge_host(answers: HostAnswers, request: bytes, at: datetime) -> Reply:
     query = query_from(parse_tokens(request, HOST_TOKENS))
-    scope = places.judge.scope(query)
+    scope = answers.judge.scope(query)
     if isinstance(scope, Decision):
-        return connect_reply(scope, HOST, places.revision, query)
-    decision = places.judge.decide_host(scope, at)
+        return connect_reply(scope, HOST, answers.revision, query)
+    decision = answers.judge.decide_host(scope, at)
     if query.method == CONNECT or scope.facts.host.address is not None:  # the answer can say for which host it is
-        reply = connect_reply(decision, HOST, places.revision, query)
+        reply = connect_reply(decision, HOST, answers.revision, query)
     else:
-        reply = reply_for(decision, HOST, places.revision)
-    places.answers.keep(request, reply)
+        reply = reply_for(decision, HOST, answers.revision)
+    answers.keep(request, reply)
     return reply
 
 
@@ -111,14 +85,12 @@ def answer_url(places: Places | None, request: bytes) -> Reply:
     """Answer at request scope."""
     if places is None:
         return unavailable(REQUEST, parse_tokens(request, URL_TOKENS))
-    scope, tokens = places.find(request, URL_TOKENS)
+    tokens = split_tokens(request, URL_TOKENS)
+    scope = places.find(tokens)
     if isinstance(scope, Decision):
         return reply_for(scope, REQUEST, places.revision)
     decision = places.judge.decide_url(scope, decode_token(tokens[PLACE_TOKENS]), datetime.now(UTC))
     return reply_for(decision, REQUEST, places.revision)
-
-
-ANSWERS: dict[str, Callable[[Places | None, bytes], Reply]] = {HOST: answer_host, REQUEST: answer_url}
 
 
 def write_reply(decision: Decision, helper: str, revision: str | None, tunnel: str | None = None) -> Reply:
@@ -179,8 +151,3 @@ def page_message(decision: Decision) -> str:
 def unavailable(helper: str, tokens: list[str | None]) -> Reply:
     """Deny because no policy has ever loaded."""
     return connect_reply(_NO_POLICY, helper, None, query_from(tokens))
-
-
-def _place_bytes(place: tuple[bytes, ...], scope: Scope | Decision) -> int:
-    held = 0 if isinstance(scope, Decision) else scope.entries.number
-    return _PLACE_BYTES + 3 * sum(map(len, place)) + 8 * held  # the tokens as they came, decoded and parsed

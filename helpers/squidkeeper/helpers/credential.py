@@ -13,17 +13,30 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from squidkeeper.engine import Decision, Judge, deny
+from squidkeeper.engine.judge import Scope
+from squidkeeper.engine.kept import Kept
 from squidkeeper.errors import ReplyTooLong, SecretUnavailable, SquidkeeperError
 from squidkeeper.helpers import counting as counters
 from squidkeeper.helpers.acl import decided, page_message, unavailable
 from squidkeeper.helpers.counting import failure, injection
-from squidkeeper.helpers.request import PLACE_TOKENS, query_from
+from squidkeeper.helpers.places import Places
+from squidkeeper.helpers.request import PLACE_TOKENS
 from squidkeeper.metrics import CREDENTIAL
 from squidkeeper.secrets import SecretStore
-from squidkeeper.wire import LONGEST_CHANNEL, Reply, Result, format_reply, parse_tokens, reply_limit
+from squidkeeper.wire import (
+    LONGEST_CHANNEL,
+    Reply,
+    Result,
+    decode_tokens,
+    format_reply,
+    parse_tokens,
+    reply_limit,
+    split_tokens,
+)
 
 _log = logging.getLogger(__name__)
 _UNAVAILABLE = "The credential for this request ({names}) cannot be had; the gateway's cache.log says why."
+_GIVEN_BYTES, _GIVEN_ENTRY_BYTES = 4 * 1024 * 1024, 3_000  # of Python objects, beside the values
 _TOKENS = (PLACE_TOKENS + 2, PLACE_TOKENS + 3)
 
 
@@ -31,9 +44,20 @@ class Grants:
     """One policy in force and its secrets."""
 
     def __init__(self, judge: Judge) -> None:
-        self.judge = judge
+        self.places = Places(judge)
         self.secrets = SecretStore(judge.policy.secrets, os.environ)
+        self._given: Kept[Decision, tuple[list[str], Reply]] = Kept(_GIVEN_BYTES)
         self._complained: set[str] = set()
+
+    def reply(self, decision: Decision, values: list[str]) -> Reply:
+        """Write the reply with these values of the decision's headers: once, as long as the values stay the same."""
+        known = self._given.get(decision)
+        if known is not None and known[0] == values:
+            return known[1]
+        reply = _granting(decision, self.places.revision, values)
+        if decision.rewritten is None:  # else it was made for this request alone
+            self._given.keep(decision, (values, reply), _GIVEN_ENTRY_BYTES + 3 * sum(map(len, values)))
+        return reply
 
     def complain(self, problem: str) -> None:
         """Tell the operators of a problem, once for each policy: a client could cause the same line at any rate."""
@@ -44,13 +68,15 @@ class Grants:
 
 def answer(grants: Grants | None, request: bytes, concurrency: int) -> Reply:
     """Answer one line: the eight tokens, the URL that was asked for and the one that is fetched (`final_url_`)."""
-    tokens = parse_tokens(request, _TOKENS)
     if grants is None:
-        return unavailable(CREDENTIAL, tokens)
-    url, final_url = tokens[PLACE_TOKENS : PLACE_TOKENS + 2]
-    decision = grants.judge.decide_fetched(query_from(tokens, url or ""), final_url, datetime.now(UTC))
+        return unavailable(CREDENTIAL, parse_tokens(request, _TOKENS))
+    tokens = split_tokens(request, _TOKENS)
+    decision = grants.places.find(tokens)
+    if isinstance(decision, Scope):
+        url, final_url = decode_tokens(tokens[PLACE_TOKENS : PLACE_TOKENS + 2])
+        decision = grants.places.judge.decide_fetched(decision, url or "", final_url, datetime.now(UTC))
     if not decision.credentials:
-        return _reply(grants, decision)
+        return _reply(decision, grants.places.revision)
     return _with_headers(grants, decision, reply_limit(concurrency))
 
 
@@ -61,32 +87,41 @@ def header_annotation(header: str) -> str:
 
 def _with_headers(grants: Grants, decision: Decision, limit: int) -> Reply:
     """Put in every header of a decision, or deny: naming the credentials that cannot be had, where only some cannot."""
-    headers: list[tuple[str, str]] = []
+    values: list[str] = []
     problems: dict[str, SquidkeeperError] = {}
     for credential in decision.credentials:
         try:
-            headers.append((header_annotation(credential.header), grants.secrets.header_value(credential).reveal()))
+            values.append(grants.secrets.header_value(credential).reveal())
         except SecretUnavailable as error:
             problems[credential.name] = error
     names = [credential.name for credential in decision.credentials]
-    reply = _reply(grants, decision, (*headers, ("injected_", "yes"), ("credential_", ",".join(names))))
+    if problems:
+        return _unavailable(grants, names, problems)
+    reply = grants.reply(decision, values)
     try:
         format_reply(reply, LONGEST_CHANNEL, limit)
     except ReplyTooLong as error:
-        problems = problems or dict.fromkeys(names, error)
-    return _unavailable(grants, names, problems) if problems else reply
+        return _unavailable(grants, names, dict.fromkeys(names, error))
+    return reply
 
 
 def _unavailable(grants: Grants, names: list[str], problems: Mapping[str, SquidkeeperError]) -> Reply:
     shown = ", ".join(names)
     for problem in dict.fromkeys(map(str, problems.values())):
         grants.complain(f"credential {shown}: {problem}")
-    denied = _reply(grants, deny("credential-unavailable", _UNAVAILABLE.format(names=shown)))
+    denied = _reply(deny("credential-unavailable", _UNAVAILABLE.format(names=shown)), grants.places.revision)
     return replace(denied, counted=(*denied.counted, *map(failure, problems)))
 
 
-def _reply(grants: Grants, decision: Decision, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
-    said = decided(decision, grants.judge.policy.revision)
+def _granting(decision: Decision, revision: str, values: list[str]) -> Reply:
+    headers = [header_annotation(credential.header) for credential in decision.credentials]
+    names = ",".join(credential.name for credential in decision.credentials)
+    said = (*zip(headers, values, strict=True), ("injected_", "yes"), ("credential_", names))
+    return _reply(decision, revision, said)
+
+
+def _reply(decision: Decision, revision: str, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
+    said = decided(decision, revision)
     counted = (counters.decision(CREDENTIAL, decision.rule, decision.action),)
     if not decision.allowed:
         return Reply(Result.ERR, said, page_message(decision), counted)

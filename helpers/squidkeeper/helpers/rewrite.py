@@ -9,29 +9,26 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from squidkeeper.engine import Judge
+from squidkeeper.engine import Decision
 from squidkeeper.engine.decision import Rewritten
 from squidkeeper.helpers.counting import decision
-from squidkeeper.helpers.request import HOST_TOKENS, query_from
+from squidkeeper.helpers.places import Places
+from squidkeeper.helpers.request import HOST_TOKENS
 from squidkeeper.metrics import NONE, REWRITE
-from squidkeeper.wire import Reply, Result, parse_tokens
+from squidkeeper.wire import Reply, Result, split_tokens
 
 
-def prepare(judge: Judge) -> Judge:
-    """Take a policy in force as it is."""
-    return judge
-
-
-def answer(judge: Judge | None, request: bytes) -> Reply:
+def answer(places: Places | None, request: bytes) -> Reply:
     """Answer one line: the URL as it is, for Squid does not encode it here, then the eight tokens."""
     raw, _, place = request.partition(b" ")
-    url, tokens = raw.decode("utf-8", "surrogateescape"), parse_tokens(place, HOST_TOKENS)
-    if judge is None:
+    url, tokens = raw.decode("utf-8", "surrogateescape"), split_tokens(place, HOST_TOKENS)
+    if places is None:
         return Reply(Result.ERR, counted=(decision(REWRITE, "policy-unavailable", "deny"),))
-    rewritten = judge.decide(query_from(tokens, url), datetime.now(UTC)).rewritten
-    if rewritten is None:
+    scope = places.find(tokens)
+    judged = scope if isinstance(scope, Decision) else places.judge.decide_url(scope, url, datetime.now(UTC))
+    if judged.rewritten is None:
         return Reply(Result.ERR, (("final_url_", url),), counted=(decision(REWRITE, NONE, "unchanged"),))
-    return _reply(rewritten, judge.policy.revision)
+    return _reply(judged.rewritten, places.revision)
 
 
 def _reply(rewritten: Rewritten, revision: str) -> Reply:

@@ -6,6 +6,7 @@ import os
 import string
 from base64 import b64encode
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 
@@ -70,4 +71,9 @@ def _state(stat: os.stat_result) -> tuple[int, ...]:
 
 def _fill(template: str, values: Mapping[str, str]) -> list[str]:
     """Fill in a template whose fields are plain names, as the policy's loader has checked."""
-    return [text + (values[name] if name else "") for text, name, _, _ in string.Formatter().parse(template)]
+    return [text + (values[name] if name else "") for text, name in _pieces(template)]
+
+
+@lru_cache(maxsize=1024)
+def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple((text, name) for text, name, _, _ in string.Formatter().parse(template))

@@ -259,7 +259,7 @@ def _decide(judge: Judge, place: _Place, record: Record, url: str, at: datetime)
     if not decision.allowed or not (_is_url_asked(decision, scope, url) or record.credential != NONE):
         return decision
     if scope.entries.rewrites or scope.entries.credentials or record.credential != NONE:
-        return judge.decide_fetched(place.query._replace(url=url), _token(record.fetched), at)
+        return judge.decide_fetched(scope, url, _token(record.fetched), at)
     return judge.decide_url(scope, url, at)
 
 
