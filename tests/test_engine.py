@@ -257,7 +257,7 @@ def test_what_a_judge_keeps_is_bounded(tmp_path: Path) -> None:
     judge = judge_of(tmp_path, "rules: [{name: r, action: allow, hosts: [a.example]}]")
     for number in range(10_000):
         judge.decide(query_of(f"M{number}", "http://a.example/", user=f"user{number}"), NOW)
-    assert max(len(judge._entries), len(judge._clients)) < 5_000
+    assert max(len(judge._entries), len(judge._askers)) < 5_000
 
 
 # --- one authority ------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 # --- hosts and addresses ------------------------------------------------------------------------------------------
 
 _ASCII_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+_PLAIN_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z][a-z0-9_-]{0,62}")  # in its one spelling, and no IPv4 address
 _NUMBER_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")  # the label that makes a host an IPv4 address (WHATWG URL, 3.5)
 _MAX_NAME = 253
 _UNSPECIFIED = "::"  # Squid writes this one address without its brackets
@@ -58,6 +59,8 @@ def parse_host(text: str) -> Host:
     Names: any case, one trailing dot, Unicode or punycode. Addresses: every form that getaddrinfo(3) takes for IPv4
     (decimal, hex, octal, short), IPv6 in brackets; an IPv6 address that maps an IPv4 one is that IPv4 address.
     """
+    if len(text) <= _MAX_NAME and _PLAIN_NAME.fullmatch(text):
+        return Host(text)  # only a shorter way to what stands below
     if text.startswith("[") or text == _UNSPECIFIED:
         return _bracketed(text if text.startswith("[") else f"[{text}]")
     name = _ascii_name(text)

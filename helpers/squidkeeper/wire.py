@@ -88,9 +88,9 @@ def split_tokens(request: bytes, counts: tuple[int, ...]) -> list[bytes]:
 
 def parse_tokens(request: bytes, counts: tuple[int, ...]) -> list[str | None]:
     """Parse the tokens of a request: percent-decoded, `-` as None. Bytes that are not UTF-8 stay as surrogates."""
-    _check_tokens(request, counts)
     if b"%" in request:
-        return decode_tokens(request.split(b" "))
+        return decode_tokens(split_tokens(request, counts))
+    _check_tokens(request, counts)
     text = request.decode("utf-8", "surrogateescape")  # the same for all at once, as no character holds a space
     return [None if word == "-" else word for word in text.split(" ")]
 

@@ -42,13 +42,13 @@ class HostIndex:
         if self._is_empty:
             return ()
         keys, by_key = host_keys(host, wildcards=self._has_wildcards), self._by_key
-        found = {position for key in keys if key in by_key for position in by_key[key]}
+        found = [position for key in keys if key in by_key for position in by_key[key]]
         if host.address is not None:
-            found.update(position for network, position in self._by_network if host.address in network)
+            found += (position for network, position in self._by_network if host.address in network)
         for name, positions in self._by_list.items():
             if self._lists[name].holds(host, keys):
-                found.update(positions)
-        return tuple(sorted(found))
+                found += positions
+        return tuple(sorted(set(found))) if found else ()  # none is what most hosts have in most sections
 
     def _add(self, position: int, match: Match) -> None:
         if match.hosts is None and match.lists is None:

@@ -62,6 +62,15 @@ class Entries:
         return len(self.rules) + len(self.rewrites) + len(self.credentials)
 
 
+class Asker(NamedTuple):
+    """The facts that do not depend on the host: most lines have them in common with others."""
+
+    clients: frozenset[str]
+    method: str | None
+    scheme: str
+    port: int
+
+
 class Scope(NamedTuple):
     """All that can be known without the URL."""
 
@@ -85,7 +94,7 @@ class Judge:
         self.rules = HostIndex(policy.rules, policy.lists)
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
         self.credentials = HostIndex(policy.credentials, policy.lists)
-        self._clients: Kept[tuple[str | None, str | None], frozenset[str]] = Kept(_KEPT_BYTES_AT_MOST)
+        self._askers: Kept[tuple[str | None, ...], Asker] = Kept(_KEPT_BYTES_AT_MOST)
         self._entries: Kept[tuple[object, ...], Entries] = Kept(_KEPT_BYTES_AT_MOST)
         self._injecting: Kept[tuple[object, ...], Decision] = Kept(_KEPT_BYTES_AT_MOST)
         self._verdicts: dict[str, Decision] = {}  # one for each rule at most, whoever asks
@@ -147,25 +156,24 @@ class Judge:
             return deny("invalid-request", f"Not a URL that can be fetched: {error}.")
 
     def _facts(self, query: Query) -> Facts:
+        key = (query.client, query.user, query.method, query.scheme, query.port)
+        known = self._askers.get(key)
+        if known is None:
+            known = self._asker(query)
+            self._askers.keep(key, known, _kept_bytes(query.method, len(known.clients)) + 4 * len(query.user or ""))
+        return Facts(known.clients, known.method, known.scheme, parse_host(query.host), known.port)
+
+    def _asker(self, query: Query) -> Asker:
         if query.method == "TRACE":
             raise InvalidUrl("the method TRACE returns a request's headers to whoever asks")
+        address = parse_address(query.client) if query.client else None
         is_connect = query.method == CONNECT
-        return Facts(
-            self._clients_of(query),
+        return Asker(
+            frozenset(client.name for client in self.policy.clients if client.matches(address, query.user)),
             None if is_connect else query.method,
             "https" if is_connect else check_scheme((query.scheme or "").lower()),
-            parse_host(query.host),
             parse_port(query.port),
         )
-
-    def _clients_of(self, query: Query) -> frozenset[str]:
-        key = (query.client, query.user)
-        known = self._clients.get(key)
-        if known is None:
-            address = parse_address(query.client) if query.client else None
-            known = frozenset(client.name for client in self.policy.clients if client.matches(address, query.user))
-            self._clients.keep(key, known, _kept_bytes(query.user, len(known)))
-        return known
 
     def _scope(self, facts: Facts) -> Scope:
         """Find the entries; they depend on the host only by their positions, so most hosts have some that are known."""
