@@ -112,6 +112,8 @@ TABLE = {
     "POST https://api.example/one": "deny by default",
     "get https://api.example/one": "deny by default",
     "TRACE https://exact.example/": "deny by invalid-request",
+    "TRACK https://exact.example/": "deny by invalid-request",
+    "track https://exact.example/": "deny by invalid-request",
     "BREW https://exact.example/": "allow by exact",
     # query
     "GET https://api.example/search?q=abc&lang=en": "allow by search",

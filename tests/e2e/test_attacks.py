@@ -668,6 +668,8 @@ METHODS = [
     Attack("TRACE, some hops left", request(V1, API, "TRACE", HOPS + "3"), "invalid-request", f"{API}:443"),
     Attack("TRACE over http", request("http://good.example/", "good.example", "TRACE"), "invalid-request"),
     Attack("TRACE, http, last", request("http://good.example/", None, "TRACE", HOPS + "0"), "invalid-request"),
+    Attack("TRACK", request("/x", "good.example", "TRACK"), "invalid-request", GOOD),
+    Attack("track", request("/x", "good.example", "track"), "invalid-request", GOOD),
     Attack("OPTIONS of a closed path", request("/v2/x", "api.example", "OPTIONS"), "default", "api.example:443"),
     Attack("OPTIONS *", request("*", "api.example", "OPTIONS"), REFUSED, "api.example:443"),
     Attack("PURGE", request("http://closed.example/", "closed.example", "PURGE"), "invalid-request"),

@@ -12,7 +12,7 @@ from squidkeeper.engine.decision import Decision, Rewritten, deny
 from squidkeeper.engine.fields import Asked, Facts, covers_default_port, holds_for_host, holds_for_url
 from squidkeeper.engine.index import HostIndex
 from squidkeeper.engine.kept import Kept
-from squidkeeper.engine.query import CONNECT, Query
+from squidkeeper.engine.query import CONNECT, ECHOING, Query
 from squidkeeper.engine.target import target_url
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.policy.model import Action, Credential, Policy, Rewrite, Rule
@@ -164,8 +164,8 @@ class Judge:
         return Facts(known.clients, known.method, known.scheme, parse_host(query.host), known.port)
 
     def _asker(self, query: Query) -> Asker:
-        if query.method == "TRACE":
-            raise InvalidUrl("the method TRACE returns a request's headers to whoever asks")
+        if query.method.upper() in ECHOING:
+            raise InvalidUrl(f"the method {query.method} returns a request's headers to whoever asks")
         address = parse_address(query.client) if query.client else None
         is_connect = query.method == CONNECT
         return Asker(

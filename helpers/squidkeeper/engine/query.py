@@ -8,6 +8,7 @@ from squidkeeper.errors import InvalidUrl
 from squidkeeper.url import bracketed, format_authority, parse_authority, parse_url
 
 CONNECT = "CONNECT"
+ECHOING = frozenset({"TRACE", "TRACK"})  # they send a request back to whoever asks, credentials included
 
 
 class Query(NamedTuple):  # cheaper to make than a dataclass, and made for each line

@@ -306,6 +306,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _NO_METHOD = {
     "CONNECT": "CONNECT is transport, not a method to list: expected the methods of the requests inside the tunnel",
     "TRACE": "TRACE is always denied, expected another method",
+    "TRACK": "TRACK is always denied, expected another method",
 }
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
