@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -78,6 +79,7 @@ BROKEN: dict[str, tuple[Target, object, str, object]] = {
         "address_host",
         lambda address: url.Host(f"{address}.", address),
     ),
+    "a number is taken for a name": (urls.TARGET, url, "_PLAIN_NAME", re.compile("[a-z0-9.]+")),
     "a YAML error goes through": (policies.TARGET, document, "_hint", lambda text, error: 1 / 0),
     "a fault holds what was written": (policies.TARGET, document, "describe", lambda value: f"{value}\n"),
     "a damaged log is not noticed": (records.TARGET, logs, "DAMAGED", ()),

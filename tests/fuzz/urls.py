@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from squidkeeper import url as urls
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.url import Reading, Url, bracketed, parse_authority, parse_host, parse_url, readings, sent
+from squidkeeper.url import Host, Reading, Url, bracketed, parse_authority, parse_host, parse_url, readings, sent
 
 from .target import Target
 
@@ -39,9 +39,20 @@ def check_url(text: str) -> None:
 
 
 def check_parts(text: str) -> None:
-    for parse in (parse_host, parse_authority, urls.parse_port, urls.parse_address):
+    for parse in (parse_authority, urls.parse_port, urls.parse_address):
         with suppress(InvalidUrl):
             parse(text)
+    for part in {text, *re.split("[/?#@:]", text)}:
+        host = host_of(part)
+        with without_shortcuts():
+            assert host_of(part) == host, "the short way for plain names leads elsewhere"
+
+
+def host_of(text: str) -> Host | None:
+    try:
+        return parse_host(text)
+    except InvalidUrl:
+        return None
 
 
 def parsed(text: str) -> Url | None:
@@ -53,8 +64,10 @@ def parsed(text: str) -> Url | None:
 
 @contextmanager
 def without_shortcuts() -> Iterator[None]:
-    with patch.multiple(urls, _PLAIN_URL=NEVER, _ONE_READING=NEVER):
+    with patch.multiple(urls, _PLAIN_URL=NEVER, _PLAIN_NAME=NEVER, _ONE_READING=NEVER):
+        parse_authority.cache_clear()
         yield
+    parse_authority.cache_clear()
 
 
 def check_spelling(url: Url) -> None:
@@ -199,6 +212,10 @@ def seeds() -> Iterable[bytes]:
         "https://example.com/%25252525252e",
         "https://example.com/\udcff",
         "::",
+        "a.0",
+        "a..b",
+        "0x",
+        ".".join(["a" * 50] * 5),
         "192.0.2.7",
         "fe80::1%eth0",
     ):
