@@ -150,6 +150,8 @@ def seeds() -> Iterator[bytes]:
         for section, entries in tree.items():
             if section != "version":
                 yield dump({"version": 1, section: entries})
+    tested = b"tests:\n- {request: 'GET https://a.example/', expect: deny, rule: gone}\n"
+    yield b'version: 1\nrules:\n- {name: "a\\tb", action: deny, hosts: [a.example]}\n' + tested
     yield b'version: 1\ntests:\n- {request: "GET https://a.example/\\t\\n2", expect: allow}\n'
     yield b"version: 1\n" + SEPARATOR + b"version: 1\ndefaults: {action: allow}\n" + SEPARATOR + b"version: 1\n"
 

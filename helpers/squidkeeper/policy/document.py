@@ -308,7 +308,7 @@ def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> _UnreadableError:
 
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
-    """Say how to mend what most often is meant as text, or is a tab."""
+    """Say how to mend what most often is meant as text, or is a tab or a slip of the indentation."""
     lines = text.splitlines()
     for mark in (error.context_mark, error.problem_mark):
         if mark is None or mark.line >= len(lines):
@@ -318,6 +318,10 @@ def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
             return f"; a value that starts with {at!r} has to be quoted"
         if "\t" in lines[mark.line][: mark.column + 1]:
             return "; a tab cannot indent YAML, use spaces"
+    if error.problem in _OF_INDENTATION and error.problem_mark is not None:
+        line = lines[error.problem_mark.line] if error.problem_mark.line < len(lines) else ""
+        spaces = len(line) - len(line.lstrip(" "))
+        return f"; is this line, indented by {spaces}, indented as its neighbours, and text with ': ' in it quoted?"
     return ""
 
 
@@ -412,3 +416,8 @@ _MEANINGS = {
     "timestamp": "a time",
 }
 _INDICATORS = ("*", "&", "!", "%", "@", "`")
+_OF_INDENTATION = (
+    "did not find expected '-' indicator",
+    "did not find expected key",
+    "mapping values are not allowed in this context",
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +34,7 @@ from squidkeeper.policy.schema import (
     RewriteEntry,
     RuleEntry,
     check_document,
+    is_understood,
 )
 from squidkeeper.policy.sources import ListFile, Sources, file_entries, reason
 from squidkeeper.policy.templates import parse_template
@@ -66,13 +67,14 @@ def build(sources: Sources, *, list_cache: Path | None = None) -> Loaded:
     return Loaded(_policy(sources, checked, lists), all_warnings)
 
 
-def _names(documents: Iterable[Document]) -> Names:
+def _names(documents: Collection[Document]) -> Names:
     """Collect what the files define, faulty entries too: a reference to one is not a fault of its own."""
     found: dict[str, set[str]] = {section: set() for section in _NAMED_SECTIONS}
     for document in documents:
         for section, name, _ in _defined(document):
             found[section].add(name)
-    return Names(**{section: frozenset(names) for section, names in found.items() if section in Names.__slots__})
+    known = {section: frozenset(names) for section, names in found.items() if section in Names.__slots__}
+    return Names(**known, whole=all(map(is_understood, documents)))
 
 
 def _defined(document: Document) -> Iterator[tuple[str, str, Location]]:

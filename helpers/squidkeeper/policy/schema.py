@@ -31,13 +31,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names that all files together define, for each section: what a reference may be to."""
+    """The names that all files together define, for each section: what a reference may be to.
+
+    Where not the `whole` was understood, as with a misspelt section, any name may stand in the rest.
+    """
 
     clients: frozenset[str] = frozenset()
     lists: frozenset[str] = frozenset()
     rules: frozenset[str] = frozenset()
     secrets: frozenset[str] = frozenset()
     credentials: frozenset[str] = frozenset()
+    whole: bool = True
 
 
 # --- what a field may hold ----------------------------------------------------------------------------------------
@@ -79,7 +83,8 @@ def _known(section: str, kind: str) -> Any:
     """Make the validator of a reference to a name of `section`."""
 
     def validate(value: object, info: ValidationInfo) -> str:
-        return _check_known(_some_text(value), kind, getattr(_names_of(info), section))
+        names = _names_of(info)
+        return _check_known(_some_text(value), kind, getattr(names, section), names)
 
     return PlainValidator(validate)
 
@@ -88,8 +93,8 @@ def _names_of(info: ValidationInfo) -> Names:
     return cast("Names", info.context)
 
 
-def _check_known(name: str, kind: str, known: frozenset[str]) -> str:
-    if name not in known:
+def _check_known(name: str, kind: str, known: frozenset[str], names: Names) -> str:
+    if name not in known and names.whole:
         expected = suggestion(name, known) or f", expected {one_of(known)}"
         if kind == "secret":
             raise _fault(f"there is no secret of this name ({_NO_VALUES}){expected}")
@@ -290,12 +295,13 @@ def _value(value: object, info: ValidationInfo) -> str:
     except PatternError as error:
         raise _fault(str(error)) from None
     for name in secrets:
-        _check_known(name, "secret", _names_of(info).secrets)
+        _check_known(name, "secret", _names_of(info).secrets, _names_of(info))
     return text
 
 
 def _tested_rule(value: object, info: ValidationInfo) -> str:
-    return _check_known(_some_text(value), "rule or verdict", _names_of(info).rules | VERDICT_NAMES)
+    names = _names_of(info)
+    return _check_known(_some_text(value), "rule or verdict", names.rules | VERDICT_NAMES, names)
 
 
 _NO_VALUES = "a policy never holds a value itself"
@@ -459,6 +465,11 @@ class Checked:
     faults: list[Fault] = field(default_factory=list)
 
 
+def is_understood(document: Document) -> bool:
+    """Tell whether a file was read, and each of its sections is one that the language knows."""
+    return document.root is not None and document.data.keys() <= PolicyFile.model_fields.keys()
+
+
 def check_document(document: Document, names: Names) -> Checked:
     """Validate one file against the language; a file that could not be read has no further faults."""
     if document.root is None:
@@ -474,7 +485,7 @@ def check_document(document: Document, names: Names) -> Checked:
 
 def one_of(choices: Mapping[str, object] | frozenset[str] | tuple[str, ...]) -> str:
     """List what a value may be, in the words of a fault."""
-    shown = [*choices] if isinstance(choices, tuple) else sorted(choices)
+    shown = [*choices] if isinstance(choices, tuple) else sorted(filter(str.isprintable, choices))
     if not shown:
         return "one to be defined first"
     more = f" or one of {len(shown) - _SHOWN_AT_MOST} others" if len(shown) > _SHOWN_AT_MOST else ""
