@@ -579,7 +579,11 @@ parse_configuration() {
     render "$SOURCE/squid/squid.conf" staged >"$WORK/parse/squid.conf"
     render "$SOURCE/squid/squidkeeper.conf" staged >"$WORK/parse/squidkeeper.conf"
     squid_accepts "$WORK/parse/squid.conf"
-    say configuration "accepted by squid -k parse, listening on $LISTEN"
+    if is_yours_with_ours; then
+        say configuration "the fragment accepted by squid -k parse, in our squid.conf; yours was not looked at"
+    else
+        say configuration "accepted by squid -k parse, listening on $LISTEN"
+    fi
 }
 
 # Squid reports some faults, such as a missing program, and still exits 0.
@@ -820,7 +824,7 @@ check_one_listen() {
 # Start, restart or reconfigure Squid, or leave it alone: as what it was last told differs from what is there now.
 apply() {
     local told now
-    if is_yours_with_ours; then say squid "not told yet, as its squid.conf is yours: squid -k parse && squid -k reconfigure" && return; fi
+    if is_yours_with_ours; then say squid "not told yet, as its squid.conf is yours: squid -k parse && squid -k reconfigure (or start it)" && return; fi
     if [ "$START" = no ]; then
         [ "$(sed 's/ .*//' "$APPLIED" 2>/dev/null)" = "$LISTEN" ] || echo "$LISTEN" >"$APPLIED" # for a later run to go on with
         say squid "not started (--no-start)" && return

@@ -27,7 +27,7 @@ from squidkeeper.cli import main
 from squidkeeper.live import State, load
 from squidkeeper.metrics import DECISION_DURATION, METRICS
 from squidkeeper.observe.exporter import server
-from squidkeeper.observe.exporter.cache_manager import SquidCounters, parse_counters, read_counters
+from squidkeeper.observe.exporter.cache_manager import SquidCounters, families, parse_counters, read_counters
 from squidkeeper.observe.exporter.certificate import Certificate, read_certificate
 from squidkeeper.observe.exporter.checkpoint import Checkpoint
 from squidkeeper.observe.exporter.collector import GatewayCollector, View, expected_series
@@ -681,6 +681,7 @@ def test_what_is_no_squid_says_why(told: bytes, problem: str) -> None:
     assert found.values == {}
     assert problem in str(found.problem)
     assert found.answers is told.startswith(b"HTTP/1.")
+    assert [sample.value for metric in families(found) for sample in metric.samples] == [found.answers]
 
 
 def answer_once(server: socket.socket, told: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -164,12 +165,21 @@ def _secret_problem(path: Path, state: os.stat_result) -> str | None:
         return "it is not a regular file"
     if not state.st_size:
         return "it is empty"
-    return None if os.access(path, os.R_OK) else "it cannot be read by this user"
+    return None if os.access(path, os.R_OK) else f"the account {_account()} cannot read it"
 
 
 def reason(error: OSError) -> str:
-    """Say why a file cannot be read."""
+    """Say why a file cannot be read, and by whom where others may."""
+    if isinstance(error, PermissionError):
+        return f"permission denied for the account {_account()}; as installed, root and Squid's group can read it"
     return (error.strerror or str(error)).lower()
+
+
+def _account() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def file_entries(documents: Iterable[Document], section: str) -> Iterator[tuple[Document, str, Path]]:

@@ -83,8 +83,8 @@ def parse_counters(page: bytes) -> dict[str, float]:
 
 
 def families(counters: SquidCounters) -> Iterable[Metric]:
-    """Make metrics of them; without an answer, of that alone."""
-    up = GaugeMetricFamily("squid_up", "Whether Squid's cache manager answers.", value=not counters.problem)
+    """Make metrics of them; without its counters, of whether Squid answers alone."""
+    up = GaugeMetricFamily("squid_up", "Whether Squid answers.", value=counters.answers)
     yield up
     for key, name, meaning in COUNTERS:
         if key in counters.values:

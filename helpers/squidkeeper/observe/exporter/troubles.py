@@ -66,7 +66,8 @@ def _squid_troubles(squid: Squid) -> Iterable[Trouble]:
     elif squid.problem:
         what = f"Squid's own counters cannot be read{_because(squid.problem)}."
         remedy = (
-            "Requests are not affected. Open Squid's cache manager to this machine, as squid.conf as installed does."
+            "Requests are not affected. The block on Squid's own counters in squid.conf as installed opens them to"
+            " this machine."
         )
         yield Trouble(Urgency.SOON, what, remedy, "squid")
 
