@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from bench import (  # type: ignore[import-not-found] # it lies beside this scri
     origin,
     squid,
 )
+from command import at_least_one, require, show  # type: ignore[import-not-found]
 
 PORT = 4200
 PAGES = "127.0.0.1:4201"
@@ -47,9 +47,10 @@ class Round:
 def main() -> None:
     """Run the benchmark."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=7)
-    options.add_argument("--seconds", type=int, default=5, help="of load, with and without, in each round")
+    options.add_argument("--rounds", type=at_least_one, default=7)
+    options.add_argument("--seconds", type=at_least_one, default=5, help="of load, with and without, in each round")
     chosen = options.parse_args()
+    require(("squid", "nginx", "wrk", "openssl", "ip"))
     rounds = measure(chosen.rounds, chosen.seconds)
     without, with_it = ([one.without for one in rounds], [one.with_it for one in rounds])
     ratios = [one.with_it / one.without for one in rounds]
@@ -77,8 +78,8 @@ def measure(rounds: int, seconds: int) -> list[Round]:
                 with_it = load(PORT, seconds)[0]
                 backlog, after = value("squidkeeper_record_backlog_bytes"), value("process_cpu_seconds_total")
             found.append(Round(without or load(PORT, seconds)[0], with_it, after - before, backlog))
-            print(f"\rround {number}/{rounds}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+            show(number, rounds, f"{with_it:8.0f}/s")
+    show(rounds, rounds, "")
     return found[1:]
 
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from itertools import accumulate, count
 from pathlib import Path
 
+from command import at_least_one, show, written  # type: ignore[import-not-found] # beside this script
 from lists import hosts_like_published_ones, memory_kilobytes  # type: ignore[import-not-found] # beside this script
 
 IN_FLIGHT = 16
@@ -48,10 +49,10 @@ class Contender:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hosts", type=int, default=1_000_000, help="in the list")
-    parser.add_argument("--rules", type=int, default=10_000, help="in the large policy")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--lines", type=int, default=20_000, help="for each helper, in each round")
+    parser.add_argument("--hosts", type=at_least_one, default=1_000_000, help="in the list")
+    parser.add_argument("--rules", type=at_least_one, default=10_000, help="in the large policy")
+    parser.add_argument("--rounds", type=at_least_one, default=7)
+    parser.add_argument("--lines", type=at_least_one, default=20_000, help="for each helper, in each round")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     chosen = parser.parse_args()
     listed = hosts_like_published_ones(chosen.hosts)
@@ -214,8 +215,8 @@ def measure(contenders: list[Contender], listed: list[str], rounds: int, lines: 
                     found.update({f"{kind}_{what}": figure for what, figure in timed(helper, asked).items()})
                 if number:
                     figures[name].append(found)
-                print(f"\rround {number}/{rounds} {name:<32}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+                show(number, rounds, name)
+    show(rounds, rounds, "")
     return figures
 
 
@@ -273,7 +274,8 @@ def table(alone: dict[str, dict[str, float]], figures: Figures) -> Iterator[str]
     }
     yield from rows("medians", medians)
     kinds = ("fresh, lines/s", "fresh, cpu", "zipf, lines/s", "zipf, cpu")
-    yield f"\n{'ratio':<60}" + "".join(f"{kind:>25}" for kind in kinds)
+    yield "\nAbove 1 is in favour of the first: median of the rounds, and spread."
+    yield f"{'ratio':<60}" + "".join(f"{kind:>25}" for kind in kinds)
     for one, other in ratios(list(figures)):
         yield f"{f'{one} / {other}':<60}" + "".join(
             ratio(figures[one], figures[other], what, upside_down)
@@ -291,7 +293,7 @@ def rows(title: str, figures: dict[str, dict[str, float]]) -> Iterator[str]:
     yield f"\n| {title} | " + " | ".join(column.replace("_", " ") for column in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
     for name, found in figures.items():
-        yield f"| {name} | " + " | ".join(f"{found[column]:,.4g}" for column in columns) + " |"
+        yield f"| {name} | " + " | ".join(written(found[column]) for column in columns) + " |"
 
 
 def ratios(names: list[str]) -> Iterator[tuple[str, str]]:

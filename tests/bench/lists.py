@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from command import at_least_one, written  # type: ignore[import-not-found] # beside this script
+
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.lists import HostList, list_digest, load_list
 from squidkeeper.url import Host
@@ -156,13 +158,13 @@ def table(hosts: int, results: dict[str, dict[str, float]]) -> Iterator[str]:
     yield f"| {hosts:,} hosts | " + " | ".join(column.replace("_", " ") for column in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
     for name, figures in results.items():
-        yield f"| {name} | " + " | ".join(f"{figures[column]:.3g}" for column in columns) + " |"
+        yield f"| {name} | " + " | ".join(written(figures[column]) for column in columns) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hosts", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--hosts", type=at_least_one, default=1_000_000)
+    parser.add_argument("--rounds", type=at_least_one, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     hosts = hosts_like_published_ones(options.hosts)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from command import at_least_one  # type: ignore[import-not-found] # beside this script
 from lines import Contender, Helper, acl, policy, running  # type: ignore[import-not-found] # beside this script
 from lists import hosts_like_published_ones  # type: ignore[import-not-found]
 
@@ -29,9 +30,9 @@ PATIENCE_SECONDS = 60.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hosts", type=int, default=1_000_000, help="in the list")
-    parser.add_argument("--rules", type=int, default=10_000)
-    parser.add_argument("--edits", type=int, default=15)
+    parser.add_argument("--hosts", type=at_least_one, default=1_000_000, help="in the list")
+    parser.add_argument("--rules", type=at_least_one, default=10_000)
+    parser.add_argument("--edits", type=at_least_one, default=15)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name:
