@@ -209,8 +209,8 @@ class Run:
         if events and (events.connects or events.merged) and not isinstance(self._listing, Lines):
             click.echo(
                 f"{counted(reading.records, 'record')} read, {counted(self._shown, 'event')} shown. Left out: the "
-                f"CONNECTs of {events.connects:,} opened tunnels and of {events.merged:,} denied ones whose request is "
-                "an event (--connects shows them).",
+                f"CONNECTs of {counted(events.connects, 'tunnel')} that opened, and of {events.merged:,} that did not "
+                "and whose request is an event (--connects shows them).",
                 err=True,
             )
         if reading.invalid:
