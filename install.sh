@@ -580,7 +580,7 @@ parse_configuration() {
     render "$SOURCE/squid/squidkeeper.conf" staged >"$WORK/parse/squidkeeper.conf"
     squid_accepts "$WORK/parse/squid.conf"
     if is_yours_with_ours; then
-        say configuration "the fragment accepted by squid -k parse, in our squid.conf; yours was not looked at"
+        say configuration "the fragment accepted by squid -k parse in our squid.conf, listening on $LISTEN; yours was not looked at"
     else
         say configuration "accepted by squid -k parse, listening on $LISTEN"
     fi
