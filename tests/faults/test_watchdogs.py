@@ -18,7 +18,7 @@ from tests.e2e.network import wait_for
 LOOP = """
 import os, re, sys, time
 from pathlib import Path
-from squidkeeper.helpers.counting import Counting
+from squidkeeper.helpers.counting import Counting, decision
 from squidkeeper.helpers.loop import serve, take_output
 from squidkeeper.helpers.watchdog import Watchdog
 from squidkeeper.live import State
@@ -26,11 +26,11 @@ from squidkeeper.wire import Reply, Result
 
 def answer(request):
     {at_line}
-    return Reply(Result.OK)
+    return Reply(Result.OK, counted=(decision("host", "open", "allow"),))
 
 output = take_output()
 counting = Counting("host", Path(sys.argv[1]), State)
-Watchdog(lambda: counting.busy_since, every_seconds=0.1, silent_seconds=float(sys.argv[2])).start()
+Watchdog(lambda: counting.at, every_seconds=0.1, silent_seconds=float(sys.argv[2])).start()
 counting.start()
 serve(answer, output, 0, counting)
 """
@@ -92,6 +92,14 @@ def test_a_helper_that_answers_or_waits_for_lines_goes_on(run: Run) -> None:
         process.wait(1)
     ask(process)
     assert process.stdout.readline() == b"OK\n"
+
+
+def test_a_helper_that_answers_line_after_line_of_what_it_read_at_once_goes_on(run: Run) -> None:
+    process = run("time.sleep(0.3)")
+    assert process.stdout
+    ask(process, b"line\n" * 5)  # more than a deadline in all
+    assert [process.stdout.readline() for _ in range(5)] == [b"OK\n"] * 5
+    assert process.poll() is None
 
 
 def test_a_helper_that_was_stopped_for_longer_than_the_deadline_goes_on(run: Run) -> None:

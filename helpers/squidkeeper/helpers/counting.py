@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -56,6 +56,7 @@ class Counting:
         self._policy_state = policy_state
         self._started = time.time()
         self.busy_since: float | None = None
+        self._counted: Sequence[Key] = ()
         *self._buckets, self._sum = histogram_keys(
             DECISION_DURATION.name, {"helper": helper}, DECISION_DURATION.buckets
         )
@@ -88,8 +89,14 @@ class Counting:
             )
         )
 
-    def begin(self) -> None:
-        """Note that lines were read; `busy_since` tells when, until the end."""
+    @property
+    def at(self) -> tuple[float, int] | None:
+        """Tell which line is being answered: when it was read, and how much those before it counted. None: none."""
+        return None if self.busy_since is None else (self.busy_since, len(self._counted))
+
+    def begin(self, counted: Sequence[Key] = ()) -> None:
+        """Note that lines were read; `busy_since` tells when, until the end. `counted` grows with each answer."""
+        self._counted = counted
         self.busy_since = time.monotonic()
 
     def end(self, lines: int, counted: list[Key]) -> None:

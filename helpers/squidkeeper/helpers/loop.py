@@ -46,7 +46,7 @@ def run(
     output = take_output()
     live = LivePolicy(directory, state / "lists", prepare, state / "revisions")
     counting = Counting(helper, state, lambda: live.state)
-    Watchdog(lambda: counting.busy_since).start()
+    Watchdog(lambda: counting.at).start()
     counting.begin()
     counting.start()
     counting.begin()
@@ -65,8 +65,8 @@ def serve(answer: Answer, output: int, concurrency: int, counting: Counting) -> 
     answering = _Answering(answer, concurrency, counting.helper)
     source, room = sys.stdin.fileno(), memoryview(bytearray(_READ_BYTES))
     while got := os.readv(source, [room]):
-        counting.begin()
         counted: list[Key] = []
+        counting.begin(counted)
         replies = [answering.reply(line, counted) for line in buffer.feed(bytes(room[:got]))]
         try:
             _write(output, b"".join(replies))

@@ -14,28 +14,29 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NoReturn
 
-# Ten thousand rules and the most hostile path take milliseconds: whoever is at the same lines for this long is stuck.
+# Ten thousand path patterns for one host and the most hostile path take a second: whoever is at the same line for this
+# long is stuck.
 STUCK_SECONDS: Final = 10
 _SILENT_SECONDS = 15  # without a turn for any thread of ours
 _log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Looks once a second whether the loop is still at the same lines, and ends the process when it always is.
+    """Looks once a second whether the loop is still at the same line, and ends the process when it always is.
 
-    `busy_since` tells since when the loop is at its lines, None: it waits for some. It is looks that are counted, not
-    the time: a process that was stopped, or that gets no processor, has not been stuck. Nothing here waits for a disk.
-    Where no thread gets a turn (one runs in C and does not let others), this one does not either: then the
-    interpreter's own timer, which needs none, shows where each thread is and ends the process.
+    `at` tells which line the loop is at, None: it waits for one. It is looks that are counted, not the time: a process
+    that was stopped, or that gets no processor, has not been stuck. Nothing here waits for a disk. Where no thread
+    gets a turn (one runs in C and does not let others), this one does not either: then the interpreter's own timer,
+    which needs none, shows where each thread is and ends the process.
     """
 
     def __init__(
         self,
-        busy_since: Callable[[], float | None],
+        at: Callable[[], object],
         every_seconds: float = 1.0,
         silent_seconds: float = _SILENT_SECONDS,
     ) -> None:
-        self._busy_since = busy_since
+        self._at = at
         self._every_seconds = every_seconds
         self._silent_seconds = silent_seconds
 
@@ -49,7 +50,7 @@ class Watchdog:
             with suppress(RuntimeError):  # no memory for its thread
                 faulthandler.dump_traceback_later(self._silent_seconds, exit=True)
             time.sleep(self._every_seconds)
-            now = self._busy_since()
+            now = self._at()
             looks = looks + 1 if now is not None and now == last else 0
             last = now
         _end()
