@@ -6,7 +6,8 @@
 round; a ratio is taken within each round, and its median and spread count. "cpu" is the processor time of the helper
 for each line, with all of its threads, which other work on the machine touches less than the lines per second.
 "fresh": no host was asked before, half of them are below a listed one. "zipf": the hosts of a busy network, the n-th of
-20,000 asked 1/n as often as the first. Without squidGuard that part is left out.
+20,000 asked 1/n as often as the first. "check" is `squidkeeper check` of the same policy, which keeps no compiled list.
+Without squidGuard that part is left out.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from lists import hosts_like_published_ones, memory_kilobytes  # type: ignore[im
 IN_FLIGHT = 16
 ZIPF_HOSTS = 20_000
 STARTS = 7
+CHECKS = 3
 FEW_RULES = 10
 Figures = dict[str, list[dict[str, float]]]  # of each helper, those of each round
 
@@ -59,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name:
         folder = Path(name)
         contenders = [*ours(folder, listed, chosen.rules), *squidguard(folder, listed)]
-        alone = {contender.name: start_and_memory(contender, listed[0]) for contender in contenders}
+        alone = {one.name: start_and_memory(one, listed[0]) | check_time(one) for one in contenders}
         figures = measure(contenders, listed, chosen.rounds, chosen.lines)
     print("\n".join(table(alone, figures)))
     if chosen.json:
@@ -200,6 +202,19 @@ def start_and_memory(contender: Contender, host: str) -> dict[str, float]:
     }
 
 
+def check_time(contender: Contender) -> dict[str, float]:
+    """Tell how long `squidkeeper check` takes for its policy; nothing for squidGuard's, which cannot be checked."""
+    if contender.folder is None:
+        return {}
+    command = [sys.executable, "-m", "squidkeeper", "check", "--policy", str(contender.folder)]
+    taken = []
+    for _ in range(CHECKS):
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        taken.append(time.perf_counter() - began)
+    return {"check_milliseconds": statistics.median(taken) * 1000}
+
+
 def measure(contenders: list[Contender], listed: list[str], rounds: int, lines: int) -> Figures:
     """Measure all in turn; gives for each the figures of each round."""
     figures: Figures = {contender.name: [] for contender in contenders}
@@ -293,7 +308,8 @@ def rows(title: str, figures: dict[str, dict[str, float]]) -> Iterator[str]:
     yield f"\n| {title} | " + " | ".join(column.replace("_", " ") for column in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
     for name, found in figures.items():
-        yield f"| {name} | " + " | ".join(written(found[column]) for column in columns) + " |"
+        cells = (written(found[column]) if column in found else "–" for column in columns)
+        yield f"| {name} | " + " | ".join(cells) + " |"
 
 
 def ratios(names: list[str]) -> Iterator[tuple[str, str]]:
