@@ -26,7 +26,7 @@ from squidkeeper.helpers.credential import Grants
 from squidkeeper.helpers.places import Places
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.hosts import parse_host_pattern
-from squidkeeper.policy.lists import HostList
+from squidkeeper.policy.lists import HostList, stored_key
 from squidkeeper.policy.model import Action, Client, Credential, Match, Policy, Rewrite, Rule, SecretSource
 from squidkeeper.policy.paths import parse_path_pattern
 from squidkeeper.policy.queries import QueryPattern
@@ -103,7 +103,9 @@ def policy_of(
         "0",
         default_action=default,
         clients=tuple(Client(name, PLACE, (ip_network(network),)) for name, network in CLIENTS.items()),
-        lists={"list": HostList(PLACE, _trie=marisa_trie.Trie([parse_host_pattern(text).key for text in LIST]))},
+        lists={
+            "list": HostList(PLACE, _trie=marisa_trie.Trie([stored_key(parse_host_pattern(text).key) for text in LIST]))
+        },
         rules=tuple(
             Rule(
                 f"r{number}",

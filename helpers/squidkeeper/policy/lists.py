@@ -1,7 +1,8 @@
 """Long host lists (floor 2): compiled once into a trie, kept in a file, mapped into memory and shared by all helpers.
 
-A list is a set of keys: the keys of host patterns (see `host_keys`), and one for each network. A lookup asks for the
-few keys that a host can have, so that its cost does not depend on the length of the list.
+A list is a set of keys: the keys of host patterns (see `host_keys`), and one for each network. Those of a host, and of
+a host with all under it, are kept backwards: then all that hold for a host are beginnings of one text, which are found
+on one way down the trie, however long the list.
 """
 
 from __future__ import annotations
@@ -62,29 +63,34 @@ class HostList:
     location: Location
     summary: Summary = field(default_factory=Summary)
     _trie: Any = field(default_factory=marisa_trie.Trie, repr=False, compare=False)
-    has_wildcards: bool = field(default=True, compare=False)  # whether it can hold patterns such as `*.x` or `**.x`
+    has_wildcards: bool = field(default=True, compare=False)  # whether it can hold `*.x`, `**.x` or `*`
 
     def __contains__(self, host: Host) -> bool:
         return self.holds(host, host_keys(host))
 
     def holds(self, host: Host, keys: Iterable[str]) -> bool:
         """Tell whether one of its patterns matches a host that has these keys."""
-        if self.has_key(keys):
+        if host.address is not None:
+            return self.has_key((HostForm.ANY, *_address_keys(host.address, self.summary.prefixes)))
+        if self._trie.prefixes(stored_key(host.text)):
             return True
-        return host.address is not None and self.has_key(_address_keys(host.address, self.summary.prefixes))
+        return self.has_wildcards and self.has_key(key for key in keys if key.startswith(HostForm.ANY))
 
     def has_key(self, keys: Iterable[str]) -> bool:
-        """Tell whether one of these keys of host patterns stands in the list."""
-        trie = self._trie
-        for key in keys:  # noqa: SIM110 - any() of a generator takes half as long again, for each line and list
-            if key in trie:
-                return True
-        return False
+        """Tell whether one of these keys stands in the list as it is."""
+        return any(stored_key(key) in self._trie for key in keys)
 
     def covers_network(self, network: Network) -> bool:
         """Tell whether a network of the list holds all of this one."""
         wider = tuple(prefix for prefix in self.summary.prefixes if prefix[1] <= network.prefixlen)
         return self.has_key(_address_keys(network.network_address, wider))
+
+
+def stored_key(key: str) -> str:
+    """Write a key as a list holds it: those of a host, and of a host with all under it, backwards."""
+    if key.startswith((HostForm.ANY, HostForm.NETWORK)):
+        return key
+    return (key if key.startswith(HostForm.TREE) else f"{_ALONE}{key}")[::-1]
 
 
 def list_digest(path: Path) -> str:
@@ -108,8 +114,7 @@ def load_list(path: Path, digest: str, location: Location, cache: Path | None = 
         with _lock(cache):
             found = _read_cached(cached) or _compile_long(path, digest, cached) or _compile(path, digest, cached)
     summary, trie = found
-    wild = any(any(trie.iterkeys(form.value)) for form in (HostForm.LABEL, HostForm.UNDER))
-    return HostList(location, summary, trie, wild)
+    return HostList(location, summary, trie, has_wildcards=any(trie.iterkeys(HostForm.ANY.value)))
 
 
 def prune_cache(cache: Path, used: Iterable[str]) -> None:
@@ -224,7 +229,7 @@ def _compile_long(path: Path, digest: str, cached: Path | None) -> tuple[Summary
 def _compile(path: Path, digest: str, cached: Path | None) -> tuple[Summary, Any]:
     compiler = _Compiler()
     with _open_list(path) as file:
-        trie = marisa_trie.Trie(compiler.keys(file))
+        trie = marisa_trie.Trie(map(stored_key, compiler.keys(file)))
     if compiler.digest.hexdigest() != digest:
         raise ListChangedError(str(path))
     summary = compiler.summary()
@@ -317,7 +322,8 @@ def _lock(cache: Path | None) -> Iterator[None]:
             os.close(descriptor)
 
 
-_FORMAT = b"sqklist2"  # changes with whatever changes the keys of a list
+_ALONE = "=."  # ahead of a name that is listed without those under it; no name holds a =
+_FORMAT = b"sqklist3"  # changes with whatever changes the keys of a list
 _FOOT = struct.Struct(">8sII")
 _SUFFIX = ".hosts"
 _UNFINISHED = ".part"
