@@ -21,6 +21,7 @@ from squidkeeper.policy.hosts import parse_network
 from squidkeeper.policy.lines import LineReader
 from squidkeeper.policy.lists import HostList, Line, ListChangedError, list_digest, load_list, prune_cache
 from squidkeeper.url import Host, parse_host
+from tests.e2e.network import wait_for
 
 PLACE = Location("policy.yaml", 3, 3)
 LINES = """\ufeff# a list\r
@@ -528,6 +529,27 @@ def test_a_process_that_dies_while_it_compiles_leaves_it_to_the_next(tmp_path: P
     assert len(list(cache.glob("*.part"))) == left
     assert parse_host("last.example.com") in load_list(path, list_digest(path), PLACE, cache)
     assert len(cached_files(cache)) == 1
+
+
+def test_who_comes_after_a_process_that_died_waits_for_the_list_it_had_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = tmp_path / "list.txt", tmp_path / "cache"
+    path.write_text("".join(f"host-{number}.example.com\n" for number in range(200_000)))
+    arguments = (path, list_digest(path), PLACE, cache)
+    child = multiprocessing.get_context("spawn").Process(target=load_list, args=arguments)
+    child.start()
+    wait_for(lambda: _compiles_for(child.pid), "a process that compiles")
+    child.kill()
+    child.join()
+    for way in ("_compile", "_compile_long"):
+        monkeypatch.setattr(lists, way, lambda *_: pytest.fail("it was begun anew"))
+    assert parse_host("host-199999.example.com") in load_list(*arguments)
+
+
+def _compiles_for(pid: int | None) -> bool:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return any("squidkeeper.policy.lists" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
 
 
 def test_a_compiled_list_is_mapped_from_its_file_and_shared(tmp_path: Path) -> None:

@@ -111,8 +111,8 @@ def load_list(path: Path, digest: str, location: Location, cache: Path | None = 
     cached = cache / f"{digest}{_SUFFIX}" if cache else None
     found = _read_cached(cached)
     if found is None:
-        with _lock(cache):
-            found = _read_cached(cached) or _compile_long(path, digest, cached) or _compile(path, digest, cached)
+        with _lock(cache) as lock:
+            found = _read_cached(cached) or _compile_long(path, digest, cached, lock) or _compile(path, digest, cached)
     summary, trie = found
     return HostList(location, summary, trie, has_wildcards=any(trie.iterkeys(HostForm.ANY.value)))
 
@@ -215,14 +215,24 @@ class _Compiler:
         return key
 
 
-def _compile_long(path: Path, digest: str, cached: Path | None) -> tuple[Summary, Any] | None:
-    """Compile a long list in a process of its own, so that a helper neither grows nor stalls; None where that fails."""
-    if cached is None or path.stat().st_size < _LONG_BYTES or not os.access(cached.parent, os.W_OK):
+def _compile_long(path: Path, digest: str, cached: Path | None, lock: int | None) -> tuple[Summary, Any] | None:
+    """Compile a long list in a process of its own, so that a helper neither grows nor stalls; None where that fails.
+
+    That process holds the lock too: where the helper ends meanwhile, the next one waits, and does not begin anew.
+    """
+    if cached is None or lock is None or path.stat().st_size < _LONG_BYTES or not os.access(cached.parent, os.W_OK):
         return None
     command = [sys.executable, "-P", "-m", __name__, str(path), digest, str(cached)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     with suppress(OSError):
-        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)  # noqa: S603 - our own module
+        subprocess.run(  # noqa: S603 - our own module
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(lock,),
+            check=False,
+        )
     return _read_cached(cached)
 
 
@@ -307,8 +317,8 @@ def _write_cached(path: Path, summary: Summary, trie: Any) -> None:
 
 
 @contextmanager
-def _lock(cache: Path | None) -> Iterator[None]:
-    """Let one process at a time compile; without a cache, or one that cannot be written, each for itself."""
+def _lock(cache: Path | None) -> Iterator[int | None]:
+    """Let one process at a time compile; without a cache, or one that cannot be written, each for itself (None)."""
     descriptor = None
     if cache:
         with suppress(OSError):
@@ -316,7 +326,7 @@ def _lock(cache: Path | None) -> Iterator[None]:
             descriptor = os.open(cache / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        yield
+        yield descriptor
     finally:
         if descriptor is not None:
             os.close(descriptor)
