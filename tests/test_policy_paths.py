@@ -128,3 +128,11 @@ def test_what_is_wrong_with_an_expression_is_one_line_whatever_it_holds() -> Non
         parse_path_pattern("regex:/(?P<two\nlines\u2028")
     assert str(raised.value).isprintable()
     assert "invalid named capture group: (?P<two\\nlines\\u2028" in str(raised.value)
+
+
+def test_the_readings_by_which_a_glob_reads_the_same_share_what_matches_them() -> None:
+    for text, different in (("/**/p-*", 1), ("/a%2Fb/*", 2)):
+        pattern = parse_path_pattern(text)
+        for reading in Reading:
+            pattern.match(ReadPath(reading, "/x"))
+        assert len(set(map(id, pattern._matchers.values()))) == different

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.policy.queries import QueryPattern, parse_query
+from squidkeeper.policy import queries
+from squidkeeper.policy.queries import QueryPattern, QueryValues, parse_query
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,7 @@ from squidkeeper.policy.queries import QueryPattern, parse_query
         ("", {}),
         ("&&", {}),
         ("a=1&b=2&a=3", {"a": ("1", "3"), "b": ("2",)}),
+        ("a=1&a=2&a=1", {"a": ("1", "2")}),
         ("a", {"a": ("",)}),
         ("a=", {"a": ("",)}),
         ("=1", {"": ("1",)}),
@@ -42,4 +44,19 @@ def test_an_allow_asks_for_all_values_and_a_deny_for_one() -> None:
 @given(st.text("ab*\n", max_size=6), st.text("ab\n", max_size=8))
 def test_a_star_is_any_text(pattern: str, value: str) -> None:
     expected = re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), value, re.DOTALL) is not None
-    assert QueryPattern("k", pattern).matches_one({"k": (value,)}) is expected
+    assert QueryPattern("k", pattern).matches_one(QueryValues({"k": (value,)})) is expected
+
+
+def test_what_a_pattern_makes_of_a_query_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def matches(value: str) -> bool:
+        asked.append(value)
+        return value == "2"
+
+    monkeypatch.setattr(queries, "_matcher", lambda _: matches)
+    values, pattern = parse_query("k=1&k=2&k=1"), QueryPattern("k", "2")
+    for _ in range(3):  # as the readings of one path ask
+        assert pattern.matches_one(values)
+        assert not pattern.matches_all(values)
+    assert asked == ["1", "2", "1"]

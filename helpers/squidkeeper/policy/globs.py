@@ -26,10 +26,12 @@ def glob_matcher(parts: tuple[str, ...], wildcards: Mapping[str, str]) -> Matche
     if wildcards.get(last) == ANYTHING and not any(part in wildcards for part in literal):
         prefix = "".join(literal)
         return lambda text: text.startswith(prefix)
-    first = "" if parts[0] in wildcards else parts[0]
-    end = "" if last in wildcards else last
+    if len(parts) == len("*x*") and wildcards.get(parts[0]) == wildcards.get(last) == ANYTHING:
+        middle = parts[1]
+        return lambda text: middle in text
+    prefix, suffix = ("" if part in wildcards else part for part in (parts[0], last))
     matches = regex_matcher("".join(wildcards.get(part) or re2.escape(part) for part in parts))
-    return lambda text: text.startswith(first) and text.endswith(end) and matches(text)
+    return lambda text: text.startswith(prefix) and text.endswith(suffix) and matches(text)
 
 
 def regex_matcher(expression: str) -> Matcher:

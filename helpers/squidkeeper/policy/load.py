@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -52,7 +52,7 @@ class Loaded:
 
 def build(sources: Sources, *, list_cache: Path | None = None) -> Loaded:
     """Build the policy; `PolicyError` with every fault where there is one. The policy's own tests are not run."""
-    names = _names(sources.documents)
+    names = _names(sources)
     checked = [check_document(document, names) for document in sources.documents]
     faults = [*sources.faults, *(fault for document in sources.documents for fault in document.faults)]
     faults += (fault for one in checked for fault in one.faults)
@@ -67,14 +67,14 @@ def build(sources: Sources, *, list_cache: Path | None = None) -> Loaded:
     return Loaded(_policy(sources, checked, lists), all_warnings)
 
 
-def _names(documents: Collection[Document]) -> Names:
+def _names(sources: Sources) -> Names:
     """Collect what the files define, faulty entries too: a reference to one is not a fault of its own."""
     found: dict[str, set[str]] = {section: set() for section in _NAMED_SECTIONS}
-    for document in documents:
+    for document in sources.documents:
         for section, name, _ in _defined(document):
             found[section].add(name)
     known = {section: frozenset(names) for section, names in found.items() if section in Names.__slots__}
-    return Names(**known, whole=all(map(is_understood, documents)))
+    return Names(**known, whole=not sources.faults and all(map(is_understood, sources.documents)))
 
 
 def _defined(document: Document) -> Iterator[tuple[str, str, Location]]:

@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import re2
 
@@ -29,6 +28,7 @@ class PathPattern:
     text: str
     groups: tuple[str, ...] = ()
     _regex: re2._Regexp | None = field(default=None, repr=False, compare=False)
+    _matchers: dict[str, Matcher] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def everything(self) -> bool:
@@ -38,9 +38,17 @@ class PathPattern:
     def match(self, path: ReadPath) -> Mapping[str, str] | None:
         """Match a whole path; gives the named groups, or None where it does not match."""
         if self._regex is None:
-            return {} if _glob(self.text, path.reading)(path.path) else None
+            matches = self._matchers.get(path.reading) or self._matcher(path.reading)
+            return {} if matches(path.path) else None
         match = self._regex.fullmatch(path.path)
         return None if match is None else {name: match.group(name) or "" for name in self.groups}
+
+    def _matcher(self, reading: Reading) -> Matcher:
+        """Make the matcher for a reading, or take that of another one, as which most globs read the same."""
+        glob = _read_glob(self.text, reading)
+        matcher = self._matchers.get(glob) or glob_matcher(tuple(_PART.findall(glob)), _WILDCARDS)
+        self._matchers[glob] = self._matchers[reading] = matcher
+        return matcher
 
 
 def parse_path_pattern(text: str) -> PathPattern:
@@ -84,8 +92,3 @@ def _check_readable(text: str, reading: Reading) -> None:
 def _read_glob(text: str, reading: Reading) -> str:
     rooted = text if text.startswith("/") else f"/{text}"  # every path is: `**/x` means `/**/x`
     return read(reading, normalize_escapes(rooted.replace("**", _MANY).replace("*", _ONE)))
-
-
-@lru_cache(maxsize=1 << 16)
-def _glob(text: str, reading: Reading) -> Matcher:
-    return glob_matcher(tuple(_PART.findall(_read_glob(text, reading))), _WILDCARDS)
