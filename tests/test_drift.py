@@ -14,7 +14,7 @@ import pytest
 from squidkeeper.engine import Judge
 from squidkeeper.engine.query import query_of
 from squidkeeper.live import load, load_sources
-from squidkeeper.observe.record.drift import Drift, Finding, was_served
+from squidkeeper.observe.record.drift import Drift, Finding, Known, was_served
 from squidkeeper.observe.record.judges import KeptJudges
 from squidkeeper.observe.record.line import NONE, Record, time_of
 from squidkeeper.policy.revisions import keep
@@ -341,18 +341,27 @@ def test_a_record_without_a_tunnel_that_it_needs_is_not_confused_with_one_rememb
     )
 
 
-def test_made_up_hosts_are_remembered_within_bounds(
-    drift: Drift, record: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("squidkeeper.observe.record.drift._KEYS_AT_MOST", 100)
+def test_made_up_hosts_are_remembered_within_bounds(drift: Drift, record: Callable[..., Record]) -> None:
+    drift._places, drift._clients = Known(200_000), Known(40_000)
     for number in range(250):
         assert found(drift.check(record(f"http://h{number}.example/"))) == ("allowed", "default")
         drift.client_name(record("http://open.example/", user=f"u{number}"))
-    assert len(drift._places) <= 100
-    assert len(drift._clients) <= 100
+    assert 50 < len(drift._places) < 150
+    assert 50 < len(drift._clients) < 150
     before = len(drift._places)
     assert found(drift.check(record(f"http://{'x' * 8000}/"))) == ("allowed", "invalid-request")
     assert len(drift._places) == before
+
+
+def test_what_is_remembered_is_bounded_by_its_bytes() -> None:
+    known: Known[int] = Known(10_000)
+    for number in range(100):
+        known.add((f"{number:10}",), number, 490)
+        assert known.get((f"{number:10}",)) == number
+        assert len(known) <= 20
+        assert known.get((f"{0:10}",)) == 0, "what is asked for again stays"
+    known.add(("x" * 2000,), 0, 1)
+    assert known.get(("x" * 2000,)) is None
 
 
 CLIENTS = [

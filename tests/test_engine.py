@@ -262,6 +262,25 @@ def test_what_a_judge_keeps_is_bounded(tmp_path: Path) -> None:
     assert max(len(judge._entries), len(judge._askers)) < 5_000
 
 
+def test_methods_that_a_client_makes_up_have_what_is_kept_in_common(tmp_path: Path) -> None:
+    judge = judge_of(
+        tmp_path,
+        """
+        rules: [{name: read, action: allow, hosts: [a.example], methods: [PROPFIND]}, {name: r, action: allow}]
+        secrets: {token: {env: TOKEN}}
+        credentials: [{name: c, hosts: [a.example], bearer: token}]
+        """,
+    )
+    kept = {}
+    for method in ("M1", "M2", "propfind", "POST", "PROPFIND", "GET", "OPTIONS", "CONNECT"):
+        query = query_of(method, "a.example:443" if method == "CONNECT" else "https://a.example/")
+        scope = judge.scope(query)
+        assert isinstance(scope, Scope)
+        kept[method] = id(scope.entries)
+    assert len({kept.pop("M1"), kept.pop("M2"), kept.pop("propfind"), kept.pop("POST")}) == 1
+    assert len(set(kept.values())) == len(kept)
+
+
 # --- one authority ------------------------------------------------------------------------------------------------
 
 SAME = Query("GET", "https", "a.example", "443", tunnel="a.example:443", url="https://a.example/")

@@ -75,7 +75,7 @@ urls = st.builds(
     st.lists(st.sampled_from(SEGMENTS), max_size=4).map("/".join),
     st.sampled_from(["", "?q=1", "?q=2", "?q=1&q=2", "?q=12&r"]),
 )
-methods = st.sampled_from(["GET", "POST", "PUT", "OPTIONS"])
+methods = st.sampled_from(["GET", "POST", "PUT", "OPTIONS", "MADE-UP"])
 TARGETS = [
     "https://mirror.test/m{path}{query}",
     "https://{host}/x{path}",

@@ -16,7 +16,10 @@ Entry = Rule | Rewrite | Credential
 
 
 class Facts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
-    """What is known of a request without its URL. `method` is None for the CONNECT of a tunnel: any may follow."""
+    """What is known of a request without its URL.
+
+    `method` is None for the CONNECT of a tunnel, where any may follow, and empty for one that no entry names.
+    """
 
     clients: frozenset[str]
     method: str | None

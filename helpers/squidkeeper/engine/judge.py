@@ -33,9 +33,10 @@ from squidkeeper.url import (
 
 Paths = tuple[ReadPath, ...]
 EntryT = TypeVar("EntryT", Rule, Rewrite, Credential)
-_KEPT_BYTES_AT_MOST, _KEPT_BYTES, _KEPT_ENTRY_BYTES = 4 * 1024 * 1024, 1_000, 400
+_KEPT_BYTES_AT_MOST, _KEPT_BYTES, _LAPSE_BYTES = 4 * 1024 * 1024, 1_000, 400
 _SHOWN = 200  # characters of a path, on a page
 _UNREWRITTEN = deny("policy-unavailable", "The rewriter did not answer for a request that it has to rewrite.")
+_OTHER_METHOD = ""  # any that nothing asks for: of those that a client makes up, each would have entries of its own
 _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
 
 
@@ -57,9 +58,10 @@ class Entries:
     at_host: dict[int, Decision] = field(default_factory=dict)
 
     @property
-    def number(self) -> int:
-        """How many they are."""
-        return len(self.rules) + len(self.rewrites) + len(self.credentials)
+    def held_bytes(self) -> int:
+        """Estimate the bytes of the references held, and of what is kept from one time to the next."""
+        held = (self.rules, self.rewrites, self.credentials, self.rule_positions)
+        return 8 * sum(map(len, held)) + _LAPSE_BYTES * len(self.lapses)
 
 
 class Asker(NamedTuple):
@@ -94,6 +96,7 @@ class Judge:
         self.rules = HostIndex(policy.rules, policy.lists)
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
         self.credentials = HostIndex(policy.credentials, policy.lists)
+        self._methods = frozenset(_named_methods(policy)) | {"GET", _PREFLIGHT}
         self._askers: Kept[tuple[str | None, ...], Asker] = Kept(_KEPT_BYTES_AT_MOST)
         self._entries: Kept[tuple[object, ...], Entries] = Kept(_KEPT_BYTES_AT_MOST)
         self._injecting: Kept[tuple[object, ...], Decision] = Kept(_KEPT_BYTES_AT_MOST)
@@ -160,7 +163,7 @@ class Judge:
         known = self._askers.get(key)
         if known is None:
             known = self._asker(query)
-            self._askers.keep(key, known, _kept_bytes(query.method, len(known.clients)) + 4 * len(query.user or ""))
+            self._askers.keep(key, known, _kept_bytes(query.method, query.user, *known.clients))
         return Facts(known.clients, known.method, known.scheme, parse_host(query.host), known.port)
 
     def _asker(self, query: Query) -> Asker:
@@ -170,7 +173,7 @@ class Judge:
         is_connect = query.method == CONNECT
         return Asker(
             frozenset(client.name for client in self.policy.clients if client.matches(address, query.user)),
-            None if is_connect else query.method,
+            None if is_connect else query.method if query.method in self._methods else _OTHER_METHOD,
             "https" if is_connect else check_scheme((query.scheme or "").lower()),
             parse_port(query.port),
         )
@@ -191,7 +194,7 @@ class Judge:
                 tuple(sorted(filter(None, (policy.rules[position].expires for position in rules)))),
                 self._default(facts),
             )
-            self._entries.keep(key, known, _kept_bytes(facts.method, len(rules) + len(rewrites) + len(credentials)))
+            self._entries.keep(key, known, _kept_bytes(facts.method) + known.held_bytes)
         return Scope(facts, known)
 
     def _injectable(self, facts: Facts, positions: tuple[int, ...]) -> tuple[Credential, ...]:
@@ -293,11 +296,12 @@ class Judge:
         """Add credentials; what many requests have in common is made once, and stays in common."""
         if decision.rewritten is not None:
             return replace(decision, credentials=credentials)
-        key = (decision, *[credential.name for credential in credentials])
+        names = [credential.name for credential in credentials]
+        key = (decision, *names)
         known = self._injecting.get(key)
         if known is None:
             known = replace(decision, credentials=credentials)
-            self._injecting.keep(key, known, _kept_bytes(None, len(credentials)))
+            self._injecting.keep(key, known, _kept_bytes(*names))
         return known
 
     def _verdict(self, scope: Scope, rule: Rule | None) -> Decision:
@@ -321,9 +325,14 @@ def _by_rule(rule: Rule, *, private: bool) -> Decision:
     return Decision(rule.action, rule.name, reason, rule.location, private or rule.private)
 
 
-def _kept_bytes(asked: str | None, entries: int) -> int:
-    """Estimate what is kept of a request, each entry with a decision for a span of time."""
-    return _KEPT_BYTES + 4 * len(asked or "") + _KEPT_ENTRY_BYTES * entries
+def _kept_bytes(*texts: str | None) -> int:
+    """Estimate what is kept of something that these texts name."""
+    return _KEPT_BYTES + 4 * sum(len(text or "") for text in texts)
+
+
+def _named_methods(policy: Policy) -> Iterator[str]:
+    sections: tuple[tuple[Rule | Rewrite | Credential, ...], ...] = (policy.rules, policy.rewrites, policy.credentials)
+    return (method for section in sections for entry in section for method in entry.match.methods or ())
 
 
 def injects(facts: Facts) -> bool:

@@ -33,9 +33,13 @@ def target_url(rewrite: Rewrite, host: Host, path: ReadPath, query: str | None) 
         _target_path(target, {**groups, "path": path.path}),
         _target_query(target, {**groups, "path": path.path}, query),
     )
-    if len(str(url)) > _LONGEST_URL:
-        raise InvalidUrl(f"the URL that the rewrite makes is longer than {_LONGEST_URL} characters")
+    _check_length(str(url))
     return url
+
+
+def _check_length(text: str) -> None:
+    if len(text) > _LONGEST_URL:
+        raise InvalidUrl(f"the URL that the rewrite makes is longer than {_LONGEST_URL} characters")
 
 
 def _groups(rewrite: Rewrite, path: ReadPath) -> Mapping[str, str]:
@@ -45,6 +49,7 @@ def _groups(rewrite: Rewrite, path: ReadPath) -> Mapping[str, str]:
 
 def _target_path(target: Target, values: Mapping[str, str]) -> str:
     filled = _fill(target.path, values)
+    _check_length(filled)
     path = sent(filled if filled.startswith("/") else f"/{filled}")
     paths = readings(path)
     for placeholder in _PLACEHOLDER.finditer(target.path):

@@ -35,5 +35,5 @@ class Places:
 
 
 def _place_bytes(place: tuple[bytes, ...], scope: Scope | Decision) -> int:
-    held = 0 if isinstance(scope, Decision) else scope.entries.number
-    return _PLACE_BYTES + 3 * sum(map(len, place)) + 8 * held  # the tokens as they came, decoded and parsed
+    held = 0 if isinstance(scope, Decision) else scope.entries.held_bytes
+    return _PLACE_BYTES + 3 * sum(map(len, place)) + held  # the tokens as they came, decoded and parsed

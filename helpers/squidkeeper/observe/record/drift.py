@@ -30,7 +30,8 @@ T = TypeVar("T")
 
 # Squid keeps an answer for a second, and one that is being asked for longer serves who asks meanwhile.
 _ANSWER_SECONDS: Final = 3
-_KEYS_AT_MOST: Final = 20_000
+_KNOWN_BYTES: Final = 40 * 1024 * 1024  # some 20,000 places
+_PLACE_BYTES, _CLIENT_BYTES = 1_500, 300  # of Python objects, beside the key and a reference to each entry
 _KEY_CHARACTERS: Final = 1_000  # a longer one is judged each time
 _OPENED: Final = 200
 _ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
@@ -67,6 +68,11 @@ class _Place:
     boundaries: tuple[datetime, ...]
     settled: bool  # allowed for every URL, at any time
 
+    @property
+    def held_bytes(self) -> int:
+        """Estimate the bytes that are held for it."""
+        return _PLACE_BYTES + (0 if isinstance(self.scope, Decision) else self.scope.entries.held_bytes)
+
 
 class Known(Generic[T]):
     """What is asked for again and again, within bounds: a client can make up as many hosts as it likes.
@@ -75,27 +81,34 @@ class Known(Generic[T]):
     fills up is kept, the rest goes.
     """
 
-    def __init__(self) -> None:
-        self._young: dict[tuple[str, ...], T] = {}
-        self._old: dict[tuple[str, ...], T] = {}
+    def __init__(self, bytes_at_most: int) -> None:
+        self._young: dict[tuple[str, ...], tuple[T, int]] = {}
+        self._old: dict[tuple[str, ...], tuple[T, int]] = {}
+        self._young_bytes = 0
+        self._generation_bytes = bytes_at_most // 2
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
     def get(self, key: tuple[str, ...]) -> T | None:
         """Give what is known; None where nothing is."""
-        value = self._young.get(key)
-        if value is None and key in self._old:
-            value = self.add(key, self._old.pop(key))
-        return value
+        known = self._young.get(key)
+        if known is None:
+            known = self._old.pop(key, None)
+            if known is None:
+                return None
+            self.add(key, *known)
+        return known[0]
 
-    def add(self, key: tuple[str, ...], value: T) -> T:
-        """Remember a value, and give it back; a key that is too long is not remembered."""
-        if sum(map(len, key)) <= _KEY_CHARACTERS:
-            if len(self._young) >= _KEYS_AT_MOST // 2:
-                self._young, self._old = {}, self._young
-            self._young[key] = value
-        return value
+    def add(self, key: tuple[str, ...], value: T, size: int) -> None:
+        """Remember a value that takes so many bytes beside its key; not with too long a key."""
+        characters = sum(map(len, key))
+        if characters > _KEY_CHARACTERS:
+            return
+        if self._young_bytes + size + characters > self._generation_bytes:
+            self._young, self._old, self._young_bytes = {}, self._young, 0
+        self._young[key] = (value, size)
+        self._young_bytes += size + characters
 
 
 class Drift:
@@ -116,8 +129,8 @@ class Drift:
         self._judge_of = judge_of
         self._current = current
         self._replacing = replacing
-        self._places: Known[_Place] = Known()
-        self._clients: Known[tuple[str, ...]] = Known()
+        self._places: Known[_Place] = Known(_KNOWN_BYTES)
+        self._clients: Known[tuple[str, ...]] = Known(_KNOWN_BYTES // 4)
 
     def check(self, record: Record) -> Finding | None:
         """Find what is wrong with a record; None where nothing is, or nothing can be said."""
@@ -161,12 +174,19 @@ class Drift:
         scheme, slashes, _ = record.url.partition("://")
         origin = f"{scheme}://{authority_of(record.url)}" if slashes else record.url
         key = (judge.policy.revision, clients, record.method, origin, record.sni, record.tunnel)
-        return self._places.get(key) or self._places.add(key, _place(judge, record, origin))
+        known = self._places.get(key)
+        if known is None:
+            known = _place(judge, record, origin)
+            self._places.add(key, known, known.held_bytes)
+        return known
 
     def _clients_of(self, judge: Judge, record: Record) -> tuple[str, ...]:
         key = (judge.policy.revision, record.client, record.user)
         known = self._clients.get(key)
-        return self._clients.add(key, _clients_of(judge, record)) if known is None else known
+        if known is None:
+            known = _clients_of(judge, record)
+            self._clients.add(key, known, _CLIENT_BYTES)
+        return known
 
     def _judged(self, judge: Judge, place: _Place, record: Record) -> Finding | None:
         """Judge by all that could have been true when a helper was asked; nothing is found where one of it allows."""
