@@ -21,8 +21,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.helpers import acl
+from squidkeeper.helpers import acl, credential
 from squidkeeper.helpers.acl import HostAnswers, answer_host
+from squidkeeper.helpers.credential import Grants
+from squidkeeper.helpers.places import Places
 from squidkeeper.live import load
 from squidkeeper.metrics import DECISION_DURATION
 from squidkeeper.policy.revisions import kept
@@ -620,3 +622,40 @@ def test_answers_that_are_kept_take_no_more_than_their_room(policy: Path) -> Non
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 16_000_000
+
+
+def test_what_is_known_of_places_takes_no_more_than_its_room(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each port that a client makes up is a place that holds all rules of its host."""
+    rule = "  - {{name: r{}, action: deny, hosts: [a.example], ports: [1]}}\n"
+    write_policy(policy, "rules:\n" + "".join(map(rule.format, range(500))))
+    monkeypatch.setattr("squidkeeper.helpers.places._SCOPE_CACHE_BYTES", 300_000)
+    monkeypatch.setattr("squidkeeper.engine.judge._KEPT_BYTES_AT_MOST", 100_000)
+    places = Places(load(policy, datetime.now(UTC)).judge)
+    tracemalloc.start()
+    for port in range(300):
+        line = place("a.example", scheme="http", port=str(port + 2), sni="-", tunnel="-")
+        places.find(line.encode().split(b" "))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 400_000
+
+
+def test_of_a_secret_that_was_rotated_nothing_is_kept(tmp_path: Path, policy: Path) -> None:
+    write_policy(
+        policy,
+        f"""
+        defaults: {{action: allow}}
+        secrets: {{token: {{file: {tmp_path}/token}}}}
+        credentials: [{{name: c, hosts: [a.example], bearer: token}}]
+        """,
+    )
+    secret = tmp_path / "token"
+    secret.write_text("former")
+    secret.chmod(0o600)
+    grants = Grants(load(policy, datetime.now(UTC)).judge)
+    for value, methods in (("former", ("GET", "POST")), ("rotated", ("GET",))):
+        secret.write_text(value)
+        for method in methods:
+            line = f"{place('a.example', method=method)} https%3A%2F%2Fa.example%2F -"
+            assert value in str(credential.answer(grants, line.encode(), 4).annotations)
+    assert "former" not in repr([values for values, _ in grants._given.values()])

@@ -18,7 +18,7 @@ from tests.e2e.network import wait_for
 LOOP = """
 import os, re, sys, time
 from pathlib import Path
-from squidkeeper.helpers.counting import Counting, decision
+from squidkeeper.helpers.counting import Counting
 from squidkeeper.helpers.loop import serve, take_output
 from squidkeeper.helpers.watchdog import Watchdog
 from squidkeeper.live import State
@@ -26,7 +26,7 @@ from squidkeeper.wire import Reply, Result
 
 def answer(request):
     {at_line}
-    return Reply(Result.OK, counted=(decision("host", "open", "allow"),))
+    return Reply(Result.OK)
 
 output = take_output()
 counting = Counting("host", Path(sys.argv[1]), State)

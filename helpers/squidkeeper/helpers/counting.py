@@ -56,7 +56,7 @@ class Counting:
         self._policy_state = policy_state
         self._started = time.time()
         self.busy_since: float | None = None
-        self._counted: Sequence[Key] = ()
+        self._answered: Sequence[bytes] = ()
         *self._buckets, self._sum = histogram_keys(
             DECISION_DURATION.name, {"helper": helper}, DECISION_DURATION.buckets
         )
@@ -91,12 +91,12 @@ class Counting:
 
     @property
     def at(self) -> tuple[float, int] | None:
-        """Tell which line is being answered: when it was read, and how much those before it counted. None: none."""
-        return None if self.busy_since is None else (self.busy_since, len(self._counted))
+        """Tell which line is being answered: when it was read, and its place among those read with it. None: none."""
+        return None if self.busy_since is None else (self.busy_since, len(self._answered))
 
-    def begin(self, counted: Sequence[Key] = ()) -> None:
-        """Note that lines were read; `busy_since` tells when, until the end. `counted` grows with each answer."""
-        self._counted = counted
+    def begin(self, answered: Sequence[bytes] = ()) -> None:
+        """Note that lines were read; `busy_since` tells when, until the end. `answered` grows with each answer."""
+        self._answered = answered
         self.busy_since = time.monotonic()
 
     def end(self, lines: int, counted: list[Key]) -> None:

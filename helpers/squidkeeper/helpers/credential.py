@@ -52,8 +52,10 @@ class Grants:
     def reply(self, decision: Decision, values: list[str]) -> Reply:
         """Write the reply with these values of the decision's headers: once, as long as the values stay the same."""
         known = self._given.get(decision)
-        if known is not None and known[0] == values:
-            return known[1]
+        if known is not None:
+            if known[0] == values:
+                return known[1]
+            self._given.forget()  # a secret was rotated: what holds the old one is to go at once
         reply = _granting(decision, self.places.revision, values)
         if decision.rewritten is None:  # else it was made for this request alone
             self._given.keep(decision, (values, reply), _GIVEN_ENTRY_BYTES + 3 * sum(map(len, values)))

@@ -48,8 +48,8 @@ def run(
     counting = Counting(helper, state, lambda: live.state)
     Watchdog(lambda: counting.at).start()
     counting.begin()
-    counting.start()
-    counting.begin()
+    counting.start()  # which waits for a disk
+    counting.begin()  # loading has all of the deadline
     live.start()
     counting.ready()
     serve(lambda request: answer(live.current, request), output, concurrency, counting)
@@ -65,9 +65,11 @@ def serve(answer: Answer, output: int, concurrency: int, counting: Counting) -> 
     answering = _Answering(answer, concurrency, counting.helper)
     source, room = sys.stdin.fileno(), memoryview(bytearray(_READ_BYTES))
     while got := os.readv(source, [room]):
+        replies: list[bytes] = []
         counted: list[Key] = []
-        counting.begin(counted)
-        replies = [answering.reply(line, counted) for line in buffer.feed(bytes(room[:got]))]
+        counting.begin(replies)
+        for line in buffer.feed(bytes(room[:got])):
+            replies.append(answering.reply(line, counted))  # noqa: PERF401 - one by one: the watchdog looks at it
         try:
             _write(output, b"".join(replies))
         except BrokenPipeError:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NoReturn
 
-# Ten thousand path patterns for one host and the most hostile path take a second: whoever is at the same line for this
-# long is stuck.
+# Ten thousand path patterns for one host and the most hostile path take three at first: who is at a line for longer
+# than this is stuck.
 STUCK_SECONDS: Final = 10
 _SILENT_SECONDS = 15  # without a turn for any thread of ours
 _log = logging.getLogger(__name__)
