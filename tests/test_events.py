@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from itertools import count
 
+import pytest
+
 from squidkeeper.observe.record import events as module
 from squidkeeper.observe.record.events import Entry, Events
 from squidkeeper.observe.record.line import NONE, Record, parse_record
@@ -148,6 +150,15 @@ def test_no_more_than_a_bound_waits_behind_connects() -> None:
     assert (len(found._queue), len(found._waiting)) == (module.HELD_AT_MOST, module.HELD_AT_MOST)
     assert list(found.feed([get(0)])) == [many[500]]
     assert list(found.flush()) == [*many[501:], get(0)]
+
+
+def test_no_more_than_a_bound_of_bytes_waits_behind_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, long_ones = denied_connect(0), [get(0)._replace(line=b"x" * 1000) for _ in range(12)]
+    monkeypatch.setattr(module, "HELD_BYTES_AT_MOST", len(connect.line) + 10_000)
+    found = Events()
+    assert list(found.feed([connect, *long_ones[:10]])) == []
+    assert list(found.feed(long_ones[10:])) == [connect, *long_ones]
+    assert list(found.feed([connect, *long_ones[:10]])) == [], "what has left no longer counts"
 
 
 def test_thousands_of_denied_tunnels_at_once_find_their_requests() -> None:

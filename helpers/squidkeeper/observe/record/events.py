@@ -21,6 +21,7 @@ from squidkeeper.observe.record.line import NONE, Record, moment_of, time_of
 
 HOLD_SECONDS: Final = 10.0
 HELD_AT_MOST: Final = 10_000
+HELD_BYTES_AT_MOST: Final = 16 * 1024 * 1024  # of lines; as much again, and more, is what they say
 
 _OPENED = 200
 _ABORTED = "_ABORTED/"
@@ -48,8 +49,9 @@ class Events:
     """Turns records, in their order, into events, in their order.
 
     A CONNECT that Squid answers inside the tunnel is held until the request that it answers comes, or `hold_seconds`
-    have passed by the record's clock, or `HELD_AT_MOST` entries wait behind it. `connects` counts those of opened
-    tunnels, `merged` those that another event stands for; so that records = events + connects + merged.
+    have passed by the record's clock, or `HELD_AT_MOST` entries wait behind it, or `HELD_BYTES_AT_MOST` of their lines.
+    `connects` counts those of opened tunnels, `merged` those that another event stands for; so that records = events +
+    connects + merged.
     """
 
     def __init__(self, hold_seconds: float = HOLD_SECONDS) -> None:
@@ -57,6 +59,7 @@ class Events:
         self.merged = 0
         self._hold = timedelta(seconds=hold_seconds)
         self._queue: deque[_Held] = deque()
+        self._queue_bytes = 0
         self._waiting: dict[tuple[str, str, str], _Held] = {}
 
     def feed(self, entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -72,7 +75,7 @@ class Events:
             else:
                 event = self._answer(entry) if self._waiting else entry
                 if self._queue:
-                    self._queue.append(_Held(event))
+                    self._queue_up(_Held(event))
                     yield from self._settled(record.time)
                 else:
                     yield event
@@ -82,10 +85,15 @@ class Events:
         self._waiting.clear()
         yield from (held.entry for held in self._queue if not held.answered)
         self._queue.clear()
+        self._queue_bytes = 0
+
+    def _queue_up(self, held: _Held) -> None:
+        self._queue.append(held)
+        self._queue_bytes += len(held.entry.line)
 
     def _hold_back(self, entry: Entry) -> None:
         held = _Held(entry, _later(entry.record, self._hold))
-        self._queue.append(held)
+        self._queue_up(held)
         self._waiting[_tunnel_of(entry.record)] = held
 
     def _answer(self, entry: Entry) -> Entry:
@@ -99,12 +107,14 @@ class Events:
     def _settled(self, now: str) -> Iterator[Entry]:
         while self._queue and not self._must_wait(self._queue[0], now):
             held = self._queue.popleft()
+            self._queue_bytes -= len(held.entry.line)
             if not held.answered:
                 self._forget(held)
                 yield held.entry
 
     def _must_wait(self, held: _Held, now: str) -> bool:
-        return held.until > now and not held.answered and len(self._queue) <= HELD_AT_MOST
+        is_full = len(self._queue) > HELD_AT_MOST or self._queue_bytes > HELD_BYTES_AT_MOST
+        return held.until > now and not held.answered and not is_full
 
     def _forget(self, held: _Held) -> None:
         tunnel = _tunnel_of(held.entry.record)

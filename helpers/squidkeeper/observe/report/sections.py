@@ -198,15 +198,23 @@ class Denials:
 
     def result(self, reasons: Mapping[str, str | None], steps: list[Counter[str]]) -> figures.Denials:
         """Make the figures."""
+        hosts: dict[str, list[figures.Count]] = {rule: [] for rule in self.rules}
+        for (rule, host), (count,) in self.hosts.items():
+            hosts[rule].append(figures.Count(host, count))
         retries = [item for item in self.requests.heaviest(_RETRIES_SHOWN) if item[1].times > 1]
         return figures.Denials(
-            rules=tuple(self._rule(rule, reasons, steps) for rule, _ in self.rules.most_common()),
+            rules=tuple(self._rule(rule, hosts[rule], reasons, steps) for rule, _ in self.rules.most_common()),
             retried=self.retried.total(),
             retries=tuple(_retried(client, method, denied) for (client, method, _), denied in retries),
         )
 
-    def _rule(self, rule: str, reasons: Mapping[str, str | None], steps: list[Counter[str]]) -> figures.RuleDenials:
-        hosts = [figures.Count(host, count) for (of, host), (count,) in self.hosts.items() if of == rule]
+    def _rule(
+        self,
+        rule: str,
+        hosts: Iterable[figures.Count],
+        reasons: Mapping[str, str | None],
+        steps: list[Counter[str]],
+    ) -> figures.RuleDenials:
         shown = sorted(hosts, key=lambda host: -host.count)[:_DENIED_HOSTS_SHOWN]
         return figures.RuleDenials(
             rule=rule,
