@@ -181,6 +181,12 @@ def test_what_is_no_regular_file_is_a_fault_and_never_waited_for(policy: Path) -
     ]
 
 
+def test_a_reference_that_may_be_to_what_cannot_be_read_is_no_fault(policy: Path) -> None:
+    (policy / "directory.yaml").mkdir()
+    (policy / "policy.yaml").write_text("version: 1\nrules: [{name: r, action: deny, clients: [elsewhere]}]\n")
+    assert faults_of(policy) == ["directory.yaml: the policy file cannot be read: is a directory"]
+
+
 # --- merging ------------------------------------------------------------------------------------------------------
 
 

@@ -124,7 +124,8 @@ def _ipv4(name: str) -> IPv4Address:
 
 
 def _ascii_name(text: str) -> str:
-    name = (text if text.isascii() else _punycode(text)).lower().removesuffix(".")
+    name = text if text.isascii() or len(text) > _MAX_NAME else _punycode(text)
+    name = name.lower().removesuffix(".")
     if len(name) > _MAX_NAME or not _ASCII_NAME.fullmatch(name):
         raise InvalidUrl(f"host {text!r} is not a host name of labels of 1 to 63 letters, digits, '-' and '_'")
     return name
