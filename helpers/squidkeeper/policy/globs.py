@@ -16,22 +16,43 @@ Matcher = Callable[[str], bool]
 def glob_matcher(parts: tuple[str, ...], wildcards: Mapping[str, str]) -> Matcher:
     """Make a matcher for whole texts out of literal parts and wildcards.
 
-    `wildcards` gives the RE2 expression of each part that is one; any other part is literal. What a comparison, a
-    prefix or a suffix can do is left to them: a hundred times as fast on a long text, and an RE2 program, made when
-    first asked, costs a policy of ten thousand rules megabytes and half a second.
+    `wildcards` gives the RE2 expression of each part that is one; any other part is literal. What can be found without
+    RE2 is, and whether a text begins and ends as it must is looked at first: that is a hundred times as fast on a long
+    text, and an RE2 program, made when first asked, costs a policy of ten thousand rules megabytes and half a second.
     """
     if not any(part in wildcards for part in parts):
         return "".join(parts).__eq__
-    *literal, last = parts
-    if wildcards.get(last) == ANYTHING and not any(part in wildcards for part in literal):
-        prefix = "".join(literal)
-        return lambda text: text.startswith(prefix)
-    if len(parts) == len("*x*") and wildcards.get(parts[0]) == wildcards.get(last) == ANYTHING:
-        middle = parts[1]
-        return lambda text: middle in text
-    prefix, suffix = ("" if part in wildcards else part for part in (parts[0], last))
+    if all(wildcards.get(part, ANYTHING) == ANYTHING for part in parts):
+        return _matcher_of_literals(parts, wildcards)
+    prefix, suffix = ("" if part in wildcards else part for part in (parts[0], parts[-1]))
     matches = regex_matcher("".join(wildcards.get(part) or re2.escape(part) for part in parts))
     return lambda text: text.startswith(prefix) and text.endswith(suffix) and matches(text)
+
+
+def _matcher_of_literals(parts: tuple[str, ...], wildcards: Mapping[str, str]) -> Matcher:
+    """Make a matcher for texts that hold these literal parts in their order, with anything at the wildcards."""
+    literals = [""]
+    for part in parts:
+        if part in wildcards:
+            literals.append("")
+        else:
+            literals[-1] += part
+    prefix, *between, suffix = literals
+    if not any(between) and not suffix:
+        return lambda text: text.startswith(prefix)
+
+    def matches(text: str) -> bool:
+        at, end = len(prefix), len(text) - len(suffix)
+        if end < at or not text.startswith(prefix) or not text.endswith(suffix):
+            return False
+        for literal in between:
+            at = text.find(literal, at, end)
+            if at < 0:
+                return False
+            at += len(literal)
+        return True
+
+    return matches
 
 
 def regex_matcher(expression: str) -> Matcher:
