@@ -1,0 +1,90 @@
+"""What the dearest URLs cost a helper, beside an ordinary one, where many rules of one host ask for its URL.
+
+    .venv/bin/python tests/bench/dearest.py [--rules 200] [--rounds 5] [--json FILE]
+
+.venv is the environment that tests/run makes. Milliseconds of processor time for one decision: the first, in which what
+the rules ask for is made, and the median of those after it, each about another URL. All are of 8 KB, which is what
+Squid takes; their paths can be read in as many ways as are judged at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from command import at_least_one, written  # type: ignore[import-not-found] # beside this script
+
+from squidkeeper.engine import Judge
+from squidkeeper.engine.query import query_of
+from squidkeeper.live import load
+
+ASKED = {
+    "a prefix": "paths: [/private-{}/**]",
+    "a glob": "paths: ['/**/private-{}-*']",
+    "an expression": "paths: ['regex:/.*private-{}.*x']",
+    "a value of the query": "query: {{q: '*private-{}*'}}",
+    "two parts of a value": "query: {{q: '*private*{}*'}}",
+}
+MANY_READINGS = "/v///%5C%252Fz"
+URLS: dict[str, Callable[[int], str]] = {
+    "ordinary": lambda number: f"/v1/items/{number}?page=2",
+    "long path": lambda number: f"/{number}" + "/a" * 3900,
+    "path of many readings": lambda number: f"{MANY_READINGS}{number}" + "/a" * 3800,
+    "query of many values": lambda number: f"{MANY_READINGS}?" + "".join(f"q={n:x}&" for n in range(number, 1250)),
+    "query of equal values": lambda number: f"{MANY_READINGS}?{number}&" + "q&" * 3800,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rules", type=at_least_one, default=200)
+    parser.add_argument("--rounds", type=at_least_one, default=5)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    chosen = parser.parse_args()
+    figures = {asked: measure(field, chosen.rules, chosen.rounds) for asked, field in ASKED.items()}
+    print(f"| {chosen.rules} rules ask for | " + " | ".join(URLS) + " |\n" + "|---" * (len(URLS) + 1) + "|")
+    for asked, found in figures.items():
+        cells = (f"{written(one['first'])} / {written(one['after'])}" for one in found.values())
+        print(f"| {asked} | " + " | ".join(cells) + " |")
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"rules": chosen.rules, "milliseconds": figures}, indent=2) + "\n")
+
+
+def measure(field: str, rules: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Give for each kind of URL the milliseconds of the first decision and of those after it, each by a new policy."""
+    found = {}
+    for kind, url in URLS.items():
+        judge = judge_of(field, rules)
+        taken = [decide(judge, url(number)) * 1000 for number in range(rounds + 1)]
+        found[kind] = {"first": taken[0], "after": statistics.median(taken[1:])}
+    return found
+
+
+def judge_of(field: str, rules: int) -> Judge:
+    with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name:
+        denies = "".join(
+            f"  - {{name: r{number}, action: deny, hosts: [api.example], {field.format(number)}}}\n"
+            for number in range(rules)
+        )
+        rest = "  - {name: open, action: allow, hosts: [api.example]}\n"
+        (Path(name) / "policy.yaml").write_text(f"version: 1\nrules:\n{denies}{rest}")
+        return load(Path(name), datetime.now(UTC)).judge
+
+
+def decide(judge: Judge, path: str) -> float:
+    query, at = query_of("GET", f"https://api.example{path}"), datetime.now(UTC)
+    began = time.process_time()
+    decision = judge.decide(query, at)
+    taken = time.process_time() - began
+    assert decision.rule == "open", decision
+    return taken
+
+
+if __name__ == "__main__":
+    main()
