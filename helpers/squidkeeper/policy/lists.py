@@ -72,7 +72,7 @@ class HostList:
         """Tell whether one of its patterns matches a host that has these keys."""
         if host.address is not None:
             return self.has_key((HostForm.ANY, *_address_keys(host.address, self.summary.prefixes)))
-        if self._trie.prefixes(stored_key(host.text)):
+        if self._trie.prefixes(f"{_ALONE}{host.text}"[::-1]):  # the stored keys of all that hold begin it
             return True
         return self.has_wildcards and self.has_key(key for key in keys if key.startswith(HostForm.ANY))
 
