@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # Squid keeps an answer for a second, and one that is being asked for longer serves who asks meanwhile.
 _ANSWER_SECONDS: Final = 3
-_KNOWN_BYTES: Final = 40 * 1024 * 1024  # some 20,000 places
+_KNOWN_BYTES: Final = 32 * 1024 * 1024  # some 20,000 places
 _PLACE_BYTES, _CLIENT_BYTES = 1_500, 300  # of Python objects, beside the key and a reference to each entry
 _KEY_CHARACTERS: Final = 1_000  # a longer one is judged each time
 _OPENED: Final = 200
