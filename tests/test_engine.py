@@ -272,13 +272,28 @@ def test_methods_that_a_client_makes_up_have_what_is_kept_in_common(tmp_path: Pa
         """,
     )
     kept = {}
-    for method in ("M1", "M2", "propfind", "POST", "PROPFIND", "GET", "OPTIONS", "CONNECT"):
+    for method in ("M1", "M2", "POST", "propfind", "Propfind", "PROPFIND", "GET", "OPTIONS", "CONNECT"):
         query = query_of(method, "a.example:443" if method == "CONNECT" else "https://a.example/")
         scope = judge.scope(query)
         assert isinstance(scope, Scope)
         kept[method] = id(scope.entries)
-    assert len({kept.pop("M1"), kept.pop("M2"), kept.pop("propfind"), kept.pop("POST")}) == 1
+    assert len({kept.pop("M1"), kept.pop("M2"), kept.pop("POST")}) == 1
+    assert kept.pop("propfind") == kept.pop("Propfind")
     assert len(set(kept.values())) == len(kept)
+
+
+@pytest.mark.parametrize("method", ["PATCH", "patch", "Patch", "PATCh"])
+def test_a_deny_holds_for_a_method_in_any_case_and_an_allow_as_it_is_written(
+    asker: Callable[[str], Ask], method: str
+) -> None:
+    rules = """
+        rules:
+          - {{name: closed, action: deny, hosts: [a.example], methods: [PATCH]}}
+          - {{name: open, action: allow, hosts: [{}]}}
+          - {{name: patch, action: allow, hosts: [b.example], methods: [PATCH]}}
+    """
+    assert asker(rules.format("a.example"))(f"{method} https://a.example/").rule == "closed"
+    assert asker(rules.format("c.example"))(f"{method} https://b.example/").allowed is (method == "PATCH")
 
 
 # --- one authority ------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ urls = st.builds(
     st.lists(st.sampled_from(SEGMENTS), max_size=4).map("/".join),
     st.sampled_from(["", "?q=1", "?q=2", "?q=1&q=2", "?q=12&r"]),
 )
-methods = st.sampled_from(["GET", "POST", "PUT", "OPTIONS", "MADE-UP"])
+methods = st.sampled_from(["GET", "POST", "PUT", "OPTIONS", "MADE-UP", "post", "Post", "get"])
 TARGETS = [
     "https://mirror.test/m{path}{query}",
     "https://{host}/x{path}",
@@ -242,7 +242,7 @@ def plainly_holds(entry: Rule | Rewrite | Credential, asked: Asked, reading: Rea
             plain_hosts(match, url.host.text),
             match.schemes is None or url.scheme in match.schemes,
             url.port == 8443 if match.ports else (denies or default_port(url)),
-            match.methods is None or asked.method in match.methods,
+            match.methods is None or (asked.method.upper() if denies else asked.method) in match.methods,
             match.paths is None or any(plain_path(pattern.text, reading, path) for pattern in match.paths),
             match.query is None or (bool(found) and (any if denies else all)(value.startswith("1") for value in found)),
         )

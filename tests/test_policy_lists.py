@@ -41,11 +41,13 @@ fe80::1%lo0 zone.example.com
 127.0.0.1 localhost localhost.localdomain local
 255.255.255.255 broadcasthost
 ::1 ip6-localhost ip6-loopback
+0.0.0.0 ip6-dotted.example.com IP6-upper.example.com # no local names
 0.0.0.0 0.0.0.0
 
 \t
 last.example.com"""
 IN = [
+    *("ip6-dotted.example.com", "ip6-upper.example.com"),
     *("plain.example.com", "tree.example.com", "a.b.tree.example.com", "a.label.example.com", "a.b.under.example.com"),
     *("upper.example.com", "xn--mnchen-3ya.example", "203.0.113.9", "[2001:db8::1]", "198.51.100.7"),
     *("hosts.example.com", "other.example.com", "tab.example.com", "six.example.com", "zone.example.com"),

@@ -18,7 +18,8 @@ Entry = Rule | Rewrite | Credential
 class Facts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
     """What is known of a request without its URL.
 
-    `method` is None for the CONNECT of a tunnel, where any may follow, and empty for one that no entry names.
+    `method` is None for the CONNECT of a tunnel, where any may follow, and empty for one that no entry names;
+    one that differs from a named one in nothing but its case is in lower case.
     """
 
     clients: frozenset[str]
@@ -59,8 +60,10 @@ def _ports(match: Match, facts: Facts, deny: bool) -> bool:
     return any(facts.port in ports for ports in match.ports)
 
 
-def _methods(match: Match, facts: Facts, _deny: bool) -> bool:
-    return match.methods is None or facts.method is None or facts.method in match.methods
+def _methods(match: Match, facts: Facts, deny: bool) -> bool:
+    if match.methods is None or facts.method is None or facts.method in match.methods:
+        return True
+    return deny and facts.method.upper() in match.methods  # some servers take `patch` for PATCH
 
 
 def _paths(match: Match, asked: Asked, _deny: bool) -> bool:

@@ -173,10 +173,15 @@ class Judge:
         is_connect = query.method == CONNECT
         return Asker(
             frozenset(client.name for client in self.policy.clients if client.matches(address, query.user)),
-            None if is_connect else query.method if query.method in self._methods else _OTHER_METHOD,
+            None if is_connect else self._method(query.method),
             "https" if is_connect else check_scheme((query.scheme or "").lower()),
             parse_port(query.port),
         )
+
+    def _method(self, method: str) -> str:
+        if method in self._methods:
+            return method
+        return method.lower() if method.upper() in self._methods else _OTHER_METHOD
 
     def _scope(self, facts: Facts) -> Scope:
         """Find the entries; they depend on the host only by their positions, so most hosts have some that are known."""

@@ -230,7 +230,7 @@ def _is_address(word: str) -> bool:
     return True
 
 
-_LOCAL = re.compile(r"localhost[46]?(\.localdomain[46]?)?|local|localdomain|broadcasthost|ip6-.*")
+_LOCAL = re.compile(r"localhost[46]?(\.localdomain[46]?)?|local|localdomain|broadcasthost|ip6-[^.]*")
 _ADBLOCK_HEADER = re.compile(r"\[(?:adblock|adguard|ublock)[^\]]*\]", re.IGNORECASE)
 _ADBLOCK = re.compile(r"\|\|([^\s/^$|*:]+|\[[0-9A-Fa-f:.]+\])\^(?:\$(?:important|all))?(?:\s+#.*)?")
 _HIDING = re.compile(r"[^\s#]+#[@?$%]{0,3}#|#[@?$%]{0,3}#(?:[.\[*:]|#[A-Za-z]|[a-z]+[.#\[:>])|#@")
