@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import re2
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -136,3 +137,24 @@ def test_the_readings_by_which_a_glob_reads_the_same_share_what_matches_them() -
         for reading in Reading:
             pattern.match(ReadPath(reading, "/x"))
         assert len(set(map(id, pattern._matchers.values()))) == different
+
+
+@pytest.mark.parametrize(
+    ("expression", "is_asked_without"),
+    [
+        ("/(?P<a>.*)/(?P<b>[^/]*)-x", True),
+        (r"/(?P<a>[^/]+)\.git/(?P<rest>.*)", True),
+        (r"/(?<a>\d+)", True),
+        ("/.*", False),
+        (r"/\(?P<a>(?P<b>.*)", False),
+        ("/[(?P<a>](?P<b>.*)", False),
+        (r"/[(?P<a>]\\(?P<b>.*)", False),
+    ],
+)
+def test_an_expression_without_its_groups_matches_the_same(expression: str, is_asked_without: bool) -> None:
+    pattern = parse_path_pattern(f"regex:{expression}")
+    assert (pattern._ungrouped is not None) is is_asked_without
+    for path in ("/a/b-x", "/a/b/-x", "/a/b.git/c", "/abgit/c", "/12", "/(P<a>x", "/P<a>x", "/?x", "/<\\x", "/"):
+        found = re2.fullmatch(expression, path)
+        groups = None if found is None else {name: found.group(name) or "" for name in pattern.groups}
+        assert pattern.match(ReadPath(Reading.SENT, path)) == groups

@@ -18,6 +18,7 @@ _ONE, _MANY = "\x01", "\x02"  # stand for * and ** while a glob is read: no path
 _WILDCARDS = {_ONE: "[^/]*", _MANY: ANYTHING, f"{_MANY}/": "(?:.*/)?"}
 _PART = re.compile(f"(?<=/){_MANY}/|{_MANY}|{_ONE}|[^{_ONE}{_MANY}]+")
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2}|[0-9A-Fa-f]?\*)")
+_NAMED_GROUP = re.compile(r"\(\?P?<\w+>")
 _EVERYTHING = ("/**", "**")
 
 
@@ -28,6 +29,7 @@ class PathPattern:
     text: str
     groups: tuple[str, ...] = ()
     _regex: re2._Regexp | None = field(default=None, repr=False, compare=False)
+    _ungrouped: re2._Regexp | None = field(default=None, repr=False, compare=False)  # the same without its groups
     _matchers: dict[str, Matcher] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -40,6 +42,8 @@ class PathPattern:
         if self._regex is None:
             matches = self._matchers.get(path.reading) or self._matcher(path.reading)
             return {} if matches(path.path) else None
+        if self._ungrouped is not None and self._ungrouped.fullmatch(path.path) is None:
+            return None
         match = self._regex.fullmatch(path.path)
         return None if match is None else {name: match.group(name) or "" for name in self.groups}
 
@@ -73,7 +77,20 @@ def _parse_regex(text: str) -> PathPattern:
         regex = compile_regex(text.removeprefix(_REGEX))
     except re2.error as error:
         raise PatternError(f"{text!r} is not an RE2 expression: {_re2_message(error)}") from error
-    return PathPattern(text, tuple(regex.groupindex), regex)
+    groups = tuple(regex.groupindex)
+    return PathPattern(text, groups, regex, _without_groups(text.removeprefix(_REGEX), len(groups)))
+
+
+def _without_groups(expression: str, groups: int) -> re2._Regexp | None:
+    """Compile an expression without its named groups, which is asked ten times as fast; None where it has none.
+
+    What only looks like a group (escaped, or among the characters of a class) makes them more than RE2 has found: none
+    is taken for one then.
+    """
+    plain, found = _NAMED_GROUP.subn("(?:", expression)
+    if not groups or found != groups:
+        return None
+    return compile_regex(plain)
 
 
 def _re2_message(error: re2.error) -> str:
