@@ -117,6 +117,20 @@ def test_two_headers_may_be_injected_into_one_request(gateway: Gateway, origins:
     assert seen.values("X-Api-Key") == [f"key {SECOND}!"]
 
 
+@pytest.mark.parametrize("name", ["Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token"])
+def test_the_clients_own_header_goes_with_any_dash_as_an_underscore(
+    gateway: Gateway, origins: Origins, name: str
+) -> None:
+    first, *rest = name.split("-")
+    spellings = [first]
+    for part in rest:
+        spellings = [f"{start}{dash}{part}" for start in spellings for dash in "-_"]
+    curl(gateway, "https://all.example/", *[option for one in spellings for option in ("-H", f"{one}: client's")])
+    seen = origins.seen[0]
+    assert [one for one in spellings if "client's" in seen.values(one)] == []
+    assert len(seen.values(name)) == 1
+
+
 def test_every_header_that_usual_apis_use_can_be_injected(gateway: Gateway, origins: Origins) -> None:
     curl(gateway, "https://all.example/", *[o for n in ("Api-Key", "Private-Token") for o in ("-H", f"{n}: client's")])
     seen = origins.seen[0]
