@@ -28,7 +28,7 @@ ASKED = {
     "a prefix": "paths: [/private-{}/**]",
     "a glob": "paths: ['/**/private-{}-*']",
     "an expression": "paths: ['regex:/.*private-{}.*x']",
-    "its named groups": "paths: ['regex:/(?P<a>.*)/(?P<b>[^/]*)-private-{}']",
+    "an expression with groups": "paths: ['regex:/(?P<a>.*)/(?P<b>[^/]*)-private-{}']",
     "a value of the query": "query: {{q: '*private-{}*'}}",
     "two parts of a value": "query: {{q: '*private*{}*'}}",
 }
