@@ -937,7 +937,9 @@ for place in etc opt usr/local var; do
 done
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /dev/shm
-rm -f /usr/local/bin/squidkeeper
+rm -rf /etc/squidkeeper /opt/squidkeeper /var/lib/squidkeeper /var/spool/squid/ssl_db /usr/local/bin/squidkeeper
+rm -rf /etc/squid/*squidkeeper* /etc/squid/errors/squidkeeper /etc/squid/slicer-ca.* /etc/squid/local.conf
+rm -f /etc/systemd/system/squidkeeper-exporter.service
 mkdir -p /usr/local/bin /opt/squidkeeper
 ln -s "$2" /opt/squidkeeper
 echo ready
@@ -1025,7 +1027,9 @@ def test_the_walkthroughs_squid_comes_back_with_its_certificate_store(machine: M
     place = "/etc/squid/slicer-ca"
     assert machine.run(*ca, "-keyout", f"{place}.key", "-out", f"{place}.crt").returncode == 0
     assert machine.run("/usr/lib/squid/security_file_certgen", "-c", "-s", store, "-M", "4MB").returncode == 0
-    assert machine.run(source / "install.sh", "--listen", f"127.0.0.1:{free_port()}").returncode == 0
+    squid, exporter = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    done = machine.run(source / "install.sh", "--listen", squid, "--exporter-listen", exporter)
+    assert done.returncode == 0, done.stderr
     done = machine.run(source / "install.sh", "--uninstall")
     assert done.returncode == 0, done.stderr
     assert configuration.read_text() == WALKTHROUGH
