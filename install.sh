@@ -542,9 +542,13 @@ render() {
     sed -e "s|^http_port 3129\>|http_port $LISTEN|;$to_marks" -e "$from_marks" "$1"
 }
 
+# How this gateway's Squid is spoken to by hand.
+squid_command() { if [ -z "$ROOT" ]; then echo squid; else echo "squid -n $SERVICE -f $CONF"; fi; }
+
 write_local_conf() {
-    local again="./install.sh" squid="squid"
-    [ -z "$ROOT" ] || again="./install.sh --root $ROOT" squid="squid -n $SERVICE -f $CONF"
+    local again="./install.sh" squid
+    [ -z "$ROOT" ] || again="./install.sh --root $ROOT"
+    squid=$(squid_command)
     cat <<-END
 		# Your own Squid lines, included by squid.conf. install.sh made this file once and never overwrites it.
 		# After an edit, this checks it and tells Squid: sudo $again
@@ -1064,6 +1068,8 @@ uninstall() {
     close_apparmor
     remove_empty "$(dirname "$ERRORS")" "$(dirname "$PROGRAM")" /etc/squidkeeper/ca "$PREFIX"
     [ -e "$CONF" ] || [ ! -e "$BEFORE" ] || restore_squid
+    ! squid_runs || [ "$yours" != "$CONF" ] ||
+        say squid "runs on, and $CONF is yours: unless you told Squid of it, it has lost its helpers and denies all until: $(squid_command) -k reconfigure"
     say uninstall "done. Yours to delete: $POLICY $CA_CERT $CA_KEY (and *.previous, *.before-squidkeeper) $LOCAL $(dirname "$ACCESS_LOG")"
 }
 

@@ -617,7 +617,7 @@ def test_the_status_page_is_filled(policy: Path) -> None:
     }
     assert status.secrets[0].used_by == ("api",)
     assert not status.squid.up
-    assert "127.0.0.1:3129" in page(status)
+    assert "127.0.0.1:3129" in page(status, "squidkeeper")
 
 
 def test_the_faults_of_a_bad_policy_are_on_the_status_page(policy: Path) -> None:

@@ -892,6 +892,7 @@ def test_uninstall_leaves_a_squid_with_the_operators_squid_conf_running(empty: G
     os.kill(pid, signal.SIGINT)
     assert done.returncode == 0, done.stderr
     assert goes_on
+    assert "it has lost its helpers and denies all until: squid -n " in done.stdout
     assert empty.place("etc/squid.conf").read_text() == theirs
     assert not empty.place("bin").exists()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.observe.exporter.certificate import Certificate
+from squidkeeper.observe.exporter.process import program_called
 from squidkeeper.observe.exporter.recent import DENIALS_KEPT, Denial, DriftSeen, RecentDenials
 from squidkeeper.observe.exporter.status import (
     Drift,
@@ -31,6 +32,7 @@ from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DIRECTORY = Path("/etc/squidkeeper/policy")
+PROGRAM = "squidkeeper"
 POLICY = PolicyInForce(DIRECTORY, "9f31c2a7b04e", NOW - timedelta(hours=1), "deny")
 RECORD = RecordFollowed(Path("/var/log/squid/access.log"), readable=True, last_line=NOW)
 CA = Certificate(Path("/ca.crt"), "CN=ca", NOW + timedelta(days=400))
@@ -75,7 +77,7 @@ def denials_of(records: Iterable[Record]) -> tuple[Denial, ...]:
 
 
 def text_of(status: Status) -> str:
-    return " ".join(Page(page(status)).text.split())
+    return " ".join(Page(page(status, PROGRAM)).text.split())
 
 
 # --- what is wrong --------------------------------------------------------------------------------------------------
@@ -249,7 +251,7 @@ def test_the_connect_of_a_denied_tunnel_is_shown_as_the_request_inside() -> None
 
 def command_for(**values: object) -> str | None:
     (kept,) = denials_of([denial(**values)])
-    return explain_command(kept, DIRECTORY)
+    return explain_command(kept, PROGRAM, DIRECTORY)
 
 
 def test_the_command_asks_what_was_denied_without_its_query() -> None:
@@ -260,9 +262,21 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
         "squidkeeper explain --policy /etc/squidkeeper/policy --client fd00::1 --user=ci-bot -- CONNECT a.example:443"
     )
     (kept,) = denials_of([denial(client="error")])
-    assert explain_command(kept, Path("/my policy")) == (
-        "squidkeeper explain --policy '/my policy' -- GET https://a.example/x"
+    assert explain_command(kept, "/my gateway/bin/squidkeeper", Path("/my policy")) == (
+        "'/my gateway/bin/squidkeeper' explain --policy '/my policy' -- GET https://a.example/x"
     )
+
+
+def test_the_command_calls_the_program_by_its_name_only_where_that_is_the_one_on_the_path(tmp_path: Path) -> None:
+    place, link, other = tmp_path / "bin/squidkeeper", tmp_path / "link", tmp_path / "other"
+    place.parent.mkdir()
+    place.touch()
+    other.touch()
+    link.symlink_to(place)
+    assert program_called(str(place), str(link)) == "squidkeeper"
+    assert program_called(str(place), str(other)) == str(place)
+    assert program_called(str(place), None) == str(place)
+    assert program_called("/somewhere/squidkeeper/__main__.py", None) == "squidkeeper"
 
 
 NASTY = (
@@ -282,7 +296,7 @@ NASTY = (
 def test_a_shell_takes_the_command_for_nothing_but_words(url: str, tmp_path: Path) -> None:
     method = "CONNECT" if url.endswith(":443") else "GET"
     (kept,) = denials_of([denial(url=url, method=method, user="%22;$(id)!!'")])
-    command = explain_command(kept, DIRECTORY)
+    command = explain_command(kept, PROGRAM, DIRECTORY)
     assert command is not None
     assert command.isascii()
     assert command.isprintable()
@@ -343,7 +357,7 @@ def hostile() -> Status:
 
 
 def test_nothing_from_outside_becomes_markup() -> None:
-    html = page(hostile())
+    html = page(hostile(), PROGRAM)
     found = Page(html)
     assert found.names() <= TAGS | {"a"}
     assert found.attributes() <= ATTRIBUTES | {"href"}
@@ -355,14 +369,14 @@ def test_nothing_from_outside_becomes_markup() -> None:
 
 def test_no_query_and_no_password_is_on_the_page() -> None:
     with_password = denial(url="https://user:hunter2@a.example/x?q=TOPSECRET#TOPSECRET")
-    html = page(replace(WELL, denials=denials_of([with_password]), drift=Drift(1, 0, (FINDING,))))
+    html = page(replace(WELL, denials=denials_of([with_password]), drift=Drift(1, 0, (FINDING,))), PROGRAM)
     assert "https://***@a.example/x" in html
     assert "TOPSECRET" not in html
     assert "hunter2" not in html
 
 
 def test_the_page_lets_nothing_else_in() -> None:
-    found = Page(page(WELL))
+    found = Page(page(WELL, PROGRAM))
     policy = next(attributes for _, attributes in found.tags if "http-equiv" in attributes)["content"]
     assert policy is not None
     assert policy.startswith("default-src 'none'; style-src 'sha256-")

@@ -288,7 +288,7 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
     (root / "etc/policy/key").chmod(0o600)
     written = [root / name for name in ("state", "log", "run", "etc/ca/ca.key", "etc/policy")]
     subprocess.run(["chown", "-R", f"--reference={installed}/state", *written], check=True)
-    # The client's name is there for squidGuard: Squid tells a rewriter it, and would ask for it by DNS, which nobody answers.
+    # With the name of the client, which Squid tells squidGuard: it would ask DNS for it, which nobody answers here.
     (root / "etc/hosts").write_text(f"{ORIGIN} bench.example\n{LISTEN} client.example\n")
     with (root / "etc/local.conf").open("a") as local:
         local.write(f"hosts_file {root}/etc/hosts\n{TRUST.format(folder=folder)}\n")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import shutil
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -131,7 +133,8 @@ class Exporter:
         """Make the status page."""
         options = self._options
         host, port = options.squid
-        return page(status_of(self.view(), options.directory, options.access_log, f"{host}:{port}"))
+        status = status_of(self.view(), options.directory, options.access_log, f"{host}:{port}")
+        return page(status, program_called(sys.argv[0], shutil.which("squidkeeper")))
 
     def _current(self) -> Judge | None:
         return self._live.current
@@ -142,6 +145,14 @@ class Exporter:
         except OSError as error:
             _log.warning("the helpers' counts cannot be read: %s", error)
             return ()
+
+
+def program_called(started: str, on_path: str | None) -> str:
+    """Tell how an operator calls this program: by its name where that is the one on the path, else by its place."""
+    place = Path(started)
+    if place.name != "squidkeeper" or (on_path and place.exists() and place.samefile(on_path)):
+        return "squidkeeper"
+    return started
 
 
 def _bound(listen: tuple[str, int]) -> socket.socket:

@@ -20,8 +20,8 @@ _FAULTS_SHOWN = 50
 _SHORT_URL = 240  # characters of a request that a row shows; its command has the rest
 
 
-def page(status: Status) -> str:
-    """Make the page: one HTML document that needs nothing else."""
+def page(status: Status, program: str) -> str:
+    """Make the page: one HTML document that needs nothing else. Its commands call `program`."""
     found = troubles(status)
     rules = _rules_shown(status.rules)
     return render(
@@ -31,7 +31,9 @@ def page(status: Status) -> str:
             "troubles": found,
             "urgency": found[0].urgency if found else "",
             "headline": _headline(found),
-            "denials": [(denial, explain_command(denial, status.policy.directory)) for denial in status.denials],
+            "denials": [
+                (denial, explain_command(denial, program, status.policy.directory)) for denial in status.denials
+            ],
             "rules": rules,
             "rules_left_out": len(status.rules) - len(rules),
             "faults": status.policy.faults[:_FAULTS_SHOWN],
@@ -72,7 +74,7 @@ _USER = re.compile(r"[!-~]{1,100}")
 _TARGET = re.compile(r"https?://[!-~]+|[^/]+:[0-9]{1,5}")
 
 
-def explain_command(denial: Denial, directory: Path) -> str | None:
+def explain_command(denial: Denial, program: str, directory: Path) -> str | None:
     """Write the command that explains a denial; None where what was asked does not fit in one that is safe to paste.
 
     Every word is printable ASCII of bounded length, quoted where a shell would read more into it; `--` keeps what was
@@ -83,7 +85,7 @@ def explain_command(denial: Denial, directory: Path) -> str | None:
         return None
     if denial.user is not None and not _USER.fullmatch(denial.user):
         return None
-    words = ["squidkeeper", "explain", "--policy", str(directory)]
+    words = [program, "explain", "--policy", str(directory)]
     if _is_address(denial.client):
         words += ["--client", denial.client]
     if denial.user is not None:
