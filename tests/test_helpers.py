@@ -646,16 +646,23 @@ def test_of_a_secret_that_was_rotated_nothing_is_kept(tmp_path: Path, policy: Pa
         f"""
         defaults: {{action: allow}}
         secrets: {{token: {{file: {tmp_path}/token}}}}
-        credentials: [{{name: c, hosts: [a.example], bearer: token}}]
+        credentials:
+          - {{name: c, hosts: [a.example], bearer: token}}
+          - {{name: d, hosts: [b.example], bearer: token}}
         """,
     )
     secret = tmp_path / "token"
     secret.write_text("former")
     secret.chmod(0o600)
     grants = Grants(load(policy, datetime.now(UTC)).judge)
-    for value, methods in (("former", ("GET", "POST")), ("rotated", ("GET",))):
+    for value, hosts in (("former", ("a.example", "b.example")), ("rotated", ("a.example",))):
         secret.write_text(value)
-        for method in methods:
-            line = f"{place('a.example', method=method)} https%3A%2F%2Fa.example%2F -"
+        for host in hosts:
+            line = f"{place(host)} https%3A%2F%2F{host}%2F -"
             assert value in str(credential.answer(grants, line.encode(), 4).annotations)
-    assert "former" not in repr([values for values, _ in grants._given.values()])
+    held = [value for values, _ in grants._given.values() for value in values]
+    held += [secret.reveal() for secrets, made in grants.secrets._made.values() for secret in (*secrets, made)]
+    held += [secret.reveal() for _, secret in grants.secrets._read.values()]
+    assert "rotated" in held
+    assert "Bearer former" not in held
+    assert "former" not in held

@@ -49,14 +49,18 @@ class Grants:
         self._given: Kept[Decision, tuple[list[str], Reply]] = Kept(_GIVEN_BYTES)
         self._complained: set[str] = set()
 
-    def reply(self, decision: Decision, values: list[str]) -> Reply:
-        """Write the reply with these values of the decision's headers: once, as long as the values stay the same."""
+    def reply(self, decision: Decision, values: list[str], limit: int) -> Reply:
+        """Write the reply with these values of the decision's headers: once, as long as the values stay the same.
+
+        `ReplyTooLong` where it would take more than `limit` bytes.
+        """
         known = self._given.get(decision)
         if known is not None:
             if known[0] == values:
                 return known[1]
             self._given.forget()  # a secret was rotated: what holds the old one is to go at once
         reply = _granting(decision, self.places.revision, values)
+        format_reply(reply, LONGEST_CHANNEL, limit)
         if decision.rewritten is None:  # else it was made for this request alone
             self._given.keep(decision, (values, reply), _GIVEN_ENTRY_BYTES + 3 * sum(map(len, values)))
         return reply
@@ -96,19 +100,16 @@ def _with_headers(grants: Grants, decision: Decision, limit: int) -> Reply:
             values.append(grants.secrets.header_value(credential).reveal())
         except SecretUnavailable as error:
             problems[credential.name] = error
-    names = [credential.name for credential in decision.credentials]
-    if problems:
-        return _unavailable(grants, names, problems)
-    reply = grants.reply(decision, values)
-    try:
-        format_reply(reply, LONGEST_CHANNEL, limit)
-    except ReplyTooLong as error:
-        return _unavailable(grants, names, dict.fromkeys(names, error))
-    return reply
+    if not problems:
+        try:
+            return grants.reply(decision, values, limit)
+        except ReplyTooLong as error:
+            problems = {credential.name: error for credential in decision.credentials}
+    return _unavailable(grants, decision, problems)
 
 
-def _unavailable(grants: Grants, names: list[str], problems: Mapping[str, SquidkeeperError]) -> Reply:
-    shown = ", ".join(names)
+def _unavailable(grants: Grants, decision: Decision, problems: Mapping[str, SquidkeeperError]) -> Reply:
+    shown = ", ".join(credential.name for credential in decision.credentials)
     for problem in dict.fromkeys(map(str, problems.values())):
         grants.complain(f"credential {shown}: {problem}")
     denied = _reply(deny("credential-unavailable", _UNAVAILABLE.format(names=shown)), grants.places.revision)

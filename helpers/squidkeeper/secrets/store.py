@@ -24,6 +24,7 @@ class SecretStore:
         self._sources = sources
         self._environment = environment
         self._read: dict[str, tuple[object, Secret]] = {}
+        self._made: dict[str, tuple[list[Secret], Secret]] = {}  # a header's value by its credential, and of what
 
     def get(self, name: str) -> Secret:
         """Get a secret by its name; `SecretUnavailable` where it cannot be had."""
@@ -32,11 +33,11 @@ class SecretStore:
 
     def header_value(self, credential: Credential) -> Secret:
         """Make the value of a credential's header; `SecretUnavailable` where a secret in it cannot be had."""
-        values = {name: self.get(name).reveal() for name in credential.secrets}
-        text = "".join(_fill(credential.template, values))
-        if credential.username is not None:
-            text = f"Basic {b64encode(f'{credential.username}:{text}'.encode()).decode()}"
-        return Secret(credential.name, text)
+        secrets = [self.get(name) for name in credential.secrets]
+        known = self._made.get(credential.name)
+        if known is None or known[0] != secrets:
+            self._made[credential.name] = known = (secrets, _header_value(credential, secrets))
+        return known[1]
 
     def _from_environment(self, name: str, variable: str | None) -> Secret:
         value = self._environment.get(variable or "")
@@ -54,6 +55,7 @@ class SecretStore:
                     if not S_ISREG(stat.st_mode) or stat.st_size > _FILE_LIMIT:
                         raise SecretUnavailable(f"secret {name}: {path} is not a file of at most {_FILE_LIMIT} bytes")
                     content = file.read(_FILE_LIMIT + 1)
+                self._made.clear()  # what is made of the old value is to go at once
                 self._read[name] = known = (_state(stat), checked_secret(name, f"the file {path}", content))
         except OSError as error:
             raise SecretUnavailable(f"secret {name}: the file {path} cannot be read: {error.strerror}") from error
@@ -67,6 +69,14 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def _state(stat: os.stat_result) -> tuple[int, ...]:
     return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _header_value(credential: Credential, secrets: list[Secret]) -> Secret:
+    values = {secret.name: secret.reveal() for secret in secrets}
+    text = "".join(_fill(credential.template, values))
+    if credential.username is not None:
+        text = f"Basic {b64encode(f'{credential.username}:{text}'.encode()).decode()}"
+    return Secret(credential.name, text)
 
 
 def _fill(template: str, values: Mapping[str, str]) -> list[str]:
