@@ -114,6 +114,10 @@ SHADOWED = [
     ("hosts: [203.0.112.0/23]", "hosts: [203.0.113.9]"),
     ("hosts: [a.example]", "hosts: [a.example], paths: [/x/**], methods: [GET], query: {a: b}, clients: [c]"),
     ("hosts: [a.example], paths: [/x, /**]", "hosts: [a.example]"),
+    ("hosts: [a.example], clients: [c]", "hosts: [a.example], clients: [c]"),
+    ("hosts: [a.example], paths: [/x/**, /y]", "hosts: [a.example], paths: [/y, /x/**], methods: [GET]"),
+    ("hosts: [a.example], methods: [GET, POST]", "hosts: [a.example], methods: [GET]"),
+    ("hosts: [a.example], query: {a: b}", "hosts: [a.example], query: {a: b}"),
     ("hosts: [a.example]", "hosts: [a.example], ports: [1-65535]"),
     ("hosts: [a.example], ports: [443-500, 501-600, 80]", "hosts: [a.example], ports: [450-550]"),
     ("hosts: [a.example], schemes: [https]", "hosts: [a.example], schemes: [https]"),
@@ -130,10 +134,11 @@ NOT_SHADOWED = [
     ("hosts: [.listed.example, 203.0.113.0/24]", "lists: [l]"),
     ("lists: [l]", "lists: [l], hosts: [a.example]"),
     ("hosts: [203.0.113.0/24]", "hosts: ['2001:db8::/32']"),
-    ("hosts: [a.example], clients: [c]", "hosts: [a.example], clients: [c]"),
+    ("hosts: [a.example], clients: [c]", "hosts: [a.example]"),
     ("hosts: [a.example], paths: [/x/**]", "hosts: [a.example]"),
-    ("hosts: [a.example], methods: [GET]", "hosts: [a.example], methods: [GET]"),
-    ("hosts: [a.example], query: {a: b}", "hosts: [a.example], query: {a: b}"),
+    ("hosts: [a.example], paths: [/x/**]", "hosts: [a.example], paths: [/x/**, /y]"),
+    ("hosts: [a.example], methods: [GET]", "hosts: [a.example], methods: [GET, POST]"),
+    ("hosts: [a.example], query: {a: b}", "hosts: [a.example], query: {a: c}"),
     ("hosts: [a.example], ports: [443]", "hosts: [a.example]"),
     ("hosts: [a.example], ports: [443, 445]", "hosts: [a.example], ports: [443-445]"),
     ("hosts: [a.example], schemes: [https]", "hosts: [a.example]"),
@@ -167,6 +172,65 @@ def test_a_rule_that_an_earlier_one_leaves_nothing_is_shown(directory: Path, fir
 @pytest.mark.parametrize(("first", "second"), NOT_SHADOWED)
 def test_a_rule_that_still_has_something_to_decide_is_not_shown(directory: Path, first: str, second: str) -> None:
     assert shadow_warnings(directory, pair(first, second)) == []
+
+
+def with_a_late_deny(allowed: str, denied: str) -> str:
+    return pair(allowed, denied, "allow").replace("second, action: allow", "second, action: deny")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "denied"),
+    [
+        ("hosts: [.corp.example]", "hosts: [payroll.corp.example]"),
+        ("hosts: ['*']", "hosts: [pastebin.example]"),
+        ("hosts: [.corp.example]", "hosts: [payroll.corp.example], ports: [80, 443]"),
+        ("hosts: [a.example], paths: [/x/**], clients: [c]", "hosts: [a.example], paths: [/x/**], clients: [c]"),
+    ],
+)
+def test_a_deny_that_comes_too_late_is_shown(directory: Path, allowed: str, denied: str) -> None:
+    text = with_a_late_deny(allowed, denied)
+    opens = "'first' (policy.yaml:5:5), above it, opens all it could close"
+    assert [one for one in warnings(directory, text) if "second" in one] == [
+        f"policy.yaml:6:5: rule 'second' closes nothing: {opens}"
+    ]
+
+
+def test_a_deny_that_closes_what_is_open_on_another_port_is_not_shown(directory: Path) -> None:
+    text = with_a_late_deny("hosts: [a.example]", "hosts: [a.example]")
+    elsewhere = "  - {name: third, action: allow, hosts: ['*'], ports: [8443]}\n"
+    for open_elsewhere in (text + elsewhere, f"defaults: {{action: allow}}\n{textwrap.dedent(text)}"):
+        assert "second" not in str(warnings(directory, textwrap.dedent(open_elsewhere)))
+
+
+def test_a_deny_of_a_method_holds_for_more_spellings_than_an_allow(directory: Path) -> None:
+    rule = "hosts: [a.example], methods: [PATCH]"
+    assert "second" not in str(warnings(directory, with_a_late_deny(rule, rule)))
+
+
+@pytest.mark.parametrize("entry", ["rules: [{action: allow, name: r", "rewrites: [{to: 'https://m.example', name: r"])
+def test_a_path_that_is_open_on_every_host_is_shown(directory: Path, entry: str) -> None:
+    holds = "holds for every host, as it names none: if that is meant, hosts: ['*'] says so"
+    for field in ("paths: [/v2/**]", "query: {q: x}"):
+        (warning,) = warnings(directory, f"{entry}, {field}}}]\n")
+        assert warning.endswith(f"'r' {holds}")
+        assert warnings(directory, f"{entry}, {field}, hosts: ['*']}}]\n") == []
+    assert warnings(directory, f"{entry}, methods: [GET]}}]\n") == []
+
+
+def test_an_allow_of_private_addresses_that_stay_closed_is_shown(directory: Path) -> None:
+    text = "rules: [{{name: r, action: {}, hosts: ['10.0.0.0/8', 203.0.113.7]{}}}]\n"
+    (warning,) = warnings(directory, text.format("allow", ""))
+    assert warning == "policy.yaml:2:9: rule 'r': 10.0.0.0/8 is private and stays closed, expected private: true"
+    assert warnings(directory, text.format("allow", ", private: true")) == []
+    assert warnings(directory, text.format("deny", "")) == []
+
+
+def test_a_method_that_http_does_not_have_is_shown(directory: Path) -> None:
+    text = "rules: [{name: r, action: deny, hosts: [a.example], methods: [DELTE, XYZ, PROPFIND, GET]}]\n"
+    assert warnings(directory, text) == [
+        "policy.yaml:2:9: 'r': there is no method DELTE in HTTP, did you mean DELETE",
+        "policy.yaml:2:9: 'r': there is no method XYZ in HTTP",
+    ]
 
 
 def test_an_allow_covers_its_default_ports_alone(directory: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
+from difflib import get_close_matches
+from itertools import product
 
 from squidkeeper.policy.faults import Fault, Location
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, host_keys
 from squidkeeper.policy.lists import HostList
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Rule
-from squidkeeper.url import DEFAULT_PORTS, Host
+from squidkeeper.policy.queries import QueryPattern
+from squidkeeper.url import DEFAULT_PORTS, Host, is_private
 
 
 def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
@@ -20,7 +23,10 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
                 *_lapsed(policy, now),
                 *_shadowed(policy, now),
                 *_unused(policy),
+                *_every_host(policy),
                 *_public_suffixes(policy),
+                *_unopened_addresses(policy),
+                *_unknown_methods(policy),
                 *_never(policy),
             }
         )
@@ -60,6 +66,47 @@ def _never(policy: Policy) -> Iterator[Fault]:
             yield Fault(credential.location, message)
 
 
+def _every_host(policy: Policy) -> Iterator[Fault]:
+    """Find the allows and rewrites of paths and queries that hold for every host because they name none."""
+    allows = (rule for rule in policy.rules if rule.action is Action.ALLOW)
+    entries: tuple[tuple[str, Iterable[Rule | Rewrite]], ...] = (("rule", allows), ("rewrite", policy.rewrites))
+    for what, group in entries:
+        for entry in group:
+            match = entry.match
+            if match.hosts is None and match.lists is None and not match.any_url:
+                holds = "holds for every host, as it names none: if that is meant, hosts: ['*'] says so"
+                yield Fault(entry.location, f"{what} {entry.name!r} {holds}")
+
+
+def _unopened_addresses(policy: Policy) -> Iterator[Fault]:
+    """Find the allows of addresses that stay closed, because they are private."""
+    for rule in policy.rules:
+        if rule.action is not Action.ALLOW or rule.private:
+            continue
+        for pattern in rule.match.hosts or ():
+            if pattern.network is not None and is_private(pattern.network.network_address):
+                message = f"rule {rule.name!r}: {pattern.text} is private and stays closed, expected private: true"
+                yield Fault(rule.location, message)
+
+
+def _unknown_methods(policy: Policy) -> Iterator[Fault]:
+    entries: tuple[Rule | Rewrite | Credential, ...] = (*policy.rules, *policy.rewrites, *policy.credentials)
+    for entry in entries:
+        for method in sorted((entry.match.methods or frozenset()) - _METHODS):
+            meant = get_close_matches(method, _METHODS, 1)
+            hint = f", did you mean {meant[0]}" if meant else ""
+            yield Fault(entry.location, f"{entry.name!r}: there is no method {method} in HTTP{hint}")
+
+
+# Of https://www.iana.org/assignments/http-methods, what a policy can list.
+_REGISTERED = """
+ACL BASELINE-CONTROL BIND CHECKIN CHECKOUT COPY DELETE GET HEAD LABEL LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL
+MKREDIRECTREF MKWORKSPACE MOVE OPTIONS ORDERPATCH PATCH POST PROPFIND PROPPATCH PUT QUERY REBIND REPORT SEARCH UNBIND
+UNCHECKOUT UNLINK UNLOCK UPDATE UPDATEREDIRECTREF VERSION-CONTROL
+"""
+_METHODS = frozenset(_REGISTERED.split())
+
+
 def _public_suffixes(policy: Policy) -> Iterator[Fault]:
     rules = [(rule.location, f"rule {rule.name!r}", rule.match) for rule in policy.rules if rule.action is Action.ALLOW]
     rules += [(one.location, f"credential {one.name!r}", one.match) for one in policy.credentials]
@@ -87,19 +134,59 @@ _WILDCARDS = (HostForm.TREE, HostForm.LABEL, HostForm.UNDER)
 
 
 def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
-    """Find the rules that a certain rule for all clients, over the same or more, leaves nothing to decide."""
-    deciders = _Deciders(policy.lists)
+    """Find the rules that an earlier one, over the same or more, leaves nothing to decide, or nothing to close."""
+    deciders: dict[_Narrowed, _Deciders] = {}
+    opened = _opened(policy)
     for position, rule in enumerate(policy.rules):
         if rule.lapsed(now):
             continue
-        first = next((one for one in deciders.over(rule.match) if _outlasts(one, rule) and _reaches(one, rule)), None)
-        if first is not None:
-            message = (
-                f"rule {rule.name!r} can never decide: {first.name!r} ({first.location}) decides all it could match"
-            )
-            yield Fault(rule.location, message)
-        if rule.certain and rule.match.clients is None:
-            deciders.add(position, rule)
+        earlier = (
+            first
+            for narrowed in _as_wide(rule.match)
+            if narrowed in deciders
+            for first in deciders[narrowed].over(rule.match)
+            if _outlasts(first, rule) and _covers(first, rule)
+        )
+        message = next(filter(None, (_leaves_nothing(first, rule, opened) for first in earlier)), None)
+        if message is not None:
+            yield Fault(rule.location, f"rule {rule.name!r} {message}")
+            continue
+        deciders.setdefault(_narrowed(rule.match), _Deciders(policy.lists)).add(position, rule)
+
+
+def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) -> str | None:
+    """Say what an earlier rule leaves to nobody, if its ports are those of a later one."""
+    if _reaches(first, rule, _ANY_PORT):
+        return f"can never decide: {first.name!r} ({first.location}) decides all it could match"
+    if first.action is Action.ALLOW and rule.action is Action.DENY and _reaches(first, rule, opened):
+        return f"closes nothing: {first.name!r} ({first.location}), above it, opens all it could close"
+    return None
+
+
+# By what a rule holds for less than all of a host, methods aside: clients, paths and query, None where by nothing.
+_Narrowed = tuple[Set[str] | None, Set[str] | None, tuple[QueryPattern, ...] | None]
+
+
+def _narrowed(match: Match) -> _Narrowed:
+    paths = None if match.any_path else frozenset(pattern.text for pattern in match.paths or ())
+    return match.clients, paths, match.query
+
+
+def _as_wide(match: Match) -> Iterator[_Narrowed]:
+    """List by what a rule that holds wherever this one does can be narrowed: by the same, or not at all."""
+    clients, paths, query = _narrowed(match)
+    return product(dict.fromkeys((None, clients)), dict.fromkeys((None, paths)), dict.fromkeys((None, query)))
+
+
+def _covers(first: Rule, rule: Rule) -> bool:
+    """Tell whether the methods and the query of a rule hold wherever those of a later one do.
+
+    Those of a deny hold for more than those of an allow: methods in any case, a query by any one of its values.
+    """
+    wide, narrow = first.match, rule.match
+    if first.action is Action.ALLOW and rule.action is Action.DENY and (wide.methods or wide.query) is not None:
+        return False
+    return wide.methods is None or (narrow.methods is not None and narrow.methods <= wide.methods)
 
 
 def _outlasts(decider: Rule, rule: Rule) -> bool:
@@ -107,13 +194,29 @@ def _outlasts(decider: Rule, rule: Rule) -> bool:
     return decider.expires is None or (rule.expires is not None and rule.expires <= decider.expires)
 
 
-def _reaches(decider: Rule, rule: Rule) -> bool:
-    """Tell whether a rule has all schemes and ports of another."""
+def _reaches(decider: Rule, rule: Rule, among: Mapping[str, list[range]]) -> bool:
+    """Tell whether a rule has all schemes and ports of another, as far as those are among some."""
     return all(
         any(ports.start <= asked.start and asked.stop <= ports.stop for ports in _ports(decider, scheme))
         for scheme in DEFAULT_PORTS
-        for asked in _ports(rule, scheme)
+        for asked in _common(_ports(rule, scheme), among[scheme])
     )
+
+
+def _common(some: list[range], others: list[range]) -> Iterator[range]:
+    for one in some:
+        for other in others:
+            both = range(max(one.start, other.start), min(one.stop, other.stop))
+            if both:
+                yield both
+
+
+def _opened(policy: Policy) -> dict[str, list[range]]:
+    """List the ports that anything in a policy opens, by scheme."""
+    if policy.default_action is Action.ALLOW:
+        return _ANY_PORT
+    allows = [rule for rule in policy.rules if rule.action is Action.ALLOW]
+    return {scheme: _joined([ports for rule in allows for ports in _ports(rule, scheme)]) for scheme in DEFAULT_PORTS}
 
 
 def _ports(rule: Rule, scheme: str) -> list[range]:
@@ -123,8 +226,12 @@ def _ports(rule: Rule, scheme: str) -> list[range]:
     if rule.match.ports is None:
         default = DEFAULT_PORTS[scheme]
         return [range(1, 1 << 16) if rule.action is Action.DENY else range(default, default + 1)]
+    return _joined(rule.match.ports)
+
+
+def _joined(some: Iterable[range]) -> list[range]:
     joined: list[range] = []
-    for ports in sorted(rule.match.ports, key=lambda one: one.start):
+    for ports in sorted(some, key=lambda one: one.start):
         if joined and ports.start <= joined[-1].stop:
             joined[-1] = range(joined[-1].start, max(joined[-1].stop, ports.stop))
         else:
@@ -132,8 +239,11 @@ def _ports(rule: Rule, scheme: str) -> list[range]:
     return joined
 
 
+_ANY_PORT = {scheme: [range(1, 1 << 16)] for scheme in DEFAULT_PORTS}
+
+
 class _Deciders:
-    """The certain rules met so far, by the host patterns that they match."""
+    """The rules met so far, by the host patterns that they match."""
 
     def __init__(self, lists: Mapping[str, HostList]) -> None:
         self._lists = lists
