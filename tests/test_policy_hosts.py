@@ -19,7 +19,6 @@ HOSTS = {
     "**.example.com": (["www.example.com", "a.b.example.com"], ["example.com", "xexample.com"]),
     "*": (["example.com", "com", "192.0.2.1", "[::1]"], []),
     "203.0.113.0/24": (["203.0.113.9", "3405803785", "0xcb.0x00.0x71.9"], ["203.0.114.9", "example.com", "[::1]"]),
-    "192.0.519": (["192.0.2.7"], ["192.0.2.8"]),
     "192.0.2.7": (["192.0.2.7", "[::ffff:192.0.2.7]"], ["192.0.2.8"]),
     "2001:db8::/32": (["[2001:db8::1]"], ["[2001:db9::1]", "192.0.2.1"]),
     "[2001:db8::1]": (["[2001:DB8:0::1]"], ["[2001:db8::2]"]),
@@ -60,7 +59,30 @@ def test_keys_find_exactly_the_patterns_that_match(form: HostForm, name: str, ho
     expected = matches(form, name, host)
     assert (pattern.key in host_keys(Host(host))) is expected
     assert pattern.matches(Host(host)) is expected
-    assert pattern.covers_single_label is (form is not HostForm.EXACT and "." not in name)
+
+
+@pytest.mark.parametrize("form", [HostForm.TREE, HostForm.LABEL, HostForm.UNDER])
+def test_a_whole_top_level_domain_is_known_from_a_zone_of_ones_own(form: HostForm) -> None:
+    covering = ("com", "COM.", "рф", "xn--p1ai")
+    assert [name for name in covering if not parse_host_pattern(f"{form}{name}").covers_top_level] == []
+    others = ("internal", "lan", "consul", "example.com", "co.uk")
+    assert [name for name in others if parse_host_pattern(f"{form}{name}").covers_top_level] == []
+    assert not parse_host_pattern("com").covers_top_level
+
+
+@pytest.mark.parametrize(
+    ("text", "read_as"),
+    [
+        ("192.168.1", "192.168.0.1"),
+        ("010.0.0.1", "8.0.0.1"),
+        ("0x7f.1", "127.0.0.1"),
+        ("3232235777", "192.168.1.1"),
+        ("192.0.2.7.", "192.0.2.7"),
+    ],
+)
+def test_an_address_that_is_read_as_another_one_than_it_seems_is_no_pattern(text: str, read_as: str) -> None:
+    with pytest.raises(PatternError, match=f"'{text}' is a way to write {read_as}, expected the address itself"):
+        parse_host_pattern(text)
 
 
 @given(NAMES)

@@ -233,6 +233,23 @@ def test_a_method_that_http_does_not_have_is_shown(directory: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("/a%2fb", "holds %2f, and the escapes of a path are upper-case, expected %2F"),
+        ("/[%a-f]%2Fb", None),
+        ("(?i)/a%2fb", None),
+        (r"/q\?x=.*", "asks for a '?', which no path holds (use query: for a query)"),
+    ],
+)
+def test_an_expression_for_what_no_path_holds_as_sent_is_shown(
+    directory: Path, expression: str, message: str | None
+) -> None:
+    text = f"rules: [{{name: r, action: deny, hosts: [a.example], paths: ['regex:{expression}']}}]\n"
+    expected = [] if message is None else [f"policy.yaml:2:9: 'r': {f'regex:{expression}'!r} {message}"]
+    assert warnings(directory, text) == expected
+
+
 def test_an_allow_covers_its_default_ports_alone(directory: Path) -> None:
     assert shadow_warnings(directory, pair("hosts: [a.example]", "hosts: [a.example], ports: [8443]", "allow")) == []
     assert shadow_warnings(directory, pair("hosts: [a.example]", "hosts: [a.example]", "allow")) != []

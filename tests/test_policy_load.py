@@ -133,6 +133,16 @@ def test_a_method_that_can_never_match_is_a_fault(policy: Path, method: str) -> 
     assert "can never match" in fault
 
 
+def test_all_methods_are_said_by_none(policy: Path) -> None:
+    (fault,) = faults_of(policy, "rules: [{name: a, action: deny, methods: [ALL]}]")
+    assert fault.endswith("to say all methods, leave 'methods' out")
+
+
+def test_a_query_has_no_expressions(policy: Path) -> None:
+    (fault,) = faults_of(policy, "rules: [{name: a, action: deny, query: {q: 'regex:.*x.*'}}]")
+    assert "a query has no expressions, expected text" in fault
+
+
 def test_faults_of_all_files_are_shown_in_the_order_of_their_places(policy: Path) -> None:
     (policy / "b.yaml").write_text("version: 2\n")
     (policy / "a.yml").write_text("version: 1\nrulez: 1\nrules: [{name: a}]\n")

@@ -112,11 +112,20 @@ def test_a_regex_gives_its_named_groups_and_is_compared_as_it_stands() -> None:
         "regex:(",
         "regex:(?=a)",
         "regex:\\1",
+        "regex:",
+        "regex:admin.*",
+        "regex:(?i)(?:ADMIN|root)",
+        "regex:https://a.example/x",
     ],
 )
 def test_what_can_never_match_is_no_pattern(text: str) -> None:
     with pytest.raises(PatternError, match=r"can never match|is not an RE2 expression"):
         parse_path_pattern(text)
+
+
+@pytest.mark.parametrize("text", [".*x", "^/a", "(a|/b)", "(?P<o>/x)", "[^a]b", "\\x2fa", "(/a)*", "(?i)/A", "\\C*"])
+def test_an_expression_that_can_begin_as_a_path_does_is_a_pattern(text: str) -> None:
+    parse_path_pattern(f"regex:{text}")
 
 
 @pytest.mark.parametrize(("text", "everything"), [("/**", True), ("**", True), ("/*", False), ("/**/x", False)])

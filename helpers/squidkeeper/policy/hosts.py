@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING
 
 from squidkeeper.errors import InvalidUrl, PatternError
 from squidkeeper.url import Host, parse_host
+
+if TYPE_CHECKING:
+    from publicsuffixlist import PublicSuffixList
 
 Network = IPv4Network | IPv6Network
 
@@ -38,9 +43,9 @@ class HostPattern:
         return f"{self.form}{self.name}"
 
     @property
-    def covers_single_label(self) -> bool:
-        """Whether this is a wildcard over a whole top-level domain, such as `*.com`."""
-        return self.form in _WILDCARD_FORMS and "." not in self.name
+    def covers_top_level(self) -> bool:
+        """Whether this is a wildcard over a whole top-level domain, such as `*.com`; a zone such as `lan` is none."""
+        return self.form in _WILDCARD_FORMS and "." not in self.name and _suffixes().is_public(self.name)
 
     def matches(self, host: Host) -> bool:
         """Tell whether the pattern matches a host."""
@@ -63,6 +68,10 @@ def parse_host_pattern(text: str) -> HostPattern:
         return HostPattern(text, form, host.text)
     if form is not HostForm.EXACT:
         raise PatternError(f"host pattern {text!r} can never match: an address has no hosts under it")
+    if _bare_address(text) is None:  # as clients and servers read it: 10.1 is 10.0.0.1, and 010.0.0.1 is 8.0.0.1
+        raise PatternError(
+            f"host pattern {text!r} is a way to write {host.address}, expected the address itself, or a network"
+        )
     return HostPattern(text, HostForm.NETWORK, network=ip_network(host.address))
 
 
@@ -99,6 +108,13 @@ def host_keys(host: Host, *, wildcards: bool = True) -> list[str]:
         above = above.partition(".")[2]
     keys.append(HostForm.ANY)
     return keys
+
+
+@cache
+def _suffixes() -> PublicSuffixList:
+    from publicsuffixlist import PublicSuffixList  # late: few policies need it
+
+    return PublicSuffixList(accept_unknown=False)
 
 
 def _parse_name(text: str, name: str) -> Host:

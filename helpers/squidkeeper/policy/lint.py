@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from difflib import get_close_matches
@@ -27,6 +28,7 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
                 *_public_suffixes(policy),
                 *_unopened_addresses(policy),
                 *_unknown_methods(policy),
+                *_strange_expressions(policy),
                 *_never(policy),
             }
         )
@@ -98,6 +100,24 @@ def _unknown_methods(policy: Policy) -> Iterator[Fault]:
             yield Fault(entry.location, f"{entry.name!r}: there is no method {method} in HTTP{hint}")
 
 
+def _strange_expressions(policy: Policy) -> Iterator[Fault]:
+    """Find the expressions for paths that ask for what no path holds as it is sent, only as some server reads it."""
+    entries: tuple[Rule | Rewrite | Credential, ...] = (*policy.rules, *policy.rewrites, *policy.credentials)
+    for entry in entries:
+        for pattern in entry.match.paths or ():
+            if not pattern.text.startswith("regex:"):
+                continue
+            escape = _LOWER_CASE_ESCAPE.search(_CLASS.sub("", pattern.text))
+            if escape is not None and "(?i" not in pattern.text:
+                message = f"holds {escape[0]}, and the escapes of a path are upper-case, expected {escape[0].upper()}"
+                yield Fault(entry.location, f"{entry.name!r}: {pattern.text!r} {message}")
+            if "\\?" in pattern.text:
+                message = "asks for a '?', which no path holds (use query: for a query)"
+                yield Fault(entry.location, f"{entry.name!r}: {pattern.text!r} {message}")
+
+
+_LOWER_CASE_ESCAPE = re.compile(r"%(?:[a-f][0-9A-Fa-f]|[0-9A-F][a-f])")
+_CLASS = re.compile(r"\[[^\]]*\]")
 # Of https://www.iana.org/assignments/http-methods, what a policy can list.
 _REGISTERED = """
 ACL BASELINE-CONTROL BIND CHECKIN CHECKOUT COPY DELETE GET HEAD LABEL LINK LOCK MERGE MKACTIVITY MKCALENDAR MKCOL

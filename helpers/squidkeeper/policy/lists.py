@@ -210,7 +210,7 @@ class _Compiler:
             key = _network_key(pattern.network.network_address, pattern.network.prefixlen)
         elif pattern.form is HostForm.ANY:
             self.widest = self.widest or line
-        elif pattern.covers_single_label:
+        elif pattern.covers_top_level:
             self.wide = self.wide or line
         return key
 

@@ -77,8 +77,19 @@ def _parse_regex(text: str) -> PathPattern:
         regex = compile_regex(text.removeprefix(_REGEX))
     except re2.error as error:
         raise PatternError(f"{text!r} is not an RE2 expression: {_re2_message(error)}") from error
+    if not _can_begin(text.removeprefix(_REGEX), "/"):
+        raise PatternError(f"path pattern {text!r} can never match: it is for the whole path, which starts with '/'")
     groups = tuple(regex.groupindex)
     return PathPattern(text, groups, regex, _without_groups(text.removeprefix(_REGEX), len(groups)))
+
+
+def _can_begin(expression: str, first: str) -> bool:
+    """Tell whether anything that an expression matches begins with a character."""
+    try:
+        least, most = compile_regex(f"^(?:{expression})").possiblematchrange(1)
+    except re2.error:  # it cannot be told
+        return True
+    return bool(least[:1] <= first.encode() <= most[:1])
 
 
 def _without_groups(expression: str, groups: int) -> re2._Regexp | None:

@@ -160,6 +160,13 @@ def _method(text: str) -> str:
     return text
 
 
+def _query_value(value: object) -> str:
+    text = _text(value)
+    if text.startswith("regex:"):
+        raise _fault(f"query pattern {text!r}: a query has no expressions, expected text, in which '*' is any")
+    return text
+
+
 def _user(text: str) -> str:
     if not text.isprintable():
         raise PatternError(f"user {text!r} holds a control character, expected the name of a proxy user")
@@ -256,7 +263,7 @@ def _truth(value: object) -> bool:
 
 def _rule_host(value: object, info: ValidationInfo) -> HostPattern:
     pattern = _host(value)
-    if info.data.get("action") is Action.ALLOW and pattern.covers_single_label:
+    if info.data.get("action") is Action.ALLOW and pattern.covers_top_level:
         raise _fault(f"host pattern {pattern.text!r} in an allow covers a whole top-level domain, {_NARROWER}")
     return pattern
 
@@ -265,7 +272,7 @@ def _credential_host(value: object) -> HostPattern:
     pattern = _host(value)
     if pattern.form is HostForm.ANY:
         raise _fault("host pattern '*' in a credential would give it to any host, expected the hosts that it is for")
-    if pattern.covers_single_label:
+    if pattern.covers_top_level:
         raise _fault(f"host pattern {pattern.text!r} in a credential covers a whole top-level domain, {_NARROWER}")
     return pattern
 
@@ -313,6 +320,7 @@ _NO_METHOD = {
     "CONNECT": "CONNECT is transport, not a method to list: expected the methods of the requests inside the tunnel",
     "TRACE": "TRACE is always denied, expected another method",
     "TRACK": "TRACK is always denied, expected another method",
+    **dict.fromkeys(("ALL", "ANY"), "to say all methods, leave 'methods' out"),
 }
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -384,7 +392,7 @@ class MatchFields(_Model):
     ports: list[Annotated[range, PlainValidator(_port)]] | None = None
     methods: list[Annotated[str, _parsed(_method)]] | None = None
     paths: list[Annotated[PathPattern, _parsed(parse_path_pattern)]] | None = None
-    query: dict[AnyText, AnyText] | None = None
+    query: dict[AnyText, Annotated[str, PlainValidator(_query_value)]] | None = None
 
 
 class RuleEntry(MatchFields):
