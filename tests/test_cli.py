@@ -65,6 +65,16 @@ def test_check_prints_every_fault_and_warning_with_its_place(policy: Path) -> No
     assert lines[3] == f"{policy} does not load: 2 faults, 1 warning"
 
 
+@pytest.mark.parametrize("content", ["\n", "one\n\n", "one\ntwo\n", "\ufeffone\n"])
+def test_check_warns_of_a_secret_that_makes_no_header(policy: Path, content: str) -> None:
+    (policy / "token").write_text(content)
+    status, out = run("check", "--policy", policy)
+    assert status == 0
+    why = "is empty" if content == "\n" else "holds characters other than printable ASCII"
+    assert out.splitlines()[0].endswith(f": warning: secret token: the file {policy}/token {why}")
+    assert out.endswith(", 0 faults, 1 warning\n")
+
+
 def test_check_shows_a_failing_test_as_expected_against_got(policy: Path) -> None:
     write_policy(policy, "tests: [{request: GET https://en.wikipedia.org/, expect: allow}]", "b.yaml")
     status, out = run("check", "--policy", policy)

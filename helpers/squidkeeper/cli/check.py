@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from squidkeeper.policy.faults import Fault
 
 if TYPE_CHECKING:
     from squidkeeper.policy.lists import HostList
+    from squidkeeper.policy.model import Policy
     from squidkeeper.policy.sources import Sources
 
 
@@ -42,7 +44,7 @@ def check(directory: Path, as_json: bool) -> None:
             directory,
             policy.revision,
             len(policy.rules),
-            warnings=(*loaded.warnings, *lint(policy, now)),
+            warnings=(*loaded.warnings, *lint(policy, now), *_unusable_secrets(policy, loaded.warnings)),
             lists=tuple(_list_reports(sources, policy.lists, now)),
         )
     except PolicyError as error:
@@ -73,6 +75,21 @@ class ListReport:
     not_understood: int
     changed: datetime
     age_seconds: float
+
+
+def _unusable_secrets(policy: Policy, warnings: tuple[Fault, ...]) -> Iterator[Fault]:
+    """Read the secrets as the helper that puts them in does; those that loading has warned of are not said twice."""
+    from squidkeeper.errors import SecretUnavailable
+    from squidkeeper.secrets import SecretStore
+
+    store = SecretStore(policy.secrets, os.environ)
+    for name, source in policy.secrets.items():
+        if any(warning.message.startswith(f"secret {name!r} cannot be had") for warning in warnings):
+            continue
+        try:
+            store.get(name)
+        except SecretUnavailable as error:
+            yield Fault(source.location, str(error))
 
 
 def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime) -> Iterator[ListReport]:
