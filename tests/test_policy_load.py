@@ -89,6 +89,8 @@ def test_a_bad_policy_shows_exactly_its_faults(policy: Path, bad: Path) -> None:
         "secrets: {gh: {env: 123_456}}",
         "secrets: {gh: {env: 123456}}",
         "secrets: {123456: a}",
+        "secrets: {MARKER}\ncredentials: [{name: c, hosts: [a.example], bearer: gh}]",
+        "secrets: {MARKER: a}\ncredentials: [{name: c, hosts: [a.example], value: '{MARKERS}'}]",
         "credentials: MARKER",
         "credentials: [MARKER]",
         *(

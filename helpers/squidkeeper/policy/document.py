@@ -105,6 +105,13 @@ def parse_document(path: Path, content: bytes) -> Document:
 
 def entries(document: Document, *sections: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, int | str]]]:
     """Give the mappings in sections of a file as they stand: section, entry, and the steps that lead there."""
+    for section, entry, steps in all_entries(document, *sections):
+        if isinstance(entry, dict):
+            yield section, entry, steps
+
+
+def all_entries(document: Document, *sections: str) -> Iterator[tuple[str, object, tuple[str, int | str]]]:
+    """Give what stands in sections of a file, whether it is a mapping or not."""
     for section in sections:
         values = document.data.get(section)
         pairs: Iterable[tuple[int | str, object]] = ()
@@ -113,8 +120,7 @@ def entries(document: Document, *sections: str) -> Iterator[tuple[str, dict[str,
         elif isinstance(values, list):
             pairs = enumerate(values)
         for step, entry in pairs:
-            if isinstance(entry, dict):
-                yield section, entry, (section, step)
+            yield section, entry, (section, step)
 
 
 def is_private(steps: Iterable[str | int]) -> bool:

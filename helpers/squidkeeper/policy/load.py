@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from squidkeeper.errors import PolicyError
-from squidkeeper.policy.document import Document, entries
+from squidkeeper.policy.document import Document, all_entries, entries
 from squidkeeper.policy.faults import Fault, Location
 from squidkeeper.policy.lists import HostList, ListChangedError, Summary, load_list, prune_cache
 from squidkeeper.policy.model import (
@@ -26,6 +26,7 @@ from squidkeeper.policy.model import (
 )
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.policy.schema import (
+    NAMED_BY_KEY,
     Checked,
     CredentialEntry,
     Defaults,
@@ -74,14 +75,17 @@ def _names(sources: Sources) -> Names:
         for section, name, _ in _defined(document):
             found[section].add(name)
     known = {section: frozenset(names) for section, names in found.items() if section in Names.__slots__}
-    return Names(**known, whole=not sources.faults and all(map(is_understood, sources.documents)))
+    secrets = (one for document in sources.documents for one in all_entries(document, "secrets"))
+    hidden = frozenset(str(steps[1]) for _, entry, steps in secrets if not isinstance(entry, dict))
+    return Names(**known, hidden=hidden, whole=not sources.faults and all(map(is_understood, sources.documents)))
 
 
 def _defined(document: Document) -> Iterator[tuple[str, str, Location]]:
-    for section, entry, steps in entries(document, *_NAMED_SECTIONS):
-        if section in ("clients", "lists", "secrets"):
-            yield section, str(steps[1]), document.locate(steps, key=True)
-        elif isinstance(entry.get("name"), str):
+    for section, entry, steps in all_entries(document, *_NAMED_SECTIONS):
+        if section in NAMED_BY_KEY:
+            if isinstance(steps[1], str):
+                yield section, steps[1], document.locate(steps, key=True)
+        elif isinstance(entry, dict) and isinstance(entry.get("name"), str):
             yield section, entry["name"], document.locate((*steps, "name"))
 
 

@@ -33,7 +33,8 @@ T = TypeVar("T")
 class Names:
     """The names that all files together define, for each section: what a reference may be to.
 
-    Where not the `whole` was understood, as with a misspelt section, any name may stand in the rest.
+    Where not the `whole` was understood, as with a misspelt section or a list for a mapping, any name may stand in the
+    rest. No fault proposes those `hidden`: keys of `secrets` with no mapping, which may be values.
     """
 
     clients: frozenset[str] = frozenset()
@@ -41,6 +42,7 @@ class Names:
     rules: frozenset[str] = frozenset()
     secrets: frozenset[str] = frozenset()
     credentials: frozenset[str] = frozenset()
+    hidden: frozenset[str] = frozenset()
     whole: bool = True
 
 
@@ -95,7 +97,8 @@ def _names_of(info: ValidationInfo) -> Names:
 
 def _check_known(name: str, kind: str, known: frozenset[str], names: Names) -> str:
     if name not in known and names.whole:
-        expected = suggestion(name, known) or f", expected {one_of(known)}"
+        shown = known - names.hidden
+        expected = suggestion(name, shown) or f", expected {one_of(shown)}"
         if kind == "secret":
             raise _fault(f"there is no secret of this name ({_NO_VALUES}){expected}")
         raise _fault(f"there is no {kind} {name!r}{expected}")
@@ -474,8 +477,10 @@ class Checked:
 
 
 def is_understood(document: Document) -> bool:
-    """Tell whether a file was read, and each of its sections is one that the language knows."""
-    return document.root is not None and document.data.keys() <= PolicyFile.model_fields.keys()
+    """Tell whether a file was read, its sections are the language's, and those that define names are of their kind."""
+    if document.root is None or not document.data.keys() <= PolicyFile.model_fields.keys():
+        return False
+    return all(isinstance(document.data.get(section, holder()), holder) for section, holder in _DEFINING.items())
 
 
 def check_document(document: Document, names: Names) -> Checked:
@@ -576,6 +581,8 @@ def _choice_faults(document: Document) -> list[Fault]:
     return found
 
 
+NAMED_BY_KEY = ("clients", "lists", "secrets")
+_DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), "rules": list, "credentials": list}
 _SHOWN_AT_MOST = 12
 _STEPS_TO_ENTRY = 2
 _ENTRIES: dict[str, type[_Model]] = {
