@@ -575,8 +575,11 @@ def _choice_faults(document: Document) -> list[Fault]:
         given = [key for key in keys if key in entry]
         if entry and (not given or (len(given) > 1 and not several)):
             amount = "at least one" if several else "exactly one"
-            got = " and ".join(repr(key) for key in given) or "none of them"
-            message = f"{got} given, expected {amount} of {', '.join(keys)}"
+            names = ", ".join(keys)
+            got = " and ".join(map(repr, given))
+            message = (
+                f"{got} given, expected {amount} of {names}" if got else f"none of {names} given, expected {amount}"
+            )
             found.append(Fault(document.locate(steps), message))
     return found
 
