@@ -240,6 +240,8 @@ def _time(value: object) -> datetime:
         raise _wrong_type(_EXPECTED_TIME)
     if not match["zone"]:
         raise _fault(f"time {text} has no time zone, expected {_EXPECTED_TIME}")
+    if match["zone"].upper() != "Z" and match["zone"][3:4] != ":":
+        raise _fault(f"time {text} has its zone in another form, expected it as +01:00 or Z")
     try:
         return datetime.fromisoformat(match[0].upper())
     except ValueError as error:
@@ -330,7 +332,7 @@ _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/]\S*")
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _TIME = re.compile(
-    r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?P<zone>[Zz]|[+-]\d{2}:\d{2})?)?", re.ASCII
+    r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?P<zone>[Zz]| ?[+-]\d{2}(?::?\d{2})?)?)?", re.ASCII
 )
 _EXPECTED_PORT = 'a number from 1 to 65535 (without quotes), or "from-to"'
 _EXPECTED_TIME = "a time with its zone such as 2026-12-01T18:00:00Z"
