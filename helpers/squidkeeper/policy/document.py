@@ -235,6 +235,8 @@ class _Composer:
         while not isinstance(event := next(self._events), SequenceEndEvent):
             value = self._node(event, depth + 1)
             node.size += value.size
+            if isinstance(event, AliasEvent) and isinstance(value.data, list):
+                value.place = _start_of(event)  # wrong here, and right where it was written
             children.append(value)
             self._check_value("an entry of a list", value)
         node.children = children

@@ -551,6 +551,8 @@ def _message(detail: ErrorDetails, steps: list[int | str]) -> str:
 def _type_message(steps: list[int | str], value: object, expected: str) -> str:
     what = f"an entry of {steps[-2]!r}" if isinstance(steps[-1], int) else f"{steps[-1]!r}"
     mend = quote_it(value) if expected == "text" else ""
+    if isinstance(steps[-1], int) and isinstance(value, list):
+        mend = "; a list cannot hold another, nor an alias of one"
     if is_private(steps) or (steps[0] == "credentials" and len(steps) <= _STEPS_TO_ENTRY):
         if not isinstance(steps[-1], int):
             what = shown_key(str(steps[-1]), steps[:-1])
