@@ -499,12 +499,16 @@ def check_document(document: Document, names: Names) -> Checked:
 
 
 def one_of(choices: Mapping[str, object] | frozenset[str] | tuple[str, ...]) -> str:
-    """List what a value may be, in the words of a fault."""
-    shown = [*choices] if isinstance(choices, tuple) else sorted(filter(str.isprintable, choices))
+    """List what a value may be, in the words of a fault: all words of the language (a tuple), some of a policy's."""
+    if isinstance(choices, tuple):
+        shown, more = [*choices], 0
+    else:
+        names = sorted(filter(str.isprintable, choices))
+        shown, more = names[:_SHOWN_AT_MOST], len(names[_SHOWN_AT_MOST:])
     if not shown:
         return "one to be defined first"
-    more = f" or one of {len(shown) - _SHOWN_AT_MOST} others" if len(shown) > _SHOWN_AT_MOST else ""
-    return f"one of {', '.join(shown[:_SHOWN_AT_MOST])}{more}" if len(shown) > 1 else shown[0]
+    others = f" or one of {more} others" if more else ""
+    return f"one of {', '.join(shown)}{others}" if len(shown) > 1 else shown[0]
 
 
 def suggestion(name: str, known: Mapping[str, object] | frozenset[str]) -> str:
@@ -537,7 +541,7 @@ def _message(detail: ErrorDetails, steps: list[int | str]) -> str:
         case "extra_forbidden":
             known = _fields(steps)
             key = str(steps[-1])
-            expected = suggestion(key, known) or f", expected {one_of(known)}"
+            expected = suggestion(key, known) or f", expected {one_of(tuple(sorted(known)))}"
             if is_private(steps[:-1]):
                 return f"unknown key{expected}; {_NO_VALUES}"
             return f"unknown key {key!r}{expected}"
