@@ -267,6 +267,8 @@ def _truth(value: object) -> bool:
 
 
 def _rule_host(value: object, info: ValidationInfo) -> HostPattern:
+    if isinstance(value, str) and value.startswith("!"):
+        raise _fault(f"host pattern {value!r} takes nothing out, {_RULE_ABOVE}")
     pattern = _host(value)
     if info.data.get("action") is Action.ALLOW and pattern.covers_top_level:
         raise _fault(f"host pattern {pattern.text!r} in an allow covers a whole top-level domain, {_NARROWER}")
@@ -337,6 +339,9 @@ _TIME = re.compile(
 _EXPECTED_PORT = 'a number from 1 to 65535 (without quotes), or "from-to"'
 _EXPECTED_TIME = "a time with its zone such as 2026-12-01T18:00:00Z"
 _NARROWER = "expected a narrower one"
+_RULE_ABOVE = (
+    "expected a rule above this one for what is excepted (a deny above an allow): the first that matches decides"
+)
 
 Name = Annotated[str, _parsed(_name)]
 RuleName = Annotated[str, _parsed(_rule_name)]
@@ -539,9 +544,8 @@ def _message(detail: ErrorDetails, steps: list[int | str]) -> str:
         case "fault":
             return str(context["message"])
         case "extra_forbidden":
-            known = _fields(steps)
             key = str(steps[-1])
-            expected = suggestion(key, known) or f", expected {one_of(tuple(sorted(known)))}"
+            expected = _expected_key(key, steps)
             if is_private(steps[:-1]):
                 return f"unknown key{expected}; {_NO_VALUES}"
             return f"unknown key {key!r}{expected}"
@@ -550,6 +554,16 @@ def _message(detail: ErrorDetails, steps: list[int | str]) -> str:
         case _:
             expected = str(context.get("expected") or _EXPECTED.get(detail["type"], detail["msg"]))
             return _type_message(steps, detail["input"], expected)
+
+
+def _expected_key(key: str, steps: list[int | str]) -> str:
+    known = _fields(steps)
+    section = steps[0] if len(steps) == _STEPS_TO_KEY else ""
+    if key in _WHO_ASKS and section in _MATCHING:
+        return f", {_WHO_IS_A_CLIENT}"
+    if key in _EXCEPTIONS and section == "rules":
+        return f", {_RULE_ABOVE}"
+    return suggestion(key, known) or f", expected {one_of(tuple(sorted(known)))}"
 
 
 def _type_message(steps: list[int | str], value: object, expected: str) -> str:
@@ -596,6 +610,11 @@ NAMED_BY_KEY = ("clients", "lists", "secrets")
 _DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), "rules": list, "credentials": list}
 _SHOWN_AT_MOST = 12
 _STEPS_TO_ENTRY = 2
+_STEPS_TO_KEY = 3
+_MATCHING = ("rules", "rewrites", "credentials")
+_WHO_ASKS = ("client", "networks", "network", "users", "user")
+_WHO_IS_A_CLIENT = "expected who asks to be defined in the section 'clients' and named by 'clients' here"
+_EXCEPTIONS = ("except", "not", "exclude")
 _ENTRIES: dict[str, type[_Model]] = {
     "defaults": Defaults,
     "clients": ClientEntry,
