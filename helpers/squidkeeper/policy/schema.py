@@ -563,6 +563,8 @@ def _expected_key(key: str, steps: list[int | str]) -> str:
         return f", {_WHO_IS_A_CLIENT}"
     if key in _EXCEPTIONS and section == "rules":
         return f", {_RULE_ABOVE}"
+    if key.partition(":")[0] in known:
+        return ", expected a space after its ':'"
     return suggestion(key, known) or f", expected {one_of(tuple(sorted(known)))}"
 
 
