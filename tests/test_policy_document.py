@@ -77,6 +77,60 @@ def test_an_alias_is_the_value_it_names_with_a_key_of_its_own() -> None:
     assert document.locate(("b",)) == document.locate(("a",)) == Location("policy.yaml", 1, 4)
 
 
+QUOTE = "the quote that opens here is not closed"
+ESCAPE = "write a value with '\\' in it in single quotes"
+BRACKETS = "is every bracket closed, and each value with any of [ ] { } , or ': ' in it quoted?"
+COLON = "a value that starts with ':' has to be quoted"
+WHOLE = "is the whole value in quotes, with none of the same kind inside, and each quote above closed?"
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "hint"),
+    [
+        ('a: "b\nc: d\n', 4, QUOTE),
+        ("a: [b, 'c]\nd: e\n", 8, QUOTE),
+        ("a: 'b\n---\n", 4, QUOTE),
+        ('a: ["regex:/v\\d+/.*"]\n', 14, ESCAPE),
+        ('a: "\\xz"\n', 7, ESCAPE),
+        ("a: [regex:/[a-z]+/x]\n", 12, BRACKETS),
+        ("a: [/a{1,2}]\n", 7, BRACKETS),
+        ("a: {b: {c} d}\n", 12, BRACKETS),
+        ("a: [b: c: d]\n", 9, BRACKETS),
+        ("a: [, b]\n", 5, BRACKETS),
+        ("a: [b, ::1]\n", 8, COLON),
+        ("a: [[::1]]\n", 6, COLON),
+        ("a: {s} b\n", 8, WHOLE),
+        ("a: 'it's b'\n", 8, WHOLE),
+        ("a: [b]]\n", 7, WHOLE),
+    ],
+)
+def test_what_is_no_yaml_has_its_place_and_how_to_mend_it(text: str, column: int, hint: str) -> None:
+    fault = parse_document(PATH, text.encode()).faults[-1]
+    assert fault.location == Location("policy.yaml", 1, column)
+    assert fault.message.endswith(f"; {hint}")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("version:1\nrules: []\n", 1),
+        ("# a\nversion:1 # b\n\n# c\nrules: []\n", 2),
+        ("rules:\n  - name:b\n    action: deny\n", 2),
+        ("rules:\n  - name: b\n    action:deny\n    owner: c\n", 3),
+        ("rules:\n  - name: b\n    hosts:[a.example]\n", 3),
+    ],
+)
+def test_a_key_with_no_space_after_it_is_found(text: str, line: int) -> None:
+    (fault,) = parse_document(PATH, text.encode()).faults
+    assert fault.message.endswith(f"; is a space missing after the ':' in line {line}?")
+
+
+@pytest.mark.parametrize("text", ["a: b: c\n", "a:\n  - localhost:80\n   - b: c\n", "a: https://b: c\n"])
+def test_a_colon_in_text_is_not_taken_for_a_key(text: str) -> None:
+    (fault,) = parse_document(PATH, text.encode()).faults
+    assert "is this line, indented by" in fault.message
+
+
 @given(st.one_of(st.binary(max_size=60), st.text("ab:-[]{},&*!|>'\"%@`#?~<\n\t 0é\x85", max_size=60).map(str.encode)))
 @settings(max_examples=500)
 def test_any_bytes_are_a_mapping_or_a_fault(content: bytes) -> None:

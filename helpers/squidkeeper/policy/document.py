@@ -308,6 +308,8 @@ def _events(text: str) -> Iterator[Event]:
 
 def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> _UnreadableError:
     mark = error.problem_mark or error.context_mark
+    if error.context == _IN_QUOTES:  # its problem is at the end of the file
+        mark = error.context_mark
     if mark is None:
         return _UnreadableError(_at(1, 1), f"not YAML: {error.problem}")
     hint = _hint(text, error)
@@ -316,21 +318,36 @@ def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> _UnreadableError:
 
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
-    """Say how to mend what most often is meant as text, or is a tab or a slip of the indentation."""
+    """Say how to mend what most often is meant as text, or is a tab or a slip of the quotes or the indentation."""
     lines = text.splitlines()
     for mark in (error.context_mark, error.problem_mark):
         if mark is None or mark.line >= len(lines):
             continue
         at = lines[mark.line][mark.column : mark.column + 1]
-        if at in _INDICATORS:
+        if at in _INDICATORS or (at == ":" and error.problem == _NO_CONTENT):
             return f"; a value that starts with {at!r} has to be quoted"
         if "\t" in lines[mark.line][: mark.column + 1]:
             return "; a tab cannot indent YAML, use spaces"
-    if error.problem in _OF_INDENTATION and error.problem_mark is not None:
-        line = lines[error.problem_mark.line] if error.problem_mark.line < len(lines) else ""
-        spaces = len(line) - len(line.lstrip(" "))
-        return f"; is this line, indented by {spaces}, indented as its neighbours, and text with ': ' in it quoted?"
-    return ""
+    mark = error.problem_mark
+    if error.problem in _HINTS or mark is None:
+        return _HINTS.get(error.problem or "", "")
+    if error.problem in _OF_KEYS and (number := _line_of_glued_key(lines[: mark.line + 1])):
+        return f"; is a space missing after the ':' in line {number}?"
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    return _hint_of_indentation(line, mark.column) if error.problem in _OF_INDENTATION else ""
+
+
+def _line_of_glued_key(lines: list[str]) -> int | None:
+    """Find a key with no space after its ':' in the last two lines that are not empty or a comment."""
+    numbers = [number for number, line in enumerate(lines, 1) if line.lstrip(" ")[:1] not in ("", "#")]
+    return next((number for number in numbers[-2:] if _GLUED_KEY.match(lines[number - 1])), None)
+
+
+def _hint_of_indentation(line: str, column: int) -> str:
+    if line[:column].rstrip().endswith(_CLOSING):
+        return "; is the whole value in quotes, with none of the same kind inside, and each quote above closed?"
+    spaces = len(line) - len(line.lstrip(" "))
+    return f"; is this line, indented by {spaces}, indented as its neighbours, and text with ': ' in it quoted?"
 
 
 def _unreadable(event: Event, message: str) -> _UnreadableError:
@@ -429,3 +446,20 @@ _OF_INDENTATION = (
     "did not find expected key",
     "mapping values are not allowed in this context",
 )
+_OF_KEYS = (*_OF_INDENTATION, "could not find expected ':'", "did not find expected <document start>")
+_GLUED_KEY = re.compile(r"[ -]*(?:version:\S|[a-z]+:[^\s/:0-9])")  # not localhost:80
+_CLOSING = ("]", "}", "'", '"')
+_IN_QUOTES = "while scanning a quoted scalar"
+_NO_CONTENT = "did not find expected node content"
+_ESCAPE = "; write a value with '\\' in it in single quotes"
+_BRACKETS = "; is every bracket closed, and each value with any of [ ] { } , or ': ' in it quoted?"
+_UNCLOSED = "; the quote that opens here is not closed"
+_HINTS = {
+    "found unknown escape character": _ESCAPE,
+    "did not find expected hexdecimal number": _ESCAPE,
+    "did not find expected ',' or ']'": _BRACKETS,
+    "did not find expected ',' or '}'": _BRACKETS,
+    _NO_CONTENT: _BRACKETS,
+    "found unexpected end of stream": _UNCLOSED,
+    "found unexpected document indicator": _UNCLOSED,
+}
