@@ -137,6 +137,11 @@ class Gateway:
         children = _children(self._squid.pid)
         return next(pid for pid in children if "squid" in _command(pid))
 
+    @property
+    def runs(self) -> bool:
+        """Whether Squid's master is there."""
+        return self._squid is not None and self._squid.poll() is None
+
     def helpers(self, kind: str) -> list[int]:
         """The processes of one helper: "acl --scope host", "acl --scope request", "rewrite" or "credential"."""
         try:

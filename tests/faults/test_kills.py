@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from tests.e2e.curl import curl
+from tests.e2e.curl import CurlFailed, curl
 from tests.e2e.gateway import Gateway, NewGateway
 from tests.e2e.load import load
 from tests.e2e.network import wait_for
@@ -86,3 +86,17 @@ def test_a_page_of_a_missing_helper_says_so(new_gateway: NewGateway, origins: Or
         assert (reply.status, reply.rule) == (403, "policy-unavailable"), reply.text
     assert origins.connections == []
     assert [line for line in gateway.fatal() if SQUIDS_ASSERTION not in line] == []
+
+
+def test_without_the_program_squid_ends_once_its_worker_starts_anew(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = prepared(new_gateway(POLICY)).start()
+    program = gateway.root / "bin/squidkeeper"
+    away = program.rename(program.with_name("away"))
+    os.kill(gateway.pid, signal.SIGKILL)
+    wait_for(lambda: not gateway.runs, "Squid to end")
+    with pytest.raises(CurlFailed):
+        curl(gateway, "http://open.example/")
+    assert origins.connections == []
+    away.rename(program)
+    gateway.start()
+    assert curl(gateway, "http://open.example/").status == 200
