@@ -12,6 +12,7 @@ from .conftest import judge_of
 
 POLICY = """
 rules: [{name: open, action: allow, hosts: [.a.example]}]
+rewrites: [{name: mirror, hosts: [.a.example], paths: [/old/**], to: "https://c.example{path}"}]
 secrets: {token: {env: TOKEN}}
 credentials: [{name: api, hosts: [.a.example], paths: [/api/**], bearer: token}]
 tests: [{request: "GET https://b.a.example%s", expect: allow, %s}]
@@ -38,6 +39,26 @@ def failure(tmp_path: Path, path: str, field: str) -> str | None:
     ],
 )
 def test_a_test_says_which_credentials_are_injected_and_that_none_is(
+    tmp_path: Path, path: str, field: str, expected: str | None
+) -> None:
+    assert failure(tmp_path, path, field) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "expected"),
+    [
+        ("/old/x", "rewrite: mirror", None),
+        ("/", "rewrite: []", None),
+        ("/old/x", "rewrite: []", "expected rewrite none, got mirror"),
+        ("/", "rewrite: mirror", "expected rewrite mirror, got none"),
+        (
+            "/old/x",
+            "rewrite: [], credentials: [api]",
+            "expected rewrite none, got mirror; expected credentials api, got none",
+        ),
+    ],
+)
+def test_a_test_says_which_rewrite_applies_and_that_none_does(
     tmp_path: Path, path: str, field: str, expected: str | None
 ) -> None:
     assert failure(tmp_path, path, field) == expected

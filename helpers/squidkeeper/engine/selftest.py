@@ -8,8 +8,9 @@ from squidkeeper.engine.decision import Decision
 from squidkeeper.engine.judge import Judge
 from squidkeeper.engine.query import query_of
 from squidkeeper.policy.faults import Fault
-from squidkeeper.policy.model import PolicyTest
+from squidkeeper.policy.model import NO_REWRITE, PolicyTest
 
+_NONE = "none"
 _BEFORE_ANY_EXPIRY = datetime.min.replace(tzinfo=UTC)
 
 
@@ -41,6 +42,9 @@ def _differences(test: PolicyTest, decision: Decision) -> list[str]:
         wrong.append(f"expected {test.expect}, got {decision.action} by {decision.rule}{because}")
     elif test.rule not in (None, decision.rule):
         wrong.append(f"expected {test.expect} by {test.rule}, got {decision.action} by {decision.rule}{because}")
+    rewrite = decision.rewritten.rewrite.name if decision.rewritten else NO_REWRITE
+    if test.rewrite not in (None, rewrite):
+        wrong.append(f"expected rewrite {test.rewrite or _NONE}, got {rewrite or _NONE}")
     credentials = tuple(credential.name for credential in decision.credentials)
     if test.credentials is not None and set(test.credentials) != set(credentials):
         wrong.append(f"expected credentials {_names(test.credentials)}, got {_names(credentials)}")
@@ -48,4 +52,4 @@ def _differences(test: PolicyTest, decision: Decision) -> list[str]:
 
 
 def _names(names: tuple[str, ...]) -> str:
-    return ", ".join(names) or "none"
+    return ", ".join(names) or _NONE

@@ -306,6 +306,7 @@ class _Maker:
                 user=entry.user,
                 at=entry.at,
                 rule=entry.rule,
+                rewrite=entry.rewrite,
                 credentials=_tuple(entry.credentials),
             )
 

@@ -33,6 +33,8 @@ VERDICT_NAMES = frozenset(
 # squid.conf removes and adds exactly these, so another one would never be sent. Spelled as they are sent.
 INJECTABLE_HEADERS = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token")
 
+NO_REWRITE = ""  # what a test calls it that none applies
+
 
 class Action(StrEnum):
     """What a rule, or the default, does with a request."""
@@ -159,7 +161,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class PolicyTest:
-    """An entry of `tests:`; what is None is not checked."""
+    """An entry of `tests:`; what is None is not checked. `rewrite` is `NO_REWRITE` where none may apply."""
 
     location: Location
     method: str
@@ -169,6 +171,7 @@ class PolicyTest:
     user: str | None = None
     at: datetime | None = None
     rule: str | None = None
+    rewrite: str | None = None
     credentials: tuple[str, ...] | None = None
 
 

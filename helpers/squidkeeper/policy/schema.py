@@ -20,7 +20,7 @@ from squidkeeper.errors import InvalidUrl, PatternError
 from squidkeeper.policy.document import Document, Unquoted, describe, entries, is_private, kind, quote_it, shown_key
 from squidkeeper.policy.faults import Fault
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
-from squidkeeper.policy.model import INJECTABLE_HEADERS, VERDICT_NAMES, Action, Target
+from squidkeeper.policy.model import INJECTABLE_HEADERS, NO_REWRITE, VERDICT_NAMES, Action, Target
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
 from squidkeeper.policy.targets import check_target, parse_target
 from squidkeeper.policy.templates import parse_template
@@ -40,6 +40,7 @@ class Names:
     clients: frozenset[str] = frozenset()
     lists: frozenset[str] = frozenset()
     rules: frozenset[str] = frozenset()
+    rewrites: frozenset[str] = frozenset()
     secrets: frozenset[str] = frozenset()
     credentials: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
@@ -318,6 +319,16 @@ def _tested_rule(value: object, info: ValidationInfo) -> str:
     return _check_known(_some_text(value), "rule or verdict", names.rules | VERDICT_NAMES, names)
 
 
+def _tested_rewrite(value: object, info: ValidationInfo) -> str:
+    """Read the name of the rewrite that must apply; an empty list, for none, becomes the name that none has."""
+    if value == []:
+        return NO_REWRITE
+    if isinstance(value, list):
+        raise _wrong_type("the name of one rewrite, or [] for none")
+    names = _names_of(info)
+    return _check_known(_some_text(value), "rewrite", names.rewrites, names)
+
+
 _NO_VALUES = "a policy never holds a value itself"
 _NAME_AT_MOST = 100
 _PROSE_AT_MOST = 1000
@@ -454,6 +465,7 @@ class TestEntry(_Model):
     user: Annotated[str, _parsed(_user)] | None = None
     at: Time | None = None
     rule: Annotated[str, PlainValidator(_tested_rule)] | None = None
+    rewrite: Annotated[str, PlainValidator(_tested_rewrite)] | None = None
     credentials: list[KnownCredential] | None = None
 
 
