@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.engine import Decision, Query
-from squidkeeper.engine.explain import passed_over
 from squidkeeper.engine.judge import Scope
 from squidkeeper.engine.kept import Kept
 from squidkeeper.engine.query import query_of
@@ -588,32 +587,6 @@ def test_the_tunnel_of_a_host_with_rewrites_says_so(tmp_path: Path) -> None:
     judge = judge_of(tmp_path, REWRITES)
     assert judge.decide(query_of("CONNECT", "packages.example:443"), NOW).may_rewrite
     assert not judge.decide(query_of("CONNECT", "api.github.com:443"), NOW).may_rewrite
-
-
-def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_path: Path) -> None:
-    judge = judge_of(
-        tmp_path,
-        """
-        clients: {agents: {networks: [192.168.137.0/24]}}
-        rules:
-          - {name: elsewhere, action: deny, hosts: [b.example]}
-          - {name: clients-port, action: allow, hosts: [a.example], clients: [agents], ports: [8443]}
-          - {name: posts, action: allow, hosts: [a.example], methods: [POST], paths: [/x]}
-          - {name: old, action: allow, hosts: [a.example], expires: 2020-01-01T00:00:00Z}
-          - {name: asks, action: allow, hosts: [a.example], query: {q: x}}
-          - {name: decides, action: allow, hosts: [a.example]}
-          - {name: after, action: deny, hosts: [a.example]}
-        """,
-    )
-    query = query_of("GET", "https://a.example/")
-    decision = judge.decide(query, NOW)
-    assert said(decision) == "allow by decides"
-    assert [(one.entry.name, one.fields) for one in passed_over(judge, query, decision, NOW)] == [
-        ("clients-port", ("clients", "ports")),
-        ("posts", ("methods", "paths")),
-        ("old", ("expires",)),
-        ("asks", ("query",)),
-    ]
 
 
 def test_a_rules_verdict_is_made_once_whoever_asks(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def host_in_url(text: str) -> str | None:
 def check_query(judge: Judge, query: Query) -> None:
     """What holds for every URL of the host holds for this one, and every decision can be explained."""
     decision = judge.decide(query, NOW)
-    passed_over(judge, query, decision, NOW)
+    passed_over(judge, query, NOW)
     not_applied(judge, query, decision)
     by_reading(judge, query, NOW)
     if query.url is None:

@@ -51,9 +51,7 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
         raise SystemExit(_CANNOT_SAY) from error
     query = query_of(method, url, client, user)
     decision = judge.decide(query, now)
-    trace = Trace(
-        passed_over(judge, query, decision, now), not_applied(judge, query, decision), by_reading(judge, query, now)
-    )
+    trace = Trace(passed_over(judge, query, now), not_applied(judge, query, decision), by_reading(judge, query, now))
     click.echo(_json(decision, trace) if as_json else _text(f"{method} {url}", decision, trace))
     raise SystemExit(0 if decision.allowed else 1)
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from squidkeeper.engine.decision import Decision
-from squidkeeper.engine.fields import Asked, Entry, Facts, failing_fields
+from squidkeeper.engine.fields import Asked, Entry, Facts, failing_fields, is_deny
 from squidkeeper.engine.index import HostIndex
 from squidkeeper.engine.judge import Judge, Scope, injects
 from squidkeeper.engine.query import Query
 from squidkeeper.errors import InvalidUrl
+from squidkeeper.policy.model import Rule
 from squidkeeper.url import ReadPath, Url, parse_url, readings
 
 
@@ -23,21 +24,36 @@ class PassedOver:
     fields: tuple[str, ...]
 
 
-def passed_over(judge: Judge, query: Query, decision: Decision, at: datetime) -> list[PassedOver]:
-    """List the rules for the query's host ahead of the one that decided, with the fields that did not hold."""
+def passed_over(judge: Judge, query: Query, at: datetime) -> list[PassedOver]:
+    """List the rules for the query's host ahead of the one that matches, with the fields that did not hold.
+
+    That one need not be what decides: a private address may deny what it allows.
+    """
     scope = judge.scope(query)
-    if isinstance(scope, Decision):
-        return []
     asked = next(iter(_readings(query)), None)
+    if isinstance(scope, Decision) or (asked is None and query.url is not None):  # no rule was asked
+        return []
     found = []
-    for position in judge.rules.positions(scope.facts.host):
-        rule = judge.policy.rules[position]
-        if rule.location == decision.location:
-            break
-        fields = [*failing_fields(rule, scope.facts, asked), *(["expires"] if rule.lapsed(at) else [])]
+    for rule in _rules(judge, scope.facts):
+        fields = _failing_rule_fields(rule, scope.facts, asked, at)
         if fields:
-            found.append(PassedOver(rule, tuple(fields)))
+            found.append(PassedOver(rule, fields))
+        elif _settles(rule, asked):
+            break
     return found
+
+
+def _rules(judge: Judge, facts: Facts) -> Iterator[Rule]:
+    return (judge.policy.rules[position] for position in judge.rules.positions(facts.host))
+
+
+def _failing_rule_fields(rule: Rule, facts: Facts, asked: Asked | None, at: datetime) -> tuple[str, ...]:
+    return (*failing_fields(rule, facts, asked), *(["expires"] if rule.lapsed(at) else []))
+
+
+def _settles(rule: Rule, asked: Asked | None) -> bool:
+    """Tell whether a rule whose fields hold ends the search: for a tunnel, a deny that is not certain does not."""
+    return asked is not None or not is_deny(rule) or rule.certain
 
 
 def not_applied(judge: Judge, query: Query, decision: Decision) -> list[PassedOver]:
