@@ -170,6 +170,15 @@ def test_explain_says_why_a_credential_or_a_rewrite_does_not_apply(policy: Path)
     ]
 
 
+def test_explain_names_the_denies_that_are_not_reached_a_handful_at_most(policy: Path) -> None:
+    write_policy(policy, "rules: [" + ", ".join(f"{{name: d{n}, action: deny}}" for n in range(7)) + "]", "z.yaml")
+    out = run("explain", "--policy", policy, "GET", "https://packages.example/")[1]
+    assert [line for line in out.splitlines() if line.startswith("not reached")] == [
+        *(f"not reached  d{n} ({policy}/z.yaml:2): would deny" for n in range(5)),
+        "not reached  2 more",
+    ]
+
+
 def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
     status, out = run("explain", "--policy", policy, "--json", "GET", "https://packages.example/a%2fb")
     assert status == 0

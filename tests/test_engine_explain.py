@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 
 from squidkeeper.engine import Judge
-from squidkeeper.engine.explain import passed_over
+from squidkeeper.engine.explain import not_reached, passed_over
 from squidkeeper.engine.query import query_of
 from squidkeeper.policy.model import Action
 
@@ -78,3 +79,49 @@ def test_every_rule_passed_over_stands_above_the_one_that_decides(
         decision = judge.decide(query, NOW)
         for one in passed_over(judge, query, NOW):
             assert decision.location is None or one.entry.location < decision.location
+
+
+NOT_REACHED = """
+rules:
+  - {name: no-corp-admin, action: deny, hosts: [.corp.example], paths: [/admin/**]}
+  - {name: corp, action: allow, hosts: [.corp.example]}
+  - {name: no-payroll, action: deny, hosts: [payroll.corp.example]}
+  - {name: no-posts, action: deny, hosts: [payroll.corp.example], methods: [POST]}
+  - {name: no-old, action: deny, hosts: [payroll.corp.example], expires: 2020-01-01T00:00:00Z}
+  - {name: no-secret, action: deny, hosts: [payroll.corp.example], paths: [/a/secret]}
+  - {name: rest, action: allow, hosts: ["*"]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ("GET https://payroll.corp.example/", ["no-payroll"]),
+        ("POST https://payroll.corp.example/", ["no-payroll", "no-posts"]),
+        ("GET https://payroll.corp.example/a/b%2f..%2fsecret", ["no-payroll", "no-secret"]),
+        ("CONNECT payroll.corp.example:443", ["no-payroll"]),
+        ("GET https://www.corp.example/", []),
+        ("GET https://payroll.corp.example/admin/x", []),
+        ("GET https://other.example/", []),
+    ],
+)
+def test_denies_that_hold_too_below_the_rule_that_allows_were_not_reached(
+    tmp_path: Path, asked: str, names: list[str]
+) -> None:
+    judge, query = judge_of(tmp_path, NOT_REACHED), query_of(*asked.split(" "))
+    assert [rule.name for rule in not_reached(judge, query, judge.decide(query, NOW), NOW)] == names
+
+
+@settings(deadline=None)
+@given(rules, defaults, methods, urls)
+def test_a_deny_that_was_not_reached_is_one_that_would_deny_if_it_stood_first(
+    drawn: Drawn, default: Action, method: str, text: str
+) -> None:
+    policy = policy_of(drawn, default)
+    for query in (query_of(method, text), query_of("CONNECT", "b.a.example:443")):
+        decision = Judge(policy).decide(query, NOW)
+        found = not_reached(Judge(policy), query, decision, NOW)
+        for rule in policy.rules:
+            if decision.allowed and decision.location and rule.location > decision.location:
+                first = replace(policy, rules=(rule, *policy.rules))
+                assert (rule in found) == (not Judge(first).decide(query, NOW).allowed)

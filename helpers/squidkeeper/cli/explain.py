@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
     from squidkeeper.engine import Decision
     from squidkeeper.engine.explain import PassedOver
     from squidkeeper.policy.faults import Location
+    from squidkeeper.policy.model import Rule
     from squidkeeper.url import ReadPath
 
 _CANNOT_SAY = 2
+_NOT_REACHED_AT_MOST = 5
 
 
 @click.command()
@@ -37,7 +40,7 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
 
     Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load).
     """
-    from squidkeeper.engine.explain import by_reading, not_applied, passed_over
+    from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over
     from squidkeeper.engine.query import query_of
     from squidkeeper.errors import PolicyError
     from squidkeeper.live import load
@@ -51,7 +54,12 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
         raise SystemExit(_CANNOT_SAY) from error
     query = query_of(method, url, client, user)
     decision = judge.decide(query, now)
-    trace = Trace(passed_over(judge, query, now), not_applied(judge, query, decision), by_reading(judge, query, now))
+    trace = Trace(
+        passed_over(judge, query, now),
+        not_reached(judge, query, decision, now),
+        not_applied(judge, query, decision),
+        by_reading(judge, query, now),
+    )
     click.echo(_json(decision, trace) if as_json else _text(f"{method} {url}", decision, trace))
     raise SystemExit(0 if decision.allowed else 1)
 
@@ -61,6 +69,7 @@ class Trace:
     """What led to a decision."""
 
     passed_over: list[PassedOver]
+    not_reached: list[Rule]
     not_applied: list[PassedOver]
     by_reading: list[tuple[ReadPath, Decision]]
 
@@ -84,6 +93,7 @@ def _text(asked: str, decision: Decision, trace: Trace) -> str:
         *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
         *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in trace.by_reading),
         *(("passed over", _passed(one)) for one in trace.passed_over),
+        *(("not reached", text) for text in _not_reached_texts(trace.not_reached)),
         *(("not applied", _passed(one)) for one in trace.not_applied),
     ]
     lines = [f"{name:<12} {text}" for name, text in rows if text]
@@ -92,6 +102,12 @@ def _text(asked: str, decision: Decision, trace: Trace) -> str:
 
 def _passed(one: PassedOver) -> str:
     return f"{one.entry.name}{_at(one.entry.location)}: {', '.join(one.fields)} did not hold"
+
+
+def _not_reached_texts(rules: list[Rule]) -> Iterator[str]:
+    yield from (f"{rule.name}{_at(rule.location)}: would deny" for rule in rules[:_NOT_REACHED_AT_MOST])
+    if len(rules) > _NOT_REACHED_AT_MOST:
+        yield f"{len(rules) - _NOT_REACHED_AT_MOST} more"
 
 
 def _at(location: Location | None) -> str:

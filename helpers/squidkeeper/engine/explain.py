@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import dropwhile
 
 from squidkeeper.engine.decision import Decision
 from squidkeeper.engine.fields import Asked, Entry, Facts, failing_fields, is_deny
@@ -41,6 +42,21 @@ def passed_over(judge: Judge, query: Query, at: datetime) -> list[PassedOver]:
         elif _settles(rule, asked):
             break
     return found
+
+
+def not_reached(judge: Judge, query: Query, decision: Decision, at: datetime) -> list[Rule]:
+    """List the denies below the rule that allows which hold for the query too: each would deny, if it stood first."""
+    scope = judge.scope(query)
+    if isinstance(scope, Decision) or not decision.allowed:
+        return []
+    facts = scope.facts
+    below = dropwhile(lambda rule: rule.location != decision.location, _rules(judge, facts))
+    return [rule for rule in below if is_deny(rule) and _holds_for_any(rule, facts, _readings(query), at)]
+
+
+def _holds_for_any(rule: Rule, facts: Facts, asked: Sequence[Asked], at: datetime) -> bool:
+    """Tell whether a rule holds for one of the readings; without a URL, whether it does for all that could follow."""
+    return any(not _failing_rule_fields(rule, facts, one, at) and _settles(rule, one) for one in asked or (None,))
 
 
 def _rules(judge: Judge, facts: Facts) -> Iterator[Rule]:
