@@ -189,8 +189,24 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "reason": None,
         "rewrite": {"name": "mirror", "url": "https://registry.example/python/a%2Fb", "redirect": None},
         "credentials": [],
-        "readings": [{"reading": "sent", "path": "/a%2Fb"}, {"reading": "plain", "path": "/a/b"}],
+        "readings": [
+            {"reading": "sent", "path": "/a%2Fb", "verdict": "allow", "rule": "mirrored"},
+            {"reading": "plain", "path": "/a/b", "verdict": "allow", "rule": "mirrored"},
+        ],
+        "passed_over": [],
+        "not_reached": [],
+        "not_applied": [],
     }
+
+
+def test_explain_in_json_lists_what_did_not_decide(policy: Path) -> None:
+    write_policy(policy, "rules: [{name: last, action: deny}]", "z.yaml")
+    said = json.loads(run("explain", "--policy", policy, "--json", "OPTIONS", "https://api.example/v1/x")[1])
+    assert [said[key] for key in ("passed_over", "not_reached", "not_applied")] == [
+        [{"name": "posts", "location": f"{policy}/policy.yaml:5", "fields": ["methods"]}],
+        [{"name": "last", "location": f"{policy}/z.yaml:2"}],
+        [{"name": "api", "location": f"{policy}/policy.yaml:12", "fields": ["methods"]}],
+    ]
 
 
 def test_explain_exits_by_the_verdict(policy: Path) -> None:

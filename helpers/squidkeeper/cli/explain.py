@@ -16,6 +16,7 @@ from squidkeeper.cli.options import json_option, policy_option
 if TYPE_CHECKING:
     from squidkeeper.engine import Decision
     from squidkeeper.engine.explain import PassedOver
+    from squidkeeper.engine.fields import Entry
     from squidkeeper.policy.faults import Location
     from squidkeeper.policy.model import Rule
     from squidkeeper.url import ReadPath
@@ -111,7 +112,11 @@ def _not_reached_texts(rules: list[Rule]) -> Iterator[str]:
 
 
 def _at(location: Location | None) -> str:
-    return f" ({location.file}:{location.line})" if location else ""
+    return f" ({_place(location)})" if location else ""
+
+
+def _place(location: Location) -> str:
+    return f"{location.file}:{location.line}"
 
 
 def _rewrite_text(decision: Decision) -> str | None:
@@ -129,7 +134,7 @@ def _json(decision: Decision, trace: Trace) -> str:
         {
             "verdict": decision.action,
             "rule": decision.rule,
-            "location": f"{location.file}:{location.line}" if location else None,
+            "location": _place(location) if location else None,
             "reason": decision.reason,
             "rewrite": rewritten
             and {
@@ -138,7 +143,21 @@ def _json(decision: Decision, trace: Trace) -> str:
                 "redirect": rewritten.rewrite.redirect,
             },
             "credentials": [credential.name for credential in decision.credentials],
-            "readings": [{"reading": path.reading, "path": path.path} for path, _ in trace.by_reading],
+            "readings": [
+                {"reading": path.reading, "path": path.path, "verdict": one.action, "rule": one.rule}
+                for path, one in trace.by_reading
+            ],
+            "passed_over": [_passed_fields(one) for one in trace.passed_over],
+            "not_reached": [_named(rule) for rule in trace.not_reached],
+            "not_applied": [_passed_fields(one) for one in trace.not_applied],
         },
         indent=2,
     )
+
+
+def _passed_fields(one: PassedOver) -> dict[str, object]:
+    return {**_named(one.entry), "fields": one.fields}
+
+
+def _named(entry: Entry) -> dict[str, object]:
+    return {"name": entry.name, "location": _place(entry.location)}
