@@ -209,6 +209,16 @@ def test_explain_in_json_lists_what_did_not_decide(policy: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("target", ["https://api.example/", "api.example", "api.example:", "a..b:443", "::1:443", ""])
+def test_explain_says_what_a_connect_takes(policy: Path, target: str) -> None:
+    status, out = run("explain", "--policy", policy, "CONNECT", target)
+    assert status == 1
+    assert out.splitlines()[1:] == [
+        "rule         invalid-request",
+        f"reason       CONNECT takes HOST:PORT, such as github.com:443, not {target!r}.",
+    ]
+
+
 def test_explain_exits_by_the_verdict(policy: Path) -> None:
     assert run("explain", "--policy", policy, "GET", "https://en.wikipedia.org/")[0] == 1
     assert run("explain", "--policy", policy, "CONNECT", "api.example:443")[0] == 0

@@ -348,7 +348,7 @@ def injects(facts: Facts) -> bool:
 def check_tunnel(query: Query, facts: Facts) -> Decision | None:
     """Deny what claims to be one host at one layer and another at the next; None where all agree."""
     if query.method == CONNECT:
-        return None if query.tunnel is None else deny("invalid-request", "A CONNECT inside a tunnel is not allowed.")
+        return _check_connect(query)
     if query.tunnel is None:
         return deny("invalid-request", "An https URL needs a CONNECT first.") if facts.scheme == "https" else None
     asked = format_authority(facts.host, facts.port)
@@ -358,6 +358,14 @@ def check_tunnel(query: Query, facts: Facts) -> Decision | None:
         return deny("authority-mismatch", f"The TLS server name is {query.sni!r}, the request in it is for {asked}.")
     if facts.scheme != "https":
         return deny("invalid-request", "A request inside a tunnel has to be https.")
+    return None
+
+
+def _check_connect(query: Query) -> Decision | None:
+    if query.tunnel is not None:
+        return deny("invalid-request", "A CONNECT inside a tunnel is not allowed.")
+    if query.url is not None:  # Squid sends none
+        return deny("invalid-request", f"CONNECT takes HOST:PORT, such as github.com:443, not {query.url!r}.")
     return None
 
 

@@ -33,14 +33,20 @@ def query_of(method: str, target: str, client: str | None = None, user: str | No
     """Ask about a method and a request target as a client would.
 
     An https URL is asked inside the tunnel that its CONNECT opened; the target of a CONNECT is `host:port`. What is no
-    target makes a query that is denied for it.
+    target makes a query that is denied for it, as its `url`.
     """
     try:
         if method == CONNECT:
-            host, port = parse_authority(target)
-            return Query(method, None, bracketed(host), str(port or ""), client, user)
+            return Query(method, None, *_host_and_port(target), client, user)
         url = parse_url(target)
     except InvalidUrl:
         return Query(method, "http", "invalid", "80", client, user, url=target)
     tunnel = format_authority(url.host, url.port) if url.scheme == "https" else None
     return Query(method, url.scheme, bracketed(url.host), str(url.port), client, user, None, tunnel, target)
+
+
+def _host_and_port(target: str) -> tuple[str, str]:
+    host, port = parse_authority(target)
+    if port is None:
+        raise InvalidUrl("the target of a CONNECT has no port")
+    return bracketed(host), str(port)
