@@ -146,9 +146,31 @@ def test_explain_says_the_verdict_and_everything_that_led_to_it(policy: Path) ->
         "ALLOW        GET https://api.example/v1/x",
         f"rule         api ({policy}/policy.yaml:6)",
         f"credential   api: Authorization ({policy}/policy.yaml:12)",
+        f"websocket    no, the rule posts ({policy}/policy.yaml:5) names methods",
         "reading      sent /v1/x: allow by api",
         f"passed over  posts ({policy}/policy.yaml:5): methods did not hold",
     ]
+
+
+def test_explain_says_whether_a_websocket_passes(policy: Path) -> None:
+    write_policy(
+        policy,
+        "rules: [{name: part, action: allow, hosts: [part.example], paths: [/x, /y], query: {q: x}}, "
+        "{name: whole, action: allow, hosts: [whole.example]}]",
+        "b.yaml",
+    )
+    asked = {
+        "https://whole.example/": "yes",
+        "https://part.example/x?q=x": f"no, the rule part ({policy}/b.yaml:2) names paths, query",
+        "https://packages.example/": f"no, the rewrite mirror ({policy}/policy.yaml:9) is for this host",
+    }
+    for url, said in asked.items():
+        assert f"websocket    {said}" in run("explain", "--policy", policy, "GET", url)[1].splitlines()
+    assert "websocket" not in run("explain", "--policy", policy, "HEAD", "https://whole.example/")[1]
+    said_json = json.loads(run("explain", "--policy", policy, "--json", "HEAD", "https://whole.example/")[1])
+    assert said_json["websocket"] is None
+    said_json = json.loads(run("explain", "--policy", policy, "--json", "GET", "https://whole.example/")[1])
+    assert said_json["websocket"] == {"passes": True, "reason": None}
 
 
 def test_explain_says_why_a_credential_or_a_rewrite_does_not_apply(policy: Path) -> None:
@@ -189,6 +211,10 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "reason": None,
         "rewrite": {"name": "mirror", "url": "https://registry.example/python/a%2Fb", "redirect": None},
         "credentials": [],
+        "websocket": {
+            "passes": False,
+            "reason": f"the rewrite mirror ({policy}/policy.yaml:9) is for this host",
+        },
         "readings": [
             {"reading": "sent", "path": "/a%2Fb", "verdict": "allow", "rule": "mirrored"},
             {"reading": "plain", "path": "/a/b", "verdict": "allow", "rule": "mirrored"},

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 
 from squidkeeper.engine import Judge
-from squidkeeper.engine.explain import not_reached, passed_over
+from squidkeeper.engine.explain import WebSocket, not_reached, passed_over, websocket
 from squidkeeper.engine.query import query_of
-from squidkeeper.policy.model import Action
+from squidkeeper.policy.model import Action, Rule
 
 from .conftest import NOW, judge_of
-from .test_engine_properties import Drawn, defaults, methods, policy_of, rules, urls
+from .test_engine_properties import Drawn, DrawnRewrites, defaults, methods, policy_of, rewrites, rules, urls
 
 
 def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_path: Path) -> None:
@@ -125,3 +125,56 @@ def test_a_deny_that_was_not_reached_is_one_that_would_deny_if_it_stood_first(
             if decision.allowed and decision.location and rule.location > decision.location:
                 first = replace(policy, rules=(rule, *policy.rules))
                 assert (rule in found) == (not Judge(first).decide(query, NOW).allowed)
+
+
+WEBSOCKET = """
+rules:
+  - {name: whole, action: allow, hosts: [whole.example, mirrored.example], paths: [/x, /**]}
+  - {name: no-posts, action: deny, hosts: [posts.example], methods: [POST]}
+  - {name: after, action: allow, hosts: [posts.example]}
+  - {name: part, action: allow, hosts: [part.example], paths: [/x], query: {q: x}, methods: [GET, POST]}
+rewrites:
+  - {name: mirror, hosts: [mirrored.example], paths: [/old/**], to: "https://whole.example{path}"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "passes", "name", "fields"),
+    [
+        ("GET https://whole.example/", True, None, ()),
+        ("GET http://whole.example/", True, None, ()),
+        ("GET https://mirrored.example/", False, "mirror", ()),
+        ("GET https://posts.example/", False, "no-posts", ("methods",)),
+        ("GET https://part.example/x?q=x", False, "part", ("methods", "paths", "query")),
+    ],
+)
+def test_an_allowed_get_says_whether_it_may_become_a_websocket_and_what_keeps_it_from_that(
+    tmp_path: Path, asked: str, passes: bool, name: str | None, fields: tuple[str, ...]
+) -> None:
+    judge, query = judge_of(tmp_path, WEBSOCKET), query_of(*asked.split(" "))
+    found = websocket(judge, query, judge.decide(query, NOW), NOW)
+    assert found
+    assert (found.passes, found.entry and found.entry.name, found.fields) == (passes, name, fields)
+
+
+@pytest.mark.parametrize(
+    "asked", ["POST https://whole.example/", "GET https://closed.example/", "CONNECT whole.example:443", "GET ftp://x/"]
+)
+def test_nothing_else_can_become_a_websocket(tmp_path: Path, asked: str) -> None:
+    judge, query = judge_of(tmp_path, WEBSOCKET), query_of(*asked.split(" "))
+    assert websocket(judge, query, judge.decide(query, NOW), NOW) is None
+
+
+@settings(deadline=None)
+@given(rules, defaults, rewrites, urls)
+def test_what_keeps_a_get_from_becoming_a_websocket_is_always_named(
+    drawn: Drawn, default: Action, rewritten: DrawnRewrites, text: str
+) -> None:
+    judge, query = Judge(policy_of(drawn, default, rewritten)), query_of("GET", text)
+    found = websocket(judge, query, judge.decide(query, NOW), NOW)
+    if found and not found.passes:
+        assert found.entry
+        assert isinstance(found.entry, Rule) == bool(found.fields)
+    elif found:
+        assert found == WebSocket(passes=True)
+        assert judge.decide(query._replace(url=None), NOW).whole

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from squidkeeper.engine import Judge, Query
-from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over
+from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, websocket
 from squidkeeper.engine.query import query_of
 from squidkeeper.errors import InvalidUrl, PolicyError
 from squidkeeper.live import Loaded, load
@@ -125,6 +125,7 @@ def check_query(judge: Judge, query: Query) -> None:
     decision = judge.decide(query, NOW)
     passed_over(judge, query, NOW)
     not_reached(judge, query, decision, NOW)
+    websocket(judge, query, decision, NOW)
     not_applied(judge, query, decision)
     by_reading(judge, query, NOW)
     if query.url is None:

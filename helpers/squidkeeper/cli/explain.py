@@ -15,7 +15,7 @@ from squidkeeper.cli.options import json_option, policy_option
 
 if TYPE_CHECKING:
     from squidkeeper.engine import Decision
-    from squidkeeper.engine.explain import PassedOver
+    from squidkeeper.engine.explain import PassedOver, WebSocket
     from squidkeeper.engine.fields import Entry
     from squidkeeper.policy.faults import Location
     from squidkeeper.policy.model import Rule
@@ -41,7 +41,7 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
 
     Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load).
     """
-    from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over
+    from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, websocket
     from squidkeeper.engine.query import query_of
     from squidkeeper.errors import PolicyError
     from squidkeeper.live import load
@@ -60,6 +60,7 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
         not_reached(judge, query, decision, now),
         not_applied(judge, query, decision),
         by_reading(judge, query, now),
+        websocket(judge, query, decision, now),
     )
     click.echo(_json(decision, trace) if as_json else _text(f"{method} {url}", decision, trace))
     raise SystemExit(0 if decision.allowed else 1)
@@ -73,6 +74,7 @@ class Trace:
     not_reached: list[Rule]
     not_applied: list[PassedOver]
     by_reading: list[tuple[ReadPath, Decision]]
+    websocket: WebSocket | None
 
 
 def _check_address(client: str | None) -> None:
@@ -92,6 +94,7 @@ def _text(asked: str, decision: Decision, trace: Trace) -> str:
         ("reason", decision.reason),
         ("rewrite", _rewrite_text(decision)),
         *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
+        ("websocket", _websocket_text(trace.websocket)),
         *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in trace.by_reading),
         *(("passed over", _passed(one)) for one in trace.passed_over),
         *(("not reached", text) for text in _not_reached_texts(trace.not_reached)),
@@ -109,6 +112,21 @@ def _not_reached_texts(rules: list[Rule]) -> Iterator[str]:
     yield from (f"{rule.name}{_at(rule.location)}: would deny" for rule in rules[:_NOT_REACHED_AT_MOST])
     if len(rules) > _NOT_REACHED_AT_MOST:
         yield f"{len(rules) - _NOT_REACHED_AT_MOST} more"
+
+
+def _websocket_text(found: WebSocket | None) -> str | None:
+    if found is None:
+        return None
+    return "yes" if found.passes else f"no, {_kept_from_websocket(found)}"
+
+
+def _kept_from_websocket(found: WebSocket) -> str | None:
+    if found.entry is None:
+        return None
+    named = f"{found.entry.name}{_at(found.entry.location)}"
+    if not found.fields:
+        return f"the rewrite {named} is for this host"
+    return f"the rule {named} names {', '.join(found.fields)}"
 
 
 def _at(location: Location | None) -> str:
@@ -143,6 +161,8 @@ def _json(decision: Decision, trace: Trace) -> str:
                 "redirect": rewritten.rewrite.redirect,
             },
             "credentials": [credential.name for credential in decision.credentials],
+            "websocket": trace.websocket
+            and {"passes": trace.websocket.passes, "reason": _kept_from_websocket(trace.websocket)},
             "readings": [
                 {"reading": path.reading, "path": path.path, "verdict": one.action, "rule": one.rule}
                 for path, one in trace.by_reading

@@ -13,7 +13,7 @@ from squidkeeper.engine.index import HostIndex
 from squidkeeper.engine.judge import Judge, Scope, injects
 from squidkeeper.engine.query import Query
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.policy.model import Rule
+from squidkeeper.policy.model import Match, Rewrite, Rule
 from squidkeeper.url import ReadPath, Url, parse_url, readings
 
 
@@ -23,6 +23,15 @@ class PassedOver:
 
     entry: Entry
     fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocket:
+    """Whether Squid passes a WebSocket on; if not, the entry that keeps it from that, and what a rule names for it."""
+
+    passes: bool
+    entry: Rule | Rewrite | None = None
+    fields: tuple[str, ...] = ()
 
 
 def passed_over(judge: Judge, query: Query, at: datetime) -> list[PassedOver]:
@@ -107,6 +116,25 @@ def _failing(entries: Sequence[Entry], index: HostIndex, facts: Facts, asked: As
         fields = tuple(failing_fields(entries[position], facts, asked))
         if fields:
             yield PassedOver(entries[position], fields)
+
+
+def websocket(judge: Judge, query: Query, decision: Decision, at: datetime) -> WebSocket | None:
+    """Tell whether an allowed GET may become a WebSocket, for which the host has to be open whole; of another, None."""
+    scope = judge.scope(query)
+    if isinstance(scope, Decision) or not decision.allowed or query.method != "GET":
+        return None
+    if judge.decide_host(scope, at).whole:
+        return WebSocket(passes=True)
+    if scope.entries.rewrites:
+        return WebSocket(False, scope.entries.rewrites[0])
+    rule = judge.first_rule(scope, at)
+    return WebSocket(False, rule, _narrowing_fields(rule.match) if rule else ())
+
+
+def _narrowing_fields(match: Match) -> tuple[str, ...]:
+    """Name the fields for which a rule is not certain."""
+    narrows = {"methods": match.methods is not None, "paths": not match.any_path, "query": match.query is not None}
+    return tuple(name for name, holds in narrows.items() if holds)
 
 
 def by_reading(judge: Judge, query: Query, at: datetime) -> list[tuple[ReadPath, Decision]]:

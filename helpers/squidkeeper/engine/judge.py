@@ -239,13 +239,16 @@ class Judge:
         decision = _by_rule(rule, private=any(one.private for one in able)) if rule else scope.entries.default
         return _checked_private(decision, scope.facts.host)
 
+    def first_rule(self, scope: Scope, at: datetime) -> Rule | None:
+        """Find the first rule for the scope's host, whatever the method and the URL."""
+        any_method = scope.facts._replace(method=None)
+        return next(_in_force(_holding(self.policy.rules, scope.entries.rule_positions, any_method), at), None)
+
     def _is_whole(self, scope: Scope, at: datetime) -> bool:
-        """Tell whether the first rule for the host, whatever the method, allows all of it."""
-        policy, any_method = self.policy, scope.facts._replace(method=None)
-        rules = _in_force(_holding(policy.rules, scope.entries.rule_positions, any_method), at)
-        rule = next(rules, None)
+        """Tell whether the first rule for the host allows all of it."""
+        rule = self.first_rule(scope, at)
         if rule is None:
-            return policy.default_action is Action.ALLOW
+            return self.policy.default_action is Action.ALLOW
         return rule.certain and rule.action is Action.ALLOW
 
     def _decide_paths(self, scope: Scope, url: Url, paths: Paths, at: datetime) -> Decision:
