@@ -193,7 +193,11 @@ def test_explain_says_why_a_credential_or_a_rewrite_does_not_apply(policy: Path)
 
 
 def test_explain_names_the_denies_that_are_not_reached_a_handful_at_most(policy: Path) -> None:
-    write_policy(policy, "rules: [" + ", ".join(f"{{name: d{n}, action: deny}}" for n in range(7)) + "]", "z.yaml")
+    write_policy(
+        policy,
+        "rules: [" + ", ".join(f"{{name: d{n}, action: deny, hosts: [packages.example]}}" for n in range(7)) + "]",
+        "z.yaml",
+    )
     out = run("explain", "--policy", policy, "GET", "https://packages.example/")[1]
     assert [line for line in out.splitlines() if line.startswith("not reached")] == [
         *(f"not reached  d{n} ({policy}/z.yaml:2): would deny" for n in range(5)),
@@ -226,7 +230,7 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
 
 
 def test_explain_in_json_lists_what_did_not_decide(policy: Path) -> None:
-    write_policy(policy, "rules: [{name: last, action: deny}]", "z.yaml")
+    write_policy(policy, "rules: [{name: last, action: deny, hosts: [api.example]}]", "z.yaml")
     said = json.loads(run("explain", "--policy", policy, "--json", "OPTIONS", "https://api.example/v1/x")[1])
     assert [said[key] for key in ("passed_over", "not_reached", "not_applied")] == [
         [{"name": "posts", "location": f"{policy}/policy.yaml:5", "fields": ["methods"]}],

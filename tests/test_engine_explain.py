@@ -90,6 +90,8 @@ rules:
   - {name: no-old, action: deny, hosts: [payroll.corp.example], expires: 2020-01-01T00:00:00Z}
   - {name: no-secret, action: deny, hosts: [payroll.corp.example], paths: [/a/secret]}
   - {name: rest, action: allow, hosts: ["*"]}
+  - {name: everything, action: deny}
+  - {name: every-host, action: deny, hosts: ["*"]}
 """
 
 
@@ -124,7 +126,12 @@ def test_a_deny_that_was_not_reached_is_one_that_would_deny_if_it_stood_first(
         for rule in policy.rules:
             if decision.allowed and decision.location and rule.location > decision.location:
                 first = replace(policy, rules=(rule, *policy.rules))
-                assert (rule in found) == (not Judge(first).decide(query, NOW).allowed)
+                assert (rule in found) == (not Judge(first).decide(query, NOW).allowed and not is_for_every_host(rule))
+
+
+def is_for_every_host(rule: Rule) -> bool:
+    hosts = {pattern.text for pattern in rule.match.hosts or ()}
+    return "*" in hosts if hosts else rule.match.lists is None
 
 
 WEBSOCKET = """

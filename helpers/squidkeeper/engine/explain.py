@@ -13,6 +13,7 @@ from squidkeeper.engine.index import HostIndex
 from squidkeeper.engine.judge import Judge, Scope, injects
 from squidkeeper.engine.query import Query
 from squidkeeper.errors import InvalidUrl
+from squidkeeper.policy.hosts import HostForm
 from squidkeeper.policy.model import Match, Rewrite, Rule
 from squidkeeper.url import ReadPath, Url, parse_url, readings
 
@@ -54,18 +55,28 @@ def passed_over(judge: Judge, query: Query, at: datetime) -> list[PassedOver]:
 
 
 def not_reached(judge: Judge, query: Query, decision: Decision, at: datetime) -> list[Rule]:
-    """List the denies below the rule that allows which hold for the query too: each would deny, if it stood first."""
+    """List the denies below the rule that allows which hold for the query too: each would deny, if it stood first.
+
+    Not those for every host: as the last rule, such a one is meant to be reached by nothing that is allowed.
+    """
     scope = judge.scope(query)
     if isinstance(scope, Decision) or not decision.allowed:
         return []
     facts = scope.facts
     below = dropwhile(lambda rule: rule.location != decision.location, _rules(judge, facts))
-    return [rule for rule in below if is_deny(rule) and _holds_for_any(rule, facts, _readings(query), at)]
+    denies = (rule for rule in below if is_deny(rule) and not _is_for_every_host(rule.match))
+    return [rule for rule in denies if _holds_for_any(rule, facts, _readings(query), at)]
 
 
 def _holds_for_any(rule: Rule, facts: Facts, asked: Sequence[Asked], at: datetime) -> bool:
     """Tell whether a rule holds for one of the readings; without a URL, whether it does for all that could follow."""
     return any(not _failing_rule_fields(rule, facts, one, at) and _settles(rule, one) for one in asked or (None,))
+
+
+def _is_for_every_host(match: Match) -> bool:
+    if match.hosts is None:
+        return match.lists is None
+    return any(pattern.form is HostForm.ANY for pattern in match.hosts)
 
 
 def _rules(judge: Judge, facts: Facts) -> Iterator[Rule]:

@@ -621,7 +621,7 @@ def _choice_faults(document: Document) -> list[Fault]:
 
 
 NAMED_BY_KEY = ("clients", "lists", "secrets")
-_DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), "rules": list, "credentials": list}
+_DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), "rules": list, "rewrites": list, "credentials": list}
 _SHOWN_AT_MOST = 12
 _STEPS_TO_ENTRY = 2
 _STEPS_TO_KEY = 3
