@@ -234,6 +234,22 @@ def test_a_log_that_is_deleted_or_renamed_is_not_readable_until_squid_writes_a_n
     assert (follower.readable, follower.lost) == (True, 0)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else for a moment")
+def test_a_log_in_a_folder_that_was_closed_is_not_readable_until_it_is_opened(path: Path, follower: Follower) -> None:
+    write(path, 0, 3)
+    everything(follower)
+    write(path, 3, 5)
+    path.parent.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        assert everything(follower) == lines(3, 5)  # it is open
+        assert not follower.readable
+    finally:
+        os.seteuid(0)
+    assert everything(follower) == []
+    assert (follower.readable, follower.lost) == (True, 0)
+
+
 def test_what_is_no_regular_file_is_not_waited_for(path: Path, follower: Follower) -> None:
     os.mkfifo(path)
     assert everything(follower) == []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from squidkeeper.observe.exporter.checkpoint import Checkpoint, Store
 from squidkeeper.observe.exporter.counts import RULES_LIMIT, SERIES_LIMIT, Counter, Counts
 from squidkeeper.observe.exporter.tally import Tally
 from squidkeeper.observe.record.drift import Drift
+from squidkeeper.observe.record.follower import Follower
 from squidkeeper.observe.record.line import Record, parse_record
 
 from .conftest import judge_of
@@ -418,3 +421,51 @@ def test_a_start_does_not_wait_for_a_log_without_end(world: World) -> None:
     tally.start(seconds=0)
     tally.stop()
     assert 0 < requests(tally.keep().counts) < 5000
+
+
+def test_a_log_that_cannot_be_read_for_a_moment_is_said_once_and_read_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[int] = []
+
+    def fail(*_: object) -> list[bytes]:
+        looks.append(1)
+        raise OSError(errno.EIO, "Input/output error", str(world.log))
+
+    world.write(line())
+    tally = world.tally()
+    tally.start(seconds=60)
+    try:
+        with monkeypatch.context() as broken:
+            broken.setattr(Follower, "read", fail)
+            wait_until(lambda: len(looks) > 1)
+            assert not tally.readable
+        world.write(line())
+        wait_until(lambda: tally.readable and requests(tally.keep().counts) == 2)
+    finally:
+        tally.stop()
+    assert caplog.messages == [
+        f"the record cannot be read, which is tried again: [Errno 5] Input/output error: '{world.log}'"
+    ]
+
+
+def test_a_fault_of_ours_ends_the_process_that_would_be_blind(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(Counter, "count", lambda *_: [].pop())
+    tally = world.tally()
+    tally.start(seconds=60)
+    world.write(line())
+    wait_until(lambda: ended == [1])
+    assert caplog.messages[-1].startswith(
+        "the record is not counted any more, the exporter ends: IndexError in <lambda>"
+    )
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -7,6 +7,7 @@ killed and the log is gone when it starts again.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -50,12 +51,13 @@ class Tally:
         self._counting = threading.Lock()  # position and counts belong together
         self._keeping = threading.Lock()  # what is kept later is newer
         self._ending = threading.Event()
+        self._problem = ""
         self._thread = threading.Thread(target=self._run, name="tally", daemon=True)
 
     @property
     def readable(self) -> bool:
         """Whether the log can be read, and is."""
-        return self._follower.readable and self._thread.is_alive()
+        return self._follower.readable and not self._problem and self._thread.is_alive()
 
     @property
     def backlog_bytes(self) -> int:
@@ -96,6 +98,14 @@ class Tally:
             return self._totals.add_up(slots)
 
     def _run(self) -> None:
+        """Count until the end; a fault of ours ends the process, so that it is started again instead of being blind."""
+        try:
+            self._go_on()
+        except BaseException as error:  # noqa: BLE001 - whatever it is
+            _log.critical("the record is not counted any more, the exporter ends: %s", describe(error))
+            os._exit(1)
+
+    def _go_on(self) -> None:
         kept = time.monotonic()
         while not self._ending.wait(_LOOK_EVERY_SECONDS):
             while self._count_batch() and not self._ending.is_set() and time.monotonic() < kept + KEEP_EVERY_SECONDS:
@@ -106,10 +116,22 @@ class Tally:
 
     def _count_batch(self) -> bool:
         with self._counting:
-            lines = self._follower.read(_BATCH_BYTES)
+            lines = self._read()
             for line in lines:
                 self._count(line)
         return bool(lines)
+
+    def _read(self) -> list[bytes]:
+        """Read on; what cannot be read now is said once, and tried again at the next look."""
+        try:
+            lines = self._follower.read(_BATCH_BYTES)
+        except OSError as error:
+            if str(error) != self._problem:
+                _log.error("the record cannot be read, which is tried again: %s", error)
+            self._problem = str(error)
+            return []
+        self._problem = ""
+        return lines
 
     def _count(self, line: bytes) -> None:
         try:

@@ -94,7 +94,7 @@ class Follower:
         if self._tail is None:
             self._tail = self._find()
             self._at_end = False
-        self.readable = self._tail is not None and self.path.exists()
+        self.readable = self._tail is not None and os.path.exists(self.path)  # Path.exists raises in a closed folder
         return self._tail
 
     def _find(self) -> _Tail | None:
