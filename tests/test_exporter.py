@@ -34,8 +34,10 @@ from squidkeeper.observe.exporter.collector import GatewayCollector, View, expec
 from squidkeeper.observe.exporter.counts import SERIES_LIMIT, Counter, Counts
 from squidkeeper.observe.exporter.health import PATIENCE_SECONDS, Seen, checks
 from squidkeeper.observe.exporter.overview import status_of
+from squidkeeper.observe.exporter.recent import Outcome
 from squidkeeper.observe.exporter.server import Application
 from squidkeeper.observe.exporter.status_page import page
+from squidkeeper.observe.record.line import time_of
 from squidkeeper.slots import Key, Slot, Status, histogram_keys, make_key
 
 from .conftest import judge_of
@@ -618,6 +620,15 @@ def test_the_status_page_is_filled(policy: Path) -> None:
     assert status.secrets[0].used_by == ("api",)
     assert not status.squid.up
     assert "127.0.0.1:3129" in page(status, "squidkeeper")
+
+
+def test_answers_of_the_last_minutes_are_on_the_status_page(policy: Path) -> None:
+    answers = tuple(
+        Outcome(time_of(datetime.fromtimestamp(NOW - seconds, UTC)), failed)
+        for seconds, failed in ((301, True), (299, True), (1, False))
+    )
+    status = status_of(replace(view(policy), answers=answers), Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
+    assert (status.answers.total, status.answers.failed) == (2, 1)
 
 
 def test_the_faults_of_a_bad_policy_are_on_the_status_page(policy: Path) -> None:

@@ -14,6 +14,7 @@ from squidkeeper.observe.exporter.certificate import Certificate
 from squidkeeper.observe.exporter.process import program_called
 from squidkeeper.observe.exporter.recent import DENIALS_KEPT, Denial, DriftSeen, RecentDenials
 from squidkeeper.observe.exporter.status import (
+    Answers,
     Drift,
     HelperProcess,
     PolicyInForce,
@@ -89,6 +90,7 @@ def test_a_gateway_that_is_well_has_nothing_to_do() -> None:
 
 
 FAULT = Fault(Location("policy.yaml", 41, 11), "'.org' is a wildcard, expected '.example.org'")
+UNAVAILABLE = RuleInForce("policy-unavailable", "deny", 0, 1, NOW - timedelta(minutes=3), built_in=True)
 WRONG = {
     "squid down": (replace(WELL, squid=replace(SQUID, up=False, problem="refused")), "now", "does not answer on 127"),
     "cache manager closed": (
@@ -98,6 +100,16 @@ WRONG = {
     ),
     "no policy": (replace(WELL, policy=replace(POLICY, revision=None)), "now", "everything is denied"),
     "bad policy": (replace(WELL, policy=replace(POLICY, faults=(FAULT,))), "now", "does not load (1 fault)"),
+    "unanswered": (
+        replace(WELL, rules=(UNAVAILABLE,)),
+        "now",
+        "no helper answers (policy-unavailable), last 3",
+    ),
+    "upstream": (
+        replace(WELL, answers=Answers(10, 6)),
+        "now",
+        "6 of the last 10 requests that were let through",
+    ),
     "drift": (replace(WELL, drift=Drift(1, 0, (FINDING,))), "now", "not what the policy says, last 2 h ago"),
     "stuck": (replace(WELL, helpers=(replace(HELPER, stuck=True),)), "now", "1 helper without a sign of life"),
     "outdated": (replace(WELL, helpers=(replace(HELPER, outdated=True),)), "now", "by another revision"),
@@ -151,6 +163,12 @@ def test_drift_of_days_ago_and_helpers_in_the_midst_of_a_reload_are_nothing_to_d
     assert troubles(replace(WELL, drift=Drift(1, 0, (old,)))) == ()
     reloading = replace(POLICY, loaded_at=NOW - timedelta(seconds=2))
     assert troubles(replace(WELL, policy=reloading, helpers=(replace(HELPER, outdated=True),))) == ()
+
+
+def test_denials_without_a_helper_and_failures_are_nothing_to_do_when_they_are_over_or_few() -> None:
+    over = replace(UNAVAILABLE, last_matched=NOW - timedelta(minutes=5))
+    assert troubles(replace(WELL, rules=(over, replace(UNAVAILABLE, last_matched=None)))) == ()
+    assert [troubles(replace(WELL, answers=few)) for few in (Answers(9, 9), Answers(10, 5))] == [(), ()]
 
 
 def test_faults_stand_with_file_line_and_column() -> None:

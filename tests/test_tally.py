@@ -202,6 +202,14 @@ def test_denials_are_kept_for_the_status_page(world: World) -> None:
     assert (denial.rule, denial.times) == ("closed", 2)
 
 
+def test_answers_are_those_of_requests_that_were_let_through(world: World) -> None:
+    world.write(line(), line(status=503, verdict="-", rule="-"), line(status=0), line(status=403, verdict="deny"))
+    world.write(line(method="CONNECT", url="a.example:443"), line(method="CONNECT", url="a.example:443", status=502))
+    tally = world.tally()
+    world.counted(tally)
+    assert [answer.failed for answer in tally.answers] == [False, True, True]
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(

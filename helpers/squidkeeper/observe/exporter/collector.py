@@ -26,6 +26,7 @@ from squidkeeper.observe.exporter.certificate import Certificate
 from squidkeeper.observe.exporter.checkpoint import Checkpoint
 from squidkeeper.observe.exporter.counts import SERIES_LIMIT, Counts
 from squidkeeper.observe.exporter.health import is_outdated, is_stuck, running
+from squidkeeper.observe.exporter.recent import Outcome
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
 from squidkeeper.slots import INFINITY, Key, Slot, histogram_keys, key_labels
 
@@ -49,6 +50,7 @@ class View:
     totals: Mapping[Key, float]
     certificate: Certificate
     squid: SquidCounters
+    answers: tuple[Outcome, ...] = ()
 
 
 class GatewayCollector(Collector):

@@ -15,6 +15,8 @@ from squidkeeper.observe.exporter.collector import View
 from squidkeeper.observe.exporter.counts import Counts
 from squidkeeper.observe.exporter.health import is_outdated, is_stuck
 from squidkeeper.observe.exporter.status import (
+    LAST_MINUTES,
+    Answers,
     Drift,
     HelperProcess,
     PolicyInForce,
@@ -24,6 +26,7 @@ from squidkeeper.observe.exporter.status import (
     Squid,
     Status,
 )
+from squidkeeper.observe.record.line import time_of
 from squidkeeper.policy.faults import Fault, Location
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
 from squidkeeper.secrets import SecretStore
@@ -45,6 +48,7 @@ def status_of(view: View, directory: Path, access_log: Path, squid: str) -> Stat
         record=_record(view, access_log),
         drift=_drift(view),
         squid=Squid(squid, up=view.squid.answers, problem=view.squid.problem),
+        answers=_answers(view),
         state_writable=view.state_writable,
     )
 
@@ -143,6 +147,12 @@ def _record(view: View, access_log: Path) -> RecordFollowed:
 def _drift(view: View) -> Drift:
     counts = view.kept.counts
     return Drift(sum(number for _, number in counts.drift), counts.drift_unchecked, view.kept.drift)
+
+
+def _answers(view: View) -> Answers:
+    since = time_of(datetime.fromtimestamp(view.now, UTC) - LAST_MINUTES)
+    fresh = [answer.failed for answer in view.answers if answer.time >= since]
+    return Answers(len(fresh), sum(fresh))
 
 
 def _moment(seconds: float | None) -> datetime | None:

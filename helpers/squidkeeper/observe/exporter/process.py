@@ -115,6 +115,7 @@ class Exporter:
             totals=totals,
             certificate=read_certificate(self._options.ca),
             squid=read_counters(*self._options.squid),
+            answers=self._tally.answers,
         )
 
     def health(self) -> tuple[Check, ...]:

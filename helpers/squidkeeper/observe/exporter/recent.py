@@ -1,19 +1,24 @@
-"""The newest denials and findings (floor 5): rows of the status page, kept over a restart with the counts."""
+"""The newest denials and findings (floor 5): rows of the status page, kept over a restart with the counts.
+
+Of the newest answers only whether they failed, and not over a restart.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from threading import Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 from squidkeeper.engine.query import CONNECT
 from squidkeeper.observe.record.line import NONE, Record, text
 from squidkeeper.observe.record.urls import cut, shown_url
 
 DENIALS_KEPT: Final = 50
+ANSWERS_KEPT: Final = 200
+_SERVER_ERROR = 500
 _DENIED_BY = " denied by "  # as helpers/acl.py notes it on the tunnel of a denied CONNECT
 
 
@@ -48,6 +53,32 @@ class DriftSeen:
     """What the policy says."""
     kind: str
     """`allowed`, `unasked` or `credential`, as `record/drift.py` names them."""
+
+
+class Outcome(NamedTuple):
+    """How a request that was let through was answered."""
+
+    time: str
+    """As on record."""
+    failed: bool
+    """Whether by a 5xx, the host's own or Squid's."""
+
+
+class RecentAnswers:
+    """The last answers, a bounded number. Not safe between threads: who shares it, locks."""
+
+    def __init__(self) -> None:
+        self._answers: deque[Outcome] = deque(maxlen=ANSWERS_KEPT)
+
+    def add(self, record: Record) -> None:
+        """Take a record of any request. A tunnel that was opened is no answer: what passes through it has its own."""
+        failed = record.status >= _SERVER_ERROR
+        if failed or (record.verdict != "deny" and record.method != CONNECT and record.status > 0):
+            self._answers.append(Outcome(record.time, failed))
+
+    def newest(self) -> tuple[Outcome, ...]:
+        """List them, the oldest first."""
+        return tuple(self._answers)
 
 
 class RecentDenials:

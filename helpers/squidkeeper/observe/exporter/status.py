@@ -7,12 +7,15 @@ Nothing in it can hold a secret: there is no field for a value. Times are aware 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from squidkeeper.observe.exporter.certificate import Certificate
 from squidkeeper.observe.exporter.recent import Denial, DriftSeen
 from squidkeeper.policy.faults import Fault
+
+LAST_MINUTES: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,15 @@ class Squid:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """How those requests of `LAST_MINUTES` that were let through were answered; of many the newest."""
+
+    total: int = 0
+    failed: int = 0
+    """Of these, by a 5xx."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """All that the page shows, at one moment."""
 
@@ -152,5 +164,6 @@ class Status:
     record: RecordFollowed
     drift: Drift
     squid: Squid
+    answers: Answers = Answers()
     state_writable: bool = True
     """Whether the exporter could last keep its counts on disk."""

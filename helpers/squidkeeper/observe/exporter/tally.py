@@ -20,7 +20,7 @@ from squidkeeper.errors import InvalidRecord, describe
 from squidkeeper.metrics import NONE
 from squidkeeper.observe.exporter.checkpoint import Checkpoint, Store
 from squidkeeper.observe.exporter.counts import Counter
-from squidkeeper.observe.exporter.recent import DriftSeen, RecentDenials
+from squidkeeper.observe.exporter.recent import DriftSeen, Outcome, RecentAnswers, RecentDenials
 from squidkeeper.observe.record.drift import Drift, Finding
 from squidkeeper.observe.record.follower import Follower
 from squidkeeper.observe.record.line import Record, moment_of, parse_record
@@ -39,6 +39,7 @@ class Tally:
     def __init__(self, log: Path, store: Store, drift: Drift) -> None:
         kept = store.read() or Checkpoint(since=datetime.now(UTC).isoformat(timespec="milliseconds"))
         self.denials = RecentDenials(kept.denials)
+        self._answers = RecentAnswers()
         self._store = store
         self._drift = drift
         self._since = kept.since
@@ -64,6 +65,12 @@ class Tally:
         """Bytes of the log that are written and not yet counted."""
         with self._counting:
             return self._follower.backlog_bytes
+
+    @property
+    def answers(self) -> tuple[Outcome, ...]:
+        """The last answers, the oldest first."""
+        with self._counting:
+            return self._answers.newest()
 
     def start(self, seconds: float) -> None:
         """Count what there is already, for so long at most, then go on in a thread."""
@@ -143,6 +150,7 @@ class Tally:
         client, finding = self._judged(record)
         self._counter.count(record, client)
         self.denials.add(record)
+        self._answers.add(record)
         if finding is not None:
             self._counter.count_drift(client, finding.rule)
             self._findings.appendleft(

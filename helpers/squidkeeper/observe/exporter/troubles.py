@@ -9,11 +9,20 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from squidkeeper.observe.exporter.certificate import Certificate
-from squidkeeper.observe.exporter.status import PolicyInForce, RecordFollowed, SecretInUse, Squid, Status
+from squidkeeper.observe.exporter.status import (
+    LAST_MINUTES,
+    Answers,
+    PolicyInForce,
+    RecordFollowed,
+    SecretInUse,
+    Squid,
+    Status,
+)
 from squidkeeper.observe.pages.page import ago, counted, moment, size, span
 
 _CA_WARNING = timedelta(days=30)
 _DRIFT_IS_NEWS = timedelta(days=1)
+_FEW_ANSWERS = 10
 _BACKLOG_BYTES = 10_000_000
 _RELOAD_TAKES = timedelta(seconds=5)  # helpers look several times a second, and answer kept verdicts for another second
 
@@ -40,6 +49,8 @@ def troubles(status: Status) -> tuple[Trouble, ...]:
     found = [
         *_squid_troubles(status.squid),
         *_policy_troubles(status.policy),
+        *_unanswered_troubles(status),
+        *_upstream_troubles(status.answers),
         *_drift_troubles(status),
         *_helper_troubles(status),
         *_secret_troubles(status.secrets),
@@ -80,6 +91,28 @@ def _policy_troubles(policy: PolicyInForce) -> Iterable[Trouble]:
         faults = counted(len(policy.faults), "fault")
         what = f"The policy on disk does not load ({faults}); revision {policy.revision} goes on."
         yield Trouble(Urgency.NOW, what, remedy, "policy")
+
+
+def _unanswered_troubles(status: Status) -> Iterable[Trouble]:
+    times = [rule.last_matched for rule in status.rules if rule.built_in and rule.name == "policy-unavailable"]
+    for at in times if status.policy.revision else ():
+        if at and status.at - at < LAST_MINUTES:
+            what = f"Requests are denied because no helper answers (policy-unavailable), last {ago(at, status.at)}."
+            remedy = (
+                "cache.log says why: is the program that squidkeeper.conf names there, and may Squid's account run it?"
+                " After a single `squid -k reconfigure` or kill it ends by itself."
+            )
+            yield Trouble(Urgency.NOW, what, remedy, "helpers")
+
+
+def _upstream_troubles(answers: Answers) -> Iterable[Trouble]:
+    if answers.total >= _FEW_ANSWERS and 2 * answers.failed > answers.total:
+        what = f"{answers.failed} of the last {answers.total} requests that were let through failed with a 5xx."
+        remedy = (
+            "`squidkeeper log --status 5xx --since 5m` shows each, cache.log says more: does the gateway's DNS answer"
+            " (`getent hosts NAME`), and so a `cache_peer` of local.conf?"
+        )
+        yield Trouble(Urgency.NOW, what, remedy, "squid")
 
 
 def _drift_troubles(status: Status) -> Iterable[Trouble]:
