@@ -210,6 +210,28 @@ def test_secrets_that_cannot_be_had_are_one_thing_to_do() -> None:
     assert trouble.remedy == "See below: a, b, c."
 
 
+def test_a_secret_that_cannot_be_read_is_told_with_who_must_be_able_to() -> None:
+    closed = SecretInUse("key", "file /x", "secret key: the file /x cannot be read: Permission denied")
+    empty = SecretInUse("other", "file /y", "secret other: the file /y is empty")
+    hint = "Squid's account must be able to read the file: mode 0640, that account's group, and its folders open to it."
+    remedies = [troubles(replace(WELL, secrets=some))[0].remedy for some in ((closed,), (empty,), (closed, empty))]
+    assert remedies == [
+        f"The file /x cannot be read: Permission denied. {hint}",
+        "The file /y is empty.",
+        f"See below: key, other. {hint}",
+    ]
+
+
+def test_a_ca_that_has_ended_is_told_otherwise_than_one_that_will() -> None:
+    ended, ends = (
+        troubles(replace(WELL, ca=replace(CA, not_after=NOW + left)))[0] for left in (timedelta(), timedelta(days=3))
+    )
+    assert ended.remedy == "Make a new one now, have the clients trust it, and run `./install.sh --ca-dir DIR` with it."
+    assert ends.remedy.startswith(
+        "Make a new one before it ends, have the clients trust it beside the old one, and run"
+    )
+
+
 def test_helpers_and_secrets_are_named_and_judged() -> None:
     secrets = (
         SecretInUse("a-key", "file /secrets/a", None, ("api",)),

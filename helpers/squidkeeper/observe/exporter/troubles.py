@@ -68,6 +68,14 @@ _STATE_TROUBLE = Trouble(
     "Make room, or the state folder writable for it. Requests are not affected; a restart goes on from older counts.",
     "record",
 )
+_CA_ENDS = (
+    "Make a new one before it ends, have the clients trust it beside the old one, and run `./install.sh --ca-dir DIR`"
+    " with it."
+)
+_CA_ENDED = "Make a new one now, have the clients trust it, and run `./install.sh --ca-dir DIR` with it."
+_READ_BY = (
+    " Squid's account must be able to read the file: mode 0640, that account's group, and its folders open to it."
+)
 
 
 def _squid_troubles(squid: Squid) -> Iterable[Trouble]:
@@ -144,24 +152,25 @@ def _helper_troubles(status: Status) -> Iterable[Trouble]:
 
 def _secret_troubles(secrets: Iterable[SecretInUse]) -> Iterable[Trouble]:
     missing = [secret for secret in secrets if secret.problem]
+    hint = _READ_BY if any("cannot be read" in (secret.problem or "") for secret in missing) else ""
     if len(missing) > 1:
         what = f"{len(missing)} secrets cannot be had: requests that need them are denied."
-        yield Trouble(Urgency.NOW, what, f"See below: {', '.join(secret.name for secret in missing[:10])}.", "secrets")
+        names = ", ".join(secret.name for secret in missing[:10])
+        yield Trouble(Urgency.NOW, what, f"See below: {names}.{hint}", "secrets")
     for secret in missing if len(missing) == 1 else ():
         why = (secret.problem or "").removeprefix(f"secret {secret.name}: ")
         what = f"The secret {secret.name} cannot be had: requests that need it are denied."
-        yield Trouble(Urgency.NOW, what, f"{why[:1].upper()}{why[1:]}.", "secrets")
+        yield Trouble(Urgency.NOW, what, f"{why[:1].upper()}{why[1:]}.{hint}", "secrets")
 
 
 def _ca_troubles(ca: Certificate, now: datetime) -> Iterable[Trouble]:
-    remedy = "Make a new one and have the clients trust it, before it ends."
     if ca.not_after is None:
         yield Trouble(Urgency.SOON, f"The CA cannot be read{_because(ca.problem)}.", f"See {ca.file}.", "ca")
     elif ca.not_after <= now:
-        yield Trouble(Urgency.NOW, f"The CA has ended on {moment(ca.not_after)}: no https passes.", remedy, "ca")
+        yield Trouble(Urgency.NOW, f"The CA has ended on {moment(ca.not_after)}: no https passes.", _CA_ENDED, "ca")
     elif ca.not_after - now < _CA_WARNING:
         left = span((ca.not_after - now).total_seconds())
-        yield Trouble(Urgency.SOON, f"The CA ends in {left}; no https passes after that.", remedy, "ca")
+        yield Trouble(Urgency.SOON, f"The CA ends in {left}; no https passes after that.", _CA_ENDS, "ca")
 
 
 def _record_troubles(record: RecordFollowed) -> Iterable[Trouble]:
