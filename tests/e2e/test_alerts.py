@@ -139,6 +139,7 @@ def faults(watched: Watched, all_origins: Origins) -> Watched:
     traffic_of_every_kind(watched.gateway)
     watched.prometheus.scrape(6)
     assert watched.firing() == FROM_THE_START
+    make_most_requests_fail(watched, all_origins)
     with load(watched.gateway, ("http", "open.example")):
         make_faults_of_requests(watched)
         make_faults_that_take_their_time(watched)
@@ -160,6 +161,17 @@ def traffic_of_every_kind(gateway: Gateway) -> None:
         assert curl(gateway, "http://open.example/cached", client="127.0.0.2").status == 200
     assert curl(gateway, "http://open.example/", "--data", "x").status == 200
     assert curl(gateway, "http://closed.example/").status == 403
+
+
+def make_most_requests_fail(watched: Watched, origins: Origins) -> None:
+    origins.answers["open.example/failing"] = Answer(503)
+
+    def fired() -> bool:
+        for _ in range(5):
+            assert curl(watched.gateway, "http://open.example/failing").status == 503
+        return "SquidkeeperRequestsFailing" in watched.fired()
+
+    wait_for(fired, "the alert that most requests fail", seconds=40)
 
 
 def make_faults_of_requests(watched: Watched) -> None:
