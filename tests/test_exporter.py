@@ -24,7 +24,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from squidkeeper.cli import main
-from squidkeeper.live import State, load
+from squidkeeper.live import LivePolicy, State, load
 from squidkeeper.metrics import DECISION_DURATION, METRICS
 from squidkeeper.observe.exporter import server
 from squidkeeper.observe.exporter.cache_manager import SquidCounters, families, parse_counters, read_counters
@@ -620,6 +620,20 @@ def test_the_status_page_is_filled(policy: Path) -> None:
     assert status.secrets[0].used_by == ("api",)
     assert not status.squid.up
     assert "127.0.0.1:3129" in page(status, "squidkeeper")
+
+
+def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secrets(policy: Path) -> None:
+    (policy / "empty").touch()
+    (policy / "list.yaml").write_text(
+        "version: 1\nlists: {none: {file: empty}}\nrules: [{name: listed, action: deny, lists: [none]}]\n"
+    )
+    live = LivePolicy(policy, None, lambda judge: judge)
+    while not live.state.ok:
+        live.look()
+    assert len(live.state.warnings) == 2
+    about = replace(view(None), live=live.state)
+    (warning,) = status_of(about, policy, Path("/access.log"), "127.0.0.1:3129").policy.warnings
+    assert str(warning) == (f"{policy}/empty: the list holds no host pattern, so what names it matches nothing")
 
 
 def test_answers_of_the_last_minutes_are_on_the_status_page(policy: Path) -> None:

@@ -100,6 +100,11 @@ WRONG = {
     ),
     "no policy": (replace(WELL, policy=replace(POLICY, revision=None)), "now", "everything is denied"),
     "bad policy": (replace(WELL, policy=replace(POLICY, faults=(FAULT,))), "now", "does not load (1 fault)"),
+    "warning": (
+        replace(WELL, policy=replace(POLICY, warnings=(FAULT,))),
+        "soon",
+        "A warning of the policy: policy.yaml",
+    ),
     "unanswered": (
         replace(WELL, rules=(UNAVAILABLE,)),
         "now",
@@ -202,6 +207,10 @@ def test_of_very_many_faults_the_first_are_shown() -> None:
     text = text_of(replace(WELL, policy=replace(POLICY, faults=(FAULT,) * 70)))
     assert text.count("policy.yaml:41:11") == 50
     assert "and 20 more: squidkeeper check shows all" in text
+
+
+def test_of_very_many_warnings_the_first_are_shown() -> None:
+    assert len(troubles(replace(WELL, policy=replace(POLICY, warnings=(FAULT,) * 70)))) == 5
 
 
 def test_secrets_that_cannot_be_had_are_one_thing_to_do() -> None:
@@ -375,6 +384,9 @@ def test_there_is_no_command_for_what_is_too_long_or_could_do_harm(values: dict[
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
+HOSTILE_FAULTS = tuple(Fault(Location(text, 1, 1), text) for text in HOSTILE)
+
+
 def hostile() -> Status:
     """Every text in every field that comes from outside, and in those of the operator's."""
     records = [
@@ -384,7 +396,7 @@ def hostile() -> Status:
     return Status(
         at=NOW,
         version="0.1.0",
-        policy=replace(POLICY, faults=tuple(Fault(Location(text, 1, 1), text) for text in HOSTILE)),
+        policy=replace(POLICY, faults=HOSTILE_FAULTS, warnings=HOSTILE_FAULTS),
         rules=tuple(RuleInForce(text, "deny", 1, 1, NOW, NOW, text) for text in HOSTILE),
         denials=denials_of(records),
         helpers=tuple(replace(HELPER, kind=text, revision=text) for text in HOSTILE),

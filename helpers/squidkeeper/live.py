@@ -72,7 +72,7 @@ class State:
     """How the policy on disk is, at the last look that found it changed.
 
     `revision` is in force since `loaded` (seconds since 1970), None where none has ever loaded. `ok`: it is what is on
-    disk; else `problem` says why not, with the faults where it has some.
+    disk; else `problem` says why not, with the faults where it has some. `warnings` are those of the one in force.
     """
 
     revision: str | None = None
@@ -80,6 +80,7 @@ class State:
     ok: bool = False
     problem: str = "it was not looked at yet"
     faults: tuple[Fault, ...] = ()
+    warnings: tuple[Fault, ...] = ()
 
 
 class LivePolicy(Generic[T]):
@@ -169,7 +170,7 @@ class LivePolicy(Generic[T]):
             raise loaded
         judge = loaded.judge
         self.current = self._prepare(judge)
-        self.state = State(judge.policy.revision, time.time(), ok=True, problem="")
+        self.state = State(judge.policy.revision, time.time(), ok=True, problem="", warnings=loaded.warnings)
         self._unkept = (sources, judge.policy.revision)
         _log.info("%s: revision %s is in force", self._directory, judge.policy.revision)
         for warning in loaded.warnings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter as Multiset
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -57,7 +57,14 @@ def _policy(view: View, directory: Path) -> PolicyInForce:
     live = view.live
     action = view.policy.default_action if view.policy else Action.DENY
     faults = () if live.ok else live.faults or (Fault(Location(str(directory)), live.problem),)
-    return PolicyInForce(directory, live.revision, _moment(live.loaded), str(action), faults)
+    return PolicyInForce(
+        directory, live.revision, _moment(live.loaded), str(action), faults, tuple(_warnings(live.warnings))
+    )
+
+
+def _warnings(warnings: Iterable[Fault]) -> Iterator[Fault]:
+    """Pass over what loading says of secrets: it does not see the variables of Squid's environment."""
+    return (warning for warning in warnings if not warning.message.startswith("secret "))
 
 
 def _rules(policy: Policy | None, counts: Counts) -> Iterator[RuleInForce]:

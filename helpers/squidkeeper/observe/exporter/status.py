@@ -32,6 +32,8 @@ class PolicyInForce:
     """`allow` or `deny`: what happens where no rule matches."""
     faults: tuple[Fault, ...] = ()
     """What is wrong with the policy on disk; empty where the one on disk is in force."""
+    warnings: tuple[Fault, ...] = ()
+    """What is surely unmeant in the policy in force; its secrets are looked at on their own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from squidkeeper.observe.pages.page import ago, counted, moment, size, span
 
 _CA_WARNING = timedelta(days=30)
 _DRIFT_IS_NEWS = timedelta(days=1)
+_WARNINGS_SHOWN = 5
 _FEW_ANSWERS = 10
 _BACKLOG_BYTES = 10_000_000
 _RELOAD_TAKES = timedelta(seconds=5)  # helpers look several times a second, and answer kept verdicts for another second
@@ -92,13 +93,21 @@ def _squid_troubles(squid: Squid) -> Iterable[Trouble]:
 
 
 def _policy_troubles(policy: PolicyInForce) -> Iterable[Trouble]:
-    remedy = f"Mend it, then run `squidkeeper check --policy {shlex.quote(str(policy.directory))}`."
+    check = f"`squidkeeper check --policy {shlex.quote(str(policy.directory))}`"
+    remedy = f"Mend it, then run {check}."
     if policy.revision is None:
         yield Trouble(Urgency.NOW, "No policy has loaded: everything is denied.", remedy, "policy")
     elif policy.faults:
         faults = counted(len(policy.faults), "fault")
         what = f"The policy on disk does not load ({faults}); revision {policy.revision} goes on."
         yield Trouble(Urgency.NOW, what, remedy, "policy")
+    for warning in policy.warnings[:_WARNINGS_SHOWN]:
+        yield Trouble(
+            Urgency.SOON,
+            f"A warning of the policy: {warning}.",
+            f"Mend it, or leave it if it is meant: {check} shows all.",
+            "policy",
+        )
 
 
 def _unanswered_troubles(status: Status) -> Iterable[Trouble]:
