@@ -461,12 +461,14 @@ check_ca() {
     openssl x509 -in "$crt" -noout -checkend 0 >/dev/null || die "ca.crt has expired"
 }
 
-# Leaves in the store are signed by the CA that was in force when they were made: another CA needs a new store.
+# Leaves in the store are signed by the CA that was in force when they were made: another CA needs a new store. Each store has
+# a copy of its CA's certificate in it, as the one in place may have been put there by hand. One without it could be any CA's.
 prepare_certificate_store() {
-    if [ -d "$SSL_DB" ] && cmp -s "$WORK/ca/ca.crt" "$CA_CERT"; then return; fi
+    ! cmp -s "$WORK/ca/ca.crt" "$SSL_DB/ca.crt" || return 0
     mkdir "$WORK/store"
     chown "$ACCOUNT:$GROUP" "$WORK/store"
     quietly as_squid "$CERTGEN" -c -s "$WORK/store/ssl_db" -M 4MB
+    cp "$WORK/ca/ca.crt" "$WORK/store/ssl_db"
 }
 
 # ── The policy ───────────────────────────────────────────────────────────────────────────────────────────────────────

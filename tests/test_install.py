@@ -730,6 +730,37 @@ def test_a_given_ca_replaces_the_one_in_place_which_is_kept(empty: Gateway, tmp_
     assert (empty.snapshot(), empty.pid) == (before, pid)
 
 
+def test_a_former_ca_put_back_by_hand_gets_a_new_certificate_store(empty: Gateway, tmp_path: Path) -> None:
+    let_squid_end_at_once(empty)
+    assert empty.install(*empty.listen).returncode == 0
+    place, former = empty.place("etc/ca"), tmp_path / "former"
+    former.mkdir()
+    for name in ("ca.crt", "ca.key"):
+        (place / name).rename(former / name)
+    assert empty.install().returncode == 0
+    assert empty.answers() == "403"
+    for name in ("ca.crt", "ca.key"):
+        subprocess.run(["cp", "-a", former / name, place / name], check=True)
+    done = empty.install()
+    assert done.returncode == 0, done.stderr
+    assert "CA            in place" in done.stdout
+    assert empty.answers() == "403", "the leaf of the same host is minted anew, by the CA that is there now"
+
+
+def test_a_certificate_store_that_does_not_tell_its_ca_is_made_anew(empty: Gateway) -> None:
+    let_squid_end_at_once(empty)
+    assert empty.install(*empty.listen).returncode == 0
+    store, pid = empty.place("state/ssl_db"), empty.pid
+    assert empty.answers() == "403"
+    leaves = list(store.glob("certs/*"))
+    assert empty.install().returncode == 0
+    assert list(store.glob("certs/*")) == leaves != []
+    (store / "ca.crt").unlink()
+    assert empty.install().returncode == 0
+    assert list(store.glob("certs/*")) == []
+    assert (empty.answers(), empty.pid) == ("403", pid)
+
+
 def test_a_key_of_another_certificate_is_refused(gateway: Gateway, tmp_path: Path) -> None:
     given = make_ca(tmp_path / "one")
     shutil.copy(make_ca(tmp_path / "two") / "ca.key", given / "ca.key")
