@@ -16,7 +16,7 @@ CA_DAYS=3650
 MARK="# Written by squidkeeper's install.sh, which replaces it: lines of your own go into local.conf."
 
 # The paths that the files under squid/ document. This is all that install.sh replaces in them, with where Squid and the exporter
-# listen, and the exporter's account.
+# listen, the exporter's account, and how the runbooks' commands reach a gateway of its own.
 # First as documented; then in a gateway of its own under --root DIR.
 PATHS="
 CONF         /etc/squid/squid.conf                   etc/squid.conf
@@ -536,7 +536,7 @@ listen_of() {
 render() {
     local -n places=$2
     local documented to_marks="" from_marks="" n=0
-    for documented in "${!PLACES[@]}"; do
+    for documented in "${!places[@]}"; do
         n=$((n + 1))
         to_marks+="s|${documented//./\\.}|<<place $n>>|g;"
         from_marks+="s|<<place $n>>|${places[$documented]}|g;"
@@ -911,7 +911,7 @@ prepare_exporter() {
     [ -n "$EXPORTER" ] || EXPORTER=$(sed 's/ .*//' "$EXPORTER_APPLIED" 2>/dev/null || true)
     [ -n "$EXPORTER" ] || EXPORTER=$(usual_exporter)
     mkdir "$WORK/observe"
-    render "$SOURCE/squid/observe/alerts.yaml" PLACES >"$WORK/observe/alerts.yaml"
+    render_alerts >"$WORK/observe/alerts.yaml"
     render_addresses "$SOURCE/squid/observe/prometheus.yaml" >"$WORK/observe/prometheus.yaml"
     cp "$SOURCE/squid/observe/dashboard.json" "$WORK/observe"
     chmod 644 "$WORK/observe"/*
@@ -932,6 +932,29 @@ render_addresses() {
     local squid=$LISTEN
     ! is_yours_with_ours || squid=$(listen_of "$CONF")
     sed "s|127\.0\.0\.1:9129|<<exporter>>|g; s|127\.0\.0\.1:3129|$(reachable "$squid")|g; s|<<exporter>>|$EXPORTER|g" "$1"
+}
+
+# The commands of the runbooks are for this gateway: under --root neither the program nor Squid looks in DIR by itself. What they
+# say of systemctl and journalctl stays.
+# shellcheck disable=SC2034 # render reads commands by its name
+render_alerts() {
+    local documented filter
+    local -A commands=()
+    for documented in "${!PLACES[@]}"; do commands[$documented]=${PLACES[$documented]}; done
+    commands[127.0.0.1:9129]=$(reachable "$EXPORTER")
+    if [ -n "$ROOT" ]; then
+        commands[/var/log/squid]=$(dirname "$ACCESS_LOG")
+        commands[/etc/squid/[*].conf]="$(dirname "$CONF")/*.conf"
+        commands[squid -k]="$(squid_command) -k"
+        commands[squidkeeper check]="$PROGRAM check --policy $POLICY"
+        commands[squidkeeper explain]="$PROGRAM explain --policy $POLICY"
+        for filter in --by --rule --since --status "--drift --since"; do
+            commands[squidkeeper log $filter]="$PROGRAM log --state $STATE $ACCESS_LOG* $filter"
+        done
+        commands[squidkeeper log --drift FILE]="$PROGRAM log --state $STATE --drift FILE"
+        commands[./install.sh]="./install.sh --root $ROOT"
+    fi
+    render "$SOURCE/squid/observe/alerts.yaml" commands
 }
 
 put_exporter() {

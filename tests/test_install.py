@@ -629,6 +629,25 @@ def test_the_last_lines_tell_where_the_exporter_is_and_what_prometheus_and_grafa
         subprocess.run(["runuser", "-u", account, "--", "test", "-r", path], check=True, cwd="/")
 
 
+def test_the_runbooks_are_for_this_gateway(gateway: Gateway) -> None:
+    text = gateway.place("etc/observe/alerts.yaml").read_text()
+    root, program = re.escape(str(gateway.root)), gateway.place("bin/squidkeeper")
+    assert f"`curl -s http://127.0.0.1:{usual_exporter_port(gateway.port)}/healthz`" in text
+    assert f"`{program} check --policy {gateway.place('etc/policy')}`" in text
+    assert f"`{program} explain --policy {gateway.place('etc/policy')} GET URL" in text
+    assert re.search(rf"`squid -n \w+ -f {root}/etc/squid\.conf -k reconfigure`", text)
+    assert f"`ls -lt {gateway.place('log')}`" in text
+    elsewhere = re.sub(rf"{root}[\w./-]*", "", text)
+    left = "9129", "/var/", "/etc/squid", "`squid -k", " squid -k", "`squidkeeper ", " squidkeeper check"
+    assert [name for name in left if name in elsewhere] == []
+    logs = {line for line in re.findall(rf"`({program} log [^`]*)`", text) if "FILE" not in line}
+    assert len(logs) > 4
+    for command in logs:
+        filled = re.sub(r"\{\{.*?\}\}", "some-rule", command)
+        done = subprocess.run(filled, shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode < 2, done.stderr
+
+
 def test_an_exporter_that_was_killed_is_started_again(gateway: Gateway) -> None:
     killed = gateway.exporter
     os.kill(killed, signal.SIGKILL)
