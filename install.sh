@@ -360,6 +360,28 @@ own_directory() {
     chown "$ACCOUNT:$GROUP" "$2"
 }
 
+# What runs on holds its place in the state, and makes none anew where it was moved away. Squid's account owns what is in it, and
+# could have put a link there: so root only makes what is gone by that account, and only gives it what is there itself.
+open_state() {
+    local counts=$STATE/exporter
+    if ! can_write "$STATE"; then
+        chown "$ACCOUNT:$GROUP" "$STATE"
+        chmod 750 "$STATE"
+        say state "given to $ACCOUNT: $STATE"
+    fi
+    [ "$EXPORTER" != none ] || return 0
+    if [ ! -e "$counts" ]; then
+        as_squid mkdir -m 750 "$counts"
+        PUT+=("$counts")
+    elif ! can_write "$counts"; then
+        chown -h "$ACCOUNT:$GROUP" "$counts"
+        as_squid chmod 750 "$counts"
+        say state "given to $ACCOUNT: $counts"
+    fi
+}
+
+can_write() { as_squid test -r "$1" -a -w "$1" -a -x "$1"; }
+
 # ── The program ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # Each version of the sources has a virtual environment of its own, beside the one whose helpers run.
@@ -677,6 +699,7 @@ put_all() {
     [ ! -e "$WORK/policy" ] || put "$WORK/policy" "$POLICY"
     put "$WORK/program" "$PROGRAM"
     put_exporter
+    open_state
     [ -n "$ROOT" ] || link_ca
     [ -n "$ROOT" ] || link_program
     [ -n "$ROOT" ] || label_for_selinux

@@ -668,6 +668,31 @@ def test_no_exporter_is_left_without_its_supervisor_and_a_second_run_starts_both
     assert "squid_up 1.0" in gateway.metrics
 
 
+def test_a_state_that_was_moved_away_or_closed_can_be_written_again(gateway: Gateway) -> None:
+    state, exporter = gateway.place("state"), gateway.exporter
+    shutil.move(state, gateway.place("log/former"))
+    assert gateway.install().returncode == 0
+    for place in (state, state / "exporter"):
+        assert (mode(place), owner(place)) == (0o750, squid_account()), place
+    for place in (state, state / "exporter"):
+        os.chown(place, 0, 0)
+        place.chmod(0o700)
+    assert curl(gateway.port, gateway.place("etc/ca/ca.crt"), "http://en.wikipedia.org/") == "403"
+    wait_for(lambda: "squidkeeper_exporter_state_writable 0.0" in gateway.metrics, "it to be missed")
+    done = gateway.install()
+    assert f"state         given to {squid_account()}: {state}\n" in done.stdout
+    for place in (state, state / "exporter"):
+        assert (mode(place), owner(place)) == (0o750, squid_account()), place
+    wait_for(lambda: "squidkeeper_exporter_state_writable 1.0" in gateway.metrics, "the counts to be kept")
+    assert (state / "exporter/counts.json").exists()
+    assert gateway.exporter == exporter
+    state.chmod(0o755)
+    assert "given to" not in gateway.install().stdout
+    assert mode(state) == 0o755, "an operator's own choice"
+    state.chmod(0o750)
+    shutil.rmtree(gateway.place("log/former"))
+
+
 def test_the_exporter_moves_goes_and_comes_back_as_it_is_told(gateway: Gateway) -> None:
     port, squid, usual = free_port(), gateway.pid, usual_exporter_port(gateway.port)
     assert gateway.install("--exporter-listen", str(port)).returncode == 0
