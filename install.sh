@@ -394,7 +394,16 @@ prepare_program() {
         say program "built in $VENV with $PYTHON"
     fi
     ln -s "../${VENV##*/}/bin/squidkeeper" "$WORK/program"
+    check_readable "$VENV"
+    ADVICE="see the lines above; with $VENV moved away, it is built anew"
     quietly as_squid "$VENV/bin/squidkeeper" --help
+}
+
+# Modes may have been changed since it was built. The first that Squid's account cannot read or enter is named.
+check_readable() {
+    local closed
+    closed=$(as_squid find -H "$1" ! -type l \( ! -readable -o -type d ! -executable \) -print -quit 2>/dev/null) || true
+    [ -z "$closed" ] || die "Squid's account $ACCOUNT cannot read $closed" "chmod -R go+rX $1"
 }
 
 sources_hash() {

@@ -499,6 +499,22 @@ def test_a_program_that_cannot_be_built_fails(gateway: Gateway, changed: Path) -
     assert_fails_and_leaves(gateway, "program", "pip")
 
 
+@pytest.mark.parametrize("name", ["", "bin", "bin/squidkeeper", "pyvenv.cfg"])
+def test_a_program_that_squids_account_cannot_read_is_named(gateway: Gateway, name: str) -> None:
+    venv = gateway.place("bin/squidkeeper").resolve().parent.parent
+    closed = venv / name
+    kept = mode(closed)
+    closed.chmod(kept & 0o700)
+    failed = gateway.install()
+    closed.chmod(kept)
+    assert failed.returncode == 1
+    assert 'step "program" failed' in failed.stderr
+    assert f"Squid's account {squid_account()} cannot " in failed.stderr
+    assert f" {closed}\n" in failed.stderr
+    assert f"to do: chmod -R go+rX {venv}\n" in failed.stderr
+    assert "pip" not in failed.stderr
+
+
 def test_a_taken_port_fails_before_anything_is_replaced(gateway: Gateway) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
