@@ -621,6 +621,7 @@ parse_configuration() {
     else
         say configuration "accepted by squid -k parse, listening on $LISTEN"
     fi
+    tell_warnings
 }
 
 # Squid reports some faults, such as a missing program, and still exits 0.
@@ -629,6 +630,12 @@ squid_accepts() {
         grep -E '\| (FATAL|ERROR): |unrecognized: ' "$WORK/output" | sed "s|$WORK/parse/|prepared |g" >&2
         die "squid -k parse does not accept the configuration"
     fi
+}
+
+# Of our own lines squid -k parse has none: it warns of what local.conf has, such as a CA file that it cannot read and goes on without.
+tell_warnings() {
+    local line
+    while read -r line; do say "" "$line"; done < <(sed -n 's/^.*| \(WARNING: \)/\1/p' "$WORK/output")
 }
 
 # ── AppArmor ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -388,6 +388,18 @@ def test_a_line_in_local_conf_takes_effect_by_a_second_run_without_a_restart(gat
     assert gateway.install().returncode == 0
 
 
+def test_what_squid_warns_of_in_local_conf_is_told(gateway: Gateway) -> None:
+    assert "WARNING" not in gateway.install().stdout
+    local = gateway.place("etc/local.conf")
+    kept = local.read_text()
+    local.write_text(kept + "tls_outgoing_options cafile=/nonexistent.crt\n")
+    done = gateway.install()
+    local.write_text(kept)
+    assert gateway.install().returncode == 0
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: Ignoring error setting CA certificate location /nonexistent.crt" in done.stdout
+
+
 def test_another_port_restarts_squid(gateway: Gateway) -> None:
     pid, port = gateway.pid, free_port()
     done = gateway.install("--listen", f"127.0.0.1:{port}")
