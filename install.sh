@@ -1112,7 +1112,7 @@ tell_how_to_try() {
 
 # A squid.conf of yours, in force or kept, stays, and must be able to do without what goes.
 uninstall() {
-    local yours=$CONF
+    local yours=$CONF runs=
     step uninstall "see the lines above"
     lock
     ! is_ours "$CONF" || yours=$BEFORE
@@ -1123,6 +1123,7 @@ uninstall() {
         ! squid_runs || stop_squid
         rm -f "$CONF"
     fi
+    ! squid_runs || runs=yes # asked before its pid file goes
     names "$yours" "$SSL_DB" || rm -rf "$SSL_DB"
     rm -rf "$CONF.previous" "$FRAGMENT" "$ERRORS" "$STATE" "$RUN" "$APPLIED" "$PROGRAM" "$PREFIX"/venv-*
     rm -rf "$OBSERVE" "$UNIT" "$SUPERVISE" "$EXPORTER_APPLIED"
@@ -1132,7 +1133,7 @@ uninstall() {
     close_apparmor
     remove_empty "$(dirname "$ERRORS")" "$(dirname "$PROGRAM")" /etc/squidkeeper/ca "$PREFIX"
     [ -e "$CONF" ] || [ ! -e "$BEFORE" ] || restore_squid
-    ! squid_runs || [ "$yours" != "$CONF" ] ||
+    [ -z "$runs" ] || [ "$yours" != "$CONF" ] ||
         say squid "runs on, and $CONF is yours: unless you told Squid of it, it has lost its helpers and denies all until: $(squid_command) -k reconfigure"
     say uninstall "done. Yours to delete: $POLICY $CA_CERT $CA_KEY (and *.previous, *.before-squidkeeper) $LOCAL $(dirname "$ACCESS_LOG")"
 }
