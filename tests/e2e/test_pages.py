@@ -144,9 +144,10 @@ def test_the_status_page_says_what_is_wrong_and_shows_rules_denials_and_secrets(
 
 
 def test_the_ready_command_explains_the_denial(gateway: Gateway, status: str) -> None:
-    commands = [unescape(code) for code in re.findall(r"<code>(squidkeeper explain [^<]*)</code>", status)]
+    commands = [unescape(code) for code in re.findall(r"<code>(\S*/bin/squidkeeper explain [^<]*)</code>", status)]
     command = next(one for one in commands if one.endswith("https://en.wikipedia.org/wiki/Squid"))
-    environment = {"PATH": f"{gateway.root}/bin:/usr/bin:/bin"}
+    assert command.startswith(f"{gateway.root}/bin/")
+    environment = {"PATH": "/usr/bin:/bin"}
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("DENY         GET https://en.wikipedia.org/wiki/Squid\nrule         no-wikipedia")

@@ -6,6 +6,7 @@ from .curl import curl
 from .dns import Names
 from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
+from .network import wait_for
 from .origin import Origins
 from .raw import Raw
 
@@ -96,6 +97,12 @@ def test_an_upstream_certificate_of_no_known_ca_is_refused(gateway: Gateway, ori
     reply = curl(gateway, "https://untrusted.example/", "--insecure")  # the leaf repeats the origin's fault
     assert reply.status == 503
     assert origins.seen == []
+    fault = "X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY@depth=0"
+    wait_for(lambda: fault in tls_errors(gateway, "untrusted.example"), "the certificate's fault to be on record")
+
+
+def tls_errors(gateway: Gateway, host: str) -> list[str]:
+    return [line["tls_error"] for line in gateway.log() if host in line["url"]]
 
 
 def test_an_upstream_certificate_for_another_name_is_refused(gateway: Gateway, origins: Origins) -> None:

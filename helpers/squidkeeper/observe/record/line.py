@@ -43,6 +43,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     user_agent: str
     squid: str
     connection: str
+    tls_error: str = NONE  # lines of before it was added have none
 
 
 _decoder = msgspec.json.Decoder(Record)
