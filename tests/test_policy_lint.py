@@ -202,6 +202,11 @@ def test_a_deny_that_closes_what_is_open_on_another_port_is_not_shown(directory:
         assert "second" not in str(warnings(directory, textwrap.dedent(open_elsewhere)))
 
 
+def test_a_deny_of_a_port_that_nothing_opens_is_not_said_to_come_too_late(directory: Path) -> None:
+    text = with_a_late_deny("hosts: [a.example]", "hosts: [a.example], ports: [8443]")
+    assert "second" not in str(warnings(directory, text))
+
+
 def test_a_deny_of_a_method_holds_for_more_spellings_than_an_allow(directory: Path) -> None:
     rule = "hosts: [a.example], methods: [PATCH]"
     assert "second" not in str(warnings(directory, with_a_late_deny(rule, rule)))

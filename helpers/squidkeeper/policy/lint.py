@@ -178,7 +178,8 @@ def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) 
     """Say what an earlier rule leaves to nobody, if its ports are those of a later one."""
     if _reaches(first, rule, _ANY_PORT):
         return f"can never decide: {first.name!r} ({first.location}) decides all it could match"
-    if first.action is Action.ALLOW and rule.action is Action.DENY and _reaches(first, rule, opened):
+    is_late_deny = first.action is Action.ALLOW and rule.action is Action.DENY and _touches(rule, opened)
+    if is_late_deny and _reaches(first, rule, opened):
         return f"closes nothing: {first.name!r} ({first.location}), above it, opens all it could close"
     return None
 
@@ -221,6 +222,11 @@ def _reaches(decider: Rule, rule: Rule, among: Mapping[str, list[range]]) -> boo
         for scheme in DEFAULT_PORTS
         for asked in _common(_ports(rule, scheme), among[scheme])
     )
+
+
+def _touches(rule: Rule, among: Mapping[str, list[range]]) -> bool:
+    """Tell whether a rule has any of some ports."""
+    return any(any(_common(_ports(rule, scheme), among[scheme])) for scheme in DEFAULT_PORTS)
 
 
 def _common(some: list[range], others: list[range]) -> Iterator[range]:
