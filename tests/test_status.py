@@ -295,6 +295,13 @@ def test_the_connect_of_a_denied_tunnel_is_shown_as_the_request_inside() -> None
     assert [one.method for one in denials_of([connect])] == ["CONNECT"]
 
 
+def test_a_policy_that_only_root_can_read_is_checked_as_another() -> None:
+    unreadable = Fault(Location("policy.yaml"), "permission denied for the account proxy; as installed, root can")
+    for fault, said in ((unreadable, True), (FAULT, False)):
+        (trouble,) = troubles(replace(WELL, policy=replace(POLICY, faults=(fault,))))
+        assert ("run it as the account that the fault names" in trouble.remedy) is said
+
+
 # --- the ready command ----------------------------------------------------------------------------------------------
 
 

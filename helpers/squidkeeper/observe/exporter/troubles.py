@@ -95,6 +95,8 @@ def _squid_troubles(squid: Squid) -> Iterable[Trouble]:
 def _policy_troubles(policy: PolicyInForce) -> Iterable[Trouble]:
     check = f"`squidkeeper check --policy {shlex.quote(str(policy.directory))}`"
     remedy = f"Mend it, then run {check}."
+    if any("permission denied" in fault.message for fault in policy.faults):
+        remedy += " As root it finds nothing wrong: run it as the account that the fault names."
     if policy.revision is None:
         yield Trouble(Urgency.NOW, "No policy has loaded: everything is denied.", remedy, "policy")
     elif policy.faults:
