@@ -75,6 +75,14 @@ def test_check_warns_of_a_secret_that_makes_no_header(policy: Path, content: str
     assert out.endswith(", 0 faults, 1 warning\n")
 
 
+def test_check_says_once_that_a_secret_is_not_there(policy: Path) -> None:
+    (policy / "token").unlink()
+    status, out = run("check", "--policy", policy)
+    assert status == 0
+    assert "warning: secret 'token' cannot be had" in out
+    assert out.endswith(", 0 faults, 1 warning\n")
+
+
 def test_check_shows_a_failing_test_as_expected_against_got(policy: Path) -> None:
     write_policy(policy, "tests: [{request: GET https://en.wikipedia.org/, expect: allow}]", "b.yaml")
     status, out = run("check", "--policy", policy)

@@ -74,9 +74,7 @@ def _holds_for_any(rule: Rule, facts: Facts, asked: Sequence[Asked], at: datetim
 
 
 def _is_for_every_host(match: Match) -> bool:
-    if match.hosts is None:
-        return match.lists is None
-    return any(pattern.form is HostForm.ANY for pattern in match.hosts)
+    return match.any_host or any(pattern.form is HostForm.ANY for pattern in match.hosts or ())
 
 
 def _rules(judge: Judge, facts: Facts) -> Iterator[Rule]:

@@ -51,7 +51,7 @@ class HostIndex:
         return tuple(sorted(set(found))) if found else ()  # none is what most hosts have in most sections
 
     def _add(self, position: int, match: Match) -> None:
-        if match.hosts is None and match.lists is None:
+        if match.any_host:
             self._by_key.setdefault(HostForm.ANY, []).append(position)
         for pattern in match.hosts or ():
             if pattern.network is not None:

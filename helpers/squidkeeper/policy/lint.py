@@ -75,7 +75,7 @@ def _every_host(policy: Policy) -> Iterator[Fault]:
     for what, group in entries:
         for entry in group:
             match = entry.match
-            if match.hosts is None and match.lists is None and not match.any_url:
+            if match.any_host and not match.any_url:
                 holds = "holds for every host, as it names none: if that is meant, hosts: ['*'] says so"
                 yield Fault(entry.location, f"{what} {entry.name!r} {holds}")
 
@@ -281,7 +281,7 @@ class _Deciders:
     def add(self, position: int, rule: Rule) -> None:
         self._rules[position] = rule
         match = rule.match
-        if match.hosts is None and match.lists is None:
+        if match.any_host:
             self._by_key.setdefault(HostForm.ANY, set()).add(position)
         for pattern in match.hosts or ():
             if pattern.network is not None:
@@ -316,7 +316,7 @@ class _Deciders:
 
 
 def _patterns(match: Match) -> tuple[HostPattern, ...]:
-    if match.hosts is None and match.lists is None:
+    if match.any_host:
         return (HostPattern("*", HostForm.ANY),)
     return match.hosts or ()
 

@@ -73,6 +73,11 @@ class Match:
     query: tuple[QueryPattern, ...] | None = None
 
     @property
+    def any_host(self) -> bool:
+        """Whether it holds for every host because it names none."""
+        return self.hosts is None and self.lists is None
+
+    @property
     def any_path(self) -> bool:
         """Whether every path holds, so that only `query` can still depend on the URL."""
         return self.paths is None or any(pattern.everything for pattern in self.paths)
