@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import resource
 import subprocess
 import time
 from collections.abc import Callable
@@ -149,3 +151,272 @@ def test_a_hundred_edits_a_second_are_taken_up_and_bounded_on_disk(tmp_path: Pat
     wait_for(lambda: live.state.revision in kept_names(tmp_path))
     assert len(kept_names(tmp_path)) <= 50
     assert not list((tmp_path / "state/revisions").glob(".*"))
+
+
+# --- files that are being written ---------------------------------------------------------------------------------
+
+HALF = "version: 1\nrules:\n  - {name: first, action: allow, hosts: ['*']}\n"
+REST = "  - {name: second, action: deny, hosts: [closed.example]}\n"
+LISTED = "lists: {ads: {file: ../lists/ads.txt}}\nrules: [{name: no-ads, action: deny, lists: [ads]}]"
+
+
+def rule_names(live: LivePolicy[Judge]) -> list[str]:
+    return [rule.name for rule in live.current.policy.rules] if live.current else []
+
+
+def keep_looking(live: LivePolicy[Judge], seconds: float = 0.4) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        look(live)
+
+
+def comes_in_force(live: LivePolicy[Judge], *names: str) -> None:
+    """Look until these rules, and no others, are in force."""
+    look_until(live, lambda: rule_names(live) == [*names])
+
+
+def look_until(live: LivePolicy[Judge], condition: Callable[[], bool]) -> None:
+    def looked() -> bool:
+        look(live)
+        return condition()
+
+    wait_for(looked)
+
+
+def started(tmp_path: Path, text: str = GOOD) -> LivePolicy[Judge]:
+    """A process with a policy in force, which is kept."""
+    write_policy(tmp_path / "policy", text)
+    live = make(tmp_path)
+    look(live)
+    live._keep()
+    return live
+
+
+def test_a_half_written_file_is_not_loaded_until_it_is_closed(tmp_path: Path) -> None:
+    live = started(tmp_path)
+    with (tmp_path / "policy/policy.yaml").open("w") as file:
+        keep_looking(live)
+        assert rule_names(live) == ["open"]
+        file.write(HALF)
+        file.flush()
+        keep_looking(live)
+        assert (rule_names(live), live.state.ok) == (["open"], True)
+        file.write(REST)
+    comes_in_force(live, "first", "second")
+
+
+def test_a_new_file_of_the_policy_is_not_loaded_until_it_is_closed(tmp_path: Path) -> None:
+    live = started(tmp_path)
+    with (tmp_path / "policy/00-first.yaml").open("w") as file:
+        keep_looking(live)
+        file.write(HALF)
+        file.flush()
+        keep_looking(live)
+        assert (rule_names(live), live.state.ok) == (["open"], True)
+        file.write(REST)
+    comes_in_force(live, "first", "second", "open")
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic link", "hard link"])
+def test_a_file_that_is_written_under_another_name_is_not_loaded_until_it_is_closed(
+    tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    elsewhere = tmp_path / "elsewhere.yaml"
+    elsewhere.write_text("version: 1\n" + GOOD)
+    (tmp_path / "policy").mkdir()
+    link(elsewhere, tmp_path / "policy/policy.yaml")
+    live = make(tmp_path)
+    look(live)
+    with elsewhere.open("w") as file:
+        file.write(HALF)
+        file.flush()
+        keep_looking(live)
+        assert rule_names(live) == ["open"]
+        file.write(REST)
+    comes_in_force(live, "first", "second")
+
+
+def listed(tmp_path: Path) -> Path:
+    file = tmp_path / "lists/ads.txt"
+    file.parent.mkdir()
+    file.write_text("one.example\ntwo.example\n")
+    return file
+
+
+def hosts_of_the_list(live: LivePolicy[Judge]) -> int:
+    assert live.current
+    return live.current.policy.lists["ads"].summary.patterns
+
+
+def test_a_half_written_list_is_not_loaded_until_it_is_closed(tmp_path: Path) -> None:
+    ads = listed(tmp_path)
+    live = started(tmp_path, LISTED)
+    with ads.open("w") as file:
+        keep_looking(live)
+        file.write("one.example\n")
+        file.flush()
+        keep_looking(live)
+        assert hosts_of_the_list(live) == 2
+        file.write("two.example\nthree.example\n")
+    look_until(live, lambda: hosts_of_the_list(live) == 3)
+
+
+def test_a_list_that_an_edit_names_is_not_loaded_while_it_is_still_written(tmp_path: Path) -> None:
+    live = started(tmp_path)
+    (tmp_path / "lists").mkdir()
+    with (tmp_path / "lists/ads.txt").open("w") as file:
+        file.write("one.example\n")
+        file.flush()
+        write_policy(tmp_path / "policy", LISTED)
+        keep_looking(live)
+        assert rule_names(live) == ["open"]
+        file.write("two.example\n")
+    comes_in_force(live, "no-ads")
+    assert hosts_of_the_list(live) == 2
+
+
+def test_a_file_that_stays_open_is_reported_and_loads_once_it_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squidkeeper.live._WRITE_SECONDS", 0.2)
+    live = started(tmp_path)
+    file = tmp_path / "policy/policy.yaml"
+    with file.open("w") as writer:
+        writer.write(HALF)
+        writer.flush()
+        keep_looking(live, 1.0)
+        assert (rule_names(live), live.state.ok) == (["open"], False)
+        assert f"{file}: open for writing since " in live.state.problem
+        assert caplog.text.count("open for writing since ") == 1
+        assert "the last good policy goes on" in caplog.text
+        write_policy(tmp_path / "policy", GOOD.replace("name: open", "name: replaced"), ".new")
+        (tmp_path / "policy/.new").rename(file)
+        comes_in_force(live, "replaced")
+        assert (live.state.ok, live.state.problem) == (True, "")
+
+
+def test_touch_declares_a_file_complete(tmp_path: Path) -> None:
+    live = started(tmp_path)
+    os.truncate(tmp_path / "policy/policy.yaml", 0)  # a write that no close follows
+    (tmp_path / "policy/other.yaml").write_text(HALF)
+    keep_looking(live)
+    assert rule_names(live) == ["open"]
+    (tmp_path / "policy/policy.yaml").unlink()
+    comes_in_force(live, "first")
+    os.truncate(tmp_path / "policy/other.yaml", len("version: 1\n"))
+    keep_looking(live)
+    assert rule_names(live) == ["first"]
+    subprocess.run(["touch", tmp_path / "policy/other.yaml"], check=True)
+    comes_in_force(live)
+    assert live.state.ok
+
+
+def test_a_process_that_starts_while_a_file_is_written_begins_with_what_was_in_force(tmp_path: Path) -> None:
+    first = started(tmp_path)
+    with (tmp_path / "policy/policy.yaml").open("w") as file:
+        file.write(HALF)
+        file.flush()
+        look(first)
+        later = make(tmp_path)
+        keep_looking(later)
+        assert (rule_names(later), later.state.ok) == (["open"], True)
+        assert later.state.revision == first.state.revision
+        file.write(REST)
+    comes_in_force(later, "first", "second")
+
+
+def test_a_process_that_starts_goes_by_the_others_for_as_long_as_the_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squidkeeper.policy.writes._QUIET_SECONDS", 0.2)
+    first = started(tmp_path)
+    with (tmp_path / "policy/policy.yaml").open("w") as file:
+        file.write(HALF)
+        file.flush()
+        look(first)
+        time.sleep(0.5)
+        later = make(tmp_path)
+        keep_looking(later)
+        assert rule_names(later) == ["open"]
+    comes_in_force(first, "first")
+    comes_in_force(later, "first")
+
+
+def test_a_process_that_starts_alone_waits_until_the_file_is_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squidkeeper.policy.writes._QUIET_SECONDS", 0.5)
+    started(tmp_path)
+    write_policy(tmp_path / "policy", "rules: [{name: later, action: deny}]")
+    alone = make(tmp_path)
+    comes_in_force(alone, "open")
+    time.sleep(0.5)
+    comes_in_force(alone, "later")
+
+
+def test_a_process_that_starts_with_what_was_in_force_denies_once_the_file_is_complete_and_bad(tmp_path: Path) -> None:
+    started(tmp_path)
+    with (tmp_path / "policy/policy.yaml").open("w") as file:
+        file.write("version: 1\n" + BAD)
+        file.flush()
+        later = make(tmp_path)
+        keep_looking(later)
+        assert rule_names(later) == ["open"]
+    look(later)
+    assert (later.current, later.state.revision, later.state.ok) == (None, None, False)
+
+
+def test_a_process_that_starts_loads_what_is_in_force_at_once_however_new_the_file_is(tmp_path: Path) -> None:
+    first = started(tmp_path)
+    write_policy(tmp_path / "policy", GOOD)
+    later = make(tmp_path)
+    look(later)
+    assert later.state.revision == first.state.revision
+    assert not later._began_with_before
+
+
+def test_what_was_in_force_of_another_directory_is_not_taken(tmp_path: Path) -> None:
+    started(tmp_path)
+    write_policy(tmp_path / "other", "rules: [{name: other, action: deny}]")
+    live = LivePolicy(tmp_path / "other", None, lambda judge: judge, tmp_path / "state/revisions")
+    comes_in_force(live, "other")
+
+
+def test_without_inotify_the_log_says_so_and_edits_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = [os.open("/dev/null", os.O_RDONLY)]
+    live = make(tmp_path)
+    write_policy(tmp_path / "policy", GOOD)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used[0], hard))  # what inotify_init asks for is not there
+    try:
+        live._begin()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(used[0])
+    comes_in_force(live, "open")
+    write_policy(tmp_path / "policy", HALF.removeprefix("version: 1\n"))
+    look(live)
+    comes_in_force(live, "first")
+    assert caplog.text.count("inotify cannot be used (Too many open files)") == 1
+
+
+# --- files that end with `end: true` ------------------------------------------------------------------------------
+
+
+def test_a_file_that_ended_so_must_end_so_again_in_every_process_until_it_is_dropped(tmp_path: Path) -> None:
+    live = started(tmp_path, GOOD + "\nend: true\n")
+    revision = live.state.revision
+    write_policy(tmp_path / "policy", GOOD)
+    look(live)
+    assert (live.state.revision, live.state.ok) == (revision, False)
+    assert "as it did before" in live.state.problem
+    later = make(tmp_path)
+    time.sleep(2.1)
+    look(later)
+    assert (later.current, later.state.ok) == (None, False)
+    write_policy(tmp_path / "policy", GOOD + "\nend: false\n")
+    look(live)
+    assert live.state.ok
+    write_policy(tmp_path / "policy", GOOD)
+    look(live)
+    assert live.state.ok

@@ -230,6 +230,92 @@ def test_the_same_name_may_stand_in_two_sections(policy: Path) -> None:
     assert loaded.policy.rules[0].name == "x"
 
 
+# --- a file that is cut off ---------------------------------------------------------------------------------------
+
+ENDING = "version: 1\nrules:\n  - {name: a, action: deny, hosts: [a.example]}\n"
+
+
+def load_after(directory: Path, text: str, *ended: str) -> Loaded:
+    (directory / "policy.yaml").write_text(text)
+    return build(read_sources(directory, ENVIRONMENT), ended=frozenset(ended))
+
+
+def test_a_file_that_requires_its_end_loads_with_it(policy: Path) -> None:
+    shutil.copy(DATA / "good" / "end.yaml", policy / "policy.yaml")
+    assert [rule.name for rule in load(policy).policy.rules] == ["a"]
+    assert read_sources(policy).ended == {"policy.yaml"}
+
+
+def test_no_prefix_of_a_file_that_ended_before_loads(policy: Path) -> None:
+    text = ENDING + "end: true\n"
+    for length in range(len(text.rstrip())):
+        with pytest.raises(PolicyError):
+            load_after(policy, text[:length], "policy.yaml")
+    assert load_after(policy, text, "policy.yaml").policy.rules
+
+
+def test_no_prefix_of_a_file_that_requires_its_end_loads(policy: Path) -> None:
+    text = (DATA / "good" / "end.yaml").read_text()
+    for length in range(len("version: 1\nend: required"), len(text.rstrip())):
+        with pytest.raises(PolicyError):
+            load_after(policy, text[:length])
+
+
+def test_the_fault_of_a_file_that_is_cut_off_stands_where_it_ends_and_says_how_to_do_without(policy: Path) -> None:
+    with pytest.raises(PolicyError) as raised:
+        load_after(policy, ENDING, "policy.yaml")
+    [fault] = raised.value.faults
+    assert (fault.location.line, fault.location.column) == (3, 1)
+    assert fault.message == (
+        "the file does not end with 'end: true', as it did before: is it cut off? "
+        "To do without that line, put a file with 'end: false' as its last line in force first"
+    )
+    assert load_after(policy, ENDING + "end: false\n", "policy.yaml").policy.rules
+    assert load_after(policy, ENDING, "other.yaml").policy.rules
+
+
+# --- a text that a comment cuts off -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reason", "warned"),
+    [
+        ("reason: Closed. Ask #platform", (7, 25, "#platform")),
+        ("reason: Closed.\n      Ask #platform or #security", (8, 11, "#platform or #security")),
+        ("owner: team #1", (7, 17, "#1")),
+        ("reason: Closed. # until the audit is over", None),
+        ("reason: Closed. #", None),
+        ("reason: 'Closed. Ask #platform'", None),
+        ("reason: 'Closed.' #platform", None),
+        ("reason: Ask on channel#platform", None),
+        ("reason: |\n      Closed. Ask #platform", None),
+        ("ports: [443] #https", None),
+    ],
+)
+def test_a_text_that_stops_at_a_word_with_a_hash_is_warned_about(
+    policy: Path, reason: str, warned: tuple[int, int, str] | None
+) -> None:
+    loaded = load(policy, f"rules:\n  - {{name: b, action: deny, hosts: [b.example]}}\n{RULE}    {reason}\n")
+    warnings = [(one.location.line, one.location.column, one.message) for one in loaded.warnings]
+    if warned is None:
+        assert warnings == []
+        return
+    line, column, word = warned
+    key = reason.partition(":")[0]
+    expected = f"{key!r} ends before {word!r}, which YAML reads as a comment; quote the text, or put a space after"
+    assert [(line, column, message.startswith(expected)) for line, column, message in warnings] == [
+        (line, column, True)
+    ], warnings
+
+
+RULE = "  - name: a\n    action: deny\n    hosts: [a.example]\n"
+
+
+def test_the_reason_of_the_defaults_is_warned_about_too(policy: Path) -> None:
+    [warning] = load(policy, "defaults: {action: deny,\n  reason: Ask #platform\n  }").warnings
+    assert warning.message.startswith("'reason' ends before '#platform'")
+
+
 # --- what a good policy becomes -----------------------------------------------------------------------------------
 
 

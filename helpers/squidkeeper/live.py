@@ -16,13 +16,15 @@ from squidkeeper.engine import Judge
 from squidkeeper.engine.selftest import run_tests
 from squidkeeper.errors import PolicyError, describe
 from squidkeeper.policy.faults import Fault
-from squidkeeper.policy.revisions import keep, read
-from squidkeeper.policy.sources import Sources, fingerprint, read_sources
+from squidkeeper.policy.revisions import InForce, in_force, keep, put_in_force, read
+from squidkeeper.policy.sources import Sources, fingerprint, policy_files, read_sources
+from squidkeeper.policy.writes import Unfinished, Writes
 
 _FIRST_LOAD_SECONDS = 8
 _LOOK_EVERY_SECONDS = 0.2
 _SETTLE_SECONDS = 0.05
 _KEEP_AGAIN_SECONDS = 10.0
+_WRITE_SECONDS = 5.0  # a file that is open for writing for longer is a problem to report
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -40,11 +42,16 @@ def load(directory: Path, now: datetime, list_cache: Path | None = None) -> Load
     return load_sources(read_sources(directory), now, list_cache)
 
 
-def load_sources(sources: Sources, now: datetime, list_cache: Path | None = None) -> Loaded:
-    """Load a policy from what was read, and run its tests; `PolicyError` with every fault where it does not load."""
+def load_sources(
+    sources: Sources, now: datetime, list_cache: Path | None = None, ended: frozenset[str] = frozenset()
+) -> Loaded:
+    """Load a policy from what was read, and run its tests; `PolicyError` with every fault where it does not load.
+
+    `ended` names the files that ended with `end: true` in the revision before.
+    """
     from squidkeeper.policy.load import build  # late: the sources come to rest while it is imported
 
-    built = build(sources, list_cache=sources.compiled or list_cache)
+    built = build(sources, list_cache=sources.compiled or list_cache, ended=ended)
     judge = Judge(built.policy)
     faults, warnings = run_tests(judge, now)
     all_warnings = (*built.warnings, *warnings)
@@ -88,6 +95,8 @@ class LivePolicy(Generic[T]):
 
     `current` is replaced whole: take it once for each line, and finish the line with what was taken. So is `state`.
     What was loaded is kept in the folder `revisions`, by the thread that watches: nobody waits for that.
+    A file that is being written is not loaded. A process that starts meanwhile begins with the revision that was in
+    force before, until the file is complete.
     """
 
     def __init__(
@@ -103,12 +112,17 @@ class LivePolicy(Generic[T]):
         self._list_cache = list_cache
         self._prepare = prepare
         self._named: tuple[Path, ...] = ()
+        self._lists: tuple[Path, ...] = ()
         self._seen: object = None
         self._refused = ""
         self._revisions = revisions
         self._unkept: tuple[Sources, str] | None = None
         self._keep_at = 0.0
         self._not_kept = ""
+        self._before: InForce | None = None
+        self._began_with_before = False
+        self._writes: Writes | None = None
+        self._unwatched = ""
 
     def start(self) -> None:
         """Load the policy and watch it, in a thread that ends with the process; wait for the first one, not for ever.
@@ -125,8 +139,10 @@ class LivePolicy(Generic[T]):
         try:
             self._look()
         except PolicyError as error:
+            self._end_with_before()
             self._refuse(str(error), error.faults)
         except Exception as error:  # noqa: BLE001 - a policy that we fail on must not end the watch, nor the helper
+            self._end_with_before()
             self._refuse(f"squidkeeper itself failed on it: {describe(error)}")
 
     def _watch(self, looked: threading.Event) -> None:
@@ -144,6 +160,7 @@ class LivePolicy(Generic[T]):
         sources, revision = self._unkept
         try:
             keep(sources, revision, self._revisions, self._list_cache)
+            put_in_force(self._revisions, revision)
         except Exception as error:  # noqa: BLE001 - nor may one that we fail to keep end the watch
             self._keep_at = time.monotonic() + _KEEP_AGAIN_SECONDS
             why = str(error) if isinstance(error, OSError) else describe(error)
@@ -157,30 +174,100 @@ class LivePolicy(Generic[T]):
         self._not_kept = problem
 
     def _look(self) -> None:
+        writes = self._begin() if self._writes is None else self._writes
         if fingerprint(self._directory, self._named) == self._seen:
+            writes.read()
+            return
+        self._watch_writes(writes)  # ahead of the reading
+        if self.current is not None and self._is_unfinished(writes):
             return
         settled = time.monotonic() + _SETTLE_SECONDS
         sources = read_sources(self._directory)
+        self._lists = tuple(sources.lists)
         loaded = self._load(sources)
         time.sleep(max(0.0, settled - time.monotonic()))
         if fingerprint(self._directory, sources.named) != sources.fingerprint:
             return  # an edit is under way; the next look finds it done
+        if not self._is_in_force(loaded) and self._is_unfinished(writes):
+            return
+        writes.take_as_complete()
         self._named, self._seen, self._refused = sources.named, sources.fingerprint, ""
         if isinstance(loaded, PolicyError):
             raise loaded
-        judge = loaded.judge
+        self._take(sources, loaded)
+
+    def _begin(self) -> Writes:
+        """Begin to watch for writes, and find out what was in force before this process."""
+        self._writes = writes = Writes(self._revisions and self._revisions / "being-written.lock")
+        before = in_force(self._revisions) if self._revisions else None
+        self._before = before if before and before.directory == self._directory.absolute() else None
+        return writes
+
+    def _take(self, sources: Sources, loaded: Loaded) -> None:
+        """Put a policy in force."""
+        judge, revision = loaded.judge, loaded.judge.policy.revision
         self.current = self._prepare(judge)
-        self.state = State(judge.policy.revision, time.time(), ok=True, problem="", warnings=loaded.warnings)
-        self._unkept = (sources, judge.policy.revision)
-        _log.info("%s: revision %s is in force", self._directory, judge.policy.revision)
+        self.state = State(revision, time.time(), ok=True, problem="", warnings=loaded.warnings)
+        self._unkept = (sources, revision)
+        self._before = InForce(revision, self._directory.absolute(), sources.ended)
+        self._began_with_before = False
+        _log.info("%s: revision %s is in force", self._directory, revision)
         for warning in loaded.warnings:
             _log.warning("%s", warning)
 
     def _load(self, sources: Sources) -> Loaded | PolicyError:
+        ended = self._before.ended if self._before else frozenset()
         try:
-            return load_sources(sources, datetime.now(UTC), self._list_cache)
+            return load_sources(sources, datetime.now(UTC), self._list_cache, ended)
         except PolicyError as error:
             return error
+
+    def _is_in_force(self, loaded: Loaded | PolicyError) -> bool:
+        """Tell whether what is on disk is the revision that was in force before."""
+        before = self._before
+        return isinstance(loaded, Loaded) and before is not None and loaded.judge.policy.revision == before.revision
+
+    # Files that are being written
+
+    def _is_unfinished(self, writes: Writes) -> bool:
+        """Tell whether to wait until a file is complete; what was in force before goes on meanwhile."""
+        self._watch_writes(writes)
+        unfinished = writes.find()
+        if unfinished is None:
+            return False
+        if self.current is None:
+            self._begin_with_before()
+        if self.current is None and not unfinished.known:
+            return False  # the first policy of all: nothing could go on meanwhile
+        if time.time() - unfinished.since > _WRITE_SECONDS:
+            self._refuse(_still_open(unfinished))
+        return True
+
+    def _begin_with_before(self) -> None:
+        """Begin with the revision that was in force before this process."""
+        if self._before is None or self._revisions is None:
+            return
+        revision = self._before.revision
+        try:
+            judge = load_kept(self._revisions, revision)
+        except (OSError, PolicyError) as error:
+            _log.warning("revision %s, which was in force before, cannot be loaded: %s", revision, error)
+            return
+        self.current = self._prepare(judge)
+        self.state = State(revision, time.time(), ok=True, problem="")
+        self._began_with_before = True
+        _log.info("%s: being written, so revision %s goes on", self._directory, revision)
+
+    def _end_with_before(self) -> None:
+        """Deny everything where the files are complete and do not load, as in a process that starts then."""
+        if self._began_with_before:
+            self.current, self.state, self._began_with_before = None, State(), False
+
+    def _watch_writes(self, writes: Writes) -> None:
+        writes.watch(self._directory, policy_files(self._directory), self._lists)
+        if writes.problem != self._unwatched:
+            _log.warning("%s: %s", self._directory, writes.problem)
+        self._unwatched = writes.problem
 
     def _refuse(self, why: str, faults: tuple[Fault, ...] = ()) -> None:
         self.state = replace(self.state, ok=False, problem=why, faults=faults)
@@ -189,3 +276,11 @@ class LivePolicy(Generic[T]):
         self._refused = why
         kept = "everything is denied" if self.current is None else "the last good policy goes on"
         _log.error("%s does not load, %s:\n%s", self._directory, kept, why)
+
+
+def _still_open(unfinished: Unfinished) -> str:
+    since = datetime.fromtimestamp(unfinished.since, UTC).strftime("%H:%M:%S UTC")
+    return (
+        f"{unfinished.path}: open for writing since {since}, so it is not loaded: "
+        "close it, or replace it by a file that is complete (mv); touch declares it complete as it is"
+    )

@@ -1,6 +1,7 @@
 """Hot reload under load: every way to change a policy, in force in three seconds, no request lost or let through."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 
@@ -68,6 +69,33 @@ def test_a_policy_edited_in_place(new_gateway: NewGateway, origins: Origins) -> 
     gateway = new_gateway(OPENED)
     file = gateway.policy_folder / "policy.yaml"
     toggle(gateway, origins, lambda: file.write_text(CLOSED), lambda: file.write_text(OPENED))
+
+
+OPEN_BY_DEFAULT = (
+    "version: 1\ndefaults: {action: allow}\nrules:\n  - {name: never, action: deny, hosts: [never.example]}\n"
+)
+CLOSING = "  - {name: toggled, action: deny, hosts: [toggled.example], reason: Closed.}\n"
+
+
+def test_a_policy_written_in_place_with_a_stall_is_never_in_force_by_halves(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    """Not in the helpers that run, nor in those that start meanwhile; the second half denies what the first allows."""
+    gateway = new_gateway(OPEN_BY_DEFAULT + CLOSING).start()
+    with load(gateway, *CLIENTS[:3]) as running, load(gateway, ("http", "toggled.example")) as toggled:
+        running.at_least(50)
+        with (gateway.policy_folder / "policy.yaml").open("w") as file:
+            file.write(OPEN_BY_DEFAULT)
+            file.flush()
+            toggled.at_least(30)
+            for pid in gateway.helpers(""):
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(1.5)  # the stall
+            file.write(CLOSING + "  - {name: later, action: deny, hosts: [later.example]}\n")
+        wait_for(lambda: curl(gateway, "http://later.example/").rule == "later", "the whole edit", IN_FORCE_SECONDS)
+        toggled.at_least(30)
+    assert 200 not in toggled.statuses("toggled.example")
+    assert [url for url in origins.urls() if "toggled.example" in url] == []
 
 
 def test_a_policy_replaced_by_rename(new_gateway: NewGateway, origins: Origins) -> None:

@@ -72,17 +72,30 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One policy file: its values, and what is wrong with it as YAML. `root` is None where it could not be read."""
+    """One policy file: its values, and what is wrong with it as YAML. `root` is None where it could not be read.
+
+    The key `end` may stand twice: `END_REQUIRED` is the one with the value `required`.
+    """
 
     path: Path
     content: bytes
     root: Node | None
     faults: tuple[Fault, ...] = ()
+    warnings: tuple[Fault, ...] = ()
 
     @property
     def data(self) -> dict[str, object]:
         """The mapping that the file holds; empty where it holds none."""
         return self.root.data if self.root and isinstance(self.root.data, dict) else {}
+
+    @property
+    def ends(self) -> bool:
+        """Whether the file ends with `end: true`."""
+        return self.data.get(END) is True
+
+    def end(self) -> Location:
+        """Find the last line of the file."""
+        return Location(str(self.path), max(1, len(self.content.splitlines())), 1)
 
     def locate(self, steps: Sequence[str | int], *, key: bool = False) -> Location:
         """Find the place of the value, or of the key, that `steps` lead to; as far as they lead."""
@@ -100,7 +113,7 @@ def parse_document(path: Path, content: bytes) -> Document:
     """Parse one policy file; whatever is wrong with it stands in the document's faults."""
     composer = _Composer(str(path))
     root = composer.compose(content)
-    return Document(path, content, root, tuple(composer.faults))
+    return Document(path, content, root, tuple(composer.faults), tuple(composer.warnings))
 
 
 def entries(document: Document, *sections: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, int | str]]]:
@@ -148,6 +161,8 @@ class _Composer:
     def __init__(self, file: str) -> None:
         self.file = file
         self.faults: list[Fault] = []
+        self.warnings: list[Fault] = []
+        self._lines: list[str] = []
         self._steps: list[str] = []  # the keys that lead to where we are
         self._anchors: dict[str, Node | None] = {}  # None: the node is not finished yet
         self._events: Iterator[Event] = iter(())
@@ -155,6 +170,7 @@ class _Composer:
     def compose(self, content: bytes) -> Node | None:
         try:
             text = _decode(content)
+            self._lines = text.splitlines()
             self._events = _events(text)
             return self._document()
         except _UnreadableError as error:
@@ -205,14 +221,17 @@ class _Composer:
         while not isinstance(event := next(self._events), MappingEndEvent):
             key = self._node(event, depth + 1)
             self._steps.append(key.data if isinstance(key.data, str) else "")
-            value = self._node(next(self._events), depth + 1)
+            event = next(self._events)
+            value = self._node(event, depth + 1)
             self._steps.pop()
+            if key.data in _PROSE and isinstance(event, ScalarEvent):
+                self._check_comment(str(key.data), event)
             node.size += value.size
             if not isinstance(key.data, str):
                 what = kind(key.data) if is_private(self._steps) else describe(key.data)
                 self._fault(key.place, f"a key is {what}, expected text{quote_it(key.data)}")
-            elif self._takes_key(children, key.data, key.place):
-                name = sys.intern(key.data)
+            elif self._takes_key(children, name := self._key_name(key.data, value), key.place):
+                name = sys.intern(name)
                 value.key_place = key.place
                 children[name] = value
                 if not _may_be_empty([*self._steps, name], value):
@@ -220,6 +239,20 @@ class _Composer:
         node.children = children
         node.data = {name: child.data for name, child in children.items()}
         return node
+
+    def _key_name(self, key: str, value: Node) -> str:
+        return END_REQUIRED if key == END and value.data == _REQUIRED and not self._steps else key
+
+    def _check_comment(self, key: str, event: ScalarEvent) -> None:
+        """Warn about a text without quotes that stops at a word such as `#platform`, where YAML reads a comment."""
+        mark = event.end_mark
+        if event.style not in (None, "") or mark is None or mark.line >= len(self._lines):
+            return
+        comment = _WORD_AS_COMMENT.match(self._lines[mark.line], mark.column)
+        if comment is not None:
+            place = _at(mark.line + 1, comment.start(1) + 1)
+            message = f"{key!r} ends before {_short(comment[1])!r}, which YAML reads as a comment; {_QUOTE_THE_TEXT}"
+            self.warnings.append(Fault(_location(self.file, place), message))
 
     def _takes_key(self, children: dict[str, Node], key: str, place: Place) -> bool:
         first = children.get(key)
@@ -431,6 +464,12 @@ def _short(text: str) -> str:
     return text if len(text) <= _SHOWN_AT_MOST else f"{text[:_SHOWN_AT_MOST]}…"
 
 
+END = "end"
+END_REQUIRED = "end: required"
+_REQUIRED = "required"
+_PROSE = ("reason", "owner")
+_WORD_AS_COMMENT = re.compile(r"\s+(#[^\s#].*)")
+_QUOTE_THE_TEXT = "quote the text, or put a space after the '#' of a comment"
 _COLUMN_BITS = 20
 _COLUMN_MASK = (1 << _COLUMN_BITS) - 1
 _SHOWN_AT_MOST = 60

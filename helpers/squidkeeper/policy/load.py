@@ -51,10 +51,13 @@ class Loaded:
     warnings: tuple[Fault, ...] = ()
 
 
-def build(sources: Sources, *, list_cache: Path | None = None) -> Loaded:
-    """Build the policy; `PolicyError` with every fault where there is one. The policy's own tests are not run."""
+def build(sources: Sources, *, list_cache: Path | None = None, ended: frozenset[str] = frozenset()) -> Loaded:
+    """Build the policy; `PolicyError` with every fault where there is one. The policy's own tests are not run.
+
+    `ended` names the files that ended with `end: true` in the revision before.
+    """
     names = _names(sources)
-    checked = [check_document(document, names) for document in sources.documents]
+    checked = [check_document(document, names, ended) for document in sources.documents]
     faults = [*sources.faults, *(fault for document in sources.documents for fault in document.faults)]
     faults += (fault for one in checked for fault in one.faults)
     faults += _merge_faults(sources.documents)
@@ -62,7 +65,8 @@ def build(sources: Sources, *, list_cache: Path | None = None) -> Loaded:
     faults += [*list_faults, *_opened_list_faults(sources.documents, lists)]
     secret_faults, secret_warnings = _check_secrets(sources)
     faults += secret_faults
-    all_warnings = tuple(sorted({*warnings, *secret_warnings}))
+    cut_off = (warning for document in sources.documents for warning in document.warnings)
+    all_warnings = tuple(sorted({*warnings, *secret_warnings, *cut_off}))
     if faults:
         raise PolicyError(sorted(set(faults)), all_warnings)
     return Loaded(_policy(sources, checked, lists), all_warnings)

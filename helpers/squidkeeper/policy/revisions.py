@@ -4,6 +4,9 @@ A revision is a folder of its own name: its documents whole, its compiled lists,
 they came from. Secrets are named in the documents, and nowhere else. Documents and lists are linked, not copied, where
 an earlier revision has the same; the newest revisions are kept, as many as fit. A folder is made beside its place and
 renamed into it, so that several processes can keep the same revision at once.
+
+The symbolic link `in-force` names the revision that was loaded last. A process that starts while a file of the policy
+is being written begins with it.
 """
 
 from __future__ import annotations
@@ -32,6 +35,34 @@ class Kept:
 
     revision: str
     loaded: float
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The revision that was loaded last, its directory, and which of its files ended with `end: true`."""
+
+    revision: str
+    directory: Path
+    ended: frozenset[str]
+
+
+def put_in_force(folder: Path, revision: str) -> None:
+    """Record that a revision, which is kept, was loaded last; OSError where that cannot be written."""
+    new = folder / f".{_IN_FORCE}.{os.getpid()}{_UNFINISHED}"
+    with suppress(FileNotFoundError):
+        new.unlink()
+    new.symlink_to(revision)
+    new.rename(folder / _IN_FORCE)
+
+
+def in_force(folder: Path) -> InForce | None:
+    """Tell which revision was loaded last; None where none was, or it is not kept whole."""
+    try:
+        revision = os.readlink(folder / _IN_FORCE)
+        raw = json.loads((folder / revision / _MANIFEST).read_bytes())
+        return InForce(revision, Path(raw["directory"]), frozenset(raw.get("ended", ())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def keep(sources: Sources, revision: str, folder: Path, list_cache: Path | None = None) -> None:
@@ -129,6 +160,7 @@ def _manifest(sources: Sources) -> str:
     raw = {
         "directory": str(sources.directory.absolute()),
         "documents": _digests(sources),
+        "ended": sorted(sources.ended),
         "lists": {str(path.absolute()): file.digest for path, file in sources.lists.items()},
     }
     return json.dumps(raw, indent=2)
@@ -217,6 +249,7 @@ def _new_bytes(place: Path, seen: set[tuple[int, int]]) -> int:
 
 _REVISION = re.compile(r"[0-9a-f]{12}")
 _MANIFEST = "sources.json"
+_IN_FORCE = "in-force"
 _DOCUMENTS = "policy"
 _LISTS = "lists"
 _LIST_SUFFIX = ".hosts"  # as lists.py names what it compiles

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, ValidationInfo
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from squidkeeper.errors import InvalidUrl, PatternError
-from squidkeeper.policy.document import Document, Unquoted, describe, entries, is_private, kind, quote_it, shown_key
+from squidkeeper.policy.document import (
+    END,
+    END_REQUIRED,
+    Document,
+    Unquoted,
+    describe,
+    entries,
+    is_private,
+    kind,
+    quote_it,
+    shown_key,
+)
 from squidkeeper.policy.faults import Fault
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
 from squidkeeper.policy.model import INJECTABLE_HEADERS, NO_REWRITE, VERDICT_NAMES, Action, Target
@@ -99,11 +110,18 @@ def _names_of(info: ValidationInfo) -> Names:
 def _check_known(name: str, kind: str, known: frozenset[str], names: Names) -> str:
     if name not in known and names.whole:
         shown = known - names.hidden
-        expected = suggestion(name, shown) or f", expected {one_of(shown)}"
+        expected = suggestion(name, shown) or f", expected {_one_defined(kind, shown)}"
         if kind == "secret":
             raise _fault(f"there is no secret of this name ({_NO_VALUES}){expected}")
         raise _fault(f"there is no {kind} {name!r}{expected}")
     return name
+
+
+def _one_defined(kind: str, shown: frozenset[str]) -> str:
+    """List the names that are defined, or say where one is to be; the order does not matter."""
+    return (
+        one_of(shown) if shown else f"one that is defined in the section {_SECTIONS[kind]!r} of any file of the policy"
+    )
 
 
 def _name(text: str) -> str:
@@ -255,6 +273,16 @@ def _version(value: object) -> int:
     return value
 
 
+def _end(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong_type("true (or false, once, to do without it from then on)")
+    return value
+
+
+def _end_required(value: object) -> str:
+    return _one_of(value, ("required",))
+
+
 def _redirect(value: object) -> int:
     if value not in _REDIRECTS or isinstance(value, bool):
         raise _wrong_type(f"one of the numbers {', '.join(map(str, _REDIRECTS))}")
@@ -329,6 +357,14 @@ def _tested_rewrite(value: object, info: ValidationInfo) -> str:
     return _check_known(_some_text(value), "rewrite", names.rewrites, names)
 
 
+_SECTIONS = {
+    "client": "clients",
+    "list": "lists",
+    "rule or verdict": "rules",
+    "rewrite": "rewrites",
+    "secret": "secrets",
+    "credential": "credentials",
+}
 _NO_VALUES = "a policy never holds a value itself"
 _NAME_AT_MOST = 100
 _PROSE_AT_MOST = 1000
@@ -481,6 +517,8 @@ class PolicyFile(_Model):
     secrets: dict[SecretName, SecretEntry] | None = None
     credentials: list[CredentialEntry] | None = None
     tests: list[TestEntry] | None = None
+    end_required: Annotated[str, PlainValidator(_end_required)] | None = Field(None, alias="end: required")
+    end: Annotated[bool, PlainValidator(_end)] | None = None
 
 
 # --- validation and its words -------------------------------------------------------------------------------------
@@ -497,16 +535,19 @@ class Checked:
 
 def is_understood(document: Document) -> bool:
     """Tell whether a file was read, its sections are the language's, and those that define names are of their kind."""
-    if document.root is None or not document.data.keys() <= PolicyFile.model_fields.keys():
+    if document.root is None or not document.data.keys() <= _KEYS_OF_FILE:
         return False
     return all(isinstance(document.data.get(section, holder()), holder) for section, holder in _DEFINING.items())
 
 
-def check_document(document: Document, names: Names) -> Checked:
-    """Validate one file against the language; a file that could not be read has no further faults."""
+def check_document(document: Document, names: Names, ended: frozenset[str] = frozenset()) -> Checked:
+    """Validate one file against the language; a file that could not be read has no further faults.
+
+    `ended` names the files that ended with `end: true` in the revision before.
+    """
     if document.root is None:
         return Checked(document)
-    faults = _choice_faults(document)
+    faults = [*_choice_faults(document), *_end_faults(document, document.path.name in ended)]
     try:
         model = PolicyFile.model_validate(document.data, context=names)
     except ValidationError as error:
@@ -522,8 +563,6 @@ def one_of(choices: Mapping[str, object] | frozenset[str] | tuple[str, ...]) -> 
     else:
         names = sorted(filter(str.isprintable, choices))
         shown, more = names[:_SHOWN_AT_MOST], len(names[_SHOWN_AT_MOST:])
-    if not shown:
-        return "one to be defined first"
     others = f" or one of {more} others" if more else ""
     return f"one of {', '.join(shown)}{others}" if len(shown) > 1 else shown[0]
 
@@ -597,10 +636,27 @@ def _type_message(steps: list[int | str], value: object, expected: str) -> str:
 def _fields(steps: list[int | str]) -> frozenset[str]:
     """List the keys of the mapping in which the last step was not understood."""
     if len(steps) == 1:
-        return frozenset(PolicyFile.model_fields)
+        return _KEYS_OF_FILE
     if steps[-2] == "basic":
         return frozenset(Basic.model_fields)
     return frozenset(_ENTRIES[str(steps[0])].model_fields)
+
+
+def _end_faults(document: Document, ended: bool) -> Iterator[Fault]:
+    """Find a file that is cut off: one that does not end with `end: true`, and has to."""
+    end = document.data.get(END, False)
+    if END in document.data and [*document.data][-1] != END:
+        place = document.locate((END,), key=True)
+        yield Fault(place, "'end' is not the last key of the file, expected nothing below it")
+    if END_REQUIRED in document.data and end is False:
+        required = document.locate((END_REQUIRED,), key=True)
+        yield Fault(document.end(), f"the file {_DOES_NOT_END}, which {required} requires: is it cut off?")
+    elif ended and END not in document.data:
+        yield Fault(document.end(), f"the file {_DOES_NOT_END}, as it did before: is it cut off? {_HOW_TO_DROP_END}")
+
+
+_DOES_NOT_END = "does not end with 'end: true'"
+_HOW_TO_DROP_END = "To do without that line, put a file with 'end: false' as its last line in force first"
 
 
 def _choice_faults(document: Document) -> list[Fault]:
@@ -620,6 +676,7 @@ def _choice_faults(document: Document) -> list[Fault]:
     return found
 
 
+_KEYS_OF_FILE = frozenset(field.alias or name for name, field in PolicyFile.model_fields.items())
 NAMED_BY_KEY = ("clients", "lists", "secrets")
 _DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), "rules": list, "rewrites": list, "credentials": list}
 _SHOWN_AT_MOST = 12

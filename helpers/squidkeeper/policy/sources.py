@@ -53,6 +53,11 @@ class Sources:
     faults: tuple[Fault, ...] = ()
     compiled: Path | None = None
 
+    @property
+    def ended(self) -> frozenset[str]:
+        """The names of the files that end with `end: true`."""
+        return frozenset(document.path.name for document in self.documents if document.ends)
+
 
 def read_sources(directory: Path, environment: Mapping[str, str] = os.environ) -> Sources:
     """Read a policy directory and all that it names; never fails: what cannot be read is a fault for `build`.
@@ -78,7 +83,7 @@ def read_sources(directory: Path, environment: Mapping[str, str] = os.environ) -
 
 def fingerprint(directory: Path, named: Iterable[Path] = ()) -> Fingerprint:
     """Take the state of a policy's files by stat alone: it differs after an edit, a rename or a swapped link."""
-    return tuple(_readings((*_policy_files(directory), *named)))
+    return tuple(_readings((*policy_files(directory), *named)))
 
 
 def _readings(paths: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...] | None]]:
@@ -96,7 +101,8 @@ def _reading(path: Path) -> tuple[int, ...] | None:
     return (own.st_ino, real.st_dev, real.st_ino, real.st_mode, real.st_size, real.st_mtime_ns, real.st_ctime_ns)
 
 
-def _policy_files(directory: Path) -> list[Path]:
+def policy_files(directory: Path) -> list[Path]:
+    """List the files that a policy directory's documents are read from, in their order."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -114,7 +120,7 @@ def _read_documents(directory: Path) -> tuple[tuple[Document, ...], tuple[Fault,
         os.listdir(directory)
     except OSError as error:
         return (), (Fault(place, f"the policy directory cannot be read: {reason(error)}"),)
-    paths = _policy_files(directory)
+    paths = policy_files(directory)
     if not paths:
         return (), (Fault(place, "the policy directory holds no policy, expected *.yaml or *.yml files in it"),)
     read = [_read_document(path) for path in paths]

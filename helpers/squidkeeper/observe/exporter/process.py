@@ -71,7 +71,9 @@ class Exporter:
         self._options = options
         self._helpers = options.state / FOLDER
         self._store = Store(options.state / "exporter")
-        self._live: LivePolicy[Judge] = LivePolicy(options.directory, options.state / "lists", lambda judge: judge)
+        self._live: LivePolicy[Judge] = LivePolicy(
+            options.directory, options.state / "lists", lambda judge: judge, options.state / "revisions"
+        )
 
     def run(self) -> None:
         """Count what there is, then answer until the end."""
