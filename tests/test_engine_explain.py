@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 from squidkeeper.engine import Judge
-from squidkeeper.engine.explain import WebSocket, not_reached, passed_over, websocket
+from squidkeeper.engine.explain import Resolved, WebSocket, not_reached, passed_over, resolved, websocket
 from squidkeeper.engine.query import query_of
 from squidkeeper.policy.model import Action, Rule
 
@@ -185,3 +185,34 @@ def test_what_keeps_a_get_from_becoming_a_websocket_is_always_named(
     elif found:
         assert found == WebSocket(passes=True)
         assert judge.decide(query._replace(url=None), NOW).whole
+
+
+AWAY = "rewrites: [{name: away, hosts: [a.example], to: 'https://b.example/'%s}]"
+
+
+@pytest.mark.parametrize(
+    ("rule", "more", "asked", "expected"),
+    [
+        ("hosts: [a.example]", "", "GET https://a.example/", Resolved("a.example", "the rule a")),
+        ("hosts: [a.example]", "", "CONNECT a.example:443", Resolved("a.example", "the rule a")),
+        ("hosts: [a.example], private: true", "", "GET https://a.example/", None),
+        ("hosts: [a.example], private: true", "", "CONNECT a.example:443", None),
+        ("hosts: [203.0.113.7]", "", "GET https://203.0.113.7/", None),
+        ("hosts: [b.example]", "", "GET https://a.example/", None),
+        ("hosts: [b.example]", "defaults: {action: allow}", "GET https://a.example/",
+         Resolved("a.example", "a rule that allows it")),
+        ("hosts: [a.example]", AWAY % "", "GET https://a.example/", Resolved("b.example", "the rewrite away")),
+        ("hosts: [a.example], private: true", AWAY % "", "GET https://a.example/",
+         Resolved("b.example", "the rewrite away")),
+        ("hosts: [a.example]", AWAY % ", private: true", "GET https://a.example/", None),
+        ("hosts: [a.example]", AWAY % ", redirect: 308", "GET https://a.example/", Resolved("a.example", "the rule a")),
+        ("hosts: [a.example]", AWAY % "", "CONNECT a.example:443", None),
+        ("hosts: [a.example]", AWAY.replace("b.example", "203.0.113.7") % "", "GET https://a.example/", None),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_allowed_is_resolved_and_may_be_denied_then(
+    tmp_path: Path, rule: str, more: str, asked: str, expected: Resolved | None
+) -> None:
+    judge = judge_of(tmp_path, f"rules: [{{name: a, action: allow, {rule}}}]\n{more}")
+    query = query_of(*asked.split())
+    assert resolved(judge, query, judge.decide(query, NOW)) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,13 +16,15 @@ from squidkeeper.cli.options import json_option, policy_option
 
 if TYPE_CHECKING:
     from squidkeeper.engine import Decision
-    from squidkeeper.engine.explain import PassedOver, WebSocket
+    from squidkeeper.engine.explain import PassedOver, Resolved, WebSocket
     from squidkeeper.engine.fields import Entry
     from squidkeeper.policy.faults import Location
     from squidkeeper.policy.model import Rule
     from squidkeeper.url import ReadPath
 
 _CANNOT_SAY = 2
+_HOST_AND_PORT = re.compile(r"[^/]+:[0-9]+")
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NOT_REACHED_AT_MOST = 5
 
 
@@ -36,17 +39,18 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
     """Explain what the gateway does with METHOD URL, and why.
 
     An https URL is taken as asked inside its own tunnel; METHOD CONNECT with HOST:PORT asks about opening one.
-    Nothing is resolved: a name that turns out to have a private address is denied when it is fetched, unless the rule
-    says private: true.
+    Nothing is resolved here. Squid resolves a name that is allowed and denies it as private-address if one of its
+    addresses is private, unless the rule says private: true.
 
-    Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load).
+    Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load, or URL is not a URL).
     """
-    from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, websocket
+    from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, resolved, websocket
     from squidkeeper.engine.query import query_of
     from squidkeeper.errors import PolicyError
     from squidkeeper.live import load
 
     _check_address(client)
+    _check_target(method, url)
     now = datetime.now(UTC)
     try:
         judge = load(directory, now).judge
@@ -61,6 +65,7 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
         not_applied(judge, query, decision),
         by_reading(judge, query, now),
         websocket(judge, query, decision, now),
+        resolved(judge, query, decision),
     )
     click.echo(_json(decision, trace) if as_json else _text(f"{method} {url}", decision, trace))
     raise SystemExit(0 if decision.allowed else 1)
@@ -75,6 +80,17 @@ class Trace:
     not_applied: list[PassedOver]
     by_reading: list[tuple[ReadPath, Decision]]
     websocket: WebSocket | None
+    resolved: Resolved | None
+
+
+def _check_target(method: str, url: str) -> None:
+    """Refuse what no client could mean; what is a URL and no valid one is for the judge to deny."""
+    if method == "CONNECT":
+        if not _HOST_AND_PORT.fullmatch(url):
+            raise click.BadParameter(f"CONNECT takes HOST:PORT, such as github.com:443, not {url!r}", param_hint="URL")
+    elif not _ABSOLUTE.match(url):
+        message = f"{url!r} is not an absolute URL, expected one with its scheme, such as https://example.com/"
+        raise click.BadParameter(message, param_hint="URL")
 
 
 def _check_address(client: str | None) -> None:
@@ -94,6 +110,7 @@ def _text(asked: str, decision: Decision, trace: Trace) -> str:
         ("reason", decision.reason),
         ("rewrite", _rewrite_text(decision)),
         *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
+        ("resolved", _resolved_text(trace.resolved)),
         ("websocket", _websocket_text(trace.websocket)),
         *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in trace.by_reading),
         *(("passed over", _passed(one)) for one in trace.passed_over),
@@ -112,6 +129,15 @@ def _not_reached_texts(rules: list[Rule]) -> Iterator[str]:
     yield from (f"{rule.name}{_at(rule.location)}: would deny" for rule in rules[:_NOT_REACHED_AT_MOST])
     if len(rules) > _NOT_REACHED_AT_MOST:
         yield f"{len(rules) - _NOT_REACHED_AT_MOST} more"
+
+
+def _resolved_text(found: Resolved | None) -> str | None:
+    if found is None:
+        return None
+    return (
+        f"later, by Squid: it denies the request as private-address if an address of {found.host} is private "
+        f"(private: true on {found.opener} would allow it)"
+    )
 
 
 def _websocket_text(found: WebSocket | None) -> str | None:
@@ -161,6 +187,8 @@ def _json(decision: Decision, trace: Trace) -> str:
                 "redirect": rewritten.rewrite.redirect,
             },
             "credentials": [credential.name for credential in decision.credentials],
+            "resolved": trace.resolved
+            and {"host": trace.resolved.host, "private_address": "deny", "opened_by": trace.resolved.opener},
             "websocket": trace.websocket
             and {"passes": trace.websocket.passes, "reason": _kept_from_websocket(trace.websocket)},
             "readings": [

@@ -35,6 +35,14 @@ class WebSocket:
     fields: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A name that Squid resolves after the decision, and what would open a private address of it by `private: true`."""
+
+    host: str
+    opener: str
+
+
 def passed_over(judge: Judge, query: Query, at: datetime) -> list[PassedOver]:
     """List the rules for the query's host ahead of the one that matches, with the fields that did not hold.
 
@@ -144,6 +152,27 @@ def _narrowing_fields(match: Match) -> tuple[str, ...]:
     """Name the fields for which a rule is not certain."""
     narrows = {"methods": match.methods is not None, "paths": not match.any_path, "query": match.query is not None}
     return tuple(name for name, holds in narrows.items() if holds)
+
+
+def resolved(judge: Judge, query: Query, decision: Decision) -> Resolved | None:
+    """Name the host that Squid resolves once the request is allowed, where a private address denies it then.
+
+    None for an address, where private addresses are open, and for a tunnel that a rewrite may lead elsewhere: Squid
+    resolves the hosts of the requests inside.
+    """
+    scope = judge.scope(query)
+    rewritten = decision.rewritten
+    if isinstance(scope, Decision) or not decision.allowed or decision.private:
+        return None
+    if query.url is None and decision.may_rewrite:
+        return None
+    fetched = rewritten if rewritten is not None and rewritten.rewrite.redirect is None else None
+    host = fetched.url.host if fetched else scope.facts.host
+    if host.address is not None:
+        return None
+    if fetched:
+        return Resolved(host.text, f"the rewrite {fetched.rewrite.name}")
+    return Resolved(host.text, f"the rule {decision.rule}" if decision.location else "a rule that allows it")
 
 
 def by_reading(judge: Judge, query: Query, at: datetime) -> list[tuple[ReadPath, Decision]]:
