@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import shlex
+import shutil
+import struct
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
+from squidkeeper.live import LivePolicy
 
 from .conftest import write_policy
 
@@ -30,11 +38,15 @@ SECRET = "never-to-be-shown"
 
 
 @pytest.fixture
-def policy(tmp_path: Path) -> Path:
-    directory = write_policy(tmp_path / "policy", POLICY)
-    (directory / "token").write_text(SECRET)
-    (directory / "token").chmod(0o600)
-    return directory
+def policy() -> Iterator[Path]:
+    """A policy that Squid's account can read: it cannot enter the folders of pytest."""
+    with tempfile.TemporaryDirectory(prefix="squidkeeper-tests-") as folder:
+        Path(folder).chmod(0o755)
+        directory = write_policy(Path(folder) / "policy", POLICY)
+        (directory / "token").write_text(SECRET)
+        shutil.chown(directory / "token", group="proxy")
+        (directory / "token").chmod(0o640)
+        yield directory
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -81,6 +93,98 @@ def test_check_says_once_that_a_secret_is_not_there(policy: Path) -> None:
     assert status == 0
     assert "warning: secret 'token' cannot be had" in out
     assert out.endswith(", 0 faults, 1 warning\n")
+
+
+def close_secret(policy: Path) -> Path:
+    (policy / "token").chmod(0o600)
+    return policy / "token"
+
+
+def close_folder(policy: Path) -> Path:
+    (policy / "private").mkdir(mode=0o700)
+    (policy / "token").rename(policy / "private/token")
+    write_policy(policy, POLICY.replace("file: token", "file: private/token"))
+    return policy / "private"
+
+
+def close_by_acl(policy: Path) -> Path:
+    """Close it to the user alone, by a list (acl(5)) as setfacl writes it: owner, user, group, mask, others."""
+    entries = [(1, 6, -1), (2, 0, pwd.getpwnam("proxy").pw_uid), (4, 4, -1), (16, 4, -1), (32, 0, -1)]
+    packed = b"".join(struct.pack("<HHI", tag, mode, who & 0xFFFFFFFF) for tag, mode, who in entries)
+    os.setxattr(policy / "token", "system.posix_acl_access", struct.pack("<I", 2) + packed)
+    return policy / "token"
+
+
+@pytest.mark.parametrize("close", [close_secret, close_folder, close_by_acl])
+def test_check_as_root_warns_of_a_secret_that_squids_account_cannot_read(
+    policy: Path, close: Callable[[Path], Path]
+) -> None:
+    closed = close(policy)
+    why = f"it cannot enter {closed}" if closed.is_dir() else "permission denied"
+    how = f"chgrp proxy {closed}; chmod g+{'x' if closed.is_dir() else 'r'} {closed}"
+    status, out = run("check", "--policy", policy)
+    assert status == 0
+    assert out.splitlines()[0] == (
+        f"{policy}/policy.yaml:10:25: warning: secret 'token' cannot be read by Squid's account proxy ({why}), "
+        f"so requests that need it are denied: give it access ({how})"
+    )
+    assert out.endswith(", 0 faults, 1 warning\n")
+
+
+def test_check_as_root_warns_of_policy_and_list_files_that_squids_account_cannot_read(policy: Path) -> None:
+    (policy / "ads.txt").write_text("ads.example\n")
+    lists = "lists: {ads: {file: ads.txt}}\nrules: [{name: a, action: deny, lists: [ads]}]"
+    write_policy(policy, lists, "b.yaml")
+    for name in ("ads.txt", "b.yaml"):
+        (policy / name).chmod(0o600)
+    status, out = run("check", "--policy", policy)
+    assert status == 0
+    assert [line.partition(" (")[0] for line in out.splitlines()[:2]] == [
+        f"{policy}/b.yaml: warning: this file cannot be read by Squid's account proxy",
+        f"{policy}/b.yaml:2:21: warning: list 'ads' cannot be read by Squid's account proxy",
+    ]
+    policy.chmod(0o700)
+    [warning] = json.loads(run("check", "--policy", policy, "--json")[1])["warnings"]
+    assert warning["file"] == str(policy)
+    assert "so its helpers do not load the policy" in warning["message"]
+
+
+def test_check_asks_for_the_account_that_it_is_given(policy: Path) -> None:
+    assert run("check", "--policy", policy)[1].endswith(", 0 warnings\n")
+    assert "cannot be read by Squid's account nobody" in run("check", "--policy", policy, "--account", "nobody")[1]
+    status, out = run("check", "--policy", policy, "--account", "no-such-account")
+    assert status == 2
+    assert "there is no account 'no-such-account' on this machine" in out
+
+
+def test_check_says_what_it_did_not_check_where_there_is_no_squid_or_no_right_to_ask(policy: Path) -> None:
+    command = [sys.executable, "-m", "squidkeeper", "check", "--policy", str(policy)]
+    hidden = f"mount -t tmpfs tmpfs /usr/sbin && exec {shlex.join(command)}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", hidden], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == (
+        "not checked: what Squid's account can read (no Squid was found here: name its account by --account)"
+    )
+    told = json.loads(run("check", "--policy", policy, "--json")[1])["account"]
+    assert told == {"name": "proxy", "not_checked": None}
+    unable = ["setpriv", "--bounding-set", "-setuid", "--inh-caps", "-setuid", *command, "--json"]
+    done = subprocess.run(unable, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["account"] == {
+        "name": "proxy", "not_checked": "this process cannot take the rights of proxy",
+    }  # fmt: skip
+    assert "Traceback" not in done.stderr
+
+
+def test_check_knows_which_files_of_the_policy_in_force_ended_with_end_true(policy: Path, tmp_path: Path) -> None:
+    write_policy(policy, POLICY + "end: true\n")
+    live = LivePolicy(policy, None, lambda judge: judge, tmp_path / "revisions")
+    time.sleep(0.05)  # file times advance by steps of some milliseconds
+    live.look()
+    live._keep()
+    write_policy(policy, POLICY)
+    status, out = run("check", "--policy", policy, "--state", tmp_path)
+    assert status == 1
+    assert "fault: the file does not end with 'end: true', as it did before" in out
+    assert run("check", "--policy", policy, "--state", tmp_path / "none")[0] == 0
 
 
 def test_check_shows_a_failing_test_as_expected_against_got(policy: Path) -> None:

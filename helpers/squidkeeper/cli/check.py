@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.options import counted, json_option, policy_option
-from squidkeeper.policy.faults import Fault
+from squidkeeper.cli.account import Account, account_of, group_name, squid_account, unreadable_for
+from squidkeeper.cli.options import counted, json_option, policy_option, state_option
+from squidkeeper.policy.faults import Fault, Location
 
 if TYPE_CHECKING:
     from squidkeeper.policy.lists import HostList
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @policy_option
+@state_option("The gateway's state: which files of the policy in force ended with 'end: true'.")
+@click.option("--account", metavar="NAME", help="Squid's account. Left out: the one that `squid -v` names.")
 @json_option
-def check(directory: Path, as_json: bool) -> None:
+def check(directory: Path, state: Path, account: str | None, as_json: bool) -> None:
     """Check the policy: print every fault and warning, how old its lists are, and run its tests.
+
+    As root it also finds out what Squid's account cannot read.
 
     Exit status: 0 when it loads (warnings allowed), 1 when it does not.
     """
@@ -36,19 +41,26 @@ def check(directory: Path, as_json: bool) -> None:
     from squidkeeper.policy.sources import read_sources
 
     now = datetime.now(UTC)
+    sources = read_sources(directory)
+    access = _access(sources, account)
     try:
-        sources = read_sources(directory)
-        loaded = load_sources(sources, now)
+        loaded = load_sources(sources, now, ended=_ended_before(directory, state))
         policy = loaded.judge.policy
         report = Report(
             directory,
+            access,
             policy.revision,
             len(policy.rules),
-            warnings=(*loaded.warnings, *lint(policy, now), *_unusable_secrets(policy, loaded.warnings)),
+            warnings=(
+                *loaded.warnings,
+                *lint(policy, now),
+                *_unusable_secrets(policy, loaded.warnings),
+                *access.warnings,
+            ),
             lists=tuple(_list_reports(sources, policy.lists, now)),
         )
     except PolicyError as error:
-        report = Report(directory, faults=error.faults, warnings=error.warnings)
+        report = Report(directory, access, faults=error.faults, warnings=(*error.warnings, *access.warnings))
     click.echo(_json(report) if as_json else _text(report))
     raise SystemExit(1 if report.faults else 0)
 
@@ -58,11 +70,21 @@ class Report:
     """What `check` found; `revision` is None where the policy does not load."""
 
     directory: Path
+    access: Access
     revision: str | None = None
     rules: int = 0
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
     lists: tuple[ListReport, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What an account, Squid's if it is known, cannot read of a policy; or why that was not checked."""
+
+    account: str | None
+    not_checked: str = ""
+    warnings: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +97,75 @@ class ListReport:
     not_understood: int
     changed: datetime
     age_seconds: float
+
+
+def _ended_before(directory: Path, state: Path) -> frozenset[str]:
+    """List the files that ended with `end: true` in the revision in force, as far as its state can be read."""
+    from squidkeeper.policy.revisions import in_force
+
+    before = in_force(state / "revisions")
+    return before.ended if before and before.directory == directory.absolute() else frozenset()
+
+
+def _access(sources: Sources, name: str | None) -> Access:
+    """Find out what Squid's account cannot read; whoever it is has no need to, and who is not root cannot."""
+    account = squid_account() if name is None else account_of(name)
+    if account is None and name is not None:
+        raise click.BadParameter(f"there is no account {name!r} on this machine", param_hint="--account")
+    if account is None:
+        return Access(None, "no Squid was found here: name its account by --account")
+    if os.geteuid() == account.user:
+        return Access(account.name)
+    if os.geteuid() != 0:
+        return Access(account.name, f"only root, or {account.name} itself, can find out")
+    try:
+        return Access(account.name, warnings=tuple(_unreadable(sources, account)))
+    except PermissionError as error:
+        return Access(account.name, str(error))
+
+
+def _unreadable(sources: Sources, account: Account) -> Iterator[Fault]:
+    """Warn about each file of a policy that an account cannot read, or about the directory alone."""
+    directory = _Place(sources.directory, Location(str(sources.directory)), "the policy directory", _NOTHING_LOADS)
+    places = [directory, *_places(sources)]
+    found = unreadable_for(account, [place.path for place in places])
+    for place in [directory] if directory.path in found else places:
+        if place.path in found:
+            yield Fault(place.location, _unreadable_text(place, found[place.path], account))
+
+
+def _unreadable_text(place: _Place, closed: Path, account: Account) -> str:
+    why = "permission denied" if closed == place.path else f"it cannot enter {closed}"
+    mode = "x" if closed != place.path else "rx" if closed.is_dir() else "r"
+    how = f"give it access (chgrp {group_name(account)} {closed}; chmod g+{mode} {closed})"
+    return f"{place.what} cannot be read by Squid's account {account.name} ({why}), so {place.so}: {how}"
+
+
+def _places(sources: Sources) -> Iterator[_Place]:
+    from squidkeeper.policy.sources import file_entries, policy_files
+
+    for path in policy_files(sources.directory):
+        yield _Place(path, Location(str(path)), "this file", _NOTHING_LOADS)
+    for section, kind, so in _NAMED_FILES:
+        for document, name, path in file_entries(sources.documents, section):
+            yield _Place(path, document.locate((section, name, "file")), f"{kind} {name!r}", so)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A file of a policy: where the policy names it, what it is, and what follows if it cannot be read."""
+
+    path: Path
+    location: Location
+    what: str
+    so: str
+
+
+_NOTHING_LOADS = "its helpers do not load the policy"
+_NAMED_FILES = (
+    ("lists", "list", _NOTHING_LOADS),
+    ("secrets", "secret", "requests that need it are denied"),
+)
 
 
 def _unusable_secrets(policy: Policy, warnings: tuple[Fault, ...]) -> Iterator[Fault]:
@@ -107,6 +198,8 @@ def _text(report: Report) -> str:
     lines = [f"{fault.location}: fault: {fault.message}" for fault in sorted(report.faults)]
     lines += [f"{warning.location}: warning: {warning.message}" for warning in sorted(report.warnings)]
     lines += [_list_text(one) for one in report.lists]
+    if report.access.not_checked:
+        lines.append(f"not checked: what Squid's account can read ({report.access.not_checked})")
     found = f"{counted(len(report.faults), 'fault')}, {counted(len(report.warnings), 'warning')}"
     if report.faults:
         return "\n".join([*lines, f"{report.directory} does not load: {found}"])
@@ -139,6 +232,7 @@ def _json(report: Report) -> str:
             "faults": _rows(report.faults),
             "warnings": _rows(report.warnings),
             "lists": [_list_row(one) for one in report.lists],
+            "account": {"name": report.access.account, "not_checked": report.access.not_checked or None},
         },
         indent=2,
     )

@@ -1,0 +1,106 @@
+"""What Squid's account can read, for whoever is root (floor 6): a child process with that account's rights tries."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account of this machine, with the group that it runs in."""
+
+    name: str
+    user: int
+    group: int
+
+
+def account_of(name: str) -> Account | None:
+    """Find an account by its name."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    return Account(name, entry.pw_uid, entry.pw_gid)
+
+
+def group_name(account: Account) -> str:
+    """Name the group of an account."""
+    try:
+        return grp.getgrgid(account.group).gr_name
+    except KeyError:
+        return str(account.group)
+
+
+def squid_account() -> Account | None:
+    """Find the account that Squid was built to run as, as install.sh does; None where there is no Squid."""
+    program = shutil.which("squid", path=f"{os.environ.get('PATH', '')}:{_SBIN}")
+    if program is None:
+        return None
+    try:
+        told = subprocess.run(  # noqa: S603 - Squid itself
+            [program, "-v"], capture_output=True, text=True, timeout=_SECONDS, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    built = _DEFAULT_USER.search(told)
+    return account_of(built[1]) if built else None
+
+
+def unreadable_for(account: Account, paths: Iterable[Path]) -> dict[Path, Path]:
+    """List the files and folders that an account has no permission to read, each with what is closed on the way to it.
+
+    That is a folder above it, or itself. Nothing of them is read, and what is not there is left out. PermissionError
+    where this process cannot try.
+    """
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _report(account, [*paths], sender)
+    os.close(sender)
+    with open(receiver, "rb") as answer:
+        found = answer.read()
+    os.waitpid(child, 0)
+    if not found:
+        raise PermissionError(f"this process cannot take the rights of {account.name}")
+    return {Path(path): Path(closed) for path, closed in json.loads(found).items()}
+
+
+def _report(account: Account, paths: list[Path], sender: int) -> None:
+    """Answer as the account, and end; no answer where its rights cannot be taken."""
+    try:
+        os.setgroups(os.getgrouplist(account.name, account.group))
+        os.setgid(account.group)
+        os.setuid(account.user)
+        found = {str(path): str(closed) for path in paths if (closed := _closed(path))}
+        with open(sender, "wb") as answer:
+            answer.write(json.dumps(found).encode())
+    finally:
+        os._exit(0)
+
+
+def _closed(path: Path) -> Path | None:
+    """Find what keeps this process from reading a path: a folder above it that it cannot enter, or the path itself."""
+    try:
+        if path.is_dir():
+            os.listdir(path)
+        else:
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    except PermissionError:
+        return next((folder for folder in reversed(path.absolute().parents) if not os.access(folder, os.X_OK)), path)
+    except OSError:
+        return None
+    return None
+
+
+_DEFAULT_USER = re.compile(r"--with-default-user=([^'\s]+)")
+_SBIN = "/usr/sbin:/usr/local/sbin:/usr/local/squid/sbin"
+_SECONDS = 10
