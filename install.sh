@@ -523,7 +523,7 @@ prepare_policy() {
 # As Squid's account: what it cannot read is as wrong as a fault.
 check_policy() {
     local line loads=yes
-    as_squid "$VENV/bin/squidkeeper" check --policy "$1" >"$WORK/output" 2>&1 || loads=no
+    as_squid "$VENV/bin/squidkeeper" check --policy "$1" --state "$STATE" >"$WORK/output" 2>&1 || loads=no
     sed -i "s|$WORK/policy|${NEW_POLICY:-$SOURCE/policy}|g" "$WORK/output"
     if [ "$loads" = no ]; then
         cat "$WORK/output" >&2
@@ -985,7 +985,7 @@ render_alerts() {
         commands[/var/log/squid]=$(dirname "$ACCESS_LOG")
         commands[/etc/squid/[*].conf]="$(dirname "$CONF")/*.conf"
         commands[squid -k]="$(squid_command) -k"
-        commands[squidkeeper check]="$PROGRAM check --policy $POLICY"
+        commands[squidkeeper check]="$PROGRAM check --policy $POLICY --state $STATE"
         commands[squidkeeper explain]="$PROGRAM explain --policy $POLICY"
         for filter in --by --rule --since --status "--drift --since"; do
             commands[squidkeeper log $filter]="$PROGRAM log --state $STATE $ACCESS_LOG* $filter"
@@ -1188,7 +1188,7 @@ install_gateway() {
     step CA "give slicer's ca.crt and ca.key by --ca-dir, or leave it out and move both $CA_CERT and $CA_KEY away for a new one"
     prepare_ca
     prepare_certificate_store
-    step policy "mend it where the lines above name it, and run this again (of one in place, $PROGRAM check --policy $POLICY shows every fault)"
+    step policy "mend it where the lines above name it, and run this again (of one in place, $PROGRAM check --policy $POLICY --state $STATE shows every fault)"
     prepare_policy
     step AppArmor "see the lines above; squid/apparmor holds what is added"
     open_apparmor

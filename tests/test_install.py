@@ -661,7 +661,8 @@ def test_the_runbooks_are_for_this_gateway(gateway: Gateway) -> None:
     text = gateway.place("etc/observe/alerts.yaml").read_text()
     root, program = re.escape(str(gateway.root)), gateway.place("bin/squidkeeper")
     assert f"`curl -s http://127.0.0.1:{usual_exporter_port(gateway.port)}/healthz`" in text
-    assert f"`{program} check --policy {gateway.place('etc/policy')}`" in text
+    places = f"--policy {gateway.place('etc/policy')} --state {gateway.place('state')}"
+    assert f"`{program} check {places}`" in text
     assert f"`{program} explain --policy {gateway.place('etc/policy')} GET URL" in text
     assert re.search(rf"`squid -n \w+ -f {root}/etc/squid\.conf -k reconfigure`", text)
     assert f"`ls -lt {gateway.place('log')}`" in text
@@ -1240,7 +1241,7 @@ def test_the_example_policy_loads_whole_with_either_default(gateway: Gateway, tm
     (policy / "policy.yaml").write_text(
         text.replace("  action: deny\n  reason: This", f"  action: {default}\n  reason: This")
     )
-    command = [str(gateway.place("bin/squidkeeper")), "check", "--policy", str(policy)]
+    command = [str(gateway.place("bin/squidkeeper")), "check", "--account", "root", "--policy", str(policy)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "0 warnings" in done.stdout
