@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -382,22 +383,41 @@ def test_what_was_in_force_of_another_directory_is_not_taken(tmp_path: Path) -> 
     comes_in_force(live, "other")
 
 
-def test_without_inotify_the_log_says_so_and_edits_load(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = [os.open("/dev/null", os.O_RDONLY)]
-    live = make(tmp_path)
-    write_policy(tmp_path / "policy", GOOD)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used[0], hard))  # what inotify_init asks for is not there
-    try:
-        live._begin()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        os.close(used[0])
-    comes_in_force(live, "open")
-    write_policy(tmp_path / "policy", HALF.removeprefix("version: 1\n"))
-    look(live)
-    comes_in_force(live, "first")
-    assert caplog.text.count("inotify cannot be used (Too many open files)") == 1
+WITHOUT_INOTIFY = """
+import logging, pathlib, sys, time
+from squidkeeper.live import LivePolicy
+
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+policy = pathlib.Path(sys.argv[1])
+live = LivePolicy(policy, None, lambda judge: judge)
+for name in ("first", "second", "third"):
+    (policy / "policy.yaml").write_text(f"version: 1\\nrules: [{{name: {name}, action: deny}}]")
+    deadline = time.monotonic() + 5
+    while not live.current or live.current.policy.rules[0].name != name:
+        assert time.monotonic() < deadline, live.state
+        time.sleep(0.03)
+        live.look()
+print("all in force")
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "problem"),
+    [
+        ("max_inotify_instances", "inotify cannot be used (Too many open files)"),
+        ("max_inotify_watches", "inotify cannot watch {policy} (No space left on device)"),
+    ],
+)
+def test_without_inotify_the_log_says_so_once_and_edits_load(tmp_path: Path, limit: str, problem: str) -> None:
+    policy = write_policy(tmp_path / "policy", GOOD)
+    limited = (
+        f"echo 0 > /proc/sys/user/{limit}; exec {shlex.join([sys.executable, '-c', WITHOUT_INOTIFY, str(policy)])}"
+    )
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", limited]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["all in force"], done.stdout + done.stderr
+    assert done.stdout.count(problem.format(policy=policy)) == 1, done.stdout
+    assert done.stdout.count("may be loaded half-written") == len(done.stdout.splitlines()) - 1
 
 
 # --- files that end with `end: true` ------------------------------------------------------------------------------

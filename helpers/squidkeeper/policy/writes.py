@@ -52,7 +52,7 @@ class Writes:
         self._new: dict[Path, float] = {}
         try:
             self._inotify = INotify(nonblocking=True)
-            weakref.finalize(self, self._inotify.close)
+            weakref.finalize(self, self._inotify.close).atexit = False  # a thread may still use it then
         except OSError as error:
             self.problem = _reason("inotify cannot be used", error)
 
@@ -66,8 +66,8 @@ class Writes:
         now = time.time()
         self._new.update((path, now) for path in (named | (files if first else set())) - self._files)
         self._files = files | named
-        folders = {Path(os.path.realpath(path)).parent for path in self._files}
-        watched = [self._add(path, _FOLDER_EVENTS) for path in {directory, *folders}]
+        folders = (Path(os.path.realpath(path)).parent for path in self._files)
+        watched = [self._add(path, _FOLDER_EVENTS) for path in dict.fromkeys((directory, *folders))]
         watched += [self._add(path, _FILE_EVENTS) for path in self._files]
         self._forget_all_but(set(watched))
 
@@ -138,7 +138,7 @@ class Writes:
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return _NO_WATCH  # loading the policy tells of it
         except OSError as error:
-            self.problem = _reason(f"inotify cannot watch {path}", error)
+            self.problem = self.problem or _reason(f"inotify cannot watch {path}", error)
             return _NO_WATCH
         state = _state(path) if events == _FILE_EVENTS else None
         self._watched[descriptor] = (path, _inode(state) if state else None)
@@ -211,5 +211,6 @@ def _reason(what: str, error: OSError) -> str:
 _LIMITS = "raise the limits under fs.inotify in sysctl, and replace files by rename"
 _QUIET_SECONDS = 2.0
 _NO_WATCH = -1
-_FOLDER_EVENTS = flags.CREATE | flags.MODIFY | flags.CLOSE_WRITE | flags.MOVED_TO
+# EXCL_UNLINK: a file that was replaced and is still written to is reported under the name of the new one otherwise.
+_FOLDER_EVENTS = flags.CREATE | flags.MODIFY | flags.CLOSE_WRITE | flags.MOVED_TO | flags.EXCL_UNLINK
 _FILE_EVENTS = flags.MODIFY | flags.CLOSE_WRITE
