@@ -262,6 +262,23 @@ def test_a_half_written_list_is_not_loaded_until_it_is_closed(tmp_path: Path) ->
     look_until(live, lambda: hosts_of_the_list(live) == 3)
 
 
+def test_an_edit_waits_for_a_list_that_is_written_unless_it_does_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squidkeeper.policy.writes._QUIET_SECONDS", 0.1)
+    ads = listed(tmp_path)
+    live = started(tmp_path, LISTED)
+    with ads.open("w") as file:
+        file.write("one.example\n")
+        file.flush()
+        keep_looking(live)
+        write_policy(tmp_path / "policy", LISTED.replace("no-ads", "renamed"))
+        keep_looking(live)
+        assert (rule_names(live), hosts_of_the_list(live)) == (["no-ads"], 2)
+        write_policy(tmp_path / "policy", GOOD)
+        comes_in_force(live, "open")
+
+
 def test_a_list_that_an_edit_names_is_not_loaded_while_it_is_still_written(tmp_path: Path) -> None:
     live = started(tmp_path)
     (tmp_path / "lists").mkdir()

@@ -33,18 +33,18 @@ def is_known(found: Unfinished | None) -> bool | None:
 def test_a_file_is_unfinished_from_its_first_write_until_it_is_closed(policy: Path) -> None:
     writes = watching(policy)
     with policy.open("a") as file:
-        assert writes.find() is None
+        assert writes.find([policy]) is None
         before = time.time()
         file.write("# one")
         file.flush()
-        found = writes.find()
+        found = writes.find([policy])
         assert found is not None
         assert (found.path, found.known) == (policy, True)
         assert before <= found.since <= time.time()
         file.write("# two")
         file.flush()
-        assert writes.find() == found
-    assert writes.find() is None
+        assert writes.find([policy]) == found
+    assert writes.find([policy]) is None
 
 
 def test_a_file_that_is_created_is_unfinished_before_its_first_byte(policy: Path) -> None:
@@ -52,8 +52,9 @@ def test_a_file_that_is_created_is_unfinished_before_its_first_byte(policy: Path
     new = policy.with_name("new.yaml")
     with new.open("w"):
         writes.watch(policy.parent, [policy, new], [])
-        assert is_known(writes.find()) is True
-    assert writes.find() is None
+        assert is_known(writes.find([policy, new])) is True
+        assert writes.find([policy]) is None
+    assert writes.find([policy, new]) is None
 
 
 def test_a_link_is_no_write(policy: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_link_is_no_write(policy: Path) -> None:
     symlinked = policy.with_name("symlinked.yaml")
     symlinked.symlink_to(policy)
     writes.watch(policy.parent, [policy, linked, symlinked], [])
-    assert writes.find() is None
+    assert writes.find([policy, linked, symlinked]) is None
 
 
 def test_other_files_of_the_folder_do_not_count(policy: Path) -> None:
@@ -71,7 +72,7 @@ def test_other_files_of_the_folder_do_not_count(policy: Path) -> None:
     with policy.with_name(".policy.yaml.swp").open("w") as file:
         file.write("swap")
         file.flush()
-        assert writes.find() is None
+        assert writes.find([policy]) is None
 
 
 def test_a_file_that_is_replaced_while_it_is_written_is_complete(policy: Path) -> None:
@@ -79,15 +80,15 @@ def test_a_file_that_is_replaced_while_it_is_written_is_complete(policy: Path) -
     with policy.open("w") as file:
         file.write("half")
         file.flush()
-        assert is_known(writes.find()) is True
+        assert is_known(writes.find([policy])) is True
         new = policy.with_name(".new")
         new.write_text("version: 1\n")
         new.rename(policy)
         writes.watch(policy.parent, [policy], [])
-        assert writes.find() is None
+        assert writes.find([policy]) is None
         file.write("more of the file that was replaced")
         file.flush()
-        assert writes.find() is None
+        assert writes.find([policy]) is None
 
 
 def test_others_learn_of_an_unfinished_file_and_of_its_end(
@@ -98,12 +99,12 @@ def test_others_learn_of_an_unfinished_file_and_of_its_end(
     with policy.open("a") as file:
         file.write("# more")
         file.flush()
-        assert is_known(first.find()) is True
+        assert is_known(first.find([policy])) is True
         later = Writes(tmp_path / "lock")
         later.watch(policy.parent, [policy], [])
-        assert is_known(later.find()) is False
-    assert first.find() is None
-    assert later.find() is None
+        assert is_known(later.find([policy])) is False
+    assert first.find([policy]) is None
+    assert later.find([policy]) is None
 
 
 def test_after_lost_reports_a_file_is_unfinished_until_it_is_quiet(
@@ -119,10 +120,10 @@ def test_after_lost_reports_a_file_is_unfinished_until_it_is_quiet(
     with policy.open("a") as file:
         file.write("# a write that is not reported")
         file.flush()
-        assert is_known(writes.find()) is False
+        assert is_known(writes.find([policy])) is False
         monkeypatch.setattr("squidkeeper.policy.writes._QUIET_SECONDS", 0.0)
-        assert writes.find() is None
+        assert writes.find([policy]) is None
         file.write("# one that is")
         file.flush()
-        assert is_known(writes.find()) is True
-    assert writes.find() is None
+        assert is_known(writes.find([policy])) is True
+    assert writes.find([policy]) is None

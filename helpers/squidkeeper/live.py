@@ -113,6 +113,7 @@ class LivePolicy(Generic[T]):
         self._prepare = prepare
         self._named: tuple[Path, ...] = ()
         self._lists: tuple[Path, ...] = ()
+        self._documents: object = None
         self._seen: object = None
         self._refused = ""
         self._revisions = revisions
@@ -178,17 +179,19 @@ class LivePolicy(Generic[T]):
         if fingerprint(self._directory, self._named) == self._seen:
             writes.read()
             return
-        self._watch_writes(writes)  # ahead of the reading
-        if self.current is not None and self._is_unfinished(writes):
+        documents = fingerprint(self._directory)
+        lists = self._lists if documents == self._documents else ()  # an edit may name others
+        unfinished = self._unfinished(writes, lists)
+        if self.current is not None and self._waits(unfinished):
             return
         settled = time.monotonic() + _SETTLE_SECONDS
         sources = read_sources(self._directory)
-        self._lists = tuple(sources.lists)
+        self._lists, self._documents = tuple(sources.lists), documents
         loaded = self._load(sources)
         time.sleep(max(0.0, settled - time.monotonic()))
         if fingerprint(self._directory, sources.named) != sources.fingerprint:
             return  # an edit is under way; the next look finds it done
-        if not self._is_in_force(loaded) and self._is_unfinished(writes):
+        if not self._is_in_force(loaded) and self._waits(self._unfinished(writes, self._lists)):
             return
         writes.take_as_complete()
         self._named, self._seen, self._refused = sources.named, sources.fingerprint, ""
@@ -229,10 +232,17 @@ class LivePolicy(Generic[T]):
 
     # Files that are being written
 
-    def _is_unfinished(self, writes: Writes) -> bool:
+    def _unfinished(self, writes: Writes, lists: tuple[Path, ...]) -> Unfinished | None:
+        """Find a file that is being written among those of the policy's directory and some of its lists."""
+        files = policy_files(self._directory)
+        writes.watch(self._directory, files, self._lists)
+        if writes.problem != self._unwatched:
+            _log.warning("%s: %s", self._directory, writes.problem)
+        self._unwatched = writes.problem
+        return writes.find((*files, *lists))
+
+    def _waits(self, unfinished: Unfinished | None) -> bool:
         """Tell whether to wait until a file is complete; what was in force before goes on meanwhile."""
-        self._watch_writes(writes)
-        unfinished = writes.find()
         if unfinished is None:
             return False
         if self.current is None:
@@ -262,12 +272,6 @@ class LivePolicy(Generic[T]):
         """Deny everything where the files are complete and do not load, as in a process that starts then."""
         if self._began_with_before:
             self.current, self.state, self._began_with_before = None, State(), False
-
-    def _watch_writes(self, writes: Writes) -> None:
-        writes.watch(self._directory, policy_files(self._directory), self._lists)
-        if writes.problem != self._unwatched:
-            _log.warning("%s: %s", self._directory, writes.problem)
-        self._unwatched = writes.problem
 
     def _refuse(self, why: str, faults: tuple[Fault, ...] = ()) -> None:
         self.state = replace(self.state, ok=False, problem=why, faults=faults)

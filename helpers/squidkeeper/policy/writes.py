@@ -15,7 +15,7 @@ import os
 import stat
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,21 +66,26 @@ class Writes:
         now = time.time()
         self._new.update((path, now) for path in (named | (files if first else set())) - self._files)
         self._files = files | named
+        self._new = {path: since for path, since in self._new.items() if path in self._files}
         folders = (Path(os.path.realpath(path)).parent for path in self._files)
         watched = [self._add(path, _FOLDER_EVENTS) for path in dict.fromkeys((directory, *folders))]
         watched += [self._add(path, _FILE_EVENTS) for path in self._files]
         self._forget_all_but(set(watched))
 
-    def find(self) -> Unfinished | None:
-        """Find a file that is unfinished, or None; a known one first."""
+    def find(self, files: Iterable[Path]) -> Unfinished | None:
+        """Find one of the files, all of which are watched, that is unfinished; a known one first."""
         self.read()
         states = {path: state for path in self._files if (state := _state(path))}
-        inodes = {_inode(state): path for path, state in states.items()}
-        self._open = {inode: since for inode, since in self._open.items() if inode in inodes}
+        inodes = {path: _inode(state) for path, state in states.items()}
+        self._open = {inode: since for inode, since in self._open.items() if inode in inodes.values()}
         self._tell_others()
-        for inode, since in self._open.items():
-            return Unfinished(inodes[inode], since, known=True)
-        return self._find_new(states)
+        files = [path for path in files if path in states]
+        for path in files:
+            if inodes[path] in self._open:
+                return Unfinished(path, self._open[inodes[path]], known=True)
+        return next(
+            (Unfinished(path, self._new[path], known=False) for path in files if self._is_new(path, states)), None
+        )
 
     def take_as_complete(self) -> None:
         """Take the files that are new to this process as complete: they are loaded now, and seen from now on."""
@@ -108,15 +113,14 @@ class Writes:
         elif event.mask & flags.MODIFY or _is_just_created(event, state):
             self._open.setdefault(inode, time.time())
 
-    def _find_new(self, states: dict[Path, os.stat_result]) -> Unfinished | None:
-        """Find a file that is new to this process and may be unfinished."""
-        for path, since in tuple(self._new.items()):
-            state = states.get(path)
-            if state is not None and _inode(state) not in self._closed and self._may_be_open(state):
-                return Unfinished(path, since, known=False)
-            del self._new[path]
-        self._closed.clear()
-        return None
+    def _is_new(self, path: Path, states: Mapping[Path, os.stat_result]) -> bool:
+        """Tell whether a file is new to this process and may be unfinished; once it is not, it is new no more."""
+        if path not in self._new:
+            return False
+        if _inode(states[path]) not in self._closed and self._may_be_open(states[path]):
+            return True
+        del self._new[path]
+        return False
 
     def _may_be_open(self, state: os.stat_result) -> bool:
         return abs(time.time() - state.st_ctime) < _QUIET_SECONDS or self._others_know()
