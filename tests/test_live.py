@@ -15,7 +15,7 @@ import pytest
 
 from squidkeeper.engine import Judge
 from squidkeeper.live import LivePolicy, State, load_kept
-from squidkeeper.policy.revisions import kept
+from squidkeeper.policy.revisions import in_force, kept
 
 from .conftest import write_policy
 
@@ -341,6 +341,32 @@ def test_a_process_that_starts_while_a_file_is_written_begins_with_what_was_in_f
         assert later.state.revision == first.state.revision
         file.write(REST)
     comes_in_force(later, "first", "second")
+
+
+def test_a_process_that_starts_while_a_list_is_written_begins_with_the_list_that_was_in_force(tmp_path: Path) -> None:
+    ads = listed(tmp_path)
+    started(tmp_path, LISTED)
+    with ads.open("w") as file:
+        file.write("one.example\n")
+        file.flush()
+        later = make(tmp_path)
+        keep_looking(later)
+        assert hosts_of_the_list(later) == 2
+        file.write("two.example\nthree.example\n")
+    look_until(later, lambda: hosts_of_the_list(later) == 3)
+
+
+def test_a_policy_that_was_put_back_is_what_was_in_force_last(tmp_path: Path) -> None:
+    live = started(tmp_path)
+    first = live.state.revision
+    for text, name in ((HALF.removeprefix("version: 1\n"), "first"), (GOOD, "open")):
+        write_policy(tmp_path / "policy", text)
+        comes_in_force(live, name)
+        live._keep()
+    found = in_force(tmp_path / "state/revisions")
+    assert found is not None
+    assert (found.revision, found.directory, found.ended) == (first, tmp_path / "policy", frozenset())
+    assert len(kept_names(tmp_path)) == 2
 
 
 def test_a_process_that_starts_goes_by_the_others_for_as_long_as_the_file_is_written(
