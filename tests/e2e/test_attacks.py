@@ -180,6 +180,31 @@ def test_one_authority(gateway: Gateway, origins: Origins, attack: Attack) -> No
     try_out(attack, gateway, origins)
 
 
+@pytest.mark.parametrize("host", ["closed.example", "other.example"])
+def test_a_host_that_the_certificate_of_the_tunnel_does_not_cover_is_a_mismatch_on_record(
+    gateway: Gateway, origins: Origins, host: str
+) -> None:
+    before = len(gateway.log())
+    with tunnel(gateway, GOOD) as client:
+        reply = client.get("/uncovered", host)
+    assert reply is not None
+    assert (reply.status, origins.urls()) == (503, [])
+    line = gateway.logged(f"https://{host}/uncovered", before)
+    assert (line["verdict"], line["rule"], line["revision"]) == ("deny", "authority-mismatch", "-")
+
+
+def test_a_server_whose_own_certificate_is_wrong_is_no_mismatch_of_the_client(
+    gateway: Gateway, origins: Origins
+) -> None:
+    before = len(gateway.log())
+    origins.certificates["good.example"] = ("other.example",)
+    reply = curl(gateway, "https://good.example/wrong")
+    assert (reply.status, origins.urls()) == (503, [])
+    gateway.logged("https://good.example/wrong", before)
+    lines = gateway.log()[before:]
+    assert [(line["method"], line["verdict"]) for line in lines] == [("CONNECT", "allow"), ("GET", "-")], lines
+
+
 @pytest.mark.parametrize("hosts", [("good.example", "closed.example"), ("closed.example", "good.example")])
 @pytest.mark.parametrize("connect", [GOOD, None])
 def test_two_host_headers_never_arrive_as_another(
