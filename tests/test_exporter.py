@@ -435,6 +435,17 @@ def test_all_is_well_with_helpers_and_without() -> None:
     assert [check.name for check in checks(seen())] == ["policy", "record", "helpers"]
 
 
+def test_a_helper_that_needs_no_policy_is_not_asked_for_its_revision() -> None:
+    throttle = replace(HELPER, helper="throttle", revision=None, reload_ok=True)
+    assert wrong(seen(GOOD, throttle)) == {}
+    assert ("helper throttle, process 77", True, "answers") in [
+        (check.name, check.healthy, check.detail) for check in checks(seen(GOOD, throttle))
+    ]
+    assert wrong(seen(GOOD, replace(throttle, beat=NOW - 11))) == {
+        "helper throttle, process 77": "no sign of life for 11 s"
+    }
+
+
 def test_a_helper_that_has_ended_is_idle_whatever_it_left() -> None:
     assert wrong(seen(GOOD, replace(HELPER, beat=0.0, revision="old", reload_ok=False), running=False)) == {}
 

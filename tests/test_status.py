@@ -247,7 +247,8 @@ def test_helpers_and_secrets_are_named_and_judged() -> None:
         SecretInUse("b-key", "file /secrets/b", "it is empty"),
         SecretInUse("c-key", "env C"),
     )
-    helpers = (HELPER, replace(HELPER, pid=4118, stuck=True), replace(HELPER, pid=4119, outdated=True))
+    throttle = replace(HELPER, kind="throttle", pid=4120, revision=None, judges=False)
+    helpers = (HELPER, replace(HELPER, pid=4118, stuck=True), replace(HELPER, pid=4119, outdated=True), throttle)
     text = text_of(replace(WELL, secrets=secrets, helpers=helpers))
     assert "a-key yes file /secrets/a api" in text
     assert "b-key no: it is empty file /secrets/b" in text
@@ -255,6 +256,9 @@ def test_helpers_and_secrets_are_named_and_judged() -> None:
     assert "host well 4117" in text
     assert "host stuck 4118" in text
     assert "host outdated 4119" in text
+    assert "throttle well 4120" in text
+    assert text.count("needs none") == 1
+    assert "denies everything" not in text
 
 
 # --- recent denials -------------------------------------------------------------------------------------------------

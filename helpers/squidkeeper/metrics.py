@@ -17,7 +17,12 @@ HOST: Final = "host"  # the values of the label `helper`
 REQUEST: Final = "request"
 REWRITE: Final = "rewrite"
 CREDENTIAL: Final = "credential"
-HELPERS: Final = (HOST, REQUEST, REWRITE, CREDENTIAL)
+THROTTLE: Final = "throttle"
+JUDGES: Final = (HOST, REQUEST, REWRITE, CREDENTIAL)  # the helpers that have a policy
+HELPERS: Final = (*JUDGES, THROTTLE)
+
+
+WAITS: Final = ("at_once", "held", "surplus")  # the values of the label `wait`
 
 
 class Kind(StrEnum):
@@ -153,6 +158,12 @@ HELPER_PROCESSES_STUCK = Metric(
     _GAUGE,
     "Helper processes that give no sign of life, or have not answered a line for seconds.",
     ("helper",),
+)
+THROTTLED = Metric(
+    "squidkeeper_denials_throttled_total",
+    _COUNTER,
+    "Denials by when the client was answered: at_once, held until its turn, or surplus, which waits a minute at most.",
+    ("wait",),
 )
 CREDENTIAL_INJECTIONS = Metric(
     "squidkeeper_credential_injections_total",

@@ -77,9 +77,15 @@ def new_gateway(site: Site, ports: Iterator[int], request: pytest.FixtureRequest
     """Make a gateway for this module, stopped at its end: `new_gateway("policy text")`."""
     made: list[Gateway] = []
 
-    def make(policy: str, *local_conf: str, files: Mapping[str, str] | None = None, at: str = "127.0.0.1") -> Gateway:
+    def make(
+        policy: str,
+        *local_conf: str,
+        files: Mapping[str, str] | None = None,
+        at: str = "127.0.0.1",
+        throttled: bool = False,
+    ) -> Gateway:
         port = next(ports)
-        gateway = Gateway(site, f"{request.module.__name__.rpartition('.')[2]}-{port}", (at, port))
+        gateway = Gateway(site, f"{request.module.__name__.rpartition('.')[2]}-{port}", (at, port), throttled=throttled)
         made.append(gateway)
         gateway.local_conf(*local_conf)
         for name, text in {**(files or {}), "policy.yaml": policy}.items():

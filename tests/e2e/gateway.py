@@ -37,7 +37,7 @@ class Site:
 class Gateway:
     """One gateway of its own."""
 
-    def __init__(self, site: Site, name: str, address: tuple[str, int]) -> None:
+    def __init__(self, site: Site, name: str, address: tuple[str, int], *, throttled: bool = False) -> None:
         self.root = site.folder / name
         self.address = address
         self.authority = f"{address[0]}:{address[1]}"
@@ -49,6 +49,8 @@ class Gateway:
         for venv in site.prototype.glob("venv-*"):
             (self.root / venv.name).symlink_to(venv)  # what takes the installer long is there already
         install(self.root, self.authority)
+        if not throttled:  # tests are denied more often than a client may be
+            self.edit("squidkeeper.conf", "--burst 200 ", "--burst 1000000 ")
         self.local_conf(f"dns_nameservers {NAMESERVER}", f"tls_outgoing_options cafile={site.upstream_ca}")
         shutil.rmtree(self.policy_folder)
         self.policy_folder.mkdir()
@@ -57,6 +59,13 @@ class Gateway:
         """Add lines of the operator's own to Squid's configuration."""
         with (self.root / "etc/local.conf").open("a") as file:
             file.writelines(line + "\n" for line in lines)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replace a text that one of the installed files holds."""
+        file = self.root / "etc" / name
+        text = file.read_text()
+        assert old in text, f"{file} holds no {old!r}"
+        file.write_text(text.replace(old, new))
 
     # The policy
 
@@ -143,7 +152,7 @@ class Gateway:
         return self._squid is not None and self._squid.poll() is None
 
     def helpers(self, kind: str) -> list[int]:
-        """The processes of one helper: "acl --scope host", "acl --scope request", "rewrite" or "credential"."""
+        """The processes of one helper, by how its command begins: "acl --scope host", "rewrite", "throttle", …"""
         try:
             return [pid for pid in _children(self.pid) if f"squidkeeper {kind}" in _command(pid)]
         except (FileNotFoundError, StopIteration):

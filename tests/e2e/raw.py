@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
@@ -65,6 +66,11 @@ class Raw:
         """Tell the other side that nothing more will be sent."""
         self._socket.shutdown(socket.SHUT_WR)
         return self
+
+    def abandon(self) -> None:
+        """Break the connection off, also for a thread that waits for an answer on it."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def answer(self, method: str = "GET") -> Reply | None:
         """Read one response; None where the connection ended instead."""

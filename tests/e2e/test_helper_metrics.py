@@ -83,11 +83,12 @@ def several_readings(totals: Totals, gateway: Gateway) -> Iterator[dict[Key, flo
 def test_the_slots_say_which_helpers_run_and_what_they_judge_by(gateway: Gateway, origins: Origins) -> None:
     wait_for(lambda: curl(gateway, "http://paths.example/open/x").status == 200, "both helpers")
     slots = [slot for slot in read_slots(gateway.root / "state/helpers") if slot.running]
-    pids = {pid for helper in HELPERS for pid in gateway.helpers(f"acl --scope {helper}")}
+    kinds = [*(f"acl --scope {helper}" for helper in HELPERS), "throttle"]
+    pids = {pid for kind in kinds for pid in gateway.helpers(kind)}
     assert {slot.status.pid for slot in slots if slot.status} == pids
-    assert {slot.status.helper for slot in slots if slot.status} == {"host", "request"}
     newest = kept(gateway.root / "state/revisions")[0].revision
-    assert {slot.status.revision for slot in slots if slot.status} == {newest}
+    judged_by = {(slot.status.helper, slot.status.revision) for slot in slots if slot.status}
+    assert judged_by == {("host", newest), ("request", newest), ("throttle", None)}
 
 
 def test_each_request_has_the_revision_on_record_that_decided(gateway: Gateway, origins: Origins) -> None:

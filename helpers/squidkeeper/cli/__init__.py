@@ -6,7 +6,17 @@ from importlib import import_module
 
 import click
 
-_COMMANDS = ("check", "explain", "log", "report", "exporter", "acl", "rewrite", "credential")  # helpers last
+_COMMANDS = (
+    "check",
+    "explain",
+    "log",
+    "report",
+    "exporter",
+    "acl",
+    "rewrite",
+    "credential",
+    "throttle",
+)  # helpers last
 
 
 class LateGroup(click.Group):
@@ -29,6 +39,6 @@ class LateGroup(click.Group):
 def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
-    `check`, `explain`, `log` and `report` are for people; `acl`, `rewrite` and `credential` are the helpers that Squid
-    starts; `exporter` is a service beside it.
+    `check`, `explain`, `log` and `report` are for people; `acl`, `rewrite`, `credential` and `throttle` are the
+    helpers that Squid starts; `exporter` is a service beside it.
     """

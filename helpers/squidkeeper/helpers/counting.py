@@ -19,6 +19,7 @@ from squidkeeper.metrics import (
     HELPER_STARTS,
     OTHER,
     PROTOCOL_ERRORS,
+    THROTTLED,
     Metric,
 )
 from squidkeeper.slots import FOLDER, Key, SlotWriter, Status, histogram_keys, make_key
@@ -36,6 +37,12 @@ def decision(helper: str, rule: str, verdict: str) -> Key:
 def protocol_error(helper: str) -> Key:
     """Name the counter of lines that a helper could not understand or judge."""
     return _key(PROTOCOL_ERRORS, helper)
+
+
+@lru_cache(maxsize=4)
+def throttled(wait: str) -> Key:
+    """Name the counter of denials that were answered at once, held, or sent on as surplus."""
+    return _key(THROTTLED, wait)
 
 
 def injection(credential: str) -> Key:

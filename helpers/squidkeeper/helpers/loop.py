@@ -71,7 +71,7 @@ def serve(answer: Answer, output: int, concurrency: int, counting: Counting) -> 
         for line in buffer.feed(bytes(room[:got])):
             replies.append(answering.reply(line, counted))  # noqa: PERF401 - one by one: the watchdog looks at it
         try:
-            _write(output, b"".join(replies))
+            write_all(output, b"".join(replies))
         except BrokenPipeError:
             return
         counting.end(len(replies), counted)
@@ -160,6 +160,7 @@ def broken(message: str, helper: str) -> Reply:
     )
 
 
-def _write(output: int, data: bytes) -> None:
+def write_all(output: int, data: bytes) -> None:
+    """Write all of the data to a file descriptor."""
     while data:
         data = data[os.write(output, data) :]

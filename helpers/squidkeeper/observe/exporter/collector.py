@@ -114,6 +114,7 @@ def helper_families(view: View) -> Iterator[Family]:
         metrics.DECISIONS,
         metrics.PROTOCOL_ERRORS,
         metrics.HELPER_STARTS,
+        metrics.THROTTLED,
         metrics.CREDENTIAL_INJECTIONS,
         metrics.CREDENTIAL_FAILURES,
     ):
@@ -173,6 +174,8 @@ def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], fl
     """Make what is there with 0: for each credential, and for each helper that counts by itself alone."""
     if metric.labels == ("helper",):
         return {(helper,): 0.0 for helper in HELPERS}
+    if metric is metrics.THROTTLED:
+        return {(wait,): 0.0 for wait in metrics.WAITS}
     if metric.labels == ("credential",) and policy:
         return {(credential.name,): 0.0 for credential in policy.credentials}
     return {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from squidkeeper.live import State
+from squidkeeper.metrics import JUDGES
 from squidkeeper.slots import Slot, Status
 
 PATIENCE_SECONDS: Final = 10.0  # for a sign of life, an answer, and an edit to reach every helper
@@ -47,7 +48,7 @@ def running(slots: Iterable[Slot]) -> list[Status]:
 
 def is_outdated(status: Status, live: State) -> bool:
     """Tell whether a helper judges by another revision than the exporter, which reads the same directory."""
-    return status.revision != live.revision
+    return status.helper in JUDGES and status.revision != live.revision
 
 
 def is_stuck(status: Status, now: float) -> bool:
@@ -73,7 +74,7 @@ def _helper(seen: Seen, status: Status) -> Iterator[Check]:
     elif is_outdated(status, live) and seen.now - (live.loaded or seen.now) > PATIENCE_SECONDS:
         yield Check(name, False, f"{_judges_by(status)} there, and here {live.revision}")
     else:
-        yield Check(name, True, f"answers, revision {status.revision}")
+        yield Check(name, True, f"answers, revision {status.revision}" if status.helper in JUDGES else "answers")
 
 
 def _judges_by(status: Status) -> str:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from squidkeeper.errors import SecretUnavailable
-from squidkeeper.metrics import DECISIONS, PROTOCOL_ERRORS
+from squidkeeper.metrics import DECISIONS, JUDGES, PROTOCOL_ERRORS
 from squidkeeper.observe.exporter.collector import View
 from squidkeeper.observe.exporter.counts import Counts
 from squidkeeper.observe.exporter.health import is_outdated, is_stuck
@@ -111,6 +111,7 @@ def _helpers(view: View) -> Iterator[HelperProcess]:
                 started=datetime.fromtimestamp(status.started, UTC),
                 revision=status.revision,
                 outdated=is_outdated(status, view.live),
+                judges=status.helper in JUDGES,
                 stuck=is_stuck(status, view.now),
                 last_beat=datetime.fromtimestamp(status.beat, UTC),
                 answered=round(sum(value for name, _, value in slot.samples if name in _ANSWERS)),

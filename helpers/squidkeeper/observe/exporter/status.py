@@ -63,7 +63,7 @@ class HelperProcess:
     """A helper that runs, from its slot."""
 
     kind: str
-    """As the metrics' label `helper` has it: `host`, `request`, `rewrite` or `credential`."""
+    """As the metrics' label `helper` has it: `host`, `request`, `rewrite`, `credential` or `throttle`."""
     pid: int
     started: datetime
     revision: str | None
@@ -76,6 +76,8 @@ class HelperProcess:
     """Its last sign of life."""
     answered: int
     """Lines that it, and those that had its slot before, have answered."""
+    judges: bool = True
+    """Whether it judges by a policy at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,67 @@
+"""`squidkeeper throttle` (floor 6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from squidkeeper.cli.options import state_option
+
+
+@click.command()
+@click.option(
+    "--scope",
+    type=click.Choice(["client", "surplus"]),
+    required=True,
+    help="client: hold a denial until it is the client's turn. surplus: hold what has no turn of its own.",
+)
+@click.option(
+    "--rate",
+    metavar="N",
+    type=click.FloatRange(0, min_open=True),
+    default=10,
+    show_default=True,
+    help="Denials a second of one client, and of all the surplus together.",
+)
+@click.option(
+    "--burst",
+    metavar="N",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Denials of one client that are answered at once, after a quiet time.",
+)
+@click.option(
+    "--longest",
+    metavar="SECONDS",
+    type=click.FloatRange(0),
+    default=5,
+    show_default=True,
+    help="The longest wait for a client's turn; what would wait longer is surplus, and waits for a minute at most.",
+)
+@state_option("Where counts are kept.")
+@click.option(
+    "--concurrency",
+    metavar="N",
+    type=click.IntRange(100, 600),
+    default=600,
+    show_default=True,
+    help="The same number as concurrency= in squid.conf.",
+)
+def throttle(scope: str, rate: float, burst: int, longest: float, state: Path, concurrency: int) -> None:
+    """Hold denials of a client that makes too many of them; Squid's external_acl_type starts this.
+
+    Reads a line for each denial (channel-ID and client; at surplus scope channel-ID and the time that the first answer
+    named) and answers it when it is due. The answer changes nothing but the time. Not to be called by hand.
+    """
+    from squidkeeper.helpers.late import Releases, run
+    from squidkeeper.helpers.throttle import Limits, Throttle, answer_surplus
+    from squidkeeper.metrics import THROTTLE
+
+    releases = Releases(listens=scope == "surplus")
+    if scope == "client":
+        turns = Throttle(Limits(rate, burst, longest), concurrency, releases.send)
+        run(THROTTLE, turns.answer, state, concurrency, releases)
+    else:
+        run(THROTTLE, answer_surplus, state, concurrency, releases)

@@ -1,0 +1,143 @@
+"""`squidkeeper throttle`: when does a client learn that it is denied? (floor 5)
+
+Squid asks after it has denied a request. The answer changes when the client gets its page, and nothing else. It bounds
+how many lines of the access log a client causes. A denial that would wait too long is surplus: it waits at a second
+`external_acl_type`, in Squid's queue, and takes none of the slots (`concurrency=`) in which others wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from heapq import nlargest
+from ipaddress import ip_network
+from typing import Final
+
+from squidkeeper.helpers import counting as counters
+from squidkeeper.wire import Reply, Result, parse_tokens
+
+TOKENS: Final = (1, 2)
+SPARE_SLOTS: Final = 50  # never held, so that a client below its rate is answered at once
+SURPLUS_SECONDS: Final = 60.0
+# Twice what one client can have open (client_ip_max_connections). A client that has gone leaves its lookup behind, and
+# Squid keeps the request for it, 11 KB of memory or more.
+SURPLUS_AT_MOST: Final = 8192
+CLIENTS_AT_MOST: Final = 50_000
+_IPV6_PREFIX: Final = 64  # one network's; a client can use every address in it
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may do: denials a second after a burst, and how long one waits for its turn at most."""
+
+    per_second: float
+    burst: int
+    longest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A reply, and when it is due, by the monotonic clock."""
+
+    due: float
+    reply: Reply
+
+
+class Clients:
+    """When each client is due next: the generic cell rate algorithm (ITU-T I.371), for a bounded number of clients."""
+
+    def __init__(self, limits: Limits, at_most: int = CLIENTS_AT_MOST) -> None:
+        self._interval = 1 / limits.per_second
+        self._tolerance = (limits.burst - 1) * self._interval
+        self._longest = limits.longest_seconds
+        self._at_most = at_most
+        self._full_at: dict[str, float] = {}  # when the client has its whole burst again
+
+    def due(self, client: str, now: float) -> float | None:
+        """Give the client its next turn; None, and no turn, where that is too far away."""
+        full_at = max(now, self._full_at.get(client, now))
+        due = max(now, full_at - self._tolerance)
+        if due - now > self._longest:
+            return None
+        self._full_at[client] = full_at + self._interval
+        if len(self._full_at) > self._at_most:
+            self._forget()
+        return due
+
+    def _forget(self) -> None:
+        """Forget the half that has used least: what they used counts for nothing soonest."""
+        self._full_at = dict(nlargest(self._at_most // 2, self._full_at.items(), key=lambda one: one[1]))
+
+
+class Surplus:
+    """When what is over every client's turns is due: one line for all, each later than the one before.
+
+    Where too many wait, each new one pushes the oldest out: `release` takes the time up to which all are due now.
+    """
+
+    def __init__(self, per_second: float, release: Callable[[float], None], at_most: int = SURPLUS_AT_MOST) -> None:
+        self._interval = 1 / per_second
+        self._release = release
+        self._at_most = at_most
+        self._last = 0.0
+        self._waiting: deque[float] = deque()
+
+    def due(self, now: float) -> float:
+        """Give the next turn, in a minute at most."""
+        while self._waiting and self._waiting[0] <= now:
+            self._waiting.popleft()
+        if len(self._waiting) >= self._at_most:
+            self._release(self._waiting.popleft())
+        self._last = min(max(now, self._last + self._interval), now + SURPLUS_SECONDS)
+        self._waiting.append(self._last)
+        return self._last
+
+
+class Throttle:
+    """Answers at client scope: OK when it is the client's turn, or ERR at once, with the time for the surplus queue."""
+
+    def __init__(self, limits: Limits, concurrency: int, release: Callable[[float], None]) -> None:
+        self._clients = Clients(limits)
+        self._surplus = Surplus(limits.per_second, release)
+        self._slots = concurrency - SPARE_SLOTS
+
+    def answer(self, request: bytes, now: float, held: int) -> Late:
+        """Answer one line; `held` is how many wait already."""
+        client, *_ = parse_tokens(request, TOKENS)
+        due = self._clients.due(client_network(client or ""), now) if held < self._slots else None
+        if due is not None:
+            return Late(due, _AT_ONCE if due <= now else _HELD)
+        return Late(now, _send_on(self._surplus.due(now)))
+
+
+def answer_surplus(request: bytes, now: float, held: int) -> Late:  # noqa: ARG001 - as at client scope
+    """Answer at surplus scope: at the time that the first answer named; at once where it named none."""
+    until, *_ = parse_tokens(request, TOKENS)
+    try:
+        due = float(until or "")
+    except ValueError:
+        due = now
+    return Late(min(due, now + SURPLUS_SECONDS), _OK) if due > now else Late(now, _OK)  # NaN as well is at once
+
+
+@lru_cache(maxsize=4096)
+def client_network(client: str) -> str:
+    """Name what is counted as one client: an IPv4 address, the /64 network of an IPv6 address."""
+    if ":" not in client:
+        return client
+    try:
+        return str(ip_network((client.partition("%")[0], _IPV6_PREFIX), strict=False))
+    except ValueError:
+        return client
+
+
+def _send_on(due: float) -> Reply:
+    return Reply(Result.ERR, (("held_until_", f"{due:.2f}"),), counted=_SURPLUS.counted)
+
+
+_OK = Reply(Result.OK)
+_AT_ONCE = Reply(Result.OK, counted=(counters.throttled("at_once"),))
+_HELD = Reply(Result.OK, counted=(counters.throttled("held"),))
+_SURPLUS = Reply(Result.ERR, counted=(counters.throttled("surplus"),))

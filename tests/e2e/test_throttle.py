@@ -1,0 +1,342 @@
+"""How fast one client is denied, and that it costs nobody else anything: neither time, nor the right answer."""
+
+import os
+import re
+import signal
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from .curl import CurlFailed, curl
+from .dns import Names
+from .gateway import Gateway, NewGateway
+from .network import run, wait_for
+from .origin import Origins
+from .raw import Raw, tunnel
+from .reply import Reply
+
+README = Path(__file__).parents[2] / "README.md"
+POLICY = """
+version: 1
+rules:
+  - {name: closed, action: deny, hosts: [closed.example]}
+  - {name: open, action: allow, hosts: [open.example]}
+  - {name: paths, action: allow, hosts: [paths.example], paths: [/open/**]}
+  - {name: any, action: allow, hosts: [.rebind.example]}
+  - {name: api, action: allow, hosts: [api.example]}
+secrets:
+  gone: {file: secrets/gone}
+credentials:
+  - {name: api, hosts: [api.example], bearer: gone}
+"""
+RATE, BURST = 10, 10
+HONEST = "127.0.0.9"
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway, names: Names) -> Gateway:
+    """A gateway whose bounds are reached in seconds: one client has ten slots to wait in."""
+    names.set("private.rebind.example", ["10.0.0.5"])
+    names.set("nowhere.rebind.example", [])
+    gateway = new_gateway(POLICY, throttled=True)
+    gateway.edit("squidkeeper.conf", "--rate 10 --burst 200 --longest 5", f"--rate {RATE} --burst {BURST} --longest 1")
+    return gateway.start()
+
+
+@pytest.fixture(scope="module")
+def installed(new_gateway: NewGateway) -> Gateway:
+    """A gateway with the bounds as they are installed."""
+    return new_gateway(POLICY, throttled=True).start()
+
+
+def test_allowed_requests_never_ask(installed: Gateway, origins: Origins) -> None:
+    for url in ("http://open.example/", "https://open.example/", "http://paths.example/open/x"):
+        assert curl(installed, url).status == 200
+    assert installed.helpers("throttle") == []
+    assert curl(installed, "http://closed.example/").rule == "closed"
+    assert len(installed.helpers("throttle --scope client")) == 1
+    assert installed.helpers("throttle --scope surplus") == []
+
+
+def in_tunnel(target: str, host: str) -> Callable[[Gateway, str], Reply | None]:
+    def ask(gateway: Gateway, client: str) -> Reply | None:
+        with tunnel(gateway, f"{host}:443", client=client) as raw:
+            return raw.get(target, host)
+
+    return ask
+
+
+def plain(url: str, method: str = "GET") -> Callable[[Gateway, str], Reply | None]:
+    def ask(gateway: Gateway, client: str) -> Reply | None:
+        with Raw(gateway, client) as raw:
+            return raw.get(url, "open.example", method=method)
+
+    return ask
+
+
+# Each deny line that a client can reach at will: how, the status, the rule on record, the page.
+DENIALS = {
+    "own pages": (plain("http://open.example/squid-internal-mgr/menu"), 403, "invalid-request", "INVALID"),
+    "method": (plain("http://open.example/", "TRACE"), 403, "invalid-request", "INVALID"),
+    "scheme": (plain("ftp://open.example/"), 403, "invalid-request", "INVALID"),
+    "userinfo": (plain("http://u:p@open.example/"), 403, "invalid-request", "INVALID"),
+    "host": (plain("http://closed.example/"), 403, "closed", "DENIED"),
+    "request": (plain("http://paths.example/x"), 403, "default", "DENIED"),
+    "private": (plain("http://private.rebind.example/"), 403, "private-address", "PRIVATE"),
+    "no address": (plain("http://nowhere.rebind.example/"), 503, "any", "NO_ADDRESS"),
+    "tunnel": (in_tunnel("/", "closed.example"), 403, "closed", "DENIED"),
+    "in a tunnel": (in_tunnel("/x", "paths.example"), 403, "default", "DENIED"),
+    "credential": (in_tunnel("/", "api.example"), 403, "credential-unavailable", "DENIED"),
+}
+
+
+@pytest.mark.parametrize("kind", DENIALS)
+def test_each_kind_of_denial_waits_for_its_turn_and_is_the_same(gateway: Gateway, origins: Origins, kind: str) -> None:
+    ask, status, rule, page = DENIALS[kind]
+    client = f"127.0.1.{list(DENIALS).index(kind) + 1}"
+    begun = time.monotonic()
+    replies = [ask(gateway, client) for _ in range(BURST + 6)]
+    assert time.monotonic() - begun > 5 / RATE, "those after the burst come one after another"
+    assert {reply and reply.status for reply in replies} == {status}
+    lines = wait_for(lambda: denied_of(gateway, client, BURST + 6), "each on record")
+    assert {(line["rule"], line["error"]) for line in lines} == {(rule, f"{status}:ERR_SQUIDKEEPER_{page}")}
+    assert origins.seen == []
+
+
+def denied_of(gateway: Gateway, client: str, number: int) -> list[dict[str, object]]:
+    """The denials of a client, as soon as there are so many; without the requests inside a denied tunnel."""
+    lines = [line for line in gateway.log() if line["client"] == client and "TCP_DENIED" in line["squid"]]
+    return lines if len(lines) >= number else []
+
+
+# A flood
+
+
+@dataclass
+class Flood:
+    """What a client got that is denied on many connections without a pause."""
+
+    answers: Counter[tuple[int, str | None]] = field(default_factory=Counter)
+    open: set[Raw] = field(default_factory=set)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, make: Callable[[], Raw], ask: Callable[[Raw], Reply | None]) -> None:
+        while not self.over.is_set():
+            with suppress(OSError, ValueError), make() as raw:
+                self.open.add(raw)
+                while not self.over.is_set() and (reply := ask(raw)):
+                    self.answers[reply.status, reply.rule] += 1
+
+
+@contextmanager
+def flood(gateway: Gateway, client: str) -> Iterator[Flood]:
+    """Ask on fifty connections without a pause while the block runs."""
+    running = Flood()
+    threads = [threading.Thread(target=running.run, args=one) for one in flooding(gateway, client)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield running
+    finally:
+        running.over.set()
+        for raw in list(running.open):
+            raw.abandon()
+        while any(thread.is_alive() for thread in threads):
+            for pid in gateway.helpers("throttle"):  # who waits for a CONNECT's answer gets it
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+
+def flooding(gateway: Gateway, client: str) -> list[tuple[Callable[[], Raw], Callable[[Raw], Reply | None]]]:
+    """Plain http, tunnels that are denied, and requests inside tunnels."""
+
+    def http() -> Raw:
+        return Raw(gateway, client)
+
+    def inside() -> Raw:
+        return tunnel(gateway, "paths.example:443", client=client)
+
+    def denied() -> Raw:
+        return tunnel(gateway, "closed.example:443", client=client)
+
+    return [
+        *[(http, lambda raw: raw.get("http://closed.example/flood", "closed.example"))] * 30,
+        *[(inside, lambda raw: raw.get("/flood", "paths.example"))] * 10,
+        *[(denied, lambda raw: raw.get("/flood", "closed.example"))] * 10,
+    ]
+
+
+def test_one_client_is_denied_at_its_rate_and_others_do_not_wait(gateway: Gateway, origins: Origins) -> None:
+    client = "127.0.0.66"
+    with flood(gateway, client) as running:
+        wait_for(lambda: gateway.helpers("throttle --scope surplus"), "surplus")
+        time.sleep(1)
+        begun, before = time.monotonic(), len(gateway.log())
+        usual = median(honest(gateway) for _ in range(20))
+        time.sleep(max(0.0, begun + 3 - time.monotonic()))
+        seconds, lines = time.monotonic() - begun, gateway.log()[before:]
+    denials = [line for line in lines if line["client"] == client and "TCP_DENIED" in line["squid"]]
+    # Its own turns and, as it is alone in that, all of the surplus; half as much again for what lies between two looks.
+    assert RATE * seconds / 2 <= len(denials) <= 2 * RATE * seconds * 1.5, Counter(line["squid"] for line in lines)
+    assert {line["rule"] for line in denials} <= {"closed", "default"}
+    assert usual < 0.5, "whoever is behind the flood waits for seconds"
+    assert set(running.answers) <= {(403, "closed"), (403, "default")}
+    wait_for(lambda: len(denied_of(gateway, client, 1)) > 0, "the flood on record")
+
+
+def honest(gateway: Gateway) -> float:
+    """Ask for what is open and for what is closed, from another client; return the seconds that the slower one took."""
+    taken = []
+    for url, status, rule in (("http://open.example/", 200, None), ("http://closed.example/", 403, "closed")):
+        begun = time.monotonic()
+        reply = curl(gateway, url, client=HONEST)
+        taken.append(time.monotonic() - begun)
+        assert reply.status == status
+        assert rule in (None, reply.rule)
+        time.sleep(1 / RATE / 2)  # at its rate
+    return max(taken)
+
+
+def test_a_burst_of_an_honest_client_is_answered_at_once(installed: Gateway, origins: Origins) -> None:
+    assert curl(installed, "http://closed.example/").rule == "closed"  # the helper has started
+    begun = time.monotonic()
+    with Raw(installed) as raw:
+        replies = [raw.get(f"http://closed.example/{number}", "closed.example") for number in range(150)]
+    assert {(reply.status, reply.rule) for reply in replies if reply} == {(403, "closed")}
+    assert time.monotonic() - begun < 5
+    assert max(line["duration_ms"] for line in installed.log()[-100:]) < 1000
+
+
+# A client that breaks off
+
+ATTEMPTS = 900
+REQUEST = b"GET http://closed.example/broken-off HTTP/1.1\r\nHost: closed.example\r\n\r\n"
+
+
+def break_off(gateway: Gateway, client: str) -> None:
+    """Connect, ask, and reset the connection; a connection that is not taken at once is left."""
+    with socket.socket() as one, suppress(OSError):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.settimeout(0.005)
+        one.bind((client, 0))
+        one.connect(gateway.address)
+        one.sendall(REQUEST)
+
+
+@contextmanager
+def packet_filter(port: int) -> Iterator[None]:
+    """The commands of the documentation, for this port."""
+    commands = re.findall(r"^ *(nft add .*)$", README.read_text(), re.MULTILINE)
+    assert len(commands) == 4
+    try:
+        for command in commands:
+            run("sh", "-ec", command.replace("dport 3129", f"dport {port}"))
+        yield
+    finally:
+        run("nft", "delete", "table", "inet", "squidkeeper", check=False)
+
+
+def test_the_packet_filter_bounds_the_lines_of_a_client_that_breaks_off(gateway: Gateway, origins: Origins) -> None:
+    client, begun, before = "127.0.0.99", time.monotonic(), len(gateway.log())
+    with packet_filter(gateway.address[1]):
+        for _ in range(ATTEMPTS):
+            break_off(gateway, client)
+        seconds = time.monotonic() - begun
+        assert curl(gateway, "http://open.example/", client=HONEST).status == 200
+    lines = [line for line in gateway.log()[before:] if line["client"] == client]
+    assert 300 < len(lines) <= 500 + 50 * seconds + 5
+
+
+# A helper that fails
+
+
+def serves(gateway: Gateway) -> bool:
+    try:
+        return curl(gateway, "http://open.example/", client=HONEST).status == 200
+    except CurlFailed:
+        return False
+
+
+@pytest.mark.parametrize("scope", ["client", "surplus"])
+def test_who_waits_is_denied_by_the_same_rule_when_the_helper_is_killed(
+    gateway: Gateway, origins: Origins, scope: str
+) -> None:
+    client = f"127.0.0.{70 + len(scope)}"
+    with flood(gateway, client) as running:
+        for _ in range(3):
+            (pid,) = wait_for(lambda: gateway.helpers(f"throttle --scope {scope}"), "the helper")
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(0.5)
+            wait_for(
+                partial(serves, gateway), "an answer: Squid may fail an assertion when a helper dies, and starts anew"
+            )
+    assert set(running.answers) <= {(403, "closed"), (403, "default")}
+    lines = [line for line in gateway.log() if line["client"] == client and "TCP_DENIED/" in line["squid"]]
+    assert {(line["rule"], line["error"]) for line in lines} <= {
+        ("closed", "403:ERR_SQUIDKEEPER_DENIED"),
+        ("default", "403:ERR_SQUIDKEEPER_DENIED"),
+    }
+    assert not origins.urls() or set(origins.urls()) == {"http://open.example/"}
+
+
+def test_who_is_denied_waits_for_a_stopped_helper_and_who_is_allowed_does_not(
+    gateway: Gateway, origins: Origins
+) -> None:
+    curl(gateway, "http://closed.example/", client=HONEST)
+    (pid,) = gateway.helpers("throttle --scope client")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with Raw(gateway, HONEST) as raw:
+            raw.send("GET http://closed.example/stopped HTTP/1.1\r\nHost: closed.example\r\n\r\n")
+            assert curl(gateway, "http://open.example/", client=HONEST).status == 200
+            os.kill(pid, signal.SIGKILL)
+            reply = raw.answer()
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert reply is not None
+    assert (reply.status, reply.rule) == (403, "closed")
+    assert gateway.logged("http://closed.example/stopped")["rule"] == "closed"
+
+
+def denials(gateway: Gateway, before: int) -> list[dict[str, object]]:
+    return [line for line in gateway.log()[before:] if "TCP_DENIED" in line["squid"]]
+
+
+ANSWERS = ["OK", "ERR", "ERR held_until_=x", "BH", "nonsense", "exit"]
+
+
+def test_whatever_the_helper_answers_a_denial_stands(new_gateway: NewGateway, names: Names, origins: Origins) -> None:
+    names.set("private.rebind.example", ["10.0.0.5"])
+    names.set("nowhere.rebind.example", [])
+    odd = new_gateway(POLICY, throttled=True)
+    program, says = odd.root / "odd", odd.root / "says"
+    program.write_text(
+        f"#!/bin/sh\nwhile read -r id rest; do\nread -r says < {says}\n"
+        '[ "$says" = exit ] && exit 1\necho "$id $says"\ndone\n'
+    )
+    program.chmod(0o755)
+    says.write_text("OK\n")
+    odd.edit("squidkeeper.conf", f"{odd.root}/bin/squidkeeper throttle", f"{program} throttle")
+    odd.start()
+    for answer in ANSWERS:
+        says.write_text(answer + "\n")
+        for kind in ("method", "host", "request", "private", "no address", "tunnel"):  # each page, each list
+            ask, status, rule, page = DENIALS[kind]
+            before = len(odd.log())
+            reply = ask(odd, "127.0.0.1")
+            assert reply is not None, (answer, kind)
+            assert reply.status == status, (answer, kind)
+            (denial, *_) = wait_for(partial(denials, odd, before), "the denial on record")
+            assert (denial["rule"], denial["error"]) == (rule, f"{status}:ERR_SQUIDKEEPER_{page}"), (answer, kind)
+    assert origins.seen == []

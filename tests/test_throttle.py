@@ -1,0 +1,261 @@
+"""When a client learns that it is denied: turns, surplus, and the helper that holds answers, as a process on pipes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from squidkeeper.helpers.throttle import (
+    SPARE_SLOTS,
+    SURPLUS_SECONDS,
+    Clients,
+    Limits,
+    Surplus,
+    Throttle,
+    answer_surplus,
+    client_network,
+)
+from squidkeeper.slots import read_slots
+from squidkeeper.wire import Result, format_reply, reply_limit
+
+LIMITS = Limits(per_second=8, burst=5, longest_seconds=2)  # an eighth of a second is exact in binary
+NOW = 1000.0
+
+
+def no_release(until: float) -> None:
+    raise AssertionError(f"nothing is pushed out, but {until} was")
+
+
+@given(st.lists(st.floats(0, 0.5), max_size=300))
+def test_a_client_never_has_more_turns_than_its_burst_and_its_rate(pauses: list[float]) -> None:
+    clients, now, turns = Clients(LIMITS), NOW, []
+    for pause in pauses:
+        now += pause
+        due = clients.due("192.0.2.1", now)
+        if due is not None:
+            assert now <= due <= now + LIMITS.longest_seconds
+            turns.append(due)
+    assert turns == sorted(turns)
+    for first, start in enumerate(turns):
+        within = sum(start <= due < start + 1 for due in turns[first:])
+        assert within <= LIMITS.burst + LIMITS.per_second
+
+
+def test_a_burst_is_answered_at_once_then_one_after_another_then_not_at_all() -> None:
+    clients = Clients(LIMITS)
+    dues = [clients.due("192.0.2.1", NOW) for _ in range(30)]
+    assert dues[:5] == [NOW] * 5
+    assert dues[5:21] == [NOW + turn / 8 for turn in range(1, 17)]
+    assert dues[21:] == [None] * 9
+    assert clients.due("192.0.2.2", NOW) == NOW, "another client waits for nobody"
+    assert clients.due("192.0.2.1", NOW + 3) == NOW + 3, "after a quiet time it may again"
+
+
+def test_the_clients_that_are_remembered_are_bounded_and_the_busiest_are_kept() -> None:
+    clients = Clients(LIMITS, at_most=100)
+    for _ in range(20):
+        clients.due("192.0.2.1", NOW)
+    for number in range(1000):
+        assert clients.due(f"198.51.100.{number}", NOW) == NOW
+    assert len(clients._full_at) <= 100
+    due = clients.due("192.0.2.1", NOW)
+    assert due is not None
+    assert due > NOW + 1
+
+
+@pytest.mark.parametrize(
+    ("client", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::ffff", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.1", "::/64"),
+        ("no:address", "no:address"),
+        ("", ""),
+    ],
+)
+def test_an_ipv6_network_counts_as_one_client(client: str, network: str) -> None:
+    assert client_network(client) == network
+
+
+def test_surplus_is_due_one_after_another_within_a_minute() -> None:
+    surplus = Surplus(10, no_release)
+    dues = [surplus.due(NOW) for _ in range(1000)]
+    assert dues == sorted(dues)
+    assert dues[:3] == pytest.approx([NOW, NOW + 0.1, NOW + 0.2])
+    assert dues[-1] == NOW + SURPLUS_SECONDS
+
+
+def test_surplus_beyond_the_bound_pushes_out_the_oldest() -> None:
+    released: list[float] = []
+    surplus = Surplus(10, released.append, at_most=100)
+    dues = [surplus.due(NOW + number / 1000) for number in range(150)]
+    assert released == [due for due in dues if due > NOW + 0.15][: len(released)]
+    assert len(released) >= 45
+    assert len(surplus._waiting) <= 100
+
+
+def test_a_client_that_waits_too_long_is_sent_on_with_a_turn_among_the_surplus() -> None:
+    throttle = Throttle(LIMITS, 600, no_release)
+    answers = [throttle.answer(b"192.0.2.1 -", NOW, held) for held in range(22)]
+    assert [late.reply.result for late in answers] == [Result.OK] * 21 + [Result.ERR]
+    assert answers[-1].due == NOW
+    assert format_reply(answers[-1].reply, b"7") == b"7 ERR held_until_=1000.00\n"
+    assert [late.reply.counted[0][-1] for late in answers] == ["at_once"] * 5 + ["held"] * 16 + ["surplus"]
+
+
+def test_slots_stay_free_for_clients_below_their_rate() -> None:
+    throttle = Throttle(LIMITS, 600, no_release)
+    assert throttle.answer(b"192.0.2.1 -", NOW, 600 - SPARE_SLOTS - 1).reply.result is Result.OK
+    assert throttle.answer(b"192.0.2.1 -", NOW, 600 - SPARE_SLOTS).reply.result is Result.ERR
+
+
+def test_the_longest_reply_fits_the_bound_of_its_concurrency() -> None:
+    reply = Throttle(LIMITS, 600, no_release).answer(b"192.0.2.1 -", 999_999_999.99, 600).reply
+    assert format_reply(reply, b"9" * 19, reply_limit(600)).endswith(b" ERR held_until_=999999999.99\n")
+
+
+@pytest.mark.parametrize(
+    ("request_", "due"),
+    [
+        (b"1012.50 -", 1012.5),
+        (b"999.00 -", NOW),
+        (b"- -", NOW),
+        (b"x -", NOW),
+        (b"nan -", NOW),
+        (b"inf -", NOW + SURPLUS_SECONDS),
+        (b"5000 -", NOW + SURPLUS_SECONDS),
+    ],
+)
+def test_surplus_is_answered_at_the_time_that_the_line_names(request_: bytes, due: float) -> None:
+    late = answer_surplus(request_, NOW, 0)
+    assert (late.due, late.reply.result) == (due, Result.OK)
+
+
+# The process
+
+
+class Helper:
+    """The helper on pipes, as Squid runs it."""
+
+    def __init__(self, state: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "squidkeeper", "throttle", "--state", str(state), *options]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+        )
+        assert self.process.stdin
+        assert self.process.stdout
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+
+    def send(self, text: str) -> None:
+        self.stdin.write(text.encode())
+
+    def answers(self, number: int) -> list[tuple[str, float]]:
+        """Each answer, and when it came."""
+        return [(self.stdout.readline().decode(), time.monotonic()) for _ in range(number)]
+
+    def end(self) -> tuple[str, str]:
+        out, err = self.process.communicate(timeout=10)
+        assert self.process.returncode == 0
+        return out.decode(), err.decode()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Helper]]:
+    helpers: list[Helper] = []
+
+    def make(*options: str) -> Helper:
+        helpers.append(Helper(tmp_path / "state", *options))
+        return helpers[-1]
+
+    yield make
+    for helper in helpers:
+        helper.process.kill()
+        helper.process.communicate()
+
+
+def release(until: float) -> None:
+    """Tell the helper that this process started, as its sibling does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(repr(until).encode(), f"\0squidkeeper-throttle-{os.getpid()}")
+
+
+CLIENT = ("--scope", "client", "--rate", "5", "--burst", "2")
+
+
+def test_answers_come_late_and_another_clients_ahead_of_them(start: Callable[..., Helper]) -> None:
+    helper = start(*CLIENT)
+    helper.send("1 192.0.2.1 -\n2 192.0.2.1 -\n3 192.0.2.1 -\n4 192.0.2.1 -\n5 192.0.2.2 -\n")
+    (*at_once, (_, begun)) = helper.answers(3)
+    assert [line for line, _ in at_once] == ["1 OK\n", "2 OK\n"]
+    late = helper.answers(2)
+    assert [line for line, _ in late] == ["3 OK\n", "4 OK\n"]
+    assert [moment - begun for _, moment in late] == pytest.approx([0.2, 0.4], abs=0.15)
+
+
+def test_the_end_of_input_answers_all_that_is_held_at_once(start: Callable[..., Helper]) -> None:
+    helper = start("--scope", "client", "--rate", "1", "--burst", "1", "--longest", "100")
+    helper.send("".join(f"{number} 192.0.2.1 -\n" for number in range(1, 51)))
+    assert helper.answers(1)[0][0] == "1 OK\n"
+    begun = time.monotonic()
+    out, _ = helper.end()
+    assert out.split("\n")[:-1] == [f"{number} OK" for number in range(2, 51)]
+    assert time.monotonic() - begun < 5
+
+
+def test_more_lines_at_once_than_slots_that_may_be_held_are_no_surplus(start: Callable[..., Helper]) -> None:
+    helper = start("--scope", "client")
+    helper.send("".join(f"{number} 192.0.2.{number % 200} -\n" for number in range(1, 601)))
+    assert {line.split()[1] for line, _ in helper.answers(600)} == {"OK"}
+
+
+def test_a_line_that_is_not_understood_is_answered_at_once_unless_it_has_no_channel(
+    start: Callable[..., Helper], tmp_path: Path
+) -> None:
+    helper = start(*CLIENT)
+    helper.send("1 a b c d\nno channel\n2 192.0.2.1 -\n")
+    assert [line for line, _ in helper.answers(2)] == ["1 OK\n", "2 OK\n"]
+    out, err = helper.end()
+    assert out == ""
+    assert "4 tokens, expected 1 or 2" in err
+    assert "has no channel-ID: does squid.conf say concurrency=600?" in err
+    (slot,) = read_slots(tmp_path / "state/helpers")
+    counted = {(name, *labels.values()): value for name, labels, value in slot.samples}
+    assert counted["squidkeeper_protocol_errors_total", "throttle"] == 2
+    assert counted["squidkeeper_denials_throttled_total", "at_once"] == 1
+
+
+def test_surplus_is_held_until_its_time_or_until_it_is_released(start: Callable[..., Helper]) -> None:
+    helper, now = start("--scope", "surplus", "--concurrency", "100"), time.monotonic()
+    helper.send(f"1 {now + 30:.2f} -\n2 - -\n3 {now + 31:.2f} -\n4 {now + 50:.2f} -\n")
+    assert helper.answers(1)[0][0] == "2 OK\n"
+    release(now + 40)  # of the same parent process
+    assert [line for line, _ in helper.answers(2)] == ["1 OK\n", "3 OK\n"]
+    assert time.monotonic() - now < 20
+    assert helper.end()[0] == "4 OK\n"
+
+
+def test_the_name_of_a_helper_that_has_ended_is_taken_over(start: Callable[..., Helper]) -> None:
+    first, second = (start("--scope", "surplus", "--concurrency", "100") for _ in range(2))
+    for helper in (first, second):
+        helper.send("1 - -\n")
+        assert helper.answers(1)[0][0] == "1 OK\n"
+    first.end()
+    second.send("2 - -\n")
+    assert second.answers(1)[0][0] == "2 OK\n"
+    now = time.monotonic()
+    second.send(f"3 {now + 30:.2f} -\n")
+    time.sleep(0.2)
+    release(now + 40)
+    assert second.answers(1)[0][0] == "3 OK\n"
+    assert time.monotonic() - now < 20
