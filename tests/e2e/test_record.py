@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import signal
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from squidkeeper.observe.record.logs import read_blocks, rotated
 
 from .gateway import Gateway, NewGateway
 from .network import wait_for
+from .origin import Origins
 from .raw import Raw
 
 REQUESTS = int(os.environ.get("SQUIDKEEPER_HOSTILE_REQUESTS", "2000"))
@@ -95,7 +97,7 @@ class Sent:
 
 
 @pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
+def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
     return new_gateway(POLICY).start()
 
 
@@ -277,6 +279,56 @@ def test_what_no_policy_decided_names_no_revision_of_what_came_before_it(gateway
     )
     assert (denied["rule"], denied["connection"]) == ("default", refused["connection"])
     assert (refused["rule"], refused["revision"]) == ("invalid-request", "-")
+
+
+@pytest.mark.parametrize("helper", ["acl --scope host", "acl --scope request"])
+def test_a_client_that_leaves_while_a_helper_is_asked_is_not_denied_on_record(gateway: Gateway, helper: str) -> None:
+    url = f"http://hostile.example/open/left-{len(helper)}"
+    wait_for(lambda: asked(gateway, "http://hostile.example/open/first") and gateway.helpers(helper), "both helpers")
+    with stopped(gateway.helpers(helper)), Raw(gateway, "127.0.0.9") as client:
+        client.send(f"GET {url} HTTP/1.1\r\nHost: hostile.example\r\n\r\n")
+        wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
+        client.close()
+        left = gateway.logged(url)
+    assert (left["verdict"], left["rule"], left["revision"]) == ("-", "-", "-")
+    assert (left["status"], left["error"]) == (0, "ERR_CLIENT_GONE")
+
+
+def test_a_helper_that_dies_denies_by_policy_unavailable_on_record(gateway: Gateway) -> None:
+    url = "http://hostile.example/open/killed"
+    wait_for(lambda: asked(gateway, "http://hostile.example/open/first"), "an answer")
+    pids = gateway.helpers("acl --scope request")
+    with Raw(gateway) as client:
+        with stopped(pids):
+            client.send(f"GET {url} HTTP/1.1\r\nHost: hostile.example\r\n\r\n")
+            wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        answer = client.answer()
+    assert answer is not None
+    assert (answer.status, answer.rule) == (403, "policy-unavailable")
+    killed = gateway.logged(url)
+    assert (killed["verdict"], killed["rule"], killed["status"]) == ("deny", "policy-unavailable", 403)
+
+
+def asked(gateway: Gateway, url: str) -> bool:
+    """Ask for a URL; both helpers run afterwards."""
+    with Raw(gateway) as client:
+        answer = client.get(url, "hostile.example")
+    return answer is not None and answer.status == 200
+
+
+@contextmanager
+def stopped(pids: list[int]) -> Iterator[None]:
+    """Stop processes meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def client_hello(sni: bytes) -> bytes:
