@@ -51,7 +51,7 @@ DENIED: dict[str, Any] = {"verdict": "deny", "rule": "closed", "status": 403, "s
 LINES = [
     line(0),
     line(1, "https://api.open.example/v1?x=1", user="ci-bot", status=404),
-    line(2, "closed.example:443", method="CONNECT", connection="2", **{**DENIED, "status": 200}),
+    line(2, "closed.example:443", method="CONNECT", connection="2", duration_ms=0, **{**DENIED, "status": 200}),
     line(2, "https://closed.example/a/b?c", connection="2", **DENIED),
     line(3, "open.example:443", method="CONNECT", connection="3"),
     line(4, "http://203.0.113.7:8080/", client="2001:db8::7", method="POST", verdict="-", rule="-", status=503),
@@ -337,8 +337,6 @@ def test_a_reader_that_goes_away_ends_it_quietly(path: Path) -> None:
     assert (len(done.stdout.splitlines()), done.stderr, done.returncode) == (2, "", 0)
 
 
-# ── Drift ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
 POLICY = "version: 1\nrules:\n  - {name: open, action: allow, hosts: [open.example]}\n"
 
 
@@ -348,6 +346,45 @@ def policy(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "policy.yaml").write_text(POLICY)
     return folder
+
+
+# ── Requests that nobody judged ────────────────────────────────────────────────────────────────────────────────────
+
+GETS = "version: 1\nrules:\n  - {name: pk, action: allow, hosts: [nowhere.example], methods: [GET, HEAD]}\n"
+FAILED: dict[str, Any] = {"error": "503:ERR_SQUIDKEEPER_NO_ADDRESS", "tunnel": "nowhere.example:443"}
+IN_FAILED: dict[str, Any] = {**FAILED, "verdict": "-", "rule": "-", "status": 503, "squid": "NONE_NONE/HIER_NONE"}
+
+
+def failed_tunnels(path: Path, revision: str) -> None:
+    """Write a log of a PUT and a GET in tunnels to a name that does not resolve."""
+    both: list[str] = []
+    for minute, method in enumerate(("PUT", "GET")):
+        same = {"connection": str(minute)}
+        own = {"revision": revision, "rule": "pk", "duration_ms": 35_000, "squid": "TCP_DENIED/HIER_NONE"}
+        both.append(line(minute, "nowhere.example:443", method="CONNECT", **same, **FAILED, **own))
+        both.append(line(minute, "https://nowhere.example/x", method=method, duration_ms=1, **same, **IN_FAILED))
+    path.write_text("\n".join(both) + "\n")
+
+
+def test_a_request_in_a_tunnel_that_failed_is_shown_with_its_own_verdict(path: Path, policy: Path) -> None:
+    (policy / "policy.yaml").write_text(GETS)
+    failed_tunnels(path, load(policy, NOON).judge.policy.revision)
+    said = run("--policy", policy, "--state", path.parent / "state", path)
+    assert [one.split()[2:] for one in said.lines[1:]] == [
+        ["deny", "default", "503", "PUT", "35001", "https://nowhere.example/x"],
+        ["allow", "pk", "503", "GET", "35001", "https://nowhere.example/x"],
+    ]
+
+
+def test_a_request_in_a_tunnel_that_failed_has_no_verdict_where_its_policy_is_not_kept(
+    path: Path, policy: Path
+) -> None:
+    failed_tunnels(path, "000000000000")
+    said = run("--policy", policy, "--state", path.parent / "state", path)
+    assert [one.split()[2:5] for one in said.lines[1:]] == [["-", "-", "503"]] * 2
+
+
+# ── Drift ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def audited(path: Path, policy: Path, *fields: dict[str, Any]) -> None:

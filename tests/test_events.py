@@ -54,7 +54,7 @@ def get(second: float = 0, connection: str = "1", **fields: object) -> Entry:
 
 
 def denied_connect(second: float = 0, connection: str = "2", **fields: object) -> Entry:
-    own = {"method": "CONNECT", "url": "closed.example:443", "squid": "TCP_DENIED/HIER_NONE"}
+    own = {"method": "CONNECT", "url": "closed.example:443", "squid": "TCP_DENIED/HIER_NONE", "duration_ms": 0}
     return entry(second, connection=connection, **{**DENIED, **own, **fields})
 
 
@@ -107,13 +107,66 @@ def test_a_client_that_left_during_tls_is_told_at_once() -> None:
     assert list(Events().feed([gone])) == [gone]
 
 
-def test_a_request_names_what_was_decided_about_its_tunnel_where_nothing_was_about_itself() -> None:
-    failed = opened_connect(0, "4", error="ERR_SECURE_CONNECT_FAIL", squid="NONE_NONE_ABORTED/HIER_NONE")
-    page = {"status": 503, "squid": "NONE_NONE/HIER_NONE", "error": "ERR_SECURE_CONNECT_FAIL", "revision": NONE}
-    inside = get(1, "4", tunnel="open.example:443", **{**page, "verdict": NONE, "rule": NONE})
-    (event,) = told(Events(), [failed, inside])
-    assert event.record == get(1, "4", tunnel="open.example:443", **{**page, "revision": "0123456789ab"}).record
+FAILED_CONNECT: dict[str, object] = {
+    "method": "CONNECT",
+    "url": "nowhere.example:443",
+    "tunnel": "nowhere.example:443",
+    "error": "503:ERR_SQUIDKEEPER_NO_ADDRESS",
+    "squid": "TCP_DENIED/HIER_NONE",
+    "duration_ms": 35_000,
+}
+UNJUDGED: dict[str, object] = {
+    "method": "PUT",
+    "url": "https://nowhere.example/x",
+    "tunnel": "nowhere.example:443",
+    "error": "503:ERR_SQUIDKEEPER_NO_ADDRESS",
+    "squid": "NONE_NONE/HIER_NONE",
+    "status": 503,
+    "duration_ms": 2,
+    **dict.fromkeys(("verdict", "rule", "revision"), NONE),
+}
+
+
+def test_a_request_that_nobody_judged_has_the_verdict_that_the_policy_of_its_connect_gives_it() -> None:
+    asked: list[Record] = []
+
+    def judge(record: Record) -> tuple[str, str]:
+        asked.append(record)
+        return "deny", "default"
+
+    (event,) = told(Events(judge=judge), [entry(0, **FAILED_CONNECT), entry(1, **UNJUDGED)])
+    assert [(one.method, one.url, one.revision) for one in asked] == [
+        ("PUT", "https://nowhere.example/x", "0123456789ab")
+    ]
+    assert (event.record.verdict, event.record.rule, event.record.revision) == ("deny", "default", "0123456789ab")
     assert parse_record(event.line) == event.record
+
+
+def test_a_request_that_nobody_judged_is_not_allowed_because_its_connect_was() -> None:
+    (event,) = told(Events(), [entry(0, **FAILED_CONNECT), entry(1, **UNJUDGED)])
+    assert (event.record.verdict, event.record.rule, event.record.revision) == (NONE, NONE, NONE)
+    assert event.record.status == 503
+
+
+def test_a_request_names_the_denial_of_its_tunnel() -> None:
+    private = {"error": "403:ERR_SQUIDKEEPER_PRIVATE", "rule": "private-address", "tunnel": "private.example:443"}
+    inside = denied_inside(1, **{**private, "revision": NONE})
+    (event,) = told(Events(), [denied_connect(0, **private), inside])
+    assert (event.record.verdict, event.record.rule) == ("deny", "private-address")
+    assert event.record.revision == "0123456789ab"
+
+
+def test_an_event_lasts_as_long_as_its_client_waited() -> None:
+    (event,) = told(Events(), [entry(0, **FAILED_CONNECT), entry(1, **UNJUDGED)])
+    assert event.record.duration_ms == 35_002
+    assert parse_record(event.line) == event.record
+    (event,) = told(Events(), [denied_connect(0, duration_ms=9000), denied_inside(1, duration_ms=4)])
+    assert event.record.duration_ms == 9004
+
+
+def test_a_client_whose_tls_failed_is_told_at_once() -> None:
+    distrusting = opened_connect(0, error="ERR_SECURE_ACCEPT_FAIL")
+    assert list(Events().feed([distrusting])) == [distrusting]
 
 
 def test_requests_of_other_connections_do_not_stand_for_a_denied_connect() -> None:

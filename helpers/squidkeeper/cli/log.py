@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
@@ -29,9 +31,11 @@ from squidkeeper.observe.record.reading import Reading
 if TYPE_CHECKING:
     from squidkeeper.engine import Judge
     from squidkeeper.observe.record.filters import Predicate
+    from squidkeeper.observe.record.line import Record
     from squidkeeper.observe.record.listing import Listing
 
 _LOOK_EVERY_SECONDS = 0.25
+_REVISIONS = "revisions"  # of the state folder
 _SETTLE_SECONDS = 2.0  # how long --follow waits for the request that a denied CONNECT answers
 
 
@@ -50,7 +54,7 @@ _SETTLE_SECONDS = 2.0  # how long --follow waits for the request that a denied C
 @click.option("--connects", is_flag=True, help="Show every CONNECT, also those that another line stands for.")
 @click.option("--drift", is_flag=True, help="Show what was served and the policy that was in force does not allow.")
 @policy_option
-@state_option("Where the revisions that were in force are kept, for --drift.")
+@state_option("Where the revisions that were in force are kept.")
 def log(
     files: tuple[Path, ...],
     follow: bool,
@@ -78,8 +82,11 @@ def log(
         raise click.UsageError("--follow reads one log as it is written, and does not go with --by, several FILEs or -")
     if drift and by:
         raise click.UsageError("--drift shows each request that it finds, and does not go with --by")
-    audit = Audit(directory, state, as_json=as_json) if drift else None
-    run = Run(_predicate(given), audit.findings if audit else _listing(by, as_json=as_json), connects=connects or drift)
+    policies = Drift(judges := _judges(directory, state), replacing=judges.replacing)
+    audit = Audit(policies, state, as_json=as_json) if drift else None
+    listing = audit.findings if audit else _listing(by, as_json=as_json)
+    events = None if connects or drift else Events(judge=partial(_judged, policies))
+    run = Run(_predicate(given), listing, events)
     try:
         if follow:
             run.follow(_follower(files[0] if files else DEFAULT_LOG, given["since"]))
@@ -105,11 +112,9 @@ def _listing(by: str | None, *, as_json: bool) -> Listing:
 class Audit:
     """What --drift checks by, and what came of it."""
 
-    def __init__(self, directory: Path, state: Path, *, as_json: bool) -> None:
-        self._kept = state / "revisions"
-        current = _judge_in_force(directory)
-        judges = KeptJudges(self._kept, lambda: current)
-        self._drift = Drift(judges, replacing=judges.replacing)
+    def __init__(self, policies: Drift, state: Path, *, as_json: bool) -> None:
+        self._kept = state / _REVISIONS
+        self._drift = policies
         self.findings = Findings(self._drift, as_json=as_json)
 
     def end(self) -> None:
@@ -119,6 +124,16 @@ class Audit:
             click.echo(f"{what} not checked: the revision that decided is not kept in {self._kept}", err=True)
         if self.findings.found:
             raise SystemExit(1)
+
+
+def _judges(directory: Path, state: Path) -> KeptJudges:
+    """Give the judges of the policies that were in force; the one on disk is loaded when it is asked for."""
+    return KeptJudges(state / _REVISIONS, cache(partial(_judge_in_force, directory)))
+
+
+def _judged(policies: Drift, record: Record) -> tuple[str, str] | None:
+    decision = policies.decide(record)
+    return None if decision is None else (decision.action, quote(decision.rule, safe=""))
 
 
 def _judge_in_force(directory: Path) -> Judge | None:
@@ -167,10 +182,10 @@ def _follower(path: Path, since: datetime | None) -> Follower:
 class Run:
     """One call of the command: which events are wanted, how they are shown, and what has been read so far."""
 
-    def __init__(self, wanted: Predicate | None, listing: Listing, *, connects: bool) -> None:
+    def __init__(self, wanted: Predicate | None, listing: Listing, events: Events | None) -> None:
         self._wanted = wanted
         self._listing = listing
-        self._events = None if connects else Events()
+        self._events = events
         self._reading = Reading()
         self._shown = 0
 

@@ -146,6 +146,16 @@ class Drift:
             return None
         return self._checked(judge, record) or self._checked_by_newer(record)
 
+    def decide(self, record: Record) -> Decision | None:
+        """Judge a request by the revision that its record names, at its time; None where that is not kept."""
+        judge = self._judge_of(record.revision)
+        if judge is None:
+            return None
+        try:
+            return _decide(judge, self._place(judge, record), record, record.url, moment_of(record))
+        except ValueError:  # of what is no time
+            return None
+
     def client_name(self, record: Record) -> str:
         """Name the policy's first client that a request belongs to; `none` where it belongs to none."""
         judge = (self._judge_of(record.revision) if record.revision != NONE else None) or self._current()

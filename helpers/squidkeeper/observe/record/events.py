@@ -2,14 +2,16 @@
 
 Squid answers a denied CONNECT with 200, so that it can show its page inside: the log has the CONNECT (TCP_DENIED/200)
 and, on the same connection, each request inside (NONE_NONE/403). The first of these stands for both, as it has the
-whole URL; where none comes, since the client left, the CONNECT is the event. So it is where an origin fails in TLS. The
-CONNECT of a tunnel that was allowed and opened is none at all: what passed through it has lines of its own.
+whole URL; where none comes, since the client left, the CONNECT is the event. So it is where a host has no address, or
+an origin fails in TLS: the CONNECT was allowed, and nobody has judged the request inside. The policy may deny that one
+(another method, another path), so that the CONNECT's verdict is not its verdict. The CONNECT of a tunnel that was
+allowed and opened is none at all: what passed through it has lines of its own.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, NamedTuple
@@ -17,7 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from squidkeeper.engine.query import CONNECT
-from squidkeeper.observe.record.line import NONE, Record, moment_of, time_of
+from squidkeeper.observe.record.line import CLIENT_ERRORS, NONE, Record, moment_of, time_of
 
 HOLD_SECONDS: Final = 10.0
 HELD_AT_MOST: Final = 10_000
@@ -25,12 +27,14 @@ HELD_BYTES_AT_MOST: Final = 16 * 1024 * 1024  # of lines; as much again, and mor
 
 _OPENED = 200
 _ABORTED = "_ABORTED/"
-_NOTHING_FOLLOWS = frozenset({"ERR_CLIENT_GONE", "ERR_PROTOCOL_UNKNOWN"})
-_DECIDED = ("verdict", "rule", "revision")
+_NOTHING_FOLLOWS = CLIENT_ERRORS
+_UNJUDGED = {"verdict": NONE, "rule": NONE, "revision": NONE}
+
+Judge = Callable[[Record], tuple[str, str] | None]  # of a record that names a revision, to verdict and rule
 
 
 class Entry(NamedTuple):
-    """A record and its line: as it was logged, or made anew where it names what only its CONNECT had on record."""
+    """A record and its line: as it was logged, or made anew where its CONNECT adds to it."""
 
     line: bytes
     record: Record
@@ -51,13 +55,14 @@ class Events:
     A CONNECT that Squid answers inside the tunnel is held until the request that it answers comes, or `hold_seconds`
     have passed by the record's clock, or `HELD_AT_MOST` entries wait behind it, or `HELD_BYTES_AT_MOST` of their lines.
     `connects` counts those of opened tunnels, `merged` those that another event stands for; so that records = events +
-    connects + merged.
+    connects + merged. `judge` says what the policy says of a request that nobody has judged; None: it is not known.
     """
 
-    def __init__(self, hold_seconds: float = HOLD_SECONDS) -> None:
+    def __init__(self, hold_seconds: float = HOLD_SECONDS, judge: Judge = lambda _: None) -> None:
         self.connects = 0
         self.merged = 0
         self._hold = timedelta(seconds=hold_seconds)
+        self._judge = judge
         self._queue: deque[_Held] = deque()
         self._queue_bytes = 0
         self._waiting: dict[tuple[str, str, str], _Held] = {}
@@ -102,7 +107,23 @@ class Events:
             return entry
         held.answered = True
         self.merged += 1
-        return _merged(held.entry.record, entry)
+        return self._merged(held.entry.record, entry)
+
+    def _merged(self, connect: Record, inside: Entry) -> Entry:
+        """Let a request stand for its CONNECT: its client has waited for both."""
+        decided = self._decided(connect, inside.record)
+        waited = connect.duration_ms + inside.record.duration_ms
+        record = msgspec.structs.replace(inside.record, duration_ms=waited, **decided)
+        return inside if record == inside.record else Entry(msgspec.json.encode(record), record)
+
+    def _decided(self, connect: Record, inside: Record) -> dict[str, str]:
+        """Say who decided about a request: the denial of its tunnel is its own, the allow of a tunnel is not."""
+        if inside.verdict != NONE or connect.verdict == "deny":
+            return {name: getattr(connect, name) for name in _UNJUDGED if getattr(inside, name) == NONE}
+        judged = self._judge(msgspec.structs.replace(inside, revision=connect.revision))
+        if judged is None:
+            return _UNJUDGED
+        return {"verdict": judged[0], "rule": judged[1], "revision": connect.revision}
 
     def _settled(self, now: str) -> Iterator[Entry]:
         while self._queue and not self._must_wait(self._queue[0], now):
@@ -134,17 +155,8 @@ def opened(record: Record) -> bool:
 
 
 def _is_awaited(record: Record) -> bool:
-    """Tell whether Squid answers in the tunnel itself: it was denied, or its origin failed, and the client is there."""
+    """Tell whether Squid answers in the tunnel itself: it was denied, or its origin failed, and TLS can stand."""
     return record.error not in _NOTHING_FOLLOWS and (record.verdict == "deny" or record.error != NONE)
-
-
-def _merged(connect: Record, inside: Entry) -> Entry:
-    """Let a request stand for its CONNECT: with what was decided about that, where nothing was about itself."""
-    known = {name: getattr(connect, name) for name in _DECIDED if getattr(inside.record, name) == NONE}
-    if all(value == NONE for value in known.values()):
-        return inside
-    record = msgspec.structs.replace(inside.record, **known)
-    return Entry(msgspec.json.encode(record), record)
 
 
 def _tunnel_of(record: Record) -> tuple[str, str, str]:

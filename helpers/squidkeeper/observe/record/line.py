@@ -6,6 +6,7 @@ them. Squid writes every value but the numbers as a string, text in percent-enco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import Final
 from urllib.parse import unquote
@@ -16,6 +17,11 @@ from squidkeeper.errors import InvalidRecord
 
 VERSION: Final = 1
 NONE: Final = "-"
+CLIENT_ERRORS: Final[Mapping[str, str]] = {  # Squid's errors that are the client's doing: no origin has failed
+    "ERR_SECURE_ACCEPT_FAIL": "TLS with the client failed: it does not trust the gateway's CA, or left during it",
+    "ERR_PROTOCOL_UNKNOWN": "it spoke no TLS in a tunnel",
+    "ERR_CLIENT_GONE": "it left before it had an answer",
+}
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
