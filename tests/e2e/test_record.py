@@ -23,10 +23,11 @@ from squidkeeper.observe.record.follower import Follower
 from squidkeeper.observe.record.line import NONE, Record, parse_record
 from squidkeeper.observe.record.logs import read_blocks, rotated
 
+from .dns import Names
 from .gateway import Gateway, NewGateway
-from .network import wait_for
+from .network import run, wait_for
 from .origin import Origins
-from .raw import Raw
+from .raw import Raw, tunnel
 
 REQUESTS = int(os.environ.get("SQUIDKEEPER_HOSTILE_REQUESTS", "2000"))
 CONNECTIONS = 4
@@ -37,6 +38,7 @@ POLICY = """
 version: 1
 rules:
   - {name: some, action: allow, hosts: [hostile.example], paths: [/open/**]}
+  - {name: reads, action: allow, hosts: [nowhere.example], methods: [GET, HEAD]}
 """
 
 URLS = [
@@ -309,6 +311,23 @@ def test_a_helper_that_dies_denies_by_policy_unavailable_on_record(gateway: Gate
     assert (answer.status, answer.rule) == (403, "policy-unavailable")
     killed = gateway.logged(url)
     assert (killed["verdict"], killed["rule"], killed["status"]) == ("deny", "policy-unavailable", 403)
+
+
+def test_log_shows_the_own_verdict_of_a_request_whose_tunnel_failed(gateway: Gateway, names: Names) -> None:
+    names.set("nowhere.example", [])
+    for method in ("PUT", "GET"):
+        with tunnel(gateway, "nowhere.example:443") as client:
+            answer = client.get(f"/{method}", "nowhere.example", "Content-Length: 0", method=method)
+        assert answer is not None
+        assert answer.status == 503
+    gateway.logged("https://nowhere.example/GET")
+    program, log, state = (gateway.root / name for name in ("bin/squidkeeper", "log/access.log", "state"))
+    options = ("--json", "--host", "nowhere.example", "--policy", gateway.policy_folder, "--state", state)
+    shown = [parse_record(one.encode()) for one in run(program, "log", *options, log).splitlines()]
+    assert [(one.method, one.verdict, one.rule) for one in shown] == [
+        ("PUT", "deny", "default"),
+        ("GET", "allow", "reads"),
+    ]
 
 
 def asked(gateway: Gateway, url: str) -> bool:
