@@ -174,6 +174,42 @@ def test_upstreams_have_quantiles_their_own_errors_and_squids() -> None:
     assert bad.errors == (figures.Count("ERR_CONNECT_FAIL", 4),)
 
 
+DISTRUSTING: dict[str, object] = {
+    "method": "CONNECT",
+    "url": "a.example:443",
+    "error": "ERR_SECURE_ACCEPT_FAIL",
+    "squid": "NONE_NONE/HIER_DIRECT",
+}
+LEFT: dict[str, object] = {"error": "ERR_CLIENT_GONE", "status": 0, "squid": "NONE_NONE_ABORTED/HIER_NONE"}
+UNJUDGED: dict[str, object] = {"verdict": "-", "rule": "-", "upstream": "-", "upstream_ms": "-"}
+
+
+def test_a_client_that_does_not_trust_the_ca_is_no_failing_upstream() -> None:
+    report = report_of(
+        line(0, **DISTRUSTING),
+        line(1, **{**DISTRUSTING, "url": "b.example:443"}),
+        line(2, client="192.168.137.11", user="ci", **DISTRUSTING),
+        line(3),
+    )
+    assert report.upstreams.failing == ()
+    assert (report.summary.failed, report.client_errors.total) == (0, 3)
+    mistrust = "TLS with the client failed: it does not trust the gateway's CA, or left during it"
+    assert [(row.client, row.requests, row.host, row.meaning) for row in report.client_errors.rows] == [
+        ("192.168.137.10", 2, "b.example", mistrust),
+        ("192.168.137.11 ci", 1, "a.example", mistrust),
+    ]
+    assert report.client_errors.rows[0].last == NOON + timedelta(seconds=1)
+    assert "it does not trust the gateway&#39;s CA" in page(report)
+
+
+def test_a_client_that_left_before_an_answer_is_no_failure_of_a_host_and_no_denial() -> None:
+    report = report_of(line(0), line(1, **LEFT), line(2, **LEFT, **UNJUDGED), line(3, **LEFT, **UNJUDGED))
+    assert (report.summary.requests, report.summary.denied, report.summary.failed) == (2, 0, 0)
+    assert report.upstreams.failing == ()
+    assert [(row.error, row.requests) for row in report.client_errors.rows] == [("ERR_CLIENT_GONE", 3)]
+    assert report.left_out == (figures.Count("requests whose client left before they were judged", 2),)
+
+
 def test_what_is_not_in_the_figures_is_named() -> None:
     report = report_of(
         line(-10),

@@ -24,7 +24,7 @@ class Summary:
     tunnels: int
     """Tunnels opened."""
     failed: int
-    """Allowed requests that were answered by 5xx, or by Squid because of an error."""
+    """Allowed requests that were answered by 5xx, or by Squid because of an error that is not the client's."""
     response_bytes: int
     """Sent to clients in answer to these, headers included."""
     clients: int
@@ -220,6 +220,29 @@ class Upstreams:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientError:
+    """Requests and tunnels that a client ended itself: no host has failed, and nothing was denied."""
+
+    client: str
+    error: str
+    """Squid's name for it: `ERR_SECURE_ACCEPT_FAIL`, …"""
+    meaning: str
+    requests: int
+    last: datetime
+    host: str
+    """The host that the last of them asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientErrors:
+    """Clients whose own doing ended requests: most often, they do not trust the CA."""
+
+    total: int
+    rows: tuple[ClientError, ...]
+    """The most frequent, by client and error."""
+
+
+@dataclass(frozen=True, slots=True)
 class DriftRow:
     """A request that was not answered as the policy of its time has it."""
 
@@ -273,6 +296,7 @@ class Report:
     credentials: Credentials
     first_seen: FirstSeen
     upstreams: Upstreams
+    client_errors: ClientErrors
     drift: Drift | None
     """None where it was not looked for."""
     left_out: tuple[Count, ...]

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.observe.record import urls
-from squidkeeper.observe.record.line import NONE, Record, moment_of, text
+from squidkeeper.observe.record.line import CLIENT_ERRORS, NONE, Record, moment_of, text
 from squidkeeper.observe.record.urls import cut, shown_url
 from squidkeeper.observe.report import figures
 from squidkeeper.observe.report.sketches import Durations, Heaviest
@@ -36,6 +36,7 @@ _USES_SHOWN = 50
 _NEW_HOSTS_SHOWN = 50
 _UPSTREAMS_SHOWN = 15
 _LEAST_REQUESTS = 10  # of a host, for its p95 to mean anything
+_CLIENT_ERRORS_SHOWN = 30
 _FINDINGS_SHOWN = 50
 _RETRY_URL = 400  # characters that are kept of each; a digest stands for the rest
 _UNREADABLE_HOST = "(no valid host)"
@@ -55,8 +56,15 @@ class Request(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Whether it was allowed, and answered by 5xx or by an error of Squid's."""
-        return not self.denied and (self.record.status >= _SERVER_ERROR or self.record.error != NONE)
+        """Whether it was allowed, and answered by 5xx or by an error of Squid's; not where its client ended it."""
+        if self.denied or self.ended_by_client:
+            return False
+        return self.record.status >= _SERVER_ERROR or self.record.error != NONE
+
+    @property
+    def ended_by_client(self) -> bool:
+        """Whether it came to nothing by its client's doing."""
+        return self.record.error in CLIENT_ERRORS
 
 
 @dataclass(slots=True)
@@ -368,8 +376,8 @@ class Upstreams:
     def add(self, request: Request) -> None:
         """Count a request."""
         record = request.record
-        if record.upstream == NONE and record.error == NONE:
-            return  # from the cache, or by Squid itself
+        if request.ended_by_client or (record.upstream == NONE and record.error == NONE):
+            return  # says nothing of the host: its client left, or it is from the cache, or by Squid itself
         answers = self.hosts[_upstream(request)]
         answers.requests += 1
         if record.error != NONE:
@@ -411,6 +419,41 @@ def _failures(row: figures.Upstream) -> int:
 
 def _first(rows: list[figures.Upstream], key: Callable[[figures.Upstream], int]) -> tuple[figures.Upstream, ...]:
     return tuple(sorted(rows, key=key, reverse=True)[:_UPSTREAMS_SHOWN])
+
+
+# --- Client errors --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Ended:
+    requests: int = 0
+    last: float = 0.0
+    host: str = ""
+
+
+class ClientErrors:
+    """What clients ended themselves."""
+
+    def __init__(self) -> None:
+        self.rows = Heaviest[tuple[str, str], _Ended](CLIENTS_KEPT, _Ended, lambda ended: ended.requests)
+        self._total = 0
+
+    def add(self, request: Request) -> None:
+        """Count a request that its client ended."""
+        ended = self.rows[request.client, request.record.error]
+        ended.requests += 1
+        ended.last, ended.host = request.at, request.host
+        self._total += 1
+
+    def result(self) -> figures.ClientErrors:
+        """Make the figures."""
+        rows = tuple(
+            figures.ClientError(
+                client, error, CLIENT_ERRORS[error], ended.requests, moment(ended.last), cut(ended.host, _RETRY_URL)[0]
+            )
+            for (client, error), ended in self.rows.heaviest(_CLIENT_ERRORS_SHOWN)
+        )
+        return figures.ClientErrors(self._total, rows)
 
 
 # --- Drift ----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Final
 from squidkeeper.engine.query import CONNECT
 from squidkeeper.errors import InvalidRecord
 from squidkeeper.observe.record.events import Entry, Events, opened
-from squidkeeper.observe.record.line import NONE, Record, moment_of, parse_record, text
+from squidkeeper.observe.record.line import CLIENT_ERRORS, NONE, Record, moment_of, parse_record, text
 from squidkeeper.observe.report import figures
 from squidkeeper.observe.report.sections import (
+    ClientErrors,
     Credentials,
     Denials,
     Findings,
@@ -77,6 +78,7 @@ class Survey:
         self._credentials = Credentials()
         self._new = NewHosts()
         self._upstreams = Upstreams()
+        self._client_errors = ClientErrors()
         self._drift = Findings(drift) if drift else None
 
     def read(self, lines: Iterable[bytes]) -> None:
@@ -107,6 +109,9 @@ class Survey:
             self._left_out["connections that ended without a request"] += 1
         elif opened(record):
             self._tunnels += 1
+        elif record.verdict == NONE and not record.status and record.error in CLIENT_ERRORS:
+            self._left_out["requests whose client left before they were judged"] += 1
+            self._client_errors.add(_request(record))
         else:
             yield Entry(line, record)
 
@@ -124,6 +129,8 @@ class Survey:
 
     def _add_allowed(self, request: Request) -> None:
         self._failed += request.failed
+        if request.ended_by_client:
+            self._client_errors.add(request)
         if request.record.method != CONNECT:
             self._durations.add(request.record.duration_ms)
         self._credentials.add(request)
@@ -150,6 +157,7 @@ class Survey:
             credentials=self._credentials.result(self._denials),
             first_seen=self._new.result(self._traffic.hosts),
             upstreams=self._upstreams.result(),
+            client_errors=self._client_errors.result(),
             drift=self._drift.result() if self._drift else None,
             left_out=tuple(figures.Count(what, count) for what, count in self._left_out.most_common()),
             limits=tuple(self._limits()),
@@ -188,6 +196,7 @@ class Survey:
             (self._denials.hosts, "pairs of rule and denied host"),
             (self._credentials.uses, "pairs of credential and host"),
             (self._upstreams.hosts, "upstreams"),
+            (self._client_errors.rows, "client errors"),
         ):
             if counter.forgotten:
                 yield what
