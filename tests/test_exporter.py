@@ -647,6 +647,23 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
     assert str(warning) == (f"{policy}/empty: the list holds no host pattern, so what names it matches nothing")
 
 
+def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
+    (policy / "more.yaml").write_text(
+        "version: 1\nclients: {idle: {networks: [192.0.2.0/24]}}\n"
+        "rules: [{name: lapsed, action: allow, hosts: [l.example], expires: 2020-01-01T00:00:00Z}]\n"
+    )
+    loaded = load(policy, datetime.fromtimestamp(NOW, UTC))
+    about = replace(view(policy), policy=loaded.judge.policy)
+    status = status_of(about, policy, Path("/access.log"), "127.0.0.1:3129")
+    checked = CliRunner().invoke(main, ["check", "--json", "--policy", str(policy)])
+    lines = {(one["file"], one["line"], one["message"]) for one in json.loads(checked.stdout)["warnings"]}
+    secrets = {one for one in lines if "cannot be had" in one[2]}
+    shown = {(one.location.file, one.location.line, one.message) for one in status.policy.warnings}
+    assert shown == lines - secrets
+    assert {"client 'idle' is not used"} < {message for _, _, message in shown}
+    assert "All is well" not in page(status, "squidkeeper")
+
+
 def test_answers_of_the_last_minutes_are_on_the_status_page(policy: Path) -> None:
     answers = tuple(
         Outcome(time_of(datetime.fromtimestamp(NOW - seconds, UTC)), failed)

@@ -293,10 +293,19 @@ def test_denials_live_through_a_restart_in_their_order() -> None:
 def test_the_connect_of_a_denied_tunnel_is_shown_as_the_request_inside() -> None:
     tunnel = "a.example%3A443%20denied%20by%20no"
     connect = denial(method="CONNECT", url="a.example:443", tunnel=tunnel, connection="7")
-    inside = denial(tunnel=tunnel, connection="7")
+    inside = denial(tunnel=tunnel, connection="7", squid="NONE_NONE/HIER_NONE")
     assert [(one.method, one.times) for one in denials_of([connect, inside])] == [("GET", 1)]
     assert [(one.method, one.times) for one in denials_of([connect, connect, inside])] == [("GET", 1), ("CONNECT", 1)]
     assert [one.method for one in denials_of([connect])] == ["CONNECT"]
+
+
+def test_a_tunnel_that_was_denied_for_its_private_address_is_shown_once() -> None:
+    private = {"rule": "private-address", "tunnel": "nas.example:443", "connection": "7"}
+    connect = denial(method="CONNECT", url="nas.example:443", squid="TCP_DENIED/HIER_NONE", **private)
+    inside = denial(url="https://nas.example/", squid="NONE_NONE/HIER_NONE", **private)
+    judged = denial(url="https://nas.example/", squid="TCP_DENIED/HIER_NONE", **private)
+    assert [(one.method, one.times) for one in denials_of([connect, inside])] == [("GET", 1)]
+    assert [(one.method, one.times) for one in denials_of([connect, judged])] == [("GET", 1), ("CONNECT", 1)]
 
 
 def test_a_policy_that_only_root_can_read_is_checked_as_another() -> None:

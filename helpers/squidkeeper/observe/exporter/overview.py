@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter as Multiset
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from squidkeeper.observe.exporter.status import (
 )
 from squidkeeper.observe.record.line import time_of
 from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
 from squidkeeper.secrets import SecretStore
 
@@ -57,14 +58,14 @@ def _policy(view: View, directory: Path) -> PolicyInForce:
     live = view.live
     action = view.policy.default_action if view.policy else Action.DENY
     faults = () if live.ok else live.faults or (Fault(Location(str(directory)), live.problem),)
-    return PolicyInForce(
-        directory, live.revision, _moment(live.loaded), str(action), faults, tuple(_warnings(live.warnings))
-    )
+    return PolicyInForce(directory, live.revision, _moment(live.loaded), str(action), faults, tuple(_warnings(view)))
 
 
-def _warnings(warnings: Iterable[Fault]) -> Iterator[Fault]:
-    """Pass over what loading says of secrets: it does not see the variables of Squid's environment."""
-    return (warning for warning in warnings if not warning.message.startswith("secret "))
+def _warnings(view: View) -> Iterator[Fault]:
+    """List the warnings that `check` prints, but for secrets: this process has not the variables that Squid has."""
+    yield from (warning for warning in view.live.warnings if not warning.message.startswith("secret "))
+    if view.policy:
+        yield from lint(view.policy, datetime.fromtimestamp(view.now, UTC))
 
 
 def _rules(policy: Policy | None, counts: Counts) -> Iterator[RuleInForce]:

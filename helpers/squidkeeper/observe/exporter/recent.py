@@ -19,6 +19,7 @@ from squidkeeper.observe.record.urls import cut, shown_url
 DENIALS_KEPT: Final = 50
 ANSWERS_KEPT: Final = 200
 _SERVER_ERROR = 500
+_ANSWERED_BY_SQUID = "NONE"  # its page inside a tunnel that was denied; what it judges there itself is TCP_DENIED
 _DENIED_BY = " denied by "  # as helpers/acl.py notes it on the tunnel of a denied CONNECT
 
 
@@ -102,7 +103,8 @@ class RecentDenials:
         if record.verdict == "deny":
             denial = _denial(record)
             with self._lock:
-                self._forget_tunnel(denial, record.tunnel)
+                if record.squid.startswith(_ANSWERED_BY_SQUID):
+                    self._forget_tunnel(denial, record.tunnel)
                 self._put(denial)
 
     def newest(self) -> tuple[Denial, ...]:
@@ -124,10 +126,11 @@ class RecentDenials:
         del self._rows[next(key for key, denial in self._rows.items() if denial.client == busiest)]
 
     def _forget_tunnel(self, denial: Denial, tunnel: str) -> None:
-        """Let a request stand for the CONNECT of the denied tunnel that it came through, which it answers."""
-        authority, denied, _ = (text(tunnel) or "").partition(_DENIED_BY)
-        if not denied or denial.method == CONNECT:
-            return
+        """Let a request stand for the CONNECT of the denied tunnel that it came through, which it answers.
+
+        The tunnel's name says that it was denied where a helper did; where its address did, it does not.
+        """
+        authority = (text(tunnel) or "").partition(_DENIED_BY)[0]
         key = _key(replace(denial, method=CONNECT, url=authority))
         before = self._rows.pop(key, None)
         if before and before.times > 1:
