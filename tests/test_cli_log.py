@@ -86,6 +86,17 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+POLICY = "version: 1\nrules:\n  - {name: open, action: allow, hosts: [open.example]}\n"
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "policy.yaml").write_text(POLICY)
+    return folder
+
+
 # ── Forms ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -196,6 +207,44 @@ FILTERS: list[tuple[tuple[str, ...], list[int]]] = [
 @pytest.mark.parametrize(("options", "shown"), FILTERS, ids=[" ".join(options) for options, _ in FILTERS])
 def test_a_filter_leaves_what_was_asked_for(path: Path, options: tuple[str, ...], shown: list[int]) -> None:
     assert run("--json", *options, path).lines == [EVENTS[number] for number in shown]
+
+
+CLIENTS = """
+version: 1
+clients:
+  agents: {networks: [192.168.137.0/24]}
+  six: {networks: [2001:db8::/32]}
+  ci: {users: [ci-bot, other-bot]}
+rules: [{name: open, action: allow, clients: [agents, six, ci], hosts: [open.example]}]
+"""
+
+
+def test_a_client_of_the_policy_is_found_by_its_name(path: Path, policy: Path) -> None:
+    (policy / "policy.yaml").write_text(CLIENTS)
+    for options, shown in (
+        (("agents",), [0, 1, 2]),
+        (("six",), [3]),
+        (("ci",), [1]),
+        (("ci-bot",), [1]),
+        (("six", "--client", "ci"), [1, 3]),
+        (("other-bot",), []),
+    ):
+        said = run("--json", "--policy", policy, "--client", *options, path)
+        assert (said.lines, said.err) == ([EVENTS[number] for number in shown], ""), options
+
+
+def test_a_client_that_the_policy_does_not_have_is_said(path: Path, policy: Path) -> None:
+    (policy / "policy.yaml").write_text(CLIENTS)
+    said = run("--json", "--policy", policy, "--client", "agent", "--client", "ci-bot", path)
+    assert said.lines == [EVENTS[1]]
+    assert said.err == (
+        f"--client agent: no address or network, and no client or user of the policy in {policy}. "
+        "Only a proxy user of this name matches.\n"
+    )
+    (policy / "policy.yaml").write_text("nonsense")
+    said = run("--json", "--policy", policy, "--client", "ci-bot", path)
+    assert said.lines == [EVENTS[1]]
+    assert said.err == f"{policy} does not load: --client finds proxy users, and no clients of the policy.\n"
 
 
 def test_spans_count_back_from_now() -> None:
@@ -335,17 +384,6 @@ def test_a_reader_that_goes_away_ends_it_quietly(path: Path) -> None:
     command = f"set -o pipefail; {sys.executable} -m squidkeeper log {path} | head -n 2"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (len(done.stdout.splitlines()), done.stderr, done.returncode) == (2, "", 0)
-
-
-POLICY = "version: 1\nrules:\n  - {name: open, action: allow, hosts: [open.example]}\n"
-
-
-@pytest.fixture
-def policy(tmp_path: Path) -> Path:
-    folder = tmp_path / "policy"
-    folder.mkdir()
-    (folder / "policy.yaml").write_text(POLICY)
-    return folder
 
 
 # ── Requests that nobody judged ────────────────────────────────────────────────────────────────────────────────────

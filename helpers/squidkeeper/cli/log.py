@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from squidkeeper.observe.record.filters import Predicate
     from squidkeeper.observe.record.line import Record
     from squidkeeper.observe.record.listing import Listing
+    from squidkeeper.policy.model import Client
 
 _LOOK_EVERY_SECONDS = 0.25
 _REVISIONS = "revisions"  # of the state folder
@@ -43,7 +44,9 @@ _SETTLE_SECONDS = 2.0  # how long --follow waits for the request that a denied C
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(readable=False, path_type=Path))
 @since_option
 @until_option
-@click.option("--client", metavar="WHO", multiple=True, help="An address, a network or a proxy user.")
+@click.option(
+    "--client", metavar="WHO", multiple=True, help="An address, a network, a client of the policy, or a proxy user."
+)
 @click.option("--host", metavar="PATTERN", multiple=True, help="A host pattern as in a policy, such as .example.com.")
 @click.option("--rule", metavar="NAME", multiple=True, help="The rule that decided.")
 @click.option("--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: nobody was asked.")
@@ -86,7 +89,7 @@ def log(
     audit = Audit(policies, state, as_json=as_json) if drift else None
     listing = audit.findings if audit else _listing(by, as_json=as_json)
     events = None if connects or drift else Events(judge=partial(_judged, policies))
-    run = Run(_predicate(given), listing, events)
+    run = Run(_predicate(given, directory), listing, events)
     try:
         if follow:
             run.follow(_follower(files[0] if files else DEFAULT_LOG, given["since"]))
@@ -150,7 +153,6 @@ def _judge_in_force(directory: Path) -> Judge | None:
 _FILTERS: dict[str, Callable[[Any], Predicate]] = {
     "since": filters.since,
     "until": filters.until,
-    "client": filters.of_client,
     "host": filters.of_host,
     "rule": filters.of_rule,
     "verdict": filters.of_verdict,
@@ -158,9 +160,29 @@ _FILTERS: dict[str, Callable[[Any], Predicate]] = {
 }
 
 
-def _predicate(given: dict[str, Any]) -> Predicate | None:
+def _predicate(given: dict[str, Any], directory: Path) -> Predicate | None:
     wanted = [_filter(name, given[name]) for name in _FILTERS if given[name]]
+    if given["client"]:
+        wanted.append(filters.of_client(given["client"], _clients(directory, given["client"])))
     return filters.all_of(wanted) if wanted else None
+
+
+def _clients(directory: Path, given: tuple[str, ...]) -> tuple[Client, ...]:
+    """Read the policy's clients where --client has a name; say on stderr which names the policy does not have."""
+    names = [one for one in given if filters.network_of(one) is None]
+    if not names:
+        return ()
+    judge = _judge_in_force(directory)
+    if judge is None:
+        click.echo(f"{directory} does not load: --client finds proxy users, and no clients of the policy.", err=True)
+        return ()
+    clients = judge.policy.clients
+    known = {name for client in clients for name in (client.name, *(client.users or ()))}
+    for name in names:
+        if name not in known:
+            unknown = f"--client {name}: no address or network, and no client or user of the policy in {directory}."
+            click.echo(printable(f"{unknown} Only a proxy user of this name matches."), err=True)
+    return clients
 
 
 def _filter(name: str, value: Any) -> Predicate:

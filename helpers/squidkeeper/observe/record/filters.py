@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
@@ -12,7 +12,8 @@ from squidkeeper.errors import InvalidUrl, PatternError
 from squidkeeper.observe.record.line import Record, text, time_of
 from squidkeeper.observe.record.urls import host_of
 from squidkeeper.policy.hosts import Network, parse_host_pattern, parse_network
-from squidkeeper.url import parse_address
+from squidkeeper.policy.model import Client
+from squidkeeper.url import Address, parse_address
 
 Predicate = Callable[[Record], bool]
 
@@ -46,9 +47,9 @@ def until(moment: datetime) -> Predicate:
     return lambda record: record.time < end
 
 
-def of_client(given: Iterable[str]) -> Predicate:
-    """Hold for one of these clients: an address, a network, or else a proxy user."""
-    holds = [_of_client(one) for one in given]
+def of_client(given: Iterable[str], clients: Iterable[Client] = ()) -> Predicate:
+    """Hold for one of these: an address, a network, the name of one of the policy's clients, or a proxy user."""
+    holds = [_of_client(one, [client for client in clients if client.name == one]) for one in given]
     known = lru_cache(_CACHED)(lambda address, user: any(one(address, user) for one in holds))
     return lambda record: known(record.client, record.user)
 
@@ -83,19 +84,28 @@ def all_of(predicates: Iterable[Predicate]) -> Predicate:
     return every[0] if len(every) == 1 else lambda record: all(holds(record) for holds in every)
 
 
-def _of_client(given: str) -> Callable[[str, str], bool]:
+def network_of(given: str) -> Network | None:
+    """Parse an address or a network; None for a name."""
     try:
-        network = parse_network(given)
+        return parse_network(given)
     except PatternError:
-        return lambda _, user: text(user) == given
-    return lambda address, _: _is_in(address, network)
+        return None
 
 
-def _is_in(address: str, network: Network) -> bool:
+def _of_client(given: str, named: Sequence[Client]) -> Callable[[str, str], bool]:
+    network = network_of(given)
+    if network is None:
+        return lambda address, user: (
+            text(user) == given or any(client.matches(_address(address), text(user)) for client in named)
+        )
+    return lambda address, _: (found := _address(address)) is not None and found in network
+
+
+def _address(logged: str) -> Address | None:
     try:
-        return parse_address(address) in network
+        return parse_address(logged)
     except InvalidUrl:
-        return False
+        return None
 
 
 def _statuses(given: str) -> Iterable[int]:
