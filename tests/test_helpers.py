@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import resource
@@ -21,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from squidkeeper.helpers import acl, credential
+from squidkeeper.helpers import acl, cache_log, credential
 from squidkeeper.helpers.acl import HostAnswers, answer_host
 from squidkeeper.helpers.credential import Grants
 from squidkeeper.helpers.places import Places
@@ -465,7 +466,7 @@ def test_credentials_are_counted_where_they_are_given_and_where_they_cannot_be_h
     }
     secrets = (b"s3cret-token", b'pass word%"', b"xxxxxxxxxx")
     files = [path for path in state.rglob("*") if path.is_file()]
-    assert len(files) == 3
+    assert len(files) == 4
     assert not any(secret in path.read_bytes() for path in files for secret in secrets)
 
 
@@ -578,6 +579,64 @@ def test_an_edit_takes_effect_and_a_bad_one_keeps_the_last_good_policy(start: St
     _, err = helper.end()
     assert err.count("the last good policy goes on") == 1
     assert "policy.yaml:2:32: " in err
+
+
+LOGGED = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\| squidkeeper: (.*)")
+
+
+def test_what_every_helper_sees_is_said_once_with_its_time(start: Start, policy: Path, tmp_path: Path) -> None:
+    url, asked = "https://open.example/", place("open.example")
+    lines = {"host": asked, "request": f"{asked} {url}", "credential": f"{asked} {url} -", "rewrite": f"{url} {asked}"}
+    helpers = [start(*SCOPES.get(name, [name])) for name in lines]
+    for helper, line in zip(helpers, lines.values(), strict=True):
+        helper.ask(f"1 {line}")  # answered once it has a policy
+    good = (policy / "policy.yaml").read_text()
+    for text, loads in ((good + "rulez: []\n", False), (good + "# edited\n", True)) * 2:
+        (policy / "policy.yaml").write_text(text)
+        wait_for(lambda loads=loads: seen(tmp_path / "state") == [loads] * 4, 20)  # type: ignore[misc]
+    told = "".join(helper.end()[1] for helper in helpers).splitlines()
+    said = [LOGGED.fullmatch(one) for one in told if "rulez" not in one]
+    assert all(said), told
+    firsts = [re.sub(r"revision \w+", "revision", one[1].split(": ", 1)[-1]) for one in said if one]
+    in_force, refused = "revision is in force", f"{policy} does not load, the last good policy goes on:"
+    assert sorted(firsts) == sorted([in_force] * 3 + [refused] * 2), told
+
+
+def seen(state: Path) -> list[bool]:
+    """Whether the policy on disk loads, as each helper tells it."""
+    return [slot.status.reload_ok for slot in read_slots(state / "helpers") if slot.status]
+
+
+def test_what_one_helper_alone_sees_is_said_by_it(start: Start) -> None:
+    helpers = [start(*SCOPES["host"]), start(*SCOPES["host"])]
+    for helper in helpers:
+        helper.send("no channel", "1 too short")
+        helper.stdout.readline()
+    told = [helper.end()[1] for helper in helpers]
+    assert all("no channel-ID" in one for one in told)
+    assert sum("is in force" in one for one in told) == 1
+
+
+def test_a_helper_that_starts_when_another_has_ended_says_what_is_in_force(start: Start) -> None:
+    for _ in range(2):
+        assert "is in force" in start(*SCOPES["host"]).end()[1]
+
+
+def test_claims_of_what_is_said_are_bounded(tmp_path: Path) -> None:
+    once = cache_log.OncePerGateway()
+    once.open(tmp_path)
+    for number in range(300):
+        assert once.filter(logging.makeLogRecord({"name": "squidkeeper.live", "msg": f"revision {number}"}))
+    held = [one for one in Path("/proc/locks").read_text().splitlines() if f" {os.getpid()} " in one]
+    inode = f":{(tmp_path / 'announced').stat().st_ino} "
+    assert len([one for one in held if inode in one]) == 200
+    assert (tmp_path / "announced").stat().st_size == 0
+
+
+def test_without_a_state_folder_each_helper_says_everything(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("no folder")
+    helpers = [start(*SCOPES["host"]), start(*SCOPES["request"])]
+    assert all("is in force" in helper.end()[1] for helper in helpers)
 
 
 def test_a_failing_test_of_the_policys_own_keeps_it_from_loading(start: Start, policy: Path) -> None:

@@ -19,6 +19,7 @@ LOOP = """
 import os, re, sys, time
 from pathlib import Path
 from squidkeeper.helpers.counting import Counting
+from squidkeeper.helpers.cache_log import write_to_cache_log
 from squidkeeper.helpers.loop import serve, take_output
 from squidkeeper.helpers.watchdog import Watchdog
 from squidkeeper.live import State
@@ -29,6 +30,7 @@ def answer(request):
     return Reply(Result.OK)
 
 output = take_output()
+write_to_cache_log()
 counting = Counting("host", Path(sys.argv[1]), State)
 Watchdog(lambda: counting.at, every_seconds=0.1, silent_seconds=float(sys.argv[2])).start()
 counting.start()

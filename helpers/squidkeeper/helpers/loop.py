@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from squidkeeper.engine import Judge
 from squidkeeper.errors import InvalidLine, describe
+from squidkeeper.helpers.cache_log import write_to_cache_log
 from squidkeeper.helpers.counting import Counting, decision, protocol_error
 from squidkeeper.helpers.watchdog import Watchdog
 from squidkeeper.live import LivePolicy
@@ -44,11 +45,13 @@ def run(
     settle_process()
     answer_while_loading()
     output = take_output()
+    once = write_to_cache_log()
     live = LivePolicy(directory, state / "lists", prepare, state / "revisions")
     counting = Counting(helper, state, lambda: live.state)
     Watchdog(lambda: counting.at).start()
     counting.begin()
-    counting.start()  # which waits for a disk
+    counting.start()  # which waits for a disk, as does this:
+    once.open(state)
     counting.begin()  # loading has all of the deadline
     live.start()
     counting.ready()
@@ -84,7 +87,6 @@ def take_output() -> int:
     """
     output = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     return output
 
 

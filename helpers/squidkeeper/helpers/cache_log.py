@@ -1,0 +1,81 @@
+"""What helpers write to cache.log (floor 5): lines with a time, and once for each gateway what all helpers see.
+
+Squid copies a helper's stderr into cache.log as it is, so that a line brings its own time, in the form of Squid's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sys
+import threading
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+_FORMAT = "%(asctime)s| squidkeeper: %(message)s"
+_TIME = "%Y/%m/%d %H:%M:%S"  # as debug.cc of Squid writes it, in local time
+_SHARED = frozenset({"squidkeeper.live", "squidkeeper.helpers.credential"})  # loggers of what is no single helper's
+_FILE = "announced"
+_OFFSET_BYTES = 7  # of a lock's place in the file, below the 2^63 that fcntl(2) takes
+_CLAIMS_AT_MOST: Final = 200
+
+
+class OncePerGateway(logging.Filter):
+    """Passes a message that every helper has from one process alone: the first that claims it, for as long as it lives.
+
+    A claim is a lock on one byte of a file in the state folder, at a place that the message's hash gives. The kernel
+    lets go of it when the process ends, the file stays empty, and nobody waits. A process says its own message again:
+    a policy can be in force, replaced, and in force once more. Without the file each process says everything.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._descriptor: int | None = None
+        self._claims: dict[int, None] = {}  # the places that are locked, the oldest first
+        self._lock = threading.Lock()
+
+    def open(self, state: Path) -> None:
+        """Open the file that claims are made in; this can wait for a disk, and nothing later does."""
+        try:
+            state.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._descriptor = os.open(state / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        except OSError:
+            self._descriptor = None  # what counts in the same folder tells the cause
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether this process says it."""
+        if record.name not in _SHARED or self._descriptor is None:
+            return True
+        with self._lock:
+            return self._claim(self._descriptor, _place(record.getMessage()))
+
+    def _claim(self, descriptor: int, place: int) -> bool:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            self._claims.pop(place, None)
+            self._claims[place] = None
+            if len(self._claims) > _CLAIMS_AT_MOST:
+                oldest = next(iter(self._claims))
+                del self._claims[oldest]
+                fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, oldest)
+        except (BlockingIOError, PermissionError):  # another process has it: EAGAIN or EACCES, fcntl(2)
+            return False
+        except OSError:  # no locks on this file system: better twice than not at all
+            return True
+        return True
+
+
+def _place(message: str) -> int:
+    return int.from_bytes(blake2b(message.encode("utf-8", "replace"), digest_size=_OFFSET_BYTES).digest())
+
+
+def write_to_cache_log() -> OncePerGateway:
+    """Send the log to stderr, and so to cache.log; gives the filter, to be opened once there may be a wait."""
+    once = OncePerGateway()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(_FORMAT, _TIME))
+    handler.addFilter(once)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    return once
