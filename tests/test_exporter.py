@@ -521,6 +521,9 @@ def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
     assert closed == [
         'squidkeeper_requests_total{client="ops",method_class="read",rule="closed",status_class="4xx",verdict="deny"}'
     ]
+    tunnels = {one for one in found if one.startswith("squidkeeper_tunnels_total")}
+    expected = {f'squidkeeper_tunnels_total{{client="{one}",rule="open"}}' for one in ("lab", "ops", "none")}
+    assert tunnels == expected
     assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="closed"}'] == 0
     assert (
         found['squidkeeper_rule_expiry_timestamp_seconds{rule="closed"}']
@@ -631,6 +634,18 @@ def test_the_status_page_is_filled(policy: Path) -> None:
     assert status.secrets[0].used_by == ("api",)
     assert not status.squid.up
     assert "127.0.0.1:3129" in page(status, "squidkeeper")
+
+
+def test_tunnels_stand_apart_from_a_rules_hits_on_the_status_page(policy: Path) -> None:
+    counter = Counter(Counts())
+    for verdict, rule, times in (("allow", "open", 36), ("deny", "closed", 2)):
+        for _ in range(times):
+            counter.count(record(method="CONNECT", verdict=verdict, rule=rule), "lab")
+    counter.count(record(), "lab")
+    kept = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    status = status_of(replace(view(policy), kept=kept), Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
+    rows = [(row.name, row.allowed, row.denied, row.tunnels) for row in status.rules]
+    assert rows == [("open", 1, 0, 36), ("closed", 0, 0, 2)]
 
 
 def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secrets(policy: Path) -> None:

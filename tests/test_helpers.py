@@ -382,8 +382,10 @@ def test_each_answer_is_counted_by_helper_rule_and_verdict(start: Start, tmp_pat
         helper.ask(f"99 {place('other.example')}")
         helper.end()
     assert counted(tmp_path / "state", "decisions_total") == {
-        ("host", "other", "allow"): 4,
-        ("host", "open", "allow"): 3,
+        ("host", "other", "allow"): 3,
+        ("host", "other", "tunnel"): 1,
+        ("host", "open", "allow"): 2,
+        ("host", "open", "tunnel"): 1,
         ("host", "inside", "allow"): 1,
         ("host", "paths", "url"): 1,
         ("host", "api", "allow"): 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
@@ -184,12 +185,13 @@ def test_faults_stand_with_file_line_and_column() -> None:
 def test_rules_stand_in_their_order_with_hits_and_expiry() -> None:
     rules = (
         RuleInForce("first", "deny", 0, 1234, NOW - timedelta(minutes=3), None, "ops"),
-        RuleInForce("second", "allow", 5, 0, None, NOW - timedelta(days=1)),
+        RuleInForce("second", "allow", 5, 0, None, NOW - timedelta(days=1), tunnels=36),
         RuleInForce("default", "deny", 0, 7, built_in=True),
     )
     text = text_of(replace(WELL, rules=rules))
     assert text.index("first") < text.index("second") < text.index("default")
     assert "1 first deny 1,234" in text
+    assert re.search(r"2 second allow 5 .*36 never lapsed", text)
     assert "3 min ago" in text
     assert "lapsed" in text
 

@@ -171,6 +171,22 @@ def test_the_last_match_of_each_rule_is_remembered(world: World) -> None:
     }
 
 
+def test_a_tunnel_that_was_allowed_is_no_match_of_its_rule_and_is_counted_apart(world: World) -> None:
+    tunnel = {"method": "CONNECT", "url": "a.example:443"}
+    opened = [line(rule="push", time="2026-11-25T12:00:09.000Z", **tunnel)] * 36
+    denied = line(rule="closed", verdict="deny", time="2026-11-25T12:00:05.000Z", **tunnel)
+    world.write(line(rule="push", time="2026-11-25T12:00:01.000Z"), *opened, denied)
+    counts = world.counted(world.tally())
+    assert dict(counts.requests) == {
+        ("lab", "push", "allow", "read", "2xx"): 1,
+        ("lab", "closed", "deny", "connect", "2xx"): 1,
+    }
+    assert dict(counts.tunnels) == {("lab", "push"): 36}
+    assert counts.last_matched == {"push": "2026-11-25T12:00:01.000Z", "closed": "2026-11-25T12:00:05.000Z"}
+    world.die()
+    assert world.tally().keep().counts == counts
+
+
 def test_lines_that_are_no_record_are_counted_and_passed_over(world: World) -> None:
     world.write(
         b"x\n",

@@ -54,8 +54,16 @@ _COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 REQUESTS = Metric(
     "squidkeeper_requests_total",
     _COUNTER,
-    "Requests that Squid has answered; the CONNECT of a tunnel is one of its own (method_class connect).",
+    "Requests that Squid has answered. An allowed tunnel is none (squidkeeper_tunnels_total), the CONNECT of a denied "
+    "one is (method_class connect).",
     ("client", "rule", "verdict", "method_class", "status_class"),
+)
+TUNNELS = Metric(
+    "squidkeeper_tunnels_total",
+    _COUNTER,
+    "Tunnels (CONNECT) that the policy allowed. rule: the first that could allow a request in it, whether or not one "
+    "came; the requests are in squidkeeper_requests_total.",
+    ("client", "rule"),
 )
 RESPONSE_BYTES = Metric(
     "squidkeeper_response_bytes_total",
@@ -85,7 +93,8 @@ DRIFT_UNCHECKED = Metric(
 RULE_LAST_MATCHED = Metric(
     "squidkeeper_rule_last_matched_timestamp_seconds",
     _GAUGE,
-    "When a request was last decided by this rule of the policy in force; 0: never seen.",
+    "When a request was last decided by this rule of the policy in force, or a tunnel denied; 0: never seen. A tunnel "
+    "that was allowed is no match.",
     ("rule",),
 )
 RECORD_READABLE = Metric(
@@ -119,7 +128,8 @@ RECORD_LOST = Metric(
 DECISIONS = Metric(
     "squidkeeper_decisions_total",
     _COUNTER,
-    "Lines of Squid's that a helper has answered. Squid keeps answers for a second, so requests are more.",
+    "Lines of Squid's that a helper has answered. Squid keeps answers for a second, so requests are more. verdict "
+    "is also url (the URL decides), tunnel (an allowed CONNECT), or what the rewriter did.",
     ("helper", "rule", "verdict"),
 )
 DECISION_DURATION = Metric(
@@ -214,7 +224,8 @@ STATE_WRITABLE = Metric(
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
-_METHOD_CLASSES = {"CONNECT": "connect", "GET": "read", "HEAD": "read", "OPTIONS": "read"}
+CONNECT_CLASS: Final = "connect"
+_METHOD_CLASSES = {"CONNECT": CONNECT_CLASS, "GET": "read", "HEAD": "read", "OPTIONS": "read"}
 _WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 

@@ -194,7 +194,8 @@ def resets(prometheus: Prometheus) -> dict[str, float]:
 
 
 def counted(prometheus: Prometheus) -> float:
-    return sum(prometheus.query("sum(squidkeeper_requests_total)").values())
+    both = (prometheus.query(f"sum(squidkeeper_{what}_total)") for what in ("requests", "tunnels"))
+    return sum(value for found in both for value in found.values())
 
 
 def check_totals(prometheus: Prometheus, senders: list[Sender]) -> None:
@@ -214,6 +215,9 @@ def check_totals(prometheus: Prometheus, senders: list[Sender]) -> None:
     found = prometheus.query("sum by (client, method_class, status_class) (squidkeeper_requests_total) > 0")
     requests = 'squidkeeper_requests_total{method_class!="connect"}'
     found |= prometheus.query(f"sum by (client, method_class, verdict) ({requests}) > 0")
+    tunnels = prometheus.query("sum by (client, rule) (squidkeeper_tunnels_total) > 0")
+    assert tunnels.keys() == {("bob", "open")}
+    found["bob", "connect", "2xx"] = found.get(("bob", "connect", "2xx"), 0) + tunnels["bob", "open"]
     too_many = {labels: found.get(labels, 0) - expected[labels] for labels in found.keys() | expected.keys()}
     assert {labels: more for labels, more in too_many.items() if not 0 <= more <= cut_off[labels[0]]} == {}
 

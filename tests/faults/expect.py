@@ -141,6 +141,11 @@ def answers(gateway: Gateway, url: str, expected: int | str) -> None:
     wait_for(found, f"{url} to be answered {expected}")
 
 
+def recorded(exporter: Exporter) -> float:
+    """The lines of the record that are counted: requests, and tunnels that were allowed."""
+    return metric(exporter, "squidkeeper_requests_total") + metric(exporter, "squidkeeper_tunnels_total")
+
+
 def metric(exporter: Exporter, name: str) -> float:
     """The value of a metric, summed over its labels."""
     text = fetch(exporter.port, "/metrics").text

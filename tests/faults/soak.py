@@ -36,11 +36,10 @@ from tests.e2e.network import internet, wait_for
 from tests.e2e.observer import Exporter, fetch
 from tests.e2e.origin import Origins
 from tests.faults.even_load import ALSO_MAY_ARRIVE, CLIENTS, IN_FORCE_SECONDS, Account, Client
-from tests.faults.expect import HELPERS, POLICY, SQUIDS_ASSERTION, TOKEN, metric, only_what_may_arrive
+from tests.faults.expect import HELPERS, POLICY, SQUIDS_ASSERTION, TOKEN, only_what_may_arrive, recorded
 
 Sample = dict[str, float]
 
-TOTAL = "squidkeeper_requests_total"
 SPOILT_SECONDS = 5
 EVERY_SECONDS = {"edit": 10, "spoil": 70, "scrape": 15, "kill": 31, "rotate": 127, "reconfigure": 600, "sample": 60}
 # For how long each may cost clients what squid/FAULTS.md says; the others may cost nothing.
@@ -245,20 +244,20 @@ def report(schedule: Schedule) -> Report:
     """Count what there is on record, and hold the end against the beginning."""
     account, exporter = schedule.account, schedule.exporter
     with suppress(AssertionError):
-        wait_for(lambda: metric(exporter, TOTAL) == schedule.recorded(), "every record to be counted once")
-    counted, recorded, answered = metric(exporter, TOTAL), schedule.recorded(), account.answered()
+        wait_for(lambda: recorded(exporter) == schedule.recorded(), "every record to be counted once")
+    counted, written, answered = recorded(exporter), schedule.recorded(), account.answered()
     wrong = list(account.wrong)
-    if counted != recorded:
-        wrong.append(f"the exporter counted {counted:.0f} requests, {recorded} are on record")
+    if counted != written:
+        wrong.append(f"the exporter counted {counted:.0f} requests, {written} are on record")
     assertions = schedule.gateway.cache_log().count(SQUIDS_ASSERTION)
     unlogged = assertions * len(CLIENTS)  # a request is logged behind its last byte, and Squid can end in between
     perhaps = 2 * account.lost() + account.closed.total()  # of a tunnel, the CONNECT too
-    if not answered - unlogged <= recorded <= answered + perhaps:
-        wrong.append(f"{answered} requests and tunnels were answered, {account.lost()} lost, {recorded} are on record")
+    if not answered - unlogged <= written <= answered + perhaps:
+        wrong.append(f"{answered} requests and tunnels were answered, {account.lost()} lost, {written} are on record")
     growth = {name: grown(schedule.samples, name) for name in TOLERANCE} if len(schedule.samples) >= 8 else {}
     wrong += [f"{name} has grown" for name, figures in growth.items() if figures["verdict"] == "GROWN"]
     totals: Sample = {"answered": answered, "of these, tunnels": account.tunnels, "lost": account.lost()}
-    totals |= {"on record": recorded, "counted by the exporter": counted, "Squid's assertions": assertions}
+    totals |= {"on record": written, "counted by the exporter": counted, "Squid's assertions": assertions}
     right, costs, closed, done = map(dict, (account.right, account.costs, account.closed, schedule.done))
     return Report(totals, right, costs, closed, done, growth, wrong, schedule.samples)
 

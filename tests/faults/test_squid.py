@@ -14,7 +14,7 @@ from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
 
 from .conftest import prepared
-from .expect import POLICY, Fault, answers, metric, under_load
+from .expect import POLICY, Fault, answers, metric, recorded, under_load
 
 SQUIDS_OWN = "Squid may fail an assertion of its own when a helper ends"
 RESTART = Fault(denied="what helpers had been asked", lost="Squid ends its connections", failed="Squid is about to end")
@@ -25,7 +25,7 @@ def counted_once(gateway: Gateway, exporter: Exporter) -> None:
 
     def difference() -> float:
         written = sum(file.read_bytes().count(b"\n") for file in (gateway.root / "log").glob("access.log*"))
-        return metric(exporter, "squidkeeper_requests_total") - written
+        return recorded(exporter) - written
 
     wait_for(lambda: difference() == 0, "every record to be counted once")
 
@@ -61,8 +61,8 @@ def test_the_log_removed(gateway: Gateway, exporter: Exporter, origins: Origins)
         log.unlink()
         load.at_least(30)
         assert not log.exists()
-        before = metric(exporter, "squidkeeper_requests_total")
-        wait_for(lambda: metric(exporter, "squidkeeper_requests_total") > before, "requests counted that have no file")
+        before = recorded(exporter)
+        wait_for(lambda: recorded(exporter) > before, "requests counted that have no file")
         assert metric(exporter, "squidkeeper_record_readable") == 0
         assert exporter.health()[0] == 503
         gateway.rotate()

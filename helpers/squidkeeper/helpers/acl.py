@@ -104,7 +104,7 @@ def write_reply(decision: Decision, helper: str, revision: str | None, tunnel: s
         ("private_", "yes" if decision.private else "no"),
         *([("clt_conn_tag", tunnel)] if tunnel else []),
     ]
-    counted = (counters.decision(helper, decision.rule, "url" if decision.needs_url else decision.action),)
+    counted = (counters.decision(helper, decision.rule, _outcome(decision, tunnel)),)
     if not decision.allowed:
         return Reply(Result.ERR, tuple(annotations), page_message(decision), counted)
     flags = (
@@ -119,6 +119,13 @@ def write_reply(decision: Decision, helper: str, revision: str | None, tunnel: s
 
 
 reply_for = lru_cache(maxsize=1024)(write_reply)  # of a decision that was made for many lines
+
+
+def _outcome(decision: Decision, tunnel: str | None) -> str:
+    """Name what is counted: a tunnel that is allowed is no request that a rule has matched."""
+    if tunnel and decision.allowed:
+        return "tunnel"
+    return "url" if decision.needs_url else decision.action
 
 
 def decided(decision: Decision, revision: str | None) -> tuple[tuple[str, str], ...]:

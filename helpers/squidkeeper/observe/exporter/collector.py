@@ -78,6 +78,8 @@ def record_families(view: View) -> Iterator[Family]:
     counts, expected = view.kept.counts, expected_series(view.policy)
     requests = [(client, rule, verdict, "read", _STATUS_CLASSES[verdict]) for client, rule, verdict in expected]
     yield _family(metrics.REQUESTS, dict.fromkeys(requests, 0) | dict(counts.requests))
+    tunnels = [(client, rule) for client, rule, verdict in expected if verdict == "allow"]
+    yield _family(metrics.TUNNELS, dict.fromkeys(tunnels, 0) | dict(counts.tunnels))
     yield _family(metrics.RESPONSE_BYTES, dict.fromkeys(expected, 0) | dict(counts.response_bytes))
     yield _durations(counts)
     drift = [(client, rule) for client, rule, _ in expected]

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from squidkeeper.metrics import NONE, OTHER, REQUEST_DURATION, method_class, status_class
+from squidkeeper.metrics import CONNECT_CLASS, NONE, OTHER, REQUEST_DURATION, method_class, status_class
 from squidkeeper.observe.record import line as records
 from squidkeeper.observe.record.line import Record
 
@@ -28,6 +28,7 @@ RequestLabels = tuple[str, str, str, str, str]  # client, rule, verdict, method_
 BytesLabels = tuple[str, str, str]  # client, rule, verdict
 DurationLabels = tuple[str, str]  # verdict, method_class
 DriftLabels = tuple[str, str]  # client, rule
+TunnelLabels = tuple[str, str]  # client, rule
 LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
 
 
@@ -39,6 +40,7 @@ class Counts(msgspec.Struct, frozen=True):
     """
 
     requests: list[tuple[RequestLabels, int]] = []
+    tunnels: list[tuple[TunnelLabels, int]] = []
     response_bytes: list[tuple[BytesLabels, int]] = []
     durations: list[tuple[DurationLabels, list[int]]] = []
     last_matched: dict[str, str] = {}
@@ -50,7 +52,10 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class _Way(NamedTuple):
-    """Where requests that differ in nothing that is counted apart are counted: four cells, shared with other ways."""
+    """Where requests that differ in nothing that is counted apart are counted: four cells, shared with other ways.
+
+    `requests` is the cell of tunnels where they are such.
+    """
 
     requests: list[int]
     response_bytes: list[int]
@@ -63,6 +68,7 @@ class Counter:
 
     def __init__(self, counts: Counts) -> None:
         self._requests = {labels: [number] for labels, number in counts.requests}
+        self._tunnels = {labels: [number] for labels, number in counts.tunnels}
         self._bytes = {labels: [number] for labels, number in counts.response_bytes}
         self._durations = {labels: list(cells) for labels, cells in counts.durations if len(cells) == _DURATION_CELLS}
         self._last_matched = {rule: [time] for rule, time in counts.last_matched.items()}
@@ -74,7 +80,7 @@ class Counter:
         self.last_line = counts.last_line
 
     def count(self, record: Record, client: str) -> None:
-        """Count a request of one of the policy's clients, or of `none`."""
+        """Count a request of one of the policy's clients, or of `none`; a tunnel that was allowed apart from these."""
         kind = (client, record.rule, record.verdict, method_class(record.method), record.status // 100)
         way = self._ways.get(kind) or self._open(kind)
         duration, time = record.duration_ms, record.time
@@ -98,6 +104,7 @@ class Counter:
         """Give the numbers as they are now."""
         return Counts(
             requests=[(labels, cell[0]) for labels, cell in self._requests.items()],
+            tunnels=[(labels, cell[0]) for labels, cell in self._tunnels.items()],
             response_bytes=[(labels, cell[0]) for labels, cell in self._bytes.items()],
             durations=[(labels, list(cells)) for labels, cells in self._durations.items()],
             last_matched={rule: cell[0] for rule, cell in self._last_matched.items()},
@@ -112,23 +119,30 @@ class Counter:
         client, rule, verdict, method, hundreds = kind
         rule = NONE if rule == records.NONE else unquote(rule)
         verdict = verdict if verdict in _VERDICTS else NONE
-        status = status_class(hundreds * 100)
-        of_request = ((client, rule), (client, OTHER), (OTHER, OTHER))
-        labels = _fitting(
-            self._requests, len(self._requests), [(*whose, verdict, method, status) for whose in of_request]
-        )
-        by_size = _fitting(self._bytes, len(self._bytes), [(*whose, verdict) for whose in of_request])
-        matched = rule if rule in self._last_matched or len(self._last_matched) < RULES_LIMIT else OTHER
+        whose = ((client, rule), (client, OTHER), (OTHER, OTHER))
+        is_tunnel = method == CONNECT_CLASS and verdict == "allow"
+        by_size = _fitting(self._bytes, len(self._bytes), [(*one, verdict) for one in whose])
         way = _Way(
-            self._requests.setdefault(labels, [0]),
+            self._tunnel(whose) if is_tunnel else self._request(whose, (verdict, method, status_class(hundreds * 100))),
             self._bytes.setdefault(by_size, [0]),
             self._durations.setdefault((verdict, method), [0] * _DURATION_CELLS),
-            self._last_matched.setdefault(matched, [""]),
+            [""] if is_tunnel else self._match(rule),
         )
         if len(self._ways) >= _WAYS_LIMIT:
             self._ways.clear()
         self._ways[kind] = way
         return way
+
+    def _request(self, whose: Sequence[tuple[str, str]], how: tuple[str, str, str]) -> list[int]:
+        labels = _fitting(self._requests, len(self._requests), [(*one, *how) for one in whose])
+        return self._requests.setdefault(labels, [0])
+
+    def _tunnel(self, whose: Sequence[TunnelLabels]) -> list[int]:
+        return self._tunnels.setdefault(_fitting(self._tunnels, len(self._tunnels), whose), [0])
+
+    def _match(self, rule: str) -> list[str]:
+        matched = rule if rule in self._last_matched or len(self._last_matched) < RULES_LIMIT else OTHER
+        return self._last_matched.setdefault(matched, [""])
 
 
 def _fitting(series: Container[LabelsT], size: int, choices: Sequence[LabelsT]) -> LabelsT:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from squidkeeper.errors import SecretUnavailable
-from squidkeeper.metrics import DECISIONS, JUDGES, PROTOCOL_ERRORS
+from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, JUDGES, PROTOCOL_ERRORS
 from squidkeeper.observe.exporter.collector import View
 from squidkeeper.observe.exporter.counts import Counts
 from squidkeeper.observe.exporter.health import is_outdated, is_stuck
@@ -32,6 +32,7 @@ from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
 from squidkeeper.secrets import SecretStore
 
+_TUNNEL = "tunnel"
 _ANSWERS = frozenset({DECISIONS.name, PROTOCOL_ERRORS.name})
 
 
@@ -71,8 +72,10 @@ def _warnings(view: View) -> Iterator[Fault]:
 def _rules(policy: Policy | None, counts: Counts) -> Iterator[RuleInForce]:
     """List the policy's rules, then the verdicts that are no rule's and were seen."""
     hits: Multiset[tuple[str, str]] = Multiset()
-    for (_, name, verdict, *_), number in counts.requests:
-        hits[name, verdict] += number
+    for (_, name, verdict, method, _), number in counts.requests:
+        hits[name, _TUNNEL if method == CONNECT_CLASS else verdict] += number
+    for (_, name), number in counts.tunnels:
+        hits[name, _TUNNEL] += number
     for rule in policy.rules if policy else ():
         yield _row(rule.name, rule.action, hits, counts, expires=rule.expires, owner=rule.owner)
     for name in sorted(VERDICT_NAMES & {name for name, _ in hits}):
@@ -95,6 +98,7 @@ def _row(
         action=str(action),
         allowed=hits.get((name, "allow"), 0),
         denied=hits.get((name, "deny"), 0),
+        tunnels=hits.get((name, _TUNNEL), 0),
         last_matched=_logged(counts.last_matched.get(name, "")),
         expires=expires,
         owner=owner,

@@ -49,13 +49,20 @@ class RuleInForce:
     denied: int = 0
     """Requests on record with this rule and the verdict deny."""
     last_matched: datetime | None = None
-    """When a request was last decided by it."""
+    """When a request was last decided by it, or a tunnel refused."""
     expires: datetime | None = None
     """The rule's `expires`; at or before `Status.at` the rule has lapsed."""
     owner: str | None = None
     """The rule's `owner`."""
     built_in: bool = False
     """Whether it is no rule of the policy but one of the verdicts; these come after the rules."""
+    tunnels: int = 0
+    """CONNECTs on record with this rule, opened by an allow or refused by a deny; they are no requests."""
+
+    @property
+    def seen(self) -> bool:
+        """Whether anything on record has this rule."""
+        return bool(self.allowed or self.denied or self.tunnels)
 
 
 @dataclass(frozen=True, slots=True)

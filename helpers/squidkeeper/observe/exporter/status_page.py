@@ -50,7 +50,7 @@ def _rules_shown(rules: tuple[RuleInForce, ...]) -> list[tuple[int, RuleInForce]
     """Give the rules their numbers; of very many, only those that matched or lapse."""
     numbered = list(enumerate(rules, 1))
     if len(numbered) > _RULES_SHOWN:
-        numbered = [(number, rule) for number, rule in numbered if rule.allowed or rule.denied or rule.expires]
+        numbered = [(number, rule) for number, rule in numbered if rule.seen or rule.expires]
     return numbered[:_RULES_SHOWN]
 
 
