@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from .browser import Visit, visit
-from .curl import curl
+from .curl import CurlFailed, curl
+from .dns import Names
 from .gateway import Gateway, NewGateway
 from .network import run, wait_for
 from .origin import Origins
@@ -27,6 +28,7 @@ rules:
   - {name: api, action: allow, hosts: [api.example]}
   - {name: hotfix-window, action: allow, hosts: [deploy.example.com], expires: 2020-01-01T00:00:00Z, owner: platform}
   - {name: a-rule-with-a-long-name-as-operators-like-them, action: allow, hosts: [example.com]}
+  - {name: nas, action: allow, hosts: [nas.example]}
 secrets:
   token: {file: secrets/token}
   missing: {file: secrets/missing}
@@ -46,7 +48,7 @@ HOSTILE = (
 
 
 @pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
+def gateway(new_gateway: NewGateway, all_origins: Origins, names: Names) -> Gateway:
     """A gateway that has had ordinary and hostile requests."""
     gateway = new_gateway(POLICY)
     gateway.secret("token", "ghp_the-token-of-the-pages")
@@ -57,10 +59,14 @@ def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
         curl(gateway, "https://en.wikipedia.org/wiki/Squid?q=QUERY")
     for text in HOSTILE:
         curl(gateway, f"http://evil.example/{text}?q=QUERY", "--globoff")
+    with pytest.raises(CurlFailed):
+        curl(gateway, "https://example.com/", "--cacert", all_origins.authority.certificate)  # does not trust our CA
+    names.set("nas.example", ["10.0.0.5"])
+    curl(gateway, "https://nas.example/")
     with Raw(gateway) as raw:
         raw.send(f"GET http://x.example/{SCRIPT} HTTP/1.1\r\nHost: x.example\r\nUser-Agent: {SCRIPT}\r\n\r\n".encode())
         raw.answer()
-    wait_for(lambda: len(gateway.log()) >= 3 + 2 * 3 + 3 + len(HOSTILE) + 1, "the record of them")
+    wait_for(lambda: len(gateway.log()) >= 3 + 2 * 3 + 3 + len(HOSTILE) + 1 + 2 + 1, "the record of them")
     return gateway
 
 
@@ -136,11 +142,25 @@ def test_the_report_shows_who_went_where_and_what_was_denied(light: Visit) -> No
 def test_the_status_page_says_what_is_wrong_and_shows_rules_denials_and_secrets(light: Visit) -> None:
     view = light.views["status", WIDE]
     assert "The secret missing cannot be had" in view.text
-    assert any(re.match(r"1 no-wikipedia deny [36]\b", row) for row in view.rows)
+    assert any(re.match(r"1 no-wikipedia deny 3 3\b", row) for row in view.rows)
     assert any(row.startswith("3 hotfix-window allow") and "lapsed" in row for row in view.rows)
     assert any("× 3 127.0.0.1 no-wikipedia" in row and row.endswith("/wiki/Squid") for row in view.rows)
     assert any(row.startswith("token yes file ") for row in view.rows)
     assert any(row.startswith("host well ") for row in view.rows)
+
+
+def test_a_client_that_does_not_trust_the_ca_is_no_failing_host_of_the_report(light: Visit) -> None:
+    rows = light.views["report", WIDE].rows
+    (mistrust,) = [row for row in rows if "ERR_SECURE_ACCEPT_FAIL" in row]
+    assert mistrust.startswith("127.0.0.1 1 TLS with the client failed: it does not trust the gateway's CA")
+    assert mistrust.endswith("example.com")
+
+
+def test_a_tunnel_that_was_denied_for_its_address_is_one_denial_of_the_status_page(light: Visit) -> None:
+    rows = light.views["status", WIDE].rows
+    assert [re.sub(".* 127.0.0.1 ", "", row) for row in rows if "nas.example" in row] == [
+        "private-address GET https://nas.example/"
+    ]
 
 
 def test_the_ready_command_explains_the_denial(gateway: Gateway, status: str) -> None:
