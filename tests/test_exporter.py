@@ -670,7 +670,7 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
     loaded = load(policy, datetime.fromtimestamp(NOW, UTC))
     about = replace(view(policy), policy=loaded.judge.policy)
     status = status_of(about, policy, Path("/access.log"), "127.0.0.1:3129")
-    checked = CliRunner().invoke(main, ["check", "--json", "--policy", str(policy)])
+    checked = CliRunner().invoke(main, ["check", "--json", "--account", "root", "--policy", str(policy)])
     lines = {(one["file"], one["line"], one["message"]) for one in json.loads(checked.stdout)["warnings"]}
     secrets = {one for one in lines if "cannot be had" in one[2]}
     shown = {(one.location.file, one.location.line, one.message) for one in status.policy.warnings}

@@ -63,7 +63,7 @@ def _policy(view: View, directory: Path) -> PolicyInForce:
 
 
 def _warnings(view: View) -> Iterator[Fault]:
-    """List the warnings that `check` prints, but for secrets: this process has not the variables that Squid has."""
+    """List the warnings of `check`, without those of secrets (the variables are Squid's own) and of access (root's)."""
     yield from (warning for warning in view.live.warnings if not warning.message.startswith("secret "))
     if view.policy:
         yield from lint(view.policy, datetime.fromtimestamp(view.now, UTC))
