@@ -58,6 +58,7 @@ credentials:
 """
 # Lines of an operator's that let one host past the policy, and that name a helper as nobody documents it.
 LOCAL_CONF = """
+cache allow all
 acl bypass dstdomain bypass.example
 http_access allow bypass
 external_acl_type short ttl=0 negative_ttl=0 children-max=1 children-startup=0 concurrency=4 %#>a %#>rm \\

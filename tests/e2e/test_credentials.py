@@ -241,25 +241,6 @@ def test_a_secret_open_to_others_is_a_fault(new_gateway: NewGateway) -> None:
     assert "policy.yaml:" in done.stdout + done.stderr
 
 
-def test_an_answer_to_an_injected_request_is_never_cached(gateway: Gateway, origins: Origins) -> None:
-    for number, host in enumerate(("shared.example", "api.example")):
-        path = f"{host}/v1/cached"
-        headers = {"Cache-Control": "public, max-age=3600", "ETag": '"1"'}
-        origins.answers[path] = Answer(body=b"for the one", headers=headers)
-        assert curl(gateway, f"https://{path}", client="127.0.0.1").text == "for the one"
-        origins.answers[path] = Answer(body=b"for others", headers=headers)
-        assert curl(gateway, f"https://{path}", client="127.0.0.3").text == "for others"
-        assert curl(gateway, f"https://{path}", client="127.0.0.1").text != "for the one"
-        assert len(origins.seen) >= 2 * (number + 1)
-
-
-def test_what_is_not_injected_is_still_cached(gateway: Gateway, origins: Origins) -> None:
-    origins.answers["thief.example/cached"] = Answer(headers={"Cache-Control": "public, max-age=3600"})
-    for _ in range(2):
-        assert curl(gateway, "https://thief.example/cached").text == "hello"
-    assert len(origins.seen) == 1
-
-
 def test_a_redirect_to_another_host_does_not_carry_the_credential(gateway: Gateway, origins: Origins) -> None:
     away = Answer(302, headers={"Location": "https://thief.example/take"})
     origins.answers["mover.example/go"] = away

@@ -195,7 +195,7 @@ def prepared(account: Account) -> Iterator[Schedule]:
         site = Site(folder, folder / "prototype", origins.authority.certificate, set())
         gateway = Gateway(site, "gateway", ("127.0.0.1", 3130))
         stack.callback(gateway.stop)
-        gateway.local_conf("cache_mem 16 MB")  # full within a minute, not within half an hour
+        gateway.local_conf("cache allow all", "cache_mem 16 MB")  # full within a minute, not within half an hour
         gateway.secret("token", TOKEN)
         gateway.write("policy.yaml", POLICY)
         exporter = Exporter(gateway, 9129)
