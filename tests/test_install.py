@@ -6,6 +6,7 @@ import os
 import pwd
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -14,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -265,9 +266,11 @@ def test_the_ca_key_is_for_squids_account_alone(gateway: Gateway) -> None:
     assert mode(certificate) == 0o644
 
 
-def test_the_made_ca_is_one_for_ten_years(gateway: Gateway) -> None:
+def test_the_made_ca_is_an_ecdsa_one_for_ten_years(gateway: Gateway) -> None:
     text = openssl("x509", "-in", str(gateway.place("etc/ca/ca.crt")), "-noout", "-text", "-subject")
     assert "CA:TRUE" in text
+    assert "NIST CURVE: P-256" in text
+    assert "Signature Algorithm: ecdsa-with-SHA256" in text
     assert "squidkeeper egress CA" in text
     soon, late = str(3649 * 86400), str(3651 * 86400)
     certificate = str(gateway.place("etc/ca/ca.crt"))
@@ -386,6 +389,35 @@ def test_a_line_in_local_conf_takes_effect_by_a_second_run_without_a_restart(gat
     assert local.read_text().endswith("dns_timeout 7 seconds\n")
     local.write_text(kept)
     assert gateway.install().returncode == 0
+
+
+def test_no_command_complains_of_a_reader_that_ended_early(tmp_path: Path) -> None:
+    """This process listens on so many addresses that their list is longer than what a pipe holds."""
+    functions = ("process_listens", "sockets_of", "listening_sockets")
+    taken = "; ".join(f"/^{name}() {{.*}}$/p; /^{name}() {{$/,/^}}$/p" for name in functions)
+    script = (
+        f"""trap '' PIPE; eval "$(sed -n '{taken}' {REPOSITORY}/install.sh)"; process_listens {os.getpid()} "$1\""""
+    )
+    port = free_port()
+    with ExitStack() as stack, more_descriptors(16_000):
+        for number in range(15_000):
+            address = f"127.1.{number // 250}.{number % 250 + 1}"
+            stack.enter_context(socket.create_server((address, port)))
+        done = subprocess.run(["bash", "-c", script, "bash", str(port)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@contextmanager
+def more_descriptors(number: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number), max(hard, number)))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_pipe_of_the_installer_has_a_reader_that_ends_early() -> None:
+    text = re.sub(r"(?m)^\s*#.*$", "", (REPOSITORY / "install.sh").read_text())
+    assert re.findall(r".*[^|]\| *(?:head|grep -\w*q|sed \S*\bq).*|.*grep -\w*q[^|]*<\(.*", text) == []
 
 
 def test_what_squid_warns_of_in_local_conf_is_told(gateway: Gateway) -> None:
