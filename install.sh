@@ -59,6 +59,8 @@ A squid.conf of your own that includes squidkeeper.conf stays in force; any othe
   --exporter-listen ADDRESS:PORT
                          where metrics and status page are served: PORT (on 127.0.0.1), ADDRESS:PORT or [ADDRESS]:PORT (as
                          installed before, else 127.0.0.1:9129; with --root, Squid's port + 6000)
+  --wheels DIR           take what Python needs from the wheels in DIR, and ask no package index. To make DIR, on a machine
+                         with an index and the same Python:  pip download --only-binary :all: --dest DIR . hatchling
   --no-exporter          no exporter, now and in later runs, until --exporter-listen is given
   --no-start             install, but neither start nor restart Squid and the exporter
   --uninstall            stop the gateway; remove its program, configuration, certificate store and state; put back the
@@ -131,19 +133,20 @@ fail_safely() {
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 read_arguments() {
-    LISTEN="" EXPORTER="" NEW_POLICY="" CA_DIR="" ROOT="" START=yes START_EXPORTER=yes ACTION=install_gateway
+    LISTEN="" EXPORTER="" NEW_POLICY="" CA_DIR="" WHEELS="" ROOT="" START=yes START_EXPORTER=yes ACTION=install_gateway
     while [ $# -gt 0 ]; do
         case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         esac
         case $1 in
-        --listen | --exporter-listen | --policy | --ca-dir | --root) [ -n "${2-}" ] || bad_usage "$1 needs a value" ;;
+        --listen | --exporter-listen | --policy | --ca-dir | --wheels | --root) [ -n "${2-}" ] || bad_usage "$1 needs a value" ;;
         esac
         case $1 in
         --listen) LISTEN=$(read_listen "$1" "$2") ;;
         --exporter-listen) EXPORTER=$(read_listen "$1" "$2") ;;
         --policy) NEW_POLICY=$(read_directory "$1" "$2") ;;
         --ca-dir) CA_DIR=$(read_directory "$1" "$2") ;;
+        --wheels) WHEELS=$(read_directory "$1" "$2") ;;
         --root) ROOT=$(read_root "$2") ;;
         --no-exporter) EXPORTER=none && set -- "" "$@" ;;
         --no-start) START=no START_EXPORTER=no && set -- "" "$@" ;;
@@ -156,6 +159,7 @@ read_arguments() {
     [[ ! $EXPORTER =~ ^[0-9]+$ ]] || EXPORTER=127.0.0.1:$EXPORTER
     [ -z "$NEW_POLICY" ] || check_policy_directory "$NEW_POLICY"
     [ -z "$CA_DIR" ] || check_ca_directory "$CA_DIR"
+    [ -z "$WHEELS" ] || check_wheels_directory "$WHEELS"
 }
 
 # PORT, ADDRESS:PORT or [ADDRESS]:PORT, as http_port takes it.
@@ -203,6 +207,11 @@ check_ca_directory() {
     for name in ca.crt ca.key; do
         [ -r "$1/$name" ] || bad_usage "--ca-dir $1: there is no readable $name in it"
     done
+}
+
+# Building squidkeeper from its sources needs hatchling; the other wheels pip names itself.
+check_wheels_directory() {
+    compgen -G "$1/hatchling-*.whl" >/dev/null || bad_usage "--wheels $1: no hatchling-*.whl is in it, which builds squidkeeper"
 }
 
 require_root() {
@@ -417,7 +426,12 @@ sources_hash() {
 
 # From a copy: building in the checkout would leave files of root's there.
 build_venv() {
-    local file
+    local file wheels=()
+    if [ -n "$WHEELS" ]; then
+        unset "${!PIP_@}" # what pip is set to could name an index, or another place for wheels
+        export PIP_CONFIG_FILE=/dev/null
+        wheels=(--no-index --find-links "$WHEELS")
+    fi
     mkdir "$WORK/sources"
     for file in pyproject.toml helpers README.md LICENSE; do
         [ ! -e "$SOURCE/$file" ] || cp -R "$SOURCE/$file" "$WORK/sources"
@@ -427,17 +441,36 @@ build_venv() {
     quietly "$PYTHON" -m venv "$VENV"
     # Wheels alone: a source package could want a compiler, or fetch from elsewhere than the index. Compiled to bytecode now:
     # Squid's account may not write it later.
-    quietly "$VENV/bin/pip" --quiet --disable-pip-version-check install --only-binary :all: --compile "$WORK/sources"
+    quietly "$VENV/bin/pip" --quiet --disable-pip-version-check install "${wheels[@]}" --only-binary :all: --compile "$WORK/sources"
     touch "$VENV/complete"
 }
 
-# The environment before this one stays: its helpers may still be answering what they had been asked.
+# Before anything is replaced, a new program answers a question as Squid asks it, by Squid's account. Any verdict will do.
+try_program() {
+    [ ! -e "$VENV/answered" ] || return 0
+    local policy=$POLICY answer
+    [ ! -e "$WORK/policy" ] || policy=$WORK/policy
+    mkdir "$WORK/try"
+    chown "$ACCOUNT:$GROUP" "$WORK/try"
+    answer=$(as_squid "$VENV/bin/squidkeeper" acl --scope host --concurrency 16 --policy "$policy" --state "$WORK/try" \
+        <<<"1 127.0.0.1 - CONNECT - squidkeeper.invalid 443 - - -" 2>"$WORK/output") || true
+    if [[ ! $answer =~ ^1\ (OK|ERR)\  ]]; then
+        cat "$WORK/output" >&2
+        die "the program does not answer: expected '1 OK …' or '1 ERR …', got '$answer'"
+    fi
+    touch "$VENV/answered"
+}
+
+# The environment before this one stays until the next run, and as long as a process runs from it: Squid may not have been told of
+# the new one yet (--no-start, a squid.conf of yours), and its helpers load modules as they need them.
 remove_old_venvs() {
     local venv
     for venv in "$PREFIX"/venv-*; do
-        [ "$venv" = "$VENV" ] || [ "$venv" = "${OLD_VENV-}" ] || rm -rf "$venv"
+        [ "$venv" = "$VENV" ] || [ "$venv" = "$OLD_VENV" ] || is_in_use "$venv" || rm -rf "$venv"
     done
 }
+
+is_in_use() { grep -Fqs -f <(echo "$1/bin/") /proc/[0-9]*/cmdline; }
 
 # ── The CA and its certificate store ─────────────────────────────────────────────────────────────────────────────────
 
@@ -1185,13 +1218,15 @@ install_gateway() {
     ask_squid
     step directories "make the directory, or choose another --root"
     make_directories
-    step program "see pip's lines above; it needs a package index (PIP_INDEX_URL, a proxy: see pip's documentation)"
+    step program "see pip's lines above; it needs a package index (PIP_INDEX_URL, a proxy: see pip's documentation), or --wheels DIR"
     prepare_program
     step CA "give slicer's ca.crt and ca.key by --ca-dir, or leave it out and move both $CA_CERT and $CA_KEY away for a new one"
     prepare_ca
     prepare_certificate_store
     step policy "mend it where the lines above name it, and run this again (of one in place, $PROGRAM check --policy $POLICY --state $STATE shows every fault)"
     prepare_policy
+    step program "see the lines above; with $VENV moved away, it is built anew"
+    try_program
     step AppArmor "see the lines above; squid/apparmor holds what is added"
     open_apparmor
     step configuration "mend the line, most likely in $LOCAL, and run this again"

@@ -12,12 +12,15 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -128,7 +131,10 @@ def usual_exporter_port(port: int) -> int:
 
 
 def command_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    """The command line of a process; nothing where it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
 
 
 def http_get(url: str) -> str:
@@ -207,10 +213,38 @@ def source(base: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gateway(base: Path, source: Path) -> Iterator[Gateway]:
-    """A gateway that runs; a test leaves it as it found it."""
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of wheels, made as the documentation says."""
+    folder = tmp_path_factory.mktemp("wheels")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)]
+    subprocess.run([*command, ".", "hatchling"], check=True, cwd=REPOSITORY)
+    return folder
+
+
+@contextmanager
+def index() -> Iterator[list[str]]:
+    """The package index that pip is set to: gives what it was asked, and has nothing."""
+    asked: list[str] = []
+
+    class Index(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Index) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple/")
+        threading.Thread(target=server.serve_forever).start()
+        yield asked
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def gateway(base: Path, source: Path, wheels: Path) -> Iterator[Gateway]:
+    """A gateway that runs, installed without a package index; a test leaves it as it found it."""
     gateway = Gateway(source, base / "gateway", free_port())
-    done = gateway.install(*gateway.listen)
+    with index() as asked:
+        done = gateway.install(*gateway.listen, "--wheels", str(wheels))
+    assert asked == [], "the package index was asked"
     assert done.returncode == 0, done.stderr
     let_squid_end_at_once(gateway)
     assert gateway.install().returncode == 0
@@ -444,7 +478,7 @@ def test_another_port_restarts_squid(gateway: Gateway) -> None:
 
 def test_new_sources_replace_the_program_under_a_running_squid(gateway: Gateway, changed: Path) -> None:
     program, pid, exporter = gateway.place("bin/squidkeeper"), gateway.pid, gateway.exporter
-    old = program.resolve()
+    old, kept = program.resolve(), (changed / "helpers/squidkeeper/__init__.py").read_bytes()
     with (changed / "helpers/squidkeeper/__init__.py").open("a") as module:
         module.write("# newer\n")
     done = gateway.install()
@@ -453,6 +487,32 @@ def test_new_sources_replace_the_program_under_a_running_squid(gateway: Gateway,
     assert old.exists(), "helpers of the version before may still be answering"
     assert gateway.exporter != exporter, "the exporter has nothing to finish"
     assert not runs(exporter)
+    (changed / "helpers/squidkeeper/__init__.py").write_bytes(kept)
+    assert "as built before" in gateway.install().stdout
+    assert program.resolve() == old
+
+
+def test_an_environment_stays_while_a_process_runs_from_it(gateway: Gateway) -> None:
+    assert gateway.answers() == "403"
+    (helper,) = helpers_of(gateway)
+    assert f"{gateway.place('bin/squidkeeper').resolve().parent}/" in command_of(helper), "how it is known"
+    former = gateway.place("venv-of-long-ago")
+    (former / "bin").mkdir(parents=True)
+    (former / "bin/python").symlink_to("/usr/bin/python3")
+    with subprocess.Popen([former / "bin/python", "-c", "import time; time.sleep(300)"]) as process:
+        assert gateway.install().returncode == 0
+        stays = former.exists()
+        process.kill()
+    assert stays
+    assert gateway.install().returncode == 0
+    assert not former.exists()
+
+
+def helpers_of(gateway: Gateway) -> list[int]:
+    """Processes of `squidkeeper acl`, as Squid started them."""
+    commands = {int(path.name): command_of(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+    policy = str(gateway.place("etc/policy"))
+    return [pid for pid, command in commands.items() if "squidkeeper acl --scope host" in command and policy in command]
 
 
 def test_an_edited_squid_conf_is_kept_beside_the_new_one(gateway: Gateway) -> None:
@@ -536,6 +596,37 @@ def test_a_policy_with_a_fault_fails_with_its_line(gateway: Gateway) -> None:
 def test_a_program_that_does_not_run_fails(gateway: Gateway, changed: Path) -> None:
     (changed / "helpers/squidkeeper/cli/__init__.py").write_text("raise SystemExit('broken')\n")
     assert_fails_and_leaves(gateway, "program", "broken")
+
+
+def test_a_program_whose_helper_does_not_answer_is_not_put_in_place(gateway: Gateway, empty: Gateway) -> None:
+    venv = gateway.place("bin/squidkeeper").resolve().parent.parent
+    copy = empty.place(venv.name)
+    copy.unlink()
+    subprocess.run(["cp", "-a", venv, copy], check=True)
+    (copy / "answered").unlink()
+    program = copy / "bin/squidkeeper"
+    program.write_text(program.read_text().replace(str(venv), str(copy)))
+    helper = next(copy.glob("lib/python3*/site-packages/squidkeeper/helpers/acl.py"))
+    helper.write_text("raise SystemExit('no helper')\n")
+    failed = empty.install(*empty.listen)
+    assert failed.returncode == 1
+    assert 'step "program" failed' in failed.stderr
+    assert "no helper\n" in failed.stderr
+    assert "the program does not answer" in failed.stderr
+    assert not empty.place("bin").exists()
+
+
+def test_a_wheel_that_is_not_in_the_folder_is_named_and_no_index_asked(
+    empty: Gateway, wheels: Path, tmp_path: Path
+) -> None:
+    empty.place(next(empty.root.glob("venv-*")).name).unlink()
+    kept = shutil.copytree(wheels, tmp_path / "wheels", ignore=shutil.ignore_patterns("cachetools-*"))
+    with index() as asked:
+        failed = empty.install(*empty.listen, "--wheels", str(kept))
+    assert failed.returncode == 1
+    assert 'step "program" failed' in failed.stderr
+    assert "No matching distribution found for cachetools" in failed.stderr
+    assert asked == []
 
 
 def test_a_program_that_cannot_be_built_fails(gateway: Gateway, changed: Path) -> None:
@@ -1227,6 +1318,7 @@ def property_of(machine: Machine, names: str) -> str:
         (["--policy", "/proc/self"], "no *.yaml file is in it"),
         (["--ca-dir", "/nonexistent"], "--ca-dir /nonexistent: there is no such directory"),
         (["--ca-dir", "/usr"], "--ca-dir /usr: there is no readable ca.crt in it"),
+        (["--wheels", "/usr"], "--wheels /usr: no hatchling-*.whl is in it"),
         (["--root", "/"], "--root /: leave it out for the system's own places"),
         (["--root", "/tmp/a b"], "--root /tmp/a b: use letters, digits and"),
         (["--root", "/etc/hostname"], "--root /etc/hostname: this is not a directory"),
@@ -1247,7 +1339,7 @@ def test_a_bad_argument_is_told_before_anything_happens(arguments: list[str], me
 def test_help_names_every_option() -> None:
     done = install(REPOSITORY, "--help")
     assert done.returncode == 0
-    options = "--listen --exporter-listen --no-exporter --policy --ca-dir --root --no-start --uninstall --help"
+    options = "--listen --exporter-listen --no-exporter --policy --ca-dir --wheels --root --no-start --uninstall --help"
     for option in options.split():
         assert f"\n  {option}" in done.stdout
 

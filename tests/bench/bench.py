@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Requests per second of the gateway beside what it is held against, all in one run.
 
-    sudo tests/bench/bench.py [--rounds 5] [--seconds 4] [--mitmdump PROGRAM] [--json FILE]
+    sudo tests/bench/bench.py [--rounds 5] [--seconds 4] [--load fresh] [--mitmdump PROGRAM] [--json FILE]
 
 Every URL is unique; origin (nginx), Squid and load are on this machine, in a network namespace of their own. The load
 is one of three: "http" (plain, wrk, 32 connections), or bumped https by tunnels.py, "kept-alive" (all requests of a
 client in one tunnel) or "fresh" (each in one of its own); those clients take more of the processor than Squid does.
+--load measures one of them alone.
 
 Before it is measured, a request of each variant shows that the origin sees what it is to see. All run in turn, round
 after round, each round beginning with another one; a ratio is taken within each round, and its median and spread over
@@ -28,9 +29,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from command import at_least_one, require, show  # type: ignore[import-not-found] # beside this script
@@ -40,7 +41,7 @@ TOP = HERE.parent.parent
 ORIGIN = "203.0.113.10"  # public by the policy language, and on the namespace's own loopback interface
 CONNECTIONS = 32
 LISTEN = "203.0.113.20"  # clients come from it too: none is "localhost", as none is on a gateway
-HTTP, KEPT_ALIVE, FRESH = "http", "kept-alive", "fresh"
+LOADS = HTTP, KEPT_ALIVE, FRESH = "http", "kept-alive", "fresh"
 SECRET = "bench-secret"
 NAMESPACE = f"squidkeeper-bench-{os.getpid()}"
 INSIDE = ("ip", "netns", "exec", NAMESPACE)
@@ -114,6 +115,7 @@ class Variant:
     more: str = ""  # for the walkthrough's own configuration
     program: str = ""  # that has to be there
     origin_sees: str = "/a/0"  # of a request for that path: the path, and the credential
+    ca_key: str = ""  # another kind of key for the CA than install.sh makes, in openssl's words
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ VARIANTS = (
     Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH), plain=True),
     Variant("native dstdomain", changes=NATIVE),
     Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
+    Variant("host scope, RSA-3072 CA", (FRESH,), ca_key="rsa:3072"),  # as install.sh made them before
     Variant("C no-op, request", (HTTP, KEPT_ALIVE), "policy-request.yaml", NOOP_REQUEST, program="gcc"),
     Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), "policy-request.yaml"),
     Variant("C no-op, rewrites", (HTTP,), "policy-rewrite.yaml", NOOP_REWRITE, program="gcc"),
@@ -168,6 +171,7 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (KEPT_ALIVE, "injection", "walkthrough", None),
     (FRESH, "host scope", "walkthrough", 0.97),
     (FRESH, "request scope", "walkthrough", None),
+    (FRESH, "host scope", "host scope, RSA-3072 CA", None),
 )
 
 
@@ -176,19 +180,21 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=at_least_one, default=5)
     options.add_argument("--seconds", type=at_least_one, default=4, help="of load, for each variant in each round")
+    options.add_argument("--load", choices=LOADS, action="append", help="this load alone; may be given twice")
     options.add_argument("--mitmdump", type=Path, help="the program, where mitmproxy is to be measured too")
     options.add_argument("--json", type=Path, help="write the figures here too")
     chosen = options.parse_args()
     require(("squid", "nginx", "wrk", "openssl", "ip"))
-    figures = measure(chosen.rounds, chosen.seconds, chosen.mitmdump)
+    figures = measure(chosen.rounds, chosen.seconds, chosen.load or LOADS, chosen.mitmdump)
     print(table(figures))
     if chosen.json:
         chosen.json.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
 
 
-def measure(rounds: int, seconds: int, mitmdump: Path | None) -> Figures:
-    """Measure every variant in each round."""
-    variants = [variant for variant in VARIANTS if is_possible(variant)]
+def measure(rounds: int, seconds: int, loads: Collection[str], mitmdump: Path | None) -> Figures:
+    """Measure every variant that has one of the loads in each round."""
+    wanted = (replace(one, loads=tuple(load for load in one.loads if load in loads)) for one in VARIANTS)
+    variants = [variant for variant in wanted if variant.loads and is_possible(variant)]
     running: list[Running] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="squidkeeper-bench-")))
@@ -199,9 +205,9 @@ def measure(rounds: int, seconds: int, mitmdump: Path | None) -> Figures:
         for port, variant in enumerate(variants, 4200):
             process = stack.enter_context(squid(variant, folder, installed, port))
             running += (Running(variant.name, load, port, process) for load in variant.loads)
-        if mitmdump:
+        if mitmdump and HTTP in loads:
             running.append(Running(MITMPROXY, HTTP, 4250, stack.enter_context(mitmproxy(mitmdump, folder, 4250))))
-        else:
+        elif HTTP in loads:
             print(f"{MITMPROXY} is left out: no --mitmdump", file=sys.stderr)
         return rounds_of(running, rounds, seconds, folder)
 
@@ -245,7 +251,11 @@ def figures_of(one: Running, seconds: int, folder: Path) -> dict[str, float]:
 def install(folder: Path) -> Path:
     """Install a gateway, not started, as the model of every variant."""
     root = folder / "installed"
-    subprocess.run([TOP / "install.sh", "--root", root, "--no-start"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [TOP / "install.sh", "--root", root, "--listen", "127.0.0.1:3129", "--no-start"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return root
 
 
@@ -298,6 +308,8 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
         text = config.read_text().replace(f"{installed}/bin", "PROGRAM").replace(str(installed), str(root))
         text = re.sub(r"(?m)^http_port \S+", f"http_port {LISTEN}:{port}", text)
         config.write_text(text.replace("PROGRAM", f"{installed}/bin"))
+    if variant.ca_key:
+        make_ca(root, variant.ca_key)
     change(root, variant, folder, port)
     config = root / "etc/squid.conf"
     with subprocess.Popen([*INSIDE, "squid", "--foreground", "-n", f"bench{port}", "-f", str(config)]) as process:
@@ -307,6 +319,14 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
             yield checked_worker(process.pid, variant)
         finally:
             process.send_signal(signal.SIGINT)  # at once, without waiting for connections
+
+
+def make_ca(root: Path, kind: str) -> None:
+    """Put another CA in place, with a key of this kind, and nothing in the certificate store."""
+    ca = root / "etc/ca"
+    command = ["openssl", "req", "-x509", "-newkey", kind, "-nodes", "-days", "2", "-subj", "/CN=bench CA"]
+    command += ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]  # which Python asks for
+    subprocess.run([*command, "-keyout", ca / "ca.key", "-out", ca / "ca.crt"], check=True, capture_output=True)
 
 
 def change(root: Path, variant: Variant, folder: Path, port: int) -> None:
@@ -411,7 +431,7 @@ def load(port: int, seconds: int) -> tuple[float, int]:
 def tunnels(one: Running, seconds: int, folder: Path) -> Iterator[Callable[[], int]]:
     """Load a proxy over https; when the tunnels are open, gives what waits for the end and tells the requests."""
     command = [*INSIDE, sys.executable, str(HERE / "tunnels.py"), LISTEN, str(one.port), one.load, str(seconds)]
-    command.append(str(folder / "installed/etc/ca/ca.crt"))
+    command.append(str(folder / f"gateway-{one.port}/etc/ca/ca.crt"))
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         opened = process.stdout.readline()
@@ -437,7 +457,7 @@ def table(figures: Figures) -> str:
     lines += (
         f"{ratio_line(load, ours, theirs, figures)}   {'' if target is None else target}".rstrip()
         for load, ours, theirs, target in RATIOS
-        if f"{load}: {theirs}" in figures
+        if f"{load}: {theirs}" in figures and f"{load}: {ours}" in figures
     )
     return "\n".join(lines)
 
