@@ -51,6 +51,8 @@ Run it again after an update or a change: it replaces only what differs, and res
 A squid.conf of your own that includes squidkeeper.conf stays in force; any other is replaced, and kept beside it.
 
   --listen ADDRESS:PORT  where Squid listens: PORT, ADDRESS:PORT or [ADDRESS]:PORT (as installed before, else 3129)
+  --open                 let Squid listen where the internet reaches it, though rules of the policy allow any client: for a
+                         gateway behind a firewall. A new gateway is refused otherwise, unless --listen names an ADDRESS.
   --policy DIR           put this policy in place instead of the example; one that is in place is never overwritten
   --ca-dir DIR           use the ca.crt and ca.key in DIR, such as slicer's .slicer/ca/GROUP (else the CA in place, else
                          one is made); a different CA in place is kept beside it as *.previous
@@ -133,7 +135,7 @@ fail_safely() {
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 read_arguments() {
-    LISTEN="" EXPORTER="" NEW_POLICY="" CA_DIR="" WHEELS="" ROOT="" START=yes START_EXPORTER=yes ACTION=install_gateway
+    LISTEN="" EXPORTER="" NEW_POLICY="" CA_DIR="" WHEELS="" OPEN="" ROOT="" START=yes START_EXPORTER=yes ACTION=install_gateway
     while [ $# -gt 0 ]; do
         case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
@@ -148,6 +150,7 @@ read_arguments() {
         --ca-dir) CA_DIR=$(read_directory "$1" "$2") ;;
         --wheels) WHEELS=$(read_directory "$1" "$2") ;;
         --root) ROOT=$(read_root "$2") ;;
+        --open) OPEN=yes && set -- "" "$@" ;;
         --no-exporter) EXPORTER=none && set -- "" "$@" ;;
         --no-start) START=no START_EXPORTER=no && set -- "" "$@" ;;
         --uninstall) ACTION=uninstall && set -- "" "$@" ;;
@@ -156,6 +159,8 @@ read_arguments() {
         esac
         shift 2
     done
+    ADDRESS_GIVEN=no
+    [ "$LISTEN" = "${LISTEN##*:}" ] || ADDRESS_GIVEN=yes
     [[ ! $EXPORTER =~ ^[0-9]+$ ]] || EXPORTER=127.0.0.1:$EXPORTER
     [ -z "$NEW_POLICY" ] || check_policy_directory "$NEW_POLICY"
     [ -z "$CA_DIR" ] || check_ca_directory "$CA_DIR"
@@ -470,7 +475,7 @@ remove_old_venvs() {
     done
 }
 
-is_in_use() { grep -Fqs -f <(echo "$1/bin/") /proc/[0-9]*/cmdline; }
+is_in_use() { grep -qs "$1/[b]in/" /proc/[0-9]*/cmdline; } # [b], so that the command line of grep itself does not match
 
 # ── The CA and its certificate store ─────────────────────────────────────────────────────────────────────────────────
 
@@ -858,7 +863,7 @@ stop_squid() {
 }
 
 # Ended; its parent may not have noticed yet.
-gone() { ! grep -q '^State:[[:space:]]*[^ZX]' "/proc/$1/status" 2>/dev/null; }
+gone() { ! grep -q '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status" 2>/dev/null; }
 
 wait_until() {
     local tries=$(($1 * 10))
@@ -888,6 +893,44 @@ can_listen() {
 check_listen() {
     [ "$START" = no ] || check_one_listen "$LISTEN" --listen squid_pid
     [ "$START_EXPORTER" = no ] || [ "$EXPORTER" = none ] || check_one_listen "$EXPORTER" --exporter-listen exporter_pid
+}
+
+# An open proxy: the internet reaches where Squid listens, and the policy allows requests of any client. A new one is refused,
+# unless it was asked for; one in place goes on, and is told.
+check_open() {
+    local listen=$LISTEN policy=$POLICY public rules line
+    ! is_yours_with_ours || listen=$(listen_of "$CONF")
+    [ ! -e "$WORK/policy" ] || policy=$WORK/policy
+    public=$(public_addresses "$listen")
+    [ -n "$public" ] || return 0
+    ! as_squid "$VENV/bin/squidkeeper" check --require-clients --policy "$policy" >"$WORK/output" 2>&1 || return 0
+    rules=$(sed -n "s|$WORK/policy|${NEW_POLICY:-$SOURCE/policy}|g; s/: warning: \(.* allows any client\)/: \1/p" "$WORK/output")
+    public="an open proxy: Squid listens on $listen, which the internet reaches at $public, and the policy allows any client"
+    if [ -n "$OPEN" ] || [ "$ADDRESS_GIVEN" = yes ] || [ -e "$FRAGMENT" ]; then
+        say WARNING "$public"
+        while read -r line; do say "" "$line"; done <<<"$rules"
+        return
+    fi
+    printf '%s\n' "$rules" >&2
+    die "$public (see the lines above)" "--listen ADDRESS:PORT with the address that the VMs reach, such as 192.168.137.1:3129; or clients in those rules (--policy DIR); or --open where a firewall keeps others out"
+}
+
+# The public addresses of this machine that lead to what listens on $1.
+public_addresses() {
+    "$PYTHON" -I - "$1" <<-'END'
+		import contextlib, ipaddress, pathlib, re, sys
+		host = sys.argv[1].rpartition(":")[0].strip("[]")
+		found = re.findall(r"-- (\S+)\n\s+/32 host LOCAL", pathlib.Path("/proc/net/fib_trie").read_text())
+		with contextlib.suppress(FileNotFoundError):  # no IPv6
+		    lines = pathlib.Path("/proc/net/if_inet6").read_text().splitlines()
+		    found += [":".join(re.findall("....", line.split()[0])) for line in lines]
+		addresses = sorted({ipaddress.ip_address(one) for one in found}, key=str)
+		if host == "0.0.0.0":
+		    addresses = [one for one in addresses if one.version == 4]
+		elif host not in ("", "::"):
+		    addresses = [ipaddress.ip_address(host)]
+		print(*(one for one in addresses if one.is_global), sep=", ")
+	END
 }
 
 # The address, the option that gives it, and what tells the process that may listen there already.
@@ -958,7 +1001,7 @@ squid_has_settled() { squid_listens || ! squid_runs; }
 squid_listens() { squid_runs && process_listens "$(squid_pid)" "${LISTEN##*:}"; }
 
 # Does the process $1, or a child of it, listen on the port $2?
-process_listens() { [ -n "$1" ] && [ "$(grep -Fxcf <(sockets_of "$1") <(listening_sockets "$2"))" != 0 ]; }
+process_listens() { [ -n "$1" ] && [ -n "$(comm -12 <(sockets_of "$1" | sort) <(listening_sockets "$2" | sort))" ]; }
 
 sockets_of() {
     local pid children
@@ -1235,6 +1278,7 @@ install_gateway() {
     prepare_exporter
     step listen "end what listens there, or choose another --listen"
     check_listen
+    check_open
     step "put in place" "see the lines above"
     put_all
     step start "see the lines above"

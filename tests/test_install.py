@@ -358,13 +358,9 @@ def test_stock_error_pages_lie_beside_ours(gateway: Gateway) -> None:
     assert "ERR_DNS_FAIL" in pages
 
 
-def test_nothing_outside_of_the_root_is_touched_and_the_last_lines_tell_how_to_try(empty: Gateway) -> None:
-    before = [snapshot(Path(path)) for path in OUTSIDE]
-    done = empty.install(*empty.listen)
-    assert done.returncode == 0, done.stderr
-    assert [snapshot(Path(path)) for path in OUTSIDE] == before
-    certificate = empty.place("etc/ca/ca.crt")
-    assert f"curl --proxy http://127.0.0.1:{empty.port} --cacert {certificate}" in done.stdout
+def test_the_last_lines_tell_how_to_try(gateway: Gateway) -> None:
+    certificate = gateway.place("etc/ca/ca.crt")
+    assert f"curl --proxy http://127.0.0.1:{gateway.port} --cacert {certificate}" in gateway.install().stdout
 
 
 def test_two_gateways_run_side_by_side(gateway: Gateway, empty: Gateway) -> None:
@@ -427,18 +423,37 @@ def test_a_line_in_local_conf_takes_effect_by_a_second_run_without_a_restart(gat
 
 def test_no_command_complains_of_a_reader_that_ended_early(tmp_path: Path) -> None:
     """This process listens on so many addresses that their list is longer than what a pipe holds."""
-    functions = ("process_listens", "sockets_of", "listening_sockets")
-    taken = "; ".join(f"/^{name}() {{.*}}$/p; /^{name}() {{$/,/^}}$/p" for name in functions)
-    script = (
-        f"""trap '' PIPE; eval "$(sed -n '{taken}' {REPOSITORY}/install.sh)"; process_listens {os.getpid()} "$1\""""
-    )
     port = free_port()
+    assert call("process_listens", os.getpid(), port, needs=("sockets_of", "listening_sockets")).returncode == 1
     with ExitStack() as stack, more_descriptors(16_000):
         for number in range(15_000):
             address = f"127.1.{number // 250}.{number % 250 + 1}"
             stack.enter_context(socket.create_server((address, port)))
-        done = subprocess.run(["bash", "-c", script, "bash", str(port)], capture_output=True, text=True, check=False)
+        done = call("process_listens", os.getpid(), port, needs=("sockets_of", "listening_sockets"))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def text_of(*functions: str) -> str:
+    """What defines functions of install.sh."""
+    taken = "; ".join(f"/^{name}() {{.*}}$/p; /^{name}() {{$/,/^}}$/p" for name in functions)
+    return f"eval \"$(sed -n '{taken}' {REPOSITORY}/install.sh)\""
+
+
+def call(name: str, *arguments: object, needs: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Call one function of install.sh, as it stands there, with those that it needs."""
+    script = f"set -euo pipefail; trap '' PIPE; {text_of(name, *needs)}; {name} \"$@\""
+    command = ["bash", "-c", script, "bash", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_process_that_has_ended_is_gone_though_nobody_waits_for_it() -> None:
+    """As in a container whose first process waits for no child of others: a Squid that has ended stays a zombie."""
+    with subprocess.Popen(["sleep", "300"]) as process:
+        assert call("process_listens", process.pid, 22, needs=("sockets_of", "listening_sockets")).returncode == 1
+        assert call("gone", process.pid).returncode == 1
+        process.kill()
+        wait_for(lambda: not runs(process.pid), "the process to end")
+        assert call("gone", process.pid).returncode == 0
 
 
 @contextmanager
@@ -603,7 +618,7 @@ def test_a_program_whose_helper_does_not_answer_is_not_put_in_place(gateway: Gat
     copy = empty.place(venv.name)
     copy.unlink()
     subprocess.run(["cp", "-a", venv, copy], check=True)
-    (copy / "answered").unlink()
+    (copy / "answered").unlink(missing_ok=True)
     program = copy / "bin/squidkeeper"
     program.write_text(program.read_text().replace(str(venv), str(copy)))
     helper = next(copy.glob("lib/python3*/site-packages/squidkeeper/helpers/acl.py"))
@@ -990,7 +1005,7 @@ def test_a_file_that_is_no_certificate_is_refused(gateway: Gateway, tmp_path: Pa
 # ── The policy that is given, an existing one, and what else was there before ────────────────────────────────────────
 
 
-def make_policy(directory: Path, reason: str) -> Path:
+def make_policy(directory: Path, reason: str, clients: str = "schemes: [https]") -> Path:
     """A policy as an operator keeps it: with a secret that only the operator can read."""
     (directory / "secrets").mkdir(parents=True)
     (directory / "secrets/token").write_text("not-a-real-token\n")
@@ -998,7 +1013,8 @@ def make_policy(directory: Path, reason: str) -> Path:
     (directory / "policy.yaml").write_text(
         f"version: 1\ndefaults:\n  reason: {reason}\nsecrets:\n  token: {{file: secrets/token}}\n"
         "credentials:\n  - name: api\n    hosts: [api.example.com]\n    bearer: token\n"
-        "rules:\n  - name: api\n    action: allow\n    hosts: [api.example.com]\n"
+        f"rules:\n  - name: api\n    action: allow\n    hosts: [api.example.com]\n    {clients}\n"
+        "clients:\n  agents: {networks: [192.168.137.0/24]}\n"
     )
     return directory
 
@@ -1143,7 +1159,7 @@ class Machine:
     process: int
 
     def run(self, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        inside = ["nsenter", "--target", str(self.process), "--mount", "--pid", *command]
+        inside = ["nsenter", "--target", str(self.process), "--mount", "--net", "--pid", *command]
         environment = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **environment}
         return subprocess.run(inside, capture_output=True, text=True, check=False, timeout=300, env=environment)
 
@@ -1166,6 +1182,7 @@ done
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /dev/shm
 rm -rf /etc/squidkeeper /opt/squidkeeper /var/lib/squidkeeper /var/spool/squid/ssl_db /usr/local/bin/squidkeeper
+! head -n 1 /etc/squid/squid.conf | grep "^# Written by squidkeeper" || rm /etc/squid/squid.conf
 rm -rf /etc/squid/*squidkeeper* /etc/squid/errors/squidkeeper /etc/squid/slicer-ca.* /etc/squid/local.conf
 rm -f /etc/systemd/system/squidkeeper-exporter.service
 mkdir -p /usr/local/bin /opt/squidkeeper
@@ -1211,7 +1228,9 @@ def view(gateway: Gateway, folder: Path, then: str, *namespaces: str) -> Iterato
 
 @pytest.fixture
 def machine(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
-    with view(gateway, tmp_path, "while sleep 1; do :; done") as machine:
+    """A machine with a network of its own, in which the system's ports are free and no address is a public one."""
+    with view(gateway, tmp_path, "while sleep 1; do :; done", "--net") as machine:
+        assert machine.run("ip", "link", "set", "lo", "up").returncode == 0
         yield machine
 
 
@@ -1237,6 +1256,16 @@ def test_the_program_is_on_everybodys_path(machine: Machine, source: Path) -> No
     assert not link.is_symlink()
 
 
+def test_nothing_outside_of_the_root_is_touched(machine: Machine, empty: Gateway) -> None:
+    """In a view of the machine to which nothing but this run writes, whatever gateway the machine itself has."""
+    installer, root = str(empty.source / "install.sh"), ("--root", str(empty.root))
+    before = [snapshot(machine.path(path)) for path in OUTSIDE]
+    done = machine.run(installer, *root, *empty.listen)
+    assert done.returncode == 0, done.stderr
+    assert [snapshot(machine.path(path)) for path in OUTSIDE] == before
+    assert machine.run(installer, *root, "--uninstall").returncode == 0
+
+
 def test_another_program_of_that_name_stays(machine: Machine, source: Path) -> None:
     installer, other = source / "install.sh", machine.path("/usr/local/bin/squidkeeper")
     other.write_text("#!/bin/sh\n")
@@ -1255,13 +1284,71 @@ def test_the_walkthroughs_squid_comes_back_with_its_certificate_store(machine: M
     place = "/etc/squid/slicer-ca"
     assert machine.run(*ca, "-keyout", f"{place}.key", "-out", f"{place}.crt").returncode == 0
     assert machine.run("/usr/lib/squid/security_file_certgen", "-c", "-s", store, "-M", "4MB").returncode == 0
-    squid, exporter = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    done = machine.run(source / "install.sh", "--listen", squid, "--exporter-listen", exporter)
+    done = machine.run(source / "install.sh")
     assert done.returncode == 0, done.stderr
     done = machine.run(source / "install.sh", "--uninstall")
     assert done.returncode == 0, done.stderr
     assert configuration.read_text() == WALKTHROUGH
     assert (machine.path(store) / "index.txt").exists()
+
+
+PUBLIC = "8.8.4.4"
+
+
+def test_a_new_gateway_that_the_internet_could_use_is_refused(machine: Machine, source: Path) -> None:
+    installer = source / "install.sh"
+    assert machine.run("ip", "address", "add", f"{PUBLIC}/32", "dev", "lo").returncode == 0
+    for arguments in ((), ("--listen", "3130"), ("--exporter-listen", "127.0.0.1:9130")):
+        refused = machine.run(installer, "--no-start", *arguments)
+        assert refused.returncode == 1
+        assert 'step "listen" failed' in refused.stderr
+        assert f"{source}/policy/policy.yaml:55:5: rule 'example' allows any client, as it names no clients\n" in (
+            refused.stderr
+        )
+        assert f"which the internet reaches at {PUBLIC}" in refused.stderr
+        assert "to do: --listen ADDRESS:PORT" in refused.stderr
+        assert "--open" in refused.stderr
+        assert not machine.path("/etc/squid/squidkeeper.conf").exists()
+    closed = make_policy(source.parent / "closed", "Closed.", clients="clients: [agents]")
+    done = machine.run(installer, "--no-start", "--policy", closed)
+    assert (done.returncode, "WARNING" in done.stdout) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize("asked_for", [("--open",), ("--listen", f"{PUBLIC}:3129")])
+def test_a_gateway_that_the_internet_can_use_is_asked_for_and_told(
+    machine: Machine, source: Path, asked_for: tuple[str, ...]
+) -> None:
+    installer = source / "install.sh"
+    assert machine.run("ip", "address", "add", f"{PUBLIC}/32", "dev", "lo").returncode == 0
+    for arguments in (asked_for, ()):  # one that is in place goes on
+        done = machine.run(installer, "--no-start", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "WARNING       an open proxy: Squid listens on " in done.stdout
+        assert "rule 'example' allows any client" in done.stdout
+    done = machine.run(installer, "--no-start", "--listen", "127.0.0.1:3129")
+    assert (done.returncode, "WARNING" in done.stdout) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("listen", "reached"),
+    [
+        ("3129", "2606:4700::1111, 8.8.4.4"),
+        ("[::]:3129", "2606:4700::1111, 8.8.4.4"),
+        ("0.0.0.0:3129", "8.8.4.4"),
+        ("8.8.4.4:3129", "8.8.4.4"),
+        ("[2606:4700::1111]:3129", "2606:4700::1111"),
+        ("192.168.137.1:3129", ""),
+        ("[fd00::1]:3129", ""),
+    ],
+)
+def test_public_addresses_are_those_that_lead_to_where_squid_listens(listen: str, reached: str) -> None:
+    addresses = f"{PUBLIC}/32", "2606:4700::1111/128", "192.168.137.1/24", "100.64.0.1/32", "fd00::1/64"
+    made = "".join(f"ip address add {address} dev lo && " for address in addresses)
+    script = (
+        f"ip link set lo up && {made}{text_of('public_addresses')}; PYTHON=/usr/bin/python3 public_addresses {listen}"
+    )
+    done = subprocess.run(["unshare", "--net", "bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{reached}\n", "")
 
 
 def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(systemd: Machine, source: Path) -> None:
@@ -1339,8 +1426,8 @@ def test_a_bad_argument_is_told_before_anything_happens(arguments: list[str], me
 def test_help_names_every_option() -> None:
     done = install(REPOSITORY, "--help")
     assert done.returncode == 0
-    options = "--listen --exporter-listen --no-exporter --policy --ca-dir --wheels --root --no-start --uninstall --help"
-    for option in options.split():
+    options = "--listen --exporter-listen --no-exporter --open --policy --ca-dir --wheels --root --no-start"
+    for option in (*options.split(), "--uninstall", "--help"):
         assert f"\n  {option}" in done.stdout
 
 

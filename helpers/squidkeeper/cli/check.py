@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 @policy_option
 @state_option("The gateway's state: which files of the policy in force ended with 'end: true'.")
 @click.option("--account", metavar="NAME", help="Squid's account. Left out: the one that `squid -v` names.")
+@click.option("--require-clients", is_flag=True, help="Warn about each rule that allows any client, and exit with 1.")
 @json_option
-def check(directory: Path, state: Path, account: str | None, as_json: bool) -> None:
+def check(directory: Path, state: Path, account: str | None, require_clients: bool, as_json: bool) -> None:
     """Check the policy: print every fault and warning, how old its lists are, and run its tests.
 
     As root it also finds out what Squid's account cannot read.
@@ -37,15 +38,18 @@ def check(directory: Path, state: Path, account: str | None, as_json: bool) -> N
     """
     from squidkeeper.errors import PolicyError
     from squidkeeper.live import load_sources
-    from squidkeeper.policy.lint import lint
+    from squidkeeper.policy.lint import lint, open_to_any_client
     from squidkeeper.policy.sources import read_sources
 
     now = datetime.now(UTC)
     sources = read_sources(directory)
     access = _access(sources, account)
+    open_entries: tuple[Fault, ...] = ()
     try:
         loaded = load_sources(sources, now, ended=_ended_before(directory, state))
         policy = loaded.judge.policy
+        if require_clients:
+            open_entries = open_to_any_client(policy, str(directory), now)
         report = Report(
             directory,
             access,
@@ -56,13 +60,14 @@ def check(directory: Path, state: Path, account: str | None, as_json: bool) -> N
                 *lint(policy, now),
                 *_unusable_secrets(policy, loaded.warnings),
                 *access.warnings,
+                *open_entries,
             ),
             lists=tuple(_list_reports(sources, policy.lists, now)),
         )
     except PolicyError as error:
         report = Report(directory, access, faults=error.faults, warnings=(*error.warnings, *access.warnings))
     click.echo(_json(report) if as_json else _text(report))
-    raise SystemExit(1 if report.faults else 0)
+    raise SystemExit(1 if report.faults or open_entries else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,18 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
     )
 
 
+def open_to_any_client(policy: Policy, directory: str, now: datetime) -> tuple[Fault, ...]:
+    """List what allows requests without asking who sends them; the default has no place but the policy's directory."""
+    found = [
+        Fault(rule.location, f"rule {rule.name!r} allows any client, as it names no clients")
+        for rule in policy.rules
+        if rule.action is Action.ALLOW and rule.match.clients is None and not rule.lapsed(now)
+    ]
+    if policy.default_action is Action.ALLOW:
+        found.append(Fault(Location(directory), "the default allows any client (defaults: {action: allow})"))
+    return tuple(found)
+
+
 def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
     for rule in policy.rules:
         if rule.expires is not None and rule.lapsed(now):
