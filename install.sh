@@ -21,6 +21,7 @@ MARK="# Written by squidkeeper's install.sh, which replaces it: lines of your ow
 PATHS="
 CONF         /etc/squid/squid.conf                   etc/squid.conf
 FRAGMENT     /etc/squid/squidkeeper.conf             etc/squidkeeper.conf
+LOGFORMAT    /etc/squid/squidkeeper-logformat.conf   etc/squidkeeper-logformat.conf
 LOCAL        /etc/squid/local.conf                   etc/local.conf
 ERRORS       /etc/squid/errors/squidkeeper           etc/errors
 CA_CERT      /etc/squid/slicer-ca.crt                etc/ca/ca.crt
@@ -70,11 +71,11 @@ A squid.conf of your own that includes squidkeeper.conf stays in force; any othe
                          The policy, the CA, local.conf, the logs and the packages stay: they are yours to delete.
   --help                 this text
 
-Without --root:  /etc/squid/{squid.conf,squidkeeper.conf,local.conf,slicer-ca.crt,slicer-ca.key,errors/squidkeeper}
+Without --root:  /etc/squid/{squid.conf,squidkeeper.conf,squidkeeper-logformat.conf,local.conf,slicer-ca.crt,slicer-ca.key,errors/squidkeeper}
                  /etc/squidkeeper/{policy,ca,observe}  /opt/squidkeeper/bin/squidkeeper  /var/lib/squidkeeper
                  /var/log/squid  /etc/systemd/system/squidkeeper-exporter.service
                  /usr/local/bin/squidkeeper, a link to the program, unless something else has that name
-With --root DIR: DIR/etc/{squid.conf,squidkeeper.conf,local.conf,errors,policy,ca/ca.crt,ca/ca.key,observe}
+With --root DIR: DIR/etc/{squid.conf,squidkeeper.conf,squidkeeper-logformat.conf,local.conf,errors,policy,ca/ca.crt,ca/ca.key,observe}
                  DIR/bin/squidkeeper  DIR/state  DIR/log/{access.log,cache.log,exporter.log}  DIR/run
 END
 }
@@ -579,13 +580,18 @@ prepare_configuration() {
     [ -n "$LISTEN" ] || LISTEN=3129
     if is_yours_with_ours; then START=no; fi
     { echo "$MARK" && render "$SOURCE/squid/squid.conf" PLACES; } >"$WORK/squid.conf"
-    render "$SOURCE/squid/squidkeeper.conf" PLACES >"$WORK/squidkeeper.conf"
+    render "$SOURCE/squid/squidkeeper-logformat.conf" PLACES >"$WORK/logformat.conf"
+    { name_logformat && render "$SOURCE/squid/squidkeeper.conf" PLACES; } >"$WORK/squidkeeper.conf"
     [ -e "$LOCAL" ] || write_local_conf >"$WORK/local.conf"
     mkdir "$WORK/errors"
     cp -RL "$STOCK_ERRORS/." "$WORK/errors"
     cp -R "$SOURCE/squid/errors/." "$WORK/errors"
     chmod -R u=rwX,go=rX "$WORK/errors"
 }
+
+# Our squid.conf includes the format of the record by itself, ahead of local.conf. A squid.conf of yours that includes the fragment
+# alone gets it by the fragment: Squid takes a second definition for an error.
+name_logformat() { ! is_yours_with_ours || names "$CONF" "$LOGFORMAT" || echo "include $LOGFORMAT"; }
 
 # Where the gateway in place listens; if squid.conf is not ours now, where ours last did.
 installed_listen() {
@@ -633,6 +639,12 @@ write_local_conf() {
 		# A CA of your own in front of the internet, or of internal servers (besides the system's):
 		#tls_outgoing_options cafile=/etc/ssl/certs/ca-certificates.crt
 
+		# The record, sent to a collector too (by UDP, which may lose lines):
+		#access_log udp://192.0.2.20:5140 logformat=squidkeeper buffer-size=0bytes !sk_scrape
+
+		# Answers kept in memory, and served to every client with access to the same URL (never those that a credential opened):
+		#cache allow all
+
 		# A parent proxy that everything must go through:
 		#cache_peer proxy.example.net parent 3128 0 no-query default
 		#never_direct allow all
@@ -647,6 +659,7 @@ parse_configuration() {
     for documented in "${!PLACES[@]}"; do staged[$documented]=${PLACES[$documented]}; done
     staged[/etc/squid/squid.conf]=$WORK/parse/squid.conf
     staged[/etc/squid/squidkeeper.conf]=$WORK/parse/squidkeeper.conf
+    staged[/etc/squid/squidkeeper-logformat.conf]=$WORK/logformat.conf
     [ ! -e "$WORK/local.conf" ] || staged[/etc/squid/local.conf]=$WORK/local.conf
     staged[/etc/squid/errors/squidkeeper]=$WORK/errors
     staged[/etc/squid/slicer-ca.crt]=$WORK/ca/ca.crt
@@ -746,6 +759,7 @@ put_all() {
     OLD_VENV=$(dirname "$(dirname "$(readlink -f "$PROGRAM")")")
     keep_before
     is_yours_with_ours || put "$WORK/squid.conf" "$CONF"
+    put "$WORK/logformat.conf" "$LOGFORMAT"
     put "$WORK/squidkeeper.conf" "$FRAGMENT"
     [ ! -e "$WORK/local.conf" ] || put "$WORK/local.conf" "$LOCAL"
     put "$WORK/errors" "$ERRORS"
@@ -976,12 +990,12 @@ apply() {
 # Where it listens, and two hashes: what only a restart changes besides (the CA), and all that a reconfigure reads.
 what_squid_reads() {
     printf '%s %s %s\n' "$(listen_of "$CONF")" "$(sha256sum <"$CA_CERT" | cut -c 1-16)" \
-        "$({ cat "$CONF" "$FRAGMENT" "$LOCAL" "$ERRORS"/ERR_* && readlink "$PROGRAM"; } | sha256sum | cut -c 1-16)"
+        "$({ cat "$CONF" "$FRAGMENT" "$LOGFORMAT" "$LOCAL" "$ERRORS"/ERR_* && readlink "$PROGRAM"; } | sha256sum | cut -c 1-16)"
 }
 
 # Squid may have been told what such a file held in between.
 written_since_applied() {
-    [ -n "$(find "$CONF" "$FRAGMENT" "$LOCAL" "$ERRORS" "$CA_CERT" "$CA_KEY" "$PROGRAM" -newercm "$APPLIED")" ]
+    [ -n "$(find "$CONF" "$FRAGMENT" "$LOGFORMAT" "$LOCAL" "$ERRORS" "$CA_CERT" "$CA_KEY" "$PROGRAM" -newercm "$APPLIED")" ]
 }
 
 bring_up() {
@@ -1203,7 +1217,7 @@ uninstall() {
     fi
     ! squid_runs || runs=yes # asked before its pid file goes
     names "$yours" "$SSL_DB" || rm -rf "$SSL_DB"
-    rm -rf "$CONF.previous" "$FRAGMENT" "$ERRORS" "$STATE" "$RUN" "$APPLIED" "$PROGRAM" "$PREFIX"/venv-*
+    rm -rf "$CONF.previous" "$FRAGMENT" "$LOGFORMAT" "$ERRORS" "$STATE" "$RUN" "$APPLIED" "$PROGRAM" "$PREFIX"/venv-*
     rm -rf "$OBSERVE" "$UNIT" "$SUPERVISE" "$EXPORTER_APPLIED"
     ! has_systemd || systemctl daemon-reload
     [ -n "$ROOT" ] || rm -f /etc/squidkeeper/ca/ca.crt /etc/squidkeeper/ca/ca.key
@@ -1219,7 +1233,7 @@ uninstall() {
 # Is anything here that install.sh made and --uninstall takes away?
 is_installed() {
     local path
-    for path in "$FRAGMENT" "$PROGRAM" "$APPLIED" "$STATE" "$ERRORS" "$PREFIX"/venv-*; do
+    for path in "$FRAGMENT" "$LOGFORMAT" "$PROGRAM" "$APPLIED" "$STATE" "$ERRORS" "$PREFIX"/venv-*; do
         if [ -e "$path" ] || [ -L "$path" ]; then return; fi
     done
     is_ours "$CONF"

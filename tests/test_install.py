@@ -284,8 +284,17 @@ def changed(source: Path) -> Iterator[Path]:
 
 
 def test_everything_has_its_fixed_place(gateway: Gateway) -> None:
-    names = "etc/squid.conf etc/squidkeeper.conf etc/local.conf etc/errors etc/policy etc/ca/ca.crt etc/ca/ca.key"
-    for name in [*names.split(), "bin/squidkeeper", "log/access.log", "log/cache.log", "run/squid.pid", "state/ssl_db"]:
+    names = "etc/squid.conf etc/squidkeeper.conf etc/squidkeeper-logformat.conf etc/local.conf etc/errors etc/policy"
+    for name in [
+        *names.split(),
+        "etc/ca/ca.crt",
+        "etc/ca/ca.key",
+        "bin/squidkeeper",
+        "log/access.log",
+        "log/cache.log",
+        "run/squid.pid",
+        "state/ssl_db",
+    ]:
         assert gateway.place(name).exists(), name
 
 
@@ -345,7 +354,7 @@ def test_owners_and_modes_are_right_whoever_has_the_sources_and_whatever_the_uma
 
 
 def test_no_documented_path_is_left_in_the_configuration(gateway: Gateway) -> None:
-    for name in ("etc/squid.conf", "etc/squidkeeper.conf"):
+    for name in ("etc/squid.conf", "etc/squidkeeper.conf", "etc/squidkeeper-logformat.conf"):
         text = re.sub(re.escape(str(gateway.root)) + r"[\w./-]*", "", gateway.place(name).read_text())
         for documented in ("/etc/squid", "/opt/squidkeeper", "/var/", "/run/"):
             assert documented not in text, (name, documented)
@@ -1105,6 +1114,21 @@ def test_a_squid_conf_that_includes_our_fragment_stays_in_force(empty: Gateway) 
     assert before.read_text() == pristine
 
 
+@pytest.mark.parametrize("include", ["squidkeeper.conf", "squidkeeper-logformat.conf"])
+def test_a_squid_conf_of_the_operators_knows_the_format_of_the_record(empty: Gateway, include: str) -> None:
+    """Whether it includes the fragment alone, or the format by itself, ahead of an access_log line, as ours does."""
+    configuration, place = empty.place("etc/squid.conf"), empty.place("etc")
+    configuration.parent.mkdir(parents=True)
+    record = f"access_log udp://127.0.0.1:{empty.port} squidkeeper\n"
+    configuration.write_text(f"http_port {empty.port}\ninclude {place / include}\n{record}")
+    if include != "squidkeeper.conf":
+        configuration.write_text(configuration.read_text() + f"include {place}/squidkeeper.conf\n")
+    assert empty.install("--no-start", *empty.listen).returncode == 0
+    parse = ["squid", "-k", "parse", "-f", configuration]
+    done = subprocess.run(parse, capture_output=True, text=True, check=False)
+    assert (done.returncode, re.findall(r".*\| (?:ERROR|FATAL).*", done.stderr)) == (0, [])
+
+
 def test_a_kept_squid_conf_is_not_lost_to_a_later_one(empty: Gateway) -> None:
     configuration = empty.place("etc/squid.conf")
     configuration.parent.mkdir(parents=True)
@@ -1182,7 +1206,7 @@ done
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /dev/shm
 rm -rf /etc/squidkeeper /opt/squidkeeper /var/lib/squidkeeper /var/spool/squid/ssl_db /usr/local/bin/squidkeeper
-! head -n 1 /etc/squid/squid.conf | grep "^# Written by squidkeeper" || rm /etc/squid/squid.conf
+! head -n 1 /etc/squid/squid.conf | grep -q "^# Written by squidkeeper" || rm /etc/squid/squid.conf
 rm -rf /etc/squid/*squidkeeper* /etc/squid/errors/squidkeeper /etc/squid/slicer-ca.* /etc/squid/local.conf
 rm -f /etc/systemd/system/squidkeeper-exporter.service
 mkdir -p /usr/local/bin /opt/squidkeeper

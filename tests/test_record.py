@@ -19,7 +19,7 @@ PLAIN = {  # what Squid makes itself, or writes in percent-encoding in any case
 
 
 def logformat() -> str:
-    conf = (REPOSITORY / "squid/squidkeeper.conf").read_text().replace("\\\n", "")
+    conf = (REPOSITORY / "squid/squidkeeper-logformat.conf").read_text().replace("\\\n", "")
     (found,) = re.findall(r"^logformat squidkeeper %\{(.*)$", conf, re.MULTILINE)
     return str(found)
 

@@ -1,5 +1,8 @@
 """The walkthrough's two requests, and the promises it makes about them."""
 
+import socket
+from collections.abc import Iterator
+
 import pytest
 
 from .curl import curl
@@ -21,9 +24,24 @@ rules:
 """
 
 
+COLLECTOR = ("127.0.0.1", 5140)
+
+
 @pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    return new_gateway(POLICY).start()
+def collector(internet: None) -> Iterator[socket.socket]:
+    """Whoever collects the record by UDP."""
+    with socket.socket(type=socket.SOCK_DGRAM) as listening:
+        listening.bind(COLLECTOR)
+        listening.settimeout(20)
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway, collector: socket.socket) -> Gateway:
+    address, port = COLLECTOR
+    return new_gateway(
+        POLICY, f"access_log udp://{address}:{port} logformat=squidkeeper buffer-size=0bytes !sk_scrape"
+    ).start()
 
 
 def test_an_allowed_site_answers_200_and_its_certificate_verifies_against_the_ca(
@@ -66,6 +84,18 @@ def test_the_log_holds_the_whole_url_with_its_status(gateway: Gateway, origins: 
     assert line["bytes"] > 0
     assert line["duration_ms"] >= 0
     assert line["time"].endswith("Z")
+
+
+def test_a_line_in_local_conf_sends_the_record_to_a_collector_too(
+    gateway: Gateway, origins: Origins, collector: socket.socket
+) -> None:
+    url = "https://example.com/collected"
+    allowed(gateway, origins, url, "default")
+    sent = b""
+    while url.encode() not in sent:
+        sent = collector.recv(65535)
+    file = (gateway.root / "log/access.log").read_bytes().splitlines()
+    assert sent.strip() in [line for line in file if url.encode() in line]
 
 
 def test_plain_http_is_judged_and_logged_alike(gateway: Gateway, origins: Origins) -> None:

@@ -1,4 +1,4 @@
-"""One line of the record (floor 5): what the `logformat squidkeeper` of squid/squidkeeper.conf writes for each request.
+"""One line of the record (floor 5): what the `logformat` of squid/squidkeeper-logformat.conf writes for each request.
 
 The fields here, the logformat there and the table in the documentation are the same, in the same order; tests compare
 them. Squid writes every value but the numbers as a string, text in percent-encoding, and `-` for none.
