@@ -77,6 +77,33 @@ def test_check_prints_every_fault_and_warning_with_its_place(policy: Path) -> No
     assert lines[3] == f"{policy} does not load: 2 faults, 1 warning"
 
 
+def test_check_warns_about_rules_that_allow_any_client_where_it_is_asked_to(tmp_path: Path) -> None:
+    directory = write_policy(
+        tmp_path / "policy",
+        """
+clients:
+  agents: {networks: [192.168.137.0/24]}
+rules:
+  - {name: theirs, action: allow, clients: [agents], hosts: [a.example]}
+  - {name: closed, action: deny, hosts: [b.example]}
+  - {name: everyones, action: allow, hosts: [c.example]}
+  - {name: lapsed, action: allow, hosts: [d.example], expires: 2020-01-01T00:00:00Z}
+""",
+    )
+    assert run("check", "--policy", directory)[0] == 0
+    status, out = run("check", "--policy", directory, "--require-clients")
+    assert status == 1
+    assert [line for line in out.splitlines() if "any client" in line] == [
+        f"{directory}/policy.yaml:8:5: warning: rule 'everyones' allows any client, as it names no clients"
+    ]
+    write_policy(directory, "defaults: {action: allow}", "b.yaml")
+    (directory / "policy.yaml").unlink()
+    status, out = run("check", "--policy", directory, "--require-clients")
+    assert (status, "the default allows any client" in out) == (1, True)
+    write_policy(directory, "defaults: {action: deny}", "b.yaml")
+    assert run("check", "--policy", directory, "--require-clients")[0] == 0
+
+
 @pytest.mark.parametrize("content", ["\n", "one\n\n", "one\ntwo\n", "\ufeffone\n"])
 def test_check_warns_of_a_secret_that_makes_no_header(policy: Path, content: str) -> None:
     (policy / "token").write_text(content)
