@@ -910,7 +910,7 @@ check_listen() {
 }
 
 # An open proxy: the internet reaches where Squid listens, and the policy allows requests of any client. A new one is refused,
-# unless it was asked for; one in place goes on, and is told.
+# unless it was asked for; one in place goes on with a warning, and so does a squid.conf of yours.
 check_open() {
     local listen=$LISTEN policy=$POLICY public rules line
     ! is_yours_with_ours || listen=$(listen_of "$CONF")
@@ -920,7 +920,7 @@ check_open() {
     ! as_squid "$VENV/bin/squidkeeper" check --require-clients --policy "$policy" >"$WORK/output" 2>&1 || return 0
     rules=$(sed -n "s|$WORK/policy|${NEW_POLICY:-$SOURCE/policy}|g; s/: warning: \(.* allows any client\)/: \1/p" "$WORK/output")
     public="an open proxy: Squid listens on $listen, which the internet reaches at $public, and the policy allows any client"
-    if [ -n "$OPEN" ] || [ "$ADDRESS_GIVEN" = yes ] || [ -e "$FRAGMENT" ]; then
+    if [ -n "$OPEN" ] || [ "$ADDRESS_GIVEN" = yes ] || [ -e "$FRAGMENT" ] || is_yours_with_ours; then
         say WARNING "$public"
         while read -r line; do say "" "$line"; done <<<"$rules"
         return
