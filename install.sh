@@ -280,7 +280,7 @@ install_packages() {
     else
         die "neither apt-get nor dnf is here" "use Debian, Ubuntu, Fedora or RHEL, or install Squid with OpenSSL by hand as README.md says"
     fi
-    [ -z "$(missing_parts squid python)" ] || die "Squid with OpenSSL, openssl or a Python is missing still: $(missing_parts squid python)"
+    [ -z "$missing" ] || [ -z "$(missing_parts squid python)" ] || die "Squid with OpenSSL, openssl or a Python is missing still: $(missing_parts squid python)"
     say packages "${missing:-there}"
 }
 
