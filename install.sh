@@ -917,7 +917,7 @@ check_open() {
     [ ! -e "$WORK/policy" ] || policy=$WORK/policy
     public=$(public_addresses "$listen")
     [ -n "$public" ] || return 0
-    ! as_squid "$VENV/bin/squidkeeper" check --require-clients --policy "$policy" >"$WORK/output" 2>&1 || return 0
+    ! as_squid "$VENV/bin/squidkeeper" check --require-clients --policy "$policy" --state "$STATE" >"$WORK/output" 2>&1 || return 0
     rules=$(sed -n "s|$WORK/policy|${NEW_POLICY:-$SOURCE/policy}|g; s/: warning: \(.* allows any client\)/: \1/p" "$WORK/output")
     public="an open proxy: Squid listens on $listen, which the internet reaches at $public, and the policy allows any client"
     if [ -n "$OPEN" ] || [ "$ADDRESS_GIVEN" = yes ] || [ -e "$FRAGMENT" ] || is_yours_with_ours; then
