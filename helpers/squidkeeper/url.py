@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
-from ipaddress import AddressValueError, IPv4Address, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPV4LENGTH, IPV6LENGTH, AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -27,16 +27,46 @@ _NUMBER_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")  # the label that makes a host
 _MAX_NAME = 253
 _UNSPECIFIED = "::"  # Squid writes this one address without its brackets
 
-_PRIVATE = tuple(
-    ip_network(text)
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the IPv4 address in the last 32 bits
+_SIX_TO_FOUR = IPv6Network("2002::/16")  # RFC 3056: in the 32 bits after the prefix
+
+
+def embeddings(network: IPv4Network) -> tuple[IPv6Network, ...]:
+    """Give the IPv6 networks whose addresses lead to those of an IPv4 network: in NAT64 and in 6to4.
+
+    Not in them: IPv4-mapped addresses, which `canonical_address` and Squid read as IPv4, and what is private whole.
+    """
+    return tuple(_embedded(network, prefix) for prefix in (_NAT64, _SIX_TO_FOUR))
+
+
+def _embedded(network: IPv4Network, prefix: IPv6Network) -> IPv6Network:
+    bits_below = IPV6LENGTH - IPV4LENGTH - prefix.prefixlen
+    first = int(prefix.network_address) | int(network.network_address) << bits_below
+    return IPv6Network((first, prefix.prefixlen + network.prefixlen))
+
+
+_PRIVATE_IPV4 = tuple(
+    IPv4Network(text)
     for text in (
         *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
         *("192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4"),
         "168.63.129.16/32",  # the host of an Azure VM
-        *("::/96", "::ffff:0:0:0/96", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "64:ff9b:1::/48"),
     )
 )
-_NAT64 = IPv6Network("64:ff9b::/96")
+_PRIVATE_IPV6 = tuple(
+    IPv6Network(text)
+    for text in (
+        *("fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
+        *("::/96", "::ffff:0:0:0/96"),  # IPv4-compatible (with :: and ::1), and SIIT (RFC 2765)
+        "64:ff9b:1::/48",  # NAT64 of a local network (RFC 8215)
+        "2001::/32",  # Teredo (RFC 4380): its embedded addresses are those of a relay and, in complement, of a client
+    )
+)
+PRIVATE_NETWORKS: tuple[IPv4Network | IPv6Network, ...] = (
+    *_PRIVATE_IPV4,
+    *_PRIVATE_IPV6,
+    *(embedding for network in _PRIVATE_IPV4 for embedding in embeddings(network)),
+)
 
 Address = IPv4Address | IPv6Address
 
@@ -88,22 +118,9 @@ def canonical_address(address: Address) -> Address:
 
 
 def is_private(address: Address) -> bool:
-    """Tell whether an address, or one that it embeds (mapped, NAT64, 6to4, Teredo), is not of the public internet."""
-    return any(one in network for one in (address, *_embedded(address)) for network in _PRIVATE)
-
-
-def _embedded(address: Address) -> tuple[IPv4Address, ...]:
-    if isinstance(address, IPv4Address):
-        return ()
-    if address.ipv4_mapped:
-        return (address.ipv4_mapped,)
-    if address.sixtofour:
-        return (address.sixtofour,)
-    if address.teredo:
-        return address.teredo
-    if address in _NAT64:
-        return (IPv4Address(int(address) & 0xFFFFFFFF),)
-    return ()
+    """Tell whether an address, or the IPv4 address that it embeds, is not of the public internet."""
+    canonical = canonical_address(address)
+    return any(canonical in network for network in PRIVATE_NETWORKS)
 
 
 def _bracketed(text: str) -> Host:
