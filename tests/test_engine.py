@@ -392,8 +392,32 @@ def test_the_url_is_asked_for_only_where_it_decides(tmp_path: Path, rules: str, 
 def test_a_host_is_open_whole_where_every_url_and_method_is_allowed(
     tmp_path: Path, rules: list[str], whole: bool
 ) -> None:
-    entries = (f"{{name: r{number}, hosts: [a.example], {fields}}}" for number, fields in enumerate(rules))
-    assert at_host(f"rules: [{', '.join(entries)}]", tmp_path).whole is whole
+    entries = [f"{{name: r{number}, hosts: [a.example], {fields}}}" for number, fields in enumerate(rules)]
+    for method in ("GET", "POST", "PUT", "MADE-UP"):
+        asked = f"{method} https://a.example/"
+        assert at_host(f"rules: [{', '.join(entries)}]", tmp_path / method, asked).whole is whole, method
+
+
+@pytest.mark.parametrize(
+    ("entries", "narrowed"),
+    [
+        ("", False),
+        ("credentials: [{name: c, hosts: [a.example], bearer: t}]", False),
+        ("credentials: [{name: c, hosts: [a.example], paths: [/**], bearer: t}]", False),
+        ("credentials: [{name: c, hosts: [a.example], paths: [/x/**], bearer: t}]", True),
+        ("credentials: [{name: c, hosts: [a.example], methods: [GET], bearer: t}]", True),
+        ("credentials: [{name: c, hosts: [a.example], query: {q: x}, bearer: t}]", True),
+        ("credentials: [{name: c, hosts: [b.example], paths: [/x/**], bearer: t}]", False),
+        ("rewrites: [{name: w, hosts: [a.example], methods: [DELETE], to: 'https://b.example{path}'}]", True),
+    ],
+)
+def test_a_host_that_is_open_whole_is_narrowed_by_a_rewrite_or_credential_for_a_part_of_it(
+    tmp_path: Path, entries: str, narrowed: bool
+) -> None:
+    policy = f"rules: [{{name: r, action: allow, hosts: [a.example]}}]\nsecrets: {{t: {{env: T}}}}\n{entries}"
+    for method in ("GET", "POST"):
+        decision = at_host(policy, tmp_path / method, f"{method} https://a.example/")
+        assert (decision.whole, decision.narrowed) == (True, narrowed), method
 
 
 CONNECTS = [

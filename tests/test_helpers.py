@@ -42,7 +42,7 @@ rules:
   - {name: paths, action: allow, hosts: [paths.example], paths: [/a/**]}
   - {name: inside, action: allow, hosts: [inside.internal], private: true}
   - {name: other, action: allow, hosts: [other.example]}
-  - {name: api, action: allow, hosts: [api.example], clients: [agents]}
+  - {name: api, action: allow, hosts: [api.example, narrow.example], clients: [agents]}
 rewrites:
   - {name: mirror, hosts: [packages.example], paths: [/simple/**], to: "https://inside.internal/p{path}", private: true}
   - {name: moved, hosts: [open.example], paths: [/moved], to: "https://paths.example/a/", redirect: 308}
@@ -53,6 +53,7 @@ credentials:
   - {name: api, hosts: [api.example], bearer: token}
   - {name: api-key, hosts: [api.example], header: X-Api-Key, value: "key {password}"}
   - {name: mirror, hosts: [inside.internal], basic: {username: bot, password: password}}
+  - {name: narrow, hosts: [narrow.example], paths: [/v1/**], bearer: token}
 """
 SCOPES = {"host": ["acl", "--scope", "host"], "request": ["acl", "--scope", "request"]}
 PLACE = "192.0.2.1 - GET https {host} 443 {host} {host}:443"
@@ -144,12 +145,13 @@ def wait_for(condition: Callable[[], bool], seconds: float = 3.0) -> None:
 
 HOST_ANSWERS = {
     place("other.example"): "OK rule_=other verdict_=allow private_=no whole_=yes tag=sk_settled",
-    place("other.example", method="POST"): "OK rule_=other verdict_=allow private_=no tag=sk_settled",
+    place("other.example", method="POST"): "OK rule_=other verdict_=allow private_=no whole_=yes tag=sk_settled",
     connect("other.example"): "OK rule_=other verdict_=allow private_=no clt_conn_tag=other.example:443 tag=sk_settled",
     place("open.example"): "OK rule_=open verdict_=allow private_=no rewrite_=yes",
     place("inside.internal"): "OK rule_=inside verdict_=allow private_=yes inject_=yes whole_=yes",
     place("paths.example"): "OK rule_=paths verdict_=allow private_=no scope_=request",
     place("api.example"): "OK rule_=api verdict_=allow private_=no inject_=yes whole_=yes",
+    place("narrow.example"): "OK rule_=api verdict_=allow private_=no inject_=yes whole_=yes narrow_=yes",
     place("api.example", client="198.51.100.1"): (
         "ERR rule_=default verdict_=deny private_=no "
         'message="Rule: default\\nReason: No rule of the policy allows this request."'
@@ -388,7 +390,7 @@ def test_each_answer_is_counted_by_helper_rule_and_verdict(start: Start, tmp_pat
         ("host", "open", "tunnel"): 1,
         ("host", "inside", "allow"): 1,
         ("host", "paths", "url"): 1,
-        ("host", "api", "allow"): 1,
+        ("host", "api", "allow"): 2,
         ("host", "default", "deny"): 1,
         ("host", "closed", "deny"): 2,
         ("host", "policy-unavailable", "deny"): 2,

@@ -23,6 +23,7 @@ FLOORS = {
     "helpers": 5,
     "observe": 5,
     "cli": 6,
+    "squid_conf": 6,
     "__main__": 7,
 }
 FLOORS_OF_OBSERVE = {"__init__": 0, "record": 1, "pages": 2, "report": 3, "exporter": 3}

@@ -4,10 +4,14 @@ Each case names what becomes of it: the rule that denies it; REFUSED where Squid
 URL that arrives, where the request is no other than an honest one.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
+
+from squidkeeper.squid_conf import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
 
 from .curl import curl
 from .dns import PUBLIC, Names
@@ -455,6 +459,56 @@ def test_a_tunnel_opened_before_its_name_became_private_leads_nowhere(
     assert {address for address, _ in origins.connections} <= {PUBLIC}
 
 
+# The networks are repeated here, so that this holds what Squid does against them and not against what was rendered.
+IPV4_NETWORKS = """
+    0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
+    192.168.0.0/16 198.18.0.0/15 224.0.0.0/4 240.0.0.0/4
+"""
+IPV6_NETWORKS = "::/96 ::ffff:0:0:0/96 fc00::/7 fe80::/10 fec0::/10 ff00::/8 64:ff9b:1::/48 2001::/32"
+FORMS = {"itself": "{0}", "mapped": "::ffff:{0}", "NAT64": "64:ff9b::{0}", "6to4": "2002:{1:04x}:{2:04x}::1"}
+
+
+def embedded(form: str, address: IPv4Address) -> str:
+    return FORMS[form].format(address, int(address) >> 16, int(address) & 0xFFFF)
+
+
+def statuses(gateway: Gateway, names: Names, addresses: list[str]) -> dict[str, tuple[int, str | None]]:
+    """The answers for names that lead to these addresses, asked on one connection."""
+    answers = {}
+    with Raw(gateway) as client:
+        for address in addresses:
+            host = f"at{re.sub('[.:]', '-', address)}.rebind.example"
+            names.set(host, [address])
+            reply = client.get(f"http://{host}/", host)
+            assert reply is not None
+            answers[address] = (reply.status, reply.rule)
+    return answers
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_name_leads_to_no_private_address_embedded_or_not_and_to_those_beside_it(
+    gateway: Gateway, origins: Origins, names: Names, form: str
+) -> None:
+    networks = map(IPv4Network, IPV4_NETWORKS.split())
+    inside = [embedded(form, address) for network in networks for address in (network[0], network[-1])]
+    beside = ["9.255.255.255", "11.0.0.0", "168.63.129.15", "168.63.129.17", "169.253.255.255", "192.0.1.0"]
+    public = [embedded(form, IPv4Address(address)) for address in beside]
+    answers = statuses(gateway, names, [*dict.fromkeys(inside), *public])
+    assert answers == {**dict.fromkeys(inside, (403, "private-address")), **dict.fromkeys(public, (200, None))}
+    assert len(origins.connections) == len(public)
+
+
+def test_a_name_leads_to_no_private_ipv6_address_and_to_those_beside_it(
+    gateway: Gateway, origins: Origins, names: Names
+) -> None:
+    networks = map(IPv6Network, IPV6_NETWORKS.split())
+    inside = [str(address) for network in networks for address in (network[0], network[-1])]
+    public = ["0:0:0:0:0:1::", "64:ff9b:2::", "2001:1::", "2000:ffff:ffff:ffff:ffff:ffff:ffff:ffff", "fe00::"]
+    answers = statuses(gateway, names, [*inside, *public])
+    assert answers == {**dict.fromkeys(inside, (403, "private-address")), **dict.fromkeys(public, (200, None))}
+    assert len(origins.connections) == len(public)
+
+
 def test_a_private_name_learns_nothing_of_its_port(gateway: Gateway, origins: Origins, names: Names) -> None:
     names.set("scan.rebind.example", ["10.0.0.5"])
     for scheme in ("http", "https"):
@@ -577,6 +631,48 @@ def test_a_long_path_of_escapes_is_judged(gateway: Gateway, origins: Origins) ->
         reply = Attack("", request(f"http://other.example{path}", "other.example"), "").run(gateway)
         assert reply is None or reply.status >= 400
     assert origins.connections == []
+
+
+# ── Headers that name another method, path or host ────────────────────────────────────────────────────────────────
+
+
+def sent(names_: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}: /private/x" for name in names_)
+
+
+def passed(origins: Origins, names: Iterable[str]) -> set[str]:
+    """Which of these headers arrived with the last request, by their names as sent."""
+    arrived = {name.lower() for name, _ in origins.seen[-1].headers}
+    return {name for name in names if name.lower() in arrived}
+
+
+OVERRIDES = [name for header in (*METHOD_HEADERS, *PATH_HEADERS) for name in spellings(header)]
+OTHER_HOSTS = [name for header in HOST_HEADERS for name in spellings(header)]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_header_that_overrides_method_or_path_passes_to_hosts_that_are_open_whole_alone(
+    gateway: Gateway, origins: Origins, scheme: str, method: str
+) -> None:
+    for host, passing in (("good.example", set(OVERRIDES)), ("paths.example", set())):
+        headers = [*sent(OVERRIDES), "Content-Length: 0", "X-Other: stays"]
+        with tunnel(gateway, f"{host}:443") if scheme == "https" else Raw(gateway) as client:
+            target = "/open/x" if scheme == "https" else f"http://{host}/open/x"
+            reply = client.get(target, host, *headers, method=method)
+        assert reply is not None
+        assert reply.status == 200
+        assert passed(origins, OVERRIDES) == passing, host
+        assert passed(origins, ["X-Other"]) == {"X-Other"}
+
+
+@pytest.mark.parametrize("host", ["good.example", "paths.example"])
+def test_no_header_that_names_another_host_passes(gateway: Gateway, origins: Origins, host: str) -> None:
+    with tunnel(gateway, f"{host}:443") as client:
+        reply = client.get("/open/x", host, *sent(OTHER_HOSTS), "X-Other: stays")
+    assert reply is not None
+    assert reply.status == 200
+    assert passed(origins, [*OTHER_HOSTS, "X-Other"]) == {"X-Other"}
 
 
 # ── Ports, schemes, methods ────────────────────────────────────────────────────────────────────────────────────────

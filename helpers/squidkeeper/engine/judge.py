@@ -209,11 +209,13 @@ class Judge:
         decision = self._connect(scope, at) if scope.facts.method is None else self._any_url(scope, at)
         if not decision.allowed:
             return decision
+        is_whole = scope.facts.method is not None and not scope.entries.rewrites and self._is_whole(scope, at)
         return replace(
             decision,
             may_rewrite=bool(scope.entries.rewrites),
             may_inject=bool(scope.entries.credentials),
-            whole=scope.facts.method == "GET" and not scope.entries.rewrites and self._is_whole(scope, at),
+            whole=is_whole,
+            narrowed=is_whole and self._is_narrowed(scope.facts),
         )
 
     def _any_url(self, scope: Scope, at: datetime) -> Decision:
@@ -250,6 +252,13 @@ class Judge:
         if rule is None:
             return self.policy.default_action is Action.ALLOW
         return rule.certain and rule.action is Action.ALLOW
+
+    def _is_narrowed(self, facts: Facts) -> bool:
+        """Tell whether another method or path of the host could meet a rewrite, or other credentials."""
+        any_method = facts._replace(method=None)
+        rewrites = _holding(self.policy.rewrites, self.rewrites.positions(facts.host), any_method)
+        credentials = self._injectable(any_method, self.credentials.positions(facts.host))
+        return any(rewrites) or not all(credential.match.any_request for credential in credentials)
 
     def _decide_paths(self, scope: Scope, url: Url, paths: Paths, at: datetime) -> Decision:
         outcome = self._outcome(scope, Asked(paths[0], url.query), at)

@@ -112,6 +112,7 @@ def write_reply(decision: Decision, helper: str, revision: str | None, tunnel: s
         ("rewrite_", "yes", decision.may_rewrite),
         ("inject_", "yes", decision.may_inject),
         ("whole_", "yes", decision.whole),
+        ("narrow_", "yes", decision.narrowed),
         ("tag", "sk_settled", helper == HOST and _settles(decision)),
     )
     held = ((key, value) for key, value, holds in flags if holds)

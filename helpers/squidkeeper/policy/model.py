@@ -87,6 +87,11 @@ class Match:
         """Whether it holds for every path and query of a host: what can be judged without the URL."""
         return self.any_path and self.query is None
 
+    @property
+    def any_request(self) -> bool:
+        """Whether it holds for every method, path and query of a host: nothing is left to know after CONNECT."""
+        return self.methods is None and self.any_url
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -103,8 +108,8 @@ class Rule:
 
     @property
     def certain(self) -> bool:
-        """Whether it decides a tunnel: nothing that is unknown at CONNECT could keep it from matching."""
-        return self.match.methods is None and self.match.any_url
+        """Whether it decides a tunnel."""
+        return self.match.any_request
 
     def lapsed(self, at: datetime) -> bool:
         """Tell whether the rule no longer matches."""
