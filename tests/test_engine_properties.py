@@ -41,8 +41,9 @@ HOSTS = ["a.example", "b.a.example", "c.b.a.example", "other.test", "203.0.113.7
 HOST_PATTERNS = ["a.example", ".a.example", "*.a.example", "**.a.example", "203.0.113.0/24", "203.0.113.0/24", "*"]
 LIST = ["b.a.example", "**.b.a.example", "other.test"]
 CLIENTS = {"near": "192.0.2.0/24", "far": "198.51.100.0/24"}
-PATHS = ["/**", "/x", "/x/**", "/**/s", "/x/*", "/*", "/x%2fs", "/x*/s"]
+PATHS = ["/**", "/x", "/x/**", "/**/s", "/x/*", "/*", "/x%2fs", "/x*/s", "/x.", "/ｘ/**"]  # full-width
 SEGMENTS = ["x", "s", "x", "s", "", ".", "..", "%2e%2e", "x%2fs", "%2f", ";p", "..;", "%5c", "%252f", "\\", "~", "%78"]
+SEGMENTS += ["x.", "s%20", "x::$DATA", "ｘ", "s\u200b", "．．"]
 FIELDS = st.fixed_dictionaries(
     {
         "clients": st.lists(st.sampled_from([*CLIENTS]), min_size=1, max_size=2),
@@ -299,6 +300,7 @@ def expected_of(policy: Policy, method: str, text: str, client: str | None = Non
 @given(rules, defaults, rewrites, credentials, clients, methods, urls)
 @example(NO_X, Action.ALLOW, [], [], None, "GET", "https://a.example/s/../x/s")  # what is drawn hardly ever is this
 @example(NO_X, Action.ALLOW, [], [], None, "GET", "https://a.example/s%2f..%2fx/s%5c..%5c..%5cs")
+@example(NO_X, Action.ALLOW, [], [], None, "GET", "https://a.example/x./s")
 def test_the_engine_decides_as_a_plain_reading_of_the_policy_does(
     drawn: Drawn,
     default: Action,

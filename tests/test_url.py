@@ -221,6 +221,7 @@ NOT_URLS = {
     "https://example.com/%25ff": "UTF-8",
     "https://example.com/%252500": "control character",
     "https://example.com/%25252525252e": "four times",
+    "https://example.com/" + "\ufdfa" * 1000: "longer than 8191 characters",
 }
 
 
@@ -265,6 +266,30 @@ READINGS = {
     "/%25252541": ["sent /%25252541", "plain /%252541", "twice /%2541", "twice /%41", "twice /A"],
     "/%c3%a9": ["sent /%C3%A9", "plain /é"],
     "/100%25": ["sent /100%25", "plain /100%"],
+    # what Windows drops from the name of a file
+    "/admin.": ["sent /admin.", "file /admin"],
+    "/admin%20": ["sent /admin%20", "plain /admin ", "plain-file /admin"],
+    "/admin...%20./x": [
+        *("sent /admin...%20./x", "plain /admin... ./x", "file /admin...%20/x"),
+        *("plain-file /admin/x", "plain-file /admin... /x"),
+    ],
+    "/admin::$DATA": ["sent /admin::$DATA", "file /admin"],
+    "/admin:$I30:$INDEX_ALLOCATION/x": ["sent /admin:$I30:$INDEX_ALLOCATION/x", "file /admin/x"],
+    "/a/..%20/b": ["sent /a/..%20/b", "plain /a/.. /b", "plain-file /a/../b", "plain-file /b"],
+    "/a%2fb.": ["sent /a%2Fb.", "plain /a/b.", "file /a%2Fb", "plain-file /a/b"],
+    "/a;v.": ["sent /a;v.", "plain /a", "file /a;v"],
+    "/a/...": ["sent /a/..."],
+    "/v1/models/x:get": ["sent /v1/models/x:get"],
+    "/x::y/$batch": ["sent /x::y/$batch"],
+    # compatibility forms and invisible characters
+    "/ａｄｍ": ["sent /%EF%BD%81%EF%BD%84%EF%BD%8D", "plain /ａｄｍ", "plain-file /adm"],  # full-width
+    "/a／b": ["sent /a%EF%BC%8Fb", "plain /a／b", "plain-file /a/b"],
+    "/a/‥/b": ["sent /a/%E2%80%A5/b", "plain /a/‥/b", "plain-file /a/../b", "plain-file /b"],
+    "/a；x/b": ["sent /a%EF%BC%9Bx/b", "plain /a；x/b", "decoded-file /a;x/b", "plain-file /a/b"],
+    "/％41": ["sent /%EF%BC%8541", "plain /％41", "plain-file /%41", "twice-file /A"],
+    "/adm\u200bin": ["sent /adm%E2%80%8Bin", "plain /adm\u200bin", "plain-file /admin"],
+    "/adm\u00adin": ["sent /adm%C2%ADin", "plain /adm\u00adin", "plain-file /admin"],
+    "/e\u0301": ["sent /e%CC%81", "plain /e\u0301", "plain-file /é"],
 }
 
 
@@ -276,10 +301,13 @@ def test_every_reading_of_a_path_that_differs_is_given(path: str, expected: list
 def test_a_path_pattern_is_read_the_way_a_path_is() -> None:
     assert read(Reading.PLAIN, sent("/@scope%2fname")) == "/@scope/name"
     assert read(Reading.SENT, sent("/@scope%2fname")) == "/@scope%2Fname"
+    assert read(Reading.FILE, sent("/a./b::$DATA")) == "/a/b"
+    assert read(Reading.PLAIN_FILE, sent("/a%20/ｂ\u200b")) == "/a/b"  # full-width
+    assert all(read(reading, "/x") == "/x" for reading in Reading)
 
 
 def test_a_path_of_8191_bytes_that_is_all_dots_slashes_and_escapes_is_read_or_refused() -> None:
-    for unit in ("/", "/..", "/%2e%2e", "//a;b", "/%252f", "%2f..", "\\..\\", "/a%2f..//"):
+    for unit in ("/", "/..", "/%2e%2e", "//a;b", "/%252f", "%2f..", "\\..\\", "/a%2f..//", "a.", ":$", "%EF%BC%8F"):
         path = ("/" + unit * 8191)[:8191]
         path = path[: len(path) - 3] if "%" in path[-2:] else path
         assert len(readings_or_none(path) or ()) <= 16
@@ -287,7 +315,10 @@ def test_a_path_of_8191_bytes_that_is_all_dots_slashes_and_escapes_is_read_or_re
 
 hostile = st.lists(
     st.sampled_from(
-        ["/", "//", ".", "..", "a", "%2f", "%2F", "%5c", "\\", ";x", "%2e", "%252e", "%25", "é", "~", "%41"]
+        [
+            *("/", "//", ".", "..", "a", "%2f", "%2F", "%5c", "\\", ";x", "%2e", "%252e", "%25", "é", "~", "%41"),
+            *("%20", "::$DATA", ":", "$", "／", "．", "％2e", "\u200b", "\u00ad", "e\u0301", "ﾠ"),
+        ]
     ),
     max_size=12,
 ).map(lambda parts: "/" + "".join(parts))
@@ -311,6 +342,10 @@ def readings_or_none(path: str) -> tuple[ReadPath, ...] | None:
         ("/admin;x%2f..%2fb", "/admin"),  # a servlet container: parameters end at a slash as it was sent
         ("/admin%2fb/../../c", "/admin/b/../../c"),  # a WSGI program: the path is decoded and no more
         ("/q/..;/admin%2f..;/../c", "/admin/c"),  # the second behind the first
+        ("/admin./x;y", "/admin/x;y"),  # IIS: no parameters
+        ("/ａdmin./x", "/ａdmin/x"),  # Windows: full-width characters are others
+        ("/admin./b%2fx", "/admin/b%2Fx"),  # a server on Windows that leaves an escaped slash as it is
+        ("/adm%E2%80%8Bin./x", "/admin./x"),  # HFS+: no dots are dropped
     ],
 )
 def test_what_one_server_makes_of_a_path_is_a_reading_though_another_makes_something_else(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+import unicodedata
 from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
@@ -160,7 +161,8 @@ def _punycode(text: str) -> str:
 # --- URLs ---------------------------------------------------------------------------------------------------------
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
-_PLAIN_PATH = r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*)*/?"  # has one reading, whoever reads
+# Has one reading, whoever reads: no dot begins or ends a segment, and no `$` can name a stream.
+_PLAIN_PATH = r"(?:/[A-Za-z0-9_~!&'()*+,=:@-][A-Za-z0-9._~!&'()*+,=:@-]*+(?<!\.))*+/?"
 _PLAIN_URL = re.compile(rf"(https?://[A-Za-z0-9.:\[\]-]+)(?=/)({_PLAIN_PATH})(?:\?([!\"$-~]*))?")
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|::|[^:]*)(?::([0-9]*))?")
 _MAX_PORT = 65535
@@ -248,7 +250,7 @@ def _ascii_query(query: str | None) -> str | None:
 
 
 class Reading(StrEnum):
-    """The ways in which a server may understand a path, from the literal to the lenient."""
+    """The ways in which a server may understand a path, from the literal to the lenient; then each as a file's name."""
 
     SENT = "sent"
     RESOLVED = "resolved"
@@ -257,6 +259,11 @@ class Reading(StrEnum):
     DECODED = "decoded"
     PLAIN = "plain"
     TWICE = "twice"
+    FILE = "file"
+    STRIPPED_FILE = "stripped-file"
+    DECODED_FILE = "decoded-file"
+    PLAIN_FILE = "plain-file"
+    TWICE_FILE = "twice-file"
 
 
 class ReadPath(NamedTuple):
@@ -276,7 +283,15 @@ _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"/{2,}")
+_STREAM = re.compile(r":[^/:]*:\$[^/]*")  # of a file in NTFS: `x::$DATA` is x, `x:$I30:$INDEX_ALLOCATION` a folder's
+_END_OF_NAME = re.compile(r"(?<=[^/. ])[. ]+(?=/|\Z)")
+_SPACES_AFTER_DOTS = re.compile(r"(?<=/)(\.*) +(?=/|\Z)")
+_INVISIBLE = re.compile(  # Default_Ignorable_Code_Point of Unicode: soft hyphen, zero width, variation selectors, …
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _DECODINGS_AT_MOST = 4
+_LONGEST_NORMALIZED = 8_191  # as long as a URL can be for Squid; one character can become eighteen
 _READINGS_AT_MOST = 16  # a path in honest use has two; the bound keeps hostile ones from costing more than their length
 
 
@@ -296,8 +311,16 @@ def sent(path: str) -> str:
     return normalize_escapes(path)
 
 
+class _Way(NamedTuple):
+    """How a path was read: the reading as a path, the decodings for it, and whether as a file's name too."""
+
+    reading: Reading
+    decodings: int
+    as_file: bool
+
+
 def readings(path: str) -> tuple[ReadPath, ...]:
-    """Give every reading of a `sent` path, `sent` itself first: all that servers make of it by five steps in any order.
+    """Give every reading of a `sent` path, `sent` itself first: all that `_STEPS` make of it in any order.
 
     The order is left open because servers disagree about it, leave steps out, and stand behind each other: `/a//../b`
     is `/a/b` to one that resolves dots first, `/b` to one that merges slashes first; and `..;` is a name, or leads up.
@@ -306,18 +329,18 @@ def readings(path: str) -> tuple[ReadPath, ...]:
     """
     if _ONE_READING.fullmatch(path):
         return (ReadPath(Reading.SENT, path),)
-    found = {path: (Reading.SENT, 0)}
+    found = {path: _Way(Reading.SENT, 0, as_file=False)}
     waiting = [path]
     for text in waiting:  # it grows meanwhile
-        before, decodings = found[text]
+        before = found[text]
         for reading, step in _STEPS:
             made = step(text)
             if made not in found:
-                found[made] = _made_by(reading, before, decodings, made)
+                found[made] = _made_by(reading, before, made)
                 waiting.append(made)
         if len(found) > _READINGS_AT_MOST:
             raise InvalidUrl(f"the path can be read in more than {_READINGS_AT_MOST} ways")
-    return tuple(ReadPath(reading, text) for text, (reading, _) in found.items())
+    return tuple(ReadPath(_FILE[way.reading] if way.as_file else way.reading, text) for text, way in found.items())
 
 
 def read(reading: Reading, path: str) -> str:
@@ -385,19 +408,43 @@ def _take_backslashes(path: str) -> str:
     return path.replace("\\", "/")
 
 
-def _made_by(step: Reading, before: Reading, decodings: int, path: str) -> tuple[Reading, int]:
-    """Name the reading that a step makes of another one, and count its decodings."""
+def _drop_ends(path: str) -> str:
+    """Drop what Windows drops from the name of a file: dots and spaces at its end, and the type of a stream."""
+    return _SPACES_AFTER_DOTS.sub(r"\1", _END_OF_NAME.sub("", _STREAM.sub("", path)))
+
+
+def _normalize(path: str) -> str:
+    """Take full-width and other compatibility characters for the usual ones (Unicode's NFKC)."""
+    if path.isascii():
+        return path
+    normalized = unicodedata.normalize("NFKC", path)
+    if len(normalized) > max(len(path), _LONGEST_NORMALIZED):
+        raise InvalidUrl(f"the path is longer than {_LONGEST_NORMALIZED} characters when it is normalized (NFKC)")
+    return normalized
+
+
+def _drop_invisible(path: str) -> str:
+    return path if path.isascii() else _INVISIBLE.sub("", path)
+
+
+def _made_by(step: Reading, before: _Way, path: str) -> _Way:
+    """Tell how a path was read that a step makes of another one."""
+    decodings = before.decodings + (step is Reading.DECODED)
     if step is Reading.DECODED:
         _check_characters(path)
-        decodings += 1
     if decodings > _DECODINGS_AT_MOST:
         raise InvalidUrl("the path is escaped more than four times over")
+    as_file = before.as_file or step is Reading.FILE
+    return _Way(_reading_by(step, before.reading, decodings, path), decodings, as_file)
+
+
+def _reading_by(step: Reading, before: Reading, decodings: int, path: str) -> Reading:
     if decodings > 1:
-        return Reading.TWICE, decodings
-    reading = max(step, before, key=_ORDER.index)
+        return Reading.TWICE
+    reading = before if step is Reading.FILE else max(step, before, key=_ORDER.index)
     if reading in _LITERAL or (not decodings and _ESCAPE.search(path)):
-        return reading, decodings
-    return Reading.DECODED if "\\" in path or ";" in path else Reading.PLAIN, decodings
+        return reading
+    return Reading.DECODED if "\\" in path or ";" in path else Reading.PLAIN
 
 
 def _stripped(path: str) -> str:
@@ -412,12 +459,19 @@ def _plain(path: str) -> str:
     return _stripped(_decoded(path))
 
 
+def _file(path: str) -> str:
+    return _resolve_then_merge(_drop_ends(_normalize(_drop_invisible(_normalize(path)))))
+
+
 _STEPS: tuple[tuple[Reading, Callable[[str], str]], ...] = (
     (Reading.RESOLVED, _resolve_dots),
     (Reading.MERGED, _merge_slashes),
     (Reading.DECODED, _decode),
     (Reading.STRIPPED, _take_backslashes),
     (Reading.STRIPPED, _drop_parameters),
+    (Reading.FILE, _drop_ends),
+    (Reading.FILE, _normalize),
+    (Reading.FILE, _drop_invisible),
 )
 _ORDER = tuple(Reading)
 _LITERAL = (Reading.SENT, Reading.RESOLVED, Reading.MERGED)
@@ -429,4 +483,16 @@ _READ: dict[Reading, Callable[[str], str]] = {
     Reading.DECODED: _decoded,
     Reading.PLAIN: _plain,
     Reading.TWICE: lambda path: _plain(_plain(path)),
+    Reading.FILE: lambda path: _file(_resolve_then_merge(path)),
+    Reading.STRIPPED_FILE: lambda path: _file(_stripped(path)),
+    Reading.DECODED_FILE: lambda path: _file(_decoded(path)),
+    Reading.PLAIN_FILE: lambda path: _file(_plain(path)),
+    Reading.TWICE_FILE: lambda path: _file(_plain(_plain(path))),
+}
+_FILE = {
+    **dict.fromkeys(_LITERAL, Reading.FILE),
+    Reading.STRIPPED: Reading.STRIPPED_FILE,
+    Reading.DECODED: Reading.DECODED_FILE,
+    Reading.PLAIN: Reading.PLAIN_FILE,
+    Reading.TWICE: Reading.TWICE_FILE,
 }

@@ -559,6 +559,25 @@ PATHS = [
     ("/%2525252570rivate/x", "invalid-request"),
     ("/" * 3000 + "private/x", "ambiguous-path"),
     ("/" + "a/../" * 1000 + "private/x", "ambiguous-path"),
+    ("/private./x", "ambiguous-path"),
+    ("/private%20/x", "ambiguous-path"),
+    ("/private%20.%20/x", "ambiguous-path"),
+    ("/private::$INDEX_ALLOCATION/x", "ambiguous-path"),
+    ("/private:$I30:$INDEX_ALLOCATION/x", "ambiguous-path"),
+    ("/a/..%20/private/x", "ambiguous-path"),
+    ("/%EF%BD%90rivate/x", "ambiguous-path"),  # a full-width p, slash and dots
+    ("/private%EF%BC%8Fx", "ambiguous-path"),
+    ("/a/%EF%BC%8E%EF%BC%8E/private/x", "ambiguous-path"),
+    ("/\xef\xbd\x90rivate/x", "ambiguous-path"),
+    ("/%EF%BC%8570rivate/x", "ambiguous-path"),
+    ("/pri%E2%80%8Bvate/x", "ambiguous-path"),  # zero width
+    ("/pri%C2%ADvate/x", "ambiguous-path"),  # a soft hyphen
+    ("/p%25EF%25BD%2592ivate./x", "ambiguous-path"),
+    ("/public./x", None),
+    ("/public%20/x", None),
+    ("/x:get", None),
+    ("/Inc.", None),
+    ("/%EF%BD%81", None),
     ("/%ff", "invalid-request"),
     ("/%c0%aeprivate/x", "invalid-request"),
     ("/%00", "invalid-request"),
@@ -597,6 +616,7 @@ def test_a_denied_path_is_denied_however_it_is_written(
 # /v1/** alone is open on this host.
 BESIDE = ["/v1", "/v1x", "/v1x/y", "/V1/x", "/v2/x", "/", "/v1/../v2", "/v1/..%2fv2", "/v1%2f..%2fv2", "/v1/%2e%2e/v2"]
 BESIDE += ["/v1/..;/v2", "/v1/..%5cv2", "/v1/%252e%252e/v2", "/v1/x/../../v2", "/v1\\..\\v2", "//v1/../v2", "/%76%31"]
+BESIDE += ["/v1/..%20/v2", "/v1/%EF%BC%8E%EF%BC%8E/v2", "/v1/.%E2%80%8B./v2", "/v1/x/../..::$DATA/v2", "/v1."]
 
 
 @pytest.mark.parametrize("path", BESIDE)
