@@ -68,6 +68,9 @@ PRIVATE_NETWORKS: tuple[IPv4Network | IPv6Network, ...] = (
     *_PRIVATE_IPV6,
     *(embedding for network in _PRIVATE_IPV4 for embedding in embeddings(network)),
 )
+_PRIVATE_OF_VERSION = {
+    version: tuple(network for network in PRIVATE_NETWORKS if network.version == version) for version in (4, 6)
+}
 
 Address = IPv4Address | IPv6Address
 
@@ -121,7 +124,7 @@ def canonical_address(address: Address) -> Address:
 def is_private(address: Address) -> bool:
     """Tell whether an address, or the IPv4 address that it embeds, is not of the public internet."""
     canonical = canonical_address(address)
-    return any(canonical in network for network in PRIVATE_NETWORKS)
+    return any(canonical in network for network in _PRIVATE_OF_VERSION[canonical.version])
 
 
 def _bracketed(text: str) -> Host:

@@ -53,6 +53,8 @@ rules:
   - {name: closed, action: deny, hosts: [.closed.example, bücher.example, 203.0.113.66, "2001:db8::66"]}
 """
 
+OWN_LINES = ["request_header_access X-Forwarded-Host allow all", "acl sk_private dst 2001:db8:64::a00:0/104"]
+
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway) -> Gateway:
@@ -64,8 +66,8 @@ def gateway(new_gateway: NewGateway) -> Gateway:
 
 @pytest.fixture(scope="module")
 def open_gateway(new_gateway: NewGateway) -> Gateway:
-    """All allowed that is not denied: here a denied host must be known however it is spelled."""
-    return new_gateway(OPEN_POLICY).start()
+    """All allowed that is not denied: here a denied host must be known however it is spelled; and own lines."""
+    return new_gateway(OPEN_POLICY, *OWN_LINES).start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,9 +289,12 @@ def test_an_upgrade_passes_only_where_the_whole_host_is_open(gateway: Gateway, o
     for host, path in (("good.example", "/ws"), ("other.example", "/open/ws")):
         with tunnel(gateway, f"{host}:443") as client:
             client.get(path, host, "Connection: Upgrade", "Upgrade: websocket")
+    with tunnel(gateway, "good.example:443") as client:
+        client.get("/ws", "good.example", "Connection: Upgrade", "Upgrade: websocket", method="DELETE")
     assert [(seen.sni, seen.values("Upgrade")) for seen in origins.seen] == [
         ("good.example", ["websocket"]),
         ("other.example", []),
+        ("good.example", []),
     ]
 
 
@@ -457,6 +462,13 @@ def test_a_tunnel_opened_before_its_name_became_private_leads_nowhere(
         except OSError:
             pass  # refused in the handshake
     assert {address for address, _ in origins.connections} <= {PUBLIC}
+
+
+def test_a_network_of_the_operators_own_is_private_too(open_gateway: Gateway, origins: Origins, names: Names) -> None:
+    addresses = ["2001:db8:64::a00:5", "2001:db8:64::b00:5", "10.0.0.5"]
+    answers = statuses(open_gateway, names, addresses)
+    assert [answers[address][1] for address in addresses] == ["private-address", None, "private-address"]
+    assert len(origins.connections) == 1
 
 
 # The networks are repeated here, so that this holds what Squid does against them and not against what was rendered.
@@ -676,7 +688,7 @@ def test_a_header_that_overrides_method_or_path_passes_to_hosts_that_are_open_wh
     gateway: Gateway, origins: Origins, scheme: str, method: str
 ) -> None:
     for host, passing in (("good.example", set(OVERRIDES)), ("paths.example", set())):
-        headers = [*sent(OVERRIDES), "Content-Length: 0", "X-Other: stays"]
+        headers = [*sent(OVERRIDES), *sent(map(str.swapcase, OVERRIDES)), "Content-Length: 0", "X-Other: stays"]
         with tunnel(gateway, f"{host}:443") if scheme == "https" else Raw(gateway) as client:
             target = "/open/x" if scheme == "https" else f"http://{host}/open/x"
             reply = client.get(target, host, *headers, method=method)
@@ -693,6 +705,12 @@ def test_no_header_that_names_another_host_passes(gateway: Gateway, origins: Ori
     assert reply is not None
     assert reply.status == 200
     assert passed(origins, [*OTHER_HOSTS, "X-Other"]) == {"X-Other"}
+
+
+def test_a_line_of_the_operators_own_lets_such_a_header_pass(open_gateway: Gateway, origins: Origins) -> None:
+    with tunnel(open_gateway, "good.example:443") as client:
+        client.get("/x", "good.example", *sent(OTHER_HOSTS))
+    assert passed(origins, OTHER_HOSTS) == {"X-Forwarded-Host"}
 
 
 # ── Ports, schemes, methods ────────────────────────────────────────────────────────────────────────────────────────

@@ -136,7 +136,7 @@ KEYS = [spelling for header in INJECTABLE_HEADERS for spelling in spellings(head
 def test_a_credential_removes_every_header_that_could_be_injected_with_any_dash_as_an_underscore(
     gateway: Gateway, origins: Origins, host: str, injected: list[str]
 ) -> None:
-    own = [*KEYS, "Cookie"]
+    own = [*KEYS, "Cookie", "Proxy-Authorization"]
     curl(gateway, f"https://{host}/", *[option for one in own for option in ("-H", f"{one}: client's")])
     seen = origins.seen[0]
     assert [one for one in own if "client's" in seen.values(one)] == ["Cookie"]
