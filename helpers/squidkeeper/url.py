@@ -286,7 +286,8 @@ _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"/{2,}")
-_STREAM = re.compile(r":[^/:]*:\$[^/]*")  # of a file in NTFS: `x::$DATA` is x, `x:$I30:$INDEX_ALLOCATION` a folder's
+# A name in NTFS with a stream and its type: `x::$DATA` is x, `x:$I30:$INDEX_ALLOCATION` the folder x.
+_STREAM = re.compile(r"(?<=/)([^/:]*):[^/:]*:\$[^/:]*(?=/|\Z)")
 _END_OF_NAME = re.compile(r"(?<=[^/. ])[. ]+(?=/|\Z)")
 _SPACES_AFTER_DOTS = re.compile(r"(?<=/)(\.*) +(?=/|\Z)")
 _INVISIBLE = re.compile(  # Default_Ignorable_Code_Point of Unicode: soft hyphen, zero width, variation selectors, …
@@ -411,9 +412,13 @@ def _take_backslashes(path: str) -> str:
     return path.replace("\\", "/")
 
 
+def _drop_streams(path: str) -> str:
+    return _STREAM.sub(r"\1", path)
+
+
 def _drop_ends(path: str) -> str:
-    """Drop what Windows drops from the name of a file: dots and spaces at its end, and the type of a stream."""
-    return _SPACES_AFTER_DOTS.sub(r"\1", _END_OF_NAME.sub("", _STREAM.sub("", path)))
+    """Drop what Windows drops from the end of a file's name: dots and spaces; `.` and `..` are no names."""
+    return _SPACES_AFTER_DOTS.sub(r"\1", _END_OF_NAME.sub("", path))
 
 
 def _normalize(path: str) -> str:
@@ -463,7 +468,7 @@ def _plain(path: str) -> str:
 
 
 def _file(path: str) -> str:
-    return _resolve_then_merge(_drop_ends(_normalize(_drop_invisible(_normalize(path)))))
+    return _resolve_then_merge(_drop_ends(_drop_streams(_normalize(_drop_invisible(_normalize(path))))))
 
 
 _STEPS: tuple[tuple[Reading, Callable[[str], str]], ...] = (
@@ -472,6 +477,7 @@ _STEPS: tuple[tuple[Reading, Callable[[str], str]], ...] = (
     (Reading.DECODED, _decode),
     (Reading.STRIPPED, _take_backslashes),
     (Reading.STRIPPED, _drop_parameters),
+    (Reading.FILE, _drop_streams),
     (Reading.FILE, _drop_ends),
     (Reading.FILE, _normalize),
     (Reading.FILE, _drop_invisible),

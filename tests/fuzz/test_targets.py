@@ -60,6 +60,11 @@ def steps(reading: Reading, step: Callable[[str], str]) -> object:
     return tuple((named, step if named is reading else made) for named, made in url._STEPS)
 
 
+def without(step: Callable[[str], str]) -> object:
+    """Give the steps of readings without one of them."""
+    return tuple((named, made) for named, made in url._STEPS if made is not step)
+
+
 def check_seeds(target: Target) -> None:
     for seed in target.seeds():
         target.check(seed)
@@ -73,6 +78,10 @@ BROKEN: dict[str, tuple[Target, object, str, object]] = {
     "dots are left": (urls.TARGET, url, "_STEPS", steps(Reading.RESOLVED, str)),
     "a reading fails in another way": (urls.TARGET, url, "_STEPS", steps(Reading.DECODED, lambda path: str(path[999]))),
     "a step is left out": (urls.TARGET, url, "_STEPS", url._STEPS[:3]),
+    "no name of a file is read": (urls.TARGET, url, "_STEPS", url._STEPS[:5]),
+    "nothing is normalized": (urls.TARGET, url, "_STEPS", without(url._normalize)),
+    "streams are left": (urls.TARGET, url, "_STEPS", without(url._drop_streams)),
+    "what is invisible is left": (urls.TARGET, url, "_STEPS", without(url._drop_invisible)),
     "an address has two spellings": (
         urls.TARGET,
         url,

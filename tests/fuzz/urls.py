@@ -7,6 +7,7 @@ of servers, each as it is known to take a path apart: whatever one of them would
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from unittest.mock import patch
@@ -18,7 +19,7 @@ from squidkeeper.url import Host, Reading, Url, bracketed, parse_authority, pars
 
 from .target import Target
 
-READINGS_AT_MOST = 16
+READINGS_AT_MOST, LONGEST_NORMALIZED = 16, 8191
 NEVER = re.compile(r"(?!)")
 
 
@@ -96,7 +97,7 @@ def check_readings(path: str) -> None:
     assert len(set(paths)) == len(paths) <= READINGS_AT_MOST
     for one in paths:
         assert one.startswith("/")
-        assert len(one) <= len(path) + len("/")
+        assert len(one) <= max(len(path) + len("/"), LONGEST_NORMALIZED)
         assert not re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", one)
         assert not set(readings_of(one)) - set(paths), f"what a reading can be read as is missing: {one!r}"
     for name, serve in SERVERS.items():
@@ -147,6 +148,27 @@ def without_parameters(path: str) -> str:
     return "/".join(segment.partition(";")[0] for segment in path.split("/"))
 
 
+def windows_names(path: str) -> str:
+    """Name the files as Windows does: no stream of a type, no dots and spaces at the end of a name."""
+    return "/".join(map(windows_name, path.split("/")))
+
+
+def windows_name(segment: str) -> str:
+    name, *stream = segment.split(":")
+    if len(stream) == 2 and stream[1].startswith("$"):
+        segment = name
+    return segment.rstrip(". ") or segment.rstrip(" ")
+
+
+def normalized(path: str) -> str:
+    return unicodedata.normalize("NFKC", path)
+
+
+def without_invisible(path: str) -> str:
+    """Name the files as HFS+ does, of what it ignores the usual ones."""
+    return path.translate(dict.fromkeys((0xAD, *range(0x200B, 0x2010), *range(0x2060, 0x2064), 0xFEFF)))
+
+
 def chain(*steps: Callable[[str], str]) -> Callable[[str], str]:
     def serve(path: str) -> str:
         for step in steps:
@@ -168,6 +190,13 @@ SERVERS: dict[str, Callable[[str], str]] = {
     "IIS": chain(decode, slashes, merge, resolve),
     "a proxy that resolves, before nginx": chain(resolve, decode, merge, resolve),
     "nginx before a servlet container": chain(decode, merge, resolve, without_parameters, resolve),
+    "IIS, with the names of files": chain(decode, slashes, merge, resolve, windows_names),
+    "IIS, which finds dots in a name only then": chain(decode, slashes, windows_names, merge, resolve),
+    "nginx on Windows": chain(decode, merge, resolve, windows_names),
+    "a proxy that decodes nothing, before Windows": chain(resolve, windows_names),
+    "nginx on macOS": chain(decode, merge, resolve, without_invisible),
+    "nginx before a program that normalizes": chain(decode, merge, resolve, normalized),
+    "a program that normalizes and decodes once more": chain(decode, normalized, decode, resolve),
     "two that decode, before IIS": chain(decode, decode, decode, slashes, merge, resolve),
 }
 
@@ -191,6 +220,13 @@ _PARTS = (
     "é",
     "%C3%A9",
     "~",
+    ".",
+    "%20",
+    "::$DATA",
+    "%EF%BC%8F",
+    "．",
+    "％2e",
+    "%E2%80%8B",
 )
 
 
@@ -209,6 +245,9 @@ def seeds() -> Iterable[bytes]:
         "x%2f..%2fadmin/b/..;/..;/..;/c",
         "admin;x%2f..%2fb",
         "admin%2fb/../../c",
+        "admin./b%20/c::$DATA",
+        "x/%EF%BC%8E%EF%BC%8E/ad%E2%80%8Bmin",
+        "/" + "\ufdfa" * 1000,
         "https://example.com/%25252525252e",
         "https://example.com/\udcff",
         "::",
