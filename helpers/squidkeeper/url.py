@@ -296,7 +296,7 @@ _INVISIBLE = re.compile(  # Default_Ignorable_Code_Point of Unicode: soft hyphen
 )
 _DECODINGS_AT_MOST = 4
 _LONGEST_NORMALIZED = 8_191  # as long as a URL can be for Squid; one character can become eighteen
-_READINGS_AT_MOST = 16  # a path in honest use has two; the bound keeps hostile ones from costing more than their length
+_READINGS_AT_MOST = 24  # a path in honest use has two; the bound keeps hostile ones from costing more than their length
 
 
 def sent(path: str) -> str:
@@ -413,11 +413,13 @@ def _take_backslashes(path: str) -> str:
 
 
 def _drop_streams(path: str) -> str:
-    return _STREAM.sub(r"\1", path)
+    return _STREAM.sub(r"\1", path) if ":$" in path else path
 
 
 def _drop_ends(path: str) -> str:
     """Drop what Windows drops from the end of a file's name: dots and spaces; `.` and `..` are no names."""
+    if not ("./" in path or " /" in path or path.endswith((".", " "))):  # a hundred times as fast as the expressions
+        return path
     return _SPACES_AFTER_DOTS.sub(r"\1", _END_OF_NAME.sub("", path))
 
 

@@ -32,7 +32,7 @@ ASKED = {
     "a value of the query": "query: {{q: '*private-{}*'}}",
     "two parts of a value": "query: {{q: '*private*{}*'}}",
 }
-MANY_READINGS = "/v///%5C%252Fz"
+MANY_READINGS = "/v///%5C%2525z./"
 URLS: dict[str, Callable[[int], str]] = {
     "ordinary": lambda number: f"/v1/items/{number}?page=2",
     "long path": lambda number: f"/{number}" + "/a" * 3900,

@@ -19,7 +19,7 @@ from squidkeeper.url import Host, Reading, Url, bracketed, parse_authority, pars
 
 from .target import Target
 
-READINGS_AT_MOST, LONGEST_NORMALIZED = 16, 8191
+READINGS_AT_MOST, LONGEST_NORMALIZED = 24, 8191
 NEVER = re.compile(r"(?!)")
 
 
