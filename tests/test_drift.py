@@ -135,7 +135,7 @@ def found(finding: Finding | None) -> tuple[str, str] | None:
     return (finding.kind.value, finding.rule) if finding else None
 
 
-TOO_MANY_READINGS = "/a/..;/b//..;c/../d;e/..//f/.;/g//../h;i//..;/" * 3
+TOO_MANY_READINGS = "/a/..;/b//..;c/../d;e/..//f./.;/g//../h;i//..;/" * 3
 
 
 def test_some_paths_can_be_read_in_too_many_ways(judge: Judge) -> None:
