@@ -36,18 +36,24 @@ RUN          /run/squidkeeper                        run
 PID_FILE     /run/squid.pid                          run/squid.pid
 CERTGEN      /usr/lib/squid/security_file_certgen    -
 OBSERVE      /etc/squidkeeper/observe                etc/observe
-UNIT         /etc/systemd/system/squidkeeper-exporter.service  etc/squidkeeper-exporter.service
 SUPERVISE    /opt/squidkeeper/bin/supervise          bin/supervise
+EXPORTER_UNIT /etc/systemd/system/squidkeeper-exporter.service  etc/squidkeeper-exporter.service
 EXPORTER_PID /run/squidkeeper/exporter.pid           run/exporter.pid
 EXPORTER_LOG /var/log/squid/exporter.log             log/exporter.log
+MAINTENANCE_UNIT /etc/systemd/system/squidkeeper-maintenance.service  etc/squidkeeper-maintenance.service
+MAINTENANCE_PID /run/squidkeeper/maintenance.pid     run/maintenance.pid
+MAINTENANCE_LOG /var/log/squid/maintenance.log       log/maintenance.log
 "
+
+# What runs beside Squid. Of each, PATHS has NAME_UNIT, NAME_PID and NAME_LOG.
+SERVICES=(maintenance exporter)
 
 usage() {
     cat <<'END'
 Usage: sudo ./install.sh [OPTION...]
 
-Installs a gateway for the egress of AI agents: Squid with SSL-bump, the squidkeeper helpers, a CA, an example policy, and
-an exporter for metrics.
+Installs a gateway for the egress of AI agents: Squid with SSL-bump, the squidkeeper helpers, a CA, an example policy, an
+exporter for metrics, and a maintenance process.
 Run it again after an update or a change: it replaces only what differs, and restarts only what must be.
 A squid.conf of your own that includes squidkeeper.conf stays in force; any other is replaced, and kept beside it.
 
@@ -65,7 +71,7 @@ A squid.conf of your own that includes squidkeeper.conf stays in force; any othe
   --wheels DIR           take what Python needs from the wheels in DIR, and ask no package index. To make DIR, on a machine
                          with an index and the same Python:  pip download --only-binary :all: --dest DIR . hatchling
   --no-exporter          no exporter, now and in later runs, until --exporter-listen is given
-  --no-start             install, but neither start nor restart Squid and the exporter
+  --no-start             install, but neither start nor restart Squid and the services beside it
   --uninstall            stop the gateway; remove its program, configuration, certificate store and state; put back the
                          squid.conf that was there before (and, with systemd, restart Squid with it if it parses).
                          The policy, the CA, local.conf, the logs and the packages stay: they are yours to delete.
@@ -73,10 +79,10 @@ A squid.conf of your own that includes squidkeeper.conf stays in force; any othe
 
 Without --root:  /etc/squid/{squid.conf,squidkeeper.conf,squidkeeper-logformat.conf,local.conf,slicer-ca.crt,slicer-ca.key,errors/squidkeeper}
                  /etc/squidkeeper/{policy,ca,observe}  /opt/squidkeeper/bin/squidkeeper  /var/lib/squidkeeper
-                 /var/log/squid  /etc/systemd/system/squidkeeper-exporter.service
+                 /var/log/squid  /etc/systemd/system/squidkeeper-{exporter,maintenance}.service
                  /usr/local/bin/squidkeeper, a link to the program, unless something else has that name
 With --root DIR: DIR/etc/{squid.conf,squidkeeper.conf,squidkeeper-logformat.conf,local.conf,errors,policy,ca/ca.crt,ca/ca.key,observe}
-                 DIR/bin/squidkeeper  DIR/state  DIR/log/{access.log,cache.log,exporter.log}  DIR/run
+                 DIR/bin/squidkeeper  DIR/state  DIR/log/{access.log,cache.log,exporter.log,maintenance.log}  DIR/run
 END
 }
 
@@ -240,6 +246,7 @@ find_places() {
     PREFIX=${ROOT:-/opt/squidkeeper}
     APPLIED=$PREFIX/applied
     EXPORTER_APPLIED=$PREFIX/applied-exporter
+    MAINTENANCE_APPLIED=$PREFIX/applied-maintenance
     COMMAND=/usr/local/bin/squidkeeper
     BEFORE=$CONF.before-squidkeeper
     APPARMOR=/etc/apparmor.d/local/usr.sbin.squid
@@ -250,9 +257,13 @@ find_places() {
 # A folder for what is prepared, and for what it replaces. Squid's account must be able to read it.
 begin() {
     cd /
-    PUT=() TOUCHED=no WAS_RUNNING=no EXPORTER_TOUCHED=no EXPORTER_WAS_RUNNING=no
+    PUT=() TOUCHED=no WAS_RUNNING=no
+    declare -gA SERVICE_TOUCHED=([exporter]=no [maintenance]=no) SERVICE_WAS_RUNNING=()
     ! squid_runs || WAS_RUNNING=yes
-    ! exporter_runs || EXPORTER_WAS_RUNNING=yes
+    local service
+    for service in "${SERVICES[@]}"; do
+        ! service_runs "$service" || SERVICE_WAS_RUNNING[$service]=yes
+    done
     WORK=$(mktemp -d /run/squidkeeper-install.XXXXXX)
     chmod 755 "$WORK"
     mkdir "$WORK/old"
@@ -768,7 +779,7 @@ put_all() {
     [ ! -e "$WORK/store" ] || put "$WORK/store/ssl_db" "$SSL_DB"
     [ ! -e "$WORK/policy" ] || put "$WORK/policy" "$POLICY"
     put "$WORK/program" "$PROGRAM"
-    put_exporter
+    put_services
     open_state
     [ -n "$ROOT" ] || link_ca
     [ -n "$ROOT" ] || link_program
@@ -826,18 +837,21 @@ keep() {
 
 # Undo every put and every directory made, newest first, and give Squid what it had.
 put_back() {
-    local n
+    local n service
     [ "$TOUCHED" = no ] || ! squid_runs || (stop_squid)
-    [ "$EXPORTER_TOUCHED" = no ] || (stop_exporter)
+    for service in "${SERVICES[@]}"; do
+        [ "${SERVICE_TOUCHED[$service]}" = no ] || (stop_service "$service")
+    done
     for ((n = ${#PUT[@]} - 1; n >= 0; n--)); do
         rm -rf "${PUT[n]}" "${PUT[n]}.new"
         if [ -e "$WORK/old/$n" ] || [ -L "$WORK/old/$n" ]; then cp -a "$WORK/old/$n" "${PUT[n]}"; fi
         [ "${PUT[n]}" != "$APPARMOR" ] || reload_apparmor
     done
-    if [ "$EXPORTER_TOUCHED" = yes ]; then
+    for service in "${SERVICES[@]}"; do
+        [ "${SERVICE_TOUCHED[$service]}" = yes ] || continue
         ! has_systemd || systemctl daemon-reload
-        [ "$EXPORTER_WAS_RUNNING" = no ] || start_exporter
-    fi
+        [ -z "${SERVICE_WAS_RUNNING[$service]-}" ] || start_service "$service"
+    done
     [ "$TOUCHED" = yes ] && [ "$WAS_RUNNING" = yes ] || return 0
     LISTEN=$(listen_of "$CONF")
     start_squid && squid_came_up
@@ -906,7 +920,7 @@ can_listen() {
 # Before anything is replaced: a Squid that cannot listen ends at once.
 check_listen() {
     [ "$START" = no ] || check_one_listen "$LISTEN" --listen squid_pid
-    [ "$START_EXPORTER" = no ] || [ "$EXPORTER" = none ] || check_one_listen "$EXPORTER" --exporter-listen exporter_pid
+    [ "$START_EXPORTER" = no ] || [ "$EXPORTER" = none ] || check_one_listen "$EXPORTER" --exporter-listen "service_pid exporter"
 }
 
 # An open proxy: the internet reaches where Squid listens, and the policy allows requests of any client. A new one is refused,
@@ -953,7 +967,7 @@ check_one_listen() {
     can_listen "$1" || status=$?
     case $status in
     0) ;;
-    1) process_listens "$("$3")" "${1##*:}" || die "something else listens on $1 already" "end it, or choose another $2" ;;
+    1) process_listens "$($3)" "${1##*:}" || die "something else listens on $1 already" "end it, or choose another $2" ;;
     *) die "$1 is not an address of this machine (yet)" "set the network up first, choose another $2, or install with --no-start" ;;
     esac
 }
@@ -1035,6 +1049,122 @@ explain_silence() {
     die "Squid does not listen on $LISTEN" "read the lines above, from $CACHE_LOG"
 }
 
+# ── The services beside Squid ────────────────────────────────────────────────────────────────────────────────────────
+
+# The place $2 (UNIT, PID, LOG or APPLIED) of the service $1.
+place_of() {
+    local variable=${1^^}_$2
+    printf '%s' "${!variable}"
+}
+
+# The unit of the service $1, from its file under squid/, with the paths and the account of this gateway.
+render_unit() {
+    render "$2" PLACES | sed "s/^User=proxy$/User=$ACCOUNT/; s/^Group=proxy$/Group=$GROUP/" >"$WORK/$1.service"
+}
+
+prepare_services() {
+    cp "$SOURCE/squid/supervise" "$WORK/supervise"
+    chmod 755 "$WORK/supervise"
+    prepare_exporter
+    render_unit maintenance "$SOURCE/squid/squidkeeper-maintenance.service"
+}
+
+put_services() {
+    has_systemd || put "$WORK/supervise" "$SUPERVISE"
+    put "$WORK/maintenance.service" "$MAINTENANCE_UNIT"
+    put_exporter
+}
+
+# The process that systemd started, or the one that supervises; nothing where there is none. A process id alone could be another's by now.
+service_pid() {
+    local pid
+    if has_systemd; then
+        systemctl show --property MainPID --value "squidkeeper-$1" 2>/dev/null | grep -v '^0$'
+    else
+        pid=$(cat "$(place_of "$1" PID)" 2>/dev/null) &&
+            [ "$(grep -czFx -e "$SUPERVISE" -e "$(place_of "$1" UNIT)" "/proc/$pid/cmdline" 2>/dev/null)" = 2 ] && echo "$pid"
+    fi
+}
+
+service_runs() { [ -n "$(service_pid "$1")" ]; }
+
+start_service() {
+    if has_systemd; then
+        systemctl daemon-reload && systemctl enable --quiet "squidkeeper-$1" && systemctl restart "squidkeeper-$1"
+    else
+        supervise_service "$1"
+        wait_until 10 service_runs "$1" || true # one that ends at once is never seen to run: whoever asked looks, and explains
+    fi
+}
+
+# With the signals as usual: this may run where they are ignored, which it could not undo. With the capabilities that the unit gives.
+supervise_service() {
+    local unit capabilities
+    unit=$(place_of "$1" UNIT)
+    capabilities=-all$(sed -n 's/^AmbientCapabilities=//p' "$unit" | tr ' ' '\n' | sed -n 's/^CAP_/,+/p' | tr -d '\n' | tr '[:upper:]' '[:lower:]')
+    setsid --fork env --default-signal setpriv --reuid "$ACCOUNT" --regid "$GROUP" --init-groups \
+        --bounding-set "$capabilities" --inh-caps "$capabilities" --ambient-caps "$capabilities" \
+        "$SUPERVISE" "$unit" "$(place_of "$1" PID)" "$(place_of "$1" LOG)" </dev/null >/dev/null 2>&1 9<&-
+}
+
+# Whether it runs or not: systemd may be about to start it again.
+stop_service() {
+    local pid
+    pid=$(service_pid "$1" || true)
+    if has_systemd; then quietly systemctl disable --now "squidkeeper-$1"; elif [ -n "$pid" ]; then kill -TERM "$pid"; fi
+    [ -z "$pid" ] || wait_until 30 gone "$pid" || die "the $1 (process $pid) does not end"
+}
+
+# What the service $1 was started with: its unit, what supervises it and the program, as a hash.
+what_service_reads() {
+    { cat "$(place_of "$1" UNIT)" "$SUPERVISE" 2>/dev/null || true; } | cat - <(readlink "$PROGRAM") | sha256sum | cut -c 1-16
+}
+
+# Restart the service $1, and wait until the command $2 holds or the service has ended.
+restart_service() {
+    SERVICE_TOUCHED[$1]=yes
+    stop_service "$1"
+    start_service "$1"
+    wait_until 90 service_has_settled "$@" || true
+    "$2"
+}
+
+service_has_settled() { "$2" || service_has_died "$1"; }
+
+service_has_died() {
+    if ! has_systemd; then
+        [ -z "$(service_pid "$1")" ]
+        return
+    fi
+    [ "$(systemctl show --property NRestarts --value "squidkeeper-$1")" != 0 ]
+}
+
+show_service_log() {
+    if has_systemd; then journalctl --unit "squidkeeper-$1" --lines 15 --no-pager >&2; else tail -n 15 "$(place_of "$1" LOG)" >&2; fi
+}
+
+# Start maintenance, restart it where its unit or the program has changed, or leave it alone.
+apply_maintenance() {
+    local now
+    now=$(what_service_reads maintenance)
+    if [ "$START" = no ]; then
+        say maintenance "not started (--no-start)"
+    elif maintenance_works && [ "$(cat "$MAINTENANCE_APPLIED" 2>/dev/null)" = "$now" ]; then
+        say maintenance "runs, unchanged"
+    else
+        restart_service maintenance maintenance_works || explain_maintenance
+        echo "$now" >"$MAINTENANCE_APPLIED"
+        say maintenance "started"
+    fi
+}
+
+maintenance_works() { service_runs maintenance; }
+
+explain_maintenance() {
+    show_service_log maintenance
+    die "the maintenance process does not run" "read the lines above"
+}
+
 # ── The exporter ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # Where it listens, or none: as said, as before, or as usual. Then its unit, and what Prometheus and Grafana are given.
@@ -1046,10 +1176,8 @@ prepare_exporter() {
     render_addresses "$SOURCE/squid/observe/prometheus.yaml" >"$WORK/observe/prometheus.yaml"
     cp "$SOURCE/squid/observe/dashboard.json" "$WORK/observe"
     chmod 644 "$WORK/observe"/*
-    render "$SOURCE/squid/observe/squidkeeper-exporter.service" PLACES | render_addresses - |
-        sed "s/^User=proxy$/User=$ACCOUNT/; s/^Group=proxy$/Group=$GROUP/" >"$WORK/unit"
-    cp "$SOURCE/squid/observe/supervise" "$WORK/supervise"
-    chmod 755 "$WORK/supervise"
+    render_addresses "$SOURCE/squid/observe/squidkeeper-exporter.service" >"$WORK/exporter.unit"
+    render_unit exporter "$WORK/exporter.unit"
 }
 
 # Gateways beside each other have ports of their own.
@@ -1090,56 +1218,20 @@ render_alerts() {
 
 put_exporter() {
     if [ "$EXPORTER" = none ]; then
-        if [ -e "$UNIT" ]; then EXPORTER_TOUCHED=yes && stop_exporter; fi
-        take_away "$UNIT"
-        take_away "$SUPERVISE"
+        if [ -e "$EXPORTER_UNIT" ]; then SERVICE_TOUCHED[exporter]=yes && stop_service exporter; fi
+        take_away "$EXPORTER_UNIT"
         take_away "$OBSERVE"
     else
-        put "$WORK/unit" "$UNIT"
+        put "$WORK/exporter.service" "$EXPORTER_UNIT"
         put "$WORK/observe" "$OBSERVE"
-        has_systemd || put "$WORK/supervise" "$SUPERVISE"
     fi
-}
-
-# The process that systemd started, or the one that supervises; nothing where there is none. A process id alone could be another's by now.
-exporter_pid() {
-    local pid
-    if has_systemd; then
-        systemctl show --property MainPID --value squidkeeper-exporter 2>/dev/null | grep -v '^0$'
-    else
-        pid=$(cat "$EXPORTER_PID" 2>/dev/null) &&
-            [ "$(grep -czFx -e "$SUPERVISE" -e "$UNIT" "/proc/$pid/cmdline" 2>/dev/null)" = 2 ] && echo "$pid"
-    fi
-}
-
-exporter_runs() { [ -n "$(exporter_pid)" ]; }
-
-exporter_listens() { process_listens "$(exporter_pid)" "${EXPORTER##*:}"; }
-
-start_exporter() {
-    if has_systemd; then
-        systemctl daemon-reload && systemctl enable --quiet squidkeeper-exporter && systemctl restart squidkeeper-exporter
-    else
-        # With the signals as usual: this may run where they are ignored, which it could not undo.
-        setsid --fork env --default-signal setpriv --reuid "$ACCOUNT" --regid "$GROUP" --init-groups \
-            "$SUPERVISE" "$UNIT" "$EXPORTER_PID" "$EXPORTER_LOG" </dev/null >/dev/null 2>&1 9<&-
-        wait_until 10 exporter_runs || true # one that ends at once is never seen to run: whoever asked looks, and explains
-    fi
-}
-
-# Whether it runs or not: systemd may be about to start it again.
-stop_exporter() {
-    local pid
-    pid=$(exporter_pid || true)
-    if has_systemd; then quietly systemctl disable --now squidkeeper-exporter; elif [ -n "$pid" ]; then kill -TERM "$pid"; fi
-    [ -z "$pid" ] || wait_until 30 gone "$pid" || die "the exporter (process $pid) does not end"
 }
 
 # Start it, restart it where its unit or the program has changed, or leave it alone.
 apply_exporter() {
     local told now
     told=$(cat "$EXPORTER_APPLIED" 2>/dev/null || true)
-    now="$EXPORTER $({ cat "$UNIT" "$SUPERVISE" 2>/dev/null || true; } | cat - <(readlink "$PROGRAM") | sha256sum | cut -c 1-16)"
+    now="$EXPORTER $(what_service_reads exporter)"
     if [ "$EXPORTER" = none ]; then
         say exporter "none (--no-exporter)" && now=none
     elif [ "$START_EXPORTER" = no ]; then
@@ -1154,26 +1246,14 @@ apply_exporter() {
 }
 
 bring_up_exporter() {
-    EXPORTER_TOUCHED=yes
-    stop_exporter
-    start_exporter
-    wait_until 90 exporter_has_settled || true
-    exporter_listens || explain_exporter
+    restart_service exporter exporter_listens || explain_exporter
     say exporter "started, on http://$EXPORTER/"
 }
 
-exporter_has_settled() { exporter_listens || exporter_has_died; }
-
-exporter_has_died() {
-    if ! has_systemd; then
-        [ -z "$(exporter_pid)" ]
-        return
-    fi
-    [ "$(systemctl show --property NRestarts --value squidkeeper-exporter)" != 0 ]
-}
+exporter_listens() { process_listens "$(service_pid exporter)" "${EXPORTER##*:}"; }
 
 explain_exporter() {
-    if has_systemd; then journalctl --unit squidkeeper-exporter --lines 15 --no-pager >&2; else tail -n 15 "$EXPORTER_LOG" >&2; fi
+    show_service_log exporter
     die "the exporter does not listen on $EXPORTER" "read the lines above; --no-exporter does without it"
 }
 
@@ -1210,15 +1290,16 @@ uninstall() {
     ! is_ours "$CONF" || yours=$BEFORE
     ! names "$yours" "$FRAGMENT" ||
         die "$yours includes $FRAGMENT, which --uninstall removes" "take that line out, tell Squid if it runs with it, and run this again"
-    [ ! -e "$UNIT" ] || stop_exporter
+    [ ! -e "$EXPORTER_UNIT" ] || stop_service exporter
     if is_ours "$CONF"; then
         ! squid_runs || stop_squid
         rm -f "$CONF"
     fi
+    [ ! -e "$MAINTENANCE_UNIT" ] || stop_service maintenance
     ! squid_runs || runs=yes # asked before its pid file goes
     names "$yours" "$SSL_DB" || rm -rf "$SSL_DB"
     rm -rf "$CONF.previous" "$FRAGMENT" "$LOGFORMAT" "$ERRORS" "$STATE" "$RUN" "$APPLIED" "$PROGRAM" "$PREFIX"/venv-*
-    rm -rf "$OBSERVE" "$UNIT" "$SUPERVISE" "$EXPORTER_APPLIED"
+    rm -rf "$OBSERVE" "$EXPORTER_UNIT" "$MAINTENANCE_UNIT" "$SUPERVISE" "$EXPORTER_APPLIED" "$MAINTENANCE_APPLIED"
     ! has_systemd || systemctl daemon-reload
     [ -n "$ROOT" ] || rm -f /etc/squidkeeper/ca/ca.crt /etc/squidkeeper/ca/ca.key
     ! is_our_command || rm -f "$COMMAND"
@@ -1289,12 +1370,14 @@ install_gateway() {
     step configuration "mend the line, most likely in $LOCAL, and run this again"
     prepare_configuration
     parse_configuration
-    prepare_exporter
+    prepare_services
     step listen "end what listens there, or choose another --listen"
     check_listen
     check_open
     step "put in place" "see the lines above"
     put_all
+    step maintenance "see the lines above"
+    apply_maintenance
     step start "see the lines above"
     apply
     step exporter "see the lines above; --no-exporter does without it"

@@ -67,8 +67,17 @@ class Gateway:
     @property
     def exporter(self) -> int:
         """The process that serves metrics; 0 between one and the next."""
-        children = Path(f"/proc/{self.supervisor}/task/{self.supervisor}/children").read_text().split()
-        return next((int(pid) for pid in children if "squidkeeper exporter" in command_of(int(pid))), 0)
+        return child_of(self.supervisor, "squidkeeper exporter")
+
+    @property
+    def maintenance_supervisor(self) -> int:
+        """The process that keeps the maintenance process running."""
+        return int((self.root / "run/maintenance.pid").read_text())
+
+    @property
+    def maintenance(self) -> int:
+        """The maintenance process; 0 between one and the next."""
+        return child_of(self.maintenance_supervisor, "squidkeeper maintain")
 
     @property
     def metrics(self) -> str:
@@ -135,6 +144,12 @@ def command_of(pid: int) -> str:
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     return ""
+
+
+def child_of(pid: int, command: str) -> int:
+    """The child that runs the command, or 0."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return next((int(child) for child in children if command in command_of(int(child))), 0)
 
 
 def http_get(url: str) -> str:
@@ -387,19 +402,20 @@ def test_a_renamed_log_is_left_alone_and_a_new_one_opened(gateway: Gateway) -> N
         time.sleep(0.1)
     assert gateway.answers() == "403"
     assert '"rule":"no-wikipedia"' in (log / "access.log").read_text()
-    assert {path.name for path in log.iterdir()} == {"access.log", "access.log.1", "cache.log", "exporter.log"}
+    assert {path.name for path in log.glob("access.log*")} == {"access.log", "access.log.1"}
 
 
 # ── A second run ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_second_run_changes_nothing(gateway: Gateway) -> None:
-    before, processes = gateway.snapshot(), (gateway.pid, gateway.exporter)
+    before, processes = gateway.snapshot(), (gateway.pid, gateway.exporter, gateway.maintenance)
     store = snapshot(gateway.place("state/ssl_db"))
     done = gateway.install(*gateway.listen)
-    assert (done.returncode, gateway.snapshot(), gateway.pid, gateway.exporter) == (0, before, *processes)
+    assert (done.returncode, gateway.snapshot()) == (0, before)
+    assert (gateway.pid, gateway.exporter, gateway.maintenance) == processes
     assert snapshot(gateway.place("state/ssl_db")) == store
-    assert done.stdout.count("runs, unchanged") == 2
+    assert done.stdout.count("runs, unchanged") == 3
 
 
 def test_the_port_stays_where_it_is_when_it_is_not_given(gateway: Gateway) -> None:
@@ -876,7 +892,7 @@ def test_the_exporter_moves_goes_and_comes_back_as_it_is_told(gateway: Gateway) 
     supervisor, exporter = gateway.supervisor, gateway.exporter
     assert gateway.install("--no-exporter").returncode == 0
     assert [pid for pid in (supervisor, exporter) if runs(pid)] == []
-    gone = "etc/observe", "etc/squidkeeper-exporter.service", "bin/supervise", "run/exporter.pid"
+    gone = "etc/observe", "etc/squidkeeper-exporter.service", "run/exporter.pid"
     assert [name for name in gone if gateway.place(name).exists()] == []
     assert "none (--no-exporter)" in gateway.install().stdout, "as before"
     assert gateway.install("--exporter-listen", f"127.0.0.1:{usual}").returncode == 0
@@ -912,7 +928,7 @@ def test_what_the_exporter_says_is_kept_within_bounds(tmp_path: Path) -> None:
     )
     chatter.chmod(0o755)
     unit.write_text(f"[Service]\nExecStart={chatter} --flag\n")
-    with subprocess.Popen([REPOSITORY / "squid/observe/supervise", unit, pid_file, log]) as supervisor:
+    with subprocess.Popen([REPOSITORY / "squid/supervise", unit, pid_file, log]) as supervisor:
         wait_for(lambda: log.exists() and log.read_text().endswith("last\n"), "the last line")
         supervisor.terminate()
     assert supervisor.returncode == 0
@@ -921,8 +937,9 @@ def test_what_the_exporter_says_is_kept_within_bounds(tmp_path: Path) -> None:
     assert max(path.stat().st_size for path in (log, log.with_name("log.1"))) < 1_100_000
 
 
-def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(gateway: Gateway) -> None:
-    unit = gateway.place("etc/squidkeeper-exporter.service")
+@pytest.mark.parametrize("service", ["exporter", "maintenance"])
+def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(gateway: Gateway, service: str) -> None:
+    unit = gateway.place(f"etc/squidkeeper-{service}.service")
     checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
     rated = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)]  # 100: not confined at all
@@ -1071,7 +1088,7 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
     assert empty.install(*empty.listen).returncode == 0
     assert empty.place("etc/squid.conf.before-squidkeeper").read_text() == "http_port 3128\n"
     assert local.read_text().startswith("# my own lines\n")
-    processes = (empty.pid, empty.supervisor, empty.exporter)
+    processes = (empty.pid, empty.supervisor, empty.exporter, empty.maintenance_supervisor, empty.maintenance)
     done = empty.install("--uninstall")
     assert done.returncode == 0, done.stderr
     assert [pid for pid in processes if runs(pid)] == []
@@ -1173,6 +1190,17 @@ def test_without_a_start_everything_is_there_but_squid(empty: Gateway) -> None:
     assert empty.answers() == "403"
 
 
+# ── The maintenance process ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_killed_maintenance_process_is_started_again(gateway: Gateway) -> None:
+    killed = gateway.maintenance
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: gateway.maintenance not in (0, killed), "another maintenance process")
+    assert owner(Path(f"/proc/{gateway.maintenance}")) == squid_account()
+    assert "squidkeeper-maintenance.service ended with status 137" in gateway.place("log/maintenance.log").read_text()
+
+
 # ── Without --root ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1208,7 +1236,7 @@ mount -t tmpfs tmpfs /dev/shm
 rm -rf /etc/squidkeeper /opt/squidkeeper /var/lib/squidkeeper /var/spool/squid/ssl_db /usr/local/bin/squidkeeper
 ! head -n 1 /etc/squid/squid.conf | grep -q "^# Written by squidkeeper" || rm /etc/squid/squid.conf
 rm -rf /etc/squid/*squidkeeper* /etc/squid/errors/squidkeeper /etc/squid/slicer-ca.* /etc/squid/local.conf
-rm -f /etc/systemd/system/squidkeeper-exporter.service
+rm -f /etc/systemd/system/squidkeeper-*.service
 mkdir -p /usr/local/bin /opt/squidkeeper
 ln -s "$2" /opt/squidkeeper
 echo ready
@@ -1393,7 +1421,7 @@ def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(syste
     ):
         assert series in http_get(url)
     pid = property_of(systemd, "MainPID")
-    assert systemd.run(installer).stdout.count("runs, unchanged") == 2
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 3
     assert systemd.run("kill", "-KILL", pid).returncode == 0
     wait_for(lambda: property_of(systemd, "MainPID") not in ("0", pid), "systemd to start it again")
     assert systemd.run(installer, "--uninstall").returncode == 0
@@ -1463,7 +1491,7 @@ def test_it_must_be_run_as_root(source: Path) -> None:
 
 
 def test_shellcheck_finds_nothing() -> None:
-    subprocess.run(["shellcheck", REPOSITORY / "install.sh", REPOSITORY / "squid/observe/supervise"], check=True)
+    subprocess.run(["shellcheck", REPOSITORY / "install.sh", REPOSITORY / "squid/supervise"], check=True)
 
 
 # ── The example policy ───────────────────────────────────────────────────────────────────────────────────────────────

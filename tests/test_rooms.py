@@ -21,6 +21,7 @@ FLOORS = {
     "metrics": 4,
     "slots": 4,
     "helpers": 5,
+    "maintenance": 5,
     "observe": 5,
     "cli": 6,
     "squid_conf": 6,

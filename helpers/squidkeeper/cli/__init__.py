@@ -6,17 +6,8 @@ from importlib import import_module
 
 import click
 
-_COMMANDS = (
-    "check",
-    "explain",
-    "log",
-    "report",
-    "exporter",
-    "acl",
-    "rewrite",
-    "credential",
-    "throttle",
-)  # helpers last
+_HELPERS = ("acl", "rewrite", "credential", "throttle")
+_COMMANDS = ("check", "explain", "log", "report", "exporter", "maintain", *_HELPERS)
 
 
 class LateGroup(click.Group):
@@ -40,5 +31,5 @@ def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
     `check`, `explain`, `log` and `report` are for people; `acl`, `rewrite`, `credential` and `throttle` are the
-    helpers that Squid starts; `exporter` is a service beside it.
+    helpers that Squid starts; `exporter` and `maintain` are services beside it.
     """
