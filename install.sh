@@ -123,6 +123,7 @@ on_exit() {
     trap '' HUP INT TERM
     set +e
     [ "$status" -eq 0 ] || fail_safely
+    allow_starts
     [ -z "${WORK-}" ] || rm -rf "$WORK"
     exit "$status"
 }
@@ -142,7 +143,7 @@ fail_safely() {
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 read_arguments() {
-    LISTEN="" EXPORTER="" NEW_POLICY="" CA_DIR="" WHEELS="" OPEN="" ROOT="" START=yes START_EXPORTER=yes ACTION=install_gateway
+    LISTEN="" EXPORTER="" NEW_POLICY="" CA_DIR="" WHEELS="" OPEN="" ROOT="" START=yes START_SERVICES=yes ACTION=install_gateway
     while [ $# -gt 0 ]; do
         case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
@@ -159,7 +160,7 @@ read_arguments() {
         --root) ROOT=$(read_root "$2") ;;
         --open) OPEN=yes && set -- "" "$@" ;;
         --no-exporter) EXPORTER=none && set -- "" "$@" ;;
-        --no-start) START=no START_EXPORTER=no && set -- "" "$@" ;;
+        --no-start) START=no START_SERVICES=no && set -- "" "$@" ;;
         --uninstall) ACTION=uninstall && set -- "" "$@" ;;
         --help | -h) usage && exit 0 ;;
         *) bad_usage "unknown argument: $1" ;;
@@ -249,9 +250,15 @@ find_places() {
     MAINTENANCE_APPLIED=$PREFIX/applied-maintenance
     COMMAND=/usr/local/bin/squidkeeper
     BEFORE=$CONF.before-squidkeeper
-    APPARMOR=/etc/apparmor.d/local/usr.sbin.squid
     SERVICE=squid
-    [ -z "$ROOT" ] || SERVICE=sk$(printf '%s' "$ROOT" | sha256sum | cut -c 1-16)
+    OWN_RESOLVER=127.53.53.53
+    [ -z "$ROOT" ] || name_by_root "$(printf '%s' "$ROOT" | sha256sum)"
+}
+
+# Gateways beside each other have a service name and a loopback address of their own, the same in each run.
+name_by_root() {
+    SERVICE=sk${1:0:16}
+    OWN_RESOLVER=127.$((64 + 16#${1:0:2} % 128)).$((16#${1:2:2})).$((1 + 16#${1:4:2} % 254))
 }
 
 # A folder for what is prepared, and for what it replaces. Squid's account must be able to read it.
@@ -306,6 +313,35 @@ apt_install() {
     quietly apt-get update
     # shellcheck disable=SC2086 # one word a package
     quietly apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 $1 ca-certificates
+}
+
+# Debian starts and enables what it installs. unbound's own service would take port 53 of 127.0.0.1, and with the package
+# resolvconf the host's resolv.conf. Where the package was there before, its service stays as it is.
+install_unbound() {
+    [ "$RESOLVER" != none ] && [ ! -x /usr/sbin/unbound ] || return 0
+    if command -v apt-get >/dev/null; then
+        deny_starts
+        apt_install unbound
+        allow_starts
+        ! command -v systemctl >/dev/null || quietly systemctl disable unbound.service unbound-resolvconf.service
+        ! command -v update-rc.d >/dev/null || quietly update-rc.d unbound disable
+    else
+        quietly dnf install -y --quiet unbound
+    fi
+    say resolver "the package unbound is installed, its own service disabled"
+}
+
+# policy-rc.d(8): no package starts a service meanwhile.
+deny_starts() {
+    [ ! -e /usr/sbin/policy-rc.d ] || return 0
+    DENIES_STARTS=yes
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod 755 /usr/sbin/policy-rc.d
+}
+
+allow_starts() {
+    [ -z "${DENIES_STARTS-}" ] || rm -f /usr/sbin/policy-rc.d
+    DENIES_STARTS=""
 }
 
 # Read whole: with pipefail a grep that stops early would make squid the failure.
@@ -590,7 +626,6 @@ prepare_configuration() {
     [ -n "$LISTEN" ] || LISTEN=$(installed_listen)
     [ -n "$LISTEN" ] || LISTEN=3129
     if is_yours_with_ours; then START=no; fi
-    { echo "$MARK" && render "$SOURCE/squid/squid.conf" PLACES; } >"$WORK/squid.conf"
     render "$SOURCE/squid/squidkeeper-logformat.conf" PLACES >"$WORK/logformat.conf"
     { name_logformat && render "$SOURCE/squid/squidkeeper.conf" PLACES; } >"$WORK/squidkeeper.conf"
     [ -e "$LOCAL" ] || write_local_conf >"$WORK/local.conf"
@@ -644,7 +679,8 @@ write_local_conf() {
 		# After an edit, this checks it and tells Squid: sudo $again
 		# Or: sudo $squid -k parse && sudo $squid -k reconfigure
 
-		# Another resolver than the host's:
+		# Name servers that Squid asks itself, instead of the gateway's own resolver, which forwards to the host's. Run
+		# install.sh after such an edit: it takes its own line out of squid.conf, and Squid would ask both.
 		#dns_nameservers 192.0.2.53
 
 		# A CA of your own in front of the internet, or of internal servers (besides the system's):
@@ -686,6 +722,26 @@ parse_configuration() {
         say configuration "accepted by squid -k parse, listening on $LISTEN"
     fi
     tell_warnings
+    choose_resolver
+    { echo "$MARK" && render "$SOURCE/squid/squid.conf" PLACES | name_resolver; } >"$WORK/squid.conf"
+}
+
+# What squid -k parse has read, includes of local.conf as well: Squid joins all dns_nameservers lines, and would ask both.
+choose_resolver() {
+    RESOLVER=$OWN_RESOLVER
+    if grep -q '| Processing: dns_nameservers ' "$WORK/output"; then
+        RESOLVER=none
+        say resolver "as $LOCAL says, by dns_nameservers"
+    fi
+}
+
+# The squid.conf or unit on standard input, with the resolver's address, or without it.
+name_resolver() {
+    if [ "$RESOLVER" = none ]; then
+        sed "s| --resolver 127\.53\.53\.53||; s|^#dns_nameservers 127\.53\.53\.53$|# Left out: $LOCAL has a dns_nameservers line.|"
+    else
+        sed "s|^#dns_nameservers 127\.53\.53\.53$|dns_nameservers 127.53.53.53|; s|127\.53\.53\.53|$RESOLVER|"
+    fi
 }
 
 # Squid reports some faults, such as a missing program, and still exits 0.
@@ -704,39 +760,48 @@ tell_warnings() {
 
 # ── AppArmor ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-apparmor_confines_squid() {
-    [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && [ -e /etc/apparmor.d/usr.sbin.squid ] &&
-        [ ! -e /etc/apparmor.d/disable/usr.sbin.squid ] && command -v apparmor_parser >/dev/null
+# The programs that Debian's AppArmor confines, and that get lines of ours.
+CONFINED=(squid unbound)
+
+apparmor_confines() {
+    [ "$(cat /sys/module/apparmor/parameters/enabled 2>/dev/null)" = Y ] && [ -e "/etc/apparmor.d/usr.sbin.$1" ] &&
+        [ ! -e "/etc/apparmor.d/disable/usr.sbin.$1" ] && command -v apparmor_parser >/dev/null
 }
+
+apparmor_additions() { echo "/etc/apparmor.d/local/usr.sbin.$1"; }
 
 # Our lines in the local additions stand between two marks that name the gateway.
 open_apparmor() {
-    apparmor_confines_squid || return 0
+    apparmor_confines "$1" || return 0
     {
-        other_apparmor_lines
+        other_apparmor_lines "$1"
         echo "# squidkeeper $PREFIX begin"
-        render "$SOURCE/squid/apparmor" PLACES
-        apparmor_lines
+        "apparmor_lines_of_$1"
         echo "# squidkeeper $PREFIX end"
     } >"$WORK/apparmor"
-    ! same "$WORK/apparmor" "$APPARMOR" || return 0
-    put "$WORK/apparmor" "$APPARMOR"
-    quietly reload_apparmor
-    say AppArmor "lets Squid use $PREFIX ($APPARMOR)"
+    ! same "$WORK/apparmor" "$(apparmor_additions "$1")" || return 0
+    put "$WORK/apparmor" "$(apparmor_additions "$1")"
+    quietly reload_apparmor "$1"
+    say AppArmor "lets $1 use $PREFIX ($(apparmor_additions "$1"))"
 }
 
 # What this script's own layout needs beyond the documented paths: AppArmor goes by a link's target.
-apparmor_lines() {
+apparmor_lines_of_squid() {
+    render "$SOURCE/squid/apparmor" PLACES
     echo "$PREFIX/venv-*/bin/squidkeeper Ux,"
     echo "/run/squidkeeper-install.*/** r,"
     [ -z "$ROOT" ] || printf '%s,\n' "$ROOT/etc/** r" "$ROOT/log/* rw" "$ROOT/run/* rwk" "$ROOT/state/** rwk"
 }
 
+apparmor_lines_of_unbound() { echo "$STATE/resolver/* r,"; }
+
 other_apparmor_lines() {
-    [ ! -e "$APPARMOR" ] || sed "\|^# squidkeeper $PREFIX begin\$|,\|^# squidkeeper $PREFIX end\$|d" "$APPARMOR"
+    local additions
+    additions=$(apparmor_additions "$1")
+    [ ! -e "$additions" ] || sed "\|^# squidkeeper $PREFIX begin\$|,\|^# squidkeeper $PREFIX end\$|d" "$additions"
 }
 
-reload_apparmor() { apparmor_parser -r /etc/apparmor.d/usr.sbin.squid; }
+reload_apparmor() { apparmor_parser -r "/etc/apparmor.d/usr.sbin.$1"; }
 
 # ── Putting it in place, and back ────────────────────────────────────────────────────────────────────────────────────
 
@@ -845,7 +910,7 @@ put_back() {
     for ((n = ${#PUT[@]} - 1; n >= 0; n--)); do
         rm -rf "${PUT[n]}" "${PUT[n]}.new"
         if [ -e "$WORK/old/$n" ] || [ -L "$WORK/old/$n" ]; then cp -a "$WORK/old/$n" "${PUT[n]}"; fi
-        [ "${PUT[n]}" != "$APPARMOR" ] || reload_apparmor
+        [[ ${PUT[n]} != /etc/apparmor.d/local/usr.sbin.* ]] || reload_apparmor "${PUT[n]##*.}"
     done
     for service in "${SERVICES[@]}"; do
         [ "${SERVICE_TOUCHED[$service]}" = yes ] || continue
@@ -903,15 +968,18 @@ wait_until() {
     done
 }
 
-# Can one listen on $1? 0 yes; 1 somebody does; 2 the address is not this machine's.
+# Can one listen on $1, or with a second argument receive datagrams there? 0 yes; 1 somebody does; 2 the address is not this machine's.
 can_listen() {
-    "$PYTHON" -I - "$1" <<-'END'
+    "$PYTHON" -I - "$@" <<-'END'
 		import errno, socket, sys
 		address, _, port = sys.argv[1].rpartition(":")
 		both = not address and socket.has_dualstack_ipv6()
 		family = socket.AF_INET6 if both or "[" in address else socket.AF_INET
 		try:
-		    socket.create_server((address.strip("[]"), int(port)), family=family, dualstack_ipv6=both)
+		    if sys.argv[2:]:
+		        socket.socket(family, socket.SOCK_DGRAM).bind((address, int(port)))
+		    else:
+		        socket.create_server((address.strip("[]"), int(port)), family=family, dualstack_ipv6=both)
 		except OSError as error:
 		    sys.exit(1 if error.errno == errno.EADDRINUSE else 2)
 	END
@@ -920,7 +988,8 @@ can_listen() {
 # Before anything is replaced: a Squid that cannot listen ends at once.
 check_listen() {
     [ "$START" = no ] || check_one_listen "$LISTEN" --listen squid_pid
-    [ "$START_EXPORTER" = no ] || [ "$EXPORTER" = none ] || check_one_listen "$EXPORTER" --exporter-listen "service_pid exporter"
+    [ "$START_SERVICES" = no ] || [ "$RESOLVER" = none ] || check_resolver
+    [ "$START_SERVICES" = no ] || [ "$EXPORTER" = none ] || check_one_listen "$EXPORTER" --exporter-listen "service_pid exporter"
 }
 
 # An open proxy: the internet reaches where Squid listens, and the policy allows requests of any client. A new one is refused,
@@ -970,6 +1039,14 @@ check_one_listen() {
     1) process_listens "$($3)" "${1##*:}" || die "something else listens on $1 already" "end it, or choose another $2" ;;
     *) die "$1 is not an address of this machine (yet)" "set the network up first, choose another $2, or install with --no-start" ;;
     esac
+}
+
+# dns_nameservers takes no port, so it must be 53. Our own resolver may be there already.
+check_resolver() {
+    ! process_listens "$(service_pid maintenance || true)" 53 || return 0
+    { can_listen "$RESOLVER:53" && can_listen "$RESOLVER:53" udp; } ||
+        die "something else listens on port 53 of every address, or of $RESOLVER: $(ss -Hlnup 'sport = :53' | awk '{ print $4, $6 }' | paste -sd ' ')" \
+            "let it listen on its own addresses alone (dnsmasq: bind-interfaces; BIND: listen-on), or name it in $LOCAL, by dns_nameservers"
 }
 
 # Start, restart or reconfigure Squid, or leave it alone: as what it was last told differs from what is there now.
@@ -1031,11 +1108,13 @@ squid_listens() { squid_runs && process_listens "$(squid_pid)" "${LISTEN##*:}"; 
 # Does the process $1, or a child of it, listen on the port $2?
 process_listens() { [ -n "$1" ] && [ -n "$(comm -12 <(sockets_of "$1" | sort) <(listening_sockets "$2" | sort))" ]; }
 
+# Of its children as well, and of theirs.
 sockets_of() {
     local pid children
-    read -ra children <"/proc/$1/task/$1/children" || true
-    for pid in "$1" "${children[@]}"; do
-        find "/proc/$pid/fd" -lname 'socket:*' -printf '%l\n' 2>/dev/null
+    read -ra children < <(cat "/proc/$1/task/$1/children" 2>/dev/null) || true
+    find "/proc/$1/fd" -lname 'socket:*' -printf '%l\n' 2>/dev/null || true
+    for pid in "${children[@]}"; do
+        sockets_of "$pid"
     done
 }
 
@@ -1066,7 +1145,8 @@ prepare_services() {
     cp "$SOURCE/squid/supervise" "$WORK/supervise"
     chmod 755 "$WORK/supervise"
     prepare_exporter
-    render_unit maintenance "$SOURCE/squid/squidkeeper-maintenance.service"
+    name_resolver <"$SOURCE/squid/squidkeeper-maintenance.service" >"$WORK/maintenance.unit"
+    render_unit maintenance "$WORK/maintenance.unit"
 }
 
 put_services() {
@@ -1120,12 +1200,12 @@ what_service_reads() {
     { cat "$(place_of "$1" UNIT)" "$SUPERVISE" 2>/dev/null || true; } | cat - <(readlink "$PROGRAM") | sha256sum | cut -c 1-16
 }
 
-# Restart the service $1, and wait until the command $2 holds or the service has ended.
+# Restart the service $1, and wait until the command $2 holds, the service has ended, or $3 seconds have passed.
 restart_service() {
     SERVICE_TOUCHED[$1]=yes
     stop_service "$1"
     start_service "$1"
-    wait_until 90 service_has_settled "$@" || true
+    wait_until "$3" service_has_settled "$@" || true
     "$2"
 }
 
@@ -1147,21 +1227,25 @@ show_service_log() {
 apply_maintenance() {
     local now
     now=$(what_service_reads maintenance)
-    if [ "$START" = no ]; then
+    if [ "$START_SERVICES" = no ]; then
         say maintenance "not started (--no-start)"
     elif maintenance_works && [ "$(cat "$MAINTENANCE_APPLIED" 2>/dev/null)" = "$now" ]; then
         say maintenance "runs, unchanged"
     else
-        restart_service maintenance maintenance_works || explain_maintenance
-        echo "$now" >"$MAINTENANCE_APPLIED"
+        restart_service maintenance maintenance_works 20 || explain_maintenance
+        echo "$now" >"$WORK/applied-maintenance" && put "$WORK/applied-maintenance" "$MAINTENANCE_APPLIED"
         say maintenance "started"
     fi
 }
 
-maintenance_works() { service_runs maintenance; }
+# With its resolver, where it has one.
+maintenance_works() {
+    if [ "$RESOLVER" = none ]; then service_runs maintenance; else process_listens "$(service_pid maintenance)" 53; fi
+}
 
 explain_maintenance() {
     show_service_log maintenance
+    [ "$RESOLVER" = none ] || die "the resolver does not listen on $RESOLVER port 53" "read the lines above"
     die "the maintenance process does not run" "read the lines above"
 }
 
@@ -1234,7 +1318,7 @@ apply_exporter() {
     now="$EXPORTER $(what_service_reads exporter)"
     if [ "$EXPORTER" = none ]; then
         say exporter "none (--no-exporter)" && now=none
-    elif [ "$START_EXPORTER" = no ]; then
+    elif [ "$START_SERVICES" = no ]; then
         say exporter "not started (--no-start)" && now=$EXPORTER # for a later run to go on with
         [ "${told% *}" != "$EXPORTER" ] || return 0
     elif exporter_listens && [ "$told" = "$now" ]; then
@@ -1246,7 +1330,7 @@ apply_exporter() {
 }
 
 bring_up_exporter() {
-    restart_service exporter exporter_listens || explain_exporter
+    restart_service exporter exporter_listens 90 || explain_exporter
     say exporter "started, on http://$EXPORTER/"
 }
 
@@ -1335,10 +1419,14 @@ restore_squid() {
 }
 
 close_apparmor() {
-    [ -e "$APPARMOR" ] && grep -q "^# squidkeeper $PREFIX begin\$" "$APPARMOR" || return 0
-    other_apparmor_lines >"$WORK/apparmor"
-    cat "$WORK/apparmor" >"$APPARMOR"
-    ! apparmor_confines_squid || reload_apparmor
+    local program additions
+    for program in "${CONFINED[@]}"; do
+        additions=$(apparmor_additions "$program")
+        grep -q "^# squidkeeper $PREFIX begin\$" "$additions" 2>/dev/null || continue
+        other_apparmor_lines "$program" >"$WORK/apparmor"
+        cat "$WORK/apparmor" >"$additions"
+        ! apparmor_confines "$program" || reload_apparmor "$program"
+    done
 }
 
 remove_empty() {
@@ -1366,10 +1454,13 @@ install_gateway() {
     step program "see the lines above; with $VENV moved away, it is built anew"
     try_program
     step AppArmor "see the lines above; squid/apparmor holds what is added"
-    open_apparmor
+    open_apparmor squid
     step configuration "mend the line, most likely in $LOCAL, and run this again"
     prepare_configuration
     parse_configuration
+    step resolver "install the package unbound by hand, or name other name servers in $LOCAL, by dns_nameservers"
+    install_unbound
+    open_apparmor unbound
     prepare_services
     step listen "end what listens there, or choose another --listen"
     check_listen

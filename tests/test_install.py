@@ -937,12 +937,12 @@ def test_what_the_exporter_says_is_kept_within_bounds(tmp_path: Path) -> None:
     assert max(path.stat().st_size for path in (log, log.with_name("log.1"))) < 1_100_000
 
 
-@pytest.mark.parametrize("service", ["exporter", "maintenance"])
-def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(gateway: Gateway, service: str) -> None:
+@pytest.mark.parametrize(("service", "exposure"), [("exporter", 15), ("maintenance", 17)])  # 100: not confined at all
+def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(gateway: Gateway, service: str, exposure: int) -> None:
     unit = gateway.place(f"etc/squidkeeper-{service}.service")
     checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
-    rated = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)]  # 100: not confined at all
+    rated = ["systemd-analyze", "security", "--offline=true", f"--threshold={exposure}", str(unit)]
     subprocess.run(rated, check=True, capture_output=True)
 
 
@@ -1199,6 +1199,60 @@ def test_a_killed_maintenance_process_is_started_again(gateway: Gateway) -> None
     wait_for(lambda: gateway.maintenance not in (0, killed), "another maintenance process")
     assert owner(Path(f"/proc/{gateway.maintenance}")) == squid_account()
     assert "squidkeeper-maintenance.service ended with status 137" in gateway.place("log/maintenance.log").read_text()
+
+
+# ── The resolver ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def resolver_of(gateway: Gateway) -> str:
+    """The address that squid.conf names, or none."""
+    found = re.search(r"^dns_nameservers (\S+)$", gateway.place("etc/squid.conf").read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def sockets_at(address: str) -> str:
+    listed = subprocess.run(["ss", "-Hlun", "src", f"{address}:53"], capture_output=True, text=True, check=True)
+    return " ".join(listed.stdout.split())
+
+
+def test_squid_asks_a_resolver_of_the_gateways_own_which_runs_as_its_account(gateway: Gateway) -> None:
+    address = resolver_of(gateway)
+    assert address.startswith("127.")
+    wait_for(lambda: child_of(gateway.maintenance, "unbound"), "unbound, which a test before this may have ended")
+    pid = child_of(gateway.maintenance, "unbound")
+    assert owner(Path(f"/proc/{pid}")) == squid_account()
+    capabilities = re.findall(r"^Cap(Prm|Bnd):\t0*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert {value for _, value in capabilities} == {"400"}, "CAP_NET_BIND_SERVICE"
+    wait_for(lambda: f"UNCONN 0 0 {address}:53" in sockets_at(address), "it to listen")
+
+
+def test_dns_nameservers_of_local_conf_and_what_it_includes_replace_the_resolver(gateway: Gateway) -> None:
+    local, included = gateway.place("etc/local.conf"), gateway.place("etc/names.conf")
+    kept, address = local.read_text(), resolver_of(gateway)
+    included.write_text("dns_nameservers 192.0.2.53\n")
+    local.write_text(f"{kept}include {included}\n")
+    done = gateway.install()
+    assert done.returncode == 0, done.stderr
+    assert resolver_of(gateway) == ""
+    assert "--resolver" not in gateway.place("etc/squidkeeper-maintenance.service").read_text()
+    assert child_of(gateway.maintenance, "unbound") == 0
+    local.write_text(kept)
+    included.unlink()
+    assert gateway.install().returncode == 0
+    assert resolver_of(gateway) == address
+    assert child_of(gateway.maintenance, "unbound") != 0
+
+
+def test_a_taken_address_of_the_resolver_is_told_before_anything_is_replaced(empty: Gateway) -> None:
+    assert empty.install("--no-start", *empty.listen).returncode == 0
+    before = empty.snapshot()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind((resolver_of(empty), 53))
+        failed = empty.install()
+    assert failed.returncode == 1
+    assert f"something else listens on port 53 of every address, or of {resolver_of(empty)}" in failed.stderr
+    assert "dns_nameservers" in failed.stderr
+    assert empty.snapshot() == before
 
 
 # ── Without --root ───────────────────────────────────────────────────────────────────────────────────────────────────

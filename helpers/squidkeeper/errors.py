@@ -7,6 +7,7 @@
     ├── UnreadableLog     an access log that cannot be read: damaged, or of a form that is not known
     ├── StateInUse        a state folder that another exporter keeps its counts in
     ├── ListenFailed      an address that the exporter cannot listen on
+    ├── ResolverFailed    the resolver that Squid asks cannot be set up
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
@@ -52,6 +53,10 @@ class StateInUse(SquidkeeperError):
 
 class ListenFailed(SquidkeeperError):
     """An address that the exporter cannot listen on; the text says why."""
+
+
+class ResolverFailed(SquidkeeperError):
+    """The resolver that Squid asks cannot be set up; the text says why and what to do."""
 
 
 class ReplyTooLong(SquidkeeperError):

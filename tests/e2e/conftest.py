@@ -83,9 +83,11 @@ def new_gateway(site: Site, ports: Iterator[int], request: pytest.FixtureRequest
         files: Mapping[str, str] | None = None,
         at: str = "127.0.0.1",
         throttled: bool = False,
+        nameserver: str | None = NAMESERVER,
     ) -> Gateway:
         port = next(ports)
-        gateway = Gateway(site, f"{request.module.__name__.rpartition('.')[2]}-{port}", (at, port), throttled=throttled)
+        name = f"{request.module.__name__.rpartition('.')[2]}-{port}"
+        gateway = Gateway(site, name, (at, port), nameserver, throttled=throttled)
         made.append(gateway)
         gateway.local_conf(*local_conf)
         for name, text in {**(files or {}), "policy.yaml": policy}.items():

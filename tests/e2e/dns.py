@@ -1,10 +1,11 @@
 """A DNS server of our own: any name is the public origin unless a test says otherwise; every query is recorded."""
 
+import time
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from dnslib import AAAA, QTYPE, RCODE, RR, A, DNSRecord
-from dnslib.server import DNSLogger, DNSServer
+from dnslib import AAAA, QTYPE, RCODE, RR, A, DNSError, DNSRecord
+from dnslib.server import DNSHandler, DNSLogger, DNSServer
 
 PUBLIC = "203.0.113.10"
 
@@ -12,9 +13,14 @@ PUBLIC = "203.0.113.10"
 class Names:
     """Name → addresses; where several lists are given, each query of that type gets the next (the last stays)."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, silent_below: str = "") -> None:
         self.address = address
         self.queries: list[str] = []
+        self.seen: list[
+            tuple[str, int]
+        ] = []  # the name of each query as it was written, and the port that it came from
+        self.delay_seconds = 0.0
+        self._silent_below = silent_below
         self._answers: dict[str, dict[str, list[list[str]]]] = {}
         self._server = DNSServer(self, address=address, port=53, logger=DNSLogger("-request,-reply,-truncated,-error"))
         self._server.start_thread()
@@ -30,7 +36,11 @@ class Names:
         """The queries for a name, by type, in order."""
         return [query.split()[1] for query in self.queries if query.split()[0] == name]
 
-    def resolve(self, request: DNSRecord, handler: object) -> DNSRecord:
+    def resolve(self, request: DNSRecord, handler: DNSHandler) -> DNSRecord:
+        self.seen.append((str(request.q.qname).rstrip("."), handler.client_address[1]))
+        time.sleep(self.delay_seconds)
+        if self._silent_below and str(request.q.qname).rstrip(".").lower().endswith(self._silent_below):
+            raise DNSError("no answer to this one")
         name, kind = str(request.q.qname).rstrip(".").lower(), QTYPE[request.q.qtype]
         self.queries.append(f"{name} {kind}")
         reply = request.reply()

@@ -35,9 +35,17 @@ class Site:
 
 
 class Gateway:
-    """One gateway of its own."""
+    """One gateway of its own. Its Squid asks that name server; with None it asks the gateway's own resolver."""
 
-    def __init__(self, site: Site, name: str, address: tuple[str, int], *, throttled: bool = False) -> None:
+    def __init__(
+        self,
+        site: Site,
+        name: str,
+        address: tuple[str, int],
+        nameserver: str | None = NAMESERVER,
+        *,
+        throttled: bool = False,
+    ) -> None:
         self.root = site.folder / name
         self.address = address
         self.authority = f"{address[0]}:{address[1]}"
@@ -48,10 +56,12 @@ class Gateway:
         self.root.mkdir()
         for venv in site.prototype.glob("venv-*"):
             (self.root / venv.name).symlink_to(venv)  # what takes the installer long is there already
+        (self.root / "etc").mkdir()
+        names = (f"dns_nameservers {nameserver}",) if nameserver else ()
+        self.local_conf(*names, f"tls_outgoing_options cafile={site.upstream_ca}")
         install(self.root, self.authority)
         if not throttled:  # tests are denied more often than a client may be
             self.edit("squidkeeper.conf", "--burst 200 ", "--burst 1000000 ")
-        self.local_conf(f"dns_nameservers {NAMESERVER}", f"tls_outgoing_options cafile={site.upstream_ca}")
         shutil.rmtree(self.policy_folder)
         self.policy_folder.mkdir()
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import TypeVar
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
 WAIT_SECONDS = 20
+README = Path(__file__).parents[2] / "README.md"
 TRUST_STORE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -90,6 +92,16 @@ class VirtualMachine:
         run("nft", "add table inet slicer; add chain inet slicer from_vm { type filter hook input priority 0; }")
         run("nft", f"add rule inet slicer from_vm iifname bragents0 ip daddr != {self.gateway} drop")
 
+    def filter(self, port: int) -> None:
+        """Load the rules of the installation page, for a proxy on this port."""
+        [rules] = re.findall(r"^table inet squidkeeper \{\n.*?^\}\n", README.read_text(), re.MULTILINE | re.DOTALL)
+        self.unfilter()
+        run("nft", rules.replace("dport 3129", f"dport {port}"))
+
+    def unfilter(self) -> None:
+        """Leave only what slicer filters: the gateway can be sent anything."""
+        run("nft", "delete table inet squidkeeper", check=False)
+
     def trust(self, ca: Path) -> None:
         """Put a CA into the VM's trust store, as slicer does at its first boot."""
         self._trust.write_bytes(self._trust.read_bytes() + ca.read_bytes())
@@ -106,3 +118,4 @@ class VirtualMachine:
         self.holder.communicate()
         run("ip", "link", "del", "bragents0", check=False)
         run("nft", "delete table inet slicer")
+        self.unfilter()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from http.client import HTTPConnection
@@ -10,9 +11,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 from .gateway import Gateway
-from .network import wait_for
+from .network import run, wait_for
 
 AS_SQUID = ["setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
+
+
+_BIND = "-all,+net_bind_service"
 
 
 class Answer:
@@ -87,6 +91,55 @@ class Exporter:
         wrong = {row["check"]: row["detail"] for row in answer.json["checks"] if not row["healthy"]}
         assert answer.json["healthy"] is (wrong == {})
         return answer.status, wrong
+
+
+class Maintenance:
+    """`squidkeeper maintain` of one gateway, as its unit starts it, with a resolv.conf of its own."""
+
+    def __init__(self, gateway: Gateway, resolv_conf: Path) -> None:
+        self.gateway = gateway
+        self.resolv_conf = resolv_conf
+        self._process: subprocess.Popen[bytes] | None = None
+        unit = (gateway.root / "etc/squidkeeper-maintenance.service").read_text()
+        self._command = re.findall(r"^ExecStart=(.*)", unit, re.MULTILINE)[0].split()
+        self.address = self._command[self._command.index("--resolver") + 1]
+
+    def use(self, *servers: str) -> None:
+        """Name these name servers in resolv.conf, put in place by rename, as most programs do."""
+        new = self.resolv_conf.with_suffix(".new")
+        new.write_text("".join(f"nameserver {server}\n" for server in servers))
+        new.rename(self.resolv_conf)
+
+    def start(self) -> "Maintenance":
+        """Start it; the resolver listens when this returns."""
+        root = self.gateway.root
+        rights = [option for kind in ("bounding-set", "inh-caps", "ambient-caps") for option in (f"--{kind}", _BIND)]
+        command = [*AS_SQUID[:-2], *rights, *self._command, "--resolv-conf", str(self.resolv_conf)]
+        with (root / "log/maintenance.txt").open("ab") as out:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        wait_for(lambda: self.unbound, f"unbound; see {root}/log/maintenance.txt")
+        return self
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def unbound(self) -> int:
+        """The process that listens on the resolver's address; 0 between one and the next."""
+        found = re.search(r'"unbound",pid=(\d+)', run("ss", "-Hlunp", "src", f"{self.address}:53"))
+        return int(found[1]) if found else 0
+
+    def kill(self) -> None:
+        """End it without a chance to end unbound."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process and self.runs:
+            self._process.terminate()
+            self._process.wait(20)
 
 
 class Prometheus:

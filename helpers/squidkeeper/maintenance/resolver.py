@@ -1,0 +1,167 @@
+"""The resolver that Squid asks (floor 5): unbound on a loopback address, forwarding to the host's own name servers.
+
+Squid sends every DNS query from one UDP port, so 16 bits are all that a forged answer has to match. unbound sends each
+from another port, and in a random mixture of upper and lower case.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from functools import cache
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.errors import ResolverFailed
+
+PROGRAM: Final = "/usr/sbin/unbound"
+_LIBC: Final = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_RETRY_SECONDS: Final = 5.0
+_STOP_SECONDS: Final = 5.0
+_log = logging.getLogger(__name__)
+
+# Names and values of unbound.conf(5). Squid's account starts it, so it changes neither its user nor its root directory.
+_SERVER: Final = (
+    ("verbosity", "0"),
+    ("use-syslog", "no"),
+    ("logfile", '""'),
+    ("pidfile", '""'),
+    ("username", '""'),
+    ("chroot", '""'),
+    ("directory", '""'),
+    ("do-daemonize", "no"),
+    ("num-threads", "1"),
+    ("port", "53"),
+    ("access-control", "0.0.0.0/0 refuse"),
+    ("access-control", "127.0.0.0/8 allow"),
+    ("do-not-query-localhost", "no"),  # systemd-resolved and dnsmasq are on loopback
+    ("use-caps-for-id", "yes"),
+    ("qname-minimisation", "no"),  # the name servers that it forwards to are asked for the whole name
+    ("module-config", '"iterator"'),  # no DNSSEC: with Debian's trust anchor a plain forwarder's answers are SERVFAIL
+    ("msg-cache-size", "8m"),
+    ("rrset-cache-size", "16m"),
+    ("cache-max-ttl", "3600"),
+    # A client can ask for many names whose servers are silent. By default unbound then takes the forwarder for dead,
+    # and fails every name at once; with infra-host-ttl 0 it forgets. The other two are the least time that it waits
+    # for an answer: after quick ones it would wait 50 ms, try a few times, and fail each name that takes a second.
+    ("infra-host-ttl", "0"),
+    ("infra-cache-min-rtt", "600"),
+    ("unknown-server-time-limit", "600"),
+    # Internal names are looked up like all others. sk_private in squidkeeper.conf judges their addresses.
+    ("unblock-lan-zones", "yes"),
+    *(
+        ("local-zone", f'"{zone}." nodefault')
+        for zone in ("test", "invalid", "home.arpa", "onion", "resolver.arpa", "service.arpa")
+    ),
+)
+# By default it drops an answer that took longer. Squid waits up to five seconds. Older releases do not know the option.
+_SERVER_IF_KNOWN: Final = (("discard-timeout", "0"),)
+
+
+class Resolver:
+    """unbound on one loopback address. It follows resolv.conf, and is started again when it ends."""
+
+    def __init__(self, address: str, resolv_conf: Path, folder: Path) -> None:
+        self._address = address
+        self._resolv_conf = resolv_conf
+        self._file = folder / "unbound.conf"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = -_RETRY_SECONDS
+
+    def check(self) -> None:
+        """Take up a changed resolv.conf, and start unbound where it does not run."""
+        try:
+            self._follow()
+        finally:
+            if self._file.exists():
+                self._keep_running()
+
+    def stop(self) -> None:
+        """End unbound."""
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_SECONDS)
+
+    def _follow(self) -> None:
+        servers = name_servers(self._resolv_conf.read_text(), self._address)
+        if not servers:
+            raise ResolverFailed(
+                f"{self._resolv_conf} names no name server but the gateway's own: add a nameserver line. "
+                "Until then the ones before are used, if there were any"
+            )
+        text = configuration(self._address, servers, tuple(row for row in _SERVER_IF_KNOWN if _is_known(row[0])))
+        if self._file.exists() and text == self._file.read_text():
+            return
+        self._write(text)
+        _log.info("the resolver on %s forwards to %s", self._address, ", ".join(servers))
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(signal.SIGHUP)  # it keeps its socket, and empties its cache
+
+    def _write(self, text: str) -> None:
+        self._file.parent.mkdir(mode=0o750, exist_ok=True)
+        new = self._file.with_suffix(".new")
+        new.write_text(text)
+        new.rename(self._file)
+
+    def _keep_running(self) -> None:
+        ended = self._process.poll() if self._process else None
+        if self._process and ended is None:
+            return
+        if time.monotonic() - self._started < _RETRY_SECONDS:
+            return
+        if ended is not None:
+            _log.warning("unbound ended with status %d: starting it again", ended)
+        self._started = time.monotonic()
+        command = [PROGRAM, "-d", "-c", str(self._file)]
+        self._process = subprocess.Popen(  # noqa: S603 - no shell, nothing of a client's
+            command, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
+        )
+
+
+def _end_with_parent() -> None:
+    """End the child when this process is killed, so that it does not keep the port. setpriv(1) would need capset(2)."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def name_servers(resolv_conf: str, own: str) -> tuple[str, ...]:
+    """Read the addresses of the `nameserver` lines, as resolv.conf(5) has them; `own`, the resolver itself, is none."""
+    words = (line.split() for line in resolv_conf.splitlines())
+    named = (line[1] for line in words if len(line) > 1 and line[0] == "nameserver")
+    return tuple(dict.fromkeys(address for address in named if address != own and _is_address(address)))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+@cache
+def _is_known(option: str) -> bool:
+    command = [f"{PROGRAM}-checkconf", "-o", option, "/dev/null"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - as above
+    except FileNotFoundError as error:
+        raise ResolverFailed(f"{error.filename} is missing: install the package unbound") from error
+    return done.returncode == 0
+
+
+def configuration(address: str, servers: tuple[str, ...], known: tuple[tuple[str, str], ...]) -> str:
+    """Write unbound.conf: every name is forwarded to `servers`."""
+    server = (("interface", address), *_SERVER, *known)
+    sections = (
+        ("server", server),
+        ("remote-control", (("control-enable", "no"),)),
+        ("forward-zone", (("name", '"."'), *(("forward-addr", one) for one in servers))),
+    )
+    lines = (f"{name}:\n" + "".join(f"    {key}: {value}\n" for key, value in rows) for name, rows in sections)
+    return "# Written by squidkeeper maintain, which replaces it.\n" + "".join(lines)
