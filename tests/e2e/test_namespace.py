@@ -1,7 +1,9 @@
 """The walkthrough from inside a VM: only the gateway reachable, no DNS, the CA in the trust store, plain clients."""
 
 import os
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,7 @@ def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
     gateway = new_gateway(POLICY, at=vm.gateway)
     gateway.secret("token", TOKEN)
     vm.trust(gateway.ca)
+    vm.filter(gateway.address[1])
     return gateway.start()
 
 
@@ -70,6 +73,31 @@ def test_nothing_but_the_gateway_is_reachable(vm: VirtualMachine, gateway: Gatew
         direct = ("curl", "-sS", "--noproxy", "*", "--connect-timeout", "1", f"http://{address}/")
         assert inside(vm, gateway, *direct).status != 0, address
     assert origins.connections == []
+
+
+def test_nothing_on_the_gateway_but_the_proxys_port_is_reachable(vm: VirtualMachine, gateway: Gateway) -> None:
+    """By the nftables rules of the installation page. Without them both arrive."""
+    with socket.create_server((vm.gateway, 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind((vm.gateway, 0))
+        udp.settimeout(1)
+        probe = (sys.executable, "-c", PROBE, vm.gateway, str(tcp.getsockname()[1]), str(udp.getsockname()[1]))
+        assert inside(vm, gateway, *probe).status != 0
+        with pytest.raises(TimeoutError):
+            udp.recv(10)
+        vm.unfilter()
+        try:
+            assert inside(vm, gateway, *probe).status == 0
+            assert udp.recv(10) == b"sent"
+        finally:
+            vm.filter(gateway.address[1])
+
+
+PROBE = """
+import socket, sys
+address, tcp, udp = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"sent", (address, udp))
+socket.create_connection((address, tcp), timeout=1)
+"""
 
 
 def test_no_name_resolves_inside(vm: VirtualMachine, gateway: Gateway) -> None:
