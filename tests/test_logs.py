@@ -17,7 +17,8 @@ import pytest
 from squidkeeper.errors import UnreadableLog
 from squidkeeper.observe.record import logfile, logs
 from squidkeeper.observe.record.follower import Follower, Position
-from squidkeeper.observe.record.logs import holding_since, in_order, read_blocks, rotated
+from squidkeeper.observe.record.logs import holding_since, in_order, read_blocks
+from squidkeeper.rotated import next_name, rotated
 
 
 def lines(start: int, end: int) -> list[bytes]:
@@ -132,6 +133,24 @@ def test_logs_rotated_by_date_come_oldest_first(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).touch()
     assert [path.name for path in rotated(tmp_path / "access.log")] == names
+
+
+def test_logs_rotated_by_number_and_by_date_come_in_the_order_of_their_last_write(tmp_path: Path) -> None:
+    """logrotate and `squidkeeper maintain` rotate the same log."""
+    names = ["access.log-20261125093000", "access.log.2.gz", "access.log-20261126010000", "access.log-20261126"]
+    names += ["access.log-20261126120000", "access.log.1", "access.log-20261126120000-1"]
+    for hour, name in enumerate(names):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, hour * 3600))
+    assert [path.name for path in rotated(tmp_path / "access.log")] == names
+
+
+def test_the_next_name_is_of_a_rotated_log_and_not_taken(tmp_path: Path) -> None:
+    path, at = tmp_path / "access.log", datetime(2026, 11, 25, 6, 30)
+    for expected in ("access.log-20261125063000", "access.log-20261125063000-1", "access.log-20261125063000-2"):
+        assert next_name(path, at).name == expected
+        next_name(path, at).touch()
+        assert rotated(path)[-1].name == expected
 
 
 def test_a_log_that_is_being_compressed_counts_once(tmp_path: Path) -> None:

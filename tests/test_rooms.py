@@ -19,6 +19,7 @@ FLOORS = {
     "secrets": 3,
     "live": 4,
     "metrics": 4,
+    "rotated": 4,
     "slots": 4,
     "helpers": 5,
     "maintenance": 5,

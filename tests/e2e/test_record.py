@@ -21,7 +21,8 @@ import pytest
 
 from squidkeeper.observe.record.follower import Follower
 from squidkeeper.observe.record.line import NONE, Record, parse_record
-from squidkeeper.observe.record.logs import read_blocks, rotated
+from squidkeeper.observe.record.logs import read_blocks
+from squidkeeper.rotated import rotated
 
 from .dns import Names
 from .gateway import Gateway, NewGateway

@@ -18,7 +18,8 @@ import msgspec
 from squidkeeper.errors import InvalidRecord, UnreadableLog
 from squidkeeper.observe.record.follower import Follower, Position
 from squidkeeper.observe.record.line import VERSION, Record, parse_record, text
-from squidkeeper.observe.record.logs import in_order, read_blocks, rotated
+from squidkeeper.observe.record.logs import in_order, read_blocks
+from squidkeeper.rotated import rotated
 
 from .target import Target
 

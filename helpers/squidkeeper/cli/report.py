@@ -48,8 +48,9 @@ def report(
     """
     from squidkeeper.errors import UnreadableLog
     from squidkeeper.observe.record.listing import printable
-    from squidkeeper.observe.record.logs import in_order, rotated
+    from squidkeeper.observe.record.logs import in_order
     from squidkeeper.observe.report.survey import Survey
+    from squidkeeper.rotated import rotated
 
     if (html is None) is not as_json:
         raise click.UsageError("one of --html PAGE and --json says what to write")

@@ -19,7 +19,7 @@ from squidkeeper.observe.record.logfile import (
     open_at_once,
     open_log,
 )
-from squidkeeper.observe.record.logs import rotated
+from squidkeeper.rotated import rotated
 from squidkeeper.wire import LineBuffer
 
 

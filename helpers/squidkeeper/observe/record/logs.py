@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -13,9 +12,8 @@ from typing import NamedTuple
 from squidkeeper.errors import InvalidRecord, UnreadableLog
 from squidkeeper.observe.record.line import parse_record
 from squidkeeper.observe.record.logfile import BLOCK_BYTES, DAMAGED, LINE_LIMIT, STDIN, Log, head_of, open_log
+from squidkeeper.rotated import rotated, written_until
 from squidkeeper.wire import LineBuffer
-
-_ROTATED = re.compile(r"(?:\.(\d{1,5})|-(\d{8,14})(?:-(\d{1,12}))?)(\.gz|\.bz2|\.xz|\.zst)?")
 
 
 class Block(NamedTuple):
@@ -57,46 +55,16 @@ def size_on_disk(paths: Iterable[Path]) -> int:
     return sum(state.st_size for state in states) if all(stat.S_ISREG(state.st_mode) for state in states) else 0
 
 
-def rotated(path: Path) -> list[Path]:
-    """List what a log has been rotated to, oldest first: `access.log.1`, `access.log.2.gz`, `access.log-20261125`.
-
-    One that is being compressed stands there twice; only the whole one counts.
-    """
-    try:
-        names = set(os.listdir(path.parent))
-    except OSError:
-        return []
-    found = [(match, name) for name in names if (match := _rotated(path, name))]
-    whole = [(match, name) for match, name in found if not (match[4] and name.removesuffix(match[4]) in names)]
-    return [path.with_name(name) for match, name in sorted(whole, key=lambda one: _age(one[0]))]
-
-
 def holding_since(path: Path, since: datetime | None) -> list[Path]:
     """List the files that can hold what was logged since a time, in order: those rotated later, and the log itself."""
     if since is None:
         return [path]
-    return [*(one for one in rotated(path) if _written_until(one) >= since.timestamp()), path]
+    return [*(one for one in rotated(path) if written_until(one) >= since.timestamp()), path]
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
     """Sort logs by the time of their first record, or where that is none, of their last change."""
     return sorted(dict.fromkeys(paths), key=_begins)
-
-
-def _rotated(path: Path, name: str) -> re.Match[str] | None:
-    return _ROTATED.fullmatch(name, len(path.name)) if name.startswith(path.name) else None
-
-
-def _age(match: re.Match[str]) -> tuple[bool, int, int]:
-    number, date, second, _ = match.groups()
-    return (True, -int(number), 0) if number else (False, int(date.ljust(14, "0")), int(second or 0))
-
-
-def _written_until(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _begins(path: Path) -> str:
@@ -105,7 +73,7 @@ def _begins(path: Path) -> str:
     try:
         return parse_record(head_of(path)).time
     except (InvalidRecord, UnreadableLog):
-        return datetime.fromtimestamp(_written_until(path), UTC).isoformat()
+        return datetime.fromtimestamp(written_until(path), UTC).isoformat()
 
 
 def _blocks(path: Path, log: Log) -> Iterator[Block]:

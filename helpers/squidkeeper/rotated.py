@@ -1,0 +1,57 @@
+"""The names of rotated logs (floor 4): which files a log was rotated to, oldest first, and the name of the next one.
+
+logrotate makes `access.log.1`, `access.log.2.gz` or, with `dateext`, `access.log-20261125`. `squidkeeper maintain`
+makes `access.log-20261125063000`, which logrotate leaves alone; the time is local time, as in logrotate's names.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+_ROTATED = re.compile(r"(?:\.(\d{1,5})|-(\d{8,14})(?:-(\d{1,12}))?)(\.gz|\.bz2|\.xz|\.zst)?")
+
+
+def rotated(path: Path) -> list[Path]:
+    """List what a log has been rotated to, oldest first.
+
+    One that is being compressed stands there twice; only the whole one counts.
+    """
+    try:
+        names = set(os.listdir(path.parent))
+    except OSError:
+        return []
+    found = [(match, name) for name in names if (match := _rotated(path, name))]
+    whole = [(match, name) for match, name in found if not (match[4] and name.removesuffix(match[4]) in names)]
+    numbered = sorted((-int(match[1]), path.with_name(name)) for match, name in whole if match[1])
+    dated = sorted(_dated(match, path.with_name(name)) for match, name in whole if match[2])
+    # Numbers and dates do not compare. The times of the last write do.
+    return list(heapq.merge([file for _, file in numbered], [file for *_, file in dated], key=written_until))
+
+
+def next_name(path: Path, at: datetime) -> Path:
+    """Name the file that a log is to be renamed to at this local time; never one that is there."""
+    stem = f"{path.name}-{at:%Y%m%d%H%M%S}"
+    names = (path.with_name(f"{stem}-{number}" if number else stem) for number in count())
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def written_until(path: Path) -> float:
+    """Give the time of the last write, in seconds since 1970; 0 where the file is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _rotated(path: Path, name: str) -> re.Match[str] | None:
+    return _ROTATED.fullmatch(name, len(path.name)) if name.startswith(path.name) else None
+
+
+def _dated(match: re.Match[str], file: Path) -> tuple[str, float, str, int, Path]:
+    """Sort by day, and within a day by the last write: a name need not hold a time of day."""
+    return match[2][:8], written_until(file), match[2], int(match[3] or 0), file
