@@ -1,0 +1,113 @@
+"""The gateway's own addresses, closed to clients as private ones are (floor 5).
+
+A public address of the gateway's own leads to every service that listens on it. squidkeeper.conf reads those addresses
+from a file, `acl sk_private dst "FILE"`; this keeps the file up to date and has Squid read it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses, ip_address
+from itertools import chain
+from pathlib import Path
+from signal import SIGHUP
+from socket import AF_INET, AF_INET6
+from typing import Final
+
+import psutil
+
+from squidkeeper.maintenance.pace import Pace
+from squidkeeper.maintenance.squid import Squid
+from squidkeeper.url import Address, is_private
+
+FILE: Final = "own-addresses"
+_HEAD = """\
+# This gateway's own addresses, as far as they are not private ones anyway. Squid closes them to clients (sk_private).
+# `squidkeeper maintain` writes this file when an address is added to the machine.
+"""
+# Two in a row, as for the IPv4 and the IPv6 address of one network. The second bound is for a client that makes
+# addresses up: it can where the gateway accepts IPv6 router advertisements.
+_RECONFIGURE_AT_MOST = ((10.0, 2), (600.0, 10))
+_log = logging.getLogger(__name__)
+
+
+class OwnAddresses:
+    """Keeps the file of own addresses, and tells Squid about each that is new.
+
+    An address that was removed from the machine stays closed until the next one is added: that opens nothing, and
+    spares Squid a reconfigure.
+    """
+
+    def __init__(self, state: Path, squid: Squid, pace: Pace | None = None) -> None:
+        self._file = state / FILE
+        self._told = state / f"{FILE}.told"  # what the file held when Squid was last told
+        self._squid = squid
+        self._pace = pace or Pace(*_RECONFIGURE_AT_MOST)
+        self._known: frozenset[Address] | None = None  # to Squid; None: that is to be found out
+
+    def check(self) -> None:
+        """Close the addresses that are new; an OSError where the file cannot be written."""
+        current = public_addresses()
+        if self._known is None and _text_of(self._told) == _text(current):
+            self._known = current
+        if self._known is not None and current <= self._known and self._file.exists():
+            return
+        _write(self._file, current)
+        if self._pace.allows() and self._squid.tell(SIGHUP):
+            self._pace.count()
+            _write(self._told, current)
+            self._say(current)
+            self._known = current
+
+    def _say(self, current: frozenset[Address]) -> None:
+        new = sorted(map(str, current - (self._known or frozenset())))
+        if new:
+            _log.info("addresses of this machine are closed to clients: %s", ", ".join(new))
+
+
+def public_addresses() -> frozenset[Address]:
+    """List the addresses of this machine's interfaces that are not private already, without their zones."""
+    found = chain.from_iterable(psutil.net_if_addrs().values())
+    texts = (one.address.partition("%")[0] for one in found if one.family in (AF_INET, AF_INET6))
+    return frozenset(address for address in map(ip_address, texts) if not is_private(address))
+
+
+def prepare_own_addresses(state: Path) -> None:
+    """Write the file for a Squid that is about to start; an OSError where it cannot be written."""
+    _write(state / FILE, public_addresses())
+
+
+def _write(file: Path, addresses: Iterable[Address]) -> None:
+    """Replace the file whole, unless it is as it is to be."""
+    text = _text(addresses)
+    if _text_of(file) == text:
+        return
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(text)
+    os.chmod(new, 0o644)
+    new.rename(file)
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+def _text(addresses: Iterable[Address]) -> str:
+    """Write one network a line, sorted, none within another: Squid warns about those."""
+    networks = [network for address in addresses for network in _spellings(address)]
+    fours = collapse_addresses(one for one in networks if isinstance(one, IPv4Network))
+    sixes = collapse_addresses(one for one in networks if isinstance(one, IPv6Network))
+    return _HEAD + "".join(f"{network}\n" for network in (*fours, *sixes))
+
+
+def _spellings(address: Address) -> tuple[IPv4Network | IPv6Network, ...]:
+    """List what leads to an address: for IPv4 also NAT64 (RFC 6052) and 6to4 (RFC 3056), as squidkeeper.conf does."""
+    if not isinstance(address, IPv4Address):
+        return (IPv6Network(address),)
+    nat64 = int(IPv6Network("64:ff9b::/96").network_address) | int(address)
+    return IPv4Network(address), IPv6Network(nat64), IPv6Network(((0x2002 << 112) | (int(address) << 80), 48))

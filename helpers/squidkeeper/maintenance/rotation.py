@@ -1,0 +1,114 @@
+"""Squid's logs, bounded in bytes (floor 5): rotated by size, and the oldest deleted.
+
+logrotate may rotate the same logs by time beside this: the names differ, and what it has made counts here too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from signal import SIGUSR1
+from typing import Final
+
+from squidkeeper.maintenance.pace import Pace
+from squidkeeper.maintenance.squid import Squid
+from squidkeeper.rotated import next_name, rotated
+
+_ACCESS_LOG_BYTES: Final = 8 * 2**30
+_CACHE_LOG_SHARE = 16  # cache.log may have this part of what the access log may
+_ROTATIONS = 32  # a log is rotated when it has this part of what it may have with its rotations
+_ROTATE_AT_MOST = (60.0, 1)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A log, and how many bytes it may have together with what it was rotated to."""
+
+    log: Path
+    limit_bytes: int
+
+    @property
+    def rotate_bytes(self) -> int:
+        """How long the log itself may be."""
+        return self.limit_bytes // _ROTATIONS
+
+
+class Rotation:
+    """Renames a log that is too long and has Squid open a new one; deletes the oldest while all are too long.
+
+    Each log is bounded for itself, so that lines of the one do not delete the other: the access log by `limit_bytes`,
+    or unless that is given by 8 GiB and at most half of its file system.
+    """
+
+    def __init__(
+        self,
+        access_log: Path,
+        cache_log: Path,
+        squid: Squid,
+        limit_bytes: int | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        self._access_log = access_log
+        self._cache_log = cache_log
+        self._squid = squid
+        self._limit_bytes = limit_bytes
+        self._pace = pace or Pace(_ROTATE_AT_MOST)
+        # A predecessor may have ended between renaming and telling.
+        self._renamed = any(rotated(log) and not log.exists() for log in (access_log, cache_log))
+
+    def check(self) -> None:
+        """Rotate what is too long, unless that is too often; delete what is too much."""
+        bounds = self._bounds()
+        due = [one.log for one in bounds if _size(one.log) > one.rotate_bytes]
+        if due and self._pace.allows() and self._squid.runs():
+            self._pace.count()
+            for log in due:
+                self._rename(log)
+        if self._renamed:
+            self._renamed = not self._squid.tell(SIGUSR1)
+        for one in bounds:
+            _delete_oldest(one)
+
+    def _bounds(self) -> tuple[Bound, Bound]:
+        limit = self._limit_bytes
+        if limit is None:
+            limit = min(_ACCESS_LOG_BYTES, shutil.disk_usage(self._access_log.parent).total // 2)
+        return Bound(self._access_log, limit), Bound(self._cache_log, limit // _CACHE_LOG_SHARE)
+
+    def _rename(self, log: Path) -> None:
+        name = next_name(log, datetime.now().astimezone())
+        size = _size(log)
+        log.rename(name)
+        self._renamed = True
+        _log.info("rotated %s (%d bytes) to %s", log, size, name.name)
+
+
+def _delete_oldest(bound: Bound) -> None:
+    """Delete the oldest rotations of a log until it keeps within its bound."""
+    files = rotated(bound.log)
+    excess = _size(bound.log) + sum(map(_size, files)) - bound.limit_bytes
+    for file in files:
+        size = _size(file)
+        if excess <= 0:
+            return
+        if size:
+            file.unlink(missing_ok=True)
+            _log.warning(
+                "deleted %s (%d bytes): the limit for %s is %d bytes", file, size, bound.log, bound.limit_bytes
+            )
+        excess -= size
+
+
+def _size(file: Path) -> int:
+    """Give the size of a regular file; 0 where there is none."""
+    try:
+        state = os.lstat(file)
+    except OSError:
+        return 0
+    return state.st_size if stat.S_ISREG(state.st_mode) else 0

@@ -1,0 +1,93 @@
+"""A Squid with next to no configuration, on a loopback port: for tests of its processes and logs."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CONFIGURATION = """
+http_port 127.0.0.1:{port}
+pid_filename {folder}/squid.pid
+cache_log {folder}/cache.log
+access_log stdio:{folder}/access.log
+coredump_dir none
+logfile_rotate 0
+pinger_enable off
+shutdown_lifetime 1 seconds
+http_access deny all
+workers {workers}
+"""
+
+
+class BareSquid:
+    """A running Squid, and the folder of its logs."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder = folder
+        self.access_log = folder / "access.log"
+        self.cache_log = folder / "cache.log"
+        self.pid_file = folder / "squid.pid"
+        self._port = port
+
+    def ask(self, name: str) -> None:
+        """Send a request; it is denied, and on record when this returns."""
+        with socket.create_connection(("127.0.0.1", self._port), 10) as client:
+            client.sendall(f"GET http://{name}/ HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
+            while client.recv(65536):
+                pass
+        wait_for(lambda: name in self.logged(), f"{name} to be on record")
+
+    def listens_again(self, times: int) -> bool:
+        """Tell whether it has opened its port so often: it closes it while it reconfigures."""
+        return self.said().count("Accepting HTTP Socket connections") == times
+
+    def logged(self) -> list[str]:
+        """The hosts on record, in the access log and what it was rotated to."""
+        texts = [file.read_text() for file in sorted(self.folder.glob("access.log*"))]
+        return [host for text in texts for host in re.findall(r"http://([\w.-]+)/", text)]
+
+    def said(self) -> str:
+        """All that is in cache.log, and what it was rotated to."""
+        return "".join(file.read_text() for file in sorted(self.folder.glob("cache.log*")))
+
+    def reconfigured(self, times: int, workers: int = 1) -> bool:
+        return self.said().count("Reconfiguring Squid Cache") == times * workers
+
+
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+@contextmanager
+def bare_squid(workers: int = 1) -> Iterator[BareSquid]:
+    """Start it as a service does; it takes connections in the block."""
+    folder = Path(tempfile.mkdtemp(prefix="squidkeeper-squid-"))
+    shutil.chown(folder, "proxy", "proxy")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    squid = BareSquid(folder, port)
+    configuration = folder / "squid.conf"
+    configuration.write_text(CONFIGURATION.format(port=port, folder=folder, workers=workers))
+    command = ["setpriv", "--pdeathsig", "KILL", "squid", "--foreground", "-YC", "-n", f"bare{port}", "-f"]
+    process = subprocess.Popen([*command, configuration], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        listening = "Accepting HTTP Socket connections"
+        wait_for(lambda: squid.said().count(listening) == workers, f"Squid to listen; see {folder}")
+        yield squid
+    finally:
+        kids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        process.wait()
+        for kid in kids:
+            os.kill(int(kid), signal.SIGKILL)
+        shutil.rmtree(folder)

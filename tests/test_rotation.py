@@ -1,0 +1,167 @@
+"""Logs are bounded in bytes: rotated by size with a real Squid that opens new ones, and the oldest deleted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.maintenance.pace import Pace
+from squidkeeper.maintenance.rotation import Rotation
+from squidkeeper.maintenance.squid import Squid
+from squidkeeper.rotated import rotated
+from tests.bare_squid import BareSquid, bare_squid, wait_for
+from tests.e2e.network import run
+
+SECOND = 1_800_000_000
+KILOBYTE = 1024
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[BareSquid]:
+    with bare_squid() as squid:
+        yield squid
+
+
+@pytest.fixture
+def squid(running: BareSquid) -> BareSquid:
+    """A Squid with nothing but its logs, which are empty."""
+    for log in (running.access_log, running.cache_log):
+        for file in rotated(log):
+            file.unlink()
+        os.truncate(log, 0)
+    return running
+
+
+def rotation(squid: BareSquid, limit_bytes: int, pace: Pace | None = None) -> Rotation:
+    return Rotation(squid.access_log, squid.cache_log, Squid(squid.pid_file), limit_bytes, pace)
+
+
+def without_squid(folder: Path, limit_bytes: int | None) -> Rotation:
+    return Rotation(folder / "access.log", folder / "cache.log", Squid(folder / "squid.pid"), limit_bytes)
+
+
+def write(folder: Path, **sizes: int) -> None:
+    """Make files of a folder, each written a second after the one before."""
+    for second, (name, size) in enumerate(sizes.items()):
+        file = folder / name
+        file.write_bytes(b"x" * size)
+        os.utime(file, (SECOND + second, SECOND + second))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ── Rotated ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_log_that_is_too_long_is_renamed_and_squid_opens_a_new_one(squid: BareSquid) -> None:
+    squid.ask("before.example")
+    task = rotation(squid, 32 * squid.access_log.stat().st_size)
+    task.check()
+    assert rotated(squid.access_log) == [], "a thirty-second of the limit is not too long"
+    squid.ask("more.example")
+    task.check()
+    [old] = rotated(squid.access_log)
+    wait_for(squid.access_log.exists, "the new log")
+    squid.ask("after.example")
+    assert squid.logged() == ["after.example", "before.example", "more.example"]
+    assert old.read_text().count("\n") == 2
+
+
+def test_a_cache_log_that_is_too_long_is_renamed_too(squid: BareSquid) -> None:
+    with squid.cache_log.open("a") as log:
+        log.write("said by a helper\n" * 1000)
+    task = rotation(squid, 2**20)  # cache.log may have 64 KB, and 2 KB before it is rotated
+    task.check()
+    wait_for(squid.cache_log.exists, "the new log")
+    [old] = rotated(squid.cache_log)
+    assert old.read_text().count("said by a helper") == 1000
+    wait_for(lambda: "Rotate log file" in squid.cache_log.read_text(), "Squid to write to it")
+
+
+def test_squid_is_told_no_more_often_than_the_pace_allows(squid: BareSquid) -> None:
+    now = 0.0
+    task = rotation(squid, 32 * 50, Pace((60.0, 1), clock=lambda: now))
+    for now, count in ((0.0, 1), (1.0, 1), (59.0, 1), (60.0, 2)):  # noqa: B007 - the clock reads it
+        squid.ask("one.example")
+        task.check()
+        assert len(rotated(squid.access_log)) == count
+        wait_for(squid.access_log.exists, "the new log")
+    assert squid.logged().count("one.example") == 4
+
+
+def test_what_a_process_before_this_one_renamed_is_told_to_squid(squid: BareSquid) -> None:
+    """It ended between the two."""
+    squid.ask("before.example")
+    squid.access_log.rename(squid.folder / "access.log-20261125000000")
+    rotation(squid, 2**30).check()
+    wait_for(squid.access_log.exists, "the new log")
+
+
+def test_while_squid_does_not_run_no_log_is_renamed(tmp_path: Path) -> None:
+    """Nobody would make a new one."""
+    write(tmp_path, **{"access.log": 100})
+    without_squid(tmp_path, 1024).check()
+    assert names(tmp_path) == ["access.log"]
+
+
+# ── Deleted ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_oldest_are_deleted_until_the_log_keeps_within_its_bound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = ("access.log-20261120010203", "access.log.3.gz", "access.log.2", "access.log-20261125010203", "access.log")
+    write(tmp_path, **dict.fromkeys(files, 100))
+    task = without_squid(tmp_path, 500)
+    task.check()
+    assert names(tmp_path) == sorted(files), "at the bound, not over it"
+    write(tmp_path, **{"access.log": 250})
+    task.check()
+    assert names(tmp_path) == sorted(files[2:])
+    assert (
+        f"deleted {tmp_path}/access.log.3.gz (100 bytes): the limit for {tmp_path}/access.log is 500 bytes"
+        in caplog.text
+    )
+
+
+def test_nothing_but_rotated_logs_is_deleted(tmp_path: Path) -> None:
+    strangers = ("access.log", "access.log.old", "access.log.1.bak", "other.log.1", "xaccess.log.1", "report.html")
+    write(tmp_path, **dict.fromkeys(strangers, 100))
+    (tmp_path / "access.log.7").mkdir()
+    target = tmp_path / "elsewhere"
+    target.write_bytes(b"x" * 10_000)
+    (tmp_path / "access.log.8").symlink_to(target)
+    os.mkfifo(tmp_path / "access.log.9")
+    before = names(tmp_path)
+    without_squid(tmp_path, 32).check()
+    assert names(tmp_path) == before
+
+
+def test_lines_of_cache_log_delete_no_record(tmp_path: Path) -> None:
+    write(tmp_path, **{"access.log.1": 1000, "access.log": 600, "cache.log.2": 90, "cache.log.1": 90, "cache.log": 90})
+    without_squid(tmp_path, 1600).check()
+    assert names(tmp_path) == ["access.log", "access.log.1", "cache.log"]
+
+
+def test_unless_a_limit_is_given_half_of_a_small_disk_is_used(tmp_path: Path) -> None:
+    run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path)
+    try:
+        files = {f"access.log.{number}": 1000 * KILOBYTE for number in range(6, 0, -1)}
+        write(tmp_path, **files, **{"access.log": 90 * KILOBYTE})
+        without_squid(tmp_path, None).check()
+        assert names(tmp_path) == ["access.log", "access.log.1", "access.log.2", "access.log.3", "access.log.4"]
+    finally:
+        run("umount", "--lazy", tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_an_error_until_it_is(tmp_path: Path) -> None:
+    task = without_squid(tmp_path / "log", None)
+    with pytest.raises(FileNotFoundError):
+        task.check()
+    (tmp_path / "log").mkdir()
+    task.check()
