@@ -32,6 +32,7 @@ from squidkeeper.observe.exporter.certificate import Certificate, read_certifica
 from squidkeeper.observe.exporter.checkpoint import Checkpoint
 from squidkeeper.observe.exporter.collector import GatewayCollector, View, expected_series
 from squidkeeper.observe.exporter.counts import SERIES_LIMIT, Counter, Counts
+from squidkeeper.observe.exporter.disks import Disk, read_disks
 from squidkeeper.observe.exporter.health import PATIENCE_SECONDS, Seen, checks
 from squidkeeper.observe.exporter.overview import status_of
 from squidkeeper.observe.exporter.recent import Outcome
@@ -559,6 +560,24 @@ def test_counts_of_the_record_are_served(policy: Path) -> None:
     assert [
         found[f"squidkeeper_{name}"] for name in ("record_backlog_bytes", "record_readable", "exporter_state_writable")
     ] == [7, 0, 0]
+
+
+def test_the_room_on_disk_is_served_of_each_folder_that_is_there(policy: Path, tmp_path: Path) -> None:
+    """As df(1) has it, for an account that is not root's."""
+    disks = tuple(read_disks({"log": tmp_path, "state": tmp_path / "missing"}))
+    found = samples(replace(view(policy), disks=disks))
+    shown = subprocess.run(["df", "-B1", "--output=size", tmp_path], capture_output=True, text=True, check=True)
+    assert found['squidkeeper_filesystem_size_bytes{folder="log"}'] == int(shown.stdout.split()[-1])
+    assert 0 < found['squidkeeper_filesystem_avail_bytes{folder="log"}'] < int(shown.stdout.split()[-1])
+    assert not any('folder="state"' in name for name in found)
+
+
+@pytest.mark.parametrize(
+    ("available", "size", "low"),
+    [(1e9, 1e10, False), (9.9e8, 1e10, True), (1e10, 1e12, False), (9.9e9, 1e12, True), (0, 1e6, True)],
+)
+def test_a_disk_is_low_with_a_tenth_of_it_left_and_little_by_itself(available: int, size: int, low: bool) -> None:
+    assert Disk("log", Path("/var/log/squid"), available, size).is_low is low
 
 
 def test_what_helpers_count_is_served(policy: Path) -> None:

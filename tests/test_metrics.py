@@ -13,7 +13,10 @@ from prometheus_client.registry import Collector
 from squidkeeper.metrics import METRICS, OTHER, Kind, Metric, method_class, status_class
 from squidkeeper.observe.exporter.cache_manager import COUNTERS
 
-LABELS = {"client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait"}
+LABELS = {
+    *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait"),
+    "folder",
+}
 ASKED_FOR = """
 squidkeeper_requests_total squidkeeper_response_bytes_total squidkeeper_request_duration_seconds
 squidkeeper_decisions_total squidkeeper_decision_duration_seconds squidkeeper_protocol_errors_total

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.observe.exporter.certificate import Certificate
+from squidkeeper.observe.exporter.disks import Disk
 from squidkeeper.observe.exporter.process import program_called
 from squidkeeper.observe.exporter.recent import DENIALS_KEPT, Denial, DriftSeen, RecentDenials
 from squidkeeper.observe.exporter.status import (
@@ -52,6 +53,7 @@ WELL = Status(
     drift=Drift(),
     squid=SQUID,
 )
+DISK = Disk("log", Path("/var/log/squid"), 5_000_000_000, 10_000_000_000)
 HELPER = HelperProcess("host", 4117, NOW, POLICY.revision, False, False, NOW, 12)
 FINDING = DriftSeen(NOW - timedelta(hours=2), "192.0.2.1", "GET", "https://a.example/x?q=TOPSECRET", "no", "allowed")
 
@@ -131,6 +133,11 @@ WRONG = {
     "blind": (replace(WELL, record=replace(RECORD, readable=False)), "now", "access log is gone, or cannot be read"),
     "behind": (replace(WELL, record=replace(RECORD, backlog_bytes=20_000_000)), "soon", "20 MB of the access log"),
     "full disk": (replace(WELL, state_writable=False), "soon", "cannot keep its counts"),
+    "little room": (
+        replace(WELL, disks=(replace(DISK, available_bytes=900_000_000), replace(DISK, folder="state"))),
+        "soon",
+        "900 MB of 10 GB are left on the disk of /var/log/squid",
+    ),
 }
 
 

@@ -222,6 +222,21 @@ STATE_WRITABLE = Metric(
     "Whether the exporter could last keep its counts on disk: 0, and a restart goes on from the last that were kept.",
 )
 
+# --- Of the disks -------------------------------------------------------------------------------------------------
+
+FILESYSTEM_AVAILABLE = Metric(
+    "squidkeeper_filesystem_avail_bytes",
+    _GAUGE,
+    "Bytes that Squid's account can still write to the file system of its logs (`log`) and of the state (`state`).",
+    ("folder",),
+)
+FILESYSTEM_SIZE = Metric(
+    "squidkeeper_filesystem_size_bytes",
+    _GAUGE,
+    "Size of the file system of the logs (`log`) and of the state (`state`).",
+    ("folder",),
+)
+
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
 CONNECT_CLASS: Final = "connect"

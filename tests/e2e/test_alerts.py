@@ -147,6 +147,7 @@ def faults(watched: Watched, all_origins: Origins) -> Watched:
         make_faults_of_the_exporter(watched)
     watched.gateway.stop()
     watched.wait_until_fired("SquidDown")
+    fill_the_disk_of_the_log(watched)
     return watched
 
 
@@ -239,6 +240,16 @@ def make_faults_of_the_exporter(watched: Watched) -> None:
     watched.wait_until_fired("NoPolicy", "RecordUnreadable")
     watched.log.chmod(0o644)
     watched.wait_until_fired("RecordLost")
+
+
+def fill_the_disk_of_the_log(watched: Watched) -> None:
+    folder = watched.log.parent
+    run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder)
+    try:
+        (folder / "ballast").write_bytes(bytes(60 * 1024))
+        watched.wait_until_fired("DiskSpaceLow")
+    finally:
+        run("umount", "--lazy", folder)
 
 
 @pytest.mark.parametrize("alert", sorted(ALERTS.keys() - NOT_MADE_HERE))

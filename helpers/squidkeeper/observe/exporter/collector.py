@@ -25,6 +25,7 @@ from squidkeeper.observe.exporter.cache_manager import families as squid_familie
 from squidkeeper.observe.exporter.certificate import Certificate
 from squidkeeper.observe.exporter.checkpoint import Checkpoint
 from squidkeeper.observe.exporter.counts import SERIES_LIMIT, Counts
+from squidkeeper.observe.exporter.disks import Disk
 from squidkeeper.observe.exporter.health import is_outdated, is_stuck, running
 from squidkeeper.observe.exporter.recent import Outcome
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
@@ -51,6 +52,7 @@ class View:
     certificate: Certificate
     squid: SquidCounters
     answers: tuple[Outcome, ...] = ()
+    disks: tuple[Disk, ...] = ()
 
 
 class GatewayCollector(Collector):
@@ -141,10 +143,12 @@ def policy_families(view: View) -> Iterator[Family]:
 
 
 def exporter_families(view: View) -> Iterator[Family]:
-    """Make the metrics of the exporter itself, and of the CA."""
+    """Make the metrics of the exporter itself, of the CA and of the disks."""
     end = view.certificate.not_after
     yield _family(metrics.CA_EXPIRY, {(): end.timestamp()} if end else {})
     yield _single(metrics.STATE_WRITABLE, view.state_writable)
+    yield _family(metrics.FILESYSTEM_AVAILABLE, {(disk.folder,): disk.available_bytes for disk in view.disks})
+    yield _family(metrics.FILESYSTEM_SIZE, {(disk.folder,): disk.size_bytes for disk in view.disks})
 
 
 def _single(metric: Metric, value: float) -> Family:

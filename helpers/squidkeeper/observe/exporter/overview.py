@@ -52,6 +52,7 @@ def status_of(view: View, directory: Path, access_log: Path, squid: str) -> Stat
         squid=Squid(squid, up=view.squid.answers, problem=view.squid.problem),
         answers=_answers(view),
         state_writable=view.state_writable,
+        disks=view.disks,
     )
 
 

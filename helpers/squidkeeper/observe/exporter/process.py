@@ -25,6 +25,7 @@ from squidkeeper.observe.exporter.cache_manager import read_counters
 from squidkeeper.observe.exporter.certificate import read_certificate
 from squidkeeper.observe.exporter.checkpoint import Store
 from squidkeeper.observe.exporter.collector import GatewayCollector, View
+from squidkeeper.observe.exporter.disks import read_disks
 from squidkeeper.observe.exporter.health import Check, Seen, checks
 from squidkeeper.observe.exporter.overview import status_of
 from squidkeeper.observe.exporter.server import Application, serve
@@ -118,6 +119,7 @@ class Exporter:
             certificate=read_certificate(self._options.ca),
             squid=read_counters(*self._options.squid),
             answers=self._tally.answers,
+            disks=tuple(read_disks({"log": self._options.access_log.parent, "state": self._options.state})),
         )
 
     def health(self) -> tuple[Check, ...]:

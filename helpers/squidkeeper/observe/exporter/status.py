@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.observe.exporter.certificate import Certificate
+from squidkeeper.observe.exporter.disks import Disk
 from squidkeeper.observe.exporter.recent import Denial, DriftSeen
 from squidkeeper.policy.faults import Fault
 
@@ -178,3 +179,5 @@ class Status:
     answers: Answers = Answers()
     state_writable: bool = True
     """Whether the exporter could last keep its counts on disk."""
+    disks: tuple[Disk, ...] = ()
+    """Where the gateway writes."""

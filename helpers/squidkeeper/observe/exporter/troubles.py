@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from squidkeeper.observe.exporter.certificate import Certificate
+from squidkeeper.observe.exporter.disks import Disk
 from squidkeeper.observe.exporter.status import (
     LAST_MINUTES,
     Answers,
@@ -57,6 +58,7 @@ def troubles(status: Status) -> tuple[Trouble, ...]:
         *_secret_troubles(status.secrets),
         *_ca_troubles(status.ca, status.at),
         *_record_troubles(status.record),
+        *_disk_troubles(status.disks),
     ]
     if not status.state_writable:
         found.append(_STATE_TROUBLE)
@@ -74,6 +76,10 @@ _CA_ENDS = (
     " with it."
 )
 _CA_ENDED = "Make a new one now, have the clients trust it, and run `./install.sh --ca-dir DIR` with it."
+_FULL = {
+    "log": "Squid ends when it cannot write its log.",
+    "state": "Without room no certificate for a new host is made, and nothing is counted over a restart.",
+}
 _READ_BY = (
     " Squid's account must be able to read the file: mode 0640, that account's group, and its folders open to it."
 )
@@ -192,6 +198,14 @@ def _record_troubles(record: RecordFollowed) -> Iterable[Trouble]:
     elif record.backlog_bytes > _BACKLOG_BYTES:
         what = f"{size(record.backlog_bytes)} of the access log are not counted yet: the figures here are behind."
         yield Trouble(Urgency.SOON, what, "Give the exporter time, or more of a processor.", "record")
+
+
+def _disk_troubles(disks: Iterable[Disk]) -> Iterable[Trouble]:
+    for disk in disks:
+        if disk.is_low:
+            what = f"{size(disk.available_bytes)} of {size(disk.size_bytes)} are left on the disk of {disk.path}."
+            remedy = f"Make room: `du -xh {shlex.quote(str(disk.path))} | sort -h | tail`. {_FULL[disk.folder]}"
+            yield Trouble(Urgency.SOON, what, remedy, "record")
 
 
 def _because(problem: str | None) -> str:

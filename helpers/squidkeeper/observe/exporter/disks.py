@@ -1,0 +1,37 @@
+"""How much room is left where the gateway writes (floor 5): the folders of the logs and of the state."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_LOW_RATIO: Final = 0.1
+_LOW_BYTES: Final = 10e9  # a tenth of a large disk is not little
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """The file system of a folder. `folder` is `log` or `state`; `available_bytes` are for Squid's account."""
+
+    folder: str
+    path: Path
+    available_bytes: int
+    size_bytes: int
+
+    @property
+    def is_low(self) -> bool:
+        """Whether it will soon be full; the alert SquidkeeperDiskSpaceLow has the same bounds."""
+        return self.available_bytes < min(_LOW_RATIO * self.size_bytes, _LOW_BYTES)
+
+
+def read_disks(folders: Mapping[str, Path]) -> Iterator[Disk]:
+    """Read the room that each folder has; a folder that is not there is left out."""
+    for name, path in folders.items():
+        try:
+            usage = shutil.disk_usage(path)
+        except OSError:
+            continue
+        yield Disk(name, path, usage.free, usage.total)
