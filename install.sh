@@ -71,6 +71,8 @@ A squid.conf of your own that includes squidkeeper.conf stays in force; any othe
   --wheels DIR           take what Python needs from the wheels in DIR, and ask no package index. To make DIR, on a machine
                          with an index and the same Python:  pip download --only-binary :all: --dest DIR . hatchling
   --no-exporter          no exporter, now and in later runs, until --exporter-listen is given
+  --log-bytes SIZE       bound the access log with its rotations, such as 20G; the oldest records are deleted. cache.log
+                         may have a sixteenth of it (as installed before; auto: 8G, at most half of the file system)
   --no-start             install, but neither start nor restart Squid and the services beside it
   --uninstall            stop the gateway; remove its program, configuration, certificate store and state; put back the
                          squid.conf that was there before (and, with systemd, restart Squid with it if it parses).
@@ -143,17 +145,18 @@ fail_safely() {
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 read_arguments() {
-    LISTEN="" EXPORTER="" NEW_POLICY="" CA_DIR="" WHEELS="" OPEN="" ROOT="" START=yes START_SERVICES=yes ACTION=install_gateway
+    LISTEN="" EXPORTER="" LOG_BYTES="" NEW_POLICY="" CA_DIR="" WHEELS="" OPEN="" ROOT="" START=yes START_SERVICES=yes ACTION=install_gateway
     while [ $# -gt 0 ]; do
         case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         esac
         case $1 in
-        --listen | --exporter-listen | --policy | --ca-dir | --wheels | --root) [ -n "${2-}" ] || bad_usage "$1 needs a value" ;;
+        --listen | --exporter-listen | --log-bytes | --policy | --ca-dir | --wheels | --root) [ -n "${2-}" ] || bad_usage "$1 needs a value" ;;
         esac
         case $1 in
         --listen) LISTEN=$(read_listen "$1" "$2") ;;
         --exporter-listen) EXPORTER=$(read_listen "$1" "$2") ;;
+        --log-bytes) LOG_BYTES=$(read_size "$1" "$2") ;;
         --policy) NEW_POLICY=$(read_directory "$1" "$2") ;;
         --ca-dir) CA_DIR=$(read_directory "$1" "$2") ;;
         --wheels) WHEELS=$(read_directory "$1" "$2") ;;
@@ -184,6 +187,11 @@ read_listen() {
     fi
     [ "$port" = "$2" ] || [[ $address =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ || $address =~ ^\[[0-9A-Fa-f:.]+\]$ ]] ||
         bad_usage "$1 $2: ADDRESS is an IPv4 address or an IPv6 address in brackets, such as 192.168.137.1:3129"
+    printf '%s' "$2"
+}
+
+read_size() {
+    [[ $2 =~ ^([1-9][0-9]*[KMG]?|auto)$ ]] || bad_usage "$1 $2: SIZE is a number of bytes such as 512M or 20G, or auto"
     printf '%s' "$2"
 }
 
@@ -442,6 +450,9 @@ open_state() {
         say state "given to $ACCOUNT: $counts"
     fi
 }
+
+# Squid reads files of the state folder that the maintenance process keeps up to date.
+prepare_state() { quietly as_squid "$VENV/bin/squidkeeper" maintain --prepare --state "$1"; }
 
 can_write() { as_squid test -r "$1" -a -w "$1" -a -x "$1"; }
 
@@ -714,7 +725,10 @@ parse_configuration() {
     staged[/opt/squidkeeper/bin/squidkeeper]=$VENV/bin/squidkeeper
     mkdir "$WORK/parse"
     render "$SOURCE/squid/squid.conf" staged >"$WORK/parse/squid.conf"
-    render "$SOURCE/squid/squidkeeper.conf" staged >"$WORK/parse/squidkeeper.conf"
+    render "$SOURCE/squid/squidkeeper.conf" staged | sed "s|$STATE/own-addresses|$WORK/state/own-addresses|" >"$WORK/parse/squidkeeper.conf"
+    mkdir "$WORK/state"
+    chown "$ACCOUNT:$GROUP" "$WORK/state"
+    prepare_state "$WORK/state"
     squid_accepts "$WORK/parse/squid.conf"
     if is_yours_with_ours; then
         say configuration "the fragment accepted by squid -k parse in our squid.conf, listening on $LISTEN; yours was not looked at"
@@ -846,6 +860,7 @@ put_all() {
     put "$WORK/program" "$PROGRAM"
     put_services
     open_state
+    prepare_state "$STATE"
     [ -n "$ROOT" ] || link_ca
     [ -n "$ROOT" ] || link_program
     [ -n "$ROOT" ] || label_for_selinux
@@ -1145,8 +1160,15 @@ prepare_services() {
     cp "$SOURCE/squid/supervise" "$WORK/supervise"
     chmod 755 "$WORK/supervise"
     prepare_exporter
+    prepare_maintenance
+}
+
+# The bound of the logs is as said, or as before.
+prepare_maintenance() {
+    [ -n "$LOG_BYTES" ] || LOG_BYTES=$(sed -n 's/^ExecStart=.* --log-bytes \([^ ]*\).*/\1/p' "$MAINTENANCE_UNIT" 2>/dev/null || true)
     name_resolver <"$SOURCE/squid/squidkeeper-maintenance.service" >"$WORK/maintenance.unit"
     render_unit maintenance "$WORK/maintenance.unit"
+    [ "${LOG_BYTES:-auto}" = auto ] || sed -i "/^ExecStart=/s/\$/ --log-bytes $LOG_BYTES/" "$WORK/maintenance.service"
 }
 
 put_services() {

@@ -1201,6 +1201,20 @@ def test_a_killed_maintenance_process_is_started_again(gateway: Gateway) -> None
     assert "squidkeeper-maintenance.service ended with status 137" in gateway.place("log/maintenance.log").read_text()
 
 
+def test_the_bound_of_the_logs_is_as_said_and_stays(gateway: Gateway) -> None:
+    for argument, bound in (("--log-bytes=1G", " --log-bytes 1G"), ("", " --log-bytes 1G"), ("--log-bytes=auto", "")):
+        done = gateway.install(*gateway.listen, *filter(None, [argument]))
+        assert done.returncode == 0, done.stderr
+        assert command_of(gateway.maintenance).endswith(f"/run/squid.pid{bound} ")
+
+
+def test_the_own_addresses_are_there_before_squid_reads_them(gateway: Gateway) -> None:
+    kept = gateway.place("state/own-addresses")
+    assert owner(kept) == squid_account()
+    assert f'acl sk_private dst "{kept}"' in gateway.place("etc/squidkeeper.conf").read_text()
+    assert "own-addresses" not in gateway.place("log/cache.log").read_text()
+
+
 # ── The resolver ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1506,6 +1520,8 @@ def property_of(machine: Machine, names: str) -> str:
         (["--listen"], "--listen needs a value"),
         (["--exporter-listen", "0"], "--exporter-listen 0: the port is a number from 1 to 65535"),
         (["--exporter-listen", "localhost:9129"], "ADDRESS is an IPv4 address or an IPv6 address in brackets"),
+        (["--log-bytes", "0"], "--log-bytes 0: SIZE is a number of bytes such as 512M or 20G, or auto"),
+        (["--log-bytes", "8 GB"], "--log-bytes 8 GB: SIZE is a number of bytes such as 512M or 20G, or auto"),
         (["--policy="], "--policy needs a value"),
         (["--policy", "/nonexistent"], "--policy /nonexistent: there is no such directory"),
         (["--policy", "/proc/self"], "no *.yaml file is in it"),

@@ -1,6 +1,7 @@
 """Squid reconfigured, restarted, killed, with two workers, without descriptors; its log rotated and removed."""
 
 import os
+import shutil
 import signal
 import socket
 from contextlib import ExitStack, suppress
@@ -12,6 +13,7 @@ from tests.e2e.gateway import Gateway, NewGateway
 from tests.e2e.network import wait_for
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
+from tests.e2e.upkeep import maintained
 
 from .conftest import prepared
 from .expect import POLICY, Fault, answers, metric, recorded, under_load
@@ -24,7 +26,8 @@ def counted_once(gateway: Gateway, exporter: Exporter) -> None:
     """Each line of the logs is counted; Squid writes the last ones after their answers."""
 
     def difference() -> float:
-        written = sum(file.read_bytes().count(b"\n") for file in (gateway.root / "log").glob("access.log*"))
+        files = {file.stat().st_ino: file for file in gateway.root.glob("log*/access.log*")}
+        written = sum(file.read_bytes().count(b"\n") for file in files.values())
         return recorded(exporter) - written
 
     wait_for(lambda: difference() == 0, "every record to be counted once")
@@ -52,6 +55,36 @@ def test_the_log_rotated(gateway: Gateway, exporter: Exporter, origins: Origins)
             load.at_least(30)
     counted_once(gateway, exporter)
     assert metric(exporter, "squidkeeper_record_lost_total") == 0
+
+
+def test_the_logs_too_long(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    """Rotated by size, and the oldest deleted: records are counted once each, and the folder keeps within its bound."""
+    log = gateway.root / "log"
+    kept = gateway.root / "log-kept"  # other names for what is deleted
+    kept.mkdir()
+    with under_load(gateway, origins, Fault(denied="what helpers had been asked", lost=SQUIDS_OWN)) as load:
+        before = bytes_of(log)
+        with maintained(gateway, "--log-bytes", str(3 * before)):
+            wait_for(lambda: list(log.glob("access.log-*")), "the log to be rotated")
+            load.at_least(30)
+        for file in log.glob("access.log*"):
+            (kept / file.name).hardlink_to(file)
+        limit = bytes_of(log) - 1
+        with maintained(gateway, "--log-bytes", str(limit)) as said:
+            wait_for(lambda: bytes_of(log) <= limit, "the oldest to be deleted")
+            load.at_least(30)
+        assert f"deleted {log}/access.log" in said.read_text()
+    counted_once(gateway, exporter)
+    assert metric(exporter, "squidkeeper_record_lost_total") == 0
+    shutil.rmtree(kept)
+
+
+def bytes_of(folder: Path) -> int:
+    total = 0
+    for file in folder.glob("access.log*"):
+        with suppress(FileNotFoundError):  # it was deleted since
+            total += file.stat().st_size
+    return total
 
 
 def test_the_log_removed(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:

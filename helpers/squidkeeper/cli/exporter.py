@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_LOG, policy_option, state_option
+from squidkeeper.cli.options import DEFAULT_LOG, file_option, policy_option, state_option
 
 if TYPE_CHECKING:
     from squidkeeper.policy.hosts import Network
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Address(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
@@ -53,11 +50,6 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
             self.fail(str(error), param, ctx)
 
 
-def _file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
-    kind = click.Path(path_type=Path, readable=False)  # what cannot be read is told by the metrics
-    return click.option(option, metavar="FILE", type=kind, default=default, show_default=True, help=text)
-
-
 @click.command()
 @click.option(
     "--listen",
@@ -68,9 +60,9 @@ def _file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
     help="Where /metrics, /healthz and the status page are.",
 )
 @policy_option
-@_file_option("--access-log", DEFAULT_LOG, "The record of requests, as Squid writes it.")
+@file_option("--access-log", DEFAULT_LOG, "The record of requests, as Squid writes it.")
 @state_option("What helpers have counted, and where the exporter keeps its own counts.")
-@_file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, for the day that it ends.")
+@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, for the day that it ends.")
 @click.option(
     "--squid",
     metavar="ADDRESS:PORT",

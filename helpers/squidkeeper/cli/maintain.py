@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import state_option
+from squidkeeper.cli.options import DEFAULT_LOG, file_option, state_option
 
 if TYPE_CHECKING:
     from squidkeeper.maintenance.process import Task
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+class Size(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
+    """A number of bytes, such as 512M or 8G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse it; click's own error where it is none."""
+        if isinstance(value, int):
+            return value
+        digits, unit = (value[:-1], _UNITS[value[-1]]) if value[-1:] in _UNITS else (value, 1)
+        if not (digits.isascii() and digits.isdigit() and int(digits)):
+            self.fail(f"{value!r} is not a number of bytes, such as 512M or 8G", param, ctx)
+        return int(digits) * unit
 
 
 def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -32,33 +49,63 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     callback=_loopback,
     help="Run a resolver for Squid on port 53 of this loopback address; without it there is none.",
 )
+@file_option("--resolv-conf", Path("/etc/resolv.conf"), "The name servers that the resolver forwards to.")
+@state_option("The resolver's configuration, and the file of own addresses that Squid reads.")
+@file_option("--access-log", DEFAULT_LOG, "The record of requests, as Squid writes it.")
+@file_option("--cache-log", DEFAULT_LOG.with_name("cache.log"), "What Squid and the helpers complain about.")
+@file_option("--squid-pid", Path("/run/squid.pid"), "Where Squid's master writes its process id.")
 @click.option(
-    "--resolv-conf",
-    metavar="FILE",
-    type=click.Path(path_type=Path, readable=False),
-    default=Path("/etc/resolv.conf"),
-    show_default=True,
-    help="The name servers that the resolver forwards to; it follows changes.",
+    "--log-bytes",
+    metavar="SIZE",
+    type=Size(),
+    help="Bound the access log with all its rotations, such as 20G; the oldest are deleted. cache.log may have a"
+    " sixteenth of that. Unless given: 8G, and at most half of the file system.",
 )
-@state_option("Where the resolver's configuration is kept.")
-def maintain(resolver: str | None, resolv_conf: Path, state: Path) -> None:
+@click.option("--prepare", is_flag=True, help="Write the file of own addresses for a Squid that is to start, and end.")
+def maintain(
+    resolver: str | None,
+    resolv_conf: Path,
+    state: Path,
+    access_log: Path,
+    cache_log: Path,
+    squid_pid: Path,
+    log_bytes: int | None,
+    prepare: bool,
+) -> None:
     """Keep the gateway's surroundings in order, until it is told to end (SIGTERM).
 
-    Run it beside Squid, as Squid's account. The resolver needs the capability CAP_NET_BIND_SERVICE.
+    Run it beside Squid, as Squid's account. It closes the gateway's own addresses to clients, bounds Squid's logs, and
+    runs a resolver, which needs the capability CAP_NET_BIND_SERVICE.
     A task that fails is logged and tried again each second.
     """
     import logging
     import sys
     from contextlib import ExitStack
 
+    from squidkeeper.maintenance.own_addresses import OwnAddresses
     from squidkeeper.maintenance.process import run
     from squidkeeper.maintenance.resolver import Resolver
+    from squidkeeper.maintenance.rotation import Rotation
+    from squidkeeper.maintenance.squid import Squid
 
+    if prepare:
+        _prepare(state)
+        return
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
-    tasks: list[Task] = []
+    squid = Squid(squid_pid)
+    tasks: list[Task] = [OwnAddresses(state, squid), Rotation(access_log, cache_log, squid, log_bytes)]
     with ExitStack() as at_the_end:
         if resolver:
             own = Resolver(resolver, resolv_conf, state / "resolver")
             at_the_end.callback(own.stop)
             tasks.append(own)
         run(tasks)
+
+
+def _prepare(state: Path) -> None:
+    from squidkeeper.maintenance.own_addresses import prepare_own_addresses
+
+    try:
+        prepare_own_addresses(state)
+    except OSError as error:
+        raise click.ClickException(f"{error}: give Squid's account a state folder that it can write") from error

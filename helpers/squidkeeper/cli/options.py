@@ -54,6 +54,12 @@ def state_option(text: str, default: Path | None = DEFAULT_STATE) -> Callable[[F
     return click.option("--state", metavar="DIR", type=kind, default=default, show_default=True, help=text)
 
 
+def file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
+    """Add the option of one file, which need not be there yet."""
+    kind = click.Path(path_type=Path, readable=False)  # what cannot be read is told by the metrics
+    return click.option(option, metavar="FILE", type=kind, default=default, show_default=True, help=text)
+
+
 def helper_options(concurrency: int) -> Callable[[F], F]:
     """Add the options of a helper that Squid starts; `concurrency` is what squid/squidkeeper.conf says."""
 
