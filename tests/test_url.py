@@ -254,7 +254,7 @@ READINGS = {
     "/../../a/.": ["sent /../../a/.", "resolved /a/"],
     "/a//b": ["sent /a//b", "merged /a/b"],
     "/a//../b": ["sent /a//../b", "resolved /a/b", "merged /a/../b", "merged /b"],
-    "/a\\b": ["sent /a\\b", "plain /a/b"],
+    "/a\\b": ["sent /a%5Cb", "decoded /a\\b", "plain /a/b"],
     "/a;v=1/b": ["sent /a;v=1/b", "plain /a/b"],
     "/..;/a": ["sent /..;/a", "plain /../a", "plain /a"],
     "/a%2fb/../c": ["sent /a%2Fb/../c", "resolved /c", "plain /a/b/../c", "plain /a/c"],

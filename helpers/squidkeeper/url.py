@@ -211,6 +211,16 @@ def _parse_origin(text: str) -> tuple[str, Host, int]:
     return scheme, host, DEFAULT_PORTS[scheme] if port is None else port
 
 
+def origin_of(text: str) -> tuple[str, Host, int]:
+    """Read scheme, host and port of a URL, whatever stands behind them; `InvalidUrl` as of `parse_url`."""
+    match = _URL.fullmatch(text)
+    if not match or "@" in match[2]:
+        raise InvalidUrl("the request target is not an absolute URL without userinfo ('user@host')")
+    scheme = check_scheme(match[1].lower())
+    host, port = parse_authority(match[2])
+    return scheme, host, DEFAULT_PORTS[scheme] if port is None else port
+
+
 def check_scheme(scheme: str) -> str:
     """Give the scheme back if it is http or https."""
     if scheme not in DEFAULT_PORTS:
@@ -249,6 +259,52 @@ def _ascii_query(query: str | None) -> str | None:
     return None if query is None else _quote_unsafe(query).translate(_WILDCARDS_AS_ESCAPES)
 
 
+# --- URLs on record -----------------------------------------------------------------------------------------------
+
+RECORDED_URL_LENGTH = 4096  # characters of a URL that are on record
+LONG_URL = 1366  # bytes of a URL, each escape counted as one, from which on it can be as long on record
+OWN_PAGES = "/squid-internal-"
+
+_UNUSUAL = re.compile(r"[^]!$&-[^-~]")
+_RECORDED = re.compile(rb"[^!$-&(-;=?-Z_a-z]")
+_RECORDED_AS_SENT = re.compile(r"[!$-&(-;=?-Z_a-z]*")
+_UP_TO_PATH = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://)?[^/?#]*")
+_ESCAPES_IN_HOST = re.compile(r"(?:%(?:[89A-F][0-9A-F]|5B|5D))+")
+
+
+def is_unusual(url: str) -> bool:
+    """Tell whether squid.conf has helpers asked about a URL for how it looks (`sk_unusual_url`), sent or on record."""
+    decoded = unquote_to_bytes(url) if "%" in url else url.encode("utf-8", "surrogateescape")
+    return len(decoded) >= LONG_URL or _UNUSUAL.search(decoded.decode("latin-1")) is not None
+
+
+def recorded_url(url: str) -> str:
+    """Write a URL as Squid writes it on record (`%>ru`): escape what it calls unsafe, but no `%` (lib/rfc1738.c)."""
+    if _RECORDED_AS_SENT.fullmatch(url):
+        return url
+    escaped = _RECORDED.sub(lambda match: b"%%%02X" % match[0][0], url.encode("utf-8", "surrogateescape"))
+    return escaped.decode("ascii")
+
+
+def unrecorded_url(text: str) -> str:
+    """Take back Squid's escapes in the host of a URL on record, or of a CONNECT's authority: Unicode, and brackets.
+
+    Squid writes a host in lower case and its own escapes in upper case: `%c3%bc`, which is denied, is not one of them.
+    """
+    ahead = _UP_TO_PATH.match(text)
+    if ahead is None or "%" not in ahead[0]:
+        return text
+    host = _ESCAPES_IN_HOST.sub(lambda one: unquote_to_bytes(one[0]).decode("utf-8", "surrogateescape"), ahead[0])
+    return host + text[ahead.end() :]
+
+
+def is_own_page(url: str) -> bool:
+    """Tell whether squid.conf denies a URL as one of Squid's own pages (`sk_own_pages`)."""
+    match = _URL.fullmatch(url)
+    path = unquote_to_bytes(match[3][: 3 * len(OWN_PAGES)]) if match else b""
+    return path[: len(OWN_PAGES)].lower() == OWN_PAGES.encode()
+
+
 # --- readings of a path -------------------------------------------------------------------------------------------
 
 
@@ -277,13 +333,15 @@ class ReadPath(NamedTuple):
 
 
 _ONE_READING = re.compile(_PLAIN_PATH)
-_SAFE = re.compile(r"[!-~]*")
-_UNSAFE = re.compile(rb"[^\x01\x02\x21-\x7e]")  # \x01 and \x02 stand for the wildcards of a path pattern
+_SAFE = re.compile(r"[!#-;=?-Z_a-z~]*")
+# What a URL must not hold bare (RFC 3986, 2). \x01 and \x02 stand for the wildcards of a path pattern.
+_UNSAFE = re.compile(rb"[^\x01\x02!#-;=?-Z_a-z~]")
 _WILDCARDS_AS_ESCAPES = {1: "%01", 2: "%02"}  # where they stand for themselves
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+# The apostrophe with them: Squid forwards it as it came and escapes it on record (lib/rfc1738.c).
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~'")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"/{2,}")
 # A name in NTFS with a stream and its type: `x::$DATA` is x, `x:$I30:$INDEX_ALLOCATION` the folder x.

@@ -12,17 +12,21 @@ from squidkeeper.engine.decision import Decision, Rewritten, deny
 from squidkeeper.engine.fields import Asked, Facts, covers_default_port, holds_for_host, holds_for_url
 from squidkeeper.engine.index import HostIndex
 from squidkeeper.engine.kept import Kept
-from squidkeeper.engine.query import CONNECT, ECHOING, Query
+from squidkeeper.engine.query import CONNECT, REFUSED_METHODS, Query
 from squidkeeper.engine.target import target_url
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.policy.model import Action, Credential, Policy, Rewrite, Rule
 from squidkeeper.url import (
+    OWN_PAGES,
     Host,
     ReadPath,
     Url,
     bracketed,
     check_scheme,
     format_authority,
+    is_own_page,
+    is_unusual,
+    origin_of,
     parse_address,
     parse_authority,
     parse_host,
@@ -103,18 +107,24 @@ class Judge:
         self._verdicts: dict[str, Decision] = {}  # one for each rule at most, whoever asks
 
     def decide(self, query: Query, at: datetime) -> Decision:
-        """Decide a query: for its URL, or without one, as far as that goes for every URL of the host."""
+        """Decide a query as squid.conf has it decided: for its host, and where that does not settle it, for its URL."""
+        if query.url is not None and is_own_page(query.url):
+            return deny("invalid-request", f"{OWN_PAGES}… are pages of Squid itself, which are not for clients.")
         scope = self.scope(query)
         if isinstance(scope, Decision):
             return scope
-        return self.decide_host(scope, at) if query.url is None else self.decide_url(scope, query.url, at)
+        decision = self.decide_host(scope, at)
+        if query.url is None:
+            return decision
+        is_asked = asks_url(decision, scope, query.url) or not _is_at(query.url, scope.facts)
+        return self.decide_url(scope, query.url, at) if is_asked else decision
 
     def scope(self, query: Query) -> Scope | Decision:
         """Work out all that needs no URL and no clock; a `Decision` where that is already enough to deny."""
         try:
             facts = self._facts(query)
         except InvalidUrl as error:
-            return deny("invalid-request", f"Not a request that can be judged: {error}.")
+            return _unreadable(query, error)
         return check_tunnel(query, facts) or self._scope(facts)
 
     def decide_host(self, scope: Scope, at: datetime) -> Decision:
@@ -167,8 +177,9 @@ class Judge:
         return Facts(known.clients, known.method, known.scheme, parse_host(query.host), known.port)
 
     def _asker(self, query: Query) -> Asker:
-        if query.method.upper() in ECHOING:
-            raise InvalidUrl(f"the method {query.method} returns a request's headers to whoever asks")
+        refused = REFUSED_METHODS.get(query.method.upper())
+        if refused:
+            raise InvalidUrl(f"the method {query.method} {refused}")
         address = parse_address(query.client) if query.client else None
         is_connect = query.method == CONNECT
         return Asker(
@@ -357,6 +368,14 @@ def injects(facts: Facts) -> bool:
     return facts.scheme == "https" and facts.method != _PREFLIGHT
 
 
+def asks_url(decision: Decision, scope: Scope, url: str) -> bool:
+    """Tell whether squid.conf has a helper asked about a URL, once this was decided about its host."""
+    if not decision.allowed or scope.facts.method is None:
+        return False
+    may_inject = decision.may_inject and scope.facts.scheme == "https"
+    return decision.needs_url or decision.may_rewrite or may_inject or is_unusual(url)
+
+
 def check_tunnel(query: Query, facts: Facts) -> Decision | None:
     """Deny what claims to be one host at one layer and another at the next; None where all agree."""
     if query.method == CONNECT:
@@ -373,12 +392,34 @@ def check_tunnel(query: Query, facts: Facts) -> Decision | None:
     return None
 
 
+def _unreadable(query: Query, error: InvalidUrl) -> Decision:
+    """Deny what cannot be taken apart, for what is wrong with its URL where that is the reason."""
+    if query.method == CONNECT and query.url is not None:
+        return _no_authority(query.url)
+    try:
+        parse_url(query.url or "http://host.example")
+    except InvalidUrl as fault:
+        error = fault
+    return deny("invalid-request", f"Not a request that can be judged: {error}.")
+
+
 def _check_connect(query: Query) -> Decision | None:
     if query.tunnel is not None:
         return deny("invalid-request", "A CONNECT inside a tunnel is not allowed.")
-    if query.url is not None:  # Squid sends none
-        return deny("invalid-request", f"CONNECT takes HOST:PORT, such as github.com:443, not {query.url!r}.")
-    return None
+    return None if query.url is None else _no_authority(query.url)  # Squid sends none
+
+
+def _no_authority(target: str) -> Decision:
+    return deny("invalid-request", f"CONNECT takes HOST:PORT, such as github.com:443, not {target!r}.")
+
+
+def _is_at(url: str, facts: Facts) -> bool:
+    """Tell whether a URL is of the host Squid said it is of."""
+    try:
+        scheme, host, port = origin_of(url)
+    except InvalidUrl:
+        return False
+    return (scheme, host.text, port) == (facts.scheme, facts.host.text, facts.port)
 
 
 def check_same_place(url: Url, facts: Facts) -> None:

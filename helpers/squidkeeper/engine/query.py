@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.url import bracketed, format_authority, parse_authority, parse_url
+from squidkeeper.url import bracketed, format_authority, origin_of, parse_authority, unrecorded_url
 
 CONNECT = "CONNECT"
-ECHOING = frozenset({"TRACE", "TRACK"})  # they send a request back to whoever asks, credentials included
+REFUSED_METHODS = {
+    "TRACE": "returns a request's headers to whoever asks",
+    "TRACK": "returns a request's headers to whoever asks",
+    "PURGE": "is for the owner of a cache",
+}
 
 
 class Query(NamedTuple):  # cheaper to make than a dataclass, and made for each line
@@ -32,17 +36,18 @@ class Query(NamedTuple):  # cheaper to make than a dataclass, and made for each 
 def query_of(method: str, target: str, client: str | None = None, user: str | None = None) -> Query:
     """Ask about a method and a request target as a client would.
 
-    An https URL is asked inside the tunnel that its CONNECT opened; the target of a CONNECT is `host:port`. What is no
-    target makes a query that is denied for it, as its `url`.
+    An https URL is asked inside the tunnel that its CONNECT opened; the target of a CONNECT is `host:port`. Both may be
+    as the record has them. What is no target makes a query that is denied for it, as its `url`.
     """
+    target = unrecorded_url(target)
     try:
         if method == CONNECT:
             return Query(method, None, *_host_and_port(target), client, user)
-        url = parse_url(target)
+        scheme, host, port = origin_of(target)
     except InvalidUrl:
-        return Query(method, "http", "invalid", "80", client, user, url=target)
-    tunnel = format_authority(url.host, url.port) if url.scheme == "https" else None
-    return Query(method, url.scheme, bracketed(url.host), str(url.port), client, user, None, tunnel, target)
+        return Query(method, "http", "", "80", client, user, url=target)
+    tunnel = format_authority(host, port) if scheme == "https" else None
+    return Query(method, scheme, bracketed(host), str(port), client, user, None, tunnel, target)
 
 
 def _host_and_port(target: str) -> tuple[str, str]:
