@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.live import LivePolicy
+from squidkeeper.observe.record.line import Record
 
 from .conftest import write_policy
 
@@ -414,6 +415,84 @@ def test_explain_exits_by_the_verdict(policy: Path) -> None:
     assert run("explain", "--policy", policy, "CONNECT", "api.example:443")[0] == 0
     assert run("explain", "--policy", policy, "--client", "nobody", "GET", "https://api.example/")[0] == 2
     assert run("explain", "--policy", policy / "none", "GET", "https://api.example/")[0] == 2
+
+
+RECORD = {
+    **dict.fromkeys(Record.__struct_fields__, "-"),
+    "v": 1,
+    "time": "2026-11-25T12:00:00.000Z",
+    "client": "192.168.137.2",
+    "method": "GET",
+    "revision": "a" * 12,
+    "url": "https://api.example/v1/x",
+    "status": 403,
+    "bytes": 1,
+    "duration_ms": 1,
+    "verdict": "deny",
+    "rule": "default",
+    "sni": "api.example",
+    "tunnel": "api.example:443",
+}
+CUT = "https://api.example/v1/" + "l" * 4073
+ON_RECORD: list[tuple[dict[str, str], int, str]] = [
+    ({"verdict": "allow", "rule": "api"}, 0, "rule         api "),
+    ({"url": "https://api.example/v1/x%23y", "hidden": "fragment"}, 1, "has a fragment ('#')"),
+    ({"url": "https://api.example/v1/x%23y"}, 0, "ALLOW        GET https://api.example/v1/x%23y (on record: deny by"),
+    ({"url": "http://api.example/v1/x", "tunnel": "-", "hidden": "userinfo"}, 1, "userinfo"),
+    ({"sni": "other.example"}, 1, "rule         authority-mismatch"),
+    ({"tunnel": "a.wikipedia.org:443%20denied%20by%20no-wikipedia"}, 1, "rule         no-wikipedia "),
+    ({"method": "CONNECT", "url": "api.example:443", "revision": "-"}, 1, "A CONNECT inside a tunnel is not allowed."),
+    ({"method": "CONNECT", "url": "api.example:443"}, 0, "ALLOW        CONNECT api.example:443 (on"),
+    ({"url": CUT, "cut": "5000:abc"}, 2, "the beginning of url (length and SHA-256 of the whole URL: 5000:abc)."),
+    ({"url": CUT}, 2, "cannot be explained by the policy: the record holds only the beginning of url."),
+    ({"rule": "private-address"}, 2, "the name had a private address"),
+    ({"rule": "policy-unavailable"}, 2, "no helper answered"),
+    ({"rule": "credential-unavailable"}, 2, "a secret was not available"),
+    ({"rule": "-", "verdict": "-"}, 2, "nobody was asked"),
+    ({"time": "no time"}, 2, "--record"),
+]
+
+
+@pytest.mark.parametrize(("fields", "status", "said"), ON_RECORD, ids=[said for *_, said in ON_RECORD])
+def test_explain_takes_a_line_of_the_record(
+    policy: Path, tmp_path: Path, fields: dict[str, str], status: int, said: str
+) -> None:
+    line = tmp_path / "line"
+    line.write_text(json.dumps({**RECORD, **fields}) + "\n")
+    code, out = run("explain", "--policy", policy, "--record", line)
+    assert said in out
+    assert code == status
+
+
+def test_explain_refuses_a_url_as_the_record_cuts_it_off(policy: Path) -> None:
+    status, out = run("explain", "--policy", policy, "GET", CUT)
+    assert status == 2
+    assert "has 4,096 characters, as a URL that the record cuts off" in out
+    assert run("explain", "--policy", policy, "GET", f"{CUT}l")[0] == 0
+
+
+def test_explain_takes_a_request_or_a_record(policy: Path) -> None:
+    assert run("explain", "--policy", policy, "GET")[0] == 2
+    assert run("explain", "--policy", policy, "--record", "-", "GET", "https://api.example/")[0] == 2
+
+
+HOSTS_ON_RECORD = {
+    "http://b%C3%BCcher.example/": "books",  # Squid's escapes, of a host in Unicode
+    "http://b%c3%bccher.example/": "invalid-request",  # the client's own, which Squid writes in lower case
+    "http://%5B2001:db8::1%5D/": "address",
+    "http://%5b2001:db8::1%5d/": "invalid-request",
+    "http://bücher.example/": "books",
+    "http://[2001:db8::1]/": "address",
+}
+
+
+def test_explain_reads_hosts_as_the_record_writes_them(tmp_path: Path) -> None:
+    rules = (
+        "[{name: books, action: deny, hosts: [bücher.example]}, {name: address, action: deny, hosts: ['2001:db8::1']}]"
+    )
+    policy = write_policy(tmp_path / "policy", f"rules: {rules}")
+    said = {url: run("explain", "--policy", policy, "--json", "GET", url)[1] for url in HOSTS_ON_RECORD}
+    assert {url: json.loads(out)["rule"] for url, out in said.items()} == HOSTS_ON_RECORD
 
 
 @pytest.mark.parametrize("command", ["", "acl", "rewrite", "credential", "check", "explain"])

@@ -447,6 +447,16 @@ def test_drift_is_shown_with_what_the_policy_says(path: Path, policy: Path) -> N
     assert (said.code, said.err) == (1, "")
 
 
+def test_a_url_that_the_record_cuts_off_is_marked_and_drift_counts_it_apart(path: Path, policy: Path) -> None:
+    url = f"http://open.example/{'l' * 4076}"
+    revision = load(policy, NOON).judge.policy.revision
+    path.write_text(f"{line(0, url, revision=revision, cut='9000:ab')}\n{line(1, url[:-1], revision=revision)}\n")
+    assert [one.endswith("l… (cut)") for one in run(path).lines] == [False, True, False]
+    said = run("--drift", "--policy", policy, "--state", path.parent, path)
+    assert said.err == "1 served request not checked: the record holds only the beginning of a URL that decides\n"
+    assert (said.code, said.lines) == (0, [])
+
+
 def test_drift_is_an_object_with_the_record_in_it(path: Path, policy: Path) -> None:
     audited(path, policy)
     said = run("--drift", "--json", "--host", "closed.example", "--policy", policy, "--state", path.parent, path)

@@ -12,9 +12,10 @@ from weakref import ref
 import pytest
 
 from squidkeeper.engine import Judge
+from squidkeeper.engine.judge import Scope
 from squidkeeper.engine.query import query_of
 from squidkeeper.live import load, load_sources
-from squidkeeper.observe.record.drift import Drift, Finding, Known, was_served
+from squidkeeper.observe.record.drift import Drift, Finding, Kind, Known, was_served
 from squidkeeper.observe.record.judges import KeptJudges
 from squidkeeper.observe.record.line import NONE, Record, time_of
 from squidkeeper.policy.revisions import keep
@@ -140,7 +141,9 @@ TOO_MANY_READINGS = "/a/..;/b//..;c/../d;e/..//f./.;/g//../h;i//..;/" * 3
 
 def test_some_paths_can_be_read_in_too_many_ways(judge: Judge) -> None:
     url = f"https://open.example{TOO_MANY_READINGS}"
-    assert judge.decide(query_of("GET", url), datetime.now(UTC)).rule == "invalid-request"
+    scope = judge.scope(query_of("GET", url))
+    assert isinstance(scope, Scope)
+    assert judge.decide_url(scope, url, datetime.now(UTC)).rule == "invalid-request"
 
 
 DUE: list[tuple[str, dict[str, Any]]] = [
@@ -236,6 +239,23 @@ def test_what_cannot_be_held_against_a_revision_is_counted(drift: Drift, record:
     assert drift.check(record("https://lapses.example/", time="2026-11-25T11:00:00")) is None
     assert drift.check(record("https://lapses.example/", duration_ms=2**62)) is None
     assert drift.unchecked == 4
+
+
+LONG = "l" * 5000
+
+
+def test_a_url_that_the_record_cuts_off_is_counted_apart_where_it_decides(
+    drift: Drift, record: Callable[..., Record]
+) -> None:
+    def cut(url: str, **fields: str) -> Finding | None:
+        return drift.check(record(url[:4096], cut="5021:" + "0" * 32, **fields))
+
+    assert cut(f"https://closed.example/{LONG}") == Finding(Kind.ALLOWED, "closed", "The rule closed denies this.")
+    assert drift.cut == 0
+    assert cut(f"https://paths.example/{LONG}") is None
+    assert cut(f"https://open.example/{LONG}", credential="api") is None
+    assert drift.check(record("http://front.example/", fetched="x" * 4096)) is None
+    assert (drift.cut, drift.unchecked) == (3, 0)
 
 
 def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(

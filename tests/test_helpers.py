@@ -14,9 +14,11 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from unittest.mock import patch
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,6 +32,7 @@ from squidkeeper.live import load
 from squidkeeper.metrics import DECISION_DURATION
 from squidkeeper.policy.revisions import kept
 from squidkeeper.slots import Status, read_slots
+from squidkeeper.url import recorded_url
 from squidkeeper.wire import Result
 
 from .conftest import write_policy
@@ -187,6 +190,45 @@ def test_at_request_scope_the_url_is_judged(start: Start, policy: Path) -> None:
     assert helper.ask(f"5 {line} -").startswith("5 ERR rule_=invalid-request verdict_=deny")
 
 
+@pytest.mark.parametrize("policy_loads", [True, False])
+def test_at_host_scope_the_proxy_user_that_is_judged_is_named(start: Start, policy: Path, policy_loads: bool) -> None:
+    helper = start(*SCOPES["host"], directory=policy if policy_loads else policy / "none")
+    for host in ("open.example", "closed.example", "not%20a%20host", "open.example"):  # the last is answered as before
+        assert " user_=ci-bot" in helper.ask(f"1 {place(host, user='ci-bot')}")
+        assert ' user_="%25%22%FF@x"' in helper.ask(f"1 {place(host, user='%25%22%FF%40x')}")
+        assert " user_=" not in helper.ask(f"1 {place(host)}")
+
+
+FORMS = {"a": 1, "%22": 3, '"': 3, "\xff": 3, "'": 3}  # what a client sends, and its characters on record
+
+
+def url_of(host: str, form: str, recorded: int) -> bytes:
+    """Make a URL that takes so many characters on record."""
+    number, rest = divmod(recorded - len(f"http://{host}/"), FORMS[form])
+    return f"http://{host}/{'b' * rest}{form * number}".encode("latin-1")
+
+
+@pytest.mark.parametrize("host", ["paths.example", "closed.example"])
+@pytest.mark.parametrize("policy_loads", [True, False])
+def test_at_request_scope_the_length_and_hash_of_a_url_that_the_record_cuts_off_are_told(
+    start: Start, policy: Path, host: str, policy_loads: bool
+) -> None:
+    helper = start(*SCOPES["request"], directory=policy if policy_loads else policy / "none")
+    line = place(host, scheme="http", port="80", sni="-", tunnel="-")
+    for form in FORMS:
+        for length in (4095, 4096, 7000):
+            url = url_of(host, form, length)
+            answer = helper.ask(f"1 {line} {quote(url, safe='')}")
+            recorded = recorded_url(url.decode("utf-8", "surrogateescape"))
+            said = re.findall(r" cut_=([0-9a-f:]+)", answer)
+            assert said == ([] if length < 4096 else [f"{length}:{sha256(recorded.encode()).hexdigest()[:32]}"]), form
+
+
+def test_a_denied_host_is_denied_for_itself_where_its_long_url_could_not_be_judged(start: Start) -> None:
+    answer = start(*SCOPES["request"]).ask(f"1 {place('closed.example')} https://closed.example/%2523{'%2500' * 1400}")
+    assert answer.startswith("1 ERR rule_=closed verdict_=deny")
+
+
 def test_the_rewriter_always_names_the_final_url(start: Start, policy: Path) -> None:
     helper = start("rewrite", concurrency=0)
     rewritten = "https://inside.internal/p/simple/x/"
@@ -337,9 +379,13 @@ def test_the_longest_names_leave_room_for_an_answer(policy: Path, start: Start) 
     name, host = "\N{GRINNING FACE}" * 100, ".".join(["h" * 60] * 4) + ".example"
     write_policy(policy, f"rules: [{{name: {name}, action: deny, hosts: [{host}], reason: {'é' * 900}}}]")
     helper = start(*SCOPES["host"])
-    answer = helper.ask(f"{10**18} {connect(host, '65535')}")
+    client, _, place_of_it = connect(host, "65535").split(" ", 2)
+    answer = helper.ask(f"{10**18} {client} {'%22' * 5000} {place_of_it}")
     said = f'rule_="{name}" verdict_=deny revision_={revision_of(policy)} private_=no'
-    assert answer.startswith(f'{10**18} ERR {said} clt_conn_tag="{host}:65535 denied by {name}" message="Rule: ')
+    said_of_tunnel = f'clt_conn_tag="{host}:65535 denied by {name}" user_="' + "%22" * 85 + '%"'
+    assert answer.startswith(f'{10**18} ERR {said} {said_of_tunnel} message="Rule: ')
+    answer = start(*SCOPES["request"], concurrency=32).ask(f"{10**18} {place(host)} http://{host}/{'%22' * 7900}%23 -")
+    assert answer.startswith(f"{10**18} ERR {said} hidden_=fragment cut_=2")
 
 
 def test_nothing_but_answers_reaches_squid_and_no_core_is_left(start: Start) -> None:

@@ -8,11 +8,13 @@ import msgspec
 import pytest
 
 from squidkeeper.errors import InvalidRecord
-from squidkeeper.observe.record.line import NONE, VERSION, Record, parse_record, text
+from squidkeeper.observe.record.line import LENGTHS, LINE_LENGTH, NONE, VERSION, Record, cut_fields, parse_record, text
+from squidkeeper.url import LONG_URL, RECORDED_URL_LENGTH, is_unusual, recorded_url
 
 REPOSITORY = Path(__file__).parents[1]
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}
 PLAIN = {  # what Squid makes itself, or writes in percent-encoding in any case
+    "%{user_}note",  # the helper writes it so
     *("%>a", "%>ru", "%<a", "%<pt", "%err_code", "%Ss/%Sh", "%transport::>connection_id"),
     "%Y-%m-%dT%H:%M:%S}tg.%03tuZ",
 }
@@ -49,8 +51,59 @@ def test_squid_quotes_text_and_only_text() -> None:
 
 
 def test_text_that_a_client_can_choose_is_percent_encoded() -> None:
-    codes = {name: code.strip('"') for name, code in logged() if code.startswith('"')}
+    codes = {name: without_length(code) for name, code in logged() if code.startswith('"')}
     assert {name: code for name, code in codes.items() if not code.startswith("%#") and code not in PLAIN} == {}
+
+
+def without_length(code: str) -> str:
+    return re.sub(r"^(%#?)\.\d+", r"\1", code.strip('"'))
+
+
+def test_every_text_that_others_choose_is_cut_off_at_its_length_and_so_is_the_line() -> None:
+    lengths = {name: re.match(r'"%#?\.(\d+)', code) for name, code in logged()}
+    assert {name: int(length[1]) for name, length in lengths.items() if length} == LENGTHS
+    assert {name for name in FIELDS if name not in LENGTHS and FIELDS[name] is str} == OF_SQUIDS_CHOICE
+    assert sum(LENGTHS.values()) + len(logformat()) + OF_SQUID_AT_MOST < LINE_LENGTH
+
+
+OF_SQUIDS_CHOICE = {"time", "client", "upstream", "upstream_ms", "squid", "connection"}
+OF_SQUID_AT_MOST = 24 + 2 * 45 + 5 * 20 + 60 + 20  # a time, addresses, numbers, a result and a way, a connection
+
+
+def test_squid_asks_about_long_and_unusual_urls_as_the_program_takes_it() -> None:
+    conf = (REPOSITORY / "squid/squidkeeper.conf").read_text()
+    (unusual,) = re.findall(r"^acl sk_unusual_url url_regex (.*)$", conf, re.MULTILINE)
+    (long,) = re.findall(r"^acl sk_long_url url_regex (.*)$", conf, re.MULTILINE)
+    assert long == f"^.{{{LONG_URL}}}"
+    assert RECORDED_URL_LENGTH // 3 < LONG_URL <= RECORDED_URL_LENGTH // 3 + 1
+    samples = ["", "a" * (LONG_URL - 1), "a" * LONG_URL, *(f"a{chr(code)}b" for code in range(0x21, 0x7F))]
+    for sample in samples:
+        decoded = sample.replace("%", "\x00")  # it stays, as it escapes nothing
+        assert is_unusual(sample) == (re.match(unusual, decoded) is not None), sample
+    assert is_unusual("%61" * LONG_URL)
+    assert not is_unusual("%61" * (LONG_URL - 1))
+    assert is_unusual("%2561")
+
+
+def test_a_url_is_recorded_as_squid_writes_it() -> None:
+    every_byte = bytes(range(0x21, 0x100)).decode("utf-8", "surrogateescape")
+    assert recorded_url(every_byte) == (
+        "!%22%23$%&%27()*+,-./0123456789:;%3C=%3E?@ABCDEFGHIJKLMNOPQRSTUVWXYZ%5B%5C%5D%5E_%60abcdefghijklmnopqrstuvwxyz"
+        "%7B%7C%7D%7E" + "".join(f"%{code:02X}" for code in range(0x7F, 0x100))
+    )
+
+
+def test_a_line_of_before_the_newest_fields_is_read() -> None:
+    old = {name: value for name, value in json.loads(LINE).items() if name not in ("tls_error", "cut", "hidden")}
+    record = parse_record(json.dumps({**old, "url": "u" * 8000}).encode())
+    assert (record.tls_error, record.cut, record.hidden, cut_fields(record)) == (NONE, NONE, NONE, ())
+
+
+def test_a_field_as_long_as_a_line_has_room_for_is_taken_for_one_that_is_cut_off() -> None:
+    for name in ("url", "fetched", "sni", "tunnel", "user", "credential", "method"):
+        record = msgspec.structs.replace(parse_record(LINE.encode()), **{name: "x" * LENGTHS[name]})
+        assert cut_fields(record) == (name,)
+    assert cut_fields(msgspec.structs.replace(record, method="x", user_agent="x" * 256)) == ()
 
 
 def test_the_documentation_has_every_field_with_its_type() -> None:

@@ -20,6 +20,7 @@ LINE_LIMIT = 128 * 1024  # bytes of a request; two URLs of 8,191 bytes, each byt
 LONGEST_CHANNEL = b"9" * 19
 _CHANNEL_ROOM = len(LONGEST_CHANNEL) + len(b" ")
 IN_FLIGHT_LIMIT = 31_900  # bytes; Squid reads a child through 32 KB, and takes an ID that is torn there for another
+USER_LENGTH = 256  # characters of a proxy user's name in an answer, percent-encoded; what is longer is cut off
 UNNUMBERED_LIMIT = 100_000  # bytes; with concurrency=0 a single reply is in flight and no ID can be torn
 
 

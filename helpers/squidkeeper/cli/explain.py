@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from squidkeeper.cli.options import json_option, policy_option
 
 if TYPE_CHECKING:
-    from squidkeeper.engine import Decision
+    from squidkeeper.engine import Decision, Judge, Query
     from squidkeeper.engine.explain import PassedOver, Resolved, WebSocket
     from squidkeeper.engine.fields import Entry
     from squidkeeper.policy.faults import Location
@@ -33,31 +33,36 @@ _NOT_REACHED_AT_MOST = 5
 @click.option("--client", metavar="ADDRESS", help="The client's address. Left out: of no client.")
 @click.option("--user", metavar="NAME", help="The proxy user.")
 @json_option
-@click.argument("method")
-@click.argument("url")
-def explain(directory: Path, client: str | None, user: str | None, as_json: bool, method: str, url: str) -> None:
+@click.option("--record", "line", metavar="FILE", type=click.File("rb"), help="Explain a line of the record instead.")
+@click.argument("method", required=False)
+@click.argument("url", required=False)
+def explain(
+    directory: Path,
+    client: str | None,
+    user: str | None,
+    as_json: bool,
+    line: BinaryIO | None,
+    method: str | None,
+    url: str | None,
+) -> None:
     """Explain what the gateway does with METHOD URL, and why.
 
     An https URL is taken as asked inside its own tunnel; METHOD CONNECT with HOST:PORT asks about opening one.
     Nothing is resolved here. Squid resolves a name that is allowed and denies it as private-address if one of its
     addresses is private, unless the rule says private: true.
 
-    Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load, or URL is not a URL).
+    --record explains the first line of FILE (- for standard input), as `squidkeeper log --json` prints it, instead of
+    METHOD URL: as of its time, and with the tunnel and TLS server name on record. A line whose verdict does not follow
+    from the policy is refused with the reason: a URL that the record cuts off, a name that had a private address, a
+    helper or a secret that was not available.
+
+    Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load, URL is not a URL, or the line of the record cannot be
+    explained).
     """
     from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, resolved, websocket
-    from squidkeeper.engine.query import query_of
-    from squidkeeper.errors import PolicyError
-    from squidkeeper.live import load
 
-    _check_address(client)
-    _check_target(method, url)
-    now = datetime.now(UTC)
-    try:
-        judge = load(directory, now).judge
-    except PolicyError as error:
-        click.echo(f"{error}\n{directory} does not load, so nothing can be said; helpers that run keep their last good")
-        raise SystemExit(_CANNOT_SAY) from error
-    query = query_of(method, url, client, user)
+    asked, query, now = _of_record(line, method, client, user) if line else _of_arguments(method, url, client, user)
+    judge = _load(directory)
     decision = judge.decide(query, now)
     trace = Trace(
         passed_over(judge, query, now),
@@ -67,8 +72,58 @@ def explain(directory: Path, client: str | None, user: str | None, as_json: bool
         websocket(judge, query, decision, now),
         resolved(judge, query, decision),
     )
-    click.echo(_json(decision, trace) if as_json else _text(f"{method} {url}", decision, trace))
+    click.echo(_json(decision, trace) if as_json else _text(asked, decision, trace))
     raise SystemExit(0 if decision.allowed else 1)
+
+
+Question = tuple[str, "Query", datetime]
+
+
+def _of_arguments(method: str | None, url: str | None, client: str | None, user: str | None) -> Question:
+    from squidkeeper.engine.query import query_of
+    from squidkeeper.url import RECORDED_URL_LENGTH
+
+    if method is None or url is None:
+        raise click.UsageError("give METHOD URL, or --record FILE")
+    _check_address(client)
+    _check_target(method, url)
+    if len(url) == RECORDED_URL_LENGTH:
+        raise click.BadParameter(
+            f"it has {len(url):,} characters, as a URL that the record cuts off: what is missing may decide. "
+            "Give the whole URL.",
+            param_hint="URL",
+        )
+    return f"{method} {url}", query_of(method, url, client, user), datetime.now(UTC)
+
+
+def _of_record(line: BinaryIO, *given: str | None) -> Question:
+    from squidkeeper.errors import InvalidRecord
+    from squidkeeper.observe.record.asked import asked, unexplained
+    from squidkeeper.observe.record.line import moment_of, parse_record
+
+    if any(given):
+        raise click.UsageError("--record goes without METHOD, URL, --client and --user: the record has them")
+    try:
+        record = parse_record(line.readline().rstrip(b"\n"))
+        at = moment_of(record)
+    except (InvalidRecord, ValueError) as error:
+        raise click.BadParameter(f"{line.name}: {error}", param_hint="--record") from error
+    reason = unexplained(record)
+    if reason:
+        click.echo(f"This request cannot be explained by the policy: {reason}.", err=True)
+        raise SystemExit(_CANNOT_SAY)
+    return f"{record.method} {record.url} (on record: {record.verdict} by {record.rule})", asked(record), at
+
+
+def _load(directory: Path) -> Judge:
+    from squidkeeper.errors import PolicyError
+    from squidkeeper.live import load
+
+    try:
+        return load(directory, datetime.now(UTC)).judge
+    except PolicyError as error:
+        click.echo(f"{error}\n{directory} does not load, so nothing can be said; helpers that run keep their last good")
+        raise SystemExit(_CANNOT_SAY) from error
 
 
 @dataclass(frozen=True, slots=True)

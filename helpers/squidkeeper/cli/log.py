@@ -125,6 +125,9 @@ class Audit:
         if self._drift.unchecked:
             what = counted(self._drift.unchecked, "served request")
             click.echo(f"{what} not checked: the revision that decided is not kept in {self._kept}", err=True)
+        if self._drift.cut:
+            what = counted(self._drift.cut, "served request")
+            click.echo(f"{what} not checked: the record holds only the beginning of a URL that decides", err=True)
         if self.findings.found:
             raise SystemExit(1)
 

@@ -7,9 +7,12 @@ scope it asks for each URL, where the first answer said that the URL decides.
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from hashlib import sha256
 from sys import getsizeof
+from urllib.parse import quote
 
 from squidkeeper.engine import Decision, Judge, Query, deny
 from squidkeeper.engine.kept import Kept
@@ -18,12 +21,15 @@ from squidkeeper.helpers import counting as counters
 from squidkeeper.helpers.places import Places
 from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
 from squidkeeper.metrics import HOST, REQUEST
-from squidkeeper.wire import Reply, Result, decode_token, parse_tokens, split_tokens
+from squidkeeper.url import LONG_URL, RECORDED_URL_LENGTH, recorded_url
+from squidkeeper.wire import USER_LENGTH, Reply, Result, decode_token, decode_tokens, parse_tokens, split_tokens
 
 _NO_POLICY = deny(
     "policy-unavailable",
     "The gateway has no policy that loads, so it denies everything. Its operators have to mend the policy.",
 )
+_BARE_IN_USER = "!$&()*+,-./:;=?@_"
+_DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits of the hash
 _ANSWERS_BYTES, _KEPT_LINE_BYTES = 15_000_000, 512
 _LINE_BYTES, _REPLY_BYTES = 200, 1_500  # of Python objects; most lines share their replies
 
@@ -71,26 +77,55 @@ def _judge_host(answers: HostAnswers, request: bytes, at: datetime) -> Reply:
     query = query_from(parse_tokens(request, HOST_TOKENS))
     scope = answers.judge.scope(query)
     if isinstance(scope, Decision):
-        return connect_reply(scope, HOST, answers.revision, query)
+        return _naming(query.user, connect_reply(scope, HOST, answers.revision, query))
     decision = answers.judge.decide_host(scope, at)
     if query.method == CONNECT or scope.facts.host.address is not None:  # the answer can say for which host it is
         reply = connect_reply(decision, HOST, answers.revision, query)
     else:
         reply = reply_for(decision, HOST, answers.revision)
+    reply = _naming(query.user, reply)
     answers.keep(request, reply)
     return reply
 
 
+def _naming(user: str | None, reply: Reply) -> Reply:
+    """Name the proxy user that was judged, for the record: Squid's own `%un` names also who gave a wrong password."""
+    if user is None:
+        return reply
+    name = quote(user, safe=_BARE_IN_USER, errors="surrogateescape")[:USER_LENGTH]
+    return replace(reply, annotations=(*reply.annotations, ("user_", name)))
+
+
 def answer_url(places: Places | None, request: bytes) -> Reply:
     """Answer at request scope."""
-    if places is None:
-        return unavailable(REQUEST, parse_tokens(request, URL_TOKENS))
     tokens = split_tokens(request, URL_TOKENS)
-    scope = places.find(tokens)
+    url = decode_token(tokens[PLACE_TOKENS])
+    if places is None:
+        reply = unavailable(REQUEST, decode_tokens(tokens))
+    else:
+        reply = reply_for(_decide(places, tokens, url), REQUEST, places.revision)
+    return _describing(url, reply) if len(url) >= LONG_URL or "#" in url else reply
+
+
+def _decide(places: Places, tokens: list[bytes], url: str) -> Decision:
+    scope, at = places.find(tokens), datetime.now(UTC)
     if isinstance(scope, Decision):
-        return reply_for(scope, REQUEST, places.revision)
-    decision = places.judge.decide_url(scope, decode_token(tokens[PLACE_TOKENS]), datetime.now(UTC))
-    return reply_for(decision, REQUEST, places.revision)
+        return scope
+    if len(url) >= LONG_URL:  # also asked about where the host is denied already, for the record
+        decision = places.judge.decide_host(scope, at)
+        if not decision.allowed:
+            return decision
+    return places.judge.decide_url(scope, url, at)
+
+
+def _describing(url: str, reply: Reply) -> Reply:
+    """Add what the record cannot show of a URL: a bare `#`, which it shows as `%23`, and all of one that it cuts."""
+    said = [("hidden_", "fragment")] if "#" in url else []
+    recorded = recorded_url(url)
+    if len(recorded) >= RECORDED_URL_LENGTH:
+        digest = sha256(recorded.encode()).hexdigest()[:_DIGEST_LENGTH]
+        said.append(("cut_", f"{len(recorded)}:{digest}"))
+    return replace(reply, annotations=(*reply.annotations, *said))
 
 
 def write_reply(decision: Decision, helper: str, revision: str | None, tunnel: str | None = None) -> Reply:
@@ -158,4 +193,5 @@ def page_message(decision: Decision) -> str:
 
 def unavailable(helper: str, tokens: list[str | None]) -> Reply:
     """Deny because no policy has ever loaded."""
-    return connect_reply(_NO_POLICY, helper, None, query_from(tokens))
+    query = query_from(tokens)
+    return _naming(query.user, connect_reply(_NO_POLICY, helper, None, query))

@@ -8,8 +8,7 @@ is no business of this module, whatever for.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -17,14 +16,17 @@ from functools import lru_cache
 from typing import Final, Generic, TypeVar
 from urllib.parse import unquote
 
+import msgspec
+
 from squidkeeper import metrics
 from squidkeeper.engine import Decision, Judge, Query
-from squidkeeper.engine.judge import Scope
+from squidkeeper.engine.judge import Scope, asks_url
 from squidkeeper.engine.query import CONNECT
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.observe.record.line import NONE, Record, moment_of
+from squidkeeper.observe.record.asked import asked, token
+from squidkeeper.observe.record.line import NONE, Record, cut_fields, moment_of
 from squidkeeper.observe.record.urls import authority_of
-from squidkeeper.url import DEFAULT_PORTS, bracketed, parse_address, parse_authority
+from squidkeeper.url import is_unusual, parse_address, unrecorded_url
 
 T = TypeVar("T")
 
@@ -35,8 +37,6 @@ _PLACE_BYTES, _CLIENT_BYTES = 1_500, 300  # of Python objects, beside the key an
 _KEY_CHARACTERS: Final = 1_000  # a longer one is judged each time
 _OPENED: Final = 200
 _ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
-_UNUSUAL = re.compile(r"[^]!$&-[^-~]")  # sk_unusual_url of squid/squidkeeper.conf
-_ESCAPED_BY_SQUID = re.compile(r"%(?:2[23]|3[ce]|5[b-e]|60|7[b-e])", re.IGNORECASE)  # in the record, not to helpers
 
 
 class Kind(StrEnum):
@@ -116,7 +116,8 @@ class Drift:
 
     `judge_of` gives the judge of a revision, or None where it is not kept; `current` that of the policy in force, for
     the clients of records that name no revision; `replacing` that of the revision which was in force where a record
-    names an outdated one. `unchecked` counts served requests that could not be checked.
+    names an outdated one. `unchecked` counts served requests that could not be checked, and `cut` those of which the
+    record holds only the beginning of what decided.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Drift:
         replacing: Callable[[Record], Judge | None] = lambda _: None,
     ) -> None:
         self.unchecked = 0
+        self.cut = 0
         self._judge_of = judge_of
         self._current = current
         self._replacing = replacing
@@ -165,7 +167,7 @@ class Drift:
 
     def _checked(self, judge: Judge, record: Record) -> Finding | None:
         place = self._place(judge, record)
-        if place.settled and record.credential == NONE and not _is_unusual(record.url):
+        if place.settled and record.credential == NONE and not is_unusual(record.url):
             return None
         return self._judged(judge, place, record)
 
@@ -182,7 +184,7 @@ class Drift:
     def _place(self, judge: Judge, record: Record) -> _Place:
         clients = "\0".join(self._clients_of(judge, record))  # many addresses, and few clients of the policy
         scheme, slashes, _ = record.url.partition("://")
-        origin = f"{scheme}://{authority_of(record.url)}" if slashes else record.url
+        origin = f"{scheme}://{authority_of(record.url)}/" if slashes else record.url
         key = (judge.policy.revision, clients, record.method, origin, record.sni, record.tunnel)
         known = self._places.get(key)
         if known is None:
@@ -205,13 +207,15 @@ class Drift:
         except (ValueError, OverflowError):  # of what is no time, or no length of time
             self.unchecked += 1
             return None
+        if cut_fields(record) and _allows_host(judge, place, moments):
+            self.cut += 1
+            return None
         found = None
-        for url in _spellings(record.url):
-            for at in moments:
-                finding = _finding(judge, place, record, url, at)
-                if finding is None:
-                    return None
-                found = found or finding
+        for at in moments:
+            finding = _finding(judge, place, record, at)
+            if finding is None:
+                return None
+            found = found or finding
         return found
 
 
@@ -232,46 +236,23 @@ def _was_served(squid: str, is_connect: bool, status: int, is_error: bool) -> bo
 
 
 def _place(judge: Judge, record: Record, origin: str) -> _Place:
-    query = _query(record, origin)
+    query = asked(msgspec.structs.replace(record, url=origin))
     scope = judge.scope(query)
     if isinstance(scope, Decision):
         return _Place(query, scope, (), settled=False)
     boundaries = scope.entries.lapses
     decision = judge.decide_host(scope, _ANY_TIME)
-    settled = decision.allowed and not boundaries and not _is_url_asked(decision, scope)
+    settled = decision.allowed and not boundaries and not asks_url(decision, scope, "")
     return _Place(query, scope, boundaries, settled)
 
 
-def _query(record: Record, origin: str) -> Query:
-    """Make the query that a helper was asked, of the same tokens; the CONNECT of a tunnel is asked outside of it."""
-    is_connect = record.method == CONNECT
-    scheme = origin.partition("://")[0]
-    try:
-        host, port = parse_authority(authority_of(origin))
-        place = (bracketed(host), str(port or DEFAULT_PORTS.get(scheme) or ""))
-    except InvalidUrl:
-        place = ("", "")  # which no policy allows
-    client, user, sni, tunnel = map(_token, (record.client, record.user, record.sni, record.tunnel))
-    method = _token(record.method) or ""
-    if is_connect:
-        return Query(method, None, *place, client, user)
-    return Query(method, scheme, *place, client, user, sni, tunnel)
+def _allows_host(judge: Judge, place: _Place, moments: tuple[datetime, ...]) -> bool:
+    scope = place.scope
+    return isinstance(scope, Scope) and any(judge.decide_host(scope, at).allowed for at in moments)
 
 
-def _token(value: str) -> str | None:
-    return None if value == NONE else unquote(value, errors="surrogateescape")
-
-
-def _is_url_asked(decision: Decision, scope: Scope, url: str = "") -> bool:
-    """Tell whether squid.conf has helpers asked about a URL, for what was said of its host or for how it looks."""
-    if scope.facts.method is None:
-        return False
-    may_inject = decision.may_inject and scope.facts.scheme == "https"
-    return decision.needs_url or decision.may_rewrite or may_inject or _is_unusual(url)
-
-
-def _finding(judge: Judge, place: _Place, record: Record, url: str, at: datetime) -> Finding | None:
-    decision = _decide(judge, place, record, url, at)
+def _finding(judge: Judge, place: _Place, record: Record, at: datetime) -> Finding | None:
+    decision = _decide(judge, place, record, at)
     if not decision.allowed:
         return Finding(Kind.ALLOWED, decision.rule, decision.reason or "")
     undue = set() if record.credential == NONE else set(unquote(record.credential).split(","))
@@ -281,15 +262,15 @@ def _finding(judge: Judge, place: _Place, record: Record, url: str, at: datetime
     return None
 
 
-def _decide(judge: Judge, place: _Place, record: Record, url: str, at: datetime) -> Decision:
-    scope = place.scope
+def _decide(judge: Judge, place: _Place, record: Record, at: datetime) -> Decision:
+    scope, url = place.scope, unrecorded_url(record.url)
     if isinstance(scope, Decision):
         return scope
     decision = judge.decide_host(scope, at)
-    if not decision.allowed or not (_is_url_asked(decision, scope, url) or record.credential != NONE):
+    if not decision.allowed or not (asks_url(decision, scope, url) or record.credential != NONE):
         return decision
     if scope.entries.rewrites or scope.entries.credentials or record.credential != NONE:
-        return judge.decide_fetched(scope, url, _token(record.fetched), at)
+        return judge.decide_fetched(scope, url, token(record.fetched), at)
     return judge.decide_url(scope, url, at)
 
 
@@ -300,22 +281,10 @@ def _moments(record: Record) -> tuple[datetime, ...]:
     return start, start - timedelta(seconds=_ANSWER_SECONDS), end
 
 
-def _spellings(url: str) -> Iterator[str]:
-    """Give a URL as it is on record, and with what Squid escapes only there."""
-    yield url
-    bare = _ESCAPED_BY_SQUID.sub(lambda match: unquote(match[0]), url)
-    if bare != url:
-        yield bare
-
-
-def _is_unusual(url: str) -> bool:
-    return _UNUSUAL.search(unquote(url) if "%" in url else url) is not None
-
-
 def _clients_of(judge: Judge, record: Record) -> tuple[str, ...]:
     try:
         address = parse_address(record.client)
     except InvalidUrl:
         address = None
-    user = _token(record.user)
+    user = token(record.user)
     return tuple(one.name for one in judge.policy.clients if one.matches(address, user))

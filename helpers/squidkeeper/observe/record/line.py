@@ -14,6 +14,8 @@ from urllib.parse import unquote
 import msgspec
 
 from squidkeeper.errors import InvalidRecord
+from squidkeeper.url import RECORDED_URL_LENGTH
+from squidkeeper.wire import USER_LENGTH
 
 VERSION: Final = 1
 NONE: Final = "-"
@@ -49,7 +51,31 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     user_agent: str
     squid: str
     connection: str
-    tls_error: str = NONE  # lines of before it was added have none
+    tls_error: str = NONE  # lines of before it was added have none, nor those below
+    cut: str = NONE
+    hidden: str = NONE
+
+
+# Characters of each text that others than Squid choose: `logformat squidkeeper` cuts off what is longer.
+LENGTHS: Final = {
+    "user": USER_LENGTH,
+    "method": 96,
+    "url": RECORDED_URL_LENGTH,
+    "verdict": 8,
+    "rule": 1200,
+    "revision": 64,
+    "credential": 2048,
+    "fetched": RECORDED_URL_LENGTH,
+    "sni": 1024,
+    "tunnel": 2048,
+    "error": 256,
+    "user_agent": 256,
+    "tls_error": 512,
+    "cut": 64,
+    "hidden": 32,
+}
+LINE_LENGTH: Final = 17_000  # bytes of a line at most: all of those, and what Squid chooses
+_JUDGED_BY: Final = ("url", "user", "method", "sni", "tunnel", "fetched", "credential")
 
 
 _decoder = msgspec.json.Decoder(Record)
@@ -82,6 +108,11 @@ def time_of(at: datetime) -> str:
 def text(value: str) -> str | None:
     """Decode a field; None for none. Bytes that are not UTF-8 become U+FFFD."""
     return None if value == NONE else unquote(value)
+
+
+def cut_fields(record: Record) -> tuple[str, ...]:
+    """Name the fields that a request is judged by and that are cut off: as long as a line has room for."""
+    return tuple(name for name in _JUDGED_BY if len(getattr(record, name)) == LENGTHS[name])
 
 
 def client_of(record: Record) -> str:

@@ -15,6 +15,7 @@ from squidkeeper.observe.record.drift import Drift, Finding
 from squidkeeper.observe.record.events import Entry
 from squidkeeper.observe.record.groups import Group, Groups
 from squidkeeper.observe.record.line import NONE, Record, client_of
+from squidkeeper.url import RECORDED_URL_LENGTH
 
 _COLOURS: Final = {"allow": "\x1b[32mallow\x1b[0m", "deny": "\x1b[31mdeny\x1b[0m", NONE: "\x1b[33m-\x1b[0m"}
 _FINDING: Final = "{:<24}  {:<15}  {:<10}  {:<18}  {:>6}  {:<7}  {}\n"
@@ -62,7 +63,7 @@ class Rows:
     def _line(self, one: Record) -> str:
         client = client_of(one)
         row = self._row.format(
-            one.time, client, one.verdict, one.rule, one.status, one.method, one.duration_ms, one.url
+            one.time, client, one.verdict, one.rule, one.status, one.method, one.duration_ms, _url(one)
         )
         row = row if row[:-1].isprintable() else f"{printable(row[:-1])}\n"
         return self._colour(row, one.verdict) if self._coloured else row
@@ -147,7 +148,7 @@ class Findings:
 
     def _row(self, entry: Entry, finding: Finding) -> str:
         one = entry.record
-        what = (one.time, client_of(one), finding.kind, finding.rule, one.status, one.method, one.url)
+        what = (one.time, client_of(one), finding.kind, finding.rule, one.status, one.method, _url(one))
         return f"{printable(_FINDING.format(*what)[:-1])}\n"
 
     def _object(self, entry: Entry, finding: Finding) -> str:
@@ -158,6 +159,11 @@ class Findings:
 def printable(value: str) -> str:
     """Escape what is not printable."""
     return "".join(one if one.isprintable() else quote(one, errors="replace") for one in value)
+
+
+def _url(record: Record) -> str:
+    """Give a record's URL, with a mark where it is cut off."""
+    return f"{record.url}… (cut)" if len(record.url) == RECORDED_URL_LENGTH else record.url
 
 
 def _width(title: str, values: Iterable[str]) -> int:

@@ -265,6 +265,8 @@ class Drift:
     total: int
     unchecked: int
     """Requests whose revision is no longer kept."""
+    cut: int
+    """Requests of which the record holds only the beginning of a URL that decides."""
     kinds: tuple[Count, ...]
     latest: tuple[DriftRow, ...]
 

@@ -479,6 +479,7 @@ class Findings:
         return figures.Drift(
             total=self._kinds.total(),
             unchecked=self._drift.unchecked,
+            cut=self._drift.cut,
             kinds=tuple(figures.Count(kind, count) for kind, count in self._kinds.most_common()),
             latest=tuple(_finding_row(record, finding) for record, finding in reversed(self._latest)),
         )
