@@ -1,17 +1,22 @@
 """Drift on a live Squid: hostile traffic raises no false alarm, and what passes the policy by is found."""
 
 import json
+import random
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 
 import pytest
 
+from squidkeeper.engine.query import query_of
+from squidkeeper.live import load
+from squidkeeper.observe.record.asked import asked, unexplained
 from squidkeeper.observe.record.drift import Drift, was_served
 from squidkeeper.observe.record.judges import KeptJudges
-from squidkeeper.observe.record.line import Record, parse_record
+from squidkeeper.observe.record.line import NONE, Record, parse_record
 from squidkeeper.observe.record.logs import read_blocks
 
 from . import test_attacks as attacks
@@ -46,11 +51,23 @@ def drift_of(gateway: Gateway) -> tuple[Found, Drift]:
 # ── No false alarm ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+ODD_PATHS = """
+  - {name: odd-denied, action: deny, hosts: [odd.example], paths: ["/b{c}", "/it's", '/x"y', "regex:/r[|].*"]}
+  - {name: odd-paths, action: allow, hosts: [odd.example], paths: ["/a[1]", '/back\\slash', "/it's/**", "/~me"]}
+  - {name: odd-query, action: allow, hosts: [odd.example], query: {q: 'a"b*'}}
+"""
+
+
 @pytest.fixture(scope="module")
 def attacked(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(attacks.POLICY)
+    """A gateway that has seen hostile traffic."""
+    gateway = new_gateway(attacks.POLICY.replace("secrets:", f"{ODD_PATHS.strip(chr(10))}\nsecrets:"))
     gateway.secret("token", attacks.TOKEN)
-    return gateway.start()
+    gateway.start()
+    for one in hostile(gateway):
+        with suppress(OSError, CurlFailed):  # whether it is answered is another test's business
+            one()
+    return gateway
 
 
 def hostile(gateway: Gateway) -> Iterator[Callable[[], object]]:
@@ -69,6 +86,77 @@ def hostile(gateway: Gateway) -> Iterator[Callable[[], object]]:
         yield partial(inside, gateway, "good.example", "/x", sni)
     for head in attacks.SMUGGLED:
         yield partial(raw, gateway, head + attacks.request("/smuggled", "closed.example"))
+
+    hosts = random.Random(4).choices(ODD_HOSTS, k=400)
+    yield partial(
+        kept_alive, gateway, [f"http://{host}{path}" for host, path in zip(hosts, odd_paths(400, 4), strict=True)]
+    )
+    for seed, host in enumerate(("odd.example", "api.example", "paths.example")):
+        yield partial(kept_alive, gateway, [path or "/" for path in odd_paths(40, seed)], host)
+
+
+ODD_HOSTS = ["odd.example"] * 4 + ["good.example", "paths.example", "api.example", "closed.example", "other.example"]
+ODD_HOSTS += ["u:p@good.example", "b\xc3\xbccher.example", "b%C3%BCcher.example", "[2001:db8::1]", "odd.example:8080"]
+ODD_PIECES = [
+    "/",
+    "/",
+    "a",
+    "/a[1]",
+    "/a%5B1%5D",
+    "/back\\slash",
+    "/back%5Cslash",
+    "/it's",
+    "/it%27s",
+    "/b{c}",
+    "/b%7bc%7D",
+]
+ODD_PIECES += ["#", "%23", '/x"y', "/x%22y", "/~me", "/%7Eme", "/r|", "/r%7C", "<", "%3e", "^", "`", "%", "%%", "%00"]
+ODD_PIECES += [
+    "\xc3\xa9",
+    "%C3%A9",
+    "\xff",
+    "%ff",
+    "..",
+    "/../",
+    "%2e%2e",
+    "//",
+    ";x",
+    "%2f",
+    "%252f",
+    "?q=",
+    "?",
+    "&q=",
+]
+ODD_PIECES += [
+    'a"b',
+    "?q=a%22bc",
+    "+",
+    "/open",
+    "/private",
+    "/v1",
+    "/squid-internal-",
+    "/SQUID%2Dinternal-",
+    "x" * 1300,
+    '"' * 1366,
+]
+
+
+def odd_paths(number: int, seed: int) -> Iterator[str]:
+    """Make paths of what Squid writes otherwise on record than it was sent, and of what decides."""
+    chance = random.Random(seed)
+    return ("".join(chance.choices(ODD_PIECES, k=chance.randint(0, 4))) for _ in range(number))
+
+
+def kept_alive(gateway: Gateway, targets: list[str], inside: str | None = None) -> None:
+    """Ask for one after the other, on a connection or in a tunnel that is opened anew when it has ended."""
+    client = None
+    for target in targets:
+        client = client or (Raw(gateway) if inside is None else tunnel(gateway, f"{inside}:443"))
+        if client.get(target, inside or "x") is None:
+            client.close()
+            client = None
+    if client is not None:
+        client.close()
 
 
 MANY_READINGS = [
@@ -96,9 +184,6 @@ def inside(gateway: Gateway, host: str, path: str, sni: bytes | str = "same") ->
 
 
 def test_hostile_traffic_raises_no_alarm(attacked: Gateway, origins: Origins) -> None:
-    for one in hostile(attacked):
-        with suppress(OSError, CurlFailed):  # whether it is answered is another test's business
-            one()
     found, drift = drift_of(attacked)
     assert found == []
     assert drift.unchecked == 0
@@ -107,6 +192,37 @@ def test_hostile_traffic_raises_no_alarm(attacked: Gateway, origins: Origins) ->
     assert served["paths"] > 10
     assert served["api"] > 3
     assert sum(not was_served(record) for record in records(attacked)) > 200
+
+
+def test_what_is_on_record_is_explained_as_it_was_decided(attacked: Gateway, origins: Origins) -> None:
+    """The record's fields are all that decided: a verdict that does not follow from them is refused with the reason."""
+    judge = load(attacked.policy_folder, datetime.now(UTC)).judge
+    wrong, why = [], Counter[str]()
+    for record in settled(attacked):
+        reason = unexplained(record)
+        if reason is None:
+            decision = judge.decide(asked(record), datetime.now(UTC))
+            if (decision.action, decision.rule) != (record.verdict, record.rule):
+                wrong.append((decision.action, decision.rule, record))
+        why[reason or f"{record.verdict} {record.rule}"] += 1
+    assert wrong == []
+    assert min(why[f"deny {rule}"] for rule in ("default", "closed", "invalid-request", "ambiguous-path")) > 10
+    assert min(why[f"allow {rule}"] for rule in ("good", "paths", "api", "odd-paths")) > 10
+    assert min(why["deny authority-mismatch"], why["deny odd-denied"]) > 2
+
+
+def test_the_url_on_record_alone_is_explained_as_it_was_decided(attacked: Gateway, origins: Origins) -> None:
+    """Where a request was what `explain METHOD URL` takes it for: in its own tunnel, and nothing of it hidden."""
+    judge, seen = load(attacked.policy_folder, datetime.now(UTC)).judge, Counter[str]()
+    for record in settled(attacked):
+        query = query_of(record.method, record.url, record.client)
+        if unexplained(record) is None and record.hidden == NONE and asked(record)._replace(sni=None) == query:
+            decision = judge.decide(query, datetime.now(UTC))
+            if record.rule != "authority-mismatch":  # the TLS server name was another
+                assert (decision.action, decision.rule) == (record.verdict, record.rule), record
+                seen[record.rule] += 1
+    assert seen.total() > 300
+    assert min(seen[rule] for rule in ("good", "odd-paths", "closed", "invalid-request", "ambiguous-path")) > 2
 
 
 # ── What passes the policy by ──────────────────────────────────────────────────────────────────────────────────────
@@ -125,14 +241,14 @@ def test_a_line_of_the_operators_that_passes_the_policy_by_is_found(new_gateway:
     for host in ("good.example", "closed.example", "bypassed.example"):
         curl(gateway, f"https://{host}/x")
         curl(gateway, f"http://{host}/y")
-    with Raw(gateway) as client:  # what denied the first is still noted of the connection
+    with Raw(gateway) as client:  # what denied the first does not stay with the connection
         client.get("http://closed.example/z", "closed.example")
         client.get("http://bypassed.example/z", "bypassed.example")
     assert drift_of(gateway)[0] == [
         ("unasked", "none", "bypassed.example:443"),
         ("unasked", "none", "https://bypassed.example/x"),
         ("unasked", "none", "http://bypassed.example/y"),
-        ("allowed", "closed", "http://bypassed.example/z"),
+        ("unasked", "none", "http://bypassed.example/z"),
     ]
     shown = log(gateway, "--drift", "--json")
     assert [json.loads(line)["record"]["url"] for line in shown] == [

@@ -10,19 +10,22 @@ import re
 import signal
 import ssl
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 import pytest
 
 from squidkeeper.observe.record.follower import Follower
-from squidkeeper.observe.record.line import NONE, Record, parse_record
+from squidkeeper.observe.record.line import LENGTHS, LINE_LENGTH, NONE, Record, parse_record
 from squidkeeper.observe.record.logs import read_blocks
 from squidkeeper.rotated import rotated
+from squidkeeper.url import recorded_url
 
 from .dns import Names
 from .gateway import Gateway, NewGateway
@@ -187,6 +190,7 @@ def logged(gateway: Gateway) -> list[bytes]:
 def strict(line: bytes) -> Record:
     """Parse a line as strictly as can be: ASCII, one object, each field once, in the record's order."""
     assert line.isascii()
+    assert len(line) < LINE_LENGTH
     pairs: list[list[tuple[str, object]]] = []
     json.loads(line, object_pairs_hook=pairs.append)
     (fields,) = pairs
@@ -216,15 +220,20 @@ def test_hostile_requests_are_each_one_line_with_its_fields_intact_through_a_rot
 
 
 def check(record: Record, number: int, sent: Sent) -> None:
-    target = sent.head(number).split(b" ")[1]
-    assert unquote_to_bytes(record.url) == unquote_to_bytes(target)
+    target = recorded_url(sent.head(number).split(b" ")[1].decode("utf-8", "surrogateescape"))
+    assert (record.url, record.cut) == (target[:4096], whole(target) if len(target) >= 4096 else NONE)
     assert (record.method, record.status, record.verdict, record.rule) == (sent.method, 403, "deny", "default")
     assert (record.client, record.squid, record.error) == ("127.0.0.1", "TCP_DENIED/HIER_NONE", DENIED)
     user_agent = sent.user_agent.encode("latin-1")
-    whole = len(record.user_agent) < USER_AGENT_CHARACTERS
+    is_whole = len(record.user_agent) < USER_AGENT_CHARACTERS
     kept = unquote_to_bytes(re.sub("%[0-9A-F]?$", "", record.user_agent))  # the cut may be in an escape
-    assert kept == (user_agent or b"-") if whole else user_agent.startswith(kept), record.user_agent
-    assert whole or len(record.user_agent) == USER_AGENT_CHARACTERS
+    assert kept == (user_agent or b"-") if is_whole else user_agent.startswith(kept), record.user_agent
+    assert is_whole or len(record.user_agent) == USER_AGENT_CHARACTERS
+
+
+def whole(url: str) -> str:
+    """What the record says of a URL that it cuts off: its length and the beginning of its hash."""
+    return f"{len(url)}:{sha256(url.encode()).hexdigest()[:32]}"
 
 
 BROKEN = [
@@ -363,3 +372,123 @@ def client_hello(sni: bytes) -> bytes:
 def connects(gateway: Gateway, before: int) -> dict[int, Record]:
     records = [strict(line) for line in logged(gateway)[before:]]
     return {int(one.url.split(".")[0][1:]): one for one in records if one.method == "CONNECT" and one.url[0] == "t"}
+
+
+# ── Every field, and who asked ─────────────────────────────────────────────────────────────────────────────────────
+
+LONG_NAME = "🦑" * 99  # twelve characters on record each
+LONG_USER = '{"caf\xe9"}' * 16
+HEADERS = ["Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token"]
+USERS_POLICY = f"""
+version: 1
+clients:
+  bot: {{users: [ci-bot]}}
+rules:
+  - {{name: {LONG_NAME}🦑, action: allow, hosts: [.long.example]}}
+  - {{name: by-user, action: allow, clients: [bot], hosts: [user.example]}}
+  - {{name: {LONG_NAME}2, action: deny, hosts: [.closed.example]}}
+rewrites:
+  - {{name: to-origin, hosts: [.long.example], to: "https://origin.example{{path}}{{query}}"}}
+secrets:
+  token: {{file: secrets/token}}
+credentials:
+"""
+USERS_POLICY += "".join(
+    f"  - {{name: {LONG_NAME}{number}, hosts: [origin.example], header: {header}, value: '{{token}}'}}\n"
+    for number, header in enumerate(HEADERS)
+)
+
+
+@pytest.fixture(scope="module")
+def with_users(new_gateway: NewGateway) -> Gateway:
+    gateway = new_gateway(USERS_POLICY)
+    gateway.secret("token", "e2e-token-of-the-record")
+    lines = [f"{user}:{run('openssl', 'passwd', '-apr1', 'pw').strip()}\n" for user in ("ci-bot", "other", LONG_USER)]
+    passwords = gateway.write("passwords", "")
+    passwords.write_text("".join(lines), encoding="latin-1")
+    gateway.local_conf(
+        f"auth_param basic program /usr/lib/squid/basic_ncsa_auth {passwords}",
+        "auth_param basic realm gateway",
+        "acl authenticated proxy_auth REQUIRED",
+        "http_access deny !authenticated",
+    )
+    return gateway.start()
+
+
+def authorization(user: str, password: str = "pw") -> str:
+    return f"Proxy-Authorization: Basic {b64encode(f'{user}:{password}'.encode('latin-1')).decode()}"
+
+
+def logged_since(gateway: Gateway, before: int, number: int) -> list[Record]:
+    wait_for(lambda: len(logged(gateway)) >= before + number, f"{number} more lines on record")
+    return [strict(line) for line in logged(gateway)[before:]]
+
+
+@contextmanager
+def tunnel_of(gateway: Gateway, user: str, host: str) -> Iterator[Raw]:
+    with Raw(gateway) as client:
+        client.send(f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}\r\n{authorization(user)}\r\n\r\n")
+        reply = client.answer()
+        assert reply is not None
+        assert reply.status == 200
+        yield client.tls(host)
+
+
+def test_no_field_makes_a_line_longer_than_it_may_be(with_users: Gateway, origins: Origins) -> None:
+    before, host = len(logged(with_users)), f"{'l' * 63}.{'l' * 63}.{'l' * 63}.long.example"
+    origins.certificates["origin.example"] = ("origin.example", host)
+    agent = "User-Agent: " + '"' * 50_000
+    with tunnel_of(with_users, LONG_USER, host) as client:
+        client.get("/" + '"' * 2500, host, agent, method="%" * 32)
+    with Raw(with_users) as client:
+        closed = f"http://{'c' * 63}.closed.example/" + '"' * 7900
+        client.get(closed, "x", agent, authorization(LONG_USER), method="%" * 32)
+    with Raw(with_users) as client:
+        client.send(f"CONNECT {host}:443 HTTP/1.1\r\nHost: x\r\n{authorization(LONG_USER)}\r\n\r\n").answer()
+        client.send(client_hello(b'"' * 255)).finish()
+    records = logged_since(with_users, before, 4)
+    longest = {name: max(len(getattr(one, name)) for one in records) for name in LENGTHS}
+    assert {name: length for name, length in longest.items() if length > LENGTHS[name]} == {}
+    for name in ("user", "method", "url", "rule", "credential", "fetched", "user_agent"):
+        assert longest[name] == LENGTHS[name], name
+    assert longest["sni"] == 3 * 255
+    assert longest["tunnel"] > len(host)
+    (denied,) = [one for one in records if one.verdict == "deny"]
+    assert denied.cut == whole(recorded_url(closed))
+
+
+def test_the_user_on_record_is_who_was_let_in_not_who_was_claimed(with_users: Gateway, origins: Origins) -> None:
+    before = len(logged(with_users))
+    asked = [("ci-bot", "pw", "user"), ("ci-bot", "wrong", "user"), ("ci-bot", "pw", "user")]
+    asked += [("ci-bot", "pw", "a.closed"), ("other", "wrong", "user"), ("other", "pw", "user")]
+    with Raw(with_users) as client:  # the first and third of one second: Squid has the helper's answer to the third
+        for user, password, host in asked:
+            client.get(f"http://{host}.example/", f"{host}.example", authorization(user, password))
+        client.get("http://user.example/", "user.example", authorization("ci-bot"), method="TRACE")
+        client.get("http://user.example/", "user.example", authorization("ci-bot", "wrong"))
+    said = [(one.status, one.user, one.verdict, unquote(one.rule)) for one in logged_since(with_users, before, 8)]
+    refused = (407, NONE, NONE, NONE)
+    assert said == [
+        (200, "ci-bot", "allow", "by-user"),
+        refused,
+        (200, "ci-bot", "allow", "by-user"),
+        (403, "ci-bot", "deny", f"{LONG_NAME}2"),
+        refused,
+        (403, "other", "deny", "default"),
+        (403, "ci-bot", "deny", "invalid-request"),
+        refused,
+    ]
+
+
+def test_what_passes_through_a_tunnel_is_on_record_with_its_user(with_users: Gateway, origins: Origins) -> None:
+    before = len(logged(with_users))
+    for host in ("user.example", "a.closed.example"):
+        with tunnel_of(with_users, "ci-bot", host) as client:
+            client.get("/", host)
+    said = [(one.method, one.user, one.verdict) for one in logged_since(with_users, before, 4)]
+    assert sorted(said) == [
+        ("CONNECT", "ci-bot", "allow"),
+        ("CONNECT", "ci-bot", "deny"),
+        ("GET", "ci-bot", "allow"),
+        ("GET", "ci-bot", "deny"),
+    ]
