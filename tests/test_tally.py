@@ -146,6 +146,16 @@ def test_a_record_that_the_judge_fails_on_is_counted_and_so_is_what_follows(
     assert (requests(counts), counts.drift_unchecked) == (2, 2)
 
 
+def test_requests_whose_url_the_record_cuts_off_are_counted_apart_through_a_restart(world: World) -> None:
+    url = f"http://a.example/{'l' * 5000}"[:4096]
+    world.write(line(url=url), line(url=url[:-1]), line())
+    counts = world.counted(world.tally())
+    assert (requests(counts), counts.drift_cut, counts.drift_unchecked) == (3, 1, 0)
+    world.die()
+    world.write(line(url=url))
+    assert world.counted(world.tally()).drift_cut == 2
+
+
 def test_what_is_absent_or_of_no_class_has_a_label_of_its_own(world: World) -> None:
     world.write(line(verdict="-", rule="-", status=0, method="FROB"), line(verdict="maybe", rule="a%20b", status=700))
     assert dict(world.counted(world.tally()).requests) == {

@@ -90,6 +90,11 @@ DRIFT_UNCHECKED = Metric(
     _COUNTER,
     "Served requests that could not be held against the policy, because its revision is no longer kept.",
 )
+DRIFT_CUT = Metric(
+    "squidkeeper_enforcement_drift_cut_total",
+    _COUNTER,
+    "Served requests that could not be held against the policy, because the record cuts off the URL that decides.",
+)
 RULE_LAST_MATCHED = Metric(
     "squidkeeper_rule_last_matched_timestamp_seconds",
     _GAUGE,

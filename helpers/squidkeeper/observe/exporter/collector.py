@@ -87,6 +87,7 @@ def record_families(view: View) -> Iterator[Family]:
     drift = [(client, rule) for client, rule, _ in expected]
     yield _family(metrics.DRIFT, dict.fromkeys(drift, 0) | dict(counts.drift))
     yield _single(metrics.DRIFT_UNCHECKED, counts.drift_unchecked)
+    yield _single(metrics.DRIFT_CUT, counts.drift_cut)
     rules = view.policy.rules if view.policy else ()
     matched = {(rule.name,): _seconds(counts.last_matched.get(rule.name, "")) for rule in rules}
     yield _family(metrics.RULE_LAST_MATCHED, matched)

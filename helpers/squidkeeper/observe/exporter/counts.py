@@ -46,6 +46,7 @@ class Counts(msgspec.Struct, frozen=True):
     last_matched: dict[str, str] = {}
     drift: list[tuple[DriftLabels, int]] = []
     drift_unchecked: int = 0
+    drift_cut: int = 0
     invalid_lines: int = 0
     lost: int = 0
     last_line: str = ""
@@ -75,6 +76,7 @@ class Counter:
         self._drift = {labels: [number] for labels, number in counts.drift}
         self._ways: dict[tuple[str, str, str, str, int], _Way] = {}
         self.drift_unchecked = counts.drift_unchecked
+        self.drift_cut = counts.drift_cut
         self.invalid_lines = counts.invalid_lines
         self.lost = counts.lost
         self.last_line = counts.last_line
@@ -110,6 +112,7 @@ class Counter:
             last_matched={rule: cell[0] for rule, cell in self._last_matched.items()},
             drift=[(labels, cell[0]) for labels, cell in self._drift.items()],
             drift_unchecked=self.drift_unchecked,
+            drift_cut=self.drift_cut,
             invalid_lines=self.invalid_lines,
             lost=self.lost,
             last_line=self.last_line,

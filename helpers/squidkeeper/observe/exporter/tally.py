@@ -170,6 +170,7 @@ class Tally:
         with self._counting:
             self._counter.lost = self._before.lost + self._follower.lost
             self._counter.drift_unchecked = self._before.drift_unchecked + self._drift.unchecked
+            self._counter.drift_cut = self._before.drift_cut + self._drift.cut
             return Checkpoint(
                 self._since,
                 self._follower.position,
