@@ -385,7 +385,7 @@ clients:
   bot: {{users: [ci-bot]}}
 rules:
   - {{name: {LONG_NAME}🦑, action: allow, hosts: [.long.example]}}
-  - {{name: by-user, action: allow, clients: [bot], hosts: [user.example]}}
+  - {{name: by-user, action: allow, clients: [bot], hosts: [user.example, private.example]}}
   - {{name: {LONG_NAME}2, action: deny, hosts: [.closed.example]}}
 rewrites:
   - {{name: to-origin, hosts: [.long.example], to: "https://origin.example{{path}}{{query}}"}}
@@ -480,15 +480,16 @@ def test_the_user_on_record_is_who_was_let_in_not_who_was_claimed(with_users: Ga
     ]
 
 
-def test_what_passes_through_a_tunnel_is_on_record_with_its_user(with_users: Gateway, origins: Origins) -> None:
-    before = len(logged(with_users))
-    for host in ("user.example", "a.closed.example"):
-        with tunnel_of(with_users, "ci-bot", host) as client:
-            client.get("/", host)
-    said = [(one.method, one.user, one.verdict) for one in logged_since(with_users, before, 4)]
-    assert sorted(said) == [
-        ("CONNECT", "ci-bot", "allow"),
-        ("CONNECT", "ci-bot", "deny"),
-        ("GET", "ci-bot", "allow"),
-        ("GET", "ci-bot", "deny"),
-    ]
+def test_what_passes_through_a_tunnel_is_on_record_with_its_user(
+    with_users: Gateway, origins: Origins, names: Names
+) -> None:
+    names.set("private.example", ["10.0.0.5"])
+    before, rules = (
+        len(logged(with_users)),
+        {"user": "by-user", "a.closed": f"{LONG_NAME}2", "private": "private-address"},
+    )
+    for name in rules:
+        with tunnel_of(with_users, "ci-bot", f"{name}.example") as client:
+            client.get("/", f"{name}.example")
+    said = [(one.method, one.user, unquote(one.rule)) for one in logged_since(with_users, before, 6)]
+    assert sorted(said) == sorted((method, "ci-bot", rule) for rule in rules.values() for method in ("CONNECT", "GET"))

@@ -56,7 +56,7 @@ def explain(
     from the policy is refused with the reason: a URL that the record cuts off, a name that had a private address, a
     helper or a secret that was not available.
 
-    Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load, URL is not a URL, or the line of the record cannot be
+    Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load, URL is not a URL, or the line cannot be
     explained).
     """
     from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, resolved, websocket

@@ -9,13 +9,12 @@ from urllib.parse import quote
 
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.observe.record.line import NONE
-from squidkeeper.url import Host, parse_authority
+from squidkeeper.url import Host, parse_authority, unrecorded_url
 
 LONGEST_URL: Final = 1000  # characters of a URL that are kept and shown
 
 _CACHED: Final = 65_536
 _NO_HOST = Host(NONE)
-_BRACKET: Final = ("%5B", "%5b")  # as Squid logs that of an IPv6 address
 _LONGEST: Final = 300  # characters of an authority: a name of 253 and a port
 _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
 _USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)?[^/?#]*@", re.IGNORECASE)
@@ -28,12 +27,10 @@ def host_of(url: str) -> Host:
 
 
 def authority_of(url: str) -> str:
-    """Give `host` or `host:port` of a record's URL; of what is no URL, all of it."""
+    """Give `host` or `host:port` of a record's URL, as Squid took it; of what is no URL, all of it."""
     _, slashes, rest = url.partition("://")
     authority = rest.partition("/")[0].partition("?")[0] if slashes else url
-    if authority[:3] in _BRACKET:
-        return authority.replace(authority[:3], "[", 1).replace("%5D", "]", 1).replace("%5d", "]", 1)
-    return authority
+    return unrecorded_url(authority) if "%" in authority else authority
 
 
 def shown_url(url: str) -> str:
