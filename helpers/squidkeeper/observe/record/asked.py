@@ -40,6 +40,8 @@ def unexplained(record: Record) -> str | None:
         return f"the record holds only the beginning of {', '.join(cut)}{whole}"
     if record.rule == "private-address" and host_of(record.url).address is None:
         return "the name had a private address, which only Squid knew"
+    if record.rule == "authority-mismatch" and record.revision == NONE:
+        return "the server's certificate did not cover the host, which only Squid knew"
     return _NOT_OF_THE_POLICY.get(record.rule)
 
 
