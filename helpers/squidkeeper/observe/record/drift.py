@@ -149,12 +149,12 @@ class Drift:
         return self._checked(judge, record) or self._checked_by_newer(record)
 
     def decide(self, record: Record) -> Decision | None:
-        """Judge a request by the revision that its record names, at its time; None where that is not kept."""
+        """Judge a request by the revision on its record, at its time; None where that, or its whole URL, is not kept."""
         judge = self._judge_of(record.revision)
-        if judge is None:
+        if judge is None or cut_fields(record):
             return None
         try:
-            return _decide(judge, self._place(judge, record), record, record.url, moment_of(record))
+            return _decide(judge, self._place(judge, record), record, moment_of(record))
         except ValueError:  # of what is no time
             return None
 
