@@ -149,7 +149,7 @@ class Drift:
         return self._checked(judge, record) or self._checked_by_newer(record)
 
     def decide(self, record: Record) -> Decision | None:
-        """Judge a request by the revision on its record, at its time; None where that, or its whole URL, is not kept."""
+        """Judge a request by its revision, at its time; None where that, or its whole URL, is not kept."""
         judge = self._judge_of(record.revision)
         if judge is None or cut_fields(record):
             return None
