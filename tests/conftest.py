@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import tempfile
 import textwrap
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,6 +24,32 @@ settings.load_profile("shared machine")
 # Whoever starts the tests in the background may have them ignored, and so every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+SHARED_FOLDER = "SQUIDKEEPER_TESTS_FOLDER"  # in the environment, which the processes of a run have in common
+LONGEST = "test_install.py"  # begun first, so that no process is left with it at the end
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder that all processes of a run share; Squid's account can enter it."""
+    if not hasattr(config, "workerinput"):
+        os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="squidkeeper-run-")
+        Path(os.environ[SHARED_FOLDER]).chmod(0o755)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(SHARED_FOLDER))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != LONGEST)
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """The folder that all processes of a run share."""
+    return Path(os.environ[SHARED_FOLDER])
+
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 Ask = Callable[..., Decision]

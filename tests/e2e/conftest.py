@@ -1,5 +1,6 @@
 """One network, one set of origins, one DNS server, one program installed for the whole run; gateways for the tests."""
 
+import fcntl
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,11 +24,14 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(scope="package")
-def prototype(folder: Path) -> Path:
-    """A gateway installed as users do, from the package registries: so before the tests leave the machine's network."""
-    install(folder / "prototype", "127.0.0.1:3129")
-    return folder / "prototype"
+@pytest.fixture(scope="session")
+def prototype(shared_folder: Path) -> Path:
+    """A gateway installed as users do, from the package registries: once a run, on the machine's own network."""
+    with (shared_folder / "prototype.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared_folder / "prototype/bin/squidkeeper").exists():  # no other process has installed it
+            install(shared_folder / "prototype", "127.0.0.1:3129")
+    return shared_folder / "prototype"
 
 
 @pytest.fixture(scope="package")
