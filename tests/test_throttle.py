@@ -245,6 +245,18 @@ def test_surplus_is_held_until_its_time_or_until_it_is_released(start: Callable[
     assert helper.end()[0] == "4 OK\n"
 
 
+def test_another_local_account_releases_nothing(start: Callable[..., Helper]) -> None:
+    helper, now = start("--scope", "surplus", "--concurrency", "100"), time.monotonic()
+    helper.send(f"1 - -\n2 {now + 30:.2f} -\n")
+    assert helper.answers(1)[0][0] == "1 OK\n"
+    code = "import socket, sys; socket.socket(1, 2).sendto(b'inf', '\\0squidkeeper-throttle-' + sys.argv[1])"
+    as_nobody = ("setpriv", "--reuid", "65534", "--clear-groups", "/usr/bin/python3", "-c", code, str(os.getpid()))
+    subprocess.run(as_nobody, check=True)
+    helper.send("3 - -\n")
+    assert helper.answers(1)[0][0] == "3 OK\n"
+    assert helper.end()[0] == "2 OK\n"
+
+
 def test_the_name_of_a_helper_that_has_ended_is_taken_over(start: Callable[..., Helper]) -> None:
     first, second = (start("--scope", "surplus", "--concurrency", "100") for _ in range(2))
     for helper in (first, second):

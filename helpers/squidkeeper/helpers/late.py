@@ -11,6 +11,7 @@ import math
 import os
 import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from squidkeeper.wire import LineBuffer, Reply, Result, format_reply, reply_limi
 Answer = Callable[[bytes, float, int], Late]
 
 _READ_BYTES = 64 * 1024
+_SENDER = struct.Struct("3i")  # struct ucred: process, account, group
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +50,7 @@ class Releases:
     """The way between the two helpers of one Squid process: up to which time all answers are due now.
 
     A datagram socket, named by that process in Linux's abstract namespace (unix(7)), so that nothing stays on disk.
+    Every local account can send to such a name, so the kernel names each sender: only Squid's own account is heard.
     Whatever fails here, answers are late, and nothing else.
     """
 
@@ -55,6 +58,7 @@ class Releases:
         self._to_bind = listens
         self._name = f"\0squidkeeper-throttle-{os.getppid()}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.until = -math.inf
 
     def send(self, until: float) -> None:
@@ -73,7 +77,14 @@ class Releases:
                 self._socket.bind(self._name)
                 self._to_bind = False
             while True:
-                self.until = max(self.until, float(self._socket.recv(64)))
+                told, ancillary, _, _ = self._socket.recvmsg(64, socket.CMSG_SPACE(_SENDER.size))
+                if _account(ancillary) == os.getuid():
+                    self.until = max(self.until, float(told))
+
+
+def _account(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+    """Tell which account sent a datagram: the credentials that `SO_PASSCRED` adds to it (unix(7))."""
+    return next((_SENDER.unpack(data)[1] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), None)
 
 
 class LateAnswers:
