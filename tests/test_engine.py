@@ -408,16 +408,24 @@ def test_a_host_is_open_whole_where_every_url_and_method_is_allowed(
         ("credentials: [{name: c, hosts: [a.example], methods: [GET], bearer: t}]", True),
         ("credentials: [{name: c, hosts: [a.example], query: {q: x}, bearer: t}]", True),
         ("credentials: [{name: c, hosts: [b.example], paths: [/x/**], bearer: t}]", False),
-        ("rewrites: [{name: w, hosts: [a.example], methods: [DELETE], to: 'https://b.example{path}'}]", True),
     ],
 )
-def test_a_host_that_is_open_whole_is_narrowed_by_a_rewrite_or_credential_for_a_part_of_it(
+def test_a_host_that_is_open_whole_is_narrowed_by_a_credential_for_a_part_of_it(
     tmp_path: Path, entries: str, narrowed: bool
 ) -> None:
     policy = f"rules: [{{name: r, action: allow, hosts: [a.example]}}]\nsecrets: {{t: {{env: T}}}}\n{entries}"
     for method in ("GET", "POST"):
         decision = at_host(policy, tmp_path / method, f"{method} https://a.example/")
         assert (decision.whole, decision.narrowed) == (True, narrowed), method
+
+
+@pytest.mark.parametrize("part", ["", "methods: [DELETE], ", "paths: [/x/**], "])
+def test_a_host_with_a_rewrite_is_not_open_whole(tmp_path: Path, part: str) -> None:
+    rewrite = f"{{name: w, hosts: [a.example], {part}to: 'https://b.example{{path}}'}}"
+    policy = f"rules: [{{name: r, action: allow, hosts: [a.example]}}]\nrewrites: [{rewrite}]"
+    for method in ("GET", "DELETE"):
+        decision = at_host(policy, tmp_path / method, f"{method} https://a.example/")
+        assert (decision.whole, decision.narrowed) == (False, False), method
 
 
 CONNECTS = [

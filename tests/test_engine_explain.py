@@ -137,12 +137,13 @@ def is_for_every_host(rule: Rule) -> bool:
 
 WEBSOCKET = """
 rules:
-  - {name: whole, action: allow, hosts: [whole.example, mirrored.example], paths: [/x, /**]}
+  - {name: whole, action: allow, hosts: [whole.example, mirrored.example, deletes.example], paths: [/x, /**]}
   - {name: no-posts, action: deny, hosts: [posts.example], methods: [POST]}
   - {name: after, action: allow, hosts: [posts.example]}
   - {name: part, action: allow, hosts: [part.example], paths: [/x], query: {q: x}, methods: [GET, POST]}
 rewrites:
   - {name: mirror, hosts: [mirrored.example], paths: [/old/**], to: "https://whole.example{path}"}
+  - {name: deletes, hosts: [deletes.example], methods: [DELETE], to: "https://whole.example{path}"}
 """
 
 
@@ -152,6 +153,7 @@ rewrites:
         ("GET https://whole.example/", True, None, ()),
         ("GET http://whole.example/", True, None, ()),
         ("GET https://mirrored.example/", False, "mirror", ()),
+        ("GET https://deletes.example/", False, "deletes", ()),
         ("GET https://posts.example/", False, "no-posts", ("methods",)),
         ("GET https://part.example/x?q=x", False, "part", ("methods", "paths", "query")),
     ],

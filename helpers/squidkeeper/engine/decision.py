@@ -26,8 +26,8 @@ class Decision:
     `rule` is the name of the rule that decided or of a verdict such as `default`; `location` is where that rule stands.
     `private` lets the request reach a private address. Judged without a URL, `needs_url` says that the URL decides,
     `may_rewrite` and `may_inject` that a rewrite or a credential could apply, `whole` that the host is open for every
-    URL and method, and `narrowed` that all the same a rewrite or a credential is for a part of it. Judged with one,
-    `rewritten` and `credentials` are what does apply. A decision is equal to itself alone.
+    URL and method and has no rewrite, and `narrowed` that all the same a credential is for a part of it. Judged with
+    one, `rewritten` and `credentials` are what does apply. A decision is equal to itself alone.
     """
 
     action: Action

@@ -142,8 +142,9 @@ def websocket(judge: Judge, query: Query, decision: Decision, at: datetime) -> W
         return None
     if judge.decide_host(scope, at).whole:
         return WebSocket(passes=True)
-    if scope.entries.rewrites:
-        return WebSocket(False, scope.entries.rewrites[0])
+    rewrite = judge.first_rewrite(scope)
+    if rewrite is not None:
+        return WebSocket(False, rewrite)
     rule = judge.first_rule(scope, at)
     return WebSocket(False, rule, _narrowing_fields(rule.match) if rule else ())
 

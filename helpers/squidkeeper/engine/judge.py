@@ -220,7 +220,7 @@ class Judge:
         decision = self._connect(scope, at) if scope.facts.method is None else self._any_url(scope, at)
         if not decision.allowed:
             return decision
-        is_whole = scope.facts.method is not None and not scope.entries.rewrites and self._is_whole(scope, at)
+        is_whole = scope.facts.method is not None and self._is_whole(scope, at)
         return replace(
             decision,
             may_rewrite=bool(scope.entries.rewrites),
@@ -257,19 +257,25 @@ class Judge:
         any_method = scope.facts._replace(method=None)
         return next(_in_force(_holding(self.policy.rules, scope.entries.rule_positions, any_method), at), None)
 
+    def first_rewrite(self, scope: Scope) -> Rewrite | None:
+        """Find the first rewrite for the scope's host, whatever the method and the URL."""
+        positions, any_method = self.rewrites.positions(scope.facts.host), scope.facts._replace(method=None)
+        return next(_holding(self.policy.rewrites, positions, any_method), None)
+
     def _is_whole(self, scope: Scope, at: datetime) -> bool:
-        """Tell whether the first rule for the host allows all of it."""
+        """Tell whether the first rule for the host allows all of it, and no rewrite is for any of it."""
+        if self.first_rewrite(scope) is not None:
+            return False
         rule = self.first_rule(scope, at)
         if rule is None:
             return self.policy.default_action is Action.ALLOW
         return rule.certain and rule.action is Action.ALLOW
 
     def _is_narrowed(self, facts: Facts) -> bool:
-        """Tell whether another method or path of the host could meet a rewrite, or other credentials."""
+        """Tell whether another method or path of the host could meet other credentials."""
         any_method = facts._replace(method=None)
-        rewrites = _holding(self.policy.rewrites, self.rewrites.positions(facts.host), any_method)
         credentials = self._injectable(any_method, self.credentials.positions(facts.host))
-        return any(rewrites) or not all(credential.match.any_request for credential in credentials)
+        return not all(credential.match.any_request for credential in credentials)
 
     def _decide_paths(self, scope: Scope, url: Url, paths: Paths, at: datetime) -> Decision:
         outcome = self._outcome(scope, Asked(paths[0], url.query), at)
