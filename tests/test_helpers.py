@@ -239,11 +239,10 @@ def test_the_rewriter_always_names_the_final_url(start: Start, policy: Path) -> 
     assert helper.ask(f"https://open.example/moved {place('open.example')}") == (
         f"OK status=308 url={moved} final_url_={moved} private_=yes revision_={revision_of(policy)}\n"
     )
-    for url in ("https://open.example/x?y=%20", "https://closed.example/"):
-        host = url.split("/")[2]
-        assert helper.ask(f"{url} {place(host)}") == (
-            f"ERR final_url_={url}\n" if "%" not in url else f'ERR final_url_="{url}"\n'
-        )
+    url = "https://open.example/x?y=%20"
+    assert helper.ask(f"{url} {place('open.example')}") == f'ERR final_url_="{url}"\n'
+    for url in ("https://closed.example/", "https://packages.example/x/../simple/y"):  # denied: nothing is fetched
+        assert helper.ask(f"{url} {place(url.split('/')[2])}") == 'ERR final_url_="-"\n'
 
 
 def test_the_credential_helper_gives_a_header_an_annotation(start: Start, policy: Path) -> None:
@@ -271,6 +270,15 @@ def test_the_credential_helper_judges_again_and_denies_what_a_dead_rewriter_let_
     assert denied.startswith("1 ERR rule_=closed verdict_=deny ")
     denied = helper.ask(f"2 {place('packages.example')} https://packages.example/simple/x/ -")
     assert denied.startswith("2 ERR rule_=policy-unavailable verdict_=deny ")
+
+
+def test_what_one_policy_denies_and_another_rewrites_is_not_fetched_as_it_is(start: Start, tmp_path: Path) -> None:
+    closing = write_policy(tmp_path / "closing", "rules: [{name: shut, action: deny, hosts: [packages.example]}]")
+    line, url = place("packages.example"), "https://packages.example/simple/x/"
+    answered = start("rewrite", concurrency=0, directory=closing).ask(f"{url} {line}")  # it has loaded an edit first
+    final_url = quote(answered.split("final_url_=")[1].strip('"\n'), safe="")
+    answer = start("credential", concurrency=4).ask(f"1 {line} {quote(url, safe='')} {final_url}")
+    assert answer.startswith("1 ERR rule_=policy-unavailable verdict_=deny ")
 
 
 UNUSABLE = {

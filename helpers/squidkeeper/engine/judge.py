@@ -39,7 +39,7 @@ Paths = tuple[ReadPath, ...]
 EntryT = TypeVar("EntryT", Rule, Rewrite, Credential)
 _KEPT_BYTES_AT_MOST, _KEPT_BYTES, _LAPSE_BYTES = 4 * 1024 * 1024, 1_000, 400
 _SHOWN = 200  # characters of a path, on a page
-_UNREWRITTEN = deny("policy-unavailable", "The rewriter did not answer for a request that it has to rewrite.")
+_UNREWRITTEN = deny("policy-unavailable", "The rewriter has to rewrite this request, and did not.")
 _OTHER_METHOD = ""  # any that nothing asks for: of those that a client makes up, each would have entries of its own
 _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
 
@@ -154,7 +154,7 @@ class Judge:
         """Decide again, once it is known which URL is fetched: the credentials are those for that one.
 
         `final_url` is what a rewriter answered, which may have gone by another revision of the policy; None where
-        none was asked, or none answered.
+        none was asked, none answered, or it denies the request.
         """
         decision = self.decide_url(scope, text, at)
         if not decision.allowed:

@@ -2,7 +2,9 @@
 
 Every answer carries `final_url_`, also where nothing is rewritten: squid.conf denies a request without it, because a
 rewriter that has died lets requests through unchanged. So does one that has no policy: it cannot say that nothing is to
-be rewritten. Nothing else is denied here; the credential helper, which is asked next, judges the whole request.
+be rewritten. Of a request that this policy denies the answer is `-`: the credential helper, which is asked next, judges
+the request again and names the rule. Where it already has a policy that would rewrite the request, it denies too:
+neither of the two policies allows the request as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def answer(places: Places | None, request: bytes) -> Reply:
     scope = places.find(tokens)
     judged = scope if isinstance(scope, Decision) else places.judge.decide_url(scope, url, datetime.now(UTC))
     if judged.rewritten is None:
-        return Reply(Result.ERR, (("final_url_", url),), counted=(decision(REWRITE, NONE, "unchanged"),))
+        final_url = url if judged.allowed else "-"
+        return Reply(Result.ERR, (("final_url_", final_url),), counted=(decision(REWRITE, NONE, "unchanged"),))
     return _reply(judged.rewritten, places.revision)
 
 
