@@ -38,6 +38,8 @@ rules:
   - {name: secure, action: allow, hosts: [secure.example], schemes: [https]}
   - {name: for-others, action: allow, clients: [nobody], hosts: [nobody.example]}
   - {name: rebinding, action: allow, hosts: [.rebind.example]}
+  - {name: inside, action: allow, hosts: [.mixed.example], paths: [/inside/**], private: true}
+  - {name: mixed, action: allow, hosts: [.mixed.example]}
   - {name: odd, action: allow, hosts: [ports.example], ports: [443, 8443]}
 secrets:
   token: {file: secrets/token}
@@ -462,6 +464,33 @@ def test_a_tunnel_opened_before_its_name_became_private_leads_nowhere(
         except OSError:
             pass  # refused in the handshake
     assert {address for address, _ in origins.connections} <= {PUBLIC}
+
+
+@pytest.mark.parametrize("becomes", ["ahead of the CONNECT", "after the CONNECT"])
+def test_a_tunnel_to_a_private_address_stays_one_when_its_name_becomes_public(
+    gateway: Gateway, origins: Origins, names: Names, becomes: str
+) -> None:
+    """The tunnel keeps its server: a rule without `private: true` must not reach it there."""
+    host = f"{becomes.split()[0]}.mixed.example"
+    names.set(host, ["10.0.0.5" if becomes == "ahead of the CONNECT" else PUBLIC])
+    with Raw(gateway) as client:
+        answer = client.connect(f"{host}:443")
+        assert answer is not None
+        assert answer.status == 200
+        names.set(host, ["10.0.0.5"])
+        wait_for(lambda: curl(gateway, f"http://{host}/").rule == "private-address", "Squid to look the name up again")
+        client.tls(host)
+        assert_status(client.get("/inside/x", host), 200, None)
+        names.set(host, [PUBLIC])
+        wait_for(lambda: curl(gateway, f"http://{host}/").status == 200, "Squid to look the name up again")
+        assert_status(client.get("/inside/y", host), 200, None)
+        assert_status(client.get("/x", host), 403, "private-address")
+    assert [one.target for one in origins.seen if one.address == "10.0.0.5"] == ["/inside/x", "/inside/y"]
+
+
+def assert_status(reply: Reply | None, status: int, rule: str | None) -> None:
+    assert reply is not None
+    assert (reply.status, reply.rule) == (status, rule), reply
 
 
 def test_a_network_of_the_operators_own_is_private_too(open_gateway: Gateway, origins: Origins, names: Names) -> None:
