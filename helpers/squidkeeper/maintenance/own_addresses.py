@@ -20,7 +20,7 @@ import psutil
 
 from squidkeeper.maintenance.pace import Pace
 from squidkeeper.maintenance.squid import Squid
-from squidkeeper.url import Address, is_private
+from squidkeeper.url import Address, embeddings, is_private
 
 FILE: Final = "own-addresses"
 _HEAD = """\
@@ -106,8 +106,7 @@ def _text(addresses: Iterable[Address]) -> str:
 
 
 def _spellings(address: Address) -> tuple[IPv4Network | IPv6Network, ...]:
-    """List what leads to an address: for IPv4 also NAT64 (RFC 6052) and 6to4 (RFC 3056), as squidkeeper.conf does."""
+    """List what leads to an address: for IPv4 also what embeds it, as for private networks."""
     if not isinstance(address, IPv4Address):
         return (IPv6Network(address),)
-    nat64 = int(IPv6Network("64:ff9b::/96").network_address) | int(address)
-    return IPv4Network(address), IPv6Network(nat64), IPv6Network(((0x2002 << 112) | (int(address) << 80), 48))
+    return IPv4Network(address), *embeddings(IPv4Network(address))
