@@ -820,8 +820,9 @@ reload_apparmor() { apparmor_parser -r "/etc/apparmor.d/usr.sbin.$1"; }
 # ── Putting it in place, and back ────────────────────────────────────────────────────────────────────────────────────
 
 # Put a prepared file, link or directory in place, by rename; what equals it already stays. What was there is kept until the end.
-put() {
-    ! same "$1" "$2" || return 0
+put() { same "$1" "$2" || replace "$1" "$2"; }
+
+replace() {
     if [ -e "$2" ] || [ -L "$2" ]; then cp -a "$2" "$WORK/old/${#PUT[@]}"; fi
     PUT+=("$2")
     rm -rf "$2.new"
@@ -1090,7 +1091,7 @@ apply() {
     else
         say squid "runs, unchanged" && return
     fi
-    mv -f "$WORK/applied" "$APPLIED"
+    replace "$WORK/applied" "$APPLIED" # equal or not: its date counts
 }
 
 # Where it listens, and two hashes: what only a restart changes besides (the CA), and all that a reconfigure reads.

@@ -907,17 +907,20 @@ def test_a_taken_port_of_the_exporter_fails_before_anything_is_replaced(gateway:
         assert_fails_and_leaves(gateway, "listen", message, "--exporter-listen", address)
 
 
-def test_an_exporter_that_does_not_start_gives_way_to_the_one_before(gateway: Gateway, changed: Path) -> None:
+def test_an_exporter_that_does_not_start_gives_way_to_the_one_before(
+    gateway: Gateway, changed: Path, tmp_path: Path
+) -> None:
     unit = changed / "squid/observe/squidkeeper-exporter.service"
     unit.write_text(unit.read_text().replace("exporter --listen", "exporter --frobnicate --listen"))
     before = gateway.snapshot()
-    failed = gateway.install()
+    failed = gateway.install("--ca-dir", str(make_ca(tmp_path / "slicer")))
     assert failed.returncode == 1
     assert 'step "exporter" failed' in failed.stderr
     assert "No such option" in failed.stderr
     wait_until_listening(usual_exporter_port(gateway.port))
     assert "squid_up 1.0" in gateway.metrics
-    assert contents(gateway.snapshot()) == contents(before)
+    assert gateway.answers() == "403", "Squid has its former CA"
+    assert contents(gateway.snapshot()) == contents(before), "what Squid was told is noted with it"
 
 
 def test_what_the_exporter_says_is_kept_within_bounds(tmp_path: Path) -> None:
