@@ -148,6 +148,14 @@ def test_a_request_that_nobody_judged_is_not_allowed_because_its_connect_was() -
     assert event.record.status == 503
 
 
+def test_a_request_that_nobody_judged_is_judged_and_shown_with_the_user_of_its_connect() -> None:
+    connect, inside = entry(0, **FAILED_CONNECT, user="alice"), entry(1, **UNJUDGED)
+    events = Events(judge=lambda record: ("allow" if record.user == "alice" else "deny", "for-alice"))
+    (event,) = told(events, [connect, inside])
+    assert (event.record.user, event.record.verdict, event.record.rule) == ("alice", "allow", "for-alice")
+    assert parse_record(event.line) == event.record
+
+
 def test_a_request_names_the_denial_of_its_tunnel() -> None:
     private = {"error": "403:ERR_SQUIDKEEPER_PRIVATE", "rule": "private-address", "tunnel": "private.example:443"}
     inside = denied_inside(1, **{**private, "revision": NONE})

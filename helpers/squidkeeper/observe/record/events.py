@@ -111,9 +111,11 @@ class Events:
 
     def _merged(self, connect: Record, inside: Entry) -> Entry:
         """Let a request stand for its CONNECT: its client has waited for both."""
-        decided = self._decided(connect, inside.record)
-        waited = connect.duration_ms + inside.record.duration_ms
-        record = msgspec.structs.replace(inside.record, duration_ms=waited, **decided)
+        asked = inside.record
+        if asked.user == NONE:  # Squid knows no user inside a tunnel that failed
+            asked = msgspec.structs.replace(asked, user=connect.user)
+        waited = connect.duration_ms + asked.duration_ms
+        record = msgspec.structs.replace(asked, duration_ms=waited, **self._decided(connect, asked))
         return inside if record == inside.record else Entry(msgspec.json.encode(record), record)
 
     def _decided(self, connect: Record, inside: Record) -> dict[str, str]:
