@@ -743,11 +743,14 @@ parse_configuration() {
 # What squid -k parse has read, includes of local.conf as well: Squid joins all dns_nameservers lines, and would ask both.
 choose_resolver() {
     RESOLVER=$OWN_RESOLVER
-    if grep -q '| Processing: dns_nameservers ' "$WORK/output"; then
+    if reads_local_conf && grep -q '| Processing: dns_nameservers ' "$WORK/output"; then
         RESOLVER=none
         say resolver "as $LOCAL says, by dns_nameservers"
     fi
 }
+
+# Ours includes local.conf. A squid.conf of yours may not.
+reads_local_conf() { ! is_yours_with_ours || names "$CONF" "$LOCAL"; }
 
 # The squid.conf or unit on standard input, with the resolver's address, or without it.
 name_resolver() {

@@ -1114,11 +1114,14 @@ def test_a_squid_conf_that_includes_our_fragment_stays_in_force(empty: Gateway) 
     assert again in empty.place("etc/local.conf").read_text()
     assert f" -f {configuration} -k parse" in empty.place("etc/local.conf").read_text()
     configuration.write_text(theirs)
+    with empty.place("etc/local.conf").open("a") as local:
+        local.write("dns_nameservers 192.0.2.53\n")  # which their squid.conf does not include
     for _ in range(2):
         done = empty.install()
         assert done.returncode == 0, done.stderr
         assert "stays in force" in done.stdout
         assert (configuration.read_text(), before.read_text()) == (theirs, pristine)
+    assert "--resolver" in empty.place("etc/squidkeeper-maintenance.service").read_text()
     listens = f"listening on 127.0.0.1:{empty.port}; yours was not looked at\n"
     assert listens in done.stdout, "as told before, should ours come back"
     assert not empty.place("run/squid.pid").exists()
