@@ -69,7 +69,8 @@ A squid.conf of your own that includes squidkeeper.conf stays in force; any othe
                          where metrics and status page are served: PORT (on 127.0.0.1), ADDRESS:PORT or [ADDRESS]:PORT (as
                          installed before, else 127.0.0.1:9129; with --root, Squid's port + 6000)
   --wheels DIR           take what Python needs from the wheels in DIR, and ask no package index. To make DIR, on a machine
-                         with an index and the same Python:  pip download --only-binary :all: --dest DIR . hatchling
+                         with an index and the same distribution, in this repository:
+                         /usr/bin/python3 -m pip download --only-binary :all: --dest DIR . hatchling
   --no-exporter          no exporter, now and in later runs, until --exporter-listen is given
   --log-bytes SIZE       bound the access log with its rotations, such as 20G; the oldest records are deleted. cache.log
                          may have a sixteenth of it (as installed before; auto: 8G, at most half of the file system)
@@ -495,6 +496,7 @@ build_venv() {
         unset "${!PIP_@}" # what pip is set to could name an index, or another place for wheels
         export PIP_CONFIG_FILE=/dev/null
         wheels=(--no-index --find-links "$WHEELS")
+        ADVICE="every wheel must be for $("$PYTHON" -V) and this architecture: make the folder again with that version, as --help says"
     fi
     mkdir "$WORK/sources"
     for file in pyproject.toml helpers README.md LICENSE; do

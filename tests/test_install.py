@@ -666,6 +666,7 @@ def test_a_wheel_that_is_not_in_the_folder_is_named_and_no_index_asked(
     assert failed.returncode == 1
     assert 'step "program" failed' in failed.stderr
     assert "No matching distribution found for cachetools" in failed.stderr
+    assert re.search(r"to do: every wheel must be for Python 3\.\d+\.\d+ and this architecture", failed.stderr)
     assert asked == []
 
 
