@@ -733,7 +733,7 @@ parse_configuration() {
     prepare_state "$WORK/state"
     squid_accepts "$WORK/parse/squid.conf"
     if is_yours_with_ours; then
-        say configuration "the fragment accepted by squid -k parse in our squid.conf, listening on $LISTEN; yours was not looked at"
+        say configuration "the fragment accepted by squid -k parse in our squid.conf, listening on $LISTEN; yours was not checked"
     else
         say configuration "accepted by squid -k parse, listening on $LISTEN"
     fi
@@ -1477,13 +1477,13 @@ install_gateway() {
     step CA "give slicer's ca.crt and ca.key by --ca-dir, or leave it out and move both $CA_CERT and $CA_KEY away for a new one"
     prepare_ca
     prepare_certificate_store
-    step policy "mend it where the lines above name it, and run this again (of one in place, $PROGRAM check --policy $POLICY --state $STATE shows every fault)"
+    step policy "fix it where the lines above name it, and run this again (of one in place, $PROGRAM check --policy $POLICY --state $STATE shows every fault)"
     prepare_policy
     step program "see the lines above; with $VENV moved away, it is built anew"
     try_program
     step AppArmor "see the lines above; squid/apparmor holds what is added"
     open_apparmor squid
-    step configuration "mend the line, most likely in $LOCAL, and run this again"
+    step configuration "fix the line, most likely in $LOCAL, and run this again"
     prepare_configuration
     parse_configuration
     step resolver "install the package unbound by hand, or name other name servers in $LOCAL, by dns_nameservers"
