@@ -120,6 +120,11 @@ quietly() {
     }
 }
 
+interrupted() {
+    ADVICE="it was interrupted: run it again"
+    exit "$1"
+}
+
 on_exit() {
     local status=$?
     trap - EXIT
@@ -1514,8 +1519,8 @@ if [ "$ACTION" = uninstall ] && ! is_installed; then
     exit
 fi
 trap on_exit EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'interrupted 129' HUP
+trap 'interrupted 130' INT
+trap 'interrupted 143' TERM
 begin
 "$ACTION"

@@ -782,6 +782,7 @@ def test_a_first_run_that_is_interrupted_while_it_builds_leaves_nothing(
         _, complaint = run.communicate()
     assert run.returncode == 128 + number
     assert 'step "program" failed' in complaint
+    assert "to do: it was interrupted: run it again" in complaint
     assert not root.parent.exists()
 
 
