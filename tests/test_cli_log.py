@@ -256,6 +256,7 @@ REFUSED = [
     (("--since", "yesterday"), "'yesterday' is no time, expected 15m, 2h, 3d or an ISO time such as 20"),
     (("--since", "999999w"), "'999999w' is no time"),
     (("--status", "4x"), "'4x' is no status, expected one such as 403, or a class such as 4xx"),
+    (("--status", "9xx"), "'9xx' is no status, expected one such as 403, or a class such as 4xx"),
     (("--host", "https://open.example/"), "is not a host pattern, expected example.com, .example.com"),
     (("--follow", "--by", "host"), "--follow reads one log as it is written"),
     (("--drift", "--by", "host"), "--drift shows each request that it finds"),

@@ -20,7 +20,7 @@ Predicate = Callable[[Record], bool]
 _CACHED: Final = 65_536
 _SPAN = re.compile(r"(\d{1,6})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_STATUS = re.compile(r"([0-9]{3})|([0-9])xx")
+_STATUS = re.compile(r"([0-9]{3})|([1-5])xx")
 
 
 def parse_moment(given: str, now: datetime) -> datetime:
