@@ -115,13 +115,17 @@ def test_a_client_that_waits_too_long_is_sent_on_with_a_turn_among_the_surplus()
 
 
 def test_slots_stay_free_for_clients_below_their_rate() -> None:
+    """However many others wait: a client with turns left needs no slot to wait in."""
     throttle = Throttle(LIMITS, 600, no_release)
     assert throttle.answer(b"192.0.2.1 -", NOW, 600 - SPARE_SLOTS - 1).reply.result is Result.OK
-    assert throttle.answer(b"192.0.2.1 -", NOW, 600 - SPARE_SLOTS).reply.result is Result.ERR
+    others = [throttle.answer(b"192.0.2.2 -", NOW, 600 - SPARE_SLOTS) for _ in range(6)]
+    assert [late.reply.result for late in others] == [Result.OK] * 5 + [Result.ERR]
+    assert [late.due for late in others] == [NOW] * 6
 
 
 def test_the_longest_reply_fits_the_bound_of_its_concurrency() -> None:
-    reply = Throttle(LIMITS, 600, no_release).answer(b"192.0.2.1 -", 999_999_999.99, 600).reply
+    throttle = Throttle(Limits(per_second=8, burst=1, longest_seconds=2), 600, no_release)
+    reply = [throttle.answer(b"192.0.2.1 -", 999_999_999.99, 600).reply for _ in range(2)][-1]
     assert format_reply(reply, b"9" * 19, reply_limit(600)).endswith(b" ERR held_until_=999999999.99\n")
 
 

@@ -55,11 +55,11 @@ class Clients:
         self._at_most = at_most
         self._full_at: dict[str, float] = {}  # when the client has its whole burst again
 
-    def due(self, client: str, now: float) -> float | None:
-        """Give the client its next turn; None, and no turn, where that is too far away."""
+    def due(self, client: str, now: float, *, may_wait: bool = True) -> float | None:
+        """Give the client its next turn; None, and no turn, where that is too far away to wait for."""
         full_at = max(now, self._full_at.get(client, now))
         due = max(now, full_at - self._tolerance)
-        if due - now > self._longest:
+        if due - now > (self._longest if may_wait else 0):
             return None
         self._full_at[client] = full_at + self._interval
         if len(self._full_at) > self._at_most:
@@ -106,7 +106,7 @@ class Throttle:
     def answer(self, request: bytes, now: float, held: int) -> Late:
         """Answer one line; `held` is how many wait already."""
         client, *_ = parse_tokens(request, TOKENS)
-        due = self._clients.due(client_network(client or ""), now) if held < self._slots else None
+        due = self._clients.due(client_network(client or ""), now, may_wait=held < self._slots)
         if due is not None:
             return Late(due, _AT_ONCE if due <= now else _HELD)
         return Late(now, _send_on(self._surplus.due(now)))
