@@ -136,6 +136,24 @@ def test_a_file_that_was_removed_is_written_again(squid: BareSquid, tmp_path: Pa
     assert closed(tmp_path)[0] == "203.0.113.5/32"
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"\xff\xfe garbage\n"], ids=["empty", "zeros", "not text"])
+def test_files_that_a_crash_has_torn_are_written_again(squid: BareSquid, tmp_path: Path, content: bytes) -> None:
+    """Squid would leave own addresses open, or not start."""
+    add("203.0.113.5/32")
+    OwnAddresses(tmp_path, Squid(squid.pid_file)).check()
+    wait_for(lambda: squid.reconfigured(1), "Squid to reconfigure")
+    (tmp_path / FILE).write_bytes(content)
+    task = OwnAddresses(tmp_path, Squid(squid.pid_file))
+    task.check()
+    assert closed(tmp_path)[0] == "203.0.113.5/32"
+    wait_for(lambda: squid.reconfigured(2), "Squid to reconfigure again")
+    for name in (FILE, f"{FILE}.told"):
+        (tmp_path / name).write_bytes(content)
+    prepare_own_addresses(tmp_path)
+    OwnAddresses(tmp_path, Squid(tmp_path / "no squid yet")).check()
+    assert closed(tmp_path)[0] == "203.0.113.5/32"
+
+
 def test_a_state_folder_that_cannot_be_written_is_an_error_and_followed_when_it_can(
     squid: BareSquid, tmp_path: Path
 ) -> None:

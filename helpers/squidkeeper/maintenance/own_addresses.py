@@ -46,14 +46,16 @@ class OwnAddresses:
         self._squid = squid
         self._pace = pace or Pace(*_RECONFIGURE_AT_MOST)
         self._known: frozenset[Address] | None = None  # to Squid; None: that is to be found out
+        self._written = ""  # what the file holds, unless something else has changed it since
 
     def check(self) -> None:
         """Close the addresses that are new; an OSError where the file cannot be written."""
         current = public_addresses()
         if self._known is None and _text_of(self._told) == _text(current):
-            self._known = current
-        if self._known is not None and current <= self._known and self._file.exists():
+            self._known, self._written = current, _text(current)
+        if self._known is not None and current <= self._known and _text_of(self._file) == self._written:
             return
+        self._written = _text(current)
         _write(self._file, current)
         if self._pace.allows() and self._squid.tell(SIGHUP):
             self._pace.count()
@@ -92,7 +94,7 @@ def _write(file: Path, addresses: Iterable[Address]) -> None:
 
 def _text_of(file: Path) -> str:
     try:
-        return file.read_text()
+        return file.read_text(errors="replace")
     except OSError:
         return ""
 
