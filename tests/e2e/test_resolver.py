@@ -123,6 +123,17 @@ def test_an_empty_resolv_conf_changes_nothing_and_is_told_once(gateway: Gateway,
     assert log_of(gateway).count("names no name server") == 1
 
 
+def test_bytes_of_no_encoding_in_resolv_conf_do_not_hide_its_name_servers(
+    gateway: Gateway, maintenance: Maintenance, names: Names
+) -> None:
+    other = Names("127.0.0.54")
+    try:
+        maintenance.resolv_conf.write_bytes(b"# B\xfcro\nnameserver 127.0.0.54\nnameserver fe80::1%a\"b\n")
+        wait_for(lambda: fetched(gateway, f"moved-{time.monotonic_ns()}.example") == 200 and other.seen, "the change")
+    finally:
+        other.stop()
+
+
 def log_of(gateway: Gateway) -> str:
     return (gateway.root / "log/maintenance.txt").read_text()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ from squidkeeper.errors import ResolverFailed
 
 PROGRAM: Final = "/usr/sbin/unbound"
 _LIBC: Final = ctypes.CDLL(None)
+_PLAIN: Final = re.compile(r"[\w.:%-]+", re.ASCII)  # a zone can be any text; unbound.conf gives a meaning to ", # and @
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _RETRY_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 5.0
@@ -90,7 +92,8 @@ class Resolver:
                 self._process.wait(_STOP_SECONDS)
 
     def _follow(self) -> None:
-        servers = name_servers(self._resolv_conf.read_text(), self._address)
+        # Only the addresses count: a comment in another encoding is no reason to do without them.
+        servers = name_servers(self._resolv_conf.read_text(errors="replace"), self._address)
         if not servers:
             raise ResolverFailed(
                 f"{self._resolv_conf} names no name server but the gateway's own: add a nameserver line. "
@@ -138,11 +141,12 @@ def name_servers(resolv_conf: str, own: str) -> tuple[str, ...]:
 
 
 def _is_address(text: str) -> bool:
+    """Tell whether this is an address, with a zone (RFC 4007) or without, that unbound.conf can hold as it is."""
     try:
         ip_address(text)
     except ValueError:
         return False
-    return True
+    return _PLAIN.fullmatch(text) is not None
 
 
 @cache
