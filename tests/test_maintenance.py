@@ -52,7 +52,7 @@ def test_a_failing_task_is_logged_once_and_stops_no_other(caplog: pytest.LogCapt
         ("nameserver 127.0.0.53\noptions edns0 trust-ad\n", ("127.0.0.53",)),
         ("nameserver 127.53.53.53\nnameserver 192.0.2.1\n", ("192.0.2.1",)),
         ("nameserver fe80::1%eth0\nnameserver 192.0.2.1\nnameserver 192.0.2.1\n", ("fe80::1%eth0", "192.0.2.1")),
-        ('nameserver fe80::1%a"b\nnameserver fe80::1%a#b\nnameserver fe80::1%a@5\nnameserver 192.0.2.1\n', ("192.0.2.1",)),
+        ('nameserver ::1%a"b\nnameserver ::1%a#b\nnameserver ::1%a@5\nnameserver 192.0.2.1\n', ("192.0.2.1",)),
         ('nameserver\nnameserver dns.example\nnameserver 192.0.2.1"\n', ()),
         ("", ()),
     ],

@@ -159,6 +159,38 @@ def test_unless_a_limit_is_given_half_of_a_small_disk_is_used(tmp_path: Path) ->
         run("umount", "--lazy", tmp_path)
 
 
+@pytest.fixture
+def busy(squid: BareSquid) -> Iterator[Path]:
+    """A log that is a mount of its own, as a container's can be: it can be neither renamed nor deleted."""
+    run("mount", "--bind", squid.access_log, squid.access_log)
+    yield squid.access_log
+    run("umount", "--lazy", squid.access_log)
+
+
+def test_a_log_that_cannot_be_renamed_keeps_nothing_else_from_its_bound(squid: BareSquid, busy: Path) -> None:
+    write(squid.folder, **{"access.log.1": 300_000, "access.log.2": 900_000})
+    for log in (squid.access_log, squid.cache_log):
+        with log.open("a") as file:
+            file.write("x" * 100_000 + "\n")
+    task = rotation(squid, 2**20)
+    for _ in range(2):  # told for as long as it lasts
+        with pytest.raises(OSError, match=r"busy: '.*access\.log'"):
+            task.check()
+    wait_for(squid.cache_log.exists, "the new log")
+    assert names(squid.folder).count("access.log.2") == 0, "the oldest, by the time of its last write"
+
+
+def test_a_rotation_that_cannot_be_deleted_keeps_no_other_from_deletion(tmp_path: Path) -> None:
+    write(tmp_path, **{"access.log.3": 400, "access.log.2": 400, "access.log.1": 400, "cache.log.1": 400})
+    run("mount", "--bind", tmp_path / "access.log.3", tmp_path / "access.log.3")
+    try:
+        with pytest.raises(OSError, match=r"busy: '.*access\.log\.3'"):
+            without_squid(tmp_path, 800).check()
+        assert names(tmp_path) == ["access.log.1", "access.log.3"]
+    finally:
+        run("umount", tmp_path / "access.log.3")
+
+
 def test_a_folder_that_is_not_there_is_an_error_until_it_is(tmp_path: Path) -> None:
     task = without_squid(tmp_path / "log", None)
     with pytest.raises(FileNotFoundError):

@@ -9,8 +9,10 @@ import logging
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from signal import SIGUSR1
 from typing import Final
@@ -59,21 +61,25 @@ class Rotation:
         self._squid = squid
         self._limit_bytes = limit_bytes
         self._pace = pace or Pace(_ROTATE_AT_MOST)
+        self._not_renamed: list[OSError] = []
         # A predecessor may have ended between renaming and telling.
         self._renamed = any(rotated(log) and not log.exists() for log in (access_log, cache_log))
 
     def check(self) -> None:
-        """Rotate what is too long, unless that is too often; delete what is too much."""
+        """Rotate what is too long, unless that is too often; delete what is too much.
+
+        A file that cannot be renamed or deleted is an OSError after all others are.
+        """
         bounds = self._bounds()
         due = [one.log for one in bounds if _size(one.log) > one.rotate_bytes]
         if due and self._pace.allows() and self._squid.runs():
             self._pace.count()
-            for log in due:
-                self._rename(log)
+            self._not_renamed = [error for log in due for error in _attempt(partial(self._rename, log))]
         if self._renamed:
             self._renamed = not self._squid.tell(SIGUSR1)
-        for one in bounds:
-            _delete_oldest(one)
+        failures = [*self._not_renamed, *(error for one in bounds for error in _delete_oldest(one))]
+        if failures:
+            raise failures[0]
 
     def _bounds(self) -> tuple[Bound, Bound]:
         limit = self._limit_bytes
@@ -89,20 +95,31 @@ class Rotation:
         _log.info("rotated %s (%d bytes) to %s", log, size, name.name)
 
 
-def _delete_oldest(bound: Bound) -> None:
-    """Delete the oldest rotations of a log until it keeps within its bound."""
-    files = rotated(bound.log)
-    excess = _size(bound.log) + sum(map(_size, files)) - bound.limit_bytes
-    for file in files:
-        size = _size(file)
+def _attempt(action: Callable[[], None]) -> list[OSError]:
+    try:
+        action()
+    except OSError as error:
+        return [error]
+    return []
+
+
+def _delete_oldest(bound: Bound) -> list[OSError]:
+    """Delete the oldest rotations of a log until it keeps within its bound; list what cannot be deleted."""
+    files = [(file, size) for file in rotated(bound.log) if (size := _size(file))]
+    excess = _size(bound.log) + sum(size for _, size in files) - bound.limit_bytes
+    failures: list[OSError] = []
+    for file, size in files:
         if excess <= 0:
-            return
-        if size:
-            file.unlink(missing_ok=True)
-            _log.warning(
-                "deleted %s (%d bytes): the limit for %s is %d bytes", file, size, bound.log, bound.limit_bytes
-            )
-        excess -= size
+            break
+        failed = _attempt(partial(_delete, file, size, bound))
+        failures += failed
+        excess -= 0 if failed else size
+    return failures
+
+
+def _delete(file: Path, size: int, bound: Bound) -> None:
+    file.unlink(missing_ok=True)
+    _log.warning("deleted %s (%d bytes): the limit for %s is %d bytes", file, size, bound.log, bound.limit_bytes)
 
 
 def _size(file: Path) -> int:
