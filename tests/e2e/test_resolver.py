@@ -128,7 +128,7 @@ def test_bytes_of_no_encoding_in_resolv_conf_do_not_hide_its_name_servers(
 ) -> None:
     other = Names("127.0.0.54")
     try:
-        maintenance.resolv_conf.write_bytes(b"# B\xfcro\nnameserver 127.0.0.54\nnameserver fe80::1%a\"b\n")
+        maintenance.resolv_conf.write_bytes(b'# B\xfcro\nnameserver 127.0.0.54\nnameserver fe80::1%a"b\n')
         wait_for(lambda: fetched(gateway, f"moved-{time.monotonic_ns()}.example") == 200 and other.seen, "the change")
     finally:
         other.stop()
