@@ -438,7 +438,8 @@ own_directory() {
 }
 
 # What runs on holds its place in the state, and makes none anew where it was moved away. Squid's account owns what is in it, and
-# could have put a link there: so root only makes what is gone by that account, and only gives it what is there itself.
+# could have put a link there, a hard one to a file of root's as well: so root only makes what is gone by that account, and gives it
+# a folder only.
 open_state() {
     local counts=$STATE/exporter
     if ! can_write "$STATE"; then
@@ -450,6 +451,8 @@ open_state() {
     if [ ! -e "$counts" ]; then
         as_squid mkdir -m 750 "$counts"
         PUT+=("$counts")
+    elif [ -L "$counts" ] || [ ! -d "$counts" ]; then
+        die "$counts is not a folder" "move it away"
     elif ! can_write "$counts"; then
         chown -h "$ACCOUNT:$GROUP" "$counts"
         as_squid chmod 750 "$counts"
@@ -605,7 +608,7 @@ prepare_certificate_store() {
     mkdir "$WORK/store"
     chown "$ACCOUNT:$GROUP" "$WORK/store"
     quietly as_squid "$CERTGEN" -c -s "$WORK/store/ssl_db" -M 4MB
-    cp "$WORK/ca/ca.crt" "$WORK/store/ssl_db"
+    quietly as_squid cp "$WORK/ca/ca.crt" "$WORK/store/ssl_db" # in a folder of that account, where root could follow a link
 }
 
 # ── The policy ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -887,6 +887,22 @@ def test_a_state_that_was_moved_away_or_closed_can_be_written_again(gateway: Gat
     shutil.rmtree(gateway.place("log/former"))
 
 
+def test_a_hard_link_in_the_state_gives_squids_account_no_file_of_roots(gateway: Gateway) -> None:
+    """Where the kernel lets any account make one (fs.protected_hardlinks=0)."""
+    counts, mine = gateway.place("state/exporter"), gateway.place("root-only")
+    mine.touch(0o600)
+    counts.rename(gateway.place("state/aside"))
+    os.link(mine, counts)
+    done = gateway.install()
+    assert (owner(mine), mode(mine)) == ("root", 0o600)
+    assert done.returncode == 1
+    assert f"{counts} is not a folder" in done.stderr
+    counts.unlink()
+    gateway.place("state/aside").rename(counts)
+    mine.unlink()
+    assert gateway.install().returncode == 0
+
+
 def test_the_exporter_moves_goes_and_comes_back_as_it_is_told(gateway: Gateway) -> None:
     port, squid, usual = free_port(), gateway.pid, usual_exporter_port(gateway.port)
     assert gateway.install("--exporter-listen", str(port)).returncode == 0
