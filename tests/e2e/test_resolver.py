@@ -160,6 +160,15 @@ def test_a_killed_maintenance_process_takes_unbound_with_it_and_the_next_starts_
     wait_for(lambda: fetched(gateway, f"after-{time.monotonic_ns()}.example") == 200, "an answer")
 
 
+def test_a_configuration_of_unbound_that_a_crash_has_torn_is_written_again(
+    gateway: Gateway, maintenance: Maintenance
+) -> None:
+    maintenance.kill()
+    (gateway.root / "state/resolver/unbound.conf").write_bytes(b"server:\n\xff\0")
+    maintenance.start()
+    wait_for(lambda: fetched(gateway, f"after-{time.monotonic_ns()}.example") == 200, "an answer")
+
+
 def test_a_silent_name_server_fails_a_name_within_five_seconds(gateway: Gateway, maintenance: Maintenance) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.55", 53))

@@ -100,7 +100,7 @@ class Resolver:
                 "Until then the ones before are used, if there were any"
             )
         text = configuration(self._address, servers, tuple(row for row in _SERVER_IF_KNOWN if _is_known(row[0])))
-        if self._file.exists() and text == self._file.read_text():
+        if self._file.exists() and text == self._file.read_text(errors="replace"):
             return
         self._write(text)
         _log.info("the resolver on %s forwards to %s", self._address, ", ".join(servers))
