@@ -152,11 +152,27 @@ def test_requests_are_counted_by_what_they_have_in_common(path: Path, by: str) -
 
 def test_counts_are_a_table_the_most_first(path: Path) -> None:
     assert run("--by", "rule", path).lines == [
-        "REQUESTS  DENIED  BYTES  LAST                      RULE",
-        "       2       0   1000  2026-11-25T12:01:00.000Z  open",
-        "       1       0    500  2026-11-25T12:04:00.000Z  -",
-        "       1       1    500  2026-11-25T12:02:00.000Z  closed",
+        "REQUESTS  DENIED  TUNNELS  BYTES  LAST                      RULE",
+        "       2       0        0   1000  2026-11-25T12:01:00.000Z  open",
+        "       1       0        0    500  2026-11-25T12:04:00.000Z  -",
+        "       1       1        0    500  2026-11-25T12:02:00.000Z  closed",
     ]
+
+
+def test_a_tunnel_is_no_request_of_the_rule_that_could_allow_one(path: Path) -> None:
+    connect = {"method": "CONNECT", "tunnel": "open.example%3A443"}
+    failed = line(0, "open.example:443", error="ERR_SECURE_ACCEPT_FAIL", connection="1", **connect)
+    opened = line(1, "open.example:443", connection="2", **connect)
+    inside = line(2, "https://open.example/", connection="2")
+    closed = line(3, "closed.example:443", rule="closed", verdict="deny", connection="3", method="CONNECT")
+    path.write_text("".join(f"{one}\n" for one in (failed, opened, inside, closed)))
+
+    def counted(*options: str) -> dict[str, tuple[int, int, int]]:
+        rows = map(json.loads, run("--by", "rule", "--json", *options, path).lines)
+        return {row["rule"]: (row["requests"], row["denied"], row["tunnels"]) for row in rows}
+
+    assert counted() == {"open": (1, 0, 1), "closed": (1, 1, 0)}
+    assert counted("--connects") == {"open": (1, 0, 2), "closed": (1, 1, 0)}
 
 
 def test_counts_of_made_up_paths_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,12 +210,27 @@ def test_a_client_that_left_before_an_answer_is_no_failure_of_a_host_and_no_deni
     assert report.left_out == (figures.Count("requests whose client left before they were judged", 2),)
 
 
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(400, "ERR_INVALID_URL"), (407, "ERR_CACHE_ACCESS_DENIED"), (403, "ERR_ACCESS_DENIED"), (501, "ERR_UNSUP_REQ")],
+)
+def test_what_squid_refuses_by_itself_is_no_failure_of_a_host(status: int, error: str) -> None:
+    report = report_of(line(0), line(1, status=status, error=error, squid="TCP_DENIED/HIER_NONE", **UNJUDGED))
+    assert (report.summary.requests, report.summary.failed, report.upstreams.failing) == (1, 0, ())
+    assert report.left_out == (figures.Count("requests that Squid refused by itself, before a rule was asked", 1),)
+
+
+def test_a_client_cannot_hide_a_request_by_its_method() -> None:
+    report = report_of(line(0, method="-", url="http://open.example/x"), denied(1, method="-"))
+    assert (report.summary.requests, report.summary.denied, report.left_out) == (2, 1, ())
+
+
 def test_what_is_not_in_the_figures_is_named() -> None:
     report = report_of(
         line(-10),
         line(0),
         line(10),
-        line(1, method="-", url="error:transaction-end-before-headers"),
+        line(1, method="-", url="error:transaction-end-before-headers", verdict="-"),
         b"no record",
         line(2, time="yesterday"),
         line(2, time="2026-11-25T12:00:02"),
@@ -430,6 +445,22 @@ def test_the_command_holds_what_was_served_against_the_revisions_that_are_kept(t
     code, output = run(log, "--json", "--policy", policy, "--state", tmp_path)
     assert code == 2
     assert "no folder of revisions" in output
+
+
+def test_a_request_whose_tunnel_failed_is_judged_by_the_revision_of_its_tunnel(tmp_path: Path) -> None:
+    policy, state, log = tmp_path / "policy", tmp_path / "state", tmp_path / "access.log"
+    write_policy(policy, "rules:\n- {name: part, action: allow, hosts: [a.example], paths: [/ok/**]}\n")
+    sources = read_sources(policy)
+    revision = load_sources(sources, NOON).judge.policy.revision
+    keep(sources, revision, state / "revisions")
+    failed = {"error": "ERR_SECURE_CONNECT_FAIL", "tunnel": "a.example%3A443", "sni": "a.example", "connection": "1"}
+    connect = line(0, method="CONNECT", url="a.example:443", rule="part", revision=revision, **failed)
+    inside = line(1, url="https://a.example/no", status=503, squid="NONE_NONE/HIER_NONE", **UNJUDGED, **failed)
+    log.write_bytes(connect + b"\n" + inside + b"\n")
+    code, output = run(log, "--json", "--policy", policy, "--state", state)
+    assert code == 0, output
+    summary = json.loads(output)["summary"]
+    assert (summary["requests"], summary["denied"]) == (1, 1)
 
 
 def test_the_command_does_not_write_over_a_log(log: Path, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import click
 
@@ -31,7 +30,6 @@ from squidkeeper.observe.record.reading import Reading
 if TYPE_CHECKING:
     from squidkeeper.engine import Judge
     from squidkeeper.observe.record.filters import Predicate
-    from squidkeeper.observe.record.line import Record
     from squidkeeper.observe.record.listing import Listing
     from squidkeeper.policy.model import Client
 
@@ -53,7 +51,7 @@ _SETTLE_SECONDS = 2.0  # how long --follow waits for the request that a denied C
 @click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403, or a class such as 4xx.")
 @click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record's own lines.")
-@click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials and bytes by this.")
+@click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials, tunnels and bytes by this.")
 @click.option("--connects", is_flag=True, help="Show every CONNECT, also those that another line stands for.")
 @click.option("--drift", is_flag=True, help="Show what was served and the policy that was in force does not allow.")
 @policy_option
@@ -88,7 +86,7 @@ def log(
     policies = Drift(judges := _judges(directory, state), replacing=judges.replacing)
     audit = Audit(policies, state, as_json=as_json) if drift else None
     listing = audit.findings if audit else _listing(by, as_json=as_json)
-    events = None if connects or drift else Events(judge=partial(_judged, policies))
+    events = None if connects or drift else Events(judge=policies.verdict)
     run = Run(_predicate(given, directory), listing, events)
     try:
         if follow:
@@ -135,11 +133,6 @@ class Audit:
 def _judges(directory: Path, state: Path) -> KeptJudges:
     """Give the judges of the policies that were in force; the one on disk is loaded when it is asked for."""
     return KeptJudges(state / _REVISIONS, cache(partial(_judge_in_force, directory)))
-
-
-def _judged(policies: Drift, record: Record) -> tuple[str, str] | None:
-    decision = policies.decide(record)
-    return None if decision is None else (decision.action, quote(decision.rule, safe=""))
 
 
 def _judge_in_force(directory: Path) -> Judge | None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final, Generic, TypeVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -157,6 +157,11 @@ class Drift:
             return _decide(judge, self._place(judge, record), record, moment_of(record))
         except ValueError:  # of what is no time
             return None
+
+    def verdict(self, record: Record) -> tuple[str, str] | None:
+        """Give verdict and rule as a record has them, of a request that nobody has judged; None as `decide`."""
+        decision = self.decide(record)
+        return None if decision is None else (str(decision.action), quote(decision.rule, safe=""))
 
     def client_name(self, record: Record) -> str:
         """Name the policy's first client that a request belongs to; `none` where it belongs to none."""

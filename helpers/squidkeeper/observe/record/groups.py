@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from squidkeeper.engine.query import CONNECT
 from squidkeeper.observe.record.line import Record, client_of
 from squidkeeper.observe.record.urls import host_of
 
@@ -29,10 +30,14 @@ KEYS: Final[dict[str, Callable[[Record], str]]] = {
 
 @dataclass(slots=True)
 class Group:
-    """What the requests of one key come to. `last` is the end of the newest."""
+    """What the requests of one key come to. `last` is the end of the newest.
+
+    `tunnels` are allowed CONNECTs, which are no requests: the rule on record is the first that could allow a request.
+    """
 
     requests: int = 0
     denied: int = 0
+    tunnels: int = 0
     bytes: int = 0
     last: str = ""
 
@@ -48,14 +53,16 @@ class Groups:
         """Count a record."""
         key = self._key(record)
         group = self._groups.get(key) or self._new(key)
-        group.requests += 1
+        is_tunnel = record.method == CONNECT and record.verdict == "allow"
+        group.tunnels += is_tunnel
+        group.requests += not is_tunnel
         group.denied += record.verdict == "deny"
         group.bytes += record.bytes
         group.last = max(group.last, record.time)
 
     def most_first(self) -> list[tuple[str, Group]]:
         """Give the groups, that of the most requests first."""
-        return sorted(self._groups.items(), key=lambda one: (-one[1].requests, one[0]))
+        return sorted(self._groups.items(), key=lambda one: (-one[1].requests, -one[1].tunnels, one[0]))
 
     def _new(self, key: str) -> Group:
         key = key if len(key) <= _KEY_AT_MOST else f"{key[:_KEY_AT_MOST]}…"

@@ -109,8 +109,8 @@ class Counts:
         groups = self._groups.most_first()
         if self._as_json:
             return "".join(f"{json.dumps(self._object(key, group))}\n" for key, group in groups)
-        rows = [("REQUESTS", "DENIED", "BYTES", "LAST", self._by.upper())]
-        rows += [(str(one.requests), str(one.denied), str(one.bytes), one.last, key) for key, one in groups]
+        rows = [("REQUESTS", "DENIED", "TUNNELS", "BYTES", "LAST", self._by.upper())]
+        rows += [(*_numbers(one), one.last, key) for key, one in groups]
         return _aligned(rows)
 
     def _object(self, key: str, group: Group) -> dict[str, object]:
@@ -118,6 +118,7 @@ class Counts:
             self._by: key,
             "requests": group.requests,
             "denied": group.denied,
+            "tunnels": group.tunnels,
             "bytes": group.bytes,
             "last": group.last,
         }
@@ -170,9 +171,13 @@ def _width(title: str, values: Iterable[str]) -> int:
     return min(_WIDEST, max(map(len, (title, *values))))
 
 
-def _aligned(rows: list[tuple[str, str, str, str, str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    row = "  ".join([*(f"{{:>{width}}}" for width in widths[:3]), f"{{:<{widths[3]}}}", "{}"])
+def _numbers(group: Group) -> tuple[str, str, str, str]:
+    return str(group.requests), str(group.denied), str(group.tunnels), str(group.bytes)
+
+
+def _aligned(rows: list[tuple[str, str, str, str, str, str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    row = "  ".join([*(f"{{:>{width}}}" for width in widths[:4]), f"{{:<{widths[4]}}}", "{}"])
     return "".join(f"{printable(row.format(*values))}\n" for values in rows)
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _STEPS_SHOWN = 96
+_NOT_HTTP = (501, 505)  # beside the 4xx, what Squid answers to what is not valid HTTP
 
 
 VERDICTS: Final[Mapping[str, str]] = {
@@ -67,7 +68,7 @@ class Survey:
         self._until = until
         self._first = float("inf")
         self._last = float("-inf")
-        self._events = Events()
+        self._events = Events(judge=drift.verdict) if drift else Events()
         self._left_out: Counter[str] = Counter()
         self._tunnels = 0
         self._failed = 0
@@ -105,8 +106,10 @@ class Survey:
     def _requests(self, line: bytes, record: Record) -> Iterator[Entry]:
         if self._drift:
             self._drift.add(record)
-        if record.method == NONE or record.url.startswith("error:"):
+        if record.verdict == NONE and (record.method == NONE or record.url.startswith("error:")):
             self._left_out["connections that ended without a request"] += 1
+        elif _is_refused(record):
+            self._left_out["requests that Squid refused by itself, before a rule was asked"] += 1
         elif opened(record):
             self._tunnels += 1
         elif record.verdict == NONE and not record.status and record.error in CLIENT_ERRORS:
@@ -202,6 +205,12 @@ class Survey:
                 yield what
         if self._new.full:
             yield "first-seen hosts"
+
+
+def _is_refused(record: Record) -> bool:
+    """Tell whether Squid answered by itself: 400, 407 (no password), 501, a line of the operator's that denies."""
+    answered = record.verdict == NONE and record.upstream == NONE and record.error != NONE
+    return answered and (400 <= record.status < 500 or record.status in _NOT_HTTP)
 
 
 def _request(record: Record) -> Request:
