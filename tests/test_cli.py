@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.live import LivePolicy
+from squidkeeper.live import LivePolicy, load
 from squidkeeper.observe.record.line import Record
 
 from .conftest import write_policy
@@ -465,6 +465,16 @@ def test_explain_takes_a_line_of_the_record(
     assert code == status
 
 
+def test_explain_says_when_the_record_is_of_another_revision(policy: Path, tmp_path: Path) -> None:
+    line = tmp_path / "line"
+    line.write_text(json.dumps(RECORD) + "\n")
+    told = "Revision aaaaaaaaaaaa decided this request, and revision"
+    assert told in run("explain", "--policy", policy, "--record", line)[1]
+    revision = load(policy, datetime.now(UTC)).judge.policy.revision
+    line.write_text(json.dumps({**RECORD, "revision": revision}) + "\n")
+    assert "decided this request" not in run("explain", "--policy", policy, "--record", line)[1]
+
+
 def test_explain_refuses_a_url_as_the_record_cuts_it_off(policy: Path) -> None:
     status, out = run("explain", "--policy", policy, "GET", CUT)
     assert status == 2
@@ -484,6 +494,7 @@ HOSTS_ON_RECORD = {
     "http://%5b2001:db8::1%5d/": "invalid-request",
     "http://bücher.example/": "books",
     "http://[2001:db8::1]/": "address",
+    "http://-/": "invalid-request",  # a helper reads `-` as no host
 }
 
 

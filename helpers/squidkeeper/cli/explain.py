@@ -61,8 +61,11 @@ def explain(
     """
     from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, resolved, websocket
 
-    asked, query, now = _of_record(line, method, client, user) if line else _of_arguments(method, url, client, user)
+    asked, query, now, revision = (
+        _of_record(line, method, client, user) if line else _of_arguments(method, url, client, user)
+    )
     judge = _load(directory)
+    _compare(revision, judge.policy.revision, directory)
     decision = judge.decide(query, now)
     trace = Trace(
         passed_over(judge, query, now),
@@ -76,7 +79,7 @@ def explain(
     raise SystemExit(0 if decision.allowed else 1)
 
 
-Question = tuple[str, "Query", datetime]
+Question = tuple[str, "Query", datetime, str | None]  # the last: the revision on record
 
 
 def _of_arguments(method: str | None, url: str | None, client: str | None, user: str | None) -> Question:
@@ -93,13 +96,13 @@ def _of_arguments(method: str | None, url: str | None, client: str | None, user:
             "Give the whole URL.",
             param_hint="URL",
         )
-    return f"{method} {url}", query_of(method, url, client, user), datetime.now(UTC)
+    return f"{method} {url}", query_of(method, url, client, user), datetime.now(UTC), None
 
 
 def _of_record(line: BinaryIO, *given: str | None) -> Question:
     from squidkeeper.errors import InvalidRecord
     from squidkeeper.observe.record.asked import asked, unexplained
-    from squidkeeper.observe.record.line import moment_of, parse_record
+    from squidkeeper.observe.record.line import NONE, moment_of, parse_record
 
     if any(given):
         raise click.UsageError("--record goes without METHOD, URL, --client and --user: the record has them")
@@ -112,7 +115,18 @@ def _of_record(line: BinaryIO, *given: str | None) -> Question:
     if reason:
         click.echo(f"This request cannot be explained by the policy: {reason}.", err=True)
         raise SystemExit(_CANNOT_SAY)
-    return f"{record.method} {record.url} (on record: {record.verdict} by {record.rule})", asked(record), at
+    what = f"{record.method} {record.url} (on record: {record.verdict} by {record.rule})"
+    return what, asked(record), at, None if record.revision == NONE else record.revision
+
+
+def _compare(on_record: str | None, explained: str, directory: Path) -> None:
+    """Say on stderr where a record is of another revision than the one that explains it."""
+    if on_record not in (None, explained):
+        click.echo(
+            f"Revision {on_record} decided this request, and revision {explained} of {directory} explains it here: "
+            "the policy has changed in between.",
+            err=True,
+        )
 
 
 def _load(directory: Path) -> Judge:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.url import bracketed, format_authority, origin_of, parse_authority, unrecorded_url
+from squidkeeper.url import Host, bracketed, format_authority, origin_of, parse_authority, unrecorded_url
 
 CONNECT = "CONNECT"
 REFUSED_METHODS = {
@@ -47,11 +47,16 @@ def query_of(method: str, target: str, client: str | None = None, user: str | No
     except InvalidUrl:
         return Query(method, "http", "", "80", client, user, url=target)
     tunnel = format_authority(host, port) if scheme == "https" else None
-    return Query(method, scheme, bracketed(host), str(port), client, user, None, tunnel, target)
+    return Query(method, scheme, _stated(host), str(port), client, user, None, tunnel, target)
 
 
 def _host_and_port(target: str) -> tuple[str, str]:
     host, port = parse_authority(target)
     if port is None:
         raise InvalidUrl("the target of a CONNECT has no port")
-    return bracketed(host), str(port)
+    return _stated(host), str(port)
+
+
+def _stated(host: Host) -> str:
+    """Write a host as Squid states it: a helper reads `-` as none."""
+    return "" if host.text == "-" else bracketed(host)
