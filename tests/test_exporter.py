@@ -35,11 +35,12 @@ from squidkeeper.observe.exporter.counts import SERIES_LIMIT, Counter, Counts
 from squidkeeper.observe.exporter.disks import Disk, read_disks
 from squidkeeper.observe.exporter.health import PATIENCE_SECONDS, Seen, checks
 from squidkeeper.observe.exporter.overview import status_of
-from squidkeeper.observe.exporter.recent import Outcome
+from squidkeeper.observe.exporter.recent import Denial, Outcome
 from squidkeeper.observe.exporter.server import Application
 from squidkeeper.observe.exporter.status_page import page
 from squidkeeper.observe.record.line import time_of
 from squidkeeper.slots import Key, Slot, Status, histogram_keys, make_key
+from squidkeeper.upkeep import Upkeep
 
 from .conftest import judge_of
 from .test_tally import line, record
@@ -578,6 +579,42 @@ def test_the_room_on_disk_is_served_of_each_folder_that_is_there(policy: Path, t
 )
 def test_a_disk_is_low_with_a_tenth_of_it_left_and_little_by_itself(available: int, size: int, low: bool) -> None:
     assert Disk("log", Path("/var/log/squid"), available, size).is_low is low
+
+
+def test_the_maintenance_process_is_served_with_each_of_its_tasks(policy: Path) -> None:
+    about = replace(view(policy), upkeep=Upkeep(runs=True, failures={"resolver": "unbound is silent", "rotation": ""}))
+    found = samples(about)
+    assert found["squidkeeper_maintenance_up"] == 1
+    assert found['squidkeeper_maintenance_task_success{task="resolver"}'] == 0
+    assert found['squidkeeper_maintenance_task_success{task="rotation"}'] == 1
+    assert samples(view(policy))["squidkeeper_maintenance_up"] == 0
+    assert status_of(about, Path("/p"), Path("/l"), "127.0.0.1:3129").upkeep == about.upkeep
+
+
+DENIED_AT = datetime.fromtimestamp(NOW - 20, UTC)
+DENIED = Denial(DENIED_AT, "192.0.2.1", None, "GET", "http://closed.example/", 0, "closed")
+THROTTLE_HELPER = replace(HELPER, helper="throttle", revision=None)
+
+
+@pytest.mark.parametrize(
+    ("denial", "helpers", "missing"),
+    [
+        (DENIED, (HELPER,), True),
+        (DENIED, (HELPER, THROTTLE_HELPER), False),
+        (DENIED, (), False),  # Squid has just ended
+        (DENIED, (replace(HELPER, started=NOW - 19),), False),  # Squid has started anew since
+        (replace(DENIED, time=datetime.fromtimestamp(NOW - 2, UTC)), (HELPER,), False),  # it takes a moment to start
+        (replace(DENIED, time=datetime.fromtimestamp(NOW - 301, UTC)), (replace(HELPER, started=0.0),), False),
+        (replace(DENIED, rule="policy-unavailable"), (HELPER,), False),
+    ],
+)
+def test_denials_without_a_throttle_are_on_the_status_page(
+    policy: Path, denial: Denial, helpers: tuple[Status, ...], missing: bool
+) -> None:
+    slots = tuple(Slot(number, True, "x", status) for number, status in enumerate(helpers))
+    about = replace(view(policy), kept=Checkpoint(since="", denials=(denial,)), slots=slots)
+    status = status_of(about, Path("/p"), Path("/l"), "127.0.0.1:3129")
+    assert status.throttle_missing_since == (DENIED_AT if missing else None)
 
 
 def test_what_helpers_count_is_served(policy: Path) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
-from squidkeeper.maintenance.process import Upkeep
+from squidkeeper.maintenance.process import Rounds
 from squidkeeper.maintenance.resolver import configuration, name_servers
+from squidkeeper.upkeep import SignOfLife, Upkeep, read_upkeep
 
 
 class Flaky:
     """A task that fails with each of these errors in turn; None is a success."""
+
+    name = "flaky"
 
     def __init__(self, *errors: Exception | None) -> None:
         self._errors = list(errors)
@@ -27,6 +32,8 @@ class Flaky:
 
 
 class Counter:
+    name = "counter"
+
     def __init__(self) -> None:
         self.checks = 0
 
@@ -34,14 +41,50 @@ class Counter:
         self.checks += 1
 
 
-def test_a_failing_task_is_logged_once_and_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_task_is_logged_once_and_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     counter = Counter()
-    upkeep = Upkeep([Flaky(None, OSError("a"), OSError("a"), ValueError("b"), None, None), counter])
+    errors = (None, OSError("a"), OSError("a"), ValueError("b"), None, None)
+    rounds = Rounds([Flaky(*errors), counter], SignOfLife(tmp_path))
     for _ in range(6):
-        upkeep.check()
-    assert [record.getMessage() for record in caplog.records] == ["Flaky: a", "Flaky: b", "Flaky: works again"]
+        rounds.check()
+    assert [record.getMessage() for record in caplog.records] == ["flaky: a", "flaky: b", "flaky: works again"]
     assert counter.checks == 6
+
+
+def test_each_round_gives_a_sign_of_life_with_what_fails(tmp_path: Path) -> None:
+    assert read_upkeep(tmp_path, time.time()) == Upkeep(runs=False)
+    rounds = Rounds([Flaky(OSError("disk full"), OSError("disk full"), None), Counter()], SignOfLife(tmp_path))
+    for failure in ("disk full", "disk full", ""):
+        rounds.check()
+        assert read_upkeep(tmp_path, time.time()) == Upkeep(runs=True, failures={"flaky": failure, "counter": ""})
+        assert not read_upkeep(tmp_path, time.time() + 11).runs
+
+
+def test_a_second_round_without_news_renews_the_sign_of_life(tmp_path: Path) -> None:
+    rounds = Rounds([Counter()], SignOfLife(tmp_path))
+    for _ in range(2):
+        rounds.check()
+        os.utime(tmp_path / "maintenance.json", (0, 0))
+        assert not read_upkeep(tmp_path, time.time()).runs
+    rounds.check()
+    assert read_upkeep(tmp_path, time.time()).runs
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": 1}', b"\xff"])
+def test_a_report_that_is_none_is_no_sign_of_life(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "maintenance.json").write_bytes(content)
+    assert read_upkeep(tmp_path, time.time()) == Upkeep(runs=False)
+
+
+def test_a_sign_of_life_that_cannot_be_written_stops_no_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counter = Counter()
+    rounds = Rounds([counter], SignOfLife(tmp_path / "missing"))
+    rounds.check()
+    rounds.check()
+    assert counter.checks == 2
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("sign of life: [Errno 2] No such file or directory")
 
 
 @pytest.mark.parametrize(

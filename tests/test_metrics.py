@@ -16,6 +16,7 @@ from squidkeeper.observe.exporter.cache_manager import COUNTERS
 LABELS = {
     *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait"),
     "folder",
+    "task",
 }
 ASKED_FOR = """
 squidkeeper_requests_total squidkeeper_response_bytes_total squidkeeper_request_duration_seconds

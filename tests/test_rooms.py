@@ -21,6 +21,7 @@ FLOORS = {
     "metrics": 4,
     "rotated": 4,
     "slots": 4,
+    "upkeep": 4,
     "helpers": 5,
     "maintenance": 5,
     "observe": 5,

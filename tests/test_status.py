@@ -30,6 +30,7 @@ from squidkeeper.observe.exporter.status_page import explain_command, page
 from squidkeeper.observe.exporter.troubles import troubles
 from squidkeeper.observe.record.line import Record, parse_record
 from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.upkeep import Upkeep
 
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
 
@@ -52,6 +53,7 @@ WELL = Status(
     record=RECORD,
     drift=Drift(),
     squid=SQUID,
+    upkeep=Upkeep(runs=True),
 )
 DISK = Disk("log", Path("/var/log/squid"), 5_000_000_000, 10_000_000_000)
 HELPER = HelperProcess("host", 4117, NOW, POLICY.revision, False, False, NOW, 12)
@@ -132,6 +134,27 @@ WRONG = {
     "no ca": (replace(WELL, ca=Certificate(Path("/ca.crt"), problem="no such file")), "soon", "CA cannot be read"),
     "blind": (replace(WELL, record=replace(RECORD, readable=False)), "now", "access log is gone, or cannot be read"),
     "behind": (replace(WELL, record=replace(RECORD, backlog_bytes=20_000_000)), "soon", "20 MB of the access log"),
+    "no maintenance": (replace(WELL, upkeep=Upkeep(runs=False)), "now", "maintenance process gives no sign of life"),
+    "resolver": (
+        replace(WELL, upkeep=Upkeep(runs=True, failures={"rotation": "", "resolver": "unbound does not answer"})),
+        "now",
+        "The gateway's resolver does not work",
+    ),
+    "own addresses": (
+        replace(WELL, upkeep=Upkeep(runs=True, failures={"own-addresses": "[Errno 28] No space left on device"})),
+        "now",
+        "New addresses of the gateway itself stay open",
+    ),
+    "rotation": (
+        replace(WELL, upkeep=Upkeep(runs=True, failures={"rotation": "[Errno 13] Permission denied"})),
+        "soon",
+        "Squid's logs are not bounded",
+    ),
+    "no throttle": (
+        replace(WELL, throttle_missing_since=NOW - timedelta(minutes=2)),
+        "soon",
+        "No throttle runs, although a denial asked for it 2 min ago",
+    ),
     "full disk": (replace(WELL, state_writable=False), "soon", "cannot keep its counts"),
     "little room": (
         replace(WELL, disks=(replace(DISK, available_bytes=900_000_000), replace(DISK, folder="state"))),
@@ -345,6 +368,27 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("authority-mismatch", "squidkeeper explain --record - says which"),
+        ("credential-unavailable", "a secret was not available"),
+        ("policy-unavailable", "no helper answered"),
+    ],
+)
+def test_there_is_no_command_that_would_give_another_verdict(rule: str, said: str) -> None:
+    assert command_for(rule=rule) is None
+    text = text_of(replace(WELL, denials=denials_of([denial(rule=rule)])))
+    assert "No command: " in text
+    assert said in text
+
+
+def test_served_requests_that_could_not_be_checked_are_told_with_the_cause() -> None:
+    text = text_of(replace(WELL, drift=Drift(0, 3, (), 7)))
+    assert "3 could not be checked, their revision is no longer kept" in text
+    assert "7 could not be checked, the record cuts off the URL that decides" in text
+
+
 def test_the_command_calls_the_program_by_its_name_only_where_that_is_the_one_on_the_path(tmp_path: Path) -> None:
     place, link, other = tmp_path / "bin/squidkeeper", tmp_path / "link", tmp_path / "other"
     place.parent.mkdir()
@@ -434,6 +478,7 @@ def hostile() -> Status:
         record=RECORD,
         drift=Drift(1, 1, tuple(DriftSeen(NOW, text, text, f"https://x/{text}", text, text) for text in HOSTILE)),
         squid=replace(SQUID, problem=HOSTILE[0]),
+        upkeep=Upkeep(runs=True, failures={text: text for text in HOSTILE}),
     )
 
 

@@ -227,6 +227,21 @@ STATE_WRITABLE = Metric(
     "Whether the exporter could last keep its counts on disk: 0, and a restart goes on from the last that were kept.",
 )
 
+# --- Of the maintenance process -----------------------------------------------------------------------------------
+
+MAINTENANCE_UP = Metric(
+    "squidkeeper_maintenance_up",
+    _GAUGE,
+    "Whether the maintenance process gives a sign of life: 0, and its resolver does not run, Squid's logs are not "
+    "bounded, and new addresses of the gateway stay open.",
+)
+MAINTENANCE_TASK_SUCCESS = Metric(
+    "squidkeeper_maintenance_task_success",
+    _GAUGE,
+    "Whether a task of the maintenance process works, by its last report: resolver, rotation, own-addresses.",
+    ("task",),
+)
+
 # --- Of the disks -------------------------------------------------------------------------------------------------
 
 FILESYSTEM_AVAILABLE = Metric(

@@ -12,18 +12,20 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import count, islice
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 import yaml
 
-from .curl import curl
-from .gateway import REPOSITORY, Gateway, NewGateway
+from .curl import CurlFailed, curl
+from .gateway import NAMESERVER, REPOSITORY, Gateway, NewGateway
 from .load import load
 from .network import run, wait_for
-from .observer import Exporter, Prometheus, fetch
+from .observer import Exporter, Maintenance, Prometheus, fetch
 from .origin import Answer, Origins
 from .raw import Raw
 
@@ -84,11 +86,12 @@ def hastened(rules: str) -> str:
 
 
 class Watched:
-    """A gateway with its exporter, and the Prometheus that watches it."""
+    """A gateway with its exporter and its maintenance process, and the Prometheus that watches it."""
 
-    def __init__(self, gateway: Gateway, exporter: Exporter, prometheus: Prometheus) -> None:
+    def __init__(self, gateway: Gateway, exporter: Exporter, maintenance: Maintenance, prometheus: Prometheus) -> None:
         self.gateway = gateway
         self.exporter = exporter
+        self.maintenance = maintenance
         self.prometheus = prometheus
         self.log = gateway.root / "log/access.log"
         self.state = gateway.root / "state/exporter"
@@ -112,16 +115,20 @@ def watched(
     new_gateway: NewGateway, all_origins: Origins, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Watched]:
     expires = datetime.now(UTC) + timedelta(days=2)
-    gateway = new_gateway(POLICY.replace("EXPIRES", expires.isoformat(timespec="seconds")))
+    gateway = new_gateway(POLICY.replace("EXPIRES", expires.isoformat(timespec="seconds")), nameserver=None)
     gateway.local_conf(*LOCAL_CONF.replace("ROOT", str(gateway.root)).splitlines())
     gateway.secret("token", "e2e-token-under-alerts")
     renew_ca(gateway, days=20)
     gateway.start()
     exporter = Exporter(gateway, 9129).start()
+    maintenance = Maintenance(gateway, gateway.root / "resolv.conf")
+    maintenance.use(NAMESERVER)
+    maintenance.start()
     rules = hastened((OBSERVE / "alerts.yaml").read_text())
     prometheus = Prometheus(tmp_path_factory.mktemp("alerts") / "prometheus", 9090, exporter.port, rules=rules)
-    yield Watched(gateway, exporter, prometheus)
+    yield Watched(gateway, exporter, maintenance, prometheus)
     prometheus.stop()
+    maintenance.stop()
     exporter.stop()
 
 
@@ -143,6 +150,7 @@ def faults(watched: Watched, all_origins: Origins) -> Watched:
     make_most_requests_fail(watched, all_origins)
     with load(watched.gateway, ("http", "open.example")):
         make_faults_of_requests(watched)
+        start_no_throttle(watched)
         make_faults_that_take_their_time(watched)
         make_faults_of_the_exporter(watched)
     watched.gateway.stop()
@@ -201,10 +209,11 @@ def make_faults_that_take_their_time(watched: Watched) -> None:
     gateway.write("zz-bad.yaml", "version: 1\nrules:\n  - {name: x, action: perhaps}\n")
     watched.wait_until_fired("ReloadFailed")
     kill_helpers_again_and_again(gateway)
+    let_the_resolver_hang_then_end_the_maintenance(watched)
     with watched.log.open("a") as log:
         log.write("not a line of the record\n")
     log_no_more(gateway)
-    fired = ("StateNotWritable", "HelperStuck", "HelperRestarts", "HelpersOutdated")
+    fired = ("MaintenanceDown", "StateNotWritable", "HelperStuck", "HelperRestarts", "HelpersOutdated")
     watched.wait_until_fired(*fired, "RecordInvalidLines", "RecordSilent")
 
 
@@ -222,10 +231,45 @@ def kill_helpers_again_and_again(gateway: Gateway) -> None:
         curl(gateway, f"http://asked-{number}.example/")  # whatever the answer: the next one has started, and counts
 
 
+def let_the_resolver_hang_then_end_the_maintenance(watched: Watched) -> None:
+    unbound = watched.maintenance.unbound
+    os.kill(unbound, signal.SIGSTOP)
+    watched.wait_until_fired("MaintenanceFailing")
+    os.kill(unbound, signal.SIGCONT)
+    watched.maintenance.kill()
+
+
 def log_no_more(gateway: Gateway) -> None:
     configuration = gateway.root / "etc/squid.conf"
     configuration.write_text(re.sub(r"(?m)^access_log .*$", "access_log none", configuration.read_text()))
     gateway.reconfigure()
+
+
+def start_no_throttle(watched: Watched) -> None:
+    """Squid's next throttles end at once, while a client is denied again and again."""
+    gateway = watched.gateway
+    fragment = gateway.root / "etc/squidkeeper.conf"
+    installed = fragment.read_text()
+    fragment.write_text(re.sub(r"/\S+/squidkeeper throttle ", "/bin/false throttle ", installed))
+    gateway.reconfigure()
+    hosts = (f"unthrottled-{number}.example" for number in count())
+
+    def fired() -> bool:
+        for host in islice(hosts, 10):
+            with suppress(CurlFailed):  # Squid does not listen while it reads its configuration
+                assert curl(gateway, f"http://{host}/").status == 403
+        return "SquidkeeperThrottleDown" in watched.fired()
+
+    wait_for(fired, "the alert that no throttle answers", seconds=40)
+    fragment.write_text(installed)
+    gateway.reconfigure()
+    wait_for(lambda: rewritten(gateway), "the rewriter to run again")
+
+
+def rewritten(gateway: Gateway) -> bool:
+    with suppress(CurlFailed):
+        return curl(gateway, "https://rewritten.example/").status == 200
+    return False
 
 
 def make_faults_of_the_exporter(watched: Watched) -> None:

@@ -50,7 +50,7 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     help="Run a resolver for Squid on port 53 of this loopback address; without it there is none.",
 )
 @file_option("--resolv-conf", Path("/etc/resolv.conf"), "The name servers that the resolver forwards to.")
-@state_option("The resolver's configuration, and the file of own addresses that Squid reads.")
+@state_option("The resolver's configuration, the file of own addresses that Squid reads, and how the tasks are.")
 @file_option("--access-log", DEFAULT_LOG, "The record of requests, as Squid writes it.")
 @file_option("--cache-log", DEFAULT_LOG.with_name("cache.log"), "What Squid and the helpers complain about.")
 @file_option("--squid-pid", Path("/run/squid.pid"), "Where Squid's master writes its process id.")
@@ -76,7 +76,8 @@ def maintain(
 
     Run it beside Squid, as Squid's account. It closes the gateway's own addresses to clients, bounds Squid's logs, and
     runs a resolver, which needs the capability CAP_NET_BIND_SERVICE.
-    A task that fails is logged and tried again each second.
+    A task that fails is logged and tried again each second. The exporter reports it, and that this process runs, by
+    a file in the state folder.
     """
     import logging
     import sys
@@ -87,6 +88,7 @@ def maintain(
     from squidkeeper.maintenance.resolver import Resolver
     from squidkeeper.maintenance.rotation import Rotation
     from squidkeeper.maintenance.squid import Squid
+    from squidkeeper.upkeep import SignOfLife
 
     if prepare:
         _prepare(state)
@@ -99,7 +101,7 @@ def maintain(
             own = Resolver(resolver, resolv_conf, state / "resolver")
             at_the_end.callback(own.stop)
             tasks.append(own)
-        run(tasks)
+        run(tasks, SignOfLife(state))
 
 
 def _prepare(state: Path) -> None:

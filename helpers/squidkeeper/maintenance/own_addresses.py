@@ -40,6 +40,8 @@ class OwnAddresses:
     spares Squid a reconfigure.
     """
 
+    name = "own-addresses"
+
     def __init__(self, state: Path, squid: Squid, pace: Pace | None = None) -> None:
         self._file = state / FILE
         self._told = state / f"{FILE}.told"  # what the file held when Squid was last told

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import re
 import signal
+import socket
 import subprocess
 import time
 from contextlib import suppress
@@ -26,6 +27,10 @@ _PLAIN: Final = re.compile(r"[\w.:%-]+", re.ASCII)  # a zone can be any text; un
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _RETRY_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 5.0
+_SILENCE_SECONDS: Final = 5.0  # after which the resolver does not answer
+_ANSWER_BYTES: Final = 512
+# RFC 1035: a header with one question and RD set, then localhost, type A, class IN. unbound answers it by itself.
+_QUESTION: Final = bytes.fromhex("5351 0100 0001 0000 0000 0000") + b"\x09localhost\0\0\x01\0\x01"
 _log = logging.getLogger(__name__)
 
 # Names and values of unbound.conf(5). Squid's account starts it, so it changes neither its user nor its root directory.
@@ -69,20 +74,24 @@ _SERVER_IF_KNOWN: Final = (("discard-timeout", "0"),)
 class Resolver:
     """unbound on one loopback address. It follows resolv.conf, and is started again when it ends."""
 
+    name = "resolver"
+
     def __init__(self, address: str, resolv_conf: Path, folder: Path) -> None:
         self._address = address
         self._resolv_conf = resolv_conf
         self._file = folder / "unbound.conf"
         self._process: subprocess.Popen[bytes] | None = None
         self._started = -_RETRY_SECONDS
+        self._probe = Probe(address)
 
     def check(self) -> None:
-        """Take up a changed resolv.conf, and start unbound where it does not run."""
+        """Take up a changed resolv.conf, and start unbound where it does not run; an error where it does not answer."""
         try:
             self._follow()
         finally:
             if self._file.exists():
                 self._keep_running()
+                self._probe.check()
 
     def stop(self) -> None:
         """End unbound."""
@@ -126,6 +135,28 @@ class Resolver:
         self._process = subprocess.Popen(  # noqa: S603 - no shell, nothing of a client's
             command, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
         )
+
+
+class Probe:
+    """Asks unbound for a name that it knows by itself, once a check, and reads the answer at a later one."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.connect((address, 53))
+        self._answered = time.monotonic()
+
+    def check(self) -> None:
+        """Ask; `ResolverFailed` where there has been no answer for some seconds."""
+        with suppress(OSError):  # nothing is there, or nobody listens
+            while self._socket.recv(_ANSWER_BYTES):
+                self._answered = time.monotonic()
+        with suppress(OSError):
+            self._socket.send(_QUESTION)
+        if time.monotonic() - self._answered > _SILENCE_SECONDS:
+            raise ResolverFailed(
+                f"unbound does not answer on {self._address} port 53 (its process: ss -lunp src {self._address})"
+            )
 
 
 def _end_with_parent() -> None:

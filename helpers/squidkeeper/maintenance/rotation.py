@@ -48,6 +48,8 @@ class Rotation:
     or unless that is given by 8 GiB and at most half of its file system.
     """
 
+    name = "rotation"
+
     def __init__(
         self,
         access_log: Path,

@@ -30,6 +30,7 @@ from squidkeeper.observe.exporter.health import is_outdated, is_stuck, running
 from squidkeeper.observe.exporter.recent import Outcome
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
 from squidkeeper.slots import INFINITY, Key, Slot, histogram_keys, key_labels
+from squidkeeper.upkeep import NO_UPKEEP, Upkeep
 
 _EXPECTED_LIMIT: Final = SERIES_LIMIT // 2  # of the series of one metric, may be there before they count anything
 LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
@@ -53,6 +54,7 @@ class View:
     squid: SquidCounters
     answers: tuple[Outcome, ...] = ()
     disks: tuple[Disk, ...] = ()
+    upkeep: Upkeep = NO_UPKEEP
 
 
 class GatewayCollector(Collector):
@@ -144,12 +146,15 @@ def policy_families(view: View) -> Iterator[Family]:
 
 
 def exporter_families(view: View) -> Iterator[Family]:
-    """Make the metrics of the exporter itself, of the CA and of the disks."""
+    """Make the metrics of the exporter itself, of the CA, of the disks and of the maintenance process."""
     end = view.certificate.not_after
     yield _family(metrics.CA_EXPIRY, {(): end.timestamp()} if end else {})
     yield _single(metrics.STATE_WRITABLE, view.state_writable)
     yield _family(metrics.FILESYSTEM_AVAILABLE, {(disk.folder,): disk.available_bytes for disk in view.disks})
     yield _family(metrics.FILESYSTEM_SIZE, {(disk.folder,): disk.size_bytes for disk in view.disks})
+    yield _single(metrics.MAINTENANCE_UP, view.upkeep.runs)
+    failures = view.upkeep.failures
+    yield _family(metrics.MAINTENANCE_TASK_SUCCESS, {(task,): not failure for task, failure in failures.items()})
 
 
 def _single(metric: Metric, value: float) -> Family:

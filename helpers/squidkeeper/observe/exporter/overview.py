@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from squidkeeper.errors import SecretUnavailable
-from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, JUDGES, PROTOCOL_ERRORS
+from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, JUDGES, PROTOCOL_ERRORS, THROTTLE
 from squidkeeper.observe.exporter.collector import View
 from squidkeeper.observe.exporter.counts import Counts
 from squidkeeper.observe.exporter.health import is_outdated, is_stuck
@@ -33,6 +33,8 @@ from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
 from squidkeeper.secrets import SecretStore
 
 _TUNNEL = "tunnel"
+_START_SECONDS = 5.0  # within which Squid has started a helper that it needs
+_DENIED_BY_SQUID = frozenset({"policy-unavailable", "authority-mismatch"})  # without the throttle
 _ANSWERS = frozenset({DECISIONS.name, PROTOCOL_ERRORS.name})
 
 
@@ -50,9 +52,11 @@ def status_of(view: View, directory: Path, access_log: Path, squid: str) -> Stat
         record=_record(view, access_log),
         drift=_drift(view),
         squid=Squid(squid, up=view.squid.answers, problem=view.squid.problem),
+        upkeep=view.upkeep,
         answers=_answers(view),
         state_writable=view.state_writable,
         disks=view.disks,
+        throttle_missing_since=_throttle_missing_since(view),
     )
 
 
@@ -160,13 +164,29 @@ def _record(view: View, access_log: Path) -> RecordFollowed:
 
 def _drift(view: View) -> Drift:
     counts = view.kept.counts
-    return Drift(sum(number for _, number in counts.drift), counts.drift_unchecked, view.kept.drift)
+    return Drift(sum(number for _, number in counts.drift), counts.drift_unchecked, view.kept.drift, counts.drift_cut)
 
 
 def _answers(view: View) -> Answers:
     since = time_of(datetime.fromtimestamp(view.now, UTC) - LAST_MINUTES)
     fresh = [answer.failed for answer in view.answers if answer.time >= since]
     return Answers(len(fresh), sum(fresh))
+
+
+def _throttle_missing_since(view: View) -> datetime | None:
+    """Tell when a denial last asked for a throttle although none runs; None where one runs, or none was asked for.
+
+    Squid starts it at the first denial after a start or reconfigure, as it does the helpers that judge. So only denials
+    count that one of these, which still runs, can have decided; policy-unavailable and a 503 can be Squid's own.
+    """
+    running = [slot.status for slot in view.slots if slot.running and slot.status]
+    judging = [status.started for status in running if status.helper in JUDGES]
+    if not judging or any(status.helper == THROTTLE for status in running):
+        return None
+    since = datetime.fromtimestamp(max(view.now - LAST_MINUTES.total_seconds(), min(judging) + _START_SECONDS), UTC)
+    until = datetime.fromtimestamp(view.now - _START_SECONDS, UTC)
+    times = (denial.time for denial in view.kept.denials if denial.rule not in _DENIED_BY_SQUID)
+    return max((at for at in times if since < at < until), default=None)
 
 
 def _moment(seconds: float | None) -> datetime | None:

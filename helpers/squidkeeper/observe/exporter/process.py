@@ -36,6 +36,7 @@ from squidkeeper.observe.record.drift import Drift
 from squidkeeper.observe.record.judges import KeptJudges
 from squidkeeper.policy.hosts import Network
 from squidkeeper.slots import FOLDER, Slot, read_slots
+from squidkeeper.upkeep import read_upkeep
 
 CATCH_UP_SECONDS: Final = 60.0
 _NICENESS = 10  # Squid and its helpers go first
@@ -106,8 +107,9 @@ class Exporter:
         slots = self._slots()
         totals = self._tally.add_up(slots)
         judge = self._live.current
+        now = time.time()
         return View(
-            now=time.time(),
+            now=now,
             kept=self._tally.keep(),
             record_readable=self._tally.readable,
             backlog_bytes=self._tally.backlog_bytes,
@@ -120,6 +122,7 @@ class Exporter:
             squid=read_counters(*self._options.squid),
             answers=self._tally.answers,
             disks=tuple(read_disks({"log": self._options.access_log.parent, "state": self._options.state})),
+            upkeep=read_upkeep(self._options.state, now),
         )
 
     def health(self) -> tuple[Check, ...]:

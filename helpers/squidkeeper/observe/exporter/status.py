@@ -15,6 +15,7 @@ from squidkeeper.observe.exporter.certificate import Certificate
 from squidkeeper.observe.exporter.disks import Disk
 from squidkeeper.observe.exporter.recent import Denial, DriftSeen
 from squidkeeper.policy.faults import Fault
+from squidkeeper.upkeep import Upkeep
 
 LAST_MINUTES: Final = timedelta(minutes=5)
 
@@ -134,6 +135,8 @@ class Drift:
     """Served requests whose revision is no longer kept."""
     latest: tuple[DriftSeen, ...] = ()
     """The newest, at most 20, newest first."""
+    cut: int = 0
+    """Served requests whose URL decides and is cut off in the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +179,12 @@ class Status:
     record: RecordFollowed
     drift: Drift
     squid: Squid
+    upkeep: Upkeep
+    """What the maintenance process reports."""
     answers: Answers = Answers()
     state_writable: bool = True
     """Whether the exporter could last keep its counts on disk."""
     disks: tuple[Disk, ...] = ()
     """Where the gateway writes."""
+    throttle_missing_since: datetime | None = None
+    """When a denial last asked for a throttle although none runs; None where nothing is wrong with it."""

@@ -32,7 +32,8 @@ def page(status: Status, program: str) -> str:
             "urgency": found[0].urgency if found else "",
             "headline": _headline(found),
             "denials": [
-                (denial, explain_command(denial, program, status.policy.directory)) for denial in status.denials
+                (denial, explain_command(denial, program, status.policy.directory), _NOT_EXPLAINED.get(denial.rule))
+                for denial in status.denials
             ],
             "rules": rules,
             "rules_left_out": len(status.rules) - len(rules),
@@ -65,6 +66,12 @@ def _headline(found: tuple[Trouble, ...]) -> str:
     return f"{len(found)} things are wrong, {urgent} of them to be mended now."
 
 
+_NOT_EXPLAINED = {  # denials that do not follow from the policy, client, method and URL alone
+    "authority-mismatch": "No command: CONNECT, TLS server name, Host or certificate did not fit together. "
+    "`squidkeeper log --json --rule authority-mismatch | tail -n 1 | squidkeeper explain --record -` says which.",
+    "credential-unavailable": "No command: a secret was not available, see Secrets.",
+    "policy-unavailable": "No command: no helper answered, or none had a policy, see Helpers and cache.log.",
+}
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 
 
@@ -81,7 +88,12 @@ def explain_command(denial: Denial, program: str, directory: Path) -> str | None
     asked from being an option. A backslash, which fish reads inside of quotes, is escaped as Squid escapes it.
     """
     url = denial.url.replace("\\", "%5C")
-    if denial.cut or not _TARGET.fullmatch(url) or not _METHOD.fullmatch(denial.method):
+    if (
+        denial.rule in _NOT_EXPLAINED
+        or denial.cut
+        or not _TARGET.fullmatch(url)
+        or not _METHOD.fullmatch(denial.method)
+    ):
         return None
     if denial.user is not None and not _USER.fullmatch(denial.user):
         return None

@@ -20,6 +20,7 @@ from squidkeeper.observe.exporter.status import (
     Status,
 )
 from squidkeeper.observe.pages.page import ago, counted, moment, size, span
+from squidkeeper.upkeep import Upkeep
 
 _CA_WARNING = timedelta(days=30)
 _DRIFT_IS_NEWS = timedelta(days=1)
@@ -59,6 +60,8 @@ def troubles(status: Status) -> tuple[Trouble, ...]:
         *_ca_troubles(status.ca, status.at),
         *_record_troubles(status.record),
         *_disk_troubles(status.disks),
+        *_upkeep_troubles(status.upkeep),
+        *_throttle_troubles(status),
     ]
     if not status.state_writable:
         found.append(_STATE_TROUBLE)
@@ -79,6 +82,19 @@ _CA_ENDED = "Make a new one now, have the clients trust it, and run `./install.s
 _FULL = {
     "log": "Squid ends when it cannot write its log.",
     "state": "Without room no certificate for a new host is made, and nothing is counted over a restart.",
+}
+_MAINTENANCE_LOG = "See `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log."
+_NO_UPKEEP = Trouble(
+    Urgency.NOW,
+    "The maintenance process gives no sign of life: names that Squid asks for may fail, Squid's logs are not"
+    " bounded, and new addresses of the gateway stay open.",
+    f"Start it: `systemctl restart squidkeeper-maintenance`, or run install.sh again. {_MAINTENANCE_LOG}",
+    "maintenance",
+)
+_TASK_FAILS = {
+    "resolver": (Urgency.NOW, "The gateway's resolver does not work: names that Squid asks for may fail."),
+    "own-addresses": (Urgency.NOW, "New addresses of the gateway itself stay open to clients."),
+    "rotation": (Urgency.SOON, "Squid's logs are not bounded."),
 }
 _READ_BY = (
     " Squid's account must be able to read the file: mode 0640, that account's group, and its folders open to it."
@@ -206,6 +222,26 @@ def _disk_troubles(disks: Iterable[Disk]) -> Iterable[Trouble]:
             what = f"{size(disk.available_bytes)} of {size(disk.size_bytes)} are left on the disk of {disk.path}."
             remedy = f"Make room: `du -xh {shlex.quote(str(disk.path))} | sort -h | tail`. {_FULL[disk.folder]}"
             yield Trouble(Urgency.SOON, what, remedy, "record")
+
+
+def _upkeep_troubles(upkeep: Upkeep) -> Iterable[Trouble]:
+    if not upkeep.runs:
+        yield _NO_UPKEEP
+        return
+    for task, failure in upkeep.failures.items():
+        if failure:
+            urgency, what = _TASK_FAILS.get(task, (Urgency.SOON, f"The maintenance task {task} fails."))
+            yield Trouble(urgency, what, f"It reports: {failure}. {_MAINTENANCE_LOG}", "maintenance")
+
+
+def _throttle_troubles(status: Status) -> Iterable[Trouble]:
+    if status.throttle_missing_since:
+        what = f"No throttle runs, although a denial asked for it {ago(status.throttle_missing_since, status.at)}."
+        remedy = (
+            "Denials stay denials, but nothing bounds how fast a client fills the log. cache.log says why Squid cannot"
+            " start `squidkeeper throttle`; `squid -k reconfigure` tries again."
+        )
+        yield Trouble(Urgency.SOON, what, remedy, "helpers")
 
 
 def _because(problem: str | None) -> str:
