@@ -1041,22 +1041,11 @@ check_open() {
     die "$public (see the lines above)" "--listen ADDRESS:PORT with the address that the VMs reach, such as 192.168.137.1:3129; or clients in those rules (--policy DIR); or --open where a firewall keeps others out"
 }
 
-# The public addresses of this machine that lead to what listens on $1.
+# The addresses at which the internet reaches what listens on $1, joined by commas.
 public_addresses() {
-    "$PYTHON" -I - "$1" <<-'END'
-		import contextlib, ipaddress, pathlib, re, sys
-		host = sys.argv[1].rpartition(":")[0].strip("[]")
-		found = re.findall(r"-- (\S+)\n\s+/32 host LOCAL", pathlib.Path("/proc/net/fib_trie").read_text())
-		with contextlib.suppress(FileNotFoundError):  # no IPv6
-		    lines = pathlib.Path("/proc/net/if_inet6").read_text().splitlines()
-		    found += [":".join(re.findall("....", line.split()[0])) for line in lines]
-		addresses = sorted({ipaddress.ip_address(one) for one in found}, key=str)
-		if host == "0.0.0.0":
-		    addresses = [one for one in addresses if one.version == 4]
-		elif host not in ("", "::"):
-		    addresses = [ipaddress.ip_address(host)]
-		print(*(one for one in addresses if one.is_global), sep=", ")
-	END
+    "$VENV/bin/python" -I -c 'import sys
+from squidkeeper.maintenance.own_addresses import reached_at
+print(*reached_at(sys.argv[1]), sep=", ")' "$1"
 }
 
 # The address, the option that gives it, and what tells the process that may listen there already.

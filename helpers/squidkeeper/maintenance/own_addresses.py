@@ -30,6 +30,7 @@ _HEAD = """\
 # Two in a row, as for the IPv4 and the IPv6 address of one network. The second bound is for a client that makes
 # addresses up: it can where the gateway accepts IPv6 router advertisements.
 _RECONFIGURE_AT_MOST = ((10.0, 2), (600.0, 10))
+_WILDCARDS = {"": (4, 6), "::": (4, 6), "0.0.0.0": (4,)}  # noqa: S104 - what http_port means by it; nothing binds here
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +77,14 @@ def public_addresses() -> frozenset[Address]:
     found = chain.from_iterable(psutil.net_if_addrs().values())
     texts = (one.address.partition("%")[0] for one in found if one.family in (AF_INET, AF_INET6))
     return frozenset(address for address in map(ip_address, texts) if not is_private(address))
+
+
+def reached_at(listen: str) -> list[Address]:
+    """List the addresses at which the internet reaches a Squid that listens on PORT, ADDRESS:PORT or [ADDRESS]:PORT."""
+    host = listen.rpartition(":")[0].strip("[]")
+    versions = _WILDCARDS.get(host)
+    found = [ip_address(host)] if versions is None else [one for one in public_addresses() if one.version in versions]
+    return sorted((address for address in found if address.is_global), key=str)
 
 
 def prepare_own_addresses(state: Path) -> None:
