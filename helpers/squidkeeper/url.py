@@ -195,29 +195,27 @@ def parse_url(text: str) -> Url:
     if not match:
         raise InvalidUrl("the request target is not an absolute URL")
     scheme, authority, path, query, fragment = match.groups()
-    scheme = check_scheme(scheme.lower())
+    check_scheme(scheme.lower())
     if fragment is not None:
         raise InvalidUrl("the request target has a fragment ('#'), which a client must not send")
     if "@" in authority:
         raise InvalidUrl("the URL carries userinfo ('user@host')")
-    host, port = parse_authority(authority)
-    return Url(scheme, host, DEFAULT_PORTS[scheme] if port is None else port, sent(path or "/"), _ascii_query(query))
+    return Url(*_parse_origin(f"{scheme}://{authority}"), sent(path or "/"), _ascii_query(query))
+
+
+def origin_of(text: str) -> tuple[str, Host, int]:
+    """Read scheme, host and port of a URL; its path, query and fragment may be invalid. Raises `InvalidUrl`."""
+    match = _URL.fullmatch(text)
+    if not match or "@" in match[2]:
+        raise InvalidUrl("the request target is not an absolute URL without userinfo ('user@host')")
+    return _parse_origin(f"{match[1]}://{match[2]}")
 
 
 @lru_cache(maxsize=1024)
 def _parse_origin(text: str) -> tuple[str, Host, int]:
     scheme, _, authority = text.partition("://")
+    scheme = check_scheme(scheme.lower())
     host, port = parse_authority(authority)
-    return scheme, host, DEFAULT_PORTS[scheme] if port is None else port
-
-
-def origin_of(text: str) -> tuple[str, Host, int]:
-    """Read scheme, host and port of a URL, whatever stands behind them; `InvalidUrl` as of `parse_url`."""
-    match = _URL.fullmatch(text)
-    if not match or "@" in match[2]:
-        raise InvalidUrl("the request target is not an absolute URL without userinfo ('user@host')")
-    scheme = check_scheme(match[1].lower())
-    host, port = parse_authority(match[2])
     return scheme, host, DEFAULT_PORTS[scheme] if port is None else port
 
 

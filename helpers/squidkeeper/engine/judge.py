@@ -399,13 +399,14 @@ def check_tunnel(query: Query, facts: Facts) -> Decision | None:
 
 
 def _unreadable(query: Query, error: InvalidUrl) -> Decision:
-    """Deny what cannot be taken apart, for what is wrong with its URL where that is the reason."""
-    if query.method == CONNECT and query.url is not None:
+    """Deny a query that cannot be parsed. Where its URL is at fault, the reason says what is wrong with the URL."""
+    if query.url is not None and query.method == CONNECT:
         return _no_authority(query.url)
-    try:
-        parse_url(query.url or "http://host.example")
-    except InvalidUrl as fault:
-        error = fault
+    if query.url is not None:
+        try:
+            parse_url(query.url)
+        except InvalidUrl as fault:
+            error = fault
     return deny("invalid-request", f"Not a request that can be judged: {error}.")
 
 
