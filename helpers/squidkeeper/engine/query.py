@@ -8,6 +8,7 @@ from squidkeeper.errors import InvalidUrl
 from squidkeeper.url import Host, bracketed, format_authority, origin_of, parse_authority, unrecorded_url
 
 CONNECT = "CONNECT"
+DENIED_BY = " denied by "  # between authority and rule in the name that a denied tunnel gets (clt_conn_tag)
 REFUSED_METHODS = {
     "TRACE": "returns a request's headers to whoever asks",
     "TRACK": "returns a request's headers to whoever asks",
@@ -37,7 +38,7 @@ def query_of(method: str, target: str, client: str | None = None, user: str | No
     """Ask about a method and a request target as a client would.
 
     An https URL is asked inside the tunnel that its CONNECT opened; the target of a CONNECT is `host:port`. Both may be
-    as the record has them. What is no target makes a query that is denied for it, as its `url`.
+    escaped as on record. A target that cannot be parsed becomes the query's `url`, for which the judge denies it.
     """
     target = unrecorded_url(target)
     try:

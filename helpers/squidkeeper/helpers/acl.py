@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from squidkeeper.engine import Decision, Judge, Query, deny
 from squidkeeper.engine.kept import Kept
-from squidkeeper.engine.query import CONNECT
+from squidkeeper.engine.query import CONNECT, DENIED_BY
 from squidkeeper.helpers import counting as counters
 from squidkeeper.helpers.places import Places
 from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
@@ -182,7 +182,7 @@ def connect_reply(decision: Decision, helper: str, revision: str | None, query: 
     if query.method != CONNECT:
         return write_reply(decision, helper, revision)
     authority = f"{query.host}:{query.port}"
-    tunnel = authority if decision.allowed else f"{authority} denied by {decision.rule}"
+    tunnel = authority if decision.allowed else f"{authority}{DENIED_BY}{decision.rule}"
     return write_reply(decision, helper, revision, tunnel)
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from threading import Lock
 from typing import Final, NamedTuple
 
-from squidkeeper.engine.query import CONNECT
+from squidkeeper.engine.query import CONNECT, DENIED_BY
 from squidkeeper.observe.record.line import NONE, Record, text
 from squidkeeper.observe.record.urls import cut, shown_url
 
@@ -20,7 +20,6 @@ DENIALS_KEPT: Final = 50
 ANSWERS_KEPT: Final = 200
 _SERVER_ERROR = 500
 _ANSWERED_BY_SQUID = "NONE"  # its page inside a tunnel that was denied; what it judges there itself is TCP_DENIED
-_DENIED_BY = " denied by "  # as helpers/acl.py notes it on the tunnel of a denied CONNECT
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,7 @@ class RecentDenials:
 
         The tunnel's name says that it was denied where a helper did; where its address did, it does not.
         """
-        authority = (text(tunnel) or "").partition(_DENIED_BY)[0]
+        authority = (text(tunnel) or "").partition(DENIED_BY)[0]
         key = _key(replace(denial, method=CONNECT, url=authority))
         before = self._rows.pop(key, None)
         if before and before.times > 1:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import unquote
 
-from squidkeeper.engine.query import CONNECT, Query, query_of
+from squidkeeper.engine.query import CONNECT, DENIED_BY, Query, query_of
 from squidkeeper.observe.record.line import NONE, Record, cut_fields
 from squidkeeper.observe.record.urls import host_of
 
 FRAGMENT: Final = "fragment"
 USERINFO: Final = "userinfo"
-_DENIED_BY: Final = " denied by "
 _NOT_OF_THE_POLICY: Final = {
     NONE: "nobody was asked: Squid refused the request, or a line of the operator's own decided",
     "policy-unavailable": "no helper answered, or none had a policy",
@@ -22,8 +21,8 @@ _NOT_OF_THE_POLICY: Final = {
 def asked(record: Record) -> Query:
     """Make the query; for what Squid answers inside a denied tunnel, that of the CONNECT which was denied."""
     user, tunnel = token(record.user), token(record.tunnel)
-    if tunnel is not None and _DENIED_BY in tunnel:
-        return query_of(CONNECT, tunnel.partition(_DENIED_BY)[0], record.client, user)
+    if tunnel is not None and DENIED_BY in tunnel:
+        return query_of(CONNECT, tunnel.partition(DENIED_BY)[0], record.client, user)
     query = query_of(token(record.method) or "", _as_sent(record), record.client, user)
     if record.method != CONNECT:
         return query._replace(sni=token(record.sni), tunnel=tunnel)

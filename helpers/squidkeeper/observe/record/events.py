@@ -30,7 +30,7 @@ _ABORTED = "_ABORTED/"
 _NOTHING_FOLLOWS = CLIENT_ERRORS
 _UNJUDGED = {"verdict": NONE, "rule": NONE, "revision": NONE}
 
-Judge = Callable[[Record], tuple[str, str] | None]  # of a record that names a revision, to verdict and rule
+Verdict = Callable[[Record], tuple[str, str] | None]  # gives verdict and rule of a record that names a revision
 
 
 class Entry(NamedTuple):
@@ -58,7 +58,7 @@ class Events:
     connects + merged. `judge` says what the policy says of a request that nobody has judged; None: it is not known.
     """
 
-    def __init__(self, hold_seconds: float = HOLD_SECONDS, judge: Judge = lambda _: None) -> None:
+    def __init__(self, hold_seconds: float = HOLD_SECONDS, judge: Verdict = lambda _: None) -> None:
         self.connects = 0
         self.merged = 0
         self._hold = timedelta(seconds=hold_seconds)
