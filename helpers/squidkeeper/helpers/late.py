@@ -16,23 +16,32 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from squidkeeper.errors import InvalidLine
 from squidkeeper.helpers.counting import Counting, protocol_error
-from squidkeeper.helpers.loop import settle_process, take_output, write_all
-from squidkeeper.helpers.throttle import Late
+from squidkeeper.helpers.loop import missing_channel, settle_process, take_output, write_all
 from squidkeeper.helpers.watchdog import Watchdog
 from squidkeeper.live import State
 from squidkeeper.slots import Key
 from squidkeeper.wire import LineBuffer, Reply, Result, format_reply, reply_limit, split_channel
 
-Answer = Callable[[bytes, float, int], Late]
-
 _READ_BYTES = 64 * 1024
 _SENDER = struct.Struct("3i")  # struct ucred: process, account, group
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A reply, and when it is due, by the monotonic clock."""
+
+    due: float
+    reply: Reply
+
+
+Answer = Callable[[bytes, float, int], Late]
 
 
 def run(helper: str, answer: Answer, state: Path, concurrency: int, releases: Releases) -> None:
@@ -131,10 +140,8 @@ class LateAnswers:
 
     def _hold(self, line: bytes, counted: list[Key]) -> None:
         split = split_channel(line)
-        if split is None:  # nobody waits for an answer
-            expected = f"does squid.conf say concurrency={self._concurrency}?"
-            _log.error("a line of %d bytes has no channel-ID: %s", len(line), expected)
-            counted.append(protocol_error(self._counting.helper))
+        if split is None:
+            counted.append(missing_channel(line, self._concurrency, self._counting.helper))
             return
         channel, request = split
         now = time.monotonic()

@@ -124,14 +124,12 @@ class _Answering:
         self._helper = helper
 
     def reply(self, line: bytes, counted: list[Key]) -> bytes:
-        """Answer one line; only a line without the channel-ID it should have stays without an answer."""
+        """Answer one line, unless its channel-ID is missing: Squid could not tell which lookup is answered."""
         if not self._concurrency:
             return self._format(line, b"", counted)
         split = split_channel(line)
         if split is None:
-            expected = f"does squid.conf say concurrency={self._concurrency}?"
-            _log.error("a line of %d bytes has no channel-ID: %s", len(line), expected)
-            counted.append(protocol_error(self._helper))
+            counted.append(missing_channel(line, self._concurrency, self._helper))
             return b""
         channel, request = split
         return self._format(request, channel, counted)
@@ -150,6 +148,13 @@ class _Answering:
             line = format_reply(reply, channel, self._limit)
         counted += reply.counted
         return line
+
+
+def missing_channel(line: bytes, concurrency: int, helper: str) -> Key:
+    """Log a line whose channel-ID is missing; gives the counter that it adds to."""
+    expected = f"does squid.conf say concurrency={concurrency}?"
+    _log.error("a line of %d bytes has no channel-ID: %s", len(line), expected)
+    return protocol_error(helper)
 
 
 def broken(message: str, helper: str) -> Reply:

@@ -16,6 +16,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from squidkeeper.helpers import counting as counters
+from squidkeeper.helpers.late import Late
 from squidkeeper.wire import Reply, Result, parse_tokens
 
 TOKENS: Final = (1, 2)
@@ -35,14 +36,6 @@ class Limits:
     per_second: float
     burst: int
     longest_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Late:
-    """A reply, and when it is due, by the monotonic clock."""
-
-    due: float
-    reply: Reply
 
 
 class Clients:
