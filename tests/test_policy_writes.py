@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -127,3 +129,13 @@ def test_after_lost_reports_a_file_is_unfinished_until_it_is_quiet(
         file.flush()
         assert is_known(writes.find([policy])) is True
     assert writes.find([policy]) is None
+
+
+def test_a_helper_starts_no_other_program_to_use_inotify() -> None:
+    script = (
+        "import sys; from squidkeeper.policy.writes import Writes; started = []; "
+        "sys.addaudithook(lambda event, _: started.append(event) if event == 'subprocess.Popen' else None); "
+        "print(repr(Writes().problem), started)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "'' []\n"

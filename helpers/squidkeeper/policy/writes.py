@@ -10,6 +10,7 @@ that knows so holds a shared lock on a file that all of them share; the kernel r
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import stat
@@ -20,7 +21,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import inotify_simple
 from inotify_simple import Event, INotify, flags
+
+# The C library that the process has loaded. inotify_simple would run ldconfig to find it: 4 to 20 ms at each start.
+inotify_simple._libc = ctypes.CDLL(None, use_errno=True)  # noqa: SLF001 - it sets this only where it is None
 
 _Inode = tuple[int, int]
 
