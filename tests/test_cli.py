@@ -487,6 +487,15 @@ def test_explain_takes_a_request_or_a_record(policy: Path) -> None:
     assert run("explain", "--policy", policy, "--record", "-", "GET", "https://api.example/")[0] == 2
 
 
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_explain_says_what_it_expects_where_there_is_no_line(policy: Path, tmp_path: Path, content: str) -> None:
+    empty = tmp_path / "line"
+    empty.write_text(content)
+    status, out = run("explain", "--policy", policy, "--record", empty)
+    assert status == 2
+    assert f"{empty} is empty, expected a line of the record, as `squidkeeper log --json` prints it" in out
+
+
 HOSTS_ON_RECORD = {
     "http://b%C3%BCcher.example/": "books",  # Squid's escapes, of a host in Unicode
     "http://b%c3%bccher.example/": "invalid-request",  # the client's own, which Squid writes in lower case

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 def check(directory: Path, state: Path, account: str | None, require_clients: bool, as_json: bool) -> None:
     """Check the policy: print every fault and warning, how old its lists are, and run its tests.
 
-    As root it also finds out what Squid's account cannot read.
+    As root it also warns about what Squid's account cannot read.
 
-    Exit status: 0 when it loads (warnings allowed), 1 when it does not.
+    Exit status: 0 when it loads (warnings allowed), 1 when it does not, or with --require-clients a rule allows any
+    client.
     """
     from squidkeeper.errors import PolicyError
     from squidkeeper.live import load_sources

@@ -30,7 +30,9 @@ _NOT_REACHED_AT_MOST = 5
 
 @click.command()
 @policy_option
-@click.option("--client", metavar="ADDRESS", help="The client's address. Left out: of no client.")
+@click.option(
+    "--client", metavar="ADDRESS", help="The client's address. Without it, rules with `clients` do not match."
+)
 @click.option("--user", metavar="NAME", help="The proxy user.")
 @json_option
 @click.option("--record", "line", metavar="FILE", type=click.File("rb"), help="Explain a line of the record instead.")
@@ -106,8 +108,12 @@ def _of_record(line: BinaryIO, *given: str | None) -> Question:
 
     if any(given):
         raise click.UsageError("--record goes without METHOD, URL, --client and --user: the record has them")
+    text = line.readline().rstrip(b"\n")
+    if not text:
+        expected = "expected a line of the record, as `squidkeeper log --json` prints it"
+        raise click.BadParameter(f"{line.name} is empty, {expected}", param_hint="--record")
     try:
-        record = parse_record(line.readline().rstrip(b"\n"))
+        record = parse_record(text)
         at = moment_of(record)
     except (InvalidRecord, ValueError) as error:
         raise click.BadParameter(f"{line.name}: {error}", param_hint="--record") from error

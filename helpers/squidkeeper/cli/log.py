@@ -47,13 +47,13 @@ _SETTLE_SECONDS = 2.0  # how long --follow waits for the request that a denied C
 )
 @click.option("--host", metavar="PATTERN", multiple=True, help="A host pattern as in a policy, such as .example.com.")
 @click.option("--rule", metavar="NAME", multiple=True, help="The rule that decided.")
-@click.option("--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: nobody was asked.")
+@click.option("--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: the policy was not asked.")
 @click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403, or a class such as 4xx.")
 @click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record's own lines.")
 @click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials, tunnels and bytes by this.")
 @click.option("--connects", is_flag=True, help="Show every CONNECT, also those that another line stands for.")
-@click.option("--drift", is_flag=True, help="Show what was served and the policy that was in force does not allow.")
+@click.option("--drift", is_flag=True, help="Show requests that were served although the policy in force denied them.")
 @policy_option
 @state_option("Where the revisions that were in force are kept.")
 def log(

@@ -47,7 +47,7 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     "--resolver",
     metavar="ADDRESS",
     callback=_loopback,
-    help="Run a resolver for Squid on port 53 of this loopback address; without it there is none.",
+    help="Run a resolver for Squid on port 53 of this loopback address. Without it, no resolver runs.",
 )
 @file_option("--resolv-conf", Path("/etc/resolv.conf"), "The name servers that the resolver forwards to.")
 @state_option("The resolver's configuration, the file of own addresses that Squid reads, and how the tasks are.")
@@ -58,10 +58,12 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     "--log-bytes",
     metavar="SIZE",
     type=Size(),
-    help="Bound the access log with all its rotations, such as 20G; the oldest are deleted. cache.log may have a"
-    " sixteenth of that. Unless given: 8G, and at most half of the file system.",
+    help="Limit for the access log and its rotated files, such as 20G; the oldest are deleted. cache.log gets a"
+    " sixteenth of it. Default: 8G, and at most half of the file system.",
 )
-@click.option("--prepare", is_flag=True, help="Write the file of own addresses for a Squid that is to start, and end.")
+@click.option(
+    "--prepare", is_flag=True, help="Write the file of own addresses, then exit: for a Squid that is not started yet."
+)
 def maintain(
     resolver: str | None,
     resolv_conf: Path,
@@ -72,10 +74,9 @@ def maintain(
     log_bytes: int | None,
     prepare: bool,
 ) -> None:
-    """Keep the gateway's surroundings in order, until it is told to end (SIGTERM).
+    """Run Squid's resolver, follow the gateway's own addresses and limit the size of the logs, until SIGTERM.
 
-    Run it beside Squid, as Squid's account. It closes the gateway's own addresses to clients, bounds Squid's logs, and
-    runs a resolver, which needs the capability CAP_NET_BIND_SERVICE.
+    Run it beside Squid, as Squid's account. The resolver needs the capability CAP_NET_BIND_SERVICE.
     A task that fails is logged and tried again each second. The exporter reports it, and that this process runs, by
     a file in the state folder.
     """

@@ -14,7 +14,7 @@ from squidkeeper.cli.options import state_option
     "--scope",
     type=click.Choice(["client", "surplus"]),
     required=True,
-    help="client: hold a denial until it is the client's turn. surplus: hold what has no turn of its own.",
+    help="client: hold a denial until it is the client's turn. surplus: hold what would wait longer than --longest.",
 )
 @click.option(
     "--rate",
@@ -50,7 +50,7 @@ from squidkeeper.cli.options import state_option
     help="The same number as concurrency= in squid.conf.",
 )
 def throttle(scope: str, rate: float, burst: int, longest: float, state: Path, concurrency: int) -> None:
-    """Hold denials of a client that makes too many of them; Squid's external_acl_type starts this.
+    """Delay the denials of a client that has too many of them; Squid's external_acl_type starts this.
 
     Reads a line for each denial (channel-ID and client; at surplus scope channel-ID and the time that the first answer
     named) and answers it when it is due. The answer changes nothing but the time. Not to be called by hand.

@@ -26,7 +26,7 @@ from squidkeeper.wire import USER_LENGTH, Reply, Result, decode_token, decode_to
 
 _NO_POLICY = deny(
     "policy-unavailable",
-    "The gateway has no policy that loads, so it denies everything. Its operators have to mend the policy.",
+    "The gateway has no policy that loads, so it denies everything. Its operators must fix the policy.",
 )
 _BARE_IN_USER = "!$&()*+,-./:;=?@_"
 _DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits of the hash

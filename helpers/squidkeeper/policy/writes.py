@@ -24,8 +24,9 @@ from pathlib import Path
 import inotify_simple
 from inotify_simple import Event, INotify, flags
 
-# The C library that the process has loaded. inotify_simple would run ldconfig to find it: 4 to 20 ms at each start.
-inotify_simple._libc = ctypes.CDLL(None, use_errno=True)  # noqa: SLF001 - it sets this only where it is None
+# The C library that the process has loaded. inotify_simple sets this only where it is None, by running ldconfig: 4 to
+# 20 ms at each start of a helper.
+inotify_simple._libc = ctypes.CDLL(None, use_errno=True)
 
 _Inode = tuple[int, int]
 
