@@ -54,8 +54,8 @@ _COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 REQUESTS = Metric(
     "squidkeeper_requests_total",
     _COUNTER,
-    "Requests that Squid has answered. An allowed tunnel is none (squidkeeper_tunnels_total), the CONNECT of a denied "
-    "one is (method_class connect).",
+    "Requests that Squid has answered, with the CONNECT of a denied tunnel (method_class connect). Allowed tunnels are "
+    "in squidkeeper_tunnels_total.",
     ("client", "rule", "verdict", "method_class", "status_class"),
 )
 TUNNELS = Metric(
@@ -98,8 +98,8 @@ DRIFT_CUT = Metric(
 RULE_LAST_MATCHED = Metric(
     "squidkeeper_rule_last_matched_timestamp_seconds",
     _GAUGE,
-    "When a request was last decided by this rule of the policy in force, or a tunnel denied; 0: never seen. A tunnel "
-    "that was allowed is no match.",
+    "When a request was last decided by this rule of the policy in force, or a tunnel denied; 0: never seen. An "
+    "allowed tunnel does not count.",
     ("rule",),
 )
 RECORD_READABLE = Metric(

@@ -285,7 +285,7 @@ def recorded_url(url: str) -> str:
 
 
 def unrecorded_url(text: str) -> str:
-    """Take back Squid's escapes in the host of a URL on record, or of a CONNECT's authority: Unicode, and brackets.
+    """Decode Squid's escapes in the host of a URL on record, or of a CONNECT's authority: Unicode, and brackets.
 
     Squid writes a host in lower case and its own escapes in upper case: `%c3%bc`, which is denied, is not one of them.
     """

@@ -1,4 +1,4 @@
-"""What Squid's account can read, for whoever is root (floor 6): a child process with that account's rights tries."""
+"""What Squid's account cannot read (floor 6): root forks a child, which takes that account's rights and tries."""
 
 from __future__ import annotations
 

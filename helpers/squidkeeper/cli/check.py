@@ -114,7 +114,7 @@ def _ended_before(directory: Path, state: Path) -> frozenset[str]:
 
 
 def _access(sources: Sources, name: str | None) -> Access:
-    """Find out what Squid's account cannot read; whoever it is has no need to, and who is not root cannot."""
+    """Find out what Squid's account cannot read. Only root can, and that account itself need not."""
     account = squid_account() if name is None else account_of(name)
     if account is None and name is not None:
         raise click.BadParameter(f"there is no account {name!r} on this machine", param_hint="--account")

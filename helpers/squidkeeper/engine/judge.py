@@ -375,7 +375,7 @@ def injects(facts: Facts) -> bool:
 
 
 def asks_url(decision: Decision, scope: Scope, url: str) -> bool:
-    """Tell whether squid.conf has a helper asked about a URL, once this was decided about its host."""
+    """Tell whether squid.conf asks a helper about a URL after this decision about its host."""
     if not decision.allowed or scope.facts.method is None:
         return False
     may_inject = decision.may_inject and scope.facts.scheme == "https"

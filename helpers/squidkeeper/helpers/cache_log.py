@@ -1,6 +1,7 @@
-"""What helpers write to cache.log (floor 5): lines with a time, and once for each gateway what all helpers see.
+"""The lines that helpers write to cache.log (floor 5).
 
-Squid copies a helper's stderr into cache.log as it is, so that a line brings its own time, in the form of Squid's.
+Squid copies a helper's stderr into cache.log unchanged, so each line has its own time, in Squid's format. A message
+that every helper has, such as a new revision in force, is written by one of them.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from typing import Final
 
 _FORMAT = "%(asctime)s| squidkeeper: %(message)s"
 _TIME = "%Y/%m/%d %H:%M:%S"  # as debug.cc of Squid writes it, in local time
-_SHARED = frozenset({"squidkeeper.live", "squidkeeper.helpers.credential"})  # loggers of what is no single helper's
+_SHARED = frozenset({"squidkeeper.live", "squidkeeper.helpers.credential"})  # loggers whose messages every helper has
 _FILE = "announced"
 _OFFSET_BYTES = 7  # of a lock's place in the file, below the 2^63 that fcntl(2) takes
 _CLAIMS_AT_MOST: Final = 200
 
 
 class OncePerGateway(logging.Filter):
-    """Passes a message that every helper has from one process alone: the first that claims it, for as long as it lives.
+    """Lets one process write a message that every helper has: the first that claims it, until that process ends.
 
-    A claim is a lock on one byte of a file in the state folder, at a place that the message's hash gives. The kernel
-    lets go of it when the process ends, the file stays empty, and nobody waits. A process says its own message again:
-    a policy can be in force, replaced, and in force once more. Without the file each process says everything.
+    A claim is a lock on one byte of a file in the state folder, at the offset that the message's hash gives. The kernel
+    releases it when the process ends; the file stays empty, and no process waits. A process that has claimed a message
+    can write it again: a policy can be in force, replaced, and in force once more. Without the file, every process
+    writes every message.
     """
 
     def __init__(self) -> None:
@@ -42,10 +44,10 @@ class OncePerGateway(logging.Filter):
             state.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._descriptor = os.open(state / _FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         except OSError:
-            self._descriptor = None  # what counts in the same folder tells the cause
+            self._descriptor = None  # counting, which uses the same folder, reports the cause
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether this process says it."""
+        """Tell whether this process writes it."""
         if record.name not in _SHARED or self._descriptor is None:
             return True
         with self._lock:

@@ -1,6 +1,7 @@
 """Read lines from Squid, answer each exactly once, some of them late (floor 5).
 
-Squid takes answers in any order. At the end of input all that is held is answered at once: who waits is denied then.
+Squid takes answers in any order. At the end of input every held answer is written at once: the requests that wait are
+denied then.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ def run(helper: str, answer: Answer, state: Path, concurrency: int, releases: Re
 
 
 class Releases:
-    """The way between the two helpers of one Squid process: up to which time all answers are due now.
+    """Sends a time from the helper at client scope to the one at surplus scope: answers due up to it are due now.
 
-    A datagram socket, named by that process in Linux's abstract namespace (unix(7)), so that nothing stays on disk.
+    A datagram socket, named by their Squid process in Linux's abstract namespace (unix(7)), so nothing stays on disk.
     Every local account can send to such a name, so the kernel names each sender: only Squid's own account is heard.
-    Whatever fails here, answers are late, and nothing else.
+    A failure here makes answers late, and changes nothing else.
     """
 
     def __init__(self, *, listens: bool) -> None:
@@ -76,11 +77,11 @@ class Releases:
             self._socket.sendto(repr(until).encode(), self._name)
 
     def fileno(self) -> int:
-        """Give what to wait for."""
+        """Give the descriptor for select(2)."""
         return self._socket.fileno()
 
     def receive(self) -> None:
-        """Take what was told; the name is another helper's until that has ended."""
+        """Take the times that were sent. Binding fails until a helper that had the name before has ended."""
         with suppress(OSError, ValueError):
             if self._to_bind:
                 self._socket.bind(self._name)

@@ -112,7 +112,7 @@ def answer_surplus(request: bytes, now: float, held: int) -> Late:  # noqa: ARG0
         due = float(until or "")
     except ValueError:
         due = now
-    return Late(min(due, now + SURPLUS_SECONDS), _OK) if due > now else Late(now, _OK)  # NaN as well is at once
+    return Late(min(due, now + SURPLUS_SECONDS), _OK) if due > now else Late(now, _OK)  # also for NaN
 
 
 @lru_cache(maxsize=4096)

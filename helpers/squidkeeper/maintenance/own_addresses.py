@@ -48,7 +48,7 @@ class OwnAddresses:
         self._told = state / f"{FILE}.told"  # what the file held when Squid was last told
         self._squid = squid
         self._pace = pace or Pace(*_RECONFIGURE_AT_MOST)
-        self._known: frozenset[Address] | None = None  # to Squid; None: that is to be found out
+        self._known: frozenset[Address] | None = None  # those that Squid has read; None: not known yet
         self._written = ""  # what the file holds, unless something else has changed it since
 
     def check(self) -> None:
@@ -93,7 +93,7 @@ def prepare_own_addresses(state: Path) -> None:
 
 
 def _write(file: Path, addresses: Iterable[Address]) -> None:
-    """Replace the file whole, unless it is as it is to be."""
+    """Replace the file atomically, unless it has this content already."""
     text = _text(addresses)
     if _text_of(file) == text:
         return

@@ -1,4 +1,4 @@
-"""How often Squid is told something (floor 5): each time it replaces its helpers, and denies what they were asked."""
+"""Limits how often Squid is signalled (floor 5): each time it replaces its helpers, and denies what they were asked."""
 
 from __future__ import annotations
 

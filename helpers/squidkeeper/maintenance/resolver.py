@@ -85,7 +85,7 @@ class Resolver:
         self._probe = Probe(address)
 
     def check(self) -> None:
-        """Take up a changed resolv.conf, and start unbound where it does not run; an error where it does not answer."""
+        """Follow a changed resolv.conf, and start unbound if it does not run; an error if it does not answer."""
         try:
             self._follow()
         finally:
@@ -165,7 +165,7 @@ def _end_with_parent() -> None:
 
 
 def name_servers(resolv_conf: str, own: str) -> tuple[str, ...]:
-    """Read the addresses of the `nameserver` lines, as resolv.conf(5) has them; `own`, the resolver itself, is none."""
+    """Read the addresses of the `nameserver` lines, as in resolv.conf(5), but for `own`, the resolver itself."""
     words = (line.split() for line in resolv_conf.splitlines())
     named = (line[1] for line in words if len(line) > 1 and line[0] == "nameserver")
     return tuple(dict.fromkeys(address for address in named if address != own and _is_address(address)))

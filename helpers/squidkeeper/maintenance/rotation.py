@@ -22,30 +22,30 @@ from squidkeeper.maintenance.squid import Squid
 from squidkeeper.rotated import next_name, rotated
 
 _ACCESS_LOG_BYTES: Final = 8 * 2**30
-_CACHE_LOG_SHARE = 16  # cache.log may have this part of what the access log may
-_ROTATIONS = 32  # a log is rotated when it has this part of what it may have with its rotations
+_CACHE_LOG_SHARE = 16  # the limit of cache.log is this part of that of the access log
+_ROTATIONS = 32  # a log is rotated at this part of its limit
 _ROTATE_AT_MOST = (60.0, 1)
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A log, and how many bytes it may have together with what it was rotated to."""
+    """A log, and the limit in bytes for it and its rotated files together."""
 
     log: Path
     limit_bytes: int
 
     @property
     def rotate_bytes(self) -> int:
-        """How long the log itself may be."""
+        """Give the size at which the log is rotated."""
         return self.limit_bytes // _ROTATIONS
 
 
 class Rotation:
-    """Renames a log that is too long and has Squid open a new one; deletes the oldest while all are too long.
+    """Renames a log that is too long and has Squid open a new one; deletes the oldest files of a log over its limit.
 
-    Each log is bounded for itself, so that lines of the one do not delete the other: the access log by `limit_bytes`,
-    or unless that is given by 8 GiB and at most half of its file system.
+    Each log has a limit of its own, so that lines of one do not delete the other. That of the access log is
+    `limit_bytes`; without it 8 GiB, and at most half of its file system.
     """
 
     name = "rotation"

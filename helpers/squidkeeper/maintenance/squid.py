@@ -1,4 +1,4 @@
-"""Squid's processes (floor 5): told to read its configuration again or to open its logs anew, without root.
+"""Signals to Squid's processes (floor 5), without root: to reconfigure, and to reopen the logs.
 
 `squid -k` signals Squid's master, which runs as root and passes the signal to each of its kids. A kid keeps Squid's
 account as its real user (`leave_suid` in Squid's tools.cc), so a process of that account may signal it directly.
@@ -24,14 +24,14 @@ class Squid:
         self._pid_file = pid_file
 
     def runs(self) -> bool:
-        """Tell whether there is somebody to tell."""
+        """Tell whether Squid runs."""
         return bool(self._kids())
 
     def tell(self, signal: Signals) -> bool:
-        """Signal every kid; False where one cannot be told yet, and then none has been.
+        """Signal every kid, or none: False if one of them cannot take the signal yet.
 
-        A kid that is just starting does not handle the signal yet, and would end by it. Without any kid there is
-        nobody to tell: what starts later reads its configuration and opens its logs then.
+        A kid that is just starting does not handle the signal yet, and would end by it. Without any kid this is True:
+        a Squid that starts later reads its configuration and opens its logs then.
         """
         kids = self._kids()
         try:

@@ -55,7 +55,7 @@ class Counts(msgspec.Struct, frozen=True):
 class _Way(NamedTuple):
     """Where requests that differ in nothing that is counted apart are counted: four cells, shared with other ways.
 
-    `requests` is the cell of tunnels where they are such.
+    For tunnels, `requests` is a cell of `Counts.tunnels`.
     """
 
     requests: list[int]
@@ -82,7 +82,7 @@ class Counter:
         self.last_line = counts.last_line
 
     def count(self, record: Record, client: str) -> None:
-        """Count a request of one of the policy's clients, or of `none`; a tunnel that was allowed apart from these."""
+        """Count a request of one of the policy's clients, or of `none`; an allowed tunnel separately."""
         kind = (client, record.rule, record.verdict, method_class(record.method), record.status // 100)
         way = self._ways.get(kind) or self._open(kind)
         duration, time = record.duration_ms, record.time

@@ -110,7 +110,7 @@ class Events:
         return self._merged(held.entry.record, entry)
 
     def _merged(self, connect: Record, inside: Entry) -> Entry:
-        """Let a request stand for its CONNECT: its client has waited for both."""
+        """Merge a CONNECT into the request that it was for: the client has waited for both."""
         asked = inside.record
         if asked.user == NONE:  # Squid knows no user inside a tunnel that failed
             asked = msgspec.structs.replace(asked, user=connect.user)
@@ -119,7 +119,7 @@ class Events:
         return inside if record == inside.record else Entry(msgspec.json.encode(record), record)
 
     def _decided(self, connect: Record, inside: Record) -> dict[str, str]:
-        """Say who decided about a request: the denial of its tunnel is its own, the allow of a tunnel is not."""
+        """Give the verdict, rule and revision that a request lacks: those of its denied tunnel, or judged anew."""
         if inside.verdict != NONE or connect.verdict == "deny":
             return {name: getattr(connect, name) for name in _UNJUDGED if getattr(inside, name) == NONE}
         judged = self._judge(msgspec.structs.replace(inside, revision=connect.revision))
