@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.e2e.network import wait_for
 
 CONFIGURATION = """
 http_port 127.0.0.1:{port}
@@ -59,13 +60,6 @@ class BareSquid:
 
     def reconfigured(self, times: int, workers: int = 1) -> bool:
         return self.said().count("Reconfiguring Squid Cache") == times * workers
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,6 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.e2e.network import wait_for
 
 REPOSITORY = Path(__file__).parent.parent
 SOURCES = ("install.sh", "pyproject.toml", "README.md", "LICENSE", "helpers", "squid", "policy")
@@ -156,13 +158,6 @@ def http_get(url: str) -> str:
     return subprocess.run(
         ["curl", "--silent", "--show-error", "--fail", url], capture_output=True, text=True, check=True
     ).stdout
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
 
 
 def squid_account() -> str:

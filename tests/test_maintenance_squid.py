@@ -13,7 +13,8 @@ import pytest
 
 from squidkeeper.maintenance.pace import Pace
 from squidkeeper.maintenance.squid import Squid
-from tests.bare_squid import bare_squid, wait_for
+from tests.bare_squid import bare_squid
+from tests.e2e.network import wait_for
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -11,8 +11,8 @@ import pytest
 from squidkeeper.maintenance.own_addresses import FILE, OwnAddresses, prepare_own_addresses
 from squidkeeper.maintenance.pace import Pace
 from squidkeeper.maintenance.squid import Squid
-from tests.bare_squid import BareSquid, bare_squid, wait_for
-from tests.e2e.network import internet, run
+from tests.bare_squid import BareSquid, bare_squid
+from tests.e2e.network import internet, run, wait_for
 
 FRAGMENT = Path(__file__).parent.parent / "squid/squidkeeper.conf"
 

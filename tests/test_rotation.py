@@ -12,8 +12,8 @@ from squidkeeper.maintenance.pace import Pace
 from squidkeeper.maintenance.rotation import Rotation
 from squidkeeper.maintenance.squid import Squid
 from squidkeeper.rotated import rotated
-from tests.bare_squid import BareSquid, bare_squid, wait_for
-from tests.e2e.network import run
+from tests.bare_squid import BareSquid, bare_squid
+from tests.e2e.network import run, wait_for
 
 SECOND = 1_800_000_000
 KILOBYTE = 1024
