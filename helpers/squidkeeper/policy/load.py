@@ -65,8 +65,8 @@ def build(sources: Sources, *, list_cache: Path | None = None, ended: frozenset[
     faults += [*list_faults, *_opened_list_faults(sources.documents, lists)]
     secret_faults, secret_warnings = _check_secrets(sources)
     faults += secret_faults
-    cut_off = (warning for document in sources.documents for warning in document.warnings)
-    all_warnings = tuple(sorted({*warnings, *secret_warnings, *cut_off}))
+    comments = (warning for document in sources.documents for warning in document.warnings)
+    all_warnings = tuple(sorted({*warnings, *secret_warnings, *comments}))
     if faults:
         raise PolicyError(sorted(set(faults)), all_warnings)
     return Loaded(_policy(sources, checked, lists), all_warnings)
