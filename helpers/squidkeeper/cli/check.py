@@ -34,46 +34,23 @@ def check(directory: Path, state: Path, account: str | None, require_clients: bo
 
     As root it also warns about what Squid's account cannot read.
 
-    Exit status: 0 when it loads (warnings allowed), 1 when it does not, or with --require-clients a rule allows any
-    client.
+    Exit status: 0 when it loads (warnings allowed), 1 when it does not, or when --require-clients finds a rule that
+    allows any client.
     """
-    from squidkeeper.errors import PolicyError
-    from squidkeeper.live import load_sources
-    from squidkeeper.policy.lint import lint, open_to_any_client
     from squidkeeper.policy.sources import read_sources
 
-    now = datetime.now(UTC)
     sources = read_sources(directory)
-    access = _access(sources, account)
-    open_entries: tuple[Fault, ...] = ()
-    try:
-        loaded = load_sources(sources, now, ended=_ended_before(directory, state))
-        policy = loaded.judge.policy
-        if require_clients:
-            open_entries = open_to_any_client(policy, str(directory), now)
-        report = Report(
-            directory,
-            access,
-            policy.revision,
-            len(policy.rules),
-            warnings=(
-                *loaded.warnings,
-                *lint(policy, now),
-                *_unusable_secrets(policy, loaded.warnings),
-                *access.warnings,
-                *open_entries,
-            ),
-            lists=tuple(_list_reports(sources, policy.lists, now)),
-        )
-    except PolicyError as error:
-        report = Report(directory, access, faults=error.faults, warnings=(*error.warnings, *access.warnings))
+    report = _report(directory, sources, _access(sources, account), _ended_before(directory, state), require_clients)
     click.echo(_json(report) if as_json else _text(report))
-    raise SystemExit(1 if report.faults or open_entries else 0)
+    raise SystemExit(1 if report.faults or report.open_entries else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `check` found; `revision` is None where the policy does not load."""
+    """What `check` found; `revision` is None where the policy does not load.
+
+    `open_entries` are those of the warnings for which --require-clients fails.
+    """
 
     directory: Path
     access: Access
@@ -82,6 +59,7 @@ class Report:
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
     lists: tuple[ListReport, ...] = ()
+    open_entries: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +81,30 @@ class ListReport:
     not_understood: int
     changed: datetime
     age_seconds: float
+
+
+def _report(directory: Path, sources: Sources, access: Access, ended: frozenset[str], require_clients: bool) -> Report:
+    from squidkeeper.errors import PolicyError
+    from squidkeeper.live import load_sources
+    from squidkeeper.policy.lint import lint, open_to_any_client
+
+    now = datetime.now(UTC)
+    try:
+        loaded = load_sources(sources, now, ended=ended)
+    except PolicyError as error:
+        return Report(directory, access, faults=error.faults, warnings=(*error.warnings, *access.warnings))
+    policy = loaded.judge.policy
+    found = (*loaded.warnings, *lint(policy, now), *_unusable_secrets(policy, loaded.warnings), *access.warnings)
+    open_entries = open_to_any_client(policy, str(directory), now) if require_clients else ()
+    return Report(
+        directory,
+        access,
+        policy.revision,
+        len(policy.rules),
+        warnings=(*found, *open_entries),
+        lists=tuple(_list_reports(sources, policy.lists, now)),
+        open_entries=open_entries,
+    )
 
 
 def _ended_before(directory: Path, state: Path) -> frozenset[str]:
