@@ -199,6 +199,15 @@ def test_at_host_scope_the_proxy_user_that_is_judged_is_named(start: Start, poli
         assert " user_=" not in helper.ask(f"1 {place(host)}")
 
 
+def test_hosts_that_are_answered_alike_share_one_reply_for_each_user(policy: Path) -> None:
+    answers = HostAnswers(load(policy, datetime.now(UTC)).judge)
+    for user in ("-", "ci-bot"):
+        first, second = (
+            answer_host(answers, place(f"{name}.nowhere.example", user=user).encode()) for name in ("one", "two")
+        )
+        assert first is second
+
+
 FORMS = {"a": 1, "%22": 3, '"': 3, "\xff": 3, "'": 3}  # what a client sends, and its characters on record
 
 

@@ -77,23 +77,14 @@ def _judge_host(answers: HostAnswers, request: bytes, at: datetime) -> Reply:
     query = query_from(parse_tokens(request, HOST_TOKENS))
     scope = answers.judge.scope(query)
     if isinstance(scope, Decision):
-        return _naming(query.user, connect_reply(scope, HOST, answers.revision, query))
+        return connect_reply(scope, HOST, answers.revision, query)
     decision = answers.judge.decide_host(scope, at)
     if query.method == CONNECT or scope.facts.host.address is not None:  # the answer can say for which host it is
         reply = connect_reply(decision, HOST, answers.revision, query)
     else:
-        reply = reply_for(decision, HOST, answers.revision)
-    reply = _naming(query.user, reply)
+        reply = reply_for(decision, HOST, answers.revision, query.user)
     answers.keep(request, reply)
     return reply
-
-
-def _naming(user: str | None, reply: Reply) -> Reply:
-    """Name the proxy user that was judged, for the record: Squid's own `%un` names also who gave a wrong password."""
-    if user is None:
-        return reply
-    name = quote(user, safe=_BARE_IN_USER, errors="surrogateescape")[:USER_LENGTH]
-    return replace(reply, annotations=(*reply.annotations, ("user_", name)))
 
 
 def answer_url(places: Places | None, request: bytes) -> Reply:
@@ -128,11 +119,14 @@ def _describing(url: str, reply: Reply) -> Reply:
     return replace(reply, annotations=(*reply.annotations, *said))
 
 
-def write_reply(decision: Decision, helper: str, revision: str | None, tunnel: str | None = None) -> Reply:
+def write_reply(
+    decision: Decision, helper: str, revision: str | None, user: str | None = None, tunnel: str | None = None
+) -> Reply:
     """Write a decision as Squid reads it: the annotations of squid.conf and, on a denial, the text of the page.
 
-    `revision` is what it was decided by, `tunnel` names the tunnel of a CONNECT. An allow at host scope that leaves
-    nothing to ask says so in a tag, which is cheaper for Squid to test than annotations that are not there.
+    `revision` is what it was decided by, `user` the proxy user to name, `tunnel` names the tunnel of a CONNECT. An
+    allow at host scope that leaves nothing to ask says so in a tag, which is cheaper for Squid to test than annotations
+    that are not there.
     """
     annotations = [
         *decided(decision, revision),
@@ -140,8 +134,9 @@ def write_reply(decision: Decision, helper: str, revision: str | None, tunnel: s
         *([("clt_conn_tag", tunnel)] if tunnel else []),
     ]
     counted = (counters.decision(helper, decision.rule, _outcome(decision, tunnel)),)
+    named = [("user_", _recorded(user))] if user is not None else []
     if not decision.allowed:
-        return Reply(Result.ERR, tuple(annotations), page_message(decision), counted)
+        return Reply(Result.ERR, (*annotations, *named), page_message(decision), counted)
     flags = (
         ("scope_", "request", decision.needs_url),
         ("rewrite_", "yes", decision.may_rewrite),
@@ -151,10 +146,15 @@ def write_reply(decision: Decision, helper: str, revision: str | None, tunnel: s
         ("tag", "sk_settled", helper == HOST and _settles(decision)),
     )
     held = ((key, value) for key, value, holds in flags if holds)
-    return Reply(Result.OK, (*annotations, *held), counted=counted)
+    return Reply(Result.OK, (*annotations, *held, *named), counted=counted)
 
 
 reply_for = lru_cache(maxsize=1024)(write_reply)  # of a decision that was made for many lines
+
+
+def _recorded(user: str) -> str:
+    """Write the proxy user that was judged, for the record: Squid's own `%un` names also who gave a wrong password."""
+    return quote(user, safe=_BARE_IN_USER, errors="surrogateescape")[:USER_LENGTH]
 
 
 def _outcome(decision: Decision, tunnel: str | None) -> str:
@@ -180,10 +180,10 @@ def connect_reply(decision: Decision, helper: str, revision: str | None, query: 
     A denied tunnel is named by what is no authority, so that nothing in it can pass.
     """
     if query.method != CONNECT:
-        return write_reply(decision, helper, revision)
+        return write_reply(decision, helper, revision, query.user)
     authority = f"{query.host}:{query.port}"
     tunnel = authority if decision.allowed else f"{authority}{DENIED_BY}{decision.rule}"
-    return write_reply(decision, helper, revision, tunnel)
+    return write_reply(decision, helper, revision, query.user, tunnel)
 
 
 def page_message(decision: Decision) -> str:
@@ -193,5 +193,4 @@ def page_message(decision: Decision) -> str:
 
 def unavailable(helper: str, tokens: list[str | None]) -> Reply:
     """Deny because no policy has ever loaded."""
-    query = query_from(tokens)
-    return _naming(query.user, connect_reply(_NO_POLICY, helper, None, query))
+    return connect_reply(_NO_POLICY, helper, None, query_from(tokens))
