@@ -197,7 +197,8 @@ read_listen() {
 }
 
 read_size() {
-    [[ $2 =~ ^([1-9][0-9]*[KMG]?|auto)$ ]] || bad_usage "$1 $2: SIZE is a number of bytes such as 512M or 20G, or auto"
+    [[ $2 =~ ^(6[4-9]M|[7-9][0-9]M|[1-9][0-9]{2,}M|[1-9][0-9]*G|auto)$ ]] ||
+        bad_usage "$1 $2: SIZE is a number of bytes such as 512M or 20G, 64M at least, or auto"
     printf '%s' "$2"
 }
 

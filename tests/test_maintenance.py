@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from squidkeeper.cli import main
 from squidkeeper.maintenance.process import Rounds
+from squidkeeper.maintenance.replacement import replace
 from squidkeeper.maintenance.resolver import configuration, name_servers
 from squidkeeper.upkeep import SignOfLife, Upkeep, read_upkeep
 
@@ -119,3 +121,15 @@ def test_the_resolver_is_for_this_machine_alone(address: str) -> None:
     done = CliRunner().invoke(main, ["maintain", "--resolver", address])
     assert done.exit_code == 2
     assert f"'{address}' is not an address in 127.0.0.0/8" in done.output
+
+
+# ── Files that others read ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_file_is_replaced_by_one_whose_content_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, synced = tmp_path / "own-addresses", []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.stat(descriptor).st_ino))
+    replace(file, "203.0.113.7\n", 0o644)
+    assert (file.read_text(), synced) == ("203.0.113.7\n", [file.stat().st_ino])
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [file]

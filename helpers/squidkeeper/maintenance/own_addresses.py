@@ -7,7 +7,6 @@ from a file, `acl sk_private dst "FILE"`; this keeps the file up to date and has
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses, ip_address
 from itertools import chain
@@ -19,6 +18,7 @@ from typing import Final
 import psutil
 
 from squidkeeper.maintenance.pace import Pace
+from squidkeeper.maintenance.replacement import replace
 from squidkeeper.maintenance.squid import Squid
 from squidkeeper.url import Address, embeddings, is_private
 
@@ -97,10 +97,7 @@ def _write(file: Path, addresses: Iterable[Address]) -> None:
     text = _text(addresses)
     if _text_of(file) == text:
         return
-    new = file.with_name(f"{file.name}.new")
-    new.write_text(text)
-    os.chmod(new, 0o644)
-    new.rename(file)
+    replace(file, text, 0o644)
 
 
 def _text_of(file: Path) -> str:

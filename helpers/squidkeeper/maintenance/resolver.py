@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.errors import ResolverFailed
+from squidkeeper.maintenance.replacement import replace
 
 PROGRAM: Final = "/usr/sbin/unbound"
 _LIBC: Final = ctypes.CDLL(None)
@@ -118,9 +119,7 @@ class Resolver:
 
     def _write(self, text: str) -> None:
         self._file.parent.mkdir(mode=0o750, exist_ok=True)
-        new = self._file.with_suffix(".new")
-        new.write_text(text)
-        new.rename(self._file)
+        replace(self._file, text)
 
     def _keep_running(self) -> None:
         ended = self._process.poll() if self._process else None
