@@ -949,7 +949,8 @@ put_back() {
     done
     [ "$TOUCHED" = yes ] && [ "$WAS_RUNNING" = yes ] || return 0
     LISTEN=$(listen_of "$CONF")
-    start_squid && squid_came_up
+    start_squid && squid_came_up || return
+    [ ! -e "$APPLIED" ] || touch "$APPLIED" # Squid has read what was put back: it is no news to the next run
 }
 
 # ── Squid ────────────────────────────────────────────────────────────────────────────────────────────────────────────

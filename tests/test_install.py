@@ -934,6 +934,8 @@ def test_an_exporter_that_does_not_start_gives_way_to_the_one_before(
     assert "squid_up 1.0" in gateway.metrics
     assert gateway.answers() == "403", "Squid has its former CA"
     assert contents(gateway.snapshot()) == contents(before), "what Squid was told is noted with it"
+    unit.write_text(unit.read_text().replace("--frobnicate ", ""))
+    assert "squid         runs, unchanged" in gateway.install().stdout
 
 
 def test_what_the_exporter_says_is_kept_within_bounds(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from squidkeeper.live import load_kept
 from squidkeeper.policy.revisions import kept
-from squidkeeper.slots import Key, Totals, make_key, read_slots
+from squidkeeper.slots import Key, Status, Totals, make_key, read_slots
 
 from .curl import curl
 from .gateway import Gateway, NewGateway
@@ -82,12 +82,18 @@ def several_readings(totals: Totals, gateway: Gateway) -> Iterator[dict[Key, flo
 
 def test_the_slots_say_which_helpers_run_and_what_they_judge_by(gateway: Gateway, origins: Origins) -> None:
     wait_for(lambda: curl(gateway, "http://paths.example/open/x").status == 200, "both helpers")
-    slots = [slot for slot in read_slots(gateway.root / "state/helpers") if slot.running]
+    assert curl(gateway, "http://closed.example/").status == 403  # starts the throttle
     kinds = [*(f"acl --scope {helper}" for helper in HELPERS), "throttle"]
-    pids = {pid for kind in kinds for pid in gateway.helpers(kind)}
-    assert {slot.status.pid for slot in slots if slot.status} == pids
+
+    def running() -> list[Status]:
+        return [slot.status for slot in read_slots(gateway.root / "state/helpers") if slot.running and slot.status]
+
+    def pids() -> set[int]:
+        return {pid for kind in kinds for pid in gateway.helpers(kind)}
+
+    wait_for(lambda: {status.pid for status in running()} == pids(), "a slot of each helper")
     newest = kept(gateway.root / "state/revisions")[0].revision
-    judged_by = {(slot.status.helper, slot.status.revision) for slot in slots if slot.status}
+    judged_by = {(status.helper, status.revision) for status in running()}
     assert judged_by == {("host", newest), ("request", newest), ("throttle", None)}
 
 
