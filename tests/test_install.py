@@ -1377,8 +1377,8 @@ def machine(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def systemd(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
-    """A machine that systemd has booted, with nothing in it but its journal."""
-    with view(gateway, tmp_path, BOOT, "--cgroup", "--uts", "--ipc") as machine:
+    """A machine that systemd has booted, with nothing in it but its journal, and with a network of its own."""
+    with view(gateway, tmp_path, BOOT, "--net", "--cgroup", "--uts", "--ipc") as machine:
         ready = ["systemctl", "is-active", "--quiet", "basic.target"]
         wait_for(lambda: machine.run(*ready).returncode == 0, "systemd to boot")
         yield machine
@@ -1498,15 +1498,20 @@ def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(syste
     assert property_of(
         systemd, "UnitFileState ActiveState User NoNewPrivileges ProtectSystem CapabilityBoundingSet"
     ) == (f"enabled active {squid_account()} yes strict ")
-    assert curl(squid, systemd.path("/etc/squid/slicer-ca.crt"), "https://en.wikipedia.org/") == "403"
-    url = f"http://127.0.0.1:{exporter}/metrics"
-    wait_for(lambda: 'rule="no-wikipedia",verdict="deny"' in http_get(url), "the denial to be counted")
+    through = ("--proxy", f"http://127.0.0.1:{squid}", "--cacert", "/etc/squid/slicer-ca.crt")
+    asked = ("curl", *through, "-s", "-o", "/dev/null", "-w", "%{http_code}", "https://en.wikipedia.org/")
+    assert systemd.run(*asked).stdout == "403"
+
+    def metrics() -> str:
+        return systemd.run("curl", "-s", f"http://127.0.0.1:{exporter}/metrics").stdout
+
+    wait_for(lambda: 'rule="no-wikipedia",verdict="deny"' in metrics(), "the denial to be counted")
     for series in (
         "squid_up 1.0",
         "squidkeeper_exporter_state_writable 1.0",
         'squidkeeper_helper_processes{helper="host"} 1.0',
     ):
-        assert series in http_get(url)
+        assert series in metrics()
     pid = property_of(systemd, "MainPID")
     assert systemd.run(installer).stdout.count("runs, unchanged") == 3
     assert systemd.run("kill", "-KILL", pid).returncode == 0

@@ -5,8 +5,9 @@ URL that arrives, where the request is no other than an honest one.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
@@ -660,11 +661,22 @@ BESIDE += ["/v1/..;/v2", "/v1/..%5cv2", "/v1/%252e%252e/v2", "/v1/x/../../v2", "
 BESIDE += ["/v1/..%20/v2", "/v1/%EF%BC%8E%EF%BC%8E/v2", "/v1/.%E2%80%8B./v2", "/v1/x/../..::$DATA/v2", "/v1."]
 
 
+def in_tunnel(gateway: Gateway, host: str, path: str) -> Reply | None:
+    with tunnel(gateway, f"{host}:443") as client:
+        return client.get(path, host)
+
+
+def whole(ask: Callable[[], Reply | None]) -> Reply:
+    """Ask until no server has gone: Squid then answers the first request in its tunnel without asking any helper."""
+    replies = (ask() for _ in range(3))
+    reply = next((reply for reply in replies if reply and "ERR_READ_ERROR" not in reply.text), None)
+    assert reply is not None
+    return reply
+
+
 @pytest.mark.parametrize("path", BESIDE)
 def test_an_allowed_path_does_not_open_what_lies_beside_it(gateway: Gateway, origins: Origins, path: str) -> None:
-    with tunnel(gateway, "api.example:443") as client:
-        reply = client.get(path, "api.example")
-    assert reply is not None
+    reply = whole(partial(in_tunnel, gateway, "api.example", path))
     assert reply.status == 403, reply
     assert reply.rule in {"default", "ambiguous-path"}
     assert origins.seen == []

@@ -54,12 +54,14 @@ def test_helpers_killed_under_load_never_take_a_count_back_and_leave_a_bounded_f
     gateway: Gateway, origins: Origins
 ) -> None:
     totals, before = Totals(), dict[Key, float]()
+    killed: dict[str, set[int]] = {helper: set() for helper in HELPERS}  # one may be found again while it ends
     clients = [("http", "open.example"), ("http", "closed.example"), ("http", "paths.example")]
     with load(gateway, *clients) as running:
         for number in range(KILLS):
             running.at_least(10)
             helper = HELPERS[number % 2]
             for pid in wait_for(partial(counting, gateway, helper), f"a helper that counts: {helper}"):
+                killed[helper].add(pid)
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             for after in several_readings(totals, gateway):
@@ -70,7 +72,7 @@ def test_helpers_killed_under_load_never_take_a_count_back_and_leave_a_bounded_f
     assert 2 <= len(slot_files(gateway)) <= 8  # 2 of each kind at most, and their heirs before the kernel is done
     total = totals.add_up(read_slots(gateway.root / "state/helpers"))
     for helper in HELPERS:
-        assert starts(total, helper) > KILLS / 2
+        assert starts(total, helper) >= len(killed[helper]) > 1
     decided = {key[4]: value for key, value in total.items() if key[0] == "squidkeeper_decisions_total" and value}
     assert set(decided) >= {"open", "closed", "paths"}
 
