@@ -73,7 +73,7 @@ def test_an_alert_says_how_bad_it_is_what_it_means_and_what_to_do(name: str) -> 
     assert [line.partition(":")[0] for line in rule["annotations"]["runbook"].splitlines()] == [
         "Means",
         "Look first",
-        "Mend",
+        "Fix",
     ]
     assert "`" in rule["annotations"]["runbook"], "a command to begin with"
 

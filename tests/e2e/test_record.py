@@ -232,7 +232,7 @@ def check(record: Record, number: int, sent: Sent) -> None:
 
 
 def whole(url: str) -> str:
-    """What the record says of a URL that it cuts off: its length and the beginning of its hash."""
+    """The field `cut` of a URL that the record cuts off: its length and the beginning of its hash."""
     return f"{len(url)}:{sha256(url.encode()).hexdigest()[:32]}"
 
 

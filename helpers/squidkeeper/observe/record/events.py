@@ -55,7 +55,7 @@ class Events:
     A CONNECT that Squid answers inside the tunnel is held until the request that it answers comes, or `hold_seconds`
     have passed by the record's clock, or `HELD_AT_MOST` entries wait behind it, or `HELD_BYTES_AT_MOST` of their lines.
     `connects` counts those of opened tunnels, `merged` those that another event stands for; so that records = events +
-    connects + merged. `judge` says what the policy says of a request that nobody has judged; None: it is not known.
+    connects + merged. `judge` decides a request that no helper has judged; None: the decision is unknown.
     """
 
     def __init__(self, hold_seconds: float = HOLD_SECONDS, judge: Verdict = lambda _: None) -> None:
