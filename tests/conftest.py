@@ -16,7 +16,7 @@ from hypothesis import settings
 
 from squidkeeper.engine import Decision, Judge
 from squidkeeper.engine.query import query_of
-from squidkeeper.live import load
+from squidkeeper.policy_store.policy_watcher import load
 
 settings.register_profile("shared machine", deadline=None)  # what is slow here may be somebody else's load
 settings.load_profile("shared machine")

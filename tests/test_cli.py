@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.live import LivePolicy, load
-from squidkeeper.observe.record.line import Record
+from squidkeeper.policy_store.policy_watcher import PolicyWatcher, load
+from squidkeeper.record.record import Record
 
 from .conftest import write_policy
 
@@ -204,7 +204,7 @@ def test_check_says_what_it_did_not_check_where_there_is_no_squid_or_no_right_to
 
 def test_check_knows_which_files_of_the_policy_in_force_ended_with_end_true(policy: Path, tmp_path: Path) -> None:
     write_policy(policy, POLICY + "end: true\n")
-    live = LivePolicy(policy, None, lambda judge: judge, tmp_path / "revisions")
+    live = PolicyWatcher(policy, None, lambda judge: judge, tmp_path / "revisions")
     time.sleep(0.05)  # file times advance by steps of some milliseconds
     live.look()
     live._keep()

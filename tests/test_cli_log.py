@@ -16,11 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli.log import log
-from squidkeeper.live import load
-from squidkeeper.observe.record import filters, groups
-from squidkeeper.observe.record.line import Record, parse_record
 from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
+from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.record import filters, groups
+from squidkeeper.record.record import Record, parse_record
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
 

@@ -14,12 +14,12 @@ import pytest
 from squidkeeper.engine import Judge
 from squidkeeper.engine.judge import Scope
 from squidkeeper.engine.query import query_of
-from squidkeeper.live import load, load_sources
-from squidkeeper.observe.record.drift import Drift, Finding, Kind, Known, was_served
-from squidkeeper.observe.record.judges import KeptJudges
-from squidkeeper.observe.record.line import NONE, Record, time_of
 from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
+from squidkeeper.policy_store.policy_watcher import load, load_sources
+from squidkeeper.record.drift import DriftChecker, DriftKind, Finding, Known, was_served
+from squidkeeper.record.past_policies import PastPolicies
+from squidkeeper.record.record import NONE, Record, time_of
 
 POLICY = """
 version: 1
@@ -54,8 +54,8 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
 
 
 @pytest.fixture
-def drift(judge: Judge) -> Drift:
-    return Drift({judge.policy.revision: judge}.get, lambda: judge)
+def drift(judge: Judge) -> DriftChecker:
+    return DriftChecker({judge.policy.revision: judge}.get, lambda: judge)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def words(fields: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("fields", NOT_SERVED, ids=words)
 def test_what_squid_denied_or_answered_itself_is_not_served(
-    drift: Drift, record: Callable[..., Record], fields: dict[str, Any]
+    drift: DriftChecker, record: Callable[..., Record], fields: dict[str, Any]
 ) -> None:
     one = record("https://closed.example/", **fields)
     assert not was_served(one)
@@ -123,7 +123,7 @@ def test_what_squid_denied_or_answered_itself_is_not_served(
 
 @pytest.mark.parametrize("fields", SERVED, ids=words)
 def test_what_came_of_an_origin_or_a_cache_or_opened_a_tunnel_is_served(
-    drift: Drift, record: Callable[..., Record], fields: dict[str, Any]
+    drift: DriftChecker, record: Callable[..., Record], fields: dict[str, Any]
 ) -> None:
     url = "closed.example:443" if fields.get("method") == "CONNECT" else "http://closed.example/"
     one = record(url, **fields)
@@ -172,7 +172,7 @@ DUE: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("url", "fields"), DUE, ids=[f"{url[:40]} {words(fields)}" for url, fields in DUE])
 def test_what_the_policy_allows_is_no_finding(
-    drift: Drift, record: Callable[..., Record], url: str, fields: dict[str, Any]
+    drift: DriftChecker, record: Callable[..., Record], url: str, fields: dict[str, Any]
 ) -> None:
     assert drift.check(record(url, **fields)) is None
     assert drift.unchecked == 0
@@ -210,7 +210,7 @@ UNDUE: list[tuple[str, dict[str, Any], tuple[str, str]]] = [
     ("url", "fields", "finding"), UNDUE, ids=[f"{url[:40]} {words(fields)}" for url, fields, _ in UNDUE]
 )
 def test_what_the_policy_does_not_allow_is_found(
-    drift: Drift, record: Callable[..., Record], url: str, fields: dict[str, Any], finding: tuple[str, str]
+    drift: DriftChecker, record: Callable[..., Record], url: str, fields: dict[str, Any], finding: tuple[str, str]
 ) -> None:
     for _ in range(2):  # once judged, once remembered
         assert found(drift.check(record(url, **fields))) == finding
@@ -227,13 +227,13 @@ AROUND_NOON = [
 
 @pytest.mark.parametrize(("time", "duration_ms", "due"), AROUND_NOON, ids=[time for time, *_ in AROUND_NOON])
 def test_a_rule_that_lapses_counts_as_long_as_its_answers_are_kept(
-    drift: Drift, record: Callable[..., Record], time: str, duration_ms: int, due: bool
+    drift: DriftChecker, record: Callable[..., Record], time: str, duration_ms: int, due: bool
 ) -> None:
     one = record("http://lapses.example/", rule="lapses", time=time, duration_ms=duration_ms)
     assert found(drift.check(one)) == (None if due else ("allowed", "default"))
 
 
-def test_what_cannot_be_held_against_a_revision_is_counted(drift: Drift, record: Callable[..., Record]) -> None:
+def test_what_cannot_be_held_against_a_revision_is_counted(drift: DriftChecker, record: Callable[..., Record]) -> None:
     assert drift.check(record("https://open.example/", revision="gone")) is None
     assert drift.check(record("https://lapses.example/", time="no time")) is None
     assert drift.check(record("https://lapses.example/", time="2026-11-25T11:00:00")) is None
@@ -245,12 +245,12 @@ LONG = "l" * 5000
 
 
 def test_a_url_that_the_record_cuts_off_is_counted_apart_where_it_decides(
-    drift: Drift, record: Callable[..., Record]
+    drift: DriftChecker, record: Callable[..., Record]
 ) -> None:
     def cut(url: str, **fields: str) -> Finding | None:
         return drift.check(record(url[:4096], cut="5021:" + "0" * 32, **fields))
 
-    assert cut(f"https://closed.example/{LONG}") == Finding(Kind.ALLOWED, "closed", "The rule closed denies this.")
+    assert cut(f"https://closed.example/{LONG}") == Finding(DriftKind.ALLOWED, "closed", "The rule closed denies this.")
     assert drift.cut == 0
     assert cut(f"https://paths.example/{LONG}") is None
     assert cut(f"https://open.example/{LONG}", credential="api") is None
@@ -262,11 +262,11 @@ def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: Judge, record: Callable[..., Record]
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr("squidkeeper.observe.record.judges.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("squidkeeper.record.past_policies.time.monotonic", lambda: clock[0])
     write_policy(tmp_path / "policy", POLICY)
     sources = read_sources(tmp_path / "policy")
     revision = load_sources(sources, datetime(2026, 11, 25, tzinfo=UTC)).judge.policy.revision
-    kept = KeptJudges(tmp_path / "revisions")
+    kept = PastPolicies(tmp_path / "revisions")
     assert kept(revision) is None
     keep(sources, revision, tmp_path / "revisions")
     assert kept(revision) is None  # a disk is not read for each line
@@ -276,8 +276,11 @@ def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(
     assert found_judge.policy.revision == revision
     assert kept(revision) is found_judge
     assert kept("../../etc") is None
-    assert found(Drift(kept).check(record("https://closed.example/", revision=revision))) == ("allowed", "closed")
-    assert KeptJudges(tmp_path / "none", lambda: judge)(judge.policy.revision) is judge
+    assert found(DriftChecker(kept).check(record("https://closed.example/", revision=revision))) == (
+        "allowed",
+        "closed",
+    )
+    assert PastPolicies(tmp_path / "none", lambda: judge)(judge.policy.revision) is judge
 
 
 @pytest.mark.parametrize(
@@ -293,14 +296,14 @@ def test_what_an_outdated_revision_allowed_is_held_against_the_one_that_had_repl
     replaced = datetime(2026, 11, 25, 10, tzinfo=UTC)
     old = kept_at(tmp_path, "version: 1\ndefaults: {action: allow}\n", replaced - timedelta(hours=1))
     kept_at(tmp_path, "version: 1\nrules: [{name: closed, action: deny, hosts: [closed.example]}]\n", replaced)
-    judges = KeptJudges(tmp_path / "revisions")
+    judges = PastPolicies(tmp_path / "revisions")
     served = record(
         "https://closed.example/",
         revision=old,
         time=time_of(replaced + timedelta(seconds=seconds_after)),
         duration_ms=duration_ms,
     )
-    finding = Drift(judges, replacing=judges.replacing).check(served)
+    finding = DriftChecker(judges, replacing=judges.replacing).check(served)
     assert (finding and found(finding)) == expected
     assert finding is None or finding.reason.startswith(f"Decided by {old}, long replaced. ")
 
@@ -310,10 +313,10 @@ def test_a_policy_that_was_put_back_is_not_outdated(tmp_path: Path, record: Call
     old = kept_at(tmp_path, allows, first)
     kept_at(tmp_path, "version: 1\n", first + timedelta(minutes=10))
     assert kept_at(tmp_path, allows, first + timedelta(minutes=20)) == old
-    judges = KeptJudges(tmp_path / "revisions")
+    judges = PastPolicies(tmp_path / "revisions")
     for minutes in (5, 25, 90):
         served = record("https://open.example/", revision=old, time=time_of(first + timedelta(minutes=minutes)))
-        assert Drift(judges, replacing=judges.replacing).check(served) is None
+        assert DriftChecker(judges, replacing=judges.replacing).check(served) is None
 
 
 def kept_at(folder: Path, policy: str, loaded: datetime) -> str:
@@ -328,8 +331,8 @@ def kept_at(folder: Path, policy: str, loaded: datetime) -> str:
 
 def test_only_so_many_policies_are_held_in_memory(tmp_path: Path, record: Callable[..., Record]) -> None:
     """Whatever is remembered of what was judged by them."""
-    kept = KeptJudges(tmp_path / "revisions")
-    drift = Drift(kept)
+    kept = PastPolicies(tmp_path / "revisions")
+    drift = DriftChecker(kept)
     judges = []
     for number in range(12):
         write_policy(tmp_path / "policy", POLICY.replace("rules:", f"defaults: {{reason: r{number}}}\nrules:"))
@@ -351,7 +354,7 @@ def write_policy(folder: Path, text: str) -> None:
 
 
 def test_a_record_without_a_tunnel_that_it_needs_is_not_confused_with_one_remembered(
-    drift: Drift, record: Callable[..., Record]
+    drift: DriftChecker, record: Callable[..., Record]
 ) -> None:
     assert drift.check(record("https://open.example/x")) is None
     assert found(drift.check(record("https://open.example/x", tunnel="x"))) == ("allowed", "authority-mismatch")
@@ -361,7 +364,7 @@ def test_a_record_without_a_tunnel_that_it_needs_is_not_confused_with_one_rememb
     )
 
 
-def test_made_up_hosts_are_remembered_within_bounds(drift: Drift, record: Callable[..., Record]) -> None:
+def test_made_up_hosts_are_remembered_within_bounds(drift: DriftChecker, record: Callable[..., Record]) -> None:
     drift._places, drift._clients = Known(200_000), Known(40_000)
     for number in range(250):
         assert found(drift.check(record(f"http://h{number}.example/"))) == ("allowed", "default")
@@ -398,10 +401,10 @@ CLIENTS = [
 
 @pytest.mark.parametrize(("fields", "name"), CLIENTS, ids=[words(fields) for fields, _ in CLIENTS])
 def test_a_client_is_named_as_the_policy_names_it(
-    drift: Drift, record: Callable[..., Record], fields: dict[str, Any], name: str
+    drift: DriftChecker, record: Callable[..., Record], fields: dict[str, Any], name: str
 ) -> None:
     assert drift.client_name(record("http://open.example/", **fields)) == name
 
 
 def test_without_any_policy_no_client_has_a_name(record: Callable[..., Record]) -> None:
-    assert Drift(lambda _: None).client_name(record("http://open.example/")) == "none"
+    assert DriftChecker(lambda _: None).client_name(record("http://open.example/")) == "none"

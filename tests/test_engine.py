@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.engine import Decision, Query
 from squidkeeper.engine.judge import Scope
-from squidkeeper.engine.kept import Kept
 from squidkeeper.engine.query import query_of
 from squidkeeper.policy.hosts import parse_host_pattern
 from squidkeeper.url import Host
@@ -248,7 +248,7 @@ def test_a_list_of_one_form_holds_as_a_rule_of_that_form_does(tmp_path: Path, pa
 
 
 def test_what_a_judge_keeps_is_bounded(tmp_path: Path) -> None:
-    kept: Kept[str, int] = Kept(1000)
+    kept: BoundedCache[str, int] = BoundedCache(1000)
     for number in range(100):
         kept.keep(str(number), number, 90)
         assert kept.get(str(number)) == number

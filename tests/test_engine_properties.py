@@ -17,13 +17,14 @@ import marisa_trie
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.credentials import SecretStore
 from squidkeeper.engine import Decision, Judge, Query
 from squidkeeper.engine.query import query_of
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.helpers import acl, credential, rewrite
 from squidkeeper.helpers.acl import HostAnswers, answer_host, answer_url
 from squidkeeper.helpers.credential import Grants
-from squidkeeper.helpers.places import Places
+from squidkeeper.helpers.scope_cache import ScopeCache
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.hosts import parse_host_pattern
 from squidkeeper.policy.lists import HostList, stored_key
@@ -31,9 +32,8 @@ from squidkeeper.policy.model import Action, Client, Credential, Match, Policy, 
 from squidkeeper.policy.paths import parse_path_pattern
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.policy.targets import parse_target
-from squidkeeper.secrets import SecretStore
+from squidkeeper.protocol.lines import Reply, Result
 from squidkeeper.url import Reading, Url, normalize_escapes, parse_url, read, readings
-from squidkeeper.wire import Reply, Result
 
 from .conftest import NOW
 
@@ -383,7 +383,7 @@ class Helpers:
 
     def __init__(self, policy: Policy) -> None:
         judge = Judge(policy)
-        self.answers, self.places, self.grants = HostAnswers(judge), Places(judge), Grants(judge)
+        self.answers, self.places, self.grants = HostAnswers(judge), ScopeCache(judge), Grants(judge)
         self.grants.secrets = SecretStore({"secret": SecretSource("secret", PLACE, env="IT")}, {"IT": "s3cret"})
 
     def ask(self, query: Query, at: datetime) -> tuple[Reply, Reply, Reply, Reply]:

@@ -5,9 +5,9 @@ from itertools import count
 
 import pytest
 
-from squidkeeper.observe.record import events as module
-from squidkeeper.observe.record.events import Entry, Events
-from squidkeeper.observe.record.line import NONE, Record, parse_record
+from squidkeeper.record import events as module
+from squidkeeper.record.events import Events, LoggedRecord
+from squidkeeper.record.record import NONE, Record, parse_record
 
 TEMPLATE = Record(
     v=1,
@@ -43,32 +43,32 @@ DENIED: dict[str, object] = {
 }
 
 
-def entry(second: float = 0, **fields: object) -> Entry:
+def entry(second: float = 0, **fields: object) -> LoggedRecord:
     values = {name: getattr(TEMPLATE, name) for name in TEMPLATE.__struct_fields__}
     record = Record(**{**values, "time": f"2026-11-25T12:00:{second:06.3f}Z", **fields})
-    return Entry(b"", record)
+    return LoggedRecord(b"", record)
 
 
-def get(second: float = 0, connection: str = "1", **fields: object) -> Entry:
+def get(second: float = 0, connection: str = "1", **fields: object) -> LoggedRecord:
     return entry(second, connection=connection, **fields)
 
 
-def denied_connect(second: float = 0, connection: str = "2", **fields: object) -> Entry:
+def denied_connect(second: float = 0, connection: str = "2", **fields: object) -> LoggedRecord:
     own = {"method": "CONNECT", "url": "closed.example:443", "squid": "TCP_DENIED/HIER_NONE", "duration_ms": 0}
     return entry(second, connection=connection, **{**DENIED, **own, **fields})
 
 
-def denied_inside(second: float = 0, connection: str = "2", **fields: object) -> Entry:
+def denied_inside(second: float = 0, connection: str = "2", **fields: object) -> LoggedRecord:
     own = {"url": "https://closed.example/secret?x", "status": 403, "squid": "NONE_NONE/HIER_NONE"}
     return entry(second, connection=connection, **{**DENIED, **own, **fields})
 
 
-def opened_connect(second: float = 0, connection: str = "3", **fields: object) -> Entry:
+def opened_connect(second: float = 0, connection: str = "3", **fields: object) -> LoggedRecord:
     own = {"method": "CONNECT", "url": "open.example:443", "tunnel": "open.example:443"}
     return entry(second, connection=connection, **{**own, "squid": "NONE_NONE/HIER_DIRECT", **fields})
 
 
-def told(found: Events, entries: Iterable[Entry]) -> list[Entry]:
+def told(found: Events, entries: Iterable[LoggedRecord]) -> list[LoggedRecord]:
     given = list(entries)
     out = [*found.feed(given), *found.flush()]
     assert len(out) + found.connects + found.merged == len(given)

@@ -24,26 +24,26 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from squidkeeper.cli import main
-from squidkeeper.live import LivePolicy, State, load
+from squidkeeper.counters import CounterFile, HelperStatus, Key, histogram_keys, make_key
+from squidkeeper.exporter import server
+from squidkeeper.exporter.cache_manager import SquidCounters, families, parse_counters, read_counters
+from squidkeeper.exporter.certificate import Certificate, read_certificate
+from squidkeeper.exporter.checkpoint import Checkpoint
+from squidkeeper.exporter.collector import GatewayCollector, Snapshot, expected_series
+from squidkeeper.exporter.counts import SERIES_LIMIT, RequestCounter, RequestCounts
+from squidkeeper.exporter.disks import Disk, read_disks
+from squidkeeper.exporter.health import PATIENCE_SECONDS, HealthInput, checks
+from squidkeeper.exporter.recent import Denial, RecentAnswer
+from squidkeeper.exporter.server import Application
+from squidkeeper.exporter.status_builder import status_of
+from squidkeeper.exporter.status_page import page
+from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.metrics import DECISION_DURATION, METRICS
-from squidkeeper.observe.exporter import server
-from squidkeeper.observe.exporter.cache_manager import SquidCounters, families, parse_counters, read_counters
-from squidkeeper.observe.exporter.certificate import Certificate, read_certificate
-from squidkeeper.observe.exporter.checkpoint import Checkpoint
-from squidkeeper.observe.exporter.collector import GatewayCollector, View, expected_series
-from squidkeeper.observe.exporter.counts import SERIES_LIMIT, Counter, Counts
-from squidkeeper.observe.exporter.disks import Disk, read_disks
-from squidkeeper.observe.exporter.health import PATIENCE_SECONDS, Seen, checks
-from squidkeeper.observe.exporter.overview import status_of
-from squidkeeper.observe.exporter.recent import Denial, Outcome
-from squidkeeper.observe.exporter.server import Application
-from squidkeeper.observe.exporter.status_page import page
-from squidkeeper.observe.record.line import time_of
-from squidkeeper.slots import Key, Slot, Status, histogram_keys, make_key
-from squidkeeper.upkeep import Upkeep
+from squidkeeper.policy_store.policy_watcher import PolicyState, PolicyWatcher, load
+from squidkeeper.record.record import time_of
 
 from .conftest import judge_of
-from .test_tally import line, record
+from .test_log_counter import line, record
 
 NOW = 1_800_000_000.0
 POLICY = """
@@ -329,16 +329,16 @@ def answer(
     return Answer(int(status[:3]), given, body.decode())
 
 
-def view(policy: Path | None) -> View:
+def view(policy: Path | None) -> Snapshot:
     judge = judge_of(policy.parent / "judged", POLICY) if policy else None
-    return View(
+    return Snapshot(
         now=NOW,
         kept=Checkpoint(since="2026-11-25T12:00:00.000+00:00"),
         record_readable=True,
         backlog_bytes=0,
         state_writable=True,
         policy=judge.policy if judge else None,
-        live=State(judge.policy.revision if judge else None, NOW - 100, ok=True, problem=""),
+        live=PolicyState(judge.policy.revision if judge else None, NOW - 100, ok=True, problem=""),
         slots=(),
         totals={},
         certificate=Certificate(Path("/ca.crt")),
@@ -419,16 +419,18 @@ def test_metrics_are_served_whatever_is_asked_for(version: str) -> None:
 
 # ── Health ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-GOOD = State("aaaa", NOW - 100, ok=True, problem="")
-HELPER = Status("host", 77, NOW - 50, NOW - 1, "aaaa", reload_ok=True, reloaded=NOW - 50)
+GOOD = PolicyState("aaaa", NOW - 100, ok=True, problem="")
+HELPER = HelperStatus("host", 77, NOW - 50, NOW - 1, "aaaa", reload_ok=True, reloaded=NOW - 50)
 
 
-def seen(live: State = GOOD, *helpers: Status, running: bool = True, record_problem: str = "") -> Seen:
-    slots = tuple(Slot(number, running, "x", status) for number, status in enumerate(helpers))
-    return Seen(NOW, live, slots, record_problem)
+def seen(
+    live: PolicyState = GOOD, *helpers: HelperStatus, running: bool = True, record_problem: str = ""
+) -> HealthInput:
+    slots = tuple(CounterFile(number, running, "x", status) for number, status in enumerate(helpers))
+    return HealthInput(NOW, live, slots, record_problem)
 
 
-def wrong(about: Seen) -> dict[str, str]:
+def wrong(about: HealthInput) -> dict[str, str]:
     return {check.name: check.detail for check in checks(about) if not check.healthy}
 
 
@@ -469,7 +471,7 @@ NAME = "helper host, process 77"
         (replace(HELPER, revision=None), "everything is denied there, and here aaaa"),
     ],
 )
-def test_a_helper_that_is_ill_is_named(helper: Status, detail: str) -> None:
+def test_a_helper_that_is_ill_is_named(helper: HelperStatus, detail: str) -> None:
     assert wrong(seen(GOOD, HELPER, helper)) == {NAME: detail}
 
 
@@ -481,11 +483,11 @@ def test_a_helper_has_time_to_answer_and_to_take_up_an_edit() -> None:
 @pytest.mark.parametrize(
     ("live", "detail"),
     [
-        (State("aaaa", NOW, ok=False, problem="x.yaml:1:1: bad"), "revision aaaa goes on: x.yaml:1:1: bad"),
-        (State(None, None, ok=False, problem="x.yaml:1:1: bad"), "everything is denied: x.yaml:1:1: bad"),
+        (PolicyState("aaaa", NOW, ok=False, problem="x.yaml:1:1: bad"), "revision aaaa goes on: x.yaml:1:1: bad"),
+        (PolicyState(None, None, ok=False, problem="x.yaml:1:1: bad"), "everything is denied: x.yaml:1:1: bad"),
     ],
 )
-def test_a_policy_that_does_not_load_is_told_with_its_faults(live: State, detail: str) -> None:
+def test_a_policy_that_does_not_load_is_told_with_its_faults(live: PolicyState, detail: str) -> None:
     assert wrong(seen(live)) == {"policy": f"the policy on disk does not load, {detail}"}
 
 
@@ -496,7 +498,7 @@ def test_a_record_that_cannot_be_read_is_told() -> None:
 # ── The metrics ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def samples(about: View) -> dict[str, float]:
+def samples(about: Snapshot) -> dict[str, float]:
     """Every sample that is served, by its series as text."""
     registry = CollectorRegistry()
     registry.register(GatewayCollector(lambda: about))
@@ -543,7 +545,7 @@ def test_a_policy_of_thousands_makes_no_series_without_end(tmp_path: Path) -> No
 
 
 def test_counts_of_the_record_are_served(policy: Path) -> None:
-    counter = Counter(Counts())
+    counter = RequestCounter(RequestCounts())
     for milliseconds in (5, 6, 400_000):
         counter.count(record(duration_ms=milliseconds), "lab")
     counter.count_drift("lab", "closed")
@@ -582,7 +584,9 @@ def test_a_disk_is_low_with_a_tenth_of_it_left_and_little_by_itself(available: i
 
 
 def test_the_maintenance_process_is_served_with_each_of_its_tasks(policy: Path) -> None:
-    about = replace(view(policy), upkeep=Upkeep(runs=True, failures={"resolver": "unbound is silent", "rotation": ""}))
+    about = replace(
+        view(policy), upkeep=MaintenanceStatus(runs=True, failures={"resolver": "unbound is silent", "rotation": ""})
+    )
     found = samples(about)
     assert found["squidkeeper_maintenance_up"] == 1
     assert found['squidkeeper_maintenance_task_success{task="resolver"}'] == 0
@@ -609,9 +613,9 @@ THROTTLE_HELPER = replace(HELPER, helper="throttle", revision=None)
     ],
 )
 def test_denials_without_a_throttle_are_on_the_status_page(
-    policy: Path, denial: Denial, helpers: tuple[Status, ...], missing: bool
+    policy: Path, denial: Denial, helpers: tuple[HelperStatus, ...], missing: bool
 ) -> None:
-    slots = tuple(Slot(number, True, "x", status) for number, status in enumerate(helpers))
+    slots = tuple(CounterFile(number, True, "x", status) for number, status in enumerate(helpers))
     about = replace(view(policy), kept=Checkpoint(since="", denials=(denial,)), slots=slots)
     status = status_of(about, Path("/p"), Path("/l"), "127.0.0.1:3129")
     assert status.throttle_missing_since == (DENIED_AT if missing else None)
@@ -632,7 +636,14 @@ def test_what_helpers_count_is_served(policy: Path) -> None:
     about = replace(view(policy), totals=totals)
     stuck = replace(HELPER, beat=NOW - 20, revision=about.live.revision)
     found = samples(
-        replace(about, slots=(Slot(0, True, "x", HELPER), Slot(1, True, "y", stuck), Slot(2, False, "z", stuck)))
+        replace(
+            about,
+            slots=(
+                CounterFile(0, True, "x", HELPER),
+                CounterFile(1, True, "y", stuck),
+                CounterFile(2, False, "z", stuck),
+            ),
+        )
     )
     assert found['squidkeeper_decisions_total{helper="host",rule="open",verdict="allow"}'] == 5
     assert found['squidkeeper_protocol_errors_total{helper="rewrite"}'] == 2
@@ -650,7 +661,7 @@ def test_what_helpers_count_is_served(policy: Path) -> None:
 
 
 def test_no_series_is_served_twice(policy: Path) -> None:
-    counter = Counter(Counts())
+    counter = RequestCounter(RequestCounts())
     for rule in ("open", "closed", "default", "gone"):
         counter.count(record(rule=rule), "lab")
     registry = CollectorRegistry()
@@ -665,12 +676,12 @@ def test_no_series_is_served_twice(policy: Path) -> None:
 
 
 def test_the_status_page_is_filled(policy: Path) -> None:
-    counter = Counter(Counts())
+    counter = RequestCounter(RequestCounts())
     counter.count(record(), "lab")
     counter.count(record(verdict="deny", rule="default"), "lab")
     kept = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
     about = replace(
-        view(policy), kept=kept, slots=(Slot(0, True, "x", HELPER, (("squidkeeper_decisions_total", {}, 5.0),)),)
+        view(policy), kept=kept, slots=(CounterFile(0, True, "x", HELPER, (("squidkeeper_decisions_total", {}, 5.0),)),)
     )
     status = status_of(about, Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
     at = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -693,7 +704,7 @@ def test_the_status_page_is_filled(policy: Path) -> None:
 
 
 def test_tunnels_stand_apart_from_a_rules_hits_on_the_status_page(policy: Path) -> None:
-    counter = Counter(Counts())
+    counter = RequestCounter(RequestCounts())
     for verdict, rule, times in (("allow", "open", 36), ("deny", "closed", 2)):
         for _ in range(times):
             counter.count(record(method="CONNECT", verdict=verdict, rule=rule), "lab")
@@ -709,7 +720,7 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
     (policy / "list.yaml").write_text(
         "version: 1\nlists: {none: {file: empty}}\nrules: [{name: listed, action: deny, lists: [none]}]\n"
     )
-    live = LivePolicy(policy, None, lambda judge: judge)
+    live = PolicyWatcher(policy, None, lambda judge: judge)
     while not live.state.ok:
         live.look()
     assert len(live.state.warnings) == 2
@@ -737,7 +748,7 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
 
 def test_answers_of_the_last_minutes_are_on_the_status_page(policy: Path) -> None:
     answers = tuple(
-        Outcome(time_of(datetime.fromtimestamp(NOW - seconds, UTC)), failed)
+        RecentAnswer(time_of(datetime.fromtimestamp(NOW - seconds, UTC)), failed)
         for seconds, failed in ((301, True), (299, True), (1, False))
     )
     status = status_of(replace(view(policy), answers=answers), Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
@@ -745,7 +756,7 @@ def test_answers_of_the_last_minutes_are_on_the_status_page(policy: Path) -> Non
 
 
 def test_the_faults_of_a_bad_policy_are_on_the_status_page(policy: Path) -> None:
-    about = replace(view(policy), live=State("aaaa", NOW, ok=False, problem="it broke"))
+    about = replace(view(policy), live=PolicyState("aaaa", NOW, ok=False, problem="it broke"))
     status = status_of(about, Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
     assert [str(fault) for fault in status.policy.faults] == ["/policy: it broke"]
 

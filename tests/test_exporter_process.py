@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.observe.exporter.process import _bound
+from squidkeeper.exporter.process import _bound
 
 from .test_exporter import policy, running
 

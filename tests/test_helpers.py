@@ -24,16 +24,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.counters import HelperStatus, read_counter_files
 from squidkeeper.helpers import acl, cache_log, credential
 from squidkeeper.helpers.acl import HostAnswers, answer_host
 from squidkeeper.helpers.credential import Grants
-from squidkeeper.helpers.places import Places
-from squidkeeper.live import load
+from squidkeeper.helpers.scope_cache import ScopeCache
 from squidkeeper.metrics import DECISION_DURATION
 from squidkeeper.policy.revisions import kept
-from squidkeeper.slots import Status, read_slots
+from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.protocol.lines import Result
 from squidkeeper.url import recorded_url
-from squidkeeper.wire import Result
 
 from .conftest import write_policy
 
@@ -428,12 +428,12 @@ def test_a_reader_that_goes_away_ends_the_helper_without_a_word(start: Start) ->
 def counted(state: Path, metric: str = "decisions") -> dict[tuple[str, ...], float]:
     """What the slots hold of a metric: by the values of its labels, what is 0 left out."""
     name = f"squidkeeper_{metric}"
-    samples = (sample for slot in read_slots(state / "helpers") for sample in slot.samples)
+    samples = (sample for slot in read_counter_files(state / "helpers") for sample in slot.samples)
     return {tuple(labels.values()): value for found, labels, value in samples if found == name and value}
 
 
-def status(state: Path) -> Status:
-    (slot,) = read_slots(state / "helpers")
+def status(state: Path) -> HelperStatus:
+    (slot,) = read_counter_files(state / "helpers")
     assert slot.running
     assert slot.status
     return slot.status
@@ -671,7 +671,7 @@ def test_what_every_helper_sees_is_said_once_with_its_time(start: Start, policy:
 
 def seen(state: Path) -> list[bool]:
     """Whether the policy on disk loads, as each helper tells it."""
-    return [slot.status.reload_ok for slot in read_slots(state / "helpers") if slot.status]
+    return [slot.status.reload_ok for slot in read_counter_files(state / "helpers") if slot.status]
 
 
 def test_what_one_helper_alone_sees_is_said_by_it(start: Start) -> None:
@@ -693,7 +693,9 @@ def test_claims_of_what_is_said_are_bounded(tmp_path: Path) -> None:
     once = cache_log.OncePerGateway()
     once.open(tmp_path)
     for number in range(300):
-        assert once.filter(logging.makeLogRecord({"name": "squidkeeper.live", "msg": f"revision {number}"}))
+        assert once.filter(
+            logging.makeLogRecord({"name": "squidkeeper.policy_store.policy_watcher", "msg": f"revision {number}"})
+        )
     held = [one for one in Path("/proc/locks").read_text().splitlines() if f" {os.getpid()} " in one]
     inode = f":{(tmp_path / 'announced').stat().st_ino} "
     assert len([one for one in held if inode in one]) == 200
@@ -754,9 +756,9 @@ def test_what_is_known_of_places_takes_no_more_than_its_room(policy: Path, monke
     """Each port that a client makes up is a place that holds all rules of its host."""
     rule = "  - {{name: r{}, action: deny, hosts: [a.example], ports: [1]}}\n"
     write_policy(policy, "rules:\n" + "".join(map(rule.format, range(500))))
-    monkeypatch.setattr("squidkeeper.helpers.places._SCOPE_CACHE_BYTES", 300_000)
+    monkeypatch.setattr("squidkeeper.helpers.scope_cache._SCOPE_CACHE_BYTES", 300_000)
     monkeypatch.setattr("squidkeeper.engine.judge._KEPT_BYTES_AT_MOST", 100_000)
-    places = Places(load(policy, datetime.now(UTC)).judge)
+    places = ScopeCache(load(policy, datetime.now(UTC)).judge)
     tracemalloc.start()
     for port in range(300):
         line = place("a.example", scheme="http", port=str(port + 2), sni="-", tunnel="-")

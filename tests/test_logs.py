@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from squidkeeper.errors import UnreadableLog
-from squidkeeper.observe.record import logfile, logs
-from squidkeeper.observe.record.follower import Follower, Position
-from squidkeeper.observe.record.logs import holding_since, in_order, read_blocks
-from squidkeeper.rotated import next_name, rotated
+from squidkeeper.record import log_file, log_files
+from squidkeeper.record.follower import Follower, Position
+from squidkeeper.record.log_files import holding_since, in_order, read_blocks
+from squidkeeper.rotated_logs import next_name, rotated
 
 
 def lines(start: int, end: int) -> list[bytes]:
@@ -54,14 +54,14 @@ def test_a_log_is_read_whatever_its_form(tmp_path: Path, suffix: str) -> None:
 def test_blocks_number_their_lines_and_what_they_took_from_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(log_files, "BLOCK_BYTES", 100)
     path = tmp_path / "access.log"
     write(path, 0, 1000)
     blocks = list(read_blocks([path]))
     assert len(blocks) > 10
     for block in blocks:
         assert block.lines == lines(block.number - 1, block.number - 1 + len(block.lines))
-    assert blocks[-1].consumed == path.stat().st_size == logs.size_on_disk([path])
+    assert blocks[-1].consumed == path.stat().st_size == log_files.size_on_disk([path])
 
 
 def test_a_last_line_without_its_newline_is_a_line(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_of_an_endless_line_no_more_than_the_limit_is_kept(tmp_path: Path) -> No
     path = tmp_path / "access.log.1.gz"
     path.write_bytes(gzip.compress(b"x" * 50_000_000 + b"\nnext\n"))  # 50 KB on disk
     first, second = read(path)
-    assert len(first) == logfile.LINE_LIMIT + 1
+    assert len(first) == log_file.LINE_LIMIT + 1
     assert second == b"next"
 
 
@@ -84,7 +84,7 @@ def test_what_unpacks_to_gigabytes_takes_no_memory(tmp_path: Path) -> None:
         for _ in range(20):  # members of 20 MB each, one after the other
             file.write(gzip.compress((b"y" * 999 + b"\n") * 20_000, 9))
     program = (
-        "from pathlib import Path; from squidkeeper.observe.record.logs import read_blocks\n"
+        "from pathlib import Path; from squidkeeper.record.log_files import read_blocks\n"
         f"print(sum(len(b.lines) for b in read_blocks([Path({str(path)!r})])))\n"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
@@ -390,7 +390,7 @@ def test_an_endless_line_takes_no_memory(path: Path, follower: Follower) -> None
     with path.open("ab") as file:
         file.write(b"x\nline 1\n")
     long, after = everything(follower)
-    assert (len(long), after) == (logfile.LINE_LIMIT + 1, b"line 1")
+    assert (len(long), after) == (log_file.LINE_LIMIT + 1, b"line 1")
 
 
 # ── Gone on with, by another process ──────────────────────────────────────────────────────────────────────────────

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
-from squidkeeper.maintenance.process import Rounds
-from squidkeeper.maintenance.replacement import replace
+from squidkeeper.maintenance.atomic_write import replace
+from squidkeeper.maintenance.process import TaskRunner
 from squidkeeper.maintenance.resolver import configuration, name_servers
-from squidkeeper.upkeep import SignOfLife, Upkeep, read_upkeep
+from squidkeeper.maintenance_status import Heartbeat, MaintenanceStatus, read_maintenance_status
 
 
 class Flaky:
@@ -47,7 +47,7 @@ def test_a_failing_task_is_logged_once_and_stops_no_other(tmp_path: Path, caplog
     caplog.set_level(logging.INFO)
     counter = Counter()
     errors = (None, OSError("a"), OSError("a"), ValueError("b"), None, None)
-    rounds = Rounds([Flaky(*errors), counter], SignOfLife(tmp_path))
+    rounds = TaskRunner([Flaky(*errors), counter], Heartbeat(tmp_path))
     for _ in range(6):
         rounds.check()
     assert [record.getMessage() for record in caplog.records] == ["flaky: a", "flaky: b", "flaky: works again"]
@@ -55,33 +55,35 @@ def test_a_failing_task_is_logged_once_and_stops_no_other(tmp_path: Path, caplog
 
 
 def test_each_round_gives_a_sign_of_life_with_what_fails(tmp_path: Path) -> None:
-    assert read_upkeep(tmp_path, time.time()) == Upkeep(runs=False)
-    rounds = Rounds([Flaky(OSError("disk full"), OSError("disk full"), None), Counter()], SignOfLife(tmp_path))
+    assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(runs=False)
+    rounds = TaskRunner([Flaky(OSError("disk full"), OSError("disk full"), None), Counter()], Heartbeat(tmp_path))
     for failure in ("disk full", "disk full", ""):
         rounds.check()
-        assert read_upkeep(tmp_path, time.time()) == Upkeep(runs=True, failures={"flaky": failure, "counter": ""})
-        assert not read_upkeep(tmp_path, time.time() + 11).runs
+        assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(
+            runs=True, failures={"flaky": failure, "counter": ""}
+        )
+        assert not read_maintenance_status(tmp_path, time.time() + 11).runs
 
 
 def test_a_second_round_without_news_renews_the_sign_of_life(tmp_path: Path) -> None:
-    rounds = Rounds([Counter()], SignOfLife(tmp_path))
+    rounds = TaskRunner([Counter()], Heartbeat(tmp_path))
     for _ in range(2):
         rounds.check()
         os.utime(tmp_path / "maintenance.json", (0, 0))
-        assert not read_upkeep(tmp_path, time.time()).runs
+        assert not read_maintenance_status(tmp_path, time.time()).runs
     rounds.check()
-    assert read_upkeep(tmp_path, time.time()).runs
+    assert read_maintenance_status(tmp_path, time.time()).runs
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"a": 1}', b"\xff"])
 def test_a_report_that_is_none_is_no_sign_of_life(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "maintenance.json").write_bytes(content)
-    assert read_upkeep(tmp_path, time.time()) == Upkeep(runs=False)
+    assert read_maintenance_status(tmp_path, time.time()) == MaintenanceStatus(runs=False)
 
 
 def test_a_sign_of_life_that_cannot_be_written_stops_no_task(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     counter = Counter()
-    rounds = Rounds([counter], SignOfLife(tmp_path / "missing"))
+    rounds = TaskRunner([counter], Heartbeat(tmp_path / "missing"))
     rounds.check()
     rounds.check()
     assert counter.checks == 2

@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from squidkeeper.metrics import METRICS, OTHER, Kind, Metric, method_class, status_class
-from squidkeeper.observe.exporter.cache_manager import COUNTERS
+from squidkeeper.exporter.cache_manager import COUNTERS
+from squidkeeper.metrics import METRICS, OTHER, Metric, MetricKind, method_class, status_class
 
 LABELS = {
     *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait"),
@@ -53,8 +53,8 @@ def test_each_metric_has_one_entry() -> None:
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_a_metric_is_named_and_labelled_by_the_conventions(metric: Metric) -> None:
     assert re.fullmatch(r"squidkeeper_[a-z_]+", metric.name)
-    assert metric.name.endswith("_total") is (metric.kind is Kind.COUNTER)
-    assert bool(metric.buckets) is (metric.kind is Kind.HISTOGRAM) is metric.name.endswith("_duration_seconds")
+    assert metric.name.endswith("_total") is (metric.kind is MetricKind.COUNTER)
+    assert bool(metric.buckets) is (metric.kind is MetricKind.HISTOGRAM) is metric.name.endswith("_duration_seconds")
     assert list(metric.buckets) == sorted(set(metric.buckets))
     assert set(metric.labels) <= LABELS
     assert metric.help.endswith(".")

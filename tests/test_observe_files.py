@@ -21,8 +21,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from squidkeeper.cli import main
-from squidkeeper.metrics import METRICS, Kind
-from squidkeeper.observe.exporter.cache_manager import COUNTERS
+from squidkeeper.exporter.cache_manager import COUNTERS
+from squidkeeper.metrics import METRICS, MetricKind
 
 OBSERVE = Path(__file__).parent.parent / "squid/observe"
 RULES = [rule for group in yaml.safe_load((OBSERVE / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
@@ -100,7 +100,7 @@ def test_every_command_that_a_runbook_names_has_these_options() -> None:
 
 TARGET_LABELS = {"job", "instance"}
 LABELS = {name: set(metric.labels) for metric in METRICS for name in [metric.name]}
-LABELS |= {metric.name + "_bucket": {*metric.labels, "le"} for metric in METRICS if metric.kind == Kind.HISTOGRAM}
+LABELS |= {metric.name + "_bucket": {*metric.labels, "le"} for metric in METRICS if metric.kind == MetricKind.HISTOGRAM}
 LABELS |= {name: set() for _, name, _ in COUNTERS} | {"squid_up": set(), "up": set()}
 LABELS |= {name: {"client"} for name in RECORDED}
 

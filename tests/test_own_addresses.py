@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.maintenance.own_addresses import FILE, OwnAddresses, prepare_own_addresses
-from squidkeeper.maintenance.pace import Pace
-from squidkeeper.maintenance.squid import Squid
+from squidkeeper.maintenance.rate_limit import RateLimit
+from squidkeeper.maintenance.squid_process import SquidProcess
 from tests.bare_squid import BareSquid, bare_squid
 from tests.e2e.network import internet, run, wait_for
 
@@ -69,8 +69,8 @@ def test_without_a_public_address_the_file_is_there_and_empty(network: None, tmp
 
 
 def test_squid_is_told_once_about_each_address_that_is_new(squid: BareSquid, tmp_path: Path) -> None:
-    OwnAddresses(tmp_path, Squid(tmp_path / "no squid yet")).check()
-    task = OwnAddresses(tmp_path, Squid(squid.pid_file))
+    OwnAddresses(tmp_path, SquidProcess(tmp_path / "no squid yet")).check()
+    task = OwnAddresses(tmp_path, SquidProcess(squid.pid_file))
     task.check()
     add("203.0.113.5/32")
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_squid_is_told_once_about_each_address_that_is_new(squid: BareSquid, tmp
 
 def test_an_address_that_is_removed_stays_closed_and_squid_is_not_told(squid: BareSquid, tmp_path: Path) -> None:
     add("203.0.113.5/32")
-    task = OwnAddresses(tmp_path, Squid(squid.pid_file))
+    task = OwnAddresses(tmp_path, SquidProcess(squid.pid_file))
     task.check()
     wait_for(lambda: squid.reconfigured(1), "Squid to reconfigure")
     before = closed(tmp_path)
@@ -106,7 +106,7 @@ def test_addresses_that_change_all_the_time_reconfigure_squid_no_more_often_than
     squid: BareSquid, tmp_path: Path
 ) -> None:
     now = 0.0
-    task = OwnAddresses(tmp_path, Squid(squid.pid_file), Pace((10.0, 1), clock=lambda: now))
+    task = OwnAddresses(tmp_path, SquidProcess(squid.pid_file), RateLimit((10.0, 1), clock=lambda: now))
     for number in range(1, 6):
         add(f"203.0.113.{number}/32")
         task.check()
@@ -119,15 +119,15 @@ def test_addresses_that_change_all_the_time_reconfigure_squid_no_more_often_than
 
 def test_a_successor_tells_squid_what_the_process_before_it_could_not(squid: BareSquid, tmp_path: Path) -> None:
     add("203.0.113.5/32")
-    OwnAddresses(tmp_path, Squid(squid.pid_file), Pace((10.0, 0))).check()
+    OwnAddresses(tmp_path, SquidProcess(squid.pid_file), RateLimit((10.0, 0))).check()
     for _ in range(2):
-        OwnAddresses(tmp_path, Squid(squid.pid_file)).check()
+        OwnAddresses(tmp_path, SquidProcess(squid.pid_file)).check()
     wait_for(lambda: squid.reconfigured(1), "Squid to reconfigure, once")
 
 
 def test_a_file_that_was_removed_is_written_again(squid: BareSquid, tmp_path: Path) -> None:
     add("203.0.113.5/32")
-    task = OwnAddresses(tmp_path, Squid(squid.pid_file))
+    task = OwnAddresses(tmp_path, SquidProcess(squid.pid_file))
     task.check()
     wait_for(lambda: squid.reconfigured(1), "Squid to reconfigure")
     (tmp_path / FILE).unlink()
@@ -140,17 +140,17 @@ def test_a_file_that_was_removed_is_written_again(squid: BareSquid, tmp_path: Pa
 def test_files_that_a_crash_has_torn_are_written_again(squid: BareSquid, tmp_path: Path, content: bytes) -> None:
     """Squid would leave own addresses open, or not start."""
     add("203.0.113.5/32")
-    OwnAddresses(tmp_path, Squid(squid.pid_file)).check()
+    OwnAddresses(tmp_path, SquidProcess(squid.pid_file)).check()
     wait_for(lambda: squid.reconfigured(1), "Squid to reconfigure")
     (tmp_path / FILE).write_bytes(content)
-    task = OwnAddresses(tmp_path, Squid(squid.pid_file))
+    task = OwnAddresses(tmp_path, SquidProcess(squid.pid_file))
     task.check()
     assert closed(tmp_path)[0] == "203.0.113.5/32"
     wait_for(lambda: squid.reconfigured(2), "Squid to reconfigure again")
     for name in (FILE, f"{FILE}.told"):
         (tmp_path / name).write_bytes(content)
     prepare_own_addresses(tmp_path)
-    OwnAddresses(tmp_path, Squid(tmp_path / "no squid yet")).check()
+    OwnAddresses(tmp_path, SquidProcess(tmp_path / "no squid yet")).check()
     assert closed(tmp_path)[0] == "203.0.113.5/32"
 
 
@@ -159,7 +159,7 @@ def test_a_state_folder_that_cannot_be_written_is_an_error_and_followed_when_it_
 ) -> None:
     add("203.0.113.5/32")
     state = tmp_path / "state"
-    task = OwnAddresses(state, Squid(squid.pid_file))
+    task = OwnAddresses(state, SquidProcess(squid.pid_file))
     with pytest.raises(FileNotFoundError):
         task.check()
     assert squid.reconfigured(0)

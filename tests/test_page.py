@@ -8,12 +8,12 @@ from importlib import resources
 
 import pytest
 
-from squidkeeper.observe.pages import page
-from squidkeeper.observe.pages.drawing import split_bar
-from squidkeeper.observe.record.urls import shown_url
+from squidkeeper.pages import page
+from squidkeeper.pages.drawing import split_bar
+from squidkeeper.record.urls import shown_url
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
-STYLE = resources.files("squidkeeper.observe.pages").joinpath("templates/style.css").read_text("utf-8")
+STYLE = resources.files("squidkeeper.pages").joinpath("templates/style.css").read_text("utf-8")
 
 # On each of these, each of those is text.
 READABLE = {

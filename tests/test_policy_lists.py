@@ -19,7 +19,7 @@ from squidkeeper.policy import lists
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.hosts import parse_network
 from squidkeeper.policy.lines import LineReader
-from squidkeeper.policy.lists import HostList, Line, ListChangedError, list_digest, load_list, prune_cache
+from squidkeeper.policy.lists import HostList, ListChangedError, ListLine, list_digest, load_list, prune_cache
 from squidkeeper.url import Host, parse_host
 from tests.e2e.network import wait_for
 
@@ -78,8 +78,8 @@ def test_every_form_of_a_line_is_understood(tmp_path: Path) -> None:
 
 def test_any_host_and_whole_top_level_domains_are_noted(tmp_path: Path) -> None:
     hosts = load(tmp_path, "a.example\n.com\n*\n*.org\n")
-    assert hosts.summary.wide == Line(2, ".com")
-    assert hosts.summary.widest == Line(3, "*")
+    assert hosts.summary.wide == ListLine(2, ".com")
+    assert hosts.summary.widest == ListLine(3, "*")
     assert parse_host("x.y.z") in hosts
     assert parse_host("192.0.2.1") in hosts
 
@@ -169,7 +169,10 @@ def test_what_a_zone_says_of_itself_is_no_host(tmp_path: Path) -> None:
 
 def test_a_name_of_a_zone_is_taken_without_the_name_of_the_zone(tmp_path: Path) -> None:
     hosts = load(tmp_path, ABSOLUTE)
-    assert (hosts.summary.patterns, hosts.summary.first_strange) == (1, (Line(5, "elsewhere.example. 300 IN CNAME ."),))
+    assert (hosts.summary.patterns, hosts.summary.first_strange) == (
+        1,
+        (ListLine(5, "elsewhere.example. 300 IN CNAME ."),),
+    )
     assert [parse_host(host) in hosts for host in ("a.ads.example", "ads.example.rpz.local")] == [True, False]
 
 
@@ -181,12 +184,12 @@ def test_a_name_of_a_zone_is_taken_from_its_origin(tmp_path: Path) -> None:
         False,
         False,
     ]
-    assert (hosts.summary.patterns, hosts.summary.first_strange) == (2, (Line(9, "more CNAME ."),))
+    assert (hosts.summary.patterns, hosts.summary.first_strange) == (2, (ListLine(9, "more CNAME ."),))
 
 
 def test_an_soa_that_does_not_end_swallows_nothing(tmp_path: Path) -> None:
     hosts = load(tmp_path, "@ SOA a. b. (\n1 2 3\nads.example CNAME .\nmore.example\n4711\n")
-    assert (hosts.summary.patterns, hosts.summary.first_strange) == (2, (Line(5, "4711"),))
+    assert (hosts.summary.patterns, hosts.summary.first_strange) == (2, (ListLine(5, "4711"),))
 
 
 def test_in_a_file_that_says_it_is_adblocks_a_bare_word_is_no_host(tmp_path: Path) -> None:
@@ -285,8 +288,8 @@ def test_a_line_that_is_not_understood_is_counted_and_left_out(tmp_path: Path, l
     hosts = load(tmp_path, f"first.example.com\n{line}\nlast.example.com\n")
     shown = line[:60].strip()
     assert (hosts.summary.patterns, hosts.summary.strange) == (2, 1)
-    assert hosts.summary.first_strange == (Line(2, shown),)
-    assert hosts.summary.exception == (Line(2, shown) if line in EXCEPTIONS else None)
+    assert hosts.summary.first_strange == (ListLine(2, shown),)
+    assert hosts.summary.exception == (ListLine(2, shown) if line in EXCEPTIONS else None)
     assert hosts.summary.wide is hosts.summary.widest is None
     assert parse_host("last.example.com") in hosts
     for host in ("ads.example", "a.example", "good.example", "203.0.113.7", "x.y.z"):
@@ -303,7 +306,7 @@ def test_a_line_that_is_no_utf_8_is_not_understood(tmp_path: Path, line: bytes) 
 
 @pytest.mark.parametrize("line", ["||com^", "address=/com/", "local=/com/", "*.com CNAME .", "*.com", ".com", "**.com"])
 def test_a_whole_top_level_domain_is_noted_in_every_format(tmp_path: Path, line: str) -> None:
-    assert load(tmp_path, f"a.example\n{line}\n").summary.wide == Line(2, line)
+    assert load(tmp_path, f"a.example\n{line}\n").summary.wide == ListLine(2, line)
 
 
 def test_a_line_without_an_end_takes_bounded_memory_and_what_follows_is_read(tmp_path: Path) -> None:
@@ -456,8 +459,8 @@ def test_the_cache_keeps_all_that_is_known_of_a_list(tmp_path: Path) -> None:
     text = "*\n.com\n@@||good.example^\n203.0.113.0/24\n2001:db8::/32\na b\n"
     first, second = load(tmp_path, text, tmp_path / "cache"), load(tmp_path, text, tmp_path / "cache")
     assert first.summary == second.summary
-    assert (second.summary.widest, second.summary.wide) == (Line(1, "*"), Line(2, ".com"))
-    assert second.summary.exception == Line(3, "@@||good.example^")
+    assert (second.summary.widest, second.summary.wide) == (ListLine(1, "*"), ListLine(2, ".com"))
+    assert second.summary.exception == ListLine(3, "@@||good.example^")
     assert second.summary.prefixes == ((4, 24), (6, 32))
 
 

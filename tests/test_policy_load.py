@@ -12,7 +12,7 @@ import pytest
 
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy.faults import Location
-from squidkeeper.policy.load import Loaded, build
+from squidkeeper.policy.load import BuiltPolicy, build
 from squidkeeper.policy.model import Action, Policy, SecretSource
 from squidkeeper.policy.sources import Fingerprint, fingerprint, read_sources
 from squidkeeper.url import parse_host
@@ -37,7 +37,7 @@ def policy(tmp_path: Path) -> Path:
     return directory
 
 
-def load(directory: Path, text: str | None = None, environment: dict[str, str] = ENVIRONMENT) -> Loaded:
+def load(directory: Path, text: str | None = None, environment: dict[str, str] = ENVIRONMENT) -> BuiltPolicy:
     if text is not None:
         (directory / "policy.yaml").write_text(f"version: 1\n{text}")
     return build(read_sources(directory, environment))
@@ -49,7 +49,7 @@ def faults_of(directory: Path, text: str | None = None) -> list[str]:
     return [str(fault).replace(f"{directory}/", "") for fault in raised.value.faults]
 
 
-def warnings_of(loaded: Loaded, directory: Path) -> list[str]:
+def warnings_of(loaded: BuiltPolicy, directory: Path) -> list[str]:
     return [str(warning).replace(f"{directory}/", "") for warning in loaded.warnings]
 
 
@@ -235,7 +235,7 @@ def test_the_same_name_may_stand_in_two_sections(policy: Path) -> None:
 ENDING = "version: 1\nrules:\n  - {name: a, action: deny, hosts: [a.example]}\n"
 
 
-def load_after(directory: Path, text: str, *ended: str) -> Loaded:
+def load_after(directory: Path, text: str, *ended: str) -> BuiltPolicy:
     (directory / "policy.yaml").write_text(text)
     return build(read_sources(directory, ENVIRONMENT), ended=frozenset(ended))
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from squidkeeper.errors import InvalidRecord
-from squidkeeper.observe.record.line import LENGTHS, LINE_LENGTH, NONE, VERSION, Record, cut_fields, parse_record, text
+from squidkeeper.record.record import LENGTHS, LINE_LENGTH, NONE, VERSION, Record, cut_fields, parse_record, text
 from squidkeeper.url import LONG_URL, RECORDED_URL_LENGTH, is_unusual, recorded_url
 
 REPOSITORY = Path(__file__).parents[1]

@@ -14,14 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
-from squidkeeper.live import load_sources
-from squidkeeper.observe.record.line import Record
-from squidkeeper.observe.report import figures, sections, sketches
-from squidkeeper.observe.report.page import as_json, page
-from squidkeeper.observe.report.survey import VERDICTS, Survey
 from squidkeeper.policy.model import VERDICT_NAMES
 from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
+from squidkeeper.policy_store.policy_watcher import load_sources
+from squidkeeper.record.record import Record
+from squidkeeper.report import figures, sections, sketches
+from squidkeeper.report.page import as_json, page
+from squidkeeper.report.survey import VERDICTS, Survey
 
 from .conftest import write_policy
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page

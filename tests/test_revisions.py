@@ -15,10 +15,10 @@ import pytest
 from squidkeeper.engine import Judge
 from squidkeeper.engine.query import query_of
 from squidkeeper.errors import PolicyError
-from squidkeeper.live import load_kept, load_sources
 from squidkeeper.policy import revisions
 from squidkeeper.policy.revisions import keep, kept, read
 from squidkeeper.policy.sources import read_sources
+from squidkeeper.policy_store.policy_watcher import load_kept, load_sources
 
 from .conftest import NOW, write_policy
 
@@ -217,7 +217,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from squidkeeper.errors import PolicyError
-from squidkeeper.live import load_sources
+from squidkeeper.policy_store.policy_watcher import load_sources
 from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
 directory, folder = map(Path, sys.argv[1:3])

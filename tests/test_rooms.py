@@ -12,29 +12,32 @@ import squidkeeper
 PACKAGE = Path(squidkeeper.__file__).parent
 FLOORS = {
     "errors": 0,
-    "wire": 1,
+    "bounded_cache": 1,
+    "metrics": 1,
     "url": 1,
+    "protocol": 2,
     "policy": 2,
+    "counters": 3,
     "engine": 3,
-    "secrets": 3,
-    "live": 4,
-    "metrics": 4,
-    "rotated": 4,
-    "slots": 4,
-    "upkeep": 4,
+    "credentials": 4,
+    "maintenance_status": 4,
+    "policy_store": 4,
+    "rotated_logs": 4,
     "helpers": 5,
     "maintenance": 5,
-    "observe": 5,
-    "cli": 6,
-    "squid_conf": 6,
-    "__main__": 7,
+    "record": 5,
+    "pages": 6,
+    "exporter": 7,
+    "report": 7,
+    "setup": 8,
+    "cli": 9,
+    "__main__": 10,
 }
-FLOORS_OF_OBSERVE = {"__init__": 0, "record": 1, "pages": 2, "report": 3, "exporter": 3}
 IMPURE = {"logging", "os", "random", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"}
 ALLOWED_IMPURE = {  # the loaders read files and compile lists in a child; inet_aton is arithmetic
     "url": {"socket"},
     "policy": {"os", "subprocess", "time"},
-    "secrets": {"os"},
+    "counters": {"logging", "os", "threading"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -58,11 +61,6 @@ def rooms_imported(path: Path) -> set[str]:
     return {parts[1] for parts in ours}
 
 
-def rooms_of_observe_imported(path: Path) -> set[str]:
-    ours = (name.split(".") for name in imports(path) if name.startswith("squidkeeper.observe."))
-    return {parts[2] for parts in ours}
-
-
 def of_type_checking_alone(path: Path, room: str) -> bool:
     return room_of(path) == "errors" and room == "policy"  # PolicyError names the type of its faults
 
@@ -78,15 +76,6 @@ def test_a_module_imports_only_from_floors_below_or_its_own_room(path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "path", sorted((PACKAGE / "observe").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
-)
-def test_report_and_exporter_build_on_the_record_and_the_pages_alone(path: Path) -> None:
-    room = path.relative_to(PACKAGE / "observe").parts[0].removesuffix(".py")
-    for other in rooms_of_observe_imported(path):
-        assert other == room or FLOORS_OF_OBSERVE[other] < FLOORS_OF_OBSERVE[room], f"{room} → {other}"
-
-
-@pytest.mark.parametrize(
     "path",
     [path for path in MODULES if FLOORS.get(room_of(path), 9) <= 3],
     ids=lambda path: str(path.relative_to(PACKAGE)),
@@ -99,7 +88,7 @@ def test_floors_1_to_3_are_pure(path: Path) -> None:
 def test_only_the_loop_the_watch_and_the_count_catch_everything() -> None:
     catching = [path for path in MODULES if "except Exception" in path.read_text()]
     assert [str(path.relative_to(PACKAGE)) for path in catching] == [
+        "exporter/log_counter.py",
         "helpers/loop.py",
-        "live.py",
-        "observe/exporter/tally.py",
+        "policy_store/policy_watcher.py",
     ]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.maintenance.pace import Pace
+from squidkeeper.maintenance.rate_limit import RateLimit
 from squidkeeper.maintenance.rotation import Rotation
-from squidkeeper.maintenance.squid import Squid
-from squidkeeper.rotated import rotated
+from squidkeeper.maintenance.squid_process import SquidProcess
+from squidkeeper.rotated_logs import rotated
 from tests.bare_squid import BareSquid, bare_squid
 from tests.e2e.network import run, wait_for
 
@@ -35,12 +35,12 @@ def squid(running: BareSquid) -> BareSquid:
     return running
 
 
-def rotation(squid: BareSquid, limit_bytes: int, pace: Pace | None = None) -> Rotation:
-    return Rotation(squid.access_log, squid.cache_log, Squid(squid.pid_file), limit_bytes, pace)
+def rotation(squid: BareSquid, limit_bytes: int, pace: RateLimit | None = None) -> Rotation:
+    return Rotation(squid.access_log, squid.cache_log, SquidProcess(squid.pid_file), limit_bytes, pace)
 
 
 def without_squid(folder: Path, limit_bytes: int | None) -> Rotation:
-    return Rotation(folder / "access.log", folder / "cache.log", Squid(folder / "squid.pid"), limit_bytes)
+    return Rotation(folder / "access.log", folder / "cache.log", SquidProcess(folder / "squid.pid"), limit_bytes)
 
 
 def write(folder: Path, **sizes: int) -> None:
@@ -85,7 +85,7 @@ def test_a_cache_log_that_is_too_long_is_renamed_too(squid: BareSquid) -> None:
 
 def test_squid_is_told_no_more_often_than_the_pace_allows(squid: BareSquid) -> None:
     now = 0.0
-    task = rotation(squid, 32 * 50, Pace((60.0, 1), clock=lambda: now))
+    task = rotation(squid, 32 * 50, RateLimit((60.0, 1), clock=lambda: now))
     for now, count in ((0.0, 1), (1.0, 1), (59.0, 1), (60.0, 2)):  # noqa: B007 - the clock reads it
         squid.ask("one.example")
         task.check()

@@ -11,37 +11,37 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.observe.exporter.certificate import Certificate
-from squidkeeper.observe.exporter.disks import Disk
-from squidkeeper.observe.exporter.process import program_called
-from squidkeeper.observe.exporter.recent import DENIALS_KEPT, Denial, DriftSeen, RecentDenials
-from squidkeeper.observe.exporter.status import (
-    Answers,
-    Drift,
-    HelperProcess,
-    PolicyInForce,
-    RecordFollowed,
-    RuleInForce,
-    SecretInUse,
-    Squid,
-    Status,
+from squidkeeper.exporter.certificate import Certificate
+from squidkeeper.exporter.conditions import conditions
+from squidkeeper.exporter.disks import Disk
+from squidkeeper.exporter.process import program_called
+from squidkeeper.exporter.recent import DENIALS_KEPT, Denial, DriftSeen, RecentDenials
+from squidkeeper.exporter.status import (
+    AccessLogStatus,
+    AnswerStatus,
+    DriftStatus,
+    GatewayStatus,
+    HelperProcessStatus,
+    PolicyStatus,
+    RuleStatus,
+    SecretStatus,
+    SquidStatus,
 )
-from squidkeeper.observe.exporter.status_page import explain_command, page
-from squidkeeper.observe.exporter.troubles import troubles
-from squidkeeper.observe.record.line import Record, parse_record
+from squidkeeper.exporter.status_page import explain_command, page
+from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.policy.faults import Fault, Location
-from squidkeeper.upkeep import Upkeep
+from squidkeeper.record.record import Record, parse_record
 
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DIRECTORY = Path("/etc/squidkeeper/policy")
 PROGRAM = "squidkeeper"
-POLICY = PolicyInForce(DIRECTORY, "9f31c2a7b04e", NOW - timedelta(hours=1), "deny")
-RECORD = RecordFollowed(Path("/var/log/squid/access.log"), readable=True, last_line=NOW)
+POLICY = PolicyStatus(DIRECTORY, "9f31c2a7b04e", NOW - timedelta(hours=1), "deny")
+RECORD = AccessLogStatus(Path("/var/log/squid/access.log"), readable=True, last_line=NOW)
 CA = Certificate(Path("/ca.crt"), "CN=ca", NOW + timedelta(days=400))
-SQUID = Squid("127.0.0.1:3128", up=True)
-WELL = Status(
+SQUID = SquidStatus("127.0.0.1:3128", up=True)
+WELL = GatewayStatus(
     at=NOW,
     version="0.1.0",
     policy=POLICY,
@@ -51,12 +51,12 @@ WELL = Status(
     secrets=(),
     ca=CA,
     record=RECORD,
-    drift=Drift(),
+    drift=DriftStatus(),
     squid=SQUID,
-    upkeep=Upkeep(runs=True),
+    upkeep=MaintenanceStatus(runs=True),
 )
 DISK = Disk("log", Path("/var/log/squid"), 5_000_000_000, 10_000_000_000)
-HELPER = HelperProcess("host", 4117, NOW, POLICY.revision, False, False, NOW, 12)
+HELPER = HelperProcessStatus("host", 4117, NOW, POLICY.revision, False, False, NOW, 12)
 FINDING = DriftSeen(NOW - timedelta(hours=2), "192.0.2.1", "GET", "https://a.example/x?q=TOPSECRET", "no", "allowed")
 
 
@@ -82,7 +82,7 @@ def denials_of(records: Iterable[Record]) -> tuple[Denial, ...]:
     return kept.newest()
 
 
-def text_of(status: Status) -> str:
+def text_of(status: GatewayStatus) -> str:
     return " ".join(Page(page(status, PROGRAM)).text.split())
 
 
@@ -90,12 +90,12 @@ def text_of(status: Status) -> str:
 
 
 def test_a_gateway_that_is_well_has_nothing_to_do() -> None:
-    assert troubles(WELL) == ()
+    assert conditions(WELL) == ()
     assert "All is well: nothing to do." in text_of(WELL)
 
 
 FAULT = Fault(Location("policy.yaml", 41, 11), "'.org' is a wildcard, expected '.example.org'")
-UNAVAILABLE = RuleInForce("policy-unavailable", "deny", 0, 1, NOW - timedelta(minutes=3), built_in=True)
+UNAVAILABLE = RuleStatus("policy-unavailable", "deny", 0, 1, NOW - timedelta(minutes=3), built_in=True)
 WRONG = {
     "squid down": (replace(WELL, squid=replace(SQUID, up=False, problem="refused")), "now", "does not answer on 127"),
     "cache manager closed": (
@@ -116,11 +116,11 @@ WRONG = {
         "no helper answers (policy-unavailable), last 3",
     ),
     "upstream": (
-        replace(WELL, answers=Answers(10, 6)),
+        replace(WELL, answers=AnswerStatus(10, 6)),
         "now",
         "6 of the last 10 requests that were let through",
     ),
-    "drift": (replace(WELL, drift=Drift(1, 0, (FINDING,))), "now", "not what the policy says, last 2 h ago"),
+    "drift": (replace(WELL, drift=DriftStatus(1, 0, (FINDING,))), "now", "not what the policy says, last 2 h ago"),
     "stuck": (replace(WELL, helpers=(replace(HELPER, stuck=True),)), "now", "1 helper without a sign of life"),
     "outdated": (replace(WELL, helpers=(replace(HELPER, outdated=True),)), "now", "by another revision"),
     "without": (
@@ -128,25 +128,33 @@ WRONG = {
         "now",
         "1 helper without a policy: all that it is asked is denied",
     ),
-    "secret": (replace(WELL, secrets=(SecretInUse("key", "env KEY", "KEY is not set"),)), "now", "key cannot be had"),
+    "secret": (replace(WELL, secrets=(SecretStatus("key", "env KEY", "KEY is not set"),)), "now", "key cannot be had"),
     "ca ended": (replace(WELL, ca=replace(CA, not_after=NOW)), "now", "has ended"),
     "ca ends": (replace(WELL, ca=replace(CA, not_after=NOW + timedelta(days=29))), "soon", "ends in 29 days"),
     "no ca": (replace(WELL, ca=Certificate(Path("/ca.crt"), problem="no such file")), "soon", "CA cannot be read"),
     "blind": (replace(WELL, record=replace(RECORD, readable=False)), "now", "access log is gone, or cannot be read"),
     "behind": (replace(WELL, record=replace(RECORD, backlog_bytes=20_000_000)), "soon", "20 MB of the access log"),
-    "no maintenance": (replace(WELL, upkeep=Upkeep(runs=False)), "now", "maintenance process gives no sign of life"),
+    "no maintenance": (
+        replace(WELL, upkeep=MaintenanceStatus(runs=False)),
+        "now",
+        "maintenance process gives no sign of life",
+    ),
     "resolver": (
-        replace(WELL, upkeep=Upkeep(runs=True, failures={"rotation": "", "resolver": "unbound does not answer"})),
+        replace(
+            WELL, upkeep=MaintenanceStatus(runs=True, failures={"rotation": "", "resolver": "unbound does not answer"})
+        ),
         "now",
         "The gateway's resolver does not work",
     ),
     "own addresses": (
-        replace(WELL, upkeep=Upkeep(runs=True, failures={"own-addresses": "[Errno 28] No space left on device"})),
+        replace(
+            WELL, upkeep=MaintenanceStatus(runs=True, failures={"own-addresses": "[Errno 28] No space left on device"})
+        ),
         "now",
         "New addresses of the gateway itself stay open",
     ),
     "rotation": (
-        replace(WELL, upkeep=Upkeep(runs=True, failures={"rotation": "[Errno 13] Permission denied"})),
+        replace(WELL, upkeep=MaintenanceStatus(runs=True, failures={"rotation": "[Errno 13] Permission denied"})),
         "soon",
         "Squid's logs are not bounded",
     ),
@@ -165,8 +173,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("status", "urgency", "what"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_stands_first_with_what_to_do(status: Status, urgency: str, what: str) -> None:
-    (trouble,) = troubles(status)
+def test_what_is_wrong_stands_first_with_what_to_do(status: GatewayStatus, urgency: str, what: str) -> None:
+    (trouble,) = conditions(status)
     assert trouble.urgency == urgency
     assert what in trouble.what
     assert trouble.remedy
@@ -176,35 +184,35 @@ def test_what_is_wrong_stands_first_with_what_to_do(status: Status, urgency: str
 
 
 def test_a_stuck_helper_is_killed_as_one_that_is_stopped_must_be() -> None:
-    (trouble,) = troubles(replace(WELL, helpers=(replace(HELPER, stuck=True),)))
+    (trouble,) = conditions(replace(WELL, helpers=(replace(HELPER, stuck=True),)))
     assert "`kill -9 4117`" in trouble.remedy
 
 
 def test_no_new_helpers_are_advised_while_the_policy_on_disk_is_bad() -> None:
     helpers = (replace(HELPER, outdated=True, revision=None), replace(HELPER, outdated=True, revision="older"))
     well, bad = (replace(WELL, helpers=helpers, policy=replace(POLICY, faults=faults)) for faults in ((), (FAULT,)))
-    assert ["reconfigure" in trouble.remedy for trouble in troubles(well)] == [True, True]
-    assert ["reconfigure" in trouble.remedy for trouble in troubles(bad)] == [False, False, False]
+    assert ["reconfigure" in trouble.remedy for trouble in conditions(well)] == [True, True]
+    assert ["reconfigure" in trouble.remedy for trouble in conditions(bad)] == [False, False, False]
 
 
 def test_the_most_urgent_stands_first() -> None:
     ends_soon = replace(CA, not_after=NOW + timedelta(days=3))
     status = replace(WELL, ca=ends_soon, record=replace(RECORD, readable=False))
-    assert [trouble.urgency for trouble in troubles(status)] == ["now", "soon"]
+    assert [trouble.urgency for trouble in conditions(status)] == ["now", "soon"]
     assert "2 things are wrong, 1 of them to be mended now." in text_of(status)
 
 
 def test_drift_of_days_ago_and_helpers_in_the_midst_of_a_reload_are_nothing_to_do() -> None:
     old = replace(FINDING, time=NOW - timedelta(days=2))
-    assert troubles(replace(WELL, drift=Drift(1, 0, (old,)))) == ()
+    assert conditions(replace(WELL, drift=DriftStatus(1, 0, (old,)))) == ()
     reloading = replace(POLICY, loaded_at=NOW - timedelta(seconds=2))
-    assert troubles(replace(WELL, policy=reloading, helpers=(replace(HELPER, outdated=True),))) == ()
+    assert conditions(replace(WELL, policy=reloading, helpers=(replace(HELPER, outdated=True),))) == ()
 
 
 def test_denials_without_a_helper_and_failures_are_nothing_to_do_when_they_are_over_or_few() -> None:
     over = replace(UNAVAILABLE, last_matched=NOW - timedelta(minutes=5))
-    assert troubles(replace(WELL, rules=(over, replace(UNAVAILABLE, last_matched=None)))) == ()
-    assert [troubles(replace(WELL, answers=few)) for few in (Answers(9, 9), Answers(10, 5))] == [(), ()]
+    assert conditions(replace(WELL, rules=(over, replace(UNAVAILABLE, last_matched=None)))) == ()
+    assert [conditions(replace(WELL, answers=few)) for few in (AnswerStatus(9, 9), AnswerStatus(10, 5))] == [(), ()]
 
 
 def test_faults_stand_with_file_line_and_column() -> None:
@@ -214,9 +222,9 @@ def test_faults_stand_with_file_line_and_column() -> None:
 
 def test_rules_stand_in_their_order_with_hits_and_expiry() -> None:
     rules = (
-        RuleInForce("first", "deny", 0, 1234, NOW - timedelta(minutes=3), None, "ops"),
-        RuleInForce("second", "allow", 5, 0, None, NOW - timedelta(days=1), tunnels=36),
-        RuleInForce("default", "deny", 0, 7, built_in=True),
+        RuleStatus("first", "deny", 0, 1234, NOW - timedelta(minutes=3), None, "ops"),
+        RuleStatus("second", "allow", 5, 0, None, NOW - timedelta(days=1), tunnels=36),
+        RuleStatus("default", "deny", 0, 7, built_in=True),
     )
     text = text_of(replace(WELL, rules=rules))
     assert text.index("first") < text.index("second") < text.index("default")
@@ -227,7 +235,7 @@ def test_rules_stand_in_their_order_with_hits_and_expiry() -> None:
 
 
 def test_of_very_many_rules_those_that_count_are_shown() -> None:
-    rules = [RuleInForce(f"rule-{number}", "allow") for number in range(2000)]
+    rules = [RuleStatus(f"rule-{number}", "allow") for number in range(2000)]
     rules[1500] = replace(rules[1500], denied=3)
     text = text_of(replace(WELL, rules=tuple(rules)))
     assert "1501 rule-1500 allow 3" in text
@@ -242,20 +250,20 @@ def test_of_very_many_faults_the_first_are_shown() -> None:
 
 
 def test_of_very_many_warnings_the_first_are_shown() -> None:
-    assert len(troubles(replace(WELL, policy=replace(POLICY, warnings=(FAULT,) * 70)))) == 5
+    assert len(conditions(replace(WELL, policy=replace(POLICY, warnings=(FAULT,) * 70)))) == 5
 
 
 def test_secrets_that_cannot_be_had_are_one_thing_to_do() -> None:
-    (trouble,) = troubles(replace(WELL, secrets=tuple(SecretInUse(name, "file /x", "gone") for name in "abc")))
+    (trouble,) = conditions(replace(WELL, secrets=tuple(SecretStatus(name, "file /x", "gone") for name in "abc")))
     assert trouble.what == "3 secrets cannot be had: requests that need them are denied."
     assert trouble.remedy == "See below: a, b, c."
 
 
 def test_a_secret_that_cannot_be_read_is_told_with_who_must_be_able_to() -> None:
-    closed = SecretInUse("key", "file /x", "secret key: the file /x cannot be read: Permission denied")
-    empty = SecretInUse("other", "file /y", "secret other: the file /y is empty")
+    closed = SecretStatus("key", "file /x", "secret key: the file /x cannot be read: Permission denied")
+    empty = SecretStatus("other", "file /y", "secret other: the file /y is empty")
     hint = "Squid's account must be able to read the file: mode 0640, that account's group, and its folders open to it."
-    remedies = [troubles(replace(WELL, secrets=some))[0].remedy for some in ((closed,), (empty,), (closed, empty))]
+    remedies = [conditions(replace(WELL, secrets=some))[0].remedy for some in ((closed,), (empty,), (closed, empty))]
     assert remedies == [
         f"The file /x cannot be read: Permission denied. {hint}",
         "The file /y is empty.",
@@ -265,7 +273,7 @@ def test_a_secret_that_cannot_be_read_is_told_with_who_must_be_able_to() -> None
 
 def test_a_ca_that_has_ended_is_told_otherwise_than_one_that_will() -> None:
     ended, ends = (
-        troubles(replace(WELL, ca=replace(CA, not_after=NOW + left)))[0] for left in (timedelta(), timedelta(days=3))
+        conditions(replace(WELL, ca=replace(CA, not_after=NOW + left)))[0] for left in (timedelta(), timedelta(days=3))
     )
     assert ended.remedy == "Make a new one now, have the clients trust it, and run `./install.sh --ca-dir DIR` with it."
     assert ends.remedy.startswith(
@@ -275,9 +283,9 @@ def test_a_ca_that_has_ended_is_told_otherwise_than_one_that_will() -> None:
 
 def test_helpers_and_secrets_are_named_and_judged() -> None:
     secrets = (
-        SecretInUse("a-key", "file /secrets/a", None, ("api",)),
-        SecretInUse("b-key", "file /secrets/b", "it is empty"),
-        SecretInUse("c-key", "env C"),
+        SecretStatus("a-key", "file /secrets/a", None, ("api",)),
+        SecretStatus("b-key", "file /secrets/b", "it is empty"),
+        SecretStatus("c-key", "env C"),
     )
     throttle = replace(HELPER, kind="throttle", pid=4120, revision=None, judges=False)
     helpers = (HELPER, replace(HELPER, pid=4118, stuck=True), replace(HELPER, pid=4119, outdated=True), throttle)
@@ -343,7 +351,7 @@ def test_a_tunnel_that_was_denied_for_its_private_address_is_shown_once() -> Non
 def test_a_policy_that_only_root_can_read_is_checked_as_another() -> None:
     unreadable = Fault(Location("policy.yaml"), "permission denied for the account proxy; as installed, root can")
     for fault, said in ((unreadable, True), (FAULT, False)):
-        (trouble,) = troubles(replace(WELL, policy=replace(POLICY, faults=(fault,))))
+        (trouble,) = conditions(replace(WELL, policy=replace(POLICY, faults=(fault,))))
         assert ("run it as the account that the fault names" in trouble.remedy) is said
 
 
@@ -384,7 +392,7 @@ def test_there_is_no_command_that_would_give_another_verdict(rule: str, said: st
 
 
 def test_served_requests_that_could_not_be_checked_are_told_with_the_cause() -> None:
-    text = text_of(replace(WELL, drift=Drift(0, 3, (), 7)))
+    text = text_of(replace(WELL, drift=DriftStatus(0, 3, (), 7)))
     assert "3 could not be checked, their revision is no longer kept" in text
     assert "7 could not be checked, the record cuts off the URL that decides" in text
 
@@ -460,25 +468,25 @@ def test_there_is_no_command_for_what_is_too_long_or_could_do_harm(values: dict[
 HOSTILE_FAULTS = tuple(Fault(Location(text, 1, 1), text) for text in HOSTILE)
 
 
-def hostile() -> Status:
+def hostile() -> GatewayStatus:
     """Every text in every field that comes from outside, and in those of the operator's."""
     records = [
         denial(url=f"https://evil.example/{text}?q=TOPSECRET", method=text, rule=text, user=text, client=text)
         for text in HOSTILE
     ]
-    return Status(
+    return GatewayStatus(
         at=NOW,
         version="0.1.0",
         policy=replace(POLICY, faults=HOSTILE_FAULTS, warnings=HOSTILE_FAULTS),
-        rules=tuple(RuleInForce(text, "deny", 1, 1, NOW, NOW, text) for text in HOSTILE),
+        rules=tuple(RuleStatus(text, "deny", 1, 1, NOW, NOW, text) for text in HOSTILE),
         denials=denials_of(records),
         helpers=tuple(replace(HELPER, kind=text, revision=text) for text in HOSTILE),
-        secrets=tuple(SecretInUse(text, text, text, (text,)) for text in HOSTILE),
+        secrets=tuple(SecretStatus(text, text, text, (text,)) for text in HOSTILE),
         ca=replace(CA, subject=HOSTILE[0]),
         record=RECORD,
-        drift=Drift(1, 1, tuple(DriftSeen(NOW, text, text, f"https://x/{text}", text, text) for text in HOSTILE)),
+        drift=DriftStatus(1, 1, tuple(DriftSeen(NOW, text, text, f"https://x/{text}", text, text) for text in HOSTILE)),
         squid=replace(SQUID, problem=HOSTILE[0]),
-        upkeep=Upkeep(runs=True, failures={text: text for text in HOSTILE}),
+        upkeep=MaintenanceStatus(runs=True, failures={text: text for text in HOSTILE}),
     )
 
 
@@ -495,7 +503,7 @@ def test_nothing_from_outside_becomes_markup() -> None:
 
 def test_no_query_and_no_password_is_on_the_page() -> None:
     with_password = denial(url="https://user:hunter2@a.example/x?q=TOPSECRET#TOPSECRET")
-    html = page(replace(WELL, denials=denials_of([with_password]), drift=Drift(1, 0, (FINDING,))), PROGRAM)
+    html = page(replace(WELL, denials=denials_of([with_password]), drift=DriftStatus(1, 0, (FINDING,))), PROGRAM)
     assert "https://***@a.example/x" in html
     assert "TOPSECRET" not in html
     assert "hunter2" not in html

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from squidkeeper.counters import read_counter_files
 from squidkeeper.helpers.throttle import (
     SPARE_SLOTS,
     SURPLUS_SECONDS,
@@ -24,8 +25,7 @@ from squidkeeper.helpers.throttle import (
     answer_surplus,
     client_network,
 )
-from squidkeeper.slots import read_slots
-from squidkeeper.wire import Result, format_reply, reply_limit
+from squidkeeper.protocol.lines import Result, format_reply, reply_limit
 
 LIMITS = Limits(per_second=8, burst=5, longest_seconds=2)  # an eighth of a second is exact in binary
 NOW = 1000.0
@@ -233,7 +233,7 @@ def test_a_line_that_is_not_understood_is_answered_at_once_unless_it_has_no_chan
     assert out == ""
     assert "4 tokens, expected 1 or 2" in err
     assert "has no channel-ID: does squid.conf say concurrency=600?" in err
-    (slot,) = read_slots(tmp_path / "state/helpers")
+    (slot,) = read_counter_files(tmp_path / "state/helpers")
     counted = {(name, *labels.values()): value for name, labels, value in slot.samples}
     assert counted["squidkeeper_protocol_errors_total", "throttle"] == 2
     assert counted["squidkeeper_denials_throttled_total", "at_once"] == 1

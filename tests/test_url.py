@@ -194,6 +194,7 @@ URLS = {
     "https://example.com:8443/é?é": Url("https", Host("example.com"), 8443, "/%C3%A9", "%C3%A9"),
     "https://example.com?x": Url("https", Host("example.com"), 443, "/", "x"),
     "https://example.com/?\x01\x02": Url("https", Host("example.com"), 443, "/", "%01%02"),
+    "https://example.com/a?x=[1]|{y}": Url("https", Host("example.com"), 443, "/a", "x=%5B1%5D%7C%7By%7D"),
 }
 NOT_URLS = {
     "example.com/": "absolute URL",

@@ -25,7 +25,7 @@ HELPERS: Final = (*JUDGES, THROTTLE)
 WAITS: Final = ("at_once", "held", "surplus")  # the values of the label `wait`
 
 
-class Kind(StrEnum):
+class MetricKind(StrEnum):
     """A metric's type, as Prometheus names it."""
 
     COUNTER = "counter"
@@ -38,7 +38,7 @@ class Metric:
     """One metric. `name` is whole, with its unit and `_total`; `buckets` are a histogram's upper bounds."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
@@ -47,7 +47,7 @@ class Metric:
 _REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _DECISION_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.01, 0.05, 0.25, 1.0)
 
-_COUNTER, _GAUGE, _HISTOGRAM = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+_COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 
 # --- Of the record of requests ------------------------------------------------------------------------------------
 

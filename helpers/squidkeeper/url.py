@@ -166,7 +166,7 @@ def _punycode(text: str) -> str:
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
 # Has one reading, whoever reads: no dot begins or ends a segment, and no `$` can name a stream.
 _PLAIN_PATH = r"(?:/[A-Za-z0-9_~!&'()*+,=:@-][A-Za-z0-9._~!&'()*+,=:@-]*+(?<!\.))*+/?"
-_PLAIN_URL = re.compile(rf"(https?://[A-Za-z0-9.:\[\]-]+)(?=/)({_PLAIN_PATH})(?:\?([!\"$-~]*))?")
+_PLAIN_URL = re.compile(rf"(https?://[A-Za-z0-9.:\[\]-]+)(?=/)({_PLAIN_PATH})(?:\?([!$-;=?-Z_a-z~]*))?")
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|::|[^:]*)(?::([0-9]*))?")
 _MAX_PORT = 65535
 

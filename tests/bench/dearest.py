@@ -22,7 +22,7 @@ from command import at_least_one, written  # type: ignore[import-not-found] # be
 
 from squidkeeper.engine import Judge
 from squidkeeper.engine.query import query_of
-from squidkeeper.live import load
+from squidkeeper.policy_store.policy_watcher import load
 
 ASKED = {
     "a prefix": "paths: [/private-{}/**]",

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
-from squidkeeper.squid_conf import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
+from squidkeeper.setup.templates import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
 
 from .curl import curl
 from .dns import PUBLIC, Names

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from squidkeeper.policy.model import INJECTABLE_HEADERS
-from squidkeeper.squid_conf import spellings
+from squidkeeper.setup.templates import spellings
 
 from .curl import curl
 from .expect import denied

@@ -12,12 +12,12 @@ from functools import partial
 import pytest
 
 from squidkeeper.engine.query import query_of
-from squidkeeper.live import load
-from squidkeeper.observe.record.asked import asked, unexplained
-from squidkeeper.observe.record.drift import Drift, was_served
-from squidkeeper.observe.record.judges import KeptJudges
-from squidkeeper.observe.record.line import NONE, Record, parse_record
-from squidkeeper.observe.record.logs import read_blocks
+from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.record.drift import DriftChecker, was_served
+from squidkeeper.record.log_files import read_blocks
+from squidkeeper.record.past_policies import PastPolicies
+from squidkeeper.record.record import NONE, Record, parse_record
+from squidkeeper.record.requests import asked, unexplained
 
 from . import test_attacks as attacks
 from .curl import CurlFailed, curl
@@ -42,8 +42,8 @@ def settled(gateway: Gateway) -> list[Record]:
     return list(records(gateway))
 
 
-def drift_of(gateway: Gateway) -> tuple[Found, Drift]:
-    drift = Drift(KeptJudges(gateway.root / "state/revisions"))
+def drift_of(gateway: Gateway) -> tuple[Found, DriftChecker]:
+    drift = DriftChecker(PastPolicies(gateway.root / "state/revisions"))
     checked = [(drift.check(record), record) for record in settled(gateway)]
     return [(one.kind.value, one.rule, record.url) for one, record in checked if one], drift
 

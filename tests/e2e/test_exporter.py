@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from squidkeeper.metrics import METRICS, Kind
-from squidkeeper.observe.exporter.cache_manager import COUNTERS as COUNTERS_OF_SQUID
+from squidkeeper.exporter.cache_manager import COUNTERS as COUNTERS_OF_SQUID
+from squidkeeper.metrics import METRICS, MetricKind
 
 from .curl import curl
 from .gateway import Gateway, NewGateway
@@ -33,7 +33,7 @@ rules:
 """
 ADDRESSES = {"ann": "127.0.0.2", "bob": "127.0.0.3", "none": "127.0.0.4"}
 ON_ONE_CONNECTION = 15
-COUNTERS = [metric.name for metric in METRICS if metric.kind is Kind.COUNTER]
+COUNTERS = [metric.name for metric in METRICS if metric.kind is MetricKind.COUNTER]
 COUNTERS += [f"{metric.name}_{part}" for metric in METRICS if metric.buckets for part in ("bucket", "count", "sum")]
 
 Sent = tuple[str, str, str, str]  # client, method class, status class, verdict ("" for a CONNECT: it is not told)

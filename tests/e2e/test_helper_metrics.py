@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.live import load_kept
+from squidkeeper.counters import HelperStatus, Key, Totals, make_key, read_counter_files
 from squidkeeper.policy.revisions import kept
-from squidkeeper.slots import Key, Status, Totals, make_key, read_slots
+from squidkeeper.policy_store.policy_watcher import load_kept
 
 from .curl import curl
 from .gateway import Gateway, NewGateway
@@ -42,7 +42,7 @@ def slot_files(gateway: Gateway) -> list[Path]:
 
 def counting(gateway: Gateway, helper: str) -> list[int]:
     """The processes of a helper that have a slot and have told so."""
-    found = [slot.status for slot in read_slots(gateway.root / "state/helpers") if slot.running]
+    found = [slot.status for slot in read_counter_files(gateway.root / "state/helpers") if slot.running]
     return [status.pid for status in found if status and status.helper == helper]
 
 
@@ -70,7 +70,7 @@ def test_helpers_killed_under_load_never_take_a_count_back_and_leave_a_bounded_f
         running.at_least(10)
         wait_for(lambda: curl(gateway, "http://open.example/after").status == 200, "service after the kills")
     assert 2 <= len(slot_files(gateway)) <= 8  # 2 of each kind at most, and their heirs before the kernel is done
-    total = totals.add_up(read_slots(gateway.root / "state/helpers"))
+    total = totals.add_up(read_counter_files(gateway.root / "state/helpers"))
     for helper in HELPERS:
         assert starts(total, helper) >= len(killed[helper]) > 1
     decided = {key[4]: value for key, value in total.items() if key[0] == "squidkeeper_decisions_total" and value}
@@ -79,7 +79,7 @@ def test_helpers_killed_under_load_never_take_a_count_back_and_leave_a_bounded_f
 
 def several_readings(totals: Totals, gateway: Gateway) -> Iterator[dict[Key, float]]:
     for _ in range(20):
-        yield totals.add_up(read_slots(gateway.root / "state/helpers"))
+        yield totals.add_up(read_counter_files(gateway.root / "state/helpers"))
 
 
 def test_the_slots_say_which_helpers_run_and_what_they_judge_by(gateway: Gateway, origins: Origins) -> None:
@@ -87,8 +87,10 @@ def test_the_slots_say_which_helpers_run_and_what_they_judge_by(gateway: Gateway
     assert curl(gateway, "http://closed.example/").status == 403  # starts the throttle
     kinds = [*(f"acl --scope {helper}" for helper in HELPERS), "throttle"]
 
-    def running() -> list[Status]:
-        return [slot.status for slot in read_slots(gateway.root / "state/helpers") if slot.running and slot.status]
+    def running() -> list[HelperStatus]:
+        return [
+            slot.status for slot in read_counter_files(gateway.root / "state/helpers") if slot.running and slot.status
+        ]
 
     def pids() -> set[int]:
         return {pid for kind in kinds for pid in gateway.helpers(kind)}

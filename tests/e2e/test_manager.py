@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from squidkeeper.observe.exporter.cache_manager import PAGE, read_counters
+from squidkeeper.exporter.cache_manager import PAGE, read_counters
 
 from .curl import curl
 from .dns import PUBLIC, Names

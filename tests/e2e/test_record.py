@@ -21,10 +21,10 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import pytest
 
-from squidkeeper.observe.record.follower import Follower
-from squidkeeper.observe.record.line import LENGTHS, LINE_LENGTH, NONE, Record, parse_record
-from squidkeeper.observe.record.logs import read_blocks
-from squidkeeper.rotated import rotated
+from squidkeeper.record.follower import Follower
+from squidkeeper.record.log_files import read_blocks
+from squidkeeper.record.record import LENGTHS, LINE_LENGTH, NONE, Record, parse_record
+from squidkeeper.rotated_logs import rotated
 from squidkeeper.url import recorded_url
 
 from .dns import Names

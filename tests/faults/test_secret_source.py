@@ -12,7 +12,7 @@ from pathlib import Path
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.model import SecretSource
-from squidkeeper.secrets import SecretStore
+from squidkeeper.credentials import SecretStore
 store = SecretStore({"token": SecretSource("token", Location("policy.yaml"), Path(sys.argv[1]))}, {})
 try:
     store.get("token")

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.observe.exporter.watchdog import STOPPED_LOOKS, Watchdog
-from squidkeeper.slots import slot_owner
+from squidkeeper.counters import counter_file_owner
+from squidkeeper.exporter.stopped_watchdog import STOPPED_LOOKS, StoppedWatchdog
 from tests.e2e.network import wait_for
 
 LOOP = """
 import os, re, sys, time
 from pathlib import Path
-from squidkeeper.helpers.counting import Counting
+from squidkeeper.helpers.helper_counters import HelperCounters
 from squidkeeper.helpers.cache_log import write_to_cache_log
 from squidkeeper.helpers.loop import serve, take_output
-from squidkeeper.helpers.watchdog import Watchdog
-from squidkeeper.live import State
-from squidkeeper.wire import Reply, Result
+from squidkeeper.helpers.stuck_watchdog import StuckWatchdog
+from squidkeeper.policy_store.policy_watcher import PolicyState
+from squidkeeper.protocol.lines import Reply, Result
 
 def answer(request):
     {at_line}
@@ -31,8 +31,8 @@ def answer(request):
 
 output = take_output()
 write_to_cache_log()
-counting = Counting("host", Path(sys.argv[1]), State)
-Watchdog(lambda: counting.at, every_seconds=0.1, silent_seconds=float(sys.argv[2])).start()
+counting = HelperCounters("host", Path(sys.argv[1]), PolicyState)
+StuckWatchdog(lambda: counting.at, every_seconds=0.1, silent_seconds=float(sys.argv[2])).start()
 counting.start()
 serve(answer, output, 0, counting)
 """
@@ -121,9 +121,9 @@ def test_a_helper_that_was_stopped_for_longer_than_the_deadline_goes_on(run: Run
 HELPER = """
 import sys, time
 from pathlib import Path
-from squidkeeper.helpers.counting import Counting
-from squidkeeper.live import State
-counting = Counting("host", Path(sys.argv[1]), State)
+from squidkeeper.helpers.helper_counters import HelperCounters
+from squidkeeper.policy_store.policy_watcher import PolicyState
+counting = HelperCounters("host", Path(sys.argv[1]), PolicyState)
 counting.start()
 print("ready", flush=True)
 while True:
@@ -134,8 +134,8 @@ while True:
 ASK = """
 import sys
 from pathlib import Path
-from squidkeeper.slots import slot_owner
-print(slot_owner(Path(sys.argv[1]), 7))
+from squidkeeper.counters import counter_file_owner
+print(counter_file_owner(Path(sys.argv[1]), 7))
 """
 
 
@@ -150,7 +150,7 @@ def helper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     process.communicate()
 
 
-def look(watchdog: Watchdog, times: int) -> None:
+def look(watchdog: StoppedWatchdog, times: int) -> None:
     for _ in range(times):
         watchdog.look()
         time.sleep(0.1)
@@ -166,7 +166,7 @@ def test_a_process_that_has_stopped_is_ended_after_twelve_looks(
     tmp_path: Path, helper: "subprocess.Popen[bytes]"
 ) -> None:
     stop(helper)
-    watchdog = Watchdog(tmp_path / "helpers")
+    watchdog = StoppedWatchdog(tmp_path / "helpers")
     look(watchdog, STOPPED_LOOKS)
     assert helper.poll() is None
     watchdog.look()
@@ -174,14 +174,14 @@ def test_a_process_that_has_stopped_is_ended_after_twelve_looks(
 
 
 def test_a_process_that_runs_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
-    look(Watchdog(tmp_path / "helpers"), 2 * STOPPED_LOOKS)
-    assert slot_owner(tmp_path / "helpers", 0) == helper.pid
+    look(StoppedWatchdog(tmp_path / "helpers"), 2 * STOPPED_LOOKS)
+    assert counter_file_owner(tmp_path / "helpers", 0) == helper.pid
     assert helper.poll() is None
 
 
 def test_a_process_that_goes_on_in_time_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
     stop(helper)
-    watchdog = Watchdog(tmp_path / "helpers")
+    watchdog = StoppedWatchdog(tmp_path / "helpers")
     look(watchdog, STOPPED_LOOKS)
     os.kill(helper.pid, signal.SIGCONT)
     time.sleep(0.2)
@@ -198,7 +198,7 @@ def test_a_process_without_a_slot_is_not_ended(tmp_path: Path, helper: "subproce
             slot.read_bytes().replace(str(helper.pid).encode(), b"%d" % other.pid)
         )
         stop(other)
-        look(Watchdog(tmp_path / "helpers"), 2 * STOPPED_LOOKS)
+        look(StoppedWatchdog(tmp_path / "helpers"), 2 * STOPPED_LOOKS)
         assert other.poll() is None
     finally:
         other.kill()
@@ -207,8 +207,8 @@ def test_a_process_without_a_slot_is_not_ended(tmp_path: Path, helper: "subproce
 
 def test_the_owner_of_a_slot_is_known_by_its_lock_alone(tmp_path: Path) -> None:
     (tmp_path / "slot-07").write_bytes(b"anything")
-    assert slot_owner(tmp_path, 7) is None
-    assert slot_owner(tmp_path, 8) is None
+    assert counter_file_owner(tmp_path, 7) is None
+    assert counter_file_owner(tmp_path, 8) is None
     with (tmp_path / "slot-07").open("r+b") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
         asked = subprocess.run([sys.executable, "-c", ASK, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 from squidkeeper.errors import InvalidLine, ReplyTooLong
-from squidkeeper.wire import (
+from squidkeeper.protocol.lines import (
     LINE_LIMIT,
     LineBuffer,
     Reply,

@@ -22,10 +22,10 @@ from squidkeeper.engine import Judge, Query
 from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, websocket
 from squidkeeper.engine.query import query_of
 from squidkeeper.errors import InvalidUrl, PolicyError
-from squidkeeper.live import Loaded, load
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.load import build  # noqa: F401 - live imports it late, and atheris only follows what it has seen
 from squidkeeper.policy.model import Policy
+from squidkeeper.policy_store.policy_watcher import LoadedPolicy, load
 from squidkeeper.url import bracketed, parse_host
 
 from .target import Target
@@ -49,7 +49,7 @@ def check(data: bytes) -> None:
     assert said_of(first) == said_of(second), "two loads of the same files differ"
     for fault in said_of(first)[1:]:
         assert not CONTROL.search(fault), "a fault is one line, which nobody's text can break"
-    if isinstance(first, Loaded):
+    if isinstance(first, LoadedPolicy):
         check_policy(first.judge)
 
 
@@ -73,14 +73,14 @@ def lay_out_what_is_named() -> None:
         path.chmod(0o644 if name.endswith("open") else 0o640)
 
 
-def attempt() -> Loaded | PolicyError:
+def attempt() -> LoadedPolicy | PolicyError:
     try:
         return load(_directory, NOW)
     except PolicyError as error:
         return error
 
 
-def said_of(result: Loaded | PolicyError) -> list[str]:
+def said_of(result: LoadedPolicy | PolicyError) -> list[str]:
     if isinstance(result, PolicyError):
         assert result.faults, "a policy that does not load says why"
         return ["", *map(str, result.faults), *map(str, result.warnings)]

@@ -16,10 +16,10 @@ from pathlib import Path
 import msgspec
 
 from squidkeeper.errors import InvalidRecord, UnreadableLog
-from squidkeeper.observe.record.follower import Follower, Position
-from squidkeeper.observe.record.line import VERSION, Record, parse_record, text
-from squidkeeper.observe.record.logs import in_order, read_blocks
-from squidkeeper.rotated import rotated
+from squidkeeper.record.follower import Follower, Position
+from squidkeeper.record.log_files import in_order, read_blocks
+from squidkeeper.record.record import VERSION, Record, parse_record, text
+from squidkeeper.rotated_logs import rotated
 
 from .target import Target
 

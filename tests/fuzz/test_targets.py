@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squidkeeper import url, wire
-from squidkeeper.observe.record import follower, logs
+from squidkeeper import url
 from squidkeeper.policy import document
+from squidkeeper.protocol import lines as helper_lines
+from squidkeeper.record import follower, log_files
 from squidkeeper.url import Reading
 
 from . import lines, policies, records, urls
@@ -71,10 +72,15 @@ def check_seeds(target: Target) -> None:
 
 
 BROKEN: dict[str, tuple[Target, object, str, object]] = {
-    "a line is cut at its limit": (lines.TARGET, wire.LineBuffer, "feed", lambda self, data: data.split(b"\n")[:-1]),
-    "a reply is not escaped": (lines.TARGET, wire, "_quoted", lambda text: f'"{text}"'),
-    "a reply has no bound": (lines.TARGET, wire, "_message", lambda text, room: f" message={text!r}".encode()),
-    "tokens are not decoded": (lines.TARGET, wire, "decode_token", lambda token: token.decode("latin-1")),
+    "a line is cut at its limit": (
+        lines.TARGET,
+        helper_lines.LineBuffer,
+        "feed",
+        lambda self, data: data.split(b"\n")[:-1],
+    ),
+    "a reply is not escaped": (lines.TARGET, helper_lines, "_quoted", lambda text: f'"{text}"'),
+    "a reply has no bound": (lines.TARGET, helper_lines, "_message", lambda text, room: f" message={text!r}".encode()),
+    "tokens are not decoded": (lines.TARGET, helper_lines, "decode_token", lambda token: token.decode("latin-1")),
     "dots are left": (urls.TARGET, url, "_STEPS", steps(Reading.RESOLVED, str)),
     "a reading fails in another way": (urls.TARGET, url, "_STEPS", steps(Reading.DECODED, lambda path: str(path[999]))),
     "a step is left out": (urls.TARGET, url, "_STEPS", url._STEPS[:3]),
@@ -91,7 +97,7 @@ BROKEN: dict[str, tuple[Target, object, str, object]] = {
     "a number is taken for a name": (urls.TARGET, url, "_PLAIN_NAME", re.compile("[a-z0-9.]+")),
     "a YAML error goes through": (policies.TARGET, document, "_hint", lambda text, error: 1 / 0),
     "a fault holds what was written": (policies.TARGET, document, "describe", lambda value: f"{value}\n"),
-    "a damaged log is not noticed": (records.TARGET, logs, "DAMAGED", ()),
+    "a damaged log is not noticed": (records.TARGET, log_files, "DAMAGED", ()),
     "a log is forgotten when it is rotated": (records.TARGET, follower, "rotated", lambda path: []),
 }
 

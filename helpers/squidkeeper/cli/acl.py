@@ -25,10 +25,10 @@ def acl(scope: str, directory: Path, state: Path, concurrency: int) -> None:
     """
     from squidkeeper.helpers.acl import HostAnswers, answer_host, answer_url
     from squidkeeper.helpers.loop import run
-    from squidkeeper.helpers.places import Places
+    from squidkeeper.helpers.scope_cache import ScopeCache
     from squidkeeper.metrics import HOST
 
     if scope == HOST:
         run(scope, HostAnswers, answer_host, directory, state, concurrency)
     else:
-        run(scope, Places, answer_url, directory, state, concurrency)
+        run(scope, ScopeCache, answer_url, directory, state, concurrency)

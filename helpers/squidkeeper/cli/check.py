@@ -46,7 +46,7 @@ def check(directory: Path, state: Path, account: str | None, require_clients: bo
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class CheckReport:
     """What `check` found; `revision` is None where the policy does not load.
 
     `open_entries` are those of the warnings for which --require-clients fails.
@@ -83,20 +83,22 @@ class ListReport:
     age_seconds: float
 
 
-def _report(directory: Path, sources: Sources, access: Access, ended: frozenset[str], require_clients: bool) -> Report:
+def _report(
+    directory: Path, sources: Sources, access: Access, ended: frozenset[str], require_clients: bool
+) -> CheckReport:
     from squidkeeper.errors import PolicyError
-    from squidkeeper.live import load_sources
     from squidkeeper.policy.lint import lint, open_to_any_client
+    from squidkeeper.policy_store.policy_watcher import load_sources
 
     now = datetime.now(UTC)
     try:
         loaded = load_sources(sources, now, ended=ended)
     except PolicyError as error:
-        return Report(directory, access, faults=error.faults, warnings=(*error.warnings, *access.warnings))
+        return CheckReport(directory, access, faults=error.faults, warnings=(*error.warnings, *access.warnings))
     policy = loaded.judge.policy
     found = (*loaded.warnings, *lint(policy, now), *_unusable_secrets(policy, loaded.warnings), *access.warnings)
     open_entries = open_to_any_client(policy, str(directory), now) if require_clients else ()
-    return Report(
+    return CheckReport(
         directory,
         access,
         policy.revision,
@@ -134,7 +136,7 @@ def _access(sources: Sources, name: str | None) -> Access:
 
 def _unreadable(sources: Sources, account: Account) -> Iterator[Fault]:
     """Warn about each file of a policy that an account cannot read, or about the directory alone."""
-    directory = _Place(sources.directory, Location(str(sources.directory)), "the policy directory", _NOTHING_LOADS)
+    directory = _NamedFile(sources.directory, Location(str(sources.directory)), "the policy directory", _NOTHING_LOADS)
     places = [directory, *_places(sources)]
     found = unreadable_for(account, [place.path for place in places])
     for place in [directory] if directory.path in found else places:
@@ -142,25 +144,25 @@ def _unreadable(sources: Sources, account: Account) -> Iterator[Fault]:
             yield Fault(place.location, _unreadable_text(place, found[place.path], account))
 
 
-def _unreadable_text(place: _Place, closed: Path, account: Account) -> str:
+def _unreadable_text(place: _NamedFile, closed: Path, account: Account) -> str:
     why = "permission denied" if closed == place.path else f"it cannot enter {closed}"
     mode = "x" if closed != place.path else "rx" if closed.is_dir() else "r"
     how = f"give it access (chgrp {group_name(account)} {closed}; chmod g+{mode} {closed})"
     return f"{place.what} cannot be read by Squid's account {account.name} ({why}), so {place.so}: {how}"
 
 
-def _places(sources: Sources) -> Iterator[_Place]:
+def _places(sources: Sources) -> Iterator[_NamedFile]:
     from squidkeeper.policy.sources import file_entries, policy_files
 
     for path in policy_files(sources.directory):
-        yield _Place(path, Location(str(path)), "this file", _NOTHING_LOADS)
+        yield _NamedFile(path, Location(str(path)), "this file", _NOTHING_LOADS)
     for section, kind, so in _NAMED_FILES:
         for document, name, path in file_entries(sources.documents, section):
-            yield _Place(path, document.locate((section, name, "file")), f"{kind} {name!r}", so)
+            yield _NamedFile(path, document.locate((section, name, "file")), f"{kind} {name!r}", so)
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _NamedFile:
     """A file of a policy: where the policy names it, what it is, and what follows if it cannot be read."""
 
     path: Path
@@ -178,8 +180,8 @@ _NAMED_FILES = (
 
 def _unusable_secrets(policy: Policy, warnings: tuple[Fault, ...]) -> Iterator[Fault]:
     """Read the secrets as the helper that puts them in does; those that loading has warned of are not said twice."""
+    from squidkeeper.credentials import SecretStore
     from squidkeeper.errors import SecretUnavailable
-    from squidkeeper.secrets import SecretStore
 
     store = SecretStore(policy.secrets, os.environ)
     for name, source in policy.secrets.items():
@@ -202,7 +204,7 @@ def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime
             yield ListReport(name, path, summary.patterns, summary.strange, changed, age_seconds)
 
 
-def _text(report: Report) -> str:
+def _text(report: CheckReport) -> str:
     lines = [f"{fault.location}: fault: {fault.message}" for fault in sorted(report.faults)]
     lines += [f"{warning.location}: warning: {warning.message}" for warning in sorted(report.warnings)]
     lines += [_list_text(one) for one in report.lists]
@@ -231,7 +233,7 @@ def _age(seconds: float) -> str:
     return "less than a minute old"
 
 
-def _json(report: Report) -> str:
+def _json(report: CheckReport) -> str:
     return json.dumps(
         {
             "loads": not report.faults,

@@ -103,8 +103,8 @@ def _of_arguments(method: str | None, url: str | None, client: str | None, user:
 
 def _of_record(line: BinaryIO, *given: str | None) -> Question:
     from squidkeeper.errors import InvalidRecord
-    from squidkeeper.observe.record.asked import asked, unexplained
-    from squidkeeper.observe.record.line import NONE, moment_of, parse_record
+    from squidkeeper.record.record import NONE, moment_of, parse_record
+    from squidkeeper.record.requests import asked, unexplained
 
     if any(given):
         raise click.UsageError("--record goes without METHOD, URL, --client and --user: the record has them")
@@ -137,7 +137,7 @@ def _compare(on_record: str | None, explained: str, directory: Path) -> None:
 
 def _load(directory: Path) -> Judge:
     from squidkeeper.errors import PolicyError
-    from squidkeeper.live import load
+    from squidkeeper.policy_store.policy_watcher import load
 
     try:
         return load(directory, datetime.now(UTC)).judge

@@ -97,7 +97,7 @@ def exporter(
     import sys
 
     from squidkeeper.errors import ListenFailed, StateInUse
-    from squidkeeper.observe.exporter.process import Options, run
+    from squidkeeper.exporter.process import Options, run
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     try:

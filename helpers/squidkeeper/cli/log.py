@@ -16,22 +16,22 @@ import click
 from squidkeeper.cli.options import DEFAULT_LOG, counted, policy_option, since_option, state_option, until_option
 from squidkeeper.cli.progress import progress
 from squidkeeper.errors import PatternError, PolicyError, UnreadableLog
-from squidkeeper.observe.record import filters
-from squidkeeper.observe.record.drift import Drift
-from squidkeeper.observe.record.events import Entry, Events
-from squidkeeper.observe.record.follower import Follower, beginning
-from squidkeeper.observe.record.groups import KEYS
-from squidkeeper.observe.record.judges import KeptJudges
-from squidkeeper.observe.record.listing import Counts, Findings, Lines, Rows, printable
-from squidkeeper.observe.record.logfile import STDIN
-from squidkeeper.observe.record.logs import holding_since, in_order, read_blocks
-from squidkeeper.observe.record.reading import Reading
+from squidkeeper.record import filters
+from squidkeeper.record.drift import DriftChecker
+from squidkeeper.record.events import Events, LoggedRecord
+from squidkeeper.record.follower import Follower, beginning
+from squidkeeper.record.groups import KEYS
+from squidkeeper.record.listing import DriftListing, GroupListing, JsonListing, TableListing, printable
+from squidkeeper.record.log_file import STDIN
+from squidkeeper.record.log_files import holding_since, in_order, read_blocks
+from squidkeeper.record.past_policies import PastPolicies
+from squidkeeper.record.record_reader import RecordReader
 
 if TYPE_CHECKING:
     from squidkeeper.engine import Judge
-    from squidkeeper.observe.record.filters import Predicate
-    from squidkeeper.observe.record.listing import Listing
     from squidkeeper.policy.model import Client
+    from squidkeeper.record.filters import Predicate
+    from squidkeeper.record.listing import Listing
 
 _LOOK_EVERY_SECONDS = 0.25
 _REVISIONS = "revisions"  # of the state folder
@@ -83,7 +83,7 @@ def log(
         raise click.UsageError("--follow reads one log as it is written, and does not go with --by, several FILEs or -")
     if drift and by:
         raise click.UsageError("--drift shows each request that it finds, and does not go with --by")
-    policies = Drift(judges := _judges(directory, state), replacing=judges.replacing)
+    policies = DriftChecker(judges := _judges(directory, state), replacing=judges.replacing)
     audit = Audit(policies, state, as_json=as_json) if drift else None
     listing = audit.findings if audit else _listing(by, as_json=as_json)
     events = None if connects or drift else Events(judge=policies.verdict)
@@ -106,17 +106,17 @@ def log(
 
 def _listing(by: str | None, *, as_json: bool) -> Listing:
     if by:
-        return Counts(by, as_json=as_json)
-    return Lines() if as_json else Rows(coloured=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+        return GroupListing(by, as_json=as_json)
+    return JsonListing() if as_json else TableListing(coloured=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
 
 
 class Audit:
     """What --drift checks by, and what came of it."""
 
-    def __init__(self, policies: Drift, state: Path, *, as_json: bool) -> None:
+    def __init__(self, policies: DriftChecker, state: Path, *, as_json: bool) -> None:
         self._kept = state / _REVISIONS
         self._drift = policies
-        self.findings = Findings(self._drift, as_json=as_json)
+        self.findings = DriftListing(self._drift, as_json=as_json)
 
     def end(self) -> None:
         """Say what could not be checked, and end with the status of what was found."""
@@ -130,13 +130,13 @@ class Audit:
             raise SystemExit(1)
 
 
-def _judges(directory: Path, state: Path) -> KeptJudges:
+def _judges(directory: Path, state: Path) -> PastPolicies:
     """Give the judges of the policies that were in force; the one on disk is loaded when it is asked for."""
-    return KeptJudges(state / _REVISIONS, cache(partial(_judge_in_force, directory)))
+    return PastPolicies(state / _REVISIONS, cache(partial(_judge_in_force, directory)))
 
 
 def _judge_in_force(directory: Path) -> Judge | None:
-    from squidkeeper.live import load
+    from squidkeeper.policy_store.policy_watcher import load
 
     try:
         return load(directory, datetime.now(UTC)).judge
@@ -204,7 +204,7 @@ class Run:
         self._wanted = wanted
         self._listing = listing
         self._events = events
-        self._reading = Reading()
+        self._reading = RecordReader()
         self._shown = 0
 
     def read(self, files: list[Path]) -> None:
@@ -239,7 +239,7 @@ class Run:
         """Show what is shown at the end; say on stderr what was left out."""
         _write(self._listing.end())
         reading, events = self._reading, self._events
-        if events and (events.connects or events.merged) and not isinstance(self._listing, Lines):
+        if events and (events.connects or events.merged) and not isinstance(self._listing, JsonListing):
             click.echo(
                 f"{counted(reading.records, 'record')} read, {counted(self._shown, 'event')} shown. Left out: the "
                 f"CONNECTs of {counted(events.connects, 'tunnel')} that opened, and of {events.merged:,} that did not "
@@ -258,10 +258,10 @@ class Run:
         if self._events:
             self._show(self._events.flush())
 
-    def _show(self, entries: Iterable[Entry]) -> None:
+    def _show(self, entries: Iterable[LoggedRecord]) -> None:
         _write(self._listing.take(self._select(entries)))
 
-    def _select(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+    def _select(self, entries: Iterable[LoggedRecord]) -> Iterator[LoggedRecord]:
         wanted = self._wanted
         for entry in entries:
             if wanted is None or wanted(entry.record):

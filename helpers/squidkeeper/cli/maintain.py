@@ -88,21 +88,21 @@ def maintain(
     from squidkeeper.maintenance.process import run
     from squidkeeper.maintenance.resolver import Resolver
     from squidkeeper.maintenance.rotation import Rotation
-    from squidkeeper.maintenance.squid import Squid
-    from squidkeeper.upkeep import SignOfLife
+    from squidkeeper.maintenance.squid_process import SquidProcess
+    from squidkeeper.maintenance_status import Heartbeat
 
     if prepare:
         _prepare(state)
         return
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
-    squid = Squid(squid_pid)
+    squid = SquidProcess(squid_pid)
     tasks: list[Task] = [OwnAddresses(state, squid), Rotation(access_log, cache_log, squid, log_bytes)]
     with ExitStack() as at_the_end:
         if resolver:
             own = Resolver(resolver, resolv_conf, state / "resolver")
             at_the_end.callback(own.stop)
             tasks.append(own)
-        run(tasks, SignOfLife(state))
+        run(tasks, Heartbeat(state))
 
 
 def _prepare(state: Path) -> None:

@@ -24,7 +24,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer rele
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
         """Parse what was given."""
-        from squidkeeper.observe.record.filters import parse_moment
+        from squidkeeper.record.filters import parse_moment
 
         try:
             return parse_moment(str(value), datetime.now(UTC))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from squidkeeper.observe.record.logs import Block
+    from squidkeeper.record.log_files import Block
 
 
 @contextmanager
 def progress(files: list[Path], *, hidden: bool = False) -> Iterator[Callable[[Block], None]]:
     """Draw a bar where stderr is a terminal and the sizes are known; what it gives takes each block that was read."""
-    from squidkeeper.observe.record.logs import size_on_disk
+    from squidkeeper.record.log_files import size_on_disk
 
     total = 0 if hidden or not sys.stderr.isatty() else size_on_disk(files)
     if not total:

@@ -14,9 +14,9 @@ from squidkeeper.cli.options import DEFAULT_LOG, json_option, policy_option, sin
 from squidkeeper.cli.progress import progress
 
 if TYPE_CHECKING:
-    from squidkeeper.observe.record.drift import Drift
-    from squidkeeper.observe.report.figures import Report
-    from squidkeeper.observe.report.survey import Survey
+    from squidkeeper.record.drift import DriftChecker
+    from squidkeeper.report.figures import Report
+    from squidkeeper.report.survey import Survey
 
 _STDOUT = Path("-")
 
@@ -47,10 +47,10 @@ def report(
     new. The policy gives the reasons of its rules.
     """
     from squidkeeper.errors import UnreadableLog
-    from squidkeeper.observe.record.listing import printable
-    from squidkeeper.observe.record.logs import in_order
-    from squidkeeper.observe.report.survey import Survey
-    from squidkeeper.rotated import rotated
+    from squidkeeper.record.listing import printable
+    from squidkeeper.record.log_files import in_order
+    from squidkeeper.report.survey import Survey
+    from squidkeeper.rotated_logs import rotated
 
     if (html is None) is not as_json:
         raise click.UsageError("one of --html PAGE and --json says what to write")
@@ -75,7 +75,7 @@ def _check_page(html: Path | None, inputs: list[Path]) -> None:
 
 
 def _read(paths: list[Path], survey: Survey) -> None:
-    from squidkeeper.observe.record.logs import read_blocks
+    from squidkeeper.record.log_files import read_blocks
 
     with progress(paths) as advance:
         for block in read_blocks(paths):
@@ -83,23 +83,23 @@ def _read(paths: list[Path], survey: Survey) -> None:
             advance(block)
 
 
-def _drift(state: Path | None) -> Drift | None:
-    from squidkeeper.observe.record.drift import Drift
-    from squidkeeper.observe.record.judges import KeptJudges
+def _drift(state: Path | None) -> DriftChecker | None:
+    from squidkeeper.record.drift import DriftChecker
+    from squidkeeper.record.past_policies import PastPolicies
 
     if state is None:
         return None
     folder = state / "revisions"
     if not os.path.isdir(folder):  # Path.is_dir raises where it may not look
         raise click.UsageError(f"--state {state}: there is no folder of revisions, or none that this account may see")
-    judges = KeptJudges(folder)
-    return Drift(judges, replacing=judges.replacing)
+    judges = PastPolicies(folder)
+    return DriftChecker(judges, replacing=judges.replacing)
 
 
 def _reasons(directory: Path) -> Mapping[str, str | None]:
     from squidkeeper.errors import PolicyError
-    from squidkeeper.live import load
-    from squidkeeper.observe.report.survey import VERDICTS, reasons_of
+    from squidkeeper.policy_store.policy_watcher import load
+    from squidkeeper.report.survey import VERDICTS, reasons_of
 
     try:
         return reasons_of(load(directory, datetime.now(UTC)).judge.policy)
@@ -109,7 +109,7 @@ def _reasons(directory: Path) -> Mapping[str, str | None]:
 
 
 def _write(found: Report, html: Path | None) -> None:
-    from squidkeeper.observe.report.page import as_json, page
+    from squidkeeper.report.page import as_json, page
 
     if html is None:
         click.echo(as_json(found))

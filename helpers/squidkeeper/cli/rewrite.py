@@ -18,8 +18,8 @@ def rewrite(directory: Path, state: Path, concurrency: int) -> None:
     each with the URL that is to be fetched. Not to be called by hand: use explain.
     """
     from squidkeeper.helpers.loop import run
-    from squidkeeper.helpers.places import Places
     from squidkeeper.helpers.rewrite import answer
+    from squidkeeper.helpers.scope_cache import ScopeCache
     from squidkeeper.metrics import REWRITE
 
-    run(REWRITE, Places, answer, directory, state, concurrency)
+    run(REWRITE, ScopeCache, answer, directory, state, concurrency)

@@ -55,11 +55,11 @@ def throttle(scope: str, rate: float, burst: int, longest: float, state: Path, c
     Reads a line for each denial (channel-ID and client; at surplus scope channel-ID and the time that the first answer
     named) and answers it when it is due. The answer changes nothing but the time. Not to be called by hand.
     """
-    from squidkeeper.helpers.late import Releases, run
+    from squidkeeper.helpers.delayed_replies import ReleaseChannel, run
     from squidkeeper.helpers.throttle import Limits, Throttle, answer_surplus
     from squidkeeper.metrics import THROTTLE
 
-    releases = Releases(listens=scope == "surplus")
+    releases = ReleaseChannel(listens=scope == "surplus")
     if scope == "client":
         turns = Throttle(Limits(rate, burst, longest), concurrency, releases.send)
         run(THROTTLE, turns.answer, state, concurrency, releases)

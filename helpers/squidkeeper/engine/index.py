@@ -11,7 +11,7 @@ from squidkeeper.policy.model import Match
 from squidkeeper.url import Host
 
 
-class Entry(Protocol):
+class Matching(Protocol):
     """A rule, a rewrite or a credential."""
 
     @property
@@ -19,13 +19,13 @@ class Entry(Protocol):
         """The fields it matches by."""
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=Matching)
 
 
 class HostIndex:
     """The entries of one section by the hosts they match; a look-up costs the labels of the host, not the entries."""
 
-    def __init__(self, entries: Sequence[Entry], lists: Mapping[str, HostList]) -> None:
+    def __init__(self, entries: Sequence[Matching], lists: Mapping[str, HostList]) -> None:
         self._by_key: dict[str, list[int]] = {}
         self._by_network: list[tuple[Network, int]] = []
         self._by_list: dict[str, list[int]] = {}

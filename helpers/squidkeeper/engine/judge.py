@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple, TypeVar
 
+from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.engine.decision import Decision, Rewritten, deny
 from squidkeeper.engine.fields import Asked, Facts, covers_default_port, holds_for_host, holds_for_url
 from squidkeeper.engine.index import HostIndex
-from squidkeeper.engine.kept import Kept
 from squidkeeper.engine.query import CONNECT, REFUSED_METHODS, Query
 from squidkeeper.engine.target import target_url
 from squidkeeper.errors import InvalidUrl
@@ -101,9 +101,9 @@ class Judge:
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
         self.credentials = HostIndex(policy.credentials, policy.lists)
         self._methods = frozenset(_named_methods(policy)) | {"GET", _PREFLIGHT}
-        self._askers: Kept[tuple[str | None, ...], Asker] = Kept(_KEPT_BYTES_AT_MOST)
-        self._entries: Kept[tuple[object, ...], Entries] = Kept(_KEPT_BYTES_AT_MOST)
-        self._injecting: Kept[tuple[object, ...], Decision] = Kept(_KEPT_BYTES_AT_MOST)
+        self._askers: BoundedCache[tuple[str | None, ...], Asker] = BoundedCache(_KEPT_BYTES_AT_MOST)
+        self._entries: BoundedCache[tuple[object, ...], Entries] = BoundedCache(_KEPT_BYTES_AT_MOST)
+        self._injecting: BoundedCache[tuple[object, ...], Decision] = BoundedCache(_KEPT_BYTES_AT_MOST)
         self._verdicts: dict[str, Decision] = {}  # one for each rule at most, whoever asks
 
     def decide(self, query: Query, at: datetime) -> Decision:

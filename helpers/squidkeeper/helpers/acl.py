@@ -14,15 +14,23 @@ from hashlib import sha256
 from sys import getsizeof
 from urllib.parse import quote
 
+from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.engine import Decision, Judge, Query, deny
-from squidkeeper.engine.kept import Kept
 from squidkeeper.engine.query import CONNECT, DENIED_BY
-from squidkeeper.helpers import counting as counters
-from squidkeeper.helpers.places import Places
+from squidkeeper.helpers import helper_counters as counters
 from squidkeeper.helpers.request import HOST_TOKENS, PLACE_TOKENS, URL_TOKENS, query_from
+from squidkeeper.helpers.scope_cache import ScopeCache
 from squidkeeper.metrics import HOST, REQUEST
+from squidkeeper.protocol.lines import (
+    USER_LENGTH,
+    Reply,
+    Result,
+    decode_token,
+    decode_tokens,
+    parse_tokens,
+    split_tokens,
+)
 from squidkeeper.url import LONG_URL, RECORDED_URL_LENGTH, recorded_url
-from squidkeeper.wire import USER_LENGTH, Reply, Result, decode_token, decode_tokens, parse_tokens, split_tokens
 
 _NO_POLICY = deny(
     "policy-unavailable",
@@ -46,7 +54,8 @@ class HostAnswers:
         self.revision = judge.policy.revision
         self._lapses = sorted(rule.expires for rule in judge.policy.rules if rule.expires is not None)
         self._lapsed = 0
-        self._given: Kept[bytes | int, Reply] = Kept(_ANSWERS_BYTES)  # by line, and each reply once by its id
+        # By line, and each reply once by its id.
+        self._given: BoundedCache[bytes | int, Reply] = BoundedCache(_ANSWERS_BYTES)
 
     def find(self, request: bytes, at: datetime) -> Reply | None:
         """Find the answer that a line of Squid's has, if it was given before and stands."""
@@ -87,7 +96,7 @@ def _judge_host(answers: HostAnswers, request: bytes, at: datetime) -> Reply:
     return reply
 
 
-def answer_url(places: Places | None, request: bytes) -> Reply:
+def answer_url(places: ScopeCache | None, request: bytes) -> Reply:
     """Answer at request scope."""
     tokens = split_tokens(request, URL_TOKENS)
     url = decode_token(tokens[PLACE_TOKENS])
@@ -98,7 +107,7 @@ def answer_url(places: Places | None, request: bytes) -> Reply:
     return _describing(url, reply) if len(url) >= LONG_URL or "#" in url else reply
 
 
-def _decide(places: Places, tokens: list[bytes], url: str) -> Decision:
+def _decide(places: ScopeCache, tokens: list[bytes], url: str) -> Decision:
     scope, at = places.find(tokens), datetime.now(UTC)
     if isinstance(scope, Decision):
         return scope

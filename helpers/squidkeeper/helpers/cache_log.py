@@ -17,7 +17,9 @@ from typing import Final
 
 _FORMAT = "%(asctime)s| squidkeeper: %(message)s"
 _TIME = "%Y/%m/%d %H:%M:%S"  # as debug.cc of Squid writes it, in local time
-_SHARED = frozenset({"squidkeeper.live", "squidkeeper.helpers.credential"})  # loggers whose messages every helper has
+_SHARED = frozenset(
+    {"squidkeeper.policy_store.policy_watcher", "squidkeeper.helpers.credential"}
+)  # loggers whose messages every helper has
 _FILE = "announced"
 _OFFSET_BYTES = 7  # of a lock's place in the file, below the 2^63 that fcntl(2) takes
 _CLAIMS_AT_MOST: Final = 200

@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from squidkeeper.bounded_cache import BoundedCache
+from squidkeeper.credentials import SecretStore
 from squidkeeper.engine import Decision, Judge, deny
 from squidkeeper.engine.judge import Scope
-from squidkeeper.engine.kept import Kept
 from squidkeeper.errors import ReplyTooLong, SecretUnavailable, SquidkeeperError
-from squidkeeper.helpers import counting as counters
+from squidkeeper.helpers import helper_counters as counters
 from squidkeeper.helpers.acl import decided, page_message, unavailable
-from squidkeeper.helpers.counting import failure, injection
-from squidkeeper.helpers.places import Places
+from squidkeeper.helpers.helper_counters import failure, injection
 from squidkeeper.helpers.request import PLACE_TOKENS
+from squidkeeper.helpers.scope_cache import ScopeCache
 from squidkeeper.metrics import CREDENTIAL
-from squidkeeper.secrets import SecretStore
-from squidkeeper.wire import (
+from squidkeeper.protocol.lines import (
     LONGEST_CHANNEL,
     Reply,
     Result,
@@ -44,9 +44,9 @@ class Grants:
     """One policy in force and its secrets."""
 
     def __init__(self, judge: Judge) -> None:
-        self.places = Places(judge)
+        self.places = ScopeCache(judge)
         self.secrets = SecretStore(judge.policy.secrets, os.environ)
-        self._given: Kept[Decision, tuple[list[str], Reply]] = Kept(_GIVEN_BYTES)
+        self._given: BoundedCache[Decision, tuple[list[str], Reply]] = BoundedCache(_GIVEN_BYTES)
         self._complained: set[str] = set()
 
     def reply(self, decision: Decision, values: list[str], limit: int) -> Reply:

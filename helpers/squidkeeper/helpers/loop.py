@@ -12,14 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from squidkeeper.counters import Key
 from squidkeeper.engine import Judge
 from squidkeeper.errors import InvalidLine, describe
 from squidkeeper.helpers.cache_log import write_to_cache_log
-from squidkeeper.helpers.counting import Counting, decision, protocol_error
-from squidkeeper.helpers.watchdog import Watchdog
-from squidkeeper.live import LivePolicy
-from squidkeeper.slots import Key
-from squidkeeper.wire import LineBuffer, Reply, Result, format_reply, reply_limit, split_channel
+from squidkeeper.helpers.helper_counters import HelperCounters, decision, protocol_error
+from squidkeeper.helpers.stuck_watchdog import StuckWatchdog
+from squidkeeper.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.protocol.lines import LineBuffer, Reply, Result, format_reply, reply_limit, split_channel
 
 T = TypeVar("T")
 Answer = Callable[[bytes], Reply]
@@ -46,9 +46,9 @@ def run(
     answer_while_loading()
     output = take_output()
     once = write_to_cache_log()
-    live = LivePolicy(directory, state / "lists", prepare, state / "revisions")
-    counting = Counting(helper, state, lambda: live.state)
-    Watchdog(lambda: counting.at).start()
+    live = PolicyWatcher(directory, state / "lists", prepare, state / "revisions")
+    counting = HelperCounters(helper, state, lambda: live.state)
+    StuckWatchdog(lambda: counting.at).start()
     counting.begin()
     counting.start()  # which waits for a disk, as does this:
     once.open(state)
@@ -58,7 +58,7 @@ def run(
     serve(lambda request: answer(live.current, request), output, concurrency, counting)
 
 
-def serve(answer: Answer, output: int, concurrency: int, counting: Counting) -> None:
+def serve(answer: Answer, output: int, concurrency: int, counting: HelperCounters) -> None:
     """Answer every line of standard input until its end; then everything read has been answered.
 
     `output` is a file descriptor. Lines read together are answered by one write, which always holds whole lines, and

@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 
 from squidkeeper.engine import Decision
 from squidkeeper.engine.decision import Rewritten
-from squidkeeper.helpers.counting import decision
-from squidkeeper.helpers.places import Places
+from squidkeeper.helpers.helper_counters import decision
 from squidkeeper.helpers.request import HOST_TOKENS
+from squidkeeper.helpers.scope_cache import ScopeCache
 from squidkeeper.metrics import NONE, REWRITE
-from squidkeeper.wire import Reply, Result, split_tokens
+from squidkeeper.protocol.lines import Reply, Result, split_tokens
 
 
-def answer(places: Places | None, request: bytes) -> Reply:
+def answer(places: ScopeCache | None, request: bytes) -> Reply:
     """Answer one line: the URL as it is, for Squid does not encode it here, then the eight tokens."""
     raw, _, place = request.partition(b" ")
     url, tokens = raw.decode("utf-8", "surrogateescape"), split_tokens(place, HOST_TOKENS)

@@ -15,9 +15,9 @@ from heapq import nlargest
 from ipaddress import ip_network
 from typing import Final
 
-from squidkeeper.helpers import counting as counters
-from squidkeeper.helpers.late import Late
-from squidkeeper.wire import Reply, Result, parse_tokens
+from squidkeeper.helpers import helper_counters as counters
+from squidkeeper.helpers.delayed_replies import DelayedReply
+from squidkeeper.protocol.lines import Reply, Result, parse_tokens
 
 TOKENS: Final = (1, 2)
 SPARE_SLOTS: Final = 50  # never held, so that a client below its rate is answered at once
@@ -96,23 +96,23 @@ class Throttle:
         self._surplus = Surplus(limits.per_second, release)
         self._slots = concurrency - SPARE_SLOTS
 
-    def answer(self, request: bytes, now: float, held: int) -> Late:
+    def answer(self, request: bytes, now: float, held: int) -> DelayedReply:
         """Answer one line; `held` is how many wait already."""
         client, *_ = parse_tokens(request, TOKENS)
         due = self._clients.due(client_network(client or ""), now, may_wait=held < self._slots)
         if due is not None:
-            return Late(due, _AT_ONCE if due <= now else _HELD)
-        return Late(now, _send_on(self._surplus.due(now)))
+            return DelayedReply(due, _AT_ONCE if due <= now else _HELD)
+        return DelayedReply(now, _send_on(self._surplus.due(now)))
 
 
-def answer_surplus(request: bytes, now: float, held: int) -> Late:  # noqa: ARG001 - as at client scope
+def answer_surplus(request: bytes, now: float, held: int) -> DelayedReply:  # noqa: ARG001 - as at client scope
     """Answer at surplus scope: at the time that the first answer named; at once where it named none."""
     until, *_ = parse_tokens(request, TOKENS)
     try:
         due = float(until or "")
     except ValueError:
         due = now
-    return Late(min(due, now + SURPLUS_SECONDS), _OK) if due > now else Late(now, _OK)  # also for NaN
+    return DelayedReply(min(due, now + SURPLUS_SECONDS), _OK) if due > now else DelayedReply(now, _OK)  # also for NaN
 
 
 @lru_cache(maxsize=4096)

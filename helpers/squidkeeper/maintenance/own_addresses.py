@@ -17,9 +17,9 @@ from typing import Final
 
 import psutil
 
-from squidkeeper.maintenance.pace import Pace
-from squidkeeper.maintenance.replacement import replace
-from squidkeeper.maintenance.squid import Squid
+from squidkeeper.maintenance.atomic_write import replace
+from squidkeeper.maintenance.rate_limit import RateLimit
+from squidkeeper.maintenance.squid_process import SquidProcess
 from squidkeeper.url import Address, embeddings, is_private
 
 FILE: Final = "own-addresses"
@@ -43,11 +43,11 @@ class OwnAddresses:
 
     name = "own-addresses"
 
-    def __init__(self, state: Path, squid: Squid, pace: Pace | None = None) -> None:
+    def __init__(self, state: Path, squid: SquidProcess, pace: RateLimit | None = None) -> None:
         self._file = state / FILE
         self._told = state / f"{FILE}.told"  # what the file held when Squid was last told
         self._squid = squid
-        self._pace = pace or Pace(*_RECONFIGURE_AT_MOST)
+        self._pace = pace or RateLimit(*_RECONFIGURE_AT_MOST)
         self._known: frozenset[Address] | None = None  # those that Squid has read; None: not known yet
         self._written = ""  # what the file holds, unless something else has changed it since
 

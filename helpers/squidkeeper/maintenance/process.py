@@ -11,7 +11,7 @@ from subprocess import SubprocessError
 from typing import Final, NoReturn, Protocol
 
 from squidkeeper.errors import SquidkeeperError
-from squidkeeper.upkeep import SignOfLife
+from squidkeeper.maintenance_status import Heartbeat
 
 _INTERVAL_SECONDS: Final = 1.0
 _FAILURES: Final = (OSError, SquidkeeperError, SubprocessError, ValueError)
@@ -27,20 +27,20 @@ class Task(Protocol):
         """Do what is due, without waiting; an error says what could not be done and what to do."""
 
 
-def run(tasks: Sequence[Task], sign: SignOfLife) -> NoReturn:
+def run(tasks: Sequence[Task], sign: Heartbeat) -> NoReturn:
     """Check the tasks until SIGTERM or SIGINT, which raise `SystemExit`."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
-    rounds = Rounds(tasks, sign)
+    rounds = TaskRunner(tasks, sign)
     while True:
         rounds.check()
         time.sleep(_INTERVAL_SECONDS)
 
 
-class Rounds:
+class TaskRunner:
     """The tasks, and what is known to be wrong with each."""
 
-    def __init__(self, tasks: Sequence[Task], sign: SignOfLife) -> None:
+    def __init__(self, tasks: Sequence[Task], sign: Heartbeat) -> None:
         self._tasks = tasks
         self._sign = sign
         self._failures = {task.name: "" for task in tasks}

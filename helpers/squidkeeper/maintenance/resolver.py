@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.errors import ResolverFailed
-from squidkeeper.maintenance.replacement import replace
+from squidkeeper.maintenance.atomic_write import replace
 
 PROGRAM: Final = "/usr/sbin/unbound"
 _LIBC: Final = ctypes.CDLL(None)

@@ -17,9 +17,9 @@ from pathlib import Path
 from signal import SIGUSR1
 from typing import Final
 
-from squidkeeper.maintenance.pace import Pace
-from squidkeeper.maintenance.squid import Squid
-from squidkeeper.rotated import next_name, rotated
+from squidkeeper.maintenance.rate_limit import RateLimit
+from squidkeeper.maintenance.squid_process import SquidProcess
+from squidkeeper.rotated_logs import next_name, rotated
 
 _ACCESS_LOG_BYTES: Final = 8 * 2**30
 _CACHE_LOG_SHARE = 16  # the limit of cache.log is this part of that of the access log
@@ -54,15 +54,15 @@ class Rotation:
         self,
         access_log: Path,
         cache_log: Path,
-        squid: Squid,
+        squid: SquidProcess,
         limit_bytes: int | None = None,
-        pace: Pace | None = None,
+        pace: RateLimit | None = None,
     ) -> None:
         self._access_log = access_log
         self._cache_log = cache_log
         self._squid = squid
         self._limit_bytes = limit_bytes
-        self._pace = pace or Pace(_ROTATE_AT_MOST)
+        self._pace = pace or RateLimit(_ROTATE_AT_MOST)
         self._not_renamed: list[OSError] = []
         # A predecessor may have ended between renaming and telling.
         self._renamed = any(rotated(log) and not log.exists() for log in (access_log, cache_log))

@@ -36,7 +36,7 @@ class ListChangedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ListLine:
     """A line of a list, by its number."""
 
     number: int
@@ -44,16 +44,16 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class ListSummary:
     """What compiling a list brought to light."""
 
     patterns: int = 0
     prefixes: tuple[tuple[int, int], ...] = ()  # version and length of each kind of network in it
     strange: int = 0  # lines that were not understood
-    first_strange: tuple[Line, ...] = ()
-    widest: Line | None = None  # the first '*'
-    wide: Line | None = None  # the first wildcard over a whole top-level domain
-    exception: Line | None = None  # the first line, not understood, that takes hosts out of the list again
+    first_strange: tuple[ListLine, ...] = ()
+    widest: ListLine | None = None  # the first '*'
+    wide: ListLine | None = None  # the first wildcard over a whole top-level domain
+    exception: ListLine | None = None  # the first line, not understood, that takes hosts out of the list again
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class HostList:
     """A compiled list: `host in hosts` tells whether one of its patterns matches."""
 
     location: Location
-    summary: Summary = field(default_factory=Summary)
+    summary: ListSummary = field(default_factory=ListSummary)
     _trie: Any = field(default_factory=marisa_trie.Trie, repr=False, compare=False)
     has_wildcards: bool = field(default=True, compare=False)  # whether it can hold `*.x`, `**.x` or `*`
 
@@ -143,10 +143,10 @@ class _Compiler:
         self.patterns = 0
         self.prefixes: set[tuple[int, int]] = set()
         self.strange = 0
-        self.first_strange: list[Line] = []
-        self.widest: Line | None = None
-        self.wide: Line | None = None
-        self.exception: Line | None = None
+        self.first_strange: list[ListLine] = []
+        self.widest: ListLine | None = None
+        self.wide: ListLine | None = None
+        self.exception: ListLine | None = None
 
     def keys(self, file: BinaryIO) -> Iterator[str]:
         """Give the keys of all patterns; a host and all under it, in two lines of an RPZ zone, are one pattern."""
@@ -170,7 +170,7 @@ class _Compiler:
             if key:
                 yield key
             elif line:
-                yield from self._read_keys(reader, Line(number, line))
+                yield from self._read_keys(reader, ListLine(number, line))
 
     def _lines(self, file: BinaryIO) -> Iterator[str]:
         rest = b""
@@ -182,28 +182,30 @@ class _Compiler:
             rest = rest[:_BLOCK]  # of a line without an end, enough that it is too long
         yield rest.decode("utf-8", "replace")
 
-    def summary(self) -> Summary:
+    def summary(self) -> ListSummary:
         prefixes = tuple(sorted(self.prefixes))
         noted = (self.widest, self.wide, self.exception)
-        return Summary(self.patterns, prefixes, self.strange, tuple(self.first_strange), *noted)
+        return ListSummary(self.patterns, prefixes, self.strange, tuple(self.first_strange), *noted)
 
-    def _read_keys(self, reader: LineReader, line: Line) -> Iterator[str]:
+    def _read_keys(self, reader: LineReader, line: ListLine) -> Iterator[str]:
         try:
             patterns = reader.patterns(line.text)
         except PatternError:
-            self._note_strange(Line(line.number, line.text[:_SHOWN_LENGTH].strip()), is_exception(line.text.strip()))
+            self._note_strange(
+                ListLine(line.number, line.text[:_SHOWN_LENGTH].strip()), is_exception(line.text.strip())
+            )
             return
         for pattern in patterns:
-            yield self._key(Line(line.number, line.text[:_SHOWN_LENGTH].strip()), pattern)
+            yield self._key(ListLine(line.number, line.text[:_SHOWN_LENGTH].strip()), pattern)
 
-    def _note_strange(self, line: Line, exception: bool) -> None:
+    def _note_strange(self, line: ListLine, exception: bool) -> None:
         self.strange += 1
         if exception:
             self.exception = self.exception or line
         if len(self.first_strange) < _STRANGE_SHOWN:
             self.first_strange.append(line)
 
-    def _key(self, line: Line, pattern: HostPattern) -> str:
+    def _key(self, line: ListLine, pattern: HostPattern) -> str:
         key = pattern.key
         if pattern.network is not None:
             self.prefixes.add((pattern.network.version, pattern.network.prefixlen))
@@ -215,7 +217,7 @@ class _Compiler:
         return key
 
 
-def _compile_long(path: Path, digest: str, cached: Path | None, lock: int | None) -> tuple[Summary, Any] | None:
+def _compile_long(path: Path, digest: str, cached: Path | None, lock: int | None) -> tuple[ListSummary, Any] | None:
     """Compile a long list in a process of its own, so that a helper neither grows nor stalls; None where that fails.
 
     That process holds the lock too: where the helper ends meanwhile, the next one waits, and does not begin anew.
@@ -236,7 +238,7 @@ def _compile_long(path: Path, digest: str, cached: Path | None, lock: int | None
     return _read_cached(cached)
 
 
-def _compile(path: Path, digest: str, cached: Path | None) -> tuple[Summary, Any]:
+def _compile(path: Path, digest: str, cached: Path | None) -> tuple[ListSummary, Any]:
     compiler = _Compiler()
     with _open_list(path) as file:
         trie = marisa_trie.Trie(map(stored_key, compiler.keys(file)))
@@ -271,7 +273,7 @@ def _network_key(address: Address, length: int) -> str:
 # of all before. marisa-trie maps the file and does not look beyond its own end.
 
 
-def _read_cached(path: Path | None) -> tuple[Summary, Any] | None:
+def _read_cached(path: Path | None) -> tuple[ListSummary, Any] | None:
     if path is None:
         return None
     try:
@@ -287,22 +289,22 @@ def _read_cached(path: Path | None) -> tuple[Summary, Any] | None:
     return summary, trie
 
 
-def _read_foot(content: bytes) -> Summary:
+def _read_foot(content: bytes) -> ListSummary:
     magic, length, checksum = _FOOT.unpack(content[-_FOOT.size :])
     body = memoryview(content)[: -_FOOT.size]
     if magic != _FORMAT or zlib.crc32(body) != checksum:
         raise ValueError("torn")
     raw = json.loads(bytes(body[len(body) - length :]))
-    return Summary(
+    return ListSummary(
         raw["patterns"],
         tuple((version, length) for version, length in raw["prefixes"]),
         raw["strange"],
-        tuple(Line(**line) for line in raw["first_strange"]),
-        *(Line(**raw[name]) if raw[name] else None for name in ("widest", "wide", "exception")),
+        tuple(ListLine(**line) for line in raw["first_strange"]),
+        *(ListLine(**raw[name]) if raw[name] else None for name in ("widest", "wide", "exception")),
     )
 
 
-def _write_cached(path: Path, summary: Summary, trie: Any) -> None:
+def _write_cached(path: Path, summary: ListSummary, trie: Any) -> None:
     text = json.dumps(asdict(summary)).encode()
     unfinished = path.with_suffix(f".{os.getpid()}{_UNFINISHED}")
     try:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy.document import Document, all_entries, entries
 from squidkeeper.policy.faults import Fault, Location
-from squidkeeper.policy.lists import HostList, ListChangedError, Summary, load_list, prune_cache
+from squidkeeper.policy.lists import HostList, ListChangedError, ListSummary, load_list, prune_cache
 from squidkeeper.policy.model import (
     Action,
     Client,
@@ -44,14 +44,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class BuiltPolicy:
     """A policy that loads, and what in it is surely unmeant as far as loading shows."""
 
     policy: Policy
     warnings: tuple[Fault, ...] = ()
 
 
-def build(sources: Sources, *, list_cache: Path | None = None, ended: frozenset[str] = frozenset()) -> Loaded:
+def build(sources: Sources, *, list_cache: Path | None = None, ended: frozenset[str] = frozenset()) -> BuiltPolicy:
     """Build the policy; `PolicyError` with every fault where there is one. The policy's own tests are not run.
 
     `ended` names the files that ended with `end: true` in the revision before.
@@ -69,7 +69,7 @@ def build(sources: Sources, *, list_cache: Path | None = None, ended: frozenset[
     all_warnings = tuple(sorted({*warnings, *secret_warnings, *comments}))
     if faults:
         raise PolicyError(sorted(set(faults)), all_warnings)
-    return Loaded(_policy(sources, checked, lists), all_warnings)
+    return BuiltPolicy(_policy(sources, checked, lists), all_warnings)
 
 
 def _names(sources: Sources) -> Names:
@@ -175,7 +175,7 @@ def _opens(section: str, entry: Mapping[str, object]) -> bool:
     return section == "credentials" or entry.get("action") == Action.ALLOW
 
 
-def _forbidden(section: str, summary: Summary) -> Iterator[str]:
+def _forbidden(section: str, summary: ListSummary) -> Iterator[str]:
     kind = "a credential" if section == "credentials" else "an allow"
     wide = summary.wide or (summary.widest if section == "credentials" else None)
     if wide:

@@ -30,7 +30,7 @@ from squidkeeper.policy.sources import ListFile, SecretFile, Sources, file_entri
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredRevision:
     """A revision that is kept, and when it was last loaded (seconds since 1970)."""
 
     revision: str
@@ -116,19 +116,19 @@ def read(folder: Path, revision: str) -> Sources:
     )
 
 
-def kept(folder: Path) -> list[Kept]:
+def kept(folder: Path) -> list[StoredRevision]:
     """List the revisions that are kept, the newest first."""
     return sorted(_kept(folder), key=lambda one: one.loaded, reverse=True)
 
 
-def _kept(folder: Path) -> Iterator[Kept]:
+def _kept(folder: Path) -> Iterator[StoredRevision]:
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return
     for name in filter(_REVISION.fullmatch, names):
         with suppress(FileNotFoundError):  # pruned by another process
-            yield Kept(name, os.stat(folder / name).st_mtime)
+            yield StoredRevision(name, os.stat(folder / name).st_mtime)
 
 
 def _read_document(file: Path, path: Path, digest: str) -> Document:

@@ -1,0 +1,187 @@
+"""Reading the slots of a folder, and adding them up (floor 4)."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import stat
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from squidkeeper.counters.layout import (
+    CAREFULLY,
+    COUNTER_FILES,
+    STATUS_AT,
+    STATUS_BYTES,
+    STATUS_HEAD,
+    TRIES,
+    HelperStatus,
+    Key,
+    Sample,
+    key_labels,
+    make_key,
+    read_identity,
+    read_keys,
+    read_values,
+)
+
+_SLOT_NAME = re.compile(r"slot-[0-9]{2}")
+_STATUS_FIELDS = tuple(one.name for one in fields(HelperStatus))
+_FLOCK = struct.Struct("@hhqqi0q")  # struct flock of a 64-bit Linux
+_FOLDED = "folded"
+
+
+@dataclass(frozen=True, slots=True)
+class CounterFile:
+    """A slot as it was read.
+
+    `running` tells whether a process has it now; the status and the samples of one that has ended stay. There is no
+    status while a process starts. `identity` changes when a slot was begun anew. `problem` says why a slot could not be
+    read: it has neither status nor samples.
+    """
+
+    number: int
+    running: bool
+    identity: str = ""
+    status: HelperStatus | None = None
+    samples: tuple[Sample, ...] = ()
+    problem: str | None = None
+
+
+def read_counter_files(folder: Path) -> Iterator[CounterFile]:
+    """Read every slot of a folder, in their order; nothing where there is no folder, OSError where it cannot be read.
+
+    Not for a process that has a slot itself: closing a file lets go of the process's own lock on it.
+    """
+    try:
+        names = sorted(name for name in os.listdir(folder) if _SLOT_NAME.fullmatch(name))
+    except FileNotFoundError:
+        return
+    for name in names:
+        slot = _read_slot(folder / name)
+        if slot:
+            yield slot
+
+
+def counter_file_owner(folder: Path, number: int) -> int | None:
+    """Ask which process has a slot; None where none has it, or it is not seen from here.
+
+    Not for a process that has a slot itself, as above.
+    """
+    try:
+        descriptor = os.open(folder / f"slot-{number:02}", os.O_RDONLY | CAREFULLY)
+    except OSError:
+        return None
+    try:
+        return _lock_owner(descriptor) or None
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+class Totals:
+    """Adds slots up so that no sum goes back, also where a slot cannot be read, is gone, or was begun anew.
+
+    `known` is what was last read of each slot, by its identity; give it to a new `Totals` to go on after a restart.
+    """
+
+    def __init__(self, known: Mapping[str, Mapping[Key, float]] | None = None) -> None:
+        self.known: dict[str, dict[Key, float]] = {name: dict(values) for name, values in (known or {}).items()}
+
+    def add_up(self, slots: Iterable[CounterFile]) -> dict[Key, float]:
+        """Add up the samples of all slots, and what was last read of those that are no more."""
+        for slot in slots:
+            if slot.problem is None:
+                last = self.known.pop(slot.identity, {})
+                self.known[slot.identity] = last  # at the end, so that those unseen for longest are the first
+                for sample in slot.samples:
+                    key = sample_key(sample)
+                    last[key] = max(sample[2], last.get(key, 0.0))
+        self._fold()
+        return _sum(self.known.values())
+
+    def _fold(self) -> None:
+        """Make one of all those that are surely no more, so that `known` is bounded."""
+        for identity in list(self.known)[: -2 * COUNTER_FILES]:
+            self.known[_FOLDED] = _sum((self.known.pop(_FOLDED, {}), self.known.pop(identity, {})))
+
+
+def sample_key(sample: Sample) -> Key:
+    """Give the key of a sample."""
+    metric, labels, _ = sample
+    return make_key(metric, labels)
+
+
+def _sum(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
+    total: dict[Key, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            total[key] = total.get(key, 0.0) + value
+    return total
+
+
+def _read_slot(path: Path) -> CounterFile | None:
+    """Read one slot; None where it is only about to be made, or gone by now."""
+    number = int(path.name[-2:])
+    try:
+        descriptor = os.open(path, os.O_RDONLY | CAREFULLY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return CounterFile(number, running=False, problem=f"it cannot be read: {error.strerror}")
+    try:
+        return _read_open(number, descriptor)
+    except (OSError, struct.error) as error:  # the latter: it has just been truncated
+        return CounterFile(number, running=False, problem=f"it cannot be read: {error}")
+    finally:
+        os.close(descriptor)
+
+
+def _read_open(number: int, descriptor: int) -> CounterFile | None:
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
+        return CounterFile(number, running=False, problem="it is not a regular file")
+    if not state.st_size:
+        return None
+    running = _is_locked(descriptor)
+    identity = read_identity(descriptor)
+    if identity is None:
+        return CounterFile(number, running, problem="it is no slot of this release")
+    values = read_values(descriptor)
+    keys, _ = read_keys(descriptor)  # after the values: each value that counts has its key by now
+    samples = tuple((key[0], key_labels(key), value) for key, value in zip(keys, values, strict=False))
+    return CounterFile(number, running, identity, _read_status(descriptor), samples)
+
+
+def _is_locked(descriptor: int) -> bool:
+    return _lock_owner(descriptor) is not None
+
+
+def _lock_owner(descriptor: int) -> int | None:
+    """Ask which process holds the lock, if one does, without taking it even for a moment; 0: one that is not seen."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else int(pid)
+
+
+def _read_status(descriptor: int) -> HelperStatus | None:
+    for _ in range(TRIES):
+        length, checksum = STATUS_HEAD.unpack(os.pread(descriptor, STATUS_HEAD.size, STATUS_AT))
+        text = os.pread(descriptor, min(length, STATUS_BYTES), STATUS_AT + STATUS_HEAD.size)
+        if zlib.crc32(text) == checksum:  # else it is being written
+            return _parse_status(text)
+    return None
+
+
+def _parse_status(text: bytes) -> HelperStatus | None:
+    try:
+        raw = json.loads(text)
+        return HelperStatus(**{name: raw[name] for name in _STATUS_FIELDS if name in raw})
+    except (ValueError, TypeError, RecursionError):
+        return None

@@ -1,0 +1,221 @@
+"""From what was counted and seen to Prometheus's metrics (floor 5): one family for each entry of metrics.py.
+
+What the policy names is there from the start, with 0: a first event is an increase then, and an alert sees it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Multiset
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import accumulate
+from typing import Final, TypeVar
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from squidkeeper import metrics
+from squidkeeper.counters import INFINITY, CounterFile, Key, histogram_keys, key_labels
+from squidkeeper.exporter.cache_manager import SquidCounters
+from squidkeeper.exporter.cache_manager import families as squid_families
+from squidkeeper.exporter.certificate import Certificate
+from squidkeeper.exporter.checkpoint import Checkpoint
+from squidkeeper.exporter.counts import SERIES_LIMIT, RequestCounts
+from squidkeeper.exporter.disks import Disk
+from squidkeeper.exporter.health import is_outdated, is_stuck, running
+from squidkeeper.exporter.recent import RecentAnswer
+from squidkeeper.maintenance_status import NOT_RUNNING, MaintenanceStatus
+from squidkeeper.metrics import HELPERS, NONE, Metric
+from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
+from squidkeeper.policy_store.policy_watcher import PolicyState
+
+_EXPECTED_LIMIT: Final = SERIES_LIMIT // 2  # of the series of one metric, may be there before they count anything
+LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
+_STATUS_CLASSES = {"allow": "2xx", "deny": "4xx"}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that is served, at one moment; times are seconds since 1970."""
+
+    now: float
+    kept: Checkpoint
+    record_readable: bool
+    backlog_bytes: int
+    state_writable: bool
+    policy: Policy | None
+    live: PolicyState
+    slots: tuple[CounterFile, ...]
+    totals: Mapping[Key, float]
+    certificate: Certificate
+    squid: SquidCounters
+    answers: tuple[RecentAnswer, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    upkeep: MaintenanceStatus = NOT_RUNNING
+
+
+class GatewayCollector(Collector):
+    """Everything that the exporter serves, beside its own process."""
+
+    def __init__(self, look: Callable[[], Snapshot]) -> None:
+        self._look = look
+
+    def describe(self) -> Iterable[Family]:
+        """Describe nothing: what there is, is looked at when it is asked for."""
+        return ()
+
+    def collect(self) -> Iterator[Family]:
+        """Look, and make families of it."""
+        view = self._look()
+        yield from record_families(view)
+        yield from helper_families(view)
+        yield from policy_families(view)
+        yield from exporter_families(view)
+        yield from squid_families(view.squid)
+
+
+def record_families(view: Snapshot) -> Iterator[Family]:
+    """Make the metrics of the record."""
+    counts, expected = view.kept.counts, expected_series(view.policy)
+    requests = [(client, rule, verdict, "read", _STATUS_CLASSES[verdict]) for client, rule, verdict in expected]
+    yield _family(metrics.REQUESTS, dict.fromkeys(requests, 0) | dict(counts.requests))
+    tunnels = [(client, rule) for client, rule, verdict in expected if verdict == "allow"]
+    yield _family(metrics.TUNNELS, dict.fromkeys(tunnels, 0) | dict(counts.tunnels))
+    yield _family(metrics.RESPONSE_BYTES, dict.fromkeys(expected, 0) | dict(counts.response_bytes))
+    yield _durations(counts)
+    drift = [(client, rule) for client, rule, _ in expected]
+    yield _family(metrics.DRIFT, dict.fromkeys(drift, 0) | dict(counts.drift))
+    yield _single(metrics.DRIFT_UNCHECKED, counts.drift_unchecked)
+    yield _single(metrics.DRIFT_CUT, counts.drift_cut)
+    rules = view.policy.rules if view.policy else ()
+    matched = {(rule.name,): _seconds(counts.last_matched.get(rule.name, "")) for rule in rules}
+    yield _family(metrics.RULE_LAST_MATCHED, matched)
+    yield _single(metrics.RECORD_READABLE, view.record_readable)
+    yield _single(metrics.RECORD_BACKLOG, view.backlog_bytes)
+    yield _single(metrics.RECORD_LAST_LINE, _seconds(counts.last_line))
+    yield _single(metrics.RECORD_INVALID_LINES, counts.invalid_lines)
+    yield _single(metrics.RECORD_LOST, counts.lost)
+
+
+def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
+    """List (client, rule, verdict) of what the policy lets one expect, a bounded number."""
+    if policy is None:
+        return []
+    everybody = (*(client.name for client in policy.clients), NONE)
+    found = [
+        (client, rule.name, str(rule.action)) for rule in policy.rules for client in rule.match.clients or everybody
+    ]
+    for name in sorted(VERDICT_NAMES):
+        action = policy.default_action if name == "default" else Action.DENY
+        found += [(client, name, str(action)) for client in everybody]
+    return found if len(found) <= _EXPECTED_LIMIT else [one for one in found if one[0] == NONE][:_EXPECTED_LIMIT]
+
+
+def helper_families(view: Snapshot) -> Iterator[Family]:
+    """Make the metrics of the helpers."""
+    helpers = running(view.slots)
+    for metric in (
+        metrics.DECISIONS,
+        metrics.PROTOCOL_ERRORS,
+        metrics.HELPER_STARTS,
+        metrics.THROTTLED,
+        metrics.CREDENTIAL_INJECTIONS,
+        metrics.CREDENTIAL_FAILURES,
+    ):
+        yield _family(metric, _expected(metric, view.policy) | _counted(metric, view.totals))
+    yield _decision_durations(view.totals)
+    yield _per_helper(metrics.HELPER_PROCESSES, [status.helper for status in helpers])
+    outdated = [status.helper for status in helpers if is_outdated(status, view.live)]
+    yield _per_helper(metrics.HELPER_PROCESSES_OUTDATED, outdated)
+    stuck = [status.helper for status in helpers if is_stuck(status, view.now)]
+    yield _per_helper(metrics.HELPER_PROCESSES_STUCK, stuck)
+
+
+def policy_families(view: Snapshot) -> Iterator[Family]:
+    """Make the metrics of the policy."""
+    policy = view.policy
+    yield _family(metrics.POLICY_INFO, {(policy.revision,): 1} if policy else {})
+    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESSFUL, view.live.ok)
+    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESS, view.live.loaded or 0)
+    yield _single(metrics.POLICY_RULES, len(policy.rules) if policy else 0)
+    rules = policy.rules if policy else ()
+    yield _family(metrics.RULE_EXPIRY, {(rule.name,): rule.expires.timestamp() for rule in rules if rule.expires})
+
+
+def exporter_families(view: Snapshot) -> Iterator[Family]:
+    """Make the metrics of the exporter itself, of the CA, of the disks and of the maintenance process."""
+    end = view.certificate.not_after
+    yield _family(metrics.CA_EXPIRY, {(): end.timestamp()} if end else {})
+    yield _single(metrics.STATE_WRITABLE, view.state_writable)
+    yield _family(metrics.FILESYSTEM_AVAILABLE, {(disk.folder,): disk.available_bytes for disk in view.disks})
+    yield _family(metrics.FILESYSTEM_SIZE, {(disk.folder,): disk.size_bytes for disk in view.disks})
+    yield _single(metrics.MAINTENANCE_UP, view.upkeep.runs)
+    failures = view.upkeep.failures
+    yield _family(metrics.MAINTENANCE_TASK_SUCCESS, {(task,): not failure for task, failure in failures.items()})
+
+
+def _single(metric: Metric, value: float) -> Family:
+    return _family(metric, {(): value})
+
+
+def _family(metric: Metric, values: Mapping[LabelsT, float]) -> Family:
+    kind = CounterMetricFamily if metric.kind is metrics.MetricKind.COUNTER else GaugeMetricFamily
+    family = kind(metric.name, metric.help, labels=metric.labels)
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
+
+
+def _durations(counts: RequestCounts) -> Family:
+    metric = metrics.REQUEST_DURATION
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for labels, (*cells, milliseconds) in counts.durations:
+        family.add_metric(labels, _buckets(metric, cells), milliseconds / 1000)
+    return family
+
+
+def _buckets(metric: Metric, cells: Sequence[float]) -> list[tuple[str, float]]:
+    """Name the buckets, and add up: each holds all that took no longer."""
+    return list(zip((*map(floatToGoString, metric.buckets), INFINITY), accumulate(cells), strict=True))
+
+
+def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], float]:
+    """Make what is there with 0: for each credential, and for each helper that counts by itself alone."""
+    if metric.labels == ("helper",):
+        return {(helper,): 0.0 for helper in HELPERS}
+    if metric is metrics.THROTTLED:
+        return {(wait,): 0.0 for wait in metrics.WAITS}
+    if metric.labels == ("credential",) and policy:
+        return {(credential.name,): 0.0 for credential in policy.credentials}
+    return {}
+
+
+def _counted(metric: Metric, totals: Mapping[Key, float]) -> dict[tuple[str, ...], float]:
+    """Find what helpers have counted of a metric, by its labels in their order."""
+    found: dict[tuple[str, ...], float] = {}
+    for key, value in totals.items():
+        labels = key_labels(key)
+        if key[0] == metric.name and labels.keys() == set(metric.labels):
+            found[tuple(labels[label] for label in metric.labels)] = value
+    return found
+
+
+def _decision_durations(totals: Mapping[Key, float]) -> Family:
+    metric = metrics.DECISION_DURATION
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for helper in HELPERS:
+        *buckets, total = histogram_keys(metric.name, {"helper": helper}, metric.buckets)
+        cells = [totals.get(key, 0.0) for key in buckets]
+        family.add_metric((helper,), _buckets(metric, cells), totals.get(total, 0.0))
+    return family
+
+
+def _per_helper(metric: Metric, helpers: Iterable[str]) -> Family:
+    return _family(metric, dict.fromkeys([(helper,) for helper in HELPERS], 0) | Multiset((one,) for one in helpers))
+
+
+def _seconds(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp() if time else 0.0

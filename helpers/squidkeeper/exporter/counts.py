@@ -1,0 +1,159 @@
+"""What is counted of the record (floor 5): plain numbers, cheap for each line, written to a checkpoint and read back.
+
+`RequestCounts` are the numbers at one moment; a `RequestCounter` goes on from them. Nothing that a client chooses can
+make more than `SERIES_LIMIT` series: what is new then is counted under the label `other`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Container, Sequence
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+
+from squidkeeper.metrics import CONNECT_CLASS, NONE, OTHER, REQUEST_DURATION, method_class, status_class
+from squidkeeper.record import record as records
+from squidkeeper.record.record import Record
+
+SERIES_LIMIT: Final = 4000  # of one metric
+RULES_LIMIT: Final = 2000  # rules whose last match is remembered
+_BOUNDS_MS: Final = tuple(round(bound * 1000) for bound in REQUEST_DURATION.buckets)
+_VERDICTS = frozenset({"allow", "deny"})
+_DURATION_CELLS = len(_BOUNDS_MS) + 2
+_WAYS_LIMIT = 20_000  # ways are found again from the series, so forgetting them all costs a little time only
+
+RequestLabels = tuple[str, str, str, str, str]  # client, rule, verdict, method_class, status_class
+BytesLabels = tuple[str, str, str]  # client, rule, verdict
+DurationLabels = tuple[str, str]  # verdict, method_class
+DriftLabels = tuple[str, str]  # client, rule
+TunnelLabels = tuple[str, str]  # client, rule
+LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
+
+
+class RequestCounts(msgspec.Struct, frozen=True):
+    """Every number that is counted of the record, at one moment.
+
+    `durations` has for each bucket how many requests fell into it alone, the last one without a bound, and then the
+    sum in milliseconds. Times are as on record; empty: never.
+    """
+
+    requests: list[tuple[RequestLabels, int]] = []
+    tunnels: list[tuple[TunnelLabels, int]] = []
+    response_bytes: list[tuple[BytesLabels, int]] = []
+    durations: list[tuple[DurationLabels, list[int]]] = []
+    last_matched: dict[str, str] = {}
+    drift: list[tuple[DriftLabels, int]] = []
+    drift_unchecked: int = 0
+    drift_cut: int = 0
+    invalid_lines: int = 0
+    lost: int = 0
+    last_line: str = ""
+
+
+class _Cells(NamedTuple):
+    """Where requests that differ in nothing that is counted apart are counted: four cells, shared with other ways.
+
+    For tunnels, `requests` is a cell of `Counts.tunnels`.
+    """
+
+    requests: list[int]
+    response_bytes: list[int]
+    duration: list[int]
+    last_matched: list[str]
+
+
+class RequestCounter:
+    """Counts records, from where `counts` ended. Not safe between threads: who shares it, locks."""
+
+    def __init__(self, counts: RequestCounts) -> None:
+        self._requests = {labels: [number] for labels, number in counts.requests}
+        self._tunnels = {labels: [number] for labels, number in counts.tunnels}
+        self._bytes = {labels: [number] for labels, number in counts.response_bytes}
+        self._durations = {labels: list(cells) for labels, cells in counts.durations if len(cells) == _DURATION_CELLS}
+        self._last_matched = {rule: [time] for rule, time in counts.last_matched.items()}
+        self._drift = {labels: [number] for labels, number in counts.drift}
+        self._ways: dict[tuple[str, str, str, str, int], _Cells] = {}
+        self.drift_unchecked = counts.drift_unchecked
+        self.drift_cut = counts.drift_cut
+        self.invalid_lines = counts.invalid_lines
+        self.lost = counts.lost
+        self.last_line = counts.last_line
+
+    def count(self, record: Record, client: str) -> None:
+        """Count a request of one of the policy's clients, or of `none`; an allowed tunnel separately."""
+        kind = (client, record.rule, record.verdict, method_class(record.method), record.status // 100)
+        way = self._ways.get(kind) or self._open(kind)
+        duration, time = record.duration_ms, record.time
+        way.requests[0] += 1
+        if record.bytes > 0:
+            way.response_bytes[0] += record.bytes
+        way.duration[bisect_left(_BOUNDS_MS, duration)] += 1
+        if duration > 0:  # less than nothing, where the clock was set back meanwhile
+            way.duration[-1] += duration
+        if time > way.last_matched[0]:
+            way.last_matched[0] = time
+        if time > self.last_line:
+            self.last_line = time
+
+    def count_drift(self, client: str, rule: str) -> None:
+        """Count a request that should not have been served; `rule` is what the policy says."""
+        labels = _fitting(self._drift, len(self._drift), [(client, rule), (client, OTHER), (OTHER, OTHER)])
+        self._drift.setdefault(labels, [0])[0] += 1
+
+    def counts(self) -> RequestCounts:
+        """Give the numbers as they are now."""
+        return RequestCounts(
+            requests=[(labels, cell[0]) for labels, cell in self._requests.items()],
+            tunnels=[(labels, cell[0]) for labels, cell in self._tunnels.items()],
+            response_bytes=[(labels, cell[0]) for labels, cell in self._bytes.items()],
+            durations=[(labels, list(cells)) for labels, cells in self._durations.items()],
+            last_matched={rule: cell[0] for rule, cell in self._last_matched.items()},
+            drift=[(labels, cell[0]) for labels, cell in self._drift.items()],
+            drift_unchecked=self.drift_unchecked,
+            drift_cut=self.drift_cut,
+            invalid_lines=self.invalid_lines,
+            lost=self.lost,
+            last_line=self.last_line,
+        )
+
+    def _open(self, kind: tuple[str, str, str, str, int]) -> _Cells:
+        client, rule, verdict, method, hundreds = kind
+        rule = NONE if rule == records.NONE else unquote(rule)
+        verdict = verdict if verdict in _VERDICTS else NONE
+        whose = ((client, rule), (client, OTHER), (OTHER, OTHER))
+        is_tunnel = method == CONNECT_CLASS and verdict == "allow"
+        by_size = _fitting(self._bytes, len(self._bytes), [(*one, verdict) for one in whose])
+        way = _Cells(
+            self._tunnel(whose) if is_tunnel else self._request(whose, (verdict, method, status_class(hundreds * 100))),
+            self._bytes.setdefault(by_size, [0]),
+            self._durations.setdefault((verdict, method), [0] * _DURATION_CELLS),
+            [""] if is_tunnel else self._match(rule),
+        )
+        if len(self._ways) >= _WAYS_LIMIT:
+            self._ways.clear()
+        self._ways[kind] = way
+        return way
+
+    def _request(self, whose: Sequence[tuple[str, str]], how: tuple[str, str, str]) -> list[int]:
+        labels = _fitting(self._requests, len(self._requests), [(*one, *how) for one in whose])
+        return self._requests.setdefault(labels, [0])
+
+    def _tunnel(self, whose: Sequence[TunnelLabels]) -> list[int]:
+        return self._tunnels.setdefault(_fitting(self._tunnels, len(self._tunnels), whose), [0])
+
+    def _match(self, rule: str) -> list[str]:
+        matched = rule if rule in self._last_matched or len(self._last_matched) < RULES_LIMIT else OTHER
+        return self._last_matched.setdefault(matched, [""])
+
+
+def _fitting(series: Container[LabelsT], size: int, choices: Sequence[LabelsT]) -> LabelsT:
+    """Choose the labels to count under: the first of the choices that is there already or fits into the bound.
+
+    The last choice always fits: it leaves only labels of which there are few.
+    """
+    for labels in choices[:-1]:
+        if labels in series or size < SERIES_LIMIT:
+            return labels
+    return choices[-1]

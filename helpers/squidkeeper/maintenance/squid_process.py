@@ -1,0 +1,60 @@
+"""Signals to Squid's processes (floor 5), without root: to reconfigure, and to reopen the logs.
+
+`squid -k` signals Squid's master, which runs as root and passes the signal to each of its kids. A kid keeps Squid's
+account as its real user (`leave_suid` in Squid's tools.cc), so a process of that account may signal it directly.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from signal import Signals
+from typing import Final
+
+import psutil
+
+_NAME: Final = "squid"
+_CAUGHT = re.compile(r"^SigCgt:\s*([0-9a-f]+)$", re.MULTILINE)
+
+
+class SquidProcess:
+    """The Squid whose master has written this pid file."""
+
+    def __init__(self, pid_file: Path) -> None:
+        self._pid_file = pid_file
+
+    def runs(self) -> bool:
+        """Tell whether Squid runs."""
+        return bool(self._kids())
+
+    def tell(self, signal: Signals) -> bool:
+        """Signal every kid, or none: False if one of them cannot take the signal yet.
+
+        A kid that is just starting does not handle the signal yet, and would end by it. Without any kid this is True:
+        a Squid that starts later reads its configuration and opens its logs then.
+        """
+        kids = self._kids()
+        try:
+            if not all(_catches(kid, signal) for kid in kids):
+                return False
+            for kid in kids:
+                kid.send_signal(signal)
+        except (psutil.Error, OSError):
+            return False  # one has just ended, or is root still
+        return True
+
+    def _kids(self) -> list[psutil.Process]:
+        """Find the processes that serve: the master's children, or with `squid -N` the process itself."""
+        try:
+            master = psutil.Process(int(self._pid_file.read_text()))
+            if master.name() != _NAME:
+                return []  # Squid has ended, and the number is another process's
+            return [kid for kid in master.children() if kid.name() == _NAME] or [master]
+        except (OSError, ValueError, psutil.Error):
+            return []
+
+
+def _catches(process: psutil.Process, signal: Signals) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = _CAUGHT.search(status)
+    return caught is not None and bool(int(caught[1], 16) >> (signal - 1) & 1)

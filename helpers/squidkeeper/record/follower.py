@@ -1,0 +1,264 @@
+"""The access log as Squid writes it (floor 5), followed through every rotation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from squidkeeper.errors import UnreadableLog
+from squidkeeper.protocol.lines import LineBuffer
+from squidkeeper.record.log_file import (
+    BLOCK_BYTES,
+    DAMAGED,
+    HEAD_BYTES,
+    LINE_LIMIT,
+    first_line,
+    head_of,
+    open_at_once,
+    open_log,
+)
+from squidkeeper.rotated_logs import rotated
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a log has been read: `offset` bytes, uncompressed, of the file whose first line has this digest.
+
+    The digest is empty where nothing has been read. A file keeps its first line when it is renamed, copied or
+    compressed, so the position is found again after any rotation.
+    """
+
+    first_line_digest: str = ""
+    offset: int = 0
+
+
+def beginning(path: Path) -> Position:
+    """Give the position at the beginning of a log, from which a follower goes on through all that are newer."""
+    return Position(_digest_of(path) or "")
+
+
+class Follower:
+    """Reads a log as Squid writes it, through every rotation: renamed, copied and truncated, compressed.
+
+    `lost` counts the times that a stretch was gone before it was read. `readable` is False while the log cannot be
+    opened, and while its name leads nowhere: it was deleted, or renamed and Squid not told. Nothing waits, and no file
+    that appears or vanishes is an error.
+    """
+
+    def __init__(self, path: Path, position: Position | None = None, *, at_end: bool = False) -> None:
+        self.lost = 0
+        self.readable = False
+        self.path = path
+        self._start = position or Position()
+        self._at_end = at_end
+        self._tail: _Tail | None = None
+
+    @property
+    def position(self) -> Position:
+        """Where the last line that was given out ended."""
+        return self._tail.position if self._tail else self._start
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes on disk that have not been given out; of a compressed file nothing is said while it is read."""
+        if self._tail is None:
+            return _size(self.path)
+        return self._tail.unread_bytes + sum(_size(path) for path in self._newer_than(self._tail))
+
+    def read(self, limit_bytes: int = BLOCK_BYTES) -> list[bytes]:
+        """Give the next whole lines, reading at most so many bytes at a time; nothing where nothing is new."""
+        while tail := self._ready():
+            lines = tail.read(limit_bytes)
+            if lines is None:
+                lines = self._go_on(tail, limit_bytes)
+            if lines is None:
+                return []
+            if lines:
+                return lines
+        return []
+
+    def close(self) -> None:
+        """Let go of the file; the position stays."""
+        if self._tail:
+            self._start = self._tail.position
+            self._tail.close()
+            self._tail = None
+
+    def _ready(self) -> _Tail | None:
+        """Find the file to read: the same as before, unless it was truncated."""
+        if self._tail and self._tail.was_replaced():
+            self.close()
+        if self._tail is None:
+            self._tail = self._find()
+            self._at_end = False
+        self.readable = self._tail is not None and os.path.exists(self.path)  # Path.exists raises in a closed folder
+        return self._tail
+
+    def _find(self) -> _Tail | None:
+        wanted = self._start.first_line_digest
+        for path in reversed([*rotated(self.path), self.path]) if wanted else ():
+            if _digest_of(path) == wanted and (tail := _tail(path, self._start.offset)):
+                return tail
+        tail = _tail(self.path, _last_line_end(self.path) if self._at_end else 0)
+        if tail and wanted:
+            self.lost += 1
+        return tail
+
+    def _go_on(self, tail: _Tail, limit_bytes: int) -> list[bytes] | None:
+        """Leave a file at its end for the next newer one; None where there is none yet."""
+        path, unreadable = self._next(tail)
+        if path is None:
+            return None
+        lines = tail.read(limit_bytes)  # Squid leaves a file before it writes the next one: what is here now is its end
+        if lines is not None:
+            return lines
+        newer = _tail(path, 0)
+        if newer is None:
+            return None
+        self.lost += unreadable + tail.damaged
+        rest = tail.torn_line()
+        tail.close()
+        self._tail = newer
+        return rest
+
+    def _next(self, tail: _Tail) -> tuple[Path | None, int]:
+        """Find the next newer file that has a first line; counts those before it that cannot be read."""
+        unreadable = 0
+        for path in self._newer_than(tail):
+            digest = _digest_of(path)
+            if digest:
+                return path, unreadable
+            unreadable += digest is None
+        return None, 0
+
+    def _newer_than(self, tail: _Tail) -> list[Path]:
+        if tail.is_at(self.path):
+            return []
+        files = [*rotated(self.path), self.path]
+        ours = [position for position, path in enumerate(files) if tail.is_at(path) or tail.is_copied_to(path)]
+        return files[ours[-1] + 1 :] if ours else [self.path]
+
+
+class _Tail:
+    """One file of a followed log, open, and how far it has been read."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self.damaged = False
+        self._log = open_log(path, regular=True)
+        self._buffer = LineBuffer(LINE_LIMIT)
+        self._read_to = self._given_to = offset
+        self._digest = "" if self._log.plain else _digest(head_of(path))
+        self._skip(path, offset)
+
+    @property
+    def position(self) -> Position:
+        return Position(self._first_line_digest(), self._given_to)
+
+    @property
+    def unread_bytes(self) -> int:
+        return max(0, self._state().st_size - self._given_to) if self._log.plain else 0
+
+    def read(self, limit: int) -> list[bytes] | None:
+        """Read on: the lines that are whole now, None at the end of what there is."""
+        try:
+            data = self._log.read(limit)
+        except (OSError, *DAMAGED):
+            self.damaged = True
+            return None
+        if not data:
+            return None
+        newline = data.rfind(b"\n")
+        if newline >= 0:
+            self._given_to = self._read_to + newline + 1
+        self._read_to += len(data)
+        return self._buffer.feed(data)
+
+    def torn_line(self) -> list[bytes]:
+        """Give what stands after the last newline, for which none will come."""
+        return self._buffer.feed(b"\n") if self._given_to < self._read_to else []
+
+    def was_replaced(self) -> bool:
+        """Tell whether the file was truncated since, whether or not it has grown again."""
+        if not self._log.plain:
+            return False
+        known = self._first_line_digest()
+        return self._state().st_size < self._read_to or (bool(known) and known != self._digest_now())
+
+    def is_at(self, path: Path) -> bool:
+        """Tell whether a path still leads to this very file."""
+        try:
+            return os.path.samestat(os.stat(path), self._state())
+        except OSError:
+            return False
+
+    def is_copied_to(self, path: Path) -> bool:
+        """Tell whether another file has the same content, compressed or not."""
+        known = self._first_line_digest()
+        return bool(known) and _digest_of(path) == known
+
+    def close(self) -> None:
+        self._log.close()
+
+    def _skip(self, path: Path, offset: int) -> None:
+        if self._log.plain:
+            short = self._state().st_size < offset
+            self._log.content.seek(offset)
+        else:
+            short = sum(len(self._log.read(size)) for size in _pieces(offset)) < offset
+        if short:
+            self.close()
+            raise UnreadableLog(f"{path}: shorter than the {offset} bytes that were read of it")
+
+    def _first_line_digest(self) -> str:
+        self._digest = self._digest or self._digest_now()
+        return self._digest
+
+    def _digest_now(self) -> str:
+        return _digest(first_line(os.pread(self._log.content.fileno(), HEAD_BYTES, 0)))
+
+    def _state(self) -> os.stat_result:
+        return os.fstat(self._log.content.fileno())
+
+
+def _tail(path: Path, offset: int) -> _Tail | None:
+    try:
+        return _Tail(path, offset)
+    except (OSError, UnreadableLog, *DAMAGED):
+        return None
+
+
+def _digest(first_line: bytes) -> str:
+    return hashlib.sha256(first_line).hexdigest()[:32] if first_line else ""
+
+
+def _digest_of(path: Path) -> str | None:
+    """Digest the first line of a file: empty while it has none, None where it cannot be read."""
+    try:
+        return _digest(head_of(path))
+    except UnreadableLog:
+        return None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _last_line_end(path: Path) -> int:
+    """Find where the last whole line of a file ends; 0 where there is none."""
+    try:
+        with open(path, "rb", opener=open_at_once) as file:
+            start = max(0, file.seek(0, os.SEEK_END) - LINE_LIMIT)
+            file.seek(start)
+            return start + file.read(LINE_LIMIT).rfind(b"\n") + 1
+    except OSError:
+        return 0
+
+
+def _pieces(size: int) -> Iterator[int]:
+    yield from (min(BLOCK_BYTES, size - start) for start in range(0, size, BLOCK_BYTES))

@@ -1,0 +1,56 @@
+"""The URL of a record (floor 5): its host, and as it may be shown, for what stands in it was chosen by hostile code."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Final
+from urllib.parse import quote
+
+from squidkeeper.errors import InvalidUrl
+from squidkeeper.record.record import NONE
+from squidkeeper.url import Host, parse_authority, unrecorded_url
+
+LONGEST_URL: Final = 1000  # characters of a URL that are kept and shown
+
+_CACHED: Final = 65_536
+_NO_HOST = Host(NONE)
+_LONGEST: Final = 300  # characters of an authority: a name of 253 and a port
+_PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F))
+_USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)?[^/?#]*@", re.IGNORECASE)
+
+
+def host_of(url: str) -> Host:
+    """Give the host of a record's URL, or of a CONNECT's `host:port`; `-` where it has none."""
+    authority = authority_of(url)
+    return _host(authority) if len(authority) <= _LONGEST else _NO_HOST
+
+
+def authority_of(url: str) -> str:
+    """Give `host` or `host:port` of a record's URL, as Squid took it; of what is no URL, all of it."""
+    _, slashes, rest = url.partition("://")
+    authority = rest.partition("/")[0].partition("?")[0] if slashes else url
+    return unrecorded_url(authority) if "%" in authority else authority
+
+
+def shown_url(url: str) -> str:
+    """Give a URL of the record as it may be shown: no query, fragment or password, and all printable ASCII."""
+    bare = url.partition("?")[0].partition("#")[0]
+    if "@" in bare:
+        bare = _USERINFO.sub(r"\1***@", bare)
+    if bare.isascii() and bare.isprintable() and " " not in bare:
+        return bare
+    return quote(bare, safe=_PRINTABLE, errors="surrogatepass")
+
+
+def cut(text: str, length: int = LONGEST_URL) -> tuple[str, int]:
+    """Cut a text off at a length; with how many characters were left out."""
+    return text[:length], max(0, len(text) - length)
+
+
+@lru_cache(_CACHED)
+def _host(authority: str) -> Host:
+    try:
+        return parse_authority(authority.rpartition("@")[2])[0]
+    except InvalidUrl:
+        return _NO_HOST

@@ -1,0 +1,43 @@
+"""The report (floor 5): the figures of a span of time as one HTML page, or as JSON."""
+
+from __future__ import annotations
+
+from math import log10
+
+import msgspec
+
+from squidkeeper.pages.page import render
+from squidkeeper.report import charts
+from squidkeeper.report.figures import Report
+
+_SHORT_URL = 240  # characters of a URL that a row shows
+_HEAT_CLASSES = 4
+
+
+def as_json(report: Report) -> str:
+    """Write the report as one JSON object."""
+    return msgspec.json.format(msgspec.json.encode(report)).decode()
+
+
+def page(report: Report) -> str:
+    """Write the report as one HTML page that needs nothing else."""
+    most = max((visits.allowed for host in report.traffic.hosts for visits in host.by_client), default=0)
+    return render(
+        "report.html",
+        {
+            "report": report,
+            "heat": lambda count: _heat(count, most),
+            "over_time": charts.over_time,
+            "discovery": charts.discovery,
+            "spark": charts.spark,
+            "decades": charts.Decades.of(report.upstreams.slowest),
+            "shortest": _SHORT_URL,
+        },
+    )
+
+
+def _heat(count: int, most: int) -> str:
+    """Class a number by its order of magnitude beside the largest; hosts differ by factors, not by sums."""
+    if not count:
+        return ""
+    return f"heat{max(1, _HEAT_CLASSES - int(log10(most / count) * 1.5))}"

@@ -1,0 +1,512 @@
+"""The record, counted and kept: over restarts, kills, rotations and full disks, each line once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from squidkeeper.errors import StateInUse
+from squidkeeper.exporter.checkpoint import Checkpoint, CheckpointStore
+from squidkeeper.exporter.counts import RULES_LIMIT, SERIES_LIMIT, RequestCounter, RequestCounts
+from squidkeeper.exporter.log_counter import LogCounter
+from squidkeeper.metrics import OTHER, REQUEST_DURATION
+from squidkeeper.record.drift import DriftChecker
+from squidkeeper.record.follower import Follower
+from squidkeeper.record.record import Record, parse_record
+
+from .conftest import judge_of
+
+POLICY = """
+clients: {lab: {networks: [192.0.2.7]}}
+defaults: {action: allow}
+rules: [{name: closed, action: deny, hosts: [closed.example]}]
+"""
+FIELDS = {
+    "v": 1,
+    "time": "2026-11-25T12:00:00.000Z",
+    "client": "192.0.2.7",
+    "user": "-",
+    "method": "GET",
+    "url": "http://a.example/x",
+    "status": 200,
+    "bytes": 100,
+    "duration_ms": 3,
+    "verdict": "allow",
+    "rule": "open",
+    "revision": "0123456789ab",
+    "credential": "-",
+    "fetched": "-",
+    "sni": "-",
+    "tunnel": "-",
+    "upstream": "203.0.113.10",
+    "upstream_ms": "2",
+    "error": "-",
+    "user_agent": "-",
+    "squid": "TCP_MISS/HIER_DIRECT",
+    "connection": "1",
+}
+
+
+def line(**changes: object) -> bytes:
+    return json.dumps({**FIELDS, **changes}).encode() + b"\n"
+
+
+def record(**changes: object) -> Record:
+    return parse_record(line(**changes))
+
+
+class World:
+    """One log and one state folder, and exporters of it that come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.judge = judge_of(folder / "policy", POLICY)
+        self.log = folder / "access.log"
+        self.state = folder / "state"
+        self.store = CheckpointStore(self.state)
+        self.tallies: list[LogCounter] = []
+
+    def write(self, *lines: bytes) -> None:
+        with self.log.open("ab") as file:
+            file.writelines(lines)
+
+    def tally(self) -> LogCounter:
+        self.store = CheckpointStore(self.state)
+        self.store.open()
+        self.tallies.append(LogCounter(self.log, self.store, DriftChecker(lambda _: self.judge)))
+        return self.tallies[-1]
+
+    def counted(self, tally: LogCounter) -> RequestCounts:
+        while tally._count_batch():
+            pass
+        return tally.keep().counts
+
+    def die(self) -> None:
+        """As by SIGKILL: nothing more is kept, the kernel lets go of the lock."""
+        self.store.close()
+        for tally in self.tallies:
+            tally._follower.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.die()
+
+
+def requests(counts: RequestCounts) -> int:
+    return sum(number for _, number in counts.requests)
+
+
+def seen(counts: RequestCounts) -> int:
+    return requests(counts) + sum(number for _, number in counts.tunnels) + counts.invalid_lines
+
+
+# ── What is counted ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_requests_bytes_and_durations_are_counted_by_their_labels(world: World) -> None:
+    world.write(line(), line(method="HEAD", bytes=50, duration_ms=5), line(method="POST", status=404, duration_ms=6))
+    world.write(line(verdict="deny", rule="closed", status=403, client="192.0.2.9", duration_ms=400_000))
+    counts = world.counted(world.tally())
+    assert dict(counts.requests) == {
+        ("lab", "open", "allow", "read", "2xx"): 2,
+        ("lab", "open", "allow", "write", "4xx"): 1,
+        ("none", "closed", "deny", "read", "4xx"): 1,
+    }
+    assert dict(counts.response_bytes) == {("lab", "open", "allow"): 250, ("none", "closed", "deny"): 100}
+    empty = [0] * (len(REQUEST_DURATION.buckets) + 1)
+    assert (
+        dict(counts.durations)
+        == {
+            ("allow", "read"): [2, *empty[1:], 8],  # 3 and 5 ms: a bound belongs to its bucket
+            ("allow", "write"): [0, 1, *empty[2:], 6],
+            ("deny", "read"): [*empty[:-1], 1, 400_000],
+        }
+    )
+
+
+def test_a_record_that_the_judge_fails_on_is_counted_and_so_is_what_follows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RecursionError
+
+    world.write(line(), line())
+    tally = world.tally()
+    monkeypatch.setattr(DriftChecker, "check", fail)
+    counts = world.counted(tally)
+    assert (requests(counts), counts.drift_unchecked) == (2, 2)
+
+
+def test_requests_whose_url_the_record_cuts_off_are_counted_apart_through_a_restart(world: World) -> None:
+    url = f"http://a.example/{'l' * 5000}"[:4096]
+    world.write(line(url=url), line(url=url[:-1]), line())
+    counts = world.counted(world.tally())
+    assert (requests(counts), counts.drift_cut, counts.drift_unchecked) == (3, 1, 0)
+    world.die()
+    world.write(line(url=url))
+    assert world.counted(world.tally()).drift_cut == 2
+
+
+def test_what_is_absent_or_of_no_class_has_a_label_of_its_own(world: World) -> None:
+    world.write(line(verdict="-", rule="-", status=0, method="FROB"), line(verdict="maybe", rule="a%20b", status=700))
+    assert dict(world.counted(world.tally()).requests) == {
+        ("lab", "none", "none", OTHER, OTHER): 1,
+        ("lab", "a b", "none", "read", OTHER): 1,
+    }
+
+
+def test_a_clock_that_was_set_back_takes_nothing_away(world: World) -> None:
+    world.write(line(duration_ms=-7, bytes=-1), line(duration_ms=9, bytes=5, time="2026-11-25T11:00:00.000Z"))
+    counts = world.counted(world.tally())
+    assert dict(counts.durations)["allow", "read"][-1] == 9
+    assert dict(counts.response_bytes) == {("lab", "open", "allow"): 5}
+    assert counts.last_line == counts.last_matched["open"] == "2026-11-25T12:00:00.000Z"
+
+
+def test_the_last_match_of_each_rule_is_remembered(world: World) -> None:
+    world.write(line(rule="a", time="2026-11-25T12:00:01.000Z"), line(rule="b", time="2026-11-25T12:00:09.000Z"))
+    world.write(line(rule="a", time="2026-11-25T12:00:05.000Z"))
+    assert world.counted(world.tally()).last_matched == {
+        "a": "2026-11-25T12:00:05.000Z",
+        "b": "2026-11-25T12:00:09.000Z",
+    }
+
+
+def test_a_tunnel_that_was_allowed_is_no_match_of_its_rule_and_is_counted_apart(world: World) -> None:
+    tunnel = {"method": "CONNECT", "url": "a.example:443"}
+    opened = [line(rule="push", time="2026-11-25T12:00:09.000Z", **tunnel)] * 36
+    denied = line(rule="closed", verdict="deny", time="2026-11-25T12:00:05.000Z", **tunnel)
+    world.write(line(rule="push", time="2026-11-25T12:00:01.000Z"), *opened, denied)
+    counts = world.counted(world.tally())
+    assert dict(counts.requests) == {
+        ("lab", "push", "allow", "read", "2xx"): 1,
+        ("lab", "closed", "deny", "connect", "2xx"): 1,
+    }
+    assert dict(counts.tunnels) == {("lab", "push"): 36}
+    assert counts.last_matched == {"push": "2026-11-25T12:00:01.000Z", "closed": "2026-11-25T12:00:05.000Z"}
+    world.die()
+    assert world.tally().keep().counts == counts
+
+
+def test_lines_that_are_no_record_are_counted_and_passed_over(world: World) -> None:
+    world.write(
+        b"x\n",
+        b"\n",
+        b"\xff\xfe\n",
+        line(v=2),
+        line(time="yesterday"),
+        line(time="2026-11-25T12:00:00"),
+        line()[:50] + b"\n",
+        line(),
+    )
+    counts = world.counted(world.tally())
+    assert (counts.invalid_lines, requests(counts)) == (7, 1)
+
+
+def test_drift_is_counted_by_the_rule_that_the_policy_names_and_the_newest_are_kept(world: World) -> None:
+    world.write(*(line(url=f"http://closed.example/{number}") for number in range(30)))
+    tally = world.tally()
+    assert dict(world.counted(tally).drift) == {("lab", "closed"): 30}
+    urls = [finding.url for finding in tally.keep().drift]
+    assert urls == [f"http://closed.example/{number}" for number in range(29, 9, -1)]
+
+
+def test_denials_are_kept_for_the_status_page(world: World) -> None:
+    world.write(line(), line(verdict="deny", rule="closed", status=403), line(verdict="deny", rule="closed"))
+    world.counted(world.tally())
+    world.die()
+    (denial,) = world.tally().denials.newest()
+    assert (denial.rule, denial.times) == ("closed", 2)
+
+
+def test_answers_are_those_of_requests_that_were_let_through(world: World) -> None:
+    world.write(line(), line(status=503, verdict="-", rule="-"), line(status=0), line(status=403, verdict="deny"))
+    world.write(line(method="CONNECT", url="a.example:443"), line(method="CONNECT", url="a.example:443", status=502))
+    tally = world.tally()
+    world.counted(tally)
+    assert [answer.failed for answer in tally.answers] == [False, True, True]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example([{"method": "CONNECT"}])
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                field: st.integers() | st.sampled_from([0, 200, 403])
+                if isinstance(value, int)
+                else st.text()
+                | st.sampled_from(["-", "%", "%ff", "CONNECT", "deny", "allow", "a.example:443", "http://["])
+                for field, value in FIELDS.items()
+                if field not in ("v", "time")
+            },
+        )
+    )
+)
+def test_whatever_a_line_holds_it_is_a_request_a_tunnel_or_invalid(world: World, rows: list[dict[str, object]]) -> None:
+    tally = world.tallies[0] if world.tallies else world.tally()
+    before = tally._checkpoint().counts
+    for row in rows:
+        tally._count(line(**row)[:-1])
+    after = tally._checkpoint().counts
+    assert seen(after) - seen(before) == len(rows)
+
+
+# ── Its bounds ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_nothing_that_is_made_up_makes_series_without_end() -> None:
+    counter = RequestCounter(RequestCounts())
+    for number in range(3 * SERIES_LIMIT):
+        counter.count(record(rule=f"r{number}", method=f"M{number}", status=number % 999), f"c{number % 50}")
+        counter.count_drift(f"c{number}", f"r{number}")
+    counts = counter.counts()
+    assert SERIES_LIMIT <= len(counts.requests) < SERIES_LIMIT + 100
+    assert SERIES_LIMIT <= len(counts.response_bytes) < SERIES_LIMIT + 100
+    assert len(counts.drift) <= SERIES_LIMIT + 1
+    assert len(counts.last_matched) <= RULES_LIMIT + 1
+    assert requests(counts) == sum(number for _, number in counts.drift) == 3 * SERIES_LIMIT
+    assert sum(number for _, number in counts.response_bytes) == 300 * SERIES_LIMIT
+    assert {labels[1] for labels, _ in counts.requests[-1:]} == {OTHER}
+
+
+def test_what_has_a_series_keeps_it_when_there_is_room_for_no_other() -> None:
+    counter = RequestCounter(RequestCounts())
+    for number in range(SERIES_LIMIT + 10):
+        counter.count(record(rule=f"r{number}"), "lab")
+    again = RequestCounter(counter.counts())
+    again.count(record(rule="r0"), "lab")
+    assert dict(again.counts().requests)["lab", "r0", "allow", "read", "2xx"] == 2
+
+
+# ── What is kept ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_restart_goes_on_where_the_last_one_kept(world: World) -> None:
+    world.write(line(), line(url="http://closed.example/"), b"x\n")
+    first = world.counted(world.tally())
+    world.die()
+    world.write(line())
+    counts = world.counted(world.tally())
+    assert requests(first) == 2
+    assert (requests(counts), counts.invalid_lines, dict(counts.drift)) == (3, 1, {("lab", "closed"): 1})
+
+
+def test_a_kill_at_any_moment_neither_loses_nor_counts_twice(world: World) -> None:
+    for number in range(40):
+        world.write(*(line(url=f"http://a.example/{number}/{one}") for one in range(number % 7)))
+        tally = world.tally()
+        tally._count_batch()
+        if number % 3 == 0:
+            tally.keep()
+        world.write(line()[:99])  # the log ends in the middle of a line
+        tally._count_batch()
+        if number % 3 == 1:
+            tally.keep()
+        world.die()
+        world.write(line()[99:])
+    assert requests(world.counted(world.tally())) == sum(number % 7 + 1 for number in range(40))
+
+
+def test_what_was_served_is_still_counted_when_the_log_is_gone(world: World) -> None:
+    world.write(*[line()] * 10)
+    served = world.counted(world.tally())
+    world.die()
+    world.log.write_bytes(line(url="http://a.example/of-another-log"))
+    counts = world.counted(world.tally())
+    assert requests(served) == 10
+    assert (requests(counts), counts.lost) == (11, 1)
+    world.die()
+    assert world.counted(world.tally()).lost == 1
+
+
+def test_a_log_that_was_rotated_while_nobody_looked_is_counted_to_its_end(world: World) -> None:
+    world.write(line())
+    world.counted(world.tally())
+    world.die()
+    world.write(line(), line())
+    world.log.rename(world.log.with_name("access.log.1"))
+    world.write(line(connection="2"))
+    counts = world.counted(world.tally())
+    assert (requests(counts), counts.lost) == (4, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff", b'{"since": "x", "version": 99}', b"[]"])
+def test_what_cannot_be_read_is_counted_anew(world: World, content: bytes) -> None:
+    world.state.mkdir()
+    (world.state / "counts.json").write_bytes(content)
+    world.write(line())
+    assert requests(world.counted(world.tally())) == 1
+    assert world.store.writable
+
+
+def test_the_checkpoint_is_replaced_whole(world: World) -> None:
+    world.write(line())
+    tally = world.tally()
+    world.counted(tally)
+    file = world.state / "counts.json"
+    with file.open("rb") as before:
+        world.write(line())
+        world.counted(tally)
+        assert json.loads(before.read())["counts"]["requests"][0][1] == 1  # a reader of the old file has all of it
+    assert json.loads(file.read_bytes())["counts"]["requests"][0][1] == 2
+    assert [path.name for path in world.state.iterdir()] == ["counts.json"]
+    assert (world.state / "counts.json").stat().st_mode & 0o7 == 0  # it holds what the record holds
+
+
+def test_nothing_is_written_while_nothing_is_new(world: World) -> None:
+    world.write(line())
+    tally = world.tally()
+    world.counted(tally)
+    before = (world.state / "counts.json").stat()
+    tally.keep()
+    assert (world.state / "counts.json").stat().st_ino == before.st_ino
+
+
+# ── When the disk takes nothing ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_full_disk_is_said_and_counting_goes_on(world: World, tmp_path: Path) -> None:
+    world.write(line())
+    tally = world.tally()
+    world.counted(tally)
+    (world.state / "counts.new").symlink_to("/dev/full")
+    world.write(line())
+    assert requests(world.counted(tally)) == 2
+    assert not world.store.writable
+    (world.state / "counts.new").unlink()
+    tally.keep()
+    assert world.store.writable
+    world.die()
+    assert requests(world.tally().keep().counts) == 2
+
+
+def test_a_full_disk_is_said_before_there_is_anything_to_count(world: World) -> None:
+    world.state.mkdir()
+    (world.state / "counts.new").symlink_to("/dev/full")
+    world.tally().keep()
+    assert not world.store.writable
+
+
+def test_without_a_folder_counting_goes_on_until_there_is_one(world: World) -> None:
+    world.state.write_text("no folder")
+    world.write(line())
+    tally = world.tally()
+    assert requests(world.counted(tally)) == 1
+    assert not world.store.writable
+    world.state.unlink()
+    tally.keep()
+    assert world.store.writable
+    with pytest.raises(StateInUse):
+        CheckpointStore(world.state).open()
+
+
+def test_a_second_exporter_is_refused_and_never_overwrites(world: World) -> None:
+    world.write(line())
+    world.counted(world.tally())
+    with pytest.raises(StateInUse, match="another exporter keeps its counts here"):
+        CheckpointStore(world.state).open()
+    other = CheckpointStore(world.state)
+    other.write(Checkpoint(since="x"))
+    assert not other.writable
+    assert requests(world.store.read().counts) == 1  # type: ignore[union-attr] # it is there
+
+
+def test_the_folder_is_given_back_by_the_kernel_when_its_exporter_is_killed(world: World) -> None:
+    program = (
+        "from squidkeeper.exporter.checkpoint import CheckpointStore; import sys, time; from pathlib import Path\n"
+    )
+    program += "CheckpointStore(Path(sys.argv[1])).open(); print('taken', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program, str(world.state)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"taken\n"
+        with pytest.raises(StateInUse):
+            world.tally()
+        os.kill(process.pid, signal.SIGKILL)
+    world.tally()
+
+
+# ── The thread ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_there_is_counted_before_the_start_is_over(world: World) -> None:
+    world.write(*[line()] * 2000)
+    tally = world.tally()
+    tally.start(seconds=60)
+    try:
+        assert requests(world.store.read().counts) == 2000  # type: ignore[union-attr] # it is there
+        assert tally.readable
+        assert tally.backlog_bytes == 0
+    finally:
+        tally.stop()
+    assert not tally.readable
+
+
+def test_a_start_does_not_wait_for_a_log_without_end(world: World) -> None:
+    world.write(*[line()] * 5000)
+    tally = world.tally()
+    tally.start(seconds=0)
+    tally.stop()
+    assert 0 < requests(tally.keep().counts) < 5000
+
+
+def test_a_log_that_cannot_be_read_for_a_moment_is_said_once_and_read_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[int] = []
+
+    def fail(*_: object) -> list[bytes]:
+        looks.append(1)
+        raise OSError(errno.EIO, "Input/output error", str(world.log))
+
+    world.write(line())
+    tally = world.tally()
+    tally.start(seconds=60)
+    try:
+        with monkeypatch.context() as broken:
+            broken.setattr(Follower, "read", fail)
+            wait_until(lambda: len(looks) > 1)
+            assert not tally.readable
+        world.write(line())
+        wait_until(lambda: tally.readable and requests(tally.keep().counts) == 2)
+    finally:
+        tally.stop()
+    assert caplog.messages == [
+        f"the record cannot be read, which is tried again: [Errno 5] Input/output error: '{world.log}'"
+    ]
+
+
+def test_a_fault_of_ours_ends_the_process_that_would_be_blind(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(RequestCounter, "count", lambda *_: [].pop())
+    tally = world.tally()
+    tally.start(seconds=60)
+    world.write(line())
+    wait_until(lambda: ended == [1])
+    assert caplog.messages[-1].startswith(
+        "the record is not counted any more, the exporter ends: IndexError in <lambda>"
+    )
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)

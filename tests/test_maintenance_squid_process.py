@@ -1,0 +1,79 @@
+"""A real Squid is told by signals, and no other process is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGHUP, SIGUSR1
+
+import pytest
+
+from squidkeeper.maintenance.rate_limit import RateLimit
+from squidkeeper.maintenance.squid_process import SquidProcess
+from tests.bare_squid import bare_squid
+from tests.e2e.network import wait_for
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_worker_is_told(workers: int) -> None:
+    with bare_squid(workers) as real:
+        squid = SquidProcess(real.pid_file)
+        assert squid.runs()
+        kids = workers if workers == 1 else workers + 1  # and the coordinator
+        assert squid.tell(SIGHUP)
+        wait_for(lambda: real.reconfigured(1, kids), "each process to reconfigure")
+        wait_for(lambda: real.listens_again(2 * workers), "each worker to listen again")
+        real.access_log.rename(real.folder / "access.log.1")
+        assert squid.tell(SIGUSR1)
+        wait_for(real.access_log.exists, "the new log")
+        real.ask("after.example")
+        assert "after.example" in real.access_log.read_text()
+    assert not squid.runs()
+
+
+@contextmanager
+def process_named(name: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    program = Path(shutil.copy("/bin/sleep", folder / name))
+    with subprocess.Popen([program, "60"]) as process:
+        (folder / "squid.pid").write_text(f"{process.pid}\n")
+        wait_for(lambda: Path(f"/proc/{process.pid}/comm").read_text() == f"{name}\n", "the program")
+        yield process
+        process.kill()
+
+
+def test_a_squid_that_does_not_handle_the_signal_yet_is_left_alone(tmp_path: Path) -> None:
+    """It would end by it."""
+    with process_named("squid", tmp_path) as process:
+        assert not SquidProcess(tmp_path / "squid.pid").tell(SIGHUP)
+        assert process.poll() is None
+
+
+def test_another_process_with_the_number_of_a_squid_that_has_ended_is_left_alone(tmp_path: Path) -> None:
+    with process_named("other", tmp_path) as process:
+        squid = SquidProcess(tmp_path / "squid.pid")
+        assert not squid.runs()
+        assert squid.tell(SIGHUP), "there is nobody to tell"
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize("text", [None, "", "no number", "4194304000", "-1"])
+def test_without_a_squid_nobody_is_told(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "squid.pid").write_text(text)
+    squid = SquidProcess(tmp_path / "squid.pid")
+    assert not squid.runs()
+    assert squid.tell(SIGHUP)
+
+
+def test_a_pace_allows_so_many_events_within_so_many_seconds() -> None:
+    now = 0.0
+    pace = RateLimit((10.0, 2), (100.0, 3), clock=lambda: now)
+    seen = []
+    for now in (0.0, 1.0, 2.0, 9.0, 10.0, 20.0, 99.0, 100.0):  # noqa: B007 - the clock reads it
+        seen.append(pace.allows())
+        if seen[-1]:
+            pace.count()
+    assert seen == [True, True, False, False, True, False, False, True]
