@@ -240,8 +240,8 @@ def test_check_and_explain_speak_json(policy: Path) -> None:
     [
         (3 * 86400 + 7200, "3 days old"),
         (86400 + 60, "1 day old"),
-        (7200 + 60, "2 hours old"),
-        (150, "2 minutes old"),
+        (7200 + 60, "2 h 1 min old"),
+        (150, "2 min old"),
         (0, "less than a minute old"),
         (-3600, "from the future"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
 from importlib import resources
 
 import pytest
@@ -12,7 +11,6 @@ from squidkeeper.pages import page
 from squidkeeper.pages.drawing import split_bar
 from squidkeeper.record.urls import shown_url
 
-NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 STYLE = resources.files("squidkeeper.pages").joinpath("templates/style.css").read_text("utf-8")
 
 # On each of these, each of those is text.
@@ -86,34 +84,6 @@ def test_what_cannot_be_seen_is_shown_as_its_escape() -> None:
     assert page.breakable("a.b\u202e.c:1") == "a.<wbr>b\\u202e.<wbr>c:<wbr>1"
     assert page.breakable("<b>.x") == "&lt;b&gt;.<wbr>x"
     assert page.with_code("run `a <b>` now") == "run <code>a &lt;b&gt;</code> now"
-
-
-@pytest.mark.parametrize(
-    ("made", "words"),
-    [
-        (page.size(0), "0 B"),
-        (page.size(999), "999 B"),
-        (page.size(1500), "1.5 KB"),
-        (page.size(12_400_000), "12 MB"),
-        (page.size(5 * 10**15), "5000 TB"),
-        (page.milliseconds(7), "7 ms"),
-        (page.milliseconds(1234), "1.2 s"),
-        (page.milliseconds(95_000), "95 s"),
-        (page.percent(0.0421), "4.2 %"),
-        (page.percent(0.37), "37 %"),
-        (page.percent(0.0001), "< 0.1 %"),
-        (page.percent(0.0), "0 %"),
-        (page.ago(NOW, NOW), "now"),
-        (page.ago(NOW - timedelta(seconds=59), NOW), "59 s ago"),
-        (page.ago(NOW - timedelta(minutes=61), NOW), "1 h 1 min ago"),
-        (page.ago(NOW + timedelta(hours=2), NOW), "in 2 h"),
-        (page.ago(NOW - timedelta(days=400), NOW), "400 days ago"),
-        (page.counted(1, "rule"), "1 rule"),
-        (page.counted(1234, "stretch", "stretches"), "1,234 stretches"),
-    ],
-)
-def test_figures_are_written_short(made: str, words: str) -> None:
-    assert made == words
 
 
 def test_a_bar_is_to_scale_and_never_too_small_to_be_seen() -> None:

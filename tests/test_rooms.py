@@ -12,6 +12,7 @@ import squidkeeper
 PACKAGE = Path(squidkeeper.__file__).parent
 FLOORS = {
     "errors": 0,
+    "formatting": 0,
     "bounded_cache": 1,
     "metrics": 1,
     "url": 1,

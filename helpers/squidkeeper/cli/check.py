@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.cli.account import Account, account_of, group_name, squid_account, unreadable_for
-from squidkeeper.cli.options import counted, json_option, policy_option, state_option
+from squidkeeper.cli.options import json_option, policy_option, state_option
+from squidkeeper.formatting import age, quantity
 from squidkeeper.policy.faults import Fault, Location
 
 if TYPE_CHECKING:
@@ -210,27 +211,17 @@ def _text(report: CheckReport) -> str:
     lines += [_list_text(one) for one in report.lists]
     if report.access.not_checked:
         lines.append(f"not checked: what Squid's account can read ({report.access.not_checked})")
-    found = f"{counted(len(report.faults), 'fault')}, {counted(len(report.warnings), 'warning')}"
+    found = f"{quantity(len(report.faults), 'fault')}, {quantity(len(report.warnings), 'warning')}"
     if report.faults:
         return "\n".join([*lines, f"{report.directory} does not load: {found}"])
     return "\n".join(
-        [*lines, f"{report.directory} loads: revision {report.revision}, {counted(report.rules, 'rule')}, {found}"]
+        [*lines, f"{report.directory} loads: revision {report.revision}, {quantity(report.rules, 'rule')}, {found}"]
     )
 
 
 def _list_text(one: ListReport) -> str:
-    left_out = f", {counted(one.not_understood, 'line')} not understood" if one.not_understood else ""
-    return f"{one.file}: list {one.name}: {counted(one.hosts, 'host')}, {_age(one.age_seconds)}{left_out}"
-
-
-def _age(seconds: float) -> str:
-    """Say how old a file is in whole units, the largest that fits."""
-    if seconds < 0:
-        return "from the future"
-    for unit_seconds, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= unit_seconds:
-            return f"{counted(int(seconds // unit_seconds), unit)} old"
-    return "less than a minute old"
+    left_out = f", {quantity(one.not_understood, 'line')} not understood" if one.not_understood else ""
+    return f"{one.file}: list {one.name}: {quantity(one.hosts, 'host')}, {age(one.age_seconds)}{left_out}"
 
 
 def _json(report: CheckReport) -> str:

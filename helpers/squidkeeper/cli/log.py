@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_LOG, counted, policy_option, since_option, state_option, until_option
+from squidkeeper.cli.options import DEFAULT_LOG, policy_option, since_option, state_option, until_option
 from squidkeeper.cli.progress import progress
 from squidkeeper.errors import PatternError, PolicyError, UnreadableLog
+from squidkeeper.formatting import quantity
 from squidkeeper.record import filters
 from squidkeeper.record.drift import DriftChecker
 from squidkeeper.record.events import Events, LoggedRecord
@@ -121,10 +122,10 @@ class Audit:
     def end(self) -> None:
         """Say what could not be checked, and end with the status of what was found."""
         if self._drift.unchecked:
-            what = counted(self._drift.unchecked, "served request")
+            what = quantity(self._drift.unchecked, "served request")
             click.echo(f"{what} not checked: the revision that decided is not kept in {self._kept}", err=True)
         if self._drift.cut:
-            what = counted(self._drift.cut, "served request")
+            what = quantity(self._drift.cut, "served request")
             click.echo(f"{what} not checked: the record holds only the beginning of a URL that decides", err=True)
         if self.findings.found:
             raise SystemExit(1)
@@ -241,13 +242,13 @@ class Run:
         reading, events = self._reading, self._events
         if events and (events.connects or events.merged) and not isinstance(self._listing, JsonListing):
             click.echo(
-                f"{counted(reading.records, 'record')} read, {counted(self._shown, 'event')} shown. Left out: the "
-                f"CONNECTs of {counted(events.connects, 'tunnel')} that opened, and of {events.merged:,} that did not "
+                f"{quantity(reading.records, 'record')} read, {quantity(self._shown, 'event')} shown. Left out: the "
+                f"CONNECTs of {quantity(events.connects, 'tunnel')} that opened, and of {events.merged:,} that did not "
                 "and whose request is an event (--connects shows them).",
                 err=True,
             )
         if reading.invalid:
-            left_out = f"{counted(reading.invalid, 'line')} left out, no record being on them"
+            left_out = f"{quantity(reading.invalid, 'line')} left out, no record being on them"
             click.echo(f"{left_out}; the first: {printable(reading.first_invalid)}", err=True)
 
     def _feed(self, lines: list[bytes], name: str, number: int | None) -> None:

@@ -76,8 +76,3 @@ def helper_options(concurrency: int) -> Callable[[F], F]:
         return policy_option(state(command))
 
     return add
-
-
-def counted(number: int, noun: str) -> str:
-    """Write a number with its noun: `1 record`, `2 records`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -19,8 +19,8 @@ from squidkeeper.exporter.status import (
     SecretStatus,
     SquidStatus,
 )
+from squidkeeper.formatting import ago, byte_size, duration, quantity, timestamp
 from squidkeeper.maintenance_status import MaintenanceStatus
-from squidkeeper.pages.page import ago, counted, moment, size, span
 
 _CA_WARNING = timedelta(days=30)
 _DRIFT_IS_NEWS = timedelta(days=1)
@@ -122,7 +122,7 @@ def _policy_troubles(policy: PolicyStatus) -> Iterable[Condition]:
     if policy.revision is None:
         yield Condition(Urgency.NOW, "No policy has loaded: everything is denied.", remedy, "policy")
     elif policy.faults:
-        faults = counted(len(policy.faults), "fault")
+        faults = quantity(len(policy.faults), "fault")
         what = f"The policy on disk does not load ({faults}); revision {policy.revision} goes on."
         yield Condition(Urgency.NOW, what, remedy, "policy")
     for warning in policy.warnings[:_WARNINGS_SHOWN]:
@@ -166,7 +166,7 @@ def _drift_troubles(status: GatewayStatus) -> Iterable[Condition]:
 def _helper_troubles(status: GatewayStatus) -> Iterable[Condition]:
     stuck = [str(helper.pid) for helper in status.helpers if helper.stuck]
     if stuck:
-        what = f"{counted(len(stuck), 'helper')} without a sign of life: requests that wait for it hang."
+        what = f"{quantity(len(stuck), 'helper')} without a sign of life: requests that wait for it hang."
         yield Condition(Urgency.NOW, what, f"Squid starts a new one after `kill -9 {' '.join(stuck)}`.", "helpers")
     outdated = [helper for helper in status.helpers if helper.outdated]
     loaded = status.policy.loaded_at
@@ -176,10 +176,10 @@ def _helper_troubles(status: GatewayStatus) -> Iterable[Condition]:
     if status.policy.faults:  # new ones would have no policy
         remedy = "Mend the policy on disk: helpers take it up by themselves."
     if without := [helper for helper in outdated if helper.revision is None]:
-        what = f"{counted(len(without), 'helper')} without a policy: all that it is asked is denied."
+        what = f"{quantity(len(without), 'helper')} without a policy: all that it is asked is denied."
         yield Condition(Urgency.NOW, what, remedy, "helpers")
     if other := len(outdated) - len(without):
-        what = f"{counted(other, 'helper')} judging by another revision than the one on disk."
+        what = f"{quantity(other, 'helper')} judging by another revision than the one on disk."
         yield Condition(Urgency.NOW, what, remedy, "helpers")
 
 
@@ -200,9 +200,11 @@ def _ca_troubles(ca: Certificate, now: datetime) -> Iterable[Condition]:
     if ca.not_after is None:
         yield Condition(Urgency.SOON, f"The CA cannot be read{_because(ca.problem)}.", f"See {ca.file}.", "ca")
     elif ca.not_after <= now:
-        yield Condition(Urgency.NOW, f"The CA has ended on {moment(ca.not_after)}: no https passes.", _CA_ENDED, "ca")
+        yield Condition(
+            Urgency.NOW, f"The CA has ended on {timestamp(ca.not_after)}: no https passes.", _CA_ENDED, "ca"
+        )
     elif ca.not_after - now < _CA_WARNING:
-        left = span((ca.not_after - now).total_seconds())
+        left = duration((ca.not_after - now).total_seconds())
         yield Condition(Urgency.SOON, f"The CA ends in {left}; no https passes after that.", _CA_ENDS, "ca")
 
 
@@ -212,14 +214,14 @@ def _record_troubles(record: AccessLogStatus) -> Iterable[Condition]:
         remedy = f"Let the exporter's account read {record.file}; if it was deleted or renamed: squid -k rotate."
         yield Condition(Urgency.NOW, what, remedy, "record")
     elif record.backlog_bytes > _BACKLOG_BYTES:
-        what = f"{size(record.backlog_bytes)} of the access log are not counted yet: the figures here are behind."
+        what = f"{byte_size(record.backlog_bytes)} of the access log are not counted yet: the figures here are behind."
         yield Condition(Urgency.SOON, what, "Give the exporter time, or more of a processor.", "record")
 
 
 def _disk_troubles(disks: Iterable[Disk]) -> Iterable[Condition]:
     for disk in disks:
         if disk.is_low:
-            what = f"{size(disk.available_bytes)} of {size(disk.size_bytes)} are left on the disk of {disk.path}."
+            what = f"{byte_size(disk.available_bytes)} of {byte_size(disk.size_bytes)} left on the disk of {disk.path}."
             remedy = f"Make room: `du -xh {shlex.quote(str(disk.path))} | sort -h | tail`. {_FULL[disk.folder]}"
             yield Condition(Urgency.SOON, what, remedy, "record")
 

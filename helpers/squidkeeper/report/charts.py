@@ -14,6 +14,7 @@ from math import log10
 
 from markupsafe import Markup
 
+from squidkeeper.formatting import milliseconds
 from squidkeeper.pages.drawing import label, line, picture, rect, share
 from squidkeeper.report.figures import Step, TimelineFigures, Upstream
 from squidkeeper.report.sketches import STEPS_SECONDS
@@ -66,7 +67,8 @@ class Decades:
     def axis(self) -> Markup:
         """Draw the scale, for the head of the column."""
         marks = [
-            label(self._x(10**power), _RANGE_HEIGHT - 3, _length(10**power), anchor) for power, anchor in self._ends()
+            label(self._x(10**power), _RANGE_HEIGHT - 3, milliseconds(10**power), anchor)
+            for power, anchor in self._ends()
         ]
         return picture(_RANGE_WIDTH, _RANGE_HEIGHT, "a logarithmic scale of time", marks)
 
@@ -83,23 +85,16 @@ class Decades:
         reach = line("reach", start, middle, end, middle)
         dot = Markup('<circle class="allow" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(start, middle)
         stop = line("reach", end, middle - 4, end, middle + 4)
-        words = f"half within {_length(row.median_ms)}, 95 % within {_length(row.p95_ms)}"
+        words = f"half within {milliseconds(row.median_ms)}, 95 % within {milliseconds(row.p95_ms)}"
         return picture(_RANGE_WIDTH, _RANGE_HEIGHT, words, [*grid, reach, stop, dot])
 
     def _ends(self) -> Iterator[tuple[int, str]]:
         for power in range(self.lowest, self.highest + 1):
             yield power, {self.lowest: "start", self.highest: "end"}.get(power, "middle")
 
-    def _x(self, milliseconds: float) -> float:
-        share = (log10(max(1, milliseconds)) - self.lowest) / (self.highest - self.lowest)
+    def _x(self, duration_ms: float) -> float:
+        share = (log10(max(1, duration_ms)) - self.lowest) / (self.highest - self.lowest)
         return 5 + min(1.0, max(0.0, share)) * (_RANGE_WIDTH - 10)
-
-
-def _length(milliseconds: int) -> str:
-    if milliseconds < 1000:
-        return f"{milliseconds} ms"
-    seconds = milliseconds / 1000
-    return f"{seconds:.0f} s" if seconds >= 10 or seconds == int(seconds) else f"{seconds:.1f} s"
 
 
 # --- Over time ------------------------------------------------------------------------------------------------------
