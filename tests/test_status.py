@@ -167,7 +167,7 @@ WRONG = {
     "little room": (
         replace(WELL, disks=(replace(DISK, available_bytes=900_000_000), replace(DISK, folder="state"))),
         "soon",
-        "900 MB of 10 GB are left on the disk of /var/log/squid",
+        "900 MB of 10 GB left on the disk of /var/log/squid",
     ),
 }
 
