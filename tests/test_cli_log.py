@@ -176,7 +176,7 @@ def test_a_tunnel_is_no_request_of_the_rule_that_could_allow_one(path: Path) -> 
 
 
 def test_counts_of_made_up_paths_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "GROUPS_AT_MOST", 10)
+    monkeypatch.setattr(groups, "GROUP_LIMIT", 10)
     paths = [*("x" * 8000 + str(one) for one in range(5)), *map(str, range(50))]
     path.write_text("".join(f"{line(0, f'https://open.example/{one}')}\n" for one in paths))
     counted = {one["path"]: one["requests"] for one in map(json.loads, run("--by", "path", "--json", path).lines)}
@@ -254,29 +254,29 @@ def test_a_client_that_the_policy_does_not_have_is_said(path: Path, policy: Path
     said = run("--json", "--policy", policy, "--client", "agent", "--client", "ci-bot", path)
     assert said.lines == [EVENTS[1]]
     assert said.err == (
-        f"--client agent: no address or network, and no client or user of the policy in {policy}. "
+        f"--client agent: not an address, network, client or user of the policy in {policy}. "
         "Only a proxy user of this name matches.\n"
     )
     (policy / "policy.yaml").write_text("nonsense")
     said = run("--json", "--policy", policy, "--client", "ci-bot", path)
     assert said.lines == [EVENTS[1]]
-    assert said.err == f"{policy} does not load: --client finds proxy users, and no clients of the policy.\n"
+    assert said.err == f"{policy} does not load: --client finds proxy users only, no clients of it.\n"
 
 
 def test_spans_count_back_from_now() -> None:
     for span, seconds in (("90s", 90), ("15m", 900), ("2h", 7200), ("3d", 259_200), ("1w", 604_800)):
-        assert filters.parse_moment(span, NOON) == NOON - timedelta(seconds=seconds)
+        assert filters.parse_time_option(span, NOON) == NOON - timedelta(seconds=seconds)
 
 
 REFUSED = [
-    (("--since", "yesterday"), "'yesterday' is no time, expected 15m, 2h, 3d or an ISO time such as 20"),
-    (("--since", "999999w"), "'999999w' is no time"),
-    (("--status", "4x"), "'4x' is no status, expected one such as 403, or a class such as 4xx"),
-    (("--status", "9xx"), "'9xx' is no status, expected one such as 403, or a class such as 4xx"),
+    (("--since", "yesterday"), "'yesterday' is not a time, expected 15m, 2h, 3d or an ISO time such as 20"),
+    (("--since", "999999w"), "'999999w' is not a time"),
+    (("--status", "4x"), "'4x' is not a status, expected one such as 403, or a class such as 4xx"),
+    (("--status", "9xx"), "'9xx' is not a status, expected one such as 403, or a class such as 4xx"),
     (("--host", "https://open.example/"), "is not a host pattern, expected example.com, .example.com"),
-    (("--follow", "--by", "host"), "--follow reads one log as it is written"),
+    (("--follow", "--by", "host"), "--follow reads one log while it is written"),
     (("--drift", "--by", "host"), "--drift shows each request that it finds"),
-    (("--follow", "-"), "--follow reads one log as it is written"),
+    (("--follow", "-"), "--follow reads one log while it is written"),
 ]
 
 
@@ -324,9 +324,7 @@ def test_lines_that_are_no_record_are_counted_and_the_first_is_named(path: Path)
     path.write_text(f"{line()}\nnot json\n{line(v=9)}\n{{}}\n{line(1)}\n")
     said = run("--json", path)
     assert said.lines == [line(), line(1)]
-    assert said.err.startswith(
-        f"3 lines left out, no record being on them; the first: {path}:2: not a line of the record"
-    )
+    assert said.err.startswith(f"3 invalid lines skipped; the first: {path}:2: not a squidkeeper record")
     assert said.code == 0
 
 
@@ -335,7 +333,7 @@ def test_what_is_no_log_at_all_is_not_shown(tmp_path: Path) -> None:
     secret.write_text("root:$6$salt$hash:19000:0:99999:7:::\n")
     said = run(secret)
     assert "hash" not in said.out + said.err
-    assert "1 line left out" in said.err
+    assert "1 invalid line skipped" in said.err
 
 
 # ── Terminals ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -470,7 +468,7 @@ def test_a_url_that_the_record_cuts_off_is_marked_and_drift_counts_it_apart(path
     path.write_text(f"{line(0, url, revision=revision, cut='9000:ab')}\n{line(1, url[:-1], revision=revision)}\n")
     assert [one.endswith("l… (cut)") for one in run(path).lines] == [False, True, False]
     said = run("--drift", "--policy", policy, "--state", path.parent, path)
-    assert said.err == "1 served request not checked: the record holds only the beginning of a URL that decides\n"
+    assert said.err == "1 served request not checked: the access log has only the beginning of a URL that decides\n"
     assert (said.code, said.lines) == (0, [])
 
 
@@ -489,7 +487,7 @@ def test_what_cannot_be_checked_is_said_and_is_no_drift(path: Path, policy: Path
         "--drift", "--rule", "open", "--since", "2026-11-25T12:05:00Z", "--policy", policy, "--state", "/gone", path
     )
     assert (said.code, said.out) == (0, "")
-    assert said.err == "1 served request not checked: the revision that decided is not kept in /gone/revisions\n"
+    assert said.err == "1 served request not checked: the revision that decided is not stored in /gone/revisions\n"
 
 
 def test_a_policy_that_does_not_load_leaves_the_revisions_that_are_kept(path: Path, policy: Path) -> None:
@@ -551,7 +549,7 @@ def test_a_followed_log_shows_what_comes_and_a_lone_denied_connect_after_a_while
 def test_a_log_that_is_not_there_is_waited_for_and_that_is_said(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     following = Following(path)
-    assert following.complaint() == f"{path}: not there, or not readable; waiting for it."
+    assert following.complaint() == f"{path}: missing or unreadable; waiting for it."
     path.write_text(f"{line(1)}\n")
     assert following.next() == line(1)
     following.interrupt()
@@ -563,9 +561,7 @@ def test_who_may_not_read_the_record_is_told_who_may(path: Path) -> None:
         folder.chmod(0o755)
     done = squidkeeper(path, user="nobody")
     assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        done.stderr == f"Error: {path}: permission denied: the record is readable by root and Squid's account alone\n"
-    )
+    assert done.stderr == f"Error: {path}: permission denied: only root and Squid's account can read the access log\n"
 
 
 def wait_until_open(pid: int, path: Path) -> None:
@@ -588,5 +584,5 @@ def test_an_account_that_may_not_look_into_the_state_folder_reads_a_log(path: Pa
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 4)
     done = subprocess.run((*command, "--drift"), capture_output=True, text=True, check=False)
-    unchecked = f"2 served requests not checked: the revision that decided is not kept in {closed}/revisions\n"
+    unchecked = f"2 served requests not checked: the revision that decided is not stored in {closed}/revisions\n"
     assert (done.returncode, done.stderr) == (1, unchecked)

@@ -19,7 +19,7 @@ from squidkeeper.policy.sources import read_sources
 from squidkeeper.policy_store.policy_watcher import load, load_sources
 from squidkeeper.record.drift import DriftChecker, DriftKind, Finding, Known, was_served
 from squidkeeper.record.past_policies import PastPolicies
-from squidkeeper.record.record import NONE, Record, time_of
+from squidkeeper.record.record import NONE, Record, format_time
 
 POLICY = """
 version: 1
@@ -300,7 +300,7 @@ def test_what_an_outdated_revision_allowed_is_held_against_the_one_that_had_repl
     served = record(
         "https://closed.example/",
         revision=old,
-        time=time_of(replaced + timedelta(seconds=seconds_after)),
+        time=format_time(replaced + timedelta(seconds=seconds_after)),
         duration_ms=duration_ms,
     )
     finding = DriftChecker(judges, replacing=judges.replacing).check(served)
@@ -315,7 +315,7 @@ def test_a_policy_that_was_put_back_is_not_outdated(tmp_path: Path, record: Call
     assert kept_at(tmp_path, allows, first + timedelta(minutes=20)) == old
     judges = PastPolicies(tmp_path / "revisions")
     for minutes in (5, 25, 90):
-        served = record("https://open.example/", revision=old, time=time_of(first + timedelta(minutes=minutes)))
+        served = record("https://open.example/", revision=old, time=format_time(first + timedelta(minutes=minutes)))
         assert DriftChecker(judges, replacing=judges.replacing).check(served) is None
 
 

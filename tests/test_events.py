@@ -134,7 +134,7 @@ def test_a_request_that_nobody_judged_has_the_verdict_that_the_policy_of_its_con
         asked.append(record)
         return "deny", "default"
 
-    (event,) = told(Events(judge=judge), [entry(0, **FAILED_CONNECT), entry(1, **UNJUDGED)])
+    (event,) = told(Events(decide=judge), [entry(0, **FAILED_CONNECT), entry(1, **UNJUDGED)])
     assert [(one.method, one.url, one.revision) for one in asked] == [
         ("PUT", "https://nowhere.example/x", "0123456789ab")
     ]
@@ -150,7 +150,7 @@ def test_a_request_that_nobody_judged_is_not_allowed_because_its_connect_was() -
 
 def test_a_request_that_nobody_judged_is_judged_and_shown_with_the_user_of_its_connect() -> None:
     connect, inside = entry(0, **FAILED_CONNECT, user="alice"), entry(1, **UNJUDGED)
-    events = Events(judge=lambda record: ("allow" if record.user == "alice" else "deny", "for-alice"))
+    events = Events(decide=lambda record: ("allow" if record.user == "alice" else "deny", "for-alice"))
     (event,) = told(events, [connect, inside])
     assert (event.record.user, event.record.verdict, event.record.rule) == ("alice", "allow", "for-alice")
     assert parse_record(event.line) == event.record
@@ -195,7 +195,7 @@ def test_the_order_is_kept_while_a_connect_waits() -> None:
 
 
 def test_a_connect_waits_no_longer_than_the_hold() -> None:
-    found = Events(hold_seconds=5)
+    found = Events(wait_seconds=5)
     connect, others = denied_connect(0), [get(1), get(4.9), get(5)]
     assert list(found.feed([connect, *others[:2]])) == []
     assert list(found.feed(others[2:])) == [connect, *others]
@@ -206,16 +206,16 @@ def test_a_connect_waits_no_longer_than_the_hold() -> None:
 
 def test_no_more_than_a_bound_waits_behind_connects() -> None:
     found = Events()
-    many = [denied_connect(0, connection=str(number)) for number in range(module.HELD_AT_MOST + 500)]
+    many = [denied_connect(0, connection=str(number)) for number in range(module.QUEUED_RECORDS_LIMIT + 500)]
     assert list(found.feed(many)) == many[:500]
-    assert (len(found._queue), len(found._waiting)) == (module.HELD_AT_MOST, module.HELD_AT_MOST)
+    assert (len(found._queue), len(found._waiting)) == (module.QUEUED_RECORDS_LIMIT, module.QUEUED_RECORDS_LIMIT)
     assert list(found.feed([get(0)])) == [many[500]]
     assert list(found.flush()) == [*many[501:], get(0)]
 
 
 def test_no_more_than_a_bound_of_bytes_waits_behind_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     connect, long_ones = denied_connect(0), [get(0)._replace(line=b"x" * 1000) for _ in range(12)]
-    monkeypatch.setattr(module, "HELD_BYTES_AT_MOST", len(connect.line) + 10_000)
+    monkeypatch.setattr(module, "QUEUED_BYTES_LIMIT", len(connect.line) + 10_000)
     found = Events()
     assert list(found.feed([connect, *long_ones[:10]])) == []
     assert list(found.feed(long_ones[10:])) == [connect, *long_ones]

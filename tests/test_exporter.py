@@ -40,7 +40,7 @@ from squidkeeper.exporter.status_page import page
 from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.metrics import DECISION_DURATION, METRICS
 from squidkeeper.policy_store.policy_watcher import PolicyState, PolicyWatcher, load
-from squidkeeper.record.record import time_of
+from squidkeeper.record.record import format_time
 
 from .conftest import judge_of
 from .test_log_counter import line, record
@@ -226,7 +226,7 @@ def test_a_second_one_is_refused_by_name(tmp_path: Path, policy: Path) -> None:
         _, told = second.process.communicate(timeout=20)
         assert second.process.returncode == 1
         assert told.endswith(
-            f"Error: {tmp_path}/state/exporter: another exporter keeps its counts here: end it, or choose another one\n"
+            f"Error: {tmp_path}/state/exporter: another exporter keeps its counts here: stop it or choose another\n"
         )
         assert exporter.get("/healthz").status == 200
 
@@ -238,7 +238,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, policy: Path) -> None:
         _, told = done.communicate(timeout=20)
     assert (done.returncode, told) == (
         1,
-        f"Error: cannot listen on 127.0.0.1 port {port}: Address already in use: end it, or choose another one\n",
+        f"Error: cannot listen on 127.0.0.1 port {port}: Address already in use: stop it or choose another\n",
     )
 
 
@@ -748,7 +748,7 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
 
 def test_answers_of_the_last_minutes_are_on_the_status_page(policy: Path) -> None:
     answers = tuple(
-        RecentAnswer(time_of(datetime.fromtimestamp(NOW - seconds, UTC)), failed)
+        RecentAnswer(format_time(datetime.fromtimestamp(NOW - seconds, UTC)), failed)
         for seconds, failed in ((301, True), (299, True), (1, False))
     )
     status = status_of(replace(view(policy), answers=answers), Path("/policy"), Path("/access.log"), "127.0.0.1:3129")

@@ -17,7 +17,7 @@ import pytest
 from squidkeeper.errors import UnreadableLog
 from squidkeeper.record import log_file, log_files
 from squidkeeper.record.follower import Follower, Position
-from squidkeeper.record.log_files import holding_since, in_order, read_blocks
+from squidkeeper.record.log_files import files_since, read_blocks, sorted_by_time
 from squidkeeper.rotated_logs import next_name, rotated
 
 
@@ -97,11 +97,11 @@ def test_what_unpacks_to_gigabytes_takes_no_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("access.log.1.gz", gzip.compress(b"line\n" * 1000, mtime=0)[:-9], "damaged, or cut off"),
-        ("access.log.1.gz", b"no gzip at all", "damaged, or cut off"),
-        ("access.log.1.xz", b"no xz at all", "damaged, or cut off"),
+        ("access.log.1.gz", gzip.compress(b"line\n" * 1000, mtime=0)[:-9], "damaged or truncated"),
+        ("access.log.1.gz", b"no gzip at all", "damaged or truncated"),
+        ("access.log.1.xz", b"no xz at all", "damaged or truncated"),
         ("access.log.1.bz2", b"no bzip2 at all", "invalid data stream"),
-        ("access.log.1.zst", b"", "expected: zstdcat"),
+        ("access.log.1.zst", b"", "use: zstdcat"),
     ],
 )
 def test_a_log_that_cannot_be_read_is_named_with_the_reason(
@@ -165,8 +165,8 @@ def test_a_span_is_looked_for_in_the_files_that_can_hold_it(tmp_path: Path) -> N
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, datetime(2026, 11, 25, 12 - hours, tzinfo=UTC).timestamp()))
     since = datetime(2026, 11, 25, 10, 30, tzinfo=UTC)
-    assert holding_since(path, None) == [path]
-    assert holding_since(path, since) == [tmp_path / "access.log.1", path]
+    assert files_since(path, None) == [path]
+    assert files_since(path, since) == [tmp_path / "access.log.1", path]
 
 
 RECORD = (
@@ -181,7 +181,7 @@ def test_files_in_any_order_are_read_in_the_order_of_time(tmp_path: Path) -> Non
         record = RECORD % f"2026-11-0{day}T00:00:00.000Z".encode()
         (tmp_path / name).write_bytes(gzip.compress(record) if name.endswith(".gz") else record)
     given = [tmp_path / name for name in ["access.log", "access.log.1", "access.log.2.gz", "access.log"]]
-    assert [path.name for path in in_order(given)] == ["access.log.2.gz", "access.log.1", "access.log"]
+    assert [path.name for path in sorted_by_time(given)] == ["access.log.2.gz", "access.log.1", "access.log"]
 
 
 # ── Followed ───────────────────────────────────────────────────────────────────────────────────────────────────────

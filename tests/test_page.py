@@ -9,7 +9,7 @@ import pytest
 
 from squidkeeper.pages import page
 from squidkeeper.pages.drawing import split_bar
-from squidkeeper.record.urls import shown_url
+from squidkeeper.record.urls import redacted_url
 
 STYLE = resources.files("squidkeeper.pages").joinpath("templates/style.css").read_text("utf-8")
 
@@ -76,7 +76,7 @@ def test_both_themes_have_the_same_colours() -> None:
     ],
 )
 def test_a_url_is_shown_without_what_could_be_secret_or_mislead(url: str, shown: str) -> None:
-    assert shown_url(url) == shown
+    assert redacted_url(url) == shown
 
 
 def test_what_cannot_be_seen_is_shown_as_its_escape() -> None:

@@ -8,7 +8,16 @@ import msgspec
 import pytest
 
 from squidkeeper.errors import InvalidRecord
-from squidkeeper.record.record import LENGTHS, LINE_LENGTH, NONE, VERSION, Record, cut_fields, parse_record, text
+from squidkeeper.record.record import (
+    LENGTHS,
+    LINE_LENGTH,
+    NONE,
+    VERSION,
+    Record,
+    decode_field,
+    parse_record,
+    truncated_fields,
+)
 from squidkeeper.url import LONG_URL, RECORDED_URL_LENGTH, is_unusual, recorded_url
 
 REPOSITORY = Path(__file__).parents[1]
@@ -96,14 +105,14 @@ def test_a_url_is_recorded_as_squid_writes_it() -> None:
 def test_a_line_of_before_the_newest_fields_is_read() -> None:
     old = {name: value for name, value in json.loads(LINE).items() if name not in ("tls_error", "cut", "hidden")}
     record = parse_record(json.dumps({**old, "url": "u" * 8000}).encode())
-    assert (record.tls_error, record.cut, record.hidden, cut_fields(record)) == (NONE, NONE, NONE, ())
+    assert (record.tls_error, record.cut, record.hidden, truncated_fields(record)) == (NONE, NONE, NONE, ())
 
 
 def test_a_field_as_long_as_a_line_has_room_for_is_taken_for_one_that_is_cut_off() -> None:
     for name in ("url", "fetched", "sni", "tunnel", "user", "credential", "method"):
         record = msgspec.structs.replace(parse_record(LINE.encode()), **{name: "x" * LENGTHS[name]})
-        assert cut_fields(record) == (name,)
-    assert cut_fields(msgspec.structs.replace(record, method="x", user_agent="x" * 256)) == ()
+        assert truncated_fields(record) == (name,)
+    assert truncated_fields(msgspec.structs.replace(record, method="x", user_agent="x" * 256)) == ()
 
 
 def test_the_documentation_has_every_field_with_its_type() -> None:
@@ -126,16 +135,16 @@ def test_a_field_that_a_later_release_adds_is_no_fault() -> None:
 
 
 INVALID = {
-    "": "not a line of the record",
-    "{": "not a line of the record",
-    "[]": "not a line of the record",
-    "1764000000.000 5 10.0.0.1 TCP_MISS/200 500 GET http://x/ - HIER_DIRECT/1.2.3.4 -": "not a line of the record",
-    LINE.replace('"v": 1', '"v": 2'): "a record of version 2, expected 1",
-    LINE.replace('"status": 1', '"status": "1"'): "not a line of the record",
-    LINE.replace('"url": "x", ', ""): "not a line of the record",
-    LINE.replace('"url": "x"', '"url": "\x1b"'): "not a line of the record",
-    LINE[:-1]: "not a line of the record",
-    f'{LINE[:-1]}, "later": {"[" * 100_000}{"]" * 100_000}}}': "not a line of the record",
+    "": "not a squidkeeper record",
+    "{": "not a squidkeeper record",
+    "[]": "not a squidkeeper record",
+    "1764000000.000 5 10.0.0.1 TCP_MISS/200 500 GET http://x/ - HIER_DIRECT/1.2.3.4 -": "not a squidkeeper record",
+    LINE.replace('"v": 1', '"v": 2'): "version 2 of the record format, expected 1",
+    LINE.replace('"status": 1', '"status": "1"'): "not a squidkeeper record",
+    LINE.replace('"url": "x", ', ""): "not a squidkeeper record",
+    LINE.replace('"url": "x"', '"url": "\x1b"'): "not a squidkeeper record",
+    LINE[:-1]: "not a squidkeeper record",
+    f'{LINE[:-1]}, "later": {"[" * 100_000}{"]" * 100_000}}}': "not a squidkeeper record",
 }
 
 
@@ -155,4 +164,4 @@ def test_bytes_that_are_not_utf_8_are_no_record() -> None:
     ("value", "meant"), [(NONE, None), ("a%20b", "a b"), ("%E2%82%AC", "€"), ("%ff", "\ufffd"), ("%", "%"), ("", "")]
 )
 def test_a_value_is_decoded_for_people(value: str, meant: str | None) -> None:
-    assert text(value) == meant
+    assert decode_field(value) == meant

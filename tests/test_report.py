@@ -19,9 +19,9 @@ from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
 from squidkeeper.policy_store.policy_watcher import load_sources
 from squidkeeper.record.record import Record
-from squidkeeper.report import figures, sections, sketches
+from squidkeeper.report import bounded_counters, figures, sections
+from squidkeeper.report.builder import BUILT_IN_REASONS, ReportBuilder
 from squidkeeper.report.page import as_json, page
-from squidkeeper.report.survey import VERDICTS, Survey
 
 from .conftest import write_policy
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
@@ -51,7 +51,7 @@ def denied(after_seconds: float = 0, **values: object) -> bytes:
 
 
 def report_of(*lines: bytes, since: datetime | None = None, until: datetime | None = None) -> figures.Report:
-    made = Survey(since, until)
+    made = ReportBuilder(since, until)
     made.read(lines)
     return made.result(["access.log"], NOON, {"no": "Because."})
 
@@ -79,7 +79,7 @@ def test_a_tunnel_is_counted_apart_and_a_denied_one_is_one_with_the_request_insi
         denied(3, url="https://c.example/x", tunnel=tunnel, connection="2"),
     )
     assert (report.summary.requests, report.summary.denied, report.summary.tunnels) == (2, 1, 1)
-    assert report.left_out == (figures.Count("denied CONNECTs, as part of the request inside", 1),)
+    assert report.left_out == (figures.Count("denied CONNECTs, merged into the request inside", 1),)
 
 
 def test_who_went_where_names_the_busiest_and_sums_up_the_rest() -> None:
@@ -193,7 +193,7 @@ def test_a_client_that_does_not_trust_the_ca_is_no_failing_upstream() -> None:
     )
     assert report.upstreams.failing == ()
     assert (report.summary.failed, report.client_errors.total) == (0, 3)
-    mistrust = "TLS with the client failed: it does not trust the gateway's CA, or left during it"
+    mistrust = "TLS with the client failed: it does not trust the gateway's CA, or it disconnected"
     assert [(row.client, row.requests, row.host, row.meaning) for row in report.client_errors.rows] == [
         ("192.168.137.10", 2, "b.example", mistrust),
         ("192.168.137.11 ci", 1, "a.example", mistrust),
@@ -207,7 +207,7 @@ def test_a_client_that_left_before_an_answer_is_no_failure_of_a_host_and_no_deni
     assert (report.summary.requests, report.summary.denied, report.summary.failed) == (2, 0, 0)
     assert report.upstreams.failing == ()
     assert [(row.error, row.requests) for row in report.client_errors.rows] == [("ERR_CLIENT_GONE", 3)]
-    assert report.left_out == (figures.Count("requests whose client left before they were judged", 2),)
+    assert report.left_out == (figures.Count("requests whose client disconnected before a decision", 2),)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_client_that_left_before_an_answer_is_no_failure_of_a_host_and_no_deni
 def test_what_squid_refuses_by_itself_is_no_failure_of_a_host(status: int, error: str) -> None:
     report = report_of(line(0), line(1, status=status, error=error, squid="TCP_DENIED/HIER_NONE", **UNJUDGED))
     assert (report.summary.requests, report.summary.failed, report.upstreams.failing) == (1, 0, ())
-    assert report.left_out == (figures.Count("requests that Squid refused by itself, before a rule was asked", 1),)
+    assert report.left_out == (figures.Count("requests that Squid refused before a rule was asked", 1),)
 
 
 def test_a_client_cannot_hide_a_request_by_its_method() -> None:
@@ -240,26 +240,26 @@ def test_what_is_not_in_the_figures_is_named() -> None:
     )
     assert report.summary.requests == 1
     assert {(one.name, one.count) for one in report.left_out} == {
-        ("requests before the span", 1),
-        ("requests after the span", 1),
+        ("requests before the period", 1),
+        ("requests after the period", 1),
         ("connections that ended without a request", 1),
-        ("lines that are no record", 4),
+        ("invalid lines", 4),
     }
 
 
 def test_every_verdict_that_is_no_rules_has_a_reason() -> None:
-    assert set(VERDICTS) == VERDICT_NAMES
+    assert set(BUILT_IN_REASONS) == VERDICT_NAMES
 
 
 # --- bounds ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_client_that_makes_up_hosts_does_not_make_it_grow_nor_hides_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    for bound in ("HOSTS_KEPT", "PAIRS_KEPT", "RETRIES_KEPT", "NEW_HOSTS_KEPT", "KNOWN_HOSTS"):
+    for bound in ("HOST_LIMIT", "PAIR_LIMIT", "RETRY_LIMIT", "NEW_HOST_LIMIT", "KNOWN_HOST_LIMIT"):
         monkeypatch.setattr(sections, bound, 100)
     noise = [denied(n, url=f"https://h{n}.example/{n}") for n in range(2000)]
     signal = [denied(n, client="192.168.137.11", url="https://c.example/x") for n in range(0, 2000, 10)]
-    made = Survey()
+    made = ReportBuilder()
     for one in zip(noise, [one for one in signal for _ in range(10)], strict=True):
         made.read(one)
     report = made.result([], NOON, {})
@@ -270,21 +270,21 @@ def test_a_client_that_makes_up_hosts_does_not_make_it_grow_nor_hides_another(mo
     assert report.limits == (
         *("hosts", "pairs of client and host", "denied requests", "pairs of rule and denied host", "first-seen hosts"),
     )
-    assert "There were more different hosts, pairs of client and host, denied requests" in page(report)
+    assert "There were too many different hosts, pairs of client and host, denied requests" in page(report)
 
 
-def test_the_heaviest_are_kept_and_the_rest_forgotten() -> None:
-    counts = sketches.Heaviest[str, list[int]](10, lambda: [0], lambda value: value[0])
+def test_the_heaviest_are_kept_and_the_rest_removed() -> None:
+    counts = bounded_counters.HeavyHitters[str, list[int]](10, lambda: [0], lambda value: value[0])
     for number in range(1000):
         counts["often"][0] += 1
         counts[f"once {number}"][0] += 1
         assert len(counts) <= 20
     assert counts.heaviest(1) == [("often", [1000])]
-    assert counts.forgotten == 1001 - len(counts)
+    assert counts.removed == 1001 - len(counts)
 
 
 def test_a_timeline_covers_any_span_in_few_steps() -> None:
-    timeline = sketches.Timeline[str]()
+    timeline = bounded_counters.Timeline[str]()
     for day in range(4000):
         timeline.add(day * 86400.0, "x")
     steps = timeline.steps(96, 0, 4000 * 86400)
@@ -344,16 +344,16 @@ def test_a_chart_says_in_words_what_it_shows() -> None:
 
 
 def test_an_empty_span_makes_a_page_that_says_so() -> None:
-    assert "No request in this span" in page(report_of())
+    assert "No request in this period" in page(report_of())
     other = page(report_of(line(0), since=NOON + timedelta(hours=1)))
-    assert "No request in this span" in other
-    assert "1 requests before the span" in other
+    assert "No request in this period" in other
+    assert "1 requests before the period" in other
 
 
 def test_the_page_says_what_hosts_were_compared_with() -> None:
-    assert "No older record was given" in page(report_of(line(0)))
+    assert "There are no older records" in page(report_of(line(0)))
     compared = page(report_of(line(0), line(10, url="https://b.example/"), since=NOON + timedelta(seconds=5)))
-    assert "none of the 1 request before this span" in compared
+    assert "1 host not in the 1 request before this period" in compared
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -441,7 +441,7 @@ def test_the_command_holds_what_was_served_against_the_revisions_that_are_kept(t
     (found,) = drift["latest"]
     assert (found["rule"], found["reason"], found["url"]) == ("no", "Not here.", "https://a.example/")
     page = run(log, "--html", "-", "--policy", policy, "--state", state)[1]
-    assert "1 request not answered as the policy in force had it (allowed 1)" in page
+    assert "1 request served although the policy in force denied it (allowed 1)" in page
     code, output = run(log, "--json", "--policy", policy, "--state", tmp_path)
     assert code == 2
     assert "no folder of revisions" in output
@@ -468,7 +468,7 @@ def test_the_command_does_not_write_over_a_log(log: Path, tmp_path: Path) -> Non
     for read in (log, tmp_path / "report.html"):
         code, output = run(read, "--html", log)
         assert code == 2
-        assert "is no HTML page" in output
+        assert "is not an HTML page" in output
         assert log.read_bytes() == before
 
 

@@ -190,7 +190,7 @@ def test_nothing_is_wider_than_the_window_or_squeezed(light: Visit, page: str, w
 
 
 def test_an_empty_span_is_a_page_that_says_so(light: Visit) -> None:
-    assert "No request in this span." in light.views["empty", WIDE].text
+    assert "No request in this period." in light.views["empty", WIDE].text
 
 
 def test_dark_is_dark(light: Visit, report: str, status: str) -> None:

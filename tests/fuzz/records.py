@@ -17,8 +17,8 @@ import msgspec
 
 from squidkeeper.errors import InvalidRecord, UnreadableLog
 from squidkeeper.record.follower import Follower, Position
-from squidkeeper.record.log_files import in_order, read_blocks
-from squidkeeper.record.record import VERSION, Record, parse_record, text
+from squidkeeper.record.log_files import read_blocks, sorted_by_time
+from squidkeeper.record.record import VERSION, Record, decode_field, parse_record
 from squidkeeper.rotated_logs import rotated
 
 from .target import Target
@@ -52,7 +52,7 @@ def check_record(line: bytes) -> None:
     for name in TEXTS:
         value = getattr(record, name)
         assert isinstance(value, str)
-        decoded = text(value)
+        decoded = decode_field(value)
         assert (decoded is None) == (value == "-")
         (decoded or "").encode()  # nothing in it that could not be written out again
     assert all(isinstance(number, int) for number in (record.status, record.bytes, record.duration_ms))
@@ -67,7 +67,7 @@ def check_whole(folder: Path, data: bytes) -> None:
     plain = folder / "access.log"
     plain.write_bytes(data)
     assert read(plain) == lines_of(data)
-    assert in_order([plain]) == [plain]
+    assert sorted_by_time([plain]) == [plain]
     for number, suffix in enumerate(PACKED, 1):
         damaged = folder / f"access.log.{number}{suffix}"
         damaged.write_bytes(data)
@@ -76,7 +76,7 @@ def check_whole(folder: Path, data: bytes) -> None:
     packed = folder / "access.log.9.gz"
     packed.write_bytes(gzip.compress(data, 1))
     assert read(packed) == lines_of(data)
-    assert set(in_order(rotated(plain))) == set(rotated(plain))
+    assert set(sorted_by_time(rotated(plain))) == set(rotated(plain))
     packed.write_bytes(packed.read_bytes()[: -1 - len(data) % 20])
     with suppress(UnreadableLog):
         assert read(packed) == lines_of(data), "what was cut off was not missed"

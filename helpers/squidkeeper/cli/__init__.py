@@ -1,4 +1,4 @@
-"""The command line (floor 6): one command a file, imported when it is called, so that a helper starts at once."""
+"""The command line (floor 9): one command per file, imported when it is called, so that helpers start fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COMMANDS = ("check", "explain", "log", "report", "exporter", "maintain", *_HELP
 class LateGroup(click.Group):
     """A group whose commands are modules of this package."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click calls it so
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """List the commands."""
         return list(_COMMANDS)
 
@@ -30,6 +30,6 @@ class LateGroup(click.Group):
 def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
-    `check`, `explain`, `log` and `report` are for people; `acl`, `rewrite`, `credential` and `throttle` are the
-    helpers that Squid starts; `exporter` and `maintain` are services beside it.
+    `check`, `explain`, `log` and `report` are for people. `acl`, `rewrite`, `credential` and `throttle` are the
+    helpers that Squid starts. `exporter` and `maintain` are services beside Squid.
     """

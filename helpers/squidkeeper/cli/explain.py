@@ -103,7 +103,7 @@ def _of_arguments(method: str | None, url: str | None, client: str | None, user:
 
 def _of_record(line: BinaryIO, *given: str | None) -> Question:
     from squidkeeper.errors import InvalidRecord
-    from squidkeeper.record.record import NONE, moment_of, parse_record
+    from squidkeeper.record.record import NONE, parse_record, parse_time
     from squidkeeper.record.requests import asked, unexplained
 
     if any(given):
@@ -114,7 +114,7 @@ def _of_record(line: BinaryIO, *given: str | None) -> Question:
         raise click.BadParameter(f"{line.name} is empty, {expected}", param_hint="--record")
     try:
         record = parse_record(text)
-        at = moment_of(record)
+        at = parse_time(record)
     except (InvalidRecord, ValueError) as error:
         raise click.BadParameter(f"{line.name}: {error}", param_hint="--record") from error
     reason = unexplained(record)

@@ -1,4 +1,4 @@
-"""`squidkeeper exporter` (floor 6)."""
+"""`squidkeeper exporter` (floor 9)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Address(click.ParamType):  # type: ignore[type-arg] # generic in newer rel
     name = "address:port"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        """Parse it; click's own error where it is none."""
+        """Parse the value; fail with click's error."""
         from squidkeeper.errors import InvalidUrl
         from squidkeeper.url import parse_authority
 
@@ -40,7 +40,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     name = "network"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Network:
-        """Parse it; click's own error where it is none."""
+        """Parse the value; fail with click's error."""
         from squidkeeper.errors import PatternError
         from squidkeeper.policy.hosts import parse_network
 
@@ -57,19 +57,19 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     type=Address(),
     default="127.0.0.1:9129",
     show_default=True,
-    help="Where /metrics, /healthz and the status page are.",
+    help="The address of /metrics, /healthz and the status page.",
 )
 @policy_option
-@file_option("--access-log", DEFAULT_LOG, "The record of requests, as Squid writes it.")
-@state_option("What helpers have counted, and where the exporter keeps its own counts.")
-@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, for the day that it ends.")
+@file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
+@state_option("The state folder: the counters of the helpers and of the exporter.")
+@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, to report when it expires.")
 @click.option(
     "--squid",
     metavar="ADDRESS:PORT",
     type=Address(),
     default="127.0.0.1:3129",
     show_default=True,
-    help="Squid's proxy port on this machine, for its own counters.",
+    help="Squid's proxy port on this machine, to read Squid's own counters.",
 )
 @click.option(
     "--status-from",
@@ -77,7 +77,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     type=NetworkType(),
     multiple=True,
     default=["127.0.0.0/8", "::1/128"],
-    help="Show the status page to this network, instead of to this machine alone; several times for several.",
+    help="Show the status page to this network instead of only to this machine. Repeatable.",
 )
 def exporter(
     listen: tuple[str, int],
@@ -88,10 +88,10 @@ def exporter(
     squid: tuple[str, int],
     status_from: tuple[Network, ...],
 ) -> None:
-    """Serve metrics, health and a status page of the gateway, until it is told to end (SIGTERM).
+    """Serve metrics, health and a status page of the gateway, until SIGTERM.
 
-    It starts and serves also where the log, the policy, the CA or Squid are missing, and goes on when they are there.
-    Exit status: 0 when told to end; 1 when it cannot listen, or another exporter has the state folder.
+    It also starts while the log, the policy, the CA or Squid are missing, and reports that.
+    Exit status: 0 after SIGTERM; 1 if it cannot listen, or if another exporter uses the state folder.
     """
     import logging
     import sys
@@ -103,4 +103,4 @@ def exporter(
     try:
         run(Options(listen, directory, access_log, state, ca, squid, status_from))
     except (ListenFailed, StateInUse) as error:
-        raise click.ClickException(f"{error}: end it, or choose another one") from error
+        raise click.ClickException(f"{error}: stop it or choose another") from error

@@ -24,7 +24,7 @@ from squidkeeper.record.follower import Follower, beginning
 from squidkeeper.record.groups import KEYS
 from squidkeeper.record.listing import DriftListing, GroupListing, JsonListing, TableListing, printable
 from squidkeeper.record.log_file import STDIN
-from squidkeeper.record.log_files import holding_since, in_order, read_blocks
+from squidkeeper.record.log_files import files_since, read_blocks, sorted_by_time
 from squidkeeper.record.past_policies import PastPolicies
 from squidkeeper.record.record_reader import RecordReader
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from squidkeeper.record.filters import Predicate
     from squidkeeper.record.listing import Listing
 
-_LOOK_EVERY_SECONDS = 0.25
+_POLL_SECONDS = 0.25
 _REVISIONS = "revisions"  # of the state folder
-_SETTLE_SECONDS = 2.0  # how long --follow waits for the request that a denied CONNECT answers
+_FLUSH_SECONDS = 2.0  # how long --follow waits for the request inside a denied CONNECT
 
 
 @click.command()
@@ -48,15 +48,15 @@ _SETTLE_SECONDS = 2.0  # how long --follow waits for the request that a denied C
 )
 @click.option("--host", metavar="PATTERN", multiple=True, help="A host pattern as in a policy, such as .example.com.")
 @click.option("--rule", metavar="NAME", multiple=True, help="The rule that decided.")
-@click.option("--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: the policy was not asked.")
+@click.option("--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: no helper decided.")
 @click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403, or a class such as 4xx.")
 @click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
-@click.option("--json", "as_json", is_flag=True, help="Print the record's own lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print the lines as Squid logged them.")
 @click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials, tunnels and bytes by this.")
-@click.option("--connects", is_flag=True, help="Show every CONNECT, also those that another line stands for.")
+@click.option("--connects", is_flag=True, help="Show every CONNECT, not only those without a request inside.")
 @click.option("--drift", is_flag=True, help="Show requests that were served although the policy in force denied them.")
 @policy_option
-@state_option("Where the revisions that were in force are kept.")
+@state_option("The state folder, with the revisions that were in force.")
 def log(
     files: tuple[Path, ...],
     follow: bool,
@@ -68,40 +68,39 @@ def log(
     state: Path,
     **given: Any,
 ) -> None:
-    """Show the record of requests: FILEs, `-` for standard input, or else /var/log/squid/access.log.
+    """Show requests from the access log: FILEs, `-` for standard input, by default /var/log/squid/access.log.
 
-    Files may be rotated and compressed (.gz, .bz2, .xz) and are read in the order of time. Without FILE, --since reads
-    what the log has been rotated to as well. Options given several times mean any of their values; different options
-    must all hold.
+    FILEs may be rotated and compressed (.gz, .bz2, .xz); they are read in the order of time. Without FILE, --since
+    also reads the rotated files. A repeated option matches any of its values; different options must all match.
 
-    A tunnel and what passed through it are one event: the CONNECT of a denied tunnel is shown as the request it
-    answered, that of an opened one not at all; --connects shows them.
+    A denied CONNECT and the request inside it are one event. The CONNECT of an opened tunnel is no event. --connects
+    shows both.
 
-    --drift holds each record against the revision of the policy that it names, of those kept in the state folder. Exit
-    status: 1 where it finds something, else 0.
+    --drift decides each request again, by the revision of the policy that its record names; the state folder stores
+    these revisions. Exit status: 1 if it finds drift, else 0.
     """
     if follow and (by or len(files) > 1 or STDIN in files):
-        raise click.UsageError("--follow reads one log as it is written, and does not go with --by, several FILEs or -")
+        raise click.UsageError("--follow reads one log while it is written: it excludes --by, several FILEs and -")
     if drift and by:
-        raise click.UsageError("--drift shows each request that it finds, and does not go with --by")
+        raise click.UsageError("--drift shows each request that it finds: it excludes --by")
     policies = DriftChecker(judges := _judges(directory, state), replacing=judges.replacing)
-    audit = Audit(policies, state, as_json=as_json) if drift else None
+    audit = DriftAudit(policies, state, as_json=as_json) if drift else None
     listing = audit.findings if audit else _listing(by, as_json=as_json)
-    events = None if connects or drift else Events(judge=policies.verdict)
-    run = Run(_predicate(given, directory), listing, events)
+    events = None if connects or drift else Events(decide=policies.verdict)
+    reader = LogCommand(_combined_filter(given, directory), listing, events)
     try:
         if follow:
-            run.follow(_follower(files[0] if files else DEFAULT_LOG, given["since"]))
+            reader.follow(_follower(files[0] if files else DEFAULT_LOG, given["since"]))
         else:
-            run.read(in_order(files) if files else holding_since(DEFAULT_LOG, given["since"]))
-        run.end()
+            reader.read(sorted_by_time(files) if files else files_since(DEFAULT_LOG, given["since"]))
+        reader.end()
         if audit:
             audit.end()
     except UnreadableLog as error:
         raise click.ClickException(printable(str(error))) from error
     except KeyboardInterrupt:
-        run.end()
-    except BrokenPipeError:  # whoever read the output has seen enough
+        reader.end()
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -111,28 +110,28 @@ def _listing(by: str | None, *, as_json: bool) -> Listing:
     return JsonListing() if as_json else TableListing(coloured=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
 
 
-class Audit:
-    """What --drift checks by, and what came of it."""
+class DriftAudit:
+    """The check of --drift and its findings."""
 
     def __init__(self, policies: DriftChecker, state: Path, *, as_json: bool) -> None:
-        self._kept = state / _REVISIONS
+        self._folder = state / _REVISIONS
         self._drift = policies
         self.findings = DriftListing(self._drift, as_json=as_json)
 
     def end(self) -> None:
-        """Say what could not be checked, and end with the status of what was found."""
+        """Report what could not be checked; exit with status 1 if there are findings."""
         if self._drift.unchecked:
             what = quantity(self._drift.unchecked, "served request")
-            click.echo(f"{what} not checked: the revision that decided is not kept in {self._kept}", err=True)
+            click.echo(f"{what} not checked: the revision that decided is not stored in {self._folder}", err=True)
         if self._drift.cut:
             what = quantity(self._drift.cut, "served request")
-            click.echo(f"{what} not checked: the record holds only the beginning of a URL that decides", err=True)
+            click.echo(f"{what} not checked: the access log has only the beginning of a URL that decides", err=True)
         if self.findings.found:
             raise SystemExit(1)
 
 
 def _judges(directory: Path, state: Path) -> PastPolicies:
-    """Give the judges of the policies that were in force; the one on disk is loaded when it is asked for."""
+    """Return the policies that were in force; the one on disk is loaded on demand."""
     return PastPolicies(state / _REVISIONS, cache(partial(_judge_in_force, directory)))
 
 
@@ -142,10 +141,10 @@ def _judge_in_force(directory: Path) -> Judge | None:
     try:
         return load(directory, datetime.now(UTC)).judge
     except PolicyError:
-        return None  # `check` says why; records are held against the revisions that are kept
+        return None  # `check` reports why; the stored revisions decide
 
 
-# --- what is asked for --------------------------------------------------------------------------------------------
+# --- filters ----------------------------------------------------------------------------------------------------
 
 _FILTERS: dict[str, Callable[[Any], Predicate]] = {
     "since": filters.since,
@@ -157,7 +156,7 @@ _FILTERS: dict[str, Callable[[Any], Predicate]] = {
 }
 
 
-def _predicate(given: dict[str, Any], directory: Path) -> Predicate | None:
+def _combined_filter(given: dict[str, Any], directory: Path) -> Predicate | None:
     wanted = [_filter(name, given[name]) for name in _FILTERS if given[name]]
     if given["client"]:
         wanted.append(filters.of_client(given["client"], _clients(directory, given["client"])))
@@ -165,19 +164,19 @@ def _predicate(given: dict[str, Any], directory: Path) -> Predicate | None:
 
 
 def _clients(directory: Path, given: tuple[str, ...]) -> tuple[Client, ...]:
-    """Read the policy's clients where --client has a name; say on stderr which names the policy does not have."""
+    """Read the policy's clients if --client has a name; report on stderr the names that the policy does not have."""
     names = [one for one in given if filters.network_of(one) is None]
     if not names:
         return ()
     judge = _judge_in_force(directory)
     if judge is None:
-        click.echo(f"{directory} does not load: --client finds proxy users, and no clients of the policy.", err=True)
+        click.echo(f"{directory} does not load: --client finds proxy users only, no clients of it.", err=True)
         return ()
     clients = judge.policy.clients
     known = {name for client in clients for name in (client.name, *(client.users or ()))}
     for name in names:
         if name not in known:
-            unknown = f"--client {name}: no address or network, and no client or user of the policy in {directory}."
+            unknown = f"--client {name}: not an address, network, client or user of the policy in {directory}."
             click.echo(printable(f"{unknown} Only a proxy user of this name matches."), err=True)
     return clients
 
@@ -192,82 +191,82 @@ def _filter(name: str, value: Any) -> Predicate:
 def _follower(path: Path, since: datetime | None) -> Follower:
     if since is None:
         return Follower(path, at_end=True)
-    return Follower(path, beginning(holding_since(path, since)[0]))
+    return Follower(path, beginning(files_since(path, since)[0]))
 
 
-# --- from files to what is shown ----------------------------------------------------------------------------------
+# --- from files to output -----------------------------------------------------------------------------------------
 
 
-class Run:
-    """One call of the command: which events are wanted, how they are shown, and what has been read so far."""
+class LogCommand:
+    """One call of the command: the filter, the listing, and the counts so far."""
 
     def __init__(self, wanted: Predicate | None, listing: Listing, events: Events | None) -> None:
         self._wanted = wanted
         self._listing = listing
         self._events = events
-        self._reading = RecordReader()
+        self._reader = RecordReader()
         self._shown = 0
 
     def read(self, files: list[Path]) -> None:
-        """Show whole files."""
-        with progress(files, hidden=self._listing.scrolls and sys.stdout.isatty()) as advance:
+        """Show the events of files."""
+        with progress(files, hidden=self._listing.prints_early and sys.stdout.isatty()) as advance:
             for block in read_blocks(files):
                 self._feed(block.lines, str(block.path), block.number)
                 advance(block)
-            self._settle()
+            self._flush()
 
     def follow(self, follower: Follower) -> None:
-        """Show a log as it is written, for ever."""
+        """Show a log while it is written, until interrupted."""
         lost, quiet_since = 0, time.monotonic()
         lines = follower.read()
         if not follower.readable:
-            click.echo(f"{printable(str(follower.path))}: not there, or not readable; waiting for it.", err=True)
+            click.echo(f"{printable(str(follower.path))}: missing or unreadable; waiting for it.", err=True)
         while True:
             if lines:
                 self._feed(lines, "a line", None)
                 quiet_since = time.monotonic()
                 lines = follower.read()
                 continue
-            if time.monotonic() - quiet_since > _SETTLE_SECONDS:
-                self._settle()
+            if time.monotonic() - quiet_since > _FLUSH_SECONDS:
+                self._flush()
             if follower.lost > lost:
                 lost = follower.lost
-                click.echo("A stretch of the log was gone before it was read.", err=True)
-            time.sleep(_LOOK_EVERY_SECONDS)
+                click.echo("Part of the log was gone before it was read.", err=True)
+            time.sleep(_POLL_SECONDS)
             lines = follower.read()
 
     def end(self) -> None:
-        """Show what is shown at the end; say on stderr what was left out."""
+        """Show what the listing has at the end; report on stderr what was left out."""
         _write(self._listing.end())
-        reading, events = self._reading, self._events
+        reader, events = self._reader, self._events
         if events and (events.connects or events.merged) and not isinstance(self._listing, JsonListing):
             click.echo(
-                f"{quantity(reading.records, 'record')} read, {quantity(self._shown, 'event')} shown. Left out: the "
+                f"{quantity(reader.records, 'record')} read, {quantity(self._shown, 'event')} shown. Left out: the "
                 f"CONNECTs of {quantity(events.connects, 'tunnel')} that opened, and of {events.merged:,} that did not "
                 "and whose request is an event (--connects shows them).",
                 err=True,
             )
-        if reading.invalid:
-            left_out = f"{quantity(reading.invalid, 'line')} left out, no record being on them"
-            click.echo(f"{left_out}; the first: {printable(reading.first_invalid)}", err=True)
+        if reader.invalid:
+            skipped = f"{quantity(reader.invalid, 'invalid line')} skipped"
+            click.echo(f"{skipped}; the first: {printable(reader.first_invalid)}", err=True)
 
     def _feed(self, lines: list[bytes], name: str, number: int | None) -> None:
-        entries = self._reading.entries(lines, name, number)
-        self._show(self._events.feed(entries) if self._events else entries)
+        records = self._reader.parse(lines, name, number)
+        self._show(self._events.feed(records) if self._events else records)
 
-    def _settle(self) -> None:
+    def _flush(self) -> None:
         if self._events:
             self._show(self._events.flush())
 
-    def _show(self, entries: Iterable[LoggedRecord]) -> None:
-        _write(self._listing.take(self._select(entries)))
+    def _show(self, events: Iterable[LoggedRecord]) -> None:
+        _write(self._listing.add(self._select(events)))
 
-    def _select(self, entries: Iterable[LoggedRecord]) -> Iterator[LoggedRecord]:
+    def _select(self, events: Iterable[LoggedRecord]) -> Iterator[LoggedRecord]:
         wanted = self._wanted
-        for entry in entries:
-            if wanted is None or wanted(entry.record):
+        for logged in events:
+            if wanted is None or wanted(logged.record):
                 self._shown += 1
-                yield entry
+                yield logged
 
 
 def _write(text: str) -> None:

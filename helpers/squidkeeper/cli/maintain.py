@@ -1,4 +1,4 @@
-"""`squidkeeper maintain` (floor 6)."""
+"""`squidkeeper maintain` (floor 9)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in newer releas
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse it; click's own error where it is none."""
+        """Parse the value; fail with click's error."""
         if isinstance(value, int):
             return value
         digits, unit = (value[:-1], _UNITS[value[-1]]) if value[-1:] in _UNITS else (value, 1)
@@ -32,7 +32,7 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in newer releas
 
 
 def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Check that it is a loopback address: the resolver is for this machine alone."""
+    """Require a loopback address: the resolver serves only this machine."""
     try:
         good = value is None or (ip_address(value).is_loopback and ip_address(value).version == 4)
     except ValueError:
@@ -50,10 +50,10 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     help="Run a resolver for Squid on port 53 of this loopback address. Without it, no resolver runs.",
 )
 @file_option("--resolv-conf", Path("/etc/resolv.conf"), "The name servers that the resolver forwards to.")
-@state_option("The resolver's configuration, the file of own addresses that Squid reads, and how the tasks are.")
-@file_option("--access-log", DEFAULT_LOG, "The record of requests, as Squid writes it.")
-@file_option("--cache-log", DEFAULT_LOG.with_name("cache.log"), "What Squid and the helpers complain about.")
-@file_option("--squid-pid", Path("/run/squid.pid"), "Where Squid's master writes its process id.")
+@state_option("The state folder: the resolver's configuration, own addresses, and the state of the tasks.")
+@file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
+@file_option("--cache-log", DEFAULT_LOG.with_name("cache.log"), "Messages of Squid and the helpers.")
+@file_option("--squid-pid", Path("/run/squid.pid"), "The file with the process id of Squid's master.")
 @click.option(
     "--log-bytes",
     metavar="SIZE",
@@ -62,7 +62,7 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     " sixteenth of it. Default: 8G, and at most half of the file system.",
 )
 @click.option(
-    "--prepare", is_flag=True, help="Write the file of own addresses, then exit: for a Squid that is not started yet."
+    "--prepare", is_flag=True, help="Write the file of own addresses and exit: Squid needs the file when it starts."
 )
 def maintain(
     resolver: str | None,
@@ -77,8 +77,8 @@ def maintain(
     """Run Squid's resolver, follow the gateway's own addresses and limit the size of the logs, until SIGTERM.
 
     Run it beside Squid, as Squid's account. The resolver needs the capability CAP_NET_BIND_SERVICE.
-    A task that fails is logged and tried again each second. The exporter reports it, and that this process runs, by
-    a file in the state folder.
+    A task that fails is logged and tried again every second. The exporter reports failed tasks, and whether this
+    process runs, from a file in the state folder.
     """
     import logging
     import sys
@@ -111,4 +111,4 @@ def _prepare(state: Path) -> None:
     try:
         prepare_own_addresses(state)
     except OSError as error:
-        raise click.ClickException(f"{error}: give Squid's account a state folder that it can write") from error
+        raise click.ClickException(f"{error}: give Squid's account write access to the state folder") from error

@@ -1,4 +1,4 @@
-"""The options and words that several commands share (floor 6)."""
+"""Options that several commands share (floor 9)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_POLICY = Path("/etc/squidkeeper/policy")
 DEFAULT_STATE = Path("/var/lib/squidkeeper")
 DEFAULT_LOG = Path("/var/log/squid/access.log")
-# readable=False: a folder that cannot be read is a denial or a metric, in words of ours, and never the program's end.
+# readable=False: a folder that cannot be read becomes a denial or a metric, never the end of the program.
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
@@ -23,11 +23,11 @@ class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer rele
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Parse what was given."""
-        from squidkeeper.record.filters import parse_moment
+        """Parse the value."""
+        from squidkeeper.record.filters import parse_time_option
 
         try:
-            return parse_moment(str(value), datetime.now(UTC))
+            return parse_time_option(str(value), datetime.now(UTC))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -43,25 +43,25 @@ policy_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 since_option = click.option(
-    "--since", metavar="TIME", type=Moment(), help="15m, 2h or 3d ago, or an ISO time (UTC unless it says)."
+    "--since", metavar="TIME", type=Moment(), help="15m, 2h or 3d ago, or an ISO time (UTC by default)."
 )
-until_option = click.option("--until", metavar="TIME", type=Moment(), help="Up to, and without, that time.")
+until_option = click.option("--until", metavar="TIME", type=Moment(), help="The end of the period, exclusive.")
 
 
 def state_option(text: str, default: Path | None = DEFAULT_STATE) -> Callable[[F], F]:
-    """Add the option of the state folder; the text says what of it a command needs."""
+    """Add the option of the state folder; `text` describes what the command needs of it."""
     kind = click.Path(path_type=Path, readable=False)
     return click.option("--state", metavar="DIR", type=kind, default=default, show_default=True, help=text)
 
 
 def file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
-    """Add the option of one file, which need not be there yet."""
-    kind = click.Path(path_type=Path, readable=False)  # what cannot be read is told by the metrics
+    """Add the option of one file, which may not exist yet."""
+    kind = click.Path(path_type=Path, readable=False)  # the metrics report an unreadable file
     return click.option(option, metavar="FILE", type=kind, default=default, show_default=True, help=text)
 
 
 def helper_options(concurrency: int) -> Callable[[F], F]:
-    """Add the options of a helper that Squid starts; `concurrency` is what squid/squidkeeper.conf says."""
+    """Add the options of a helper that Squid starts; `concurrency` is the value in squid/squidkeeper.conf."""
 
     def add(command: F) -> F:
         command = click.option(
@@ -72,7 +72,7 @@ def helper_options(concurrency: int) -> Callable[[F], F]:
             show_default=True,
             help="The same number as concurrency= in squid.conf; it bounds the replies. 0: lines have no channel-ID.",
         )(command)
-        state = state_option("Where compiled host lists, counts and the revisions that were in force are kept.")
+        state = state_option("The state folder: compiled host lists, counters, and the revisions that were in force.")
         return policy_option(state(command))
 
     return add

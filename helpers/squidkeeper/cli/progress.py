@@ -1,4 +1,4 @@
-"""How far logs have been read, drawn on stderr (floor 6)."""
+"""A progress bar on stderr for commands that read logs (floor 9)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(files: list[Path], *, hidden: bool = False) -> Iterator[Callable[[Block], None]]:
-    """Draw a bar where stderr is a terminal and the sizes are known; what it gives takes each block that was read."""
+    """Draw a bar if stderr is a terminal and the sizes are known; call the result with each block that was read."""
     from squidkeeper.record.log_files import size_on_disk
 
     total = 0 if hidden or not sys.stderr.isatty() else size_on_disk(files)

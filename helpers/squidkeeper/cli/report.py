@@ -15,8 +15,8 @@ from squidkeeper.cli.progress import progress
 
 if TYPE_CHECKING:
     from squidkeeper.record.drift import DriftChecker
+    from squidkeeper.report.builder import ReportBuilder
     from squidkeeper.report.figures import Report
-    from squidkeeper.report.survey import Survey
 
 _STDOUT = Path("-")
 
@@ -29,7 +29,7 @@ _STDOUT = Path("-")
 @until_option
 @policy_option
 @state_option(
-    "Hold what was served against the revisions kept there; as installed, /var/lib/squidkeeper.", default=None
+    "Check for drift with the revisions in this state folder; as installed, /var/lib/squidkeeper.", default=None
 )
 def report(
     files: tuple[Path, ...],
@@ -40,46 +40,46 @@ def report(
     directory: Path,
     state: Path | None,
 ) -> None:
-    """Report on a span of time: who went where, what was denied and how often it was tried again, and what failed.
+    """Report on a period: clients and hosts, denials and their retries, new hosts, failures, credentials and drift.
 
-    FILEs are those of the record, rotated and compressed ones too, `-` for standard input; or else
-    /var/log/squid/access.log with all that it has been rotated to. What is older than --since tells which hosts are
-    new. The policy gives the reasons of its rules.
+    FILEs are access logs, also rotated and compressed, `-` for standard input; by default /var/log/squid/access.log
+    and its rotated files. Records from before --since show which hosts are new. The policy supplies the reasons of its
+    rules.
     """
     from squidkeeper.errors import UnreadableLog
     from squidkeeper.record.listing import printable
-    from squidkeeper.record.log_files import in_order
-    from squidkeeper.report.survey import Survey
+    from squidkeeper.record.log_files import sorted_by_time
+    from squidkeeper.report.builder import ReportBuilder
     from squidkeeper.rotated_logs import rotated
 
     if (html is None) is not as_json:
-        raise click.UsageError("one of --html PAGE and --json says what to write")
-    paths = in_order(files) if files else [*rotated(DEFAULT_LOG), DEFAULT_LOG]
+        raise click.UsageError("give one of --html PAGE and --json")
+    paths = sorted_by_time(files) if files else [*rotated(DEFAULT_LOG), DEFAULT_LOG]
     _check_page(html, paths)
-    survey = Survey(since, until, _drift(state))
+    builder = ReportBuilder(since, until, _drift(state))
     try:
-        _read(paths, survey)
+        _read(paths, builder)
     except UnreadableLog as error:
         raise click.ClickException(printable(str(error))) from error
-    _write(survey.result(map(str, paths), datetime.now(UTC), _reasons(directory)), html)
+    _write(builder.result(map(str, paths), datetime.now(UTC), _reasons(directory)), html)
 
 
 def _check_page(html: Path | None, inputs: list[Path]) -> None:
-    """Refuse to write over a file that is no page: the FILEs stand beside it on the command line."""
+    """Refuse to overwrite a file that is not an HTML page: it could be one of the FILEs."""
     if html is None or html == _STDOUT or not html.exists():
         return
     with html.open("rb") as file:
         is_page = file.read(15) == b"<!doctype html>"
     if html in inputs or not is_page:
-        raise click.UsageError(f"--html {html}: there is a file that is no HTML page, and it is left as it is")
+        raise click.UsageError(f"--html {html}: the file exists and is not an HTML page; it was not changed")
 
 
-def _read(paths: list[Path], survey: Survey) -> None:
+def _read(paths: list[Path], builder: ReportBuilder) -> None:
     from squidkeeper.record.log_files import read_blocks
 
     with progress(paths) as advance:
         for block in read_blocks(paths):
-            survey.read(block.lines)
+            builder.read(block.lines)
             advance(block)
 
 
@@ -90,8 +90,8 @@ def _drift(state: Path | None) -> DriftChecker | None:
     if state is None:
         return None
     folder = state / "revisions"
-    if not os.path.isdir(folder):  # Path.is_dir raises where it may not look
-        raise click.UsageError(f"--state {state}: there is no folder of revisions, or none that this account may see")
+    if not os.path.isdir(folder):  # Path.is_dir raises in a folder that cannot be read
+        raise click.UsageError(f"--state {state}: no folder of revisions there that this account can read")
     judges = PastPolicies(folder)
     return DriftChecker(judges, replacing=judges.replacing)
 
@@ -99,13 +99,13 @@ def _drift(state: Path | None) -> DriftChecker | None:
 def _reasons(directory: Path) -> Mapping[str, str | None]:
     from squidkeeper.errors import PolicyError
     from squidkeeper.policy_store.policy_watcher import load
-    from squidkeeper.report.survey import VERDICTS, reasons_of
+    from squidkeeper.report.builder import BUILT_IN_REASONS, rule_reasons
 
     try:
-        return reasons_of(load(directory, datetime.now(UTC)).judge.policy)
+        return rule_reasons(load(directory, datetime.now(UTC)).judge.policy)
     except PolicyError:
-        click.echo(f"{directory} does not load: the reasons of rules are left out", err=True)
-        return VERDICTS
+        click.echo(f"{directory} does not load: the reasons of its rules are left out", err=True)
+        return BUILT_IN_REASONS
 
 
 def _write(found: Report, html: Path | None) -> None:
@@ -121,5 +121,5 @@ def _write(found: Report, html: Path | None) -> None:
 
 
 def _private(path: str, flags: int) -> int:
-    """Open a file that, where it is new, is no more for everybody than the record that it is made of."""
+    """Create the file as closed as the access log: mode 0640."""
     return os.open(path, flags, 0o640)

@@ -24,7 +24,7 @@ from squidkeeper.exporter.recent import DriftSeen, RecentAnswer, RecentAnswers, 
 from squidkeeper.metrics import NONE
 from squidkeeper.record.drift import DriftChecker, Finding
 from squidkeeper.record.follower import Follower
-from squidkeeper.record.record import Record, moment_of, parse_record
+from squidkeeper.record.record import Record, parse_record, parse_time
 
 KEEP_EVERY_SECONDS: Final = 5.0
 _LOOK_EVERY_SECONDS = 0.25
@@ -143,7 +143,7 @@ class LogCounter:
     def _count(self, line: bytes) -> None:
         try:
             record = parse_record(line)
-            at = moment_of(record)
+            at = parse_time(record)
         except (InvalidRecord, ValueError):
             self._counter.invalid_lines += 1
             return

@@ -13,8 +13,8 @@ from threading import Lock
 from typing import Final, NamedTuple
 
 from squidkeeper.engine.query import CONNECT, DENIED_BY
-from squidkeeper.record.record import NONE, Record, text
-from squidkeeper.record.urls import cut, shown_url
+from squidkeeper.record.record import NONE, Record, decode_field
+from squidkeeper.record.urls import redacted_url, truncate
 
 DENIALS_KEPT: Final = 50
 ANSWERS_KEPT: Final = 200
@@ -32,7 +32,7 @@ class Denial:
     user: str | None
     method: str
     url: str
-    """Without query, fragment and password, printable ASCII, at most `urls.LONGEST_URL` characters."""
+    """Without query, fragment and password, printable ASCII, at most `urls.URL_LIMIT` characters."""
     cut: int
     """Characters that are missing at the URL's end."""
     rule: str
@@ -129,7 +129,7 @@ class RecentDenials:
 
         The tunnel's name says that it was denied where a helper did; where its address did, it does not.
         """
-        authority = (text(tunnel) or "").partition(DENIED_BY)[0]
+        authority = (decode_field(tunnel) or "").partition(DENIED_BY)[0]
         key = _key(replace(denial, method=CONNECT, url=authority))
         before = self._rows.pop(key, None)
         if before and before.times > 1:
@@ -141,13 +141,13 @@ def _key(denial: Denial) -> tuple[str | None, ...]:
 
 
 def _denial(record: Record) -> Denial:
-    url, missing = cut(shown_url(record.url))
+    url, missing = truncate(redacted_url(record.url))
     return Denial(
         time=datetime.fromisoformat(record.time),
         client=record.client,
-        user=text(record.user),
-        method=cut(text(record.method) or NONE, 40)[0],
+        user=decode_field(record.user),
+        method=truncate(decode_field(record.method) or NONE, 40)[0],
         url=url,
         cut=missing,
-        rule=text(record.rule) or NONE,
+        rule=decode_field(record.rule) or NONE,
     )

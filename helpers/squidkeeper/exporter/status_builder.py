@@ -30,7 +30,7 @@ from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, JUDGES, PROTOCOL_ERROR
 from squidkeeper.policy.faults import Fault, Location
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
-from squidkeeper.record.record import time_of
+from squidkeeper.record.record import format_time
 
 _TUNNEL = "tunnel"
 _START_SECONDS = 5.0  # within which Squid has started a helper that it needs
@@ -170,7 +170,7 @@ def _drift(view: Snapshot) -> DriftStatus:
 
 
 def _answers(view: Snapshot) -> AnswerStatus:
-    since = time_of(datetime.fromtimestamp(view.now, UTC) - LAST_MINUTES)
+    since = format_time(datetime.fromtimestamp(view.now, UTC) - LAST_MINUTES)
     fresh = [answer.failed for answer in view.answers if answer.time >= since]
     return AnswerStatus(len(fresh), sum(fresh))
 

@@ -12,7 +12,7 @@ from squidkeeper.exporter.recent import Denial
 from squidkeeper.exporter.status import GatewayStatus, RuleStatus
 from squidkeeper.pages.drawing import split_bar
 from squidkeeper.pages.page import render
-from squidkeeper.record.urls import cut, shown_url
+from squidkeeper.record.urls import redacted_url, truncate
 from squidkeeper.url import parse_address
 
 _RULES_SHOWN = 500
@@ -40,8 +40,8 @@ def page(status: GatewayStatus, program: str) -> str:
             "faults": status.policy.faults[:_FAULTS_SHOWN],
             "most_hits": max((rule.allowed + rule.denied for rule in status.rules), default=0),
             "split_bar": split_bar,
-            "shown_url": shown_url,
-            "cut": cut,
+            "redacted_url": redacted_url,
+            "truncate": truncate,
             "shortest": _SHORT_URL,
         },
     )

@@ -1,1 +1,1 @@
-"""What the status page and the report have in common (floor 5)."""
+"""Parts that the status page and the report share (floor 6)."""

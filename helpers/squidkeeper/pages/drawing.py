@@ -1,4 +1,4 @@
-"""Pieces of SVG (floor 5), coloured by the pages' style for light and dark, and the bar that is made of them alone."""
+"""Pieces of SVG (floor 6), which the style of the pages colours for light and dark, and a bar made of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BAR_WIDTH, _BAR_HEIGHT = 140, 9
 
 
 def split_bar(allowed: int, denied: int, most: int) -> Markup:
-    """Draw one row's requests as a bar, allowed and denied, on the scale of the row that has the most."""
+    """Draw one row's allowed and denied requests as a bar, on the scale of the row with the most."""
     if not allowed + denied:
         return Markup("")
     first, second = (share(count, most, _BAR_WIDTH) for count in (allowed, denied))
@@ -23,7 +23,7 @@ def split_bar(allowed: int, denied: int, most: int) -> Markup:
 
 
 def picture(width: float, height: float, words: str, drawn: Iterable[Markup], title: str = "") -> Markup:
-    """Frame what is drawn; `words` say what it shows, to those who do not see it too."""
+    """Put shapes into a picture; `words` describe it for screen readers."""
     named = Markup("<title>{}</title><desc>{}</desc>").format(title, words) if title else _hint(words)
     summary = f"{title}: {words}" if title else words
     size = Markup('width="{0:.0f}" height="{1:.0f}" viewBox="0 0 {0:.0f} {1:.0f}"').format(width, height)
@@ -36,7 +36,7 @@ def _hint(words: str) -> Markup:
 
 
 def rect(kind: str, x: float, y: float, width: float, height: float, words: str = "") -> Markup:
-    """Draw a rectangle, which says its words to a pointer that rests on it."""
+    """Draw a rectangle, which shows its words when the pointer rests on it."""
     shape = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">{}</rect>')
     return shape.format(kind, x, y, width, height, _hint(words) if words else "")
 
@@ -48,10 +48,10 @@ def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
 
 
 def label(x: float, y: float, words: str, anchor: str) -> Markup:
-    """Write words: `anchor` says whether x is their start, middle or end."""
+    """Write words; `anchor` is the part of them at x: start, middle or end."""
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, words)
 
 
 def share(count: int, most: int, whole: float) -> float:
-    """Give the length of a count on the scale of the most; what is there at all can be seen."""
+    """Return the length of a count on the scale of the most; at least 1 unless the count is 0."""
     return max(1.0, whole * count / most) if count else 0.0

@@ -1,7 +1,7 @@
-"""What the pages have in common (floor 5): their frame, and how what comes from outside is shown.
+"""The frame of the pages and the filters of their templates (floor 6).
 
-What stands in the record was chosen by hostile code. Jinja escapes it for HTML; here it is made plain to the eye too:
-no query, nothing that is invisible or turns the line around, no length without end.
+Hostile code chose much of what the access log contains. Jinja escapes it for HTML. The filters also make it readable:
+invisible characters and those that change the direction of text are shown as escapes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from markupsafe import Markup
 
 from squidkeeper.formatting import ago, byte_size, duration, milliseconds, percent, quantity, thousands, timestamp
 
-_INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})  # controls, bidi marks, what no font has, line ends
+_INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})  # controls, bidi marks, unassigned, line ends
 _WRITERS = (ago, byte_size, duration, milliseconds, percent, quantity, thousands, timestamp)
 
 
 def visible(value: object) -> str:
-    r"""Show what cannot be seen, or turns the text around, as its escape: `\u202e`."""
+    r"""Escape invisible characters and those that change the direction of text: `\u202e`."""
     return "".join(_escape(character) for character in str(value))
 
 
@@ -34,25 +34,25 @@ def _escape(character: str) -> str:
 
 
 def breakable(words: str) -> Markup:
-    """Let a host or an address break after its dots and colons alone, and what cannot be seen be seen."""
+    """Allow line breaks in a host or an address after dots and colons only; escape invisible characters."""
     return Markup("<wbr>").join(re.findall(r"[^.:]*[.:]+|[^.:]+", visible(words)))
 
 
 def with_code(words: str) -> Markup:
-    """Set what stands between backticks as code."""
+    """Format text between backticks as code."""
     code, plain = Markup("<code>{}</code>"), Markup("{}")
     parts = words.split("`")
     return Markup("").join((code if place % 2 else plain).format(part) for place, part in enumerate(parts))
 
 
 def render(template: str, values: Mapping[str, object]) -> str:
-    """Render one of the templates, with the style of all pages and a policy that lets nothing else in."""
+    """Render a template with the style of all pages and a content security policy that allows nothing else."""
     return _environment.get_template(template).render(values, style=Markup(_STYLE), security=_SECURITY)  # noqa: S704 - our own file
 
 
 _STYLE = resources.files(__package__).joinpath("templates/style.css").read_text("utf-8")
 _DIGEST = b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-# No script, image, font or connection, and no style but the one that has this digest: even where escaping failed.
+# No script, image, font or connection, and only the style with this digest, even if escaping should fail.
 _SECURITY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'"
 
 

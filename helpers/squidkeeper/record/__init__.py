@@ -1,1 +1,1 @@
-"""The access log, and what its lines say (floor 5)."""
+"""Requests from the access log (floor 5)."""

@@ -23,7 +23,7 @@ from squidkeeper.engine import Decision, Judge, Query
 from squidkeeper.engine.judge import Scope, asks_url
 from squidkeeper.engine.query import CONNECT
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.record.record import NONE, Record, cut_fields, moment_of
+from squidkeeper.record.record import NONE, Record, parse_time, truncated_fields
 from squidkeeper.record.requests import asked, token
 from squidkeeper.record.urls import authority_of
 from squidkeeper.url import is_unusual, parse_address, unrecorded_url
@@ -151,10 +151,10 @@ class DriftChecker:
     def decide(self, record: Record) -> Decision | None:
         """Judge a request by its revision, at its time; None where that, or its whole URL, is not kept."""
         judge = self._judge_of(record.revision)
-        if judge is None or cut_fields(record):
+        if judge is None or truncated_fields(record):
             return None
         try:
-            return _decide(judge, self._place(judge, record), record, moment_of(record))
+            return _decide(judge, self._place(judge, record), record, parse_time(record))
         except ValueError:  # of what is no time
             return None
 
@@ -212,7 +212,7 @@ class DriftChecker:
         except (ValueError, OverflowError):  # of what is no time, or no length of time
             self.unchecked += 1
             return None
-        if cut_fields(record) and _allows_host(judge, place, moments):
+        if truncated_fields(record) and _allows_host(judge, place, moments):
             self.cut += 1
             return None
         found = None
@@ -281,7 +281,7 @@ def _decide(judge: Judge, place: _Place, record: Record, at: datetime) -> Decisi
 
 def _moments(record: Record) -> tuple[datetime, ...]:
     """Give the times at which a helper can have been asked: from before the start, as answers are kept, to the end."""
-    end = moment_of(record)
+    end = parse_time(record)
     start = end - timedelta(milliseconds=record.duration_ms)
     return start, start - timedelta(seconds=_ANSWER_SECONDS), end
 

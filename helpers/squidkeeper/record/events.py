@@ -1,11 +1,11 @@
-"""What happened, as people count it (floor 5): a request in a tunnel and the CONNECT that opened it are one event.
+"""Events (floor 5): a denied or failed CONNECT and the request inside it, as one.
 
-Squid answers a denied CONNECT with 200, so that it can show its page inside: the log has the CONNECT (TCP_DENIED/200)
-and, on the same connection, each request inside (NONE_NONE/403). The first of these stands for both, as it has the
-whole URL; where none comes, since the client left, the CONNECT is the event. So it is where a host has no address, or
-an origin fails in TLS: the CONNECT was allowed, and nobody has judged the request inside. The policy may deny that one
-(another method, another path), so that the CONNECT's verdict is not its verdict. The CONNECT of a tunnel that was
-allowed and opened is none at all: what passed through it has lines of its own.
+Squid answers a denied CONNECT with 200, so that it can show its page inside. The access log then has the CONNECT
+(TCP_DENIED/200) and, on the same connection, each request inside (NONE_NONE/403). The first request stands for both,
+because it has the whole URL. If the client leaves before it sends one, the CONNECT is the event. The same holds where
+the origin has no address or fails in TLS: the CONNECT was allowed, and no helper decided the request inside. The policy
+may deny that request (another method, another path), so the verdict of the CONNECT is not its verdict. The CONNECT of
+an opened tunnel is no event: each request in it has a record of its own.
 """
 
 from __future__ import annotations
@@ -19,134 +19,134 @@ from typing import Final, NamedTuple
 import msgspec
 
 from squidkeeper.engine.query import CONNECT
-from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, moment_of, time_of
+from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, format_time, parse_time
 
-HOLD_SECONDS: Final = 10.0
-HELD_AT_MOST: Final = 10_000
-HELD_BYTES_AT_MOST: Final = 16 * 1024 * 1024  # of lines; as much again, and more, is what they say
+WAIT_SECONDS: Final = 10.0
+QUEUED_RECORDS_LIMIT: Final = 10_000
+QUEUED_BYTES_LIMIT: Final = 16 * 1024 * 1024  # of lines; their records take as much again, and more
 
 _OPENED = 200
 _ABORTED = "_ABORTED/"
 _NOTHING_FOLLOWS = CLIENT_ERRORS
-_UNJUDGED = {"verdict": NONE, "rule": NONE, "revision": NONE}
+_UNDECIDED = {"verdict": NONE, "rule": NONE, "revision": NONE}
 
-Verdict = Callable[[Record], tuple[str, str] | None]  # gives verdict and rule of a record that names a revision
+Decide = Callable[[Record], tuple[str, str] | None]  # returns verdict and rule of a record that names a revision
 
 
 class LoggedRecord(NamedTuple):
-    """A record and its line: as it was logged, or made anew where its CONNECT adds to it."""
+    """A record and its line: as Squid logged it, or encoded again after its CONNECT was merged into it."""
 
     line: bytes
     record: Record
 
 
 @dataclass(slots=True, eq=False)
-class _Held:
-    """An entry that waits for its turn; `until` is the record's time up to which its inner request is waited for."""
+class _Queued:
+    """A record in the queue; `until` is the log time up to which a CONNECT waits for the request inside."""
 
-    entry: LoggedRecord
+    logged: LoggedRecord
     until: str = ""
-    answered: bool = False
+    merged: bool = False
 
 
 class Events:
-    """Turns records, in their order, into events, in their order.
+    """Turns records into events, both in the order of the log.
 
-    A CONNECT that Squid answers inside the tunnel is held until the request that it answers comes, or `hold_seconds`
-    have passed by the record's clock, or `HELD_AT_MOST` entries wait behind it, or `HELD_BYTES_AT_MOST` of their lines.
-    `connects` counts those of opened tunnels, `merged` those that another event stands for; so that records = events +
-    connects + merged. `judge` decides a request that no helper has judged; None: the decision is unknown.
+    A CONNECT that Squid answers inside the tunnel waits for the request inside: for `wait_seconds` of the log's clock,
+    and while the records queued behind it stay below `QUEUED_RECORDS_LIMIT` and `QUEUED_BYTES_LIMIT`.
+    `connects` counts opened tunnels, `merged` CONNECTs that another event stands for: records = events + connects +
+    merged. `decide` decides a request that no helper decided; None means unknown.
     """
 
-    def __init__(self, hold_seconds: float = HOLD_SECONDS, judge: Verdict = lambda _: None) -> None:
+    def __init__(self, wait_seconds: float = WAIT_SECONDS, decide: Decide = lambda _: None) -> None:
         self.connects = 0
         self.merged = 0
-        self._hold = timedelta(seconds=hold_seconds)
-        self._judge = judge
-        self._queue: deque[_Held] = deque()
+        self._wait = timedelta(seconds=wait_seconds)
+        self._decide = decide
+        self._queue: deque[_Queued] = deque()
         self._queue_bytes = 0
-        self._waiting: dict[tuple[str, str, str], _Held] = {}
+        self._waiting: dict[tuple[str, str, str], _Queued] = {}
 
-    def feed(self, entries: Iterable[LoggedRecord]) -> Iterator[LoggedRecord]:
-        """Give the events that are settled with these entries."""
-        for entry in entries:
-            record = entry.record
+    def feed(self, records: Iterable[LoggedRecord]) -> Iterator[LoggedRecord]:
+        """Take records; yield the events that are complete."""
+        for logged in records:
+            record = logged.record
             is_tunnel = record.method == CONNECT and record.status == _OPENED
-            if is_tunnel and opened(record):
+            if is_tunnel and is_opened_tunnel(record):
                 self.connects += 1
-            elif is_tunnel and _is_awaited(record):
-                self._hold_back(entry)
-                yield from self._settled(record.time)
+            elif is_tunnel and _is_answered_inside(record):
+                self._add_waiting(logged)
+                yield from self._complete(record.time)
             else:
-                event = self._answer(entry) if self._waiting else entry
+                event = self._merge_connect(logged) if self._waiting else logged
                 if self._queue:
-                    self._queue_up(_Held(event))
-                    yield from self._settled(record.time)
+                    self._add(_Queued(event))
+                    yield from self._complete(record.time)
                 else:
                     yield event
 
     def flush(self) -> Iterator[LoggedRecord]:
-        """Give all that is held: nothing more comes, or it has been waited for long enough."""
+        """Yield everything in the queue: no more records come, or the wait is over."""
         self._waiting.clear()
-        yield from (held.entry for held in self._queue if not held.answered)
+        yield from (queued.logged for queued in self._queue if not queued.merged)
         self._queue.clear()
         self._queue_bytes = 0
 
-    def _queue_up(self, held: _Held) -> None:
-        self._queue.append(held)
-        self._queue_bytes += len(held.entry.line)
+    def _add(self, queued: _Queued) -> None:
+        self._queue.append(queued)
+        self._queue_bytes += len(queued.logged.line)
 
-    def _hold_back(self, entry: LoggedRecord) -> None:
-        held = _Held(entry, _later(entry.record, self._hold))
-        self._queue_up(held)
-        self._waiting[_tunnel_of(entry.record)] = held
+    def _add_waiting(self, logged: LoggedRecord) -> None:
+        queued = _Queued(logged, _wait_end(logged.record, self._wait))
+        self._add(queued)
+        self._waiting[_tunnel_key(logged.record)] = queued
 
-    def _answer(self, entry: LoggedRecord) -> LoggedRecord:
-        held = self._waiting.pop(_tunnel_of(entry.record), None)
-        if held is None:
-            return entry
-        held.answered = True
+    def _merge_connect(self, logged: LoggedRecord) -> LoggedRecord:
+        queued = self._waiting.pop(_tunnel_key(logged.record), None)
+        if queued is None:
+            return logged
+        queued.merged = True
         self.merged += 1
-        return self._merged(held.entry.record, entry)
+        return self._with_connect(queued.logged.record, logged)
 
-    def _merged(self, connect: Record, inside: LoggedRecord) -> LoggedRecord:
-        """Merge a CONNECT into the request that it was for: the client has waited for both."""
-        asked = inside.record
-        if asked.user == NONE:  # Squid knows no user inside a tunnel that failed
-            asked = msgspec.structs.replace(asked, user=connect.user)
-        waited = connect.duration_ms + asked.duration_ms
-        record = msgspec.structs.replace(asked, duration_ms=waited, **self._decided(connect, asked))
+    def _with_connect(self, connect: Record, inside: LoggedRecord) -> LoggedRecord:
+        """Merge a CONNECT into the request inside: the client has waited for both."""
+        request = inside.record
+        if request.user == NONE:  # Squid knows no user inside a tunnel that failed
+            request = msgspec.structs.replace(request, user=connect.user)
+        waited = connect.duration_ms + request.duration_ms
+        record = msgspec.structs.replace(request, duration_ms=waited, **self._decision(connect, request))
         return inside if record == inside.record else LoggedRecord(msgspec.json.encode(record), record)
 
-    def _decided(self, connect: Record, inside: Record) -> dict[str, str]:
-        """Give the verdict, rule and revision that a request lacks: those of its denied tunnel, or judged anew."""
+    def _decision(self, connect: Record, inside: Record) -> dict[str, str]:
+        """Return the verdict, rule and revision that a request lacks: its denied CONNECT's, or a new decision's."""
         if inside.verdict != NONE or connect.verdict == "deny":
-            return {name: getattr(connect, name) for name in _UNJUDGED if getattr(inside, name) == NONE}
-        judged = self._judge(msgspec.structs.replace(inside, revision=connect.revision))
-        if judged is None:
-            return _UNJUDGED
-        return {"verdict": judged[0], "rule": judged[1], "revision": connect.revision}
+            return {name: getattr(connect, name) for name in _UNDECIDED if getattr(inside, name) == NONE}
+        decided = self._decide(msgspec.structs.replace(inside, revision=connect.revision))
+        if decided is None:
+            return _UNDECIDED
+        return {"verdict": decided[0], "rule": decided[1], "revision": connect.revision}
 
-    def _settled(self, now: str) -> Iterator[LoggedRecord]:
+    def _complete(self, now: str) -> Iterator[LoggedRecord]:
         while self._queue and not self._must_wait(self._queue[0], now):
-            held = self._queue.popleft()
-            self._queue_bytes -= len(held.entry.line)
-            if not held.answered:
-                self._forget(held)
-                yield held.entry
+            queued = self._queue.popleft()
+            self._queue_bytes -= len(queued.logged.line)
+            if not queued.merged:
+                self._stop_waiting(queued)
+                yield queued.logged
 
-    def _must_wait(self, held: _Held, now: str) -> bool:
-        is_full = len(self._queue) > HELD_AT_MOST or self._queue_bytes > HELD_BYTES_AT_MOST
-        return held.until > now and not held.answered and not is_full
+    def _must_wait(self, queued: _Queued, now: str) -> bool:
+        is_full = len(self._queue) > QUEUED_RECORDS_LIMIT or self._queue_bytes > QUEUED_BYTES_LIMIT
+        return queued.until > now and not queued.merged and not is_full
 
-    def _forget(self, held: _Held) -> None:
-        tunnel = _tunnel_of(held.entry.record)
-        if self._waiting.get(tunnel) is held:
-            del self._waiting[tunnel]
+    def _stop_waiting(self, queued: _Queued) -> None:
+        key = _tunnel_key(queued.logged.record)
+        if self._waiting.get(key) is queued:
+            del self._waiting[key]
 
 
-def opened(record: Record) -> bool:
-    """Tell whether a record is the CONNECT of a tunnel that was allowed and opened: transport, for what has its own."""
+def is_opened_tunnel(record: Record) -> bool:
+    """Tell whether a record is the CONNECT of an allowed and opened tunnel."""
     return (
         record.method == CONNECT
         and record.status == _OPENED
@@ -156,17 +156,17 @@ def opened(record: Record) -> bool:
     )
 
 
-def _is_awaited(record: Record) -> bool:
-    """Tell whether Squid answers in the tunnel itself: it was denied, or its origin failed, and TLS can stand."""
+def _is_answered_inside(record: Record) -> bool:
+    """Tell whether Squid answers inside the tunnel: it was denied, or its origin failed, and the client can do TLS."""
     return record.error not in _NOTHING_FOLLOWS and (record.verdict == "deny" or record.error != NONE)
 
 
-def _tunnel_of(record: Record) -> tuple[str, str, str]:
+def _tunnel_key(record: Record) -> tuple[str, str, str]:
     return record.client, record.connection, record.tunnel
 
 
-def _later(record: Record, hold: timedelta) -> str:
+def _wait_end(record: Record, wait: timedelta) -> str:
     try:
-        return time_of(moment_of(record) + hold)
+        return format_time(parse_time(record) + wait)
     except (ValueError, OverflowError):
         return ""

@@ -1,4 +1,4 @@
-"""The access log as Squid writes it (floor 5), followed through every rotation."""
+"""Follows the access log through rotations (floor 5)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from squidkeeper.record.log_file import (
     HEAD_BYTES,
     LINE_LIMIT,
     first_line,
-    head_of,
-    open_at_once,
+    first_line_of,
     open_log,
+    open_nonblocking,
 )
 from squidkeeper.rotated_logs import rotated
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a log has been read: `offset` bytes, uncompressed, of the file whose first line has this digest.
+    """How far a log has been read: `offset` uncompressed bytes of the file whose first line has this digest.
 
-    The digest is empty where nothing has been read. A file keeps its first line when it is renamed, copied or
-    compressed, so the position is found again after any rotation.
+    The digest is empty if nothing has been read. A file keeps its first line when it is renamed, copied or compressed,
+    so the position is found again after any rotation.
     """
 
     first_line_digest: str = ""
@@ -36,16 +36,16 @@ class Position:
 
 
 def beginning(path: Path) -> Position:
-    """Give the position at the beginning of a log, from which a follower goes on through all that are newer."""
+    """Return the position at the beginning of a file; a follower continues from there through all newer files."""
     return Position(_digest_of(path) or "")
 
 
 class Follower:
-    """Reads a log as Squid writes it, through every rotation: renamed, copied and truncated, compressed.
+    """Reads a log while Squid writes it, through every kind of rotation: rename, copy and truncate, compression.
 
-    `lost` counts the times that a stretch was gone before it was read. `readable` is False while the log cannot be
-    opened, and while its name leads nowhere: it was deleted, or renamed and Squid not told. Nothing waits, and no file
-    that appears or vanishes is an error.
+    `lost` counts the stretches that were gone before they were read. `readable` is False while the log cannot be opened
+    or its name does not exist: it was deleted, or renamed without a signal to Squid. No call blocks, and files may
+    appear and vanish at any time.
     """
 
     def __init__(self, path: Path, position: Position | None = None, *, at_end: bool = False) -> None:
@@ -58,22 +58,22 @@ class Follower:
 
     @property
     def position(self) -> Position:
-        """Where the last line that was given out ended."""
+        """The end of the last line that was returned."""
         return self._tail.position if self._tail else self._start
 
     @property
     def backlog_bytes(self) -> int:
-        """Bytes on disk that have not been given out; of a compressed file nothing is said while it is read."""
+        """Bytes on disk that have not been returned; a compressed file counts as 0 while it is read."""
         if self._tail is None:
             return _size(self.path)
         return self._tail.unread_bytes + sum(_size(path) for path in self._newer_than(self._tail))
 
     def read(self, limit_bytes: int = BLOCK_BYTES) -> list[bytes]:
-        """Give the next whole lines, reading at most so many bytes at a time; nothing where nothing is new."""
+        """Return the next complete lines, of at most `limit_bytes` per read; empty if there are none."""
         while tail := self._ready():
             lines = tail.read(limit_bytes)
             if lines is None:
-                lines = self._go_on(tail, limit_bytes)
+                lines = self._read_next_file(tail, limit_bytes)
             if lines is None:
                 return []
             if lines:
@@ -81,7 +81,7 @@ class Follower:
         return []
 
     def close(self) -> None:
-        """Let go of the file; the position stays."""
+        """Close the file; the position stays."""
         if self._tail:
             self._start = self._tail.position
             self._tail.close()
@@ -107,12 +107,12 @@ class Follower:
             self.lost += 1
         return tail
 
-    def _go_on(self, tail: _Tail, limit_bytes: int) -> list[bytes] | None:
-        """Leave a file at its end for the next newer one; None where there is none yet."""
+    def _read_next_file(self, tail: _Tail, limit_bytes: int) -> list[bytes] | None:
+        """Change from a file that ended to the next newer one; None while there is none."""
         path, unreadable = self._next(tail)
         if path is None:
             return None
-        lines = tail.read(limit_bytes)  # Squid leaves a file before it writes the next one: what is here now is its end
+        lines = tail.read(limit_bytes)  # Squid closes a file before it writes the next one, so this is the end
         if lines is not None:
             return lines
         newer = _tail(path, 0)
@@ -125,7 +125,7 @@ class Follower:
         return rest
 
     def _next(self, tail: _Tail) -> tuple[Path | None, int]:
-        """Find the next newer file that has a first line; counts those before it that cannot be read."""
+        """Find the next newer file that has a first line; count the unreadable ones before it."""
         unreadable = 0
         for path in self._newer_than(tail):
             digest = _digest_of(path)
@@ -149,20 +149,20 @@ class _Tail:
         self.damaged = False
         self._log = open_log(path, regular=True)
         self._buffer = LineBuffer(LINE_LIMIT)
-        self._read_to = self._given_to = offset
-        self._digest = "" if self._log.plain else _digest(head_of(path))
+        self._read_to = self._returned_to = offset
+        self._digest = "" if self._log.plain else _digest(first_line_of(path))
         self._skip(path, offset)
 
     @property
     def position(self) -> Position:
-        return Position(self._first_line_digest(), self._given_to)
+        return Position(self._first_line_digest(), self._returned_to)
 
     @property
     def unread_bytes(self) -> int:
-        return max(0, self._state().st_size - self._given_to) if self._log.plain else 0
+        return max(0, self._state().st_size - self._returned_to) if self._log.plain else 0
 
     def read(self, limit: int) -> list[bytes] | None:
-        """Read on: the lines that are whole now, None at the end of what there is."""
+        """Return the lines that are complete now; None at the end of the file."""
         try:
             data = self._log.read(limit)
         except (OSError, *DAMAGED):
@@ -172,23 +172,23 @@ class _Tail:
             return None
         newline = data.rfind(b"\n")
         if newline >= 0:
-            self._given_to = self._read_to + newline + 1
+            self._returned_to = self._read_to + newline + 1
         self._read_to += len(data)
         return self._buffer.feed(data)
 
     def torn_line(self) -> list[bytes]:
-        """Give what stands after the last newline, for which none will come."""
-        return self._buffer.feed(b"\n") if self._given_to < self._read_to else []
+        """Return the text after the last newline: the file has ended."""
+        return self._buffer.feed(b"\n") if self._returned_to < self._read_to else []
 
     def was_replaced(self) -> bool:
-        """Tell whether the file was truncated since, whether or not it has grown again."""
+        """Tell whether the file was truncated, even if it has grown again."""
         if not self._log.plain:
             return False
         known = self._first_line_digest()
         return self._state().st_size < self._read_to or (bool(known) and known != self._digest_now())
 
     def is_at(self, path: Path) -> bool:
-        """Tell whether a path still leads to this very file."""
+        """Tell whether a path still names this file."""
         try:
             return os.path.samestat(os.stat(path), self._state())
         except OSError:
@@ -210,7 +210,7 @@ class _Tail:
             short = sum(len(self._log.read(size)) for size in _pieces(offset)) < offset
         if short:
             self.close()
-            raise UnreadableLog(f"{path}: shorter than the {offset} bytes that were read of it")
+            raise UnreadableLog(f"{path}: shorter than the {offset} bytes that were already read")
 
     def _first_line_digest(self) -> str:
         self._digest = self._digest or self._digest_now()
@@ -235,9 +235,9 @@ def _digest(first_line: bytes) -> str:
 
 
 def _digest_of(path: Path) -> str | None:
-    """Digest the first line of a file: empty while it has none, None where it cannot be read."""
+    """Digest the first line of a file: empty while it has none, None if it cannot be read."""
     try:
-        return _digest(head_of(path))
+        return _digest(first_line_of(path))
     except UnreadableLog:
         return None
 
@@ -250,9 +250,9 @@ def _size(path: Path) -> int:
 
 
 def _last_line_end(path: Path) -> int:
-    """Find where the last whole line of a file ends; 0 where there is none."""
+    """Return the offset after the last complete line of a file; 0 if there is none."""
     try:
-        with open(path, "rb", opener=open_at_once) as file:
+        with open(path, "rb", opener=open_nonblocking) as file:
             start = max(0, file.seek(0, os.SEEK_END) - LINE_LIMIT)
             file.seek(start)
             return start + file.read(LINE_LIMIT).rfind(b"\n") + 1

@@ -1,4 +1,4 @@
-"""Records counted by what they have in common (floor 5)."""
+"""Records counted by host, rule, client, status or path (floor 5)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from squidkeeper.engine.query import CONNECT
-from squidkeeper.record.record import Record, client_of
+from squidkeeper.record.record import Record, client_name
 from squidkeeper.record.urls import host_of
 
-GROUPS_AT_MOST: Final = 100_000
+GROUP_LIMIT: Final = 100_000
 OTHERS: Final = "(others)"
-_KEY_AT_MOST = 500  # characters; a client can make up as many long paths as it likes
+_KEY_AT_MOST = 500  # characters; a client can invent any number of long paths
 
 
 def _path(record: Record) -> str:
@@ -22,7 +22,7 @@ def _path(record: Record) -> str:
 KEYS: Final[dict[str, Callable[[Record], str]]] = {
     "host": lambda record: host_of(record.url).text,
     "rule": lambda record: record.rule,
-    "client": client_of,
+    "client": client_name,
     "status": lambda record: str(record.status),
     "path": _path,
 }
@@ -30,9 +30,9 @@ KEYS: Final[dict[str, Callable[[Record], str]]] = {
 
 @dataclass(slots=True)
 class Group:
-    """What the requests of one key come to. `last` is the end of the newest.
+    """The counts of one key. `last` is the end of the newest request.
 
-    `tunnels` are allowed CONNECTs, which are no requests: the rule on record is the first that could allow a request.
+    `tunnels` are allowed CONNECTs, which are no requests: their rule is the first that could allow a request.
     """
 
     requests: int = 0
@@ -43,7 +43,7 @@ class Group:
 
 
 class Groups:
-    """Counts records by one key; past `GROUPS_AT_MOST` keys, new ones are counted together."""
+    """Counts records by one key; after `GROUP_LIMIT` keys, new ones count as `OTHERS`."""
 
     def __init__(self, by: str) -> None:
         self._key = KEYS[by]
@@ -61,11 +61,11 @@ class Groups:
         group.last = max(group.last, record.time)
 
     def most_first(self) -> list[tuple[str, Group]]:
-        """Give the groups, that of the most requests first."""
+        """Return the groups, the one with the most requests first."""
         return sorted(self._groups.items(), key=lambda one: (-one[1].requests, -one[1].tunnels, one[0]))
 
     def _new(self, key: str) -> Group:
         key = key if len(key) <= _KEY_AT_MOST else f"{key[:_KEY_AT_MOST]}…"
-        if key not in self._groups and len(self._groups) >= GROUPS_AT_MOST:
+        if key not in self._groups and len(self._groups) >= GROUP_LIMIT:
             key = OTHERS
         return self._groups.setdefault(key, Group())

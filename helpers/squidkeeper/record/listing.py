@@ -1,7 +1,7 @@
-"""Records as text (floor 5): a table, the record's own lines, or counts. Nothing in them can steer a terminal.
+"""Records as text (floor 5): a table, the lines as logged, counts, or drift. The output is safe for a terminal.
 
-Values are shown as they are logged, in percent-encoding; what a log holds beside that (it may be of anyone's making)
-is escaped where it is not printable.
+Values are shown as they are logged, percent-encoded. Other characters that are not printable are escaped, because the
+log may come from anywhere.
 """
 
 from __future__ import annotations
@@ -14,54 +14,54 @@ from urllib.parse import quote
 from squidkeeper.record.drift import DriftChecker, Finding
 from squidkeeper.record.events import LoggedRecord
 from squidkeeper.record.groups import Group, Groups
-from squidkeeper.record.record import NONE, Record, client_of
+from squidkeeper.record.record import NONE, Record, client_name
 from squidkeeper.url import RECORDED_URL_LENGTH
 
 _COLOURS: Final = {"allow": "\x1b[32mallow\x1b[0m", "deny": "\x1b[31mdeny\x1b[0m", NONE: "\x1b[33m-\x1b[0m"}
 _FINDING: Final = "{:<24}  {:<15}  {:<10}  {:<18}  {:>6}  {:<7}  {}\n"
 _FINDING_TITLES: Final = ("TIME", "CLIENT", "DRIFT", "RULE", "STATUS", "METHOD", "URL")
-_WIDEST: Final = 40  # of a column that the first rows set; what is longer pushes its row aside
+_WIDEST: Final = 40  # of a column whose width the first rows set; a longer value shifts its row
 
 
 class Listing(Protocol):
-    """What is printed of events."""
+    """One way to print events."""
 
-    scrolls: bool  # whether there is output before the end
+    prints_early: bool  # whether it prints before the end
 
-    def take(self, entries: Iterable[LoggedRecord]) -> str:
-        """Take events; give what is to be printed now."""
+    def add(self, events: Iterable[LoggedRecord]) -> str:
+        """Add events; return the text to print now."""
 
     def end(self) -> str:
-        """Give what is to be printed at the end."""
+        """Return the text to print at the end."""
 
 
 class TableListing:
-    """A line for each event, under a header; the first ones set the columns' widths. The URL is last, and whole."""
+    """A line for each event, under a header; the first events set the widths. The URL is last and complete."""
 
-    scrolls = True
+    prints_early = True
 
     def __init__(self, *, coloured: bool) -> None:
         self._coloured = coloured
         self._row = ""
 
-    def take(self, entries: Iterable[LoggedRecord]) -> str:
+    def add(self, events: Iterable[LoggedRecord]) -> str:
         """Write the rows."""
-        records = [entry.record for entry in entries]
+        records = [logged.record for logged in events]
         header = "" if self._row or not records else self._header(records)
         return header + "".join(map(self._line, records))
 
     def end(self) -> str:
-        """Give nothing more."""
+        """Return nothing."""
         return ""
 
     def _header(self, records: list[Record]) -> str:
-        client = _width("CLIENT", map(client_of, records))
+        client = _width("CLIENT", map(client_name, records))
         rule = _width("RULE", (record.rule for record in records))
         self._row = f"{{:<24}}  {{:<{client}}}  {{:<7}}  {{:<{rule}}}  {{:>6}}  {{:<7}}  {{:>6}}  {{}}\n"
         return self._row.format("TIME", "CLIENT", "VERDICT", "RULE", "STATUS", "METHOD", "MS", "URL")
 
     def _line(self, one: Record) -> str:
-        client = client_of(one)
+        client = client_name(one)
         row = self._row.format(
             one.time, client, one.verdict, one.rule, one.status, one.method, one.duration_ms, _url(one)
         )
@@ -74,38 +74,38 @@ class TableListing:
 
 
 class JsonListing:
-    """The record's own lines."""
+    """The lines as Squid logged them."""
 
-    scrolls = True
+    prints_early = True
 
-    def take(self, entries: Iterable[LoggedRecord]) -> str:
-        """Give the lines."""
-        return "".join([_json_line(entry.line) for entry in entries])
+    def add(self, events: Iterable[LoggedRecord]) -> str:
+        """Return the lines."""
+        return "".join([_json_line(logged.line) for logged in events])
 
     def end(self) -> str:
-        """Give nothing more."""
+        """Return nothing."""
         return ""
 
 
 class GroupListing:
-    """Requests counted by what they have in common, as a table or as JSON lines, at the end."""
+    """Requests counted by one key, as a table or as JSON lines, at the end."""
 
-    scrolls = False
+    prints_early = False
 
     def __init__(self, by: str, *, as_json: bool) -> None:
         self._by = by
         self._as_json = as_json
         self._groups = Groups(by)
 
-    def take(self, entries: Iterable[LoggedRecord]) -> str:
-        """Count."""
+    def add(self, events: Iterable[LoggedRecord]) -> str:
+        """Count events."""
         add = self._groups.add
-        for entry in entries:
-            add(entry.record)
+        for logged in events:
+            add(logged.record)
         return ""
 
     def end(self) -> str:
-        """Write the counts, that of the most requests first."""
+        """Write the counts, the key with the most requests first."""
         groups = self._groups.most_first()
         if self._as_json:
             return "".join(f"{json.dumps(self._object(key, group))}\n" for key, group in groups)
@@ -125,9 +125,9 @@ class GroupListing:
 
 
 class DriftListing:
-    """What was served and should not have been, a line for each, or an object with the record in it."""
+    """A line for each finding, or a JSON object with the record in it."""
 
-    scrolls = True
+    prints_early = True
 
     def __init__(self, drift: DriftChecker, *, as_json: bool) -> None:
         self.found = 0
@@ -135,35 +135,35 @@ class DriftListing:
         self._write = self._object if as_json else self._row
         self._header = "" if as_json else _FINDING.format(*_FINDING_TITLES)
 
-    def take(self, entries: Iterable[LoggedRecord]) -> str:
+    def add(self, events: Iterable[LoggedRecord]) -> str:
         """Check the records; write the findings."""
-        findings = ((entry, finding) for entry in entries if (finding := self._drift.check(entry.record)))
-        written = [self._write(entry, finding) for entry, finding in findings]
+        findings = ((logged, finding) for logged in events if (finding := self._drift.check(logged.record)))
+        written = [self._write(logged, finding) for logged, finding in findings]
         header = self._header if written and not self.found else ""
         self.found += len(written)
         return header + "".join(written)
 
     def end(self) -> str:
-        """Give nothing more."""
+        """Return nothing."""
         return ""
 
-    def _row(self, entry: LoggedRecord, finding: Finding) -> str:
-        one = entry.record
-        what = (one.time, client_of(one), finding.kind, finding.rule, one.status, one.method, _url(one))
-        return f"{printable(_FINDING.format(*what)[:-1])}\n"
+    def _row(self, logged: LoggedRecord, finding: Finding) -> str:
+        one = logged.record
+        row = (one.time, client_name(one), finding.kind, finding.rule, one.status, one.method, _url(one))
+        return f"{printable(_FINDING.format(*row)[:-1])}\n"
 
-    def _object(self, entry: LoggedRecord, finding: Finding) -> str:
-        said = {"drift": finding.kind, "rule": finding.rule, "reason": finding.reason}
-        return f"{json.dumps({**said, 'record': json.loads(entry.line)})}\n"
+    def _object(self, logged: LoggedRecord, finding: Finding) -> str:
+        columns = {"drift": finding.kind, "rule": finding.rule, "reason": finding.reason}
+        return f"{json.dumps({**columns, 'record': json.loads(logged.line)})}\n"
 
 
 def printable(value: str) -> str:
-    """Escape what is not printable."""
+    """Escape characters that are not printable."""
     return "".join(one if one.isprintable() else quote(one, errors="replace") for one in value)
 
 
 def _url(record: Record) -> str:
-    """Give a record's URL, with a mark where it is cut off."""
+    """Return a record's URL, with a mark if Squid truncated it."""
     return f"{record.url}… (cut)" if len(record.url) == RECORDED_URL_LENGTH else record.url
 
 

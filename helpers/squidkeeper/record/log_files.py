@@ -1,4 +1,4 @@
-"""The access log as files (floor 5): which there are, in which order, and the whole lines of them."""
+"""The files of the access log (floor 5): which there are, their order, and their lines."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 from squidkeeper.errors import InvalidRecord, UnreadableLog
 from squidkeeper.protocol.lines import LineBuffer
-from squidkeeper.record.log_file import BLOCK_BYTES, DAMAGED, LINE_LIMIT, STDIN, LogFile, head_of, open_log
+from squidkeeper.record.log_file import BLOCK_BYTES, DAMAGED, LINE_LIMIT, STDIN, LogFile, first_line_of, open_log
 from squidkeeper.record.record import parse_record
 from squidkeeper.rotated_logs import rotated, written_until
 
 
 class Block(NamedTuple):
-    """Whole lines of a log that were read together, without their newlines.
+    """Complete lines of a file that were read together, without their newlines.
 
-    `number` is the first one's line number, `consumed` how many bytes of the file on disk have been read so far.
+    `number` is the line number of the first, `consumed` the bytes of the file on disk that have been read so far.
     """
 
     path: Path
@@ -29,25 +29,25 @@ class Block(NamedTuple):
 
 
 def read_blocks(paths: Iterable[Path]) -> Iterator[Block]:
-    """Read logs one after the other, `-` for standard input; `UnreadableLog` for one that cannot be read."""
+    """Read files one after the other, `-` for standard input; raise `UnreadableLog`."""
     for path in paths:
         try:
             with open_log(path) as log:
                 yield from _blocks(path, log)
         except DAMAGED as error:
-            raise UnreadableLog(f"{path}: damaged, or cut off: {error}") from error
+            raise UnreadableLog(f"{path}: damaged or truncated: {error}") from error
         except OSError as error:
             raise UnreadableLog(f"{path}: {_reason(error)}") from error
 
 
 def _reason(error: OSError) -> str:
     if isinstance(error, PermissionError):
-        return "permission denied: the record is readable by root and Squid's account alone"
+        return "permission denied: only root and Squid's account can read the access log"
     return (error.strerror or str(error)).lower()
 
 
 def size_on_disk(paths: Iterable[Path]) -> int:
-    """Sum up the bytes that `read_blocks` will consume; 0 where that cannot be known, as for a pipe."""
+    """Return the bytes that `read_blocks` will consume; 0 if unknown, as for a pipe."""
     try:
         states = [os.stat(path) for path in paths]
     except OSError:
@@ -55,15 +55,15 @@ def size_on_disk(paths: Iterable[Path]) -> int:
     return sum(state.st_size for state in states) if all(stat.S_ISREG(state.st_mode) for state in states) else 0
 
 
-def holding_since(path: Path, since: datetime | None) -> list[Path]:
-    """List the files that can hold what was logged since a time, in order: those rotated later, and the log itself."""
+def files_since(path: Path, since: datetime | None) -> list[Path]:
+    """List, in order, the files with records since a time: those rotated later, and the log itself."""
     if since is None:
         return [path]
     return [*(one for one in rotated(path) if written_until(one) >= since.timestamp()), path]
 
 
-def in_order(paths: Iterable[Path]) -> list[Path]:
-    """Sort logs by the time of their first record, or where that is none, of their last change."""
+def sorted_by_time(paths: Iterable[Path]) -> list[Path]:
+    """Sort files by the time of their first record, or else of their last change."""
     return sorted(dict.fromkeys(paths), key=_begins)
 
 
@@ -71,7 +71,7 @@ def _begins(path: Path) -> str:
     if path == STDIN:
         return ""
     try:
-        return parse_record(head_of(path)).time
+        return parse_record(first_line_of(path)).time
     except (InvalidRecord, UnreadableLog):
         return datetime.fromtimestamp(written_until(path), UTC).isoformat()
 

@@ -15,7 +15,7 @@ from squidkeeper.engine import Judge
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy.revisions import StoredRevision, kept
 from squidkeeper.policy_store.policy_watcher import load_kept
-from squidkeeper.record.record import Record, moment_of, time_of
+from squidkeeper.record.record import Record, format_time, parse_time
 
 OUTDATED_AFTER: Final = timedelta(seconds=60)  # by when every helper has taken up an edit, long lists compiled
 _JUDGES_AT_MOST: Final = 4  # a log names its revisions in turn; one of 10,000 rules takes 35 MB
@@ -54,8 +54,8 @@ class PastPolicies:
             self._look()
         if record.time <= self._outdated.get(record.revision, record.time):
             return None
-        start = moment_of(record) - timedelta(milliseconds=record.duration_ms)
-        if time_of(start) <= self._outdated[record.revision]:
+        start = parse_time(record) - timedelta(milliseconds=record.duration_ms)
+        if format_time(start) <= self._outdated[record.revision]:
             return None
         newest = (start - OUTDATED_AFTER).timestamp()
         return self(max((one for one in self._kept if one.loaded <= newest), key=lambda one: one.loaded).revision)
@@ -79,4 +79,4 @@ class PastPolicies:
 
 
 def _outdated_from(newer: StoredRevision) -> str:
-    return time_of(datetime.fromtimestamp(newer.loaded, UTC) + OUTDATED_AFTER)
+    return format_time(datetime.fromtimestamp(newer.loaded, UTC) + OUTDATED_AFTER)

@@ -1,7 +1,7 @@
-"""One line of the record (floor 5): what the `logformat` of squid/squidkeeper-logformat.conf writes for each request.
+"""A record (floor 5): one line of the access log, as the `logformat` of squid/squidkeeper-logformat.conf writes it.
 
-The fields here, the logformat there and the table in the documentation are the same, in the same order; tests compare
-them. Squid writes every value but the numbers as a string, text in percent-encoding, and `-` for none.
+The fields here, the logformat and the table in the documentation have the same order; tests compare them. Squid writes
+numbers as numbers and everything else as a percent-encoded string; `-` means none.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from squidkeeper.url import RECORDED_URL_LENGTH
 
 VERSION: Final = 1
 NONE: Final = "-"
-CLIENT_ERRORS: Final[Mapping[str, str]] = {  # Squid's errors that are the client's doing: no origin has failed
-    "ERR_SECURE_ACCEPT_FAIL": "TLS with the client failed: it does not trust the gateway's CA, or left during it",
-    "ERR_PROTOCOL_UNKNOWN": "it spoke no TLS in a tunnel",
-    "ERR_CLIENT_GONE": "it left before it had an answer",
+CLIENT_ERRORS: Final[Mapping[str, str]] = {  # errors of Squid that the client causes: no origin has failed
+    "ERR_SECURE_ACCEPT_FAIL": "TLS with the client failed: it does not trust the gateway's CA, or it disconnected",
+    "ERR_PROTOCOL_UNKNOWN": "the client sent no TLS inside a tunnel",
+    "ERR_CLIENT_GONE": "the client disconnected before it had a response",
 }
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """A request that has ended, as Squid wrote it: text is still percent-encoded, `-` stands for none."""
+    """A request that has ended, as Squid wrote it: text is percent-encoded, `-` means none."""
 
     v: int
     time: str
@@ -51,12 +51,12 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     user_agent: str
     squid: str
     connection: str
-    tls_error: str = NONE  # lines of before it was added have none, nor those below
+    tls_error: str = NONE  # older lines lack this field and those below
     cut: str = NONE
     hidden: str = NONE
 
 
-# Characters of each text that others than Squid choose: `logformat squidkeeper` cuts off what is longer.
+# Characters of each field that a client or server chooses: `logformat squidkeeper` truncates longer ones.
 LENGTHS: Final = {
     "user": USER_LENGTH,
     "method": 96,
@@ -74,47 +74,47 @@ LENGTHS: Final = {
     "cut": 64,
     "hidden": 32,
 }
-LINE_LENGTH: Final = 17_000  # bytes of a line at most: all of those, and what Squid chooses
-_JUDGED_BY: Final = ("url", "user", "method", "sni", "tunnel", "fetched", "credential")
+LINE_LENGTH: Final = 17_000  # bytes of a line at most: all of these, and the fields that Squid chooses
+_DECISIVE: Final = ("url", "user", "method", "sni", "tunnel", "fetched", "credential")
 
 
 _decoder = msgspec.json.Decoder(Record)
 
 
 def parse_record(line: bytes) -> Record:
-    """Parse a line, its newline left out; `InvalidRecord` where it is no record of a version that is known here."""
+    """Parse a line without its newline; raise `InvalidRecord` if it is no record of this version."""
     try:
         record = _decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRecord(f"not a line of the record: {error}") from error
+        raise InvalidRecord(f"not a squidkeeper record: {error}") from error
     if record.v != VERSION:
-        raise InvalidRecord(f"a record of version {record.v}, expected {VERSION}: was it written by another release?")
+        raise InvalidRecord(f"version {record.v} of the record format, expected {VERSION}: another release wrote it")
     return record
 
 
-def moment_of(record: Record) -> datetime:
-    """Give the time of a record; ValueError where it is none that can be reckoned with."""
+def parse_time(record: Record) -> datetime:
+    """Return the time of a record; raise ValueError if it has no zone or leaves the range of datetime."""
     at = datetime.fromisoformat(record.time)
     if at.tzinfo is None or not MINYEAR < at.year < MAXYEAR:
-        raise ValueError(f"{record.time} is no time of a request")
+        raise ValueError(f"{record.time} is not a valid time of a request")
     return at
 
 
-def time_of(at: datetime) -> str:
-    """Write a time as Squid writes that of a record: these sort as text."""
+def format_time(at: datetime) -> str:
+    """Write a time as Squid logs it; such times sort as text."""
     return f"{at.astimezone(UTC).isoformat(timespec='milliseconds')[:23]}Z"
 
 
-def text(value: str) -> str | None:
-    """Decode a field; None for none. Bytes that are not UTF-8 become U+FFFD."""
+def decode_field(value: str) -> str | None:
+    """Decode a field; `-` becomes None, and bytes that are not UTF-8 become U+FFFD."""
     return None if value == NONE else unquote(value)
 
 
-def cut_fields(record: Record) -> tuple[str, ...]:
-    """Name the fields that a request is judged by and that are cut off: as long as a line has room for."""
-    return tuple(name for name in _JUDGED_BY if len(getattr(record, name)) == LENGTHS[name])
+def truncated_fields(record: Record) -> tuple[str, ...]:
+    """Name the fields that decide a request and that Squid truncated: they have the full length of their column."""
+    return tuple(name for name in _DECISIVE if len(getattr(record, name)) == LENGTHS[name])
 
 
-def client_of(record: Record) -> str:
-    """Name who asked: the proxy user, where there is one, and the address."""
+def client_name(record: Record) -> str:
+    """Return `user@address`, or the address where there is no proxy user."""
     return record.client if record.user == NONE else f"{record.user}@{record.client}"

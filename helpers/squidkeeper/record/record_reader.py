@@ -1,4 +1,4 @@
-"""From lines to records (floor 5): what is no record is counted, and the first of them remembered."""
+"""Lines of the access log to records (floor 5); counts the lines that are invalid."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from squidkeeper.record.record import parse_record
 
 @dataclass(slots=True)
 class RecordReader:
-    """A reading of logs: how many records it had, and how many lines that are none."""
+    """Parses lines, and counts records and invalid lines."""
 
     records: int = 0
     invalid: int = 0
-    first_invalid: str = ""  # where, and why
+    first_invalid: str = ""  # file, line number and reason
 
-    def entries(self, lines: Iterable[bytes], name: str, number: int | None) -> Iterator[LoggedRecord]:
-        """Parse lines of the log `name`, the first of which has this number where that is known."""
+    def parse(self, lines: Iterable[bytes], name: str, number: int | None) -> Iterator[LoggedRecord]:
+        """Yield the records among lines of the file `name`; `number` is the line number of the first, if known."""
         for position, line in enumerate(lines):
             try:
                 record = parse_record(line)
             except InvalidRecord as error:
-                self._note(f"{name}: {error}" if number is None else f"{name}:{number + position}: {error}")
+                self._add_invalid(f"{name}: {error}" if number is None else f"{name}:{number + position}: {error}")
                 continue
             self.records += 1
             yield LoggedRecord(line, record)
 
-    def _note(self, what: str) -> None:
+    def _add_invalid(self, message: str) -> None:
         self.invalid += 1
-        self.first_invalid = self.first_invalid or what
+        self.first_invalid = self.first_invalid or message

@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from squidkeeper.engine.query import CONNECT, DENIED_BY, Query, query_of
-from squidkeeper.record.record import NONE, Record, cut_fields
+from squidkeeper.record.record import NONE, Record, truncated_fields
 from squidkeeper.record.urls import host_of
 
 FRAGMENT: Final = "fragment"
@@ -33,7 +33,7 @@ def asked(record: Record) -> Query:
 
 def unexplained(record: Record) -> str | None:
     """Say why the verdict on record does not follow from its fields and the policy alone; None where it does."""
-    cut = cut_fields(record)
+    cut = truncated_fields(record)
     if cut:
         whole = "" if record.cut == NONE else f" (length and SHA-256 of the whole URL: {record.cut})"
         return f"the record holds only the beginning of {', '.join(cut)}{whole}"

@@ -1,4 +1,4 @@
-"""The URL of a record (floor 5): its host, and as it may be shown, for what stands in it was chosen by hostile code."""
+"""The URL of a record (floor 5): its host, and a form that is safe to show. Hostile code may have chosen the URL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from squidkeeper.errors import InvalidUrl
 from squidkeeper.record.record import NONE
 from squidkeeper.url import Host, parse_authority, unrecorded_url
 
-LONGEST_URL: Final = 1000  # characters of a URL that are kept and shown
+URL_LIMIT: Final = 1000  # characters of a URL that are stored and shown
 
 _CACHED: Final = 65_536
 _NO_HOST = Host(NONE)
@@ -21,20 +21,20 @@ _USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)?[^/?#]*@", re.IGNORECASE)
 
 
 def host_of(url: str) -> Host:
-    """Give the host of a record's URL, or of a CONNECT's `host:port`; `-` where it has none."""
+    """Return the host of a record's URL, or of a CONNECT's `host:port`; `-` if it has none."""
     authority = authority_of(url)
     return _host(authority) if len(authority) <= _LONGEST else _NO_HOST
 
 
 def authority_of(url: str) -> str:
-    """Give `host` or `host:port` of a record's URL, as Squid took it; of what is no URL, all of it."""
+    """Return `host` or `host:port` of a record's URL, as Squid read it; the whole text if it is no URL."""
     _, slashes, rest = url.partition("://")
     authority = rest.partition("/")[0].partition("?")[0] if slashes else url
     return unrecorded_url(authority) if "%" in authority else authority
 
 
-def shown_url(url: str) -> str:
-    """Give a URL of the record as it may be shown: no query, fragment or password, and all printable ASCII."""
+def redacted_url(url: str) -> str:
+    """Remove query, fragment and password from a URL; encode everything but printable ASCII."""
     bare = url.partition("?")[0].partition("#")[0]
     if "@" in bare:
         bare = _USERINFO.sub(r"\1***@", bare)
@@ -43,9 +43,9 @@ def shown_url(url: str) -> str:
     return quote(bare, safe=_PRINTABLE, errors="surrogatepass")
 
 
-def cut(text: str, length: int = LONGEST_URL) -> tuple[str, int]:
-    """Cut a text off at a length; with how many characters were left out."""
-    return text[:length], max(0, len(text) - length)
+def truncate(value: str, length: int = URL_LIMIT) -> tuple[str, int]:
+    """Truncate a text; return it and the number of characters that were removed."""
+    return value[:length], max(0, len(value) - length)
 
 
 @lru_cache(_CACHED)

@@ -1,1 +1,1 @@
-"""`squidkeeper report`: a span of the record as figures, and these as a page (floor 5)."""
+"""`squidkeeper report`: a period of the access log as figures, and these as a page (floor 7)."""

@@ -1,7 +1,7 @@
-"""Charts as inline SVG (floor 5): drawn here, coloured by the pages' style, for light and dark.
+"""Charts as inline SVG (floor 7); the style of the pages colours them, for light and dark.
 
-One unit is one CSS pixel, so that text keeps its size: a chart is made for each width it is shown at. Each says in
-words what it shows, for those who do not see it; bars and marks say their figures to a pointer that rests on them.
+One unit is one CSS pixel, so that text keeps its size: each width has its own chart. Each chart has a description for
+screen readers, and bars and marks show their figures when the pointer rests on them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from squidkeeper.formatting import milliseconds
 from squidkeeper.pages.drawing import label, line, picture, rect, share
+from squidkeeper.report.bounded_counters import STEPS_SECONDS
 from squidkeeper.report.figures import Step, TimelineFigures, Upstream
-from squidkeeper.report.sketches import STEPS_SECONDS
 
 _SPARK_WIDTH, _SPARK_HEIGHT = 144, 18
 _WIDEST_SPARK = 6.0
@@ -25,14 +25,14 @@ _RANGE_WIDTH, _RANGE_HEIGHT = 300, 14
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 28, 24  # room for the labels of a panel
 _WIDEST_STEP = 28.0  # so that a few seconds do not fill the page
 _DAY = 86400
-_TICK_PIXELS = 88  # that a label of the time axis needs
+_TICK_PIXELS = 88  # for one label of the time axis
 
 
 # --- In a row of a table --------------------------------------------------------------------------------------------
 
 
 def spark(values: Sequence[int], steps: Sequence[Step]) -> Markup:
-    """Draw a row's denials over time, on a scale of its own; as wide as all others, so that they line up."""
+    """Draw a row's denials over time, on its own scale; all rows have the same width."""
     most = max(values, default=0)
     if not most:
         return Markup("")
@@ -58,7 +58,7 @@ class Decades:
 
     @classmethod
     def of(cls, rows: Iterable[Upstream]) -> Decades:
-        """Make the scale that all rows fit on."""
+        """Choose the scale that fits all rows."""
         values = [max(1, value) for row in rows for value in (row.median_ms, row.p95_ms) if value is not None]
         lowest = int(log10(min(values, default=1)))
         highest = int(log10(max(values, default=10)) - 1e-9) + 1
@@ -103,7 +103,7 @@ class Decades:
 def over_time(timeline: TimelineFigures, width: int) -> Markup:
     """Draw allowed and denied requests over time: two panels with one time axis, each on its own scale.
 
-    Stacked on one scale, the denials would hardly be seen.
+    On one scale, the denials would hardly be visible.
     """
     steps, each = timeline.steps, _step_name(timeline.step_seconds)
     upper = _Panel(_TOP, 120, width, max((step.allowed for step in steps), default=0))
@@ -125,18 +125,18 @@ def over_time(timeline: TimelineFigures, width: int) -> Markup:
 
 
 def discovery(timeline: TimelineFigures, width: int) -> Markup:
-    """Draw how many different hosts had been asked for by each time: steep where a client goes looking."""
+    """Draw the number of different hosts requested so far: steep where a client explores."""
     sums = list(accumulate(step.new_hosts for step in timeline.steps))
     panel = _Panel(_TOP, 90, width, sums[-1] if sums else 0)
     path = _stairs(panel, sums)
-    drawn = [*panel.frame("New hosts, summed up"), *_time_axis(timeline, width, panel.bottom), path]
-    words = f"{panel.most:,} hosts were asked for that had not been asked for before"
+    drawn = [*panel.frame("New hosts, cumulative"), *_time_axis(timeline, width, panel.bottom), path]
+    words = f"{panel.most:,} hosts were requested for the first time"
     return picture(width, panel.bottom + _BOTTOM, words, drawn, title="New hosts over time")
 
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """A plot with a scale of its own, from 0 to `most`."""
+    """A plot with its own scale, from 0 to `most`."""
 
     top: float
     height: float
@@ -171,7 +171,7 @@ def _stairs(panel: _Panel, values: Sequence[int]) -> Markup:
 
 
 def _hover(timeline: TimelineFigures, width: int, bottom: float) -> Iterator[Markup]:
-    """Lay what says a step's figures over both panels."""
+    """Draw the areas over both panels that show the figures of a step to the pointer."""
     each = _step_width(width, len(timeline.steps))
     for place, step in enumerate(timeline.steps):
         words = f"{step.start:%Y-%m-%d %H:%M}: {step.allowed:,} allowed, {step.denied:,} denied"

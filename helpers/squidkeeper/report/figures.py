@@ -1,7 +1,7 @@
-"""The figures of a report (floor 5): what went through the gateway in a span of time.
+"""The figures of a report (floor 7): what went through the gateway in a period.
 
-`survey.py` makes a `Report` of the record; `page.py` writes it as a page, or as JSON with the names here as its
-keys. Times are in UTC, None (null) is "not known". URLs are without query, fragment and password.
+`builder.py` builds a `Report` from the access log; `page.py` writes it as a page, or as JSON with the names here as
+keys. Times are in UTC; None (null) means unknown. URLs are without query, fragment and password.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class SummaryFigures:
-    """All requests of the span."""
+    """All requests of the period."""
 
     requests: int
-    """Allowed and denied. The CONNECT of an opened tunnel is none; a denied one and the request inside are one."""
+    """Allowed and denied events: an opened tunnel is none, a denied CONNECT and the request inside it are one."""
     allowed: int
     denied: int
     tunnels: int
     """Tunnels opened."""
     failed: int
-    """Allowed requests that were answered by 5xx, or by Squid because of an error that is not the client's."""
+    """Allowed requests that ended in 5xx, or in an error of Squid that the client did not cause."""
     response_bytes: int
-    """Sent to clients in answer to these, headers included."""
+    """Sent to clients for these, headers included."""
     clients: int
     hosts: int
-    """Different hosts asked for."""
+    """Different hosts requested."""
     hosts_allowed: int
-    """Of these, those that at least one request was allowed to."""
+    """Those with at least one allowed request."""
     median_ms: int | None
-    """Of allowed requests, from the first byte of the request to the last of the answer; within 5 %."""
+    """Of allowed requests, from the first byte of the request to the last byte of the response; within 5 %."""
     p95_ms: int | None
 
 
@@ -45,12 +45,12 @@ class Step:
     allowed: int
     denied: int
     new_hosts: int
-    """Hosts that were first asked for in it."""
+    """Hosts first requested in this step."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientFigures:
-    """Who asked: an address, and a proxy user where there is one."""
+    """A client: an address, and a proxy user if there is one."""
 
     client: str
     allowed: int
@@ -59,7 +59,7 @@ class ClientFigures:
 
 @dataclass(frozen=True, slots=True)
 class Visits:
-    """What one client asked of one host."""
+    """The requests of one client to one host."""
 
     allowed: int
     denied: int
@@ -67,19 +67,19 @@ class Visits:
 
 @dataclass(frozen=True, slots=True)
 class HostFigures:
-    """A host that was asked for."""
+    """A host that was requested."""
 
     host: str
     allowed: int
     denied: int
     response_bytes: int
     by_client: tuple[Visits, ...]
-    """In the order of `traffic.clients`; those that are not listed there are summed up as the last."""
+    """In the order of `traffic.clients`; the last is the sum of the clients not listed there."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrafficFigures:
-    """Who went where: the busiest clients and hosts, and the rest as a sum."""
+    """The busiest clients and hosts, and the sum of the rest."""
 
     clients: tuple[ClientFigures, ...]
     other_clients: int
@@ -91,7 +91,7 @@ class TrafficFigures:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How often something was."""
+    """A name and a number."""
 
     name: str
     count: int
@@ -99,14 +99,14 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class RuleDenials:
-    """What one rule, or one verdict that is no rule's, denied."""
+    """The denials of one rule, or of one built-in rule."""
 
     rule: str
     reason: str | None
-    """As the policy has it; None where the rule has none, or the policy was not at hand."""
+    """As in the policy; None if the rule has none, or the policy did not load."""
     denied: int
     retried: int
-    """Of these, those that asked again for what the same client had been denied (method and URL without query)."""
+    """Retries: the same client, method and URL (without query) had been denied before."""
     hosts: tuple[Count, ...]
     """The hosts most denied."""
     other_hosts: int
@@ -136,9 +136,9 @@ class DenialFigures:
 
     rules: tuple[RuleDenials, ...]
     retried: int
-    """Denials of what had been denied before."""
+    """Denials that are retries."""
     retries: tuple[Retried, ...]
-    """The requests most often denied again."""
+    """The requests with the most retries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,61 +149,61 @@ class CredentialUse:
     host: str
     requests: int
     refused: int
-    """Of these, those that the host answered by 401 or 403."""
+    """Those that the host answered with 401 or 403."""
     failed: int
-    """Of these, those that ended in 5xx or an error."""
+    """Those that ended in 5xx or an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class CredentialFigures:
-    """What the gateway put in."""
+    """Injected credentials."""
 
     uses: tuple[CredentialUse, ...]
     other_uses: int
     """Requests of pairs of credential and host that are not listed."""
     unavailable: tuple[Count, ...]
-    """Requests that were denied because a credential's value could not be had, by host."""
+    """Requests that were denied because the value of a credential was unavailable, by host."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewHost:
-    """A host that was asked for in this span for the first time."""
+    """A host that was requested for the first time in this period."""
 
     host: str
     first: datetime
     client: str
-    """Who asked first."""
+    """The first client."""
     allowed: int
     denied: int
 
 
 @dataclass(frozen=True, slots=True)
 class FirstSeen:
-    """Hosts that had not been asked for before."""
+    """Hosts that had not been requested before."""
 
     compared: int
-    """Records from before the span that they were compared with; 0: new is what is new within the span."""
+    """Records from before the period to compare with; 0: new means first seen in the period."""
     compared_since: datetime | None
     """Time of the oldest of these."""
     total: int
     allowed: int
-    """Of all, those that at least one request was allowed to."""
+    """Those with at least one allowed request."""
     hosts: tuple[NewHost, ...]
-    """Those that were allowed first, of each kind the newest first."""
+    """Allowed hosts first, then denied ones; the newest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A host that requests were sent on to, as they were answered."""
+    """An upstream host and its responses."""
 
     host: str
     requests: int
     median_ms: int | None
-    """Time that Squid waited for it; within 5 %."""
+    """Time that Squid waited for the response; within 5 %."""
     p95_ms: int | None
     longest_ms: int
     server_errors: int
-    """Answers of 5xx by the host itself."""
+    """5xx responses of the host itself."""
     errors: tuple[Count, ...]
     """Squid's errors by name: `ERR_CONNECT_FAIL`, …"""
 
@@ -221,7 +221,7 @@ class UpstreamFigures:
 
 @dataclass(frozen=True, slots=True)
 class ClientError:
-    """Requests and tunnels that a client ended itself: no host has failed, and nothing was denied."""
+    """Requests and tunnels that a client ended: no host failed, and nothing was denied."""
 
     client: str
     error: str
@@ -230,12 +230,12 @@ class ClientError:
     requests: int
     last: datetime
     host: str
-    """The host that the last of them asked for."""
+    """The host of the last one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientErrorFigures:
-    """Clients whose own doing ended requests: most often, they do not trust the CA."""
+    """Clients that ended their own requests: most often, they do not trust the CA."""
 
     total: int
     rows: tuple[ClientError, ...]
@@ -244,7 +244,7 @@ class ClientErrorFigures:
 
 @dataclass(frozen=True, slots=True)
 class DriftRow:
-    """A request that was not answered as the policy of its time has it."""
+    """A finding: a request that was served although the policy in force denied it."""
 
     time: datetime
     client: str
@@ -253,20 +253,20 @@ class DriftRow:
     cut: int
     """Characters that are missing at the URL's end."""
     rule: str
-    """What the policy says."""
+    """The rule of the policy that denies it."""
     reason: str
     kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class DriftFigures:
-    """The record held against the policy that was in force."""
+    """Drift: requests compared with the policy that was in force."""
 
     total: int
     unchecked: int
-    """Requests whose revision is no longer kept."""
+    """Requests whose revision is no longer stored."""
     cut: int
-    """Requests of which the record holds only the beginning of a URL that decides."""
+    """Requests whose URL is truncated in the access log, if the rest of it decides."""
     kinds: tuple[Count, ...]
     latest: tuple[DriftRow, ...]
 
@@ -281,16 +281,16 @@ class TimelineFigures:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it."""
+    """The whole report."""
 
     format: int
-    """Changes when a key changes its meaning or goes."""
+    """Changes when a key changes its meaning or is removed."""
     made_at: datetime
     files: tuple[str, ...]
     since: datetime | None
-    """Start of the span: as asked, or the first request; None where there is neither."""
+    """Start of the period: as given, or the first request; None if there is neither."""
     until: datetime | None
-    """End of the span."""
+    """End of the period."""
     summary: SummaryFigures
     timeline: TimelineFigures
     traffic: TrafficFigures
@@ -300,8 +300,8 @@ class Report:
     upstreams: UpstreamFigures
     client_errors: ClientErrorFigures
     drift: DriftFigures | None
-    """None where it was not looked for."""
+    """None without `--state`."""
     left_out: tuple[Count, ...]
-    """What was read and is not in the figures."""
+    """What was read but is not in the figures."""
     limits: tuple[str, ...]
-    """What there was more of than is kept: the number of different ones is too high, a rare one's may be too low."""
+    """Tables that were full: the number of different keys is too high, and that of a rare key may be too low."""

@@ -1,4 +1,4 @@
-"""The report (floor 5): the figures of a span of time as one HTML page, or as JSON."""
+"""The report (floor 7) as one HTML page, or as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def as_json(report: Report) -> str:
 
 
 def page(report: Report) -> str:
-    """Write the report as one HTML page that needs nothing else."""
+    """Write the report as one HTML page without external resources."""
     most = max((visits.allowed for host in report.traffic.hosts for visits in host.by_client), default=0)
     return render(
         "report.html",
@@ -37,7 +37,7 @@ def page(report: Report) -> str:
 
 
 def _heat(count: int, most: int) -> str:
-    """Class a number by its order of magnitude beside the largest; hosts differ by factors, not by sums."""
+    """Choose a shade by the order of magnitude relative to the largest; hosts differ by factors."""
     if not count:
         return ""
     return f"heat{max(1, _HEAT_CLASSES - int(log10(most / count) * 1.5))}"

@@ -1,6 +1,6 @@
-"""The sections of the report (floor 5): each counts the requests of the span, and makes its own figures.
+"""The sections of the report (floor 7): each counts the requests of the period and returns its figures.
 
-Whatever a client can make up without end (hosts, URLs, addresses) is counted in a `Heaviest`.
+Values that a client can invent without limit (hosts, URLs, addresses) are counted in `HeavyHitters`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.record import urls
-from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, moment_of, text
-from squidkeeper.record.urls import cut, shown_url
+from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, decode_field, parse_time
+from squidkeeper.record.urls import redacted_url, truncate
 from squidkeeper.report import figures
-from squidkeeper.report.sketches import Durations, Heaviest
+from squidkeeper.report.bounded_counters import DurationHistogram, HeavyHitters
 
 if TYPE_CHECKING:
     from squidkeeper.record.drift import DriftChecker, Finding
 
-HOSTS_KEPT: Final = 20_000
-PAIRS_KEPT: Final = 50_000
-CLIENTS_KEPT: Final = 5_000
-RETRIES_KEPT: Final = 10_000
-UPSTREAMS_KEPT: Final = 2_000
-KNOWN_HOSTS: Final = 500_000
-NEW_HOSTS_KEPT: Final = 20_000
+HOST_LIMIT: Final = 20_000
+PAIR_LIMIT: Final = 50_000
+CLIENT_LIMIT: Final = 5_000
+RETRY_LIMIT: Final = 10_000
+UPSTREAM_LIMIT: Final = 2_000
+KNOWN_HOST_LIMIT: Final = 500_000
+NEW_HOST_LIMIT: Final = 20_000
 _CLIENTS_SHOWN = 8
 _HOSTS_SHOWN = 25
 _DENIED_HOSTS_SHOWN = 5
@@ -35,17 +35,17 @@ _RETRIES_SHOWN = 20
 _USES_SHOWN = 50
 _NEW_HOSTS_SHOWN = 50
 _UPSTREAMS_SHOWN = 15
-_LEAST_REQUESTS = 10  # of a host, for its p95 to mean anything
+_LEAST_REQUESTS = 10  # of a host, for a meaningful p95
 _CLIENT_ERRORS_SHOWN = 30
 _FINDINGS_SHOWN = 50
-_RETRY_URL = 400  # characters that are kept of each; a digest stands for the rest
+_RETRY_URL = 400  # characters that are stored of each; a digest replaces the rest
 _UNREADABLE_HOST = "(no valid host)"
 _SERVER_ERROR = 500
 _REFUSED = (401, 403)
 
 
 class Request(NamedTuple):
-    """A record, with what the sections need of it; `at` is in seconds since 1970."""
+    """A record and the values that the sections need; `at` is in seconds since 1970."""
 
     record: Record
     at: float
@@ -56,20 +56,20 @@ class Request(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Whether it was allowed, and answered by 5xx or by an error of Squid's; not where its client ended it."""
+        """Whether it was allowed and ended in 5xx or an error of Squid, unless its client caused the error."""
         if self.denied or self.ended_by_client:
             return False
         return self.record.status >= _SERVER_ERROR or self.record.error != NONE
 
     @property
     def ended_by_client(self) -> bool:
-        """Whether it came to nothing by its client's doing."""
+        """Whether its client caused the error."""
         return self.record.error in CLIENT_ERRORS
 
 
 @dataclass(slots=True)
 class RequestTotals:
-    """Requests of one thing."""
+    """Totals of the requests of a host, a client, or both."""
 
     allowed: int = 0
     denied: int = 0
@@ -77,7 +77,7 @@ class RequestTotals:
 
     @property
     def total(self) -> int:
-        """Give how many there were."""
+        """The number of requests."""
         return self.allowed + self.denied
 
     def add(self, request: Request) -> None:
@@ -89,7 +89,7 @@ class RequestTotals:
         self.response_bytes += max(0, request.record.bytes)
 
     def minus(self, others: Iterable[RequestTotals]) -> RequestTotals:
-        """Give what is left without others."""
+        """Subtract others."""
         rest = RequestTotals(self.allowed, self.denied, self.response_bytes)
         for other in others:
             rest.allowed -= other.allowed
@@ -98,75 +98,75 @@ class RequestTotals:
         return rest
 
 
-def _weight(tally: RequestTotals) -> int:
-    return tally.total
+def _weight(totals: RequestTotals) -> int:
+    return totals.total
 
 
-def moment(at: float) -> datetime:
-    """Make a time of seconds since 1970."""
+def datetime_of(at: float) -> datetime:
+    """Convert seconds since 1970 to a time."""
     return datetime.fromtimestamp(at, UTC)
 
 
 def host_of(url: str) -> str:
-    """Name the host of a URL of the record, or of the `host:port` of a CONNECT."""
+    """Return the host of a URL, or of the `host:port` of a CONNECT."""
     host = urls.host_of(url).text
     return _UNREADABLE_HOST if host == NONE else host
 
 
-# --- Who went where -------------------------------------------------------------------------------------------------
+# --- Traffic --------------------------------------------------------------------------------------------------------
 
 
 class TrafficSection:
-    """Who went where."""
+    """Traffic by host and client."""
 
     def __init__(self) -> None:
-        self.whole = RequestTotals()
-        self.hosts = Heaviest[str, RequestTotals](HOSTS_KEPT, RequestTotals, _weight)
-        self.clients = Heaviest[str, RequestTotals](CLIENTS_KEPT, RequestTotals, _weight)
-        self.pairs = Heaviest[tuple[str, str], RequestTotals](PAIRS_KEPT, RequestTotals, _weight)
+        self.all_requests = RequestTotals()
+        self.hosts = HeavyHitters[str, RequestTotals](HOST_LIMIT, RequestTotals, _weight)
+        self.clients = HeavyHitters[str, RequestTotals](CLIENT_LIMIT, RequestTotals, _weight)
+        self.pairs = HeavyHitters[tuple[str, str], RequestTotals](PAIR_LIMIT, RequestTotals, _weight)
 
     def add(self, request: Request) -> None:
         """Count a request."""
-        self.whole.add(request)
+        self.all_requests.add(request)
         self.hosts[request.host].add(request)
         self.clients[request.client].add(request)
         self.pairs[request.client, request.host].add(request)
 
     def result(self) -> figures.TrafficFigures:
-        """Make the figures."""
+        """Return the figures."""
         clients = self.clients.heaviest(_CLIENTS_SHOWN)
         hosts = self.hosts.heaviest(_HOSTS_SHOWN)
         names = [client for client, _ in clients]
-        rest = self.whole.minus(tally for _, tally in hosts)
+        rest = self.all_requests.minus(totals for _, totals in hosts)
         return figures.TrafficFigures(
-            clients=tuple(figures.ClientFigures(client, tally.allowed, tally.denied) for client, tally in clients),
-            other_clients=len(self.clients) + self.clients.forgotten - len(clients),
-            hosts=tuple(self._host(host, tally, names) for host, tally in hosts),
-            other_hosts=len(self.hosts) + self.hosts.forgotten - len(hosts),
+            clients=tuple(figures.ClientFigures(client, totals.allowed, totals.denied) for client, totals in clients),
+            other_clients=len(self.clients) + self.clients.removed - len(clients),
+            hosts=tuple(self._host(host, totals, names) for host, totals in hosts),
+            other_hosts=len(self.hosts) + self.hosts.removed - len(hosts),
             rest=self._rest(rest, clients, [host for host, _ in hosts]) if rest.total else None,
         )
 
-    def _host(self, host: str, tally: RequestTotals, clients: list[str]) -> figures.HostFigures:
+    def _host(self, host: str, totals: RequestTotals, clients: list[str]) -> figures.HostFigures:
         pairs = [self._pair(client, host) for client in clients]
-        return _host_row(host, tally, pairs)
+        return _host_row(host, totals, pairs)
 
     def _rest(
         self, rest: RequestTotals, clients: list[tuple[str, RequestTotals]], hosts: list[str]
     ) -> figures.HostFigures:
-        pairs = [tally.minus(self._pair(client, host) for host in hosts) for client, tally in clients]
+        pairs = [totals.minus(self._pair(client, host) for host in hosts) for client, totals in clients]
         return _host_row("", rest, pairs)
 
     def _pair(self, client: str, host: str) -> RequestTotals:
         return self.pairs[client, host] if (client, host) in self.pairs else RequestTotals()
 
 
-def _host_row(host: str, tally: RequestTotals, pairs: list[RequestTotals]) -> figures.HostFigures:
-    by_client = [*pairs, tally.minus(pairs)]
+def _host_row(host: str, totals: RequestTotals, pairs: list[RequestTotals]) -> figures.HostFigures:
+    by_client = [*pairs, totals.minus(pairs)]
     visits = tuple(figures.Visits(pair.allowed, pair.denied) for pair in by_client)
-    return figures.HostFigures(host, tally.allowed, tally.denied, tally.response_bytes, visits)
+    return figures.HostFigures(host, totals.allowed, totals.denied, totals.response_bytes, visits)
 
 
-# --- What was denied ------------------------------------------------------------------------------------------------
+# --- Denials --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -180,14 +180,14 @@ class _Denied:
 
 
 class DenialsSection:
-    """What was denied, and what of it was asked for again."""
+    """Denials, and their retries."""
 
     def __init__(self) -> None:
         self.rules: Counter[str] = Counter()
         self.retried: Counter[str] = Counter()
-        self.unavailable = Heaviest[str, list[int]](UPSTREAMS_KEPT, _zero, _only)
-        self.hosts = Heaviest[tuple[str, str], list[int]](HOSTS_KEPT, _zero, _only)
-        self.requests = Heaviest[tuple[str, str, str], _Denied](RETRIES_KEPT, _Denied, lambda denied: denied.times)
+        self.unavailable = HeavyHitters[str, list[int]](UPSTREAM_LIMIT, _zero, _only)
+        self.hosts = HeavyHitters[tuple[str, str], list[int]](HOST_LIMIT, _zero, _only)
+        self.requests = HeavyHitters[tuple[str, str, str], _Denied](RETRY_LIMIT, _Denied, lambda denied: denied.times)
 
     def add(self, request: Request) -> None:
         """Count a request."""
@@ -196,18 +196,18 @@ class DenialsSection:
         self.hosts[rule, request.host][0] += 1
         if rule == "credential-unavailable":
             self.unavailable[request.host][0] += 1
-        url = shown_url(request.record.url)
+        url = redacted_url(request.record.url)
         denied = self.requests[request.client, request.record.method[:40], _key(url)]
         if denied.times:
             self.retried[rule] += 1
         else:
             denied.first = request.at
-            denied.url, denied.cut = cut(url, _RETRY_URL)
+            denied.url, denied.cut = truncate(url, _RETRY_URL)
         denied.times += 1
         denied.rule, denied.last = rule, request.at
 
     def result(self, reasons: Mapping[str, str | None], steps: list[Counter[str]]) -> figures.DenialFigures:
-        """Make the figures."""
+        """Return the figures."""
         hosts: dict[str, list[figures.Count]] = {rule: [] for rule in self.rules}
         for (rule, host), (count,) in self.hosts.items():
             hosts[rule].append(figures.Count(host, count))
@@ -238,12 +238,14 @@ class DenialsSection:
 
 
 def _retried(client: str, method: str, denied: _Denied) -> figures.Retried:
-    first, last = moment(denied.first), moment(denied.last)
-    return figures.Retried(client, text(method) or NONE, denied.url, denied.cut, denied.rule, denied.times, first, last)
+    first, last = datetime_of(denied.first), datetime_of(denied.last)
+    return figures.Retried(
+        client, decode_field(method) or NONE, denied.url, denied.cut, denied.rule, denied.times, first, last
+    )
 
 
 def _key(url: str) -> str:
-    """Keep a long URL by its start and a digest: many of 8 KB would not fit."""
+    """Shorten a long URL to its start and a digest: 8 KB each would take too much memory."""
     return url if len(url) <= _RETRY_URL else url[:100] + blake2b(url.encode(), digest_size=12).hexdigest()
 
 
@@ -266,15 +268,15 @@ class _Use:
 
 
 class CredentialsSection:
-    """What was put in, and where it went."""
+    """Injected credentials, by host."""
 
     def __init__(self) -> None:
-        self.uses = Heaviest[tuple[str, str], _Use](HOSTS_KEPT, _Use, lambda use: use.requests)
+        self.uses = HeavyHitters[tuple[str, str], _Use](HOST_LIMIT, _Use, lambda use: use.requests)
         self._total = 0
 
     def add(self, request: Request) -> None:
         """Count a request."""
-        names = text(request.record.credential)
+        names = decode_field(request.record.credential)
         for name in names.split(",") if names else ():
             use = self.uses[name, _upstream(request)]
             use.requests += 1
@@ -283,7 +285,7 @@ class CredentialsSection:
             self._total += 1
 
     def result(self, denials: DenialsSection) -> figures.CredentialFigures:
-        """Make the figures."""
+        """Return the figures."""
         uses = [
             figures.CredentialUse(name, host, use.requests, use.refused, use.failed)
             for (name, host), use in self.uses.heaviest(_USES_SHOWN)
@@ -298,7 +300,7 @@ class CredentialsSection:
 
 
 def _upstream(request: Request) -> str:
-    fetched = text(request.record.fetched)
+    fetched = decode_field(request.record.fetched)
     return request.host if fetched is None else host_of(fetched)
 
 
@@ -306,7 +308,7 @@ def _upstream(request: Request) -> str:
 
 
 class NewHostsSection:
-    """Hosts that were not asked for before: by their digests, which take little room."""
+    """Hosts that no earlier request asked for; known hosts are stored as digests, which are small."""
 
     def __init__(self) -> None:
         self.full = False
@@ -317,17 +319,17 @@ class NewHostsSection:
         self._compared_since = float("inf")
 
     def add_older(self, host: str, at: float) -> None:
-        """Take a host that was asked for before the span."""
+        """Add the host of a request from before the period."""
         self._compared += 1
         self._compared_since = min(self._compared_since, at)
         self._learn(host)
 
     def add(self, request: Request) -> bool:
-        """Take a request; tell whether its host is new."""
+        """Add a request; tell whether its host is new."""
         if not self._learn(request.host):
             return False
         self._total += 1
-        if len(self._new) < NEW_HOSTS_KEPT:
+        if len(self._new) < NEW_HOST_LIMIT:
             self._new[request.host] = (request.at, request.client)
         return True
 
@@ -335,23 +337,23 @@ class NewHostsSection:
         digest = int.from_bytes(blake2b(host.encode(), digest_size=7).digest())
         if digest in self._known:
             return False
-        if len(self._known) >= KNOWN_HOSTS:
+        if len(self._known) >= KNOWN_HOST_LIMIT:
             self.full = True
             return False
         self._known.add(digest)
         return True
 
-    def result(self, hosts: Heaviest[str, RequestTotals]) -> figures.FirstSeen:
-        """Make the figures."""
+    def result(self, hosts: HeavyHitters[str, RequestTotals]) -> figures.FirstSeen:
+        """Return the figures."""
         rows = [
-            figures.NewHost(host, moment(at), client, tally.allowed, tally.denied)
+            figures.NewHost(host, datetime_of(at), client, totals.allowed, totals.denied)
             for host, (at, client) in self._new.items()
-            for tally in [hosts[host] if host in hosts else RequestTotals()]
+            for totals in [hosts[host] if host in hosts else RequestTotals()]
         ]
         rows.sort(key=lambda row: (row.allowed > 0, row.first), reverse=True)
         return figures.FirstSeen(
             compared=self._compared,
-            compared_since=moment(self._compared_since) if self._compared else None,
+            compared_since=datetime_of(self._compared_since) if self._compared else None,
             total=self._total,
             allowed=sum(row.allowed > 0 for row in rows),
             hosts=tuple(rows[:_NEW_HOSTS_SHOWN]),
@@ -366,20 +368,20 @@ class _Answers:
     requests: int = 0
     server_errors: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    waited: Durations = field(default_factory=Durations)
+    waited: DurationHistogram = field(default_factory=DurationHistogram)
 
 
 class UpstreamsSection:
-    """How the hosts answered that requests were sent on to."""
+    """How upstream hosts answered."""
 
     def __init__(self) -> None:
-        self.hosts = Heaviest[str, _Answers](UPSTREAMS_KEPT, _Answers, lambda answers: answers.requests)
+        self.hosts = HeavyHitters[str, _Answers](UPSTREAM_LIMIT, _Answers, lambda answers: answers.requests)
 
     def add(self, request: Request) -> None:
         """Count a request."""
         record = request.record
         if request.ended_by_client or (record.upstream == NONE and record.error == NONE):
-            return  # says nothing of the host: its client left, or it is from the cache, or by Squid itself
+            return  # no answer of the host: its client disconnected, or Squid or the cache answered
         answers = self.hosts[_upstream(request)]
         answers.requests += 1
         if record.error != NONE:
@@ -390,7 +392,7 @@ class UpstreamsSection:
             answers.waited.add(int(record.upstream_ms))
 
     def result(self) -> figures.UpstreamFigures:
-        """Make the figures."""
+        """Return the figures."""
         rows = [_upstream_row(host, answers) for host, answers in self.hosts.items()]
         slow = [row for row in rows if row.requests >= _LEAST_REQUESTS and row.p95_ms is not None]
         failing = [row for row in rows if _failures(row)]
@@ -434,10 +436,10 @@ class _Ended:
 
 
 class ClientErrorsSection:
-    """What clients ended themselves."""
+    """Requests that their clients ended."""
 
     def __init__(self) -> None:
-        self.rows = Heaviest[tuple[str, str], _Ended](CLIENTS_KEPT, _Ended, lambda ended: ended.requests)
+        self.rows = HeavyHitters[tuple[str, str], _Ended](CLIENT_LIMIT, _Ended, lambda ended: ended.requests)
         self._total = 0
 
     def add(self, request: Request) -> None:
@@ -448,10 +450,15 @@ class ClientErrorsSection:
         self._total += 1
 
     def result(self) -> figures.ClientErrorFigures:
-        """Make the figures."""
+        """Return the figures."""
         rows = tuple(
             figures.ClientError(
-                client, error, CLIENT_ERRORS[error], ended.requests, moment(ended.last), cut(ended.host, _RETRY_URL)[0]
+                client,
+                error,
+                CLIENT_ERRORS[error],
+                ended.requests,
+                datetime_of(ended.last),
+                truncate(ended.host, _RETRY_URL)[0],
             )
             for (client, error), ended in self.rows.heaviest(_CLIENT_ERRORS_SHOWN)
         )
@@ -462,7 +469,7 @@ class ClientErrorsSection:
 
 
 class DriftSection:
-    """What was served and should not have been."""
+    """Drift: requests that were served although the policy in force denied them."""
 
     def __init__(self, drift: DriftChecker) -> None:
         self._drift = drift
@@ -470,14 +477,14 @@ class DriftSection:
         self._latest: deque[tuple[Record, Finding]] = deque(maxlen=_FINDINGS_SHOWN)
 
     def add(self, record: Record) -> None:
-        """Hold a record against the policy that was in force."""
+        """Check a record against the policy that was in force."""
         finding = self._drift.check(record)
         if finding:
             self._kinds[finding.kind] += 1
             self._latest.append((record, finding))
 
     def result(self) -> figures.DriftFigures:
-        """Make the figures."""
+        """Return the figures."""
         return figures.DriftFigures(
             total=self._kinds.total(),
             unchecked=self._drift.unchecked,
@@ -488,11 +495,11 @@ class DriftSection:
 
 
 def _finding_row(record: Record, finding: Finding) -> figures.DriftRow:
-    url, missing = cut(shown_url(record.url), _RETRY_URL)
+    url, missing = truncate(redacted_url(record.url), _RETRY_URL)
     return figures.DriftRow(
-        time=moment_of(record),
+        time=parse_time(record),
         client=record.client,
-        method=text(record.method) or NONE,
+        method=decode_field(record.method) or NONE,
         url=url,
         cut=missing,
         rule=finding.rule,

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Final
 from squidkeeper.engine.query import CONNECT
 from squidkeeper.errors import InvalidRecord
 from squidkeeper.policy.model import Policy
-from squidkeeper.record.events import Events, LoggedRecord, opened
-from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, moment_of, parse_record, text
+from squidkeeper.record.events import Events, LoggedRecord, is_opened_tunnel
+from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, decode_field, parse_record, parse_time
 from squidkeeper.report import figures
+from squidkeeper.report.bounded_counters import DurationHistogram, Timeline
 from squidkeeper.report.sections import (
     ClientErrorsSection,
     CredentialsSection,
@@ -25,40 +26,39 @@ from squidkeeper.report.sections import (
     Request,
     TrafficSection,
     UpstreamsSection,
+    datetime_of,
     host_of,
-    moment,
 )
-from squidkeeper.report.sketches import Durations, Timeline
 
 if TYPE_CHECKING:
     from squidkeeper.record.drift import DriftChecker
 
 
 _STEPS_SHOWN = 96
-_NOT_HTTP = (501, 505)  # beside the 4xx, what Squid answers to what is not valid HTTP
+_NOT_HTTP = (501, 505)  # beside 4xx, the statuses for input that is not valid HTTP
 
 
-VERDICTS: Final[Mapping[str, str]] = {
+BUILT_IN_REASONS: Final[Mapping[str, str]] = {
     "default": "No rule matches.",
     "authority-mismatch": "Tunnel, SNI and request name different hosts or ports.",
-    "ambiguous-path": "Servers would read the path in different ways, with different outcomes.",
+    "ambiguous-path": "Servers may read the path in different ways, with different decisions.",
     "private-address": "The host is, or resolves to, an address of a private network.",
-    "invalid-request": "No rule may be asked about such a request.",
-    "credential-unavailable": "A credential's value could not be had.",
-    "policy-unavailable": "No helper answered, or none had a policy.",
+    "invalid-request": "No rule can allow such a request.",
+    "credential-unavailable": "The value of a credential was unavailable.",
+    "policy-unavailable": "No helper replied, or the helper had no policy.",
 }
 
 
-def reasons_of(policy: Policy) -> dict[str, str | None]:
-    """Give the reason of each rule, and of each verdict that is no rule's."""
+def rule_reasons(policy: Policy) -> dict[str, str | None]:
+    """Return the reason of each rule, built-in rules included."""
     default = {"default": policy.default_reason} if policy.default_reason else {}
-    return {**VERDICTS, **default, **{rule.name: rule.reason for rule in policy.rules}}
+    return {**BUILT_IN_REASONS, **default, **{rule.name: rule.reason for rule in policy.rules}}
 
 
-class Survey:
-    """Reads the lines of a span, and those before it for what had been seen; then makes the report of them.
+class ReportBuilder:
+    """Builds the report of a period from the access log. Lines from before the period show which hosts are new.
 
-    With `drift`, each record of the span is held against the policy that was in force.
+    With `drift`, each record of the period is checked against the policy that was in force.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class Survey:
         self._until = until
         self._first = float("inf")
         self._last = float("-inf")
-        self._events = Events(judge=drift.verdict) if drift else Events()
+        self._events = Events(decide=drift.verdict) if drift else Events()
         self._left_out: Counter[str] = Counter()
         self._tunnels = 0
         self._failed = 0
         self._time = Timeline[str]()
-        self._durations = Durations()
+        self._durations = DurationHistogram()
         self._traffic = TrafficSection()
         self._denials = DenialsSection()
         self._credentials = CredentialsSection()
@@ -83,23 +83,23 @@ class Survey:
         self._drift = DriftSection(drift) if drift else None
 
     def read(self, lines: Iterable[bytes]) -> None:
-        """Read the next lines of the record, in the order of their time."""
-        for entry in self._events.feed(self._in_span(lines)):
-            self._add(_request(entry.record))
+        """Read the next lines of the access log, in the order of their time."""
+        for event in self._events.feed(self._in_period(lines)):
+            self._add(_request(event.record))
 
-    def _in_span(self, lines: Iterable[bytes]) -> Iterator[LoggedRecord]:
+    def _in_period(self, lines: Iterable[bytes]) -> Iterator[LoggedRecord]:
         for line in lines:
             try:
                 record = parse_record(line)
-                at = moment_of(record)
+                at = parse_time(record)
             except (InvalidRecord, ValueError):
-                self._left_out["lines that are no record"] += 1
+                self._left_out["invalid lines"] += 1
                 continue
             if self._since and at < self._since:
-                self._left_out["requests before the span"] += 1
+                self._left_out["requests before the period"] += 1
                 self._new.add_older(host_of(record.url), at.timestamp())
             elif self._until and at >= self._until:
-                self._left_out["requests after the span"] += 1
+                self._left_out["requests after the period"] += 1
             else:
                 yield from self._requests(line, record)
 
@@ -109,11 +109,11 @@ class Survey:
         if record.verdict == NONE and (record.method == NONE or record.url.startswith("error:")):
             self._left_out["connections that ended without a request"] += 1
         elif _is_refused(record):
-            self._left_out["requests that Squid refused by itself, before a rule was asked"] += 1
-        elif opened(record):
+            self._left_out["requests that Squid refused before a rule was asked"] += 1
+        elif is_opened_tunnel(record):
             self._tunnels += 1
         elif record.verdict == NONE and not record.status and record.error in CLIENT_ERRORS:
-            self._left_out["requests whose client left before they were judged"] += 1
+            self._left_out["requests whose client disconnected before a decision"] += 1
             self._client_errors.add(_request(record))
         else:
             yield LoggedRecord(line, record)
@@ -140,12 +140,12 @@ class Survey:
         self._upstreams.add(request)
 
     def result(self, files: Iterable[str], now: datetime, reasons: Mapping[str, str | None]) -> figures.Report:
-        """Make the report; `reasons` are those of the policy's rules."""
-        for entry in self._events.flush():
-            self._add(_request(entry.record))
+        """Build the report; `reasons` are the reasons of rules."""
+        for event in self._events.flush():
+            self._add(_request(event.record))
         if self._events.merged:
-            self._left_out["denied CONNECTs, as part of the request inside"] = self._events.merged
-        since, until = self._span()
+            self._left_out["denied CONNECTs, merged into the request inside"] = self._events.merged
+        since, until = self._period()
         steps = self._time.steps(_STEPS_SHOWN, since.timestamp(), until.timestamp()) if since and until else []
         return figures.Report(
             format=figures.FORMAT,
@@ -168,25 +168,25 @@ class Survey:
             limits=tuple(self._limits()),
         )
 
-    def _span(self) -> tuple[datetime | None, datetime | None]:
+    def _period(self) -> tuple[datetime | None, datetime | None]:
         seen = self._first <= self._last
         first = datetime.fromtimestamp(self._first, UTC) if seen else None
         last = datetime.fromtimestamp(self._last, UTC) if seen else None
         return self._since or first, self._until or last
 
     def _summary(self) -> figures.SummaryFigures:
-        whole = self._traffic.whole
+        everything = self._traffic.all_requests
         hosts = self._traffic.hosts
         return figures.SummaryFigures(
-            requests=whole.total,
-            allowed=whole.allowed,
-            denied=whole.denied,
+            requests=everything.total,
+            allowed=everything.allowed,
+            denied=everything.denied,
             tunnels=self._tunnels,
             failed=self._failed,
-            response_bytes=whole.response_bytes,
-            clients=len(self._traffic.clients) + self._traffic.clients.forgotten,
-            hosts=len(hosts) + hosts.forgotten,
-            hosts_allowed=sum(tally.allowed > 0 for _, tally in hosts.items()),
+            response_bytes=everything.response_bytes,
+            clients=len(self._traffic.clients) + self._traffic.clients.removed,
+            hosts=len(hosts) + hosts.removed,
+            hosts_allowed=sum(totals.allowed > 0 for _, totals in hosts.items()),
             median_ms=self._durations.quantile(0.5),
             p95_ms=self._durations.quantile(0.95),
         )
@@ -203,26 +203,26 @@ class Survey:
             (self._upstreams.hosts, "upstreams"),
             (self._client_errors.rows, "client errors"),
         ):
-            if counter.forgotten:
+            if counter.removed:
                 yield what
         if self._new.full:
             yield "first-seen hosts"
 
 
 def _is_refused(record: Record) -> bool:
-    """Tell whether Squid answered by itself: 400, 407 (no password), 501, a line of the operator's that denies."""
+    """Tell whether Squid answered without a helper: 400, 407 (no password), 501, a deny in local configuration."""
     answered = record.verdict == NONE and record.upstream == NONE and record.error != NONE
     return answered and (400 <= record.status < 500 or record.status in _NOT_HTTP)
 
 
 def _request(record: Record) -> Request:
-    at = moment_of(record).timestamp()
-    user = text(record.user)
+    at = parse_time(record).timestamp()
+    user = decode_field(record.user)
     client = record.client if user is None else f"{record.client} {user[:60]}"
     denied = record.verdict == "deny"
-    return Request(record, at, client, host_of(record.url), text(record.rule) or NONE, denied)
+    return Request(record, at, client, host_of(record.url), decode_field(record.rule) or NONE, denied)
 
 
 def _step(start: int, step: Mapping[str, int]) -> figures.Step:
     denied = sum(count for series, count in step.items() if series.startswith("-"))
-    return figures.Step(moment(start), step.get("+", 0), denied, step.get("new", 0))
+    return figures.Step(datetime_of(start), step.get("+", 0), denied, step.get("new", 0))

@@ -1,4 +1,4 @@
-"""Counters that stay small whatever is counted (floor 5): the record is written by whoever asks, and has no end."""
+"""Counters of bounded size (floor 7): clients choose what the access log contains, and how long it is."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Final, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-# --- The heaviest of very many --------------------------------------------------------------------------------------
+# --- Heavy hitters --------------------------------------------------------------------------------------------------
 
 
-class Heaviest(Generic[K, V]):
-    """A table of at most twice `limit` keys: when it is full, the lightest half is forgotten.
+class HeavyHitters(Generic[K, V]):
+    """A table of at most twice `limit` keys: when it is full, the lightest half is removed.
 
-    What is heavy enough to be shown is never among the lightest for long, so its value is exact, or lacks the little
-    that it had when it was last forgotten. `forgotten` says how often a key was; 0: every value is exact.
+    A heavy key is never among the lightest for long, so its value is exact, or lacks the little that it had when it was
+    removed. `removed` counts removed keys; 0 means that every value is exact.
     """
 
     def __init__(self, limit: int, make: Callable[[], V], weight: Callable[[V], int]) -> None:
-        self.forgotten = 0
+        self.removed = 0
         self._limit = limit
         self._make = make
         self._weight = weight
         self._values: dict[K, V] = {}
 
     def __getitem__(self, key: K) -> V:
-        """Give a key's value to count on; a new one where there is none."""
+        """Return the value of a key, a new one if it is missing."""
         value = self._values.get(key)
         if value is None:
             if len(self._values) >= 2 * self._limit:
-                self._forget()
+                self._remove_lightest()
             value = self._values[key] = self._make()
         return value
 
@@ -47,17 +47,17 @@ class Heaviest(Generic[K, V]):
         return iter(self._values)
 
     def items(self) -> Iterator[tuple[K, V]]:
-        """Give each key that is not forgotten, with its value."""
+        """Iterate over keys and values."""
         return iter(self._values.items())
 
     def heaviest(self, number: int) -> list[tuple[K, V]]:
-        """List the heaviest keys, the heaviest first; of two that weigh the same, the one that came first."""
+        """List the heaviest keys, the heaviest first; of equal keys, the older first."""
         return nlargest(number, self._values.items(), key=lambda item: self._weight(item[1]))
 
-    def _forget(self) -> None:
-        kept = dict(self.heaviest(self._limit))
-        self.forgotten += len(self._values) - len(kept)
-        self._values = kept
+    def _remove_lightest(self) -> None:
+        heaviest = dict(self.heaviest(self._limit))
+        self.removed += len(self._values) - len(heaviest)
+        self._values = heaviest
 
 
 # --- Quantiles ------------------------------------------------------------------------------------------------------
@@ -66,8 +66,8 @@ _GROWTH = 1.1
 _BOUNDS_MS: Final = tuple(_GROWTH**power for power in range(160))  # 1 ms to an hour
 
 
-class Durations:
-    """Lengths of time in milliseconds, as numbers in classes that are a tenth wider each: a quantile is within 5 %."""
+class DurationHistogram:
+    """A histogram of milliseconds; each class is a tenth wider than the one before, so a quantile is within 5 %."""
 
     __slots__ = ("_classes", "count", "longest")
 
@@ -77,17 +77,17 @@ class Durations:
         self._classes: Counter[int] = Counter()
 
     def add(self, milliseconds: int) -> None:
-        """Take one."""
+        """Add a duration."""
         self.count += 1
         self.longest = max(self.longest, milliseconds)
         self._classes[bisect_left(_BOUNDS_MS, milliseconds)] += 1
 
     def quantile(self, share: float) -> int | None:
-        """Give the length that this share of all is not longer than; None of none."""
-        wanted, so_far = share * self.count, 0
+        """Return the duration that this share of all does not exceed; None if there are none."""
+        wanted, seen = share * self.count, 0
         for place in sorted(self._classes):
-            so_far += self._classes[place]
-            if so_far >= wanted:
+            seen += self._classes[place]
+            if seen >= wanted:
                 return min(self.longest, round(_middle(place)))
         return None
 
@@ -96,7 +96,7 @@ def _middle(place: int) -> float:
     return _BOUNDS_MS[min(place, len(_BOUNDS_MS) - 1)] / _GROWTH**0.5 if place else _BOUNDS_MS[0]
 
 
-# --- Numbers over time ----------------------------------------------------------------------------------------------
+# --- Counts over time -----------------------------------------------------------------------------------------------
 
 _M, _H, _D = 60, 3600, 86400
 STEPS_SECONDS: Final = (
@@ -107,14 +107,14 @@ _MOST_STEPS = 4096
 
 
 class Timeline(Generic[K]):
-    """Numbers of several series over time, in steps that grow with the span that they have to cover."""
+    """Counts of several series over time, in steps that grow with the period."""
 
     def __init__(self) -> None:
         self.step_seconds = STEPS_SECONDS[0]
         self._steps: dict[int, Counter[K]] = {}
 
     def add(self, at: float, series: K) -> None:
-        """Count one at a time, in seconds since 1970."""
+        """Count one event at a time in seconds since 1970."""
         start = int(at) // self.step_seconds * self.step_seconds
         step = self._steps.get(start)
         if step is None:
@@ -126,14 +126,14 @@ class Timeline(Generic[K]):
         return None
 
     def coarsen(self) -> None:
-        """Take the next longer step."""
+        """Change to the next longer step."""
         self.step_seconds = STEPS_SECONDS[STEPS_SECONDS.index(self.step_seconds) + 1]
         before, self._steps = self._steps, {}
         for start, step in before.items():
             self._steps.setdefault(start // self.step_seconds * self.step_seconds, Counter()).update(step)
 
     def steps(self, most: int, since: float, until: float) -> list[tuple[int, Counter[K]]]:
-        """List the steps from a time until another, at most about so many, those in which nothing was among them."""
+        """List the steps of a period, empty ones included, about `most` at most."""
         while (until - since) / self.step_seconds > most and self.step_seconds != STEPS_SECONDS[-1]:
             self.coarsen()
         first = int(since) // self.step_seconds * self.step_seconds
