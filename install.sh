@@ -311,7 +311,7 @@ install_packages() {
         # shellcheck disable=SC2086 # one word a package
         [ -z "$missing" ] || quietly dnf install -y --quiet $missing
     else
-        die "neither apt-get nor dnf is here" "use Debian, Ubuntu, Fedora or RHEL, or install Squid with OpenSSL by hand as README.md says"
+        die "neither apt-get nor dnf is here" "use Debian, Ubuntu, Fedora or RHEL, or install Squid with OpenSSL by hand as squid/INSTALL.md says"
     fi
     [ -z "$missing" ] || [ -z "$(missing_parts squid python)" ] || die "Squid with OpenSSL, openssl or a Python is missing still: $(missing_parts squid python)"
     say packages "${missing:-there}"

@@ -13,7 +13,7 @@ from typing import TypeVar
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
 WAIT_SECONDS = 20
-README = Path(__file__).parents[2] / "README.md"
+WALKTHROUGH = Path(__file__).parents[2] / "squid/WALKTHROUGH.md"
 TRUST_STORE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -93,8 +93,8 @@ class VirtualMachine:
         run("nft", f"add rule inet slicer from_vm iifname bragents0 ip daddr != {self.gateway} drop")
 
     def filter(self, port: int) -> None:
-        """Load the rules of the installation page, for a proxy on this port."""
-        [rules] = re.findall(r"^table inet squidkeeper \{\n.*?^\}\n", README.read_text(), re.MULTILINE | re.DOTALL)
+        """Load the rules of the walkthrough, for a proxy on this port."""
+        [rules] = re.findall(r"^table inet squidkeeper \{\n.*?^\}\n", WALKTHROUGH.read_text(), re.MULTILINE | re.DOTALL)
         self.unfilter()
         run("nft", rules.replace("dport 3129", f"dport {port}"))
 

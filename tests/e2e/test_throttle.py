@@ -25,7 +25,7 @@ from .origin import Origins
 from .raw import Raw, tunnel
 from .reply import Reply
 
-README = Path(__file__).parents[2] / "README.md"
+SECURITY = Path(__file__).parents[2] / "squid/SECURITY.md"
 POLICY = """
 version: 1
 rules:
@@ -236,7 +236,7 @@ def break_off(gateway: Gateway, client: str) -> None:
 @contextmanager
 def packet_filter(port: int) -> Iterator[None]:
     """The commands of the documentation, for this port."""
-    commands = re.findall(r"^ *(nft add .*)$", README.read_text(), re.MULTILINE)
+    commands = re.findall(r"^ *(nft add .*)$", SECURITY.read_text(), re.MULTILINE)
     assert len(commands) == 4
     try:
         for command in commands:

@@ -1,0 +1,73 @@
+"""The documents: every link leads somewhere, and every policy in them loads and passes its own tests."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from squidkeeper.cli import main
+
+REPOSITORY = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    REPOSITORY / name
+    for name in subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+)
+FENCE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+POLICY = re.compile(r"^```yaml\n(version: 1\n.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+@cache
+def anchors_of(path: Path) -> set[str]:
+    """The anchors of a document, as GitHub derives them from its headings."""
+    text = FENCE.sub("", path.read_text())
+    slugs = [slug_of(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    assert len(set(slugs)) == len(slugs), f"{name_of(path)} has two headings with one anchor"
+    return {*slugs, *re.findall(r'<a id="([^"]+)">', text)}
+
+
+def slug_of(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", heading).lower()).replace(" ", "-")
+
+
+def is_broken(document: Path, link: str) -> bool:
+    file, _, anchor = link.partition("#")
+    target = (document.parent / file).resolve() if file else document
+    return not target.exists() or (bool(anchor) and anchor not in anchors_of(target))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    links = LINK.findall(FENCE.sub("", document.read_text()))
+    assert [link for link in links if "://" not in link and is_broken(document, link)] == []
+
+
+EXAMPLES = [(document, text) for document in DOCUMENTS for text in POLICY.findall(document.read_text())]
+
+
+@pytest.mark.parametrize(
+    ("document", "text"), EXAMPLES, ids=[f"{name_of(document)}-{at}" for at, (document, _) in enumerate(EXAMPLES)]
+)
+def test_every_policy_in_a_document_loads_and_passes_its_tests(document: Path, text: str, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(text)
+    for name in re.findall(r"\{file: (\S+?)\}", text):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("listed.example\n")
+        (tmp_path / name).chmod(0o640)
+    result = CliRunner().invoke(main, ["check", "--policy", str(tmp_path)])
+    assert result.exit_code == 0, result.output
