@@ -74,7 +74,7 @@ def test_check_prints_every_fault_and_warning_with_its_place(policy: Path) -> No
     assert status == 1
     assert lines[0].startswith(f"{policy}/b.yaml:2:27: fault: 'action' is 'alow', expected")
     assert lines[1].startswith(f"{policy}/b.yaml:2:41: fault: host pattern 'x..y' can never match")
-    assert lines[2].startswith(f"{policy}/policy.yaml:10:25: warning: secret 'token' cannot be had")
+    assert lines[2].startswith(f"{policy}/policy.yaml:10:25: warning: secret 'token' is unavailable")
     assert lines[3] == f"{policy} does not load: 2 faults, 1 warning"
 
 
@@ -95,7 +95,7 @@ rules:
     status, out = run("check", "--policy", directory, "--require-clients")
     assert status == 1
     assert [line for line in out.splitlines() if "any client" in line] == [
-        f"{directory}/policy.yaml:8:5: warning: rule 'everyones' allows any client, as it names no clients"
+        f"{directory}/policy.yaml:8:5: warning: rule 'everyones' allows any client, as it names no clients [any-client]"
     ]
     write_policy(directory, "defaults: {action: allow}", "b.yaml")
     (directory / "policy.yaml").unlink()
@@ -110,7 +110,9 @@ def test_check_warns_of_a_secret_that_makes_no_header(policy: Path, content: str
     (policy / "token").write_text(content)
     status, out = run("check", "--policy", policy)
     assert status == 0
-    why = "is empty" if content == "\n" else "holds characters other than printable ASCII"
+    why = (
+        "is empty [secret-empty]" if content == "\n" else "holds characters other than printable ASCII [secret-invalid]"
+    )
     assert out.splitlines()[0].endswith(f": warning: secret token: the file {policy}/token {why}")
     assert out.endswith(", 0 faults, 1 warning\n")
 
@@ -119,7 +121,7 @@ def test_check_says_once_that_a_secret_is_not_there(policy: Path) -> None:
     (policy / "token").unlink()
     status, out = run("check", "--policy", policy)
     assert status == 0
-    assert "warning: secret 'token' cannot be had" in out
+    assert "warning: secret 'token' is unavailable" in out
     assert out.endswith(", 0 faults, 1 warning\n")
 
 
@@ -154,7 +156,7 @@ def test_check_as_root_warns_of_a_secret_that_squids_account_cannot_read(
     assert status == 0
     assert out.splitlines()[0] == (
         f"{policy}/policy.yaml:10:25: warning: secret 'token' cannot be read by Squid's account proxy ({why}), "
-        f"so requests that need it are denied: give it access ({how})"
+        f"so requests that need it are denied: give it access ({how}) [closed-to-squid]"
     )
     assert out.endswith(", 0 faults, 1 warning\n")
 
@@ -221,7 +223,7 @@ def test_check_shows_a_failing_test_as_expected_against_got(policy: Path) -> Non
     assert status == 1
     assert (
         f"{policy}/b.yaml:2:9: fault: test GET https://en.wikipedia.org/: "
-        "expected allow, got deny by no-wikipedia (Closed to sandboxes.)\n"
+        "expected allow, got deny by no-wikipedia (Closed to sandboxes.) [test-failed]\n"
     ) in out
 
 
@@ -233,6 +235,7 @@ def test_check_and_explain_speak_json(policy: Path) -> None:
     status, out = run("check", "--policy", policy, "--json")
     [fault] = json.loads(out)["faults"]
     assert (status, fault["file"], fault["line"], fault["column"]) == (1, f"{policy}/b.yaml", 2, 27)
+    assert fault["code"] == "wrong-type"
 
 
 @pytest.mark.parametrize(
@@ -274,7 +277,8 @@ def test_check_warns_of_a_list_in_which_nothing_was_understood(policy: Path) -> 
     status, out = run("check", "--policy", policy)
     assert status == 0
     assert out.splitlines()[0] == (
-        f"{policy}/trackers.txt: warning: nothing in the list was understood, so what names it matches nothing"
+        f"{policy}/trackers.txt: warning: nothing in the list was understood, "
+        "so what names it matches nothing [list-empty]"
     )
     assert "list trackers: 0 hosts, less than a minute old, 2 lines not understood\n" in out
 

@@ -167,7 +167,7 @@ def exporter_log(exporter: Process, folder: Path) -> str:
     revision = judge_revision(folder)
     return (
         f"squidkeeper: {folder}/policy does not load, everything is denied:\n"
-        f"{folder}/policy: the policy directory cannot be read: no such file or directory\n"
+        f"{folder}/policy: the policy directory cannot be read: no such file or directory [unreadable]\n"
         f"squidkeeper: metrics, health and status page are on 127.0.0.1:{exporter.port}\n"
         f"squidkeeper: {folder}/policy: revision {revision} is in force\n"
     )
@@ -726,7 +726,9 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
     assert len(live.state.warnings) == 2
     about = replace(view(None), live=live.state)
     (warning,) = status_of(about, policy, Path("/access.log"), "127.0.0.1:3129").policy.warnings
-    assert str(warning) == (f"{policy}/empty: the list holds no host pattern, so what names it matches nothing")
+    assert str(warning) == (
+        f"{policy}/empty: the list holds no host pattern, so what names it matches nothing [list-empty]"
+    )
 
 
 def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
@@ -739,7 +741,7 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
     status = status_of(about, policy, Path("/access.log"), "127.0.0.1:3129")
     checked = CliRunner().invoke(main, ["check", "--json", "--account", "root", "--policy", str(policy)])
     lines = {(one["file"], one["line"], one["message"]) for one in json.loads(checked.stdout)["warnings"]}
-    secrets = {one for one in lines if "cannot be had" in one[2]}
+    secrets = {one for one in lines if "unavailable" in one[2]}
     shown = {(one.location.file, one.location.line, one.message) for one in status.policy.warnings}
     assert shown == lines - secrets
     assert {"client 'idle' is not used"} < {message for _, _, message in shown}
@@ -758,7 +760,7 @@ def test_answers_of_the_last_minutes_are_on_the_status_page(policy: Path) -> Non
 def test_the_faults_of_a_bad_policy_are_on_the_status_page(policy: Path) -> None:
     about = replace(view(policy), live=PolicyState("aaaa", NOW, ok=False, problem="it broke"))
     status = status_of(about, Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
-    assert [str(fault) for fault in status.policy.faults] == ["/policy: it broke"]
+    assert [str(fault) for fault in status.policy.faults] == ["/policy: it broke [internal-error]"]
 
 
 # ── The CA and Squid ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -46,15 +46,15 @@ def test_a_policy_in_use_throughout_has_no_warning(directory: Path) -> None:
 def test_what_is_not_used_is_shown_where_it_is_defined(directory: Path) -> None:
     text = "clients: {a: {users: [u]}}\nlists: {l: {file: list.txt}}\nsecrets: {s: {env: S}}\n"
     assert warnings(directory, text) == [
-        "policy.yaml:2:11: client 'a' is not used",
-        "policy.yaml:3:9: list 'l' is not used",
-        "policy.yaml:4:11: secret 's' is not used",
+        "policy.yaml:2:11: client 'a' is not used [unused]",
+        "policy.yaml:3:9: list 'l' is not used [unused]",
+        "policy.yaml:4:11: secret 's' is not used [unused]",
     ]
 
 
 def test_a_lapsed_rule_is_shown(directory: Path) -> None:
     text = "rules: [{name: r, action: allow, expires: 2026-11-24T12:00:00Z}]\n"
-    expected = "policy.yaml:2:9: rule 'r' lapsed at 2026-11-24T12:00:00+00:00 and no longer matches"
+    expected = "policy.yaml:2:9: rule 'r' lapsed at 2026-11-24T12:00:00+00:00 and no longer matches [rule-lapsed]"
     assert warnings(directory, text) == [expected]
     assert warnings(directory, text, datetime(2026, 11, 24, 11, 59, tzinfo=UTC)) == []
 
@@ -81,7 +81,7 @@ def test_a_wildcard_over_a_longer_public_suffix_is_shown(directory: Path, patter
       - {{name: c, hosts: ["{pattern}"], bearer: s}}
     clients: {{c: {{users: [u]}}}}
     """
-    covers = f"{pattern!r} covers a public suffix, under which anyone can have a host"
+    covers = f"{pattern!r} covers a public suffix, under which anyone can have a host [public-suffix]"
     expected = [f"policy.yaml:5:5: rule 'allow': {covers}", f"policy.yaml:7:5: credential 'c': {covers}"]
     assert warnings(directory, text) == (expected if public else [])
 
@@ -90,7 +90,8 @@ def test_a_credential_for_http_alone_is_never_sent(directory: Path) -> None:
     text = "secrets: {s: {env: S}}\ncredentials: [{name: c, hosts: [a.example], schemes: [http], bearer: s}]\n"
     (warning,) = warnings(directory, text)
     assert warning == (
-        "policy.yaml:3:15: credential 'c' is never sent: its schemes leave out https, without which none is"
+        "policy.yaml:3:15: credential 'c' is never sent: "
+        "its schemes leave out https, without which none is [never-sent]"
     )
 
 
@@ -165,7 +166,8 @@ def shadow_warnings(directory: Path, text: str) -> list[str]:
 @pytest.mark.parametrize(("first", "second"), SHADOWED)
 def test_a_rule_that_an_earlier_one_leaves_nothing_is_shown(directory: Path, first: str, second: str) -> None:
     assert shadow_warnings(directory, pair(first, second)) == [
-        "policy.yaml:6:5: rule 'second' can never decide: 'first' (policy.yaml:5:5) decides all it could match"
+        "policy.yaml:6:5: rule 'second' can never decide: "
+        "'first' (policy.yaml:5:5) decides all it could match [rule-unreachable]"
     ]
 
 
@@ -189,7 +191,7 @@ def with_a_late_deny(allowed: str, denied: str) -> str:
 )
 def test_a_deny_that_comes_too_late_is_shown(directory: Path, allowed: str, denied: str) -> None:
     text = with_a_late_deny(allowed, denied)
-    opens = "'first' (policy.yaml:5:5), above it, opens all it could close"
+    opens = "'first' (policy.yaml:5:5), above it, opens all it could close [deny-too-late]"
     assert [one for one in warnings(directory, text) if "second" in one] == [
         f"policy.yaml:6:5: rule 'second' closes nothing: {opens}"
     ]
@@ -214,7 +216,7 @@ def test_a_deny_of_a_method_holds_for_more_spellings_than_an_allow(directory: Pa
 
 @pytest.mark.parametrize("entry", ["rules: [{action: allow, name: r", "rewrites: [{to: 'https://m.example', name: r"])
 def test_a_path_that_is_open_on_every_host_is_shown(directory: Path, entry: str) -> None:
-    holds = "holds for every host, as it names none: if that is meant, hosts: ['*'] says so"
+    holds = "holds for every host, as it names none: if that is meant, hosts: ['*'] says so [every-host]"
     for field in ("paths: [/v2/**]", "query: {q: x}"):
         (warning,) = warnings(directory, f"{entry}, {field}}}]\n")
         assert warning.endswith(f"'r' {holds}")
@@ -225,7 +227,10 @@ def test_a_path_that_is_open_on_every_host_is_shown(directory: Path, entry: str)
 def test_an_allow_of_private_addresses_that_stay_closed_is_shown(directory: Path) -> None:
     text = "rules: [{{name: r, action: {}, hosts: ['10.0.0.0/8', 203.0.113.7]{}}}]\n"
     (warning,) = warnings(directory, text.format("allow", ""))
-    assert warning == "policy.yaml:2:9: rule 'r': 10.0.0.0/8 is private and stays closed, expected private: true"
+    assert (
+        warning
+        == "policy.yaml:2:9: rule 'r': 10.0.0.0/8 is private and stays closed, expected private: true [private-closed]"
+    )
     assert warnings(directory, text.format("allow", ", private: true")) == []
     assert warnings(directory, text.format("deny", "")) == []
 
@@ -233,18 +238,18 @@ def test_an_allow_of_private_addresses_that_stay_closed_is_shown(directory: Path
 def test_a_method_that_http_does_not_have_is_shown(directory: Path) -> None:
     text = "rules: [{name: r, action: deny, hosts: [a.example], methods: [DELTE, XYZ, PROPFIND, GET]}]\n"
     assert warnings(directory, text) == [
-        "policy.yaml:2:9: 'r': there is no method DELTE in HTTP, did you mean DELETE",
-        "policy.yaml:2:9: 'r': there is no method XYZ in HTTP",
+        "policy.yaml:2:9: 'r': there is no method DELTE in HTTP, did you mean DELETE [unknown-method]",
+        "policy.yaml:2:9: 'r': there is no method XYZ in HTTP [unknown-method]",
     ]
 
 
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("/a%2fb", "holds %2f, and the escapes of a path are upper-case, expected %2F"),
+        ("/a%2fb", "holds %2f, and the escapes of a path are upper-case, expected %2F [unmatchable-regex]"),
         ("/[%a-f]%2Fb", None),
         ("(?i)/a%2fb", None),
-        (r"/q\?x=.*", "asks for a '?', which no path holds (use query: for a query)"),
+        (r"/q\?x=.*", "asks for a '?', which no path holds (use query: for a query) [unmatchable-regex]"),
     ],
 )
 def test_an_expression_for_what_no_path_holds_as_sent_is_shown(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from datetime import UTC, datetime, timedelta, timezone
 from ipaddress import ip_address, ip_network
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.errors import PolicyError
-from squidkeeper.policy.faults import Location
+from squidkeeper.policy.faults import FaultCode, Location
 from squidkeeper.policy.load import BuiltPolicy, build
 from squidkeeper.policy.model import Action, Policy, SecretSource
 from squidkeeper.policy.sources import Fingerprint, fingerprint, read_sources
@@ -51,6 +52,13 @@ def faults_of(directory: Path, text: str | None = None) -> list[str]:
 
 def warnings_of(loaded: BuiltPolicy, directory: Path) -> list[str]:
     return [str(warning).replace(f"{directory}/", "") for warning in loaded.warnings]
+
+
+def test_the_reference_lists_every_code() -> None:
+    text = (Path(__file__).parent.parent / "policy/README.md").read_text()
+    tables = text.partition("## Faults and warnings\n")[2].partition("\n## ")[0]
+    cells = [row.split("|")[1] for row in tables.splitlines() if row.startswith("| `")]
+    assert [code for cell in cells for code in re.findall("`([^`]+)`", cell)] == list(FaultCode)
 
 
 # --- every fault at once ------------------------------------------------------------------------------------------
@@ -137,7 +145,7 @@ def test_a_method_that_can_never_match_is_a_fault(policy: Path, method: str) -> 
 
 def test_all_methods_are_said_by_none(policy: Path) -> None:
     (fault,) = faults_of(policy, "rules: [{name: a, action: deny, methods: [ALL]}]")
-    assert fault.endswith("to say all methods, leave 'methods' out")
+    assert fault.endswith("to say all methods, leave 'methods' out [invalid-method]")
 
 
 def test_a_query_has_no_expressions(policy: Path) -> None:
@@ -185,18 +193,18 @@ def test_what_is_no_regular_file_is_a_fault_and_never_waited_for(policy: Path) -
     (policy / "directory.yaml").mkdir()
     (policy / "dangling.yaml").symlink_to("nowhere")
     assert faults_of(policy) == [
-        "dangling.yaml: the policy file cannot be read: no such file or directory",
-        "directory.yaml: the policy file cannot be read: is a directory",
-        "fifo.yaml: the policy file cannot be read: it is not a regular file",
-        "policy.yaml:2:19: list file 'fifo' cannot be read: it is not a regular file",
-        "policy.yaml:2:36: list file 'lists' cannot be read: it is not a regular file",
+        "dangling.yaml: the policy file cannot be read: no such file or directory [unreadable]",
+        "directory.yaml: the policy file cannot be read: is a directory [unreadable]",
+        "fifo.yaml: the policy file cannot be read: it is not a regular file [unreadable]",
+        "policy.yaml:2:19: list file 'fifo' cannot be read: it is not a regular file [unreadable]",
+        "policy.yaml:2:36: list file 'lists' cannot be read: it is not a regular file [unreadable]",
     ]
 
 
 def test_a_reference_that_may_be_to_what_cannot_be_read_is_no_fault(policy: Path) -> None:
     (policy / "directory.yaml").mkdir()
     (policy / "policy.yaml").write_text("version: 1\nrules: [{name: r, action: deny, clients: [elsewhere]}]\n")
-    assert faults_of(policy) == ["directory.yaml: the policy file cannot be read: is a directory"]
+    assert faults_of(policy) == ["directory.yaml: the policy file cannot be read: is a directory [unreadable]"]
 
 
 # --- merging ------------------------------------------------------------------------------------------------------
@@ -217,9 +225,9 @@ def test_names_are_unique_and_defaults_stand_once_over_all_files(policy: Path) -
     (policy / "a.yaml").write_text(text)
     (policy / "b.yaml").write_text(text)
     assert faults_of(policy) == [
-        "b.yaml:2:1: 'defaults' stands in two files, first at a.yaml:2:1, expected it in one at most",
-        "b.yaml:3:11: client 'c' is defined twice, first at a.yaml:3:11",
-        "b.yaml:4:16: rule 'r' is defined twice, first at a.yaml:4:16",
+        "b.yaml:2:1: 'defaults' stands in two files, first at a.yaml:2:1, expected it in one at most [duplicate-key]",
+        "b.yaml:3:11: client 'c' is defined twice, first at a.yaml:3:11 [duplicate-name]",
+        "b.yaml:4:16: rule 'r' is defined twice, first at a.yaml:4:16 [duplicate-name]",
     ]
 
 
@@ -386,10 +394,10 @@ def test_a_secret_that_cannot_be_had_is_a_warning(policy: Path) -> None:
     text = "secrets:\n  a: {file: gone}\n  b: {env: UNSET}\n  c: {file: empty}\n  d: {env: BLANK}\n  e: {env: A}\n"
     loaded = load(policy, text, {"BLANK": "", "A": "a"})
     assert warnings_of(loaded, policy) == [
-        "policy.yaml:3:13: secret 'a' cannot be had: its file: no such file or directory",
-        "policy.yaml:4:12: secret 'b' cannot be had: its variable is not set in this environment, or is empty",
-        "policy.yaml:5:13: secret 'c' cannot be had: its file: it is empty",
-        "policy.yaml:6:12: secret 'd' cannot be had: its variable is not set in this environment, or is empty",
+        "policy.yaml:3:13: secret 'a' is unavailable: its file: no such file or directory [secret-unreadable]",
+        "policy.yaml:4:12: secret 'b' is unavailable: its environment variable is unset or empty [secret-unset]",
+        "policy.yaml:5:13: secret 'c' is unavailable: its file: it is empty [secret-empty]",
+        "policy.yaml:6:12: secret 'd' is unavailable: its environment variable is unset or empty [secret-unset]",
     ]
     assert loaded.policy.secrets["b"] == SecretSource("b", Location(str(policy / "policy.yaml"), 4, 3), env="UNSET")
 
@@ -416,8 +424,8 @@ def test_lines_of_a_list_that_are_not_understood_are_one_warning(policy: Path) -
     loaded = load(policy, "lists: {l: {file: list.txt}}\n")
     assert warnings_of(loaded, policy) == [
         "list.txt:2:1: 4 lines were not understood and left out: 2 '||ads.example^$script', 4 'a b', 5 'https://x/' "
-        "and so on; "
-        "expected host patterns, or lines of hosts(5), Adblock (||host^ alone), dnsmasq or RPZ (CNAME . alone)"
+        "and so on; expected host patterns, or lines of hosts(5), Adblock (||host^ alone), "
+        "dnsmasq or RPZ (CNAME . alone) [list-lines-ignored]"
     ]
 
 
@@ -425,7 +433,7 @@ def test_a_list_of_which_nothing_was_understood_is_a_warning_of_its_own(policy: 
     (policy / "list.txt").write_text("<html>\n")
     loaded = load(policy, "lists: {l: {file: list.txt}}\n")
     assert warnings_of(loaded, policy)[0] == (
-        "list.txt: nothing in the list was understood, so what names it matches nothing"
+        "list.txt: nothing in the list was understood, so what names it matches nothing [list-empty]"
     )
 
 
@@ -441,7 +449,7 @@ def test_a_list_that_takes_hosts_out_serves_a_deny_but_no_allow_and_no_credentia
     ):
         kind = "an allow" if "allow" in rule else "a credential"
         assert any(
-            f"list 'l' takes hosts out by {line!r} (its line 2), which is not understood: too much for {kind}" in fault
+            f"list 'l' takes hosts out by {line!r} (its line 2), which is not understood: not safe for {kind}" in fault
             for fault in faults_of(policy, lists + rule)
         )
 
@@ -457,7 +465,9 @@ def test_a_list_in_another_format_may_not_open_a_whole_top_level_domain(policy: 
 def test_an_empty_list_is_a_warning(policy: Path) -> None:
     (policy / "list.txt").write_text("# nothing yet\n127.0.0.1 localhost\n")
     loaded = load(policy, "lists: {l: {file: list.txt}}\n")
-    assert warnings_of(loaded, policy) == ["list.txt: the list holds no host pattern, so what names it matches nothing"]
+    assert warnings_of(loaded, policy) == [
+        "list.txt: the list holds no host pattern, so what names it matches nothing [list-empty]"
+    ]
 
 
 def test_a_list_that_changes_while_it_is_read_does_not_load(policy: Path) -> None:

@@ -29,7 +29,7 @@ from squidkeeper.exporter.status import (
 )
 from squidkeeper.exporter.status_page import explain_command, page
 from squidkeeper.maintenance_status import MaintenanceStatus
-from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.record.record import Record, parse_record
 
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
@@ -94,7 +94,7 @@ def test_a_gateway_that_is_well_has_nothing_to_do() -> None:
     assert "All is well: nothing to do." in text_of(WELL)
 
 
-FAULT = Fault(Location("policy.yaml", 41, 11), "'.org' is a wildcard, expected '.example.org'")
+FAULT = Fault(Location("policy.yaml", 41, 11), FaultCode.INVALID_HOST, "'.org' is a wildcard, expected '.example.org'")
 UNAVAILABLE = RuleStatus("policy-unavailable", "deny", 0, 1, NOW - timedelta(minutes=3), built_in=True)
 WRONG = {
     "squid down": (replace(WELL, squid=replace(SQUID, up=False, problem="refused")), "now", "does not answer on 127"),
@@ -128,7 +128,7 @@ WRONG = {
         "now",
         "1 helper without a policy: all that it is asked is denied",
     ),
-    "secret": (replace(WELL, secrets=(SecretStatus("key", "env KEY", "KEY is not set"),)), "now", "key cannot be had"),
+    "secret": (replace(WELL, secrets=(SecretStatus("key", "env KEY", "KEY is not set"),)), "now", "key is unavailable"),
     "ca ended": (replace(WELL, ca=replace(CA, not_after=NOW)), "now", "has ended"),
     "ca ends": (replace(WELL, ca=replace(CA, not_after=NOW + timedelta(days=29))), "soon", "ends in 29 days"),
     "no ca": (replace(WELL, ca=Certificate(Path("/ca.crt"), problem="no such file")), "soon", "CA cannot be read"),
@@ -255,13 +255,14 @@ def test_of_very_many_warnings_the_first_are_shown() -> None:
 
 def test_secrets_that_cannot_be_had_are_one_thing_to_do() -> None:
     (trouble,) = conditions(replace(WELL, secrets=tuple(SecretStatus(name, "file /x", "gone") for name in "abc")))
-    assert trouble.what == "3 secrets cannot be had: requests that need them are denied."
+    assert trouble.what == "3 secrets are unavailable: requests that need them are denied."
     assert trouble.remedy == "See below: a, b, c."
 
 
 def test_a_secret_that_cannot_be_read_is_told_with_who_must_be_able_to() -> None:
-    closed = SecretStatus("key", "file /x", "secret key: the file /x cannot be read: Permission denied")
-    empty = SecretStatus("other", "file /y", "secret other: the file /y is empty")
+    reason = "secret key: the file /x cannot be read: Permission denied"
+    closed = SecretStatus("key", "file /x", reason, code=FaultCode.SECRET_UNREADABLE)
+    empty = SecretStatus("other", "file /y", "secret other: the file /y is empty", code=FaultCode.SECRET_EMPTY)
     hint = "Squid's account must be able to read the file: mode 0640, that account's group, and its folders open to it."
     remedies = [conditions(replace(WELL, secrets=some))[0].remedy for some in ((closed,), (empty,), (closed, empty))]
     assert remedies == [
@@ -349,7 +350,8 @@ def test_a_tunnel_that_was_denied_for_its_private_address_is_shown_once() -> Non
 
 
 def test_a_policy_that_only_root_can_read_is_checked_as_another() -> None:
-    unreadable = Fault(Location("policy.yaml"), "permission denied for the account proxy; as installed, root can")
+    message = "permission denied for the account proxy; as installed, root can"
+    unreadable = Fault(Location("policy.yaml"), FaultCode.PERMISSION_DENIED, message)
     for fault, said in ((unreadable, True), (FAULT, False)):
         (trouble,) = conditions(replace(WELL, policy=replace(POLICY, faults=(fault,))))
         assert ("run it as the account that the fault names" in trouble.remedy) is said
@@ -465,7 +467,7 @@ def test_there_is_no_command_for_what_is_too_long_or_could_do_harm(values: dict[
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-HOSTILE_FAULTS = tuple(Fault(Location(text, 1, 1), text) for text in HOSTILE)
+HOSTILE_FAULTS = tuple(Fault(Location(text, 1, 1), FaultCode.UNKNOWN_KEY, text) for text in HOSTILE)
 
 
 def hostile() -> GatewayStatus:

@@ -11,7 +11,7 @@
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
-    └── SecretUnavailable a credential's value cannot be had; names the secret, never shows it
+    └── SecretUnavailable a credential's value is unavailable; names the secret, never shows it
 
 A denial is not an error: it is a `Decision` with its reason.
 """
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from squidkeeper.policy.faults import Fault
+    from squidkeeper.policy.faults import Fault, FaultCode
 
 
 class SquidkeeperError(Exception):
@@ -68,7 +68,11 @@ class PatternError(SquidkeeperError):
 
 
 class SecretUnavailable(SquidkeeperError):
-    """A credential's value cannot be had; the text names the secret and the source, never a value."""
+    """A credential's value is unavailable: which kind of problem, and a text that names the secret, never a value."""
+
+    def __init__(self, code: FaultCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class PolicyError(SquidkeeperError):

@@ -118,7 +118,7 @@ def test_a_secret_whose_file_system_hangs(gateway: Gateway, exporter: Exporter, 
 def test_a_secret_that_is_a_pipe_nobody_writes_to(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
     file = gateway.policy_folder / "secrets/token"
     kept = file.with_name("kept")
-    with under_load(gateway, origins, Fault(denied="the credential cannot be had")):
+    with under_load(gateway, origins, Fault(denied="the credential is unavailable")):
         file.rename(kept)
         os.mkfifo(file)
         try:

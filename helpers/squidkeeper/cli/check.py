@@ -16,7 +16,7 @@ import click
 from squidkeeper.cli.account import Account, account_of, group_name, squid_account, unreadable_for
 from squidkeeper.cli.options import json_option, policy_option, state_option
 from squidkeeper.formatting import age, quantity
-from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.faults import Fault, FaultCode, Location
 
 if TYPE_CHECKING:
     from squidkeeper.policy.lists import HostList
@@ -97,7 +97,7 @@ def _report(
     except PolicyError as error:
         return CheckReport(directory, access, faults=error.faults, warnings=(*error.warnings, *access.warnings))
     policy = loaded.judge.policy
-    found = (*loaded.warnings, *lint(policy, now), *_unusable_secrets(policy, loaded.warnings), *access.warnings)
+    found = (*loaded.warnings, *lint(policy, now), *_unusable_secrets(policy, sources), *access.warnings)
     open_entries = open_to_any_client(policy, str(directory), now) if require_clients else ()
     return CheckReport(
         directory,
@@ -142,7 +142,8 @@ def _unreadable(sources: Sources, account: Account) -> Iterator[Fault]:
     found = unreadable_for(account, [place.path for place in places])
     for place in [directory] if directory.path in found else places:
         if place.path in found:
-            yield Fault(place.location, _unreadable_text(place, found[place.path], account))
+            text = _unreadable_text(place, found[place.path], account)
+            yield Fault(place.location, FaultCode.CLOSED_TO_SQUID, text)
 
 
 def _unreadable_text(place: _NamedFile, closed: Path, account: Account) -> str:
@@ -179,19 +180,19 @@ _NAMED_FILES = (
 )
 
 
-def _unusable_secrets(policy: Policy, warnings: tuple[Fault, ...]) -> Iterator[Fault]:
-    """Read the secrets as the helper that puts them in does; those that loading has warned of are not said twice."""
+def _unusable_secrets(policy: Policy, sources: Sources) -> Iterator[Fault]:
+    """Read the secrets as the credential helper does; those that loading has reported are left out."""
     from squidkeeper.credentials import SecretStore
     from squidkeeper.errors import SecretUnavailable
 
     store = SecretStore(policy.secrets, os.environ)
     for name, source in policy.secrets.items():
-        if any(warning.message.startswith(f"secret {name!r} cannot be had") for warning in warnings):
+        if sources.secrets[source.file].problem if source.file else source.env not in sources.environment:
             continue
         try:
             store.get(name)
         except SecretUnavailable as error:
-            yield Fault(source.location, str(error))
+            yield Fault(source.location, error.code, str(error))
 
 
 def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime) -> Iterator[ListReport]:
@@ -206,8 +207,8 @@ def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime
 
 
 def _text(report: CheckReport) -> str:
-    lines = [f"{fault.location}: fault: {fault.message}" for fault in sorted(report.faults)]
-    lines += [f"{warning.location}: warning: {warning.message}" for warning in sorted(report.warnings)]
+    lines = [f"{fault.location}: fault: {fault.text}" for fault in sorted(report.faults)]
+    lines += [f"{warning.location}: warning: {warning.text}" for warning in sorted(report.warnings)]
     lines += [_list_text(one) for one in report.lists]
     if report.access.not_checked:
         lines.append(f"not checked: what Squid's account can read ({report.access.not_checked})")
@@ -256,6 +257,7 @@ def _rows(found: tuple[Fault, ...]) -> list[dict[str, object]]:
             "file": fault.location.file,
             "line": fault.location.line,
             "column": fault.location.column,
+            "code": fault.code,
             "message": fault.message,
         }
         for fault in sorted(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from squidkeeper.errors import SecretUnavailable
+from squidkeeper.policy.faults import FaultCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ def checked_secret(name: str, source: str, value: bytes) -> Secret:
     """
     value = value.removesuffix(b"\n").removesuffix(b"\r")
     if not value:
-        raise SecretUnavailable(f"secret {name}: {source} is empty")
+        raise SecretUnavailable(FaultCode.SECRET_EMPTY, f"secret {name}: {source} is empty")
     if not all(0x20 <= byte <= 0x7E for byte in value):
-        raise SecretUnavailable(f"secret {name}: {source} holds characters other than printable ASCII")
+        message = f"secret {name}: {source} holds characters other than printable ASCII"
+        raise SecretUnavailable(FaultCode.SECRET_INVALID, message)
     return Secret(name, value.decode("ascii"))

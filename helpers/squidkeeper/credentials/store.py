@@ -12,6 +12,7 @@ from stat import S_ISREG
 
 from squidkeeper.credentials.secret import Secret, checked_secret
 from squidkeeper.errors import SecretUnavailable
+from squidkeeper.policy.faults import FaultCode
 from squidkeeper.policy.model import Credential, SecretSource
 
 _FILE_LIMIT = 64 * 1024  # bytes; anything longer is not a credential
@@ -27,12 +28,12 @@ class SecretStore:
         self._made: dict[str, tuple[list[Secret], Secret]] = {}  # a header's value by its credential, and of what
 
     def get(self, name: str) -> Secret:
-        """Get a secret by its name; `SecretUnavailable` where it cannot be had."""
+        """Get a secret by its name; `SecretUnavailable` where it has no usable value."""
         source = self._sources[name]
         return self._from_environment(name, source.env) if source.file is None else self._from_file(name, source.file)
 
     def header_value(self, credential: Credential) -> Secret:
-        """Make the value of a credential's header; `SecretUnavailable` where a secret in it cannot be had."""
+        """Make the value of a credential's header; `SecretUnavailable` where a secret in it is unavailable."""
         secrets = [self.get(name) for name in credential.secrets]
         known = self._made.get(credential.name)
         if known is None or known[0] != secrets:
@@ -42,7 +43,8 @@ class SecretStore:
     def _from_environment(self, name: str, variable: str | None) -> Secret:
         value = self._environment.get(variable or "")
         if value is None:
-            raise SecretUnavailable(f"secret {name}: the environment variable {variable} is not set for Squid")
+            message = f"secret {name}: the environment variable {variable} is not set for Squid"
+            raise SecretUnavailable(FaultCode.SECRET_UNSET, message)
         return checked_secret(name, f"the environment variable {variable}", os.fsencode(value))
 
     def _from_file(self, name: str, path: Path) -> Secret:
@@ -53,12 +55,14 @@ class SecretStore:
                 with open(path, "rb", opener=_open_at_once) as file:
                     stat = os.fstat(file.fileno())
                     if not S_ISREG(stat.st_mode) or stat.st_size > _FILE_LIMIT:
-                        raise SecretUnavailable(f"secret {name}: {path} is not a file of at most {_FILE_LIMIT} bytes")
+                        message = f"secret {name}: {path} is not a file of at most {_FILE_LIMIT} bytes"
+                        raise SecretUnavailable(FaultCode.SECRET_INVALID, message)
                     content = file.read(_FILE_LIMIT + 1)
                 self._made.clear()  # what is made of the old value is to go at once
                 self._read[name] = known = (_state(stat), checked_secret(name, f"the file {path}", content))
         except OSError as error:
-            raise SecretUnavailable(f"secret {name}: the file {path} cannot be read: {error.strerror}") from error
+            message = f"secret {name}: the file {path} cannot be read: {error.strerror}"
+            raise SecretUnavailable(FaultCode.SECRET_UNREADABLE, message) from error
         return known[1]
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from squidkeeper.engine.decision import Decision
 from squidkeeper.engine.judge import Judge
 from squidkeeper.engine.query import query_of
-from squidkeeper.policy.faults import Fault
+from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.model import NO_REWRITE, PolicyTest
 
 _NONE = "none"
@@ -25,7 +25,8 @@ def run_tests(judge: Judge, now: datetime) -> tuple[list[Fault], list[Fault]]:
         lapsed = test.at is None and not _differences(test, _decide(judge, test, _BEFORE_ANY_EXPIRY))
         because = " (only because a rule has lapsed)" if lapsed else ""
         url = test.url if test.url.isprintable() else repr(test.url)  # a fault is one line
-        fault = Fault(test.location, f"test {test.method} {url}: {'; '.join(wrong)}{because}")
+        code = FaultCode.TEST_LAPSED if lapsed else FaultCode.TEST_FAILED
+        fault = Fault(test.location, code, f"test {test.method} {url}: {'; '.join(wrong)}{because}")
         (warnings if lapsed else faults).append(fault)
     return faults, warnings
 

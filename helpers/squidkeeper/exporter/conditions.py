@@ -21,6 +21,7 @@ from squidkeeper.exporter.status import (
 )
 from squidkeeper.formatting import ago, byte_size, duration, quantity, timestamp
 from squidkeeper.maintenance_status import MaintenanceStatus
+from squidkeeper.policy.faults import FaultCode
 
 _CA_WARNING = timedelta(days=30)
 _DRIFT_IS_NEWS = timedelta(days=1)
@@ -117,7 +118,7 @@ def _squid_troubles(squid: SquidStatus) -> Iterable[Condition]:
 def _policy_troubles(policy: PolicyStatus) -> Iterable[Condition]:
     check = f"`squidkeeper check --policy {shlex.quote(str(policy.directory))}`"
     remedy = f"Mend it, then run {check}."
-    if any("permission denied" in fault.message for fault in policy.faults):
+    if any(fault.code is FaultCode.PERMISSION_DENIED for fault in policy.faults):
         remedy += " As root it finds nothing wrong: run it as the account that the fault names."
     if policy.revision is None:
         yield Condition(Urgency.NOW, "No policy has loaded: everything is denied.", remedy, "policy")
@@ -185,14 +186,14 @@ def _helper_troubles(status: GatewayStatus) -> Iterable[Condition]:
 
 def _secret_troubles(secrets: Iterable[SecretStatus]) -> Iterable[Condition]:
     missing = [secret for secret in secrets if secret.problem]
-    hint = _READ_BY if any("cannot be read" in (secret.problem or "") for secret in missing) else ""
+    hint = _READ_BY if any(secret.code is FaultCode.SECRET_UNREADABLE for secret in missing) else ""
     if len(missing) > 1:
-        what = f"{len(missing)} secrets cannot be had: requests that need them are denied."
+        what = f"{len(missing)} secrets are unavailable: requests that need them are denied."
         names = ", ".join(secret.name for secret in missing[:10])
         yield Condition(Urgency.NOW, what, f"See below: {names}.{hint}", "secrets")
     for secret in missing if len(missing) == 1 else ():
         why = (secret.problem or "").removeprefix(f"secret {secret.name}: ")
-        what = f"The secret {secret.name} cannot be had: requests that need it are denied."
+        what = f"The secret {secret.name} is unavailable: requests that need it are denied."
         yield Condition(Urgency.NOW, what, f"{why[:1].upper()}{why[1:]}.{hint}", "secrets")
 
 

@@ -15,7 +15,7 @@ from squidkeeper.exporter.certificate import Certificate
 from squidkeeper.exporter.disks import Disk
 from squidkeeper.exporter.recent import Denial, DriftSeen
 from squidkeeper.maintenance_status import MaintenanceStatus
-from squidkeeper.policy.faults import Fault
+from squidkeeper.policy.faults import Fault, FaultCode
 
 LAST_MINUTES: Final = timedelta(minutes=5)
 
@@ -97,9 +97,11 @@ class SecretStatus:
     source: str
     """`file /etc/…` or `env NAME`."""
     problem: str | None = None
-    """Why it cannot be had, as `SecretUnavailable` says it; None: it can, or it was not looked at."""
+    """Why it is unavailable, as `SecretUnavailable` says it; None: it can, or it was not looked at."""
     used_by: tuple[str, ...] = ()
     """The credentials that need it."""
+    code: FaultCode | None = None
+    """The kind of the problem."""
 
     @property
     def seen(self) -> bool:

@@ -27,7 +27,7 @@ from squidkeeper.exporter.status import (
     SquidStatus,
 )
 from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, JUDGES, PROTOCOL_ERRORS, THROTTLE
-from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.faults import SECRET_UNAVAILABLE, Fault, FaultCode, Location
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
 from squidkeeper.record.record import format_time
@@ -63,13 +63,15 @@ def status_of(view: Snapshot, directory: Path, access_log: Path, squid: str) -> 
 def _policy(view: Snapshot, directory: Path) -> PolicyStatus:
     live = view.live
     action = view.policy.default_action if view.policy else Action.DENY
-    faults = () if live.ok else live.faults or (Fault(Location(str(directory)), live.problem),)
+    faults = (
+        () if live.ok else live.faults or (Fault(Location(str(directory)), FaultCode.INTERNAL_ERROR, live.problem),)
+    )
     return PolicyStatus(directory, live.revision, _moment(live.loaded), str(action), faults, tuple(_warnings(view)))
 
 
 def _warnings(view: Snapshot) -> Iterator[Fault]:
     """List the warnings of `check`, without those of secrets (the variables are Squid's own) and of access (root's)."""
-    yield from (warning for warning in view.live.warnings if not warning.message.startswith("secret "))
+    yield from (warning for warning in view.live.warnings if warning.code not in SECRET_UNAVAILABLE)
     if view.policy:
         yield from lint(view.policy, datetime.fromtimestamp(view.now, UTC))
 
@@ -138,15 +140,16 @@ def _secrets(policy: Policy | None) -> Iterator[SecretStatus]:
         if source.file is None:
             yield SecretStatus(name, f"env {source.env}", None, users)
         else:
-            yield SecretStatus(name, f"file {source.file}", _missing(store, name), users)
+            code, problem = _unavailable(store, name)
+            yield SecretStatus(name, f"file {source.file}", problem, users, code)
 
 
-def _missing(store: SecretStore, name: str) -> str | None:
+def _unavailable(store: SecretStore, name: str) -> tuple[FaultCode, str] | tuple[None, None]:
     try:
         store.get(name)
     except SecretUnavailable as error:
-        return str(error)
-    return None
+        return error.code, str(error)
+    return None, None
 
 
 def _record(view: Snapshot, access_log: Path) -> AccessLogStatus:

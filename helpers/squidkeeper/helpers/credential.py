@@ -35,7 +35,7 @@ from squidkeeper.protocol.lines import (
 )
 
 _log = logging.getLogger(__name__)
-_UNAVAILABLE = "The credential for this request ({names}) cannot be had; the gateway's cache.log says why."
+_UNAVAILABLE = "The credential for this request ({names}) is unavailable; the gateway's cache.log says why."
 _GIVEN_BYTES, _GIVEN_ENTRY_BYTES = 4 * 1024 * 1024, 3_000  # of Python objects, beside the values
 _TOKENS = (PLACE_TOKENS + 2, PLACE_TOKENS + 3)
 
@@ -92,7 +92,7 @@ def header_annotation(header: str) -> str:
 
 
 def _with_headers(grants: Grants, decision: Decision, limit: int) -> Reply:
-    """Put in every header of a decision, or deny: naming the credentials that cannot be had, where only some cannot."""
+    """Put in every header of a decision, or deny: naming the unavailable credentials, if not all are."""
     values: list[str] = []
     problems: dict[str, SquidkeeperError] = {}
     for credential in decision.credentials:

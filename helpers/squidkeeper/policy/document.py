@@ -28,7 +28,7 @@ from yaml.events import (
 )
 from yaml.reader import Reader
 
-from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.faults import Fault, FaultCode, Location
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built with libyaml
 _DEPTH_AT_MOST = 16  # the language needs six
@@ -150,9 +150,9 @@ def shown_key(key: str, above: Iterable[str | int]) -> str:
 class _UnreadableError(Exception):
     """The rest of the file cannot be read; carries the fault."""
 
-    def __init__(self, place: Place, message: str) -> None:
+    def __init__(self, place: Place, code: FaultCode, message: str) -> None:
         super().__init__(message)
-        self.place, self.message = place, message
+        self.place, self.code, self.message = place, code, message
 
 
 class _Composer:
@@ -174,29 +174,33 @@ class _Composer:
             self._events = _events(text)
             return self._document()
         except _UnreadableError as error:
-            self._fault(error.place, error.message)
+            self._fault(error.place, error.code, error.message)
             return None
 
     def _document(self) -> Node | None:
         next(self._events)  # the start of the stream
         event = next(self._events)
         if isinstance(event, StreamEndEvent):
-            raise _UnreadableError(_at(1, 1), "the file is empty, expected 'version: 1' and the sections of a policy")
+            message = "the file is empty, expected 'version: 1' and the sections of a policy"
+            raise _UnreadableError(_at(1, 1), FaultCode.EMPTY_VALUE, message)
         root = self._node(next(self._events), 0)
         next(self._events)  # the end of the document
         for event in self._events:
             if isinstance(event, DocumentStartEvent):
-                self._fault_at(event, "a second YAML document starts here, expected one a file")
+                self._fault_at(
+                    event, FaultCode.UNSUPPORTED_YAML, "a second YAML document starts here, expected one a file"
+                )
                 break
         if not isinstance(root.data, dict):
-            raise _UnreadableError(root.place, "the file holds no mapping, expected 'version: 1' and sections")
+            message = "the file holds no mapping, expected 'version: 1' and sections"
+            raise _UnreadableError(root.place, FaultCode.WRONG_TYPE, message)
         return root
 
     def _node(self, event: Event, depth: int) -> Node:
         if isinstance(event, AliasEvent):
             return self._alias(event)
         if depth > _DEPTH_AT_MOST:
-            raise _unreadable(event, f"values are nested more than {_DEPTH_AT_MOST} deep")
+            raise _unreadable(event, FaultCode.TOO_LARGE, f"values are nested more than {_DEPTH_AT_MOST} deep")
         assert isinstance(event, NodeEvent)  # noqa: S101 - libyaml's grammar: nothing else can stand here
         self._check_tag(event)
         if event.anchor:
@@ -205,7 +209,8 @@ class _Composer:
         if event.anchor:
             self._anchors[event.anchor] = node
         if node.size > _VALUES_AT_MOST:
-            raise _unreadable(event, f"with its aliases written out this holds more than {_VALUES_AT_MOST:,} values")
+            message = f"with its aliases written out this holds more than {_VALUES_AT_MOST:,} values"
+            raise _unreadable(event, FaultCode.TOO_LARGE, message)
         return node
 
     def _filled(self, event: NodeEvent, depth: int) -> Node:
@@ -229,7 +234,7 @@ class _Composer:
             node.size += value.size
             if not isinstance(key.data, str):
                 what = kind(key.data) if is_private(self._steps) else describe(key.data)
-                self._fault(key.place, f"a key is {what}, expected text{quote_it(key.data)}")
+                self._fault(key.place, FaultCode.WRONG_TYPE, f"a key is {what}, expected text{quote_it(key.data)}")
             elif self._takes_key(children, name := self._key_name(key.data, value), key.place):
                 name = sys.intern(name)
                 value.key_place = key.place
@@ -252,16 +257,18 @@ class _Composer:
         if comment is not None:
             place = _at(mark.line + 1, comment.start(1) + 1)
             message = f"{key!r} ends before {_short(comment[1])!r}, which YAML reads as a comment; {_QUOTE_THE_TEXT}"
-            self.warnings.append(Fault(_location(self.file, place), message))
+            self.warnings.append(Fault(_location(self.file, place), FaultCode.TEXT_CUT, message))
 
     def _takes_key(self, children: dict[str, Node], key: str, place: Place) -> bool:
         first = children.get(key)
         if first is not None:
             shown = shown_key(key, self._steps)
             what = f"key {shown}" if shown == repr(key) else "a key that"
-            self._fault(place, f"{what} stands here twice, first at {_location(self.file, first.key_place)}")
+            message = f"{what} stands here twice, first at {_location(self.file, first.key_place)}"
+            self._fault(place, FaultCode.DUPLICATE_KEY, message)
         elif key == "<<":
-            self._fault(place, "merge keys ('<<') are not understood, expected the keys themselves")
+            message = "merge keys ('<<') are not understood, expected the keys themselves"
+            self._fault(place, FaultCode.UNSUPPORTED_YAML, message)
         return first is None and key != "<<"
 
     def _filled_sequence(self, node: Node, depth: int) -> Node:
@@ -280,33 +287,38 @@ class _Composer:
     def _check_value(self, what: str, value: Node) -> None:
         """Note a key with nothing after it and an empty list, which are never 'left out'."""
         if isinstance(value.data, Unquoted) and value.data.null:
-            self._fault(value.key_place or value.place, f"{what} has no value, expected one (or the key left out)")
+            message = f"{what} has no value, expected one (or the key left out)"
+            self._fault(value.key_place or value.place, FaultCode.EMPTY_VALUE, message)
         elif value.size == 1 and value.data in ([], {}):
             empty = "an empty list" if value.data == [] else "an empty mapping"
-            self._fault(value.place, f"{what} is {empty}, expected entries (or the key left out)")
+            message = f"{what} is {empty}, expected entries (or the key left out)"
+            self._fault(value.place, FaultCode.EMPTY_VALUE, message)
 
     def _alias(self, event: AliasEvent) -> Node:
         name = event.anchor
         if is_private(self._steps) and self._anchors.get(name or "") is None:
-            raise _unreadable(event, "a value that starts with '*' has to be quoted: without quotes it is a YAML alias")
+            message = "a value that starts with '*' has to be quoted: without quotes it is a YAML alias"
+            raise _unreadable(event, FaultCode.NOT_YAML, message)
         if name not in self._anchors:
-            raise _unreadable(event, f"'*{name}' without quotes is a YAML alias, and there is no '&{name}': quote it")
+            message = f"'*{name}' without quotes is a YAML alias, and there is no '&{name}': quote it"
+            raise _unreadable(event, FaultCode.NOT_YAML, message)
         node = self._anchors[name]
         if node is None:
-            raise _unreadable(event, f"'*{name}' stands inside of '&{name}' itself")
+            raise _unreadable(event, FaultCode.NOT_YAML, f"'*{name}' stands inside of '&{name}' itself")
         return replace(node)  # the value of another key: the place of that is its own
 
     def _check_tag(self, event: NodeEvent) -> None:
         tag = getattr(event, "tag", None)
         if tag is not None:
             such = "" if is_private(self._steps) else f" such as {tag!r}"
-            self._fault_at(event, f"YAML tags{such} are not understood, expected a plain value (text in quotes)")
+            message = f"YAML tags{such} are not understood, expected a plain value (text in quotes)"
+            self._fault_at(event, FaultCode.UNSUPPORTED_YAML, message)
 
-    def _fault_at(self, event: Event, message: str) -> None:
-        self._fault(_start_of(event), message)
+    def _fault_at(self, event: Event, code: FaultCode, message: str) -> None:
+        self._fault(_start_of(event), code, message)
 
-    def _fault(self, place: Place, message: str) -> None:
-        self.faults.append(Fault(_location(self.file, place), message))
+    def _fault(self, place: Place, code: FaultCode, message: str) -> None:
+        self.faults.append(Fault(_location(self.file, place), code, message))
 
 
 # --- text and syntax ----------------------------------------------------------------------------------------------
@@ -317,15 +329,12 @@ def _decode(content: bytes) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         place = _place(content[: error.start].decode("utf-8", "replace"))
-        raise _UnreadableError(
-            place, f"byte 0x{content[error.start]:02x} is not UTF-8, expected text in UTF-8"
-        ) from error
+        message = f"byte 0x{content[error.start]:02x} is not UTF-8, expected text in UTF-8"
+        raise _UnreadableError(place, FaultCode.NOT_YAML, message) from error
     bad = Reader.NON_PRINTABLE.search(text)
     if bad:
-        raise _UnreadableError(
-            _place(text[: bad.start()]),
-            f"the character U+{ord(bad[0]):04X} may not stand in YAML, expected text without it",
-        )
+        message = f"the character U+{ord(bad[0]):04X} may not stand in YAML, expected text without it"
+        raise _UnreadableError(_place(text[: bad.start()]), FaultCode.NOT_YAML, message)
     return text
 
 
@@ -345,10 +354,11 @@ def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> _UnreadableError:
     if error.context == _IN_QUOTES:  # its problem is at the end of the file
         mark = error.context_mark
     if mark is None:
-        return _UnreadableError(_at(1, 1), f"not YAML: {error.problem}")
+        return _UnreadableError(_at(1, 1), FaultCode.NOT_YAML, f"not YAML: {error.problem}")
     hint = _hint(text, error)
     context = f"{error.context}: " if error.context else ""
-    return _UnreadableError(_at(mark.line + 1, mark.column + 1), f"not YAML: {context}{error.problem}{hint}")
+    message = f"not YAML: {context}{error.problem}{hint}"
+    return _UnreadableError(_at(mark.line + 1, mark.column + 1), FaultCode.NOT_YAML, message)
 
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
@@ -384,8 +394,8 @@ def _hint_of_indentation(line: str, column: int) -> str:
     return f"; is this line, indented by {spaces}, indented as its neighbours, and text with ': ' in it quoted?"
 
 
-def _unreadable(event: Event, message: str) -> _UnreadableError:
-    return _UnreadableError(_start_of(event), message)
+def _unreadable(event: Event, code: FaultCode, message: str) -> _UnreadableError:
+    return _UnreadableError(_start_of(event), code, message)
 
 
 def _start_of(event: Event) -> Place:

@@ -8,7 +8,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from itertools import product
 
-from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, host_keys
 from squidkeeper.policy.lists import HostList
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Rule
@@ -38,19 +38,21 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
 def open_to_any_client(policy: Policy, directory: str, now: datetime) -> tuple[Fault, ...]:
     """List what allows requests without asking who sends them; the default has no place but the policy's directory."""
     found = [
-        Fault(rule.location, f"rule {rule.name!r} allows any client, as it names no clients")
+        Fault(rule.location, FaultCode.ANY_CLIENT, f"rule {rule.name!r} allows any client, as it names no clients")
         for rule in policy.rules
         if rule.action is Action.ALLOW and rule.match.clients is None and not rule.lapsed(now)
     ]
     if policy.default_action is Action.ALLOW:
-        found.append(Fault(Location(directory), "the default allows any client (defaults: {action: allow})"))
+        message = "the default allows any client (defaults: {action: allow})"
+        found.append(Fault(Location(directory), FaultCode.ANY_CLIENT, message))
     return tuple(found)
 
 
 def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
     for rule in policy.rules:
         if rule.expires is not None and rule.lapsed(now):
-            yield Fault(rule.location, f"rule {rule.name!r} lapsed at {rule.expires.isoformat()} and no longer matches")
+            message = f"rule {rule.name!r} lapsed at {rule.expires.isoformat()} and no longer matches"
+            yield Fault(rule.location, FaultCode.RULE_LAPSED, message)
 
 
 def _unused(policy: Policy) -> Iterator[Fault]:
@@ -64,7 +66,7 @@ def _unused(policy: Policy) -> Iterator[Fault]:
     for kind, defined, used in sections:
         for name, location in defined.items():
             if name not in used:
-                yield Fault(location, f"{kind} {name!r} is not used")
+                yield Fault(location, FaultCode.UNUSED, f"{kind} {name!r} is not used")
 
 
 def _all(groups: Iterable[Iterable[str] | None]) -> set[str]:
@@ -77,7 +79,7 @@ def _never(policy: Policy) -> Iterator[Fault]:
             message = (
                 f"credential {credential.name!r} is never sent: its schemes leave out https, without which none is"
             )
-            yield Fault(credential.location, message)
+            yield Fault(credential.location, FaultCode.NEVER_SENT, message)
 
 
 def _every_host(policy: Policy) -> Iterator[Fault]:
@@ -89,7 +91,7 @@ def _every_host(policy: Policy) -> Iterator[Fault]:
             match = entry.match
             if match.any_host and not match.any_url:
                 holds = "holds for every host, as it names none: if that is meant, hosts: ['*'] says so"
-                yield Fault(entry.location, f"{what} {entry.name!r} {holds}")
+                yield Fault(entry.location, FaultCode.EVERY_HOST, f"{what} {entry.name!r} {holds}")
 
 
 def _unopened_addresses(policy: Policy) -> Iterator[Fault]:
@@ -100,7 +102,7 @@ def _unopened_addresses(policy: Policy) -> Iterator[Fault]:
         for pattern in rule.match.hosts or ():
             if pattern.network is not None and is_private(pattern.network.network_address):
                 message = f"rule {rule.name!r}: {pattern.text} is private and stays closed, expected private: true"
-                yield Fault(rule.location, message)
+                yield Fault(rule.location, FaultCode.PRIVATE_CLOSED, message)
 
 
 def _unknown_methods(policy: Policy) -> Iterator[Fault]:
@@ -109,7 +111,8 @@ def _unknown_methods(policy: Policy) -> Iterator[Fault]:
         for method in sorted((entry.match.methods or frozenset()) - _METHODS):
             meant = get_close_matches(method, _METHODS, 1)
             hint = f", did you mean {meant[0]}" if meant else ""
-            yield Fault(entry.location, f"{entry.name!r}: there is no method {method} in HTTP{hint}")
+            message = f"{entry.name!r}: there is no method {method} in HTTP{hint}"
+            yield Fault(entry.location, FaultCode.UNKNOWN_METHOD, message)
 
 
 def _strange_expressions(policy: Policy) -> Iterator[Fault]:
@@ -122,10 +125,10 @@ def _strange_expressions(policy: Policy) -> Iterator[Fault]:
             escape = _LOWER_CASE_ESCAPE.search(_CLASS.sub("", pattern.text))
             if escape is not None and "(?i" not in pattern.text:
                 message = f"holds {escape[0]}, and the escapes of a path are upper-case, expected {escape[0].upper()}"
-                yield Fault(entry.location, f"{entry.name!r}: {pattern.text!r} {message}")
+                yield Fault(entry.location, FaultCode.UNMATCHABLE_REGEX, f"{entry.name!r}: {pattern.text!r} {message}")
             if "\\?" in pattern.text:
                 message = "asks for a '?', which no path holds (use query: for a query)"
-                yield Fault(entry.location, f"{entry.name!r}: {pattern.text!r} {message}")
+                yield Fault(entry.location, FaultCode.UNMATCHABLE_REGEX, f"{entry.name!r}: {pattern.text!r} {message}")
 
 
 _LOWER_CASE_ESCAPE = re.compile(r"%(?:[a-f][0-9A-Fa-f]|[0-9A-F][a-f])")
@@ -155,9 +158,8 @@ def _public_suffixes(policy: Policy) -> Iterator[Fault]:
     suffixes = PublicSuffixList()
     for location, what, pattern in wild:
         if suffixes.is_public(pattern.name):
-            yield Fault(
-                location, f"{what}: {pattern.text!r} covers a public suffix, under which anyone can have a host"
-            )
+            message = f"{what}: {pattern.text!r} covers a public suffix, under which anyone can have a host"
+            yield Fault(location, FaultCode.PUBLIC_SUFFIX, message)
 
 
 _WILDCARDS = (HostForm.TREE, HostForm.LABEL, HostForm.UNDER)
@@ -179,20 +181,25 @@ def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
             for first in deciders[narrowed].over(rule.match)
             if _outlasts(first, rule) and _covers(first, rule)
         )
-        message = next(filter(None, (_leaves_nothing(first, rule, opened) for first in earlier)), None)
-        if message is not None:
-            yield Fault(rule.location, f"rule {rule.name!r} {message}")
+        found = next(filter(None, (_leaves_nothing(first, rule, opened) for first in earlier)), None)
+        if found is not None:
+            code, message = found
+            yield Fault(rule.location, code, f"rule {rule.name!r} {message}")
             continue
         deciders.setdefault(_narrowed(rule.match), _Deciders(policy.lists)).add(position, rule)
 
 
-def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) -> str | None:
-    """Say what an earlier rule leaves to nobody, if its ports are those of a later one."""
+def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) -> tuple[FaultCode, str] | None:
+    """Say why an earlier rule, which covers a later one, leaves it nothing; None where it leaves it some ports."""
     if _reaches(first, rule, _ANY_PORT):
-        return f"can never decide: {first.name!r} ({first.location}) decides all it could match"
+        return (
+            FaultCode.RULE_UNREACHABLE,
+            f"can never decide: {first.name!r} ({first.location}) decides all it could match",
+        )
     is_late_deny = first.action is Action.ALLOW and rule.action is Action.DENY and _touches(rule, opened)
     if is_late_deny and _reaches(first, rule, opened):
-        return f"closes nothing: {first.name!r} ({first.location}), above it, opens all it could close"
+        message = f"closes nothing: {first.name!r} ({first.location}), above it, opens all it could close"
+        return FaultCode.DENY_TOO_LATE, message
     return None
 
 

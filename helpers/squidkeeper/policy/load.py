@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy.document import Document, all_entries, entries
-from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.lists import HostList, ListChangedError, ListSummary, load_list, prune_cache
 from squidkeeper.policy.model import (
     Action,
@@ -37,7 +37,7 @@ from squidkeeper.policy.schema import (
     check_document,
     is_understood,
 )
-from squidkeeper.policy.sources import ListFile, Sources, file_entries, reason
+from squidkeeper.policy.sources import FileProblem, ListFile, Sources, file_entries, file_problem
 from squidkeeper.policy.templates import parse_template
 
 T = TypeVar("T")
@@ -101,12 +101,13 @@ def _merge_faults(documents: Iterable[Document]) -> Iterator[Fault]:
             first = seen.setdefault((section, name), location)
             if first is not location:
                 what = "a secret of this name" if section == "secrets" else f"{_NAMED_SECTIONS[section]} {name!r}"
-                yield Fault(location, f"{what} is defined twice, first at {first}")
+                yield Fault(location, FaultCode.DUPLICATE_NAME, f"{what} is defined twice, first at {first}")
         if "defaults" in document.data:
             location = document.locate(("defaults",), key=True)
             first = seen.setdefault(("defaults", ""), location)
             if first is not location:
-                yield Fault(location, f"'defaults' stands in two files, first at {first}, expected it in one at most")
+                message = f"'defaults' stands in two files, first at {first}, expected it in one at most"
+                yield Fault(location, FaultCode.DUPLICATE_KEY, message)
 
 
 def _load_lists(sources: Sources, cache: Path | None) -> tuple[dict[str, HostList], list[Fault], list[Fault]]:
@@ -121,22 +122,22 @@ def _load_lists(sources: Sources, cache: Path | None) -> tuple[dict[str, HostLis
             warnings += _list_warnings(path, found)
         else:
             place = document.locate(("lists", name, "file"))
-            faults.append(Fault(place, f"list file {str(path)!r} cannot be read: {found}"))
+            faults.append(Fault(place, found.code, f"list file {str(path)!r} cannot be read: {found}"))
     if cache:
         prune_cache(cache, [file.digest for file in sources.lists.values() if file.digest])
     return lists, faults, warnings
 
 
-def _load_list(path: Path, file: ListFile, place: Location, cache: Path | None) -> HostList | str:
-    """Load one list, or say why it cannot be."""
+def _load_list(path: Path, file: ListFile, place: Location, cache: Path | None) -> HostList | FileProblem:
+    """Load one list, or tell why it cannot be read."""
     if file.digest is None:
-        return file.problem or "its content is not known"
+        return file.problem or FileProblem(FaultCode.UNREADABLE, "its content is not known")
     try:
         return load_list(path, file.digest, place, cache)
     except ListChangedError:
-        return "it changed while it was read, and is read again in a moment"
+        return FileProblem(FaultCode.UNREADABLE, "it changed while it was read, and is read again in a moment")
     except OSError as error:
-        return reason(error)
+        return file_problem(error)
 
 
 def _list_warnings(path: Path, hosts: HostList) -> Iterator[Fault]:
@@ -146,13 +147,11 @@ def _list_warnings(path: Path, hosts: HostList) -> Iterator[Fault]:
         count = "1 line was" if summary.strange == 1 else f"{summary.strange:,} lines were"
         place = Location(str(path), summary.first_strange[0].number, 1)
         more = " and so on" if summary.strange > len(summary.first_strange) else ""
-        yield Fault(
-            place,
-            f"{count} not understood and left out: {shown}{more}; expected {_LIST_LINES}",
-        )
+        message = f"{count} not understood and left out: {shown}{more}; expected {_LIST_LINES}"
+        yield Fault(place, FaultCode.LIST_LINES_IGNORED, message)
     if not summary.patterns:
         found = "nothing in the list was understood" if summary.strange else "the list holds no host pattern"
-        yield Fault(Location(str(path)), f"{found}, so what names it matches nothing")
+        yield Fault(Location(str(path)), FaultCode.LIST_EMPTY, f"{found}, so what names it matches nothing")
 
 
 _LIST_LINES = "host patterns, or lines of hosts(5), Adblock (||host^ alone), dnsmasq or RPZ (CNAME . alone)"
@@ -167,45 +166,47 @@ def _opened_list_faults(documents: Iterable[Document], lists: Mapping[str, HostL
                 continue
             for position, name in enumerate(names):
                 hosts = lists.get(name) if isinstance(name, str) else None
-                for why in _forbidden(section, hosts.summary) if hosts else ():
-                    yield Fault(document.locate((*steps, "lists", position)), f"list {name!r} {why}")
+                for code, why in _forbidden(section, hosts.summary) if hosts else ():
+                    yield Fault(document.locate((*steps, "lists", position)), code, f"list {name!r} {why}")
 
 
 def _opens(section: str, entry: Mapping[str, object]) -> bool:
     return section == "credentials" or entry.get("action") == Action.ALLOW
 
 
-def _forbidden(section: str, summary: ListSummary) -> Iterator[str]:
+def _forbidden(section: str, summary: ListSummary) -> Iterator[tuple[FaultCode, str]]:
     kind = "a credential" if section == "credentials" else "an allow"
     wide = summary.wide or (summary.widest if section == "credentials" else None)
     if wide:
-        yield f"holds {wide.text!r} (its line {wide.number}), too wide a pattern for {kind}"
+        yield FaultCode.TOO_WIDE, f"holds {wide.text!r} (its line {wide.number}), too wide a pattern for {kind}"
     if summary.exception:
         line = summary.exception
-        yield f"takes hosts out by {line.text!r} (its line {line.number}), which is not understood: too much for {kind}"
+        message = (
+            f"takes hosts out by {line.text!r} (its line {line.number}), which is not understood: not safe for {kind}"
+        )
+        yield FaultCode.LIST_EXCEPTION, message
 
 
 def _check_secrets(sources: Sources) -> tuple[list[Fault], list[Fault]]:
-    """Find the secrets that too many can read (faults), and those that cannot be had (warnings)."""
+    """Find the secrets that everyone can read (faults), and those that are unavailable (warnings)."""
     faults: list[Fault] = []
     warnings: list[Fault] = []
     for document, name, path in file_entries(sources.documents, "secrets"):
         file = sources.secrets[path]
         place = document.locate(("secrets", name, "file"))
         if file.open_to_others:
-            faults.append(
-                Fault(place, f"secret file {str(path)!r} can be read by everyone, expected mode 0640 or less")
-            )
+            message = f"secret file {str(path)!r} can be read by everyone, expected mode 0640 or less"
+            faults.append(Fault(place, FaultCode.SECRET_EXPOSED, message))
         if file.problem:
-            warnings.append(Fault(place, f"secret {name!r} cannot be had: its file: {file.problem}"))
+            warnings.append(
+                Fault(place, file.problem.code, f"secret {name!r} is unavailable: its file: {file.problem}")
+            )
     for document in sources.documents:
         for _, entry, steps in entries(document, "secrets"):
             variable = entry.get("env")
             if isinstance(variable, str) and variable not in sources.environment:
-                message = (
-                    f"secret {str(steps[1])!r} cannot be had: its variable is not set in this environment, or is empty"
-                )
-                warnings.append(Fault(document.locate((*steps, "env")), message))
+                message = f"secret {str(steps[1])!r} is unavailable: its environment variable is unset or empty"
+                warnings.append(Fault(document.locate((*steps, "env")), FaultCode.SECRET_UNSET, message))
     return faults, warnings
 
 

@@ -29,7 +29,7 @@ from squidkeeper.policy.document import (
     quote_it,
     shown_key,
 )
-from squidkeeper.policy.faults import Fault
+from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
 from squidkeeper.policy.model import INJECTABLE_HEADERS, NO_REWRITE, VERDICT_NAMES, Action, Target
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
@@ -61,8 +61,8 @@ class Names:
 # --- what a field may hold ----------------------------------------------------------------------------------------
 
 
-def _fault(message: str) -> PydanticCustomError:
-    return PydanticCustomError("fault", "{message}", {"message": message})
+def _fault(code: FaultCode, message: str) -> PydanticCustomError:
+    return PydanticCustomError("fault", "{message}", {"code": code, "message": message})
 
 
 def _wrong_type(expected: str) -> PydanticCustomError:
@@ -81,14 +81,14 @@ def _some_text(value: object) -> str:
     return cast("str", value)
 
 
-def _parsed(parse: Callable[[str], T]) -> Any:
-    """Make the validator of a text field out of a parser that raises `PatternError`."""
+def _parsed(code: FaultCode, parse: Callable[[str], T]) -> Any:
+    """Make the validator of a text field out of a parser that raises `PatternError`, which is a fault of this code."""
 
     def validate(value: object) -> T:
         try:
             return parse(_some_text(value))
         except PatternError as error:
-            raise _fault(str(error)) from None
+            raise _fault(code, str(error)) from None
 
     return PlainValidator(validate)
 
@@ -112,8 +112,8 @@ def _check_known(name: str, kind: str, known: frozenset[str], names: Names) -> s
         shown = known - names.hidden
         expected = suggestion(name, shown) or f", expected {_one_defined(kind, shown)}"
         if kind == "secret":
-            raise _fault(f"there is no secret of this name ({_NO_VALUES}){expected}")
-        raise _fault(f"there is no {kind} {name!r}{expected}")
+            raise _fault(FaultCode.UNKNOWN_NAME, f"there is no secret of this name ({_NO_VALUES}){expected}")
+        raise _fault(FaultCode.UNKNOWN_NAME, f"there is no {kind} {name!r}{expected}")
     return name
 
 
@@ -185,7 +185,8 @@ def _method(text: str) -> str:
 def _query_value(value: object) -> str:
     text = _text(value)
     if text.startswith("regex:"):
-        raise _fault(f"query pattern {text!r}: a query has no expressions, expected text, in which '*' is any")
+        message = f"query pattern {text!r}: a query has no expressions, expected text, in which '*' is any"
+        raise _fault(FaultCode.INVALID_QUERY, message)
     return text
 
 
@@ -233,7 +234,8 @@ def _request(text: str) -> tuple[str, str]:
 def _username(value: object) -> str:
     text = _text(value)
     if ":" in text or not text.isprintable():
-        raise _fault("the username holds a ':' or a control character, which a basic credential cannot")
+        message = "the username holds a ':' or a control character, which a basic credential cannot"
+        raise _fault(FaultCode.INVALID_TEXT, message)
     return text
 
 
@@ -248,7 +250,7 @@ def _port(value: object) -> range:
 
 def _port_range(first: int, last: int, text: str) -> range:
     if not 1 <= first <= last <= _PORT_AT_MOST:
-        raise _fault(f"port {text} can never match, expected {_EXPECTED_PORT}")
+        raise _fault(FaultCode.INVALID_PORT, f"port {text} can never match, expected {_EXPECTED_PORT}")
     return range(first, last + 1)
 
 
@@ -258,13 +260,15 @@ def _time(value: object) -> datetime:
     if not match:
         raise _wrong_type(_EXPECTED_TIME)
     if not match["zone"]:
-        raise _fault(f"time {text} has no time zone, expected {_EXPECTED_TIME}")
+        raise _fault(FaultCode.INVALID_TIME, f"time {text} has no time zone, expected {_EXPECTED_TIME}")
     if match["zone"].upper() != "Z" and match["zone"][3:4] != ":":
-        raise _fault(f"time {text} has its zone in another form, expected it as +01:00 or Z")
+        raise _fault(FaultCode.INVALID_TIME, f"time {text} has its zone in another form, expected it as +01:00 or Z")
     try:
         return datetime.fromisoformat(match[0].upper())
     except ValueError as error:
-        raise _fault(f"time {text} does not exist ({error}), expected {_EXPECTED_TIME}") from None
+        raise _fault(
+            FaultCode.INVALID_TIME, f"time {text} does not exist ({error}), expected {_EXPECTED_TIME}"
+        ) from None
 
 
 def _version(value: object) -> int:
@@ -297,19 +301,22 @@ def _truth(value: object) -> bool:
 
 def _rule_host(value: object, info: ValidationInfo) -> HostPattern:
     if isinstance(value, str) and value.startswith("!"):
-        raise _fault(f"host pattern {value!r} takes nothing out, {_RULE_ABOVE}")
+        raise _fault(FaultCode.INVALID_HOST, f"host pattern {value!r} takes nothing out, {_RULE_ABOVE}")
     pattern = _host(value)
     if info.data.get("action") is Action.ALLOW and pattern.covers_top_level:
-        raise _fault(f"host pattern {pattern.text!r} in an allow covers a whole top-level domain, {_NARROWER}")
+        message = f"host pattern {pattern.text!r} in an allow covers a whole top-level domain, {_NARROWER}"
+        raise _fault(FaultCode.TOO_WIDE, message)
     return pattern
 
 
 def _credential_host(value: object) -> HostPattern:
     pattern = _host(value)
     if pattern.form is HostForm.ANY:
-        raise _fault("host pattern '*' in a credential would give it to any host, expected the hosts that it is for")
+        message = "host pattern '*' in a credential would give it to any host, expected the hosts that it is for"
+        raise _fault(FaultCode.TOO_WIDE, message)
     if pattern.covers_top_level:
-        raise _fault(f"host pattern {pattern.text!r} in a credential covers a whole top-level domain, {_NARROWER}")
+        message = f"host pattern {pattern.text!r} in a credential covers a whole top-level domain, {_NARROWER}"
+        raise _fault(FaultCode.TOO_WIDE, message)
     return pattern
 
 
@@ -317,7 +324,7 @@ def _host(value: object) -> HostPattern:
     try:
         return parse_host_pattern(_some_text(value))
     except PatternError as error:
-        raise _fault(str(error)) from None
+        raise _fault(FaultCode.INVALID_HOST, str(error)) from None
 
 
 def _to(value: object, info: ValidationInfo) -> Target:
@@ -327,7 +334,7 @@ def _to(value: object, info: ValidationInfo) -> Target:
         if "schemes" in info.data and "paths" in info.data:
             check_target(target, info.data["schemes"], info.data["paths"])
     except PatternError as error:
-        raise _fault(str(error)) from None
+        raise _fault(FaultCode.INVALID_TARGET, str(error)) from None
     return target
 
 
@@ -336,7 +343,7 @@ def _value(value: object, info: ValidationInfo) -> str:
     try:
         secrets = parse_template(text)
     except PatternError as error:
-        raise _fault(str(error)) from None
+        raise _fault(FaultCode.INVALID_TEMPLATE, str(error)) from None
     for name in secrets:
         _check_known(name, "secret", _names_of(info).secrets, _names_of(info))
     return text
@@ -390,10 +397,10 @@ _RULE_ABOVE = (
     "expected a rule above this one for what is excepted (a deny above an allow): the first that matches decides"
 )
 
-Name = Annotated[str, _parsed(_name)]
-RuleName = Annotated[str, _parsed(_rule_name)]
-SecretName = Annotated[str, _parsed(_secret_name)]
-Prose = Annotated[str, _parsed(_prose)]
+Name = Annotated[str, _parsed(FaultCode.INVALID_NAME, _name)]
+RuleName = Annotated[str, _parsed(FaultCode.INVALID_NAME, _rule_name)]
+SecretName = Annotated[str, _parsed(FaultCode.INVALID_NAME, _secret_name)]
+Prose = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _prose)]
 ActionText = Annotated[Action, PlainValidator(_action)]
 Truth = Annotated[bool, PlainValidator(_truth)]
 Time = Annotated[datetime, PlainValidator(_time)]
@@ -402,7 +409,7 @@ KnownList = Annotated[str, _known("lists", "list")]
 KnownSecret = Annotated[str, _known("secrets", "secret")]
 KnownCredential = Annotated[str, _known("credentials", "credential")]
 AnyText = Annotated[str, PlainValidator(_text)]
-File = Annotated[str, _parsed(_file)]
+File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
 
 # --- the models ---------------------------------------------------------------------------------------------------
 
@@ -423,8 +430,8 @@ class Defaults(_Model):
 class ClientEntry(_Model):
     """Who asks."""
 
-    networks: list[Annotated[Network, _parsed(parse_network)]] | None = None
-    users: list[Annotated[str, _parsed(_user)]] | None = None
+    networks: list[Annotated[Network, _parsed(FaultCode.INVALID_NETWORK, parse_network)]] | None = None
+    users: list[Annotated[str, _parsed(FaultCode.INVALID_TEXT, _user)]] | None = None
 
 
 class ListEntry(_Model):
@@ -437,7 +444,7 @@ class SecretEntry(_Model):
     """Where a value comes from."""
 
     file: File | None = None
-    env: Annotated[str, _parsed(_environment_name)] | None = None
+    env: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _environment_name)] | None = None
 
 
 class MatchFields(_Model):
@@ -447,8 +454,8 @@ class MatchFields(_Model):
     lists: list[KnownList] | None = None
     schemes: list[Annotated[str, PlainValidator(_scheme)]] | None = None
     ports: list[Annotated[range, PlainValidator(_port)]] | None = None
-    methods: list[Annotated[str, _parsed(_method)]] | None = None
-    paths: list[Annotated[PathPattern, _parsed(parse_path_pattern)]] | None = None
+    methods: list[Annotated[str, _parsed(FaultCode.INVALID_METHOD, _method)]] | None = None
+    paths: list[Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]] | None = None
     query: dict[AnyText, Annotated[str, PlainValidator(_query_value)]] | None = None
 
 
@@ -468,7 +475,7 @@ class RewriteEntry(MatchFields):
     """A rewrite."""
 
     name: Name
-    hosts: list[Annotated[HostPattern, _parsed(parse_host_pattern)]] | None = None
+    hosts: list[Annotated[HostPattern, _parsed(FaultCode.INVALID_HOST, parse_host_pattern)]] | None = None
     to: Annotated[Target, PlainValidator(_to)]
     redirect: Annotated[int, PlainValidator(_redirect)] | None = None
     private: Truth = False
@@ -486,7 +493,7 @@ class CredentialEntry(MatchFields):
 
     name: Name
     hosts: list[Annotated[HostPattern, PlainValidator(_credential_host)]]
-    header: Annotated[str, _parsed(_header)] = INJECTABLE_HEADERS[0]
+    header: Annotated[str, _parsed(FaultCode.INVALID_HEADER, _header)] = INJECTABLE_HEADERS[0]
     bearer: KnownSecret | None = None
     basic: Basic | None = None
     value: Annotated[str, PlainValidator(_value)] | None = None
@@ -495,10 +502,10 @@ class CredentialEntry(MatchFields):
 class TestEntry(_Model):
     """A test of the policy."""
 
-    request: Annotated[tuple[str, str], _parsed(_request)]
+    request: Annotated[tuple[str, str], _parsed(FaultCode.INVALID_REQUEST, _request)]
     expect: ActionText
-    client: Annotated[Address, _parsed(_client_address)] | None = None
-    user: Annotated[str, _parsed(_user)] | None = None
+    client: Annotated[Address, _parsed(FaultCode.INVALID_REQUEST, _client_address)] | None = None
+    user: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _user)] | None = None
     at: Time | None = None
     rule: Annotated[str, PlainValidator(_tested_rule)] | None = None
     rewrite: Annotated[str, PlainValidator(_tested_rewrite)] | None = None
@@ -585,26 +592,28 @@ def _fault_of(document: Document, detail: ErrorDetails) -> Fault | None:
     if isinstance(value, Unquoted) and value.null and detail["type"] != "extra_forbidden":
         return None  # the document has said so
     on_key = detail["type"] == "extra_forbidden" or detail["loc"][-1:] == ("[key]",)
-    message = _message(detail, steps)
-    return Fault(document.locate(steps, key=on_key), message) if message else None
+    if detail["type"] == "missing" and value == {}:
+        return None  # the document has reported it
+    return Fault(document.locate(steps, key=on_key), *_code_and_message(detail, steps))
 
 
-def _message(detail: ErrorDetails, steps: list[int | str]) -> str:
+def _code_and_message(detail: ErrorDetails, steps: list[int | str]) -> tuple[FaultCode, str]:
     context = detail.get("ctx", {})
     match detail["type"]:
         case "fault":
-            return str(context["message"])
+            return context["code"], context["message"]
         case "extra_forbidden":
-            key = str(steps[-1])
-            expected = _expected_key(key, steps)
-            if is_private(steps[:-1]):
-                return f"unknown key{expected}; {_NO_VALUES}"
-            return f"unknown key {key!r}{expected}"
+            return FaultCode.UNKNOWN_KEY, _unknown_key(str(steps[-1]), steps)
         case "missing":
-            return "" if detail["input"] == {} else f"key {steps[-1]!r} is missing{_OF.get(str(steps[-1]), '')}"
+            return FaultCode.MISSING_KEY, f"key {steps[-1]!r} is missing{_OF.get(str(steps[-1]), '')}"
         case _:
             expected = str(context.get("expected") or _EXPECTED.get(detail["type"], detail["msg"]))
-            return _type_message(steps, detail["input"], expected)
+            return FaultCode.WRONG_TYPE, _type_message(steps, detail["input"], expected)
+
+
+def _unknown_key(key: str, steps: list[int | str]) -> str:
+    expected = _expected_key(key, steps)
+    return f"unknown key{expected}; {_NO_VALUES}" if is_private(steps[:-1]) else f"unknown key {key!r}{expected}"
 
 
 def _expected_key(key: str, steps: list[int | str]) -> str:
@@ -647,12 +656,14 @@ def _end_faults(document: Document, ended: bool) -> Iterator[Fault]:
     end = document.data.get(END, False)
     if END in document.data and [*document.data][-1] != END:
         place = document.locate((END,), key=True)
-        yield Fault(place, "'end' is not the last key of the file, expected nothing below it")
+        yield Fault(place, FaultCode.END_NOT_LAST, "'end' is not the last key of the file, expected nothing below it")
     if END_REQUIRED in document.data and end is False:
         required = document.locate((END_REQUIRED,), key=True)
-        yield Fault(document.end(), f"the file {_DOES_NOT_END}, which {required} requires: is it cut off?")
+        message = f"the file {_DOES_NOT_END}, which {required} requires: is it cut off?"
+        yield Fault(document.end(), FaultCode.TRUNCATED, message)
     elif ended and END not in document.data:
-        yield Fault(document.end(), f"the file {_DOES_NOT_END}, as it did before: is it cut off? {_HOW_TO_DROP_END}")
+        message = f"the file {_DOES_NOT_END}, as it did before: is it cut off? {_HOW_TO_DROP_END}"
+        yield Fault(document.end(), FaultCode.TRUNCATED, message)
 
 
 _DOES_NOT_END = "does not end with 'end: true'"
@@ -672,7 +683,7 @@ def _choice_faults(document: Document) -> list[Fault]:
             message = (
                 f"{got} given, expected {amount} of {names}" if got else f"none of {names} given, expected {amount}"
             )
-            found.append(Fault(document.locate(steps), message))
+            found.append(Fault(document.locate(steps), FaultCode.KEY_CHOICE, message))
     return found
 
 

@@ -12,10 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from squidkeeper.policy.document import Document, entries, parse_document
-from squidkeeper.policy.faults import Fault, Location
+from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.lists import list_digest
 
 Fingerprint = tuple[tuple[str, tuple[int, ...] | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileProblem:
+    """Why a file cannot be read."""
+
+    code: FaultCode
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +34,15 @@ class ListFile:
     """A list file: the digest of its content, or why it cannot be read."""
 
     digest: str | None
-    problem: str | None = None
+    problem: FileProblem | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SecretFile:
-    """A secret file, its content unread: whether anyone can read it, or why it cannot be had."""
+    """A secret file, its content unread: whether everyone can read it, or why it is unavailable."""
 
     open_to_others: bool = False
-    problem: str | None = None
+    problem: FileProblem | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +130,12 @@ def _read_documents(directory: Path) -> tuple[tuple[Document, ...], tuple[Fault,
     try:
         os.listdir(directory)
     except OSError as error:
-        return (), (Fault(place, f"the policy directory cannot be read: {reason(error)}"),)
+        problem = file_problem(error)
+        return (), (Fault(place, problem.code, f"the policy directory cannot be read: {problem}"),)
     paths = policy_files(directory)
     if not paths:
-        return (), (Fault(place, "the policy directory holds no policy, expected *.yaml or *.yml files in it"),)
+        message = "the policy directory holds no policy, expected *.yaml or *.yml files in it"
+        return (), (Fault(place, FaultCode.NO_POLICY, message),)
     read = [_read_document(path) for path in paths]
     documents = tuple(document for document in read if isinstance(document, Document))
     return documents, tuple(fault for fault in read if isinstance(fault, Fault))
@@ -132,7 +145,8 @@ def _read_document(path: Path) -> Document | Fault:
     try:
         content = _read_regular(path)
     except OSError as error:
-        return Fault(Location(str(path)), f"the policy file cannot be read: {reason(error)}")
+        problem = file_problem(error)
+        return Fault(Location(str(path)), problem.code, f"the policy file cannot be read: {problem}")
     return parse_document(path, content)
 
 
@@ -152,30 +166,38 @@ def _read_regular(path: Path) -> bytes:
 def _read_list(path: Path) -> ListFile:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            return ListFile(None, "it is not a regular file")
+            return ListFile(None, FileProblem(FaultCode.UNREADABLE, "it is not a regular file"))
         return ListFile(list_digest(path))
     except OSError as error:
-        return ListFile(None, reason(error))
+        return ListFile(None, file_problem(error))
 
 
 def _read_secret(path: Path) -> SecretFile:
     try:
         state = os.stat(path)
     except OSError as error:
-        return SecretFile(problem=reason(error))
+        return SecretFile(problem=FileProblem(FaultCode.SECRET_UNREADABLE, reason(error)))
     return SecretFile(bool(state.st_mode & stat.S_IROTH), _secret_problem(path, state))
 
 
-def _secret_problem(path: Path, state: os.stat_result) -> str | None:
+def _secret_problem(path: Path, state: os.stat_result) -> FileProblem | None:
     if not stat.S_ISREG(state.st_mode):
-        return "it is not a regular file"
+        return FileProblem(FaultCode.SECRET_INVALID, "it is not a regular file")
     if not state.st_size:
-        return "it is empty"
-    return None if os.access(path, os.R_OK) else f"the account {_account()} cannot read it"
+        return FileProblem(FaultCode.SECRET_EMPTY, "it is empty")
+    if not os.access(path, os.R_OK):
+        return FileProblem(FaultCode.SECRET_UNREADABLE, f"the account {_account()} cannot read it")
+    return None
+
+
+def file_problem(error: OSError) -> FileProblem:
+    """Tell why a policy file or list file cannot be read."""
+    denied = isinstance(error, PermissionError)
+    return FileProblem(FaultCode.PERMISSION_DENIED if denied else FaultCode.UNREADABLE, reason(error))
 
 
 def reason(error: OSError) -> str:
-    """Say why a file cannot be read, and by whom where others may."""
+    """Say why a file cannot be read, and which account cannot read it."""
     if isinstance(error, PermissionError):
         return f"permission denied for the account {_account()}; as installed, root and Squid's group can read it"
     return (error.strerror or str(error)).lower()

@@ -26,7 +26,7 @@ _LOOK_AGAIN_SECONDS: Final = 2.0
 class PastPolicies:
     """The judges of the revisions that are kept in a folder, and of the one in force; None for others.
 
-    One that cannot be had is looked for again after a while: a helper keeps a revision only after it has come in force.
+    One that is unavailable is looked for again later: a helper keeps a revision only after it has come in force.
     """
 
     def __init__(self, folder: Path, current: Callable[[], Judge | None] = lambda: None) -> None:
