@@ -26,7 +26,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED_FOLDER = "SQUIDKEEPER_TESTS_FOLDER"  # in the environment, which the processes of a run have in common
-LONGEST = "test_install.py"  # begun first, so that no process is left with it at the end
+TESTS = Path(__file__).parent
+SYSTEM = ("e2e", "faults", "test_install.py", "test_own_addresses.py")  # all tests in these have the mark "system"
+LONGEST_FIRST = ("test_install.py", "e2e", "faults", "test_helpers.py", "test_counters.py", "test_cli.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,7 +44,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name != LONGEST)
+    """Mark the tests of whole files and folders. Start with the longest files: then all processes end together."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in SYSTEM:
+            item.add_marker("system")
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    part = item.path.relative_to(TESTS).parts[0]
+    return LONGEST_FIRST.index(part) if part in LONGEST_FIRST else len(LONGEST_FIRST)
 
 
 @pytest.fixture(scope="session")

@@ -555,6 +555,7 @@ def test_a_log_that_is_not_there_is_waited_for_and_that_is_said(tmp_path: Path) 
     following.interrupt()
 
 
+@pytest.mark.system
 def test_who_may_not_read_the_record_is_told_who_may(path: Path) -> None:
     path.chmod(0o600)
     for folder in path.parents[:3]:
@@ -575,6 +576,7 @@ def wait_until_open(pid: int, path: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.system
 def test_an_account_that_may_not_look_into_the_state_folder_reads_a_log(path: Path, policy: Path) -> None:
     audited(path, policy)
     closed = path.parent / "state"

@@ -253,6 +253,7 @@ def test_a_log_that_is_deleted_or_renamed_is_not_readable_until_squid_writes_a_n
     assert (follower.readable, follower.lost) == (True, 0)
 
 
+@pytest.mark.system
 def test_a_log_in_a_folder_that_was_closed_is_not_readable_until_it_is_opened(path: Path, follower: Follower) -> None:
     write(path, 0, 3)
     everything(follower)

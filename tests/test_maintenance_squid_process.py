@@ -17,6 +17,7 @@ from tests.bare_squid import bare_squid
 from tests.e2e.network import wait_for
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_worker_is_told(workers: int) -> None:
     with bare_squid(workers) as real:

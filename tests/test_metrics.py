@@ -65,6 +65,7 @@ def test_squids_own_counters_have_the_names_that_dashboards_ask_for() -> None:
     assert len({key for key, _, _ in COUNTERS}) == len(COUNTERS)
 
 
+@pytest.mark.system
 def test_promtool_finds_nothing_to_say_about_the_table() -> None:
     class Everything(Collector):
         def collect(self) -> list[Family]:

@@ -40,6 +40,7 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
 # ── The alerts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.system
 def test_promtool_accepts_rules_and_configuration() -> None:
     for arguments in (
         ("check", "rules", "--lint=all", "--lint-fatal", "alerts.yaml"),
@@ -49,6 +50,7 @@ def test_promtool_accepts_rules_and_configuration() -> None:
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
+@pytest.mark.system
 def test_the_cases_of_the_alerts_hold() -> None:
     done = promtool("test", "rules", "alerts_test.yaml")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -118,6 +118,7 @@ def test_a_look_does_not_wait_for_the_keeping(tmp_path: Path) -> None:
     assert not (tmp_path / "state/revisions").exists()
 
 
+@pytest.mark.system
 def test_a_disk_that_takes_nothing_costs_one_line_in_the_log_and_no_verdict(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

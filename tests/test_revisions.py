@@ -302,6 +302,7 @@ def full_disk(path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", path], check=True)
 
 
+@pytest.mark.system
 def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy", "clients: {c: {networks: [192.0.2.0/24]}}\n#" + "x" * 600_000)
     with full_disk(tmp_path / "disk") as disk:

@@ -58,6 +58,7 @@ def names(folder: Path) -> list[str]:
 # ── Rotated ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.system
 def test_a_log_that_is_too_long_is_renamed_and_squid_opens_a_new_one(squid: BareSquid) -> None:
     squid.ask("before.example")
     task = rotation(squid, 32 * squid.access_log.stat().st_size)
@@ -72,6 +73,7 @@ def test_a_log_that_is_too_long_is_renamed_and_squid_opens_a_new_one(squid: Bare
     assert old.read_text().count("\n") == 2
 
 
+@pytest.mark.system
 def test_a_cache_log_that_is_too_long_is_renamed_too(squid: BareSquid) -> None:
     with squid.cache_log.open("a") as log:
         log.write("said by a helper\n" * 1000)
@@ -83,6 +85,7 @@ def test_a_cache_log_that_is_too_long_is_renamed_too(squid: BareSquid) -> None:
     wait_for(lambda: "Rotate log file" in squid.cache_log.read_text(), "Squid to write to it")
 
 
+@pytest.mark.system
 def test_squid_is_told_no_more_often_than_the_pace_allows(squid: BareSquid) -> None:
     now = 0.0
     task = rotation(squid, 32 * 50, RateLimit((60.0, 1), clock=lambda: now))
@@ -94,6 +97,7 @@ def test_squid_is_told_no_more_often_than_the_pace_allows(squid: BareSquid) -> N
     assert squid.logged().count("one.example") == 4
 
 
+@pytest.mark.system
 def test_what_a_process_before_this_one_renamed_is_told_to_squid(squid: BareSquid) -> None:
     """It ended between the two."""
     squid.ask("before.example")
@@ -148,6 +152,7 @@ def test_lines_of_cache_log_delete_no_record(tmp_path: Path) -> None:
     assert names(tmp_path) == ["access.log", "access.log.1", "cache.log"]
 
 
+@pytest.mark.system
 def test_unless_a_limit_is_given_half_of_a_small_disk_is_used(tmp_path: Path) -> None:
     run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", tmp_path)
     try:
@@ -167,6 +172,7 @@ def busy(squid: BareSquid) -> Iterator[Path]:
     run("umount", "--lazy", squid.access_log)
 
 
+@pytest.mark.system
 def test_a_log_that_cannot_be_renamed_keeps_nothing_else_from_its_bound(squid: BareSquid, busy: Path) -> None:
     write(squid.folder, **{"access.log.1": 300_000, "access.log.2": 900_000})
     for log in (squid.access_log, squid.cache_log):
@@ -180,6 +186,7 @@ def test_a_log_that_cannot_be_renamed_keeps_nothing_else_from_its_bound(squid: B
     assert names(squid.folder).count("access.log.2") == 0, "the oldest, by the time of its last write"
 
 
+@pytest.mark.system
 def test_a_rotation_that_cannot_be_deleted_keeps_no_other_from_deletion(tmp_path: Path) -> None:
     write(tmp_path, **{"access.log.3": 400, "access.log.2": 400, "access.log.1": 400, "cache.log.1": 400})
     run("mount", "--bind", tmp_path / "access.log.3", tmp_path / "access.log.3")

@@ -249,6 +249,7 @@ def test_surplus_is_held_until_its_time_or_until_it_is_released(start: Callable[
     assert helper.end()[0] == "4 OK\n"
 
 
+@pytest.mark.system
 def test_another_local_account_releases_nothing(start: Callable[..., Helper]) -> None:
     helper, now = start("--scope", "surplus", "--concurrency", "100"), time.monotonic()
     helper.send(f"1 - -\n2 {now + 30:.2f} -\n")
