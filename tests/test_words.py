@@ -1,0 +1,120 @@
+"""The text of the repository is plain English: none of these phrases, and what to write instead."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+HELD = {".md", ".py", ".sh", ".conf", ".yaml", ".html", ".service", ".json", ".toml", ".c", ".lua", ""}
+LEFT_OUT = (  # other people's text, what changed long ago, faulty policies, and this table
+    "LICENSE",
+    "CHANGELOG.md",
+    "tests/data/",
+    "policy/lists/",
+    "tests/test_words.py",
+)
+PENDING = {  # files and folders that are not held yet: empty it
+    "helpers/squidkeeper/cli/",
+    "helpers/squidkeeper/counters/",
+    "helpers/squidkeeper/engine/",
+    "helpers/squidkeeper/exporter/",
+    "helpers/squidkeeper/helpers/",
+    "helpers/squidkeeper/maintenance/",
+    "helpers/squidkeeper/metrics.py",
+    "helpers/squidkeeper/pages/",
+    "helpers/squidkeeper/policy/",
+    "helpers/squidkeeper/policy_store/",
+    "helpers/squidkeeper/protocol/",
+    "helpers/squidkeeper/record/",
+    "helpers/squidkeeper/setup/",
+    "helpers/squidkeeper/url.py",
+    "install.sh",
+    "squid/observe/PAGES.md",
+    "squid/observe/README.md",
+    "squid/observe/alerts",
+    "squid/observe/dashboard.json",
+    "squid/squidkeeper.conf",
+    "squid/supervise",
+    "tests/",
+}
+
+INSTEAD = {  # a regular expression, whose spaces may also be line breaks → what to write
+    r"by a part of itself": "truncated",
+    r"(stays?|left) without an answer": "is not answered",
+    r"gets? on with|getting on with": "is stuck; continues with",
+    r"looks? where": "uses the path",
+    r"comes? too late where": "is never reached",
+    r"mend(s|ed|ing)?": "fix",
+    r"be had": "is unavailable; cannot be read",
+    r"sa(y|ys|id) of": "says about",
+    r"(is|are|was|were|be) told of": "is informed about; learns",
+    r"in the place of": "instead of; replaces",
+    r"as ever": "as before",
+    r"so that none": "so no",
+    r"of those that": "of the ones that; name them",
+    r"look(s|ed|ing)? at": "reads; checks",
+    r"asked once a second": "at most one lookup per second per key",
+    r"anew": "again",
+    r"whose it is": "its owner",
+    r"goes on by": "continues with",
+    r"on record": "in the access log; logged",
+    r"h(eld|old|olds|olding) (\S+ ){0,4}against": "compared with; compare … with",
+    r"without end": "forever",
+    r"no \w+( \w+)? but (?!no)": "only",
+    r"by halves": "partly",
+    r"at hand": "available",
+    r"of its own accord": "automatically",
+    r"lest": "so that … not",
+    r"(there|where|here)(by|upon|of|in|after|to)": "plain words: by this, then, of it",
+    r"hence|thence|whence|whither|thither": "so; from there; where",
+    r"shall": "must; will",
+    r"heeds?|heeded|heeding": "obey; follow",
+}
+IN_DOCUMENTS = {r"the record(?!s)": "the access log (the file); a record is one line of it"}
+
+
+BETWEEN_WORDS = r"[ \t]*\s[#/*|>]*[ \t]*"  # also across lines, and across the marks of comments, tables and quotes
+
+
+def expression(phrase: str) -> str:
+    return rf"\b(?:{phrase.replace(' ', BETWEEN_WORDS)})\b"
+
+
+def held_files() -> list[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    return [
+        name
+        for name in sorted(listed)
+        if Path(name).suffix in HELD and not name.startswith((*LEFT_OUT, *PENDING)) and (REPOSITORY / name).is_file()
+    ]
+
+
+def words_to_replace(name: str, text: str) -> list[str]:
+    phrases = INSTEAD | (IN_DOCUMENTS if name.endswith(".md") else {})
+    return [
+        f"{name}:{text.count(chr(10), 0, found.start()) + 1}: {' '.join(found[0].split())!r}: write {instead}"
+        for phrase, instead in phrases.items()
+        for found in re.finditer(expression(phrase), text, re.IGNORECASE)
+    ]
+
+
+@pytest.mark.parametrize("name", held_files())
+def test_the_text_is_plain_english(name: str) -> None:
+    assert words_to_replace(name, (REPOSITORY / name).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "phrase", ["it cannot be had", "It looks\n    at it", "# so that\n# none is", "no rule but one", "hold it against"]
+)
+def test_a_phrase_is_found_across_lines_and_in_any_case(phrase: str) -> None:
+    assert len(words_to_replace("a.py", f"first line\n{phrase}\n")) == 1
