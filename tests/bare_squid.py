@@ -38,19 +38,19 @@ class BareSquid:
         self._port = port
 
     def ask(self, name: str) -> None:
-        """Send a request; it is denied, and on record when this returns."""
+        """Send a request; it is denied, and logged when this returns."""
         with socket.create_connection(("127.0.0.1", self._port), 10) as client:
             client.sendall(f"GET http://{name}/ HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
             while client.recv(65536):
                 pass
-        wait_for(lambda: name in self.logged(), f"{name} to be on record")
+        wait_for(lambda: name in self.logged(), f"{name} to be logged")
 
     def listens_again(self, times: int) -> bool:
         """Tell whether it has opened its port so often: it closes it while it reconfigures."""
         return self.said().count("Accepting HTTP Socket connections") == times
 
     def logged(self) -> list[str]:
-        """The hosts on record, in the access log and what it was rotated to."""
+        """The hosts in the access log and its rotated files."""
         texts = [file.read_text() for file in sorted(self.folder.glob("access.log*"))]
         return [host for text in texts for host in re.findall(r"http://([\w.-]+)/", text)]
 

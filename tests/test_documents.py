@@ -1,4 +1,4 @@
-"""The documents: every link leads somewhere, and every policy in them loads and passes its own tests."""
+"""The documents: every link leads to a heading, every policy in them loads, front page and glossary are short."""
 
 from __future__ import annotations
 
@@ -71,3 +71,15 @@ def test_every_policy_in_a_document_loads_and_passes_its_tests(document: Path, t
         (tmp_path / name).chmod(0o640)
     result = CliRunner().invoke(main, ["check", "--policy", str(tmp_path)])
     assert result.exit_code == 0, result.output
+
+
+def test_the_front_page_has_200_lines_at_most() -> None:
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 200
+
+
+def test_the_glossary_has_30_rows_at_most_and_no_term_twice() -> None:
+    section = (REPOSITORY / "helpers/README.md").read_text().split("## Glossary\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| **")]
+    terms = [term for row in rows for term in re.findall(r"\*\*(.+?)\*\*", row)]
+    assert 20 < len(rows) <= 30
+    assert len(set(terms)) == len(terms)

@@ -257,10 +257,10 @@ def _ascii_query(query: str | None) -> str | None:
     return None if query is None else _quote_unsafe(query).translate(_WILDCARDS_AS_ESCAPES)
 
 
-# --- URLs on record -----------------------------------------------------------------------------------------------
+# --- URLs in the access log ---------------------------------------------------------------------------------------
 
-RECORDED_URL_LENGTH = 4096  # characters of a URL that are on record
-LONG_URL = 1366  # bytes of a URL, each escape counted as one, from which on it can be as long on record
+RECORDED_URL_LENGTH = 4096  # characters of a URL that the access log holds
+LONG_URL = 1366  # bytes of a URL, each escape counted as one, from which on its logged form can be that long
 OWN_PAGES = "/squid-internal-"
 
 _UNUSUAL = re.compile(r"[^]!$&-[^-~]")
@@ -271,13 +271,13 @@ _ESCAPES_IN_HOST = re.compile(r"(?:%(?:[89A-F][0-9A-F]|5B|5D))+")
 
 
 def is_unusual(url: str) -> bool:
-    """Tell whether squid.conf has helpers asked about a URL for how it looks (`sk_unusual_url`), sent or on record."""
+    """Tell whether squid.conf asks helpers about a URL because it looks unusual (`sk_unusual_url`), sent or logged."""
     decoded = unquote_to_bytes(url) if "%" in url else url.encode("utf-8", "surrogateescape")
     return len(decoded) >= LONG_URL or _UNUSUAL.search(decoded.decode("latin-1")) is not None
 
 
 def recorded_url(url: str) -> str:
-    """Write a URL as Squid writes it on record (`%>ru`): escape what it calls unsafe, but no `%` (lib/rfc1738.c)."""
+    """Write a URL as Squid logs it (`%>ru`): escape the characters that it calls unsafe, but no `%` (lib/rfc1738.c)."""
     if _RECORDED_AS_SENT.fullmatch(url):
         return url
     escaped = _RECORDED.sub(lambda match: b"%%%02X" % match[0][0], url.encode("utf-8", "surrogateescape"))
@@ -285,7 +285,7 @@ def recorded_url(url: str) -> str:
 
 
 def unrecorded_url(text: str) -> str:
-    """Decode Squid's escapes in the host of a URL on record, or of a CONNECT's authority: Unicode, and brackets.
+    """Decode Squid's escapes in the host of a logged URL, or of a CONNECT's authority: Unicode, and brackets.
 
     Squid writes a host in lower case and its own escapes in upper case: `%c3%bc`, which is denied, is not one of them.
     """
@@ -338,7 +338,7 @@ _WILDCARDS_AS_ESCAPES = {1: "%01", 2: "%02"}  # where they stand for themselves
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-# The apostrophe with them: Squid forwards it as it came and escapes it on record (lib/rfc1738.c).
+# The apostrophe is one of them: Squid forwards it unchanged and escapes it in the access log (lib/rfc1738.c).
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~'")
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"/{2,}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Requests per second of the gateway beside what it is held against, all in one run.
+"""Requests per second of the gateway and of what it is compared with, all in one run.
 
     sudo tests/bench/bench.py [--rounds 5] [--seconds 4] [--load fresh] [--mitmdump PROGRAM] [--json FILE]
 

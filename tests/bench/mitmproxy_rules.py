@@ -1,4 +1,4 @@
-"""mitmproxy at the same job as the gateway in bench.py: judge each request by its host, put each on record."""
+"""mitmproxy at the same job as the gateway in bench.py: judge each request by its host, log each."""
 
 from __future__ import annotations
 
