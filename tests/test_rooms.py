@@ -30,6 +30,7 @@ FLOORS = {
     "pages": 6,
     "exporter": 7,
     "report": 7,
+    "demo": 8,
     "setup": 8,
     "cli": 9,
     "__main__": 10,

@@ -8,6 +8,7 @@
     ├── StateInUse        a state folder that another exporter keeps its counts in
     ├── ListenFailed      an address that the exporter cannot listen on
     ├── ResolverFailed    the resolver that Squid asks cannot be set up
+    ├── DemoFailed        a step of the demonstration that cannot be done, or whose result is unexpected
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
@@ -57,6 +58,10 @@ class ListenFailed(SquidkeeperError):
 
 class ResolverFailed(SquidkeeperError):
     """The resolver that Squid asks cannot be set up; the text says why and what to do."""
+
+
+class DemoFailed(SquidkeeperError):
+    """A step of the demonstration that cannot be done, or whose result is unexpected; the text says which."""
 
 
 class ReplyTooLong(SquidkeeperError):

@@ -1,0 +1,54 @@
+"""`squidkeeper demo` (floor 9)."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--source",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+    default=Path(),
+    help="The folder with install.sh. Default: the current folder.",
+)
+@click.option(
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="The port of the status page on 127.0.0.1. Default: a free one.",
+)
+@click.option("--keep", is_flag=True, help="Wait for Ctrl-C at the end, also without a terminal.")
+def demo(source: Path, port: int, keep: bool) -> None:
+    """Show the gateway at work on this machine, without internet; remove everything at the end.
+
+    Creates network namespaces with an origin, a stand-in for a VM and a gateway in a temporary folder, and runs the
+    walkthrough there: each command, and what it printed. In a terminal it then waits for Enter, so that you can open
+    the status page. Needs root. Exit status: 0, or 1 if a step did not do what it should.
+    """
+    from squidkeeper.demo.demonstration import demonstrate
+    from squidkeeper.errors import DemoFailed
+
+    wait = _until_enter if sys.stdin.isatty() and not keep else _until_interrupted
+    try:
+        demonstrate(source, port, click.echo, wait if keep or sys.stdin.isatty() else None)
+    except DemoFailed as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _until_enter() -> None:
+    with suppress(KeyboardInterrupt, EOFError):
+        input("Press Enter to end the demo. ")
+
+
+def _until_interrupted() -> None:
+    click.echo("Press Ctrl-C to end the demo.")
+    with suppress(KeyboardInterrupt):
+        signal.pause()

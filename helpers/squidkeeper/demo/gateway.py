@@ -1,0 +1,86 @@
+"""The gateway of the demonstration (floor 8): installed by the installer, in a folder of its own."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.demo.servers import ORIGIN_ADDRESS
+from squidkeeper.errors import DemoFailed
+
+POLICY: Final = resources.files(__package__).joinpath("policy.yaml").read_text("utf-8")
+_LOG_SECONDS: Final = 10
+
+
+class DemoGateway:
+    """A running gateway under `root`; `token` is the secret of its policy."""
+
+    def __init__(self, root: Path, address: str) -> None:
+        self.root = root
+        self.address = address
+        self.token = f"demo-{secrets.token_hex(12)}"
+        self.program = root / "bin/squidkeeper"
+        self.policy = root / "etc/policy"
+        self.state = root / "state"
+        self.access_log = root / "log/access.log"
+        self.ca = root / "etc/ca/ca.crt"
+
+    def wait_for_record(self, url: str) -> None:
+        """Wait until the access log has a record of a URL: Squid writes it after the response."""
+        end = time.monotonic() + _LOG_SECONDS
+        while f'"{url}"' not in self.access_log.read_text():
+            if time.monotonic() > end:
+                raise DemoFailed(f"no record of {url} in {self.access_log} after {_LOG_SECONDS} s")
+            time.sleep(0.05)
+
+
+@contextmanager
+def installed(source: Path, root: Path, address: str, names: tuple[str, ...], ca: Path) -> Iterator[DemoGateway]:
+    """Install and start a gateway that resolves `names` to the origin and trusts its CA; uninstall it at the end."""
+    gateway = DemoGateway(root, address)
+    _prepare(gateway, names, ca)
+    _installer(source, root, "--listen", gateway.address, "--policy", f"{root}/policy")
+    try:
+        yield gateway
+    finally:
+        _installer(source, root, "--uninstall")
+
+
+def _installer(source: Path, root: Path, *options: str) -> None:
+    """Run the installer; if this process is interrupted, let the installer roll back."""
+    process = subprocess.Popen(  # noqa: S603 - our own installer
+        [source / "install.sh", "--root", root, *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        output, _ = process.communicate()
+    except BaseException:
+        process.terminate()
+        process.communicate()
+        raise
+    if process.returncode:
+        raise DemoFailed(f"install.sh {' '.join(options)}: exit status {process.returncode}\n{output}")
+
+
+def _prepare(gateway: DemoGateway, names: tuple[str, ...], ca: Path) -> None:
+    root = gateway.root
+    (root / "policy/secrets").mkdir(parents=True)
+    (root / "policy/policy.yaml").write_text(POLICY)
+    (root / "policy/secrets/token").write_text(gateway.token)
+    (root / "hosts").write_text("".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names))
+    (root / "etc").mkdir()
+    (root / "etc/local.conf").write_text(
+        f"hosts_file {root}/hosts\ntls_outgoing_options cafile={ca}\nshutdown_lifetime 1 second\n"
+    )
+    environment = Path(sys.prefix)
+    (root / environment.name).symlink_to(environment)
