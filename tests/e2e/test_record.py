@@ -287,7 +287,7 @@ def test_what_no_policy_decided_names_no_revision_of_what_came_before_it(gateway
             assert reply.status == 403
     denied, refused = wait_for(
         lambda: two if len(two := [one for one in gateway.log() if one["url"].endswith("/kept-alive")]) == 2 else None,
-        "both requests on record",
+        "both requests in the access log",
     )
     assert (denied["rule"], denied["connection"]) == ("default", refused["connection"])
     assert (refused["rule"], refused["revision"]) == ("invalid-request", "-")
@@ -376,7 +376,7 @@ def connects(gateway: Gateway, before: int) -> dict[int, Record]:
 
 # ── Every field, and who asked ─────────────────────────────────────────────────────────────────────────────────────
 
-LONG_NAME = "🦑" * 99  # twelve characters on record each
+LONG_NAME = "🦑" * 99  # twelve characters each in the access log
 LONG_USER = '{"caf\xe9"}' * 16
 HEADERS = ["Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token"]
 USERS_POLICY = f"""
@@ -420,7 +420,7 @@ def authorization(user: str, password: str = "pw") -> str:
 
 
 def logged_since(gateway: Gateway, before: int, number: int) -> list[Record]:
-    wait_for(lambda: len(logged(gateway)) >= before + number, f"{number} more lines on record")
+    wait_for(lambda: len(logged(gateway)) >= before + number, f"{number} more lines in the access log")
     return [strict(line) for line in logged(gateway)[before:]]
 
 

@@ -1,6 +1,6 @@
-"""From the record to a report (floor 5): one pass over the requests, in bounded memory.
+"""Builds the report from the access log (floor 7): one pass over the requests, in bounded memory.
 
-Each section of the report (`sections.py`) takes what concerns it; a bound that was hit is said in the report.
+Each section (`sections.py`) counts its part; the report names each limit that was reached.
 """
 
 from __future__ import annotations
