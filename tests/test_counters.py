@@ -219,7 +219,7 @@ def test_where_every_slot_is_taken_a_process_says_so_once_and_takes_one_that_bec
         holder.wait()
         late.count(HITS)
         assert samples(tmp_path) == {HITS: 3.0}
-        assert late.kill().count("all 64 slots are taken") == 1
+        assert late.kill().count("all 64 counter files are taken") == 1
     assert len(list(tmp_path.iterdir())) == COUNTER_FILES
 
 
@@ -299,7 +299,7 @@ def test_a_damaged_slot_is_begun_anew_and_its_totals_do_not_go_back(
     assert totals.add_up(read_counter_files(folder)) == {HITS: 2.0}
     path = folder / "slot-00"
     path.write_bytes(damage(path.read_bytes()))
-    assert [slot.problem for slot in slots(folder)] in ([], ["it is no slot of this release"])
+    assert [slot.problem for slot in slots(folder)] in ([], ["not a counter file of this release"])
     assert totals.add_up(read_counter_files(folder)) == {HITS: 2.0}
     writer().count(HITS)
     assert samples(folder) == {HITS: 1.0}

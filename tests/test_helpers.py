@@ -608,7 +608,7 @@ def test_a_state_folder_that_takes_nothing_costs_metrics_and_no_verdict(
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         wait_for(lambda: counted(disk, "decisions_total") == {("host", "open", "allow"): 3})
         _, err = helper.end()
-        assert err.count("metrics are not kept for now: Read-only file system") == 1
+        assert err.count("metrics of this helper cannot be written: Read-only file system") == 1
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 

@@ -88,7 +88,7 @@ def test_a_sign_of_life_that_cannot_be_written_stops_no_task(tmp_path: Path, cap
     rounds.check()
     assert counter.checks == 2
     [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith("sign of life: [Errno 2] No such file or directory")
+    assert line.startswith("heartbeat: [Errno 2] No such file or directory")
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ def test_every_worker_is_told(workers: int) -> None:
         squid = SquidProcess(real.pid_file)
         assert squid.runs()
         kids = workers if workers == 1 else workers + 1  # and the coordinator
-        assert squid.tell(SIGHUP)
+        assert squid.signal(SIGHUP)
         wait_for(lambda: real.reconfigured(1, kids), "each process to reconfigure")
         wait_for(lambda: real.listens_again(2 * workers), "each worker to listen again")
         real.access_log.rename(real.folder / "access.log.1")
-        assert squid.tell(SIGUSR1)
+        assert squid.signal(SIGUSR1)
         wait_for(real.access_log.exists, "the new log")
         real.ask("after.example")
         assert "after.example" in real.access_log.read_text()
@@ -48,7 +48,7 @@ def process_named(name: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_squid_that_does_not_handle_the_signal_yet_is_left_alone(tmp_path: Path) -> None:
     """It would end by it."""
     with process_named("squid", tmp_path) as process:
-        assert not SquidProcess(tmp_path / "squid.pid").tell(SIGHUP)
+        assert not SquidProcess(tmp_path / "squid.pid").signal(SIGHUP)
         assert process.poll() is None
 
 
@@ -56,7 +56,7 @@ def test_another_process_with_the_number_of_a_squid_that_has_ended_is_left_alone
     with process_named("other", tmp_path) as process:
         squid = SquidProcess(tmp_path / "squid.pid")
         assert not squid.runs()
-        assert squid.tell(SIGHUP), "there is nobody to tell"
+        assert squid.signal(SIGHUP), "there is nobody to tell"
         assert process.poll() is None
 
 
@@ -66,7 +66,7 @@ def test_without_a_squid_nobody_is_told(tmp_path: Path, text: str | None) -> Non
         (tmp_path / "squid.pid").write_text(text)
     squid = SquidProcess(tmp_path / "squid.pid")
     assert not squid.runs()
-    assert squid.tell(SIGHUP)
+    assert squid.signal(SIGHUP)
 
 
 def test_a_pace_allows_so_many_events_within_so_many_seconds() -> None:

@@ -1,6 +1,6 @@
-"""What the maintenance process reports about itself (floor 4): a small file in the state folder.
+"""The heartbeat of the maintenance process (floor 4): a small file in the state folder.
 
-It holds the failure of each task. Its time of modification is the sign of life.
+It holds the failure of each task. Its modification time is the time of the heartbeat.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PATIENCE_SECONDS: Final = 10.0  # it checks its tasks once a second
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceStatus:
-    """Whether the maintenance process runs, and by task what fails; an empty text where the task works."""
+    """Whether the maintenance process runs, and the failure of each task; an empty text: it works."""
 
     runs: bool
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -29,14 +29,14 @@ NOT_RUNNING: Final = MaintenanceStatus(runs=False)
 
 
 class Heartbeat:
-    """Writes the file: whole when a failure begins, changes or ends, else only its time of modification."""
+    """Writes the file: whole when a failure begins, changes or ends, else only its modification time."""
 
     def __init__(self, state: Path) -> None:
         self._file = state / FILE
         self._written = b""
 
-    def give(self, failures: Mapping[str, str]) -> None:
-        """Report that the process runs, and the failures by task; an OSError where the file cannot be written."""
+    def write(self, failures: Mapping[str, str]) -> None:
+        """Write the heartbeat and the failures by task; OSError if the file cannot be written."""
         content = msgspec.json.encode(failures)
         if content == self._written and self._file.exists():
             os.utime(self._file)
@@ -48,7 +48,7 @@ class Heartbeat:
 
 
 def read_maintenance_status(state: Path, now: float) -> MaintenanceStatus:
-    """Read the report; where there is none, the process does not run. `now` is in seconds since 1970."""
+    """Read the file; without one, the process does not run. `now` is in seconds since 1970."""
     file = state / FILE
     try:
         beat = file.stat().st_mtime

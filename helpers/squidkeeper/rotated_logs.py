@@ -1,7 +1,7 @@
-"""The names of rotated logs (floor 4): which files a log was rotated to, oldest first, and the name of the next one.
+"""The names of rotated logs (floor 4): the rotated files of a log, oldest first, and the name of the next one.
 
 logrotate makes `access.log.1`, `access.log.2.gz` or, with `dateext`, `access.log-20261125`. `squidkeeper maintain`
-makes `access.log-20261125063000`, which logrotate leaves alone; the time is local time, as in logrotate's names.
+makes `access.log-20261125063000` in local time, which logrotate leaves alone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _ROTATED = re.compile(r"(?:\.(\d{1,5})|-(\d{8,14})(?:-(\d{1,12}))?)(\.gz|\.bz2|\
 
 
 def rotated(path: Path) -> list[Path]:
-    """List what a log has been rotated to, oldest first.
+    """List the rotated files of a log, oldest first.
 
-    One that is being compressed stands there twice; only the whole one counts.
+    A file that is being compressed exists twice; only the complete one counts.
     """
     try:
         names = set(os.listdir(path.parent))
@@ -29,19 +29,19 @@ def rotated(path: Path) -> list[Path]:
     whole = [(match, name) for match, name in found if not (match[4] and name.removesuffix(match[4]) in names)]
     numbered = sorted((-int(match[1]), path.with_name(name)) for match, name in whole if match[1])
     dated = sorted(_dated(match, path.with_name(name)) for match, name in whole if match[2])
-    # Numbers and dates do not compare. The times of the last write do.
+    # Numbers and dates cannot be compared; times of the last write can.
     return list(heapq.merge([file for _, file in numbered], [file for *_, file in dated], key=written_until))
 
 
 def next_name(path: Path, at: datetime) -> Path:
-    """Name the file that a log is to be renamed to at this local time; never one that is there."""
+    """Name the file to rename a log to at this local time; never an existing one."""
     stem = f"{path.name}-{at:%Y%m%d%H%M%S}"
     names = (path.with_name(f"{stem}-{number}" if number else stem) for number in count())
     return next(name for name in names if not os.path.lexists(name))
 
 
 def written_until(path: Path) -> float:
-    """Give the time of the last write, in seconds since 1970; 0 where the file is gone."""
+    """Return the time of the last write, in seconds since 1970; 0 if the file is gone."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -53,5 +53,5 @@ def _rotated(path: Path, name: str) -> re.Match[str] | None:
 
 
 def _dated(match: re.Match[str], file: Path) -> tuple[str, float, str, int, Path]:
-    """Sort by day, and within a day by the last write: a name need not hold a time of day."""
+    """Return a sort key: the day, then the last write, because a name may have no time of day."""
     return match[2][:8], written_until(file), match[2], int(match[3] or 0), file

@@ -83,7 +83,7 @@ def test_the_state_folder_read_only(new_gateway: NewGateway, origins: Origins) -
         assert curl(gateway, "http://open.example/").status == 200
         assert curl(gateway, "http://closed.example/").rule == "default"
         assert curl(gateway, "https://injected.example/").status == 200
-        wait_for(lambda: "metrics are not kept for now" in gateway.cache_log(), "the operator to be told")
+        wait_for(lambda: "metrics of this helper cannot be written" in gateway.cache_log(), "the operator to be told")
     finally:
         gateway.stop()
         run("umount", "--lazy", state)

@@ -1,21 +1,21 @@
-"""Counters of helper processes, on disk, where one exporter reads them all (floor 4).
+"""Counters of helper processes on disk, which one exporter reads (floor 3).
 
-Each helper process takes one of the files `slot-00` to `slot-63` of a folder, by a lock that the kernel lets go however
-the process ends, and counts on from what the slot holds: nothing goes back, and the folder holds as many files as
-helpers ever ran at once. A slot has a fixed size and three parts, each written in place:
+Each helper process locks one of the counter files `slot-00` to `slot-63` of a folder and continues its counts. The
+kernel releases the lock however the process ends. So no count goes back, and there are never more files than helpers
+that ran at once. A counter file has a fixed size and three parts, each written in place:
 
-    header and status   what the slot is, and the sign of life of the process that has it, under a checksum
-    values              an array of doubles, written whole after each batch of answers
-    keys                a line `["metric", {"label": "value"}]` for each value, in the same order, only ever added to
+    header and status   the format, and the heartbeat of the process, with a checksum
+    values              an array of doubles, written whole after each batch of replies
+    keys                a line `["metric", {"label": "value"}]` for each value, in the same order, append-only
 
-Nothing is mapped into memory (a full disk would be a SIGBUS) and nothing is synced: a machine that loses its power can
-lose what was counted last. A process that is killed loses at most what `add` was not given yet. A key is on disk before
-its first value, so that values without a key are not counted, and a torn key is written over.
+Nothing is mapped into memory (on a full disk that means SIGBUS), and nothing is synced: a power cut can lose the last
+counts. A killed process loses at most what `add` has not received yet. A key is written before its first value. A value
+without a key is not counted, and a torn key is overwritten.
 
-A file that is no slot of this format (torn, truncated, overwritten, of another release) is begun anew by the helper
-that takes it; what it held is lost, and its `identity` is another one. `Totals` adds slots up, and remembers what it
-last read of such a one. A machine with more helpers than slots has some that are not counted, and say so.
-Any error of the disk ends the writing, for as long as it lasts, and never reaches who counts.
+A file with another format (torn, truncated, overwritten, of another release) is created again by the helper that takes
+it. Its content is lost, and its `identity` changes. `Totals` adds the files up and remembers the last values of lost
+files. If there are more helpers than files, some are not counted, and log it.
+An error of the disk stops the writing for as long as it lasts. The counting code never sees it.
 """
 
 from squidkeeper.counters.layout import (

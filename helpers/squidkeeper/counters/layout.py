@@ -1,4 +1,4 @@
-"""What a slot holds and where (floor 4): keys, values, status; what reader and writer both read."""
+"""The layout of a counter file (floor 3), and the parts that both reader and writer read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDER = "helpers"  # of the state folder
 COUNTER_FILES = 64
 INFINITY = "+Inf"
 
-# The parts of a slot: where each begins, and how many bytes it has.
+# The parts of a counter file: offset and size in bytes.
 MAGIC = b"sqkslot1"  # changes with anything below
 IDENTITY_BYTES = 8
 HEADER = struct.Struct(f">8s{IDENTITY_BYTES}s")
@@ -36,11 +36,11 @@ _BLOCK = 16 << 10
 
 @dataclass(frozen=True, slots=True)
 class HelperStatus:
-    """The sign of life of a helper process. Times are seconds since 1970.
+    """The heartbeat of a helper process. Times are seconds since 1970.
 
-    `beat` is when this was written, once a second. `revision` is what the process judges by, None while nothing has
-    loaded. `reload_ok` is whether the policy on disk loads, with the number of its faults where it does not;
-    `reloaded` is when one last did. `busy_since` is when the lines were read that are being answered; None: it waits.
+    `beat` is when this was written, once a second. `revision` is the one in force; None: no policy has loaded.
+    `reload_ok` tells whether the policy on disk loads, `faults` counts its faults, `reloaded` is when one last loaded.
+    `busy_since` is when the lines that are being answered were read; None: it waits for lines.
     """
 
     helper: str
@@ -60,18 +60,18 @@ def make_key(metric: str, labels: Mapping[str, str]) -> Key:
 
 
 def key_labels(key: Key) -> dict[str, str]:
-    """Give the labels of a counter, by name."""
+    """Return the labels of a counter, by name."""
     return dict(zip(key[1::2], key[2::2], strict=True))
 
 
 def histogram_keys(metric: str, labels: Mapping[str, str], bounds: Sequence[float]) -> tuple[Key, ...]:
-    """Make the keys of a histogram: of each bucket (`le`; what fell into it alone), and at last of the sum."""
+    """Make the keys of a histogram: one for each bucket (`le`; not cumulative), then one for the sum."""
     buckets = (make_key(f"{metric}_bucket", {**labels, "le": bound}) for bound in (*map(str, bounds), INFINITY))
     return (*buckets, make_key(f"{metric}_sum", labels))
 
 
 def read_identity(descriptor: int) -> str | None:
-    """Read what a slot is called in its header; None where it is no whole slot of this format."""
+    """Read the identity of a counter file; None if the file is not whole, or has another format."""
     content = os.pread(descriptor, HEADER.size, 0)
     if len(content) < HEADER.size or os.fstat(descriptor).st_size < FILE_BYTES:
         return None
@@ -80,7 +80,7 @@ def read_identity(descriptor: int) -> str | None:
 
 
 def read_values(descriptor: int) -> list[float]:
-    """Read the values until two readings agree: none is torn then. What cannot be a count is 0."""
+    """Read the values until two reads agree, so that none is torn. A value that cannot be a count is 0."""
     content = b""
     for _ in range(TRIES):
         again = os.pread(descriptor, VALUES_BYTES, VALUES_AT)
@@ -91,7 +91,7 @@ def read_values(descriptor: int) -> list[float]:
 
 
 def read_keys(descriptor: int) -> tuple[list[Key], int]:
-    """Read the keys and how many bytes they take: up to the first that is torn, or is no key."""
+    """Read the keys up to the first that is torn or invalid, and their length in bytes."""
     keys: list[Key] = []
     length = 0
     for line in _key_lines(descriptor):
@@ -104,7 +104,7 @@ def read_keys(descriptor: int) -> tuple[list[Key], int]:
 
 
 def _key_lines(descriptor: int) -> Iterator[bytes]:
-    """Give the whole lines ahead of the first NUL."""
+    """Yield the whole lines before the first NUL."""
     rest = b""
     for at in range(KEYS_AT, FILE_BYTES, _BLOCK):
         block, nul, _ = os.pread(descriptor, _BLOCK, at).partition(b"\0")
@@ -118,11 +118,11 @@ def _parse_key(line: bytes) -> Key | None:
     try:
         metric, labels = json.loads(line)
         found = make_key(metric, labels)
-        return found if all(text.encode() or True for text in found) else None  # also no lone surrogate
+        return found if all(text.encode() or True for text in found) else None  # a lone surrogate is invalid
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def key_line(key: Key) -> bytes:
-    """Write a key as it stands in a slot."""
+    """Format a key as a line of a counter file."""
     return json.dumps([key[0], key_labels(key)]).encode() + b"\n"

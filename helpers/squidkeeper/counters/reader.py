@@ -1,4 +1,4 @@
-"""Reading the slots of a folder, and adding them up (floor 4)."""
+"""Reading the counter files of a folder, and adding them up (floor 3)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from squidkeeper.counters.layout import (
     read_values,
 )
 
-_SLOT_NAME = re.compile(r"slot-[0-9]{2}")
+_FILE_NAME = re.compile(r"slot-[0-9]{2}")
 _STATUS_FIELDS = tuple(one.name for one in fields(HelperStatus))
 _FLOCK = struct.Struct("@hhqqi0q")  # struct flock of a 64-bit Linux
 _FOLDED = "folded"
@@ -38,11 +38,11 @@ _FOLDED = "folded"
 
 @dataclass(frozen=True, slots=True)
 class CounterFile:
-    """A slot as it was read.
+    """A counter file as it was read.
 
-    `running` tells whether a process has it now; the status and the samples of one that has ended stay. There is no
-    status while a process starts. `identity` changes when a slot was begun anew. `problem` says why a slot could not be
-    read: it has neither status nor samples.
+    `running` tells whether a process has it now; status and samples of an ended process stay. There is no status while
+    a process starts. `identity` changes when the file is created again. `problem` says why the file cannot be read; it
+    then has neither status nor samples.
     """
 
     number: int
@@ -54,24 +54,24 @@ class CounterFile:
 
 
 def read_counter_files(folder: Path) -> Iterator[CounterFile]:
-    """Read every slot of a folder, in their order; nothing where there is no folder, OSError where it cannot be read.
+    """Read the counter files of a folder in order; none if there is no folder, OSError if it cannot be read.
 
-    Not for a process that has a slot itself: closing a file lets go of the process's own lock on it.
+    Not for a process that has a counter file itself: closing a file releases the process's own lock on it.
     """
     try:
-        names = sorted(name for name in os.listdir(folder) if _SLOT_NAME.fullmatch(name))
+        names = sorted(name for name in os.listdir(folder) if _FILE_NAME.fullmatch(name))
     except FileNotFoundError:
         return
     for name in names:
-        slot = _read_slot(folder / name)
-        if slot:
-            yield slot
+        file = _read_file(folder / name)
+        if file:
+            yield file
 
 
 def counter_file_owner(folder: Path, number: int) -> int | None:
-    """Ask which process has a slot; None where none has it, or it is not seen from here.
+    """Find the process that has a counter file; None if none has it, or it is in another process namespace.
 
-    Not for a process that has a slot itself, as above.
+    Not for a process that has a counter file itself, as above.
     """
     try:
         descriptor = os.open(folder / f"slot-{number:02}", os.O_RDONLY | CAREFULLY)
@@ -86,34 +86,34 @@ def counter_file_owner(folder: Path, number: int) -> int | None:
 
 
 class Totals:
-    """Adds slots up so that no sum goes back, also where a slot cannot be read, is gone, or was begun anew.
+    """Adds counter files up so that no sum goes back, even if a file is unreadable, gone, or created again.
 
-    `known` is what was last read of each slot, by its identity; give it to a new `Totals` to go on after a restart.
+    `known` holds the last values of each file, by identity; pass it to a new `Totals` to continue after a restart.
     """
 
     def __init__(self, known: Mapping[str, Mapping[Key, float]] | None = None) -> None:
         self.known: dict[str, dict[Key, float]] = {name: dict(values) for name, values in (known or {}).items()}
 
-    def add_up(self, slots: Iterable[CounterFile]) -> dict[Key, float]:
-        """Add up the samples of all slots, and what was last read of those that are no more."""
-        for slot in slots:
-            if slot.problem is None:
-                last = self.known.pop(slot.identity, {})
-                self.known[slot.identity] = last  # at the end, so that those unseen for longest are the first
-                for sample in slot.samples:
+    def add_up(self, files: Iterable[CounterFile]) -> dict[Key, float]:
+        """Add up the samples of all files, and the last values of files that are gone."""
+        for file in files:
+            if file.problem is None:
+                last = self.known.pop(file.identity, {})
+                self.known[file.identity] = last  # at the end, so that the first are those unseen for longest
+                for sample in file.samples:
                     key = sample_key(sample)
                     last[key] = max(sample[2], last.get(key, 0.0))
         self._fold()
         return _sum(self.known.values())
 
     def _fold(self) -> None:
-        """Make one of all those that are surely no more, so that `known` is bounded."""
+        """Merge the files that are gone into one entry, so that `known` is bounded."""
         for identity in list(self.known)[: -2 * COUNTER_FILES]:
             self.known[_FOLDED] = _sum((self.known.pop(_FOLDED, {}), self.known.pop(identity, {})))
 
 
 def sample_key(sample: Sample) -> Key:
-    """Give the key of a sample."""
+    """Return the key of a sample."""
     metric, labels, _ = sample
     return make_key(metric, labels)
 
@@ -126,19 +126,19 @@ def _sum(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
     return total
 
 
-def _read_slot(path: Path) -> CounterFile | None:
-    """Read one slot; None where it is only about to be made, or gone by now."""
+def _read_file(path: Path) -> CounterFile | None:
+    """Read one counter file; None if it is being created, or is gone."""
     number = int(path.name[-2:])
     try:
         descriptor = os.open(path, os.O_RDONLY | CAREFULLY)
     except FileNotFoundError:
         return None
     except OSError as error:
-        return CounterFile(number, running=False, problem=f"it cannot be read: {error.strerror}")
+        return CounterFile(number, running=False, problem=f"cannot be read: {error.strerror}")
     try:
         return _read_open(number, descriptor)
-    except (OSError, struct.error) as error:  # the latter: it has just been truncated
-        return CounterFile(number, running=False, problem=f"it cannot be read: {error}")
+    except (OSError, struct.error) as error:  # struct.error: it was just truncated
+        return CounterFile(number, running=False, problem=f"cannot be read: {error}")
     finally:
         os.close(descriptor)
 
@@ -146,15 +146,15 @@ def _read_slot(path: Path) -> CounterFile | None:
 def _read_open(number: int, descriptor: int) -> CounterFile | None:
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode):
-        return CounterFile(number, running=False, problem="it is not a regular file")
+        return CounterFile(number, running=False, problem="not a regular file")
     if not state.st_size:
         return None
     running = _is_locked(descriptor)
     identity = read_identity(descriptor)
     if identity is None:
-        return CounterFile(number, running, problem="it is no slot of this release")
+        return CounterFile(number, running, problem="not a counter file of this release")
     values = read_values(descriptor)
-    keys, _ = read_keys(descriptor)  # after the values: each value that counts has its key by now
+    keys, _ = read_keys(descriptor)  # after the values, so that each value that counts has its key
     samples = tuple((key[0], key_labels(key), value) for key, value in zip(keys, values, strict=False))
     return CounterFile(number, running, identity, _read_status(descriptor), samples)
 
@@ -164,7 +164,7 @@ def _is_locked(descriptor: int) -> bool:
 
 
 def _lock_owner(descriptor: int) -> int | None:
-    """Ask which process holds the lock, if one does, without taking it even for a moment; 0: one that is not seen."""
+    """Find the process that holds the lock, without taking it; None: no process, 0: one in another namespace."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
     return None if kind == fcntl.F_UNLCK else int(pid)

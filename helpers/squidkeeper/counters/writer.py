@@ -1,4 +1,4 @@
-"""Counting in a slot (floor 4)."""
+"""Counting in a counter file (floor 3)."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from squidkeeper.counters.layout import (
 )
 
 _log = logging.getLogger(__name__)
-_RESERVED = 128  # keys for what has no label of the policy's: some twenty for each helper, and each `other`
+_RESERVED = 128  # keys without a label from the policy: some twenty for each helper, and each `other`
 _RESERVED_BYTES = 128
-_OF_THIS_FILE = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO})
+_ERRORS_OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENXIO})
 
 
 class CounterWriter:
-    """The slot of this process: `beat` takes one and keeps it, `add` counts; both from any thread, neither fails.
+    """The counter file of this process: `beat` takes one and holds it, `add` counts. Thread-safe; neither fails.
 
-    While there is no slot, or the disk takes nothing, counting goes on in memory, and is written when that is over.
-    `overflow` bounds the keys: when a slot is almost full, a new key gets these values for these labels.
+    Without a file, or while the disk cannot be written, the counts stay in memory and are written later.
+    `overflow` bounds the keys: when the file is almost full, a new key gets these values for these labels.
     """
 
     def __init__(self, folder: Path, overflow: Mapping[str, str]) -> None:
@@ -61,10 +61,10 @@ class CounterWriter:
         self._descriptor = -1
         self._identity = ""
         self._problem = ""
-        self._forget()
+        self._reset()
 
     def add(self, amounts: Mapping[Key, float], ones: Iterable[Key] = ()) -> None:
-        """Count amounts, and one for each of `ones`; write the counts to the slot."""
+        """Add amounts, and one for each of `ones`; write the counts to the file."""
         with self._lock:
             values, indices = self._values, self._indices
             for key in ones:
@@ -77,12 +77,12 @@ class CounterWriter:
                 try:
                     self._flush()
                 except OSError as error:
-                    self._complain(error)
+                    self._log_problem(error)
 
     def beat(self, status: HelperStatus | None) -> None:
-        """Give the sign of life; take a slot where there is none, and write what could not be written before.
+        """Write the heartbeat and all unwritten counts; take a counter file if there is none.
 
-        None: there is nothing to tell yet, and readers do not see what the process before has told.
+        None: there is no status yet. Readers then do not see the status of the process before.
         """
         with self._lock:
             try:
@@ -92,37 +92,37 @@ class CounterWriter:
                 self._flush()
                 self._write_status(status)
             except OSError as error:
-                self._complain(error)
+                self._log_problem(error)
             else:
                 self._problem = ""
 
-    def _complain(self, error: OSError) -> None:
+    def _log_problem(self, error: OSError) -> None:
         problem = error.strerror or str(error)
         if problem != self._problem:
-            _log.warning("%s: this helper's metrics are not kept for now: %s", self._folder, problem)
+            _log.warning("%s: the metrics of this helper cannot be written: %s", self._folder, problem)
         self._problem = problem
 
     # The counts
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._indices: dict[Key, int] = {}
         self._lines: list[bytes] = []  # of the keys, in their order
         self._lines_bytes = 0
         self._lines_written = 0
         self._lines_end = KEYS_AT
-        self._values = array("d", bytes(VALUES_BYTES + 8))  # one more, for what has no room
-        self._shown = memoryview(self._values).cast("B")[:0]
+        self._values = array("d", bytes(VALUES_BYTES + 8))  # one more, for keys without room
+        self._in_use = memoryview(self._values).cast("B")[:0]
 
     def _index(self, key: Key) -> int:
-        """Find the place of a key, made where there is none; of another one where there is no room for it."""
+        """Find the index of a key, or add it; the index of another key if there is no room."""
         known = self._indices.get(key)
         if known is not None:
             return known
         line = key_line(key)
         bounded = self._bounded(key)
-        kept_free = _RESERVED if bounded != key else 0
-        full = len(self._lines) >= KEYS_AT_MOST - kept_free
-        if full or self._lines_bytes + len(line) > KEYS_BYTES - kept_free * _RESERVED_BYTES:
+        reserved = _RESERVED if bounded != key else 0
+        full = len(self._lines) >= KEYS_AT_MOST - reserved
+        if full or self._lines_bytes + len(line) > KEYS_BYTES - reserved * _RESERVED_BYTES:
             return self._index(bounded) if bounded != key else KEYS_AT_MOST
         self._lines.append(line)
         self._lines_bytes += len(line)
@@ -136,19 +136,19 @@ class CounterWriter:
     def _flush(self) -> None:
         if self._lines_written < len(self._lines):
             self._write_keys()
-        _pwrite(self._descriptor, self._shown, VALUES_AT)
+        _pwrite(self._descriptor, self._in_use, VALUES_AT)
 
     def _write_keys(self) -> None:
         new = b"".join(self._lines[self._lines_written :])
         _pwrite(self._descriptor, new, self._lines_end)
         self._lines_written = len(self._lines)
         self._lines_end += len(new)
-        self._shown = memoryview(self._values).cast("B")[: 8 * self._lines_written]
+        self._in_use = memoryview(self._values).cast("B")[: 8 * self._lines_written]
 
-    # The slot
+    # The counter file
 
     def _is_intact(self) -> bool:
-        """Whether there is a slot, and it is still the file that readers find."""
+        """Tell whether there is a counter file, and readers still find it."""
         if self._path is None:
             return False
         try:
@@ -158,17 +158,17 @@ class CounterWriter:
         return found and read_identity(self._descriptor) == self._identity
 
     def _release(self) -> None:
-        """Let go of a slot that was lost: what it held was read, or is gone with it."""
+        """Release a counter file that was lost, with its counts."""
         if self._path is not None:
             self._path = None
             os.close(self._descriptor)
-            self._forget()
+            self._reset()
 
     def _take(self) -> None:
-        """Take a slot, and count on from what it holds."""
+        """Take a counter file, and continue its counts."""
         path, descriptor = _take_free(self._folder)
         try:
-            identity = read_identity(descriptor) or _begin_anew(descriptor)
+            identity = read_identity(descriptor) or _create(descriptor)
             values = read_values(descriptor)
             keys, length = read_keys(descriptor)
             _wipe_torn(descriptor, len(keys), length)
@@ -176,13 +176,13 @@ class CounterWriter:
             os.close(descriptor)
             raise
         counted = {key: self._values[index] for key, index in self._indices.items()}
-        self._forget()
+        self._reset()
         self._path, self._descriptor, self._identity = path, descriptor, identity
-        self._take_over(keys, length, values)
+        self._continue(keys, length, values)
         for key, amount in counted.items():
             self._values[self._index(key)] += amount
 
-    def _take_over(self, keys: list[Key], length: int, values: list[float]) -> None:
+    def _continue(self, keys: list[Key], length: int, values: list[float]) -> None:
         self._lines = [key_line(key) for key in keys]
         self._lines_bytes = length
         self._lines_written = len(keys)
@@ -190,7 +190,7 @@ class CounterWriter:
         self._indices = {key: index for index, key in enumerate(keys)}
         for index, value in enumerate(values[: len(keys)]):
             self._values[index] = value
-        self._shown = memoryview(self._values).cast("B")[: 8 * len(keys)]
+        self._in_use = memoryview(self._values).cast("B")[: 8 * len(keys)]
 
     def _write_status(self, status: HelperStatus | None) -> None:
         text = json.dumps(asdict(status)).encode() if status else b""
@@ -199,7 +199,7 @@ class CounterWriter:
 
 
 def _take_free(folder: Path) -> tuple[Path, int]:
-    """Open and lock the first slot that no process has."""
+    """Open and lock the first counter file that no process has."""
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     refused: OSError | None = None
     for number in range(COUNTER_FILES):
@@ -207,17 +207,17 @@ def _take_free(folder: Path) -> tuple[Path, int]:
         try:
             descriptor = _open_locked(path)
         except OSError as error:
-            if error.errno not in _OF_THIS_FILE:
+            if error.errno not in _ERRORS_OF_ONE_FILE:
                 raise
             refused = refused or error
             continue
         if descriptor is not None:
             return path, descriptor
-    raise refused or OSError(errno.EBUSY, f"all {COUNTER_FILES} slots are taken")
+    raise refused or OSError(errno.EBUSY, f"all {COUNTER_FILES} counter files are taken")
 
 
 def _open_locked(path: Path) -> int | None:
-    """Open and lock a slot, made where there is none; None where another process has it."""
+    """Open and lock a counter file, or create it; None if another process has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o640)
     try:
         if _lock(descriptor) and _is_found(descriptor, path):
@@ -238,13 +238,13 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_found(descriptor: int, path: Path) -> bool:
-    """Whether this is a regular file, and the one that stands at the path."""
+    """Tell whether this is a regular file, and the one at the path."""
     own, found = os.fstat(descriptor), os.stat(path)
     return stat.S_ISREG(own.st_mode) and (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)
 
 
-def _begin_anew(descriptor: int) -> str:
-    """Make an empty slot of a file; its header comes last, so that it is a slot only when it is whole."""
+def _create(descriptor: int) -> str:
+    """Make a file an empty counter file. The header is written last, when the file is whole."""
     os.ftruncate(descriptor, 0)
     os.posix_fallocate(descriptor, 0, FILE_BYTES)
     identity = os.urandom(IDENTITY_BYTES)
@@ -253,7 +253,7 @@ def _begin_anew(descriptor: int) -> str:
 
 
 def _wipe_torn(descriptor: int, keys: int, length: int) -> None:
-    """Wipe what stands behind the last whole key: one that its writer did not live to finish, or garbage."""
+    """Wipe what follows the last whole key: a key that was not finished, or garbage."""
     if os.pread(descriptor, 1, KEYS_AT + length).strip(b"\0"):
         _pwrite(descriptor, bytes(KEYS_BYTES - length), KEYS_AT + length)
         _pwrite(descriptor, bytes(8 * (KEYS_AT_MOST - keys)), VALUES_AT + 8 * keys)

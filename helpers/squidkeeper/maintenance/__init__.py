@@ -1,1 +1,1 @@
-"""Upkeep of what surrounds Squid (floor 5): one process beside it, with one module for each task."""
+"""The maintenance process beside Squid (floor 5), with one module for each task."""

@@ -1,4 +1,4 @@
-"""A file that other processes read, replaced whole (floor 5)."""
+"""Replacing a file that other processes read (floor 5)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def replace(file: Path, text: str, mode: int = 0o640) -> None:
-    """Replace a file by rename, after its content is on disk: a crash leaves the former file or this one.
+    """Replace a file by rename, after its content is on disk: a crash leaves the old file or the new one.
 
-    An OSError if it cannot be written.
+    OSError if it cannot be written.
     """
     new = file.with_name(f"{file.name}.new")
     with new.open("w") as opened:

@@ -1,4 +1,4 @@
-"""The maintenance process (floor 5): checks each of its tasks once a second, until it is told to end."""
+"""The maintenance process (floor 5): it checks each task once a second, until SIGTERM."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ _log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """One thing to look after. It keeps its own state between two checks."""
+    """A task. It has its own state between two checks."""
 
     name: str  # in the log, the metrics and the status page
 
     def check(self) -> None:
-        """Do what is due, without waiting; an error says what could not be done and what to do."""
+        """Do what is due, without waiting; an error says what failed and what to do."""
 
 
-def run(tasks: Sequence[Task], sign: Heartbeat) -> NoReturn:
+def run(tasks: Sequence[Task], heartbeat: Heartbeat) -> NoReturn:
     """Check the tasks until SIGTERM or SIGINT, which raise `SystemExit`."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
-    rounds = TaskRunner(tasks, sign)
+    runner = TaskRunner(tasks, heartbeat)
     while True:
-        rounds.check()
+        runner.check()
         time.sleep(_INTERVAL_SECONDS)
 
 
 class TaskRunner:
-    """The tasks, and what is known to be wrong with each."""
+    """The tasks, and the failure of each; an empty text: it works."""
 
-    def __init__(self, tasks: Sequence[Task], sign: Heartbeat) -> None:
+    def __init__(self, tasks: Sequence[Task], heartbeat: Heartbeat) -> None:
         self._tasks = tasks
-        self._sign = sign
+        self._heartbeat = heartbeat
         self._failures = {task.name: "" for task in tasks}
-        self._sign_failure = ""
+        self._heartbeat_failure = ""
 
     def check(self) -> None:
-        """Check each task once, then report. One that fails does not stop the others."""
+        """Check each task once, then write the heartbeat. A task that fails does not stop the others."""
         for task in self._tasks:
             self._failures[task.name] = _checked(task.name, task.check, self._failures[task.name])
-        report = partial(self._sign.give, self._failures)
-        self._sign_failure = _checked("sign of life", report, self._sign_failure)
+        report = partial(self._heartbeat.write, self._failures)
+        self._heartbeat_failure = _checked("heartbeat", report, self._heartbeat_failure)
 
 
 def _checked(name: str, check: Callable[[], None], before: str) -> str:
-    """Do a check and give its failure, logged when it begins, changes or ends; the same failure is logged once."""
+    """Run a check and return its failure. Log a failure when it begins, changes or ends, not each time."""
     failure = _failure_of(check)
     if failure and failure != before:
         _log.error("%s: %s", name, failure)

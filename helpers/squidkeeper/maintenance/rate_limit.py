@@ -1,4 +1,4 @@
-"""Limits how often Squid is signalled (floor 5): each time it replaces its helpers, and denies what they were asked."""
+"""A limit on signals to Squid (floor 5): each one makes it replace its helpers, and deny their lookups in flight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class RateLimit:
-    """Allows at most so many events within so many seconds, for each pair of (seconds, events)."""
+    """Allows at most `events` within `seconds`, for each pair (seconds, events)."""
 
     def __init__(self, *bounds: tuple[float, int], clock: Callable[[], float] = time.monotonic) -> None:
         self._bounds = bounds
@@ -16,7 +16,7 @@ class RateLimit:
         self._events: deque[float] = deque(maxlen=max(events for _, events in bounds))
 
     def allows(self) -> bool:
-        """Tell whether there may be another event now."""
+        """Tell whether another event is allowed now."""
         now = self._clock()
         return all(sum(now - event < seconds for event in self._events) < events for seconds, events in self._bounds)
 

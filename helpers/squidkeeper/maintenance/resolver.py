@@ -1,7 +1,7 @@
-"""The resolver that Squid asks (floor 5): unbound on a loopback address, forwarding to the host's own name servers.
+"""The resolver for Squid (floor 5): unbound on a loopback address, which forwards to the host's name servers.
 
-Squid sends every DNS query from one UDP port, so 16 bits are all that a forged answer has to match. unbound sends each
-from another port, and in a random mixture of upper and lower case.
+Squid sends all DNS queries from one UDP port, so a forged answer only has to match 16 bits. unbound sends each query
+from another port, with random upper and lower case.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _PLAIN: Final = re.compile(r"[\w.:%-]+", re.ASCII)  # a zone can be any text; un
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _RETRY_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 5.0
-_SILENCE_SECONDS: Final = 5.0  # after which the resolver does not answer
+_SILENCE_SECONDS: Final = 5.0  # without an answer for so long, the resolver has failed
 _ANSWER_BYTES: Final = 512
-# RFC 1035: a header with one question and RD set, then localhost, type A, class IN. unbound answers it by itself.
+# RFC 1035: a header with one question and RD set, then localhost, type A, class IN. unbound knows the answer.
 _QUESTION: Final = bytes.fromhex("5351 0100 0001 0000 0000 0000") + b"\x09localhost\0\0\x01\0\x01"
 _log = logging.getLogger(__name__)
 
@@ -50,30 +50,30 @@ _SERVER: Final = (
     ("access-control", "127.0.0.0/8 allow"),
     ("do-not-query-localhost", "no"),  # systemd-resolved and dnsmasq are on loopback
     ("use-caps-for-id", "yes"),
-    ("qname-minimisation", "no"),  # the name servers that it forwards to are asked for the whole name
+    ("qname-minimisation", "no"),  # forward the whole name
     ("module-config", '"iterator"'),  # no DNSSEC: with Debian's trust anchor a plain forwarder's answers are SERVFAIL
     ("msg-cache-size", "8m"),
     ("rrset-cache-size", "16m"),
     ("cache-max-ttl", "3600"),
-    # A client can ask for many names whose servers are silent. By default unbound then takes the forwarder for dead,
-    # and fails every name at once; with infra-host-ttl 0 it forgets. The other two are the least time that it waits
-    # for an answer: after quick ones it would wait 50 ms, try a few times, and fail each name that takes a second.
+    # A client can ask for many names whose servers are silent. By default unbound then considers the forwarder dead and
+    # fails all names; infra-host-ttl 0 prevents this. The other two are the minimum time to wait for an answer: after
+    # fast answers unbound waits 50 ms, tries a few times, and fails each name that takes a second.
     ("infra-host-ttl", "0"),
     ("infra-cache-min-rtt", "600"),
     ("unknown-server-time-limit", "600"),
-    # Internal names are looked up like all others. sk_private in squidkeeper.conf judges their addresses.
+    # Internal names are looked up like all others. sk_private in squidkeeper.conf closes private addresses.
     ("unblock-lan-zones", "yes"),
     *(
         ("local-zone", f'"{zone}." nodefault')
         for zone in ("test", "invalid", "home.arpa", "onion", "resolver.arpa", "service.arpa")
     ),
 )
-# By default it drops an answer that took longer. Squid waits up to five seconds. Older releases do not know the option.
+# By default unbound drops slow answers. Squid waits up to five seconds. Older releases do not have the option.
 _SERVER_IF_KNOWN: Final = (("discard-timeout", "0"),)
 
 
 class Resolver:
-    """unbound on one loopback address. It follows resolv.conf, and is started again when it ends."""
+    """unbound on one loopback address. It follows resolv.conf, and is restarted when it ends."""
 
     name = "resolver"
 
@@ -86,9 +86,9 @@ class Resolver:
         self._probe = Probe(address)
 
     def check(self) -> None:
-        """Follow a changed resolv.conf, and start unbound if it does not run; an error if it does not answer."""
+        """Follow changes of resolv.conf, and start unbound if it does not run; an error if it does not answer."""
         try:
-            self._follow()
+            self._update_configuration()
         finally:
             if self._file.exists():
                 self._keep_running()
@@ -101,13 +101,13 @@ class Resolver:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_SECONDS)
 
-    def _follow(self) -> None:
-        # Only the addresses count: a comment in another encoding is no reason to do without them.
+    def _update_configuration(self) -> None:
+        # Only addresses matter: a comment in another encoding is harmless.
         servers = name_servers(self._resolv_conf.read_text(errors="replace"), self._address)
         if not servers:
             raise ResolverFailed(
-                f"{self._resolv_conf} names no name server but the gateway's own: add a nameserver line. "
-                "Until then the ones before are used, if there were any"
+                f"{self._resolv_conf} has no name server except the gateway's own: add a nameserver line. "
+                "Until then the previous ones are used, if any"
             )
         text = configuration(self._address, servers, tuple(row for row in _SERVER_IF_KNOWN if _is_known(row[0])))
         if self._file.exists() and text == self._file.read_text(errors="replace"):
@@ -115,7 +115,7 @@ class Resolver:
         self._write(text)
         _log.info("the resolver on %s forwards to %s", self._address, ", ".join(servers))
         if self._process and self._process.poll() is None:
-            self._process.send_signal(signal.SIGHUP)  # it keeps its socket, and empties its cache
+            self._process.send_signal(signal.SIGHUP)  # it keeps its socket, and clears its cache
 
     def _write(self, text: str) -> None:
         self._file.parent.mkdir(mode=0o750, exist_ok=True)
@@ -137,7 +137,7 @@ class Resolver:
 
 
 class Probe:
-    """Asks unbound for a name that it knows by itself, once a check, and reads the answer at a later one."""
+    """Sends unbound a query for `localhost` at each check, and reads the answer at a later one."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -146,8 +146,8 @@ class Probe:
         self._answered = time.monotonic()
 
     def check(self) -> None:
-        """Ask; `ResolverFailed` where there has been no answer for some seconds."""
-        with suppress(OSError):  # nothing is there, or nobody listens
+        """Send a query; `ResolverFailed` after some seconds without an answer."""
+        with suppress(OSError):  # no answer yet, or nothing listens
             while self._socket.recv(_ANSWER_BYTES):
                 self._answered = time.monotonic()
         with suppress(OSError):
@@ -159,19 +159,19 @@ class Probe:
 
 
 def _end_with_parent() -> None:
-    """End the child when this process is killed, so that it does not keep the port. setpriv(1) would need capset(2)."""
+    """End the child with this process, so that it frees the port. setpriv(1) needs capset(2) for this."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def name_servers(resolv_conf: str, own: str) -> tuple[str, ...]:
-    """Read the addresses of the `nameserver` lines, as in resolv.conf(5), but for `own`, the resolver itself."""
+    """Read the addresses of the `nameserver` lines, see resolv.conf(5), without `own`, the resolver itself."""
     words = (line.split() for line in resolv_conf.splitlines())
     named = (line[1] for line in words if len(line) > 1 and line[0] == "nameserver")
     return tuple(dict.fromkeys(address for address in named if address != own and _is_address(address)))
 
 
 def _is_address(text: str) -> bool:
-    """Tell whether this is an address, with a zone (RFC 4007) or without, that unbound.conf can hold as it is."""
+    """Tell whether this is an address, with or without a zone (RFC 4007), that needs no quoting in unbound.conf."""
     try:
         ip_address(text)
     except ValueError:
@@ -190,7 +190,7 @@ def _is_known(option: str) -> bool:
 
 
 def configuration(address: str, servers: tuple[str, ...], known: tuple[tuple[str, str], ...]) -> str:
-    """Write unbound.conf: every name is forwarded to `servers`."""
+    """Format unbound.conf, which forwards every name to `servers`."""
     server = (("interface", address), *_SERVER, *known)
     sections = (
         ("server", server),

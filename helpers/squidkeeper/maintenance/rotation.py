@@ -1,6 +1,6 @@
-"""Squid's logs, bounded in bytes (floor 5): rotated by size, and the oldest deleted.
+"""Limiting Squid's logs in bytes (floor 5): rotate by size, delete the oldest.
 
-logrotate may rotate the same logs by time beside this: the names differ, and what it has made counts here too.
+logrotate can rotate the same logs by time. The names differ, and its files count here too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class LogLimit:
     """A log, and the limit in bytes for it and its rotated files together."""
 
     log: Path
@@ -37,15 +37,15 @@ class Bound:
 
     @property
     def rotate_bytes(self) -> int:
-        """Give the size at which the log is rotated."""
+        """The size at which the log is rotated."""
         return self.limit_bytes // _ROTATIONS
 
 
 class Rotation:
-    """Renames a log that is too long and has Squid open a new one; deletes the oldest files of a log over its limit.
+    """Renames a long log and lets Squid open a new one; deletes the oldest files of a log over its limit.
 
-    Each log has a limit of its own, so that lines of one do not delete the other. That of the access log is
-    `limit_bytes`; without it 8 GiB, and at most half of its file system.
+    Each log has its own limit, so that one does not push out the other. The limit of the access log is `limit_bytes`,
+    by default 8 GiB and at most half of its file system.
     """
 
     name = "rotation"
@@ -64,30 +64,30 @@ class Rotation:
         self._limit_bytes = limit_bytes
         self._pace = pace or RateLimit(_ROTATE_AT_MOST)
         self._not_renamed: list[OSError] = []
-        # A predecessor may have ended between renaming and telling.
+        # The process before this one can have ended between rename and signal.
         self._renamed = any(rotated(log) and not log.exists() for log in (access_log, cache_log))
 
     def check(self) -> None:
-        """Rotate what is too long, unless that is too often; delete what is too much.
+        """Rotate logs that are too long, within the rate limit; delete the files over a log's limit.
 
-        A file that cannot be renamed or deleted is an OSError after all others are.
+        OSError if a file cannot be renamed or deleted, after all others are done.
         """
-        bounds = self._bounds()
-        due = [one.log for one in bounds if _size(one.log) > one.rotate_bytes]
+        limits = self._limits()
+        due = [one.log for one in limits if _size(one.log) > one.rotate_bytes]
         if due and self._pace.allows() and self._squid.runs():
             self._pace.count()
             self._not_renamed = [error for log in due for error in _attempt(partial(self._rename, log))]
         if self._renamed:
-            self._renamed = not self._squid.tell(SIGUSR1)
-        failures = [*self._not_renamed, *(error for one in bounds for error in _delete_oldest(one))]
+            self._renamed = not self._squid.signal(SIGUSR1)
+        failures = [*self._not_renamed, *(error for one in limits for error in _delete_oldest(one))]
         if failures:
             raise failures[0]
 
-    def _bounds(self) -> tuple[Bound, Bound]:
+    def _limits(self) -> tuple[LogLimit, LogLimit]:
         limit = self._limit_bytes
         if limit is None:
             limit = min(_ACCESS_LOG_BYTES, shutil.disk_usage(self._access_log.parent).total // 2)
-        return Bound(self._access_log, limit), Bound(self._cache_log, limit // _CACHE_LOG_SHARE)
+        return LogLimit(self._access_log, limit), LogLimit(self._cache_log, limit // _CACHE_LOG_SHARE)
 
     def _rename(self, log: Path) -> None:
         name = next_name(log, datetime.now().astimezone())
@@ -105,27 +105,27 @@ def _attempt(action: Callable[[], None]) -> list[OSError]:
     return []
 
 
-def _delete_oldest(bound: Bound) -> list[OSError]:
-    """Delete the oldest rotations of a log until it keeps within its bound; list what cannot be deleted."""
-    files = [(file, size) for file in rotated(bound.log) if (size := _size(file))]
-    excess = _size(bound.log) + sum(size for _, size in files) - bound.limit_bytes
+def _delete_oldest(limit: LogLimit) -> list[OSError]:
+    """Delete the oldest rotated files of a log until it is within its limit; return the failures."""
+    files = [(file, size) for file in rotated(limit.log) if (size := _size(file))]
+    excess = _size(limit.log) + sum(size for _, size in files) - limit.limit_bytes
     failures: list[OSError] = []
     for file, size in files:
         if excess <= 0:
             break
-        failed = _attempt(partial(_delete, file, size, bound))
+        failed = _attempt(partial(_delete, file, size, limit))
         failures += failed
         excess -= 0 if failed else size
     return failures
 
 
-def _delete(file: Path, size: int, bound: Bound) -> None:
+def _delete(file: Path, size: int, limit: LogLimit) -> None:
     file.unlink(missing_ok=True)
-    _log.warning("deleted %s (%d bytes): the limit for %s is %d bytes", file, size, bound.log, bound.limit_bytes)
+    _log.warning("deleted %s (%d bytes): the limit for %s is %d bytes", file, size, limit.log, limit.limit_bytes)
 
 
 def _size(file: Path) -> int:
-    """Give the size of a regular file; 0 where there is none."""
+    """Return the size of a regular file; 0 if there is none."""
     try:
         state = os.lstat(file)
     except OSError:

@@ -1,7 +1,7 @@
-"""Signals to Squid's processes (floor 5), without root: to reconfigure, and to reopen the logs.
+"""Signals to Squid's processes without root (floor 5): to reconfigure, and to reopen the logs.
 
-`squid -k` signals Squid's master, which runs as root and passes the signal to each of its kids. A kid keeps Squid's
-account as its real user (`leave_suid` in Squid's tools.cc), so a process of that account may signal it directly.
+`squid -k` signals Squid's master, which runs as root and signals each of its kids. A kid has Squid's account as its
+real user (`leave_suid` in Squid's tools.cc), so a process of that account can signal it directly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CAUGHT = re.compile(r"^SigCgt:\s*([0-9a-f]+)$", re.MULTILINE)
 
 
 class SquidProcess:
-    """The Squid whose master has written this pid file."""
+    """The Squid whose master wrote this pid file."""
 
     def __init__(self, pid_file: Path) -> None:
         self._pid_file = pid_file
@@ -27,11 +27,11 @@ class SquidProcess:
         """Tell whether Squid runs."""
         return bool(self._kids())
 
-    def tell(self, signal: Signals) -> bool:
-        """Signal every kid, or none: False if one of them cannot take the signal yet.
+    def signal(self, signal: Signals) -> bool:
+        """Signal every kid, or none; False if one of them does not handle the signal yet.
 
-        A kid that is just starting does not handle the signal yet, and would end by it. Without any kid this is True:
-        a Squid that starts later reads its configuration and opens its logs then.
+        The signal would end a kid that is just starting. Without a kid this is True: a Squid that starts later reads
+        its configuration and opens its logs then.
         """
         kids = self._kids()
         try:
@@ -40,15 +40,15 @@ class SquidProcess:
             for kid in kids:
                 kid.send_signal(signal)
         except (psutil.Error, OSError):
-            return False  # one has just ended, or is root still
+            return False  # it has just ended, or is still root
         return True
 
     def _kids(self) -> list[psutil.Process]:
-        """Find the processes that serve: the master's children, or with `squid -N` the process itself."""
+        """Find the processes that serve: the master's children, or with `squid -N` the master."""
         try:
             master = psutil.Process(int(self._pid_file.read_text()))
             if master.name() != _NAME:
-                return []  # Squid has ended, and the number is another process's
+                return []  # Squid has ended, and another process has its number
             return [kid for kid in master.children() if kid.name() == _NAME] or [master]
         except (OSError, ValueError, psutil.Error):
             return []
