@@ -29,15 +29,16 @@ from squidkeeper.exporter import server
 from squidkeeper.exporter.cache_manager import SquidCounters, families, parse_counters, read_counters
 from squidkeeper.exporter.certificate import Certificate, read_certificate
 from squidkeeper.exporter.checkpoint import Checkpoint
-from squidkeeper.exporter.collector import GatewayCollector, Snapshot, expected_series
+from squidkeeper.exporter.collector import GatewayCollector, expected_series
+from squidkeeper.exporter.conditions import CONDITIONS, active_conditions
 from squidkeeper.exporter.counts import SERIES_LIMIT, RequestCounter, RequestCounts
 from squidkeeper.exporter.disks import Disk, read_disks
-from squidkeeper.exporter.health import PATIENCE_SECONDS, HealthInput, checks
 from squidkeeper.exporter.recent import Denial, RecentAnswer
 from squidkeeper.exporter.server import Application
-from squidkeeper.exporter.status_builder import status_of
+from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, Snapshot
 from squidkeeper.exporter.status_page import page
-from squidkeeper.maintenance_status import MaintenanceStatus
+from squidkeeper.exporter.status_rows import helper_rows, rule_rows, secret_rows
+from squidkeeper.maintenance_status import Heartbeat, MaintenanceStatus
 from squidkeeper.metrics import DECISION_DURATION, METRICS
 from squidkeeper.policy_store.policy_watcher import PolicyState, PolicyWatcher, load
 from squidkeeper.record.record import format_time
@@ -114,6 +115,15 @@ class Process:
             response = connection.getresponse()
             return Answer(response.status, dict(response.getheaders()), response.read().decode())
 
+    def unhealthy(self) -> set[str]:
+        """The codes of /healthz, with a maintenance process that runs."""
+        if self.state.is_dir():
+            Heartbeat(self.state).write({})
+        answer = self.get("/healthz")
+        codes = {row["code"] for row in json.loads(answer.text)["conditions"]}
+        assert answer.status == (503 if codes else 200)
+        return codes
+
     def value(self, series: str) -> float:
         lines = self.get("/metrics").text.splitlines()
         return next(float(one.rpartition(" ")[2]) for one in lines if one.startswith(f"{series} "))
@@ -140,12 +150,13 @@ def running(folder: Path, *options: str) -> Iterator[Process]:
             process.end(signal.SIGKILL)
 
 
+ALWAYS = {"squid-down"}  # no Squid runs here
 REQUESTS = 'squidkeeper_requests_total{client="lab",method_class="read",rule="open",status_class="2xx",verdict="allow"}'
 
 
 def test_it_starts_with_nothing_there_and_takes_up_what_comes(tmp_path: Path) -> None:
     with running(tmp_path) as exporter:
-        assert exporter.get("/healthz").status == 503
+        assert exporter.unhealthy() == {"no-policy", "policy-not-loaded", "access-log-unreadable", *ALWAYS}
         assert [exporter.value(f"squidkeeper_{name}") for name in ("record_readable", "policy_rules")] == [0, 0]
         assert [exporter.value(name) for name in ("squid_up", "squidkeeper_policy_last_reload_successful")] == [0, 0]
         assert "\nsquidkeeper_ca_certificate_expiry_timestamp_seconds " not in exporter.get("/metrics").text
@@ -159,7 +170,7 @@ def test_it_starts_with_nothing_there_and_takes_up_what_comes(tmp_path: Path) ->
         exporter.log.write_bytes(line())
         exporter.wait_for_value("squidkeeper_record_readable", 1)
         exporter.wait_for_value(REQUESTS, 1)
-        assert exporter.get("/healthz").status == 200
+        assert exporter.unhealthy() == ALWAYS
         assert exporter.end() == (0, exporter_log(exporter, tmp_path))
 
 
@@ -214,9 +225,9 @@ def test_a_read_only_state_costs_its_counts_alone(tmp_path: Path, policy: Path) 
     with running(tmp_path) as exporter:
         exporter.wait_for_value(REQUESTS, 1)
         assert exporter.value("squidkeeper_exporter_state_writable") == 0
-        assert exporter.get("/healthz").status == 200
+        assert exporter.unhealthy() == {"maintenance-not-running", *ALWAYS}
         _, told = exporter.end()
-    assert told.count("counts cannot be kept over a restart") == 1
+    assert told.count("counts cannot be saved for a restart") == 1
 
 
 def test_a_second_one_is_refused_by_name(tmp_path: Path, policy: Path) -> None:
@@ -226,9 +237,9 @@ def test_a_second_one_is_refused_by_name(tmp_path: Path, policy: Path) -> None:
         _, told = second.process.communicate(timeout=20)
         assert second.process.returncode == 1
         assert told.endswith(
-            f"Error: {tmp_path}/state/exporter: another exporter keeps its counts here: stop it or choose another\n"
+            f"Error: {tmp_path}/state/exporter: another exporter uses this folder: stop it or choose another\n"
         )
-        assert exporter.get("/healthz").status == 200
+        assert exporter.unhealthy() == ALWAYS
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path, policy: Path) -> None:
@@ -264,7 +275,7 @@ def test_the_page_is_for_this_machine_unless_it_is_opened(tmp_path: Path, policy
         answer = exporter.get("/")
         assert (answer.status, answer.text) == (
             403,
-            "The status page is shown to 192.0.2.0/24 only; --status-from NETWORK opens it to others.\n",
+            "The status page is for 192.0.2.0/24 only. --status-from NETWORK opens it to others.\n",
         )
         assert exporter.get("/metrics").status == 200
 
@@ -284,7 +295,7 @@ def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, policy: Pa
 
 def test_a_request_that_trickles_in_does_not_keep_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_IDLE_SECONDS", 1)
-    monkeypatch.setattr(server, "_LOOK_EVERY_SECONDS", 1)
+    monkeypatch.setattr(server, "_CLEANUP_SECONDS", 1)
     bound = socket.create_server(("127.0.0.1", 0))
     serving = server.serve(Application(CollectorRegistry(), lambda: (), str, ()), bound)
     threading.Thread(target=serving.run, daemon=True).start()
@@ -311,12 +322,19 @@ def answer(
     headers: dict[str, str] | None = None,
     *,
     on_loopback: bool = True,
+    about: Snapshot | None = None,
 ) -> Answer:
     """Ask an application as a WSGI server does."""
     registry = CollectorRegistry()
     registry.register(GatewayCollector(lambda: view(None)))
     networks = tuple(map(ip_network, ("127.0.0.0/8", "::1/128", "192.0.2.0/24")))
-    application = Application(registry, lambda: checks(seen()), lambda: "<html>", networks, on_loopback)
+    application = Application(
+        registry,
+        lambda: active_conditions(about or seen(), unhealthy_only=True),
+        lambda: "<html>",
+        networks,
+        on_loopback,
+    )
     told: list[tuple[str, dict[str, str]]] = []
 
     def start(status: str, given: list[tuple[str, str]], *_: object) -> object:
@@ -333,13 +351,16 @@ def view(policy: Path | None) -> Snapshot:
     judge = judge_of(policy.parent / "judged", POLICY) if policy else None
     return Snapshot(
         now=NOW,
-        kept=Checkpoint(since="2026-11-25T12:00:00.000+00:00"),
-        record_readable=True,
+        directory=Path("/policy"),
+        access_log=Path("/access.log"),
+        squid_address="127.0.0.1:3129",
+        checkpoint=Checkpoint(since="2026-11-25T12:00:00.000+00:00"),
+        log_readable=True,
         backlog_bytes=0,
         state_writable=True,
         policy=judge.policy if judge else None,
-        live=PolicyState(judge.policy.revision if judge else None, NOW - 100, ok=True, problem=""),
-        slots=(),
+        policy_state=PolicyState(judge.policy.revision if judge else None, NOW - 100, ok=True, problem=""),
+        counter_files=(),
         totals={},
         certificate=Certificate(Path("/ca.crt")),
         squid=SquidCounters({}, "refused"),
@@ -423,30 +444,58 @@ GOOD = PolicyState("aaaa", NOW - 100, ok=True, problem="")
 HELPER = HelperStatus("host", 77, NOW - 50, NOW - 1, "aaaa", reload_ok=True, reloaded=NOW - 50)
 
 
-def seen(
-    live: PolicyState = GOOD, *helpers: HelperStatus, running: bool = True, record_problem: str = ""
-) -> HealthInput:
-    slots = tuple(CounterFile(number, running, "x", status) for number, status in enumerate(helpers))
-    return HealthInput(NOW, live, slots, record_problem)
+def seen(state: PolicyState = GOOD, *helpers: HelperStatus, running: bool = True) -> Snapshot:
+    """A gateway with these helpers, and with nothing else wrong."""
+    files = tuple(CounterFile(number, running, "x", status) for number, status in enumerate(helpers))
+    squid, maintenance = SquidCounters({}, answers=True), MaintenanceStatus(runs=True)
+    return replace(view(None), policy_state=state, counter_files=files, squid=squid, maintenance=maintenance)
 
 
-def wrong(about: HealthInput) -> dict[str, str]:
-    return {check.name: check.detail for check in checks(about) if not check.healthy}
+def wrong(about: Snapshot) -> dict[str, str]:
+    return {one.condition.code: one.detail for one in active_conditions(about, unhealthy_only=True)}
 
 
 def test_all_is_well_with_helpers_and_without() -> None:
     assert wrong(seen(GOOD, HELPER)) == wrong(seen()) == {}
-    assert [check.name for check in checks(seen())] == ["policy", "record", "helpers"]
+    healthy = answer(path="/healthz")
+    assert (healthy.status, json.loads(healthy.text)) == (200, {"healthy": True, "conditions": []})
+
+
+def test_health_gives_each_condition_with_its_code() -> None:
+    ill = answer(path="/healthz", about=replace(seen(), maintenance=MaintenanceStatus(runs=False)))
+    assert ill.status == 503
+    assert json.loads(ill.text) == {
+        "healthy": False,
+        "conditions": [
+            {
+                "code": "maintenance-not-running",
+                "severity": "critical",
+                "detail": "The maintenance process does not run.",
+            }
+        ],
+    }
+
+
+def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
+    assert {condition.code for condition in CONDITIONS if condition.unhealthy} == {
+        "squid-down",
+        "no-policy",
+        "policy-not-loaded",
+        "helper-stuck",
+        "helper-outdated",
+        "ca-expired",
+        "access-log-unreadable",
+        "maintenance-not-running",
+        "resolver-failing",
+        "own-addresses-failing",
+    }
 
 
 def test_a_helper_that_needs_no_policy_is_not_asked_for_its_revision() -> None:
     throttle = replace(HELPER, helper="throttle", revision=None, reload_ok=True)
     assert wrong(seen(GOOD, throttle)) == {}
-    assert ("helper throttle, process 77", True, "answers") in [
-        (check.name, check.healthy, check.detail) for check in checks(seen(GOOD, throttle))
-    ]
     assert wrong(seen(GOOD, replace(throttle, beat=NOW - 11))) == {
-        "helper throttle, process 77": "no sign of life for 11 s"
+        "helper-stuck": "helper throttle, process 77: no heartbeat for 11 s"
     }
 
 
@@ -454,25 +503,27 @@ def test_a_helper_that_has_ended_is_idle_whatever_it_left() -> None:
     assert wrong(seen(GOOD, replace(HELPER, beat=0.0, revision="old", reload_ok=False), running=False)) == {}
 
 
-NAME = "helper host, process 77"
-
-
 @pytest.mark.parametrize(
-    ("helper", "detail"),
+    ("helper", "code", "detail"),
     [
-        (replace(HELPER, beat=NOW - PATIENCE_SECONDS - 1), "no sign of life for 11 s"),
-        (replace(HELPER, busy_since=NOW - 12), "has not answered for 12 s"),
-        (replace(HELPER, reload_ok=False), "the policy on disk does not load there, revision aaaa is in force"),
+        (replace(HELPER, beat=NOW - HELPER_PATIENCE_SECONDS - 1), "helper-stuck", "no heartbeat for 11 s"),
+        (replace(HELPER, busy_since=NOW - 12), "helper-stuck", "no reply for 12 s"),
+        (
+            replace(HELPER, reload_ok=False),
+            "helper-outdated",
+            "the policy on disk does not load there, revision aaaa is in force",
+        ),
         (
             replace(HELPER, revision=None, reload_ok=False),
+            "helper-outdated",
             "the policy on disk does not load there, everything is denied",
         ),
-        (replace(HELPER, revision="bbbb"), "revision bbbb is in force there, and here aaaa"),
-        (replace(HELPER, revision=None), "everything is denied there, and here aaaa"),
+        (replace(HELPER, revision="bbbb"), "helper-outdated", "revision bbbb is in force there, and aaaa here"),
+        (replace(HELPER, revision=None), "helper-outdated", "everything is denied there, and aaaa here"),
     ],
 )
-def test_a_helper_that_is_ill_is_named(helper: HelperStatus, detail: str) -> None:
-    assert wrong(seen(GOOD, HELPER, helper)) == {NAME: detail}
+def test_a_helper_that_is_ill_is_named(helper: HelperStatus, code: str, detail: str) -> None:
+    assert wrong(seen(GOOD, HELPER, helper)) == {code: f"helper host, process 77: {detail}"}
 
 
 def test_a_helper_has_time_to_answer_and_to_take_up_an_edit() -> None:
@@ -480,19 +531,19 @@ def test_a_helper_has_time_to_answer_and_to_take_up_an_edit() -> None:
     assert wrong(seen(replace(GOOD, loaded=NOW - 9), replace(HELPER, revision="bbbb"))) == {}
 
 
-@pytest.mark.parametrize(
-    ("live", "detail"),
-    [
-        (PolicyState("aaaa", NOW, ok=False, problem="x.yaml:1:1: bad"), "revision aaaa goes on: x.yaml:1:1: bad"),
-        (PolicyState(None, None, ok=False, problem="x.yaml:1:1: bad"), "everything is denied: x.yaml:1:1: bad"),
-    ],
-)
-def test_a_policy_that_does_not_load_is_told_with_its_faults(live: PolicyState, detail: str) -> None:
-    assert wrong(seen(live)) == {"policy": f"the policy on disk does not load, {detail}"}
+def test_a_policy_that_does_not_load_is_reported_with_its_first_fault() -> None:
+    older, none = (PolicyState(one, NOW, ok=False, problem="x.yaml:1:1: bad") for one in ("aaaa", None))
+    assert wrong(seen(older)) == {
+        "policy-not-loaded": "1 fault; /policy: x.yaml:1:1: bad [internal-error]; revision aaaa stays in force"
+    }
+    assert wrong(seen(none)) == {
+        "no-policy": "everything is denied",
+        "policy-not-loaded": "1 fault; /policy: x.yaml:1:1: bad [internal-error]",
+    }
 
 
-def test_a_record_that_cannot_be_read_is_told() -> None:
-    assert wrong(seen(record_problem="cannot be read")) == {"record": "cannot be read"}
+def test_an_access_log_that_cannot_be_read_is_reported() -> None:
+    assert wrong(replace(seen(), log_readable=False)) == {"access-log-unreadable": "/access.log"}
 
 
 # ── The metrics ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -549,8 +600,10 @@ def test_counts_of_the_record_are_served(policy: Path) -> None:
     for milliseconds in (5, 6, 400_000):
         counter.count(record(duration_ms=milliseconds), "lab")
     counter.count_drift("lab", "closed")
-    kept = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
-    found = samples(replace(view(policy), kept=kept, backlog_bytes=7, record_readable=False, state_writable=False))
+    checkpoint = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    found = samples(
+        replace(view(policy), checkpoint=checkpoint, backlog_bytes=7, log_readable=False, state_writable=False)
+    )
     assert found[REQUESTS] == 3
     assert found['squidkeeper_response_bytes_total{client="lab",rule="open",verdict="allow"}'] == 300
     bucket = 'squidkeeper_request_duration_seconds_bucket{le="%s",method_class="read",verdict="allow"}'
@@ -585,14 +638,14 @@ def test_a_disk_is_low_with_a_tenth_of_it_left_and_little_by_itself(available: i
 
 def test_the_maintenance_process_is_served_with_each_of_its_tasks(policy: Path) -> None:
     about = replace(
-        view(policy), upkeep=MaintenanceStatus(runs=True, failures={"resolver": "unbound is silent", "rotation": ""})
+        view(policy),
+        maintenance=MaintenanceStatus(runs=True, failures={"resolver": "unbound is silent", "rotation": ""}),
     )
     found = samples(about)
     assert found["squidkeeper_maintenance_up"] == 1
     assert found['squidkeeper_maintenance_task_success{task="resolver"}'] == 0
     assert found['squidkeeper_maintenance_task_success{task="rotation"}'] == 1
     assert samples(view(policy))["squidkeeper_maintenance_up"] == 0
-    assert status_of(about, Path("/p"), Path("/l"), "127.0.0.1:3129").upkeep == about.upkeep
 
 
 DENIED_AT = datetime.fromtimestamp(NOW - 20, UTC)
@@ -615,10 +668,10 @@ THROTTLE_HELPER = replace(HELPER, helper="throttle", revision=None)
 def test_denials_without_a_throttle_are_on_the_status_page(
     policy: Path, denial: Denial, helpers: tuple[HelperStatus, ...], missing: bool
 ) -> None:
-    slots = tuple(CounterFile(number, True, "x", status) for number, status in enumerate(helpers))
-    about = replace(view(policy), kept=Checkpoint(since="", denials=(denial,)), slots=slots)
-    status = status_of(about, Path("/p"), Path("/l"), "127.0.0.1:3129")
-    assert status.throttle_missing_since == (DENIED_AT if missing else None)
+    files = tuple(CounterFile(number, True, "x", status) for number, status in enumerate(helpers))
+    about = replace(view(policy), checkpoint=Checkpoint(since="", denials=(denial,)), counter_files=files)
+    found = {one.condition.code: one.detail for one in active_conditions(about)}
+    assert found.get("throttle-not-running") == ("a denial asked for it 20 s ago" if missing else None)
 
 
 def test_what_helpers_count_is_served(policy: Path) -> None:
@@ -634,11 +687,11 @@ def test_what_helpers_count_is_served(policy: Path) -> None:
         total: 2.5,
     }
     about = replace(view(policy), totals=totals)
-    stuck = replace(HELPER, beat=NOW - 20, revision=about.live.revision)
+    stuck = replace(HELPER, beat=NOW - 20, revision=about.policy_state.revision)
     found = samples(
         replace(
             about,
-            slots=(
+            counter_files=(
                 CounterFile(0, True, "x", HELPER),
                 CounterFile(1, True, "y", stuck),
                 CounterFile(2, False, "z", stuck),
@@ -660,13 +713,26 @@ def test_what_helpers_count_is_served(policy: Path) -> None:
     assert processes == [2, 1, 1]
 
 
+def test_each_condition_that_the_exporter_sees_is_served(policy: Path) -> None:
+    found = {series: value for series, value in samples(view(policy)).items() if series.startswith("squidkeeper_cond")}
+    names = {
+        condition.code: f'squidkeeper_condition{{code="{condition.code}",severity="{condition.severity}"}}'
+        for condition in CONDITIONS
+    }
+    assert found.keys() == {names[condition.code] for condition in CONDITIONS if condition.find}
+    active = {"squid-down", "ca-unreadable", "maintenance-not-running", "secret-unavailable", "policy-warning"}
+    assert {series for series, value in found.items() if value} == {names[code] for code in active}
+    well = {series: value for series, value in samples(seen()).items() if series.startswith("squidkeeper_cond")}
+    assert [series for series, value in well.items() if value] == [names["ca-unreadable"]]
+
+
 def test_no_series_is_served_twice(policy: Path) -> None:
     counter = RequestCounter(RequestCounts())
     for rule in ("open", "closed", "default", "gone"):
         counter.count(record(rule=rule), "lab")
     registry = CollectorRegistry()
     registry.register(
-        GatewayCollector(lambda: replace(view(policy), kept=Checkpoint(since="x", counts=counter.counts())))
+        GatewayCollector(lambda: replace(view(policy), checkpoint=Checkpoint(since="x", counts=counter.counts())))
     )
     series = [one.rpartition(" ")[0] for one in generate_latest(registry).decode().splitlines() if one[0] != "#"]
     assert len(series) == len(set(series))
@@ -679,28 +745,29 @@ def test_the_status_page_is_filled(policy: Path) -> None:
     counter = RequestCounter(RequestCounts())
     counter.count(record(), "lab")
     counter.count(record(verdict="deny", rule="default"), "lab")
-    kept = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    checkpoint = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
     about = replace(
-        view(policy), kept=kept, slots=(CounterFile(0, True, "x", HELPER, (("squidkeeper_decisions_total", {}, 5.0),)),)
+        view(policy),
+        checkpoint=checkpoint,
+        counter_files=(CounterFile(0, True, "x", HELPER, (("squidkeeper_decisions_total", {}, 5.0),)),),
     )
-    status = status_of(about, Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
     at = datetime(2026, 11, 25, 12, tzinfo=UTC)
-    rows = [(row.name, row.action, row.allowed, row.denied, row.last_matched, row.built_in) for row in status.rules]
+    rows = [(row.name, row.action, row.allowed, row.denied, row.last_matched, row.built_in) for row in rule_rows(about)]
     assert rows == [
         ("open", "allow", 1, 0, at, False),
         ("closed", "deny", 0, 0, None, False),
         ("default", "deny", 0, 1, at, True),
     ]
-    (helper,) = status.helpers
+    (helper,) = helper_rows(about)
     assert (helper.kind, helper.outdated, helper.stuck, helper.answered) == ("host", True, False, 5)
-    assert {secret.name: secret.problem is None for secret in status.secrets} == {
+    secrets = tuple(secret_rows(about.policy))
+    assert {secret.name: secret.problem is None for secret in secrets} == {
         "token": False,
         "gone": False,
         "from-env": True,  # of Squid's environment this process knows nothing
     }
-    assert status.secrets[0].used_by == ("api",)
-    assert not status.squid.up
-    assert "127.0.0.1:3129" in page(status, "squidkeeper")
+    assert secrets[0].used_by == ("api",)
+    assert "127.0.0.1:3129" in page(about, "squidkeeper")
 
 
 def test_tunnels_stand_apart_from_a_rules_hits_on_the_status_page(policy: Path) -> None:
@@ -709,10 +776,15 @@ def test_tunnels_stand_apart_from_a_rules_hits_on_the_status_page(policy: Path) 
         for _ in range(times):
             counter.count(record(method="CONNECT", verdict=verdict, rule=rule), "lab")
     counter.count(record(), "lab")
-    kept = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
-    status = status_of(replace(view(policy), kept=kept), Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
-    rows = [(row.name, row.allowed, row.denied, row.tunnels) for row in status.rules]
+    checkpoint = Checkpoint(since="2026-11-25T12:00:00.000+00:00", counts=counter.counts())
+    about = replace(view(policy), checkpoint=checkpoint)
+    rows = [(row.name, row.allowed, row.denied, row.tunnels) for row in rule_rows(about)]
     assert rows == [("open", 1, 0, 36), ("closed", 0, 0, 2)]
+
+
+def warnings(about: Snapshot) -> tuple[str, ...]:
+    found = {one.condition.code: one.details for one in active_conditions(about)}
+    return found["policy-warning"]
 
 
 def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secrets(policy: Path) -> None:
@@ -724,11 +796,9 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
     while not live.state.ok:
         live.look()
     assert len(live.state.warnings) == 2
-    about = replace(view(None), live=live.state)
-    (warning,) = status_of(about, policy, Path("/access.log"), "127.0.0.1:3129").policy.warnings
-    assert str(warning) == (
-        f"{policy}/empty: the list holds no host pattern, so what names it matches nothing [list-empty]"
-    )
+    about = replace(view(None), policy_state=live.state)
+    (warning,) = warnings(about)
+    assert warning == (f"{policy}/empty: the list holds no host pattern, so what names it matches nothing [list-empty]")
 
 
 def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
@@ -738,29 +808,26 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
     )
     loaded = load(policy, datetime.fromtimestamp(NOW, UTC))
     about = replace(view(policy), policy=loaded.judge.policy)
-    status = status_of(about, policy, Path("/access.log"), "127.0.0.1:3129")
     checked = CliRunner().invoke(main, ["check", "--json", "--account", "root", "--policy", str(policy)])
-    lines = {(one["file"], one["line"], one["message"]) for one in json.loads(checked.stdout)["warnings"]}
-    secrets = {one for one in lines if "unavailable" in one[2]}
-    shown = {(one.location.file, one.location.line, one.message) for one in status.policy.warnings}
-    assert shown == lines - secrets
-    assert {"client 'idle' is not used"} < {message for _, _, message in shown}
-    assert "All is well" not in page(status, "squidkeeper")
+    lines = {
+        (f"{one['file']}:{one['line']}:{one['column']}", f"{one['message']} [{one['code']}]")
+        for one in json.loads(checked.stdout)["warnings"]
+    }
+    secrets = {one for one in lines if "unavailable" in one[1]}
+    assert set(warnings(about)) == {": ".join(one) for one in lines - secrets}
+    assert any("client 'idle' is not used" in warning for warning in warnings(about))
+    assert "All is well" not in page(about, "squidkeeper")
 
 
-def test_answers_of_the_last_minutes_are_on_the_status_page(policy: Path) -> None:
-    answers = tuple(
-        RecentAnswer(format_time(datetime.fromtimestamp(NOW - seconds, UTC)), failed)
-        for seconds, failed in ((301, True), (299, True), (1, False))
-    )
-    status = status_of(replace(view(policy), answers=answers), Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
-    assert (status.answers.total, status.answers.failed) == (2, 1)
-
-
-def test_the_faults_of_a_bad_policy_are_on_the_status_page(policy: Path) -> None:
-    about = replace(view(policy), live=PolicyState("aaaa", NOW, ok=False, problem="it broke"))
-    status = status_of(about, Path("/policy"), Path("/access.log"), "127.0.0.1:3129")
-    assert [str(fault) for fault in status.policy.faults] == ["/policy: it broke [internal-error]"]
+def test_only_answers_of_the_last_minutes_count() -> None:
+    old, new = (format_time(datetime.fromtimestamp(NOW - seconds, UTC)) for seconds in (301, 299))
+    failing = [RecentAnswer(new, True)] * 6 + [RecentAnswer(new, False)] * 4
+    for answers, detail in (
+        ([*failing, *[RecentAnswer(old, False)] * 9], "6 of the last 10 that were allowed"),
+        ([RecentAnswer(old, True)] * 20, None),
+    ):
+        found = {one.condition.code: one.detail for one in active_conditions(replace(seen(), answers=tuple(answers)))}
+        assert found.get("requests-failing") == detail
 
 
 # ── The CA and Squid ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -782,7 +849,7 @@ def test_the_end_of_the_ca_is_read_from_its_certificate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(None, "no such file or directory"), (b"x", "it is no certificate"), (b"", "it is no certificate")],
+    [(None, "no such file or directory"), (b"x", "it is not a certificate"), (b"", "it is not a certificate")],
 )
 def test_a_ca_that_cannot_be_read_says_why(tmp_path: Path, content: bytes | None, problem: str) -> None:
     if content is not None:

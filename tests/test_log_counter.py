@@ -74,28 +74,28 @@ class World:
         self.log = folder / "access.log"
         self.state = folder / "state"
         self.store = CheckpointStore(self.state)
-        self.tallies: list[LogCounter] = []
+        self.log_counters: list[LogCounter] = []
 
     def write(self, *lines: bytes) -> None:
         with self.log.open("ab") as file:
             file.writelines(lines)
 
-    def tally(self) -> LogCounter:
+    def log_counter(self) -> LogCounter:
         self.store = CheckpointStore(self.state)
         self.store.open()
-        self.tallies.append(LogCounter(self.log, self.store, DriftChecker(lambda _: self.judge)))
-        return self.tallies[-1]
+        self.log_counters.append(LogCounter(self.log, self.store, DriftChecker(lambda _: self.judge)))
+        return self.log_counters[-1]
 
-    def counted(self, tally: LogCounter) -> RequestCounts:
-        while tally._count_batch():
+    def counted(self, counter: LogCounter) -> RequestCounts:
+        while counter._count_batch():
             pass
-        return tally.keep().counts
+        return counter.save().counts
 
     def die(self) -> None:
         """As by SIGKILL: nothing more is kept, the kernel lets go of the lock."""
         self.store.close()
-        for tally in self.tallies:
-            tally._follower.close()
+        for counter in self.log_counters:
+            counter._follower.close()
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def seen(counts: RequestCounts) -> int:
 def test_requests_bytes_and_durations_are_counted_by_their_labels(world: World) -> None:
     world.write(line(), line(method="HEAD", bytes=50, duration_ms=5), line(method="POST", status=404, duration_ms=6))
     world.write(line(verdict="deny", rule="closed", status=403, client="192.0.2.9", duration_ms=400_000))
-    counts = world.counted(world.tally())
+    counts = world.counted(world.log_counter())
     assert dict(counts.requests) == {
         ("lab", "open", "allow", "read", "2xx"): 2,
         ("lab", "open", "allow", "write", "4xx"): 1,
@@ -144,25 +144,25 @@ def test_a_record_that_the_judge_fails_on_is_counted_and_so_is_what_follows(
         raise RecursionError
 
     world.write(line(), line())
-    tally = world.tally()
+    counter = world.log_counter()
     monkeypatch.setattr(DriftChecker, "check", fail)
-    counts = world.counted(tally)
+    counts = world.counted(counter)
     assert (requests(counts), counts.drift_unchecked) == (2, 2)
 
 
 def test_requests_whose_url_the_record_cuts_off_are_counted_apart_through_a_restart(world: World) -> None:
     url = f"http://a.example/{'l' * 5000}"[:4096]
     world.write(line(url=url), line(url=url[:-1]), line())
-    counts = world.counted(world.tally())
+    counts = world.counted(world.log_counter())
     assert (requests(counts), counts.drift_cut, counts.drift_unchecked) == (3, 1, 0)
     world.die()
     world.write(line(url=url))
-    assert world.counted(world.tally()).drift_cut == 2
+    assert world.counted(world.log_counter()).drift_cut == 2
 
 
 def test_what_is_absent_or_of_no_class_has_a_label_of_its_own(world: World) -> None:
     world.write(line(verdict="-", rule="-", status=0, method="FROB"), line(verdict="maybe", rule="a%20b", status=700))
-    assert dict(world.counted(world.tally()).requests) == {
+    assert dict(world.counted(world.log_counter()).requests) == {
         ("lab", "none", "none", OTHER, OTHER): 1,
         ("lab", "a b", "none", "read", OTHER): 1,
     }
@@ -170,7 +170,7 @@ def test_what_is_absent_or_of_no_class_has_a_label_of_its_own(world: World) -> N
 
 def test_a_clock_that_was_set_back_takes_nothing_away(world: World) -> None:
     world.write(line(duration_ms=-7, bytes=-1), line(duration_ms=9, bytes=5, time="2026-11-25T11:00:00.000Z"))
-    counts = world.counted(world.tally())
+    counts = world.counted(world.log_counter())
     assert dict(counts.durations)["allow", "read"][-1] == 9
     assert dict(counts.response_bytes) == {("lab", "open", "allow"): 5}
     assert counts.last_line == counts.last_matched["open"] == "2026-11-25T12:00:00.000Z"
@@ -179,7 +179,7 @@ def test_a_clock_that_was_set_back_takes_nothing_away(world: World) -> None:
 def test_the_last_match_of_each_rule_is_remembered(world: World) -> None:
     world.write(line(rule="a", time="2026-11-25T12:00:01.000Z"), line(rule="b", time="2026-11-25T12:00:09.000Z"))
     world.write(line(rule="a", time="2026-11-25T12:00:05.000Z"))
-    assert world.counted(world.tally()).last_matched == {
+    assert world.counted(world.log_counter()).last_matched == {
         "a": "2026-11-25T12:00:05.000Z",
         "b": "2026-11-25T12:00:09.000Z",
     }
@@ -190,7 +190,7 @@ def test_a_tunnel_that_was_allowed_is_no_match_of_its_rule_and_is_counted_apart(
     opened = [line(rule="push", time="2026-11-25T12:00:09.000Z", **tunnel)] * 36
     denied = line(rule="closed", verdict="deny", time="2026-11-25T12:00:05.000Z", **tunnel)
     world.write(line(rule="push", time="2026-11-25T12:00:01.000Z"), *opened, denied)
-    counts = world.counted(world.tally())
+    counts = world.counted(world.log_counter())
     assert dict(counts.requests) == {
         ("lab", "push", "allow", "read", "2xx"): 1,
         ("lab", "closed", "deny", "connect", "2xx"): 1,
@@ -198,7 +198,7 @@ def test_a_tunnel_that_was_allowed_is_no_match_of_its_rule_and_is_counted_apart(
     assert dict(counts.tunnels) == {("lab", "push"): 36}
     assert counts.last_matched == {"push": "2026-11-25T12:00:01.000Z", "closed": "2026-11-25T12:00:05.000Z"}
     world.die()
-    assert world.tally().keep().counts == counts
+    assert world.log_counter().save().counts == counts
 
 
 def test_lines_that_are_no_record_are_counted_and_passed_over(world: World) -> None:
@@ -212,32 +212,32 @@ def test_lines_that_are_no_record_are_counted_and_passed_over(world: World) -> N
         line()[:50] + b"\n",
         line(),
     )
-    counts = world.counted(world.tally())
+    counts = world.counted(world.log_counter())
     assert (counts.invalid_lines, requests(counts)) == (7, 1)
 
 
 def test_drift_is_counted_by_the_rule_that_the_policy_names_and_the_newest_are_kept(world: World) -> None:
     world.write(*(line(url=f"http://closed.example/{number}") for number in range(30)))
-    tally = world.tally()
-    assert dict(world.counted(tally).drift) == {("lab", "closed"): 30}
-    urls = [finding.url for finding in tally.keep().drift]
+    counter = world.log_counter()
+    assert dict(world.counted(counter).drift) == {("lab", "closed"): 30}
+    urls = [finding.url for finding in counter.save().drift]
     assert urls == [f"http://closed.example/{number}" for number in range(29, 9, -1)]
 
 
 def test_denials_are_kept_for_the_status_page(world: World) -> None:
     world.write(line(), line(verdict="deny", rule="closed", status=403), line(verdict="deny", rule="closed"))
-    world.counted(world.tally())
+    world.counted(world.log_counter())
     world.die()
-    (denial,) = world.tally().denials.newest()
+    (denial,) = world.log_counter().denials.newest()
     assert (denial.rule, denial.times) == ("closed", 2)
 
 
 def test_answers_are_those_of_requests_that_were_let_through(world: World) -> None:
     world.write(line(), line(status=503, verdict="-", rule="-"), line(status=0), line(status=403, verdict="deny"))
     world.write(line(method="CONNECT", url="a.example:443"), line(method="CONNECT", url="a.example:443", status=502))
-    tally = world.tally()
-    world.counted(tally)
-    assert [answer.failed for answer in tally.answers] == [False, True, True]
+    counter = world.log_counter()
+    world.counted(counter)
+    assert [answer.failed for answer in counter.answers] == [False, True, True]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -258,11 +258,11 @@ def test_answers_are_those_of_requests_that_were_let_through(world: World) -> No
     )
 )
 def test_whatever_a_line_holds_it_is_a_request_a_tunnel_or_invalid(world: World, rows: list[dict[str, object]]) -> None:
-    tally = world.tallies[0] if world.tallies else world.tally()
-    before = tally._checkpoint().counts
+    counter = world.log_counters[0] if world.log_counters else world.log_counter()
+    before = counter._checkpoint().counts
     for row in rows:
-        tally._count(line(**row)[:-1])
-    after = tally._checkpoint().counts
+        counter._count(line(**row)[:-1])
+    after = counter._checkpoint().counts
     assert seen(after) - seen(before) == len(rows)
 
 
@@ -298,10 +298,10 @@ def test_what_has_a_series_keeps_it_when_there_is_room_for_no_other() -> None:
 
 def test_a_restart_goes_on_where_the_last_one_kept(world: World) -> None:
     world.write(line(), line(url="http://closed.example/"), b"x\n")
-    first = world.counted(world.tally())
+    first = world.counted(world.log_counter())
     world.die()
     world.write(line())
-    counts = world.counted(world.tally())
+    counts = world.counted(world.log_counter())
     assert requests(first) == 2
     assert (requests(counts), counts.invalid_lines, dict(counts.drift)) == (3, 1, {("lab", "closed"): 1})
 
@@ -309,39 +309,39 @@ def test_a_restart_goes_on_where_the_last_one_kept(world: World) -> None:
 def test_a_kill_at_any_moment_neither_loses_nor_counts_twice(world: World) -> None:
     for number in range(40):
         world.write(*(line(url=f"http://a.example/{number}/{one}") for one in range(number % 7)))
-        tally = world.tally()
-        tally._count_batch()
+        counter = world.log_counter()
+        counter._count_batch()
         if number % 3 == 0:
-            tally.keep()
+            counter.save()
         world.write(line()[:99])  # the log ends in the middle of a line
-        tally._count_batch()
+        counter._count_batch()
         if number % 3 == 1:
-            tally.keep()
+            counter.save()
         world.die()
         world.write(line()[99:])
-    assert requests(world.counted(world.tally())) == sum(number % 7 + 1 for number in range(40))
+    assert requests(world.counted(world.log_counter())) == sum(number % 7 + 1 for number in range(40))
 
 
 def test_what_was_served_is_still_counted_when_the_log_is_gone(world: World) -> None:
     world.write(*[line()] * 10)
-    served = world.counted(world.tally())
+    served = world.counted(world.log_counter())
     world.die()
     world.log.write_bytes(line(url="http://a.example/of-another-log"))
-    counts = world.counted(world.tally())
+    counts = world.counted(world.log_counter())
     assert requests(served) == 10
     assert (requests(counts), counts.lost) == (11, 1)
     world.die()
-    assert world.counted(world.tally()).lost == 1
+    assert world.counted(world.log_counter()).lost == 1
 
 
 def test_a_log_that_was_rotated_while_nobody_looked_is_counted_to_its_end(world: World) -> None:
     world.write(line())
-    world.counted(world.tally())
+    world.counted(world.log_counter())
     world.die()
     world.write(line(), line())
     world.log.rename(world.log.with_name("access.log.1"))
     world.write(line(connection="2"))
-    counts = world.counted(world.tally())
+    counts = world.counted(world.log_counter())
     assert (requests(counts), counts.lost) == (4, 0)
 
 
@@ -350,18 +350,18 @@ def test_what_cannot_be_read_is_counted_anew(world: World, content: bytes) -> No
     world.state.mkdir()
     (world.state / "counts.json").write_bytes(content)
     world.write(line())
-    assert requests(world.counted(world.tally())) == 1
+    assert requests(world.counted(world.log_counter())) == 1
     assert world.store.writable
 
 
 def test_the_checkpoint_is_replaced_whole(world: World) -> None:
     world.write(line())
-    tally = world.tally()
-    world.counted(tally)
+    counter = world.log_counter()
+    world.counted(counter)
     file = world.state / "counts.json"
     with file.open("rb") as before:
         world.write(line())
-        world.counted(tally)
+        world.counted(counter)
         assert json.loads(before.read())["counts"]["requests"][0][1] == 1  # a reader of the old file has all of it
     assert json.loads(file.read_bytes())["counts"]["requests"][0][1] == 2
     assert [path.name for path in world.state.iterdir()] == ["counts.json"]
@@ -370,10 +370,10 @@ def test_the_checkpoint_is_replaced_whole(world: World) -> None:
 
 def test_nothing_is_written_while_nothing_is_new(world: World) -> None:
     world.write(line())
-    tally = world.tally()
-    world.counted(tally)
+    counter = world.log_counter()
+    world.counted(counter)
     before = (world.state / "counts.json").stat()
-    tally.keep()
+    counter.save()
     assert (world.state / "counts.json").stat().st_ino == before.st_ino
 
 
@@ -382,34 +382,34 @@ def test_nothing_is_written_while_nothing_is_new(world: World) -> None:
 
 def test_a_full_disk_is_said_and_counting_goes_on(world: World, tmp_path: Path) -> None:
     world.write(line())
-    tally = world.tally()
-    world.counted(tally)
+    counter = world.log_counter()
+    world.counted(counter)
     (world.state / "counts.new").symlink_to("/dev/full")
     world.write(line())
-    assert requests(world.counted(tally)) == 2
+    assert requests(world.counted(counter)) == 2
     assert not world.store.writable
     (world.state / "counts.new").unlink()
-    tally.keep()
+    counter.save()
     assert world.store.writable
     world.die()
-    assert requests(world.tally().keep().counts) == 2
+    assert requests(world.log_counter().save().counts) == 2
 
 
 def test_a_full_disk_is_said_before_there_is_anything_to_count(world: World) -> None:
     world.state.mkdir()
     (world.state / "counts.new").symlink_to("/dev/full")
-    world.tally().keep()
+    world.log_counter().save()
     assert not world.store.writable
 
 
 def test_without_a_folder_counting_goes_on_until_there_is_one(world: World) -> None:
     world.state.write_text("no folder")
     world.write(line())
-    tally = world.tally()
-    assert requests(world.counted(tally)) == 1
+    counter = world.log_counter()
+    assert requests(world.counted(counter)) == 1
     assert not world.store.writable
     world.state.unlink()
-    tally.keep()
+    counter.save()
     assert world.store.writable
     with pytest.raises(StateInUse):
         CheckpointStore(world.state).open()
@@ -417,8 +417,8 @@ def test_without_a_folder_counting_goes_on_until_there_is_one(world: World) -> N
 
 def test_a_second_exporter_is_refused_and_never_overwrites(world: World) -> None:
     world.write(line())
-    world.counted(world.tally())
-    with pytest.raises(StateInUse, match="another exporter keeps its counts here"):
+    world.counted(world.log_counter())
+    with pytest.raises(StateInUse, match="another exporter uses this folder"):
         CheckpointStore(world.state).open()
     other = CheckpointStore(world.state)
     other.write(Checkpoint(since="x"))
@@ -435,9 +435,9 @@ def test_the_folder_is_given_back_by_the_kernel_when_its_exporter_is_killed(worl
         assert process.stdout is not None
         assert process.stdout.readline() == b"taken\n"
         with pytest.raises(StateInUse):
-            world.tally()
+            world.log_counter()
         os.kill(process.pid, signal.SIGKILL)
-    world.tally()
+    world.log_counter()
 
 
 # ── The thread ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -445,23 +445,23 @@ def test_the_folder_is_given_back_by_the_kernel_when_its_exporter_is_killed(worl
 
 def test_what_is_there_is_counted_before_the_start_is_over(world: World) -> None:
     world.write(*[line()] * 2000)
-    tally = world.tally()
-    tally.start(seconds=60)
+    counter = world.log_counter()
+    counter.start(seconds=60)
     try:
         assert requests(world.store.read().counts) == 2000  # type: ignore[union-attr] # it is there
-        assert tally.readable
-        assert tally.backlog_bytes == 0
+        assert counter.readable
+        assert counter.backlog_bytes == 0
     finally:
-        tally.stop()
-    assert not tally.readable
+        counter.stop()
+    assert not counter.readable
 
 
 def test_a_start_does_not_wait_for_a_log_without_end(world: World) -> None:
     world.write(*[line()] * 5000)
-    tally = world.tally()
-    tally.start(seconds=0)
-    tally.stop()
-    assert 0 < requests(tally.keep().counts) < 5000
+    counter = world.log_counter()
+    counter.start(seconds=0)
+    counter.stop()
+    assert 0 < requests(counter.save().counts) < 5000
 
 
 def test_a_log_that_cannot_be_read_for_a_moment_is_said_once_and_read_on(
@@ -474,19 +474,19 @@ def test_a_log_that_cannot_be_read_for_a_moment_is_said_once_and_read_on(
         raise OSError(errno.EIO, "Input/output error", str(world.log))
 
     world.write(line())
-    tally = world.tally()
-    tally.start(seconds=60)
+    counter = world.log_counter()
+    counter.start(seconds=60)
     try:
         with monkeypatch.context() as broken:
             broken.setattr(Follower, "read", fail)
             wait_until(lambda: len(looks) > 1)
-            assert not tally.readable
+            assert not counter.readable
         world.write(line())
-        wait_until(lambda: tally.readable and requests(tally.keep().counts) == 2)
+        wait_until(lambda: counter.readable and requests(counter.save().counts) == 2)
     finally:
-        tally.stop()
+        counter.stop()
     assert caplog.messages == [
-        f"the record cannot be read, which is tried again: [Errno 5] Input/output error: '{world.log}'"
+        f"the access log cannot be read, trying again: [Errno 5] Input/output error: '{world.log}'"
     ]
 
 
@@ -496,12 +496,12 @@ def test_a_fault_of_ours_ends_the_process_that_would_be_blind(
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(RequestCounter, "count", lambda *_: [].pop())
-    tally = world.tally()
-    tally.start(seconds=60)
+    counter = world.log_counter()
+    counter.start(seconds=60)
     world.write(line())
     wait_until(lambda: ended == [1])
     assert caplog.messages[-1].startswith(
-        "the record is not counted any more, the exporter ends: IndexError in <lambda>"
+        "the access log cannot be counted, the exporter exits: IndexError in <lambda>"
     )
 
 

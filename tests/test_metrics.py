@@ -14,9 +14,10 @@ from squidkeeper.exporter.cache_manager import COUNTERS
 from squidkeeper.metrics import METRICS, OTHER, Metric, MetricKind, method_class, status_class
 
 LABELS = {
-    *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait"),
+    *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait", "code"),
     "folder",
     "task",
+    "severity",
 }
 ASKED_FOR = """
 squidkeeper_requests_total squidkeeper_response_bytes_total squidkeeper_request_duration_seconds

@@ -22,6 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from squidkeeper.cli import main
 from squidkeeper.exporter.cache_manager import COUNTERS
+from squidkeeper.exporter.conditions import CONDITIONS
 from squidkeeper.metrics import METRICS, MetricKind
 
 OBSERVE = Path(__file__).parent.parent / "squid/observe"
@@ -78,6 +79,30 @@ def test_an_alert_says_how_bad_it_is_what_it_means_and_what_to_do(name: str) -> 
         "Fix",
     ]
     assert "`" in rule["annotations"]["runbook"], "a command to begin with"
+
+
+TASKS = ("resolver", "own-addresses", "rotation")
+TABLE = {
+    condition.code: (condition.severity, condition.after, condition.summary)
+    for condition in CONDITIONS
+    if condition.after is not None
+}
+
+
+def conditions_of(rule: dict[str, typing.Any]) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """The conditions that an alert is about, as the alert has them; one for each task where it has that label."""
+    labels = rule["labels"]
+    for task in TASKS if "$labels.task" in labels["condition"] else ("",):
+        code, summary = (
+            text.replace("{{ $labels.task }}", task) for text in (labels["condition"], rule["annotations"]["summary"])
+        )
+        yield code, (labels["severity"], rule.get("for", "0m"), re.split(r" on \{\{[^}]*instance", summary)[0])
+
+
+def test_the_alerts_are_as_the_table_of_conditions_has_them() -> None:
+    told = [condition for rule in ALERTS.values() for condition in conditions_of(rule)]
+    assert dict(told) == TABLE
+    assert len(told) == len(TABLE)
 
 
 def commands() -> Iterator[list[str]]:
@@ -264,9 +289,21 @@ def test_readme_has_every_metric_as_it_is() -> None:
     assert table("Metrics") == expected
 
 
+def test_readme_has_every_condition_as_it_is() -> None:
+    expected = [
+        [one.code, one.severity, one.after or "–", "yes" if one.unhealthy else "–", one.summary] for one in CONDITIONS
+    ]
+    assert table("Conditions") == expected
+
+
 def test_readme_has_every_alert_as_it_is() -> None:
     expected = [
-        [name, rule["labels"]["severity"], rule["annotations"]["description"].replace("`", "")]
+        [
+            name,
+            " ".join(code for code, _ in conditions_of(rule)),
+            rule["labels"]["severity"],
+            rule["annotations"]["description"].replace("`", ""),
+        ]
         for name, rule in ALERTS.items()
     ]
     assert table("Alerts") == expected

@@ -9,54 +9,57 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from squidkeeper.counters import CounterFile, HelperStatus
+from squidkeeper.exporter.cache_manager import SquidCounters
 from squidkeeper.exporter.certificate import Certificate
-from squidkeeper.exporter.conditions import conditions
+from squidkeeper.exporter.checkpoint import Checkpoint
+from squidkeeper.exporter.conditions import CONDITIONS, active_conditions
+from squidkeeper.exporter.counts import RequestCounts
 from squidkeeper.exporter.disks import Disk
 from squidkeeper.exporter.process import program_called
-from squidkeeper.exporter.recent import DENIALS_KEPT, Denial, DriftSeen, RecentDenials
-from squidkeeper.exporter.status import (
-    AccessLogStatus,
-    AnswerStatus,
-    DriftStatus,
-    GatewayStatus,
-    HelperProcessStatus,
-    PolicyStatus,
-    RuleStatus,
-    SecretStatus,
-    SquidStatus,
-)
+from squidkeeper.exporter.recent import DENIALS_LIMIT, Denial, DriftSeen, RecentAnswer, RecentDenials
+from squidkeeper.exporter.snapshot import Snapshot
 from squidkeeper.exporter.status_page import explain_command, page
+from squidkeeper.maintenance.own_addresses import OwnAddresses
+from squidkeeper.maintenance.resolver import Resolver
+from squidkeeper.maintenance.rotation import Rotation
 from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy.model import Policy, SecretSource
+from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.record.record import Record, parse_record
 
+from .conftest import judge_of
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DIRECTORY = Path("/etc/squidkeeper/policy")
 PROGRAM = "squidkeeper"
-POLICY = PolicyStatus(DIRECTORY, "9f31c2a7b04e", NOW - timedelta(hours=1), "deny")
-RECORD = AccessLogStatus(Path("/var/log/squid/access.log"), readable=True, last_line=NOW)
+POLICY = PolicyState("9f31c2a7b04e", (NOW - timedelta(hours=1)).timestamp(), ok=True, problem="")
+CHECKPOINT = Checkpoint(since="2026-11-20T12:00:00.000+00:00")
 CA = Certificate(Path("/ca.crt"), "CN=ca", NOW + timedelta(days=400))
-SQUID = SquidStatus("127.0.0.1:3128", up=True)
-WELL = GatewayStatus(
-    at=NOW,
-    version="0.1.0",
-    policy=POLICY,
-    rules=(),
-    denials=(),
-    helpers=(),
-    secrets=(),
-    ca=CA,
-    record=RECORD,
-    drift=DriftStatus(),
-    squid=SQUID,
-    upkeep=MaintenanceStatus(runs=True),
+WELL = Snapshot(
+    now=NOW.timestamp(),
+    directory=DIRECTORY,
+    access_log=Path("/var/log/squid/access.log"),
+    squid_address="127.0.0.1:3128",
+    checkpoint=CHECKPOINT,
+    log_readable=True,
+    backlog_bytes=0,
+    state_writable=True,
+    policy=None,
+    policy_state=POLICY,
+    counter_files=(),
+    totals={},
+    certificate=CA,
+    squid=SquidCounters({}, answers=True),
+    maintenance=MaintenanceStatus(runs=True),
 )
 DISK = Disk("log", Path("/var/log/squid"), 5_000_000_000, 10_000_000_000)
-HELPER = HelperProcessStatus("host", 4117, NOW, POLICY.revision, False, False, NOW, 12)
+HELPER = HelperStatus("host", 4117, WELL.now, WELL.now, POLICY.revision, reload_ok=True)
 FINDING = DriftSeen(NOW - timedelta(hours=2), "192.0.2.1", "GET", "https://a.example/x?q=TOPSECRET", "no", "allowed")
 
 
@@ -82,218 +85,264 @@ def denials_of(records: Iterable[Record]) -> tuple[Denial, ...]:
     return kept.newest()
 
 
-def text_of(status: GatewayStatus) -> str:
-    return " ".join(Page(page(status, PROGRAM)).text.split())
+def text_of(view: Snapshot) -> str:
+    return " ".join(Page(page(view, PROGRAM)).text.split())
+
+
+def with_helpers(*helpers: HelperStatus) -> Snapshot:
+    return replace(WELL, counter_files=tuple(CounterFile(n, True, "x", one) for n, one in enumerate(helpers)))
+
+
+def with_task(task: str, failure: str) -> Snapshot:
+    return replace(WELL, maintenance=MaintenanceStatus(runs=True, failures={"other": "", task: failure}))
+
+
+def with_drift(*findings: DriftSeen, unchecked: int = 0, cut: int = 0) -> Snapshot:
+    counts = RequestCounts(drift=[(("none", "no"), len(findings))], drift_unchecked=unchecked, drift_cut=cut)
+    return replace(WELL, checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts, drift=findings))
+
+
+def with_denials(denials: tuple[Denial, ...]) -> Snapshot:
+    return replace(WELL, checkpoint=msgspec.structs.replace(CHECKPOINT, denials=denials))
+
+
+def with_faults(*faults: Fault, revision: str | None = POLICY.revision) -> Snapshot:
+    return replace(WELL, policy_state=replace(POLICY, revision=revision, ok=False, faults=faults))
+
+
+def matched(rule: str, at: datetime) -> Snapshot:
+    counts = RequestCounts(last_matched={rule: at.isoformat()})
+    return replace(WELL, checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts))
+
+
+def answered(*failed: bool) -> Snapshot:
+    return replace(WELL, answers=tuple(RecentAnswer("2026-11-24T11:59:00.000Z", one) for one in failed))
+
+
+def codes(view: Snapshot) -> list[str]:
+    return [one.condition.code for one in active_conditions(view)]
 
 
 # --- what is wrong --------------------------------------------------------------------------------------------------
 
 
 def test_a_gateway_that_is_well_has_nothing_to_do() -> None:
-    assert conditions(WELL) == ()
+    assert active_conditions(WELL) == ()
     assert "All is well: nothing to do." in text_of(WELL)
 
 
 FAULT = Fault(Location("policy.yaml", 41, 11), FaultCode.INVALID_HOST, "'.org' is a wildcard, expected '.example.org'")
-UNAVAILABLE = RuleStatus("policy-unavailable", "deny", 0, 1, NOW - timedelta(minutes=3), built_in=True)
 WRONG = {
-    "squid down": (replace(WELL, squid=replace(SQUID, up=False, problem="refused")), "now", "does not answer on 127"),
-    "cache manager closed": (
-        replace(WELL, squid=replace(SQUID, problem="403")),
-        "soon",
-        "counters cannot be read (403)",
+    "squid-down": (replace(WELL, squid=SquidCounters({}, "refused")), "does not answer: 127.0.0.1:3128 (refused)."),
+    "squid-counters-unreadable": (
+        replace(WELL, squid=SquidCounters({}, "403", answers=True)),
+        "Squid's counters cannot be read: 403.",
     ),
-    "no policy": (replace(WELL, policy=replace(POLICY, revision=None)), "now", "everything is denied"),
-    "bad policy": (replace(WELL, policy=replace(POLICY, faults=(FAULT,))), "now", "does not load (1 fault)"),
-    "warning": (
-        replace(WELL, policy=replace(POLICY, warnings=(FAULT,))),
-        "soon",
-        "A warning of the policy: policy.yaml",
+    "policy-not-loaded": (with_faults(FAULT), "does not load: 1 fault; policy.yaml:41:11: '.org'"),
+    "policy-warning": (
+        replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,))),
+        "The policy has warnings: policy.yaml:41:11",
     ),
-    "unanswered": (
-        replace(WELL, rules=(UNAVAILABLE,)),
-        "now",
-        "no helper answers (policy-unavailable), last 3",
+    "policy-unavailable": (
+        matched("policy-unavailable", NOW - timedelta(minutes=3)),
+        "because no helper answers: last 3 min ago.",
     ),
-    "upstream": (
-        replace(WELL, answers=AnswerStatus(10, 6)),
-        "now",
-        "6 of the last 10 requests that were let through",
+    "requests-failing": (answered(*[True] * 6, *[False] * 4), "fail: 6 of the last 10 that were allowed."),
+    "drift": (with_drift(FINDING), "that the policy denies: last 2 h ago."),
+    "helper-stuck": (with_helpers(replace(HELPER, beat=0.0)), "helper host, process 4117: no heartbeat for"),
+    "helper-outdated": (
+        with_helpers(replace(HELPER, revision="other"), replace(HELPER, revision=None)),
+        "revision other is in force there, and 9f31c2a7b04e here; helper host, process 4117: everything is denied",
     ),
-    "drift": (replace(WELL, drift=DriftStatus(1, 0, (FINDING,))), "now", "not what the policy says, last 2 h ago"),
-    "stuck": (replace(WELL, helpers=(replace(HELPER, stuck=True),)), "now", "1 helper without a sign of life"),
-    "outdated": (replace(WELL, helpers=(replace(HELPER, outdated=True),)), "now", "by another revision"),
-    "without": (
-        replace(WELL, helpers=(replace(HELPER, outdated=True, revision=None),)),
-        "now",
-        "1 helper without a policy: all that it is asked is denied",
+    "ca-unreadable": (
+        replace(WELL, certificate=Certificate(Path("/ca.crt"), problem="no such file")),
+        "The CA cannot be read: /ca.crt (no such file).",
     ),
-    "secret": (replace(WELL, secrets=(SecretStatus("key", "env KEY", "KEY is not set"),)), "now", "key is unavailable"),
-    "ca ended": (replace(WELL, ca=replace(CA, not_after=NOW)), "now", "has ended"),
-    "ca ends": (replace(WELL, ca=replace(CA, not_after=NOW + timedelta(days=29))), "soon", "ends in 29 days"),
-    "no ca": (replace(WELL, ca=Certificate(Path("/ca.crt"), problem="no such file")), "soon", "CA cannot be read"),
-    "blind": (replace(WELL, record=replace(RECORD, readable=False)), "now", "access log is gone, or cannot be read"),
-    "behind": (replace(WELL, record=replace(RECORD, backlog_bytes=20_000_000)), "soon", "20 MB of the access log"),
-    "no maintenance": (
-        replace(WELL, upkeep=MaintenanceStatus(runs=False)),
-        "now",
-        "maintenance process gives no sign of life",
+    "ca-expiring": (
+        replace(WELL, certificate=replace(CA, not_after=NOW + timedelta(days=29))),
+        "The CA expires soon: 29 days left.",
     ),
-    "resolver": (
+    "ca-expires-now": (
+        replace(WELL, certificate=replace(CA, not_after=NOW + timedelta(days=6))),
+        "The CA expires within days: 6 days left.",
+    ),
+    "ca-expired": (
+        replace(WELL, certificate=replace(CA, not_after=NOW)),
+        "The CA has expired, and no https passes: 2026-11-24 12:00:00.",
+    ),
+    "access-log-unreadable": (
+        replace(WELL, log_readable=False),
+        "The access log cannot be read: /var/log/squid/access.log.",
+    ),
+    "access-log-behind": (replace(WELL, backlog_bytes=20_000_000), "20 MB are not counted yet"),
+    "maintenance-not-running": (
+        replace(WELL, maintenance=MaintenanceStatus(runs=False)),
+        "The maintenance process does not run.",
+    ),
+    "resolver-failing": (
+        with_task("resolver", "unbound does not answer"),
+        "The maintenance task resolver fails: unbound does not answer.",
+    ),
+    "own-addresses-failing": (
+        with_task("own-addresses", "[Errno 28] No space left on device"),
+        "The maintenance task own-addresses fails: [Errno 28]",
+    ),
+    "rotation-failing": (
+        with_task("rotation", "[Errno 13] Permission denied"),
+        "The maintenance task rotation fails: [Errno 13]",
+    ),
+    "throttle-not-running": (
         replace(
-            WELL, upkeep=MaintenanceStatus(runs=True, failures={"rotation": "", "resolver": "unbound does not answer"})
+            with_helpers(replace(HELPER, started=0.0)),
+            checkpoint=msgspec.structs.replace(
+                CHECKPOINT, denials=(Denial(NOW - timedelta(minutes=2), "192.0.2.1", None, "GET", "/", 0, "no"),)
+            ),
         ),
-        "now",
-        "The gateway's resolver does not work",
+        "No throttle answers: a denial asked for it 2 min ago.",
     ),
-    "own addresses": (
-        replace(
-            WELL, upkeep=MaintenanceStatus(runs=True, failures={"own-addresses": "[Errno 28] No space left on device"})
-        ),
-        "now",
-        "New addresses of the gateway itself stay open",
-    ),
-    "rotation": (
-        replace(WELL, upkeep=MaintenanceStatus(runs=True, failures={"rotation": "[Errno 13] Permission denied"})),
-        "soon",
-        "Squid's logs are not bounded",
-    ),
-    "no throttle": (
-        replace(WELL, throttle_missing_since=NOW - timedelta(minutes=2)),
-        "soon",
-        "No throttle runs, although a denial asked for it 2 min ago",
-    ),
-    "full disk": (replace(WELL, state_writable=False), "soon", "cannot keep its counts"),
-    "little room": (
+    "state-not-writable": (replace(WELL, state_writable=False), "The exporter cannot save its counts."),
+    "disk-space-low": (
         replace(WELL, disks=(replace(DISK, available_bytes=900_000_000), replace(DISK, folder="state"))),
-        "soon",
-        "900 MB of 10 GB left on the disk of /var/log/squid",
+        "900 MB of 10 GB free on the disk of /var/log/squid.",
     ),
 }
 
 
-@pytest.mark.parametrize(("status", "urgency", "what"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_stands_first_with_what_to_do(status: GatewayStatus, urgency: str, what: str) -> None:
-    (trouble,) = conditions(status)
-    assert trouble.urgency == urgency
-    assert what in trouble.what
-    assert trouble.remedy
-    text = text_of(status)
+@pytest.mark.parametrize(("code", "view", "what"), [(code, *case) for code, case in WRONG.items()], ids=WRONG)
+def test_what_is_wrong_stands_first_with_what_to_do(code: str, view: Snapshot, what: str) -> None:
+    (active,) = active_conditions(view)
+    assert active.condition.code == code
+    assert what in active.text
+    assert active.condition.remedy
+    text = text_of(view)
     assert "All is well" not in text
-    assert text.index(what) < text.index("Recent denials")
+    assert text.index(what) < text.index(f" {code} ") < text.index("Recent denials")
+    assert f"1 {active.condition.severity} condition." in text
 
 
-def test_a_stuck_helper_is_killed_as_one_that_is_stopped_must_be() -> None:
-    (trouble,) = conditions(replace(WELL, helpers=(replace(HELPER, stuck=True),)))
-    assert "`kill -9 4117`" in trouble.remedy
+def test_each_condition_has_a_case_here() -> None:
+    """These two come with others, and have a test of their own."""
+    assert {one.code for one in CONDITIONS if one.find} - WRONG.keys() == {"no-policy", "secret-unavailable"}
 
 
-def test_no_new_helpers_are_advised_while_the_policy_on_disk_is_bad() -> None:
-    helpers = (replace(HELPER, outdated=True, revision=None), replace(HELPER, outdated=True, revision="older"))
-    well, bad = (replace(WELL, helpers=helpers, policy=replace(POLICY, faults=faults)) for faults in ((), (FAULT,)))
-    assert ["reconfigure" in trouble.remedy for trouble in conditions(well)] == [True, True]
-    assert ["reconfigure" in trouble.remedy for trouble in conditions(bad)] == [False, False, False]
+def test_each_condition_has_a_code_of_its_own_and_says_what_to_do() -> None:
+    assert len({condition.code for condition in CONDITIONS}) == len(CONDITIONS)
+    for condition in CONDITIONS:
+        assert re.fullmatch(r"[a-z]+(-[a-z]+)*", condition.code)
+        assert bool(condition.remedy) is (condition.find is not None)
+        assert not condition.summary.endswith(".")
 
 
-def test_the_most_urgent_stands_first() -> None:
-    ends_soon = replace(CA, not_after=NOW + timedelta(days=3))
-    status = replace(WELL, ca=ends_soon, record=replace(RECORD, readable=False))
-    assert [trouble.urgency for trouble in conditions(status)] == ["now", "soon"]
-    assert "2 things are wrong, 1 of them to be mended now." in text_of(status)
+def test_each_task_of_the_maintenance_process_has_a_condition() -> None:
+    for task in (OwnAddresses, Resolver, Rotation):
+        assert codes(with_task(task.name, "it failed")) == [f"{task.name}-failing"]
 
 
-def test_drift_of_days_ago_and_helpers_in_the_midst_of_a_reload_are_nothing_to_do() -> None:
-    old = replace(FINDING, time=NOW - timedelta(days=2))
-    assert conditions(replace(WELL, drift=DriftStatus(1, 0, (old,)))) == ()
-    reloading = replace(POLICY, loaded_at=NOW - timedelta(seconds=2))
-    assert conditions(replace(WELL, policy=reloading, helpers=(replace(HELPER, outdated=True),))) == ()
+def test_without_a_policy_everything_is_denied() -> None:
+    assert codes(with_faults(FAULT, revision=None)) == ["no-policy", "policy-not-loaded"]
+    text = text_of(with_faults(FAULT, revision=None))
+    assert "No policy has loaded: everything is denied." in text
+    assert "squidkeeper check --policy /etc/squidkeeper/policy" in text
+
+
+def test_the_most_severe_stands_first() -> None:
+    expires_soon = replace(CA, not_after=NOW + timedelta(days=20))
+    view = replace(WELL, certificate=expires_soon, log_readable=False)
+    assert codes(view) == ["access-log-unreadable", "ca-expiring"]
+    assert "2 conditions, 1 of them critical." in text_of(view)
+    assert "2 conditions." in text_of(replace(view, log_readable=True, state_writable=False))
+
+
+def test_drift_of_days_ago_and_helpers_during_a_reload_are_nothing_to_do() -> None:
+    assert codes(with_drift(replace(FINDING, time=NOW - timedelta(days=2)))) == []
+    reloading = replace(POLICY, loaded=WELL.now - 2)
+    assert codes(replace(with_helpers(replace(HELPER, revision="other")), policy_state=reloading)) == []
 
 
 def test_denials_without_a_helper_and_failures_are_nothing_to_do_when_they_are_over_or_few() -> None:
-    over = replace(UNAVAILABLE, last_matched=NOW - timedelta(minutes=5))
-    assert conditions(replace(WELL, rules=(over, replace(UNAVAILABLE, last_matched=None)))) == ()
-    assert [conditions(replace(WELL, answers=few)) for few in (AnswerStatus(9, 9), AnswerStatus(10, 5))] == [(), ()]
+    assert codes(matched("policy-unavailable", NOW - timedelta(minutes=5))) == []
+    assert [codes(answered(*few)) for few in ([True] * 9, [True, False] * 5)] == [[], []]
 
 
 def test_faults_stand_with_file_line_and_column() -> None:
-    text = text_of(replace(WELL, policy=replace(POLICY, faults=(FAULT,))))
-    assert f"policy.yaml:41:11 {FAULT.message}" in text
+    assert f"policy.yaml:41:11 {FAULT.message}" in text_of(with_faults(FAULT))
 
 
-def test_rules_stand_in_their_order_with_hits_and_expiry() -> None:
-    rules = (
-        RuleStatus("first", "deny", 0, 1234, NOW - timedelta(minutes=3), None, "ops"),
-        RuleStatus("second", "allow", 5, 0, None, NOW - timedelta(days=1), tunnels=36),
-        RuleStatus("default", "deny", 0, 7, built_in=True),
+def policy_of(folder: Path, text: str) -> Policy:
+    return judge_of(folder, text).policy
+
+
+def test_rules_stand_in_their_order_with_hits_and_expiry(tmp_path: Path) -> None:
+    rules = """
+rules:
+  - {name: first, action: deny, hosts: [a.example], owner: ops}
+  - {name: second, action: allow, hosts: [b.example], expires: 2026-11-23T12:00:00Z}
+"""
+    counts = RequestCounts(
+        requests=[
+            (("none", "first", "deny", "read", "4xx"), 1234),
+            (("none", "second", "allow", "read", "2xx"), 5),
+            (("none", "default", "deny", "read", "4xx"), 7),
+        ],
+        tunnels=[(("none", "second"), 36)],
+        last_matched={"first": (NOW - timedelta(minutes=3)).isoformat()},
     )
-    text = text_of(replace(WELL, rules=rules))
+    checkpoint = msgspec.structs.replace(CHECKPOINT, counts=counts)
+    text = text_of(replace(WELL, policy=policy_of(tmp_path, rules), checkpoint=checkpoint))
     assert text.index("first") < text.index("second") < text.index("default")
     assert "1 first deny 1,234" in text
-    assert re.search(r"2 second allow 5 .*36 never lapsed", text)
+    assert re.search(r"2 second allow 5 .*36 never expired", text)
     assert "3 min ago" in text
-    assert "lapsed" in text
+    assert "default deny 7" in text
 
 
-def test_of_very_many_rules_those_that_count_are_shown() -> None:
-    rules = [RuleStatus(f"rule-{number}", "allow") for number in range(2000)]
-    rules[1500] = replace(rules[1500], denied=3)
-    text = text_of(replace(WELL, rules=tuple(rules)))
+def test_of_very_many_rules_those_that_count_are_shown(tmp_path: Path) -> None:
+    rules = "".join(f"  - {{name: rule-{n}, action: allow, hosts: [h{n}.example]}}\n" for n in range(2000))
+    counts = RequestCounts(requests=[(("none", "rule-1500", "allow", "read", "2xx"), 3)])
+    checkpoint = msgspec.structs.replace(CHECKPOINT, counts=counts)
+    text = text_of(replace(WELL, policy=policy_of(tmp_path, f"rules:\n{rules}"), checkpoint=checkpoint))
     assert "1501 rule-1500 allow 3" in text
     assert "1,999 rules not shown" in text
-    assert "rule-7" not in text
+    assert "1 rule-0 " not in text
 
 
 def test_of_very_many_faults_the_first_are_shown() -> None:
-    text = text_of(replace(WELL, policy=replace(POLICY, faults=(FAULT,) * 70)))
-    assert text.count("policy.yaml:41:11") == 50
+    text = text_of(with_faults(*[FAULT] * 70))
+    assert text.count("policy.yaml:41:11") == 50 + 1  # one in the condition
     assert "and 20 more: squidkeeper check shows all" in text
 
 
 def test_of_very_many_warnings_the_first_are_shown() -> None:
-    assert len(conditions(replace(WELL, policy=replace(POLICY, warnings=(FAULT,) * 70)))) == 5
+    (active,) = active_conditions(replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,) * 70)))
+    assert active.text.count("policy.yaml") == 5
+    assert active.text.endswith("; and 65 more.")
 
 
-def test_secrets_that_cannot_be_had_are_one_thing_to_do() -> None:
-    (trouble,) = conditions(replace(WELL, secrets=tuple(SecretStatus(name, "file /x", "gone") for name in "abc")))
-    assert trouble.what == "3 secrets are unavailable: requests that need them are denied."
-    assert trouble.remedy == "See below: a, b, c."
-
-
-def test_a_secret_that_cannot_be_read_is_told_with_who_must_be_able_to() -> None:
-    reason = "secret key: the file /x cannot be read: Permission denied"
-    closed = SecretStatus("key", "file /x", reason, code=FaultCode.SECRET_UNREADABLE)
-    empty = SecretStatus("other", "file /y", "secret other: the file /y is empty", code=FaultCode.SECRET_EMPTY)
-    hint = "Squid's account must be able to read the file: mode 0640, that account's group, and its folders open to it."
-    remedies = [conditions(replace(WELL, secrets=some))[0].remedy for some in ((closed,), (empty,), (closed, empty))]
-    assert remedies == [
-        f"The file /x cannot be read: Permission denied. {hint}",
-        "The file /y is empty.",
-        f"See below: key, other. {hint}",
-    ]
-
-
-def test_a_ca_that_has_ended_is_told_otherwise_than_one_that_will() -> None:
-    ended, ends = (
-        conditions(replace(WELL, ca=replace(CA, not_after=NOW + left)))[0] for left in (timedelta(), timedelta(days=3))
+def test_secrets_that_are_unavailable_are_one_condition(tmp_path: Path) -> None:
+    text = """
+secrets: {a: {file: a}, b: {file: b}, c: {file: c}, d: {env: D}}
+rules: [{name: open, action: allow, hosts: [a.example]}]
+credentials: [{name: api, hosts: [a.example], bearer: a}]
+"""
+    policy = policy_of(tmp_path, text)
+    (tmp_path / "a").write_text("value")
+    (tmp_path / "b").touch()
+    view = replace(WELL, policy=policy)
+    (active,) = (one for one in active_conditions(view) if one.condition.code == "secret-unavailable")
+    assert active.details == (
+        f"secret b: the file {tmp_path}/b is empty",
+        f"secret c: the file {tmp_path}/c cannot be read: No such file or directory",
     )
-    assert ended.remedy == "Make a new one now, have the clients trust it, and run `./install.sh --ca-dir DIR` with it."
-    assert ends.remedy.startswith(
-        "Make a new one before it ends, have the clients trust it beside the old one, and run"
-    )
+    shown = text_of(view)
+    assert f"a yes file {tmp_path}/a api" in shown
+    assert f"b no: secret b: the file {tmp_path}/b is empty file {tmp_path}/b" in shown
+    assert "d not checked: it is in Squid's environment env D" in shown
 
 
-def test_helpers_and_secrets_are_named_and_judged() -> None:
-    secrets = (
-        SecretStatus("a-key", "file /secrets/a", None, ("api",)),
-        SecretStatus("b-key", "file /secrets/b", "it is empty"),
-        SecretStatus("c-key", "env C"),
-    )
-    throttle = replace(HELPER, kind="throttle", pid=4120, revision=None, judges=False)
-    helpers = (HELPER, replace(HELPER, pid=4118, stuck=True), replace(HELPER, pid=4119, outdated=True), throttle)
-    text = text_of(replace(WELL, secrets=secrets, helpers=helpers))
-    assert "a-key yes file /secrets/a api" in text
-    assert "b-key no: it is empty file /secrets/b" in text
-    assert "c-key not looked at: it is in Squid's environment env C" in text
+def test_helpers_are_named_and_judged() -> None:
+    throttle = replace(HELPER, helper="throttle", pid=4120, revision=None)
+    stuck, outdated = replace(HELPER, pid=4118, beat=0.0), replace(HELPER, pid=4119, revision="other")
+    text = text_of(with_helpers(HELPER, stuck, outdated, throttle))
     assert "host well 4117" in text
     assert "host stuck 4118" in text
     assert "host outdated 4119" in text
@@ -315,7 +364,7 @@ def test_only_denials_are_kept_and_the_same_again_counts_up() -> None:
 
 def test_the_newest_are_kept_and_no_more_than_the_bound() -> None:
     kept = denials_of(denial(url=f"https://a.example/{number}") for number in range(200))
-    assert len(kept) == DENIALS_KEPT
+    assert len(kept) == DENIALS_LIMIT
     assert kept[0].url == "https://a.example/199"
 
 
@@ -323,7 +372,7 @@ def test_a_client_with_many_denials_does_not_push_out_those_of_another() -> None
     many = [denial(client="192.0.2.66", url=f"https://a.example/{number}") for number in range(500)]
     kept = denials_of([denial(), *many, denial(client="192.0.2.2")])
     assert [one.client for one in (kept[0], kept[-1])] == ["192.0.2.2", "192.0.2.1"]
-    assert len(kept) == DENIALS_KEPT
+    assert len(kept) == DENIALS_LIMIT
 
 
 def test_denials_live_through_a_restart_in_their_order() -> None:
@@ -349,12 +398,8 @@ def test_a_tunnel_that_was_denied_for_its_private_address_is_shown_once() -> Non
     assert [(one.method, one.times) for one in denials_of([connect, judged])] == [("GET", 1), ("CONNECT", 1)]
 
 
-def test_a_policy_that_only_root_can_read_is_checked_as_another() -> None:
-    message = "permission denied for the account proxy; as installed, root can"
-    unreadable = Fault(Location("policy.yaml"), FaultCode.PERMISSION_DENIED, message)
-    for fault, said in ((unreadable, True), (FAULT, False)):
-        (trouble,) = conditions(replace(WELL, policy=replace(POLICY, faults=(fault,))))
-        assert ("run it as the account that the fault names" in trouble.remedy) is said
+def test_a_policy_that_only_root_can_read_is_to_be_checked_as_squids_account() -> None:
+    assert "If it finds nothing as root, run it as Squid's account." in text_of(with_faults(FAULT))
 
 
 # --- the ready command ----------------------------------------------------------------------------------------------
@@ -381,22 +426,22 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ("authority-mismatch", "squidkeeper explain --record - says which"),
-        ("credential-unavailable", "a secret was not available"),
+        ("authority-mismatch", "squidkeeper explain --record - shows which"),
+        ("credential-unavailable", "a secret was unavailable"),
         ("policy-unavailable", "no helper answered"),
     ],
 )
 def test_there_is_no_command_that_would_give_another_verdict(rule: str, said: str) -> None:
     assert command_for(rule=rule) is None
-    text = text_of(replace(WELL, denials=denials_of([denial(rule=rule)])))
+    text = text_of(with_denials(denials_of([denial(rule=rule)])))
     assert "No command: " in text
     assert said in text
 
 
 def test_served_requests_that_could_not_be_checked_are_told_with_the_cause() -> None:
-    text = text_of(replace(WELL, drift=DriftStatus(0, 3, (), 7)))
-    assert "3 could not be checked, their revision is no longer kept" in text
-    assert "7 could not be checked, the record cuts off the URL that decides" in text
+    text = text_of(with_drift(unchecked=3, cut=7))
+    assert "3 could not be checked, because their revision is no longer on disk" in text
+    assert "7 could not be checked, because the access log cuts off their URL" in text
 
 
 def test_the_command_calls_the_program_by_its_name_only_where_that_is_the_one_on_the_path(tmp_path: Path) -> None:
@@ -470,30 +515,36 @@ def test_there_is_no_command_for_what_is_too_long_or_could_do_harm(values: dict[
 HOSTILE_FAULTS = tuple(Fault(Location(text, 1, 1), FaultCode.UNKNOWN_KEY, text) for text in HOSTILE)
 
 
-def hostile() -> GatewayStatus:
+def hostile(folder: Path) -> Snapshot:
     """Every text in every field that comes from outside, and in those of the operator's."""
     records = [
         denial(url=f"https://evil.example/{text}?q=TOPSECRET", method=text, rule=text, user=text, client=text)
         for text in HOSTILE
     ]
-    return GatewayStatus(
-        at=NOW,
-        version="0.1.0",
-        policy=replace(POLICY, faults=HOSTILE_FAULTS, warnings=HOSTILE_FAULTS),
-        rules=tuple(RuleStatus(text, "deny", 1, 1, NOW, NOW, text) for text in HOSTILE),
+    policy = judge_of(folder, "rules: [{name: open, action: allow, hosts: [a.example]}]").policy
+    rules = tuple(replace(policy.rules[0], name=text, owner=text, expires=NOW) for text in HOSTILE)
+    secrets = {
+        text: SecretSource(text, Location(text), file=Path(f"/{text}")) for text in HOSTILE if text.isprintable()
+    }
+    checkpoint = Checkpoint(
+        since=CHECKPOINT.since,
         denials=denials_of(records),
-        helpers=tuple(replace(HELPER, kind=text, revision=text) for text in HOSTILE),
-        secrets=tuple(SecretStatus(text, text, text, (text,)) for text in HOSTILE),
-        ca=replace(CA, subject=HOSTILE[0]),
-        record=RECORD,
-        drift=DriftStatus(1, 1, tuple(DriftSeen(NOW, text, text, f"https://x/{text}", text, text) for text in HOSTILE)),
-        squid=replace(SQUID, problem=HOSTILE[0]),
-        upkeep=MaintenanceStatus(runs=True, failures={text: text for text in HOSTILE}),
+        drift=tuple(DriftSeen(NOW, text, text, f"https://x/{text}", text, text) for text in HOSTILE),
+    )
+    return replace(
+        with_helpers(*(replace(HELPER, helper=text, revision=text) for text in HOSTILE)),
+        directory=Path(HOSTILE[0]),
+        policy=replace(policy, rules=rules, secrets=secrets),
+        policy_state=PolicyState(HOSTILE[0], WELL.now, False, HOSTILE[0], HOSTILE_FAULTS, HOSTILE_FAULTS),
+        checkpoint=checkpoint,
+        certificate=replace(CA, subject=HOSTILE[0]),
+        squid=SquidCounters({}, HOSTILE[0]),
+        maintenance=MaintenanceStatus(runs=True, failures={text: text for text in HOSTILE} | {"resolver": HOSTILE[0]}),
     )
 
 
-def test_nothing_from_outside_becomes_markup() -> None:
-    html = page(hostile(), PROGRAM)
+def test_nothing_from_outside_becomes_markup(tmp_path: Path) -> None:
+    html = page(hostile(tmp_path), PROGRAM)
     found = Page(html)
     assert found.names() <= TAGS | {"a"}
     assert found.attributes() <= ATTRIBUTES | {"href"}
@@ -505,7 +556,9 @@ def test_nothing_from_outside_becomes_markup() -> None:
 
 def test_no_query_and_no_password_is_on_the_page() -> None:
     with_password = denial(url="https://user:hunter2@a.example/x?q=TOPSECRET#TOPSECRET")
-    html = page(replace(WELL, denials=denials_of([with_password]), drift=DriftStatus(1, 0, (FINDING,))), PROGRAM)
+    view = with_drift(FINDING)
+    checkpoint = msgspec.structs.replace(view.checkpoint, denials=denials_of([with_password]))
+    html = page(replace(view, checkpoint=checkpoint), PROGRAM)
     assert "https://***@a.example/x" in html
     assert "TOPSECRET" not in html
     assert "hunter2" not in html
@@ -526,5 +579,5 @@ def test_a_line_of_the_record_is_what_is_shown() -> None:
         b'"error":"-","user_agent":"-","squid":"TCP_DENIED/HIER_NONE","connection":"1"}'
     )
     assert "1 min ago 192.0.2.1 no way GET https://a.example/%3Cb%3E" in text_of(
-        replace(WELL, denials=denials_of([parse_record(line)]))
+        with_denials(denials_of([parse_record(line)]))
     )

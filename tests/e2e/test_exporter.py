@@ -246,13 +246,14 @@ def test_health_fails_while_the_policy_on_disk_is_bad_and_while_a_helper_is_stuc
     os.kill(stopped, signal.SIGSTOP)
     try:
         gateway.write("policy.yaml", "version: 1\nrules: nonsense\n")
-        wait_for(lambda: "does not load" in exporter.health()[1].get("policy", ""), "a bad policy to be seen")
+        wait_for(
+            lambda: "does not load" in exporter.health()[1].get("policy-not-loaded", ""), "a bad policy to be seen"
+        )
         assert exporter.health()[0] == 503
         gateway.write("policy.yaml", POLICY)
-        wait_for(lambda: "policy" not in exporter.health()[1], "the good policy to be seen")
-        name = f"helper host, process {stopped}"
-        wait_for(lambda: exporter.health()[1].keys() == {name}, "the helper to be missed")
-        assert "no sign of life for 1" in exporter.health()[1][name]
+        wait_for(lambda: "policy-not-loaded" not in exporter.health()[1], "the good policy to be seen")
+        wait_for(lambda: exporter.health()[1].keys() == {"helper-stuck"}, "the helper to be missed")
+        assert f"helper host, process {stopped}: no heartbeat for 1" in exporter.health()[1]["helper-stuck"]
         assert 'squidkeeper_helper_processes_stuck{helper="host"} 1.0\n' in fetch(exporter.port, "/metrics").text
     finally:
         os.kill(stopped, signal.SIGCONT)
@@ -269,7 +270,8 @@ def test_without_squid_the_page_is_whole_and_says_so(gateway: Gateway, exporter:
     assert "squid_up 0.0\n" in page
     assert "squidkeeper_requests_total{" in page
     wait_for(lambda: gateway_is_idle(exporter), "the helpers' end")
-    assert exporter.health() == (200, {})  # helpers that Squid has not started are idle, not ill
+    status, conditions = exporter.health()  # helpers that Squid has not started are idle, not ill
+    assert (status, set(conditions)) == (503, {"squid-down"})
     gateway.start()
     wait_for(lambda: "squid_up 1.0\n" in fetch(exporter.port, "/metrics").text, "Squid's own counters")
 
@@ -280,7 +282,7 @@ def test_a_second_exporter_of_the_same_state_is_refused(gateway: Gateway, export
     command += ["--state", f"{root}/state"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 1
-    assert f"{root}/state/exporter: another exporter keeps its counts here" in done.stderr
+    assert f"{root}/state/exporter: another exporter uses this folder" in done.stderr
 
 
 def test_what_it_may_not_read_keeps_it_from_nothing(new_gateway: NewGateway) -> None:
@@ -291,7 +293,8 @@ def test_what_it_may_not_read_keeps_it_from_nothing(new_gateway: NewGateway) -> 
     exporter = Exporter(gateway, 9131).start()
     try:
         status, wrong = exporter.health()
-        assert (status, sorted(wrong)) == (503, ["policy", "record"])
-        assert "the policy directory cannot be read: permission denied" in wrong["policy"]
+        assert status == 503
+        assert wrong.keys() == {"squid-down", "no-policy", "policy-not-loaded", "access-log-unreadable"}
+        assert "the policy directory cannot be read: permission denied" in wrong["policy-not-loaded"]
     finally:
         exporter.stop()

@@ -60,13 +60,13 @@ def test_all_helpers_killed(gateway: Gateway, exporter: Exporter, origins: Origi
 
 
 def test_all_helpers_stopped_are_ended_by_the_exporter(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
-    before = said(exporter).count("had stopped")
+    before = said(exporter).count("was stopped")
     with under_load(gateway, origins, DIED) as load:
         stopped = settled(gateway, exporter)
         send(stopped, signal.SIGSTOP)
         wait_for(lambda: gone(stopped), "the exporter to end all that were stopped")
         load.at_least(30)
-    assert said(exporter).count("had stopped") - before == len(stopped)
+    assert said(exporter).count("was stopped") - before == len(stopped)
     wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
 

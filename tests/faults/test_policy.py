@@ -113,7 +113,7 @@ def test_a_policy_that_cannot_be_had_leaves_the_last_good_one_in_force(
 ) -> None:
     with under_load(gateway, origins, BREAKS[broken]) as load:
         with broken(gateway):
-            wait_for(lambda: "policy" in exporter.health()[1], "the operator to be told")
+            wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
             load.at_least(30)
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
@@ -123,7 +123,7 @@ def test_helpers_that_start_while_the_policy_is_bad_deny_everything(
 ) -> None:
     with under_load(gateway, origins, Fault(denied="no policy", lost=SQUIDS_OWN)) as load:
         gateway.write("policy.yaml", "version: 1\nrules: [\n")
-        wait_for(lambda: "policy" in exporter.health()[1], "the operator to be told")
+        wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
         for kind in HELPERS:
             for pid in gateway.helpers(kind):
                 with suppress(ProcessLookupError):
@@ -142,7 +142,7 @@ def test_a_rewriter_that_starts_while_the_policy_is_bad_passes_nothing_unrewritt
     fault = Fault(denied="the rewriter has no policy", lost=SQUIDS_OWN, only={"rewritten.example"})
     with under_load(gateway, origins, fault) as load:
         gateway.write("policy.yaml", "version: 1\nrules: [\n")
-        wait_for(lambda: "policy" in exporter.health()[1], "the operator to be told")
+        wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
         for pid in gateway.helpers("rewrite"):
             os.kill(pid, signal.SIGKILL)
         answers(gateway, "https://rewritten.example/", "policy-unavailable")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.counters import counter_file_owner
-from squidkeeper.exporter.stopped_watchdog import STOPPED_LOOKS, StoppedWatchdog
+from squidkeeper.exporter.stopped_watchdog import STOPPED_CHECKS, StoppedWatchdog
 from tests.e2e.network import wait_for
 
 LOOP = """
@@ -152,7 +152,7 @@ def helper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 def look(watchdog: StoppedWatchdog, times: int) -> None:
     for _ in range(times):
-        watchdog.look()
+        watchdog.check()
         time.sleep(0.1)
 
 
@@ -167,14 +167,14 @@ def test_a_process_that_has_stopped_is_ended_after_twelve_looks(
 ) -> None:
     stop(helper)
     watchdog = StoppedWatchdog(tmp_path / "helpers")
-    look(watchdog, STOPPED_LOOKS)
+    look(watchdog, STOPPED_CHECKS)
     assert helper.poll() is None
-    watchdog.look()
+    watchdog.check()
     assert helper.wait(10) == -signal.SIGKILL
 
 
 def test_a_process_that_runs_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
-    look(StoppedWatchdog(tmp_path / "helpers"), 2 * STOPPED_LOOKS)
+    look(StoppedWatchdog(tmp_path / "helpers"), 2 * STOPPED_CHECKS)
     assert counter_file_owner(tmp_path / "helpers", 0) == helper.pid
     assert helper.poll() is None
 
@@ -182,10 +182,10 @@ def test_a_process_that_runs_is_not_ended(tmp_path: Path, helper: "subprocess.Po
 def test_a_process_that_goes_on_in_time_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
     stop(helper)
     watchdog = StoppedWatchdog(tmp_path / "helpers")
-    look(watchdog, STOPPED_LOOKS)
+    look(watchdog, STOPPED_CHECKS)
     os.kill(helper.pid, signal.SIGCONT)
     time.sleep(0.2)
-    look(watchdog, STOPPED_LOOKS)
+    look(watchdog, STOPPED_CHECKS)
     assert helper.poll() is None
 
 
@@ -198,7 +198,7 @@ def test_a_process_without_a_slot_is_not_ended(tmp_path: Path, helper: "subproce
             slot.read_bytes().replace(str(helper.pid).encode(), b"%d" % other.pid)
         )
         stop(other)
-        look(StoppedWatchdog(tmp_path / "helpers"), 2 * STOPPED_LOOKS)
+        look(StoppedWatchdog(tmp_path / "helpers"), 2 * STOPPED_CHECKS)
         assert other.poll() is None
     finally:
         other.kill()

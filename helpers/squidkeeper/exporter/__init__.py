@@ -1,1 +1,1 @@
-"""`squidkeeper exporter`: what is counted and seen, as metrics, health and the status page (floor 5)."""
+"""`squidkeeper exporter` (floor 7): metrics, /healthz and the status page of one gateway."""

@@ -1,6 +1,6 @@
-"""Squid's own counters (floor 5), read from its cache manager on loopback.
+"""Squid's own counters (floor 7), read from its cache manager on loopback.
 
-The names are those of the exporters for Squid that are widely used, so that their dashboards go on working.
+The metrics have the names of the widely used squid-exporter, so that its dashboards work.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COUNTERS: Final = (
     (
         "client_http.hit_kbytes_out",
         "squid_client_http_hit_kbytes_out_bytes_total",
-        "Clients: kilobytes sent from the cache; the name is as dashboards have it.",
+        "Clients: kilobytes sent from the cache. Dashboards know it by this name.",
     ),
     *(
         (f"server.{server}.{key}", f"squid_server_{server}_{name}", f"Origins, {protocol}: {what}.")
@@ -47,7 +47,7 @@ COUNTERS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class SquidCounters:
-    """What Squid counts, by its own names; `problem` says why there is nothing, `answers` whether Squid said so."""
+    """Squid's counters by its own names. `problem`: why there are none. `answers`: whether Squid answered at all."""
 
     values: dict[str, float]
     problem: str | None = None
@@ -55,9 +55,9 @@ class SquidCounters:
 
 
 def read_counters(host: str, port: int) -> SquidCounters:
-    """Ask the Squid that listens there; never fails, and takes a second or two at most.
+    """Read the counters of the Squid at this address; never fails, and takes two seconds at most.
 
-    From loopback, which squid.conf opens the page to, also where Squid listens on another address of this machine.
+    The request comes from loopback, the only source that squid.conf allows, even if Squid listens on another address.
     """
     loopback = "::1" if ":" in host else "127.0.0.1"
     connection = HTTPConnection(host, port, TIMEOUT_SECONDS, source_address=(loopback, 0))
@@ -77,13 +77,13 @@ def read_counters(host: str, port: int) -> SquidCounters:
 
 
 def parse_counters(page: bytes) -> dict[str, float]:
-    """Parse the page: lines of `name = number`; others are passed over."""
+    """Parse the page: lines of `name = number`; ignore others."""
     pairs = (line.partition(" = ") for line in page.decode("latin-1").splitlines())
     return {name.strip(): float(value) for name, _, value in pairs if _is_number(value)}
 
 
 def families(counters: SquidCounters) -> Iterable[Metric]:
-    """Make metrics of them; without its counters, of whether Squid answers alone."""
+    """Make metrics of the counters; without counters, only `squid_up`."""
     up = GaugeMetricFamily("squid_up", "Whether Squid answers.", value=counters.answers)
     yield up
     for key, name, meaning in COUNTERS:

@@ -1,4 +1,4 @@
-"""The certificate of the CA that signs for all hosts (floor 5)."""
+"""The certificate of the CA that signs for all hosts (floor 7)."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def read_certificate(file: Path) -> Certificate:
     except OSError as error:
         return Certificate(file, problem=(error.strerror or str(error)).lower())
     except ValueError as error:
-        return Certificate(file, problem=f"it is no certificate in PEM: {error}")
+        return Certificate(file, problem=f"it is not a certificate in PEM: {error}")
     return Certificate(file, found[0].subject.rfc4514_string(), found[0].not_valid_after_utc)

@@ -1,6 +1,6 @@
-"""What the exporter keeps on disk (floor 5): its counts and the position in the log that they belong to, in one file.
+"""The checkpoint of the exporter (floor 7): its counts and their position in the access log, in one file on disk.
 
-The file is replaced whole, so that numbers and position always belong together, whatever ends the exporter.
+The file is replaced whole, so that counts and position match even after a crash.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
-    """The counts since a time, the position in the log that they belong to, and the newest denials and findings.
+    """The counts since a time, their position in the log, and the newest denials and findings.
 
-    `slots` is what was last read of each helper's slot.
+    `counter_files` holds the last values read from each counter file, by its identity.
     """
 
     since: str
@@ -33,14 +33,14 @@ class Checkpoint(msgspec.Struct, frozen=True):
     counts: RequestCounts = RequestCounts()
     denials: tuple[Denial, ...] = ()
     drift: tuple[DriftSeen, ...] = ()
-    slots: dict[str, list[tuple[Key, float]]] = {}
+    counter_files: dict[str, list[tuple[Key, float]]] = msgspec.field(name="slots", default_factory=dict)
     version: int = _VERSION
 
 
 class CheckpointStore:
-    """The folder that one exporter keeps its checkpoints in; `writable` tells whether it could last.
+    """The folder with the checkpoint of one exporter. `writable`: whether the last write succeeded.
 
-    Without a disk that can be written to, there is nothing kept, and nothing else is different.
+    If the disk cannot be written, the exporter works without a checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,34 +50,34 @@ class CheckpointStore:
         self._lock: int | None = None
 
     def open(self) -> None:
-        """Take the folder for this exporter alone; `StateInUse` where another one has it."""
+        """Lock the folder for this exporter; `StateInUse` if another one has it."""
         try:
             self._take()
         except OSError as error:
             self._fail(error)
 
     def close(self) -> None:
-        """Give the folder back."""
+        """Release the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def read(self) -> Checkpoint | None:
-        """Read what was kept last; None where there is nothing, or nothing that this release can read."""
+        """Read the last checkpoint; None if there is none that this release can read."""
         try:
-            kept = msgspec.json.decode(self._file.read_bytes(), type=Checkpoint)
+            checkpoint = msgspec.json.decode(self._file.read_bytes(), type=Checkpoint)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as error:
-            _log.error("%s: cannot be read (%s): counts start anew", self._file, error)
+            _log.error("%s: cannot be read (%s): counts start at zero", self._file, error)
             return None
-        if kept.version != _VERSION:
-            _log.error("%s: of version %d, expected %d: counts start anew", self._file, kept.version, _VERSION)
+        if checkpoint.version != _VERSION:
+            _log.error("%s: of version %d, expected %d: counts start at zero", self._file, checkpoint.version, _VERSION)
             return None
-        return kept
+        return checkpoint
 
     def write(self, checkpoint: Checkpoint) -> None:
-        """Replace what is kept."""
+        """Replace the checkpoint on disk; a failure is logged once."""
         try:
             if self._lock is None:
                 self._take()
@@ -94,7 +94,7 @@ class CheckpointStore:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(folder)
-            raise StateInUse(f"{self._folder}: another exporter keeps its counts here") from error
+            raise StateInUse(f"{self._folder}: another exporter uses this folder") from error
         self._lock = folder
 
     def _replace(self, data: bytes) -> None:
@@ -102,14 +102,14 @@ class CheckpointStore:
         with open(new, "wb", opener=_open_privately) as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())  # a rename that outlives its content would lose both
+            os.fsync(file.fileno())  # after a crash, a renamed file without content would lose both
         new.rename(self._file)
 
     def _fail(self, error: Exception) -> None:
         if self.writable:
-            _log.error("%s: counts cannot be kept over a restart: %s", self._folder, error)
+            _log.error("%s: counts cannot be saved for a restart: %s", self._folder, error)
         self.writable = False
 
 
 def _open_privately(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o640)  # what was denied is on record, which is not for everybody
+    return os.open(path, flags, 0o640)  # it names denied requests

@@ -1,13 +1,12 @@
-"""From what was counted and seen to Prometheus's metrics (floor 5): one family for each entry of metrics.py.
+"""Prometheus's metrics of a snapshot (floor 7): one family for each entry of metrics.py.
 
-What the policy names is there from the start, with 0: a first event is an increase then, and an alert sees it.
+Series for what the policy names exist from the start, with 0, so that an alert sees the first event as an increase.
 """
 
 from __future__ import annotations
 
 from collections import Counter as Multiset
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
 from typing import Final, TypeVar
@@ -18,68 +17,42 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from squidkeeper import metrics
-from squidkeeper.counters import INFINITY, CounterFile, Key, histogram_keys, key_labels
-from squidkeeper.exporter.cache_manager import SquidCounters
+from squidkeeper.counters import INFINITY, Key, histogram_keys, key_labels
 from squidkeeper.exporter.cache_manager import families as squid_families
-from squidkeeper.exporter.certificate import Certificate
-from squidkeeper.exporter.checkpoint import Checkpoint
+from squidkeeper.exporter.conditions import CONDITIONS, active_conditions
 from squidkeeper.exporter.counts import SERIES_LIMIT, RequestCounts
-from squidkeeper.exporter.disks import Disk
-from squidkeeper.exporter.health import is_outdated, is_stuck, running
-from squidkeeper.exporter.recent import RecentAnswer
-from squidkeeper.maintenance_status import NOT_RUNNING, MaintenanceStatus
+from squidkeeper.exporter.snapshot import Snapshot
 from squidkeeper.metrics import HELPERS, NONE, Metric
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
-from squidkeeper.policy_store.policy_watcher import PolicyState
 
-_EXPECTED_LIMIT: Final = SERIES_LIMIT // 2  # of the series of one metric, may be there before they count anything
+_EXPECTED_LIMIT: Final = SERIES_LIMIT // 2  # series of one metric that exist before they count anything
 LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
 _STATUS_CLASSES = {"allow": "2xx", "deny": "4xx"}
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All that is served, at one moment; times are seconds since 1970."""
-
-    now: float
-    kept: Checkpoint
-    record_readable: bool
-    backlog_bytes: int
-    state_writable: bool
-    policy: Policy | None
-    live: PolicyState
-    slots: tuple[CounterFile, ...]
-    totals: Mapping[Key, float]
-    certificate: Certificate
-    squid: SquidCounters
-    answers: tuple[RecentAnswer, ...] = ()
-    disks: tuple[Disk, ...] = ()
-    upkeep: MaintenanceStatus = NOT_RUNNING
-
-
 class GatewayCollector(Collector):
-    """Everything that the exporter serves, beside its own process."""
+    """All metrics but those of the exporter's own process."""
 
-    def __init__(self, look: Callable[[], Snapshot]) -> None:
-        self._look = look
+    def __init__(self, collect: Callable[[], Snapshot]) -> None:
+        self._collect = collect
 
     def describe(self) -> Iterable[Family]:
-        """Describe nothing: what there is, is looked at when it is asked for."""
+        """Describe nothing: the registry collects when it is scraped."""
         return ()
 
     def collect(self) -> Iterator[Family]:
-        """Look, and make families of it."""
-        view = self._look()
-        yield from record_families(view)
+        """Collect a snapshot, and make families of it."""
+        view = self._collect()
+        yield from log_families(view)
         yield from helper_families(view)
         yield from policy_families(view)
         yield from exporter_families(view)
         yield from squid_families(view.squid)
 
 
-def record_families(view: Snapshot) -> Iterator[Family]:
-    """Make the metrics of the record."""
-    counts, expected = view.kept.counts, expected_series(view.policy)
+def log_families(view: Snapshot) -> Iterator[Family]:
+    """Make the metrics of the access log."""
+    counts, expected = view.checkpoint.counts, expected_series(view.policy)
     requests = [(client, rule, verdict, "read", _STATUS_CLASSES[verdict]) for client, rule, verdict in expected]
     yield _family(metrics.REQUESTS, dict.fromkeys(requests, 0) | dict(counts.requests))
     tunnels = [(client, rule) for client, rule, verdict in expected if verdict == "allow"]
@@ -93,7 +66,7 @@ def record_families(view: Snapshot) -> Iterator[Family]:
     rules = view.policy.rules if view.policy else ()
     matched = {(rule.name,): _seconds(counts.last_matched.get(rule.name, "")) for rule in rules}
     yield _family(metrics.RULE_LAST_MATCHED, matched)
-    yield _single(metrics.RECORD_READABLE, view.record_readable)
+    yield _single(metrics.RECORD_READABLE, view.log_readable)
     yield _single(metrics.RECORD_BACKLOG, view.backlog_bytes)
     yield _single(metrics.RECORD_LAST_LINE, _seconds(counts.last_line))
     yield _single(metrics.RECORD_INVALID_LINES, counts.invalid_lines)
@@ -101,7 +74,7 @@ def record_families(view: Snapshot) -> Iterator[Family]:
 
 
 def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
-    """List (client, rule, verdict) of what the policy lets one expect, a bounded number."""
+    """List each (client, rule, verdict) that the policy makes likely, a bounded number."""
     if policy is None:
         return []
     everybody = (*(client.name for client in policy.clients), NONE)
@@ -116,7 +89,7 @@ def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
 
 def helper_families(view: Snapshot) -> Iterator[Family]:
     """Make the metrics of the helpers."""
-    helpers = running(view.slots)
+    helpers = view.helpers
     for metric in (
         metrics.DECISIONS,
         metrics.PROTOCOL_ERRORS,
@@ -125,12 +98,12 @@ def helper_families(view: Snapshot) -> Iterator[Family]:
         metrics.CREDENTIAL_INJECTIONS,
         metrics.CREDENTIAL_FAILURES,
     ):
-        yield _family(metric, _expected(metric, view.policy) | _counted(metric, view.totals))
+        yield _family(metric, _expected(metric, view.policy) | _by_labels(metric, view.totals))
     yield _decision_durations(view.totals)
     yield _per_helper(metrics.HELPER_PROCESSES, [status.helper for status in helpers])
-    outdated = [status.helper for status in helpers if is_outdated(status, view.live)]
+    outdated = [status.helper for status in helpers if view.is_outdated(status)]
     yield _per_helper(metrics.HELPER_PROCESSES_OUTDATED, outdated)
-    stuck = [status.helper for status in helpers if is_stuck(status, view.now)]
+    stuck = [status.helper for status in helpers if view.is_stuck(status)]
     yield _per_helper(metrics.HELPER_PROCESSES_STUCK, stuck)
 
 
@@ -138,22 +111,26 @@ def policy_families(view: Snapshot) -> Iterator[Family]:
     """Make the metrics of the policy."""
     policy = view.policy
     yield _family(metrics.POLICY_INFO, {(policy.revision,): 1} if policy else {})
-    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESSFUL, view.live.ok)
-    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESS, view.live.loaded or 0)
+    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESSFUL, view.policy_state.ok)
+    yield _single(metrics.POLICY_LAST_RELOAD_SUCCESS, view.policy_state.loaded or 0)
     yield _single(metrics.POLICY_RULES, len(policy.rules) if policy else 0)
     rules = policy.rules if policy else ()
     yield _family(metrics.RULE_EXPIRY, {(rule.name,): rule.expires.timestamp() for rule in rules if rule.expires})
 
 
 def exporter_families(view: Snapshot) -> Iterator[Family]:
-    """Make the metrics of the exporter itself, of the CA, of the disks and of the maintenance process."""
+    """Make the metrics of the exporter, the CA, the disks, the conditions and the maintenance process."""
     end = view.certificate.not_after
     yield _family(metrics.CA_EXPIRY, {(): end.timestamp()} if end else {})
     yield _single(metrics.STATE_WRITABLE, view.state_writable)
     yield _family(metrics.FILESYSTEM_AVAILABLE, {(disk.folder,): disk.available_bytes for disk in view.disks})
     yield _family(metrics.FILESYSTEM_SIZE, {(disk.folder,): disk.size_bytes for disk in view.disks})
-    yield _single(metrics.MAINTENANCE_UP, view.upkeep.runs)
-    failures = view.upkeep.failures
+    active = {one.condition.code for one in active_conditions(view)}
+    seen_here = [condition for condition in CONDITIONS if condition.find]
+    states = {(condition.code, condition.severity): condition.code in active for condition in seen_here}
+    yield _family(metrics.CONDITION, states)
+    yield _single(metrics.MAINTENANCE_UP, view.maintenance.runs)
+    failures = view.maintenance.failures
     yield _family(metrics.MAINTENANCE_TASK_SUCCESS, {(task,): not failure for task, failure in failures.items()})
 
 
@@ -178,12 +155,12 @@ def _durations(counts: RequestCounts) -> Family:
 
 
 def _buckets(metric: Metric, cells: Sequence[float]) -> list[tuple[str, float]]:
-    """Name the buckets, and add up: each holds all that took no longer."""
+    """Name the buckets, and make them cumulative."""
     return list(zip((*map(floatToGoString, metric.buckets), INFINITY), accumulate(cells), strict=True))
 
 
 def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], float]:
-    """Make what is there with 0: for each credential, and for each helper that counts by itself alone."""
+    """Make the series that exist with 0: one for each credential, helper or wait."""
     if metric.labels == ("helper",):
         return {(helper,): 0.0 for helper in HELPERS}
     if metric is metrics.THROTTLED:
@@ -193,8 +170,8 @@ def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], fl
     return {}
 
 
-def _counted(metric: Metric, totals: Mapping[Key, float]) -> dict[tuple[str, ...], float]:
-    """Find what helpers have counted of a metric, by its labels in their order."""
+def _by_labels(metric: Metric, totals: Mapping[Key, float]) -> dict[tuple[str, ...], float]:
+    """Find the values of a metric that helpers count, by its labels in their order."""
     found: dict[tuple[str, ...], float] = {}
     for key, value in totals.items():
         labels = key_labels(key)

@@ -1,251 +1,472 @@
-"""Is anything wrong, and what to do? (floor 5): pure functions of what the status page shows."""
+"""Everything that can be wrong with the gateway, in one table (floor 7).
+
+Its codes stand in /healthz, on the status page, in `squidkeeper_condition` and in squid/observe/alerts.yaml.
+A finder is a pure function of a snapshot, except that `secret-unavailable` reads the files of secrets.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
+from typing import Final
 
-from squidkeeper.exporter.certificate import Certificate
-from squidkeeper.exporter.disks import Disk
-from squidkeeper.exporter.status import (
-    LAST_MINUTES,
-    AccessLogStatus,
-    AnswerStatus,
-    GatewayStatus,
-    PolicyStatus,
-    SecretStatus,
-    SquidStatus,
-)
+from squidkeeper.counters import HelperStatus
+from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Snapshot
+from squidkeeper.exporter.status_rows import logged_time, secret_rows
 from squidkeeper.formatting import ago, byte_size, duration, quantity, timestamp
-from squidkeeper.maintenance_status import MaintenanceStatus
-from squidkeeper.policy.faults import FaultCode
+from squidkeeper.metrics import JUDGES, THROTTLE
+from squidkeeper.policy.faults import SECRET_UNAVAILABLE, Fault, FaultCode, Location
+from squidkeeper.policy.lint import lint
+from squidkeeper.record.record import format_time
 
-_CA_WARNING = timedelta(days=30)
-_DRIFT_IS_NEWS = timedelta(days=1)
-_WARNINGS_SHOWN = 5
-_FEW_ANSWERS = 10
-_BACKLOG_BYTES = 10_000_000
-_RELOAD_TAKES = timedelta(seconds=5)  # helpers look several times a second, and answer kept verdicts for another second
+_CA_WARNING: Final = timedelta(days=30)
+_CA_CRITICAL: Final = timedelta(days=7)
+_DRIFT_IS_NEWS: Final = timedelta(days=1)
+_DETAILS_SHOWN: Final = 5
+_FEW_ANSWERS: Final = 10
+_BACKLOG_BYTES: Final = 10_000_000
+_START_SECONDS: Final = 5.0  # within which Squid has started a helper that it needs
+_DENIED_BY_SQUID: Final = frozenset({"policy-unavailable", "authority-mismatch"})  # without the throttle
+
+Finder = Callable[[Snapshot], Iterator[str]]
 
 
-class Urgency(StrEnum):
-    """How soon something has to be done."""
+class Severity(StrEnum):
+    """How bad a condition is, as in the alerts' label. The worst is the first."""
 
-    NOW = "now"  # requests fail, or pass that should not
-    SOON = "soon"  # nothing fails yet, or only what is seen of it
+    CRITICAL = "critical"  # something is open, closed or unseen that should not be
+    WARNING = "warning"
+    INFO = "info"
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One thing that is wrong, and what to do about it; `section` is where the page says more."""
+    """A row of the table.
 
-    urgency: Urgency
-    what: str
-    remedy: str
-    section: str
+    `after` is how long the alert waits, as Prometheus writes it; None: no alert. `find` yields a detail for each case,
+    and nothing where all is well; None: only Prometheus can see it, over time. `unhealthy`: /healthz answers 503.
+    """
+
+    code: str
+    severity: Severity
+    after: str | None
+    summary: str
+    remedy: str = ""
+    find: Finder | None = None
+    unhealthy: bool = False
 
 
-def conditions(status: GatewayStatus) -> tuple[Condition, ...]:
-    """List what is wrong, the most urgent first."""
+@dataclass(frozen=True, slots=True)
+class ActiveCondition:
+    """A condition that holds, with its details."""
+
+    condition: Condition
+    details: tuple[str, ...]
+
+    @property
+    def detail(self) -> str:
+        """The first details as one text, without a full stop."""
+        more = len(self.details) - _DETAILS_SHOWN
+        shown = "; ".join(detail for detail in self.details[:_DETAILS_SHOWN] if detail)
+        return f"{shown}; and {more} more" if more > 0 else shown
+
+    @property
+    def text(self) -> str:
+        """What is wrong, as a sentence."""
+        return f"{self.condition.summary}: {self.detail}." if self.detail else f"{self.condition.summary}."
+
+
+def active_conditions(view: Snapshot, *, unhealthy_only: bool = False) -> tuple[ActiveCondition, ...]:
+    """List the conditions that hold, the most severe first."""
     found = [
-        *_squid_troubles(status.squid),
-        *_policy_troubles(status.policy),
-        *_unanswered_troubles(status),
-        *_upstream_troubles(status.answers),
-        *_drift_troubles(status),
-        *_helper_troubles(status),
-        *_secret_troubles(status.secrets),
-        *_ca_troubles(status.ca, status.at),
-        *_record_troubles(status.record),
-        *_disk_troubles(status.disks),
-        *_upkeep_troubles(status.upkeep),
-        *_throttle_troubles(status),
+        ActiveCondition(condition, details)
+        for condition in CONDITIONS
+        if condition.find and (condition.unhealthy or not unhealthy_only) and (details := tuple(condition.find(view)))
     ]
-    if not status.state_writable:
-        found.append(_STATE_TROUBLE)
-    return tuple(sorted(found, key=lambda trouble: trouble.urgency is not Urgency.NOW))
+    return tuple(sorted(found, key=lambda active: list(Severity).index(active.condition.severity)))
 
 
-_STATE_TROUBLE = Condition(
-    Urgency.SOON,
-    "The exporter cannot keep its counts on disk.",
-    "Make room, or the state folder writable for it. Requests are not affected; a restart goes on from older counts.",
-    "record",
-)
-_CA_ENDS = (
-    "Make a new one before it ends, have the clients trust it beside the old one, and run `./install.sh --ca-dir DIR`"
-    " with it."
-)
-_CA_ENDED = "Make a new one now, have the clients trust it, and run `./install.sh --ca-dir DIR` with it."
-_FULL = {
-    "log": "Squid ends when it cannot write its log.",
-    "state": "Without room no certificate for a new host is made, and nothing is counted over a restart.",
-}
-_MAINTENANCE_LOG = "See `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log."
-_NO_UPKEEP = Condition(
-    Urgency.NOW,
-    "The maintenance process gives no sign of life: names that Squid asks for may fail, Squid's logs are not"
-    " bounded, and new addresses of the gateway stay open.",
-    f"Start it: `systemctl restart squidkeeper-maintenance`, or run install.sh again. {_MAINTENANCE_LOG}",
-    "maintenance",
-)
-_TASK_FAILS = {
-    "resolver": (Urgency.NOW, "The gateway's resolver does not work: names that Squid asks for may fail."),
-    "own-addresses": (Urgency.NOW, "New addresses of the gateway itself stay open to clients."),
-    "rotation": (Urgency.SOON, "Squid's logs are not bounded."),
-}
-_READ_BY = (
-    " Squid's account must be able to read the file: mode 0640, that account's group, and its folders open to it."
-)
+def check_command(view: Snapshot) -> str:
+    """Write the command that checks the policy."""
+    return f"squidkeeper check --policy {shlex.quote(str(view.directory))}"
 
 
-def _squid_troubles(squid: SquidStatus) -> Iterable[Condition]:
-    if not squid.up:
-        what = f"Squid does not answer on {squid.address}{_because(squid.problem)}."
-        yield Condition(Urgency.NOW, what, "See `systemctl status squid` and the end of its cache.log.", "squid")
-    elif squid.problem:
-        what = f"Squid's own counters cannot be read{_because(squid.problem)}."
-        remedy = (
-            "Requests are not affected. The block on Squid's own counters in squid.conf as installed opens them to"
-            " this machine."
-        )
-        yield Condition(Urgency.SOON, what, remedy, "squid")
+def policy_faults(view: Snapshot) -> tuple[Fault, ...]:
+    """List what is wrong with the policy on disk; nothing where it is in force."""
+    state = view.policy_state
+    return (
+        ()
+        if state.ok
+        else state.faults or (Fault(Location(str(view.directory)), FaultCode.INTERNAL_ERROR, state.problem),)
+    )
 
 
-def _policy_troubles(policy: PolicyStatus) -> Iterable[Condition]:
-    check = f"`squidkeeper check --policy {shlex.quote(str(policy.directory))}`"
-    remedy = f"Mend it, then run {check}."
-    if any(fault.code is FaultCode.PERMISSION_DENIED for fault in policy.faults):
-        remedy += " As root it finds nothing wrong: run it as the account that the fault names."
-    if policy.revision is None:
-        yield Condition(Urgency.NOW, "No policy has loaded: everything is denied.", remedy, "policy")
-    elif policy.faults:
-        faults = quantity(len(policy.faults), "fault")
-        what = f"The policy on disk does not load ({faults}); revision {policy.revision} goes on."
-        yield Condition(Urgency.NOW, what, remedy, "policy")
-    for warning in policy.warnings[:_WARNINGS_SHOWN]:
-        yield Condition(
-            Urgency.SOON,
-            f"A warning of the policy: {warning}.",
-            f"Mend it, or leave it if it is meant: {check} shows all.",
-            "policy",
-        )
+def _squid_down(view: Snapshot) -> Iterator[str]:
+    if not view.squid.answers:
+        yield f"{view.squid_address} ({view.squid.problem})"
 
 
-def _unanswered_troubles(status: GatewayStatus) -> Iterable[Condition]:
-    times = [rule.last_matched for rule in status.rules if rule.built_in and rule.name == "policy-unavailable"]
-    for at in times if status.policy.revision else ():
-        if at and status.at - at < LAST_MINUTES:
-            what = f"Requests are denied because no helper answers (policy-unavailable), last {ago(at, status.at)}."
-            remedy = (
-                "cache.log says why: is the program that squidkeeper.conf names there, and may Squid's account run it?"
-                " After a single `squid -k reconfigure` or kill it ends by itself."
-            )
-            yield Condition(Urgency.NOW, what, remedy, "helpers")
+def _squid_counters_unreadable(view: Snapshot) -> Iterator[str]:
+    if view.squid.answers and view.squid.problem:
+        yield view.squid.problem
 
 
-def _upstream_troubles(answers: AnswerStatus) -> Iterable[Condition]:
-    if answers.total >= _FEW_ANSWERS and 2 * answers.failed > answers.total:
-        what = f"{answers.failed} of the last {answers.total} requests that were let through failed with a 5xx."
-        remedy = (
-            "`squidkeeper log --status 5xx --since 5m` shows each, cache.log says more: does the gateway's DNS answer"
-            " (`getent hosts NAME`), and so a `cache_peer` of local.conf?"
-        )
-        yield Condition(Urgency.NOW, what, remedy, "squid")
+def _no_policy(view: Snapshot) -> Iterator[str]:
+    if view.policy_state.revision is None:
+        yield "everything is denied"
 
 
-def _drift_troubles(status: GatewayStatus) -> Iterable[Condition]:
-    fresh = [finding for finding in status.drift.latest if status.at - finding.time < _DRIFT_IS_NEWS]
-    if fresh:
-        what = f"What was served is not what the policy says, last {ago(fresh[0].time, status.at)}."
-        yield Condition(Urgency.NOW, what, "`squidkeeper log --drift` shows each: is squid.conf as installed?", "drift")
+def _policy_not_loaded(view: Snapshot) -> Iterator[str]:
+    faults = policy_faults(view)
+    if faults:
+        yield quantity(len(faults), "fault")
+        yield str(faults[0])
+    if faults and view.policy_state.revision:
+        yield f"revision {view.policy_state.revision} stays in force"
 
 
-def _helper_troubles(status: GatewayStatus) -> Iterable[Condition]:
-    stuck = [str(helper.pid) for helper in status.helpers if helper.stuck]
-    if stuck:
-        what = f"{quantity(len(stuck), 'helper')} without a sign of life: requests that wait for it hang."
-        yield Condition(Urgency.NOW, what, f"Squid starts a new one after `kill -9 {' '.join(stuck)}`.", "helpers")
-    outdated = [helper for helper in status.helpers if helper.outdated]
-    loaded = status.policy.loaded_at
-    if not outdated or (loaded is not None and status.at - loaded <= _RELOAD_TAKES):
+def _policy_warnings(view: Snapshot) -> Iterator[str]:
+    """List the warnings of `check`, without those about secrets: `secret-unavailable` reports these."""
+    yield from (str(fault) for fault in view.policy_state.warnings if fault.code not in SECRET_UNAVAILABLE)
+    if view.policy:
+        yield from map(str, lint(view.policy, view.at))
+
+
+def _policy_unavailable(view: Snapshot) -> Iterator[str]:
+    at = logged_time(view.checkpoint.counts.last_matched.get("policy-unavailable", ""))
+    if at and view.policy_state.revision and view.at - at < LAST_MINUTES:
+        yield f"last {ago(at, view.at)}"
+
+
+def _requests_failing(view: Snapshot) -> Iterator[str]:
+    since = format_time(view.at - LAST_MINUTES)
+    failed = [answer.failed for answer in view.answers if answer.time >= since]
+    if len(failed) >= _FEW_ANSWERS and 2 * sum(failed) > len(failed):
+        yield f"{sum(failed)} of the last {len(failed)} that were allowed"
+
+
+def _drift(view: Snapshot) -> Iterator[str]:
+    times = [finding.time for finding in view.checkpoint.drift if view.at - finding.time < _DRIFT_IS_NEWS]
+    if times:
+        yield f"last {ago(times[0], view.at)}"
+
+
+def _helper_stuck(view: Snapshot) -> Iterator[str]:
+    for helper in filter(view.is_stuck, view.helpers):
+        silence = view.now - helper.beat
+        if silence > HELPER_PATIENCE_SECONDS:
+            yield f"{_named(helper)}: no heartbeat for {silence:.0f} s"
+        else:
+            yield f"{_named(helper)}: no reply for {view.now - (helper.busy_since or view.now):.0f} s"
+
+
+def _helper_outdated(view: Snapshot) -> Iterator[str]:
+    state = view.policy_state
+    if view.now - (state.loaded or 0) <= HELPER_PATIENCE_SECONDS:
         return
-    remedy = "See cache.log for the cause; `squid -k reconfigure` starts new ones."
-    if status.policy.faults:  # new ones would have no policy
-        remedy = "Mend the policy on disk: helpers take it up by themselves."
-    if without := [helper for helper in outdated if helper.revision is None]:
-        what = f"{quantity(len(without), 'helper')} without a policy: all that it is asked is denied."
-        yield Condition(Urgency.NOW, what, remedy, "helpers")
-    if other := len(outdated) - len(without):
-        what = f"{quantity(other, 'helper')} judging by another revision than the one on disk."
-        yield Condition(Urgency.NOW, what, remedy, "helpers")
+    for helper in view.helpers:
+        in_force = f"revision {helper.revision} is in force" if helper.revision else "everything is denied"
+        if view.is_stuck(helper):
+            continue
+        if helper.helper in JUDGES and state.ok and not helper.reload_ok:
+            yield f"{_named(helper)}: the policy on disk does not load there, {in_force}"
+        elif view.is_outdated(helper):
+            yield f"{_named(helper)}: {in_force} there, and {state.revision} here"
 
 
-def _secret_troubles(secrets: Iterable[SecretStatus]) -> Iterable[Condition]:
-    missing = [secret for secret in secrets if secret.problem]
-    hint = _READ_BY if any(secret.code is FaultCode.SECRET_UNREADABLE for secret in missing) else ""
-    if len(missing) > 1:
-        what = f"{len(missing)} secrets are unavailable: requests that need them are denied."
-        names = ", ".join(secret.name for secret in missing[:10])
-        yield Condition(Urgency.NOW, what, f"See below: {names}.{hint}", "secrets")
-    for secret in missing if len(missing) == 1 else ():
-        why = (secret.problem or "").removeprefix(f"secret {secret.name}: ")
-        what = f"The secret {secret.name} is unavailable: requests that need it are denied."
-        yield Condition(Urgency.NOW, what, f"{why[:1].upper()}{why[1:]}.{hint}", "secrets")
+def _named(helper: HelperStatus) -> str:
+    return f"helper {helper.helper}, process {helper.pid}"
 
 
-def _ca_troubles(ca: Certificate, now: datetime) -> Iterable[Condition]:
-    if ca.not_after is None:
-        yield Condition(Urgency.SOON, f"The CA cannot be read{_because(ca.problem)}.", f"See {ca.file}.", "ca")
-    elif ca.not_after <= now:
-        yield Condition(
-            Urgency.NOW, f"The CA has ended on {timestamp(ca.not_after)}: no https passes.", _CA_ENDED, "ca"
-        )
-    elif ca.not_after - now < _CA_WARNING:
-        left = duration((ca.not_after - now).total_seconds())
-        yield Condition(Urgency.SOON, f"The CA ends in {left}; no https passes after that.", _CA_ENDS, "ca")
+def _throttle_not_running(view: Snapshot) -> Iterator[str]:
+    """Find a denial that asked for the throttle although none runs.
+
+    Squid starts the throttle at the first denial after a start or reconfigure. So only denials count that a helper
+    which still runs can have decided. Squid itself denies with policy-unavailable.
+    """
+    started = [helper.started for helper in view.helpers if helper.helper in JUDGES]
+    if not started or any(helper.helper == THROTTLE for helper in view.helpers):
+        return
+    since = datetime.fromtimestamp(max(view.now - LAST_MINUTES.total_seconds(), min(started) + _START_SECONDS), UTC)
+    until = datetime.fromtimestamp(view.now - _START_SECONDS, UTC)
+    times = (denial.time for denial in view.checkpoint.denials if denial.rule not in _DENIED_BY_SQUID)
+    if at := max((time for time in times if since < time < until), default=None):
+        yield f"a denial asked for it {ago(at, view.at)}"
 
 
-def _record_troubles(record: AccessLogStatus) -> Iterable[Condition]:
-    if not record.readable:
-        what = "The access log is gone, or cannot be read: what is served is not counted."
-        remedy = f"Let the exporter's account read {record.file}; if it was deleted or renamed: squid -k rotate."
-        yield Condition(Urgency.NOW, what, remedy, "record")
-    elif record.backlog_bytes > _BACKLOG_BYTES:
-        what = f"{byte_size(record.backlog_bytes)} of the access log are not counted yet: the figures here are behind."
-        yield Condition(Urgency.SOON, what, "Give the exporter time, or more of a processor.", "record")
+def _secret_unavailable(view: Snapshot) -> Iterator[str]:
+    yield from (row.problem for row in secret_rows(view.policy) if row.problem)
 
 
-def _disk_troubles(disks: Iterable[Disk]) -> Iterable[Condition]:
-    for disk in disks:
+def _ca_unreadable(view: Snapshot) -> Iterator[str]:
+    if view.certificate.not_after is None:
+        yield f"{view.certificate.file} ({view.certificate.problem})"
+
+
+def _ca_expires(view: Snapshot, more_than: timedelta, within: timedelta) -> Iterator[str]:
+    end = view.certificate.not_after
+    if end and more_than < end - view.at <= within:
+        yield f"{duration((end - view.at).total_seconds())} left"
+
+
+def _ca_expired(view: Snapshot) -> Iterator[str]:
+    end = view.certificate.not_after
+    if end and end <= view.at:
+        yield timestamp(end)
+
+
+def _access_log_unreadable(view: Snapshot) -> Iterator[str]:
+    if not view.log_readable:
+        yield str(view.access_log)
+
+
+def _access_log_behind(view: Snapshot) -> Iterator[str]:
+    if view.log_readable and view.backlog_bytes > _BACKLOG_BYTES:
+        yield f"{byte_size(view.backlog_bytes)} are not counted yet"
+
+
+def _state_not_writable(view: Snapshot) -> Iterator[str]:
+    if not view.state_writable:
+        yield ""
+
+
+def _disk_space_low(view: Snapshot) -> Iterator[str]:
+    for disk in view.disks:
         if disk.is_low:
-            what = f"{byte_size(disk.available_bytes)} of {byte_size(disk.size_bytes)} left on the disk of {disk.path}."
-            remedy = f"Make room: `du -xh {shlex.quote(str(disk.path))} | sort -h | tail`. {_FULL[disk.folder]}"
-            yield Condition(Urgency.SOON, what, remedy, "record")
+            yield f"{byte_size(disk.available_bytes)} of {byte_size(disk.size_bytes)} free on the disk of {disk.path}"
 
 
-def _upkeep_troubles(upkeep: MaintenanceStatus) -> Iterable[Condition]:
-    if not upkeep.runs:
-        yield _NO_UPKEEP
-        return
-    for task, failure in upkeep.failures.items():
-        if failure:
-            urgency, what = _TASK_FAILS.get(task, (Urgency.SOON, f"The maintenance task {task} fails."))
-            yield Condition(urgency, what, f"It reports: {failure}. {_MAINTENANCE_LOG}", "maintenance")
+def _maintenance_not_running(view: Snapshot) -> Iterator[str]:
+    if not view.maintenance.runs:
+        yield ""
 
 
-def _throttle_troubles(status: GatewayStatus) -> Iterable[Condition]:
-    if status.throttle_missing_since:
-        what = f"No throttle runs, although a denial asked for it {ago(status.throttle_missing_since, status.at)}."
-        remedy = (
-            "Denials stay denials, but nothing bounds how fast a client fills the log. cache.log says why Squid cannot"
-            " start `squidkeeper throttle`; `squid -k reconfigure` tries again."
-        )
-        yield Condition(Urgency.SOON, what, remedy, "helpers")
+def _task_failing(view: Snapshot, task: str) -> Iterator[str]:
+    failure = view.maintenance.failures.get(task)
+    if view.maintenance.runs and failure:
+        yield failure
 
 
-def _because(problem: str | None) -> str:
-    return f" ({problem})" if problem else ""
+_CA_REMEDY: Final = (
+    "Make a new CA, let the clients trust it beside the old one, and run `./install.sh --ca-dir DIR` with it."
+)
+_MAINTENANCE_LOG: Final = "Read `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log"
+_CRITICAL, _WARNING, _INFO = Severity
+
+CONDITIONS: Final = (
+    Condition(
+        "squid-down",
+        _CRITICAL,
+        "1m",
+        "Squid does not answer",
+        "Read `systemctl status squid` and the end of cache.log.",
+        _squid_down,
+        unhealthy=True,
+    ),
+    Condition(
+        "squid-counters-unreadable",
+        _WARNING,
+        None,
+        "Squid's counters cannot be read",
+        "Open them to this machine in squid.conf, as installed. Requests are not affected.",
+        _squid_counters_unreadable,
+    ),
+    Condition(
+        "no-policy",
+        _CRITICAL,
+        "1m",
+        "No policy has loaded",
+        "Run `{check}`. If it finds nothing as root, run it as Squid's account.",
+        _no_policy,
+        unhealthy=True,
+    ),
+    Condition(
+        "policy-not-loaded",
+        _WARNING,
+        "1m",
+        "The policy on disk does not load",
+        "Fix it, then run `{check}`. If it finds nothing as root, run it as Squid's account.",
+        _policy_not_loaded,
+        unhealthy=True,
+    ),
+    Condition(
+        "policy-warning",
+        _INFO,
+        None,
+        "The policy has warnings",
+        "Fix them, or leave them if they are meant: `{check}` lists all.",
+        _policy_warnings,
+    ),
+    Condition("rule-expires-soon", _INFO, "0m", "A rule expires soon"),
+    Condition(
+        "policy-unavailable",
+        _CRITICAL,
+        None,
+        "Requests are denied because no helper answers",
+        "Read cache.log: can Squid's account run the program that squidkeeper.conf names? After one"
+        " `squid -k reconfigure`, or one killed helper, the condition ends without help.",
+        _policy_unavailable,
+    ),
+    Condition(
+        "helper-stuck",
+        _CRITICAL,
+        "1m",
+        "A helper does not answer",
+        "Requests that wait for it hang. Squid starts another after `kill -9` and its process number.",
+        _helper_stuck,
+        unhealthy=True,
+    ),
+    Condition(
+        "helper-outdated",
+        _CRITICAL,
+        "1m",
+        "A helper decides by an outdated policy",
+        "With a good policy on disk, `squid -k reconfigure` starts new helpers. Read cache.log for the cause.",
+        _helper_outdated,
+        unhealthy=True,
+    ),
+    Condition("helper-restarts", _WARNING, "0m", "A helper restarts again and again"),
+    Condition("protocol-errors", _WARNING, "0m", "A helper does not understand Squid"),
+    Condition(
+        "throttle-not-running",
+        _WARNING,
+        "0m",
+        "No throttle answers",
+        "Denials stay denials, but nothing limits how fast a client fills the log. Read cache.log: why can Squid not"
+        " start `squidkeeper throttle`? `squid -k reconfigure` tries again.",
+        _throttle_not_running,
+    ),
+    Condition(
+        "secret-unavailable",
+        _WARNING,
+        "0m",
+        "A secret is unavailable",
+        "Requests that need it are denied. Store one line of printable ASCII. Squid's account must be able to read the"
+        " file: mode 0640, that account's group, and its folders open to it.",
+        _secret_unavailable,
+    ),
+    Condition(
+        "drift",
+        _CRITICAL,
+        "0m",
+        "Squid served requests that the policy denies",
+        "Run `squidkeeper log --drift`, and compare squid.conf with the installed one.",
+        _drift,
+    ),
+    Condition("drift-unchecked", _INFO, "0m", "Served requests could not be checked for drift"),
+    Condition("denial-surge", _WARNING, "0m", "A client is denied far more often than usual"),
+    Condition(
+        "requests-failing",
+        _WARNING,
+        "5m",
+        "Most requests that are allowed fail",
+        "Run `squidkeeper log --status 5xx --since 5m`, and read cache.log: do the gateway's DNS (`getent hosts NAME`)"
+        " and a `cache_peer` of local.conf answer?",
+        _requests_failing,
+    ),
+    Condition("ca-unreadable", _WARNING, None, "The CA cannot be read", "Check the file.", _ca_unreadable),
+    Condition(
+        "ca-expiring",
+        _WARNING,
+        "0m",
+        "The CA expires soon",
+        _CA_REMEDY,
+        partial(_ca_expires, more_than=_CA_CRITICAL, within=_CA_WARNING),
+    ),
+    Condition(
+        "ca-expires-now",
+        _CRITICAL,
+        "0m",
+        "The CA expires within days",
+        _CA_REMEDY,
+        partial(_ca_expires, more_than=timedelta(), within=_CA_CRITICAL),
+    ),
+    Condition(
+        "ca-expired",
+        _CRITICAL,
+        None,
+        "The CA has expired, and no https passes",
+        _CA_REMEDY,
+        _ca_expired,
+        unhealthy=True,
+    ),
+    Condition("exporter-down", _CRITICAL, "2m", "The exporter cannot be scraped"),
+    Condition(
+        "access-log-unreadable",
+        _CRITICAL,
+        "2m",
+        "The access log cannot be read",
+        "Let Squid's account read the file. If it was deleted or renamed, run `squid -k rotate`.",
+        _access_log_unreadable,
+        unhealthy=True,
+    ),
+    Condition(
+        "access-log-behind",
+        _WARNING,
+        "0m",
+        "The exporter is behind the access log",
+        "Wait, or give the exporter more processor time.",
+        _access_log_behind,
+    ),
+    Condition("access-log-silent", _CRITICAL, "5m", "The access log does not grow while Squid answers requests"),
+    Condition("access-log-invalid-lines", _WARNING, "0m", "The access log has unreadable lines"),
+    Condition("access-log-lost", _WARNING, "0m", "A part of the access log was lost before it was counted"),
+    Condition(
+        "state-not-writable",
+        _WARNING,
+        "5m",
+        "The exporter cannot save its counts",
+        "Make room, or let Squid's account write to the state folder. Requests are not affected; a restart continues"
+        " from older counts.",
+        _state_not_writable,
+    ),
+    Condition(
+        "disk-space-low",
+        _WARNING,
+        "5m",
+        "Disk space is low",
+        "Make room: `du -xh FOLDER | sort -h | tail`. Without room for its log Squid ends; without room for the state"
+        " no certificate for a new host is made.",
+        _disk_space_low,
+    ),
+    Condition(
+        "maintenance-not-running",
+        _CRITICAL,
+        "1m",
+        "The maintenance process does not run",
+        "Run `systemctl restart squidkeeper-maintenance`, or install.sh again. Until then names may not resolve, the"
+        f" logs grow without limit, and new addresses of the gateway stay open. {_MAINTENANCE_LOG}.",
+        _maintenance_not_running,
+        unhealthy=True,
+    ),
+    Condition(
+        "resolver-failing",
+        _CRITICAL,
+        "1m",
+        "The maintenance task resolver fails",
+        f"Squid's lookups of names may fail. {_MAINTENANCE_LOG}.",
+        partial(_task_failing, task="resolver"),
+        unhealthy=True,
+    ),
+    Condition(
+        "own-addresses-failing",
+        _CRITICAL,
+        "1m",
+        "The maintenance task own-addresses fails",
+        f"New addresses of the gateway stay open to clients. {_MAINTENANCE_LOG}.",
+        partial(_task_failing, task="own-addresses"),
+        unhealthy=True,
+    ),
+    Condition(
+        "rotation-failing",
+        _CRITICAL,
+        "1m",
+        "The maintenance task rotation fails",
+        f"Squid's logs grow without limit. {_MAINTENANCE_LOG}.",
+        partial(_task_failing, task="rotation"),
+    ),
+)

@@ -1,7 +1,7 @@
-"""What is counted of the record (floor 5): plain numbers, cheap for each line, written to a checkpoint and read back.
+"""What is counted in the access log (floor 7): plain numbers, which a checkpoint saves.
 
-`RequestCounts` are the numbers at one moment; a `RequestCounter` goes on from them. Nothing that a client chooses can
-make more than `SERIES_LIMIT` series: what is new then is counted under the label `other`.
+`RequestCounts` are the numbers at one moment; a `RequestCounter` continues from them. A metric has at most
+`SERIES_LIMIT` series, whatever clients send: new ones are then counted under the label `other`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RULES_LIMIT: Final = 2000  # rules whose last match is remembered
 _BOUNDS_MS: Final = tuple(round(bound * 1000) for bound in REQUEST_DURATION.buckets)
 _VERDICTS = frozenset({"allow", "deny"})
 _DURATION_CELLS = len(_BOUNDS_MS) + 2
-_WAYS_LIMIT = 20_000  # ways are found again from the series, so forgetting them all costs a little time only
+_CELLS_LIMIT = 20_000  # when full, all are dropped, and found again by their series
 
 RequestLabels = tuple[str, str, str, str, str]  # client, rule, verdict, method_class, status_class
 BytesLabels = tuple[str, str, str]  # client, rule, verdict
@@ -33,10 +33,10 @@ LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
 
 
 class RequestCounts(msgspec.Struct, frozen=True):
-    """Every number that is counted of the record, at one moment.
+    """Everything that is counted in the access log, at one moment.
 
-    `durations` has for each bucket how many requests fell into it alone, the last one without a bound, and then the
-    sum in milliseconds. Times are as on record; empty: never.
+    `durations` holds the number of requests in each bucket alone (the last has no bound), then the sum in
+    milliseconds. Times are as in the access log; empty: never.
     """
 
     requests: list[tuple[RequestLabels, int]] = []
@@ -53,10 +53,7 @@ class RequestCounts(msgspec.Struct, frozen=True):
 
 
 class _Cells(NamedTuple):
-    """Where requests that differ in nothing that is counted apart are counted: four cells, shared with other ways.
-
-    For tunnels, `requests` is a cell of `Counts.tunnels`.
-    """
+    """The four cells that count requests with the same labels. For tunnels, `requests` is a cell of `tunnels`."""
 
     requests: list[int]
     response_bytes: list[int]
@@ -65,7 +62,7 @@ class _Cells(NamedTuple):
 
 
 class RequestCounter:
-    """Counts records, from where `counts` ended. Not safe between threads: who shares it, locks."""
+    """Counts records, starting at `counts`. Not thread-safe."""
 
     def __init__(self, counts: RequestCounts) -> None:
         self._requests = {labels: [number] for labels, number in counts.requests}
@@ -74,7 +71,7 @@ class RequestCounter:
         self._durations = {labels: list(cells) for labels, cells in counts.durations if len(cells) == _DURATION_CELLS}
         self._last_matched = {rule: [time] for rule, time in counts.last_matched.items()}
         self._drift = {labels: [number] for labels, number in counts.drift}
-        self._ways: dict[tuple[str, str, str, str, int], _Cells] = {}
+        self._cells: dict[tuple[str, str, str, str, int], _Cells] = {}
         self.drift_unchecked = counts.drift_unchecked
         self.drift_cut = counts.drift_cut
         self.invalid_lines = counts.invalid_lines
@@ -82,28 +79,28 @@ class RequestCounter:
         self.last_line = counts.last_line
 
     def count(self, record: Record, client: str) -> None:
-        """Count a request of one of the policy's clients, or of `none`; an allowed tunnel separately."""
+        """Count a request by a client of the policy, or `none`. Allowed tunnels are counted separately."""
         kind = (client, record.rule, record.verdict, method_class(record.method), record.status // 100)
-        way = self._ways.get(kind) or self._open(kind)
+        cells = self._cells.get(kind) or self._open(kind)
         duration, time = record.duration_ms, record.time
-        way.requests[0] += 1
+        cells.requests[0] += 1
         if record.bytes > 0:
-            way.response_bytes[0] += record.bytes
-        way.duration[bisect_left(_BOUNDS_MS, duration)] += 1
-        if duration > 0:  # less than nothing, where the clock was set back meanwhile
-            way.duration[-1] += duration
-        if time > way.last_matched[0]:
-            way.last_matched[0] = time
+            cells.response_bytes[0] += record.bytes
+        cells.duration[bisect_left(_BOUNDS_MS, duration)] += 1
+        if duration > 0:  # negative if the clock was set back meanwhile
+            cells.duration[-1] += duration
+        if time > cells.last_matched[0]:
+            cells.last_matched[0] = time
         if time > self.last_line:
             self.last_line = time
 
     def count_drift(self, client: str, rule: str) -> None:
-        """Count a request that should not have been served; `rule` is what the policy says."""
+        """Count a finding of drift; `rule` is the one that decides by the policy."""
         labels = _fitting(self._drift, len(self._drift), [(client, rule), (client, OTHER), (OTHER, OTHER)])
         self._drift.setdefault(labels, [0])[0] += 1
 
     def counts(self) -> RequestCounts:
-        """Give the numbers as they are now."""
+        """Return the numbers as they are now."""
         return RequestCounts(
             requests=[(labels, cell[0]) for labels, cell in self._requests.items()],
             tunnels=[(labels, cell[0]) for labels, cell in self._tunnels.items()],
@@ -125,16 +122,16 @@ class RequestCounter:
         whose = ((client, rule), (client, OTHER), (OTHER, OTHER))
         is_tunnel = method == CONNECT_CLASS and verdict == "allow"
         by_size = _fitting(self._bytes, len(self._bytes), [(*one, verdict) for one in whose])
-        way = _Cells(
+        cells = _Cells(
             self._tunnel(whose) if is_tunnel else self._request(whose, (verdict, method, status_class(hundreds * 100))),
             self._bytes.setdefault(by_size, [0]),
             self._durations.setdefault((verdict, method), [0] * _DURATION_CELLS),
             [""] if is_tunnel else self._match(rule),
         )
-        if len(self._ways) >= _WAYS_LIMIT:
-            self._ways.clear()
-        self._ways[kind] = way
-        return way
+        if len(self._cells) >= _CELLS_LIMIT:
+            self._cells.clear()
+        self._cells[kind] = cells
+        return cells
 
     def _request(self, whose: Sequence[tuple[str, str]], how: tuple[str, str, str]) -> list[int]:
         labels = _fitting(self._requests, len(self._requests), [(*one, *how) for one in whose])
@@ -149,9 +146,9 @@ class RequestCounter:
 
 
 def _fitting(series: Container[LabelsT], size: int, choices: Sequence[LabelsT]) -> LabelsT:
-    """Choose the labels to count under: the first of the choices that is there already or fits into the bound.
+    """Choose the labels to count under: the first choice that exists already or fits into the bound.
 
-    The last choice always fits: it leaves only labels of which there are few.
+    The last choice always fits: it has few possible values.
     """
     for labels in choices[:-1]:
         if labels in series or size < SERIES_LIMIT:

@@ -1,4 +1,4 @@
-"""How much room is left where the gateway writes (floor 5): the folders of the logs and of the state."""
+"""The free space of the disks that the gateway writes to (floor 7)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _LOW_RATIO: Final = 0.1
-_LOW_BYTES: Final = 10e9  # a tenth of a large disk is not little
+_LOW_BYTES: Final = 10e9  # a tenth of a large disk is plenty
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class Disk:
 
     @property
     def is_low(self) -> bool:
-        """Whether it will soon be full; the alert SquidkeeperDiskSpaceLow has the same bounds."""
+        """Whether the free space is low. The alert SquidkeeperDiskSpaceLow has the same bounds."""
         return self.available_bytes < min(_LOW_RATIO * self.size_bytes, _LOW_BYTES)
 
 
 def read_disks(folders: Mapping[str, Path]) -> Iterator[Disk]:
-    """Read the room that each folder has; a folder that is not there is left out."""
+    """Read the free space of each folder; leave out a folder that does not exist."""
     for name, path in folders.items():
         try:
             usage = shutil.disk_usage(path)

@@ -1,6 +1,6 @@
-"""The record, counted as Squid writes it (floor 5): one thread reads, counts, and keeps the counts on disk.
+"""Counting the access log as Squid writes it (floor 7): one thread reads, counts, and saves checkpoints.
 
-What is served has been kept before: a number that Prometheus has seen never goes back, even where the exporter is
+Counts are saved before they are served. So a number that Prometheus has seen never goes back, even if the exporter is
 killed and the log is gone when it starts again.
 """
 
@@ -26,38 +26,38 @@ from squidkeeper.record.drift import DriftChecker, Finding
 from squidkeeper.record.follower import Follower
 from squidkeeper.record.record import Record, parse_record, parse_time
 
-KEEP_EVERY_SECONDS: Final = 5.0
-_LOOK_EVERY_SECONDS = 0.25
-_BATCH_BYTES = 128 * 1024  # counted in a few milliseconds, for which a scrape may have to wait
-_DRIFT_KEPT = 20
+SAVE_EVERY_SECONDS: Final = 5.0
+_READ_EVERY_SECONDS = 0.25
+_BATCH_BYTES = 128 * 1024  # counted in a few milliseconds, which a scrape may have to wait
+_FINDINGS_LIMIT = 20
 _log = logging.getLogger(__name__)
 
 
 class LogCounter:
-    """Counts one log, and keeps the counts in one folder."""
+    """Counts one access log, and saves the counts in one folder."""
 
     def __init__(self, log: Path, store: CheckpointStore, drift: DriftChecker) -> None:
-        kept = store.read() or Checkpoint(since=datetime.now(UTC).isoformat(timespec="milliseconds"))
-        self.denials = RecentDenials(kept.denials)
+        last = store.read() or Checkpoint(since=datetime.now(UTC).isoformat(timespec="milliseconds"))
+        self.denials = RecentDenials(last.denials)
         self._answers = RecentAnswers()
         self._store = store
         self._drift = drift
-        self._since = kept.since
-        self._follower = Follower(log, kept.position)
-        self._before = kept.counts
-        self._counter = RequestCounter(kept.counts)
-        self._findings = deque(kept.drift, _DRIFT_KEPT)
-        self._totals = Totals({slot: dict(values) for slot, values in kept.slots.items()})
-        self._kept: Checkpoint | None = None  # the first is written whatever it holds: that tells whether it can be
+        self._since = last.since
+        self._follower = Follower(log, last.position)
+        self._before = last.counts
+        self._counter = RequestCounter(last.counts)
+        self._findings = deque(last.drift, _FINDINGS_LIMIT)
+        self._totals = Totals({name: dict(values) for name, values in last.counter_files.items()})
+        self._saved: Checkpoint | None = None  # None: the first is always written, which tests the disk
         self._counting = threading.Lock()  # position and counts belong together
-        self._keeping = threading.Lock()  # what is kept later is newer
+        self._saving = threading.Lock()  # checkpoints are written in their order
         self._ending = threading.Event()
         self._problem = ""
-        self._thread = threading.Thread(target=self._run, name="tally", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="log-counter", daemon=True)
 
     @property
     def readable(self) -> bool:
-        """Whether the log can be read, and is."""
+        """Whether the log can be read, and the thread reads it."""
         return self._follower.readable and not self._problem and self._thread.is_alive()
 
     @property
@@ -73,53 +73,53 @@ class LogCounter:
             return self._answers.newest()
 
     def start(self, seconds: float) -> None:
-        """Count what there is already, for so long at most, then go on in a thread."""
+        """Count what the log holds, for at most so long, then continue in a thread."""
         end = time.monotonic() + seconds
         while self._count_batch():
             if time.monotonic() > end:
-                _log.warning("%d bytes of the log are not counted yet: they are on the way", self.backlog_bytes)
+                _log.warning("%d bytes of the log are not counted yet: counting continues", self.backlog_bytes)
                 break
-        self.keep()
+        self.save()
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and keep the counts."""
+        """End the thread, and save the counts."""
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join()
-        self.keep()
+        self.save()
         self._follower.close()
 
-    def keep(self) -> Checkpoint:
-        """Keep the counts as they are now, and give them. Where the disk takes nothing, they are given all the same."""
-        with self._keeping:
+    def save(self) -> Checkpoint:
+        """Save the counts as they are now, and return them, also if the disk cannot be written."""
+        with self._saving:
             now = self._checkpoint()
-            if now != self._kept or not self._store.writable:
+            if now != self._saved or not self._store.writable:
                 self._store.write(now)
-            self._kept = now
+            self._saved = now
             return now
 
-    def add_up(self, slots: Iterable[CounterFile]) -> dict[Key, float]:
-        """Add up what helpers have counted; `keep` keeps that too."""
-        with self._keeping:
-            return self._totals.add_up(slots)
+    def add_up(self, counter_files: Iterable[CounterFile]) -> dict[Key, float]:
+        """Add up the counter files of the helpers; `save` saves the sums too."""
+        with self._saving:
+            return self._totals.add_up(counter_files)
 
     def _run(self) -> None:
-        """Count until the end; a fault of ours ends the process, so that it is started again instead of being blind."""
+        """Count until the end. A bug ends the process, so that it restarts instead of serving old counts."""
         try:
-            self._go_on()
+            self._count_until_end()
         except BaseException as error:  # noqa: BLE001 - whatever it is
-            _log.critical("the record is not counted any more, the exporter ends: %s", describe(error))
+            _log.critical("the access log cannot be counted, the exporter exits: %s", describe(error))
             os._exit(1)
 
-    def _go_on(self) -> None:
-        kept = time.monotonic()
-        while not self._ending.wait(_LOOK_EVERY_SECONDS):
-            while self._count_batch() and not self._ending.is_set() and time.monotonic() < kept + KEEP_EVERY_SECONDS:
+    def _count_until_end(self) -> None:
+        saved = time.monotonic()
+        while not self._ending.wait(_READ_EVERY_SECONDS):
+            while self._count_batch() and not self._ending.is_set() and time.monotonic() < saved + SAVE_EVERY_SECONDS:
                 pass
-            if time.monotonic() >= kept + KEEP_EVERY_SECONDS:
-                self.keep()
-                kept = time.monotonic()
+            if time.monotonic() >= saved + SAVE_EVERY_SECONDS:
+                self.save()
+                saved = time.monotonic()
 
     def _count_batch(self) -> bool:
         with self._counting:
@@ -129,12 +129,12 @@ class LogCounter:
         return bool(lines)
 
     def _read(self) -> list[bytes]:
-        """Read on; what cannot be read now is said once, and tried again at the next look."""
+        """Read new lines. A failure is logged once, and the next call tries again."""
         try:
             lines = self._follower.read(_BATCH_BYTES)
         except OSError as error:
             if str(error) != self._problem:
-                _log.error("the record cannot be read, which is tried again: %s", error)
+                _log.error("the access log cannot be read, trying again: %s", error)
             self._problem = str(error)
             return []
         self._problem = ""
@@ -147,7 +147,7 @@ class LogCounter:
         except (InvalidRecord, ValueError):
             self._counter.invalid_lines += 1
             return
-        client, finding = self._judged(record)
+        client, finding = self._check(record)
         self._counter.count(record, client)
         self.denials.add(record)
         self._answers.add(record)
@@ -157,13 +157,13 @@ class LogCounter:
                 DriftSeen(at, record.client, record.method, record.url, finding.rule, finding.kind)
             )
 
-    def _judged(self, record: Record) -> tuple[str, Finding | None]:
-        """Name the client, and find what is wrong; a record that we fail on is one that could not be checked."""
+    def _check(self, record: Record) -> tuple[str, Finding | None]:
+        """Return the client's name, and a finding of drift. A record that raises counts as unchecked."""
         try:
             return self._drift.client_name(record), self._drift.check(record)
         except Exception as error:  # noqa: BLE001 - it would end the count here, and again after every restart
             self._drift.unchecked += 1
-            _log.error("a record could not be held against the policy: %s", describe(error))
+            _log.error("a record could not be checked for drift: %s", describe(error))
             return NONE, None
 
     def _checkpoint(self) -> Checkpoint:
@@ -177,5 +177,5 @@ class LogCounter:
                 self._counter.counts(),
                 self.denials.newest(),
                 tuple(self._findings),
-                {slot: list(values.items()) for slot, values in self._totals.known.items()},
+                {name: list(values.items()) for name, values in self._totals.known.items()},
             )

@@ -1,7 +1,4 @@
-"""The newest denials and findings (floor 5): rows of the status page, kept over a restart with the counts.
-
-Of the newest answers only whether they failed, and not over a restart.
-"""
+"""The newest denials, findings and answers (floor 7), for the status page. A checkpoint saves denials and findings."""
 
 from __future__ import annotations
 
@@ -16,15 +13,15 @@ from squidkeeper.engine.query import CONNECT, DENIED_BY
 from squidkeeper.record.record import NONE, Record, decode_field
 from squidkeeper.record.urls import redacted_url, truncate
 
-DENIALS_KEPT: Final = 50
-ANSWERS_KEPT: Final = 200
+DENIALS_LIMIT: Final = 50
+ANSWERS_LIMIT: Final = 200
 _SERVER_ERROR = 500
-_ANSWERED_BY_SQUID = "NONE"  # its page inside a tunnel that was denied; what it judges there itself is TCP_DENIED
+_ANSWERED_BY_SQUID = "NONE"  # its page inside a denied tunnel; TCP_DENIED is its own denial there
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """A request that was denied, as often as it was the same: client, user, method, URL without query, and rule."""
+    """Denied requests with the same client, user, method, URL without query, and rule."""
 
     time: datetime
     """When it was last denied."""
@@ -34,80 +31,77 @@ class Denial:
     url: str
     """Without query, fragment and password, printable ASCII, at most `urls.URL_LIMIT` characters."""
     cut: int
-    """Characters that are missing at the URL's end."""
+    """Characters cut off at the URL's end."""
     rule: str
     times: int = 1
-    """How often it was denied, since it was last forgotten."""
+    """How often it was denied while it was in the list."""
 
 
 @dataclass(frozen=True, slots=True)
 class DriftSeen:
-    """A request that is not as the policy in force has it."""
+    """A finding of drift."""
 
     time: datetime
     client: str
     method: str
     url: str
-    """As on record; the page takes the query off."""
+    """As in the access log; the page removes the query."""
     rule: str
-    """What the policy says."""
+    """The rule that decides by the policy."""
     kind: str
     """`allowed`, `unasked` or `credential`, as `record/drift.py` names them."""
 
 
 class RecentAnswer(NamedTuple):
-    """How a request that was let through was answered."""
+    """How an allowed request was answered."""
 
     time: str
-    """As on record."""
+    """As in the access log."""
     failed: bool
-    """Whether by a 5xx, the host's own or Squid's."""
+    """Whether the status was 5xx, by the host or by Squid."""
 
 
 class RecentAnswers:
-    """The last answers, a bounded number. Not safe between threads: who shares it, locks."""
+    """The last answers, a bounded number. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._answers: deque[RecentAnswer] = deque(maxlen=ANSWERS_KEPT)
+        self._answers: deque[RecentAnswer] = deque(maxlen=ANSWERS_LIMIT)
 
     def add(self, record: Record) -> None:
-        """Take a record of any request. A tunnel that was opened is no answer: what passes through it has its own."""
+        """Add the record of any request, except an opened tunnel: the requests in it have their own answers."""
         failed = record.status >= _SERVER_ERROR
         if failed or (record.verdict != "deny" and record.method != CONNECT and record.status > 0):
             self._answers.append(RecentAnswer(record.time, failed))
 
     def newest(self) -> tuple[RecentAnswer, ...]:
-        """List them, the oldest first."""
+        """List the answers, the oldest first."""
         return tuple(self._answers)
 
 
 class RecentDenials:
-    """The last denials, a bounded number; the same one again only counts up. The tally feeds it, the page reads it.
+    """The last denials, a bounded number; a repeated one counts up. Thread-safe.
 
-    Where there are too many, the oldest of the client that has the most goes.
-
-    Safe between threads. To live through a restart: keep `newest()` (msgspec and json know such dataclasses), hand it
-    back as `kept`.
+    When the list is full, the oldest denial of the client with the most is dropped. `saved` is an earlier `newest()`.
     """
 
-    def __init__(self, kept: Iterable[Denial] = (), limit: int = DENIALS_KEPT) -> None:
+    def __init__(self, saved: Iterable[Denial] = (), limit: int = DENIALS_LIMIT) -> None:
         self._limit = limit
         self._lock = Lock()
         self._rows: OrderedDict[tuple[str | None, ...], Denial] = OrderedDict()
-        for denial in reversed(tuple(kept)):
+        for denial in reversed(tuple(saved)):
             self._put(denial)
 
     def add(self, record: Record) -> None:
-        """Take a record of any request; only denials are kept."""
+        """Add the record of any request; ignore it unless it is a denial."""
         if record.verdict == "deny":
             denial = _denial(record)
             with self._lock:
                 if record.squid.startswith(_ANSWERED_BY_SQUID):
-                    self._forget_tunnel(denial, record.tunnel)
+                    self._drop_tunnel(denial, record.tunnel)
                 self._put(denial)
 
     def newest(self) -> tuple[Denial, ...]:
-        """List them, the newest first."""
+        """List the denials, the newest first."""
         with self._lock:
             return tuple(reversed(self._rows.values()))
 
@@ -116,18 +110,18 @@ class RecentDenials:
         before = self._rows.pop(key, None)
         self._rows[key] = replace(denial, times=denial.times + before.times) if before else denial
         if len(self._rows) > self._limit:
-            self._forget_one()
+            self._drop_one()
 
-    def _forget_one(self) -> None:
-        """Forget the oldest of the client that has the most: so no client's denials push out those of another."""
+    def _drop_one(self) -> None:
+        """Drop the oldest of the client with the most, so that no client pushes out another's denials."""
         clients = Counter(denial.client for denial in self._rows.values())
         (busiest, _), *_ = clients.most_common(1)
         del self._rows[next(key for key, denial in self._rows.items() if denial.client == busiest)]
 
-    def _forget_tunnel(self, denial: Denial, tunnel: str) -> None:
-        """Let a request stand for the CONNECT of the denied tunnel that it came through, which it answers.
+    def _drop_tunnel(self, denial: Denial, tunnel: str) -> None:
+        """Drop the CONNECT of a denied tunnel, because the request in it is shown instead.
 
-        The tunnel's name says that it was denied where a helper did; where its address did, it does not.
+        The tunnel's name has the suffix `DENIED_BY` if a helper denied it, and not if Squid denied its address.
         """
         authority = (decode_field(tunnel) or "").partition(DENIED_BY)[0]
         key = _key(replace(denial, method=CONNECT, url=authority))

@@ -1,4 +1,4 @@
-"""The exporter's pages over HTTP (floor 5): /metrics, /healthz and, to those who may see it, the status page."""
+"""The exporter over HTTP (floor 7): /metrics, /healthz and, to `status_from` alone, the status page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from waitress.channel import HTTPChannel
 from waitress.server import create_server
 
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.exporter.health import HealthCheck
+from squidkeeper.exporter.conditions import ActiveCondition
 from squidkeeper.policy.hosts import Network
 from squidkeeper.url import parse_authority
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 _THREADS = 4
 _CONNECTIONS = 100
 _IDLE_SECONDS = 20  # also for the whole head of a request
-_LOOK_EVERY_SECONDS = 5
+_CLEANUP_SECONDS = 5
 _HEAD_BYTES = 16 * 1024
-_BODY_BYTES = 4 * 1024  # of a request: none of ours has one
+_BODY_BYTES = 4 * 1024  # of a request: no page here takes one
 _TEXT = "text/plain; charset=utf-8"
-_OF_PROXIES: Final = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR")
+_PROXY_HEADERS: Final = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR")
 _SECURITY: Final = (
     (
         "Content-Security-Policy",
@@ -43,7 +43,7 @@ _SECURITY: Final = (
 
 
 class Response(NamedTuple):
-    """What is answered."""
+    """An answer."""
 
     status: str
     content_type: str
@@ -53,20 +53,20 @@ class Response(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The WSGI application. Metrics and health are for whoever can reach the port, the page for `status_from` alone.
+    """The WSGI application. Everybody who reaches the port gets metrics and health; `status_from` gets the page.
 
-    A port `on_loopback` answers under an address or localhost alone, as the page does anywhere: under another name it
-    could be asked by a site in somebody's browser that has its name lead here (DNS rebinding).
+    The page, and everything on a port `on_loopback`, needs an address or `localhost` in the Host header. This stops
+    a web site that points its own name here (DNS rebinding).
     """
 
     registry: CollectorRegistry
-    health: Callable[[], tuple[HealthCheck, ...]]
+    health: Callable[[], tuple[ActiveCondition, ...]]
     page: Callable[[], str]
     status_from: tuple[Network, ...]
     on_loopback: bool = True
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer a request, as PEP 3333 has it."""
+        """Answer a request (PEP 3333)."""
         response = self._answer(environ)
         fixed = (("Content-Type", response.content_type), ("Content-Length", str(len(response.body))))
         start_response(response.status, [*fixed, *_SECURITY, *response.headers])
@@ -75,33 +75,32 @@ class Application:
     def _answer(self, environ: WSGIEnvironment) -> Response:
         page = {"/metrics": self._metrics, "/healthz": self._healthz, "/": self._status}.get(environ["PATH_INFO"])
         if page is None:
-            return Response("404 Not Found", _TEXT, b"Here are /metrics, /healthz and the status page, /.\n")
+            return Response("404 Not Found", _TEXT, b"The pages are /metrics, /healthz and / (the status page).\n")
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return Response("405 Method Not Allowed", _TEXT, b"GET or HEAD.\n", (("Allow", "GET, HEAD"),))
-        if (self.on_loopback or page == self._status) and not _names_no_site(environ.get("HTTP_HOST", "")):
-            return _forbidden("Shown under an address or localhost, not under a name: it could be anybody's.")
+        if (self.on_loopback or page == self._status) and not _is_address_or_localhost(environ.get("HTTP_HOST", "")):
+            return _forbidden("Ask for an address or localhost: a page under another name could belong to anybody.")
         return page(environ)
 
     def _metrics(self, environ: WSGIEnvironment) -> Response:
         try:
             encode, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
-        except (TypeError, ValueError):  # a version there that is no number
+        except (TypeError, ValueError):  # the version there is not a number
             encode, content_type = choose_encoder("")
         return Response("200 OK", content_type, encode(self.registry))
 
     def _healthz(self, _: WSGIEnvironment) -> Response:
-        checks = self.health()
-        healthy = all(check.healthy for check in checks)
-        rows = [{"check": check.name, "healthy": check.healthy, "detail": check.detail} for check in checks]
-        body = json.dumps({"healthy": healthy, "checks": rows}, indent=2) + "\n"
-        return Response("200 OK" if healthy else "503 Service Unavailable", "application/json", body.encode())
+        active = self.health()
+        rows = [{"code": one.condition.code, "severity": one.condition.severity, "detail": one.text} for one in active]
+        body = json.dumps({"healthy": not active, "conditions": rows}, indent=2) + "\n"
+        return Response("503 Service Unavailable" if active else "200 OK", "application/json", body.encode())
 
     def _status(self, environ: WSGIEnvironment) -> Response:
         if not self._may_see(environ.get("REMOTE_ADDR", "")):
             shown_to = ", ".join(map(str, self.status_from))
-            return _forbidden(f"The status page is shown to {shown_to} only; --status-from NETWORK opens it to others.")
-        if any(header in environ for header in _OF_PROXIES):
-            return _forbidden("The status page is not shown through a proxy: who asks it cannot be told.")
+            return _forbidden(f"The status page is for {shown_to} only. --status-from NETWORK opens it to others.")
+        if any(header in environ for header in _PROXY_HEADERS):
+            return _forbidden("The status page is not shown through a proxy, which hides the client.")
         return Response("200 OK", "text/html; charset=utf-8", self.page().encode("utf-8", "replace"))
 
     def _may_see(self, peer: str) -> bool:
@@ -115,10 +114,10 @@ def _forbidden(why: str) -> Response:
 
 
 class Connection(HTTPChannel):
-    """A client's connection, whose time runs until a request of it is whole: single bytes do not prolong it."""
+    """A client's connection. Its timeout runs until a request is whole: single bytes do not extend it."""
 
     def handle_read(self) -> None:
-        """Read what there is."""
+        """Read from the socket."""
         before = self.last_activity
         super().handle_read()
         if self.request is not None:
@@ -126,26 +125,26 @@ class Connection(HTTPChannel):
 
 
 def serve(application: Application, bound: socket.socket) -> BaseWSGIServer:
-    """Open a port that is bound; the server's `run` answers until `SystemExit` is raised in its thread."""
+    """Make a server for a bound socket. Its `run` answers until `SystemExit` is raised in its thread."""
     made = create_server(
         application,
         sockets=[bound],
         threads=_THREADS,
         connection_limit=_CONNECTIONS,
         channel_timeout=_IDLE_SECONDS,
-        cleanup_interval=_LOOK_EVERY_SECONDS,
+        cleanup_interval=_CLEANUP_SECONDS,
         max_request_header_size=_HEAD_BYTES,
         max_request_body_size=_BODY_BYTES,
         asyncore_use_poll=True,
         ident="",
     )
-    server = cast("BaseWSGIServer", made)  # that of one socket
+    server = cast("BaseWSGIServer", made)  # the type for one socket
     server.channel_class = Connection
     return server
 
 
-def _names_no_site(host: str) -> bool:
-    """Tell whether a Host header is an address or localhost: a site that had its name lead here gives that name."""
+def _is_address_or_localhost(host: str) -> bool:
+    """Tell whether a Host header is an address or localhost."""
     try:
         name, _ = parse_authority(host)
     except InvalidUrl:

@@ -1,44 +1,61 @@
-"""The status page (floor 5): a `GatewayStatus` as HTML."""
+"""The status page (floor 7): a snapshot as HTML."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.exporter.conditions import Condition, Urgency, conditions
+from squidkeeper.exporter.conditions import ActiveCondition, Severity, active_conditions, check_command, policy_faults
 from squidkeeper.exporter.recent import Denial
-from squidkeeper.exporter.status import GatewayStatus, RuleStatus
+from squidkeeper.exporter.snapshot import Snapshot
+from squidkeeper.exporter.status_rows import RuleRow, helper_rows, logged_time, rule_rows, secret_rows
 from squidkeeper.pages.drawing import split_bar
 from squidkeeper.pages.page import render
+from squidkeeper.policy.model import Action
 from squidkeeper.record.urls import redacted_url, truncate
 from squidkeeper.url import parse_address
 
 _RULES_SHOWN = 500
 _FAULTS_SHOWN = 50
-_SHORT_URL = 240  # characters of a request that a row shows; its command has the rest
+_SHORT_URL = 240  # characters that a row shows; its command has the rest
 
 
-def page(status: GatewayStatus, program: str) -> str:
-    """Make the page: one HTML document that needs nothing else. Its commands call `program`."""
-    found = conditions(status)
-    rules = _rules_shown(status.rules)
+def page(view: Snapshot, program: str) -> str:
+    """Make the page: one HTML document without links to others. Its commands call `program`."""
+    active = active_conditions(view)
+    rules = tuple(rule_rows(view))
+    shown, faults, counts = _rules_shown(rules), policy_faults(view), view.checkpoint.counts
+    check = check_command(view)
     return render(
         "status.html",
         {
-            "status": status,
-            "troubles": found,
-            "urgency": found[0].urgency if found else "",
-            "headline": _headline(found),
+            "view": view,
+            "version": version("squidkeeper"),
+            "conditions": [(one, one.condition.remedy.format(check=check)) for one in active],
+            "severity": active[0].condition.severity if active else "",
+            "headline": _headline(active),
+            "loaded": _moment(view.policy_state.loaded),
+            "default_action": view.policy.default_action if view.policy else Action.DENY,
+            "counts": counts,
+            "last_line": logged_time(counts.last_line),
+            "counted_since": logged_time(view.checkpoint.since),
+            "drift_total": sum(number for _, number in counts.drift),
             "denials": [
-                (denial, explain_command(denial, program, status.policy.directory), _NOT_EXPLAINED.get(denial.rule))
-                for denial in status.denials
+                (denial, explain_command(denial, program, view.directory), _NOT_EXPLAINED.get(denial.rule))
+                for denial in view.checkpoint.denials
             ],
-            "rules": rules,
-            "rules_left_out": len(status.rules) - len(rules),
-            "faults": status.policy.faults[:_FAULTS_SHOWN],
-            "most_hits": max((rule.allowed + rule.denied for rule in status.rules), default=0),
+            "rules": shown,
+            "rules_total": sum(not rule.built_in for rule in rules),
+            "rules_left_out": len(rules) - len(shown),
+            "helpers": tuple(helper_rows(view)),
+            "secrets": tuple(secret_rows(view.policy)),
+            "faults": faults[:_FAULTS_SHOWN],
+            "faults_total": len(faults),
+            "most_hits": max((rule.allowed + rule.denied for rule in rules), default=0),
             "split_bar": split_bar,
             "redacted_url": redacted_url,
             "truncate": truncate,
@@ -47,30 +64,32 @@ def page(status: GatewayStatus, program: str) -> str:
     )
 
 
-def _rules_shown(rules: tuple[RuleStatus, ...]) -> list[tuple[int, RuleStatus]]:
-    """Give the rules their numbers; of very many, only those that matched or lapse."""
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _rules_shown(rules: tuple[RuleRow, ...]) -> list[tuple[int, RuleRow]]:
+    """Give each rule its number; of very many, keep those that matched or expire."""
     numbered = list(enumerate(rules, 1))
     if len(numbered) > _RULES_SHOWN:
         numbered = [(number, rule) for number, rule in numbered if rule.seen or rule.expires]
     return numbered[:_RULES_SHOWN]
 
 
-def _headline(found: tuple[Condition, ...]) -> str:
-    if not found:
+def _headline(active: tuple[ActiveCondition, ...]) -> str:
+    critical = sum(one.condition.severity is Severity.CRITICAL for one in active)
+    if not active:
         return "All is well: nothing to do."
-    if len(found) == 1:
-        return "One thing is wrong." if found[0].urgency is Urgency.NOW else "One thing to see to soon."
-    urgent = sum(trouble.urgency is Urgency.NOW for trouble in found)
-    if not urgent:
-        return f"{len(found)} things to see to soon."
-    return f"{len(found)} things are wrong, {urgent} of them to be mended now."
+    if len(active) == 1:
+        return f"1 {active[0].condition.severity} condition."
+    return f"{len(active)} conditions, {critical} of them critical." if critical else f"{len(active)} conditions."
 
 
-_NOT_EXPLAINED = {  # denials that do not follow from the policy, client, method and URL alone
-    "authority-mismatch": "No command: CONNECT, TLS server name, Host or certificate did not fit together. "
-    "`squidkeeper log --json --rule authority-mismatch | tail -n 1 | squidkeeper explain --record -` says which.",
-    "credential-unavailable": "No command: a secret was not available, see Secrets.",
-    "policy-unavailable": "No command: no helper answered, or none had a policy, see Helpers and cache.log.",
+_NOT_EXPLAINED = {  # denials that depend on more than policy, client, method and URL
+    "authority-mismatch": "No command: CONNECT, TLS server name, Host or certificate do not match. "
+    "`squidkeeper log --json --rule authority-mismatch | tail -n 1 | squidkeeper explain --record -` shows which.",
+    "credential-unavailable": "No command: a secret was unavailable, see Secrets.",
+    "policy-unavailable": "No command: no helper answered, or the helper had no policy, see Helpers and cache.log.",
 }
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 
@@ -82,10 +101,10 @@ _TARGET = re.compile(r"https?://[!-~]+|[^/]+:[0-9]{1,5}")
 
 
 def explain_command(denial: Denial, program: str, directory: Path) -> str | None:
-    """Write the command that explains a denial; None where what was asked does not fit in one that is safe to paste.
+    """Write the command that explains a denial; None if no command for this request is safe to paste.
 
-    Every word is printable ASCII of bounded length, quoted where a shell would read more into it; `--` keeps what was
-    asked from being an option. A backslash, which fish reads inside of quotes, is escaped as Squid escapes it.
+    Every word is printable ASCII of bounded length and quoted for the shell; after `--` no word is read as an option.
+    A backslash, which fish interprets inside quotes, is percent-encoded, as Squid does it.
     """
     url = denial.url.replace("\\", "%5C")
     if (

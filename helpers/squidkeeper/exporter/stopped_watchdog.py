@@ -1,8 +1,8 @@
-"""Ends helpers that have stopped as a whole (floor 5).
+"""Kills helpers that are stopped as a whole (floor 7).
 
-A helper that is stuck ends itself (helpers/watchdog.py). One that gets no turn at all cannot, and Squid would wait for
-its answers without end: it was stopped (SIGSTOP), or frozen. The exporter sees which processes have the slots of a
-gateway, and runs as the same account, so it ends them.
+A helper that is stuck exits (helpers/watchdog.py). A helper that is stopped (SIGSTOP) or frozen cannot, and Squid waits
+for its replies without end. The exporter finds the helpers by their counter files and runs as the same account, so it
+can kill them.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from typing import Final
 
 from squidkeeper.counters import COUNTER_FILES, counter_file_owner
 
-STOPPED_LOOKS: Final = 12
+STOPPED_CHECKS: Final = 12
 _SWITCHES = re.compile(r"^(?:non)?voluntary_ctxt_switches:\s*(\d+)$", re.MULTILINE)
 _log = logging.getLogger(__name__)
 
-Seen = tuple[int, int, int]  # a slot's number, the process that has it, and how many turns its threads have had
+HelperTurns = tuple[int, int, int]  # counter file number, its process, context switches of all its threads
 
 
 class StoppedWatchdog:
-    """Looks at each slot once a second, and ends a process none of whose threads has had a turn for twelve looks.
+    """Checks each helper once a second, and kills one whose threads did not run at all for twelve checks.
 
-    A helper's threads wake every second. It is turns and looks that are counted, not the time: a clock that is set, a
-    disk that takes no sign of life or a machine that was suspended makes no helper look stopped.
+    A helper's threads wake every second. The watchdog counts context switches and checks, not time: a changed clock, a
+    full disk or a suspended machine does not make a helper look stopped.
     """
 
     def __init__(self, folder: Path, every_seconds: float = 1.0) -> None:
         self._folder = folder
         self._every_seconds = every_seconds
-        self._looks: dict[Seen, int] = {}
+        self._unchanged: dict[HelperTurns, int] = {}
 
     def start(self) -> None:
-        """Look from now on, in a thread that ends with the process."""
+        """Check from now on, in a thread that ends with the process."""
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def look(self) -> None:
-        """Look once."""
-        self._looks = {seen: self._looks.get(seen, 0) + 1 for seen in self._see()}
-        for seen, looks in self._looks.items():
-            if looks > STOPPED_LOOKS:
-                self._end(seen)
+    def check(self) -> None:
+        """Check once."""
+        self._unchanged = {seen: self._unchanged.get(seen, 0) + 1 for seen in self._helpers()}
+        for seen, checks in self._unchanged.items():
+            if checks > STOPPED_CHECKS:
+                self._kill(seen)
 
-    def _see(self) -> Iterator[Seen]:
+    def _helpers(self) -> Iterator[HelperTurns]:
         for number in range(COUNTER_FILES):
             pid = counter_file_owner(self._folder, number)
             turns = _turns(pid) if pid else None
             if pid and turns is not None:
                 yield number, pid, turns
 
-    def _end(self, seen: Seen) -> None:
-        """End this process, and surely no other: the number may be another's by now."""
+    def _kill(self, seen: HelperTurns) -> None:
+        """Kill this process. Check it again first: another process can have its number by now."""
         number, pid, turns = seen
         with suppress(ProcessLookupError):
             process = os.pidfd_open(pid)
             try:
                 if counter_file_owner(self._folder, number) == pid and _turns(pid) == turns:
                     signal.pidfd_send_signal(process, signal.SIGKILL)
-                    _log.error("helper process %d had stopped: it was ended, and Squid starts another", pid)
+                    _log.error("helper process %d was stopped: killed it, and Squid starts another", pid)
             finally:
                 os.close(process)
 
@@ -73,13 +73,13 @@ class StoppedWatchdog:
         while True:
             time.sleep(self._every_seconds)
             try:
-                self.look()
+                self.check()
             except OSError as error:
-                _log.error("a helper that has stopped cannot be ended: %s", error)
+                _log.error("a stopped helper cannot be killed: %s", error)
 
 
 def _turns(pid: int) -> int | None:
-    """Count how often the threads of a process have been given the processor; None where that cannot be seen."""
+    """Count the context switches of all threads of a process; None if they cannot be read."""
     try:
         texts = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
     except OSError:

@@ -1,0 +1,68 @@
+"""The gateway at one moment (floor 7), for metrics, conditions and the status page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.counters import CounterFile, HelperStatus, Key
+from squidkeeper.exporter.cache_manager import SquidCounters
+from squidkeeper.exporter.certificate import Certificate
+from squidkeeper.exporter.checkpoint import Checkpoint
+from squidkeeper.exporter.disks import Disk
+from squidkeeper.exporter.recent import RecentAnswer
+from squidkeeper.maintenance_status import NOT_RUNNING, MaintenanceStatus
+from squidkeeper.metrics import JUDGES
+from squidkeeper.policy.model import Policy
+from squidkeeper.policy_store.policy_watcher import PolicyState
+
+HELPER_PATIENCE_SECONDS: Final = 10.0  # for a heartbeat, for a reply, and for an edit to reach every helper
+LAST_MINUTES: Final = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The gateway at one moment. `now` is in seconds since 1970; the paths and the address are the exporter's options.
+
+    `policy` and `policy_state` are those of the exporter, which reads the same directory as the helpers.
+    """
+
+    now: float
+    directory: Path
+    access_log: Path
+    squid_address: str
+    checkpoint: Checkpoint
+    log_readable: bool
+    backlog_bytes: int
+    state_writable: bool
+    policy: Policy | None
+    policy_state: PolicyState
+    counter_files: tuple[CounterFile, ...]
+    totals: Mapping[Key, float]
+    certificate: Certificate
+    squid: SquidCounters
+    answers: tuple[RecentAnswer, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    maintenance: MaintenanceStatus = NOT_RUNNING
+
+    @property
+    def at(self) -> datetime:
+        """The moment, in UTC."""
+        return datetime.fromtimestamp(self.now, UTC)
+
+    @property
+    def helpers(self) -> tuple[HelperStatus, ...]:
+        """The status of each helper process that runs."""
+        return tuple(file.status for file in self.counter_files if file.running and file.status)
+
+    def is_outdated(self, helper: HelperStatus) -> bool:
+        """Tell whether a helper decides by another revision than the exporter has."""
+        return helper.helper in JUDGES and helper.revision != self.policy_state.revision
+
+    def is_stuck(self, helper: HelperStatus) -> bool:
+        """Tell whether a helper gives no heartbeat, or has not answered the same lines for too long."""
+        since = helper.beat if helper.busy_since is None else min(helper.beat, helper.busy_since)
+        return self.now - since > HELPER_PATIENCE_SECONDS

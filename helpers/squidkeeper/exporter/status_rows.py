@@ -1,0 +1,161 @@
+"""The rows of the status page's tables (floor 7). No field can hold the value of a secret. Times are in UTC."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter as Multiset
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from squidkeeper.credentials import SecretStore
+from squidkeeper.errors import SecretUnavailable
+from squidkeeper.exporter.snapshot import Snapshot
+from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, JUDGES, PROTOCOL_ERRORS
+from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
+
+_TUNNEL: Final = "tunnel"
+_REPLIES: Final = frozenset({DECISIONS.name, PROTOCOL_ERRORS.name})
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRow:
+    """A rule of the policy in its order, or a built-in rule that decided a request."""
+
+    name: str
+    action: str
+    """`allow` or `deny`; for `default` the policy's default action, for other built-in rules `deny`."""
+    allowed: int = 0
+    denied: int = 0
+    last_matched: datetime | None = None
+    """When it last decided a request, or denied a tunnel."""
+    expires: datetime | None = None
+    owner: str | None = None
+    built_in: bool = False
+    tunnels: int = 0
+    """CONNECTs that it opened or denied. They do not count as requests."""
+
+    @property
+    def seen(self) -> bool:
+        """Whether it decided anything."""
+        return bool(self.allowed or self.denied or self.tunnels)
+
+
+@dataclass(frozen=True, slots=True)
+class HelperRow:
+    """A helper process that runs."""
+
+    kind: str
+    """The value of the metrics' label `helper`."""
+    pid: int
+    started: datetime
+    revision: str | None
+    """The revision that it decides by; None: it has none and denies everything."""
+    outdated: bool
+    stuck: bool
+    last_beat: datetime
+    answered: int
+    """Lines that it and earlier processes with its counter file have answered."""
+    has_policy: bool = True
+    """Whether this kind of helper decides by the policy."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRow:
+    """A secret that the policy names, and whether the exporter can read its value."""
+
+    name: str
+    source: str
+    """`file /etc/…` or `env NAME`."""
+    problem: str | None = None
+    """Why it is unavailable; None: it is available, or was not checked."""
+    used_by: tuple[str, ...] = ()
+    """The credentials that need it."""
+
+    @property
+    def checked(self) -> bool:
+        """Whether it was read. A variable is not: it is set for Squid, not for the exporter."""
+        return self.problem is not None or not self.source.startswith("env ")
+
+
+def rule_rows(view: Snapshot) -> Iterator[RuleRow]:
+    """List the rules of the policy, then the built-in rules that decided a request."""
+    policy, counts = view.policy, view.checkpoint.counts
+    hits: Multiset[tuple[str, str]] = Multiset()
+    for (_, name, verdict, method, _), number in counts.requests:
+        hits[name, _TUNNEL if method == CONNECT_CLASS else verdict] += number
+    for (_, name), number in counts.tunnels:
+        hits[name, _TUNNEL] += number
+    for rule in policy.rules if policy else ():
+        yield _rule_row(rule.name, rule.action, hits, counts.last_matched, expires=rule.expires, owner=rule.owner)
+    for name in sorted(VERDICT_NAMES & {name for name, _ in hits}):
+        action = policy.default_action if policy and name == "default" else Action.DENY
+        yield _rule_row(name, action, hits, counts.last_matched, built_in=True)
+
+
+def _rule_row(
+    name: str,
+    action: Action,
+    hits: Mapping[tuple[str, str], int],
+    last_matched: Mapping[str, str],
+    *,
+    expires: datetime | None = None,
+    owner: str | None = None,
+    built_in: bool = False,
+) -> RuleRow:
+    return RuleRow(
+        name=name,
+        action=str(action),
+        allowed=hits.get((name, "allow"), 0),
+        denied=hits.get((name, "deny"), 0),
+        tunnels=hits.get((name, _TUNNEL), 0),
+        last_matched=logged_time(last_matched.get(name, "")),
+        expires=expires,
+        owner=owner,
+        built_in=built_in,
+    )
+
+
+def helper_rows(view: Snapshot) -> Iterator[HelperRow]:
+    """List the helper processes that run."""
+    for file in view.counter_files:
+        status = file.status
+        if file.running and status:
+            yield HelperRow(
+                kind=status.helper,
+                pid=status.pid,
+                started=datetime.fromtimestamp(status.started, UTC),
+                revision=status.revision,
+                outdated=view.is_outdated(status),
+                stuck=view.is_stuck(status),
+                last_beat=datetime.fromtimestamp(status.beat, UTC),
+                answered=round(sum(value for name, _, value in file.samples if name in _REPLIES)),
+                has_policy=status.helper in JUDGES,
+            )
+
+
+def secret_rows(policy: Policy | None) -> Iterator[SecretRow]:
+    """List the secrets of the policy, and read those that are files."""
+    if policy is None:
+        return
+    store = SecretStore(policy.secrets, os.environ)
+    for name, source in policy.secrets.items():
+        users = tuple(credential.name for credential in policy.credentials if name in credential.secrets)
+        if source.file is None:
+            yield SecretRow(name, f"env {source.env}", None, users)
+        else:
+            yield SecretRow(name, f"file {source.file}", _problem(store, name), users)
+
+
+def _problem(store: SecretStore, name: str) -> str | None:
+    try:
+        store.get(name)
+    except SecretUnavailable as error:
+        return str(error)
+    return None
+
+
+def logged_time(time: str) -> datetime | None:
+    """Read a time as the access log has it; empty: None."""
+    return datetime.fromisoformat(time) if time else None
