@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from squidkeeper.engine import Decision, Judge
-from squidkeeper.engine.query import query_of
+from squidkeeper.engine import CompiledPolicy, Decision, decide
 from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.protocol.request import Malformed, Request, request_to
 
 settings.register_profile("shared machine", deadline=None)  # what is slow here may be somebody else's load
 settings.load_profile("shared machine")
@@ -72,8 +72,12 @@ def write_policy(directory: Path, text: str, name: str = "policy.yaml") -> Path:
     return directory
 
 
-def judge_of(directory: Path, text: str) -> Judge:
-    return load(write_policy(directory, text), NOW).judge
+def compiled_of(directory: Path, text: str) -> CompiledPolicy:
+    return load(write_policy(directory, text), NOW).compiled
+
+
+def decided(compiled: CompiledPolicy, request: Request | Malformed, at: datetime) -> Decision:
+    return decide(compiled, compiled.match(request), at)
 
 
 @pytest.fixture
@@ -81,11 +85,11 @@ def asker(tmp_path: Path) -> Callable[[str], Ask]:
     """Make a function that asks a policy, given as text, about a method and a URL."""
 
     def make(text: str) -> Ask:
-        judge = judge_of(tmp_path / "policy", text)
+        compiled = compiled_of(tmp_path / "policy", text)
 
         def ask(asked: str, client: str | None = None, user: str | None = None, at: datetime = NOW) -> Decision:
             method, _, target = asked.partition(" ")
-            return judge.decide(query_of(method, target, client, user), at)
+            return decided(compiled, request_to(method, target, client, user), at)
 
         return ask
 

@@ -220,7 +220,7 @@ def test_check_says_what_it_did_not_check_where_there_is_no_squid_or_no_right_to
 
 def test_check_knows_which_files_of_the_policy_in_force_ended_with_end_true(policy: Path, tmp_path: Path) -> None:
     write_policy(policy, POLICY + "end: true\n")
-    live = PolicyWatcher(policy, None, lambda judge: judge, tmp_path / "revisions")
+    live = PolicyWatcher(policy, None, lambda compiled: compiled, tmp_path / "revisions")
     time.sleep(0.05)  # file times advance by steps of some milliseconds
     live.look()
     live._keep()
@@ -466,8 +466,8 @@ ON_RECORD: list[tuple[dict[str, str], int, str]] = [
     ({"rule": "private-address"}, 2, "the name had a private address"),
     ({"rule": "authority-mismatch", "revision": "-"}, 2, "the server's certificate did not cover the host"),
     ({"rule": "policy-unavailable"}, 2, "no helper answered"),
-    ({"rule": "credential-unavailable"}, 2, "a secret was not available"),
-    ({"rule": "-", "verdict": "-"}, 2, "nobody was asked"),
+    ({"rule": "credential-unavailable"}, 2, "a secret was unavailable"),
+    ({"rule": "-", "verdict": "-"}, 2, "no helper was asked"),
     ({"time": "no time"}, 2, "--record"),
 ]
 
@@ -488,7 +488,7 @@ def test_explain_says_when_the_record_is_of_another_revision(policy: Path, tmp_p
     line.write_text(json.dumps(RECORD) + "\n")
     told = "Revision aaaaaaaaaaaa decided this request, and revision"
     assert told in run("explain", "--policy", policy, "--record", line)[1]
-    revision = load(policy, datetime.now(UTC)).judge.policy.revision
+    revision = load(policy, datetime.now(UTC)).compiled.revision
     line.write_text(json.dumps({**RECORD, "revision": revision}) + "\n")
     assert "decided this request" not in run("explain", "--policy", policy, "--record", line)[1]
 

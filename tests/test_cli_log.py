@@ -421,7 +421,7 @@ def failed_tunnels(path: Path, revision: str) -> None:
 
 def test_a_request_in_a_tunnel_that_failed_is_shown_with_its_own_verdict(path: Path, policy: Path) -> None:
     (policy / "policy.yaml").write_text(GETS)
-    failed_tunnels(path, load(policy, NOON).judge.policy.revision)
+    failed_tunnels(path, load(policy, NOON).compiled.revision)
     said = run("--policy", policy, "--state", path.parent / "state", path)
     assert [one.split()[2:] for one in said.lines[1:]] == [
         ["deny", "default", "503", "PUT", "35001", "https://nowhere.example/x"],
@@ -442,7 +442,7 @@ def test_a_request_in_a_tunnel_that_failed_has_no_verdict_where_its_policy_is_no
 
 def audited(path: Path, policy: Path, *fields: dict[str, Any]) -> None:
     """Write a log of the revision that is in force."""
-    revision = load(policy, NOON).judge.policy.revision
+    revision = load(policy, NOON).compiled.revision
     urls = ("http://open.example/", "http://closed.example/", "http://open.example/unasked")
     own: list[dict[str, Any]] = [{}, {}, {"rule": "-", "verdict": "-"}]
     lines = [line(n, url, **{"revision": revision, **own[n]}) for n, url in enumerate(urls)]
@@ -464,7 +464,7 @@ def test_drift_is_shown_with_what_the_policy_says(path: Path, policy: Path) -> N
 
 def test_a_url_that_the_record_cuts_off_is_marked_and_drift_counts_it_apart(path: Path, policy: Path) -> None:
     url = f"http://open.example/{'l' * 4076}"
-    revision = load(policy, NOON).judge.policy.revision
+    revision = load(policy, NOON).compiled.revision
     path.write_text(f"{line(0, url, revision=revision, cut='9000:ab')}\n{line(1, url[:-1], revision=revision)}\n")
     assert [one.endswith("l… (cut)") for one in run(path).lines] == [False, True, False]
     said = run("--drift", "--policy", policy, "--state", path.parent, path)
@@ -492,7 +492,7 @@ def test_what_cannot_be_checked_is_said_and_is_no_drift(path: Path, policy: Path
 
 def test_a_policy_that_does_not_load_leaves_the_revisions_that_are_kept(path: Path, policy: Path) -> None:
     audited(path, policy)
-    revision = load(policy, NOON).judge.policy.revision
+    revision = load(policy, NOON).compiled.revision
     keep(read_sources(policy), revision, path.parent / "revisions")
     (policy / "policy.yaml").write_text("nonsense")
     said = run("--drift", "--policy", policy, "--state", path.parent, path)

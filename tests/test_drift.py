@@ -10,14 +10,14 @@ from urllib.parse import quote
 from weakref import ref
 
 import pytest
+from cachetools import LRUCache
 
-from squidkeeper.engine import Judge
-from squidkeeper.engine.judge import Scope
-from squidkeeper.engine.query import query_of
+from squidkeeper.engine import CompiledPolicy, Stage, decide
 from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
 from squidkeeper.policy_store.policy_watcher import load, load_sources
-from squidkeeper.record.drift import DriftChecker, DriftKind, Finding, Known, was_served
+from squidkeeper.protocol.request import request_to
+from squidkeeper.record.drift import DriftChecker, DriftKind, Finding, was_served
 from squidkeeper.record.past_policies import PastPolicies
 from squidkeeper.record.record import NONE, Record, format_time
 
@@ -47,24 +47,24 @@ credentials:
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> CompiledPolicy:
     folder = tmp_path_factory.mktemp("policy")
     (folder / "policy.yaml").write_text(POLICY)
-    return load(folder, datetime(2026, 11, 25, tzinfo=UTC)).judge
+    return load(folder, datetime(2026, 11, 25, tzinfo=UTC)).compiled
 
 
 @pytest.fixture
-def drift(judge: Judge) -> DriftChecker:
-    return DriftChecker({judge.policy.revision: judge}.get, lambda: judge)
+def drift(compiled: CompiledPolicy) -> DriftChecker:
+    return DriftChecker({compiled.revision: compiled}.get, lambda: compiled)
 
 
 @pytest.fixture
-def record(judge: Judge) -> Callable[..., Record]:
+def record(compiled: CompiledPolicy) -> Callable[..., Record]:
     def make(url: str, **fields: Any) -> Record:
         values: dict[str, Any] = dict.fromkeys(Record.__struct_fields__, NONE)
         values |= {"v": 1, "time": "2026-11-25T11:00:00.000Z", "client": "192.168.137.2", "method": "GET", "url": url}
         values |= {"status": 200, "bytes": 500, "duration_ms": 2, "squid": "TCP_MISS/HIER_DIRECT", "connection": "1"}
-        values |= {"verdict": "allow", "rule": "open", "revision": judge.policy.revision}
+        values |= {"verdict": "allow", "rule": "open", "revision": compiled.revision}
         if url.startswith("https://"):
             host = url.split("/")[2].partition(":")[0]
             values |= {"sni": host, "tunnel": quote(f"{host}:443", safe="")}
@@ -139,11 +139,10 @@ def found(finding: Finding | None) -> tuple[str, str] | None:
 TOO_MANY_READINGS = "/a/..;/b//..;c/../d;e/..//f./.;/g//../h;i//..;/" * 3
 
 
-def test_some_paths_can_be_read_in_too_many_ways(judge: Judge) -> None:
+def test_some_paths_can_be_read_in_too_many_ways(compiled: CompiledPolicy) -> None:
     url = f"https://open.example{TOO_MANY_READINGS}"
-    scope = judge.scope(query_of("GET", url))
-    assert isinstance(scope, Scope)
-    assert judge.decide_url(scope, url, datetime.now(UTC)).rule == "invalid-request"
+    match = compiled.match(request_to("GET", url))
+    assert decide(compiled, match, datetime.now(UTC), Stage.URL).rule == "invalid-request"
 
 
 DUE: list[tuple[str, dict[str, Any]]] = [
@@ -259,28 +258,28 @@ def test_a_url_that_the_record_cuts_off_is_counted_apart_where_it_decides(
 
 
 def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: Judge, record: Callable[..., Record]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: CompiledPolicy, record: Callable[..., Record]
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr("squidkeeper.record.past_policies.time.monotonic", lambda: clock[0])
     write_policy(tmp_path / "policy", POLICY)
     sources = read_sources(tmp_path / "policy")
-    revision = load_sources(sources, datetime(2026, 11, 25, tzinfo=UTC)).judge.policy.revision
+    revision = load_sources(sources, datetime(2026, 11, 25, tzinfo=UTC)).compiled.revision
     kept = PastPolicies(tmp_path / "revisions")
     assert kept(revision) is None
     keep(sources, revision, tmp_path / "revisions")
     assert kept(revision) is None  # a disk is not read for each line
     clock[0] += 2
-    found_judge = kept(revision)
-    assert found_judge is not None
-    assert found_judge.policy.revision == revision
-    assert kept(revision) is found_judge
+    found_policy = kept(revision)
+    assert found_policy is not None
+    assert found_policy.revision == revision
+    assert kept(revision) is found_policy
     assert kept("../../etc") is None
     assert found(DriftChecker(kept).check(record("https://closed.example/", revision=revision))) == (
         "allowed",
         "closed",
     )
-    assert PastPolicies(tmp_path / "none", lambda: judge)(judge.policy.revision) is judge
+    assert PastPolicies(tmp_path / "none", lambda: compiled)(compiled.revision) is compiled
 
 
 @pytest.mark.parametrize(
@@ -296,14 +295,14 @@ def test_what_an_outdated_revision_allowed_is_held_against_the_one_that_had_repl
     replaced = datetime(2026, 11, 25, 10, tzinfo=UTC)
     old = kept_at(tmp_path, "version: 1\ndefaults: {action: allow}\n", replaced - timedelta(hours=1))
     kept_at(tmp_path, "version: 1\nrules: [{name: closed, action: deny, hosts: [closed.example]}]\n", replaced)
-    judges = PastPolicies(tmp_path / "revisions")
+    policies = PastPolicies(tmp_path / "revisions")
     served = record(
         "https://closed.example/",
         revision=old,
         time=format_time(replaced + timedelta(seconds=seconds_after)),
         duration_ms=duration_ms,
     )
-    finding = DriftChecker(judges, replacing=judges.replacing).check(served)
+    finding = DriftChecker(policies, replacing=policies.replacing).check(served)
     assert (finding and found(finding)) == expected
     assert finding is None or finding.reason.startswith(f"Decided by {old}, long replaced. ")
 
@@ -313,17 +312,17 @@ def test_a_policy_that_was_put_back_is_not_outdated(tmp_path: Path, record: Call
     old = kept_at(tmp_path, allows, first)
     kept_at(tmp_path, "version: 1\n", first + timedelta(minutes=10))
     assert kept_at(tmp_path, allows, first + timedelta(minutes=20)) == old
-    judges = PastPolicies(tmp_path / "revisions")
+    policies = PastPolicies(tmp_path / "revisions")
     for minutes in (5, 25, 90):
         served = record("https://open.example/", revision=old, time=format_time(first + timedelta(minutes=minutes)))
-        assert DriftChecker(judges, replacing=judges.replacing).check(served) is None
+        assert DriftChecker(policies, replacing=policies.replacing).check(served) is None
 
 
 def kept_at(folder: Path, policy: str, loaded: datetime) -> str:
     (folder / "policy").mkdir(exist_ok=True)
     (folder / "policy/policy.yaml").write_text(policy)
     sources = read_sources(folder / "policy")
-    revision = load_sources(sources, loaded).judge.policy.revision
+    revision = load_sources(sources, loaded).compiled.revision
     keep(sources, revision, folder / "revisions")
     os.utime(folder / "revisions" / revision, (loaded.timestamp(), loaded.timestamp()))
     return revision
@@ -333,19 +332,19 @@ def test_only_so_many_policies_are_held_in_memory(tmp_path: Path, record: Callab
     """Whatever is remembered of what was judged by them."""
     kept = PastPolicies(tmp_path / "revisions")
     drift = DriftChecker(kept)
-    judges = []
+    policies = []
     for number in range(12):
         write_policy(tmp_path / "policy", POLICY.replace("rules:", f"defaults: {{reason: r{number}}}\nrules:"))
         sources = read_sources(tmp_path / "policy")
-        revision = load_sources(sources, datetime.now(UTC)).judge.policy.revision
+        revision = load_sources(sources, datetime.now(UTC)).compiled.revision
         keep(sources, revision, tmp_path / "revisions")
-        judge = kept(revision)
-        assert judge is not None
+        compiled = kept(revision)
+        assert compiled is not None
         assert drift.check(record("https://open.example/", revision=revision)) is None
-        judges.append(ref(judge))
-    del judge
+        policies.append(ref(compiled))
+    del compiled
     gc.collect()
-    assert [judge() is not None for judge in judges] == [False] * 8 + [True] * 4
+    assert [policy() is not None for policy in policies] == [False] * 8 + [True] * 4
 
 
 def write_policy(folder: Path, text: str) -> None:
@@ -365,26 +364,15 @@ def test_a_record_without_a_tunnel_that_it_needs_is_not_confused_with_one_rememb
 
 
 def test_made_up_hosts_are_remembered_within_bounds(drift: DriftChecker, record: Callable[..., Record]) -> None:
-    drift._places, drift._clients = Known(200_000), Known(40_000)
+    drift._hosts = LRUCache(170_000, getsizeof=drift._hosts.getsizeof)
     for number in range(250):
         assert found(drift.check(record(f"http://h{number}.example/"))) == ("allowed", "default")
-        drift.client_name(record("http://open.example/", user=f"u{number}"))
-    assert 50 < len(drift._places) < 150
-    assert 50 < len(drift._clients) < 150
-    before = len(drift._places)
+        assert found(drift.check(record("http://closed.example/"))) == ("allowed", "closed")
+    assert 50 < len(drift._hosts) < 150
+    assert any("closed.example" in key[3] for key in drift._hosts), "what is asked for again stays"
+    before = len(drift._hosts)
     assert found(drift.check(record(f"http://{'x' * 8000}/"))) == ("allowed", "invalid-request")
-    assert len(drift._places) == before
-
-
-def test_what_is_remembered_is_bounded_by_its_bytes() -> None:
-    known: Known[int] = Known(10_000)
-    for number in range(100):
-        known.add((f"{number:10}",), number, 490)
-        assert known.get((f"{number:10}",)) == number
-        assert len(known) <= 20
-        assert known.get((f"{0:10}",)) == 0, "what is asked for again stays"
-    known.add(("x" * 2000,), 0, 1)
-    assert known.get(("x" * 2000,)) is None
+    assert len(drift._hosts) == before
 
 
 CLIENTS = [

@@ -1,4 +1,4 @@
-"""The judgement: what each field, section and verdict of the policy language does to a request."""
+"""The decision: what each field, section and built-in rule of the policy language does to a request."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.bounded_cache import BoundedCache
-from squidkeeper.engine import Decision, Query
-from squidkeeper.engine.judge import Scope
-from squidkeeper.engine.query import query_of
+from squidkeeper.engine import Decision, Stage, decide
 from squidkeeper.policy.hosts import parse_host_pattern
+from squidkeeper.protocol.request import parse_request, request_to
 from squidkeeper.url import Host
 
-from .conftest import NOW, Ask, judge_of
+from .conftest import NOW, Ask, compiled_of, decided
 
 AskerFactory = Callable[[str], Ask]
 
@@ -230,24 +229,24 @@ def test_a_default_that_allows_opens_standard_ports_and_public_addresses_only(as
 
 
 def test_hosts_that_the_same_entries_hold_for_are_each_asked_whether_they_are_private(tmp_path: Path) -> None:
-    judge = judge_of(tmp_path, "defaults: {action: allow}\nrules: [{name: r, action: allow, hosts: [c.example]}]")
+    compiled = compiled_of(tmp_path, "defaults: {action: allow}\nrules: [{name: r, action: allow, hosts: [c.example]}]")
     for _ in range(2):  # the second time by what is kept from the first
         for asked in ("GET http://{}/", "CONNECT {}:443"):
             for host, verdict in (("10.0.0.1", "deny by private-address"), ("a.example", "allow by default")):
-                decision = judge.decide(query_of(*asked.format(host).split(" ")), NOW)
+                decision = decided(compiled, request_to(*asked.format(host).split(" ")), NOW)
                 assert (said(decision), host in (decision.reason or "")) == (verdict, host == "10.0.0.1")
 
 
 @pytest.mark.parametrize("pattern", [".a.example", "*.a.example", "**.a.example", "b.a.example", "*"])
 def test_a_list_of_one_form_holds_as_a_rule_of_that_form_does(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "list.txt").write_text(f"{pattern}\nother.test\n")
-    judge = judge_of(tmp_path, "lists: {l: {file: list.txt}}\nrules: [{name: r, action: deny, lists: [l]}]")
+    compiled = compiled_of(tmp_path, "lists: {l: {file: list.txt}}\nrules: [{name: r, action: deny, lists: [l]}]")
     for host in ("a.example", "b.a.example", "c.b.a.example", "example", "other.test"):
         expected = host == "other.test" or parse_host_pattern(pattern).matches(Host(host))
-        assert (judge.decide(query_of("GET", f"https://{host}/"), NOW).rule == "r") is expected
+        assert (decided(compiled, request_to("GET", f"https://{host}/"), NOW).rule == "r") is expected
 
 
-def test_what_a_judge_keeps_is_bounded(tmp_path: Path) -> None:
+def test_what_a_policy_caches_is_bounded(tmp_path: Path) -> None:
     kept: BoundedCache[str, int] = BoundedCache(1000)
     for number in range(100):
         kept.keep(str(number), number, 90)
@@ -255,14 +254,14 @@ def test_what_a_judge_keeps_is_bounded(tmp_path: Path) -> None:
         assert len(kept) <= 11
     kept.keep("too large", 0, 1001)
     assert kept.get("too large") is None
-    judge = judge_of(tmp_path, "rules: [{name: r, action: allow, hosts: [a.example]}]")
+    compiled = compiled_of(tmp_path, "rules: [{name: r, action: allow, hosts: [a.example]}]")
     for number in range(10_000):
-        judge.decide(query_of(f"M{number}", "http://a.example/", user=f"user{number}"), NOW)
-    assert max(len(judge._entries), len(judge._askers)) < 5_000
+        decided(compiled, request_to(f"M{number}", "http://a.example/", user=f"user{number}"), NOW)
+    assert max(len(compiled._candidates), len(compiled._decisions)) < 5_000
 
 
 def test_methods_that_a_client_makes_up_have_what_is_kept_in_common(tmp_path: Path) -> None:
-    judge = judge_of(
+    compiled = compiled_of(
         tmp_path,
         """
         rules: [{name: read, action: allow, hosts: [a.example], methods: [PROPFIND]}, {name: r, action: allow}]
@@ -272,10 +271,8 @@ def test_methods_that_a_client_makes_up_have_what_is_kept_in_common(tmp_path: Pa
     )
     kept = {}
     for method in ("M1", "M2", "POST", "propfind", "Propfind", "PROPFIND", "GET", "OPTIONS", "CONNECT"):
-        query = query_of(method, "a.example:443" if method == "CONNECT" else "https://a.example/")
-        scope = judge.scope(query)
-        assert isinstance(scope, Scope)
-        kept[method] = id(scope.entries)
+        request = request_to(method, "a.example:443" if method == "CONNECT" else "https://a.example/")
+        kept[method] = id(compiled.match(request).candidates)
     assert len({kept.pop("M1"), kept.pop("M2"), kept.pop("POST")}) == 1
     assert kept.pop("propfind") == kept.pop("Propfind")
     assert len(set(kept.values())) == len(kept)
@@ -297,7 +294,8 @@ def test_a_deny_holds_for_a_method_in_any_case_and_an_allow_as_it_is_written(
 
 # --- one authority ------------------------------------------------------------------------------------------------
 
-SAME = Query("GET", "https", "a.example", "443", tunnel="a.example:443", url="https://a.example/")
+STATED = ("client", "user", "method", "scheme", "host", "port", "sni", "tunnel")
+SAME = dict(zip(STATED, (None, None, "GET", "https", "a.example", "443", None, "a.example:443"), strict=True))
 AUTHORITIES: dict[str, list[dict[str, str | None]]] = {
     "allow by a": [
         {},
@@ -340,20 +338,19 @@ AUTHORITIES: dict[str, list[dict[str, str | None]]] = {
 def test_connect_sni_and_request_have_to_name_one_host(
     tmp_path: Path, expected: str, changes: dict[str, str | None]
 ) -> None:
-    judge = judge_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example], ports: [80, 443, 8443]}]")
-    query = Query(**{name: changes.get(name, getattr(SAME, name)) for name in SAME._fields})
-    assert said(judge.decide(query, NOW)) == expected
+    compiled = compiled_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example], ports: [80, 443, 8443]}]")
+    url = changes.get("url", "https://a.example/")
+    request = parse_request([changes.get(name, SAME[name]) for name in STATED], url)
+    assert said(decided(compiled, request, NOW)) == expected
 
 
 # --- what is known without the URL --------------------------------------------------------------------------------
 
 
 def at_host(ask_text: str, tmp_path: Path, asked: str = "GET https://a.example/") -> Decision:
-    judge = judge_of(tmp_path, ask_text)
+    compiled = compiled_of(tmp_path, ask_text)
     method, _, url = asked.partition(" ")
-    query = query_of(method, url)
-    without_url = Query(**{name: getattr(query, name) for name in query._fields if name != "url"})
-    return judge.decide(without_url, NOW)
+    return decide(compiled, compiled.match(request_to(method, url)), NOW, Stage.HOST)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +376,7 @@ def test_the_url_is_asked_for_only_where_it_decides(tmp_path: Path, rules: str, 
 
 
 @pytest.mark.parametrize(
-    ("rules", "whole"),
+    ("rules", "unrestricted"),
     [
         (["action: allow"], True),
         (["action: allow, paths: [/**]"], True),
@@ -389,17 +386,17 @@ def test_the_url_is_asked_for_only_where_it_decides(tmp_path: Path, rules: str, 
         (["action: deny, ports: [8443]", "action: allow"], True),
     ],
 )
-def test_a_host_is_open_whole_where_every_url_and_method_is_allowed(
-    tmp_path: Path, rules: list[str], whole: bool
+def test_a_host_is_unrestricted_where_every_url_and_method_is_allowed(
+    tmp_path: Path, rules: list[str], unrestricted: bool
 ) -> None:
     entries = [f"{{name: r{number}, hosts: [a.example], {fields}}}" for number, fields in enumerate(rules)]
     for method in ("GET", "POST", "PUT", "MADE-UP"):
         asked = f"{method} https://a.example/"
-        assert at_host(f"rules: [{', '.join(entries)}]", tmp_path / method, asked).whole is whole, method
+        assert at_host(f"rules: [{', '.join(entries)}]", tmp_path / method, asked).unrestricted is unrestricted, method
 
 
 @pytest.mark.parametrize(
-    ("entries", "narrowed"),
+    ("entries", "varies"),
     [
         ("", False),
         ("credentials: [{name: c, hosts: [a.example], bearer: t}]", False),
@@ -410,22 +407,22 @@ def test_a_host_is_open_whole_where_every_url_and_method_is_allowed(
         ("credentials: [{name: c, hosts: [b.example], paths: [/x/**], bearer: t}]", False),
     ],
 )
-def test_a_host_that_is_open_whole_is_narrowed_by_a_credential_for_a_part_of_it(
-    tmp_path: Path, entries: str, narrowed: bool
+def test_the_credential_of_an_unrestricted_host_varies_where_it_is_for_a_part_of_it(
+    tmp_path: Path, entries: str, varies: bool
 ) -> None:
     policy = f"rules: [{{name: r, action: allow, hosts: [a.example]}}]\nsecrets: {{t: {{env: T}}}}\n{entries}"
     for method in ("GET", "POST"):
         decision = at_host(policy, tmp_path / method, f"{method} https://a.example/")
-        assert (decision.whole, decision.narrowed) == (True, narrowed), method
+        assert (decision.unrestricted, decision.credential_varies) == (True, varies), method
 
 
 @pytest.mark.parametrize("part", ["", "methods: [DELETE], ", "paths: [/x/**], "])
-def test_a_host_with_a_rewrite_is_not_open_whole(tmp_path: Path, part: str) -> None:
+def test_a_host_with_a_rewrite_is_not_unrestricted(tmp_path: Path, part: str) -> None:
     rewrite = f"{{name: w, hosts: [a.example], {part}to: 'https://b.example{{path}}'}}"
     policy = f"rules: [{{name: r, action: allow, hosts: [a.example]}}]\nrewrites: [{rewrite}]"
     for method in ("GET", "DELETE"):
         decision = at_host(policy, tmp_path / method, f"{method} https://a.example/")
-        assert (decision.whole, decision.narrowed) == (False, False), method
+        assert (decision.unrestricted, decision.credential_varies) == (False, False), method
 
 
 CONNECTS = [
@@ -442,12 +439,12 @@ CONNECTS = [
 @pytest.mark.parametrize(("rules", "expected"), CONNECTS)
 def test_a_tunnel_opens_where_a_request_in_it_could_pass(tmp_path: Path, rules: list[str], expected: str) -> None:
     entries = (f"{{name: r{number}, hosts: [a.example], {fields}}}" for number, fields in enumerate(rules))
-    judge = judge_of(tmp_path, f"rules: [{', '.join(entries)}]")
-    assert said(judge.decide(query_of("CONNECT", "a.example:443"), NOW)) == expected
+    compiled = compiled_of(tmp_path, f"rules: [{', '.join(entries)}]")
+    assert said(decided(compiled, request_to("CONNECT", "a.example:443"), NOW)) == expected
 
 
 def test_a_tunnel_to_a_private_address_opens_where_one_of_the_allows_is_for_private_addresses(tmp_path: Path) -> None:
-    judge = judge_of(
+    compiled = compiled_of(
         tmp_path,
         """
         rules:
@@ -455,10 +452,10 @@ def test_a_tunnel_to_a_private_address_opens_where_one_of_the_allows_is_for_priv
           - {name: inside, action: allow, hosts: [10.0.0.1], paths: [/y], private: true}
         """,
     )
-    decision = judge.decide(query_of("CONNECT", "10.0.0.1:443"), NOW)
+    decision = decided(compiled, request_to("CONNECT", "10.0.0.1:443"), NOW)
     assert (said(decision), decision.private) == ("allow by public", True)
-    assert said(judge.decide(query_of("GET", "https://10.0.0.1/x"), NOW)) == "deny by private-address"
-    assert said(judge.decide(query_of("GET", "https://10.0.0.1/y"), NOW)) == "allow by inside"
+    assert said(decided(compiled, request_to("GET", "https://10.0.0.1/x"), NOW)) == "deny by private-address"
+    assert said(decided(compiled, request_to("GET", "https://10.0.0.1/y"), NOW)) == "allow by inside"
 
 
 # --- rewrites and credentials -------------------------------------------------------------------------------------
@@ -616,14 +613,14 @@ def test_squid_asks_for_rewrites_and_credentials_only_where_there_can_be_some(
 
 
 def test_the_tunnel_of_a_host_with_rewrites_says_so(tmp_path: Path) -> None:
-    judge = judge_of(tmp_path, REWRITES)
-    assert judge.decide(query_of("CONNECT", "packages.example:443"), NOW).may_rewrite
-    assert not judge.decide(query_of("CONNECT", "api.github.com:443"), NOW).may_rewrite
+    compiled = compiled_of(tmp_path, REWRITES)
+    assert decided(compiled, request_to("CONNECT", "packages.example:443"), NOW).may_rewrite
+    assert not decided(compiled, request_to("CONNECT", "api.github.com:443"), NOW).may_rewrite
 
 
 def test_a_rules_verdict_is_made_once_whoever_asks(tmp_path: Path) -> None:
     """A client that makes up methods must not have one made, and kept, for each of them."""
-    judge = judge_of(tmp_path, "rules: [{name: closed, action: deny, hosts: [a.example], paths: [/x]}]")
-    scopes = [judge.scope(query_of(f"M{number}", "http://a.example/x")) for number in range(2)]
-    first, second = (judge.decide_url(scope, "http://a.example/x", NOW) for scope in scopes if isinstance(scope, Scope))
+    compiled = compiled_of(tmp_path, "rules: [{name: closed, action: deny, hosts: [a.example], paths: [/x]}]")
+    requests = [request_to(f"M{number}", "http://a.example/x") for number in range(2)]
+    first, second = (decide(compiled, compiled.match(request), NOW, Stage.URL) for request in requests)
     assert first is second

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from squidkeeper.engine import Judge
+from squidkeeper.engine import CompiledPolicy
 from squidkeeper.engine.explain import Resolved, WebSocket, not_reached, passed_over, resolved, websocket
-from squidkeeper.engine.query import query_of
 from squidkeeper.policy.model import Action, Rule
+from squidkeeper.protocol.request import request_to
 
-from .conftest import NOW, judge_of
+from .conftest import NOW, compiled_of, decided
 from .test_engine_properties import Drawn, DrawnRewrites, defaults, methods, policy_of, rewrites, rules, urls
 
 
 def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_path: Path) -> None:
-    judge = judge_of(
+    compiled = compiled_of(
         tmp_path,
         """
         clients: {agents: {networks: [192.168.137.0/24]}}
@@ -32,9 +32,9 @@ def test_a_rule_passed_over_is_explained_by_the_fields_that_did_not_hold(tmp_pat
           - {name: after, action: deny, hosts: [a.example]}
         """,
     )
-    query = query_of("GET", "https://a.example/")
-    assert judge.decide(query, NOW).rule == "decides"
-    assert [(one.entry.name, one.fields) for one in passed_over(judge, query, NOW)] == [
+    request = request_to("GET", "https://a.example/")
+    assert decided(compiled, request, NOW).rule == "decides"
+    assert [(one.entry.name, one.fields) for one in passed_over(compiled, request, NOW)] == [
         ("clients-port", ("clients", "ports")),
         ("posts", ("methods", "paths")),
         ("old", ("expires",)),
@@ -64,9 +64,9 @@ rewrites:
 def test_nothing_below_the_rule_that_matched_was_passed_over_when_another_verdict_denies(
     tmp_path: Path, asked: str, verdict: str, names: list[str]
 ) -> None:
-    judge, query = judge_of(tmp_path, BUILT_IN), query_of(*asked.split(" "))
-    assert judge.decide(query, NOW).rule == verdict
-    assert [one.entry.name for one in passed_over(judge, query, NOW)] == names
+    compiled, request = compiled_of(tmp_path, BUILT_IN), request_to(*asked.split(" "))
+    assert decided(compiled, request, NOW).rule == verdict
+    assert [one.entry.name for one in passed_over(compiled, request, NOW)] == names
 
 
 @settings(deadline=None)
@@ -74,10 +74,10 @@ def test_nothing_below_the_rule_that_matched_was_passed_over_when_another_verdic
 def test_every_rule_passed_over_stands_above_the_one_that_decides(
     drawn: Drawn, default: Action, method: str, text: str
 ) -> None:
-    judge = Judge(policy_of(drawn, default))
-    for query in (query_of(method, text), query_of("CONNECT", "b.a.example:443")):
-        decision = judge.decide(query, NOW)
-        for one in passed_over(judge, query, NOW):
+    compiled = CompiledPolicy(policy_of(drawn, default))
+    for request in (request_to(method, text), request_to("CONNECT", "b.a.example:443")):
+        decision = decided(compiled, request, NOW)
+        for one in passed_over(compiled, request, NOW):
             assert decision.location is None or one.entry.location < decision.location
 
 
@@ -110,8 +110,8 @@ rules:
 def test_denies_that_hold_too_below_the_rule_that_allows_were_not_reached(
     tmp_path: Path, asked: str, names: list[str]
 ) -> None:
-    judge, query = judge_of(tmp_path, NOT_REACHED), query_of(*asked.split(" "))
-    assert [rule.name for rule in not_reached(judge, query, judge.decide(query, NOW), NOW)] == names
+    compiled, request = compiled_of(tmp_path, NOT_REACHED), request_to(*asked.split(" "))
+    assert [rule.name for rule in not_reached(compiled, request, decided(compiled, request, NOW), NOW)] == names
 
 
 @settings(deadline=None)
@@ -120,13 +120,13 @@ def test_a_deny_that_was_not_reached_is_one_that_would_deny_if_it_stood_first(
     drawn: Drawn, default: Action, method: str, text: str
 ) -> None:
     policy = policy_of(drawn, default)
-    for query in (query_of(method, text), query_of("CONNECT", "b.a.example:443")):
-        decision = Judge(policy).decide(query, NOW)
-        found = not_reached(Judge(policy), query, decision, NOW)
+    for request in (request_to(method, text), request_to("CONNECT", "b.a.example:443")):
+        decision = decided(CompiledPolicy(policy), request, NOW)
+        found = not_reached(CompiledPolicy(policy), request, decision, NOW)
         for rule in policy.rules:
             if decision.allowed and decision.location and rule.location > decision.location:
                 first = replace(policy, rules=(rule, *policy.rules))
-                denies = rule.action is Action.DENY and not Judge(first).decide(query, NOW).allowed
+                denies = rule.action is Action.DENY and not decided(CompiledPolicy(first), request, NOW).allowed
                 assert (rule in found) == (denies and not is_for_every_host(rule))
 
 
@@ -161,8 +161,8 @@ rewrites:
 def test_an_allowed_get_says_whether_it_may_become_a_websocket_and_what_keeps_it_from_that(
     tmp_path: Path, asked: str, passes: bool, name: str | None, fields: tuple[str, ...]
 ) -> None:
-    judge, query = judge_of(tmp_path, WEBSOCKET), query_of(*asked.split(" "))
-    found = websocket(judge, query, judge.decide(query, NOW), NOW)
+    compiled, request = compiled_of(tmp_path, WEBSOCKET), request_to(*asked.split(" "))
+    found = websocket(compiled, request, decided(compiled, request, NOW), NOW)
     assert found
     assert (found.passes, found.entry and found.entry.name, found.fields) == (passes, name, fields)
 
@@ -171,8 +171,8 @@ def test_an_allowed_get_says_whether_it_may_become_a_websocket_and_what_keeps_it
     "asked", ["POST https://whole.example/", "GET https://closed.example/", "CONNECT whole.example:443", "GET ftp://x/"]
 )
 def test_nothing_else_can_become_a_websocket(tmp_path: Path, asked: str) -> None:
-    judge, query = judge_of(tmp_path, WEBSOCKET), query_of(*asked.split(" "))
-    assert websocket(judge, query, judge.decide(query, NOW), NOW) is None
+    compiled, request = compiled_of(tmp_path, WEBSOCKET), request_to(*asked.split(" "))
+    assert websocket(compiled, request, decided(compiled, request, NOW), NOW) is None
 
 
 @settings(deadline=None)
@@ -180,14 +180,14 @@ def test_nothing_else_can_become_a_websocket(tmp_path: Path, asked: str) -> None
 def test_what_keeps_a_get_from_becoming_a_websocket_is_always_named(
     drawn: Drawn, default: Action, rewritten: DrawnRewrites, text: str
 ) -> None:
-    judge, query = Judge(policy_of(drawn, default, rewritten)), query_of("GET", text)
-    found = websocket(judge, query, judge.decide(query, NOW), NOW)
+    compiled, request = CompiledPolicy(policy_of(drawn, default, rewritten)), request_to("GET", text)
+    found = websocket(compiled, request, decided(compiled, request, NOW), NOW)
     if found and not found.passes:
         assert found.entry
         assert isinstance(found.entry, Rule) == bool(found.fields)
     elif found:
         assert found == WebSocket(passes=True)
-        assert judge.decide(query._replace(url=None), NOW).whole
+        assert decided(compiled, request._replace(url=None), NOW).unrestricted
 
 
 AWAY = "rewrites: [{name: away, hosts: [a.example], to: 'https://b.example/'%s}]"
@@ -216,6 +216,6 @@ AWAY = "rewrites: [{name: away, hosts: [a.example], to: 'https://b.example/'%s}]
 def test_a_name_that_is_allowed_is_resolved_and_may_be_denied_then(
     tmp_path: Path, rule: str, more: str, asked: str, expected: Resolved | None
 ) -> None:
-    judge = judge_of(tmp_path, f"rules: [{{name: a, action: allow, {rule}}}]\n{more}")
-    query = query_of(*asked.split())
-    assert resolved(judge, query, judge.decide(query, NOW)) == expected
+    compiled = compiled_of(tmp_path, f"rules: [{{name: a, action: allow, {rule}}}]\n{more}")
+    request = request_to(*asked.split())
+    assert resolved(compiled, request, decided(compiled, request, NOW)) == expected

@@ -18,13 +18,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.credentials import SecretStore
-from squidkeeper.engine import Decision, Judge, Query
-from squidkeeper.engine.query import query_of
+from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.helpers import acl, credential, rewrite
-from squidkeeper.helpers.acl import HostAnswers, answer_host, answer_url
-from squidkeeper.helpers.credential import Grants
-from squidkeeper.helpers.scope_cache import ScopeCache
+from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
+from squidkeeper.helpers.credential import Injector
+from squidkeeper.helpers.host_matches import HostMatches
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.hosts import parse_host_pattern
 from squidkeeper.policy.lists import HostList, stored_key
@@ -33,9 +32,10 @@ from squidkeeper.policy.paths import parse_path_pattern
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.policy.targets import parse_target
 from squidkeeper.protocol.lines import Reply, Result
+from squidkeeper.protocol.request import request_to, stated_tokens
 from squidkeeper.url import Reading, Url, normalize_escapes, parse_url, read, readings
 
-from .conftest import NOW
+from .conftest import NOW, decided
 
 HOSTS = ["a.example", "b.a.example", "c.b.a.example", "other.test", "203.0.113.7", "203.0.113.7", "10.0.0.9"]
 HOST_PATTERNS = ["a.example", ".a.example", "*.a.example", "**.a.example", "203.0.113.0/24", "203.0.113.0/24", "*"]
@@ -311,7 +311,7 @@ def test_the_engine_decides_as_a_plain_reading_of_the_policy_does(
     text: str,
 ) -> None:
     policy = policy_of(drawn, default, rewritten, injected)
-    decision = Judge(policy).decide(query_of(method, text, client), NOW)
+    decision = decided(CompiledPolicy(policy), request_to(method, text, client), NOW)
     assert outcome_of(decision) == expected_of(policy, method, text, client)
 
 
@@ -345,14 +345,14 @@ def test_credentials_are_those_of_the_url_that_is_fetched_whatever_the_rewriter_
             expected = plain_fetched(policy, Asked(method, parse_url(text)), expected, parse_url(final_url))
         except InvalidUrl:
             expected = DENIED
-    judge = Judge(policy)
-    scope = judge.scope(query_of(method, text))
+    compiled = CompiledPolicy(policy)
+    match = compiled.match(request_to(method, text))
     for _ in "new", "kept":
-        decision = scope if isinstance(scope, Decision) else judge.decide_fetched(scope, text, final_url, NOW)
+        decision = decide(compiled, match, NOW, Stage.FETCH, text, final_url)
         assert outcome_of(decision) == expected
 
 
-# --- the helpers' way: lines, cached places, two scopes -------------------------------------------------------------
+# --- the helpers' way: lines, caches, two scopes --------------------------------------------------------------------
 
 UNUSUAL = re.compile(
     re.search(
@@ -372,33 +372,34 @@ asked_for = st.builds(lambda one, other: [*one, *other], asked_of_one, asked_of_
 requests = st.lists(st.tuples(st.integers(0, 5), clients, st.sampled_from([-2, 0, 2])), min_size=2, max_size=6)
 
 
-def place_of(query: Query) -> str:
+def tokens_of(method: str, text: str, client: str | None) -> str:
     """Write the tokens that every line of Squid's has."""
-    facts = (query.client, None, query.method, query.scheme, query.host, query.port, query.sni, query.tunnel)
-    return " ".join("-" if fact is None else quote(fact, safe="") for fact in facts)
+    tokens, _ = stated_tokens(method, text, client)
+    return " ".join("-" if token is None else quote(token, safe="") for token in tokens)
 
 
 class Helpers:
     """All four, with one policy and at one time, each with what it keeps."""
 
     def __init__(self, policy: Policy) -> None:
-        judge = Judge(policy)
-        self.answers, self.places, self.grants = HostAnswers(judge), ScopeCache(judge), Grants(judge)
-        self.grants.secrets = SecretStore({"secret": SecretSource("secret", PLACE, env="IT")}, {"IT": "s3cret"})
+        compiled = CompiledPolicy(policy)
+        self.host, self.request, self.matches = HostScope(compiled), RequestScope(compiled), HostMatches(compiled)
+        self.injector = Injector(compiled)
+        self.injector.secrets = SecretStore({"secret": SecretSource("secret", PLACE, env="IT")}, {"IT": "s3cret"})
 
-    def ask(self, query: Query, at: datetime) -> tuple[Reply, Reply, Reply, Reply]:
+    def ask(self, method: str, text: str, client: str | None, at: datetime) -> tuple[Reply, Reply, Reply, Reply]:
         """Ask at host scope, at request scope, the rewriter, and then for credentials, as Squid would."""
-        place, url = place_of(query), quote(query.url or "")
+        tokens, url = tokens_of(method, text, client), quote(text)
         with ExitStack() as stack:
             for module in (acl, rewrite, credential):
                 stack.enter_context(patch.object(module, "datetime")).now.return_value = at
-            rewritten = rewrite.answer(self.places, f"{query.url} {place}".encode())
+            rewritten = rewrite.answer(self.matches, f"{text} {tokens}".encode())
             target = quote(dict(rewritten.annotations).get("rewrite-url") or "-")
             return (
-                answer_host(self.answers, f"{place} -".encode()),
-                answer_url(self.places, f"{place} {url} -".encode()),
+                answer_host(self.host, f"{tokens} -".encode()),
+                answer_url(self.request, f"{tokens} {url} -".encode()),
                 rewritten,
-                credential.answer(self.grants, f"{place} {url} {target} -".encode(), 4),
+                credential.answer(self.injector, f"{tokens} {url} {target} -".encode(), 4),
             )
 
 
@@ -417,7 +418,7 @@ def test_what_squid_is_answered_line_after_line_is_what_a_plain_reading_says(
     for number, client, hours in asked:  # again and again of the same place: from the cache, at any time
         method, text = where[number]
         at = NOW + timedelta(hours=hours)
-        at_host, at_request, rewritten_to, granted = helpers.ask(query_of(method, text, client), at)
+        at_host, at_request, rewritten_to, granted = helpers.ask(method, text, client, at)
         expected = expected_of(policy, method, text, client, at)
         said = dict(at_request.annotations)
         assert (at_request.result is Result.OK) == (expected.action is Action.ALLOW)
@@ -457,7 +458,7 @@ def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:
         assert rewrites or expected.rewrite is None
         assert rewrites or said.get("inject_") == "yes" or not expected.credentials
         assert asks or expected.rewrite or said["private_"] == ("yes" if expected.private else "no")
-    if said.get("tag") == "sk_settled":
+    if said.get("tag") == "sk_final":
         assert not {"scope_", "rewrite_", "inject_"} & set(said)
 
 
@@ -466,10 +467,10 @@ def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:
 def test_host_scope_never_decides_otherwise_than_request_scope(
     drawn: Drawn, default: Action, method: str, text: str
 ) -> None:
-    judge = Judge(policy_of(drawn, default))
-    query = query_of(method, text)
-    at_host = judge.decide(Query(**{name: getattr(query, name) for name in query._fields if name != "url"}), NOW)
-    decision = judge.decide(query, NOW)
+    compiled = CompiledPolicy(policy_of(drawn, default))
+    match = compiled.match(request_to(method, text))
+    at_host = decide(compiled, match, NOW, Stage.HOST)
+    decision = decide(compiled, match, NOW)
     if not at_host.needs_url and decision.rule not in ("invalid-request", "ambiguous-path"):
         assert (at_host.action, at_host.rule, at_host.private) == (decision.action, decision.rule, decision.private)
     if decision.rule == "ambiguous-path":
@@ -481,7 +482,7 @@ def test_host_scope_never_decides_otherwise_than_request_scope(
 def test_what_may_pass_inside_a_tunnel_finds_the_tunnel_open(
     drawn: Drawn, default: Action, method: str, text: str
 ) -> None:
-    judge = Judge(policy_of(drawn, default))
+    compiled = CompiledPolicy(policy_of(drawn, default))
     url = parse_url(text.replace("http:", "https:"))
-    if judge.decide(query_of(method, str(url)), NOW).allowed:
-        assert judge.decide(query_of("CONNECT", f"{url.host.text}:{url.port}"), NOW).allowed
+    if decided(compiled, request_to(method, str(url)), NOW).allowed:
+        assert decided(compiled, request_to("CONNECT", f"{url.host.text}:{url.port}"), NOW).allowed

@@ -8,7 +8,7 @@ import pytest
 
 from squidkeeper.errors import PolicyError
 
-from .conftest import judge_of
+from .conftest import compiled_of
 
 POLICY = """
 rules: [{name: open, action: allow, hosts: [.a.example]}]
@@ -22,7 +22,7 @@ tests: [{request: "GET https://b.a.example%s", expect: allow, %s}]
 def failure(tmp_path: Path, path: str, field: str) -> str | None:
     """Load a policy with one test; gives what its fault says behind the request, None where it holds."""
     try:
-        judge_of(tmp_path, POLICY % (path, field))
+        compiled_of(tmp_path, POLICY % (path, field))
     except PolicyError as error:
         [fault] = error.faults
         return fault.message.partition(f"{path}: ")[2]

@@ -43,7 +43,7 @@ from squidkeeper.metrics import DECISION_DURATION, METRICS
 from squidkeeper.policy_store.policy_watcher import PolicyState, PolicyWatcher, load
 from squidkeeper.record.record import format_time
 
-from .conftest import judge_of
+from .conftest import compiled_of
 from .test_log_counter import line, record
 
 NOW = 1_800_000_000.0
@@ -185,7 +185,7 @@ def exporter_log(exporter: Process, folder: Path) -> str:
 
 
 def judge_revision(folder: Path) -> str:
-    return load(folder / "policy", datetime.now(UTC)).judge.policy.revision
+    return load(folder / "policy", datetime.now(UTC)).compiled.revision
 
 
 def test_told_to_end_it_keeps_its_counts_and_is_killed_it_loses_none(tmp_path: Path, policy: Path) -> None:
@@ -348,7 +348,7 @@ def answer(
 
 
 def view(policy: Path | None) -> Snapshot:
-    judge = judge_of(policy.parent / "judged", POLICY) if policy else None
+    compiled = compiled_of(policy.parent / "judged", POLICY) if policy else None
     return Snapshot(
         now=NOW,
         directory=Path("/policy"),
@@ -358,8 +358,8 @@ def view(policy: Path | None) -> Snapshot:
         log_readable=True,
         backlog_bytes=0,
         state_writable=True,
-        policy=judge.policy if judge else None,
-        policy_state=PolicyState(judge.policy.revision if judge else None, NOW - 100, ok=True, problem=""),
+        policy=compiled.policy if compiled else None,
+        policy_state=PolicyState(compiled.revision if compiled else None, NOW - 100, ok=True, problem=""),
         counter_files=(),
         totals={},
         certificate=Certificate(Path("/ca.crt")),
@@ -591,7 +591,7 @@ def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
 def test_a_policy_of_thousands_makes_no_series_without_end(tmp_path: Path) -> None:
     clients = "".join(f"  c{number}: {{networks: [10.0.{number}.0/24]}}\n" for number in range(200))
     rules = "".join(f"  - {{name: r{number}, action: allow, hosts: [h{number}.example]}}\n" for number in range(3000))
-    policy = judge_of(tmp_path / "many", f"clients:\n{clients}rules:\n{rules}").policy
+    policy = compiled_of(tmp_path / "many", f"clients:\n{clients}rules:\n{rules}").policy
     assert 0 < len(expected_series(policy)) <= SERIES_LIMIT // 2
 
 
@@ -792,7 +792,7 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
     (policy / "list.yaml").write_text(
         "version: 1\nlists: {none: {file: empty}}\nrules: [{name: listed, action: deny, lists: [none]}]\n"
     )
-    live = PolicyWatcher(policy, None, lambda judge: judge)
+    live = PolicyWatcher(policy, None, lambda compiled: compiled)
     while not live.state.ok:
         live.look()
     assert len(live.state.warnings) == 2
@@ -807,7 +807,7 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
         "rules: [{name: lapsed, action: allow, hosts: [l.example], expires: 2020-01-01T00:00:00Z}]\n"
     )
     loaded = load(policy, datetime.fromtimestamp(NOW, UTC))
-    about = replace(view(policy), policy=loaded.judge.policy)
+    about = replace(view(policy), policy=loaded.compiled.policy)
     checked = CliRunner().invoke(main, ["check", "--json", "--account", "root", "--policy", str(policy)])
     lines = {
         (f"{one['file']}:{one['line']}:{one['column']}", f"{one['message']} [{one['code']}]")

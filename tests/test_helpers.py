@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 
 from squidkeeper.counters import HelperStatus, read_counter_files
 from squidkeeper.helpers import acl, cache_log, credential
-from squidkeeper.helpers.acl import HostAnswers, answer_host
-from squidkeeper.helpers.credential import Grants
-from squidkeeper.helpers.scope_cache import ScopeCache
+from squidkeeper.helpers.acl import HostScope, answer_host
+from squidkeeper.helpers.credential import Injector
+from squidkeeper.helpers.host_matches import HostMatches
 from squidkeeper.metrics import DECISION_DURATION
 from squidkeeper.policy.revisions import kept
 from squidkeeper.policy_store.policy_watcher import load
@@ -124,7 +124,7 @@ def start(tmp_path: Path, policy: Path) -> Iterator[Start]:
 
 
 def revision_of(policy: Path) -> str:
-    return load(policy, datetime.now(UTC)).judge.policy.revision
+    return load(policy, datetime.now(UTC)).compiled.revision
 
 
 def place(host: str, **changes: str) -> str:
@@ -147,14 +147,16 @@ def wait_for(condition: Callable[[], bool], seconds: float = 3.0) -> None:
 # --- what each answers --------------------------------------------------------------------------------------------
 
 HOST_ANSWERS = {
-    place("other.example"): "OK rule_=other verdict_=allow private_=no whole_=yes tag=sk_settled",
-    place("other.example", method="POST"): "OK rule_=other verdict_=allow private_=no whole_=yes tag=sk_settled",
-    connect("other.example"): "OK rule_=other verdict_=allow private_=no clt_conn_tag=other.example:443 tag=sk_settled",
+    place("other.example"): "OK rule_=other verdict_=allow private_=no unrestricted_=yes tag=sk_final",
+    place("other.example", method="POST"): "OK rule_=other verdict_=allow private_=no unrestricted_=yes tag=sk_final",
+    connect("other.example"): "OK rule_=other verdict_=allow private_=no clt_conn_tag=other.example:443 tag=sk_final",
     place("open.example"): "OK rule_=open verdict_=allow private_=no rewrite_=yes",
-    place("inside.internal"): "OK rule_=inside verdict_=allow private_=yes inject_=yes whole_=yes",
+    place("inside.internal"): "OK rule_=inside verdict_=allow private_=yes inject_=yes unrestricted_=yes",
     place("paths.example"): "OK rule_=paths verdict_=allow private_=no scope_=request",
-    place("api.example"): "OK rule_=api verdict_=allow private_=no inject_=yes whole_=yes",
-    place("narrow.example"): "OK rule_=api verdict_=allow private_=no inject_=yes whole_=yes narrow_=yes",
+    place("api.example"): "OK rule_=api verdict_=allow private_=no inject_=yes unrestricted_=yes",
+    place(
+        "narrow.example"
+    ): "OK rule_=api verdict_=allow private_=no inject_=yes unrestricted_=yes credential_varies_=yes",
     place("api.example", client="198.51.100.1"): (
         "ERR rule_=default verdict_=deny private_=no "
         'message="Rule: default\\nReason: No rule of the policy allows this request."'
@@ -200,7 +202,7 @@ def test_at_host_scope_the_proxy_user_that_is_judged_is_named(start: Start, poli
 
 
 def test_hosts_that_are_answered_alike_share_one_reply_for_each_user(policy: Path) -> None:
-    answers = HostAnswers(load(policy, datetime.now(UTC)).judge)
+    answers = HostScope(load(policy, datetime.now(UTC)).compiled)
     for user in ("-", "ci-bot"):
         first, second = (
             answer_host(answers, place(f"{name}.nowhere.example", user=user).encode()) for name in ("one", "two")
@@ -730,7 +732,7 @@ def test_a_rule_that_expires_stops_at_once(start: Start, policy: Path) -> None:
 def test_an_answer_that_was_given_stands_only_while_the_same_rules_are_in_force(policy: Path) -> None:
     ends = datetime.now(UTC)
     write_policy(policy, f"rules: [{{name: brief, action: allow, hosts: [a.example], expires: '{ends.isoformat()}'}}]")
-    answers = HostAnswers(load(policy, ends).judge)
+    answers = HostScope(load(policy, ends).compiled)
     said = []
     for hours in (-2, -1, 0, 1, -1, 1):  # the clock is set back once
         with patch.object(acl, "datetime") as clock:
@@ -744,7 +746,7 @@ def test_an_answer_that_was_given_stands_only_while_the_same_rules_are_in_force(
 def test_answers_that_are_kept_take_no_more_than_their_room(policy: Path) -> None:
     """Each method or port that a client makes up has a reply of its own, with the policy's text in it."""
     write_policy(policy, f"defaults: {{action: deny, reason: {'x' * 900}}}")
-    answers = HostAnswers(load(policy, datetime.now(UTC)).judge)
+    answers = HostScope(load(policy, datetime.now(UTC)).compiled)
     tracemalloc.start()
     for number in range(15000):
         answer_host(answers, place("a.example", method=f"M{number}").encode())
@@ -757,9 +759,9 @@ def test_what_is_known_of_places_takes_no_more_than_its_room(policy: Path, monke
     """Each port that a client makes up is a place that holds all rules of its host."""
     rule = "  - {{name: r{}, action: deny, hosts: [a.example], ports: [1]}}\n"
     write_policy(policy, "rules:\n" + "".join(map(rule.format, range(500))))
-    monkeypatch.setattr("squidkeeper.helpers.scope_cache._SCOPE_CACHE_BYTES", 300_000)
-    monkeypatch.setattr("squidkeeper.engine.judge._KEPT_BYTES_AT_MOST", 100_000)
-    places = ScopeCache(load(policy, datetime.now(UTC)).judge)
+    monkeypatch.setattr("squidkeeper.helpers.host_matches._CACHE_BYTES", 300_000)
+    monkeypatch.setattr("squidkeeper.engine.compiled_policy._CACHE_BYTES", 100_000)
+    places = HostMatches(load(policy, datetime.now(UTC)).compiled)
     tracemalloc.start()
     for port in range(300):
         line = place("a.example", scheme="http", port=str(port + 2), sni="-", tunnel="-")
@@ -783,15 +785,15 @@ def test_of_a_secret_that_was_rotated_nothing_is_kept(tmp_path: Path, policy: Pa
     secret = tmp_path / "token"
     secret.write_text("former")
     secret.chmod(0o600)
-    grants = Grants(load(policy, datetime.now(UTC)).judge)
+    injector = Injector(load(policy, datetime.now(UTC)).compiled)
     for value, hosts in (("former", ("a.example", "b.example")), ("rotated", ("a.example",))):
         secret.write_text(value)
         for host in hosts:
             line = f"{place(host)} https%3A%2F%2F{host}%2F -"
-            assert value in str(credential.answer(grants, line.encode(), 4).annotations)
-    held = [value for values, _ in grants._given.values() for value in values]
-    held += [secret.reveal() for secrets, made in grants.secrets._made.values() for secret in (*secrets, made)]
-    held += [secret.reveal() for _, secret in grants.secrets._read.values()]
+            assert value in str(credential.answer(injector, line.encode(), 4).annotations)
+    held = [value for values, _ in injector._replies.values() for value in values]
+    held += [secret.reveal() for secrets, made in injector.secrets._made.values() for secret in (*secrets, made)]
+    held += [secret.reveal() for _, secret in injector.secrets._read.values()]
     assert "rotated" in held
     assert "Bearer former" not in held
     assert "former" not in held

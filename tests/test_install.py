@@ -50,7 +50,7 @@ class Gateway:
     port: int
 
     def install(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run install.sh on this gateway; its exit status is for the caller to judge."""
+        """Run install.sh on this gateway; its exit status is for the caller to compiled."""
         return install(self.source, "--root", str(self.root), *arguments)
 
     @property

@@ -25,7 +25,7 @@ from squidkeeper.record.drift import DriftChecker
 from squidkeeper.record.follower import Follower
 from squidkeeper.record.record import Record, parse_record
 
-from .conftest import judge_of
+from .conftest import compiled_of
 
 POLICY = """
 clients: {lab: {networks: [192.0.2.7]}}
@@ -70,7 +70,7 @@ class World:
     """One log and one state folder, and exporters of it that come and go."""
 
     def __init__(self, folder: Path) -> None:
-        self.judge = judge_of(folder / "policy", POLICY)
+        self.compiled = compiled_of(folder / "policy", POLICY)
         self.log = folder / "access.log"
         self.state = folder / "state"
         self.store = CheckpointStore(self.state)
@@ -83,7 +83,7 @@ class World:
     def log_counter(self) -> LogCounter:
         self.store = CheckpointStore(self.state)
         self.store.open()
-        self.log_counters.append(LogCounter(self.log, self.store, DriftChecker(lambda _: self.judge)))
+        self.log_counters.append(LogCounter(self.log, self.store, DriftChecker(lambda _: self.compiled)))
         return self.log_counters[-1]
 
     def counted(self, counter: LogCounter) -> RequestCounts:

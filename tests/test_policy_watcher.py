@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.engine import Judge
+from squidkeeper.engine import CompiledPolicy
 from squidkeeper.policy.revisions import in_force, kept
 from squidkeeper.policy_store.policy_watcher import PolicyState, PolicyWatcher, load_kept
 
@@ -23,13 +23,13 @@ GOOD = "rules: [{name: open, action: allow, hosts: [open.example]}]"
 BAD = "rules: [{name: open, action: allowed, hosts: [open.example]}, {name: x, action: denied}]"
 
 
-def make(tmp_path: Path) -> PolicyWatcher[Judge]:
+def make(tmp_path: Path) -> PolicyWatcher[CompiledPolicy]:
     return PolicyWatcher(
-        tmp_path / "policy", tmp_path / "state/lists", lambda judge: judge, tmp_path / "state/revisions"
+        tmp_path / "policy", tmp_path / "state/lists", lambda compiled: compiled, tmp_path / "state/revisions"
     )
 
 
-def look(live: PolicyWatcher[Judge]) -> None:
+def look(live: PolicyWatcher[CompiledPolicy]) -> None:
     """Look once the edit is at rest: file times advance by steps of some milliseconds."""
     time.sleep(0.03)
     live.look()
@@ -164,22 +164,22 @@ REST = "  - {name: second, action: deny, hosts: [closed.example]}\n"
 LISTED = "lists: {ads: {file: ../lists/ads.txt}}\nrules: [{name: no-ads, action: deny, lists: [ads]}]"
 
 
-def rule_names(live: PolicyWatcher[Judge]) -> list[str]:
+def rule_names(live: PolicyWatcher[CompiledPolicy]) -> list[str]:
     return [rule.name for rule in live.current.policy.rules] if live.current else []
 
 
-def keep_looking(live: PolicyWatcher[Judge], seconds: float = 0.4) -> None:
+def keep_looking(live: PolicyWatcher[CompiledPolicy], seconds: float = 0.4) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         look(live)
 
 
-def comes_in_force(live: PolicyWatcher[Judge], *names: str) -> None:
+def comes_in_force(live: PolicyWatcher[CompiledPolicy], *names: str) -> None:
     """Look until these rules, and no others, are in force."""
     look_until(live, lambda: rule_names(live) == [*names])
 
 
-def look_until(live: PolicyWatcher[Judge], condition: Callable[[], bool]) -> None:
+def look_until(live: PolicyWatcher[CompiledPolicy], condition: Callable[[], bool]) -> None:
     def looked() -> bool:
         look(live)
         return condition()
@@ -187,7 +187,7 @@ def look_until(live: PolicyWatcher[Judge], condition: Callable[[], bool]) -> Non
     wait_for(looked)
 
 
-def started(tmp_path: Path, text: str = GOOD) -> PolicyWatcher[Judge]:
+def started(tmp_path: Path, text: str = GOOD) -> PolicyWatcher[CompiledPolicy]:
     """A process with a policy in force, which is kept."""
     write_policy(tmp_path / "policy", text)
     live = make(tmp_path)
@@ -247,7 +247,7 @@ def listed(tmp_path: Path) -> Path:
     return file
 
 
-def hosts_of_the_list(live: PolicyWatcher[Judge]) -> int:
+def hosts_of_the_list(live: PolicyWatcher[CompiledPolicy]) -> int:
     assert live.current
     return live.current.policy.lists["ads"].summary.patterns
 
@@ -425,7 +425,7 @@ def test_a_process_that_starts_loads_what_is_in_force_at_once_however_new_the_fi
 def test_what_was_in_force_of_another_directory_is_not_taken(tmp_path: Path) -> None:
     started(tmp_path)
     write_policy(tmp_path / "other", "rules: [{name: other, action: deny}]")
-    live = PolicyWatcher(tmp_path / "other", None, lambda judge: judge, tmp_path / "state/revisions")
+    live = PolicyWatcher(tmp_path / "other", None, lambda compiled: compiled, tmp_path / "state/revisions")
     comes_in_force(live, "other")
 
 
@@ -435,7 +435,7 @@ from squidkeeper.policy_store.policy_watcher import PolicyWatcher
 
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 policy = pathlib.Path(sys.argv[1])
-live = PolicyWatcher(policy, None, lambda judge: judge)
+live = PolicyWatcher(policy, None, lambda compiled: compiled)
 for name in ("first", "second", "third"):
     (policy / "policy.yaml").write_text(f"version: 1\\nrules: [{{name: {name}, action: deny}}]")
     deadline = time.monotonic() + 5

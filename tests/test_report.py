@@ -429,7 +429,7 @@ def test_the_command_holds_what_was_served_against_the_revisions_that_are_kept(t
     policy, state, log = tmp_path / "policy", tmp_path / "state", tmp_path / "access.log"
     write_policy(policy, "rules:\n- {name: 'no', action: deny, hosts: [a.example], reason: Not here.}\n")
     sources = read_sources(policy)
-    revision = load_sources(sources, NOON).judge.policy.revision
+    revision = load_sources(sources, NOON).compiled.revision
     keep(sources, revision, state / "revisions")
     served = {"squid": "TCP_MISS/HIER_DIRECT", "tunnel": "a.example%3A443", "sni": "a.example"}
     lines = [line(0, revision=revision, **served), line(1, revision="0123456789ab", **served), denied(2)]
@@ -451,7 +451,7 @@ def test_a_request_whose_tunnel_failed_is_judged_by_the_revision_of_its_tunnel(t
     policy, state, log = tmp_path / "policy", tmp_path / "state", tmp_path / "access.log"
     write_policy(policy, "rules:\n- {name: part, action: allow, hosts: [a.example], paths: [/ok/**]}\n")
     sources = read_sources(policy)
-    revision = load_sources(sources, NOON).judge.policy.revision
+    revision = load_sources(sources, NOON).compiled.revision
     keep(sources, revision, state / "revisions")
     failed = {"error": "ERR_SECURE_CONNECT_FAIL", "tunnel": "a.example%3A443", "sni": "a.example", "connection": "1"}
     connect = line(0, method="CONNECT", url="a.example:443", rule="part", revision=revision, **failed)

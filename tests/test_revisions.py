@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.engine import Judge
-from squidkeeper.engine.query import query_of
+from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy import revisions
 from squidkeeper.policy.revisions import keep, kept, read
 from squidkeeper.policy.sources import read_sources
 from squidkeeper.policy_store.policy_watcher import load_kept, load_sources
+from squidkeeper.protocol.request import request_to
 
-from .conftest import NOW, write_policy
+from .conftest import NOW, decided, write_policy
 
 POLICY = """
 rules:
@@ -43,7 +43,7 @@ class State:
         """Load a policy and keep it; gives the revision."""
         sources = read_sources(directory)
         loaded = load_sources(sources, NOW, self.lists if list_cache else None)
-        revision = loaded.judge.policy.revision
+        revision = loaded.compiled.revision
         keep(sources, revision, self.revisions, self.lists if list_cache else None)
         return revision
 
@@ -55,8 +55,8 @@ class State:
         return sum({state.st_ino: state.st_size for state in files}.values())
 
 
-def verdict(judge: Judge, url: str) -> tuple[str, str]:
-    decision = judge.decide(query_of("GET", url), NOW)
+def verdict(compiled: CompiledPolicy, url: str) -> tuple[str, str]:
+    decision = decided(compiled, request_to("GET", url), NOW)
     return (decision.rule, decision.action)
 
 
@@ -90,7 +90,7 @@ def test_a_kept_revision_judges_as_it_did_when_all_it_was_made_from_is_gone(
     assert state.verdict(revision, "https://another.example/") == ("default", "deny")
     assert state.verdict(revision, "https://open.example/") == ("open", "allow")
     loaded = load_sources(read(state.revisions, revision), NOW)
-    assert loaded.judge.policy.revision == revision
+    assert loaded.compiled.revision == revision
 
 
 @pytest.mark.parametrize("absolute", [True, False])
@@ -154,7 +154,7 @@ def test_a_list_whose_compiled_form_is_nowhere_is_compiled_to_be_kept(tmp_path: 
 def test_a_list_that_has_changed_meanwhile_keeps_nothing(tmp_path: Path, state: State) -> None:
     directory = policy_with_list(tmp_path / "policy")
     sources = read_sources(directory)
-    revision = load_sources(sources, NOW).judge.policy.revision
+    revision = load_sources(sources, NOW).compiled.revision
     (directory / "ads.txt").write_text("other.example\n")
     with pytest.raises(OSError, match="the list has changed since it was loaded"):
         keep(sources, revision, state.revisions)
@@ -222,7 +222,7 @@ from squidkeeper.policy.revisions import keep
 from squidkeeper.policy.sources import read_sources
 directory, folder = map(Path, sys.argv[1:3])
 sources = read_sources(directory)
-revision = load_sources(sources, datetime.now(UTC), folder / "lists").judge.policy.revision
+revision = load_sources(sources, datetime.now(UTC), folder / "lists").compiled.revision
 print(revision, flush=True)
 sys.stdin.readline()
 for _ in range(30):

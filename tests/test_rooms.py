@@ -23,6 +23,7 @@ FLOORS = {
     "credentials": 4,
     "maintenance_status": 4,
     "policy_store": 4,
+    "replies": 4,
     "rotated_logs": 4,
     "helpers": 5,
     "maintenance": 5,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.helpers.credential import header_annotation
 from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.replies import header_annotation
 from squidkeeper.setup.templates import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, SECTIONS, main, render, spellings
 from squidkeeper.url import canonical_address, is_private
 

@@ -32,7 +32,7 @@ from squidkeeper.policy.model import Policy, SecretSource
 from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.record.record import Record, parse_record
 
-from .conftest import judge_of
+from .conftest import compiled_of
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -269,7 +269,7 @@ def test_faults_stand_with_file_line_and_column() -> None:
 
 
 def policy_of(folder: Path, text: str) -> Policy:
-    return judge_of(folder, text).policy
+    return compiled_of(folder, text).policy
 
 
 def test_rules_stand_in_their_order_with_hits_and_expiry(tmp_path: Path) -> None:
@@ -521,7 +521,7 @@ def hostile(folder: Path) -> Snapshot:
         denial(url=f"https://evil.example/{text}?q=TOPSECRET", method=text, rule=text, user=text, client=text)
         for text in HOSTILE
     ]
-    policy = judge_of(folder, "rules: [{name: open, action: allow, hosts: [a.example]}]").policy
+    policy = compiled_of(folder, "rules: [{name: open, action: allow, hosts: [a.example]}]").policy
     rules = tuple(replace(policy.rules[0], name=text, owner=text, expires=NOW) for text in HOSTILE)
     secrets = {
         text: SecretSource(text, Location(text), file=Path(f"/{text}")) for text in HOSTILE if text.isprintable()

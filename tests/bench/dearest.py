@@ -20,9 +20,9 @@ from pathlib import Path
 
 from command import at_least_one, written  # type: ignore[import-not-found] # beside this script
 
-from squidkeeper.engine import Judge
-from squidkeeper.engine.query import query_of
+from squidkeeper.engine import CompiledPolicy, decide
 from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.protocol.request import request_to
 
 ASKED = {
     "a prefix": "paths: [/private-{}/**]",
@@ -61,13 +61,13 @@ def measure(field: str, rules: int, rounds: int) -> dict[str, dict[str, float]]:
     """Give for each kind of URL the milliseconds of the first decision and of those after it, each by a new policy."""
     found = {}
     for kind, url in URLS.items():
-        judge = judge_of(field, rules)
-        taken = [decide(judge, url(number)) * 1000 for number in range(rounds + 1)]
+        compiled = compiled_of(field, rules)
+        taken = [seconds(compiled, url(number)) * 1000 for number in range(rounds + 1)]
         found[kind] = {"first": taken[0], "after": statistics.median(taken[1:])}
     return found
 
 
-def judge_of(field: str, rules: int) -> Judge:
+def compiled_of(field: str, rules: int) -> CompiledPolicy:
     with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name:
         denies = "".join(
             f"  - {{name: r{number}, action: deny, hosts: [api.example], {field.format(number)}}}\n"
@@ -75,13 +75,13 @@ def judge_of(field: str, rules: int) -> Judge:
         )
         rest = "  - {name: open, action: allow, hosts: [api.example]}\n"
         (Path(name) / "policy.yaml").write_text(f"version: 1\nrules:\n{denies}{rest}")
-        return load(Path(name), datetime.now(UTC)).judge
+        return load(Path(name), datetime.now(UTC)).compiled
 
 
-def decide(judge: Judge, path: str) -> float:
-    query, at = query_of("GET", f"https://api.example{path}"), datetime.now(UTC)
+def seconds(compiled: CompiledPolicy, path: str) -> float:
+    request, at = request_to("GET", f"https://api.example{path}"), datetime.now(UTC)
     began = time.process_time()
-    decision = judge.decide(query, at)
+    decision = decide(compiled, compiled.match(request), at)
     taken = time.process_time() - began
     assert decision.rule == "open", decision
     return taken

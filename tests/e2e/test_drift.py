@@ -11,13 +11,14 @@ from functools import partial
 
 import pytest
 
-from squidkeeper.engine.query import query_of
+from squidkeeper.engine import decide
 from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.protocol.request import request_to
 from squidkeeper.record.drift import DriftChecker, was_served
 from squidkeeper.record.log_files import read_blocks
 from squidkeeper.record.past_policies import PastPolicies
 from squidkeeper.record.record import NONE, Record, parse_record
-from squidkeeper.record.requests import asked, unexplained
+from squidkeeper.record.requests import request_of, unexplained
 
 from . import test_attacks as attacks
 from .curl import CurlFailed, curl
@@ -196,12 +197,12 @@ def test_hostile_traffic_raises_no_alarm(attacked: Gateway, origins: Origins) ->
 
 def test_what_is_on_record_is_explained_as_it_was_decided(attacked: Gateway, origins: Origins) -> None:
     """The record's fields are all that decided: a verdict that does not follow from them is refused with the reason."""
-    judge = load(attacked.policy_folder, datetime.now(UTC)).judge
+    compiled = load(attacked.policy_folder, datetime.now(UTC)).compiled
     wrong, why = [], Counter[str]()
     for record in settled(attacked):
         reason = unexplained(record)
         if reason is None:
-            decision = judge.decide(asked(record), datetime.now(UTC))
+            decision = decide(compiled, compiled.match(request_of(record)), datetime.now(UTC))
             if (decision.action, decision.rule) != (record.verdict, record.rule):
                 wrong.append((decision.action, decision.rule, record))
         why[reason or f"{record.verdict} {record.rule}"] += 1
@@ -213,11 +214,11 @@ def test_what_is_on_record_is_explained_as_it_was_decided(attacked: Gateway, ori
 
 def test_the_url_on_record_alone_is_explained_as_it_was_decided(attacked: Gateway, origins: Origins) -> None:
     """Where a request was what `explain METHOD URL` takes it for: in its own tunnel, and nothing of it hidden."""
-    judge, seen = load(attacked.policy_folder, datetime.now(UTC)).judge, Counter[str]()
+    compiled, seen = load(attacked.policy_folder, datetime.now(UTC)).compiled, Counter[str]()
     for record in settled(attacked):
-        query = query_of(record.method, record.url, record.client)
-        if unexplained(record) is None and record.hidden == NONE and asked(record)._replace(sni=None) == query:
-            decision = judge.decide(query, datetime.now(UTC))
+        request = request_to(record.method, record.url, record.client)
+        if unexplained(record) is None and record.hidden == NONE and request_of(record) == request:
+            decision = decide(compiled, compiled.match(request), datetime.now(UTC))
             if record.rule != "authority-mismatch":  # the TLS server name was another
                 assert (decision.action, decision.rule) == (record.verdict, record.rule), record
                 seen[record.rule] += 1

@@ -18,14 +18,14 @@ from typing import Any
 
 import yaml
 
-from squidkeeper.engine import Judge, Query
+from squidkeeper.engine import CompiledPolicy, Stage, decide
 from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, websocket
-from squidkeeper.engine.query import query_of
 from squidkeeper.errors import InvalidUrl, PolicyError
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.load import build  # noqa: F401 - live imports it late, and atheris only follows what it has seen
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy_store.policy_watcher import LoadedPolicy, load
+from squidkeeper.protocol.request import Malformed, Request, request_to
 from squidkeeper.url import bracketed, parse_host
 
 from .target import Target
@@ -50,7 +50,7 @@ def check(data: bytes) -> None:
     for fault in said_of(first)[1:]:
         assert not CONTROL.search(fault), "a fault is one line, which nobody's text can break"
     if isinstance(first, LoadedPolicy):
-        check_policy(first.judge)
+        check_policy(first.compiled)
 
 
 def lay_out(data: bytes) -> None:
@@ -84,21 +84,21 @@ def said_of(result: LoadedPolicy | PolicyError) -> list[str]:
     if isinstance(result, PolicyError):
         assert result.faults, "a policy that does not load says why"
         return ["", *map(str, result.faults), *map(str, result.warnings)]
-    return [result.judge.policy.revision, *map(str, result.warnings)]
+    return [result.compiled.revision, *map(str, result.warnings)]
 
 
 # --- a policy that loads ------------------------------------------------------------------------------------------
 
 
-def check_policy(judge: Judge) -> None:
-    for warning in lint(judge.policy, NOW):
+def check_policy(compiled: CompiledPolicy) -> None:
+    for warning in lint(compiled.policy, NOW):
         assert not CONTROL.search(str(warning))
-    for host in hosts_of(judge.policy):
+    for host in hosts_of(compiled.policy):
         for number, path in enumerate(PATHS):
             method = METHODS[number % len(METHODS)]
             scheme = "http" if number == len(PATHS) - 1 else "https"
-            check_query(judge, query_of(method, f"{scheme}://{host}{path}", "192.168.137.10", "ci-bot"))
-        check_query(judge, query_of("CONNECT", f"{host}:443"))
+            check_request(compiled, request_to(method, f"{scheme}://{host}{path}", "192.168.137.10", "ci-bot"))
+        check_request(compiled, request_to("CONNECT", f"{host}:443"))
 
 
 def hosts_of(policy: Policy) -> list[str]:
@@ -120,17 +120,17 @@ def host_in_url(text: str) -> str | None:
         return None
 
 
-def check_query(judge: Judge, query: Query) -> None:
+def check_request(compiled: CompiledPolicy, request: Request | Malformed) -> None:
     """What holds for every URL of the host holds for this one, and every decision can be explained."""
-    decision = judge.decide(query, NOW)
-    passed_over(judge, query, NOW)
-    not_reached(judge, query, decision, NOW)
-    websocket(judge, query, decision, NOW)
-    not_applied(judge, query, decision)
-    by_reading(judge, query, NOW)
-    if query.url is None:
+    decision = decide(compiled, compiled.match(request), NOW)
+    passed_over(compiled, request, NOW)
+    not_reached(compiled, request, decision, NOW)
+    websocket(compiled, request, decision, NOW)
+    not_applied(compiled, request, decision)
+    by_reading(compiled, request, NOW)
+    if request.url is None:
         return
-    at_host = judge.decide(query._replace(url=None), NOW)
+    at_host = decide(compiled, compiled.match(request), NOW, Stage.HOST)
     if decision.allowed:
         assert at_host.allowed, "what passes at request scope is never stopped before"
         assert at_host.may_rewrite or decision.rewritten is None

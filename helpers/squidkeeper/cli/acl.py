@@ -23,12 +23,11 @@ def acl(scope: str, directory: Path, state: Path, concurrency: int) -> None:
     Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, and at request
     scope the URL) and answers each with OK or ERR, the rule and the reason. Not to be called by hand: use explain.
     """
-    from squidkeeper.helpers.acl import HostAnswers, answer_host, answer_url
+    from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
     from squidkeeper.helpers.loop import run
-    from squidkeeper.helpers.scope_cache import ScopeCache
     from squidkeeper.metrics import HOST
 
     if scope == HOST:
-        run(scope, HostAnswers, answer_host, directory, state, concurrency)
+        run(scope, HostScope, answer_host, directory, state, concurrency)
     else:
-        run(scope, ScopeCache, answer_url, directory, state, concurrency)
+        run(scope, RequestScope, answer_url, directory, state, concurrency)

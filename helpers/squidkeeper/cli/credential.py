@@ -19,8 +19,8 @@ def credential(directory: Path, state: Path, concurrency: int) -> None:
     for, the URL fetched) and answers each with a header's value an annotation, or ERR. Its output holds secrets: never
     call it by hand; use explain, which names the credentials.
     """
-    from squidkeeper.helpers.credential import Grants, answer
+    from squidkeeper.helpers.credential import Injector, answer
     from squidkeeper.helpers.loop import run
     from squidkeeper.metrics import CREDENTIAL
 
-    run(CREDENTIAL, Grants, partial(answer, concurrency=concurrency), directory, state, concurrency)
+    run(CREDENTIAL, Injector, partial(answer, concurrency=concurrency), directory, state, concurrency)

@@ -15,11 +15,12 @@ import click
 from squidkeeper.cli.options import json_option, policy_option
 
 if TYPE_CHECKING:
-    from squidkeeper.engine import Decision, Judge, Query
+    from squidkeeper.engine import CompiledPolicy, Decision
     from squidkeeper.engine.explain import PassedOver, Resolved, WebSocket
     from squidkeeper.engine.fields import Entry
     from squidkeeper.policy.faults import Location
     from squidkeeper.policy.model import Rule
+    from squidkeeper.protocol.request import Malformed, Request
     from squidkeeper.url import ReadPath
 
 _CANNOT_SAY = 2
@@ -61,31 +62,32 @@ def explain(
     Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load, URL is not a URL, or the line cannot be
     explained).
     """
+    from squidkeeper.engine import decide
     from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, resolved, websocket
 
-    asked, query, now, revision = (
+    asked, request, now, revision = (
         _of_record(line, method, client, user) if line else _of_arguments(method, url, client, user)
     )
-    judge = _load(directory)
-    _compare(revision, judge.policy.revision, directory)
-    decision = judge.decide(query, now)
+    policy = _load(directory)
+    _compare(revision, policy.revision, directory)
+    decision = decide(policy, policy.match(request), now)
     trace = Trace(
-        passed_over(judge, query, now),
-        not_reached(judge, query, decision, now),
-        not_applied(judge, query, decision),
-        by_reading(judge, query, now),
-        websocket(judge, query, decision, now),
-        resolved(judge, query, decision),
+        passed_over(policy, request, now),
+        not_reached(policy, request, decision, now),
+        not_applied(policy, request, decision),
+        by_reading(policy, request, now),
+        websocket(policy, request, decision, now),
+        resolved(policy, request, decision),
     )
     click.echo(_json(decision, trace) if as_json else _text(asked, decision, trace))
     raise SystemExit(0 if decision.allowed else 1)
 
 
-Question = tuple[str, "Query", datetime, str | None]  # the last: the revision on record
+Question = tuple[str, "Request | Malformed", datetime, str | None]  # the last: the revision on record
 
 
 def _of_arguments(method: str | None, url: str | None, client: str | None, user: str | None) -> Question:
-    from squidkeeper.engine.query import query_of
+    from squidkeeper.protocol.request import request_to
     from squidkeeper.url import RECORDED_URL_LENGTH
 
     if method is None or url is None:
@@ -98,13 +100,13 @@ def _of_arguments(method: str | None, url: str | None, client: str | None, user:
             "Give the whole URL.",
             param_hint="URL",
         )
-    return f"{method} {url}", query_of(method, url, client, user), datetime.now(UTC), None
+    return f"{method} {url}", request_to(method, url, client, user), datetime.now(UTC), None
 
 
 def _of_record(line: BinaryIO, *given: str | None) -> Question:
     from squidkeeper.errors import InvalidRecord
     from squidkeeper.record.record import NONE, parse_record, parse_time
-    from squidkeeper.record.requests import asked, unexplained
+    from squidkeeper.record.requests import request_of, unexplained
 
     if any(given):
         raise click.UsageError("--record goes without METHOD, URL, --client and --user: the record has them")
@@ -122,7 +124,7 @@ def _of_record(line: BinaryIO, *given: str | None) -> Question:
         click.echo(f"This request cannot be explained by the policy: {reason}.", err=True)
         raise SystemExit(_CANNOT_SAY)
     what = f"{record.method} {record.url} (on record: {record.verdict} by {record.rule})"
-    return what, asked(record), at, None if record.revision == NONE else record.revision
+    return what, request_of(record), at, None if record.revision == NONE else record.revision
 
 
 def _compare(on_record: str | None, explained: str, directory: Path) -> None:
@@ -135,12 +137,12 @@ def _compare(on_record: str | None, explained: str, directory: Path) -> None:
         )
 
 
-def _load(directory: Path) -> Judge:
+def _load(directory: Path) -> CompiledPolicy:
     from squidkeeper.errors import PolicyError
     from squidkeeper.policy_store.policy_watcher import load
 
     try:
-        return load(directory, datetime.now(UTC)).judge
+        return load(directory, datetime.now(UTC)).compiled
     except PolicyError as error:
         click.echo(f"{error}\n{directory} does not load, so nothing can be said; helpers that run keep their last good")
         raise SystemExit(_CANNOT_SAY) from error
@@ -159,7 +161,7 @@ class Trace:
 
 
 def _check_target(method: str, url: str) -> None:
-    """Refuse what no client could mean; what is a URL and no valid one is for the judge to deny."""
+    """Refuse what no client could mean; what is a URL and no valid one is for the decision to deny."""
     if method == "CONNECT":
         if not _HOST_AND_PORT.fullmatch(url):
             raise click.BadParameter(f"CONNECT takes HOST:PORT, such as github.com:443, not {url!r}", param_hint="URL")

@@ -29,7 +29,7 @@ from squidkeeper.record.past_policies import PastPolicies
 from squidkeeper.record.record_reader import RecordReader
 
 if TYPE_CHECKING:
-    from squidkeeper.engine import Judge
+    from squidkeeper.engine import CompiledPolicy
     from squidkeeper.policy.model import Client
     from squidkeeper.record.filters import Predicate
     from squidkeeper.record.listing import Listing
@@ -83,7 +83,7 @@ def log(
         raise click.UsageError("--follow reads one log while it is written: it excludes --by, several FILEs and -")
     if drift and by:
         raise click.UsageError("--drift shows each request that it finds: it excludes --by")
-    policies = DriftChecker(judges := _judges(directory, state), replacing=judges.replacing)
+    policies = DriftChecker(past := _past_policies(directory, state), replacing=past.replacing)
     audit = DriftAudit(policies, state, as_json=as_json) if drift else None
     listing = audit.findings if audit else _listing(by, as_json=as_json)
     events = None if connects or drift else Events(decide=policies.verdict)
@@ -130,16 +130,16 @@ class DriftAudit:
             raise SystemExit(1)
 
 
-def _judges(directory: Path, state: Path) -> PastPolicies:
+def _past_policies(directory: Path, state: Path) -> PastPolicies:
     """Return the policies that were in force; the one on disk is loaded on demand."""
-    return PastPolicies(state / _REVISIONS, cache(partial(_judge_in_force, directory)))
+    return PastPolicies(state / _REVISIONS, cache(partial(_policy_in_force, directory)))
 
 
-def _judge_in_force(directory: Path) -> Judge | None:
+def _policy_in_force(directory: Path) -> CompiledPolicy | None:
     from squidkeeper.policy_store.policy_watcher import load
 
     try:
-        return load(directory, datetime.now(UTC)).judge
+        return load(directory, datetime.now(UTC)).compiled
     except PolicyError:
         return None  # `check` reports why; the stored revisions decide
 
@@ -168,11 +168,11 @@ def _clients(directory: Path, given: tuple[str, ...]) -> tuple[Client, ...]:
     names = [one for one in given if filters.network_of(one) is None]
     if not names:
         return ()
-    judge = _judge_in_force(directory)
-    if judge is None:
+    compiled = _policy_in_force(directory)
+    if compiled is None:
         click.echo(f"{directory} does not load: --client finds proxy users only, no clients of it.", err=True)
         return ()
-    clients = judge.policy.clients
+    clients = compiled.policy.clients
     known = {name for client in clients for name in (client.name, *(client.users or ()))}
     for name in names:
         if name not in known:

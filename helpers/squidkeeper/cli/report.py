@@ -92,8 +92,8 @@ def _drift(state: Path | None) -> DriftChecker | None:
     folder = state / "revisions"
     if not os.path.isdir(folder):  # Path.is_dir raises in a folder that cannot be read
         raise click.UsageError(f"--state {state}: no folder of revisions there that this account can read")
-    judges = PastPolicies(folder)
-    return DriftChecker(judges, replacing=judges.replacing)
+    past = PastPolicies(folder)
+    return DriftChecker(past, replacing=past.replacing)
 
 
 def _reasons(directory: Path) -> Mapping[str, str | None]:
@@ -102,7 +102,7 @@ def _reasons(directory: Path) -> Mapping[str, str | None]:
     from squidkeeper.report.builder import BUILT_IN_REASONS, rule_reasons
 
     try:
-        return rule_reasons(load(directory, datetime.now(UTC)).judge.policy)
+        return rule_reasons(load(directory, datetime.now(UTC)).compiled.policy)
     except PolicyError:
         click.echo(f"{directory} does not load: the reasons of its rules are left out", err=True)
         return BUILT_IN_REASONS

@@ -17,9 +17,9 @@ def rewrite(directory: Path, state: Path, concurrency: int) -> None:
     Reads a line for each request (the URL, then client, user, method, scheme, host, port, SNI, tunnel) and answers
     each with the URL that is to be fetched. Not to be called by hand: use explain.
     """
+    from squidkeeper.helpers.host_matches import HostMatches
     from squidkeeper.helpers.loop import run
     from squidkeeper.helpers.rewrite import answer
-    from squidkeeper.helpers.scope_cache import ScopeCache
     from squidkeeper.metrics import REWRITE
 
-    run(REWRITE, ScopeCache, answer, directory, state, concurrency)
+    run(REWRITE, HostMatches, answer, directory, state, concurrency)

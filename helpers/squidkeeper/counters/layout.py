@@ -9,6 +9,8 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from squidkeeper.metrics import Metric
+
 Key = tuple[str, ...]  # a metric's name, then its labels: name, value, name, value, …
 Sample = tuple[str, dict[str, str], float]  # a metric's name, its labels by name, the value
 FOLDER = "helpers"  # of the state folder
@@ -57,6 +59,11 @@ class HelperStatus:
 def make_key(metric: str, labels: Mapping[str, str]) -> Key:
     """Make the key of a counter."""
     return (metric, *(text for pair in labels.items() for text in pair))
+
+
+def counter_key(metric: Metric, *values: str) -> Key:
+    """Make the key of one of our counters; `values` are those of its labels."""
+    return make_key(metric.name, dict(zip(metric.labels, values, strict=True)))
 
 
 def key_labels(key: Key) -> dict[str, str]:

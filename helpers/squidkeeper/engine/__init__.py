@@ -1,10 +1,10 @@
-"""The judgement (floor 3): pure functions of a policy and a query.
+"""The decision (floor 3): pure functions of a policy, a request and a time.
 
-`Judge(policy).decide(query)` is the one decision; helpers, `explain` and the policy's own tests all call it.
+`decide` is the one decision. Helpers, `explain`, a policy's tests and drift all call it.
 """
 
+from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch
+from squidkeeper.engine.decide import Stage, asks_url, decide
 from squidkeeper.engine.decision import Decision, deny
-from squidkeeper.engine.judge import Judge
-from squidkeeper.engine.query import Query
 
-__all__ = ["Decision", "Judge", "Query", "deny"]
+__all__ = ["CompiledPolicy", "Decision", "HostMatch", "Stage", "asks_url", "decide", "deny"]

@@ -1,4 +1,4 @@
-"""What was decided and why (floor 3): a denial is a value, never an exception."""
+"""A decision (floor 3): a denial is a value, never an exception."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Rewritten:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """A verdict with its reason.
+    """An action, the rule that decided and the reason.
 
-    `rule` is the name of the rule that decided or of a verdict such as `default`; `location` is where that rule stands.
-    `private` lets the request reach a private address. Judged without a URL, `needs_url` says that the URL decides,
-    `may_rewrite` and `may_inject` that a rewrite or a credential could apply, `whole` that the host is open for every
-    URL and method and has no rewrite, and `narrowed` that all the same a credential is for a part of it. Judged with
-    one, `rewritten` and `credentials` are what does apply. A decision is equal to itself alone.
+    `rule` is a rule's name or a built-in rule such as `default`; `location` is where the policy has that rule.
+    `private` allows a private address. At host scope `needs_url` means that the URL decides, `may_rewrite` and
+    `may_inject` that a rewrite or a credential could apply, `unrestricted` that the host is open for every method and
+    path and has no rewrite, and `credential_varies` that its methods and paths can get different credentials.
+    At request scope `rewritten` and `credentials` are what applies. A decision is equal to itself alone.
     """
 
     action: Action
@@ -38,8 +38,8 @@ class Decision:
     needs_url: bool = False
     may_rewrite: bool = False
     may_inject: bool = False
-    whole: bool = False
-    narrowed: bool = False
+    unrestricted: bool = False
+    credential_varies: bool = False
     rewritten: Rewritten | None = None
     credentials: tuple[Credential, ...] = ()
 
@@ -48,7 +48,12 @@ class Decision:
         """Whether the request may pass."""
         return self.action is Action.ALLOW
 
+    @property
+    def final(self) -> bool:
+        """Whether an allow at host scope leaves nothing to ask about the request."""
+        return self.allowed and not (self.needs_url or self.may_rewrite or self.may_inject)
+
 
 def deny(rule: str, reason: str) -> Decision:
-    """Make a denial by one of the verdicts that are no rule's name; its reason may name what a client sent."""
+    """Deny by a built-in rule; the reason, which may hold what a client sent, is cut at 1,000 characters."""
     return Decision(Action.DENY, rule, reason[:_LONGEST_REASON])

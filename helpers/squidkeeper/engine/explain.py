@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import dropwhile
 
+from squidkeeper.engine.compiled_policy import CompiledPolicy, injects
+from squidkeeper.engine.decide import Stage, decide
 from squidkeeper.engine.decision import Decision
-from squidkeeper.engine.fields import Asked, Entry, Facts, failing_fields, is_deny
+from squidkeeper.engine.fields import Entry, HostFacts, UrlFacts, failing_fields, is_deny
+from squidkeeper.engine.host_scope import first_rewrite, first_rule
 from squidkeeper.engine.index import HostIndex
-from squidkeeper.engine.judge import Judge, Scope, injects
-from squidkeeper.engine.query import Query
+from squidkeeper.engine.request_scope import decide_reading
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.policy.hosts import HostForm
 from squidkeeper.policy.model import Match, Rewrite, Rule
+from squidkeeper.protocol.request import Malformed, Request
 from squidkeeper.url import ReadPath, Url, parse_url, readings
 
 
@@ -28,7 +31,7 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class WebSocket:
-    """Whether Squid passes a WebSocket on; if not, the entry that keeps it from that, and what a rule names for it."""
+    """Whether Squid passes a WebSocket; if not, the entry that prevents it, and the fields of a rule that do."""
 
     passes: bool
     entry: Rule | Rewrite | None = None
@@ -37,138 +40,137 @@ class WebSocket:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A name that Squid resolves after the decision, and what would open a private address of it by `private: true`."""
+    """A name that Squid resolves after the decision; `private: true` on `opener` would allow a private address."""
 
     host: str
     opener: str
 
 
-def passed_over(judge: Judge, query: Query, at: datetime) -> list[PassedOver]:
-    """List the rules for the query's host ahead of the one that matches, with the fields that did not hold.
+def passed_over(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[PassedOver]:
+    """List the rules for the host above the one that matches, with the fields that did not hold.
 
-    That one need not be what decides: a private address may deny what it allows.
+    The one that matches need not decide: a private address may deny what it allows.
     """
-    scope = judge.scope(query)
-    asked = next(iter(_readings(query)), None)
-    if isinstance(scope, Decision) or (asked is None and query.url is not None):  # no rule was asked
+    match, url = policy.match(request), next(iter(_readings(request)), None)
+    if match.denial or (url is None and request.url is not None):  # no rule was matched
         return []
     found = []
-    for rule in _rules(judge, scope.facts):
-        fields = _failing_rule_fields(rule, scope.facts, asked, at)
+    for rule in _rules(policy, match.facts):
+        fields = _failing_rule_fields(rule, match.facts, url, at)
         if fields:
             found.append(PassedOver(rule, fields))
-        elif _settles(rule, asked):
+        elif _ends_search(rule, url):
             break
     return found
 
 
-def not_reached(judge: Judge, query: Query, decision: Decision, at: datetime) -> list[Rule]:
-    """List the denies below the rule that allows which hold for the query too: each would deny, if it stood first.
+def not_reached(policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime) -> list[Rule]:
+    """List the denies below the rule that allows whose fields hold too: each would deny, if it stood first.
 
-    Not those for every host: as the last rule, such a one is meant to be reached by nothing that is allowed.
+    Denies for every host are left out: the last rule is often one.
     """
-    scope = judge.scope(query)
-    if isinstance(scope, Decision) or not decision.allowed:
+    match = policy.match(request)
+    if match.denial or not decision.allowed:
         return []
-    facts = scope.facts
-    below = dropwhile(lambda rule: rule.location != decision.location, _rules(judge, facts))
+    below = dropwhile(lambda rule: rule.location != decision.location, _rules(policy, match.facts))
     denies = (rule for rule in below if is_deny(rule) and not _is_for_every_host(rule.match))
-    return [rule for rule in denies if _holds_for_any(rule, facts, _readings(query), at)]
+    return [rule for rule in denies if _holds_for_any(rule, match.facts, _readings(request), at)]
 
 
-def _holds_for_any(rule: Rule, facts: Facts, asked: Sequence[Asked], at: datetime) -> bool:
-    """Tell whether a rule holds for one of the readings; without a URL, whether it does for all that could follow."""
-    return any(not _failing_rule_fields(rule, facts, one, at) and _settles(rule, one) for one in asked or (None,))
+def _holds_for_any(rule: Rule, facts: HostFacts, urls: Sequence[UrlFacts], at: datetime) -> bool:
+    """Tell whether a rule holds for one of the readings; without a URL, whether it holds for all URLs."""
+    return any(not _failing_rule_fields(rule, facts, url, at) and _ends_search(rule, url) for url in urls or (None,))
 
 
 def _is_for_every_host(match: Match) -> bool:
     return match.any_host or any(pattern.form is HostForm.ANY for pattern in match.hosts or ())
 
 
-def _rules(judge: Judge, facts: Facts) -> Iterator[Rule]:
-    return (judge.policy.rules[position] for position in judge.rules.positions(facts.host))
+def _rules(policy: CompiledPolicy, facts: HostFacts) -> Iterator[Rule]:
+    return (policy.policy.rules[position] for position in policy.rules.positions(facts.host))
 
 
-def _failing_rule_fields(rule: Rule, facts: Facts, asked: Asked | None, at: datetime) -> tuple[str, ...]:
-    return (*failing_fields(rule, facts, asked), *(["expires"] if rule.lapsed(at) else []))
+def _failing_rule_fields(rule: Rule, facts: HostFacts, url: UrlFacts | None, at: datetime) -> tuple[str, ...]:
+    return (*failing_fields(rule, facts, url), *(["expires"] if rule.lapsed(at) else []))
 
 
-def _settles(rule: Rule, asked: Asked | None) -> bool:
+def _ends_search(rule: Rule, url: UrlFacts | None) -> bool:
     """Tell whether a rule whose fields hold ends the search: for a tunnel, a deny that is not certain does not."""
-    return asked is not None or not is_deny(rule) or rule.certain
+    return url is not None or not is_deny(rule) or rule.certain
 
 
-def not_applied(judge: Judge, query: Query, decision: Decision) -> list[PassedOver]:
-    """List the rewrites and credentials that are for the host and yet do not apply, with the fields that did not hold.
+def not_applied(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> list[PassedOver]:
+    """List the rewrites and credentials for the host that do not apply, with the fields that did not hold.
 
-    Credentials are those for the host that is fetched, after a rewrite. Of a denied request, or without a URL, none.
+    Credentials are those for the host that is fetched, after a rewrite. None for a denied request, or without a URL.
     """
-    scope = judge.scope(query)
-    asked = next(iter(_readings(query)), None)
-    if isinstance(scope, Decision) or asked is None or not decision.allowed:
+    match, url = policy.match(request), next(iter(_readings(request)), None)
+    if match.denial or url is None or not decision.allowed:
         return []
-    rewritten = decision.rewritten
-    found = [] if rewritten else list(_failing(judge.policy.rewrites, judge.rewrites, scope.facts, asked))
+    rewritten, facts = decision.rewritten, match.facts
+    found = [] if rewritten else list(_failing(policy.policy.rewrites, policy.rewrites, facts, url))
     if rewritten and rewritten.rewrite.redirect is not None:
         return found
-    facts, asked = (scope.facts, asked) if rewritten is None else _fetched(scope.facts, rewritten.url)
-    return [*found, *_not_injected(judge, facts, asked)]
+    if rewritten:
+        facts, url = _fetched(facts, rewritten.url)
+    return [*found, *_not_injected(policy, facts, url)]
 
 
-def _fetched(facts: Facts, url: Url) -> tuple[Facts, Asked]:
-    return facts._replace(scheme=url.scheme, host=url.host, port=url.port), Asked(readings(url.path)[0], url.query)
+def _fetched(facts: HostFacts, url: Url) -> tuple[HostFacts, UrlFacts]:
+    return facts._replace(scheme=url.scheme, host=url.host, port=url.port), UrlFacts(readings(url.path)[0], url.query)
 
 
-def _not_injected(judge: Judge, facts: Facts, asked: Asked) -> Iterator[PassedOver]:
+def _not_injected(policy: CompiledPolicy, facts: HostFacts, url: UrlFacts) -> Iterator[PassedOver]:
     if injects(facts):
-        yield from _failing(judge.policy.credentials, judge.credentials, facts, asked)
+        yield from _failing(policy.policy.credentials, policy.credentials, facts, url)
         return
-    field = "methods" if facts.scheme == "https" else "schemes"  # what no credential is for, whatever it says
-    for position in judge.credentials.positions(facts.host):
-        yield PassedOver(judge.policy.credentials[position], (field,))
+    field = "methods" if facts.scheme == "https" else "schemes"  # no credential is for these, whatever its fields
+    for position in policy.credentials.positions(facts.host):
+        yield PassedOver(policy.policy.credentials[position], (field,))
 
 
-def _failing(entries: Sequence[Entry], index: HostIndex, facts: Facts, asked: Asked) -> Iterator[PassedOver]:
+def _failing(entries: Sequence[Entry], index: HostIndex, facts: HostFacts, url: UrlFacts) -> Iterator[PassedOver]:
     for position in index.positions(facts.host):
-        fields = tuple(failing_fields(entries[position], facts, asked))
+        fields = tuple(failing_fields(entries[position], facts, url))
         if fields:
             yield PassedOver(entries[position], fields)
 
 
-def websocket(judge: Judge, query: Query, decision: Decision, at: datetime) -> WebSocket | None:
-    """Tell whether an allowed GET may become a WebSocket, for which the host has to be open whole; of another, None."""
-    scope = judge.scope(query)
-    if isinstance(scope, Decision) or not decision.allowed or query.method != "GET":
+def websocket(
+    policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime
+) -> WebSocket | None:
+    """Tell whether an allowed GET may become a WebSocket, which needs an unrestricted host; None for other requests."""
+    match = policy.match(request)
+    if match.denial or not decision.allowed or request.method != "GET":
         return None
-    if judge.decide_host(scope, at).whole:
+    if decide(policy, match, at, Stage.HOST).unrestricted:
         return WebSocket(passes=True)
-    rewrite = judge.first_rewrite(scope)
+    rewrite = first_rewrite(policy, match)
     if rewrite is not None:
         return WebSocket(False, rewrite)
-    rule = judge.first_rule(scope, at)
-    return WebSocket(False, rule, _narrowing_fields(rule.match) if rule else ())
+    rule = first_rule(policy, match, at)
+    return WebSocket(False, rule, _restricting_fields(rule.match) if rule else ())
 
 
-def _narrowing_fields(match: Match) -> tuple[str, ...]:
+def _restricting_fields(match: Match) -> tuple[str, ...]:
     """Name the fields for which a rule is not certain."""
-    narrows = {"methods": match.methods is not None, "paths": not match.any_path, "query": match.query is not None}
-    return tuple(name for name, holds in narrows.items() if holds)
+    restricts = {"methods": match.methods is not None, "paths": not match.any_path, "query": match.query is not None}
+    return tuple(name for name, holds in restricts.items() if holds)
 
 
-def resolved(judge: Judge, query: Query, decision: Decision) -> Resolved | None:
-    """Name the host that Squid resolves once the request is allowed, where a private address denies it then.
+def resolved(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> Resolved | None:
+    """Name the host that Squid resolves once the request is allowed, where a private address then denies it.
 
-    None for an address, where private addresses are open, and for a tunnel that a rewrite may lead elsewhere: Squid
-    resolves the hosts of the requests inside.
+    None for an address, where private addresses are allowed, and for a tunnel that may be rewritten: Squid resolves
+    the hosts of the requests inside.
     """
-    scope = judge.scope(query)
-    rewritten = decision.rewritten
-    if isinstance(scope, Decision) or not decision.allowed or decision.private:
+    match, rewritten = policy.match(request), decision.rewritten
+    if match.denial or not decision.allowed or decision.private:
         return None
-    if query.url is None and decision.may_rewrite:
+    if request.url is None and decision.may_rewrite:
         return None
     fetched = rewritten if rewritten is not None and rewritten.rewrite.redirect is None else None
-    host = fetched.url.host if fetched else scope.facts.host
+    host = fetched.url.host if fetched else match.facts.host
     if host.address is not None:
         return None
     if fetched:
@@ -176,17 +178,15 @@ def resolved(judge: Judge, query: Query, decision: Decision) -> Resolved | None:
     return Resolved(host.text, f"the rule {decision.rule}" if decision.location else "a rule that allows it")
 
 
-def by_reading(judge: Judge, query: Query, at: datetime) -> list[tuple[ReadPath, Decision]]:
-    """Give the decision that each reading of the path would lead to, were it the only one."""
-    scope = judge.scope(query)
-    if not isinstance(scope, Scope):
-        return []
-    return [(asked.path, judge.decide_reading(scope, asked, at)) for asked in _readings(query)]
+def by_reading(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[tuple[ReadPath, Decision]]:
+    """Give the decision that each reading of the path would lead to alone."""
+    match = policy.match(request)
+    return [] if match.denial else [(url.path, decide_reading(policy, match, url, at)) for url in _readings(request)]
 
 
-def _readings(query: Query) -> list[Asked]:
+def _readings(request: Request | Malformed) -> list[UrlFacts]:
     try:
-        url = parse_url(query.url or "")
-        return [Asked(path, url.query) for path in readings(url.path)]
+        url = parse_url(request.url or "")
+        return [UrlFacts(path, url.query) for path in readings(url.path)]
     except InvalidUrl:
         return []

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from squidkeeper.engine.compiled_policy import CompiledPolicy
+from squidkeeper.engine.decide import decide
 from squidkeeper.engine.decision import Decision
-from squidkeeper.engine.judge import Judge
-from squidkeeper.engine.query import query_of
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.model import NO_REWRITE, PolicyTest
+from squidkeeper.protocol.request import request_to
 
 _NONE = "none"
 _BEFORE_ANY_EXPIRY = datetime.min.replace(tzinfo=UTC)
 
 
-def run_tests(judge: Judge, now: datetime) -> tuple[list[Fault], list[Fault]]:
-    """Run a policy's tests; gives the faults, and as warnings those that fail only because a rule has lapsed."""
+def run_tests(policy: CompiledPolicy, now: datetime) -> tuple[list[Fault], list[Fault]]:
+    """Run a policy's tests: give the faults, and as warnings the tests that fail only because a rule has lapsed."""
     faults: list[Fault] = []
     warnings: list[Fault] = []
-    for test in judge.policy.tests:
-        wrong = _differences(test, _decide(judge, test, test.at or now))
+    for test in policy.policy.tests:
+        wrong = _differences(test, _decide(policy, test, test.at or now))
         if not wrong:
             continue
-        lapsed = test.at is None and not _differences(test, _decide(judge, test, _BEFORE_ANY_EXPIRY))
+        lapsed = test.at is None and not _differences(test, _decide(policy, test, _BEFORE_ANY_EXPIRY))
         because = " (only because a rule has lapsed)" if lapsed else ""
         url = test.url if test.url.isprintable() else repr(test.url)  # a fault is one line
         code = FaultCode.TEST_LAPSED if lapsed else FaultCode.TEST_FAILED
@@ -31,9 +32,10 @@ def run_tests(judge: Judge, now: datetime) -> tuple[list[Fault], list[Fault]]:
     return faults, warnings
 
 
-def _decide(judge: Judge, test: PolicyTest, at: datetime) -> Decision:
+def _decide(policy: CompiledPolicy, test: PolicyTest, at: datetime) -> Decision:
     client = None if test.client is None else str(test.client)
-    return judge.decide(query_of(test.method, test.url, client, test.user), at)
+    request = request_to(test.method, test.url, client, test.user)
+    return decide(policy, policy.match(request), at)
 
 
 def _differences(test: PolicyTest, decision: Decision) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
-from squidkeeper.engine import Judge
+from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import ListenFailed
 from squidkeeper.exporter.cache_manager import read_counters
 from squidkeeper.exporter.certificate import read_certificate
@@ -73,8 +73,8 @@ class Exporter:
         self._options = options
         self._helpers = options.state / FOLDER
         self._store = CheckpointStore(options.state / "exporter")
-        self._watcher: PolicyWatcher[Judge] = PolicyWatcher(
-            options.directory, options.state / "lists", lambda judge: judge, options.state / "revisions"
+        self._watcher: PolicyWatcher[CompiledPolicy] = PolicyWatcher(
+            options.directory, options.state / "lists", lambda compiled: compiled, options.state / "revisions"
         )
 
     def run(self) -> None:
@@ -108,7 +108,7 @@ class Exporter:
         counter_files = self._read_counter_files()
         totals = log.add_up(counter_files)
         host, port = options.squid
-        judge = self._watcher.current
+        compiled = self._watcher.current
         now = time.time()
         return Snapshot(
             now=now,
@@ -119,7 +119,7 @@ class Exporter:
             log_readable=log.readable,
             backlog_bytes=log.backlog_bytes,
             state_writable=self._store.writable,
-            policy=judge.policy if judge else None,
+            policy=compiled.policy if compiled else None,
             policy_state=self._watcher.state,
             counter_files=counter_files,
             totals=totals,
@@ -138,7 +138,7 @@ class Exporter:
         """Make the status page."""
         return page(self.collect(), program_called(sys.argv[0], shutil.which("squidkeeper")))
 
-    def _current(self) -> Judge | None:
+    def _current(self) -> CompiledPolicy | None:
         return self._watcher.current
 
     def _read_counter_files(self) -> tuple[CounterFile, ...]:

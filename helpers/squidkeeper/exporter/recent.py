@@ -9,7 +9,7 @@ from datetime import datetime
 from threading import Lock
 from typing import Final, NamedTuple
 
-from squidkeeper.engine.query import CONNECT, DENIED_BY
+from squidkeeper.protocol.request import CONNECT, DENIED_BY
 from squidkeeper.record.record import NONE, Record, decode_field
 from squidkeeper.record.urls import redacted_url, truncate
 

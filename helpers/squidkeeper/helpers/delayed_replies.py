@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from squidkeeper.counters import Key
+from squidkeeper.counters import Key, counter_key
 from squidkeeper.errors import InvalidLine
-from squidkeeper.helpers.helper_counters import HelperCounters, protocol_error
+from squidkeeper.helpers.helper_counters import HelperCounters
 from squidkeeper.helpers.loop import missing_channel, settle_process, take_output, write_all
 from squidkeeper.helpers.stuck_watchdog import StuckWatchdog
+from squidkeeper.metrics import PROTOCOL_ERRORS
 from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.protocol.lines import LineBuffer, Reply, Result, format_reply, reply_limit, split_channel
 
@@ -161,7 +162,7 @@ class DelayedReplyLoop:
             return self._answer(request, now, len(self._held))
         except InvalidLine as error:
             _log.error("%s", error)
-            return DelayedReply(now, Reply(Result.OK, counted=(protocol_error(self._counting.helper),)))
+            return DelayedReply(now, Reply(Result.OK, counted=(counter_key(PROTOCOL_ERRORS, self._counting.helper),)))
 
     def _write_due(self, until: float) -> None:
         while self._held and self._held[0][0] <= until:

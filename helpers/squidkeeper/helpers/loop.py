@@ -12,14 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from squidkeeper.counters import Key
-from squidkeeper.engine import Judge
+from squidkeeper.counters import Key, counter_key
+from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import InvalidLine, describe
 from squidkeeper.helpers.cache_log import write_to_cache_log
-from squidkeeper.helpers.helper_counters import HelperCounters, decision, protocol_error
+from squidkeeper.helpers.helper_counters import HelperCounters
 from squidkeeper.helpers.stuck_watchdog import StuckWatchdog
+from squidkeeper.metrics import PROTOCOL_ERRORS
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.protocol.lines import LineBuffer, Reply, Result, format_reply, reply_limit, split_channel
+from squidkeeper.protocol.lines import LineBuffer, Reply, format_reply, reply_limit, split_channel
+from squidkeeper.replies import broken_reply
 
 T = TypeVar("T")
 Answer = Callable[[bytes], Reply]
@@ -32,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 def run(
     helper: str,
-    prepare: Callable[[Judge], T],
+    prepare: Callable[[CompiledPolicy], T],
     answer: Callable[[T | None, bytes], Reply],
     directory: Path,
     state: Path,
@@ -140,11 +142,11 @@ class _Answering:
             line = format_reply(reply, channel, self._limit)
         except InvalidLine as error:
             _log.error("%s", error)
-            reply = broken(str(error), self._helper)
+            reply = broken_reply(str(error), self._helper)
             line = format_reply(reply, channel, self._limit)
         except Exception as error:  # noqa: BLE001 - the one place: whatever happened, the line is answered, and denied
             _log.error("a request could not be judged: %s", describe(error))
-            reply = broken("The request could not be judged.", self._helper)
+            reply = broken_reply("The request could not be judged.", self._helper)
             line = format_reply(reply, channel, self._limit)
         counted += reply.counted
         return line
@@ -154,17 +156,7 @@ def missing_channel(line: bytes, concurrency: int, helper: str) -> Key:
     """Log a line whose channel-ID is missing; gives the counter that it adds to."""
     expected = f"does squid.conf say concurrency={concurrency}?"
     _log.error("a line of %d bytes has no channel-ID: %s", len(line), expected)
-    return protocol_error(helper)
-
-
-def broken(message: str, helper: str) -> Reply:
-    """Answer that there is no answer; Squid denies."""
-    return Reply(
-        Result.BH,
-        (("rule_", "policy-unavailable"), ("verdict_", "deny")),
-        message,
-        (decision(helper, "policy-unavailable", "deny"), protocol_error(helper)),
-    )
+    return counter_key(PROTOCOL_ERRORS, helper)
 
 
 def write_all(output: int, data: bytes) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from heapq import nlargest
 from ipaddress import ip_network
 from typing import Final
 
-from squidkeeper.helpers import helper_counters as counters
+from squidkeeper.counters import counter_key
 from squidkeeper.helpers.delayed_replies import DelayedReply
+from squidkeeper.metrics import THROTTLED
 from squidkeeper.protocol.lines import Reply, Result, parse_tokens
 
 TOKENS: Final = (1, 2)
@@ -115,7 +115,6 @@ def answer_surplus(request: bytes, now: float, held: int) -> DelayedReply:  # no
     return DelayedReply(min(due, now + SURPLUS_SECONDS), _OK) if due > now else DelayedReply(now, _OK)  # also for NaN
 
 
-@lru_cache(maxsize=4096)
 def client_network(client: str) -> str:
     """Name what is counted as one client: an IPv4 address, the /64 network of an IPv6 address."""
     if ":" not in client:
@@ -131,6 +130,6 @@ def _send_on(due: float) -> Reply:
 
 
 _OK = Reply(Result.OK)
-_AT_ONCE = Reply(Result.OK, counted=(counters.throttled("at_once"),))
-_HELD = Reply(Result.OK, counted=(counters.throttled("held"),))
-_SURPLUS = Reply(Result.ERR, counted=(counters.throttled("surplus"),))
+_AT_ONCE = Reply(Result.OK, counted=(counter_key(THROTTLED, "at_once"),))
+_HELD = Reply(Result.OK, counted=(counter_key(THROTTLED, "held"),))
+_SURPLUS = Reply(Result.ERR, counted=(counter_key(THROTTLED, "surplus"),))

@@ -89,7 +89,7 @@ def keep(sources: Sources, revision: str, folder: Path, list_cache: Path | None 
 def read(folder: Path, revision: str) -> Sources:
     """Read what a revision was made from, to build it once more; OSError where it is not kept, or not whole.
 
-    Whether its secrets could be had is not known any more, nor needed to judge.
+    Whether its secrets could be had is not known any more, nor needed to compiled.
     """
     if not _REVISION.fullmatch(revision):
         raise FileNotFoundError(errno.ENOENT, "no revision has such a name", revision)

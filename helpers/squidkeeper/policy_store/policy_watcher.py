@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from squidkeeper.engine import Judge
+from squidkeeper.engine import CompiledPolicy
 from squidkeeper.engine.selftest import run_tests
 from squidkeeper.errors import PolicyError, describe
 from squidkeeper.policy.faults import Fault
@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class LoadedPolicy:
-    """A policy that loads, ready to judge by, and what is legal in it but surely unmeant."""
+    """A policy that loads, ready to decide by, and what is legal in it but surely unmeant."""
 
-    judge: Judge
+    compiled: CompiledPolicy
     warnings: tuple[Fault, ...]
 
 
@@ -52,26 +52,26 @@ def load_sources(
     from squidkeeper.policy.load import build  # late: the sources come to rest while it is imported
 
     built = build(sources, list_cache=sources.compiled or list_cache, ended=ended)
-    judge = Judge(built.policy)
-    faults, warnings = run_tests(judge, now)
+    compiled = CompiledPolicy(built.policy)
+    faults, warnings = run_tests(compiled, now)
     all_warnings = (*built.warnings, *warnings)
     if faults:
         raise PolicyError(faults, all_warnings)
-    return LoadedPolicy(judge, all_warnings)
+    return LoadedPolicy(compiled, all_warnings)
 
 
-def load_kept(folder: Path, revision: str) -> Judge:
-    """Load a revision that was in force, to judge by it once more; its tests held then, and are not run.
+def load_kept(folder: Path, revision: str) -> CompiledPolicy:
+    """Load a revision that was in force, to decide by it once more; its tests held then, and are not run.
 
     OSError where it is not kept, or not whole; `PolicyError` where this release does not take it any more.
     """
     from squidkeeper.policy.load import build  # late, as above
 
     sources = read(folder, revision)
-    judge = Judge(build(sources, list_cache=sources.compiled).policy)
-    if judge.policy.revision != revision:
-        raise OSError(errno.EIO, f"what is kept is revision {judge.policy.revision}", str(folder / revision))
-    return judge
+    compiled = CompiledPolicy(build(sources, list_cache=sources.compiled).policy)
+    if compiled.revision != revision:
+        raise OSError(errno.EIO, f"what is kept is revision {compiled.revision}", str(folder / revision))
+    return compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class PolicyWatcher(Generic[T]):
         self,
         directory: Path,
         list_cache: Path | None,
-        prepare: Callable[[Judge], T],
+        prepare: Callable[[CompiledPolicy], T],
         revisions: Path | None = None,
     ) -> None:
         self.current: T | None = None
@@ -208,8 +208,8 @@ class PolicyWatcher(Generic[T]):
 
     def _take(self, sources: Sources, loaded: LoadedPolicy) -> None:
         """Put a policy in force."""
-        judge, revision = loaded.judge, loaded.judge.policy.revision
-        self.current = self._prepare(judge)
+        compiled, revision = loaded.compiled, loaded.compiled.revision
+        self.current = self._prepare(compiled)
         self.state = PolicyState(revision, time.time(), ok=True, problem="", warnings=loaded.warnings)
         self._unkept = (sources, revision)
         self._before = InForce(revision, self._directory.absolute(), sources.ended)
@@ -228,9 +228,7 @@ class PolicyWatcher(Generic[T]):
     def _is_in_force(self, loaded: LoadedPolicy | PolicyError) -> bool:
         """Tell whether what is on disk is the revision that was in force before."""
         before = self._before
-        return (
-            isinstance(loaded, LoadedPolicy) and before is not None and loaded.judge.policy.revision == before.revision
-        )
+        return isinstance(loaded, LoadedPolicy) and before is not None and loaded.compiled.revision == before.revision
 
     # Files that are being written
 
@@ -261,11 +259,11 @@ class PolicyWatcher(Generic[T]):
             return
         revision = self._before.revision
         try:
-            judge = load_kept(self._revisions, revision)
+            compiled = load_kept(self._revisions, revision)
         except (OSError, PolicyError) as error:
             _log.warning("revision %s, which was in force before, cannot be loaded: %s", revision, error)
             return
-        self.current = self._prepare(judge)
+        self.current = self._prepare(compiled)
         self.state = PolicyState(revision, time.time(), ok=True, problem="")
         self._began_with_before = True
         _log.info("%s: being written, so revision %s goes on", self._directory, revision)

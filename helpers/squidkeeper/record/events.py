@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from squidkeeper.engine.query import CONNECT
+from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, format_time, parse_time
 
 WAIT_SECONDS: Final = 10.0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from squidkeeper.engine.query import CONNECT
+from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.record import Record, client_name
 from squidkeeper.record.urls import host_of
 

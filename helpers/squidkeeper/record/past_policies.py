@@ -1,4 +1,4 @@
-"""Those who judge by the revisions that were in force (floor 5), a few of them in memory."""
+"""Those who policy by the revisions that were in force (floor 5), a few of them in memory."""
 
 from __future__ import annotations
 
@@ -11,71 +11,71 @@ from typing import Final
 
 from cachetools import LRUCache, TTLCache
 
-from squidkeeper.engine import Judge
+from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy.revisions import StoredRevision, kept
 from squidkeeper.policy_store.policy_watcher import load_kept
 from squidkeeper.record.record import Record, format_time, parse_time
 
-OUTDATED_AFTER: Final = timedelta(seconds=60)  # by when every helper has taken up an edit, long lists compiled
-_JUDGES_AT_MOST: Final = 4  # a log names its revisions in turn; one of 10,000 rules takes 35 MB
+OUTDATED_AFTER: Final = timedelta(seconds=60)  # every helper has loaded an edit by then, long lists too
+_POLICIES_AT_MOST: Final = 4  # a log names its revisions in turn; one of 10,000 rules takes 35 MB
 _MISSING_AT_MOST: Final = 1000
-_LOOK_AGAIN_SECONDS: Final = 2.0
+_READ_AGAIN_SECONDS: Final = 2.0
 
 
 class PastPolicies:
-    """The judges of the revisions that are kept in a folder, and of the one in force; None for others.
+    """The policies of the revisions that are stored in a folder, and the one in force; None for others.
 
-    One that is unavailable is looked for again later: a helper keeps a revision only after it has come in force.
+    A revision that is missing is read again after a while: helpers store a revision only after it comes in force.
     """
 
-    def __init__(self, folder: Path, current: Callable[[], Judge | None] = lambda: None) -> None:
+    def __init__(self, folder: Path, current: Callable[[], CompiledPolicy | None] = lambda: None) -> None:
         self._folder = folder
         self._current = current
-        self._known: LRUCache[str, Judge] = LRUCache(_JUDGES_AT_MOST)
-        self._missing: TTLCache[str, None] = TTLCache(_MISSING_AT_MOST, _LOOK_AGAIN_SECONDS, time.monotonic)
-        self._kept: tuple[StoredRevision, ...] = ()  # the oldest first
-        self._outdated: dict[str, str] = {}  # each revision but the newest, and from when on it should decide nothing
-        self._look_at = 0.0
+        self._known: LRUCache[str, CompiledPolicy] = LRUCache(_POLICIES_AT_MOST)
+        self._missing: TTLCache[str, None] = TTLCache(_MISSING_AT_MOST, _READ_AGAIN_SECONDS, time.monotonic)
+        self._stored: tuple[StoredRevision, ...] = ()  # the oldest first
+        self._outdated: dict[str, str] = {}  # each revision but the newest, and the time from which it is outdated
+        self._read_at = 0.0
 
-    def __call__(self, revision: str) -> Judge | None:
-        """Give the judge of a revision."""
+    def __call__(self, revision: str) -> CompiledPolicy | None:
+        """Give the policy of a revision."""
         current = self._current()
-        if current is not None and current.policy.revision == revision:
+        if current is not None and current.revision == revision:
             return current
-        judge = self._known.get(revision)
-        if judge is None and revision not in self._missing:
-            judge = self._load(revision)
-        return judge
+        policy = self._known.get(revision)
+        if policy is None and revision not in self._missing:
+            policy = self._load(revision)
+        return policy
 
-    def replacing(self, record: Record) -> Judge | None:
-        """Give the judge of the revision that was in force where a record names one that was outdated; else None."""
-        if time.monotonic() >= self._look_at:
-            self._look()
+    def replacing(self, record: Record) -> CompiledPolicy | None:
+        """Give the policy that was in force where a record names an outdated revision; else None."""
+        if time.monotonic() >= self._read_at:
+            self._read_folder()
         if record.time <= self._outdated.get(record.revision, record.time):
             return None
         start = parse_time(record) - timedelta(milliseconds=record.duration_ms)
         if format_time(start) <= self._outdated[record.revision]:
             return None
         newest = (start - OUTDATED_AFTER).timestamp()
-        return self(max((one for one in self._kept if one.loaded <= newest), key=lambda one: one.loaded).revision)
+        return self(max((one for one in self._stored if one.loaded <= newest), key=lambda one: one.loaded).revision)
 
-    def _look(self) -> None:
-        self._look_at = time.monotonic() + _LOOK_AGAIN_SECONDS
+    def _read_folder(self) -> None:
+        self._read_at = time.monotonic() + _READ_AGAIN_SECONDS
         try:
-            self._kept = tuple(reversed(kept(self._folder)))
+            self._stored = tuple(reversed(kept(self._folder)))
         except OSError:
-            return  # by what was there before
-        self._outdated = {older.revision: _outdated_from(newer) for older, newer in pairwise(self._kept)}
+            return  # what was read before stays
+        self._outdated = {older.revision: _outdated_from(newer) for older, newer in pairwise(self._stored)}
 
-    def _load(self, revision: str) -> Judge | None:
+    def _load(self, revision: str) -> CompiledPolicy | None:
         try:
-            judge = load_kept(self._folder, revision)
+            policy = load_kept(self._folder, revision)
         except (OSError, PolicyError):
             self._missing[revision] = None
             return None
-        self._known[revision] = judge
-        return judge
+        self._known[revision] = policy
+        return policy
 
 
 def _outdated_from(newer: StoredRevision) -> str:

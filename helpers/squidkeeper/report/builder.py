@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from squidkeeper.engine.query import CONNECT
 from squidkeeper.errors import InvalidRecord
 from squidkeeper.policy.model import Policy
+from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.events import Events, LoggedRecord, is_opened_tunnel
 from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, decode_field, parse_record, parse_time
 from squidkeeper.report import figures

@@ -14,8 +14,8 @@ from itertools import product
 from pathlib import Path
 from textwrap import wrap
 
-from squidkeeper.helpers.credential import header_annotation
 from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.replies import header_annotation
 from squidkeeper.url import PRIVATE_NETWORKS
 
 # A header that makes servers answer for another method, path or host than the request names. Each is read by some
@@ -70,7 +70,7 @@ def _injectable_headers() -> Iterator[str]:
         annotation = header_annotation(header)
         acl = f"sk_{annotation.removesuffix('_')}"
         yield f"acl {acl} note {annotation}"
-        yield f"""request_header_add {header} "%'{{{annotation}}}note" sk_https !sk_settled {acl}"""
+        yield f"""request_header_add {header} "%'{{{annotation}}}note" sk_https !sk_final {acl}"""
 
 
 def _removed(headers: Iterable[str], acl: str) -> Iterator[str]:

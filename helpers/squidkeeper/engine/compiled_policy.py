@@ -1,0 +1,191 @@
+"""A policy with its entries by host (floor 3): which of them can apply to a request, whatever its URL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import NamedTuple, TypeVar
+
+from squidkeeper.bounded_cache import BoundedCache
+from squidkeeper.engine.decision import Decision, deny
+from squidkeeper.engine.fields import HostFacts, covers_default_port, holds_for_host
+from squidkeeper.engine.index import HostIndex
+from squidkeeper.policy.model import Action, Credential, Policy, Rewrite, Rule
+from squidkeeper.protocol.request import CONNECT, Malformed, Request
+from squidkeeper.url import Address, Host
+
+EntryT = TypeVar("EntryT", Rule, Rewrite, Credential)
+_CACHE_BYTES, _OBJECT_BYTES, _SPAN_BYTES = 4 * 1024 * 1024, 1_000, 400
+_OTHER_METHOD = ""  # one that no entry names: clients make up methods, and each would have candidates of its own
+_PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The entries whose fields hold without the URL, in the policy's order; many hosts share them.
+
+    `rule_positions` are the positions of all rules for the host, whatever their other fields; `lapses` the times at
+    which one of these rules expires. `default` decides where no rule holds. `at_host` has the decision at host scope
+    for each span between two of the `lapses`: without it an unknown host line takes 20 us instead of 7.
+    """
+
+    rules: tuple[Rule, ...]
+    rewrites: tuple[Rewrite, ...]
+    credentials: tuple[Credential, ...]
+    rule_positions: tuple[int, ...]
+    lapses: tuple[datetime, ...]
+    default: Decision
+    at_host: dict[int, Decision] = field(default_factory=dict)
+
+    @property
+    def held_bytes(self) -> int:
+        """Estimate the bytes of the references and of `at_host`."""
+        held = (self.rules, self.rewrites, self.credentials, self.rule_positions)
+        return 8 * sum(map(len, held)) + _SPAN_BYTES * len(self.lapses)
+
+
+class HostMatch(NamedTuple):
+    """What a policy holds for a request, whatever its URL and the time; `denial` where the request is malformed.
+
+    `url` is the request's, as it was stated; None stands for every URL of the host.
+    """
+
+    facts: HostFacts
+    candidates: Candidates
+    url: str | None = None
+    denial: Decision | None = None
+
+
+class CompiledPolicy:
+    """A policy that is ready to decide by. Its caches change no decision."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.revision = policy.revision
+        self.rules = HostIndex(policy.rules, policy.lists)
+        self.rewrites = HostIndex(policy.rewrites, policy.lists)
+        self.credentials = HostIndex(policy.credentials, policy.lists)
+        self._methods = frozenset(_named_methods(policy)) | {"GET", _PREFLIGHT}
+        self._candidates: BoundedCache[tuple[object, ...], Candidates] = BoundedCache(_CACHE_BYTES)
+        self._clients: BoundedCache[tuple[Address | None, str | None], tuple[str, ...]] = BoundedCache(_CACHE_BYTES)
+        self._decisions: BoundedCache[object, Decision] = BoundedCache(_CACHE_BYTES)
+
+    def match(self, request: Request | Malformed) -> HostMatch:
+        """Look up all that needs no URL and no clock."""
+        if isinstance(request, Malformed):
+            denial = deny(request.rule, request.reason)
+            return HostMatch(_NO_FACTS, Candidates((), (), (), (), (), denial), request.url, denial)
+        facts = HostFacts(
+            self.clients_of(request.client, request.user),
+            self._method(request.method),
+            request.scheme,
+            request.host,
+            request.port,
+        )
+        return HostMatch(facts, self._candidates_for(facts), request.url)
+
+    def clients_of(self, address: Address | None, user: str | None) -> tuple[str, ...]:
+        """Name the policy's clients that a request belongs to, in the policy's order."""
+        key = (address, user)
+        known = self._clients.get(key)
+        if known is None:
+            known = tuple(client.name for client in self.policy.clients if client.matches(address, user))
+            self._clients.keep(key, known, _object_bytes(user, *known))
+        return known
+
+    def injectable(self, facts: HostFacts, positions: tuple[int, ...] | None = None) -> tuple[Credential, ...]:
+        """List the credentials whose fields hold without the URL; `positions` are those for the host."""
+        if not injects(facts):
+            return ()
+        positions = self.credentials.positions(facts.host) if positions is None else positions
+        return tuple(holding(self.policy.credentials, positions, facts))
+
+    def decision_by(self, rule: Rule) -> Decision:
+        """Give the decision of a rule for one URL: the same object each time, so that its reply is written once."""
+        known = self._decisions.get(rule.name)
+        if known is None:
+            known = decision_of(rule)
+            self._decisions.keep(rule.name, known, _OBJECT_BYTES)
+        return known
+
+    def with_credentials(self, decision: Decision, credentials: tuple[Credential, ...]) -> Decision:
+        """Add the credentials that apply: the same object each time, unless the request is rewritten."""
+        if credentials == decision.credentials:
+            return decision
+        if decision.rewritten is not None:
+            return replace(decision, credentials=credentials)
+        names = [credential.name for credential in credentials]
+        key = (decision, *names)
+        known = self._decisions.get(key)
+        if known is None:
+            known = replace(decision, credentials=credentials)
+            self._decisions.keep(key, known, _object_bytes(*names))
+        return known
+
+    def _method(self, method: str) -> str | None:
+        if method == CONNECT:
+            return None
+        if method in self._methods:
+            return method
+        return method.lower() if method.upper() in self._methods else _OTHER_METHOD
+
+    def _candidates_for(self, facts: HostFacts) -> Candidates:
+        """Find the candidates. They depend on the host by positions alone, so most hosts share theirs with others."""
+        rules, rewrites = self.rules.positions(facts.host), self.rewrites.positions(facts.host)
+        credentials = self.credentials.positions(facts.host)
+        key = (facts.clients, facts.method, facts.scheme, facts.port, rules, rewrites, credentials)
+        known = self._candidates.get(key)
+        if known is None:
+            policy = self.policy
+            known = Candidates(
+                tuple(holding(policy.rules, rules, facts)),
+                tuple(holding(policy.rewrites, rewrites, facts)),
+                self.injectable(facts, credentials),
+                rules,
+                tuple(sorted(filter(None, (policy.rules[position].expires for position in rules)))),
+                self._default(facts),
+            )
+            self._candidates.keep(key, known, _object_bytes(facts.method, *facts.clients) + known.held_bytes)
+        return known
+
+    def _default(self, facts: HostFacts) -> Decision:
+        if self.policy.default_action is Action.DENY:
+            return deny("default", self.policy.default_reason or "No rule of the policy allows this request.")
+        if not covers_default_port(facts.scheme, facts.port):
+            return deny("default", f"The default allows {facts.scheme} on its own port, and no rule port {facts.port}.")
+        return Decision(Action.ALLOW, "default")
+
+
+def decision_of(rule: Rule, *, private: bool = False) -> Decision:
+    """Make the decision of a rule that decides; `private` where a rule that it stands for allows a private address."""
+    reason = rule.reason or (None if rule.action is Action.ALLOW else f"The rule {rule.name} denies this.")
+    return Decision(rule.action, rule.name, reason, rule.location, private or rule.private)
+
+
+def injects(facts: HostFacts) -> bool:
+    """Tell whether a request can get any credential: over https alone, and never the preflight of CORS."""
+    return facts.scheme == "https" and facts.method != _PREFLIGHT
+
+
+def holding(entries: tuple[EntryT, ...], positions: tuple[int, ...], facts: HostFacts) -> Iterator[EntryT]:
+    """Give the entries at these positions whose fields hold without the URL."""
+    return (entries[position] for position in positions if holds_for_host(entries[position], facts))
+
+
+def in_force(rules: Iterable[Rule], at: datetime) -> Iterator[Rule]:
+    """Give the rules that have not expired."""
+    return (rule for rule in rules if rule.expires is None or not rule.lapsed(at))
+
+
+def _named_methods(policy: Policy) -> Iterator[str]:
+    sections: tuple[tuple[Rule | Rewrite | Credential, ...], ...] = (policy.rules, policy.rewrites, policy.credentials)
+    return (method for section in sections for entry in section for method in entry.match.methods or ())
+
+
+def _object_bytes(*texts: str | None) -> int:
+    """Estimate the bytes of an object that these texts name."""
+    return _OBJECT_BYTES + 4 * sum(len(text or "") for text in texts)
+
+
+_NO_FACTS = HostFacts((), _OTHER_METHOD, "http", Host(""), 0)

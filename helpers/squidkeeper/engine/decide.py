@@ -1,0 +1,69 @@
+"""The one decision (floor 3): helpers, `explain`, a policy's tests and drift all call `decide`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum, auto
+
+from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch
+from squidkeeper.engine.decision import Decision, deny
+from squidkeeper.engine.host_scope import decide_host
+from squidkeeper.engine.request_scope import decide_fetched, decide_url
+from squidkeeper.errors import InvalidUrl
+from squidkeeper.url import OWN_PAGES, is_own_page, is_unusual, origin_of
+
+
+class Stage(Enum):
+    """How much of a request is decided."""
+
+    HOST = auto()  # every URL of its host, or its tunnel
+    URL = auto()  # its URL, with the rewrite and the credentials
+    FETCH = auto()  # its URL, with the credentials of the URL that is fetched
+    ALL = auto()  # what Squid asks for one after the other: its host, and its URL where that is not decided by then
+
+
+def decide(
+    policy: CompiledPolicy,
+    match: HostMatch,
+    at: datetime,
+    stage: Stage = Stage.ALL,
+    url: str | None = None,
+    final_url: str | None = None,
+) -> Decision:
+    """Decide a request; `match` is `policy.match(request)`.
+
+    `url` stands for the match's own URL, so that one match serves many. `final_url` is the rewriter's answer, for
+    `FETCH` alone.
+    """
+    url = match.url if url is None else url
+    if stage is Stage.ALL and url is not None and is_own_page(url):
+        return deny("invalid-request", f"{OWN_PAGES}… are pages of Squid itself, which are not for clients.")
+    if match.denial is not None:
+        return match.denial
+    if stage is Stage.FETCH:
+        return decide_fetched(policy, match, url or "", final_url, at)
+    if stage is Stage.URL:
+        return decide_url(policy, match, url or "", at)
+    decision = decide_host(policy, match, at)
+    if stage is Stage.HOST or url is None:
+        return decision
+    is_asked = asks_url(decision, match, url) or not _is_of_host(url, match)
+    return decide_url(policy, match, url, at) if is_asked else decision
+
+
+def asks_url(decision: Decision, match: HostMatch, url: str) -> bool:
+    """Tell whether squid.conf asks a helper about a URL after this decision about its host."""
+    facts = match.facts
+    if not decision.allowed or facts.method is None:
+        return False
+    may_inject = decision.may_inject and facts.scheme == "https"
+    return decision.needs_url or decision.may_rewrite or may_inject or is_unusual(url)
+
+
+def _is_of_host(url: str, match: HostMatch) -> bool:
+    """Tell whether a URL is of the host that Squid states."""
+    try:
+        scheme, host, port = origin_of(url)
+    except InvalidUrl:
+        return False
+    return (scheme, host.text, port) == (match.facts.scheme, match.facts.host.text, match.facts.port)

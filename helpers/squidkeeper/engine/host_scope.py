@@ -1,0 +1,103 @@
+"""The decision at host scope (floor 3): as far as it goes for every URL of a host."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import replace
+from datetime import datetime
+
+from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch, decision_of, holding, in_force
+from squidkeeper.engine.decision import Decision, deny
+from squidkeeper.policy.model import Action, Rewrite, Rule
+from squidkeeper.url import Host
+
+
+def decide_host(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
+    """Decide for every URL of the host; for a CONNECT, whether the tunnel opens."""
+    if match.facts.host.address is not None:  # hosts with the same candidates can be private or not
+        return _decide(policy, match, at)
+    known, span = match.candidates.at_host, bisect_right(match.candidates.lapses, at)
+    if span not in known:
+        known[span] = _decide(policy, match, at)
+    return known[span]
+
+
+def first_rule(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Rule | None:
+    """Find the first rule for the host, whatever the method and the URL."""
+    any_method = match.facts._replace(method=None)
+    return next(in_force(holding(policy.policy.rules, match.candidates.rule_positions, any_method), at), None)
+
+
+def first_rewrite(policy: CompiledPolicy, match: HostMatch) -> Rewrite | None:
+    """Find the first rewrite for the host, whatever the method and the URL."""
+    positions, any_method = policy.rewrites.positions(match.facts.host), match.facts._replace(method=None)
+    return next(holding(policy.policy.rewrites, positions, any_method), None)
+
+
+def deny_private(host: Host, opener: str) -> Decision:
+    """Deny a private address, which the rule or rewrite that leads there does not allow."""
+    return deny("private-address", f"{host.text} is a private address, which {opener} does not open (private: true).")
+
+
+def checked_private(decision: Decision, host: Host) -> Decision:
+    """Deny what a decision allows where the host is a private address and the rule is not for private ones."""
+    if host.private and decision.allowed and not decision.private:
+        return deny_private(host, f"the rule {decision.rule}")
+    return decision
+
+
+def _decide(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
+    is_tunnel = match.facts.method is None
+    decision = _decide_tunnel(match, at) if is_tunnel else _decide_any_url(policy, match, at)
+    if not decision.allowed:
+        return decision
+    unrestricted = not is_tunnel and _is_unrestricted(policy, match, at)
+    return replace(
+        decision,
+        may_rewrite=bool(match.candidates.rewrites),
+        may_inject=bool(match.candidates.credentials),
+        unrestricted=unrestricted,
+        credential_varies=unrestricted and _credential_varies(policy, match),
+    )
+
+
+def _decide_any_url(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
+    rule = next(in_force(match.candidates.rules, at), None)
+    if rule is None:
+        return checked_private(match.candidates.default, match.facts.host)
+    if rule.match.any_url:
+        return checked_private(policy.decision_by(rule), match.facts.host)
+    return Decision(Action.ALLOW, rule.name, "The URL decides.", rule.location, private=rule.private, needs_url=True)
+
+
+def _decide_tunnel(match: HostMatch, at: datetime) -> Decision:
+    """Decide a tunnel: the first certain rule, unless an allow that is not certain comes before it."""
+    allows: list[Rule] = []  # those that a request inside could match
+    last: Rule | None = None
+    for last in in_force(match.candidates.rules, at):
+        if last.action is Action.ALLOW:
+            allows.append(last)
+        if last.certain:
+            break
+    else:
+        last = None
+    rule = allows[0] if allows else last
+    private = any(one.private for one in allows)
+    decision = decision_of(rule, private=private) if rule else match.candidates.default
+    return checked_private(decision, match.facts.host)
+
+
+def _is_unrestricted(policy: CompiledPolicy, match: HostMatch, at: datetime) -> bool:
+    """Tell whether the first rule for the host allows every method and path, and no rewrite is for any of them."""
+    if first_rewrite(policy, match) is not None:
+        return False
+    rule = first_rule(policy, match, at)
+    if rule is None:
+        return policy.policy.default_action is Action.ALLOW
+    return rule.certain and rule.action is Action.ALLOW
+
+
+def _credential_varies(policy: CompiledPolicy, match: HostMatch) -> bool:
+    """Tell whether another method, path or query of the host can get other credentials."""
+    credentials = policy.injectable(match.facts._replace(method=None))
+    return not all(credential.match.any_request for credential in credentials)

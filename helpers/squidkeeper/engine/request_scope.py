@@ -1,0 +1,148 @@
+"""The decision at request scope (floor 3): one that every reading of the URL's path leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+from typing import NamedTuple
+
+from squidkeeper.engine.compiled_policy import CompiledPolicy, EntryT, HostMatch, in_force
+from squidkeeper.engine.decision import Decision, Rewritten, deny
+from squidkeeper.engine.fields import HostFacts, UrlFacts, holds_for_url
+from squidkeeper.engine.host_scope import checked_private, deny_private
+from squidkeeper.engine.target import target_url
+from squidkeeper.errors import InvalidUrl
+from squidkeeper.policy.model import Credential, Rewrite, Rule
+from squidkeeper.url import ReadPath, Url, format_authority, parse_url, readings
+
+_SHOWN = 200  # characters of a path, on a page
+_UNREWRITTEN = deny("policy-unavailable", "The rewriter has to rewrite this request, and did not.")
+
+
+class Applied(NamedTuple):
+    """The entries that apply to one reading of a path; `rule` is None for the default."""
+
+    rule: Rule | None
+    rewrite: Rewrite | None
+    credentials: tuple[Credential, ...]
+
+
+def decide_url(policy: CompiledPolicy, match: HostMatch, text: str, at: datetime) -> Decision:
+    """Decide for one URL of the host."""
+    try:
+        url = parse_url(text)
+        _check_origin(url, match.facts)
+        return _decide_paths(policy, match, url, readings(url.path), at)
+    except InvalidUrl as error:
+        return deny("invalid-request", f"Not a request that can be judged: {error}.")
+
+
+def decide_fetched(
+    policy: CompiledPolicy, match: HostMatch, text: str, final_url: str | None, at: datetime
+) -> Decision:
+    """Decide for one URL, once it is known which one is fetched: the credentials are those for that one.
+
+    `final_url` is what a rewriter answered, perhaps by another revision of the policy; None where none was asked, none
+    answered, or it denies the request.
+    """
+    decision = decide_url(policy, match, text, at)
+    if not decision.allowed:
+        return decision
+    if final_url is None:
+        return decision if decision.rewritten is None else _UNREWRITTEN
+    try:
+        url = parse_url(final_url)
+        return _add_credentials(policy, decision, match.facts, url)
+    except InvalidUrl as error:
+        return deny("invalid-request", f"Not a URL that can be fetched: {error}.")
+
+
+def decide_reading(policy: CompiledPolicy, match: HostMatch, url: UrlFacts, at: datetime) -> Decision:
+    """Decide for one reading of a path alone: what `explain` shows, never what is enforced."""
+    return _decision_by(policy, match, _applied(match, url, at).rule)
+
+
+def _check_origin(url: Url, facts: HostFacts) -> None:
+    """Refuse a URL of another scheme, host or port than Squid states."""
+    if url.host.text != facts.host.text or url.port != facts.port or url.scheme != facts.scheme:
+        raise InvalidUrl(f"the URL is not of {facts.scheme}://{format_authority(facts.host, facts.port)}")
+
+
+def _decide_paths(
+    policy: CompiledPolicy, match: HostMatch, url: Url, paths: tuple[ReadPath, ...], at: datetime
+) -> Decision:
+    applied = _applied(match, UrlFacts(paths[0], url.query), at)
+    for path in paths[1:]:
+        other = _applied(match, UrlFacts(path, url.query), at)
+        if _consequences(policy, match, other) != _consequences(policy, match, applied):
+            return _ambiguous(paths)
+    decision = _decision_by(policy, match, applied.rule)
+    if not decision.allowed:
+        return decision
+    if applied.rewrite is not None:
+        return _rewrite(policy, decision, applied.rewrite, match.facts, url, paths[0])
+    return policy.with_credentials(decision, applied.credentials)
+
+
+def _applied(match: HostMatch, url: UrlFacts, at: datetime) -> Applied:
+    rules, rewrites, credentials = match.candidates.rules, match.candidates.rewrites, match.candidates.credentials
+    rule = _first(in_force(rules, at), url)
+    rewrite = _first(rewrites, url) if rewrites else None
+    return Applied(rule, rewrite, _chosen(credentials, url) if credentials and not rewrite else ())
+
+
+def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) -> object:
+    """Reduce to what must be the same for every reading; another rule with the same consequences may decide."""
+    decision = _decision_by(policy, match, applied.rule)
+    if not decision.allowed:
+        return (decision.action,)
+    rewrite = applied.rewrite and applied.rewrite.name
+    return (decision.action, decision.private, rewrite, tuple(one.name for one in applied.credentials))
+
+
+def _decision_by(policy: CompiledPolicy, match: HostMatch, rule: Rule | None) -> Decision:
+    decision = match.candidates.default if rule is None else policy.decision_by(rule)
+    return checked_private(decision, match.facts.host)
+
+
+def _rewrite(
+    policy: CompiledPolicy, decision: Decision, rewrite: Rewrite, facts: HostFacts, url: Url, path: ReadPath
+) -> Decision:
+    target = target_url(rewrite, facts.host, path, url.query)
+    if target == url:  # a redirect would never end
+        return _add_credentials(policy, decision, facts, url)
+    if rewrite.redirect is not None:
+        return replace(decision, rewritten=Rewritten(rewrite, target))
+    if target.host.private and not rewrite.private:
+        return deny_private(target.host, f"the rewrite {rewrite.name}")
+    rewritten = replace(decision, rewritten=Rewritten(rewrite, target), private=rewrite.private)
+    return _add_credentials(policy, rewritten, facts, target)
+
+
+def _add_credentials(policy: CompiledPolicy, decision: Decision, facts: HostFacts, url: Url) -> Decision:
+    """Add the credentials for the URL that is fetched; a path that servers read differently denies."""
+    paths = readings(url.path)
+    candidates = policy.injectable(facts._replace(scheme=url.scheme, host=url.host, port=url.port))
+    chosen = [_chosen(candidates, UrlFacts(path, url.query)) for path in paths]
+    if any(one != chosen[0] for one in chosen):
+        return _ambiguous(paths)
+    return policy.with_credentials(decision, chosen[0])
+
+
+def _first(entries: Iterable[EntryT], url: UrlFacts) -> EntryT | None:
+    return next((entry for entry in entries if holds_for_url(entry, url)), None)
+
+
+def _chosen(credentials: Iterable[Credential], url: UrlFacts) -> tuple[Credential, ...]:
+    """Choose the first credential that matches, for each header."""
+    chosen: dict[str, Credential] = {}
+    for credential in credentials:
+        if holds_for_url(credential, url):
+            chosen.setdefault(credential.header.lower(), credential)
+    return tuple(chosen.values())
+
+
+def _ambiguous(paths: tuple[ReadPath, ...]) -> Decision:
+    shown = ", ".join(f"{path.reading} {path.path[:_SHOWN]}" for path in paths[:4])
+    return deny("ambiguous-path", f"Servers could read the path in ways that the policy tells apart: {shown}.")

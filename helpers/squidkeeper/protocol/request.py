@@ -1,0 +1,174 @@
+"""A request, parsed and typed (floor 2): what Squid's tokens state, or why that cannot be judged.
+
+Every helper gets the same eight tokens, in this order: client, user, method, scheme, host, port, SNI and the authority
+of the tunnel (squid/squidkeeper.conf). `explain`, `tests:` and drift state the same of a method and a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from squidkeeper.errors import InvalidUrl
+from squidkeeper.url import (
+    Address,
+    Host,
+    bracketed,
+    check_scheme,
+    format_authority,
+    origin_of,
+    parse_address,
+    parse_authority,
+    parse_host,
+    parse_port,
+    parse_url,
+    unrecorded_url,
+)
+
+CONNECT = "CONNECT"
+DENIED_BY = " denied by "  # between authority and rule in the name that a denied tunnel gets (clt_conn_tag)
+REQUEST_TOKENS = 8
+_REFUSED_METHODS = {
+    "TRACE": "returns a request's headers to whoever asks",
+    "TRACK": "returns a request's headers to whoever asks",
+    "PURGE": "is for the owner of a cache",
+}
+
+
+class Request(NamedTuple):  # cheaper to make than a dataclass, and made for each line
+    """One request. For a CONNECT the scheme is https, and `authority` is host and port as they were stated.
+
+    `url` is the absolute request target as it was stated; None stands for every URL of the host.
+    """
+
+    method: str
+    client: Address | None
+    user: str | None
+    scheme: str
+    port: int
+    host: Host
+    authority: str = ""
+    url: str | None = None
+
+
+class Malformed(NamedTuple):
+    """A request that cannot be judged: the built-in rule that denies it, the reason, and what was stated."""
+
+    rule: str
+    reason: str
+    method: str
+    user: str | None
+    authority: str
+    url: str | None = None
+
+
+def parse_request(tokens: Sequence[str | None], url: str | None = None) -> Request | Malformed:
+    """Parse the eight tokens, None where Squid gives `-`; more tokens are ignored.
+
+    CONNECT, TLS server name and request have to name one host and port.
+    """
+    client, user, stated_method, stated_scheme, host, port, sni, tunnel = tokens[:REQUEST_TOKENS]
+    method, host, port = stated_method or "", host or "", port or ""
+    authority = f"{host}:{port}" if method == CONNECT else ""
+    try:
+        address, scheme, number = _parse_sender(client, method, stated_scheme or "", port)
+        request = Request(method, address, user, scheme, number, parse_host(host), authority, url)
+        wrong = _contradiction(request, sni, tunnel)
+    except InvalidUrl as error:
+        wrong = "invalid-request", _reason(method, url, error)
+    return Malformed(*wrong, method, user, authority, url) if wrong else request
+
+
+def request_to(method: str, target: str, client: str | None = None, user: str | None = None) -> Request | Malformed:
+    """Make the request of a client that sends a method and a target, which may both be escaped as in the access log.
+
+    The target of a CONNECT is `host:port`. An https URL is requested inside the tunnel that its own CONNECT opened.
+    """
+    return parse_request(*stated_tokens(method, target, client, user))
+
+
+def stated_tokens(
+    method: str, target: str, client: str | None = None, user: str | None = None
+) -> tuple[list[str | None], str | None]:
+    """Give what `parse_request` takes, as Squid would state it; where a target cannot be parsed, no host."""
+    target = unrecorded_url(target)
+    try:
+        if method == CONNECT:
+            host, port = _host_and_port(target)
+            return [client, user, method, None, _stated(host), str(port), None, None], None
+        scheme, host, port = origin_of(target)
+    except InvalidUrl:
+        return [client, user, method, "http", "", "80", None, None], target
+    tunnel = format_authority(host, port) if scheme == "https" else None
+    return [client, user, method, scheme, _stated(host), str(port), None, tunnel], target
+
+
+@lru_cache(maxsize=1024)  # a line of an unknown host takes 2 us less
+def _parse_sender(client: str | None, method: str, scheme: str, port: str) -> tuple[Address | None, str, int]:
+    """Parse what many requests have in common: the client's address, the scheme and the port."""
+    refused = _REFUSED_METHODS.get(method.upper())
+    if refused:
+        raise InvalidUrl(f"the method {method} {refused}")
+    address = parse_address(client) if client else None
+    return address, "https" if method == CONNECT else check_scheme(scheme.lower()), parse_port(port)
+
+
+def _reason(method: str, url: str | None, error: InvalidUrl) -> str:
+    """Say why a request cannot be parsed: where its URL is at fault, what is wrong with the URL."""
+    if url is not None and method == CONNECT:
+        return _no_authority(url)
+    if url is not None:
+        try:
+            parse_url(url)
+        except InvalidUrl as fault:
+            error = fault
+    return f"Not a request that can be judged: {error}."
+
+
+def _contradiction(request: Request, sni: str | None, tunnel: str | None) -> tuple[str, str] | None:
+    """Give rule and reason where one layer claims another host than the next; None where all agree."""
+    if request.method == CONNECT:
+        if tunnel is not None:
+            return "invalid-request", "A CONNECT inside a tunnel is not allowed."
+        return None if request.url is None else ("invalid-request", _no_authority(request.url))  # Squid sends none
+    if tunnel is None:
+        return ("invalid-request", "An https URL needs a CONNECT first.") if request.scheme == "https" else None
+    asked = format_authority(request.host, request.port)
+    if tunnel != asked and _authority(tunnel) != (request.host, request.port):
+        return "authority-mismatch", f"The tunnel was opened to {tunnel}, the request in it is for {asked}."
+    if sni is not None and sni != bracketed(request.host) and _host(sni) != request.host:
+        return "authority-mismatch", f"The TLS server name is {sni!r}, the request in it is for {asked}."
+    if request.scheme != "https":
+        return "invalid-request", "A request inside a tunnel has to be https."
+    return None
+
+
+def _no_authority(target: str) -> str:
+    return f"CONNECT takes HOST:PORT, such as github.com:443, not {target!r}."
+
+
+def _authority(text: str) -> tuple[Host, int | None] | None:
+    try:
+        return parse_authority(text)
+    except InvalidUrl:
+        return None
+
+
+def _host(text: str) -> Host | None:
+    try:
+        return parse_host(text)
+    except InvalidUrl:
+        return None
+
+
+def _host_and_port(target: str) -> tuple[Host, int]:
+    host, port = parse_authority(target)
+    if port is None:
+        raise InvalidUrl("the target of a CONNECT has no port")
+    return host, port
+
+
+def _stated(host: Host) -> str:
+    """Write a host as Squid states it: a helper reads `-` as none."""
+    return "" if host.text == "-" else bracketed(host)

@@ -1,0 +1,209 @@
+"""Decisions as Squid reads them (floor 4): the annotations of squid/squidkeeper.conf, the page, and what is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from sys import getsizeof
+from urllib.parse import quote
+
+from squidkeeper.bounded_cache import BoundedCache
+from squidkeeper.counters import Key, counter_key
+from squidkeeper.engine import Decision, deny
+from squidkeeper.engine.decision import Rewritten
+from squidkeeper.metrics import (
+    CREDENTIAL,
+    CREDENTIAL_FAILURES,
+    CREDENTIAL_INJECTIONS,
+    DECISIONS,
+    HOST,
+    NONE,
+    PROTOCOL_ERRORS,
+    REWRITE,
+)
+from squidkeeper.protocol.lines import USER_LENGTH, Reply, Result
+from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request
+from squidkeeper.url import RECORDED_URL_LENGTH, recorded_url
+
+_NO_POLICY = deny(
+    "policy-unavailable",
+    "The gateway has no policy that loads, so it denies everything. Its operators must fix the policy.",
+)
+_CREDENTIAL_UNAVAILABLE = "The credential for this request ({}) is unavailable; the gateway's cache.log has the reason."
+_BARE_IN_USER = "!$&()*+,-./:;=?@_"
+_DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits of the hash
+_REPLY_BYTES = 1_500  # of Python objects
+
+
+# --- acl ----------------------------------------------------------------------------------------------------------
+
+
+def acl_reply(
+    decision: Decision, helper: str, revision: str | None, user: str | None = None, tunnel: str | None = None
+) -> Reply:
+    """Write the reply of the acl helper; a denial has the text of the page.
+
+    `revision` is the one that decided, `user` the proxy user, for the access log; `tunnel` names the tunnel of a
+    CONNECT. A final decision has a tag: it costs Squid less to test a tag than to look for annotations that are absent.
+    """
+    annotations = [
+        *_decided(decision, revision),
+        ("private_", "yes" if decision.private else "no"),
+        *([("clt_conn_tag", tunnel)] if tunnel else []),
+    ]
+    named = [("user_", _recorded_user(user))] if user is not None else []
+    counted = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
+    if not decision.allowed:
+        return Reply(Result.ERR, (*annotations, *named), _page_message(decision), counted)
+    flags = (
+        ("scope_", "request", decision.needs_url),
+        ("rewrite_", "yes", decision.may_rewrite),
+        ("inject_", "yes", decision.may_inject),
+        ("unrestricted_", "yes", decision.unrestricted),
+        ("credential_varies_", "yes", decision.credential_varies),
+        ("tag", "sk_final", helper == HOST and decision.final),
+    )
+    held = ((key, value) for key, value, holds in flags if holds)
+    return Reply(Result.OK, (*annotations, *held, *named), counted=counted)
+
+
+def shared_reply(
+    cache: BoundedCache[object, Reply], decision: Decision, helper: str, revision: str, user: str | None = None
+) -> Reply:
+    """Give the reply for a decision that many lines share: written once, and kept by the decision and the user."""
+    key = (decision, user)
+    reply = cache.get(key)
+    if reply is None:
+        reply = acl_reply(decision, helper, revision, user)
+        cache.keep(key, reply, reply_bytes(reply))
+    return reply
+
+
+def tunnel_reply(decision: Decision, helper: str, revision: str | None, request: Request | Malformed) -> Reply:
+    """Write a reply of its own for one request without its URL; for a CONNECT it names the tunnel.
+
+    The name of a denied tunnel is no authority, so nothing inside can pass.
+    """
+    tunnel = None
+    if request.method == CONNECT:
+        tunnel = request.authority if decision.allowed else f"{request.authority}{DENIED_BY}{decision.rule}"
+    return acl_reply(decision, helper, revision, request.user, tunnel)
+
+
+def no_policy_reply(helper: str, request: Request | Malformed) -> Reply:
+    """Deny because no policy has ever loaded."""
+    return tunnel_reply(_NO_POLICY, helper, None, request)
+
+
+def describe_url(reply: Reply, url: str) -> Reply:
+    """Add what the access log cannot show of a URL: a bare `#`, written as `%23` there, and what it cuts off."""
+    described = [("hidden_", "fragment")] if "#" in url else []
+    recorded = recorded_url(url)
+    if len(recorded) >= RECORDED_URL_LENGTH:
+        digest = sha256(recorded.encode()).hexdigest()[:_DIGEST_LENGTH]
+        described.append(("cut_", f"{len(recorded)}:{digest}"))
+    return replace(reply, annotations=(*reply.annotations, *described))
+
+
+def reply_bytes(reply: Reply) -> int:
+    """Estimate the bytes of a reply and its line."""
+    return _REPLY_BYTES + 2 * getsizeof(reply.message)
+
+
+# --- rewrite ------------------------------------------------------------------------------------------------------
+
+
+def rewrite_reply(decision: Decision, url: str, revision: str) -> Reply:
+    """Write the reply of the rewriter: always with the URL that is fetched, `-` for a denied request."""
+    if decision.rewritten is not None:
+        return _rewritten_reply(decision.rewritten, revision)
+    return Reply(Result.ERR, (("final_url_", url if decision.allowed else "-"),), counted=_UNCHANGED)
+
+
+def _rewritten_reply(rewritten: Rewritten, revision: str) -> Reply:
+    rewrite, target = rewritten.rewrite, str(rewritten.url)
+    # nothing is fetched for a redirect, so the address of its host makes no difference
+    private = "yes" if rewrite.private or rewrite.redirect is not None else "no"
+    annotations = (("final_url_", target), ("private_", private), ("revision_", revision))
+    if rewrite.redirect is None:
+        counted = (_decision_key(REWRITE, rewrite.name, "rewrite"),)
+        return Reply(Result.OK, (("rewrite-url", target), *annotations), counted=counted)
+    counted = (_decision_key(REWRITE, rewrite.name, "redirect"),)
+    return Reply(Result.OK, (("status", str(rewrite.redirect)), ("url", target), *annotations), counted=counted)
+
+
+# --- credential ---------------------------------------------------------------------------------------------------
+
+
+def credential_reply(decision: Decision, revision: str, values: Sequence[str] = ()) -> Reply:
+    """Write the reply of the credential helper, with a value for each of the decision's credentials."""
+    annotations = _decided(decision, revision)
+    counted = (_decision_key(CREDENTIAL, decision.rule, decision.action),)
+    if not decision.allowed:
+        return Reply(Result.ERR, annotations, _page_message(decision), counted)
+    if not decision.credentials:
+        return Reply(Result.OK, annotations, counted=counted)
+    names = [credential.name for credential in decision.credentials]
+    headers = [header_annotation(credential.header) for credential in decision.credentials]
+    injected = (*zip(headers, values, strict=True), ("injected_", "yes"), ("credential_", ",".join(names)))
+    return Reply(
+        Result.OK,
+        (*annotations, *injected),
+        counted=(*counted, *(counter_key(CREDENTIAL_INJECTIONS, name) for name in names)),
+    )
+
+
+def credential_unavailable_reply(decision: Decision, revision: str, failed: Iterable[str]) -> Reply:
+    """Deny because the values of some credentials, named by `failed`, are unavailable."""
+    names = ", ".join(credential.name for credential in decision.credentials)
+    reply = credential_reply(deny("credential-unavailable", _CREDENTIAL_UNAVAILABLE.format(names)), revision)
+    return replace(reply, counted=(*reply.counted, *(counter_key(CREDENTIAL_FAILURES, name) for name in failed)))
+
+
+def header_annotation(header: str) -> str:
+    """Name the annotation that carries a header's value; the closing `_` keeps Squid from logging it."""
+    return f"{header.lower().replace('-', '_')}_"
+
+
+# --- every helper -------------------------------------------------------------------------------------------------
+
+
+def broken_reply(message: str, helper: str) -> Reply:
+    """Tell Squid that a line could not be answered; it denies."""
+    return Reply(
+        Result.BH,
+        (("rule_", "policy-unavailable"), ("verdict_", "deny")),
+        message,
+        (_decision_key(helper, "policy-unavailable", "deny"), counter_key(PROTOCOL_ERRORS, helper)),
+    )
+
+
+def _decided(decision: Decision, revision: str | None) -> tuple[tuple[str, str], ...]:
+    """Write what was decided, and by which revision; without one where none has loaded."""
+    annotations = (("rule_", decision.rule), ("verdict_", str(decision.action)))
+    return annotations if revision is None else (*annotations, ("revision_", revision))
+
+
+def _page_message(decision: Decision) -> str:
+    return f"Rule: {decision.rule}\nReason: {decision.reason}"
+
+
+def _recorded_user(user: str) -> str:
+    """Write the proxy user for the access log: Squid's own `%un` also names who gave a wrong password."""
+    return quote(user, safe=_BARE_IN_USER, errors="surrogateescape")[:USER_LENGTH]
+
+
+def _outcome(decision: Decision, tunnel: str | None) -> str:
+    """Name what is counted: a tunnel that is allowed is no request that a rule has matched."""
+    if tunnel and decision.allowed:
+        return "tunnel"
+    return "url" if decision.needs_url else decision.action
+
+
+def _decision_key(helper: str, rule: str, verdict: str) -> Key:
+    return counter_key(DECISIONS, helper, rule, str(verdict))
+
+
+_UNCHANGED = (_decision_key(REWRITE, NONE, "unchanged"),)
+NO_REWRITE_POLICY = Reply(Result.ERR, counted=(_decision_key(REWRITE, "policy-unavailable", "deny"),))
