@@ -1,7 +1,7 @@
 """The table of all metrics under `squidkeeper_` (floor 1): name, type, labels and meaning.
 
 A test holds the table in the documentation to it. Label values come from the policy and from the lists here, never from
-an address, a host or a URL: clients could invent those without end.
+an address, a host or a URL: clients could invent any number of those.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def read_identity(descriptor: int) -> str | None:
 
 
 def read_values(descriptor: int) -> list[float]:
-    """Read the values until two reads agree, so that none is torn. A value that cannot be a count is 0."""
+    """Read the values until two reads agree, so no value is torn. A value that cannot be a count is 0."""
     content = b""
     for _ in range(TRIES):
         again = os.pread(descriptor, VALUES_BYTES, VALUES_AT)

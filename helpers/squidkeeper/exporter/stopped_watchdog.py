@@ -1,7 +1,7 @@
 """Kills helpers that are stopped as a whole (floor 7).
 
 A helper that is stuck exits (helpers/watchdog.py). A helper that is stopped (SIGSTOP) or frozen cannot, and Squid waits
-for its replies without end. The exporter finds the helpers by their counter files and runs as the same account, so it
+for its replies forever. The exporter finds the helpers by their counter files and runs as the same account, so it
 can kill them.
 """
 
