@@ -1,4 +1,4 @@
-"""The record held against the policy: what was served and should not have been, and nothing else."""
+"""Records compared with the policy: requests that were served and should not have been, and nothing else."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""The tests that a policy carries: what each of their fields holds the decision against, in the words of a fault."""
+"""The tests that a policy carries: what each of their fields compares the decision with, in the words of a fault."""
 
 from __future__ import annotations
 

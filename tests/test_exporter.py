@@ -659,7 +659,7 @@ THROTTLE_HELPER = replace(HELPER, helper="throttle", revision=None)
         (DENIED, (HELPER,), True),
         (DENIED, (HELPER, THROTTLE_HELPER), False),
         (DENIED, (), False),  # Squid has just ended
-        (DENIED, (replace(HELPER, started=NOW - 19),), False),  # Squid has started anew since
+        (DENIED, (replace(HELPER, started=NOW - 19),), False),  # Squid has restarted since
         (replace(DENIED, time=datetime.fromtimestamp(NOW - 2, UTC)), (HELPER,), False),  # it takes a moment to start
         (replace(DENIED, time=datetime.fromtimestamp(NOW - 301, UTC)), (replace(HELPER, started=0.0),), False),
         (replace(DENIED, rule="policy-unavailable"), (HELPER,), False),

@@ -210,11 +210,11 @@ def test_hosts_that_are_answered_alike_share_one_reply_for_each_user(policy: Pat
         assert first is second
 
 
-FORMS = {"a": 1, "%22": 3, '"': 3, "\xff": 3, "'": 3}  # what a client sends, and its characters on record
+FORMS = {"a": 1, "%22": 3, '"': 3, "\xff": 3, "'": 3}  # what a client sends, and its characters in the access log
 
 
 def url_of(host: str, form: str, recorded: int) -> bytes:
-    """Make a URL that takes so many characters on record."""
+    """Make a URL that takes so many characters in the access log."""
     number, rest = divmod(recorded - len(f"http://{host}/"), FORMS[form])
     return f"http://{host}/{'b' * rest}{form * number}".encode("latin-1")
 

@@ -979,7 +979,7 @@ def test_a_given_ca_replaces_the_one_in_place_which_is_kept(empty: Gateway, tmp_
     assert empty.place("etc/ca/ca.crt.previous").read_bytes() == made
     for name in ("ca.key", "ca.key.previous"):
         assert (mode(empty.place(f"etc/ca/{name}")), owner(empty.place(f"etc/ca/{name}"))) == (0o600, squid_account())
-    assert empty.answers() == "403", "the leaf of the same host is minted anew, by the new CA"
+    assert empty.answers() == "403", "the leaf of the same host is minted again, by the new CA"
     before, pid = empty.snapshot(), empty.pid
     assert empty.install("--ca-dir", str(given)).returncode == 0
     assert (empty.snapshot(), empty.pid) == (before, pid)
@@ -999,7 +999,7 @@ def test_a_former_ca_put_back_by_hand_gets_a_new_certificate_store(empty: Gatewa
     done = empty.install()
     assert done.returncode == 0, done.stderr
     assert "CA            in place" in done.stdout
-    assert empty.answers() == "403", "the leaf of the same host is minted anew, by the CA that is there now"
+    assert empty.answers() == "403", "the leaf of the same host is minted again, by the CA that is there now"
 
 
 def test_a_certificate_store_that_does_not_tell_its_ca_is_made_anew(empty: Gateway) -> None:

@@ -164,7 +164,7 @@ def test_a_panel_asks_for_metrics_and_labels_that_there_are(title: str, query: s
 
 
 def test_every_metric_is_in_an_alert_or_on_the_dashboard() -> None:
-    """What nobody looks at need not be there."""
+    """A metric that nobody reads need not exist."""
     asked = " ".join([*(rule["expr"] for rule in RULES), *(query for _, query in QUERIES)])
     assert [metric.name for metric in METRICS if metric.name not in asked] == []
 

@@ -548,7 +548,7 @@ def test_who_comes_after_a_process_that_died_waits_for_the_list_it_had_compiled(
     child.kill()
     child.join()
     for way in ("_compile", "_compile_long"):
-        monkeypatch.setattr(lists, way, lambda *_: pytest.fail("it was begun anew"))
+        monkeypatch.setattr(lists, way, lambda *_: pytest.fail("it was begun again"))
     assert parse_host("host-199999.example.com") in load_list(*arguments)
 
 

@@ -29,7 +29,7 @@ def test_a_target_is_taken_apart(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mended"),
+    ("text", "corrected"),
     [
         ("https://m.example{query}{path}", "https://m.example{path}{query}"),
         ("https://m.example{path}?{query}", "https://m.example{path}{query}"),
@@ -39,11 +39,11 @@ def test_a_target_is_taken_apart(text: str) -> None:
         ("https://m.example{query}{query}", "https://m.example{query}"),
     ],
 )
-def test_what_a_placeholder_brings_with_it_does_not_stand_there_already(text: str, mended: str) -> None:
+def test_what_a_placeholder_brings_with_it_does_not_stand_there_already(text: str, corrected: str) -> None:
     with pytest.raises(PatternError) as raised:
         parse_target(text)
-    assert str(raised.value).endswith(f"expected {mended!r}")
-    parse_target(mended)
+    assert str(raised.value).endswith(f"expected {corrected!r}")
+    parse_target(corrected)
 
 
 def test_a_slash_ahead_of_the_path_is_the_paths_own() -> None:

@@ -339,7 +339,7 @@ def rows(title: str, figures: dict[str, dict[str, float]]) -> Iterator[str]:
 
 
 def ratios(names: list[str]) -> Iterator[tuple[str, str]]:
-    """Name what is held against what: each of ours against the smallest, and those with a list against squidGuard."""
+    """Name what is compared with what: each of ours with the smallest, and those with a list against squidGuard."""
     smallest = names[0]
     yield from ((name, smallest) for name in names[1:] if name.startswith("host"))
     if "squidGuard" in names:

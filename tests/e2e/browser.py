@@ -79,7 +79,7 @@ class Visit:
 
 
 def visit(pages: Mapping[str, str], widths: tuple[int, ...], *, dark: bool = False) -> Visit:
-    """Open pages, each at each width, in a browser that reaches no one but this function."""
+    """Open pages, each at each width, in a browser that reaches only this function."""
     frames = "".join(
         f'<iframe name="{name}" src="/{name}" width="{width}" height="900"></iframe>'
         for name in pages

@@ -14,7 +14,7 @@ Log = list[dict[str, Any]]
 def allowed(
     gateway: Gateway, origins: Origins, url: str, rule: str, *options: str | Path, client: str = "127.0.0.1"
 ) -> Seen:
-    """Expect 200 by this rule, on record; return the one request that reached an origin."""
+    """Expect 200 by this rule, logged; return the one request that reached an origin."""
     before, seen = len(gateway.log()), len(origins.seen)
     reply = curl(gateway, url, *options, client=client)
     assert reply.status == 200, f"{url}: {reply.status}\n{reply.text}"
@@ -33,7 +33,7 @@ def denied(
     client: str = "127.0.0.1",
     reason: str | None = None,
 ) -> Reply:
-    """Expect a 403 page that names this rule, the denial on record, and no connection to any origin."""
+    """Expect a 403 page that names this rule, the denial in the access log, and no connection to any origin."""
     before, connections = len(gateway.log()), len(origins.connections)
     reply = curl(gateway, url, *options, client=client)
     assert (reply.status, reply.rule) == (403, rule), f"{url}: {reply.status}\n{reply.text}"

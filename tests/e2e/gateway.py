@@ -146,7 +146,7 @@ class Gateway:
         run("squid", "-k", "reconfigure", *self._which())
 
     def rotate(self) -> None:
-        """Let Squid open its logs anew, after whoever rotates them has renamed them."""
+        """Let Squid open new logs after the old ones were renamed."""
         run("squid", "-k", "rotate", *self._which())
 
     @property

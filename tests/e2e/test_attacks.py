@@ -1,4 +1,4 @@
-"""What code in a VM would try, case by case: every one must end in a denial on record, or be harmless.
+"""What code in a VM would try, case by case: every one must end in a logged denial, or be harmless.
 
 Each case names what becomes of it: the rule that denies it; REFUSED where Squid itself does not understand it; or the
 URL that arrives, where the request is no other than an honest one.
@@ -97,7 +97,7 @@ def request(target: str, host: str | None = None, method: str = "GET", *headers:
 
 
 def try_out(attack: Attack, gateway: Gateway, origins: Origins) -> None:
-    """Run an attack and hold what came of it against what should."""
+    """Run an attack and compare its outcome with the expected one."""
     before = len(gateway.log())
     reply = attack.run(gateway)
     if attack.becomes.startswith("http"):
@@ -110,7 +110,7 @@ def try_out(attack: Attack, gateway: Gateway, origins: Origins) -> None:
         return
     assert reply is not None, "no answer"
     assert (reply.status, reply.rule) == (403, attack.becomes), reply
-    lines = wait_for(lambda: [line for line in gateway.log()[before:] if line["status"] == 403], "the denial on record")
+    lines = wait_for(lambda: [line for line in gateway.log()[before:] if line["status"] == 403], "the logged denial")
     assert {line["verdict"] for line in lines} == {"deny"}
     assert attack.becomes in {line["rule"] for line in gateway.log()[before:]}
 
@@ -501,7 +501,7 @@ def test_a_network_of_the_operators_own_is_private_too(open_gateway: Gateway, or
     assert len(origins.connections) == 1
 
 
-# The networks are repeated here, so that this holds what Squid does against them and not against what was rendered.
+# The networks are repeated here, so that Squid is compared with them and not with what was rendered.
 IPV4_NETWORKS = """
     0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 168.63.129.16/32 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
     192.168.0.0/16 198.18.0.0/15 224.0.0.0/4 240.0.0.0/4

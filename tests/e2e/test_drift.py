@@ -143,13 +143,13 @@ ODD_PIECES += [
 
 
 def odd_paths(number: int, seed: int) -> Iterator[str]:
-    """Make paths of what Squid writes otherwise on record than it was sent, and of what decides."""
+    """Make paths of characters that Squid logs otherwise than they were sent, and of characters that decide."""
     chance = random.Random(seed)
     return ("".join(chance.choices(ODD_PIECES, k=chance.randint(0, 4))) for _ in range(number))
 
 
 def kept_alive(gateway: Gateway, targets: list[str], inside: str | None = None) -> None:
-    """Ask for one after the other, on a connection or in a tunnel that is opened anew when it has ended."""
+    """Request one after the other, on a connection or in a tunnel that is opened again when it has ended."""
     client = None
     for target in targets:
         client = client or (Raw(gateway) if inside is None else tunnel(gateway, f"{inside}:443"))

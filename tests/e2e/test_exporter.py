@@ -62,7 +62,7 @@ class Sender(threading.Thread):
     """One client without a pause, that keeps what it was answered; `cut_off` are requests without an answer.
 
     Of these there are a few: a helper that dies in the instant in which Squid writes to it ("helperDispatch: … has
-    crashed") costs the request, which may or may not be on record, and its connection.
+    crashed") costs the request, which may or may not be logged, and its connection.
     """
 
     def __init__(self, gateway: Gateway, client: str, scheme: str, host: str) -> None:
@@ -201,7 +201,7 @@ def counted(prometheus: Prometheus) -> float:
 def check_totals(prometheus: Prometheus, senders: list[Sender]) -> None:
     """Compare every class of requests with what the clients have of it.
 
-    A helper that dies can end a tunnel in the middle of a request, and whether that is on record cannot be told from
+    A helper that dies can end a tunnel in the middle of a request, and whether that is logged cannot be told from
     outside: such a client's classes may have as many more, the others none.
     """
     expected: Counter[tuple[str, ...]] = Counter()

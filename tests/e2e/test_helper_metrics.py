@@ -1,4 +1,4 @@
-"""What the helpers of a real gateway count while they are killed, and the revision that each request has on record."""
+"""What the helpers of a real gateway count while they are killed, and the revision in the log line of each request."""
 
 import os
 import signal

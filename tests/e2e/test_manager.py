@@ -76,7 +76,7 @@ def test_no_agent_reaches_the_page_through_the_proxy(gateway: Gateway, origins: 
             reply = client.send(attack).answer()
         assert not is_the_page(reply), attack
         assert reply is None or reply.status >= 400 or b"squid-internal-mgr" not in reply.body, attack
-        wait_for(partial(agents_lines, gateway, before), f"it on record: {attack}")
+        wait_for(partial(agents_lines, gateway, before), f"its log line: {attack}")
     assert [seen.target for seen in origins.seen if seen.target == PAGE] == []
 
 
@@ -125,7 +125,7 @@ def test_this_machine_reads_no_other_page(gateway: Gateway, page: str) -> None:
         reply = client.send(request(f"/squid-internal-mgr/{page}", "squidkeeper")).answer()
     assert reply is not None
     assert reply.status == 403
-    assert wait_for(lambda: gateway.log()[before:], "it on record")[0]["rule"] == "invalid-request"
+    assert wait_for(lambda: gateway.log()[before:], "its log line")[0]["rule"] == "invalid-request"
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD", "PUT", "PURGE", "OPTIONS"])

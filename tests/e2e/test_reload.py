@@ -167,7 +167,7 @@ def test_a_bad_edit_keeps_the_last_good_policy(new_gateway: NewGateway, origins:
         assert curl(gateway, "https://toggled.example/").rule == "toggled"
         assert curl(gateway, "https://later.example/").status == 200
         gateway.write("policy.yaml", OPENED)
-        wait_for(lambda: curl(gateway, "https://toggled.example/").status == 200, "the mended policy", IN_FORCE_SECONDS)
+        wait_for(lambda: curl(gateway, "https://toggled.example/").status == 200, "the fixed policy", IN_FORCE_SECONDS)
         running.at_least(20)
     assert set(running.statuses("always.example")) == {200}
     assert set(running.statuses("never.example")) == {403}
@@ -197,7 +197,7 @@ def test_faults_are_told_once(new_gateway: NewGateway, origins: Origins) -> None
     gateway.write("policy.yaml", OPENED + "rulez: []\n")
     wait_for(lambda: "rulez" in gateway.cache_log(), "the fault in cache.log")
     gateway.write("policy.yaml", CLOSED)
-    wait_for(lambda: curl(gateway, "https://toggled.example/").rule == "toggled", "the mended policy", IN_FORCE_SECONDS)
+    wait_for(lambda: curl(gateway, "https://toggled.example/").rule == "toggled", "the fixed policy", IN_FORCE_SECONDS)
     assert set(helpers) <= set(gateway.helpers("acl"))
     told = [line for line in gateway.cache_log().splitlines() if "squidkeeper:" in line]
     words = ["is in force", "does not load, the last good policy goes on:", "is in force"]

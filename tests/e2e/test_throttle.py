@@ -84,7 +84,7 @@ def plain(url: str, method: str = "GET") -> Callable[[Gateway, str], Reply | Non
     return ask
 
 
-# Each deny line that a client can reach at will: how, the status, the rule on record, the page.
+# Each deny line that a client can reach at will: how, the status, the logged rule, the page.
 DENIALS = {
     "own pages": (plain("http://open.example/squid-internal-mgr/menu"), 403, "invalid-request", "INVALID"),
     "method": (plain("http://open.example/", "TRACE"), 403, "invalid-request", "INVALID"),
@@ -108,7 +108,7 @@ def test_each_kind_of_denial_waits_for_its_turn_and_is_the_same(gateway: Gateway
     replies = [ask(gateway, client) for _ in range(BURST + 6)]
     assert time.monotonic() - begun > 5 / RATE, "those after the burst come one after another"
     assert {reply and reply.status for reply in replies} == {status}
-    lines = wait_for(lambda: denied_of(gateway, client, BURST + 6), "each on record")
+    lines = wait_for(lambda: denied_of(gateway, client, BURST + 6), "a log line for each")
     assert {(line["rule"], line["error"]) for line in lines} == {(rule, f"{status}:ERR_SQUIDKEEPER_{page}")}
     assert origins.seen == []
 
@@ -191,7 +191,7 @@ def test_one_client_is_denied_at_its_rate_and_others_do_not_wait(gateway: Gatewa
     assert {line["rule"] for line in denials} <= {"closed", "default"}
     assert usual < 0.5, "whoever is behind the flood waits for seconds"
     assert set(running.answers) <= {(403, "closed"), (403, "default")}
-    wait_for(lambda: len(denied_of(gateway, client, 1)) > 0, "the flood on record")
+    wait_for(lambda: len(denied_of(gateway, client, 1)) > 0, "the flood in the log")
 
 
 def honest(gateway: Gateway) -> float:
@@ -278,7 +278,7 @@ def test_who_waits_is_denied_by_the_same_rule_when_the_helper_is_killed(
             os.kill(pid, signal.SIGKILL)
             time.sleep(0.5)
             wait_for(
-                partial(serves, gateway), "an answer: Squid may fail an assertion when a helper dies, and starts anew"
+                partial(serves, gateway), "an answer: Squid may fail an assertion when a helper dies, and starts again"
             )
     assert set(running.answers) <= {(403, "closed"), (403, "default")}
     lines = [line for line in gateway.log() if line["client"] == client and "TCP_DENIED/" in line["squid"]]
@@ -337,6 +337,6 @@ def test_whatever_the_helper_answers_a_denial_stands(new_gateway: NewGateway, na
             reply = ask(odd, "127.0.0.1")
             assert reply is not None, (answer, kind)
             assert reply.status == status, (answer, kind)
-            (denial, *_) = wait_for(partial(denials, odd, before), "the denial on record")
+            (denial, *_) = wait_for(partial(denials, odd, before), "the denial in the log")
             assert (denial["rule"], denial["error"]) == (rule, f"{status}:ERR_SQUIDKEEPER_{page}"), (answer, kind)
     assert origins.seen == []

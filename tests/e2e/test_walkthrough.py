@@ -128,7 +128,7 @@ def test_an_upstream_certificate_of_no_known_ca_is_refused(gateway: Gateway, ori
     assert reply.status == 503
     assert origins.seen == []
     fault = "X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY@depth=0"
-    wait_for(lambda: fault in tls_errors(gateway, "untrusted.example"), "the certificate's fault to be on record")
+    wait_for(lambda: fault in tls_errors(gateway, "untrusted.example"), "the certificate's fault to be logged")
 
 
 def tls_errors(gateway: Gateway, host: str) -> list[str]:

@@ -63,13 +63,13 @@ TUNNELS = [
     [Case("https://injected.example/{n}")] * 48,
     [Case("https://toggled.example/{n}", TOGGLED)] * 48,
 ]
-# Each client goes round its cases, on a connection that is opened anew for each round and for each tunnel's host.
+# Each client goes round its cases, on a connection that is opened again for each round and for each tunnel's host.
 CLIENTS = [PLAIN] * 6 + [[*cases, Case("https://{many}/{n}")] for cases in TUNNELS]
 
 
 @dataclass
 class Account:
-    """What the clients were answered, held against what was done to the gateway meanwhile."""
+    """The answers to the clients, compared with what was done to the gateway meanwhile."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     over: threading.Event = field(default_factory=threading.Event)
@@ -83,7 +83,7 @@ class Account:
     edits: list[tuple[float, Outcome]] = field(default_factory=list)  # since when, what becomes of the toggled host
 
     def enter(self, case: Case, url: str, asked: float, got: Outcome) -> None:
-        """Hold one answer against what it must be; one that is wrongly allowed ends everything."""
+        """Compare one answer with the expected one; one that is wrongly allowed ends everything."""
         came = time.monotonic()
         expected = self._toggled(asked, came) if case.becomes == TOGGLED else {case.becomes}
         causes = self._causes(asked, came)
@@ -113,7 +113,7 @@ class Account:
         return sum(number for cost, number in self.costs.items() if cost.startswith("lost"))
 
     def answered(self) -> int:
-        """Requests that were answered, rightly or not, and tunnels: each of them is on record."""
+        """Requests that were answered, rightly or not, and tunnels: each of them is logged."""
         return self.right.total() + self.costs.total() - self.lost() + self.tunnels
 
 

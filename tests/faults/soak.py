@@ -3,9 +3,9 @@
 
     sudo .venv/bin/python tests/faults/soak.py [--minutes 60] [--requests 1000000] [--without kill ...] [--json FILE]
 
-Every answer is held against what it must be: one that is wrongly allowed ends the run, and what was lost or denied
+Every answer is compared with the expected one: one that is wrongly allowed ends the run, and what was lost or denied
 without a cause in the schedule fails it. Each minute is a sample; what is kept within bounds fills up in the first
-quarter, so at the end the second quarter of the samples is held against the last. Helpers end at each kill and
+quarter, so at the end the second quarter of the samples is compared with the last. Helpers end at each kill and
 rotation: `--without kill rotate reconfigure` lets them grow old.
 """
 
@@ -159,7 +159,7 @@ class Schedule:
         return {"state KB": sum(own) / 1000, "state files": len(own), "certificates KB": certificates / 1000}
 
     def check_origins(self) -> None:
-        """Hold what arrived against what may, and forget it."""
+        """Compare what arrived with what may arrive, and forget it."""
         seen = len(self.origins.seen)
         only_what_may_arrive(self.origins, ALSO_MAY_ARRIVE)
         closed = [one.url for one in self.origins.seen[:seen] if "closed" in one.url]
@@ -241,23 +241,23 @@ class Report:
 
 
 def report(schedule: Schedule) -> Report:
-    """Count what there is on record, and hold the end against the beginning."""
+    """Count the lines of the access log, and compare the end with the beginning."""
     account, exporter = schedule.account, schedule.exporter
     with suppress(AssertionError):
         wait_for(lambda: recorded(exporter) == schedule.recorded(), "every record to be counted once")
     counted, written, answered = recorded(exporter), schedule.recorded(), account.answered()
     wrong = list(account.wrong)
     if counted != written:
-        wrong.append(f"the exporter counted {counted:.0f} requests, {written} are on record")
+        wrong.append(f"the exporter counted {counted:.0f} requests, {written} are logged")
     assertions = schedule.gateway.cache_log().count(SQUIDS_ASSERTION)
     unlogged = assertions * len(CLIENTS)  # a request is logged behind its last byte, and Squid can end in between
     perhaps = 2 * account.lost() + account.closed.total()  # of a tunnel, the CONNECT too
     if not answered - unlogged <= written <= answered + perhaps:
-        wrong.append(f"{answered} requests and tunnels were answered, {account.lost()} lost, {written} are on record")
+        wrong.append(f"{answered} requests and tunnels were answered, {account.lost()} lost, {written} are logged")
     growth = {name: grown(schedule.samples, name) for name in TOLERANCE} if len(schedule.samples) >= 8 else {}
     wrong += [f"{name} has grown" for name, figures in growth.items() if figures["verdict"] == "GROWN"]
     totals: Sample = {"answered": answered, "of these, tunnels": account.tunnels, "lost": account.lost()}
-    totals |= {"on record": written, "counted by the exporter": counted, "Squid's assertions": assertions}
+    totals |= {"logged": written, "counted by the exporter": counted, "Squid's assertions": assertions}
     right, costs, closed, done = map(dict, (account.right, account.costs, account.closed, schedule.done))
     return Report(totals, right, costs, closed, done, growth, wrong, schedule.samples)
 

@@ -100,7 +100,7 @@ def test_the_state_folder_gone(gateway: Gateway, exporter: Exporter, origins: Or
 
 @pytest.mark.long
 def test_the_disk_of_the_log_full(new_gateway: NewGateway, origins: Origins) -> None:
-    """Squid ends rather than serve what it cannot put on record, and its master gives up; it has to be started."""
+    """Squid ends rather than serve what it cannot log, and its master gives up; it has to be started."""
     gateway = prepared(new_gateway(POLICY))
     log = gateway.root / "log"
     fault = Fault(denied="what helpers had been asked", lost="Squid has ended", failed="Squid is about to end")

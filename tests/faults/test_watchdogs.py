@@ -190,7 +190,7 @@ def test_a_process_that_goes_on_in_time_is_not_ended(tmp_path: Path, helper: "su
 
 
 def test_a_process_without_a_slot_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
-    """Whatever a slot says of itself: only who holds its lock, by the kernel's account, can be meant."""
+    """Whatever a counter file says: only the process that holds its lock, as the kernel knows it, is ended."""
     other = subprocess.Popen(["sleep", "600"])
     try:
         slot = tmp_path / "helpers/slot-00"
