@@ -16,7 +16,7 @@ from squidkeeper.demo.authority import Authority
 from squidkeeper.demo.gateway import installed
 from squidkeeper.demo.network import VirtualMachine, internet
 from squidkeeper.demo.servers import Origin, Relay, serving
-from squidkeeper.demo.tour import NAMES, Tour
+from squidkeeper.demo.tour import NAMES, Tour, write_policy
 from squidkeeper.errors import DemoFailed
 
 _COMMANDS: Final = ("curl", "ip", "nft", "nsenter", "setpriv", "squid", "unshare")
@@ -44,10 +44,12 @@ def demonstrate(source: Path, port: int, say: Callable[[str], None], wait: Calla
         root = folder / "gateway"
         address = f"{vm.gateway}:{_PROXY_PORT}"
         say(f"Installs the gateway: {source}/install.sh --root {root} --listen {address}")
-        gateway = at_the_end.enter_context(installed(source, root, address, NAMES, authority.certificate))
+        token = write_policy(folder / "policy")
+        installation = installed(source, root, address, folder / "policy", NAMES, authority.certificate)
+        gateway = at_the_end.enter_context(installation)
         vm.trust(gateway.ca)
         at_the_end.enter_context(serving(Relay(listening, _EXPORTER)))
-        Tour(vm, gateway, origin, say).run()
+        Tour(vm, gateway, origin, token, say).run()
         say(f"\nThe status page of the gateway: http://127.0.0.1:{listening.getsockname()[1]}/")
         if wait:
             enter = f"nsenter --target {vm.holder.pid} --net --mount env https_proxy=http://{gateway.address} bash"

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
 from squidkeeper.demo.servers import ORIGIN_ADDRESS
 from squidkeeper.errors import DemoFailed
 
-POLICY: Final = resources.files(__package__).joinpath("policy.yaml").read_text("utf-8")
 _LOG_SECONDS: Final = 10
 
 
 class DemoGateway:
-    """A running gateway under `root`; `token` is the secret of its policy."""
+    """A running gateway under `root`."""
 
     def __init__(self, root: Path, address: str) -> None:
         self.root = root
         self.address = address
-        self.token = f"demo-{secrets.token_hex(12)}"
         self.program = root / "bin/squidkeeper"
         self.policy = root / "etc/policy"
         self.state = root / "state"
@@ -42,11 +38,22 @@ class DemoGateway:
 
 
 @contextmanager
-def installed(source: Path, root: Path, address: str, names: tuple[str, ...], ca: Path) -> Iterator[DemoGateway]:
-    """Install and start a gateway that resolves `names` to the origin and trusts its CA; uninstall it at the end."""
+def installed(
+    source: Path,
+    root: Path,
+    address: str,
+    policy: Path,
+    names: Iterable[str],
+    ca: Path,
+    environment: Path = Path(sys.prefix),
+) -> Iterator[DemoGateway]:
+    """Install and start a gateway with a policy; uninstall it at the end.
+
+    It resolves `names` to the origin, trusts its CA, and runs the program of `environment`.
+    """
     gateway = DemoGateway(root, address)
-    _prepare(gateway, names, ca)
-    _installer(source, root, "--listen", gateway.address, "--policy", f"{root}/policy")
+    _prepare(root, names, ca, environment)
+    _installer(source, root, "--listen", gateway.address, "--policy", str(policy))
     try:
         yield gateway
     finally:
@@ -72,15 +79,10 @@ def _installer(source: Path, root: Path, *options: str) -> None:
         raise DemoFailed(f"install.sh {' '.join(options)}: exit status {process.returncode}\n{output}")
 
 
-def _prepare(gateway: DemoGateway, names: tuple[str, ...], ca: Path) -> None:
-    root = gateway.root
-    (root / "policy/secrets").mkdir(parents=True)
-    (root / "policy/policy.yaml").write_text(POLICY)
-    (root / "policy/secrets/token").write_text(gateway.token)
-    (root / "hosts").write_text("".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names))
-    (root / "etc").mkdir()
+def _prepare(root: Path, names: Iterable[str], ca: Path, environment: Path) -> None:
+    (root / "etc").mkdir(parents=True)
     (root / "etc/local.conf").write_text(
         f"hosts_file {root}/hosts\ntls_outgoing_options cafile={ca}\nshutdown_lifetime 1 second\n"
     )
-    environment = Path(sys.prefix)
+    (root / "hosts").write_text("".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names))
     (root / environment.name).symlink_to(environment)

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import subprocess
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
-from squidkeeper.demo.gateway import POLICY, DemoGateway
+from squidkeeper.demo.gateway import DemoGateway
 from squidkeeper.demo.network import VirtualMachine
 from squidkeeper.demo.servers import ORIGIN_ADDRESS, Origin
 from squidkeeper.errors import DemoFailed
 
+POLICY = resources.files(__package__).joinpath("policy.yaml").read_text("utf-8")
 NAMES = ("example.com", "git.example", "api.example", "en.wikipedia.org")
 _DENIED = "https://git.example/other/app"
 _INJECTED = "https://api.example/v1/me"
 _DIRECT = ("--noproxy", "*", "--connect-timeout", "1", "--resolve", f"example.com:443:{ORIGIN_ADDRESS}")
 
 
+def write_policy(folder: Path) -> str:
+    """Write the policy of the tour and return the new token that it injects."""
+    token = f"demo-{secrets.token_hex(12)}"
+    (folder / "secrets").mkdir(parents=True)
+    (folder / "secrets/token").write_text(token)
+    (folder / "policy.yaml").write_text(POLICY)
+    return token
+
+
 class Tour:
     """Runs the steps and prints them; a step whose output is not as expected raises `DemoFailed`."""
 
-    def __init__(self, vm: VirtualMachine, gateway: DemoGateway, origin: Origin, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, vm: VirtualMachine, gateway: DemoGateway, origin: Origin, token: str, say: Callable[[str], None]
+    ) -> None:
         self._vm = vm
         self._gateway = gateway
         self._origin = origin
+        self._token = token
         self._say = say
         self._number = 0
         self._environment = {
@@ -62,11 +77,11 @@ class Tour:
     def _injected(self) -> None:
         self._title("The gateway injects a credential. The origin receives it; the VM does not.")
         response = self._in_vm(_INJECTED, "Hello from api.example")
-        expected = f"Authorization: Bearer {self._gateway.token}"
+        expected = f"Authorization: Bearer {self._token}"
         headers = self._origin.received[_INJECTED]
         self._say("  The origin received:")
         self._output("\n".join(headers))
-        if expected not in headers or self._gateway.token in response:
+        if expected not in headers or self._token in response:
             raise DemoFailed("the credential did not reach the origin, or it reached the VM")
 
     def _direct(self) -> None:
