@@ -141,9 +141,9 @@ def test_the_report_shows_who_went_where_and_what_was_denied(light: Visit) -> No
 
 def test_the_status_page_says_what_is_wrong_and_shows_rules_denials_and_secrets(light: Visit) -> None:
     view = light.views["status", WIDE]
-    assert "The secret missing is unavailable" in view.text
+    assert "warning A secret is unavailable: secret missing: the file " in view.text
     assert any(re.match(r"1 no-wikipedia deny 3 3\b", row) for row in view.rows)
-    assert any(row.startswith("3 hotfix-window allow") and "lapsed" in row for row in view.rows)
+    assert any(row.startswith("3 hotfix-window allow") and "expired" in row for row in view.rows)
     assert any("× 3 127.0.0.1 no-wikipedia" in row and row.endswith("/wiki/Squid") for row in view.rows)
     assert any(row.startswith("token yes file ") for row in view.rows)
     assert any(row.startswith("host well ") for row in view.rows)
