@@ -74,7 +74,7 @@ def serve(answer: Answer, output: int, concurrency: int, counting: HelperCounter
         counted: list[Key] = []
         counting.begin(replies)
         for line in buffer.feed(bytes(room[:got])):
-            replies.append(answering.reply(line, counted))  # noqa: PERF401 - one by one: the watchdog looks at it
+            replies.append(answering.reply(line, counted))  # noqa: PERF401 - one by one: the watchdog reads it
         try:
             write_all(output, b"".join(replies))
         except BrokenPipeError:
@@ -108,7 +108,7 @@ def answer_while_loading() -> None:
 
     It lets go of the interpreter ten times as often. And a full collection, which goes through all of a policy while
     nobody else runs (0.3 s with 10,000 rules), is put off: it would come with each load, and finds nothing, because a
-    load leaves no cycles behind. Young cycles are collected as ever. A lower priority would make it
+    load leaves no cycles behind. Young cycles are still collected. A lower priority would make it
     worse: the thread that answers would wait for one that has the interpreter and is not given the processor.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)

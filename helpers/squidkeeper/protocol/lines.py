@@ -59,8 +59,8 @@ class Reply:
 class LineBuffer:
     """Cuts a stream into lines and never holds more than one line's limit of it.
 
-    Of a line over the limit, one byte more than the limit is kept. By the limit that is left out, what stands behind
-    the channel-ID of such a line is still more than `parse_tokens` takes: nothing is judged by a part of itself.
+    Keep one byte more than the limit, so that a truncated line fails the length check and is never judged. The default
+    has room for the channel-ID, so the rest of such a line is still more than `parse_tokens` accepts.
     """
 
     def __init__(self, limit: int = LINE_LIMIT + _CHANNEL_ROOM) -> None:

@@ -39,7 +39,7 @@ _Key = tuple[str, ...]
 class DriftKind(StrEnum):
     """What is wrong with a request that was served."""
 
-    ALLOWED = "allowed"  # the policy, or the verdict on record, denies it
+    ALLOWED = "allowed"  # the policy denies it, or its verdict is deny
     UNASKED = "unasked"  # no helper was asked
     CREDENTIAL = "credential"  # a credential was injected that the policy does not give it
 
@@ -89,7 +89,7 @@ class DriftChecker:
         if not was_served(record):
             return None
         if record.verdict == "deny":
-            return Finding(DriftKind.ALLOWED, record.rule, f"Denied by {record.rule} on record, and served.")
+            return Finding(DriftKind.ALLOWED, record.rule, f"Served, although its record says that {record.rule} denied it.")
         if record.rule == NONE or record.revision == NONE:
             return Finding(DriftKind.UNASKED, metrics.NONE, "No helper was asked: does an http_access line allow it?")
         policy = self._policy_of(record.revision)
