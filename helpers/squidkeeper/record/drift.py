@@ -89,7 +89,7 @@ class DriftChecker:
         if not was_served(record):
             return None
         if record.verdict == "deny":
-            return Finding(DriftKind.ALLOWED, record.rule, f"Served, although its record says that {record.rule} denied it.")
+            return Finding(DriftKind.ALLOWED, record.rule, f"Served, although {record.rule} denied it.")
         if record.rule == NONE or record.revision == NONE:
             return Finding(DriftKind.UNASKED, metrics.NONE, "No helper was asked: does an http_access line allow it?")
         policy = self._policy_of(record.revision)
