@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from squidkeeper.engine import CompiledPolicy, Decision, decide
-from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.policy_store.loading import load
 from squidkeeper.protocol.request import Malformed, Request, request_to
 
 settings.register_profile("shared machine", deadline=None)  # what is slow here may be somebody else's load

@@ -20,7 +20,8 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
-from squidkeeper.policy_store.policy_watcher import PolicyWatcher, load
+from squidkeeper.policy_store.loading import load
+from squidkeeper.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.record.record import Record
 
 from .conftest import write_policy
@@ -222,8 +223,8 @@ def test_check_knows_which_files_of_the_policy_in_force_ended_with_end_true(poli
     write_policy(policy, POLICY + "end: true\n")
     live = PolicyWatcher(policy, None, lambda compiled: compiled, tmp_path / "revisions")
     time.sleep(0.05)  # file times advance by steps of some milliseconds
-    live.look()
-    live._keep()
+    live.check()
+    live.store()
     write_policy(policy, POLICY)
     status, out = run("check", "--policy", policy, "--state", tmp_path)
     assert status == 1

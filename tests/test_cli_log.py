@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli.log import log
-from squidkeeper.policy.revisions import keep
-from squidkeeper.policy.sources import read_sources
-from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.policy_store.loading import load
+from squidkeeper.policy_store.revisions import store_revision
+from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.record import filters, groups
 from squidkeeper.record.record import Record, parse_record
 
@@ -493,7 +493,7 @@ def test_what_cannot_be_checked_is_said_and_is_no_drift(path: Path, policy: Path
 def test_a_policy_that_does_not_load_leaves_the_revisions_that_are_kept(path: Path, policy: Path) -> None:
     audited(path, policy)
     revision = load(policy, NOON).compiled.revision
-    keep(read_sources(policy), revision, path.parent / "revisions")
+    store_revision(read_sources(policy), revision, path.parent / "revisions")
     (policy / "policy.yaml").write_text("nonsense")
     said = run("--drift", "--policy", policy, "--state", path.parent, path)
     assert (said.code, len(said.lines), said.err) == (1, 3, "")

@@ -13,9 +13,9 @@ import pytest
 from cachetools import LRUCache
 
 from squidkeeper.engine import CompiledPolicy, Stage, decide
-from squidkeeper.policy.revisions import keep
-from squidkeeper.policy.sources import read_sources
-from squidkeeper.policy_store.policy_watcher import load, load_sources
+from squidkeeper.policy_store.loading import load, load_sources
+from squidkeeper.policy_store.revisions import store_revision
+from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.protocol.request import request_to
 from squidkeeper.record.drift import DriftChecker, DriftKind, Finding, was_served
 from squidkeeper.record.past_policies import PastPolicies
@@ -267,7 +267,7 @@ def test_revisions_that_are_kept_are_judged_by_and_others_looked_for_again(
     revision = load_sources(sources, datetime(2026, 11, 25, tzinfo=UTC)).compiled.revision
     kept = PastPolicies(tmp_path / "revisions")
     assert kept(revision) is None
-    keep(sources, revision, tmp_path / "revisions")
+    store_revision(sources, revision, tmp_path / "revisions")
     assert kept(revision) is None  # a disk is not read for each line
     clock[0] += 2
     found_policy = kept(revision)
@@ -323,7 +323,7 @@ def kept_at(folder: Path, policy: str, loaded: datetime) -> str:
     (folder / "policy/policy.yaml").write_text(policy)
     sources = read_sources(folder / "policy")
     revision = load_sources(sources, loaded).compiled.revision
-    keep(sources, revision, folder / "revisions")
+    store_revision(sources, revision, folder / "revisions")
     os.utime(folder / "revisions" / revision, (loaded.timestamp(), loaded.timestamp()))
     return revision
 
@@ -337,7 +337,7 @@ def test_only_so_many_policies_are_held_in_memory(tmp_path: Path, record: Callab
         write_policy(tmp_path / "policy", POLICY.replace("rules:", f"defaults: {{reason: r{number}}}\nrules:"))
         sources = read_sources(tmp_path / "policy")
         revision = load_sources(sources, datetime.now(UTC)).compiled.revision
-        keep(sources, revision, tmp_path / "revisions")
+        store_revision(sources, revision, tmp_path / "revisions")
         compiled = kept(revision)
         assert compiled is not None
         assert drift.check(record("https://open.example/", revision=revision)) is None

@@ -25,8 +25,8 @@ from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer
 from squidkeeper.helpers.credential import Injector
 from squidkeeper.helpers.host_matches import HostMatches
 from squidkeeper.policy.faults import Location
+from squidkeeper.policy.host_lists import HostList, stored_key
 from squidkeeper.policy.hosts import parse_host_pattern
-from squidkeeper.policy.lists import HostList, stored_key
 from squidkeeper.policy.model import Action, Client, Credential, Match, Policy, Rewrite, Rule, SecretSource
 from squidkeeper.policy.paths import parse_path_pattern
 from squidkeeper.policy.queries import QueryPattern
@@ -105,7 +105,7 @@ def policy_of(
         default_action=default,
         clients=tuple(Client(name, PLACE, (ip_network(network),)) for name, network in CLIENTS.items()),
         lists={
-            "list": HostList(PLACE, _trie=marisa_trie.Trie([stored_key(parse_host_pattern(text).key) for text in LIST]))
+            "list": HostList(PLACE, trie=marisa_trie.Trie([stored_key(parse_host_pattern(text).key) for text in LIST]))
         },
         rules=tuple(
             Rule(

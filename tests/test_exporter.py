@@ -40,7 +40,9 @@ from squidkeeper.exporter.status_page import page
 from squidkeeper.exporter.status_rows import helper_rows, rule_rows, secret_rows
 from squidkeeper.maintenance_status import Heartbeat, MaintenanceStatus
 from squidkeeper.metrics import DECISION_DURATION, METRICS
-from squidkeeper.policy_store.policy_watcher import PolicyState, PolicyWatcher, load
+from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy_store.loading import load
+from squidkeeper.policy_store.policy_watcher import PolicyState, PolicyWatcher
 from squidkeeper.record.record import format_time
 
 from .conftest import compiled_of
@@ -359,7 +361,7 @@ def view(policy: Path | None) -> Snapshot:
         backlog_bytes=0,
         state_writable=True,
         policy=compiled.policy if compiled else None,
-        policy_state=PolicyState(compiled.revision if compiled else None, NOW - 100, ok=True, problem=""),
+        policy_state=PolicyState(compiled.revision if compiled else None, NOW - 100, ok=True),
         counter_files=(),
         totals={},
         certificate=Certificate(Path("/ca.crt")),
@@ -440,7 +442,8 @@ def test_metrics_are_served_whatever_is_asked_for(version: str) -> None:
 
 # ── Health ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-GOOD = PolicyState("aaaa", NOW - 100, ok=True, problem="")
+BAD = Fault(Location("x.yaml", 1, 1), FaultCode.UNKNOWN_KEY, "bad")
+GOOD = PolicyState("aaaa", NOW - 100, ok=True)
 HELPER = HelperStatus("host", 77, NOW - 50, NOW - 1, "aaaa", reload_ok=True, reloaded=NOW - 50)
 
 
@@ -532,13 +535,13 @@ def test_a_helper_has_time_to_answer_and_to_take_up_an_edit() -> None:
 
 
 def test_a_policy_that_does_not_load_is_reported_with_its_first_fault() -> None:
-    older, none = (PolicyState(one, NOW, ok=False, problem="x.yaml:1:1: bad") for one in ("aaaa", None))
+    older, none = (PolicyState(one, NOW, faults=(BAD,)) for one in ("aaaa", None))
     assert wrong(seen(older)) == {
-        "policy-not-loaded": "1 fault; /policy: x.yaml:1:1: bad [internal-error]; revision aaaa stays in force"
+        "policy-not-loaded": "1 fault; x.yaml:1:1: bad [unknown-key]; revision aaaa stays in force"
     }
     assert wrong(seen(none)) == {
         "no-policy": "everything is denied",
-        "policy-not-loaded": "1 fault; /policy: x.yaml:1:1: bad [internal-error]",
+        "policy-not-loaded": "1 fault; x.yaml:1:1: bad [unknown-key]",
     }
 
 
@@ -794,7 +797,7 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
     )
     live = PolicyWatcher(policy, None, lambda compiled: compiled)
     while not live.state.ok:
-        live.look()
+        live.check()
     assert len(live.state.warnings) == 2
     about = replace(view(None), policy_state=live.state)
     (warning,) = warnings(about)

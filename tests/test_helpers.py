@@ -30,8 +30,8 @@ from squidkeeper.helpers.acl import HostScope, answer_host
 from squidkeeper.helpers.credential import Injector
 from squidkeeper.helpers.host_matches import HostMatches
 from squidkeeper.metrics import DECISION_DURATION
-from squidkeeper.policy.revisions import kept
-from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.policy_store.loading import load
+from squidkeeper.policy_store.revisions import stored_revisions
 from squidkeeper.protocol.lines import Result
 from squidkeeper.url import recorded_url
 
@@ -525,7 +525,7 @@ def test_credentials_are_counted_where_they_are_given_and_where_they_cannot_be_h
         (policy / "gone").rename(policy / "password")
         assert " ERR rule_=credential-unavailable" in helper.ask(line)
         state = tmp_path / "state"
-        wait_for(lambda: kept(state / "revisions") != [])
+        wait_for(lambda: stored_revisions(state / "revisions") != [])
         helper.end()
     assert counted(state, "credential_injections_total") == {("api",): 2, ("api-key",): 2}
     assert counted(state, "credential_failures_total") == {("api-key",): 2, ("api",): 1}

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy import schema
+from squidkeeper.policy.builder import build
+from squidkeeper.policy.contents import FileProblem, PolicyContents, SecretFile
 from squidkeeper.policy.document import Unquoted, parse_document
-from squidkeeper.policy.faults import Fault, Location
-from squidkeeper.policy.load import build
+from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.schema import PolicyFile
-from squidkeeper.policy.sources import ListFile, SecretFile, Sources
 
 PATH = Path("policy.yaml")
 
@@ -174,11 +174,10 @@ def test_any_values_are_a_policy_or_faults_with_their_places(values: dict[str, o
 
 
 def faults_of(content: bytes) -> tuple[Fault, ...]:
-    sources = Sources(
-        Path(), (parse_document(PATH, content),), AnyFile(ListFile(None)), AnyFile(SecretFile()), (), (), frozenset()
-    )
+    unread = FileProblem(FaultCode.UNREADABLE, "it is not read here")
+    contents = PolicyContents("", (parse_document(PATH, content),), AnyFile(unread), AnyFile(SecretFile()), frozenset())
     try:
-        build(sources)
+        build(contents)
     except PolicyError as error:
         return error.faults
     return ()

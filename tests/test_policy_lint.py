@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.policy.lint import lint
-from squidkeeper.policy.load import build
-from squidkeeper.policy.sources import read_sources
+from squidkeeper.policy_store.loading import build_sources
+from squidkeeper.policy_store.sources import read_sources
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -24,7 +24,7 @@ def directory(tmp_path: Path) -> Path:
 
 def warnings(directory: Path, text: str, now: datetime = NOW) -> list[str]:
     (directory / "policy.yaml").write_text("version: 1\n" + textwrap.dedent(text))
-    policy = build(read_sources(directory, {"S": "s"})).policy
+    policy = build_sources(read_sources(directory, {"S": "s"})).policy
     return [str(warning).replace(f"{directory}/", "") for warning in lint(policy, now)]
 
 

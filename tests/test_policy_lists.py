@@ -15,15 +15,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.errors import PatternError
-from squidkeeper.policy import lists
-from squidkeeper.policy.faults import Location
+from squidkeeper.policy.host_lists import HostList, ListLine
 from squidkeeper.policy.hosts import parse_network
-from squidkeeper.policy.lines import LineReader
-from squidkeeper.policy.lists import HostList, ListChangedError, ListLine, list_digest, load_list, prune_cache
+from squidkeeper.policy_store import list_compiler
+from squidkeeper.policy_store.list_compiler import ListChangedError, list_digest, load_list, prune_cache
+from squidkeeper.policy_store.list_lines import LineReader
 from squidkeeper.url import Host, parse_host
 from tests.e2e.network import wait_for
 
-PLACE = Location("policy.yaml", 3, 3)
 LINES = """\ufeff# a list\r
 plain.example.com\r
 .tree.example.com   # with a comment
@@ -63,7 +62,7 @@ OUT = [
 def load(tmp_path: Path, text: str | bytes, cache: Path | None = None) -> HostList:
     path = tmp_path / "list.txt"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return load_list(path, list_digest(path), PLACE, cache)
+    return load_list(path, list_digest(path), cache)
 
 
 # --- what lines mean ----------------------------------------------------------------------------------------------
@@ -317,7 +316,7 @@ def test_a_line_without_an_end_takes_bounded_memory_and_what_follows_is_read(tmp
             file.write(b"x" * (1 << 20))
         file.write(b"\nlast.example.com\n")
     tracemalloc.start()
-    hosts = load_list(path, list_digest(path), PLACE)
+    hosts = load_list(path, list_digest(path))
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (hosts.summary.patterns, hosts.summary.strange) == (2, 1)
@@ -416,7 +415,7 @@ def cached_files(cache: Path) -> list[Path]:
 def test_a_list_is_compiled_once_and_then_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "state" / "lists"
     first = load(tmp_path, LINES, cache)
-    monkeypatch.setattr(lists, "_compile", None)  # would fail if it were called
+    monkeypatch.setattr(list_compiler, "_compile", None)  # would fail if it were called
     second = load(tmp_path, LINES, cache)
     assert first.summary == second.summary
     assert [host for host in IN if parse_host(host) not in second] == []
@@ -466,8 +465,8 @@ def test_the_cache_keeps_all_that_is_known_of_a_list(tmp_path: Path) -> None:
 
 def test_a_long_list_is_compiled_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
-    monkeypatch.setattr(lists, "_LONG_BYTES", 0)
-    monkeypatch.setattr(lists, "_compile", None)  # would fail if it were called in this process
+    monkeypatch.setattr(list_compiler, "_LONG_BYTES", 0)
+    monkeypatch.setattr(list_compiler, "_compile", None)  # would fail if it were called in this process
     hosts = load(tmp_path, LINES, cache)
     assert [host for host in IN if parse_host(host) not in hosts] == []
 
@@ -478,21 +477,21 @@ def test_a_list_that_changed_is_not_taken(tmp_path: Path) -> None:
     digest = list_digest(path)
     path.write_text("b.example\n")
     with pytest.raises(ListChangedError):
-        load_list(path, digest, PLACE, tmp_path / "cache")
+        load_list(path, digest, tmp_path / "cache")
     assert cached_files(tmp_path / "cache") == []
 
 
 def _load_in_child(path: Path, digest: str, cache: Path, compiled: Path, together: Any) -> None:
-    make = lists._compile
+    make = list_compiler._compile
 
     def noted(*arguments: Any) -> Any:
         (compiled / str(os.getpid())).touch()
         time.sleep(0.3)  # long enough that all others ask meanwhile
         return make(*arguments)
 
-    pytest.MonkeyPatch().setattr(lists, "_compile", noted)
+    pytest.MonkeyPatch().setattr(list_compiler, "_compile", noted)
     together.wait(60)
-    assert parse_host("host-999.example.com") in load_list(path, digest, PLACE, cache)
+    assert parse_host("host-999.example.com") in load_list(path, digest, cache)
 
 
 def test_of_several_processes_that_start_together_one_compiles(tmp_path: Path) -> None:
@@ -516,11 +515,15 @@ def _compile_and_die(path: Path, digest: str, cache: Path, patch: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     pytest.MonkeyPatch().setattr(patch, die)
-    load_list(path, digest, PLACE, cache)
+    load_list(path, digest, cache)
 
 
 @pytest.mark.parametrize(
-    ("patch", "left"), [("squidkeeper.policy.lists._Compiler.summary", 0), ("squidkeeper.policy.lists.zlib.crc32", 1)]
+    ("patch", "left"),
+    [
+        ("squidkeeper.policy_store.list_compiler._Compiler.summary", 0),
+        ("squidkeeper.policy_store.list_compiler.zlib.crc32", 1),
+    ],
 )
 def test_a_process_that_dies_while_it_compiles_leaves_it_to_the_next(tmp_path: Path, patch: str, left: int) -> None:
     path, cache = tmp_path / "list.txt", tmp_path / "cache"
@@ -532,7 +535,7 @@ def test_a_process_that_dies_while_it_compiles_leaves_it_to_the_next(tmp_path: P
     assert child.exitcode == -signal.SIGKILL
     assert cached_files(cache) == []
     assert len(list(cache.glob("*.part"))) == left
-    assert parse_host("last.example.com") in load_list(path, list_digest(path), PLACE, cache)
+    assert parse_host("last.example.com") in load_list(path, list_digest(path), cache)
     assert len(cached_files(cache)) == 1
 
 
@@ -541,20 +544,20 @@ def test_who_comes_after_a_process_that_died_waits_for_the_list_it_had_compiled(
 ) -> None:
     path, cache = tmp_path / "list.txt", tmp_path / "cache"
     path.write_text("".join(f"host-{number}.example.com\n" for number in range(200_000)))
-    arguments = (path, list_digest(path), PLACE, cache)
+    arguments = (path, list_digest(path), cache)
     child = multiprocessing.get_context("spawn").Process(target=load_list, args=arguments)
     child.start()
     wait_for(lambda: _compiles_for(child.pid), "a process that compiles")
     child.kill()
     child.join()
     for way in ("_compile", "_compile_long"):
-        monkeypatch.setattr(lists, way, lambda *_: pytest.fail("it was begun again"))
+        monkeypatch.setattr(list_compiler, way, lambda *_: pytest.fail("it was compiled again"))
     assert parse_host("host-199999.example.com") in load_list(*arguments)
 
 
 def _compiles_for(pid: int | None) -> bool:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return any("squidkeeper.policy.lists" in Path(f"/proc/{child}/cmdline").read_text() for child in children)
+    return any(load_list.__module__ in Path(f"/proc/{child}/cmdline").read_text() for child in children)
 
 
 def test_a_compiled_list_is_mapped_from_its_file_and_shared(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.errors import PolicyError
+from squidkeeper.policy.builder import BuiltPolicy
 from squidkeeper.policy.faults import FaultCode, Location
-from squidkeeper.policy.load import BuiltPolicy, build
 from squidkeeper.policy.model import Action, Policy, SecretSource
-from squidkeeper.policy.sources import Fingerprint, fingerprint, read_sources
+from squidkeeper.policy_store.loading import build_sources
+from squidkeeper.policy_store.sources import Fingerprint, fingerprint, read_sources
 from squidkeeper.url import parse_host
 
 DATA = Path(__file__).parent / "data"
@@ -41,7 +42,7 @@ def policy(tmp_path: Path) -> Path:
 def load(directory: Path, text: str | None = None, environment: dict[str, str] = ENVIRONMENT) -> BuiltPolicy:
     if text is not None:
         (directory / "policy.yaml").write_text(f"version: 1\n{text}")
-    return build(read_sources(directory, environment))
+    return build_sources(read_sources(directory, environment))
 
 
 def faults_of(directory: Path, text: str | None = None) -> list[str]:
@@ -245,7 +246,7 @@ ENDING = "version: 1\nrules:\n  - {name: a, action: deny, hosts: [a.example]}\n"
 
 def load_after(directory: Path, text: str, *ended: str) -> BuiltPolicy:
     (directory / "policy.yaml").write_text(text)
-    return build(read_sources(directory, ENVIRONMENT), ended=frozenset(ended))
+    return build_sources(read_sources(directory, ENVIRONMENT), ended=frozenset(ended))
 
 
 def test_a_file_that_requires_its_end_loads_with_it(policy: Path) -> None:
@@ -475,7 +476,7 @@ def test_a_list_that_changes_while_it_is_read_does_not_load(policy: Path) -> Non
     sources = read_sources(policy)
     (policy / "list.txt").write_text("other.example.com\n")
     with pytest.raises(PolicyError, match="it changed while it was read"):
-        build(sources)
+        build_sources(sources)
     assert fingerprint(policy, sources.named) != sources.fingerprint
 
 
@@ -501,7 +502,7 @@ def state(directory: Path) -> Fingerprint:
 
 @pytest.fixture(autouse=True)
 def nothing_is_hot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.policy.sources._HOT_NANOSECONDS", -1)
+    monkeypatch.setattr("squidkeeper.policy_store.sources._HOT_NANOSECONDS", -1)
 
 
 def edit_in_place(directory: Path) -> None:
@@ -585,7 +586,7 @@ def test_what_a_broken_policy_names_is_watched_too(policy: Path) -> None:
 
 
 def test_a_file_written_a_moment_ago_equals_no_reading(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.policy.sources._HOT_NANOSECONDS", 60_000_000_000)
+    monkeypatch.setattr("squidkeeper.policy_store.sources._HOT_NANOSECONDS", 60_000_000_000)
     (policy / "policy.yaml").write_text("version: 1\n")
     assert fingerprint(policy) != fingerprint(policy)
 

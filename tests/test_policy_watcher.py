@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.engine import CompiledPolicy
-from squidkeeper.policy.revisions import in_force, kept
-from squidkeeper.policy_store.policy_watcher import PolicyState, PolicyWatcher, load_kept
+from squidkeeper.policy_store.loading import load_stored_revision
+from squidkeeper.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy_store.revisions import revision_in_force, stored_revisions
 
 from .conftest import write_policy
 
@@ -32,7 +33,7 @@ def make(tmp_path: Path) -> PolicyWatcher[CompiledPolicy]:
 def look(live: PolicyWatcher[CompiledPolicy]) -> None:
     """Look once the edit is at rest: file times advance by steps of some milliseconds."""
     time.sleep(0.03)
-    live.look()
+    live.check()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -43,13 +44,14 @@ def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 def kept_names(tmp_path: Path) -> list[str]:
-    return [one.revision for one in kept(tmp_path / "state/revisions")]
+    return [one.revision for one in stored_revisions(tmp_path / "state/revisions")]
 
 
 def test_before_the_first_look_nothing_is_in_force(tmp_path: Path) -> None:
     live = make(tmp_path)
     assert live.current is None
-    assert live.state == PolicyState(None, None, False, "it was not looked at yet")
+    assert (live.state.revision, live.state.ok) == (None, False)
+    assert live.state.problem == f"{tmp_path}/policy: the policy is not read yet [not-read]"
 
 
 def test_the_state_names_the_revision_and_when_it_was_loaded(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_what_was_in_force_is_kept_by_the_watch(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy", BAD)
     wait_for(lambda: not live.state.ok)
     assert kept_names(tmp_path) == [second, first]
-    assert load_kept(tmp_path / "state/revisions", str(first)).policy.rules[0].name == "open"
+    assert load_stored_revision(tmp_path / "state/revisions", str(first)).policy.rules[0].name == "open"
 
 
 def test_a_look_does_not_wait_for_the_keeping(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_a_look_does_not_wait_for_the_keeping(tmp_path: Path) -> None:
 def test_a_disk_that_takes_nothing_costs_one_line_in_the_log_and_no_verdict(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.policy_watcher._KEEP_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("squidkeeper.policy_store.revisions._TRY_AGAIN_SECONDS", 0.0)
     caplog.set_level(logging.WARNING)
     disk = tmp_path / "state"
     disk.mkdir()
@@ -131,10 +133,10 @@ def test_a_disk_that_takes_nothing_costs_one_line_in_the_log_and_no_verdict(
         write_policy(tmp_path / "policy", GOOD)
         live = make(tmp_path)
         live.start()
-        wait_for(lambda: "is not kept" in caplog.text)
+        wait_for(lambda: "is not stored" in caplog.text)
         time.sleep(0.5)
         assert live.current
-        assert caplog.text.count(f"revision {live.state.revision} is not kept") == 1
+        assert caplog.text.count(f"revision {live.state.revision} is not stored") == 1
         assert "Read-only file system" in caplog.text
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
         wait_for(lambda: kept_names(tmp_path) == [live.state.revision])
@@ -192,7 +194,7 @@ def started(tmp_path: Path, text: str = GOOD) -> PolicyWatcher[CompiledPolicy]:
     write_policy(tmp_path / "policy", text)
     live = make(tmp_path)
     look(live)
-    live._keep()
+    live.store()
     return live
 
 
@@ -365,8 +367,8 @@ def test_a_policy_that_was_put_back_is_what_was_in_force_last(tmp_path: Path) ->
     for text, name in ((HALF.removeprefix("version: 1\n"), "first"), (GOOD, "open")):
         write_policy(tmp_path / "policy", text)
         comes_in_force(live, name)
-        live._keep()
-    found = in_force(tmp_path / "state/revisions")
+        live.store()
+    found = revision_in_force(tmp_path / "state/revisions")
     assert found is not None
     assert (found.revision, found.directory, found.ended) == (first, tmp_path / "policy", frozenset())
     assert len(kept_names(tmp_path)) == 2
@@ -419,7 +421,7 @@ def test_a_process_that_starts_loads_what_is_in_force_at_once_however_new_the_fi
     later = make(tmp_path)
     look(later)
     assert later.state.revision == first.state.revision
-    assert not later._began_with_before
+    assert not later._started_with_previous
 
 
 def test_what_was_in_force_of_another_directory_is_not_taken(tmp_path: Path) -> None:
@@ -442,7 +444,7 @@ for name in ("first", "second", "third"):
     while not live.current or live.current.policy.rules[0].name != name:
         assert time.monotonic() < deadline, live.state
         time.sleep(0.03)
-        live.look()
+        live.check()
 print("all in force")
 """
 

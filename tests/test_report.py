@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from squidkeeper.cli import main
 from squidkeeper.policy.model import VERDICT_NAMES
-from squidkeeper.policy.revisions import keep
-from squidkeeper.policy.sources import read_sources
-from squidkeeper.policy_store.policy_watcher import load_sources
+from squidkeeper.policy_store.loading import load_sources
+from squidkeeper.policy_store.revisions import store_revision
+from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.record.record import Record
 from squidkeeper.report import bounded_counters, figures, sections
 from squidkeeper.report.builder import BUILT_IN_REASONS, ReportBuilder
@@ -430,7 +430,7 @@ def test_the_command_holds_what_was_served_against_the_revisions_that_are_kept(t
     write_policy(policy, "rules:\n- {name: 'no', action: deny, hosts: [a.example], reason: Not here.}\n")
     sources = read_sources(policy)
     revision = load_sources(sources, NOON).compiled.revision
-    keep(sources, revision, state / "revisions")
+    store_revision(sources, revision, state / "revisions")
     served = {"squid": "TCP_MISS/HIER_DIRECT", "tunnel": "a.example%3A443", "sni": "a.example"}
     lines = [line(0, revision=revision, **served), line(1, revision="0123456789ab", **served), denied(2)]
     log.write_bytes(b"\n".join(lines) + b"\n")
@@ -452,7 +452,7 @@ def test_a_request_whose_tunnel_failed_is_judged_by_the_revision_of_its_tunnel(t
     write_policy(policy, "rules:\n- {name: part, action: allow, hosts: [a.example], paths: [/ok/**]}\n")
     sources = read_sources(policy)
     revision = load_sources(sources, NOON).compiled.revision
-    keep(sources, revision, state / "revisions")
+    store_revision(sources, revision, state / "revisions")
     failed = {"error": "ERR_SECURE_CONNECT_FAIL", "tunnel": "a.example%3A443", "sni": "a.example", "connection": "1"}
     connect = line(0, method="CONNECT", url="a.example:443", rule="part", revision=revision, **failed)
     inside = line(1, url="https://a.example/no", status=503, squid="NONE_NONE/HIER_NONE", **UNJUDGED, **failed)

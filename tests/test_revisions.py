@@ -14,10 +14,10 @@ import pytest
 
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import PolicyError
-from squidkeeper.policy import revisions
-from squidkeeper.policy.revisions import keep, kept, read
-from squidkeeper.policy.sources import read_sources
-from squidkeeper.policy_store.policy_watcher import load_kept, load_sources
+from squidkeeper.policy_store import revisions
+from squidkeeper.policy_store.loading import load_sources, load_stored_revision
+from squidkeeper.policy_store.revisions import compiled_lists, read_revision, store_revision, stored_revisions
+from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.protocol.request import request_to
 
 from .conftest import NOW, decided, write_policy
@@ -44,11 +44,11 @@ class State:
         sources = read_sources(directory)
         loaded = load_sources(sources, NOW, self.lists if list_cache else None)
         revision = loaded.compiled.revision
-        keep(sources, revision, self.revisions, self.lists if list_cache else None)
+        store_revision(sources, revision, self.revisions, self.lists if list_cache else None)
         return revision
 
     def verdict(self, revision: str, url: str) -> tuple[str, str]:
-        return verdict(load_kept(self.revisions, revision), url)
+        return verdict(load_stored_revision(self.revisions, revision), url)
 
     def bytes_on_disk(self) -> int:
         files = [path.stat() for path in self.revisions.rglob("*") if path.is_file()]
@@ -89,7 +89,7 @@ def test_a_kept_revision_judges_as_it_did_when_all_it_was_made_from_is_gone(
     assert state.verdict(revision, "https://ads.example/") == ("ads", "deny")
     assert state.verdict(revision, "https://another.example/") == ("default", "deny")
     assert state.verdict(revision, "https://open.example/") == ("open", "allow")
-    loaded = load_sources(read(state.revisions, revision), NOW)
+    loaded = load_sources(read_revision(state.revisions, revision), NOW, compiled_lists(state.revisions, revision))
     assert loaded.compiled.revision == revision
 
 
@@ -139,7 +139,7 @@ def test_a_list_and_a_document_that_did_not_change_are_on_disk_once(tmp_path: Pa
     for number in range(10):
         write_policy(directory, f"rules: [{{name: r{number}, action: allow, hosts: [r.example]}}]", "more.yaml")
         state.load(directory)
-    assert len(kept(state.revisions)) == 11
+    assert len(stored_revisions(state.revisions)) == 11
     assert before > 100_000
     assert state.bytes_on_disk() - before < 20_000
 
@@ -157,7 +157,7 @@ def test_a_list_that_has_changed_meanwhile_keeps_nothing(tmp_path: Path, state: 
     revision = load_sources(sources, NOW).compiled.revision
     (directory / "ads.txt").write_text("other.example\n")
     with pytest.raises(OSError, match="the list has changed since it was loaded"):
-        keep(sources, revision, state.revisions)
+        store_revision(sources, revision, state.revisions)
     assert list(state.revisions.iterdir()) == []
 
 
@@ -174,10 +174,14 @@ def test_the_newest_fifty_are_kept_and_those_loaded_again_are_new(tmp_path: Path
         if number == 40:
             write_policy(directory, text.format(0))
             assert state.load(directory) == loaded[0]
-    assert [one.revision for one in kept(state.revisions)] == [*reversed(loaded[41:]), loaded[0], *loaded[40:10:-1]]
+    assert [one.revision for one in stored_revisions(state.revisions)] == [
+        *reversed(loaded[41:]),
+        loaded[0],
+        *loaded[40:10:-1],
+    ]
     assert state.verdict(loaded[0], "https://r.example/") == ("r0", "allow")
     with pytest.raises(FileNotFoundError):
-        read(state.revisions, loaded[1])
+        read_revision(state.revisions, loaded[1])
 
 
 def test_large_revisions_are_bounded_in_bytes_and_the_newest_is_always_kept(
@@ -187,10 +191,10 @@ def test_large_revisions_are_bounded_in_bytes_and_the_newest_is_always_kept(
     for number in range(8):
         write_policy(tmp_path / "policy", f"clients: {{c{number}: {{networks: [192.0.2.0/24]}}}}\n#" + "x" * 300_000)
         newest = state.load(tmp_path / "policy")
-    assert len(kept(state.revisions)) == 3
+    assert len(stored_revisions(state.revisions)) == 3
     write_policy(tmp_path / "policy", "clients: {c: {networks: [192.0.2.0/24]}}\n#" + "x" * 2_000_000)
     newest = state.load(tmp_path / "policy")
-    assert [one.revision for one in kept(state.revisions)] == [newest]
+    assert [one.revision for one in stored_revisions(state.revisions)] == [newest]
 
 
 def test_a_revision_that_is_pruned_takes_the_lists_with_it_that_no_other_has(tmp_path: Path, state: State) -> None:
@@ -217,16 +221,16 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from squidkeeper.errors import PolicyError
-from squidkeeper.policy_store.policy_watcher import load_sources
-from squidkeeper.policy.revisions import keep
-from squidkeeper.policy.sources import read_sources
+from squidkeeper.policy_store.loading import load_sources
+from squidkeeper.policy_store.revisions import store_revision
+from squidkeeper.policy_store.sources import read_sources
 directory, folder = map(Path, sys.argv[1:3])
 sources = read_sources(directory)
 revision = load_sources(sources, datetime.now(UTC), folder / "lists").compiled.revision
 print(revision, flush=True)
 sys.stdin.readline()
 for _ in range(30):
-    keep(sources, revision, folder / "revisions", folder / "lists")
+    store_revision(sources, revision, folder / "revisions", folder / "lists")
 """
 
 
@@ -241,7 +245,7 @@ def test_several_processes_keep_the_same_and_different_revisions_at_once(tmp_pat
     named = [keeper.stdout.readline().strip() for keeper in keepers if keeper.stdout]
     for keeper in keepers:
         assert keeper.communicate("go\n") == ("", "")
-    assert {one.revision for one in kept(state.revisions)} == set(named)
+    assert {one.revision for one in stored_revisions(state.revisions)} == set(named)
     assert len(set(named)) == 2
     assert len(list(state.revisions.iterdir())) == 2
     for number, revision in enumerate(named[:2]):
@@ -259,7 +263,7 @@ def test_a_revision_that_is_not_whole_is_not_read_and_is_made_whole_when_it_is_l
             path.write_bytes(b"")  # as a machine that lost its power can leave it
     (directory / "ads.txt").rename(directory / "away")
     with pytest.raises((OSError, PolicyError)):
-        load_kept(state.revisions, revision)
+        load_stored_revision(state.revisions, revision)
     (directory / "away").rename(directory / "ads.txt")
     assert state.load(directory) == revision
     assert state.verdict(revision, "https://ads.example/") == ("ads", "deny")
@@ -268,28 +272,28 @@ def test_a_revision_that_is_not_whole_is_not_read_and_is_made_whole_when_it_is_l
 def test_a_revision_under_another_name_is_not_taken_for_it(tmp_path: Path, state: State) -> None:
     revision = state.load(policy_with_list(tmp_path / "policy"))
     (state.revisions / revision).rename(state.revisions / "0123456789ab")
-    with pytest.raises(OSError, match=f"what is kept is revision {revision}"):
-        load_kept(state.revisions, "0123456789ab")
+    with pytest.raises(OSError, match=f"what is stored is revision {revision}"):
+        load_stored_revision(state.revisions, "0123456789ab")
 
 
 @pytest.mark.parametrize("name", ["", "-", "..", "./REVISION", "../revisions/REVISION", "REVISION/../REVISION"])
 def test_what_a_record_names_leads_nowhere_else(tmp_path: Path, state: State, name: str) -> None:
     revision = state.load(policy_with_list(tmp_path / "policy"))
     with pytest.raises(FileNotFoundError, match="no revision has such a name"):
-        read(state.revisions, name.replace("REVISION", revision))
+        read_revision(state.revisions, name.replace("REVISION", revision))
 
 
 def test_a_document_that_was_changed_where_it_is_kept_is_not_read(tmp_path: Path, state: State) -> None:
     revision = state.load(policy_with_list(tmp_path / "policy"))
     (state.revisions / revision / "policy/policy.yaml").write_text("version: 1\ndefaults: {action: allow}\n")
-    with pytest.raises(OSError, match="this revision is not whole"):
-        read(state.revisions, revision)
+    with pytest.raises(OSError, match="this revision is not stored completely"):
+        read_revision(state.revisions, revision)
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:
-    assert kept(tmp_path / "none") == []
+    assert stored_revisions(tmp_path / "none") == []
     with pytest.raises(FileNotFoundError):
-        read(tmp_path / "none", "0123456789ab")
+        read_revision(tmp_path / "none", "0123456789ab")
 
 
 @contextmanager
@@ -312,12 +316,12 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path: Path) -> None
         assert list(state.revisions.iterdir()) == []
         write_policy(tmp_path / "policy", "clients: {c: {networks: [192.0.2.0/24]}}")
         revision = state.load(tmp_path / "policy")
-        assert [one.revision for one in kept(state.revisions)] == [revision]
+        assert [one.revision for one in stored_revisions(state.revisions)] == [revision]
 
 
 def test_when_a_revision_was_loaded_last_is_known(tmp_path: Path, state: State) -> None:
     before = time.time() - 1
     revision = state.load(policy_with_list(tmp_path / "policy"))
-    (one,) = kept(state.revisions)
+    (one,) = stored_revisions(state.revisions)
     assert one.revision == revision
     assert before < one.loaded < time.time() + 1

@@ -38,7 +38,7 @@ from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DIRECTORY = Path("/etc/squidkeeper/policy")
 PROGRAM = "squidkeeper"
-POLICY = PolicyState("9f31c2a7b04e", (NOW - timedelta(hours=1)).timestamp(), ok=True, problem="")
+POLICY = PolicyState("9f31c2a7b04e", (NOW - timedelta(hours=1)).timestamp(), ok=True)
 CHECKPOINT = Checkpoint(since="2026-11-20T12:00:00.000+00:00")
 CA = Certificate(Path("/ca.crt"), "CN=ca", NOW + timedelta(days=400))
 WELL = Snapshot(
@@ -535,7 +535,7 @@ def hostile(folder: Path) -> Snapshot:
         with_helpers(*(replace(HELPER, helper=text, revision=text) for text in HOSTILE)),
         directory=Path(HOSTILE[0]),
         policy=replace(policy, rules=rules, secrets=secrets),
-        policy_state=PolicyState(HOSTILE[0], WELL.now, False, HOSTILE[0], HOSTILE_FAULTS, HOSTILE_FAULTS),
+        policy_state=PolicyState(HOSTILE[0], WELL.now, False, HOSTILE_FAULTS, HOSTILE_FAULTS),
         checkpoint=checkpoint,
         certificate=replace(CA, subject=HOSTILE[0]),
         squid=SquidCounters({}, HOSTILE[0]),

@@ -21,7 +21,7 @@ from pathlib import Path
 from command import at_least_one, written  # type: ignore[import-not-found] # beside this script
 
 from squidkeeper.engine import CompiledPolicy, decide
-from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.policy_store.loading import load
 from squidkeeper.protocol.request import request_to
 
 ASKED = {

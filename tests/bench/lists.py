@@ -24,8 +24,7 @@ from pathlib import Path
 
 from command import at_least_one, written  # type: ignore[import-not-found] # beside this script
 
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.lists import HostList, list_digest, load_list
+from squidkeeper.policy_store.list_compiler import list_digest, load_list
 from squidkeeper.url import Host
 
 FORMATS: dict[str, tuple[str, str]] = {
@@ -83,9 +82,9 @@ def measure(name: str, hosts: list[str], rounds: int) -> dict[str, float]:
         path.write_text(head + "".join(line.format(host) for host in hosts))
         digest = list_digest(path)
         caches = [Path(folder) / f"cache{number}" for number in range(rounds)]
-        compiled = [timed(partial(load, path, digest, cache)) for cache in caches]
-        loaded = [timed(partial(load, path, digest, caches[0])) for _ in range(5 * rounds)]
-        found = load(path, digest, caches[0])
+        compiled = [timed(partial(load_list, path, digest, cache)) for cache in caches]
+        loaded = [timed(partial(load_list, path, digest, caches[0])) for _ in range(5 * rounds)]
+        found = load_list(path, digest, caches[0])
         assert (found.summary.patterns, found.summary.strange) == (len(hosts), 0)
         asked = [Host(f"{prefix}{host}") for host in hosts[:20_000] for prefix in ("", "x")]
         looked_up = [timed(lambda: [host in found for host in asked]) for _ in range(rounds)]
@@ -97,10 +96,6 @@ def measure(name: str, hosts: list[str], rounds: int) -> dict[str, float]:
             "cache_megabytes": next(caches[0].glob("*.hosts")).stat().st_size / 1e6,
             **helper_memory(path.parent, Path(folder) / "state", hosts[0]),
         }
-
-
-def load(path: Path, digest: str, cache: Path) -> HostList:
-    return load_list(path, digest, Location(str(path)), cache)
 
 
 def timed(call: Callable[[], object]) -> tuple[float, float]:

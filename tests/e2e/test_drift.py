@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from squidkeeper.engine import decide
-from squidkeeper.policy_store.policy_watcher import load
+from squidkeeper.policy_store.loading import load
 from squidkeeper.protocol.request import request_to
 from squidkeeper.record.drift import DriftChecker, was_served
 from squidkeeper.record.log_files import read_blocks

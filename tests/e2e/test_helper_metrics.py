@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.counters import HelperStatus, Key, Totals, make_key, read_counter_files
-from squidkeeper.policy.revisions import kept
-from squidkeeper.policy_store.policy_watcher import load_kept
+from squidkeeper.policy_store.loading import load_stored_revision
+from squidkeeper.policy_store.revisions import stored_revisions
 
 from .curl import curl
 from .gateway import Gateway, NewGateway
@@ -96,7 +96,7 @@ def test_the_slots_say_which_helpers_run_and_what_they_judge_by(gateway: Gateway
         return {pid for kind in kinds for pid in gateway.helpers(kind)}
 
     wait_for(lambda: {status.pid for status in running()} == pids(), "a slot of each helper")
-    newest = kept(gateway.root / "state/revisions")[0].revision
+    newest = stored_revisions(gateway.root / "state/revisions")[0].revision
     judged_by = {(status.helper, status.revision) for status in running()}
     assert judged_by == {("host", newest), ("request", newest), ("throttle", None)}
 
@@ -118,15 +118,15 @@ def test_each_request_has_the_revision_on_record_that_decided(gateway: Gateway, 
         ("CONNECT", "paths"),
         ("GET", "default"),
     ]
-    revision = kept(folder)[0].revision
+    revision = stored_revisions(folder)[0].revision
     assert {line["revision"] for line in lines} == {revision}
-    assert [rule.name for rule in load_kept(folder, revision).policy.rules] == ["open", "closed", "paths"]
+    assert [rule.name for rule in load_stored_revision(folder, revision).policy.rules] == ["open", "closed", "paths"]
 
 
 def test_a_kept_alive_connection_has_the_revision_of_each_of_its_requests_on_record(
     gateway: Gateway, origins: Origins
 ) -> None:
-    old = kept(gateway.root / "state/revisions")[0].revision
+    old = stored_revisions(gateway.root / "state/revisions")[0].revision
     with Raw(gateway) as client:
         assert answered(client, "http://closed.example/before") == 403
         gateway.write("policy.yaml", POLICY.replace("{name: closed, action: deny,", "{name: opened, action: allow,"))
@@ -135,7 +135,7 @@ def test_a_kept_alive_connection_has_the_revision_of_each_of_its_requests_on_rec
             return answered(client, "http://closed.example/after") == 200
 
         wait_for(opened, "the edit to take effect")
-    new = kept(gateway.root / "state/revisions")[0].revision
+    new = stored_revisions(gateway.root / "state/revisions")[0].revision
     assert new != old
     assert gateway.logged("http://closed.example/before")["revision"] == old
     last = [line for line in gateway.log() if line["url"] == "http://closed.example/after"][-1]

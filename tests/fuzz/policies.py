@@ -21,10 +21,10 @@ import yaml
 from squidkeeper.engine import CompiledPolicy, Stage, decide
 from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, websocket
 from squidkeeper.errors import InvalidUrl, PolicyError
+from squidkeeper.policy.builder import build  # noqa: F401 - loading imports it late, and atheris only follows what it has seen
 from squidkeeper.policy.lint import lint
-from squidkeeper.policy.load import build  # noqa: F401 - live imports it late, and atheris only follows what it has seen
 from squidkeeper.policy.model import Policy
-from squidkeeper.policy_store.policy_watcher import LoadedPolicy, load
+from squidkeeper.policy_store.loading import LoadedPolicy, load
 from squidkeeper.protocol.request import Malformed, Request, request_to
 from squidkeeper.url import bracketed, parse_host
 

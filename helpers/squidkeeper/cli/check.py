@@ -19,9 +19,9 @@ from squidkeeper.formatting import age, quantity
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 
 if TYPE_CHECKING:
-    from squidkeeper.policy.lists import HostList
+    from squidkeeper.policy.host_lists import HostList
     from squidkeeper.policy.model import Policy
-    from squidkeeper.policy.sources import Sources
+    from squidkeeper.policy_store.sources import Sources
 
 
 @click.command()
@@ -38,7 +38,7 @@ def check(directory: Path, state: Path, account: str | None, require_clients: bo
     Exit status: 0 when it loads (warnings allowed), 1 when it does not, or when --require-clients finds a rule that
     allows any client.
     """
-    from squidkeeper.policy.sources import read_sources
+    from squidkeeper.policy_store.sources import read_sources
 
     sources = read_sources(directory)
     report = _report(directory, sources, _access(sources, account), _ended_before(directory, state), require_clients)
@@ -89,7 +89,7 @@ def _report(
 ) -> CheckReport:
     from squidkeeper.errors import PolicyError
     from squidkeeper.policy.lint import lint, open_to_any_client
-    from squidkeeper.policy_store.policy_watcher import load_sources
+    from squidkeeper.policy_store.loading import load_sources
 
     now = datetime.now(UTC)
     try:
@@ -112,9 +112,9 @@ def _report(
 
 def _ended_before(directory: Path, state: Path) -> frozenset[str]:
     """List the files that ended with `end: true` in the revision in force, as far as its state can be read."""
-    from squidkeeper.policy.revisions import in_force
+    from squidkeeper.policy_store.revisions import revision_in_force
 
-    before = in_force(state / "revisions")
+    before = revision_in_force(state / "revisions")
     return before.ended if before and before.directory == directory.absolute() else frozenset()
 
 
@@ -154,7 +154,8 @@ def _unreadable_text(place: _NamedFile, closed: Path, account: Account) -> str:
 
 
 def _places(sources: Sources) -> Iterator[_NamedFile]:
-    from squidkeeper.policy.sources import file_entries, policy_files
+    from squidkeeper.policy.document import file_entries
+    from squidkeeper.policy_store.sources import policy_files
 
     for path in policy_files(sources.directory):
         yield _NamedFile(path, Location(str(path)), "this file", _NOTHING_LOADS)
@@ -196,7 +197,7 @@ def _unusable_secrets(policy: Policy, sources: Sources) -> Iterator[Fault]:
 
 
 def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime) -> Iterator[ListReport]:
-    from squidkeeper.policy.sources import file_entries
+    from squidkeeper.policy.document import file_entries
 
     for _, name, path in file_entries(sources.documents, "lists"):
         summary = lists[name].summary

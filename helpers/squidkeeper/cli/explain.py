@@ -139,7 +139,7 @@ def _compare(on_record: str | None, explained: str, directory: Path) -> None:
 
 def _load(directory: Path) -> CompiledPolicy:
     from squidkeeper.errors import PolicyError
-    from squidkeeper.policy_store.policy_watcher import load
+    from squidkeeper.policy_store.loading import load
 
     try:
         return load(directory, datetime.now(UTC)).compiled

@@ -136,7 +136,7 @@ def _past_policies(directory: Path, state: Path) -> PastPolicies:
 
 
 def _policy_in_force(directory: Path) -> CompiledPolicy | None:
-    from squidkeeper.policy_store.policy_watcher import load
+    from squidkeeper.policy_store.loading import load
 
     try:
         return load(directory, datetime.now(UTC)).compiled

@@ -98,7 +98,7 @@ def _drift(state: Path | None) -> DriftChecker | None:
 
 def _reasons(directory: Path) -> Mapping[str, str | None]:
     from squidkeeper.errors import PolicyError
-    from squidkeeper.policy_store.policy_watcher import load
+    from squidkeeper.policy_store.loading import load
     from squidkeeper.report.builder import BUILT_IN_REASONS, rule_reasons
 
     try:

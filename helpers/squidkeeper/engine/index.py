@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from squidkeeper.policy.host_lists import HostList
 from squidkeeper.policy.hosts import HostForm, Network, host_keys
-from squidkeeper.policy.lists import HostList
 from squidkeeper.policy.model import Match
 from squidkeeper.url import Host
 

@@ -19,7 +19,7 @@ from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES,
 from squidkeeper.exporter.status_rows import logged_time, secret_rows
 from squidkeeper.formatting import ago, byte_size, duration, quantity, timestamp
 from squidkeeper.metrics import JUDGES, THROTTLE
-from squidkeeper.policy.faults import SECRET_UNAVAILABLE, Fault, FaultCode, Location
+from squidkeeper.policy.faults import SECRET_UNAVAILABLE, Fault
 from squidkeeper.policy.lint import lint
 from squidkeeper.record.record import format_time
 
@@ -98,11 +98,7 @@ def check_command(view: Snapshot) -> str:
 def policy_faults(view: Snapshot) -> tuple[Fault, ...]:
     """List what is wrong with the policy on disk; nothing where it is in force."""
     state = view.policy_state
-    return (
-        ()
-        if state.ok
-        else state.faults or (Fault(Location(str(view.directory)), FaultCode.INTERNAL_ERROR, state.problem),)
-    )
+    return () if state.ok else state.faults
 
 
 def _squid_down(view: Snapshot) -> Iterator[str]:

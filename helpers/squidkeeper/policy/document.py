@@ -136,6 +136,18 @@ def all_entries(document: Document, *sections: str) -> Iterator[tuple[str, objec
             yield section, entry, (section, step)
 
 
+def file_entries(documents: Iterable[Document], section: str) -> Iterator[tuple[Document, str, Path]]:
+    """Give the files that a section names: the document, the name of the entry, and the path beside the document."""
+    for document in documents:
+        for _, entry, steps in entries(document, section):
+            if _is_file_name(entry.get("file")):
+                yield document, str(steps[1]), document.path.parent / entry["file"]
+
+
+def _is_file_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+
+
 def is_private(steps: Iterable[str | int]) -> bool:
     """Tell whether steps lead to where a secret is named, and its value may stand by mistake: no fault shows that."""
     keys = [step for step in steps if isinstance(step, str)]

@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from itertools import product
 
 from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy.host_lists import HostList
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, host_keys
-from squidkeeper.policy.lists import HostList
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.url import DEFAULT_PORTS, Host, is_private

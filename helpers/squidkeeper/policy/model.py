@@ -1,6 +1,6 @@
 """The policy as the engine sees it (floor 2): frozen, checked, everything parsed.
 
-Only `load.py` makes these; nothing in here can be wrong any more.
+Only `builder.py` makes these; nothing in here can be wrong any more.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from squidkeeper.policy.faults import Location
+from squidkeeper.policy.host_lists import HostList
 from squidkeeper.policy.hosts import HostPattern, Network
-from squidkeeper.policy.lists import HostList
 from squidkeeper.policy.paths import PathPattern
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.url import Address

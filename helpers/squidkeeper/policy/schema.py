@@ -42,10 +42,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names that all files together define, for each section: what a reference may be to.
+    """The names that all files together define, by section: a reference is to one of them.
 
-    Where not the `whole` was understood, as with a misspelt section or a list for a mapping, any name may stand in the
-    rest. No fault proposes those `hidden`: keys of `secrets` with no mapping, which may be values.
+    If the files are not `complete`, as with a misspelt section or a list for a mapping, any name may be defined in the
+    rest. `hidden` names are in no fault: keys of `secrets` without a mapping, which may be values.
     """
 
     clients: frozenset[str] = frozenset()
@@ -55,7 +55,7 @@ class Names:
     secrets: frozenset[str] = frozenset()
     credentials: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
-    whole: bool = True
+    complete: bool = True
 
 
 # --- what a field may hold ----------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def _names_of(info: ValidationInfo) -> Names:
 
 
 def _check_known(name: str, kind: str, known: frozenset[str], names: Names) -> str:
-    if name not in known and names.whole:
+    if name not in known and names.complete:
         shown = known - names.hidden
         expected = suggestion(name, shown) or f", expected {_one_defined(kind, shown)}"
         if kind == "secret":

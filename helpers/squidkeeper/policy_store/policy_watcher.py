@@ -1,8 +1,7 @@
-"""The policy in force (floor 4): watch, load, swap whole, keep the last good."""
+"""The policy in force (floor 4): watch its files, load them, replace it whole, keep the last good one."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 import time
@@ -13,89 +12,48 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from squidkeeper.engine import CompiledPolicy
-from squidkeeper.engine.selftest import run_tests
 from squidkeeper.errors import PolicyError, describe
-from squidkeeper.policy.faults import Fault
-from squidkeeper.policy.revisions import InForce, in_force, keep, put_in_force, read
-from squidkeeper.policy.sources import Sources, fingerprint, policy_files, read_sources
-from squidkeeper.policy_store.open_writes import OpenWrites, UnfinishedFile
+from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy_store.file_watch import FileWatch
+from squidkeeper.policy_store.loading import LoadedPolicy, load_sources, load_stored_revision
+from squidkeeper.policy_store.open_writes import UnfinishedFile
+from squidkeeper.policy_store.revisions import InForce, RevisionWriter, revision_in_force
+from squidkeeper.policy_store.sources import Sources
 
 _FIRST_LOAD_SECONDS = 8
-_LOOK_EVERY_SECONDS = 0.2
+_CHECK_EVERY_SECONDS = 0.2
 _SETTLE_SECONDS = 0.05
-_KEEP_AGAIN_SECONDS = 10.0
-_WRITE_SECONDS = 5.0  # a file that is open for writing for longer is a problem to report
+_WRITE_SECONDS = 5.0  # a file that is open for writing for longer is reported
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedPolicy:
-    """A policy that loads, ready to decide by, and what is legal in it but surely unmeant."""
-
-    compiled: CompiledPolicy
-    warnings: tuple[Fault, ...]
-
-
-def load(directory: Path, now: datetime, list_cache: Path | None = None) -> LoadedPolicy:
-    """Load a policy and run its tests; `PolicyError` with every fault where it does not load."""
-    return load_sources(read_sources(directory), now, list_cache)
-
-
-def load_sources(
-    sources: Sources, now: datetime, list_cache: Path | None = None, ended: frozenset[str] = frozenset()
-) -> LoadedPolicy:
-    """Load a policy from what was read, and run its tests; `PolicyError` with every fault where it does not load.
-
-    `ended` names the files that ended with `end: true` in the revision before.
-    """
-    from squidkeeper.policy.load import build  # late: the sources come to rest while it is imported
-
-    built = build(sources, list_cache=sources.compiled or list_cache, ended=ended)
-    compiled = CompiledPolicy(built.policy)
-    faults, warnings = run_tests(compiled, now)
-    all_warnings = (*built.warnings, *warnings)
-    if faults:
-        raise PolicyError(faults, all_warnings)
-    return LoadedPolicy(compiled, all_warnings)
-
-
-def load_kept(folder: Path, revision: str) -> CompiledPolicy:
-    """Load a revision that was in force, to decide by it once more; its tests held then, and are not run.
-
-    OSError where it is not kept, or not whole; `PolicyError` where this release does not take it any more.
-    """
-    from squidkeeper.policy.load import build  # late, as above
-
-    sources = read(folder, revision)
-    compiled = CompiledPolicy(build(sources, list_cache=sources.compiled).policy)
-    if compiled.revision != revision:
-        raise OSError(errno.EIO, f"what is kept is revision {compiled.revision}", str(folder / revision))
-    return compiled
-
-
-@dataclass(frozen=True, slots=True)
 class PolicyState:
-    """How the policy on disk is, at the last look that found it changed.
+    """The state of the policy on disk, at the last check that found it changed.
 
-    `revision` is in force since `loaded` (seconds since 1970), None where none has ever loaded. `ok`: it is what is on
-    disk; else `problem` says why not, with the faults where it has some. `warnings` are those of the one in force.
+    `revision` is in force since `loaded` (seconds since 1970); None if no policy has loaded. `ok`: it is the policy on
+    disk; else `faults` tell why not. `warnings` are those of the revision in force.
     """
 
     revision: str | None = None
     loaded: float | None = None
     ok: bool = False
-    problem: str = "it was not looked at yet"
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
 
+    @property
+    def problem(self) -> str:
+        """The faults as text, one a line."""
+        return "\n".join(map(str, self.faults))
+
 
 class PolicyWatcher(Generic[T]):
-    """The policy in force, as what a helper makes of it by `prepare`; None until one has loaded.
+    """The policy in force, as what `prepare` makes of it; None until one has loaded.
 
-    `current` is replaced whole: take it once for each line, and finish the line with what was taken. So is `state`.
-    What was loaded is kept in the folder `revisions`, by the thread that watches: nobody waits for that.
-    A file that is being written is not loaded. A process that starts meanwhile begins with the revision that was in
+    `current` and `state` are replaced whole: take `current` once for each line, and use that until the line is done.
+    The watching thread stores what was loaded in the folder `revisions`; nobody waits for that.
+    A file that is being written is not loaded. A process that starts meanwhile starts with the revision that was in
     force before, until the file is complete.
     """
 
@@ -107,184 +65,169 @@ class PolicyWatcher(Generic[T]):
         revisions: Path | None = None,
     ) -> None:
         self.current: T | None = None
-        self.state = PolicyState()
+        self._not_read = PolicyState(
+            faults=(Fault(Location(str(directory)), FaultCode.NOT_READ, "the policy is not read yet"),)
+        )
+        self.state = self._not_read
         self._directory = directory
         self._list_cache = list_cache
         self._prepare = prepare
-        self._named: tuple[Path, ...] = ()
-        self._lists: tuple[Path, ...] = ()
-        self._documents: object = None
-        self._seen: object = None
-        self._refused = ""
         self._revisions = revisions
-        self._unkept: tuple[Sources, str] | None = None
-        self._keep_at = 0.0
-        self._not_kept = ""
-        self._before: InForce | None = None
-        self._began_with_before = False
-        self._writes: OpenWrites | None = None
-        self._unwatched = ""
+        self._writer = RevisionWriter(revisions, list_cache)
+        self._files: FileWatch | None = None
+        self._watch_problem = self._store_problem = ""
+        self._refused = ""
+        self._previous: InForce | None = None
+        self._started_with_previous = False
 
     def start(self) -> None:
-        """Load the policy and watch it, in a thread that ends with the process; wait for the first one, not for ever.
+        """Load the policy and watch it, in a thread that ends with the process; wait for the first load, up to 8 s.
 
-        Who goes on without one denies: a directory on a file system that hangs must not keep those waiting who ask.
+        A process without a policy denies. So a directory on a file system that hangs does not hold up its requests.
         """
-        looked = threading.Event()
-        threading.Thread(target=self._watch, args=(looked,), name="policy watch", daemon=True).start()
-        if not looked.wait(_FIRST_LOAD_SECONDS):
-            _log.error("%s: not read after %d s, which goes on", self._directory, _FIRST_LOAD_SECONDS)
+        checked = threading.Event()
+        threading.Thread(target=self._watch, args=(checked,), name="policy watch", daemon=True).start()
+        if not checked.wait(_FIRST_LOAD_SECONDS):
+            _log.error("%s: not read after %d s; reading goes on", self._directory, _FIRST_LOAD_SECONDS)
 
-    def look(self) -> None:
-        """Load the policy if it has changed since the last look, and has come to rest."""
+    def check(self) -> None:
+        """Load the policy if it has changed since the last check, and is complete."""
         try:
-            self._look()
+            self._check()
         except PolicyError as error:
-            self._end_with_before()
-            self._refuse(str(error), error.faults)
+            self._drop_previous()
+            self._refuse(error.faults)
         except Exception as error:  # noqa: BLE001 - a policy that we fail on must not end the watch, nor the helper
-            self._end_with_before()
-            self._refuse(f"squidkeeper itself failed on it: {describe(error)}")
+            self._drop_previous()
+            message = f"squidkeeper itself failed on it: {describe(error)}"
+            self._refuse((Fault(Location(str(self._directory)), FaultCode.INTERNAL_ERROR, message),))
 
-    def _watch(self, looked: threading.Event) -> None:
-        self.look()
-        looked.set()
-        while True:
-            self._keep()
-            time.sleep(_LOOK_EVERY_SECONDS)
-            self.look()
-
-    def _keep(self) -> None:
-        """Keep what was loaded last; where that fails, again after some seconds."""
-        if self._unkept is None or self._revisions is None or time.monotonic() < self._keep_at:
-            return
-        sources, revision = self._unkept
+    def store(self) -> None:
+        """Store the revision that was loaded last, if that is still to be done. A failure is logged once."""
+        problem = ""
         try:
-            keep(sources, revision, self._revisions, self._list_cache)
-            put_in_force(self._revisions, revision)
-        except Exception as error:  # noqa: BLE001 - nor may one that we fail to keep end the watch
-            self._keep_at = time.monotonic() + _KEEP_AGAIN_SECONDS
-            why = str(error) if isinstance(error, OSError) else describe(error)
-            self._complain(f"revision {revision} is not kept, so the record cannot be held against it: {why}")
-        else:
-            self._unkept, self._not_kept = None, ""
+            self._writer.write()
+        except Exception as error:  # noqa: BLE001 - nor may a revision that we fail to store end the watch
+            problem = str(error) if isinstance(error, OSError) else describe(error)
+            if problem != self._store_problem:
+                why = "is not stored, so requests cannot be checked against it"
+                _log.warning("revision %s %s: %s", self.state.revision, why, problem)
+            self._store_problem = problem
 
-    def _complain(self, problem: str) -> None:
-        if problem != self._not_kept:
-            _log.warning("%s", problem)
-        self._not_kept = problem
+    def _watch(self, checked: threading.Event) -> None:
+        self.check()
+        checked.set()
+        while True:
+            self.store()
+            time.sleep(_CHECK_EVERY_SECONDS)
+            self.check()
 
-    def _look(self) -> None:
-        writes = self._begin() if self._writes is None else self._writes
-        if fingerprint(self._directory, self._named) == self._seen:
-            writes.read()
+    def _check(self) -> None:
+        files = self._files or self._begin()
+        if not files.changed():
             return
-        documents = fingerprint(self._directory)
-        lists = self._lists if documents == self._documents else ()  # an edit may name others
-        unfinished = self._unfinished(writes, lists)
+        unfinished = self._unfinished(files, edited=True)
         if self.current is not None and self._waits(unfinished):
             return
         settled = time.monotonic() + _SETTLE_SECONDS
-        sources = read_sources(self._directory)
-        self._lists, self._documents = tuple(sources.lists), documents
+        sources = files.read()
         loaded = self._load(sources)
         time.sleep(max(0.0, settled - time.monotonic()))
-        if fingerprint(self._directory, sources.named) != sources.fingerprint:
-            return  # an edit is under way; the next look finds it done
-        if not self._is_in_force(loaded) and self._waits(self._unfinished(writes, self._lists)):
+        if not files.is_current(sources):
+            return  # an edit is under way; the next check finds it complete
+        if not self._is_previous(loaded) and self._waits(self._unfinished(files, edited=False)):
             return
-        writes.take_as_complete()
-        self._named, self._seen, self._refused = sources.named, sources.fingerprint, ""
+        files.take(sources)
+        self._refused = ""
         if isinstance(loaded, PolicyError):
             raise loaded
-        self._take(sources, loaded)
+        self._put_in_force(sources, loaded)
 
-    def _begin(self) -> OpenWrites:
-        """Begin to watch for writes, and find out what was in force before this process."""
-        self._writes = writes = OpenWrites(self._revisions and self._revisions / "being-written.lock")
-        before = in_force(self._revisions) if self._revisions else None
-        self._before = before if before and before.directory == self._directory.absolute() else None
-        return writes
-
-    def _take(self, sources: Sources, loaded: LoadedPolicy) -> None:
-        """Put a policy in force."""
-        compiled, revision = loaded.compiled, loaded.compiled.revision
-        self.current = self._prepare(compiled)
-        self.state = PolicyState(revision, time.time(), ok=True, problem="", warnings=loaded.warnings)
-        self._unkept = (sources, revision)
-        self._before = InForce(revision, self._directory.absolute(), sources.ended)
-        self._began_with_before = False
-        _log.info("%s: revision %s is in force", self._directory, revision)
-        for warning in loaded.warnings:
-            _log.warning("%s", warning)
+    def _begin(self) -> FileWatch:
+        """Begin to watch the files, and find the revision that was in force before this process."""
+        self._files = files = FileWatch(self._directory, self._revisions and self._revisions / "being-written.lock")
+        previous = revision_in_force(self._revisions) if self._revisions else None
+        self._previous = previous if previous and previous.directory == self._directory.absolute() else None
+        return files
 
     def _load(self, sources: Sources) -> LoadedPolicy | PolicyError:
-        ended = self._before.ended if self._before else frozenset()
+        ended = self._previous.ended if self._previous else frozenset()
         try:
             return load_sources(sources, datetime.now(UTC), self._list_cache, ended)
         except PolicyError as error:
             return error
 
-    def _is_in_force(self, loaded: LoadedPolicy | PolicyError) -> bool:
-        """Tell whether what is on disk is the revision that was in force before."""
-        before = self._before
-        return isinstance(loaded, LoadedPolicy) and before is not None and loaded.compiled.revision == before.revision
+    def _put_in_force(self, sources: Sources, loaded: LoadedPolicy) -> None:
+        compiled, revision = loaded.compiled, loaded.compiled.revision
+        self.current = self._prepare(compiled)
+        self.state = PolicyState(revision, time.time(), ok=True, warnings=loaded.warnings)
+        self._writer.loaded(sources, revision)
+        self._previous = InForce(revision, self._directory.absolute(), sources.ended)
+        self._started_with_previous = False
+        _log.info("%s: revision %s is in force", self._directory, revision)
+        for warning in loaded.warnings:
+            _log.warning("%s", warning)
 
-    # Files that are being written
+    def _refuse(self, faults: tuple[Fault, ...]) -> None:
+        self.state = replace(self.state, ok=False, faults=faults)
+        problem = self.state.problem
+        if problem == self._refused:
+            return
+        self._refused = problem
+        effect = "everything is denied" if self.current is None else "the last good policy goes on"
+        _log.error("%s does not load, %s:\n%s", self._directory, effect, problem)
 
-    def _unfinished(self, writes: OpenWrites, lists: tuple[Path, ...]) -> UnfinishedFile | None:
-        """Find a file that is being written among those of the policy's directory and some of its lists."""
-        files = policy_files(self._directory)
-        writes.watch(self._directory, files, self._lists)
-        if writes.problem != self._unwatched:
-            _log.warning("%s: %s", self._directory, writes.problem)
-        self._unwatched = writes.problem
-        return writes.find((*files, *lists))
+    # --- files that are being written -----------------------------------------------------------------------------
+
+    def _unfinished(self, files: FileWatch, *, edited: bool) -> UnfinishedFile | None:
+        found = files.unfinished(edited=edited)
+        if files.problem != self._watch_problem:
+            _log.warning("%s: %s", self._directory, files.problem)
+        self._watch_problem = files.problem
+        return found
 
     def _waits(self, unfinished: UnfinishedFile | None) -> bool:
-        """Tell whether to wait until a file is complete; what was in force before goes on meanwhile."""
+        """Tell whether to wait until a file is complete; the revision in force before goes on meanwhile."""
         if unfinished is None:
             return False
         if self.current is None:
-            self._begin_with_before()
+            self._start_with_previous()
         if self.current is None and not unfinished.known:
-            return False  # the first policy of all: nothing could go on meanwhile
+            return False  # the first policy of all: there is nothing that could go on
         if time.time() - unfinished.since > _WRITE_SECONDS:
-            self._refuse(_still_open(unfinished))
+            self._refuse((_still_open(unfinished),))
         return True
 
-    def _begin_with_before(self) -> None:
-        """Begin with the revision that was in force before this process."""
-        if self._before is None or self._revisions is None:
+    def _is_previous(self, loaded: LoadedPolicy | PolicyError) -> bool:
+        """Tell whether the policy on disk is the revision that was in force before."""
+        previous = self._previous.revision if self._previous else None
+        return isinstance(loaded, LoadedPolicy) and loaded.compiled.revision == previous
+
+    def _start_with_previous(self) -> None:
+        """Put the revision in force that was in force before this process."""
+        if self._previous is None or self._revisions is None:
             return
-        revision = self._before.revision
+        revision = self._previous.revision
         try:
-            compiled = load_kept(self._revisions, revision)
+            compiled = load_stored_revision(self._revisions, revision)
         except (OSError, PolicyError) as error:
             _log.warning("revision %s, which was in force before, cannot be loaded: %s", revision, error)
             return
         self.current = self._prepare(compiled)
-        self.state = PolicyState(revision, time.time(), ok=True, problem="")
-        self._began_with_before = True
+        self.state = PolicyState(revision, time.time(), ok=True)
+        self._started_with_previous = True
         _log.info("%s: being written, so revision %s goes on", self._directory, revision)
 
-    def _end_with_before(self) -> None:
-        """Deny everything where the files are complete and do not load, as in a process that starts then."""
-        if self._began_with_before:
-            self.current, self.state, self._began_with_before = None, PolicyState(), False
-
-    def _refuse(self, why: str, faults: tuple[Fault, ...] = ()) -> None:
-        self.state = replace(self.state, ok=False, problem=why, faults=faults)
-        if why == self._refused:
-            return
-        self._refused = why
-        kept = "everything is denied" if self.current is None else "the last good policy goes on"
-        _log.error("%s does not load, %s:\n%s", self._directory, kept, why)
+    def _drop_previous(self) -> None:
+        """Deny everything if the files are complete and do not load, as in a process that starts then."""
+        if self._started_with_previous:
+            self.current, self.state, self._started_with_previous = None, self._not_read, False
 
 
-def _still_open(unfinished: UnfinishedFile) -> str:
+def _still_open(unfinished: UnfinishedFile) -> Fault:
     since = datetime.fromtimestamp(unfinished.since, UTC).strftime("%H:%M:%S UTC")
-    return (
-        f"{unfinished.path}: open for writing since {since}, so it is not loaded: "
+    message = (
+        f"open for writing since {since}, so it is not loaded: "
         "close it, or replace it by a file that is complete (mv); touch declares it complete as it is"
     )
+    return Fault(Location(str(unfinished.path)), FaultCode.BEING_WRITTEN, message)

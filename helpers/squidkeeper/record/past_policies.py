@@ -13,8 +13,8 @@ from cachetools import LRUCache, TTLCache
 
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import PolicyError
-from squidkeeper.policy.revisions import StoredRevision, kept
-from squidkeeper.policy_store.policy_watcher import load_kept
+from squidkeeper.policy_store.loading import load_stored_revision
+from squidkeeper.policy_store.revisions import StoredRevision, stored_revisions
 from squidkeeper.record.record import Record, format_time, parse_time
 
 OUTDATED_AFTER: Final = timedelta(seconds=60)  # every helper has loaded an edit by then, long lists too
@@ -63,14 +63,14 @@ class PastPolicies:
     def _read_folder(self) -> None:
         self._read_at = time.monotonic() + _READ_AGAIN_SECONDS
         try:
-            self._stored = tuple(reversed(kept(self._folder)))
+            self._stored = tuple(reversed(stored_revisions(self._folder)))
         except OSError:
             return  # what was read before stays
         self._outdated = {older.revision: _outdated_from(newer) for older, newer in pairwise(self._stored)}
 
     def _load(self, revision: str) -> CompiledPolicy | None:
         try:
-            policy = load_kept(self._folder, revision)
+            policy = load_stored_revision(self._folder, revision)
         except (OSError, PolicyError):
             self._missing[revision] = None
             return None

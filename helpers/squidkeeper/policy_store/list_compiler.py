@@ -1,9 +1,4 @@
-"""Long host lists (floor 2): compiled once into a trie, kept in a file, mapped into memory and shared by all helpers.
-
-A list is a set of keys: the keys of host patterns (see `host_keys`), and one for each network. Those of a host, and of
-a host with all under it, are kept backwards: then all that hold for a host are beginnings of one text, which are found
-on one way down the trie, however long the list.
-"""
+"""Compiles long host lists (floor 4): once, into a file that all helpers map into memory."""
 
 from __future__ import annotations
 
@@ -18,79 +13,20 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import marisa_trie
 
 from squidkeeper.errors import PatternError
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.hosts import HostForm, HostPattern, Network, host_keys
-from squidkeeper.policy.lines import LineReader, is_exception
-from squidkeeper.url import Address, Host
+from squidkeeper.policy.host_lists import HostList, ListLine, ListSummary, network_key, stored_key
+from squidkeeper.policy.hosts import HostForm, HostPattern
+from squidkeeper.policy_store.list_lines import LineReader, is_exception
 
 
 class ListChangedError(Exception):
-    """The file is no longer the one whose digest is known."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListLine:
-    """A line of a list, by its number."""
-
-    number: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ListSummary:
-    """What compiling a list brought to light."""
-
-    patterns: int = 0
-    prefixes: tuple[tuple[int, int], ...] = ()  # version and length of each kind of network in it
-    strange: int = 0  # lines that were not understood
-    first_strange: tuple[ListLine, ...] = ()
-    widest: ListLine | None = None  # the first '*'
-    wide: ListLine | None = None  # the first wildcard over a whole top-level domain
-    exception: ListLine | None = None  # the first line, not understood, that takes hosts out of the list again
-
-
-@dataclass(frozen=True, slots=True)
-class HostList:
-    """A compiled list: `host in hosts` tells whether one of its patterns matches."""
-
-    location: Location
-    summary: ListSummary = field(default_factory=ListSummary)
-    _trie: Any = field(default_factory=marisa_trie.Trie, repr=False, compare=False)
-    has_wildcards: bool = field(default=True, compare=False)  # whether it can hold `*.x`, `**.x` or `*`
-
-    def __contains__(self, host: Host) -> bool:
-        return self.holds(host, host_keys(host))
-
-    def holds(self, host: Host, keys: Iterable[str]) -> bool:
-        """Tell whether one of its patterns matches a host that has these keys."""
-        if host.address is not None:
-            return self.has_key((HostForm.ANY, *_address_keys(host.address, self.summary.prefixes)))
-        if self._trie.prefixes(f"{_ALONE}{host.text}"[::-1]):  # the stored keys of all that hold begin it
-            return True
-        return self.has_wildcards and self.has_key(key for key in keys if key.startswith(HostForm.ANY))
-
-    def has_key(self, keys: Iterable[str]) -> bool:
-        """Tell whether one of these keys stands in the list as it is."""
-        return any(stored_key(key) in self._trie for key in keys)
-
-    def covers_network(self, network: Network) -> bool:
-        """Tell whether a network of the list holds all of this one."""
-        wider = tuple(prefix for prefix in self.summary.prefixes if prefix[1] <= network.prefixlen)
-        return self.has_key(_address_keys(network.network_address, wider))
-
-
-def stored_key(key: str) -> str:
-    """Write a key as a list holds it: those of a host, and of a host with all under it, backwards."""
-    if key.startswith((HostForm.ANY, HostForm.NETWORK)):
-        return key
-    return (key if key.startswith(HostForm.TREE) else f"{_ALONE}{key}")[::-1]
+    """The file has changed since its digest was taken."""
 
 
 def list_digest(path: Path) -> str:
@@ -102,11 +38,11 @@ def list_digest(path: Path) -> str:
     return str(digest.hexdigest())
 
 
-def load_list(path: Path, digest: str, location: Location, cache: Path | None = None) -> HostList:
+def load_list(path: Path, digest: str, cache: Path | None = None) -> HostList:
     """Load the list at `path`, whose content has this digest: from the cache, or compiled (into the cache).
 
-    Of several processes that miss the same list one compiles it. A cache that cannot be written is done without; a
-    cached file that is torn is made again. `ListChangedError` where the file has changed since the digest was taken.
+    If several processes need the same list, one compiles it. If the cache cannot be written, the list stays in memory.
+    A cached file that is damaged is compiled again. `ListChangedError`: the file has changed since the digest.
     """
     cached = cache / f"{digest}{_SUFFIX}" if cache else None
     found = _read_cached(cached)
@@ -114,14 +50,14 @@ def load_list(path: Path, digest: str, location: Location, cache: Path | None = 
         with _lock(cache) as lock:
             found = _read_cached(cached) or _compile_long(path, digest, cached, lock) or _compile(path, digest, cached)
     summary, trie = found
-    return HostList(location, summary, trie, has_wildcards=any(trie.iterkeys(HostForm.ANY.value)))
+    return HostList(summary=summary, trie=trie, has_wildcards=any(trie.iterkeys(HostForm.ANY.value)))
 
 
 def prune_cache(cache: Path, used: Iterable[str]) -> None:
-    """Delete compiled lists beyond the newest few that are not of these digests, and what a crash left half-written."""
-    keep = {f"{digest}{_SUFFIX}" for digest in used}
+    """Delete compiled lists of other digests, except the newest few, and what a crash left half-written."""
+    in_use = {f"{digest}{_SUFFIX}" for digest in used}
     try:
-        spare = [path for path in cache.iterdir() if path.suffix == _SUFFIX and path.name not in keep]
+        spare = [path for path in cache.iterdir() if path.suffix == _SUFFIX and path.name not in in_use]
         spare.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         torn = [
             path for path in cache.glob(f"*{_UNFINISHED}") if path.stat().st_mtime < time.time() - _UNFINISHED_SECONDS
@@ -136,7 +72,7 @@ def prune_cache(cache: Path, used: Iterable[str]) -> None:
 
 
 class _Compiler:
-    """Turns the lines of a list into keys, and notes what should be known about them."""
+    """Turns the lines of a list into keys, and collects its summary."""
 
     def __init__(self) -> None:
         self.digest = _new_digest()
@@ -209,7 +145,7 @@ class _Compiler:
         key = pattern.key
         if pattern.network is not None:
             self.prefixes.add((pattern.network.version, pattern.network.prefixlen))
-            key = _network_key(pattern.network.network_address, pattern.network.prefixlen)
+            key = network_key(pattern.network.network_address, pattern.network.prefixlen)
         elif pattern.form is HostForm.ANY:
             self.widest = self.widest or line
         elif pattern.covers_top_level:
@@ -218,9 +154,9 @@ class _Compiler:
 
 
 def _compile_long(path: Path, digest: str, cached: Path | None, lock: int | None) -> tuple[ListSummary, Any] | None:
-    """Compile a long list in a process of its own, so that a helper neither grows nor stalls; None where that fails.
+    """Compile a long list in a child process, so that the helper neither grows nor stalls; None if that fails.
 
-    That process holds the lock too: where the helper ends meanwhile, the next one waits, and does not begin anew.
+    The child holds the lock too: if the helper ends meanwhile, the next one waits and does not compile it again.
     """
     if cached is None or lock is None or path.stat().st_size < _LONG_BYTES or not os.access(cached.parent, os.W_OK):
         return None
@@ -260,17 +196,9 @@ def _open_list(path: Path) -> Any:
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # a FIFO cannot hold us
 
 
-def _address_keys(address: Address, prefixes: Iterable[tuple[int, int]]) -> Iterator[str]:
-    return (_network_key(address, length) for version, length in prefixes if version == address.version)
-
-
-def _network_key(address: Address, length: int) -> str:
-    return f"/{address.version}/{length}/{int(address) >> (address.max_prefixlen - length):x}"
-
-
 # --- the cache ----------------------------------------------------------------------------------------------------
 # A cached file is the trie as marisa-trie saves it, the summary as JSON, and a foot: magic, length of the JSON, CRC-32
-# of all before. marisa-trie maps the file and does not look beyond its own end.
+# of all before. marisa-trie maps the file and ignores what follows its own end.
 
 
 def _read_cached(path: Path | None) -> tuple[ListSummary, Any] | None:
@@ -320,7 +248,7 @@ def _write_cached(path: Path, summary: ListSummary, trie: Any) -> None:
 
 @contextmanager
 def _lock(cache: Path | None) -> Iterator[int | None]:
-    """Let one process at a time compile; without a cache, or one that cannot be written, each for itself (None)."""
+    """Let one process at a time compile. None: there is no cache that can be written, so each process compiles."""
     descriptor = None
     if cache:
         with suppress(OSError):
@@ -334,7 +262,6 @@ def _lock(cache: Path | None) -> Iterator[int | None]:
             os.close(descriptor)
 
 
-_ALONE = "=."  # ahead of a name that is listed without those under it; no name holds a =
 _FORMAT = b"sqklist3"  # changes with whatever changes the keys of a list
 _FOOT = struct.Struct(">8sII")
 _SUFFIX = ".hosts"
@@ -347,5 +274,5 @@ _LONG_BYTES = 1 << 18  # some ten thousand lines: compiled in 30 ms
 _SHOWN_LENGTH = 60
 
 if __name__ == "__main__":
-    with suppress(ListChangedError, OSError):  # whoever asked finds no compiled list, and says why
+    with suppress(ListChangedError, OSError):  # the parent finds no compiled list, and compiles it itself
         _compile(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,4 +1,4 @@
-"""What the lines of a list mean (floor 2): host patterns, hosts(5), Adblock's `||host^`, dnsmasq, RPZ.
+"""What the lines of a list mean (floor 4): host patterns, hosts(5), Adblock's `||host^`, dnsmasq, RPZ.
 
 A line is understood where it names hosts and says nothing else. One that says more (a path, an option), less (unless,
 only if) or something else is `PatternError`, never a guess: in a deny a guess closes what nobody meant, in an allow it

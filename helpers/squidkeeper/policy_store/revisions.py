@@ -1,12 +1,12 @@
-"""The revisions that were in force (floor 2): what each was made from, kept so that it can be judged by once more.
+"""Stores the revisions that were in force (floor 4), so that past requests can be decided again.
 
-A revision is a folder of its own name: its documents whole, its compiled lists, and `sources.json`, which says where
-they came from. Secrets are named in the documents, and nowhere else. Documents and lists are linked, not copied, where
-an earlier revision has the same; the newest revisions are kept, as many as fit. A folder is made beside its place and
-renamed into it, so that several processes can keep the same revision at once.
+A revision is a folder with its name: its documents, its compiled lists, and `sources.json`, which tells where they came
+from. A secret is never stored: the documents only name it. Documents and lists that an earlier revision has too are
+hard links. The newest revisions are stored, as many as fit. A folder is written under another name and renamed, so
+that several processes can store the same revision at once.
 
 The symbolic link `in-force` names the revision that was loaded last. A process that starts while a file of the policy
-is being written begins with it.
+is being written starts with it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from squidkeeper.policy.document import Document, parse_document
-from squidkeeper.policy.faults import Location
-from squidkeeper.policy.lists import ListChangedError, load_list
-from squidkeeper.policy.sources import ListFile, SecretFile, Sources, file_entries
+from squidkeeper.policy.contents import SecretFile
+from squidkeeper.policy.document import Document, file_entries, parse_document
+from squidkeeper.policy_store.list_compiler import ListChangedError, load_list
+from squidkeeper.policy_store.sources import ListFile, Sources
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRevision:
-    """A revision that is kept, and when it was last loaded (seconds since 1970)."""
+    """A stored revision, and when it was last loaded (seconds since 1970)."""
 
     revision: str
     loaded: float
@@ -46,8 +46,32 @@ class InForce:
     ended: frozenset[str]
 
 
-def put_in_force(folder: Path, revision: str) -> None:
-    """Record that a revision, which is kept, was loaded last; OSError where that cannot be written."""
+class RevisionWriter:
+    """Stores the revision that was loaded last, and marks it as in force."""
+
+    def __init__(self, folder: Path | None, list_cache: Path | None) -> None:
+        self._folder = folder
+        self._list_cache = list_cache
+        self._pending: tuple[Sources, str] | None = None
+        self._try_at = 0.0
+
+    def loaded(self, sources: Sources, revision: str) -> None:
+        """Note a revision that was loaded; `write` stores it."""
+        self._pending = (sources, revision)
+
+    def write(self) -> None:
+        """Store what was loaded last, if that is still to be done; after an error, not again for some seconds."""
+        if self._pending is None or self._folder is None or time.monotonic() < self._try_at:
+            return
+        sources, revision = self._pending
+        self._try_at = time.monotonic() + _TRY_AGAIN_SECONDS
+        store_revision(sources, revision, self._folder, self._list_cache)
+        mark_in_force(self._folder, revision)
+        self._pending, self._try_at = None, 0.0
+
+
+def mark_in_force(folder: Path, revision: str) -> None:
+    """Mark a stored revision as the one that was loaded last; OSError if that cannot be written."""
     new = folder / f".{_IN_FORCE}.{os.getpid()}{_UNFINISHED}"
     with suppress(FileNotFoundError):
         new.unlink()
@@ -55,8 +79,8 @@ def put_in_force(folder: Path, revision: str) -> None:
     new.rename(folder / _IN_FORCE)
 
 
-def in_force(folder: Path) -> InForce | None:
-    """Tell which revision was loaded last; None where none was, or it is not kept whole."""
+def revision_in_force(folder: Path) -> InForce | None:
+    """Find the revision that was loaded last; None if there is none, or it is not stored completely."""
     try:
         revision = os.readlink(folder / _IN_FORCE)
         raw = json.loads((folder / revision / _MANIFEST).read_bytes())
@@ -65,13 +89,13 @@ def in_force(folder: Path) -> InForce | None:
         return None
 
 
-def keep(sources: Sources, revision: str, folder: Path, list_cache: Path | None = None) -> None:
-    """Keep what a revision was made from; OSError where that cannot be written.
+def store_revision(sources: Sources, revision: str, folder: Path, list_cache: Path | None = None) -> None:
+    """Store the files of a revision; OSError if they cannot be written.
 
-    Its lists are taken from the cache of compiled lists, and compiled where they are not in it.
+    Its lists are linked from the cache of compiled lists, or compiled if they are not in it.
     """
     place = folder / revision
-    if _is_whole(place, sources):
+    if _is_complete(place, sources):
         with suppress(OSError):
             os.utime(place)  # the newest are those loaded last
         return
@@ -86,10 +110,10 @@ def keep(sources: Sources, revision: str, folder: Path, list_cache: Path | None 
     _prune(folder, revision)
 
 
-def read(folder: Path, revision: str) -> Sources:
-    """Read what a revision was made from, to build it once more; OSError where it is not kept, or not whole.
+def read_revision(folder: Path, revision: str) -> Sources:
+    """Read the files of a stored revision; OSError if it is not stored, or not completely.
 
-    Whether its secrets could be had is not known any more, nor needed to compiled.
+    Whether its secrets were available is not stored: decisions do not depend on it.
     """
     if not _REVISION.fullmatch(revision):
         raise FileNotFoundError(errno.ENOENT, "no revision has such a name", revision)
@@ -103,25 +127,21 @@ def read(folder: Path, revision: str) -> Sources:
         )
         lists = {Path(path): ListFile(digest) for path, digest in raw["lists"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OSError(errno.EIO, "this revision is not whole", str(place)) from error
-    return Sources(
-        directory=directory,
-        documents=documents,
-        lists=lists,
-        secrets={path: SecretFile() for *_, path in file_entries(documents, "secrets")},
-        named=(),
-        fingerprint=(),
-        environment=frozenset(),
-        compiled=place / _LISTS,
-    )
+        raise OSError(errno.EIO, "this revision is not stored completely", str(place)) from error
+    return Sources(directory, documents, lists, {path: SecretFile() for *_, path in file_entries(documents, "secrets")})
 
 
-def kept(folder: Path) -> list[StoredRevision]:
-    """List the revisions that are kept, the newest first."""
-    return sorted(_kept(folder), key=lambda one: one.loaded, reverse=True)
+def compiled_lists(folder: Path, revision: str) -> Path:
+    """Name the folder that holds the compiled lists of a stored revision."""
+    return folder / revision / _LISTS
 
 
-def _kept(folder: Path) -> Iterator[StoredRevision]:
+def stored_revisions(folder: Path) -> list[StoredRevision]:
+    """List the stored revisions, the newest first."""
+    return sorted(_stored(folder), key=lambda one: one.loaded, reverse=True)
+
+
+def _stored(folder: Path) -> Iterator[StoredRevision]:
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -134,7 +154,7 @@ def _kept(folder: Path) -> Iterator[StoredRevision]:
 def _read_document(file: Path, path: Path, digest: str) -> Document:
     content = file.read_bytes()
     if _digest(content) != digest:
-        raise ValueError(f"{file} is not what was kept")
+        raise ValueError(f"{file} is not what was stored")
     return parse_document(path, content)
 
 
@@ -142,11 +162,11 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-# --- keeping ------------------------------------------------------------------------------------------------------
+# --- storing ------------------------------------------------------------------------------------------------------
 
 
-def _is_whole(place: Path, sources: Sources) -> bool:
-    """Whether a revision is kept already, and no crash of the machine has left a file of it empty."""
+def _is_complete(place: Path, sources: Sources) -> bool:
+    """Tell whether a revision is stored, and no crash of the machine has left a file of it empty."""
     try:
         documents = json.loads((place / _MANIFEST).read_bytes())["documents"]
         contents = [(place / _DOCUMENTS / one.path.name).read_bytes() for one in sources.documents]
@@ -175,7 +195,7 @@ def _list_names(sources: Sources) -> set[str]:
 
 
 def _write(sources: Sources, place: Path, folder: Path, list_cache: Path | None) -> None:
-    earlier = [folder / one.revision for one in kept(folder)]
+    earlier = [folder / one.revision for one in stored_revisions(folder)]
     (place / _DOCUMENTS).mkdir(mode=0o750, parents=True)
     (place / _LISTS).mkdir(mode=0o750)
     for document in sources.documents:
@@ -201,7 +221,7 @@ def _write_list(path: Path, digest: str, to: Path, places: list[Path | None]) ->
         with suppress(OSError):  # not there, or on another disk
             return os.link(place / name, to / name)
     try:
-        load_list(path, digest, Location(str(path)), to)
+        load_list(path, digest, to)
     except ListChangedError as error:
         raise OSError(errno.ESTALE, "the list has changed since it was loaded", str(path)) from error
     if not (to / name).exists():
@@ -210,22 +230,22 @@ def _write_list(path: Path, digest: str, to: Path, places: list[Path | None]) ->
 
 
 def _put(unfinished: Path, place: Path) -> None:
-    """Put a revision into its place, where another process has not just done so."""
+    """Rename a revision to its name, unless another process has just done so."""
     try:
         unfinished.rename(place)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        shutil.rmtree(place, ignore_errors=True)  # it was there before, and not whole; or it is the same
+        shutil.rmtree(place, ignore_errors=True)  # it is incomplete, or the same
         with suppress(OSError):
             unfinished.rename(place)
 
 
 def _prune(folder: Path, newest: str) -> None:
-    """Delete the revisions beyond the newest that fit into the bounds, and what a crash left half-written."""
+    """Delete the revisions that exceed the bounds, the oldest first, and what a crash left half-written."""
     room = _BYTES_AT_MOST
     seen: set[tuple[int, int]] = set()
-    for position, one in enumerate(kept(folder)):
+    for position, one in enumerate(stored_revisions(folder)):
         room -= _new_bytes(folder / one.revision, seen)
         if one.revision != newest and (position >= _REVISIONS_AT_MOST or room < 0):
             shutil.rmtree(folder / one.revision, ignore_errors=True)
@@ -236,7 +256,7 @@ def _prune(folder: Path, newest: str) -> None:
 
 
 def _new_bytes(place: Path, seen: set[tuple[int, int]]) -> int:
-    """Add up the files of a revision that no newer one has too."""
+    """Add up the bytes of a revision's files that no newer revision has."""
     total = 0
     for directory, _, names in os.walk(place):
         for name in names:
@@ -247,12 +267,13 @@ def _new_bytes(place: Path, seen: set[tuple[int, int]]) -> int:
     return total
 
 
+_TRY_AGAIN_SECONDS = 10.0
 _REVISION = re.compile(r"[0-9a-f]{12}")
 _MANIFEST = "sources.json"
 _IN_FORCE = "in-force"
 _DOCUMENTS = "policy"
 _LISTS = "lists"
-_LIST_SUFFIX = ".hosts"  # as lists.py names what it compiles
+_LIST_SUFFIX = ".hosts"  # as list_compiler.py names its files
 _UNFINISHED = ".part"
 _UNFINISHED_SECONDS = 3600
 _REVISIONS_AT_MOST = 50

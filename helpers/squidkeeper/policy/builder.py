@@ -1,18 +1,17 @@
-"""From the files that were read to a `Policy` (floor 2): build all of it, or report every fault."""
+"""Builds a `Policy` from the contents of its files, or reports every fault (floor 2)."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from squidkeeper.errors import PolicyError
-from squidkeeper.policy.document import Document, all_entries, entries
+from squidkeeper.policy.contents import PolicyContents
+from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.lists import HostList, ListChangedError, ListSummary, load_list, prune_cache
+from squidkeeper.policy.host_lists import HostList, ListSummary
 from squidkeeper.policy.model import (
     Action,
     Client,
@@ -37,7 +36,6 @@ from squidkeeper.policy.schema import (
     check_document,
     is_understood,
 )
-from squidkeeper.policy.sources import FileProblem, ListFile, Sources, file_entries, file_problem
 from squidkeeper.policy.templates import parse_template
 
 T = TypeVar("T")
@@ -45,43 +43,49 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class BuiltPolicy:
-    """A policy that loads, and what in it is surely unmeant as far as loading shows."""
+    """A policy that loads, and the warnings that building it shows."""
 
     policy: Policy
     warnings: tuple[Fault, ...] = ()
 
 
-def build(sources: Sources, *, list_cache: Path | None = None, ended: frozenset[str] = frozenset()) -> BuiltPolicy:
-    """Build the policy; `PolicyError` with every fault where there is one. The policy's own tests are not run.
+def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> BuiltPolicy:
+    """Build the policy; `PolicyError` with every fault if there is one. The policy's own tests are not run.
 
     `ended` names the files that ended with `end: true` in the revision before.
     """
-    names = _names(sources)
-    checked = [check_document(document, names, ended) for document in sources.documents]
-    faults = [*sources.faults, *(fault for document in sources.documents for fault in document.faults)]
-    faults += (fault for one in checked for fault in one.faults)
-    faults += _merge_faults(sources.documents)
-    lists, list_faults, warnings = _load_lists(sources, list_cache)
-    faults += [*list_faults, *_opened_list_faults(sources.documents, lists)]
-    secret_faults, secret_warnings = _check_secrets(sources)
-    faults += secret_faults
-    comments = (warning for document in sources.documents for warning in document.warnings)
-    all_warnings = tuple(sorted({*warnings, *secret_warnings, *comments}))
+    documents = contents.documents
+    names = _names(contents)
+    checked = [check_document(document, names, ended) for document in documents]
+    lists, list_faults, list_warnings = _lists(contents)
+    secret_faults, secret_warnings = _check_secrets(contents)
+    faults = {
+        *contents.faults,
+        *(fault for document in documents for fault in document.faults),
+        *(fault for one in checked for fault in one.faults),
+        *_merge_faults(documents),
+        *list_faults,
+        *_opened_list_faults(documents, lists),
+        *secret_faults,
+    }
+    comments = (warning for document in documents for warning in document.warnings)
+    warnings = tuple(sorted({*list_warnings, *secret_warnings, *comments}))
     if faults:
-        raise PolicyError(sorted(set(faults)), all_warnings)
-    return BuiltPolicy(_policy(sources, checked, lists), all_warnings)
+        raise PolicyError(sorted(faults), warnings)
+    return BuiltPolicy(_policy(contents.revision, checked, lists), warnings)
 
 
-def _names(sources: Sources) -> Names:
-    """Collect what the files define, faulty entries too: a reference to one is not a fault of its own."""
+def _names(contents: PolicyContents) -> Names:
+    """Collect the names that the files define. An entry with faults counts: a reference to it is no second fault."""
     found: dict[str, set[str]] = {section: set() for section in _NAMED_SECTIONS}
-    for document in sources.documents:
+    for document in contents.documents:
         for section, name, _ in _defined(document):
             found[section].add(name)
-    known = {section: frozenset(names) for section, names in found.items() if section in Names.__slots__}
-    secrets = (one for document in sources.documents for one in all_entries(document, "secrets"))
+    known = {section: frozenset(names) for section, names in found.items()}
+    secrets = (one for document in contents.documents for one in all_entries(document, "secrets"))
     hidden = frozenset(str(steps[1]) for _, entry, steps in secrets if not isinstance(entry, dict))
-    return Names(**known, hidden=hidden, whole=not sources.faults and all(map(is_understood, sources.documents)))
+    complete = not contents.faults and all(map(is_understood, contents.documents))
+    return Names(**known, hidden=hidden, complete=complete)
 
 
 def _defined(document: Document) -> Iterator[tuple[str, str, Location]]:
@@ -110,34 +114,20 @@ def _merge_faults(documents: Iterable[Document]) -> Iterator[Fault]:
                 yield Fault(location, FaultCode.DUPLICATE_KEY, message)
 
 
-def _load_lists(sources: Sources, cache: Path | None) -> tuple[dict[str, HostList], list[Fault], list[Fault]]:
-    """Load every list that can be: the lists by name, the faults and the warnings."""
+def _lists(contents: PolicyContents) -> tuple[dict[str, HostList], list[Fault], list[Fault]]:
+    """Name the lists that can be read; gives also the faults of the others, and the warnings."""
     lists: dict[str, HostList] = {}
     faults: list[Fault] = []
     warnings: list[Fault] = []
-    for document, name, path in file_entries(sources.documents, "lists"):
-        found = _load_list(path, sources.lists[path], document.locate(("lists", name), key=True), cache)
+    for document, name, path in file_entries(contents.documents, "lists"):
+        found = contents.lists[path]
         if isinstance(found, HostList):
-            lists[name] = found
+            lists[name] = replace(found, location=document.locate(("lists", name), key=True))
             warnings += _list_warnings(path, found)
         else:
             place = document.locate(("lists", name, "file"))
             faults.append(Fault(place, found.code, f"list file {str(path)!r} cannot be read: {found}"))
-    if cache:
-        prune_cache(cache, [file.digest for file in sources.lists.values() if file.digest])
     return lists, faults, warnings
-
-
-def _load_list(path: Path, file: ListFile, place: Location, cache: Path | None) -> HostList | FileProblem:
-    """Load one list, or tell why it cannot be read."""
-    if file.digest is None:
-        return file.problem or FileProblem(FaultCode.UNREADABLE, "its content is not known")
-    try:
-        return load_list(path, file.digest, place, cache)
-    except ListChangedError:
-        return FileProblem(FaultCode.UNREADABLE, "it changed while it was read, and is read again in a moment")
-    except OSError as error:
-        return file_problem(error)
 
 
 def _list_warnings(path: Path, hosts: HostList) -> Iterator[Fault]:
@@ -187,12 +177,12 @@ def _forbidden(section: str, summary: ListSummary) -> Iterator[tuple[FaultCode, 
         yield FaultCode.LIST_EXCEPTION, message
 
 
-def _check_secrets(sources: Sources) -> tuple[list[Fault], list[Fault]]:
+def _check_secrets(contents: PolicyContents) -> tuple[list[Fault], list[Fault]]:
     """Find the secrets that everyone can read (faults), and those that are unavailable (warnings)."""
     faults: list[Fault] = []
     warnings: list[Fault] = []
-    for document, name, path in file_entries(sources.documents, "secrets"):
-        file = sources.secrets[path]
+    for document, name, path in file_entries(contents.documents, "secrets"):
+        file = contents.secrets[path]
         place = document.locate(("secrets", name, "file"))
         if file.open_to_others:
             message = f"secret file {str(path)!r} can be read by everyone, expected mode 0640 or less"
@@ -201,10 +191,10 @@ def _check_secrets(sources: Sources) -> tuple[list[Fault], list[Fault]]:
             warnings.append(
                 Fault(place, file.problem.code, f"secret {name!r} is unavailable: its file: {file.problem}")
             )
-    for document in sources.documents:
+    for document in contents.documents:
         for _, entry, steps in entries(document, "secrets"):
             variable = entry.get("env")
-            if isinstance(variable, str) and variable not in sources.environment:
+            if isinstance(variable, str) and variable not in contents.environment:
                 message = f"secret {str(steps[1])!r} is unavailable: its environment variable is unset or empty"
                 warnings.append(Fault(document.locate((*steps, "env")), FaultCode.SECRET_UNSET, message))
     return faults, warnings
@@ -222,11 +212,11 @@ _NAMED_SECTIONS = {
 # --- the checked models as a policy -------------------------------------------------------------------------------
 
 
-def _policy(sources: Sources, checked: Iterable[Checked], lists: Mapping[str, HostList]) -> Policy:
+def _policy(revision: str, checked: Iterable[Checked], lists: Mapping[str, HostList]) -> Policy:
     made = [_Maker(one.document, one.model) for one in checked if one.model]
     defaults = next((maker.model.defaults for maker in made if maker.model.defaults), None) or Defaults()
     return Policy(
-        revision=_revision(sources),
+        revision=revision,
         default_action=defaults.action,
         default_reason=defaults.reason,
         clients=tuple(client for maker in made for client in maker.clients()),
@@ -237,19 +227,6 @@ def _policy(sources: Sources, checked: Iterable[Checked], lists: Mapping[str, Ho
         secrets={secret.name: secret for maker in made for secret in maker.secrets()},
         tests=tuple(test for maker in made for test in maker.tests()),
     )
-
-
-def _revision(sources: Sources) -> str:
-    """Hash the names and contents of all files, secrets' contents left out."""
-    digest = hashlib.blake2b(digest_size=_REVISION_DIGITS // 2)
-    contents = [(document.path, hashlib.sha256(document.content).hexdigest()) for document in sources.documents]
-    contents += [(path, file.digest or "") for path, file in sources.lists.items()]
-    for path, content in contents:
-        digest.update(f"{os.path.relpath(path, sources.directory)}\0{content}\0".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-_REVISION_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)

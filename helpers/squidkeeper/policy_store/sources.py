@@ -1,8 +1,9 @@
-"""The files that a policy is made from (floor 2): what is read of them, and whether they have changed since."""
+"""Reads the files of a policy (floor 4)."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pwd
 import stat
@@ -11,22 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from squidkeeper.policy.document import Document, entries, parse_document
+from squidkeeper.policy.contents import FileProblem, SecretFile
+from squidkeeper.policy.document import Document, file_entries, parse_document
 from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.lists import list_digest
+from squidkeeper.policy_store.list_compiler import list_digest
 
 Fingerprint = tuple[tuple[str, tuple[int, ...] | None], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FileProblem:
-    """Why a file cannot be read."""
-
-    code: FaultCode
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,57 +29,61 @@ class ListFile:
 
 
 @dataclass(frozen=True, slots=True)
-class SecretFile:
-    """A secret file, its content unread: whether everyone can read it, or why it is unavailable."""
-
-    open_to_others: bool = False
-    problem: FileProblem | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Sources:
-    """All that a policy is made from, as it was at one moment.
+    """The files of a policy, as they were at one moment.
 
-    `named` are the list and secret files that the documents name, as far as they could be read. `fingerprint` was
-    taken before the reading: while `fingerprint(directory, named)` gives the same, this is what is on disk. Of a kept
-    revision there is neither; its lists are in `compiled`.
+    `fingerprint` was taken before they were read: while `fingerprint(directory, named)` gives the same, this is what is
+    on disk. A stored revision has none.
     """
 
     directory: Path
     documents: tuple[Document, ...]
     lists: Mapping[Path, ListFile]
     secrets: Mapping[Path, SecretFile]
-    named: tuple[Path, ...]
-    fingerprint: Fingerprint
-    environment: frozenset[str]
+    environment: frozenset[str] = frozenset()
     faults: tuple[Fault, ...] = ()
-    compiled: Path | None = None
+    fingerprint: Fingerprint = ()
+
+    @property
+    def named(self) -> tuple[Path, ...]:
+        """The list and secret files that the documents name."""
+        return tuple(dict.fromkeys((*self.lists, *self.secrets)))
 
     @property
     def ended(self) -> frozenset[str]:
         """The names of the files that end with `end: true`."""
         return frozenset(document.path.name for document in self.documents if document.ends)
 
+    @property
+    def revision(self) -> str:
+        """The hash of the names and contents of all files; the contents of secrets are not in it."""
+        contents = [(document.path, hashlib.sha256(document.content).hexdigest()) for document in self.documents]
+        contents += [(path, file.digest or "") for path, file in self.lists.items()]
+        digest = hashlib.blake2b(digest_size=_REVISION_DIGITS // 2)
+        for path, content in contents:
+            name = os.path.relpath(path, self.directory)
+            digest.update(f"{name}\0{content}\0".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
 
 def read_sources(directory: Path, environment: Mapping[str, str] = os.environ) -> Sources:
-    """Read a policy directory and all that it names; never fails: what cannot be read is a fault for `build`.
+    """Read a policy directory and the files that it names. It never fails: a file that cannot be read becomes a fault.
 
-    Of `environment` only the names of the variables that are not empty are kept.
+    Of `environment`, only the names of the variables that are not empty are read.
     """
     before = fingerprint(directory)
     documents, faults = _read_documents(directory)
-    list_paths = tuple(dict.fromkeys(path for *_, path in file_entries(documents, "lists")))
-    secret_paths = tuple(dict.fromkeys(path for *_, path in file_entries(documents, "secrets")))
-    named = tuple(dict.fromkeys((*list_paths, *secret_paths)))
+    lists = dict.fromkeys(path for *_, path in file_entries(documents, "lists"))
+    secrets = dict.fromkeys(path for *_, path in file_entries(documents, "secrets"))
+    readings = tuple(_readings(dict.fromkeys((*lists, *secrets))))
     return Sources(
         directory=directory,
         documents=documents,
-        named=named,
-        fingerprint=(*before, *_readings(named)),
-        lists={path: _read_list(path) for path in list_paths},
-        secrets={path: _read_secret(path) for path in secret_paths},
+        lists={path: _read_list(path) for path in lists},
+        secrets={path: _read_secret(path) for path in secrets},
         environment=frozenset(name for name, value in environment.items() if value),
         faults=faults,
+        fingerprint=(*before, *readings),
     )
 
 
@@ -176,7 +171,7 @@ def _read_secret(path: Path) -> SecretFile:
     try:
         state = os.stat(path)
     except OSError as error:
-        return SecretFile(problem=FileProblem(FaultCode.SECRET_UNREADABLE, reason(error)))
+        return SecretFile(problem=FileProblem(FaultCode.SECRET_UNREADABLE, _reason(error)))
     return SecretFile(bool(state.st_mode & stat.S_IROTH), _secret_problem(path, state))
 
 
@@ -193,10 +188,10 @@ def _secret_problem(path: Path, state: os.stat_result) -> FileProblem | None:
 def file_problem(error: OSError) -> FileProblem:
     """Tell why a policy file or list file cannot be read."""
     denied = isinstance(error, PermissionError)
-    return FileProblem(FaultCode.PERMISSION_DENIED if denied else FaultCode.UNREADABLE, reason(error))
+    return FileProblem(FaultCode.PERMISSION_DENIED if denied else FaultCode.UNREADABLE, _reason(error))
 
 
-def reason(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     """Say why a file cannot be read, and which account cannot read it."""
     if isinstance(error, PermissionError):
         return f"permission denied for the account {_account()}; as installed, root and Squid's group can read it"
@@ -210,17 +205,6 @@ def _account() -> str:
         return str(os.geteuid())
 
 
-def file_entries(documents: Iterable[Document], section: str) -> Iterator[tuple[Document, str, Path]]:
-    """Give the files that a section names: the document, the name of the entry, and the path beside the document."""
-    for document in documents:
-        for _, entry, steps in entries(document, section):
-            if _is_file_name(entry.get("file")):
-                yield document, str(steps[1]), document.path.parent / entry["file"]
-
-
-def _is_file_name(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
-
-
 _POLICY_BYTES_AT_MOST = 16 << 20
+_REVISION_DIGITS = 12
 _HOT_NANOSECONDS = 20_000_000  # over the 10 ms by which the slowest kernel's file times advance

@@ -1,0 +1,46 @@
+"""What a policy is built from (floor 2): the contents of its files, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from squidkeeper.policy.document import Document
+from squidkeeper.policy.faults import Fault, FaultCode
+from squidkeeper.policy.host_lists import HostList
+
+
+@dataclass(frozen=True, slots=True)
+class FileProblem:
+    """Why a file cannot be read."""
+
+    code: FaultCode
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFile:
+    """A secret file, its content unread: whether everyone can read it, or why it is unavailable."""
+
+    open_to_others: bool = False
+    problem: FileProblem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyContents:
+    """The contents of a policy's files, under the name of their revision.
+
+    `lists` and `secrets` have the files that the documents name. `environment` has the names of the variables that are
+    set and not empty. `faults` are those of files that cannot be read.
+    """
+
+    revision: str
+    documents: tuple[Document, ...]
+    lists: Mapping[Path, HostList | FileProblem]
+    secrets: Mapping[Path, SecretFile]
+    environment: frozenset[str]
+    faults: tuple[Fault, ...] = ()

@@ -1,0 +1,87 @@
+"""Loads a policy (floor 4): from files, or from a stored revision, to a `CompiledPolicy`."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from squidkeeper.engine import CompiledPolicy
+from squidkeeper.engine.selftest import run_tests
+from squidkeeper.errors import PolicyError
+from squidkeeper.policy.contents import FileProblem, PolicyContents
+from squidkeeper.policy.faults import Fault, FaultCode
+from squidkeeper.policy.host_lists import HostList
+from squidkeeper.policy_store.list_compiler import ListChangedError, load_list, prune_cache
+from squidkeeper.policy_store.revisions import compiled_lists, read_revision
+from squidkeeper.policy_store.sources import ListFile, Sources, file_problem, read_sources
+
+if TYPE_CHECKING:
+    from squidkeeper.policy.builder import BuiltPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPolicy:
+    """A policy that loads, ready to decide, and its warnings."""
+
+    compiled: CompiledPolicy
+    warnings: tuple[Fault, ...]
+
+
+def load(directory: Path, now: datetime, list_cache: Path | None = None) -> LoadedPolicy:
+    """Load a policy and run its tests; `PolicyError` with every fault if it does not load."""
+    return load_sources(read_sources(directory), now, list_cache)
+
+
+def load_sources(
+    sources: Sources, now: datetime, list_cache: Path | None = None, ended: frozenset[str] = frozenset()
+) -> LoadedPolicy:
+    """Load a policy from the files that were read, and run its tests; `PolicyError` if it does not load.
+
+    `ended` names the files that ended with `end: true` in the revision before.
+    """
+    built = build_sources(sources, list_cache, ended)
+    compiled = CompiledPolicy(built.policy)
+    faults, warnings = run_tests(compiled, now)
+    all_warnings = (*built.warnings, *warnings)
+    if faults:
+        raise PolicyError(faults, all_warnings)
+    return LoadedPolicy(compiled, all_warnings)
+
+
+def load_stored_revision(folder: Path, revision: str) -> CompiledPolicy:
+    """Load a revision that was in force. Its tests passed then, and are not run.
+
+    OSError if it is not stored, or not completely; `PolicyError` if this release does not accept it.
+    """
+    sources = read_revision(folder, revision)
+    compiled = CompiledPolicy(build_sources(sources, compiled_lists(folder, revision)).policy)
+    if compiled.revision != revision:
+        raise OSError(errno.EIO, f"what is stored is revision {compiled.revision}", str(folder / revision))
+    return compiled
+
+
+def build_sources(sources: Sources, list_cache: Path | None = None, ended: frozenset[str] = frozenset()) -> BuiltPolicy:
+    """Build a policy from the files that were read, its lists compiled; `PolicyError` if it does not load."""
+    from squidkeeper.policy.builder import build  # late: a helper imports it while an edit comes to rest
+
+    lists = {path: _load_list(path, file, list_cache) for path, file in sources.lists.items()}
+    if list_cache:
+        prune_cache(list_cache, [file.digest for file in sources.lists.values() if file.digest])
+    contents = PolicyContents(
+        sources.revision, sources.documents, lists, sources.secrets, sources.environment, sources.faults
+    )
+    return build(contents, ended)
+
+
+def _load_list(path: Path, file: ListFile, cache: Path | None) -> HostList | FileProblem:
+    if file.digest is None:
+        return file.problem or FileProblem(FaultCode.UNREADABLE, "its content is not known")
+    try:
+        return load_list(path, file.digest, cache)
+    except ListChangedError:
+        return FileProblem(FaultCode.UNREADABLE, "it changed while it was read, and is read again in a moment")
+    except OSError as error:
+        return file_problem(error)
