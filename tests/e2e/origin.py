@@ -6,74 +6,18 @@ import ssl
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from functools import cache
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from squidkeeper.demo.authority import Authority
 
 T = TypeVar("T")
 TLS_PORTS = (443, 444, 8443)
 PLAIN_PORTS = (22, 80, 81, 8080)
 ADDRESSES = ("203.0.113.10", "203.0.113.20", "2001:db8::10", "127.0.0.1", "10.0.0.5", "169.254.169.254")
-
-
-class Authority:
-    """A private CA that vouches for the origins, as the public CAs do for the internet's."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        self._folder = folder
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Origins of the tests")])
-        self.certificate = folder / "origins.crt"
-        self.certificate.write_bytes(self._sign(self._name, self._key.public_key(), []))
-
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, names: list[x509.GeneralName]) -> bytes:
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=2))
-            .add_extension(x509.BasicConstraints(ca=not names, path_length=None), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-        )
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    def context(self, *names: str) -> ssl.SSLContext:
-        """A server's TLS context with a certificate for these names and addresses."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "origin")])
-        pem = self._sign(subject, key.public_key(), [_general_name(name) for name in names])
-        pem += key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        file = self._folder / "leaf.pem"
-        file.write_bytes(pem)
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(file)
-        file.unlink()
-        return context
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
 
 
 @dataclass(frozen=True, slots=True)
