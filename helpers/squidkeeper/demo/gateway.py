@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -82,7 +83,8 @@ def _installer(source: Path, root: Path, *options: str) -> None:
 def _prepare(root: Path, names: Iterable[str], ca: Path, environment: Path) -> None:
     (root / "etc").mkdir(parents=True)
     (root / "etc/local.conf").write_text(
-        f"hosts_file {root}/hosts\ntls_outgoing_options cafile={ca}\nshutdown_lifetime 1 second\n"
+        f"hosts_file {root}/etc/hosts\ntls_outgoing_options cafile={root}/etc/origins.crt\nshutdown_lifetime 1 second\n"
     )
-    (root / "hosts").write_text("".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names))
-    (root / environment.name).symlink_to(environment)
+    shutil.copy(ca, root / "etc/origins.crt")
+    (root / "etc/hosts").write_text("".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names))
+    shutil.copytree(environment, root / environment.name, symlinks=True)  # AppArmor lets Squid run nothing outside
