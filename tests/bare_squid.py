@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.e2e.network import wait_for
+from tests.waiting import wait_for
 
 CONFIGURATION = """
 http_port 127.0.0.1:{port}

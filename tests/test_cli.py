@@ -22,9 +22,9 @@ from click.testing import CliRunner
 from squidkeeper.cli import main
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
-from squidkeeper.record.record import Record
 
 from .conftest import write_policy
+from .records import record_line
 
 POLICY = """
 rules:
@@ -437,16 +437,9 @@ def test_explain_exits_by_the_verdict(policy: Path) -> None:
 
 
 RECORD = {
-    **dict.fromkeys(Record.__struct_fields__, "-"),
-    "v": 1,
-    "time": "2026-11-25T12:00:00.000Z",
-    "client": "192.168.137.2",
-    "method": "GET",
     "revision": "a" * 12,
     "url": "https://api.example/v1/x",
     "status": 403,
-    "bytes": 1,
-    "duration_ms": 1,
     "verdict": "deny",
     "rule": "default",
     "sni": "api.example",
@@ -478,7 +471,7 @@ def test_explain_takes_a_line_of_the_record(
     policy: Path, tmp_path: Path, fields: dict[str, str], status: int, said: str
 ) -> None:
     line = tmp_path / "line"
-    line.write_text(json.dumps({**RECORD, **fields}) + "\n")
+    line.write_bytes(record_line(**{**RECORD, **fields}) + b"\n")
     code, out = run("explain", "--policy", policy, "--record", line)
     assert said in out
     assert code == status
@@ -486,11 +479,11 @@ def test_explain_takes_a_line_of_the_record(
 
 def test_explain_says_when_the_record_is_of_another_revision(policy: Path, tmp_path: Path) -> None:
     line = tmp_path / "line"
-    line.write_text(json.dumps(RECORD) + "\n")
+    line.write_bytes(record_line(**RECORD) + b"\n")
     told = "Revision aaaaaaaaaaaa decided this request, and revision"
     assert told in run("explain", "--policy", policy, "--record", line)[1]
     revision = load(policy, datetime.now(UTC)).compiled.revision
-    line.write_text(json.dumps({**RECORD, "revision": revision}) + "\n")
+    line.write_bytes(record_line(**{**RECORD, "revision": revision}) + b"\n")
     assert "decided this request" not in run("explain", "--policy", policy, "--record", line)[1]
 
 

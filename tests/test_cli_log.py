@@ -6,9 +6,8 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,31 +19,15 @@ from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.revisions import store_revision
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.record import filters, groups
-from squidkeeper.record.record import Record, parse_record
+from squidkeeper.record.record import parse_record
 
-NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
+from .records import NOON, after_noon, record_line
+from .waiting import wait_for
 
 
 def line(minute: float = 0, url: str = "https://open.example/x", **fields: Any) -> str:
     """A record that ended so many minutes after noon, as Squid writes it."""
-    time = f"{(NOON + timedelta(minutes=minute)).isoformat(timespec='milliseconds')[:23]}Z"
-    record = {
-        **dict.fromkeys(Record.__struct_fields__, "-"),
-        "v": 1,
-        "time": time,
-        "client": "192.168.137.2",
-        "method": "GET",
-        "url": url,
-        "status": 200,
-        "bytes": 500,
-        "duration_ms": 3,
-        "verdict": "allow",
-        "rule": "open",
-        "squid": "TCP_MISS/HIER_DIRECT",
-        "connection": "1",
-        **fields,
-    }
-    return json.dumps(record, separators=(",", ":"))
+    return record_line(**{"time": after_noon(60 * minute), "url": url, "revision": "-", **fields}).decode()
 
 
 DENIED: dict[str, Any] = {"verdict": "deny", "rule": "closed", "status": 403, "squid": "TCP_DENIED/HIER_NONE"}
@@ -570,10 +553,7 @@ def wait_until_open(pid: int, path: Path) -> None:
         links = Path(f"/proc/{pid}/fd").iterdir()
         return any(os.path.realpath(link) == str(path) for link in links)
 
-    deadline = time.monotonic() + 20
-    while not is_open():
-        assert time.monotonic() < deadline, "the log was not opened"
-        time.sleep(0.02)
+    wait_for(is_open, "the log to be opened")
 
 
 @pytest.mark.system

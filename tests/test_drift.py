@@ -21,6 +21,8 @@ from squidkeeper.record.drift import DriftChecker, DriftKind, Finding, was_serve
 from squidkeeper.record.past_policies import PastPolicies
 from squidkeeper.record.record import NONE, Record, format_time
 
+from . import records
+
 POLICY = """
 version: 1
 clients:
@@ -61,14 +63,11 @@ def drift(compiled: CompiledPolicy) -> DriftChecker:
 @pytest.fixture
 def record(compiled: CompiledPolicy) -> Callable[..., Record]:
     def make(url: str, **fields: Any) -> Record:
-        values: dict[str, Any] = dict.fromkeys(Record.__struct_fields__, NONE)
-        values |= {"v": 1, "time": "2026-11-25T11:00:00.000Z", "client": "192.168.137.2", "method": "GET", "url": url}
-        values |= {"status": 200, "bytes": 500, "duration_ms": 2, "squid": "TCP_MISS/HIER_DIRECT", "connection": "1"}
-        values |= {"verdict": "allow", "rule": "open", "revision": compiled.revision}
+        values = {"time": "2026-11-25T11:00:00.000Z", "url": url, "revision": compiled.revision}
         if url.startswith("https://"):
             host = url.split("/")[2].partition(":")[0]
             values |= {"sni": host, "tunnel": quote(f"{host}:443", safe="")}
-        return Record(**{**values, **fields})
+        return records.record(**{**values, **fields})
 
     return make
 

@@ -9,31 +9,7 @@ from squidkeeper.record import events as module
 from squidkeeper.record.events import Events, LoggedRecord
 from squidkeeper.record.record import NONE, Record, parse_record
 
-TEMPLATE = Record(
-    v=1,
-    time="2026-11-25T12:00:00.000Z",
-    client="192.168.137.2",
-    user=NONE,
-    method="GET",
-    url="https://open.example/x",
-    status=200,
-    bytes=500,
-    duration_ms=3,
-    verdict="allow",
-    rule="open",
-    revision="0123456789ab",
-    credential=NONE,
-    fetched=NONE,
-    sni=NONE,
-    tunnel=NONE,
-    upstream=NONE,
-    upstream_ms=NONE,
-    error=NONE,
-    user_agent=NONE,
-    squid="TCP_MISS/HIER_DIRECT",
-    connection="1",
-)
-
+from .records import after_noon, record
 
 DENIED: dict[str, object] = {
     "verdict": "deny",
@@ -44,9 +20,7 @@ DENIED: dict[str, object] = {
 
 
 def entry(second: float = 0, **fields: object) -> LoggedRecord:
-    values = {name: getattr(TEMPLATE, name) for name in TEMPLATE.__struct_fields__}
-    record = Record(**{**values, "time": f"2026-11-25T12:00:{second:06.3f}Z", **fields})
-    return LoggedRecord(b"", record)
+    return LoggedRecord(b"", record(**{"time": after_noon(second), **fields}))
 
 
 def get(second: float = 0, connection: str = "1", **fields: object) -> LoggedRecord:

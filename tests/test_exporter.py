@@ -47,6 +47,7 @@ from squidkeeper.record.record import format_time
 
 from .conftest import compiled_of
 from .test_log_counter import line, record
+from .waiting import wait_for
 
 NOW = 1_800_000_000.0
 POLICY = """
@@ -101,15 +102,15 @@ class Process:
 
     def wait(self) -> Process:
         """Wait until it answers."""
-        end = time.monotonic() + 30
-        while time.monotonic() < end and self.process.poll() is None:
-            try:
-                self.get("/healthz")
-            except OSError:
-                time.sleep(0.05)
-            else:
-                return self
-        raise AssertionError(f"no answer: {self.process.communicate(timeout=5)}")
+        wait_for(self._answers, "the first answer")
+        return self
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.process.communicate(timeout=5)
+        try:
+            return self.get("/healthz").status > 0
+        except OSError:
+            return False
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
@@ -131,10 +132,7 @@ class Process:
         return next(float(one.rpartition(" ")[2]) for one in lines if one.startswith(f"{series} "))
 
     def wait_for_value(self, series: str, value: float) -> None:
-        end = time.monotonic() + 20
-        while self.value(series) != value:
-            assert time.monotonic() < end, f"{series} is {self.value(series)}, not {value}"
-            time.sleep(0.05)
+        wait_for(lambda: self.value(series) == value, f"{series} to be {value}")
 
     def end(self, by: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         self.process.send_signal(by)

@@ -36,6 +36,7 @@ from squidkeeper.protocol.lines import Result
 from squidkeeper.url import recorded_url
 
 from .conftest import write_policy
+from .waiting import wait_for
 
 POLICY = """
 clients: {agents: {networks: [192.0.2.0/24]}}
@@ -135,13 +136,6 @@ def place(host: str, **changes: str) -> str:
 
 def connect(host: str, port: str = "443") -> str:
     return place(host, method="CONNECT", scheme="-", port=port, sni="-", tunnel="-")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 3.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 # --- what each answers --------------------------------------------------------------------------------------------
@@ -663,7 +657,7 @@ def test_what_every_helper_sees_is_said_once_with_its_time(start: Start, policy:
     good = (policy / "policy.yaml").read_text()
     for text, loads in ((good + "rulez: []\n", False), (good + "# edited\n", True)) * 2:
         (policy / "policy.yaml").write_text(text)
-        wait_for(lambda loads=loads: seen(tmp_path / "state") == [loads] * 4, 20)  # type: ignore[misc]
+        wait_for(lambda loads=loads: seen(tmp_path / "state") == [loads] * 4, seconds=20)  # type: ignore[misc]
     told = "".join(helper.end()[1] for helper in helpers).splitlines()
     said = [LOGGED.fullmatch(one) for one in told if "rulez" not in one]
     assert all(said), told

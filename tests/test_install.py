@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.network import wait_for
+from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parent.parent
 SOURCES = ("install.sh", "pyproject.toml", "README.md", "LICENSE", "helpers", "squid", "policy")

@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,40 +25,19 @@ from squidkeeper.record.follower import Follower
 from squidkeeper.record.record import Record, parse_record
 
 from .conftest import compiled_of
+from .records import USUAL, record_line
+from .waiting import wait_for
 
 POLICY = """
 clients: {lab: {networks: [192.0.2.7]}}
 defaults: {action: allow}
 rules: [{name: closed, action: deny, hosts: [closed.example]}]
 """
-FIELDS = {
-    "v": 1,
-    "time": "2026-11-25T12:00:00.000Z",
-    "client": "192.0.2.7",
-    "user": "-",
-    "method": "GET",
-    "url": "http://a.example/x",
-    "status": 200,
-    "bytes": 100,
-    "duration_ms": 3,
-    "verdict": "allow",
-    "rule": "open",
-    "revision": "0123456789ab",
-    "credential": "-",
-    "fetched": "-",
-    "sni": "-",
-    "tunnel": "-",
-    "upstream": "203.0.113.10",
-    "upstream_ms": "2",
-    "error": "-",
-    "user_agent": "-",
-    "squid": "TCP_MISS/HIER_DIRECT",
-    "connection": "1",
-}
+LAB = {"client": "192.0.2.7", "url": "http://a.example/x", "bytes": 100, "upstream": "203.0.113.10", "upstream_ms": "2"}
 
 
 def line(**changes: object) -> bytes:
-    return json.dumps({**FIELDS, **changes}).encode() + b"\n"
+    return record_line(**{**LAB, **changes}) + b"\n"
 
 
 def record(**changes: object) -> Record:
@@ -251,7 +229,7 @@ def test_answers_are_those_of_requests_that_were_let_through(world: World) -> No
                 if isinstance(value, int)
                 else st.text()
                 | st.sampled_from(["-", "%", "%ff", "CONNECT", "deny", "allow", "a.example:443", "http://["])
-                for field, value in FIELDS.items()
+                for field, value in {**USUAL, **LAB}.items()
                 if field not in ("v", "time")
             },
         )
@@ -479,10 +457,10 @@ def test_a_log_that_cannot_be_read_for_a_moment_is_said_once_and_read_on(
     try:
         with monkeypatch.context() as broken:
             broken.setattr(Follower, "read", fail)
-            wait_until(lambda: len(looks) > 1)
+            wait_for(lambda: len(looks) > 1)
             assert not counter.readable
         world.write(line())
-        wait_until(lambda: counter.readable and requests(counter.save().counts) == 2)
+        wait_for(lambda: counter.readable and requests(counter.save().counts) == 2)
     finally:
         counter.stop()
     assert caplog.messages == [
@@ -499,14 +477,7 @@ def test_a_fault_of_ours_ends_the_process_that_would_be_blind(
     counter = world.log_counter()
     counter.start(seconds=60)
     world.write(line())
-    wait_until(lambda: ended == [1])
+    wait_for(lambda: ended == [1])
     assert caplog.messages[-1].startswith(
         "the access log cannot be counted, the exporter exits: IndexError in <lambda>"
     )
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)

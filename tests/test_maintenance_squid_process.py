@@ -14,7 +14,7 @@ import pytest
 from squidkeeper.maintenance.rate_limit import RateLimit
 from squidkeeper.maintenance.squid_process import SquidProcess
 from tests.bare_squid import bare_squid
-from tests.e2e.network import wait_for
+from tests.waiting import wait_for
 
 
 @pytest.mark.system

@@ -12,7 +12,8 @@ from squidkeeper.maintenance.own_addresses import FILE, OwnAddresses, prepare_ow
 from squidkeeper.maintenance.rate_limit import RateLimit
 from squidkeeper.maintenance.squid_process import SquidProcess
 from tests.bare_squid import BareSquid, bare_squid
-from tests.e2e.network import internet, run, wait_for
+from tests.e2e.network import internet, run
+from tests.waiting import wait_for
 
 FRAGMENT = Path(__file__).parent.parent / "squid/squidkeeper.conf"
 

@@ -21,7 +21,7 @@ from squidkeeper.policy_store import list_compiler
 from squidkeeper.policy_store.list_compiler import ListChangedError, list_digest, load_list, prune_cache
 from squidkeeper.policy_store.list_lines import LineReader
 from squidkeeper.url import Host, parse_host
-from tests.e2e.network import wait_for
+from tests.waiting import wait_for
 
 LINES = """\ufeff# a list\r
 plain.example.com\r

@@ -19,6 +19,7 @@ from squidkeeper.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy_store.revisions import revision_in_force, stored_revisions
 
 from .conftest import write_policy
+from .waiting import wait_for
 
 GOOD = "rules: [{name: open, action: allow, hosts: [open.example]}]"
 BAD = "rules: [{name: open, action: allowed, hosts: [open.example]}, {name: x, action: denied}]"
@@ -34,13 +35,6 @@ def look(live: PolicyWatcher[CompiledPolicy]) -> None:
     """Look once the edit is at rest: file times advance by steps of some milliseconds."""
     time.sleep(0.03)
     live.check()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 def kept_names(tmp_path: Path) -> list[str]:

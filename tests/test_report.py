@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -18,27 +18,27 @@ from squidkeeper.policy.model import VERDICT_NAMES
 from squidkeeper.policy_store.loading import load_sources
 from squidkeeper.policy_store.revisions import store_revision
 from squidkeeper.policy_store.sources import read_sources
-from squidkeeper.record.record import Record
 from squidkeeper.report import bounded_counters, figures, sections
 from squidkeeper.report.builder import BUILT_IN_REASONS, ReportBuilder
 from squidkeeper.report.page import as_json, page
 
 from .conftest import write_policy
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
+from .records import NOON, after_noon, record_line
 
-NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 PAGES = Path(__file__).parents[1] / "squid/observe/PAGES.md"
 
 
 def line(after_seconds: float = 0, **values: object) -> bytes:
-    """A line of the record: an allowed GET unless it says otherwise."""
-    at = f"{(NOON + timedelta(seconds=after_seconds)).isoformat(timespec='milliseconds')[:23]}Z"
-    usual: dict[str, object] = dict.fromkeys(Record.__struct_fields__, "-")
-    usual |= {"v": 1, "time": at, "client": "192.168.137.10", "method": "GET", "url": "https://a.example/"}
-    usual |= {"status": 200, "bytes": 1000, "duration_ms": 20, "verdict": "allow", "rule": "a"}
-    usual |= {"squid": "TCP_MISS/HIER_DIRECT"}
-    usual |= {"upstream": "203.0.113.1", "upstream_ms": "10", "connection": str(after_seconds)}
-    return json.dumps(usual | values).encode("utf-8", "replace")
+    """A line of the access log: an allowed GET unless it has other values."""
+    usual: dict[str, object] = {
+        "time": after_noon(after_seconds),
+        "client": "192.168.137.10",
+        "url": "https://a.example/",
+        "rule": "a",
+    }
+    usual |= {"bytes": 1000, "duration_ms": 20, "upstream": "203.0.113.1", "upstream_ms": "10", "revision": "-"}
+    return record_line(**{**usual, "connection": str(after_seconds), **values})
 
 
 def denied(after_seconds: float = 0, **values: object) -> bytes:
@@ -388,7 +388,7 @@ def test_the_json_is_the_report() -> None:
     assert list(parsed) == [field.name for field in fields(figures.Report)]
     assert parsed["format"] == 1
     assert parsed["summary"]["denied"] == 1
-    assert parsed["since"] == "2026-11-24T12:00:00Z"
+    assert parsed["since"] == "2026-11-25T12:00:00Z"
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

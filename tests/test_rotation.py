@@ -13,7 +13,8 @@ from squidkeeper.maintenance.rotation import Rotation
 from squidkeeper.maintenance.squid_process import SquidProcess
 from squidkeeper.rotated_logs import rotated
 from tests.bare_squid import BareSquid, bare_squid
-from tests.e2e.network import run, wait_for
+from tests.e2e.network import run
+from tests.waiting import wait_for
 
 SECOND = 1_800_000_000
 KILOBYTE = 1024

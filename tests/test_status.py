@@ -34,6 +34,7 @@ from squidkeeper.record.record import Record, parse_record
 
 from .conftest import compiled_of
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
+from .records import record
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DIRECTORY = Path("/etc/squidkeeper/policy")
@@ -64,24 +65,15 @@ FINDING = DriftSeen(NOW - timedelta(hours=2), "192.0.2.1", "GET", "https://a.exa
 
 
 def denial(**values: object) -> Record:
-    """The record of a denied GET, unless it says otherwise."""
-    usual: dict[str, object] = dict.fromkeys(Record.__struct_fields__, "-")
-    usual |= {"v": 1, "time": "2026-11-24T11:59:00.000Z", "client": "192.0.2.1", "method": "GET"}
-    usual |= {
-        "url": "https://a.example/x",
-        "status": 403,
-        "bytes": 1,
-        "duration_ms": 1,
-        "verdict": "deny",
-        "rule": "no",
-    }
-    return Record(**(usual | values))  # type: ignore[arg-type] # the fields are as a record has them
+    """Make the record of a denied GET, unless it has other values."""
+    usual = {"time": "2026-11-24T11:59:00.000Z", "client": "192.0.2.1", "url": "https://a.example/x", "status": 403}
+    return record(**{**usual, "verdict": "deny", "rule": "no", "revision": "-", **values})
 
 
 def denials_of(records: Iterable[Record]) -> tuple[Denial, ...]:
     kept = RecentDenials()
-    for record in records:
-        kept.add(record)
+    for one in records:
+        kept.add(one)
     return kept.newest()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from . import network
 from .dns import Names
-from .gateway import NAMESERVER, Gateway, NewGateway, Site, install, leaks
+from .gateway import NAMESERVER, Gateway, NewGateway, Site, install_prototype, leaks
 from .origin import Origins
 
 
@@ -30,7 +30,7 @@ def prototype(shared_folder: Path) -> Path:
     with (shared_folder / "prototype.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared_folder / "prototype/bin/squidkeeper").exists():  # no other process has installed it
-            install(shared_folder / "prototype", "127.0.0.1:3129")
+            install_prototype(shared_folder / "prototype")
     return shared_folder / "prototype"
 
 
@@ -78,7 +78,7 @@ def ports() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def new_gateway(site: Site, ports: Iterator[int], request: pytest.FixtureRequest) -> Iterator[NewGateway]:
-    """Make a gateway for this module, stopped at its end: `new_gateway("policy text")`."""
+    """Make a gateway for this module, killed at its end: `new_gateway("policy text")`."""
     made: list[Gateway] = []
 
     def make(
@@ -86,12 +86,13 @@ def new_gateway(site: Site, ports: Iterator[int], request: pytest.FixtureRequest
         *local_conf: str,
         files: Mapping[str, str] | None = None,
         at: str = "127.0.0.1",
-        throttled: bool = False,
         nameserver: str | None = NAMESERVER,
+        installed: bool = False,
+        throttled: bool = False,
     ) -> Gateway:
         port = next(ports)
         name = f"{request.module.__name__.rpartition('.')[2]}-{port}"
-        gateway = Gateway(site, name, (at, port), nameserver, throttled=throttled)
+        gateway = Gateway(site, name, (at, port), nameserver, installed=installed, throttled=throttled)
         made.append(gateway)
         gateway.local_conf(*local_conf)
         for name, text in {**(files or {}), "policy.yaml": policy}.items():
@@ -100,4 +101,4 @@ def new_gateway(site: Site, ports: Iterator[int], request: pytest.FixtureRequest
 
     yield make
     for gateway in made:
-        gateway.stop()
+        gateway.kill()

@@ -7,16 +7,20 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from .network import run, wait_for
+from tests.waiting import wait_for
+
+from .network import run
 
 REPOSITORY = Path(__file__).parents[2]
 URL_SAFE = "!$%&'()*+,-./:;=?@_"  # Squid writes other characters of a URL in percent-encoding
 NAMESERVER = "127.0.0.53"
+PROTOTYPE_LISTENS = "127.0.0.1:3129"
 
 
 def install(root: Path, listen: str) -> None:
@@ -24,18 +28,26 @@ def install(root: Path, listen: str) -> None:
     run(REPOSITORY / "install.sh", "--root", root, "--listen", listen, "--no-start")
 
 
+def install_prototype(root: Path) -> Path:
+    """Install the gateway that others are copies of; its Squid asks NAMESERVER."""
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/local.conf").write_text(f"dns_nameservers {NAMESERVER}\n")
+    install(root, PROTOTYPE_LISTENS)
+    return root
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What the gateways of one run have in common."""
+    """What the gateways of one run share."""
 
     folder: Path  # traversable by Squid's account
-    prototype: Path  # the gateway that was installed first: the others use its virtual environment
+    prototype: Path  # the gateway that was installed first: the others are copies of it, or use its virtual environment
     upstream_ca: Path
     secrets: set[str]  # every secret value that any gateway was given
 
 
 class Gateway:
-    """One gateway of its own. Its Squid asks that name server; with None it asks the gateway's own resolver."""
+    """A copy of the prototype, or `installed`. Its Squid asks that name server; with None, the gateway's resolver."""
 
     def __init__(
         self,
@@ -44,6 +56,7 @@ class Gateway:
         address: tuple[str, int],
         nameserver: str | None = NAMESERVER,
         *,
+        installed: bool = False,
         throttled: bool = False,
     ) -> None:
         self.root = site.folder / name
@@ -55,15 +68,29 @@ class Gateway:
         self._squid: subprocess.Popen[bytes] | None = None
         self.root.mkdir()
         for venv in site.prototype.glob("venv-*"):
-            (self.root / venv.name).symlink_to(venv)  # what takes the installer long is there already
-        (self.root / "etc").mkdir()
-        names = (f"dns_nameservers {nameserver}",) if nameserver else ()
-        self.local_conf(*names, f"tls_outgoing_options cafile={site.upstream_ca}")
-        install(self.root, self.authority)
+            (self.root / venv.name).symlink_to(venv)  # what takes the installer long
+        as_prototype = (nameserver, address[0]) == (NAMESERVER, PROTOTYPE_LISTENS.partition(":")[0])
+        if installed or not as_prototype:
+            (self.root / "etc").mkdir()
+            self.local_conf(*([f"dns_nameservers {nameserver}"] if nameserver else []))
+            install(self.root, self.authority)
+        else:
+            self._copy(site.prototype)
+        self.local_conf(f"tls_outgoing_options cafile={site.upstream_ca}")
         if not throttled:  # tests are denied more often than a client may be
             self.edit("squidkeeper.conf", "--burst 200 ", "--burst 1000000 ")
         shutil.rmtree(self.policy_folder)
         self.policy_folder.mkdir()
+
+    def _copy(self, prototype: Path) -> None:
+        """Copy what the installer wrote, with this gateway's folder and address."""
+        parts = [part for part in prototype.iterdir() if not part.name.startswith("venv-")]
+        run("cp", "--archive", *parts, self.root)
+        for file in [self.root / "applied", *(self.root / "etc").glob("*.*"), self.root / "etc/observe/alerts.yaml"]:
+            text = file.read_text()
+            file.write_text(text.replace(f"{prototype}", f"{self.root}").replace(PROTOTYPE_LISTENS, self.authority))
+        own = self.root / "state/own-addresses"  # of the network that the prototype was installed in
+        own.write_text("".join(line for line in own.read_text().splitlines(True) if line.startswith("#")))
 
     def local_conf(self, *lines: str) -> None:
         """Add lines of the operator's own to Squid's configuration."""
@@ -117,7 +144,11 @@ class Gateway:
         return self
 
     def _which(self) -> list[str]:
-        return ["-n", f"e2e{os.getpid()}x{self.address[1]}", "-f", f"{self.root}/etc/squid.conf"]
+        return ["-n", self._service, "-f", f"{self.root}/etc/squid.conf"]
+
+    @property
+    def _service(self) -> str:
+        return f"e2e{os.getpid()}x{self.address[1]}"
 
     def _listens(self) -> bool:
         if self._squid and self._squid.poll() is not None:
@@ -127,7 +158,7 @@ class Gateway:
         return bool(run("ss", "-Hltn", f"sport = :{self.address[1]}"))
 
     def stop(self) -> None:
-        """Stop Squid at once."""
+        """Stop Squid as `squid -k interrupt` does; it takes two seconds."""
         if self._squid:
             self._squid.send_signal(signal.SIGINT)
             try:
@@ -136,6 +167,13 @@ class Gateway:
                 self._squid.kill()
                 self._squid.wait()
             self._squid = None
+
+    def kill(self) -> None:
+        """Kill Squid and its helpers, and remove the shared memory that it leaves."""
+        if self._squid:
+            kill_tree(self._squid)
+            self._squid = None
+            remove_shared_memory(self._service)
 
     def restart(self) -> "Gateway":
         self.stop()
@@ -204,6 +242,32 @@ def _decoded(line: dict[str, Any]) -> dict[str, Any]:
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it has started, and wait for their end."""
+    pids = [process.pid]
+    for pid in pids:
+        with suppress(FileNotFoundError):
+            pids += _children(pid)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not any(map(_lives, pids)), "the end of Squid's processes")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def remove_shared_memory(service: str) -> None:
+    """Remove what a killed Squid leaves: it removes its segments only when it ends in order."""
+    for segment in Path("/dev/shm").glob(f"{service}-*.shm"):
+        segment.unlink()
 
 
 def _command(pid: int) -> str:

@@ -1,4 +1,4 @@
-"""Requests without a pause from several clients, each answer kept with when it was asked and when it came."""
+"""Requests from several clients, one after another; each answer with the time of its request and of its arrival."""
 
 import threading
 import time
@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
+from tests.waiting import wait_for
+
 from .gateway import Gateway
-from .network import wait_for
 from .raw import Raw, tunnel
+
+PAUSE_SECONDS = 0.005  # between two requests of a client: otherwise the clients take the processors from the gateway
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,9 @@ class Load:
     def statuses(self, host: str) -> list[int | None]:
         return [answer.status for answer in self.answers if answer.url.split("/")[2] == host]
 
+    def answered(self, scheme: str, host: str) -> bool:
+        return any(one.url.startswith(f"{scheme}://{host}/") for one in list(self.answers) if one.status is not None)
+
     def at_least(self, more: int) -> None:
         """Wait for this many more answers."""
         goal = self._answered() + more
@@ -38,7 +44,7 @@ class Load:
         return sum(answer.status is not None for answer in list(self.answers))
 
     def client(self, gateway: Gateway, scheme: str, host: str) -> None:
-        """Ask for one unique URL after another on a kept-alive connection, opened again where it ends."""
+        """Request one unique URL after another on one connection. Open another when it ends."""
         connection: Raw | None = None
         for number in count(1):
             if self._stop.is_set():
@@ -50,6 +56,8 @@ class Load:
                 reply = connection.get(target if scheme == "https" else url, host)
             except OSError:
                 time.sleep(0.05)  # refused, or cut off: no busy loop while nobody listens
+            else:
+                time.sleep(PAUSE_SECONDS)
             rule = reply.rule if reply and reply.status != 200 else None
             self.answers.append(Answered(url, asked, time.monotonic(), reply.status if reply else None, rule))
             if connection and (reply is None or reply.header("Connection") == "close"):
@@ -65,13 +73,17 @@ def _open(gateway: Gateway, scheme: str, host: str) -> Raw:
 
 @contextmanager
 def load(gateway: Gateway, *clients: tuple[str, str]) -> Iterator[Load]:
-    """Keep one client for each (scheme, host) busy while the block runs; what fails in a client fails the test."""
+    """Run one client for each (scheme, host). The block begins when each has had an answer, so helpers have started.
+
+    An error in a client fails the test.
+    """
     running = Load()
     failures: list[BaseException] = []
     threads = [threading.Thread(target=_run, args=(running.client, gateway, *client, failures)) for client in clients]
     for thread in threads:
         thread.start()
     try:
+        wait_for(lambda: all(running.answered(*client) for client in clients), "an answer for each client")
         yield running
     finally:
         running._stop.set()
@@ -85,5 +97,5 @@ def _run(
 ) -> None:
     try:
         work(gateway, scheme, host)
-    except Exception as error:  # noqa: BLE001 - told by the test's own thread
+    except Exception as error:  # noqa: BLE001 - the thread of the test raises it
         failures.append(error)

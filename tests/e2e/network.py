@@ -4,15 +4,11 @@ import ctypes
 import os
 import re
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
-WAIT_SECONDS = 20
 WALKTHROUGH = Path(__file__).parents[2] / "squid/WALKTHROUGH.md"
 TRUST_STORE = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -23,18 +19,6 @@ def run(*command: str | Path, check: bool = True) -> str:
     if check and done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout
-
-
-def wait_for(condition: Callable[[], T | None], what: str, seconds: float = WAIT_SECONDS) -> T:
-    """Return the condition's first true value; fail after `seconds`, naming `what` never came."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > end:
-            raise AssertionError(f"waited {seconds} s for {what}")
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from tests.waiting import wait_for
+
 from .gateway import Gateway
-from .network import run, wait_for
+from .network import run
 
 AS_SQUID = ["setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
 

@@ -13,11 +13,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 import pytest
 
 from squidkeeper.setup.templates import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
+from tests.waiting import wait_for
 
 from .curl import curl
 from .dns import PUBLIC, Names
 from .gateway import Gateway, NewGateway
-from .network import wait_for
 from .origin import Answer, Origins
 from .raw import Raw, tunnel
 from .reply import Reply

@@ -6,10 +6,11 @@ from time import sleep
 
 import pytest
 
+from tests.waiting import wait_for
+
 from .curl import curl
 from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
-from .network import wait_for
 from .origin import Answer, Gate, Origins, Seen
 
 POLICY = """

@@ -11,11 +11,11 @@ import pytest
 
 from squidkeeper.policy.model import INJECTABLE_HEADERS
 from squidkeeper.setup.templates import spellings
+from tests.waiting import wait_for
 
 from .curl import curl
 from .expect import denied
 from .gateway import Gateway, NewGateway
-from .network import wait_for
 from .origin import Answer, Origins
 from .raw import Raw, tunnel
 

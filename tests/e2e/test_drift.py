@@ -19,11 +19,12 @@ from squidkeeper.record.log_files import read_blocks
 from squidkeeper.record.past_policies import PastPolicies
 from squidkeeper.record.record import NONE, Record, parse_record
 from squidkeeper.record.requests import request_of, unexplained
+from tests.waiting import wait_for
 
 from . import test_attacks as attacks
 from .curl import CurlFailed, curl
 from .gateway import Gateway, NewGateway
-from .network import run, wait_for
+from .network import run
 from .origin import Origins
 from .raw import Raw, tunnel
 

@@ -12,10 +12,11 @@ import pytest
 
 from squidkeeper.exporter.cache_manager import COUNTERS as COUNTERS_OF_SQUID
 from squidkeeper.metrics import METRICS, MetricKind
+from tests.waiting import wait_for
 
 from .curl import curl
 from .gateway import Gateway, NewGateway
-from .network import run, wait_for
+from .network import run
 from .observer import AS_SQUID, Exporter, Prometheus, fetch
 from .origin import Origins
 from .raw import Raw, tunnel

@@ -12,11 +12,11 @@ import pytest
 from squidkeeper.counters import HelperStatus, Key, Totals, make_key, read_counter_files
 from squidkeeper.policy_store.loading import load_stored_revision
 from squidkeeper.policy_store.revisions import stored_revisions
+from tests.waiting import wait_for
 
 from .curl import curl
 from .gateway import Gateway, NewGateway
 from .load import load
-from .network import wait_for
 from .origin import Origins
 from .raw import Raw
 

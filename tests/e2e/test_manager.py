@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 
 from squidkeeper.exporter.cache_manager import PAGE, read_counters
+from tests.waiting import wait_for
 
 from .curl import curl
 from .dns import PUBLIC, Names
 from .gateway import Gateway, NewGateway
-from .network import wait_for
 from .origin import Origins
 from .raw import Raw, tunnel
 from .reply import Reply

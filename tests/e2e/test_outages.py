@@ -3,9 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from tests.waiting import wait_for
+
 from .curl import curl
 from .gateway import Gateway, NewGateway
-from .network import wait_for
 from .origin import Answer, Origins
 from .raw import Raw, tunnel
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
+
 from .curl import CurlFailed, curl
 from .dns import Names
 from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
-from .network import run, wait_for
+from .network import run
 from .origin import Origins
 from .raw import Raw
 from .upkeep import maintained
@@ -59,7 +61,7 @@ def kept(gateway: Gateway) -> Path:
 
 
 def test_the_installer_writes_the_file_that_squid_reads(new_gateway: NewGateway) -> None:
-    gateway = new_gateway(POLICY)
+    gateway = new_gateway(POLICY, installed=True)
     assert kept(gateway).read_text().startswith("# This gateway's own addresses")
     assert kept(gateway).owner() == "proxy"
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import wait_for
+
 from .browser import Visit, visit
 from .curl import CurlFailed, curl
 from .dns import Names
 from .gateway import Gateway, NewGateway
-from .network import run, wait_for
+from .network import run
 from .origin import Origins
 from .raw import Raw
 

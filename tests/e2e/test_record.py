@@ -26,10 +26,11 @@ from squidkeeper.record.log_files import read_blocks
 from squidkeeper.record.record import LENGTHS, LINE_LENGTH, NONE, Record, parse_record
 from squidkeeper.rotated_logs import rotated
 from squidkeeper.url import recorded_url
+from tests.waiting import wait_for
 
 from .dns import Names
 from .gateway import Gateway, NewGateway
-from .network import run, wait_for
+from .network import run
 from .origin import Origins
 from .raw import Raw, tunnel
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.waiting import wait_for
+
 from .curl import curl
 from .gateway import Gateway, NewGateway
 from .load import Load, load
-from .network import wait_for
 from .origin import Origins
 from .raw import tunnel
 
@@ -91,7 +92,10 @@ def test_a_policy_written_in_place_with_a_stall_is_never_in_force_by_halves(
             toggled.at_least(30)
             for pid in gateway.helpers(""):
                 os.kill(pid, signal.SIGKILL)
-            time.sleep(1.5)  # the stall
+            for _ in range(2):  # a file that has not changed for two seconds would be complete
+                file.write("# not complete\n")
+                file.flush()
+                time.sleep(0.75)
             file.write(CLOSING + "  - {name: later, action: deny, hosts: [later.example]}\n")
         wait_for(lambda: curl(gateway, "http://later.example/").rule == "later", "the whole edit", IN_FORCE_SECONDS)
         toggled.at_least(30)

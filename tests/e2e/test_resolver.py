@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from dnslib import DNSRecord
 
+from tests.waiting import wait_for
+
 from .curl import curl
 from .dns import Names
 from .gateway import NAMESERVER, Gateway, NewGateway
-from .network import VirtualMachine, wait_for
+from .network import VirtualMachine
 from .observer import Maintenance
 from .origin import Origins
 

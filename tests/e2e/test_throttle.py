@@ -17,10 +17,12 @@ from statistics import median
 
 import pytest
 
+from tests.waiting import wait_for
+
 from .curl import CurlFailed, curl
 from .dns import Names
 from .gateway import Gateway, NewGateway
-from .network import run, wait_for
+from .network import run
 from .origin import Origins
 from .raw import Raw, tunnel
 from .reply import Reply

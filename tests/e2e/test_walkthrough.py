@@ -5,11 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.waiting import wait_for
+
 from .curl import curl
 from .dns import Names
 from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
-from .network import wait_for
 from .origin import Origins
 from .raw import Raw
 

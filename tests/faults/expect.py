@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from tests.e2e.curl import CurlFailed, curl
 from tests.e2e.gateway import Gateway
 from tests.e2e.load import Load, load
-from tests.e2e.network import wait_for
 from tests.e2e.observer import Exporter, fetch
 from tests.e2e.origin import Origins
 from tests.e2e.reply import Reply
+from tests.waiting import wait_for
 
 _log = logging.getLogger(__name__)
 TOKEN = "faults-token-that-no-file-may-hold"

@@ -31,12 +31,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.e2e.dns import Names
-from tests.e2e.gateway import NAMESERVER, Gateway, Site, install
-from tests.e2e.network import internet, wait_for
+from tests.e2e.gateway import NAMESERVER, Gateway, Site, install_prototype
+from tests.e2e.network import internet
 from tests.e2e.observer import Exporter, fetch
 from tests.e2e.origin import Origins
 from tests.faults.even_load import ALSO_MAY_ARRIVE, CLIENTS, IN_FORCE_SECONDS, Account, Client
 from tests.faults.expect import HELPERS, POLICY, SQUIDS_ASSERTION, TOKEN, only_what_may_arrive, recorded
+from tests.waiting import wait_for
 
 Sample = dict[str, float]
 
@@ -186,7 +187,7 @@ def prepared(account: Account) -> Iterator[Schedule]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="squidkeeper-soak-")))
         folder.chmod(0o755)
-        install(folder / "prototype", "127.0.0.1:3129")
+        install_prototype(folder / "prototype")
         stack.enter_context(internet())
         origins, names = Origins(folder / "origins"), Names(NAMESERVER)
         stack.callback(origins.stop)

@@ -11,10 +11,10 @@ import pytest
 
 from tests.e2e.curl import curl
 from tests.e2e.gateway import Gateway
-from tests.e2e.network import wait_for
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
 from tests.e2e.raw import Raw
+from tests.waiting import wait_for
 
 from .expect import only_what_may_arrive, under_load
 

@@ -9,9 +9,10 @@ import pytest
 
 from tests.e2e.curl import curl
 from tests.e2e.gateway import Gateway, NewGateway
-from tests.e2e.network import run, wait_for
+from tests.e2e.network import run
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
+from tests.waiting import wait_for
 
 from .conftest import prepared
 from .expect import POLICY, Fault, answers, ask, metric, under_load

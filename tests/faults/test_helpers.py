@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.gateway import Gateway, NewGateway
-from tests.e2e.network import run, wait_for
+from tests.e2e.network import run
 from tests.e2e.observer import AS_SQUID, Exporter
 from tests.e2e.origin import Origins
 from tests.e2e.raw import Raw
+from tests.waiting import wait_for
 
 from .conftest import prepared
 from .expect import HELPERS, POLICY, Fault, answers, metric, only_what_may_arrive, under_load

@@ -11,9 +11,9 @@ import pytest
 from tests.e2e.curl import CurlFailed, curl
 from tests.e2e.gateway import Gateway, NewGateway
 from tests.e2e.load import load
-from tests.e2e.network import wait_for
 from tests.e2e.origin import Origins
 from tests.e2e.raw import Raw
+from tests.waiting import wait_for
 
 from .conftest import prepared
 from .expect import EXPECTED, HELPERS, POLICY, SQUIDS_ASSERTION, ask, only_what_may_arrive

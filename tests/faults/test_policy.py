@@ -9,9 +9,9 @@ import pytest
 
 from tests.e2e.curl import curl
 from tests.e2e.gateway import Gateway
-from tests.e2e.network import wait_for
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
+from tests.waiting import wait_for
 
 from .expect import HARMLESS, HELPERS, POLICY, Fault, answers, under_load
 from .hanging import opening_hangs

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.gateway import Gateway, NewGateway
-from tests.e2e.network import wait_for
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
 from tests.e2e.upkeep import maintained
+from tests.waiting import wait_for
 
 from .conftest import prepared
 from .expect import POLICY, Fault, answers, metric, recorded, under_load

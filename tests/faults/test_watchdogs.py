@@ -13,7 +13,7 @@ import pytest
 
 from squidkeeper.counters import counter_file_owner
 from squidkeeper.exporter.stopped_watchdog import STOPPED_CHECKS, StoppedWatchdog
-from tests.e2e.network import wait_for
+from tests.waiting import wait_for
 
 LOOP = """
 import os, re, sys, time

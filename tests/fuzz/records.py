@@ -20,6 +20,7 @@ from squidkeeper.record.follower import Follower, Position
 from squidkeeper.record.log_files import read_blocks, sorted_by_time
 from squidkeeper.record.record import VERSION, Record, decode_field, parse_record
 from squidkeeper.rotated_logs import rotated
+from tests.records import record_line
 
 from .target import Target
 
@@ -187,16 +188,9 @@ def pieces(data: bytes) -> Iterable[bytes]:
 
 # --- where to start -----------------------------------------------------------------------------------------------
 
-_FIELDS = dict.fromkeys(Record.__struct_fields__, "-")
-_NUMBERS = {"v": VERSION, "status": 200, "bytes": 0, "duration_ms": 3}
-
-
-def record_line(**fields: object) -> bytes:
-    return msgspec.json.encode({**_FIELDS, **_NUMBERS, **fields})
-
 
 def seeds() -> Iterable[bytes]:
-    line = record_line(time="2026-11-25T03:00:00.000Z", client="192.168.137.10", method="GET", url="https://a.example/")
+    line = record_line(url="https://a.example/")
     yield line
     yield record_line(v=2)
     yield record_line(user="%C3%A9%ff%0", url="https://a.example/%25", rule="\U0001f600")

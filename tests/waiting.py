@@ -1,0 +1,20 @@
+"""The one way in which tests wait: until something holds, not for a fixed time."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+WAIT_SECONDS = 20
+
+
+def wait_for(condition: Callable[[], T | None], what: str = "the condition", seconds: float = WAIT_SECONDS) -> T:
+    """Return the condition's first true value. Fail after `seconds`, naming `what` the test waited for."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {seconds} s for {what}")
+        time.sleep(0.02)
