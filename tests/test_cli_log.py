@@ -252,7 +252,7 @@ def test_spans_count_back_from_now() -> None:
 
 
 REFUSED = [
-    (("--since", "yesterday"), "'yesterday' is not a time, expected 15m, 2h, 3d or an ISO time such as 20"),
+    (("--since", "yesterday"), "'yesterday' is not a time, expected 15m, 2h, 3d or one like 20"),
     (("--since", "999999w"), "'999999w' is not a time"),
     (("--status", "4x"), "'4x' is not a status, expected one such as 403, or a class such as 4xx"),
     (("--status", "9xx"), "'9xx' is not a status, expected one such as 403, or a class such as 4xx"),

@@ -32,9 +32,7 @@ def parse_time_option(given: str, now: datetime) -> datetime:
         moment = datetime.fromisoformat(given)
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise ValueError(
-            f"{given!r} is not a time, expected 15m, 2h, 3d or an ISO time such as {format_time(now)}"
-        ) from error
+        raise ValueError(f"{given!r} is not a time, expected 15m, 2h, 3d or one like {format_time(now)}") from error
 
 
 def since(moment: datetime) -> Predicate:
@@ -98,8 +96,7 @@ def _of_client(given: str, named: Sequence[Client]) -> Callable[[str, str], bool
     network = network_of(given)
     if network is None:
         return lambda address, user: (
-            decode_field(user) == given
-            or any(client.matches(_address(address), decode_field(user)) for client in named)
+            (name := decode_field(user)) == given or any(client.matches(_address(address), name) for client in named)
         )
     return lambda address, _: (found := _address(address)) is not None and found in network
 

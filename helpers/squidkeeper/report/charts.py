@@ -207,11 +207,9 @@ def _time_name(at: int, between: int) -> str:
 
 
 def _step_name(seconds: int) -> str:
-    for unit, name in ((_DAY, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        if seconds % unit == 0:
-            number = seconds // unit
-            return name if number == 1 else f"{number} {name}s"
-    return f"{seconds} seconds"
+    units = ((_DAY, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+    unit, name = next(one for one in units if seconds % one[0] == 0)
+    return name if seconds == unit else f"{seconds // unit} {name}s"
 
 
 def _ticks(most: int) -> list[int]:

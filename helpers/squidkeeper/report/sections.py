@@ -406,15 +406,8 @@ class UpstreamsSection:
 def _upstream_row(host: str, answers: _Answers) -> figures.Upstream:
     waited = answers.waited
     errors = tuple(figures.Count(name, count) for name, count in answers.errors.most_common(5))
-    return figures.Upstream(
-        host,
-        answers.requests,
-        waited.quantile(0.5),
-        waited.quantile(0.95),
-        waited.longest,
-        answers.server_errors,
-        errors,
-    )
+    quantiles = waited.quantile(0.5), waited.quantile(0.95), waited.longest
+    return figures.Upstream(host, answers.requests, *quantiles, answers.server_errors, errors)
 
 
 def _failures(row: figures.Upstream) -> int:
