@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .gateway import Gateway, NewGateway
-from .network import VirtualMachine
+from .network import VirtualMachine, filter_vm, unfilter_vm
 from .origin import Answer, Origins
 from .reply import Reply
 
@@ -35,6 +35,7 @@ def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vir
     vm = VirtualMachine(tmp_path_factory.mktemp("vm"))
     yield vm
     vm.stop()
+    unfilter_vm()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def gateway(new_gateway: NewGateway, vm: VirtualMachine) -> Gateway:
     gateway = new_gateway(POLICY, at=vm.gateway)
     gateway.secret("token", TOKEN)
     vm.trust(gateway.ca)
-    vm.filter(gateway.address[1])
+    filter_vm(gateway.address[1])
     return gateway.start()
 
 
@@ -84,12 +85,12 @@ def test_nothing_on_the_gateway_but_the_proxys_port_is_reachable(vm: VirtualMach
         assert inside(vm, gateway, *probe).status != 0
         with pytest.raises(TimeoutError):
             udp.recv(10)
-        vm.unfilter()
+        unfilter_vm()
         try:
             assert inside(vm, gateway, *probe).status == 0
             assert udp.recv(10) == b"sent"
         finally:
-            vm.filter(gateway.address[1])
+            filter_vm(gateway.address[1])
 
 
 PROBE = """

@@ -18,7 +18,7 @@ from tests.waiting import wait_for
 from .curl import curl
 from .dns import Names
 from .gateway import NAMESERVER, Gateway, NewGateway
-from .network import VirtualMachine
+from .network import VirtualMachine, filter_vm, unfilter_vm
 from .observer import Maintenance
 from .origin import Origins
 
@@ -117,12 +117,12 @@ def test_a_changed_resolv_conf_is_followed(gateway: Gateway, maintenance: Mainte
 
 def test_an_empty_resolv_conf_changes_nothing_and_is_told_once(gateway: Gateway, maintenance: Maintenance) -> None:
     maintenance.resolv_conf.write_text("search example\n")
-    wait_for(lambda: "names no name server" in log_of(gateway), "the complaint")
+    wait_for(lambda: "has no name server" in log_of(gateway), "the complaint")
     time.sleep(2)
     assert fetched(gateway, "still-there.example") == 200
     forward_to(gateway, maintenance, NAMESERVER)
     wait_for(lambda: "works again" in log_of(gateway), "its end")
-    assert log_of(gateway).count("names no name server") == 1
+    assert log_of(gateway).count("has no name server") == 1
 
 
 def test_bytes_of_no_encoding_in_resolv_conf_do_not_hide_its_name_servers(
@@ -223,6 +223,7 @@ def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vir
     Path("/proc/sys/net/ipv4/conf/bragents0/accept_local").write_text("1")
     yield vm
     vm.stop()
+    unfilter_vm()
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +263,8 @@ def test_a_flood_of_forged_answers_is_believed_by_squid_alone_and_stopped_by_res
 ) -> None:
     squid_alone = new_gateway(POLICY, nameserver=UPSTREAM).start()
     assert forged(squid_alone, vm, upstream, origins, "alone.example"), "the flood of this test is none"
-    vm.filter(gateway.address[1])
+    filter_vm(gateway.address[1])
     assert not forged(squid_alone, vm, upstream, origins, "filtered.example")
-    vm.unfilter()
+    unfilter_vm()
     forward_to(gateway, maintenance, UPSTREAM)
     assert not forged(gateway, vm, upstream, origins, "resolved.example")
