@@ -362,11 +362,11 @@ def test_a_full_disk_is_said_and_counting_goes_on(world: World, tmp_path: Path) 
     world.write(line())
     counter = world.log_counter()
     world.counted(counter)
-    (world.state / "counts.new").symlink_to("/dev/full")
+    (world.state / "counts.json.new").symlink_to("/dev/full")
     world.write(line())
     assert requests(world.counted(counter)) == 2
     assert not world.store.writable
-    (world.state / "counts.new").unlink()
+    (world.state / "counts.json.new").unlink()
     counter.save()
     assert world.store.writable
     world.die()
@@ -375,7 +375,7 @@ def test_a_full_disk_is_said_and_counting_goes_on(world: World, tmp_path: Path) 
 
 def test_a_full_disk_is_said_before_there_is_anything_to_count(world: World) -> None:
     world.state.mkdir()
-    (world.state / "counts.new").symlink_to("/dev/full")
+    (world.state / "counts.json.new").symlink_to("/dev/full")
     world.log_counter().save()
     assert not world.store.writable
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from squidkeeper.atomic_write import replace
 from squidkeeper.cli import main
-from squidkeeper.maintenance.atomic_write import replace
 from squidkeeper.maintenance.process import TaskRunner
 from squidkeeper.maintenance.resolver import configuration, name_servers
 from squidkeeper.maintenance_status import Heartbeat, MaintenanceStatus, read_maintenance_status
@@ -131,7 +131,7 @@ def test_the_resolver_is_for_this_machine_alone(address: str) -> None:
 def test_a_file_is_replaced_by_one_whose_content_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, synced = tmp_path / "own-addresses", []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.stat(descriptor).st_ino))
-    replace(file, "203.0.113.7\n", 0o644)
+    replace(file, b"203.0.113.7\n", 0o644)
     assert (file.read_text(), synced) == ("203.0.113.7\n", [file.stat().st_ino])
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     assert list(tmp_path.iterdir()) == [file]

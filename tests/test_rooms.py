@@ -20,6 +20,7 @@ FLOORS = {
     "policy": 2,
     "counters": 3,
     "engine": 3,
+    "atomic_write": 4,
     "credentials": 4,
     "maintenance_status": 4,
     "policy_store": 4,

@@ -108,15 +108,9 @@ RECORD_READABLE = Metric(
     _GAUGE,
     "Whether the exporter can read the access log. 0: the counts from it do not grow.",
 )
-RECORD_BACKLOG = Metric(
-    "squidkeeper_record_backlog_bytes",
-    _GAUGE,
-    "Bytes of the access log that are not counted yet.",
-)
+RECORD_BACKLOG = Metric("squidkeeper_record_backlog_bytes", _GAUGE, "Bytes of the access log that are not counted yet.")
 RECORD_LAST_LINE = Metric(
-    "squidkeeper_record_last_line_timestamp_seconds",
-    _GAUGE,
-    "Time of the newest counted request.",
+    "squidkeeper_record_last_line_timestamp_seconds", _GAUGE, "Time of the newest counted request."
 )
 RECORD_INVALID_LINES = Metric(
     "squidkeeper_record_invalid_lines_total",
@@ -152,10 +146,7 @@ PROTOCOL_ERRORS = Metric(
     ("helper",),
 )
 HELPER_STARTS = Metric(
-    "squidkeeper_helper_starts_total",
-    _COUNTER,
-    "Helper processes that Squid has started.",
-    ("helper",),
+    "squidkeeper_helper_starts_total", _COUNTER, "Helper processes that Squid has started.", ("helper",)
 )
 HELPER_PROCESSES = Metric(
     "squidkeeper_helper_processes",
@@ -182,10 +173,7 @@ THROTTLED = Metric(
     ("wait",),
 )
 CREDENTIAL_INJECTIONS = Metric(
-    "squidkeeper_credential_injections_total",
-    _COUNTER,
-    "Requests that got this credential.",
-    ("credential",),
+    "squidkeeper_credential_injections_total", _COUNTER, "Requests that got this credential.", ("credential",)
 )
 CREDENTIAL_FAILURES = Metric(
     "squidkeeper_credential_failures_total",
@@ -203,16 +191,11 @@ POLICY_LAST_RELOAD_SUCCESSFUL = Metric(
     "Whether the policy on disk loads. 0: an older one is in force, or none.",
 )
 POLICY_LAST_RELOAD_SUCCESS = Metric(
-    "squidkeeper_policy_last_reload_success_timestamp_seconds",
-    _GAUGE,
-    "When the policy was last loaded.",
+    "squidkeeper_policy_last_reload_success_timestamp_seconds", _GAUGE, "When the policy was last loaded."
 )
 POLICY_RULES = Metric("squidkeeper_policy_rules", _GAUGE, "Number of rules of the policy in force.")
 RULE_EXPIRY = Metric(
-    "squidkeeper_rule_expiry_timestamp_seconds",
-    _GAUGE,
-    "When a rule with `expires` expires, or expired.",
-    ("rule",),
+    "squidkeeper_rule_expiry_timestamp_seconds", _GAUGE, "When a rule with `expires` expires, or expired.", ("rule",)
 )
 
 # --- The exporter -------------------------------------------------------------------------------------------------

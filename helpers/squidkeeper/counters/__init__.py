@@ -24,13 +24,12 @@ from squidkeeper.counters.layout import (
     INFINITY,
     HelperStatus,
     Key,
-    Sample,
     counter_key,
     histogram_keys,
     key_labels,
     make_key,
 )
-from squidkeeper.counters.reader import CounterFile, Totals, counter_file_owner, read_counter_files, sample_key
+from squidkeeper.counters.reader import CounterFile, Totals, counter_file_owner, read_counter_files
 from squidkeeper.counters.writer import CounterWriter
 
 __all__ = [
@@ -41,7 +40,6 @@ __all__ = [
     "CounterWriter",
     "HelperStatus",
     "Key",
-    "Sample",
     "Totals",
     "counter_file_owner",
     "counter_key",
@@ -49,5 +47,4 @@ __all__ = [
     "key_labels",
     "make_key",
     "read_counter_files",
-    "sample_key",
 ]

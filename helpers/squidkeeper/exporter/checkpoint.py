@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from squidkeeper.atomic_write import replace
 from squidkeeper.counters import Key
 from squidkeeper.errors import StateInUse
 from squidkeeper.exporter.counts import RequestCounts
@@ -81,7 +82,7 @@ class CheckpointStore:
         try:
             if self._lock is None:
                 self._take()
-            self._replace(msgspec.json.encode(checkpoint))
+            replace(self._file, msgspec.json.encode(checkpoint))
         except (OSError, StateInUse) as error:
             self._fail(error)
         else:
@@ -97,19 +98,7 @@ class CheckpointStore:
             raise StateInUse(f"{self._folder}: another exporter uses this folder") from error
         self._lock = folder
 
-    def _replace(self, data: bytes) -> None:
-        new = self._file.with_suffix(".new")
-        with open(new, "wb", opener=_open_privately) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # after a crash, a renamed file without content would lose both
-        new.rename(self._file)
-
     def _fail(self, error: Exception) -> None:
         if self.writable:
             _log.error("%s: counts cannot be saved for a restart: %s", self._folder, error)
         self.writable = False
-
-
-def _open_privately(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o640)  # it names denied requests

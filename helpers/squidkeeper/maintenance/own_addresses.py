@@ -17,7 +17,7 @@ from typing import Final
 
 import psutil
 
-from squidkeeper.maintenance.atomic_write import replace
+from squidkeeper.atomic_write import replace
 from squidkeeper.maintenance.rate_limit import RateLimit
 from squidkeeper.maintenance.squid_process import SquidProcess
 from squidkeeper.url import Address, embeddings, is_private
@@ -96,7 +96,7 @@ def _write(file: Path, addresses: Iterable[Address]) -> None:
     text = _text(addresses)
     if _read(file) == text:
         return
-    replace(file, text, 0o644)
+    replace(file, text.encode(), 0o644)
 
 
 def _read(file: Path) -> str:

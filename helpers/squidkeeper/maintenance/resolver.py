@@ -19,8 +19,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.atomic_write import replace
 from squidkeeper.errors import ResolverFailed
-from squidkeeper.maintenance.atomic_write import replace
 
 PROGRAM: Final = "/usr/sbin/unbound"
 _LIBC: Final = ctypes.CDLL(None)
@@ -119,7 +119,7 @@ class Resolver:
 
     def _write(self, text: str) -> None:
         self._file.parent.mkdir(mode=0o750, exist_ok=True)
-        replace(self._file, text)
+        replace(self._file, text.encode())
 
     def _keep_running(self) -> None:
         ended = self._process.poll() if self._process else None

@@ -1,4 +1,4 @@
-"""Replacing a file that other processes read (floor 5)."""
+"""Replacing a file that other processes read (floor 4)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 
-def replace(file: Path, text: str, mode: int = 0o640) -> None:
+def replace(file: Path, content: bytes, mode: int = 0o640) -> None:
     """Replace a file by rename, after its content is on disk: a crash leaves the old file or the new one.
 
     OSError if it cannot be written.
     """
     new = file.with_name(f"{file.name}.new")
-    with new.open("w") as opened:
-        opened.write(text)
-        os.fchmod(opened.fileno(), mode)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as opened:
+        opened.write(content)
         opened.flush()
+        os.fchmod(opened.fileno(), mode)  # whatever the umask is
         os.fsync(opened.fileno())
     new.rename(file)
