@@ -1,7 +1,8 @@
 """The alert rules fire in a real Prometheus when the fault is made on a real gateway; every panel's query is answered.
 
-Time runs sixty times as fast in the copy of the rules: Prometheus scrapes and evaluates each second, a minute of `for`
-and of a range is a second, a day is 24 minutes. Helpers do not start as much faster: the range of their starts stays.
+Time runs sixty times as fast in the copy of the rules: Prometheus scrapes and evaluates each second, a minute of a
+range is a second, a day is 24 minutes, and a minute of `for` is half a second. Helpers do not start as much faster: the
+range of their starts stays.
 """
 
 import json
@@ -12,9 +13,8 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from itertools import count, islice
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -74,17 +74,22 @@ http_access deny short_host !short_asked
 
 
 def hastened(rules: str) -> str:
-    """The rules with a minute for each second; what is compared with time() stays."""
+    """The rules with faster time; what is compared with time() stays."""
     parsed = yaml.safe_load(rules)
     for rule in (rule for group in parsed["groups"] for rule in group["rules"]):
         if rule.get("alert") == "SquidkeeperHelperRestarts":
             continue
         if rule.get("alert") == "SquidkeeperHelperStuck":
             rule["for"] = "0s"  # the exporter ends such a helper after some seconds, which are no less here
-        for key in {"expr", "for"} & rule.keys():
-            rule[key] = re.sub(r"\b(\d+)d\b", lambda days: f"{int(days[1]) * 1440}m", rule[key])
-            rule[key] = re.sub(r"\b(\d+)m\b", r"\1s", rule[key])
+        minute = 0.5 if rule.get("alert") == "SquidkeeperRecordSilent" else 1  # it waits the longest
+        rule["expr"] = with_minutes_of(minute, rule["expr"])
+        rule["for"] = with_minutes_of(0.5, rule.get("for", "0s"))
     return yaml.safe_dump(parsed)
+
+
+def with_minutes_of(seconds: float, text: str) -> str:
+    text = re.sub(r"\b(\d+)d\b", lambda days: f"{int(days[1]) * 1440}m", text)
+    return re.sub(r"\b(\d+)m\b", lambda minutes: f"{int(int(minutes[1]) * seconds * 1000)}ms", text)
 
 
 class Watched:
@@ -143,21 +148,21 @@ def renew_ca(gateway: Gateway, days: int) -> None:
 
 @pytest.fixture(scope="module")
 def faults(watched: Watched, all_origins: Origins) -> Watched:
-    """The gateway after traffic of every kind, in which nothing is wrong, and then after every fault."""
+    """The gateway after traffic of every kind, in which nothing is wrong, and then after every fault.
+
+    Alerts wait for seconds, so faults that do not hide each other are made together.
+    """
     all_origins.forget()
     all_origins.answers["open.example/cached"] = Answer(headers={"Cache-Control": "public, max-age=600"})
     traffic_of_every_kind(watched.gateway)
-    watched.prometheus.scrape(6)
+    watched.prometheus.scrape(3)
     assert watched.firing() == FROM_THE_START
-    make_most_requests_fail(watched, all_origins)
+    make_faults_of_requests(watched, all_origins)
     with load(watched.gateway, ("http", "open.example")):
-        make_faults_of_requests(watched)
-        start_no_throttle(watched)
         make_faults_that_take_their_time(watched)
         make_faults_of_the_exporter(watched)
     watched.gateway.stop()
     watched.wait_until_fired("SquidDown")
-    fill_the_disk_of_the_log(watched)
     return watched
 
 
@@ -175,48 +180,73 @@ def traffic_of_every_kind(gateway: Gateway) -> None:
     assert curl(gateway, "http://closed.example/").status == 403
 
 
-def make_most_requests_fail(watched: Watched, origins: Origins) -> None:
-    origins.answers["open.example/failing"] = Answer(503)
-
-    def fired() -> bool:
-        for _ in range(5):
-            assert curl(watched.gateway, "http://open.example/failing").status == 503
-        return "SquidkeeperRequestsFailing" in watched.fired()
-
-    wait_for(fired, "the alert that most requests fail", seconds=40)
+def rewritten(gateway: Gateway) -> bool:
+    with suppress(CurlFailed):
+        return curl(gateway, "https://rewritten.example/").status == 200
+    return False
 
 
-def make_faults_of_requests(watched: Watched) -> None:
-    """Drift, a line that no helper understands, a missing secret, a surge of denials, a CA near its end."""
+def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
+    """Drift, a line that no helper understands, a missing secret, a surge of denials, a CA near its end; most fail."""
     gateway = watched.gateway
     assert curl(gateway, "http://bypass.example/", client="127.0.0.2").status == 200
     assert curl(gateway, "http://short.example/").status == 403
     (gateway.policy_folder / "secrets/token").unlink()
     wait_for(lambda: curl(gateway, "https://injected.example/").status == 403, "the secret to be missed")
+    deny(gateway, 150)
+    renew_ca(gateway, days=5)
+    origins.answers["open.example/failing"] = Answer(503)
+
+    def fired() -> bool:
+        for _ in range(5):
+            assert curl(gateway, "http://open.example/failing").status == 503
+        return "SquidkeeperRequestsFailing" in watched.fired()
+
+    wait_for(fired, "the alert that most requests fail", seconds=40)
+    watched.wait_until_fired("Drift", "ProtocolErrors", "CredentialFailing", "DenialSurge", "CaEndsNow")
+
+
+def deny(gateway: Gateway, times: int) -> None:
     with Raw(gateway, "127.0.0.2") as client:
-        for number in range(150):
+        for number in range(times):
             reply = client.get(f"http://closed.example/{number}", "closed.example")
             assert reply is not None
             assert reply.status == 403
-    renew_ca(gateway, days=5)
-    watched.wait_until_fired("Drift", "ProtocolErrors", "CredentialFailing", "DenialSurge", "CaEndsNow")
 
 
 def make_faults_that_take_their_time(watched: Watched) -> None:
     """Several at once: their alerts wait for minutes, which are seconds here."""
     gateway = watched.gateway
-    let_the_state_be_written_by_root_alone(watched.state)
-    [stopped, *_] = gateway.helpers("rewrite")
-    os.kill(stopped, signal.SIGSTOP)
-    gateway.write("zz-bad.yaml", "version: 1\nrules:\n  - {name: x, action: perhaps}\n")
-    watched.wait_until_fired("ReloadFailed")
-    kill_helpers_again_and_again(gateway)
-    let_the_resolver_hang_then_end_the_maintenance(watched)
     with watched.log.open("a") as log:
         log.write("not a line of the record\n")
+    unbound = watched.maintenance.unbound
+    os.kill(unbound, signal.SIGSTOP)
+    let_the_state_be_written_by_root_alone(watched.state)
+    fragment = gateway.root / "etc/squidkeeper.conf"
+    installed = fragment.read_text()
+    fragment.write_text(re.sub(r"/\S+/squidkeeper throttle ", "/bin/false throttle ", installed))
     log_no_more(gateway)
-    fired = ("MaintenanceDown", "StateNotWritable", "HelperStuck", "HelperRestarts", "HelpersOutdated")
-    watched.wait_until_fired(*fired, "RecordInvalidLines", "RecordSilent")
+    wait_for(lambda: rewritten(gateway), "the rewriter to run again")
+    [stopped, *_] = gateway.helpers("rewrite")
+    os.kill(stopped, signal.SIGSTOP)
+    wait_for(lambda: denied_without_a_throttle(watched), "the alert that no throttle answers", seconds=40)
+    fragment.write_text(installed)
+    gateway.reconfigure()
+    watched.wait_until_fired("MaintenanceFailing", "RecordInvalidLines")
+    os.kill(unbound, signal.SIGCONT)
+    watched.maintenance.kill()
+    with full_disk_of_the_log(watched):
+        gateway.write("zz-bad.yaml", "version: 1\nrules:\n  - {name: x, action: perhaps}\n")
+        kill_helpers_again_and_again(gateway)
+        fired = ("MaintenanceDown", "StateNotWritable", "HelperStuck", "HelperRestarts", "HelpersOutdated")
+        watched.wait_until_fired(*fired, "ReloadFailed", "DiskSpaceLow", "RecordSilent")
+
+
+def denied_without_a_throttle(watched: Watched) -> bool:
+    for number in range(10):  # hosts of their own: Squid caches the reply for one
+        with suppress(CurlFailed):  # Squid restarts after it has started too many throttles
+            assert curl(watched.gateway, f"http://{time.monotonic_ns()}-{number}.example/").status == 403
+    return "SquidkeeperThrottleDown" in watched.fired()
 
 
 def let_the_state_be_written_by_root_alone(folder: Path) -> None:
@@ -234,45 +264,10 @@ def kill_helpers_again_and_again(gateway: Gateway) -> None:
             curl(gateway, f"http://asked-{number}.example/")  # starts the next helper
 
 
-def let_the_resolver_hang_then_end_the_maintenance(watched: Watched) -> None:
-    unbound = watched.maintenance.unbound
-    os.kill(unbound, signal.SIGSTOP)
-    watched.wait_until_fired("MaintenanceFailing")
-    os.kill(unbound, signal.SIGCONT)
-    watched.maintenance.kill()
-
-
 def log_no_more(gateway: Gateway) -> None:
     configuration = gateway.root / "etc/squid.conf"
     configuration.write_text(re.sub(r"(?m)^access_log .*$", "access_log none", configuration.read_text()))
     gateway.reconfigure()
-
-
-def start_no_throttle(watched: Watched) -> None:
-    """Squid's next throttles end at once, while a client is denied again and again."""
-    gateway = watched.gateway
-    fragment = gateway.root / "etc/squidkeeper.conf"
-    installed = fragment.read_text()
-    fragment.write_text(re.sub(r"/\S+/squidkeeper throttle ", "/bin/false throttle ", installed))
-    gateway.reconfigure()
-    hosts = (f"unthrottled-{number}.example" for number in count())
-
-    def fired() -> bool:
-        for host in islice(hosts, 10):
-            with suppress(CurlFailed):  # Squid does not listen while it reads its configuration
-                assert curl(gateway, f"http://{host}/").status == 403
-        return "SquidkeeperThrottleDown" in watched.fired()
-
-    wait_for(fired, "the alert that no throttle answers", seconds=40)
-    fragment.write_text(installed)
-    gateway.reconfigure()
-    wait_for(lambda: rewritten(gateway), "the rewriter to run again")
-
-
-def rewritten(gateway: Gateway) -> bool:
-    with suppress(CurlFailed):
-        return curl(gateway, "https://rewritten.example/").status == 200
-    return False
 
 
 def make_faults_of_the_exporter(watched: Watched) -> None:
@@ -289,12 +284,13 @@ def make_faults_of_the_exporter(watched: Watched) -> None:
     watched.wait_until_fired("RecordLost")
 
 
-def fill_the_disk_of_the_log(watched: Watched) -> None:
+@contextmanager
+def full_disk_of_the_log(watched: Watched) -> Iterator[None]:
     folder = watched.log.parent
     run("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder)
     try:
         (folder / "ballast").write_bytes(bytes(60 * 1024))
-        watched.wait_until_fired("DiskSpaceLow")
+        yield
     finally:
         run("umount", "--lazy", folder)
 
