@@ -96,8 +96,8 @@ def test_the_table_is_aligned_and_holds_the_whole_url(path: Path) -> None:
         "http://203.0.113.7:8080/",
     ]
     assert said.err == (
-        "6 records read, 4 events shown. Left out: the CONNECTs of 1 tunnel that opened, and of 1 that did not and "
-        "whose request is an event (--connects shows them).\n"
+        "6 records read, 4 events shown. Not shown: the CONNECTs of 1 tunnel, and 1 merged into the request inside "
+        "(--connects shows all).\n"
     )
     assert said.code == 0
 

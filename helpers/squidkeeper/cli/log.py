@@ -241,9 +241,9 @@ class LogCommand:
         reader, events = self._reader, self._events
         if events and (events.connects or events.merged) and not isinstance(self._listing, JsonListing):
             click.echo(
-                f"{quantity(reader.records, 'record')} read, {quantity(self._shown, 'event')} shown. Left out: the "
-                f"CONNECTs of {quantity(events.connects, 'tunnel')} that opened, and of {events.merged:,} that did not "
-                "and whose request is an event (--connects shows them).",
+                f"{quantity(reader.records, 'record')} read, {quantity(self._shown, 'event')} shown. Not shown: "
+                f"the CONNECTs of {quantity(events.connects, 'tunnel')}, and {events.merged:,} merged into the request "
+                "inside (--connects shows all).",
                 err=True,
             )
         if reader.invalid:

@@ -50,7 +50,9 @@ class Tour:
         }
 
     def run(self) -> None:
-        """Run all steps."""
+        """Print the policy and run all steps."""
+        self._say(f"\nThe policy ({self._gateway.policy}):")
+        self._output(POLICY)
         self._allowed()
         self._denied()
         self._path()
@@ -61,7 +63,7 @@ class Tour:
         self._drift()
 
     def _allowed(self) -> None:
-        self._title("The policy allows this request.", f"{POLICY}\n")
+        self._title("The policy allows this request.")
         self._say(f"  vm$ export https_proxy=http://{self._gateway.address}")
         self._in_vm("https://example.com/", "Hello from example.com")
 
@@ -104,11 +106,9 @@ class Tour:
         if self._on_host("log", "--drift", *folders, self._gateway.access_log):
             raise DemoFailed("there is drift")
 
-    def _title(self, title: str, text: str = "") -> None:
+    def _title(self, title: str) -> None:
         self._number += 1
         self._say(f"\n{self._number}. {title}")
-        if text:
-            self._output(text.rstrip("\n"))
 
     def _in_vm(self, url: str, *expected: str, options: tuple[str, ...] = (), status: int = 0) -> str:
         command: tuple[str | Path, ...] = ("curl", "-sS", *options, url)
