@@ -83,7 +83,10 @@ def _installer(source: Path, root: Path, *options: str) -> None:
 def _prepare(root: Path, names: Iterable[str], ca: Path, environment: Path) -> None:
     (root / "etc").mkdir(parents=True)
     (root / "etc/local.conf").write_text(
-        f"hosts_file {root}/etc/hosts\ntls_outgoing_options cafile={root}/etc/origins.crt\nshutdown_lifetime 1 second\n"
+        "dns_nameservers 127.0.0.1\n"  # asked for nothing: with it, the gateway needs no resolver
+        f"hosts_file {root}/etc/hosts\n"
+        f"tls_outgoing_options cafile={root}/etc/origins.crt\n"
+        "shutdown_lifetime 1 second\n"
     )
     shutil.copy(ca, root / "etc/origins.crt")
     (root / "etc/hosts").write_text("".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names))
