@@ -83,3 +83,37 @@ def test_the_glossary_has_30_rows_at_most_and_no_term_twice() -> None:
     terms = [term for row in rows for term in re.findall(r"\*\*(.+?)\*\*", row)]
     assert 20 < len(rows) <= 30
     assert len(set(terms)) == len(terms)
+
+
+# --- the map of the program ---------------------------------------------------------------------------------------
+
+PACKAGE = REPOSITORY / "helpers/squidkeeper"
+HOUSE = REPOSITORY / "helpers/README.md"
+
+
+def section_of(title: str) -> str:
+    return HOUSE.read_text().split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def documented_modules() -> dict[str, list[str]]:
+    """The modules of each table in "Inside the rooms", by the room in its head; "" for those beside the rooms."""
+    tables = [
+        table.splitlines() for table in section_of("Inside the rooms").strip().split("\n\n") if table.startswith("|")
+    ]
+    return {
+        "".join(re.findall(r"`(\w+)/`", head)): [
+            name for row in rows for name in re.findall(r"`(\w+\.py)`", row.split("|")[1])
+        ]
+        for head, _, *rows in tables
+    }
+
+
+@pytest.mark.parametrize("room", ["", *(path.parent.name for path in PACKAGE.glob("*/__init__.py"))])
+def test_the_map_names_each_module_once(room: str) -> None:
+    modules = sorted(path.name for path in (PACKAGE / room).glob("*.py") if path.name != "__init__.py")
+    assert sorted(documented_modules()[room]) == modules
+
+
+def test_the_files_of_each_task_exist() -> None:
+    named = re.findall(r"`((?:\w+/)*\w+\.(?:py|html|css))`", section_of("I want to …"))
+    assert [name for name in named if not (PACKAGE / name).exists()] == []

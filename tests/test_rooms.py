@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ FLOORS = {
     "cli": 9,
     "__main__": 10,
 }
+HOUSE = PACKAGE.parent / "README.md"
 IMPURE = {"logging", "os", "random", "select", "selectors", "signal", "socket", "subprocess", "threading", "time"}
 ALLOWED_IMPURE = {  # inet_aton is arithmetic
     "url": {"socket"},
@@ -95,3 +97,13 @@ def test_only_the_loop_the_watch_and_the_count_catch_everything() -> None:
         "helpers/loop.py",
         "policy_store/policy_watcher.py",
     ]
+
+
+def test_the_map_of_the_house_has_these_floors() -> None:
+    rows = re.findall(r"^\| (\d+) \| (`.*) \|$", HOUSE.read_text(), re.MULTILINE)
+    named = {
+        name.removesuffix("/").removesuffix(".py"): int(floor)
+        for floor, names in rows
+        for name in names.replace("`", "").split(", ")
+    }
+    assert named == FLOORS

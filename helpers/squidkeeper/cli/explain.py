@@ -55,9 +55,9 @@ def explain(
     addresses is private, unless the rule says private: true.
 
     --record explains the first line of FILE (- for standard input), as `squidkeeper log --json` prints it, instead of
-    METHOD URL: as of its time, and with the tunnel and TLS server name on record. A line whose verdict does not follow
-    from the policy is refused with the reason: a URL that the record cuts off, a name that had a private address, a
-    helper or a secret that was not available.
+    METHOD URL, as of its time, with its tunnel and TLS server name. A line whose verdict does not follow from the
+    policy is refused with the reason: a URL that is cut off, a name that had a private address, a helper or a secret
+    that was unavailable.
 
     Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load, URL is not a URL, or the line cannot be
     explained).
@@ -83,7 +83,7 @@ def explain(
     raise SystemExit(0 if decision.allowed else 1)
 
 
-Question = tuple[str, "Request | Malformed", datetime, str | None]  # the last: the revision on record
+Question = tuple[str, "Request | Malformed", datetime, str | None]  # the last: the revision that the record names
 
 
 def _of_arguments(method: str | None, url: str | None, client: str | None, user: str | None) -> Question:
@@ -123,7 +123,7 @@ def _of_record(line: BinaryIO, *given: str | None) -> Question:
     if reason:
         click.echo(f"This request cannot be explained by the policy: {reason}.", err=True)
         raise SystemExit(_CANNOT_SAY)
-    what = f"{record.method} {record.url} (on record: {record.verdict} by {record.rule})"
+    what = f"{record.method} {record.url} (logged: {record.verdict} by {record.rule})"
     return what, request_of(record), at, None if record.revision == NONE else record.revision
 
 

@@ -374,7 +374,7 @@ def _syntax_error(text: str, error: yaml.MarkedYAMLError) -> _UnreadableError:
 
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
-    """Say how to mend what most often is meant as text, or is a tab or a slip of the quotes or the indentation."""
+    """Return how to fix the likely mistake: text without quotes, a tab, a quote or the indentation."""
     lines = text.splitlines()
     for mark in (error.context_mark, error.problem_mark):
         if mark is None or mark.line >= len(lines):
@@ -465,7 +465,7 @@ def describe(value: object) -> str:
 
 
 def kind(value: object) -> str:
-    """Say of what kind a value is, and nothing of what it says."""
+    """Return the kind of a value, and nothing of its content."""
     return "a plain value" if isinstance(value, str | int) or _has_text(value) else describe(value)
 
 
@@ -474,7 +474,7 @@ def _has_text(value: object) -> bool:
 
 
 def quote_it(value: object) -> str:
-    """Say how to mend a value that is no text to YAML only because it has no quotes."""
+    """Return how to fix a value that YAML reads as something else than text because it has no quotes."""
     if isinstance(value, Unquoted):
         return f" (quote it: without quotes YAML reads it as {value.meaning})"
     if isinstance(value, bool | int):

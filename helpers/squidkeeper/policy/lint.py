@@ -36,7 +36,7 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
 
 
 def open_to_any_client(policy: Policy, directory: str, now: datetime) -> tuple[Fault, ...]:
-    """List what allows requests without asking who sends them; the default has no place but the policy's directory."""
+    """List the rules that allow any client, and the default if it does; its location is the policy's directory."""
     found = [
         Fault(rule.location, FaultCode.ANY_CLIENT, f"rule {rule.name!r} allows any client, as it names no clients")
         for rule in policy.rules

@@ -415,7 +415,7 @@ File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
 
 
 class _Model(BaseModel):
-    """A mapping of the language: no key but its own."""
+    """A mapping of the language: only its own keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, defer_build=True)
 
@@ -630,16 +630,16 @@ def _expected_key(key: str, steps: list[int | str]) -> str:
 
 def _type_message(steps: list[int | str], value: object, expected: str) -> str:
     what = f"an entry of {steps[-2]!r}" if isinstance(steps[-1], int) else f"{steps[-1]!r}"
-    mend = quote_it(value) if expected == "text" else ""
+    hint = quote_it(value) if expected == "text" else ""
     if isinstance(steps[-1], int) and isinstance(value, list):
-        mend = "; a list cannot hold another, nor an alias of one"
+        hint = "; a list cannot hold another, nor an alias of one"
     if is_private(steps) or (steps[0] == "credentials" and len(steps) <= _STEPS_TO_ENTRY):
         if not isinstance(steps[-1], int):
             what = shown_key(str(steps[-1]), steps[:-1])
         if steps[0] == "secrets" and len(steps) == _STEPS_TO_ENTRY:
             expected = f"{{file: PATH}} or {{env: NAME}}; {_NO_VALUES}"
-        return f"{what} is {kind(value)}, expected {expected}{mend}"
-    return f"{what} is {describe(value)}, expected {expected}{mend}"
+        return f"{what} is {kind(value)}, expected {expected}{hint}"
+    return f"{what} is {describe(value)}, expected {expected}{hint}"
 
 
 def _fields(steps: list[int | str]) -> frozenset[str]:

@@ -86,7 +86,7 @@ class LineReader:
         text = line.strip()
         if text.startswith("!#"):
             return self._read_preprocessor(text)
-        if _ADBLOCK_HEADER.fullmatch(text):  # the file says what it is, so a bare word in it is no host but a filter
+        if _ADBLOCK_HEADER.fullmatch(text):  # in this format a bare word is a filter, not a host
             self._enter(self._read_adblock)
             return []
         if text.startswith("!") or not _words(text):
