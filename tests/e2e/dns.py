@@ -1,6 +1,6 @@
 """A DNS server of our own: any name is the public origin unless a test says otherwise; every query is recorded."""
 
-import time
+import threading
 from collections.abc import Sequence
 from ipaddress import ip_address
 
@@ -19,7 +19,8 @@ class Names:
         self.seen: list[
             tuple[str, int]
         ] = []  # the name of each query as it was written, and the port that it came from
-        self.delay_seconds = 0.0
+        self.answering = threading.Event()  # while it is not set, answers wait
+        self.answering.set()
         self._silent_below = silent_below
         self._answers: dict[str, dict[str, list[list[str]]]] = {}
         self._server = DNSServer(self, address=address, port=53, logger=DNSLogger("-request,-reply,-truncated,-error"))
@@ -38,7 +39,7 @@ class Names:
 
     def resolve(self, request: DNSRecord, handler: DNSHandler) -> DNSRecord:
         self.seen.append((str(request.q.qname).rstrip("."), handler.client_address[1]))
-        time.sleep(self.delay_seconds)
+        self.answering.wait(10)
         if self._silent_below and str(request.q.qname).rstrip(".").lower().endswith(self._silent_below):
             raise DNSError("no answer to this one")
         name, kind = str(request.q.qname).rstrip(".").lower(), QTYPE[request.q.qtype]
@@ -58,5 +59,6 @@ class Names:
         return reply
 
     def stop(self) -> None:
+        self.answering.set()
         self._server.stop()
         self._server.server.server_close()

@@ -100,9 +100,9 @@ class Totals:
             if file.problem is None:
                 last = self.known.pop(file.identity, {})
                 self.known[file.identity] = last  # at the end, so that the first are those unseen for longest
-                for sample in file.samples:
-                    key = sample_key(sample)
-                    last[key] = max(sample[2], last.get(key, 0.0))
+                for metric, labels, value in file.samples:
+                    key = make_key(metric, labels)
+                    last[key] = max(value, last.get(key, 0.0))
         self._fold()
         return _sum(self.known.values())
 
@@ -110,12 +110,6 @@ class Totals:
         """Merge the files that are gone into one entry, so that `known` is bounded."""
         for identity in list(self.known)[: -2 * COUNTER_FILES]:
             self.known[_FOLDED] = _sum((self.known.pop(_FOLDED, {}), self.known.pop(identity, {})))
-
-
-def sample_key(sample: Sample) -> Key:
-    """Return the key of a sample."""
-    metric, labels, _ = sample
-    return make_key(metric, labels)
 
 
 def _sum(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
@@ -149,7 +143,7 @@ def _read_open(number: int, descriptor: int) -> CounterFile | None:
         return CounterFile(number, running=False, problem="not a regular file")
     if not state.st_size:
         return None
-    running = _is_locked(descriptor)
+    running = _lock_owner(descriptor) is not None
     identity = read_identity(descriptor)
     if identity is None:
         return CounterFile(number, running, problem="not a counter file of this release")
@@ -157,10 +151,6 @@ def _read_open(number: int, descriptor: int) -> CounterFile | None:
     keys, _ = read_keys(descriptor)  # after the values, so that each value that counts has its key
     samples = tuple((key[0], key_labels(key), value) for key, value in zip(keys, values, strict=False))
     return CounterFile(number, running, identity, _read_status(descriptor), samples)
-
-
-def _is_locked(descriptor: int) -> bool:
-    return _lock_owner(descriptor) is not None
 
 
 def _lock_owner(descriptor: int) -> int | None:

@@ -94,9 +94,8 @@ def prepare_own_addresses(state: Path) -> None:
 def _write(file: Path, addresses: Iterable[Address]) -> None:
     """Replace the file atomically, unless it has this content."""
     text = _text(addresses)
-    if _read(file) == text:
-        return
-    replace(file, text.encode(), 0o644)
+    if _read(file) != text:
+        replace(file, text.encode(), 0o644)
 
 
 def _read(file: Path) -> str:
