@@ -6,7 +6,6 @@ import os
 import pwd
 import random
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -17,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -439,49 +438,6 @@ def test_a_line_in_local_conf_takes_effect_by_a_second_run_without_a_restart(gat
     assert local.read_text().endswith("dns_timeout 7 seconds\n")
     local.write_text(kept)
     assert gateway.install().returncode == 0
-
-
-def test_no_command_complains_of_a_reader_that_ended_early(tmp_path: Path) -> None:
-    """This process listens on so many addresses that their list is longer than what a pipe holds."""
-    port = free_port()
-    assert call("process_listens", os.getpid(), port, needs=("sockets_of", "listening_sockets")).returncode == 1
-    with ExitStack() as stack, more_descriptors(16_000):
-        for number in range(15_000):
-            address = f"127.1.{number // 250}.{number % 250 + 1}"
-            stack.enter_context(socket.create_server((address, port)))
-        done = call("process_listens", os.getpid(), port, needs=("sockets_of", "listening_sockets"))
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def text_of(*functions: str) -> str:
-    """What defines functions of install.sh."""
-    taken = "; ".join(f"/^{name}() {{.*}}$/p; /^{name}() {{$/,/^}}$/p" for name in functions)
-    return f"eval \"$(sed -n '{taken}' {REPOSITORY}/install.sh)\""
-
-
-def call(name: str, *arguments: object, needs: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Call one function of install.sh, as it stands there, with those that it needs."""
-    script = f"set -euo pipefail; trap '' PIPE; {text_of(name, *needs)}; {name} \"$@\""
-    command = ["bash", "-c", script, "bash", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_a_process_that_has_ended_is_gone_though_nobody_waits_for_it() -> None:
-    """As in a container whose first process waits for no child of others: a Squid that has ended stays a zombie."""
-    with subprocess.Popen(["sleep", "300"]) as process:
-        assert call("process_listens", process.pid, 22, needs=("sockets_of", "listening_sockets")).returncode == 1
-        assert call("gone", process.pid).returncode == 1
-        process.kill()
-        wait_for(lambda: not runs(process.pid), "the process to end")
-        assert call("gone", process.pid).returncode == 0
-
-
-@contextmanager
-def more_descriptors(number: int) -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, number), max(hard, number)))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_no_pipe_of_the_installer_has_a_reader_that_ends_early() -> None:
@@ -1485,7 +1441,8 @@ def test_a_gateway_that_the_internet_can_use_is_asked_for_and_told(
 def test_public_addresses_are_those_that_lead_to_where_squid_listens(listen: str, reached: str) -> None:
     addresses = f"{PUBLIC}/32", "2606:4700::1111/128", "192.168.137.1/24", "100.64.0.1/32", "fd00::1/64"
     made = "".join(f"ip address add {address} dev lo && " for address in addresses)
-    script = f"ip link set lo up && {made}{text_of('public_addresses')}; VENV={sys.prefix} public_addresses {listen}"
+    asked = f"from squidkeeper.setup.checks import public_addresses; print(public_addresses('{listen}'))"
+    script = f'ip link set lo up && {made}{sys.executable} -c "{asked}"'
     done = subprocess.run(["unshare", "--net", "bash", "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{reached}\n", "")
 

@@ -27,6 +27,7 @@ FLOORS = {
     "policy_store": 4,
     "replies": 4,
     "rotated_logs": 4,
+    "squid_account": 4,
     "helpers": 5,
     "maintenance": 5,
     "record": 5,

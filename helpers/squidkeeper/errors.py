@@ -9,6 +9,7 @@
     ├── ListenFailed      an address that the exporter cannot listen on
     ├── ResolverFailed    the resolver that Squid asks cannot be set up
     ├── DemoFailed        a step of the demonstration that cannot be done, or whose result is unexpected
+    ├── SetupFailed       an installation that cannot go on; carries what to do
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
@@ -62,6 +63,18 @@ class ResolverFailed(SquidkeeperError):
 
 class DemoFailed(SquidkeeperError):
     """A step of the demonstration that cannot be done, or whose result is unexpected; the text says which."""
+
+
+class SetupFailed(SquidkeeperError):
+    """An installation that cannot go on; the text says why.
+
+    `advice` says what to do, where the step that failed does not; `details` are lines of the program that failed.
+    """
+
+    def __init__(self, text: str, advice: str = "", details: str = "") -> None:
+        super().__init__(text)
+        self.advice = advice
+        self.details = details
 
 
 class ReplyTooLong(SquidkeeperError):

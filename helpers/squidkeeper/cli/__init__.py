@@ -7,7 +7,7 @@ from importlib import import_module
 import click
 
 _HELPERS = ("acl", "rewrite", "credential", "throttle")
-_COMMANDS = ("check", "explain", "log", "report", "demo", "exporter", "maintain", *_HELPERS)
+_COMMANDS = ("check", "explain", "log", "report", "demo", "exporter", "maintain", "setup", *_HELPERS)
 
 
 class LateGroup(click.Group):
@@ -31,5 +31,5 @@ def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
     `check`, `explain`, `log`, `report` and `demo` are for people. `acl`, `rewrite`, `credential` and `throttle` are the
-    helpers that Squid starts. `exporter` and `maintain` are services beside Squid.
+    helpers that Squid starts. `exporter` and `maintain` are services beside Squid. `setup` is a part of install.sh.
     """

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.account import Account, account_of, group_name, squid_account, unreadable_for
 from squidkeeper.cli.options import json_option, policy_option, state_option
 from squidkeeper.formatting import age, quantity
 from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.squid_account import Account, account_of, group_name, squid_account, unreadable_for
 
 if TYPE_CHECKING:
     from squidkeeper.policy.host_lists import HostList

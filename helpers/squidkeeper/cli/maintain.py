@@ -61,9 +61,6 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     help="Limit for the access log and its rotated files, such as 20G; the oldest are deleted. cache.log gets a"
     " sixteenth of it. Default: 8G, and at most half of the file system.",
 )
-@click.option(
-    "--prepare", is_flag=True, help="Write the file of own addresses and exit: Squid needs the file when it starts."
-)
 def maintain(
     resolver: str | None,
     resolv_conf: Path,
@@ -72,7 +69,6 @@ def maintain(
     cache_log: Path,
     squid_pid: Path,
     log_bytes: int | None,
-    prepare: bool,
 ) -> None:
     """Run Squid's resolver, follow the gateway's own addresses and limit the size of the logs, until SIGTERM.
 
@@ -91,9 +87,6 @@ def maintain(
     from squidkeeper.maintenance.squid_process import SquidProcess
     from squidkeeper.maintenance_status import Heartbeat
 
-    if prepare:
-        _prepare(state)
-        return
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     squid = SquidProcess(squid_pid)
     tasks: list[Task] = [OwnAddresses(state, squid), Rotation(access_log, cache_log, squid, log_bytes)]
@@ -103,12 +96,3 @@ def maintain(
             at_the_end.callback(own.stop)
             tasks.append(own)
         run(tasks, Heartbeat(state))
-
-
-def _prepare(state: Path) -> None:
-    from squidkeeper.maintenance.own_addresses import prepare_own_addresses
-
-    try:
-        prepare_own_addresses(state)
-    except OSError as error:
-        raise click.ClickException(f"{error}: give Squid's account write access to the state folder") from error

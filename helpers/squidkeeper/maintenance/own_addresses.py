@@ -86,6 +86,11 @@ def reached_at(listen: str) -> list[Address]:
     return sorted((address for address in found if address.is_global), key=str)
 
 
+def own_addresses() -> str:
+    """Give what the file should hold now."""
+    return _text(public_addresses())
+
+
 def prepare_own_addresses(state: Path) -> None:
     """Write the file before Squid starts; OSError if it cannot be written."""
     _write(state / FILE, public_addresses())

@@ -1,4 +1,4 @@
-"""What Squid's account cannot read (floor 6): root forks a child, which takes that account's rights and tries."""
+"""Squid's account (floor 4): which one it is, what it cannot read, and calls with its rights in a forked child."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pwd
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,34 +56,49 @@ def squid_account() -> Account | None:
     return account_of(built[1]) if built else None
 
 
-def unreadable_for(account: Account, paths: Iterable[Path]) -> dict[Path, Path]:
-    """List the files and folders that an account has no permission to read, each with what is closed on the way to it.
+def call_as(account: Account, function: Callable[[], Any]) -> Any:
+    """Call a function in a child with the rights of an account, and return its result, which JSON can hold.
 
-    That is a folder above it, or itself. Nothing of them is read, and what is not there is left out. PermissionError
-    where this process cannot try.
+    An OSError of the function is raised here as an OSError. PermissionError where this process cannot take the rights.
     """
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
-        _report(account, [*paths], sender)
+        _answer(account, function, sender)
     os.close(sender)
     with open(receiver, "rb") as answer:
         found = answer.read()
     os.waitpid(child, 0)
     if not found:
         raise PermissionError(f"this process cannot take the rights of {account.name}")
-    return {Path(path): Path(closed) for path, closed in json.loads(found).items()}
+    result, error = json.loads(found)
+    if error:
+        raise OSError(error)
+    return result
 
 
-def _report(account: Account, paths: list[Path], sender: int) -> None:
+def unreadable_for(account: Account, paths: Iterable[Path]) -> dict[Path, Path]:
+    """List the files and folders that an account has no permission to read, each with what is closed on the way to it.
+
+    That is a folder above it, or itself. Nothing of them is read, and what is not there is left out. PermissionError
+    where this process cannot try.
+    """
+    found = call_as(account, lambda: {str(path): str(closed) for path in paths if (closed := _closed(path))})
+    return {Path(path): Path(closed) for path, closed in found.items()}
+
+
+def _answer(account: Account, function: Callable[[], Any], sender: int) -> None:
     """Answer as the account, and end; no answer where its rights cannot be taken."""
     try:
         os.setgroups(os.getgrouplist(account.name, account.group))
         os.setgid(account.group)
         os.setuid(account.user)
-        found = {str(path): str(closed) for path in paths if (closed := _closed(path))}
-        with open(sender, "wb") as answer:
-            answer.write(json.dumps(found).encode())
+        try:
+            answer = [function(), None]
+        except OSError as error:
+            answer = [None, str(error)]
+        with open(sender, "wb") as file:
+            file.write(json.dumps(answer).encode())
     finally:
         os._exit(0)
 

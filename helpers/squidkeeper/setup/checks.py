@@ -1,0 +1,95 @@
+"""What is checked before anything is replaced (floor 8): as Squid's account, and by Squid itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+
+from squidkeeper.errors import SetupFailed
+from squidkeeper.maintenance.own_addresses import reached_at
+from squidkeeper.setup.machine import Machine, run
+from squidkeeper.setup.options import port_of
+from squidkeeper.setup.sockets import is_free, process_listens
+from squidkeeper.squid_account import call_as, unreadable_for
+
+PROGRAM = Path(sys.prefix) / "bin/squidkeeper"  # of the environment that this process runs from
+_QUESTION = "1 127.0.0.1 - CONNECT - squidkeeper.invalid 443 - - -\n"
+_FAULTY = re.compile(r".*(?:\| (?:FATAL|ERROR): |unrecognized: ).*")
+
+
+def check_way_to(machine: Machine, folder: Path) -> None:
+    """Check that Squid's account can enter a folder and what is above it: helpers never are root."""
+    ways = [str(one) for one in (*reversed(folder.parents), folder) if one.is_dir()]
+    closed = call_as(machine.account, lambda: next((one for one in ways if not os.access(one, os.X_OK)), ""))
+    if closed:
+        raise SetupFailed(
+            f"Squid's account {machine.account.name} cannot enter {closed}",
+            f"chmod o+x {closed}, or choose another --root, such as /srv/gateway",
+        )
+
+
+def check_readable(machine: Machine, venv: Path) -> None:
+    """Check that Squid's account can read the program: modes may have been changed since it was built."""
+    closed = unreadable_for(machine.account, [venv, *venv.rglob("*")])
+    if closed:
+        first = next(iter(closed.values()))
+        raise SetupFailed(f"Squid's account {machine.account.name} cannot read {first}", f"chmod -R go+rX {venv}")
+
+
+def check_answer(machine: Machine, policy: Path, state: Path) -> None:
+    """Ask a new program a question as Squid asks it; any verdict will do."""
+    command = (PROGRAM, "acl", "--scope", "host", "--concurrency", "16", "--policy", policy, "--state", state)
+    told = machine.run_as_squid(*command, input=_QUESTION).stdout
+    answer = next((line for line in told.splitlines() if line.startswith("1 ")), "")
+    if not re.match("1 (OK|ERR) ", answer):
+        raise SetupFailed(f"the program does not answer: expected '1 OK …' or '1 ERR …', got '{answer}'", details=told)
+
+
+def check_policy(machine: Machine, policy: Path, state: Path, *arguments: str) -> tuple[bool, str]:
+    """Run `squidkeeper check` as Squid's account; give whether it is good, and what it says."""
+    done = machine.run_as_squid(PROGRAM, "check", *arguments, "--policy", policy, "--state", state)
+    return done.returncode == 0, done.stdout
+
+
+def squid_parses(service: str, conf: Path) -> tuple[bool, str]:
+    """Have Squid parse a configuration; it reports some faults, such as a missing program, and exits with 0."""
+    done = run("squid", "-n", service, "-k", "parse", "-f", conf)
+    return done.returncode == 0 and re.search(r"\| (FATAL|ERROR): ", done.stdout) is None, done.stdout
+
+
+def faults_of(parsed: str) -> str:
+    """Give the lines about faults of what Squid said while it parsed."""
+    return "".join(f"{line}\n" for line in _FAULTY.findall(parsed))
+
+
+def check_listener(address: str, option: str, pid: int | None) -> None:
+    """Check that a process, which may do so already, can listen: a Squid that cannot ends at once."""
+    other = f"choose another {option}"
+    try:
+        free = is_free(address)
+    except OSError as error:
+        what = f"{address} is not an address of this machine (yet)"
+        raise SetupFailed(what, f"set the network up first, {other}, or install with --no-start") from error
+    if not free and not process_listens(pid, port_of(address)):
+        raise SetupFailed(f"something else listens on {address} already", f"end it, or {other}")
+
+
+def check_resolver(address: str, pid: int | None, local: Path) -> None:
+    """Check that the resolver can listen. dns_nameservers takes no port, so it must be 53."""
+    listen = f"{address}:53"
+    if process_listens(pid, 53) or (is_free(listen) and is_free(listen, socket.SOCK_DGRAM)):
+        return
+    others = " ".join(run("ss", "-Hlnup", "sport = :53").stdout.split())
+    raise SetupFailed(
+        f"something else listens on port 53 of every address, or of {address}: {others}",
+        "let it listen on its own addresses alone (dnsmasq: bind-interfaces; BIND: listen-on), or name it in"
+        f" {local}, by dns_nameservers",
+    )
+
+
+def public_addresses(listen: str) -> str:
+    """Give the addresses at which the internet reaches what listens there, joined by commas."""
+    return ", ".join(map(str, reached_at(listen)))

@@ -1,0 +1,165 @@
+"""The files of squid/ for one gateway (floor 8): with its paths, addresses, accounts and commands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.setup.layout import Layout
+from squidkeeper.setup.machine import Machine
+from squidkeeper.setup.options import port_of, reachable
+
+MARK: Final = "# Written by squidkeeper's install.sh, which replaces it: lines of your own go into local.conf."
+NO_RESOLVER: Final = "none"
+_CERTGEN: Final = "/usr/lib/squid/security_file_certgen"
+_OWN_ADDRESSES: Final = "/var/lib/squidkeeper/own-addresses"
+_RESOLVER: Final = "127.53.53.53"
+_EXPORTER: Final = "127.0.0.1:9129"
+_PROXY: Final = "127.0.0.1:3129"
+_LOCAL_CONF: Final = """\
+# Your own Squid lines, included by squid.conf. install.sh made this file once and never overwrites it.
+# After an edit, check it and tell Squid: sudo {install}
+# Or: sudo {squid} -k parse && sudo {squid} -k reconfigure
+
+# Name servers that Squid asks, instead of the gateway's own resolver, which forwards to the host's. Run install.sh
+# after such an edit: it takes its own line out of squid.conf, because Squid asks both otherwise.
+#dns_nameservers 192.0.2.53
+
+# A CA of your own in front of the internet, or of internal servers (besides the system's):
+#tls_outgoing_options cafile=/etc/ssl/certs/ca-certificates.crt
+
+# The access log, sent to a collector too (by UDP, which may lose lines):
+#access_log udp://192.0.2.20:5140 logformat=squidkeeper buffer-size=0bytes !sk_scrape
+
+# Answers kept in memory, and served to every client with access to the same URL (never those that a credential opened):
+#cache allow all
+
+# A parent proxy that everything must go through:
+#cache_peer proxy.example.net parent 3128 0 no-query default
+#never_direct allow all
+"""
+
+
+def substitute(text: str, replacements: Mapping[str, str]) -> str:
+    """Replace texts by others, the longest first; no replacement is replaced again."""
+    found = re.compile("|".join(map(re.escape, sorted(replacements, key=len, reverse=True))))
+    return found.sub(lambda match: replacements[match[0]], text)
+
+
+def is_ours(conf: str) -> bool:
+    """Tell whether install.sh wrote a squid.conf."""
+    return conf.split("\n", 1)[0] == MARK
+
+
+def names(conf: str, path: Path) -> bool:
+    """Tell whether a squid.conf names a path outside of its comments."""
+    return re.search(f"^[^#\n]*{re.escape(str(path))}", conf, re.MULTILINE) is not None
+
+
+def listen_of(conf: str) -> str:
+    """Give where a squid.conf has Squid listen; empty where it has no http_port."""
+    found = re.search(r"^http_port\s+(\S+)", conf, re.MULTILINE)
+    return found[1] if found else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What the files of one gateway are rendered from."""
+
+    source: Path
+    layout: Layout
+    machine: Machine
+    listen: str  # where our squid.conf has Squid listen
+    squid: str  # where the squid.conf in force has it listen
+    exporter: str
+    log_bytes: str
+    resolver: str = NO_RESOLVER
+
+    def render(self, name: str, moved: Mapping[str, str] = {}) -> str:
+        """Read a file of squid/ and replace the documented paths and port; `moved` holds other places than usual."""
+        text = (self.source / "squid" / name).read_text()
+        text = re.sub(r"^http_port 3129\b", f"http_port {self.listen}", text, flags=re.MULTILINE)
+        return substitute(text, self.layout.replacements() | {_CERTGEN: str(self.machine.certgen), **moved})
+
+    def squid_conf(self) -> str:
+        """Render squid.conf, with the resolver that Squid shall ask."""
+        return f"{MARK}\n{self._with_resolver(self.render('squid.conf'))}"
+
+    def fragment(self, with_logformat: bool) -> str:
+        """Render squidkeeper.conf. A squid.conf that does not include the log's format gets it by the fragment."""
+        include = f"include {self.layout.logformat}\n" if with_logformat else ""
+        return include + self.render("squidkeeper.conf")
+
+    def local_conf(self) -> str:
+        """Write a local.conf for the operator to edit."""
+        return _LOCAL_CONF.format(install=self.layout.install_command, squid=self.layout.squid_command)
+
+    def unit(self, service: str) -> str:
+        """Render the unit of a service."""
+        text = self._with_resolver(self.render(_UNITS[service], self._addresses()))
+        text = re.sub(r"^User=proxy$", f"User={self.machine.account.name}", text, flags=re.MULTILINE)
+        text = re.sub(r"^Group=proxy$", f"Group={self.machine.group}", text, flags=re.MULTILINE)
+        if service == "maintenance" and self.log_bytes not in ("", "auto"):
+            text = re.sub(r"^(ExecStart=.*)$", rf"\1 --log-bytes {self.log_bytes}", text, flags=re.MULTILINE)
+        return text
+
+    def prometheus(self) -> str:
+        """Render the configuration of Prometheus."""
+        return self.render("observe/prometheus.yaml", self._addresses())
+
+    def alerts(self) -> str:
+        """Render the alerts; the commands of the runbooks are for this gateway."""
+        return self.render("observe/alerts.yaml", {_EXPORTER: reachable(self.exporter), **self._commands()})
+
+    def apparmor(self, program: str) -> str:
+        """List what AppArmor must let a program do; it goes by the target of a link."""
+        if program == "unbound":
+            return f"{self.layout.state}/resolver/* r,\n"
+        prefix, root = self.layout.prefix, self.layout.root
+        lines = [f"{prefix}/venv-*/bin/squidkeeper Ux,", "/run/squidkeeper-install.*/** r,"]
+        lines += [f"{root}/{what}," for what in ("etc/** r", "log/* rw", "run/* rwk", "state/** rwk") if root]
+        return self.render("apparmor") + "".join(f"{line}\n" for line in lines)
+
+    def _addresses(self) -> dict[str, str]:
+        return {_EXPORTER: self.exporter, _PROXY: reachable(self.squid)}
+
+    def _with_resolver(self, text: str) -> str:
+        line = f"dns_nameservers {_RESOLVER}"
+        if self.resolver == NO_RESOLVER:
+            without = f"# Left out: {self.layout.local} has a dns_nameservers line."
+            return text.replace(f" --resolver {_RESOLVER}", "").replace(f"#{line}\n", f"{without}\n")
+        return text.replace(f"#{line}\n", f"{line}\n").replace(_RESOLVER, self.resolver)
+
+    def _commands(self) -> dict[str, str]:
+        """Map the commands of the runbooks to those of a gateway under a root, which nothing finds by default."""
+        layout = self.layout
+        if not layout.root:
+            return {}
+        log = f"{layout.program} log --state {layout.state}"
+        filters = ("--by", "--rule", "--since", "--status", "--drift --since")
+        return {
+            "/var/log/squid": str(layout.access_log.parent),
+            "/etc/squid/*.conf": f"{layout.conf.parent}/*.conf",
+            "squid -k": f"{layout.squid_command} -k",
+            "squidkeeper check": f"{layout.program} check --policy {layout.policy} --state {layout.state}",
+            "squidkeeper explain": f"{layout.program} explain --policy {layout.policy}",
+            **{f"squidkeeper log {one}": f"{log} {layout.access_log}* {one}" for one in filters},
+            "squidkeeper log --drift FILE": f"{log} --drift FILE",
+            "./install.sh": layout.install_command,
+        }
+
+
+_UNITS = {"maintenance": "squidkeeper-maintenance.service", "exporter": "observe/squidkeeper-exporter.service"}
+
+
+def usual_exporter(layout: Layout, listen: str) -> str:
+    """Give where the exporter listens unless it is told: gateways beside each other have ports of their own."""
+    port = port_of(listen) + 6000
+    if not layout.root:
+        port = 9129
+    elif port > 65535:
+        port -= 12000
+    return f"127.0.0.1:{port}"

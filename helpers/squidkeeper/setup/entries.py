@@ -1,0 +1,109 @@
+"""Files, links and folders as values (floor 8): what is on disk and what should be are compared with `==`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.errors import SetupFailed
+
+Owner = tuple[int, int]  # user and group
+ROOT: Final[Owner] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file. Its content can be a key, so that no repr shows it."""
+
+    content: bytes = field(repr=False)
+    mode: int = 0o644
+    owner: Owner = ROOT
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A symbolic link."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder with everything in it."""
+
+    entries: Mapping[str, Entry]
+    mode: int = 0o755
+    owner: Owner = ROOT
+
+
+Entry = File | Link | Folder
+
+
+def read_entry(path: Path) -> Entry | None:
+    """Read what is at a path, without following a link; None where nothing is."""
+    try:
+        about = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    mode, owner = stat.S_IMODE(about.st_mode), (about.st_uid, about.st_gid)
+    if stat.S_ISLNK(about.st_mode):
+        return Link(str(path.readlink()))
+    if stat.S_ISDIR(about.st_mode):
+        found = ((child.name, read_entry(child)) for child in path.iterdir())
+        return Folder({name: entry for name, entry in found if entry}, mode, owner)
+    if stat.S_ISREG(about.st_mode):
+        return File(read_without_links(path), mode, owner)
+    raise SetupFailed(f"{path} is neither a file nor a folder nor a link", "move it away")
+
+
+def read_source(path: Path, keep: int, owner: Owner = ROOT) -> Entry:
+    """Read a file or folder as it shall be installed: links followed, `keep` masks the modes rw for files, rwx else."""
+    if path.is_dir():
+        return Folder({child.name: read_source(child, keep, owner) for child in path.iterdir()}, 0o755 & keep, owner)
+    runs = path.stat().st_mode & 0o111
+    return File(path.read_bytes(), (0o755 if runs else 0o644) & keep, owner)
+
+
+def read_without_links(path: Path) -> bytes:
+    """Read a file; an OSError where the path is a link, which Squid's account can put into a folder that it owns."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        return file.read()
+
+
+def text_at(path: Path) -> str:
+    """Read a text without its last newline; empty where it cannot be read or a link is in its place."""
+    try:
+        return read_without_links(path).decode(errors="replace").rstrip("\n")
+    except OSError:
+        return ""
+
+
+def write_entry(path: Path, entry: Entry) -> None:
+    """Write an entry where nothing is, with its owner and mode."""
+    match entry:
+        case Link(target):
+            path.symlink_to(target)
+        case File(content, mode, owner):
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(content)
+                os.fchown(file.fileno(), *owner)
+                os.fchmod(file.fileno(), mode)
+        case Folder(entries, mode, owner):
+            path.mkdir(0o700)
+            for name, child in entries.items():
+                write_entry(path / name, child)
+            os.chown(path, *owner)
+            path.chmod(mode)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,460 @@
+"""One run of an installation (floor 8): prepare and check beside what is installed, plan, and apply.
+
+Everything is tried before anything is replaced: the program as Squid's account, the policy by `squidkeeper check`, the
+configuration by `squid -k parse`. A run that fails after that puts back what it replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from squidkeeper.errors import SetupFailed
+from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
+from squidkeeper.setup import checks
+from squidkeeper.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
+from squidkeeper.setup.ca import CertificateAuthority, check_ca, make_ca
+from squidkeeper.setup.configuration import NO_RESOLVER, Configuration, is_ours, listen_of, names, usual_exporter
+from squidkeeper.setup.console import Stage, say, show
+from squidkeeper.setup.entries import Entry, File, Folder, Link, read_entry, read_source, remove, text_at, write_entry
+from squidkeeper.setup.layout import SERVICES, Layout
+from squidkeeper.setup.machine import check, read_machine
+from squidkeeper.setup.options import NO_EXPORTER, Options, port_of, reachable
+from squidkeeper.setup.packages import UNBOUND, install_unbound
+from squidkeeper.setup.plan import Action, Present, Step, Wanted, plan
+from squidkeeper.setup.processes import InstalledService, InstalledSquid
+from squidkeeper.setup.transaction import Transaction
+from squidkeeper.squid_account import call_as
+
+_DEFAULT_LISTEN: Final = "3129"
+_OPEN_ADVICE: Final = (
+    "--listen ADDRESS:PORT with the address that the VMs reach, such as 192.168.137.1:3129; or clients in those rules"
+    " (--policy DIR); or --open where a firewall keeps others out"
+)
+
+
+class Installation:
+    """The installation of one gateway."""
+
+    def __init__(self, options: Options, layout: Layout, stage: Stage) -> None:
+        self._options = options
+        self._layout = layout
+        self._stage = stage
+        self._work = options.work
+        stage.name, stage.advices = "directories", _advices(options, layout)
+        self._machine = read_machine(layout.root)
+        self._conf = text_at(layout.conf)
+        self._yours = not is_ours(self._conf) and names(self._conf, layout.fragment)
+        self._files: dict[Path, Entry] = {}
+        self._configuration = self._configure()
+        self._squid = InstalledSquid(layout, self._machine.systemd)
+        self._transaction: Transaction | None = None
+
+    def roll_back(self) -> bool:
+        """Put back what was replaced; False where Squid does not start again."""
+        return self._transaction is None or self._transaction.roll_back()
+
+    def run(self) -> None:
+        """Install; `SetupFailed`, or an OSError, where a stage fails."""
+        former = self._layout.program.resolve().parent.parent
+        checks.check_way_to(self._machine, self._layout.prefix)
+        self._stage.name = "program"
+        checks.check_readable(self._machine, Path(sys.prefix))
+        new_store = self._prepare_ca()
+        self._prepare_policy()
+        self._try_program()
+        self._open_apparmor("squid")
+        self._prepare_configuration()
+        self._prepare_resolver()
+        self._prepare_files()
+        self._check_listen()
+        self._apply(new_store=new_store)
+        if self._options.dry_run:
+            say("dry run", "nothing was changed")
+            return
+        self._begun().commit()
+        _remove_old_venvs(self._layout.prefix, {self._options.venv, former})
+        self._explain_how_to_try()
+
+    # The CA, the policy and the program
+
+    def _prepare_ca(self) -> bool:
+        """Prepare the CA, and a certificate store where the one in place is another CA's."""
+        self._stage.name = "CA"
+        ca, origin = self._find_ca()
+        check_ca(ca)
+        self._files[self._layout.ca_cert] = File(ca.certificate, 0o644, self._machine.owner)
+        self._files[self._layout.ca_key] = File(ca.key, 0o600, self._machine.owner)
+        say("CA", f"{origin}: {self._layout.ca_cert}")
+        # A leaf is signed by the CA of its time, which the copy in the store tells: the one in place may have been put
+        # there by hand.
+        in_store = read_entry(self._layout.ssl_db / "ca.crt")
+        if isinstance(in_store, File) and in_store.content == ca.certificate:
+            return False
+        store = self._own_folder("store") / "ssl_db"
+        check(self._machine.run_as_squid(self._machine.certgen, "-c", "-s", store, "-M", "4MB"))
+        call_as(self._machine.account, lambda: (store / "ca.crt").write_bytes(ca.certificate))
+        return True
+
+    def _find_ca(self) -> tuple[CertificateAuthority, str]:
+        given, paths = self._options.ca_dir, (self._layout.ca_cert, self._layout.ca_key)
+        missing = [path for path in paths if not path.exists()]
+        if given:
+            return _read_ca(given / "ca.crt", given / "ca.key"), f"from {given}"
+        if not missing:
+            return _read_ca(*paths), "in place"
+        if len(missing) == len(paths):
+            return make_ca(datetime.now(UTC)), "made, for ten years"
+        advice = "put it there, give both by --ca-dir, or move the other half away for a new CA"
+        raise SetupFailed(f"{missing[0]} is missing, and its other half is there", advice)
+
+    def _own_folder(self, name: str) -> Path:
+        """Make a folder that Squid's account owns."""
+        write_entry(self._work / name, Folder({}, 0o755, self._machine.owner))
+        return self._work / name
+
+    def _prepare_policy(self) -> None:
+        self._stage.name = "policy"
+        layout, given, source = self._layout, self._options.policy, self._policy_source
+        if layout.policy.exists():
+            say("policy", f"kept: {layout.policy}")
+            if given and _contents(given) != _contents(layout.policy):
+                say("", f"it differs from {given}, and one in place is never overwritten: move it away, or edit it")
+            self._policy = layout.policy
+        else:
+            say("policy", f"from {source}: {layout.policy}")
+            self._files[layout.policy] = read_source(source, 0o750, (0, self._machine.account.group))
+            self._policy = self._work / "policy"
+            write_entry(self._policy, self._files[layout.policy])
+        good, told = self._check_policy(layout.state if layout.state.is_dir() else self._own_folder("compiled"))
+        if not good:
+            account = self._machine.account.name
+            raise SetupFailed(f"the policy does not load, as Squid's account {account} reads it", details=told)
+        for line in told.splitlines():
+            say("", line)
+
+    @property
+    def _policy_source(self) -> Path:
+        return self._options.policy or self._options.source / "policy"
+
+    def _check_policy(self, state: Path, *arguments: str) -> tuple[bool, str]:
+        good, told = checks.check_policy(self._machine, self._policy, state, *arguments)
+        return good, told.replace(str(self._work / "policy"), str(self._policy_source))
+
+    def _try_program(self) -> None:
+        self._stage.name = "program"
+        answered = Path(sys.prefix) / "answered"
+        if not answered.exists():
+            checks.check_answer(self._machine, self._policy, self._own_folder("try"))
+            answered.touch()
+
+    def _open_apparmor(self, program: str) -> None:
+        if not apparmor_confines(program):
+            return
+        path = additions_of(program)
+        entry = with_lines(lines_at(path), self._layout.prefix, self._configuration.apparmor(program))
+        if read_entry(path) != entry:
+            self._do(Step(Action.OPEN_APPARMOR, path, entry))
+            say("AppArmor", f"lets {program} use {self._layout.prefix} ({path})")
+
+    # The configuration
+
+    def _configure(self) -> Configuration:
+        layout, options = self._layout, self._options
+        before = listen_of(self._conf) if is_ours(self._conf) else _first_word(layout.applied)
+        listen = options.listen or before or _DEFAULT_LISTEN
+        told = _first_word(layout.service("exporter").applied)
+        limit = re.search(r"^ExecStart=.* --log-bytes (\S+)", text_at(layout.service("maintenance").unit), re.MULTILINE)
+        return Configuration(
+            source=options.source,
+            layout=layout,
+            machine=self._machine,
+            listen=listen,
+            squid=listen_of(self._conf) if self._yours else listen,
+            exporter=options.exporter or told or usual_exporter(layout, listen),
+            log_bytes=options.log_bytes or (limit[1] if limit else ""),
+        )
+
+    def _prepare_configuration(self) -> None:
+        self._stage.name = "configuration"
+        layout, ours, files = self._layout, self._configuration, self._files
+        folders = (self._machine.stock_errors, self._options.source / "squid/errors")
+        pages = {page.name: read_source(page, 0o755) for folder in folders for page in folder.iterdir()}
+        files[layout.errors] = Folder(pages)
+        files[layout.logformat] = _file(ours.render("squidkeeper-logformat.conf"))
+        files[layout.fragment] = _file(ours.fragment(self._yours and not names(self._conf, layout.logformat)))
+        if not layout.local.exists():
+            files[layout.local] = _file(ours.local_conf())
+        parsed = self._parse()
+        whose = "the fragment in our squid.conf" if self._yours else "squid.conf"
+        say("configuration", f"squid -k parse accepts {whose}, listening on {ours.listen}{_UNCHECKED * self._yours}")
+        for warning in re.findall(r"\| (WARNING: .*)", parsed):
+            say("", warning)
+        # By what Squid has read, includes of local.conf as well. A squid.conf of yours may not include local.conf.
+        reads_local = not self._yours or names(self._conf, layout.local)
+        resolver = layout.resolver
+        if reads_local and "| Processing: dns_nameservers " in parsed:
+            resolver = NO_RESOLVER
+            say("resolver", f"as {layout.local} says, by dns_nameservers")
+        self._configuration = replace(ours, resolver=resolver)
+
+    def _parse(self) -> str:
+        """Have Squid parse the same files, which name each other where they are prepared; give what it says."""
+        layout, folder, own = self._layout, self._work / "parse", self._own_folder("state") / "own-addresses"
+        call_as(self._machine.account, lambda: prepare_own_addresses(own.parent))
+        files = {path: entry for path, entry in self._files.items() if path != layout.policy}
+        write_entry(folder, Folder({path.name: entry for path, entry in files.items()}))
+        prepared = {path: folder / path.name for path in (*files, layout.conf)} | {layout.program: checks.PROGRAM}
+        moved = {name: str(prepared.get(Path(place), place)) for name, place in layout.replacements().items()}
+        moved["/var/lib/squidkeeper/own-addresses"] = str(own)
+        for name in ("squid.conf", "squidkeeper.conf"):
+            (folder / name).write_text(self._configuration.render(name, moved))
+        good, told = checks.squid_parses(layout.squid_service, folder / "squid.conf")
+        if not good:
+            faults = checks.faults_of(told).replace(f"{folder}/", "prepared ")
+            raise SetupFailed("squid -k parse does not accept the configuration", details=faults)
+        return told
+
+    def _prepare_resolver(self) -> None:
+        self._stage.name = "resolver"
+        if self._configuration.resolver != NO_RESOLVER and not UNBOUND.exists():
+            if self._options.dry_run:
+                say("would", "install the package unbound, its own service disabled")
+            else:
+                install_unbound(self._options.source / "install.sh")
+                say("resolver", "the package unbound is installed, its own service disabled")
+        self._open_apparmor("unbound")
+
+    def _prepare_files(self) -> None:
+        layout, ours, files = self._layout, self._configuration, self._files
+        source = self._options.source / "squid"
+        if not self._yours:
+            files[layout.conf] = _file(ours.squid_conf())
+        files[layout.program] = Link(f"../{self._options.venv.name}/bin/squidkeeper")
+        if not self._machine.systemd:
+            files[layout.supervise] = File((source / "supervise").read_bytes(), 0o755)
+        files[layout.service("maintenance").unit] = _file(ours.unit("maintenance"))
+        if ours.exporter != NO_EXPORTER:
+            dashboard = (source / "observe/dashboard.json").read_text()
+            observe = {"alerts.yaml": ours.alerts(), "prometheus.yaml": ours.prometheus(), "dashboard.json": dashboard}
+            files[layout.service("exporter").unit] = _file(ours.unit("exporter"))
+            files[layout.observe] = Folder({name: _file(text) for name, text in observe.items()})
+        files.update({link: Link(str(target)) for link, target in layout.ca_links.items()})
+        if layout.command and read_entry(layout.command) in (None, Link(str(layout.program))):
+            files[layout.command] = Link(str(layout.program))
+        elif layout.command:
+            say("command", f"{layout.command} is not squidkeeper's and stays: the program is {layout.program}")
+
+    # Where things listen
+
+    @property
+    def _starts_squid(self) -> bool:
+        return not self._options.no_start and not self._yours
+
+    def _check_listen(self) -> None:
+        self._stage.name = "listen"
+        ours, services, starts = self._configuration, self._services(), not self._options.no_start
+        if self._starts_squid:
+            checks.check_listener(ours.listen, "--listen", self._squid.pid())
+        if starts and ours.resolver != NO_RESOLVER:
+            checks.check_resolver(ours.resolver, services["maintenance"].pid(), self._layout.local)
+        if starts and ours.exporter != NO_EXPORTER:
+            checks.check_listener(ours.exporter, "--exporter-listen", services["exporter"].pid())
+        public = checks.public_addresses(ours.squid)
+        if public:
+            self._check_open(public)
+
+    def _check_open(self, public: str) -> None:
+        """Refuse a new open proxy, unless it was asked for; one in place goes on with a warning."""
+        good, told = self._check_policy(self._layout.state, "--require-clients")
+        if good:
+            return
+        rules = re.sub(r": warning: ", ": ", "\n".join(re.findall(r".*: warning: .* allows any client.*", told)))
+        listen = self._configuration.squid
+        what = (
+            f"an open proxy: Squid listens on {listen}, which the internet reaches at {public}, and the policy allows"
+        )
+        asked_for = self._options.open or ":" in self._options.listen
+        if not asked_for and not self._layout.fragment.exists() and not self._yours:
+            raise SetupFailed(f"{what} any client (see the lines above)", _OPEN_ADVICE, f"{rules}\n")
+        say("WARNING", f"{what} any client")
+        for rule in rules.splitlines():
+            say("", rule)
+
+    # Plan and transaction
+
+    def _services(self) -> dict[str, InstalledService]:
+        ours, layout, systemd, owner = self._configuration, self._layout, self._machine.systemd, self._machine.owner
+        resolves = ours.resolver != NO_RESOLVER
+        maintenance = InstalledService(
+            name="maintenance",
+            paths=layout.service("maintenance"),
+            layout=layout,
+            systemd=systemd,
+            owner=owner,
+            port=53 if resolves else None,
+            failure=f"the resolver does not listen on {ours.resolver} port 53"
+            if resolves
+            else "the maintenance process does not run",
+        )
+        exporter = InstalledService(
+            name="exporter",
+            paths=layout.service("exporter"),
+            layout=layout,
+            systemd=systemd,
+            owner=owner,
+            port=None if ours.exporter == NO_EXPORTER else port_of(ours.exporter),
+            seconds=90,
+            started=f"started, on http://{ours.exporter}/",
+            failure=f"the exporter does not listen on {ours.exporter}",
+            advice="; --no-exporter does without it",
+        )
+        return {"maintenance": maintenance, "exporter": exporter}
+
+    def _begun(self) -> Transaction:
+        if self._transaction is None:
+            store = self._work / "store/ssl_db"
+            self._transaction = Transaction(self._layout, self._machine, self._squid, self._services(), store, say)
+        return self._transaction
+
+    def _do(self, step: Step) -> None:
+        self._stage.name = step.stage
+        if self._options.dry_run:
+            say("would", str(step))
+        else:
+            self._begun().apply(step)
+
+    def _apply(self, *, new_store: bool) -> None:
+        self._stage.name = "put in place"
+        layout, owner, ours = self._layout, self._machine.owner, self._configuration
+        folders = {layout.access_log.parent: 0o750, layout.state: 0o750, layout.run: 0o755}
+        wanted = Wanted(
+            files=self._files,
+            folders={path: Folder({}, mode, owner) for path, mode in folders.items()},
+            listen=ours.listen,
+            exporter=ours.exporter,
+            own_addresses=own_addresses().encode(),
+            store=new_store,
+            start_squid=self._starts_squid,
+            start_services=not self._options.no_start,
+            selinux=self._machine.selinux,
+        )
+        planned = plan(layout, wanted, self._present(wanted))
+        for label, text in planned.notes:
+            say(label, text)
+        for step in planned.steps:
+            self._do(step)
+
+    def _present(self, wanted: Wanted) -> Present:
+        layout, services = self._layout, self._services()
+        units = (layout.service(name).unit for name in SERVICES)
+        paths = {*wanted.files, layout.conf, layout.former_conf, layout.observe, layout.supervise, layout.local, *units}
+        files = {path: read_entry(path) for path in (*paths, layout.own_addresses)}
+        for folder in (*wanted.folders, layout.counts):
+            if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+                raise SetupFailed(f"{folder} is not a folder", "move it away")
+            files[folder] = Folder({}) if folder.exists() else None
+        told = {name: text_at(layout.service(name).applied) for name in SERVICES}
+        return Present(
+            files={path: entry for path, entry in files.items() if entry},
+            yours=self._yours,
+            squid_runs=self._squid.runs(),
+            squid_told=text_at(layout.applied),
+            changed_since_told=self._changed_since_told(),
+            services_work=frozenset(name for name, service in services.items() if service.works()),
+            service_told=told,
+            closed=self._closed(layout.state, *(() if wanted.exporter == NO_EXPORTER else (layout.counts,))),
+        )
+
+    def _closed(self, *folders: Path) -> tuple[Path, ...]:
+        """List the folders that are there and that Squid's account cannot write."""
+        here = [folder for folder in folders if folder.is_dir()]
+        mode = os.R_OK | os.W_OK | os.X_OK
+        closed = call_as(self._machine.account, lambda: [str(one) for one in here if not os.access(one, mode)])
+        return tuple(map(Path, closed))
+
+    def _changed_since_told(self) -> bool:
+        """Tell whether a file was written since Squid was told, which may have been told what it held in between."""
+        layout = self._layout
+        told = layout.applied.stat().st_mtime if layout.applied.exists() else 0.0
+        paths = (*layout.read_by_squid, *layout.errors.glob("*"))
+        return any(path.lstat().st_ctime > told for path in paths if path.exists())
+
+    def _explain_how_to_try(self) -> None:
+        layout, ours = self._layout, self._configuration
+        sudo = "sudo " if "SUDO_USER" in os.environ else ""
+        code = r"-sS -o /dev/null -w '%{http_code}\n'"
+        curl = f"curl --proxy http://{reachable(ours.squid)} --cacert {layout.ca_cert} {code}"
+        explain = f"{layout.program} explain --policy {layout.policy}"
+        if layout.command in self._files and shutil.which("squidkeeper") == str(layout.command):
+            explain = "squidkeeper explain"
+        show(
+            "\nTry it (200 and 403 with the example policy):\n"
+            f"  {curl} https://example.com/\n"
+            f"  {curl} https://en.wikipedia.org/\n"
+            f"  {sudo}tail -n 2 {layout.access_log}\n"
+            "Why:\n"
+            f"  {sudo}{explain} GET https://en.wikipedia.org/\n"
+            f"Edit {layout.policy}: the helpers read it within a second. Lines of your own for Squid: {layout.local}"
+        )
+        if ours.exporter != NO_EXPORTER:
+            status = f"http://{reachable(ours.exporter)}/"
+            show(f"Status: {status}  metrics: /metrics there  alerts, dashboard: {layout.observe}")
+
+
+_UNCHECKED: Final = "; yours was not checked"
+
+
+def _advices(options: Options, layout: Layout) -> Mapping[str, str]:
+    """Give what to do where a stage fails."""
+    check_policy = f"{layout.program} check --policy {layout.policy} --state {layout.state}"
+    return {
+        "directories": "make the directory, or choose another --root",
+        "program": f"see the lines above; with {options.venv} moved away, it is built again",
+        "CA": "give slicer's ca.crt and ca.key by --ca-dir, or leave it out and move both"
+        f" {layout.ca_cert} and {layout.ca_key} away for a new one",
+        "policy": "fix it where the lines above name it, and run this again"
+        f" (of one in place, {check_policy} shows every fault)",
+        "AppArmor": "see the lines above; squid/apparmor holds what is added",
+        "configuration": f"fix the line, most likely in {layout.local}, and run this again",
+        "resolver": f"install the package unbound by hand, or name other name servers in {layout.local}",
+        "listen": "end what listens there, or choose another --listen",
+        "exporter": "see the lines above; --no-exporter does without it",
+    }
+
+
+def _read_ca(certificate: Path, key: Path) -> CertificateAuthority:
+    return CertificateAuthority(certificate.read_bytes(), key.read_bytes())
+
+
+def _file(text: str) -> File:
+    return File(text.encode())
+
+
+def _first_word(file: Path) -> str:
+    return text_at(file).split(" ")[0]
+
+
+def _contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _remove_old_venvs(prefix: Path, keep: set[Path]) -> None:
+    """Remove old environments, but not the former one nor one that a process runs from.
+
+    Squid may not have been told of the new one yet (--no-start, a squid.conf of yours), and its helpers load modules
+    as they need them.
+    """
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    for venv in prefix.glob("venv-*"):
+        if venv not in keep and not any(f"{venv}/bin/" in command for command in commands):
+            remove(venv)

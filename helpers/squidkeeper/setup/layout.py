@@ -1,0 +1,135 @@
+"""Where the files of a gateway are (floor 8): as squid/ documents them, or under `--root DIR`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Final, Self, get_type_hints
+
+SERVICES: Final = ("maintenance", "exporter")  # what runs beside Squid, in the order of its start
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePaths:
+    """The files of one service beside Squid."""
+
+    unit: Path
+    pid_file: Path
+    log: Path
+    applied: Path  # what it was started with
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one gateway: each as documented, or below its root."""
+
+    root: Path | None
+    conf: Annotated[Path, "/etc/squid/squid.conf", "etc/squid.conf"]
+    fragment: Annotated[Path, "/etc/squid/squidkeeper.conf", "etc/squidkeeper.conf"]
+    logformat: Annotated[Path, "/etc/squid/squidkeeper-logformat.conf", "etc/squidkeeper-logformat.conf"]
+    local: Annotated[Path, "/etc/squid/local.conf", "etc/local.conf"]
+    errors: Annotated[Path, "/etc/squid/errors/squidkeeper", "etc/errors"]
+    ca_cert: Annotated[Path, "/etc/squid/slicer-ca.crt", "etc/ca/ca.crt"]
+    ca_key: Annotated[Path, "/etc/squid/slicer-ca.key", "etc/ca/ca.key"]
+    policy: Annotated[Path, "/etc/squidkeeper/policy", "etc/policy"]
+    observe: Annotated[Path, "/etc/squidkeeper/observe", "etc/observe"]
+    program: Annotated[Path, "/opt/squidkeeper/bin/squidkeeper", "bin/squidkeeper"]
+    supervise: Annotated[Path, "/opt/squidkeeper/bin/supervise", "bin/supervise"]
+    ssl_db: Annotated[Path, "/var/spool/squid/ssl_db", "state/ssl_db"]
+    access_log: Annotated[Path, "/var/log/squid/access.log", "log/access.log"]
+    cache_log: Annotated[Path, "/var/log/squid/cache.log", "log/cache.log"]
+    state: Annotated[Path, "/var/lib/squidkeeper", "state"]
+    run: Annotated[Path, "/run/squidkeeper", "run"]
+    pid_file: Annotated[Path, "/run/squid.pid", "run/squid.pid"]
+
+    @classmethod
+    def of(cls, root: Path | None) -> Self:
+        """Lay out the gateway of the system, or the one below a root."""
+        return cls(root, **{name: root / place if root else Path(usual) for name, (usual, place) in _paths().items()})
+
+    def replacements(self) -> dict[str, str]:
+        """Map each documented path to the path in this gateway."""
+        return {usual: str(getattr(self, name)) for name, (usual, _) in _paths().items()}
+
+    def service(self, name: str) -> ServicePaths:
+        """List the files of a service."""
+        units = self.root / "etc" if self.root else Path("/etc/systemd/system")
+        log = self.access_log.with_name(f"{name}.log")
+        unit, applied = units / f"squidkeeper-{name}.service", self.prefix / f"applied-{name}"
+        return ServicePaths(unit, self.run / f"{name}.pid", log, applied)
+
+    @property
+    def prefix(self) -> Path:
+        """The folder of the program and of what was applied."""
+        return self.root or Path("/opt/squidkeeper")
+
+    @property
+    def applied(self) -> Path:
+        """What Squid was last told: where it listens, and hashes of what it read."""
+        return self.prefix / "applied"
+
+    @property
+    def read_by_squid(self) -> tuple[Path, ...]:
+        """What Squid reads when it is reconfigured or started."""
+        ca = (self.ca_cert, self.ca_key)
+        return (self.conf, self.fragment, self.logformat, self.local, *ca, self.program, self.errors)
+
+    @property
+    def former_conf(self) -> Path:
+        """The operator's squid.conf that ours replaced."""
+        return self.conf.with_name(f"{self.conf.name}.before-squidkeeper")
+
+    @property
+    def counts(self) -> Path:
+        """The folder of the exporter's counts."""
+        return self.state / "exporter"
+
+    @property
+    def own_addresses(self) -> Path:
+        """The file of the gateway's own addresses."""
+        return self.state / "own-addresses"
+
+    @property
+    def ca_links(self) -> dict[Path, Path]:
+        """The names that the CA's files have under a root, for the system's gateway, and where they lead."""
+        folder = Path("/etc/squidkeeper/ca")
+        return {} if self.root else {folder / "ca.crt": self.ca_cert, folder / "ca.key": self.ca_key}
+
+    @property
+    def command(self) -> Path | None:
+        """The program's name on everybody's PATH."""
+        return None if self.root else Path("/usr/local/bin/squidkeeper")
+
+    @property
+    def squid_service(self) -> str:
+        """The service name of this Squid: gateways beside each other need their own, the same in each run."""
+        return f"sk{self._hash.hex()[:16]}" if self.root else "squid"
+
+    @property
+    def squid_command(self) -> str:
+        """The command that speaks to this gateway's Squid by hand."""
+        return f"squid -n {self.squid_service} -f {self.conf}" if self.root else "squid"
+
+    @property
+    def install_command(self) -> str:
+        """The command that installs this gateway again."""
+        return f"./install.sh --root {self.root}" if self.root else "./install.sh"
+
+    @property
+    def resolver(self) -> str:
+        """The loopback address of this gateway's own resolver."""
+        one, two, three = self._hash[:3]
+        return f"127.{64 + one % 128}.{two}.{1 + three % 254}" if self.root else "127.53.53.53"
+
+    @property
+    def _hash(self) -> bytes:
+        return sha256(str(self.root).encode()).digest()
+
+
+@cache
+def _paths() -> dict[str, tuple[str, str]]:
+    """Map the name of each path to how it is documented, and to its place under a root."""
+    hints = get_type_hints(Layout, include_extras=True)
+    return {name: hint.__metadata__ for name, hint in hints.items() if hasattr(hint, "__metadata__")}

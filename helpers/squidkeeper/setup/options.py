@@ -1,0 +1,48 @@
+"""What the caller of install.sh asked for (floor 8); install.sh has checked the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+NO_EXPORTER: Final = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of one run; an empty text means: as installed before, else the default."""
+
+    source: Path  # a checkout, with squid/ and policy/
+    venv: Path  # the environment that the program's link leads to
+    work: Path  # a folder for what is prepared, which Squid's account can read; it is removed at the end
+    made: tuple[Path, ...] = ()  # what install.sh has made in this run, for a failed run to remove
+    root: Path | None = None
+    listen: str = ""
+    open: bool = False
+    policy: Path | None = None
+    ca_dir: Path | None = None
+    exporter_listen: str = ""
+    no_exporter: bool = False
+    log_bytes: str = ""
+    no_start: bool = False
+    dry_run: bool = False
+    uninstall: bool = False
+
+    @property
+    def exporter(self) -> str:
+        """Where the exporter shall listen, `none`, or empty for as before."""
+        if self.no_exporter:
+            return NO_EXPORTER
+        return f"127.0.0.1:{self.exporter_listen}" if self.exporter_listen.isdecimal() else self.exporter_listen
+
+
+def reachable(listen: str) -> str:
+    """Give the ADDRESS:PORT at which this machine reaches what listens on PORT or ADDRESS:PORT."""
+    host, _, port = listen.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("", "0.0.0.0", "[::]") else listen  # noqa: S104 - compared, not bound
+
+
+def port_of(listen: str) -> int:
+    """Give the port of PORT or ADDRESS:PORT."""
+    return int(listen.rpartition(":")[2])

@@ -1,0 +1,47 @@
+"""The package unbound (floor 8), for the gateway's own resolver."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.setup.entries import File, write_entry
+from squidkeeper.setup.machine import check, quietly
+
+UNBOUND: Final = Path("/usr/sbin/unbound")
+_POLICY_RC = Path("/usr/sbin/policy-rc.d")
+
+
+def install_unbound(installer: Path) -> None:
+    """Have install.sh install the package, with its own service disabled.
+
+    Debian starts and enables what it installs. unbound's own service would take port 53 of 127.0.0.1, and with the
+    package resolvconf the host's resolv.conf.
+    """
+    with _no_starts():
+        command = (str(installer), "--install-package", "unbound")
+        # not `run`, which kills a package manager that is interrupted
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603 - our own
+            told, _ = process.communicate()
+        check(subprocess.CompletedProcess(command, process.returncode, told))
+    if shutil.which("apt-get") and shutil.which("systemctl"):
+        quietly("systemctl", "disable", "unbound.service", "unbound-resolvconf.service")
+    if shutil.which("apt-get") and shutil.which("update-rc.d"):
+        quietly("update-rc.d", "unbound", "disable")
+
+
+@contextmanager
+def _no_starts() -> Iterator[None]:
+    """Let no package start a service meanwhile: policy-rc.d(8)."""
+    if _POLICY_RC.exists() or not shutil.which("apt-get"):
+        yield
+        return
+    write_entry(_POLICY_RC, File(b"#!/bin/sh\nexit 101\n", 0o755))
+    try:
+        yield
+    finally:
+        _POLICY_RC.unlink()

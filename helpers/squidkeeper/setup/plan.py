@@ -1,0 +1,259 @@
+"""The plan of an installation (floor 8), pure: from what is and what should be to the steps between them.
+
+Nothing to do makes no step. A step says what it does, for `--dry-run`, and the stage that it fails in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.setup.configuration import is_ours, listen_of
+from squidkeeper.setup.entries import Entry, File, Folder, Link
+from squidkeeper.setup.layout import Layout
+from squidkeeper.setup.options import NO_EXPORTER
+
+
+class Action(StrEnum):
+    """What a step does, as a phrase that the path completes. Squid's account acts in the folders that it owns."""
+
+    MAKE = "make"
+    PUT = "write"
+    REMOVE = "remove"
+    OPEN_APPARMOR = "load the AppArmor profile with"
+    MAKE_AS_SQUID = "make, as Squid's account,"
+    GIVE_TO_SQUID = "give to Squid's account"
+    PUT_STORE = "make the certificate store"
+    WRITE_OWN_ADDRESSES = "write the gateway's own addresses below"
+    LABEL = "label for SELinux, with what it reads,"
+    STOP_SERVICE = "stop the service of"
+    START_MAINTENANCE = "start the maintenance process, and note it in"
+    START_SQUID = "start Squid, and note it in"
+    RESTART_SQUID = "restart Squid, and note it in"
+    RECONFIGURE_SQUID = "reconfigure Squid, and note it in"
+    START_EXPORTER = "start the exporter, and note it in"
+
+
+_STAGES: Final = {
+    Action.OPEN_APPARMOR: "AppArmor",
+    Action.START_MAINTENANCE: "maintenance",
+    Action.START_SQUID: "start",
+    Action.RESTART_SQUID: "start",
+    Action.RECONFIGURE_SQUID: "start",
+    Action.START_EXPORTER: "exporter",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change: to what is at a path, or to a process, of which the path holds a note about what it has read."""
+
+    action: Action
+    path: Path
+    entry: Entry | None = None
+
+    @property
+    def stage(self) -> str:
+        """The stage that it fails in."""
+        return _STAGES.get(self.action, "put in place")
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What should be."""
+
+    files: Mapping[Path, Entry]
+    folders: Mapping[Path, Folder] = field(default_factory=dict)  # made where they are missing
+    listen: str
+    exporter: str
+    own_addresses: bytes = b""
+    store: bool = False  # the certificate store in place is another CA's
+    start_squid: bool = True
+    start_services: bool = True
+    selinux: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """What is."""
+
+    files: Mapping[Path, Entry] = field(default_factory=dict)  # without what is missing
+    yours: bool = False  # squid.conf is the operator's, and includes the fragment
+    squid_runs: bool = False
+    squid_told: str = ""
+    changed_since_told: bool = False  # a file that Squid reads
+    services_work: frozenset[str] = frozenset()
+    service_told: Mapping[str, str] = field(default_factory=dict)
+    closed: tuple[Path, ...] = ()  # folders of the state that Squid's account cannot write
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Steps in their order, and notes about what stays as it is, each with its label."""
+
+    steps: tuple[Step, ...]
+    notes: tuple[tuple[str, str], ...]
+
+
+def plan(layout: Layout, wanted: Wanted, present: Present) -> Plan:
+    """Plan what leads from what is present to what is wanted."""
+    return _Planner(layout, wanted, present).plan()
+
+
+class _Planner:
+    def __init__(self, layout: Layout, wanted: Wanted, present: Present) -> None:
+        self._layout = layout
+        self._wanted = wanted
+        self._present = present
+        self._here = present.files
+        self._after = {**present.files, **wanted.files}
+        self._conf = _text(present.files.get(layout.conf))
+        self._notes: list[tuple[str, str]] = []
+
+    def plan(self) -> Plan:
+        steps = [*self._folders(), *self._former(), *self._files(), *self._state()]
+        if steps and self._wanted.selinux:
+            steps.append(Step(Action.LABEL, self._layout.state))
+        steps += [*self._maintenance(), *self._squid(), *self._exporter()]
+        return Plan(tuple(steps), tuple(self._notes))
+
+    def _folders(self) -> Iterator[Step]:
+        folders = self._wanted.folders.items()
+        return (Step(Action.MAKE, path, folder) for path, folder in folders if path not in self._here)
+
+    def _former(self) -> Iterator[Step]:
+        """Keep what is replaced: the operator's squid.conf, one of ours that was edited, and another CA."""
+        conf, former = self._layout.conf, self._layout.former_conf
+        if self._present.yours:
+            self._notes.append(("squid.conf", f"yours, which includes {self._layout.fragment}, stays in force"))
+        elif conf in self._here and not is_ours(self._conf):
+            if former in self._here and _text(self._here[former]) != self._conf:
+                yield from self._keep(former)
+            yield from self._put({former: self._here[conf]})
+            self._notes.append(("squid.conf", f"the one that was there is kept as {former}"))
+        elif self._here.get(conf) != self._wanted.files.get(conf):
+            yield from self._keep(conf)
+        certificate, key = self._layout.ca_cert, self._layout.ca_key
+        if _content(self._here.get(certificate)) != _content(self._wanted.files[certificate]):
+            yield from self._keep(certificate, key)
+
+    def _keep(self, *paths: Path) -> Iterator[Step]:
+        previous = {path.with_name(f"{path.name}.previous"): self._here[path] for path in paths if path in self._here}
+        return self._put(previous)
+
+    def _put(self, entries: Mapping[Path, Entry]) -> Iterator[Step]:
+        return (Step(Action.PUT, path, entry) for path, entry in entries.items() if self._here.get(path) != entry)
+
+    def _files(self) -> Iterator[Step]:
+        yield from self._put(self._wanted.files)
+        if self._wanted.store:
+            yield Step(Action.PUT_STORE, self._layout.ssl_db)
+        unit, observe = self._layout.service("exporter").unit, self._layout.observe
+        if self._wanted.exporter == NO_EXPORTER and unit in self._here:
+            yield Step(Action.STOP_SERVICE, unit)
+        if self._wanted.exporter == NO_EXPORTER:
+            yield from (Step(Action.REMOVE, path) for path in (unit, observe) if path in self._here)
+
+    def _state(self) -> Iterator[Step]:
+        yield from (Step(Action.GIVE_TO_SQUID, path) for path in self._present.closed)
+        if self._wanted.exporter != NO_EXPORTER and self._layout.counts not in self._here:
+            yield Step(Action.MAKE_AS_SQUID, self._layout.counts)
+        if _content(self._here.get(self._layout.own_addresses)) != self._wanted.own_addresses:
+            yield Step(Action.WRITE_OWN_ADDRESSES, self._layout.state)
+
+    def _maintenance(self) -> Iterator[Step]:
+        reads = self._service_reads("maintenance")
+        if self._goes_on("maintenance", reads):
+            yield _noting(Action.START_MAINTENANCE, self._layout.service("maintenance").applied, reads)
+
+    def _exporter(self) -> Iterator[Step]:
+        """Start the exporter. The note about it begins with where it listens, which a later run uses again."""
+        note, listen = self._layout.service("exporter").applied, self._wanted.exporter
+        told, reads = self._present.service_told.get("exporter", ""), f"{listen} {self._service_reads('exporter')}"
+        if listen == NO_EXPORTER:
+            self._notes.append(("exporter", "none (--no-exporter)"))
+            reads = NO_EXPORTER
+        elif self._goes_on("exporter", reads):
+            yield _noting(Action.START_EXPORTER, note, reads)
+            return
+        elif not self._wanted.start_services:
+            reads = listen
+        if told.split(" ")[0] != listen:
+            yield _noting(Action.PUT, note, reads)
+
+    def _goes_on(self, service: str, reads: str) -> bool:
+        """Tell whether to start a service, and note where not."""
+        if not self._wanted.start_services:
+            self._notes.append((service, "not started (--no-start)"))
+        elif service in self._present.services_work and self._present.service_told.get(service) == reads:
+            self._notes.append((service, "runs, unchanged"))
+        else:
+            return True
+        return False
+
+    def _service_reads(self, name: str) -> str:
+        """Hash what a service is started with: its unit, what supervises it, and the program."""
+        return self._hash((self._layout.service(name).unit, self._layout.supervise, self._layout.program))
+
+    def _squid(self) -> Iterator[Step]:
+        told, reads, note = self._told(), self._squid_reads(), self._layout.applied
+        if self._present.yours:
+            how = "squid -k parse && squid -k reconfigure (or start it)"
+            self._notes.append(("squid", f"not told yet, as its squid.conf is yours: {how}"))
+        elif not self._wanted.start_squid:
+            self._notes.append(("squid", "not started (--no-start)"))
+            if told.split(" ")[0] != self._wanted.listen or told != self._present.squid_told:
+                yield _noting(Action.PUT, note, self._wanted.listen)  # for a later run to use
+        elif not self._present.squid_runs:
+            yield _noting(Action.START_SQUID, note, reads)
+        elif told.rpartition(" ")[0] != reads.rpartition(" ")[0]:
+            yield _noting(Action.RESTART_SQUID, note, reads)
+        elif told != reads or self._present.changed_since_told or self._changes(*self._layout.read_by_squid):
+            yield _noting(Action.RECONFIGURE_SQUID, note, reads)
+        else:
+            self._notes.append(("squid", "runs, unchanged"))
+
+    def _changes(self, *paths: Path) -> bool:
+        return any(self._after.get(path) != self._here.get(path) for path in paths)
+
+    def _told(self) -> str:
+        """Give what Squid was told; what it was told of an operator's squid.conf that is replaced is not known."""
+        told, foreign = self._present.squid_told, self._layout.conf in self._here and not is_ours(self._conf)
+        return told.split(" ")[0] if foreign else told
+
+    def _squid_reads(self) -> str:
+        """Give where Squid listens, and two hashes: of what else only a restart changes, and of all it reads."""
+        layout, pages = self._layout, self._after.get(self._layout.errors)
+        ours = sorted(pages.entries.items()) if isinstance(pages, Folder) else []
+        texts = b"".join(_content(entry) for name, entry in ours if name.startswith("ERR_"))
+        read = (layout.conf, layout.fragment, layout.logformat, layout.local)
+        listen = listen_of(_text(self._after.get(layout.conf)))
+        return f"{listen} {self._hash((layout.ca_cert,))} {self._hash(read, texts + self._content_at(layout.program))}"
+
+    def _content_at(self, path: Path) -> bytes:
+        return _content(self._after.get(path))
+
+    def _hash(self, paths: Iterable[Path], more: bytes = b"") -> str:
+        return sha256(b"".join(map(self._content_at, paths)) + more).hexdigest()[:16]
+
+
+def _noting(action: Action, note: Path, reads: str) -> Step:
+    return Step(action, note, File(f"{reads}\n".encode()))
+
+
+def _content(entry: Entry | None) -> bytes:
+    """Give what is hashed and compared: the content of a file, the target of a link."""
+    if isinstance(entry, Link):
+        return f"{entry.target}\n".encode()
+    return entry.content if isinstance(entry, File) else b""
+
+
+def _text(entry: Entry | None) -> str:
+    return _content(entry).decode(errors="replace")

@@ -1,0 +1,171 @@
+"""Squid and the services beside it (floor 8): whether each runs, and how it is started and stopped.
+
+With systemd they are services; without, Squid goes into the background, and `supervise` keeps each service running.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass
+from subprocess import DEVNULL
+from typing import Final
+
+import psutil
+
+from squidkeeper.errors import SetupFailed
+from squidkeeper.setup.entries import ROOT, Owner, text_at
+from squidkeeper.setup.layout import Layout, ServicePaths
+from squidkeeper.setup.machine import last_lines, quietly, run
+from squidkeeper.setup.sockets import has_ended, process_listens, wait_until
+
+_END_SECONDS: Final = 30
+_CAPABILITIES = re.compile(r"^AmbientCapabilities=(.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledSquid:
+    """The Squid of one gateway."""
+
+    layout: Layout
+    systemd: bool
+
+    def pid(self) -> int | None:
+        """Find the process of Squid's master."""
+        text = text_at(self.layout.pid_file).strip()
+        try:
+            return int(text) if psutil.Process(int(text)).name() == "squid" else None
+        except (ValueError, psutil.NoSuchProcess):
+            return None
+
+    def runs(self) -> bool:
+        """Tell whether it runs."""
+        return self.pid() is not None
+
+    def start(self) -> None:
+        """Start it; without systemd it has written its pid file when this returns."""
+        if self.systemd:
+            quietly("systemctl", "enable", "--quiet", "squid")
+            quietly("systemctl", "restart", "squid")
+            return
+        command = ("squid", "-n", self.layout.squid_service, "-f", self.layout.conf)
+        if run(*command, stdout=None, stderr=None).returncode == 0:  # a captured output would stay open with it
+            wait_until(10, self.runs)
+
+    def stop(self) -> None:
+        """Stop it. It waits for its clients for shutdown_lifetime; a second signal ends that."""
+        pid = self.pid()
+        if pid is None:
+            return
+        if self.systemd:
+            quietly("systemctl", "stop", "squid")
+        else:
+            os.kill(pid, signal.SIGTERM)
+            if not wait_until(10, lambda: has_ended(pid)):
+                os.kill(pid, signal.SIGINT)
+        _wait_for_end("Squid", pid)
+
+    def reconfigure(self) -> None:
+        """Have it read its configuration again."""
+        pid = self.pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGHUP)
+            time.sleep(1)  # it closes its port before it opens it again
+
+    def comes_up(self, port: int) -> bool:
+        """Wait until it listens on the port, or has ended; tell whether it listens."""
+        wait_until(20, lambda: process_listens(self.pid(), port) or not self.runs())
+        return process_listens(self.pid(), port)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledService:
+    """A service beside Squid. It works when it listens on its port or, without one, when it runs."""
+
+    name: str
+    paths: ServicePaths
+    layout: Layout
+    systemd: bool
+    owner: Owner = ROOT  # Squid's account
+    port: int | None = None
+    seconds: int = 20  # it may take so long to start
+    started: str = "started"  # what is told then
+    failure: str = ""  # what is told where it does not work
+    advice: str = ""
+
+    def pid(self) -> int | None:
+        """Find the process that systemd started, or the one that supervises: a process id alone could be another's."""
+        if self.systemd:
+            return int(self._property("MainPID") or 0) or None
+        try:
+            pid = int(text_at(self.paths.pid_file))
+            command = psutil.Process(pid).cmdline()
+        except (ValueError, psutil.Error):
+            return None
+        return pid if {str(self.layout.supervise), str(self.paths.unit)} <= {*command} else None
+
+    def runs(self) -> bool:
+        """Tell whether it runs."""
+        return self.pid() is not None
+
+    def works(self) -> bool:
+        """Tell whether it does what it is for."""
+        return process_listens(self.pid(), self.port) if self.port else self.runs()
+
+    def comes_up(self) -> bool:
+        """Wait until it works, or has ended; tell whether it works."""
+        wait_until(self.seconds, lambda: self.works() or self._has_died())
+        return self.works()
+
+    def start(self) -> None:
+        """Start it."""
+        if self.systemd:
+            quietly("systemctl", "daemon-reload")
+            quietly("systemctl", "enable", "--quiet", self._unit)
+            quietly("systemctl", "restart", self._unit)
+        else:
+            self._start_supervisor()
+            wait_until(10, self.runs)  # one that ends at once is never seen to run; the caller explains that
+
+    def _start_supervisor(self) -> None:
+        """Start it as Squid's account, with the capabilities that its unit gives, and with signals as usual."""
+        given = _CAPABILITIES.search(text_at(self.paths.unit))
+        names = given[1].split() if given else []
+        capabilities = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in names)])
+        sets = (f"--{kind}={capabilities}" for kind in ("bounding-set", "inh-caps", "ambient-caps"))
+        rights = (f"--reuid={self.owner[0]}", f"--regid={self.owner[1]}", "--init-groups")
+        command = (self.layout.supervise, self.paths.unit, self.paths.pid_file, self.paths.log)
+        run("setsid", "--fork", "env", "--default-signal", "setpriv", *rights, *sets, *command, stdout=DEVNULL)
+
+    def stop(self) -> None:
+        """Stop it, whether it runs or not: systemd may be about to start it again."""
+        pid = self.pid()
+        if self.systemd:
+            quietly("systemctl", "disable", "--now", self._unit)
+        elif pid is not None:
+            os.kill(pid, signal.SIGTERM)
+        if pid is not None:
+            _wait_for_end(f"the {self.name}", pid)
+
+    def log_tail(self) -> str:
+        """Give the last lines of its log."""
+        if self.systemd:
+            return run("journalctl", "--unit", self._unit, "--lines", "15", "--no-pager").stdout
+        return last_lines(text_at(self.paths.log))
+
+    def _has_died(self) -> bool:
+        return self._property("NRestarts") != "0" if self.systemd else not self.runs()
+
+    @property
+    def _unit(self) -> str:
+        return f"squidkeeper-{self.name}"
+
+    def _property(self, name: str) -> str:
+        return run("systemctl", "show", "--property", name, "--value", self._unit).stdout.strip()
+
+
+def _wait_for_end(name: str, pid: int) -> None:
+    if not wait_until(_END_SECONDS, lambda: has_ended(pid)):
+        raise SetupFailed(f"{name} (process {pid}) does not end")

@@ -1,0 +1,212 @@
+"""The transaction of an installation (floor 8): applies steps, keeps what they replace, and puts it back.
+
+What a step replaces lies beside it, as NAME.old, until the transaction is committed. A rollback stops what was started,
+puts the files back, newest first, and starts what ran before.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from time import time
+from typing import Final
+
+from squidkeeper.errors import SetupFailed
+from squidkeeper.maintenance.own_addresses import prepare_own_addresses
+from squidkeeper.setup.apparmor import is_additions, reload_apparmor
+from squidkeeper.setup.configuration import listen_of
+from squidkeeper.setup.entries import Entry, File, Folder, remove, text_at, write_entry
+from squidkeeper.setup.layout import Layout
+from squidkeeper.setup.machine import Machine, last_lines, quietly
+from squidkeeper.setup.options import port_of
+from squidkeeper.setup.plan import Action, Step
+from squidkeeper.setup.processes import InstalledService, InstalledSquid
+from squidkeeper.squid_account import call_as
+
+_STARTS: Final = {Action.START_MAINTENANCE: "maintenance", Action.START_EXPORTER: "exporter"}
+_TELLS: Final = {
+    Action.START_SQUID: "started",
+    Action.RESTART_SQUID: "restarted",
+    Action.RECONFIGURE_SQUID: "reconfigured",
+}
+
+
+_PLAIN: Final = Folder({})
+
+
+class Transaction:
+    """The steps of one run that were applied, until it is committed or rolled back."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        machine: Machine,
+        squid: InstalledSquid,
+        services: Mapping[str, InstalledService],
+        store: Path,
+        say: Callable[[str, str], None],
+    ) -> None:
+        self._layout = layout
+        self._machine = machine
+        self._squid = squid
+        self._services = services
+        self._store = store  # the certificate store that was prepared
+        self._say = say
+        self._touched: dict[Path, bool] = {}  # and whether something was there
+        self._stopped: dict[InstalledSquid | InstalledService, bool] = {}  # and whether it ran
+
+    def apply(self, step: Step) -> None:
+        """Apply a step; an OSError or `SetupFailed` where it fails, after which the transaction is rolled back."""
+        match step:
+            case Step(Action.MAKE, path, Folder() as folder):
+                self._make_directory(path, folder)
+            case Step(Action.REMOVE, path):
+                self._set_aside(path)
+            case Step(Action.STOP_SERVICE):
+                self._stop(self._services["exporter"])
+            case Step(Action.PUT, path, entry) if entry:
+                self._put(path, entry)
+            case Step(Action.OPEN_APPARMOR, path, entry) if entry:
+                self._put(path, entry)
+                reload_apparmor(path)
+            case Step(action, note, File() as entry):
+                self._start(action, note, entry)
+            case Step(action, path):
+                self._apply_to_state(action, path)
+
+    def _apply_to_state(self, action: Action, path: Path) -> None:
+        """Change a folder of Squid's account, which could have put a link there: as that account, which root is not."""
+        machine = self._machine
+        match action:
+            case Action.PUT_STORE:
+                self._set_aside(path)
+                call_as(machine.account, lambda: str(shutil.copytree(self._store, path)))
+            case Action.MAKE_AS_SQUID:
+                self._touched[path] = False
+                call_as(machine.account, lambda: path.mkdir(0o750))
+            case Action.GIVE_TO_SQUID:
+                os.chown(path, *machine.owner, follow_symlinks=False)
+                call_as(machine.account, lambda: path.chmod(0o750))
+                self._say("state", f"given to {machine.account.name}: {path}")
+            case Action.WRITE_OWN_ADDRESSES:
+                call_as(machine.account, lambda: prepare_own_addresses(path))
+            case Action.LABEL:  # systemd's Squid may write only what is labelled as its own
+                layout = self._layout
+                quietly("restorecon", "-R", layout.prefix, layout.conf.parent, "/etc/squidkeeper", layout.ssl_db)
+                quietly("chcon", "-R", "-t", "squid_cache_t", path)
+
+    def commit(self) -> None:
+        """Remove what was kept for a rollback."""
+        for path in self._touched:
+            remove(_aside(path))
+
+    def roll_back(self) -> bool:
+        """Put everything back; False where Squid, which ran before, does not start again."""
+        for process in reversed(self._stopped):
+            with suppress(SetupFailed, OSError):
+                process.stop()
+        for path in reversed(self._touched):
+            _restore(path, existed=self._touched[path])
+            if is_additions(path):
+                with suppress(SetupFailed):
+                    reload_apparmor(path)
+        if self._machine.systemd and self._stopped:
+            quietly("systemctl", "daemon-reload")
+        for process, ran in self._stopped.items():
+            if ran:
+                process.start()
+        return not self._stopped.get(self._squid) or self._squid_is_back()
+
+    def _squid_is_back(self) -> bool:
+        if not self._squid.comes_up(port_of(listen_of(text_at(self._layout.conf)))):
+            return False
+        if self._layout.applied.exists():
+            os.utime(self._layout.applied)  # Squid has read what was put back: it is no news to the next run
+        return True
+
+    # Files
+
+    def _put(self, path: Path, entry: Entry) -> None:
+        self._make_directory(path.parent)
+        new = path.with_name(f"{path.name}.new")
+        remove(new)
+        write_entry(new, entry)
+        self._set_aside(path, by_link=isinstance(entry, File))
+        new.rename(path)
+
+    def _set_aside(self, path: Path, *, by_link: bool = False) -> None:
+        """Keep what is at a path beside it: a file that is replaced is linked, so that it is never missing."""
+        if path in self._touched:
+            return
+        aside = _aside(path)
+        remove(aside)
+        self._touched[path] = os.path.lexists(path)
+        if by_link and path.is_file() and not path.is_symlink():
+            aside.hardlink_to(path)
+        elif self._touched[path]:
+            path.rename(aside)
+
+    def _make_directory(self, path: Path, folder: Folder = _PLAIN) -> None:
+        """Make a folder, with what is missing above it."""
+        if not path.is_dir():
+            self._make_directory(path.parent)
+            self._touched[path] = False
+            write_entry(path, folder)
+
+    # Processes
+
+    def _stop(self, process: InstalledSquid | InstalledService) -> None:
+        self._stopped.setdefault(process, process.runs())
+        process.stop()
+
+    def _start(self, action: Action, note: Path, entry: File) -> None:
+        """Start a process, or tell it what is new, and note what it has read."""
+        if action in _STARTS:
+            self._start_service(self._services[_STARTS[action]], note, entry)
+        else:
+            self._tell_squid(action, note, entry)
+
+    def _start_service(self, service: InstalledService, note: Path, entry: File) -> None:
+        self._stop(service)
+        service.start()
+        if not service.comes_up():
+            advice = f"read the lines above{service.advice}"
+            raise SetupFailed(service.failure, advice, service.log_tail())
+        self._put(note, entry)
+        self._say(service.name, service.started)
+
+    def _tell_squid(self, action: Action, note: Path, entry: File) -> None:
+        began, squid, done = time(), self._squid, _TELLS[action]
+        if action is Action.RECONFIGURE_SQUID:
+            self._stopped.setdefault(squid, True)
+            squid.reconfigure()
+        else:
+            self._stop(squid)
+            squid.start()
+        listen = entry.content.decode().split(" ")[0]
+        if not squid.comes_up(port_of(listen)):
+            log = self._layout.cache_log
+            advice = f"read the lines above, from {log}"
+            raise SetupFailed(f"Squid does not listen on {listen}", advice, last_lines(text_at(log)))
+        self._put(note, entry)
+        os.utime(note, (began, began))  # what is written from then on is news to the next run
+        self._say("squid", done if action is Action.RECONFIGURE_SQUID else f"{done}, process {squid.pid()}")
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old")
+
+
+def _restore(path: Path, *, existed: bool) -> None:
+    remove(path.with_name(f"{path.name}.new"))
+    aside = _aside(path)
+    if not existed:
+        remove(path)
+    elif os.path.lexists(aside):
+        if path.is_dir() and not path.is_symlink():
+            remove(path)  # a folder cannot be replaced by rename
+        aside.replace(path)
+        remove(aside)  # a rename between two links to one file does nothing

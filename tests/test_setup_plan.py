@@ -1,0 +1,263 @@
+"""The plan of an installation: what is, what should be, and the steps between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.setup.configuration import MARK
+from squidkeeper.setup.entries import Entry, File, Folder, Link
+from squidkeeper.setup.layout import Layout
+from squidkeeper.setup.plan import Action, Plan, Present, Step, Wanted, plan
+
+LAYOUT = Layout.of(Path("/srv/gateway"))
+EXPORTER, MAINTENANCE = LAYOUT.service("exporter"), LAYOUT.service("maintenance")
+CONF = f"{MARK}\nhttp_port 3129 ssl-bump\n"
+OWN = b"192.0.2.1/32\n"
+FILES: Mapping[Path, Entry] = {
+    LAYOUT.conf: File(CONF.encode()),
+    LAYOUT.fragment: File(b"fragment\n"),
+    LAYOUT.logformat: File(b"logformat\n"),
+    LAYOUT.errors: Folder({"ERR_DENIED": File(b"denied\n"), "README": File(b"not a page\n")}),
+    LAYOUT.ca_cert: File(b"certificate\n", owner=(13, 13)),
+    LAYOUT.ca_key: File(b"key\n", 0o600, (13, 13)),
+    LAYOUT.program: Link("../venv-1/bin/squidkeeper"),
+    LAYOUT.supervise: File(b"supervise\n", 0o755),
+    MAINTENANCE.unit: File(b"maintenance\n"),
+    EXPORTER.unit: File(b"exporter\n"),
+    LAYOUT.observe: Folder({"alerts.yaml": File(b"alerts\n")}),
+}
+FOLDERS = {path: Folder({}, 0o750, (13, 13)) for path in (LAYOUT.access_log.parent, LAYOUT.state, LAYOUT.run)}
+WANTED = Wanted(files=FILES, folders=FOLDERS, listen="3129", exporter="127.0.0.1:9129", own_addresses=OWN)
+FRESH = plan(LAYOUT, WANTED, Present())
+
+
+def noted(action: Action, planned: Plan = FRESH) -> str:
+    """What a plan notes about a process."""
+    (step,) = (step for step in planned.steps if step.action is action)
+    assert isinstance(step.entry, File)
+    return step.entry.content.decode().rstrip("\n")
+
+
+TOLD = {"maintenance": noted(Action.START_MAINTENANCE), "exporter": noted(Action.START_EXPORTER)}
+HERE = Present(
+    files={**FILES, **FOLDERS, LAYOUT.counts: Folder({}), LAYOUT.own_addresses: File(OWN, owner=(13, 13))},
+    squid_runs=True,
+    squid_told=noted(Action.START_SQUID),
+    services_work=frozenset(TOLD),
+    service_told=TOLD,
+)
+
+
+def summary(planned: Plan) -> list[tuple[Action, Path]]:
+    return [(step.action, step.path) for step in planned.steps]
+
+
+def with_files(**files: Entry) -> Wanted:
+    """What is wanted, with other files by the names of the layout."""
+    return replace(WANTED, files={**FILES, **{getattr(LAYOUT, name): entry for name, entry in files.items()}})
+
+
+def here(*missing: Path, **files: Entry) -> Present:
+    """What is there, without some files and with others by the names of the layout."""
+    found = {**HERE.files, **{getattr(LAYOUT, name): entry for name, entry in files.items()}}
+    return replace(HERE, files={path: entry for path, entry in found.items() if path not in missing})
+
+
+def test_a_first_run_makes_everything_and_then_starts_it() -> None:
+    assert summary(FRESH) == [
+        *((Action.MAKE, path) for path in FOLDERS),
+        *((Action.PUT, path) for path in FILES),
+        (Action.MAKE_AS_SQUID, LAYOUT.counts),
+        (Action.WRITE_OWN_ADDRESSES, LAYOUT.state),
+        (Action.START_MAINTENANCE, MAINTENANCE.applied),
+        (Action.START_SQUID, LAYOUT.applied),
+        (Action.START_EXPORTER, EXPORTER.applied),
+    ]
+    assert FRESH.notes == ()
+
+
+def test_a_second_run_has_no_steps() -> None:
+    planned = plan(LAYOUT, WANTED, HERE)
+    assert planned.steps == ()
+    assert planned.notes == tuple((name, "runs, unchanged") for name in ("maintenance", "squid", "exporter"))
+
+
+PREVIOUS = LAYOUT.conf.with_name("squid.conf.previous")
+FORMER = LAYOUT.former_conf
+THEIRS, OTHERS = File(b"http_port 3128\n"), File(b"http_port 3127\n")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "present", "steps"),
+    [
+        pytest.param(
+            with_files(fragment=File(b"newer\n")),
+            HERE,
+            [(Action.PUT, LAYOUT.fragment), (Action.RECONFIGURE_SQUID, LAYOUT.applied)],
+            id="a changed fragment reconfigures",
+        ),
+        pytest.param(
+            with_files(fragment=File(b"fragment\n", 0o600)),
+            HERE,
+            [(Action.PUT, LAYOUT.fragment), (Action.RECONFIGURE_SQUID, LAYOUT.applied)],
+            id="another mode",
+        ),
+        pytest.param(
+            replace(with_files(conf=File(CONF.replace("3129", "3130").encode())), listen="3130"),
+            HERE,
+            [(Action.PUT, PREVIOUS), (Action.PUT, LAYOUT.conf), (Action.RESTART_SQUID, LAYOUT.applied)],
+            id="another port restarts",
+        ),
+        pytest.param(
+            with_files(ca_cert=File(b"another\n"), ca_key=File(b"another\n", 0o600)),
+            HERE,
+            [
+                *((Action.PUT, path.with_name(f"{path.name}.previous")) for path in (LAYOUT.ca_cert, LAYOUT.ca_key)),
+                *((Action.PUT, path) for path in (LAYOUT.ca_cert, LAYOUT.ca_key)),
+                (Action.RESTART_SQUID, LAYOUT.applied),
+            ],
+            id="another CA is kept beside and restarts",
+        ),
+        pytest.param(
+            with_files(program=Link("../venv-2/bin/squidkeeper")),
+            HERE,
+            [
+                (Action.PUT, LAYOUT.program),
+                (Action.START_MAINTENANCE, MAINTENANCE.applied),
+                (Action.RECONFIGURE_SQUID, LAYOUT.applied),
+                (Action.START_EXPORTER, EXPORTER.applied),
+            ],
+            id="a new program",
+        ),
+        pytest.param(
+            WANTED, replace(HERE, squid_runs=False), [(Action.START_SQUID, LAYOUT.applied)], id="Squid has ended"
+        ),
+        pytest.param(
+            WANTED,
+            replace(HERE, changed_since_told=True),
+            [(Action.RECONFIGURE_SQUID, LAYOUT.applied)],
+            id="a file was changed and changed back",
+        ),
+        pytest.param(
+            WANTED,
+            replace(HERE, services_work=frozenset({"maintenance"})),
+            [(Action.START_EXPORTER, EXPORTER.applied)],
+            id="the exporter has ended",
+        ),
+        pytest.param(
+            WANTED,
+            here(conf=File(f"{CONF}# an edit\n".encode())),
+            [(Action.PUT, PREVIOUS), (Action.PUT, LAYOUT.conf), (Action.RECONFIGURE_SQUID, LAYOUT.applied)],
+            id="an edited squid.conf is kept beside",
+        ),
+        pytest.param(
+            WANTED,
+            here(conf=THEIRS),
+            [(Action.PUT, FORMER), (Action.PUT, LAYOUT.conf), (Action.RESTART_SQUID, LAYOUT.applied)],
+            id="the operator's squid.conf is kept",
+        ),
+        pytest.param(
+            WANTED,
+            here(conf=THEIRS, former_conf=OTHERS),
+            [
+                (Action.PUT, FORMER.with_name(f"{FORMER.name}.previous")),
+                (Action.PUT, FORMER),
+                (Action.PUT, LAYOUT.conf),
+                (Action.RESTART_SQUID, LAYOUT.applied),
+            ],
+            id="one that was kept is not lost",
+        ),
+        pytest.param(
+            replace(WANTED, files={path: entry for path, entry in FILES.items() if path != LAYOUT.conf}),
+            replace(here(conf=File(b"include squidkeeper.conf\n")), yours=True, squid_runs=False),
+            [],
+            id="a squid.conf of the operator's that includes the fragment",
+        ),
+        pytest.param(
+            replace(WANTED, start_squid=False, start_services=False),
+            replace(HERE, squid_runs=False, services_work=frozenset()),
+            [],
+            id="no start",
+        ),
+        pytest.param(
+            replace(WANTED, start_squid=False, start_services=False),
+            replace(HERE, squid_told="", service_told={}),
+            [(Action.PUT, LAYOUT.applied), (Action.PUT, EXPORTER.applied)],
+            id="no start, ports noted",
+        ),
+        pytest.param(
+            replace(WANTED, exporter="none"),
+            HERE,
+            [
+                (Action.STOP_SERVICE, EXPORTER.unit),
+                (Action.REMOVE, EXPORTER.unit),
+                (Action.REMOVE, LAYOUT.observe),
+                (Action.PUT, EXPORTER.applied),
+            ],
+            id="no exporter any more",
+        ),
+        pytest.param(replace(WANTED, store=True), HERE, [(Action.PUT_STORE, LAYOUT.ssl_db)], id="a new store"),
+        pytest.param(
+            WANTED,
+            replace(HERE, closed=(LAYOUT.state, LAYOUT.counts)),
+            [(Action.GIVE_TO_SQUID, LAYOUT.state), (Action.GIVE_TO_SQUID, LAYOUT.counts)],
+            id="a closed state",
+        ),
+        pytest.param(
+            replace(WANTED, own_addresses=b""), HERE, [(Action.WRITE_OWN_ADDRESSES, LAYOUT.state)], id="an address less"
+        ),
+        pytest.param(
+            WANTED,
+            here(own_addresses=Link("/etc/shadow")),
+            [(Action.WRITE_OWN_ADDRESSES, LAYOUT.state)],
+            id="a link in place of the own addresses",
+        ),
+        pytest.param(
+            replace(WANTED, store=True, selinux=True),
+            HERE,
+            [(Action.PUT_STORE, LAYOUT.ssl_db), (Action.LABEL, LAYOUT.state)],
+            id="SELinux labels what changes",
+        ),
+        pytest.param(replace(WANTED, selinux=True), HERE, [], id="SELinux without a change"),
+    ],
+)
+def test_the_steps_are_those_between_what_is_and_what_should_be(
+    wanted: Wanted, present: Present, steps: list[tuple[Action, Path]]
+) -> None:
+    assert summary(plan(LAYOUT, wanted, present)) == steps
+
+
+def test_what_is_replaced_is_kept_as_it_was() -> None:
+    planned = plan(LAYOUT, WANTED, here(conf=THEIRS))
+    assert Step(Action.PUT, FORMER, THEIRS) in planned.steps
+    assert ("squid.conf", f"the one that was there is kept as {FORMER}") in planned.notes
+
+
+def test_a_page_is_read_again_and_only_pages_are_hashed() -> None:
+    pages = {"ERR_DENIED": File(b"denied\n"), "README": File(b"changed\n")}
+    planned = plan(LAYOUT, with_files(errors=Folder(pages)), HERE)
+    assert noted(Action.RECONFIGURE_SQUID, planned) == HERE.squid_told
+    planned = plan(LAYOUT, with_files(errors=Folder({**pages, "ERR_DENIED": File(b"newer\n")})), HERE)
+    assert noted(Action.RECONFIGURE_SQUID, planned) != HERE.squid_told
+
+
+def test_a_step_is_one_line_and_names_the_stage_that_it_fails_in() -> None:
+    step = Step(Action.PUT, Path("/etc/squid/squid.conf"), File(b"secret"))
+    assert (str(step), step.stage) == ("write /etc/squid/squid.conf", "put in place")
+    assert "secret" not in repr(step)
+    stages = {step.action: step.stage for step in FRESH.steps}
+    assert (stages[Action.START_MAINTENANCE], stages[Action.START_SQUID], stages[Action.START_EXPORTER]) == (
+        ("maintenance", "start", "exporter")
+    )
+
+
+def test_gateways_beside_each_other_have_names_and_addresses_of_their_own() -> None:
+    other = Layout.of(Path("/srv/other"))
+    assert LAYOUT.squid_service != other.squid_service
+    assert LAYOUT.resolver != other.resolver
+    assert Layout.of(None).squid_service == "squid"
+    assert Layout.of(None).replacements() == {name: name for name in Layout.of(None).replacements()}
