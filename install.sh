@@ -16,7 +16,7 @@ SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 trap '' PIPE
 say() { printf '%-13s %s\n' "$1" "$2" 2>/dev/null || true; }
 
-# A step has a name, which a failure is reported under, and what to do then.
+# A step has a name, which a failure is reported under, and advice for that case.
 step() { STEP=$1 ADVICE=$2; }
 
 die() {
@@ -40,8 +40,7 @@ interrupted() { ADVICE="it was interrupted: run it again" && exit "$1"; }
 
 on_exit() {
     local status=$? n
-    trap - EXIT
-    trap '' HUP INT TERM
+    trap - EXIT && trap '' HUP INT TERM
     rm -rf "$WORK"
     [ "$status" -ne 0 ] || exit 0
     for ((n = ${#MADE[@]} - 1; n >= 0; n--)); do rm -rf "${MADE[n]}"; done
@@ -106,8 +105,7 @@ check_root() {
     printf '%s' "$root"
 }
 
-# Building squidkeeper from its sources needs hatchling; the other wheels pip names itself.
-check_directory() {
+check_directory() { # hatchling builds squidkeeper from its sources; the other wheels pip names itself
     [ -d "$2" ] || bad_usage "$1 $2: there is no such directory"
     case $1 in
     --policy) compgen -G "$2/*.y*ml" >/dev/null || bad_usage "$1 $2: no *.yaml file is in it" ;;
@@ -153,9 +151,7 @@ find_python() {
     local python least
     least=$(sed -n 's/^requires-python *= *">= *\([0-9]*\)\.\([0-9]*\).*/(\1, \2)/p' "$SOURCE/pyproject.toml")
     for python in /usr/bin/python3 /usr/bin/python3.[0-9][0-9]; do
-        [ -x "$python" ] || continue
-        "$python" -I -c "import sys, ensurepip, venv; sys.exit(sys.version_info[:2] < $least)" 2>/dev/null || continue
-        echo "$python" && return
+        ! "$python" -I -c "import sys, ensurepip, venv; sys.exit(sys.version_info[:2] < $least)" 2>/dev/null || { echo "$python" && return; }
     done
     return 1
 }
@@ -165,8 +161,7 @@ find_python() {
 make_directory() {
     [ ! -d "$1" ] || return 0
     make_directory "$(dirname "$1")"
-    mkdir "$1"
-    MADE+=("$1")
+    mkdir "$1" && MADE+=("$1")
 }
 
 # One run at a time for each gateway. The lock ends with `squidkeeper setup`.
@@ -198,8 +193,7 @@ build_venv() {
         wheels=(--no-index --find-links "$WHEELS")
         ADVICE="every wheel must be for $("$PYTHON" -V) and this architecture: make the folder again with that version, as --help says"
     fi
-    mkdir "$WORK/sources"
-    cp -R "$SOURCE"/{pyproject.toml,helpers,README.md,LICENSE} "$WORK/sources"
+    mkdir "$WORK/sources" && cp -R "$SOURCE"/{pyproject.toml,helpers,README.md,LICENSE} "$WORK/sources"
     quietly "$PYTHON" -m venv "$1"
     # Wheels alone: a source package could want a compiler, or fetch from elsewhere than the index. Compiled to bytecode now:
     # Squid's account may not write it later.
@@ -250,10 +244,7 @@ STEP=arguments ADVICE="./install.sh --help explains the options" MADE=() VENV=""
 read_arguments "$@"
 [ "$(id -u)" -eq 0 ] || die "run it as root: sudo ./install.sh"
 WORK=$(mktemp -d /run/squidkeeper-install.XXXXXX)
-chmod 755 "$WORK"
 trap on_exit EXIT
-trap 'interrupted 129' HUP
-trap 'interrupted 130' INT
-trap 'interrupted 143' TERM
-cd /
+trap 'interrupted 129' HUP && trap 'interrupted 130' INT && trap 'interrupted 143' TERM
+chmod 755 "$WORK" && cd /
 $ACTION

@@ -412,6 +412,27 @@ def test_a_second_run_changes_nothing(gateway: Gateway) -> None:
     assert done.stdout.count("runs, unchanged") == 3
 
 
+def test_a_dry_run_tells_the_steps_and_changes_nothing(gateway: Gateway) -> None:
+    before, processes = gateway.snapshot(), (gateway.pid, gateway.exporter, gateway.maintenance)
+    done = gateway.install("--dry-run", "--listen", f"127.0.0.1:{free_port()}", "--no-exporter")
+    assert done.returncode == 0, done.stderr
+    steps = re.findall(r"^would +(.*)$", done.stdout, re.MULTILINE)
+    assert f"write {gateway.place('etc/squid.conf')}" in steps
+    assert f"restart Squid, and note it in {gateway.place('applied')}" in steps
+    assert f"remove {gateway.place('etc/observe')}" in steps
+    assert gateway.snapshot() == before
+    assert (gateway.pid, gateway.exporter, gateway.maintenance) == processes
+    assert re.findall(r"^would .*$", gateway.install("--dry-run").stdout, re.MULTILINE) == []
+
+
+def test_a_dry_run_on_an_empty_root_leaves_nothing(base: Path, source: Path) -> None:
+    root = base / "dry/gateway"
+    done = install(source, "--root", str(root), "--dry-run", "--listen", str(free_port()))
+    assert done.returncode == 0, done.stderr
+    assert f"would         write {root}/etc/squid.conf\n" in done.stdout
+    assert not root.parent.exists()
+
+
 def test_the_port_stays_where_it_is_when_it_is_not_given(gateway: Gateway) -> None:
     before = gateway.snapshot()
     assert gateway.install().returncode == 0
@@ -1530,7 +1551,7 @@ def test_a_bad_argument_is_told_before_anything_happens(arguments: list[str], me
 def test_help_names_every_option() -> None:
     done = install(REPOSITORY, "--help")
     assert done.returncode == 0
-    options = "--listen --exporter-listen --no-exporter --open --policy --ca-dir --wheels --root --no-start"
+    options = "--listen --exporter-listen --no-exporter --open --policy --ca-dir --wheels --root --no-start --dry-run"
     for option in (*options.split(), "--uninstall", "--help"):
         assert f"\n  {option}" in done.stdout
 

@@ -263,7 +263,7 @@ RECORDED_URL_LENGTH = 4096  # characters of a URL that the access log holds
 LONG_URL = 1366  # bytes of a URL, each escape counted as one, from which on its logged form can be that long
 OWN_PAGES = "/squid-internal-"
 
-_UNUSUAL = re.compile(r"[^]!$&-[^-~]")
+UNUSUAL_CHARACTER = re.compile(r"[^]!$&-[^-~]")
 _RECORDED = re.compile(rb"[^!$-&(-;=?-Z_a-z]")
 _RECORDED_AS_SENT = re.compile(r"[!$-&(-;=?-Z_a-z]*")
 _UP_TO_PATH = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://)?[^/?#]*")
@@ -273,7 +273,7 @@ _ESCAPES_IN_HOST = re.compile(r"(?:%(?:[89A-F][0-9A-F]|5B|5D))+")
 def is_unusual(url: str) -> bool:
     """Tell whether squid.conf asks helpers about a URL because it looks unusual (`sk_unusual_url`), sent or logged."""
     decoded = unquote_to_bytes(url) if "%" in url else url.encode("utf-8", "surrogateescape")
-    return len(decoded) >= LONG_URL or _UNUSUAL.search(decoded.decode("latin-1")) is not None
+    return len(decoded) >= LONG_URL or UNUSUAL_CHARACTER.search(decoded.decode("latin-1")) is not None
 
 
 def recorded_url(url: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 from squidkeeper.errors import SetupFailed
 from squidkeeper.maintenance.own_addresses import reached_at
+from squidkeeper.policy.faults import FaultCode
 from squidkeeper.setup.machine import Machine, run
 from squidkeeper.setup.options import port_of
 from squidkeeper.setup.sockets import is_free, process_listens
@@ -48,10 +51,18 @@ def check_answer(machine: Machine, policy: Path, state: Path) -> None:
         raise SetupFailed(f"the program does not answer: expected '1 OK …' or '1 ERR …', got '{answer}'", details=told)
 
 
-def check_policy(machine: Machine, policy: Path, state: Path, *arguments: str) -> tuple[bool, str]:
-    """Run `squidkeeper check` as Squid's account; give whether it is good, and what it says."""
-    done = machine.run_as_squid(PROGRAM, "check", *arguments, "--policy", policy, "--state", state)
+def check_policy(machine: Machine, policy: Path, state: Path) -> tuple[bool, str]:
+    """Run `squidkeeper check` as Squid's account; give whether the policy loads, and what the command says."""
+    done = machine.run_as_squid(PROGRAM, "check", "--policy", policy, "--state", state)
     return done.returncode == 0, done.stdout
+
+
+def open_rules(machine: Machine, policy: Path, state: Path) -> list[str]:
+    """List the rules of a policy that allow any client, each with its place."""
+    command = (PROGRAM, "check", "--json", "--require-clients", "--policy", policy, "--state", state)
+    found = json.loads(machine.run_as_squid(*command, stderr=subprocess.DEVNULL).stdout)["warnings"]
+    line = "{file}:{line}:{column}: {message}"
+    return [line.format(**warning) for warning in found if warning["code"] == FaultCode.ANY_CLIENT]
 
 
 def squid_parses(service: str, conf: Path) -> tuple[bool, str]:

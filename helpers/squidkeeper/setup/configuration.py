@@ -85,7 +85,7 @@ class Configuration:
         return substitute(text, self.layout.replacements() | {_CERTGEN: str(self.machine.certgen), **moved})
 
     def squid_conf(self) -> str:
-        """Render squid.conf, with the resolver that Squid shall ask."""
+        """Render squid.conf, with the resolver that Squid asks."""
         return f"{MARK}\n{self._with_resolver(self.render('squid.conf'))}"
 
     def fragment(self, with_logformat: bool) -> str:

@@ -62,7 +62,7 @@ def read_entry(path: Path) -> Entry | None:
 
 
 def read_source(path: Path, keep: int, owner: Owner = ROOT) -> Entry:
-    """Read a file or folder as it shall be installed: links followed, `keep` masks the modes rw for files, rwx else."""
+    """Read a file or folder as it is installed: links followed, `keep` masks the modes rw for files, rwx else."""
     if path.is_dir():
         return Folder({child.name: read_source(child, keep, owner) for child in path.iterdir()}, 0o755 & keep, owner)
     runs = path.stat().st_mode & 0o111

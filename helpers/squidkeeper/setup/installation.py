@@ -135,35 +135,40 @@ class Installation:
             self._files[layout.policy] = read_source(source, 0o750, (0, self._machine.account.group))
             self._policy = self._work / "policy"
             write_entry(self._policy, self._files[layout.policy])
-        good, told = self._check_policy(layout.state if layout.state.is_dir() else self._own_folder("compiled"))
+        in_place = layout.state.is_dir() and not self._options.dry_run  # check stores compiled lists there
+        state = layout.state if in_place else self._own_folder("compiled")
+        good, told = checks.check_policy(self._machine, self._policy, state)
         if not good:
-            account = self._machine.account.name
-            raise SetupFailed(f"the policy does not load, as Squid's account {account} reads it", details=told)
-        for line in told.splitlines():
+            what = f"the policy does not load, as Squid's account {self._machine.account.name} reads it"
+            raise SetupFailed(what, details=self._as_given(told))
+        for line in self._as_given(told).splitlines():
             say("", line)
 
     @property
     def _policy_source(self) -> Path:
         return self._options.policy or self._options.source / "policy"
 
-    def _check_policy(self, state: Path, *arguments: str) -> tuple[bool, str]:
-        good, told = checks.check_policy(self._machine, self._policy, state, *arguments)
-        return good, told.replace(str(self._work / "policy"), str(self._policy_source))
+    def _as_given(self, text: str) -> str:
+        """Name the policy where it was given, not where it was prepared."""
+        return text.replace(str(self._work / "policy"), str(self._policy_source))
 
     def _try_program(self) -> None:
         self._stage.name = "program"
         answered = Path(sys.prefix) / "answered"
         if not answered.exists():
             checks.check_answer(self._machine, self._policy, self._own_folder("try"))
-            answered.touch()
+            if not self._options.dry_run:
+                answered.touch()
 
     def _open_apparmor(self, program: str) -> None:
         if not apparmor_confines(program):
             return
         path = additions_of(program)
         entry = with_lines(lines_at(path), self._layout.prefix, self._configuration.apparmor(program))
-        if read_entry(path) != entry:
-            self._do(Step(Action.OPEN_APPARMOR, path, entry))
+        if read_entry(path) == entry:
+            return
+        self._do(Step(Action.OPEN_APPARMOR, path, entry))
+        if not self._options.dry_run:
             say("AppArmor", f"lets {program} use {self._layout.prefix} ({path})")
 
     # The configuration
@@ -275,19 +280,17 @@ class Installation:
 
     def _check_open(self, public: str) -> None:
         """Refuse a new open proxy, unless it was asked for; one in place goes on with a warning."""
-        good, told = self._check_policy(self._layout.state, "--require-clients")
-        if good:
+        found = checks.open_rules(self._machine, self._policy, self._layout.state)
+        rules = [self._as_given(rule) for rule in found]
+        if not rules:
             return
-        rules = re.sub(r": warning: ", ": ", "\n".join(re.findall(r".*: warning: .* allows any client.*", told)))
-        listen = self._configuration.squid
-        what = (
-            f"an open proxy: Squid listens on {listen}, which the internet reaches at {public}, and the policy allows"
-        )
+        reached = f"Squid listens on {self._configuration.squid}, which the internet reaches at {public}"
+        what = f"an open proxy: {reached}, and the policy allows any client"
         asked_for = self._options.open or ":" in self._options.listen
         if not asked_for and not self._layout.fragment.exists() and not self._yours:
-            raise SetupFailed(f"{what} any client (see the lines above)", _OPEN_ADVICE, f"{rules}\n")
-        say("WARNING", f"{what} any client")
-        for rule in rules.splitlines():
+            raise SetupFailed(f"{what} (see the lines above)", _OPEN_ADVICE, "\n".join([*rules, ""]))
+        say("WARNING", what)
+        for rule in rules:
             say("", rule)
 
     # Plan and transaction

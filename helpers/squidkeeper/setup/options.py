@@ -31,7 +31,7 @@ class Options:
 
     @property
     def exporter(self) -> str:
-        """Where the exporter shall listen, `none`, or empty for as before."""
+        """Where the exporter listens, `none`, or empty for as before."""
         if self.no_exporter:
             return NO_EXPORTER
         return f"127.0.0.1:{self.exporter_listen}" if self.exporter_listen.isdecimal() else self.exporter_listen

@@ -224,7 +224,7 @@ class _Planner:
         return any(self._after.get(path) != self._here.get(path) for path in paths)
 
     def _told(self) -> str:
-        """Give what Squid was told; what it was told of an operator's squid.conf that is replaced is not known."""
+        """Give what Squid was told. Where an operator's squid.conf is replaced, only the port is known."""
         told, foreign = self._present.squid_told, self._layout.conf in self._here and not is_ours(self._conf)
         return told.split(" ")[0] if foreign else told
 

@@ -1,7 +1,7 @@
-"""The sections of squidkeeper.conf that repeat what the program knows (floor 6).
+"""The sections of squid/*.conf that repeat what the program knows (floor 8).
 
-They stand in the committed file between marker comments, so that it can be read as it is. After a change of what they
-are made from, a maintainer renders them again: `python -m squidkeeper.setup.templates squid/squidkeeper.conf`.
+They stand in the committed files between marker comments, so that these can be read as they are. After a change of what
+they are made from, a maintainer renders them again: `python -m squidkeeper.setup.templates squid/*.conf`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from itertools import product
 from pathlib import Path
 from textwrap import wrap
 
+import msgspec
+
 from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.record.record import LENGTHS, VERSION, Record
 from squidkeeper.replies import header_annotation
-from squidkeeper.url import PRIVATE_NETWORKS
+from squidkeeper.url import LONG_URL, PRIVATE_NETWORKS, UNUSUAL_CHARACTER
 
 # A header that makes servers answer for another method, path or host than the request names. Each is read by some
 # framework, front end or server; squid/README.md says which.
@@ -35,12 +38,40 @@ HOST_HEADERS = (
     "Forwarded",
 )
 
+# How Squid names the fields of a record: http://www.squid-cache.org/Doc/config/logformat/. `#` is percent-encoding.
+LOG_CODES = {
+    "client": "%>a",
+    "user": "%{user_}note",
+    "method": "%#>rm",
+    "url": "%>ru",
+    "status": "%>Hs",
+    "bytes": "%<st",
+    "duration_ms": "%tr",
+    "verdict": "%#{verdict_}note",
+    "rule": "%#{rule_}note",
+    "revision": "%#{revision_}note",
+    "credential": "%#{credential_}note",
+    "fetched": "%#{final_url_}note",
+    "sni": "%#ssl::>sni",
+    "tunnel": "%#{clt_conn_tag}note",
+    "upstream": "%<a",
+    "upstream_ms": "%<pt",
+    "error": "%err_code",
+    "user_agent": "%#{User-Agent}>h",
+    "squid": "%Ss/%Sh",
+    "connection": "%transport::>connection_id",
+    "tls_error": "%#ssl::<cert_errors",
+    "cut": "%#{cut_}note",
+    "hidden": "%#{hidden_}note",
+}
+
 _SECTION = re.compile(r"(?<=^# >>> rendered: )([a-z ]+)\n.*?(?=^# <<<)", re.DOTALL | re.MULTILINE)
+_LOG_FORMAT_WIDTH = 116
 _NETWORKS_WIDTH = 118 - len("acl sk_private dst ")
 
 
 def render(text: str) -> str:
-    """Render every section of a configuration anew, and leave all else as it is."""
+    """Render every section of a configuration again, and leave all else as it is."""
     return _SECTION.sub(lambda match: f"{match[1]}\n" + "".join(f"{line}\n" for line in SECTIONS[match[1]]()), text)
 
 
@@ -73,6 +104,29 @@ def _injectable_headers() -> Iterator[str]:
         yield f"""request_header_add {header} "%'{{{annotation}}}note" sk_https !sk_final {acl}"""
 
 
+def _log_format() -> Iterator[str]:
+    """Write one JSON object for each request; a code cuts its text off at `.N` characters."""
+    line = f'logformat squidkeeper %{{{{"v":{VERSION},"time":"%Y-%m-%dT%H:%M:%S}}tg.%03tuZ"'
+    for field in msgspec.structs.fields(Record)[2:]:
+        length = f".{LENGTHS[field.name]}" if field.name in LENGTHS else ""
+        code = re.sub("^(%#?)", rf"\g<1>{length}", LOG_CODES[field.name])
+        item = f'"{field.name}":"{code}"' if field.type is str else f'"{field.name}":{code}'
+        if len(line) + len(item) > _LOG_FORMAT_WIDTH:
+            yield f"{line},\\"
+            line = item
+        else:
+            line += f",{item}"
+    yield f"{line}}}"
+
+
+def _long_urls() -> Iterator[str]:
+    yield f"acl sk_long_url url_regex ^.{{{LONG_URL}}}"
+
+
+def _unusual_urls() -> Iterator[str]:
+    yield f"acl sk_unusual_url url_regex ^(.*{UNUSUAL_CHARACTER.pattern}|.{{{LONG_URL}}})"
+
+
 def _removed(headers: Iterable[str], acl: str) -> Iterator[str]:
     return (f"request_header_access {name} deny {acl}" for header in headers for name in spellings(header))
 
@@ -81,6 +135,9 @@ SECTIONS: dict[str, Callable[[], Iterator[str]]] = {
     "private addresses": _private_networks,
     "override headers": _override_headers,
     "injectable headers": _injectable_headers,
+    "log format": _log_format,
+    "long urls": _long_urls,
+    "unusual urls": _unusual_urls,
 }
 
 
