@@ -34,9 +34,7 @@ class FakeProcess:
     log: list[str]
     running: bool = True
     broken: bool = False
-    started: str = "started"
-    failure: str = "it does not run"
-    advice: str = ""
+    port: int | None = None
     broken_while: Callable[[], bool] = field(default=lambda: False)
 
     def pid(self) -> int | None:

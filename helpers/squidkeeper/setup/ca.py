@@ -9,13 +9,13 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import NameOID
 
 from squidkeeper.errors import SetupFailed
 
 _COMMON_NAME = "squidkeeper egress CA"
 _VALID = timedelta(days=3650)
+_SIGNS = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # certificates and CRLs
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +34,10 @@ def make_ca(now: datetime) -> CertificateAuthority:
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _COMMON_NAME)])
-    usage = dict.fromkeys(
-        (
-            "digital_signature",
-            "content_commitment",
-            "key_encipherment",
-            "data_encipherment",
-            "key_agreement",
-            "encipher_only",
-            "decipher_only",
-        ),
-        False,
-    )
     certificate = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + _VALID)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
+        .add_extension(_SIGNS, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -62,7 +50,7 @@ def make_ca(now: datetime) -> CertificateAuthority:
 def check_ca(ca: CertificateAuthority) -> None:
     """Check that Squid can issue certificates with a CA; `SetupFailed` says what is wrong."""
     certificate, key = _certificate(ca.certificate), _public_key(ca.key)
-    if _encoded(certificate.public_key()) != _encoded(key):
+    if certificate.public_key() != key:
         raise SetupFailed("ca.key is not the key of ca.crt")
     try:
         is_ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
@@ -81,13 +69,8 @@ def _certificate(pem: bytes) -> x509.Certificate:
         raise SetupFailed("ca.crt is not a certificate in PEM form") from error
 
 
-def _public_key(pem: bytes) -> CertificatePublicKeyTypes:
+def _public_key(pem: bytes) -> object:
     try:
-        public: CertificatePublicKeyTypes = serialization.load_pem_private_key(pem, None).public_key()  # type: ignore[assignment] # a certificate cannot hold the others
+        return serialization.load_pem_private_key(pem, None).public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise SetupFailed("ca.key is not a private key in PEM form without a passphrase") from error
-    return public
-
-
-def _encoded(key: CertificatePublicKeyTypes) -> bytes:
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

@@ -19,28 +19,6 @@ _OWN_ADDRESSES: Final = "/var/lib/squidkeeper/own-addresses"
 _RESOLVER: Final = "127.53.53.53"
 _EXPORTER: Final = "127.0.0.1:9129"
 _PROXY: Final = "127.0.0.1:3129"
-_LOCAL_CONF: Final = """\
-# Your own Squid lines, included by squid.conf. install.sh made this file once and never overwrites it.
-# After an edit, check it and tell Squid: sudo {install}
-# Or: sudo {squid} -k parse && sudo {squid} -k reconfigure
-
-# Name servers that Squid asks, instead of the gateway's own resolver, which forwards to the host's. Run install.sh
-# after such an edit: it takes its own line out of squid.conf, because Squid asks both otherwise.
-#dns_nameservers 192.0.2.53
-
-# A CA of your own in front of the internet, or of internal servers (besides the system's):
-#tls_outgoing_options cafile=/etc/ssl/certs/ca-certificates.crt
-
-# The access log, sent to a collector too (by UDP, which may lose lines):
-#access_log udp://192.0.2.20:5140 logformat=squidkeeper buffer-size=0bytes !sk_scrape
-
-# Answers kept in memory, and served to every client with access to the same URL (never those that a credential opened):
-#cache allow all
-
-# A parent proxy that everything must go through:
-#cache_peer proxy.example.net parent 3128 0 no-query default
-#never_direct allow all
-"""
 
 
 def substitute(text: str, replacements: Mapping[str, str]) -> str:
@@ -94,8 +72,8 @@ class Configuration:
         return include + self.render("squidkeeper.conf")
 
     def local_conf(self) -> str:
-        """Write a local.conf for the operator to edit."""
-        return _LOCAL_CONF.format(install=self.layout.install_command, squid=self.layout.squid_command)
+        """Render a local.conf for the operator to edit."""
+        return self.render("local.conf", self._commands())
 
     def unit(self, service: str) -> str:
         """Render the unit of a service."""

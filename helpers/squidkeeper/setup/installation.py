@@ -296,32 +296,12 @@ class Installation:
     # Plan and transaction
 
     def _services(self) -> dict[str, InstalledService]:
-        ours, layout, systemd, owner = self._configuration, self._layout, self._machine.systemd, self._machine.owner
-        resolves = ours.resolver != NO_RESOLVER
-        maintenance = InstalledService(
-            name="maintenance",
-            paths=layout.service("maintenance"),
-            layout=layout,
-            systemd=systemd,
-            owner=owner,
-            port=53 if resolves else None,
-            failure=f"the resolver does not listen on {ours.resolver} port 53"
-            if resolves
-            else "the maintenance process does not run",
-        )
-        exporter = InstalledService(
-            name="exporter",
-            paths=layout.service("exporter"),
-            layout=layout,
-            systemd=systemd,
-            owner=owner,
-            port=None if ours.exporter == NO_EXPORTER else port_of(ours.exporter),
-            seconds=90,
-            started=f"started, on http://{ours.exporter}/",
-            failure=f"the exporter does not listen on {ours.exporter}",
-            advice="; --no-exporter does without it",
-        )
-        return {"maintenance": maintenance, "exporter": exporter}
+        ours, systemd, owner = self._configuration, self._machine.systemd, self._machine.owner
+        ports = {
+            "maintenance": None if ours.resolver == NO_RESOLVER else 53,
+            "exporter": None if ours.exporter == NO_EXPORTER else port_of(ours.exporter),
+        }
+        return {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
 
     def _begun(self) -> Transaction:
         if self._transaction is None:

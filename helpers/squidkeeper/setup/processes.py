@@ -80,20 +80,20 @@ class InstalledSquid:
         return process_listens(self.pid(), port)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class InstalledService:
     """A service beside Squid. It works when it listens on its port or, without one, when it runs."""
 
     name: str
-    paths: ServicePaths
     layout: Layout
     systemd: bool
     owner: Owner = ROOT  # Squid's account
     port: int | None = None
-    seconds: int = 20  # it may take so long to start
-    started: str = "started"  # what is told then
-    failure: str = ""  # what is told where it does not work
-    advice: str = ""
+
+    @property
+    def paths(self) -> ServicePaths:
+        """Its files."""
+        return self.layout.service(self.name)
 
     def pid(self) -> int | None:
         """Find the process that systemd started, or the one that supervises: a process id alone could be another's."""
@@ -115,8 +115,8 @@ class InstalledService:
         return process_listens(self.pid(), self.port) if self.port else self.runs()
 
     def comes_up(self) -> bool:
-        """Wait until it works, or has ended; tell whether it works."""
-        wait_until(self.seconds, lambda: self.works() or self._has_died())
+        """Wait until it works, or has ended; tell whether it works. An exporter may have a long log to read."""
+        wait_until(90 if self.name == "exporter" else 20, lambda: self.works() or self._has_died())
         return self.works()
 
     def start(self) -> None:

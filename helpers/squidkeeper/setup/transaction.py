@@ -173,10 +173,11 @@ class Transaction:
         self._stop(service)
         service.start()
         if not service.comes_up():
-            advice = f"read the lines above{service.advice}"
-            raise SetupFailed(service.failure, advice, service.log_tail())
+            what = f"does not listen on port {service.port}" if service.port else "does not run"
+            raise SetupFailed(f"the service {service.name} {what}", details=service.log_tail())
         self._put(note, entry)
-        self._say(service.name, service.started)
+        listen = entry.content.decode().rpartition(" ")[0]
+        self._say(service.name, f"started, on http://{listen}/" if listen else "started")
 
     def _tell_squid(self, action: Action, note: Path, entry: File) -> None:
         began, squid, done = time(), self._squid, _TELLS[action]

@@ -59,9 +59,8 @@ def uninstall(layout: Layout) -> None:
 
 
 def _stop(name: str, layout: Layout, *, systemd: bool) -> None:
-    paths = layout.service(name)
-    if paths.unit.exists():
-        InstalledService(name=name, paths=paths, layout=layout, systemd=systemd).stop()
+    if layout.service(name).unit.exists():
+        InstalledService(name, layout, systemd).stop()
 
 
 def _remove_files(layout: Layout) -> None:
