@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 
@@ -22,8 +23,9 @@ def show(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print a text to standard error."""
-    sys.stderr.write(f"{text.rstrip()}\n")
+    """Print a text to standard error, if somebody reads it."""
+    with suppress(BrokenPipeError):
+        sys.stderr.write(f"{text.rstrip()}\n")
 
 
 @dataclass(slots=True)

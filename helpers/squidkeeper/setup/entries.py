@@ -101,6 +101,15 @@ def write_entry(path: Path, entry: Entry) -> None:
             path.chmod(mode)
 
 
+def give_folder(path: Path, owner: Owner) -> None:
+    """Change the owner of a folder; an OSError where it is a link or something else."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchown(folder, *owner)
+    finally:
+        os.close(folder)
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link or a whole folder, if there is one."""
     if path.is_dir() and not path.is_symlink():

@@ -58,6 +58,7 @@ class Installation:
         self._configuration = self._configure()
         self._squid = InstalledSquid(layout, self._machine.systemd)
         self._transaction: Transaction | None = None
+        self._confined = False  # AppArmor keeps Squid from what is prepared
 
     def roll_back(self) -> bool:
         """Put back what was replaced; False where Squid does not start again."""
@@ -168,7 +169,8 @@ class Installation:
         if read_entry(path) == entry:
             return
         self._do(Step(Action.OPEN_APPARMOR, path, entry))
-        if not self._options.dry_run:
+        self._confined = self._options.dry_run
+        if not self._confined:
             say("AppArmor", f"lets {program} use {self._layout.prefix} ({path})")
 
     # The configuration
@@ -199,9 +201,14 @@ class Installation:
         files[layout.fragment] = _file(ours.fragment(self._yours and not names(self._conf, layout.logformat)))
         if not layout.local.exists():
             files[layout.local] = _file(ours.local_conf())
-        parsed = self._parse()
-        whose = "the fragment in our squid.conf" if self._yours else "squid.conf"
-        say("configuration", f"squid -k parse accepts {whose}, listening on {ours.listen}{_UNCHECKED * self._yours}")
+        if self._confined:
+            parsed = ""
+            say("configuration", "not checked: AppArmor does not let Squid read it yet")
+        else:
+            parsed = self._parse()
+            whose = "the fragment in our squid.conf" if self._yours else "squid.conf"
+            unchecked = "; yours was not checked" if self._yours else ""
+            say("configuration", f"squid -k parse accepts {whose}, listening on {ours.listen}{unchecked}")
         for warning in re.findall(r"\| (WARNING: .*)", parsed):
             say("", warning)
         # By what Squid has read, includes of local.conf as well. A squid.conf of yours may not include local.conf.
@@ -392,9 +399,6 @@ class Installation:
         if ours.exporter != NO_EXPORTER:
             status = f"http://{reachable(ours.exporter)}/"
             show(f"Status: {status}  metrics: /metrics there  alerts, dashboard: {layout.observe}")
-
-
-_UNCHECKED: Final = "; yours was not checked"
 
 
 def _advices(options: Options, layout: Layout) -> Mapping[str, str]:

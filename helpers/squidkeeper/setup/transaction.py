@@ -18,7 +18,7 @@ from squidkeeper.errors import SetupFailed
 from squidkeeper.maintenance.own_addresses import prepare_own_addresses
 from squidkeeper.setup.apparmor import is_additions, reload_apparmor
 from squidkeeper.setup.configuration import listen_of
-from squidkeeper.setup.entries import Entry, File, Folder, remove, text_at, write_entry
+from squidkeeper.setup.entries import Entry, File, Folder, give_folder, remove, text_at, write_entry
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine, last_lines, quietly
 from squidkeeper.setup.options import port_of
@@ -88,7 +88,7 @@ class Transaction:
                 self._touched[path] = False
                 call_as(machine.account, lambda: path.mkdir(0o750))
             case Action.GIVE_TO_SQUID:
-                os.chown(path, *machine.owner, follow_symlinks=False)
+                give_folder(path, machine.owner)
                 call_as(machine.account, lambda: path.chmod(0o750))
                 self._say("state", f"given to {machine.account.name}: {path}")
             case Action.WRITE_OWN_ADDRESSES:
