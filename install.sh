@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # One command from a fresh Debian, Ubuntu, Fedora or RHEL to a running gateway: `sudo ./install.sh` (see --help).
-#
 # This script checks the arguments, installs packages and builds the virtual environment. It ends in `squidkeeper setup`
 # (helpers/squidkeeper/setup), which plans the rest, applies it, and puts back what was there if that fails.
 set -euo pipefail
@@ -25,10 +24,7 @@ die() {
     exit 1
 }
 
-bad_usage() {
-    printf 'install.sh: %s\n            ./install.sh --help explains the options.\n' "$1" >&2
-    exit 2
-}
+bad_usage() { printf 'install.sh: %s\n            ./install.sh --help explains the options.\n' "$1" >&2 && exit 2; }
 
 # Run a command whose output matters only when it fails.
 quietly() {
@@ -42,8 +38,8 @@ on_exit() {
     local status=$? n
     trap - EXIT && trap '' HUP INT TERM
     rm -rf "$WORK"
-    [ "$status" -ne 0 ] || exit 0
     for ((n = ${#MADE[@]} - 1; n >= 0; n--)); do rm -rf "${MADE[n]}"; done
+    [ "$status" -ne 0 ] || exit 0
     printf '\ninstall.sh: step "%s" failed.\n  to do: %s\n  What was in place before is as it was.\n' "$STEP" "$ADVICE" >&2
     exit "$status"
 }
@@ -62,7 +58,8 @@ read_arguments() {
         --root) check=check_root ;;
         --open | --no-exporter | --no-start) check="" && ARGUMENTS+=("$1") ;;
         --dry-run) check="" && DRY_RUN=yes && ARGUMENTS+=("$1") ;;
-        --uninstall) check="" ACTION=uninstall ;;
+        --uninstall) check="" ACTION=uninstall && ARGUMENTS+=("$1") ;;
+        --demo) check="" ACTION=demo ;;
         --install-package) check="" && ACTION="install_these ${2-}" && shift ;; # for `squidkeeper setup`
         --help | -h) cat "$SOURCE/helpers/squidkeeper/setup/usage.txt" && exit ;;
         *) bad_usage "unknown argument: $1" ;;
@@ -81,10 +78,8 @@ read_arguments() {
 
 # PORT, ADDRESS:PORT or [ADDRESS]:PORT, as http_port takes it.
 check_listen() {
-    local port=${2##*:} address=""
-    [ "$port" = "$2" ] || address=${2%:*}
-    { [[ $port =~ ^[1-9][0-9]{0,4}$ ]] && [ "$port" -le 65535 ]; } || bad_usage "$1 $2: the port is a number from 1 to 65535"
-    [ "$port" = "$2" ] || [[ $address =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ || $address =~ ^\[[0-9A-Fa-f:.]+\]$ ]] ||
+    [[ ${2##*:} =~ ^[1-9][0-9]{0,4}$ && ${2##*:} -le 65535 ]] || bad_usage "$1 $2: the port is a number from 1 to 65535"
+    [[ $2 != *:* || ${2%:*} =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ || ${2%:*} =~ ^\[[0-9A-Fa-f:.]+\]$ ]] ||
         bad_usage "$1 $2: ADDRESS is an IPv4 address or an IPv6 address in brackets, such as 192.168.137.1:3129"
     printf '%s' "$2"
 }
@@ -146,7 +141,7 @@ install_these() {
     fi
 }
 
-# The distribution's own Python: one of pyenv's or conda's, first on PATH, may lie where Squid's account cannot read.
+# The distribution's own Python: one of pyenv's or conda's, first on PATH, may be unreadable for Squid's account.
 find_python() {
     local python least
     least=$(sed -n 's/^requires-python *= *">= *\([0-9]*\)\.\([0-9]*\).*/(\1, \2)/p' "$SOURCE/pyproject.toml")
@@ -156,28 +151,31 @@ find_python() {
     return 1
 }
 
-# ── The virtual environment ──────────────────────────────────────────────────────────────────────────────────────────
 # With what is missing above it. A run that fails removes it.
 make_directory() {
-    [ ! -d "$1" ] || return 0
-    make_directory "$(dirname "$1")"
-    mkdir "$1" && MADE+=("$1")
+    [ -d "$1" ] || { make_directory "$(dirname "$1")" && mkdir "$1" && MADE+=("$1"); }
 }
 
 # One run at a time for each gateway. The lock ends with `squidkeeper setup`.
 lock() { { exec 9<"$PREFIX" && flock -n 9; } || die "another run of install.sh is at work on $PREFIX" "wait for it"; }
 
-# Each version of the sources has an environment of its own, beside the one whose helpers run. A dry run leaves none behind.
+# Each version of the sources has an environment of its own, beside the one whose helpers run. What leaves nothing behind
+# builds its own elsewhere, which is not below /run: that can be mounted noexec.
 prepare_program() {
     local hash build
+    step program "see pip's lines above; it needs a package index (PIP_INDEX_URL, a proxy: see pip's documentation), or --wheels DIR"
+    PYTHON=$(find_python) || die "there is no Python here" "install python3-venv"
     hash=$(cd "$SOURCE" && { "$PYTHON" -VV && find pyproject.toml helpers -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum; } | sha256sum)
     VENV=$PREFIX/venv-${hash:0:12} build=$PREFIX/venv-${hash:0:12}
     if [ -e "$VENV/complete" ]; then
         say program "as built before in $VENV"
+    elif [ "$ACTION$DRY_RUN" = install ]; then
+        rm -rf "$VENV" && make_directory "$VENV"
+        build_venv "$VENV"
     else
-        if [ -n "$DRY_RUN" ]; then build=$WORK/venv; else rm -rf "$VENV" && make_directory "$VENV"; fi
+        build=$(mktemp -d /var/tmp/squidkeeper-install.XXXXXX) && MADE+=("$build") && chmod 755 "$build"
+        build+=/${VENV##*/}
         build_venv "$build"
-        say program "built in $build with $PYTHON"
     fi
     ADVICE="see the lines above; with $VENV moved away, it is built again"
     RUN=("$build/bin/python" -I -m squidkeeper)
@@ -199,37 +197,39 @@ build_venv() {
     # Squid's account may not write it later.
     quietly "$1/bin/pip" --quiet --disable-pip-version-check install "${wheels[@]}" --only-binary :all: --compile "$WORK/sources"
     touch "$1/complete"
+    say program "built in $1 with $PYTHON"
 }
 
-# ── Install and uninstall ────────────────────────────────────────────────────────────────────────────────────────────
 install() {
     step packages "see what the package manager says above; with no network, install the packages by hand and run this again"
     install_packages
-    PYTHON=$(find_python)
     step directories "make the directory, or choose another --root"
-    [ -n "$DRY_RUN" ] || make_directory "$PREFIX"
-    [ ! -d "$PREFIX" ] || lock
-    step program "see pip's lines above; it needs a package index (PIP_INDEX_URL, a proxy: see pip's documentation), or --wheels DIR"
+    [ "$ACTION$DRY_RUN" != install ] || make_directory "$PREFIX"
+    [ ! -d "$PREFIX" ] || [ "$ACTION" = demo ] || lock
     prepare_program
-    set_up
+    [ "$ACTION" = demo ] || set_up
+}
+
+# A tour on this machine alone, in network namespaces.
+demo() {
+    install
+    step demo "see the lines above"
+    type curl ip nft >/dev/null 2>&1 || install_these curl iproute2 nftables
+    "${RUN[@]}" demo --source "$SOURCE"
 }
 
 # By the code of these sources, with the packages of an environment that is installed; where none works, one is built.
 uninstall() {
-    local python path="import sys; sys.path.insert(0, '$SOURCE/helpers')" parts=(/etc/squid/squidkeeper.conf /var/lib/squidkeeper)
+    local python path="import sys; sys.path.insert(0, '$SOURCE/helpers')"
     step uninstall "see the lines above"
-    [ -z "$ROOT" ] || parts=("$ROOT/etc/squidkeeper.conf" "$ROOT/state")
-    compgen -G "$PREFIX/venv-*" >/dev/null || [ -e "${parts[0]}" ] || [ -e "${parts[1]}" ] ||
-        { say uninstall "no gateway of squidkeeper's is in ${ROOT:-/etc/squid}: nothing to do" && exit; }
+    compgen -G "$PREFIX/venv-*" >/dev/null || compgen -G "${ROOT:-/etc/squid}/squidkeeper*.conf" >/dev/null ||
+        compgen -G "$ROOT/etc/squidkeeper*.conf" >/dev/null || { say uninstall "no gateway of squidkeeper's is in ${ROOT:-/etc/squid}: nothing to do" && exit; }
     lock
-    ARGUMENTS+=(--uninstall)
     for python in "$PREFIX"/venv-*/bin/python; do
         RUN=("$python" -I -B -c "$path; from squidkeeper.cli import main; main()")
         ! "${RUN[@]}" setup --help >/dev/null 2>&1 || set_up
     done
-    PYTHON=$(find_python) || die "there is no Python here" "install python3-venv"
-    build_venv "$WORK/venv"
-    RUN=("$WORK/venv/bin/python" -I -m squidkeeper)
+    prepare_program
     set_up
 }
 

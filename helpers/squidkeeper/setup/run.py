@@ -10,7 +10,6 @@ from typing import NoReturn
 from squidkeeper.errors import SetupFailed
 from squidkeeper.setup.console import Stage, complain
 from squidkeeper.setup.entries import remove
-from squidkeeper.setup.installation import Installation
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.options import Options
 from squidkeeper.setup.uninstall import uninstall
@@ -46,6 +45,8 @@ def _run(options: Options, layout: Layout, stage: Stage) -> int:
         stage.name = "uninstall"
         return _attempt(lambda _: uninstall(layout), options, layout, stage)
 
+    from squidkeeper.setup.installation import Installation  # an uninstall does without its dependencies
+
     def install(undo: list[Undo]) -> None:
         installation = Installation(options, layout, stage)
         undo.append(installation.roll_back)
@@ -70,6 +71,8 @@ def _attempt(run: Callable[[list[Undo]], None], options: Options, layout: Layout
         _roll_back(undo, options, layout)
         raise
     else:
+        if options.uninstall or options.dry_run:
+            _remove_made(options)
         return 0
     _roll_back(undo, options, layout)
     return 1
@@ -79,13 +82,19 @@ def _roll_back(undo: list[Undo], options: Options, layout: Layout) -> None:
     for number in _SIGNALS:
         signal.signal(number, _ignore)
     good = all(roll_back() for roll_back in undo)
-    for path in reversed(options.made):
-        remove(path)
+    _remove_made(options)
+    if options.uninstall:
+        return
     complain(
         "  What was in place before is as it was."
         if good
         else f"  The files are as they were, but Squid does not start with them any more: read {layout.cache_log}"
     )
+
+
+def _remove_made(options: Options) -> None:
+    for path in reversed(options.made):
+        remove(path)
 
 
 def _failure(error: SetupFailed, stage: Stage) -> str:
