@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.engine.decision import Decision, deny
 from squidkeeper.engine.fields import HostFacts, covers_default_port, holds_for_host
-from squidkeeper.engine.index import HostIndex
+from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.model import Action, Credential, Policy, Rewrite, Rule
 from squidkeeper.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.url import Address, Host

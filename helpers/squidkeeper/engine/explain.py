@@ -12,9 +12,9 @@ from squidkeeper.engine.decide import Stage, decide
 from squidkeeper.engine.decision import Decision
 from squidkeeper.engine.fields import Entry, HostFacts, UrlFacts, failing_fields, is_deny
 from squidkeeper.engine.host_scope import first_rewrite, first_rule
-from squidkeeper.engine.index import HostIndex
 from squidkeeper.engine.request_scope import decide_reading
 from squidkeeper.errors import InvalidUrl
+from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.hosts import HostForm
 from squidkeeper.policy.model import Match, Rewrite, Rule
 from squidkeeper.protocol.request import Malformed, Request

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from datetime import datetime
 from difflib import get_close_matches
 from itertools import product
 
 from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.host_lists import HostList
-from squidkeeper.policy.hosts import HostForm, HostPattern, Network, host_keys
-from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.host_index import HostIndex
+from squidkeeper.policy.hosts import HostForm
+from squidkeeper.policy.model import Action, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.queries import QueryPattern
-from squidkeeper.url import DEFAULT_PORTS, Host, is_private
+from squidkeeper.url import DEFAULT_PORTS, is_private
 
 
 def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
@@ -56,8 +56,7 @@ def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
 
 
 def _unused(policy: Policy) -> Iterator[Fault]:
-    entries: tuple[Rule | Rewrite | Credential, ...] = (*policy.rules, *policy.rewrites, *policy.credentials)
-    matches = [entry.match for entry in entries]
+    matches = [entry.match for entry in policy.entries]
     sections: tuple[tuple[str, Mapping[str, Location], set[str]], ...] = (
         ("client", {client.name: client.location for client in policy.clients}, _all(m.clients for m in matches)),
         ("list", {name: hosts.location for name, hosts in policy.lists.items()}, _all(m.lists for m in matches)),
@@ -106,8 +105,7 @@ def _unopened_addresses(policy: Policy) -> Iterator[Fault]:
 
 
 def _unknown_methods(policy: Policy) -> Iterator[Fault]:
-    entries: tuple[Rule | Rewrite | Credential, ...] = (*policy.rules, *policy.rewrites, *policy.credentials)
-    for entry in entries:
+    for entry in policy.entries:
         for method in sorted((entry.match.methods or frozenset()) - _METHODS):
             meant = get_close_matches(method, _METHODS, 1)
             hint = f", did you mean {meant[0]}" if meant else ""
@@ -117,8 +115,7 @@ def _unknown_methods(policy: Policy) -> Iterator[Fault]:
 
 def _strange_expressions(policy: Policy) -> Iterator[Fault]:
     """Find the expressions for paths that ask for what no path holds as it is sent, only as some server reads it."""
-    entries: tuple[Rule | Rewrite | Credential, ...] = (*policy.rules, *policy.rewrites, *policy.credentials)
-    for entry in entries:
+    for entry in policy.entries:
         for pattern in entry.match.paths or ():
             if not pattern.text.startswith("regex:"):
                 continue
@@ -168,25 +165,25 @@ _WILDCARDS = (HostForm.TREE, HostForm.LABEL, HostForm.UNDER)
 
 
 def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
-    """Find the rules that an earlier one, over the same or more, leaves nothing to decide, or nothing to close."""
-    deciders: dict[_Narrowed, _Deciders] = {}
+    """Find the rules to which an earlier one, for the same requests or more, leaves nothing to decide or to deny."""
+    deciders: dict[_Narrowed, HostIndex] = {}
     opened = _opened(policy)
     for position, rule in enumerate(policy.rules):
         if rule.lapsed(now):
             continue
         earlier = (
-            first
+            policy.rules[first]
             for narrowed in _as_wide(rule.match)
             if narrowed in deciders
-            for first in deciders[narrowed].over(rule.match)
-            if _outlasts(first, rule) and _covers(first, rule)
+            for first in deciders[narrowed].covering(rule.match)
         )
-        found = next(filter(None, (_leaves_nothing(first, rule, opened) for first in earlier)), None)
+        covering = (first for first in earlier if _outlasts(first, rule) and _covers(first, rule))
+        found = next(filter(None, (_leaves_nothing(first, rule, opened) for first in covering)), None)
         if found is not None:
             code, message = found
             yield Fault(rule.location, code, f"rule {rule.name!r} {message}")
             continue
-        deciders.setdefault(_narrowed(rule.match), _Deciders(policy.lists)).add(position, rule)
+        deciders.setdefault(_narrowed(rule.match), HostIndex((), policy.lists)).add(position, rule.match)
 
 
 def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) -> tuple[FaultCode, str] | None:
@@ -285,71 +282,3 @@ def _joined(some: Iterable[range]) -> list[range]:
 
 
 _ANY_PORT = {scheme: [range(1, 1 << 16)] for scheme in DEFAULT_PORTS}
-
-
-class _Deciders:
-    """The rules met so far, by the host patterns that they match."""
-
-    def __init__(self, lists: Mapping[str, HostList]) -> None:
-        self._lists = lists
-        self._rules: dict[int, Rule] = {}
-        self._by_key: dict[str, set[int]] = {}
-        self._by_list: dict[str, set[int]] = {}
-        self._networks: list[tuple[Network, int]] = []
-
-    def add(self, position: int, rule: Rule) -> None:
-        self._rules[position] = rule
-        match = rule.match
-        if match.any_host:
-            self._by_key.setdefault(HostForm.ANY, set()).add(position)
-        for pattern in match.hosts or ():
-            if pattern.network is not None:
-                self._networks.append((pattern.network, position))
-            else:
-                self._by_key.setdefault(pattern.key, set()).add(position)
-        for name in match.lists or ():
-            self._by_list.setdefault(name, set()).add(position)
-
-    def over(self, match: Match) -> list[Rule]:
-        """List the rules whose hosts hold wherever those of `match` do, the first ones first."""
-        positions = set(self._rules)
-        for pattern in _patterns(match):
-            positions &= self._over_pattern(pattern)
-            if not positions:
-                return []
-        for name in match.lists or ():
-            positions &= self._by_list.get(name, set()) | self._by_key.get(HostForm.ANY, set())
-        return [self._rules[position] for position in sorted(positions)]
-
-    def _over_pattern(self, pattern: HostPattern) -> set[int]:
-        keys = _wider_keys(pattern)
-        found = {position for key in keys for position in self._by_key.get(key, ())}
-        network = pattern.network
-        if network is not None:
-            found.update(position for wider, position in self._networks if _holds(wider, network))
-        for name, positions in self._by_list.items():
-            hosts = self._lists[name]
-            if hosts.has_key(keys) or (network is not None and hosts.covers_network(network)):
-                found |= positions
-        return found
-
-
-def _patterns(match: Match) -> tuple[HostPattern, ...]:
-    if match.any_host:
-        return (HostPattern("*", HostForm.ANY),)
-    return match.hosts or ()
-
-
-def _wider_keys(pattern: HostPattern) -> Sequence[str]:
-    """List the keys of the patterns that match every host which this one matches."""
-    if pattern.network is not None or pattern.form is HostForm.ANY:
-        return [HostForm.ANY]
-    if pattern.form is HostForm.EXACT:
-        return host_keys(Host(pattern.name))
-    itself = {HostForm.TREE: (".",), HostForm.LABEL: ("*.", ".", "**."), HostForm.UNDER: (".", "**.")}[pattern.form]
-    above = [key for key in host_keys(Host(pattern.name)) if key.startswith((".", "**.")) and key != f".{pattern.name}"]
-    return [*(f"{form}{pattern.name}" for form in itself), *above, HostForm.ANY]
-
-
-def _holds(wider: Network, network: Network) -> bool:
-    return wider.version == network.version and wider.supernet_of(network)  # type: ignore[arg-type] # the same version

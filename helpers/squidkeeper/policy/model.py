@@ -199,3 +199,8 @@ class Policy:
     lists: Mapping[str, HostList] = field(default_factory=dict)
     secrets: Mapping[str, SecretSource] = field(default_factory=dict)
     tests: tuple[PolicyTest, ...] = ()
+
+    @property
+    def entries(self) -> tuple[Rule | Rewrite | Credential, ...]:
+        """The rules, rewrites and credentials."""
+        return (*self.rules, *self.rewrites, *self.credentials)

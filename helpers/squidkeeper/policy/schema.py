@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -156,20 +156,6 @@ def _prose(text: str) -> str:
     return text
 
 
-def _action(value: object) -> Action:
-    return Action(_one_of(value, tuple(Action)))
-
-
-def _scheme(value: object) -> str:
-    return _one_of(value, ("http", "https"))
-
-
-def _one_of(value: object, choices: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        raise _wrong_type(one_of(choices))
-    return value
-
-
 def _method(text: str) -> str:
     if text in _NO_METHOD:
         raise PatternError(_NO_METHOD[text])
@@ -271,31 +257,9 @@ def _time(value: object) -> datetime:
         ) from None
 
 
-def _version(value: object) -> int:
+def _version(value: object) -> int:  # pydantic's Literal[1] takes true
     if value != 1 or not isinstance(value, int) or isinstance(value, bool):
         raise _wrong_type("the number 1, which is the version of the language that this squidkeeper understands")
-    return value
-
-
-def _end(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong_type("true (or false, once, to do without it from then on)")
-    return value
-
-
-def _end_required(value: object) -> str:
-    return _one_of(value, ("required",))
-
-
-def _redirect(value: object) -> int:
-    if value not in _REDIRECTS or isinstance(value, bool):
-        raise _wrong_type(f"one of the numbers {', '.join(map(str, _REDIRECTS))}")
-    return value
-
-
-def _truth(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong_type("true or false")
     return value
 
 
@@ -376,7 +340,6 @@ _NO_VALUES = "a policy never holds a value itself"
 _NAME_AT_MOST = 100
 _PROSE_AT_MOST = 1000
 _PORT_AT_MOST = 65535
-_REDIRECTS = (301, 302, 303, 307, 308)
 _NO_METHOD = {
     "CONNECT": "CONNECT is transport, not a method to list: expected the methods of the requests inside the tunnel",
     "TRACE": "TRACE is always denied, expected another method",
@@ -401,14 +364,12 @@ Name = Annotated[str, _parsed(FaultCode.INVALID_NAME, _name)]
 RuleName = Annotated[str, _parsed(FaultCode.INVALID_NAME, _rule_name)]
 SecretName = Annotated[str, _parsed(FaultCode.INVALID_NAME, _secret_name)]
 Prose = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _prose)]
-ActionText = Annotated[Action, PlainValidator(_action)]
-Truth = Annotated[bool, PlainValidator(_truth)]
+ActionText = Annotated[Action, Field(strict=False)]  # strict, pydantic takes no text
 Time = Annotated[datetime, PlainValidator(_time)]
 KnownClient = Annotated[str, _known("clients", "client")]
 KnownList = Annotated[str, _known("lists", "list")]
 KnownSecret = Annotated[str, _known("secrets", "secret")]
 KnownCredential = Annotated[str, _known("credentials", "credential")]
-AnyText = Annotated[str, PlainValidator(_text)]
 File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
 
 # --- the models ---------------------------------------------------------------------------------------------------
@@ -452,11 +413,11 @@ class MatchFields(_Model):
 
     clients: list[KnownClient] | None = None
     lists: list[KnownList] | None = None
-    schemes: list[Annotated[str, PlainValidator(_scheme)]] | None = None
+    schemes: list[Literal["http", "https"]] | None = None
     ports: list[Annotated[range, PlainValidator(_port)]] | None = None
     methods: list[Annotated[str, _parsed(FaultCode.INVALID_METHOD, _method)]] | None = None
     paths: list[Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]] | None = None
-    query: dict[AnyText, Annotated[str, PlainValidator(_query_value)]] | None = None
+    query: dict[str, Annotated[str, PlainValidator(_query_value)]] | None = None
 
 
 class RuleEntry(MatchFields):
@@ -466,7 +427,7 @@ class RuleEntry(MatchFields):
     action: ActionText
     hosts: list[Annotated[HostPattern, PlainValidator(_rule_host)]] | None = None
     reason: Prose | None = None
-    private: Truth = False
+    private: bool = False
     expires: Time | None = None
     owner: Prose | None = None
 
@@ -477,8 +438,8 @@ class RewriteEntry(MatchFields):
     name: Name
     hosts: list[Annotated[HostPattern, _parsed(FaultCode.INVALID_HOST, parse_host_pattern)]] | None = None
     to: Annotated[Target, PlainValidator(_to)]
-    redirect: Annotated[int, PlainValidator(_redirect)] | None = None
-    private: Truth = False
+    redirect: Literal[301, 302, 303, 307, 308] | None = None
+    private: bool = False
 
 
 class Basic(_Model):
@@ -524,8 +485,8 @@ class PolicyFile(_Model):
     secrets: dict[SecretName, SecretEntry] | None = None
     credentials: list[CredentialEntry] | None = None
     tests: list[TestEntry] | None = None
-    end_required: Annotated[str, PlainValidator(_end_required)] | None = Field(None, alias="end: required")
-    end: Annotated[bool, PlainValidator(_end)] | None = None
+    end_required: Literal["required"] | None = Field(None, alias="end: required")
+    end: bool | None = None
 
 
 # --- validation and its words -------------------------------------------------------------------------------------
@@ -607,7 +568,9 @@ def _code_and_message(detail: ErrorDetails, steps: list[int | str]) -> tuple[Fau
         case "missing":
             return FaultCode.MISSING_KEY, f"key {steps[-1]!r} is missing{_OF.get(str(steps[-1]), '')}"
         case _:
-            expected = str(context.get("expected") or _EXPECTED.get(detail["type"], detail["msg"]))
+            expected = _EXPECTED_FOR_KEY.get(steps[-1]) or _EXPECTED.get(detail["type"]) or str(context["expected"])
+            if detail["type"] in ("enum", "literal_error"):  # 'allow' or 'deny'
+                expected = one_of(tuple(_QUOTED.findall(expected))) if "'" in expected else expected
             return FaultCode.WRONG_TYPE, _type_message(steps, detail["input"], expected)
 
 
@@ -712,11 +675,18 @@ _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "secrets": (("file", "env"), False),
     "credentials": (("bearer", "basic", "value"), False),
 }
+_EXPECTED_FOR_KEY: dict[int | str, str] = {
+    "redirect": "one of the numbers 301, 302, 303, 307, 308",
+    "end": "true (or false, once, to do without it from then on)",
+}
+_QUOTED = re.compile("'([^']*)'")
 _EXPECTED = {
     "list_type": "a list, such as [one, two]",
     "dict_type": "a mapping (key: value)",
     "model_type": "a mapping (key: value)",
     "model_attributes_type": "a mapping (key: value)",
+    "string_type": "text",
+    "bool_type": "true or false",
 }
 _OF = {
     "version": ", expected 'version: 1' in each file",
