@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy.contents import PolicyContents
@@ -29,16 +28,13 @@ from squidkeeper.policy.schema import (
     Checked,
     CredentialEntry,
     Defaults,
+    MatchEntry,
     Names,
     PolicyFile,
-    RewriteEntry,
-    RuleEntry,
     check_document,
     is_understood,
 )
 from squidkeeper.policy.templates import parse_template
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,21 +234,13 @@ class _Maker:
 
     def clients(self) -> Iterator[Client]:
         for name, entry in (self.model.clients or {}).items():
-            users = None if entry.users is None else frozenset(entry.users)
-            yield Client(name, self._key("clients", name), _tuple(entry.networks), users)
+            yield Client(name, self._key("clients", name), entry.networks, entry.users)
 
     def rules(self) -> Iterator[Rule]:
         for position, entry in enumerate(self.model.rules or ()):
-            yield Rule(
-                name=entry.name,
-                location=self._place("rules", position),
-                action=entry.action,
-                match=_match(entry),
-                reason=entry.reason,
-                private=entry.private,
-                expires=entry.expires,
-                owner=entry.owner,
-            )
+            place, match = self._place("rules", position), _match(entry)
+            reason, private, expires, owner = entry.reason, entry.private, entry.expires, entry.owner
+            yield Rule(entry.name, place, entry.action, match, reason, private, expires, owner)
 
     def rewrites(self) -> Iterator[Rewrite]:
         for position, entry in enumerate(self.model.rewrites or ()):
@@ -266,31 +254,16 @@ class _Maker:
 
     def credentials(self) -> Iterator[Credential]:
         for position, entry in enumerate(self.model.credentials or ()):
-            template = _template(entry)
-            yield Credential(
-                name=entry.name,
-                location=self._place("credentials", position),
-                match=_match(entry),
-                header=entry.header,
-                template=template,
-                secrets=parse_template(template),
-                username=entry.basic.username if entry.basic else None,
-            )
+            place, template = self._place("credentials", position), _template(entry)
+            username = entry.basic.username if entry.basic else None
+            secrets = parse_template(template)
+            yield Credential(entry.name, place, _match(entry), entry.header, template, secrets, username)
 
     def tests(self) -> Iterator[PolicyTest]:
         for position, entry in enumerate(self.model.tests or ()):
-            yield PolicyTest(
-                location=self._place("tests", position),
-                method=entry.request[0],
-                url=entry.request[1],
-                expect=entry.expect,
-                client=entry.client,
-                user=entry.user,
-                at=entry.at,
-                rule=entry.rule,
-                rewrite=entry.rewrite,
-                credentials=_tuple(entry.credentials),
-            )
+            place, (method, url) = self._place("tests", position), entry.request
+            results = (entry.rule, entry.rewrite, entry.credentials)
+            yield PolicyTest(place, method, url, entry.expect, entry.client, entry.user, entry.at, *results)
 
     def _place(self, *steps: str | int) -> Location:
         return self.document.locate(steps)
@@ -299,28 +272,13 @@ class _Maker:
         return self.document.locate(steps, key=True)
 
 
-def _match(entry: RuleEntry | RewriteEntry | CredentialEntry) -> Match:
-    return Match(
-        clients=_set(entry.clients),
-        hosts=_tuple(entry.hosts),
-        lists=_tuple(entry.lists),
-        schemes=_set(entry.schemes),
-        ports=_tuple(entry.ports),
-        methods=_set(entry.methods),
-        paths=_tuple(entry.paths),
-        query=tuple(QueryPattern(key, pattern) for key, pattern in entry.query.items()) if entry.query else None,
-    )
+def _match(entry: MatchEntry) -> Match:
+    query = tuple(QueryPattern(key, pattern) for key, pattern in entry.query.items()) if entry.query else None
+    of_host = (entry.clients, entry.hosts, entry.lists, entry.schemes, entry.ports, entry.methods)
+    return Match(*of_host, entry.paths, query)
 
 
 def _template(entry: CredentialEntry) -> str:
     if entry.value is not None:
         return entry.value
     return f"{{{entry.basic.password}}}" if entry.basic else f"Bearer {{{entry.bearer}}}"
-
-
-def _tuple(values: list[T] | None) -> tuple[T, ...] | None:
-    return None if values is None else tuple(values)
-
-
-def _set(values: Iterable[str] | None) -> frozenset[str] | None:
-    return None if values is None else frozenset(values)

@@ -375,6 +375,11 @@ File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
 # --- the models ---------------------------------------------------------------------------------------------------
 
 
+# Strict, pydantic takes no list for these. Neither takes text or a mapping.
+Many = Annotated[tuple[T, ...], Field(strict=False)]
+Several = Annotated[frozenset[T], Field(strict=False)]
+
+
 class _Model(BaseModel):
     """A mapping of the language: only its own keys."""
 
@@ -391,8 +396,8 @@ class Defaults(_Model):
 class ClientEntry(_Model):
     """Who asks."""
 
-    networks: list[Annotated[Network, _parsed(FaultCode.INVALID_NETWORK, parse_network)]] | None = None
-    users: list[Annotated[str, _parsed(FaultCode.INVALID_TEXT, _user)]] | None = None
+    networks: Many[Annotated[Network, _parsed(FaultCode.INVALID_NETWORK, parse_network)]] | None = None
+    users: Several[Annotated[str, _parsed(FaultCode.INVALID_TEXT, _user)]] | None = None
 
 
 class ListEntry(_Model):
@@ -411,12 +416,12 @@ class SecretEntry(_Model):
 class MatchFields(_Model):
     """The fields by which rules, rewrites and credentials match, hosts aside."""
 
-    clients: list[KnownClient] | None = None
-    lists: list[KnownList] | None = None
-    schemes: list[Literal["http", "https"]] | None = None
-    ports: list[Annotated[range, PlainValidator(_port)]] | None = None
-    methods: list[Annotated[str, _parsed(FaultCode.INVALID_METHOD, _method)]] | None = None
-    paths: list[Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]] | None = None
+    clients: Several[KnownClient] | None = None
+    lists: Many[KnownList] | None = None
+    schemes: Several[Literal["http", "https"]] | None = None
+    ports: Many[Annotated[range, PlainValidator(_port)]] | None = None
+    methods: Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, _method)]] | None = None
+    paths: Many[Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]] | None = None
     query: dict[str, Annotated[str, PlainValidator(_query_value)]] | None = None
 
 
@@ -425,7 +430,7 @@ class RuleEntry(MatchFields):
 
     name: RuleName
     action: ActionText
-    hosts: list[Annotated[HostPattern, PlainValidator(_rule_host)]] | None = None
+    hosts: Many[Annotated[HostPattern, PlainValidator(_rule_host)]] | None = None
     reason: Prose | None = None
     private: bool = False
     expires: Time | None = None
@@ -436,7 +441,7 @@ class RewriteEntry(MatchFields):
     """A rewrite."""
 
     name: Name
-    hosts: list[Annotated[HostPattern, _parsed(FaultCode.INVALID_HOST, parse_host_pattern)]] | None = None
+    hosts: Many[Annotated[HostPattern, _parsed(FaultCode.INVALID_HOST, parse_host_pattern)]] | None = None
     to: Annotated[Target, PlainValidator(_to)]
     redirect: Literal[301, 302, 303, 307, 308] | None = None
     private: bool = False
@@ -453,11 +458,14 @@ class CredentialEntry(MatchFields):
     """A credential."""
 
     name: Name
-    hosts: list[Annotated[HostPattern, PlainValidator(_credential_host)]]
+    hosts: Many[Annotated[HostPattern, PlainValidator(_credential_host)]]
     header: Annotated[str, _parsed(FaultCode.INVALID_HEADER, _header)] = INJECTABLE_HEADERS[0]
     bearer: KnownSecret | None = None
     basic: Basic | None = None
     value: Annotated[str, PlainValidator(_value)] | None = None
+
+
+MatchEntry = RuleEntry | RewriteEntry | CredentialEntry
 
 
 class TestEntry(_Model):
@@ -470,7 +478,7 @@ class TestEntry(_Model):
     at: Time | None = None
     rule: Annotated[str, PlainValidator(_tested_rule)] | None = None
     rewrite: Annotated[str, PlainValidator(_tested_rewrite)] | None = None
-    credentials: list[KnownCredential] | None = None
+    credentials: Many[KnownCredential] | None = None
 
 
 class PolicyFile(_Model):
@@ -681,7 +689,7 @@ _EXPECTED_FOR_KEY: dict[int | str, str] = {
 }
 _QUOTED = re.compile("'([^']*)'")
 _EXPECTED = {
-    "list_type": "a list, such as [one, two]",
+    **dict.fromkeys(("list_type", "tuple_type", "frozen_set_type"), "a list, such as [one, two]"),
     "dict_type": "a mapping (key: value)",
     "model_type": "a mapping (key: value)",
     "model_attributes_type": "a mapping (key: value)",
