@@ -293,7 +293,7 @@ def test_check_warns_of_a_list_in_which_nothing_was_understood(policy: Path) -> 
     assert status == 0
     assert out.splitlines()[0] == (
         f"{policy}/trackers.txt: warning: nothing in the list was understood, "
-        "so what names it matches nothing [list-empty]"
+        "so an entry that names it matches nothing [list-empty]"
     )
     assert "list trackers: 0 hosts, less than a minute old, 2 lines not understood\n" in out
 

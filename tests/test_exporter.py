@@ -799,7 +799,9 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
     assert len(live.state.warnings) == 2
     about = replace(view(None), policy_state=live.state)
     (warning,) = warnings(about)
-    assert warning == (f"{policy}/empty: the list holds no host pattern, so what names it matches nothing [list-empty]")
+    assert warning == (
+        f"{policy}/empty: the list holds no host pattern, so an entry that names it matches nothing [list-empty]"
+    )
 
 
 def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:

@@ -89,10 +89,7 @@ def test_a_wildcard_over_a_longer_public_suffix_is_shown(directory: Path, patter
 def test_a_credential_for_http_alone_is_never_sent(directory: Path) -> None:
     text = "secrets: {s: {env: S}}\ncredentials: [{name: c, hosts: [a.example], schemes: [http], bearer: s}]\n"
     (warning,) = warnings(directory, text)
-    assert warning == (
-        "policy.yaml:3:15: credential 'c' is never sent: "
-        "its schemes leave out https, without which none is [never-sent]"
-    )
+    assert warning == ("policy.yaml:3:15: credential 'c' is never sent: its schemes leave out https [never-sent]")
 
 
 # --- shadowed rules -----------------------------------------------------------------------------------------------
@@ -216,7 +213,7 @@ def test_a_deny_of_a_method_holds_for_more_spellings_than_an_allow(directory: Pa
 
 @pytest.mark.parametrize("entry", ["rules: [{action: allow, name: r", "rewrites: [{to: 'https://m.example', name: r"])
 def test_a_path_that_is_open_on_every_host_is_shown(directory: Path, entry: str) -> None:
-    holds = "holds for every host, as it names none: if that is meant, hosts: ['*'] says so [every-host]"
+    holds = "holds for every host, as it names none: if that is meant, write hosts: ['*'] [every-host]"
     for field in ("paths: [/v2/**]", "query: {q: x}"):
         (warning,) = warnings(directory, f"{entry}, {field}}}]\n")
         assert warning.endswith(f"'r' {holds}")

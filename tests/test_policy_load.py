@@ -146,7 +146,7 @@ def test_a_method_that_can_never_match_is_a_fault(policy: Path, method: str) -> 
 
 def test_all_methods_are_said_by_none(policy: Path) -> None:
     (fault,) = faults_of(policy, "rules: [{name: a, action: deny, methods: [ALL]}]")
-    assert fault.endswith("to say all methods, leave 'methods' out [invalid-method]")
+    assert fault.endswith("for all methods, leave 'methods' out [invalid-method]")
 
 
 def test_a_query_has_no_expressions(policy: Path) -> None:
@@ -226,7 +226,7 @@ def test_names_are_unique_and_defaults_stand_once_over_all_files(policy: Path) -
     (policy / "a.yaml").write_text(text)
     (policy / "b.yaml").write_text(text)
     assert faults_of(policy) == [
-        "b.yaml:2:1: 'defaults' stands in two files, first at a.yaml:2:1, expected it in one at most [duplicate-key]",
+        "b.yaml:2:1: 'defaults' is in two files, first at a.yaml:2:1, expected it in one at most [duplicate-key]",
         "b.yaml:3:11: client 'c' is defined twice, first at a.yaml:3:11 [duplicate-name]",
         "b.yaml:4:16: rule 'r' is defined twice, first at a.yaml:4:16 [duplicate-name]",
     ]
@@ -434,7 +434,7 @@ def test_a_list_of_which_nothing_was_understood_is_a_warning_of_its_own(policy: 
     (policy / "list.txt").write_text("<html>\n")
     loaded = load(policy, "lists: {l: {file: list.txt}}\n")
     assert warnings_of(loaded, policy)[0] == (
-        "list.txt: nothing in the list was understood, so what names it matches nothing [list-empty]"
+        "list.txt: nothing in the list was understood, so an entry that names it matches nothing [list-empty]"
     )
 
 
@@ -450,7 +450,7 @@ def test_a_list_that_takes_hosts_out_serves_a_deny_but_no_allow_and_no_credentia
     ):
         kind = "an allow" if "allow" in rule else "a credential"
         assert any(
-            f"list 'l' takes hosts out by {line!r} (its line 2), which is not understood: not safe for {kind}" in fault
+            f"list 'l' excludes hosts by {line!r} (its line 2), which is not understood: not safe for {kind}" in fault
             for fault in faults_of(policy, lists + rule)
         )
 
@@ -467,7 +467,7 @@ def test_an_empty_list_is_a_warning(policy: Path) -> None:
     (policy / "list.txt").write_text("# nothing yet\n127.0.0.1 localhost\n")
     loaded = load(policy, "lists: {l: {file: list.txt}}\n")
     assert warnings_of(loaded, policy) == [
-        "list.txt: the list holds no host pattern, so what names it matches nothing [list-empty]"
+        "list.txt: the list holds no host pattern, so an entry that names it matches nothing [list-empty]"
     ]
 
 

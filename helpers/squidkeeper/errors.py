@@ -34,7 +34,7 @@ class SquidkeeperError(Exception):
 
 
 class InvalidUrl(SquidkeeperError):
-    """A request target, host or port that no rule may be asked about; the text says why."""
+    """A request target, host or port that is not valid; the text tells why."""
 
 
 class InvalidLine(SquidkeeperError):

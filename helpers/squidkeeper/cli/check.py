@@ -201,7 +201,7 @@ def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime
 
     for _, name, path in file_entries(sources.documents, "lists"):
         summary = lists[name].summary
-        with suppress(OSError):  # gone since it was read: its place is a fault of the next load
+        with suppress(OSError):  # removed since it was read: the next load reports it
             changed = datetime.fromtimestamp(path.stat().st_mtime, UTC)
             age_seconds = (now - changed).total_seconds()
             yield ListReport(name, path, summary.patterns, summary.strange, changed, age_seconds)

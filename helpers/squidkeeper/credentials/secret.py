@@ -10,7 +10,7 @@ from squidkeeper.policy.faults import FaultCode
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A secret value; only `reveal` gives it, and only the reply to Squid may ask."""
+    """A secret value. Only `reveal` gives it, and only the reply to Squid may call that."""
 
     name: str
     _value: str = field(repr=False)
@@ -23,7 +23,7 @@ class Secret:
 def checked_secret(name: str, source: str, value: bytes) -> Secret:
     """Make a secret of bytes that were read; one trailing newline is not part of it.
 
-    `SecretUnavailable` where it is empty or holds anything but printable ASCII: a CR or LF would split the header.
+    `SecretUnavailable` if it is empty or holds more than printable ASCII: a CR or LF would split the header.
     """
     value = value.removesuffix(b"\n").removesuffix(b"\r")
     if not value:

@@ -28,12 +28,12 @@ class SecretStore:
         self._made: dict[str, tuple[list[Secret], Secret]] = {}  # a header's value by its credential, and of what
 
     def get(self, name: str) -> Secret:
-        """Get a secret by its name; `SecretUnavailable` where it has no usable value."""
+        """Get a secret by its name; `SecretUnavailable` if it has no usable value."""
         source = self._sources[name]
         return self._from_environment(name, source.env) if source.file is None else self._from_file(name, source.file)
 
     def header_value(self, credential: Credential) -> Secret:
-        """Make the value of a credential's header; `SecretUnavailable` where a secret in it is unavailable."""
+        """Make the value of a credential's header; `SecretUnavailable` if one of its secrets is unavailable."""
         secrets = [self.get(name) for name in credential.secrets]
         known = self._made.get(credential.name)
         if known is None or known[0] != secrets:
@@ -58,7 +58,7 @@ class SecretStore:
                         message = f"secret {name}: {path} is not a file of at most {_FILE_LIMIT} bytes"
                         raise SecretUnavailable(FaultCode.SECRET_INVALID, message)
                     content = file.read(_FILE_LIMIT + 1)
-                self._made.clear()  # what is made of the old value is to go at once
+                self._made.clear()  # nothing made of the old value may be sent
                 self._read[name] = known = (_state(stat), checked_secret(name, f"the file {path}", content))
         except OSError as error:
             message = f"secret {name}: the file {path} cannot be read: {error.strerror}"
@@ -67,7 +67,7 @@ class SecretStore:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without a wait: for a FIFO's other end, or for whoever has a lease on the file."""
+    """Open without waiting for the other end of a FIFO, or for the holder of a lease."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -106,7 +106,7 @@ def _merge_faults(documents: Iterable[Document]) -> Iterator[Fault]:
             location = document.locate(("defaults",), key=True)
             first = seen.setdefault(("defaults", ""), location)
             if first is not location:
-                message = f"'defaults' stands in two files, first at {first}, expected it in one at most"
+                message = f"'defaults' is in two files, first at {first}, expected it in one at most"
                 yield Fault(location, FaultCode.DUPLICATE_KEY, message)
 
 
@@ -137,7 +137,7 @@ def _list_warnings(path: Path, hosts: HostList) -> Iterator[Fault]:
         yield Fault(place, FaultCode.LIST_LINES_IGNORED, message)
     if not summary.patterns:
         found = "nothing in the list was understood" if summary.strange else "the list holds no host pattern"
-        yield Fault(Location(str(path)), FaultCode.LIST_EMPTY, f"{found}, so what names it matches nothing")
+        yield Fault(Location(str(path)), FaultCode.LIST_EMPTY, f"{found}, so an entry that names it matches nothing")
 
 
 _LIST_LINES = "host patterns, or lines of hosts(5), Adblock (||host^ alone), dnsmasq or RPZ (CNAME . alone)"
@@ -168,7 +168,7 @@ def _forbidden(section: str, summary: ListSummary) -> Iterator[tuple[FaultCode, 
     if summary.exception:
         line = summary.exception
         message = (
-            f"takes hosts out by {line.text!r} (its line {line.number}), which is not understood: not safe for {kind}"
+            f"excludes hosts by {line.text!r} (its line {line.number}), which is not understood: not safe for {kind}"
         )
         yield FaultCode.LIST_EXCEPTION, message
 

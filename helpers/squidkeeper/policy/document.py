@@ -1,9 +1,11 @@
-"""YAML with positions (floor 2): the bytes of one file become plain data, and the place of every key and value.
+"""YAML with positions (floor 2): from the bytes of one file to plain data, and the position of each key and value.
 
 Only what a policy needs of YAML is let through. What YAML 1.1 reads as something else than it looks like (`no`,
 `22:22`, `010`) stays an `Unquoted`, which no field of the policy takes; tags, merge keys and doubled keys are faults;
 aliases are bounded.
 """
+
+# PyYAML's composer is not used: its depth and its aliases have no bound, and it ends at the first fault.
 
 from __future__ import annotations
 
@@ -72,9 +74,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One policy file: its values, and what is wrong with it as YAML. `root` is None where it could not be read.
+    """One policy file: its values, and what is wrong with it as YAML. `root` is None if it cannot be read.
 
-    The key `end` may stand twice: `END_REQUIRED` is the one with the value `required`.
+    The key `end` may be given twice: `END_REQUIRED` is the one with the value `required`.
     """
 
     path: Path
@@ -85,7 +87,7 @@ class Document:
 
     @property
     def data(self) -> dict[str, object]:
-        """The mapping that the file holds; empty where it holds none."""
+        """The mapping that the file holds; empty if it holds none."""
         return self.root.data if self.root and isinstance(self.root.data, dict) else {}
 
     @property
@@ -98,7 +100,7 @@ class Document:
         return Location(str(self.path), max(1, len(self.content.splitlines())), 1)
 
     def locate(self, steps: Sequence[str | int], *, key: bool = False) -> Location:
-        """Find the place of the value, or of the key, that `steps` lead to; as far as they lead."""
+        """Find the position of the value, or of the key, that `steps` lead to, or of the last one that exists."""
         node = self.root
         for step in steps:
             child = node.child(step) if node else None
@@ -110,21 +112,21 @@ class Document:
 
 
 def parse_document(path: Path, content: bytes) -> Document:
-    """Parse one policy file; whatever is wrong with it stands in the document's faults."""
+    """Parse one policy file; the document has its faults."""
     composer = _Composer(str(path))
     root = composer.compose(content)
     return Document(path, content, root, tuple(composer.faults), tuple(composer.warnings))
 
 
 def entries(document: Document, *sections: str) -> Iterator[tuple[str, dict[str, Any], tuple[str, int | str]]]:
-    """Give the mappings in sections of a file as they stand: section, entry, and the steps that lead there."""
+    """Give the mappings in sections of a file, unchecked: section, entry, and the steps that lead there."""
     for section, entry, steps in all_entries(document, *sections):
         if isinstance(entry, dict):
             yield section, entry, steps
 
 
 def all_entries(document: Document, *sections: str) -> Iterator[tuple[str, object, tuple[str, int | str]]]:
-    """Give what stands in sections of a file, whether it is a mapping or not."""
+    """Give the values in sections of a file, whether they are mappings or not."""
     for section in sections:
         values = document.data.get(section)
         pairs: Iterable[tuple[int | str, object]] = ()
@@ -149,13 +151,13 @@ def _is_file_name(value: object) -> bool:
 
 
 def is_private(steps: Iterable[str | int]) -> bool:
-    """Tell whether steps lead to where a secret is named, and its value may stand by mistake: no fault shows that."""
+    """Tell whether steps lead to a name of a secret, where its value may be by mistake: no fault shows that."""
     keys = [step for step in steps if isinstance(step, str)]
     return keys[:1] == ["secrets"] or (keys[:1] == ["credentials"] and keys[1:2] in _PRIVATE_FIELDS)
 
 
 def shown_key(key: str, above: Iterable[str | int]) -> str:
-    """Show a key in the words of a fault: below a private place only one that the language has."""
+    """Show a key as a fault does: where a secret's value may be by mistake, only a key of the language."""
     return repr(key) if key in _KEYS_OF_PRIVATE or not is_private(above) else "an entry here"
 
 
@@ -168,7 +170,7 @@ class _UnreadableError(Exception):
 
 
 class _Composer:
-    """Makes nodes out of libyaml's events, and notes every fault on the way."""
+    """Makes nodes of libyaml's events, and collects every fault."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -213,7 +215,7 @@ class _Composer:
             return self._alias(event)
         if depth > _DEPTH_AT_MOST:
             raise _unreadable(event, FaultCode.TOO_LARGE, f"values are nested more than {_DEPTH_AT_MOST} deep")
-        assert isinstance(event, NodeEvent)  # noqa: S101 - libyaml's grammar: nothing else can stand here
+        assert isinstance(event, NodeEvent)  # noqa: S101 - libyaml's grammar: nothing else is possible here
         self._check_tag(event)
         if event.anchor:
             self._anchors[event.anchor] = None
@@ -261,7 +263,7 @@ class _Composer:
         return END_REQUIRED if key == END and value.data == _REQUIRED and not self._steps else key
 
     def _check_comment(self, key: str, event: ScalarEvent) -> None:
-        """Warn about a text without quotes that stops at a word such as `#platform`, where YAML reads a comment."""
+        """Warn about a text without quotes that ends at a word such as `#platform`, which YAML reads as a comment."""
         mark = event.end_mark
         if event.style not in (None, "") or mark is None or mark.line >= len(self._lines):
             return
@@ -275,8 +277,8 @@ class _Composer:
         first = children.get(key)
         if first is not None:
             shown = shown_key(key, self._steps)
-            what = f"key {shown}" if shown == repr(key) else "a key that"
-            message = f"{what} stands here twice, first at {_location(self.file, first.key_place)}"
+            what = f"key {shown}" if shown == repr(key) else "a key"
+            message = f"{what} is given twice, first at {_location(self.file, first.key_place)}"
             self._fault(place, FaultCode.DUPLICATE_KEY, message)
         elif key == "<<":
             message = "merge keys ('<<') are not understood, expected the keys themselves"
@@ -297,7 +299,7 @@ class _Composer:
         return node
 
     def _check_value(self, what: str, value: Node) -> None:
-        """Note a key with nothing after it and an empty list, which are never 'left out'."""
+        """Find a key without a value and an empty list: neither means that the key is left out."""
         if isinstance(value.data, Unquoted) and value.data.null:
             message = f"{what} has no value, expected one (or the key left out)"
             self._fault(value.key_place or value.place, FaultCode.EMPTY_VALUE, message)
@@ -316,8 +318,8 @@ class _Composer:
             raise _unreadable(event, FaultCode.NOT_YAML, message)
         node = self._anchors[name]
         if node is None:
-            raise _unreadable(event, FaultCode.NOT_YAML, f"'*{name}' stands inside of '&{name}' itself")
-        return replace(node)  # the value of another key: the place of that is its own
+            raise _unreadable(event, FaultCode.NOT_YAML, f"'*{name}' is inside '&{name}' itself")
+        return replace(node)  # the value of another key, at another position
 
     def _check_tag(self, event: NodeEvent) -> None:
         tag = getattr(event, "tag", None)
@@ -345,7 +347,7 @@ def _decode(content: bytes) -> str:
         raise _UnreadableError(place, FaultCode.NOT_YAML, message) from error
     bad = Reader.NON_PRINTABLE.search(text)
     if bad:
-        message = f"the character U+{ord(bad[0]):04X} may not stand in YAML, expected text without it"
+        message = f"the character U+{ord(bad[0]):04X} is not allowed in YAML, expected text without it"
         raise _UnreadableError(_place(text[: bad.start()]), FaultCode.NOT_YAML, message)
     return text
 
@@ -447,12 +449,12 @@ def _implicit_tag(text: str) -> str | None:
 
 
 def _may_be_empty(keys: list[str], value: Node) -> bool:
-    """Tell whether an empty list says something here: that there is none, which a test can expect."""
+    """Tell whether an empty list is allowed: a test can expect that there is none."""
     return value.data == [] and keys in _EMPTY_IS_NONE
 
 
 def describe(value: object) -> str:
-    """Say what a value is, in the words of a fault."""
+    """Describe a value, as faults do."""
     if isinstance(value, Unquoted):
         return "nothing" if value.null else _short(value.text)
     if isinstance(value, bool):

@@ -56,7 +56,7 @@ def _matcher_of_literals(parts: tuple[str, ...], wildcards: Mapping[str, str]) -
 
 
 def regex_matcher(expression: str) -> Matcher:
-    """Make a matcher for whole texts out of an RE2 expression; it is compiled when first asked."""
+    """Make a matcher for whole texts out of an RE2 expression; it is compiled on first use."""
 
     @cache
     def program() -> re2._Regexp:

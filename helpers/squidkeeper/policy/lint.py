@@ -1,4 +1,4 @@
-"""What is legal in a policy but surely unmeant (floor 2): the warnings that need the whole of it."""
+"""Warnings that need the whole policy (floor 2): what is legal in it and probably a mistake."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from squidkeeper.url import DEFAULT_PORTS, is_private
 
 
 def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
-    """List the warnings about a policy as it stands at `now`, in the order of their places."""
+    """List the warnings about a policy at a time, in the order of their positions."""
     return tuple(
         sorted(
             {
@@ -75,9 +75,7 @@ def _all(groups: Iterable[Iterable[str] | None]) -> set[str]:
 def _never(policy: Policy) -> Iterator[Fault]:
     for credential in policy.credentials:
         if credential.match.schemes is not None and "https" not in credential.match.schemes:
-            message = (
-                f"credential {credential.name!r} is never sent: its schemes leave out https, without which none is"
-            )
+            message = f"credential {credential.name!r} is never sent: its schemes leave out https"
             yield Fault(credential.location, FaultCode.NEVER_SENT, message)
 
 
@@ -89,7 +87,7 @@ def _every_host(policy: Policy) -> Iterator[Fault]:
         for entry in group:
             match = entry.match
             if match.any_host and not match.any_url:
-                holds = "holds for every host, as it names none: if that is meant, hosts: ['*'] says so"
+                holds = "holds for every host, as it names none: if that is meant, write hosts: ['*']"
                 yield Fault(entry.location, FaultCode.EVERY_HOST, f"{what} {entry.name!r} {holds}")
 
 
@@ -114,7 +112,7 @@ def _unknown_methods(policy: Policy) -> Iterator[Fault]:
 
 
 def _strange_expressions(policy: Policy) -> Iterator[Fault]:
-    """Find the expressions for paths that ask for what no path holds as it is sent, only as some server reads it."""
+    """Find the expressions that match no path as it is sent, only as some servers read it."""
     for entry in policy.entries:
         for pattern in entry.match.paths or ():
             if not pattern.text.startswith("regex:"):
@@ -187,7 +185,7 @@ def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
 
 
 def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) -> tuple[FaultCode, str] | None:
-    """Say why an earlier rule, which covers a later one, leaves it nothing; None where it leaves it some ports."""
+    """Tell why an earlier rule, which covers a later one, leaves it nothing; None if it leaves some ports."""
     if _reaches(first, rule, _ANY_PORT):
         return (
             FaultCode.RULE_UNREACHABLE,
@@ -200,7 +198,7 @@ def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) 
     return None
 
 
-# By what a rule holds for less than all of a host, methods aside: clients, paths and query, None where by nothing.
+# What narrows a rule on its hosts, methods aside: clients, paths and query. None: it is not narrowed.
 _Narrowed = tuple[Set[str] | None, Set[str] | None, tuple[QueryPattern, ...] | None]
 
 
@@ -210,15 +208,15 @@ def _narrowed(match: Match) -> _Narrowed:
 
 
 def _as_wide(match: Match) -> Iterator[_Narrowed]:
-    """List by what a rule that holds wherever this one does can be narrowed: by the same, or not at all."""
+    """List what may narrow a rule that covers this one: the same, or nothing."""
     clients, paths, query = _narrowed(match)
     return product(dict.fromkeys((None, clients)), dict.fromkeys((None, paths)), dict.fromkeys((None, query)))
 
 
 def _covers(first: Rule, rule: Rule) -> bool:
-    """Tell whether the methods and the query of a rule hold wherever those of a later one do.
+    """Tell whether the methods and the query of a rule cover those of a later one.
 
-    Those of a deny hold for more than those of an allow: methods in any case, a query by any one of its values.
+    A deny matches more than an allow: methods in upper or lower case, a query by any of its values.
     """
     wide, narrow = first.match, rule.match
     if first.action is Action.ALLOW and rule.action is Action.DENY and (wide.methods or wide.query) is not None:
@@ -227,12 +225,12 @@ def _covers(first: Rule, rule: Rule) -> bool:
 
 
 def _outlasts(decider: Rule, rule: Rule) -> bool:
-    """Tell whether a rule goes on deciding for as long as another could match."""
+    """Tell whether a rule does not expire before another one."""
     return decider.expires is None or (rule.expires is not None and rule.expires <= decider.expires)
 
 
 def _reaches(decider: Rule, rule: Rule, among: Mapping[str, list[range]]) -> bool:
-    """Tell whether a rule has all schemes and ports of another, as far as those are among some."""
+    """Tell whether a rule covers all schemes and ports of another that are among some."""
     return all(
         any(ports.start <= asked.start and asked.stop <= ports.stop for ports in _ports(decider, scheme))
         for scheme in DEFAULT_PORTS

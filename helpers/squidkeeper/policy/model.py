@@ -33,7 +33,7 @@ VERDICT_NAMES = frozenset(
 # squid.conf removes and adds exactly these, so another one would never be sent. Spelled as they are sent.
 INJECTABLE_HEADERS = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token")
 
-NO_REWRITE = ""  # what a test calls it that none applies
+NO_REWRITE = ""  # in a test: no rewrite applies
 
 
 class Action(StrEnum):
@@ -45,7 +45,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks: networks, users, or both, which must both hold then. None: the field is left out."""
+    """A client: networks, users, or both, of which both must match. None: the field is left out."""
 
     name: str
     location: Location
@@ -61,7 +61,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The fields that rules, rewrites and credentials share; one that is None always holds."""
+    """The matching fields of an entry; a field that is None always holds."""
 
     clients: frozenset[str] | None = None
     hosts: tuple[HostPattern, ...] | None = None
@@ -84,12 +84,12 @@ class Match:
 
     @property
     def any_url(self) -> bool:
-        """Whether it holds for every path and query of a host: what can be judged without the URL."""
+        """Whether it holds for every path and query of a host: it can be decided without the URL."""
         return self.any_path and self.query is None
 
     @property
     def any_request(self) -> bool:
-        """Whether it holds for every method, path and query of a host: nothing is left to know after CONNECT."""
+        """Whether it holds for every method, path and query of a host: it can be decided by the CONNECT."""
         return self.methods is None and self.any_url
 
 
@@ -171,7 +171,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class PolicyTest:
-    """An entry of `tests:`; what is None is not checked. `rewrite` is `NO_REWRITE` where none may apply."""
+    """An entry of `tests:`; what is None is not checked. `rewrite` is `NO_REWRITE` if none may apply."""
 
     location: Location
     method: str
@@ -187,7 +187,7 @@ class PolicyTest:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One policy, whole. `revision` is a hash of all that it was made from."""
+    """A policy. `revision` is the hash of the files that it was built from."""
 
     revision: str
     default_action: Action = Action.DENY

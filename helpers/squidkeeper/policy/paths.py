@@ -1,4 +1,4 @@
-"""Path patterns (floor 2): globs, read the way the path beside them is read, and `regex:` expressions as they stand."""
+"""Path patterns (floor 2): globs, which are read in the same way as the path, and `regex:` expressions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from squidkeeper.policy.globs import ANYTHING, Matcher, compile_regex, glob_matc
 from squidkeeper.url import Reading, ReadPath, normalize_escapes, read
 
 _REGEX = "regex:"
-_ONE, _MANY = "\x01", "\x02"  # stand for * and ** while a glob is read: no path can hold them
+_ONE, _MANY = "\x01", "\x02"  # * and ** while a glob is read: no path can hold them
 _WILDCARDS = {_ONE: "[^/]*", _MANY: ANYTHING, f"{_MANY}/": "(?:.*/)?"}
 _PART = re.compile(f"(?<=/){_MANY}/|{_MANY}|{_ONE}|[^{_ONE}{_MANY}]+")
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2}|[0-9A-Fa-f]?\*)")
@@ -48,7 +48,7 @@ class PathPattern:
         return None if match is None else {name: match.group(name) or "" for name in self.groups}
 
     def _matcher(self, reading: Reading) -> Matcher:
-        """Make the matcher for a reading, or take that of another one, as which most globs read the same."""
+        """Make the matcher for a reading, or use that of another reading in which the glob is the same."""
         glob = _read_glob(self.text, reading)
         matcher = self._matchers.get(glob) or glob_matcher(tuple(_PART.findall(glob)), _WILDCARDS)
         self._matchers[glob] = self._matchers[reading] = matcher
@@ -87,16 +87,15 @@ def _can_begin(expression: str, first: str) -> bool:
     """Tell whether anything that an expression matches begins with a character."""
     try:
         least, most = compile_regex(f"^(?:{expression})").possiblematchrange(1)
-    except re2.error:  # it cannot be told
+    except re2.error:  # RE2 gives no range
         return True
     return bool(least[:1] <= first.encode() <= most[:1])
 
 
 def _without_groups(expression: str, groups: int) -> re2._Regexp | None:
-    """Compile an expression without its named groups, which is asked ten times as fast; None where it has none.
+    """Compile an expression without its named groups, which matches ten times as fast; None if it has none.
 
-    What only looks like a group (escaped, or among the characters of a class) makes them more than RE2 has found: none
-    is taken for one then.
+    A text that only looks like a group (escaped, or in a class) makes the numbers differ: None then too.
     """
     plain, found = _NAMED_GROUP.subn("(?:", expression)
     if not groups or found != groups:

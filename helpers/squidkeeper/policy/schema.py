@@ -1,4 +1,4 @@
-"""The shape of a policy file (floor 2): pydantic models, and their errors in the words of the policy language.
+"""The shape of a policy file (floor 2): pydantic models, and their errors as faults.
 
 Each field parses its text into what it means, so that one validation finds every fault. What a field may say often
 hangs on the fields above it (the hosts of an allow, the target of a rewrite): those come first in the model.
@@ -118,7 +118,7 @@ def _check_known(name: str, kind: str, known: frozenset[str], names: Names) -> s
 
 
 def _one_defined(kind: str, shown: frozenset[str]) -> str:
-    """List the names that are defined, or say where one is to be; the order does not matter."""
+    """List the names that are defined, or the section to define one in."""
     return (
         one_of(shown) if shown else f"one that is defined in the section {_SECTIONS[kind]!r} of any file of the policy"
     )
@@ -186,7 +186,7 @@ def _header(text: str) -> str:
     for header in INJECTABLE_HEADERS:
         if header.lower() == text.lower():
             return header
-    raise PatternError(f"squid.conf is not made to inject this header, expected {one_of(INJECTABLE_HEADERS)}")
+    raise PatternError(f"squid.conf does not inject this header, expected {one_of(INJECTABLE_HEADERS)}")
 
 
 def _environment_name(text: str) -> str:
@@ -213,7 +213,7 @@ def _request(text: str) -> tuple[str, str]:
     if not _TOKEN.fullmatch(method) or not _ABSOLUTE.match(url):
         raise PatternError(f"request {text!r} is not 'METHOD URL', expected one such as GET https://example.com/")
     if method == "CONNECT" or method != method.upper():
-        raise PatternError(f"a test cannot ask with method {method!r}, expected an upper-case one other than CONNECT")
+        raise PatternError(f"a test cannot have method {method!r}, expected an upper-case one other than CONNECT")
     return method, url
 
 
@@ -265,7 +265,7 @@ def _version(value: object) -> int:  # pydantic's Literal[1] takes true
 
 def _rule_host(value: object, info: ValidationInfo) -> HostPattern:
     if isinstance(value, str) and value.startswith("!"):
-        raise _fault(FaultCode.INVALID_HOST, f"host pattern {value!r} takes nothing out, {_RULE_ABOVE}")
+        raise _fault(FaultCode.INVALID_HOST, f"host pattern {value!r} cannot exclude hosts, {_RULE_ABOVE}")
     pattern = _host(value)
     if info.data.get("action") is Action.ALLOW and pattern.covers_top_level:
         message = f"host pattern {pattern.text!r} in an allow covers a whole top-level domain, {_NARROWER}"
@@ -344,7 +344,7 @@ _NO_METHOD = {
     "CONNECT": "CONNECT is transport, not a method to list: expected the methods of the requests inside the tunnel",
     "TRACE": "TRACE is always denied, expected another method",
     "TRACK": "TRACK is always denied, expected another method",
-    **dict.fromkeys(("ALL", "ANY"), "to say all methods, leave 'methods' out"),
+    **dict.fromkeys(("ALL", "ANY"), "for all methods, leave 'methods' out"),
 }
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -502,7 +502,7 @@ class PolicyFile(_Model):
 
 @dataclass(slots=True)
 class Checked:
-    """What became of one file: its model where it has no fault."""
+    """One file after validation: its model, or its faults."""
 
     document: Document
     model: PolicyFile | None = None
@@ -510,7 +510,7 @@ class Checked:
 
 
 def is_understood(document: Document) -> bool:
-    """Tell whether a file was read, its sections are the language's, and those that define names are of their kind."""
+    """Tell whether a file was read, has known sections only, and those that define names have the right type."""
     if document.root is None or not document.data.keys() <= _KEYS_OF_FILE:
         return False
     return all(isinstance(document.data.get(section, holder()), holder) for section, holder in _DEFINING.items())
@@ -559,7 +559,7 @@ def _fault_of(document: Document, detail: ErrorDetails) -> Fault | None:
     steps = [step for step in detail["loc"] if step != "[key]"]
     value = detail["input"]
     if isinstance(value, Unquoted) and value.null and detail["type"] != "extra_forbidden":
-        return None  # the document has said so
+        return None  # the document has reported it
     on_key = detail["type"] == "extra_forbidden" or detail["loc"][-1:] == ("[key]",)
     if detail["type"] == "missing" and value == {}:
         return None  # the document has reported it
@@ -666,7 +666,7 @@ _STEPS_TO_ENTRY = 2
 _STEPS_TO_KEY = 3
 _MATCHING = ("rules", "rewrites", "credentials")
 _WHO_ASKS = ("client", "networks", "network", "users", "user")
-_WHO_IS_A_CLIENT = "expected who asks to be defined in the section 'clients' and named by 'clients' here"
+_WHO_IS_A_CLIENT = "expected a client that is defined in the section 'clients' and named by 'clients' here"
 _EXCEPTIONS = ("except", "not", "exclude")
 _ENTRIES: dict[str, type[_Model]] = {
     "defaults": Defaults,

@@ -14,7 +14,7 @@ _ABSOLUTE = re.compile(r"(https?)://(.*)", re.DOTALL)
 _AUTHORITY = re.compile(r"((?:(?!\{path\}|\{query\})[^/?#])*)(.*)", re.DOTALL)
 _PATH = re.compile(r"((?:(?!\{query\})[^?])*)(.*)", re.DOTALL)
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-_OWN = frozenset({"host", "path", "query"})  # what is no named group
+_OWN = frozenset({"host", "path", "query"})  # not the names of groups
 
 
 def parse_target(text: str) -> Target:
@@ -61,7 +61,7 @@ def _check_authority(target: Target) -> None:
     placeholder = _PLACEHOLDER.search(text)
     if placeholder:
         raise PatternError(
-            f"{placeholder[0]} stands in the authority of target {target.text!r}, where only {{host}} may: "
+            f"{placeholder[0]} is in the authority of target {target.text!r}, where only {{host}} may: "
             "an authority ends at '/', {path} or {query}"
         )
     try:
@@ -72,7 +72,7 @@ def _check_authority(target: Target) -> None:
 
 def _check_path(target: Target) -> None:
     if "{host}" in target.path + target.query:
-        raise PatternError(f"{{host}} stands outside of the authority of target {target.text!r}, where it may not")
+        raise PatternError(f"{{host}} is outside the authority of target {target.text!r}, where it is not allowed")
     _check_joints(target)
     path = _PLACEHOLDER.sub("x", target.path.removeprefix("{path}"))
     if set(path + _PLACEHOLDER.sub("", target.query)) & set("{}"):
@@ -84,7 +84,7 @@ def _check_path(target: Target) -> None:
 
 
 def _check_joints(target: Target) -> None:
-    """Check that what {query} brings with it (a '?' or '&') does not stand there already."""
+    """Check that the '?' or '&' that {query} adds is not there already."""
     before, placeholder, after = target.query.partition("{query}")
     if placeholder and (after or before.endswith(("?", "&"))):
         bare = target.text.replace("{query}&", "?").replace("{query}", "").rstrip("?&")

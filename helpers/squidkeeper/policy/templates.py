@@ -13,7 +13,7 @@ _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 def parse_template(text: str) -> tuple[str, ...]:
     """List the secrets that a template names, in order; `PatternError` where it is none, or names none.
 
-    Literal braces are doubled. The rest is sent in a header as it stands, and so has to be printable ASCII.
+    Literal braces are doubled. The rest is sent in a header unchanged, so it must be printable ASCII.
     """
     for match in _PART.finditer(text):
         if match[0] in ("{", "}"):

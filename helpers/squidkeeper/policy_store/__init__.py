@@ -1,1 +1,1 @@
-"""The policy on disk: read, watched, compiled, kept (floor 4)."""
+"""The policy on disk: read, watched, compiled, stored (floor 4)."""

@@ -18,7 +18,7 @@ _Read = Callable[[str], list[HostPattern]]
 
 
 class LineReader:
-    """Reads the lines of one list in their order: some say how those after them are to be read."""
+    """Reads the lines of one list in their order: some lines change how the next ones are read."""
 
     def __init__(self) -> None:
         self._read: _Read = self._read_any
@@ -26,11 +26,11 @@ class LineReader:
         self._under_line = self._under_key = _NO_LINE
         self._outside: _Read = self._read_any
         self._conditions = 0
-        self._apex: str | None = None  # of a zone, where a line says it
+        self._apex: str | None = None  # of a zone, if a line names it
         self._origin: str | None = None  # what names without a dot at the end are relative to; None: the apex
 
     def plain_key(self, line: str) -> str | None:
-        """Give the key of a line in one of the usual spellings; None: ask `patterns`, which knows them all."""
+        """Give the key of a line in one of the usual spellings; None: `patterns` can read it."""
         if line == self._under_line:
             return self._under_key
         match = _PLAIN_LINE.fullmatch(line)
@@ -147,7 +147,7 @@ class LineReader:
         return _named(HostForm.EXACT, name)
 
     def _under_apex(self, owner: str) -> str:
-        """Give the name below the zone that an owner stands for: what a zone is called is no part of it."""
+        """Give the name below the zone that an owner stands for: the zone's own name is not part of it."""
         if self._origin == self._apex and not owner.endswith("."):
             return owner.lower()
         name, apex = self._absolute(owner), self._apex
@@ -177,7 +177,7 @@ class LineReader:
 
 
 def is_exception(text: str) -> bool:
-    """Tell whether a line that is not understood takes hosts out of the list again."""
+    """Tell whether a line that is not understood excludes hosts from the list."""
     return bool(_EXCEPTION.match(text)) or any(
         word in text.lower() for word in ("$badfilter", ",badfilter", "rpz-passthru")
     )
@@ -244,7 +244,7 @@ _RPZ_TRIGGER = re.compile(r"(?:^|\.)rpz-[a-z-]+$")  # 32.7.113.0.203.rpz-ip: an 
 _EXCEPTION = re.compile(r"@@|(?:server|local)=/\S+/[^/\s]")
 
 # Most lines, as they are: a name in its one spelling, of two labels at least and no address. Whatever else there is
-# goes through `patterns`, and so do these where a line before them says that they mean something else.
+# goes through `patterns`, and so do these after a line that changes their meaning.
 _NAME = r"(?:[a-z0-9_-]{1,63}\.(?![ \t]))++(?!local|rpz-)[a-z][a-z0-9-]{0,62}"
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _PLAIN_OWNER = re.compile(rf"(?:\*\.)?{_NAME}")
@@ -259,6 +259,6 @@ _HOSTS, _PATTERN, _RECORD_END, _ADBLOCK_TREE, _ADDRESS_TREE, _SERVER_TREE = rang
 _ALL_PLAIN = frozenset({_HOSTS, _PATTERN, _RECORD_END, _ADBLOCK_TREE, _ADDRESS_TREE, _SERVER_TREE})
 _ADBLOCK_PLAIN = frozenset({_ADBLOCK_TREE})
 _NONE_PLAIN: frozenset[int] = frozenset()
-_PLAIN_LENGTH = 253  # of a name; what stands beside it is no reason to look closer
+_PLAIN_LENGTH = 253  # of a name; longer lines go through `patterns`
 _LINE_LENGTH = 1 << 14
 _NO_LINE = "\n"

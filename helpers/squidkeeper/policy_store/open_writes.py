@@ -1,4 +1,4 @@
-"""Which files of a policy are being written (floor 2).
+"""Which files of a policy are being written (floor 4).
 
 inotify(7) reports a write (IN_MODIFY) and the close of a file that was open for writing (IN_CLOSE_WRITE). Between the
 two, a file is unfinished. Nothing else shows Squid's account what another account has open.
@@ -43,7 +43,7 @@ class UnfinishedFile:
 class OpenWrites:
     """The writes to the files of one policy, as one thread sees them.
 
-    `problem` says why inotify cannot be used, else it is empty. `lock_file` is the one that all processes share.
+    `problem` tells why inotify cannot be used, else it is empty. All processes share `lock_file`.
     """
 
     def __init__(self, lock_file: Path | None = None) -> None:
@@ -94,12 +94,12 @@ class OpenWrites:
         )
 
     def take_as_complete(self) -> None:
-        """Take the files that are new to this process as complete: they are loaded now, and seen from now on."""
+        """Treat the files that are new to this process as complete: they are loaded now, and watched from now on."""
         self._new.clear()
         self._closed.clear()
 
     def read(self) -> None:
-        """Take note of what inotify has reported."""
+        """Read the reports of inotify."""
         for event in self._inotify.read(0) if self._inotify else ():
             if event.mask & flags.Q_OVERFLOW:
                 self._start_over()
@@ -120,7 +120,7 @@ class OpenWrites:
             self._open.setdefault(inode, time.time())
 
     def _is_new(self, path: Path, states: Mapping[Path, os.stat_result]) -> bool:
-        """Tell whether a file is new to this process and may be unfinished; once it is not, it is new no more."""
+        """Tell whether a file is new to this process and may be unfinished; a complete one is no longer new."""
         if path not in self._new:
             return False
         if _inode(states[path]) not in self._closed and self._may_be_open(states[path]):
@@ -140,13 +140,13 @@ class OpenWrites:
     # inotify
 
     def _add(self, path: Path, events: int) -> int:
-        """Watch a path; gives its watch descriptor, or one that does not exist where that fails."""
+        """Watch a path; gives its watch descriptor, or one that does not exist if that fails."""
         if self._inotify is None:
             return _NO_WATCH
         try:
             descriptor = self._inotify.add_watch(path, events)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return _NO_WATCH  # loading the policy tells of it
+            return _NO_WATCH  # loading the policy reports it
         except OSError as error:
             self.problem = self.problem or _reason(f"inotify cannot watch {path}", error)
             return _NO_WATCH
@@ -167,7 +167,7 @@ class OpenWrites:
         if self._open:
             self._lock = self._open_lock_file() if self._lock is None else self._lock
             if self._lock is not None:
-                _takes_lock(self._lock, fcntl.LOCK_SH)  # if not: another process tries it now; the next call takes it
+                _takes_lock(self._lock, fcntl.LOCK_SH)  # if another process tries it now, the next call takes it
         elif self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -199,7 +199,7 @@ def _takes_lock(file: int, kind: int) -> bool:
 
 
 def _is_just_created(event: Event, state: os.stat_result | None) -> bool:
-    """Tell whether a report is of a file that somebody has created and not written to yet."""
+    """Tell whether a report is about a file that was created and not written to yet."""
     return bool(event.mask & flags.CREATE and state and stat.S_ISREG(state.st_mode) and not state.st_size)
 
 

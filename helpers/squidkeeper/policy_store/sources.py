@@ -192,7 +192,7 @@ def file_problem(error: OSError) -> FileProblem:
 
 
 def _reason(error: OSError) -> str:
-    """Say why a file cannot be read, and which account cannot read it."""
+    """Tell why a file cannot be read, and which account cannot read it."""
     if isinstance(error, PermissionError):
         return f"permission denied for the account {_account()}; as installed, root and Squid's group can read it"
     return (error.strerror or str(error)).lower()
