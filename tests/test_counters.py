@@ -30,7 +30,7 @@ from squidkeeper.counters import (
     read_counter_files,
 )
 
-# A process that takes a slot and counts what it is told: each line a JSON list of [key, amount]; it answers each.
+# A process that takes a counter file and counts: each line is a JSON list of [key, amount]; it answers each.
 WRITER = """
 import json, os, sys, time
 from pathlib import Path
@@ -60,7 +60,7 @@ HITS: Key = ("hits", "rule", "open", "verdict", "allow")
 
 
 class Writer:
-    """A process with a slot."""
+    """A process with a counter file."""
 
     def __init__(self, folder: Path, *before: str, program: str = WRITER) -> None:
         self.process = subprocess.Popen(
@@ -102,7 +102,7 @@ def writer(tmp_path: Path) -> Iterator[Callable[..., Writer]]:
 
 
 def start_and_kill(folder: Path, amounts: dict[Key, float]) -> None:
-    """Start a process that takes a slot, counts this and is killed."""
+    """Start a process that takes a counter file, counts this and is killed."""
     pid = os.fork()
     if not pid:
         try:
@@ -118,37 +118,37 @@ def samples(folder: Path) -> dict[Key, float]:
     return Totals().add_up(read_counter_files(folder))
 
 
-def slots(folder: Path) -> list[CounterFile]:
+def counter_files(folder: Path) -> list[CounterFile]:
     return list(read_counter_files(folder))
 
 
 # --- taken and read -----------------------------------------------------------------------------------------------
 
 
-def test_no_folder_holds_no_slots(tmp_path: Path) -> None:
-    assert slots(tmp_path / "none") == []
+def test_no_folder_holds_no_counter_files(tmp_path: Path) -> None:
+    assert counter_files(tmp_path / "none") == []
 
 
-def test_a_slot_tells_whose_it_is_and_what_was_counted(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_a_counter_file_tells_whose_it_is_and_what_was_counted(tmp_path: Path, writer: Callable[..., Writer]) -> None:
     one = writer().count(HITS, HITS, ("starts",))
-    (slot,) = slots(tmp_path / "helpers")
-    assert (slot.number, slot.running, slot.problem) == (0, True, None)
-    assert slot.samples == (("hits", {"rule": "open", "verdict": "allow"}, 2.0), ("starts", {}, 1.0))
-    assert slot.status
-    assert (slot.status.helper, slot.status.pid) == ("host", one.process.pid)
-    assert (slot.status.revision, slot.status.reload_ok, slot.status.busy_since) == ("0123456789ab", True, None)
+    (file,) = counter_files(tmp_path / "helpers")
+    assert (file.number, file.running, file.problem) == (0, True, None)
+    assert file.samples == (("hits", {"rule": "open", "verdict": "allow"}, 2.0), ("starts", {}, 1.0))
+    assert file.status
+    assert (file.status.helper, file.status.pid) == ("host", one.process.pid)
+    assert (file.status.revision, file.status.reload_ok, file.status.busy_since) == ("0123456789ab", True, None)
 
 
-def test_the_next_process_goes_on_in_the_slot_of_one_that_was_killed(
+def test_the_next_process_goes_on_in_the_counter_file_of_one_that_was_killed(
     tmp_path: Path, writer: Callable[..., Writer]
 ) -> None:
     writer().count(HITS).kill()
-    (dead,) = slots(tmp_path / "helpers")
+    (dead,) = counter_files(tmp_path / "helpers")
     assert (dead.running, dead.samples[0][2]) == (False, 1.0)
     writer().count(("starts",), HITS)
-    (slot,) = slots(tmp_path / "helpers")
-    assert (slot.running, slot.identity) == (True, dead.identity)
-    assert slot.samples == (("hits", {"rule": "open", "verdict": "allow"}, 2.0), ("starts", {}, 1.0))
+    (file,) = counter_files(tmp_path / "helpers")
+    assert (file.running, file.identity) == (True, dead.identity)
+    assert file.samples == (("hits", {"rule": "open", "verdict": "allow"}, 2.0), ("starts", {}, 1.0))
 
 
 def test_a_process_that_starts_is_not_taken_for_the_one_before(tmp_path: Path, writer: Callable[..., Writer]) -> None:
@@ -162,25 +162,25 @@ def test_a_process_that_starts_is_not_taken_for_the_one_before(tmp_path: Path, w
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
-    (slot,) = slots(tmp_path / "helpers")
-    assert (slot.status, samples(tmp_path / "helpers")) == (None, {HITS: 1.0, ("starts",): 1.0})
+    (file,) = counter_files(tmp_path / "helpers")
+    assert (file.status, samples(tmp_path / "helpers")) == (None, {HITS: 1.0, ("starts",): 1.0})
 
 
-def test_processes_that_start_at_once_take_a_slot_each(tmp_path: Path) -> None:
+def test_processes_that_start_at_once_take_a_counter_file_each(tmp_path: Path) -> None:
     writers = [Writer(tmp_path) for _ in range(8)]
     try:
         for one in writers:
             one.ready().count(HITS)
-        found = slots(tmp_path)
-        assert [slot.number for slot in found] == list(range(8))
-        assert {slot.status.pid for slot in found if slot.status} == {one.process.pid for one in writers}
+        found = counter_files(tmp_path)
+        assert [file.number for file in found] == list(range(8))
+        assert {file.status.pid for file in found if file.status} == {one.process.pid for one in writers}
         assert samples(tmp_path) == {HITS: 8.0}
     finally:
         for one in writers:
             one.kill()
 
 
-def test_a_reader_never_takes_a_slot_from_a_process_that_starts(tmp_path: Path) -> None:
+def test_a_reader_never_takes_a_counter_file_from_a_process_that_starts(tmp_path: Path) -> None:
     reading = subprocess.Popen(
         [
             sys.executable,
@@ -200,7 +200,7 @@ def test_a_reader_never_takes_a_slot_from_a_process_that_starts(tmp_path: Path) 
 
 
 def test_a_thousand_starts_leave_one_file_that_is_read_whole(tmp_path: Path) -> None:
-    """A start is all that a helper's start is to a slot, without that of Python."""
+    """A start is all that a helper's start is to a file, without that of Python."""
     for _ in range(1000):
         start_and_kill(tmp_path, {("starts",): 1, HITS: 2})
     assert [path.name for path in tmp_path.iterdir()] == ["slot-00"]
@@ -208,7 +208,7 @@ def test_a_thousand_starts_leave_one_file_that_is_read_whole(tmp_path: Path) -> 
     assert samples(tmp_path) == {("starts",): 1000.0, HITS: 2000.0}
 
 
-def test_where_every_slot_is_taken_a_process_says_so_once_and_takes_one_that_becomes_free(
+def test_where_every_counter_file_is_taken_a_process_says_so_once_and_takes_one_that_becomes_free(
     tmp_path: Path, writer: Callable[..., Writer]
 ) -> None:
     tmp_path = tmp_path / "helpers"
@@ -284,13 +284,13 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "truncated in the header": lambda content: content[:10],
     "truncated in the keys": lambda content: content[:-4000],
     "zeros": lambda content: bytes(len(content)),
-    "text": lambda content: b"not a slot\n" * 10,
+    "text": lambda content: b"not a file\n" * 10,
     "of an older format": lambda content: b"sqkslot0" + content[8:],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_slot_is_begun_anew_and_its_totals_do_not_go_back(
+def test_a_damaged_counter_file_is_created_again_and_its_totals_do_not_go_back(
     tmp_path: Path, writer: Callable[..., Writer], damage: Callable[[bytes], bytes]
 ) -> None:
     folder = tmp_path / "helpers"
@@ -299,7 +299,7 @@ def test_a_damaged_slot_is_begun_anew_and_its_totals_do_not_go_back(
     assert totals.add_up(read_counter_files(folder)) == {HITS: 2.0}
     path = folder / "slot-00"
     path.write_bytes(damage(path.read_bytes()))
-    assert [slot.problem for slot in slots(folder)] in ([], ["not a counter file of this release"])
+    assert [file.problem for file in counter_files(folder)] in ([], ["not a counter file of this release"])
     assert totals.add_up(read_counter_files(folder)) == {HITS: 2.0}
     writer().count(HITS)
     assert samples(folder) == {HITS: 1.0}
@@ -308,7 +308,7 @@ def test_a_damaged_slot_is_begun_anew_and_its_totals_do_not_go_back(
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_slot_damaged_under_its_process_is_begun_anew(
+def test_a_counter_file_damaged_under_its_process_is_created_again(
     tmp_path: Path, writer: Callable[..., Writer], damage: Callable[[bytes], bytes]
 ) -> None:
     one = writer().count(HITS)
@@ -316,7 +316,7 @@ def test_a_slot_damaged_under_its_process_is_begun_anew(
     path.write_bytes(damage(path.read_bytes()))
     one.count(("lost",)).count(HITS)
     assert samples(tmp_path / "helpers")[HITS] == 1.0
-    assert [slot.running for slot in slots(tmp_path / "helpers")] == [True]
+    assert [file.running for file in counter_files(tmp_path / "helpers")] == [True]
 
 
 def test_a_key_that_was_torn_is_written_over(tmp_path: Path, writer: Callable[..., Writer]) -> None:
@@ -334,16 +334,16 @@ def test_a_key_that_was_torn_is_written_over(tmp_path: Path, writer: Callable[..
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=400), st.integers(0, 20_000))
-def test_garbage_in_a_slot_is_read_without_an_error(garbage: bytes, offset: int) -> None:
+def test_garbage_in_a_counter_file_is_read_without_an_error(garbage: bytes, offset: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start_and_kill(Path(folder), {HITS: 1})
         path = Path(folder) / "slot-00"
         content = path.read_bytes()
         path.write_bytes((content[:offset] + garbage + content[offset + len(garbage) :])[: len(content)])
-        assert all(value >= 0 for slot in slots(Path(folder)) for *_, value in slot.samples)
+        assert all(value >= 0 for file in counter_files(Path(folder)) for *_, value in file.samples)
 
 
-def test_what_is_no_slot_is_no_slot(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_what_is_no_counter_file_is_no_counter_file(tmp_path: Path, writer: Callable[..., Writer]) -> None:
     folder = tmp_path / "helpers"
     folder.mkdir()
     target = tmp_path / "precious"
@@ -353,7 +353,7 @@ def test_what_is_no_slot_is_no_slot(tmp_path: Path, writer: Callable[..., Writer
     os.mkfifo(folder / "slot-02")
     (folder / "slot-03.bak").write_text("x")
     writer().count(HITS)
-    assert [(slot.number, slot.problem is None) for slot in slots(folder)] == [
+    assert [(file.number, file.problem is None) for file in counter_files(folder)] == [
         (0, False),
         (1, False),
         (2, False),
@@ -368,22 +368,22 @@ def test_a_folder_removed_under_its_process_is_made_again(tmp_path: Path, writer
     totals.add_up(read_counter_files(folder))
     (folder / "slot-00").unlink()
     folder.rmdir()
-    assert slots(folder) == []
+    assert counter_files(folder) == []
     one.count()
     one.count(HITS)
     assert samples(folder) == {HITS: 1.0}
     assert totals.add_up(read_counter_files(folder)) == {HITS: 2.0}
 
 
-def test_a_slot_that_went_back_is_not_followed() -> None:
+def test_a_counter_file_that_went_back_is_not_followed() -> None:
     """As one can be that was restored from a backup, or that a machine lost when it lost its power."""
     totals = Totals()
     for value, expected in ((5.0, 5.0), (2.0, 5.0), (6.0, 6.0)):
-        slot = CounterFile(0, running=False, identity="a", samples=(("hits", {}, value),))
-        assert totals.add_up([slot]) == {("hits",): expected}
+        file = CounterFile(0, running=False, identity="a", samples=(("hits", {}, value),))
+        assert totals.add_up([file]) == {("hits",): expected}
 
 
-def test_totals_remember_a_bounded_number_of_slots_that_are_no_more() -> None:
+def test_totals_remember_a_bounded_number_of_counter_files_that_are_no_more() -> None:
     totals = Totals()
     for number in range(1000):
         totals.add_up([CounterFile(0, running=False, identity=str(number), samples=(("hits", {}, 1.0),))])
@@ -423,7 +423,7 @@ def test_on_a_full_disk_counting_goes_on_in_memory(tmp_path: Path, writer: Calla
 
 
 @pytest.mark.system
-def test_a_slot_is_whole_before_the_disk_is_full(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_a_counter_file_is_whole_before_the_disk_is_full(tmp_path: Path, writer: Callable[..., Writer]) -> None:
     with mounted(tmp_path / "disk", "size=1m"):
         folder = tmp_path / "disk/helpers"
         one = writer(folder)
@@ -466,7 +466,7 @@ writer.add({("hits",): 1})
 
 
 def test_writes_that_fail_under_way_are_made_up_for_when_they_succeed(tmp_path: Path) -> None:
-    """The bound on a file's size stands for a disk that fails: a slot has all of its blocks already."""
+    """The bound on a file's size stands for a disk that fails: a file has all of its blocks already."""
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
     assert samples(tmp_path) == {("hits",): 5.0, ("new",): 3.0}
     assert done.stderr.count("File too large") == 1
@@ -512,7 +512,9 @@ def test_long_names_are_bounded_in_bytes(tmp_path: Path, writer: Callable[..., W
     assert found[("hits", "rule", "other")] > 300
 
 
-def test_keys_without_end_that_no_rule_names_do_not_break_a_slot(tmp_path: Path, writer: Callable[..., Writer]) -> None:
+def test_keys_without_end_that_no_rule_names_do_not_break_a_counter_file(
+    tmp_path: Path, writer: Callable[..., Writer]
+) -> None:
     writer().count(HITS, *(("hits", "kind", str(number)) for number in range(2000))).count(HITS)
     found = samples(tmp_path / "helpers")
     assert (found[HITS], len(found)) == (2.0, 1024)
@@ -523,8 +525,8 @@ def test_keys_without_end_that_no_rule_names_do_not_break_a_slot(tmp_path: Path,
 def test_a_name_in_any_letters_comes_back_as_it_was(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start_and_kill(Path(folder), {("hits", "rule", name): 1 for name in names})
-        (slot,) = slots(Path(folder))
-        assert {make_key(*sample[:2]) for sample in slot.samples} == {("hits", "rule", name) for name in names}
+        (file,) = counter_files(Path(folder))
+        assert {make_key(*sample[:2]) for sample in file.samples} == {("hits", "rule", name) for name in names}
 
 
 def test_a_histogram_has_a_key_for_each_bucket_alone_and_for_the_sum() -> None:

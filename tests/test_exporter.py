@@ -793,11 +793,11 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
     (policy / "list.yaml").write_text(
         "version: 1\nlists: {none: {file: empty}}\nrules: [{name: listed, action: deny, lists: [none]}]\n"
     )
-    live = PolicyWatcher(policy, None, lambda compiled: compiled)
-    while not live.state.ok:
-        live.check()
-    assert len(live.state.warnings) == 2
-    about = replace(view(None), policy_state=live.state)
+    watcher = PolicyWatcher(policy, None, lambda compiled: compiled)
+    while not watcher.state.ok:
+        watcher.check()
+    assert len(watcher.state.warnings) == 2
+    about = replace(view(None), policy_state=watcher.state)
     (warning,) = warnings(about)
     assert warning == (
         f"{policy}/empty: the list holds no host pattern, so an entry that names it matches nothing [list-empty]"

@@ -12,10 +12,10 @@ from .curl import CurlFailed, curl
 from .dns import Names
 from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
+from .maintained import maintained
 from .network import run
 from .origin import Origins
 from .raw import Raw
-from .upkeep import maintained
 
 POLICY = """
 version: 1
@@ -42,7 +42,7 @@ def gateway(new_gateway: NewGateway) -> Iterator[Gateway]:
     """A gateway with two public addresses of its own, of which Squid has not read, and its maintenance process."""
     gateway = new_gateway(POLICY).start()
     with address(f"{FIRST}/32"), address(f"{SIX}/128"), maintained(gateway) as said:
-        wait_for(lambda: "addresses of this machine are closed" in said.read_text(), "the addresses to be closed")
+        wait_for(lambda: "closed addresses of this machine" in said.read_text(), "the addresses to be closed")
         wait_for(lambda: "Reconfiguring Squid" in gateway.cache_log(), "Squid to reconfigure")
         wait_for(lambda: _is_closed(gateway, f"http://{FIRST}/first"), "Squid to close the address")
         yield gateway
@@ -56,22 +56,22 @@ def _is_closed(gateway: Gateway, url: str) -> bool:
     return (reply.status, reply.rule) == (403, "private-address")
 
 
-def kept(gateway: Gateway) -> Path:
+def own_addresses(gateway: Gateway) -> Path:
     return gateway.root / "state/own-addresses"
 
 
 def test_the_installer_writes_the_file_that_squid_reads(new_gateway: NewGateway) -> None:
     gateway = new_gateway(POLICY, installed=True)
-    assert kept(gateway).read_text().startswith("# This gateway's own addresses")
-    assert kept(gateway).owner() == "proxy"
+    assert own_addresses(gateway).read_text().startswith("# The public addresses of this gateway")
+    assert own_addresses(gateway).owner() == "proxy"
 
 
 def test_squid_starts_without_the_file_and_reads_it_when_it_is_written(new_gateway: NewGateway) -> None:
     gateway = new_gateway(POLICY)
-    kept(gateway).unlink()
+    own_addresses(gateway).unlink()
     gateway.start()
     assert curl(gateway, "http://closed.example/").rule == "default"
-    assert f"ERROR: Can not open file {kept(gateway)} for reading" in gateway.cache_log()
+    assert f"ERROR: Can not open file {own_addresses(gateway)} for reading" in gateway.cache_log()
     with address("203.0.113.74/32"), maintained(gateway):
         wait_for(lambda: _is_closed(gateway, "http://203.0.113.74/"), "the address to be closed")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.gateway import Gateway, NewGateway
+from tests.e2e.maintained import maintained
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
-from tests.e2e.upkeep import maintained
 from tests.waiting import wait_for
 
 from .conftest import prepared

@@ -175,11 +175,11 @@ class CounterWriter:
         except OSError:
             os.close(descriptor)
             raise
-        counted = {key: self._values[index] for key, index in self._indices.items()}
+        unwritten = {key: self._values[index] for key, index in self._indices.items()}
         self._reset()
         self._path, self._descriptor, self._identity = path, descriptor, identity
         self._continue(keys, length, values)
-        for key, amount in counted.items():
+        for key, amount in unwritten.items():
             self._values[self._index(key)] += amount
 
     def _continue(self, keys: list[Key], length: int, values: list[float]) -> None:

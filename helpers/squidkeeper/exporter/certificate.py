@@ -17,7 +17,7 @@ class Certificate:
 
     file: Path
     subject: str | None = None
-    """None where the file cannot be read."""
+    """None if the file cannot be read."""
     not_after: datetime | None = None
     problem: str | None = None
     """Why it cannot be read."""

@@ -96,7 +96,7 @@ def check_command(view: Snapshot) -> str:
 
 
 def policy_faults(view: Snapshot) -> tuple[Fault, ...]:
-    """List what is wrong with the policy on disk; nothing where it is in force."""
+    """List what is wrong with the policy on disk; nothing if it is in force."""
     state = view.policy_state
     return () if state.ok else state.faults
 

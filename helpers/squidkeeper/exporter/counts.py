@@ -18,7 +18,7 @@ from squidkeeper.record import record as records
 from squidkeeper.record.record import Record
 
 SERIES_LIMIT: Final = 4000  # of one metric
-RULES_LIMIT: Final = 2000  # rules whose last match is remembered
+RULES_LIMIT: Final = 2000  # rules owners last match is remembered
 _BOUNDS_MS: Final = tuple(round(bound * 1000) for bound in REQUEST_DURATION.buckets)
 _VERDICTS = frozenset({"allow", "deny"})
 _DURATION_CELLS = len(_BOUNDS_MS) + 2
@@ -119,11 +119,13 @@ class RequestCounter:
         client, rule, verdict, method, hundreds = kind
         rule = NONE if rule == records.NONE else unquote(rule)
         verdict = verdict if verdict in _VERDICTS else NONE
-        whose = ((client, rule), (client, OTHER), (OTHER, OTHER))
+        owners = ((client, rule), (client, OTHER), (OTHER, OTHER))
         is_tunnel = method == CONNECT_CLASS and verdict == "allow"
-        by_size = _fitting(self._bytes, len(self._bytes), [(*one, verdict) for one in whose])
+        by_size = _fitting(self._bytes, len(self._bytes), [(*one, verdict) for one in owners])
         cells = _Cells(
-            self._tunnel(whose) if is_tunnel else self._request(whose, (verdict, method, status_class(hundreds * 100))),
+            self._tunnel(owners)
+            if is_tunnel
+            else self._request(owners, (verdict, method, status_class(hundreds * 100))),
             self._bytes.setdefault(by_size, [0]),
             self._durations.setdefault((verdict, method), [0] * _DURATION_CELLS),
             [""] if is_tunnel else self._match(rule),
@@ -133,12 +135,12 @@ class RequestCounter:
         self._cells[kind] = cells
         return cells
 
-    def _request(self, whose: Sequence[tuple[str, str]], how: tuple[str, str, str]) -> list[int]:
-        labels = _fitting(self._requests, len(self._requests), [(*one, *how) for one in whose])
+    def _request(self, owners: Sequence[tuple[str, str]], how: tuple[str, str, str]) -> list[int]:
+        labels = _fitting(self._requests, len(self._requests), [(*one, *how) for one in owners])
         return self._requests.setdefault(labels, [0])
 
-    def _tunnel(self, whose: Sequence[TunnelLabels]) -> list[int]:
-        return self._tunnels.setdefault(_fitting(self._tunnels, len(self._tunnels), whose), [0])
+    def _tunnel(self, owners: Sequence[TunnelLabels]) -> list[int]:
+        return self._tunnels.setdefault(_fitting(self._tunnels, len(self._tunnels), owners), [0])
 
     def _match(self, rule: str) -> list[str]:
         matched = rule if rule in self._last_matched or len(self._last_matched) < RULES_LIMIT else OTHER

@@ -157,5 +157,5 @@ def _problem(store: SecretStore, name: str) -> str | None:
 
 
 def logged_time(time: str) -> datetime | None:
-    """Read a time as the access log has it; empty: None."""
+    """Parse a time of the access log; empty: None."""
     return datetime.fromisoformat(time) if time else None
