@@ -249,10 +249,10 @@ def test_a_list_of_one_form_holds_as_a_rule_of_that_form_does(tmp_path: Path, pa
 def test_what_a_policy_caches_is_bounded(tmp_path: Path) -> None:
     kept: BoundedCache[str, int] = BoundedCache(1000)
     for number in range(100):
-        kept.keep(str(number), number, 90)
+        kept.add(str(number), number, 90)
         assert kept.get(str(number)) == number
         assert len(kept) <= 11
-    kept.keep("too large", 0, 1001)
+    kept.add("too large", 0, 1001)
     assert kept.get("too large") is None
     compiled = compiled_of(tmp_path, "rules: [{name: r, action: allow, hosts: [a.example]}]")
     for number in range(10_000):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from squidkeeper.counters import read_counter_files
 from squidkeeper.helpers.throttle import (
-    SPARE_SLOTS,
+    SPARE_LOOKUPS,
     SURPLUS_SECONDS,
     Clients,
     Limits,
@@ -111,14 +111,14 @@ def test_a_client_that_waits_too_long_is_sent_on_with_a_turn_among_the_surplus()
     assert [late.reply.result for late in answers] == [Result.OK] * 21 + [Result.ERR]
     assert answers[-1].due == NOW
     assert format_reply(answers[-1].reply, b"7") == b"7 ERR held_until_=1000.00\n"
-    assert [late.reply.counted[0][-1] for late in answers] == ["at_once"] * 5 + ["held"] * 16 + ["surplus"]
+    assert [late.reply.counts[0][-1] for late in answers] == ["at_once"] * 5 + ["held"] * 16 + ["surplus"]
 
 
-def test_slots_stay_free_for_clients_below_their_rate() -> None:
+def test_lookups_stay_free_for_clients_below_their_rate() -> None:
     """However many others wait: a client with turns left needs no slot to wait in."""
     throttle = Throttle(LIMITS, 600, no_release)
-    assert throttle.answer(b"192.0.2.1 -", NOW, 600 - SPARE_SLOTS - 1).reply.result is Result.OK
-    others = [throttle.answer(b"192.0.2.2 -", NOW, 600 - SPARE_SLOTS) for _ in range(6)]
+    assert throttle.answer(b"192.0.2.1 -", NOW, 600 - SPARE_LOOKUPS - 1).reply.result is Result.OK
+    others = [throttle.answer(b"192.0.2.2 -", NOW, 600 - SPARE_LOOKUPS) for _ in range(6)]
     assert [late.reply.result for late in others] == [Result.OK] * 5 + [Result.ERR]
     assert [late.due for late in others] == [NOW] * 6
 
@@ -217,7 +217,7 @@ def test_the_end_of_input_answers_all_that_is_held_at_once(start: Callable[..., 
     assert time.monotonic() - begun < 5
 
 
-def test_more_lines_at_once_than_slots_that_may_be_held_are_no_surplus(start: Callable[..., Helper]) -> None:
+def test_more_lines_at_once_than_may_be_held_are_no_surplus(start: Callable[..., Helper]) -> None:
     helper = start("--scope", "client")
     helper.send("".join(f"{number} 192.0.2.{number % 200} -\n" for number in range(1, 601)))
     assert {line.split()[1] for line, _ in helper.answers(600)} == {"OK"}

@@ -53,9 +53,9 @@ def acl_reply(
         *([("clt_conn_tag", tunnel)] if tunnel else []),
     ]
     named = [("user_", _recorded_user(user))] if user is not None else []
-    counted = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
+    counts = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
     if not decision.allowed:
-        return Reply(Result.ERR, (*annotations, *named), _page_message(decision), counted)
+        return Reply(Result.ERR, (*annotations, *named), _page_message(decision), counts)
     flags = (
         ("scope_", "request", decision.needs_url),
         ("rewrite_", "yes", decision.may_rewrite),
@@ -65,7 +65,7 @@ def acl_reply(
         ("tag", "sk_final", helper == HOST and decision.final),
     )
     held = ((key, value) for key, value, holds in flags if holds)
-    return Reply(Result.OK, (*annotations, *held, *named), counted=counted)
+    return Reply(Result.OK, (*annotations, *held, *named), counts=counts)
 
 
 def shared_reply(
@@ -76,7 +76,7 @@ def shared_reply(
     reply = cache.get(key)
     if reply is None:
         reply = acl_reply(decision, helper, revision, user)
-        cache.keep(key, reply, reply_bytes(reply))
+        cache.add(key, reply, reply_bytes(reply))
     return reply
 
 
@@ -118,7 +118,7 @@ def rewrite_reply(decision: Decision, url: str, revision: str) -> Reply:
     """Write the reply of the rewriter: always with the URL that is fetched, `-` for a denied request."""
     if decision.rewritten is not None:
         return _rewritten_reply(decision.rewritten, revision)
-    return Reply(Result.ERR, (("final_url_", url if decision.allowed else "-"),), counted=_UNCHANGED)
+    return Reply(Result.ERR, (("final_url_", url if decision.allowed else "-"),), counts=_UNCHANGED)
 
 
 def _rewritten_reply(rewritten: Rewritten, revision: str) -> Reply:
@@ -127,10 +127,10 @@ def _rewritten_reply(rewritten: Rewritten, revision: str) -> Reply:
     private = "yes" if rewrite.private or rewrite.redirect is not None else "no"
     annotations = (("final_url_", target), ("private_", private), ("revision_", revision))
     if rewrite.redirect is None:
-        counted = (_decision_key(REWRITE, rewrite.name, "rewrite"),)
-        return Reply(Result.OK, (("rewrite-url", target), *annotations), counted=counted)
-    counted = (_decision_key(REWRITE, rewrite.name, "redirect"),)
-    return Reply(Result.OK, (("status", str(rewrite.redirect)), ("url", target), *annotations), counted=counted)
+        counts = (_decision_key(REWRITE, rewrite.name, "rewrite"),)
+        return Reply(Result.OK, (("rewrite-url", target), *annotations), counts=counts)
+    counts = (_decision_key(REWRITE, rewrite.name, "redirect"),)
+    return Reply(Result.OK, (("status", str(rewrite.redirect)), ("url", target), *annotations), counts=counts)
 
 
 # --- credential ---------------------------------------------------------------------------------------------------
@@ -139,18 +139,18 @@ def _rewritten_reply(rewritten: Rewritten, revision: str) -> Reply:
 def credential_reply(decision: Decision, revision: str, values: Sequence[str] = ()) -> Reply:
     """Write the reply of the credential helper, with a value for each of the decision's credentials."""
     annotations = _decided(decision, revision)
-    counted = (_decision_key(CREDENTIAL, decision.rule, decision.action),)
+    counts = (_decision_key(CREDENTIAL, decision.rule, decision.action),)
     if not decision.allowed:
-        return Reply(Result.ERR, annotations, _page_message(decision), counted)
+        return Reply(Result.ERR, annotations, _page_message(decision), counts)
     if not decision.credentials:
-        return Reply(Result.OK, annotations, counted=counted)
+        return Reply(Result.OK, annotations, counts=counts)
     names = [credential.name for credential in decision.credentials]
     headers = [header_annotation(credential.header) for credential in decision.credentials]
     injected = (*zip(headers, values, strict=True), ("injected_", "yes"), ("credential_", ",".join(names)))
     return Reply(
         Result.OK,
         (*annotations, *injected),
-        counted=(*counted, *(counter_key(CREDENTIAL_INJECTIONS, name) for name in names)),
+        counts=(*counts, *(counter_key(CREDENTIAL_INJECTIONS, name) for name in names)),
     )
 
 
@@ -158,7 +158,7 @@ def credential_unavailable_reply(decision: Decision, revision: str, failed: Iter
     """Deny because the values of some credentials, named by `failed`, are unavailable."""
     names = ", ".join(credential.name for credential in decision.credentials)
     reply = credential_reply(deny("credential-unavailable", _CREDENTIAL_UNAVAILABLE.format(names)), revision)
-    return replace(reply, counted=(*reply.counted, *(counter_key(CREDENTIAL_FAILURES, name) for name in failed)))
+    return replace(reply, counts=(*reply.counts, *(counter_key(CREDENTIAL_FAILURES, name) for name in failed)))
 
 
 def header_annotation(header: str) -> str:
@@ -206,4 +206,4 @@ def _decision_key(helper: str, rule: str, verdict: str) -> Key:
 
 
 _UNCHANGED = (_decision_key(REWRITE, NONE, "unchanged"),)
-NO_REWRITE_POLICY = Reply(Result.ERR, counted=(_decision_key(REWRITE, "policy-unavailable", "deny"),))
+NO_REWRITE_POLICY = Reply(Result.ERR, counts=(_decision_key(REWRITE, "policy-unavailable", "deny"),))

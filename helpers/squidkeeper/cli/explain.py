@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -16,12 +15,11 @@ from squidkeeper.cli.options import json_option, policy_option
 
 if TYPE_CHECKING:
     from squidkeeper.engine import CompiledPolicy, Decision
-    from squidkeeper.engine.explain import PassedOver, Resolved, WebSocket
+    from squidkeeper.engine.explain import Explanation, PassedOver, Resolved, WebSocket
     from squidkeeper.engine.fields import Entry
     from squidkeeper.policy.faults import Location
     from squidkeeper.policy.model import Rule
     from squidkeeper.protocol.request import Malformed, Request
-    from squidkeeper.url import ReadPath
 
 _CANNOT_SAY = 2
 _HOST_AND_PORT = re.compile(r"[^/]+:[0-9]+")
@@ -50,37 +48,28 @@ def explain(
 ) -> None:
     """Explain what the gateway does with METHOD URL, and why.
 
-    An https URL is taken as asked inside its own tunnel; METHOD CONNECT with HOST:PORT asks about opening one.
-    Nothing is resolved here. Squid resolves a name that is allowed and denies it as private-address if one of its
-    addresses is private, unless the rule says private: true.
+    An https URL is requested inside its own tunnel; METHOD CONNECT with HOST:PORT opens a tunnel. Nothing is resolved
+    here: Squid resolves a name that is allowed, and denies it as private-address if one of its addresses is private,
+    unless the rule has private: true.
 
     --record explains the first line of FILE (- for standard input), as `squidkeeper log --json` prints it, instead of
     METHOD URL, as of its time, with its tunnel and TLS server name. A line whose verdict does not follow from the
     policy is refused with the reason: a URL that is cut off, a name that had a private address, a helper or a secret
     that was unavailable.
 
-    Exit status: 0 allowed, 1 denied, 2 cannot say (the policy does not load, URL is not a URL, or the line cannot be
+    Exit status: 0 allowed, 1 denied, 2 unknown (the policy does not load, URL is not a URL, or the line cannot be
     explained).
     """
-    from squidkeeper.engine import decide
-    from squidkeeper.engine.explain import by_reading, not_applied, not_reached, passed_over, resolved, websocket
+    from squidkeeper.engine import explain as engine
 
     asked, request, now, revision = (
         _of_record(line, method, client, user) if line else _of_arguments(method, url, client, user)
     )
     policy = _load(directory)
     _compare(revision, policy.revision, directory)
-    decision = decide(policy, policy.match(request), now)
-    trace = Trace(
-        passed_over(policy, request, now),
-        not_reached(policy, request, decision, now),
-        not_applied(policy, request, decision),
-        by_reading(policy, request, now),
-        websocket(policy, request, decision, now),
-        resolved(policy, request, decision),
-    )
-    click.echo(_json(decision, trace) if as_json else _text(asked, decision, trace))
-    raise SystemExit(0 if decision.allowed else 1)
+    found = engine.explain(policy, request, now)
+    click.echo(_json(found) if as_json else _text(asked, found))
+    raise SystemExit(0 if found.decision.allowed else 1)
 
 
 Question = tuple[str, "Request | Malformed", datetime, str | None]  # the last: the revision that the record names
@@ -148,18 +137,6 @@ def _load(directory: Path) -> CompiledPolicy:
         raise SystemExit(_CANNOT_SAY) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What led to a decision."""
-
-    passed_over: list[PassedOver]
-    not_reached: list[Rule]
-    not_applied: list[PassedOver]
-    by_reading: list[tuple[ReadPath, Decision]]
-    websocket: WebSocket | None
-    resolved: Resolved | None
-
-
 def _check_target(method: str, url: str) -> None:
     """Refuse what no client could mean; what is a URL and no valid one is for the decision to deny."""
     if method == "CONNECT":
@@ -181,18 +158,19 @@ def _check_address(client: str | None) -> None:
         raise click.BadParameter(str(error), param_hint="--client") from error
 
 
-def _text(asked: str, decision: Decision, trace: Trace) -> str:
+def _text(asked: str, found: Explanation) -> str:
+    decision = found.decision
     rows = [
         ("rule", f"{decision.rule}{_at(decision.location)}"),
         ("reason", decision.reason),
         ("rewrite", _rewrite_text(decision)),
         *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
-        ("resolved", _resolved_text(trace.resolved)),
-        ("websocket", _websocket_text(trace.websocket)),
-        *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in trace.by_reading),
-        *(("passed over", _passed(one)) for one in trace.passed_over),
-        *(("not reached", text) for text in _not_reached_texts(trace.not_reached)),
-        *(("not applied", _passed(one)) for one in trace.not_applied),
+        ("resolved", _resolved_text(found.resolved)),
+        ("websocket", _websocket_text(found.websocket)),
+        *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in found.by_reading),
+        *(("passed over", _passed(one)) for one in found.passed_over),
+        *(("not reached", text) for text in _not_reached_texts(found.not_reached)),
+        *(("not applied", _passed(one)) for one in found.not_applied),
     ]
     lines = [f"{name:<12} {text}" for name, text in rows if text]
     return "\n".join([f"{decision.action.upper():<12} {asked}", *lines])
@@ -248,7 +226,8 @@ def _rewrite_text(decision: Decision) -> str | None:
     return f"{rewrite.name}{_at(rewrite.location)}: {how} {decision.rewritten.url}"
 
 
-def _json(decision: Decision, trace: Trace) -> str:
+def _json(found: Explanation) -> str:
+    decision = found.decision
     location = decision.location
     rewritten = decision.rewritten
     return json.dumps(
@@ -264,17 +243,17 @@ def _json(decision: Decision, trace: Trace) -> str:
                 "redirect": rewritten.rewrite.redirect,
             },
             "credentials": [credential.name for credential in decision.credentials],
-            "resolved": trace.resolved
-            and {"host": trace.resolved.host, "private_address": "deny", "opened_by": trace.resolved.opener},
-            "websocket": trace.websocket
-            and {"passes": trace.websocket.passes, "reason": _kept_from_websocket(trace.websocket)},
+            "resolved": found.resolved
+            and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},
+            "websocket": found.websocket
+            and {"passes": found.websocket.passes, "reason": _kept_from_websocket(found.websocket)},
             "readings": [
                 {"reading": path.reading, "path": path.path, "verdict": one.action, "rule": one.rule}
-                for path, one in trace.by_reading
+                for path, one in found.by_reading
             ],
-            "passed_over": [_passed_fields(one) for one in trace.passed_over],
-            "not_reached": [_named(rule) for rule in trace.not_reached],
-            "not_applied": [_passed_fields(one) for one in trace.not_applied],
+            "passed_over": [_passed_fields(one) for one in found.passed_over],
+            "not_reached": [_named(rule) for rule in found.not_reached],
+            "not_applied": [_passed_fields(one) for one in found.not_applied],
         },
         indent=2,
     )

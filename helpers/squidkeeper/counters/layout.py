@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from squidkeeper.metrics import Metric
 
@@ -63,7 +64,7 @@ def make_key(metric: str, labels: Mapping[str, str]) -> Key:
 
 def counter_key(metric: Metric, *values: str) -> Key:
     """Make the key of one of our counters; `values` are those of its labels."""
-    return make_key(metric.name, dict(zip(metric.labels, values, strict=True)))
+    return (metric.name, *chain.from_iterable(zip(metric.labels, values, strict=True)))
 
 
 def key_labels(key: Key) -> dict[str, str]:

@@ -76,13 +76,9 @@ class CompiledPolicy:
         if isinstance(request, Malformed):
             denial = deny(request.rule, request.reason)
             return HostMatch(_NO_FACTS, Candidates((), (), (), (), (), denial), request.url, denial)
-        facts = HostFacts(
-            self.clients_of(request.client, request.user),
-            self._method(request.method),
-            request.scheme,
-            request.host,
-            request.port,
-        )
+        clients = self.clients_of(request.client, request.user) if self.policy.clients else ()
+        method = request.method if request.method in self._methods else self._unnamed_method(request.method)
+        facts = HostFacts(clients, method, request.scheme, request.host, request.port)
         return HostMatch(facts, self._candidates_for(facts), request.url)
 
     def clients_of(self, address: Address | None, user: str | None) -> tuple[str, ...]:
@@ -91,7 +87,7 @@ class CompiledPolicy:
         known = self._clients.get(key)
         if known is None:
             known = tuple(client.name for client in self.policy.clients if client.matches(address, user))
-            self._clients.keep(key, known, _object_bytes(user, *known))
+            self._clients.add(key, known, _object_bytes(user, *known))
         return known
 
     def injectable(self, facts: HostFacts, positions: tuple[int, ...] | None = None) -> tuple[Credential, ...]:
@@ -106,7 +102,7 @@ class CompiledPolicy:
         known = self._decisions.get(rule.name)
         if known is None:
             known = decision_of(rule)
-            self._decisions.keep(rule.name, known, _OBJECT_BYTES)
+            self._decisions.add(rule.name, known, _OBJECT_BYTES)
         return known
 
     def with_credentials(self, decision: Decision, credentials: tuple[Credential, ...]) -> Decision:
@@ -120,14 +116,12 @@ class CompiledPolicy:
         known = self._decisions.get(key)
         if known is None:
             known = replace(decision, credentials=credentials)
-            self._decisions.keep(key, known, _object_bytes(*names))
+            self._decisions.add(key, known, _object_bytes(*names))
         return known
 
-    def _method(self, method: str) -> str | None:
+    def _unnamed_method(self, method: str) -> str | None:
         if method == CONNECT:
             return None
-        if method in self._methods:
-            return method
         return method.lower() if method.upper() in self._methods else _OTHER_METHOD
 
     def _candidates_for(self, facts: HostFacts) -> Candidates:
@@ -146,7 +140,7 @@ class CompiledPolicy:
                 tuple(sorted(filter(None, (policy.rules[position].expires for position in rules)))),
                 self._default(facts),
             )
-            self._candidates.keep(key, known, _object_bytes(facts.method, *facts.clients) + known.held_bytes)
+            self._candidates.add(key, known, _object_bytes(facts.method, *facts.clients) + known.held_bytes)
         return known
 
     def _default(self, facts: HostFacts) -> Decision:

@@ -35,20 +35,25 @@ def decide(
     `url` stands for the match's own URL, so that one match serves many. `final_url` is the rewriter's answer, for
     `FETCH` alone.
     """
+    if stage is Stage.HOST:
+        return match.denial or decide_host(policy, match, at)
     url = match.url if url is None else url
-    if stage is Stage.ALL and url is not None and is_own_page(url):
+    if stage is Stage.URL:
+        return match.denial or decide_url(policy, match, url or "", at)
+    if stage is Stage.FETCH:
+        return match.denial or decide_fetched(policy, match, url or "", final_url, at)
+    return _decide_all(policy, match, at, url)
+
+
+def _decide_all(policy: CompiledPolicy, match: HostMatch, at: datetime, url: str | None) -> Decision:
+    if url is not None and is_own_page(url):
         return deny("invalid-request", f"{OWN_PAGES}… are pages of Squid itself, which are not for clients.")
     if match.denial is not None:
         return match.denial
-    if stage is Stage.FETCH:
-        return decide_fetched(policy, match, url or "", final_url, at)
-    if stage is Stage.URL:
-        return decide_url(policy, match, url or "", at)
     decision = decide_host(policy, match, at)
-    if stage is Stage.HOST or url is None:
-        return decision
-    is_asked = asks_url(decision, match, url) or not _is_of_host(url, match)
-    return decide_url(policy, match, url, at) if is_asked else decision
+    if url is not None and (asks_url(decision, match, url) or not _is_of_host(url, match)):
+        return decide_url(policy, match, url, at)
+    return decision
 
 
 def asks_url(decision: Decision, match: HostMatch, url: str) -> bool:

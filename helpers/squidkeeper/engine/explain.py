@@ -46,6 +46,33 @@ class Resolved:
     opener: str
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision, and what led to it."""
+
+    decision: Decision
+    passed_over: list[PassedOver]
+    not_reached: list[Rule]
+    not_applied: list[PassedOver]
+    by_reading: list[tuple[ReadPath, Decision]]
+    websocket: WebSocket | None
+    resolved: Resolved | None
+
+
+def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> Explanation:
+    """Decide a request, and explain the decision."""
+    decision = decide(policy, policy.match(request), at)
+    return Explanation(
+        decision,
+        passed_over(policy, request, at),
+        not_reached(policy, request, decision, at),
+        not_applied(policy, request, decision),
+        by_reading(policy, request, at),
+        websocket(policy, request, decision, at),
+        resolved(policy, request, decision),
+    )
+
+
 def passed_over(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[PassedOver]:
     """List the rules for the host above the one that matches, with the fields that did not hold.
 

@@ -78,7 +78,7 @@ def _decide_paths(
         if _consequences(policy, match, other) != _consequences(policy, match, applied):
             return _ambiguous(paths)
     decision = _decision_by(policy, match, applied.rule)
-    if not decision.allowed:
+    if not decision.allowed or not (applied.rewrite or applied.credentials):
         return decision
     if applied.rewrite is not None:
         return _rewrite(policy, decision, applied.rewrite, match.facts, url, paths[0])
@@ -103,7 +103,7 @@ def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) ->
 
 def _decision_by(policy: CompiledPolicy, match: HostMatch, rule: Rule | None) -> Decision:
     decision = match.candidates.default if rule is None else policy.decision_by(rule)
-    return checked_private(decision, match.facts.host)
+    return decision if match.facts.host.address is None else checked_private(decision, match.facts.host)
 
 
 def _rewrite(
@@ -124,6 +124,8 @@ def _add_credentials(policy: CompiledPolicy, decision: Decision, facts: HostFact
     """Add the credentials for the URL that is fetched; a path that servers read differently denies."""
     paths = readings(url.path)
     candidates = policy.injectable(facts._replace(scheme=url.scheme, host=url.host, port=url.port))
+    if not candidates:
+        return policy.with_credentials(decision, ())
     chosen = [_chosen(candidates, UrlFacts(path, url.query)) for path in paths]
     if any(one != chosen[0] for one in chosen):
         return _ambiguous(paths)

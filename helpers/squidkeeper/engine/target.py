@@ -11,17 +11,17 @@ from squidkeeper.policy.model import Rewrite, Target
 from squidkeeper.url import DEFAULT_PORTS, Host, ReadPath, Url, bracketed, parse_authority, read, readings, sent
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
-# Of a URL that Squid cannot parse, as one of 8,191 bytes, it fetches what the client sent instead, with the annotations
-# that were meant for the target: its credentials, and that it may be private.
+# For a URL that Squid cannot parse, as one of 8,191 bytes, it fetches what the client sent, with the annotations of the
+# target: its credentials, and `private_`.
 _LONGEST_URL = 8_000
 
 
 def target_url(rewrite: Rewrite, host: Host, path: ReadPath, query: str | None) -> Url:
     """Fill in the target of a rewrite that matches.
 
-    `InvalidUrl` where the request makes it no URL, one that is too long for Squid, or one whose path a server could
-    read as leading out of what `to` writes ahead of a placeholder: `/python{path}` stays under `/python`, and
-    `/{owner}/public/{rest}` under the owner's `public/`, whatever the client puts in.
+    Raises `InvalidUrl` if the result is no URL, is too long for Squid, or has a path that a server could read as
+    outside of what `to` writes ahead of a placeholder: whatever the client sends, `/python{path}` stays under `/python`
+    and `/{owner}/public/{rest}` under the owner's `public/`.
     """
     target = rewrite.target
     groups = _groups(rewrite, path)

@@ -44,7 +44,7 @@ class HostScope:
         lapsed = bisect_right(self._lapses, at)
         if lapsed != self._lapsed:
             self._lapsed = lapsed
-            self._replies.forget()
+            self._replies.clear()
         return self._replies.get(line) or self._decide(line, at)
 
     def _decide(self, line: bytes, at: datetime) -> Reply:
@@ -59,7 +59,7 @@ class HostScope:
             reply = shared_reply(self._replies, decision, HOST, self.policy.revision, request.user)
             size = 0
         if len(line) <= _LONGEST_KEPT_LINE:
-            self._replies.keep(line, reply, len(line) + _LINE_BYTES + size)
+            self._replies.add(line, reply, len(line) + _LINE_BYTES + size)
         return reply
 
 

@@ -71,11 +71,11 @@ class Injector:
         if known is not None:
             if known[0] == values:
                 return known[1]
-            self._replies.forget()  # a secret was rotated: nothing may hold the old one any longer
+            self._replies.clear()  # a secret was rotated: nothing may hold the old one any longer
         reply = credential_reply(decision, self.policy.revision, values)
         format_reply(reply, LONGEST_CHANNEL, limit)
         if decision.rewritten is None:  # else it was decided for this request alone
-            self._replies.keep(decision, (values, reply), _REPLY_BYTES + 3 * sum(map(len, values)))
+            self._replies.add(decision, (values, reply), _REPLY_BYTES + 3 * sum(map(len, values)))
         return reply
 
     def _report(self, decision: Decision, problems: Iterable[SquidkeeperError]) -> None:

@@ -1,7 +1,7 @@
 """Read lines from Squid, answer each exactly once, some of them late (floor 5).
 
-Squid takes answers in any order. At the end of input every held answer is written at once: the requests that wait are
-denied then.
+Squid takes answers in any order. At the end of input all held answers are written at once, and Squid denies the
+requests that wait.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DelayedReply:
-    """A reply, and when it is due, by the monotonic clock."""
+    """A reply, and the time at which it is due, by the monotonic clock."""
 
     due: float
     reply: Reply
@@ -47,7 +47,7 @@ Answer = Callable[[bytes, float, int], DelayedReply]
 
 
 def run(helper: str, answer: Answer, state: Path, concurrency: int, releases: ReleaseChannel) -> None:
-    """Run a helper that needs no policy; `answer` takes a line, the time (monotonic) and how many lines are held."""
+    """Run a helper that needs no policy; `answer` gets a line, the monotonic time and the number of lines held."""
     settle_process()
     output = take_output()
     counting = HelperCounters(helper, state, lambda: PolicyState(ok=True))
@@ -58,11 +58,11 @@ def run(helper: str, answer: Answer, state: Path, concurrency: int, releases: Re
 
 
 class ReleaseChannel:
-    """Sends a time from the helper at client scope to the one at surplus scope: answers due up to it are due now.
+    """Sends a time from the helper at client scope to the one at surplus scope: answers due until then are due now.
 
-    A datagram socket, named by their Squid process in Linux's abstract namespace (unix(7)), so nothing stays on disk.
-    Every local account can send to such a name, so the kernel names each sender: only Squid's own account is heard.
-    A failure here makes answers late, and changes nothing else.
+    It is a datagram socket in Linux's abstract namespace (unix(7)), named by the Squid process, so nothing stays on
+    disk. Every local account can send to such a name, so the kernel names each sender, and only Squid's own account
+    counts. A failure here makes answers late, and nothing else.
     """
 
     def __init__(self, *, listens: bool) -> None:
@@ -73,7 +73,7 @@ class ReleaseChannel:
         self.until = -math.inf
 
     def send(self, until: float) -> None:
-        """Tell the other helper."""
+        """Send a time to the other helper."""
         with suppress(OSError):
             self._socket.sendto(repr(until).encode(), self._name)
 
@@ -82,7 +82,7 @@ class ReleaseChannel:
         return self._socket.fileno()
 
     def receive(self) -> None:
-        """Take the times that were sent. Binding fails until a helper that had the name before has ended."""
+        """Receive the times that were sent. Binding fails until the previous helper with this name has ended."""
         with suppress(OSError, ValueError):
             if self._to_bind:
                 self._socket.bind(self._name)
@@ -94,14 +94,14 @@ class ReleaseChannel:
 
 
 def _account(ancillary: list[tuple[int, int, bytes]]) -> int | None:
-    """Tell which account sent a datagram: the credentials that `SO_PASSCRED` adds to it (unix(7))."""
+    """Give the account that sent a datagram, from the credentials that `SO_PASSCRED` adds (unix(7))."""
     return next((_SENDER.unpack(data)[1] for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS), None)
 
 
 class DelayedReplyLoop:
     """Answers lines when their answers are due; `output` is a file descriptor.
 
-    The watchdog sees reading and writing as work, and holding an answer as waiting.
+    For the watchdog, reading and writing is work, and holding an answer is waiting.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class DelayedReplyLoop:
         self._releases = releases
         self._buffer = LineBuffer()
         self._ready: list[bytes] = []  # answers that are due
-        self._held: list[tuple[float, int, bytes]] = []  # a heap: when the answer is due, its number, the answer
+        self._held: list[tuple[float, int, bytes]] = []  # a heap: the time when due, a number, the answer
         self._numbers = count()
 
     def serve(self) -> None:
-        """Answer every line of standard input until its end; a reader that has gone away ends it as well."""
+        """Answer every line of standard input until its end, or until nobody reads the answers any more."""
         try:
             while self._read():
                 self._write_due(max(time.monotonic(), self._releases.until))
@@ -128,29 +128,29 @@ class DelayedReplyLoop:
             return
 
     def _read(self) -> bool:
-        """Wait for lines, or for the first answer that is due, and hold what was read; False: the input has ended."""
+        """Wait for lines or for the first answer that is due, and hold what was read; False at the end of input."""
         wait = max(0.0, self._held[0][0] - time.monotonic()) if self._held else None
         readable, _, _ = select.select([sys.stdin, self._releases], [], [], wait)
         self._counting.begin()
         self._releases.receive()
         has_lines = sys.stdin in readable
         data = os.read(sys.stdin.fileno(), _READ_BYTES) if has_lines else b""
-        counted: list[Key] = []
+        counts: list[Key] = []
         lines = self._buffer.feed(data)
         for line in lines:
-            self._hold(line, counted)
-        self._counting.end(len(lines), counted)
+            self._hold(line, counts)
+        self._counting.end(len(lines), counts)
         return bool(data) or not has_lines
 
-    def _hold(self, line: bytes, counted: list[Key]) -> None:
+    def _hold(self, line: bytes, counts: list[Key]) -> None:
         split = split_channel(line)
         if split is None:
-            counted.append(missing_channel(line, self._concurrency, self._counting.helper))
+            counts.append(missing_channel(line, self._concurrency, self._counting.helper))
             return
         channel, request = split
         now = time.monotonic()
         late = self._late(request, now)
-        counted += late.reply.counted
+        counts += late.reply.counts
         answer = format_reply(late.reply, channel, self._limit)
         if late.due <= now:
             self._ready.append(answer)
@@ -162,7 +162,7 @@ class DelayedReplyLoop:
             return self._answer(request, now, len(self._held))
         except InvalidLine as error:
             _log.error("%s", error)
-            return DelayedReply(now, Reply(Result.OK, counted=(counter_key(PROTOCOL_ERRORS, self._counting.helper),)))
+            return DelayedReply(now, Reply(Result.OK, counts=(counter_key(PROTOCOL_ERRORS, self._counting.helper),)))
 
     def _write_due(self, until: float) -> None:
         while self._held and self._held[0][0] <= until:

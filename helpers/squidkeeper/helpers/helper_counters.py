@@ -74,7 +74,7 @@ class HelperCounters:
             seconds = time.monotonic() - self.busy_since
             bucket = self._buckets[bisect_left(DECISION_DURATION.buckets, seconds)]
             self._writer.add({bucket: lines, self._sum: lines * seconds}, counted)
-        self.busy_since = None  # not before: a disk that hangs is seen
+        self.busy_since = None  # not before: the heartbeat shows a disk that hangs
 
     def _beat(self) -> None:
         while True:

@@ -28,5 +28,5 @@ class HostMatches:
         if known is None:
             known = self.policy.match(parse_request(decode_tokens(key)))
             size = _MATCH_BYTES + 3 * sum(map(len, key)) + known.candidates.held_bytes
-            self._known.keep(key, known, size)  # the tokens as they came, decoded and parsed
+            self._known.add(key, known, size)  # the tokens as they came, decoded and parsed
         return known

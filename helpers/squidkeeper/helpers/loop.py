@@ -40,9 +40,9 @@ def run(
     state: Path,
     concurrency: int,
 ) -> None:
-    """Run a helper: what `prepare` makes of the policy in force answers each line, None while none has loaded.
+    """Run a helper: `answer` gets what `prepare` makes of the policy in force, None while none has loaded, and a line.
 
-    The start has the same deadline as a line: Squid has asked already.
+    The start has the same deadline as a line, because Squid has asked already.
     """
     settle_process()
     answer_while_loading()
@@ -52,40 +52,40 @@ def run(
     counting = HelperCounters(helper, state, lambda: live.state)
     StuckWatchdog(lambda: counting.at).start()
     counting.begin()
-    counting.start()  # which waits for a disk, as does this:
+    counting.start()  # which waits for a disk, as the next line does
     once.open(state)
-    counting.begin()  # loading has all of the deadline
+    counting.begin()  # loading gets the whole deadline
     live.start()
     counting.ready()
     serve(lambda request: answer(live.current, request), output, concurrency, counting)
 
 
 def serve(answer: Answer, output: int, concurrency: int, counting: HelperCounters) -> None:
-    """Answer every line of standard input until its end; then everything read has been answered.
+    """Answer every line of standard input until its end.
 
-    `output` is a file descriptor. Lines read together are answered by one write, which always holds whole lines, and
-    counted after it. A reader that has gone away ends the loop as the end of input does: nobody is left to answer.
+    `output` is a file descriptor. Lines that are read together are answered by one write of whole lines, and counted
+    after it. The loop also ends when nobody reads the answers any more.
     """
     buffer = LineBuffer()
     answering = _Answering(answer, concurrency, counting.helper)
     source, room = sys.stdin.fileno(), memoryview(bytearray(_READ_BYTES))
     while got := os.readv(source, [room]):
         replies: list[bytes] = []
-        counted: list[Key] = []
+        counts: list[Key] = []
         counting.begin(replies)
         for line in buffer.feed(bytes(room[:got])):
-            replies.append(answering.reply(line, counted))  # noqa: PERF401 - one by one: the watchdog reads it
+            replies.append(answering.reply(line, counts))  # noqa: PERF401 - one by one: the watchdog reads the length
         try:
             write_all(output, b"".join(replies))
         except BrokenPipeError:
             return
-        counting.end(len(replies), counted)
+        counting.end(len(replies), counts)
 
 
 def take_output() -> int:
-    """Take standard output for Squid alone and point fd 1 at stderr: a stray print would end Squid.
+    """Reserve standard output for Squid, as a private file descriptor, and point fd 1 at stderr.
 
-    Gives the private file descriptor.
+    One stray line on Squid's descriptor would end Squid.
     """
     output = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -93,10 +93,10 @@ def take_output() -> int:
 
 
 def settle_process() -> None:
-    """Forbid core dumps, which would hold what the process knows, and be scheduled as a batch process.
+    """Forbid core dumps, which would hold secrets, and be scheduled as a batch process.
 
-    Such a process does not take the processor from Squid at each line written to it (sched(7)): it reads more lines at
-    a time, which on two busy cores is worth a tenth of the gateway's requests per second.
+    A batch process does not take the processor from Squid at each line that Squid writes (sched(7)). It reads more
+    lines at a time, which gives a tenth more requests per second on two busy cores.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):  # a container may forbid it
@@ -104,12 +104,12 @@ def settle_process() -> None:
 
 
 def answer_while_loading() -> None:
-    """Keep the thread that loads a policy from holding up the one that answers.
+    """Keep the thread that loads a policy from delaying the thread that answers.
 
-    It lets go of the interpreter ten times as often. And a full collection, which goes through all of a policy while
-    nobody else runs (0.3 s with 10,000 rules), is put off: it would come with each load, and finds nothing, because a
-    load leaves no cycles behind. Young cycles are still collected. A lower priority would make it
-    worse: the thread that answers would wait for one that has the interpreter and is not given the processor.
+    It releases the interpreter ten times as often. Full garbage collections, which stop all threads (0.3 s with 10,000
+    rules), are put off: each load would cause one, and it would find nothing, because a load leaves no cycles. Young
+    cycles are still collected. A lower priority of the loading thread would be worse: the answering thread would wait
+    for a thread that has the interpreter and gets no processor.
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     young, middle, _ = gc.get_threshold()
@@ -117,7 +117,7 @@ def answer_while_loading() -> None:
 
 
 class _Answering:
-    """Answers single lines, and notes what is to be counted of each."""
+    """Answers single lines, and notes the counters that each adds to."""
 
     def __init__(self, answer: Answer, concurrency: int, helper: str) -> None:
         self._answer = answer
@@ -125,18 +125,18 @@ class _Answering:
         self._limit = reply_limit(concurrency)
         self._helper = helper
 
-    def reply(self, line: bytes, counted: list[Key]) -> bytes:
-        """Answer one line, unless its channel-ID is missing: Squid could not tell which lookup is answered."""
+    def reply(self, line: bytes, counts: list[Key]) -> bytes:
+        """Answer one line, unless its channel-ID is missing: Squid could not find the lookup."""
         if not self._concurrency:
-            return self._format(line, b"", counted)
+            return self._format(line, b"", counts)
         split = split_channel(line)
         if split is None:
-            counted.append(missing_channel(line, self._concurrency, self._helper))
+            counts.append(missing_channel(line, self._concurrency, self._helper))
             return b""
         channel, request = split
-        return self._format(request, channel, counted)
+        return self._format(request, channel, counts)
 
-    def _format(self, request: bytes, channel: bytes, counted: list[Key]) -> bytes:
+    def _format(self, request: bytes, channel: bytes, counts: list[Key]) -> bytes:
         try:
             reply = self._answer(request)
             line = format_reply(reply, channel, self._limit)
@@ -144,16 +144,16 @@ class _Answering:
             _log.error("%s", error)
             reply = broken_reply(str(error), self._helper)
             line = format_reply(reply, channel, self._limit)
-        except Exception as error:  # noqa: BLE001 - the one place: whatever happened, the line is answered, and denied
-            _log.error("a request could not be judged: %s", describe(error))
-            reply = broken_reply("The request could not be judged.", self._helper)
+        except Exception as error:  # noqa: BLE001 - the one place: every line is answered, and an error denies
+            _log.error("a request could not be decided: %s", describe(error))
+            reply = broken_reply("The request could not be decided.", self._helper)
             line = format_reply(reply, channel, self._limit)
-        counted += reply.counted
+        counts += reply.counts
         return line
 
 
 def missing_channel(line: bytes, concurrency: int, helper: str) -> Key:
-    """Log a line whose channel-ID is missing; gives the counter that it adds to."""
+    """Log a line whose channel-ID is missing, and give the counter that it adds to."""
     expected = f"does squid.conf say concurrency={concurrency}?"
     _log.error("a line of %d bytes has no channel-ID: %s", len(line), expected)
     return counter_key(PROTOCOL_ERRORS, helper)

@@ -1,8 +1,8 @@
-"""`squidkeeper throttle`: when does a client learn that it is denied? (floor 5)
+"""`squidkeeper throttle`: when does a client get its denial? (floor 5)
 
-Squid asks after it has denied a request. The answer changes when the client gets its page, and nothing else. It bounds
-how many lines of the access log a client causes. A denial that would wait too long is surplus: it waits at a second
-`external_acl_type`, in Squid's queue, and takes none of the slots (`concurrency=`) in which others wait.
+Squid asks after it has denied a request. The answer changes the time at which the client gets its page, and nothing
+else. It bounds the lines of the access log that a client causes. A denial that would wait too long is surplus: it waits
+at a second `external_acl_type`, in Squid's queue, and takes none of the lookups (`concurrency=`) in which others wait.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from squidkeeper.metrics import THROTTLED
 from squidkeeper.protocol.lines import Reply, Result, parse_tokens
 
 TOKENS: Final = (1, 2)
-SPARE_SLOTS: Final = 50  # never held, so that a client below its rate is answered at once
+SPARE_LOOKUPS: Final = 50  # never held, so that a client below its rate is answered at once
 SURPLUS_SECONDS: Final = 60.0
 # Twice what one client can have open (client_ip_max_connections). A client that has gone leaves its lookup behind, and
-# Squid keeps the request for it, 11 KB of memory or more.
+# Squid holds the request for it, 11 KB of memory or more.
 SURPLUS_AT_MOST: Final = 8192
 CLIENTS_AT_MOST: Final = 50_000
 _IPV6_PREFIX: Final = 64  # one network's; a client can use every address in it
@@ -31,7 +31,7 @@ _IPV6_PREFIX: Final = 64  # one network's; a client can use every address in it
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may do: denials a second after a burst, and how long one waits for its turn at most."""
+    """The limits of one client: denials per second, the burst before that, and the longest wait for a turn."""
 
     per_second: float
     burst: int
@@ -39,7 +39,7 @@ class Limits:
 
 
 class Clients:
-    """When each client is due next: the generic cell rate algorithm (ITU-T I.371), for a bounded number of clients."""
+    """The next turn of each client, by the generic cell rate algorithm (ITU-T I.371), with a bound on their number."""
 
     def __init__(self, limits: Limits, at_most: int = CLIENTS_AT_MOST) -> None:
         self._interval = 1 / limits.per_second
@@ -49,7 +49,7 @@ class Clients:
         self._full_at: dict[str, float] = {}  # when the client has its whole burst again
 
     def due(self, client: str, now: float, *, may_wait: bool = True) -> float | None:
-        """Give the client its next turn; None, and no turn, where that is too far away to wait for."""
+        """Give the client its next turn; None, and no turn, if that is too far away."""
         full_at = max(now, self._full_at.get(client, now))
         due = max(now, full_at - self._tolerance)
         if due - now > (self._longest if may_wait else 0):
@@ -60,14 +60,14 @@ class Clients:
         return due
 
     def _forget(self) -> None:
-        """Forget the half that has used least: what they used counts for nothing soonest."""
+        """Forget the half that has used least: they have their whole burst again soonest."""
         self._full_at = dict(nlargest(self._at_most // 2, self._full_at.items(), key=lambda one: one[1]))
 
 
 class Surplus:
-    """When what is over every client's turns is due: one line for all, each later than the one before.
+    """The turns of the surplus of all clients: one queue, each turn later than the one before.
 
-    Where too many wait, each new one pushes the oldest out: `release` takes the time up to which all are due now.
+    If too many wait, each new one releases the oldest: `release` gets the time until which all are due now.
     """
 
     def __init__(self, per_second: float, release: Callable[[float], None], at_most: int = SURPLUS_AT_MOST) -> None:
@@ -78,7 +78,7 @@ class Surplus:
         self._waiting: deque[float] = deque()
 
     def due(self, now: float) -> float:
-        """Give the next turn, in a minute at most."""
+        """Give the next turn, at most a minute away."""
         while self._waiting and self._waiting[0] <= now:
             self._waiting.popleft()
         if len(self._waiting) >= self._at_most:
@@ -89,24 +89,24 @@ class Surplus:
 
 
 class Throttle:
-    """Answers at client scope: OK when it is the client's turn, or ERR at once, with the time for the surplus queue."""
+    """Answers at client scope: OK at the client's turn, or ERR at once with the time for the surplus queue."""
 
     def __init__(self, limits: Limits, concurrency: int, release: Callable[[float], None]) -> None:
         self._clients = Clients(limits)
         self._surplus = Surplus(limits.per_second, release)
-        self._slots = concurrency - SPARE_SLOTS
+        self._lookups_to_hold = concurrency - SPARE_LOOKUPS
 
     def answer(self, request: bytes, now: float, held: int) -> DelayedReply:
-        """Answer one line; `held` is how many wait already."""
+        """Answer one line; `held` is the number of lines that wait already."""
         client, *_ = parse_tokens(request, TOKENS)
-        due = self._clients.due(client_network(client or ""), now, may_wait=held < self._slots)
+        due = self._clients.due(client_network(client or ""), now, may_wait=held < self._lookups_to_hold)
         if due is not None:
             return DelayedReply(due, _AT_ONCE if due <= now else _HELD)
         return DelayedReply(now, _send_on(self._surplus.due(now)))
 
 
 def answer_surplus(request: bytes, now: float, held: int) -> DelayedReply:  # noqa: ARG001 - as at client scope
-    """Answer at surplus scope: at the time that the first answer named; at once where it named none."""
+    """Answer at surplus scope: at the time that the first answer named, or at once if it named none."""
     until, *_ = parse_tokens(request, TOKENS)
     try:
         due = float(until or "")
@@ -116,7 +116,7 @@ def answer_surplus(request: bytes, now: float, held: int) -> DelayedReply:  # no
 
 
 def client_network(client: str) -> str:
-    """Name what is counted as one client: an IPv4 address, the /64 network of an IPv6 address."""
+    """Name one client of the throttle: an IPv4 address, or the /64 network of an IPv6 address."""
     if ":" not in client:
         return client
     try:
@@ -126,10 +126,10 @@ def client_network(client: str) -> str:
 
 
 def _send_on(due: float) -> Reply:
-    return Reply(Result.ERR, (("held_until_", f"{due:.2f}"),), counted=_SURPLUS.counted)
+    return Reply(Result.ERR, (("held_until_", f"{due:.2f}"),), counts=_SURPLUS.counts)
 
 
 _OK = Reply(Result.OK)
-_AT_ONCE = Reply(Result.OK, counted=(counter_key(THROTTLED, "at_once"),))
-_HELD = Reply(Result.OK, counted=(counter_key(THROTTLED, "held"),))
-_SURPLUS = Reply(Result.ERR, counted=(counter_key(THROTTLED, "surplus"),))
+_AT_ONCE = Reply(Result.OK, counts=(counter_key(THROTTLED, "at_once"),))
+_HELD = Reply(Result.OK, counts=(counter_key(THROTTLED, "held"),))
+_SURPLUS = Reply(Result.ERR, counts=(counter_key(THROTTLED, "surplus"),))

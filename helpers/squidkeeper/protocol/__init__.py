@@ -1,1 +1,1 @@
-"""Squid's helper lines, and the requests in them (floor 1)."""
+"""Squid's helper lines, and the requests in them (floor 2)."""

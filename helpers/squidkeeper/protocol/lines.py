@@ -1,4 +1,4 @@
-"""Squid's helper lines (floor 1): what Squid writes, what it reads, and the bounds that keep both whole.
+"""Squid's helper lines (floor 2): what Squid writes, what it reads, and the bounds on both.
 
 The grammar is Squid's own (src/helper/Reply.cc and `external_acl_type` in squid.conf): a request is a line of
 percent-encoded tokens, after a channel-ID where `concurrency` is above 0; a reply is `OK`, `ERR` or `BH` and
@@ -16,16 +16,16 @@ from urllib.parse import unquote_to_bytes
 
 from squidkeeper.errors import InvalidLine, ReplyTooLong
 
-LINE_LIMIT = 128 * 1024  # bytes of a request; two URLs of 8,191 bytes, each byte escaped, and what stands beside them
+LINE_LIMIT = 128 * 1024  # bytes of a request: two URLs of 8,191 bytes, each byte escaped, and the other tokens
 LONGEST_CHANNEL = b"9" * 19
 _CHANNEL_ROOM = len(LONGEST_CHANNEL) + len(b" ")
-IN_FLIGHT_LIMIT = 31_900  # bytes; Squid reads a child through 32 KB, and takes an ID that is torn there for another
-USER_LENGTH = 256  # characters of a proxy user's name in an answer, percent-encoded; what is longer is cut off
-UNNUMBERED_LIMIT = 100_000  # bytes; with concurrency=0 a single reply is in flight and no ID can be torn
+IN_FLIGHT_LIMIT = 31_900  # bytes; Squid's read buffer is 32 KB, and an ID that is torn there becomes another ID
+USER_LENGTH = 256  # characters of a proxy user's name in a reply, percent-encoded; longer names are cut off
+UNNUMBERED_LIMIT = 100_000  # bytes; with concurrency=0 one reply is in flight, without an ID
 
 
 class Result(StrEnum):
-    """The three answers Squid knows; BH (broken helper) says that there is none, and denies."""
+    """The three results that Squid knows; BH (broken helper) denies."""
 
     OK = "OK"
     ERR = "ERR"
@@ -34,15 +34,15 @@ class Result(StrEnum):
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: its annotations in order and, for the page that a denied client sees, a message of several lines.
+    """A reply: its annotations in order and, for the page of a denied client, a message of several lines.
 
-    `counted` are the counters that go up by one with each lookup that gets this answer; Squid is not told.
+    `counts` are the counters that go up by one with each lookup that gets this reply; Squid does not see them.
     """
 
     result: Result
     annotations: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # a credential can be among them
     message: str | None = None
-    counted: tuple[tuple[str, ...], ...] = field(default=(), repr=False, compare=False)
+    counts: tuple[tuple[str, ...], ...] = field(default=(), repr=False, compare=False)
 
     @cached_property
     def head(self) -> bytes:
@@ -51,38 +51,38 @@ class Reply:
         return " ".join([self.result, *pairs]).encode("utf-8", "replace")
 
     @cached_property
-    def whole_message(self) -> bytes:
-        """The message as it stands behind the head wherever there is room for all of it."""
+    def message_pair(self) -> bytes:
+        """The uncut message, as it follows the head."""
         return _message_pair(self.message or "")
 
 
 class LineBuffer:
-    """Cuts a stream into lines and never holds more than one line's limit of it.
+    """Cuts a stream into lines, and never holds more of a line than the limit.
 
-    Keep one byte more than the limit, so that a truncated line fails the length check and is never judged. The default
-    has room for the channel-ID, so the rest of such a line is still more than `parse_tokens` accepts.
+    It keeps one byte more than the limit, so that a truncated line fails the length check of `parse_tokens` and is
+    never decided.
     """
 
     def __init__(self, limit: int = LINE_LIMIT + _CHANNEL_ROOM) -> None:
-        self._kept = limit + 1
-        self._held = limit + 1 + len(b"\r")  # a line that is cut at a bare CR would else look whole
+        self._at_most = limit + 1
+        self._held = limit + 1 + len(b"\r")  # else a line that is cut at a bare CR would look complete
         self._rest = b""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take what was read; give the lines that are complete now, without their ends."""
+        """Add what was read, and give the lines that are complete now, without their ends."""
         *lines, rest = (self._rest + data).split(b"\n")
         self._rest = rest[: self._held]
-        return [line[: self._held].removesuffix(b"\r")[: self._kept] for line in lines]
+        return [line[: self._held].removesuffix(b"\r")[: self._at_most] for line in lines]
 
 
 def split_channel(line: bytes) -> tuple[bytes, bytes] | None:
-    """Split `<channel-ID> <request>`; None where a line has no channel-ID, so that nobody waits for its answer."""
+    """Split `<channel-ID> <request>`; None for a line without a channel-ID, whose answer nobody waits for."""
     match = _CHANNEL.match(line)
     return (match[1], line[match.end() :]) if match else None
 
 
 def split_tokens(request: bytes, counts: tuple[int, ...]) -> list[bytes]:
-    """Split a request into its tokens, as they came; `counts` are the numbers of them that squid.conf can make."""
+    """Split a request into its tokens, as they came; `counts` are the numbers of tokens that squid.conf can make."""
     _check_tokens(request, counts)
     return request.split(b" ")
 
@@ -92,7 +92,7 @@ def parse_tokens(request: bytes, counts: tuple[int, ...]) -> list[str | None]:
     if b"%" in request:
         return decode_tokens(split_tokens(request, counts))
     _check_tokens(request, counts)
-    text = request.decode("utf-8", "surrogateescape")  # the same for all at once, as no character holds a space
+    text = request.decode("utf-8", "surrogateescape")  # all at once, as no character holds a space
     return [None if word == "-" else word for word in text.split(" ")]
 
 
@@ -116,7 +116,7 @@ def decode_token(token: bytes) -> str:
 
 
 def reply_limit(concurrency: int) -> int:
-    """Give the bytes that one reply may have, so that `concurrency` of them stay within Squid's read buffer."""
+    """Give the bytes of the longest reply, so that `concurrency` replies stay within Squid's read buffer."""
     return IN_FLIGHT_LIMIT // concurrency if concurrency else UNNUMBERED_LIMIT
 
 
@@ -132,8 +132,8 @@ def format_reply(reply: Reply, channel: bytes = b"", limit: int = UNNUMBERED_LIM
 def _message(reply: Reply, room: int) -> bytes:
     if not reply.message or room < _MESSAGE_AT_LEAST:
         return b""
-    if len(reply.whole_message) <= room:
-        return reply.whole_message
+    if len(reply.message_pair) <= room:
+        return reply.message_pair
     for length in (room // 2, room // 8):  # a character takes at most 4 bytes, an escape 2
         pair = _message_pair(f"{reply.message[:length]}…")
         if length < len(reply.message) and len(pair) <= room:

@@ -74,7 +74,8 @@ def parse_request(tokens: Sequence[str | None], url: str | None = None) -> Reque
     try:
         address, scheme, number = _parse_sender(client, method, stated_scheme or "", port)
         request = Request(method, address, user, scheme, number, parse_host(host), authority, url)
-        wrong = _contradiction(request, sni, tunnel)
+        is_plain = tunnel is None and scheme == "http"  # which has nothing to agree with
+        wrong = None if is_plain else _contradiction(request, sni, tunnel)
     except InvalidUrl as error:
         wrong = "invalid-request", _reason(method, url, error)
     return Malformed(*wrong, method, user, authority, url) if wrong else request
