@@ -85,6 +85,13 @@ def test_the_glossary_has_30_rows_at_most_and_no_term_twice() -> None:
     assert len(set(terms)) == len(terms)
 
 
+def test_each_option_of_the_installer_has_its_row() -> None:
+    usage = (REPOSITORY / "helpers/squidkeeper/setup/usage.txt").read_text()
+    options = re.findall(r"^  (--[a-z-]+)", usage, re.MULTILINE)
+    rows = re.findall(r"^\| `(--[a-z-]+)", (REPOSITORY / "squid/INSTALL.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(set(options) - {"--help"})
+
+
 # --- the map of the program ---------------------------------------------------------------------------------------
 
 PACKAGE = REPOSITORY / "helpers/squidkeeper"
