@@ -218,18 +218,21 @@ rules: [{name: open, action: allow, clients: [agents, six, ci], hosts: [open.exa
 """
 
 
-def test_a_client_of_the_policy_is_found_by_its_name(path: Path, policy: Path) -> None:
+@pytest.mark.parametrize(
+    ("clients", "shown"),
+    [
+        ("agents", [0, 1, 2]),
+        ("six", [3]),
+        ("ci", [1]),
+        ("ci-bot", [1]),
+        ("six --client ci", [1, 3]),
+        ("other-bot", []),
+    ],
+)
+def test_a_client_of_the_policy_is_found_by_its_name(path: Path, policy: Path, clients: str, shown: list[int]) -> None:
     (policy / "policy.yaml").write_text(CLIENTS)
-    for options, shown in (
-        (("agents",), [0, 1, 2]),
-        (("six",), [3]),
-        (("ci",), [1]),
-        (("ci-bot",), [1]),
-        (("six", "--client", "ci"), [1, 3]),
-        (("other-bot",), []),
-    ):
-        said = run("--json", "--policy", policy, "--client", *options, path)
-        assert (said.lines, said.err) == ([EVENTS[number] for number in shown], ""), options
+    said = run("--json", "--policy", policy, "--client", *clients.split(), path)
+    assert (said.lines, said.err) == ([EVENTS[number] for number in shown], "")
 
 
 def test_a_client_that_the_policy_does_not_have_is_said(path: Path, policy: Path) -> None:
@@ -246,9 +249,11 @@ def test_a_client_that_the_policy_does_not_have_is_said(path: Path, policy: Path
     assert said.err == f"{policy} does not load: --client finds proxy users only, no clients of it.\n"
 
 
-def test_spans_count_back_from_now() -> None:
-    for span, seconds in (("90s", 90), ("15m", 900), ("2h", 7200), ("3d", 259_200), ("1w", 604_800)):
-        assert filters.parse_time_option(span, NOON) == NOON - timedelta(seconds=seconds)
+@pytest.mark.parametrize(
+    ("span", "seconds"), [("90s", 90), ("15m", 900), ("2h", 7200), ("3d", 259_200), ("1w", 604_800)]
+)
+def test_spans_count_back_from_now(span: str, seconds: int) -> None:
+    assert filters.parse_time_option(span, NOON) == NOON - timedelta(seconds=seconds)
 
 
 REFUSED = [
