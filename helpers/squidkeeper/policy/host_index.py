@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from squidkeeper.policy.host_lists import HostList
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, host_keys
@@ -17,9 +17,6 @@ class Matching(Protocol):
     @property
     def match(self) -> Match:
         """The fields it matches by."""
-
-
-E = TypeVar("E", bound=Matching)
 
 
 class HostIndex:

@@ -234,16 +234,16 @@ def _reaches(decider: Rule, rule: Rule, among: Mapping[str, list[range]]) -> boo
     return all(
         any(ports.start <= asked.start and asked.stop <= ports.stop for ports in _ports(decider, scheme))
         for scheme in DEFAULT_PORTS
-        for asked in _common(_ports(rule, scheme), among[scheme])
+        for asked in _overlaps(_ports(rule, scheme), among[scheme])
     )
 
 
 def _touches(rule: Rule, among: Mapping[str, list[range]]) -> bool:
     """Tell whether a rule has any of some ports."""
-    return any(any(_common(_ports(rule, scheme), among[scheme])) for scheme in DEFAULT_PORTS)
+    return any(any(_overlaps(_ports(rule, scheme), among[scheme])) for scheme in DEFAULT_PORTS)
 
 
-def _common(some: list[range], others: list[range]) -> Iterator[range]:
+def _overlaps(some: list[range], others: list[range]) -> Iterator[range]:
     for one in some:
         for other in others:
             both = range(max(one.start, other.start), min(one.stop, other.stop))
