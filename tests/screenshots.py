@@ -75,9 +75,7 @@ def main() -> None:
     folder.chmod(0o755)
     ROOT.mkdir()
     try:
-        run(REPOSITORY / "install.sh", "--root", folder / "prototype", "--listen", "127.0.0.1:3129", "--no-start")
-        [environment] = (folder / "prototype").glob("venv-*")
-        with gateway_and_vm(folder, environment) as (gateway, vm):
+        with gateway_and_vm(folder) as (gateway, vm):
             send_requests(vm, folder)
             time.sleep(3)  # the exporter reads the log
             take("status", STATUS_PAGE, folder)
@@ -88,7 +86,7 @@ def main() -> None:
 
 
 @contextmanager
-def gateway_and_vm(folder: Path, environment: Path) -> Iterator[tuple[DemoGateway, VirtualMachine]]:
+def gateway_and_vm(folder: Path) -> Iterator[tuple[DemoGateway, VirtualMachine]]:
     with internet():
         vm = VirtualMachine(folder)
         for address in CLIENTS:
@@ -97,7 +95,7 @@ def gateway_and_vm(folder: Path, environment: Path) -> Iterator[tuple[DemoGatewa
         origins.fallback = answer
         address, ca = f"{vm.gateway}:3129", origins.authority.certificate
         try:
-            with installed(REPOSITORY, ROOT, address, policy(folder), NAMES, ca, environment) as gateway:
+            with installed(REPOSITORY, ROOT, address, policy(folder), NAMES, ca) as gateway:
                 vm.trust(gateway.ca)
                 yield gateway, vm
         finally:

@@ -60,8 +60,8 @@ def demonstrate(source: Path, port: int, say: Callable[[str], None], wait: Calla
 def _check(source: Path) -> None:
     if os.geteuid() != 0:
         raise DemoFailed("network namespaces need root: run it with sudo")
-    if not os.access(source / "install.sh", os.X_OK):
-        raise DemoFailed(f"{source} has no install.sh: name the folder of the sources with --source")
+    if not (source / "squid/squid.conf").exists():
+        raise DemoFailed(f"{source} has no squid/squid.conf: name the folder of the sources with --source")
     missing = [name for name in _COMMANDS if shutil.which(name) is None]
     if missing:
         raise DemoFailed(f"{', '.join(missing)} not found: install.sh --demo installs what is missing")

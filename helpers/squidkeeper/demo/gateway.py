@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,31 +41,46 @@ class DemoGateway:
 
 @contextmanager
 def installed(
-    source: Path,
-    root: Path,
-    address: str,
-    policy: Path,
-    names: Iterable[str],
-    ca: Path,
-    environment: Path = Path(sys.prefix),
+    source: Path, root: Path, address: str, policy: Path, names: Iterable[str], ca: Path
 ) -> Iterator[DemoGateway]:
     """Install and start a gateway with a policy; uninstall it at the end.
 
-    It resolves `names` to the origin, trusts its CA, and runs the program of `environment`.
+    It runs this program, resolves `names` to the origin, and trusts its CA. `source` has squid/ and policy/.
     """
     gateway = DemoGateway(root, address)
-    _prepare(root, names, ca, environment)
-    _installer(source, root, "--listen", gateway.address, "--policy", str(policy))
+    _prepare(root, names, ca)
+    _setup(source, root, "--listen", gateway.address, "--policy", str(policy))
     try:
         yield gateway
     finally:
-        _installer(source, root, "--uninstall")
+        _setup(source, root, "--uninstall")
 
 
-def _installer(source: Path, root: Path, *options: str) -> None:
-    """Run the installer; if this process is interrupted, let the installer roll back."""
+def _prepare(root: Path, names: Iterable[str], ca: Path) -> None:
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/local.conf").write_text(
+        "dns_nameservers 127.0.0.1\n"  # asked for nothing: with it, the gateway needs no resolver
+        f"hosts_file {root}/etc/hosts\n"
+        f"tls_outgoing_options cafile={root}/etc/origins.crt\n"
+        "shutdown_lifetime 1 second\n"
+    )
+    shutil.copy(ca, root / "etc/origins.crt")
+    (root / "etc/hosts").write_text("".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names))
+    shutil.copytree(sys.prefix, _environment(root), symlinks=True)  # AppArmor lets Squid run nothing outside
+
+
+def _environment(root: Path) -> Path:
+    return root / "venv-demo"
+
+
+def _setup(source: Path, root: Path, *options: str) -> None:
+    """Run the part of install.sh that needs no network; if this process is interrupted, let it roll back."""
+    environment = _environment(root)
+    work = Path(tempfile.mkdtemp(prefix="squidkeeper-install.", dir="/run"))  # setup removes it
+    work.chmod(0o755)
+    fixed = ("--source", source, "--work", work, "--venv", environment, "--root", root)
     process = subprocess.Popen(  # noqa: S603 - our own installer
-        [source / "install.sh", "--root", root, *options],
+        [environment / "bin/python", "-I", "-m", "squidkeeper", "setup", *fixed, *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -77,17 +93,4 @@ def _installer(source: Path, root: Path, *options: str) -> None:
         process.communicate()
         raise
     if process.returncode:
-        raise DemoFailed(f"install.sh {' '.join(options)}: exit status {process.returncode}\n{output}")
-
-
-def _prepare(root: Path, names: Iterable[str], ca: Path, environment: Path) -> None:
-    (root / "etc").mkdir(parents=True)
-    (root / "etc/local.conf").write_text(
-        "dns_nameservers 127.0.0.1\n"  # asked for nothing: with it, the gateway needs no resolver
-        f"hosts_file {root}/etc/hosts\n"
-        f"tls_outgoing_options cafile={root}/etc/origins.crt\n"
-        "shutdown_lifetime 1 second\n"
-    )
-    shutil.copy(ca, root / "etc/origins.crt")
-    (root / "etc/hosts").write_text("".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names))
-    shutil.copytree(environment, root / environment.name, symlinks=True)  # AppArmor lets Squid run nothing outside
+        raise DemoFailed(f"squidkeeper setup {' '.join(options)}: exit status {process.returncode}\n{output}")
