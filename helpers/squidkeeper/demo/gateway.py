@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,8 @@ from typing import Final
 from squidkeeper.demo.servers import ORIGIN_ADDRESS
 from squidkeeper.errors import DemoFailed
 
-_LOG_SECONDS: Final = 10
+_WAIT_SECONDS: Final = 20
+_RECONFIGURED: Final = re.compile(r"Reconfiguring Squid Cache.*Accepting SSL bumped", re.DOTALL)
 
 
 class DemoGateway:
@@ -32,11 +34,12 @@ class DemoGateway:
 
     def wait_for_record(self, url: str) -> None:
         """Wait until the access log has a record of a URL: Squid writes it after the response."""
-        end = time.monotonic() + _LOG_SECONDS
-        while f'"{url}"' not in self.access_log.read_text():
-            if time.monotonic() > end:
-                raise DemoFailed(f"no record of {url} in {self.access_log} after {_LOG_SECONDS} s")
-            time.sleep(0.05)
+        _wait_for(lambda: f'"{url}"' in self.access_log.read_text(), f"a record of {url} in {self.access_log}")
+
+    def wait_until_ready(self) -> None:
+        """Wait for the reconfigure after a first start, which denies requests: the maintenance process requests it."""
+        log = self.root / "log/cache.log"
+        _wait_for(lambda: bool(_RECONFIGURED.search(log.read_text(errors="replace"))), f"a reconfigure in {log}")
 
 
 @contextmanager
@@ -51,6 +54,7 @@ def installed(
     _prepare(root, names, ca)
     _setup(source, root, "--listen", gateway.address, "--policy", str(policy))
     try:
+        gateway.wait_until_ready()
         yield gateway
     finally:
         _setup(source, root, "--uninstall")
@@ -67,6 +71,14 @@ def _prepare(root: Path, names: Iterable[str], ca: Path) -> None:
     shutil.copy(ca, root / "etc/origins.crt")
     (root / "etc/hosts").write_text("".join(f"{ORIGIN_ADDRESS} {name}\n" for name in names))
     shutil.copytree(sys.prefix, _environment(root), symlinks=True)  # AppArmor lets Squid run nothing outside
+
+
+def _wait_for(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + _WAIT_SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            raise DemoFailed(f"waited {_WAIT_SECONDS} s for {what}")
+        time.sleep(0.05)
 
 
 def _environment(root: Path) -> Path:

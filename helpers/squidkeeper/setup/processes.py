@@ -76,8 +76,7 @@ class InstalledSquid:
 
     def comes_up(self, port: int) -> bool:
         """Wait until it listens on the port, or has ended; tell whether it listens."""
-        wait_until(20, lambda: process_listens(self.pid(), port) or not self.runs())
-        return process_listens(self.pid(), port)
+        return wait_until(20, lambda: process_listens(self.pid(), port) or not self.runs()) and self.runs()
 
 
 @dataclass(frozen=True, slots=True)
