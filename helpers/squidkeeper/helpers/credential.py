@@ -35,7 +35,7 @@ _TOKENS = (REQUEST_TOKENS + 2, REQUEST_TOKENS + 3)
 
 
 class Injector:
-    """One policy and its secrets, with the replies by decision: without them a line takes 16 us instead of 9."""
+    """One policy and its secrets, with the replies by decision: without them a line takes 25 us instead of 11."""
 
     def __init__(self, policy: CompiledPolicy) -> None:
         self.policy = policy

