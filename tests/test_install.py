@@ -758,6 +758,38 @@ def test_a_first_run_that_is_interrupted_while_it_builds_leaves_nothing(
     assert not root.parent.exists()
 
 
+def test_a_run_that_is_interrupted_after_squid_was_told_gives_everything_back(gateway: Gateway, changed: Path) -> None:
+    unit = changed / "squid/observe/squidkeeper-exporter.service"
+    unit.write_text(re.sub("^ExecStart=.*$", "ExecStart=/bin/sleep 300", unit.read_text(), flags=re.MULTILINE))
+    with (changed / "squid/squid.conf").open("a") as configuration:
+        configuration.write("# a change\n")
+    before = gateway.snapshot()
+    command = [str(changed / "install.sh"), "--root", str(gateway.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        assert "squid         reconfigured\n" in iter(run.stdout.readline, "")
+        wait_for(
+            lambda: "sleep" in commands_below_the_exporters_supervisor(gateway), "what is no exporter to be started"
+        )
+        run.terminate()  # this process alone, as a service manager does
+        _, complaint = run.communicate()
+    assert run.returncode == 128 + signal.SIGTERM
+    assert 'step "exporter" failed' in complaint
+    assert "to do: it was interrupted: run it again" in complaint
+    assert contents(gateway.snapshot()) == contents(before)
+    wait_until_listening(usual_exporter_port(gateway.port))
+    wait_until_listening(gateway.port)
+    assert gateway.answers() == "403"
+
+
+def commands_below_the_exporters_supervisor(gateway: Gateway) -> str:
+    """What it runs; nothing while it is being replaced."""
+    with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+        children = Path(f"/proc/{gateway.supervisor}/task/{gateway.supervisor}/children").read_text().split()
+        return " ".join(map(command_of, map(int, children)))
+    return ""
+
+
 def test_a_squid_that_was_killed_is_started_again(gateway: Gateway) -> None:
     pid = gateway.pid
     os.kill(pid, signal.SIGINT)

@@ -1,0 +1,155 @@
+"""What an installation makes of files: the CA, lines for AppArmor, and the files of squid/ for one gateway."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+from squidkeeper.errors import SetupFailed
+from squidkeeper.setup import apparmor
+from squidkeeper.setup.ca import CertificateAuthority, check_ca, make_ca
+from squidkeeper.setup.configuration import MARK, Configuration, is_ours, listen_of, names, substitute, usual_exporter
+from squidkeeper.setup.layout import Layout
+from squidkeeper.setup.machine import Machine
+from squidkeeper.setup.options import reachable
+from squidkeeper.squid_account import Account
+
+REPOSITORY = Path(__file__).parents[1]
+NOW = datetime.now(UTC)
+
+# --- the CA -------------------------------------------------------------------------------------------------------
+
+
+def pem(key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def test_a_made_ca_is_a_good_one_and_its_key_is_never_shown() -> None:
+    made = make_ca(NOW)
+    check_ca(made)
+    assert "PRIVATE KEY" not in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("ca", "message"),
+    [
+        (make_ca(NOW - timedelta(days=3651)), "ca.crt has expired"),
+        (CertificateAuthority(b"text\n", make_ca(NOW).key), "ca.crt is not a certificate in PEM form"),
+        (CertificateAuthority(make_ca(NOW).certificate, b"text\n"), "ca.key is not a private key in PEM form"),
+        (CertificateAuthority(make_ca(NOW).certificate, make_ca(NOW).key), "ca.key is not the key of ca.crt"),
+        (
+            CertificateAuthority(make_ca(NOW).certificate, pem(ed25519.Ed25519PrivateKey.generate())),
+            "ca.key is not the key of ca.crt",
+        ),
+    ],
+    ids=["expired", "no certificate", "no key", "another key", "another kind of key"],
+)
+def test_a_ca_that_squid_cannot_use_is_refused(ca: CertificateAuthority, message: str) -> None:
+    with pytest.raises(SetupFailed, match=message):
+        check_ca(ca)
+
+
+# --- AppArmor -----------------------------------------------------------------------------------------------------
+
+
+def test_lines_for_apparmor_stand_between_marks_of_their_gateway_and_go_without_the_others() -> None:
+    one, other = Path("/srv/one"), Path("/srv/one-more")
+    theirs = "/their/own r,\n"
+    both = apparmor.with_lines(
+        apparmor.with_lines(theirs, one, "/a r,\n").content.decode(), other, "/b r,\n"
+    ).content.decode()
+    assert both == (
+        f"{theirs}# squidkeeper {one} begin\n/a r,\n# squidkeeper {one} end\n"
+        f"# squidkeeper {other} begin\n/b r,\n# squidkeeper {other} end\n"
+    )
+    assert apparmor.with_lines(both, other, "/b r,\n").content.decode() == both
+    assert apparmor.without_lines(apparmor.without_lines(both, one), other) == theirs
+
+
+def test_uninstall_takes_its_lines_from_apparmor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apparmor, "_PROFILES", tmp_path)
+    additions = apparmor.additions_of("squid")
+    assert apparmor.is_additions(additions)
+    assert not apparmor.is_additions(tmp_path / "squid.conf")
+    additions.parent.mkdir()
+    additions.write_bytes(apparmor.with_lines("/their/own r,\n", Path("/srv/one"), "/a r,\n").content)
+    apparmor.close_apparmor("squid", Path("/srv/one"))
+    assert additions.read_text() == "/their/own r,\n"
+    apparmor.close_apparmor("unbound", Path("/srv/one"))
+
+
+# --- the files of squid/ --------------------------------------------------------------------------------------------
+
+
+def configuration(root: Path | None, **given: str) -> Configuration:
+    machine = Machine(Account("nobody", 65534, 65534), Path("/usr/lib64/certgen"), Path("/none"), False, False)
+    usual = {"listen": "3129", "squid": "3129", "exporter": "127.0.0.1:9129", "log_bytes": "", "resolver": "127.1.2.3"}
+    return Configuration(source=REPOSITORY, layout=Layout.of(root), machine=machine, **(usual | given))
+
+
+def test_no_replacement_is_replaced_again_and_the_longest_text_counts() -> None:
+    assert substitute("/a /a/b c", {"/a": "/a/b/x", "/a/b": "c", "c": "/a"}) == "/a/b/x c /a"
+
+
+def test_without_a_root_squid_conf_is_the_documented_one_with_its_mark_port_and_resolver() -> None:
+    documented = (REPOSITORY / "squid/squid.conf").read_text()
+    changed = documented.replace("#dns_nameservers 127.53.53.53\n", "dns_nameservers 127.1.2.3\n")
+    changed = changed.replace("/usr/lib/squid/security_file_certgen", "/usr/lib64/certgen")
+    assert configuration(None).squid_conf() == f"{MARK}\n{changed}"
+    elsewhere = configuration(None, listen="[::1]:3130").squid_conf()
+    assert (listen_of(elsewhere), is_ours(elsewhere), is_ours(documented)) == ("[::1]:3130", True, False)
+
+
+def test_a_squid_conf_with_name_servers_of_the_operators_has_none_of_ours() -> None:
+    ours = configuration(None, resolver="none")
+    assert "127.53.53.53" not in ours.squid_conf()
+    assert "# Left out: /etc/squid/local.conf has a dns_nameservers line.\n" in ours.squid_conf()
+    assert "--resolver" not in ours.unit("maintenance")
+    assert " --resolver 127.1.2.3 " in configuration(None).unit("maintenance")
+
+
+def test_a_unit_runs_as_squids_account_with_the_addresses_and_the_limit_of_the_gateway() -> None:
+    ours = configuration(Path("/srv/gateway"), exporter="127.0.0.1:3129", squid="0.0.0.0:9129", log_bytes="20G")
+    assert "\nUser=nobody\n" in ours.unit("exporter")
+    assert " --listen 127.0.0.1:3129 " in ours.unit("exporter")
+    assert ours.unit("exporter").count(" --squid 127.0.0.1:9129\n") == 1, "neither address is replaced twice"
+    assert ours.unit("maintenance").count(" --log-bytes 20G\n") == 1
+    assert "--log-bytes" not in configuration(None, log_bytes="auto").unit("maintenance")
+
+
+@pytest.mark.parametrize("root", [None, Path("/srv/gateway")])
+def test_apparmor_lets_squid_run_the_program_where_it_is(root: Path | None) -> None:
+    prefix = root or Path("/opt/squidkeeper")
+    lines = configuration(root).apparmor("squid").splitlines()
+    assert {f"{prefix}/bin/squidkeeper Ux,", f"{prefix}/venv-*/bin/squidkeeper Ux,"} <= {*lines}
+    assert (f"{root}/etc/** r," in lines) is bool(root)
+
+
+@pytest.mark.parametrize(
+    ("conf", "named"),
+    [
+        ("include /etc/squid/squidkeeper.conf\n", True),
+        ("http_port 1\n  include\t/etc/squid/squidkeeper.conf # ours\n", True),
+        ("# include /etc/squid/squidkeeper.conf\n", False),
+        ("include /etc/squid/squidkeeperXconf\n", False),
+        ("", False),
+    ],
+)
+def test_a_path_counts_where_it_is_no_comment(conf: str, named: bool) -> None:
+    assert names(conf, Path("/etc/squid/squidkeeper.conf")) is named
+
+
+def test_the_exporter_has_a_port_of_its_own_beside_other_gateways() -> None:
+    rooted = Layout.of(Path("/srv/gateway"))
+    assert usual_exporter(Layout.of(None), "3129") == "127.0.0.1:9129"
+    assert usual_exporter(rooted, "192.0.2.1:3129") == "127.0.0.1:9129"
+    assert usual_exporter(rooted, "60000") == "127.0.0.1:54000"
+    assert [reachable(one) for one in ("1", "0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::1]:1")] == [
+        *["127.0.0.1:1"] * 3,
+        *("192.0.2.1:1", "[::1]:1"),
+    ]
