@@ -90,14 +90,9 @@ class Gateway:
         if not store.exists():
             write_entry(store, Folder({"ca.crt": File(b"new")}))
         machine = Machine(ACCOUNT, Path("/none"), Path("/none"), systemd=False, selinux=False)
-        return Transaction(
-            self.layout,
-            machine,
-            cast(Any, self.squid),
-            cast(Any, self.services),
-            store,
-            lambda *line: self.told.append(line),
-        )
+        made = Transaction(self.layout, machine, cast(Any, self.squid), store, lambda *line: self.told.append(line))
+        made.services = cast(Any, self.services)
+        return made
 
     def steps(self) -> list[Step]:
         """One of each kind, in the order of a plan."""
@@ -158,7 +153,7 @@ def test_after_a_failure_behind_any_step_everything_is_as_before(gateway: Gatewa
     before = snapshot(gateway.layout.prefix)
     for step in gateway.steps()[:last]:
         transaction.apply(step)
-    assert transaction.roll_back()
+    assert transaction.roll_back() == []
     assert snapshot(gateway.layout.prefix) == before
     assert gateway.squid.running
     assert all(service.running for service in gateway.services.values())
@@ -177,7 +172,7 @@ def test_a_step_that_fails_half_way_is_undone(
         break_one(patch, gateway, call)
         with suppress(OSError, SetupFailed):
             transaction.apply(steps[failing])
-    assert transaction.roll_back()
+    assert transaction.roll_back() == []
     assert snapshot(gateway.layout.prefix) == before
 
 
@@ -206,7 +201,7 @@ def test_a_first_installation_that_fails_leaves_nothing_and_starts_nothing(tmp_p
     with pytest.raises(SetupFailed, match="Squid does not listen on 3130") as failed:
         transaction.apply(Step(Action.START_SQUID, gateway.layout.applied, File(b"3130 c d\n")))
     assert "cache.log" in failed.value.advice
-    assert transaction.roll_back(), "nothing ran before"
+    assert transaction.roll_back() == [], "nothing ran before"
     prepared = {path: about for path, about in snapshot(gateway.layout.prefix).items() if "/prepared" not in path}
     assert prepared == before
     assert not gateway.squid.running
@@ -216,7 +211,28 @@ def test_a_squid_that_does_not_start_with_what_was_put_back_is_told(gateway: Gat
     transaction = gateway.transaction()
     transaction.apply(gateway.steps()[11])
     gateway.squid.broken_while = lambda: True
-    assert not transaction.roll_back()
+    log = gateway.layout.cache_log
+    assert transaction.roll_back() == [f"Squid does not start with its files any more: read {log}"]
+
+
+def test_what_cannot_be_put_back_is_named_and_the_rest_put_back(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction, layout = gateway.transaction(), gateway.layout
+    before = read_entry(layout.conf)
+    for step in gateway.steps()[1:4]:
+        transaction.apply(step)
+    replace = Path.replace
+    patched = {layout.errors.with_name("errors.old"): OSError("No space left on device")}
+
+    def failing(path: Path, target: Path) -> Path:
+        if path in patched:
+            raise patched[path]
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    assert transaction.roll_back() == [f"{layout.errors}: No space left on device"]
+    assert read_entry(layout.conf) == before
 
 
 def test_a_reconfigured_squid_is_reconfigured_alone_and_its_note_dated_before(gateway: Gateway) -> None:
@@ -236,7 +252,7 @@ def test_what_a_run_that_was_killed_has_left_is_no_harm(gateway: Gateway) -> Non
     before = read_entry(conf)
     transaction = gateway.transaction()
     transaction.apply(Step(Action.PUT, conf, File(b"new")))
-    assert transaction.roll_back()
+    assert transaction.roll_back() == []
     assert read_entry(conf) == before
     assert [path.name for path in conf.parent.iterdir() if path.suffix in (".old", ".new")] == []
 

@@ -57,12 +57,13 @@ class Installation:
         self._files: dict[Path, Entry] = {}
         self._configuration = self._configure()
         self._squid = InstalledSquid(layout, self._machine.systemd)
-        self._transaction: Transaction | None = None
+        store = self._work / "store/ssl_db"
+        self._transaction = Transaction(layout, self._machine, self._squid, store, say)
         self._confined = False  # AppArmor keeps Squid from what is prepared
 
-    def roll_back(self) -> bool:
-        """Put back what was replaced; False where Squid does not start again."""
-        return self._transaction is None or self._transaction.roll_back()
+    def roll_back(self) -> list[str]:
+        """Put back what was replaced; list what could not be."""
+        return self._transaction.roll_back()
 
     def run(self) -> None:
         """Install; `SetupFailed`, or an OSError, where a stage fails."""
@@ -82,7 +83,7 @@ class Installation:
         if self._options.dry_run:
             say("dry run", "nothing was changed")
             return
-        self._begun().commit()
+        self._transaction.commit()
         _remove_old_venvs(self._layout.prefix, {self._options.venv, former})
         self._explain_how_to_try()
 
@@ -275,6 +276,7 @@ class Installation:
     def _check_listen(self) -> None:
         self._stage.name = "listen"
         ours, services, starts = self._configuration, self._services(), not self._options.no_start
+        self._transaction.services = services
         if self._starts_squid:
             checks.check_listener(ours.listen, "--listen", self._squid.pid())
         if starts and ours.resolver != NO_RESOLVER:
@@ -310,18 +312,12 @@ class Installation:
         }
         return {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
 
-    def _begun(self) -> Transaction:
-        if self._transaction is None:
-            store = self._work / "store/ssl_db"
-            self._transaction = Transaction(self._layout, self._machine, self._squid, self._services(), store, say)
-        return self._transaction
-
     def _do(self, step: Step) -> None:
         self._stage.name = step.stage
         if self._options.dry_run:
             say("would", str(step))
         else:
-            self._begun().apply(step)
+            self._transaction.apply(step)
 
     def _apply(self, *, new_store: bool) -> None:
         self._stage.name = "put in place"
@@ -345,7 +341,7 @@ class Installation:
             self._do(step)
 
     def _present(self, wanted: Wanted) -> Present:
-        layout, services = self._layout, self._services()
+        layout, services = self._layout, self._transaction.services
         units = (layout.service(name).unit for name in SERVICES)
         paths = {*wanted.files, layout.conf, layout.former_conf, layout.observe, layout.supervise, layout.local, *units}
         files = {path: read_entry(path) for path in (*paths, layout.own_addresses)}

@@ -15,16 +15,16 @@ from squidkeeper.setup.options import Options
 from squidkeeper.setup.uninstall import uninstall
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-
-
-Undo = Callable[[], bool]
+Undo = Callable[[], list[str]]  # puts everything back, and lists what could not be
 
 
 class Interrupted(BaseException):
     """A signal that ends the run."""
 
+    advice = "it was interrupted: run it again"
+
     def __init__(self, number: int) -> None:
-        super().__init__(number)
+        super().__init__()
         self.number = number
 
 
@@ -43,7 +43,7 @@ def run_setup(options: Options) -> int:
 def _run(options: Options, layout: Layout, stage: Stage) -> int:
     if options.uninstall:
         stage.name = "uninstall"
-        return _attempt(lambda _: uninstall(layout), options, layout, stage)
+        return _attempt(lambda _: uninstall(layout), options, stage)
 
     from squidkeeper.setup.installation import Installation  # an uninstall does without its dependencies
 
@@ -52,44 +52,35 @@ def _run(options: Options, layout: Layout, stage: Stage) -> int:
         undo.append(installation.roll_back)
         installation.run()
 
-    return _attempt(install, options, layout, stage)
+    return _attempt(install, options, stage)
 
 
-def _attempt(run: Callable[[list[Undo]], None], options: Options, layout: Layout, stage: Stage) -> int:
+def _attempt(run: Callable[[list[Undo]], None], options: Options, stage: Stage) -> int:
     undo: list[Undo] = []
     try:
         run(undo)
-    except SetupFailed as error:
+    except BaseException as error:
+        for number in _SIGNALS:
+            signal.signal(number, _ignore)
         complain(_failure(error, stage))
-    except OSError as error:
-        complain(_failure(SetupFailed(str(error)), stage))
-    except Interrupted as interrupted:
-        complain(_failure(SetupFailed("", "it was interrupted: run it again"), stage))
-        _roll_back(undo, options, layout)
-        return 128 + interrupted.number
-    except BaseException:  # a fault of ours, which Python shows
-        _roll_back(undo, options, layout)
-        raise
-    else:
-        if options.uninstall or options.dry_run:
-            _remove_made(options)
-        return 0
-    _roll_back(undo, options, layout)
-    return 1
+        _roll_back(undo, options)
+        if isinstance(error, Interrupted):
+            return 128 + error.number
+        if isinstance(error, SetupFailed | OSError):
+            return 1
+        raise  # a fault of ours, which Python shows
+    if options.uninstall or options.dry_run:
+        _remove_made(options)
+    return 0
 
 
-def _roll_back(undo: list[Undo], options: Options, layout: Layout) -> None:
-    for number in _SIGNALS:
-        signal.signal(number, _ignore)
-    good = all(roll_back() for roll_back in undo)
+def _roll_back(undo: list[Undo], options: Options) -> None:
+    problems = [problem for roll_back in undo for problem in roll_back()]
     _remove_made(options)
-    if options.uninstall:
-        return
-    complain(
-        "  What was in place before is as it was."
-        if good
-        else f"  The files are as they were, but Squid does not start with them any more: read {layout.cache_log}"
-    )
+    if problems:
+        complain("\n".join(["  What was in place before is as it was, but:", *(f"  {one}" for one in problems)]))
+    elif not options.uninstall:
+        complain("  What was in place before is as it was.")
 
 
 def _remove_made(options: Options) -> None:
@@ -97,10 +88,10 @@ def _remove_made(options: Options) -> None:
         remove(path)
 
 
-def _failure(error: SetupFailed, stage: Stage) -> str:
+def _failure(error: BaseException, stage: Stage) -> str:
     said = f"install.sh: {error}\n" if str(error) else ""
-    advice = error.advice or stage.advice
-    return f'{error.details}{said}\ninstall.sh: step "{stage.name}" failed.\n  to do: {advice}'
+    details, advice = getattr(error, "details", ""), getattr(error, "advice", "") or stage.advice
+    return f'{details}{said}\ninstall.sh: step "{stage.name}" failed.\n  to do: {advice}'
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - signal calls it so

@@ -45,14 +45,13 @@ class Transaction:
         layout: Layout,
         machine: Machine,
         squid: InstalledSquid,
-        services: Mapping[str, InstalledService],
         store: Path,
         say: Callable[[str, str], None],
     ) -> None:
         self._layout = layout
         self._machine = machine
         self._squid = squid
-        self._services = services
+        self.services: Mapping[str, InstalledService] = {}
         self._store = store  # the certificate store that was prepared
         self._say = say
         self._touched: dict[Path, bool] = {}  # and whether something was there
@@ -66,7 +65,7 @@ class Transaction:
             case Step(Action.REMOVE, path):
                 self._set_aside(path)
             case Step(Action.STOP_SERVICE):
-                self._stop(self._services["exporter"])
+                self._stop(self.services["exporter"])
             case Step(Action.PUT, path, entry) if entry:
                 self._put(path, entry)
             case Step(Action.OPEN_APPARMOR, path, entry) if entry:
@@ -103,29 +102,38 @@ class Transaction:
         for path in self._touched:
             remove(_aside(path))
 
-    def roll_back(self) -> bool:
-        """Put everything back; False where Squid, which ran before, does not start again."""
+    def roll_back(self) -> list[str]:
+        """Put everything back; list what could not be."""
         for process in reversed(self._stopped):
             with suppress(SetupFailed, OSError):
                 process.stop()
-        for path in reversed(self._touched):
-            _restore(path, existed=self._touched[path])
-            if is_additions(path):
-                with suppress(SetupFailed):
-                    reload_apparmor(path)
-        if self._machine.systemd and self._stopped:
-            quietly("systemctl", "daemon-reload")
-        for process, ran in self._stopped.items():
-            if ran:
+        problems = [problem for path in reversed(self._touched) for problem in self._restore(path)]
+        with suppress(SetupFailed):
+            if self._machine.systemd and self._stopped:
+                quietly("systemctl", "daemon-reload")
+        for process in (process for process, ran in self._stopped.items() if ran):
+            with suppress(SetupFailed, OSError):
                 process.start()
-        return not self._stopped.get(self._squid) or self._squid_is_back()
+        if self._stopped.get(self._squid):
+            problems += self._check_squid()
+        return problems
 
-    def _squid_is_back(self) -> bool:
+    def _restore(self, path: Path) -> list[str]:
+        """Put back what was at a path; list what went wrong."""
+        try:
+            _put_back(path, existed=self._touched[path])
+            if is_additions(path):
+                reload_apparmor(path)
+        except (OSError, SetupFailed) as error:
+            return [f"{path}: {error}"]
+        return []
+
+    def _check_squid(self) -> list[str]:
         if not self._squid.comes_up(port_of(listen_of(text_at(self._layout.conf)))):
-            return False
+            return [f"Squid does not start with its files any more: read {self._layout.cache_log}"]
         if self._layout.applied.exists():
             os.utime(self._layout.applied)  # Squid has read what was put back: it is no news to the next run
-        return True
+        return []
 
     # Files
 
@@ -165,7 +173,7 @@ class Transaction:
     def _start(self, action: Action, note: Path, entry: File) -> None:
         """Start a process, or tell it what is new, and note what it has read."""
         if action in _STARTS:
-            self._start_service(self._services[_STARTS[action]], note, entry)
+            self._start_service(self.services[_STARTS[action]], note, entry)
         else:
             self._tell_squid(action, note, entry)
 
@@ -201,7 +209,7 @@ def _aside(path: Path) -> Path:
     return path.with_name(f"{path.name}.old")
 
 
-def _restore(path: Path, *, existed: bool) -> None:
+def _put_back(path: Path, *, existed: bool) -> None:
     remove(path.with_name(f"{path.name}.new"))
     aside = _aside(path)
     if not existed:
