@@ -67,7 +67,6 @@ class Installation:
 
     def run(self) -> None:
         """Install; `SetupFailed`, or an OSError, where a stage fails."""
-        former = self._layout.program.resolve().parent.parent
         checks.check_way_to(self._machine, self._layout.prefix)
         self._stage.name = "program"
         checks.check_readable(self._machine, Path(sys.prefix))
@@ -79,12 +78,16 @@ class Installation:
         self._prepare_resolver()
         self._prepare_files()
         self._check_listen()
+        self._former = self._layout.program.resolve().parent.parent
         self._apply(new_store=new_store)
+
+    def finish(self) -> None:
+        """Remove what was kept for a rollback, and explain how to try the gateway."""
         if self._options.dry_run:
             say("dry run", "nothing was changed")
             return
         self._transaction.commit()
-        _remove_old_venvs(self._layout.prefix, {self._options.venv, former})
+        _remove_old_venvs(self._layout.prefix, {self._options.venv, self._former})
         self._explain_how_to_try()
 
     # The CA, the policy and the program

@@ -15,6 +15,7 @@ from squidkeeper.setup.options import Options
 from squidkeeper.setup.uninstall import uninstall
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+Finish = Callable[[], None]  # what follows a success, after which nothing is put back any more
 Undo = Callable[[], list[str]]  # puts everything back, and lists what could not be
 
 
@@ -41,27 +42,29 @@ def run_setup(options: Options) -> int:
 
 
 def _run(options: Options, layout: Layout, stage: Stage) -> int:
-    if options.uninstall:
-        stage.name = "uninstall"
-        return _attempt(lambda _: uninstall(layout), options, stage)
+    def remove_gateway(_: list[Undo]) -> Finish:
+        uninstall(layout)
+        return lambda: None
 
-    from squidkeeper.setup.installation import Installation  # an uninstall does without its dependencies
+    def install(undo: list[Undo]) -> Finish:
+        from squidkeeper.setup.installation import Installation  # an uninstall does without its dependencies
 
-    def install(undo: list[Undo]) -> None:
         installation = Installation(options, layout, stage)
         undo.append(installation.roll_back)
         installation.run()
+        return installation.finish
 
-    return _attempt(install, options, stage)
+    stage.name = "uninstall"
+    return _attempt(remove_gateway if options.uninstall else install, options, stage)
 
 
-def _attempt(run: Callable[[list[Undo]], None], options: Options, stage: Stage) -> int:
+def _attempt(run: Callable[[list[Undo]], Finish], options: Options, stage: Stage) -> int:
     undo: list[Undo] = []
     try:
-        run(undo)
+        finish = run(undo)
+        _ignore_signals()
     except BaseException as error:
-        for number in _SIGNALS:
-            signal.signal(number, _ignore)
+        _ignore_signals()
         complain(_failure(error, stage))
         _roll_back(undo, options)
         if isinstance(error, Interrupted):
@@ -69,6 +72,7 @@ def _attempt(run: Callable[[list[Undo]], None], options: Options, stage: Stage) 
         if isinstance(error, SetupFailed | OSError):
             return 1
         raise  # a fault of ours, which Python shows
+    finish()
     if options.uninstall or options.dry_run:
         _remove_made(options)
     return 0
@@ -98,5 +102,10 @@ def _interrupt(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - signal
     raise Interrupted(number)
 
 
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, _ignore)
+
+
 def _ignore(number: int, frame: object) -> None:
-    """Let a rollback end: children have the signal's default, which they would not have had it been ignored."""
+    """Let a rollback end. Children get the default of the signal, which they would not if it were ignored."""

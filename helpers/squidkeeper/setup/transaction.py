@@ -100,7 +100,8 @@ class Transaction:
     def commit(self) -> None:
         """Remove what was kept for a rollback."""
         for path in self._touched:
-            remove(_aside(path))
+            with suppress(OSError):  # the next run that replaces the file removes it
+                remove(_aside(path))
 
     def roll_back(self) -> list[str]:
         """Put everything back; list what could not be."""
