@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -58,6 +58,7 @@ FIELDS = st.fixed_dictionaries(
 )
 NAMES = ["clients", "hosts", "lists", "schemes", "ports", "methods", "paths", "query"]
 NOTHING = dict.fromkeys(NAMES)
+
 matches = st.tuples(FIELDS, st.sets(st.sampled_from([*NAMES, *["hosts", "paths"] * 3]), max_size=2)).map(
     lambda drawn: {name: field if name in drawn[1] else None for name, field in drawn[0].items()}
 )
@@ -87,6 +88,10 @@ rewrites = st.lists(
     st.tuples(matches, st.sampled_from(TARGETS), st.booleans(), st.sampled_from([None, None, 308])), max_size=2
 )
 credentials = st.lists(st.tuples(matches, st.sampled_from(["Authorization", "X-Api-Key"])), max_size=3)
+
+
+def test_the_properties_know_every_matching_field() -> None:
+    assert [field.name for field in fields(Match)] == NAMES
 
 
 Drawn = list[tuple[Action, dict[str, Any], bool, int | None]]

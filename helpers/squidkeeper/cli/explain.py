@@ -48,9 +48,9 @@ def explain(
 ) -> None:
     """Explain what the gateway does with METHOD URL, and why.
 
-    An https URL is requested inside its own tunnel; METHOD CONNECT with HOST:PORT opens a tunnel. Nothing is resolved
-    here: Squid resolves a name that is allowed, and denies it as private-address if one of its addresses is private,
-    unless the rule has private: true.
+    An https URL is requested inside its own tunnel, without a TLS server name; METHOD CONNECT with HOST:PORT opens a
+    tunnel. Nothing is resolved here: Squid resolves a name that is allowed, and denies it as private-address if one of
+    its addresses is private, unless the rule has private: true.
 
     --record explains the first line of FILE (- for standard input), as `squidkeeper log --json` prints it, instead of
     METHOD URL, as of its time, with its tunnel and TLS server name. A line whose verdict does not follow from the

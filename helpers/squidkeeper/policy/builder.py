@@ -274,8 +274,16 @@ class _Maker:
 
 def _match(entry: MatchEntry) -> Match:
     query = tuple(QueryPattern(key, pattern) for key, pattern in entry.query.items()) if entry.query else None
-    of_host = (entry.clients, entry.hosts, entry.lists, entry.schemes, entry.ports, entry.methods)
-    return Match(*of_host, entry.paths, query)
+    return Match(
+        clients=entry.clients,
+        hosts=entry.hosts,
+        lists=entry.lists,
+        schemes=entry.schemes,
+        ports=entry.ports,
+        methods=entry.methods,
+        paths=entry.paths,
+        query=query,
+    )
 
 
 def _template(entry: CredentialEntry) -> str:

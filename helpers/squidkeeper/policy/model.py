@@ -61,7 +61,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The matching fields of an entry; a field that is None always holds."""
+    """The matching fields of an entry; one that is None always holds, but `ports` in an allow (engine/fields.py)."""
 
     clients: frozenset[str] | None = None
     hosts: tuple[HostPattern, ...] | None = None
@@ -89,7 +89,7 @@ class Match:
 
     @property
     def any_request(self) -> bool:
-        """Whether it holds for every method, path and query of a host: it can be decided by the CONNECT."""
+        """Whether it holds for every method, path and query of a host."""
         return self.methods is None and self.any_url
 
 
@@ -108,7 +108,7 @@ class Rule:
 
     @property
     def certain(self) -> bool:
-        """Whether it decides a tunnel."""
+        """Whether it decides a tunnel, and makes a host unrestricted where it allows."""
         return self.match.any_request
 
     def lapsed(self, at: datetime) -> bool:
