@@ -18,7 +18,7 @@ from .network import run
 
 AS_SQUID = ["setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
 
-
+UNASKED_RESOLVER = "127.53.0.1"  # of a gateway whose Squid asks the tests' DNS server
 _BIND = "-all,+net_bind_service"
 
 
@@ -109,6 +109,8 @@ class Maintenance:
         self._process: subprocess.Popen[bytes] | None = None
         unit = (gateway.root / "etc/squidkeeper-maintenance.service").read_text()
         self._command = re.findall(r"^ExecStart=(.*)", unit, re.MULTILINE)[0].split()
+        if "--resolver" not in self._command:
+            self._command += ["--resolver", UNASKED_RESOLVER]
         self.address = self._command[self._command.index("--resolver") + 1]
 
     def use(self, *servers: str) -> None:
@@ -164,6 +166,7 @@ class Prometheus:
         )
         command = ["setpriv", "--pdeathsig", "KILL", "prometheus", f"--config.file={config}", "--log.level=warn"]
         command += [f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"]
+        command += ["--scrape.discovery-reload-interval=100ms"]  # by default its first scrape is five seconds later
         with (folder / "log.txt").open("wb") as out:
             self._process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         wait_for(self._is_ready, f"Prometheus; see {folder}/log.txt")

@@ -1,8 +1,8 @@
 """The alert rules fire in a real Prometheus when the fault is made on a real gateway; every panel's query is answered.
 
 Time runs sixty times as fast in the copy of the rules: Prometheus scrapes and evaluates each second, a minute of a
-range is a second, a day is 24 minutes, and a minute of `for` is half a second. Helpers do not start as much faster: the
-range of their starts stays.
+range is a second, a day is 24 minutes, and a minute of `for` is a fifth of a second. Helpers do not start as much
+faster: the range of their starts stays.
 """
 
 import json
@@ -84,7 +84,7 @@ def hastened(rules: str) -> str:
             rule["for"] = "0s"  # the exporter ends such a helper after some seconds, which are no less here
         minute = 0.5 if rule.get("alert") == "SquidkeeperRecordSilent" else 1  # it waits the longest
         rule["expr"] = with_minutes_of(minute, rule["expr"])
-        rule["for"] = with_minutes_of(0.5, rule.get("for", "0s"))
+        rule["for"] = with_minutes_of(0.2, rule.get("for", "0s"))
     return yaml.safe_dump(parsed)
 
 
@@ -104,6 +104,18 @@ class Watched:
         self.log = gateway.root / "log/access.log"
         self.state = gateway.root / "state/exporter"
         self.since = time.time()
+        self._stopped: list[int] = []  # a descriptor of each stopped process
+
+    def stop_process(self, pid: int) -> None:
+        """Stop a process as a whole. It is killed with the fixture, whoever is its parent by then."""
+        self._stopped.append(os.pidfd_open(pid))
+        signal.pidfd_send_signal(self._stopped[-1], signal.SIGSTOP)
+
+    def kill_stopped(self) -> None:
+        for descriptor in self._stopped:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            os.close(descriptor)
 
     def firing(self) -> set[str]:
         """The alerts that fire now."""
@@ -115,29 +127,35 @@ class Watched:
         return {name for (name,) in self.prometheus.query(ever)}
 
     def wait_until_fired(self, *names: str) -> None:
-        wait_for(lambda: {f"Squidkeeper{name}" for name in names} <= self.fired(), f"the alerts {names}", seconds=40)
+        wait_for(lambda: {f"Squidkeeper{name}" for name in names} <= self.fired(), f"the alerts {names}", seconds=60)
 
 
 @pytest.fixture(scope="module")
 def watched(
     new_gateway: NewGateway, all_origins: Origins, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Watched]:
+    rules = hastened((OBSERVE / "alerts.yaml").read_text())
+    # It scrapes five seconds after its start, so it starts first.
+    prometheus = Prometheus(tmp_path_factory.mktemp("alerts") / "prometheus", 9090, 9129, rules=rules)
     expires = datetime.now(UTC) + timedelta(days=2)
-    gateway = new_gateway(POLICY.replace("EXPIRES", expires.isoformat(timespec="seconds")), nameserver=None)
+    gateway = new_gateway(POLICY.replace("EXPIRES", expires.isoformat(timespec="seconds")))
     gateway.local_conf(*LOCAL_CONF.replace("ROOT", str(gateway.root)).splitlines())
     gateway.secret("token", "e2e-token-under-alerts")
     renew_ca(gateway, days=20)
-    gateway.start()
-    exporter = Exporter(gateway, 9129).start()
     maintenance = Maintenance(gateway, gateway.root / "resolv.conf")
-    maintenance.use(NAMESERVER)
-    maintenance.start()
-    rules = hastened((OBSERVE / "alerts.yaml").read_text())
-    prometheus = Prometheus(tmp_path_factory.mktemp("alerts") / "prometheus", 9090, exporter.port, rules=rules)
-    yield Watched(gateway, exporter, maintenance, prometheus)
-    prometheus.stop()
-    maintenance.stop()
-    exporter.stop()
+    exporter = Exporter(gateway, 9129)
+    watched = Watched(gateway, exporter, maintenance, prometheus)
+    try:
+        gateway.start()
+        maintenance.use(NAMESERVER)
+        maintenance.start()
+        exporter.start()
+        yield watched
+    finally:
+        watched.kill_stopped()
+        prometheus.stop()
+        maintenance.stop()
+        exporter.stop()
 
 
 def renew_ca(gateway: Gateway, days: int) -> None:
@@ -157,13 +175,13 @@ def faults(watched: Watched, all_origins: Origins) -> Watched:
     all_origins.answers["open.example/cached"] = Answer(headers={"Cache-Control": "public, max-age=600"})
     traffic_of_every_kind(watched.gateway)
     watched.prometheus.scrape(3)
-    assert watched.firing() == FROM_THE_START
+    # Prometheus was there before the exporter.
+    assert watched.fired() - {"SquidkeeperExporterDown"} == FROM_THE_START
+    make_faults_that_show_late(watched)
     make_faults_of_requests(watched, all_origins)
     with load(watched.gateway, ("http", "open.example")):
-        make_faults_that_take_their_time(watched)
+        make_faults_under_load(watched)
         make_faults_of_the_exporter(watched)
-    watched.gateway.stop()
-    watched.wait_until_fired("SquidDown")
     return watched
 
 
@@ -179,12 +197,6 @@ def traffic_of_every_kind(gateway: Gateway) -> None:
         assert curl(gateway, "http://open.example/cached", client="127.0.0.2").status == 200
     assert curl(gateway, "http://open.example/", "--data", "x").status == 200
     assert curl(gateway, "http://closed.example/").status == 403
-
-
-def rewritten(gateway: Gateway) -> bool:
-    with suppress(CurlFailed):
-        return curl(gateway, "https://rewritten.example/").status == 200
-    return False
 
 
 def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
@@ -203,7 +215,7 @@ def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
             assert curl(gateway, "http://open.example/failing").status == 503
         return "SquidkeeperRequestsFailing" in watched.fired()
 
-    wait_for(fired, "the alert that most requests fail", seconds=40)
+    wait_for(fired, "the alert that most requests fail", seconds=60)
     watched.wait_until_fired("Drift", "ProtocolErrors", "CredentialFailing", "DenialSurge", "CaEndsNow")
 
 
@@ -215,32 +227,33 @@ def deny(gateway: Gateway, times: int) -> None:
             assert reply.status == 403
 
 
-def make_faults_that_take_their_time(watched: Watched) -> None:
-    """Several at once: their alerts wait for minutes, which are seconds here."""
-    gateway = watched.gateway
+def make_faults_that_show_late(watched: Watched) -> None:
+    """A helper is stuck, and the maintenance process is down, after ten seconds without a heartbeat."""
+    [helper, *_] = watched.gateway.helpers("rewrite")
+    watched.stop_process(helper)
+    watched.maintenance.use()
     with watched.log.open("a") as log:
         log.write("not a line of the record\n")
-    unbound = watched.maintenance.unbound
-    os.kill(unbound, signal.SIGSTOP)
     let_the_state_be_written_by_root_alone(watched.state)
+    watched.wait_until_fired("MaintenanceFailing")
+    watched.maintenance.kill()
+
+
+def make_faults_under_load(watched: Watched) -> None:
+    """Several at once: their alerts wait for minutes, which are seconds here."""
+    gateway = watched.gateway
     fragment = gateway.root / "etc/squidkeeper.conf"
     installed = fragment.read_text()
     fragment.write_text(re.sub(r"/\S+/squidkeeper throttle ", "/bin/false throttle ", installed))
     log_no_more(gateway)
-    wait_for(lambda: rewritten(gateway), "the rewriter to run again")
-    [stopped, *_] = gateway.helpers("rewrite")
-    os.kill(stopped, signal.SIGSTOP)
-    wait_for(lambda: denied_without_a_throttle(watched), "the alert that no throttle answers", seconds=40)
+    wait_for(lambda: denied_without_a_throttle(watched), "the alert that no throttle answers", seconds=60)
     fragment.write_text(installed)
     gateway.reconfigure()
-    watched.wait_until_fired("MaintenanceFailing", "RecordInvalidLines")
-    os.kill(unbound, signal.SIGCONT)
-    watched.maintenance.kill()
     with full_disk_of_the_log(watched):
         gateway.write("zz-bad.yaml", "version: 1\nrules:\n  - {name: x, action: perhaps}\n")
         kill_helpers_again_and_again(gateway)
         fired = ("MaintenanceDown", "StateNotWritable", "HelperStuck", "HelperRestarts", "HelpersOutdated")
-        watched.wait_until_fired(*fired, "ReloadFailed", "DiskSpaceLow", "RecordSilent")
+        watched.wait_until_fired(*fired, "RecordInvalidLines", "ReloadFailed", "DiskSpaceLow", "RecordSilent")
 
 
 def denied_without_a_throttle(watched: Watched) -> bool:
@@ -272,15 +285,16 @@ def log_no_more(gateway: Gateway) -> None:
 
 
 def make_faults_of_the_exporter(watched: Watched) -> None:
-    """It does not run; then it starts with a bad policy, and another log is there that it may not read."""
+    """It does not run; then it starts without Squid, with a bad policy, and with another log that it may not read."""
     watched.exporter.stop()
-    watched.wait_until_fired("ExporterDown")
+    watched.gateway.stop()
+    wait_for(lambda: "SquidkeeperExporterDown" in watched.firing(), "the alert that the exporter is down", seconds=60)
     last_line = watched.log.read_bytes().splitlines(keepends=True)[-1]
     watched.log.unlink()
     watched.log.write_bytes(last_line)
     watched.log.chmod(0)
     watched.exporter.start()
-    watched.wait_until_fired("NoPolicy", "RecordUnreadable")
+    watched.wait_until_fired("NoPolicy", "RecordUnreadable", "SquidDown")
     watched.log.chmod(0o644)
     watched.wait_until_fired("RecordLost")
 
