@@ -23,7 +23,7 @@ from squidkeeper.squid_account import Account
 
 ACCOUNT = Account("root", 0, 0)
 OURS = (os.geteuid(), os.getegid())
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes the rights of an account")
+pytestmark = pytest.mark.system  # takes the rights of an account
 
 
 @dataclass(eq=False)
