@@ -457,7 +457,7 @@ ON_RECORD: list[tuple[dict[str, str], int, str]] = [
     ({"method": "CONNECT", "url": "api.example:443"}, 0, "ALLOW        CONNECT api.example:443 (logged"),
     ({"url": CUT, "cut": "5000:abc"}, 2, "the beginning of url (length and SHA-256 of the whole URL: 5000:abc)."),
     ({"url": CUT}, 2, "cannot be explained by the policy: the record holds only the beginning of url."),
-    ({"rule": "private-address"}, 2, "the name had a private address"),
+    ({"rule": "private-address"}, 2, "had a private address, which only Squid knew"),
     ({"rule": "authority-mismatch", "revision": "-"}, 2, "the server's certificate did not cover the host"),
     ({"rule": "policy-unavailable"}, 2, "no helper answered"),
     ({"rule": "credential-unavailable"}, 2, "a secret was unavailable"),

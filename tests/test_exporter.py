@@ -353,6 +353,7 @@ def view(policy: Path | None) -> Snapshot:
         now=NOW,
         directory=Path("/policy"),
         access_log=Path("/access.log"),
+        state=Path("/state"),
         squid_address="127.0.0.1:3129",
         checkpoint=Checkpoint(since="2026-11-25T12:00:00.000+00:00"),
         log_readable=True,
@@ -482,6 +483,7 @@ def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
         "squid-down",
         "no-policy",
         "policy-not-loaded",
+        "no-helper",
         "helper-stuck",
         "helper-outdated",
         "ca-expired",
@@ -535,7 +537,8 @@ def test_a_helper_has_time_to_answer_and_to_take_up_an_edit() -> None:
 def test_a_policy_that_does_not_load_is_reported_with_its_first_fault() -> None:
     older, none = (PolicyState(one, NOW, faults=(BAD,)) for one in ("aaaa", None))
     assert wrong(seen(older)) == {
-        "policy-not-loaded": "1 fault; x.yaml:1:1: bad [unknown-key]; revision aaaa stays in force"
+        "policy-not-loaded": "1 fault; x.yaml:1:1: bad [unknown-key]; "
+        "revision aaaa stays in force in helpers that run; one that starts now has none"
     }
     assert wrong(seen(none)) == {
         "no-policy": "everything is denied",

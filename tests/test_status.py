@@ -46,6 +46,7 @@ WELL = Snapshot(
     now=NOW.timestamp(),
     directory=DIRECTORY,
     access_log=Path("/var/log/squid/access.log"),
+    state=Path("/var/lib/squidkeeper"),
     squid_address="127.0.0.1:3128",
     checkpoint=CHECKPOINT,
     log_readable=True,
@@ -136,8 +137,14 @@ WRONG = {
         "The policy has warnings: policy.yaml:41:11",
     ),
     "policy-unavailable": (
+        replace(
+            matched("policy-unavailable", NOW - timedelta(minutes=3)), counter_files=with_helpers(HELPER).counter_files
+        ),
+        "or a helper has no policy: last 3 min ago.",
+    ),
+    "no-helper": (
         matched("policy-unavailable", NOW - timedelta(minutes=3)),
-        "because no helper answers: last 3 min ago.",
+        "No helper that decides runs: requests were denied 3 min ago, as policy-unavailable.",
     ),
     "requests-failing": (answered(*[True] * 6, *[False] * 4), "fail: 6 of the last 10 that were allowed."),
     "drift": (with_drift(FINDING), "that the policy denies: last 2 h ago."),
@@ -301,7 +308,7 @@ def test_of_very_many_rules_those_that_count_are_shown(tmp_path: Path) -> None:
 def test_of_very_many_faults_the_first_are_shown() -> None:
     text = text_of(with_faults(*[FAULT] * 70))
     assert text.count("policy.yaml:41:11") == 50 + 1  # one in the condition
-    assert "and 20 more: squidkeeper check shows all" in text
+    assert "and 20 more: squidkeeper check --policy /etc/squidkeeper/policy shows all" in text
 
 
 def test_of_very_many_warnings_the_first_are_shown() -> None:
@@ -418,7 +425,10 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ("authority-mismatch", "squidkeeper explain --record - shows which"),
+        (
+            "authority-mismatch",
+            "| tail -n 1 | squidkeeper explain --policy /etc/squidkeeper/policy --record - shows which",
+        ),
         ("credential-unavailable", "a secret was unavailable"),
         ("policy-unavailable", "no helper answered"),
     ],

@@ -177,7 +177,8 @@ def _text(asked: str, found: Explanation) -> str:
 
 
 def _passed(one: PassedOver) -> str:
-    return f"{one.entry.name}{_at(one.entry.location)}: {', '.join(one.fields)} did not hold"
+    why = ", ".join(one.fields) + " did not hold" if one.fields != ("expires",) else "it has expired"
+    return f"{one.entry.name}{_at(one.entry.location)}: {why}"
 
 
 def _not_reached_texts(rules: list[Rule]) -> Iterator[str]:

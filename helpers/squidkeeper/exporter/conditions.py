@@ -6,7 +6,6 @@ A finder is a pure function of a snapshot, except that `secret-unavailable` read
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -53,6 +52,7 @@ class Condition:
 
     `after` is how long the alert waits, as Prometheus writes it; None: no alert. `find` yields a detail for each case,
     and nothing where all is well; None: only Prometheus can see it, over time. `unhealthy`: /healthz answers 503.
+    In `remedy`, `{check}` and `{log}` stand for commands of this gateway.
     """
 
     code: str
@@ -94,11 +94,6 @@ def active_conditions(view: Snapshot, *, unhealthy_only: bool = False) -> tuple[
     return tuple(sorted(found, key=lambda active: list(Severity).index(active.condition.severity)))
 
 
-def check_command(view: Snapshot) -> str:
-    """Write the command that checks the policy."""
-    return f"squidkeeper check --policy {shlex.quote(str(view.directory))}"
-
-
 def policy_faults(view: Snapshot) -> tuple[Fault, ...]:
     """List what is wrong with the policy on disk; nothing if it is in force."""
     state = view.policy_state
@@ -126,7 +121,7 @@ def _policy_not_loaded(view: Snapshot) -> Iterator[str]:
         yield quantity(len(faults), "fault")
         yield str(faults[0])
     if faults and view.policy_state.revision:
-        yield f"revision {view.policy_state.revision} stays in force"
+        yield f"revision {view.policy_state.revision} stays in force in helpers that run; one that starts now has none"
 
 
 def _policy_warnings(view: Snapshot) -> Iterator[str]:
@@ -143,9 +138,22 @@ def _lint(policy: Policy, at: datetime) -> tuple[Fault, ...]:
 
 
 def _policy_unavailable(view: Snapshot) -> Iterator[str]:
-    at = logged_time(view.checkpoint.counts.last_matched.get("policy-unavailable", ""))
-    if at and view.policy_state.revision and view.at - at < LAST_MINUTES:
+    if _decides(view) and (at := _last_unavailable(view)):
         yield f"last {ago(at, view.at)}"
+
+
+def _no_helper(view: Snapshot) -> Iterator[str]:
+    if view.squid.answers and not _decides(view) and (at := _last_unavailable(view)):
+        yield f"requests were denied {ago(at, view.at)}, as policy-unavailable"
+
+
+def _decides(view: Snapshot) -> bool:
+    return any(helper.helper in JUDGES for helper in view.helpers)
+
+
+def _last_unavailable(view: Snapshot) -> datetime | None:
+    at = logged_time(view.checkpoint.counts.last_matched.get("policy-unavailable", ""))
+    return at if at and view.policy_state.revision and view.at - at < LAST_MINUTES else None
 
 
 def _requests_failing(view: Snapshot) -> Iterator[str]:
@@ -312,10 +320,19 @@ CONDITIONS: Final = (
         "policy-unavailable",
         _CRITICAL,
         None,
-        "Requests are denied because no helper answers",
-        "Read cache.log: can Squid's account run the program that squidkeeper.conf names? After one"
-        " `squid -k reconfigure`, or one killed helper, the condition ends without help.",
+        "Requests are denied because no helper answers, or a helper has no policy",
+        "Run `{check}`, and read cache.log. After one `squid -k reconfigure`, or one killed helper, the condition ends"
+        " without help.",
         _policy_unavailable,
+    ),
+    Condition(
+        "no-helper",
+        _CRITICAL,
+        None,
+        "No helper that decides runs",
+        "Read cache.log: can Squid's account run the program that squidkeeper.conf names?",
+        _no_helper,
+        unhealthy=True,
     ),
     Condition(
         "helper-stuck",
@@ -331,7 +348,8 @@ CONDITIONS: Final = (
         _CRITICAL,
         "1m",
         "A helper decides by an outdated policy",
-        "With a good policy on disk, `squid -k reconfigure` starts new helpers. Read cache.log for the cause.",
+        "Run `{check}`: once the policy loads, helpers load it. If it does, read cache.log for the cause;"
+        " `squid -k reconfigure` starts new helpers.",
         _helper_outdated,
         unhealthy=True,
     ),
@@ -360,7 +378,7 @@ CONDITIONS: Final = (
         _CRITICAL,
         "0m",
         "Squid served requests that the policy denies",
-        "Run `squidkeeper log --drift`, and compare squid.conf with the installed one.",
+        "Run `{log} --drift`, and compare squid.conf with the installed one.",
         _drift,
     ),
     Condition("drift-unchecked", _INFO, "0m", "Served requests could not be checked for drift"),
@@ -370,7 +388,7 @@ CONDITIONS: Final = (
         _WARNING,
         "5m",
         "Most requests that are allowed fail",
-        "Run `squidkeeper log --status 5xx --since 5m`, and read cache.log: do the gateway's DNS (`getent hosts NAME`)"
+        "Run `{log} --status 5xx --since 5m`, and read cache.log: do the gateway's DNS (`getent hosts NAME`)"
         " and a `cache_peer` of local.conf answer?",
         _requests_failing,
     ),

@@ -114,6 +114,7 @@ class Exporter:
             now=now,
             directory=options.directory,
             access_log=options.access_log,
+            state=options.state,
             squid_address=f"{host}:{port}",
             checkpoint=log.save(),
             log_readable=log.readable,

@@ -33,6 +33,7 @@ class Snapshot:
     now: float
     directory: Path
     access_log: Path
+    state: Path
     squid_address: str
     checkpoint: Checkpoint
     log_readable: bool

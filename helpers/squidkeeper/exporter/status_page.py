@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.exporter.conditions import ActiveCondition, Severity, active_conditions, check_command, policy_faults
+from squidkeeper.exporter.conditions import ActiveCondition, Severity, active_conditions, policy_faults
 from squidkeeper.exporter.recent import Denial
 from squidkeeper.exporter.snapshot import Snapshot
 from squidkeeper.exporter.status_rows import RuleRow, helper_rows, logged_time, rule_rows, secret_rows
@@ -29,23 +29,25 @@ def page(view: Snapshot, program: str) -> str:
     active = active_conditions(view)
     rules = tuple(rule_rows(view))
     shown, faults, counts = _rules_shown(rules), policy_faults(view), view.checkpoint.counts
-    check = check_command(view)
+    commands = _commands(view, program)
+    not_explained = {rule: text.format_map(commands) for rule, text in _NOT_EXPLAINED.items()}
     return render(
         "status.html",
         {
             "view": view,
             "version": version("squidkeeper"),
-            "conditions": [(one, one.condition.remedy.format(check=check)) for one in active],
+            "conditions": [(one, one.condition.remedy.format_map(commands)) for one in active],
             "severity": active[0].condition.severity if active else "",
             "headline": _headline(active),
             "loaded": _moment(view.policy_state.loaded),
             "default_action": view.policy.default_action if view.policy else Action.DENY,
+            "commands": commands,
             "counts": counts,
             "last_line": logged_time(counts.last_line),
             "counted_since": logged_time(view.checkpoint.since),
             "drift_total": sum(number for _, number in counts.drift),
             "denials": [
-                (denial, explain_command(denial, program, view.directory), _NOT_EXPLAINED.get(denial.rule))
+                (denial, explain_command(denial, program, view.directory), not_explained.get(denial.rule))
                 for denial in view.checkpoint.denials
             ],
             "rules": shown,
@@ -85,9 +87,19 @@ def _headline(active: tuple[ActiveCondition, ...]) -> str:
     return f"{len(active)} conditions, {critical} of them critical." if critical else f"{len(active)} conditions."
 
 
+def _commands(view: Snapshot, program: str) -> dict[str, str]:
+    """Write the commands that the page names, for this gateway."""
+    policy = ("--policy", str(view.directory))
+    return {
+        "check": shlex.join((program, "check", *policy)),
+        "log": shlex.join((program, "log", *policy, "--state", str(view.state), str(view.access_log))),
+        "explain": shlex.join((program, "explain", *policy)),
+    }
+
+
 _NOT_EXPLAINED = {  # denials that depend on more than policy, client, method and URL
     "authority-mismatch": "No command: CONNECT, TLS server name, Host or certificate do not match. "
-    "`squidkeeper log --json --rule authority-mismatch | tail -n 1 | squidkeeper explain --record -` shows which.",
+    "`{log} --json --rule authority-mismatch | tail -n 1 | {explain} --record -` shows which.",
     "credential-unavailable": "No command: a secret was unavailable, see Secrets.",
     "policy-unavailable": "No command: no helper answered, or the helper had no policy, see Helpers and cache.log.",
 }

@@ -46,7 +46,10 @@ def unexplained(record: Record) -> str | None:
         whole = "" if record.cut == NONE else f" (length and SHA-256 of the whole URL: {record.cut})"
         return f"the record holds only the beginning of {', '.join(cut)}{whole}"
     if record.rule == "private-address" and host_of(record.url).address is None:
-        return "the name had a private address, which only Squid knew"
+        return (
+            "the name, or the name that a rewrite led to, had a private address, which only Squid knew;"
+            " `squidkeeper explain METHOD URL` names the rule or rewrite that does not open it"
+        )
     if record.rule == "authority-mismatch" and record.revision == NONE:
         return "the server's certificate did not cover the host, which only Squid knew"
     return _NOT_BY_THE_POLICY.get(record.rule)
