@@ -142,7 +142,7 @@ def test_every_step_is_applied_and_leaves_nothing_beside_it(gateway: Gateway) ->
     assert not layout.observe.exists()
     assert [path.name for path in layout.ssl_db.iterdir()] == ["ca.crt"]
     assert (text_at(layout.applied), text_at(layout.service("exporter").applied)) == ("3130 c d", "e")
-    assert [path for path in layout.prefix.rglob("*") if path.suffix in (".old", ".new")] == []
+    assert [path for path in layout.prefix.rglob("*") if ".squidkeeper-" in path.name] == []
     started = ("stop exporter", "stop maintenance", "start maintenance", "stop squid", "start squid", "stop exporter")
     assert gateway.log == [*started, "start exporter"]
 
@@ -223,7 +223,7 @@ def test_what_cannot_be_put_back_is_named_and_the_rest_put_back(
     for step in gateway.steps()[1:4]:
         transaction.apply(step)
     replace = Path.replace
-    patched = {layout.errors.with_name("errors.old"): OSError("No space left on device")}
+    patched = {layout.errors.with_name("errors.squidkeeper-old"): OSError("No space left on device")}
 
     def failing(path: Path, target: Path) -> Path:
         if path in patched:
@@ -247,14 +247,27 @@ def test_a_reconfigured_squid_is_reconfigured_alone_and_its_note_dated_before(ga
 
 def test_what_a_run_that_was_killed_has_left_is_no_harm(gateway: Gateway) -> None:
     conf = gateway.layout.conf
-    for name in ("squid.conf.old", "squid.conf.new"):
+    for name in ("squid.conf.squidkeeper-old", "squid.conf.squidkeeper-new"):
         write_entry(conf.with_name(name), Folder({"a": File(b"left")}))
     before = read_entry(conf)
     transaction = gateway.transaction()
     transaction.apply(Step(Action.PUT, conf, File(b"new")))
     assert transaction.roll_back() == []
     assert read_entry(conf) == before
-    assert [path.name for path in conf.parent.iterdir() if path.suffix in (".old", ".new")] == []
+    assert [path.name for path in conf.parent.iterdir() if ".squidkeeper-" in path.name] == []
+
+
+def test_what_an_operator_has_moved_away_beside_it_stays(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path / "gateway")
+    layout = gateway.layout
+    moved = [path.with_name(f"{path.name}.{end}") for path in (layout.conf, layout.policy) for end in ("old", "new")]
+    for path in moved:
+        write_entry(path, Folder({"theirs": File(b"theirs")}))
+    transaction = gateway.transaction()
+    transaction.apply(Step(Action.PUT, layout.conf, File(b"new")))
+    transaction.apply(Step(Action.PUT, layout.policy, Folder({"policy.yaml": File(b"new")})))
+    transaction.commit()
+    assert [text_at(path / "theirs") for path in moved] == ["theirs"] * len(moved)
 
 
 # --- entries ------------------------------------------------------------------------------------------------------

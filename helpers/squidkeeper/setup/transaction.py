@@ -1,7 +1,8 @@
 """The transaction of an installation (floor 8): applies steps, keeps what they replace, and puts it back.
 
-What a step replaces lies beside it, as NAME.old, until the transaction is committed. A rollback stops what was started,
-puts the files back, newest first, and starts what ran before.
+What a step replaces lies beside it, as NAME.squidkeeper-old, until the transaction is committed. Nobody else would use
+that name: NAME.old could be what an operator moved away. A rollback stops what was started, puts the files back, newest
+first, and starts what ran before.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Transaction:
 
     def _put(self, path: Path, entry: Entry) -> None:
         self._make_directory(path.parent)
-        new = path.with_name(f"{path.name}.new")
+        new = _new(path)
         remove(new)
         write_entry(new, entry)
         self._set_aside(path, by_link=isinstance(entry, File))
@@ -207,11 +208,15 @@ class Transaction:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.old")
+    return path.with_name(f"{path.name}.squidkeeper-old")
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(f"{path.name}.squidkeeper-new")
 
 
 def _put_back(path: Path, *, existed: bool) -> None:
-    remove(path.with_name(f"{path.name}.new"))
+    remove(_new(path))
     aside = _aside(path)
     if not existed:
         remove(path)
