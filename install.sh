@@ -73,6 +73,7 @@ read_arguments() {
         fi
         shift
     done
+    case $DRY_RUN$ACTION in yesuninstall | yesdemo) bad_usage "--dry-run is for an installation, not for --$ACTION" ;; esac
     PREFIX=${ROOT:-/opt/squidkeeper}
 }
 

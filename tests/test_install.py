@@ -1569,6 +1569,8 @@ def property_of(machine: Machine, names: str) -> str:
         (["--no-start=yes"], "unknown argument"),
         (["--frobnicate"], "unknown argument: --frobnicate"),
         (["gateway"], "unknown argument: gateway"),
+        (["--dry-run", "--uninstall", "--root", "/srv/no"], "--dry-run is for an installation, not for --uninstall"),
+        (["--demo", "--dry-run"], "--dry-run is for an installation, not for --demo"),
     ],
     ids=" ".join,
 )

@@ -31,6 +31,8 @@ def setup(**given: Any) -> None:
 
     This is the last part of install.sh, which explains the options and checks their values.
     """
+    if given["dry_run"] and given["uninstall"]:
+        raise click.UsageError("--dry-run is for an installation, not for --uninstall")
     from squidkeeper.setup.options import Options
     from squidkeeper.setup.run import run_setup
 
