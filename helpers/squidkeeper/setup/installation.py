@@ -384,14 +384,15 @@ class Installation:
         code = r"-sS -o /dev/null -w '%{http_code}\n'"
         curl = f"curl --proxy http://{reachable(ours.squid)} --cacert {layout.ca_cert} {code}"
         explain = f"{layout.program} explain --policy {layout.policy}"
+        log = f"{layout.program} log --policy {layout.policy} --state {layout.state} {layout.access_log}"
         if layout.command in self._files and shutil.which("squidkeeper") == str(layout.command):
-            explain = "squidkeeper explain"
+            explain, log = "squidkeeper explain", "squidkeeper log"
         show(
             "\nTry it (200 and 403 with the example policy):\n"
             f"  {curl} https://example.com/\n"
             f"  {curl} https://en.wikipedia.org/\n"
-            f"  {sudo}tail -n 2 {layout.access_log}\n"
-            "Why:\n"
+            "Which rule decided, and why:\n"
+            f"  {sudo}{log}\n"
             f"  {sudo}{explain} GET https://en.wikipedia.org/\n"
             f"Edit {layout.policy}: the helpers read it within a second. Lines of your own for Squid: {layout.local}"
         )
