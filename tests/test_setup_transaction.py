@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import pytest
 
 from squidkeeper.errors import SetupFailed
@@ -18,8 +21,10 @@ from squidkeeper.setup.entries import File, Folder, Link, read_entry, read_sourc
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.plan import Action, Step
+from squidkeeper.setup.processes import InstalledSquid
 from squidkeeper.setup.transaction import Transaction
 from squidkeeper.squid_account import Account
+from tests.waiting import wait_for
 
 ACCOUNT = Account("root", 0, 0)
 OURS = (os.geteuid(), os.getegid())
@@ -304,3 +309,34 @@ def test_a_link_or_a_pipe_in_a_folder_of_squids_account_is_not_followed(tmp_path
     assert read_entry(tmp_path / "pid") == Link(str(tmp_path / "secret"))
     with pytest.raises(SetupFailed, match="neither a file nor a folder nor a link"):
         read_entry(tmp_path / "pipe")
+
+
+def test_a_pipe_that_is_held_open_or_an_endless_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    held = os.open(tmp_path / "pipe", os.O_RDWR)
+    with open(tmp_path / "endless", "wb") as file:
+        file.truncate(1 << 40)
+    assert (text_at(tmp_path / "pipe"), text_at(tmp_path / "endless")) == ("", "")
+    assert text_at(tmp_path / "endless", end=3) == "\0" * 3
+    os.close(held)
+
+
+def test_the_end_of_a_log_is_read(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("first\nlast\n")
+    assert text_at(tmp_path / "log", end=5) == "last"
+    assert text_at(tmp_path / "log", end=1000) == "first\nlast"
+
+
+@pytest.mark.parametrize("whose", ["this", "another"])
+def test_under_a_root_the_squid_of_another_gateway_is_not_taken_for_its_own(tmp_path: Path, whose: str) -> None:
+    layout = Layout.of(tmp_path / "this")
+    program = shutil.copy("/bin/bash", tmp_path / "squid")
+    command = [program, "-c", "read -r", "squid", "-f", str(tmp_path / whose / "etc/squid.conf")]
+    layout.run.mkdir(parents=True)
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        wait_for(lambda: psutil.Process(process.pid).name() == "squid", "it to run")
+        layout.pid_file.write_text(f"{process.pid}\n")
+        assert InstalledSquid(layout, systemd=False).pid() == (process.pid if whose == "this" else None)
+        layout.pid_file.write_text(f"{1 << 70}\n")
+        assert InstalledSquid(layout, systemd=False).pid() is None
+        process.kill()

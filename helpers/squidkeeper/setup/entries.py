@@ -14,6 +14,8 @@ from squidkeeper.errors import SetupFailed
 
 Owner = tuple[int, int]  # user and group
 ROOT: Final[Owner] = (0, 0)
+LOG_END: Final = 64 * 1024  # bytes of a log, for its last lines
+_LONGEST: Final = 64 * 1024 * 1024  # bytes of a file that is compared or installed
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +71,26 @@ def read_source(path: Path, keep: int, owner: Owner = ROOT) -> Entry:
     return File(path.read_bytes(), (0o755 if runs else 0o644) & keep, owner)
 
 
-def read_without_links(path: Path) -> bytes:
-    """Read a file; an OSError where the path is a link, which Squid's account can put into a folder that it owns."""
+def read_without_links(path: Path, *, end: int | None = None) -> bytes:
+    """Read a file, or the bytes at its end; an OSError where it is a link, a pipe or too long.
+
+    Squid's account can put each of these into a folder that it owns.
+    """
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        return file.read()
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(f"{path} is not a file")
+        if end is not None:
+            file.seek(max(0, about.st_size - end))
+        elif about.st_size > _LONGEST:
+            raise OSError(f"{path} is longer than {_LONGEST} bytes")
+        return file.read(_LONGEST if end is None else end)
 
 
-def text_at(path: Path) -> str:
-    """Read a text without its last newline; empty where it cannot be read or a link is in its place."""
+def text_at(path: Path, *, end: int | None = None) -> str:
+    """Read a text, or its end, without the last newline; empty where `read_without_links` cannot read it."""
     try:
-        return read_without_links(path).decode(errors="replace").rstrip("\n")
+        return read_without_links(path, end=end).decode(errors="replace").rstrip("\n")
     except OSError:
         return ""
 

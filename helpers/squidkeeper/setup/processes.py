@@ -16,7 +16,7 @@ from typing import Final
 import psutil
 
 from squidkeeper.errors import SetupFailed
-from squidkeeper.setup.entries import ROOT, Owner, text_at
+from squidkeeper.setup.entries import LOG_END, ROOT, Owner, text_at
 from squidkeeper.setup.layout import Layout, ServicePaths
 from squidkeeper.setup.machine import last_lines, quietly, run
 from squidkeeper.setup.sockets import has_ended, process_listens, wait_until
@@ -33,12 +33,17 @@ class InstalledSquid:
     systemd: bool
 
     def pid(self) -> int | None:
-        """Find the process of Squid's master."""
-        text = text_at(self.layout.pid_file).strip()
+        """Find the process of Squid's master. Under a root Squid's account could name another gateway's."""
         try:
-            return int(text) if psutil.Process(int(text)).name() == "squid" else None
-        except (ValueError, psutil.NoSuchProcess):
+            process = psutil.Process(int(text_at(self.layout.pid_file)))
+            if process.name() != "squid" or (self.layout.root and not self._is_started_with_conf(process)):
+                return None
+        except (ValueError, OverflowError, psutil.Error):
             return None
+        return process.pid
+
+    def _is_started_with_conf(self, process: psutil.Process) -> bool:
+        return any(os.path.realpath(argument) == str(self.layout.conf) for argument in process.cmdline())
 
     def runs(self) -> bool:
         """Tell whether it runs."""
@@ -101,7 +106,7 @@ class InstalledService:
         try:
             pid = int(text_at(self.paths.pid_file))
             command = psutil.Process(pid).cmdline()
-        except (ValueError, psutil.Error):
+        except (ValueError, OverflowError, psutil.Error):
             return None
         return pid if {str(self.layout.supervise), str(self.paths.unit)} <= {*command} else None
 
@@ -152,7 +157,7 @@ class InstalledService:
         """Give the last lines of its log."""
         if self.systemd:
             return run("journalctl", "--unit", self._unit, "--lines", "15", "--no-pager").stdout
-        return last_lines(text_at(self.paths.log))
+        return last_lines(text_at(self.paths.log, end=LOG_END))
 
     def _has_died(self) -> bool:
         return self._property("NRestarts") != "0" if self.systemd else not self.runs()

@@ -19,7 +19,7 @@ from squidkeeper.errors import SetupFailed
 from squidkeeper.maintenance.own_addresses import prepare_own_addresses
 from squidkeeper.setup.apparmor import is_additions, reload_apparmor
 from squidkeeper.setup.configuration import listen_of
-from squidkeeper.setup.entries import Entry, File, Folder, give_folder, remove, text_at, write_entry
+from squidkeeper.setup.entries import LOG_END, Entry, File, Folder, give_folder, remove, text_at, write_entry
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine, last_lines, quietly
 from squidkeeper.setup.options import port_of
@@ -201,7 +201,7 @@ class Transaction:
         if not squid.comes_up(port_of(listen)):
             log = self._layout.cache_log
             advice = f"read the lines above, from {log}"
-            raise SetupFailed(f"Squid does not listen on {listen}", advice, last_lines(text_at(log)))
+            raise SetupFailed(f"Squid does not listen on {listen}", advice, last_lines(text_at(log, end=LOG_END)))
         self._put(note, entry)
         os.utime(note, (began, began))  # what is written from then on is news to the next run
         self._say("squid", done if action is Action.RECONFIGURE_SQUID else f"{done}, process {squid.pid()}")
