@@ -749,6 +749,18 @@ def test_answers_that_are_kept_take_no_more_than_their_room(policy: Path) -> Non
     assert held < 16_000_000
 
 
+@pytest.mark.parametrize("made_up", ["user", "method"])
+def test_long_users_and_methods_that_are_made_up_take_no_more_than_the_room(policy: Path, made_up: str) -> None:
+    write_policy(policy, "defaults: {action: deny}")
+    answers = HostScope(load(policy, datetime.now(UTC)).compiled)
+    tracemalloc.start()
+    for number in range(1200):
+        answer_host(answers, place("a.example", **{made_up: f"{number:020}{'x' * 20_000}"}).encode())
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 17_000_000
+
+
 def test_what_is_known_of_places_takes_no_more_than_its_room(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each port that a client makes up is a place that holds all rules of its host."""
     rule = "  - {{name: r{}, action: deny, hosts: [a.example], ports: [1]}}\n"

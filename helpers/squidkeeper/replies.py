@@ -76,7 +76,7 @@ def shared_reply(
     reply = cache.get(key)
     if reply is None:
         reply = acl_reply(decision, helper, revision, user)
-        cache.add(key, reply, reply_bytes(reply))
+        cache.add(key, reply, reply_bytes(reply) + getsizeof(user))
     return reply
 
 
