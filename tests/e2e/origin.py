@@ -98,6 +98,7 @@ class Origins:
         self._stranger = Authority(folder / "stranger")
         self.seen: list[Seen] = []
         self.connections: list[tuple[str, int]] = []  # address and port of each, TLS handshake done or not
+        self.broken: list[Exception] = []  # why connections ended in the middle
         self.answers: dict[str, Answer | Callable[[Seen], Answer]] = {}  # by host and path: "a.example/x"
         self.certificates: dict[str, tuple[str, ...]] = {}
         self.untrusted: set[str] = set()  # names whose certificates nobody vouches for
@@ -119,6 +120,7 @@ class Origins:
         """Drop records and answers: each test starts with none."""
         self.seen.clear()
         self.connections.clear()
+        self.broken.clear()
         self.answers.clear()
         self.fallback = echo
         self.certificates.clear()
@@ -142,7 +144,7 @@ class Origins:
         self._loop.close()
 
     def _do(self, work: Coroutine[object, object, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _listen(self) -> list[asyncio.Server]:
         self._default.sni_callback = self._choose_certificate
@@ -167,8 +169,8 @@ class Origins:
                 await writer.start_tls(self._default)
             while await self._answer(reader, writer):
                 pass
-        except (OSError, EOFError, asyncio.LimitOverrunError):
-            pass  # the other side left in the middle
+        except (OSError, EOFError, asyncio.LimitOverrunError) as error:
+            self.broken.append(error)
         finally:
             writer.close()
 
