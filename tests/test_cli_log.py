@@ -508,7 +508,7 @@ class Following:
 
     def interrupt(self) -> str:
         self.process.send_signal(2)
-        _, err = self.process.communicate(timeout=10)
+        _, err = self.process.communicate(timeout=60)
         return err
 
 

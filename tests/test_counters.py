@@ -248,7 +248,7 @@ def test_killed_at_any_instant_nothing_goes_back_and_at_most_one_batch_is_lost(t
     for _ in range(25):
         one = Writer(tmp_path, program=FOREVER)
         try:
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 60
             while samples(tmp_path).get(("all",), 0.0) <= before.get(("all",), 0.0):
                 assert time.monotonic() < deadline
             time.sleep(instants.random() / 100)
@@ -266,7 +266,7 @@ def test_what_is_read_under_way_never_goes_back(tmp_path: Path) -> None:
     one = Writer(tmp_path, program=FOREVER)
     try:
         before: dict[Key, float] = {}
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while before.get(("all",), 0.0) < 5_000:
             assert time.monotonic() < deadline
             after = samples(tmp_path)

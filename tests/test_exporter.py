@@ -106,14 +106,14 @@ class Process:
         return self
 
     def _answers(self) -> bool:
-        assert self.process.poll() is None, self.process.communicate(timeout=5)
+        assert self.process.poll() is None, self.process.communicate(timeout=60)
         try:
             return self.get("/healthz").status > 0
         except OSError:
             return False
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
-        with closing(HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.request(method, path, headers=headers)
             response = connection.getresponse()
             return Answer(response.status, dict(response.getheaders()), response.read().decode())
@@ -136,7 +136,7 @@ class Process:
 
     def end(self, by: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         self.process.send_signal(by)
-        _, told = self.process.communicate(timeout=20)
+        _, told = self.process.communicate(timeout=60)
         return self.process.returncode, told
 
 
@@ -234,7 +234,7 @@ def test_a_second_one_is_refused_by_name(tmp_path: Path, policy: Path) -> None:
     (tmp_path / "access.log").write_bytes(line())
     with running(tmp_path) as exporter:
         second = Process(tmp_path)
-        _, told = second.process.communicate(timeout=20)
+        _, told = second.process.communicate(timeout=60)
         assert second.process.returncode == 1
         assert told.endswith(
             f"Error: {tmp_path}/state/exporter: another exporter uses this folder: stop it or choose another\n"
@@ -246,7 +246,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, policy: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         done = Process(tmp_path, "--listen", f"127.0.0.1:{port}").process
-        _, told = done.communicate(timeout=20)
+        _, told = done.communicate(timeout=60)
     assert (done.returncode, told) == (
         1,
         f"Error: cannot listen on 127.0.0.1 port {port}: Address already in use: stop it or choose another\n",

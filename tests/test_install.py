@@ -110,7 +110,7 @@ def install(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def curl(port: int, ca: Path, url: str) -> str:
-    command = ["curl", "--silent", "--show-error", "--max-time", "20", "--output", "/dev/null"]
+    command = ["curl", "--silent", "--show-error", "--max-time", "60", "--output", "/dev/null"]
     command += ["--write-out", "%{http_code}", "--proxy", f"http://127.0.0.1:{port}", "--cacert", str(ca), url]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -391,7 +391,7 @@ def test_a_renamed_log_is_left_alone_and_a_new_one_opened(gateway: Gateway) -> N
     log = gateway.place("log")
     (log / "access.log").rename(log / "access.log.1")
     subprocess.run(["squid", "-k", "rotate", "-f", gateway.place("etc/squid.conf")], check=True, capture_output=True)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (log / "access.log").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert gateway.answers() == "403"
@@ -688,7 +688,7 @@ def test_a_squid_that_does_not_start_gets_its_old_configuration_back(gateway: Ga
 
 
 def wait_until_listening(port: int) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if listens(port):
             return

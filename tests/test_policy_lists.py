@@ -504,7 +504,7 @@ def test_of_several_processes_that_start_together_one_compiles(tmp_path: Path) -
     for child in children:
         child.start()
     for child in children:
-        child.join(30)
+        child.join(60)
     assert [child.exitcode for child in children] == [0] * 4
     assert len(list(compiled.iterdir())) == 1
     assert sorted(file.suffix for file in cache.iterdir()) == ["", ".hosts"]
@@ -531,7 +531,7 @@ def test_a_process_that_dies_while_it_compiles_leaves_it_to_the_next(tmp_path: P
     arguments = (path, list_digest(path), cache, patch)
     child = multiprocessing.get_context("spawn").Process(target=_compile_and_die, args=arguments)
     child.start()
-    child.join(30)
+    child.join(60)
     assert child.exitcode == -signal.SIGKILL
     assert cached_files(cache) == []
     assert len(list(cache.glob("*.part"))) == left

@@ -484,7 +484,7 @@ def test_a_shell_takes_the_command_for_nothing_but_words(url: str, tmp_path: Pat
     show = "squidkeeper() { for word; do printf '%s\\n' \"<$word>\"; done; }\n"
     for shell in (["sh"], ["bash"], ["bash", "--norc", "--noprofile", "-i", "-o", "histexpand"]):
         done = subprocess.run(
-            shell, input=f"{show}{command}\n", capture_output=True, text=True, cwd=tmp_path, check=False, timeout=20
+            shell, input=f"{show}{command}\n", capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60
         )
         said = [line[1:-1] for line in done.stdout.splitlines() if line.startswith("<")]
         assert said == words, (shell, done.stderr)

@@ -169,7 +169,7 @@ class Helper:
         return [(self.stdout.readline().decode(), time.monotonic()) for _ in range(number)]
 
     def end(self) -> tuple[str, str]:
-        out, err = self.process.communicate(timeout=10)
+        out, err = self.process.communicate(timeout=60)
         assert self.process.returncode == 0
         return out.decode(), err.decode()
 

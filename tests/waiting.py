@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60  # a loaded machine needs it; a wait ends as soon as the condition holds
 
 
 def wait_for(condition: Callable[[], T | None], what: str = "the condition", seconds: float = WAIT_SECONDS) -> T:

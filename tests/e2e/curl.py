@@ -26,7 +26,7 @@ def curl(gateway: Gateway, url: str, *options: str | Path, client: str = "127.0.
         "--suppress-connect-headers",
         "--path-as-is",
         "--max-time",
-        "30",
+        "60",
         "--noproxy",
         "",
     ]

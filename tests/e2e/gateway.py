@@ -162,7 +162,7 @@ class Gateway:
         if self._squid:
             self._squid.send_signal(signal.SIGINT)
             try:
-                self._squid.wait(10)
+                self._squid.wait(30)
             except subprocess.TimeoutExpired:
                 self._squid.kill()
                 self._squid.wait()

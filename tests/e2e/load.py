@@ -38,7 +38,7 @@ class Load:
     def at_least(self, more: int) -> None:
         """Wait for this many more answers."""
         goal = self._answered() + more
-        wait_for(lambda: self._answered() >= goal, f"{more} more answers under load", seconds=60)
+        wait_for(lambda: self._answered() >= goal, f"{more} more answers under load")
 
     def _answered(self) -> int:
         return sum(answer.status is not None for answer in list(self.answers))

@@ -24,4 +24,4 @@ def maintained(gateway: Gateway, *options: str) -> Iterator[Path]:
         assert process.poll() is None, said.read_text()
     finally:
         process.terminate()
-        assert process.wait(10) == 0, said.read_text()
+        assert process.wait(60) == 0, said.read_text()

@@ -37,7 +37,7 @@ class Answer:
 
 def fetch(port: int, path: str, method: str = "GET", **headers: str) -> Answer:
     """Fetch a page of this machine's."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path, headers=headers)
         response = connection.getresponse()
@@ -77,7 +77,7 @@ class Exporter:
         """End it, by a signal; gives its exit status."""
         assert self._process is not None
         self._process.send_signal(by)
-        return self._process.wait(20)
+        return self._process.wait(60)
 
     def stop(self) -> None:
         if self._process and self._process.poll() is None:
@@ -148,7 +148,7 @@ class Maintenance:
     def stop(self) -> None:
         if self._process and self.runs:
             self._process.terminate()
-            self._process.wait(20)
+            self._process.wait(60)
 
 
 class Prometheus:

@@ -127,7 +127,7 @@ class Watched:
         return {name for (name,) in self.prometheus.query(ever)}
 
     def wait_until_fired(self, *names: str) -> None:
-        wait_for(lambda: {f"Squidkeeper{name}" for name in names} <= self.fired(), f"the alerts {names}", seconds=60)
+        wait_for(lambda: {f"Squidkeeper{name}" for name in names} <= self.fired(), f"the alerts {names}")
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
             assert curl(gateway, "http://open.example/failing").status == 503
         return "SquidkeeperRequestsFailing" in watched.fired()
 
-    wait_for(fired, "the alert that most requests fail", seconds=60)
+    wait_for(fired, "the alert that most requests fail")
     watched.wait_until_fired("Drift", "ProtocolErrors", "CredentialFailing", "DenialSurge", "CaEndsNow")
 
 
@@ -246,7 +246,7 @@ def make_faults_under_load(watched: Watched) -> None:
     installed = fragment.read_text()
     fragment.write_text(re.sub(r"/\S+/squidkeeper throttle ", "/bin/false throttle ", installed))
     log_no_more(gateway)
-    wait_for(lambda: denied_without_a_throttle(watched), "the alert that no throttle answers", seconds=60)
+    wait_for(lambda: denied_without_a_throttle(watched), "the alert that no throttle answers")
     fragment.write_text(installed)
     gateway.reconfigure()
     with full_disk_of_the_log(watched):
@@ -288,7 +288,7 @@ def make_faults_of_the_exporter(watched: Watched) -> None:
     """It does not run; then it starts without Squid, with a bad policy, and with another log that it may not read."""
     watched.exporter.stop()
     watched.gateway.stop()
-    wait_for(lambda: "SquidkeeperExporterDown" in watched.firing(), "the alert that the exporter is down", seconds=60)
+    wait_for(lambda: "SquidkeeperExporterDown" in watched.firing(), "the alert that the exporter is down")
     last_line = watched.log.read_bytes().splitlines(keepends=True)[-1]
     watched.log.unlink()
     watched.log.write_bytes(last_line)

@@ -36,7 +36,7 @@ class Demo:
         self.process.send_signal(number)
         assert self.process.stdout is not None
         self.lines += self.process.stdout
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def running(prototype: Path, folder: Path) -> Iterator[Demo]:
         yield Demo(process)
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def answered(senders: list[Sender]) -> int:
 
 def go_on(senders: list[Sender], more: int) -> None:
     goal = answered(senders) + more
-    wait_for(lambda: answered(senders) >= goal, f"{more} more answers", seconds=60)
+    wait_for(lambda: answered(senders) >= goal, f"{more} more answers")
 
 
 def kill_helpers(gateway: Gateway) -> int:
@@ -281,7 +281,7 @@ def test_a_second_exporter_of_the_same_state_is_refused(gateway: Gateway, export
     root = gateway.root
     command = [*AS_SQUID, f"{root}/bin/squidkeeper", "exporter", "--listen", "127.0.0.1:9130"]
     command += ["--state", f"{root}/state"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert f"{root}/state/exporter: another exporter uses this folder" in done.stderr
 

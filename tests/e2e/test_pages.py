@@ -94,7 +94,7 @@ def status(gateway: Gateway) -> Iterator[str]:
         yield wait_for(lambda: _fetched(f"http://{EXPORTER}/"), f"the exporter; see {log.name}")
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def _fetched(url: str) -> str:

@@ -249,7 +249,7 @@ def forged(gateway: Gateway, vm: VirtualMachine, upstream: Names, origins: Origi
         )
     finally:
         upstream.answering.set()
-    assert client.wait(20) == 0
+    assert client.wait(60) == 0
     return FORGED in {address for address, _ in origins.connections}
 
 

@@ -33,7 +33,7 @@ def collector(internet: None) -> Iterator[socket.socket]:
     """Whoever collects the record by UDP."""
     with socket.socket(type=socket.SOCK_DGRAM) as listening:
         listening.bind(COLLECTOR)
-        listening.settimeout(20)
+        listening.settimeout(60)
         yield listening
 
 
