@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http.client import HTTPConnection
@@ -899,6 +899,34 @@ def answer_once(server: socket.socket, told: bytes) -> None:
     with closing(connection):
         connection.recv(4096)
         connection.sendall(told)
+
+
+@pytest.mark.parametrize(
+    "told", [b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\nswap.ins = 1", b"HTTP/1.1 200 OK\r\nA: "]
+)
+def test_a_squid_that_answers_byte_by_byte_is_not_waited_for(told: bytes) -> None:
+    ended = threading.Event()
+
+    def answer(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with closing(connection), suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(told)
+            for _ in range(20):
+                if ended.wait(0.2):
+                    break
+                connection.sendall(b"2")
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        thread = threading.Thread(target=answer, args=(server,))
+        thread.start()
+        began = time.monotonic()
+        found = read_counters("127.0.0.1", server.getsockname()[1])
+        took = time.monotonic() - began
+        ended.set()
+        thread.join()
+    assert (found.values, found.problem) == ({}, "timed out")
+    assert took < 2.5
 
 
 def test_a_squid_that_hangs_is_not_waited_for() -> None:

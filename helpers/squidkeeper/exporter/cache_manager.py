@@ -6,9 +6,13 @@ The metrics have the names of the widely used squid-exporter, so that its dashbo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
+from socket import SHUT_RDWR, socket
+from threading import Timer
+from time import monotonic
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -62,9 +66,11 @@ def read_counters(host: str, port: int) -> SquidCounters:
     loopback = "::1" if ":" in host else "127.0.0.1"
     connection = HTTPConnection(host, port, TIMEOUT_SECONDS, source_address=(loopback, 0))
     try:
-        connection.request("GET", PAGE)
-        response = connection.getresponse()
-        page = response.read(_PAGE_BYTES)
+        connection.connect()
+        with _ended_after(TIMEOUT_SECONDS, connection.sock):
+            connection.request("GET", PAGE)
+            response = connection.getresponse()
+            page = response.read(_PAGE_BYTES)
     except (OSError, HTTPException) as error:
         return SquidCounters({}, str(error) or type(error).__name__)
     finally:
@@ -74,6 +80,25 @@ def read_counters(host: str, port: int) -> SquidCounters:
         return SquidCounters({}, problem, answers=True)
     values = parse_counters(page)
     return SquidCounters(values, None if values else f"{PAGE} holds no counters", answers=True)
+
+
+@contextmanager
+def _ended_after(seconds: float, connection: socket) -> Iterator[None]:
+    """Bound a whole exchange, which single bytes extend otherwise; TimeoutError if it takes longer."""
+    deadline = monotonic() + seconds
+    end = Timer(seconds, _end, [connection])
+    end.start()
+    try:
+        yield
+    finally:
+        end.cancel()
+        if monotonic() >= deadline:  # what was read may be a part
+            raise TimeoutError("timed out")
+
+
+def _end(connection: socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(SHUT_RDWR)
 
 
 def parse_counters(page: bytes) -> dict[str, float]:
