@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from squidkeeper.credentials import SecretStore
 from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.helpers import acl, credential, rewrite
+from squidkeeper.helpers import credential, host_matches, rewrite
 from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
 from squidkeeper.helpers.credential import Injector
 from squidkeeper.helpers.host_matches import HostMatches
@@ -395,9 +394,8 @@ class Helpers:
     def ask(self, method: str, text: str, client: str | None, at: datetime) -> tuple[Reply, Reply, Reply, Reply]:
         """Ask at host scope, at request scope, the rewriter, and then for credentials, as Squid would."""
         tokens, url = tokens_of(method, text, client), quote(text)
-        with ExitStack() as stack:
-            for module in (acl, rewrite, credential):
-                stack.enter_context(patch.object(module, "datetime")).now.return_value = at
+        with patch.object(host_matches, "datetime") as clock:
+            clock.now.return_value = at
             rewritten = rewrite.answer(self.matches, f"{text} {tokens}".encode())
             target = quote(dict(rewritten.annotations).get("rewrite-url") or "-")
             return (

@@ -359,7 +359,7 @@ def view(policy: Path | None) -> Snapshot:
         log_readable=True,
         backlog_bytes=0,
         state_writable=True,
-        policy=compiled.policy if compiled else None,
+        policy=compiled.source if compiled else None,
         policy_state=PolicyState(compiled.revision if compiled else None, NOW - 100, ok=True),
         counter_files=(),
         totals={},
@@ -595,7 +595,7 @@ def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
 def test_a_policy_of_thousands_makes_no_series_without_end(tmp_path: Path) -> None:
     clients = "".join(f"  c{number}: {{networks: [10.0.{number}.0/24]}}\n" for number in range(200))
     rules = "".join(f"  - {{name: r{number}, action: allow, hosts: [h{number}.example]}}\n" for number in range(3000))
-    policy = compiled_of(tmp_path / "many", f"clients:\n{clients}rules:\n{rules}").policy
+    policy = compiled_of(tmp_path / "many", f"clients:\n{clients}rules:\n{rules}").source
     assert 0 < len(expected_series(policy)) <= SERIES_LIMIT // 2
 
 
@@ -813,7 +813,7 @@ def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
         "rules: [{name: lapsed, action: allow, hosts: [l.example], expires: 2020-01-01T00:00:00Z}]\n"
     )
     loaded = load(policy, datetime.fromtimestamp(NOW, UTC))
-    about = replace(view(policy), policy=loaded.compiled.policy)
+    about = replace(view(policy), policy=loaded.compiled.source)
     checked = CliRunner().invoke(main, ["check", "--json", "--account", "root", "--policy", str(policy)])
     lines = {
         (f"{one['file']}:{one['line']}:{one['column']}", f"{one['message']} [{one['code']}]")

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.counters import HelperStatus, read_counter_files
-from squidkeeper.helpers import acl, cache_log, credential
+from squidkeeper.helpers import cache_log, credential, host_matches
 from squidkeeper.helpers.acl import HostScope, answer_host
 from squidkeeper.helpers.credential import Injector
 from squidkeeper.helpers.host_matches import HostMatches
@@ -729,7 +729,7 @@ def test_an_answer_that_was_given_stands_only_while_the_same_rules_are_in_force(
     answers = HostScope(load(policy, ends).compiled)
     said = []
     for hours in (-2, -1, 0, 1, -1, 1):  # the clock is set back once
-        with patch.object(acl, "datetime") as clock:
+        with patch.object(host_matches, "datetime") as clock:
             clock.now.return_value = ends + timedelta(hours=hours)
             reply = answer_host(answers, place("a.example").encode())
         said.append((reply.result, dict(reply.annotations)["rule_"]))
@@ -771,7 +771,7 @@ def test_what_is_known_of_places_takes_no_more_than_its_room(policy: Path, monke
     tracemalloc.start()
     for port in range(300):
         line = place("a.example", scheme="http", port=str(port + 2), sni="-", tunnel="-")
-        places.find(line.encode().split(b" "))
+        places.find(line.encode())
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 400_000

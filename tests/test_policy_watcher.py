@@ -54,7 +54,7 @@ def test_the_state_names_the_revision_and_when_it_was_loaded(tmp_path: Path) -> 
     live = make(tmp_path)
     look(live)
     assert live.current
-    assert (live.state.revision, live.state.ok, live.state.faults) == (live.current.policy.revision, True, ())
+    assert (live.state.revision, live.state.ok, live.state.faults) == (live.current.source.revision, True, ())
     assert live.state.loaded
     assert before <= live.state.loaded <= time.time()
 
@@ -103,7 +103,7 @@ def test_what_was_in_force_is_kept_by_the_watch(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy", BAD)
     wait_for(lambda: not live.state.ok)
     assert kept_names(tmp_path) == [second, first]
-    assert load_stored_revision(tmp_path / "state/revisions", str(first)).policy.rules[0].name == "open"
+    assert load_stored_revision(tmp_path / "state/revisions", str(first)).source.rules[0].name == "open"
 
 
 def test_a_look_does_not_wait_for_the_keeping(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_hundred_edits_a_second_are_taken_up_and_bounded_on_disk(tmp_path: Pat
         new.write_text("version: 1\n" + GOOD.replace("open.example", f"open{number}.example"))
         new.rename(tmp_path / "policy/policy.yaml")
         time.sleep(0.01)
-    wait_for(lambda: "open199.example" in str(live.current and live.current.policy.rules[0].match.hosts))
+    wait_for(lambda: "open199.example" in str(live.current and live.current.source.rules[0].match.hosts))
     wait_for(lambda: live.state.revision in kept_names(tmp_path))
     assert len(kept_names(tmp_path)) <= 50
     assert not list((tmp_path / "state/revisions").glob(".*"))
@@ -161,7 +161,7 @@ LISTED = "lists: {ads: {file: ../lists/ads.txt}}\nrules: [{name: no-ads, action:
 
 
 def rule_names(live: PolicyWatcher[CompiledPolicy]) -> list[str]:
-    return [rule.name for rule in live.current.policy.rules] if live.current else []
+    return [rule.name for rule in live.current.source.rules] if live.current else []
 
 
 def keep_looking(live: PolicyWatcher[CompiledPolicy], seconds: float = 0.4) -> None:
@@ -245,7 +245,7 @@ def listed(tmp_path: Path) -> Path:
 
 def hosts_of_the_list(live: PolicyWatcher[CompiledPolicy]) -> int:
     assert live.current
-    return live.current.policy.lists["ads"].summary.patterns
+    return live.current.source.lists["ads"].summary.patterns
 
 
 def test_a_half_written_list_is_not_loaded_until_it_is_closed(tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ live = PolicyWatcher(policy, None, lambda compiled: compiled)
 for name in ("first", "second", "third"):
     (policy / "policy.yaml").write_text(f"version: 1\\nrules: [{{name: {name}, action: deny}}]")
     deadline = time.monotonic() + 60
-    while not live.current or live.current.policy.rules[0].name != name:
+    while not live.current or live.current.source.rules[0].name != name:
         assert time.monotonic() < deadline, live.state
         time.sleep(0.03)
         live.check()

@@ -45,7 +45,8 @@ def test_tokens_decoded_at_once_are_those_decoded_one_by_one(request_line: bytes
     tokens = request_line.split(b" ")
     one_by_one = [None if token == b"-" else decode_token(token) for token in tokens]
     assert parse_tokens(request_line, (len(tokens),)) == one_by_one
-    assert split_tokens(request_line, (len(tokens),)) == tokens
+    assert split_tokens(request_line, 1, (len(tokens),)) == tokens
+    assert split_tokens(request_line, len(tokens), (len(tokens),)) == [request_line]
 
 
 @pytest.mark.parametrize("request_line", [b"", b"a", b"a b c", b"a  b", b"a b "])

@@ -268,7 +268,7 @@ def test_faults_stand_with_file_line_and_column() -> None:
 
 
 def policy_of(folder: Path, text: str) -> Policy:
-    return compiled_of(folder, text).policy
+    return compiled_of(folder, text).source
 
 
 def test_rules_stand_in_their_order_with_hits_and_expiry(tmp_path: Path) -> None:
@@ -523,7 +523,7 @@ def hostile(folder: Path) -> Snapshot:
         denial(url=f"https://evil.example/{text}?q=TOPSECRET", method=text, rule=text, user=text, client=text)
         for text in HOSTILE
     ]
-    policy = compiled_of(folder, "rules: [{name: open, action: allow, hosts: [a.example]}]").policy
+    policy = compiled_of(folder, "rules: [{name: open, action: allow, hosts: [a.example]}]").source
     rules = tuple(replace(policy.rules[0], name=text, owner=text, expires=NOW) for text in HOSTILE)
     secrets = {
         text: SecretSource(text, Location(text), file=Path(f"/{text}")) for text in HOSTILE if text.isprintable()

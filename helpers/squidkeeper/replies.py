@@ -57,14 +57,14 @@ def acl_reply(
     if not decision.allowed:
         return Reply(Result.ERR, (*annotations, *named), _page_message(decision), counts)
     flags = (
-        ("scope_", "request", decision.needs_url),
-        ("rewrite_", "yes", decision.may_rewrite),
-        ("inject_", "yes", decision.may_inject),
-        ("unrestricted_", "yes", decision.unrestricted),
-        ("credential_varies_", "yes", decision.credential_varies),
-        ("tag", "sk_final", helper == HOST and decision.final),
+        (("scope_", "request"), decision.needs_url),
+        (("rewrite_", "yes"), decision.may_rewrite),
+        (("inject_", "yes"), decision.may_inject),
+        (("unrestricted_", "yes"), decision.unrestricted),
+        (("credential_varies_", "yes"), decision.credential_varies),
+        (("tag", "sk_final"), helper == HOST and decision.final),
     )
-    held = ((key, value) for key, value, holds in flags if holds)
+    held = [annotation for annotation, holds in flags if holds]
     return Reply(Result.OK, (*annotations, *held, *named), counts=counts)
 
 
@@ -202,8 +202,9 @@ def _outcome(decision: Decision, tunnel: str | None) -> str:
 
 
 def _decision_key(helper: str, rule: str, verdict: str) -> Key:
-    return counter_key(DECISIONS, helper, rule, str(verdict))
+    return (DECISIONS.name, _HELPER, helper, _RULE, rule, _VERDICT, str(verdict))
 
 
+_HELPER, _RULE, _VERDICT = DECISIONS.labels
 _UNCHANGED = (_decision_key(REWRITE, NONE, "unchanged"),)
 NO_REWRITE_POLICY = Reply(Result.ERR, counts=(_decision_key(REWRITE, "policy-unavailable", "deny"),))

@@ -91,9 +91,9 @@ def said_of(result: LoadedPolicy | PolicyError) -> list[str]:
 
 
 def check_policy(compiled: CompiledPolicy) -> None:
-    for warning in lint(compiled.policy, NOW):
+    for warning in lint(compiled.source, NOW):
         assert not CONTROL.search(str(warning))
-    for host in hosts_of(compiled.policy):
+    for host in hosts_of(compiled.source):
         for number, path in enumerate(PATHS):
             method = METHODS[number % len(METHODS)]
             scheme = "http" if number == len(PATHS) - 1 else "https"

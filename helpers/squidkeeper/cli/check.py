@@ -96,7 +96,7 @@ def _report(
         loaded = load_sources(sources, now, ended=ended)
     except PolicyError as error:
         return CheckReport(directory, access, faults=error.faults, warnings=(*error.warnings, *access.warnings))
-    policy = loaded.compiled.policy
+    policy = loaded.compiled.source
     found = (*loaded.warnings, *lint(policy, now), *_unusable_secrets(policy, sources), *access.warnings)
     open_entries = open_to_any_client(policy, str(directory), now) if require_clients else ()
     return CheckReport(

@@ -172,7 +172,7 @@ def _clients(directory: Path, given: tuple[str, ...]) -> tuple[Client, ...]:
     if compiled is None:
         click.echo(f"{directory} does not load: --client finds proxy users only, no clients of it.", err=True)
         return ()
-    clients = compiled.policy.clients
+    clients = compiled.source.clients
     known = {name for client in clients for name in (client.name, *(client.users or ()))}
     for name in names:
         if name not in known:

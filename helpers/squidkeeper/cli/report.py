@@ -102,7 +102,7 @@ def _reasons(directory: Path) -> Mapping[str, str | None]:
     from squidkeeper.report.builder import BUILT_IN_REASONS, rule_reasons
 
     try:
-        return rule_reasons(load(directory, datetime.now(UTC)).compiled.policy)
+        return rule_reasons(load(directory, datetime.now(UTC)).compiled.source)
     except PolicyError:
         click.echo(f"{directory} does not load: the reasons of its rules are left out", err=True)
         return BUILT_IN_REASONS

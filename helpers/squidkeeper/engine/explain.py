@@ -114,7 +114,7 @@ def _is_for_every_host(match: Match) -> bool:
 
 
 def _rules(policy: CompiledPolicy, facts: HostFacts) -> Iterator[Rule]:
-    return (policy.policy.rules[position] for position in policy.rules.positions(facts.host))
+    return (policy.source.rules[position] for position in policy.rules.positions(facts.host))
 
 
 def _failing_rule_fields(rule: Rule, facts: HostFacts, url: UrlFacts | None, at: datetime) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ def not_applied(policy: CompiledPolicy, request: Request | Malformed, decision: 
     if match.denial or url is None or not decision.allowed:
         return []
     rewritten, facts = decision.rewritten, match.facts
-    found = [] if rewritten else list(_failing(policy.policy.rewrites, policy.rewrites, facts, url))
+    found = [] if rewritten else list(_failing(policy.source.rewrites, policy.rewrites, facts, url))
     if rewritten and rewritten.rewrite.redirect is not None:
         return found
     if rewritten:
@@ -149,11 +149,11 @@ def _fetched(facts: HostFacts, url: Url) -> tuple[HostFacts, UrlFacts]:
 
 def _not_injected(policy: CompiledPolicy, facts: HostFacts, url: UrlFacts) -> Iterator[PassedOver]:
     if injects(facts):
-        yield from _failing(policy.policy.credentials, policy.credentials, facts, url)
+        yield from _failing(policy.source.credentials, policy.credentials, facts, url)
         return
     field = "methods" if facts.scheme == "https" else "schemes"  # no credential is for these, whatever its fields
     for position in policy.credentials.positions(facts.host):
-        yield PassedOver(policy.policy.credentials[position], (field,))
+        yield PassedOver(policy.source.credentials[position], (field,))
 
 
 def _failing(entries: Sequence[Entry], index: HostIndex, facts: HostFacts, url: UrlFacts) -> Iterator[PassedOver]:

@@ -16,22 +16,24 @@ def decide_host(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decis
     """Decide for every URL of the host; for a CONNECT, whether the tunnel opens."""
     if match.facts.host.address is not None:  # hosts with the same candidates can be private or not
         return _decide(policy, match, at)
-    known, span = match.candidates.at_host, bisect_right(match.candidates.lapses, at)
-    if span not in known:
-        known[span] = _decide(policy, match, at)
-    return known[span]
+    candidates = match.candidates
+    span = bisect_right(candidates.lapses, at) if candidates.lapses else 0
+    decision = candidates.at_host.get(span)
+    if decision is None:
+        decision = candidates.at_host[span] = _decide(policy, match, at)
+    return decision
 
 
 def first_rule(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Rule | None:
     """Find the first rule for the host, whatever the method and the URL."""
     any_method = match.facts._replace(method=None)
-    return next(in_force(holding(policy.policy.rules, match.candidates.rule_positions, any_method), at), None)
+    return next(in_force(holding(policy.source.rules, match.candidates.rule_positions, any_method), at), None)
 
 
 def first_rewrite(policy: CompiledPolicy, match: HostMatch) -> Rewrite | None:
     """Find the first rewrite for the host, whatever the method and the URL."""
     positions, any_method = policy.rewrites.positions(match.facts.host), match.facts._replace(method=None)
-    return next(holding(policy.policy.rewrites, positions, any_method), None)
+    return next(holding(policy.source.rewrites, positions, any_method), None)
 
 
 def deny_private(host: Host, opener: str) -> Decision:
@@ -93,7 +95,7 @@ def _is_unrestricted(policy: CompiledPolicy, match: HostMatch, at: datetime) -> 
         return False
     rule = first_rule(policy, match, at)
     if rule is None:
-        return policy.policy.default_action is Action.ALLOW
+        return policy.source.default_action is Action.ALLOW
     return rule.certain and rule.action is Action.ALLOW
 
 

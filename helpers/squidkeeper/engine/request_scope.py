@@ -51,9 +51,10 @@ def decide_fetched(
         return decision
     if final_url is None:
         return decision if decision.rewritten is None else _UNREWRITTEN
+    if final_url == text and decision.rewritten is None:  # the usual case: the credentials are already those for it
+        return decision
     try:
-        url = parse_url(final_url)
-        return _add_credentials(policy, decision, match.facts, url)
+        return _add_credentials(policy, decision, match.facts, parse_url(final_url))
     except InvalidUrl as error:
         return deny("invalid-request", f"Not a URL that can be fetched: {error}.")
 
@@ -87,7 +88,7 @@ def _decide_paths(
 
 def _applied(match: HostMatch, url: UrlFacts, at: datetime) -> Applied:
     rules, rewrites, credentials = match.candidates.rules, match.candidates.rewrites, match.candidates.credentials
-    rule = _first(in_force(rules, at), url)
+    rule = _first(in_force(rules, at) if match.candidates.lapses else rules, url)
     rewrite = _first(rewrites, url) if rewrites else None
     return Applied(rule, rewrite, _chosen(credentials, url) if credentials and not rewrite else ())
 
@@ -116,19 +117,20 @@ def _rewrite(
         return replace(decision, rewritten=Rewritten(rewrite, target))
     if target.host.private and not rewrite.private:
         return deny_private(target.host, f"the rewrite {rewrite.name}")
-    rewritten = replace(decision, rewritten=Rewritten(rewrite, target), private=rewrite.private)
-    return _add_credentials(policy, rewritten, facts, target)
+    return _add_credentials(policy, decision, facts, target, Rewritten(rewrite, target))
 
 
-def _add_credentials(policy: CompiledPolicy, decision: Decision, facts: HostFacts, url: Url) -> Decision:
-    """Add the credentials for the URL that is fetched; a path that servers read differently denies."""
+def _add_credentials(
+    policy: CompiledPolicy, decision: Decision, facts: HostFacts, url: Url, rewritten: Rewritten | None = None
+) -> Decision:
+    """Add the credentials for the URL that is fetched, and the rewrite; a path that servers read differently denies."""
     paths = readings(url.path)
-    candidates = policy.injectable(facts._replace(scheme=url.scheme, host=url.host, port=url.port))
-    if not candidates:
-        return policy.with_credentials(decision, ())
-    chosen = [_chosen(candidates, UrlFacts(path, url.query)) for path in paths]
+    candidates = policy.injectable(HostFacts(facts.clients, facts.method, url.scheme, url.host, url.port))
+    chosen = [_chosen(candidates, UrlFacts(path, url.query)) for path in paths] if candidates else [()]
     if any(one != chosen[0] for one in chosen):
         return _ambiguous(paths)
+    if rewritten is not None:
+        return replace(decision, rewritten=rewritten, private=rewritten.rewrite.private, credentials=chosen[0])
     return policy.with_credentials(decision, chosen[0])
 
 

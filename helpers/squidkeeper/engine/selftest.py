@@ -19,7 +19,7 @@ def run_tests(policy: CompiledPolicy, now: datetime) -> tuple[list[Fault], list[
     """Run a policy's tests: give the faults, and as warnings the tests that fail only because a rule has lapsed."""
     faults: list[Fault] = []
     warnings: list[Fault] = []
-    for test in policy.policy.tests:
+    for test in policy.source.tests:
         wrong = _differences(test, _decide(policy, test, test.at or now))
         if not wrong:
             continue

@@ -120,7 +120,7 @@ class Exporter:
             log_readable=log.readable,
             backlog_bytes=log.backlog_bytes,
             state_writable=self._store.writable,
-            policy=compiled.policy if compiled else None,
+            policy=compiled.source if compiled else None,
             policy_state=self._watcher.state,
             counter_files=counter_files,
             totals=totals,

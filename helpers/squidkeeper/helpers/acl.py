@@ -7,14 +7,14 @@ request scope it asks for each URL, where the first answer said that the URL dec
 from __future__ import annotations
 
 from bisect import bisect_right
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
-from squidkeeper.helpers.host_matches import HostMatches
+from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.metrics import HOST, REQUEST
-from squidkeeper.protocol.lines import Reply, decode_token, decode_tokens, parse_tokens, split_tokens
+from squidkeeper.protocol.lines import Reply, decode_token, parse_tokens, split_tokens
 from squidkeeper.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, parse_request
 from squidkeeper.replies import describe_url, no_policy_reply, reply_bytes, shared_reply, tunnel_reply
 from squidkeeper.url import LONG_URL
@@ -35,17 +35,21 @@ class HostScope:
 
     def __init__(self, policy: CompiledPolicy) -> None:
         self.policy = policy
-        self._lapses = sorted(rule.expires for rule in policy.policy.rules if rule.expires is not None)
         self._lapsed = 0
         self._replies: BoundedCache[object, Reply] = BoundedCache(_HOST_CACHE_BYTES)  # by line; shared ones by decision
 
-    def answer(self, line: bytes, at: datetime) -> Reply:
+    def answer(self, line: bytes) -> Reply:
         """Answer a line."""
-        lapsed = bisect_right(self._lapses, at)
+        at = decision_time(self.policy)
+        if self.policy.lapses:
+            self._forget_expired(at)
+        return self._replies.get(line) or self._decide(line, at)
+
+    def _forget_expired(self, at: datetime) -> None:
+        lapsed = bisect_right(self.policy.lapses, at)
         if lapsed != self._lapsed:
             self._lapsed = lapsed
             self._replies.clear()
-        return self._replies.get(line) or self._decide(line, at)
 
     def _decide(self, line: bytes, at: datetime) -> Reply:
         request = parse_request(parse_tokens(line, HOST_TOKENS))
@@ -71,12 +75,12 @@ class RequestScope:
         self._matches = HostMatches(policy)
         self._replies: BoundedCache[object, Reply] = BoundedCache(_REQUEST_CACHE_BYTES)
 
-    def answer(self, tokens: list[bytes], url: str, at: datetime) -> Reply:
-        """Answer a line, by its tokens as they came and its URL."""
-        return shared_reply(self._replies, self._decide(tokens, url, at), REQUEST, self.policy.revision)
+    def answer(self, tokens: bytes, url: str) -> Reply:
+        """Answer a line, by its first eight tokens as they came and its URL."""
+        return shared_reply(self._replies, self._decide(tokens, url), REQUEST, self.policy.revision)
 
-    def _decide(self, tokens: list[bytes], url: str, at: datetime) -> Decision:
-        match = self._matches.find(tokens)
+    def _decide(self, tokens: bytes, url: str) -> Decision:
+        match, at = self._matches.find(tokens), decision_time(self.policy)
         if len(url) >= LONG_URL:  # Squid asks about it where it denies the host, too, for the access log
             decision = decide(self.policy, match, at, Stage.HOST)
             if not decision.allowed:
@@ -88,15 +92,15 @@ def answer_host(scope: HostScope | None, line: bytes) -> Reply:
     """Answer at host scope; without a policy, deny."""
     if scope is None:
         return no_policy_reply(HOST, parse_request(parse_tokens(line, HOST_TOKENS)))
-    return scope.answer(line, datetime.now(UTC))
+    return scope.answer(line)
 
 
 def answer_url(scope: RequestScope | None, line: bytes) -> Reply:
     """Answer at request scope; without a policy, deny."""
-    tokens = split_tokens(line, URL_TOKENS)
-    url = decode_token(tokens[REQUEST_TOKENS])
+    tokens, token, *_ = split_tokens(line, REQUEST_TOKENS, URL_TOKENS)
+    url = decode_token(token)
     if scope is None:
-        reply = no_policy_reply(REQUEST, parse_request(decode_tokens(tokens)))
+        reply = no_policy_reply(REQUEST, parse_request(parse_tokens(tokens, (REQUEST_TOKENS,))))
     else:
-        reply = scope.answer(tokens, url, datetime.now(UTC))
+        reply = scope.answer(tokens, url)
     return describe_url(reply, url) if len(url) >= LONG_URL or "#" in url else reply

@@ -9,18 +9,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.credentials import SecretStore
 from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.errors import ReplyTooLong, SecretUnavailable, SquidkeeperError
-from squidkeeper.helpers.host_matches import HostMatches
+from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.metrics import CREDENTIAL
 from squidkeeper.protocol.lines import (
     LONGEST_CHANNEL,
     Reply,
-    decode_tokens,
+    decode_token,
     format_reply,
     parse_tokens,
     reply_limit,
@@ -32,6 +31,7 @@ from squidkeeper.replies import credential_reply, credential_unavailable_reply, 
 _log = logging.getLogger(__name__)
 _CACHE_BYTES, _REPLY_BYTES = 4 * 1024 * 1024, 3_000  # of Python objects, beside the values
 _TOKENS = (REQUEST_TOKENS + 2, REQUEST_TOKENS + 3)
+_NONE = b"-"
 
 
 class Injector:
@@ -39,15 +39,22 @@ class Injector:
 
     def __init__(self, policy: CompiledPolicy) -> None:
         self.policy = policy
-        self.secrets = SecretStore(policy.policy.secrets, os.environ)
+        self.secrets = SecretStore(policy.source.secrets, os.environ)
         self._matches = HostMatches(policy)
         self._replies: BoundedCache[Decision, tuple[list[str], Reply]] = BoundedCache(_CACHE_BYTES)
         self._reported: set[str] = set()
 
-    def decide(self, tokens: list[bytes], at: datetime) -> Decision:
-        """Decide by a line's tokens, as they came."""
-        url, final_url = decode_tokens(tokens[REQUEST_TOKENS : REQUEST_TOKENS + 2])
-        return decide(self.policy, self._matches.find(tokens), at, Stage.FETCH, url, final_url)
+    def decide(self, line: bytes) -> Decision:
+        """Decide one line."""
+        tokens, url, final_url, *_ = split_tokens(line, REQUEST_TOKENS, _TOKENS)
+        return decide(
+            self.policy,
+            self._matches.find(tokens),
+            decision_time(self.policy),
+            Stage.FETCH,
+            "" if url == _NONE else decode_token(url),
+            None if final_url == _NONE else decode_token(final_url),
+        )
 
     def inject(self, decision: Decision, limit: int) -> Reply:
         """Put every header of a decision into a reply of at most `limit` bytes, or deny."""
@@ -91,7 +98,7 @@ def answer(injector: Injector | None, line: bytes, concurrency: int) -> Reply:
     """Answer one line: the eight tokens, the URL that was asked for and the one that is fetched (`final_url_`)."""
     if injector is None:
         return no_policy_reply(CREDENTIAL, parse_request(parse_tokens(line, _TOKENS)))
-    decision = injector.decide(split_tokens(line, _TOKENS), datetime.now(UTC))
+    decision = injector.decide(line)
     if not decision.credentials:
         return credential_reply(decision, injector.policy.revision)
     return injector.inject(decision, reply_limit(concurrency))

@@ -8,20 +8,20 @@ Where its policy would rewrite the request, it denies too: neither of the two po
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from squidkeeper.engine import Stage, decide
 from squidkeeper.helpers.acl import HOST_TOKENS
-from squidkeeper.helpers.host_matches import HostMatches
+from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.protocol.lines import Reply, split_tokens
+from squidkeeper.protocol.request import REQUEST_TOKENS
 from squidkeeper.replies import NO_REWRITE_POLICY, rewrite_reply
 
 
 def answer(matches: HostMatches | None, line: bytes) -> Reply:
     """Answer one line: the URL as it is, which Squid does not encode here, then the eight tokens."""
     raw, _, rest = line.partition(b" ")
-    url, tokens = raw.decode("utf-8", "surrogateescape"), split_tokens(rest, HOST_TOKENS)
+    url = raw.decode("utf-8", "surrogateescape")
+    tokens, *_ = split_tokens(rest, REQUEST_TOKENS, HOST_TOKENS)
     if matches is None:
         return NO_REWRITE_POLICY
-    decision = decide(matches.policy, matches.find(tokens), datetime.now(UTC), Stage.URL, url)
+    decision = decide(matches.policy, matches.find(tokens), decision_time(matches.policy), Stage.URL, url)
     return rewrite_reply(decision, url, matches.policy.revision)

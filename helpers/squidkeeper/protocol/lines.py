@@ -8,7 +8,6 @@ percent-encoded tokens, after a channel-ID where `concurrency` is above 0; a rep
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -77,37 +76,35 @@ class LineBuffer:
 
 def split_channel(line: bytes) -> tuple[bytes, bytes] | None:
     """Split `<channel-ID> <request>`; None for a line without a channel-ID, whose answer nobody waits for."""
-    match = _CHANNEL.match(line)
-    return (match[1], line[match.end() :]) if match else None
+    channel, _, request = line.partition(b" ")
+    return (channel, request) if channel.isdigit() and len(channel) <= len(LONGEST_CHANNEL) else None
 
 
-def split_tokens(request: bytes, counts: tuple[int, ...]) -> list[bytes]:
-    """Split a request into its tokens, as they came; `counts` are the numbers of tokens that squid.conf can make."""
-    _check_tokens(request, counts)
-    return request.split(b" ")
+def split_tokens(line: bytes, first: int, counts: tuple[int, ...]) -> list[bytes]:
+    """Split a line into its first tokens, as one, and each token after them, as they came.
+
+    `counts` are the numbers of tokens that squid.conf can make.
+    """
+    return line.rsplit(b" ", _count_tokens(line, counts) - first)
 
 
 def parse_tokens(request: bytes, counts: tuple[int, ...]) -> list[str | None]:
     """Parse the tokens of a request: percent-decoded, `-` as None. Bytes that are not UTF-8 stay as surrogates."""
+    _count_tokens(request, counts)
     if b"%" in request:
-        return decode_tokens(split_tokens(request, counts))
-    _check_tokens(request, counts)
+        return [None if token == b"-" else decode_token(token) for token in request.split(b" ")]
     text = request.decode("utf-8", "surrogateescape")  # all at once, as no character holds a space
     return [None if word == "-" else word for word in text.split(" ")]
 
 
-def _check_tokens(request: bytes, counts: tuple[int, ...]) -> None:
+def _count_tokens(request: bytes, counts: tuple[int, ...]) -> int:
     if len(request) > LINE_LIMIT:
         raise InvalidLine(f"the line is longer than {LINE_LIMIT} bytes")
     found = request.count(b" ") + 1
     if found not in counts:
         expected = " or ".join(map(str, counts))
         raise InvalidLine(f"{found} tokens, expected {expected}: does squid.conf name the helper as documented?")
-
-
-def decode_tokens(tokens: Iterable[bytes]) -> list[str | None]:
-    """Decode the tokens of a request, `-` as None."""
-    return [None if token == b"-" else decode_token(token) for token in tokens]
+    return found
 
 
 def decode_token(token: bytes) -> str:
@@ -126,17 +123,18 @@ def format_reply(reply: Reply, channel: bytes = b"", limit: int = UNNUMBERED_LIM
     room = limit - len(line) - len(b"\n")
     if room < 0:
         raise ReplyTooLong(f"a reply of {len(line)} bytes is over the bound of {limit} (squid.conf: concurrency=)")
-    return line + _message(reply, room) + b"\n"
+    return b"%b%b\n" % (line, _message(reply, room) if reply.message else b"")
 
 
 def _message(reply: Reply, room: int) -> bytes:
-    if not reply.message or room < _MESSAGE_AT_LEAST:
+    message = reply.message or ""
+    if room < _MESSAGE_AT_LEAST:
         return b""
     if len(reply.message_pair) <= room:
         return reply.message_pair
     for length in (room // 2, room // 8):  # a character takes at most 4 bytes, an escape 2
-        pair = _message_pair(f"{reply.message[:length]}…")
-        if length < len(reply.message) and len(pair) <= room:
+        pair = _message_pair(f"{message[:length]}…")
+        if length < len(message) and len(pair) <= room:
             return pair
     return b""
 
@@ -153,7 +151,6 @@ def _quoted(text: str) -> str:
     return f'"{_UNPRINTABLE.sub("?", text).translate(_ESCAPES)}"'
 
 
-_CHANNEL = re.compile(rb"([0-9]{1,19})(?: |$)")
 _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})

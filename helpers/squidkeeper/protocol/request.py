@@ -1,4 +1,4 @@
-"""A request, parsed and typed (floor 2): what Squid's tokens state, or why that cannot be judged.
+"""A request, parsed and typed (floor 2): what Squid's tokens state, or why that is invalid.
 
 Every helper gets the same eight tokens, in this order: client, user, method, scheme, host, port, SNI and the authority
 of the tunnel (squid/squidkeeper.conf). `explain`, `tests:` and drift state the same of a method and a target.
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.url import (
-    Address,
     Host,
+    address_host,
     bracketed,
     check_scheme,
     format_authority,
@@ -44,7 +44,7 @@ class Request(NamedTuple):  # cheaper to make than a dataclass, and made for eac
     """
 
     method: str
-    client: Address | None
+    client: Host | None
     user: str | None
     scheme: str
     port: int
@@ -54,7 +54,7 @@ class Request(NamedTuple):  # cheaper to make than a dataclass, and made for eac
 
 
 class Malformed(NamedTuple):
-    """A request that cannot be judged: the built-in rule that denies it, the reason, and what was stated."""
+    """A request that cannot be decided: the built-in rule that denies it, the reason, and what was stated."""
 
     rule: str
     reason: str
@@ -74,8 +74,8 @@ def parse_request(tokens: Sequence[str | None], url: str | None = None) -> Reque
     authority = f"{host}:{port}" if method == CONNECT else ""
     try:
         parse_sender = _known_sender if len(method) <= _LONGEST_KNOWN_METHOD else _parse_sender
-        address, scheme, number = parse_sender(client, method, stated_scheme or "", port)
-        request = Request(method, address, user, scheme, number, parse_host(host), authority, url)
+        sender, scheme, number = parse_sender(client, method, stated_scheme or "", port)
+        request = Request(method, sender, user, scheme, number, parse_host(host), authority, url)
         is_plain = tunnel is None and scheme == "http"  # which has nothing to agree with
         wrong = None if is_plain else _contradiction(request, sni, tunnel)
     except InvalidUrl as error:
@@ -109,13 +109,13 @@ def stated_tokens(
     return [client, user, method, scheme, _stated(host), str(port), None, tunnel], target
 
 
-def _parse_sender(client: str | None, method: str, scheme: str, port: str) -> tuple[Address | None, str, int]:
+def _parse_sender(client: str | None, method: str, scheme: str, port: str) -> tuple[Host | None, str, int]:
     """Parse what many requests have in common: the client's address, the scheme and the port."""
     refused = _REFUSED_METHODS.get(method.upper())
     if refused:
         raise InvalidUrl(f"the method {method} {refused}")
-    address = parse_address(client) if client else None
-    return address, "https" if method == CONNECT else check_scheme(scheme.lower()), parse_port(port)
+    sender = address_host(parse_address(client)) if client else None
+    return sender, "https" if method == CONNECT else check_scheme(scheme.lower()), parse_port(port)
 
 
 _known_sender = lru_cache(maxsize=1024)(_parse_sender)  # an unknown host line takes 8 us instead of 11
@@ -141,10 +141,11 @@ def _contradiction(request: Request, sni: str | None, tunnel: str | None) -> tup
         return None if request.url is None else ("invalid-request", _no_authority(request.url))  # Squid sends none
     if tunnel is None:
         return ("invalid-request", "An https URL needs a CONNECT first.") if request.scheme == "https" else None
-    asked = format_authority(request.host, request.port)
+    host = bracketed(request.host)
+    asked = f"{host}:{request.port}"
     if tunnel != asked and not _is((request.host, request.port), parse_authority, tunnel):
         return "authority-mismatch", f"The tunnel was opened to {tunnel}, the request in it is for {asked}."
-    if sni is not None and sni != bracketed(request.host) and not _is(request.host, parse_host, sni):
+    if sni is not None and sni != host and not _is(request.host, parse_host, sni):
         return "authority-mismatch", f"The TLS server name is {sni!r}, the request in it is for {asked}."
     if request.scheme != "https":
         return "invalid-request", "A request inside a tunnel has to be https."

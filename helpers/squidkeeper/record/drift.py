@@ -24,7 +24,7 @@ from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.record import NONE, Record, parse_time, truncated_fields
 from squidkeeper.record.requests import request_of, token
 from squidkeeper.record.urls import authority_of
-from squidkeeper.url import is_unusual, parse_address, unrecorded_url
+from squidkeeper.url import address_host, is_unusual, parse_address, unrecorded_url
 
 # Squid keeps a reply for a second; who asks while Squid waits for a new one gets the old one.
 _REPLY_SECONDS: Final = 3
@@ -213,7 +213,7 @@ def _moments(record: Record) -> tuple[datetime, ...]:
 
 def _clients_of(policy: CompiledPolicy, record: Record) -> tuple[str, ...]:
     try:
-        address = parse_address(record.client)
+        client = address_host(parse_address(record.client))
     except InvalidUrl:
-        address = None
-    return policy.clients_of(address, token(record.user))
+        client = None
+    return policy.clients_of(client, token(record.user))
