@@ -238,6 +238,7 @@ uninstall() {
 set_up() {
     local path
     for path in "${MADE[@]}"; do ARGUMENTS+=(--made "$path"); done
+    trap '' HUP INT TERM # until squidkeeper handles them: one that came in between would end it, and nothing be removed
     exec "${RUN[@]}" setup --source "$SOURCE" --work "$WORK" --venv "$VENV" "${ARGUMENTS[@]}"
 }
 

@@ -758,6 +758,16 @@ def test_a_first_run_that_is_interrupted_while_it_builds_leaves_nothing(
     assert not root.parent.exists()
 
 
+def test_a_signal_while_squidkeeper_takes_over_from_the_script_leaves_nothing(gateway: Gateway) -> None:
+    command = [str(gateway.source / "install.sh"), "--root", str(gateway.root)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        wait_for(lambda: "setup --source" in command_of(run.pid), "squidkeeper to take over")
+        words = command_of(run.pid).split(" ")
+        run.terminate()
+    assert not Path(words[words.index("--work") + 1]).exists()
+    assert gateway.answers() == "403"
+
+
 def test_a_run_that_is_interrupted_after_squid_was_told_gives_everything_back(gateway: Gateway, changed: Path) -> None:
     unit = changed / "squid/observe/squidkeeper-exporter.service"
     unit.write_text(re.sub("^ExecStart=.*$", "ExecStart=/bin/sleep 300", unit.read_text(), flags=re.MULTILINE))
