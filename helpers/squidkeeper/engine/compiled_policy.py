@@ -27,7 +27,7 @@ class Candidates:
 
     `rule_positions` are the positions of all rules for the host, whatever their other fields; `lapses` the times at
     which one of these rules expires. `default` decides where no rule holds. `at_host` has the decision at host scope
-    for each span between two of the `lapses`: without it an unknown host line takes 33 us instead of 8.
+    for each span between two of the `lapses`.
     """
 
     rules: tuple[Rule, ...]
@@ -68,6 +68,7 @@ class CompiledPolicy:
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
         self.credentials = HostIndex(policy.credentials, policy.lists)
         self._methods = frozenset(_named_methods(policy)) | {"GET", _PREFLIGHT}
+        # Microseconds of a line with and without each: unknown host 6/30; with 22 clients 7/15; credential 11/31.
         self._candidates: BoundedCache[tuple[object, ...], Candidates] = BoundedCache(_CACHE_BYTES)
         self._clients: BoundedCache[tuple[str | None, ...], tuple[str, ...]] = BoundedCache(_CACHE_BYTES)
         self._decisions: BoundedCache[object, Decision] = BoundedCache(_CACHE_BYTES)

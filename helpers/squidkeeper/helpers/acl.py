@@ -29,7 +29,7 @@ _LINE_BYTES = 200  # of Python objects; most lines share their replies
 class HostScope:
     """The replies of one policy at host scope, by line: Squid asks the same once a second for each host in use.
 
-    A repeated line takes 0.5 us instead of 19. When a rule expires, or the clock is set back to before that, all
+    A repeated line takes 0.4 us instead of 11. When a rule expires, or the clock is set back to before that, all
     replies are forgotten.
     """
 
@@ -68,7 +68,7 @@ class HostScope:
 
 
 class RequestScope:
-    """One policy at request scope, with its replies by decision: without them a new URL takes 13 us instead of 7."""
+    """One policy at request scope, with its replies by decision: without them a new URL takes 11 us instead of 7."""
 
     def __init__(self, policy: CompiledPolicy) -> None:
         self.policy = policy

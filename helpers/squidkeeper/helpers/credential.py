@@ -35,7 +35,7 @@ _NONE = b"-"
 
 
 class Injector:
-    """One policy and its secrets, with the replies by decision: without them a line takes 25 us instead of 11."""
+    """One policy and its secrets, with the replies by decision: without them a line takes 23 us instead of 11."""
 
     def __init__(self, policy: CompiledPolicy) -> None:
         self.policy = policy

