@@ -167,7 +167,7 @@ def ask(asker: AskerFactory) -> Ask:
     return asker(POLICY)
 
 
-def test_every_request_of_the_table_is_judged_as_the_language_says(ask: Ask) -> None:
+def test_every_request_of_the_table_is_decided_as_the_language_says(ask: Ask) -> None:
     assert {asked: said(ask(asked)) for asked in TABLE} == TABLE
 
 

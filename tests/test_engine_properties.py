@@ -448,7 +448,7 @@ def names_of(granted: Reply) -> str:
 def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:
     """Squid asks again where the answer says so or the URL is unusual; what it does not ask about has to hold as it is.
 
-    The one thing that only request scope denies is a usual URL with more readings than are judged; none is that long.
+    The one thing that only request scope denies is a usual URL with more readings than are decided; none is that long.
     """
     said = dict(reply.annotations)
     if reply.result is not Result.OK:

@@ -174,7 +174,7 @@ def test_at_host_scope_squid_learns_the_verdict_and_what_else_to_ask(start: Star
         assert helper.ask(f"{number} {line}") == f"{number} {with_revision}\n"
 
 
-def test_at_request_scope_the_url_is_judged(start: Start, policy: Path) -> None:
+def test_at_request_scope_the_url_is_decided(start: Start, policy: Path) -> None:
     helper = start(*SCOPES["request"])
     line = place("paths.example")
     allowed = f"1 OK rule_=paths verdict_=allow revision_={revision_of(policy)} private_=no\n"
@@ -187,7 +187,7 @@ def test_at_request_scope_the_url_is_judged(start: Start, policy: Path) -> None:
 
 
 @pytest.mark.parametrize("policy_loads", [True, False])
-def test_at_host_scope_the_proxy_user_that_is_judged_is_named(start: Start, policy: Path, policy_loads: bool) -> None:
+def test_at_host_scope_the_proxy_user_of_the_decision_is_named(start: Start, policy: Path, policy_loads: bool) -> None:
     helper = start(*SCOPES["host"], directory=policy if policy_loads else policy / "none")
     for host in ("open.example", "closed.example", "not%20a%20host", "open.example"):  # the last is answered as before
         assert " user_=ci-bot" in helper.ask(f"1 {place(host, user='ci-bot')}")
@@ -229,7 +229,7 @@ def test_at_request_scope_the_length_and_hash_of_a_url_that_the_record_cuts_off_
             assert said == ([] if length < 4096 else [f"{length}:{sha256(recorded.encode()).hexdigest()[:32]}"]), form
 
 
-def test_a_denied_host_is_denied_for_itself_where_its_long_url_could_not_be_judged(start: Start) -> None:
+def test_a_denied_host_is_denied_for_itself_where_its_long_url_cannot_be_decided(start: Start) -> None:
     answer = start(*SCOPES["request"]).ask(f"1 {place('closed.example')} https://closed.example/%2523{'%2500' * 1400}")
     assert answer.startswith("1 ERR rule_=closed verdict_=deny")
 
@@ -269,7 +269,7 @@ def test_the_credential_helper_gives_a_header_an_annotation(start: Start, policy
     )
 
 
-def test_the_credential_helper_judges_again_and_denies_what_a_dead_rewriter_let_through(start: Start) -> None:
+def test_the_credential_helper_decides_again_and_denies_what_a_dead_rewriter_let_through(start: Start) -> None:
     helper = start("credential", concurrency=4)
     denied = helper.ask(f"1 {place('closed.example')} https://closed.example/ -")
     assert denied.startswith("1 ERR rule_=closed verdict_=deny ")
