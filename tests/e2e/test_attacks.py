@@ -841,18 +841,21 @@ def test_tunnels(gateway: Gateway, origins: Origins, authority: str, becomes: st
         assert (reply.status, reply.rule) == (403, becomes)
 
 
-def test_bytes_that_are_no_tls_reach_no_origin(gateway: Gateway, origins: Origins) -> None:
-    for data in (
-        request("/x", "good.example"),
-        b"SSH-2.0-x\r\n",
-        b"\x00" * 64,
-        b"\x16\x03\x01\xff\xff" + b"\x01" * 200,
-    ):
-        with Raw(gateway) as client:
-            answer = client.connect(GOOD)
-            assert answer is not None
-            assert answer.status == 200
-            client.send(data).finish().answer()
+NO_TLS = {
+    "HTTP": request("/x", "good.example"),
+    "SSH": b"SSH-2.0-x\r\n",
+    "zeros": b"\x00" * 64,
+    "a record that is too long": b"\x16\x03\x01\xff\xff" + b"\x01" * 200,
+}
+
+
+@pytest.mark.parametrize("data", NO_TLS.values(), ids=list(NO_TLS))
+def test_bytes_that_are_no_tls_reach_no_origin(gateway: Gateway, origins: Origins, data: str | bytes) -> None:
+    with Raw(gateway) as client:
+        answer = client.connect(GOOD)
+        assert answer is not None
+        assert answer.status == 200
+        client.send(data).finish().answer()
     assert origins.seen == []
 
 

@@ -3,6 +3,8 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+import pytest
+
 from tests.waiting import wait_for
 
 from .curl import curl
@@ -21,6 +23,11 @@ rules:
 BREAKING = b"a%d\n-----BEGIN CERTIFICATE-----\n"  # security_file_certgen takes it for a certificate, and dies of it
 
 
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    return new_gateway(POLICY).start()
+
+
 def break_certgen(gateway: Gateway, number: int) -> None:
     with Raw(gateway) as client:
         client.connect(f"h{number}.closed.example:443")
@@ -28,8 +35,7 @@ def break_certgen(gateway: Gateway, number: int) -> None:
             client.tls(BREAKING % number)
 
 
-def test_server_names_that_break_the_certificate_helper_do_not_end_squid(new_gateway: NewGateway) -> None:
-    gateway = new_gateway(POLICY).start()
+def test_server_names_that_break_the_certificate_helper_do_not_end_squid(gateway: Gateway) -> None:
     squid = gateway.pid
     with ThreadPoolExecutor(10) as pool:
         for start in range(0, 60, 10):
@@ -39,22 +45,22 @@ def test_server_names_that_break_the_certificate_helper_do_not_end_squid(new_gat
     assert "FATAL: The sslcrtd_program helpers are crashing too rapidly" not in gateway.cache_log()
 
 
+@pytest.mark.parametrize(
+    ("host", "passed"), [("open.example", True), ("read.example", False), ("write.example", False)]
+)
 def test_an_upgrade_is_passed_on_only_where_every_path_and_method_is_open(
-    new_gateway: NewGateway, origins: Origins
+    gateway: Gateway, origins: Origins, host: str, passed: bool
 ) -> None:
-    gateway = new_gateway(POLICY).start()
     upgrade = ("Connection: Upgrade", "Upgrade: websocket")
-    for host, passed in (("open.example", True), ("read.example", False), ("write.example", False)):
-        origins.answers[f"{host}/ws"] = lambda _: Answer(101, b"", {"Upgrade": "websocket", "Connection": "Upgrade"})
-        with tunnel(gateway, f"{host}:443") as client:
-            client.send(f"GET /ws HTTP/1.1\r\nHost: {host}\r\n" + "\r\n".join(upgrade) + "\r\n\r\n")
-            assert client._head().startswith(b"HTTP/1.1 101") == passed, host
-        [seen] = [one for one in origins.seen if host in one.url]
-        assert bool(seen.values("Upgrade")) == passed, host
+    origins.answers[f"{host}/ws"] = lambda _: Answer(101, b"", {"Upgrade": "websocket", "Connection": "Upgrade"})
+    with tunnel(gateway, f"{host}:443") as client:
+        client.send(f"GET /ws HTTP/1.1\r\nHost: {host}\r\n" + "\r\n".join(upgrade) + "\r\n\r\n")
+        assert client._head().startswith(b"HTTP/1.1 101") == passed
+    [seen] = origins.seen
+    assert bool(seen.values("Upgrade")) == passed
 
 
-def test_purge_is_refused_and_on_record_as_refused(new_gateway: NewGateway) -> None:
-    gateway = new_gateway(POLICY).start()
+def test_purge_is_refused_and_logged_as_refused(gateway: Gateway) -> None:
     reply = curl(gateway, "http://open.example/", "-X", "PURGE")
     assert (reply.status, reply.rule) == (403, "invalid-request")
     [line] = wait_for(lambda: [line for line in gateway.log() if line["method"] == "PURGE"], "the record")
