@@ -77,9 +77,30 @@ def ports() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def new_gateway(site: Site, ports: Iterator[int], request: pytest.FixtureRequest) -> Iterator[NewGateway]:
-    """Make a gateway for this module, killed at its end: `new_gateway("policy text")`."""
+def gateways() -> Iterator[list[Gateway]]:
+    """The gateways of this module, killed at its end."""
     made: list[Gateway] = []
+    yield made
+    for gateway in made:
+        gateway.kill()
+
+
+@pytest.fixture(autouse=True)
+def gateways_of_one_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kill at the end of a test what it has started itself: idle helpers of many gateways slow down the next tests."""
+    made = request.getfixturevalue("gateways") if "gateways" in request.fixturenames else []
+    before = len(made)
+    yield
+    for gateway in made[before:]:
+        gateway.kill()
+    del made[before:]
+
+
+@pytest.fixture(scope="module")
+def new_gateway(
+    site: Site, ports: Iterator[int], gateways: list[Gateway], request: pytest.FixtureRequest
+) -> NewGateway:
+    """Make a gateway: `new_gateway("policy text")`. It is killed at the end of the test or module that made it."""
 
     def make(
         policy: str,
@@ -93,12 +114,10 @@ def new_gateway(site: Site, ports: Iterator[int], request: pytest.FixtureRequest
         port = next(ports)
         name = f"{request.module.__name__.rpartition('.')[2]}-{port}"
         gateway = Gateway(site, name, (at, port), nameserver, installed=installed, throttled=throttled)
-        made.append(gateway)
+        gateways.append(gateway)
         gateway.local_conf(*local_conf)
         for name, text in {**(files or {}), "policy.yaml": policy}.items():
             gateway.write(name, text)
         return gateway
 
-    yield make
-    for gateway in made:
-        gateway.kill()
+    return make

@@ -4,13 +4,37 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.conftest import all_origins, folder, internet, names, new_gateway, origins, ports, prototype, site
+from tests.e2e.conftest import (
+    all_origins,
+    folder,
+    gateways,
+    gateways_of_one_test,
+    internet,
+    names,
+    new_gateway,
+    origins,
+    ports,
+    prototype,
+    site,
+)
 from tests.e2e.gateway import Gateway, NewGateway
 from tests.e2e.observer import Exporter
 
 from .expect import POLICY, TOKEN
 
-__all__ = ["all_origins", "folder", "internet", "names", "new_gateway", "origins", "ports", "prototype", "site"]
+__all__ = [
+    "all_origins",
+    "folder",
+    "gateways",
+    "gateways_of_one_test",
+    "internet",
+    "names",
+    "new_gateway",
+    "origins",
+    "ports",
+    "prototype",
+    "site",
+]
 
 
 def prepared(gateway: Gateway) -> Gateway:
