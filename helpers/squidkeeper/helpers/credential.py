@@ -31,7 +31,6 @@ from squidkeeper.replies import credential_reply, credential_unavailable_reply, 
 _log = logging.getLogger(__name__)
 _CACHE_BYTES, _REPLY_BYTES = 4 * 1024 * 1024, 3_000  # of Python objects, beside the values
 _TOKENS = (REQUEST_TOKENS + 2, REQUEST_TOKENS + 3)
-_NONE = b"-"
 
 
 class Injector:
@@ -46,15 +45,10 @@ class Injector:
 
     def decide(self, line: bytes) -> Decision:
         """Decide one line."""
-        tokens, url, final_url, *_ = split_tokens(line, REQUEST_TOKENS, _TOKENS)
-        return decide(
-            self.policy,
-            self._matches.find(tokens),
-            decision_time(self.policy),
-            Stage.FETCH,
-            "" if url == _NONE else decode_token(url),
-            None if final_url == _NONE else decode_token(final_url),
-        )
+        tokens, *urls = split_tokens(line, REQUEST_TOKENS, _TOKENS)
+        url, final_url = (None if token == b"-" else decode_token(token) for token in urls[:2])
+        at = decision_time(self.policy)
+        return decide(self.policy, self._matches.find(tokens), at, Stage.FETCH, url, final_url)
 
     def inject(self, decision: Decision, limit: int) -> Reply:
         """Put every header of a decision into a reply of at most `limit` bytes, or deny."""
