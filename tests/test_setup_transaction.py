@@ -262,6 +262,20 @@ def test_what_a_run_that_was_killed_has_left_is_no_harm(gateway: Gateway) -> Non
     assert [path.name for path in conf.parent.iterdir() if ".squidkeeper-" in path.name] == []
 
 
+def test_what_a_full_disk_cuts_off_is_removed(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    transaction, layout = gateway.transaction(), gateway.layout
+    before = snapshot(layout.prefix)
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fchmod", full)  # the last call for a file
+    with pytest.raises(OSError, match="No space"):
+        transaction.apply(Step(Action.PUT, layout.errors, Folder({"a": File(b"new")})))
+    assert transaction.roll_back() == []
+    assert snapshot(layout.prefix) == before
+
+
 def test_what_an_operator_has_moved_away_beside_it_stays(tmp_path: Path) -> None:
     gateway = Gateway(tmp_path / "gateway")
     layout = gateway.layout

@@ -143,7 +143,11 @@ class Transaction:
         self._make_directory(path.parent)
         new = _new(path)
         remove(new)
-        write_entry(new, entry)
+        try:
+            write_entry(new, entry)
+        except BaseException:  # a full disk, or a signal
+            remove(new)
+            raise
         self._set_aside(path, by_link=isinstance(entry, File))
         new.rename(path)
 
