@@ -710,15 +710,16 @@ def contents(found: dict[str, tuple[object, ...]]) -> dict[str, object]:
     }
 
 
-def test_a_folder_that_squids_account_cannot_enter_is_named(base: Path, source: Path) -> None:
-    closed = base / "closed"
-    closed.mkdir(mode=0o700)
-    failed = install(source, "--root", str(closed / "gateway"))
+def test_a_folder_that_squids_account_cannot_enter_is_named(empty: Gateway) -> None:
+    empty.root.chmod(0o700)
+    before = snapshot(empty.root)
+    failed = empty.install(*empty.listen)
     assert failed.returncode == 1
     assert 'step "directories" failed' in failed.stderr
-    assert f"Squid's account {squid_account()} cannot enter {closed}\n" in failed.stderr
-    assert f"chmod o+x {closed}" in failed.stderr
-    assert not (closed / "gateway").exists()
+    assert f"Squid's account {squid_account()} cannot enter {empty.root}\n" in failed.stderr
+    assert f"chmod o+x {empty.root}" in failed.stderr
+    assert snapshot(empty.root) == before
+    empty.root.chmod(0o755)
 
 
 def test_a_first_run_that_fails_leaves_nothing(empty: Gateway, tmp_path: Path) -> None:
