@@ -17,7 +17,8 @@ def allowed(
     """Expect 200 by this rule, logged; return the one request that reached an origin."""
     before, seen = len(gateway.log()), len(origins.seen)
     reply = curl(gateway, url, *options, client=client)
-    assert reply.status == 200, f"{url}: {reply.status}; the origin: {origins.broken}\n{reply.text}"
+    told = (origins.broken, gateway.log()[before:], reply.text)
+    assert reply.status == 200, f"{url}: {reply.status}; the origin, the log and the page: {told}"
     line = gateway.logged(url, before)
     assert (line["status"], line["verdict"], line["rule"]) == (200, "allow", rule), line
     assert len(origins.seen) == seen + 1, origins.urls()
