@@ -345,10 +345,10 @@ def test_the_end_of_a_log_is_read(tmp_path: Path) -> None:
 def test_under_a_root_the_squid_of_another_gateway_is_not_taken_for_its_own(tmp_path: Path, whose: str) -> None:
     layout = Layout.of(tmp_path / "this")
     program = shutil.copy("/bin/bash", tmp_path / "squid")
-    command = [program, "-c", "read -r", "squid", "-f", str(tmp_path / whose / "etc/squid.conf")]
+    command = [str(program), "-c", "read -r", "squid", "-f", str(tmp_path / whose / "etc/squid.conf")]
     layout.run.mkdir(parents=True)
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        wait_for(lambda: psutil.Process(process.pid).name() == "squid", "it to run")
+        wait_for(lambda: psutil.Process(process.pid).cmdline()[-1:] == command[-1:], "it to run")
         layout.pid_file.write_text(f"{process.pid}\n")
         assert InstalledSquid(layout, systemd=False).pid() == (process.pid if whose == "this" else None)
         layout.pid_file.write_text(f"{1 << 70}\n")
