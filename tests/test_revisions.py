@@ -16,7 +16,13 @@ from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy_store import revisions
 from squidkeeper.policy_store.loading import load_sources, load_stored_revision
-from squidkeeper.policy_store.revisions import compiled_lists, read_revision, store_revision, stored_revisions
+from squidkeeper.policy_store.revisions import (
+    compiled_lists,
+    read_revision,
+    revision_in_force,
+    store_revision,
+    stored_revisions,
+)
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.protocol.request import request_to
 
@@ -325,3 +331,18 @@ def test_when_a_revision_was_loaded_last_is_known(tmp_path: Path, state: State) 
     (one,) = stored_revisions(state.revisions)
     assert one.revision == revision
     assert before < one.loaded < time.time() + 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "deep"])
+def test_a_manifest_that_squids_account_has_replaced_is_none(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in-force").symlink_to("0123456789ab")
+    manifest = tmp_path / "0123456789ab/sources.json"
+    manifest.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(manifest)
+    elif kind == "link":
+        (tmp_path / "elsewhere").write_text('{"directory": "/secret"}')
+        manifest.symlink_to(tmp_path / "elsewhere")
+    else:
+        manifest.write_text("[" * 200_000)
+    assert revision_in_force(tmp_path) is None

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -83,10 +84,18 @@ def revision_in_force(folder: Path) -> InForce | None:
     """Find the revision that was loaded last; None if there is none, or it is not stored completely."""
     try:
         revision = os.readlink(folder / _IN_FORCE)
-        raw = json.loads((folder / revision / _MANIFEST).read_bytes())
+        raw = json.loads(_read_manifest(folder / revision / _MANIFEST))
         return InForce(revision, Path(raw["directory"]), frozenset(raw.get("ended", ())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _read_manifest(path: Path) -> bytes:
+    """Read a manifest; an OSError where it is none: root reads it, and Squid's account could put a pipe there."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path} is not a file")
+        return file.read(_MANIFEST_BYTES)
 
 
 def store_revision(sources: Sources, revision: str, folder: Path, list_cache: Path | None = None) -> None:
@@ -270,6 +279,7 @@ def _new_bytes(place: Path, seen: set[tuple[int, int]]) -> int:
 _TRY_AGAIN_SECONDS = 10.0
 _REVISION = re.compile(r"[0-9a-f]{12}")
 _MANIFEST = "sources.json"
+_MANIFEST_BYTES = 16 * 1024 * 1024
 _IN_FORCE = "in-force"
 _DOCUMENTS = "policy"
 _LISTS = "lists"
