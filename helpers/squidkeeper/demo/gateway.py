@@ -15,9 +15,11 @@ from typing import Final
 
 from squidkeeper.demo.servers import ORIGIN_ADDRESS
 from squidkeeper.errors import DemoFailed
+from squidkeeper.maintenance.own_addresses import FILE as OWN_ADDRESSES
 
-_WAIT_SECONDS: Final = 20
-_RECONFIGURED: Final = re.compile(r"Reconfiguring Squid Cache.*Accepting SSL bumped", re.DOTALL)
+_WAIT_SECONDS: Final = 60
+_SQUID_REACTS_SECONDS: Final = 0.5
+_ACCEPTING: Final = re.compile(r"(Reconfiguring Squid Cache)|Accepting SSL bumped")
 
 
 class DemoGateway:
@@ -37,9 +39,14 @@ class DemoGateway:
         _wait_for(lambda: f'"{url}"' in self.access_log.read_text(), f"a record of {url} in {self.access_log}")
 
     def wait_until_ready(self) -> None:
-        """Wait for the reconfigure after a first start, which denies requests: the maintenance process requests it."""
-        log = self.root / "log/cache.log"
-        _wait_for(lambda: bool(_RECONFIGURED.search(log.read_text(errors="replace"))), f"a reconfigure in {log}")
+        """Wait for the end of the first start. A reconfigure, during which requests are denied, can be part of it.
+
+        The maintenance process signals Squid once; a Squid that it found before it served needs no signal.
+        """
+        log, signalled = self.root / "log/cache.log", self.state / f"{OWN_ADDRESSES}.told"
+        _wait_for(signalled.exists, f"the maintenance process to write {signalled}")
+        time.sleep(_SQUID_REACTS_SECONDS)
+        _wait_for(lambda: _accepts(log.read_text(errors="replace")), f"Squid to accept connections again in {log}")
 
 
 @contextmanager
@@ -79,6 +86,12 @@ def _wait_for(condition: Callable[[], bool], what: str) -> None:
         if time.monotonic() > end:
             raise DemoFailed(f"waited {_WAIT_SECONDS} s for {what}")
         time.sleep(0.05)
+
+
+def _accepts(log: str) -> bool:
+    """Tell whether the last event of a cache.log is that Squid accepts connections."""
+    *_, last = (None, *_ACCEPTING.finditer(log))
+    return last is not None and not last[1]
 
 
 def _environment(root: Path) -> Path:
