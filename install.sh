@@ -211,7 +211,6 @@ install() {
     [ "$ACTION" = demo ] || set_up
 }
 
-# A tour on this machine alone, in network namespaces.
 demo() {
     install
     step demo "see the lines above"
@@ -246,7 +245,6 @@ STEP=arguments ADVICE="./install.sh --help explains the options" MADE=() VENV=""
 read_arguments "$@"
 [ "$(id -u)" -eq 0 ] || die "run it as root: sudo ./install.sh"
 WORK=$(mktemp -d /run/squidkeeper-install.XXXXXX)
-trap on_exit EXIT
-trap 'interrupted 129' HUP && trap 'interrupted 130' INT && trap 'interrupted 143' TERM
+trap on_exit EXIT && trap 'interrupted 129' HUP && trap 'interrupted 130' INT && trap 'interrupted 143' TERM
 chmod 755 "$WORK" && cd /
 $ACTION

@@ -77,6 +77,10 @@ def test_the_front_page_has_200_lines_at_most() -> None:
     assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 200
 
 
+def test_the_installer_without_python_has_250_lines_at_most() -> None:
+    assert len((REPOSITORY / "install.sh").read_text().splitlines()) <= 250
+
+
 def test_the_glossary_has_30_rows_at_most_and_no_term_twice() -> None:
     section = (REPOSITORY / "helpers/README.md").read_text().split("## Glossary\n")[1].split("\n## ")[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| **")]

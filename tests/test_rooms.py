@@ -108,3 +108,12 @@ def test_the_map_of_the_house_has_these_floors() -> None:
         for name in names.replace("`", "").split(", ")
     }
     assert named == FLOORS
+
+
+def test_a_class_name_occurs_once_in_the_program() -> None:
+    nodes = ((path, node) for path in MODULES for node in ast.walk(ast.parse(path.read_text())))
+    owners: dict[str, list[str]] = {}
+    for path, node in nodes:
+        if isinstance(node, ast.ClassDef):
+            owners.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: paths for name, paths in owners.items() if len(paths) > 1} == {}

@@ -11,7 +11,7 @@ import pytest
 from squidkeeper.setup.configuration import MARK
 from squidkeeper.setup.entries import Entry, File, Folder, Link
 from squidkeeper.setup.layout import Layout
-from squidkeeper.setup.plan import Action, Plan, Present, Step, Wanted, plan
+from squidkeeper.setup.plan import Plan, Present, SetupStep, StepKind, Wanted, plan
 
 LAYOUT = Layout.of(Path("/srv/gateway"))
 EXPORTER, MAINTENANCE = LAYOUT.service("exporter"), LAYOUT.service("maintenance")
@@ -35,24 +35,24 @@ WANTED = Wanted(files=FILES, folders=FOLDERS, listen="3129", exporter="127.0.0.1
 FRESH = plan(LAYOUT, WANTED, Present())
 
 
-def noted(action: Action, planned: Plan = FRESH) -> str:
+def noted(action: StepKind, planned: Plan = FRESH) -> str:
     """What a plan notes about a process."""
     (step,) = (step for step in planned.steps if step.action is action)
     assert isinstance(step.entry, File)
     return step.entry.content.decode().rstrip("\n")
 
 
-TOLD = {"maintenance": noted(Action.START_MAINTENANCE), "exporter": noted(Action.START_EXPORTER)}
+TOLD = {"maintenance": noted(StepKind.START_MAINTENANCE), "exporter": noted(StepKind.START_EXPORTER)}
 HERE = Present(
     files={**FILES, **FOLDERS, LAYOUT.counts: Folder({}), LAYOUT.own_addresses: File(OWN, owner=(13, 13))},
     squid_runs=True,
-    squid_told=noted(Action.START_SQUID),
+    squid_told=noted(StepKind.START_SQUID),
     services_work=frozenset(TOLD),
     service_told=TOLD,
 )
 
 
-def summary(planned: Plan) -> list[tuple[Action, Path]]:
+def summary(planned: Plan) -> list[tuple[StepKind, Path]]:
     return [(step.action, step.path) for step in planned.steps]
 
 
@@ -69,13 +69,13 @@ def here(*missing: Path, **files: Entry) -> Present:
 
 def test_a_first_run_makes_everything_and_then_starts_it() -> None:
     assert summary(FRESH) == [
-        *((Action.MAKE, path) for path in FOLDERS),
-        *((Action.PUT, path) for path in FILES),
-        (Action.MAKE_AS_SQUID, LAYOUT.counts),
-        (Action.WRITE_OWN_ADDRESSES, LAYOUT.state),
-        (Action.START_MAINTENANCE, MAINTENANCE.applied),
-        (Action.START_SQUID, LAYOUT.applied),
-        (Action.START_EXPORTER, EXPORTER.applied),
+        *((StepKind.MAKE, path) for path in FOLDERS),
+        *((StepKind.PUT, path) for path in FILES),
+        (StepKind.MAKE_AS_SQUID, LAYOUT.counts),
+        (StepKind.WRITE_OWN_ADDRESSES, LAYOUT.state),
+        (StepKind.START_MAINTENANCE, MAINTENANCE.applied),
+        (StepKind.START_SQUID, LAYOUT.applied),
+        (StepKind.START_EXPORTER, EXPORTER.applied),
     ]
     assert FRESH.notes == ()
 
@@ -97,28 +97,28 @@ THEIRS, OTHERS = File(b"http_port 3128\n"), File(b"http_port 3127\n")
         pytest.param(
             with_files(fragment=File(b"newer\n")),
             HERE,
-            [(Action.PUT, LAYOUT.fragment), (Action.RECONFIGURE_SQUID, LAYOUT.applied)],
+            [(StepKind.PUT, LAYOUT.fragment), (StepKind.RECONFIGURE_SQUID, LAYOUT.applied)],
             id="a changed fragment reconfigures",
         ),
         pytest.param(
             with_files(fragment=File(b"fragment\n", 0o600)),
             HERE,
-            [(Action.PUT, LAYOUT.fragment), (Action.RECONFIGURE_SQUID, LAYOUT.applied)],
+            [(StepKind.PUT, LAYOUT.fragment), (StepKind.RECONFIGURE_SQUID, LAYOUT.applied)],
             id="another mode",
         ),
         pytest.param(
             replace(with_files(conf=File(CONF.replace("3129", "3130").encode())), listen="3130"),
             HERE,
-            [(Action.PUT, PREVIOUS), (Action.PUT, LAYOUT.conf), (Action.RESTART_SQUID, LAYOUT.applied)],
+            [(StepKind.PUT, PREVIOUS), (StepKind.PUT, LAYOUT.conf), (StepKind.RESTART_SQUID, LAYOUT.applied)],
             id="another port restarts",
         ),
         pytest.param(
             with_files(ca_cert=File(b"another\n"), ca_key=File(b"another\n", 0o600)),
             HERE,
             [
-                *((Action.PUT, path.with_name(f"{path.name}.previous")) for path in (LAYOUT.ca_cert, LAYOUT.ca_key)),
-                *((Action.PUT, path) for path in (LAYOUT.ca_cert, LAYOUT.ca_key)),
-                (Action.RESTART_SQUID, LAYOUT.applied),
+                *((StepKind.PUT, path.with_name(f"{path.name}.previous")) for path in (LAYOUT.ca_cert, LAYOUT.ca_key)),
+                *((StepKind.PUT, path) for path in (LAYOUT.ca_cert, LAYOUT.ca_key)),
+                (StepKind.RESTART_SQUID, LAYOUT.applied),
             ],
             id="another CA is kept beside and restarts",
         ),
@@ -126,48 +126,48 @@ THEIRS, OTHERS = File(b"http_port 3128\n"), File(b"http_port 3127\n")
             with_files(program=Link("../venv-2/bin/squidkeeper")),
             HERE,
             [
-                (Action.PUT, LAYOUT.program),
-                (Action.START_MAINTENANCE, MAINTENANCE.applied),
-                (Action.RECONFIGURE_SQUID, LAYOUT.applied),
-                (Action.START_EXPORTER, EXPORTER.applied),
+                (StepKind.PUT, LAYOUT.program),
+                (StepKind.START_MAINTENANCE, MAINTENANCE.applied),
+                (StepKind.RECONFIGURE_SQUID, LAYOUT.applied),
+                (StepKind.START_EXPORTER, EXPORTER.applied),
             ],
             id="a new program",
         ),
         pytest.param(
-            WANTED, replace(HERE, squid_runs=False), [(Action.START_SQUID, LAYOUT.applied)], id="Squid has ended"
+            WANTED, replace(HERE, squid_runs=False), [(StepKind.START_SQUID, LAYOUT.applied)], id="Squid has ended"
         ),
         pytest.param(
             WANTED,
             replace(HERE, changed_since_told=True),
-            [(Action.RECONFIGURE_SQUID, LAYOUT.applied)],
+            [(StepKind.RECONFIGURE_SQUID, LAYOUT.applied)],
             id="a file was changed and changed back",
         ),
         pytest.param(
             WANTED,
             replace(HERE, services_work=frozenset({"maintenance"})),
-            [(Action.START_EXPORTER, EXPORTER.applied)],
+            [(StepKind.START_EXPORTER, EXPORTER.applied)],
             id="the exporter has ended",
         ),
         pytest.param(
             WANTED,
             here(conf=File(f"{CONF}# an edit\n".encode())),
-            [(Action.PUT, PREVIOUS), (Action.PUT, LAYOUT.conf), (Action.RECONFIGURE_SQUID, LAYOUT.applied)],
+            [(StepKind.PUT, PREVIOUS), (StepKind.PUT, LAYOUT.conf), (StepKind.RECONFIGURE_SQUID, LAYOUT.applied)],
             id="an edited squid.conf is kept beside",
         ),
         pytest.param(
             WANTED,
             here(conf=THEIRS),
-            [(Action.PUT, FORMER), (Action.PUT, LAYOUT.conf), (Action.RESTART_SQUID, LAYOUT.applied)],
+            [(StepKind.PUT, FORMER), (StepKind.PUT, LAYOUT.conf), (StepKind.RESTART_SQUID, LAYOUT.applied)],
             id="the operator's squid.conf is kept",
         ),
         pytest.param(
             WANTED,
             here(conf=THEIRS, former_conf=OTHERS),
             [
-                (Action.PUT, FORMER.with_name(f"{FORMER.name}.previous")),
-                (Action.PUT, FORMER),
-                (Action.PUT, LAYOUT.conf),
-                (Action.RESTART_SQUID, LAYOUT.applied),
+                (StepKind.PUT, FORMER.with_name(f"{FORMER.name}.previous")),
+                (StepKind.PUT, FORMER),
+                (StepKind.PUT, LAYOUT.conf),
+                (StepKind.RESTART_SQUID, LAYOUT.applied),
             ],
             id="one that was kept is not lost",
         ),
@@ -186,71 +186,74 @@ THEIRS, OTHERS = File(b"http_port 3128\n"), File(b"http_port 3127\n")
         pytest.param(
             replace(WANTED, start_squid=False, start_services=False),
             replace(HERE, squid_told="", service_told={}),
-            [(Action.PUT, LAYOUT.applied), (Action.PUT, EXPORTER.applied)],
+            [(StepKind.PUT, LAYOUT.applied), (StepKind.PUT, EXPORTER.applied)],
             id="no start, ports noted",
         ),
         pytest.param(
             replace(WANTED, exporter="none"),
             HERE,
             [
-                (Action.STOP_SERVICE, EXPORTER.unit),
-                (Action.REMOVE, EXPORTER.unit),
-                (Action.REMOVE, LAYOUT.observe),
-                (Action.PUT, EXPORTER.applied),
+                (StepKind.STOP_SERVICE, EXPORTER.unit),
+                (StepKind.REMOVE, EXPORTER.unit),
+                (StepKind.REMOVE, LAYOUT.observe),
+                (StepKind.PUT, EXPORTER.applied),
             ],
             id="no exporter any more",
         ),
-        pytest.param(replace(WANTED, store=True), HERE, [(Action.PUT_STORE, LAYOUT.ssl_db)], id="a new store"),
+        pytest.param(replace(WANTED, store=True), HERE, [(StepKind.PUT_STORE, LAYOUT.ssl_db)], id="a new store"),
         pytest.param(
             WANTED,
             replace(HERE, closed=(LAYOUT.state, LAYOUT.counts)),
-            [(Action.GIVE_TO_SQUID, LAYOUT.state), (Action.GIVE_TO_SQUID, LAYOUT.counts)],
+            [(StepKind.GIVE_TO_SQUID, LAYOUT.state), (StepKind.GIVE_TO_SQUID, LAYOUT.counts)],
             id="a closed state",
         ),
         pytest.param(
-            replace(WANTED, own_addresses=b""), HERE, [(Action.WRITE_OWN_ADDRESSES, LAYOUT.state)], id="an address less"
+            replace(WANTED, own_addresses=b""),
+            HERE,
+            [(StepKind.WRITE_OWN_ADDRESSES, LAYOUT.state)],
+            id="an address less",
         ),
         pytest.param(
             WANTED,
             here(own_addresses=Link("/etc/shadow")),
-            [(Action.WRITE_OWN_ADDRESSES, LAYOUT.state)],
+            [(StepKind.WRITE_OWN_ADDRESSES, LAYOUT.state)],
             id="a link in place of the own addresses",
         ),
         pytest.param(
             replace(WANTED, store=True, selinux=True),
             HERE,
-            [(Action.PUT_STORE, LAYOUT.ssl_db), (Action.LABEL, LAYOUT.state)],
+            [(StepKind.PUT_STORE, LAYOUT.ssl_db), (StepKind.LABEL, LAYOUT.state)],
             id="SELinux labels what changes",
         ),
         pytest.param(replace(WANTED, selinux=True), HERE, [], id="SELinux without a change"),
     ],
 )
 def test_the_steps_are_those_between_what_is_and_what_should_be(
-    wanted: Wanted, present: Present, steps: list[tuple[Action, Path]]
+    wanted: Wanted, present: Present, steps: list[tuple[StepKind, Path]]
 ) -> None:
     assert summary(plan(LAYOUT, wanted, present)) == steps
 
 
 def test_what_is_replaced_is_kept_as_it_was() -> None:
     planned = plan(LAYOUT, WANTED, here(conf=THEIRS))
-    assert Step(Action.PUT, FORMER, THEIRS) in planned.steps
+    assert SetupStep(StepKind.PUT, FORMER, THEIRS) in planned.steps
     assert ("squid.conf", f"the one that was there is kept as {FORMER}") in planned.notes
 
 
 def test_a_page_is_read_again_and_only_pages_are_hashed() -> None:
     pages = {"ERR_DENIED": File(b"denied\n"), "README": File(b"changed\n")}
     planned = plan(LAYOUT, with_files(errors=Folder(pages)), HERE)
-    assert noted(Action.RECONFIGURE_SQUID, planned) == HERE.squid_told
+    assert noted(StepKind.RECONFIGURE_SQUID, planned) == HERE.squid_told
     planned = plan(LAYOUT, with_files(errors=Folder({**pages, "ERR_DENIED": File(b"newer\n")})), HERE)
-    assert noted(Action.RECONFIGURE_SQUID, planned) != HERE.squid_told
+    assert noted(StepKind.RECONFIGURE_SQUID, planned) != HERE.squid_told
 
 
 def test_a_step_is_one_line_and_names_the_stage_that_it_fails_in() -> None:
-    step = Step(Action.PUT, Path("/etc/squid/squid.conf"), File(b"secret"))
+    step = SetupStep(StepKind.PUT, Path("/etc/squid/squid.conf"), File(b"secret"))
     assert (str(step), step.stage) == ("write /etc/squid/squid.conf", "put in place")
     assert "secret" not in repr(step)
     stages = {step.action: step.stage for step in FRESH.steps}
-    assert (stages[Action.START_MAINTENANCE], stages[Action.START_SQUID], stages[Action.START_EXPORTER]) == (
+    assert (stages[StepKind.START_MAINTENANCE], stages[StepKind.START_SQUID], stages[StepKind.START_EXPORTER]) == (
         ("maintenance", "start", "exporter")
     )
 

@@ -20,7 +20,7 @@ from squidkeeper.setup.configuration import MARK
 from squidkeeper.setup.entries import File, Folder, Link, read_entry, read_source, text_at, write_entry
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
-from squidkeeper.setup.plan import Action, Step
+from squidkeeper.setup.plan import SetupStep, StepKind
 from squidkeeper.setup.processes import InstalledSquid
 from squidkeeper.setup.transaction import Transaction
 from squidkeeper.squid_account import Account
@@ -99,23 +99,23 @@ class Gateway:
         made.services = cast(Any, self.services)
         return made
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[SetupStep]:
         """One of each kind, in the order of a plan."""
         layout = self.layout
         return [
-            Step(Action.MAKE, layout.root / "log/deep" if layout.root else layout.run, Folder({}, 0o750, OURS)),
-            Step(Action.PUT, layout.conf, File(f"{MARK}\nhttp_port 3130\n".encode(), 0o644)),
-            Step(Action.PUT, layout.local, File(b"local")),
-            Step(Action.PUT, layout.errors, Folder({"ERR_A": File(b"newer")})),
-            Step(Action.PUT, layout.program, Link("../venv-2/bin/squidkeeper")),
-            Step(Action.PUT, layout.policy / "deep/policy.yaml", File(b"policy")),
-            Step(Action.STOP_SERVICE, layout.service("exporter").unit),
-            Step(Action.REMOVE, layout.observe),
-            Step(Action.PUT_STORE, layout.ssl_db),
-            Step(Action.MAKE_AS_SQUID, layout.counts),
-            Step(Action.START_MAINTENANCE, layout.service("maintenance").applied, File(b"m\n")),
-            Step(Action.RESTART_SQUID, layout.applied, File(b"3130 c d\n")),
-            Step(Action.START_EXPORTER, layout.service("exporter").applied, File(b"e\n")),
+            SetupStep(StepKind.MAKE, layout.root / "log/deep" if layout.root else layout.run, Folder({}, 0o750, OURS)),
+            SetupStep(StepKind.PUT, layout.conf, File(f"{MARK}\nhttp_port 3130\n".encode(), 0o644)),
+            SetupStep(StepKind.PUT, layout.local, File(b"local")),
+            SetupStep(StepKind.PUT, layout.errors, Folder({"ERR_A": File(b"newer")})),
+            SetupStep(StepKind.PUT, layout.program, Link("../venv-2/bin/squidkeeper")),
+            SetupStep(StepKind.PUT, layout.policy / "deep/policy.yaml", File(b"policy")),
+            SetupStep(StepKind.STOP_SERVICE, layout.service("exporter").unit),
+            SetupStep(StepKind.REMOVE, layout.observe),
+            SetupStep(StepKind.PUT_STORE, layout.ssl_db),
+            SetupStep(StepKind.MAKE_AS_SQUID, layout.counts),
+            SetupStep(StepKind.START_MAINTENANCE, layout.service("maintenance").applied, File(b"m\n")),
+            SetupStep(StepKind.RESTART_SQUID, layout.applied, File(b"3130 c d\n")),
+            SetupStep(StepKind.START_EXPORTER, layout.service("exporter").applied, File(b"e\n")),
         ]
 
 
@@ -142,7 +142,7 @@ def test_every_step_is_applied_and_leaves_nothing_beside_it(gateway: Gateway) ->
     transaction.commit()
     layout = gateway.layout
     for step in gateway.steps():
-        if step.action is Action.PUT:
+        if step.action is StepKind.PUT:
             assert read_entry(step.path) == step.entry
     assert not layout.observe.exists()
     assert [path.name for path in layout.ssl_db.iterdir()] == ["ca.crt"]
@@ -204,7 +204,7 @@ def test_a_first_installation_that_fails_leaves_nothing_and_starts_nothing(tmp_p
     transaction = gateway.transaction()
     transaction.apply(gateway.steps()[1])
     with pytest.raises(SetupFailed, match="Squid does not listen on 3130") as failed:
-        transaction.apply(Step(Action.START_SQUID, gateway.layout.applied, File(b"3130 c d\n")))
+        transaction.apply(SetupStep(StepKind.START_SQUID, gateway.layout.applied, File(b"3130 c d\n")))
     assert "cache.log" in failed.value.advice
     assert transaction.roll_back() == [], "nothing ran before"
     prepared = {path: about for path, about in snapshot(gateway.layout.prefix).items() if "/prepared" not in path}
@@ -242,8 +242,8 @@ def test_what_cannot_be_put_back_is_named_and_the_rest_put_back(
 
 def test_a_reconfigured_squid_is_reconfigured_alone_and_its_note_dated_before(gateway: Gateway) -> None:
     transaction, note = gateway.transaction(), gateway.layout.applied
-    transaction.apply(Step(Action.PUT, gateway.layout.fragment, File(b"newer")))
-    transaction.apply(Step(Action.RECONFIGURE_SQUID, note, File(b"3129 a c\n")))
+    transaction.apply(SetupStep(StepKind.PUT, gateway.layout.fragment, File(b"newer")))
+    transaction.apply(SetupStep(StepKind.RECONFIGURE_SQUID, note, File(b"3129 a c\n")))
     transaction.commit()
     assert gateway.log == ["reconfigure squid"]
     assert note.stat().st_mtime >= gateway.layout.fragment.stat().st_ctime
@@ -256,7 +256,7 @@ def test_what_a_run_that_was_killed_has_left_is_no_harm(gateway: Gateway) -> Non
         write_entry(conf.with_name(name), Folder({"a": File(b"left")}))
     before = read_entry(conf)
     transaction = gateway.transaction()
-    transaction.apply(Step(Action.PUT, conf, File(b"new")))
+    transaction.apply(SetupStep(StepKind.PUT, conf, File(b"new")))
     assert transaction.roll_back() == []
     assert read_entry(conf) == before
     assert [path.name for path in conf.parent.iterdir() if ".squidkeeper-" in path.name] == []
@@ -271,7 +271,7 @@ def test_what_a_full_disk_cuts_off_is_removed(gateway: Gateway, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fchmod", full)  # the last call for a file
     with pytest.raises(OSError, match="No space"):
-        transaction.apply(Step(Action.PUT, layout.errors, Folder({"a": File(b"new")})))
+        transaction.apply(SetupStep(StepKind.PUT, layout.errors, Folder({"a": File(b"new")})))
     assert transaction.roll_back() == []
     assert snapshot(layout.prefix) == before
 
@@ -283,8 +283,8 @@ def test_what_an_operator_has_moved_away_beside_it_stays(tmp_path: Path) -> None
     for path in moved:
         write_entry(path, Folder({"theirs": File(b"theirs")}))
     transaction = gateway.transaction()
-    transaction.apply(Step(Action.PUT, layout.conf, File(b"new")))
-    transaction.apply(Step(Action.PUT, layout.policy, Folder({"policy.yaml": File(b"new")})))
+    transaction.apply(SetupStep(StepKind.PUT, layout.conf, File(b"new")))
+    transaction.apply(SetupStep(StepKind.PUT, layout.policy, Folder({"policy.yaml": File(b"new")})))
     transaction.commit()
     assert [text_at(path / "theirs") for path in moved] == ["theirs"] * len(moved)
 

@@ -97,10 +97,10 @@ def exporter(
     import sys
 
     from squidkeeper.errors import ListenFailed, StateInUse
-    from squidkeeper.exporter.process import Options, run
+    from squidkeeper.exporter.process import ExporterOptions, run
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     try:
-        run(Options(listen, directory, access_log, state, ca, squid, status_from))
+        run(ExporterOptions(listen, directory, access_log, state, ca, squid, status_from))
     except (ListenFailed, StateInUse) as error:
         raise click.ClickException(f"{error}: stop it or choose another") from error

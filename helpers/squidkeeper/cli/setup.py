@@ -33,7 +33,7 @@ def setup(**given: Any) -> None:
     """
     if given["dry_run"] and given["uninstall"]:
         raise click.UsageError("--dry-run is for an installation, not for --uninstall")
-    from squidkeeper.setup.options import Options
+    from squidkeeper.setup.options import SetupOptions
     from squidkeeper.setup.run import run_setup
 
-    raise SystemExit(run_setup(Options(**given)))
+    raise SystemExit(run_setup(SetupOptions(**given)))

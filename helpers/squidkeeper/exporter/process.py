@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ExporterOptions:
     """The options of the command. `squid` is the address and port of Squid's proxy port."""
 
     listen: tuple[str, int]
@@ -56,7 +56,7 @@ class Options:
     status_from: tuple[Network, ...]
 
 
-def run(options: Options) -> None:
+def run(options: ExporterOptions) -> None:
     """Run until SIGTERM; `StateInUse` or `ListenFailed` if it cannot start."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
 class Exporter:
     """The exporter of one gateway."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ExporterOptions) -> None:
         self._options = options
         self._helpers = options.state / FOLDER
         self._store = CheckpointStore(options.state / "exporter")

@@ -23,7 +23,7 @@ from squidkeeper.report.sections import (
     DenialsSection,
     DriftSection,
     NewHostsSection,
-    Request,
+    ReportedRequest,
     TrafficSection,
     UpstreamsSection,
     datetime_of,
@@ -118,7 +118,7 @@ class ReportBuilder:
         else:
             yield LoggedRecord(line, record)
 
-    def _add(self, request: Request) -> None:
+    def _add(self, request: ReportedRequest) -> None:
         self._first = min(self._first, request.at)
         self._last = max(self._last, request.at)
         self._time.add(request.at, f"-{request.rule}" if request.denied else "+")
@@ -130,7 +130,7 @@ class ReportBuilder:
         else:
             self._add_allowed(request)
 
-    def _add_allowed(self, request: Request) -> None:
+    def _add_allowed(self, request: ReportedRequest) -> None:
         self._failed += request.failed
         if request.ended_by_client:
             self._client_errors.add(request)
@@ -215,14 +215,14 @@ def _is_refused(record: Record) -> bool:
     return answered and (400 <= record.status < 500 or record.status in _NOT_HTTP)
 
 
-def _request(record: Record) -> Request:
+def _request(record: Record) -> ReportedRequest:
     at = parse_time(record).timestamp()
     user = decode_field(record.user)
     client = record.client if user is None else f"{record.client} {user[:60]}"
     denied = record.verdict == "deny"
-    return Request(record, at, client, host_of(record.url), decode_field(record.rule) or NONE, denied)
+    return ReportedRequest(record, at, client, host_of(record.url), decode_field(record.rule) or NONE, denied)
 
 
-def _step(start: int, step: Mapping[str, int]) -> figures.Step:
+def _step(start: int, step: Mapping[str, int]) -> figures.TimelineStep:
     denied = sum(count for series, count in step.items() if series.startswith("-"))
-    return figures.Step(datetime_of(start), step.get("+", 0), denied, step.get("new", 0))
+    return figures.TimelineStep(datetime_of(start), step.get("+", 0), denied, step.get("new", 0))

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from squidkeeper.formatting import milliseconds
 from squidkeeper.pages.drawing import label, line, picture, rect, share
 from squidkeeper.report.bounded_counters import STEPS_SECONDS
-from squidkeeper.report.figures import Step, TimelineFigures, Upstream
+from squidkeeper.report.figures import TimelineFigures, TimelineStep, Upstream
 
 _SPARK_WIDTH, _SPARK_HEIGHT = 144, 18
 _WIDEST_SPARK = 6.0
@@ -31,7 +31,7 @@ _TICK_PIXELS = 88  # for one label of the time axis
 # --- In a row of a table --------------------------------------------------------------------------------------------
 
 
-def spark(values: Sequence[int], steps: Sequence[Step]) -> Markup:
+def spark(values: Sequence[int], steps: Sequence[TimelineStep]) -> Markup:
     """Draw a row's denials over time, on its own scale; all rows have the same width."""
     most = max(values, default=0)
     if not most:

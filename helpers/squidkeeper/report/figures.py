@@ -38,7 +38,7 @@ class SummaryFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TimelineStep:
     """One step of time."""
 
     start: datetime
@@ -276,7 +276,7 @@ class TimelineFigures:
     """Requests over time."""
 
     step_seconds: int
-    steps: tuple[Step, ...]
+    steps: tuple[TimelineStep, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ _SERVER_ERROR = 500
 _REFUSED = (401, 403)
 
 
-class Request(NamedTuple):
+class ReportedRequest(NamedTuple):
     """A record and the values that the sections need; `at` is in seconds since 1970."""
 
     record: Record
@@ -80,7 +80,7 @@ class RequestTotals:
         """The number of requests."""
         return self.allowed + self.denied
 
-    def add(self, request: Request) -> None:
+    def add(self, request: ReportedRequest) -> None:
         """Count a request."""
         if request.denied:
             self.denied += 1
@@ -125,7 +125,7 @@ class TrafficSection:
         self.clients = HeavyHitters[str, RequestTotals](CLIENT_LIMIT, RequestTotals, _weight)
         self.pairs = HeavyHitters[tuple[str, str], RequestTotals](PAIR_LIMIT, RequestTotals, _weight)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: ReportedRequest) -> None:
         """Count a request."""
         self.all_requests.add(request)
         self.hosts[request.host].add(request)
@@ -189,7 +189,7 @@ class DenialsSection:
         self.hosts = HeavyHitters[tuple[str, str], list[int]](HOST_LIMIT, _zero, _only)
         self.requests = HeavyHitters[tuple[str, str, str], _Denied](RETRY_LIMIT, _Denied, lambda denied: denied.times)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: ReportedRequest) -> None:
         """Count a request."""
         rule = request.rule
         self.rules[rule] += 1
@@ -274,7 +274,7 @@ class CredentialsSection:
         self.uses = HeavyHitters[tuple[str, str], _Use](HOST_LIMIT, _Use, lambda use: use.requests)
         self._total = 0
 
-    def add(self, request: Request) -> None:
+    def add(self, request: ReportedRequest) -> None:
         """Count a request."""
         names = decode_field(request.record.credential)
         for name in names.split(",") if names else ():
@@ -299,7 +299,7 @@ class CredentialsSection:
         )
 
 
-def _upstream(request: Request) -> str:
+def _upstream(request: ReportedRequest) -> str:
     fetched = decode_field(request.record.fetched)
     return request.host if fetched is None else host_of(fetched)
 
@@ -324,7 +324,7 @@ class NewHostsSection:
         self._compared_since = min(self._compared_since, at)
         self._learn(host)
 
-    def add(self, request: Request) -> bool:
+    def add(self, request: ReportedRequest) -> bool:
         """Add a request; tell whether its host is new."""
         if not self._learn(request.host):
             return False
@@ -377,7 +377,7 @@ class UpstreamsSection:
     def __init__(self) -> None:
         self.hosts = HeavyHitters[str, _Answers](UPSTREAM_LIMIT, _Answers, lambda answers: answers.requests)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: ReportedRequest) -> None:
         """Count a request."""
         record = request.record
         if request.ended_by_client or (record.upstream == NONE and record.error == NONE):
@@ -435,7 +435,7 @@ class ClientErrorsSection:
         self.rows = HeavyHitters[tuple[str, str], _Ended](CLIENT_LIMIT, _Ended, lambda ended: ended.requests)
         self._total = 0
 
-    def add(self, request: Request) -> None:
+    def add(self, request: ReportedRequest) -> None:
         """Count a request that its client ended."""
         ended = self.rows[request.client, request.record.error]
         ended.requests += 1

@@ -29,7 +29,7 @@ def complain(text: str) -> None:
 
 
 @dataclass(slots=True)
-class Stage:
+class SetupStage:
     """The part of an installation that goes on: what a failure is reported under, and what to do then."""
 
     name: str = "start"

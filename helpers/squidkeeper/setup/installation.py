@@ -24,13 +24,13 @@ from squidkeeper.setup import checks
 from squidkeeper.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
 from squidkeeper.setup.ca import CertificateAuthority, check_ca, make_ca
 from squidkeeper.setup.configuration import NO_RESOLVER, Configuration, is_ours, listen_of, names, usual_exporter
-from squidkeeper.setup.console import Stage, say, show
+from squidkeeper.setup.console import SetupStage, say, show
 from squidkeeper.setup.entries import Entry, File, Folder, Link, read_entry, read_source, remove, text_at, write_entry
 from squidkeeper.setup.layout import SERVICES, Layout
 from squidkeeper.setup.machine import check, read_machine
-from squidkeeper.setup.options import NO_EXPORTER, Options, port_of, reachable
+from squidkeeper.setup.options import NO_EXPORTER, SetupOptions, port_of, reachable
 from squidkeeper.setup.packages import UNBOUND, install_unbound
-from squidkeeper.setup.plan import Action, Present, Step, Wanted, plan
+from squidkeeper.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.setup.transaction import Transaction
 from squidkeeper.squid_account import call_as
@@ -45,7 +45,7 @@ _OPEN_ADVICE: Final = (
 class Installation:
     """The installation of one gateway."""
 
-    def __init__(self, options: Options, layout: Layout, stage: Stage) -> None:
+    def __init__(self, options: SetupOptions, layout: Layout, stage: SetupStage) -> None:
         self._options = options
         self._layout = layout
         self._stage = stage
@@ -172,7 +172,7 @@ class Installation:
         entry = with_lines(lines_at(path), self._layout.prefix, self._configuration.apparmor(program))
         if read_entry(path) == entry:
             return
-        self._do(Step(Action.OPEN_APPARMOR, path, entry))
+        self._do(SetupStep(StepKind.OPEN_APPARMOR, path, entry))
         self._confined = self._options.dry_run
         if not self._confined:
             say("AppArmor", f"lets {program} use {self._layout.prefix} ({path})")
@@ -315,7 +315,7 @@ class Installation:
         }
         return {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
 
-    def _do(self, step: Step) -> None:
+    def _do(self, step: SetupStep) -> None:
         self._stage.name = step.stage
         if self._options.dry_run:
             say("would", str(step))
@@ -401,7 +401,7 @@ class Installation:
             show(f"Status: {status}  metrics: /metrics there  alerts, dashboard: {layout.observe}")
 
 
-def _advices(options: Options, layout: Layout) -> Mapping[str, str]:
+def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
     """Give what to do where a stage fails."""
     check_policy = f"{layout.program} check --policy {layout.policy} --state {layout.state}"
     return {

@@ -10,7 +10,7 @@ NO_EXPORTER: Final = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class SetupOptions:
     """The options of one run; an empty text means: as installed before, else the default."""
 
     source: Path  # a checkout, with squid/ and policy/

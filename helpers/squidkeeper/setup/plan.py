@@ -18,7 +18,7 @@ from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.options import NO_EXPORTER
 
 
-class Action(StrEnum):
+class StepKind(StrEnum):
     """What a step does, as a phrase that the path completes. Squid's account acts in the folders that it owns."""
 
     MAKE = "make"
@@ -39,20 +39,20 @@ class Action(StrEnum):
 
 
 _STAGES: Final = {
-    Action.OPEN_APPARMOR: "AppArmor",
-    Action.START_MAINTENANCE: "maintenance",
-    Action.START_SQUID: "start",
-    Action.RESTART_SQUID: "start",
-    Action.RECONFIGURE_SQUID: "start",
-    Action.START_EXPORTER: "exporter",
+    StepKind.OPEN_APPARMOR: "AppArmor",
+    StepKind.START_MAINTENANCE: "maintenance",
+    StepKind.START_SQUID: "start",
+    StepKind.RESTART_SQUID: "start",
+    StepKind.RECONFIGURE_SQUID: "start",
+    StepKind.START_EXPORTER: "exporter",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SetupStep:
     """One change: to what is at a path, or to a process, of which the path holds a note about what it has read."""
 
-    action: Action
+    action: StepKind
     path: Path
     entry: Entry | None = None
 
@@ -98,7 +98,7 @@ class Present:
 class Plan:
     """Steps in their order, and notes about what stays as it is, each with its label."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[SetupStep, ...]
     notes: tuple[tuple[str, str], ...]
 
 
@@ -120,15 +120,15 @@ class _Planner:
     def plan(self) -> Plan:
         steps = [*self._folders(), *self._former(), *self._files(), *self._state()]
         if steps and self._wanted.selinux:
-            steps.append(Step(Action.LABEL, self._layout.state))
+            steps.append(SetupStep(StepKind.LABEL, self._layout.state))
         steps += [*self._maintenance(), *self._squid(), *self._exporter()]
         return Plan(tuple(steps), tuple(self._notes))
 
-    def _folders(self) -> Iterator[Step]:
+    def _folders(self) -> Iterator[SetupStep]:
         folders = self._wanted.folders.items()
-        return (Step(Action.MAKE, path, folder) for path, folder in folders if path not in self._here)
+        return (SetupStep(StepKind.MAKE, path, folder) for path, folder in folders if path not in self._here)
 
-    def _former(self) -> Iterator[Step]:
+    def _former(self) -> Iterator[SetupStep]:
         """Keep what is replaced: the operator's squid.conf, one of ours that was edited, and another CA."""
         conf, former = self._layout.conf, self._layout.former_conf
         if self._present.yours:
@@ -144,36 +144,38 @@ class _Planner:
         if _content(self._here.get(certificate)) != _content(self._wanted.files[certificate]):
             yield from self._keep(certificate, key)
 
-    def _keep(self, *paths: Path) -> Iterator[Step]:
+    def _keep(self, *paths: Path) -> Iterator[SetupStep]:
         previous = {path.with_name(f"{path.name}.previous"): self._here[path] for path in paths if path in self._here}
         return self._put(previous)
 
-    def _put(self, entries: Mapping[Path, Entry]) -> Iterator[Step]:
-        return (Step(Action.PUT, path, entry) for path, entry in entries.items() if self._here.get(path) != entry)
+    def _put(self, entries: Mapping[Path, Entry]) -> Iterator[SetupStep]:
+        return (
+            SetupStep(StepKind.PUT, path, entry) for path, entry in entries.items() if self._here.get(path) != entry
+        )
 
-    def _files(self) -> Iterator[Step]:
+    def _files(self) -> Iterator[SetupStep]:
         yield from self._put(self._wanted.files)
         if self._wanted.store:
-            yield Step(Action.PUT_STORE, self._layout.ssl_db)
+            yield SetupStep(StepKind.PUT_STORE, self._layout.ssl_db)
         unit, observe = self._layout.service("exporter").unit, self._layout.observe
         if self._wanted.exporter == NO_EXPORTER and unit in self._here:
-            yield Step(Action.STOP_SERVICE, unit)
+            yield SetupStep(StepKind.STOP_SERVICE, unit)
         if self._wanted.exporter == NO_EXPORTER:
-            yield from (Step(Action.REMOVE, path) for path in (unit, observe) if path in self._here)
+            yield from (SetupStep(StepKind.REMOVE, path) for path in (unit, observe) if path in self._here)
 
-    def _state(self) -> Iterator[Step]:
-        yield from (Step(Action.GIVE_TO_SQUID, path) for path in self._present.closed)
+    def _state(self) -> Iterator[SetupStep]:
+        yield from (SetupStep(StepKind.GIVE_TO_SQUID, path) for path in self._present.closed)
         if self._wanted.exporter != NO_EXPORTER and self._layout.counts not in self._here:
-            yield Step(Action.MAKE_AS_SQUID, self._layout.counts)
+            yield SetupStep(StepKind.MAKE_AS_SQUID, self._layout.counts)
         if _content(self._here.get(self._layout.own_addresses)) != self._wanted.own_addresses:
-            yield Step(Action.WRITE_OWN_ADDRESSES, self._layout.state)
+            yield SetupStep(StepKind.WRITE_OWN_ADDRESSES, self._layout.state)
 
-    def _maintenance(self) -> Iterator[Step]:
+    def _maintenance(self) -> Iterator[SetupStep]:
         reads = self._service_reads("maintenance")
         if self._goes_on("maintenance", reads):
-            yield _noting(Action.START_MAINTENANCE, self._layout.service("maintenance").applied, reads)
+            yield _noting(StepKind.START_MAINTENANCE, self._layout.service("maintenance").applied, reads)
 
-    def _exporter(self) -> Iterator[Step]:
+    def _exporter(self) -> Iterator[SetupStep]:
         """Start the exporter. The note about it begins with where it listens, which a later run uses again."""
         note, listen = self._layout.service("exporter").applied, self._wanted.exporter
         told, reads = self._present.service_told.get("exporter", ""), f"{listen} {self._service_reads('exporter')}"
@@ -181,12 +183,12 @@ class _Planner:
             self._notes.append(("exporter", "none (--no-exporter)"))
             reads = NO_EXPORTER
         elif self._goes_on("exporter", reads):
-            yield _noting(Action.START_EXPORTER, note, reads)
+            yield _noting(StepKind.START_EXPORTER, note, reads)
             return
         elif not self._wanted.start_services:
             reads = listen
         if told.split(" ")[0] != listen:
-            yield _noting(Action.PUT, note, reads)
+            yield _noting(StepKind.PUT, note, reads)
 
     def _goes_on(self, service: str, reads: str) -> bool:
         """Tell whether to start a service, and note where not."""
@@ -202,7 +204,7 @@ class _Planner:
         """Hash what a service is started with: its unit, what supervises it, and the program."""
         return self._hash((self._layout.service(name).unit, self._layout.supervise, self._layout.program))
 
-    def _squid(self) -> Iterator[Step]:
+    def _squid(self) -> Iterator[SetupStep]:
         told, reads, note = self._told(), self._squid_reads(), self._layout.applied
         if self._present.yours:
             how = "squid -k parse && squid -k reconfigure (or start it)"
@@ -210,13 +212,13 @@ class _Planner:
         elif not self._wanted.start_squid:
             self._notes.append(("squid", "not started (--no-start)"))
             if told.split(" ")[0] != self._wanted.listen or told != self._present.squid_told:
-                yield _noting(Action.PUT, note, self._wanted.listen)  # for a later run to use
+                yield _noting(StepKind.PUT, note, self._wanted.listen)  # for a later run to use
         elif not self._present.squid_runs:
-            yield _noting(Action.START_SQUID, note, reads)
+            yield _noting(StepKind.START_SQUID, note, reads)
         elif told.rpartition(" ")[0] != reads.rpartition(" ")[0]:
-            yield _noting(Action.RESTART_SQUID, note, reads)
+            yield _noting(StepKind.RESTART_SQUID, note, reads)
         elif told != reads or self._present.changed_since_told or self._changes(*self._layout.read_by_squid):
-            yield _noting(Action.RECONFIGURE_SQUID, note, reads)
+            yield _noting(StepKind.RECONFIGURE_SQUID, note, reads)
         else:
             self._notes.append(("squid", "runs, unchanged"))
 
@@ -244,8 +246,8 @@ class _Planner:
         return sha256(b"".join(map(self._content_at, paths)) + more).hexdigest()[:16]
 
 
-def _noting(action: Action, note: Path, reads: str) -> Step:
-    return Step(action, note, File(f"{reads}\n".encode()))
+def _noting(action: StepKind, note: Path, reads: str) -> SetupStep:
+    return SetupStep(action, note, File(f"{reads}\n".encode()))
 
 
 def _content(entry: Entry | None) -> bytes:

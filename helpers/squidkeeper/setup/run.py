@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from squidkeeper.errors import SetupFailed
-from squidkeeper.setup.console import Stage, complain
+from squidkeeper.setup.console import SetupStage, complain
 from squidkeeper.setup.entries import remove
 from squidkeeper.setup.layout import Layout
-from squidkeeper.setup.options import Options
+from squidkeeper.setup.options import SetupOptions
 from squidkeeper.setup.uninstall import uninstall
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
@@ -29,19 +29,19 @@ class Interrupted(BaseException):
         self.number = number
 
 
-def run_setup(options: Options) -> int:
+def run_setup(options: SetupOptions) -> int:
     """Install or uninstall; give the exit status. A failure is told with its stage and what to do."""
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
     os.umask(0o022)
     os.chdir("/")
     try:
-        return _run(options, Layout.of(options.root), Stage())
+        return _run(options, Layout.of(options.root), SetupStage())
     finally:
         remove(options.work)
 
 
-def _run(options: Options, layout: Layout, stage: Stage) -> int:
+def _run(options: SetupOptions, layout: Layout, stage: SetupStage) -> int:
     def remove_gateway(_: list[Undo]) -> Finish:
         uninstall(layout)
         return lambda: None
@@ -58,7 +58,7 @@ def _run(options: Options, layout: Layout, stage: Stage) -> int:
     return _attempt(remove_gateway if options.uninstall else install, options, stage)
 
 
-def _attempt(run: Callable[[list[Undo]], Finish], options: Options, stage: Stage) -> int:
+def _attempt(run: Callable[[list[Undo]], Finish], options: SetupOptions, stage: SetupStage) -> int:
     undo: list[Undo] = []
     try:
         finish = run(undo)
@@ -78,7 +78,7 @@ def _attempt(run: Callable[[list[Undo]], Finish], options: Options, stage: Stage
     return 0
 
 
-def _roll_back(undo: list[Undo], options: Options) -> None:
+def _roll_back(undo: list[Undo], options: SetupOptions) -> None:
     problems = [problem for roll_back in undo for problem in roll_back()]
     _remove_made(options)
     if problems:
@@ -87,12 +87,12 @@ def _roll_back(undo: list[Undo], options: Options) -> None:
         complain("  What was in place before is as it was.")
 
 
-def _remove_made(options: Options) -> None:
+def _remove_made(options: SetupOptions) -> None:
     for path in reversed(options.made):
         remove(path)
 
 
-def _failure(error: BaseException, stage: Stage) -> str:
+def _failure(error: BaseException, stage: SetupStage) -> str:
     said = f"install.sh: {error}\n" if str(error) else ""
     details, advice = getattr(error, "details", ""), getattr(error, "advice", "") or stage.advice
     return f'{details}{said}\ninstall.sh: step "{stage.name}" failed.\n  to do: {advice}'

@@ -23,15 +23,15 @@ from squidkeeper.setup.entries import LOG_END, Entry, File, Folder, give_folder,
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine, last_lines, quietly
 from squidkeeper.setup.options import port_of
-from squidkeeper.setup.plan import Action, Step
+from squidkeeper.setup.plan import SetupStep, StepKind
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.squid_account import call_as
 
-_STARTS: Final = {Action.START_MAINTENANCE: "maintenance", Action.START_EXPORTER: "exporter"}
+_STARTS: Final = {StepKind.START_MAINTENANCE: "maintenance", StepKind.START_EXPORTER: "exporter"}
 _TELLS: Final = {
-    Action.START_SQUID: "started",
-    Action.RESTART_SQUID: "restarted",
-    Action.RECONFIGURE_SQUID: "reconfigured",
+    StepKind.START_SQUID: "started",
+    StepKind.RESTART_SQUID: "restarted",
+    StepKind.RECONFIGURE_SQUID: "reconfigured",
 }
 
 
@@ -58,42 +58,42 @@ class Transaction:
         self._touched: dict[Path, bool] = {}  # and whether something was there
         self._stopped: dict[InstalledSquid | InstalledService, bool] = {}  # and whether it ran
 
-    def apply(self, step: Step) -> None:
+    def apply(self, step: SetupStep) -> None:
         """Apply a step; an OSError or `SetupFailed` where it fails, after which the transaction is rolled back."""
         match step:
-            case Step(Action.MAKE, path, Folder() as folder):
+            case SetupStep(StepKind.MAKE, path, Folder() as folder):
                 self._make_directory(path, folder)
-            case Step(Action.REMOVE, path):
+            case SetupStep(StepKind.REMOVE, path):
                 self._set_aside(path)
-            case Step(Action.STOP_SERVICE):
+            case SetupStep(StepKind.STOP_SERVICE):
                 self._stop(self.services["exporter"])
-            case Step(Action.PUT, path, entry) if entry:
+            case SetupStep(StepKind.PUT, path, entry) if entry:
                 self._put(path, entry)
-            case Step(Action.OPEN_APPARMOR, path, entry) if entry:
+            case SetupStep(StepKind.OPEN_APPARMOR, path, entry) if entry:
                 self._put(path, entry)
                 reload_apparmor(path)
-            case Step(action, note, File() as entry):
+            case SetupStep(action, note, File() as entry):
                 self._start(action, note, entry)
-            case Step(action, path):
+            case SetupStep(action, path):
                 self._apply_to_state(action, path)
 
-    def _apply_to_state(self, action: Action, path: Path) -> None:
+    def _apply_to_state(self, action: StepKind, path: Path) -> None:
         """Change a folder of Squid's account, which could have put a link there: as that account, which root is not."""
         machine = self._machine
         match action:
-            case Action.PUT_STORE:
+            case StepKind.PUT_STORE:
                 self._set_aside(path)
                 call_as(machine.account, lambda: str(shutil.copytree(self._store, path)))
-            case Action.MAKE_AS_SQUID:
+            case StepKind.MAKE_AS_SQUID:
                 self._touched[path] = False
                 call_as(machine.account, lambda: path.mkdir(0o750))
-            case Action.GIVE_TO_SQUID:
+            case StepKind.GIVE_TO_SQUID:
                 give_folder(path, machine.owner)
                 call_as(machine.account, lambda: path.chmod(0o750))
                 self._say("state", f"given to {machine.account.name}: {path}")
-            case Action.WRITE_OWN_ADDRESSES:
+            case StepKind.WRITE_OWN_ADDRESSES:
                 call_as(machine.account, lambda: prepare_own_addresses(path))
-            case Action.LABEL:  # systemd's Squid may write only what is labelled as its own
+            case StepKind.LABEL:  # systemd's Squid may write only what is labelled as its own
                 layout = self._layout
                 quietly("restorecon", "-R", layout.prefix, layout.conf.parent, "/etc/squidkeeper", layout.ssl_db)
                 quietly("chcon", "-R", "-t", "squid_cache_t", path)
@@ -176,7 +176,7 @@ class Transaction:
         self._stopped.setdefault(process, process.runs())
         process.stop()
 
-    def _start(self, action: Action, note: Path, entry: File) -> None:
+    def _start(self, action: StepKind, note: Path, entry: File) -> None:
         """Start a process, or tell it what is new, and note what it has read."""
         if action in _STARTS:
             self._start_service(self.services[_STARTS[action]], note, entry)
@@ -193,9 +193,9 @@ class Transaction:
         listen = entry.content.decode().rpartition(" ")[0]
         self._say(service.name, f"started, on http://{listen}/" if listen else "started")
 
-    def _tell_squid(self, action: Action, note: Path, entry: File) -> None:
+    def _tell_squid(self, action: StepKind, note: Path, entry: File) -> None:
         began, squid, done = time(), self._squid, _TELLS[action]
-        if action is Action.RECONFIGURE_SQUID:
+        if action is StepKind.RECONFIGURE_SQUID:
             self._stopped.setdefault(squid, True)
             squid.reconfigure()
         else:
@@ -208,7 +208,7 @@ class Transaction:
             raise SetupFailed(f"Squid does not listen on {listen}", advice, last_lines(text_at(log, end=LOG_END)))
         self._put(note, entry)
         os.utime(note, (began, began))  # what is written from then on is news to the next run
-        self._say("squid", done if action is Action.RECONFIGURE_SQUID else f"{done}, process {squid.pid()}")
+        self._say("squid", done if action is StepKind.RECONFIGURE_SQUID else f"{done}, process {squid.pid()}")
 
 
 def _aside(path: Path) -> Path:
