@@ -506,7 +506,7 @@ def test_without_a_policy_each_helper_counts_under_its_own_name(start: Start, tm
     }
 
 
-def test_credentials_are_counted_where_they_are_given_and_where_they_cannot_be_had(
+def test_credentials_are_counted_where_they_are_given_and_where_they_are_unavailable(
     start: Start, policy: Path, tmp_path: Path
 ) -> None:
     line = f"1 {place('api.example')} https://api.example/ -"

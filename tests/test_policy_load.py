@@ -390,7 +390,7 @@ def test_relative_paths_start_from_the_directory_of_the_file_as_it_is_named(poli
 # --- secrets ------------------------------------------------------------------------------------------------------
 
 
-def test_a_secret_that_cannot_be_had_is_a_warning(policy: Path) -> None:
+def test_a_secret_that_is_unavailable_is_a_warning(policy: Path) -> None:
     (policy / "empty").touch(0o600)
     text = "secrets:\n  a: {file: gone}\n  b: {env: UNSET}\n  c: {file: empty}\n  d: {env: BLANK}\n  e: {env: A}\n"
     loaded = load(policy, text, {"BLANK": "", "A": "a"})

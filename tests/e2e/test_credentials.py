@@ -229,7 +229,7 @@ def test_a_credential_is_matched_against_the_rewritten_url(gateway: Gateway, ori
 
 
 @pytest.mark.parametrize("host", ["missing.example", "empty.example", "split.example", "binary.example"])
-def test_a_value_that_cannot_be_had_denies_the_request(gateway: Gateway, origins: Origins, host: str) -> None:
+def test_a_value_that_is_unavailable_denies_the_request(gateway: Gateway, origins: Origins, host: str) -> None:
     reply = curl(gateway, f"https://{host}/x")
     assert (reply.status, reply.rule) == (403, "credential-unavailable"), reply.text
     assert origins.seen == []

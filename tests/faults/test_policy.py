@@ -108,7 +108,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("broken", CASES)
-def test_a_policy_that_cannot_be_had_leaves_the_last_good_one_in_force(
+def test_a_policy_that_is_unavailable_leaves_the_last_good_one_in_force(
     gateway: Gateway, exporter: Exporter, origins: Origins, broken: Break
 ) -> None:
     with under_load(gateway, origins, BREAKS[broken]) as load:

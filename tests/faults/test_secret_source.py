@@ -21,7 +21,7 @@ except SecretUnavailable as error:
 """
 
 
-def test_a_secret_that_would_have_to_be_waited_for_cannot_be_had(tmp_path: Path) -> None:
+def test_a_secret_that_would_have_to_be_waited_for_is_unavailable(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("a-token-that-is-leased")
     descriptor = os.open(file, os.O_RDWR)
