@@ -220,13 +220,13 @@ demo() {
 
 # By the code of these sources, with the packages of an environment that is installed; where none works, one is built.
 uninstall() {
-    local python path="import sys; sys.path.insert(0, '$SOURCE/helpers')"
+    local python run="import sys; sys.path.insert(0, sys.argv.pop(1)); from squidkeeper.cli import main; main()"
     step uninstall "see the lines above"
     compgen -G "$PREFIX/venv-*" >/dev/null || compgen -G "${ROOT:-/etc/squid}/squidkeeper*.conf" >/dev/null ||
         compgen -G "$ROOT/etc/squidkeeper*.conf" >/dev/null || { say uninstall "no gateway of squidkeeper's is in ${ROOT:-/etc/squid}: nothing to do" && exit; }
     lock
     for python in "$PREFIX"/venv-*/bin/python; do
-        RUN=("$python" -I -B -c "$path; from squidkeeper.cli import main; main()")
+        RUN=("$python" -I -B -c "$run" "$SOURCE/helpers")
         ! "${RUN[@]}" setup --help >/dev/null 2>&1 || set_up
     done
     prepare_program
