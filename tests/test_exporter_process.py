@@ -2,6 +2,7 @@
 
 import resource
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from squidkeeper.exporter.process import _bound
 
 from .test_exporter import policy, running
+from .test_log_counter import line
 
 __all__ = ["policy"]  # a fixture
 
@@ -23,3 +25,15 @@ def test_nobody_else_opens_its_port_while_it_counts_what_there_is() -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with pytest.raises(OSError, match="in use"):
             other.bind(bound.getsockname())
+
+
+def test_health_writes_nothing_however_often_it_is_asked(tmp_path: Path, policy: Path) -> None:
+    with running(tmp_path) as exporter:
+        counts, files = tmp_path / "state/exporter/counts.json", set()
+        for _ in range(20):
+            with exporter.log.open("ab") as log:
+                log.write(line())
+            time.sleep(0.05)  # the log is read four times a second
+            exporter.get("/healthz")
+            files.add(counts.stat().st_mtime_ns if counts.exists() else None)
+        assert len(files) <= 2, "the exporter itself saves once in five seconds"

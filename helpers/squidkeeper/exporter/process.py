@@ -83,8 +83,8 @@ class Exporter:
             self._store.open()
             StoppedWatchdog(self._helpers).start()
             self._watcher.start()
-            judges = PastPolicies(self._options.state / "revisions", self._current)
-            drift = DriftChecker(judges, self._current, judges.replacing)
+            past = PastPolicies(self._options.state / "revisions", self._current)
+            drift = DriftChecker(past, self._current, past.replacing)
             self._log_counter = LogCounter(self._options.access_log, self._store, drift)
             try:
                 self._log_counter.start(CATCH_UP_SECONDS)
@@ -102,8 +102,8 @@ class Exporter:
         on_loopback = ip_address(self._options.listen[0]).is_loopback
         return Application(registry, self.health, self.page, self._options.status_from, on_loopback)
 
-    def collect(self) -> Snapshot:
-        """Collect everything that is served."""
+    def collect(self, *, save: bool = True) -> Snapshot:
+        """Collect everything that is served. A count is saved before it is served, or a restart could lower it."""
         options, log = self._options, self._log_counter
         counter_files = self._read_counter_files()
         totals = log.add_up(counter_files)
@@ -116,7 +116,7 @@ class Exporter:
             access_log=options.access_log,
             state=options.state,
             squid_address=f"{host}:{port}",
-            checkpoint=log.save(),
+            checkpoint=log.save() if save else log.checkpoint(),
             log_readable=log.readable,
             backlog_bytes=log.backlog_bytes,
             state_writable=self._store.writable,
@@ -133,7 +133,7 @@ class Exporter:
 
     def health(self) -> tuple[ActiveCondition, ...]:
         """List the conditions that make the gateway unhealthy."""
-        return active_conditions(self.collect(), unhealthy_only=True)
+        return active_conditions(self.collect(save=False), unhealthy_only=True)
 
     def page(self) -> str:
         """Make the status page."""
