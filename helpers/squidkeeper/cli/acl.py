@@ -14,7 +14,7 @@ from squidkeeper.cli.options import helper_options
     "--scope",
     type=click.Choice(["host", "request"]),
     required=True,
-    help="host: judge the host, for every URL of it. request: judge one URL.",
+    help="host: decide the host, for every URL of it. request: decide one URL.",
 )
 @helper_options(concurrency=16)
 def acl(scope: str, directory: Path, state: Path, concurrency: int) -> None:

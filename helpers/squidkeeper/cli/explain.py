@@ -199,10 +199,10 @@ def _resolved_text(found: Resolved | None) -> str | None:
 def _websocket_text(found: WebSocket | None) -> str | None:
     if found is None:
         return None
-    return "yes" if found.passes else f"no, {_kept_from_websocket(found)}"
+    return "yes" if found.passes else f"no, {_websocket_obstacle(found)}"
 
 
-def _kept_from_websocket(found: WebSocket) -> str | None:
+def _websocket_obstacle(found: WebSocket) -> str | None:
     if found.entry is None:
         return None
     named = f"{found.entry.name}{_at(found.entry.location)}"
@@ -247,7 +247,7 @@ def _json(found: Explanation) -> str:
             "resolved": found.resolved
             and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},
             "websocket": found.websocket
-            and {"passes": found.websocket.passes, "reason": _kept_from_websocket(found.websocket)},
+            and {"passes": found.websocket.passes, "reason": _websocket_obstacle(found.websocket)},
             "readings": [
                 {"reading": path.reading, "path": path.path, "verdict": one.action, "rule": one.rule}
                 for path, one in found.by_reading

@@ -24,7 +24,7 @@ from pathlib import Path
 from squidkeeper.counters import Key, counter_key
 from squidkeeper.errors import InvalidLine
 from squidkeeper.helpers.helper_counters import HelperCounters
-from squidkeeper.helpers.loop import missing_channel, settle_process, take_output, write_all
+from squidkeeper.helpers.loop import missing_channel, restrict_process, take_output, write_all
 from squidkeeper.helpers.stuck_watchdog import StuckWatchdog
 from squidkeeper.metrics import PROTOCOL_ERRORS
 from squidkeeper.policy_store.policy_watcher import PolicyState
@@ -48,7 +48,7 @@ Answer = Callable[[bytes, float, int], DelayedReply]
 
 def run(helper: str, answer: Answer, state: Path, concurrency: int, releases: ReleaseChannel) -> None:
     """Run a helper that needs no policy; `answer` gets a line, the monotonic time and the number of lines held."""
-    settle_process()
+    restrict_process()
     output = take_output()
     counting = HelperCounters(helper, state, lambda: PolicyState(ok=True))
     StuckWatchdog(lambda: counting.at).start()

@@ -44,7 +44,7 @@ def run(
 
     The start has the same deadline as a line, because Squid has asked already.
     """
-    settle_process()
+    restrict_process()
     answer_while_loading()
     output = take_output()
     once = write_to_cache_log()
@@ -92,7 +92,7 @@ def take_output() -> int:
     return output
 
 
-def settle_process() -> None:
+def restrict_process() -> None:
     """Forbid core dumps, which would hold secrets, and be scheduled as a batch process.
 
     A batch process does not take the processor from Squid at each line that Squid writes (sched(7)). It reads more
