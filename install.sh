@@ -14,7 +14,6 @@ SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 # complains when its reader ends early: so no pipe here ends in `head` or `grep -q`.
 trap '' PIPE
 say() { printf '%-13s %s\n' "$1" "$2" 2>/dev/null || true; }
-
 # A step has a name, which a failure is reported under, and advice for that case.
 step() { STEP=$1 ADVICE=$2; }
 
@@ -54,9 +53,10 @@ read_arguments() {
         case $1 in
         --listen | --exporter-listen) check=check_listen ;;
         --log-bytes) check=check_size ;;
+        --certificates | --ca | --intermediate-days | --tls-name | --upstream) check=checked_later ;;
         --policy | --ca-dir | --wheels) check=check_directory ;;
         --root) check=check_root ;;
-        --open | --no-exporter | --no-start) check="" && ARGUMENTS+=("$1") ;;
+        --open | --no-exporter | --no-start | --tls | --no-tls) check="" && ARGUMENTS+=("$1") ;;
         --dry-run) check="" && DRY_RUN=yes && ARGUMENTS+=("$1") ;;
         --uninstall) check="" ACTION=uninstall && ARGUMENTS+=("$1") ;;
         --demo) check="" ACTION=demo ;;
@@ -90,6 +90,7 @@ check_size() {
         bad_usage "$1 $2: SIZE is a number of bytes such as 512M or 20G, 64M at least, or auto"
     printf '%s' "$2"
 }
+checked_later() { printf '%s' "$2"; } # by `squidkeeper setup`, ahead of any change
 
 # squid.conf and AppArmor's profiles have no quoting that both accept.
 check_root() {
@@ -124,7 +125,7 @@ install_packages() {
     say packages "${missing[*]:-there}"
 }
 
-# Packages for what does not work yet, by the names that this distribution has for Squid and Python.
+# Packages for what does not work yet, by this distribution's names.
 missing_parts() {
     local version
     { version=$(squid -v 2>/dev/null) && [[ $version == *--with-openssl* && $version == *ssl-crtd* ]]; } || printf '%s ' "$1"
@@ -229,8 +230,7 @@ uninstall() {
         RUN=("$python" -I -B -c "$run" "$SOURCE/helpers")
         ! "${RUN[@]}" setup --help >/dev/null 2>&1 || set_up
     done
-    prepare_program
-    set_up
+    prepare_program; set_up
 }
 
 # squidkeeper goes on in this process: it is sent the signals, keeps the lock, and removes what is in WORK.

@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "formatting": 0,
     "bounded_cache": 1,
+    "certificates": 1,
     "metrics": 1,
     "url": 1,
     "protocol": 2,

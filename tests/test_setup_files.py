@@ -9,9 +9,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
+from squidkeeper.certificates.authority import CertificateAuthority, check_ca, make_ca
 from squidkeeper.errors import SetupFailed
 from squidkeeper.setup import apparmor
-from squidkeeper.setup.ca import CertificateAuthority, check_ca, make_ca
 from squidkeeper.setup.configuration import MARK, Configuration, is_ours, listen_of, names, substitute, usual_exporter
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine

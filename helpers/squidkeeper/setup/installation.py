@@ -18,11 +18,11 @@ from typing import Final
 
 import psutil
 
+from squidkeeper.certificates.authority import CertificateAuthority, check_ca, make_ca
 from squidkeeper.errors import SetupFailed
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.setup import checks
 from squidkeeper.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
-from squidkeeper.setup.ca import CertificateAuthority, check_ca, make_ca
 from squidkeeper.setup.configuration import NO_RESOLVER, Configuration, is_ours, listen_of, names, usual_exporter
 from squidkeeper.setup.console import SetupStage, say, show
 from squidkeeper.setup.entries import Entry, File, Folder, Link, read_entry, read_source, remove, text_at, write_entry

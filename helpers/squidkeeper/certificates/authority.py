@@ -1,4 +1,4 @@
-"""The CA of a gateway (floor 8): made, or checked where it was given."""
+"""The CA of a gateway (floor 1): made, or checked where it was given."""
 
 from __future__ import annotations
 
