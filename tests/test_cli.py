@@ -376,6 +376,7 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "reason": None,
         "rewrite": {"name": "mirror", "url": "https://registry.example/python/a%2Fb", "redirect": None},
         "credentials": [],
+        "strip": [],
         "resolved": {"host": "registry.example", "private_address": "deny", "opened_by": "the rewrite mirror"},
         "websocket": {
             "passes": False,

@@ -461,6 +461,31 @@ def test_a_line_in_local_conf_takes_effect_by_a_second_run_without_a_restart(gat
     assert gateway.install().returncode == 0
 
 
+def test_lines_that_the_policy_needs_are_rendered_by_a_second_run_for_squid_to_read_and_not_to_write(
+    gateway: Gateway,
+) -> None:
+    rendered, pid = gateway.place("etc/squidkeeper-policy.conf"), gateway.pid
+    extra = gateway.place("etc/policy/00-strip.yaml")
+    extra.write_text("version: 1\nrules: [{name: strip, action: allow, hosts: [strip.example], strip: [X-Debug]}]\n")
+    check = ("check", "--policy", gateway.place("etc/policy"), "--policy-lines", rendered)
+    assert "[not-rendered]" in run_program(gateway, *check)
+    done = gateway.install()
+    assert (done.returncode, gateway.pid) == (0, pid), done.stderr
+    assert "reconfigured" in done.stdout
+    assert "not-rendered" not in done.stdout + run_program(gateway, *check)
+    assert "\nrequest_header_access x_debug deny sk_strip_0\n" in rendered.read_text()
+    about = rendered.stat()
+    assert (stat.S_IMODE(about.st_mode), about.st_uid, about.st_gid) == (0o640, 0, pwd.getpwnam("proxy").pw_gid)
+    extra.unlink()
+    assert gateway.install().returncode == 0
+    assert "x_debug" not in rendered.read_text()
+
+
+def run_program(gateway: Gateway, *arguments: str | Path) -> str:
+    command = [gateway.place("bin/squidkeeper"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def test_no_pipe_of_the_installer_has_a_reader_that_ends_early() -> None:
     text = re.sub(r"(?m)^\s*#.*$", "", (REPOSITORY / "install.sh").read_text())
     assert re.findall(r".*[^|]\| *(?:head|grep -\w*q|sed \S*\bq).*|.*grep -\w*q[^|]*<\(.*", text) == []

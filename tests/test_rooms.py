@@ -22,6 +22,7 @@ FLOORS = {
     "policy": 2,
     "counters": 3,
     "engine": 3,
+    "policy_lines": 3,
     "atomic_write": 4,
     "credentials": 4,
     "maintenance_status": 4,

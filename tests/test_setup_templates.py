@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from squidkeeper.policy.headers import spellings
 from squidkeeper.policy.model import INJECTABLE_HEADERS
 from squidkeeper.replies import header_annotation
-from squidkeeper.setup.templates import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, SECTIONS, main, render, spellings
+from squidkeeper.setup.templates import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, SECTIONS, main, render
 from squidkeeper.url import canonical_address, is_private
 
 REPOSITORY = Path(__file__).parents[1]

@@ -28,7 +28,8 @@ from squidkeeper.maintenance.resolver import Resolver
 from squidkeeper.maintenance.rotation import Rotation
 from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.model import Policy, SecretSource
+from squidkeeper.policy.model import Action, Match, Policy, Rule, SecretSource, Strip
+from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.record.record import Record, parse_record
 
@@ -62,6 +63,9 @@ WELL = Snapshot(
 )
 DISK = Disk("log", Path("/var/log/squid"), 5_000_000_000, 10_000_000_000)
 HELPER = HelperStatus("host", 4117, WELL.now, WELL.now, POLICY.revision, reload_ok=True)
+STRIPS = Policy(
+    "r", rules=(Rule("wiki", Location("policy.yaml", 3, 5), Action.ALLOW, Match(), strip=Strip.of(["Cookie"])),)
+)
 FINDING = DriftSeen(NOW - timedelta(hours=2), "192.0.2.1", "GET", "https://a.example/x?q=TOPSECRET", "no", "allowed")
 
 
@@ -135,6 +139,10 @@ WRONG = {
     "policy-warning": (
         replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,))),
         "The policy has warnings: policy.yaml:41:11",
+    ),
+    "policy-lines-outdated": (
+        replace(WELL, policy=STRIPS, policy_lines=policy_lines(replace(STRIPS, rules=()))),
+        "Squid's configuration lacks: policy.yaml:3:5: rule 'wiki': 'strip' is not in Squid's configuration yet",
     ),
     "policy-unavailable": (
         replace(

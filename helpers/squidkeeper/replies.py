@@ -63,9 +63,11 @@ def acl_reply(
         (("unrestricted_", "yes"), decision.unrestricted),
         (("credential_varies_", "yes"), decision.credential_varies),
         (("tag", "sk_final"), helper == HOST and decision.final),
+        (("tag", "sk_needs_lines"), decision.needs_lines),
     )
     held = [annotation for annotation, holds in flags if holds]
-    return Reply(Result.OK, (*annotations, *held, *named), counts=counts)
+    strip = [("strip_", decision.strip.key)] if decision.strip else []
+    return Reply(Result.OK, (*annotations, *held, *strip, *named), counts=counts)
 
 
 def shared_reply(

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from squidkeeper.policy_lines import policy_lines
+from squidkeeper.policy_store.loading import build_sources
+from squidkeeper.policy_store.sources import read_sources
 from tests.waiting import wait_for
 
 from .network import run
@@ -132,6 +135,11 @@ class Gateway:
         """Run `squidkeeper check` on the policy."""
         command = [f"{self.root}/bin/squidkeeper", "check", "--policy", str(self.policy_folder)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def render(self) -> None:
+        """Write the lines of Squid's configuration that depend on the policy, as install.sh does."""
+        policy = build_sources(read_sources(self.policy_folder)).policy
+        (self.root / "etc/squidkeeper-policy.conf").write_text(policy_lines(policy))
 
     # Squid
 

@@ -12,7 +12,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
-from squidkeeper.setup.templates import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
+from squidkeeper.policy.headers import spellings
+from squidkeeper.setup.templates import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS
 from tests.waiting import wait_for
 
 from .curl import curl

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from squidkeeper.policy.headers import spellings
 from squidkeeper.policy.model import INJECTABLE_HEADERS
-from squidkeeper.setup.templates import spellings
 from tests.waiting import wait_for
 
 from .curl import curl

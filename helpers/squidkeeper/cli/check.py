@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.options import json_option, policy_option, state_option
+from squidkeeper.cli.options import json_option, policy_lines_option, policy_option, state_option
 from squidkeeper.formatting import age, quantity
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.squid_account import Account, account_of, group_name, squid_account, unreadable_for
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 @state_option("The gateway's state: which files of the policy in force ended with 'end: true'.")
 @click.option("--account", metavar="NAME", help="Squid's account. Left out: the one that `squid -v` names.")
 @click.option("--require-clients", is_flag=True, help="Warn about each rule that allows any client, and exit with 1.")
+@policy_lines_option
 @json_option
-def check(directory: Path, state: Path, account: str | None, require_clients: bool, as_json: bool) -> None:
+def check(
+    directory: Path, state: Path, account: str | None, require_clients: bool, rendered: Path, as_json: bool
+) -> None:
     """Check the policy: print every fault and warning, how old its lists are, and run its tests.
 
     As root it also warns about what Squid's account cannot read.
@@ -41,7 +44,8 @@ def check(directory: Path, state: Path, account: str | None, require_clients: bo
     from squidkeeper.policy_store.sources import read_sources
 
     sources = read_sources(directory)
-    report = _report(directory, sources, _access(sources, account), _ended_before(directory, state), require_clients)
+    access, ended = _access(sources, account), _ended_before(directory, state)
+    report = _report(directory, sources, access, ended, require_clients, rendered)
     click.echo(_json(report) if as_json else _text(report))
     raise SystemExit(1 if report.faults or report.open_entries else 0)
 
@@ -85,7 +89,12 @@ class ListReport:
 
 
 def _report(
-    directory: Path, sources: Sources, access: Access, ended: frozenset[str], require_clients: bool
+    directory: Path,
+    sources: Sources,
+    access: Access,
+    ended: frozenset[str],
+    require_clients: bool,
+    rendered: Path,
 ) -> CheckReport:
     from squidkeeper.errors import PolicyError
     from squidkeeper.policy.lint import lint, open_to_any_client
@@ -97,7 +106,13 @@ def _report(
     except PolicyError as error:
         return CheckReport(directory, access, faults=error.faults, warnings=(*error.warnings, *access.warnings))
     policy = loaded.compiled.source
-    found = (*loaded.warnings, *lint(policy, now), *_unusable_secrets(policy, sources), *access.warnings)
+    found = (
+        *loaded.warnings,
+        *lint(policy, now),
+        *_unusable_secrets(policy, sources),
+        *_not_rendered(policy, rendered),
+        *access.warnings,
+    )
     open_entries = open_to_any_client(policy, str(directory), now) if require_clients else ()
     return CheckReport(
         directory,
@@ -194,6 +209,16 @@ def _unusable_secrets(policy: Policy, sources: Sources) -> Iterator[Fault]:
             store.get(name)
         except SecretUnavailable as error:
             yield Fault(source.location, error.code, str(error))
+
+
+def _not_rendered(policy: Policy, rendered: Path) -> tuple[Fault, ...]:
+    """Compare with what install.sh has rendered, where it can be read: a draft may be on another machine."""
+    from squidkeeper.policy_lines import not_rendered
+
+    try:
+        return not_rendered(policy, rendered.read_text())
+    except OSError:
+        return ()
 
 
 def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime) -> Iterator[ListReport]:

@@ -165,6 +165,7 @@ def _text(asked: str, found: Explanation) -> str:
         ("reason", decision.reason),
         ("rewrite", _rewrite_text(decision)),
         *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
+        ("strip", ", ".join(decision.strip.headers) if decision.strip else None),
         ("resolved", _resolved_text(found.resolved)),
         ("websocket", _websocket_text(found.websocket)),
         *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in found.by_reading),
@@ -244,6 +245,7 @@ def _json(found: Explanation) -> str:
                 "redirect": rewritten.rewrite.redirect,
             },
             "credentials": [credential.name for credential in decision.credentials],
+            "strip": decision.strip.headers if decision.strip else [],
             "resolved": found.resolved
             and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},
             "websocket": found.websocket

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_LOG, file_option, policy_option, state_option
+from squidkeeper.cli.options import DEFAULT_LOG, file_option, policy_lines_option, policy_option, state_option
 
 if TYPE_CHECKING:
     from squidkeeper.policy.hosts import Network
@@ -63,6 +63,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 @file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
 @state_option("The state folder: the counters of the helpers and of the exporter.")
 @file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, to report when it expires.")
+@policy_lines_option
 @click.option(
     "--squid",
     metavar="ADDRESS:PORT",
@@ -85,6 +86,7 @@ def exporter(
     access_log: Path,
     state: Path,
     ca: Path,
+    rendered: Path,
     squid: tuple[str, int],
     status_from: tuple[Network, ...],
 ) -> None:
@@ -101,6 +103,6 @@ def exporter(
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     try:
-        run(ExporterOptions(listen, directory, access_log, state, ca, squid, status_from))
+        run(ExporterOptions(listen, directory, access_log, state, ca, rendered, squid, status_from))
     except (ListenFailed, StateInUse) as error:
         raise click.ClickException(f"{error}: stop it or choose another") from error

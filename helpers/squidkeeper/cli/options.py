@@ -13,6 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_POLICY = Path("/etc/squidkeeper/policy")
 DEFAULT_STATE = Path("/var/lib/squidkeeper")
+DEFAULT_POLICY_LINES = Path("/etc/squid/squidkeeper-policy.conf")
 DEFAULT_LOG = Path("/var/log/squid/access.log")
 # readable=False: a folder that cannot be read becomes a denial or a metric, never the end of the program.
 
@@ -58,6 +59,17 @@ def file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
     """Add the option of one file, which may not exist yet."""
     kind = click.Path(path_type=Path, readable=False)  # the metrics report an unreadable file
     return click.option(option, metavar="FILE", type=kind, default=default, show_default=True, help=text)
+
+
+policy_lines_option = click.option(
+    "--policy-lines",
+    "rendered",
+    metavar="FILE",
+    type=click.Path(path_type=Path, readable=False),
+    default=DEFAULT_POLICY_LINES,
+    show_default=True,
+    help="The lines of Squid's configuration that install.sh has rendered from the policy.",
+)
 
 
 def helper_options(concurrency: int) -> Callable[[F], F]:

@@ -157,7 +157,7 @@ class CompiledPolicy:
 def decision_of(rule: Rule, *, private: bool = False) -> Decision:
     """Make the decision of a rule that decides; `private` where a rule that it stands for allows a private address."""
     reason = rule.reason or (None if rule.action is Action.ALLOW else f"The rule {rule.name} denies this.")
-    return Decision(rule.action, rule.name, reason, rule.location, private or rule.private)
+    return Decision(rule.action, rule.name, reason, rule.location, private or rule.private, strip=rule.strip)
 
 
 def injects(facts: HostFacts) -> bool:

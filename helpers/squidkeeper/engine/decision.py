@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from squidkeeper.policy.faults import Location
-from squidkeeper.policy.model import Action, Credential, Rewrite
+from squidkeeper.policy.model import Action, Credential, Rewrite, Strip
 from squidkeeper.url import Url
 
 _LONGEST_REASON = 1_000  # characters, as of the reasons that a policy gives
@@ -27,7 +27,8 @@ class Decision:
     `private` allows a private address. At host scope `needs_url` means that the URL decides, `may_rewrite` and
     `may_inject` that a rewrite or a credential could apply, `unrestricted` that the host is open for every method and
     path and has no rewrite, and `credential_varies` that its methods and paths can get different credentials.
-    At request scope `rewritten` and `credentials` are what applies. A decision is equal to itself alone.
+    At request scope `rewritten` and `credentials` are what applies. `strip` is what is removed from a request.
+    A decision is equal to itself alone.
     """
 
     action: Action
@@ -42,6 +43,7 @@ class Decision:
     credential_varies: bool = False
     rewritten: Rewritten | None = None
     credentials: tuple[Credential, ...] = ()
+    strip: Strip | None = None
 
     @property
     def allowed(self) -> bool:
@@ -51,7 +53,12 @@ class Decision:
     @property
     def final(self) -> bool:
         """Whether an allow at host scope leaves nothing to ask about the request."""
-        return self.allowed and not (self.needs_url or self.may_rewrite or self.may_inject)
+        return self.allowed and not (self.needs_url or self.may_rewrite or self.may_inject or self.needs_lines)
+
+    @property
+    def needs_lines(self) -> bool:
+        """Whether the request needs lines of Squid's configuration that install.sh renders from the policy."""
+        return self.strip is not None
 
 
 def deny(rule: str, reason: str) -> Decision:

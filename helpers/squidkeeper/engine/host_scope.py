@@ -85,7 +85,7 @@ def _decide_tunnel(match: HostMatch, at: datetime) -> Decision:
         last = None
     rule = allows[0] if allows else last
     private = any(one.private for one in allows)
-    decision = decision_of(rule, private=private) if rule else match.candidates.default
+    decision = replace(decision_of(rule, private=private), strip=None) if rule else match.candidates.default
     return checked_private(decision, match.facts.host)
 
 

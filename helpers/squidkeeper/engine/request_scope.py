@@ -99,7 +99,8 @@ def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) ->
     if not decision.allowed:
         return (decision.action,)
     rewrite = applied.rewrite and applied.rewrite.name
-    return (decision.action, decision.private, rewrite, tuple(one.name for one in applied.credentials))
+    credentials = tuple(one.name for one in applied.credentials)
+    return (decision.action, decision.private, decision.strip, rewrite, credentials)
 
 
 def _decision_by(policy: CompiledPolicy, match: HostMatch, rule: Rule | None) -> Decision:

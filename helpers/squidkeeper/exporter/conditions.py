@@ -24,6 +24,7 @@ from squidkeeper.metrics import JUDGES, THROTTLE
 from squidkeeper.policy.faults import SECRET_UNAVAILABLE, Fault
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
+from squidkeeper.policy_lines import not_rendered
 from squidkeeper.record.record import format_time
 
 _CA_WARNING: Final = timedelta(days=30)
@@ -135,6 +136,11 @@ def _policy_warnings(view: Snapshot) -> Iterator[str]:
 @cached(LRUCache(maxsize=1), key=lambda policy, at: (policy.revision, at.replace(second=0, microsecond=0)), lock=Lock())
 def _lint(policy: Policy, at: datetime) -> tuple[Fault, ...]:
     return lint(policy, at)
+
+
+def _policy_lines_outdated(view: Snapshot) -> Iterator[str]:
+    if view.policy:
+        yield from map(str, not_rendered(view.policy, view.policy_lines))
 
 
 def _policy_unavailable(view: Snapshot) -> Iterator[str]:
@@ -314,6 +320,14 @@ CONDITIONS: Final = (
         "The policy has warnings",
         "Fix them, or leave them if they are meant: `{check}` lists all.",
         _policy_warnings,
+    ),
+    Condition(
+        "policy-lines-outdated",
+        _CRITICAL,
+        None,
+        "The policy needs lines that Squid's configuration lacks",
+        "Run `./install.sh`, which renders them. Until then the requests that need them are denied.",
+        _policy_lines_outdated,
     ),
     Condition("rule-expires-soon", _INFO, "0m", "A rule expires soon"),
     Condition(

@@ -52,6 +52,7 @@ class ExporterOptions:
     access_log: Path
     state: Path
     ca: Path
+    policy_lines: Path
     squid: tuple[str, int]
     status_from: tuple[Network, ...]
 
@@ -129,6 +130,7 @@ class Exporter:
             answers=log.answers,
             disks=tuple(read_disks({"log": options.access_log.parent, "state": options.state})),
             maintenance=read_maintenance_status(options.state, now),
+            policy_lines=_text_of(options.policy_lines),
         )
 
     def health(self) -> tuple[ActiveCondition, ...]:
@@ -156,6 +158,13 @@ def program_called(started: str, on_path: str | None) -> str:
     if path.name != "squidkeeper" or (on_path and path.exists() and path.samefile(on_path)):
         return "squidkeeper"
     return started
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def _bound(listen: tuple[str, int]) -> socket.socket:

@@ -48,6 +48,7 @@ class Snapshot:
     answers: tuple[RecentAnswer, ...] = ()
     disks: tuple[Disk, ...] = ()
     maintenance: MaintenanceStatus = NOT_RUNNING
+    policy_lines: str = ""  # of Squid's configuration: what install.sh has rendered from the policy
 
     @property
     def at(self) -> datetime:

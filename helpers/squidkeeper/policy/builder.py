@@ -21,6 +21,7 @@ from squidkeeper.policy.model import (
     Rewrite,
     Rule,
     SecretSource,
+    Strip,
 )
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.policy.schema import (
@@ -240,7 +241,8 @@ class _Maker:
         for position, entry in enumerate(self.model.rules or ()):
             place, match = self._place("rules", position), _match(entry)
             reason, private, expires, owner = entry.reason, entry.private, entry.expires, entry.owner
-            yield Rule(entry.name, place, entry.action, match, reason, private, expires, owner)
+            strip = Strip.of(entry.strip) if entry.strip else None
+            yield Rule(entry.name, place, entry.action, match, reason, private, expires, owner, strip)
 
     def rewrites(self) -> Iterator[Rewrite]:
         for position, entry in enumerate(self.model.rewrites or ()):

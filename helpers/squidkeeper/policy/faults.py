@@ -70,6 +70,7 @@ class FaultCode(StrEnum):
     SECRET_UNREADABLE = "secret-unreadable"  # noqa: S105 - a code
     SECRET_INVALID = "secret-invalid"  # noqa: S105 - a code
     CLOSED_TO_SQUID = "closed-to-squid"
+    NOT_RENDERED = "not-rendered"
 
 
 SECRET_UNAVAILABLE = frozenset(

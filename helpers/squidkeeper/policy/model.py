@@ -5,11 +5,13 @@ Only `builder.py` makes these; nothing in here can be wrong any more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from pathlib import Path
+from typing import Self
 
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.host_lists import HostList
@@ -33,6 +35,7 @@ VERDICT_NAMES = frozenset(
 # squid.conf removes and adds exactly these, so another one would never be sent. Spelled as they are sent.
 INJECTABLE_HEADERS = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token")
 
+_KEY_LENGTH = 12  # hexadecimal digits of the keys of what install.sh renders
 NO_REWRITE = ""  # in a test: no rewrite applies
 
 
@@ -94,6 +97,20 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
+class Strip:
+    """The client's headers that a rule removes, in their order. `key` names the set for Squid."""
+
+    headers: tuple[str, ...]
+    key: str
+
+    @classmethod
+    def of(cls, headers: Iterable[str]) -> Self:
+        """Make the set of these headers, of which a case or an order makes no difference."""
+        kept = sorted({header.lower(): header for header in headers}.values(), key=str.lower)
+        return cls(tuple(kept), sha256(",".join(kept).lower().encode()).hexdigest()[:_KEY_LENGTH])
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """A rule: the first that matches decides."""
 
@@ -105,6 +122,7 @@ class Rule:
     private: bool = False
     expires: datetime | None = None
     owner: str | None = None
+    strip: Strip | None = None
 
     @property
     def certain(self) -> bool:

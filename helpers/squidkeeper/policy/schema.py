@@ -30,6 +30,7 @@ from squidkeeper.policy.document import (
     shown_key,
 )
 from squidkeeper.policy.faults import Fault, FaultCode
+from squidkeeper.policy.headers import parse_stripped_header
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
 from squidkeeper.policy.model import INJECTABLE_HEADERS, NO_REWRITE, VERDICT_NAMES, Action, Target
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
@@ -187,6 +188,16 @@ def _header(text: str) -> str:
         if header.lower() == text.lower():
             return header
     raise PatternError(f"squid.conf does not inject this header, expected {one_of(INJECTABLE_HEADERS)}")
+
+
+def _stripped(value: object, info: ValidationInfo) -> str:
+    try:
+        header = parse_stripped_header(_some_text(value))
+    except PatternError as error:
+        raise _fault(FaultCode.INVALID_HEADER, str(error)) from None
+    if info.data.get("action") is Action.DENY:
+        raise _fault(FaultCode.INVALID_HEADER, "a deny forwards no headers, expected 'strip' in an allow")
+    return header
 
 
 def _environment_name(text: str) -> str:
@@ -435,6 +446,7 @@ class RuleEntry(MatchFields):
     private: bool = False
     expires: Time | None = None
     owner: Prose | None = None
+    strip: Many[Annotated[str, PlainValidator(_stripped)]] | None = None
 
 
 class RewriteEntry(MatchFields):

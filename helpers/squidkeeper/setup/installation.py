@@ -21,6 +21,9 @@ import psutil
 from squidkeeper.certificates.authority import CertificateAuthority, check_ca, make_ca
 from squidkeeper.errors import SetupFailed
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
+from squidkeeper.policy_lines import policy_lines
+from squidkeeper.policy_store.loading import build_sources
+from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.setup import checks
 from squidkeeper.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
 from squidkeeper.setup.configuration import NO_RESOLVER, Configuration, is_ours, listen_of, names, usual_exporter
@@ -142,6 +145,7 @@ class Installation:
             write_entry(self._policy, self._files[layout.policy])
         in_place = layout.state.is_dir() and not self._options.dry_run  # check stores compiled lists there
         state = layout.state if in_place else self._own_folder("compiled")
+        self._compiled = state / "lists"
         good, told = checks.check_policy(self._machine, self._policy, state)
         if not good:
             what = f"the policy does not load, as Squid's account {self._machine.account.name} reads it"
@@ -202,6 +206,7 @@ class Installation:
         pages = {page.name: read_source(page, 0o755) for folder in folders for page in folder.iterdir()}
         files[layout.errors] = Folder(pages)
         files[layout.logformat] = _file(ours.render("squidkeeper-logformat.conf"))
+        files[layout.policy_lines] = self._policy_lines()
         files[layout.fragment] = _file(ours.fragment(self._yours and not names(self._conf, layout.logformat)))
         if not layout.local.exists():
             files[layout.local] = _file(ours.local_conf())
@@ -222,6 +227,15 @@ class Installation:
             resolver = NO_RESOLVER
             say("resolver", f"as {layout.local} says, by dns_nameservers")
         self._configuration = replace(ours, resolver=resolver)
+
+    def _policy_lines(self) -> File:
+        """Render the lines that depend on the policy, which Squid's account reads, and may not write."""
+        account = self._machine.account
+
+        def lines() -> str:
+            return policy_lines(build_sources(read_sources(self._policy), self._compiled).policy)
+
+        return File(str(call_as(account, lines)).encode(), 0o640, (0, account.group))
 
     def _parse(self) -> str:
         """Have Squid parse the same files, which name each other where they are prepared; give what it says."""

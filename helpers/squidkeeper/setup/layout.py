@@ -29,6 +29,7 @@ class Layout:
     conf: Annotated[Path, "/etc/squid/squid.conf", "etc/squid.conf"]
     fragment: Annotated[Path, "/etc/squid/squidkeeper.conf", "etc/squidkeeper.conf"]
     logformat: Annotated[Path, "/etc/squid/squidkeeper-logformat.conf", "etc/squidkeeper-logformat.conf"]
+    policy_lines: Annotated[Path, "/etc/squid/squidkeeper-policy.conf", "etc/squidkeeper-policy.conf"]
     local: Annotated[Path, "/etc/squid/local.conf", "etc/local.conf"]
     errors: Annotated[Path, "/etc/squid/errors/squidkeeper", "etc/errors"]
     ca_cert: Annotated[Path, "/etc/squid/slicer-ca.crt", "etc/ca/ca.crt"]
@@ -74,7 +75,8 @@ class Layout:
     def read_by_squid(self) -> tuple[Path, ...]:
         """What Squid reads when it is reconfigured or started."""
         ca = (self.ca_cert, self.ca_key)
-        return (self.conf, self.fragment, self.logformat, self.local, *ca, self.program, self.errors)
+        ours = (self.conf, self.fragment, self.logformat, self.policy_lines)
+        return (*ours, self.local, *ca, self.program, self.errors)
 
     @property
     def former_conf(self) -> Path:

@@ -10,12 +10,12 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network
-from itertools import product
 from pathlib import Path
 from textwrap import wrap
 
 import msgspec
 
+from squidkeeper.policy.headers import spellings
 from squidkeeper.policy.model import INJECTABLE_HEADERS
 from squidkeeper.record.record import LENGTHS, VERSION, Record
 from squidkeeper.replies import header_annotation
@@ -73,13 +73,6 @@ _NETWORKS_WIDTH = 118 - len("acl sk_private dst ")
 def render(text: str) -> str:
     """Render every section of a configuration again, and leave all else as it is."""
     return _SECTION.sub(lambda match: f"{match[1]}\n" + "".join(f"{line}\n" for line in SECTIONS[match[1]]()), text)
-
-
-def spellings(header: str) -> Iterator[str]:
-    """Give a header with every mixture of `-` and `_`: CGI, WSGI, Rack and PHP read them as the same."""
-    first, *rest = header.split("-")
-    for dashes in product("-_", repeat=len(rest)):
-        yield first + "".join(dash + part for dash, part in zip(dashes, rest, strict=True))
 
 
 def _private_networks() -> Iterator[str]:

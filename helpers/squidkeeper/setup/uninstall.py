@@ -65,9 +65,10 @@ def _stop(name: str, layout: Layout, *, systemd: bool) -> None:
 
 def _remove_files(layout: Layout) -> None:
     previous = layout.conf.with_name(f"{layout.conf.name}.previous")
-    ours = (previous, layout.fragment, layout.logformat, layout.errors, layout.state, layout.run, layout.applied)
+    ours = (previous, layout.fragment, layout.logformat, layout.policy_lines, layout.errors)
+    kept = (layout.state, layout.run, layout.applied)
     services = (path for name in SERVICES for path in (layout.service(name).unit, layout.service(name).applied))
-    for path in (*ours, *services, layout.observe, layout.supervise, *layout.ca_links):
+    for path in (*ours, *kept, *services, layout.observe, layout.supervise, *layout.ca_links):
         remove(path)
     if layout.command and read_entry(layout.command) == Link(str(layout.program)):
         remove(layout.command)

@@ -1,0 +1,93 @@
+"""`strip`: headers of the client's that a rule removes, in every spelling."""
+
+from contextlib import suppress
+
+import pytest
+
+from squidkeeper.policy.headers import spellings
+from tests.waiting import wait_for
+
+from .curl import CurlFailed, curl
+from .expect import allowed, denied
+from .gateway import Gateway, NewGateway
+from .origin import Origins
+
+POLICY = """
+version: 1
+rules:
+  - {name: part, action: allow, hosts: [part.example], paths: [/strip/**], strip: [X-Debug-Key]}
+  - {name: rest, action: allow, hosts: [part.example]}
+  - {name: whole, action: allow, hosts: [whole.example, key.example], strip: [X-Debug-Key, Cookie, Authorization]}
+  - {name: other, action: allow, hosts: [other.example]}
+  - {name: front, action: allow, hosts: [front.example], strip: [Cookie]}
+rewrites:
+  - {name: front, hosts: [front.example], paths: [/r/**], to: "https://back.example{path}"}
+secrets:
+  token: {file: secrets/token}
+credentials:
+  - {name: key, hosts: [key.example], bearer: token}
+"""
+TOKEN = "e2e-strip-token-0123456789"
+SENT = [*spellings("X-Debug-Key"), "Cookie", "Authorization", "X-Kept"]
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    gateway = new_gateway(POLICY)
+    gateway.secret("token", TOKEN)
+    gateway.render()
+    return gateway.start()
+
+
+def left(gateway: Gateway, origins: Origins, url: str, rule: str) -> set[str]:
+    """Send every header, and tell which of the client's values have arrived."""
+    options = [option for name in SENT for option in ("-H", f"{name}: client's")]
+    seen = allowed(gateway, origins, url, rule, *options)
+    return {name for name in SENT if "client's" in seen.values(name)}
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_named_headers_are_removed_in_every_spelling_and_no_others(
+    gateway: Gateway, origins: Origins, scheme: str
+) -> None:
+    assert left(gateway, origins, f"{scheme}://whole.example/x", "whole") == {"X-Kept"}
+    assert left(gateway, origins, f"{scheme}://other.example/x", "other") == set(SENT)
+
+
+def test_a_rule_for_a_path_removes_them_on_that_path_alone(gateway: Gateway, origins: Origins) -> None:
+    assert left(gateway, origins, "https://part.example/strip/x", "part") == {"Cookie", "Authorization", "X-Kept"}
+    assert left(gateway, origins, "https://part.example/x", "rest") == set(SENT)
+
+
+def test_the_injected_header_stays_where_the_clients_own_is_removed(gateway: Gateway, origins: Origins) -> None:
+    assert left(gateway, origins, "https://key.example/x", "whole") == {"X-Kept"}
+    assert origins.seen[-1].values("Authorization") == [f"Bearer {TOKEN}"]
+
+
+def test_a_rewritten_request_loses_them_too(gateway: Gateway, origins: Origins) -> None:
+    for path in ("/r/x", "/x"):
+        assert "Cookie" not in left(gateway, origins, f"https://front.example{path}", "front")
+    assert origins.urls() == ["https://back.example/r/x", "https://front.example/x"]
+
+
+def test_a_header_that_is_not_rendered_yet_denies_until_it_is(new_gateway: NewGateway, origins: Origins) -> None:
+    gateway = new_gateway(POLICY)
+    gateway.secret("token", TOKEN)
+    gateway.render()
+    gateway.start()
+    gateway.write("policy.yaml", POLICY.replace("[Cookie]", "[Cookie, X-New]").replace("Key]", "Key, X-Other]"))
+    wait_for(lambda: curl(gateway, "http://front.example/x").status == 403, "the edit to be in force")
+    for url in ("https://front.example/x", "https://front.example/r/x", "http://part.example/strip/x"):
+        denied(gateway, origins, url, "policy-unavailable")
+    allowed(gateway, origins, "https://part.example/x", "rest")
+    allowed(gateway, origins, "https://whole.example/x", "whole")
+    gateway.render()
+    gateway.reconfigure()
+    wait_for(lambda: is_served(gateway, "http://front.example/x"), "Squid to know the header")
+
+
+def is_served(gateway: Gateway, url: str) -> bool:
+    """Tell whether a URL is fetched; Squid closes its port while it reconfigures."""
+    with suppress(CurlFailed):
+        return curl(gateway, url).status == 200
+    return False
