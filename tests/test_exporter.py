@@ -491,6 +491,7 @@ def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
         "maintenance-not-running",
         "resolver-failing",
         "own-addresses-failing",
+        "tls-failing",
     }
 
 

@@ -109,9 +109,18 @@ def install(source: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([source / "install.sh", *arguments], capture_output=True, text=True, check=False, timeout=300)
 
 
-def curl(port: int, ca: Path, url: str) -> str:
+def curl(port: int, ca: Path, url: str, scheme: str = "http", *options: str) -> str:
     command = ["curl", "--silent", "--show-error", "--max-time", "60", "--output", "/dev/null"]
-    command += ["--write-out", "%{http_code}", "--proxy", f"http://127.0.0.1:{port}", "--cacert", str(ca), url]
+    command += [
+        "--write-out",
+        "%{http_code}",
+        "--proxy",
+        f"{scheme}://127.0.0.1:{port}",
+        "--cacert",
+        str(ca),
+        *options,
+        url,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -1009,6 +1018,74 @@ def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(gateway: Gateway
     subprocess.run(rated, check=True, capture_output=True)
 
 
+# ── TLS to the proxy ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def haproxy_of(gateway: Gateway) -> int:
+    """HAProxy's process; 0 between one and the next."""
+    return child_of(int(gateway.place("run/tls.pid").read_text()), "haproxy")
+
+
+def both(gateway: Gateway) -> tuple[str, str]:
+    """The status of a request that the example policy denies, without TLS to the proxy and with it."""
+    ca = gateway.place("etc/ca/ca.crt")
+    return gateway.answers(), curl(gateway.port, ca, "https://en.wikipedia.org/", "https", "--proxy-cacert", str(ca))
+
+
+@pytest.mark.long
+def test_tls_is_switched_on_kept_and_switched_off(gateway: Gateway) -> None:
+    before = gateway.snapshot()
+    done = gateway.install("--tls", "--tls-name", "gateway.example,127.0.0.1")
+    assert done.returncode == 0, done.stderr
+    assert both(gateway) == ("403", "403")
+    assert "squid_up 1.0" in gateway.metrics
+    unit, haproxy = gateway.place("etc/squidkeeper-tls.service"), haproxy_of(gateway)
+    rated = ["systemd-analyze", "security", "--offline=true", "--threshold=17", str(unit)]
+    subprocess.run(rated, check=True, capture_output=True)
+    again = gateway.install()
+    assert (again.returncode, again.stdout.count("runs, unchanged"), haproxy_of(gateway)) == (0, 4, haproxy)
+    names = openssl("x509", "-in", str(gateway.place("state/tls/server.pem")), "-noout", "-ext", "subjectAltName")
+    assert names.splitlines()[1].strip() == "DNS:gateway.example, IP Address:127.0.0.1"
+    os.kill(haproxy, signal.SIGKILL)
+    wait_for(lambda: haproxy_of(gateway) not in (0, haproxy), "HAProxy to be started again")
+    wait_for(lambda: '"tls":""' in gateway.place("state/maintenance.json").read_text(), "it to answer")
+    assert gateway.install("--no-tls").returncode == 0
+    assert gateway.answers() == "403"
+    assert set(gateway.snapshot()) - set(before) == {str(gateway.place("etc/squid.conf.previous"))}
+    assert not gateway.place("state/tls").exists()
+
+
+def test_an_haproxy_that_does_not_start_gives_way_to_squid_alone(gateway: Gateway, changed: Path) -> None:
+    """It accepts the configuration, and ends when it is started with it: a folder is where its socket should be."""
+    before = gateway.snapshot()
+    cfg = changed / "squid/haproxy.cfg"
+    cfg.write_text(cfg.read_text().replace("tls/haproxy.sock mode 600", "helpers mode 600"))
+    failed = gateway.install("--tls")
+    assert failed.returncode == 1
+    assert 'step "TLS" failed' in failed.stderr
+    assert gateway.answers() == "403"
+    assert set(gateway.snapshot()) == set(before)
+    assert not gateway.place("state/tls").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tls", "--no-tls"), "--tls and --no-tls exclude each other"),
+        (("--tls-name", "a b"), "name hosts and addresses, such as gateway.example,192.168.137.1"),
+        (("--tls-name", "gateway.example"), "--tls-name is for the certificate of the TLS port, which is off"),
+    ],
+)
+def test_what_cannot_be_meant_by_tls_is_told_before_anything_is_replaced(
+    gateway: Gateway, options: tuple[str, ...], message: str
+) -> None:
+    before = gateway.snapshot()
+    failed = gateway.install(*options)
+    assert failed.returncode != 0
+    assert message in failed.stderr
+    assert gateway.snapshot() == before
+
+
 # ── The CA that is given ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1593,6 +1670,7 @@ def property_of(machine: Machine, names: str) -> str:
         (["--log-bytes", "0"], "--log-bytes 0: SIZE is a number of bytes such as 512M or 20G, 64M at least"),
         (["--log-bytes", "63M"], "--log-bytes 63M: SIZE is a number of bytes such as 512M or 20G, 64M at least"),
         (["--log-bytes", "8 GB"], "--log-bytes 8 GB: SIZE is a number of bytes such as 512M or 20G, 64M at least"),
+        (["--tls-name="], "--tls-name needs a value"),
         (["--policy="], "--policy needs a value"),
         (["--policy", "/nonexistent"], "--policy /nonexistent: there is no such directory"),
         (["--policy", "/proc/self"], "no *.yaml file is in it"),

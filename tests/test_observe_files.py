@@ -81,7 +81,7 @@ def test_an_alert_says_how_bad_it_is_what_it_means_and_what_to_do(name: str) -> 
     assert "`" in rule["annotations"]["runbook"], "a command to begin with"
 
 
-TASKS = ("resolver", "own-addresses", "rotation")
+TASKS = ("resolver", "own-addresses", "rotation", "tls")
 TABLE = {
     condition.code: (condition.severity, condition.after, condition.summary)
     for condition in CONDITIONS

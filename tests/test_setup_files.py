@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -12,7 +14,16 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from squidkeeper.certificates.authority import CertificateAuthority, check_ca, make_ca
 from squidkeeper.errors import SetupFailed
 from squidkeeper.setup import apparmor
-from squidkeeper.setup.configuration import MARK, Configuration, is_ours, listen_of, names, substitute, usual_exporter
+from squidkeeper.setup.configuration import (
+    MARK,
+    Configuration,
+    is_ours,
+    listen_of,
+    listen_of_haproxy,
+    names,
+    substitute,
+    usual_exporter,
+)
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.options import reachable
@@ -86,9 +97,15 @@ def test_uninstall_takes_its_lines_from_apparmor(tmp_path: Path, monkeypatch: py
 # --- the files of squid/ --------------------------------------------------------------------------------------------
 
 
-def configuration(root: Path | None, **given: str) -> Configuration:
+def configuration(root: Path | None, **given: Any) -> Configuration:
     machine = Machine(Account("nobody", 65534, 65534), Path("/usr/lib64/certgen"), Path("/none"), False, False)
-    usual = {"listen": "3129", "squid": "3129", "exporter": "127.0.0.1:9129", "log_bytes": "", "resolver": "127.1.2.3"}
+    usual: dict[str, Any] = {
+        "listen": "3129",
+        "squid": "3129",
+        "exporter": "127.0.0.1:9129",
+        "log_bytes": "",
+        "resolver": "127.1.2.3",
+    }
     return Configuration(source=REPOSITORY, layout=Layout.of(root), machine=machine, **(usual | given))
 
 
@@ -103,6 +120,41 @@ def test_without_a_root_squid_conf_is_the_documented_one_with_its_mark_port_and_
     assert configuration(None).squid_conf() == f"{MARK}\n{changed}"
     elsewhere = configuration(None, listen="[::1]:3130").squid_conf()
     assert (listen_of(elsewhere), is_ours(elsewhere), is_ours(documented)) == ("[::1]:3130", True, False)
+
+
+@pytest.mark.parametrize(
+    ("listen", "binds"),
+    [
+        ("192.168.137.1:3129", ["192.168.137.1:3129"]),
+        ("[2001:db8::1]:3130", ["[2001:db8::1]:3130"]),
+        ("0.0.0.0:3129", ["0.0.0.0:3129"]),
+        ("3130", ["0.0.0.0:3130", "[::]:3130 v6only"]),
+        ("[::]:3130", ["0.0.0.0:3130", "[::]:3130 v6only"]),
+    ],
+)
+def test_with_tls_haproxy_listens_where_squid_would_and_squid_behind_it(listen: str, binds: list[str]) -> None:
+    made = configuration(Path("/srv/gateway"), listen=listen, tls=True)
+    cfg, behind = made.haproxy(), made.layout.behind_haproxy
+    assert re.findall("^    bind (?!unix)(.*)", cfg, re.MULTILINE) == binds
+    assert listen_of_haproxy(cfg) == listen
+    assert f"    server squid {behind} send-proxy-v2\n" in cfg
+    assert f"http_port {behind} \\\n    require-proxy-header \\\n    ssl-bump \\\n" in made.squid_conf()
+    assert "\nproxy_protocol_access allow localhost\n" in made.squid_conf()
+    assert "127.53.53.53" not in cfg + made.squid_conf()
+    assert f" --tls {listen} --ca /srv/gateway/etc/ca/ca.crt " in made.unit("maintenance")
+
+
+def test_without_tls_nothing_speaks_the_proxy_protocol() -> None:
+    plain = configuration(None).squid_conf()
+    assert re.findall("^(?!#).*(?:proxy_protocol|require-proxy-header)", plain, re.MULTILINE) == []
+    assert "--tls" not in configuration(None).unit("maintenance")
+
+
+def test_the_names_of_the_tls_port_are_those_that_were_given() -> None:
+    given = configuration(None, tls=True, tls_names=("gateway.example", "192.0.2.1"))
+    assert given.server_names == ("gateway.example", "192.0.2.1")
+    assert " --tls-name gateway.example,192.0.2.1 " in given.unit("maintenance")
+    assert configuration(None, tls=True, listen="192.0.2.1:3129").server_names[0] == "192.0.2.1"
 
 
 def test_a_squid_conf_with_name_servers_of_the_operators_has_none_of_ours() -> None:

@@ -14,7 +14,7 @@ from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.plan import Plan, Present, SetupStep, StepKind, Wanted, plan
 
 LAYOUT = Layout.of(Path("/srv/gateway"))
-EXPORTER, MAINTENANCE = LAYOUT.service("exporter"), LAYOUT.service("maintenance")
+EXPORTER, MAINTENANCE, TLS = (LAYOUT.service(name) for name in ("exporter", "maintenance", "tls"))
 CONF = f"{MARK}\nhttp_port 3129 ssl-bump\n"
 OWN = b"192.0.2.1/32\n"
 FILES: Mapping[Path, Entry] = {
@@ -78,6 +78,33 @@ def test_a_first_run_makes_everything_and_then_starts_it() -> None:
         (StepKind.START_EXPORTER, EXPORTER.applied),
     ]
     assert FRESH.notes == ()
+
+
+WITH_TLS = replace(
+    WANTED, files={**FILES, LAYOUT.haproxy: File(b"haproxy\n"), TLS.unit: File(b"tls\n")}, tls=True, certificate=True
+)
+
+
+def test_haproxy_gets_its_certificate_first_and_starts_once_squid_has_left_the_port() -> None:
+    planned = summary(plan(LAYOUT, WITH_TLS, Present()))
+    assert planned[-5:] == [
+        (StepKind.MAKE_SERVER_CERTIFICATE, LAYOUT.tls),
+        (StepKind.START_MAINTENANCE, MAINTENANCE.applied),
+        (StepKind.START_SQUID, LAYOUT.applied),
+        (StepKind.START_TLS, TLS.applied),
+        (StepKind.START_EXPORTER, EXPORTER.applied),
+    ]
+
+
+def test_haproxy_leaves_the_port_before_squid_takes_it_again() -> None:
+    gone = (TLS.unit, TLS.applied, LAYOUT.haproxy, LAYOUT.tls)
+    there = {**HERE.files, **dict.fromkeys(gone, File(b"there\n")), LAYOUT.conf: File(f"{MARK}\n".encode())}
+    planned = summary(plan(LAYOUT, WANTED, replace(HERE, files=there, squid_told="127.1.1.1:13129 a b")))
+    assert [step for step in planned if step[0] is not StepKind.PUT] == [
+        (StepKind.STOP_SERVICE, TLS.unit),
+        *((StepKind.REMOVE, path) for path in gone),
+        (StepKind.RESTART_SQUID, LAYOUT.applied),
+    ]
 
 
 def test_a_second_run_has_no_steps() -> None:

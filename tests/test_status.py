@@ -198,6 +198,10 @@ WRONG = {
         with_task("rotation", "[Errno 13] Permission denied"),
         "The maintenance task rotation fails: [Errno 13]",
     ),
+    "tls-failing": (
+        with_task("tls", "HAProxy does not answer"),
+        "The maintenance task tls fails: HAProxy does not answer.",
+    ),
     "throttle-not-running": (
         replace(
             with_helpers(replace(HELPER, started=0.0)),

@@ -8,6 +8,7 @@
     ├── StateInUse        a state folder that another exporter keeps its counts in
     ├── ListenFailed      an address that the exporter cannot listen on
     ├── ResolverFailed    the resolver that Squid asks cannot be set up
+    ├── TlsPortFailed     HAProxy, which takes clients for Squid, does not answer or does not take its certificate
     ├── DemoFailed        a step of the demonstration that cannot be done, or whose result is unexpected
     ├── SetupFailed       an installation that cannot go on; carries what to do
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
@@ -59,6 +60,10 @@ class ListenFailed(SquidkeeperError):
 
 class ResolverFailed(SquidkeeperError):
     """The resolver that Squid asks cannot be set up; the text says why and what to do."""
+
+
+class TlsPortFailed(SquidkeeperError):
+    """HAProxy does not answer, or does not take its certificate; the text says what it answered."""
 
 
 class DemoFailed(SquidkeeperError):

@@ -228,7 +228,7 @@ MAINTENANCE_UP = Metric(
 MAINTENANCE_TASK_SUCCESS = Metric(
     "squidkeeper_maintenance_task_success",
     _GAUGE,
-    "Whether a task of the maintenance process works: resolver, rotation or own-addresses.",
+    "Whether a task of the maintenance process works: resolver, rotation, own-addresses or tls.",
     ("task",),
 )
 

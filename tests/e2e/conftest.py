@@ -110,10 +110,12 @@ def new_gateway(
         nameserver: str | None = NAMESERVER,
         installed: bool = False,
         throttled: bool = False,
+        port: int = 0,
+        options: tuple[str, ...] = (),
     ) -> Gateway:
-        port = next(ports)
+        port = port or next(ports)
         name = f"{request.module.__name__.rpartition('.')[2]}-{port}"
-        gateway = Gateway(site, name, (at, port), nameserver, installed=installed, throttled=throttled)
+        gateway = Gateway(site, name, (at, port), nameserver, installed=installed, throttled=throttled, options=options)
         gateways.append(gateway)
         gateway.local_conf(*local_conf)
         for name, text in {**(files or {}), "policy.yaml": policy}.items():

@@ -26,9 +26,9 @@ NAMESERVER = "127.0.0.53"
 PROTOTYPE_LISTENS = "127.0.0.1:3129"
 
 
-def install(root: Path, listen: str) -> None:
+def install(root: Path, listen: str, *options: str) -> None:
     """Install a gateway with the project's own installer; the first one of a run needs the package registries."""
-    run(REPOSITORY / "install.sh", "--root", root, "--listen", listen, "--no-start")
+    run(REPOSITORY / "install.sh", "--root", root, "--listen", listen, "--no-start", *options)
 
 
 def install_prototype(root: Path) -> Path:
@@ -61,6 +61,7 @@ class Gateway:
         *,
         installed: bool = False,
         throttled: bool = False,
+        options: tuple[str, ...] = (),  # of install.sh
     ) -> None:
         self.root = site.folder / name
         self.address = address
@@ -73,10 +74,10 @@ class Gateway:
         for venv in site.prototype.glob("venv-*"):
             (self.root / venv.name).symlink_to(venv)  # what takes the installer long
         as_prototype = (nameserver, address[0]) == (NAMESERVER, PROTOTYPE_LISTENS.partition(":")[0])
-        if installed or not as_prototype:
+        if installed or options or not as_prototype:
             (self.root / "etc").mkdir()
             self.local_conf(*([f"dns_nameservers {nameserver}"] if nameserver else []))
-            install(self.root, self.authority)
+            install(self.root, self.authority, *options)
         else:
             self._copy(site.prototype)
         self.local_conf(f"tls_outgoing_options cafile={site.upstream_ca}")

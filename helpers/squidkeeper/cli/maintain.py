@@ -42,6 +42,17 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return value
 
 
+def _server_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Require names and addresses, separated by commas."""
+    from squidkeeper.errors import InvalidUrl
+    from squidkeeper.maintenance.tls import parse_server_names
+
+    try:
+        return parse_server_names(value) if value else ()
+    except InvalidUrl as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
 @click.command()
 @click.option(
     "--resolver",
@@ -61,6 +72,22 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     help="Limit for the access log and its rotated files, such as 20G; the oldest are deleted. cache.log gets a"
     " sixteenth of it. Default: 8G, and at most half of the file system.",
 )
+@click.option(
+    "--tls",
+    metavar="[ADDRESS:]PORT",
+    help="Keep the certificate of HAProxy, which takes clients here for Squid, in the state folder's `tls`. Without it,"
+    " there is no HAProxy.",
+)
+@click.option(
+    "--tls-name",
+    "tls_names",
+    metavar="NAME[,NAME...]",
+    callback=_server_names,
+    help="The names and addresses in that certificate. Default: the address of --tls, or all of this machine's, and"
+    " the host name.",
+)
+@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, which issues that certificate.")
+@file_option("--ca-key", Path("/etc/squid/slicer-ca.key"), "The key of the CA.")
 def maintain(
     resolver: str | None,
     resolv_conf: Path,
@@ -69,8 +96,12 @@ def maintain(
     cache_log: Path,
     squid_pid: Path,
     log_bytes: int | None,
+    tls: str | None,
+    tls_names: tuple[str, ...],
+    ca: Path,
+    ca_key: Path,
 ) -> None:
-    """Run Squid's resolver, follow the gateway's own addresses and limit the size of the logs, until SIGTERM.
+    """Run Squid's resolver, follow own addresses, limit the logs and renew HAProxy's certificate, until SIGTERM.
 
     Run it beside Squid, as Squid's account. The resolver needs the capability CAP_NET_BIND_SERVICE.
     A task that fails is logged and tried again every second. The exporter reports failed tasks, and whether this
@@ -79,17 +110,22 @@ def maintain(
     import logging
     import sys
     from contextlib import ExitStack
+    from functools import partial
 
     from squidkeeper.maintenance.own_addresses import OwnAddresses
     from squidkeeper.maintenance.process import run
     from squidkeeper.maintenance.resolver import Resolver
     from squidkeeper.maintenance.rotation import Rotation
     from squidkeeper.maintenance.squid_process import SquidProcess
+    from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate, TlsPort, server_names
     from squidkeeper.maintenance_status import Heartbeat
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     squid = SquidProcess(squid_pid)
     tasks: list[Task] = [OwnAddresses(state, squid), Rotation(access_log, cache_log, squid, log_bytes)]
+    if tls:
+        names = partial(tuple[str, ...], tls_names) if tls_names else partial(server_names, tls)
+        tasks.append(TlsPort(ServerCertificate(state / "tls" / CERTIFICATE, ca, ca_key, names)))
     with ExitStack() as at_the_end:
         if resolver:
             own = Resolver(resolver, resolv_conf, state / "resolver")

@@ -10,6 +10,19 @@ import click
 _FOLDER = click.Path(path_type=Path)
 
 
+def _server_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """Parse names and addresses, separated by commas."""
+    from squidkeeper.errors import InvalidUrl
+    from squidkeeper.maintenance.tls import parse_server_names
+
+    try:
+        return parse_server_names(value) if value else ()
+    except InvalidUrl as error:
+        raise click.BadParameter(
+            f"{error}: name hosts and addresses, such as gateway.example,192.168.137.1", ctx, param
+        ) from error
+
+
 @click.command()
 @click.option("--source", type=_FOLDER, required=True, hidden=True)
 @click.option("--venv", type=_FOLDER, required=True, hidden=True)
@@ -23,6 +36,9 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--exporter-listen", default="", help="Where metrics and status page are served.")
 @click.option("--no-exporter", is_flag=True, help="No exporter.")
 @click.option("--log-bytes", default="", help="The limit of the access log with its rotations.")
+@click.option("--tls", is_flag=True, help="HAProxy in front of Squid, for TLS to the proxy.")
+@click.option("--no-tls", is_flag=True, help="No HAProxy.")
+@click.option("--tls-name", default="", callback=_server_names, help="Names and addresses in its certificate.")
 @click.option("--no-start", is_flag=True, help="Neither start nor restart anything.")
 @click.option("--dry-run", is_flag=True, help="Print the steps, and change nothing.")
 @click.option("--uninstall", is_flag=True, help="Remove the gateway.")
@@ -33,6 +49,8 @@ def setup(**given: Any) -> None:
     """
     if given["dry_run"] and given["uninstall"]:
         raise click.UsageError("--dry-run is for an installation, not for --uninstall")
+    if given["tls"] and given["no_tls"]:
+        raise click.UsageError("--tls and --no-tls exclude each other")
     from squidkeeper.setup.options import SetupOptions
     from squidkeeper.setup.run import run_setup
 

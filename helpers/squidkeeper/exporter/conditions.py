@@ -507,4 +507,14 @@ CONDITIONS: Final = (
         f"Squid's logs grow without limit. {_MAINTENANCE_LOG}.",
         partial(_task_failing, task="rotation"),
     ),
+    Condition(
+        "tls-failing",
+        _CRITICAL,
+        "1m",
+        "The maintenance task tls fails",
+        "HAProxy, which takes the clients for Squid, does not run, or has no valid certificate. Run `systemctl restart"
+        f" squidkeeper-tls`, or install.sh again. {_MAINTENANCE_LOG}, and `journalctl -u squidkeeper-tls` or tls.log.",
+        partial(_task_failing, task="tls"),
+        unhealthy=True,
+    ),
 )

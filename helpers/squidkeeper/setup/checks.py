@@ -77,15 +77,15 @@ def faults_of(parsed: str) -> str:
     return "".join(f"{line}\n" for line in _FAULTY.findall(parsed))
 
 
-def check_listener(address: str, option: str, pid: int | None) -> None:
-    """Check that a process, which may do so already, can listen: a Squid that cannot ends at once."""
+def check_listener(address: str, option: str, *pids: int | None) -> None:
+    """Check that a process of ours can listen, unless one does so already: a Squid that cannot ends at once."""
     other = f"choose another {option}"
     try:
         free = is_free(address)
     except OSError as error:
         what = f"{address} is not an address of this machine (yet)"
         raise SetupFailed(what, f"set the network up first, {other}, or install with --no-start") from error
-    if not free and not process_listens(pid, port_of(address)):
+    if not free and not any(process_listens(pid, port_of(address)) for pid in pids):
         raise SetupFailed(f"something else listens on {address} already", f"end it, or {other}")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.maintenance.tls import server_names
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.options import port_of, reachable
@@ -19,6 +21,8 @@ _OWN_ADDRESSES: Final = "/var/lib/squidkeeper/own-addresses"
 _RESOLVER: Final = "127.53.53.53"
 _EXPORTER: Final = "127.0.0.1:9129"
 _PROXY: Final = "127.0.0.1:3129"
+_BEHIND_HAPROXY: Final = "127.53.53.53:13129"
+_BINDS: Final = "    bind 0.0.0.0:3129\n    bind [::]:3129 v6only\n"
 
 
 def substitute(text: str, replacements: Mapping[str, str]) -> str:
@@ -35,6 +39,21 @@ def is_ours(conf: str) -> bool:
 def names(conf: str, path: Path) -> bool:
     """Tell whether a squid.conf names a path outside of its comments."""
     return re.search(f"^[^#\n]*{re.escape(str(path))}", conf, re.MULTILINE) is not None
+
+
+def listen_of_haproxy(cfg: str) -> str:
+    """Give the --listen that a haproxy.cfg was rendered for; empty where it is none of ours."""
+    found = re.search(r"^# As given: --listen (\S+)", cfg, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _binds(listen: str) -> tuple[str, ...]:
+    """List the binds of HAProxy. For Squid both PORT and [::]:PORT mean IPv4 and IPv6."""
+    host, _, port = listen.rpartition(":")
+    four, six = f"0.0.0.0:{port}", f"[::]:{port} v6only"
+    if host not in ("", "[::]"):
+        return (listen,)
+    return (four, six) if socket.has_dualstack_ipv6() else (four,)
 
 
 def listen_of(conf: str) -> str:
@@ -54,13 +73,31 @@ class Configuration:
     squid: str  # where the squid.conf in force has it listen
     exporter: str
     log_bytes: str
+    tls: bool = False  # HAProxy takes the clients
+    tls_names: tuple[str, ...] = ()  # as given; else the address it listens on and the host name
     resolver: str = NO_RESOLVER
 
     def render(self, name: str, moved: Mapping[str, str] = {}) -> str:
         """Read a file of squid/ and replace the documented paths and port; `moved` holds other places than usual."""
         text = (self.source / "squid" / name).read_text()
-        text = re.sub(r"^http_port 3129\b", f"http_port {self.listen}", text, flags=re.MULTILINE)
+        text = re.sub(r"^http_port 3129\b", lambda _: f"http_port {self._http_port}", text, flags=re.MULTILINE)
+        if self.tls:
+            text = text.replace("#proxy_protocol_access ", "proxy_protocol_access ")
         return substitute(text, self.layout.replacements() | {_CERTGEN: str(self.machine.certgen), **moved})
+
+    @property
+    def server_names(self) -> tuple[str, ...]:
+        """The names and addresses in the certificate of the TLS port."""
+        return self.tls_names or server_names(self.listen)
+
+    @property
+    def squid_listen(self) -> str:
+        """Where our squid.conf has Squid itself listen."""
+        return self.layout.behind_haproxy if self.tls else self.listen
+
+    @property
+    def _http_port(self) -> str:
+        return f"{self.squid_listen} \\\n    require-proxy-header" if self.tls else self.listen
 
     def squid_conf(self) -> str:
         """Render squid.conf, with the resolver that Squid asks."""
@@ -70,6 +107,12 @@ class Configuration:
         """Render squidkeeper.conf. A squid.conf that does not include the log's format gets it by the fragment."""
         include = f"include {self.layout.logformat}\n" if with_logformat else ""
         return include + self.render("squidkeeper.conf")
+
+    def haproxy(self, moved: Mapping[str, str] = {}) -> str:
+        """Render haproxy.cfg, with HAProxy listening where Squid would listen without it."""
+        text = self.render("haproxy.cfg", {_BEHIND_HAPROXY: self.layout.behind_haproxy, **moved})
+        text = text.replace("--listen 3129", f"--listen {self.listen}")
+        return text.replace(_BINDS, "".join(f"    bind {one}\n" for one in _binds(self.listen)))
 
     def local_conf(self) -> str:
         """Render a local.conf for the operator to edit."""
@@ -82,6 +125,10 @@ class Configuration:
         text = re.sub(r"^Group=proxy$", f"Group={self.machine.group}", text, flags=re.MULTILINE)
         if service == "maintenance" and self.log_bytes not in ("", "auto"):
             text = re.sub(r"^(ExecStart=.*)$", rf"\1 --log-bytes {self.log_bytes}", text, flags=re.MULTILINE)
+        if service == "maintenance" and self.tls:
+            names = f" --tls-name {','.join(self.tls_names)}" if self.tls_names else ""
+            ca = f"--ca {self.layout.ca_cert} --ca-key {self.layout.ca_key}"
+            text = re.sub(r"^(ExecStart=.*)$", rf"\1 --tls {self.listen}{names} {ca}", text, flags=re.MULTILINE)
         return text
 
     def prometheus(self) -> str:
@@ -130,7 +177,11 @@ class Configuration:
         }
 
 
-_UNITS = {"maintenance": "squidkeeper-maintenance.service", "exporter": "observe/squidkeeper-exporter.service"}
+_UNITS = {
+    "maintenance": "squidkeeper-maintenance.service",
+    "tls": "squidkeeper-tls.service",
+    "exporter": "observe/squidkeeper-exporter.service",
+}
 
 
 def usual_exporter(layout: Layout, listen: str) -> str:

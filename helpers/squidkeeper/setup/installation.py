@@ -21,24 +21,34 @@ import psutil
 from squidkeeper.certificates.authority import CertificateAuthority, check_ca, make_ca
 from squidkeeper.errors import SetupFailed
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
+from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.setup import checks
 from squidkeeper.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
-from squidkeeper.setup.configuration import NO_RESOLVER, Configuration, is_ours, listen_of, names, usual_exporter
+from squidkeeper.setup.configuration import (
+    NO_RESOLVER,
+    Configuration,
+    is_ours,
+    listen_of,
+    listen_of_haproxy,
+    names,
+    usual_exporter,
+)
 from squidkeeper.setup.console import SetupStage, say, show
 from squidkeeper.setup.entries import Entry, File, Folder, Link, read_entry, read_source, remove, text_at, write_entry
 from squidkeeper.setup.layout import SERVICES, Layout
-from squidkeeper.setup.machine import check, read_machine
+from squidkeeper.setup.machine import check, quietly, read_machine
 from squidkeeper.setup.options import NO_EXPORTER, SetupOptions, port_of, reachable
-from squidkeeper.setup.packages import UNBOUND, install_unbound
+from squidkeeper.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound
 from squidkeeper.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.setup.transaction import Transaction
 from squidkeeper.squid_account import call_as
 
 _DEFAULT_LISTEN: Final = "3129"
+_LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
 _OPEN_ADVICE: Final = (
     "--listen ADDRESS:PORT with the address that the VMs reach, such as 192.168.137.1:3129; or clients in those rules"
     " (--policy DIR); or --open where a firewall keeps others out"
@@ -61,7 +71,8 @@ class Installation:
         self._configuration = self._configure()
         self._squid = InstalledSquid(layout, self._machine.systemd)
         store = self._work / "store/ssl_db"
-        self._transaction = Transaction(layout, self._machine, self._squid, store, say)
+        certificate = self._work / "tls" / CERTIFICATE
+        self._transaction = Transaction(layout, self._machine, self._squid, store, say, certificate)
         self._confined = False  # AppArmor keeps Squid from what is prepared
 
     def roll_back(self) -> list[str]:
@@ -79,6 +90,7 @@ class Installation:
         self._open_apparmor("squid")
         self._prepare_configuration()
         self._prepare_resolver()
+        self._prepare_tls()
         self._prepare_files()
         self._check_listen()
         self._former = self._layout.program.resolve().parent.parent
@@ -185,10 +197,12 @@ class Installation:
 
     def _configure(self) -> Configuration:
         layout, options = self._layout, self._options
-        before = listen_of(self._conf) if is_ours(self._conf) else _first_word(layout.applied)
+        haproxy = listen_of_haproxy(text_at(layout.haproxy))  # where there is none, Squid itself takes the clients
+        before = haproxy or (listen_of(self._conf) if is_ours(self._conf) else _first_word(layout.applied))
         listen = options.listen or before or _DEFAULT_LISTEN
         told = _first_word(layout.service("exporter").applied)
-        limit = re.search(r"^ExecStart=.* --log-bytes (\S+)", text_at(layout.service("maintenance").unit), re.MULTILINE)
+        tls = not options.no_tls and (options.tls or bool(haproxy))
+        self._check_tls(tls=tls)
         return Configuration(
             source=options.source,
             layout=layout,
@@ -196,8 +210,30 @@ class Installation:
             listen=listen,
             squid=listen_of(self._conf) if self._yours else listen,
             exporter=options.exporter or told or usual_exporter(layout, listen),
-            log_bytes=options.log_bytes or (limit[1] if limit else ""),
+            log_bytes=options.log_bytes or self._maintained("log-bytes"),
+            tls=tls,
+            tls_names=options.tls_name or (*filter(None, self._maintained("tls-name").split(",")),),
         )
+
+    def _maintained(self, option: str) -> str:
+        """Give an option that the maintenance process was started with; empty where it was not."""
+        unit = text_at(self._layout.service("maintenance").unit)
+        found = re.search(rf"^ExecStart=.* --{option} (\S+)", unit, re.MULTILINE)
+        return found[1] if found else ""
+
+    def _check_tls(self, *, tls: bool) -> None:
+        if self._options.tls_name and not tls:
+            raise SetupFailed("--tls-name is for the certificate of the TLS port, which is off", "add --tls")
+        if tls and self._yours:
+            raise SetupFailed(
+                f"--tls replaces the http_port of {self._layout.conf}, which is yours",
+                "--no-tls; squid/INSTALL.md says which lines of yours put HAProxy in front",
+            )
+        if tls and len(str(self._layout.tls)) > _LONGEST_TLS_FOLDER:
+            raise SetupFailed(
+                f"{self._layout.tls} is too long for the path of a socket",
+                f"with --tls, choose a --root that is shorter by {len(str(self._layout.tls)) - _LONGEST_TLS_FOLDER}",
+            )
 
     def _prepare_configuration(self) -> None:
         self._stage.name = "configuration"
@@ -264,6 +300,37 @@ class Installation:
                 say("resolver", "the package unbound is installed, its own service disabled")
         self._open_apparmor("unbound")
 
+    def _prepare_tls(self) -> None:
+        """Prepare HAProxy's configuration and its certificate, and have HAProxy check both."""
+        self._stage.name = "TLS"
+        layout, ours = self._layout, self._configuration
+        if not ours.tls:
+            return
+        self._files[layout.haproxy] = _file(ours.haproxy())
+        self._files[layout.service("tls").unit] = _file(ours.unit("tls"))
+        folder = self._own_folder("tls")
+        for path in (layout.ca_cert, layout.ca_key):
+            write_entry(folder / path.name, self._files[path])
+        call_as(self._machine.account, self._server_certificate_at(folder).issue)
+        say("TLS", f"HAProxy on {ours.listen}, with a certificate for {', '.join(ours.server_names)}")
+        if HAPROXY.exists() or self._install_haproxy():
+            (folder / "haproxy.cfg").write_text(ours.haproxy({"/var/lib/squidkeeper/tls": str(folder)}))
+            quietly(HAPROXY, "-c", "-f", folder / "haproxy.cfg")
+
+    def _install_haproxy(self) -> bool:
+        if self._options.dry_run:
+            say("would", "install the package haproxy, its own service disabled")
+        else:
+            install_haproxy(self._options.source / "install.sh")
+            say("TLS", "the package haproxy is installed, its own service disabled")
+        return not self._options.dry_run
+
+    def _server_certificate_at(self, folder: Path) -> ServerCertificate:
+        """Give the certificate of the TLS port in a folder; the CA is the one that was prepared."""
+        prepared, layout, names = self._work / "tls", self._layout, self._configuration.server_names
+        ca, key = (prepared / path.name for path in (layout.ca_cert, layout.ca_key))
+        return ServerCertificate(folder / CERTIFICATE, ca, key, lambda: names)
+
     def _prepare_files(self) -> None:
         layout, ours, files = self._layout, self._configuration, self._files
         source = self._options.source / "squid"
@@ -295,7 +362,9 @@ class Installation:
         ours, services, starts = self._configuration, self._services(), not self._options.no_start
         self._transaction.services = services
         if self._starts_squid:
-            checks.check_listener(ours.listen, "--listen", self._squid.pid())
+            checks.check_listener(ours.listen, "--listen", self._squid.pid(), services["tls"].pid())
+        if self._starts_squid and ours.tls:
+            checks.check_listener(ours.squid_listen, "--root, or install without --tls", self._squid.pid())
         if starts and ours.resolver != NO_RESOLVER:
             checks.check_resolver(ours.resolver, services["maintenance"].pid(), self._layout.local)
         if starts and ours.exporter != NO_EXPORTER:
@@ -325,6 +394,7 @@ class Installation:
         ours, systemd, owner = self._configuration, self._machine.systemd, self._machine.owner
         ports = {
             "maintenance": None if ours.resolver == NO_RESOLVER else 53,
+            "tls": port_of(ours.listen),
             "exporter": None if ours.exporter == NO_EXPORTER else port_of(ours.exporter),
         }
         return {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
@@ -343,8 +413,10 @@ class Installation:
         wanted = Wanted(
             files=self._files,
             folders={path: Folder({}, mode, owner) for path, mode in folders.items()},
-            listen=ours.listen,
+            listen=ours.squid_listen,
             exporter=ours.exporter,
+            tls=ours.tls,
+            certificate=ours.tls and self._server_certificate_at(layout.tls).is_due(),
             own_addresses=own_addresses().encode(),
             store=new_store,
             start_squid=self._starts_squid,
@@ -361,8 +433,9 @@ class Installation:
         layout, services = self._layout, self._transaction.services
         units = (layout.service(name).unit for name in SERVICES)
         paths = {*wanted.files, layout.conf, layout.former_conf, layout.observe, layout.supervise, layout.local, *units}
+        paths |= {layout.haproxy, layout.service("tls").applied}
         files = {path: read_entry(path) for path in (*paths, layout.own_addresses)}
-        for folder in (*wanted.folders, layout.counts):
+        for folder in (*wanted.folders, layout.counts, layout.tls):
             if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
                 raise SetupFailed(f"{folder} is not a folder", "move it away")
             files[folder] = Folder({}) if folder.exists() else None
@@ -428,6 +501,7 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "AppArmor": "see the lines above; squid/apparmor holds what is added",
         "configuration": f"fix the line, most likely in {layout.local}, and run this again",
         "resolver": f"install the package unbound by hand, or name other name servers in {layout.local}",
+        "TLS": "see the lines above; --no-tls does without it",
         "listen": "end what listens there, or choose another --listen",
         "exporter": "see the lines above; --no-exporter does without it",
     }

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final, Self, get_type_hints
 
-SERVICES: Final = ("maintenance", "exporter")  # what runs beside Squid, in the order of its start
+SERVICES: Final = ("maintenance", "tls", "exporter")  # what runs beside Squid, in the order of its start
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Layout:
     ca_key: Annotated[Path, "/etc/squid/slicer-ca.key", "etc/ca/ca.key"]
     policy: Annotated[Path, "/etc/squidkeeper/policy", "etc/policy"]
     observe: Annotated[Path, "/etc/squidkeeper/observe", "etc/observe"]
+    haproxy: Annotated[Path, "/etc/squidkeeper/haproxy.cfg", "etc/haproxy.cfg"]
     program: Annotated[Path, "/opt/squidkeeper/bin/squidkeeper", "bin/squidkeeper"]
     supervise: Annotated[Path, "/opt/squidkeeper/bin/supervise", "bin/supervise"]
     ssl_db: Annotated[Path, "/var/spool/squid/ssl_db", "state/ssl_db"]
@@ -89,6 +90,11 @@ class Layout:
         return self.state / "exporter"
 
     @property
+    def tls(self) -> Path:
+        """The folder of the TLS port: its certificate, and HAProxy's sockets."""
+        return self.state / "tls"
+
+    @property
     def own_addresses(self) -> Path:
         """The file of the gateway's own addresses."""
         return self.state / "own-addresses"
@@ -124,6 +130,11 @@ class Layout:
         """The loopback address of this gateway's own resolver."""
         one, two, three = self._hash[:3]
         return f"127.{64 + one % 128}.{two}.{1 + three % 254}" if self.root else "127.53.53.53"
+
+    @property
+    def behind_haproxy(self) -> str:
+        """Where Squid listens behind HAProxy: gateways beside each other have addresses of their own."""
+        return f"{self.resolver}:13129"
 
     @property
     def _hash(self) -> bytes:

@@ -25,6 +25,9 @@ class SetupOptions:
     exporter_listen: str = ""
     no_exporter: bool = False
     log_bytes: str = ""
+    tls: bool = False
+    no_tls: bool = False
+    tls_name: tuple[str, ...] = ()
     no_start: bool = False
     dry_run: bool = False
     uninstall: bool = False

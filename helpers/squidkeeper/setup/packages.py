@@ -1,4 +1,4 @@
-"""The package unbound (floor 8), for the gateway's own resolver."""
+"""Packages of programs that run beside Squid (floor 8): unbound for its names, HAProxy for TLS to the proxy."""
 
 from __future__ import annotations
 
@@ -13,25 +13,32 @@ from squidkeeper.setup.entries import File, write_entry
 from squidkeeper.setup.machine import check, quietly
 
 UNBOUND: Final = Path("/usr/sbin/unbound")
+HAPROXY: Final = Path("/usr/sbin/haproxy")
 _POLICY_RC = Path("/usr/sbin/policy-rc.d")
 
 
 def install_unbound(installer: Path) -> None:
-    """Have install.sh install the package, with its own service disabled.
+    """Install unbound. Its own service would take port 53 of 127.0.0.1, and with resolvconf the host's resolv.conf."""
+    _install_disabled(installer, "unbound", "unbound.service", "unbound-resolvconf.service")
 
-    Debian starts and enables what it installs. unbound's own service would take port 53 of 127.0.0.1, and with the
-    package resolvconf the host's resolv.conf.
-    """
+
+def install_haproxy(installer: Path) -> None:
+    """Install HAProxy."""
+    _install_disabled(installer, "haproxy", "haproxy.service")
+
+
+def _install_disabled(installer: Path, package: str, *units: str) -> None:
+    """Have install.sh install a package, with its own service disabled: Debian starts and enables what it installs."""
     with _no_starts():
-        command = (str(installer), "--install-package", "unbound")
+        command = (str(installer), "--install-package", package)
         # not `run`, which kills a package manager that is interrupted
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603 - our own
             told, _ = process.communicate()
         check(subprocess.CompletedProcess(command, process.returncode, told))
     if shutil.which("apt-get") and shutil.which("systemctl"):
-        quietly("systemctl", "disable", "unbound.service", "unbound-resolvconf.service")
+        quietly("systemctl", "disable", *units)
     if shutil.which("apt-get") and shutil.which("update-rc.d"):
-        quietly("update-rc.d", "unbound", "disable")
+        quietly("update-rc.d", package, "disable")
 
 
 @contextmanager

@@ -35,6 +35,8 @@ class StepKind(StrEnum):
     START_SQUID = "start Squid, and note it in"
     RESTART_SQUID = "restart Squid, and note it in"
     RECONFIGURE_SQUID = "reconfigure Squid, and note it in"
+    MAKE_SERVER_CERTIFICATE = "make the certificate of the TLS port in"
+    START_TLS = "start HAProxy, and note it in"
     START_EXPORTER = "start the exporter, and note it in"
 
 
@@ -44,6 +46,8 @@ _STAGES: Final = {
     StepKind.START_SQUID: "start",
     StepKind.RESTART_SQUID: "start",
     StepKind.RECONFIGURE_SQUID: "start",
+    StepKind.MAKE_SERVER_CERTIFICATE: "TLS",
+    StepKind.START_TLS: "TLS",
     StepKind.START_EXPORTER: "exporter",
 }
 
@@ -74,6 +78,8 @@ class Wanted:
     listen: str
     exporter: str
     own_addresses: bytes = b""
+    tls: bool = False  # HAProxy takes the clients
+    certificate: bool = False  # the one of the TLS port is due
     store: bool = False  # the certificate store in place is another CA's
     start_squid: bool = True
     start_services: bool = True
@@ -121,7 +127,7 @@ class _Planner:
         steps = [*self._folders(), *self._former(), *self._files(), *self._state()]
         if steps and self._wanted.selinux:
             steps.append(SetupStep(StepKind.LABEL, self._layout.state))
-        steps += [*self._maintenance(), *self._squid(), *self._exporter()]
+        steps += [*self._maintenance(), *self._squid(), *self._tls(), *self._exporter()]
         return Plan(tuple(steps), tuple(self._notes))
 
     def _folders(self) -> Iterator[SetupStep]:
@@ -157,11 +163,18 @@ class _Planner:
         yield from self._put(self._wanted.files)
         if self._wanted.store:
             yield SetupStep(StepKind.PUT_STORE, self._layout.ssl_db)
-        unit, observe = self._layout.service("exporter").unit, self._layout.observe
-        if self._wanted.exporter == NO_EXPORTER and unit in self._here:
-            yield SetupStep(StepKind.STOP_SERVICE, unit)
+        layout = self._layout
         if self._wanted.exporter == NO_EXPORTER:
-            yield from (SetupStep(StepKind.REMOVE, path) for path in (unit, observe) if path in self._here)
+            yield from self._without("exporter", layout.observe)
+        if not self._wanted.tls:
+            yield from self._without("tls", layout.service("tls").applied, layout.haproxy, layout.tls)
+
+    def _without(self, service: str, *others: Path) -> Iterator[SetupStep]:
+        """Stop a service, and remove its unit and what only it has."""
+        unit = self._layout.service(service).unit
+        if unit in self._here:
+            yield SetupStep(StepKind.STOP_SERVICE, unit)
+        yield from (SetupStep(StepKind.REMOVE, path) for path in (unit, *others) if path in self._here)
 
     def _state(self) -> Iterator[SetupStep]:
         yield from (SetupStep(StepKind.GIVE_TO_SQUID, path) for path in self._present.closed)
@@ -169,11 +182,19 @@ class _Planner:
             yield SetupStep(StepKind.MAKE_AS_SQUID, self._layout.counts)
         if _content(self._here.get(self._layout.own_addresses)) != self._wanted.own_addresses:
             yield SetupStep(StepKind.WRITE_OWN_ADDRESSES, self._layout.state)
+        if self._wanted.certificate:
+            yield SetupStep(StepKind.MAKE_SERVER_CERTIFICATE, self._layout.tls)
 
     def _maintenance(self) -> Iterator[SetupStep]:
         reads = self._service_reads("maintenance")
         if self._goes_on("maintenance", reads):
             yield _noting(StepKind.START_MAINTENANCE, self._layout.service("maintenance").applied, reads)
+
+    def _tls(self) -> Iterator[SetupStep]:
+        paths = self._layout.service("tls")
+        reads = self._hash((paths.unit, self._layout.supervise, self._layout.haproxy))
+        if self._wanted.tls and self._goes_on("tls", reads):
+            yield _noting(StepKind.START_TLS, paths.applied, reads)
 
     def _exporter(self) -> Iterator[SetupStep]:
         """Start the exporter. The note about it begins with where it listens, which a later run uses again."""

@@ -17,6 +17,7 @@ from typing import Final
 
 from squidkeeper.errors import SetupFailed
 from squidkeeper.maintenance.own_addresses import prepare_own_addresses
+from squidkeeper.maintenance.tls import put_server_certificate
 from squidkeeper.setup.apparmor import is_additions, reload_apparmor
 from squidkeeper.setup.configuration import listen_of
 from squidkeeper.setup.entries import LOG_END, Entry, File, Folder, give_folder, remove, text_at, write_entry
@@ -27,7 +28,11 @@ from squidkeeper.setup.plan import SetupStep, StepKind
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.squid_account import call_as
 
-_STARTS: Final = {StepKind.START_MAINTENANCE: "maintenance", StepKind.START_EXPORTER: "exporter"}
+_STARTS: Final = {
+    StepKind.START_MAINTENANCE: "maintenance",
+    StepKind.START_TLS: "tls",
+    StepKind.START_EXPORTER: "exporter",
+}
 _TELLS: Final = {
     StepKind.START_SQUID: "started",
     StepKind.RESTART_SQUID: "restarted",
@@ -48,12 +53,14 @@ class Transaction:
         squid: InstalledSquid,
         store: Path,
         say: Callable[[str, str], None],
+        server_certificate: Path = Path(),
     ) -> None:
         self._layout = layout
         self._machine = machine
         self._squid = squid
         self.services: Mapping[str, InstalledService] = {}
         self._store = store  # the certificate store that was prepared
+        self._server_certificate = server_certificate  # as prepared
         self._say = say
         self._touched: dict[Path, bool] = {}  # and whether something was there
         self._stopped: dict[InstalledSquid | InstalledService, bool] = {}  # and whether it ran
@@ -65,8 +72,8 @@ class Transaction:
                 self._make_directory(path, folder)
             case SetupStep(StepKind.REMOVE, path):
                 self._set_aside(path)
-            case SetupStep(StepKind.STOP_SERVICE):
-                self._stop(self.services["exporter"])
+            case SetupStep(StepKind.STOP_SERVICE, unit):
+                self._stop(self.services[unit.stem.removeprefix("squidkeeper-")])
             case SetupStep(StepKind.PUT, path, entry) if entry:
                 self._put(path, entry)
             case SetupStep(StepKind.OPEN_APPARMOR, path, entry) if entry:
@@ -91,6 +98,9 @@ class Transaction:
                 give_folder(path, machine.owner)
                 call_as(machine.account, lambda: path.chmod(0o750))
                 self._say("state", f"given to {machine.account.name}: {path}")
+            case StepKind.MAKE_SERVER_CERTIFICATE:
+                self._touched.setdefault(path, path.exists())
+                call_as(machine.account, lambda: put_server_certificate(path, self._server_certificate))
             case StepKind.WRITE_OWN_ADDRESSES:
                 call_as(machine.account, lambda: prepare_own_addresses(path))
             case StepKind.LABEL:  # systemd's Squid may write only what is labelled as its own

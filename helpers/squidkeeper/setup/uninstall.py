@@ -30,6 +30,7 @@ def uninstall(layout: Layout) -> None:
             "take that line out, tell Squid if it runs with it, and run this again",
         )
     _stop("exporter", layout, systemd=systemd)
+    _stop("tls", layout, systemd=systemd)
     if ours:
         squid.stop()
         layout.conf.unlink()
@@ -68,7 +69,7 @@ def _remove_files(layout: Layout) -> None:
     ours = (previous, layout.fragment, layout.logformat, layout.policy_lines, layout.errors)
     kept = (layout.state, layout.run, layout.applied)
     services = (path for name in SERVICES for path in (layout.service(name).unit, layout.service(name).applied))
-    for path in (*ours, *kept, *services, layout.observe, layout.supervise, *layout.ca_links):
+    for path in (*ours, *kept, *services, layout.haproxy, layout.observe, layout.supervise, *layout.ca_links):
         remove(path)
     if layout.command and read_entry(layout.command) == Link(str(layout.program)):
         remove(layout.command)
