@@ -24,6 +24,7 @@ FLOORS = {
     "engine": 3,
     "policy_lines": 3,
     "atomic_write": 4,
+    "client_kit": 4,
     "credentials": 4,
     "maintenance_status": 4,
     "policy_store": 4,

@@ -10,6 +10,7 @@
     ├── ResolverFailed    the resolver that Squid asks cannot be set up
     ├── TlsPortFailed     HAProxy, which takes clients for Squid, does not answer or does not take its certificate
     ├── DemoFailed        a step of the demonstration that cannot be done, or whose result is unexpected
+    ├── InvalidSetting    a proxy, path or host that a client's variables cannot hold
     ├── SetupFailed       an installation that cannot go on; carries what to do
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── PatternError      a host, path, port or query pattern that cannot be understood
@@ -68,6 +69,10 @@ class TlsPortFailed(SquidkeeperError):
 
 class DemoFailed(SquidkeeperError):
     """A step of the demonstration that cannot be done, or whose result is unexpected; the text says which."""
+
+
+class InvalidSetting(SquidkeeperError):
+    """A proxy, path or host that a client's variables cannot hold; the text says what was expected."""
 
 
 class SetupFailed(SquidkeeperError):

@@ -7,7 +7,20 @@ from importlib import import_module
 import click
 
 _HELPERS = ("acl", "rewrite", "credential", "throttle")
-_COMMANDS = ("check", "explain", "log", "report", "demo", "exporter", "maintain", "setup", *_HELPERS)
+_COMMANDS = (
+    "check",
+    "explain",
+    "log",
+    "report",
+    "demo",
+    "env",
+    "probe",
+    "brief",
+    "exporter",
+    "maintain",
+    "setup",
+    *_HELPERS,
+)
 
 
 class LateGroup(click.Group):
@@ -30,6 +43,7 @@ class LateGroup(click.Group):
 def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
-    `check`, `explain`, `log`, `report` and `demo` are for people. `acl`, `rewrite`, `credential` and `throttle` are the
-    helpers that Squid starts. `exporter` and `maintain` are services beside Squid. `setup` is a part of install.sh.
+    `check`, `explain`, `log`, `report` and `demo` are for people. `env`, `probe` and `brief` print what a client needs.
+    `acl`, `rewrite`, `credential` and `throttle` are the helpers that Squid starts. `exporter` and `maintain` are
+    services beside Squid. `setup` is a part of install.sh.
     """

@@ -73,9 +73,14 @@ class OwnAddresses:
 
 def public_addresses() -> frozenset[Address]:
     """List the addresses of this machine's interfaces that are not private, without zones."""
+    return frozenset(address for address in interface_addresses() if not is_private(address))
+
+
+def interface_addresses() -> frozenset[Address]:
+    """List the addresses of this machine's interfaces, without zones."""
     found = chain.from_iterable(psutil.net_if_addrs().values())
     texts = (one.address.partition("%")[0] for one in found if one.family in (AF_INET, AF_INET6))
-    return frozenset(address for address in map(ip_address, texts) if not is_private(address))
+    return frozenset(map(ip_address, texts))
 
 
 def reached_at(listen: str) -> list[Address]:

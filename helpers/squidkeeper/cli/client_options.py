@@ -1,0 +1,146 @@
+"""What `env`, `probe` and `brief` share: the gateway, its policy, one client of it, and the proxy's URL (floor 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from squidkeeper.errors import InvalidSetting, PolicyError
+
+if TYPE_CHECKING:
+    from squidkeeper.client_kit.client import KitClient
+    from squidkeeper.client_kit.environment import ClientSettings, Proxy
+    from squidkeeper.engine import CompiledPolicy
+    from squidkeeper.setup.layout import Layout
+
+F = TypeVar("F", bound=Callable[..., Any])
+_PATH = click.Path(path_type=Path)
+
+
+def client_options(command: F) -> F:
+    """Add the options that choose a gateway and a client of it."""
+    for option in reversed(
+        (
+            click.option(
+                "--client", metavar="NAME", help="A client of the policy. Left out: one that it does not name."
+            ),
+            click.option("--user", metavar="NAME", help="The proxy user, where the client has several."),
+            click.option("--root", type=_PATH, metavar="DIR", help="The gateway of install.sh --root DIR."),
+            click.option("--policy", "directory", type=_PATH, metavar="DIR", help="Another policy than the gateway's."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def setting_options(command: F) -> F:
+    """Add the options that the variables of a client are made from."""
+    from squidkeeper.client_kit import environment
+
+    for option in reversed(
+        (
+            click.option(
+                "--proxy", metavar="URL", help="The proxy as the client reaches it, by default where Squid listens."
+            ),
+            click.option(
+                "--ca-path", default=environment.CA_PATH, show_default=True, help="The gateway's root, in the VM."
+            ),
+            click.option(
+                "--bundle-path",
+                default=environment.BUNDLE_PATH,
+                show_default=True,
+                help="The public roots and the gateway's, in the VM.",
+            ),
+            click.option(
+                "--java-store-path",
+                default=environment.JAVA_STORE_PATH,
+                show_default=True,
+                help="Java's trust store, in the VM.",
+            ),
+            click.option("--ca", type=_PATH, metavar="FILE", help="Another root than the gateway's, on this machine."),
+            click.option("--no-proxy", multiple=True, metavar="HOST", help="A host that the client reaches directly."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOfGateway:
+    """A client, with the gateway and the policy it belongs to."""
+
+    layout: Layout
+    policy: CompiledPolicy
+    client: KitClient
+    now: datetime
+
+
+def read_client(client: str | None, user: str | None, root: Path | None, directory: Path | None) -> ClientOfGateway:
+    """Load the policy and find the client; a usage error where that is not possible."""
+    from squidkeeper.client_kit.client import client_of
+    from squidkeeper.policy_store.loading import load
+    from squidkeeper.setup.layout import Layout
+
+    layout, now = Layout.of(root), datetime.now(UTC)
+    folder = directory or layout.policy
+    try:
+        policy = load(folder, now).compiled
+        return ClientOfGateway(layout, policy, client_of(policy.source, client, user), now)
+    except PolicyError as error:
+        raise click.ClickException(f"{error}\n{folder} does not load: fix it first (squidkeeper check)") from error
+    except InvalidSetting as error:
+        raise click.UsageError(str(error)) from error
+
+
+def read_settings(found: ClientOfGateway, proxy: str | None, no_proxy: tuple[str, ...], **paths: str) -> ClientSettings:
+    """Check what the variables are made from; a usage error that says what was expected."""
+    from squidkeeper.client_kit.environment import ClientSettings, parse_proxy
+
+    try:
+        url = parse_proxy(proxy) if proxy else _proxy_of(found)
+        return ClientSettings(proxy=url, user=found.client.user, direct=no_proxy, **paths)
+    except InvalidSetting as error:
+        raise click.UsageError(str(error)) from error
+
+
+def read_root(file: Path) -> str:
+    """Read the gateway's root: the last certificate of its file, where an intermediate comes before it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    try:
+        return x509.load_pem_x509_certificates(file.read_bytes())[-1].public_bytes(Encoding.PEM).decode()
+    except OSError as error:
+        raise click.ClickException(f"{file} cannot be read ({error.strerror}): give the root by --ca FILE") from error
+    except ValueError as error:
+        raise click.ClickException(f"{file} holds no certificate in PEM form: give the root by --ca FILE") from error
+
+
+def _proxy_of(found: ClientOfGateway) -> Proxy:
+    """Read where the gateway listens: its own address in the client's networks where it listens on every address."""
+    from squidkeeper.client_kit.environment import parse_proxy
+    from squidkeeper.maintenance.own_addresses import interface_addresses
+    from squidkeeper.setup.configuration import listen_of, listen_of_haproxy
+    from squidkeeper.setup.entries import text_at
+
+    layout = found.layout
+    listen = listen_of_haproxy(text_at(layout.haproxy)) or listen_of(text_at(layout.conf))
+    if not listen:
+        raise InvalidSetting(f"{layout.conf} cannot be read, or has no http_port: give --proxy URL")
+    host, _, port = listen.rpartition(":")
+    if host not in ("", "0.0.0.0", "[::]") and not ip_address(host.strip("[]")).is_loopback:  # noqa: S104 - compared
+        return parse_proxy(f"http://{listen}")
+    networks = (found.client.client and found.client.client.networks) or ()
+    own = [one for one in interface_addresses() if any(one in network for network in networks)]
+    if len(own) != 1 or host:
+        where = f"on {listen}" if host else f"on port {port} of every address"
+        raise InvalidSetting(
+            f"Squid listens {where}: give the address that the client uses, as in --proxy http://192.168.137.1:{port}"
+        )
+    return parse_proxy(f"http://{own[0]}:{port}" if own[0].version == 4 else f"http://[{own[0]}]:{port}")

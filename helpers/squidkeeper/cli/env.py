@@ -1,0 +1,48 @@
+"""`squidkeeper env` (floor 9): the environment of a client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from squidkeeper.cli.client_options import client_options, read_client, read_root, read_settings, setting_options
+from squidkeeper.client_kit.formats import ClientEnvironment, EnvironmentForm, write_environment
+
+_HOLD_THE_ROOT = (EnvironmentForm.CLOUD_INIT, EnvironmentForm.DOCKERFILE)
+
+
+@click.command()
+@client_options
+@setting_options
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([form.value for form in EnvironmentForm]),
+    default=EnvironmentForm.SH.value,
+    show_default=True,
+    help="sh: lines to source. dotenv: docker --env-file.",
+)
+def env(
+    client: str | None,
+    user: str | None,
+    root: Path | None,
+    directory: Path | None,
+    proxy: str | None,
+    no_proxy: tuple[str, ...],
+    form: str,
+    ca: Path | None,
+    **paths: str,
+) -> None:
+    """Print the environment that sends a client's programs through the gateway, and lets them trust it.
+
+    The variables name two files in the VM: the gateway's root, and a bundle of the public roots with the gateway's.
+    cloud-init and dockerfile write both. For the other forms put the root into the VM's trust store.
+
+    A password is never printed: where the client is a proxy user, the word PASSWORD stands for it.
+    """
+    found = read_client(client, user, root, directory)
+    settings = read_settings(found, proxy, no_proxy, **paths)
+    wanted = EnvironmentForm(form)
+    pem = read_root(ca or found.layout.ca_cert) if wanted in _HOLD_THE_ROOT else ""
+    click.echo(write_environment(ClientEnvironment(found.client.name, settings, pem), wanted), nl=False)

@@ -1,0 +1,60 @@
+"""`squidkeeper probe` (floor 9): one file that runs in the VM of a client, and tells what works there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from squidkeeper.cli.client_options import client_options, read_client, read_root, read_settings, setting_options
+from squidkeeper.client_kit.probe import ClientProbe, ProbeForm, write_probe
+
+
+@click.command()
+@client_options
+@setting_options
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([form.value for form in ProbeForm]),
+    default=ProbeForm.PYTHON.value,
+    show_default=True,
+    help="python: 3.8 or newer. sh: a POSIX shell.",
+)
+@click.option(
+    "--allowed", multiple=True, metavar="URL", help="A URL that the policy allows, by default from its rules."
+)
+@click.option("--denied", multiple=True, metavar="URL", help="A URL that the policy denies, by default from its rules.")
+def probe(
+    client: str | None,
+    user: str | None,
+    root: Path | None,
+    directory: Path | None,
+    proxy: str | None,
+    no_proxy: tuple[str, ...],
+    ca: Path | None,
+    form: str,
+    allowed: tuple[str, ...],
+    denied: tuple[str, ...],
+    **paths: str,
+) -> None:
+    """Print a file that tells, inside the VM of a client, whether each program there gets through.
+
+    It tries curl, wget, Python, requests, Node, git, pip, npm, uv, Go, Java and apt with a URL that the policy allows
+    and one that it denies; whether names resolve and direct connections work; and says what to fix.
+
+    squidkeeper probe --client agents > probe.py, and in the VM: python3 probe.py
+    """
+    from squidkeeper.client_kit.client import allowed_url, denied_url, parse_probed_url
+    from squidkeeper.errors import InvalidSetting
+
+    found = read_client(client, user, root, directory)
+    settings = read_settings(found, proxy, no_proxy, **paths)
+    try:
+        given = tuple(map(parse_probed_url, allowed)), tuple(map(parse_probed_url, denied))
+    except InvalidSetting as error:
+        raise click.UsageError(str(error)) from error
+    of_policy = [choose(found.policy, found.client, found.now) for choose in (allowed_url, denied_url)]
+    tried = [urls or ((url,) if url else ()) for urls, url in zip(given, of_policy, strict=True)]
+    pem = read_root(ca or found.layout.ca_cert)
+    click.echo(write_probe(ClientProbe(found.client.name, settings, pem, *tried), ProbeForm(form)), nl=False)
