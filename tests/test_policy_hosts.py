@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
+from itertools import product
 
 import pytest
 from hypothesis import example, given
@@ -35,6 +36,32 @@ def test_a_pattern_matches_its_hosts_and_no_others(pattern: str) -> None:
     assert [host for host in others if parsed.matches(parse_host(host))] == []
 
 
+OVERLAPS = [
+    ("example.com", ".example.com", True),
+    ("example.com", "*.example.com", False),
+    ("a.example.com", "*.example.com", True),
+    ("*.example.com", "**.example.com", True),
+    ("*.example.com", ".a.example.com", True),
+    ("*.example.com", "**.a.example.com", False),
+    ("**.example.com", "*.a.example.com", True),
+    (".example.com", ".example.org", False),
+    ("xexample.com", ".example.com", False),
+    ("*", "example.com", True),
+    ("*", "203.0.113.0/24", True),
+    ("203.0.113.0/24", "203.0.113.7", True),
+    ("203.0.113.0/24", "203.0.114.0/24", False),
+    ("203.0.113.0/24", "2001:db8::/32", False),
+    ("203.0.113.0/24", "example.com", False),
+]
+
+
+@pytest.mark.parametrize(("one", "two", "expected"), OVERLAPS)
+def test_patterns_overlap_where_one_host_matches_both(one: str, two: str, expected: bool) -> None:
+    first, second = parse_host_pattern(one), parse_host_pattern(two)
+    assert (first.overlaps(second), second.overlaps(first)) == (expected, expected)
+    assert first.overlaps(first)
+
+
 LABELS = st.sampled_from(["a", "b", "com"])
 NAMES = st.lists(LABELS, min_size=1, max_size=4).map(".".join)
 FORMS = st.sampled_from([HostForm.EXACT, HostForm.TREE, HostForm.LABEL, HostForm.UNDER])
@@ -59,6 +86,18 @@ def test_keys_find_exactly_the_patterns_that_match(form: HostForm, name: str, ho
     expected = matches(form, name, host)
     assert (pattern.key in host_keys(Host(host))) is expected
     assert pattern.matches(Host(host)) is expected
+
+
+SHORT_NAMES = st.lists(LABELS, min_size=1, max_size=2).map(".".join)
+SHORT_HOSTS = [".".join(labels) for length in (1, 2, 3, 4) for labels in product(("a", "b", "com"), repeat=length)]
+
+
+@given(FORMS, SHORT_NAMES, FORMS, SHORT_NAMES)
+def test_patterns_overlap_exactly_where_a_host_matches_both(
+    form: HostForm, name: str, other_form: HostForm, other: str
+) -> None:
+    expected = any(matches(form, name, host) and matches(other_form, other, host) for host in SHORT_HOSTS)
+    assert parse_host_pattern(f"{form}{name}").overlaps(parse_host_pattern(f"{other_form}{other}")) is expected
 
 
 @pytest.mark.parametrize("form", [HostForm.TREE, HostForm.LABEL, HostForm.UNDER])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -52,6 +53,19 @@ class HostPattern:
         if self.network is not None:
             return host.address is not None and host.address in self.network
         return self.key in host_keys(host)
+
+    def overlaps(self, other: HostPattern) -> bool:
+        """Tell whether some host matches both patterns."""
+        if HostForm.ANY in (self.form, other.form):
+            return True
+        if self.network is not None and other.network is not None:
+            return self.network.version == other.network.version and self.network.overlaps(other.network)
+        return any(other.matches(host) for host in self._samples()) or any(map(self.matches, other._samples()))
+
+    def _samples(self) -> Iterator[Host]:
+        """Give a host of each depth that the pattern tells apart: the name, a label under it, two labels under it."""
+        names = (self.name, f"x.{self.name}", f"x.x.{self.name}") if self.name else ()
+        return filter(self.matches, map(Host, names))
 
 
 def parse_host_pattern(text: str) -> HostPattern:
