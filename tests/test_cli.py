@@ -307,7 +307,8 @@ def test_explain_says_the_verdict_and_everything_that_led_to_it(policy: Path) ->
         f"credential   api: Authorization ({policy}/policy.yaml:12)",
         "resolved     later, by Squid: it denies the request as private-address if an address of api.example is "
         "private (private: true on the rule api would allow it)",
-        f"websocket    no, the rule posts ({policy}/policy.yaml:5) names methods",
+        f"websocket    no, the rule posts ({policy}/policy.yaml:5) names methods "
+        "(websocket: true on the rule api would let it pass)",
         "reading      sent /v1/x: allow by api",
         f"passed over  posts ({policy}/policy.yaml:5): methods did not hold",
     ]
@@ -322,8 +323,10 @@ def test_explain_says_whether_a_websocket_passes(policy: Path) -> None:
     )
     asked = {
         "https://whole.example/": "yes",
-        "https://part.example/x?q=x": f"no, the rule part ({policy}/b.yaml:2) names paths, query",
-        "https://packages.example/": f"no, the rewrite mirror ({policy}/policy.yaml:9) is for this host",
+        "https://part.example/x?q=x": f"no, the rule part ({policy}/b.yaml:2) names paths, query "
+        "(websocket: true on the rule part would let it pass)",
+        "https://packages.example/": f"no, the rewrite mirror ({policy}/policy.yaml:9) is for this host "
+        "(websocket: true on the rule mirrored would let it pass)",
     }
     for url, said in asked.items():
         assert f"websocket    {said}" in run("explain", "--policy", policy, "GET", url)[1].splitlines()
@@ -382,6 +385,7 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
             "passes": False,
             "reason": f"the rewrite mirror ({policy}/policy.yaml:9) is for this host",
         },
+        "passthrough": False,
         "readings": [
             {"reading": "sent", "path": "/a%2Fb", "verdict": "allow", "rule": "mirrored"},
             {"reading": "plain", "path": "/a/b", "verdict": "allow", "rule": "mirrored"},
@@ -430,6 +434,20 @@ def test_a_url_that_the_gateway_denies_is_denied(policy: Path, target: str) -> N
     assert (status, out.splitlines()[1]) == (1, "rule         invalid-request")
 
 
+def test_explain_says_whether_a_tunnel_passes_through(policy: Path) -> None:
+    write_policy(policy, "rules: [{name: pinned, action: allow, hosts: [pinned.example], tls: passthrough}]", "b.yaml")
+    through = "tls          passthrough: only client, host, port and TLS server name are seen, no method and no path"
+    asked = {"CONNECT": "pinned.example:443", "POST": "https://pinned.example/x"}
+    for method, target in asked.items():
+        assert through in run("explain", "--policy", policy, method, target)[1].splitlines()
+    bumped = "tls          bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC need tls: passthrough"
+    assert bumped in run("explain", "--policy", policy, "CONNECT", "api.example:443")[1]
+    for target in ("https://api.example/v1/x", "http://pinned.example/"):
+        assert "tls " not in run("explain", "--policy", policy, "GET", target)[1]
+    said = json.loads(run("explain", "--policy", policy, "--json", "GET", "https://pinned.example/")[1])
+    assert said["passthrough"] is True
+
+
 def test_explain_exits_by_the_verdict(policy: Path) -> None:
     assert run("explain", "--policy", policy, "GET", "https://en.wikipedia.org/")[0] == 1
     assert run("explain", "--policy", policy, "CONNECT", "api.example:443")[0] == 0
@@ -456,6 +474,22 @@ ON_RECORD: list[tuple[dict[str, str], int, str]] = [
     ({"tunnel": "a.wikipedia.org:443%20denied%20by%20no-wikipedia"}, 1, "rule         no-wikipedia "),
     ({"method": "CONNECT", "url": "api.example:443", "revision": "-"}, 1, "A CONNECT inside a tunnel is not allowed."),
     ({"method": "CONNECT", "url": "api.example:443"}, 0, "ALLOW        CONNECT api.example:443 (logged"),
+    (
+        {"method": "CONNECT", "url": "api.example:443", "squid": "TCP_TUNNEL/HIER_DIRECT"},
+        1,
+        "A CONNECT inside a tunnel is not allowed. No rule passes this tunnel through.",
+    ),
+    (
+        {
+            "method": "CONNECT",
+            "url": "api.example:443",
+            "squid": "TCP_DENIED/HIER_NONE",
+            "sni": "x.example",
+            "tunnel": "api.example:443%20denied%20by%20authority-mismatch",
+        },
+        1,
+        "The TLS server name is 'x.example', the tunnel is for api.example:443.",
+    ),
     ({"url": CUT, "cut": "5000:abc"}, 2, "the beginning of url (length and SHA-256 of the whole URL: 5000:abc)."),
     ({"url": CUT}, 2, "cannot be explained by the policy: the record holds only the beginning of url."),
     ({"rule": "private-address"}, 2, "had a private address, which only Squid knew"),

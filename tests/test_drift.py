@@ -38,6 +38,7 @@ rules:
     action: allow
     hosts: [open.example, paths.example, api.example, old.example, moved.example, "2001:db8::10", 203.0.113.7]
   - {name: front, action: allow, hosts: [front.example]}
+  - {name: pinned, action: allow, hosts: [pinned.example], tls: passthrough}
 rewrites:
   - {name: front, hosts: [front.example], to: "https://api.example{path}"}
   - {name: moved, hosts: [moved.example], to: "https://open.example{path}", redirect: 308}
@@ -129,6 +130,35 @@ def test_what_came_of_an_origin_or_a_cache_or_opened_a_tunnel_is_served(
     assert was_served(one)
     assert found(drift.check(one)) == ("allowed", "closed")
     assert found(drift.check(record(url, **{**fields, "rule": NONE, "verdict": NONE}))) == ("unasked", "none")
+
+
+SPLICED = {**CONNECT, "squid": "TCP_TUNNEL/HIER_DIRECT"}
+
+
+@pytest.mark.parametrize(
+    ("host", "sni", "fields", "finding"),
+    [
+        ("pinned.example", "pinned.example", SPLICED, None),
+        ("pinned.example", "PINNED.example.", SPLICED, None),
+        ("pinned.example", "-", CONNECT, None),  # the first line, of the CONNECT
+        ("open.example", "open.example", CONNECT, None),
+        ("pinned.example", "-", SPLICED, ("allowed", "authority-mismatch")),
+        ("pinned.example", "open.example", SPLICED, ("allowed", "authority-mismatch")),
+        ("open.example", "open.example", SPLICED, ("allowed", "invalid-request")),  # the policy has it bumped
+        ("closed.example", "closed.example", SPLICED, ("allowed", "closed")),
+    ],
+)
+def test_a_tunnel_that_passed_through_is_drift_unless_the_policy_passes_it_through(
+    drift: DriftChecker,
+    record: Callable[..., Record],
+    host: str,
+    sni: str,
+    fields: dict[str, Any],
+    finding: tuple[str, str] | None,
+) -> None:
+    for _ in range(2):  # once decided, once remembered
+        one = record(f"{host}:443", **fields, sni=sni, tunnel=quote(f"{host}:443", safe=""))
+        assert found(drift.check(one)) == finding
 
 
 def found(finding: Finding | None) -> tuple[str, str] | None:

@@ -141,6 +141,8 @@ rules:
   - {name: no-posts, action: deny, hosts: [posts.example], methods: [POST]}
   - {name: after, action: allow, hosts: [posts.example]}
   - {name: part, action: allow, hosts: [part.example], paths: [/x], query: {q: x}, methods: [GET, POST]}
+  - {name: live, action: allow, hosts: [chat.example], paths: [/live/**], websocket: true}
+  - {name: rest, action: allow, hosts: [chat.example], paths: [/rest/**]}
 rewrites:
   - {name: mirror, hosts: [mirrored.example], paths: [/old/**], to: "https://whole.example{path}"}
   - {name: deletes, hosts: [deletes.example], methods: [DELETE], to: "https://whole.example{path}"}
@@ -156,6 +158,8 @@ rewrites:
         ("GET https://deletes.example/", False, "deletes", ()),
         ("GET https://posts.example/", False, "no-posts", ("methods",)),
         ("GET https://part.example/x?q=x", False, "part", ("methods", "paths", "query")),
+        ("GET https://chat.example/live/x", True, None, ()),
+        ("GET https://chat.example/rest/x", False, "live", ("paths",)),
     ],
 )
 def test_an_allowed_get_says_whether_it_may_become_a_websocket_and_what_keeps_it_from_that(
@@ -187,7 +191,8 @@ def test_what_keeps_a_get_from_becoming_a_websocket_is_always_named(
         assert isinstance(found.entry, Rule) == bool(found.fields)
     elif found:
         assert found == WebSocket(passes=True)
-        assert decided(compiled, request._replace(url=None), NOW).unrestricted
+        whole = decided(compiled, request._replace(url=None), NOW)
+        assert whole.unrestricted or decided(compiled, request, NOW).websocket
 
 
 AWAY = "rewrites: [{name: away, hosts: [a.example], to: 'https://b.example/'%s}]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -31,7 +31,7 @@ from squidkeeper.policy.paths import parse_path_pattern
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.policy.targets import parse_target
 from squidkeeper.protocol.lines import Reply, Result
-from squidkeeper.protocol.request import request_to, stated_tokens
+from squidkeeper.protocol.request import parse_request, request_to, stated_tokens
 from squidkeeper.url import Reading, Url, normalize_escapes, parse_url, read, readings
 
 from .conftest import NOW, decided
@@ -64,9 +64,12 @@ matches = st.tuples(FIELDS, st.sets(st.sampled_from([*NAMES, *["hosts", "paths"]
 rules = st.builds(
     list.__add__,
     st.lists(
-        st.tuples(st.sampled_from(list(Action)), matches, st.booleans(), st.sampled_from([None, -1, 1])), max_size=5
+        st.tuples(st.sampled_from(list(Action)), matches, st.booleans(), st.sampled_from([None, -1, 1]), st.booleans()),
+        max_size=5,
     ),
-    st.sampled_from([[], [(Action.ALLOW, NOTHING, True, None)]]),  # an allow of all, so that not most of it is denied
+    st.sampled_from(
+        [[], [(Action.ALLOW, NOTHING, True, None, False)]]
+    ),  # an allow of all, so that not most of it is denied
 )
 urls = st.builds(
     "{}://{}{}/{}{}".format,
@@ -93,7 +96,7 @@ def test_the_properties_know_every_matching_field() -> None:
     assert [field.name for field in fields(Match)] == NAMES
 
 
-Drawn = list[tuple[Action, dict[str, Any], bool, int | None]]
+Drawn = list[tuple[Action, dict[str, Any], bool, int | None, bool]]
 DrawnRewrites = list[tuple[dict[str, Any], str, bool, int | None]]
 DrawnCredentials = list[tuple[dict[str, Any], str]]
 
@@ -119,8 +122,9 @@ def policy_of(
                 match_of(fields),
                 private=private,
                 expires=None if expires is None else NOW + timedelta(hours=expires),
+                websocket=websocket and action is Action.ALLOW,
             )
-            for number, (action, fields, private, expires) in enumerate(drawn)
+            for number, (action, fields, private, expires, websocket) in enumerate(drawn)
         ),
         rewrites=tuple(
             Rewrite(f"w{number}", PLACE, match_of(fields), parse_target(target), redirect, private)
@@ -171,6 +175,7 @@ class Outcome:
     rewrite: str | None = None
     url: Url | None = None
     credentials: tuple[str, ...] = ()
+    websocket: bool = False
 
 
 DENIED = Outcome(Action.DENY)
@@ -185,25 +190,26 @@ def plain_decision(policy: Policy, asked: Asked) -> Outcome:
     rewrite = next(one for one in policy.rewrites if one.name == outcome.rewrite)
     target = plain_target(rewrite, asked.url)
     if target == asked.url:
-        return plain_fetched(policy, asked, Outcome(Action.ALLOW, outcome.private), target)
+        return plain_fetched(policy, asked, replace(outcome, rewrite=None), target)
     if rewrite.redirect is not None:
-        return Outcome(Action.ALLOW, outcome.private, rewrite.name, target)
+        return replace(outcome, url=target)
     if target.host.text.startswith("10.") and not rewrite.private:
         return DENIED
-    return plain_fetched(policy, asked, Outcome(Action.ALLOW, rewrite.private, rewrite.name, target), target)
+    return plain_fetched(policy, asked, replace(outcome, private=rewrite.private, url=target), target)
 
 
 def plain_outcome(policy: Policy, asked: Asked, reading: Reading, path: str) -> Outcome:
     """Decide for one reading, as far as to the name of the rewrite."""
     rule = next((one for one in policy.rules if plainly_holds(one, asked, reading, path)), None)
     allows = rule.action is Action.ALLOW if rule else policy.default_action is Action.ALLOW and default_port(asked.url)
-    private = rule is not None and rule.private
+    private, websocket = rule is not None and rule.private, rule is not None and rule.websocket
     if not allows or (asked.url.host.private and not private):
         return DENIED
     rewrite = next((one for one in policy.rewrites if plainly_holds(one, asked, reading, path)), None)
     if rewrite is not None:
-        return Outcome(Action.ALLOW, private, rewrite.name)
-    return Outcome(Action.ALLOW, private, credentials=plain_credentials(policy, asked, reading, path))
+        return Outcome(Action.ALLOW, private, rewrite.name, websocket=websocket)
+    names = plain_credentials(policy, asked, reading, path)
+    return Outcome(Action.ALLOW, private, credentials=names, websocket=websocket)
 
 
 def plain_target(rewrite: Rewrite, url: Url) -> Url:
@@ -221,7 +227,7 @@ def plain_fetched(policy: Policy, asked: Asked, outcome: Outcome, url: Url) -> O
     fetched = Asked(asked.method, url, asked.client, asked.at)
     found = {plain_credentials(policy, fetched, path.reading, path.path) for path in readings(url.path)}
     names = found.pop()
-    return DENIED if found else Outcome(outcome.action, outcome.private, outcome.rewrite, outcome.url, names)
+    return DENIED if found else replace(outcome, credentials=names)
 
 
 def plain_credentials(policy: Policy, asked: Asked, reading: Reading, path: str) -> tuple[str, ...]:
@@ -289,7 +295,7 @@ def plain_path(pattern: str, reading: Reading, path: str) -> bool:
 
 thoroughly = settings(max_examples=200, deadline=None)
 defaults = st.sampled_from(list(Action))
-NO_X: Drawn = [(Action.DENY, {**NOTHING, "paths": ["/x/**"]}, False, None)]
+NO_X: Drawn = [(Action.DENY, {**NOTHING, "paths": ["/x/**"]}, False, None, False)]
 clients = st.sampled_from([None, "192.0.2.1", "198.51.100.1", "203.0.113.1"])
 
 
@@ -325,8 +331,8 @@ def outcome_of(decision: Decision) -> Outcome:
     names = tuple(credential.name for credential in decision.credentials)
     where = decision.rewritten
     if where is None:
-        return Outcome(Action.ALLOW, decision.private, credentials=names)
-    return Outcome(Action.ALLOW, decision.private, where.rewrite.name, where.url, names)
+        return Outcome(Action.ALLOW, decision.private, credentials=names, websocket=decision.websocket)
+    return Outcome(Action.ALLOW, decision.private, where.rewrite.name, where.url, names, decision.websocket)
 
 
 @thoroughly
@@ -427,6 +433,7 @@ def test_what_squid_is_answered_line_after_line_is_what_a_plain_reading_says(
         assert (at_request.result is Result.OK) == (expected.action is Action.ALLOW)
         if expected.action is Action.ALLOW and expected.rewrite is None:
             assert said["private_"] == ("yes" if expected.private else "no")
+            assert (said.get("websocket_") == "yes") == expected.websocket
         said = dict(rewritten_to.annotations)
         leads_to = said.get("rewrite-url") or said.get("url")
         if expected.action is Action.ALLOW:
@@ -461,6 +468,8 @@ def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:
         assert rewrites or expected.rewrite is None
         assert rewrites or said.get("inject_") == "yes" or not expected.credentials
         assert asks or expected.rewrite or said["private_"] == ("yes" if expected.private else "no")
+    if said.get("websocket_") == "yes" and expected.action is Action.ALLOW:
+        assert expected.websocket
     if said.get("tag") == "sk_final":
         assert not {"scope_", "rewrite_", "inject_"} & set(said)
 
@@ -489,3 +498,55 @@ def test_what_may_pass_inside_a_tunnel_finds_the_tunnel_open(
     url = parse_url(text.replace("http:", "https:"))
     if decided(compiled, request_to(method, str(url)), NOW).allowed:
         assert decided(compiled, request_to("CONNECT", f"{url.host.text}:{url.port}"), NOW).allowed
+
+
+def with_passthrough(policy: Policy) -> Policy:
+    """Let every rule of a policy that could be one pass tunnels through, whatever else the policy holds."""
+    https = frozenset({"https"})
+    return replace(
+        policy,
+        rules=tuple(
+            replace(rule, passthrough=True, websocket=False, match=replace(rule.match, schemes=https))
+            if rule.action is Action.ALLOW and rule.certain and rule.match.hosts and rule.match.paths is None
+            else rule
+            for rule in policy.rules
+        ),
+    )
+
+
+@settings(deadline=None)
+@given(rules, defaults, rewrites, credentials, clients, methods, urls)
+def test_every_request_of_a_tunnel_that_passes_through_would_be_allowed_as_it_is(
+    drawn: Drawn,
+    default: Action,
+    rewritten: DrawnRewrites,
+    injected: DrawnCredentials,
+    client: str | None,
+    method: str,
+    text: str,
+) -> None:
+    policy = with_passthrough(policy_of(drawn, default, rewritten, injected))
+    compiled, url = CompiledPolicy(policy), parse_url(text.replace("http:", "https:"))
+    tunnel = decided(compiled, request_to("CONNECT", f"{url.host.text}:{url.port}", client), NOW)
+    decision = decided(compiled, request_to(method, str(url), client), NOW)
+    if tunnel.passthrough and decision.rule != "invalid-request":
+        assert (decision.action, decision.rule, decision.private) == (Action.ALLOW, tunnel.rule, tunnel.private)
+        assert outcome_of(decision) == Outcome(Action.ALLOW, tunnel.private)
+        assert next(rule for rule in policy.rules if rule.name == tunnel.rule).passthrough
+
+
+@settings(deadline=None)
+@given(rules, defaults, rewrites, credentials, st.sampled_from([*HOSTS, None, "a.example.", "A.EXAMPLE"]), urls)
+def test_a_tunnel_is_spliced_only_where_it_passes_through_and_tls_names_its_host(
+    drawn: Drawn, default: Action, rewritten: DrawnRewrites, injected: DrawnCredentials, sni: str | None, text: str
+) -> None:
+    compiled = CompiledPolicy(with_passthrough(policy_of(drawn, default, rewritten, injected)))
+    url = parse_url(text)
+    host, authority = url.host, f"{url.host.text}:{url.port}"
+    stated, _ = stated_tokens("CONNECT", authority)
+    opened = decided(compiled, request_to("CONNECT", authority), NOW)
+    spliced = decided(compiled, parse_request([*stated[:-2], sni, authority]), NOW)
+    agrees = host.address is not None if sni is None else sni.lower().rstrip(".") == host.text
+    assert spliced.allowed == (opened.passthrough and agrees)
+    if not agrees:
+        assert spliced.rule == "authority-mismatch"

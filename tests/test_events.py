@@ -216,6 +216,14 @@ def test_an_opened_tunnel_is_no_event_and_is_counted() -> None:
     assert (found.connects, found.merged) == (1, 0)
 
 
+def test_a_tunnel_that_passed_through_is_an_event_when_it_ends() -> None:
+    found = Events()
+    ended = opened_connect(9, squid="TCP_TUNNEL/HIER_DIRECT", bytes=9_000)
+    cut_off = opened_connect(10, squid="TCP_TUNNEL_ABORTED/HIER_DIRECT")
+    assert told(found, [opened_connect(0), ended, cut_off]) == [ended, cut_off]
+    assert (found.connects, found.merged) == (1, 0)
+
+
 def test_a_tunnel_that_came_to_nothing_is_an_event() -> None:
     clock = count()
     nothing = [

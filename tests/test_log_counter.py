@@ -179,6 +179,20 @@ def test_a_tunnel_that_was_allowed_is_no_match_of_its_rule_and_is_counted_apart(
     assert world.log_counter().save().counts == counts
 
 
+def test_a_tunnel_that_passed_through_is_a_match_of_its_rule_and_its_time_is_counted_apart(world: World) -> None:
+    tunnel = {"method": "CONNECT", "url": "a.example:443", "rule": "pinned"}
+    ended = line(**tunnel, squid="TCP_TUNNEL/HIER_DIRECT", time="2026-11-25T12:00:09.000Z", duration_ms=90_000)
+    world.write(line(**tunnel, squid="NONE_NONE/HIER_NONE"), ended)
+    counts = world.counted(world.log_counter())
+    assert dict(counts.requests) == {("lab", "pinned", "allow", "passthrough", "2xx"): 1}
+    assert dict(counts.tunnels) == {("lab", "pinned"): 1}
+    assert counts.last_matched == {"pinned": "2026-11-25T12:00:09.000Z"}
+    assert {how: cells[-1] for how, cells in counts.durations} == {
+        ("allow", "connect"): 3,
+        ("allow", "passthrough"): 90_000,
+    }
+
+
 def test_lines_that_are_no_record_are_counted_and_passed_over(world: World) -> None:
     world.write(
         b"x\n",

@@ -52,6 +52,34 @@ def test_what_is_not_used_is_shown_where_it_is_defined(directory: Path) -> None:
     ]
 
 
+def test_a_passthrough_of_every_host_is_shown(directory: Path) -> None:
+    text = "rules: [{name: r, action: allow, hosts: ['*'], tls: passthrough}]\n"
+    expected = "policy.yaml:2:9: rule 'r' passes the tunnels to every host through, unseen: "
+    assert warnings(directory, text) == [f"{expected}expected the hosts that need it [every-host]"]
+    assert warnings(directory, text.replace("*", "a.example")) == []
+
+
+def test_a_websocket_that_cannot_begin_is_shown(directory: Path) -> None:
+    text = "rules: [{name: r, action: allow, hosts: [a.example], methods: [POST], websocket: true}]\n"
+    expected = "policy.yaml:2:9: rule 'r' never passes a WebSocket, which begins with a GET: its methods leave out GET"
+    assert warnings(directory, text) == [f"{expected} [websocket-never]"]
+    assert warnings(directory, text.replace("POST", "POST, GET")) == []
+
+
+@pytest.mark.parametrize("path", ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/*", "/a.B/**"])
+def test_the_path_of_a_grpc_service_is_shown(directory: Path, path: str) -> None:
+    text = f"rules: [{{name: r, action: allow, hosts: [a.example], paths: ['{path}']}}]\n"
+    expected = f"policy.yaml:2:9: rule 'r': '{path}' names a gRPC service. gRPC needs HTTP/2, which passes only with "
+    remedy = "tls: passthrough and without paths (gRPC-Web and Connect pass over HTTP/1.1) [grpc-path]"
+    assert warnings(directory, text) == [expected + remedy]
+    assert warnings(directory, text.replace("allow", "deny")) == []
+
+
+@pytest.mark.parametrize("path", ["/v1/Check", "/files/a.B/Check", "/index.html/x", "/a.B/Check/more", "/A.B/c"])
+def test_another_path_is_no_grpc_service(directory: Path, path: str) -> None:
+    assert warnings(directory, f"rules: [{{name: r, action: allow, hosts: [a.example], paths: ['{path}']}}]\n") == []
+
+
 def test_a_lapsed_rule_is_shown(directory: Path) -> None:
     text = "rules: [{name: r, action: allow, expires: 2026-11-24T12:00:00Z}]\n"
     expected = "policy.yaml:2:9: rule 'r' lapsed at 2026-11-24T12:00:00+00:00 and no longer matches [rule-lapsed]"

@@ -62,6 +62,8 @@ def acl_reply(
         (("inject_", "yes"), decision.may_inject),
         (("unrestricted_", "yes"), decision.unrestricted),
         (("credential_varies_", "yes"), decision.credential_varies),
+        (("passthrough_", "yes"), decision.passthrough),
+        (("websocket_", "yes"), decision.websocket),
         (("tag", "sk_final"), helper == HOST and decision.final),
         (("tag", "sk_needs_lines"), decision.needs_lines),
     )

@@ -3,6 +3,7 @@
 import socket
 import ssl
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
@@ -40,10 +41,15 @@ class Raw:
         authority = authority.encode("latin-1") if isinstance(authority, str) else authority
         return self.send(b"CONNECT " + authority + b" HTTP/1.1\r\nHost: " + authority + b"\r\n\r\n").answer()
 
-    def tls(self, sni: bytes | str | None) -> Self:
-        """Start TLS with this SNI (bytes as they are; None for none); the certificate must be of the gateway's CA."""
-        context = ssl.create_default_context(cafile=str(self._ca))
+    def tls(self, sni: bytes | str | None, ca: Path | None = None, *protocols: str) -> Self:
+        """Start TLS with this SNI (bytes as they are; None for none); the certificate must be of this CA.
+
+        Without one, of the gateway's. `protocols` are offered by ALPN.
+        """
+        context = ssl.create_default_context(cafile=str(ca or self._ca))
         context.check_hostname = False
+        if protocols:
+            context.set_alpn_protocols(protocols)
         context.verify_flags &= (
             ~ssl.VERIFY_X509_STRICT
         )  # a leaf that is not modelled on an origin's has no key identifier
@@ -56,6 +62,11 @@ class Raw:
         """The names in the certificate that was presented."""
         certificate = cast("ssl.SSLSocket", self._socket).getpeercert() or {}
         return [str(name[1]) for name in certificate.get("subjectAltName", ())]
+
+    @property
+    def protocol(self) -> str | None:
+        """The protocol that was chosen by ALPN."""
+        return cast("ssl.SSLSocket", self._socket).selected_alpn_protocol()
 
     def get(self, target: str, host: str | None, *headers: str, method: str = "GET") -> Reply | None:
         """Send a request with this Host (None for none) and these header lines; return its answer."""

@@ -25,6 +25,8 @@ _CANNOT_SAY = 2
 _HOST_AND_PORT = re.compile(r"[^/]+:[0-9]+")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NOT_REACHED_AT_MOST = 5
+_PASSTHROUGH = "passthrough: only client, host, port and TLS server name are seen, no method and no path"
+_BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC need tls: passthrough on the rule"
 
 
 @click.command()
@@ -167,7 +169,8 @@ def _text(asked: str, found: Explanation) -> str:
         *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
         ("strip", ", ".join(decision.strip.headers) if decision.strip else None),
         ("resolved", _resolved_text(found.resolved)),
-        ("websocket", _websocket_text(found.websocket)),
+        ("tls", _tls_text(found)),
+        ("websocket", _websocket_text(found)),
         *(("reading", f"{path.reading} {path.path}: {one.action} by {one.rule}") for path, one in found.by_reading),
         *(("passed over", _passed(one)) for one in found.passed_over),
         *(("not reached", text) for text in _not_reached_texts(found.not_reached)),
@@ -197,10 +200,19 @@ def _resolved_text(found: Resolved | None) -> str | None:
     )
 
 
-def _websocket_text(found: WebSocket | None) -> str | None:
-    if found is None:
+def _tls_text(found: Explanation) -> str | None:
+    if found.passthrough:
+        return _PASSTHROUGH
+    return _BUMPED if found.passthrough is False and not found.by_reading else None
+
+
+def _websocket_text(found: Explanation) -> str | None:
+    if found.websocket is None:
         return None
-    return "yes" if found.passes else f"no, {_websocket_obstacle(found)}"
+    if found.websocket.passes:
+        return "yes"
+    remedy = f"websocket: true on the rule {found.decision.rule} would let it pass"
+    return f"no, {_websocket_obstacle(found.websocket)}" + (f" ({remedy})" if found.decision.location else "")
 
 
 def _websocket_obstacle(found: WebSocket) -> str | None:
@@ -250,6 +262,7 @@ def _json(found: Explanation) -> str:
             and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},
             "websocket": found.websocket
             and {"passes": found.websocket.passes, "reason": _websocket_obstacle(found.websocket)},
+            "passthrough": found.passthrough,
             "readings": [
                 {"reading": path.reading, "path": path.path, "verdict": one.action, "rule": one.rule}
                 for path, one in found.by_reading

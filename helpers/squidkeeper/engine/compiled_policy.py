@@ -48,13 +48,14 @@ class Candidates:
 class HostMatch(NamedTuple):
     """What a policy holds for a request, whatever its URL and the time; `denial` where the request is malformed.
 
-    `url` is the request's, as it was stated; None stands for every URL of the host.
+    `url` is the request's, as it was stated; None stands for every URL of the host. `spliced` is the request's.
     """
 
     facts: HostFacts
     candidates: Candidates
     url: str | None = None
     denial: Decision | None = None
+    spliced: bool = False
 
 
 class CompiledPolicy:
@@ -81,7 +82,7 @@ class CompiledPolicy:
         clients = self.clients_of(request.client, request.user) if self.source.clients else ()
         method = request.method if request.method in self._methods else self._unnamed_method(request.method)
         facts = HostFacts(clients, method, request.scheme, request.host, request.port)
-        return HostMatch(facts, self._candidates_for(facts), request.url)
+        return HostMatch(facts, self._candidates_for(facts), request.url, None, request.spliced)
 
     def clients_of(self, client: Host | None, user: str | None) -> tuple[str, ...]:
         """Name the policy's clients that a request belongs to, in the policy's order."""
@@ -157,7 +158,8 @@ class CompiledPolicy:
 def decision_of(rule: Rule, *, private: bool = False) -> Decision:
     """Make the decision of a rule that decides; `private` where a rule that it stands for allows a private address."""
     reason = rule.reason or (None if rule.action is Action.ALLOW else f"The rule {rule.name} denies this.")
-    return Decision(rule.action, rule.name, reason, rule.location, private or rule.private, strip=rule.strip)
+    private = private or rule.private
+    return Decision(rule.action, rule.name, reason, rule.location, private, websocket=rule.websocket, strip=rule.strip)
 
 
 def injects(facts: HostFacts) -> bool:

@@ -27,6 +27,7 @@ class Decision:
     `private` allows a private address. At host scope `needs_url` means that the URL decides, `may_rewrite` and
     `may_inject` that a rewrite or a credential could apply, `unrestricted` that the host is open for every method and
     path and has no rewrite, and `credential_varies` that its methods and paths can get different credentials.
+    `passthrough` means that the tunnel is spliced, `websocket` that the request may become a WebSocket.
     At request scope `rewritten` and `credentials` are what applies. `strip` is what is removed from a request.
     A decision is equal to itself alone.
     """
@@ -41,6 +42,8 @@ class Decision:
     may_inject: bool = False
     unrestricted: bool = False
     credential_varies: bool = False
+    passthrough: bool = False
+    websocket: bool = False
     rewritten: Rewritten | None = None
     credentials: tuple[Credential, ...] = ()
     strip: Strip | None = None

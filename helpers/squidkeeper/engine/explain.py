@@ -17,7 +17,7 @@ from squidkeeper.errors import InvalidUrl
 from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.hosts import HostForm
 from squidkeeper.policy.model import Match, Rewrite, Rule
-from squidkeeper.protocol.request import Malformed, Request
+from squidkeeper.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.url import ReadPath, Url, parse_url, readings
 
 
@@ -57,6 +57,7 @@ class Explanation:
     by_reading: list[tuple[ReadPath, Decision]]
     websocket: WebSocket | None
     resolved: Resolved | None
+    passthrough: bool | None  # of an allowed tunnel, or of a request in it; None: there is no tunnel
 
 
 def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> Explanation:
@@ -70,6 +71,7 @@ def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) 
         by_reading(policy, request, at),
         websocket(policy, request, decision, at),
         resolved(policy, request, decision),
+        passes_through(policy, request, decision, at),
     )
 
 
@@ -166,11 +168,14 @@ def _failing(entries: Sequence[Entry], index: HostIndex, facts: HostFacts, url: 
 def websocket(
     policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime
 ) -> WebSocket | None:
-    """Tell whether an allowed GET may become a WebSocket, which needs an unrestricted host; None for other requests."""
+    """Tell whether an allowed GET may become a WebSocket; None for other requests.
+
+    It needs `websocket: true` on the rule that allows it, or an unrestricted host.
+    """
     match = policy.match(request)
     if match.denial or not decision.allowed or request.method != "GET":
         return None
-    if decide(policy, match, at, Stage.HOST).unrestricted:
+    if decision.websocket or decide(policy, match, at, Stage.HOST).unrestricted:
         return WebSocket(passes=True)
     rewrite = first_rewrite(policy, match)
     if rewrite is not None:
@@ -203,6 +208,16 @@ def resolved(policy: CompiledPolicy, request: Request | Malformed, decision: Dec
     if fetched:
         return Resolved(host.text, f"the rewrite {fetched.rewrite.name}")
     return Resolved(host.text, f"the rule {decision.rule}" if decision.location else "a rule that allows it")
+
+
+def passes_through(
+    policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime
+) -> bool | None:
+    """Tell whether the tunnel of an allowed request passes through; None where the request has no tunnel."""
+    if isinstance(request, Malformed) or request.scheme != "https" or not decision.allowed:
+        return None
+    tunnel = request._replace(method=CONNECT, url=None, spliced=False)
+    return decide(policy, policy.match(tunnel), at, Stage.HOST).passthrough
 
 
 def by_reading(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[tuple[ReadPath, Decision]]:

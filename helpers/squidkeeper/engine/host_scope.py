@@ -11,9 +11,20 @@ from squidkeeper.engine.decision import Decision, deny
 from squidkeeper.policy.model import Action, Rewrite, Rule
 from squidkeeper.url import Host
 
+_NOT_PASSED_THROUGH = deny(
+    "invalid-request", "A CONNECT inside a tunnel is not allowed. No rule passes this tunnel through."
+)
+
 
 def decide_host(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
-    """Decide for every URL of the host; for a CONNECT, whether the tunnel opens."""
+    """Decide for every URL of the host; for a CONNECT, whether the tunnel opens, and whether it is spliced."""
+    decision = _known_or_new(policy, match, at)
+    if match.spliced and decision.allowed and not decision.passthrough:
+        return _NOT_PASSED_THROUGH
+    return decision
+
+
+def _known_or_new(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
     if match.facts.host.address is not None:  # hosts with the same candidates can be private or not
         return _decide(policy, match, at)
     candidates = match.candidates
@@ -49,11 +60,12 @@ def checked_private(decision: Decision, host: Host) -> Decision:
 
 
 def _decide(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
-    is_tunnel = match.facts.method is None
-    decision = _decide_tunnel(match, at) if is_tunnel else _decide_any_url(policy, match, at)
+    if match.facts.method is None:
+        return _decide_tunnel(match, at)
+    decision = _decide_any_url(policy, match, at)
     if not decision.allowed:
         return decision
-    unrestricted = not is_tunnel and _is_unrestricted(policy, match, at)
+    unrestricted = _is_unrestricted(policy, match, at)
     return replace(
         decision,
         may_rewrite=bool(match.candidates.rewrites),
@@ -85,8 +97,25 @@ def _decide_tunnel(match: HostMatch, at: datetime) -> Decision:
         last = None
     rule = allows[0] if allows else last
     private = any(one.private for one in allows)
-    decision = replace(decision_of(rule, private=private), strip=None) if rule else match.candidates.default
-    return checked_private(decision, match.facts.host)
+    decision = decision_of(rule, private=private) if rule else match.candidates.default
+    decision = checked_private(decision, match.facts.host)
+    if not decision.allowed:
+        return decision
+    rewrites, credentials = bool(match.candidates.rewrites), bool(match.candidates.credentials)
+    return replace(
+        decision,
+        may_rewrite=rewrites,
+        may_inject=credentials,
+        passthrough=not (rewrites or credentials) and _is_passed_through(match, at),
+        websocket=False,
+        strip=None,
+    )
+
+
+def _is_passed_through(match: HostMatch, at: datetime) -> bool:
+    """Tell whether the first rule for a tunnel passes it through: what stands above, even a path, has to be seen."""
+    first = next(in_force(match.candidates.rules, at), None)
+    return first is not None and first.passthrough
 
 
 def _is_unrestricted(policy: CompiledPolicy, match: HostMatch, at: datetime) -> bool:

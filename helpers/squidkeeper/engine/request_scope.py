@@ -100,7 +100,7 @@ def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) ->
         return (decision.action,)
     rewrite = applied.rewrite and applied.rewrite.name
     credentials = tuple(one.name for one in applied.credentials)
-    return (decision.action, decision.private, decision.strip, rewrite, credentials)
+    return (decision.action, decision.private, decision.websocket, decision.strip, rewrite, credentials)
 
 
 def _decision_by(policy: CompiledPolicy, match: HostMatch, rule: Rule | None) -> Decision:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from squidkeeper.errors import PolicyError
+from squidkeeper.policy import passthrough
 from squidkeeper.policy.contents import PolicyContents
 from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
@@ -64,12 +65,16 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *list_faults,
         *_opened_list_faults(documents, lists),
         *secret_faults,
+        *passthrough.entry_faults(documents),
     }
     comments = (warning for document in documents for warning in document.warnings)
     warnings = tuple(sorted({*list_warnings, *secret_warnings, *comments}))
     if faults:
         raise PolicyError(sorted(faults), warnings)
-    return BuiltPolicy(_policy(contents.revision, checked, lists), warnings)
+    policy = _policy(contents.revision, checked, lists)
+    if conflicts := sorted(passthrough.conflicts(policy)):
+        raise PolicyError(conflicts, warnings)
+    return BuiltPolicy(policy, warnings)
 
 
 def _names(contents: PolicyContents) -> Names:
@@ -241,8 +246,11 @@ class _Maker:
         for position, entry in enumerate(self.model.rules or ()):
             place, match = self._place("rules", position), _match(entry)
             reason, private, expires, owner = entry.reason, entry.private, entry.expires, entry.owner
+            if entry.tls is not None:  # plain http has no TLS
+                match = replace(match, schemes=frozenset({"https"}))
             strip = Strip.of(entry.strip) if entry.strip else None
-            yield Rule(entry.name, place, entry.action, match, reason, private, expires, owner, strip)
+            rest = (reason, private, expires, owner, strip, entry.tls is not None, entry.websocket)
+            yield Rule(entry.name, place, entry.action, match, *rest)
 
     def rewrites(self) -> Iterator[Rewrite]:
         for position, entry in enumerate(self.model.rewrites or ()):

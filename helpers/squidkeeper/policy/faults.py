@@ -46,6 +46,8 @@ class FaultCode(StrEnum):
     # The policy as a whole
     TOO_WIDE = "too-wide"
     LIST_EXCEPTION = "list-exception"
+    ALLOW_ONLY = "allow-only"
+    PASSTHROUGH_CONFLICT = "passthrough-conflict"
     SECRET_EXPOSED = "secret-exposed"  # noqa: S105 - a code
     TEST_FAILED = "test-failed"
     INTERNAL_ERROR = "internal-error"
@@ -53,6 +55,8 @@ class FaultCode(StrEnum):
     RULE_UNREACHABLE = "rule-unreachable"
     DENY_TOO_LATE = "deny-too-late"
     EVERY_HOST = "every-host"
+    WEBSOCKET_NEVER = "websocket-never"
+    GRPC_PATH = "grpc-path"
     PRIVATE_CLOSED = "private-closed"
     PUBLIC_SUFFIX = "public-suffix"
     UNKNOWN_METHOD = "unknown-method"

@@ -30,6 +30,8 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
                 *_unknown_methods(policy),
                 *_strange_expressions(policy),
                 *_never(policy),
+                *_upgrades(policy),
+                *_grpc_paths(policy),
             }
         )
     )
@@ -79,8 +81,28 @@ def _never(policy: Policy) -> Iterator[Fault]:
             yield Fault(credential.location, FaultCode.NEVER_SENT, message)
 
 
+def _upgrades(policy: Policy) -> Iterator[Fault]:
+    for rule in policy.rules:
+        if rule.websocket and rule.match.methods is not None and "GET" not in rule.match.methods:
+            message = f"rule {rule.name!r} never passes a WebSocket, which begins with a GET: its methods leave out GET"
+            yield Fault(rule.location, FaultCode.WEBSOCKET_NEVER, message)
+
+
+def _grpc_paths(policy: Policy) -> Iterator[Fault]:
+    """Find the allows of gRPC methods: gRPC needs HTTP/2, and Squid speaks HTTP/1.1 in the tunnels that it bumps."""
+    for rule in policy.rules:
+        for pattern in rule.match.paths or () if rule.action is Action.ALLOW else ():
+            if _GRPC_PATH.fullmatch(pattern.text):
+                message = f"rule {rule.name!r}: {pattern.text!r} names a gRPC service. gRPC needs HTTP/2, which passes"
+                remedy = "only with tls: passthrough and without paths (gRPC-Web and Connect pass over HTTP/1.1)"
+                yield Fault(rule.location, FaultCode.GRPC_PATH, f"{message} {remedy}")
+
+
+_GRPC_PATH = re.compile(r"/[a-z]\w*(\.\w+)*\.[A-Z]\w*/([A-Z]\w*|\*|\*\*)", re.ASCII)
+
+
 def _every_host(policy: Policy) -> Iterator[Fault]:
-    """Find the allows and rewrites of paths and queries that hold for every host because they name none."""
+    """Find the allows and rewrites of paths and queries for every host, as they name none; and passthrough of all."""
     allows = (rule for rule in policy.rules if rule.action is Action.ALLOW)
     entries: tuple[tuple[str, Iterable[Rule | Rewrite]], ...] = (("rule", allows), ("rewrite", policy.rewrites))
     for what, group in entries:
@@ -89,6 +111,13 @@ def _every_host(policy: Policy) -> Iterator[Fault]:
             if match.any_host and not match.any_url:
                 holds = "holds for every host, as it names none: if that is meant, write hosts: ['*']"
                 yield Fault(entry.location, FaultCode.EVERY_HOST, f"{what} {entry.name!r} {holds}")
+            if isinstance(entry, Rule) and entry.passthrough and _names_every_host(match):
+                passes = "passes the tunnels to every host through, unseen: expected the hosts that need it"
+                yield Fault(entry.location, FaultCode.EVERY_HOST, f"{what} {entry.name!r} {passes}")
+
+
+def _names_every_host(match: Match) -> bool:
+    return any(pattern.form is HostForm.ANY for pattern in match.hosts or ())
 
 
 def _unopened_addresses(policy: Policy) -> Iterator[Fault]:

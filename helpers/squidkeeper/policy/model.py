@@ -112,7 +112,7 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule: the first that matches decides."""
+    """A rule: the first that matches decides. `passthrough` is `tls: passthrough`; such a rule is for https alone."""
 
     name: str
     location: Location
@@ -123,6 +123,8 @@ class Rule:
     expires: datetime | None = None
     owner: str | None = None
     strip: Strip | None = None
+    passthrough: bool = False
+    websocket: bool = False
 
     @property
     def certain(self) -> bool:

@@ -447,6 +447,8 @@ class RuleEntry(MatchFields):
     expires: Time | None = None
     owner: Prose | None = None
     strip: Many[Annotated[str, PlainValidator(_stripped)]] | None = None
+    tls: Literal["passthrough"] | None = None
+    websocket: bool = False
 
 
 class RewriteEntry(MatchFields):

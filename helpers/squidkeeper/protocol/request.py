@@ -40,7 +40,8 @@ _REFUSED_METHODS = {
 class Request(NamedTuple):  # cheaper to make than a dataclass, and made for each line
     """One request. For a CONNECT the scheme is https, and `authority` is host and port as they were stated.
 
-    `url` is the absolute request target as it was stated; None stands for every URL of the host.
+    `url` is the absolute request target as it was stated; None stands for every URL of the host. `spliced` marks a
+    CONNECT that Squid asks about once more, with the TLS server name, before it splices the tunnel.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Request(NamedTuple):  # cheaper to make than a dataclass, and made for eac
     host: Host
     authority: str = ""
     url: str | None = None
+    spliced: bool = False
 
 
 class Malformed(NamedTuple):
@@ -75,7 +77,8 @@ def parse_request(tokens: Sequence[str | None], url: str | None = None) -> Reque
     try:
         parse_sender = _known_sender if len(method) <= _LONGEST_KNOWN_METHOD else _parse_sender
         sender, scheme, number = parse_sender(client, method, stated_scheme or "", port)
-        request = Request(method, sender, user, scheme, number, parse_host(host), authority, url)
+        spliced = method == CONNECT and (sni, tunnel) != (None, None)
+        request = Request(method, sender, user, scheme, number, parse_host(host), authority, url, spliced)
         is_plain = tunnel is None and scheme == "http"  # which has nothing to agree with
         wrong = None if is_plain else _contradiction(request, sni, tunnel)
     except InvalidUrl as error:
@@ -135,9 +138,9 @@ def _reason(method: str, url: str | None, error: InvalidUrl) -> str:
 
 def _contradiction(request: Request, sni: str | None, tunnel: str | None) -> tuple[str, str] | None:
     """Give rule and reason where one layer claims another host than the next; None where all agree."""
+    if request.spliced:
+        return _splice_contradiction(request, sni, tunnel)
     if request.method == CONNECT:
-        if tunnel is not None:
-            return "invalid-request", "A CONNECT inside a tunnel is not allowed."
         return None if request.url is None else ("invalid-request", _no_authority(request.url))  # Squid sends none
     if tunnel is None:
         return ("invalid-request", "An https URL needs a CONNECT first.") if request.scheme == "https" else None
@@ -149,6 +152,22 @@ def _contradiction(request: Request, sni: str | None, tunnel: str | None) -> tup
         return "authority-mismatch", f"The TLS server name is {sni!r}, the request in it is for {asked}."
     if request.scheme != "https":
         return "invalid-request", "A request inside a tunnel has to be https."
+    return None
+
+
+def _splice_contradiction(request: Request, sni: str | None, tunnel: str | None) -> tuple[str, str] | None:
+    """Give rule and reason where a tunnel that is about to be spliced leads to another host than its TLS names.
+
+    The same host, and not any other that is passed through: what is checked and logged is the host of the CONNECT.
+    """
+    asked = f"{bracketed(request.host)}:{request.port}"
+    if tunnel is None or not _is((request.host, request.port), parse_authority, tunnel):
+        return "invalid-request", "A CONNECT inside a tunnel is not allowed."
+    if sni is None:  # no TLS server name can be an address (RFC 6066, 3)
+        missing = f"The tunnel is for {asked}, and the TLS in it names no server (SNI)."
+        return None if request.host.address is not None else ("authority-mismatch", missing)
+    if not _is(request.host, parse_host, sni):
+        return "authority-mismatch", f"The TLS server name is {sni!r}, the tunnel is for {asked}."
     return None
 
 

@@ -22,7 +22,7 @@ from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, asks_
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.record import NONE, Record, parse_time, truncated_fields
-from squidkeeper.record.requests import request_of, token
+from squidkeeper.record.requests import asks_splice, request_of, token
 from squidkeeper.record.urls import authority_of
 from squidkeeper.url import address_host, is_unusual, parse_address, unrecorded_url
 
@@ -153,7 +153,8 @@ class DriftChecker:
         clients = "\0".join(_clients_of(policy, record))  # many addresses, and few clients of the policy
         scheme, slashes, _ = record.url.partition("://")
         origin = f"{scheme}://{authority_of(record.url)}/" if slashes else record.url
-        key = (policy.revision, clients, record.method, origin, record.sni, record.tunnel)
+        splice = str(asks_splice(record))
+        key = (policy.revision, clients, record.method, origin, record.sni, record.tunnel, splice)
         known = self._hosts.get(key)
         if known is None:
             length = sum(map(len, key))

@@ -5,7 +5,8 @@ Squid answers a denied CONNECT with 200, so that it can show its page inside. Th
 because it has the whole URL. If the client leaves before it sends one, the CONNECT is the event. The same holds where
 the origin has no address or fails in TLS: the CONNECT was allowed, and no helper decided the request inside. The policy
 may deny that request (another method, another path), so the verdict of the CONNECT is not its verdict. The CONNECT of
-an opened tunnel is no event: each request in it has a record of its own.
+an opened tunnel is no event: each request in it has a record of its own. A tunnel that passed through is one: after the
+CONNECT, Squid logs it once more when it ends.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from squidkeeper.protocol.request import CONNECT
-from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, format_time, parse_time
+from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, format_time, is_spliced, parse_time
 
 WAIT_SECONDS: Final = 10.0
 QUEUED_RECORDS_LIMIT: Final = 10_000
@@ -146,13 +147,14 @@ class Events:
 
 
 def is_opened_tunnel(record: Record) -> bool:
-    """Tell whether a record is the CONNECT of an allowed and opened tunnel."""
+    """Tell whether a record is the CONNECT of an allowed and opened tunnel, not the one that is logged at its end."""
     return (
         record.method == CONNECT
         and record.status == _OPENED
         and record.verdict == "allow"
         and record.error == NONE
         and _ABORTED not in record.squid
+        and not is_spliced(record)
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from squidkeeper.protocol.request import CONNECT
-from squidkeeper.record.record import Record, client_name
+from squidkeeper.record.record import Record, client_name, is_spliced
 from squidkeeper.record.urls import host_of
 
 GROUP_LIMIT: Final = 100_000
@@ -32,7 +32,8 @@ KEYS: Final[dict[str, Callable[[Record], str]]] = {
 class Group:
     """The counts of one key. `last` is the end of the newest request.
 
-    `tunnels` are allowed CONNECTs, which are no requests: their rule is the first that could allow a request.
+    `tunnels` are allowed CONNECTs, which are no requests: their rule is the first that could allow a request. A tunnel
+    that passed through counts as a request.
     """
 
     requests: int = 0
@@ -53,7 +54,7 @@ class Groups:
         """Count a record."""
         key = self._key(record)
         group = self._groups.get(key) or self._new(key)
-        is_tunnel = record.method == CONNECT and record.verdict == "allow"
+        is_tunnel = record.method == CONNECT and record.verdict == "allow" and not is_spliced(record)
         group.tunnels += is_tunnel
         group.requests += not is_tunnel
         group.denied += record.verdict == "deny"

@@ -105,6 +105,11 @@ def format_time(at: datetime) -> str:
     return f"{at.astimezone(UTC).isoformat(timespec='milliseconds')[:23]}Z"
 
 
+def is_spliced(record: Record) -> bool:
+    """Tell whether a record is of a tunnel that passed through, in which Squid saw the TLS server name alone."""
+    return record.squid.startswith("TCP_TUNNEL") and record.method == "CONNECT"
+
+
 def decode_field(value: str) -> str | None:
     """Decode a field; `-` becomes None, and bytes that are not UTF-8 become U+FFFD."""
     return None if value == NONE else unquote(value)

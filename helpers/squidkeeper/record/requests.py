@@ -14,11 +14,12 @@ from squidkeeper.protocol.request import (
     request_to,
     stated_tokens,
 )
-from squidkeeper.record.record import NONE, Record, truncated_fields
+from squidkeeper.record.record import NONE, Record, is_spliced, truncated_fields
 from squidkeeper.record.urls import host_of
 
 FRAGMENT: Final = "fragment"
 USERINFO: Final = "userinfo"
+_DENIED, _OK = "TCP_DENIED", 200
 _NOT_BY_THE_POLICY: Final = {
     NONE: "no helper was asked: Squid refused the request, or a line of the operator's own decided",
     "policy-unavailable": "no helper answered, or none had a policy",
@@ -29,14 +30,26 @@ _NOT_BY_THE_POLICY: Final = {
 def request_of(record: Record) -> Request | Malformed:
     """Make the request; for what Squid answers inside a denied tunnel, the CONNECT that was denied."""
     user, tunnel = token(record.user), token(record.tunnel)
-    if tunnel is not None and DENIED_BY in tunnel:
+    of_splice = asks_splice(record)
+    if tunnel is not None and DENIED_BY in tunnel and not of_splice:
         return request_to(CONNECT, tunnel.partition(DENIED_BY)[0], record.client, user)
     tokens, url = stated_tokens(token(record.method) or "", _as_sent(record), record.client, user)
     if record.method != CONNECT:
         tokens[-2:] = token(record.sni), tunnel
-    elif record.revision == NONE:  # else the reply to this very CONNECT named the tunnel
-        tokens[-1] = tunnel
+    elif tunnel is not None and (
+        of_splice or record.revision == NONE
+    ):  # else the reply to this CONNECT named the tunnel
+        tokens[-2:] = token(record.sni), tunnel.partition(DENIED_BY)[0]
     return parse_request(tokens, url)
+
+
+def asks_splice(record: Record) -> bool:
+    """Tell whether a record is of the second question about a CONNECT: whether its tunnel passes through.
+
+    Squid answers a denied CONNECT with 200, and the second question with the status of the denial.
+    """
+    is_denied = record.squid.startswith(_DENIED) and record.status != _OK
+    return is_spliced(record) or (is_denied and record.method == CONNECT)
 
 
 def unexplained(record: Record) -> str | None:
