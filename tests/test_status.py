@@ -177,6 +177,10 @@ WRONG = {
         replace(WELL, certificate=replace(CA, not_after=NOW)),
         "The CA has expired, and no https passes: 2026-11-24 12:00:00.",
     ),
+    "tls-certificate-expiring": (
+        replace(WELL, tls_certificate=replace(CA, not_after=NOW + timedelta(days=6))),
+        "The certificate of the TLS port expires within days: 6 days left.",
+    ),
     "access-log-unreadable": (
         replace(WELL, log_readable=False),
         "The access log cannot be read: /var/log/squid/access.log.",

@@ -200,6 +200,11 @@ RULE_EXPIRY = Metric(
 
 # --- The exporter -------------------------------------------------------------------------------------------------
 
+TLS_EXPIRY = Metric(
+    "squidkeeper_tls_certificate_expiry_timestamp_seconds",
+    _GAUGE,
+    "When the certificate of the TLS port expires. It is renewed 30 days before. No series without install.sh --tls.",
+)
 CA_EXPIRY = Metric(
     "squidkeeper_ca_certificate_expiry_timestamp_seconds",
     _GAUGE,

@@ -11,9 +11,10 @@ client in one tunnel) or "fresh" (each in one of its own); those clients take mo
 Before it is measured, a request of each variant shows that the origin sees what it is to see. All run in turn, round
 after round, each round beginning with another one; a ratio is taken within each round, and its median and spread over
 the rounds are what counts. "cpu" is the processor time of the proxy's process for each request, "helpers" that of its
-helpers; other work on the machine touches both less than the rate. Needs nginx, wrk, openssl, iproute2 and what
-install.sh installs; what needs gcc, squidGuard or mitmproxy (`pip install mitmproxy` in an environment of its own) is
-left out where they are not there, which is said.
+helpers, and of HAProxy where it takes the clients (with TLS to it in the load "http" alone: wrk speaks one TLS); other
+work on the machine touches both less than the rate. Needs nginx, wrk, openssl, iproute2, haproxy and what install.sh
+installs; what needs gcc, squidGuard or mitmproxy (`pip install mitmproxy` in an environment of its own) is left out
+where they are not there, which is said.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ TOP = HERE.parent.parent
 ORIGIN = "203.0.113.10"  # public by the policy language, and on the namespace's own loopback interface
 CONNECTIONS = 32
 LISTEN = "203.0.113.20"  # clients come from it too: none is "localhost", as none is on a gateway
+BEHIND_HAPROXY = "127.53.53.53"
 LOADS = HTTP, KEPT_ALIVE, FRESH = "http", "kept-alive", "fresh"
 SECRET = "bench-secret"
 NAMESPACE = f"squidkeeper-bench-{os.getpid()}"
@@ -115,6 +117,7 @@ class Variant:
     more: str = ""  # for the walkthrough's own configuration
     program: str = ""  # that has to be there
     origin_sees: str = "/a/0"  # of a request for that path: the path, and the credential
+    haproxy: str = ""  # HAProxy takes the clients, which call it by this scheme
     ca_key: str = ""  # another kind of key for the CA than install.sh makes, in openssl's words
 
 
@@ -126,6 +129,8 @@ class Running:
     load: str
     port: int
     process: int
+    scheme: str = "http"  # by which clients call it
+    haproxy: int = 0  # the process
 
     @property
     def title(self) -> str:
@@ -145,6 +150,8 @@ VARIANTS = (
     Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH), plain=True),
     Variant("native dstdomain", changes=NATIVE),
     Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
+    Variant("host scope, HAProxy", (HTTP, KEPT_ALIVE, FRESH), haproxy="http"),
+    Variant("host scope, TLS to HAProxy", (HTTP,), haproxy="https"),
     Variant("host scope, RSA-3072 CA", (FRESH,), ca_key="rsa:3072"),  # as install.sh made them before
     Variant("C no-op, request", (HTTP, KEPT_ALIVE), "policy-request.yaml", NOOP_REQUEST, program="gcc"),
     Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), "policy-request.yaml"),
@@ -171,6 +178,8 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (KEPT_ALIVE, "injection", "walkthrough", None),
     (FRESH, "host scope", "walkthrough", 0.97),
     (FRESH, "request scope", "walkthrough", None),
+    *((load, "host scope, HAProxy", "host scope", None) for load in LOADS),
+    (HTTP, "host scope, TLS to HAProxy", "host scope", None),
     (FRESH, "host scope", "host scope, RSA-3072 CA", None),
 )
 
@@ -184,7 +193,7 @@ def main() -> None:
     options.add_argument("--mitmdump", type=Path, help="the program, where mitmproxy is to be measured too")
     options.add_argument("--json", type=Path, help="write the figures here too")
     chosen = options.parse_args()
-    require(("squid", "nginx", "wrk", "openssl", "ip"))
+    require(("squid", "nginx", "wrk", "openssl", "ip", "haproxy"))
     figures = measure(chosen.rounds, chosen.seconds, chosen.load or LOADS, chosen.mitmdump)
     print(table(figures))
     if chosen.json:
@@ -203,8 +212,10 @@ def measure(rounds: int, seconds: int, loads: Collection[str], mitmdump: Path | 
         stack.enter_context(namespace())
         stack.enter_context(origin(folder))
         for port, variant in enumerate(variants, 4200):
+            beside = stack.enter_context(haproxy(folder, port)) if variant.haproxy else 0
             process = stack.enter_context(squid(variant, folder, installed, port))
-            running += (Running(variant.name, load, port, process) for load in variant.loads)
+            scheme = variant.haproxy or "http"
+            running += (Running(variant.name, load, port, process, scheme, beside) for load in variant.loads)
         if mitmdump and HTTP in loads:
             running.append(Running(MITMPROXY, HTTP, 4250, stack.enter_context(mitmproxy(mitmdump, folder, 4250))))
         elif HTTP in loads:
@@ -237,14 +248,14 @@ def rounds_of(running: list[Running], rounds: int, seconds: int, folder: Path) -
 def figures_of(one: Running, seconds: int, folder: Path) -> dict[str, float]:
     """Load a proxy for some seconds."""
     if one.load == HTTP:
-        before = spent(one.process)
-        rate, requests = load(one.port, seconds)
+        before = spent(one)
+        rate, requests = load(one, seconds)
     else:
         with tunnels(one, seconds, folder) as answered:
-            before = spent(one.process)
+            before = spent(one)
             requests = answered()
         rate = requests / seconds
-    cpu, helpers = ((now - then) / requests * 1e6 for now, then in zip(spent(one.process), before, strict=True))
+    cpu, helpers = ((now - then) / requests * 1e6 for now, then in zip(spent(one), before, strict=True))
     return {"per_second": rate, "cpu_microseconds": cpu, "helpers_microseconds": helpers}
 
 
@@ -306,7 +317,9 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
     for name in ("squid.conf", "squidkeeper.conf"):
         config = root / "etc" / name
         text = config.read_text().replace(f"{installed}/bin", "PROGRAM").replace(str(installed), str(root))
-        text = re.sub(r"(?m)^http_port \S+", f"http_port {LISTEN}:{port}", text)
+        behind = f"{BEHIND_HAPROXY}:{port} require-proxy-header" if variant.haproxy else f"{LISTEN}:{port}"
+        text = re.sub(r"(?m)^http_port \S+", f"http_port {behind}", text)
+        text = text.replace("#proxy_protocol_access ", "proxy_protocol_access ")
         config.write_text(text.replace("PROGRAM", f"{installed}/bin"))
     if variant.ca_key:
         make_ca(root, variant.ca_key)
@@ -319,6 +332,22 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
             yield checked_worker(process.pid, variant)
         finally:
             process.send_signal(signal.SIGINT)  # at once, without waiting for connections
+
+
+@contextmanager
+def haproxy(folder: Path, port: int) -> Iterator[int]:
+    """Run HAProxy with the installed configuration in front of the Squid of a port; gives its process."""
+    root, text = folder / f"haproxy-{port}", (TOP / "squid/haproxy.cfg").read_text()
+    root.mkdir()
+    (root / "server.pem").write_bytes((folder / "origin.crt").read_bytes() + (folder / "origin.key").read_bytes())
+    text = text.replace("    bind [::]:3129 v6only\n", "").replace("0.0.0.0:3129", f"{LISTEN}:{port}")
+    text = text.replace("127.53.53.53:13129", f"{BEHIND_HAPROXY}:{port}").replace("/var/lib/squidkeeper/tls", f"{root}")
+    (root / "haproxy.cfg").write_text(text)
+    with subprocess.Popen([*INSIDE, "haproxy", "-db", "-f", str(root / "haproxy.cfg")]) as process:
+        try:
+            yield process.pid
+        finally:
+            process.terminate()
 
 
 def make_ca(root: Path, kind: str) -> None:
@@ -390,9 +419,10 @@ def children(process: int) -> list[tuple[int, str]]:
     return [(int(child), Path(f"/proc/{child}/comm").read_text().strip()) for child in found]
 
 
-def spent(process: int) -> tuple[float, float]:
-    """Tell the processor time of a process, and of its children."""
-    return processor_seconds(process), sum(processor_seconds(child) for child, _ in children(process))
+def spent(one: Running) -> tuple[float, float]:
+    """Tell the processor time of a proxy's process, and of what works for it."""
+    beside = [child for child, _ in children(one.process)] + ([one.haproxy] if one.haproxy else [])
+    return processor_seconds(one.process), sum(map(processor_seconds, beside))
 
 
 def processor_seconds(process: int) -> float:
@@ -414,13 +444,13 @@ def wait_until_it_answers(port: int, load: str, origin_sees: str, ca: Path | Non
         raise SystemExit(f"the gateway on port {port} answers {answer!r}; the origin was to see {origin_sees!r}")
 
 
-def load(port: int, seconds: int) -> tuple[float, int]:
+def load(one: Running, seconds: int) -> tuple[float, int]:
     """Load a proxy over plain http; gives requests per second and their number. A failed request ends the benchmark."""
-    script = ["-s", str(HERE / "urls.lua"), f"http://{LISTEN}:{port}"]
+    script = ["-s", str(HERE / "urls.lua"), f"{one.scheme}://{LISTEN}:{one.port}"]
     command = [*INSIDE, "wrk", "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", *script]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in output or "Socket errors" in output:
-        raise SystemExit(f"requests failed on port {port}:\n{output}")
+        raise SystemExit(f"requests failed on port {one.port}:\n{output}")
     number, rate = (re.search(form, output) for form in (r"(\d+) requests in", r"Requests/sec:\s+([0-9.]+)"))
     assert number
     assert rate

@@ -65,6 +65,11 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 @file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, to report when it expires.")
 @policy_lines_option
 @click.option(
+    "--tls-certificate",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The certificate of the TLS port, to report when it expires. Without it, there is no TLS port.",
+)
+@click.option(
     "--squid",
     metavar="ADDRESS:PORT",
     type=Address(),
@@ -87,6 +92,7 @@ def exporter(
     state: Path,
     ca: Path,
     rendered: Path,
+    tls_certificate: Path | None,
     squid: tuple[str, int],
     status_from: tuple[Network, ...],
 ) -> None:
@@ -103,6 +109,6 @@ def exporter(
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     try:
-        run(ExporterOptions(listen, directory, access_log, state, ca, rendered, squid, status_from))
+        run(ExporterOptions(listen, directory, access_log, state, ca, rendered, squid, status_from, tls_certificate))
     except (ListenFailed, StateInUse) as error:
         raise click.ClickException(f"{error}: stop it or choose another") from error

@@ -1,4 +1,4 @@
-"""The certificate of the CA that signs for all hosts (floor 7)."""
+"""The certificates that clients depend on (floor 7): of the CA that signs for all hosts, and of the TLS port."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FILE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The CA that signs for all hosts."""
+    """The CA that signs for all hosts, or the certificate of the TLS port."""
 
     file: Path
     subject: str | None = None

@@ -121,6 +121,8 @@ def policy_families(view: Snapshot) -> Iterator[Family]:
 def exporter_families(view: Snapshot) -> Iterator[Family]:
     """Make the metrics of the exporter, the CA, the disks, the conditions and the maintenance process."""
     end = view.certificate.not_after
+    tls = view.tls_certificate.not_after if view.tls_certificate else None
+    yield _family(metrics.TLS_EXPIRY, {(): tls.timestamp()} if tls else {})
     yield _family(metrics.CA_EXPIRY, {(): end.timestamp()} if end else {})
     yield _single(metrics.STATE_WRITABLE, view.state_writable)
     yield _family(metrics.FILESYSTEM_AVAILABLE, {(disk.folder,): disk.available_bytes for disk in view.disks})

@@ -239,6 +239,12 @@ def _ca_expired(view: Snapshot) -> Iterator[str]:
         yield timestamp(end)
 
 
+def _tls_certificate_expiring(view: Snapshot) -> Iterator[str]:
+    end = view.tls_certificate.not_after if view.tls_certificate else None
+    if end and end - view.at <= _CA_CRITICAL:
+        yield f"{duration((end - view.at).total_seconds())} left" if end > view.at else timestamp(end)
+
+
 def _access_log_unreadable(view: Snapshot) -> Iterator[str]:
     if not view.log_readable:
         yield str(view.access_log)
@@ -431,6 +437,14 @@ CONDITIONS: Final = (
         _CA_REMEDY,
         _ca_expired,
         unhealthy=True,
+    ),
+    Condition(
+        "tls-certificate-expiring",
+        _CRITICAL,
+        "0m",
+        "The certificate of the TLS port expires within days",
+        f"The maintenance process renews it 30 days before, unless the CA expires too. {_MAINTENANCE_LOG}.",
+        _tls_certificate_expiring,
     ),
     Condition("exporter-down", _CRITICAL, "2m", "The exporter cannot be scraped"),
     Condition(

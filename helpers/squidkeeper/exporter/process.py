@@ -55,6 +55,7 @@ class ExporterOptions:
     policy_lines: Path
     squid: tuple[str, int]
     status_from: tuple[Network, ...]
+    tls_certificate: Path | None = None
 
 
 def run(options: ExporterOptions) -> None:
@@ -129,6 +130,7 @@ class Exporter:
             squid=read_counters(host, port),
             answers=log.answers,
             disks=tuple(read_disks({"log": options.access_log.parent, "state": options.state})),
+            tls_certificate=read_certificate(options.tls_certificate) if options.tls_certificate else None,
             maintenance=read_maintenance_status(options.state, now),
             policy_lines=_text_of(options.policy_lines),
         )

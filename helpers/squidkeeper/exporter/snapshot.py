@@ -48,6 +48,7 @@ class Snapshot:
     answers: tuple[RecentAnswer, ...] = ()
     disks: tuple[Disk, ...] = ()
     maintenance: MaintenanceStatus = NOT_RUNNING
+    tls_certificate: Certificate | None = None  # of the TLS port; None: there is none
     policy_lines: str = ""  # of Squid's configuration: what install.sh has rendered from the policy
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.maintenance.tls import server_names
+from squidkeeper.maintenance.tls import CERTIFICATE, server_names
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.options import port_of, reachable
@@ -125,6 +125,9 @@ class Configuration:
         text = re.sub(r"^Group=proxy$", f"Group={self.machine.group}", text, flags=re.MULTILINE)
         if service == "maintenance" and self.log_bytes not in ("", "auto"):
             text = re.sub(r"^(ExecStart=.*)$", rf"\1 --log-bytes {self.log_bytes}", text, flags=re.MULTILINE)
+        if service == "exporter" and self.tls:
+            certificate = self.layout.tls / CERTIFICATE
+            text = re.sub(r"^(ExecStart=.*)$", rf"\1 --tls-certificate {certificate}", text, flags=re.MULTILINE)
         if service == "maintenance" and self.tls:
             names = f" --tls-name {','.join(self.tls_names)}" if self.tls_names else ""
             ca = f"--ca {self.layout.ca_cert} --ca-key {self.layout.ca_key}"
