@@ -311,9 +311,9 @@ def test_everything_has_its_fixed_place(gateway: Gateway) -> None:
         "log/access.log",
         "log/cache.log",
         "run/squid.pid",
-        "state/ssl_db",
     ]:
         assert gateway.place(name).exists(), name
+    assert not gateway.place("state/ssl_db").exists()
 
 
 def test_the_gateway_runs_and_denies_with_a_certificate_of_its_ca(gateway: Gateway) -> None:
@@ -413,11 +413,9 @@ def test_a_renamed_log_is_left_alone_and_a_new_one_opened(gateway: Gateway) -> N
 
 def test_a_second_run_changes_nothing(gateway: Gateway) -> None:
     before, processes = gateway.snapshot(), (gateway.pid, gateway.exporter, gateway.maintenance)
-    store = snapshot(gateway.place("state/ssl_db"))
     done = gateway.install(*gateway.listen)
     assert (done.returncode, gateway.snapshot()) == (0, before)
     assert (gateway.pid, gateway.exporter, gateway.maintenance) == processes
-    assert snapshot(gateway.place("state/ssl_db")) == store
     assert done.stdout.count("runs, unchanged") == 3
 
 
@@ -1109,7 +1107,7 @@ def test_a_given_ca_replaces_the_one_in_place_which_is_kept(empty: Gateway, tmp_
 
 def test_a_former_ca_put_back_by_hand_gets_a_new_certificate_store(empty: Gateway, tmp_path: Path) -> None:
     let_squid_end_at_once(empty)
-    assert empty.install(*empty.listen).returncode == 0
+    assert empty.install(*empty.listen, "--certificates", "squid").returncode == 0
     place, former = empty.place("etc/ca"), tmp_path / "former"
     former.mkdir()
     for name in ("ca.crt", "ca.key"):
@@ -1124,9 +1122,34 @@ def test_a_former_ca_put_back_by_hand_gets_a_new_certificate_store(empty: Gatewa
     assert empty.answers() == "403", "the leaf of the same host is minted again, by the CA that is there now"
 
 
+def test_squids_own_program_makes_the_certificates_where_it_is_asked_for(empty: Gateway) -> None:
+    let_squid_end_at_once(empty)
+    assert empty.install(*empty.listen, "--certificates", "squid").returncode == 0
+    store, conf = empty.place("state/ssl_db"), empty.place("etc/squid.conf")
+    assert empty.answers() == "403"
+    assert list(store.glob("certs/*")) != []
+    assert child_of(empty.pid, "squidkeeper certificate") == 0
+    before, pid = (snapshot(store), conf.read_text()), empty.pid
+    assert empty.install().returncode == 0
+    assert (snapshot(store), conf.read_text()) == before, "as installed before"
+    assert empty.install("--certificates", "squidkeeper").returncode == 0
+    assert not store.exists(), "it held the key of the CA"
+    assert (empty.answers(), empty.pid) == ("403", pid)
+    assert child_of(empty.pid, "squidkeeper certificate") != 0
+    assert empty.install().returncode == 0
+    assert "\nsslcrtd_program /usr/lib" not in conf.read_text()
+
+
+def test_another_program_for_certificates_is_refused(gateway: Gateway) -> None:
+    before = gateway.snapshot()
+    done = gateway.install("--certificates", "mine")
+    assert (done.returncode, gateway.snapshot()) == (2, before)
+    assert "'mine' is not one of 'squidkeeper', 'squid'" in done.stderr
+
+
 def test_a_certificate_store_that_does_not_tell_its_ca_is_made_anew(empty: Gateway) -> None:
     let_squid_end_at_once(empty)
-    assert empty.install(*empty.listen).returncode == 0
+    assert empty.install(*empty.listen, "--certificates", "squid").returncode == 0
     store, pid = empty.place("state/ssl_db"), empty.pid
     assert empty.answers() == "403"
     leaves = list(store.glob("certs/*"))

@@ -15,6 +15,7 @@ from squidkeeper.metrics import METRICS, OTHER, Metric, MetricKind, method_class
 
 LABELS = {
     *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait", "code"),
+    "result",
     "folder",
     "task",
     "severity",

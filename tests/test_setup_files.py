@@ -17,6 +17,7 @@ from squidkeeper.setup import apparmor
 from squidkeeper.setup.configuration import (
     MARK,
     Configuration,
+    generator_of,
     is_ours,
     listen_of,
     listen_of_haproxy,
@@ -155,6 +156,19 @@ def test_the_names_of_the_tls_port_are_those_that_were_given() -> None:
     assert given.server_names == ("gateway.example", "192.0.2.1")
     assert " --tls-name gateway.example,192.0.2.1 " in given.unit("maintenance")
     assert configuration(None, tls=True, listen="192.0.2.1:3129").server_names[0] == "192.0.2.1"
+
+
+def test_squid_conf_names_one_program_for_certificates_and_tells_which() -> None:
+    for whose, program in (
+        ("squidkeeper", "/opt/squidkeeper/bin/squidkeeper certificate "),
+        ("squid", "/usr/lib64/certgen "),
+    ):
+        conf = configuration(None, certificates=whose).squid_conf()
+        lines = re.findall(r"^(#?)sslcrtd_program (\S+ \S+ )?", conf, re.MULTILINE)
+        assert len(lines) == 2
+        assert [command.startswith(program) for mark, command in lines if not mark] == [True]
+        assert generator_of(conf) == whose
+    assert generator_of("sslcrtd_program /usr/lib/squid/security_file_certgen -s /var -M 4MB\n") == "squidkeeper"
 
 
 def test_a_squid_conf_with_name_servers_of_the_operators_has_none_of_ours() -> None:

@@ -228,6 +228,13 @@ THEIRS, OTHERS = File(b"http_port 3128\n"), File(b"http_port 3127\n")
             id="no exporter any more",
         ),
         pytest.param(replace(WANTED, store=True), HERE, [(StepKind.PUT_STORE, LAYOUT.ssl_db)], id="a new store"),
+        pytest.param(replace(WANTED, drop_store=True), HERE, [], id="no store to remove"),
+        pytest.param(
+            replace(WANTED, drop_store=True),
+            replace(HERE, files={**HERE.files, LAYOUT.ssl_db: Folder({})}),
+            [(StepKind.REMOVE, LAYOUT.ssl_db)],
+            id="a store that nothing uses",
+        ),
         pytest.param(
             WANTED,
             replace(HERE, closed=(LAYOUT.state, LAYOUT.counts)),

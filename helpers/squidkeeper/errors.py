@@ -13,6 +13,7 @@
     ├── InvalidSetting    a proxy, path or host that a client's variables cannot hold
     ├── SetupFailed       an installation that cannot go on; carries what to do
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
+    ├── LeafRefused       a certificate of a host that is not made
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
     └── SecretUnavailable a credential's value is unavailable; names the secret, never shows it
@@ -89,6 +90,10 @@ class SetupFailed(SquidkeeperError):
 
 class ReplyTooLong(SquidkeeperError):
     """A reply over the bound that keeps Squid's read buffer whole."""
+
+
+class LeafRefused(SquidkeeperError):
+    """A certificate of a host that is not made; the text says why."""
 
 
 class PatternError(SquidkeeperError):

@@ -18,11 +18,13 @@ REQUEST: Final = "request"
 REWRITE: Final = "rewrite"
 CREDENTIAL: Final = "credential"
 THROTTLE: Final = "throttle"
+CERTIFICATE: Final = "certificate"
 JUDGES: Final = (HOST, REQUEST, REWRITE, CREDENTIAL)  # the helpers that decide by the policy
-HELPERS: Final = (*JUDGES, THROTTLE)
+HELPERS: Final = (*JUDGES, THROTTLE, CERTIFICATE)
 
 
 WAITS: Final = ("at_once", "held", "surplus")  # the values of the label `wait`
+CERTIFICATE_RESULTS: Final = ("made", "kept", "refused")  # the values of the label `result`
 
 
 class MetricKind(StrEnum):
@@ -171,6 +173,13 @@ THROTTLED = Metric(
     _COUNTER,
     "Denials by when the client got the answer: at_once, held (after a wait), or surplus (after at most a minute).",
     ("wait",),
+)
+CERTIFICATES = Metric(
+    "squidkeeper_certificates_total",
+    _COUNTER,
+    "Certificates that Squid has asked for, one for each tunnel: made, kept (from memory), or refused (the client gets "
+    "one that it does not accept; the cause is in cache.log).",
+    ("result",),
 )
 CREDENTIAL_INJECTIONS = Metric(
     "squidkeeper_credential_injections_total", _COUNTER, "Requests that got this credential.", ("credential",)

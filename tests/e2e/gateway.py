@@ -212,7 +212,7 @@ class Gateway:
         """The processes of one helper, by how its command begins: "acl --scope host", "rewrite", "throttle", …"""
         try:
             return [pid for pid in _children(self.pid) if f"squidkeeper {kind}" in _command(pid)]
-        except (FileNotFoundError, StopIteration):
+        except (FileNotFoundError, ProcessLookupError, StopIteration):
             return []  # one has just ended
 
     def unread(self) -> int:

@@ -102,6 +102,7 @@ class Origins:
         self.answers: dict[str, Answer | Callable[[Seen], Answer]] = {}  # by host and path: "a.example/x"
         self.certificates: dict[str, tuple[str, ...]] = {}
         self.untrusted: set[str] = set()  # names whose certificates nobody vouches for
+        self.contexts: dict[str, ssl.SSLContext] = {}  # by name: other certificates than these
         self.fallback: Answer | Callable[[Seen], Answer] = echo
         self._default = self.authority.context(*ADDRESSES)
         self._names: WeakKeyDictionary[ssl.SSLObject, str] = WeakKeyDictionary()
@@ -125,6 +126,7 @@ class Origins:
         self.fallback = echo
         self.certificates.clear()
         self.untrusted.clear()
+        self.contexts.clear()
 
     def urls(self) -> list[str]:
         return [seen.url for seen in self.seen]
@@ -155,7 +157,8 @@ class Origins:
             return
         self._names[connection] = name
         authority = self._stranger if name in self.untrusted else self.authority
-        connection.context = self._context(authority, self.certificates.get(name, (name,)))
+        context = self.contexts.get(name) or self._context(authority, self.certificates.get(name, (name,)))
+        connection.context = context
 
     @cache  # noqa: B019 - one instance, as long as the run
     def _context(self, authority: Authority, names: tuple[str, ...]) -> ssl.SSLContext:

@@ -50,9 +50,10 @@ class Raw:
         context.check_hostname = False
         if protocols:
             context.set_alpn_protocols(protocols)
-        context.verify_flags &= (
-            ~ssl.VERIFY_X509_STRICT
-        )  # a leaf that is not modelled on an origin's has no key identifier
+        return self.start_tls(context, sni)
+
+    def start_tls(self, context: ssl.SSLContext, sni: bytes | str | None) -> Self:
+        """Start TLS with a context of the test's own."""
         self._file.close()
         self._socket = context.wrap_socket(self._socket, server_hostname=cast("str | None", sni))
         self._file = cast("BinaryIO", self._socket.makefile("rb"))

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-_HELPERS = ("acl", "rewrite", "credential", "throttle")
+_HELPERS = ("acl", "rewrite", "credential", "throttle", "certificate")
 _COMMANDS = (
     "check",
     "explain",

@@ -33,6 +33,7 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str) -> tup
 @click.option("--open", is_flag=True, help="Let Squid listen where the internet reaches it.")
 @click.option("--policy", type=_FOLDER, help="The policy to put in place.")
 @click.option("--ca-dir", type=_FOLDER, help="The folder of the CA to put in place.")
+@click.option("--certificates", type=click.Choice(["squidkeeper", "squid"]), help="Whose program makes leaves.")
 @click.option("--exporter-listen", default="", help="Where metrics and status page are served.")
 @click.option("--no-exporter", is_flag=True, help="No exporter.")
 @click.option("--log-bytes", default="", help="The limit of the access log with its rotations.")

@@ -95,6 +95,7 @@ def helper_families(view: Snapshot) -> Iterator[Family]:
         metrics.PROTOCOL_ERRORS,
         metrics.HELPER_STARTS,
         metrics.THROTTLED,
+        metrics.CERTIFICATES,
         metrics.CREDENTIAL_INJECTIONS,
         metrics.CREDENTIAL_FAILURES,
     ):
@@ -162,11 +163,13 @@ def _buckets(metric: Metric, cells: Sequence[float]) -> list[tuple[str, float]]:
 
 
 def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], float]:
-    """Make the series that exist with 0: one for each credential, helper or wait."""
+    """Make the series that exist with 0: one for each credential, helper, wait or result."""
     if metric.labels == ("helper",):
         return {(helper,): 0.0 for helper in HELPERS}
     if metric is metrics.THROTTLED:
         return {(wait,): 0.0 for wait in metrics.WAITS}
+    if metric is metrics.CERTIFICATES:
+        return {(result,): 0.0 for result in metrics.CERTIFICATE_RESULTS}
     if metric.labels == ("credential",) and policy:
         return {(credential.name,): 0.0 for credential in policy.credentials}
     return {}

@@ -7,10 +7,11 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from squidkeeper.counters import Key, counter_key
 from squidkeeper.engine import CompiledPolicy
@@ -24,6 +25,7 @@ from squidkeeper.protocol.lines import LineBuffer, Reply, format_reply, reply_li
 from squidkeeper.replies import broken_reply
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Counted")
 Answer = Callable[[bytes], Reply]
 
 _READ_BYTES = 64 * 1024
@@ -61,20 +63,30 @@ def run(
 
 
 def serve(answer: Answer, output: int, concurrency: int, counting: HelperCounters) -> None:
-    """Answer every line of standard input until its end.
+    """Answer every line of standard input until its end; `output` is a file descriptor."""
+    lines = _LineAnswering(answer, concurrency, counting.helper)
+    serve_requests(LineBuffer().feed, lines.reply, output, counting)
 
-    `output` is a file descriptor. Lines that are read together are answered by one write of whole lines, and counted
-    after it. The loop also ends when nobody reads the answers any more.
+
+def serve_requests(
+    cut: Callable[[bytes], Iterable[bytes]],
+    reply: Callable[[bytes, list[Key]], bytes],
+    output: int,
+    counting: HelperCounters,
+) -> None:
+    """Answer every request of standard input until its end.
+
+    `cut` gives the requests that are complete with what was read, `reply` answers one and notes what it counts. Those
+    that are read together are answered by one write of whole replies, and counted after it. The loop also ends when
+    nobody reads the answers any more.
     """
-    buffer = LineBuffer()
-    answering = _Answering(answer, concurrency, counting.helper)
     source, room = sys.stdin.fileno(), memoryview(bytearray(_READ_BYTES))
     while got := os.readv(source, [room]):
         replies: list[bytes] = []
         counts: list[Key] = []
         counting.begin(replies)
-        for line in buffer.feed(bytes(room[:got])):
-            replies.append(answering.reply(line, counts))  # noqa: PERF401 - one by one: the watchdog reads the length
+        for request in cut(bytes(room[:got])):
+            replies.append(reply(request, counts))  # noqa: PERF401 - one by one: the watchdog reads the length
         try:
             write_all(output, b"".join(replies))
         except BrokenPipeError:
@@ -116,40 +128,60 @@ def answer_while_loading() -> None:
     gc.set_threshold(young, middle, _FULL_COLLECTION_AFTER)
 
 
-class _Answering:
-    """Answers single lines, and notes the counters that each adds to."""
+class Counted(Protocol):
+    """A reply that names the counters that it adds to."""
+
+    @property
+    def counts(self) -> tuple[Key, ...]:
+        """The counters that go up by one."""
+
+
+class Answering(Generic[R]):
+    """Answers single requests: `write` formats a reply for a channel-ID, `broken` makes one that says what failed."""
+
+    def __init__(
+        self, answer: Callable[[bytes], R], write: Callable[[R, bytes], bytes], broken: Callable[[str], R]
+    ) -> None:
+        self._answer = answer
+        self._write = write
+        self._broken = broken
+
+    def reply(self, request: bytes, channel: bytes, counts: list[Key]) -> bytes:
+        """Answer one request, and note the counters that it adds to."""
+        try:
+            reply = self._answer(request)
+            written = self._write(reply, channel)
+        except InvalidLine as error:
+            _log.error("%s", error)
+            reply = self._broken(str(error))
+            written = self._write(reply, channel)
+        except Exception as error:  # noqa: BLE001 - the one place: every request is answered, and an error denies
+            _log.error("a request could not be decided: %s", describe(error))
+            reply = self._broken("The request could not be decided.")
+            written = self._write(reply, channel)
+        counts += reply.counts
+        return written
+
+
+class _LineAnswering:
+    """Answers single lines."""
 
     def __init__(self, answer: Answer, concurrency: int, helper: str) -> None:
-        self._answer = answer
+        write = partial(format_reply, limit=reply_limit(concurrency))
+        self._answering = Answering(answer, write, partial(broken_reply, helper=helper))
         self._concurrency = concurrency
-        self._limit = reply_limit(concurrency)
         self._helper = helper
 
     def reply(self, line: bytes, counts: list[Key]) -> bytes:
         """Answer one line, unless its channel-ID is missing: Squid could not find the lookup."""
         if not self._concurrency:
-            return self._format(line, b"", counts)
+            return self._answering.reply(line, b"", counts)
         split = split_channel(line)
         if split is None:
             counts.append(missing_channel(line, self._concurrency, self._helper))
             return b""
         channel, request = split
-        return self._format(request, channel, counts)
-
-    def _format(self, request: bytes, channel: bytes, counts: list[Key]) -> bytes:
-        try:
-            reply = self._answer(request)
-            line = format_reply(reply, channel, self._limit)
-        except InvalidLine as error:
-            _log.error("%s", error)
-            reply = broken_reply(str(error), self._helper)
-            line = format_reply(reply, channel, self._limit)
-        except Exception as error:  # noqa: BLE001 - the one place: every line is answered, and an error denies
-            _log.error("a request could not be decided: %s", describe(error))
-            reply = broken_reply("The request could not be decided.", self._helper)
-            line = format_reply(reply, channel, self._limit)
-        counts += reply.counts
-        return line
+        return self._answering.reply(request, channel, counts)
 
 
 def missing_channel(line: bytes, concurrency: int, helper: str) -> Key:

@@ -12,7 +12,7 @@ from typing import Final
 from squidkeeper.maintenance.tls import CERTIFICATE, server_names
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
-from squidkeeper.setup.options import port_of, reachable
+from squidkeeper.setup.options import SQUID, SQUIDKEEPER, port_of, reachable
 
 MARK: Final = "# Written by squidkeeper's install.sh, which replaces it: lines of your own go into local.conf."
 NO_RESOLVER: Final = "none"
@@ -62,6 +62,11 @@ def listen_of(conf: str) -> str:
     return found[1] if found else ""
 
 
+def generator_of(conf: str) -> str:
+    """Tell whose program makes certificates by a squid.conf of ours; an old one has no choice, so the default comes."""
+    return SQUID if re.search(r"^#sslcrtd_program \S+ certificate ", conf, re.MULTILINE) else SQUIDKEEPER
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """What the files of one gateway are rendered from."""
@@ -76,6 +81,7 @@ class Configuration:
     tls: bool = False  # HAProxy takes the clients
     tls_names: tuple[str, ...] = ()  # as given; else the address it listens on and the host name
     resolver: str = NO_RESOLVER
+    certificates: str = SQUIDKEEPER
 
     def render(self, name: str, moved: Mapping[str, str] = {}) -> str:
         """Read a file of squid/ and replace the documented paths and port; `moved` holds other places than usual."""
@@ -83,6 +89,8 @@ class Configuration:
         text = re.sub(r"^http_port 3129\b", lambda _: f"http_port {self._http_port}", text, flags=re.MULTILINE)
         if self.tls:
             text = text.replace("#proxy_protocol_access ", "proxy_protocol_access ")
+        if self.certificates == SQUID:
+            text = re.sub(r"^(#?)(sslcrtd_program )", _other_comment, text, flags=re.MULTILINE)
         return substitute(text, self.layout.replacements() | {_CERTGEN: str(self.machine.certgen), **moved})
 
     @property
@@ -178,6 +186,10 @@ class Configuration:
             "squidkeeper log --drift FILE": f"{log} --drift FILE",
             "./install.sh": layout.install_command,
         }
+
+
+def _other_comment(found: re.Match[str]) -> str:
+    return found[2] if found[1] else f"#{found[2]}"
 
 
 _UNITS = {

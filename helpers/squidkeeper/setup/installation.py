@@ -30,6 +30,7 @@ from squidkeeper.setup.apparmor import additions_of, apparmor_confines, lines_at
 from squidkeeper.setup.configuration import (
     NO_RESOLVER,
     Configuration,
+    generator_of,
     is_ours,
     listen_of,
     listen_of_haproxy,
@@ -40,7 +41,7 @@ from squidkeeper.setup.console import SetupStage, say, show
 from squidkeeper.setup.entries import Entry, File, Folder, Link, read_entry, read_source, remove, text_at, write_entry
 from squidkeeper.setup.layout import SERVICES, Layout
 from squidkeeper.setup.machine import check, quietly, read_machine
-from squidkeeper.setup.options import NO_EXPORTER, SetupOptions, port_of, reachable
+from squidkeeper.setup.options import NO_EXPORTER, SQUID, SetupOptions, port_of, reachable
 from squidkeeper.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound
 from squidkeeper.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
@@ -84,7 +85,8 @@ class Installation:
         checks.check_way_to(self._machine, self._layout.prefix)
         self._stage.name = "program"
         checks.check_readable(self._machine, Path(sys.prefix))
-        new_store = self._prepare_ca()
+        self._prepare_ca()
+        new_store = self._prepare_store()
         self._prepare_policy()
         self._try_program()
         self._open_apparmor("squid")
@@ -107,23 +109,40 @@ class Installation:
 
     # The CA, the policy and the program
 
-    def _prepare_ca(self) -> bool:
-        """Prepare the CA, and a certificate store where the one in place is another CA's."""
+    def _prepare_ca(self) -> None:
         self._stage.name = "CA"
         ca, origin = self._find_ca()
         check_ca(ca)
         self._files[self._layout.ca_cert] = File(ca.certificate, 0o644, self._machine.owner)
         self._files[self._layout.ca_key] = File(ca.key, 0o600, self._machine.owner)
         say("CA", f"{origin}: {self._layout.ca_cert}")
+
+    def _prepare_store(self) -> bool:
+        """Prepare the store of Squid's own certificate program, where that is used and the store is another CA's."""
+        if not self._keeps_store:
+            return False
         # A leaf is signed by the CA of its time, which the copy in the store tells: the one in place may have been put
         # there by hand.
-        in_store = read_entry(self._layout.ssl_db / "ca.crt")
-        if isinstance(in_store, File) and in_store.content == ca.certificate:
+        in_store, ca = read_entry(self._layout.ssl_db / "ca.crt"), self._files[self._layout.ca_cert]
+        if not isinstance(ca, File) or (isinstance(in_store, File) and in_store.content == ca.content):
             return False
         store = self._own_folder("store") / "ssl_db"
         check(self._machine.run_as_squid(self._machine.certgen, "-c", "-s", store, "-M", "4MB"))
-        call_as(self._machine.account, lambda: (store / "ca.crt").write_bytes(ca.certificate))
+        call_as(self._machine.account, lambda: (store / "ca.crt").write_bytes(ca.content))
         return True
+
+    @property
+    def _keeps_store(self) -> bool:
+        """Tell whether Squid's own certificate program is used: as asked for, or by a squid.conf of yours."""
+        if self._yours:
+            return names(self._conf, self._layout.ssl_db)
+        return self._configuration.certificates == SQUID
+
+    @property
+    def _drops_store(self) -> bool:
+        """Tell whether a store in place is of no use, also to a squid.conf of yours; it holds the CA's key."""
+        confs = (text_at(self._layout.former_conf), "" if is_ours(self._conf) else self._conf)
+        return not self._keeps_store and not any(names(conf, self._layout.ssl_db) for conf in confs)
 
     def _find_ca(self) -> tuple[CertificateAuthority, str]:
         given, paths = self._options.ca_dir, (self._layout.ca_cert, self._layout.ca_key)
@@ -210,6 +229,7 @@ class Installation:
             listen=listen,
             squid=listen_of(self._conf) if self._yours else listen,
             exporter=options.exporter or told or usual_exporter(layout, listen),
+            certificates=options.certificates or generator_of(self._conf),
             log_bytes=options.log_bytes or self._maintained("log-bytes"),
             tls=tls,
             tls_names=options.tls_name or (*filter(None, self._maintained("tls-name").split(",")),),
@@ -419,6 +439,7 @@ class Installation:
             certificate=ours.tls and self._server_certificate_at(layout.tls).is_due(),
             own_addresses=own_addresses().encode(),
             store=new_store,
+            drop_store=self._drops_store,
             start_squid=self._starts_squid,
             start_services=not self._options.no_start,
             selinux=self._machine.selinux,
@@ -435,7 +456,7 @@ class Installation:
         paths = {*wanted.files, layout.conf, layout.former_conf, layout.observe, layout.supervise, layout.local, *units}
         paths |= {layout.haproxy, layout.service("tls").applied}
         files = {path: read_entry(path) for path in (*paths, layout.own_addresses)}
-        for folder in (*wanted.folders, layout.counts, layout.tls):
+        for folder in (*wanted.folders, layout.counts, layout.tls, layout.ssl_db):
             if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
                 raise SetupFailed(f"{folder} is not a folder", "move it away")
             files[folder] = Folder({}) if folder.exists() else None

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Final
 
 NO_EXPORTER: Final = "none"
+SQUID: Final = "squid"
+SQUIDKEEPER: Final = "squidkeeper"
+GENERATORS: Final = (SQUIDKEEPER, SQUID)  # whose program makes the certificates of hosts; the first is the default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +25,7 @@ class SetupOptions:
     open: bool = False
     policy: Path | None = None
     ca_dir: Path | None = None
+    certificates: str | None = None
     exporter_listen: str = ""
     no_exporter: bool = False
     log_bytes: str = ""

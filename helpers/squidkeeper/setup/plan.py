@@ -81,6 +81,7 @@ class Wanted:
     tls: bool = False  # HAProxy takes the clients
     certificate: bool = False  # the one of the TLS port is due
     store: bool = False  # the certificate store in place is another CA's
+    drop_store: bool = False
     start_squid: bool = True
     start_services: bool = True
     selinux: bool = False
@@ -127,7 +128,7 @@ class _Planner:
         steps = [*self._folders(), *self._former(), *self._files(), *self._state()]
         if steps and self._wanted.selinux:
             steps.append(SetupStep(StepKind.LABEL, self._layout.state))
-        steps += [*self._maintenance(), *self._squid(), *self._tls(), *self._exporter()]
+        steps += [*self._maintenance(), *self._squid(), *self._store(), *self._tls(), *self._exporter()]
         return Plan(tuple(steps), tuple(self._notes))
 
     def _folders(self) -> Iterator[SetupStep]:
@@ -242,6 +243,11 @@ class _Planner:
             yield _noting(StepKind.RECONFIGURE_SQUID, note, reads)
         else:
             self._notes.append(("squid", "runs, unchanged"))
+
+    def _store(self) -> Iterator[SetupStep]:
+        """Remove the certificate store that nothing uses, once Squid uses it no more."""
+        if self._wanted.drop_store and self._layout.ssl_db in self._here:
+            yield SetupStep(StepKind.REMOVE, self._layout.ssl_db)
 
     def _changes(self, *paths: Path) -> bool:
         return any(self._after.get(path) != self._here.get(path) for path in paths)

@@ -105,7 +105,8 @@ class Transaction:
                 call_as(machine.account, lambda: prepare_own_addresses(path))
             case StepKind.LABEL:  # systemd's Squid may write only what is labelled as its own
                 layout = self._layout
-                quietly("restorecon", "-R", layout.prefix, layout.conf.parent, "/etc/squidkeeper", layout.ssl_db)
+                store = [layout.ssl_db] if layout.ssl_db.exists() else []
+                quietly("restorecon", "-R", layout.prefix, layout.conf.parent, "/etc/squidkeeper", *store)
                 quietly("chcon", "-R", "-t", "squid_cache_t", path)
 
     def commit(self) -> None:

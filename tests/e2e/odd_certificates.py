@@ -1,0 +1,45 @@
+"""Certificates of origins that are wrong, or right and unusual."""
+
+import ssl
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from squidkeeper.demo.authority import Authority
+
+PEM = serialization.Encoding.PEM
+DAY = timedelta(days=1)
+
+
+def origin_context(
+    authority: Authority | None,
+    folder: Path,
+    subject: str,
+    names: Sequence[x509.GeneralName] = (),
+    *more: x509.ExtensionType,
+    starts: timedelta = -DAY,
+    ends: timedelta = DAY,
+) -> ssl.SSLContext:
+    """A server's TLS context with a certificate that this authority signs; None: that signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)] if subject else [])
+    issuer, signs = (authority._name, authority._key) if authority else (own, key)
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(
+        issuer, own, key.public_key(), x509.random_serial_number(), now + starts, now + ends
+    )
+    for extension in ([x509.SubjectAlternativeName(names)] if names else []) + list(more):
+        builder = builder.add_extension(extension, critical=False)
+    pem = builder.sign(signs, hashes.SHA256()).public_bytes(PEM)
+    pem += key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = folder / "odd.pem"
+    file.write_bytes(pem)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(file)
+    file.unlink()
+    return context
