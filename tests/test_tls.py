@@ -154,6 +154,16 @@ def test_a_client_that_changes_the_machines_addresses_cannot_have_it_issued_at_w
     assert names.get_values_for_type(x509.DNSName) == ["2.example"], "of the second renewal"
 
 
+def test_a_key_of_another_ca_issues_nothing(tmp_path: Path) -> None:
+    one = certificate(tmp_path, "a.example", "a.example")
+    one.issue()
+    before = one.file.read_bytes()
+    (tmp_path / "ca.key").write_bytes(make_ca(NOW).key)
+    with pytest.raises(TlsPortFailed, match=r"ca\.key is not the key of .*ca\.crt"):
+        one.issue()
+    assert one.file.read_bytes() == before
+
+
 def test_a_ca_that_cannot_be_read_fails_the_task_and_leaves_the_certificate(tmp_path: Path) -> None:
     one = certificate(tmp_path, "a.example", "a.example")
     one.issue()

@@ -47,14 +47,20 @@ class ServerCertificate:
             pem = self.file.read_bytes()
         except FileNotFoundError:
             return True
-        return is_server_certificate_due(pem, self._ca.read_bytes(), self._names(), datetime.now(UTC))
+        return is_server_certificate_due(pem, self._ca.read_bytes(), self._names(), _now())
 
     def issue(self) -> None:
-        """Issue it and replace the file; an OSError or ValueError if it cannot be issued or written."""
-        ca, names = CertificateAuthority(self._ca.read_bytes(), self._ca_key.read_bytes()), self._names()
-        pem = issue_server_certificate(ca, names, datetime.now(UTC))
+        """Issue it and replace the file; OSError, ValueError or `TlsPortFailed` if that fails."""
+        ca, names, now = CertificateAuthority(self._ca.read_bytes(), self._ca_key.read_bytes()), self._names(), _now()
+        pem = issue_server_certificate(ca, names, now)
+        if is_server_certificate_due(pem, ca.certificate, names, now):
+            raise TlsPortFailed(f"{self._ca_key} is not the key of {self._ca}: the TLS port keeps its certificate")
         _put(self.file, pem)
         _log.info("the TLS port has a new certificate, for %s", ", ".join(names))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def put_server_certificate(folder: Path, prepared: Path) -> None:
@@ -85,9 +91,15 @@ class TlsPort:
             self._give()
 
     def _renew(self) -> None:
-        if self._certificate.is_due() and self._pace.allows():
-            self._pace.count()
-            self._certificate.issue()
+        if not self._certificate.is_due():
+            return
+        if not self._pace.allows():
+            raise TlsPortFailed(
+                "the certificate of the TLS port lacks an address of this machine: its addresses change too often."
+                " Name those that clients use with install.sh --tls-name"
+            )
+        self._certificate.issue()
+        self._pace.count()
 
     def _give(self) -> None:
         """Give HAProxy a certificate that is new to it; without one, only ask it for a sign of life."""
