@@ -1033,6 +1033,8 @@ def both(gateway: Gateway) -> tuple[str, str]:
 @pytest.mark.long
 def test_tls_is_switched_on_kept_and_switched_off(gateway: Gateway) -> None:
     before = gateway.snapshot()
+    subprocess.run(["runuser", "-u", squid_account(), "mkdir", gateway.place("state/tls")], check=True, cwd="/")
+    os.mkfifo(gateway.place("state/tls/server.pem"))  # Squid's account can do that
     done = gateway.install("--tls", "--tls-name", "gateway.example,127.0.0.1")
     assert done.returncode == 0, done.stderr
     assert both(gateway) == ("403", "403")

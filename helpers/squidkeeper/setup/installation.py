@@ -345,6 +345,11 @@ class Installation:
             say("TLS", "the package haproxy is installed, its own service disabled")
         return not self._options.dry_run
 
+    def _needs_server_certificate(self) -> bool:
+        """Tell whether the one in place is due. It is in a folder of Squid's account, who could put a pipe there."""
+        in_place = text_at(self._layout.tls / CERTIFICATE)
+        return self._server_certificate_at(self._layout.tls).replaces(in_place.encode())
+
     def _server_certificate_at(self, folder: Path) -> ServerCertificate:
         """Give the certificate of the TLS port in a folder; the CA is the one that was prepared."""
         prepared, layout, names = self._work / "tls", self._layout, self._configuration.server_names
@@ -436,7 +441,7 @@ class Installation:
             listen=ours.squid_listen,
             exporter=ours.exporter,
             tls=ours.tls,
-            certificate=ours.tls and self._server_certificate_at(layout.tls).is_due(),
+            certificate=ours.tls and self._needs_server_certificate(),
             own_addresses=own_addresses().encode(),
             store=new_store,
             drop_store=self._drops_store,
