@@ -33,7 +33,7 @@ def line(minute: float = 0, url: str = "https://open.example/x", **fields: Any) 
 DENIED: dict[str, Any] = {"verdict": "deny", "rule": "closed", "status": 403, "squid": "TCP_DENIED/HIER_NONE"}
 LINES = [
     line(0),
-    line(1, "https://api.open.example/v1?x=1", user="ci-bot", status=404),
+    line(1, "https://api.open.example/v1?x=1", user="ci-bot", status=404, request_id="1795683005.952.53.49078"),
     line(2, "closed.example:443", method="CONNECT", connection="2", duration_ms=0, **{**DENIED, "status": 200}),
     line(2, "https://closed.example/a/b?c", connection="2", **DENIED),
     line(3, "open.example:443", method="CONNECT", connection="3"),
@@ -191,6 +191,8 @@ FILTERS: list[tuple[tuple[str, ...], list[int]]] = [
     (("--host", "OPEN.example."), [0]),
     (("--host", "203.0.113.0/24"), [3]),
     (("--host", "open.example", "--host", "closed.example"), [0, 2]),
+    (("--request-id", "1795683005.952.53.49078"), [1]),
+    (("--request-id", "0.0.0"), []),
     (("--rule", "closed"), [2]),
     (("--rule", "closed", "--rule", "open"), [0, 1, 2]),
     (("--verdict", "allow"), [0, 1]),

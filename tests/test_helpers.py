@@ -152,16 +152,19 @@ HOST_ANSWERS = {
         "narrow.example"
     ): "OK rule_=api verdict_=allow private_=no inject_=yes unrestricted_=yes credential_varies_=yes",
     place("api.example", client="198.51.100.1"): (
-        "ERR rule_=default verdict_=deny private_=no "
-        'message="Rule: default\\nReason: No rule of the policy allows this request."'
+        'ERR rule_=default verdict_=deny private_=no reason_="No rule of the policy allows this request."'
     ),
     place("closed.example"): (
-        'ERR rule_=closed verdict_=deny private_=no message="Rule: closed\\nReason: It is \\"closed\\"."'
+        'ERR rule_=closed verdict_=deny private_=no reason_="It is \\"closed\\"." '
+        'rule_html_="closed" rule_json_="closed" reason_html_="It is \\"closed\\"." '
+        'reason_json_="It is \\\\\\"closed\\\\\\"."'
     ),
     connect("open.example"): "OK rule_=open verdict_=allow private_=no clt_conn_tag=open.example:443 rewrite_=yes",
     connect("closed.example"): (
         'ERR rule_=closed verdict_=deny private_=no clt_conn_tag="closed.example:443 denied by closed" '
-        'message="Rule: closed\\nReason: It is \\"closed\\"."'
+        'reason_="It is \\"closed\\"." '
+        'rule_html_="closed" rule_json_="closed" reason_html_="It is \\"closed\\"." '
+        'reason_json_="It is \\\\\\"closed\\\\\\"."'
     ),
     place("open.example") + " -": "OK rule_=open verdict_=allow private_=no rewrite_=yes",
 }
@@ -304,7 +307,7 @@ def test_a_secret_that_cannot_be_a_header_denies_and_is_not_shown(start: Start, 
     helper = start("credential", concurrency=4)
     answer = helper.ask(f"1 {place('api.example')} https://api.example/ -")
     said = f"rule_=credential-unavailable verdict_=deny revision_={revision_of(policy)}"
-    assert answer.startswith(f"1 ERR {said} message=")
+    assert answer.startswith(f"1 ERR {said} reason_=")
     assert helper.ask(f"1 {place('api.example')} https://api.example/ -") == answer
     _, err = helper.end()
     assert err.count("credential api, api-key: ") == 1
@@ -396,7 +399,7 @@ def test_the_longest_names_leave_room_for_an_answer(policy: Path, start: Start) 
     answer = helper.ask(f"{10**18} {client} {'%22' * 5000} {place_of_it}")
     said = f'rule_="{name}" verdict_=deny revision_={revision_of(policy)} private_=no'
     said_of_tunnel = f'clt_conn_tag="{host}:65535 denied by {name}" user_="' + "%22" * 85 + '%"'
-    assert answer.startswith(f'{10**18} ERR {said} {said_of_tunnel} message="Rule: ')
+    assert answer.startswith(f'{10**18} ERR {said} {said_of_tunnel} reason_="é')
     answer = start(*SCOPES["request"], concurrency=32).ask(f"{10**18} {place(host)} http://{host}/{'%22' * 7900}%23 -")
     assert answer.startswith(f"{10**18} ERR {said} hidden_=fragment cut_=2")
 

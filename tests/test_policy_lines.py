@@ -70,11 +70,11 @@ def test_a_decision_names_its_set_only_where_it_is_about_a_request(asker: Callab
           - {name: closed, action: deny, hosts: [b.example]}
     """)
     decision = ask("GET https://a.example/x/y")
-    annotations = dict(acl_reply(decision, "request", "r").annotations)
+    annotations = dict(acl_reply(decision, "request", None).annotations)
     assert decision.strip is not None
     assert (annotations["strip_"], annotations["tag"]) == (decision.strip.key, "sk_needs_lines")
     for asked in ("GET https://a.example/y", "GET https://b.example/", "CONNECT a.example:443"):
-        assert "strip_" not in dict(acl_reply(ask(asked), "request", "r").annotations)
+        assert "strip_" not in dict(acl_reply(ask(asked), "request", None).annotations)
 
 
 def test_readings_that_lose_other_headers_are_ambiguous(asker: Callable[[str], Ask]) -> None:

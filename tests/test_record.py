@@ -25,6 +25,7 @@ FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}
 PLAIN = {  # what Squid makes itself, or writes in percent-encoding in any case
     "%{user_}note",  # the helper writes it so
     *("%>a", "%>ru", "%<a", "%<pt", "%err_code", "%Ss/%Sh", "%transport::>connection_id"),
+    "%tS.%master_xaction.%>p",
     "%Y-%m-%dT%H:%M:%S}tg.%03tuZ",
 }
 
@@ -75,8 +76,9 @@ def test_every_text_that_others_choose_is_cut_off_at_its_length_and_so_is_the_li
     assert sum(LENGTHS.values()) + len(logformat()) + OF_SQUID_AT_MOST < LINE_LENGTH
 
 
-OF_SQUIDS_CHOICE = {"time", "client", "upstream", "upstream_ms", "squid", "connection"}
-OF_SQUID_AT_MOST = 24 + 2 * 45 + 5 * 20 + 60 + 20  # a time, addresses, numbers, a result and a way, a connection
+OF_SQUIDS_CHOICE = {"time", "client", "upstream", "upstream_ms", "squid", "connection", "request_id"}
+# a time, addresses, numbers, a result and a way, a connection, a request ID
+OF_SQUID_AT_MOST = 24 + 2 * 45 + 5 * 20 + 60 + 20 + 45
 
 
 def test_squid_asks_about_long_and_unusual_urls_as_the_program_takes_it() -> None:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.counters import Key, counter_key
-from squidkeeper.engine import Decision, deny
+from squidkeeper.engine import CompiledPolicy, Decision, deny
 from squidkeeper.engine.decision import Rewritten
 from squidkeeper.metrics import (
     CREDENTIAL,
@@ -40,22 +40,22 @@ _REPLY_BYTES = 1_500  # of Python objects
 
 
 def acl_reply(
-    decision: Decision, helper: str, revision: str | None, user: str | None = None, tunnel: str | None = None
+    decision: Decision, helper: str, policy: CompiledPolicy | None, user: str | None = None, tunnel: str | None = None
 ) -> Reply:
-    """Write the reply of the acl helper; a denial has the text of the page.
+    """Write the reply of the acl helper; a denial has the reason for the page.
 
-    `revision` is the one that decided, `user` the proxy user, for the access log; `tunnel` names the tunnel of a
+    `policy` is the one that decided, `user` the proxy user, for the access log; `tunnel` names the tunnel of a
     CONNECT. A final decision has a tag: it costs Squid less to test a tag than to look for annotations that are absent.
     """
     annotations = [
-        *_decided(decision, revision),
+        *_decided(decision, policy),
         ("private_", "yes" if decision.private else "no"),
         *([("clt_conn_tag", tunnel)] if tunnel else []),
     ]
     named = [("user_", _recorded_user(user))] if user is not None else []
     counts = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
     if not decision.allowed:
-        return Reply(Result.ERR, (*annotations, *named), _page_message(decision), counts)
+        return Reply(Result.ERR, (*annotations, *named), decision.reason, counts)
     flags = (
         (("scope_", "request"), decision.needs_url),
         (("rewrite_", "yes"), decision.may_rewrite),
@@ -73,18 +73,22 @@ def acl_reply(
 
 
 def shared_reply(
-    cache: BoundedCache[object, Reply], decision: Decision, helper: str, revision: str, user: str | None = None
+    cache: BoundedCache[object, Reply],
+    decision: Decision,
+    helper: str,
+    policy: CompiledPolicy,
+    user: str | None = None,
 ) -> Reply:
     """Give the reply for a decision that many lines share: written once, and kept by the decision and the user."""
     key = (decision, user)
     reply = cache.get(key)
     if reply is None:
-        reply = acl_reply(decision, helper, revision, user)
+        reply = acl_reply(decision, helper, policy, user)
         cache.add(key, reply, reply_bytes(reply) + getsizeof(user))
     return reply
 
 
-def tunnel_reply(decision: Decision, helper: str, revision: str | None, request: Request | Malformed) -> Reply:
+def tunnel_reply(decision: Decision, helper: str, policy: CompiledPolicy | None, request: Request | Malformed) -> Reply:
     """Write a reply of its own for one request without its URL; for a CONNECT it names the tunnel.
 
     The name of a denied tunnel is no authority, so nothing inside can pass.
@@ -92,7 +96,7 @@ def tunnel_reply(decision: Decision, helper: str, revision: str | None, request:
     tunnel = None
     if request.method == CONNECT:
         tunnel = request.authority if decision.allowed else f"{request.authority}{DENIED_BY}{decision.rule}"
-    return acl_reply(decision, helper, revision, request.user, tunnel)
+    return acl_reply(decision, helper, policy, request.user, tunnel)
 
 
 def no_policy_reply(helper: str, request: Request | Malformed) -> Reply:
@@ -140,12 +144,12 @@ def _rewritten_reply(rewritten: Rewritten, revision: str) -> Reply:
 # --- credential ---------------------------------------------------------------------------------------------------
 
 
-def credential_reply(decision: Decision, revision: str, values: Sequence[str] = ()) -> Reply:
+def credential_reply(decision: Decision, policy: CompiledPolicy, values: Sequence[str] = ()) -> Reply:
     """Write the reply of the credential helper, with a value for each of the decision's credentials."""
-    annotations = _decided(decision, revision)
+    annotations = _decided(decision, policy)
     counts = (_decision_key(CREDENTIAL, decision.rule, decision.action),)
     if not decision.allowed:
-        return Reply(Result.ERR, annotations, _page_message(decision), counts)
+        return Reply(Result.ERR, annotations, decision.reason, counts)
     if not decision.credentials:
         return Reply(Result.OK, annotations, counts=counts)
     names = [credential.name for credential in decision.credentials]
@@ -158,10 +162,10 @@ def credential_reply(decision: Decision, revision: str, values: Sequence[str] = 
     )
 
 
-def credential_unavailable_reply(decision: Decision, revision: str, failed: Iterable[str]) -> Reply:
+def credential_unavailable_reply(decision: Decision, policy: CompiledPolicy, failed: Iterable[str]) -> Reply:
     """Deny because the values of some credentials, named by `failed`, are unavailable."""
     names = ", ".join(credential.name for credential in decision.credentials)
-    reply = credential_reply(deny("credential-unavailable", _CREDENTIAL_UNAVAILABLE.format(names)), revision)
+    reply = credential_reply(deny("credential-unavailable", _CREDENTIAL_UNAVAILABLE.format(names)), policy)
     return replace(reply, counts=(*reply.counts, *(counter_key(CREDENTIAL_FAILURES, name) for name in failed)))
 
 
@@ -183,14 +187,13 @@ def broken_reply(message: str, helper: str) -> Reply:
     )
 
 
-def _decided(decision: Decision, revision: str | None) -> tuple[tuple[str, str], ...]:
-    """Write what was decided, and by which revision; without one where none has loaded."""
+def _decided(decision: Decision, policy: CompiledPolicy | None) -> tuple[tuple[str, str], ...]:
+    """Write what was decided, by which revision, and whom to ask about it; without these where none has loaded."""
     annotations = (("rule_", decision.rule), ("verdict_", str(decision.action)))
-    return annotations if revision is None else (*annotations, ("revision_", revision))
-
-
-def _page_message(decision: Decision) -> str:
-    return f"Rule: {decision.rule}\nReason: {decision.reason}"
+    if policy is None:
+        return annotations
+    contact = policy.source.contact
+    return (*annotations, ("revision_", policy.revision), *([("contact_", contact)] if contact else []))
 
 
 def _recorded_user(user: str) -> str:

@@ -24,18 +24,28 @@ class Reply:
     def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
-    def _line(self, label: str) -> str | None:
-        """The value of a `Label: value` line of a denial's page."""
-        found = re.search(rf"^{label}: *(.+)$", html.unescape(re.sub(r"<[^>]*>", "", self.text)), re.MULTILINE)
+    @property
+    def shown(self) -> str:
+        """The text that a page shows: as it is, or of its HTML, in which `xmp` holds text without entities."""
+        if not (self.header("Content-Type") or "").startswith("text/html"):
+            return self.text
+        parts = re.split(r"<xmp>(.*?)</xmp>", self.text)
+        return "".join(
+            part if index % 2 else html.unescape(re.sub(r"<[^>]*>", "", part)) for index, part in enumerate(parts)
+        )
+
+    def line(self, label: str) -> str | None:
+        """The value of a `Label: value` line of a page."""
+        found = re.search(rf"^{label}: *(.+)$", self.shown, re.MULTILINE)
         return found[1].strip() if found else None
 
     @property
     def rule(self) -> str | None:
-        return self._line("Rule")
+        return self.line("Rule")
 
     @property
     def reason(self) -> str | None:
-        return self._line("Reason")
+        return self.line("Reason")
 
 
 def parse_head(head: bytes) -> tuple[int, tuple[tuple[str, str], ...]]:

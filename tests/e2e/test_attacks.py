@@ -198,7 +198,7 @@ def test_a_host_that_the_certificate_of_the_tunnel_does_not_cover_is_a_mismatch_
     with tunnel(gateway, GOOD) as client:
         reply = client.get("/uncovered", host)
     assert reply is not None
-    assert (reply.status, origins.urls()) == (503, [])
+    assert (reply.status, reply.rule, origins.urls()) == (403, "authority-mismatch", [])
     line = gateway.logged(f"https://{host}/uncovered", before)
     assert (line["verdict"], line["rule"], line["revision"]) == ("deny", "authority-mismatch", "-")
 
@@ -209,7 +209,7 @@ def test_a_server_whose_own_certificate_is_wrong_is_no_mismatch_of_the_client(
     before = len(gateway.log())
     origins.certificates["good.example"] = ("other.example",)
     reply = curl(gateway, "https://good.example/wrong")
-    assert (reply.status, origins.urls()) == (503, [])
+    assert (reply.status, origins.urls()) == (502, [])
     gateway.logged("https://good.example/wrong", before)
     lines = gateway.log()[before:]
     assert [(line["method"], line["verdict"]) for line in lines] == [("CONNECT", "allow"), ("GET", "-")], lines

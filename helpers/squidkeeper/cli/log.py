@@ -50,6 +50,7 @@ _FLUSH_SECONDS = 2.0  # how long --follow waits for the request inside a denied 
 @click.option("--rule", metavar="NAME", multiple=True, help="The rule that decided.")
 @click.option("--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: no helper decided.")
 @click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403, or a class such as 4xx.")
+@click.option("--request-id", metavar="ID", multiple=True, help="The request ID, as a page of the gateway shows it.")
 @click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
 @click.option("--json", "as_json", is_flag=True, help="Print the lines as Squid logged them.")
 @click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials, tunnels and bytes by this.")
@@ -153,6 +154,7 @@ _FILTERS: dict[str, Callable[[Any], Predicate]] = {
     "rule": filters.of_rule,
     "verdict": filters.of_verdict,
     "status": filters.of_status,
+    "request_id": filters.of_request_id,
 }
 
 

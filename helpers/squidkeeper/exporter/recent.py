@@ -16,7 +16,7 @@ from squidkeeper.record.urls import redacted_url, truncate
 DENIALS_LIMIT: Final = 50
 ANSWERS_LIMIT: Final = 200
 _SERVER_ERROR = 500
-_ANSWERED_BY_SQUID = "NONE"  # its page inside a denied tunnel; TCP_DENIED is its own denial there
+_ANSWERED_BY_SQUID = ("NONE", "TCP_DENIED_REPLY")  # a page inside a denied tunnel; TCP_DENIED is a denial of its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,12 +55,12 @@ class HostScope:
         request = parse_request(parse_tokens(line, HOST_TOKENS))
         decision = decide(self.policy, self.policy.match(request), at, Stage.HOST)
         if isinstance(request, Malformed):
-            return tunnel_reply(decision, HOST, self.policy.revision, request)
+            return tunnel_reply(decision, HOST, self.policy, request)
         if request.method == CONNECT or request.host.address is not None:  # the reply can hold the host
-            reply = tunnel_reply(decision, HOST, self.policy.revision, request)
+            reply = tunnel_reply(decision, HOST, self.policy, request)
             size = reply_bytes(reply)
         else:
-            reply = shared_reply(self._replies, decision, HOST, self.policy.revision, request.user)
+            reply = shared_reply(self._replies, decision, HOST, self.policy, request.user)
             size = 0
         if len(line) <= _LONGEST_KEPT_LINE:
             self._replies.add(line, reply, len(line) + _LINE_BYTES + size)
@@ -77,7 +77,7 @@ class RequestScope:
 
     def answer(self, tokens: bytes, url: str) -> Reply:
         """Answer a line, by its first eight tokens as they came and its URL."""
-        return shared_reply(self._replies, self._decide(tokens, url), REQUEST, self.policy.revision)
+        return shared_reply(self._replies, self._decide(tokens, url), REQUEST, self.policy)
 
     def _decide(self, tokens: bytes, url: str) -> Decision:
         match, at = self._matches.find(tokens), decision_time(self.policy)

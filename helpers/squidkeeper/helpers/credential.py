@@ -65,7 +65,7 @@ class Injector:
             except ReplyTooLong as error:
                 problems = {credential.name: error for credential in decision.credentials}
         self._report(decision, problems.values())
-        return credential_unavailable_reply(decision, self.policy.revision, problems)
+        return credential_unavailable_reply(decision, self.policy, problems)
 
     def _reply(self, decision: Decision, values: list[str], limit: int) -> Reply:
         known = self._replies.get(decision)
@@ -73,7 +73,7 @@ class Injector:
             if known[0] == values:
                 return known[1]
             self._replies.clear()  # a secret was rotated: nothing may hold the old one any longer
-        reply = credential_reply(decision, self.policy.revision, values)
+        reply = credential_reply(decision, self.policy, values)
         format_reply(reply, LONGEST_CHANNEL, limit)
         if decision.rewritten is None:  # else it was decided for this request alone
             self._replies.add(decision, (values, reply), _REPLY_BYTES + 3 * sum(map(len, values)))
@@ -94,5 +94,5 @@ def answer(injector: Injector | None, line: bytes, concurrency: int) -> Reply:
         return no_policy_reply(CREDENTIAL, parse_request(parse_tokens(line, _TOKENS)))
     decision = injector.decide(line)
     if not decision.credentials:
-        return credential_reply(decision, injector.policy.revision)
+        return credential_reply(decision, injector.policy)
     return injector.inject(decision, reply_limit(concurrency))

@@ -221,6 +221,7 @@ def _policy(revision: str, checked: Iterable[Checked], lists: Mapping[str, HostL
         revision=revision,
         default_action=defaults.action,
         default_reason=defaults.reason,
+        contact=defaults.contact,
         clients=tuple(client for maker in made for client in maker.clients()),
         rules=tuple(rule for maker in made for rule in maker.rules()),
         rewrites=tuple(rewrite for maker in made for rewrite in maker.rewrites()),

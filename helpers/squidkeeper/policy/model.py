@@ -212,6 +212,7 @@ class Policy:
     revision: str
     default_action: Action = Action.DENY
     default_reason: str | None = None
+    contact: str | None = None
     clients: tuple[Client, ...] = ()
     rules: tuple[Rule, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()

@@ -157,6 +157,16 @@ def _prose(text: str) -> str:
     return text
 
 
+def _contact(text: str) -> str:
+    """Read a line for every page, which is the same in plain text, HTML and JSON."""
+    if len(text) > _CONTACT_AT_MOST or not text.isprintable() or set(text) & set('"\\<>&'):
+        raise PatternError(
+            f'the contact is not up to {_CONTACT_AT_MOST} printable characters without any of "\\<>&,'
+            " expected an address, URL or name, such as platform@example.com"
+        )
+    return text
+
+
 def _method(text: str) -> str:
     if text in _NO_METHOD:
         raise PatternError(_NO_METHOD[text])
@@ -350,6 +360,7 @@ _SECTIONS = {
 _NO_VALUES = "a policy never holds a value itself"
 _NAME_AT_MOST = 100
 _PROSE_AT_MOST = 1000
+_CONTACT_AT_MOST = 200
 _PORT_AT_MOST = 65535
 _NO_METHOD = {
     "CONNECT": "CONNECT is transport, not a method to list: expected the methods of the requests inside the tunnel",
@@ -374,6 +385,7 @@ _RULE_ABOVE = (
 Name = Annotated[str, _parsed(FaultCode.INVALID_NAME, _name)]
 RuleName = Annotated[str, _parsed(FaultCode.INVALID_NAME, _rule_name)]
 SecretName = Annotated[str, _parsed(FaultCode.INVALID_NAME, _secret_name)]
+Contact = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _contact)]
 Prose = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _prose)]
 ActionText = Annotated[Action, Field(strict=False)]  # strict, pydantic takes no text
 Time = Annotated[datetime, PlainValidator(_time)]
@@ -398,10 +410,11 @@ class _Model(BaseModel):
 
 
 class Defaults(_Model):
-    """What happens when no rule matches."""
+    """What happens when no rule matches, and whom to ask."""
 
     action: ActionText = Action.DENY
     reason: Prose | None = None
+    contact: Contact | None = None
 
 
 class ClientEntry(_Model):

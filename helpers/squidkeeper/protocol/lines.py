@@ -7,10 +7,13 @@ percent-encoded tokens, after a channel-ID where `concurrency` is above 0; a rep
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from html import escape
 from urllib.parse import unquote_to_bytes
 
 from squidkeeper.errors import InvalidLine, ReplyTooLong
@@ -33,7 +36,7 @@ class Result(StrEnum):
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply: its annotations in order and, for the page of a denied client, a message of several lines.
+    """A reply: its annotations in order and a message: why it denies, for the page, or what was wrong with a line (BH).
 
     `counts` are the counters that go up by one with each lookup that gets this reply; Squid does not see them.
     """
@@ -52,7 +55,7 @@ class Reply:
     @cached_property
     def message_pair(self) -> bytes:
         """The uncut message, as it follows the head."""
-        return _message_pair(self.message or "")
+        return _message_pairs(self, self.message or "")
 
 
 class LineBuffer:
@@ -132,15 +135,26 @@ def _message(reply: Reply, room: int) -> bytes:
         return b""
     if len(reply.message_pair) <= room:
         return reply.message_pair
-    for length in (room // 2, room // 8):  # a character takes at most 4 bytes, an escape 2
-        pair = _message_pair(f"{message[:length]}…")
-        if length < len(message) and len(pair) <= room:
-            return pair
+    for length in (room // 2, room // 4, room // 8, room // 32):  # a character and its escapes take at most 13 bytes
+        pairs = _message_pairs(reply, f"{message[:length]}…")
+        if length < len(message) and len(pairs) <= room:
+            return pairs
     return b""
 
 
-def _message_pair(message: str) -> bytes:
-    return f" message={_quoted(message)}".encode("utf-8", "replace")
+def _message_pairs(reply: Reply, message: str) -> bytes:
+    pairs = [("message", message)] if reply.result is Result.BH else _page_texts(reply, message)
+    return "".join(f" {key}={_quoted(text)}" for key, text in pairs).encode("utf-8", "replace")
+
+
+def _page_texts(reply: Reply, reason: str) -> Iterator[tuple[str, str]]:
+    """Give the reason for each form of a page, and the rule; without the forms that squid.conf can copy."""
+    texts = {"rule": _printable(dict(reply.annotations).get("rule_", "")), "reason": _printable(reason)}
+    yield "reason_", texts["reason"]
+    if any(set(text) & _ESCAPED_IN_PAGES for text in texts.values()):
+        for name, text in texts.items():
+            yield f"{name}_html_", escape(text, quote=False)
+            yield f"{name}_json_", json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _value(text: str) -> str:
@@ -148,10 +162,15 @@ def _value(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return f'"{_UNPRINTABLE.sub("?", text).translate(_ESCAPES)}"'
+    return f'"{_printable(text).translate(_ESCAPES)}"'
+
+
+def _printable(text: str) -> str:
+    return _UNPRINTABLE.sub("?", text)
 
 
 _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
+_ESCAPED_IN_PAGES = frozenset('"\\<>&\n')  # in HTML, in JSON, or in both
 _MESSAGE_AT_LEAST = 64

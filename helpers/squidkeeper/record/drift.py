@@ -32,6 +32,7 @@ _CACHE_BYTES: Final = 32 * 1024 * 1024  # some 20,000 hosts
 _HOST_BYTES: Final = 1_700  # of Python objects, beside the key and a reference to each entry
 _LONGEST_KEY: Final = 1_000  # characters
 _OPENED: Final = 200
+_NO_TLS: Final = "ERR_SECURE_CONNECT_FAIL"
 _ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
 _Key = tuple[str, ...]
 
@@ -172,6 +173,8 @@ def was_served(record: Record) -> bool:
     is_error = record.error != NONE
     if tag.startswith("NONE"):  # Squid's own answer; or the CONNECT of a tunnel that it looks into
         return record.method == CONNECT and record.status == _OPENED and not is_error and "_ABORTED" not in tag
+    if tag.startswith("TCP_DENIED_REPLY") and record.error == _NO_TLS:  # our page: nothing was sent to the origin
+        return False
     is_own_page = is_error or record.status == 0
     return hierarchy != "HIER_NONE" or not is_own_page
 

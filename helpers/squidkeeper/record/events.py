@@ -1,12 +1,12 @@
 """Events (floor 5): a denied or failed CONNECT and the request inside it, as one.
 
 Squid answers a denied CONNECT with 200, so that it can show its page inside. The access log then has the CONNECT
-(TCP_DENIED/200) and, on the same connection, each request inside (NONE_NONE/403). The first request stands for both,
-because it has the whole URL. If the client leaves before it sends one, the CONNECT is the event. The same holds where
-the origin has no address or fails in TLS: the CONNECT was allowed, and no helper decided the request inside. The policy
-may deny that request (another method, another path), so the verdict of the CONNECT is not its verdict. The CONNECT of
-an opened tunnel is no event: each request in it has a record of its own. A tunnel that passed through is one: after the
-CONNECT, Squid logs it once more when it ends.
+(TCP_DENIED/200) and, on the same connection, each request inside (TCP_DENIED_REPLY/403). The first request stands for
+both, because it has the whole URL. If the client leaves before it sends one, the CONNECT is the event. The same holds
+where the origin has no address or fails in TLS: the CONNECT was allowed, and no helper decided the request inside. The
+policy may deny that request (another method, another path), so the verdict of the CONNECT is not its verdict. The
+CONNECT of an opened tunnel is no event: each request in it has a record of its own. A tunnel that passed through is
+one: after the CONNECT, Squid logs it once more when it ends.
 """
 
 from __future__ import annotations

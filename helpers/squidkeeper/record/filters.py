@@ -78,6 +78,12 @@ def of_status(given: Iterable[str]) -> Predicate:
     return lambda record: record.status in statuses
 
 
+def of_request_id(given: Iterable[str]) -> Predicate:
+    """Hold for the requests with one of these IDs, which pages show."""
+    ids = frozenset(given)
+    return lambda record: record.request_id in ids
+
+
 def all_of(predicates: Iterable[Predicate]) -> Predicate:
     """Hold if all of them hold."""
     every = tuple(predicates)

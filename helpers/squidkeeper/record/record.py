@@ -54,6 +54,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     tls_error: str = NONE  # older lines lack this field and those below
     cut: str = NONE
     hidden: str = NONE
+    request_id: str = NONE
 
 
 # Characters of each field that a client or server chooses: `logformat squidkeeper` truncates longer ones.
@@ -74,7 +75,7 @@ LENGTHS: Final = {
     "cut": 64,
     "hidden": 32,
 }
-LINE_LENGTH: Final = 17_000  # bytes of a line at most: all of these, and the fields that Squid chooses
+LINE_LENGTH: Final = 17_100  # bytes of a line at most: all of these, and the fields that Squid chooses
 _DECISIVE: Final = ("url", "user", "method", "sni", "tunnel", "fetched", "credential")
 
 

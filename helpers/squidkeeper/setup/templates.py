@@ -1,7 +1,8 @@
-"""The sections of squid/*.conf that repeat what the program knows (floor 8).
+"""The sections of squid/*.conf that repeat what the program knows, and the pages in squid/errors/ (floor 8).
 
-They stand in the committed files between marker comments, so that these can be read as they are. After a change of what
-they are made from, a maintainer renders them again: `python -m squidkeeper.setup.templates squid/*.conf`.
+The sections stand in the committed files between marker comments, so that these can be read as they are. After a change
+of what they are made from, a maintainer renders all again:
+`python -m squidkeeper.setup.templates squid/*.conf squid/errors`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from squidkeeper.policy.headers import spellings
 from squidkeeper.policy.model import INJECTABLE_HEADERS
 from squidkeeper.record.record import LENGTHS, VERSION, Record
 from squidkeeper.replies import header_annotation
+from squidkeeper.setup import error_pages
 from squidkeeper.url import LONG_URL, PRIVATE_NETWORKS, UNUSUAL_CHARACTER
 
 # A header that makes servers answer for another method, path or host than the request names. Each is read by some
@@ -63,6 +65,7 @@ LOG_CODES = {
     "tls_error": "%#ssl::<cert_errors",
     "cut": "%#{cut_}note",
     "hidden": "%#{hidden_}note",
+    "request_id": ".".join(error_pages.REQUEST_ID),
 }
 
 _SECTION = re.compile(r"(?<=^# >>> rendered: )([a-z ]+)\n.*?(?=^# <<<)", re.DOTALL | re.MULTILINE)
@@ -131,13 +134,19 @@ SECTIONS: dict[str, Callable[[], Iterator[str]]] = {
     "log format": _log_format,
     "long urls": _long_urls,
     "unusual urls": _unusual_urls,
+    "denials": error_pages.denial_lines,
+    "failures": error_pages.failure_lines,
 }
 
 
 def main(paths: list[str]) -> None:
-    """Rewrite configurations in place."""
+    """Rewrite configurations in place, and the pages of a folder."""
     for path in map(Path, paths):
-        path.write_text(render(path.read_text()))
+        if path.is_dir():
+            for name, text in error_pages.files():
+                (path / name).write_text(text)
+        else:
+            path.write_text(render(path.read_text()))
 
 
 if __name__ == "__main__":
