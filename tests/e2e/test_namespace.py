@@ -1,6 +1,7 @@
 """The walkthrough from inside a VM: only the gateway reachable, no DNS, the CA in the trust store, plain clients."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -9,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from squidkeeper.client_kit.probe import ProbeForm
+
+from .clients import IN_EVERY_RUN, OURS, RULES, Case, Client, Machine, ask, gateway_variables
 from .gateway import Gateway, NewGateway
-from .network import VirtualMachine, filter_vm, unfilter_vm
+from .network import VirtualMachine, filter_vm, run, unfilter_vm
 from .origin import Answer, Origins
 from .reply import Reply
 
-POLICY = """
+POLICY = (
+    """
 version: 1
 clients:
   agents: {networks: [192.168.137.0/24]}
@@ -22,11 +27,15 @@ rules:
   - {name: no-wikipedia, action: deny, hosts: [.wikipedia.org], reason: Wikipedia is closed to sandboxes.}
   - {name: no-push, action: deny, hosts: [git.example], paths: ["/**/git-receive-pack"]}
   - {name: agents, action: allow, clients: [agents], hosts: [example.com, git.example, api.example]}
+"""
+    + RULES.lstrip("\n")
+    + """
 secrets:
   token: {file: secrets/token}
 credentials:
   - {name: api, clients: [agents], hosts: [api.example], header: X-Api-Key, value: "{token}"}
 """
+)
 TOKEN = "e2e-token-that-no-vm-holds"
 
 
@@ -135,6 +144,55 @@ def test_python_reads_the_page_of_a_denied_tunnel_once_its_strictest_check_is_of
     assert done.text == "403 True\n"
     strict = inside(vm, gateway, "/usr/bin/python3", "-c", URLLIB, "default", "https://en.wikipedia.org/")
     assert strict.text in {"403 True\n", "Missing Authority Key Identifier\n"}
+
+
+@pytest.fixture(scope="module")
+def machine(gateway: Gateway, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """The VM with the variables that `squidkeeper env` prints, and the system's programs alone."""
+    home = str(tmp_path_factory.mktemp("home"))
+    return Machine(vm, {**gateway_variables(gateway), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": home})
+
+
+@pytest.mark.parametrize("client", IN_EVERY_RUN, ids=lambda client: client.name)
+def test_a_client_shows_what_the_table_of_clients_says(
+    client: Client, machine: Machine, origins: Origins, tmp_path: Path
+) -> None:
+    cases = [case for case in Case if case is not Case.BAD_CERTIFICATE]  # the pages of failures come later
+    shown = {case: ask(machine, client, case, origins, tmp_path) for case in cases}
+    assert shown == {case: client.shows(case, generator=OURS) for case in cases}
+
+
+@pytest.mark.parametrize("form", ProbeForm)
+def test_the_probe_finds_nothing_to_fix_in_the_vm(
+    form: ProbeForm, vm: VirtualMachine, gateway: Gateway, machine: Machine, origins: Origins, tmp_path: Path
+) -> None:
+    tools = tmp_path / "tools"  # without the programs that take long
+    tools.mkdir()
+    for name in PROGRAMS_OF_THE_PROBE:
+        (tools / name).symlink_to(f"/usr/bin/{name}")
+    program = f"{gateway.root}/bin/squidkeeper"
+    urls = ("--allowed", "https://example.com/probe", "--denied", "https://closed.example/")
+    arguments = ("--root", gateway.root, "--client", "agents", "--ca-path", gateway.ca, *urls, "--format", form)
+    script = tmp_path / "probe"
+    script.write_text(run(program, "probe", *arguments))
+    command = {
+        ProbeForm.PYTHON: f"/usr/bin/python3 {script} --direct 1.1.1.1:443 --resolver 1.1.1.1",
+        ProbeForm.SH: f"DIRECT=1.1.1.1:443 /usr/bin/dash {script}",
+    }[form]
+    shown = machine.run(f"export PATH={tools}; {command}; echo exit $?", "", tmp_path)
+    assert re.findall(r"^(curl|python|git) +(\w+)", shown, re.MULTILINE) == [
+        (name, result) for name in ("curl", "python", "git") for result in ("allowed", "denied")
+    ]
+    assert "OPEN" not in shown
+    assert "direct     closed: 1.1.1.1:443" in shown
+    assert "Nothing to fix." in shown, shown
+    assert shown.endswith("exit 0\n")
+
+
+PROGRAMS_OF_THE_PROBE = (
+    *("sh", "grep", "sed", "head", "tail", "cut", "mktemp", "mkdir", "rm", "tee", "cat", "timeout", "getent"),
+    *("curl", "python3", "git"),
+)
 
 
 NODE = """

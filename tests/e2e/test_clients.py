@@ -1,0 +1,135 @@
+"""Every client of squid/CLIENTS.md, in a VM, at a gateway with each kind of CA and each generator of certificates."""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .clients import (
+    GENERATORS,
+    GO,
+    IN_EVERY_RUN,
+    ON_REQUEST,
+    RULES,
+    Case,
+    Client,
+    Machine,
+    ask,
+    clients_table,
+    gateway_variables,
+)
+from .gateway import Gateway, NewGateway
+from .network import VirtualMachine, run
+from .origin import Origins
+
+DOCUMENT = Path(__file__).parents[2] / "squid/CLIENTS.md"
+POLICY = f"version: 1\nclients: {{agents: {{networks: [192.168.137.0/24]}}}}\nrules:\n{RULES}"
+JAVA_STORE = Path("/etc/ssl/certs/java/cacerts")  # as the package ca-certificates-java makes it
+
+
+def test_the_document_has_the_table() -> None:
+    table = clients_table()
+    assert table in DOCUMENT.read_text(), table
+
+
+@pytest.fixture(scope="session")
+def programs(shared_folder: Path) -> Path:
+    """Clients from the registries of their languages: once a run, on the machine's own network."""
+    folder = shared_folder / "clients"
+    with (shared_folder / "clients.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "installed").exists():
+            run("/usr/bin/python3", "-m", "venv", folder / "python")
+            run(folder / "python/bin/pip", "install", "-q", "requests", "httpx", "aiohttp", "uv")
+            run("npm", "install", "--silent", "--prefix", folder / "node", "node@24")
+            (folder / "get.go").write_text(GO)
+            cache = f"GOCACHE={folder}/go-cache"
+            run("env", cache, "CGO_ENABLED=0", "go", "build", "-o", folder / "get", folder / "get.go")
+            (folder / "installed").touch()
+    return folder
+
+
+KINDS = {"own CA": (), "RSA-2048, intermediate": ("--ca", "intermediate"), "RSA-2048, direct": ("--ca", "direct")}
+
+
+@pytest.fixture(scope="module", params=[(kind, one) for kind in KINDS for one in GENERATORS], ids=": ".join)
+def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The kind of CA, and the generator of certificates."""
+    found: tuple[str, str] = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def vm(kind: tuple[str, str], internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
+    """A VM for each gateway: roots of one name in one trust store would stand for each other."""
+    vm = VirtualMachine(tmp_path_factory.mktemp("vm"))
+    yield vm
+    vm.stop()
+
+
+def rsa_ca(folder: Path) -> Path:
+    """A CA as slicer may make it: RSA-2048."""
+    folder.mkdir()
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=agents"]
+    extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign"]
+    added = [part for extension in extensions for part in ("-addext", extension)]
+    run(*command, *added, "-keyout", folder / "ca.key", "-out", folder / "ca.crt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    kind: tuple[str, str],
+    programs: Path,
+    new_gateway: NewGateway,
+    vm: VirtualMachine,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Gateway:
+    ca, generator = kind
+    given = KINDS[ca] and ("--ca-dir", str(rsa_ca(tmp_path_factory.mktemp("ca") / "agents")), *KINDS[ca])
+    gateway = new_gateway(POLICY, at=vm.gateway, options=(*given, "--certificates", generator))
+    vm.trust(gateway.ca)
+    trust_in_java(vm, gateway.ca, tmp_path_factory.mktemp("java") / "cacerts")
+    return gateway.start()
+
+
+def trust_in_java(vm: VirtualMachine, ca: Path, store: Path) -> None:
+    """Add a CA to Java's trust store in the VM."""
+    shutil.copy(JAVA_STORE, store)
+    run(
+        "keytool",
+        "-importcert",
+        "-noprompt",
+        "-keystore",
+        store,
+        "-storepass",
+        "changeit",
+        "-alias",
+        "gateway",
+        "-file",
+        ca,
+    )
+    vm.run("mount", "--bind", store, JAVA_STORE)
+
+
+@pytest.fixture(scope="module")
+def machine(gateway: Gateway, programs: Path, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    home = tmp_path_factory.mktemp("home")
+    store = f"sql:{home}/.pki/nssdb"  # Chromium's own trust store, beside the system's
+    (home / ".pki/nssdb").mkdir(parents=True)
+    run("certutil", "-d", store, "-N", "--empty-password")
+    run("certutil", "-d", store, "-A", "-t", "C,,", "-n", "gateway", "-i", gateway.ca)
+    path = f"{programs}/node/node_modules/.bin:{programs}/python/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return Machine(vm, {**gateway_variables(gateway), "PATH": path, "HOME": str(home), "CLIENTS": str(programs)})
+
+
+@pytest.mark.clients
+@pytest.mark.parametrize("client", [*IN_EVERY_RUN, *ON_REQUEST], ids=lambda client: client.name)
+def test_a_client_shows_what_the_table_says(
+    client: Client, kind: tuple[str, str], machine: Machine, origins: Origins, tmp_path: Path
+) -> None:
+    _, generator = kind
+    shown = {case: ask(machine, client, case, origins, tmp_path) for case in Case}
+    assert shown == {case: client.shows(case, generator=generator) for case in Case}
