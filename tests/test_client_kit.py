@@ -174,12 +174,11 @@ def test_the_dockerfile_form_writes_the_root_with_and_without_ca_certificates(
         (tools / name).symlink_to(f"/usr/bin/{name}")
     if has_package:
         update = tools / "update-ca-certificates"
-        update.write_text(f"#!/bin/sh\ncat {tmp_path}/share/ca-certificates/*.crt > {bundle}\n")
+        update.write_text(f"#!/bin/sh\n{{ echo public; cat {tmp_path}/share/ca-certificates/*.crt; }} > {bundle}\n")
         update.chmod(0o755)
     subprocess.run(["/bin/sh", "-ec", command], env={"PATH": str(tools)}, check=True)
-    assert (
-        ca.read_text() == bundle.read_text() == (tmp_path / "share/ca-certificates/squidkeeper.crt").read_text() == ROOT
-    )
+    assert ca.read_text() == (tmp_path / "share/ca-certificates/squidkeeper.crt").read_text() == ROOT
+    assert bundle.read_text() == (f"public\n{ROOT}" if has_package else ROOT)
 
 
 # --- the probe ----------------------------------------------------------------------------------------------------
@@ -244,8 +243,10 @@ OUTCOMES = [  # what a program printed and its exit status → the result, and a
     ("curl", 0, f"status=403\n{PAGE}", "denied", "Rule: no-push)"),
     ("curl", 0, f"status=403\n{PROBLEM}", "denied", "no-push"),
     ("curl", 0, f"status=403\n{TEXT}", "denied", "Rule: no-push)"),
+    ("curl", 0, "status=403\n<pre>\nRule: <xmp>no-push</xmp>\n</pre>", "denied", "Rule: no-push)"),
     ("curl", 0, "status=403\nforbidden", "denied", "does not show the page"),
     ("curl", 0, "status=503\n<html>", "failed", "after the policy"),
+    ("curl", 0, "status=407\n<pre>", "broken", "put USER:PASSWORD@"),
     ("curl", 56, "curl: (56) CONNECT tunnel failed, response 407", "broken", "put USER:PASSWORD@"),
     ("curl", 60, "curl: (60) SSL certificate problem: unable to get local issuer", "broken", "export CURL_CA_BUNDLE="),
     ("curl", 35, "curl: (35) TLS connect error: wrong version number", "broken", f"http_proxy={PROXY}"),
@@ -362,7 +363,7 @@ def test_each_command_is_a_shell_command() -> None:
 
 MANY = ", ".join(f"h{number}.many.example" for number in range(40))
 POLICY = f"""
-defaults: {{reason: "Ask *the* [platform] team."}}
+defaults: {{reason: "Ask *the* [platform] team.", contact: "platform_team@example.com"}}
 clients:
   agents: {{networks: [192.168.137.0/24]}}
   ci: {{users: [ci-bot]}}
@@ -385,6 +386,13 @@ rules:
   - {{name: for-ci, action: allow, clients: [ci], hosts: [ci-alone.example], reason: ci}}
   - {{name: api, action: allow, clients: [agents], hosts: [api.example], paths: ["/v1/**", 'regex:/a`b|c/.*']}}
   - {{name: github, action: allow, hosts: [github.com], methods: [GET, HEAD]}}
+  - {{name: pinned, action: allow, hosts: [pinned.example], tls: passthrough, private: true}}
+  - name: chat
+    action: allow
+    hosts: [chat.example]
+    paths: ["/live/**"]
+    websocket: true
+    strip: [X-Trace]
   - {{name: many, action: allow, hosts: [{MANY}]}}
 rewrites:
   - name: mirror
@@ -420,6 +428,9 @@ def test_the_brief_shows_what_is_this_clients_and_nothing_else(policy: Path) -> 
     assert "**Allowed** (rule `hotfix`), until 2036-12-01 18:00 UTC: `deploy.example`; methods `POST`" in text
     assert "`github.com`; paths `/m/**`: fetched from `https://mirror.internal`" in text
     assert "2 hosts of a list" in text
+    assert "so that somebody\n  can ask platform\\_team@example.com." in text
+    assert "`pinned.example`; schemes `https`; also at private addresses; not decrypted: the origin's own" in text
+    assert "paths `/live/**`; WebSockets too; without the headers `X-Trace`, which the gateway removes" in text
     for absent in (
         "ci-alone",
         "ci-key",
@@ -439,7 +450,7 @@ def test_the_brief_shows_what_is_this_clients_and_nothing_else(policy: Path) -> 
 def test_the_brief_keeps_the_order_in_which_rules_decide(policy: Path) -> None:
     text = run("brief", "--policy", policy, "--client", "agents")[1]
     assert re.findall(r"^\d+\. \*\*\w+\*\* \(rule `(.+?)`", text, re.MULTILINE) == [
-        "no-push", "no-drops", "hotfix", "api", "github", "many",
+        "no-push", "no-drops", "hotfix", "api", "github", "pinned", "chat", "many",
     ]  # fmt: skip
     assert text.index("rule `many`") < text.index("Everything else is **denied**")
 

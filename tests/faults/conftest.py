@@ -38,8 +38,7 @@ __all__ = [
 
 
 def prepared(gateway: Gateway) -> Gateway:
-    """Give the gateway what the policy of these tests names; a tunnel whose certificate is lost ends soon."""
-    gateway.local_conf("request_timeout 10 seconds")
+    """Give the gateway what the policy of these tests names."""
     gateway.secret("token", TOKEN)
     return gateway
 

@@ -39,13 +39,13 @@ _DENIED = """\
 ## When a request is denied
 
 - The answer has status 403 and says which rule denied it, and why. For `Accept: application/json` it is a JSON object
-  (`application/problem+json`) with `rule`, `reason` and `retryable`.
+  (`application/problem+json`) with `rule`, `reason`, `retryable` and `request_id`.
 - Do not repeat the request, and do not look for another way to the same data: the answer stays the same until the
   operator changes the policy.
 - If the task needs it, say so in your answer, with the URL, the rule and the request ID of the page, so that somebody
   can ask {contact}.
 - A status of 502, 503 or 504 with a page of the gateway is no denial: the host does not exist, does not answer, or has
-  a bad certificate. The page says whether to retry.
+  a bad certificate. The page says whether to retry (`retryable` in JSON).
 
 """
 _LIMITS = """\
@@ -62,7 +62,7 @@ _LIMITS = """\
 def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
     """Write the brief of one client."""
     who = "" if client.name == ANY_CLIENT else f" for {code(client.name)}"
-    contact = "the operator of the gateway"
+    contact = escape(policy.contact) if policy.contact else "the operator of the gateway"
     rules = [rule for rule in policy.rules if client.concerns(rule) and not rule.lapsed(at)]
     parts = [
         _HEAD.format(who=who, revision=policy.revision, day=f"{at:%Y-%m-%d}"),
@@ -107,7 +107,20 @@ def _rule(rule: Rule, policy: Policy) -> str:
     until = f", until {rule.expires:%Y-%m-%d %H:%M} UTC" if rule.expires else ""
     verdict = "**Allowed**" if rule.action is Action.ALLOW else "**Denied**"
     reason = f". {escape(rule.reason)}" if rule.reason else ""
-    return f"{verdict} (rule {code(rule.name)}){until}: {_match(rule.match, policy)}{reason}"
+    what = "; ".join([_match(rule.match, policy), *_effects(rule)])
+    return f"{verdict} (rule {code(rule.name)}){until}: {what}{reason}"
+
+
+def _effects(rule: Rule) -> Iterator[str]:
+    """Say what else a rule does with a request."""
+    if rule.private:
+        yield "also at private addresses"
+    if rule.passthrough:
+        yield "not decrypted: the origin's own certificate arrives, and HTTP/2 works"
+    if rule.websocket:
+        yield "WebSockets too"
+    if rule.strip:
+        yield f"without the headers {_items(rule.strip.headers)}, which the gateway removes"
 
 
 def _default(policy: Policy, rules: int) -> str:

@@ -138,7 +138,7 @@ STATUS = (
     r"status=[0-9]{3}|HTTP/1\.[01]\"? [0-9]{3}|returned error: [0-9]{3}|code E[0-9]{3}"
     r"|[45][0-9]{2} +(Forbidden|Client Error|Server Error|Service Unavailable|Bad Gateway|Gateway Time|Proxy Auth)"
 )
-RULE = r"\"?rule\"?: *\"?[^\"<]+"  # of a page of the gateway, in any of its forms
+RULE = r"\"?rule\"?: *\"?(<[a-z]+>)?[^\"<]+"  # of a page of the gateway, in any of its forms
 # Without a status: the origin has answered, with something that the program cannot use.
 REACHED = (
     "Skipping page|No matching distribution|Unsupported .Content-Type|not found in the package registry"

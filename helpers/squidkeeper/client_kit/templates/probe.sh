@@ -77,11 +77,11 @@ check_files() {
 
 connects() {
     if has python3; then
-        python3 -c 'import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 4)' "$1" "$2"
+        python3 -c 'import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)' "$1" "$2"
     elif has nc; then
-        nc -z -w 4 "$1" "$2"
+        nc -z -w 2 "$1" "$2"
     else
-        curl -s -o /dev/null --noproxy '*' --connect-timeout 4 -m 8 -k "https://$1:$2/"
+        curl -s -o /dev/null --noproxy '*' --connect-timeout 2 -m 4 -k "https://$1:$2/"
     fi >/dev/null 2>&1
 }
 
@@ -131,7 +131,7 @@ read_output() {
     case "$status" in
         403)
             result=denied
-            rule=$(grep -Eio -e "$RULE" "$WORK/output" | head -n 1 | sed 's/"//g; s/[[:space:]]*$//')
+            rule=$(grep -Eio -e "$RULE" "$WORK/output" | head -n 1 | sed 's/"//g; s/<[a-z]*>//; s/[[:space:]]*$//')
             say denied "${rule:-this program does not show the page}"
             ;;
         502 | 503 | 504)
