@@ -107,7 +107,7 @@ check_directory() { # hatchling builds squidkeeper from its sources; the other w
     case $1 in
     --policy) compgen -G "$2/*.y*ml" >/dev/null || bad_usage "$1 $2: no *.yaml file is in it" ;;
     --wheels) compgen -G "$2/hatchling-*.whl" >/dev/null || bad_usage "$1 $2: no hatchling-*.whl is in it, which builds squidkeeper" ;;
-    --ca-dir) for name in ca.crt ca.key; do [ -r "$2/$name" ] || bad_usage "$1 $2: there is no readable $name in it"; done ;;
+    --ca-dir) for name in ca.crt ca.key; do [ -r "$2/$name" ] || [ -z "$(ls -A "$2")" ] || bad_usage "$1 $2: there is no readable $name in it"; done ;;
     esac
     realpath "$2"
 }

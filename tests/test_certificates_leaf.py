@@ -177,7 +177,7 @@ def test_it_is_valid_from_thirty_days_ago_for_ninety_days_and_no_longer_than_the
 
 def test_it_is_not_valid_before_the_ca_is() -> None:
     ca = load_certificate(make_ca(NOW).certificate)
-    assert leaf_of_host("a.example", ca, NOW).not_before == NOW
+    assert leaf_of_host("a.example", ca, NOW).not_before == ca.not_valid_before_utc == NOW - DAY
 
 
 def test_serial_numbers_are_random() -> None:

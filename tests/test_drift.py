@@ -163,6 +163,14 @@ def test_a_tunnel_that_passed_through_is_drift_unless_the_policy_passes_it_throu
         assert found(drift.check(one)) == finding
 
 
+def test_the_second_line_of_a_tunnel_is_not_taken_for_the_first(
+    drift: DriftChecker, record: Callable[..., Record]
+) -> None:
+    same = {"sni": "open.example", "tunnel": "open.example%3A443"}
+    assert drift.check(record("open.example:443", **CONNECT, **same)) is None
+    assert found(drift.check(record("open.example:443", **SPLICED, **same))) == ("allowed", "invalid-request")
+
+
 def found(finding: Finding | None) -> tuple[str, str] | None:
     return (finding.kind.value, finding.rule) if finding else None
 

@@ -348,6 +348,103 @@ def test_connect_sni_and_request_have_to_name_one_host(
     assert said(decided(compiled, request, NOW)) == expected
 
 
+# --- passthrough --------------------------------------------------------------------------------------------------
+
+PASSTHROUGH = """
+clients:
+  all: {networks: [192.0.2.0/24]}
+  seen: {networks: [192.0.2.1/32]}
+  injected: {networks: [192.0.2.2/32]}
+  rewritten: {networks: [192.0.2.3/32]}
+rules:
+  - {name: no-x, action: deny, clients: [seen], hosts: [a.example], paths: [/x]}
+  - {name: pinned, action: allow, clients: [all], hosts: [a.example, 203.0.113.7], tls: passthrough, private: true}
+  - {name: below, action: allow, hosts: [a.example], ports: [443, 8443]}
+rewrites:
+  - {name: away, clients: [rewritten], hosts: [a.example], paths: [/old], to: "https://b.example{path}"}
+secrets: {s: {env: S}}
+credentials:
+  - {name: token, clients: [injected], hosts: [a.example], paths: [/new], bearer: s}
+"""
+
+
+@pytest.mark.parametrize(
+    ("client", "authority", "passes"),
+    [
+        ("192.0.2.9", "a.example:443", True),
+        ("192.0.2.9", "A.Example.:443", True),
+        ("192.0.2.9", "203.0.113.7:443", True),
+        ("192.0.2.9", "a.example:8443", False),
+        ("192.0.2.1", "a.example:443", False),  # these belong to two clients, and something has to see their requests
+        ("192.0.2.2", "a.example:443", False),
+        ("192.0.2.3", "a.example:443", False),
+        ("198.51.100.1", "a.example:443", False),
+    ],
+)
+def test_a_tunnel_passes_through_only_where_nothing_has_to_see_its_requests(
+    tmp_path: Path, client: str, authority: str, passes: bool
+) -> None:
+    compiled = compiled_of(tmp_path, PASSTHROUGH)
+    decision = decided(compiled, request_to("CONNECT", authority, client), NOW)
+    assert (decision.allowed, decision.passthrough) == (True, passes)
+
+
+@pytest.mark.parametrize(
+    ("sni", "tunnel", "expected"),
+    [
+        ("a.example", "a.example:443", "allow by pinned"),
+        ("A.example.", "A.EXAMPLE.:443", "allow by pinned"),
+        ("b.example", "a.example:443", "deny by authority-mismatch"),
+        ("a.example\x00", "a.example:443", "deny by authority-mismatch"),
+        ("203.0.113.7", "a.example:443", "deny by authority-mismatch"),
+        (None, "a.example:443", "deny by authority-mismatch"),
+        ("a.example", "b.example:443", "deny by invalid-request"),
+        ("a.example", "a.example:8443", "deny by invalid-request"),
+        ("a.example", "a.example:443 denied by x", "deny by invalid-request"),
+        ("a.example", None, "deny by invalid-request"),
+    ],
+)
+def test_the_second_question_about_a_connect_is_about_the_same_host(
+    tmp_path: Path, sni: str | None, tunnel: str | None, expected: str
+) -> None:
+    compiled = compiled_of(tmp_path, PASSTHROUGH)
+    asked = parse_request(["192.0.2.9", None, "CONNECT", None, "a.example", "443", sni, tunnel])
+    assert said(decided(compiled, asked, NOW)) == expected
+
+
+def test_plain_http_does_not_pass_through(tmp_path: Path) -> None:
+    compiled = compiled_of(tmp_path, PASSTHROUGH)
+    assert said(decided(compiled, request_to("GET", "http://a.example/", "192.0.2.9"), NOW)) == "deny by default"
+    assert said(decided(compiled, request_to("GET", "https://a.example/", "192.0.2.9"), NOW)) == "allow by pinned"
+
+
+# --- WebSockets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "upgrades"),
+    [
+        ("/live/x", "allow by live", True),
+        ("/rest/x", "allow by rest", False),
+        ("/live/..%2frest/x", "deny by ambiguous-path", False),
+        ("/rest/..%2flive/x", "deny by ambiguous-path", False),
+    ],
+)
+def test_a_websocket_passes_where_every_reading_of_the_path_allows_it(
+    tmp_path: Path, path: str, expected: str, upgrades: bool
+) -> None:
+    compiled = compiled_of(
+        tmp_path,
+        """
+        rules:
+          - {name: live, action: allow, hosts: [a.example], paths: [/live/**], websocket: true}
+          - {name: rest, action: allow, hosts: [a.example]}
+        """,
+    )
+    decision = decided(compiled, request_to("GET", f"https://a.example{path}"), NOW)
+    assert (said(decision), decision.websocket) == (expected, upgrades)
+
+
 # --- what is known without the URL --------------------------------------------------------------------------------
 
 

@@ -462,11 +462,11 @@ def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:
         assert expected.action is Action.DENY
         return
     asks = said.get("scope_") == "request" or UNUSUAL.search(text)
-    rewrites = said.get("rewrite_") == "yes"
-    assert asks or rewrites or expected.action is Action.ALLOW
+    rewrites, injects = said.get("rewrite_") == "yes", said.get("inject_") == "yes"
+    assert asks or rewrites or injects or expected.action is Action.ALLOW  # readings can differ in credentials alone
     if expected.action is Action.ALLOW:
         assert rewrites or expected.rewrite is None
-        assert rewrites or said.get("inject_") == "yes" or not expected.credentials
+        assert rewrites or injects or not expected.credentials
         assert asks or expected.rewrite or said["private_"] == ("yes" if expected.private else "no")
     if said.get("websocket_") == "yes" and expected.action is Action.ALLOW:
         assert expected.websocket

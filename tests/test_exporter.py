@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from squidkeeper.certificates.authority import make_ca, make_intermediate
 from squidkeeper.cli import main
 from squidkeeper.counters import CounterFile, HelperStatus, Key, histogram_keys, make_key
 from squidkeeper.exporter import server
@@ -852,6 +853,16 @@ def test_the_end_of_the_ca_is_read_from_its_certificate(tmp_path: Path) -> None:
     assert samples(replace(view(None), certificate=found))["squidkeeper_ca_certificate_expiry_timestamp_seconds"] == (
         found.not_after.timestamp()
     )
+
+
+def test_of_an_intermediate_and_its_ca_the_one_that_expires_first_is_reported(tmp_path: Path) -> None:
+    file, ca, now = tmp_path / "signing.crt", make_ca(datetime.now(UTC)), datetime.now(UTC)
+    for days, subject in ((90, "CN=squidkeeper intermediate CA "), (None, "CN=squidkeeper egress CA")):
+        file.write_bytes(make_intermediate(ca, now, days).certificate)
+        found = read_certificate(file)
+        assert str(found.subject).startswith(subject)
+        assert found.not_after is not None
+        assert (found.not_after - now).days in ((90, 89) if days else (3650, 3649))
 
 
 @pytest.mark.parametrize(

@@ -307,6 +307,8 @@ def test_everything_has_its_fixed_place(gateway: Gateway) -> None:
         *names.split(),
         "etc/ca/ca.crt",
         "etc/ca/ca.key",
+        "etc/ca/signing.crt",
+        "etc/ca/signing.key",
         "bin/squidkeeper",
         "log/access.log",
         "log/cache.log",
@@ -321,10 +323,10 @@ def test_the_gateway_runs_and_denies_with_a_certificate_of_its_ca(gateway: Gatew
     assert '"rule":"no-wikipedia"' in gateway.place("log/access.log").read_text()
 
 
-def test_the_ca_key_is_for_squids_account_alone(gateway: Gateway) -> None:
-    key, certificate = gateway.place("etc/ca/ca.key"), gateway.place("etc/ca/ca.crt")
-    assert (mode(key), owner(key)) == (0o600, squid_account())
-    assert mode(certificate) == 0o644
+def test_squids_account_reads_the_key_of_the_intermediate_and_not_that_of_the_ca(gateway: Gateway) -> None:
+    for name, expected in (("signing", squid_account()), ("ca", "root")):
+        key, certificate = gateway.place(f"etc/ca/{name}.key"), gateway.place(f"etc/ca/{name}.crt")
+        assert (mode(key), owner(key), mode(certificate), owner(certificate)) == (0o600, expected, 0o644, expected)
 
 
 def test_the_made_ca_is_an_ecdsa_one_for_ten_years(gateway: Gateway) -> None:
@@ -365,9 +367,10 @@ def test_owners_and_modes_are_right_whoever_has_the_sources_and_whatever_the_uma
     subprocess.run(command, check=True, capture_output=True, umask=0o077)
     account = squid_account()
     for path in [*empty.place("etc").rglob("*"), *empty.place("bin").rglob("*")]:
-        expected = account if path.parent.name == "ca" else "root"
+        expected = account if path.stem == "signing" else "root"
         assert owner(path) == expected, path
-        subprocess.run(["runuser", "-u", account, "--", "test", "-r", path], check=True, cwd="/")
+        readable = subprocess.run(["runuser", "-u", account, "--", "test", "-r", path], check=False, cwd="/")
+        assert (readable.returncode == 0) is (path.name != "ca.key"), path
     assert empty.answers() == "403"
 
 
@@ -1033,6 +1036,8 @@ def both(gateway: Gateway) -> tuple[str, str]:
 @pytest.mark.long
 def test_tls_is_switched_on_kept_and_switched_off(gateway: Gateway) -> None:
     before = gateway.snapshot()
+    subprocess.run(["runuser", "-u", squid_account(), "mkdir", gateway.place("state/tls")], check=True, cwd="/")
+    os.mkfifo(gateway.place("state/tls/server.pem"))  # Squid's account can do that
     done = gateway.install("--tls", "--tls-name", "gateway.example,127.0.0.1")
     assert done.returncode == 0, done.stderr
     assert both(gateway) == ("403", "403")
@@ -1097,12 +1102,39 @@ def test_a_given_ca_replaces_the_one_in_place_which_is_kept(empty: Gateway, tmp_
     assert done.returncode == 0, done.stderr
     assert empty.place("etc/ca/ca.crt").read_bytes() == (given / "ca.crt").read_bytes()
     assert empty.place("etc/ca/ca.crt.previous").read_bytes() == made
-    for name in ("ca.key", "ca.key.previous"):
-        assert (mode(empty.place(f"etc/ca/{name}")), owner(empty.place(f"etc/ca/{name}"))) == (0o600, squid_account())
+    kept = empty.place("etc/ca/ca.key.previous")
+    assert (mode(kept), owner(kept)) == (0o600, "root")
     assert empty.answers() == "403", "the leaf of the same host is minted again, by the new CA"
+    assert holders_of((given / "ca.key").read_text(), empty.root) == []
     before, pid = empty.snapshot(), empty.pid
     assert empty.install("--ca-dir", str(given)).returncode == 0
     assert (empty.snapshot(), empty.pid) == (before, pid)
+
+
+def holders_of(key: str, *folders: Path) -> list[Path]:
+    """The files below these folders that hold the body of a key."""
+    body = "".join(key.splitlines()[1:-1]).encode()
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return [path for path in files if body in path.read_bytes().replace(b"\n", b"")]
+
+
+def test_a_dry_run_and_a_run_that_is_killed_leave_no_copy_of_the_key_of_the_ca(empty: Gateway, tmp_path: Path) -> None:
+    given = make_ca(tmp_path / "slicer")
+    key, work = (given / "ca.key").read_text(), Path("/run")
+    assert empty.install(*empty.listen, "--ca-dir", str(given), "--dry-run").returncode == 0
+    assert not empty.place("etc").exists()
+    empty.place("etc").mkdir()
+    empty.place("etc/local.conf").write_text("shutdown_lifetime 0 seconds\n")
+    assert empty.install(*empty.listen, "--ca-dir", str(given), "--ca", "direct", "--no-start").returncode == 0
+    assert holders_of(key, empty.root) == [empty.place("etc/ca/signing.key")]
+    options = ("--root", str(empty.root), "--ca-dir", str(given), "--ca", "intermediate")
+    with subprocess.Popen([empty.source / "install.sh", *options], stdout=subprocess.DEVNULL) as run:
+        replaced = empty.place("etc/ca/signing.key.squidkeeper-old")
+        wait_for(lambda: replaced.exists() or run.poll() is not None, "the key to be replaced")
+        run.kill()
+    assert empty.install("--ca-dir", str(given), "--ca", "intermediate").returncode == 0
+    assert holders_of(key, empty.root, *work.glob("squidkeeper-install.*")) == []
+    assert empty.answers() == "403"
 
 
 def test_a_former_ca_put_back_by_hand_gets_a_new_certificate_store(empty: Gateway, tmp_path: Path) -> None:
@@ -1110,11 +1142,12 @@ def test_a_former_ca_put_back_by_hand_gets_a_new_certificate_store(empty: Gatewa
     assert empty.install(*empty.listen, "--certificates", "squid").returncode == 0
     place, former = empty.place("etc/ca"), tmp_path / "former"
     former.mkdir()
-    for name in ("ca.crt", "ca.key"):
+    names = ("ca.crt", "ca.key", "signing.crt", "signing.key")
+    for name in names:
         (place / name).rename(former / name)
     assert empty.install().returncode == 0
     assert empty.answers() == "403"
-    for name in ("ca.crt", "ca.key"):
+    for name in names:
         subprocess.run(["cp", "-a", former / name, place / name], check=True)
     done = empty.install()
     assert done.returncode == 0, done.stderr
@@ -1228,6 +1261,7 @@ def curl_text(gateway: Gateway, url: str) -> str:
 
 
 def test_a_policy_in_place_is_never_overwritten(gateway: Gateway, tmp_path: Path) -> None:
+    assert gateway.install().returncode == 0  # a test before this one may have written local.conf, the same
     before = gateway.snapshot()
     done = gateway.install("--policy", str(make_policy(tmp_path / "other", "Other.")))
     assert (done.returncode, gateway.snapshot()) == (0, before)
@@ -1644,7 +1678,7 @@ def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(syste
     assert property_of(
         systemd, "UnitFileState ActiveState User NoNewPrivileges ProtectSystem CapabilityBoundingSet"
     ) == (f"enabled active {squid_account()} yes strict ")
-    through = ("--proxy", f"http://127.0.0.1:{squid}", "--cacert", "/etc/squid/slicer-ca.crt")
+    through = ("--proxy", f"http://127.0.0.1:{squid}", "--cacert", "/etc/squidkeeper/ca/ca.crt")
     asked = ("curl", *through, "-s", "-o", "/dev/null", "-w", "%{http_code}", "https://en.wikipedia.org/")
     assert systemd.run(*asked).stdout == "403"
 
@@ -1722,7 +1756,10 @@ def test_a_bad_argument_is_told_before_anything_happens(arguments: list[str], me
 def test_help_names_every_option() -> None:
     done = install(REPOSITORY, "--help")
     assert done.returncode == 0
-    options = "--listen --exporter-listen --no-exporter --open --policy --ca-dir --wheels --root --no-start --dry-run"
+    options = (
+        "--listen --exporter-listen --no-exporter --open --policy --ca-dir --ca --intermediate-days --wheels --root"
+    )
+    options += " --no-start --dry-run"
     for option in (*options.split(), "--uninstall", "--help"):
         assert f"\n  {option}" in done.stdout
 

@@ -43,7 +43,7 @@ def pem(key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
 
 def test_a_made_ca_is_a_good_one_and_its_key_is_never_shown() -> None:
     made = make_ca(NOW)
-    check_ca(made)
+    check_ca(made, NOW)
     assert "PRIVATE KEY" not in repr(made)
 
 
@@ -63,7 +63,7 @@ def test_a_made_ca_is_a_good_one_and_its_key_is_never_shown() -> None:
 )
 def test_a_ca_that_squid_cannot_use_is_refused(ca: CertificateAuthority, message: str) -> None:
     with pytest.raises(SetupFailed, match=message):
-        check_ca(ca)
+        check_ca(ca, NOW)
 
 
 # --- AppArmor -----------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_with_tls_haproxy_listens_where_squid_would_and_squid_behind_it(listen: 
     assert f"http_port {behind} \\\n    require-proxy-header \\\n    ssl-bump \\\n" in made.squid_conf()
     assert "\nproxy_protocol_access allow localhost\n" in made.squid_conf()
     assert "127.53.53.53" not in cfg + made.squid_conf()
-    assert f" --tls {listen} --ca /srv/gateway/etc/ca/ca.crt " in made.unit("maintenance")
+    assert f" --tls {listen} --ca /srv/gateway/etc/ca/signing.crt " in made.unit("maintenance")
 
 
 def test_without_tls_nothing_speaks_the_proxy_protocol() -> None:

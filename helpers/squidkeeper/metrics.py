@@ -217,7 +217,7 @@ TLS_EXPIRY = Metric(
 CA_EXPIRY = Metric(
     "squidkeeper_ca_certificate_expiry_timestamp_seconds",
     _GAUGE,
-    "When the CA expires. No https request works after that.",
+    "When the CA, or the intermediate that signs for it, expires. No https request works after that.",
 )
 CONDITION = Metric(
     "squidkeeper_condition",

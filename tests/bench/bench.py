@@ -49,7 +49,7 @@ NAMESPACE = f"squidkeeper-bench-{os.getpid()}"
 INSIDE = ("ip", "netns", "exec", NAMESPACE)
 
 WALKTHROUGH = """
-http_port {listen}:{port} ssl-bump cert={root}/etc/ca/ca.crt key={root}/etc/ca/ca.key \\
+http_port {listen}:{port} ssl-bump cert={root}/etc/ca/signing.crt key={root}/etc/ca/signing.key \\
     generate-host-certificates=on dynamic_cert_mem_cache_size=4MB
 sslcrtd_program {certgen} -s {root}/state/ssl_db -M 4MB
 sslcrtd_children 5
@@ -307,7 +307,7 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
     shutil.copy(HERE / variant.policy, root / "etc/policy/policy.yaml")
     (root / "etc/policy/key").write_text(f"{SECRET}\n")
     (root / "etc/policy/key").chmod(0o600)
-    written = [root / name for name in ("state", "log", "run", "etc/ca/ca.key", "etc/policy")]
+    written = [root / name for name in ("state", "log", "run", "etc/ca/signing.key", "etc/policy")]
     subprocess.run(["chown", "-R", f"--reference={installed}/state", *written], check=True)
     # With the name of the client, which Squid tells squidGuard: it would ask DNS for it, which nobody answers here.
     (root / "etc/hosts").write_text(f"{ORIGIN} bench.example\n{LISTEN} client.example\n")

@@ -32,7 +32,7 @@ secrets:
 credentials:
   - {name: injected, hosts: [injected.example], bearer: token}
 """
-HELPERS = ("acl --scope host", "acl --scope request", "rewrite", "credential", "throttle")
+HELPERS = ("acl --scope host", "acl --scope request", "rewrite", "credential", "throttle", "certificate")
 
 # What each host must be answered for every path that these clients ask for. Every helper is asked about some of them.
 EXPECTED = {

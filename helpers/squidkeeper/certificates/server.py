@@ -9,44 +9,29 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from squidkeeper.certificates.authority import CertificateAuthority
+from squidkeeper.certificates.leaf import Leaf, LeafKey, load_signer, sign_leaf
 
 _VALID: Final = timedelta(days=90)
 _RENEWED_BEFORE_END: Final = timedelta(days=30)
-_CLOCK_DIFFERENCE: Final = timedelta(days=1)  # the clock of a VM that was suspended is behind
-_SIGNS: Final = x509.KeyUsage(True, False, False, False, False, False, False, False, False)  # a handshake
+_CLOCK_DIFFERENCE: Final = timedelta(days=30)  # the clock of a VM that was restored from a snapshot is behind
 _SUBJECT: Final = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "squidkeeper TLS port")])
 
 
 def issue_server_certificate(ca: CertificateAuthority, names: Sequence[str], now: datetime) -> bytes:
     """Issue a certificate for names and addresses; give it in PEM form with the chain below the root, and a new key.
 
-    It ends after 90 days, or with the CA. ValueError if the CA cannot be read or has expired.
+    It ends after 90 days, or with the CA. `LeafRefused` if the CA cannot be read or has expired.
     """
-    issuer, *above = x509.load_pem_x509_certificates(ca.certificate)
-    signer = serialization.load_pem_private_key(ca.key, None)
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = (
-        x509.CertificateBuilder(issuer.subject, _SUBJECT, key.public_key(), x509.random_serial_number())
-        .not_valid_before(max(now - _CLOCK_DIFFERENCE, issuer.not_valid_before_utc))
-        .not_valid_after(min(now + _VALID, issuer.not_valid_after_utc))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_SIGNS, critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(_authority_key(issuer), critical=False)
-        # An Ed25519 key has its own hash.
-        .sign(signer, hashes.SHA256() if isinstance(signer, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) else None)  # type: ignore[arg-type] # any other kind cannot sign, which raises
-    )
-    chain = (certificate, *(one for one in (issuer, *above) if one.subject != one.issuer))
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    private = key.private_bytes(pem, pkcs8, serialization.NoEncryption())
-    return b"".join(one.public_bytes(pem) for one in chain) + private
+    signer, key = load_signer(ca.certificate, ca.key), LeafKey()
+    begin = max(now - _CLOCK_DIFFERENCE, signer.certificate.not_valid_before_utc)
+    end = min(now + _VALID, signer.certificate.not_valid_after_utc)
+    leaf = sign_leaf(Leaf(_SUBJECT, tuple(map(_general, names)), begin, end), key, signer)
+    below_root = (one for one in x509.load_pem_x509_certificates(ca.certificate) if one.subject != one.issuer)
+    return leaf + b"".join(one.public_bytes(Encoding.PEM) for one in below_root) + key.pem
 
 
 def is_server_certificate_due(pem: bytes, ca: bytes, names: Sequence[str], now: datetime) -> bool:
@@ -68,11 +53,3 @@ def _general(name: str) -> x509.GeneralName:
         return x509.IPAddress(ip_address(name))
     except ValueError:
         return x509.DNSName(name)
-
-
-def _authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    try:
-        own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    except x509.ExtensionNotFound:
-        return x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key())  # type: ignore[arg-type] # a CA's key signs
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)

@@ -62,7 +62,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 @policy_option
 @file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
 @state_option("The state folder: the counters of the helpers and of the exporter.")
-@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, to report when it expires.")
+@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "What Squid signs with, to report when it expires.")
 @policy_lines_option
 @click.option(
     "--tls-certificate",

@@ -86,8 +86,8 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     help="The names and addresses in that certificate. Default: the address of --tls, or all of this machine's, and"
     " the host name.",
 )
-@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate of the CA, which issues that certificate.")
-@file_option("--ca-key", Path("/etc/squid/slicer-ca.key"), "The key of the CA.")
+@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "What Squid signs with, which issues that certificate.")
+@file_option("--ca-key", Path("/etc/squid/slicer-ca.key"), "Its key.")
 def maintain(
     resolver: str | None,
     resolv_conf: Path,

@@ -18,20 +18,17 @@ _NOT_PASSED_THROUGH = deny(
 
 def decide_host(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
     """Decide for every URL of the host; for a CONNECT, whether the tunnel opens, and whether it is spliced."""
-    decision = _known_or_new(policy, match, at)
+    candidates = match.candidates
+    if match.facts.host.address is not None:  # hosts with the same candidates can be private or not
+        decision = _decide(policy, match, at)
+    else:
+        span = bisect_right(candidates.lapses, at) if candidates.lapses else 0
+        known = candidates.at_host.get(span)
+        if known is None:
+            known = candidates.at_host[span] = _decide(policy, match, at)
+        decision = known
     if match.spliced and decision.allowed and not decision.passthrough:
         return _NOT_PASSED_THROUGH
-    return decision
-
-
-def _known_or_new(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
-    if match.facts.host.address is not None:  # hosts with the same candidates can be private or not
-        return _decide(policy, match, at)
-    candidates = match.candidates
-    span = bisect_right(candidates.lapses, at) if candidates.lapses else 0
-    decision = candidates.at_host.get(span)
-    if decision is None:
-        decision = candidates.at_host[span] = _decide(policy, match, at)
     return decision
 
 

@@ -1,4 +1,4 @@
-"""The certificates that clients depend on (floor 7): of the CA that signs for all hosts, and of the TLS port."""
+"""The certificates that clients depend on (floor 7): of what signs for all hosts, and of the TLS port."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FILE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The CA that signs for all hosts, or the certificate of the TLS port."""
+    """The certificate that signs for all hosts, or that of the TLS port. Of a chain, the one that expires first."""
 
     file: Path
     subject: str | None = None
@@ -24,7 +24,7 @@ class Certificate:
 
 
 def read_certificate(file: Path) -> Certificate:
-    """Read the first certificate of a PEM file; never fails."""
+    """Read a PEM file; never fails. Of a chain, the issuer counts where both expire together."""
     try:
         with file.open("rb") as source:
             found = x509.load_pem_x509_certificates(source.read(_FILE_BYTES))
@@ -32,4 +32,5 @@ def read_certificate(file: Path) -> Certificate:
         return Certificate(file, problem=(error.strerror or str(error)).lower())
     except ValueError as error:
         return Certificate(file, problem=f"it is not a certificate in PEM: {error}")
-    return Certificate(file, found[0].subject.rfc4514_string(), found[0].not_valid_after_utc)
+    first = min(reversed(found), key=lambda certificate: certificate.not_valid_after_utc)
+    return Certificate(file, first.subject.rfc4514_string(), first.not_valid_after_utc)

@@ -230,13 +230,13 @@ def _ca_unreadable(view: Snapshot) -> Iterator[str]:
 def _ca_expires(view: Snapshot, more_than: timedelta, within: timedelta) -> Iterator[str]:
     end = view.certificate.not_after
     if end and more_than < end - view.at <= within:
-        yield f"{duration((end - view.at).total_seconds())} left"
+        yield f"{duration((end - view.at).total_seconds())} left for {view.certificate.subject}"
 
 
 def _ca_expired(view: Snapshot) -> Iterator[str]:
     end = view.certificate.not_after
     if end and end <= view.at:
-        yield timestamp(end)
+        yield f"{view.certificate.subject}, {timestamp(end)}"
 
 
 def _tls_certificate_expiring(view: Snapshot) -> Iterator[str]:
@@ -278,7 +278,9 @@ def _task_failing(view: Snapshot, task: str) -> Iterator[str]:
 
 
 _CA_REMEDY: Final = (
-    "Make a new CA, let the clients trust it beside the old one, and run `./install.sh --ca-dir DIR` with it."
+    "Where it is an intermediate, run `./install.sh`, with `--ca-dir DIR` if the CA's key is kept elsewhere: it makes"
+    " another one. Where it is the CA, make a new CA, let the clients trust it beside the old one, and run"
+    " `./install.sh --ca-dir DIR` with it."
 )
 _MAINTENANCE_LOG: Final = "Read `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log"
 _CRITICAL, _WARNING, _INFO = Severity

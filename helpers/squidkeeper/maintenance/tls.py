@@ -43,14 +43,14 @@ class ServerCertificate:
 
     def is_due(self) -> bool:
         """Tell whether it has to be issued; an OSError or ValueError if the CA cannot be read."""
-        try:
-            pem = self.file.read_bytes()
-        except FileNotFoundError:
-            return True
+        return self.replaces(self.file.read_bytes() if self.file.exists() else b"")
+
+    def replaces(self, pem: bytes) -> bool:
+        """Tell whether another one is due for this one, in PEM form; an OSError or ValueError as above."""
         return is_server_certificate_due(pem, self._ca.read_bytes(), self._names(), _now())
 
     def issue(self) -> None:
-        """Issue it and replace the file; OSError, ValueError or `TlsPortFailed` if that fails."""
+        """Issue it and replace the file; OSError, `LeafRefused` or `TlsPortFailed` if that fails."""
         ca, names, now = CertificateAuthority(self._ca.read_bytes(), self._ca_key.read_bytes()), self._names(), _now()
         pem = issue_server_certificate(ca, names, now)
         if is_server_certificate_due(pem, ca.certificate, names, now):

@@ -138,7 +138,7 @@ class Configuration:
             text = re.sub(r"^(ExecStart=.*)$", rf"\1 --tls-certificate {certificate}", text, flags=re.MULTILINE)
         if service == "maintenance" and self.tls:
             names = f" --tls-name {','.join(self.tls_names)}" if self.tls_names else ""
-            ca = f"--ca {self.layout.ca_cert} --ca-key {self.layout.ca_key}"
+            ca = f"--ca {self.layout.signing_cert} --ca-key {self.layout.signing_key}"
             text = re.sub(r"^(ExecStart=.*)$", rf"\1 --tls {self.listen}{names} {ca}", text, flags=re.MULTILINE)
         return text
 

@@ -18,7 +18,6 @@ from typing import Final
 
 import psutil
 
-from squidkeeper.certificates.authority import CertificateAuthority, check_ca, make_ca
 from squidkeeper.errors import SetupFailed
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
@@ -27,6 +26,7 @@ from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.setup import checks
 from squidkeeper.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
+from squidkeeper.setup.ca_files import ca_files
 from squidkeeper.setup.configuration import (
     NO_RESOLVER,
     Configuration,
@@ -111,24 +111,27 @@ class Installation:
 
     def _prepare_ca(self) -> None:
         self._stage.name = "CA"
-        ca, origin = self._find_ca()
-        check_ca(ca)
-        self._files[self._layout.ca_cert] = File(ca.certificate, 0o644, self._machine.owner)
-        self._files[self._layout.ca_key] = File(ca.key, 0o600, self._machine.owner)
-        say("CA", f"{origin}: {self._layout.ca_cert}")
+        layout = self._layout
+        if self._yours and names(self._conf, layout.ca_key):
+            what = f"{layout.conf} names {layout.ca_key}, which is no longer for Squid"
+            raise SetupFailed(what, f"name {layout.signing_cert} and {layout.signing_key} there")
+        self._ca = ca_files(self._options, layout, self._machine.owner, datetime.now(UTC))
+        self._files.update(self._ca.read_by_squid)
+        for label, text in self._ca.said:
+            say(label, text)
 
     def _prepare_store(self) -> bool:
-        """Prepare the store of Squid's own certificate program, where that is used and the store is another CA's."""
+        """Prepare the store of Squid's own certificate program, where that is used and another CA's is in place."""
         if not self._keeps_store:
             return False
-        # A leaf is signed by the CA of its time, which the copy in the store tells: the one in place may have been put
-        # there by hand.
-        in_store, ca = read_entry(self._layout.ssl_db / "ca.crt"), self._files[self._layout.ca_cert]
-        if not isinstance(ca, File) or (isinstance(in_store, File) and in_store.content == ca.content):
+        # A leaf is signed by what signed then, whose certificate lies in the store: another one may have been put in
+        # place by hand.
+        in_store, signs = read_entry(self._layout.ssl_db / "ca.crt"), self._ca.signing.certificate
+        if isinstance(in_store, File) and in_store.content == signs:
             return False
         store = self._own_folder("store") / "ssl_db"
         check(self._machine.run_as_squid(self._machine.certgen, "-c", "-s", store, "-M", "4MB"))
-        call_as(self._machine.account, lambda: (store / "ca.crt").write_bytes(ca.content))
+        call_as(self._machine.account, lambda: (store / "ca.crt").write_bytes(signs))
         return True
 
     @property
@@ -143,18 +146,6 @@ class Installation:
         """Tell whether a store in place is of no use, also to a squid.conf of yours; it holds the CA's key."""
         confs = (text_at(self._layout.former_conf), "" if is_ours(self._conf) else self._conf)
         return not self._keeps_store and not any(names(conf, self._layout.ssl_db) for conf in confs)
-
-    def _find_ca(self) -> tuple[CertificateAuthority, str]:
-        given, paths = self._options.ca_dir, (self._layout.ca_cert, self._layout.ca_key)
-        missing = [path for path in paths if not path.exists()]
-        if given:
-            return _read_ca(given / "ca.crt", given / "ca.key"), f"from {given}"
-        if not missing:
-            return _read_ca(*paths), "in place"
-        if len(missing) == len(paths):
-            return make_ca(datetime.now(UTC)), "made, for ten years"
-        advice = "put it there, give both by --ca-dir, or move the other half away for a new CA"
-        raise SetupFailed(f"{missing[0]} is missing, and its other half is there", advice)
 
     def _own_folder(self, name: str) -> Path:
         """Make a folder that Squid's account owns."""
@@ -329,7 +320,7 @@ class Installation:
         self._files[layout.haproxy] = _file(ours.haproxy())
         self._files[layout.service("tls").unit] = _file(ours.unit("tls"))
         folder = self._own_folder("tls")
-        for path in (layout.ca_cert, layout.ca_key):
+        for path in (layout.signing_cert, layout.signing_key):
             write_entry(folder / path.name, self._files[path])
         call_as(self._machine.account, self._server_certificate_at(folder).issue)
         say("TLS", f"HAProxy on {ours.listen}, with a certificate for {', '.join(ours.server_names)}")
@@ -345,14 +336,20 @@ class Installation:
             say("TLS", "the package haproxy is installed, its own service disabled")
         return not self._options.dry_run
 
+    def _needs_server_certificate(self) -> bool:
+        """Tell whether the one in place is due. It is in a folder of Squid's account, who could put a pipe there."""
+        in_place = text_at(self._layout.tls / CERTIFICATE)
+        return self._server_certificate_at(self._layout.tls).replaces(in_place.encode())
+
     def _server_certificate_at(self, folder: Path) -> ServerCertificate:
         """Give the certificate of the TLS port in a folder; the CA is the one that was prepared."""
         prepared, layout, names = self._work / "tls", self._layout, self._configuration.server_names
-        ca, key = (prepared / path.name for path in (layout.ca_cert, layout.ca_key))
+        ca, key = (prepared / path.name for path in (layout.signing_cert, layout.signing_key))
         return ServerCertificate(folder / CERTIFICATE, ca, key, lambda: names)
 
     def _prepare_files(self) -> None:
-        layout, ours, files = self._layout, self._configuration, self._files
+        layout, ours = self._layout, self._configuration
+        files = self._files = {**self._ca.first, **self._files, **self._ca.last}
         source = self._options.source / "squid"
         if not self._yours:
             files[layout.conf] = _file(ours.squid_conf())
@@ -365,7 +362,6 @@ class Installation:
             observe = {"alerts.yaml": ours.alerts(), "prometheus.yaml": ours.prometheus(), "dashboard.json": dashboard}
             files[layout.service("exporter").unit] = _file(ours.unit("exporter"))
             files[layout.observe] = Folder({name: _file(text) for name, text in observe.items()})
-        files.update({link: Link(str(target)) for link, target in layout.ca_links.items()})
         if layout.command and read_entry(layout.command) in (None, Link(str(layout.program))):
             files[layout.command] = Link(str(layout.program))
         elif layout.command:
@@ -432,11 +428,12 @@ class Installation:
         folders = {layout.access_log.parent: 0o750, layout.state: 0o750, layout.run: 0o755}
         wanted = Wanted(
             files=self._files,
+            gone=self._ca.gone,
             folders={path: Folder({}, mode, owner) for path, mode in folders.items()},
             listen=ours.squid_listen,
             exporter=ours.exporter,
             tls=ours.tls,
-            certificate=ours.tls and self._server_certificate_at(layout.tls).is_due(),
+            certificate=ours.tls and self._needs_server_certificate(),
             own_addresses=own_addresses().encode(),
             store=new_store,
             drop_store=self._drops_store,
@@ -447,14 +444,16 @@ class Installation:
         planned = plan(layout, wanted, self._present(wanted))
         for label, text in planned.notes:
             say(label, text)
+        if not self._options.dry_run:
+            self._transaction.remove_leftovers(layout.signing_key, layout.ca_key, layout.ssl_db)
         for step in planned.steps:
             self._do(step)
 
     def _present(self, wanted: Wanted) -> Present:
         layout, services = self._layout, self._transaction.services
         units = (layout.service(name).unit for name in SERVICES)
-        paths = {*wanted.files, layout.conf, layout.former_conf, layout.observe, layout.supervise, layout.local, *units}
-        paths |= {layout.haproxy, layout.service("tls").applied}
+        paths = {*wanted.files, *wanted.gone, layout.conf, layout.former_conf, layout.observe, layout.supervise}
+        paths |= {layout.local, *units, layout.haproxy, layout.service("tls").applied}
         files = {path: read_entry(path) for path in (*paths, layout.own_addresses)}
         for folder in (*wanted.folders, layout.counts, layout.tls, layout.ssl_db):
             if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
@@ -515,8 +514,7 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
     return {
         "directories": "make the directory, or choose another --root",
         "program": f"see the lines above; with {options.venv} moved away, it is built again",
-        "CA": "give slicer's ca.crt and ca.key by --ca-dir, or leave it out and move both"
-        f" {layout.ca_cert} and {layout.ca_key} away for a new one",
+        "CA": "give the folder of slicer's ca.crt and ca.key by --ca-dir, or an empty folder for a new CA",
         "policy": "fix it where the lines above name it, and run this again"
         f" (of one in place, {check_policy} shows every fault)",
         "AppArmor": "see the lines above; squid/apparmor holds what is added",
@@ -526,10 +524,6 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "listen": "end what listens there, or choose another --listen",
         "exporter": "see the lines above; --no-exporter does without it",
     }
-
-
-def _read_ca(certificate: Path, key: Path) -> CertificateAuthority:
-    return CertificateAuthority(certificate.read_bytes(), key.read_bytes())
 
 
 def _file(text: str) -> File:

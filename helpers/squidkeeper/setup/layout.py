@@ -32,8 +32,10 @@ class Layout:
     policy_lines: Annotated[Path, "/etc/squid/squidkeeper-policy.conf", "etc/squidkeeper-policy.conf"]
     local: Annotated[Path, "/etc/squid/local.conf", "etc/local.conf"]
     errors: Annotated[Path, "/etc/squid/errors/squidkeeper", "etc/errors"]
-    ca_cert: Annotated[Path, "/etc/squid/slicer-ca.crt", "etc/ca/ca.crt"]
-    ca_key: Annotated[Path, "/etc/squid/slicer-ca.key", "etc/ca/ca.key"]
+    signing_cert: Annotated[Path, "/etc/squid/slicer-ca.crt", "etc/ca/signing.crt"]  # Squid sends it with each leaf
+    signing_key: Annotated[Path, "/etc/squid/slicer-ca.key", "etc/ca/signing.key"]
+    ca_cert: Annotated[Path, "/etc/squidkeeper/ca/ca.crt", "etc/ca/ca.crt"]  # the root, which clients trust
+    ca_key: Annotated[Path, "/etc/squidkeeper/ca/ca.key", "etc/ca/ca.key"]  # root's alone, where it is here at all
     policy: Annotated[Path, "/etc/squidkeeper/policy", "etc/policy"]
     observe: Annotated[Path, "/etc/squidkeeper/observe", "etc/observe"]
     haproxy: Annotated[Path, "/etc/squidkeeper/haproxy.cfg", "etc/haproxy.cfg"]
@@ -75,9 +77,8 @@ class Layout:
     @property
     def read_by_squid(self) -> tuple[Path, ...]:
         """What Squid reads when it is reconfigured or started."""
-        ca = (self.ca_cert, self.ca_key)
         ours = (self.conf, self.fragment, self.logformat, self.policy_lines)
-        return (*ours, self.local, *ca, self.program, self.errors)
+        return (*ours, self.local, self.signing_cert, self.signing_key, self.program, self.errors)
 
     @property
     def former_conf(self) -> Path:
@@ -100,10 +101,9 @@ class Layout:
         return self.state / "own-addresses"
 
     @property
-    def ca_links(self) -> dict[Path, Path]:
-        """The names that the CA's files have under a root, for the system's gateway, and where they lead."""
-        folder = Path("/etc/squidkeeper/ca")
-        return {} if self.root else {folder / "ca.crt": self.ca_cert, folder / "ca.key": self.ca_key}
+    def ca_choices(self) -> Path:
+        """How the CA was asked to be used: what later runs do without being told."""
+        return self.prefix / "applied-ca"
 
     @property
     def command(self) -> Path | None:

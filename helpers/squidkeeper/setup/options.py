@@ -25,6 +25,8 @@ class SetupOptions:
     open: bool = False
     policy: Path | None = None
     ca_dir: Path | None = None
+    ca: str = ""  # direct or intermediate
+    intermediate_days: str = ""  # a number, or auto: as long as the CA
     certificates: str | None = None
     exporter_listen: str = ""
     no_exporter: bool = False

@@ -74,6 +74,7 @@ class Wanted:
     """What should be."""
 
     files: Mapping[Path, Entry]
+    gone: tuple[Path, ...] = ()  # what must not be there
     folders: Mapping[Path, Folder] = field(default_factory=dict)  # made where they are missing
     listen: str
     exporter: str
@@ -136,7 +137,7 @@ class _Planner:
         return (SetupStep(StepKind.MAKE, path, folder) for path, folder in folders if path not in self._here)
 
     def _former(self) -> Iterator[SetupStep]:
-        """Keep what is replaced: the operator's squid.conf, one of ours that was edited, and another CA."""
+        """Keep what is replaced: the operator's squid.conf, and one of ours that was edited."""
         conf, former = self._layout.conf, self._layout.former_conf
         if self._present.yours:
             self._notes.append(("squid.conf", f"yours, which includes {self._layout.fragment}, stays in force"))
@@ -147,13 +148,9 @@ class _Planner:
             self._notes.append(("squid.conf", f"the one that was there is kept as {former}"))
         elif self._here.get(conf) != self._wanted.files.get(conf):
             yield from self._keep(conf)
-        certificate, key = self._layout.ca_cert, self._layout.ca_key
-        if _content(self._here.get(certificate)) != _content(self._wanted.files[certificate]):
-            yield from self._keep(certificate, key)
 
-    def _keep(self, *paths: Path) -> Iterator[SetupStep]:
-        previous = {path.with_name(f"{path.name}.previous"): self._here[path] for path in paths if path in self._here}
-        return self._put(previous)
+    def _keep(self, path: Path) -> Iterator[SetupStep]:
+        return self._put({path.with_name(f"{path.name}.previous"): self._here[path]} if path in self._here else {})
 
     def _put(self, entries: Mapping[Path, Entry]) -> Iterator[SetupStep]:
         return (
@@ -162,6 +159,7 @@ class _Planner:
 
     def _files(self) -> Iterator[SetupStep]:
         yield from self._put(self._wanted.files)
+        yield from (SetupStep(StepKind.REMOVE, path) for path in self._wanted.gone if path in self._here)
         if self._wanted.store:
             yield SetupStep(StepKind.PUT_STORE, self._layout.ssl_db)
         layout = self._layout
@@ -264,7 +262,8 @@ class _Planner:
         texts = b"".join(_content(entry) for name, entry in ours if name.startswith("ERR_"))
         read = (layout.conf, layout.fragment, layout.logformat, layout.policy_lines, layout.local)
         listen = listen_of(_text(self._after.get(layout.conf)))
-        return f"{listen} {self._hash((layout.ca_cert,))} {self._hash(read, texts + self._content_at(layout.program))}"
+        rest = self._hash(read, texts + self._content_at(layout.program))
+        return f"{listen} {self._hash((layout.signing_cert,))} {rest}"
 
     def _content_at(self, path: Path) -> bytes:
         return _content(self._after.get(path))

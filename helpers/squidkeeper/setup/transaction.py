@@ -109,6 +109,12 @@ class Transaction:
                 quietly("restorecon", "-R", layout.prefix, layout.conf.parent, "/etc/squidkeeper", *store)
                 quietly("chcon", "-R", "-t", "squid_cache_t", path)
 
+    def remove_leftovers(self, *paths: Path) -> None:
+        """Remove what a run that was killed has left beside these paths."""
+        for path in paths:
+            remove(_aside(path))
+            remove(_new(path))
+
     def commit(self) -> None:
         """Remove what was kept for a rollback."""
         for path in self._touched:

@@ -6,7 +6,6 @@ A squid.conf of the operator's, in force or kept, stays, and must be able to do 
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 
 from squidkeeper.errors import SetupFailed
 from squidkeeper.setup.apparmor import CONFINED, close_apparmor
@@ -54,8 +53,8 @@ def uninstall(layout: Layout) -> None:
         )
     say(
         "uninstall",
-        f"done. Yours to delete: {layout.policy} {layout.ca_cert} {layout.ca_key} (and *.previous,"
-        f" *.before-squidkeeper) {layout.local} {layout.access_log.parent}",
+        f"done. Yours to delete: {layout.policy} {layout.ca_cert.parent} {layout.signing_cert} {layout.signing_key}"
+        f" (and *.previous, *.before-squidkeeper) {layout.local} {layout.access_log.parent}",
     )
 
 
@@ -67,16 +66,16 @@ def _stop(name: str, layout: Layout, *, systemd: bool) -> None:
 def _remove_files(layout: Layout) -> None:
     previous = layout.conf.with_name(f"{layout.conf.name}.previous")
     ours = (previous, layout.fragment, layout.logformat, layout.policy_lines, layout.errors)
-    kept = (layout.state, layout.run, layout.applied)
+    kept = (layout.state, layout.run, layout.applied, layout.ca_choices)
     services = (path for name in SERVICES for path in (layout.service(name).unit, layout.service(name).applied))
-    for path in (*ours, *kept, *services, layout.haproxy, layout.observe, layout.supervise, *layout.ca_links):
+    for path in (*ours, *kept, *services, layout.haproxy, layout.observe, layout.supervise):
         remove(path)
     if layout.command and read_entry(layout.command) == Link(str(layout.program)):
         remove(layout.command)
     remove(layout.program)
     for venv in layout.prefix.glob("venv-*"):  # this process may run from one of them: it has imported what it needs
         remove(venv)
-    for folder in (layout.errors.parent, layout.program.parent, Path("/etc/squidkeeper/ca"), layout.prefix):
+    for folder in (layout.errors.parent, layout.program.parent, layout.prefix):
         with suppress(OSError):  # it is not there, or something else is in it
             folder.rmdir()
 
