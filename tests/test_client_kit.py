@@ -480,6 +480,8 @@ def test_the_urls_of_a_probe_are_what_the_policy_says_of_this_client(policy: Pat
     only = compiled_of(policy.parent / "only", "rules: [{name: a, action: allow, hosts: [.a.example], ports: [8443]}]")
     assert allowed_url(only, KitClient(), NOW) == "https://a.example:8443/"
     assert denied_url(only, KitClient(), NOW) == "https://unlisted.example/"
+    passed = "rules: [{name: a, action: allow, hosts: [a.example], tls: passthrough}]"
+    assert allowed_url(compiled_of(policy.parent / "passed", passed), KitClient(), NOW) is None
 
 
 @pytest.mark.parametrize("command", ["env", "probe", "brief"])

@@ -51,11 +51,13 @@ _DENIED = """\
 _LIMITS = """\
 ## Also
 
-- Only `http://` and `https://` URLs work, on ports 80 and 443 unless a rule names others. No ssh, no `git://`, no gRPC.
-- Use host names. An `https://` URL with an address in place of the name fails.
+- Only `http://` and `https://` URLs work, on ports 80 and 443 unless a rule names others. No ssh, no `git://`.
+  HTTP/2 and gRPC work only where a rule says "not decrypted", WebSockets where a rule says so or opens a whole host.
+- Use host names. An `https://` URL with an address in place of the name fails, unless a rule says "not decrypted".
 - Private addresses are closed, also those that a name resolves to, except where a rule opens them.
-- The gateway reads https: certificates here are signed by its own CA, which the variables of this machine name. If a
-  program reports an unknown issuer, give it that CA. Never turn verification off.
+- The gateway reads https, except where a rule says "not decrypted": certificates here are signed by its own CA, which
+  the variables of this machine name. If a program reports an unknown issuer, give it that CA. Never turn verification
+  off.
 """
 
 
