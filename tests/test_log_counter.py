@@ -193,6 +193,13 @@ def test_a_tunnel_that_passed_through_is_a_match_of_its_rule_and_its_time_is_cou
     }
 
 
+def test_a_websocket_is_counted_apart(world: World) -> None:
+    world.write(line(rule="live", status=101, squid="TCP_TUNNEL/HIER_DIRECT", duration_ms=90_000))
+    counts = world.counted(world.log_counter())
+    assert dict(counts.requests) == {("lab", "live", "allow", "websocket", "1xx"): 1}
+    assert {how for how, _ in counts.durations} == {("allow", "websocket")}
+
+
 def test_lines_that_are_no_record_are_counted_and_passed_over(world: World) -> None:
     world.write(
         b"x\n",

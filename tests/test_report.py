@@ -184,6 +184,19 @@ LEFT: dict[str, object] = {"error": "ERR_CLIENT_GONE", "status": 0, "squid": "NO
 UNJUDGED: dict[str, object] = {"verdict": "-", "rule": "-", "upstream": "-", "upstream_ms": "-"}
 
 
+def test_what_was_passed_on_unread_is_a_request_without_a_duration() -> None:
+    unread = {"squid": "TCP_TUNNEL/HIER_DIRECT", "duration_ms": 90_000, "upstream_ms": "90000"}
+    tunnel = {"method": "CONNECT", "url": "pinned.example:443"}
+    report = report_of(
+        line(0, **tunnel, squid="NONE_NONE/HIER_NONE"),
+        *(line(n, **tunnel, **unread) for n in range(100)),
+        *(line(n, url="https://chat.example/", status=101, **unread) for n in range(100)),
+        line(100),
+    )
+    assert (report.summary.requests, report.summary.tunnels, report.summary.p95_ms) == (201, 1, 20)
+    assert report.upstreams.slowest == ()
+
+
 def test_a_client_that_does_not_trust_the_ca_is_no_failing_upstream() -> None:
     report = report_of(
         line(0, **DISTRUSTING),

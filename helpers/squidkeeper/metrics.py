@@ -56,8 +56,8 @@ _COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.
 REQUESTS = Metric(
     "squidkeeper_requests_total",
     _COUNTER,
-    "Requests that Squid has answered, including the CONNECT of a denied tunnel (method_class connect), and tunnels "
-    "that passed through (method_class passthrough). All allowed tunnels are in squidkeeper_tunnels_total.",
+    "Requests that Squid has answered, including the CONNECT of a denied tunnel (method_class connect), tunnels that "
+    "passed through (passthrough) and WebSockets (websocket). All allowed tunnels are in squidkeeper_tunnels_total.",
     ("client", "rule", "verdict", "method_class", "status_class"),
 )
 TUNNELS = Metric(
@@ -77,7 +77,7 @@ REQUEST_DURATION = Metric(
     "squidkeeper_request_duration_seconds",
     _HISTOGRAM,
     "Time from the first byte of a request to the last byte of its answer; for a CONNECT, until TLS with the client is "
-    "established; for a tunnel that passed through, until its end.",
+    "established; for a tunnel that passed through, or a WebSocket, until its end.",
     ("verdict", "method_class"),
     _REQUEST_SECONDS,
 )
@@ -264,9 +264,13 @@ FILESYSTEM_SIZE = Metric(
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
 CONNECT_CLASS: Final = "connect"
-PASSTHROUGH_CLASS: Final = "passthrough"
 _METHOD_CLASSES = {"CONNECT": CONNECT_CLASS, "GET": "read", "HEAD": "read", "OPTIONS": "read"}
 _WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+def unseen_class(method: str) -> str:
+    """Classify what was passed on unread, which lasts as long as its client likes: passthrough or websocket."""
+    return "passthrough" if method == "CONNECT" else "websocket"
 
 
 def method_class(method: str) -> str:

@@ -17,13 +17,13 @@ from squidkeeper.metrics import (
     CONNECT_CLASS,
     NONE,
     OTHER,
-    PASSTHROUGH_CLASS,
     REQUEST_DURATION,
     method_class,
     status_class,
+    unseen_class,
 )
 from squidkeeper.record import record as records
-from squidkeeper.record.record import Record, is_spliced
+from squidkeeper.record.record import Record, is_unseen
 
 SERIES_LIMIT: Final = 4000  # of one metric
 RULES_LIMIT: Final = 2000  # rules owners last match is remembered
@@ -88,7 +88,7 @@ class RequestCounter:
 
     def count(self, record: Record, client: str) -> None:
         """Count a request by a client of the policy, or `none`. Allowed tunnels are counted separately."""
-        method = PASSTHROUGH_CLASS if is_spliced(record) else method_class(record.method)
+        method = unseen_class(record.method) if is_unseen(record) else method_class(record.method)
         kind = (client, record.rule, record.verdict, method, record.status // 100)
         cells = self._cells.get(kind) or self._open(kind)
         duration, time = record.duration_ms, record.time

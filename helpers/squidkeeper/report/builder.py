@@ -14,7 +14,7 @@ from squidkeeper.errors import InvalidRecord
 from squidkeeper.policy.model import Policy
 from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.events import Events, LoggedRecord, is_opened_tunnel
-from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, decode_field, parse_record, parse_time
+from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, decode_field, is_unseen, parse_record, parse_time
 from squidkeeper.report import figures
 from squidkeeper.report.bounded_counters import DurationHistogram, Timeline
 from squidkeeper.report.sections import (
@@ -134,7 +134,7 @@ class ReportBuilder:
         self._failed += request.failed
         if request.ended_by_client:
             self._client_errors.add(request)
-        if request.record.method != CONNECT:
+        if request.record.method != CONNECT and not is_unseen(request.record):
             self._durations.add(request.record.duration_ms)
         self._credentials.add(request)
         self._upstreams.add(request)

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.record import urls
-from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, decode_field, parse_time
+from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, decode_field, is_unseen, parse_time
 from squidkeeper.record.urls import redacted_url, truncate
 from squidkeeper.report import figures
 from squidkeeper.report.bounded_counters import DurationHistogram, HeavyHitters
@@ -388,7 +388,7 @@ class UpstreamsSection:
             answers.errors[record.error[:60]] += 1
         elif record.status >= _SERVER_ERROR:
             answers.server_errors += 1
-        if record.upstream_ms.isdecimal():
+        if record.upstream_ms.isdecimal() and not is_unseen(record):
             answers.waited.add(int(record.upstream_ms))
 
     def result(self) -> figures.UpstreamFigures:
