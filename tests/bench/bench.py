@@ -118,6 +118,7 @@ class Variant:
     program: str = ""  # that has to be there
     origin_sees: str = "/a/0"  # of a request for that path: the path, and the credential
     haproxy: str = ""  # HAProxy takes the clients, which call it by this scheme
+    certgen: bool = False  # Squid's own program makes the certificates
     ca_key: str = ""  # another kind of key for the CA than install.sh makes, in openssl's words
 
 
@@ -147,9 +148,10 @@ NOOP_REWRITE = ((COMMAND.format(helper="rewrite"), "{noop} final_url_=http://ben
 NOOP_CREDENTIAL = ((COMMAND.format(helper="credential"), "{noop}"),)
 MITMPROXY = "mitmproxy"
 VARIANTS = (
-    Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH), plain=True),
+    Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH), plain=True, certgen=True),
     Variant("native dstdomain", changes=NATIVE),
     Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
+    Variant("host scope, Squid's certificates", (FRESH,), certgen=True),
     Variant("host scope, HAProxy", (HTTP, KEPT_ALIVE, FRESH), haproxy="http"),
     Variant("host scope, TLS to HAProxy", (HTTP,), haproxy="https"),
     Variant("host scope, RSA-3072 CA", (FRESH,), ca_key="rsa:3072"),  # as install.sh made them before
@@ -159,7 +161,7 @@ VARIANTS = (
     Variant("rewrites", (HTTP,), "policy-rewrite.yaml", origin_sees="/b/a/0"),
     Variant("C no-op, injection", (KEPT_ALIVE,), "policy-inject.yaml", NOOP_CREDENTIAL, program="gcc"),
     Variant("injection", (KEPT_ALIVE,), "policy-inject.yaml", origin_sees=f"/a/0 Bearer {SECRET}"),
-    Variant("squidGuard", plain=True, more=SQUIDGUARD, program="squidGuard"),
+    Variant("squidGuard", plain=True, certgen=True, more=SQUIDGUARD, program="squidGuard"),
 )
 RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what is to be reached
     (HTTP, "host scope", "native dstdomain", 0.97),
@@ -178,6 +180,7 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (KEPT_ALIVE, "injection", "walkthrough", None),
     (FRESH, "host scope", "walkthrough", 0.97),
     (FRESH, "request scope", "walkthrough", None),
+    (FRESH, "host scope", "host scope, Squid's certificates", None),
     *((load, "host scope, HAProxy", "host scope", None) for load in LOADS),
     (HTTP, "host scope, TLS to HAProxy", "host scope", None),
     (FRESH, "host scope", "host scope, RSA-3072 CA", None),
@@ -369,13 +372,27 @@ def change(root: Path, variant: Variant, folder: Path, port: int) -> None:
         if not count:
             raise SystemExit(f"{pattern} is nowhere in {fragment}")
     fragment.write_text(text)
+    if variant.certgen:
+        certgen = use_certgen(root)
     if variant.plain:
-        certgen = re.findall(r"^sslcrtd_program (\S+)", config.read_text(), re.MULTILINE)
         more, trust = variant.more.format(root=root), TRUST.format(folder=folder)
         config.write_text(
-            WALKTHROUGH.format(port=port, root=root, certgen=certgen[0], listen=LISTEN, trust=trust, more=more)
+            WALKTHROUGH.format(port=port, root=root, certgen=certgen, listen=LISTEN, trust=trust, more=more)
         )
         squidguard(root)
+
+
+def use_certgen(root: Path) -> str:
+    """Let Squid's own program make the certificates, with an empty store; gives the program."""
+    config, store = root / "etc/squid.conf", root / "state/ssl_db"
+    text = re.sub(
+        r"(?m)^(#?)(sslcrtd_program )", lambda found: found[2] if found[1] else f"#{found[2]}", config.read_text()
+    )
+    config.write_text(text)
+    [certgen] = re.findall(r"^sslcrtd_program (\S+)", text, re.MULTILINE)
+    subprocess.run([certgen, "-c", "-s", store, "-M", "4MB"], check=True, capture_output=True)
+    subprocess.run(["chown", "-R", f"--reference={root}/log", store], check=True)
+    return str(certgen)
 
 
 def squidguard(root: Path) -> None:

@@ -61,7 +61,8 @@ class _Kept(NamedTuple):
 class Certificates:
     """The leaves of one helper process: from a request to a reply.
 
-    A repeated request takes N us instead of M; a new host N us instead of M with the CA loaded again.
+    A repeated request takes 2 us. Without what is kept it takes 90, 350 or 860 us: the signature by a key of P-256,
+    RSA-2048 or RSA-3072. Loading the CA for each new host would add 0.03, 29 or 92 ms: an RSA key is checked.
     """
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
