@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -107,6 +108,15 @@ class Gateway:
         text = file.read_text()
         assert old in text, f"{file} holds no {old!r}"
         file.write_text(text.replace(old, new))
+
+    def use_certgen(self) -> None:
+        """Let Squid's own program make the certificates, as `install.sh --certificates squid` does."""
+        conf, store = self.root / "etc/squid.conf", self.root / "state/ssl_db"
+        text = re.sub(r"(?m)^(#?)(?=sslcrtd_program )", lambda found: "" if found[1] else "#", conf.read_text())
+        conf.write_text(text)
+        [program] = re.findall(r"(?m)^sslcrtd_program (\S+)", text)
+        run(program, "-c", "-s", store, "-M", "4MB")
+        run("chown", "-R", "proxy:proxy", store)
 
     # The policy
 

@@ -28,6 +28,17 @@ def gateway(new_gateway: NewGateway) -> Gateway:
     return new_gateway(POLICY).start()
 
 
+@pytest.fixture(params=["squidkeeper", "squid"])
+def either(request: pytest.FixtureRequest, new_gateway: NewGateway) -> Gateway:
+    """A gateway whose certificates one of the two programs makes."""
+    if request.param == "squidkeeper":
+        shared: Gateway = request.getfixturevalue("gateway")
+        return shared
+    gateway = new_gateway(POLICY)
+    gateway.use_certgen()
+    return gateway.start()
+
+
 def break_certgen(gateway: Gateway, number: int) -> None:
     with Raw(gateway) as client:
         client.connect(f"h{number}.closed.example:443")
@@ -35,14 +46,15 @@ def break_certgen(gateway: Gateway, number: int) -> None:
             client.tls(BREAKING % number)
 
 
-def test_server_names_that_break_the_certificate_helper_do_not_end_squid(gateway: Gateway) -> None:
-    squid = gateway.pid
+def test_server_names_that_break_a_program_for_certificates_do_not_end_squid(either: Gateway) -> None:
+    squid = either.pid
     with ThreadPoolExecutor(10) as pool:
         for start in range(0, 60, 10):
-            list(pool.map(lambda number: break_certgen(gateway, number), range(start, start + 10)))
-            assert curl(gateway, "https://open.example/").status == 200
-    assert gateway.pid == squid
-    assert "FATAL: The sslcrtd_program helpers are crashing too rapidly" not in gateway.cache_log()
+            list(pool.map(lambda number: break_certgen(either, number), range(start, start + 10)))
+            assert curl(either, "https://open.example/").status == 200
+            assert curl(either, "https://closed.example/").status == 403
+    assert either.pid == squid
+    assert "FATAL: The sslcrtd_program helpers are crashing too rapidly" not in either.cache_log()
 
 
 @pytest.mark.parametrize(
