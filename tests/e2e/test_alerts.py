@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
+from squidkeeper.certificates.authority import CertificateAuthority, make_intermediate
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl
@@ -141,7 +142,7 @@ def watched(
     gateway = new_gateway(POLICY.replace("EXPIRES", expires.isoformat(timespec="seconds")))
     gateway.local_conf(*LOCAL_CONF.replace("ROOT", str(gateway.root)).splitlines())
     gateway.secret("token", "e2e-token-under-alerts")
-    renew_ca(gateway, days=20)
+    renew_intermediate(gateway, days=20)
     maintenance = Maintenance(gateway, gateway.root / "resolv.conf")
     exporter = Exporter(gateway, 9129)
     watched = Watched(gateway, exporter, maintenance, prometheus)
@@ -158,11 +159,13 @@ def watched(
         exporter.stop()
 
 
-def renew_ca(gateway: Gateway, days: int) -> None:
-    """A certificate for the CA's key that ends after so many days."""
-    key, new = gateway.ca.with_name("ca.key"), gateway.ca.with_name("new.crt")
-    run("openssl", "req", "-x509", "-key", key, "-days", str(days), "-subj", "/CN=e2e", "-out", new)
-    new.rename(gateway.ca)
+def renew_intermediate(gateway: Gateway, days: int) -> None:
+    """Another intermediate, which ends after so many days."""
+    folder = gateway.root / "etc/ca"
+    ca = CertificateAuthority(gateway.ca.read_bytes(), (folder / "ca.key").read_bytes())
+    signing = make_intermediate(ca, datetime.now(UTC), days)
+    (folder / "signing.key").write_bytes(signing.key)
+    (folder / "signing.crt").write_bytes(signing.certificate)
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +210,7 @@ def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
     (gateway.policy_folder / "secrets/token").unlink()
     wait_for(lambda: curl(gateway, "https://injected.example/").status == 403, "the secret to be missed")
     deny(gateway, 150)
-    renew_ca(gateway, days=5)
+    renew_intermediate(gateway, days=5)
     origins.answers["open.example/failing"] = Answer(503)
 
     def fired() -> bool:

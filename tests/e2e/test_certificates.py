@@ -1,14 +1,19 @@
 """The certificates that clients get: who accepts them, what a bad origin's looks like, and what breaks their maker."""
 
+import os
+import signal
 import ssl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from tests.waiting import wait_for
 
 from .curl import CurlFailed, clean, curl
 from .gateway import Gateway, NewGateway
@@ -158,7 +163,7 @@ BAD = {
 
 @pytest.mark.parametrize("host", BAD)
 def test_a_bad_origin_is_asked_nothing_and_the_client_gets_a_page(gateway: Gateway, odd: Origins, host: str) -> None:
-    assert curl(gateway, f"https://{host}/").status == 503
+    assert curl(gateway, f"https://{host}/").status == 502
     assert odd.seen == []
 
 
@@ -207,6 +212,83 @@ def visit(gateway: Gateway, host: str) -> int | None:
             return reply.status if reply else None
     except OSError:
         return None
+
+
+@pytest.fixture(scope="module")
+def impatient(new_gateway: NewGateway) -> Gateway:
+    """A gateway that ends a tunnel without a certificate after two seconds, not after a minute."""
+    return new_gateway(POLICY, "request_timeout 2 seconds").start()
+
+
+def plain(gateway: Gateway, host: str) -> int | None:
+    """The status of a request without TLS; None: Squid's process has ended, and starts again."""
+    try:
+        return curl(gateway, f"http://{host}/").status
+    except CurlFailed:
+        return None
+
+
+def kill(gateway: Gateway) -> int:
+    """Kill every certificate helper there is, and count them."""
+    pids = gateway.helpers("certificate")
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(pids)
+
+
+def unread_by(pids: list[int]) -> bool:
+    """Tell whether a process has not read all of its standard input, which Squid holds as a socket."""
+    inodes = {os.readlink(f"/proc/{pid}/fd/0").strip("socket:[]") for pid in pids}
+    lines = subprocess.run(["ss", "-Hxn"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return any(int(line.split()[2]) > 0 for line in lines if line.split()[5] in inodes)
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [pytest.param(36, id="three dozen hosts"), pytest.param(2000, marks=pytest.mark.long, id="two thousand hosts")],
+)
+def test_helpers_that_are_killed_fail_tunnels_and_nothing_is_accepted_that_should_not_be(
+    impatient: Gateway, origins: Origins, hosts: int
+) -> None:
+    """Each host is new, so that helpers are killed with requests in them; every third is closed."""
+    names = [f"{number}.{'closed' if number % 3 == 0 else 'open'}.example" for number in range(hosts)]
+    before, killed = len(impatient.fatal()), 0
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(visit, impatient, name) for name in names]
+        for number in range(hosts // 6, hosts - hosts // 6, hosts // 6):
+            wait_for(asked[number].done, f"the answer for host {number}")
+            killed += kill(impatient)
+    assert killed >= 4
+    for name, one in zip(names, asked, strict=True):
+        assert one.result() in ({403, None} if ".closed." in name else {200, 403, None}), name
+    assert not [seen.sni for seen in origins.seen if seen.sni and ".closed." in seen.sni]
+    wait_for(lambda: visit(impatient, "after.example") == 200, "service after the kills")
+    assert [line for line in impatient.fatal()[before:] if SQUIDS_ASSERTION not in line] == []
+
+
+def test_a_helper_that_ends_while_it_is_asked_ends_the_tunnel_after_the_request_timeout(impatient: Gateway) -> None:
+    wait_for(lambda: visit(impatient, "open.example") == 200, "service, also after other tests")
+    for pid in impatient.helpers("certificate"):
+        os.kill(pid, signal.SIGSTOP)
+    with Raw(impatient) as client:
+        client.connect("ended.example:443")
+        with ThreadPoolExecutor(1) as pool:
+            shaken = pool.submit(client.tls, "ended.example")
+            wait_for(lambda: unread_by(impatient.helpers("certificate")), "Squid to ask for a certificate")
+            kill(impatient)
+            assert isinstance(shaken.exception(), OSError)
+    wait_for(lambda: visit(impatient, "open.example") == 200, "another helper")
+
+
+def test_a_program_that_ends_at_once_fails_every_tunnel_and_plain_http_goes_on(new_gateway: NewGateway) -> None:
+    gateway = new_gateway(POLICY, "request_timeout 2 seconds")
+    gateway.edit("squid.conf", f"\nsslcrtd_program {gateway.root}/bin/squidkeeper", "\nsslcrtd_program /bin/false")
+    gateway.start()
+    assert [visit(gateway, f"{kind}.example") for kind in ("open", "x.closed")] == [None, None]
+    wait_for(lambda: plain(gateway, "open.example") == 200, "plain http")
+    assert [line for line in gateway.fatal() if SQUIDS_ASSERTION not in line] == []
+    assert gateway.runs
 
 
 @pytest.mark.long

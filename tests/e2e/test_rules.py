@@ -2,7 +2,7 @@
 
 import pytest
 
-from .curl import curl
+from .curl import CurlFailed, curl
 from .dns import PUBLIC, Names
 from .expect import allowed, denied
 from .gateway import Gateway, NewGateway
@@ -177,6 +177,7 @@ def test_a_client_is_known_by_its_proxy_user(new_gateway: NewGateway, origins: O
     rules:
       - {name: by-user, action: allow, clients: [bot], hosts: [user.example]}
       - {name: by-both, action: allow, clients: [local-bot], hosts: [both.example]}
+      - {name: pinned, action: allow, clients: [bot], hosts: [pinned.example], tls: passthrough}
     """
     gateway = new_gateway(policy)
     passwords = gateway.write("passwords", f"ci-bot:{run('openssl', 'passwd', '-apr1', 'pw').strip()}\n")
@@ -195,6 +196,11 @@ def test_a_client_is_known_by_its_proxy_user(new_gateway: NewGateway, origins: O
         allowed(gateway, origins, f"{scheme}://both.example/", "by-both", *user, client="127.0.0.2")
         denied(gateway, origins, f"{scheme}://both.example/", "default", *user)
     assert curl(gateway, "http://user.example/").status == 407
+    before, pinned = len(gateway.log()), ("--cacert", origins.authority.certificate)
+    assert curl(gateway, "https://pinned.example/", *pinned, *user).status == 200
+    assert {line["user"] for line in gateway.log()[before:]} == {"ci-bot"}
+    with pytest.raises(CurlFailed):
+        curl(gateway, "https://pinned.example/", *pinned)
 
 
 def test_a_rule_may_open_a_private_address_by_name(gateway: Gateway, origins: Origins, names: Names) -> None:

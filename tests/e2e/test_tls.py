@@ -296,7 +296,7 @@ def serial(gateway: Gateway) -> str:
 
 def test_a_certificate_that_ends_soon_is_renewed_without_a_lost_connection(haproxy: HAProxy, origins: Origins) -> None:
     gateway = haproxy.gateway
-    ca = CertificateAuthority(gateway.ca.read_bytes(), gateway.ca.with_suffix(".key").read_bytes())
+    ca = CertificateAuthority(*(file.read_bytes() for file in signing(gateway)))
     two_months_ago = datetime.now(UTC) - timedelta(days=61)
     haproxy.certificate.write_bytes(issue_server_certificate(ca, (gateway.address[0], "vm"), two_months_ago))
     haproxy.restart()
@@ -310,17 +310,21 @@ def test_a_certificate_that_ends_soon_is_renewed_without_a_lost_connection(hapro
 
 def test_another_ca_gets_a_certificate_of_its_own(haproxy: HAProxy) -> None:
     gateway = haproxy.gateway
-    key = gateway.ca.with_suffix(".key")
-    ours, other = (gateway.ca.read_bytes(), key.read_bytes()), make_ca(datetime.now(UTC))
+    files, trusted, other = signing(gateway), gateway.ca.read_bytes(), make_ca(datetime.now(UTC))
+    ours = (files[0].read_bytes(), files[1].read_bytes())
     with kept(haproxy):
         first = serial(gateway)
-        key.write_bytes(other.key)
-        gateway.ca.write_bytes(other.certificate)
-        wait_for(lambda: is_of_the_ca(gateway), "a certificate of the new CA")
-        key.write_bytes(ours[1])
-        gateway.ca.write_bytes(ours[0])
-        wait_for(lambda: is_of_the_ca(gateway), "one of the old CA again")
+        for ca, certificate, key in ((other.certificate, other.certificate, other.key), (trusted, *ours)):
+            gateway.ca.write_bytes(ca)
+            files[1].write_bytes(key)
+            files[0].write_bytes(certificate)
+            wait_for(lambda: is_of_the_ca(gateway), "a certificate of another CA, then of the old one")
     assert serial(gateway) != first
+
+
+def signing(gateway: Gateway) -> tuple[Path, Path]:
+    """What Squid signs with: the intermediate and its key."""
+    return gateway.ca.with_name("signing.crt"), gateway.ca.with_name("signing.key")
 
 
 def is_of_the_ca(gateway: Gateway) -> bool:
