@@ -2,16 +2,22 @@
 
 import json
 import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from squidkeeper.setup.error_pages import CONTENT_TYPES, Form
 
-from .curl import curl
-from .dns import Names
-from .gateway import Gateway, NewGateway
+from .curl import clean, curl
+from .dns import PUBLIC, Names
+from .gateway import REPOSITORY, Gateway, NewGateway
 from .network import run
 from .origin import Answer, Origins
 from .raw import Raw
@@ -30,6 +36,12 @@ rules:
   - {{name: paths, action: allow, hosts: [paths.example], paths: [/open/**]}}
   - {{name: open, action: allow, hosts: [.open.example]}}
   - {{name: keyed, action: allow, hosts: [keyed.example]}}
+  - name: no-push
+    action: deny
+    hosts: [git.example]
+    query: {{service: git-receive-pack}}
+    reason: Read-only. Open a pull request instead.
+  - {{name: git, action: allow, hosts: [git.example]}}
 secrets:
   missing: {{file: secrets/missing}}
 credentials:
@@ -74,7 +86,7 @@ def check_page(gateway: Gateway, url: str, form: Form, status: int, proxy_error:
     page = ask(gateway, url, form)
     assert (page.status, page.header("Content-Type")) == (status, CONTENT_TYPES[form]), page.text
     assert page.header("Cache-Control") == "no-store"
-    assert (page.header("Proxy-Status") or "").startswith(f"squidkeeper; error={proxy_error}; details="), page.headers
+    assert (page.header("Proxy-Status") or "").startswith(f"squidkeeper; error={proxy_error}; details="), page.text
     if form is Form.TEXT:
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", page.text)
     found = stated(page, form)
@@ -206,3 +218,225 @@ def test_what_an_origin_answers_is_not_replaced(gateway: Gateway, origins: Origi
             assert [answer.header(name) for name in ("Content-Type", "Proxy-Status", "Cache-Control")] == [
                 *("text/x-own", "theirs", None)
             ]
+
+
+# --- failures -----------------------------------------------------------------------------------------------------
+
+
+class BrokenOff(Answer):
+    """An answer that does not come: the connection ends instead."""
+
+    def encode(self) -> bytes:
+        raise ConnectionAbortedError("as the test wants it")
+
+
+class Bytes(Answer):
+    """An answer that is written as it is."""
+
+    def encode(self) -> bytes:
+        return self.body
+
+
+@pytest.fixture(scope="module")
+def failing(new_gateway: NewGateway, folder: Path) -> Gateway:
+    """A gateway with short deadlines, limits, a parent proxy that is down, and lines of the operator's own."""
+    password_check = folder / "no-password-is-right"
+    password_check.write_text("#!/bin/sh\nwhile read -r line; do echo ERR; done\n")
+    password_check.chmod(0o755)
+    gateway = new_gateway(
+        FAILING_POLICY,
+        *(
+            "negative_dns_ttl 1 second",
+            "connect_timeout 1 second",
+            "read_timeout 1 second",
+            "forward_timeout 2 seconds",
+        ),
+        *("request_body_max_size 10 KB", "reply_body_max_size 100 KB"),
+        *("acl parented dstdomain parent.open.example", "cache_peer 203.0.113.10 parent 3999 0 no-query"),
+        *("cache_peer_access 203.0.113.10 allow parented", "never_direct allow parented"),
+        *("acl banned dstdomain banned.open.example", "http_access deny banned"),
+        f"auth_param basic program {password_check}",
+        *("acl user proxy_auth REQUIRED", "acl needs_user dstdomain user.open.example"),
+        "http_access deny needs_user !user",
+    )
+    return gateway.start()
+
+
+FAILING_POLICY = """
+version: 1
+rules:
+  - {name: open, action: allow, hosts: [.open.example], ports: [80, 443, 8443, 8080, 8085, 8086]}
+  - {name: inside, action: allow, hosts: [.inside.example], private: true}
+"""
+FAILURES = [
+    # host and path, ports, status, error of RFC 9209, Squid's error, whether to retry
+    ("refused.open.example/x", (8085, 8085), 502, "destination_unavailable", "ERR_CONNECT_FAIL", True),
+    ("silent.open.example/x", (8086, 8086), 502, "destination_unavailable", "ERR_CONNECT_FAIL", True),
+    ("none.inside.example/x", (80, 443), 503, "dns_error", "ERR_DNS_FAIL", True),
+    ("bad.open.example/x", (None, 443), 502, "tls_certificate_error", "ERR_SECURE_CONNECT_FAIL", False),
+    ("slow.open.example/x", (80, 443), 504, "http_response_timeout", "ERR_READ_TIMEOUT", True),
+    ("empty.open.example/x", (80, None), 502, "connection_terminated", "ERR_ZERO_SIZE_OBJECT", True),
+    ("garbled.open.example/x", (80, 443), 502, "http_protocol_error", "ERR_INVALID_RESP", False),
+    ("parent.open.example/x", (80, 443), 502, "destination_unavailable", "ERR_READ_ERROR", True),
+]
+WAITING = ("silent", "slow")  # these take seconds, so they are asked for in one form
+CASES = [
+    (f"{scheme}://{place.replace('/', f':{port}/') if port > 443 else place}", *expected)
+    for place, ports, *expected in FAILURES
+    for scheme, port in zip(("http", "https"), ports, strict=True)
+    if port
+]
+
+
+@pytest.fixture
+def silent_port(internet: None) -> Iterator[None]:
+    """A port of the public origin that answers no connection: its queue is full."""
+    with socket.create_server((PUBLIC, 8086), backlog=0), ExitStack() as stack:
+        for _ in range(3):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex((PUBLIC, 8086))
+        yield
+
+
+@pytest.mark.parametrize(("url", "status", "proxy_error", "error", "retryable"), CASES, ids=str)
+def test_a_failure_comes_in_the_form_that_the_client_accepts(
+    failing: Gateway,
+    names: Names,
+    origins: Origins,
+    silent_port: None,
+    url: str,
+    status: int,
+    proxy_error: str,
+    error: str,
+    retryable: bool,
+) -> None:
+    names.set("none.inside.example", [])
+    origins.untrusted.add("bad.open.example")
+    gate = origins.gate()
+    origins.answers |= {
+        "slow.open.example/x": Answer(gate=gate),
+        "empty.open.example/x": BrokenOff(),
+        "garbled.open.example/x": Bytes(body=b"HTTP/1.1 two hundred\r\n\r\n"),
+    }
+    for form in (Form.JSON,) if url.split(".")[0].endswith(WAITING) else Form:
+        found = check_page(failing, url, form, status, proxy_error)
+        assert (found["url"], found["retryable"]) == (url, retryable)
+        told = f"{found['error']} {found.get('error_detail', '')}".split(" ")[0]
+        assert told == error, found
+    gate.open()
+
+
+def test_the_answer_of_the_second_address_is_not_replaced_after_the_first_has_failed(
+    failing: Gateway, names: Names
+) -> None:
+    names.set("two.open.example", [PUBLIC, "203.0.113.20"])
+    with socket.create_server(("203.0.113.20", 8085)) as server:
+        thread = Thread(target=answer_once, args=(server,))
+        thread.start()
+        answer = ask(failing, "http://two.open.example:8085/", Form.TEXT)
+        thread.join()
+    assert (answer.status, answer.text, answer.header("Proxy-Status")) == (503, "its own", None)
+
+
+def answer_once(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 7\r\nConnection: close\r\n\r\nits own")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_request_that_is_too_large_or_for_the_cache_alone_gets_its_page(
+    failing: Gateway, tmp_path: Path, scheme: str
+) -> None:
+    body = tmp_path / "body"
+    body.write_text("x" * 20_000)
+    url = f"{scheme}://a.open.example/x"
+    large = ask(failing, url, Form.JSON, "--data", f"@{body}", "--header", "Expect:")
+    assert (large.status, large.json["type"], large.json["retryable"]) == (413, "urn:squidkeeper:too-large", False)
+    cached = ask(failing, url, Form.JSON, "--header", "Cache-Control: only-if-cached")
+    assert (cached.status, cached.json["type"]) == (504, "urn:squidkeeper:not-cached")
+    unexpected = ask(failing, url, Form.JSON, "--header", "Expect: more")
+    assert (unexpected.status, unexpected.json["type"]) == (400, "urn:squidkeeper:not-http")
+
+
+@pytest.mark.parametrize("form", Form)
+def test_a_deny_line_of_the_operators_own_has_a_page(failing: Gateway, form: Form) -> None:
+    found = check_page(failing, "https://banned.open.example/", form, 403, "http_request_denied")
+    assert found["rule"] == "policy-unavailable, or a line of squid.conf outside the policy"
+    plain = ask(failing, "http://banned.open.example/", form)
+    assert (plain.status, plain.header("Content-Type")) == (403, CONTENT_TYPES[Form.TEXT])
+    assert plain.line("Request") == "GET http://banned.open.example/"
+    assert (plain.header("Proxy-Status") or "").startswith("squidkeeper; error=proxy_internal_error")
+
+
+UNREADABLE = {
+    b"GET http://a.open.example/ HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n": (431, "Too large"),
+    b"nonsense\r\n\r\n": (400, "The request is not valid"),
+    b"GET /<script>alert(1)</script> HTTP/1.1\r\n\r\n": (400, "The request is not valid"),
+    b"GET http://a.open.example/ HTTP/3.7\r\n\r\n": (505, "The request is not valid"),
+    b"GET http://user.open.example/<script> HTTP/1.1\r\nHost: user.open.example\r\n\r\n": (407, "Proxy authentication"),
+}
+
+
+@pytest.mark.parametrize(("request_bytes", "page"), UNREADABLE.items(), ids=range(len(UNREADABLE)))
+def test_what_squid_answers_on_its_own_is_a_page_of_ours_in_html(
+    failing: Gateway, request_bytes: bytes, page: tuple[int, str]
+) -> None:
+    with Raw(failing) as raw:
+        answer = raw.send(request_bytes).answer()
+    assert answer is not None
+    assert (answer.status, answer.header("Content-Type")) == (page[0], "text/html;charset=utf-8")
+    assert f"<title>{page[1]}" in answer.text
+    assert answer.line("Request ID")
+    assert "<script" not in answer.text
+
+
+def test_an_answer_that_is_too_large_is_a_page_of_ours_in_html(failing: Gateway, origins: Origins) -> None:
+    origins.fallback = Answer(body=b"x" * 200_000)
+    for scheme in ("http", "https"):
+        answer = ask(failing, f"{scheme}://a.open.example/", Form.JSON)
+        assert (answer.status, answer.header("Content-Type")) == (403, "text/html;charset=utf-8")
+        assert "<title>Too large</title>" in answer.text
+
+
+def test_no_page_of_squids_is_left(failing: Gateway) -> None:
+    pages = list((failing.root / "etc/errors").glob("ERR_*"))
+    assert len(pages) > 90
+    for page in pages:
+        text = page.read_text()
+        assert '"request_id"' in text or "Request ID: " in text, page
+        assert "Squid Software Foundation" not in text
+
+
+# --- git ----------------------------------------------------------------------------------------------------------
+
+
+def git(gateway: Gateway, *words: str | Path) -> str:
+    """Run git behind a gateway; return what the terminal shows of a failure."""
+    settings = {"https_proxy": f"http://{gateway.authority}", "GIT_SSL_CAINFO": str(gateway.ca)}
+    quiet = {"GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": "/dev/null", "LC_ALL": "C"}
+    env = {**clean(), **settings, **quiet}
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode
+    return done.stderr
+
+
+TERMINAL = re.compile(r"^```\n\$ git (.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+VARYING = re.compile(r"(?<=Request ID: )[\d.]+|(?<=Time: )\S+|(?<=--client )\S+")
+
+
+def test_a_denied_clone_and_push_show_the_page_as_the_documentation_has_it(gateway: Gateway, tmp_path: Path) -> None:
+    author = ("-c", "user.name=x", "-c", "user.email=x@example.com")
+    run("git", "init", "-q", tmp_path)
+    run("git", "-C", tmp_path, *author, "commit", "-q", "--allow-empty", "-m", "x")
+    documented = TERMINAL.findall((REPOSITORY / "squid/TROUBLESHOOTING.md").read_text())
+    assert [command.split()[0] for command, _ in documented] == ["clone", "push"]
+    for command, text in documented:
+        shown = git(gateway, "-C", tmp_path, *command.split())
+        assert tidy(shown) == tidy(text)
+
+
+def tidy(text: str) -> str:
+    return VARYING.sub("…", re.sub(r" +$", "", text, flags=re.MULTILINE))
