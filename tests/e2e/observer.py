@@ -49,9 +49,10 @@ def fetch(port: int, path: str, method: str = "GET", **headers: str) -> Answer:
 class Exporter:
     """`squidkeeper exporter` of one gateway, run by Squid's account."""
 
-    def __init__(self, gateway: Gateway, port: int) -> None:
+    def __init__(self, gateway: Gateway, port: int, *options: str | Path) -> None:
         self.gateway = gateway
         self.port = port
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Exporter":
@@ -60,6 +61,7 @@ class Exporter:
         command = [*AS_SQUID, f"{root}/bin/squidkeeper", "exporter", "--listen", f"127.0.0.1:{self.port}"]
         command += ["--policy", f"{root}/etc/policy", "--access-log", f"{root}/log/access.log"]
         command += ["--state", f"{root}/state", "--ca", f"{root}/etc/ca/signing.crt", "--squid", self.gateway.authority]
+        command += map(str, self._options)
         with (root / "log/exporter.txt").open("ab") as out:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         wait_for(self._answers, f"the exporter's first answer; see {root}/log/exporter.txt")

@@ -144,7 +144,7 @@ def watched(
     gateway.secret("token", "e2e-token-under-alerts")
     renew_intermediate(gateway, days=20)
     maintenance = Maintenance(gateway, gateway.root / "resolv.conf")
-    exporter = Exporter(gateway, 9129)
+    exporter = Exporter(gateway, 9129, "--tls-certificate", gateway.ca.with_name("signing.crt"))
     watched = Watched(gateway, exporter, maintenance, prometheus)
     try:
         gateway.start()
@@ -219,7 +219,9 @@ def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
         return "SquidkeeperRequestsFailing" in watched.fired()
 
     wait_for(fired, "the alert that most requests fail")
-    watched.wait_until_fired("Drift", "ProtocolErrors", "CredentialFailing", "DenialSurge", "CaEndsNow")
+    watched.wait_until_fired(
+        "Drift", "ProtocolErrors", "CredentialFailing", "DenialSurge", "CaEndsNow", "TlsCertificateEndsNow"
+    )
 
 
 def deny(gateway: Gateway, times: int) -> None:
