@@ -5,8 +5,10 @@ import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -236,6 +238,32 @@ def test_a_reconfigure_in_between_changes_nothing(gateway: Gateway, origins: Ori
         reply = raw.get("/x", "pinned.example")
     assert reply is not None
     assert reply.status == 200
+
+
+@pytest.mark.long
+def test_helpers_that_are_killed_under_load_let_no_other_server_name_through(
+    gateway: Gateway, origins: Origins
+) -> None:
+    def attack(number: int) -> bool:
+        """Tell whether the server name of the tunnel's own host passed; another one never does."""
+        good = number % 4 == 0
+        host = f"h{number}.moving.example"
+        try:
+            with pinned(gateway, origins, f"{host}:443", host if good else "evil.example") as raw:
+                return raw.get("/good" if good else "/evil", host) is not None
+        except (OSError, AssertionError):  # denied, or the worker of Squid has ended
+            return False
+
+    with ThreadPoolExecutor(16) as threads:
+        attacks = [threads.submit(attack, number) for number in range(4_000)]
+        while not all(one.done() for one in attacks):
+            for pid in gateway.helpers("acl --scope host"):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(1)  # a helper needs half of that to start
+    assert sum(one.result() for one in attacks) > 10  # some tunnels did open
+    assert {seen.target for seen in origins.seen} == {"/good"}
+    assert {seen.sni for seen in origins.seen if seen.sni} & {"evil.example"} == set()
 
 
 # ── Private addresses ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ from squidkeeper.certificates.server import issue_server_certificate
 from squidkeeper.exporter.cache_manager import read_counters
 from tests.waiting import wait_for
 
-from .gateway import Gateway, NewGateway
+from .gateway import Gateway, NewGateway, Site
 from .haproxy import HAProxy
 from .maintained import maintained
 from .network import VirtualMachine
@@ -32,6 +32,7 @@ clients:
 rules:
   - {name: no-wikipedia, action: deny, hosts: [.wikipedia.org], reason: Wikipedia is closed to sandboxes.}
   - {name: agents, action: allow, clients: [agents], hosts: [example.com]}
+  - {name: pinned, action: allow, clients: [agents], hosts: [pinned.example], tls: passthrough}
   - {name: loopback, action: allow, hosts: [127.0.0.0/8], ports: [13129]}
 """
 PORT = 3129  # of the walkthrough; each module has a network of its own
@@ -128,6 +129,19 @@ def test_the_walkthroughs_two_requests_by_the_literal_address(
     ):
         assert gateway.logged(url, before)["client"] == vm.address
     assert gateway.logged(f"https://example.com/{scheme}")["rule"] == "agents"
+
+
+@BOTH
+def test_a_tunnel_passes_through_both(
+    vm: VirtualMachine, gateway: Gateway, origins: Origins, site: Site, scheme: str
+) -> None:
+    before, proxy = len(gateway.log()), f"{scheme}://192.168.137.1:3129"
+    own = ("--cacert", site.upstream_ca, "--proxy-cacert", gateway.ca)
+    assert inside(vm, proxy, *CURL, *own, "https://pinned.example/").text == "200\n"
+    line = wait_for(
+        lambda: [one for one in gateway.log()[before:] if one["squid"].startswith("TCP_TUNNEL")], "the tunnel's end"
+    )[0]
+    assert (line["client"], line["rule"], line["sni"]) == (vm.address, "pinned", "pinned.example")
 
 
 @BOTH
