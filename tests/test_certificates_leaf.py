@@ -111,7 +111,9 @@ def test_a_leaf_of_any_ca_names_the_cas_key_and_has_a_p_256_key_of_its_own(kind:
     ca = signer(kind, names_its_key=names_its_key)
     leaf = signed(leaf_of_host("a.example", ca.certificate, NOW), ca)
     leaf.verify_directly_issued_by(ca.certificate)
-    assert isinstance(leaf.public_key(), ec.EllipticCurvePublicKey)
+    public = leaf.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    assert public.curve.name == "secp256r1"
     expected = x509.SubjectKeyIdentifier.from_public_key(key_of(kind).public_key()).digest
     found = leaf.extensions.get_extension_for_class
     assert found(x509.AuthorityKeyIdentifier).value == x509.AuthorityKeyIdentifier(expected, None, None)
