@@ -376,6 +376,7 @@ CONDITIONS: Final = (
         unhealthy=True,
     ),
     Condition("helper-restarts", _WARNING, "0m", "A helper restarts again and again"),
+    Condition("certificate-refused", _WARNING, "0m", "The certificate helper refuses an origin's certificate"),
     Condition("protocol-errors", _WARNING, "0m", "A helper does not understand Squid"),
     Condition(
         "throttle-not-running",
