@@ -380,6 +380,7 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "rewrite": {"name": "mirror", "url": "https://registry.example/python/a%2Fb", "redirect": None},
         "credentials": [],
         "strip": [],
+        "upstream": None,
         "resolved": {"host": "registry.example", "private_address": "deny", "opened_by": "the rewrite mirror"},
         "websocket": {
             "passes": False,

@@ -471,24 +471,29 @@ def test_a_line_in_local_conf_takes_effect_by_a_second_run_without_a_restart(gat
     assert gateway.install().returncode == 0
 
 
-def test_lines_that_the_policy_needs_are_rendered_by_a_second_run_for_squid_to_read_and_not_to_write(
-    gateway: Gateway,
-) -> None:
-    rendered, pid = gateway.place("etc/squidkeeper-policy.conf"), gateway.pid
-    extra = gateway.place("etc/policy/00-strip.yaml")
+def test_lines_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_write(gateway: Gateway) -> None:
+    rendered, local, pid = gateway.place("etc/squidkeeper-policy.conf"), gateway.place("etc/local.conf"), gateway.pid
+    extra, kept = gateway.place("etc/policy/00-strip.yaml"), local.read_text()
     extra.write_text("version: 1\nrules: [{name: strip, action: allow, hosts: [strip.example], strip: [X-Debug]}]\n")
     check = ("check", "--policy", gateway.place("etc/policy"), "--policy-lines", rendered)
     assert "[not-rendered]" in run_program(gateway, *check)
-    done = gateway.install()
+    done = gateway.install("--upstream", "http://127.0.0.1:9")
     assert (done.returncode, gateway.pid) == (0, pid), done.stderr
     assert "reconfigured" in done.stdout
     assert "not-rendered" not in done.stdout + run_program(gateway, *check)
     assert "\nrequest_header_access x_debug deny sk_strip_0\n" in rendered.read_text()
+    assert "\ncache_peer 127.0.0.1 parent 9 0 name=sk_default " in rendered.read_text()
     about = rendered.stat()
     assert (stat.S_IMODE(about.st_mode), about.st_uid, about.st_gid) == (0o640, 0, pwd.getpwnam("proxy").pw_gid)
     extra.unlink()
-    assert gateway.install().returncode == 0
-    assert "x_debug" not in rendered.read_text()
+    local.write_text(kept + "cache_peer 127.0.0.1 parent 7 0 no-query login=user:e2e-hidden\n")
+    done = gateway.install()
+    local.write_text(kept)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING       cache_peer 127.0.0.1 parent 7 0 no-query login=… takes requests past" in done.stdout
+    assert ("x_debug" in rendered.read_text(), "name=sk_default" in rendered.read_text()) == (False, True)
+    assert gateway.install("--upstream", "none").returncode == 0
+    assert "cache_peer" not in rendered.read_text()
 
 
 def run_program(gateway: Gateway, *arguments: str | Path) -> str:
@@ -1077,9 +1082,10 @@ def test_an_haproxy_that_does_not_start_gives_way_to_squid_alone(gateway: Gatewa
         (("--tls", "--no-tls"), "--tls and --no-tls exclude each other"),
         (("--tls-name", "a b"), "name hosts and addresses, such as gateway.example,192.168.137.1"),
         (("--tls-name", "gateway.example"), "--tls-name is for the certificate of the TLS port, which is off"),
+        (("--upstream", "https://proxy.example:3128"), "Squid sends no https through a parent that speaks TLS itself"),
     ],
 )
-def test_what_cannot_be_meant_by_tls_is_told_before_anything_is_replaced(
+def test_what_cannot_be_meant_is_told_before_anything_is_replaced(
     gateway: Gateway, options: tuple[str, ...], message: str
 ) -> None:
     before = gateway.snapshot()

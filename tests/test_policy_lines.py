@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from squidkeeper.credentials import SecretStore
+from squidkeeper.engine import decide
+from squidkeeper.engine.decide import Stage
+from squidkeeper.engine.explain import explain
+from squidkeeper.errors import SecretUnavailable
+from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
-from squidkeeper.policy_lines import not_rendered, policy_lines
-from squidkeeper.replies import acl_reply
+from squidkeeper.policy_lines import default_upstream, not_rendered, policy_lines
+from squidkeeper.protocol.request import request_to
+from squidkeeper.replies import acl_reply, rewrite_reply
 
-from .conftest import Ask, compiled_of
+from .conftest import NOW, Ask, compiled_of
 
+NO_SECRETS = SecretStore({}, {})
 TWO_RULES = """
     rules:
       - {name: a, action: allow, hosts: [a.example], strip: [Cookie, X-Debug]}
@@ -28,20 +38,24 @@ def directives(text: str) -> list[str]:
 
 
 def test_a_policy_that_needs_no_lines_has_the_acls_that_the_fragment_names(tmp_path: Path) -> None:
-    text = policy_lines(policy_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example]}]"))
-    assert directives(text) == ["acl sk_strip_rendered note strip_ -"]
+    text = policy_lines(policy_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example]}]"), NO_SECRETS)
+    assert directives(text) == [
+        "acl sk_strip_rendered note strip_ -",
+        "acl sk_upstream_rendered note upstream_ default direct",
+    ]
 
 
 def test_each_header_is_denied_in_every_spelling_where_a_set_holds_it(tmp_path: Path) -> None:
     policy = policy_of(tmp_path, TWO_RULES)
     both, one = (rule.strip.key for rule in policy.rules[1:] if rule.strip)
-    assert directives(policy_lines(policy)) == [
+    assert directives(policy_lines(policy, NO_SECRETS)) == [
         f"acl sk_strip_rendered note strip_ - {both} {one}",
         f"acl sk_strip_0 note strip_ {both} {one}",
         "request_header_access cookie deny sk_strip_0",
         f"acl sk_strip_1 note strip_ {both}",
         "request_header_access x-debug deny sk_strip_1",
         "request_header_access x_debug deny sk_strip_1",
+        "acl sk_upstream_rendered note upstream_ default direct",
     ]
 
 
@@ -53,9 +67,9 @@ def test_case_order_and_underscores_make_no_other_set(tmp_path: Path) -> None:
 def test_what_is_not_rendered_is_named_by_its_rule(tmp_path: Path) -> None:
     policy = policy_of(tmp_path, TWO_RULES)
     other = policy_of(tmp_path / "other", "rules: [{name: c, action: allow, hosts: [c.example], strip: [Cookie]}]")
-    assert not_rendered(policy, policy_lines(policy)) == ()
-    for rendered in (policy_lines(other), ""):
-        found = not_rendered(policy, rendered)
+    assert not_rendered(policy, policy_lines(policy, NO_SECRETS), NO_SECRETS) == ()
+    for rendered in (policy_lines(other, NO_SECRETS), ""):
+        found = not_rendered(policy, rendered, NO_SECRETS)
         assert [fault.message.partition(":")[0] for fault in found] == ["rule 'a'", "rule 'b'", "rule 'c'"][
             : 2 if rendered else 3
         ]
@@ -84,3 +98,166 @@ def test_readings_that_lose_other_headers_are_ambiguous(asker: Callable[[str], A
           - {name: all, action: allow, hosts: [a.example]}
     """)
     assert ask("GET https://a.example/x/../y").rule == "ambiguous-path"
+
+
+# --- parent proxies -----------------------------------------------------------------------------------------------
+
+PARENTS = """
+    rules: [{name: all, action: allow, hosts: ["*"]}]
+    secrets: {s: {file: secret}}
+    upstreams:
+      - {name: inside, hosts: [.inside.example], direct: true}
+      - {name: other, hosts: [.other.example], url: "http://192.0.2.1:3128", resolve: upstream}
+      - {name: corp, url: "http://Proxy.Example:8080", basic: {username: "a b", password: s}}
+"""
+
+
+def parents(folder: Path, text: str = PARENTS, password: str = "p@ss: w%rd") -> tuple[Policy, SecretStore]:
+    folder.mkdir(exist_ok=True)
+    (folder / "secret").write_text(f"{password}\n")
+    (folder / "secret").chmod(0o640)
+    policy = policy_of(folder, text)
+    return policy, SecretStore(policy.secrets, {})
+
+
+def test_a_parent_is_a_peer_for_what_is_annotated_with_it_and_for_nothing_that_is_closed(tmp_path: Path) -> None:
+    policy, secrets = parents(tmp_path)
+    _, other, corp = (one.key for one in policy.upstreams)
+    options = "no-query no-digest no-netdb-exchange connect-timeout=3"
+    assert [line for line in directives(policy_lines(policy, secrets)) if "strip" not in line] == [
+        f"acl sk_upstream_rendered note upstream_ default direct {other} {corp}",
+        f"acl sk_to_other note upstream_ {other}",
+        f"cache_peer 192.0.2.1 parent 3128 0 name=sk_other {options}",
+        "cache_peer_access sk_other allow sk_to_other !sk_closed",
+        "cache_peer_access sk_other deny all",
+        "never_direct allow sk_to_other",
+        "adapted_http_access deny !CONNECT sk_https sk_rewritable sk_to_other sk_denied_as_not_rendered",
+        f"acl sk_to_corp note upstream_ {corp}",
+        f"cache_peer proxy.example parent 8080 0 name=sk_corp {options} login=a%20b:p%40ss%3A%20w%25rd",
+        "cache_peer_access sk_corp allow sk_to_corp !sk_closed",
+        "cache_peer_access sk_corp deny all",
+        "never_direct allow sk_to_corp",
+        "adapted_http_access deny !CONNECT sk_https sk_rewritable sk_to_corp sk_denied_as_not_rendered",
+    ]
+
+
+def test_the_default_parent_is_kept_in_what_is_rendered(tmp_path: Path) -> None:
+    text = policy_lines(
+        policy_of(tmp_path, "rules: [{name: a, action: deny}]"), NO_SECRETS, "http://proxy.example:3128"
+    )
+    assert default_upstream(text) == "http://proxy.example:3128"
+    assert "acl sk_to_default any-of !sk_chooses_upstream sk_upstream_is_default" in directives(text)
+    assert default_upstream("") == ""
+
+
+def test_a_password_that_is_unavailable_is_no_line(tmp_path: Path) -> None:
+    policy, secrets = parents(tmp_path)
+    (tmp_path / "secret").unlink()
+    with pytest.raises(SecretUnavailable):
+        policy_lines(policy, secrets)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("8080", "8081"),
+        ("Proxy.Example", "proxy2.example"),
+        ('"a b"', '"a c"'),
+        ('basic: {username: "a b", password: s}', "resolve: upstream"),
+        ("name: corp", "name: corp2"),
+    ],
+)
+def test_another_parent_of_the_same_name_is_not_rendered(tmp_path: Path, old: str, new: str) -> None:
+    policy, secrets = parents(tmp_path)
+    rendered = policy_lines(policy, secrets)
+    edited, secrets = parents(tmp_path, PARENTS.replace(old, new))
+    [fault] = not_rendered(edited, rendered, secrets)
+    assert fault.code == "not-rendered"
+    assert "so its requests are denied" in fault.message
+
+
+def test_hosts_clients_and_resolve_need_no_rendering(tmp_path: Path) -> None:
+    policy, secrets = parents(tmp_path)
+    rendered = policy_lines(policy, secrets)
+    edited = PARENTS.replace(".other.example", ".more.example").replace(", resolve: upstream", "")
+    assert not_rendered(parents(tmp_path, edited)[0], rendered, secrets) == ()
+
+
+def test_a_rotated_password_is_reported_and_not_shown(tmp_path: Path) -> None:
+    policy, secrets = parents(tmp_path)
+    rendered = policy_lines(policy, secrets)
+    assert not_rendered(policy, rendered, secrets) == ()
+    (tmp_path / "secret").write_text("rotated\n")
+    [fault] = not_rendered(policy, rendered, secrets)
+    assert fault.message == (
+        "upstream 'corp': its secret has changed, and Squid still sends the former password: run install.sh"
+    )
+
+
+# --- which upstream -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "upstream"),
+    [
+        ("GET https://a.inside.example/", "inside"),
+        ("CONNECT a.other.example:443", "other"),
+        ("CONNECT a.other.example:8443", None),
+        ("GET http://a.other.example/", "other"),
+        ("GET https://x.example/", "corp"),
+    ],
+)
+def test_the_first_upstream_that_matches_is_the_way(tmp_path: Path, asked: str, upstream: str | None) -> None:
+    parents(tmp_path)
+    compiled = compiled_of(tmp_path, PARENTS)
+    method, _, target = asked.partition(" ")
+    request = request_to(method, target)
+    found = explain(compiled, request, NOW).upstream
+    assert (found.name if found else None) == upstream
+    decision = decide(compiled, compiled.match(request), NOW, Stage.HOST)
+    annotations = dict(acl_reply(decision, "host", compiled).annotations)
+    assert annotations.get("upstream_", "").partition(":")[0] == ((upstream or "").replace("inside", "direct"))
+
+
+def test_a_policy_without_upstreams_annotates_nothing(tmp_path: Path) -> None:
+    compiled = compiled_of(tmp_path, "rules: [{name: all, action: allow, hosts: ['*']}]")
+    decision = decide(compiled, compiled.match(request_to("GET", "https://a.example/")), NOW)
+    annotations = dict(acl_reply(decision, "host", compiled).annotations)
+    assert annotations.keys() & {"upstream_", "resolve_", "strip_"} == set()
+    assert annotations["tag"] == "sk_final"
+
+
+def test_a_rewritten_request_goes_the_way_of_its_target(tmp_path: Path) -> None:
+    policy = """
+        rules: [{name: all, action: allow, hosts: ["*"]}]
+        rewrites: [{name: r, hosts: [front.example], paths: [/r/**], to: "https://back.inside.example{path}"}]
+        upstreams:
+          - {name: inside, hosts: [.inside.example], direct: true}
+          - {name: front, hosts: [front.example], url: "http://192.0.2.1:3128"}
+    """
+    compiled = compiled_of(tmp_path, policy)
+    request = request_to("GET", "https://front.example/r/x")
+    decision = decide(compiled, compiled.match(request), NOW, Stage.URL)
+    annotations = dict(rewrite_reply(decision, "https://front.example/r/x", "r").annotations)
+    assert (annotations["upstream_"], annotations["resolve_"]) == ("direct", "gateway")
+    found = explain(compiled, request, NOW).upstream
+    assert found is not None
+    assert found.name == "inside"
+
+
+def test_what_cannot_hold_is_warned_of(tmp_path: Path) -> None:
+    policy = policy_of(
+        tmp_path,
+        """
+        rules: [{name: all, action: allow, hosts: [front.example]}]
+        rewrites:
+          - {name: https, hosts: [front.example], to: "https://back.example{path}"}
+          - {name: http, hosts: [front.example], schemes: [http], to: "http://back.example{path}"}
+          - {name: straight, hosts: [front.example], to: "https://back.inside.example{path}"}
+        upstreams:
+          - {name: inside, hosts: [.inside.example], direct: true}
+          - {name: all, url: "http://192.0.2.1:3128", resolve: upstream}
+        """,
+    )
+    found = {(fault.code.value, fault.message.split("'")[1]) for fault in lint(policy, NOW)}
+    assert found == {("resolved-upstream", "all"), ("rewrite-upstream", "https")}

@@ -124,6 +124,21 @@ def test_a_bad_policy_shows_exactly_its_faults(policy: Path, bad: Path) -> None:
                 "value: [MARKER]",
             )
         ),
+        "upstreams: MARKER",
+        "upstreams: [MARKER]",
+        *(
+            f"secrets: {{gh: {{file: a}}}}\nupstreams: [{{name: u, {field}}}]"
+            for field in (
+                "url: 'http://u:MARKER@proxy.example:3128'",
+                "url: 'https://u:MARKER@proxy.example:3128'",
+                "url: 'u:MARKER@proxy.example:3128'",
+                "url: 'http://proxy.example:3128', basic: MARKER",
+                "url: 'http://proxy.example:3128', basic: {username: a, password: MARKER}",
+                "url: 'http://proxy.example:3128', basic: {username: a, password: 123456}",
+                "url: 'http://proxy.example:3128', basic: {username: a, password: gh, MARKER: 1}",
+                "url: 'http://proxy.example:3128', basic: {username: 'MARKER:x', password: gh}",
+            )
+        ),
     ],
 )
 def test_a_value_where_a_secret_is_named_is_in_no_fault(policy: Path, text: str) -> None:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from squidkeeper.counters import CounterFile, HelperStatus
+from squidkeeper.credentials import SecretStore
 from squidkeeper.exporter.cache_manager import SquidCounters
 from squidkeeper.exporter.certificate import Certificate
 from squidkeeper.exporter.checkpoint import Checkpoint
@@ -32,6 +33,7 @@ from squidkeeper.policy.model import Action, Match, Policy, Rule, SecretSource, 
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.record.record import Record, parse_record
+from squidkeeper.squid_version import SquidVersion
 
 from .conftest import compiled_of
 from .markup import ATTRIBUTES, HOSTILE, INVISIBLE, TAGS, Page
@@ -135,14 +137,18 @@ WRONG = {
         replace(WELL, squid=SquidCounters({}, "403", answers=True)),
         "Squid's counters cannot be read: 403.",
     ),
+    "squid-outdated": (
+        replace(WELL, squid_version=SquidVersion("squid-openssl 6.13-2+deb13u3", False)),
+        "Squid has a known flaw: squid-openssl 6.13-2+deb13u3 is older than 6.13-2+deb13u4, which fixes CVE-2026",
+    ),
     "policy-not-loaded": (with_faults(FAULT), "does not load: 1 fault; policy.yaml:41:11: '.org'"),
     "policy-warning": (
         replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,))),
         "The policy has warnings: policy.yaml:41:11",
     ),
     "policy-lines-outdated": (
-        replace(WELL, policy=STRIPS, policy_lines=policy_lines(replace(STRIPS, rules=()))),
-        "Squid's configuration lacks: policy.yaml:3:5: rule 'wiki': 'strip' is not in Squid's configuration yet",
+        replace(WELL, policy=STRIPS, policy_lines=policy_lines(replace(STRIPS, rules=()), SecretStore({}, {}))),
+        "Squid's configuration lacks: policy.yaml:3:5: rule 'wiki': its 'strip' is not in Squid's configuration yet",
     ),
     "policy-unavailable": (
         replace(

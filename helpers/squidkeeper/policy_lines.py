@@ -1,4 +1,4 @@
-"""The lines of Squid's configuration that depend on the policy (floor 3): the headers that rules remove.
+"""The lines of Squid's configuration that depend on the policy (floor 5): headers to remove, and parent proxies.
 
 install.sh renders them. Helpers only choose between them, by annotations: Squid's account must not write what root
 reads. A request whose annotation names what is not rendered is denied.
@@ -8,39 +8,85 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from urllib.parse import quote
 
+from squidkeeper.credentials import SecretStore
+from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.headers import spellings
-from squidkeeper.policy.model import Policy, Strip
+from squidkeeper.policy.model import DIRECT, Parent, Policy, Route, Strip
+from squidkeeper.policy.upstreams import parse_upstream_url
 
 _HEAD = """\
-# Written by squidkeeper's install.sh from the policy. Run it again after a change of what these lines are made from:
-# until then a request that needs what is not here is denied as policy-unavailable.
+# Written by squidkeeper's install.sh from the policy, which replaces it: run it again after a change of `upstreams` or
+# `strip`, and of a parent's password. Until then a request that needs what is not here is denied as policy-unavailable.
 """
-_STRIPS = re.compile(r"^acl sk_strip_rendered note strip_ - ?(.*)$", re.MULTILINE)
+_KEYS = re.compile(r"^acl sk_(?:strip|upstream)_rendered note (?:strip|upstream)_ (.*)$", re.MULTILINE)
+_DEFAULT = re.compile(r"^# --upstream (\S+)$", re.MULTILINE)
+_LOGIN = re.compile(r"^cache_peer .* name=sk_(\S+) .* login=(\S+)$", re.MULTILINE)
+# No query of any kind: a peer is used where it is chosen. Squid gives up a connection to one after three seconds.
+_PEER_OPTIONS = "no-query no-digest no-netdb-exchange connect-timeout=3"
 
 
-def policy_lines(policy: Policy) -> str:
-    """Render the lines for a policy."""
-    return "".join(f"{line}\n" for line in (*_HEAD.splitlines(), *_strip_lines(_strips(policy))))
+def policy_lines(policy: Policy, secrets: SecretStore, default: str = "") -> str:
+    """Render the lines for a policy; `default`, a URL, is the parent for requests that no upstream of it holds for.
+
+    `SecretUnavailable` where the password of a parent is.
+    """
+    lines = (
+        *_HEAD.splitlines(),
+        *_strip_lines(tuple({rule.strip.key: rule.strip for rule in policy.rules if rule.strip}.values())),
+        *_upstream_lines(policy.upstreams, secrets),
+        *(_default_lines(default) if default else ()),
+    )
+    return "".join(f"{line}\n" for line in lines)
 
 
-def not_rendered(policy: Policy, rendered: str) -> tuple[Fault, ...]:
-    """Warn about what a policy needs and the rendered lines lack."""
-    found = _STRIPS.search(rendered)
-    keys = found[1].split() if found else []
-    return tuple(
-        Fault(rule.location, FaultCode.NOT_RENDERED, f"rule {rule.name!r}: 'strip' {_NOT_RENDERED}")
-        for rule in policy.rules
-        if rule.strip and rule.strip.key not in keys
+def default_upstream(rendered: str) -> str:
+    """Give the URL of the default parent that the lines were rendered with; empty where there is none."""
+    found = _DEFAULT.search(rendered)
+    return found[1] if found else ""
+
+
+def not_rendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[Fault, ...]:
+    """Warn about what a policy needs and the rendered lines lack, and about a parent's password that has changed."""
+    keys = {key for line in _KEYS.findall(rendered) for key in line.split()}
+    logins = dict(_LOGIN.findall(rendered))
+    return (
+        *(
+            Fault(rule.location, FaultCode.NOT_RENDERED, f"rule {rule.name!r}: its 'strip' {_NOT_RENDERED}")
+            for rule in policy.rules
+            if rule.strip and rule.strip.key not in keys
+        ),
+        *(
+            Fault(one.location, FaultCode.NOT_RENDERED, f"upstream {one.name!r} {_NOT_RENDERED}")
+            for one in policy.upstreams
+            if one.key not in keys
+        ),
+        *(
+            Fault(one.location, FaultCode.NOT_RENDERED, f"upstream {one.name!r}: {_OTHER_PASSWORD}")
+            for one in policy.upstreams
+            if one.key in keys and _password_differs(one, logins.get(one.name), secrets)
+        ),
     )
 
 
 _NOT_RENDERED = "is not in Squid's configuration yet, so its requests are denied: run install.sh"
+_OTHER_PASSWORD = "its secret has changed, and Squid still sends the former password: run install.sh"  # noqa: S105 - a text
 
 
-def _strips(policy: Policy) -> tuple[Strip, ...]:
-    return tuple({rule.strip.key: rule.strip for rule in policy.rules if rule.strip}.values())
+def _password_differs(upstream: Route, rendered: str | None, secrets: SecretStore) -> bool:
+    try:
+        return upstream.parent is not None and _login(upstream.parent, secrets) != (rendered or "")
+    except SecretUnavailable:
+        return False  # which is reported as such
+
+
+def _login(parent: Parent, secrets: SecretStore) -> str:
+    """Write a parent's credential as `login=` takes it; only the line of its peer may hold it."""
+    if parent.username is None or parent.password is None:
+        return ""
+    return f"{quote(parent.username, safe='')}:{quote(secrets.get(parent.password).reveal(), safe='')}"
 
 
 def _strip_lines(strips: Iterable[Strip]) -> Iterator[str]:
@@ -53,3 +99,32 @@ def _strip_lines(strips: Iterable[Strip]) -> Iterator[str]:
     for number, (header, holding) in enumerate(sorted(keys.items())):
         yield f"acl sk_strip_{number} note strip_ {' '.join(holding)}"
         yield from (f"request_header_access {name} deny sk_strip_{number}" for name in spellings(header))
+
+
+def _upstream_lines(upstreams: Iterable[Route], secrets: SecretStore) -> Iterator[str]:
+    keys = [one.key for one in upstreams if one.key != DIRECT]
+    yield " ".join(["acl sk_upstream_rendered note upstream_ default direct", *keys])
+    for upstream in upstreams:
+        if upstream.parent is not None:
+            yield f"acl sk_to_{upstream.name} note upstream_ {upstream.key}"
+            yield from _peer_lines(upstream.name, upstream.parent, _login(upstream.parent, secrets))
+
+
+def _default_lines(url: str) -> Iterator[str]:
+    """Write the parent of every request whose upstream is not chosen by the policy."""
+    yield f"# --upstream {url}"
+    yield "acl sk_upstream_is_default note upstream_ default"
+    yield "acl sk_to_default any-of !sk_chooses_upstream sk_upstream_is_default"
+    yield from _peer_lines("default", Parent(*parse_upstream_url(url)), "")
+
+
+def _peer_lines(name: str, parent: Parent, login: str) -> Iterator[str]:
+    """Write a peer for the requests of one ACL; what may not be fetched directly may not be fetched by it either."""
+    options = f"{_PEER_OPTIONS} login={login}" if login else _PEER_OPTIONS
+    yield f"cache_peer {parent.host.text} parent {parent.port} 0 name=sk_{name} {options}"
+    yield f"cache_peer_access sk_{name} allow sk_to_{name} !sk_closed"
+    yield f"cache_peer_access sk_{name} deny all"
+    yield f"never_direct allow sk_to_{name}"
+    # The tunnel of a host with rewrites is opened by the first request in it. Squid would send the headers of that
+    # request to the parent, credentials included, with its CONNECT.
+    yield f"adapted_http_access deny !CONNECT sk_https sk_rewritable sk_to_{name} sk_denied_as_not_rendered"

@@ -22,6 +22,7 @@ from squidkeeper.metrics import (
     PROTOCOL_ERRORS,
     REWRITE,
 )
+from squidkeeper.policy.model import Route
 from squidkeeper.protocol.lines import USER_LENGTH, Reply, Result
 from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request
 from squidkeeper.url import RECORDED_URL_LENGTH, recorded_url
@@ -69,7 +70,14 @@ def acl_reply(
     )
     held = [annotation for annotation, holds in flags if holds]
     strip = [("strip_", decision.strip.key)] if decision.strip else []
-    return Reply(Result.OK, (*annotations, *held, *strip, *named), counts=counts)
+    return Reply(Result.OK, (*annotations, *held, *strip, *_forwarded(decision.upstream), *named), counts=counts)
+
+
+def _forwarded(upstream: Route | None) -> tuple[tuple[str, str], ...]:
+    """Write where a request is forwarded, and who resolves a name that the gateway cannot resolve."""
+    if upstream is None:
+        return ()
+    return (("upstream_", upstream.key), ("resolve_", "upstream" if upstream.resolve else "gateway"))
 
 
 def shared_reply(
@@ -125,15 +133,15 @@ def reply_bytes(reply: Reply) -> int:
 def rewrite_reply(decision: Decision, url: str, revision: str) -> Reply:
     """Write the reply of the rewriter: always with the URL that is fetched, `-` for a denied request."""
     if decision.rewritten is not None:
-        return _rewritten_reply(decision.rewritten, revision)
+        return _rewritten_reply(decision.rewritten, revision, _forwarded(decision.upstream))
     return Reply(Result.ERR, (("final_url_", url if decision.allowed else "-"),), counts=_UNCHANGED)
 
 
-def _rewritten_reply(rewritten: Rewritten, revision: str) -> Reply:
+def _rewritten_reply(rewritten: Rewritten, revision: str, forwarded: tuple[tuple[str, str], ...]) -> Reply:
     rewrite, target = rewritten.rewrite, str(rewritten.url)
     # nothing is fetched for a redirect, so the address of its host makes no difference
     private = "yes" if rewrite.private or rewrite.redirect is not None else "no"
-    annotations = (("final_url_", target), ("private_", private), ("revision_", revision))
+    annotations = (("final_url_", target), ("private_", private), ("revision_", revision), *forwarded)
     if rewrite.redirect is None:
         counts = (_decision_key(REWRITE, rewrite.name, "rewrite"),)
         return Reply(Result.OK, (("rewrite-url", target), *annotations), counts=counts)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from squidkeeper.credentials import SecretStore
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
@@ -147,10 +148,11 @@ class Gateway:
         command = [f"{self.root}/bin/squidkeeper", "check", "--policy", str(self.policy_folder)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    def render(self) -> None:
+    def render(self, upstream: str = "") -> None:
         """Write the lines of Squid's configuration that depend on the policy, as install.sh does."""
         policy = build_sources(read_sources(self.policy_folder)).policy
-        (self.root / "etc/squidkeeper-policy.conf").write_text(policy_lines(policy))
+        text = policy_lines(policy, SecretStore(policy.secrets, {}), upstream)
+        (self.root / "etc/squidkeeper-policy.conf").write_text(text)
 
     # Squid
 
@@ -294,12 +296,15 @@ def _command(pid: int) -> str:
 
 
 def leaks(folder: Path, secrets: set[str]) -> Iterator[str]:
-    """Name each file under the gateways that holds a secret, as it is or encoded, the secrets' own files left out."""
+    """Name each file under the gateways that holds a secret, as it is or encoded.
+
+    Left out are the secrets' own files, and the one in which Squid reads the password of a parent proxy.
+    """
     forms = {form for value in secrets if len(value) >= 8 for form in _forms(value)}
     for directory, _, names in os.walk(folder):
         if "/policy" in directory or "/venv-" in directory:
             continue
-        for name in names:
+        for name in {*names} - {"squidkeeper-policy.conf"}:
             file = Path(directory) / name
             if file.is_file() and not file.is_symlink():
                 data = file.read_bytes()

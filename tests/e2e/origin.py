@@ -98,6 +98,7 @@ class Origins:
         self._stranger = Authority(folder / "stranger")
         self.seen: list[Seen] = []
         self.connections: list[tuple[str, int]] = []  # address and port of each, TLS handshake done or not
+        self.peers: list[str] = []  # where each connection came from
         self.broken: list[Exception] = []  # why connections ended in the middle
         self.answers: dict[str, Answer | Callable[[Seen], Answer]] = {}  # by host and path: "a.example/x"
         self.certificates: dict[str, tuple[str, ...]] = {}
@@ -121,6 +122,7 @@ class Origins:
         """Drop records and answers: each test starts with none."""
         self.seen.clear()
         self.connections.clear()
+        self.peers.clear()
         self.broken.clear()
         self.answers.clear()
         self.fallback = echo
@@ -167,6 +169,7 @@ class Origins:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address, port = writer.get_extra_info("sockname")[:2]
         self.connections.append((address, port))
+        self.peers.append(writer.get_extra_info("peername")[0])
         try:
             if port in TLS_PORTS:
                 await writer.start_tls(self._default)

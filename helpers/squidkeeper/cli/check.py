@@ -213,10 +213,11 @@ def _unusable_secrets(policy: Policy, sources: Sources) -> Iterator[Fault]:
 
 def _not_rendered(policy: Policy, rendered: Path) -> tuple[Fault, ...]:
     """Compare with what install.sh has rendered, where it can be read: a draft may be on another machine."""
+    from squidkeeper.credentials import SecretStore
     from squidkeeper.policy_lines import not_rendered
 
     try:
-        return not_rendered(policy, rendered.read_text())
+        return not_rendered(policy, rendered.read_text(), SecretStore(policy.secrets, os.environ))
     except OSError:
         return ()
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from squidkeeper.engine.explain import Explanation, PassedOver, Resolved, WebSocket
     from squidkeeper.engine.fields import Entry
     from squidkeeper.policy.faults import Location
-    from squidkeeper.policy.model import Rule
+    from squidkeeper.policy.model import Route, Rule
     from squidkeeper.protocol.request import Malformed, Request
 
 _CANNOT_SAY = 2
@@ -168,6 +168,7 @@ def _text(asked: str, found: Explanation) -> str:
         ("rewrite", _rewrite_text(decision)),
         *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
         ("strip", ", ".join(decision.strip.headers) if decision.strip else None),
+        ("upstream", _upstream_text(found.upstream)),
         ("resolved", _resolved_text(found.resolved)),
         ("tls", _tls_text(found)),
         ("websocket", _websocket_text(found)),
@@ -189,6 +190,17 @@ def _not_reached_texts(rules: list[Rule]) -> Iterator[str]:
     yield from (f"{rule.name}{_at(rule.location)}: would deny" for rule in rules[:_NOT_REACHED_AT_MOST])
     if len(rules) > _NOT_REACHED_AT_MOST:
         yield f"{len(rules) - _NOT_REACHED_AT_MOST} more"
+
+
+def _upstream_text(found: Route | None) -> str | None:
+    from squidkeeper.url import format_authority
+
+    if found is None or not found.location.file:
+        return "the parent of install.sh --upstream, or none" if found else None
+    parent = found.parent
+    where = f"through http://{format_authority(parent.host, parent.port)}" if parent else "straight to the origin"
+    resolves = ", which resolves names that the gateway cannot resolve" if found.resolve else ""
+    return f"{found.name}{_at(found.location)}: {where}{resolves}"
 
 
 def _resolved_text(found: Resolved | None) -> str | None:
@@ -258,6 +270,7 @@ def _json(found: Explanation) -> str:
             },
             "credentials": [credential.name for credential in decision.credentials],
             "strip": decision.strip.headers if decision.strip else [],
+            "upstream": found.upstream.name if found.upstream else None,
             "resolved": found.resolved
             and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},
             "websocket": found.websocket

@@ -23,6 +23,20 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str) -> tup
         ) from error
 
 
+def _upstream(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Check the URL of a parent proxy, or `none`."""
+    from squidkeeper.errors import PatternError
+    from squidkeeper.policy.upstreams import parse_upstream_url
+    from squidkeeper.setup.options import NO_UPSTREAM
+
+    try:
+        if value not in ("", NO_UPSTREAM):
+            parse_upstream_url(value)
+    except PatternError as error:
+        raise click.BadParameter(f"{error} (or none: no parent)", ctx, param) from error
+    return value
+
+
 @click.command()
 @click.option("--source", type=_FOLDER, required=True, hidden=True)
 @click.option("--venv", type=_FOLDER, required=True, hidden=True)
@@ -42,6 +56,7 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str) -> tup
 @click.option("--tls", is_flag=True, help="HAProxy in front of Squid, for TLS to the proxy.")
 @click.option("--no-tls", is_flag=True, help="No HAProxy.")
 @click.option("--tls-name", default="", callback=_server_names, help="Names and addresses in its certificate.")
+@click.option("--upstream", default="", callback=_upstream, help="The parent proxy where the policy names none.")
 @click.option("--no-start", is_flag=True, help="Neither start nor restart anything.")
 @click.option("--dry-run", is_flag=True, help="Print the steps, and change nothing.")
 @click.option("--uninstall", is_flag=True, help="Remove the gateway.")

@@ -10,12 +10,15 @@ from typing import NamedTuple, TypeVar
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.engine.decision import Decision, deny
 from squidkeeper.engine.fields import HostFacts, covers_default_port, holds_for_host
+from squidkeeper.policy.faults import Location
 from squidkeeper.policy.host_index import HostIndex
-from squidkeeper.policy.model import Action, Credential, Policy, Rewrite, Rule
+from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Route, Rule
 from squidkeeper.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.url import Host
 
-EntryT = TypeVar("EntryT", Rule, Rewrite, Credential)
+EntryT = TypeVar("EntryT", Rule, Rewrite, Credential, Route)
+# In a policy with upstreams, where none of them holds: the parent of install.sh's --upstream, if there is one.
+DEFAULT_UPSTREAM = Route("default", Location(""), Match(), "default")
 _CACHE_BYTES, _OBJECT_BYTES, _SPAN_BYTES = 4 * 1024 * 1024, 1_000, 400
 _OTHER_METHOD = ""  # one that no entry names: clients make up methods, and each would have candidates of its own
 _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
@@ -36,6 +39,7 @@ class Candidates:
     rule_positions: tuple[int, ...]
     lapses: tuple[datetime, ...]
     default: Decision
+    upstream: Route | None = None
     at_host: dict[int, Decision] = field(default_factory=dict)
 
     @property
@@ -68,6 +72,7 @@ class CompiledPolicy:
         self.rules = HostIndex(policy.rules, policy.lists)
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
         self.credentials = HostIndex(policy.credentials, policy.lists)
+        self.upstreams = HostIndex(policy.upstreams, policy.lists)
         self._methods = frozenset(_named_methods(policy)) | {"GET", _PREFLIGHT}
         # Microseconds of a line with and without each: unknown host 6/30; with 22 clients 7/15; credential 11/31.
         self._candidates: BoundedCache[tuple[object, ...], Candidates] = BoundedCache(_CACHE_BYTES)
@@ -101,6 +106,13 @@ class CompiledPolicy:
         positions = self.credentials.positions(facts.host) if positions is None else positions
         return tuple(holding(self.source.credentials, positions, facts))
 
+    def upstream(self, facts: HostFacts, positions: tuple[int, ...] | None = None) -> Route | None:
+        """Give where a request to a host is forwarded; None in a policy without upstreams."""
+        if not self.source.upstreams:
+            return None
+        positions = self.upstreams.positions(facts.host) if positions is None else positions
+        return next(holding(self.source.upstreams, positions, facts), DEFAULT_UPSTREAM)
+
     def decision_by(self, rule: Rule) -> Decision:
         """Give the decision of a rule for one URL: the same object each time, so that its reply is written once."""
         known = self._decisions.get(rule.name)
@@ -131,8 +143,8 @@ class CompiledPolicy:
     def _candidates_for(self, facts: HostFacts) -> Candidates:
         """Find the candidates. They depend on the host by positions alone, so most hosts share theirs with others."""
         rules, rewrites = self.rules.positions(facts.host), self.rewrites.positions(facts.host)
-        credentials = self.credentials.positions(facts.host)
-        key = (facts.clients, facts.method, facts.scheme, facts.port, rules, rewrites, credentials)
+        credentials, upstreams = self.credentials.positions(facts.host), self.upstreams.positions(facts.host)
+        key = (facts.clients, facts.method, facts.scheme, facts.port, rules, rewrites, credentials, upstreams)
         known = self._candidates.get(key)
         if known is None:
             policy = self.source
@@ -143,6 +155,7 @@ class CompiledPolicy:
                 rules,
                 tuple(sorted(filter(None, (policy.rules[position].expires for position in rules)))),
                 self._default(facts),
+                self.upstream(facts, upstreams),
             )
             self._candidates.add(key, known, _object_bytes(facts.method, *facts.clients) + known.held_bytes)
         return known

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from squidkeeper.policy.faults import Location
-from squidkeeper.policy.model import Action, Credential, Rewrite, Strip
+from squidkeeper.policy.model import Action, Credential, Rewrite, Route, Strip
 from squidkeeper.url import Url
 
 _LONGEST_REASON = 1_000  # characters, as of the reasons that a policy gives
@@ -29,6 +29,7 @@ class Decision:
     path and has no rewrite, and `credential_varies` that its methods and paths can get different credentials.
     `passthrough` means that the tunnel is spliced, `websocket` that the request may become a WebSocket.
     At request scope `rewritten` and `credentials` are what applies. `strip` is what is removed from a request.
+    `upstream` is where it is forwarded: at host scope, and where it is rewritten.
     A decision is equal to itself alone.
     """
 
@@ -47,6 +48,7 @@ class Decision:
     rewritten: Rewritten | None = None
     credentials: tuple[Credential, ...] = ()
     strip: Strip | None = None
+    upstream: Route | None = None
 
     @property
     def allowed(self) -> bool:
@@ -61,7 +63,7 @@ class Decision:
     @property
     def needs_lines(self) -> bool:
         """Whether the request needs lines of Squid's configuration that install.sh renders from the policy."""
-        return self.strip is not None
+        return self.strip is not None or self.upstream is not None
 
 
 def deny(rule: str, reason: str) -> Decision:

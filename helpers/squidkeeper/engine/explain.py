@@ -12,11 +12,11 @@ from squidkeeper.engine.decide import Stage, decide
 from squidkeeper.engine.decision import Decision
 from squidkeeper.engine.fields import Entry, HostFacts, UrlFacts, failing_fields, is_deny
 from squidkeeper.engine.host_scope import first_rewrite, first_rule
-from squidkeeper.engine.request_scope import decide_reading
+from squidkeeper.engine.request_scope import decide_reading, facts_of
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.hosts import HostForm
-from squidkeeper.policy.model import Match, Rewrite, Rule
+from squidkeeper.policy.model import Match, Rewrite, Route, Rule
 from squidkeeper.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.url import ReadPath, Url, parse_url, readings
 
@@ -58,6 +58,7 @@ class Explanation:
     websocket: WebSocket | None
     resolved: Resolved | None
     passthrough: bool | None  # of an allowed tunnel, or of a request in it; None: there is no tunnel
+    upstream: Route | None
 
 
 def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> Explanation:
@@ -72,6 +73,7 @@ def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) 
         websocket(policy, request, decision, at),
         resolved(policy, request, decision),
         passes_through(policy, request, decision, at),
+        upstream(policy, request, decision),
     )
 
 
@@ -146,7 +148,7 @@ def not_applied(policy: CompiledPolicy, request: Request | Malformed, decision: 
 
 
 def _fetched(facts: HostFacts, url: Url) -> tuple[HostFacts, UrlFacts]:
-    return facts._replace(scheme=url.scheme, host=url.host, port=url.port), UrlFacts(readings(url.path)[0], url.query)
+    return facts_of(facts, url), UrlFacts(readings(url.path)[0], url.query)
 
 
 def _not_injected(policy: CompiledPolicy, facts: HostFacts, url: UrlFacts) -> Iterator[PassedOver]:
@@ -218,6 +220,14 @@ def passes_through(
         return None
     tunnel = request._replace(method=CONNECT, url=None, spliced=False)
     return decide(policy, policy.match(tunnel), at, Stage.HOST).passthrough
+
+
+def upstream(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> Route | None:
+    """Give where an allowed request is forwarded; None for a redirect, and in a policy without upstreams."""
+    match, rewritten = policy.match(request), decision.rewritten
+    if match.denial or not decision.allowed or (rewritten and rewritten.rewrite.redirect is not None):
+        return None
+    return policy.upstream(facts_of(match.facts, rewritten.url) if rewritten else match.facts)
 
 
 def by_reading(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[tuple[ReadPath, Decision]]:

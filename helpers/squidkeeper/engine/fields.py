@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from squidkeeper.policy.model import Action, Credential, Match, Rewrite, Rule
+from squidkeeper.policy.model import Action, Credential, Match, Rewrite, Route, Rule
 from squidkeeper.policy.queries import parse_query
 from squidkeeper.url import DEFAULT_PORTS, Host, ReadPath
 
@@ -39,6 +39,11 @@ class UrlFacts(NamedTuple):  # cheaper to make than a dataclass, and made for ea
 def is_deny(entry: Entry) -> bool:
     """Tell whether an entry is a deny: left out, `ports` then holds for more ports than in an allow."""
     return isinstance(entry, Rule) and entry.action is Action.DENY
+
+
+def covers_every_port(entry: Entry | Route) -> bool:
+    """Tell whether `ports`, left out, holds for every port: no request gets past a parent by its port."""
+    return isinstance(entry, Route) or is_deny(entry)
 
 
 def covers_default_port(scheme: str, port: int) -> bool:
@@ -90,9 +95,9 @@ HOST_FIELDS: dict[str, Callable[[Match, HostFacts, bool], bool]] = {
 URL_FIELDS: dict[str, Callable[[Match, UrlFacts, bool], bool]] = {"paths": _paths, "query": _query}
 
 
-def holds_for_host(entry: Entry, facts: HostFacts) -> bool:
+def holds_for_host(entry: Entry | Route, facts: HostFacts) -> bool:
     """Tell whether every field that needs no URL holds; `HostIndex` matches the host."""
-    deny = is_deny(entry)
+    deny = covers_every_port(entry)
     return all(holds(entry.match, facts, deny) for holds in HOST_FIELDS.values())
 
 

@@ -69,6 +69,7 @@ def _decide(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
         may_inject=bool(match.candidates.credentials),
         unrestricted=unrestricted,
         credential_varies=unrestricted and _credential_varies(policy, match),
+        upstream=match.candidates.upstream,
     )
 
 
@@ -106,6 +107,7 @@ def _decide_tunnel(match: HostMatch, at: datetime) -> Decision:
         passthrough=not (rewrites or credentials) and _is_passed_through(match, at),
         websocket=False,
         strip=None,
+        upstream=match.candidates.upstream,
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from squidkeeper.engine.compiled_policy import CompiledPolicy, EntryT, HostMatch, in_force
+from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch, in_force
 from squidkeeper.engine.decision import Decision, Rewritten, deny
 from squidkeeper.engine.fields import HostFacts, UrlFacts, holds_for_url
 from squidkeeper.engine.host_scope import checked_private, deny_private
@@ -18,6 +18,9 @@ from squidkeeper.url import ReadPath, Url, format_authority, parse_url, readings
 
 _SHOWN = 200  # characters of a path, on a page
 _UNREWRITTEN = deny("policy-unavailable", "The rewriter has to rewrite this request, and did not.")
+
+
+EntryT = TypeVar("EntryT", Rule, Rewrite)
 
 
 class Applied(NamedTuple):
@@ -126,13 +129,20 @@ def _add_credentials(
 ) -> Decision:
     """Add the credentials for the URL that is fetched, and the rewrite; a path that servers read differently denies."""
     paths = readings(url.path)
-    candidates = policy.injectable(HostFacts(facts.clients, facts.method, url.scheme, url.host, url.port))
+    fetched = facts_of(facts, url)
+    candidates = policy.injectable(fetched)
     chosen = [_chosen(candidates, UrlFacts(path, url.query)) for path in paths] if candidates else [()]
     if any(one != chosen[0] for one in chosen):
         return _ambiguous(paths)
     if rewritten is not None:
-        return replace(decision, rewritten=rewritten, private=rewritten.rewrite.private, credentials=chosen[0])
+        private, upstream = rewritten.rewrite.private, policy.upstream(fetched)
+        return replace(decision, rewritten=rewritten, private=private, credentials=chosen[0], upstream=upstream)
     return policy.with_credentials(decision, chosen[0])
+
+
+def facts_of(facts: HostFacts, url: Url) -> HostFacts:
+    """Give the facts of a request that is fetched from another URL."""
+    return facts._replace(scheme=url.scheme, host=url.host, port=url.port)
 
 
 def _first(entries: Iterable[EntryT], url: UrlFacts) -> EntryT | None:

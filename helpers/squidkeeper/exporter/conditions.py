@@ -1,11 +1,13 @@
 """Everything that can be wrong with the gateway, in one table (floor 7).
 
 Its codes stand in /healthz, on the status page, in `squidkeeper_condition` and in squid/observe/alerts.yaml.
-A finder is a pure function of a snapshot, except that `secret-unavailable` reads the files of secrets.
+A finder is a pure function of a snapshot, except that `secret-unavailable` and
+`policy-lines-outdated` read the files of secrets.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,6 +19,7 @@ from typing import Final
 from cachetools import LRUCache, cached
 
 from squidkeeper.counters import HelperStatus
+from squidkeeper.credentials import SecretStore
 from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Snapshot
 from squidkeeper.exporter.status_rows import logged_time, secret_rows
 from squidkeeper.formatting import ago, byte_size, duration, quantity, timestamp
@@ -111,6 +114,11 @@ def _squid_counters_unreadable(view: Snapshot) -> Iterator[str]:
         yield view.squid.problem
 
 
+def _squid_outdated(view: Snapshot) -> Iterator[str]:
+    if view.squid_version and view.squid_version.problem:
+        yield view.squid_version.problem
+
+
 def _no_policy(view: Snapshot) -> Iterator[str]:
     if view.policy_state.revision is None:
         yield "everything is denied"
@@ -140,7 +148,8 @@ def _lint(policy: Policy, at: datetime) -> tuple[Fault, ...]:
 
 def _policy_lines_outdated(view: Snapshot) -> Iterator[str]:
     if view.policy:
-        yield from map(str, not_rendered(view.policy, view.policy_lines))
+        secrets = SecretStore(view.policy.secrets, os.environ)
+        yield from map(str, not_rendered(view.policy, view.policy_lines, secrets))
 
 
 def _policy_unavailable(view: Snapshot) -> Iterator[str]:
@@ -304,6 +313,14 @@ CONDITIONS: Final = (
         _squid_counters_unreadable,
     ),
     Condition(
+        "squid-outdated",
+        _WARNING,
+        None,
+        "Squid has a known flaw",
+        "Update its package, such as by `apt-get install --only-upgrade squid-openssl`, and restart Squid.",
+        _squid_outdated,
+    ),
+    Condition(
         "no-policy",
         _CRITICAL,
         "1m",
@@ -334,7 +351,8 @@ CONDITIONS: Final = (
         _CRITICAL,
         None,
         "The policy needs lines that Squid's configuration lacks",
-        "Run `./install.sh`, which renders them. Until then the requests that need them are denied.",
+        "Run `./install.sh`, which renders them. Until then the requests that need them are denied, or their parent"
+        " proxy gets its former password.",
         _policy_lines_outdated,
     ),
     Condition("rule-expires-soon", _INFO, "0m", "A rule expires soon"),

@@ -37,6 +37,7 @@ from squidkeeper.policy.hosts import Network
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.record.drift import DriftChecker
 from squidkeeper.record.past_policies import PastPolicies
+from squidkeeper.squid_version import squid_version
 
 CATCH_UP_SECONDS: Final = 60.0
 _NICENESS = 10  # Squid and its helpers go first
@@ -132,6 +133,7 @@ class Exporter:
             disks=tuple(read_disks({"log": options.access_log.parent, "state": options.state})),
             tls_certificate=read_certificate(options.tls_certificate) if options.tls_certificate else None,
             maintenance=read_maintenance_status(options.state, now),
+            squid_version=squid_version(),
             policy_lines=_text_of(options.policy_lines),
         )
 

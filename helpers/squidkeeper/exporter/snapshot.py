@@ -18,6 +18,7 @@ from squidkeeper.maintenance_status import NOT_RUNNING, MaintenanceStatus
 from squidkeeper.metrics import JUDGES
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy_store.policy_watcher import PolicyState
+from squidkeeper.squid_version import SquidVersion
 
 HELPER_PATIENCE_SECONDS: Final = 10.0  # for a heartbeat, for a reply, and for an edit to reach every helper
 LAST_MINUTES: Final = timedelta(minutes=5)
@@ -49,6 +50,7 @@ class Snapshot:
     disks: tuple[Disk, ...] = ()
     maintenance: MaintenanceStatus = NOT_RUNNING
     tls_certificate: Certificate | None = None  # of the TLS port; None: there is none
+    squid_version: SquidVersion | None = None
     policy_lines: str = ""  # of Squid's configuration: what install.sh has rendered from the policy
 
     @property

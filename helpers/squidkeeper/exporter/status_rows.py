@@ -141,7 +141,8 @@ def secret_rows(policy: Policy | None) -> Iterator[SecretRow]:
         return
     store = SecretStore(policy.secrets, os.environ)
     for name, source in policy.secrets.items():
-        users = tuple(credential.name for credential in policy.credentials if name in credential.secrets)
+        users = tuple(one.name for one in policy.credentials if name in one.secrets)
+        users += tuple(one.name for one in policy.upstreams if one.parent and one.parent.password == name)
         if source.file is None:
             yield SecretRow(name, f"env {source.env}", None, users)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from squidkeeper.policy.model import (
     Client,
     Credential,
     Match,
+    Parent,
     Policy,
     PolicyTest,
     Rewrite,
+    Route,
     Rule,
     SecretSource,
     Strip,
@@ -33,6 +35,7 @@ from squidkeeper.policy.schema import (
     MatchEntry,
     Names,
     PolicyFile,
+    UpstreamEntry,
     check_document,
     is_understood,
 )
@@ -66,6 +69,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *_opened_list_faults(documents, lists),
         *secret_faults,
         *passthrough.entry_faults(documents),
+        *_upstream_faults(documents),
     }
     comments = (warning for document in documents for warning in document.warnings)
     warnings = tuple(sorted({*list_warnings, *secret_warnings, *comments}))
@@ -202,6 +206,22 @@ def _check_secrets(contents: PolicyContents) -> tuple[list[Fault], list[Fault]]:
     return faults, warnings
 
 
+def _upstream_faults(documents: Sequence[Document]) -> Iterator[Fault]:
+    """Find what has no effect without a parent, and the passwords that install.sh, which renders them, cannot read."""
+    secrets = {str(steps[1]): entry for document in documents for _, entry, steps in entries(document, "secrets")}
+    for document in documents:
+        for _, entry, steps in entries(document, "upstreams"):
+            for key in {"basic", "resolve"} & entry.keys() if "direct" in entry else ():
+                place, message = document.locate((*steps, key), key=True), f"{key!r} needs a parent (url)"
+                yield Fault(place, FaultCode.INVALID_UPSTREAM, f"{message}, expected no 'direct'")
+            basic = entry.get("basic")
+            password = basic.get("password") if isinstance(basic, dict) else None
+            if isinstance(password, str) and "env" in secrets.get(password, {}):
+                place = document.locate((*steps, "basic", "password"))
+                message = "the secret is a variable of Squid's environment, which install.sh does not know"
+                yield Fault(place, FaultCode.INVALID_UPSTREAM, f"{message}, expected one with 'file'")
+
+
 _NAMED_SECTIONS = {
     "clients": "client",
     "lists": "list",
@@ -209,6 +229,7 @@ _NAMED_SECTIONS = {
     "rewrites": "rewrite",
     "secrets": "secret",
     "credentials": "credential",
+    "upstreams": "upstream",
 }
 
 # --- the checked models as a policy -------------------------------------------------------------------------------
@@ -226,6 +247,7 @@ def _policy(revision: str, checked: Iterable[Checked], lists: Mapping[str, HostL
         rules=tuple(rule for maker in made for rule in maker.rules()),
         rewrites=tuple(rewrite for maker in made for rewrite in maker.rewrites()),
         credentials=tuple(credential for maker in made for credential in maker.credentials()),
+        upstreams=tuple(upstream for maker in made for upstream in maker.upstreams()),
         lists=lists,
         secrets={secret.name: secret for maker in made for secret in maker.secrets()},
         tests=tuple(test for maker in made for test in maker.tests()),
@@ -270,6 +292,12 @@ class _Maker:
             secrets = parse_template(template)
             yield Credential(entry.name, place, _match(entry), entry.header, template, secrets, username)
 
+    def upstreams(self) -> Iterator[Route]:
+        for position, entry in enumerate(self.model.upstreams or ()):
+            match = Match(entry.clients, entry.hosts, entry.lists, entry.schemes, entry.ports)
+            place, resolve = self._place("upstreams", position), entry.resolve is not None
+            yield Route.of(entry.name, place, match, _parent(entry), resolve=resolve)
+
     def tests(self) -> Iterator[PolicyTest]:
         for position, entry in enumerate(self.model.tests or ()):
             place, (method, url) = self._place("tests", position), entry.request
@@ -295,6 +323,13 @@ def _match(entry: MatchEntry) -> Match:
         paths=entry.paths,
         query=query,
     )
+
+
+def _parent(entry: UpstreamEntry) -> Parent | None:
+    if entry.url is None:
+        return None
+    basic = entry.basic
+    return Parent(*entry.url, basic.username, basic.password) if basic else Parent(*entry.url)
 
 
 def _template(entry: CredentialEntry) -> str:

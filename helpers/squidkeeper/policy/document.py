@@ -153,7 +153,7 @@ def _is_file_name(value: object) -> bool:
 def is_private(steps: Iterable[str | int]) -> bool:
     """Tell whether steps lead to a name of a secret, where its value may be by mistake: no fault shows that."""
     keys = [step for step in steps if isinstance(step, str)]
-    return keys[:1] == ["secrets"] or (keys[:1] == ["credentials"] and keys[1:2] in _PRIVATE_FIELDS)
+    return keys[:1] == ["secrets"] or (keys[:1] in _NAME_SECRETS and keys[1:2] in _PRIVATE_FIELDS)
 
 
 def shown_key(key: str, above: Iterable[str | int]) -> str:
@@ -501,6 +501,7 @@ _DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 _TRUTH = {"true": True, "false": False}
 _NULL = "nothing"
 _EMPTY_IS_NONE = (["tests", "rewrite"], ["tests", "credentials"])
+_NAME_SECRETS = (["credentials"], ["upstreams"])
 _PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"])
 _KEYS_OF_PRIVATE = frozenset({"file", "env", "username", "password"})
 _MEANINGS = {

@@ -42,6 +42,7 @@ class FaultCode(StrEnum):
     INVALID_TARGET = "invalid-target"
     INVALID_HEADER = "invalid-header"
     INVALID_TEMPLATE = "invalid-template"
+    INVALID_UPSTREAM = "invalid-upstream"
     INVALID_REQUEST = "invalid-request"
     # The policy as a whole
     TOO_WIDE = "too-wide"
@@ -65,6 +66,8 @@ class FaultCode(StrEnum):
     TEST_LAPSED = "test-lapsed"
     UNUSED = "unused"
     NEVER_SENT = "never-sent"
+    RESOLVED_UPSTREAM = "resolved-upstream"
+    REWRITE_UPSTREAM = "rewrite-upstream"
     ANY_CLIENT = "any-client"
     TEXT_CUT = "text-cut"
     LIST_LINES_IGNORED = "list-lines-ignored"

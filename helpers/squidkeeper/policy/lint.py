@@ -13,7 +13,7 @@ from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.hosts import HostForm
 from squidkeeper.policy.model import Action, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.queries import QueryPattern
-from squidkeeper.url import DEFAULT_PORTS, is_private
+from squidkeeper.url import DEFAULT_PORTS, is_private, parse_authority
 
 
 def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
@@ -32,6 +32,7 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
                 *_never(policy),
                 *_upgrades(policy),
                 *_grpc_paths(policy),
+                *_upstreams(policy),
             }
         )
     )
@@ -58,11 +59,13 @@ def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
 
 
 def _unused(policy: Policy) -> Iterator[Fault]:
-    matches = [entry.match for entry in policy.entries]
+    matches = [entry.match for entry in (*policy.entries, *policy.upstreams)]
+    secrets = _all(credential.secrets for credential in policy.credentials)
+    secrets |= {one.parent.password for one in policy.upstreams if one.parent and one.parent.password}
     sections: tuple[tuple[str, Mapping[str, Location], set[str]], ...] = (
         ("client", {client.name: client.location for client in policy.clients}, _all(m.clients for m in matches)),
         ("list", {name: hosts.location for name, hosts in policy.lists.items()}, _all(m.lists for m in matches)),
-        ("secret", {s.name: s.location for s in policy.secrets.values()}, _all(c.secrets for c in policy.credentials)),
+        ("secret", {source.name: source.location for source in policy.secrets.values()}, secrets),
     )
     for kind, defined, used in sections:
         for name, location in defined.items():
@@ -99,6 +102,30 @@ def _grpc_paths(policy: Policy) -> Iterator[Fault]:
 
 
 _GRPC_PATH = re.compile(r"/[a-z]\w*(\.\w+)*\.[A-Z]\w*/([A-Z]\w*|\*|\*\*)", re.ASCII)
+
+
+def _upstreams(policy: Policy) -> Iterator[Fault]:
+    for upstream in policy.upstreams:
+        if upstream.resolve:
+            message = "resolves names that the gateway cannot resolve, so no check of private addresses holds for these"
+            yield Fault(upstream.location, FaultCode.RESOLVED_UPSTREAM, f"upstream {upstream.name!r} {message}")
+    yield from _rewrites_through_parents(policy)
+
+
+def _rewrites_through_parents(policy: Policy) -> Iterator[Fault]:
+    """Find the rewrites to one https host that a parent is for, whatever its other fields: Squid denies these."""
+    index = HostIndex(policy.upstreams, policy.lists)
+    for rewrite in policy.rewrites:
+        target = rewrite.target
+        if target.scheme != "https" or "{" in target.authority or rewrite.redirect is not None:
+            continue
+        first = next((policy.upstreams[n] for n in index.positions(parse_authority(target.authority)[0])), None)
+        if first is not None and first.parent is not None:
+            message = (
+                f"rewrite {rewrite.name!r} leads through the upstream {first.name!r}, which denies it: Squid would show"
+                f" the request's headers to the parent. Expected an upstream with direct: true for {target.authority}"
+            )
+            yield Fault(rewrite.location, FaultCode.REWRITE_UPSTREAM, message)
 
 
 def _every_host(policy: Policy) -> Iterator[Fault]:

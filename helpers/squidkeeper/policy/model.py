@@ -18,7 +18,7 @@ from squidkeeper.policy.host_lists import HostList
 from squidkeeper.policy.hosts import HostPattern, Network
 from squidkeeper.policy.paths import PathPattern
 from squidkeeper.policy.queries import QueryPattern
-from squidkeeper.url import Address
+from squidkeeper.url import Address, Host
 
 VERDICT_NAMES = frozenset(
     {
@@ -36,6 +36,7 @@ VERDICT_NAMES = frozenset(
 INJECTABLE_HEADERS = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token")
 
 _KEY_LENGTH = 12  # hexadecimal digits of the keys of what install.sh renders
+DIRECT = "direct"  # the key of what goes past every parent
 NO_REWRITE = ""  # in a test: no rewrite applies
 
 
@@ -163,6 +164,40 @@ class Rewrite:
 
 
 @dataclass(frozen=True, slots=True)
+class Parent:
+    """A parent proxy: where it listens, and the credential that it asks for."""
+
+    host: Host
+    port: int
+    username: str | None = None
+    password: str | None = None  # the name of the secret
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An entry of `upstreams`: where an allowed request is forwarded. Without a parent, straight to the origin.
+
+    With `resolve`, names that the gateway cannot resolve are the parent's to resolve. `key` names it for Squid: another
+    parent of the same name has another one.
+    """
+
+    name: str
+    location: Location
+    match: Match
+    key: str
+    parent: Parent | None = None
+    resolve: bool = False
+
+    @classmethod
+    def of(cls, name: str, location: Location, match: Match, parent: Parent | None, *, resolve: bool) -> Self:
+        """Make an entry with its key."""
+        if parent is None:
+            return cls(name, location, match, DIRECT)
+        digest = sha256(f"{parent.host.text} {parent.port} {parent.username} {parent.password}".encode()).hexdigest()
+        return cls(name, location, match, f"{name}:{digest[:_KEY_LENGTH]}", parent, resolve)
+
+
+@dataclass(frozen=True, slots=True)
 class SecretSource:
     """Where the value of a secret comes from: a file or an environment variable. Never the value."""
 
@@ -217,6 +252,7 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
     credentials: tuple[Credential, ...] = ()
+    upstreams: tuple[Route, ...] = ()
     lists: Mapping[str, HostList] = field(default_factory=dict)
     secrets: Mapping[str, SecretSource] = field(default_factory=dict)
     tests: tuple[PolicyTest, ...] = ()

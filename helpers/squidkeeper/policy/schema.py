@@ -36,7 +36,8 @@ from squidkeeper.policy.model import INJECTABLE_HEADERS, NO_REWRITE, VERDICT_NAM
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
 from squidkeeper.policy.targets import check_target, parse_target
 from squidkeeper.policy.templates import parse_template
-from squidkeeper.url import Address, parse_address
+from squidkeeper.policy.upstreams import parse_upstream_name, parse_upstream_url
+from squidkeeper.url import Address, Host, parse_address
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ class Names:
     rewrites: frozenset[str] = frozenset()
     secrets: frozenset[str] = frozenset()
     credentials: frozenset[str] = frozenset()
+    upstreams: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
     complete: bool = True
 
@@ -437,13 +439,18 @@ class SecretEntry(_Model):
     env: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _environment_name)] | None = None
 
 
-class MatchFields(_Model):
-    """The fields by which rules, rewrites and credentials match, hosts aside."""
+class TunnelFields(_Model):
+    """The fields by which everything matches that is known of a tunnel too, hosts aside."""
 
     clients: Several[KnownClient] | None = None
     lists: Many[KnownList] | None = None
     schemes: Several[Literal["http", "https"]] | None = None
     ports: Many[Annotated[range, PlainValidator(_port)]] | None = None
+
+
+class MatchFields(TunnelFields):
+    """The fields by which rules, rewrites and credentials match, hosts aside."""
+
     methods: Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, _method)]] | None = None
     paths: Many[Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]] | None = None
     query: dict[str, Annotated[str, PlainValidator(_query_value)]] | None = None
@@ -492,6 +499,17 @@ class CredentialEntry(MatchFields):
     value: Annotated[str, PlainValidator(_value)] | None = None
 
 
+class UpstreamEntry(TunnelFields):
+    """Where allowed requests are forwarded."""
+
+    name: Annotated[str, _parsed(FaultCode.INVALID_NAME, parse_upstream_name)]
+    hosts: Many[Annotated[HostPattern, _parsed(FaultCode.INVALID_HOST, parse_host_pattern)]] | None = None
+    url: Annotated[tuple[Host, int], _parsed(FaultCode.INVALID_UPSTREAM, parse_upstream_url)] | None = None
+    direct: Literal[True] | None = None
+    basic: Basic | None = None
+    resolve: Literal["upstream"] | None = None
+
+
 MatchEntry = RuleEntry | RewriteEntry | CredentialEntry
 
 
@@ -519,6 +537,7 @@ class PolicyFile(_Model):
     rewrites: list[RewriteEntry] | None = None
     secrets: dict[SecretName, SecretEntry] | None = None
     credentials: list[CredentialEntry] | None = None
+    upstreams: list[UpstreamEntry] | None = None
     tests: list[TestEntry] | None = None
     end_required: Literal["required"] | None = Field(None, alias="end: required")
     end: bool | None = None
@@ -631,7 +650,7 @@ def _type_message(steps: list[int | str], value: object, expected: str) -> str:
     hint = quote_it(value) if expected == "text" else ""
     if isinstance(steps[-1], int) and isinstance(value, list):
         hint = "; a list cannot hold another, nor an alias of one"
-    if is_private(steps) or (steps[0] == "credentials" and len(steps) <= _STEPS_TO_ENTRY):
+    if is_private(steps) or (steps[0] in ("credentials", "upstreams") and len(steps) <= _STEPS_TO_ENTRY):
         if not isinstance(steps[-1], int):
             what = shown_key(str(steps[-1]), steps[:-1])
         if steps[0] == "secrets" and len(steps) == _STEPS_TO_ENTRY:
@@ -687,11 +706,11 @@ def _choice_faults(document: Document) -> list[Fault]:
 
 _KEYS_OF_FILE = frozenset(field.alias or name for name, field in PolicyFile.model_fields.items())
 NAMED_BY_KEY = ("clients", "lists", "secrets")
-_DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), "rules": list, "rewrites": list, "credentials": list}
+_MATCHING = ("rules", "rewrites", "credentials", "upstreams")
+_DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), **dict.fromkeys(_MATCHING, list)}
 _SHOWN_AT_MOST = 12
 _STEPS_TO_ENTRY = 2
 _STEPS_TO_KEY = 3
-_MATCHING = ("rules", "rewrites", "credentials")
 _WHO_ASKS = ("client", "networks", "network", "users", "user")
 _WHO_IS_A_CLIENT = "expected a client that is defined in the section 'clients' and named by 'clients' here"
 _EXCEPTIONS = ("except", "not", "exclude")
@@ -703,15 +722,18 @@ _ENTRIES: dict[str, type[_Model]] = {
     "rewrites": RewriteEntry,
     "secrets": SecretEntry,
     "credentials": CredentialEntry,
+    "upstreams": UpstreamEntry,
     "tests": TestEntry,
 }
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "clients": (("networks", "users"), True),
     "secrets": (("file", "env"), False),
     "credentials": (("bearer", "basic", "value"), False),
+    "upstreams": (("url", "direct"), False),
 }
 _EXPECTED_FOR_KEY: dict[int | str, str] = {
     "redirect": "one of the numbers 301, 302, 303, 307, 308",
+    "direct": "true (or the key left out)",
     "end": "true (or false, once, to do without it from then on)",
 }
 _QUOTED = re.compile("'([^']*)'")

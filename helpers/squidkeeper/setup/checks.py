@@ -20,6 +20,7 @@ from squidkeeper.squid_account import call_as, unreadable_for
 
 PROGRAM = Path(sys.prefix) / "bin/squidkeeper"  # of the environment that this process runs from
 _QUESTION = "1 127.0.0.1 - CONNECT - squidkeeper.invalid 443 - - -\n"
+_LOGIN = re.compile(r"login=\S+")
 _FAULTY = re.compile(r".*(?:\| (?:FATAL|ERROR): |unrecognized: ).*")
 
 
@@ -69,7 +70,14 @@ def open_rules(machine: Machine, policy: Path, state: Path) -> list[str]:
 def squid_parses(service: str, conf: Path) -> tuple[bool, str]:
     """Have Squid parse a configuration; it reports some faults, such as a missing program, and exits with 0."""
     done = run("squid", "-n", service, "-k", "parse", "-f", conf)
-    return done.returncode == 0 and re.search(r"\| (FATAL|ERROR): ", done.stdout) is None, done.stdout
+    said = _LOGIN.sub("login=…", done.stdout)  # it repeats every line, passwords of parent proxies included
+    return done.returncode == 0 and re.search(r"\| (FATAL|ERROR): ", said) is None, said
+
+
+def unsafe_directives(parsed: str) -> list[str]:
+    """List directives of the operator's, as Squid repeats them, that take requests past the closing of addresses."""
+    found = re.findall(r"\| Processing: ((?:cache_peer|always_direct) .*)", parsed)
+    return [directive for directive in found if " name=sk_" not in directive]
 
 
 def faults_of(parsed: str) -> str:

@@ -148,6 +148,19 @@ DENIALS: Final = (
         chosen_by="sk_in_tunnel_without_address",
     ),
     ErrorPage(
+        "not_rendered",
+        403,
+        "The gateway is not set up for this request",
+        _DENIED,
+        f"{_NO_RETRY} until the operator of this gateway acts. Show this page to the contact.",
+        Cause.GATEWAY,
+        "proxy_configuration_error",
+        "policy-unavailable",
+        "install.sh has not run since the policy got a parent proxy or headers to remove that this request needs, or"
+        " the request is for a host with rewrites and would go through a parent proxy.",
+        chosen_by="sk_in_not_rendered_tunnel",
+    ),
+    ErrorPage(
         "local",
         403,
         "Access denied",
@@ -284,6 +297,17 @@ FAILURES: Final = (
         "http_request_error",
         reason="Cache-Control: only-if-cached",
         squid_errors=("ERR_ONLY_IF_CACHED_MISS",),
+    ),
+    ErrorPage(
+        "parent_refused",
+        502,
+        "The parent proxy refuses the gateway",
+        f"{_FAILED} The parent proxy does not accept the password of the gateway. Nothing was sent to the origin.",
+        f"{_NO_RETRY}, nor does a password of yours. Show this page to the contact.",
+        Cause.GATEWAY,
+        "proxy_configuration_error",
+        reason="The parent proxy answered 407.",
+        chosen_by="sk_parent_refuses",
     ),
     ErrorPage(
         "not_http",

@@ -18,10 +18,11 @@ from typing import Final
 
 import psutil
 
-from squidkeeper.errors import SetupFailed
+from squidkeeper.credentials import SecretStore
+from squidkeeper.errors import SecretUnavailable, SetupFailed
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
-from squidkeeper.policy_lines import policy_lines
+from squidkeeper.policy_lines import default_upstream, policy_lines
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.setup import checks
@@ -41,12 +42,13 @@ from squidkeeper.setup.console import SetupStage, say, show
 from squidkeeper.setup.entries import Entry, File, Folder, Link, read_entry, read_source, remove, text_at, write_entry
 from squidkeeper.setup.layout import SERVICES, Layout
 from squidkeeper.setup.machine import check, quietly, read_machine
-from squidkeeper.setup.options import NO_EXPORTER, SQUID, SetupOptions, port_of, reachable
+from squidkeeper.setup.options import NO_EXPORTER, NO_UPSTREAM, SQUID, SetupOptions, port_of, reachable
 from squidkeeper.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound
 from squidkeeper.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.setup.transaction import Transaction
 from squidkeeper.squid_account import call_as
+from squidkeeper.squid_version import FLAW, squid_version
 
 _DEFAULT_LISTEN: Final = "3129"
 _LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
@@ -267,6 +269,9 @@ class Installation:
             say("configuration", f"squid -k parse accepts {whose}, listening on {ours.listen}{unchecked}")
         for warning in re.findall(r"\| (WARNING: .*)", parsed):
             say("", warning)
+        for directive in checks.unsafe_directives(parsed):
+            say("WARNING", f"{directive} takes requests past what closes private addresses: see squid/INSTALL.md")
+        self._tell_version()
         # By what Squid has read, includes of local.conf as well. A squid.conf of yours may not include local.conf.
         reads_local = not self._yours or names(self._conf, layout.local)
         resolver = layout.resolver
@@ -275,12 +280,25 @@ class Installation:
             say("resolver", f"as {layout.local} says, by dns_nameservers")
         self._configuration = replace(ours, resolver=resolver)
 
+    def _tell_version(self) -> None:
+        version = squid_version()
+        if version and version.problem:
+            say("WARNING", f"{version.problem}: update its package")
+        elif version and version.fixed is None:
+            say("", f"{version.text}: its version does not tell whether this is fixed: {FLAW}")
+
     def _policy_lines(self) -> File:
         """Render the lines that depend on the policy, which Squid's account reads, and may not write."""
-        account = self._machine.account
+        account, before = self._machine.account, default_upstream(text_at(self._layout.policy_lines))
+        given = self._options.upstream or before
+        url = "" if given == NO_UPSTREAM else given
 
         def lines() -> str:
-            return policy_lines(build_sources(read_sources(self._policy), self._compiled).policy)
+            policy = build_sources(read_sources(self._policy), self._compiled).policy
+            try:
+                return policy_lines(policy, SecretStore(policy.secrets, {}), url)
+            except SecretUnavailable as error:
+                raise OSError(f"the password of a parent proxy is unavailable: {error}") from error
 
         return File(str(call_as(account, lines)).encode(), 0o640, (0, account.group))
 

@@ -10,6 +10,7 @@ NO_EXPORTER: Final = "none"
 SQUID: Final = "squid"
 SQUIDKEEPER: Final = "squidkeeper"
 GENERATORS: Final = (SQUIDKEEPER, SQUID)  # whose program makes the certificates of hosts; the first is the default
+NO_UPSTREAM: Final = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class SetupOptions:
     tls: bool = False
     no_tls: bool = False
     tls_name: tuple[str, ...] = ()
+    upstream: str = ""
     no_start: bool = False
     dry_run: bool = False
     uninstall: bool = False
