@@ -149,7 +149,7 @@ ON_REQUEST = (
     Client("Chromium", _BROWSER, Shown.PAGE, Shown.PAGE, "the page, as HTML"),
 )
 
-_PAGE = re.compile(r"rule\b\"?: *\"?", re.IGNORECASE)
+_PAGE = re.compile(r"request[ _]id\"?: ", re.IGNORECASE)
 _STATUS = re.compile(r"\b(403|502|503)\b")
 _TLS = re.compile(r"certificate|x509|PKIX|SSL", re.IGNORECASE)
 
