@@ -393,11 +393,12 @@ def test_replies_in_flight_stay_below_squids_read_buffer(policy: Path, start: St
 
 def test_the_longest_names_leave_room_for_an_answer(policy: Path, start: Start) -> None:
     name, host = "\N{GRINNING FACE}" * 100, ".".join(["h" * 60] * 4) + ".example"
-    write_policy(policy, f"rules: [{{name: {name}, action: deny, hosts: [{host}], reason: {'é' * 900}}}]")
+    rules = f"rules: [{{name: {name}, action: deny, hosts: [{host}], reason: {'é' * 900}}}]"
+    write_policy(policy, f"defaults: {{contact: {name}}}\n{rules}")
     helper = start(*SCOPES["host"])
     client, _, place_of_it = connect(host, "65535").split(" ", 2)
     answer = helper.ask(f"{10**18} {client} {'%22' * 5000} {place_of_it}")
-    said = f'rule_="{name}" verdict_=deny revision_={revision_of(policy)} private_=no'
+    said = f'rule_="{name}" verdict_=deny revision_={revision_of(policy)} contact_="{name}" private_=no'
     said_of_tunnel = f'clt_conn_tag="{host}:65535 denied by {name}" user_="' + "%22" * 85 + '%"'
     assert answer.startswith(f'{10**18} ERR {said} {said_of_tunnel} reason_="é')
     answer = start(*SCOPES["request"], concurrency=32).ask(f"{10**18} {place(host)} http://{host}/{'%22' * 7900}%23 -")

@@ -161,11 +161,11 @@ def _prose(text: str) -> str:
 
 def _contact(text: str) -> str:
     """Read a line for every page, which is the same in plain text, HTML and JSON."""
-    if len(text) > _CONTACT_AT_MOST or not text.isprintable() or set(text) & set('"\\<>&'):
-        raise PatternError(
-            f'the contact is not up to {_CONTACT_AT_MOST} printable characters without any of "\\<>&,'
-            " expected an address, URL or name, such as platform@example.com"
-        )
+    if len(text) > _CONTACT_AT_MOST or not text.isprintable():
+        raise PatternError(f"the contact is not up to {_CONTACT_AT_MOST} printable characters")
+    if set(text) & set(_ESCAPED):
+        message = f"the contact holds one of {_ESCAPED}, expected text that is the same in plain text, HTML and JSON"
+        raise PatternError(f"{message}, such as platform@example.com")
     return text
 
 
@@ -362,7 +362,8 @@ _SECTIONS = {
 _NO_VALUES = "a policy never holds a value itself"
 _NAME_AT_MOST = 100
 _PROSE_AT_MOST = 1000
-_CONTACT_AT_MOST = 200
+_CONTACT_AT_MOST = 100  # so that a reply of a helper has room for it
+_ESCAPED = '"\\<>&'
 _PORT_AT_MOST = 65535
 _NO_METHOD = {
     "CONNECT": "CONNECT is transport, not a method to list: expected the methods of the requests inside the tunnel",
