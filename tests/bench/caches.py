@@ -16,15 +16,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from squidkeeper import url
 from squidkeeper.bounded_cache import BoundedCache
+from squidkeeper.certificates.authority import CertificateAuthority, make_ca
 from squidkeeper.engine import CompiledPolicy, fields
 from squidkeeper.helpers import credential
 from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
+from squidkeeper.helpers.certificate import Certificates
 from squidkeeper.policy_store.loading import load
 from squidkeeper.protocol import request
 from squidkeeper.protocol.lines import Reply, format_reply
@@ -68,6 +70,11 @@ def injector(policy: CompiledPolicy) -> tuple[Callable[[bytes], Reply], object]:
     return partial(credential.answer, made, concurrency=4), made
 
 
+def certificates(_: CompiledPolicy) -> tuple[Callable[[bytes], Reply], object]:
+    made = Certificates()
+    return lambda request: Reply(made.answer(request).result), made
+
+
 def unknown_host(number: int) -> str:
     return f"10.3.0.1 - GET http h{number}.open.example 80 - - -"
 
@@ -86,6 +93,17 @@ def injected(number: int) -> str:
     return f"10.3.0.1 - GET https api.example 443 api.example api.example%3A443 {target} {target} -"
 
 
+@lru_cache
+def _authority() -> CertificateAuthority:
+    return make_ca(datetime.now(UTC))
+
+
+def new_leaf(number: int) -> str:
+    pair = _authority()
+    body = f"host=h{number}.example\nSign=signTrusted\nSignHash=SHA256\n{pair.certificate.decode()}{pair.key.decode()}"
+    return f"new_certificate {len(body)} {body}"
+
+
 CACHES = (
     Cache(lambda scope: scope, "_replies", host_scope, lambda _: unknown_host(0)),
     Cache(lambda scope: scope, "_replies", request_scope, new_url),
@@ -94,6 +112,8 @@ CACHES = (
     Cache(lambda scope: scope.policy, "_candidates", host_scope, unknown_host),
     Cache(lambda scope: scope.policy, "_clients", host_scope, unknown_host, f"{POLICY}clients:\n{CLIENTS}"),
     Cache(lambda scope: scope.policy, "_decisions", injector, injected),
+    Cache(lambda made: made, "_replies", certificates, lambda _: new_leaf(0)),
+    Cache(lambda made: made, "_signers", certificates, new_leaf),
     Cache(lambda _: request, "_known_sender", host_scope, unknown_host),
     Cache(lambda _: url, "parse_authority", request_scope, new_url),
     Cache(lambda _: fields, "parse_query", request_scope, new_query),
