@@ -20,6 +20,8 @@ from squidkeeper.helpers.certificate import Certificates
 from squidkeeper.protocol.certificate_request import REQUEST_LIMIT, LeafReply
 from squidkeeper.protocol.lines import Result
 
+from .waiting import wait_for
+
 CA = make_ca(datetime.now(UTC) - timedelta(days=40))
 OTHER_CA = make_ca(datetime.now(UTC) - timedelta(days=40))
 
@@ -238,3 +240,28 @@ def test_a_torn_request_has_no_answer_and_ends_the_program_in_order(start: Start
     assert program.process.stdin
     program.process.stdin.write(request("a.example")[:400])
     assert program.end()[0] == b""
+
+
+HANGS = """
+import sys, time
+from pathlib import Path
+from squidkeeper.helpers import certificate
+
+certificate.Certificates.answer = lambda self, request: time.sleep(600)
+certificate.run(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.long
+def test_a_program_that_is_stuck_ends_after_ten_seconds_and_says_where(tmp_path: Path) -> None:
+    asked = request("a.example") + b"\n"
+    command = [sys.executable, "-c", HANGS, str(tmp_path / "state")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.write(asked)
+        process.stdin.flush()
+        status = wait_for(process.poll, "the end of the program")
+        assert process.stderr
+        told = process.stderr.read().decode()
+    assert status == 1
+    assert "stuck for 10 s; exiting" in told
