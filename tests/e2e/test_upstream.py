@@ -14,6 +14,7 @@ from .curl import CurlFailed, curl
 from .dns import PUBLIC, Names
 from .expect import allowed, denied
 from .gateway import Gateway, NewGateway, Site
+from .network import run
 from .origin import Origins
 from .parent import SOURCE, Parent
 from .raw import Raw, tunnel
@@ -263,6 +264,38 @@ def test_a_slow_parent_keeps_only_its_own_clients_waiting(
         reply = client.answer()
         assert reply is not None
         assert reply.status == 200
+
+
+DROPS = """table inet parent {
+    chain input {
+        type filter hook input priority 0; policy accept;
+        tcp dport 4128 drop
+    }
+}
+"""
+
+
+@pytest.mark.long
+def test_a_parent_that_does_not_answer_is_a_page_within_seconds(
+    gateway: Gateway, origins: Origins, corp: Parent
+) -> None:
+    """First it takes the connection and says nothing, then a packet filter drops everything."""
+    corp.hold()
+    statuses, took = timed(gateway, "https://silent.corp.example/x")
+    corp.release()
+    assert (statuses <= {502, 504}, took < 6) == (True, True), (statuses, took)
+    run("nft", DROPS)
+    for scheme in ("http", "https"):
+        statuses, took = timed(gateway, f"{scheme}://dropped.corp.example/x")
+        assert (statuses <= {502, 503, 504}, took < 6) == (True, True), (statuses, took)
+    run("nft", "delete table inet parent")
+    assert reached(origins) <= {SOURCE}
+    wait_for(lambda: curl(gateway, "https://dropped.corp.example/y").status == 200, "the parent to be used again", 30)
+
+
+def timed(gateway: Gateway, url: str) -> tuple[set[int], float]:
+    began = time.monotonic()
+    return {curl(gateway, url).status}, time.monotonic() - began
 
 
 def test_an_upstream_that_is_not_rendered_yet_denies_until_it_is(
