@@ -37,12 +37,16 @@ def test_a_package_of_debian_tells_whether_the_flaw_is_fixed(
     found = said(monkeypatch, package)
     assert found == SquidVersion(f"squid-openssl {package}", fixed)
     assert ("CVE-2026-104786" in found.problem) is not fixed
+    assert found.remark == (f"{found.problem}: update its package" if not fixed else "")
 
 
 def test_without_dpkg_the_version_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     found = said(monkeypatch, None, "Squid Cache: Version 6.13\nService Name: squid\n")
     assert found == SquidVersion("Squid 6.13", None)
     assert found.problem == ""
+    assert found.remark.startswith(
+        "Squid 6.13: this version does not tell whether your distribution has fixed CVE-2026"
+    )
 
 
 def test_no_squid_is_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,13 @@ class SquidVersion:
         """What is wrong with a version that is known to have the flaw."""
         return f"{self.text} is older than {FIXED}, which fixes {FLAW}" if self.fixed is False else ""
 
+    @property
+    def remark(self) -> str:
+        """What an installation says about it."""
+        if self.fixed is None:
+            return f"{self.text}: this version does not tell whether your distribution has fixed {FLAW}"
+        return f"{self.problem}: update its package" if self.problem else ""
+
 
 @cached(TTLCache(1, _KEPT_SECONDS))
 def squid_version() -> SquidVersion | None:

@@ -48,7 +48,7 @@ from squidkeeper.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.setup.transaction import Transaction
 from squidkeeper.squid_account import call_as
-from squidkeeper.squid_version import FLAW, squid_version
+from squidkeeper.squid_version import squid_version
 
 _DEFAULT_LISTEN: Final = "3129"
 _LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
@@ -271,7 +271,8 @@ class Installation:
             say("", warning)
         for directive in checks.unsafe_directives(parsed):
             say("WARNING", f"{directive} takes requests past what closes private addresses: see squid/INSTALL.md")
-        self._tell_version()
+        if (version := squid_version()) and version.remark:
+            say("WARNING" if version.problem else "", version.remark)
         # By what Squid has read, includes of local.conf as well. A squid.conf of yours may not include local.conf.
         reads_local = not self._yours or names(self._conf, layout.local)
         resolver = layout.resolver
@@ -279,13 +280,6 @@ class Installation:
             resolver = NO_RESOLVER
             say("resolver", f"as {layout.local} says, by dns_nameservers")
         self._configuration = replace(ours, resolver=resolver)
-
-    def _tell_version(self) -> None:
-        version = squid_version()
-        if version and version.problem:
-            say("WARNING", f"{version.problem}: update its package")
-        elif version and version.fixed is None:
-            say("", f"{version.text}: its version does not tell whether this is fixed: {FLAW}")
 
     def _policy_lines(self) -> File:
         """Render the lines that depend on the policy, which Squid's account reads, and may not write."""
