@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Requests per second of the gateway and of what it is compared with, all in one run.
 
-    sudo tests/bench/bench.py [--rounds 5] [--seconds 4] [--load fresh] [--mitmdump PROGRAM] [--json FILE]
+    sudo tests/bench/bench.py [--rounds 5] [--seconds 4] [--load fresh] [--only PATTERN] [--before DIR]
+                              [--mitmdump PROGRAM] [--json FILE]
 
 Every URL is unique; origin (nginx), Squid and load are on this machine, in a network namespace of their own. The load
 is one of three: "http" (plain, wrk, 32 connections), or bumped https by tunnels.py, "kept-alive" (all requests of a
 client in one tunnel) or "fresh" (each in one of its own); those clients take more of the processor than Squid does.
---load measures one of them alone.
+--load measures one of them alone, --only the variants whose names match. --before is a checkout of another revision, as
+`git worktree add --detach DIR REVISION` makes it: its gateway is measured beside.
 
 Before it is measured, a request of each variant shows that the origin sees what it is to see. All run in turn, round
 after round, each round beginning with another one; a ratio is taken within each round, and its median and spread over
@@ -106,6 +108,19 @@ Figures = dict[str, list[dict[str, float]]]  # of each variant, those of each ro
 
 
 @dataclass(frozen=True)
+class Model:
+    """How a gateway is installed."""
+
+    ca: str = ""  # the key of the CA that is given, in openssl's words; empty: install.sh makes a CA
+    options: tuple[str, ...] = ()
+    before: bool = False  # by the revision of --before
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"[^\w-]+", "-", f"installed-{self.before}-{self.ca}-{' '.join(self.options)}")
+
+
+@dataclass(frozen=True)
 class Variant:
     """A Squid to measure: its name and what is changed in the gateway's configuration, as (pattern, replacement)."""
 
@@ -118,8 +133,7 @@ class Variant:
     program: str = ""  # that has to be there
     origin_sees: str = "/a/0"  # of a request for that path: the path, and the credential
     haproxy: str = ""  # HAProxy takes the clients, which call it by this scheme
-    certgen: bool = False  # Squid's own program makes the certificates
-    ca_key: str = ""  # another kind of key for the CA than install.sh makes, in openssl's words
+    model: Model = Model()
 
 
 @dataclass(frozen=True)
@@ -147,21 +161,30 @@ NOOP_REQUEST = ((COMMAND.format(helper="acl --scope request"), "{noop}"),)
 NOOP_REWRITE = ((COMMAND.format(helper="rewrite"), "{noop} final_url_=http://bench.example/"),)
 NOOP_CREDENTIAL = ((COMMAND.format(helper="credential"), "{noop}"),)
 MITMPROXY = "mitmproxy"
+BEFORE = "the revision before"
+KEYS = {"RSA-2048": "rsa:2048", "RSA-3072": "rsa:3072", "P-256": "ec -pkeyopt ec_paramgen_curve:P-256"}
+DIRECT = ("--ca", "direct", "--certificates", "squid")  # as the walkthrough has it
 VARIANTS = (
-    Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH), plain=True, certgen=True),
+    Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH), plain=True, model=Model(KEYS["RSA-2048"], DIRECT)),
+    Variant(BEFORE, (HTTP, KEPT_ALIVE, FRESH), model=Model(before=True)),
     Variant("native dstdomain", changes=NATIVE),
     Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
-    Variant("host scope, Squid's certificates", (FRESH,), certgen=True),
+    Variant("host scope, Squid's certificates", (FRESH,), model=Model(options=("--certificates", "squid"))),
     Variant("host scope, HAProxy", (HTTP, KEPT_ALIVE, FRESH), haproxy="http"),
     Variant("host scope, TLS to HAProxy", (HTTP,), haproxy="https"),
-    Variant("host scope, RSA-3072 CA", (FRESH,), ca_key="rsa:3072"),  # as install.sh made them before
+    *(
+        Variant(f"{kind} CA, {ca}, by {whose}", (FRESH,), model=Model(key, ("--ca", ca, "--certificates", whose)))
+        for kind, key in KEYS.items()
+        for ca in ("direct", "intermediate")
+        for whose in ("squid", "squidkeeper")
+    ),
     Variant("C no-op, request", (HTTP, KEPT_ALIVE), "policy-request.yaml", NOOP_REQUEST, program="gcc"),
     Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), "policy-request.yaml"),
     Variant("C no-op, rewrites", (HTTP,), "policy-rewrite.yaml", NOOP_REWRITE, program="gcc"),
     Variant("rewrites", (HTTP,), "policy-rewrite.yaml", origin_sees="/b/a/0"),
     Variant("C no-op, injection", (KEPT_ALIVE,), "policy-inject.yaml", NOOP_CREDENTIAL, program="gcc"),
     Variant("injection", (KEPT_ALIVE,), "policy-inject.yaml", origin_sees=f"/a/0 Bearer {SECRET}"),
-    Variant("squidGuard", plain=True, certgen=True, more=SQUIDGUARD, program="squidGuard"),
+    Variant("squidGuard", plain=True, more=SQUIDGUARD, program="squidGuard", model=Model(options=DIRECT)),
 )
 RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what is to be reached
     (HTTP, "host scope", "native dstdomain", 0.97),
@@ -183,7 +206,10 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (FRESH, "host scope", "host scope, Squid's certificates", None),
     *((load, "host scope, HAProxy", "host scope", None) for load in LOADS),
     (HTTP, "host scope, TLS to HAProxy", "host scope", None),
-    (FRESH, "host scope", "host scope, RSA-3072 CA", None),
+    (FRESH, "host scope", BEFORE, 1.8),
+    (FRESH, "RSA-2048 CA, intermediate, by squidkeeper", "walkthrough", 1.35),
+    (KEPT_ALIVE, "host scope", BEFORE, None),
+    (HTTP, "host scope", BEFORE, None),
 )
 
 
@@ -193,30 +219,40 @@ def main() -> None:
     options.add_argument("--rounds", type=at_least_one, default=5)
     options.add_argument("--seconds", type=at_least_one, default=4, help="of load, for each variant in each round")
     options.add_argument("--load", choices=LOADS, action="append", help="this load alone; may be given twice")
+    options.add_argument("--only", default="", help="a regular expression of the variants' names")
+    options.add_argument("--before", type=Path, help="a checkout of another revision, to be measured too")
     options.add_argument("--mitmdump", type=Path, help="the program, where mitmproxy is to be measured too")
     options.add_argument("--json", type=Path, help="write the figures here too")
     chosen = options.parse_args()
     require(("squid", "nginx", "wrk", "openssl", "ip", "haproxy"))
-    figures = measure(chosen.rounds, chosen.seconds, chosen.load or LOADS, chosen.mitmdump)
+    variants = [*chosen_variants(chosen.load or LOADS, chosen.only, before=chosen.before is not None)]
+    figures = measure(variants, chosen.rounds, chosen.seconds, chosen.before, chosen.mitmdump)
     print(table(figures))
     if chosen.json:
         chosen.json.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2) + "\n")
 
 
-def measure(rounds: int, seconds: int, loads: Collection[str], mitmdump: Path | None) -> Figures:
-    """Measure every variant that has one of the loads in each round."""
-    wanted = (replace(one, loads=tuple(load for load in one.loads if load in loads)) for one in VARIANTS)
-    variants = [variant for variant in wanted if variant.loads and is_possible(variant)]
+def chosen_variants(loads: Collection[str], only: str, *, before: bool) -> Iterator[Variant]:
+    """Choose the variants that have one of the loads, each with those alone."""
+    for variant in VARIANTS:
+        wanted = tuple(load for load in variant.loads if load in loads)
+        if wanted and re.search(only, variant.name) and (before or not variant.model.before) and is_possible(variant):
+            yield replace(variant, loads=wanted)
+
+
+def measure(variants: list[Variant], rounds: int, seconds: int, before: Path | None, mitmdump: Path | None) -> Figures:
+    """Measure each variant in each round."""
     running: list[Running] = []
+    loads = {load for variant in variants for load in variant.loads}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="squidkeeper-bench-")))
         folder.chmod(0o755)
-        installed = install(folder)
+        installed = {model: install(folder, model, before) for model in dict.fromkeys(one.model for one in variants)}
         stack.enter_context(namespace())
         stack.enter_context(origin(folder))
         for port, variant in enumerate(variants, 4200):
             beside = stack.enter_context(haproxy(folder, port)) if variant.haproxy else 0
-            process = stack.enter_context(squid(variant, folder, installed, port))
+            process = stack.enter_context(squid(variant, folder, installed[variant.model], port))
             scheme = variant.haproxy or "http"
             running += (Running(variant.name, load, port, process, scheme, beside) for load in variant.loads)
         if mitmdump and HTTP in loads:
@@ -262,15 +298,27 @@ def figures_of(one: Running, seconds: int, folder: Path) -> dict[str, float]:
     return {"per_second": rate, "cpu_microseconds": cpu, "helpers_microseconds": helpers}
 
 
-def install(folder: Path) -> Path:
-    """Install a gateway, not started, as the model of every variant."""
-    root = folder / "installed"
-    subprocess.run(
-        [TOP / "install.sh", "--root", root, "--listen", "127.0.0.1:3129", "--no-start"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+def install(folder: Path, model: Model = Model(), before: Path | None = None) -> Path:
+    """Install a gateway, not started, as the model of variants."""
+    root, source = folder / model.name, before if model.before and before else TOP
+    root.mkdir()
+    for venv in () if model.before else folder.glob("installed-False-*/venv-*"):
+        (root / venv.name).symlink_to(venv.resolve())  # what takes long; the other models have the same
+        break
+    options = [*model.options, *(("--ca-dir", given_ca(folder, model.ca)) if model.ca else ())]
+    command = [source / "install.sh", "--root", root, "--listen", "127.0.0.1:3129", "--no-start", *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return root
+
+
+def given_ca(folder: Path, key: str) -> Path:
+    """Make a CA with a key of this kind, as slicer does."""
+    ca = folder / f"ca-{len(list(folder.glob('ca-*')))}"
+    ca.mkdir()
+    command = ["openssl", "req", "-x509", "-newkey", *key.split(), "-nodes", "-days", "900", "-subj", "/CN=bench CA"]
+    command += ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]  # which Python asks for
+    subprocess.run([*command, "-keyout", ca / "ca.key", "-out", ca / "ca.crt"], check=True, capture_output=True)
+    return ca
 
 
 @contextmanager
@@ -310,7 +358,8 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
     shutil.copy(HERE / variant.policy, root / "etc/policy/policy.yaml")
     (root / "etc/policy/key").write_text(f"{SECRET}\n")
     (root / "etc/policy/key").chmod(0o600)
-    written = [root / name for name in ("state", "log", "run", "etc/ca/signing.key", "etc/policy")]
+    key = "ca.key" if variant.model.before else "signing.key"
+    written = [root / name for name in ("state", "log", "run", f"etc/ca/{key}", "etc/policy")]
     subprocess.run(["chown", "-R", f"--reference={installed}/state", *written], check=True)
     # With the name of the client, which Squid tells squidGuard: it would ask DNS for it, which nobody answers here.
     (root / "etc/hosts").write_text(f"{ORIGIN} bench.example\n{LISTEN} client.example\n")
@@ -324,8 +373,6 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
         text = re.sub(r"(?m)^http_port \S+", f"http_port {behind}", text)
         text = text.replace("#proxy_protocol_access ", "proxy_protocol_access ")
         config.write_text(text.replace("PROGRAM", f"{installed}/bin"))
-    if variant.ca_key:
-        make_ca(root, variant.ca_key)
     change(root, variant, folder, port)
     config = root / "etc/squid.conf"
     with subprocess.Popen([*INSIDE, "squid", "--foreground", "-n", f"bench{port}", "-f", str(config)]) as process:
@@ -353,14 +400,6 @@ def haproxy(folder: Path, port: int) -> Iterator[int]:
             process.terminate()
 
 
-def make_ca(root: Path, kind: str) -> None:
-    """Put another CA in place, with a key of this kind, and nothing in the certificate store."""
-    ca = root / "etc/ca"
-    command = ["openssl", "req", "-x509", "-newkey", kind, "-nodes", "-days", "2", "-subj", "/CN=bench CA"]
-    command += ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]  # which Python asks for
-    subprocess.run([*command, "-keyout", ca / "ca.key", "-out", ca / "ca.crt"], check=True, capture_output=True)
-
-
 def change(root: Path, variant: Variant, folder: Path, port: int) -> None:
     """Change the configuration of a gateway into that of a variant."""
     fragment, config = root / "etc/squidkeeper.conf", root / "etc/squid.conf"
@@ -372,27 +411,13 @@ def change(root: Path, variant: Variant, folder: Path, port: int) -> None:
         if not count:
             raise SystemExit(f"{pattern} is nowhere in {fragment}")
     fragment.write_text(text)
-    if variant.certgen:
-        certgen = use_certgen(root)
     if variant.plain:
+        certgen = re.findall(r"^sslcrtd_program (\S+)", config.read_text(), re.MULTILINE)
         more, trust = variant.more.format(root=root), TRUST.format(folder=folder)
         config.write_text(
-            WALKTHROUGH.format(port=port, root=root, certgen=certgen, listen=LISTEN, trust=trust, more=more)
+            WALKTHROUGH.format(port=port, root=root, certgen=certgen[0], listen=LISTEN, trust=trust, more=more)
         )
         squidguard(root)
-
-
-def use_certgen(root: Path) -> str:
-    """Let Squid's own program make the certificates, with an empty store; gives the program."""
-    config, store = root / "etc/squid.conf", root / "state/ssl_db"
-    text = re.sub(
-        r"(?m)^(#?)(sslcrtd_program )", lambda found: found[2] if found[1] else f"#{found[2]}", config.read_text()
-    )
-    config.write_text(text)
-    [certgen] = re.findall(r"^sslcrtd_program (\S+)", text, re.MULTILINE)
-    subprocess.run([certgen, "-c", "-s", store, "-M", "4MB"], check=True, capture_output=True)
-    subprocess.run(["chown", "-R", f"--reference={root}/log", store], check=True)
-    return str(certgen)
 
 
 def squidguard(root: Path) -> None:

@@ -89,7 +89,7 @@ def exporter(installed: Path, root: Path) -> Iterator[None]:
     command = [*INSIDE, "setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups"]
     command += [f"{installed}/bin/squidkeeper", "exporter", "--listen", PAGES, "--policy", f"{root}/etc/policy"]
     command += ["--access-log", f"{root}/log/access.log", "--state", f"{root}/state"]
-    command += ["--ca", f"{root}/etc/ca/ca.crt", "--squid", f"127.0.0.1:{PORT}"]
+    command += ["--ca", f"{root}/etc/ca/signing.crt", "--squid", f"127.0.0.1:{PORT}"]
     with (root / "log/exporter.txt").open("ab") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             while not scrape():
