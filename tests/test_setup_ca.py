@@ -334,7 +334,7 @@ def test_a_path_length_that_allows_no_intermediate_is_told(place: Place, tmp_pat
     ("ca", "options", "message"),
     [
         (given_ca(days=-1), {}, "ca.crt has expired"),
-        (given_ca(ed25519.Ed25519PrivateKey.generate()), {"ca": "direct"}, "Squid cannot sign leaves with an Ed25519"),
+        (given_ca(ed25519.Ed25519PrivateKey.generate()), {"ca": "direct"}, "Squid does not start with the Ed25519"),
         (given_ca(), {"ca": "root"}, "--ca root: expected direct or intermediate"),
         (
             given_ca(),
@@ -368,6 +368,22 @@ def test_another_ca_keeps_the_former_one_beside_it_readable_by_root_alone(place:
     assert {name: place.files[name] for name in former} == former
     about = (place.root / "etc/ca/ca.key.previous").stat()
     assert (about.st_uid, stat.S_IMODE(about.st_mode)) == (0, 0o600)
+
+
+def test_the_former_key_of_squid_is_kept_for_root_alone(place: Place, tmp_path: Path) -> None:
+    place.run(ca_dir=folder_of(given_ca(), tmp_path / "one"), ca="direct")
+    place.run(ca_dir=folder_of(given_ca(), tmp_path / "two"))
+    about = (place.root / "etc/ca/signing.key.previous").stat()
+    assert (about.st_uid, stat.S_IMODE(about.st_mode)) == (0, 0o600)
+
+
+def test_a_ca_that_was_issued_again_for_its_key_is_sent_with_the_leaves(place: Place, tmp_path: Path) -> None:
+    key = KINDS["P-256"]()
+    place.run(ca_dir=folder_of(given_ca(key, days=100), tmp_path / "one"))
+    longer = given_ca(key, days=200)
+    place.run(ca_dir=folder_of(longer, tmp_path / "two"))
+    assert place.layout.signing_cert.read_bytes().endswith(longer.certificate)
+    assert certificate_of(place.layout.signing_cert.read_bytes()).not_valid_after_utc == NOW + timedelta(days=200)
 
 
 def test_a_copy_of_the_key_from_former_days_does_not_stay(place: Place, tmp_path: Path) -> None:

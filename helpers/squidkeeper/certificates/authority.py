@@ -93,10 +93,10 @@ def check_ca(ca: CertificateAuthority, now: datetime) -> None:
 
 
 def check_direct(ca: CertificateAuthority) -> None:
-    """Check that Squid's own generator can sign with the key of a CA."""
+    """Check that Squid can use a CA itself: it ends where it cannot sign its certificate for untrusted sites."""
     if isinstance(_private_key(ca.key), ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
         raise SetupFailed(
-            "Squid cannot sign leaves with an Ed25519 or Ed448 key",
+            "Squid does not start with the Ed25519 or Ed448 key of a CA",
             "use the CA by an intermediate (--ca intermediate), or one with an RSA or ECDSA key",
         )
 
