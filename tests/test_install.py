@@ -1127,7 +1127,7 @@ def holders_of(key: str, *folders: Path) -> list[Path]:
 
 def test_a_dry_run_and_a_run_that_is_killed_leave_no_copy_of_the_key_of_the_ca(empty: Gateway, tmp_path: Path) -> None:
     given = make_ca(tmp_path / "slicer")
-    key, work = (given / "ca.key").read_text(), Path("/run")
+    key = (given / "ca.key").read_text()
     assert empty.install(*empty.listen, "--ca-dir", str(given), "--dry-run").returncode == 0
     assert not empty.place("etc").exists()
     empty.place("etc").mkdir()
@@ -1138,9 +1138,12 @@ def test_a_dry_run_and_a_run_that_is_killed_leave_no_copy_of_the_key_of_the_ca(e
     with subprocess.Popen([empty.source / "install.sh", *options], stdout=subprocess.DEVNULL) as run:
         replaced = empty.place("etc/ca/signing.key.squidkeeper-old")
         wait_for(lambda: replaced.exists() or run.poll() is not None, "the key to be replaced")
+        words = command_of(run.pid).split(" ")
         run.kill()
+    work = Path(words[words.index("--work") + 1])
     assert empty.install("--ca-dir", str(given), "--ca", "intermediate").returncode == 0
-    assert holders_of(key, empty.root, *work.glob("squidkeeper-install.*")) == []
+    assert holders_of(key, empty.root, work) == []
+    shutil.rmtree(work)
     assert empty.answers() == "403"
 
 
