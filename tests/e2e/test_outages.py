@@ -29,14 +29,13 @@ def gateway(new_gateway: NewGateway) -> Gateway:
 
 
 @pytest.fixture(params=["squidkeeper", "squid"])
-def either(request: pytest.FixtureRequest, new_gateway: NewGateway) -> Gateway:
+def either(request: pytest.FixtureRequest, gateway: Gateway, new_gateway: NewGateway) -> Gateway:
     """A gateway whose certificates one of the two programs makes."""
     if request.param == "squidkeeper":
-        shared: Gateway = request.getfixturevalue("gateway")
-        return shared
-    gateway = new_gateway(POLICY)
-    gateway.use_certgen()
-    return gateway.start()
+        return gateway
+    another = new_gateway(POLICY)
+    another.use_certgen()
+    return another.start()
 
 
 def break_certgen(gateway: Gateway, number: int) -> None:
