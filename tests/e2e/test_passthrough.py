@@ -6,23 +6,31 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.server import Server, ServerConnection, serve
 
+from squidkeeper.counters import read_counter_files
+from squidkeeper.metrics import HOST
+from squidkeeper.policy_store.loading import load
+from squidkeeper.record.record import NONE
+from squidkeeper.record.requests import unexplained
 from tests.waiting import wait_for
 
 from .dns import PUBLIC, Names
 from .gateway import Gateway, NewGateway
 from .origin import Origins
-from .raw import Raw
+from .raw import Raw, tunnel
 from .reply import Reply
-from .test_drift import drift_of
+from .test_drift import drift_of, records
 
 POLICY = """
 version: 1
@@ -40,8 +48,11 @@ rules:
   - {name: ports, action: allow, hosts: [ports.example], ports: [444, 9443], tls: passthrough}
   - {name: bumped, action: allow, hosts: [bumped.example], paths: [/open/**]}
   - {name: injected, action: allow, hosts: [api.example]}
+  - {name: rewritten, action: allow, hosts: [front.example]}
   - {name: chat, action: allow, hosts: [chat.example], ports: [9443], paths: [/live/**], websocket: true}
   - {name: chat-rest, action: allow, hosts: [chat.example], ports: [9443], paths: [/rest/**]}
+rewrites:
+  - {name: front, hosts: [front.example], to: "https://bumped.example{path}"}
 secrets:
   token: {file: secrets/token}
 credentials:
@@ -92,7 +103,10 @@ def lines_of(gateway: Gateway, authority: str, before: int, number: int = 2) -> 
         read = [(one, line["status"], line["verdict"], line["rule"]) for one, line in zip(results, lines, strict=True)]
         return read if len(read) >= number else []
 
-    return wait_for(found, f"{number} lines for {authority}")
+    try:
+        return wait_for(found, f"{number} lines for {authority}")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {gateway.log()[before:]}") from None
 
 
 def test_a_client_that_trusts_the_origin_alone_passes_and_the_tunnel_is_on_record(
@@ -160,6 +174,7 @@ def test_another_server_name_or_none_is_denied_and_reaches_no_origin(
 BUMPED = [
     ("bumped.example:443", "bumped.example", "127.0.0.1"),
     ("api.example:443", "api.example", "127.0.0.1"),
+    ("front.example:443", "front.example", "127.0.0.1"),
     ("pinned.example:443", "pinned.example", "127.0.0.2"),  # a rule above sees paths of this client
     ("pinned.example:443", "pinned.example", "127.0.0.9"),  # no rule is for this client: the page needs TLS
     ("ports.example:443", "ports.example", "127.0.0.1"),
@@ -176,6 +191,20 @@ def test_every_other_tunnel_is_bumped(
     ):
         pass
     assert origins.seen == []
+
+
+def test_a_tunnel_that_is_bumped_client_first_leads_to_no_host_that_passes_through(
+    gateway: Gateway, origins: Origins
+) -> None:
+    with tunnel(gateway, "front.example:443") as raw:
+        first = raw.get("/first", "front.example")
+        second = raw.get("/second", "pinned.example")
+        third = raw.get("pinned.example:443", "pinned.example:443", method="CONNECT")
+    assert first is not None
+    assert second is not None
+    assert (first.status, second.status, second.rule) == (200, 403, "authority-mismatch")
+    assert third is None or third.status == 403
+    assert origins.urls() == ["https://bumped.example/first"]
 
 
 # ── What comes between the two questions ──────────────────────────────────────────────────────────────────────────────
@@ -215,22 +244,28 @@ def test_a_helper_that_dies_before_the_second_answer_denies(gateway: Gateway, or
 def test_a_policy_that_no_longer_passes_the_tunnel_through_denies_it(
     gateway: Gateway, origins: Origins, old: str, new: str, rule: str
 ) -> None:
-    def edit() -> None:
-        assert old in POLICY
-        in_force = gateway.cache_log().count("is in force")
-        gateway.write("policy.yaml", POLICY.replace(old, new))
-        wait_for(lambda: gateway.cache_log().count("is in force") > in_force, "the new policy")
-
+    assert old in POLICY
     before, host = len(gateway.log()), f"{rule}.moving.example"
+    edit = partial(put_in_force, gateway, POLICY.replace(old, new))
     try:
         with pytest.raises(ssl.SSLError), pinned(gateway, origins, f"{host}:443", host, edit):
             pass
         assert lines_of(gateway, f"{host}:443", before)[1] == ("TCP_DENIED", 403, "deny", rule)
         assert origins.connections == []
     finally:
-        in_force = gateway.cache_log().count("is in force")
-        gateway.write("policy.yaml", POLICY)
-        wait_for(lambda: gateway.cache_log().count("is in force") > in_force, "the old policy")
+        put_in_force(gateway, POLICY)
+
+
+def put_in_force(gateway: Gateway, policy: str) -> None:
+    """Edit the policy, and wait until every helper that Squid could ask decides by it."""
+    gateway.write("policy.yaml", policy)
+    revision = load(gateway.policy_folder, datetime.now(UTC)).compiled.revision
+
+    def decide_by() -> set[str | None]:
+        slots = read_counter_files(gateway.root / "state/helpers")
+        return {slot.status.revision for slot in slots if slot.running and slot.status and slot.status.helper == HOST}
+
+    wait_for(lambda: decide_by() == {revision}, "the policy in all helpers")
 
 
 def test_a_reconfigure_in_between_changes_nothing(gateway: Gateway, origins: Origins) -> None:
@@ -383,12 +418,12 @@ def test_http_2_is_negotiated_in_a_tunnel_that_passes_through_and_in_no_other(
 
 def websocket(gateway: Gateway, path: str) -> str | bytes:
     """Send a message through a tunnel that Squid bumps, and give the echo."""
-    tunnel = socket.create_connection(gateway.address)
-    tunnel.sendall(b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n")
-    assert tunnel.recv(1000).startswith(b"HTTP/1.1 200")
+    connection = socket.create_connection(gateway.address)
+    connection.sendall(b"CONNECT chat.example:9443 HTTP/1.1\r\nHost: chat.example:9443\r\n\r\n")
+    assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     context = ssl.create_default_context(cafile=str(gateway.ca))
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    with connect(f"wss://chat.example:9443{path}", sock=tunnel, ssl=context, compression=None) as client:
+    with connect(f"wss://chat.example:9443{path}", sock=connection, ssl=context, compression=None) as client:
         client.send("hello")
         return client.recv()
 
@@ -412,3 +447,16 @@ def test_none_of_it_is_drift(gateway: Gateway) -> None:
     found, checker = drift_of(gateway)
     assert found == []
     assert checker.unchecked == 0
+
+
+def test_what_is_logged_is_explained_as_it_was_decided(gateway: Gateway) -> None:
+    _, checker = drift_of(gateway)
+    wrong, explained = [], Counter[str]()
+    for record in records(gateway):
+        decision = None if record.revision == NONE or unexplained(record) else checker.decide(record)
+        if decision is not None:
+            explained[record.rule] += 1
+            if (decision.action, decision.rule) != (record.verdict, record.rule):
+                wrong.append((decision.action, decision.rule, record))
+    assert wrong == []
+    assert min(explained[rule] for rule in ("pinned", "authority-mismatch", "invalid-request", "chat")) > 0
