@@ -58,6 +58,7 @@ secrets:
 credentials:
   - {name: api, hosts: [api.example], bearer: token}
 """
+LISTENING = "Accepting SSL bumped HTTP Socket connections"
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +270,12 @@ def put_in_force(gateway: Gateway, policy: str) -> None:
 
 
 def test_a_reconfigure_in_between_changes_nothing(gateway: Gateway, origins: Origins) -> None:
-    with pinned(gateway, origins, "pinned.example:443", "pinned.example", gateway.reconfigure) as raw:
+    def reconfigure() -> None:  # to its end: a lookup that is under way meanwhile is denied
+        before = gateway.cache_log().count(LISTENING)
+        gateway.reconfigure()
+        wait_for(lambda: gateway.cache_log().count(LISTENING) > before, "the end of the reconfigure")
+
+    with pinned(gateway, origins, "pinned.example:443", "pinned.example", reconfigure) as raw:
         reply = raw.get("/x", "pinned.example")
     assert reply is not None
     assert reply.status == 200
