@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
 
-from squidkeeper.certificates.authority import make_ca
+from squidkeeper.certificates.authority import CertificateAuthority, make_ca
 from squidkeeper.counters import read_counter_files
 from squidkeeper.helpers.certificate import Certificates
 from squidkeeper.protocol.certificate_request import REQUEST_LIMIT, LeafReply
@@ -26,8 +28,10 @@ CA = make_ca(datetime.now(UTC) - timedelta(days=40))
 OTHER_CA = make_ca(datetime.now(UTC) - timedelta(days=40))
 
 
-def request(host: str, signing: str = "signTrusted", origin: bytes = b"", ca: bytes = CA.certificate) -> bytes:
-    body = f"host={host}\nSign={signing}\nSignHash=SHA256\n".encode() + ca + CA.key + (b" " + origin if origin else b"")
+def request(
+    host: str, signing: str = "signTrusted", origin: bytes = b"", ca: bytes = CA.certificate, key: bytes = CA.key
+) -> bytes:
+    body = f"host={host}\nSign={signing}\nSignHash=SHA256\n".encode() + ca + key + (b" " + origin if origin else b"")
     return b"new_certificate %d %b" % (len(body), body)
 
 
@@ -68,6 +72,29 @@ def test_the_same_request_gets_the_same_leaf_and_another_one_another() -> None:
         request("a.example", ca=OTHER_CA.certificate),
     ):
         assert certificates.answer(other).text != first.text
+
+
+def rsa_ca() -> CertificateAuthority:
+    key, name = rsa.generate_private_key(65537, 2048), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "agents")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=40))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return CertificateAuthority(
+        certificate.public_bytes(pem), key.private_bytes(pem, form, serialization.NoEncryption())
+    )
+
+
+def test_a_leaf_has_a_key_of_the_kind_of_the_cas() -> None:
+    """Else Squid serves the CA's own certificate to clients that prefer its kind."""
+    certificates = Certificates()
+    for ca, kind in ((CA, ec.EllipticCurvePublicKey), (rsa_ca(), rsa.RSAPublicKey), (CA, ec.EllipticCurvePublicKey)):
+        leaves = [leaf_of(certificates.answer(request(host, ca=ca.certificate, key=ca.key)).text) for host in "ab"]
+        assert isinstance(leaves[0].public_key(), kind)
+        assert leaves[0].public_key() == leaves[1].public_key()
 
 
 def test_a_leaf_is_kept_for_a_day_and_for_no_longer_when_the_clock_is_set() -> None:

@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -30,6 +30,7 @@ _VALID_BEFORE: Final = timedelta(days=30)
 _VALID_AFTER: Final = timedelta(days=90)
 _LONGEST_COMMON_NAME: Final = 64  # RFC 5280, A.1
 _LONGEST_NAME: Final = 253
+_RSA_BITS: Final = 2048
 _DNS_NAME: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 _HASHES: Final[dict[str, _Hash]] = {
     "SHA224": hashes.SHA224(),
@@ -71,12 +72,23 @@ class Signer:
     key: CertificateIssuerPrivateKeyTypes = field(repr=False)
     identifier: x509.AuthorityKeyIdentifier  # of its key, as leaves name it
 
+    @property
+    def is_rsa(self) -> bool:
+        """Whether its key is an RSA key."""
+        return isinstance(self.key, rsa.RSAPrivateKey)
+
 
 class LeafKey:
-    """The key of leaves: ECDSA P-256, whatever key the CA has. It is never written."""
+    """The key of leaves: ECDSA P-256, but RSA-2048 under a CA with an RSA key. It is never written.
 
-    def __init__(self) -> None:
-        self.private = ec.generate_private_key(ec.SECP256R1())
+    Squid adds the leaf to a TLS context that has the CA's certificate, and OpenSSL serves one certificate for each kind
+    of key. So beside an ECDSA leaf an RSA CA's own certificate would be served to clients that prefer RSA (GnuTLS, Go).
+    """
+
+    def __init__(self, *, is_rsa: bool = False) -> None:
+        self.private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey = (
+            rsa.generate_private_key(65537, _RSA_BITS) if is_rsa else ec.generate_private_key(ec.SECP256R1())
+        )
         self.public = self.private.public_key()
         self.identifier = x509.SubjectKeyIdentifier.from_public_key(self.public)
         self.pem = self.private.private_bytes(

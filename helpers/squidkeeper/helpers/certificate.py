@@ -1,8 +1,8 @@
 """`squidkeeper certificate`: the leaf for a host (floor 5). Squid's `sslcrtd_program` asks for each tunnel.
 
-Leaves are kept in memory by the whole request, and nothing on disk. All have one key, which this process makes and
-keeps. Where none can be made that says what the request asks for, the answer is a leaf that no client accepts, so that
-the client fails at once: without an answer Squid keeps it waiting (`request_timeout`).
+Leaves are kept in memory by the whole request, and nothing on disk. All under one kind of CA have one key, which this
+process makes and keeps. Where none can be made that says what the request asks for, the answer is a leaf that no client
+accepts, so that the client fails at once: without an answer Squid keeps it waiting (`request_timeout`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Certificates:
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
-        self._key = LeafKey()
+        self._keys = {False: LeafKey()}  # by whether it is an RSA key, which takes a while to make
         self._replies: BoundedCache[bytes, _Kept] = BoundedCache(_REPLIES_BYTES)  # by the hash of the request
         self._signers: BoundedCache[tuple[bytes, bytes], Signer] = BoundedCache(_SIGNERS_BYTES)
 
@@ -88,11 +88,18 @@ class Certificates:
             signer = self._signer(wanted)
             leaf = _describe(wanted, signer, now)
             by_ca = None if wanted.signing is Signing.SELF else signer
-            pem = sign_leaf(leaf, self._key, by_ca, wanted.hash_name)
+            key = self._key_under(signer)
+            pem = sign_leaf(leaf, key, by_ca, wanted.hash_name)
         except LeafRefused as error:
             _log.warning("no certificate for %.253s: %.300s", ascii(wanted.host), ascii(str(error)))
-            return LeafReply(Result.OK, sign_leaf(leaf_of_nobody(now), self._key, None) + self._key.pem, _REFUSED)
-        return LeafReply(Result.OK, pem + self._key.pem, _MADE)
+            key = self._keys[False]
+            return LeafReply(Result.OK, sign_leaf(leaf_of_nobody(now), key, None) + key.pem, _REFUSED)
+        return LeafReply(Result.OK, pem + key.pem, _MADE)
+
+    def _key_under(self, signer: Signer) -> LeafKey:
+        if signer.is_rsa not in self._keys:
+            self._keys[signer.is_rsa] = LeafKey(is_rsa=signer.is_rsa)
+        return self._keys[signer.is_rsa]
 
     def _signer(self, wanted: LeafRequest) -> Signer:
         pair = wanted.ca, wanted.key
