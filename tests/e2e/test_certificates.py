@@ -178,6 +178,21 @@ def test_a_bad_origin_that_squid_is_told_to_accept_looks_bad_to_the_client_for_t
     assert odd.seen == []
 
 
+def test_an_origin_whose_certificate_cannot_be_read_fails_at_once_and_is_told(
+    gateway: Gateway, origins: Origins, tmp_path: Path
+) -> None:
+    """OpenSSL, and so Squid, does not read this extension."""
+    names = [x509.DNSName("unreadable.example")]
+    garbage = x509.UnrecognizedExtension(x509.AuthorityInformationAccess.oid, b"\x04\x01x")
+    origins.contexts["unreadable.example"] = origin_context(
+        origins.authority, tmp_path, "unreadable.example", names, garbage
+    )
+    assert handshake(gateway, "unreadable.example") == "self-signed certificate"
+    assert origins.seen == []
+    told = "no certificate for 'unreadable.example': \"the origin's certificate cannot be read"
+    wait_for(lambda: told in gateway.cache_log(), "the line in cache.log")
+
+
 # ── What breaks it ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 HOSTILE = [
