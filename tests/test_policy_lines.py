@@ -131,13 +131,13 @@ def test_a_parent_is_a_peer_for_what_is_annotated_with_it_and_for_nothing_that_i
         "cache_peer_access sk_other allow sk_to_other !sk_closed",
         "cache_peer_access sk_other deny all",
         "never_direct allow sk_to_other",
-        "adapted_http_access deny !CONNECT sk_https sk_rewritable sk_to_other sk_denied_as_not_rendered",
+        "adapted_http_access deny !CONNECT sk_https sk_connects_by_request sk_to_other sk_denied_as_not_rendered",
         f"acl sk_to_corp note upstream_ {corp}",
         f"cache_peer proxy.example parent 8080 0 name=sk_corp {options} login=a%20b:p%40ss%3A%20w%25rd",
         "cache_peer_access sk_corp allow sk_to_corp !sk_closed",
         "cache_peer_access sk_corp deny all",
         "never_direct allow sk_to_corp",
-        "adapted_http_access deny !CONNECT sk_https sk_rewritable sk_to_corp sk_denied_as_not_rendered",
+        "adapted_http_access deny !CONNECT sk_https sk_connects_by_request sk_to_corp sk_denied_as_not_rendered",
     ]
 
 

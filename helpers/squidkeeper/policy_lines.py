@@ -127,4 +127,4 @@ def _peer_lines(name: str, parent: Parent, login: str) -> Iterator[str]:
     yield f"never_direct allow sk_to_{name}"
     # The tunnel of a host with rewrites is opened by the first request in it. Squid would send the headers of that
     # request to the parent, credentials included, with its CONNECT.
-    yield f"adapted_http_access deny !CONNECT sk_https sk_rewritable sk_to_{name} sk_denied_as_not_rendered"
+    yield f"adapted_http_access deny !CONNECT sk_https sk_connects_by_request sk_to_{name} sk_denied_as_not_rendered"

@@ -150,6 +150,21 @@ def test_only_the_parent_gets_its_password_and_it_gets_no_credential(
     assert not [command for command in commands.splitlines() if "e2e%20parent" in command or PASSWORD in command]
 
 
+def test_a_tunnel_that_has_lost_its_parent_shows_none_of_its_headers(
+    gateway: Gateway, origins: Origins, corp: Parent
+) -> None:
+    """Squid would open another tunnel with the headers of the request, if it tried again."""
+    with tunnel(gateway, "keyed.corp.example:443") as client:
+        reply = client.get("/1", "keyed.corp.example")
+        assert reply is not None
+        assert reply.status == 200
+        corp.down()
+        corp.up()
+        client.get("/2", "keyed.corp.example", "Cookie: of-the-client")
+    assert len(origins.seen) == 1
+    assert not any(TOKEN in head or "of-the-client" in head or "/2" in head for head in corp.heads)
+
+
 @pytest.mark.parametrize("flaw", ["untrusted", "another name"])
 def test_the_origins_certificate_is_verified_through_the_parent(
     gateway: Gateway, origins: Origins, corp: Parent, flaw: str
@@ -249,6 +264,20 @@ def test_a_rewrite_over_https_goes_past_the_parent_or_nowhere(
     assert curl(gateway, "http://plain.straight.example/x").status == 200
     assert origins.urls()[1:] == ["http://plain.corp.example/x"]
     assert corp.lines() == ["GET http://plain.corp.example/x HTTP/1.1"]
+
+
+def test_a_tunnel_that_was_opened_for_rewrites_reaches_no_parent_when_they_are_gone(
+    new_gateway: NewGateway, origins: Origins, corp: Parent
+) -> None:
+    gateway = make(new_gateway)
+    with tunnel(gateway, "rewritten.corp.example:443") as client:
+        gateway.write("policy.yaml", POLICY.replace("hosts: [rewritten.corp.example]", "hosts: [other.corp.example]"))
+        wait_for(lambda: curl(gateway, "https://rewritten.corp.example/r/1").status == 200, "the edit to be in force")
+        wait_for(lambda: is_closed(client, "rewritten.corp.example"), "it in force for requests in tunnels")
+        corp.forget()
+        reply = client.get("/r/2", "rewritten.corp.example", "Cookie: of-the-client")
+        assert reply is None or (reply.status, reply.rule) == (403, "policy-unavailable")
+    assert corp.heads == []
 
 
 def test_a_slow_parent_keeps_only_its_own_clients_waiting(
