@@ -1,7 +1,7 @@
 """The CA of a gateway (floor 1): the root that clients trust, and the intermediate that signs the leaves.
 
-Squid gives a leaf the key of what signs it and decodes both for each tunnel, so the kind of that key decides what a
-tunnel costs (tests/bench/bench.py --load fresh). An intermediate has a P-256 key, whatever the root's key is, and keeps
+A leaf has a key of the kind of what signs it, and Squid decodes both for each tunnel: that kind decides what a tunnel
+costs (tests/bench/bench.py --load fresh). An intermediate has a P-256 key, whatever the root's key is, and keeps
 the root's key off the gateway.
 """
 
