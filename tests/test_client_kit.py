@@ -246,6 +246,13 @@ OUTCOMES = [  # what a program printed and its exit status → the result, and a
     ("curl", 0, "status=403\n<pre>\nRule: <xmp>no-push</xmp>\n</pre>", "denied", "Rule: no-push)"),
     ("curl", 0, "status=403\nforbidden", "denied", "does not show the page"),
     ("curl", 0, "status=503\n<html>", "failed", "after the policy"),
+    (
+        "curl",
+        0,
+        "status=502\nFAILED\n\nReason: The name has no address.\nRetry: no",
+        "failed",
+        "The name has no address.)",
+    ),
     ("curl", 0, "status=407\n<pre>", "broken", "put USER:PASSWORD@"),
     ("curl", 56, "curl: (56) CONNECT tunnel failed, response 407", "broken", "put USER:PASSWORD@"),
     ("curl", 60, "curl: (60) SSL certificate problem: unable to get local issuer", "broken", "export CURL_CA_BUNDLE="),

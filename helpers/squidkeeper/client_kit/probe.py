@@ -10,7 +10,7 @@ from enum import StrEnum
 from importlib import resources
 
 from squidkeeper.client_kit.environment import ClientSettings, variables
-from squidkeeper.client_kit.probe_table import PROGRAMS, REACHED, RULE, STATUS, SYMPTOMS, ProbedProgram
+from squidkeeper.client_kit.probe_table import PROGRAMS, REACHED, REASON, RULE, STATUS, SYMPTOMS, ProbedProgram
 
 _EMPTY = 'json.loads("{}")  # noqa: UP006 - replaced by `squidkeeper probe`'
 _NO_VARIABLE = "put the root of the gateway into the trust store of the system"
@@ -64,6 +64,7 @@ def _python(probe: ClientProbe) -> str:
         "denied": probe.denied,
         "status": STATUS,
         "rule": RULE,
+        "reason": REASON,
         "reached": REACHED,
         "set_proxy": probe.export(_proxy_names(probe)),
         "symptoms": [(one.pattern, one.meaning, one.fix) for one in SYMPTOMS],
@@ -91,6 +92,7 @@ def _sh(probe: ClientProbe) -> str:
         "ROOT": quote(probe.root.strip()),
         "STATUS": quote(STATUS),
         "RULE": quote(RULE),
+        "REASON": quote(REASON),
         "REACHED": quote(REACHED),
         "ALLOWED": quote(" ".join(probe.allowed)),
         "DENIED": quote(" ".join(probe.denied)),

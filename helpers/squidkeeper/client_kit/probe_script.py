@@ -221,14 +221,18 @@ def read_output(program: Dict[str, Any], code: int, output: str) -> Outcome:  # 
     found = re.search(KIT["status"], output, re.IGNORECASE)
     status = re.findall("[0-9]{3}", found.group())[0] if found else ""
     if status == "403":
-        rules = filter(None, (re.search(KIT["rule"], line, re.IGNORECASE) for line in output.splitlines()))
-        shown = next((re.sub('"|<[a-z]+>', "", rule.group()).strip() for rule in rules), "")
-        return Outcome("denied", shown or "this program does not show the page")
+        return Outcome("denied", line_of_page(KIT["rule"], output) or "this program does not show the page")
     if status in ("502", "503", "504"):
-        return Outcome("failed", f"status {status}, after the policy: the origin, or the gateway's way to it")
+        return Outcome("failed", line_of_page(KIT["reason"], output) or f"status {status}, after the policy")
     if status != "407" and (status or code == 0):
         return Outcome("allowed", f"status {status}" if status else "")
     return read_symptoms(program, output) or read_rest(program, output)
+
+
+def line_of_page(pattern: str, output: str) -> str:
+    """Find a line of the gateway's page, whatever its form; empty where it is not shown."""
+    found = filter(None, (re.search(pattern, line, re.IGNORECASE) for line in output.splitlines()))
+    return next((re.sub('"|<[a-z]+>', "", line.group()).strip()[:200] for line in found), "")
 
 
 def read_symptoms(program: Dict[str, Any], output: str) -> Optional[Outcome]:  # noqa: UP006, UP045

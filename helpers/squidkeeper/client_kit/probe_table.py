@@ -138,7 +138,9 @@ STATUS = (
     r"status=[0-9]{3}|HTTP/1\.[01]\"? [0-9]{3}|returned error: [0-9]{3}|code E[0-9]{3}"
     r"|[45][0-9]{2} +(Forbidden|Client Error|Server Error|Service Unavailable|Bad Gateway|Gateway Time|Proxy Auth)"
 )
-RULE = r"\"?rule\"?: *\"?(<[a-z]+>)?[^\"<]+"  # of a page of the gateway, in any of its forms
+# The lines of a page of the gateway, in any of its forms: of a denial, and of a failure after the policy.
+RULE = r"\"?rule\"?: *\"?(<[a-z]+>)?[^\"<]+"
+REASON = r"\"?reason\"?: *\"?(<[a-z]+>)?[^\"<]+"
 # Without a status: the origin has answered, with something that the program cannot use.
 REACHED = (
     "Skipping page|No matching distribution|Unsupported .Content-Type|not found in the package registry"

@@ -9,6 +9,7 @@ BUNDLE_PATH=@BUNDLE_PATH@
 ROOT=@ROOT@
 STATUS=@STATUS@
 RULE=@RULE@
+REASON=@REASON@
 REACHED=@REACHED@
 ALLOWED=@ALLOWED@
 DENIED=@DENIED@
@@ -124,6 +125,11 @@ read_symptoms() {
     return 1
 }
 
+# line_of_page PATTERN: prints a line of the gateway's page, whatever its form
+line_of_page() {
+    grep -Eio -e "$1" "$WORK/output" | head -n 1 | sed 's/"//g; s/<[a-z]*>//; s/[[:space:]]*$//' | cut -c 1-200
+}
+
 # read_output EXIT_STATUS: sets `result`
 read_output() {
     status=$(grep -Eio -e "$STATUS" "$WORK/output" | head -n 1 | grep -Eo '[0-9]{3}' | head -n 1)
@@ -131,12 +137,13 @@ read_output() {
     case "$status" in
         403)
             result=denied
-            rule=$(grep -Eio -e "$RULE" "$WORK/output" | head -n 1 | sed 's/"//g; s/<[a-z]*>//; s/[[:space:]]*$//')
-            say denied "${rule:-this program does not show the page}"
+            line=$(line_of_page "$RULE")
+            say denied "${line:-this program does not show the page}"
             ;;
         502 | 503 | 504)
             result=failed
-            say failed "status $status, after the policy: the origin, or the gateway's way to it"
+            line=$(line_of_page "$REASON")
+            say failed "${line:-status $status, after the policy}"
             ;;
         407) read_symptoms ;;
         *)
