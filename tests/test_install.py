@@ -305,6 +305,7 @@ def test_everything_has_its_fixed_place(gateway: Gateway) -> None:
     names = "etc/squid.conf etc/squidkeeper.conf etc/squidkeeper-logformat.conf etc/local.conf etc/errors etc/policy"
     for name in [
         *names.split(),
+        "etc/squidkeeper-pages.conf",
         "etc/ca/ca.crt",
         "etc/ca/ca.key",
         "etc/ca/signing.crt",
@@ -375,7 +376,12 @@ def test_owners_and_modes_are_right_whoever_has_the_sources_and_whatever_the_uma
 
 
 def test_no_documented_path_is_left_in_the_configuration(gateway: Gateway) -> None:
-    for name in ("etc/squid.conf", "etc/squidkeeper.conf", "etc/squidkeeper-logformat.conf"):
+    for name in (
+        "etc/squid.conf",
+        "etc/squidkeeper.conf",
+        "etc/squidkeeper-pages.conf",
+        "etc/squidkeeper-logformat.conf",
+    ):
         text = re.sub(re.escape(str(gateway.root)) + r"[\w./-]*", "", gateway.place(name).read_text())
         for documented in ("/etc/squid", "/opt/squidkeeper", "/var/", "/run/"):
             assert documented not in text, (name, documented)

@@ -1,7 +1,7 @@
 """The pages with which Squid answers for itself (floor 8): denials, and failures after the policy.
 
 Each page is a row of `PAGES`. A row makes three files of squid/errors/ (plain text, JSON, HTML), its lines in
-squid/squidkeeper.conf, and, for each of Squid's own errors that it covers, the file that replaces Squid's page.
+squid/squidkeeper-pages.conf, and, for each of Squid's own errors that it covers, the file that replaces Squid's page.
 `setup/templates.py` renders them.
 """
 
@@ -361,7 +361,7 @@ _UNCHOSEN: Final = {
     **dict.fromkeys(("ERR_FTP_PUT_CREATED", "ERR_FTP_PUT_MODIFIED"), FAILURES[-1]),
     **dict.fromkeys(("ERR_ACL_TIME_QUOTA_EXCEEDED", "ERR_AGENT_CONFIGURE", "ERR_AGENT_WPAD"), FAILURES[-1]),
 }
-_PLAIN_TEXT: Final = ("ERR_ACCESS_DENIED",)  # squidkeeper.conf sets their Content-Type
+_PLAIN_TEXT: Final = ("ERR_ACCESS_DENIED",)  # squidkeeper-pages.conf sets their Content-Type
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def _code(name: str) -> str:
 
 
 def _note(name: str) -> str:
-    """Write an annotation as it is: helpers and squidkeeper.conf escape it."""
+    """Write an annotation as it is: helpers and squidkeeper-pages.conf escape it."""
     return _code(f"%'{{{name}}}note")
 
 
@@ -457,7 +457,7 @@ def _json(page: ErrorPage) -> str:
 _WRITERS = {Form.TEXT: _text, Form.JSON: _json, Form.HTML: _html}
 
 
-# --- squidkeeper.conf ---------------------------------------------------------------------------------------------
+# --- squidkeeper-pages.conf ---------------------------------------------------------------------------------------
 
 
 def denial_lines() -> Iterator[str]:

@@ -254,7 +254,8 @@ class Installation:
         folders = (self._machine.stock_errors, self._options.source / "squid/errors")
         pages = {page.name: read_source(page, 0o755) for folder in folders for page in folder.iterdir()}
         files[layout.errors] = Folder(pages)
-        files[layout.logformat] = _file(ours.render("squidkeeper-logformat.conf"))
+        for path in (layout.logformat, layout.pages):
+            files[path] = _file(ours.render(path.name))
         files[layout.policy_lines] = self._policy_lines()
         files[layout.fragment] = _file(ours.fragment(self._yours and not names(self._conf, layout.logformat)))
         if not layout.local.exists():
@@ -305,7 +306,7 @@ class Installation:
         prepared = {path: folder / path.name for path in (*files, layout.conf)} | {layout.program: checks.PROGRAM}
         moved = {name: str(prepared.get(Path(place), place)) for name, place in layout.replacements().items()}
         moved["/var/lib/squidkeeper/own-addresses"] = str(own)
-        for name in ("squid.conf", "squidkeeper.conf"):
+        for name in ("squid.conf", "squidkeeper.conf", "squidkeeper-pages.conf"):
             (folder / name).write_text(self._configuration.render(name, moved))
         good, told = checks.squid_parses(layout.squid_service, folder / "squid.conf")
         if not good:

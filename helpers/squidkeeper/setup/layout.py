@@ -28,6 +28,7 @@ class Layout:
     root: Path | None
     conf: Annotated[Path, "/etc/squid/squid.conf", "etc/squid.conf"]
     fragment: Annotated[Path, "/etc/squid/squidkeeper.conf", "etc/squidkeeper.conf"]
+    pages: Annotated[Path, "/etc/squid/squidkeeper-pages.conf", "etc/squidkeeper-pages.conf"]
     logformat: Annotated[Path, "/etc/squid/squidkeeper-logformat.conf", "etc/squidkeeper-logformat.conf"]
     policy_lines: Annotated[Path, "/etc/squid/squidkeeper-policy.conf", "etc/squidkeeper-policy.conf"]
     local: Annotated[Path, "/etc/squid/local.conf", "etc/local.conf"]
@@ -77,7 +78,7 @@ class Layout:
     @property
     def read_by_squid(self) -> tuple[Path, ...]:
         """What Squid reads when it is reconfigured or started."""
-        ours = (self.conf, self.fragment, self.logformat, self.policy_lines)
+        ours = (self.conf, self.fragment, self.pages, self.logformat, self.policy_lines)
         return (*ours, self.local, self.signing_cert, self.signing_key, self.program, self.errors)
 
     @property

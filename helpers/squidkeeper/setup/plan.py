@@ -260,7 +260,7 @@ class _Planner:
         layout, pages = self._layout, self._after.get(self._layout.errors)
         ours = sorted(pages.entries.items()) if isinstance(pages, Folder) else []
         texts = b"".join(_content(entry) for name, entry in ours if name.startswith("ERR_"))
-        read = (layout.conf, layout.fragment, layout.logformat, layout.policy_lines, layout.local)
+        read = (layout.conf, layout.fragment, layout.pages, layout.logformat, layout.policy_lines, layout.local)
         listen = listen_of(_text(self._after.get(layout.conf)))
         rest = self._hash(read, texts + self._content_at(layout.program))
         return f"{listen} {self._hash((layout.signing_cert,))} {rest}"

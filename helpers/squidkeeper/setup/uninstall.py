@@ -65,7 +65,7 @@ def _stop(name: str, layout: Layout, *, systemd: bool) -> None:
 
 def _remove_files(layout: Layout) -> None:
     previous = layout.conf.with_name(f"{layout.conf.name}.previous")
-    ours = (previous, layout.fragment, layout.logformat, layout.policy_lines, layout.errors)
+    ours = (previous, layout.fragment, layout.pages, layout.logformat, layout.policy_lines, layout.errors)
     kept = (layout.state, layout.run, layout.applied, layout.ca_choices)
     services = (path for name in SERVICES for path in (layout.service(name).unit, layout.service(name).applied))
     for path in (*ours, *kept, *services, layout.haproxy, layout.observe, layout.supervise):
