@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from functools import cache
@@ -128,3 +129,11 @@ def test_the_map_names_each_module_once(room: str) -> None:
 def test_the_files_of_each_task_exist() -> None:
     named = re.findall(r"`((?:\w+/)*\w+\.(?:py|html|css))`", section_of("I want to …"))
     assert [name for name in named if not (PACKAGE / name).exists()] == []
+
+
+def test_no_file_holds_the_marks_of_a_merge() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout
+    marks = re.compile(rb"^(<<<<<<<|>>>>>>>) ", re.MULTILINE)
+    assert [
+        name for name in listed.split(b"\0")[:-1] if marks.search((REPOSITORY / os.fsdecode(name)).read_bytes())
+    ] == []
