@@ -6,8 +6,10 @@ are also tokens to send, and the annotations and message of a reply, which is re
 
 from __future__ import annotations
 
+import json
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from html import unescape
 
 from squidkeeper.errors import InvalidLine, ReplyTooLong
 from squidkeeper.protocol.lines import (
@@ -99,6 +101,16 @@ def escape(value: bytes) -> bytes:
 # --- the reply ----------------------------------------------------------------------------------------------------
 
 
+# What a denial says for each form of a page: which text it is, and how the page's reader gets it back.
+FORMS: dict[str, tuple[str, Callable[[str], str]]] = {
+    "reason_": ("reason_", str),
+    "rule_html_": ("rule_", unescape),
+    "rule_json_": ("rule_", lambda shown: str(json.loads(f'"{shown}"'))),
+    "reason_html_": ("reason_", unescape),
+    "reason_json_": ("reason_", lambda shown: str(json.loads(f'"{shown}"'))),
+}
+
+
 def check_reply(stream: bytes, concurrency: int) -> None:
     """Squid reads back the result and the annotations; of the message as much as fits the bound."""
     first, _, rest = stream.partition(b"\n")
@@ -116,10 +128,13 @@ def check_reply(stream: bytes, concurrency: int) -> None:
     channel, result, pairs = squid_reads(line)
     assert (channel, result) == (b"12", b"ERR")
     assert pairs[:2] == [("rule_", printable(value)), ("verdict_", "deny")]
+    texts = {"rule_": printable(value), "reason_": printable(message)}
     for key, shown in pairs[2:]:
-        assert key == "message"
-        assert shown == printable(message) or printable(message).startswith(shown.removesuffix("…"))
-    assert len(pairs) <= 3
+        name, read = FORMS[key]
+        text = read(shown)
+        assert text == texts[name] or texts[name].startswith(text.removesuffix("…"))
+    keys = [key for key, _ in pairs[2:]]
+    assert keys in ([], ["reason_"], [*FORMS])
 
 
 def printable(text: str) -> str:
