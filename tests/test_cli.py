@@ -314,6 +314,14 @@ def test_explain_says_the_verdict_and_everything_that_led_to_it(policy: Path) ->
     ]
 
 
+def test_explain_says_that_a_policy_which_does_not_load_explains_nothing(tmp_path: Path) -> None:
+    status, out = run("explain", "--policy", tmp_path, "GET", "https://api.example/")
+    assert status == 2
+    assert out.splitlines()[-1] == (
+        f"{tmp_path} does not load, so it explains nothing; helpers that run keep their last good policy"
+    )
+
+
 def test_explain_says_whether_a_websocket_passes(policy: Path) -> None:
     write_policy(
         policy,

@@ -695,6 +695,11 @@ def test_a_path_that_only_some_servers_read_as_the_credentials_is_denied(asker: 
     assert "plain /repos/other" in (decision.reason or "")
 
 
+def test_the_reason_of_an_ambiguous_path_does_not_claim_that_decoded_escapes_were_sent(ask: Ask) -> None:
+    reason = ask("GET https://api.example/v2/%2e%2e/admin/x").reason or ""
+    assert reason.endswith(": normalized /v2/../admin/x, resolved /admin/x.")
+
+
 @pytest.mark.parametrize(
     ("asked", "may_rewrite", "may_inject"),
     [

@@ -80,6 +80,57 @@ def test_another_path_is_no_grpc_service(directory: Path, path: str) -> None:
     assert warnings(directory, f"rules: [{{name: r, action: allow, hosts: [a.example], paths: ['{path}']}}]\n") == []
 
 
+PUSH = "  - {name: push, action: deny, hosts: [git.example], paths: ['/**/git-receive-pack']}\n"
+REFUSED_FIRST = {
+    "by its query": "query: {service: git-receive-pack}, hosts: [git.example]",
+    "by a wider query": "query: {service: 'git-*'}, hosts: [.example]",
+    "by the host": "hosts: ['*']",
+}
+NOT_REFUSED_FIRST = {
+    "another service": "query: {service: git-upload-pack}, hosts: [git.example]",
+    "another host": "query: {service: git-receive-pack}, hosts: [other.example]",
+    "another method": "query: {service: git-receive-pack}, hosts: [git.example], methods: [POST]",
+    "fewer clients": "query: {service: git-receive-pack}, hosts: [git.example], clients: [c]",
+    "more conditions": "query: {service: git-receive-pack, a: b}, hosts: [git.example]",
+    "a part": "query: {service: git-receive-pack}, hosts: [git.example], paths: [/acme/**]",
+}
+GIT_PATH = (
+    "rule 'push': git shows no page for a denied git-receive-pack, only for the request before it: expected a deny with"
+    " query: {service: git-receive-pack} for the same hosts, too [git-path]"
+)
+
+
+def with_rule(fields: str, rule: str = PUSH) -> str:
+    clients = "clients: {c: {users: [c]}, used: {users: [d]}}\n"
+    using = "  - {name: use, action: deny, clients: [c, used], hosts: [unrelated.invalid]}\n"
+    return f"{clients}rules:\n{rule}{using}  - {{name: first, action: deny, {fields}}}\n"
+
+
+@pytest.mark.parametrize("fields", NOT_REFUSED_FIRST.values(), ids=NOT_REFUSED_FIRST)
+def test_a_denied_path_of_git_is_shown_unless_the_request_before_it_is_denied(directory: Path, fields: str) -> None:
+    [warning] = warnings(directory, with_rule(fields))
+    assert warning == f"policy.yaml:4:5: {GIT_PATH}"
+
+
+@pytest.mark.parametrize("fields", REFUSED_FIRST.values(), ids=REFUSED_FIRST)
+def test_a_denied_path_of_git_is_not_shown_where_git_shows_the_page_of_another_rule(
+    directory: Path, fields: str
+) -> None:
+    assert warnings(directory, with_rule(fields)) == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        PUSH.replace("deny", "allow"),
+        PUSH.replace("'/**/git-receive-pack'", "'/**/git-receive-pack', '/**/info/refs'"),
+        PUSH.replace("git-receive-pack", "git-receive-packs"),
+    ],
+)
+def test_another_rule_about_paths_of_git_is_not_shown(directory: Path, rule: str) -> None:
+    assert warnings(directory, with_rule("hosts: [unrelated.example]", rule)) == []
+
+
 def test_a_lapsed_rule_is_shown(directory: Path) -> None:
     text = "rules: [{name: r, action: allow, expires: 2026-11-24T12:00:00Z}]\n"
     expected = "policy.yaml:2:9: rule 'r' lapsed at 2026-11-24T12:00:00+00:00 and no longer matches [rule-lapsed]"

@@ -335,9 +335,12 @@ def test_a_text_that_stops_at_a_word_with_a_hash_is_warned_about(
 RULE = "  - name: a\n    action: deny\n    hosts: [a.example]\n"
 
 
-def test_the_reason_of_the_defaults_is_warned_about_too(policy: Path) -> None:
+def test_the_texts_of_the_defaults_are_warned_about_too(policy: Path) -> None:
     [warning] = load(policy, "defaults: {action: deny,\n  reason: Ask #platform\n  }").warnings
     assert warning.message.startswith("'reason' ends before '#platform'")
+    [warning] = load(policy, "defaults:\n  contact: platform@example.com, #agents\n").warnings
+    assert warning.message.startswith("'contact' ends before '#agents'")
+    assert load(policy, "defaults:\n  contact: 'platform@example.com, #agents'\n").warnings == ()
 
 
 # --- what a good policy becomes -----------------------------------------------------------------------------------

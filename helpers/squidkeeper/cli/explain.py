@@ -135,7 +135,8 @@ def _load(directory: Path) -> CompiledPolicy:
     try:
         return load(directory, datetime.now(UTC)).compiled
     except PolicyError as error:
-        click.echo(f"{error}\n{directory} does not load, so nothing can be said; helpers that run keep their last good")
+        said = f"{directory} does not load, so it explains nothing; helpers that run keep their last good policy"
+        click.echo(f"{error}\n{said}")
         raise SystemExit(_CANNOT_SAY) from error
 
 

@@ -159,5 +159,7 @@ def _chosen(credentials: Iterable[Credential], url: UrlFacts) -> tuple[Credentia
 
 
 def _ambiguous(paths: tuple[ReadPath, ...]) -> Decision:
-    shown = ", ".join(f"{path.reading} {path.path[:_SHOWN]}" for path in paths[:4])
+    first, *others = paths[:4]  # the first has its unreserved escapes decoded, so it may not be what was sent
+    named = [f"normalized {first.path[:_SHOWN]}", *(f"{path.reading} {path.path[:_SHOWN]}" for path in others)]
+    shown = ", ".join(named)
     return deny("ambiguous-path", f"Servers could read the path in ways that the policy tells apart: {shown}.")

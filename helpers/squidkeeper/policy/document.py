@@ -491,7 +491,7 @@ def _short(text: str) -> str:
 END = "end"
 END_REQUIRED = "end: required"
 _REQUIRED = "required"
-_PROSE = ("reason", "owner")
+_PROSE = ("reason", "owner", "contact")
 _WORD_AS_COMMENT = re.compile(r"\s+(#[^\s#].*)")
 _QUOTE_THE_TEXT = "quote the text, or put a space after the '#' of a comment"
 _COLUMN_BITS = 20

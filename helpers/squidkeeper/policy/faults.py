@@ -58,6 +58,7 @@ class FaultCode(StrEnum):
     EVERY_HOST = "every-host"
     WEBSOCKET_NEVER = "websocket-never"
     GRPC_PATH = "grpc-path"
+    GIT_PATH = "git-path"
     PRIVATE_CLOSED = "private-closed"
     PUBLIC_SUFFIX = "public-suffix"
     UNKNOWN_METHOD = "unknown-method"

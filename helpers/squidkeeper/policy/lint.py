@@ -32,6 +32,7 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
                 *_never(policy),
                 *_upgrades(policy),
                 *_grpc_paths(policy),
+                *_git_paths(policy),
                 *_upstreams(policy),
             }
         )
@@ -102,6 +103,42 @@ def _grpc_paths(policy: Policy) -> Iterator[Fault]:
 
 
 _GRPC_PATH = re.compile(r"/[a-z]\w*(\.\w+)*\.[A-Z]\w*/([A-Z]\w*|\*|\*\*)", re.ASCII)
+
+
+def _git_paths(policy: Policy) -> Iterator[Fault]:
+    """Find the denies of git's own paths without one of the request before them, the only one whose page git shows."""
+    found = [(rule, service) for rule in policy.rules if rule.action is Action.DENY for service in _git_services(rule)]
+    for service in dict.fromkeys(service for _, service in found):
+        refused = HostIndex((), policy.lists)
+        deniers = [rule for rule in policy.rules if rule.action is Action.DENY and _denies_service(rule, service)]
+        for position, rule in enumerate(deniers):
+            refused.add(position, rule.match)
+        for rule in (rule for rule, named in found if named == service):
+            clients = (None, rule.match.clients)
+            if any(deniers[position].match.clients in clients for position in refused.covering(rule.match)):
+                continue
+            message = f"rule {rule.name!r}: git shows no page for a denied {service}, only for the request before it"
+            remedy = f"expected a deny with query: {{service: {service}}} for the same hosts, too"
+            yield Fault(rule.location, FaultCode.GIT_PATH, f"{message}: {remedy}")
+
+
+def _git_services(rule: Rule) -> Iterator[str]:
+    """List the services of git that a rule names by the ends of its paths."""
+    if rule.match.query is None:
+        ends = {pattern.text.rpartition("/")[2] for pattern in rule.match.paths or ()}
+        yield from (service for service in _GIT_SERVICES if service in ends and "refs" not in ends)
+
+
+def _denies_service(rule: Rule, service: str) -> bool:
+    """Tell whether a deny without other conditions refuses the request with which git begins."""
+    match = rule.match
+    named = [pattern for pattern in match.query or () if pattern.key == "service"]
+    if not match.any_path or len(named) != len(match.query or ()) or "GET" not in (match.methods or {"GET"}):
+        return False
+    return all(any(pattern.match_each([service])) for pattern in named)
+
+
+_GIT_SERVICES = ("git-receive-pack", "git-upload-pack")
 
 
 def _upstreams(policy: Policy) -> Iterator[Fault]:
