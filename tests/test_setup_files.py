@@ -23,6 +23,7 @@ from squidkeeper.setup.configuration import (
     listen_of_haproxy,
     names,
     substitute,
+    unique_name_of,
     usual_exporter,
 )
 from squidkeeper.setup.layout import Layout
@@ -106,6 +107,7 @@ def configuration(root: Path | None, **given: Any) -> Configuration:
         "exporter": "127.0.0.1:9129",
         "log_bytes": "",
         "resolver": "127.1.2.3",
+        "unique_name": "0123abcd",
     }
     return Configuration(source=REPOSITORY, layout=Layout.of(root), machine=machine, **(usual | given))
 
@@ -117,6 +119,7 @@ def test_no_replacement_is_replaced_again_and_the_longest_text_counts() -> None:
 def test_without_a_root_squid_conf_is_the_documented_one_with_its_mark_port_and_resolver() -> None:
     documented = (REPOSITORY / "squid/squid.conf").read_text()
     changed = documented.replace("#dns_nameservers 127.53.53.53\n", "dns_nameservers 127.1.2.3\n")
+    changed = changed.replace("unique_hostname squidkeeper\n", "unique_hostname squidkeeper-0123abcd\n")
     changed = changed.replace("/usr/lib/squid/security_file_certgen", "/usr/lib64/certgen")
     assert configuration(None).squid_conf() == f"{MARK}\n{changed}"
     elsewhere = configuration(None, listen="[::1]:3130").squid_conf()
@@ -143,6 +146,11 @@ def test_with_tls_haproxy_listens_where_squid_would_and_squid_behind_it(listen: 
     assert "\nproxy_protocol_access allow localhost\n" in made.squid_conf()
     assert "127.53.53.53" not in cfg + made.squid_conf()
     assert f" --tls {listen} --ca /srv/gateway/etc/ca/signing.crt " in made.unit("maintenance")
+
+
+def test_gateways_have_different_names_so_that_one_can_be_the_parent_of_another() -> None:
+    assert unique_name_of("") != unique_name_of("")
+    assert unique_name_of(configuration(None).squid_conf()) == "0123abcd"
 
 
 def test_without_tls_nothing_speaks_the_proxy_protocol() -> None:

@@ -23,11 +23,12 @@ _NOT_BESIDE = {
     "paths": "no path is seen in the tunnel",
     "query": "no query is seen in the tunnel",
     "methods": "no method is seen in the tunnel",
-    "schemes": "only https has a tunnel",
+    "schemes": "only https has a tunnel, so it says nothing",
     "lists": "expected the hosts themselves, in hosts",
     "strip": "no header is seen in the tunnel",
     "websocket": "upgrades in the tunnel pass unseen",
 }
+_ONE_OF_BOTH = "remove {!r}, or remove 'tls' so that each request is decided"
 _APART = "expected other hosts, ports or clients"
 _HTTPS = "https"
 _EVERY_PORT = (range(1, 1 << 16),)
@@ -44,7 +45,7 @@ def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
             if entry.get("action") != Action.ALLOW or "tls" not in entry:
                 continue
             for key in _NOT_BESIDE.keys() & entry.keys():
-                message = f"{key!r} beside tls: passthrough: {_NOT_BESIDE[key]}"
+                message = f"{key!r} beside tls: passthrough: {_NOT_BESIDE[key]}; {_ONE_OF_BOTH.format(key)}"
                 yield Fault(document.locate((*steps, key), key=True), FaultCode.PASSTHROUGH_CONFLICT, message)
             if "hosts" not in entry:
                 message = "tls: passthrough without 'hosts', expected the hosts whose tunnels pass through"

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Final
 
 from squidkeeper.maintenance.tls import CERTIFICATE, server_names
@@ -19,6 +20,7 @@ NO_RESOLVER: Final = "none"
 _CERTGEN: Final = "/usr/lib/squid/security_file_certgen"
 _OWN_ADDRESSES: Final = "/var/lib/squidkeeper/own-addresses"
 _RESOLVER: Final = "127.53.53.53"
+_UNIQUE_NAME: Final = "unique_hostname squidkeeper"
 _EXPORTER: Final = "127.0.0.1:9129"
 _PROXY: Final = "127.0.0.1:3129"
 _BEHIND_HAPROXY: Final = "127.53.53.53:13129"
@@ -62,6 +64,12 @@ def listen_of(conf: str) -> str:
     return found[1] if found else ""
 
 
+def unique_name_of(conf: str) -> str:
+    """Give what sets a gateway apart from others, by a squid.conf of ours; a new text where it has none."""
+    found = re.search(rf"^{_UNIQUE_NAME}-([0-9a-f]{{8}})$", conf, re.MULTILINE)
+    return found[1] if found else token_hex(4)
+
+
 def generator_of(conf: str) -> str:
     """Tell whose program makes certificates by a squid.conf of ours; an old one has no choice, so the default comes."""
     return SQUID if re.search(r"^#sslcrtd_program \S+ certificate ", conf, re.MULTILINE) else SQUIDKEEPER
@@ -82,6 +90,7 @@ class Configuration:
     tls_names: tuple[str, ...] = ()  # as given; else the address it listens on and the host name
     resolver: str = NO_RESOLVER
     certificates: str = SQUIDKEEPER
+    unique_name: str = ""  # what sets it apart from other gateways
 
     def render(self, name: str, moved: Mapping[str, str] = {}) -> str:
         """Read a file of squid/ and replace the documented paths and port; `moved` holds other places than usual."""
@@ -109,7 +118,8 @@ class Configuration:
 
     def squid_conf(self) -> str:
         """Render squid.conf, with the resolver that Squid asks."""
-        return f"{MARK}\n{self._with_resolver(self.render('squid.conf'))}"
+        text = self.render("squid.conf").replace(_UNIQUE_NAME, f"{_UNIQUE_NAME}-{self.unique_name}")
+        return f"{MARK}\n{self._with_resolver(text)}"
 
     def fragment(self, with_logformat: bool) -> str:
         """Render squidkeeper.conf. A squid.conf that does not include the log's format gets it by the fragment."""

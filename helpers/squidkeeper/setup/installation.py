@@ -36,6 +36,7 @@ from squidkeeper.setup.configuration import (
     listen_of,
     listen_of_haproxy,
     names,
+    unique_name_of,
     usual_exporter,
 )
 from squidkeeper.setup.console import SetupStage, say, show
@@ -223,6 +224,7 @@ class Installation:
             squid=listen_of(self._conf) if self._yours else listen,
             exporter=options.exporter or told or usual_exporter(layout, listen),
             certificates=options.certificates or generator_of(self._conf),
+            unique_name=unique_name_of(self._conf),
             log_bytes=options.log_bytes or self._maintained("log-bytes"),
             tls=tls,
             tls_names=options.tls_name or (*filter(None, self._maintained("tls-name").split(",")),),
