@@ -390,3 +390,13 @@ def goes_past(gateway: Gateway, origins: Origins, url: str) -> bool:
 
 def test_what_is_rendered_for_squid_is_for_no_one_else(gateway: Gateway) -> None:
     assert Path(gateway.root / "etc/squidkeeper-policy.conf").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.long
+def test_a_gateway_can_be_the_parent_of_another(new_gateway: NewGateway, origins: Origins) -> None:
+    policy = "version: 1\nrules: [{name: all, action: allow, hosts: [.corp.example]}]"
+    parent, child = new_gateway(policy), new_gateway(policy)
+    parent.edit("squid.conf", "unique_hostname squidkeeper-", "unique_hostname squidkeeper-other-")  # both are copies
+    child.render(f"http://{parent.start().authority}")
+    allowed(child.start(), origins, "http://chained.corp.example/x", "all")
+    assert parent.logged("http://chained.corp.example/x")["rule"] == "all"
