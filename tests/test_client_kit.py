@@ -58,6 +58,28 @@ def test_both_cases_of_the_proxy_are_set_and_the_proxy_itself_is_reached_directl
     assert found["no_proxy"] == found["NO_PROXY"] == "localhost,127.0.0.1,::1,192.168.137.1,registry.internal"
 
 
+def test_a_proxy_with_tls_is_for_https_alone() -> None:
+    found = variables(settings("https://192.168.137.1:3129", user="ann"))
+    with_tls = {name for name, value in found.items() if value == "https://ann:PASSWORD@192.168.137.1:3129"}
+    without = {name for name, value in found.items() if value == "http://ann:PASSWORD@192.168.137.1:3129"}
+    assert with_tls == {"https_proxy", "HTTPS_PROXY", "npm_config_https_proxy"}
+    assert without == {"http_proxy", "HTTP_PROXY", "npm_config_proxy"}
+    config = yaml.safe_load(written(EnvironmentForm.CLOUD_INIT, proxy="https://192.168.137.1:3129")[0])
+    assert config["apt"] == {"http_proxy": PROXY, "https_proxy": "https://192.168.137.1:3129"}
+
+
+@pytest.mark.parametrize(
+    ("bundle", "command"),
+    [
+        ("/etc/ssl/certs/ca-certificates.crt", "update-ca-certificates"),
+        ("/etc/pki/tls/certs/ca-bundle.crt", "update-ca-trust"),
+    ],
+)
+def test_the_comment_names_the_command_that_makes_the_bundle(bundle: str, command: str) -> None:
+    text, _ = written(EnvironmentForm.SH, bundle_path=bundle)
+    assert f"# {bundle}: the public roots and the gateway's ({command} makes it)." in text.splitlines()
+
+
 def test_a_variable_that_replaces_the_roots_names_the_bundle_and_one_that_adds_names_the_root() -> None:
     found = variables(settings(ca_path="/root.crt", bundle_path="/bundle.crt"))
     assert {name for name, value in found.items() if value == "/root.crt"} == {"NODE_EXTRA_CA_CERTS", "DENO_CERT"}

@@ -61,8 +61,13 @@ class ClientSettings:
 
     @property
     def proxy_url(self) -> str:
-        """The value of the proxy variables."""
+        """The proxy of https URLs."""
         return self.proxy.url(self.user)
+
+    @property
+    def http_proxy_url(self) -> str:
+        """The proxy of http URLs: never by TLS, which some programs do not speak to a proxy (Python's urllib)."""
+        return self.proxy._replace(scheme="http").url(self.user)
 
     @property
     def no_proxy(self) -> tuple[str, ...]:
@@ -96,6 +101,10 @@ def variables(settings: ClientSettings) -> dict[str, str]:
 
 def _proxy(settings: ClientSettings) -> str:
     return settings.proxy_url
+
+
+def _http_proxy(settings: ClientSettings) -> str:
+    return settings.http_proxy_url
 
 
 def _no_proxy(settings: ClientSettings) -> str:
@@ -135,9 +144,9 @@ def _java_hosts(hosts: Iterable[str]) -> list[str]:
 
 # Both cases of the proxy variables: curl reads `http_proxy` in lower case only, others one of the two.
 VARIABLES: Mapping[str, Callable[[ClientSettings], str]] = {
-    "http_proxy": _proxy,
+    "http_proxy": _http_proxy,
     "https_proxy": _proxy,
-    "HTTP_PROXY": _proxy,
+    "HTTP_PROXY": _http_proxy,
     "HTTPS_PROXY": _proxy,
     "no_proxy": _no_proxy,
     "NO_PROXY": _no_proxy,
@@ -151,7 +160,7 @@ VARIABLES: Mapping[str, Callable[[ClientSettings], str]] = {
     ),  # the roots of the system, not those that uv brings; older ones read SSL_CERT_FILE
     "NODE_EXTRA_CA_CERTS": _root,  # Node, npm, Bun: adds to their own roots
     "NODE_USE_ENV_PROXY": _yes,  # Node's fetch, from 22.21 and 24.5 on
-    "npm_config_proxy": _proxy,
+    "npm_config_proxy": _http_proxy,
     "npm_config_https_proxy": _proxy,
     "npm_config_noproxy": _no_proxy,
     "npm_config_cafile": _bundle,

@@ -17,6 +17,7 @@ import yaml
 from squidkeeper.client_kit.environment import PASSWORD, ClientSettings, variables
 
 _PROFILE = "/etc/profile.d/squidkeeper.sh"
+_FEDORA = "/etc/pki/"  # where update-ca-trust writes the bundle
 _ANCHORS = ("/usr/local/share/ca-certificates", "/etc/pki/ca-trust/source/anchors")  # Debian and Alpine, Fedora
 
 
@@ -42,10 +43,11 @@ class ClientEnvironment:
     def comments(self) -> tuple[str, ...]:
         """What a reader of the output has to know, a line each."""
         settings = self.settings
+        update = "update-ca-trust" if settings.bundle_path.startswith(_FEDORA) else "update-ca-certificates"
         lines = [
             f"The environment of {self.client}, by squidkeeper env.",
             f"{settings.ca_path}: the gateway's root certificate.",
-            f"{settings.bundle_path}: the public roots and the gateway's (update-ca-certificates makes it).",
+            f"{settings.bundle_path}: the public roots and the gateway's ({update} makes it).",
         ]
         if settings.user is not None:
             lines.append(f"Replace {PASSWORD} with the password of the proxy user, percent-encoded.")
@@ -93,7 +95,7 @@ def _cloud_init(environment: ClientEnvironment) -> str:
             {"path": "/etc/environment", "append": True, "content": _assignments(variables(settings))},
         ],
         "ca_certs": {"trusted": [environment.root]},
-        "apt": {"http_proxy": settings.proxy_url, "https_proxy": settings.proxy_url},
+        "apt": {"http_proxy": settings.http_proxy_url, "https_proxy": settings.proxy_url},
     }
     text = yaml.dump(config, Dumper=_Block, sort_keys=False, allow_unicode=True, width=1000)
     return "#cloud-config\n" + _comments(environment) + text
