@@ -277,11 +277,25 @@ OUTCOMES = [  # what a program printed and its exit status → the result, and a
     ),
     ("curl", 0, "status=407\n<pre>", "broken", "put USER:PASSWORD@"),
     ("curl", 56, "curl: (56) CONNECT tunnel failed, response 407", "broken", "put USER:PASSWORD@"),
-    ("curl", 60, "curl: (60) SSL certificate problem: unable to get local issuer", "broken", "export CURL_CA_BUNDLE="),
+    ("curl", 56, "status=000\ncurl: (56) CONNECT tunnel failed, response 403", "denied", "does not show the page"),
+    (
+        "curl",
+        60,
+        "status=000\ncurl: (60) SSL certificate problem: unable to get local issuer",
+        "broken",
+        "export CURL_CA_BUNDLE=",
+    ),
     ("curl", 35, "curl: (35) TLS connect error: wrong version number", "broken", f"http_proxy={PROXY}"),
-    ("curl", 6, "curl: (6) Could not resolve host: ok.example", "broken", f"http_proxy={PROXY}"),
+    ("curl", 6, "status=000\ncurl: (6) Could not resolve host: ok.example", "broken", f"http_proxy={PROXY}"),
     ("curl", 7, "curl: (7) Failed to connect: Connection refused", "broken", f"check that {PROXY}"),
     ("curl", 28, "curl: (28) Connection timed out after 4000 ms", "broken", "no answer in time"),
+    (
+        "curl",
+        7,
+        "status=000\ncurl: (7) Failed to connect to 192.168.137.1 port 3129 after 0 ms: Could not connect to server",
+        "broken",
+        f"check that {PROXY}",
+    ),
     ("curl", 99, "\nsomething else\n\n", "broken", "something else"),
     (
         "python3",
@@ -289,6 +303,13 @@ OUTCOMES = [  # what a program printed and its exit status → the result, and a
         "ssl.SSLCertVerificationError: Missing Authority Key Identifier",
         "broken",
         "--certificates squidkeeper",
+    ),
+    (
+        "python3",
+        1,
+        "<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] CA cert does not include key usage extension (_ssl.c:1029)>",
+        "broken",
+        "sudo ./install.sh --ca-dir ca makes a new CA",
     ),
     ("python3", 1, "ModuleNotFoundError: No module named 'requests'", "", ""),
     ("node", 1, "TypeError: fetch failed EAI_AGAIN getaddrinfo EAI_AGAIN ok.example", "broken", "HTTPS_PROXY="),
@@ -298,6 +319,13 @@ OUTCOMES = [  # what a program printed and its exit status → the result, and a
     ("git", 128, "fatal: repository 'https://ok.example/' not found", "allowed", ""),
     ("pip3", 1, 'https://x:443 "GET /p/ HTTP/1.1" 403 476\nERROR: No matching distribution found', "denied", ""),
     ("pip3", 1, "ERROR: No matching distribution found for squidkeeper-probe", "allowed", ""),
+    (
+        "pip3",
+        1,
+        "NewConnectionError: Connection refused\n  File pip/_internal/resolution/resolvelib/resolver.py",
+        "broken",
+        f"check that {PROXY}",
+    ),
     ("npm", 1, "npm error code E403\nnpm error 403 403 Forbidden", "denied", ""),
     ("npm", 1, "npm error code E404\nnpm error 404 Not Found", "allowed", "(status 404)"),
     ("uv", 1, "hint: An index (x) returned a 403 Forbidden error.", "denied", ""),
@@ -324,6 +352,13 @@ OUTCOMES = [  # what a program printed and its exit status → the result, and a
 ]
 
 
+def fake_program(tools: Path, program: str, status: int, output: str) -> None:
+    """Put a program into a folder that prints an output, whatever it is asked."""
+    fake = tools / program
+    fake.write_text(f"#!{tools}/sh\ncat <<'END'\n{output}\nEND\nexit {status}\n")
+    fake.chmod(0o755)
+
+
 def rounds() -> list[list[tuple[str, int, str, str, str]]]:
     """The outcomes, one of each program in a round."""
     by_program = {one[0]: [other for other in OUTCOMES if other[0] == one[0]] for one in OUTCOMES}
@@ -334,9 +369,7 @@ def rounds() -> list[list[tuple[str, int, str, str, str]]]:
 def test_the_probe_reads_what_programs_print(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
     for outcomes in rounds():
         for program, status, output, _, _ in outcomes:
-            fake = tools / program
-            fake.write_text(f"#!{tools}/sh\ncat <<'END'\n{output}\nEND\nexit {status}\n")
-            fake.chmod(0o755)
+            fake_program(tools, program, status, output)
         _, shown = run_probe(form, tmp_path, tools)
         for program, _, output, result, part in outcomes:
             name = next(one.name for one in PROGRAMS if one.program == program)
@@ -346,6 +379,47 @@ def test_the_probe_reads_what_programs_print(form: ProbeForm, tmp_path: Path, to
                 line for line in shown.splitlines() if line.startswith((f"{name} ", f"  - {name}:"))
             )
             (tools / program).unlink()
+
+
+WITH_VARIABLES = [  # what a program printed, though its variables are right → what to fix
+    ("node", "TypeError: fetch failed ENOTFOUND getaddrinfo ENOTFOUND ok.example", "needs Node 22.21, 24.5 or newer"),
+    ("git", "fatal: unable to access: Could not resolve host: ok.example", "its proxy variables are right already"),
+    ("uv", "cause: invalid peer certificate: UnknownIssuer", "put the gateway's root into the files"),
+    ("java", "javax.net.ssl.SSLHandshakeException: PKIX path building failed", "keytool -importcert -noprompt"),
+    ("go", "status=407", "put USER:PASSWORD@ before the host: export http_proxy="),
+]
+
+
+@pytest.mark.parametrize("form", ProbeForm)
+def test_the_probe_does_not_ask_for_variables_that_are_set(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
+    for program, output, _ in WITH_VARIABLES:
+        fake_program(tools, program, 1, output)
+    wanted = variables(settings(ca_path=f"{tmp_path}/ca.crt", bundle_path=f"{tmp_path}/bundle.crt"))
+    _, shown = run_probe(form, tmp_path, tools, **wanted)
+    fixes = {program: re.findall(rf"^  - {program}: (.*)", shown, re.MULTILINE) for program, _, _ in WITH_VARIABLES}
+    for program, _, part in WITH_VARIABLES:
+        [fix] = fixes[program]
+        assert part in fix
+        assert ("export" in fix) == (program == "go")
+    _, shown = run_probe(form, tmp_path, tools, **{**wanted, "NODE_USE_ENV_PROXY": "", "JAVA_TOOL_OPTIONS": ""})
+    assert "  - node: export http_proxy=" in shown
+    assert "  - java: export JAVA_TOOL_OPTIONS=" in shown
+
+
+def test_both_forms_of_the_probe_print_the_same(tmp_path: Path, tools: Path) -> None:
+    fake_program(tools, "curl", 0, "status=200")
+    fake_program(tools, "npm", 99, "something else")
+    fake_program(tools, "node", 1, "fetch failed ENOTFOUND getaddrinfo ENOTFOUND ok.example")
+    lines = [run_probe(form, tmp_path, tools, HTTPS_PROXY=PROXY)[1].splitlines() for form in ProbeForm]
+    # The ways around the gateway need more than a shell has.
+    python, sh = ([line for line in of if not line.startswith(("direct ", "DNS ", "  - names "))] for of in lines)
+    assert python == sh
+
+
+def test_the_ways_around_the_gateway_are_shown_in_one_order(tmp_path: Path, tools: Path) -> None:
+    _, shown = run_probe(ProbeForm.PYTHON, tmp_path, tools)
+    assert re.findall(r"^(direct|DNS) +\w+: (.*)", shown, re.MULTILINE)[0] == ("direct", "127.0.0.1:9")
+    assert "closed: the name server 127.0.0.1 does not answer" in shown.splitlines()[shown.splitlines().index("") - 1]
 
 
 @pytest.mark.parametrize("form", ProbeForm)

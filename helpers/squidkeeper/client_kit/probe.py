@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
+from typing import NamedTuple
 
 from squidkeeper.client_kit.environment import ClientSettings, variables
-from squidkeeper.client_kit.probe_table import PROGRAMS, REACHED, REASON, RULE, STATUS, SYMPTOMS, ProbedProgram
+from squidkeeper.client_kit.probe_table import PROGRAMS, REACHED, REASON, RULE, STATUS, SYMPTOMS, ProbedProgram, Symptom
 
 _EMPTY = 'json.loads("{}")  # noqa: UP006 - replaced by `squidkeeper probe`'
 _NO_VARIABLE = "put the root of the gateway into the trust store of the system"
@@ -21,6 +22,14 @@ class ProbeForm(StrEnum):
 
     PYTHON = "python"
     SH = "sh"
+
+
+class Remedy(NamedTuple):
+    """What to do while one of these variables is not right, and what once all of them are."""
+
+    variables: tuple[str, ...]
+    unset: str
+    set: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +51,24 @@ class ClientProbe:
         """Write the line of a shell that sets variables."""
         return " ".join(["export", *(f"{name}={shlex.quote(self.variables[name])}" for name in names)])
 
-    def set_roots(self, program: ProbedProgram) -> str:
+    def set_roots(self, program: ProbedProgram) -> Remedy:
         """Say how a program comes to trust the gateway."""
-        return self.export(program.roots) if program.roots else _NO_VARIABLE
+        if not program.roots:
+            return Remedy((), _NO_VARIABLE, _NO_VARIABLE)
+        return Remedy(program.roots, self.export(program.roots), self._fill(program.if_roots_are_set))
+
+    def set_proxy(self, program: ProbedProgram) -> Remedy:
+        """Say how a program comes to use the proxy."""
+        return Remedy(program.proxy, self.export(program.proxy), program.if_proxy_is_set)
+
+    def fix(self, symptom: Symptom) -> str:
+        """Write the fix of a symptom, as far as it is the same for all programs."""
+        export = self.export(name for name in self.variables if name.lower() in ("http_proxy", "https_proxy"))
+        return symptom.fix.replace("{proxy}", self.settings.proxy.url()).replace("{export_proxy}", export)
+
+    def _fill(self, remedy: str) -> str:
+        settings = self.settings
+        return remedy.replace("{ca_path}", settings.ca_path).replace("{java_store_path}", settings.java_store_path)
 
 
 def write_probe(probe: ClientProbe, form: ProbeForm) -> str:
@@ -66,8 +90,7 @@ def _python(probe: ClientProbe) -> str:
         "rule": RULE,
         "reason": REASON,
         "reached": REACHED,
-        "set_proxy": probe.export(_proxy_names(probe)),
-        "symptoms": [(one.pattern, one.meaning, one.fix) for one in SYMPTOMS],
+        "symptoms": [(one.pattern, one.meaning, probe.fix(one)) for one in SYMPTOMS],
         "programs": [
             {
                 "name": one.name,
@@ -75,6 +98,7 @@ def _python(probe: ClientProbe) -> str:
                 "command": one.command,
                 "asks_below": one.asks_below,
                 "set_roots": probe.set_roots(one),
+                "set_proxy": probe.set_proxy(one),
             }
             for one in PROGRAMS
         ],
@@ -100,7 +124,7 @@ def _sh(probe: ClientProbe) -> str:
             f'    variable {name} {quote(value)} "${name}"' for name, value in probe.variables.items()
         ),
         "SYMPTOMS": "\n".join(
-            f"    symptom {quote(one.pattern)} {quote(one.meaning)} {_sh_fix(one.fix, probe)} && return"
+            f"    symptom {quote(one.pattern)} {quote(one.meaning)} {_sh_fix(probe.fix(one))} && return"
             for one in SYMPTOMS
         ),
         "PROGRAMS": "\n".join(
@@ -110,7 +134,7 @@ def _sh(probe: ClientProbe) -> str:
                     one.name,
                     one.program,
                     _yes_or_no(one.asks_below),
-                    *map(quote, (probe.set_roots(one), one.command)),
+                    *map(quote, (*_words(probe.set_roots(one)), *_words(probe.set_proxy(one)), one.command)),
                 ]
             )
             for one in PROGRAMS
@@ -122,20 +146,17 @@ def _sh(probe: ClientProbe) -> str:
     return text
 
 
-def _sh_fix(fix: str, probe: ClientProbe) -> str:
-    """Write a remedy as a word of the shell; the roots differ from program to program."""
-    filled = fix.replace("{proxy}", probe.settings.proxy.url()).replace(
-        "{set_proxy}", probe.export(_proxy_names(probe))
-    )
-    return shlex.quote(filled).replace("{set_roots}", "'\"$set_roots\"'")
+def _sh_fix(fix: str) -> str:
+    """Write a fix as a word of the shell; the words on roots and proxy differ from program to program."""
+    return shlex.quote(fix).replace("{set_roots}", "'\"$set_roots\"'").replace("{set_proxy}", "'\"$set_proxy\"'")
+
+
+def _words(remedy: Remedy) -> tuple[str, str, str]:
+    return " ".join(remedy.variables), remedy.unset, remedy.set
 
 
 def _yes_or_no(holds: bool) -> str:
     return "yes" if holds else "no"
-
-
-def _proxy_names(probe: ClientProbe) -> list[str]:
-    return [name for name in probe.variables if name.lower() in ("http_proxy", "https_proxy")]
 
 
 _FORMS: Mapping[ProbeForm, Callable[[ClientProbe], str]] = {ProbeForm.PYTHON: _python, ProbeForm.SH: _sh}

@@ -44,17 +44,21 @@ def main() -> None:
     fixes = [check_environment(), *check_files()]
     with ThreadPoolExecutor(8) as pool:
         routes = [pool.submit(check_direct, authority) for authority in options.direct]
+        routes += [pool.submit(check_name)]
         routes += [pool.submit(check_resolver, address) for address in options.resolver]
-        fixes += [check_name(), *(route.result() for route in routes)]
+        for route in routes:
+            found, fix = route.result()
+            say(found)
+            fixes.append(fix)
     say(f"\n{'PROGRAM':<9} {'RESULT':<8} URL")
     tries = [(program, url, wanted) for program in KIT["programs"] for url, wanted in urls(options)]
     with ThreadPoolExecutor(4) as pool:
         for (program, url, _), outcome in zip(tries, pool.map(try_program, tries)):  # noqa: B905 - for Python 3.8
             show(program["name"], url, outcome)
             fixes.append(outcome.fix)
-    found = list(dict.fromkeys(filter(None, fixes)))
-    say("\n" + "\n".join(["Fix:", *(f"  - {fix}" for fix in found)] if found else ["Nothing to fix."]))
-    sys.exit(1 if found else 0)
+    needed = list(dict.fromkeys(filter(None, fixes)))
+    say("\n" + "\n".join(["Fix:", *(f"  - {fix}" for fix in needed)] if needed else ["Nothing to fix."]))
+    sys.exit(1 if needed else 0)
 
 
 def parse_options() -> argparse.Namespace:
@@ -87,11 +91,16 @@ def say(text: str) -> None:
 
 def check_environment() -> str:
     """Compare the variables with what `squidkeeper env` prints, the user of the proxy left out."""
-    wrong = [name for name, value in KIT["variables"].items() if bare(os.environ.get(name, "")) != bare(value)]
+    wrong = [name for name in KIT["variables"] if is_wrong(name)]
     say(f"variables  {'missing or different: ' + ', '.join(wrong) if wrong else 'as they have to be'}")
     return (
         "set the variables: export " + " ".join(f"{name}='{KIT['variables'][name]}'" for name in wrong) if wrong else ""
     )
+
+
+def is_wrong(name: str) -> bool:
+    """Tell whether a variable is missing or different."""
+    return bare(os.environ.get(name, "")) != bare(KIT["variables"][name])
 
 
 def bare(value: str) -> str:
@@ -128,20 +137,18 @@ def holds_root(path: str) -> bool:
 # --- ways around the gateway ----------------------------------------------------------------------------------------
 
 
-def check_direct(authority: str) -> str:
-    """Try to connect to an address on the internet."""
+def check_direct(authority: str) -> Tuple[str, str]:  # noqa: UP006
+    """Try to connect to an address on the internet; give the line to print and what to fix."""
     host, _, port = authority.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_SECONDS).close()
     except OSError:
-        say(f"direct     closed: {authority}")
-        return ""
-    say(f"direct     OPEN: {authority}")
-    return f"{authority} is reached without the gateway: {CLOSE}"
+        return f"direct     closed: {authority}", ""
+    return f"direct     OPEN: {authority}", f"{authority} is reached without the gateway: {CLOSE}"
 
 
-def check_resolver(address: str) -> str:
-    """Ask a name server by UDP."""
+def check_resolver(address: str) -> Tuple[str, str]:  # noqa: UP006
+    """Ask a name server by UDP; give the line to print and what to fix."""
     name = b"".join(bytes([len(label)]) + label.encode() for label in NAME.split("."))
     question = struct.pack(">6H", 4711, 0x0100, 1, 0, 0, 0) + name + b"\0\0\1\0\1"
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as asking:
@@ -153,21 +160,19 @@ def check_resolver(address: str) -> str:
         except OSError:
             answer = b""
     if answer[6:8] in (b"", b"\0\0"):  # no answer, or one without an address
-        say(f"DNS        closed: {address}")
-        return ""
-    say(f"DNS        OPEN: {address}")
-    return f"the name server {address} answers, so data can leave in names: {CLOSE}"
+        return f"DNS        closed: the name server {address} does not answer", ""
+    fix = f"the name server {address} answers, so data can leave in names: {CLOSE}"
+    return f"DNS        OPEN: the name server {address} answers", fix
 
 
-def check_name() -> str:
-    """Look a name up as programs do."""
+def check_name() -> Tuple[str, str]:  # noqa: UP006
+    """Look a name up as programs do; give the line to print and what to fix."""
     try:
         socket.getaddrinfo(NAME, 443)
     except OSError:
-        say(f"DNS        closed: {NAME} does not resolve")
-        return ""
-    say(f"DNS        OPEN: {NAME} resolves")
-    return 'names resolve here: set dns_servers: ["127.0.0.1"] in the host group of the VM'
+        return f"DNS        closed: {NAME} does not resolve", ""
+    fix = 'names resolve here: set dns_servers: ["127.0.0.1"] in the host group of the VM'
+    return f"DNS        OPEN: {NAME} resolves", fix
 
 
 def configured_resolvers() -> List[str]:  # noqa: UP006
@@ -248,14 +253,16 @@ def read_rest(program: Dict[str, Any], output: str) -> Outcome:  # noqa: UP006
     if re.search(KIT["reached"], output, re.IGNORECASE):
         return Outcome("allowed")
     last = ([line.strip() for line in output.splitlines() if line.strip()] or ["it printed nothing"])[-1]
-    return Outcome("broken", last[:200], f"{program['name']}: read its last line above, which this probe does not know")
+    return Outcome(
+        "broken", last[:200], f"{program['name']}: this probe does not know the failure; its last line is above"
+    )
 
 
 def fill(fix: str, program: Dict[str, Any]) -> str:  # noqa: UP006
     """Put the values of this client into a remedy."""
-    values = {"{proxy}": KIT["proxy"], "{set_proxy}": KIT["set_proxy"], "{set_roots}": program["set_roots"]}
-    for name, value in values.items():
-        fix = fix.replace(name, value)
+    for name in ("set_proxy", "set_roots"):
+        variables, unset, if_set = program[name]
+        fix = fix.replace("{" + name + "}", unset if any(map(is_wrong, variables)) else if_set)
     return fix
 
 

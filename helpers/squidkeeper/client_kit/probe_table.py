@@ -8,15 +8,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_PROXY = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+_PROXY_IS_SET = "its proxy variables are right already: look for a proxy or no_proxy in its own configuration"
+_ROOTS_ARE_SET = (
+    "its variables are right already: put the gateway's root into the files that they name, and print this probe again "
+    "if the gateway has another CA now"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ProbedProgram:
-    """A program that the probe runs, and the variables that it takes its roots from."""
+    """A program that the probe runs, the variables it takes its roots and its proxy from, and what else may be wrong.
+
+    The remedies hold {ca_path} and {java_store_path}: paths in the VM.
+    """
 
     name: str
     program: str  # skipped unless this is on the PATH
     command: str
     roots: tuple[str, ...]
+    proxy: tuple[str, ...] = _PROXY
+    if_roots_are_set: str = _ROOTS_ARE_SET
+    if_proxy_is_set: str = _PROXY_IS_SET
     asks_below: bool = False  # it asks for a path of its own below the URL, which the policy may decide differently
 
 
@@ -26,7 +39,7 @@ class Symptom:
 
     pattern: str
     meaning: str
-    fix: str  # {proxy}: the proxy's URL; {set_proxy}, {set_roots}: lines that set the variables
+    fix: str  # {proxy}: the proxy's URL; {export_proxy}: a line that sets it; {set_proxy}, {set_roots}: of the program
 
 
 _BODY = 'head -c 4000 "$TMP/body" 2>/dev/null'
@@ -90,7 +103,15 @@ PROGRAMS = (
     ),
     ProbedProgram("python", "python3", f"python3 -c '{_URLLIB}' \"$URL\"", ("SSL_CERT_FILE",)),
     ProbedProgram("requests", "python3", f"python3 -c '{_REQUESTS}' \"$URL\"", ("REQUESTS_CA_BUNDLE",)),
-    ProbedProgram("node", "node", f"node -e '{_FETCH}' \"$URL\"", ("NODE_EXTRA_CA_CERTS",)),
+    ProbedProgram(
+        "node",
+        "node",
+        f"node -e '{_FETCH}' \"$URL\"",
+        ("NODE_EXTRA_CA_CERTS",),
+        proxy=(*_PROXY, "NODE_USE_ENV_PROXY"),
+        if_proxy_is_set="NODE_USE_ENV_PROXY needs Node 22.21, 24.5 or newer: update Node, or give fetch a ProxyAgent "
+        "of undici",
+    ),
     ProbedProgram("git", "git", 'GIT_TERMINAL_PROMPT=0 git ls-remote "$URL"', ("GIT_SSL_CAINFO",), asks_below=True),
     ProbedProgram(
         "pip",
@@ -129,13 +150,18 @@ PROGRAMS = (
         "java",
         f'cat > "$TMP/Probe.java" <<\'END\'\n{_JAVA}END\njava "$TMP/Probe.java" "$URL"',
         ("JAVA_TOOL_OPTIONS",),
+        proxy=("JAVA_TOOL_OPTIONS",),
+        if_roots_are_set="JAVA_TOOL_OPTIONS is right already, so add the root to its store: keytool -importcert "
+        "-noprompt -keystore {java_store_path} -storepass changeit -alias squidkeeper -file {ca_path}",
+        if_proxy_is_set="JAVA_TOOL_OPTIONS is right already: look for a proxy or nonProxyHosts in the program",
     ),
     ProbedProgram("apt", "apt-get", _APT, (), asks_below=True),
 )
 
-# The status that a program printed: the first three digits of the first match.
+# The status that a program printed: the first three digits of the first match. curl prints 000 where there is none.
 STATUS = (
-    r"status=[0-9]{3}|HTTP/1\.[01]\"? [0-9]{3}|returned error: [0-9]{3}|code E[0-9]{3}"
+    r"status=[1-9][0-9]{2}|(tunnel failed, response|HTTP code) [0-9]{3}|HTTP/1\.[01]\"? [0-9]{3}"
+    r"|returned error: [0-9]{3}|code E[0-9]{3}"
     r"|[45][0-9]{2} +(Forbidden|Client Error|Server Error|Service Unavailable|Bad Gateway|Gateway Time|Proxy Auth)"
 )
 # The lines of a page of the gateway, in any of its forms: of a denial, and of a failure after the policy.
@@ -152,14 +178,19 @@ REACHED = (
 SYMPTOMS = (
     Symptom("No module named|Could not find or load main class|module not found: jdk.compiler", "not installed", ""),
     Symptom(
-        "status=407|407 Proxy|Proxy Authentication Required|tunnel.* 407",
+        "status=407|407 Proxy|Proxy Authentication Required|tunnel.* 407|HTTP code 407",
         "the gateway asks for a proxy user",
-        "put USER:PASSWORD@ before the host: {set_proxy}",
+        "put USER:PASSWORD@ before the host: {export_proxy}",
     ),
     Symptom(
         "Missing Authority Key Identifier",
         "strict verification refuses the certificate of the page",
         "on the gateway: sudo ./install.sh --certificates squidkeeper",
+    ),
+    Symptom(
+        "does not include key usage|Missing Subject Key Identifier|Basic Constraints of CA cert not marked critical",
+        "strict verification refuses the gateway's CA",
+        "on the gateway: mkdir ca && sudo ./install.sh --ca-dir ca makes a new CA; then every VM has to trust that one",
     ),
     Symptom(
         "wrong version number|record layer failure|packet length|not a TLS"
@@ -173,7 +204,7 @@ SYMPTOMS = (
         "{set_roots}",
     ),
     Symptom(
-        "could not resolve|unable to resolve|failure resolving|resolution|getaddrinfo|Name or service not known"
+        "could not resolve|unable to resolve|failure resolving|name resolution|getaddrinfo|Name or service not known"
         "|EAI_AGAIN|ENOTFOUND|no such host|dns error|UnresolvedAddress|UnknownHost|dial tcp: lookup",
         "does not use the proxy: it looks the name up itself",
         "{set_proxy}",
@@ -184,8 +215,8 @@ SYMPTOMS = (
         "{set_proxy}",
     ),
     Symptom(
-        "refused|ConnectException",
-        "nothing listens at the address that it connects to",
+        "refused|ConnectException|could(n't| not) connect to server",
+        "nothing answers at the address that it connects to",
         "check that {proxy} is the gateway's address and that Squid runs; else {set_proxy}",
     ),
     Symptom(

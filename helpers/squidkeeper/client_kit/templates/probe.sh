@@ -35,16 +35,16 @@ without_user() { printf '%s\n' "$1" | sed 's|//[^/]*@|//|'; }
 variable() {
     [ "$(without_user "$2")" = "$(without_user "$3")" ] && return
     missing="$missing $1='$2'"
-    names="$names $1"
+    wrong="${wrong:+$wrong, }$1"
 }
 
 check_environment() {
-    missing='' names=''
+    missing='' wrong=''
 @VARIABLES@
     if [ -z "$missing" ]; then
         echo 'variables  as they have to be'
     else
-        echo "variables  missing or different:$names"
+        echo "variables  missing or different: $wrong"
         fix "set the variables: export$missing"
     fi
 }
@@ -102,7 +102,7 @@ check_name() {
         echo "DNS        OPEN: $NAME resolves"
         fix 'names resolve here: set dns_servers: ["127.0.0.1"] in the host group of the VM'
     elif has getent; then
-        echo 'DNS        closed: names do not resolve here'
+        echo "DNS        closed: $NAME does not resolve"
     else
         echo 'DNS        not tried: there is no getent'
     fi
@@ -158,27 +158,42 @@ read_output() {
             else
                 result=broken
                 say broken "$(grep -v '^[[:space:]]*$' "$WORK/output" | tail -n 1 | cut -c 1-200)"
-                fix "$program: not known to this probe, its last line is above"
+                fix "$program: this probe does not know the failure; its last line is above"
             fi
             ;;
     esac
 }
 
-# try PROGRAM COMMAND_NAME ASKS_BELOW SET_ROOTS COMMAND
+# remedy NAMES UNSET SET: prints what to do while one of the variables is wrong, and what once none is
+remedy() {
+    for name in $1; do
+        case ", $wrong," in *", $name,"*)
+            printf '%s\n' "$2"
+            return
+            ;;
+        esac
+    done
+    printf '%s\n' "$3"
+}
+
+# try PROGRAM COMMAND_NAME ASKS_BELOW ROOTS UNSET SET PROXY UNSET SET COMMAND
 try() {
     has "$2" || return
-    program=$1 set_roots=$4
+    program=$1 asks_below=$3
+    set_roots=$(remedy "$4" "$5" "$6")
+    set_proxy=$(remedy "$7" "$8" "$9")
+    shift 9
     for wanted in allowed denied; do
         [ "$wanted" = allowed ] && urls=$ALLOWED || urls=$DENIED
         for url in $urls; do
             mkdir "$WORK/tmp"
-            URL=$url TMP=$WORK/tmp $LIMIT sh -c "$5" </dev/null >"$WORK/output" 2>&1
+            URL=$url TMP=$WORK/tmp $LIMIT sh -c "$1" </dev/null >"$WORK/output" 2>&1
             read_output "$?"
             rm -rf "$WORK/tmp"
-            case "$3$result" in
+            case "$asks_below$result" in
                 noallowed | nodenied)
                     [ "$result" = "$wanted" ] ||
-                        fix "$program: $url is $result, expected $wanted: squidkeeper explain, on the gateway, tells why"
+                        fix "$url is $result, expected $wanted: ask the operator for squidkeeper explain"
                     ;;
             esac
         done
