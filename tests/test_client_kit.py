@@ -567,6 +567,24 @@ def test_the_brief_bounds_what_it_lists(policy: Path) -> None:
     assert "50 rules more, not shown here." in write_brief(compiled.source, KitClient(), NOW)
 
 
+def test_the_brief_of_a_client_that_reaches_nothing_has_no_rewrites_and_no_credentials(tmp_path: Path) -> None:
+    text = """
+clients: {agents: {networks: [192.168.137.0/24]}}
+rules: [{name: open, action: allow, clients: [agents], hosts: [pypi.org]}]
+rewrites: [{name: mirror, hosts: [pypi.org], to: "https://mirror.internal{path}"}]
+"""
+    policy = compiled_of(tmp_path, text).source
+    of_agents, of_others = (write_brief(policy, client_of(policy, name), NOW) for name in ("agents", None))
+    assert "fetched from `https://mirror.internal`" in of_agents
+    assert "mirror" not in of_others
+    assert "No rule of the policy is for this client.\n\nEverything is **denied**" in of_others
+    assert "The first rule that matches" not in of_others
+
+
+def test_the_brief_tells_that_nodes_fetch_reaches_https_alone(policy: Path) -> None:
+    assert "Node's `fetch` reaches `https://` URLs only" in run("brief", "--policy", policy)[1]
+
+
 def test_the_brief_escapes_what_markdown_and_html_would_read(policy: Path) -> None:
     text = run("brief", "--policy", policy, "--client", "agents")[1]
     assert r"Read \`only\` | \<b\>here\</b\>." in text

@@ -35,6 +35,11 @@ _RULES = """\
 The first rule that matches a request decides. A rule matches if all that it names holds.
 
 """
+_NO_RULE = """\
+## What you may reach
+
+No rule of the policy is for this client.
+"""
 _DENIED = """\
 ## When a request is denied
 
@@ -52,6 +57,7 @@ _LIMITS = """\
 ## Also
 
 - Only `http://` and `https://` URLs work, on ports 80 and 443 unless a rule names others. No ssh, no `git://`.
+  Node's `fetch` reaches `https://` URLs only: for plain `http://` use `http.get`, or `curl`.
   HTTP/2 and gRPC work only where a rule says "not decrypted", WebSockets where a rule says so or opens a whole host.
 - Use host names. An `https://` URL with an address in place of the name fails, unless a rule says "not decrypted".
 - Private addresses are closed, also those that a name resolves to, except where a rule opens them.
@@ -66,13 +72,16 @@ def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
     who = "" if client.name == ANY_CLIENT else f" for {code(client.name)}"
     contact = escape(policy.contact) if policy.contact else "the operator of the gateway"
     rules = [rule for rule in policy.rules if client.concerns(rule) and not rule.lapsed(at)]
+    reaches = policy.default_action is Action.ALLOW or any(rule.action is Action.ALLOW for rule in rules)
+    credentials = [one for one in policy.credentials if reaches and client.concerns(one)]
+    rewrites = [one for one in policy.rewrites if reaches and client.concerns(one)]
     parts = [
         _HEAD.format(who=who, revision=policy.revision, day=f"{at:%Y-%m-%d}"),
-        _RULES,
+        _RULES if rules else _NO_RULE,
         *_bounded(rules, "rule", lambda rule: _rule(rule, policy)),
         _default(policy, len(rules)),
-        *_credentials([one for one in policy.credentials if client.concerns(one)], policy),
-        *_rewrites([one for one in policy.rewrites if client.concerns(one)], policy),
+        *_credentials(credentials, policy),
+        *_rewrites(rewrites, policy),
         _DENIED.format(contact=contact),
         _LIMITS,
     ]
