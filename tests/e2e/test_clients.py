@@ -4,8 +4,11 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+
+from squidkeeper.client_kit.probe_table import PROGRAMS
 
 from .clients import (
     GENERATORS,
@@ -133,3 +136,14 @@ def test_a_client_shows_what_the_table_says(
     _, generator = kind
     shown = {case: ask(machine, client, case, origins, tmp_path) for case in Case}
     assert shown == {case: client.shows(case, generator=generator) for case in Case}
+
+
+@pytest.mark.clients
+def test_nodes_fetch_reaches_https_urls_only(machine: Machine, origins: Origins, tmp_path: Path) -> None:
+    commands = {program.name: program.command for program in PROGRAMS}
+    for name, reached in (("node", False), ("curl", True)):
+        token = f"{name}-{uuid4().hex}"
+        own = tmp_path / name
+        own.mkdir()
+        machine.run(commands[name], f"http://open.example/{token}/", own)
+        assert any(token in seen.target for seen in origins.seen) == reached
