@@ -65,6 +65,7 @@ class Client:
     denial: Shown
     failure: Shown
     reads: str  # what the user reads of a denial, in the table
+    footnote: str = ""  # in the table, beside that of `strict`
     strict: bool = False  # checks the extensions of certificates, as Python does from 3.13 on
 
     def shows(self, case: Case, *, generator: str) -> Shown:
@@ -124,14 +125,14 @@ IN_EVERY_RUN = (
         Shown.PAGE,
         Shown.PAGE,
         "`HTTP Error 403`; the page in `error.read()`",
-        True,
+        strict=True,
     ),
-    Client("git", _COMMANDS["git"], Shown.PAGE, Shown.PAGE, "the page as `remote:` lines, then `error: 403`"),
+    Client("git", _COMMANDS["git"], Shown.PAGE, Shown.PAGE, "the page as `remote:` lines, then `error: 403`", "²"),
 )
 ON_REQUEST = (
-    Client("Python requests", _COMMANDS["requests"], Shown.PAGE, Shown.PAGE, _FULL, True),
-    Client("Python httpx", f"python3 -c '{_HTTPX}' \"$URL\"", Shown.PAGE, Shown.PAGE, _FULL, True),
-    Client("Python aiohttp", f"python3 -c '{_AIOHTTP}' \"$URL\"", Shown.PAGE, Shown.PAGE, _FULL, True),
+    Client("Python requests", _COMMANDS["requests"], Shown.PAGE, Shown.PAGE, _FULL, strict=True),
+    Client("Python httpx", f"python3 -c '{_HTTPX}' \"$URL\"", Shown.PAGE, Shown.PAGE, _FULL, strict=True),
+    Client("Python aiohttp", f"python3 -c '{_AIOHTTP}' \"$URL\"", Shown.PAGE, Shown.PAGE, _FULL, strict=True),
     Client("curl (GnuTLS)", f"/usr/bin/python3 -c '{_PYCURL}' \"$URL\"", Shown.PAGE, Shown.PAGE, _FULL),
     Client(
         "wget", _COMMANDS["wget"], Shown.PAGE, Shown.PAGE, "`ERROR 403: Forbidden`; the page with `--content-on-error`"
@@ -204,6 +205,6 @@ def clients_table() -> str:
     """Write the table of squid/CLIENTS.md, for our own generator of certificates."""
     rows = [["client", *Case, "the user reads of a denial"], ["---"] * (len(Case) + 2)]
     for client in (*IN_EVERY_RUN, *ON_REQUEST):
-        name = f"{client.name} ¹" if client.strict else client.name
+        name = " ".join(filter(None, (client.name, "¹" if client.strict else "", client.footnote)))
         rows.append([name, *(client.shows(case, generator=OURS) for case in Case), client.reads])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("| --- ", "|---").replace("---|", "---|")
