@@ -383,7 +383,7 @@ def test_the_probe_reads_what_programs_print(form: ProbeForm, tmp_path: Path, to
 
 WITH_VARIABLES = [  # what a program printed, though its variables are right → what to fix
     ("node", "TypeError: fetch failed ENOTFOUND getaddrinfo ENOTFOUND ok.example", "needs Node 22.21, 24.5 or newer"),
-    ("git", "fatal: unable to access: Could not resolve host: ok.example", "its proxy variables are right already"),
+    ("git", "fatal: unable to access: Could not resolve host: ok.example", "its variables are right already"),
     ("uv", "cause: invalid peer certificate: UnknownIssuer", "put the gateway's root into the files"),
     ("java", "javax.net.ssl.SSLHandshakeException: PKIX path building failed", "keytool -importcert -noprompt"),
     ("go", "status=407", "put USER:PASSWORD@ before the host: export http_proxy="),

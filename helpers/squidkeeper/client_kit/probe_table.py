@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _PROXY = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-_PROXY_IS_SET = "its proxy variables are right already: look for a proxy or no_proxy in its own configuration"
+_PROXY_IS_SET = "look for a proxy or no_proxy in its own configuration: its variables are right already"
 _ROOTS_ARE_SET = (
-    "its variables are right already: put the gateway's root into the files that they name, and print this probe again "
-    "if the gateway has another CA now"
+    "put the gateway's root into the files that its variables name: they are right already. If the gateway has another "
+    "CA now, print this probe again"
 )
 
 
@@ -109,8 +109,8 @@ PROGRAMS = (
         f"node -e '{_FETCH}' \"$URL\"",
         ("NODE_EXTRA_CA_CERTS",),
         proxy=(*_PROXY, "NODE_USE_ENV_PROXY"),
-        if_proxy_is_set="NODE_USE_ENV_PROXY needs Node 22.21, 24.5 or newer: update Node, or give fetch a ProxyAgent "
-        "of undici",
+        if_proxy_is_set="update Node, or give fetch a ProxyAgent of undici: NODE_USE_ENV_PROXY needs Node 22.21, 24.5 "
+        "or newer",
     ),
     ProbedProgram("git", "git", 'GIT_TERMINAL_PROMPT=0 git ls-remote "$URL"', ("GIT_SSL_CAINFO",), asks_below=True),
     ProbedProgram(
@@ -151,9 +151,9 @@ PROGRAMS = (
         f'cat > "$TMP/Probe.java" <<\'END\'\n{_JAVA}END\njava "$TMP/Probe.java" "$URL"',
         ("JAVA_TOOL_OPTIONS",),
         proxy=("JAVA_TOOL_OPTIONS",),
-        if_roots_are_set="JAVA_TOOL_OPTIONS is right already, so add the root to its store: keytool -importcert "
+        if_roots_are_set="add the root to the store that JAVA_TOOL_OPTIONS names: keytool -importcert "
         "-noprompt -keystore {java_store_path} -storepass changeit -alias squidkeeper -file {ca_path}",
-        if_proxy_is_set="JAVA_TOOL_OPTIONS is right already: look for a proxy or nonProxyHosts in the program",
+        if_proxy_is_set="look for a proxy or nonProxyHosts in the program: JAVA_TOOL_OPTIONS is right already",
     ),
     ProbedProgram("apt", "apt-get", _APT, (), asks_below=True),
 )
