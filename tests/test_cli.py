@@ -20,6 +20,8 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
+from squidkeeper.credentials import SecretStore
+from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
 
@@ -364,6 +366,20 @@ def test_explain_says_why_a_credential_or_a_rewrite_does_not_apply(policy: Path)
     ]
 
 
+def test_explain_says_that_squid_lacks_the_lines_that_a_request_needs(tmp_path: Path) -> None:
+    text = "rules: [{name: a, action: allow, hosts: [a.example, b.example]}]\n"
+    text += "upstreams: [{name: corp, hosts: [a.example], url: 'http://proxy.example:3128'}]\n"
+    directory, rendered = write_policy(tmp_path / "policy", text), tmp_path / "lines"
+    ask = ("explain", "--policy", directory, "--policy-lines", rendered)
+    lacks = f"not rendered Squid denies the request, because {rendered} lacks lines that it needs: run install.sh\n"
+    assert "not rendered" not in run(*ask, "GET", "https://a.example/")[1]  # the file is on another machine
+    rendered.write_text("")
+    assert lacks in run(*ask, "GET", "https://a.example/")[1]
+    assert "not rendered" not in run(*ask, "GET", "https://b.example/")[1]
+    rendered.write_text(policy_lines(load(directory, datetime.now(UTC)).compiled.source, SecretStore({}, {})))
+    assert "not rendered" not in run(*ask, "GET", "https://a.example/")[1]
+
+
 def test_explain_names_the_denies_that_are_not_reached_a_handful_at_most(policy: Path) -> None:
     write_policy(
         policy,
@@ -389,6 +405,7 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "credentials": [],
         "strip": [],
         "upstream": None,
+        "not_rendered": None,
         "resolved": {"host": "registry.example", "private_address": "deny", "opened_by": "the rewrite mirror"},
         "websocket": {
             "passes": False,
@@ -504,6 +521,7 @@ ON_RECORD: list[tuple[dict[str, str], int, str]] = [
     ({"rule": "private-address"}, 2, "had a private address, which only Squid knew"),
     ({"rule": "authority-mismatch", "revision": "-"}, 2, "the server's certificate did not cover the host"),
     ({"rule": "policy-unavailable"}, 2, "no helper answered"),
+    ({"rule": "not-rendered"}, 2, "lacked lines that the policy needs"),
     ({"rule": "credential-unavailable"}, 2, "a secret was unavailable"),
     ({"rule": "-", "verdict": "-"}, 2, "no helper was asked"),
     ({"time": "no time"}, 2, "--record"),

@@ -484,6 +484,7 @@ def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
         "squid-down",
         "no-policy",
         "policy-not-loaded",
+        "policy-lines-outdated",
         "no-helper",
         "helper-stuck",
         "helper-outdated",
@@ -669,6 +670,7 @@ THROTTLE_HELPER = replace(HELPER, helper="throttle", revision=None)
         (replace(DENIED, time=datetime.fromtimestamp(NOW - 2, UTC)), (HELPER,), False),  # it takes a moment to start
         (replace(DENIED, time=datetime.fromtimestamp(NOW - 301, UTC)), (replace(HELPER, started=0.0),), False),
         (replace(DENIED, rule="policy-unavailable"), (HELPER,), False),
+        (replace(DENIED, rule="not-rendered"), (HELPER,), False),
     ],
 )
 def test_denials_without_a_throttle_are_on_the_status_page(

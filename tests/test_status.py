@@ -264,6 +264,8 @@ def test_without_a_policy_everything_is_denied() -> None:
     text = text_of(with_faults(FAULT, revision=None))
     assert "No policy has loaded: everything is denied." in text
     assert "squidkeeper check --policy /etc/squidkeeper/policy" in text
+    lines = replace(with_faults(FAULT), policy_lines_file=Path("/gw/etc/squidkeeper-policy.conf"))
+    assert "check --policy /etc/squidkeeper/policy --policy-lines /gw/etc/squidkeeper-policy.conf" in text_of(lines)
 
 
 def test_the_most_severe_stands_first() -> None:
@@ -282,6 +284,7 @@ def test_drift_of_days_ago_and_helpers_during_a_reload_are_nothing_to_do() -> No
 
 def test_denials_without_a_helper_and_failures_are_nothing_to_do_when_they_are_over_or_few() -> None:
     assert codes(matched("policy-unavailable", NOW - timedelta(minutes=5))) == []
+    assert codes(matched("not-rendered", NOW - timedelta(seconds=7))) == []  # install.sh has rendered it since
     assert [codes(answered(*few)) for few in ([True] * 9, [True, False] * 5)] == [[], []]
 
 
@@ -453,6 +456,7 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
         ),
         ("credential-unavailable", "a secret was unavailable"),
         ("policy-unavailable", "no helper answered"),
+        ("not-rendered", "lacks lines that the policy needs"),
     ],
 )
 def test_there_is_no_command_that_would_give_another_verdict(rule: str, said: str) -> None:

@@ -15,11 +15,11 @@ from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.headers import spellings
 from squidkeeper.policy.model import DIRECT, Parent, Policy, Route, Strip
-from squidkeeper.policy.upstreams import parse_upstream_url
+from squidkeeper.policy.upstreams import DEFAULT, parse_upstream_url
 
 _HEAD = """\
 # Written by squidkeeper's install.sh from the policy, which replaces it: run it again after a change of `upstreams` or
-# `strip`, and of a parent's password. Until then a request that needs what is not here is denied as policy-unavailable.
+# `strip`, and of a parent's password. Until then a request that needs what is not here is denied as not-rendered.
 """
 _KEYS = re.compile(r"^acl sk_(?:strip|upstream)_rendered note (?:strip|upstream)_ (.*)$", re.MULTILINE)
 _DEFAULT = re.compile(r"^# --upstream (\S+)$", re.MULTILINE)
@@ -50,7 +50,7 @@ def default_upstream(rendered: str) -> str:
 
 def not_rendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[Fault, ...]:
     """Warn about what a policy needs and the rendered lines lack, and about a parent's password that has changed."""
-    keys = {key for line in _KEYS.findall(rendered) for key in line.split()}
+    keys = _rendered_keys(rendered)
     logins = dict(_LOGIN.findall(rendered))
     return (
         *(
@@ -69,6 +69,15 @@ def not_rendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[F
             if one.key in keys and _password_differs(one, logins.get(one.name), secrets)
         ),
     )
+
+
+def lacks_lines(strip: Strip | None, upstream: Route | None, rendered: str) -> bool:
+    """Tell whether a request with these needs what is not rendered, so that Squid denies it as not-rendered."""
+    return not {one.key for one in (strip, upstream) if one} <= _rendered_keys(rendered) | {DEFAULT, DIRECT}
+
+
+def _rendered_keys(rendered: str) -> set[str]:
+    return {key for line in _KEYS.findall(rendered) for key in line.split()}
 
 
 _NOT_RENDERED = "is not in Squid's configuration yet, so its requests are denied: run install.sh"
@@ -115,7 +124,7 @@ def _default_lines(url: str) -> Iterator[str]:
     yield f"# --upstream {url}"
     yield "acl sk_upstream_is_default note upstream_ default"
     yield "acl sk_to_default any-of !sk_chooses_upstream sk_upstream_is_default"
-    yield from _peer_lines("default", Parent(*parse_upstream_url(url)), "")
+    yield from _peer_lines(DEFAULT, Parent(*parse_upstream_url(url)), "")
 
 
 def _peer_lines(name: str, parent: Parent, login: str) -> Iterator[str]:

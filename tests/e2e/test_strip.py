@@ -78,7 +78,7 @@ def test_a_header_that_is_not_rendered_yet_denies_until_it_is(new_gateway: NewGa
     gateway.write("policy.yaml", POLICY.replace("[Cookie]", "[Cookie, X-New]").replace("Key]", "Key, X-Other]"))
     wait_for(lambda: curl(gateway, "http://front.example/x").status == 403, "the edit to be in force")
     for url in ("https://front.example/x", "https://front.example/r/x", "http://part.example/strip/x"):
-        denied(gateway, origins, url, "policy-unavailable")
+        denied(gateway, origins, url, "not-rendered")
     allowed(gateway, origins, "https://part.example/x", "rest")
     allowed(gateway, origins, "https://whole.example/x", "whole")
     gateway.render()

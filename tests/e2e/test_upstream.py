@@ -257,7 +257,7 @@ def test_a_rewrite_over_https_goes_past_the_parent_or_nowhere(
     """Squid would send the headers of the request to the parent, the credential included."""
     for path in ("/r/x", "/x"):
         reply = curl(gateway, f"https://rewritten.corp.example{path}", "-H", "Cookie: of-the-client")
-        assert (reply.status, reply.rule) == (403, "policy-unavailable")
+        assert (reply.status, reply.rule) == (403, "not-rendered")
     assert (origins.connections, len(corp.heads) + len(partner.heads)) == ([], 0)
     assert curl(gateway, "https://leaves.corp.example/x").status == 200
     assert (origins.urls(), SOURCE in reached(origins)) == (["https://target.straight.example/x"], False)
@@ -276,7 +276,7 @@ def test_a_tunnel_that_was_opened_for_rewrites_reaches_no_parent_when_they_are_g
         wait_for(lambda: is_closed(client, "rewritten.corp.example"), "it in force for requests in tunnels")
         corp.forget()
         reply = client.get("/r/2", "rewritten.corp.example", "Cookie: of-the-client")
-        assert reply is None or (reply.status, reply.rule) == (403, "policy-unavailable")
+        assert reply is None or (reply.status, reply.rule) == (403, "not-rendered")
     assert corp.heads == []
 
 
@@ -341,7 +341,7 @@ def test_an_upstream_that_is_not_rendered_yet_denies_until_it_is(
         wait_for(lambda: is_closed(client, "kept.straight.example"), "the edit to be in force on the open tunnel")
     origins.forget()
     for scheme in ("http", "https"):
-        denied(gateway, origins, f"{scheme}://a.straight.example/x", "policy-unavailable")
+        denied(gateway, origins, f"{scheme}://a.straight.example/x", "not-rendered")
         allowed(gateway, origins, f"{scheme}://a.corp.example/x", "all")
     assert (len(partner.heads), reached(origins)) == (0, {SOURCE})
     gateway.render()

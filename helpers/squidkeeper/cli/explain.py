@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from squidkeeper.cli.options import json_option, policy_option
+from squidkeeper.cli.options import json_option, policy_lines_option, policy_option
 
 if TYPE_CHECKING:
     from squidkeeper.engine import CompiledPolicy, Decision
@@ -36,6 +36,7 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
 )
 @click.option("--user", metavar="NAME", help="The proxy user.")
 @json_option
+@policy_lines_option
 @click.option("--record", "line", metavar="FILE", type=click.File("rb"), help="Explain a line of the record instead.")
 @click.argument("method", required=False)
 @click.argument("url", required=False)
@@ -44,6 +45,7 @@ def explain(
     client: str | None,
     user: str | None,
     as_json: bool,
+    rendered: Path,
     line: BinaryIO | None,
     method: str | None,
     url: str | None,
@@ -53,6 +55,9 @@ def explain(
     An https URL is requested inside its own tunnel, without a TLS server name; METHOD CONNECT with HOST:PORT opens a
     tunnel. Nothing is resolved here: Squid resolves a name that is allowed, and denies it as private-address if one of
     its addresses is private, unless the rule has private: true.
+
+    Squid denies an allowed request as not-rendered while its configuration lacks a line that the request needs. FILE of
+    --policy-lines tells, where it can be read.
 
     --record explains the first line of FILE (- for standard input), as `squidkeeper log --json` prints it, instead of
     METHOD URL, as of its time, with its tunnel and TLS server name. A line whose verdict does not follow from the
@@ -70,8 +75,22 @@ def explain(
     policy = _load(directory)
     _compare(revision, policy.revision, directory)
     found = engine.explain(policy, request, now)
-    click.echo(_json(found) if as_json else _text(asked, found))
+    missing = _not_rendered(found, rendered)
+    click.echo(_json(found, missing) if as_json else _text(asked, found, missing))
     raise SystemExit(0 if found.decision.allowed else 1)
+
+
+def _not_rendered(found: Explanation, file: Path) -> str | None:
+    """Say that Squid denies the request, because its configuration lacks lines; None where it cannot be read."""
+    from squidkeeper.policy_lines import lacks_lines
+
+    try:
+        rendered = file.read_text()
+    except OSError:
+        return None
+    if not found.decision.allowed or not lacks_lines(found.decision.strip, found.upstream, rendered):
+        return None
+    return f"Squid denies the request, because {file} lacks lines that it needs: run install.sh"
 
 
 Question = tuple[str, "Request | Malformed", datetime, str | None]  # the last: the revision that the record names
@@ -161,11 +180,12 @@ def _check_address(client: str | None) -> None:
         raise click.BadParameter(str(error), param_hint="--client") from error
 
 
-def _text(asked: str, found: Explanation) -> str:
+def _text(asked: str, found: Explanation, missing: str | None) -> str:
     decision = found.decision
     rows = [
         ("rule", f"{decision.rule}{_at(decision.location)}"),
         ("reason", decision.reason),
+        ("not rendered", missing),
         ("rewrite", _rewrite_text(decision)),
         *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
         ("strip", ", ".join(decision.strip.headers) if decision.strip else None),
@@ -253,7 +273,7 @@ def _rewrite_text(decision: Decision) -> str | None:
     return f"{rewrite.name}{_at(rewrite.location)}: {how} {decision.rewritten.url}"
 
 
-def _json(found: Explanation) -> str:
+def _json(found: Explanation, missing: str | None) -> str:
     decision = found.decision
     location = decision.location
     rewritten = decision.rewritten
@@ -272,6 +292,7 @@ def _json(found: Explanation) -> str:
             "credentials": [credential.name for credential in decision.credentials],
             "strip": decision.strip.headers if decision.strip else [],
             "upstream": found.upstream.name if found.upstream else None,
+            "not_rendered": missing,
             "resolved": found.resolved
             and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},
             "websocket": found.websocket

@@ -37,7 +37,8 @@ _DETAILS_SHOWN: Final = 5
 _FEW_ANSWERS: Final = 10
 _BACKLOG_BYTES: Final = 10_000_000
 _START_SECONDS: Final = 5.0  # within which Squid has started a helper that it needs
-_DENIED_BY_SQUID: Final = frozenset({"policy-unavailable", "authority-mismatch"})  # without the throttle
+# Without the throttle.
+_DENIED_BY_SQUID: Final = frozenset({"policy-unavailable", "not-rendered", "authority-mismatch"})
 
 Finder = Callable[[Snapshot], Iterator[str]]
 
@@ -354,6 +355,7 @@ CONDITIONS: Final = (
         "Run `./install.sh`, which renders them. Until then the requests that need them are denied, or their parent"
         " proxy gets its former password.",
         _policy_lines_outdated,
+        unhealthy=True,
     ),
     Condition("rule-expires-soon", _INFO, "0m", "A rule expires soon"),
     Condition(
@@ -430,7 +432,8 @@ CONDITIONS: Final = (
         "5m",
         "Most requests that are allowed fail",
         "Run `{log} --status 5xx --since 5m`, and read cache.log: do the gateway's DNS (`getent hosts NAME`)"
-        " and a `cache_peer` of local.conf answer?",
+        " and the parent proxies answer? squidkeeper-policy.conf has those of `upstreams` and of `install.sh"
+        " --upstream`.",
         _requests_failing,
     ),
     Condition("ca-unreadable", _WARNING, None, "The CA cannot be read", "Check the file.", _ca_unreadable),

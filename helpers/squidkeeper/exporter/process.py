@@ -135,6 +135,7 @@ class Exporter:
             maintenance=read_maintenance_status(options.state, now),
             squid_version=squid_version(),
             policy_lines=_text_of(options.policy_lines),
+            policy_lines_file=options.policy_lines,
         )
 
     def health(self) -> tuple[ActiveCondition, ...]:

@@ -52,6 +52,7 @@ class Snapshot:
     tls_certificate: Certificate | None = None  # of the TLS port; None: there is none
     squid_version: SquidVersion | None = None
     policy_lines: str = ""  # of Squid's configuration: what install.sh has rendered from the policy
+    policy_lines_file: Path | None = None  # where these are
 
     @property
     def at(self) -> datetime:

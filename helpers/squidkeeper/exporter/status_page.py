@@ -90,10 +90,11 @@ def _headline(active: tuple[ActiveCondition, ...]) -> str:
 def _commands(view: Snapshot, program: str) -> dict[str, str]:
     """Write the commands that the page names, for this gateway."""
     policy = ("--policy", str(view.directory))
+    rendered = ("--policy-lines", str(view.policy_lines_file)) if view.policy_lines_file else ()
     return {
-        "check": shlex.join((program, "check", *policy)),
+        "check": shlex.join((program, "check", *policy, *rendered)),
         "log": shlex.join((program, "log", *policy, "--state", str(view.state), str(view.access_log))),
-        "explain": shlex.join((program, "explain", *policy)),
+        "explain": shlex.join((program, "explain", *policy, *rendered)),
     }
 
 
@@ -102,6 +103,7 @@ _NOT_EXPLAINED = {  # denials that depend on more than policy, client, method an
     "`{log} --json --rule authority-mismatch | tail -n 1 | {explain} --record -` shows which.",
     "credential-unavailable": "No command: a secret was unavailable, see Secrets.",
     "policy-unavailable": "No command: no helper answered, or the helper had no policy, see Helpers and cache.log.",
+    "not-rendered": "No command: Squid's configuration lacks lines that the policy needs, see `{check}`.",
 }
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 

@@ -29,6 +29,7 @@ VERDICT_NAMES = frozenset(
         "invalid-request",
         "credential-unavailable",
         "policy-unavailable",
+        "not-rendered",
     }
 )
 

@@ -24,6 +24,7 @@ _NOT_BY_THE_POLICY: Final = {
     NONE: "no helper was asked: Squid refused the request, or a line of the operator's own decided",
     "policy-unavailable": "no helper answered, or none had a policy",
     "credential-unavailable": "a secret was unavailable",
+    "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper check`",
 }
 
 

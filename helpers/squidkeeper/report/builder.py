@@ -46,6 +46,7 @@ BUILT_IN_REASONS: Final[Mapping[str, str]] = {
     "invalid-request": "No rule can allow such a request.",
     "credential-unavailable": "The value of a credential was unavailable.",
     "policy-unavailable": "No helper replied, or the helper had no policy.",
+    "not-rendered": "Squid's configuration lacks lines that the policy needs.",
 }
 
 

@@ -155,7 +155,7 @@ DENIALS: Final = (
         f"{_NO_RETRY} until the operator of this gateway acts. Show this page to the contact.",
         Cause.GATEWAY,
         "proxy_configuration_error",
-        "policy-unavailable",
+        "not-rendered",
         "install.sh has not run since the policy got a parent proxy or headers to remove that this request needs, or"
         " the request is for a host with rewrites and would go through a parent proxy.",
         chosen_by="sk_in_not_rendered_tunnel",
