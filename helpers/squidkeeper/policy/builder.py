@@ -108,7 +108,8 @@ def _merge_faults(documents: Iterable[Document]) -> Iterator[Fault]:
     seen: dict[tuple[str, str], Location] = {}
     for document in documents:
         for section, name, location in _defined(document):
-            first = seen.setdefault((section, name), location)
+            unique = name.lower() if section == "upstreams" else name  # Squid ignores the case of a parent's name
+            first = seen.setdefault((section, unique), location)
             if first is not location:
                 what = "a secret of this name" if section == "secrets" else f"{_NAMED_SECTIONS[section]} {name!r}"
                 yield Fault(location, FaultCode.DUPLICATE_NAME, f"{what} is defined twice, first at {first}")

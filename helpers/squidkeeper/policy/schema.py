@@ -639,6 +639,8 @@ def _expected_key(key: str, steps: list[int | str]) -> str:
     section = steps[0] if len(steps) == _STEPS_TO_KEY else ""
     if key in _WHO_ASKS and section in _MATCHING:
         return f", {_WHO_IS_A_CLIENT}"
+    if key in ("upstream", "upstreams") and section == "rules":
+        return ", expected an entry of the section 'upstreams' with these hosts"
     if key in _EXCEPTIONS and section == "rules":
         return f", {_RULE_ABOVE}"
     if key.partition(":")[0] in known:
