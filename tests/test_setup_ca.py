@@ -195,12 +195,25 @@ def test_a_ca_without_key_identifier_gives_its_intermediate_one_of_its_key() -> 
     assert list(strict_faults(ca.certificate)) == ["subjectKeyIdentifier is missing"]
 
 
-def test_what_strict_clients_miss_in_a_ca_is_told(place: Place, tmp_path: Path) -> None:
-    found = place.prepare(ca_dir=folder_of(given_ca(usage=False), tmp_path / "ca"))
-    assert ("WARNING", "clients that check strictly, such as Python 3.13, refuse this CA: keyUsage is missing") in (
-        found.said
-    )
+@pytest.mark.parametrize("by", ["direct", "intermediate"])
+def test_what_strict_clients_miss_in_a_ca_is_told_in_each_run_with_what_to_do(
+    place: Place, tmp_path: Path, by: str
+) -> None:
+    first = place.run(ca_dir=folder_of(given_ca(usage=False), tmp_path / "ca"), ca=by)
+    for found in (first, place.run()):
+        warning = "clients that check strictly, such as Python 3.13, refuse this CA: keyUsage is missing"
+        assert ("WARNING", warning) in found.said
+        remedy = (
+            "--ca-dir with an empty folder makes a new CA that they accept; then every VM must trust the new ca.crt"
+        )
+        assert remedy in what(found)
     assert list(strict_faults(make_ca(NOW).certificate)) == []
+
+
+def test_a_short_rsa_key_is_told() -> None:
+    short = given_ca(rsa.generate_private_key(65537, 1024))
+    assert list(strict_faults(short.certificate)) == ["its RSA key has 1024 bits, and 2048 are expected"]
+    assert list(strict_faults(given_ca(KINDS["RSA-2048"]()).certificate)) == []
 
 
 @pytest.mark.parametrize(
@@ -258,6 +271,13 @@ def test_the_key_of_the_root_may_be_kept_elsewhere_and_renews_from_there(place: 
     found = place.run(later)
     assert place.files == before
     assert "to be renewed: run this with --ca-dir DIR" in what(found)
+    expired = NOW + timedelta(days=91)
+    with pytest.raises(SetupFailed, match=r"^the intermediate has expired, at ") as refused:
+        place.run(expired)
+    assert refused.value.advice == "run this with --ca-dir DIR, the folder of the CA's ca.crt and ca.key"
+    with pytest.raises(SetupFailed, match=r"^the CA in place has expired$") as refused:
+        place.run(NOW + timedelta(days=3651))
+    assert "makes a new CA" in refused.value.advice
     place.run(later, ca_dir=tmp_path / "ca")
     assert place.files != before
     assert place.layout.ca_cert.read_bytes() == before["etc/ca/ca.crt"]
@@ -266,7 +286,10 @@ def test_the_key_of_the_root_may_be_kept_elsewhere_and_renews_from_there(place: 
 
 
 def test_the_key_beside_the_root_renews_ahead_of_the_end(place: Place) -> None:
-    place.run(intermediate_days="90")
+    found = place.run(intermediate_days="90")
+    begins = f"{NOW + timedelta(days=60):%Y-%m-%d %H:%M}"
+    assert f"to renew it, run install.sh after {begins} UTC: nothing else does" in what(found)
+    assert "WARNING" not in dict(found.said)
     before = place.files
     place.run(NOW + timedelta(days=59))
     assert place.files == before
@@ -283,6 +306,16 @@ def test_other_days_make_another_intermediate_at_once(place: Place) -> None:
     place.run(intermediate_days="auto")
     root = certificate_of(place.layout.ca_cert.read_bytes())
     assert certificate_of(signing.read_bytes()).not_valid_after_utc == root.not_valid_after_utc
+
+
+@pytest.mark.parametrize(("days", "alerted"), [("3", True), ("30", True), ("31", False), ("auto", False)])
+def test_days_that_the_alerts_fire_for_at_once_are_warned_of(
+    place: Place, tmp_path: Path, days: str, alerted: bool
+) -> None:
+    given = folder_of(given_ca(), tmp_path / "ca")
+    for found in (place.run(ca_dir=given, intermediate_days=days), place.run()):
+        assert (f"--intermediate-days {days} is little: choose 60 or more" in what(found)) is alerted
+        assert ("to renew it, run install.sh with --ca-dir" in what(found)) is (days != "auto")
 
 
 # ── A CA that is given ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -309,9 +342,12 @@ def test_a_given_ca_is_used_directly_where_that_is_asked_for_now_or_before(place
     assert (layout.signing_cert.read_bytes(), layout.signing_key.read_bytes()) == (ca.certificate, ca.key)
     assert place.holds(ca.key) == ["etc/ca/signing.key"]
     before = place.files
-    place.run()
+    found = place.run()
+    assert f"no intermediate: Squid signs with the CA's own key, in {layout.signing_key}" in what(found)
     place.run(ca_dir=given)
     assert place.files == before
+    with pytest.raises(SetupFailed, match="--intermediate-days is for an intermediate, and the CA signs directly"):
+        place.run(ca_dir=given, intermediate_days="90")
     place.run(ca_dir=given, ca="intermediate")
     assert place.holds(ca.key) == []
     place.run(ca_dir=given)
@@ -341,6 +377,7 @@ def test_a_path_length_that_allows_no_intermediate_is_told(place: Place, tmp_pat
             {"intermediate_days": "0"},
             "--intermediate-days 0: expected a number of days, 1 at least, or auto",
         ),
+        (given_ca(), {"ca": "direct", "intermediate_days": "9"}, "--intermediate-days is for an intermediate"),
         (given_ca(), {"intermediate_days": "soon"}, "--intermediate-days soon: expected"),
     ],
 )
@@ -350,6 +387,13 @@ def test_what_cannot_be_done_is_refused(
     with pytest.raises(SetupFailed, match=message):
         place.run(ca_dir=folder_of(ca, tmp_path / "ca"), **options)
     assert place.files == {}
+
+
+@pytest.mark.parametrize("options", [{"ca": "root"}, {"intermediate_days": "0"}])
+def test_a_wrong_value_is_refused_with_advice_about_options(place: Place, options: dict[str, str]) -> None:
+    with pytest.raises(SetupFailed) as refused:
+        place.run(**options)
+    assert refused.value.advice == "./install.sh --help explains the options"
 
 
 def test_without_the_key_nothing_else_can_be_asked_for(place: Place, tmp_path: Path) -> None:
@@ -363,11 +407,31 @@ def test_without_the_key_nothing_else_can_be_asked_for(place: Place, tmp_path: P
 def test_another_ca_keeps_the_former_one_beside_it_readable_by_root_alone(place: Place, tmp_path: Path) -> None:
     place.run()
     root = place.files
-    place.run(ca_dir=folder_of(given_ca(), tmp_path / "one"))
+    found = place.run(ca_dir=folder_of(given_ca(), tmp_path / "one"))
+    layout = place.layout
+    assert ("WARNING", f"it replaces another CA: every client must trust the new {layout.ca_cert}") in found.said
+    assert f"the former one is kept: {layout.ca_cert}.previous {layout.ca_key}.previous" in what(found)
     former = {f"etc/ca/ca.{end}.previous": root[f"etc/ca/ca.{end}"] for end in ("crt", "key")}
     assert {name: place.files[name] for name in former} == former
     about = (place.root / "etc/ca/ca.key.previous").stat()
     assert (about.st_uid, stat.S_IMODE(about.st_mode)) == (0, 0o600)
+    assert place.holds(root["etc/ca/ca.key"]) == ["etc/ca/ca.key.previous"], "or a plain run finds another CA's key"
+    before = place.files
+    for options in ({}, {"ca_dir": tmp_path / "one"}):
+        found = place.run(**options)
+        assert (place.files, dict(found.said).get("WARNING")) == (before, None)
+
+
+def test_a_new_ca_in_an_empty_folder_replaces_one_in_place(place: Place, tmp_path: Path) -> None:
+    place.run()
+    (tmp_path / "ca").mkdir()
+    found = place.run(ca_dir=tmp_path / "ca")
+    assert "it replaces another CA" in what(found)
+    assert f"the CA's key is in {tmp_path}/ca/ca.key: keep this folder" in what(found)
+    assert not place.layout.ca_key.exists()
+    before = place.files
+    place.run()
+    assert place.files == before
 
 
 def test_the_former_key_of_squid_is_kept_for_root_alone(place: Place, tmp_path: Path) -> None:
@@ -381,7 +445,9 @@ def test_a_ca_that_was_issued_again_for_its_key_is_sent_with_the_leaves(place: P
     key = KINDS["P-256"]()
     place.run(ca_dir=folder_of(given_ca(key, days=100), tmp_path / "one"))
     longer = given_ca(key, days=200)
-    place.run(ca_dir=folder_of(longer, tmp_path / "two"))
+    found = place.run(ca_dir=folder_of(longer, tmp_path / "two"))
+    assert "WARNING" not in dict(found.said)
+    assert f"clients need the new {place.layout.ca_cert} by {NOW + timedelta(days=100):%Y-%m-%d}" in what(found)
     assert place.layout.signing_cert.read_bytes().endswith(longer.certificate)
     assert certificate_of(place.layout.signing_cert.read_bytes()).not_valid_after_utc == NOW + timedelta(days=200)
 
@@ -433,7 +499,7 @@ def test_a_gateway_of_a_former_version_goes_on_with_the_ca_that_its_vms_trust(pl
     found = place.run()
     assert place.layout.ca_cert.read_bytes() == ca.certificate
     assert place.holds(ca.key) == ["etc/ca/signing.key"]
-    assert f"signs itself, with its key in {place.layout.signing_key}" in what(found)
+    assert f"no intermediate: Squid signs with the CA's own key, in {place.layout.signing_key}" in what(found)
     before = place.files
     place.run()
     assert place.files == before
@@ -446,8 +512,39 @@ def test_it_gets_an_intermediate_where_that_is_asked_for_and_its_key_is_not_lost
     assert is_intermediate(place.layout.signing_cert.read_bytes())
     assert place.holds(ca.key) == ["etc/ca/ca.key"]
     assert place.layout.ca_key.stat().st_uid == 0
-    place.run()
+    found = place.run()
     assert is_intermediate(place.layout.signing_cert.read_bytes())
+    assert f"the CA's key is in {place.layout.ca_key}, which root alone reads" in what(found)
+
+
+@pytest.mark.parametrize("by", ["direct", "intermediate"])
+def test_a_copy_of_the_key_in_place_is_removed_where_its_folder_is_given(place: Place, tmp_path: Path, by: str) -> None:
+    place.run()
+    layout = place.layout
+    ca = CertificateAuthority(layout.ca_cert.read_bytes(), layout.ca_key.read_bytes())
+    given, signing = folder_of(ca, tmp_path / "ca"), layout.signing_cert.read_bytes()
+    found = place.run(ca_dir=given, ca=by)
+    assert f"{layout.ca_key} is removed: the CA's key is in {given}" in what(found)
+    assert place.holds(ca.key) == (["etc/ca/signing.key"] if by == "direct" else [])
+    assert (layout.signing_cert.read_bytes() == signing) is (by == "intermediate")
+    assert (given / "ca.key").read_bytes() == ca.key
+    before = place.files
+    place.run()
+    assert place.files == before
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_key_in_place_stays_where_the_folder_given_is_its_own(place: Place, tmp_path: Path, link: bool) -> None:
+    place.run()
+    given = place.layout.ca_cert.parent
+    if link:
+        given = tmp_path / "links"
+        given.mkdir()
+        for name in ("ca.crt", "ca.key"):
+            (given / name).symlink_to(place.layout.ca_cert.parent / name)
+    before = place.files
+    place.run(ca_dir=given)
+    assert place.files == before
 
 
 def test_with_its_folder_given_no_copy_of_the_key_stays(place: Place, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ _INTERMEDIATE = "squidkeeper intermediate CA "  # followed by a part of its key'
 _VALID = timedelta(days=3650)
 _CLOCK_SKEW = timedelta(days=1)  # the clock of a client may be behind
 _RENEW_BEFORE = timedelta(days=30)
+_LEAST_RSA_BITS = 2048  # OpenSSL's security level 2, which Python and Debian ask for
 _SIGNS = x509.KeyUsage(False, False, False, False, False, True, True, False, False)  # certificates and CRLs
 
 _Kind = TypeVar("_Kind", bound=x509.ExtensionType)
@@ -102,8 +103,9 @@ def check_direct(ca: CertificateAuthority) -> None:
 
 
 def strict_faults(pem: bytes) -> Iterator[str]:
-    """List what clients that check strictly, as Python does from 3.13 on, miss in a CA's certificate."""
+    """List why clients that check strictly, as Python does from 3.13 on, refuse a CA's certificate."""
     certificate = certificate_of(pem)
+    key = certificate.public_key()
     constraints = _extension(certificate, x509.BasicConstraints)
     if constraints and not constraints.critical:
         yield "basicConstraints is not critical"
@@ -111,6 +113,8 @@ def strict_faults(pem: bytes) -> Iterator[str]:
         yield "keyUsage is missing"
     if not _extension(certificate, x509.SubjectKeyIdentifier):
         yield "subjectKeyIdentifier is missing"
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < _LEAST_RSA_BITS:
+        yield f"its RSA key has {key.key_size} bits, and {_LEAST_RSA_BITS} are expected"
 
 
 def may_sign_intermediates(ca: CertificateAuthority) -> bool:
@@ -149,11 +153,17 @@ def is_issued_by(pem: bytes, ca: CertificateAuthority) -> bool:
 
 def is_due(pem: bytes, now: datetime) -> bool:
     """Tell whether an intermediate is to be renewed: its end is near, before that of what issued it."""
+    begins = renewed_from(pem)
+    return begins is not None and now > begins
+
+
+def renewed_from(pem: bytes) -> datetime | None:
+    """Tell when the renewal of an intermediate begins; None where it ends with what issued it."""
     certificate = certificate_of(pem)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     rest = x509.load_pem_x509_certificates(pem)[1:]
     renewable = not rest or ends < rest[0].not_valid_after_utc
-    return renewable and ends - now < min(_RENEW_BEFORE, (ends - begins) / 3)
+    return ends - min(_RENEW_BEFORE, (ends - begins) / 3) if renewable else None
 
 
 def _builder(

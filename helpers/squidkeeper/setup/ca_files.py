@@ -28,6 +28,7 @@ from squidkeeper.certificates.authority import (
     make_ca,
     make_intermediate,
     may_sign_intermediates,
+    renewed_from,
     strict_faults,
 )
 from squidkeeper.errors import SetupFailed
@@ -41,6 +42,8 @@ _AUTO: Final = "auto"
 _NOT_CHOSEN: Final = "-"
 _GIVE_THE_KEY: Final = "run this with --ca-dir DIR, the folder of the CA's ca.crt and ca.key"
 _NEW_CA: Final = "--ca-dir with an empty folder makes a new CA"
+_HELP: Final = "./install.sh --help explains the options"
+_ALERTED_DAYS: Final = 30  # SquidkeeperCaEndsSoon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +81,10 @@ class _Choices:
     def check(self) -> None:
         """Check the values."""
         if self.ca not in ("", _DIRECT, _INTERMEDIATE):
-            raise SetupFailed(f"--ca {self.ca}: expected {_DIRECT} or {_INTERMEDIATE}")
+            raise SetupFailed(f"--ca {self.ca}: expected {_DIRECT} or {_INTERMEDIATE}", _HELP)
         if not re.fullmatch(f"|{_AUTO}|[1-9][0-9]{{0,4}}", self.days):
-            raise SetupFailed(f"--intermediate-days {self.days}: expected a number of days, 1 at least, or {_AUTO}")
+            what = f"--intermediate-days {self.days}: expected a number of days, 1 at least, or {_AUTO}"
+            raise SetupFailed(what, _HELP)
 
     def over(self, before: _Choices) -> _Choices:
         """Complete them by those of a run before."""
@@ -154,27 +158,66 @@ class _Chooser:
 
     def _keep(self, ca: CertificateAuthority, placed: CertificateAuthority) -> CaFiles:
         """Keep the intermediate in place, as the CA's key is not here."""
+        self._check_end(ca, placed)
         check_ca(placed, self._now)
         if self._asked.ca == _DIRECT or self._days_change:
             raise SetupFailed("the CA's key is not here", _GIVE_THE_KEY)
-        self._say("CA", f"in place: {self._layout.ca_cert}")
-        self._say("", _signs(placed))
+        self._say_root(ca, "in place")
+        self._say_intermediate(placed, " with --ca-dir DIR")
         if is_due(placed.certificate, self._now):
             self._say("WARNING", f"the intermediate is to be renewed: {_GIVE_THE_KEY}")
         return self._files(ca, placed, {})
 
+    def _check_end(self, ca: CertificateAuthority, placed: CertificateAuthority) -> None:
+        """Name the intermediate where it has expired, and the CA has not."""
+        ends = certificate_of(placed.certificate).not_valid_after_utc
+        if ends > self._now:
+            return
+        if certificate_of(ca.certificate).not_valid_after_utc <= self._now:
+            raise SetupFailed("the CA in place has expired", _NEW_CA)
+        raise SetupFailed(f"the intermediate has expired, at {ends:%Y-%m-%d %H:%M} UTC", _GIVE_THE_KEY)
+
     def _sign_by(self, root: _Root) -> CaFiles:
         check_ca(root.ca, self._now)
-        self._say("CA", f"{root.origin}: {self._layout.ca_cert}")
-        for fault in strict_faults(root.ca.certificate):
-            self._say("WARNING", f"clients that check strictly, such as Python 3.13, refuse this CA: {fault}")
+        self._say_root(root.ca, root.origin)
         if not self._is_by_intermediate(root.ca):
+            self._check_no_days()
             check_direct(root.ca)
-            self._say("", f"signs itself, with its key in {self._layout.signing_key}")
+            self._say("", f"no intermediate: Squid signs with the CA's own key, in {self._layout.signing_key}")
             return self._files(root.ca, root.ca, self._files_of(root) if root.made and self._given else {})
         signing = self._intermediate(root.ca)
-        self._say("", _signs(signing))
+        in_place = root.folder == self._layout.ca_cert.parent
+        self._say_intermediate(signing, "" if in_place else f" with --ca-dir {root.folder}")
         return self._files(root.ca, signing, self._files_of(root))
+
+    def _say_root(self, root: CertificateAuthority, origin: str) -> None:
+        """Say which CA it is, whether clients have to trust it anew, and which clients refuse it."""
+        self._say("CA", f"{origin}: {self._layout.ca_cert}")
+        for label, text in _replaces(dict(self._previous(root.certificate)), root, self._layout.ca_cert):
+            self._say(label, text)
+        faults = list(strict_faults(root.certificate))
+        for fault in faults:
+            self._say("WARNING", f"clients that check strictly, such as Python 3.13, refuse this CA: {fault}")
+        if faults:
+            self._say("", f"to fix: {_NEW_CA} that they accept; then every VM must trust the new ca.crt")
+
+    def _say_intermediate(self, signing: CertificateAuthority, how: str) -> None:
+        """Say until when an intermediate signs, what renews it, and that alerts fire where its days are few."""
+        begins, ends = renewed_from(signing.certificate), certificate_of(signing.certificate).not_valid_after_utc
+        self._say("", f"an intermediate signs, until {ends:%Y-%m-%d}")
+        if begins:
+            self._say("", f"to renew it, run install.sh{how} after {begins:%Y-%m-%d %H:%M} UTC: nothing else does")
+        days = self._choices.lifetime
+        if days and days <= _ALERTED_DAYS:
+            self._say(
+                "WARNING", f"--intermediate-days {days} is little: choose 60 or more. The alerts fire ahead of the"
+            )
+            self._say("", f"end: SquidkeeperCaEndsSoon {_ALERTED_DAYS} days, SquidkeeperCaEndsNow (critical) 7 days")
+
+    def _check_no_days(self) -> None:
+        if self._asked.days:
+            advice = f"leave it out, or use the CA by an intermediate (--ca {_INTERMEDIATE})"
+            raise SetupFailed("--intermediate-days is for an intermediate, and the CA signs directly", advice)
 
     def _is_by_intermediate(self, ca: CertificateAuthority) -> bool:
         if self._choices.ca == _DIRECT:
@@ -215,22 +258,34 @@ class _Chooser:
         """List the files of a root whose key stays on this machine: for renewals, readable by root alone."""
         certificate, key = File(root.ca.certificate), File(root.ca.key, 0o600)
         if root.folder == self._layout.ca_cert.parent:
-            self._say("", f"renewed with the CA's key, {self._layout.ca_key}, which you may keep on another machine")
+            self._say("", f"the CA's key is in {self._layout.ca_key}, which root alone reads")
+            self._say("", "to keep it elsewhere: copy it and ca.crt into DIR, and run this with --ca-dir DIR, which")
+            self._say("", "removes it here")
             return {self._layout.ca_key: key}
-        return {root.folder / "ca.crt": certificate, root.folder / "ca.key": key} if root.made else {}
+        if not root.made:
+            return {}
+        self._say("", f"the CA's key is in {root.folder}/ca.key: keep this folder, on another machine if you like")
+        return {root.folder / "ca.crt": certificate, root.folder / "ca.key": key}
 
     def _files(self, root: CertificateAuthority, signing: CertificateAuthority, roots: Mapping[Path, Entry]) -> CaFiles:
-        layout, chosen = self._layout, str(self._choices)
+        layout, chosen, previous = self._layout, str(self._choices), dict(self._previous(root.certificate))
+        gone = tuple(path for path in self._gone(root, signing, previous) if path not in roots)
+        if (
+            layout.ca_key in gone
+            and _is_for_root(layout.ca_key)
+            and is_key_of(layout.ca_key.read_bytes(), root.certificate)
+        ):
+            self._say("", f"{layout.ca_key} is removed: the CA's key is in {self._given}")
         noted = layout.ca_choices.exists() or chosen != str(_Choices())
         return CaFiles(
             signing=signing,
-            first={**dict(self._previous(root.certificate)), **roots, layout.ca_cert: File(root.certificate)},
+            first={**previous, **roots, layout.ca_cert: File(root.certificate)},
             read_by_squid={
                 layout.signing_cert: File(signing.certificate, 0o644, self._owner),
                 layout.signing_key: File(signing.key, 0o600, self._owner),
             },
             last={layout.ca_choices: File(f"{chosen}\n".encode())} if noted else {},
-            gone=tuple(path for path in self._gone(root, signing) if path not in roots),
+            gone=gone,
             said=tuple(self._said),
         )
 
@@ -243,13 +298,24 @@ class _Chooser:
                 if isinstance(its_key, File):
                     yield _beside(key), File(its_key.content, 0o600)
 
-    def _gone(self, root: CertificateAuthority, signing: CertificateAuthority) -> Iterator[Path]:
-        """List what former versions had in the root's place, and copies of its key beside an intermediate's."""
-        if os.path.lexists(self._layout.ca_key) and not _is_for_root(self._layout.ca_key):
-            yield self._layout.ca_key
+    def _gone(
+        self, root: CertificateAuthority, signing: CertificateAuthority, previous: Mapping[Path, Entry]
+    ) -> Iterator[Path]:
+        """List what former versions had in the root's place, and copies of its key that are not needed."""
+        key = self._layout.ca_key
+        if os.path.lexists(key) and (not _is_for_root(key) or self._is_kept_elsewhere(key, root, previous)):
+            yield key
         for path in (_beside(key) for _, key in _pairs(self._layout) if signing.key != root.key):
             if path.is_file() and is_key_of(path.read_bytes(), root.certificate):
                 yield path
+
+    def _is_kept_elsewhere(self, key: Path, root: CertificateAuthority, previous: Mapping[Path, Entry]) -> bool:
+        """Tell whether a key in the root's place is in the folder given, or beside it: it is that of another CA."""
+        given = self._given / "ca.key" if self._given else key
+        if given.exists() and given.samefile(key):
+            return False
+        content, kept = key.read_bytes(), previous.get(_beside(key)) or read_entry(_beside(key))
+        return is_key_of(content, root.certificate) or (isinstance(kept, File) and kept.content == content)
 
 
 def _pairs(layout: Layout) -> tuple[tuple[Path, Path], ...]:
@@ -270,5 +336,17 @@ def _read_ca(certificate: Path, key: Path) -> CertificateAuthority:
     return CertificateAuthority(certificate.read_bytes(), key.read_bytes())
 
 
-def _signs(signing: CertificateAuthority) -> str:
-    return f"an intermediate signs, until {certificate_of(signing.certificate).not_valid_after_utc:%Y-%m-%d}"
+def _replaces(
+    previous: Mapping[Path, Entry], root: CertificateAuthority, certificate: Path
+) -> Iterator[tuple[str, str]]:
+    """Say what a CA that replaces another means for clients, and where the former one is."""
+    pems = [entry.content for path, entry in previous.items() if ".crt" in path.name and isinstance(entry, File)]
+    formers, key = [certificate_of(pem) for pem in pems], certificate_of(root.certificate).public_key()
+    if not formers:
+        return
+    if all(former.public_key() == key for former in formers):
+        ends = min(former.not_valid_after_utc for former in formers)
+        yield "", f"it was issued again for the same key: clients need the new {certificate} by {ends:%Y-%m-%d}"
+    else:
+        yield "WARNING", f"it replaces another CA: every client must trust the new {certificate}"
+    yield "", f"the former one is kept: {' '.join(map(str, previous))}"
