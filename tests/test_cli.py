@@ -595,3 +595,27 @@ def test_help_of_each_command_says_what_it_is_for(command: str) -> None:
     status, out = run(*command.split(), "--help")
     assert status == 0
     assert "Usage: squidkeeper" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--certificates mine", "--certificates mine: expected squidkeeper or squid"),
+        ("--tls-name a/b", "--tls-name a/b: "),
+        ("--upstream ftp://parent.example", "--upstream ftp://parent.example: "),
+        ("--tls --no-tls", "--tls and --no-tls exclude each other"),
+        ("--dry-run --uninstall", "--dry-run is for an installation, not for --uninstall"),
+    ],
+)
+def test_a_wrong_value_for_the_installer_is_told_by_its_name_and_leaves_nothing(
+    tmp_path: Path, arguments: str, message: str
+) -> None:
+    work, made = tmp_path / "work", tmp_path / "made"
+    for folder in (work, made, made / "venv"):
+        folder.mkdir()
+    places = ("--source", tmp_path, "--venv", made / "venv", "--work", work, "--made", made, "--made", made / "venv")
+    status, told = run("setup", *places, *arguments.split())
+    assert (status, list(tmp_path.iterdir())) == (2, [])
+    assert told.startswith(f"install.sh: {message}")
+    assert told.endswith("\n            ./install.sh --help explains the options.\n")
+    assert "Usage:" not in told

@@ -173,15 +173,16 @@ WRONG = {
     ),
     "ca-expiring": (
         replace(WELL, certificate=replace(CA, not_after=NOW + timedelta(days=29))),
-        "The CA expires soon: 29 days left for CN=ca.",
+        "The CA, or its intermediate, expires soon: 29 days left for CN=ca.",
     ),
     "ca-expires-now": (
         replace(WELL, certificate=replace(CA, not_after=NOW + timedelta(days=6))),
-        "The CA expires within days: 6 days left for CN=ca.",
+        "The CA, or its intermediate, expires within days: 6 days left for CN=ca.",
     ),
     "ca-expired": (
-        replace(WELL, certificate=replace(CA, not_after=NOW)),
-        "The CA has expired, and no https passes: CN=ca, 2026-11-24 12:00:00.",
+        replace(WELL, certificate=replace(CA, subject="CN=squidkeeper intermediate CA 0a1b2c3d", not_after=NOW)),
+        "The CA, or its intermediate, has expired, and no https passes: CN=squidkeeper intermediate CA 0a1b2c3d,"
+        " 2026-11-24 12:00:00.",
     ),
     "tls-certificate-expiring": (
         replace(WELL, tls_certificate=replace(CA, not_after=NOW + timedelta(days=6))),

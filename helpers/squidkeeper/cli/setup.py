@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 _FOLDER = click.Path(path_type=Path)
 
 
-def _server_names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+def _server_names(value: str) -> tuple[str, ...]:
     """Parse names and addresses, separated by commas."""
     from squidkeeper.errors import InvalidUrl
     from squidkeeper.maintenance.tls import parse_server_names
@@ -18,12 +19,10 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str) -> tup
     try:
         return parse_server_names(value) if value else ()
     except InvalidUrl as error:
-        raise click.BadParameter(
-            f"{error}: name hosts and addresses, such as gateway.example,192.168.137.1", ctx, param
-        ) from error
+        raise click.BadParameter(f"{error}: name hosts and addresses, such as gateway.example,192.168.137.1") from error
 
 
-def _upstream(ctx: click.Context, param: click.Parameter, value: str) -> str:
+def _upstream(value: str) -> str:
     """Check the URL of a parent proxy, or `none`."""
     from squidkeeper.errors import PatternError
     from squidkeeper.policy.upstreams import parse_upstream_url
@@ -33,8 +32,24 @@ def _upstream(ctx: click.Context, param: click.Parameter, value: str) -> str:
         if value not in ("", NO_UPSTREAM):
             parse_upstream_url(value)
     except PatternError as error:
-        raise click.BadParameter(f"{error} (or none: no parent)", ctx, param) from error
+        raise click.BadParameter(f"{error} (or none: no parent)") from error
     return value
+
+
+def _generator(value: str) -> str:
+    """Check whose program makes certificates."""
+    from squidkeeper.setup.options import GENERATORS
+
+    if value not in ("", *GENERATORS):
+        raise click.BadParameter(f"expected {' or '.join(GENERATORS)}")
+    return value
+
+
+_PARSERS: Final[dict[str, Callable[[str], Any]]] = {
+    "certificates": _generator,
+    "tls_name": _server_names,
+    "upstream": _upstream,
+}
 
 
 @click.command()
@@ -49,14 +64,14 @@ def _upstream(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option("--ca-dir", type=_FOLDER, help="The folder of the CA; an empty one gets a new CA.")
 @click.option("--ca", default="", help="direct or intermediate: what signs the leaves.")
 @click.option("--intermediate-days", default="", help="How long an intermediate is valid.")
-@click.option("--certificates", type=click.Choice(["squidkeeper", "squid"]), help="Whose program makes leaves.")
+@click.option("--certificates", default="", help="Whose program makes leaves.")
 @click.option("--exporter-listen", default="", help="Where metrics and status page are served.")
 @click.option("--no-exporter", is_flag=True, help="No exporter.")
 @click.option("--log-bytes", default="", help="The limit of the access log with its rotations.")
 @click.option("--tls", is_flag=True, help="HAProxy in front of Squid, for TLS to the proxy.")
 @click.option("--no-tls", is_flag=True, help="No HAProxy.")
-@click.option("--tls-name", default="", callback=_server_names, help="Names and addresses in its certificate.")
-@click.option("--upstream", default="", callback=_upstream, help="The parent proxy where the policy names none.")
+@click.option("--tls-name", default="", help="Names and addresses in its certificate.")
+@click.option("--upstream", default="", help="The parent proxy where the policy names none.")
 @click.option("--no-start", is_flag=True, help="Neither start nor restart anything.")
 @click.option("--dry-run", is_flag=True, help="Print the steps, and change nothing.")
 @click.option("--uninstall", is_flag=True, help="Remove the gateway.")
@@ -65,11 +80,29 @@ def setup(**given: Any) -> None:
 
     This is the last part of install.sh, which explains the options and checks their values.
     """
+    from squidkeeper.setup.options import SetupOptions
+    from squidkeeper.setup.run import remove_prepared, run_setup
+
+    try:
+        options = SetupOptions(**given | _parsed(given))
+    except click.UsageError as error:
+        remove_prepared(given["work"], given["made"])
+        click.echo(f"install.sh: {error.message}\n            ./install.sh --help explains the options.", err=True)
+        raise SystemExit(2) from error
+    raise SystemExit(run_setup(options))
+
+
+def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse what install.sh passes on unchecked; `click.UsageError` names the option."""
     if given["dry_run"] and given["uninstall"]:
         raise click.UsageError("--dry-run is for an installation, not for --uninstall")
     if given["tls"] and given["no_tls"]:
         raise click.UsageError("--tls and --no-tls exclude each other")
-    from squidkeeper.setup.options import SetupOptions
-    from squidkeeper.setup.run import run_setup
+    return {name: _parse(name, given[name]) for name in _PARSERS}
 
-    raise SystemExit(run_setup(SetupOptions(**given)))
+
+def _parse(name: str, value: str) -> Any:
+    try:
+        return _PARSERS[name](value)
+    except click.BadParameter as error:
+        raise click.UsageError(f"--{name.replace('_', '-')} {value}: {error.message}") from error

@@ -191,7 +191,7 @@ class _Chooser:
         return self._files(root.ca, signing, self._files_of(root))
 
     def _say_root(self, root: CertificateAuthority, origin: str) -> None:
-        """Say which CA it is, whether clients have to trust it anew, and which clients refuse it."""
+        """Say which CA it is, whether clients must trust it first, and which clients refuse it."""
         self._say("CA", f"{origin}: {self._layout.ca_cert}")
         for label, text in _replaces(dict(self._previous(root.certificate)), root, self._layout.ca_cert):
             self._say(label, text)

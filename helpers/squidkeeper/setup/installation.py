@@ -122,6 +122,7 @@ class Installation:
         self._files.update(self._ca.read_by_squid)
         for label, text in self._ca.said:
             say(label, text)
+        self._say_whose_certificates()
 
     def _prepare_store(self) -> bool:
         """Prepare the store of Squid's own certificate program, where that is used and another CA's is in place."""
@@ -177,6 +178,11 @@ class Installation:
             raise SetupFailed(what, details=self._as_given(told))
         for line in self._as_given(told).splitlines():
             say("", line)
+
+    @property
+    def _has_example(self) -> bool:
+        """Tell whether the policy in place is the example, unedited."""
+        return _contents(self._layout.policy) == _contents(self._options.source / "policy")
 
     @property
     def _policy_source(self) -> Path:
@@ -500,6 +506,11 @@ class Installation:
         paths = (*layout.read_by_squid, *layout.errors.glob("*"))
         return any(path.lstat().st_ctime > told for path in paths if path.exists())
 
+    def _say_whose_certificates(self) -> None:
+        """Say which program makes the certificates of hosts."""
+        whose = f"Squid's own program, which stores them in {self._layout.ssl_db}"
+        say("certificates", f"made by {whose if self._keeps_store else 'squidkeeper'}")
+
     def _explain_how_to_try(self) -> None:
         layout, ours = self._layout, self._configuration
         sudo = "sudo " if "SUDO_USER" in os.environ else ""
@@ -509,14 +520,16 @@ class Installation:
         log = f"{layout.program} log --policy {layout.policy} --state {layout.state} {layout.access_log}"
         if layout.command in self._files and shutil.which("squidkeeper") == str(layout.command):
             explain, log = "squidkeeper explain", "squidkeeper log"
+        example = " (200 and 403 with the example policy)"
+        expected = example if self._has_example else ", with hosts that the policy allows and denies in place of these"
         show(
-            "\nTry it (200 and 403 with the example policy):\n"
+            f"\nTry it{expected}:\n"
             f"  {curl} https://example.com/\n"
             f"  {curl} https://en.wikipedia.org/\n"
             "Which rule decided, and why:\n"
             f"  {sudo}{log}\n"
             f"  {sudo}{explain} GET https://en.wikipedia.org/\n"
-            f"Edit {layout.policy}: the helpers read it within a second. Lines of your own for Squid: {layout.local}"
+            f"Edit {layout.policy}: an edit is in force within 3 seconds. Lines of your own for Squid: {layout.local}"
         )
         if ours.exporter != NO_EXPORTER:
             status = f"http://{reachable(ours.exporter)}/"

@@ -28,7 +28,7 @@ class SetupOptions:
     ca_dir: Path | None = None
     ca: str = ""  # direct or intermediate
     intermediate_days: str = ""  # a number, or auto: as long as the CA
-    certificates: str | None = None
+    certificates: str = ""  # one of GENERATORS
     exporter_listen: str = ""
     no_exporter: bool = False
     log_bytes: str = ""

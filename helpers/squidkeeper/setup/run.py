@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
 
 from squidkeeper.errors import SetupFailed
@@ -41,6 +42,12 @@ def run_setup(options: SetupOptions) -> int:
         remove(options.work)
 
 
+def remove_prepared(work: Path, made: Iterable[Path]) -> None:
+    """Remove what install.sh has prepared and made in this run."""
+    for path in (work, *reversed([*made])):
+        remove(path)
+
+
 def _run(options: SetupOptions, layout: Layout, stage: SetupStage) -> int:
     def remove_gateway(_: list[Undo]) -> Finish:
         uninstall(layout)
@@ -74,22 +81,17 @@ def _attempt(run: Callable[[list[Undo]], Finish], options: SetupOptions, stage: 
         raise  # a fault of ours, which Python shows
     finish()
     if options.uninstall or options.dry_run:
-        _remove_made(options)
+        remove_prepared(options.work, options.made)
     return 0
 
 
 def _roll_back(undo: list[Undo], options: SetupOptions) -> None:
     problems = [problem for roll_back in undo for problem in roll_back()]
-    _remove_made(options)
+    remove_prepared(options.work, options.made)
     if problems:
         complain("\n".join(["  What was in place before is as it was, but:", *(f"  {one}" for one in problems)]))
     elif not options.uninstall:
         complain("  What was in place before is as it was.")
-
-
-def _remove_made(options: SetupOptions) -> None:
-    for path in reversed(options.made):
-        remove(path)
 
 
 def _failure(error: BaseException, stage: SetupStage) -> str:
