@@ -74,6 +74,15 @@ def test_a_page_says_to_retry_only_where_that_can_help(page: ErrorPage) -> None:
 
 
 @pages
+def test_a_page_names_the_command_that_shows_why(page: ErrorPage) -> None:
+    [command] = re.findall("^For the operator: (.*)$", dict(files())[page.template()], re.MULTILINE)
+    explained = page.name in ("denied", "invalid")
+    assert command.startswith(
+        "sudo squidkeeper explain --client " if explained else "sudo squidkeeper log --request-id "
+    )
+
+
+@pages
 def test_a_page_of_a_failure_tells_that_it_is_not_the_policys(page: ErrorPage) -> None:
     if page in FAILURES:
         assert page.status != 403

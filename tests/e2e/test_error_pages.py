@@ -102,7 +102,14 @@ DENIALS = [
     ("http://closed.example/a?b=c&lt=d", 403, "http_request_denied", "closed", "It is closed.", False),
     ("https://closed.example/a?b=c&lt=d", 403, "http_request_denied", "closed", "It is closed.", False),
     ("https://paths.example/closed", 403, "http_request_denied", "default", "Ask for a host.", False),
-    ("https://keyed.example/x", 403, "http_request_denied", "credential-unavailable", "The credential for", False),
+    (
+        "https://keyed.example/x",
+        403,
+        "proxy_configuration_error",
+        "credential-unavailable",
+        "The credential for",
+        False,
+    ),
     ("https://paths.example/open/%2e%2e/x", 403, "http_request_denied", "ambiguous-path", "", False),
     ("https://private.open.example/", 403, "destination_ip_prohibited", "private-address", "The host has a p", False),
     ("http://private.open.example/", 403, "destination_ip_prohibited", "private-address", "The host has a pri", False),
@@ -191,8 +198,11 @@ def test_the_command_on_a_page_explains_the_request_whatever_its_method_holds(ga
         page = raw.get("http://closed.example/a?b=c&d='e", "closed.example", method="A'`id`|$B")
     assert page is not None
     command = page.line("For the operator")
-    assert command == "squidkeeper explain --client 127.0.0.1 'A%27%60id%60%7C$B' 'http://closed.example/a?b=c&d=%27e'"
-    words = command.replace("squidkeeper", f"{gateway.root}/bin/squidkeeper")
+    assert (
+        command
+        == "sudo squidkeeper explain --client 127.0.0.1 'A%27%60id%60%7C$B' 'http://closed.example/a?b=c&d=%27e'"
+    )
+    words = command.replace("sudo squidkeeper", f"{gateway.root}/bin/squidkeeper")
     said = run("sh", "-c", f"{words} --policy {gateway.policy_folder}", check=False)
     assert said.startswith("DENY")
     assert "closed" in said
@@ -262,11 +272,13 @@ def failing(new_gateway: NewGateway, folder: Path) -> Gateway:
     return gateway.start()
 
 
-FAILING_POLICY = """
+OPEN = 'an "open" rule \\'
+FAILING_POLICY = f"""
 version: 1
+defaults: {{contact: "{CONTACT}"}}
 rules:
-  - {name: open, action: allow, hosts: [.open.example], ports: [80, 443, 8443, 8080, 8085, 8086]}
-  - {name: inside, action: allow, hosts: [.inside.example], private: true}
+  - {{name: '{OPEN}', action: allow, hosts: [.open.example], ports: [80, 443, 8443, 8080, 8085, 8086]}}
+  - {{name: inside, action: allow, hosts: [.inside.example], private: true}}
 """
 FAILURES = [
     # host and path, ports, status, error of RFC 9209, Squid's error, whether to retry
@@ -321,7 +333,8 @@ def test_a_failure_comes_in_the_form_that_the_client_accepts(
     }
     for form in (Form.JSON,) if url.split(".")[0].endswith(WAITING) else Form:
         found = check_page(failing, url, form, status, proxy_error)
-        assert (found["url"], found["retryable"]) == (url, retryable)
+        assert (found["url"], found["retryable"], found["contact"]) == (url, retryable, CONTACT)
+        assert found["rule"] == {Form.JSON: OPEN if ".open." in url else "inside"}.get(form), found
         told = f"{found['error']} {found.get('error_detail', '')}".split(" ")[0]
         assert told == error, found
     gate.open()

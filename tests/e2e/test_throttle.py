@@ -98,7 +98,7 @@ DENIALS = {
     "no address": (plain("http://nowhere.rebind.example/"), 503, "any", "NO_ADDRESS"),
     "tunnel": (in_tunnel("/", "closed.example"), 403, "closed", "DENIED"),
     "in a tunnel": (in_tunnel("/x", "paths.example"), 403, "default", "DENIED"),
-    "credential": (in_tunnel("/", "api.example"), 403, "credential-unavailable", "DENIED"),
+    "credential": (in_tunnel("/", "api.example"), 403, "credential-unavailable", "NO_CREDENTIAL"),
 }
 
 

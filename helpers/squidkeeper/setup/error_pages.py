@@ -49,7 +49,8 @@ class ErrorPage:
 
     `proxy_error` is the type of RFC 9209. `rule` and `reason` are None where annotations have them. `squid_errors`
     are Squid's own errors that it stands for; where these do not find them, `chosen_by` is the ACL that finds Squid's
-    answers of this kind when they are about to be sent.
+    answers of this kind when they are about to be sent. `is_explained`: `explain` shows why; the access log does so for
+    other pages.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ErrorPage:
     retryable: bool = False
     chosen_by: str = ""
     squid_errors: tuple[str, ...] = ()
+    is_explained: bool = False
 
     @property
     def is_denial(self) -> bool:
@@ -96,6 +98,18 @@ DENIALS: Final = (
         Cause.POLICY,
         "http_request_denied",
         chosen_by="sk_in_denied_tunnel",
+        is_explained=True,
+    ),
+    ErrorPage(
+        "no_credential",
+        403,
+        "The credential is unavailable",
+        "DENIED, because this gateway cannot read the credential for the request. Nothing was sent to the origin.",
+        f"{_NO_RETRY} until the operator of this gateway fixes the secret. Show this page to the contact.",
+        Cause.GATEWAY,
+        "proxy_configuration_error",
+        "credential-unavailable",
+        chosen_by="sk_lacks_credential",
     ),
     ErrorPage(
         "invalid",
@@ -109,6 +123,7 @@ DENIALS: Final = (
         "The gateway refuses TRACE, schemes other than http and https, a user name or password in the URL, CONNECT"
         " inside a tunnel, and requests for the pages of the gateway itself.",
         chosen_by="sk_in_invalid_tunnel",
+        is_explained=True,
     ),
     ErrorPage(
         "private",
@@ -224,7 +239,7 @@ FAILURES: Final = (
         Cause.ORIGIN,
         "tls_certificate_error",
         reason="The certificate of the origin has expired, is for another name or of an unknown CA, or the origin"
-        " speaks no TLS that the gateway accepts.",
+        " speaks no TLS that the gateway accepts. The field tls_error in the access log tells which.",
         squid_errors=("ERR_SECURE_CONNECT_FAIL",),
     ),
     ErrorPage(
@@ -410,14 +425,16 @@ def _lines(page: ErrorPage, variant: str) -> Iterator[tuple[str, str]]:
     yield "Time", _TIME
 
 
-def _explain() -> str:
-    """Write the command that explains the request. Squid escapes quotes in both, so that a shell takes them as text."""
-    return f"squidkeeper explain --client {_CLIENT} '{_code('%#>rm')}' '{_URL}'"
+def _command(page: ErrorPage) -> str:
+    """Write the command that shows why. Squid escapes quotes in method and URL, so that a shell takes them as text."""
+    if page.is_explained:
+        return f"sudo squidkeeper explain --client {_CLIENT} '{_code('%#>rm')}' '{_URL}'"
+    return f"sudo squidkeeper log --request-id {_ID} --json"
 
 
 def _text(page: ErrorPage) -> str:
     stated = "".join(f"{label}: {value}\n" for label, value in _lines(page, ""))
-    return f"{page.outcome}\n\nRequest: {_METHOD} {_URL}\n{stated}\n{page.advice}\nFor the operator: {_explain()}\n"
+    return f"{page.outcome}\n\nRequest: {_METHOD} {_URL}\n{stated}\n{page.advice}\nFor the operator: {_command(page)}\n"
 
 
 def _html(page: ErrorPage) -> str:
@@ -428,7 +445,7 @@ def _html(page: ErrorPage) -> str:
         f'<head><meta charset="utf-8"><title>{escape(page.title)}</title>'
         "<style>pre, xmp { white-space: pre-wrap; overflow-wrap: anywhere } xmp { display: inline }</style></head>\n"
         f"<body><pre>\n{page.outcome}\n\nRequest: <xmp>{_METHOD} {_URL}</xmp>\n{stated}\n{page.advice}\n"
-        f"For the operator: <xmp>{_explain()}</xmp>\n</pre></body>\n</html>\n"
+        f"For the operator: <xmp>{_command(page)}</xmp>\n</pre></body>\n</html>\n"
     )
 
 
