@@ -376,7 +376,9 @@ def test_the_probe_reads_what_programs_print(form: ProbeForm, tmp_path: Path, to
             tried = re.findall(rf"^{name} +(\w+) +https://ok\.example/", shown, re.MULTILINE)
             assert (program, output, tried) == (program, output, [result] if result else [])
             assert part in "\n".join(
-                line for line in shown.splitlines() if line.startswith((f"{name} ", f"  - {name}:"))
+                line
+                for line in shown.splitlines()
+                if line.startswith((f"{name} ", f"  - {name}:", f"  - check that {PROXY}", "  - on the gateway: "))
             )
             (tools / program).unlink()
 
@@ -404,6 +406,17 @@ def test_the_probe_does_not_ask_for_variables_that_are_set(form: ProbeForm, tmp_
     _, shown = run_probe(form, tmp_path, tools, **{**wanted, "NODE_USE_ENV_PROXY": "", "JAVA_TOOL_OPTIONS": ""})
     assert "  - node: export http_proxy=" in shown
     assert "  - java: export JAVA_TOOL_OPTIONS=" in shown
+
+
+@pytest.mark.parametrize("form", ProbeForm)
+def test_the_probe_says_once_that_the_gateway_does_not_answer(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
+    for program in ("curl", "git", "npm"):
+        fake_program(tools, program, 1, "connect ECONNREFUSED: Connection refused")
+    _, shown = run_probe(form, tmp_path, tools)
+    assert len(re.findall(r"nothing answers at the address", shown)) == 6
+    assert re.findall(r"^  - (.*Squid runs.*)", shown, re.MULTILINE) == [
+        f"check that {PROXY} is the gateway's address and that Squid runs"
+    ]
 
 
 def test_both_forms_of_the_probe_print_the_same(tmp_path: Path, tools: Path) -> None:

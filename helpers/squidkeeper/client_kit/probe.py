@@ -90,7 +90,7 @@ def _python(probe: ClientProbe) -> str:
         "rule": RULE,
         "reason": REASON,
         "reached": REACHED,
-        "symptoms": [(one.pattern, one.meaning, probe.fix(one)) for one in SYMPTOMS],
+        "symptoms": [(one.pattern, one.meaning, probe.fix(one), one.of_gateway) for one in SYMPTOMS],
         "programs": [
             {
                 "name": one.name,
@@ -124,7 +124,8 @@ def _sh(probe: ClientProbe) -> str:
             f'    variable {name} {quote(value)} "${name}"' for name, value in probe.variables.items()
         ),
         "SYMPTOMS": "\n".join(
-            f"    symptom {quote(one.pattern)} {quote(one.meaning)} {_sh_fix(probe.fix(one))} && return"
+            f"    symptom {quote(one.pattern)} {quote(one.meaning)} {_sh_fix(probe.fix(one))} "
+            f"{_yes_or_no(one.of_gateway)} && return"
             for one in SYMPTOMS
         ),
         "PROGRAMS": "\n".join(

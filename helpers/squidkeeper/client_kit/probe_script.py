@@ -242,9 +242,10 @@ def line_of_page(pattern: str, output: str) -> str:
 
 def read_symptoms(program: Dict[str, Any], output: str) -> Optional[Outcome]:  # noqa: UP006, UP045
     """Find what is known to go wrong."""
-    for pattern, meaning, fix in KIT["symptoms"]:
+    for pattern, meaning, fix, of_gateway in KIT["symptoms"]:
         if re.search(pattern, output, re.IGNORECASE):
-            return Outcome("broken", meaning, f"{program['name']}: {fill(fix, program)}") if fix else Outcome("absent")
+            whose = "" if of_gateway else f"{program['name']}: "
+            return Outcome("broken", meaning, whose + fill(fix, program)) if fix else Outcome("absent")
     return None
 
 

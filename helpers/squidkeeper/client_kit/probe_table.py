@@ -40,6 +40,7 @@ class Symptom:
     pattern: str
     meaning: str
     fix: str  # {proxy}: the proxy's URL; {export_proxy}: a line that sets it; {set_proxy}, {set_roots}: of the program
+    of_gateway: bool = False  # the fix is the same for every program, so it is printed once
 
 
 _BODY = 'head -c 4000 "$TMP/body" 2>/dev/null'
@@ -186,11 +187,13 @@ SYMPTOMS = (
         "Missing Authority Key Identifier",
         "strict verification refuses the certificate of the page",
         "on the gateway: sudo ./install.sh --certificates squidkeeper",
+        of_gateway=True,
     ),
     Symptom(
         "does not include key usage|Missing Subject Key Identifier|Basic Constraints of CA cert not marked critical",
         "strict verification refuses the gateway's CA",
         "on the gateway: mkdir ca && sudo ./install.sh --ca-dir ca makes a new CA; then every VM has to trust that one",
+        of_gateway=True,
     ),
     Symptom(
         "wrong version number|record layer failure|packet length|not a TLS"
@@ -217,11 +220,13 @@ SYMPTOMS = (
     Symptom(
         "refused|ConnectException|could(n't| not) connect to server",
         "nothing answers at the address that it connects to",
-        "check that {proxy} is the gateway's address and that Squid runs; else {set_proxy}",
+        "check that {proxy} is the gateway's address and that Squid runs",
+        of_gateway=True,
     ),
     Symptom(
         "timed? ?out|ETIMEDOUT|deadline exceeded|TimeoutError",
         "no answer in time",
-        "check that {proxy} is the gateway's address and can be reached from here; else {set_proxy}",
+        "check that {proxy} is the gateway's address and can be reached from here",
+        of_gateway=True,
     ),
 )

@@ -112,12 +112,13 @@ check_name() {
 
 say() { printf '%-9s %-8s %s%s\n' "$program" "$1" "$url" "${2:+  ($2)}"; }
 
-# symptom PATTERN MEANING FIX: succeeds where the program has printed it
+# symptom PATTERN MEANING FIX OF_GATEWAY: succeeds where the program has printed it
 symptom() {
     grep -Eqi -e "$1" "$WORK/output" || return 1
     [ -z "$3" ] && return 0
     say broken "$2"
-    fix "$program: $3"
+    [ "$4" = yes ] && whose='' || whose="$program: "
+    fix "$whose$3"
 }
 
 read_symptoms() {
