@@ -134,6 +134,16 @@ def test_a_message_is_cut_so_that_all_replies_in_flight_stay_within_the_bound(te
     assert len(line) * concurrency <= IN_FLIGHT_LIMIT
 
 
+@pytest.mark.parametrize(
+    ("reason", "shown"), [("a" * 1000, 600), ('"' * 1000, 60), ("\n" * 1000, 60), ("&" * 1000, 60)]
+)
+def test_a_page_has_the_documented_room_for_a_reason(reason: str, shown: int) -> None:
+    head = (("rule_", "r" * 60), ("revision_", "0123456789ab"), ("user_", "u" * 40), ("contact_", "c" * 60))
+    line = format_reply(Reply(Result.ERR, head, reason), b"123456789", reply_limit(32))
+    [text] = [pair for pair in shlex.split(line.decode()) if pair.startswith("reason_=")]
+    assert len(text.removeprefix("reason_=").replace("\\n", "\n").removesuffix("…")) >= shown
+
+
 def test_annotations_are_never_cut() -> None:
     with pytest.raises(ReplyTooLong, match="over the bound of 1993"):
         format_reply(Reply(Result.OK, (("authorization_", "x" * 2000),)), b"1", reply_limit(16))

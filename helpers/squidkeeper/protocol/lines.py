@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -135,11 +136,9 @@ def _message(reply: Reply, room: int) -> bytes:
         return b""
     if len(reply.message_pair) <= room:
         return reply.message_pair
-    for length in (room // 2, room // 4, room // 8, room // 32):  # a character and its escapes take at most 13 bytes
-        pairs = _message_pairs(reply, f"{message[:length]}…")
-        if length < len(message) and len(pairs) <= room:
-            return pairs
-    return b""
+    lengths = range(1, len(message))
+    fitting = bisect(lengths, room, key=lambda length: len(_message_pairs(reply, f"{message[:length]}…")))
+    return _message_pairs(reply, f"{message[:fitting]}…") if fitting else b""
 
 
 def _message_pairs(reply: Reply, message: str) -> bytes:
