@@ -1,8 +1,9 @@
 """A leaf: the certificate of one host, signed by a CA (floor 1). Pure but for the random serial number.
 
 A leaf for a host that was not asked holds that host. One that mimics the certificate of an origin holds the origin's
-names and is as valid as that is, and no more: what makes a client refuse the origin makes it refuse the leaf. Nothing
-else is copied.
+names and is as valid as that is, and no more: what makes a client refuse the names, the dates or the purpose of the
+origin makes it refuse the leaf. Nothing else is copied: Squid verifies the chain of the origin, and no client sees its
+weak key or signature, or its revocation.
 """
 
 from __future__ import annotations
