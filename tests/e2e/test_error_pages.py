@@ -1,19 +1,21 @@
 """The pages with which the gateway answers for itself: in the client's form, for every denial and every failure."""
 
+import http.client
 import json
 import re
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 
 from squidkeeper.setup.error_pages import CONTENT_TYPES, Form
+from tests.waiting import wait_for
 
 from .curl import clean, curl
 from .dns import PUBLIC, Names
@@ -172,6 +174,12 @@ ACCEPTED = {
     "APPLICATION/JSON;q=0.1, */*": Form.JSON,
     "application/json, text/html": Form.HTML,
     "text/html": Form.HTML,
+    "text/html; charset=utf-8": Form.HTML,
+    "application/jsonx": Form.TEXT,
+    "x-application/json": Form.TEXT,
+    "application/json+x, */*": Form.TEXT,
+    "application/json;q=0, */*": Form.TEXT,
+    "text/html;q=0.000,application/json ;q=0.050": Form.JSON,
 }
 
 
@@ -220,14 +228,30 @@ def test_a_tunnel_that_no_helper_decided_gets_a_page_that_says_to_try_again(new_
 
 def test_what_an_origin_answers_is_not_replaced(gateway: Gateway, origins: Origins) -> None:
     for status in (400, 403, 404, 413, 500, 502, 503, 504):
-        told = {"Content-Type": "text/x-own", "X-Squid-Error": "ERR_DNS_FAIL 0", "Proxy-Status": "theirs"}
+        forged = "squidkeeper; error=http_request_denied"  # this header is the gateway's alone
+        told = {"Content-Type": "text/x-own", "X-Squid-Error": "ERR_DNS_FAIL 0", "Proxy-Status": forged}
         origins.fallback = Answer(status, b"of the origin", told)
         for scheme in ("http", "https"):
             answer = ask(gateway, f"{scheme}://a.open.example/{status}", Form.JSON)
             assert (answer.status, answer.body) == (status, b"of the origin")
             assert [answer.header(name) for name in ("Content-Type", "Proxy-Status", "Cache-Control")] == [
-                *("text/x-own", "theirs", None)
+                *("text/x-own", None, None)
             ]
+
+
+def test_a_denied_upload_leaves_no_connection_that_gets_no_answer(gateway: Gateway, origins: Origins) -> None:
+    client = http.client.HTTPConnection(*gateway.address, timeout=10)
+    body = b"x" * 100_000
+    for sent, options in ((body, {}), ([body], {"encode_chunked": True})):
+        headers = {"Transfer-Encoding": "chunked"} if options else {}
+        client.request("POST", "http://closed.example/", sent, headers, **options)
+        page = client.getresponse()
+        assert (page.status, page.headers.get_all("Connection")) == (403, ["close"])
+        assert b"Rule: closed" in page.read()
+        client.request("GET", "http://a.open.example/")  # as a pool of connections does
+        answer = client.getresponse()
+        assert (answer.status, bool(answer.read())) == (200, True)
+    client.close()
 
 
 # --- failures -----------------------------------------------------------------------------------------------------
@@ -352,6 +376,32 @@ def test_the_answer_of_the_second_address_is_not_replaced_after_the_first_has_fa
     assert (answer.status, answer.text, answer.header("Proxy-Status")) == (503, "its own", None)
 
 
+@pytest.mark.parametrize("silent", [False, True], ids=["ended", "silent"])
+def test_a_tls_handshake_that_ends_early_can_be_tried_again(failing: Gateway, names: Names, silent: bool) -> None:
+    name = f"{'silent' if silent else 'ended'}.open.example"
+    names.set(name, ["203.0.113.20"])
+    done = Event()
+    with socket.create_server(("203.0.113.20", 8085)) as server:
+        thread = Thread(target=end_handshakes, args=(server, done if silent else None), daemon=True)
+        thread.start()
+        found = check_page(failing, f"https://{name}:8085/", Form.JSON, 502, "connection_terminated")
+        done.set()
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert (found["type"], found["retryable"]) == ("urn:squidkeeper:tls-ended", True), found
+    assert found["error"] == "ERR_SECURE_CONNECT_FAIL"
+
+
+def end_handshakes(server: socket.socket, done: Event | None) -> None:
+    """Take connections and end each, at once or when `done` is set."""
+    with ExitStack() as stack, suppress(OSError):
+        while True:
+            connection = stack.enter_context(server.accept()[0])
+            connection.recv(65536)
+            if not done:
+                connection.close()
+
+
 def answer_once(server: socket.socket) -> None:
     connection, _ = server.accept()
     with connection:
@@ -372,6 +422,16 @@ def test_a_request_that_is_too_large_or_for_the_cache_alone_gets_its_page(
     assert (cached.status, cached.json["type"]) == (504, "urn:squidkeeper:not-cached")
     unexpected = ask(failing, url, Form.JSON, "--header", "Expect: more")
     assert (unexpected.status, unexpected.json["type"]) == (400, "urn:squidkeeper:not-http")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_head_of_an_answer_that_is_too_large_is_the_origins_fault(
+    failing: Gateway, origins: Origins, scheme: str
+) -> None:
+    origins.fallback = Bytes(body=b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000 + b"\r\n\r\n")
+    found = check_page(failing, f"{scheme}://a.open.example/head", Form.JSON, 502, "http_protocol_error")
+    assert (found["type"], found["cause"]) == ("urn:squidkeeper:invalid-answer", "origin")
+    assert len(origins.seen) == 1
 
 
 @pytest.mark.parametrize("form", Form)
@@ -402,7 +462,10 @@ def test_what_squid_answers_on_its_own_is_a_page_of_ours_in_html(
     assert answer is not None
     assert (answer.status, answer.header("Content-Type")) == (page[0], "text/html;charset=utf-8")
     assert f"<title>{page[1]}" in answer.text
-    assert answer.line("Request ID")
+    assert (answer.line("Contact"), answer.line("Error")) == ("the operator of this gateway", None)
+    request_id = answer.line("Request ID")
+    assert f"<xmp>sudo squidkeeper log --request-id {request_id} --json</xmp>" in answer.text
+    wait_for(lambda: [line for line in failing.log() if line["request_id"] == request_id], "its line in the access log")
     assert "<script" not in answer.text
 
 

@@ -230,6 +230,18 @@ FAILURES: Final = (
         squid_errors=("ERR_CONNECT_FAIL",),
     ),
     ErrorPage(
+        "tls_ended",
+        502,
+        "The TLS handshake with the origin ended",
+        f"{_FAILED} The TLS handshake with the origin did not come to its end. Nothing was sent.",
+        "Retrying can help. If this page comes back, the origin is down or speaks no TLS on this port.",
+        Cause.ORIGIN,
+        "connection_terminated",
+        reason="The origin ended the connection in the handshake, or did not answer in time.",
+        retryable=True,
+        chosen_by="sk_was_tls_ended",
+    ),
+    ErrorPage(
         "tls_failed",
         502,
         "No trusted TLS connection to the origin",
@@ -289,6 +301,7 @@ FAILURES: Final = (
         Cause.ORIGIN,
         "http_protocol_error",
         reason="The head of the answer is malformed or too large.",
+        chosen_by="sk_was_invalid_answer",
         squid_errors=("ERR_INVALID_RESP",),
     ),
     ErrorPage(
@@ -387,9 +400,9 @@ def files() -> Iterator[tuple[str, str]]:
     for page in PAGES:
         yield from ((page.template(form), _WRITERS[form](page)) for form in Form)
         for name in page.squid_errors:
-            yield name, (_text if name in _PLAIN_TEXT else _html)(page)
+            yield name, _text(page) if name in _PLAIN_TEXT else _html(page, annotated=False)
     for name, page in _UNCHOSEN.items():
-        yield name, _html(page)
+        yield name, _html(page, annotated=False)
 
 
 def _code(name: str) -> str:
@@ -437,9 +450,16 @@ def _text(page: ErrorPage) -> str:
     return f"{page.outcome}\n\nRequest: {_METHOD} {_URL}\n{stated}\n{page.advice}\nFor the operator: {_command(page)}\n"
 
 
-def _html(page: ErrorPage) -> str:
-    """Write HTML. Nothing within `xmp` is taken for markup or for an entity, and Squid escapes the `<` of a URL."""
-    stated = "".join(f"{label}: {value}\n" for label, value in _lines(page, "html_"))
+def _html(page: ErrorPage, *, annotated: bool = True) -> str:
+    """Write HTML. Nothing within `xmp` is taken for markup or for an entity, and Squid escapes the `<` of a URL.
+
+    Where no ACL was asked (not `annotated`), there is no contact, and often no error.
+    """
+    lines = dict(_lines(page, "html_"))
+    if not annotated:
+        lines.pop("Error", None)
+        lines["Contact"] = "the operator of this gateway"
+    stated = "".join(f"{label}: {value}\n" for label, value in lines.items())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n'
         f'<head><meta charset="utf-8"><title>{escape(page.title)}</title>'
