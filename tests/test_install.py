@@ -1338,6 +1338,7 @@ def test_a_squid_conf_that_includes_our_fragment_stays_in_force(empty: Gateway) 
         assert "stays in force" in done.stdout
         assert (configuration.read_text(), before.read_text()) == (theirs, pristine)
     assert "--resolver" in empty.place("etc/squidkeeper-maintenance.service").read_text()
+    assert f"certificates  made as {configuration} says, by sslcrtd_program\n" in done.stdout
     listens = f"listening on 127.0.0.1:{empty.port}; yours was not checked\n"
     assert listens in done.stdout, "as told before, should ours come back"
     assert not empty.place("run/squid.pid").exists()

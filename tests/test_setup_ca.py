@@ -371,6 +371,11 @@ def test_a_path_length_that_allows_no_intermediate_is_told(place: Place, tmp_pat
     [
         (given_ca(days=-1), {}, "ca.crt has expired"),
         (given_ca(ed25519.Ed25519PrivateKey.generate()), {"ca": "direct"}, "Squid does not start with the Ed25519"),
+        (
+            given_ca(rsa.generate_private_key(65537, 1024)),
+            {"ca": "direct"},
+            "the RSA key of the CA has 1024 bits, and Squid does not start with fewer than 2048",
+        ),
         (given_ca(), {"ca": "root"}, "--ca root: expected direct or intermediate"),
         (
             given_ca(),

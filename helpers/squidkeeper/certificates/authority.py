@@ -95,7 +95,13 @@ def check_ca(ca: CertificateAuthority, now: datetime) -> None:
 
 def check_direct(ca: CertificateAuthority) -> None:
     """Check that Squid can use a CA itself: it ends where it cannot sign its certificate for untrusted sites."""
-    if isinstance(_private_key(ca.key), ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
+    key = _private_key(ca.key)
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < _LEAST_RSA_BITS:
+        what = (
+            f"the RSA key of the CA has {key.key_size} bits, and Squid does not start with fewer than {_LEAST_RSA_BITS}"
+        )
+        raise SetupFailed(what, "use another CA: --ca-dir with an empty folder makes one")
+    if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey):
         raise SetupFailed(
             "Squid does not start with the Ed25519 or Ed448 key of a CA",
             "use the CA by an intermediate (--ca intermediate), or one with an RSA or ECDSA key",

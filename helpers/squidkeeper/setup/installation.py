@@ -507,9 +507,10 @@ class Installation:
         return any(path.lstat().st_ctime > told for path in paths if path.exists())
 
     def _say_whose_certificates(self) -> None:
-        """Say which program makes the certificates of hosts."""
+        """Say which program makes the certificates of hosts; a squid.conf of yours can name any."""
         whose = f"Squid's own program, which stores them in {self._layout.ssl_db}"
-        say("certificates", f"made by {whose if self._keeps_store else 'squidkeeper'}")
+        made = f"made by {whose if self._keeps_store else 'squidkeeper'}"
+        say("certificates", f"made as {self._layout.conf} says, by sslcrtd_program" if self._yours else made)
 
     def _explain_how_to_try(self) -> None:
         layout, ours = self._layout, self._configuration
