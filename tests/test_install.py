@@ -489,7 +489,7 @@ def test_lines_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_w
     assert (done.returncode, gateway.pid) == (0, pid), done.stderr
     assert "reconfigured" in done.stdout
     assert "not-rendered" not in done.stdout + run_program(gateway, *check)
-    assert "\nrequest_header_access x_debug deny sk_strip_0\n" in rendered.read_text()
+    assert "\nrequest_header_access x_debug deny sk_stripped_0\n" in rendered.read_text()
     assert "\ncache_peer 127.0.0.1 parent 9 0 name=sk_default " in rendered.read_text()
     about = rendered.stat()
     assert (stat.S_IMODE(about.st_mode), about.st_uid, about.st_gid) == (0o640, 0, pwd.getpwnam("proxy").pw_gid)

@@ -47,14 +47,18 @@ def test_a_policy_that_needs_no_lines_has_the_acls_that_the_fragment_names(tmp_p
 
 def test_each_header_is_denied_in_every_spelling_where_a_set_holds_it(tmp_path: Path) -> None:
     policy = policy_of(tmp_path, TWO_RULES)
-    both, one = (rule.strip.key for rule in policy.rules[1:] if rule.strip)
+    both, one = (rule.strip for rule in policy.rules[1:] if rule.strip)
+    cookie, debug = both.header_keys
+    assert one.header_keys == (cookie,)
     assert directives(policy_lines(policy, NO_SECRETS)) == [
-        f"acl sk_strip_rendered note strip_ - {both} {one}",
-        f"acl sk_strip_0 note strip_ {both} {one}",
-        "request_header_access cookie deny sk_strip_0",
-        f"acl sk_strip_1 note strip_ {both}",
-        "request_header_access x-debug deny sk_strip_1",
-        "request_header_access x_debug deny sk_strip_1",
+        f"acl sk_strip_rendered note strip_ - {both.key} {one.key}",
+        f"acl sk_strip_0 note strip_header_ {cookie}",
+        "acl sk_stripped_0 any-of CONNECT sk_strip_0",
+        "request_header_access cookie deny sk_stripped_0",
+        f"acl sk_strip_1 note strip_header_ {debug}",
+        "acl sk_stripped_1 any-of CONNECT sk_strip_1",
+        "request_header_access x-debug deny sk_stripped_1",
+        "request_header_access x_debug deny sk_stripped_1",
         "acl sk_upstream_rendered note upstream_ default direct",
     ]
 
@@ -138,6 +142,10 @@ def test_a_parent_is_a_peer_for_what_is_annotated_with_it_and_for_nothing_that_i
         "cache_peer_access sk_corp deny all",
         "never_direct allow sk_to_corp",
         "adapted_http_access deny !CONNECT sk_https sk_connects_by_request sk_to_corp sk_denied_as_not_rendered",
+        "request_header_access All deny CONNECT",
+        "request_header_access Host allow all",
+        "request_header_access Proxy-Authorization allow all",
+        "request_header_access Via allow all",
     ]
 
 

@@ -25,6 +25,11 @@ _KEYS = re.compile(r"^acl sk_(?:strip|upstream)_rendered note (?:strip|upstream)
 _DEFAULT = re.compile(r"^# --upstream (\S+)$", re.MULTILINE)
 _LOGIN = re.compile(r"^cache_peer .* name=sk_(\S+) .* login=(\S+)$", re.MULTILINE)
 # No query of any kind: a peer is used where it is chosen. Squid gives up a connection to one after three seconds.
+# What a client has sent with its CONNECT would go to the parent with ours. It could take that for the gateway's.
+_CONNECT_LINES = (
+    "request_header_access All deny CONNECT",
+    *(f"request_header_access {name} allow all" for name in ("Host", "Proxy-Authorization", "Via")),
+)
 _PEER_OPTIONS = "no-query no-digest no-netdb-exchange connect-timeout=3"
 
 
@@ -38,6 +43,7 @@ def policy_lines(policy: Policy, secrets: SecretStore, default: str = "") -> str
         *_strip_lines(tuple({rule.strip.key: rule.strip for rule in policy.rules if rule.strip}.values())),
         *_upstream_lines(policy.upstreams, secrets),
         *(_default_lines(default) if default else ()),
+        *(_CONNECT_LINES if default or any(one.parent for one in policy.upstreams) else ()),
     )
     return "".join(f"{line}\n" for line in lines)
 
@@ -99,15 +105,18 @@ def _login(parent: Parent, secrets: SecretStore) -> str:
 
 
 def _strip_lines(strips: Iterable[Strip]) -> Iterator[str]:
-    """Write one ACL for each header, with the sets that hold it; Squid evaluates it where a request has the header."""
-    keys: dict[str, list[str]] = {}
-    for strip in strips:
-        for header in strip.headers:
-            keys.setdefault(header.lower(), []).append(strip.key)
+    """Write one ACL for each header; Squid evaluates it where a request has the header.
+
+    It goes by the header's own key, so that a request that is under way when a set changes loses what it has to.
+    """
     yield " ".join(["acl sk_strip_rendered note strip_ -", *(strip.key for strip in strips)])
-    for number, (header, holding) in enumerate(sorted(keys.items())):
-        yield f"acl sk_strip_{number} note strip_ {' '.join(holding)}"
-        yield from (f"request_header_access {name} deny sk_strip_{number}" for name in spellings(header))
+    keys = {
+        header.lower(): key for strip in strips for header, key in zip(strip.headers, strip.header_keys, strict=True)
+    }
+    for number, (header, key) in enumerate(sorted(keys.items())):
+        yield f"acl sk_strip_{number} note strip_header_ {key}"
+        yield f"acl sk_stripped_{number} any-of CONNECT sk_strip_{number}"
+        yield from (f"request_header_access {name} deny sk_stripped_{number}" for name in spellings(header))
 
 
 def _upstream_lines(upstreams: Iterable[Route], secrets: SecretStore) -> Iterator[str]:

@@ -22,7 +22,7 @@ from squidkeeper.metrics import (
     PROTOCOL_ERRORS,
     REWRITE,
 )
-from squidkeeper.policy.model import Route
+from squidkeeper.policy.model import Route, Strip
 from squidkeeper.protocol.lines import USER_LENGTH, Reply, Result
 from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request
 from squidkeeper.url import RECORDED_URL_LENGTH, recorded_url
@@ -69,8 +69,13 @@ def acl_reply(
         (("tag", "sk_needs_lines"), decision.needs_lines),
     )
     held = [annotation for annotation, holds in flags if holds]
-    strip = [("strip_", decision.strip.key)] if decision.strip else []
+    strip = _stripped(decision.strip) if decision.strip else ()
     return Reply(Result.OK, (*annotations, *held, *strip, *_forwarded(decision.upstream), *named), counts=counts)
+
+
+def _stripped(strip: Strip) -> tuple[tuple[str, str], ...]:
+    """Name the headers to remove, and their set, which tells whether all of them are rendered."""
+    return (("strip_", strip.key), *(("strip_header_", key) for key in strip.header_keys))
 
 
 def _forwarded(upstream: Route | None) -> tuple[tuple[str, str], ...]:

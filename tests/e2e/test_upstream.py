@@ -46,6 +46,7 @@ upstreams:
     url: http://127.0.0.1:4128
     basic: {username: "svc agents", password: password}
 """
+READY = "Accepting SSL bumped"
 PASSWORD = "e2e parent's p@ss:w%rd"
 TOKEN = "e2e-upstream-token-0123456789"
 LOGIN = "Basic c3ZjIGFnZW50czplMmUgcGFyZW50J3MgcEBzczp3JXJk"
@@ -400,3 +401,33 @@ def test_a_gateway_can_be_the_parent_of_another(new_gateway: NewGateway, origins
     child.render(f"http://{parent.start().authority}")
     allowed(child.start(), origins, "http://chained.corp.example/x", "all")
     assert parent.logged("http://chained.corp.example/x")["rule"] == "all"
+
+
+def test_the_headers_of_a_clients_connect_do_not_reach_the_parent(
+    gateway: Gateway, origins: Origins, corp: Parent
+) -> None:
+    """It could take them for the gateway's: a name of a user, or a credential."""
+    sent = ("Cookie", "Authorization", "X-Api-Key", "X-Forwarded-User", "X-Forwarded-Host", "Proxy_Authorization")
+    headers = [option for name in sent for option in ("--proxy-header", f"{name}: client's")]
+    allowed(gateway, origins, "https://headed.corp.example/x", "all", *headers)
+    [head] = corp.heads
+    assert "client's" not in head
+    assert f"Proxy-Authorization: {LOGIN}" in head
+    assert "\r\nHost: headed.corp.example:443\r\n" in head
+
+
+@pytest.mark.long
+def test_a_tunnel_that_is_held_back_until_its_parent_is_rendered_no_more_goes_nowhere(
+    new_gateway: NewGateway, origins: Origins, corp: Parent
+) -> None:
+    gateway = make(new_gateway)
+    with Raw(gateway) as client:
+        assert client.connect("held.corp.example:443") is not None
+        gateway.write("policy.yaml", POLICY.replace('username: "svc agents"', "username: other"))
+        gateway.render()
+        before = gateway.cache_log().count(READY)
+        gateway.reconfigure()
+        wait_for(lambda: gateway.cache_log().count(READY) > before, "Squid to have reconfigured")
+        with suppress(OSError):
+            client.tls("held.corp.example").get("/x", "held.corp.example")
+    assert reached(origins) == set()

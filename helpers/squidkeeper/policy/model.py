@@ -36,6 +36,7 @@ VERDICT_NAMES = frozenset(
 # squid.conf removes and adds exactly these, so another one would never be sent. Spelled as they are sent.
 INJECTABLE_HEADERS = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token")
 
+_HEADER_KEY_LENGTH = 8
 _KEY_LENGTH = 12  # hexadecimal digits of the keys of what install.sh renders
 DIRECT = "direct"  # the key of what goes past every parent
 NO_REWRITE = ""  # in a test: no rewrite applies
@@ -100,16 +101,22 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """The client's headers that a rule removes, in their order. `key` names the set for Squid."""
+    """The client's headers that a rule removes, in their order. Keys name the set, and each header, for Squid."""
 
     headers: tuple[str, ...]
     key: str
+    header_keys: tuple[str, ...]
 
     @classmethod
     def of(cls, headers: Iterable[str]) -> Self:
         """Make the set of these headers, of which a case or an order makes no difference."""
         kept = sorted({header.lower(): header for header in headers}.values(), key=str.lower)
-        return cls(tuple(kept), sha256(",".join(kept).lower().encode()).hexdigest()[:_KEY_LENGTH])
+        keys = (_digest(header)[:_HEADER_KEY_LENGTH] for header in kept)
+        return cls(tuple(kept), _digest(",".join(kept))[:_KEY_LENGTH], tuple(keys))
+
+
+def _digest(text: str) -> str:
+    return sha256(text.lower().encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

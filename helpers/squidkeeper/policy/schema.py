@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from squidkeeper.errors import InvalidUrl, PatternError
@@ -212,6 +212,12 @@ def _stripped(value: object, info: ValidationInfo) -> str:
     return header
 
 
+def _few_headers(headers: tuple[str, ...]) -> tuple[str, ...]:
+    if len(headers) > _STRIPPED_AT_MOST:
+        raise _fault(FaultCode.INVALID_HEADER, f"{len(headers)} headers, expected {_STRIPPED_AT_MOST} at most")
+    return headers
+
+
 def _environment_name(text: str) -> str:
     if "=" in text or "\0" in text:
         raise PatternError(f"this is not the name of an environment variable ({_NO_VALUES})")
@@ -361,6 +367,7 @@ _SECTIONS = {
 }
 _NO_VALUES = "a policy never holds a value itself"
 _NAME_AT_MOST = 100
+_STRIPPED_AT_MOST = 16  # so that a reply of a helper has room for their keys
 _PROSE_AT_MOST = 1000
 _CONTACT_AT_MOST = 100  # so that a reply of a helper has room for it
 _ESCAPED = '"\\<>&'
@@ -467,7 +474,7 @@ class RuleEntry(MatchFields):
     private: bool = False
     expires: Time | None = None
     owner: Prose | None = None
-    strip: Many[Annotated[str, PlainValidator(_stripped)]] | None = None
+    strip: Annotated[Many[Annotated[str, PlainValidator(_stripped)]], AfterValidator(_few_headers)] | None = None
     tls: Literal["passthrough"] | None = None
     websocket: bool = False
 

@@ -92,7 +92,7 @@ def _override_headers() -> Iterator[str]:
 
 
 def _injectable_headers() -> Iterator[str]:
-    yield from _removed(INJECTABLE_HEADERS, "sk_injected")
+    yield from _removed(INJECTABLE_HEADERS, "sk_takes_injectable")
     for header in INJECTABLE_HEADERS:
         annotation = header_annotation(header)
         acl = f"sk_{annotation.removesuffix('_')}"
