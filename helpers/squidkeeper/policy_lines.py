@@ -24,6 +24,7 @@ _HEAD = """\
 _KEYS = re.compile(r"^acl sk_(?:strip|upstream)_rendered note (?:strip|upstream)_ (.*)$", re.MULTILINE)
 _DEFAULT = re.compile(r"^# --upstream (\S+)$", re.MULTILINE)
 _LOGIN = re.compile(r"^cache_peer .* name=sk_(\S+) .* login=(\S+)$", re.MULTILINE)
+_PEER = re.compile(r"^cache_peer (\S+) parent (\d+) 0 name=sk_(\S+) ", re.MULTILINE)
 # No query of any kind: a peer is used where it is chosen. Squid gives up a connection to one after three seconds.
 # What a client has sent with its CONNECT would go to the parent with ours. It could take that for the gateway's.
 _CONNECT_LINES = (
@@ -52,6 +53,11 @@ def default_upstream(rendered: str) -> str:
     """Give the URL of the default parent that the lines were rendered with; empty where there is none."""
     found = _DEFAULT.search(rendered)
     return found[1] if found else ""
+
+
+def parents(rendered: str) -> tuple[tuple[str, str, int], ...]:
+    """List the parents that the lines name: the name, the host as in a URL, and the port."""
+    return tuple((name, host, int(port)) for host, port, name in _PEER.findall(rendered))
 
 
 def not_rendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[Fault, ...]:
@@ -142,6 +148,9 @@ def _peer_lines(name: str, parent: Parent, login: str) -> Iterator[str]:
     yield f"cache_peer {parent.host.text} parent {parent.port} 0 name=sk_{name} {options}"
     yield f"cache_peer_access sk_{name} allow sk_to_{name} !sk_closed"
     yield f"cache_peer_access sk_{name} deny all"
+    # The page of a failure. The second line never matches: it annotates the connection.
+    yield f"acl sk_through_parent any-of sk_to_{name}"
+    yield f"never_direct allow CONNECT sk_to_{name} sk_marks_parent !all"
     yield f"never_direct allow sk_to_{name}"
     # The tunnel of a host with rewrites is opened by the first request in it. Squid would send the headers of that
     # request to the parent, credentials included, with its CONNECT.

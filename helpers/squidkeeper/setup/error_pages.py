@@ -218,6 +218,18 @@ FAILURES: Final = (
         squid_errors=("ERR_DNS_FAIL",),
     ),
     ErrorPage(
+        "parent_failed",
+        502,
+        "No connection through the parent proxy",
+        f"{_FAILED} The parent proxy of the gateway gave no connection to the origin. Nothing was sent to the origin.",
+        "Try again in a minute. If this page comes back, show it to the contact.",
+        Cause.GATEWAY,
+        "destination_unavailable",
+        reason="The parent proxy is down or does not answer, or it has no connection to the origin.",
+        retryable=True,
+        chosen_by="sk_parent_failed",
+    ),
+    ErrorPage(
         "connect_failed",
         502,
         "No connection to the origin",
