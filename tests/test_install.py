@@ -488,6 +488,9 @@ def test_lines_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_w
     done = gateway.install("--upstream", "http://127.0.0.1:9")
     assert (done.returncode, gateway.pid) == (0, pid), done.stderr
     assert "reconfigured" in done.stdout
+    assert (
+        "upstream      http://127.0.0.1:9 (by --upstream)\nWARNING       http://127.0.0.1:9: nothing ans" in done.stdout
+    )
     assert "not-rendered" not in done.stdout + run_program(gateway, *check)
     assert "\nrequest_header_access x_debug deny sk_stripped_0\n" in rendered.read_text()
     assert "\ncache_peer 127.0.0.1 parent 9 0 name=sk_default " in rendered.read_text()
@@ -500,6 +503,20 @@ def test_lines_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_w
     assert done.returncode == 0, done.stderr
     assert "WARNING       cache_peer 127.0.0.1 parent 7 0 no-query login=… takes requests past" in done.stdout
     assert ("x_debug" in rendered.read_text(), "name=sk_default" in rendered.read_text()) == (False, True)
+    assert "upstream      http://127.0.0.1:9 (by --upstream, as installed before)\n" in done.stdout
+    itself = gateway.install("--upstream", f"http://localhost:{gateway.port}")
+    assert (itself.returncode, f"localhost:{gateway.port}, is this gateway" in itself.stderr) == (1, True)
+    secret = gateway.place("etc/policy/empty")
+    secret.touch(0o640)
+    shutil.chown(secret, group="proxy")
+    extra.write_text(
+        "version: 1\nsecrets: {empty: {file: empty}}\nupstreams:\n"
+        "  - {name: corp, url: 'http://127.0.0.1:9', basic: {username: u, password: empty}}\n"
+    )
+    failed = gateway.install()
+    extra.unlink()
+    secret.unlink()
+    assert (failed.returncode, "store it in that file" in failed.stderr) == (1, True), failed.stderr
     assert gateway.install("--upstream", "none").returncode == 0
     assert "cache_peer" not in rendered.read_text()
 

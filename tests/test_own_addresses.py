@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.maintenance.own_addresses import FILE, OwnAddresses, prepare_own_addresses
+from squidkeeper.maintenance.own_addresses import FILE, OwnAddresses, answers_at, prepare_own_addresses
 from squidkeeper.maintenance.rate_limit import RateLimit
 from squidkeeper.maintenance.squid_process import SquidProcess
 from tests.bare_squid import BareSquid, bare_squid
@@ -167,3 +167,9 @@ def test_a_state_folder_that_cannot_be_written_is_an_error_and_followed_when_it_
     state.mkdir()
     task.check()
     wait_for(lambda: squid.reconfigured(1), "Squid to reconfigure")
+
+
+def test_what_listens_is_reached_at_its_address_or_at_each_of_this_machine() -> None:
+    assert {str(one) for one in answers_at("127.0.0.7:3129")} == {"127.0.0.7"}
+    assert "127.0.0.1" in {str(one) for one in answers_at("3129")}
+    assert {one.version for one in answers_at("0.0.0.0:3129")} == {4}

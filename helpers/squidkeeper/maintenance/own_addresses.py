@@ -91,6 +91,15 @@ def reached_at(listen: str) -> list[Address]:
     return sorted((address for address in found if address.is_global), key=str)
 
 
+def answers_at(listen: str) -> frozenset[Address]:
+    """List the addresses of this machine at which it reaches what listens on PORT, ADDRESS:PORT or [ADDRESS]:PORT."""
+    host = listen.rpartition(":")[0].strip("[]")
+    versions = _WILDCARDS.get(host)
+    return frozenset(
+        {ip_address(host)} if versions is None else {one for one in interface_addresses() if one.version in versions}
+    )
+
+
 def own_addresses() -> str:
     """Give what the file should hold now."""
     return _text(public_addresses())

@@ -8,10 +8,11 @@ import re
 import socket
 import subprocess
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 from squidkeeper.errors import SetupFailed
-from squidkeeper.maintenance.own_addresses import reached_at
+from squidkeeper.maintenance.own_addresses import answers_at, reached_at
 from squidkeeper.policy.faults import FaultCode
 from squidkeeper.setup.machine import Machine, run
 from squidkeeper.setup.options import port_of
@@ -21,6 +22,7 @@ from squidkeeper.squid_account import call_as, unreadable_for
 PROGRAM = Path(sys.prefix) / "bin/squidkeeper"  # of the environment that this process runs from
 _QUESTION = "1 127.0.0.1 - CONNECT - squidkeeper.invalid 443 - - -\n"
 _LOGIN = re.compile(r"login=\S+")
+_PARENT_SECONDS = 2.0
 _FAULTY = re.compile(r".*(?:\| (?:FATAL|ERROR): |unrecognized: ).*")
 
 
@@ -95,6 +97,25 @@ def check_listener(address: str, option: str, *pids: int | None) -> None:
         raise SetupFailed(what, f"set the network up first, {other}, or install with --no-start") from error
     if not free and not any(process_listens(pid, port_of(address)) for pid in pids):
         raise SetupFailed(f"something else listens on {address} already", f"end it, or {other}")
+
+
+def check_parent(name: str, host: str, port: int, *listens: str) -> str:
+    """Check that a parent is not this gateway, which would send itself each request; give what keeps it from answering.
+
+    `listens` is where the gateway listens. The text is empty where the parent takes connections.
+    """
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return f"its name does not resolve on this machine ({error.strerror})"
+    addresses = {ip_address(str(one[4][0]).partition("%")[0]) for one in found}
+    if any(port_of(listen) == port and addresses & answers_at(listen) for listen in listens):
+        raise SetupFailed(f"the parent proxy {name}, {host}:{port}, is this gateway", "name another proxy")
+    try:
+        socket.create_connection((host.strip("[]"), port), _PARENT_SECONDS).close()
+    except OSError as error:
+        return f"nothing answers there now ({error.strerror or error})"
+    return ""
 
 
 def check_resolver(address: str, pid: int | None, local: Path) -> None:

@@ -22,7 +22,8 @@ from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import SecretUnavailable, SetupFailed
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
-from squidkeeper.policy_lines import default_upstream, policy_lines
+from squidkeeper.policy.upstreams import DEFAULT
+from squidkeeper.policy_lines import default_upstream, parents, policy_lines
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.setup import checks
@@ -53,6 +54,9 @@ from squidkeeper.squid_version import squid_version
 
 _DEFAULT_LISTEN: Final = "3129"
 _LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
+_PARENT_ADVICE: Final = (
+    "store it in that file: one line of printable ASCII, which Squid's account can read (mode 0640, its group)"
+)
 _OPEN_ADVICE: Final = (
     "--listen ADDRESS:PORT with the address that the VMs reach, such as 192.168.137.1:3129; or clients in those rules"
     " (--policy DIR); or --open where a firewall keeps others out"
@@ -296,14 +300,28 @@ class Installation:
         given = self._options.upstream or before
         url = "" if given == NO_UPSTREAM else given
 
-        def lines() -> str:
+        def lines() -> tuple[str, str]:
             policy = build_sources(read_sources(self._policy), self._compiled).policy
             try:
-                return policy_lines(policy, SecretStore(policy.secrets, {}), url)
+                return policy_lines(policy, SecretStore(policy.secrets, {}), url), ""
             except SecretUnavailable as error:
-                raise OSError(f"the password of a parent proxy is unavailable: {error}") from error
+                return "", str(error)
 
-        return File(str(call_as(account, lines)).encode(), 0o640, (0, account.group))
+        rendered, problem = call_as(account, lines)
+        if problem:
+            raise SetupFailed(f"the password of a parent proxy is unavailable: {problem}", _PARENT_ADVICE)
+        self._check_parents(rendered)
+        return File(rendered.encode(), 0o640, (0, account.group))
+
+    def _check_parents(self, rendered: str) -> None:
+        """Name each parent, and warn about one that does not answer: it may start later."""
+        ours, kept = self._configuration, "" if self._options.upstream else ", as installed before"
+        listens = set(filter(None, {ours.listen, ours.squid, ours.squid_listen}))
+        for name, host, port in parents(rendered):
+            whose = f"by --upstream{kept}" if name == DEFAULT else f"upstream {name} of the policy"
+            say("upstream", f"http://{host}:{port} ({whose})")
+            if problem := checks.check_parent(name, host, port, *listens):
+                say("WARNING", f"http://{host}:{port}: {problem}; requests that need it fail until it answers")
 
     def _parse(self) -> str:
         """Have Squid parse the same files, which name each other where they are prepared; give what it says."""
