@@ -324,6 +324,25 @@ def test_a_parent_that_does_not_answer_is_a_page_within_seconds(
     wait_for(lambda: curl(gateway, "https://dropped.corp.example/y").status == 200, "the parent to be used again", 30)
 
 
+@pytest.mark.long
+def test_a_tunnel_that_passes_through_waits_for_a_silent_parent_as_long_as_squid_reads(
+    new_gateway: NewGateway, origins: Origins, corp: Parent, site: Site
+) -> None:
+    gateway = new_gateway(POLICY)
+    gateway.secret("password", PASSWORD)
+    gateway.secret("token", TOKEN)
+    gateway.render("")
+    gateway.local_conf("read_timeout 4 seconds")
+    gateway.start()
+    corp.hold()
+    began = time.monotonic()
+    with pytest.raises(CurlFailed):
+        curl(gateway, "https://pinned.corp.example/x", "--cacert", site.upstream_ca, "--max-time", "30")
+    took = time.monotonic() - began
+    corp.release()
+    assert 3 < took < 10
+
+
 def timed(gateway: Gateway, url: str) -> tuple[set[int], float]:
     began = time.monotonic()
     return {curl(gateway, url).status}, time.monotonic() - began
