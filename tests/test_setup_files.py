@@ -23,7 +23,7 @@ from squidkeeper.setup.configuration import (
     listen_of_haproxy,
     names,
     substitute,
-    unique_name_of,
+    unique_name,
     usual_exporter,
 )
 from squidkeeper.setup.layout import Layout
@@ -149,8 +149,9 @@ def test_with_tls_haproxy_listens_where_squid_would_and_squid_behind_it(listen: 
 
 
 def test_gateways_have_different_names_so_that_one_can_be_the_parent_of_another() -> None:
-    assert unique_name_of("") != unique_name_of("")
-    assert unique_name_of(configuration(None).squid_conf()) == "0123abcd"
+    gateways = [(None, "one"), (None, "two"), (Path("/srv/one"), "one"), (Path("/srv/two"), "one")]
+    assert len({unique_name(*gateway) for gateway in gateways}) == len(gateways)
+    assert "\nunique_hostname squidkeeper-0123abcd\n" in configuration(None).squid_conf()
 
 
 def test_without_tls_nothing_speaks_the_proxy_protocol() -> None:

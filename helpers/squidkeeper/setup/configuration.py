@@ -6,8 +6,8 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from secrets import token_hex
 from typing import Final
 
 from squidkeeper.maintenance.tls import CERTIFICATE, server_names
@@ -64,10 +64,9 @@ def listen_of(conf: str) -> str:
     return found[1] if found else ""
 
 
-def unique_name_of(conf: str) -> str:
-    """Give what sets a gateway apart from others, by a squid.conf of ours; a new text where it has none."""
-    found = re.search(rf"^{_UNIQUE_NAME}-([0-9a-f]{{8}})$", conf, re.MULTILINE)
-    return found[1] if found else token_hex(4)
+def unique_name(root: Path | None, machine: str) -> str:
+    """Make what sets a gateway apart, the same in each run, from its root and the identity of its machine."""
+    return sha256(f"{machine} {root}".encode()).hexdigest()[:8]
 
 
 def generator_of(conf: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,7 +38,7 @@ from squidkeeper.setup.configuration import (
     listen_of,
     listen_of_haproxy,
     names,
-    unique_name_of,
+    unique_name,
     usual_exporter,
 )
 from squidkeeper.setup.console import SetupStage, say, show
@@ -52,6 +53,7 @@ from squidkeeper.setup.transaction import Transaction
 from squidkeeper.squid_account import call_as
 from squidkeeper.squid_version import squid_version
 
+_MACHINE_ID: Final = Path("/etc/machine-id")  # machine-id(5); text_at reads nothing where it is missing
 _DEFAULT_LISTEN: Final = "3129"
 _LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
 _PARENT_ADVICE: Final = (
@@ -234,7 +236,7 @@ class Installation:
             squid=listen_of(self._conf) if self._yours else listen,
             exporter=options.exporter or told or usual_exporter(layout, listen),
             certificates=options.certificates or generator_of(self._conf),
-            unique_name=unique_name_of(self._conf),
+            unique_name=unique_name(layout.root, f"{socket.gethostname()} {text_at(_MACHINE_ID)}"),
             log_bytes=options.log_bytes or self._maintained("log-bytes"),
             tls=tls,
             tls_names=options.tls_name or (*filter(None, self._maintained("tls-name").split(",")),),
