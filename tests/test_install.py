@@ -1151,6 +1151,7 @@ def holders_of(key: str, *folders: Path) -> list[Path]:
     return [path for path in files if body in path.read_bytes().replace(b"\n", b"")]
 
 
+@pytest.mark.long
 def test_a_dry_run_and_a_run_that_is_killed_leave_no_copy_of_the_key_of_the_ca(empty: Gateway, tmp_path: Path) -> None:
     given = make_ca(tmp_path / "slicer")
     key = (given / "ca.key").read_text()

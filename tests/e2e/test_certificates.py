@@ -259,10 +259,8 @@ def unread_by(pids: list[int]) -> bool:
     return any(int(line.split()[2]) > 0 for line in lines if line.split()[5] in inodes)
 
 
-@pytest.mark.parametrize(
-    "hosts",
-    [pytest.param(36, id="three dozen hosts"), pytest.param(2000, marks=pytest.mark.long, id="two thousand hosts")],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("hosts", [36, 2000])
 def test_helpers_that_are_killed_fail_tunnels_and_nothing_is_accepted_that_should_not_be(
     impatient: Gateway, origins: Origins, hosts: int
 ) -> None:

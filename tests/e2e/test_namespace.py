@@ -161,7 +161,7 @@ def test_a_client_shows_what_the_table_of_clients_says(
     assert shown == {case: client.shows(case, generator=OURS) for case in Case}
 
 
-@pytest.mark.parametrize("form", ProbeForm)
+@pytest.mark.parametrize("form", [ProbeForm.PYTHON, pytest.param(ProbeForm.SH, marks=pytest.mark.long)])
 def test_the_probe_finds_nothing_to_fix_in_the_vm(
     form: ProbeForm, vm: VirtualMachine, gateway: Gateway, machine: Machine, origins: Origins, tmp_path: Path
 ) -> None:

@@ -357,6 +357,7 @@ def test_clients_wait_while_squid_restarts(haproxy: HAProxy, origins: Origins) -
         assert client.recv(15) == OK
 
 
+@pytest.mark.long
 def test_an_haproxy_that_does_not_answer_fails_the_task(haproxy: HAProxy) -> None:
     status = haproxy.gateway.root / "state/maintenance.json"
     with kept(haproxy):

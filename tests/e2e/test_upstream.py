@@ -117,6 +117,7 @@ def test_another_port_goes_through_the_parent_too(gateway: Gateway, origins: Ori
     assert (reached(origins), len(corp.heads)) == ({SOURCE}, 1)
 
 
+@pytest.mark.long
 def test_a_tunnel_that_passes_through_goes_through_the_parent(
     gateway: Gateway, origins: Origins, corp: Parent, site: Site, names: Names
 ) -> None:
