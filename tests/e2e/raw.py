@@ -126,12 +126,11 @@ class Raw:
 def tunnel(gateway: Gateway, authority: str, sni: bytes | str | None = "same", client: str = "127.0.0.1") -> Raw:
     """Open a tunnel and start TLS in it; the SNI is the authority's host unless given."""
     raw = Raw(gateway, client)
-    answer = raw.connect(authority)
-    if answer is None or answer.status != 200:
-        raw.close()
-        raise ConnectionError(f"CONNECT {authority}: {answer}")
     try:
+        answer = raw.connect(authority)
+        if answer is None or answer.status != 200:
+            raise ConnectionError(f"CONNECT {authority}: {answer}")
         return raw.tls(authority.rpartition(":")[0] if sni == "same" else sni)
-    except OSError:
+    except BaseException:
         raw.close()
         raise
