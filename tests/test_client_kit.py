@@ -81,10 +81,13 @@ def test_the_comment_names_the_command_that_makes_the_bundle(bundle: str, comman
 
 
 def test_a_variable_that_replaces_the_roots_names_the_bundle_and_one_that_adds_names_the_root() -> None:
-    found = variables(settings(ca_path="/root.crt", bundle_path="/bundle.crt"))
-    assert {name for name, value in found.items() if value == "/root.crt"} == {"NODE_EXTRA_CA_CERTS", "DENO_CERT"}
+    found = variables(settings(ca_path="/certificates/root.crt", bundle_path="/certificates/bundle.crt"))
+    assert {name for name, value in found.items() if value == "/certificates/root.crt"} == {
+        "NODE_EXTRA_CA_CERTS",
+        "DENO_CERT",
+    }
     replacing = {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT"}
-    assert replacing < {name for name, value in found.items() if value == "/bundle.crt"}
+    assert replacing < {name for name, value in found.items() if value == "/certificates/bundle.crt"}
 
 
 def test_java_gets_the_proxy_and_its_trust_store() -> None:
