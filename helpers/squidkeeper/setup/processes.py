@@ -148,6 +148,7 @@ class InstalledService:
         pid = self.pid()
         if self.systemd:
             quietly("systemctl", "disable", "--now", self._unit)
+            run("systemctl", "reset-failed", self._unit)  # one that was stopped while it started would count as failed
         elif pid is not None:
             os.kill(pid, signal.SIGTERM)
         if pid is not None:
