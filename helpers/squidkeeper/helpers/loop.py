@@ -25,7 +25,7 @@ from squidkeeper.protocol.lines import LineBuffer, Reply, format_reply, reply_li
 from squidkeeper.replies import broken_reply
 
 T = TypeVar("T")
-R = TypeVar("R", bound="Counted")
+R = TypeVar("R", bound="CountingReply")
 Answer = Callable[[bytes], Reply]
 
 _READ_BYTES = 64 * 1024
@@ -128,7 +128,7 @@ def answer_while_loading() -> None:
     gc.set_threshold(young, middle, _FULL_COLLECTION_AFTER)
 
 
-class Counted(Protocol):
+class CountingReply(Protocol):
     """A reply that names the counters that it adds to."""
 
     @property
