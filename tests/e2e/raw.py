@@ -112,7 +112,10 @@ class Raw:
         if "chunked" in headers.get("Transfer-Encoding", ""):
             return self._chunks()
         length = headers.get("Content-Length")
-        return self._file.read() if length is None else self._file.read(int(length))
+        body = self._file.read() if length is None else self._file.read(int(length))
+        if length is not None and len(body) < int(length):
+            raise ConnectionError(f"the answer ends after {len(body)} of {length} bytes")
+        return body
 
     def _chunks(self) -> bytes:
         body = b""

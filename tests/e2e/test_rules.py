@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.waiting import wait_for
+
 from .curl import CurlFailed, curl
 from .dns import PUBLIC, Names
 from .expect import allowed, denied
@@ -196,9 +198,12 @@ def test_a_client_is_known_by_its_proxy_user(new_gateway: NewGateway, origins: O
         allowed(gateway, origins, f"{scheme}://both.example/", "by-both", *user, client="127.0.0.2")
         denied(gateway, origins, f"{scheme}://both.example/", "default", *user)
     assert curl(gateway, "http://user.example/").status == 407
-    before, pinned = len(gateway.log()), ("--cacert", origins.authority.certificate)
+    pinned = ("--cacert", origins.authority.certificate)
     assert curl(gateway, "https://pinned.example/", *pinned, *user).status == 200
-    assert {line["user"] for line in gateway.log()[before:]} == {"ci-bot"}
+    spliced = wait_for(
+        lambda: [line for line in gateway.log() if "pinned.example" in line["url"]][1:], "its second line"
+    )
+    assert {line["user"] for line in spliced} == {"ci-bot"}
     with pytest.raises(CurlFailed):
         curl(gateway, "https://pinned.example/", *pinned)
 
