@@ -3,8 +3,7 @@
 # This script checks the arguments, installs packages and builds the virtual environment. It ends in `squidkeeper setup`
 # (helpers/squidkeeper/setup), which plans the rest, applies it, and puts back what was there if that fails.
 set -euo pipefail
-umask 022
-unset PYTHONPATH PYTHONHOME
+umask 022 && unset PYTHONPATH PYTHONHOME
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 
 SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
@@ -19,8 +18,7 @@ step() { STEP=$1 ADVICE=$2; }
 
 die() {
     printf 'install.sh: %s\n' "$1" >&2
-    [ $# -eq 1 ] || ADVICE=$2
-    exit 1
+    ADVICE=${2-$ADVICE} && exit 1
 }
 
 bad_usage() { printf 'install.sh: %s\n            ./install.sh --help explains the options.\n' "$1" >&2 && exit 2; }
@@ -34,8 +32,7 @@ quietly() {
 interrupted() { ADVICE="it was interrupted: run it again" && exit "$1"; }
 
 on_exit() {
-    local status=$? n
-    trap - EXIT && trap '' HUP INT TERM
+    local status=$? n && trap - EXIT && trap '' HUP INT TERM
     rm -rf "$WORK"
     for ((n = ${#MADE[@]} - 1; n >= 0; n--)); do rm -rf "${MADE[n]}"; done
     [ "$status" -ne 0 ] || exit 0
@@ -47,7 +44,7 @@ on_exit() {
 # Sets ARGUMENTS, for `squidkeeper setup`.
 read_arguments() {
     local value check
-    ROOT="" WHEELS="" DRY_RUN="" ACTION=install ARGUMENTS=()
+    ROOT="" WHEELS="" EXTRAS="" DRY_RUN="" ACTION=install ARGUMENTS=()
     while [ $# -gt 0 ]; do
         case $1 in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
         case $1 in
@@ -56,6 +53,7 @@ read_arguments() {
         --certificates | --ca | --intermediate-days | --tls-name | --upstream) check=checked_later ;;
         --policy | --ca-dir | --wheels) check=check_directory ;;
         --root) check=check_root ;;
+        --extras) check=check_extras ;;
         --open | --no-exporter | --no-start | --tls | --no-tls) check="" && ARGUMENTS+=("$1") ;;
         --dry-run) check="" && DRY_RUN=yes && ARGUMENTS+=("$1") ;;
         --uninstall) check="" ACTION=uninstall && ARGUMENTS+=("$1") ;;
@@ -67,8 +65,8 @@ read_arguments() {
         if [ -n "$check" ]; then
             [ -n "${2-}" ] || bad_usage "$1 needs a value"
             value=$("$check" "$1" "$2")
-            case $1 in --root) ROOT=$value ;; --wheels) WHEELS=$value ;; esac
-            [ "$1" = --wheels ] || ARGUMENTS+=("$1" "$value")
+            case $1 in --wheels) WHEELS=$value ;; --extras) EXTRAS=$value ;; *) ARGUMENTS+=("$1" "${value:-$2}") ;; esac
+            [ "$1" != --root ] || ROOT=$value
             shift
         fi
         shift
@@ -82,20 +80,22 @@ check_listen() {
     [[ ${2##*:} =~ ^[1-9][0-9]{0,4}$ && ${2##*:} -le 65535 ]] || bad_usage "$1 $2: the port is a number from 1 to 65535"
     [[ $2 != *:* || ${2%:*} =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ || ${2%:*} =~ ^\[[0-9A-Fa-f:.]+\]$ ]] ||
         bad_usage "$1 $2: ADDRESS is an IPv4 address or an IPv6 address in brackets, such as 192.168.137.1:3129"
-    printf '%s' "$2"
 }
 
 check_size() {
     [[ $2 =~ ^(6[4-9]M|[7-9][0-9]M|[1-9][0-9]{2,}M|[1-9][0-9]*G|auto)$ ]] ||
         bad_usage "$1 $2: SIZE is a number of bytes such as 512M or 20G, 64M at least, or auto"
-    printf '%s' "$2"
 }
-checked_later() { printf '%s' "$2"; } # by `squidkeeper setup`, ahead of any change
+checked_later() { :; } # by `squidkeeper setup`, ahead of any change
 
-# squid.conf and AppArmor's profiles have no quoting that both accept.
-check_root() {
-    local root
-    root=$(realpath -m "$2")
+check_extras() { # sorted, so that their order makes no other environment
+    local name='(aws|oauth2|sealed)'
+    [[ $2 =~ ^(none|$name(,$name)*)$ ]] || bad_usage "$1 $2: NAME is aws, oauth2 or sealed; for no extra, none alone"
+    tr , '\n' <<<"$2" | sort -u | paste -sd,
+}
+
+check_root() { # squid.conf and AppArmor's profiles have no quoting that both accept
+    local root && root=$(realpath -m "$2")
     [[ $root =~ ^[A-Za-z0-9/._+@-]+$ ]] || bad_usage "$1 $2: use letters, digits and . _ + @ - / only"
     [ "$root" != / ] || bad_usage "$1 /: leave it out for the system's own places"
     [ ! -e "$root" ] || [ -d "$root" ] || bad_usage "$1 $2: this is not a directory"
@@ -154,9 +154,7 @@ find_python() {
 }
 
 # With what is missing above it. A run that fails removes it.
-make_directory() {
-    [ -d "$1" ] || { make_directory "$(dirname "$1")" && mkdir "$1" && MADE+=("$1"); }
-}
+make_directory() { [ -d "$1" ] || { make_directory "$(dirname "$1")" && mkdir "$1" && MADE+=("$1"); }; }
 
 # One run at a time for each gateway. The lock ends with `squidkeeper setup`.
 lock() { { exec 9<"$PREFIX" && flock -n 9; } || die "another run of install.sh is at work on $PREFIX" "wait for it"; }
@@ -164,10 +162,12 @@ lock() { { exec 9<"$PREFIX" && flock -n 9; } || die "another run of install.sh i
 # Each version of the sources has an environment of its own, beside the one whose helpers run. What leaves nothing behind
 # builds its own elsewhere, which is not below /run: that can be mounted noexec.
 prepare_program() {
-    local hash build
+    local hash build former
     step program "see pip's lines above; it needs a package index (PIP_INDEX_URL, a proxy: see pip's documentation), or --wheels DIR"
     PYTHON=$(find_python) || die "there is no Python here" "install python3-venv"
-    hash=$(cd "$SOURCE" && { "$PYTHON" -VV && find pyproject.toml helpers -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum; } | sha256sum)
+    former=$(realpath -m "$PREFIX/bin/squidkeeper") # the environment in use holds the names of its extras
+    EXTRAS=${EXTRAS:-$(cat "${former%/bin/*}/complete" 2>/dev/null || true)} EXTRAS=${EXTRAS:-none}
+    hash=$(cd "$SOURCE" && { "$PYTHON" -VV && echo "$EXTRAS" && find pyproject.toml helpers -type f ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum; } | sha256sum)
     VENV=$PREFIX/venv-${hash:0:12} build=$PREFIX/venv-${hash:0:12}
     if [ -e "$VENV/complete" ]; then
         say program "as built before in $VENV"
@@ -186,7 +186,7 @@ prepare_program() {
 
 # From a copy: building in the checkout would leave files of root's there.
 build_venv() {
-    local wheels=()
+    local wheels=() extras="[$EXTRAS]"
     if [ -n "$WHEELS" ]; then
         unset "${!PIP_@}" # what pip is set to could name an index, or another folder of wheels
         export PIP_CONFIG_FILE=/dev/null
@@ -197,9 +197,9 @@ build_venv() {
     quietly "$PYTHON" -m venv "$1"
     # Wheels alone: a source package could want a compiler, or fetch from elsewhere than the index. Compiled to bytecode now:
     # Squid's account may not write it later.
-    quietly "$1/bin/pip" --quiet --disable-pip-version-check install "${wheels[@]}" --only-binary :all: --compile "$WORK/sources"
-    touch "$1/complete"
-    say program "built in $1 with $PYTHON"
+    quietly "$1/bin/pip" --quiet --disable-pip-version-check install "${wheels[@]}" --only-binary :all: --compile "$WORK/sources${extras#"[none]"}"
+    echo "$EXTRAS" >"$1/complete"
+    say program "built in $1 with $PYTHON, extras: $EXTRAS"
 }
 
 install() {

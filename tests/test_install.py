@@ -707,6 +707,36 @@ def test_a_wheel_that_is_not_in_the_folder_is_named_and_no_index_asked(
     assert asked == []
 
 
+def test_extras_stay_until_others_are_named_and_have_an_environment_of_their_own(
+    empty: Gateway, tmp_path: Path
+) -> None:
+    without = next(empty.root.glob("venv-*")).name
+    former = empty.place("venv-former")
+    (former / "bin").mkdir(parents=True)
+    (former / "bin/squidkeeper").touch()
+    empty.place("bin").mkdir()
+    empty.place("bin/squidkeeper").symlink_to("../venv-former/bin/squidkeeper")
+    (former / "complete").write_text("aws,sealed\n")
+    (tmp_path / "hatchling-0.whl").touch()  # pip cannot build with it, and says what it was asked for
+    failed = empty.install(*empty.listen, "--wheels", str(tmp_path))
+    [(venv, extras)] = re.findall(r"this failed: \S+/(venv-\w+)/bin/pip \S.*/sources(\S*)\n", failed.stderr)
+    assert extras == "[aws,sealed]"
+    assert venv != without
+    done = empty.install(*empty.listen, "--extras", "none", "--dry-run")
+    assert f"as built before in {empty.root}/{without}\n" in done.stdout
+
+
+@pytest.mark.long
+def test_the_packages_of_extras_are_installed_and_stay(empty: Gateway) -> None:
+    done = empty.install(*empty.listen, "--no-start", "--extras", "sealed,aws,oauth2,aws")
+    assert ", extras: aws,oauth2,sealed\n" in done.stdout, done.stderr
+    program = empty.place("bin/squidkeeper").resolve()
+    subprocess.run([program.with_name("python"), "-c", "import authlib, botocore, httpx, nacl"], check=True)
+    again = empty.install(*empty.listen, "--no-start")
+    assert again.returncode == 0, again.stderr
+    assert empty.place("bin/squidkeeper").resolve() == program
+
+
 def test_a_program_that_cannot_be_built_fails(gateway: Gateway, changed: Path) -> None:
     (changed / "pyproject.toml").write_text('[project]\nname = "squidkeeper"\nrequires-python = ">=3.11"\n')
     assert_fails_and_leaves(gateway, "program", "pip")
@@ -1775,6 +1805,8 @@ def property_of(machine: Machine, names: str) -> str:
         (["--ca-dir", "/nonexistent"], "--ca-dir /nonexistent: there is no such directory"),
         (["--ca-dir", "/usr"], "--ca-dir /usr: there is no readable ca.crt in it"),
         (["--wheels", "/usr"], "--wheels /usr: no hatchling-*.whl is in it"),
+        (["--extras", "none,aws"], "--extras none,aws: NAME is aws, oauth2 or sealed; for no extra, none alone"),
+        (["--extras", "botocore"], "--extras botocore: NAME is aws, oauth2 or sealed"),
         (["--root", "/"], "--root /: leave it out for the system's own places"),
         (["--root", "/tmp/a b"], "--root /tmp/a b: use letters, digits and"),
         (["--root", "/etc/hostname"], "--root /etc/hostname: this is not a directory"),
@@ -1800,7 +1832,7 @@ def test_help_names_every_option() -> None:
     options = (
         "--listen --exporter-listen --no-exporter --open --policy --ca-dir --ca --intermediate-days --wheels --root"
     )
-    options += " --no-start --dry-run"
+    options += " --no-start --dry-run --extras"
     for option in (*options.split(), "--uninstall", "--help"):
         assert f"\n  {option}" in done.stdout
 

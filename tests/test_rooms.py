@@ -22,6 +22,7 @@ FLOORS = {
     "policy": 2,
     "counters": 3,
     "engine": 3,
+    "extras": 3,
     "atomic_write": 4,
     "client_kit": 4,
     "credentials": 4,

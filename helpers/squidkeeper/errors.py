@@ -11,6 +11,7 @@
     ├── TlsPortFailed     HAProxy, which takes clients for Squid, does not answer or does not take its certificate
     ├── DemoFailed        a step of the demonstration that cannot be done, or whose result is unexpected
     ├── InvalidSetting    a proxy, path or host that a client's variables cannot hold
+    ├── ExtraMissing      an optional part whose packages are not installed; names the command that installs them
     ├── SetupFailed       an installation that cannot go on; carries what to do
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── LeafRefused       a certificate of a host that is not made
@@ -74,6 +75,10 @@ class DemoFailed(SquidkeeperError):
 
 class InvalidSetting(SquidkeeperError):
     """A proxy, path or host that a client's variables cannot hold; the text says what was expected."""
+
+
+class ExtraMissing(SquidkeeperError):
+    """An optional part whose Python packages are not installed; the text names the command that installs them."""
 
 
 class SetupFailed(SquidkeeperError):

@@ -26,11 +26,12 @@ REPOSITORY = Path(__file__).parents[2]
 URL_SAFE = "!$%&'()*+,-./:;=?@_"  # Squid writes other characters of a URL in percent-encoding
 NAMESERVER = "127.0.0.53"
 PROTOTYPE_LISTENS = "127.0.0.1:3129"
+EXTRAS = "aws,oauth2,sealed"
 
 
 def install(root: Path, listen: str, *options: str) -> None:
     """Install a gateway with the project's own installer; the first one of a run needs the package registries."""
-    run(REPOSITORY / "install.sh", "--root", root, "--listen", listen, "--no-start", *options)
+    run(REPOSITORY / "install.sh", "--root", root, "--listen", listen, "--no-start", "--extras", EXTRAS, *options)
 
 
 def install_prototype(root: Path) -> Path:

@@ -1,0 +1,55 @@
+"""The optional parts: which are installed, and how the rest is."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from squidkeeper import extras
+from squidkeeper.errors import ExtraMissing
+from squidkeeper.extras import EXTRAS, extra_problem, require
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let modules be missing."""
+
+    def make(*missing: str) -> None:
+        def find(module: str) -> ModuleSpec | None:
+            return None if module in missing else ModuleSpec(module, None)
+
+        monkeypatch.setattr(extras, "find_spec", find)
+
+    return make
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_that_is_installed_is_no_problem(extra: str) -> None:
+    assert extra_problem(extra) is None
+    require(extra)
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(without: Callable[..., None]) -> None:
+    without("botocore", "httpx", "nacl")
+    with pytest.raises(ExtraMissing) as caught:
+        require("oauth2")
+    assert str(caught.value) == "the extra 'oauth2' is not installed: run ./install.sh --extras oauth2"
+
+
+def test_the_command_keeps_the_extras_that_are_installed(without: Callable[..., None]) -> None:
+    without("httpx")
+    problem = "the extra 'oauth2' is not installed: run ./install.sh --extras aws,oauth2,sealed"
+    assert extra_problem("oauth2") == problem
+
+
+def test_the_extras_of_the_program_of_pip_and_of_the_installer_are_the_same() -> None:
+    declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [offered] = re.findall(r"local name='\((\S+)\)'", (REPOSITORY / "install.sh").read_text())
+    assert [*EXTRAS] == sorted(declared.keys() - {"dev"}) == offered.split("|")
