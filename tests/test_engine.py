@@ -344,7 +344,7 @@ def test_connect_sni_and_request_have_to_name_one_host(
 ) -> None:
     compiled = compiled_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example], ports: [80, 443, 8443]}]")
     url = changes.get("url", "https://a.example/")
-    request = parse_request([changes.get(name, SAME[name]) for name in STATED], url)
+    request = parse_request([changes.get(name, SAME[name]) for name in STATED] + [None], url)
     assert said(decided(compiled, request, NOW)) == expected
 
 
@@ -408,7 +408,7 @@ def test_the_second_question_about_a_connect_is_about_the_same_host(
     tmp_path: Path, sni: str | None, tunnel: str | None, expected: str
 ) -> None:
     compiled = compiled_of(tmp_path, PASSTHROUGH)
-    asked = parse_request(["192.0.2.9", None, "CONNECT", None, "a.example", "443", sni, tunnel])
+    asked = parse_request(["192.0.2.9", None, "CONNECT", None, "a.example", "443", sni, tunnel, None])
     assert said(decided(compiled, asked, NOW)) == expected
 
 

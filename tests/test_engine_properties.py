@@ -545,7 +545,7 @@ def test_a_tunnel_is_spliced_only_where_it_passes_through_and_tls_names_its_host
     host, authority = url.host, f"{url.host.text}:{url.port}"
     stated, _ = stated_tokens("CONNECT", authority)
     opened = decided(compiled, request_to("CONNECT", authority), NOW)
-    spliced = decided(compiled, parse_request([*stated[:-2], sni, authority]), NOW)
+    spliced = decided(compiled, parse_request([*stated[:6], sni, authority, None]), NOW)
     agrees = host.address is not None if sni is None else sni.lower().rstrip(".") == host.text
     assert spliced.allowed == (opened.passthrough and agrees)
     if not agrees:

@@ -60,7 +60,7 @@ credentials:
   - {name: narrow, hosts: [narrow.example], paths: [/v1/**], bearer: token}
 """
 SCOPES = {"host": ["acl", "--scope", "host"], "request": ["acl", "--scope", "request"]}
-PLACE = "192.0.2.1 - GET https {host} 443 {host} {host}:443"
+PLACE = "192.0.2.1 - GET https {host} 443 {host} {host}:443 -"
 
 
 class Helper:
@@ -129,7 +129,7 @@ def revision_of(policy: Path) -> str:
 
 
 def place(host: str, **changes: str) -> str:
-    names = ("client", "user", "method", "scheme", "host", "port", "sni", "tunnel")
+    names = ("client", "user", "method", "scheme", "host", "port", "sni", "tunnel", "token")
     tokens = dict(zip(names, PLACE.format(host=host).split(), strict=True)) | changes
     return " ".join(tokens.values())
 

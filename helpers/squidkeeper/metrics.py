@@ -19,11 +19,14 @@ REWRITE: Final = "rewrite"
 CREDENTIAL: Final = "credential"
 THROTTLE: Final = "throttle"
 CERTIFICATE: Final = "certificate"
+LOGIN: Final = "login"
 JUDGES: Final = (HOST, REQUEST, REWRITE, CREDENTIAL)  # the helpers that decide by the policy
-HELPERS: Final = (*JUDGES, THROTTLE, CERTIFICATE)
+LOADS_POLICY: Final = (*JUDGES, LOGIN)
+HELPERS: Final = (*LOADS_POLICY, THROTTLE, CERTIFICATE)
 
 
 WAITS: Final = ("at_once", "held", "surplus")  # the values of the label `wait`
+LOGIN_RESULTS: Final = ("accepted", "unknown_client", "wrong_token", "expired", "other_network", "no_policy")
 CERTIFICATE_RESULTS: Final = ("made", "kept", "refused")  # the values of the label `result`
 
 
@@ -179,6 +182,12 @@ CERTIFICATES = Metric(
     _COUNTER,
     "Certificates that Squid has asked for, one for each tunnel: made, kept (from memory), or refused (the client gets "
     "one that it does not accept; the cause is in cache.log).",
+    ("result",),
+)
+LOGINS = Metric(
+    "squidkeeper_logins_total",
+    _COUNTER,
+    "Logins that the login helper has checked: accepted, or refused and why. Squid keeps an answer for some seconds.",
     ("result",),
 )
 CREDENTIAL_INJECTIONS = Metric(

@@ -76,21 +76,21 @@ def certificates(_: CompiledPolicy) -> tuple[Callable[[bytes], Reply], object]:
 
 
 def unknown_host(number: int) -> str:
-    return f"10.3.0.1 - GET http h{number}.open.example 80 - - -"
+    return f"10.3.0.1 - GET http h{number}.open.example 80 - - - -"
 
 
 def new_url(number: int) -> str:
-    return f"10.3.0.1 - GET http h1.example 80 - - http%3A%2F%2Fh1.example%2Fa%2F{number} -"
+    return f"10.3.0.1 - GET http h1.example 80 - - - http%3A%2F%2Fh1.example%2Fa%2F{number} -"
 
 
 def new_query(number: int) -> str:
     target = f"http%3A%2F%2Fquery.example%2F%252e%252e%2Fa%3Bb%2F{number}%3Fq%3D1{'%26r%3D1' * 1000}"
-    return f"10.3.0.1 - GET http query.example 80 - - {target} -"
+    return f"10.3.0.1 - GET http query.example 80 - - - {target} -"
 
 
 def injected(number: int) -> str:
     target = f"https%3A%2F%2Fapi.example%2Fa%2F{number}"
-    return f"10.3.0.1 - GET https api.example 443 api.example api.example%3A443 {target} {target} -"
+    return f"10.3.0.1 - GET https api.example 443 api.example api.example%3A443 - {target} {target} -"
 
 
 @lru_cache

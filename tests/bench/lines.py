@@ -128,7 +128,7 @@ def acl(scope: str, name: str, place: Path) -> Contender:
 
     def line(host: str, path: str) -> str:
         url = f" http%3A%2F%2F{host}{path.replace('/', '%2F')}" if scope == "request" else ""
-        return f"{next(channel)} 192.0.2.1 - GET http {host} 80 - -{url} -\n"
+        return f"{next(channel)} 192.0.2.1 - GET http {host} 80 - - -{url} -\n"
 
     return Contender(name, command, line, place)
 

@@ -18,6 +18,7 @@ from squidkeeper.credentials import SecretStore
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.setup.configuration import has_own_login, without_login
 from tests.waiting import wait_for
 
 from .network import run
@@ -103,6 +104,9 @@ class Gateway:
         """Add lines of the operator's own to Squid's configuration."""
         with (self.root / "etc/local.conf").open("a") as file:
             file.writelines(line + "\n" for line in lines)
+        if has_own_login("\n".join(lines)):  # as install.sh does
+            fragment = self.root / "etc/squidkeeper.conf"
+            fragment.write_text(without_login(fragment.read_text()))
 
     def edit(self, name: str, old: str, new: str) -> None:
         """Replace a text that one of the installed files holds."""

@@ -25,7 +25,7 @@ from squidkeeper.protocol.lines import (
 
 from .target import Target
 
-COUNTS = (8, 9, 10)
+COUNTS = (9, 10, 11)
 SHORT_LIMITS = (0, 1, 7, 64, 1000)
 CONCURRENCIES = (0, 1, 16, 300, 3000)
 
@@ -180,7 +180,7 @@ def squid_word(text: bytes) -> tuple[bytes, bytes]:
 
 # --- where to start -----------------------------------------------------------------------------------------------
 
-_PLACE = b"192.168.137.2 - GET https api.example 443 api.example api.example%3A443"
+_PLACE = b"192.168.137.2 - GET https api.example 443 api.example api.example%3A443 -"
 
 
 def seeds() -> Iterable[bytes]:

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-_HELPERS = ("acl", "rewrite", "credential", "throttle", "certificate")
+_HELPERS = ("acl", "rewrite", "credential", "throttle", "certificate", "login")
 _COMMANDS = (
     "check",
     "explain",
@@ -44,6 +44,6 @@ def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
     `check`, `explain`, `log`, `report` and `demo` are for people. `env`, `probe` and `brief` print what a client needs.
-    `acl`, `rewrite`, `credential`, `throttle` and `certificate` are the helpers that Squid starts. `exporter` and
-    `maintain` are services beside Squid. `setup` is a part of install.sh.
+    `acl`, `rewrite`, `credential`, `throttle`, `certificate` and `login` are the helpers that Squid starts.
+    `exporter` and `maintain` are services beside Squid. `setup` is a part of install.sh.
     """

@@ -13,13 +13,18 @@ from squidkeeper.engine.fields import HostFacts, covers_default_port, holds_for_
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Route, Rule
-from squidkeeper.protocol.request import CONNECT, Malformed, Request
+from squidkeeper.protocol.request import ANY_LOGIN, CONNECT, Malformed, Request
 from squidkeeper.url import Host
 
 EntryT = TypeVar("EntryT", Rule, Rewrite, Credential, Route)
 # In a policy with upstreams, where none of them holds: the parent of install.sh's --upstream, if there is one.
 DEFAULT_UPSTREAM = Route("default", Location(""), Match(), "default")
 _CACHE_BYTES, _OBJECT_BYTES, _SPAN_BYTES = 4 * 1024 * 1024, 1_000, 400
+LOGIN_REFUSED = "login-refused"
+_NO_CLIENT = "The policy has no client {} with tokens any longer."
+_OTHER_NETWORK = "The networks of the client {} do not hold this address."
+_REVOKED = "The policy does not hold the token of the client {} (any longer)."
+TOKEN_LAPSED = deny(LOGIN_REFUSED, "The token has expired.")
 _OTHER_METHOD = ""  # one that no entry names: clients make up methods, and each would have candidates of its own
 _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
 
@@ -53,6 +58,7 @@ class HostMatch(NamedTuple):
     """What a policy holds for a request, whatever its URL and the time; `denial` where the request is malformed.
 
     `url` is the request's, as it was stated; None stands for every URL of the host. `spliced` is the request's.
+    `lapses` is when the token of the login expires.
     """
 
     facts: HostFacts
@@ -60,6 +66,7 @@ class HostMatch(NamedTuple):
     url: str | None = None
     denial: Decision | None = None
     spliced: bool = False
+    lapses: datetime | None = None
 
 
 class CompiledPolicy:
@@ -67,7 +74,10 @@ class CompiledPolicy:
 
     def __init__(self, policy: Policy) -> None:
         self.source = policy
-        self.lapses = tuple(sorted(rule.expires for rule in policy.rules if rule.expires is not None))
+        self._logins = {client.name: client for client in policy.clients if client.tokens is not None}
+        tokens = (token for client in self._logins.values() for token in client.tokens or ())
+        ends = (*(rule.expires for rule in policy.rules), *(token.expires for token in tokens))
+        self.lapses = tuple(sorted(end for end in ends if end is not None))
         self.revision = policy.revision
         self.rules = HostIndex(policy.rules, policy.lists)
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
@@ -84,10 +94,32 @@ class CompiledPolicy:
         if isinstance(request, Malformed):
             denial = deny(request.rule, request.reason)
             return HostMatch(_NO_FACTS, Candidates((), (), (), (), (), denial), request.url, denial)
+        lapses = None
+        if request.login is not None or request.user in self._logins:
+            refused, lapses = self._check_login(request)
+            if refused:
+                return HostMatch(_NO_FACTS, Candidates((), (), (), (), (), refused), request.url, refused)
         clients = self.clients_of(request.client, request.user) if self.source.clients else ()
         method = request.method if request.method in self._methods else self._unnamed_method(request.method)
         facts = HostFacts(clients, method, request.scheme, request.host, request.port)
-        return HostMatch(facts, self._candidates_for(facts), request.url, None, request.spliced)
+        return HostMatch(facts, self._candidates_for(facts), request.url, None, request.spliced, lapses)
+
+    def _check_login(self, request: Request) -> tuple[Decision | None, datetime | None]:
+        """Deny a login that the policy does not hold any longer; give also when it lapses, None for never.
+
+        The client does not become an unknown one: a deny for it would end with its token.
+        """
+        client = self._logins.get(request.user or "")
+        if client is None:
+            known = request.login == ANY_LOGIN  # of a user that is no client with tokens
+            return (None if known else deny(LOGIN_REFUSED, _NO_CLIENT.format(request.user))), None
+        if not client.within_networks(request.client and request.client.address):
+            return deny(LOGIN_REFUSED, _OTHER_NETWORK.format(client.name)), None
+        tokens = [token for token in client.tokens or () if request.login in (token.id, ANY_LOGIN)]
+        if not tokens:
+            return deny(LOGIN_REFUSED, _REVOKED.format(client.name)), None
+        ends = [token.expires for token in tokens if token.expires is not None]
+        return None, max(ends) if len(ends) == len(tokens) else None
 
     def clients_of(self, client: Host | None, user: str | None) -> tuple[str, ...]:
         """Name the policy's clients that a request belongs to, in the policy's order."""

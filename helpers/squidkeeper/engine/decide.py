@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import Enum, auto
 
-from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch
+from squidkeeper.engine.compiled_policy import TOKEN_LAPSED, CompiledPolicy, HostMatch
 from squidkeeper.engine.decision import Decision, deny
 from squidkeeper.engine.host_scope import decide_host
 from squidkeeper.engine.request_scope import decide_fetched, decide_url
@@ -35,6 +35,8 @@ def decide(
     `url` stands for the match's own URL, so that one match serves many. `final_url` is the rewriter's answer, for
     `FETCH` alone.
     """
+    if match.lapses is not None and at >= match.lapses:
+        return TOKEN_LAPSED
     if stage is Stage.HOST:
         return match.denial or decide_host(policy, match, at)
     url = match.url if url is None else url

@@ -96,6 +96,7 @@ def helper_families(view: Snapshot) -> Iterator[Family]:
         metrics.HELPER_STARTS,
         metrics.THROTTLED,
         metrics.CERTIFICATES,
+        metrics.LOGINS,
         metrics.CREDENTIAL_INJECTIONS,
         metrics.CREDENTIAL_FAILURES,
     ):
@@ -170,6 +171,8 @@ def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], fl
         return {(wait,): 0.0 for wait in metrics.WAITS}
     if metric is metrics.CERTIFICATES:
         return {(result,): 0.0 for result in metrics.CERTIFICATE_RESULTS}
+    if metric is metrics.LOGINS:
+        return {(result,): 0.0 for result in metrics.LOGIN_RESULTS}
     if metric.labels == ("credential",) and policy:
         return {(credential.name,): 0.0 for credential in policy.credentials}
     return {}

@@ -23,7 +23,7 @@ from squidkeeper.credentials import SecretStore
 from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Snapshot
 from squidkeeper.exporter.status_rows import logged_time, secret_rows
 from squidkeeper.formatting import ago, byte_size, duration, quantity, timestamp
-from squidkeeper.metrics import JUDGES, THROTTLE
+from squidkeeper.metrics import JUDGES, LOADS_POLICY, THROTTLE
 from squidkeeper.policy.faults import SECRET_UNAVAILABLE, Fault
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
@@ -202,7 +202,7 @@ def _helper_outdated(view: Snapshot) -> Iterator[str]:
         in_force = f"revision {helper.revision} is in force" if helper.revision else "everything is denied"
         if view.is_stuck(helper):
             continue
-        if helper.helper in JUDGES and state.ok and not helper.reload_ok:
+        if helper.helper in LOADS_POLICY and state.ok and not helper.reload_ok:
             yield f"{_named(helper)}: the policy on disk does not load there, {in_force}"
         elif view.is_outdated(helper):
             yield f"{_named(helper)}: {in_force} there, and {state.revision} here"

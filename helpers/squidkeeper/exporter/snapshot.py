@@ -15,7 +15,7 @@ from squidkeeper.exporter.checkpoint import Checkpoint
 from squidkeeper.exporter.disks import Disk
 from squidkeeper.exporter.recent import RecentAnswer
 from squidkeeper.maintenance_status import NOT_RUNNING, MaintenanceStatus
-from squidkeeper.metrics import JUDGES
+from squidkeeper.metrics import LOADS_POLICY
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.squid_version import SquidVersion
@@ -66,7 +66,7 @@ class Snapshot:
 
     def is_outdated(self, helper: HelperStatus) -> bool:
         """Tell whether a helper decides by another revision than the exporter has."""
-        return helper.helper in JUDGES and helper.revision != self.policy_state.revision
+        return helper.helper in LOADS_POLICY and helper.revision != self.policy_state.revision
 
     def is_stuck(self, helper: HelperStatus) -> bool:
         """Tell whether a helper gives no heartbeat, or has not answered the same lines for too long."""

@@ -12,7 +12,7 @@ from typing import Final
 from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.exporter.snapshot import Snapshot
-from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, JUDGES, PROTOCOL_ERRORS
+from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, LOADS_POLICY, PROTOCOL_ERRORS
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
 
 _TUNNEL: Final = "tunnel"
@@ -131,7 +131,7 @@ def helper_rows(view: Snapshot) -> Iterator[HelperRow]:
                 stuck=view.is_stuck(status),
                 last_beat=datetime.fromtimestamp(status.beat, UTC),
                 answered=round(sum(value for name, _, value in file.samples if name in _REPLIES)),
-                has_policy=status.helper in JUDGES,
+                has_policy=status.helper in LOADS_POLICY,
             )
 
 

@@ -76,7 +76,7 @@ class RequestScope:
         self._replies: BoundedCache[object, Reply] = BoundedCache(_REQUEST_CACHE_BYTES)
 
     def answer(self, tokens: bytes, url: str) -> Reply:
-        """Answer a line, by its first eight tokens as they came and its URL."""
+        """Answer a line, by its first nine tokens as they came and its URL."""
         return shared_reply(self._replies, self._decide(tokens, url), REQUEST, self.policy)
 
     def _decide(self, tokens: bytes, url: str) -> Decision:

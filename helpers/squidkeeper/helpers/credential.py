@@ -89,7 +89,7 @@ class Injector:
 
 
 def answer(injector: Injector | None, line: bytes, concurrency: int) -> Reply:
-    """Answer one line: the eight tokens, the URL that was asked for and the one that is fetched (`final_url_`)."""
+    """Answer one line: the nine tokens, the URL that was asked for and the one that is fetched (`final_url_`)."""
     if injector is None:
         return no_policy_reply(CREDENTIAL, parse_request(parse_tokens(line, _TOKENS)))
     decision = injector.decide(line)

@@ -26,7 +26,7 @@ class HostMatches:
         self._known: BoundedCache[bytes, HostMatch] = BoundedCache(_CACHE_BYTES)
 
     def find(self, tokens: bytes) -> HostMatch:
-        """Match the request that eight tokens state, as they came."""
+        """Match the request that nine tokens state, as they came."""
         known = self._known.get(tokens)
         if known is None:
             known = self.policy.match(parse_request(parse_tokens(tokens, (REQUEST_TOKENS,))))

@@ -17,7 +17,7 @@ from squidkeeper.replies import NO_REWRITE_POLICY, rewrite_reply
 
 
 def answer(matches: HostMatches | None, line: bytes) -> Reply:
-    """Answer one line: the URL as it is, which Squid does not encode here, then the eight tokens."""
+    """Answer one line: the URL as it is, which Squid does not encode here, then the nine tokens."""
     raw, _, rest = line.partition(b" ")
     url = raw.decode("utf-8", "surrogateescape")
     tokens, *_ = split_tokens(rest, REQUEST_TOKENS, HOST_TOKENS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from squidkeeper.errors import PolicyError
-from squidkeeper.policy import passthrough
+from squidkeeper.policy import passthrough, tokens
 from squidkeeper.policy.contents import PolicyContents
 from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
@@ -69,6 +69,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *_opened_list_faults(documents, lists),
         *secret_faults,
         *passthrough.entry_faults(documents),
+        *tokens.entry_faults(documents),
         *_upstream_faults(documents),
     }
     comments = (warning for document in documents for warning in document.warnings)
@@ -76,7 +77,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
     if faults:
         raise PolicyError(sorted(faults), warnings)
     policy = _policy(contents.revision, checked, lists)
-    if conflicts := sorted(passthrough.conflicts(policy)):
+    if conflicts := sorted([*passthrough.conflicts(policy), *tokens.conflicts(policy)]):
         raise PolicyError(conflicts, warnings)
     return BuiltPolicy(policy, warnings)
 
@@ -264,7 +265,7 @@ class _Maker:
 
     def clients(self) -> Iterator[Client]:
         for name, entry in (self.model.clients or {}).items():
-            yield Client(name, self._key("clients", name), entry.networks, entry.users)
+            yield Client(name, self._key("clients", name), entry.networks, entry.users, entry.token_sha256)
 
     def rules(self) -> Iterator[Rule]:
         for position, entry in enumerate(self.model.rules or ()):

@@ -151,8 +151,10 @@ def _is_file_name(value: object) -> bool:
 
 
 def is_private(steps: Iterable[str | int]) -> bool:
-    """Tell whether steps lead to a name of a secret, where its value may be by mistake: no fault shows that."""
+    """Tell whether steps lead to where the value of a secret or token may be by mistake: no fault shows that."""
     keys = [step for step in steps if isinstance(step, str)]
+    if keys[:1] == ["clients"]:
+        return keys[2:3] == ["token_sha256"]
     return keys[:1] == ["secrets"] or (keys[:1] in _NAME_SECRETS and keys[1:2] in _PRIVATE_FIELDS)
 
 

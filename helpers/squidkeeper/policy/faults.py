@@ -43,6 +43,7 @@ class FaultCode(StrEnum):
     INVALID_HEADER = "invalid-header"
     INVALID_TEMPLATE = "invalid-template"
     INVALID_UPSTREAM = "invalid-upstream"
+    INVALID_TOKEN = "invalid-token"  # noqa: S105 - a code
     INVALID_REQUEST = "invalid-request"
     # The policy as a whole
     TOO_WIDE = "too-wide"

@@ -30,6 +30,7 @@ VERDICT_NAMES = frozenset(
         "credential-unavailable",
         "policy-unavailable",
         "not-rendered",
+        "login-refused",
     }
 )
 
@@ -38,6 +39,7 @@ INJECTABLE_HEADERS = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key",
 
 _HEADER_KEY_LENGTH = 8
 _KEY_LENGTH = 12  # hexadecimal digits of the keys of what install.sh renders
+TOKEN_ID_LENGTH = 12  # hexadecimal digits of the hash
 DIRECT = "direct"  # the key of what goes past every parent
 NO_REWRITE = ""  # in a test: no rewrite applies
 
@@ -50,19 +52,57 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a client: the SHA-256 of its text, in hexadecimal digits. `id` names it for Squid and for people.
+
+    The hash needs no salt and no slow function: the text has 128 random bits or more, so nobody can try them all.
+    """
+
+    sha256: str
+    expires: datetime | None = None
+
+    @classmethod
+    def of(cls, text: str, expires: datetime | None = None) -> Self:
+        """Make the entry for a token's text."""
+        return cls(sha256(text.encode("utf-8", "surrogateescape")).hexdigest(), expires)
+
+    @property
+    def id(self) -> str:
+        """The first digits of the hash, which are no secret."""
+        return self.sha256[:TOKEN_ID_LENGTH]
+
+    def lapsed(self, at: datetime) -> bool:
+        """Tell whether the token opens nothing any longer."""
+        return self.expires is not None and at >= self.expires
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
-    """A client: networks, users, or both, of which both must match. None: the field is left out."""
+    """A client: networks, users or tokens, or networks and one of these, which must both match. None: left out.
+
+    The proxy user of a login by token is the client's name.
+    """
 
     name: str
     location: Location
     networks: tuple[Network, ...] | None = None
     users: frozenset[str] | None = None
+    tokens: tuple[Token, ...] | None = None
 
     def matches(self, address: Address | None, user: str | None) -> bool:
-        """Tell whether a request from this address, as this proxy user, belongs to the client."""
-        if self.networks is not None and not any(address in network for network in self.networks if address):
+        """Tell whether a request from this address, as this proxy user, belongs to the client.
+
+        That a user who is the name of a client with tokens has shown one of them is for `CompiledPolicy` to check.
+        """
+        if not self.within_networks(address):
             return False
+        if self.tokens is not None:
+            return user == self.name
         return self.users is None or user in self.users
+
+    def within_networks(self, address: Address | None) -> bool:
+        """Tell whether a request from this address can belong to the client."""
+        return self.networks is None or any(address in network for network in self.networks if address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from squidkeeper.errors import InvalidUrl, PatternError
@@ -32,7 +41,7 @@ from squidkeeper.policy.document import (
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.headers import parse_stripped_header
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
-from squidkeeper.policy.model import INJECTABLE_HEADERS, NO_REWRITE, VERDICT_NAMES, Action, Target
+from squidkeeper.policy.model import INJECTABLE_HEADERS, NO_REWRITE, VERDICT_NAMES, Action, Target, Token
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
 from squidkeeper.policy.targets import check_target, parse_target
 from squidkeeper.policy.templates import parse_template
@@ -193,6 +202,34 @@ def _user(text: str) -> str:
     if not text.isprintable():
         raise PatternError(f"user {text!r} holds a control character, expected the name of a proxy user")
     return text
+
+
+def _sha256(text: str) -> str:
+    if not _SHA256.fullmatch(text):
+        message = "this is no SHA-256 of a token, expected 64 hexadecimal digits, as `squidkeeper client add` writes"
+        raise PatternError(f"{message} (a value is never shown here)")
+    return text.lower()
+
+
+def _one_or_many(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _token(value: object) -> Token:
+    """Read a hash, or a mapping of a hash and when the token expires."""
+    if not isinstance(value, dict):
+        return Token(_parse_sha256(value))
+    unknown = value.keys() - {"sha256", "expires"}
+    if unknown or "sha256" not in value:
+        raise _fault(FaultCode.INVALID_TOKEN, "expected the keys sha256 and, if the token lapses, expires")
+    return Token(_parse_sha256(value["sha256"]), _time(value["expires"]) if "expires" in value else None)
+
+
+def _parse_sha256(value: object) -> str:
+    try:
+        return _sha256(value) if isinstance(value, str) else _sha256("")
+    except PatternError as error:
+        raise _fault(FaultCode.INVALID_TOKEN, str(error)) from None
 
 
 def _header(text: str) -> str:
@@ -382,6 +419,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/]\S*")
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 _TIME = re.compile(
     r"\d{4}-\d{2}-\d{2}(?:[Tt ]\d{2}:\d{2}(?::\d{2}(?:\.\d{1,6})?)?(?P<zone>[Zz]| ?[+-]\d{2}(?::?\d{2})?)?)?", re.ASCII
 )
@@ -432,6 +470,7 @@ class ClientEntry(_Model):
 
     networks: Many[Annotated[Network, _parsed(FaultCode.INVALID_NETWORK, parse_network)]] | None = None
     users: Several[Annotated[str, _parsed(FaultCode.INVALID_TEXT, _user)]] | None = None
+    token_sha256: Annotated[Many[Annotated[Token, PlainValidator(_token)]], BeforeValidator(_one_or_many)] | None = None
 
 
 class ListEntry(_Model):
@@ -736,7 +775,7 @@ _ENTRIES: dict[str, type[_Model]] = {
     "tests": TestEntry,
 }
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
-    "clients": (("networks", "users"), True),
+    "clients": (("networks", "users", "token_sha256"), True),
     "secrets": (("file", "env"), False),
     "credentials": (("bearer", "basic", "value"), False),
     "upstreams": (("url", "direct"), False),

@@ -1,7 +1,8 @@
 """A request, parsed and typed (floor 2): what Squid's tokens state, or why that is invalid.
 
-Every helper gets the same eight tokens, in this order: client, user, method, scheme, host, port, SNI and the authority
-of the tunnel (squid/squidkeeper.conf). `explain`, `tests:` and drift state the same of a method and a target.
+Every helper gets the same nine tokens, in this order: client, user, method, scheme, host, port, SNI, the authority of
+the tunnel, and the ID of the token of a login (squid/squidkeeper.conf). `explain`, `tests:` and drift state
+the same of a method and a target.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from squidkeeper.url import (
 
 CONNECT = "CONNECT"
 DENIED_BY = " denied by "  # between authority and rule in the name that a denied tunnel gets (clt_conn_tag)
-REQUEST_TOKENS = 8
+REQUEST_TOKENS = 9
+ANY_LOGIN = "*"  # no ID of a token: what people state names a user, who counts as logged in
 _LONGEST_KNOWN_METHOD = 64  # characters, so that what is kept is bounded; Squid itself takes 32
 _REFUSED_METHODS = {
     "TRACE": "returns a request's headers to whoever asks",
@@ -41,7 +43,8 @@ class Request(NamedTuple):  # cheaper to make than a dataclass, and made for eac
     """One request. For a CONNECT the scheme is https, and `authority` is host and port as they were stated.
 
     `url` is the absolute request target as it was stated; None stands for every URL of the host. `spliced` marks a
-    CONNECT that Squid asks about once more, with the TLS server name, before it splices the tunnel.
+    CONNECT that Squid asks about once more, with the TLS server name, before it splices the tunnel. `login` is the ID
+    of the token that `user` logged in with; None stands for another login, or none.
     """
 
     method: str
@@ -53,6 +56,7 @@ class Request(NamedTuple):  # cheaper to make than a dataclass, and made for eac
     authority: str = ""
     url: str | None = None
     spliced: bool = False
+    login: str | None = None
 
 
 class Malformed(NamedTuple):
@@ -67,18 +71,18 @@ class Malformed(NamedTuple):
 
 
 def parse_request(tokens: Sequence[str | None], url: str | None = None) -> Request | Malformed:
-    """Parse the eight tokens, None where Squid gives `-`; more tokens are ignored.
+    """Parse the nine tokens, None where Squid gives `-`; more tokens are ignored.
 
     CONNECT, TLS server name and request have to name one host and port.
     """
-    client, user, stated_method, stated_scheme, host, port, sni, tunnel = tokens[:REQUEST_TOKENS]
+    client, user, stated_method, stated_scheme, host, port, sni, tunnel, login = tokens[:REQUEST_TOKENS]
     method, host, port = stated_method or "", host or "", port or ""
     authority = f"{host}:{port}" if method == CONNECT else ""
     try:
         parse_sender = _known_sender if len(method) <= _LONGEST_KNOWN_METHOD else _parse_sender
         sender, scheme, number = parse_sender(client, method, stated_scheme or "", port)
         spliced = method == CONNECT and (sni, tunnel) != (None, None)
-        request = Request(method, sender, user, scheme, number, parse_host(host), authority, url, spliced)
+        request = Request(method, sender, user, scheme, number, parse_host(host), authority, url, spliced, login)
         is_plain = tunnel is None and scheme == "http"  # which has nothing to agree with
         wrong = None if is_plain else _contradiction(request, sni, tunnel)
     except InvalidUrl as error:
@@ -97,19 +101,23 @@ def request_to(method: str, target: str, client: str | None = None, user: str | 
 def stated_tokens(
     method: str, target: str, client: str | None = None, user: str | None = None
 ) -> tuple[list[str | None], str | None]:
-    """Give what `parse_request` takes, as Squid would state it; where a target cannot be parsed, no host."""
+    """Give what `parse_request` takes, as Squid would state it; where a target cannot be parsed, no host.
+
+    A user counts as logged in.
+    """
     target = unrecorded_url(target)
+    login = user and ANY_LOGIN
     try:
         if method == CONNECT:
             host, port = parse_authority(target)
             if port is None:
                 raise InvalidUrl("the target of a CONNECT has no port")
-            return [client, user, method, None, _stated(host), str(port), None, None], None
+            return [client, user, method, None, _stated(host), str(port), None, None, login], None
         scheme, host, port = origin_of(target)
     except InvalidUrl:
-        return [client, user, method, "http", "", "80", None, None], target
+        return [client, user, method, "http", "", "80", None, None, login], target
     tunnel = format_authority(host, port) if scheme == "https" else None
-    return [client, user, method, scheme, _stated(host), str(port), None, tunnel], target
+    return [client, user, method, scheme, _stated(host), str(port), None, tunnel, login], target
 
 
 def _parse_sender(client: str | None, method: str, scheme: str, port: str) -> tuple[Host | None, str, int]:

@@ -19,11 +19,13 @@ from squidkeeper.record.urls import host_of
 
 FRAGMENT: Final = "fragment"
 USERINFO: Final = "userinfo"
+_SNI: Final = 6  # the place of its token; the tunnel's comes next
 _DENIED, _OK = "TCP_DENIED", 200
 _NOT_BY_THE_POLICY: Final = {
     NONE: "no helper was asked: Squid refused the request, or a line of the operator's own decided",
     "policy-unavailable": "no helper answered, or none had a policy",
     "credential-unavailable": "a secret was unavailable",
+    "login-refused": "the token of the login was revoked or had expired, and the record does not hold the token",
     "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper check`",
 }
 
@@ -36,11 +38,11 @@ def request_of(record: Record) -> Request | Malformed:
         return request_to(CONNECT, tunnel.partition(DENIED_BY)[0], record.client, user)
     tokens, url = stated_tokens(token(record.method) or "", _as_sent(record), record.client, user)
     if record.method != CONNECT:
-        tokens[-2:] = token(record.sni), tunnel
+        tokens[_SNI : _SNI + 2] = token(record.sni), tunnel
     elif tunnel is not None and (
         of_splice or record.revision == NONE
     ):  # else the reply to this CONNECT named the tunnel
-        tokens[-2:] = token(record.sni), tunnel.partition(DENIED_BY)[0]
+        tokens[_SNI : _SNI + 2] = token(record.sni), tunnel.partition(DENIED_BY)[0]
     return parse_request(tokens, url)
 
 

@@ -40,6 +40,7 @@ _NOT_HTTP = (501, 505)  # beside 4xx, the statuses for input that is not valid H
 
 BUILT_IN_REASONS: Final[Mapping[str, str]] = {
     "default": "No rule matches.",
+    "login-refused": "The token of the login was revoked or has expired.",
     "authority-mismatch": "Tunnel, SNI and request name different hosts or ports.",
     "ambiguous-path": "Servers may read the path in different ways, with different decisions.",
     "private-address": "The host is, or resolves to, an address of a private network.",

@@ -24,6 +24,7 @@ _UNIQUE_NAME: Final = "unique_hostname squidkeeper"
 _EXPORTER: Final = "127.0.0.1:9129"
 _PROXY: Final = "127.0.0.1:3129"
 _BEHIND_HAPROXY: Final = "127.53.53.53:13129"
+_OWN_LOGIN: Final = re.compile(r"^(?:.*\| Processing: )?\s*auth_param\s+basic\s+program\s(?!.* login --)", re.MULTILINE)
 _BINDS: Final = "    bind 0.0.0.0:3129\n    bind [::]:3129 v6only\n"
 
 
@@ -64,6 +65,19 @@ def listen_of(conf: str) -> str:
     return found[1] if found else ""
 
 
+def has_own_login(text: str) -> bool:
+    """Tell whether a configuration, or what Squid has read, has another program for basic authentication."""
+    return _OWN_LOGIN.search(text) is not None
+
+
+def without_login(fragment: str) -> str:
+    """Leave out the lines that start the login helper: Squid knows one program for basic authentication."""
+    left_out = (
+        "# Left out: your own configuration has an `auth_param basic program`, so no client can log in by token.\n"
+    )
+    return re.sub(r"^# >>> login\n.*?^# <<<\n", left_out, fragment, flags=re.MULTILINE | re.DOTALL)
+
+
 def unique_name(root: Path | None, machine: str) -> str:
     """Make what sets a gateway apart, the same in each run, from its root and the identity of its machine."""
     return sha256(f"{machine} {root}".encode()).hexdigest()[:8]
@@ -89,6 +103,7 @@ class Configuration:
     tls_names: tuple[str, ...] = ()  # as given; else the address it listens on and the host name
     resolver: str = NO_RESOLVER
     certificates: str = SQUIDKEEPER
+    own_login: bool = False  # the operator's configuration has a program for basic authentication
     unique_name: str = ""  # what sets it apart from other gateways
 
     def render(self, name: str, moved: Mapping[str, str] = {}) -> str:
@@ -123,7 +138,8 @@ class Configuration:
     def fragment(self, with_logformat: bool) -> str:
         """Render squidkeeper.conf. A squid.conf that does not include the log's format gets it by the fragment."""
         include = f"include {self.layout.logformat}\n" if with_logformat else ""
-        return include + self.render("squidkeeper.conf")
+        text = self.render("squidkeeper.conf")
+        return include + (without_login(text) if self.own_login else text)
 
     def haproxy(self, moved: Mapping[str, str] = {}) -> str:
         """Render haproxy.cfg, with HAProxy listening where Squid would listen without it."""

@@ -34,6 +34,7 @@ from squidkeeper.setup.configuration import (
     NO_RESOLVER,
     Configuration,
     generator_of,
+    has_own_login,
     is_ours,
     listen_of,
     listen_of_haproxy,
@@ -268,10 +269,11 @@ class Installation:
         folders = (self._machine.stock_errors, self._options.source / "squid/errors")
         pages = {page.name: read_source(page, 0o755) for folder in folders for page in folder.iterdir()}
         files[layout.errors] = Folder(pages)
+        with_logformat = self._yours and not names(self._conf, layout.logformat)
         for path in (layout.logformat, layout.pages):
             files[path] = _file(ours.render(path.name))
         files[layout.policy_lines] = self._policy_lines()
-        files[layout.fragment] = _file(ours.fragment(self._yours and not names(self._conf, layout.logformat)))
+        files[layout.fragment] = _file(ours.fragment(with_logformat))
         if not layout.local.exists():
             files[layout.local] = _file(ours.local_conf())
         if self._confined:
@@ -288,13 +290,24 @@ class Installation:
             say("WARNING", f"{directive} takes requests past what closes private addresses: see squid/INSTALL.md")
         if (version := squid_version()) and version.remark:
             say("WARNING" if version.problem else "", version.remark)
-        # By what Squid has read, includes of local.conf as well. A squid.conf of yours may not include local.conf.
+        self._leave_to_operator(parsed)
+        files[layout.fragment] = _file(self._configuration.fragment(with_logformat))
+
+    def _leave_to_operator(self, parsed: str) -> None:
+        """Do without our resolver and our logins where the operator's own configuration has them.
+
+        By what Squid has read, includes of local.conf as well. A squid.conf of yours may not include local.conf.
+        """
+        layout, resolver = self._layout, self._layout.resolver
         reads_local = not self._yours or names(self._conf, layout.local)
-        resolver = layout.resolver
         if reads_local and "| Processing: dns_nameservers " in parsed:
             resolver = NO_RESOLVER
             say("resolver", f"as {layout.local} says, by dns_nameservers")
-        self._configuration = replace(ours, resolver=resolver)
+        read = [*([parsed, text_at(layout.local)] if reads_local else []), *([self._conf] if self._yours else [])]
+        own_login = any(map(has_own_login, read))
+        if own_login:
+            say("login", "by your own auth_param basic program: no client can log in by a token of the policy")
+        self._configuration = replace(self._configuration, resolver=resolver, own_login=own_login)
 
     def _policy_lines(self) -> File:
         """Render the lines that depend on the policy, which Squid's account reads, and may not write."""

@@ -1,0 +1,177 @@
+"""Clients that log in by token: who they are, on each request, inside open tunnels too."""
+
+import base64
+import itertools
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import pytest
+
+from squidkeeper.policy.model import Token
+from squidkeeper.record.record import NONE
+from tests.waiting import wait_for
+
+from .curl import CurlFailed, curl
+from .expect import allowed, denied
+from .gateway import Gateway, NewGateway
+from .origin import Origins
+from .raw import Raw, tunnel
+from .reply import Reply
+
+CI, SPARE, BOTH = "ci-token-of-this-test-0001", "ci-token-of-this-test-0002", "both-token-of-this-test-0003"
+POLICY = f"""
+version: 1
+clients:
+  ci: {{token_sha256: [{Token.of(CI).sha256}, {{sha256: {Token.of(SPARE).sha256}, expires: 2999-01-01T00:00:00Z}}]}}
+  both: {{networks: [127.0.0.2/32], token_sha256: {Token.of(BOTH).sha256}}}
+  net: {{networks: [127.0.0.3/32]}}
+rules:
+  - {{name: of-ci, action: allow, clients: [ci], hosts: [ci.example]}}
+  - {{name: of-both, action: allow, clients: [both], hosts: [both.example]}}
+  - {{name: of-net, action: allow, clients: [net], hosts: [net.example]}}
+  - {{name: open, action: allow, hosts: [open.example]}}
+  - {{name: pinned, action: allow, clients: [ci], hosts: [pinned.example], tls: passthrough}}
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    gateway = new_gateway(POLICY)
+    for token in (CI, SPARE, BOTH):
+        gateway.remember(token)
+    return gateway.start()
+
+
+def login(name: str, token: str) -> tuple[str, str]:
+    return "--proxy-user", f"{name}:{token}"
+
+
+def header(name: str, token: str) -> str:
+    return f"Proxy-Authorization: Basic {base64.b64encode(f'{name}:{token}'.encode()).decode()}"
+
+
+def status(gateway: Gateway, url: str, *options: str, client: str = "127.0.0.1") -> int:
+    """The status that curl sees; of a tunnel that was refused, that of the CONNECT."""
+    try:
+        return curl(gateway, url, *options, client=client).status
+    except CurlFailed as error:
+        return int(str(error).rpartition("response ")[2])
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_token_opens_what_the_policy_has_for_its_client(gateway: Gateway, origins: Origins, scheme: str) -> None:
+    url = f"{scheme}://ci.example/"
+    for token in (CI, SPARE):
+        seen = allowed(gateway, origins, url, "of-ci", *login("ci", token))
+        assert seen.values("Proxy-Authorization") == []
+    assert {line["user"] for line in gateway.log() if line["url"] == url} == {"ci"}
+    denied(gateway, origins, f"{scheme}://both.example/", "default", *login("ci", CI))
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    ("user", "token", "client"),
+    [
+        ("ci", "wrong", "127.0.0.1"),
+        ("ci", BOTH, "127.0.0.1"),
+        ("nobody", CI, "127.0.0.1"),
+        ("CI", CI, "127.0.0.1"),
+        ("net", CI, "127.0.0.3"),
+        ("both", BOTH, "127.0.0.1"),
+        ("ci", "", "127.0.0.1"),
+    ],
+)
+def test_a_wrong_login_is_refused_also_where_none_is_needed_and_recorded_as_nobodys(
+    gateway: Gateway, origins: Origins, scheme: str, user: str, token: str, client: str
+) -> None:
+    before = len(gateway.log())
+    assert status(gateway, f"{scheme}://open.example/", *login(user, token), client=client) == 407
+    [line] = wait_for(lambda: gateway.log()[before:], "the line of the refusal")
+    assert (line["status"], line["user"], line["verdict"]) == (407, NONE, NONE)
+    assert origins.seen == []
+
+
+def test_networks_and_tokens_of_a_client_must_both_hold(gateway: Gateway, origins: Origins) -> None:
+    allowed(gateway, origins, "https://both.example/", "of-both", *login("both", BOTH), client="127.0.0.2")
+    denied(gateway, origins, "https://both.example/", "default", client="127.0.0.2")
+    allowed(gateway, origins, "https://net.example/", "of-net", client="127.0.0.3")
+    allowed(gateway, origins, "https://open.example/", "open")
+
+
+def test_what_a_client_sends_inside_a_tunnel_is_no_login_and_reaches_no_origin(
+    gateway: Gateway, origins: Origins
+) -> None:
+    with tunnel(gateway, "open.example:443") as client:
+        reply = client.get("/", "open.example", header("ci", CI))
+        assert reply is not None
+        assert reply.status == 200
+    assert origins.seen[-1].values("Proxy-Authorization") == []
+    assert gateway.logged("https://open.example/")["user"] == NONE
+
+
+def opened(gateway: Gateway, authority: str, user: str, token: str) -> Raw:
+    """Open a tunnel as a client with a token."""
+    raw = Raw(gateway)
+    reply = raw.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{header(user, token)}\r\n\r\n").answer()
+    assert reply is not None
+    assert reply.status == 200
+    return raw.tls(authority.partition(":")[0])
+
+
+def refused(asking: Callable[[], Reply | None]) -> int:
+    """Ask again until the answer is another than 200; give its status."""
+    return wait_for(lambda: [reply.status for reply in [asking()] if reply and reply.status != 200], "a refusal")[0]
+
+
+def test_a_lapsed_or_revoked_token_opens_nothing_within_three_seconds_in_open_tunnels_too(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    gateway = new_gateway(POLICY).start()
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    gateway.write("policy.yaml", POLICY.replace("2999-01-01T00:00:00Z", f"{soon:%Y-%m-%dT%H:%M:%S.%fZ}"))
+    tunnels = (opened(gateway, "ci.example:443", "ci", token) for token in (CI, SPARE))
+    with next(tunnels) as revoked, next(tunnels) as lapsed, Raw(gateway) as plain:
+        in_tunnel = {client: partial(client.get, "/", "ci.example") for client in (revoked, lapsed)}
+        outside = partial(plain.get, "http://ci.example/", "ci.example", header("ci", SPARE))
+        assert all(reply and reply.status == 200 for reply in (outside(), *(ask() for ask in in_tunnel.values())))
+        assert (refused(in_tunnel[lapsed]), refused(outside)) == (403, 407)
+        assert timedelta(0) < datetime.now(UTC) - soon < timedelta(seconds=3)
+        gateway.write("policy.yaml", POLICY.replace(f"{Token.of(CI).sha256}, ", ""))
+        at = datetime.now(UTC)
+        assert refused(in_tunnel[revoked]) == 403
+        assert datetime.now(UTC) - at < timedelta(seconds=3)
+    assert {line["rule"] for line in gateway.log() if line["status"] == 403} == {"login-refused"}
+
+
+RACERS, ROUNDS = 12, 12
+
+
+def race(gateway: Gateway, rounds: int) -> tuple[int, int]:
+    """Ask with right and wrong tokens of one name at once, from several addresses; count wrong verdicts, and all."""
+    wrong, asked = itertools.count(), itertools.count()
+
+    def ask(number: int) -> None:
+        token = CI if number % 3 == 0 else f"wrong-{number}"
+        with Raw(gateway, f"127.0.1.{number % 4 + 1}") as client:
+            for _ in range(rounds):
+                reply = client.get("http://ci.example/", "ci.example", header("ci", token))
+                assert reply is not None
+                if (reply.status == 200) != (token == CI):
+                    next(wrong)
+                next(asked)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(RACERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return next(wrong), next(asked)
+
+
+@pytest.mark.parametrize("rounds", [ROUNDS, pytest.param(600, marks=pytest.mark.long)])
+def test_no_wrong_token_passes_while_the_right_one_of_its_name_is_in_use(
+    gateway: Gateway, origins: Origins, rounds: int
+) -> None:
+    assert race(gateway, rounds) == (0, RACERS * rounds)
