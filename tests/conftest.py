@@ -26,9 +26,19 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED_FOLDER = "SQUIDKEEPER_TESTS_FOLDER"  # in the environment, which the processes of a run have in common
+CANARIES = "SQUIDKEEPER_TESTS_CANARIES"  # in the environment too: whether every gateway has canary secrets
+HUNTED = "hunted"  # the file in that folder: how many canaries each gateway has sent
 TESTS = Path(__file__).parent
 SYSTEM = ("e2e", "faults", "test_install.py", "test_own_addresses.py")  # all tests in these have the mark "system"
 LONGEST_FIRST = ("test_install.py", "e2e", "faults", "test_helpers.py", "test_counters.py", "test_cli.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--canaries",
+        action="store_true",
+        help="give every gateway of the end-to-end tests canary secrets, and hunt them",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,11 +46,23 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="squidkeeper-run-")
         Path(os.environ[SHARED_FOLDER]).chmod(0o755)
+        if config.getoption("--canaries"):
+            os.environ[CANARIES] = "yes"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how far a hunt went: a gateway whose canaries went nowhere shows nothing."""
+    file = Path(os.environ[SHARED_FOLDER]) / HUNTED
+    if file.exists():
+        sent = [int(line) for line in file.read_text().split()]
+        told = f"canaries: {len(sent)} gateways, {sum(map(bool, sent))} of them sent {sum(sent)} requests with canaries"
+        terminalreporter.write_line(told)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ.pop(SHARED_FOLDER))
+        os.environ.pop(CANARIES, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

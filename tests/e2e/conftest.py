@@ -1,6 +1,7 @@
 """One network, one set of origins, one DNS server, one program installed for the whole run; gateways for the tests."""
 
 import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from . import network
+from tests.conftest import HUNTED, SHARED_FOLDER
+from tests.leak_hunt import Hunt
+
+from . import canaries, network
 from .dns import Names
-from .gateway import NAMESERVER, Gateway, NewGateway, Site, install_prototype, leaks
+from .gateway import NAMESERVER, Gateway, NewGateway, Site, install_prototype
 from .origin import Origins
 
 
@@ -66,9 +70,9 @@ def site(folder: Path, prototype: Path, all_origins: Origins, names: Names) -> I
     """What the gateways share; when all have stopped, no file of theirs may hold a secret."""
     upstream_ca = folder / "upstream.crt"
     shutil.copy(all_origins.authority.certificate, upstream_ca)
-    site = Site(folder, prototype, upstream_ca, set())
+    site = Site(folder, prototype, upstream_ca, {})
     yield site
-    assert list(leaks(folder, site.secrets)) == []
+    assert Hunt(site.secrets, canaries.PLACES).in_folder(folder) == []
 
 
 @pytest.fixture(scope="package")
@@ -82,7 +86,15 @@ def gateways() -> Iterator[list[Gateway]]:
     made: list[Gateway] = []
     yield made
     for gateway in made:
-        gateway.kill()
+        end(gateway)
+
+
+def end(gateway: Gateway) -> None:
+    """Kill a gateway; with --canaries, let it put each of them into a request first."""
+    if canaries.asked_for() and gateway.runs:
+        with (Path(os.environ[SHARED_FOLDER]) / HUNTED).open("a") as file:
+            file.write(f"{canaries.send(gateway)}\n")
+    gateway.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +104,7 @@ def gateways_of_one_test(request: pytest.FixtureRequest) -> Iterator[None]:
     before = len(made)
     yield
     for gateway in made[before:]:
-        gateway.kill()
+        end(gateway)
     del made[before:]
 
 
@@ -120,6 +132,9 @@ def new_gateway(
         gateway.local_conf(*local_conf)
         for name, text in {**(files or {}), "policy.yaml": policy}.items():
             gateway.write(name, text)
+        if canaries.asked_for():
+            gateway.local_conf("debug_options ALL,1")
+            canaries.plant(gateway)
         return gateway
 
     return make

@@ -1,13 +1,12 @@
 """A gateway in a folder, as `install.sh --root` makes it: its policy, its Squid, its helpers, its logs."""
 
-import base64
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +49,7 @@ class Site:
     folder: Path  # traversable by Squid's account
     prototype: Path  # the gateway that was installed first: the others are copies of it, or use its virtual environment
     upstream_ca: Path
-    secrets: set[str]  # every secret value that any gateway was given
+    secrets: dict[str, str]  # every secret value that any gateway was given, by gateway and name
 
 
 class Gateway:
@@ -142,11 +141,11 @@ class Gateway:
         file.write_bytes(data)
         shutil.chown(file, group="proxy")
         file.chmod(mode)
-        self.remember(data.decode("latin-1").strip())
+        self.remember(name, data.decode("latin-1").strip())
 
-    def remember(self, value: str) -> None:
-        """Note a secret value that must not be found in any file of this run."""
-        self._secrets.add(value)
+    def remember(self, name: str, value: str) -> None:
+        """Note a secret value that must not be found in any file of this run, beside those of the same name."""
+        self._secrets[f"{self.root.name}: {name} {len(self._secrets)}"] = value
 
     def check(self) -> subprocess.CompletedProcess[str]:
         """Run `squidkeeper check` on the policy."""
@@ -298,30 +297,6 @@ def remove_shared_memory(service: str) -> None:
 
 def _command(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-
-
-def leaks(folder: Path, secrets: set[str]) -> Iterator[str]:
-    """Name each file under the gateways that holds a secret, as it is or encoded.
-
-    Left out are the secrets' own files, and the one in which Squid reads the password of a parent proxy.
-    """
-    forms = {form for value in secrets if len(value) >= 8 for form in _forms(value)}
-    for directory, _, names in os.walk(folder):
-        if "/policy" in directory or "/venv-" in directory:
-            continue
-        for name in {*names} - {"squidkeeper-policy.conf"}:
-            file = Path(directory) / name
-            if file.is_file() and not file.is_symlink():
-                data = file.read_bytes()
-                yield from (f"{file}: {form!r}" for form in forms if form in data)
-
-
-def _forms(value: str) -> set[bytes]:
-    raw = value.encode("latin-1")
-    coded = {
-        base64.b64encode(raw[skip:]).rstrip(b"=")[:-1] for skip in range(3)
-    }  # wherever it stands in what was coded
-    return {raw, quote(value, safe="").encode()} | coded
 
 
 NewGateway = Callable[..., Gateway]

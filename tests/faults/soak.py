@@ -193,7 +193,7 @@ def prepared(account: Account) -> Iterator[Schedule]:
         stack.callback(origins.stop)
         stack.callback(names.stop)
         origins.certificates["open.example"] = ("open.example", "closed.example")  # Squid itself sees nothing wrong
-        site = Site(folder, folder / "prototype", origins.authority.certificate, set())
+        site = Site(folder, folder / "prototype", origins.authority.certificate, {})
         gateway = Gateway(site, "gateway", ("127.0.0.1", 3130))
         stack.callback(gateway.stop)
         gateway.local_conf("cache allow all", "cache_mem 16 MB")  # full within a minute, not within half an hour

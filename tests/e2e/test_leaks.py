@@ -1,0 +1,250 @@
+"""The leak hunt: canary secrets go through all that can happen to a request, and are then looked for everywhere."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.leak_hunt import Hunt
+from tests.waiting import wait_for
+
+from . import canaries
+from .curl import CurlFailed, curl
+from .gateway import Gateway, NewGateway
+from .observer import Exporter, fetch
+from .origin import Answer, Origins, Seen
+from .raw import Raw, tunnel
+
+POLICY = """
+version: 1
+rules:
+  - {name: closed, action: deny, hosts: [basic.canary.example], paths: [/closed/**], reason: This is closed.}
+"""
+DOMAIN = canaries.DOMAIN
+
+
+@dataclass
+class Told:
+    """What clients and operators were told, by place."""
+
+    gateway: Gateway
+    parts: dict[str, str] = field(default_factory=dict)
+
+    def get(self, url: str, *options: str) -> int:
+        """Ask for a URL as a client, and keep the page."""
+        with suppress(CurlFailed):
+            reply = curl(self.gateway, url, "--max-time", "20", *options)
+            self.keep(f"the page of {url}", f"{reply.headers}\n{reply.text}")
+            return reply.status
+        return 0
+
+    def run(self, *command: str | Path) -> None:
+        """Run a command of the gateway's, and keep what it prints."""
+        program = self.gateway.root / "bin/squidkeeper"
+        done = subprocess.run([program, *command], capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr, done.stderr
+        self.keep(f"squidkeeper {command[0]}", done.stdout + done.stderr)
+
+    def keep(self, place: str, text: str) -> None:
+        self.parts[f"{place} #{len(self.parts)}"] = text
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    gateway = new_gateway(POLICY, "debug_options ALL,1", "half_closed_clients off")
+    canaries.plant(gateway)
+    return gateway.start()
+
+
+@pytest.fixture(scope="module")
+def exporter(gateway: Gateway) -> Iterator[Exporter]:
+    exporter = Exporter(gateway, 9190).start()
+    yield exporter
+    exporter.stop()
+
+
+@pytest.fixture(scope="module")
+def told(gateway: Gateway, exporter: Exporter, all_origins: Origins) -> Told:
+    """A gateway after the whole mix of traffic, with all that it told."""
+    all_origins.forget()
+    all_origins.fallback = Answer()
+    told = Told(gateway)
+    for part in (every_canary, bad_answers, malformed, methods, broken_policy, rotation, killed_helpers):
+        part(told, all_origins)
+    ask_the_operators_commands(told)
+    for path in ("/", "/metrics", "/healthz", "/status.json"):
+        told.keep(f"the exporter's {path}", fetch(exporter.port, path).text)
+    all_origins.fallback = Answer()
+    return told
+
+
+def every_canary(told: Told, origins: Origins) -> None:
+    """Each canary arrives, once allowed and once on a denied path."""
+    assert canaries.send(told.gateway) == len(canaries.HOSTS)
+    heads = b"".join(seen.head for seen in origins.seen).decode("latin-1")
+    arrived = {found.split(": ")[1].split(" ")[0] for found in Hunt(canaries.SECRETS).in_data("origins", heads)}
+    assert arrived == set(canaries.SECRETS) - {"canary-unused", "canary-new"}, "no hunt without traffic"
+    for path in ("/closed/x", "/closed/%2e%2e/x?q=1"):
+        assert told.get(f"https://basic.{DOMAIN}{path}") == 403
+    told.get(f"http://bearer.{DOMAIN}/plain")
+
+
+BAD: tuple[Answer | Callable[[Seen], Answer], ...] = (
+    Answer(500, b"failed"),
+    Answer(302, headers={"Location": "https://elsewhere.example/"}),
+    Answer(401, headers={"WWW-Authenticate": 'Basic realm="x"'}),
+    Answer(407, headers={"Proxy-Authenticate": 'Basic realm="x"'}),
+    Answer(headers={"Content-Length": "no number"}),
+    Answer(headers={"Content-Length": "5", "Transfer-Encoding": "chunked"}),
+    Answer(headers={"X-Large": "x" * 70_000}),
+    Answer(headers={"Connection": "Authorization", "X\x01": "odd"}),
+    Answer(101, b"", {"Upgrade": "websocket", "Connection": "Upgrade"}),
+)
+
+
+def bad_answers(told: Told, origins: Origins) -> None:
+    """Origins that fail, redirect or answer what is no HTTP; and those whose certificates are wrong."""
+    for number, answer in enumerate(BAD):
+        origins.answers[f"header.{DOMAIN}/bad/{number}"] = answer
+        told.get(f"https://header.{DOMAIN}/bad/{number}", "--location", "-H", "Accept: text/html")
+        told.get(f"https://header.{DOMAIN}/bad/{number}", "-H", "Accept: application/json")
+    origins.untrusted.add(f"untrusted.{DOMAIN}")
+    origins.certificates[f"silent.{DOMAIN}"] = ("another.example",)
+    assert told.get(f"https://untrusted.{DOMAIN}/") == told.get(f"https://silent.{DOMAIN}/") == 502
+
+
+def malformed(told: Told, origins: Origins) -> None:
+    """Requests that Squid or a helper refuses, in a tunnel to a host with a credential."""
+    host = f"both.{DOMAIN}"
+    for head in (
+        "GET /x HTTP/1.1\r\nHost: {host}\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /x HTTP/9.9\r\nHost: {host}\r\n\r\n",
+        "GET /x#y HTTP/1.1\r\nHost: {host}\r\n\r\n",
+        "GET /%00 HTTP/1.1\r\nHost: {host}\r\nX: \0\r\n\r\n",
+        "GET /x HTTP/1.1\r\nHost: {host}\r\nExpect: nonsense\r\n\r\n",
+        "GET /x HTTP/1.1\r\nHost: {host}\r\nX-Big: " + "x" * 70_000 + "\r\n\r\n",
+        "GET https://u:p@{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n",
+        "GET /" + "x" * 8_150 + " HTTP/1.1\r\nHost: {host}\r\n\r\n",
+        "no http at all\r\n\r\n",
+    ):
+        with suppress(OSError), tunnel(told.gateway, f"{host}:443") as client:
+            reply = client.send(head.format(host=host)).answer()
+            told.keep(f"the page of {head[:30]!r}", f"{reply}")
+    with Raw(told.gateway) as client:
+        told.keep("the page of a request that is none", str(client.send(b"\0\0\r\n\r\n").answer()))
+
+
+def methods(told: Told, origins: Origins) -> None:
+    """Methods, ranges, conditions and clients that go away in the middle."""
+    url = f"https://both.{DOMAIN}/"
+    for method in ("HEAD", "POST", "OPTIONS", "TRACE", "FROB"):
+        told.get(url, *(["--head"] if method == "HEAD" else ["--request", method]))
+    told.get(url, "-H", "Max-Forwards: 0", "--request", "TRACE")
+    told.get(url, "-H", "Range: bytes=0-1", "-H", 'If-None-Match: "x"', "-H", "Cache-Control: only-if-cached")
+    gate = origins.gate()
+    origins.answers[f"both.{DOMAIN}/gone"] = Answer(gate=gate)
+    with tunnel(told.gateway, f"both.{DOMAIN}:443") as client:
+        client.send(f"GET /gone HTTP/1.1\r\nHost: both.{DOMAIN}\r\n\r\n")
+        wait_for(lambda: gate.waiting, "the request at the origin")
+    gate.open()
+
+
+def broken_policy(told: Told, origins: Origins) -> None:
+    """A reload with a policy that is wrong: the last good one stays in force."""
+    gateway = told.gateway
+    gateway.write(
+        "yy-broken.yaml", "version: 1\nsecrets: {canary-bearer: {file: secrets/canary-bearer, nonsense: 1}}\n"
+    )
+    told.run("check", "--policy", gateway.policy_folder)
+    wait_for(lambda: "yy-broken.yaml" in gateway.cache_log(), "the helpers to read the broken policy")
+    told.get(f"https://bearer.{DOMAIN}/with-a-broken-policy")
+    (gateway.policy_folder / "yy-broken.yaml").unlink()
+
+
+def rotation(told: Told, origins: Origins) -> None:
+    """Secrets that are rotated, removed, empty, split, or no longer readable."""
+    gateway, numbers = told.gateway, count()
+    gateway.secret("canary-rotated", canaries.NEW)
+
+    def arrives() -> bool:
+        told.get(f"https://rotated.{DOMAIN}/{next(numbers)}")
+        return canaries.NEW.encode() in origins.seen[-1].head
+
+    wait_for(arrives, "the new value at the origin", seconds=5)
+    file = gateway.policy_folder / "secrets/canary-removed"
+    for value in (b"", b"canary-Removed+of/the=hunt~0007\r\nX: y", b"canary-Removed+of/the=hunt~0007\xff"):
+        file.write_bytes(value)
+        assert told.get(f"https://removed.{DOMAIN}/") == 403
+    file.chmod(0o600)
+    os.chown(file, 0, 0)
+    assert told.get(f"https://removed.{DOMAIN}/") == 403
+    file.unlink()
+    assert told.get(f"https://removed.{DOMAIN}/") == 403
+
+
+def killed_helpers(told: Told, origins: Origins) -> None:
+    """Helpers that are killed in the middle of a lookup, by signals that dump core."""
+    for kind in ("credential", "acl --scope host", "rewrite"):
+        for pid in told.gateway.helpers(kind):
+            os.kill(pid, signal.SIGABRT)
+        wait_for(lambda: told.get(f"https://front.{DOMAIN}/killed") == 200, f"{kind} to be there again")
+
+
+def ask_the_operators_commands(told: Told) -> None:
+    """Everything that people ask the gateway for."""
+    gateway = told.gateway
+    policy, log, state = gateway.policy_folder, gateway.root / "log/access.log", gateway.root / "state"
+    lines = gateway.root / "etc/squidkeeper-policy.conf"
+    explain = ("explain", "--policy", policy, "--policy-lines", lines)
+    commands: list[tuple[str | Path, ...]] = [
+        ("check", "--policy", policy),
+        (*explain, "GET", f"https://front.{DOMAIN}/x"),
+        (*explain, "--json", "GET", f"https://bearer.{DOMAIN}/x"),
+        (*explain, "GET", f"https://removed.{DOMAIN}/x"),
+        ("log", log),
+        ("log", "--json", log),
+        ("log", "--drift", "--policy", policy, "--state", state, log),
+        ("report", "--html", "-", "--policy", policy, "--state", state, log),
+        ("report", "--json", "--policy", policy, "--state", state, log),
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in pool.map(lambda command: told.run(*command), commands):
+            pass
+
+
+def test_no_page_metric_or_command_tells_a_secret(told: Told) -> None:
+    assert len(told.parts) > 55
+    hunt = canaries.hunt()
+    assert [found for place, text in told.parts.items() for found in hunt.in_data(place, text)] == []
+
+
+def test_no_file_of_the_gateway_holds_a_secret(told: Told) -> None:
+    assert canaries.hunt().in_folder(told.gateway.root) == []
+
+
+def test_nobody_reads_a_secret_in_a_process(told: Told) -> None:
+    assert canaries.hunt().in_processes() == []
+
+
+def test_the_hunt_finds_what_is_planted_in_each_of_these_places(told: Told) -> None:
+    root, value = told.gateway.root, canaries.FILES["canary-unused"]
+    hunt = canaries.hunt()
+    for place in ("log/cache.log", "log/access.log", "state/maintenance.json", "etc/policy/policy.yaml", "core.1"):
+        file = root / place
+        before = file.read_bytes() if file.exists() else None
+        file.write_bytes((before or b"") + f"\n# {value}\n".encode())
+        assert hunt.in_folder(root) == [f"{file}: canary-unused (plain)"]
+        file.unlink() if before is None else file.write_bytes(before)
+    assert hunt.in_data("a page", "".join(told.parts.values()) + value) == ["a page: canary-unused (plain)"]
+
+
+def test_a_helper_that_aborts_leaves_no_core_dump(told: Told) -> None:
+    folders = {Path.cwd(), told.gateway.root, Path(f"/proc/{told.gateway.pid}/cwd").resolve(), Path("/")}
+    assert [file for folder in folders for file in folder.glob("core*") if file.is_file()] == []
