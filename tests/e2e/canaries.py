@@ -70,8 +70,8 @@ def plant(gateway: Gateway) -> None:
     """Give a gateway the canaries; the variable is for the Squid that starts next."""
     for name, value in FILES.items():
         gateway.secret(name, value)
-    gateway.remember("canary-environment", ENVIRONMENT)
-    gateway.remember("canary-new", NEW)
+    gateway.remember(ENVIRONMENT, "canary-environment")
+    gateway.remember(NEW, "canary-new")
     gateway.write("zz-canaries.yaml", POLICY)
     os.environ[VARIABLE] = ENVIRONMENT
 

@@ -141,9 +141,9 @@ class Gateway:
         file.write_bytes(data)
         shutil.chown(file, group="proxy")
         file.chmod(mode)
-        self.remember(name, data.decode("latin-1").strip())
+        self.remember(data.decode("latin-1").strip(), name)
 
-    def remember(self, name: str, value: str) -> None:
+    def remember(self, value: str, name: str = "a secret") -> None:
         """Note a secret value that must not be found in any file of this run, beside those of the same name."""
         self._secrets[f"{self.root.name}: {name} {len(self._secrets)}"] = value
 

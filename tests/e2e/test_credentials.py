@@ -78,8 +78,8 @@ def make(new_gateway: NewGateway, policy: str = POLICY) -> Gateway:
     gateway.secret("split", "e2e-first-half\r\nX-Injected: e2e-second-half")
     gateway.secret("binary", b"e2e-binary-\xff\x00-secret")
     gateway.secret("odd", ODD)
-    gateway.remember("environment", IN_ENVIRONMENT)
-    gateway.remember("basic", f"x-access-token:{TOKEN}")
+    gateway.remember(IN_ENVIRONMENT)
+    gateway.remember(f"x-access-token:{TOKEN}")
     return gateway
 
 
