@@ -33,6 +33,7 @@ from squidkeeper.metrics import DECISION_DURATION
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.revisions import stored_revisions
 from squidkeeper.protocol.lines import Result
+from squidkeeper.protocol.request_headers import READ_HEADERS
 from squidkeeper.url import recorded_url
 
 from .conftest import write_policy
@@ -270,6 +271,13 @@ def test_the_credential_helper_gives_a_header_an_annotation(start: Start, policy
     assert (
         helper.ask(f"4 {place('api.example', method='OPTIONS')} https://api.example/ -") == f"4 OK rule_=api {said}\n"
     )
+
+
+def test_the_credential_helper_takes_a_line_with_headers_where_it_is_told_so(start: Start) -> None:
+    helper = start("credential", "--headers", concurrency=4)
+    line, headers = f"{place('api.example')} https://api.example/x -", " ".join(["-"] * len(READ_HEADERS))
+    assert helper.ask(f"1 {line} {headers} -").startswith("1 OK rule_=api verdict_=allow")
+    assert helper.ask(f"2 {line} -").startswith("2 BH rule_=policy-unavailable verdict_=deny ")
 
 
 def test_the_credential_helper_decides_again_and_denies_what_a_dead_rewriter_let_through(start: Start) -> None:

@@ -61,6 +61,7 @@ def acl_reply(
         (("scope_", "request"), decision.needs_url),
         (("rewrite_", "yes"), decision.may_rewrite),
         (("inject_", "yes"), decision.may_inject),
+        (("headers_", "yes"), decision.needs_headers),
         (("unrestricted_", "yes"), decision.unrestricted),
         (("credential_varies_", "yes"), decision.credential_varies),
         (("passthrough_", "yes"), decision.passthrough),

@@ -11,8 +11,9 @@ from squidkeeper.cli.options import helper_options
 
 
 @click.command()
+@click.option("--headers", "with_headers", is_flag=True, help="A line ends with the request headers that helpers read.")
 @helper_options(concurrency=4)
-def credential(directory: Path, state: Path, concurrency: int) -> None:
+def credential(directory: Path, state: Path, concurrency: int, *, with_headers: bool) -> None:
     """Give Squid the headers to inject; its external_acl_type at adapted_http_access starts this.
 
     Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, the URL asked
@@ -23,4 +24,5 @@ def credential(directory: Path, state: Path, concurrency: int) -> None:
     from squidkeeper.helpers.loop import run
     from squidkeeper.metrics import CREDENTIAL
 
-    run(CREDENTIAL, Injector, partial(answer, concurrency=concurrency), directory, state, concurrency)
+    answers = partial(answer, concurrency=concurrency, with_headers=with_headers)
+    run(CREDENTIAL, Injector, answers, directory, state, concurrency)

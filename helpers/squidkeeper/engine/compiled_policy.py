@@ -145,6 +145,10 @@ class CompiledPolicy:
         positions = self.upstreams.positions(facts.host) if positions is None else positions
         return next(holding(self.source.upstreams, positions, facts), DEFAULT_UPSTREAM)
 
+    def needs_headers(self, candidates: Candidates) -> bool:  # noqa: ARG002 - no credential reads them yet
+        """Tell whether the credential helper has to see the headers of a request with these candidates."""
+        return False
+
     def decision_by(self, rule: Rule) -> Decision:
         """Give the decision of a rule for one URL: the same object each time, so that its reply is written once."""
         known = self._decisions.get(rule.name)

@@ -64,7 +64,8 @@ def asks_url(decision: Decision, match: HostMatch, url: str) -> bool:
     if not decision.allowed or facts.method is None:
         return False
     may_inject = decision.may_inject and facts.scheme == "https"
-    return decision.needs_url or decision.may_rewrite or may_inject or is_unusual(url)
+    asks_credential = may_inject or decision.needs_headers
+    return decision.needs_url or decision.may_rewrite or asks_credential or is_unusual(url)
 
 
 def _is_of_host(url: str, match: HostMatch) -> bool:

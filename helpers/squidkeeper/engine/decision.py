@@ -29,7 +29,8 @@ class Decision:
     path and has no rewrite, and `credential_varies` that its methods and paths can get different credentials.
     `passthrough` means that the tunnel is spliced, `websocket` that the request may become a WebSocket.
     At request scope `rewritten` and `credentials` are what applies. `strip` is what is removed from a request.
-    `upstream` is where it is forwarded: at host scope, and where it is rewritten.
+    `upstream` is where it is forwarded: at host scope, and where it is rewritten. `needs_headers`, at host scope, means
+    that the credential helper has to see the headers of the client.
     A decision is equal to itself alone.
     """
 
@@ -49,6 +50,7 @@ class Decision:
     credentials: tuple[Credential, ...] = ()
     strip: Strip | None = None
     upstream: Route | None = None
+    needs_headers: bool = False
 
     @property
     def allowed(self) -> bool:
@@ -58,7 +60,8 @@ class Decision:
     @property
     def final(self) -> bool:
         """Whether an allow at host scope leaves nothing to ask about the request."""
-        return self.allowed and not (self.needs_url or self.may_rewrite or self.may_inject or self.needs_lines)
+        asks_more = self.needs_url or self.may_rewrite or self.may_inject or self.needs_headers
+        return self.allowed and not (asks_more or self.needs_lines)
 
     @property
     def needs_lines(self) -> bool:

@@ -70,6 +70,7 @@ def _decide(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
         unrestricted=unrestricted,
         credential_varies=unrestricted and _credential_varies(policy, match),
         upstream=match.candidates.upstream,
+        needs_headers=policy.needs_headers(match.candidates),
     )
 
 

@@ -26,11 +26,13 @@ from squidkeeper.protocol.lines import (
     split_tokens,
 )
 from squidkeeper.protocol.request import REQUEST_TOKENS, parse_request
+from squidkeeper.protocol.request_headers import NO_HEADERS, READ_HEADERS, RequestHeaders, parse_headers
 from squidkeeper.replies import credential_reply, credential_unavailable_reply, no_policy_reply
 
 _log = logging.getLogger(__name__)
 _CACHE_BYTES, _REPLY_BYTES = 4 * 1024 * 1024, 3_000  # of Python objects, beside the values
 _TOKENS = (REQUEST_TOKENS + 2, REQUEST_TOKENS + 3)
+_TOKENS_WITH_HEADERS = tuple(count + len(READ_HEADERS) for count in _TOKENS)
 
 
 class Injector:
@@ -43,15 +45,17 @@ class Injector:
         self._replies: BoundedCache[Decision, tuple[list[str], Reply]] = BoundedCache(_CACHE_BYTES)
         self._reported: set[str] = set()
 
-    def decide(self, line: bytes) -> Decision:
-        """Decide one line."""
-        tokens, *urls = split_tokens(line, REQUEST_TOKENS, _TOKENS)
-        url, final_url = (None if token == b"-" else decode_token(token) for token in urls[:2])
+    def decide(self, tokens: bytes, url: bytes, final_url: bytes) -> Decision:
+        """Decide one line, by its tokens as they came."""
+        urls = (None if token == b"-" else decode_token(token) for token in (url, final_url))
         at = decision_time(self.policy)
-        return decide(self.policy, self._matches.find(tokens), at, Stage.FETCH, url, final_url)
+        return decide(self.policy, self._matches.find(tokens), at, Stage.FETCH, *urls)
 
-    def inject(self, decision: Decision, limit: int) -> Reply:
-        """Put every header of a decision into a reply of at most `limit` bytes, or deny."""
+    def inject(self, decision: Decision, headers: RequestHeaders, limit: int) -> Reply:  # noqa: ARG002 - none reads them
+        """Put every header of a decision into a reply of at most `limit` bytes, or deny.
+
+        `headers` are the client's: none where the policy does not need them.
+        """
         values: list[str] = []
         problems: dict[str, SquidkeeperError] = {}
         for credential in decision.credentials:
@@ -88,11 +92,14 @@ class Injector:
                 _log.error("%s", problem)
 
 
-def answer(injector: Injector | None, line: bytes, concurrency: int) -> Reply:
-    """Answer one line: the nine tokens, the URL that was asked for and the one that is fetched (`final_url_`)."""
+def answer(injector: Injector | None, line: bytes, concurrency: int, *, with_headers: bool = False) -> Reply:
+    """Answer one line: the nine tokens, the URL asked for, the one that is fetched (`final_url_`), and the headers."""
+    counts = _TOKENS_WITH_HEADERS if with_headers else _TOKENS
     if injector is None:
-        return no_policy_reply(CREDENTIAL, parse_request(parse_tokens(line, _TOKENS)))
-    decision = injector.decide(line)
+        return no_policy_reply(CREDENTIAL, parse_request(parse_tokens(line, counts)))
+    tokens, url, final_url, *rest = split_tokens(line, REQUEST_TOKENS, counts)
+    decision = injector.decide(tokens, url, final_url)
     if not decision.credentials:
         return credential_reply(decision, injector.policy)
-    return injector.inject(decision, reply_limit(concurrency))
+    headers = parse_headers(rest) if with_headers else NO_HEADERS
+    return injector.inject(decision, headers, reply_limit(concurrency))

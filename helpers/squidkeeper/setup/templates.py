@@ -18,6 +18,7 @@ import msgspec
 
 from squidkeeper.policy.headers import spellings
 from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.protocol.request_headers import READ_HEADERS
 from squidkeeper.record.record import LENGTHS, VERSION, Record
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import error_pages
@@ -68,6 +69,7 @@ LOG_CODES = {
     "request_id": ".".join(error_pages.REQUEST_ID),
 }
 
+_REQUEST_TOKENS = "%#>a %#un %#>rm %#>rs %#>rd %#>rP %#ssl::>sni %#note{clt_conn_tag} %#note{token_}"
 _SECTION = re.compile(r"(?<=^# >>> rendered: )([a-z ]+)\n.*?(?=^# <<<)", re.DOTALL | re.MULTILINE)
 _LOG_FORMAT_WIDTH = 116
 _NETWORKS_WIDTH = 118 - len("acl sk_private dst ")
@@ -115,6 +117,21 @@ def _log_format() -> Iterator[str]:
     yield f"{line}}}"
 
 
+def _credential_by_headers() -> Iterator[str]:
+    """Write the lookup of `credential --headers`: as sk_credential, and the headers that helpers read."""
+    yield "external_acl_type sk_credential_by_headers ipv4 ttl=0 negative_ttl=0 grace=0 cache=0 \\"
+    yield "    children-max=2 children-startup=0 children-idle=1 concurrency=4 queue-size=65536 \\"
+    yield f"    {_REQUEST_TOKENS} %#URI %#note{{final_url_}} \\"
+    yield from _header_tokens()
+    yield "    /opt/squidkeeper/bin/squidkeeper credential --headers --concurrency 4 \\"
+    yield "    --policy /etc/squidkeeper/policy --state /var/lib/squidkeeper"
+
+
+def _header_tokens() -> Iterator[str]:
+    tokens = " ".join(f"%#{{{name}}}>h" for name in READ_HEADERS)
+    return (f"    {line} \\" for line in wrap(tokens, _LOG_FORMAT_WIDTH - 6, break_on_hyphens=False))
+
+
 def _long_urls() -> Iterator[str]:
     yield f"acl sk_long_url url_regex ^.{{{LONG_URL}}}"
 
@@ -132,6 +149,7 @@ SECTIONS: dict[str, Callable[[], Iterator[str]]] = {
     "override headers": _override_headers,
     "injectable headers": _injectable_headers,
     "log format": _log_format,
+    "credential by headers": _credential_by_headers,
     "long urls": _long_urls,
     "unusual urls": _unusual_urls,
     "denials": error_pages.denial_lines,

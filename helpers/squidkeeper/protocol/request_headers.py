@@ -1,0 +1,58 @@
+"""The request headers that helpers read (floor 2): which these are, and how Squid states them.
+
+Squid tells a helper no whole request head (`%>h` and `%>ha` are always `-` in the key of an external ACL), but single
+headers by name. So this list is what helpers see of a client's headers. `squid/squidkeeper.conf` has one token for
+each, in this order (rendered). Squid joins the values of a header that stands twice by `, `.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from squidkeeper.protocol.lines import decode_token
+
+RequestHeaders = Mapping[str, str]  # by lower-case name; a header that is absent, or `-`, is not in it
+
+# By purpose. Proxy-Authorization is not among them: Squid does not send it on.
+HEADER_GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "credentials": (  # each one that can be injected is among them
+            *("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token", "Cookie"),
+        ),
+        "signatures of requests": (
+            *("X-Amz-Date", "X-Amz-Content-Sha256", "X-Amz-Security-Token", "X-Amz-Target", "X-Amz-User-Agent"),
+            *("Amz-Sdk-Invocation-Id", "Amz-Sdk-Request", "Content-MD5", "Date"),
+        ),
+        "the client": (
+            *("User-Agent", "Referer", "Origin", "From", "Via", "X-Forwarded-For", "X-Requested-With"),
+            *("Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site", "Sec-Fetch-User", "Upgrade-Insecure-Requests"),
+            *("Sec-CH-UA", "Sec-CH-UA-Mobile", "Sec-CH-UA-Platform", "Access-Control-Request-Headers"),
+            *("Access-Control-Request-Method", "Priority", "Git-Protocol"),
+        ),
+        "what is asked for": (
+            *("Accept", "Accept-Charset", "Accept-Encoding", "Accept-Language", "Cache-Control", "Pragma", "Prefer"),
+            *("Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"),
+        ),
+        "the body": (
+            *("Content-Type", "Content-Encoding", "Content-Language", "Content-Disposition", "Content-Range"),
+        ),
+        "interfaces": (
+            *("Anthropic-Version", "Anthropic-Beta", "OpenAI-Organization", "OpenAI-Project", "OpenAI-Beta"),
+            *("X-GitHub-Api-Version", "Idempotency-Key", "X-Request-Id", "Traceparent", "Tracestate"),
+        ),
+        "WebSocket": (
+            *("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"),
+        ),
+    }
+)
+READ_HEADERS: Final = tuple(name for names in HEADER_GROUPS.values() for name in names)
+_KEYS: Final = tuple(name.lower() for name in READ_HEADERS)
+NO_HEADERS: Final[RequestHeaders] = MappingProxyType({})
+
+
+def parse_headers(tokens: Sequence[bytes]) -> RequestHeaders:
+    """Parse one token for each of `READ_HEADERS`, as they came; more tokens are ignored."""
+    present = ((key, token) for key, token in zip(_KEYS, tokens, strict=False) if token != b"-")
+    return MappingProxyType({key: decode_token(token) for key, token in present})

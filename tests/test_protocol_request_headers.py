@@ -1,0 +1,37 @@
+"""The request headers that helpers read: the list, and the tokens that Squid makes of it."""
+
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.protocol.request_headers import HEADER_GROUPS, READ_HEADERS, parse_headers
+
+FRAGMENT = (Path(__file__).parents[1] / "squid/squidkeeper.conf").read_text()
+NONE = [b"-"] * len(READ_HEADERS)
+
+
+def test_each_header_stands_once_in_the_list_and_in_the_lookup() -> None:
+    assert len({name.lower() for name in READ_HEADERS}) == len(READ_HEADERS)
+    start = FRAGMENT.index("external_acl_type sk_credential_by_headers")
+    lookup = FRAGMENT[start : FRAGMENT.index("/opt/squidkeeper", start)]
+    tokens = [word for word in lookup.split() if word.endswith("}>h")]
+    assert tokens == [f"%#{{{name}}}>h" for name in READ_HEADERS]
+
+
+def test_headers_that_can_be_injected_are_read_and_the_one_for_the_proxy_is_not() -> None:
+    assert set(INJECTABLE_HEADERS) < set(HEADER_GROUPS["credentials"])
+    assert "Proxy-Authorization" not in READ_HEADERS
+
+
+def test_tokens_are_decoded_and_absent_headers_left_out() -> None:
+    tokens = [*NONE, b"-"]  # Squid ends a line by `-`
+    tokens[READ_HEADERS.index("Authorization")] = b"Bearer%20abc"
+    tokens[READ_HEADERS.index("Range")] = b"bytes%3D0-1,%20%FF"
+    assert dict(parse_headers(tokens)) == {"authorization": "Bearer abc", "range": "bytes=0-1, \udcff"}
+    assert parse_headers(NONE) == {}
+
+
+def test_the_result_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        parse_headers(NONE)["authorization"] = "x"  # type: ignore[index] # which is what is tested
