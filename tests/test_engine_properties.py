@@ -26,9 +26,10 @@ from squidkeeper.helpers.host_matches import HostMatches
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.host_lists import HostList, stored_key
 from squidkeeper.policy.hosts import parse_host_pattern
-from squidkeeper.policy.model import Action, Client, Credential, Match, Policy, Rewrite, Rule, SecretSource
+from squidkeeper.policy.model import Action, Client, Credential, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.paths import parse_path_pattern
 from squidkeeper.policy.queries import QueryPattern
+from squidkeeper.policy.secret_sources import EnvironmentSource, NamedSecret
 from squidkeeper.policy.targets import parse_target
 from squidkeeper.protocol.lines import Reply, Result
 from squidkeeper.protocol.request import parse_request, request_to, stated_tokens
@@ -395,7 +396,9 @@ class Helpers:
         compiled = CompiledPolicy(policy)
         self.host, self.request, self.matches = HostScope(compiled), RequestScope(compiled), HostMatches(compiled)
         self.injector = Injector(compiled)
-        self.injector.secrets = SecretStore({"secret": SecretSource("secret", PLACE, env="IT")}, {"IT": "s3cret"})
+        self.injector.secrets = SecretStore(
+            {"secret": NamedSecret("secret", PLACE, EnvironmentSource("IT"))}, {"IT": "s3cret"}
+        )
 
     def ask(self, method: str, text: str, client: str | None, at: datetime) -> tuple[Reply, Reply, Reply, Reply]:
         """Ask at host scope, at request scope, the rewriter, and then for credentials, as Squid would."""

@@ -14,7 +14,8 @@ import pytest
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy.builder import BuiltPolicy
 from squidkeeper.policy.faults import FaultCode, Location
-from squidkeeper.policy.model import Action, Policy, SecretSource
+from squidkeeper.policy.model import Action, Policy
+from squidkeeper.policy.secret_sources import EnvironmentSource, FileSource, NamedSecret
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import Fingerprint, fingerprint, read_sources
 from squidkeeper.url import parse_host
@@ -369,7 +370,7 @@ def test_the_example_of_the_language_loads_without_a_fault_or_a_warning(policy: 
         ("Authorization", "{github-token}", "x-access-token"),
         ("X-Api-Key", "{model-key}", None),
     ]
-    assert made.secrets["github-token"].file == policy / "secrets/github-token"
+    assert made.secrets["github-token"].source == FileSource(policy / "secrets/github-token")
     assert parse_host("ads.example.com") in made.lists["trackers"]
     assert made.tests[1].client == ip_address("192.168.137.10")
     assert made.tests[1].credentials == ("github-api",)
@@ -418,7 +419,8 @@ def test_a_secret_that_is_unavailable_is_a_warning(policy: Path) -> None:
         "policy.yaml:5:13: secret 'c' is unavailable: its file: it is empty [secret-empty]",
         "policy.yaml:6:12: secret 'd' is unavailable: its environment variable is unset or empty [secret-unset]",
     ]
-    assert loaded.policy.secrets["b"] == SecretSource("b", Location(str(policy / "policy.yaml"), 4, 3), env="UNSET")
+    place = Location(str(policy / "policy.yaml"), 4, 3)
+    assert loaded.policy.secrets["b"] == NamedSecret("b", place, EnvironmentSource("UNSET"))
 
 
 @pytest.mark.parametrize(
@@ -430,7 +432,7 @@ def test_a_secret_file_that_everyone_can_read_is_a_fault(policy: Path, mode: int
     (policy / "link").symlink_to("secret")
     text = "secrets: {s: {file: link}}\n"
     if loads:
-        assert load(policy, text).policy.secrets["s"].file == policy / "link"
+        assert load(policy, text).policy.secrets["s"].source == FileSource(policy / "link")
     else:
         assert "can be read by everyone, expected mode 0640" in faults_of(policy, text)[0]
 

@@ -32,6 +32,7 @@ FLOORS = {
     "rotated_logs": 4,
     "squid_account": 4,
     "squid_version": 4,
+    "fetching": 5,
     "helpers": 5,
     "maintenance": 5,
     "policy_lines": 5,

@@ -29,7 +29,8 @@ from squidkeeper.maintenance.resolver import Resolver
 from squidkeeper.maintenance.rotation import Rotation
 from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.model import Action, Match, Policy, Rule, SecretSource, Strip
+from squidkeeper.policy.model import Action, Match, Policy, Rule, Strip
+from squidkeeper.policy.secret_sources import FileSource, NamedSecret
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.record.record import Record, parse_record
@@ -553,7 +554,7 @@ def hostile(folder: Path) -> Snapshot:
     policy = compiled_of(folder, "rules: [{name: open, action: allow, hosts: [a.example]}]").source
     rules = tuple(replace(policy.rules[0], name=text, owner=text, expires=NOW) for text in HOSTILE)
     secrets = {
-        text: SecretSource(text, Location(text), file=Path(f"/{text}")) for text in HOSTILE if text.isprintable()
+        text: NamedSecret(text, Location(text), FileSource(Path(f"/{text}"))) for text in HOSTILE if text.isprintable()
     }
     checkpoint = Checkpoint(
         since=CHECKPOINT.since,

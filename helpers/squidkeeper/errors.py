@@ -17,6 +17,7 @@
     ├── LeafRefused       a certificate of a host that is not made
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
+    ├── SourceFailed      a source of a secret that gave no usable value; never shows what it answered
     └── SecretUnavailable a credential's value is unavailable; names the secret, never shows it
 
 A denial is not an error: it is a `Decision` with its reason.
@@ -106,11 +107,19 @@ class PatternError(SquidkeeperError):
 
 
 class SecretUnavailable(SquidkeeperError):
-    """A credential's value is unavailable: which kind of problem, and a text that names the secret, never a value."""
+    """A credential's value is unavailable: which kind of problem, and a text that names the secret, never a value.
 
-    def __init__(self, code: FaultCode, message: str) -> None:
+    `pending`: it is to be fetched, and no value has been seen yet.
+    """
+
+    def __init__(self, code: FaultCode, message: str, *, pending: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.pending = pending
+
+
+class SourceFailed(SquidkeeperError):
+    """A source of a secret gave no usable value; the text says what was expected, and nothing of what it answered."""
 
 
 class PolicyError(SquidkeeperError):

@@ -11,7 +11,7 @@ from squidkeeper.errors import ExtraMissing
 # By the names in pyproject.toml and of `install.sh --extras`: the modules that are imported.
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "aws": ("botocore",),
-    "oauth2": ("authlib", "httpx"),
+    "oauth2": ("authlib", "httpx", "joserfc"),
     "sealed": ("nacl",),
 }
 

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import Location
-from squidkeeper.policy.model import SecretSource
+from squidkeeper.policy.secret_sources import FileSource, NamedSecret
 from squidkeeper.credentials import SecretStore
-store = SecretStore({"token": SecretSource("token", Location("policy.yaml"), Path(sys.argv[1]))}, {})
+secret = NamedSecret("token", Location("policy.yaml"), FileSource(Path(sys.argv[1])))
+store = SecretStore({"token": secret}, {})
 try:
     store.get("token")
 except SecretUnavailable as error:

@@ -18,6 +18,7 @@ _COMMANDS = (
     "brief",
     "exporter",
     "maintain",
+    "secrets",
     "setup",
     *_HELPERS,
 )
@@ -45,5 +46,5 @@ def main() -> None:
 
     `check`, `explain`, `log`, `report` and `demo` are for people. `env`, `probe` and `brief` print what a client needs.
     `acl`, `rewrite`, `credential`, `throttle`, `certificate` and `login` are the helpers that Squid starts.
-    `exporter` and `maintain` are services beside Squid. `setup` is a part of install.sh.
+    `exporter`, `maintain` and `secrets` are services beside Squid. `setup` is a part of install.sh.
     """

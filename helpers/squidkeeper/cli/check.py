@@ -16,6 +16,7 @@ import click
 from squidkeeper.cli.options import json_option, policy_lines_option, policy_option, state_option
 from squidkeeper.formatting import age, quantity
 from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy.secret_sources import EnvironmentSource, FileSource, SecretSource
 from squidkeeper.squid_account import Account, account_of, group_name, squid_account, unreadable_for
 
 if TYPE_CHECKING:
@@ -199,16 +200,22 @@ _NAMED_FILES = (
 def _unusable_secrets(policy: Policy, sources: Sources) -> Iterator[Fault]:
     """Read the secrets as the credential helper does; those that loading has reported are left out."""
     from squidkeeper.credentials import SecretStore
-    from squidkeeper.errors import SecretUnavailable
 
     store = SecretStore(policy.secrets, os.environ)
-    for name, source in policy.secrets.items():
-        if sources.secrets[source.file].problem if source.file else source.env not in sources.environment:
-            continue
-        try:
-            store.get(name)
-        except SecretUnavailable as error:
-            yield Fault(source.location, error.code, str(error))
+    for name, secret in policy.secrets.items():
+        if _is_read(secret.source, sources) and (problem := store.problem(name)):
+            yield Fault(secret.location, problem.code, str(problem))
+
+
+def _is_read(source: SecretSource, sources: Sources) -> bool:
+    """Tell whether a secret can be read here; what is fetched never is, so `check` runs and asks nothing."""
+    match source:
+        case FileSource(path):
+            return not sources.secrets[path].problem
+        case EnvironmentSource(variable):
+            return variable in sources.environment
+        case _:
+            return False
 
 
 def _not_rendered(policy: Policy, rendered: Path) -> tuple[Fault, ...]:

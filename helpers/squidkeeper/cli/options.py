@@ -14,6 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_POLICY = Path("/etc/squidkeeper/policy")
 DEFAULT_STATE = Path("/var/lib/squidkeeper")
 DEFAULT_POLICY_LINES = Path("/etc/squid/squidkeeper-policy.conf")
+DEFAULT_RUN = Path("/run/squidkeeper")
 DEFAULT_LOG = Path("/var/log/squid/access.log")
 # readable=False: a folder that cannot be read becomes a denial or a metric, never the end of the program.
 
@@ -53,6 +54,16 @@ def state_option(text: str, default: Path | None = DEFAULT_STATE) -> Callable[[F
     """Add the option of the state folder; `text` describes what the command needs of it."""
     kind = click.Path(path_type=Path, readable=False)
     return click.option("--state", metavar="DIR", type=kind, default=default, show_default=True, help=text)
+
+
+run_option = click.option(
+    "--run",
+    metavar="DIR",
+    type=click.Path(path_type=Path, readable=False),
+    default=DEFAULT_RUN,
+    show_default=True,
+    help="The run folder, on a tmpfs: values that were fetched are in its folder 'secrets'.",
+)
 
 
 def file_option(option: str, default: Path, text: str) -> Callable[[F], F]:

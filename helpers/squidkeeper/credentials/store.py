@@ -4,33 +4,77 @@ from __future__ import annotations
 
 import os
 import string
+import time
 from base64 import b64encode
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 
+from squidkeeper.credentials.fetched_values import FetchedValue, parse_value, value_file
 from squidkeeper.credentials.secret import Secret, checked_secret
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import FaultCode
-from squidkeeper.policy.model import Credential, SecretSource
+from squidkeeper.policy.model import Credential
+from squidkeeper.policy.secret_sources import (
+    EnvironmentSource,
+    FetchedSource,
+    FileSource,
+    NamedSecret,
+    fetched_secrets,
+    private_keys,
+    source_key,
+)
 
 _FILE_LIMIT = 64 * 1024  # bytes; anything longer is not a credential
+_State = tuple[int, ...]
 
 
 class SecretStore:
-    """The secrets of one policy. A file is read again when it has changed, so a rotated secret is used at once."""
+    """The secrets of one policy. A file is read again when it has changed, so a rotated secret is used at once.
 
-    def __init__(self, sources: Mapping[str, SecretSource], environment: Mapping[str, str]) -> None:
-        self._sources = sources
+    `fetched` is the folder of the values that `squidkeeper secrets` fetches. Without it, those are unavailable.
+    """
+
+    def __init__(
+        self, secrets: Mapping[str, NamedSecret], environment: Mapping[str, str], fetched: Path | None = None
+    ) -> None:
+        self._secrets = secrets
         self._environment = environment
-        self._read: dict[str, tuple[object, Secret]] = {}
+        self._fetched = fetched
+        self._keys = {name: source_key(name, secrets) for name, _ in fetched_secrets(secrets)}
+        self._private_keys = private_keys(secrets)
+        self._read: dict[str, tuple[_State, Secret]] = {}  # files
+        self._values: dict[str, tuple[_State, FetchedValue, Secret]] = {}  # what was fetched
         self._made: dict[str, tuple[list[Secret], Secret]] = {}  # a header's value by its credential, and of what
 
     def get(self, name: str) -> Secret:
         """Get a secret by its name; `SecretUnavailable` if it has no usable value."""
-        source = self._sources[name]
-        return self._from_environment(name, source.env) if source.file is None else self._from_file(name, source.file)
+        match self._secrets[name].source:
+            case EnvironmentSource(variable):
+                return self._from_environment(name, variable)
+            case FileSource(path):
+                return self._from_file(name, path)
+            case source:
+                return self._from_fetched(name, source)
+
+    def private_key(self, name: str) -> bytes:
+        """Read the file of a private key, which has several lines; `SecretUnavailable` if it cannot be read."""
+        source = self._secrets[name].source
+        if not isinstance(source, FileSource):  # the builder refuses it
+            raise SecretUnavailable(FaultCode.SECRET_INVALID, f"secret {name}: a private key is read from a file")
+        return _read_file(name, source.path, f"the file {source.path}")[1]
+
+    def problem(self, name: str) -> SecretUnavailable | None:
+        """Tell why a secret is unavailable, if it is."""
+        try:
+            if name in self._private_keys:
+                self.private_key(name)
+            else:
+                self.get(name)
+        except SecretUnavailable as error:
+            return error
+        return None
 
     def header_value(self, credential: Credential) -> Secret:
         """Make the value of a credential's header; `SecretUnavailable` if one of its secrets is unavailable."""
@@ -40,30 +84,78 @@ class SecretStore:
             self._made[credential.name] = known = (secrets, _header_value(credential, secrets))
         return known[1]
 
-    def _from_environment(self, name: str, variable: str | None) -> Secret:
-        value = self._environment.get(variable or "")
+    def _from_environment(self, name: str, variable: str) -> Secret:
+        value = self._environment.get(variable)
         if value is None:
             message = f"secret {name}: the environment variable {variable} is not set for Squid"
             raise SecretUnavailable(FaultCode.SECRET_UNSET, message)
         return checked_secret(name, f"the environment variable {variable}", os.fsencode(value))
 
     def _from_file(self, name: str, path: Path) -> Secret:
-        try:
-            state = _state(os.stat(path))
-            known = self._read.get(name)
-            if known is None or known[0] != state:
-                with open(path, "rb", opener=_open_at_once) as file:
-                    stat = os.fstat(file.fileno())
-                    if not S_ISREG(stat.st_mode) or stat.st_size > _FILE_LIMIT:
-                        message = f"secret {name}: {path} is not a file of at most {_FILE_LIMIT} bytes"
-                        raise SecretUnavailable(FaultCode.SECRET_INVALID, message)
-                    content = file.read(_FILE_LIMIT + 1)
-                self._made.clear()  # nothing made of the old value may be sent
-                self._read[name] = known = (_state(stat), checked_secret(name, f"the file {path}", content))
-        except OSError as error:
-            message = f"secret {name}: the file {path} cannot be read: {error.strerror}"
-            raise SecretUnavailable(FaultCode.SECRET_UNREADABLE, message) from error
+        where = f"the file {path}"
+        known = self._read.get(name)
+        if known is None or known[0] != _state_of(name, path, where):
+            state, content = _read_file(name, path, where)
+            self._made.clear()  # nothing made of the old value may be sent
+            self._read[name] = known = (state, checked_secret(name, where, content))
         return known[1]
+
+    def _from_fetched(self, name: str, source: FetchedSource) -> Secret:
+        if self._fetched is None:
+            message = f"secret {name}: {source} is fetched by 'squidkeeper secrets', whose values are not read here"
+            raise SecretUnavailable(FaultCode.SECRET_UNREADABLE, message)
+        path = value_file(self._fetched, self._keys[name])
+        where = f"the value fetched from {source}"
+        known = self._values.get(name)
+        try:
+            state = _state_of(name, path, where)
+        except SecretUnavailable as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            message = f"secret {name}: no value has been fetched from {source}: see the status page for the reason"
+            raise SecretUnavailable(error.code, message, pending=known is None) from error
+        if known is None or known[0] != state:
+            state, content = _read_file(name, path, where)
+            self._made.clear()
+            self._values[name] = known = (state, *_parsed_value(name, where, content))
+        if known[1].expired(time.time()):
+            message = f"secret {name}: {where} has expired: see the status page for why it was not renewed"
+            raise SecretUnavailable(FaultCode.SECRET_INVALID, message)
+        return known[2]
+
+
+def _parsed_value(name: str, where: str, content: bytes) -> tuple[FetchedValue, Secret]:
+    try:
+        value = parse_value(content)
+    except ValueError:
+        message = f"secret {name}: {where} is not what 'squidkeeper secrets' writes"
+        raise SecretUnavailable(FaultCode.SECRET_INVALID, message) from None
+    return value, checked_secret(name, where, value.value.encode())
+
+
+def _state_of(name: str, path: Path, where: str) -> _State:
+    try:
+        return _state(os.stat(path))
+    except OSError as error:
+        raise _unreadable(name, where, error) from error
+
+
+def _read_file(name: str, path: Path, where: str) -> tuple[_State, bytes]:
+    """Read a regular file of bounded size, with its state."""
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            stat = os.fstat(file.fileno())
+            if not S_ISREG(stat.st_mode) or stat.st_size > _FILE_LIMIT:
+                message = f"secret {name}: {path} is not a file of at most {_FILE_LIMIT} bytes"
+                raise SecretUnavailable(FaultCode.SECRET_INVALID, message)
+            return _state(stat), file.read(_FILE_LIMIT + 1)
+    except OSError as error:
+        raise _unreadable(name, where, error) from error
+
+
+def _unreadable(name: str, where: str, error: OSError) -> SecretUnavailable:
+    message = f"secret {name}: {where} cannot be read: {error.strerror}"
+    return SecretUnavailable(FaultCode.SECRET_UNREADABLE, message)
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -71,7 +163,7 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _state(stat: os.stat_result) -> tuple[int, ...]:
+def _state(stat: os.stat_result) -> _State:
     return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from squidkeeper.credentials import SecretStore
-from squidkeeper.errors import SecretUnavailable
 from squidkeeper.exporter.snapshot import Snapshot
 from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, LOADS_POLICY, PROTOCOL_ERRORS
 from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
+from squidkeeper.policy.secret_sources import FileSource, needed_secrets
 
 _TUNNEL: Final = "tunnel"
 _REPLIES: Final = frozenset({DECISIONS.name, PROTOCOL_ERRORS.name})
@@ -67,16 +67,16 @@ class SecretRow:
 
     name: str
     source: str
-    """`file /etc/…` or `env NAME`."""
+    """`file /etc/…`, `env NAME`, `oauth2 https://…` and so on."""
     problem: str | None = None
     """Why it is unavailable; None: it is available, or was not checked."""
     used_by: tuple[str, ...] = ()
-    """The credentials that need it."""
+    """The credentials, parents and secrets that need it."""
 
     @property
     def checked(self) -> bool:
-        """Whether it was read. A variable is not: it is set for Squid, not for the exporter."""
-        return self.problem is not None or not self.source.startswith("env ")
+        """Whether it was read. A variable, which is set for Squid, is not; nor is what is fetched."""
+        return self.problem is not None or self.source.startswith("file ")
 
 
 def rule_rows(view: Snapshot) -> Iterator[RuleRow]:
@@ -140,21 +140,12 @@ def secret_rows(policy: Policy | None) -> Iterator[SecretRow]:
     if policy is None:
         return
     store = SecretStore(policy.secrets, os.environ)
-    for name, source in policy.secrets.items():
+    for name, secret in policy.secrets.items():
         users = tuple(one.name for one in policy.credentials if name in one.secrets)
         users += tuple(one.name for one in policy.upstreams if one.parent and one.parent.password == name)
-        if source.file is None:
-            yield SecretRow(name, f"env {source.env}", None, users)
-        else:
-            yield SecretRow(name, f"file {source.file}", _problem(store, name), users)
-
-
-def _problem(store: SecretStore, name: str) -> str | None:
-    try:
-        store.get(name)
-    except SecretUnavailable as error:
-        return str(error)
-    return None
+        users += tuple(other for other, one in policy.secrets.items() if name in needed_secrets(one.source))
+        problem = store.problem(name) if isinstance(secret.source, FileSource) else None
+        yield SecretRow(name, str(secret.source), None if problem is None else str(problem), users)
 
 
 def logged_time(time: str) -> datetime | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from squidkeeper.errors import PolicyError
-from squidkeeper.policy import passthrough, tokens
+from squidkeeper.policy import passthrough, secret_references, tokens
 from squidkeeper.policy.contents import PolicyContents
 from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
@@ -23,7 +23,6 @@ from squidkeeper.policy.model import (
     Rewrite,
     Route,
     Rule,
-    SecretSource,
     Strip,
 )
 from squidkeeper.policy.queries import QueryPattern
@@ -35,9 +34,19 @@ from squidkeeper.policy.schema import (
     MatchEntry,
     Names,
     PolicyFile,
+    SecretEntry,
     UpstreamEntry,
     check_document,
     is_understood,
+)
+from squidkeeper.policy.secret_sources import (
+    CommandSource,
+    EnvironmentSource,
+    FileSource,
+    GitHubAppSource,
+    NamedSecret,
+    OAuth2Source,
+    SecretSource,
 )
 from squidkeeper.policy.templates import parse_template
 
@@ -68,6 +77,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *list_faults,
         *_opened_list_faults(documents, lists),
         *secret_faults,
+        *secret_references.faults(documents),
         *passthrough.entry_faults(documents),
         *tokens.entry_faults(documents),
         *_upstream_faults(documents),
@@ -282,10 +292,9 @@ class _Maker:
             place = self._place("rewrites", position)
             yield Rewrite(entry.name, place, _match(entry), entry.to, entry.redirect, entry.private)
 
-    def secrets(self) -> Iterator[SecretSource]:
+    def secrets(self) -> Iterator[NamedSecret]:
         for name, entry in (self.model.secrets or {}).items():
-            file = None if entry.file is None else self.document.path.parent / entry.file
-            yield SecretSource(name, self._key("secrets", name), file, entry.env)
+            yield NamedSecret(name, self._key("secrets", name), _source(entry, self.document.path.parent))
 
     def credentials(self) -> Iterator[Credential]:
         for position, entry in enumerate(self.model.credentials or ()):
@@ -332,6 +341,26 @@ def _parent(entry: UpstreamEntry) -> Parent | None:
         return None
     basic = entry.basic
     return Parent(*entry.url, basic.username, basic.password) if basic else Parent(*entry.url)
+
+
+def _source(entry: SecretEntry, folder: Path) -> SecretSource:
+    """Make the source that an entry has; its paths start from the folder of the policy."""
+    if entry.file is not None:
+        return FileSource(folder / entry.file)
+    if entry.command:
+        return CommandSource(entry.command.run, entry.command.timeout, entry.command.refresh)
+    if entry.oauth2:
+        fields = entry.oauth2.model_dump(exclude={"ca", "refresh"})
+        return OAuth2Source(**fields, ca=_under(folder, entry.oauth2.ca), refresh_seconds=entry.oauth2.refresh)
+    if entry.github_app:
+        fields = entry.github_app.model_dump(exclude={"ca", "permissions"})
+        permissions = tuple(sorted(entry.github_app.permissions.items()))
+        return GitHubAppSource(**fields, permissions=permissions, ca=_under(folder, entry.github_app.ca))
+    return EnvironmentSource(entry.env or "")
+
+
+def _under(folder: Path, file: str | None) -> Path | None:
+    return None if file is None else folder / file
 
 
 def _template(entry: CredentialEntry) -> str:

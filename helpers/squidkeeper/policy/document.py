@@ -505,7 +505,13 @@ _NULL = "nothing"
 _EMPTY_IS_NONE = (["tests", "rewrite"], ["tests", "credentials"])
 _NAME_SECRETS = (["credentials"], ["upstreams"])
 _PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"])
-_KEYS_OF_PRIVATE = frozenset({"file", "env", "username", "password"})
+_KEYS_OF_PRIVATE = frozenset(
+    """
+    file env username password command run timeout refresh
+    oauth2 token_url grant client_id client_secret client_auth refresh_token scope audience ca
+    github_app app_id installation_id private_key repositories permissions api_url
+    """.split()  # noqa: SIM905 - one a line is longer
+)
 _MEANINGS = {
     "null": _NULL,
     "bool": "true or false",

@@ -44,6 +44,7 @@ class FaultCode(StrEnum):
     INVALID_TEMPLATE = "invalid-template"
     INVALID_UPSTREAM = "invalid-upstream"
     INVALID_TOKEN = "invalid-token"  # noqa: S105 - a code
+    INVALID_SOURCE = "invalid-source"
     INVALID_REQUEST = "invalid-request"
     # The policy as a whole
     TOO_WIDE = "too-wide"
@@ -51,6 +52,7 @@ class FaultCode(StrEnum):
     ALLOW_ONLY = "allow-only"
     PASSTHROUGH_CONFLICT = "passthrough-conflict"
     SECRET_EXPOSED = "secret-exposed"  # noqa: S105 - a code
+    SECRET_CYCLE = "secret-cycle"  # noqa: S105 - a code
     TEST_FAILED = "test-failed"
     INTERNAL_ERROR = "internal-error"
     # Warnings

@@ -13,6 +13,7 @@ from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.hosts import HostForm
 from squidkeeper.policy.model import Action, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.queries import QueryPattern
+from squidkeeper.policy.secret_sources import needed_secrets
 from squidkeeper.url import DEFAULT_PORTS, is_private, parse_authority
 
 
@@ -63,6 +64,7 @@ def _unused(policy: Policy) -> Iterator[Fault]:
     matches = [entry.match for entry in (*policy.entries, *policy.upstreams)]
     secrets = _all(credential.secrets for credential in policy.credentials)
     secrets |= {one.parent.password for one in policy.upstreams if one.parent and one.parent.password}
+    secrets |= _all(needed_secrets(secret.source) for secret in policy.secrets.values())
     sections: tuple[tuple[str, Mapping[str, Location], set[str]], ...] = (
         ("client", {client.name: client.location for client in policy.clients}, _all(m.clients for m in matches)),
         ("list", {name: hosts.location for name, hosts in policy.lists.items()}, _all(m.lists for m in matches)),

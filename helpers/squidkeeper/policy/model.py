@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
-from pathlib import Path
 from typing import Self
 
 from squidkeeper.policy.faults import Location
@@ -18,6 +17,7 @@ from squidkeeper.policy.host_lists import HostList
 from squidkeeper.policy.hosts import HostPattern, Network
 from squidkeeper.policy.paths import PathPattern
 from squidkeeper.policy.queries import QueryPattern
+from squidkeeper.policy.secret_sources import NamedSecret
 from squidkeeper.url import Address, Host
 
 VERDICT_NAMES = frozenset(
@@ -246,16 +246,6 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class SecretSource:
-    """Where the value of a secret comes from: a file or an environment variable. Never the value."""
-
-    name: str
-    location: Location
-    file: Path | None = None
-    env: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Credential:
     """A header to inject: `template` with one {secret} or more; with `username`, the whole is a basic credential.
 
@@ -302,7 +292,7 @@ class Policy:
     credentials: tuple[Credential, ...] = ()
     upstreams: tuple[Route, ...] = ()
     lists: Mapping[str, HostList] = field(default_factory=dict)
-    secrets: Mapping[str, SecretSource] = field(default_factory=dict)
+    secrets: Mapping[str, NamedSecret] = field(default_factory=dict)
     tests: tuple[PolicyTest, ...] = ()
 
     @property

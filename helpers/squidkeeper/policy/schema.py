@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -43,12 +43,22 @@ from squidkeeper.policy.headers import parse_stripped_header
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
 from squidkeeper.policy.model import INJECTABLE_HEADERS, NO_REWRITE, VERDICT_NAMES, Action, Target, Token
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
+from squidkeeper.policy.secret_sources import (
+    ClientAuth,
+    Grant,
+    parse_argument,
+    parse_endpoint,
+    parse_form_text,
+    parse_period,
+    parse_repository,
+)
 from squidkeeper.policy.targets import check_target, parse_target
 from squidkeeper.policy.templates import parse_template
 from squidkeeper.policy.upstreams import parse_upstream_name, parse_upstream_url
 from squidkeeper.url import Address, Host, parse_address
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Sized)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +277,45 @@ def _file(text: str) -> str:
     return text
 
 
+def _period(shortest: int, longest: int) -> Any:
+    """Make the validator of a period."""
+    return _parsed(FaultCode.INVALID_SOURCE, lambda text: parse_period(text, shortest, longest))
+
+
+def _some_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    if not arguments or not arguments[0]:
+        raise _fault(FaultCode.INVALID_SOURCE, "no program is named, expected [PROGRAM, ARGUMENT, …]")
+    return arguments
+
+
+def _some_entries(narrowed: E) -> E:
+    if not narrowed:
+        raise _fault(FaultCode.INVALID_SOURCE, "nothing is named, expected what the token is narrowed to")
+    return narrowed
+
+
+def _app_id(value: object) -> str:
+    """Read the ID of an app, a number, or its client ID, a text."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return str(value)
+    if isinstance(value, str) and _APP_ID.fullmatch(value):
+        return value
+    raise _wrong_type("the ID of a GitHub App, a number, or its client ID")
+
+
+def _installation_id(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise _wrong_type("the number of an installation")
+
+
+def _argument(value: object) -> str:
+    try:
+        return parse_argument(_text(value))
+    except PatternError as error:
+        raise _fault(FaultCode.INVALID_SOURCE, str(error)) from None
+
+
 def _client_address(text: str) -> Address:
     try:
         return parse_address(text)
@@ -418,6 +467,7 @@ _NO_METHOD = {
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/]\S*")
+_APP_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 _TIME = re.compile(
@@ -442,6 +492,10 @@ KnownList = Annotated[str, _known("lists", "list")]
 KnownSecret = Annotated[str, _known("secrets", "secret")]
 KnownCredential = Annotated[str, _known("credentials", "credential")]
 File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
+Argument = Annotated[str, PlainValidator(_argument)]
+Endpoint = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, parse_endpoint)]
+FormText = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, parse_form_text)]
+Repository = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, parse_repository)]
 
 # --- the models ---------------------------------------------------------------------------------------------------
 
@@ -479,11 +533,49 @@ class ListEntry(_Model):
     file: File
 
 
+class CommandEntry(_Model):
+    """A program whose standard output is the value."""
+
+    run: Annotated[Many[Argument], AfterValidator(_some_arguments)]
+    timeout: Annotated[int, _period(1, 60)] = 10
+    refresh: Annotated[int, _period(1, 86400)] = 300
+
+
+class OAuth2Entry(_Model):
+    """A token endpoint."""
+
+    token_url: Endpoint
+    grant: Annotated[Grant, Field(strict=False)]
+    client_id: FormText
+    client_secret: KnownSecret | None = None
+    client_auth: Annotated[ClientAuth, Field(strict=False)] = ClientAuth.BASIC
+    refresh_token: KnownSecret | None = None
+    scope: FormText | None = None
+    audience: FormText | None = None
+    ca: File | None = None
+    refresh: Annotated[int, _period(1, 86400)] = 300
+
+
+class GitHubAppEntry(_Model):
+    """An installation of a GitHub App."""
+
+    app_id: Annotated[str, PlainValidator(_app_id)]
+    installation_id: Annotated[int, PlainValidator(_installation_id)]
+    private_key: KnownSecret
+    repositories: Annotated[Many[Repository], AfterValidator(_some_entries)]
+    permissions: Annotated[dict[str, Literal["read", "write", "admin"]], AfterValidator(_some_entries)]
+    api_url: Endpoint = "https://api.github.com"
+    ca: File | None = None
+
+
 class SecretEntry(_Model):
     """Where a value comes from."""
 
     file: File | None = None
     env: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _environment_name)] | None = None
+    command: CommandEntry | None = None
+    oauth2: OAuth2Entry | None = None
+    github_app: GitHubAppEntry | None = None
 
 
 class TunnelFields(_Model):
@@ -703,7 +795,7 @@ def _type_message(steps: list[int | str], value: object, expected: str) -> str:
         if not isinstance(steps[-1], int):
             what = shown_key(str(steps[-1]), steps[:-1])
         if steps[0] == "secrets" and len(steps) == _STEPS_TO_ENTRY:
-            expected = f"{{file: PATH}} or {{env: NAME}}; {_NO_VALUES}"
+            expected = f"{{file: PATH}}, {{env: NAME}} or a source to fetch it from; {_NO_VALUES}"
         return f"{what} is {kind(value)}, expected {expected}{hint}"
     return f"{what} is {describe(value)}, expected {expected}{hint}"
 
@@ -712,8 +804,8 @@ def _fields(steps: list[int | str]) -> frozenset[str]:
     """List the keys of the mapping in which the last step was not understood."""
     if len(steps) == 1:
         return _KEYS_OF_FILE
-    if steps[-2] == "basic":
-        return frozenset(Basic.model_fields)
+    if nested := _NESTED.get(str(steps[-2])):
+        return frozenset(nested.model_fields)
     return frozenset(_ENTRIES[str(steps[0])].model_fields)
 
 
@@ -774,9 +866,15 @@ _ENTRIES: dict[str, type[_Model]] = {
     "upstreams": UpstreamEntry,
     "tests": TestEntry,
 }
+_NESTED: dict[str, type[_Model]] = {
+    "basic": Basic,
+    "command": CommandEntry,
+    "oauth2": OAuth2Entry,
+    "github_app": GitHubAppEntry,
+}
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "clients": (("networks", "users", "token_sha256"), True),
-    "secrets": (("file", "env"), False),
+    "secrets": (("file", "env", "command", "oauth2", "github_app"), False),
     "credentials": (("bearer", "basic", "value"), False),
     "upstreams": (("url", "direct"), False),
 }

@@ -65,7 +65,8 @@ def prune_cache(cache: Path, used: Iterable[str]) -> None:
     except OSError:
         return  # another process is pruning, or there is no cache
     for path in (*spare[_SPARE_AT_MOST:], *torn):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # `squidkeeper secrets` reads the cache, and cannot change it
+            path.unlink(missing_ok=True)
 
 
 # --- compiling ----------------------------------------------------------------------------------------------------

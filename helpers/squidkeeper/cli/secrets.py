@@ -1,0 +1,36 @@
+"""`squidkeeper secrets` (floor 9)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from squidkeeper.cli.options import policy_option, run_option, state_option
+
+
+@click.command()
+@policy_option
+@state_option("The state folder, of which the revision in force is read.")
+@run_option
+@click.option(
+    "--commands",
+    metavar="DIR",
+    type=click.Path(path_type=Path, readable=False),
+    default=Path("/etc/squidkeeper/commands"),
+    show_default=True,
+    help="The only folder whose programs a secret of the kind 'command' may run.",
+)
+def secrets(directory: Path, state: Path, run: Path, commands: Path) -> None:
+    """Fetch the secrets of the policy that have a source to fetch them from, and renew them, until SIGTERM.
+
+    Run it beside Squid, as an account of its own in Squid's group. It writes each value into a file in the run folder,
+    which Squid's account can read, and what it did, without values, into `secrets/status.json` there.
+    """
+    import logging
+    import sys
+
+    from squidkeeper.fetching.process import FetchingOptions, run_fetching
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+    run_fetching(FetchingOptions(directory, state, run, commands))

@@ -1,0 +1,129 @@
+"""One secret: fetched, written, renewed before it expires (floor 5). There is one fetch of it at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from squidkeeper import atomic_write
+from squidkeeper.credentials import SecretStore
+from squidkeeper.credentials.fetch_status import SecretStatus
+from squidkeeper.credentials.fetched_values import FetchedValue, format_value, parse_value, value_file
+from squidkeeper.credentials.secret import checked_secret
+from squidkeeper.errors import ExtraMissing, SecretUnavailable, SourceFailed, describe
+from squidkeeper.fetching.command import run_command
+from squidkeeper.fetching.github_app import fetch_installation_token
+from squidkeeper.fetching.oauth2 import fetch_token
+from squidkeeper.fetching.refresh_tokens import current_refresh_token, keep_refresh_token
+from squidkeeper.fetching.schedule import renewal_seconds, retry_seconds
+from squidkeeper.policy.secret_sources import CommandSource, FetchedSource, GitHubAppSource, OAuth2Source
+
+_DEFAULT_REFRESH_SECONDS = 300
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedSecret:
+    """What is fetched: a secret's name, its source and key, and the secrets of its policy."""
+
+    name: str
+    key: str
+    source: FetchedSource
+    store: SecretStore
+
+
+class Renewal:
+    """Fetches one secret again and again. `status` is replaced whole."""
+
+    def __init__(self, secret: FetchedSecret, folder: Path, commands: Path) -> None:
+        self._secret = secret
+        self._folder = folder
+        self._commands = commands
+        self.status = _status_before(secret, folder)
+
+    async def run(self, seconds: float = 0.0) -> None:
+        """Wait, fetch and write, until it is cancelled."""
+        while True:
+            self.status = replace(self.status, next_fetch=time.time() + seconds)
+            await asyncio.sleep(seconds)
+            seconds = await self._renew()
+
+    def broken(self, error: BaseException) -> float:
+        """Report an error of ours, and tell in how many seconds to run again."""
+        return self._failed(f"squidkeeper itself failed on it: {describe(error)}")
+
+    async def _renew(self) -> float:
+        """Fetch once, and tell in how many seconds to do so again."""
+        now = time.time()
+        try:
+            value = await self._fetch(now)
+            checked_secret(self._secret.name, f"the value from {self._secret.source}", value.value.encode())
+            atomic_write.replace(value_file(self._folder, self._secret.key), format_value(value), mode=0o640)
+        except (SourceFailed, SecretUnavailable, ExtraMissing, OSError) as error:
+            return self._failed(_text(error))
+        return self._succeeded(value, now)
+
+    async def _fetch(self, now: float) -> FetchedValue:
+        secret = self._secret
+        match secret.source:
+            case CommandSource():
+                return await run_command(secret.source, self._commands, now)
+            case OAuth2Source():
+                return await self._fetch_token(secret.source, now)
+            case GitHubAppSource():
+                key = await asyncio.to_thread(secret.store.private_key, secret.source.private_key)
+                return await fetch_installation_token(secret.source, key, now)
+
+    async def _fetch_token(self, source: OAuth2Source, now: float) -> FetchedValue:
+        client_secret, initial = await asyncio.to_thread(self._needed, source)
+        refresh_token = initial and current_refresh_token(self._folder, self._secret.key, initial)
+        token = await fetch_token(source, client_secret, refresh_token, now)
+        if initial and token.refresh_token and token.refresh_token != refresh_token:
+            keep_refresh_token(self._folder, self._secret.key, initial, token.refresh_token)
+        return token.access
+
+    def _needed(self, source: OAuth2Source) -> tuple[str | None, str | None]:
+        names = (source.client_secret, source.refresh_token)
+        secret, token = (self._secret.store.get(name).reveal() if name else None for name in names)
+        return secret, token
+
+    def _succeeded(self, value: FetchedValue, now: float) -> float:
+        if self.status.failure:
+            _log.info("secret %s: %s works again", self._secret.name, self._secret.source)
+        self.status = SecretStatus(
+            source=str(self._secret.source),
+            last_success=time.time(),
+            expires_at=value.expires_at,
+            fetches=self.status.fetches + 1,
+        )
+        lifetime = None if value.expires_at is None else value.expires_at - now
+        refresh = getattr(self._secret.source, "refresh_seconds", _DEFAULT_REFRESH_SECONDS)
+        return renewal_seconds(lifetime, refresh, random.random())  # noqa: S311 - no secret
+
+    def _failed(self, failure: str) -> float:
+        if failure != self.status.failure:  # once, not with each try
+            _log.error("secret %s: %s: %s", self._secret.name, self._secret.source, failure)
+        failures = self.status.failures + 1
+        self.status = replace(self.status, failure=failure, failures=failures)
+        return retry_seconds(failures, random.random())  # noqa: S311 - no secret
+
+
+def _text(error: Exception) -> str:
+    """Say what failed; the text of an OSError is the system's own."""
+    if isinstance(error, OSError):
+        return f"the value cannot be stored: {error.strerror or type(error).__name__}"
+    return str(error)
+
+
+def _status_before(secret: FetchedSecret, folder: Path) -> SecretStatus:
+    """Begin with the value that an earlier process has fetched, if it is there."""
+    file = value_file(folder, secret.key)
+    try:
+        fetched, value = file.stat().st_mtime, parse_value(file.read_bytes())
+    except (OSError, ValueError):
+        return SecretStatus(str(secret.source))
+    return SecretStatus(str(secret.source), fetched, expires_at=value.expires_at)
