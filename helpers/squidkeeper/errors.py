@@ -15,6 +15,8 @@
     ├── SetupFailed       an installation that cannot go on; carries what to do
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── LeafRefused       a certificate of a host that is not made
+    ├── SealedTokenRefused a sealed token that is not used; says why, and nothing of what it holds
+    ├── SigningRefused    a request that cannot be signed from its head; says why
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
     ├── SourceFailed      a source of a secret that gave no usable value; never shows what it answered
@@ -100,6 +102,14 @@ class ReplyTooLong(SquidkeeperError):
 
 class LeafRefused(SquidkeeperError):
     """A certificate of a host that is not made; the text says why."""
+
+
+class SealedTokenRefused(SquidkeeperError):
+    """A sealed token that is not used: the text, which the client sees, says why, and nothing of what it holds."""
+
+
+class SigningRefused(SquidkeeperError):
+    """A request that cannot be signed from its head: the text, which the client sees, says why."""
 
 
 class PatternError(SquidkeeperError):

@@ -16,6 +16,7 @@ _COMMANDS = (
     "env",
     "probe",
     "brief",
+    "seal",
     "exporter",
     "maintain",
     "secrets",

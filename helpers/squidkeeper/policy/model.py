@@ -28,6 +28,7 @@ VERDICT_NAMES = frozenset(
         "private-address",
         "invalid-request",
         "credential-unavailable",
+        "sealed-token-refused",
         "policy-unavailable",
         "not-rendered",
         "login-refused",

@@ -491,6 +491,7 @@ KnownClient = Annotated[str, _known("clients", "client")]
 KnownList = Annotated[str, _known("lists", "list")]
 KnownSecret = Annotated[str, _known("secrets", "secret")]
 KnownCredential = Annotated[str, _known("credentials", "credential")]
+CredentialHost = Annotated[HostPattern, PlainValidator(_credential_host)]
 File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
 Argument = Annotated[str, PlainValidator(_argument)]
 Endpoint = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, parse_endpoint)]
@@ -631,7 +632,7 @@ class CredentialEntry(MatchFields):
     """A credential."""
 
     name: Name
-    hosts: Many[Annotated[HostPattern, PlainValidator(_credential_host)]]
+    hosts: Many[CredentialHost]
     header: Annotated[str, _parsed(FaultCode.INVALID_HEADER, _header)] = INJECTABLE_HEADERS[0]
     bearer: KnownSecret | None = None
     basic: Basic | None = None

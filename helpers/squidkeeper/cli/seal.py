@@ -1,0 +1,113 @@
+"""`squidkeeper seal` (floor 9)."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+
+from squidkeeper.errors import ExtraMissing, PatternError
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.option("--new-key", metavar="FILE", type=_FILE, help="Make a private key in FILE, and print its public key.")
+@click.option("--public-key", metavar="FILE", type=_FILE, help="Print the public key of the private key in FILE.")
+@click.option("--to", metavar="KEY", help="Seal for the gateway with this public key (skp1.…).")
+@click.option("--secret-file", metavar="FILE", type=_FILE, help="Read the secret from FILE instead of standard input.")
+@click.option("--host", "hosts", metavar="PATTERN", multiple=True, help="A host that it is for. Required, repeatable.")
+@click.option("--path", "paths", metavar="PATTERN", multiple=True, help="A path that it is for.")
+@click.option("--method", "methods", metavar="NAME", multiple=True, help="A method that it is for.")
+@click.option("--port", "ports", metavar="N", type=int, multiple=True, help="A port that it is for. [default: 443]")
+@click.option("--client", "clients", metavar="NAME", multiple=True, help="A client of the policy that may use it.")
+@click.option("--expires", metavar="TIME", help="From then on it is refused: a time with its zone.")
+@click.option("--days", type=click.IntRange(1), metavar="N", help="It is refused after N days.")
+@click.option("--header", metavar="NAME", help="The header to inject. [default: Authorization]")
+@click.option("--value", metavar="TEXT", help="The header's value, with {secret} in it. [default: Bearer {secret}]")
+@click.option("--basic", "username", metavar="NAME", help="Inject a basic credential: NAME and the secret.")
+def seal(
+    new_key: Path | None,
+    public_key: Path | None,
+    to: str | None,
+    secret_file: Path | None,
+    days: int | None,
+    **fields: str | tuple[str, ...] | None,
+) -> None:
+    """Seal a secret, so that only the gateway can use it, where and as you say.
+
+    Whoever holds the token can have the secret injected into the requests that it is for, and can read nothing of it.
+    A client sends the token in the header Authorization, as `Bearer sks1.…` or as the password of a basic credential.
+    The secret is read from standard input or from a file, and never from the command line.
+    """
+    chosen = [option for option in (new_key, public_key, to) if option is not None]
+    if len(chosen) != 1:
+        raise click.UsageError("expected one of --new-key FILE, --public-key FILE and --to KEY")
+    try:
+        if new_key is not None:
+            click.echo(_make_key(new_key))
+        elif public_key is not None:
+            click.echo(_public_key(public_key))
+        else:
+            click.echo(_sealed(to or "", secret_file, days, fields))
+    except (PatternError, ExtraMissing) as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {error.strerror}") from None
+
+
+def _make_key(file: Path) -> str:
+    """Make a private key that Squid's account can read, and nobody else but root."""
+    import os
+
+    from squidkeeper.credentials.sealing import SealingPrivateKey
+    from squidkeeper.squid_account import squid_account
+
+    key = SealingPrivateKey.new()
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # never over a key that is in use
+    with open(descriptor, "w") as opened:
+        account = squid_account() if os.geteuid() == 0 else None
+        if account is not None:
+            os.fchown(descriptor, -1, account.group)
+            os.fchmod(descriptor, 0o640)
+        opened.write(key.reveal() + "\n")
+    return str(key.public)
+
+
+def _public_key(file: Path) -> str:
+    from squidkeeper.credentials.sealing import SealingPrivateKey
+
+    try:
+        return str(SealingPrivateKey.parse(file.read_text("utf-8", "replace")).public)
+    except PatternError as error:
+        raise PatternError(f"{file}: {error}") from None
+
+
+def _sealed(to: str, file: Path | None, days: int | None, fields: dict[str, str | tuple[str, ...] | None]) -> str:
+    from squidkeeper.credentials.sealing import SealingPublicKey, seal_bytes
+    from squidkeeper.policy.sealed_tokens import format_content
+
+    if days is not None and fields["expires"] is not None:
+        raise click.UsageError("expected one of --expires and --days")
+    if fields["username"] is not None and fields["value"] is not None:
+        raise click.UsageError("expected one of --value and --basic")
+    key = SealingPublicKey.parse(to)
+    content: dict[str, object] = {**fields, "secret": _secret(file)}
+    if days is not None:
+        content["expires"] = (datetime.now(UTC) + timedelta(days=days)).isoformat(timespec="seconds")
+    if fields["username"] is not None:
+        content["value"] = "{secret}"
+    return seal_bytes(format_content(content), key)
+
+
+def _secret(file: Path | None) -> str:
+    """Read the secret; one newline at its end is not part of it."""
+    if file is not None:
+        text = file.read_text("utf-8", "replace")
+    elif sys.stdin.isatty():
+        text = str(click.prompt("Secret", hide_input=True, err=True))
+    else:
+        text = sys.stdin.read()
+    return text.removesuffix("\n").removesuffix("\r")
