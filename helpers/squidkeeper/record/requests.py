@@ -25,6 +25,7 @@ _NOT_BY_THE_POLICY: Final = {
     NONE: "no helper was asked: Squid refused the request, or a line of the operator's own decided",
     "policy-unavailable": "no helper answered, or none had a policy",
     "credential-unavailable": "a secret was unavailable",
+    "sealed-token-refused": "it presented a sealed token, and the record holds no headers",
     "login-refused": "the token of the login was revoked or had expired, and the record does not hold the token",
     "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper check`",
 }

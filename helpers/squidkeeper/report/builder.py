@@ -46,6 +46,7 @@ BUILT_IN_REASONS: Final[Mapping[str, str]] = {
     "private-address": "The host is, or resolves to, an address of a private network.",
     "invalid-request": "No rule can allow such a request.",
     "credential-unavailable": "The value of a credential was unavailable.",
+    "sealed-token-refused": "A sealed token was presented elsewhere than it is for, had expired, or was altered.",
     "policy-unavailable": "No helper replied, or the helper had no policy.",
     "not-rendered": "Squid's configuration lacks lines that the policy needs.",
 }
