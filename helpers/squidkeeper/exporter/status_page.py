@@ -102,7 +102,7 @@ _NOT_EXPLAINED = {  # denials that depend on more than policy, client, method an
     "authority-mismatch": "No command: CONNECT, TLS server name, Host or certificate do not match. "
     "`{log} --json --rule authority-mismatch | tail -n 1 | {explain} --record -` shows which.",
     "credential-unavailable": "No command: a secret was unavailable, see Secrets.",
-    "sealed-token-refused": "No command: it depends on the token. The page that the client got says which guard failed.",
+    "sealed-token-refused": "No command: it depends on the token. The client's page says which guard failed.",
     "policy-unavailable": "No command: no helper answered, or the helper had no policy, see Helpers and cache.log.",
     "not-rendered": "No command: Squid's configuration lacks lines that the policy needs, see `{check}`.",
 }
