@@ -29,6 +29,7 @@ from squidkeeper.client_kit.formats import ClientEnvironment, EnvironmentForm, w
 from squidkeeper.client_kit.probe import ClientProbe, ProbeForm, write_probe
 from squidkeeper.client_kit.probe_table import PROGRAMS
 from squidkeeper.errors import InvalidSetting
+from squidkeeper.policy.model import Token
 from squidkeeper.setup.layout import Layout
 
 from .conftest import compiled_of, write_policy
@@ -100,6 +101,31 @@ def test_java_gets_the_proxy_and_its_trust_store() -> None:
 def test_a_proxy_user_gets_a_placeholder_whatever_the_name_holds() -> None:
     found = variables(settings(user="ci bot@x:/"))
     assert found["HTTPS_PROXY"] == "http://ci%20bot%40x%3A%2F:PASSWORD@192.168.137.1:3129"
+
+
+def test_a_token_stands_in_the_proxys_url_and_nowhere_else() -> None:
+    token = "sqk_of-this-test"
+    text, found = written(EnvironmentForm.SH, user="ci", token=token)
+    assert found["HTTPS_PROXY"] == found["http_proxy"] == f"http://ci:{token}@192.168.137.1:3129"
+    assert found["GIT_HTTP_PROXY_AUTHMETHOD"] == "basic"
+    assert "Replace" not in text
+    assert token not in repr(settings(user="ci", token=token))
+    assert "GIT_HTTP_PROXY_AUTHMETHOD" not in variables(settings())
+
+
+def test_env_takes_a_token_of_the_client_from_a_file_or_standard_input(tmp_path: Path) -> None:
+    old = "{sha256: " + Token.of("old").sha256 + ", expires: 2020-01-01T00:00:00Z}"
+    text = f"clients: {{ci: {{token_sha256: [{Token.of('good').sha256}, {old}]}}}}"
+    folder, file = write_policy(tmp_path / "policy", text), tmp_path / "token"
+    command = ["env", "--client", "ci", "--policy", str(folder), "--proxy", PROXY]
+    for given, problem in (("good", ""), ("old", "has expired"), ("other", "is no token of the client ci")):
+        file.write_text(f"{given}\n")
+        by_file = CliRunner().invoke(main, [*command, "--token-file", str(file)])
+        by_input = CliRunner().invoke(main, [*command, "--token-file", "-"], input=f"{given}\n")
+        assert by_file.output == by_input.output
+        assert problem in by_file.output
+        assert ("http://ci:good@" in by_file.output) == (not problem)
+    assert "http://ci:PASSWORD@" in CliRunner().invoke(main, command).output
 
 
 @pytest.mark.parametrize(

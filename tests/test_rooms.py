@@ -35,6 +35,7 @@ FLOORS = {
     "fetching": 5,
     "helpers": 5,
     "maintenance": 5,
+    "policy_edit": 5,
     "policy_lines": 5,
     "record": 5,
     "pages": 6,

@@ -12,6 +12,7 @@
     ├── DemoFailed        a step of the demonstration that cannot be done, or whose result is unexpected
     ├── InvalidSetting    a proxy, path or host that a client's variables cannot hold
     ├── ExtraMissing      an optional part whose packages are not installed; names the command that installs them
+    ├── EditRefused       an edit of the policy by a command that was not made; says why
     ├── SetupFailed       an installation that cannot go on; carries what to do
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── LeafRefused       a certificate of a host that is not made
@@ -82,6 +83,10 @@ class InvalidSetting(SquidkeeperError):
 
 class ExtraMissing(SquidkeeperError):
     """An optional part whose Python packages are not installed; the text names the command that installs them."""
+
+
+class EditRefused(SquidkeeperError):
+    """An edit of the policy that was not made; the text says why, and what to do."""
 
 
 class SetupFailed(SquidkeeperError):

@@ -118,6 +118,14 @@ def no_policy_reply(helper: str, request: Request | Malformed) -> Reply:
     return tunnel_reply(_NO_POLICY, helper, None, request)
 
 
+def ask_login(denial: Reply) -> Reply:
+    """Have Squid ask for a login, instead of the page of a denial.
+
+    The denial names no tunnel: the next CONNECT of the connection, with the login, opens one.
+    """
+    return replace(denial, annotations=(*denial.annotations, ("ask_login_", "yes")))
+
+
 def describe_url(reply: Reply, url: str) -> Reply:
     """Add what the access log cannot show of a URL: a bare `#`, written as `%23` there, and what it cuts off."""
     described = [("hidden_", "fragment")] if "#" in url else []

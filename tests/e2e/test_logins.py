@@ -95,7 +95,7 @@ def test_a_wrong_login_is_refused_also_where_none_is_needed_and_recorded_as_nobo
 
 def test_networks_and_tokens_of_a_client_must_both_hold(gateway: Gateway, origins: Origins) -> None:
     allowed(gateway, origins, "https://both.example/", "of-both", *login("both", BOTH), client="127.0.0.2")
-    denied(gateway, origins, "https://both.example/", "default", client="127.0.0.2")
+    assert status(gateway, "https://both.example/", client="127.0.0.2") == 407
     allowed(gateway, origins, "https://net.example/", "of-net", client="127.0.0.3")
     allowed(gateway, origins, "https://open.example/", "open")
 
@@ -118,6 +118,24 @@ def opened(gateway: Gateway, authority: str, user: str, token: str) -> Raw:
     assert reply is not None
     assert reply.status == 200
     return raw.tls(authority.partition(":")[0])
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_client_is_asked_for_a_login_only_where_one_could_open_what_is_denied(
+    gateway: Gateway, origins: Origins, scheme: str
+) -> None:
+    for host, client, expected in [
+        ("ci.example", "127.0.0.1", 407),
+        ("both.example", "127.0.0.1", 403),  # a login from here cannot be that client
+        ("both.example", "127.0.0.2", 407),
+        ("net.example", "127.0.0.1", 403),
+        ("closed.example", "127.0.0.1", 403),
+    ]:
+        assert status(gateway, f"{scheme}://{host}/", client=client) == expected, host
+    assert origins.seen == []
+    anyauth = ("--proxy-anyauth", *login("ci", CI))  # waits to be asked, and goes on with the same connection
+    curl(gateway, f"{scheme}://ci.example/", *anyauth)
+    assert origins.seen[-1].url == f"{scheme}://ci.example/"
 
 
 def refused(asking: Callable[[], Reply | None]) -> int:

@@ -17,6 +17,7 @@ _COMMANDS = (
     "probe",
     "brief",
     "seal",
+    "client",
     "exporter",
     "maintain",
     "secrets",
@@ -46,6 +47,7 @@ def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
     `check`, `explain`, `log`, `report` and `demo` are for people. `env`, `probe` and `brief` print what a client needs.
+    `client` makes and revokes the tokens of clients.
     `acl`, `rewrite`, `credential`, `throttle`, `certificate` and `login` are the helpers that Squid starts.
     `exporter`, `maintain` and `secrets` are services beside Squid. `setup` is a part of install.sh.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -98,13 +99,30 @@ def read_client(client: str | None, user: str | None, root: Path | None, directo
         raise click.UsageError(str(error)) from error
 
 
-def read_settings(found: ClientOfGateway, proxy: str | None, no_proxy: tuple[str, ...], **paths: str) -> ClientSettings:
+def read_settings(
+    found: ClientOfGateway, proxy: str | None, no_proxy: tuple[str, ...], token: str | None = None, **paths: str
+) -> ClientSettings:
     """Check what the variables are made from; a usage error that says what was expected."""
     from squidkeeper.client_kit.environment import ClientSettings, parse_proxy
 
     try:
         url = parse_proxy(proxy) if proxy else _proxy_of(found)
-        return ClientSettings(proxy=url, user=found.client.user, direct=no_proxy, **paths)
+        return ClientSettings(proxy=url, user=found.client.user, token=token, direct=no_proxy, **paths)
+    except InvalidSetting as error:
+        raise click.UsageError(str(error)) from error
+
+
+def read_token(found: ClientOfGateway, file: Path | None) -> str | None:
+    """Read a token of the client from a file, `-` for standard input; a usage error where it is none."""
+    from squidkeeper.client_kit.client import parse_token
+
+    if file is None:
+        return None
+    try:
+        text = sys.stdin.readline() if str(file) == "-" else file.read_text()
+        return parse_token(found.client.client, text.strip(), found.now)
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"{file} cannot be read as a token: {type(error).__name__}") from error
     except InvalidSetting as error:
         raise click.UsageError(str(error)) from error
 

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.client_options import client_options, read_client, read_root, read_settings, setting_options
+from squidkeeper.cli.client_options import (
+    client_options,
+    read_client,
+    read_root,
+    read_settings,
+    read_token,
+    setting_options,
+)
 from squidkeeper.client_kit.formats import ClientEnvironment, EnvironmentForm, write_environment
 
 _HOLD_THE_ROOT = (EnvironmentForm.CLOUD_INIT, EnvironmentForm.DOCKERFILE)
@@ -23,6 +30,9 @@ _HOLD_THE_ROOT = (EnvironmentForm.CLOUD_INIT, EnvironmentForm.DOCKERFILE)
     show_default=True,
     help="sh: lines to source. dotenv: docker --env-file.",
 )
+@click.option(
+    "--token-file", type=click.Path(path_type=Path), metavar="FILE", help="A token of the client; - for standard input."
+)
 def env(
     client: str | None,
     user: str | None,
@@ -32,6 +42,7 @@ def env(
     no_proxy: tuple[str, ...],
     form: str,
     ca: Path | None,
+    token_file: Path | None,
     **paths: str,
 ) -> None:
     """Print the environment that sends a client's programs through the gateway, and lets them trust it.
@@ -39,10 +50,11 @@ def env(
     The variables name two files in the VM: the gateway's root, and a bundle of the public roots with the gateway's.
     cloud-init and dockerfile write both. For the other forms put the root into the VM's trust store.
 
-    A password is never printed: where the client is a proxy user, the word PASSWORD stands for it.
+    A client with tokens logs in: --token-file puts the token into the proxy's URL. Without it, and for a proxy user,
+    the word PASSWORD stands there.
     """
     found = read_client(client, user, root, directory)
-    settings = read_settings(found, proxy, no_proxy, **paths)
+    settings = read_settings(found, proxy, no_proxy, read_token(found, token_file), **paths)
     wanted = EnvironmentForm(form)
     pem = read_root(ca or found.layout.ca_cert) if wanted in _HOLD_THE_ROOT else ""
     click.echo(write_environment(ClientEnvironment(found.client.name, settings, pem), wanted), nl=False)

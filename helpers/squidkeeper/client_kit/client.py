@@ -11,7 +11,7 @@ from squidkeeper.engine import CompiledPolicy, decide
 from squidkeeper.engine.fields import Entry
 from squidkeeper.errors import InvalidSetting, InvalidUrl
 from squidkeeper.policy.hosts import HostForm, HostPattern
-from squidkeeper.policy.model import Client, Policy, Rule
+from squidkeeper.policy.model import Client, Policy, Rule, Token
 from squidkeeper.protocol.request import Malformed, Request, request_to
 from squidkeeper.url import bracketed, parse_host, parse_url
 
@@ -54,12 +54,24 @@ def client_of(policy: Policy, name: str | None, user: str | None = None) -> KitC
     if client is None:
         known = ", ".join(one.name for one in policy.clients) or "none: leave --client out"
         raise InvalidSetting(f"{name!r} is not a client of the policy, which has {known}")
-    users = sorted(client.users or ())
+    users = [client.name] if client.tokens is not None else sorted(client.users or ())
     if user is not None and users and user not in users:
         raise InvalidSetting(f"{user!r} is not a user of the client {name}, which has {', '.join(users)}")
     if user is None and len(users) > 1:
         raise InvalidSetting(f"the client {name} has {len(users)} users, name one: {', '.join(users)}")
     return KitClient(client, user if user is not None else next(iter(users), None))
+
+
+def parse_token(client: Client | None, text: str, at: datetime) -> str:
+    """Check that a text, which is never shown, is a token of the client that has not expired."""
+    token = Token.of(text)
+    known = {one.sha256: one for one in (client.tokens if client else None) or ()}
+    if token.sha256 not in known:
+        name = client.name if client else "that --client names"
+        raise InvalidSetting(f"this is no token of the client {name}: make one by `squidkeeper client add`")
+    if known[token.sha256].lapsed(at):
+        raise InvalidSetting(f"the token {token.id} has expired: make one by `squidkeeper client add`")
+    return text
 
 
 def parse_probed_url(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -33,9 +33,10 @@ class Proxy(NamedTuple):
     host: Host
     port: int
 
-    def url(self, user: str | None = None) -> str:
-        """Write the URL; with a user, `PASSWORD` stands for the password."""
-        userinfo = f"{quote(user, safe='')}:{PASSWORD}@" if user is not None else ""
+    def url(self, user: str | None = None, password: str | None = None) -> str:
+        """Write the URL; with a user, `PASSWORD` stands for a password that is not given."""
+        shown = PASSWORD if password is None else quote(password, safe="")
+        userinfo = f"{quote(user, safe='')}:{shown}@" if user is not None else ""
         return f"{self.scheme}://{userinfo}{bracketed(self.host)}:{self.port}"
 
 
@@ -45,6 +46,7 @@ class ClientSettings:
 
     proxy: Proxy
     user: str | None = None
+    token: str | None = field(default=None, repr=False)  # of the user, where it is given
     ca_path: str = CA_PATH
     bundle_path: str = BUNDLE_PATH
     java_store_path: str = JAVA_STORE_PATH
@@ -62,12 +64,12 @@ class ClientSettings:
     @property
     def proxy_url(self) -> str:
         """The proxy of https URLs."""
-        return self.proxy.url(self.user)
+        return self.proxy.url(self.user, self.token)
 
     @property
     def http_proxy_url(self) -> str:
         """The proxy of http URLs: never by TLS, which some programs do not speak to a proxy (Python's urllib)."""
-        return self.proxy._replace(scheme="http").url(self.user)
+        return self.proxy._replace(scheme="http").url(self.user, self.token)
 
     @property
     def no_proxy(self) -> tuple[str, ...]:
@@ -95,8 +97,9 @@ def _without_password(text: str) -> str:
 
 
 def variables(settings: ClientSettings) -> dict[str, str]:
-    """List the variables of a client with their values, in the order of `VARIABLES`."""
-    return {name: value(settings) for name, value in VARIABLES.items()}
+    """List the variables of a client with their values, in the order of `VARIABLES`; less the empty ones."""
+    values = ((name, value(settings)) for name, value in VARIABLES.items())
+    return {name: value for name, value in values if value}
 
 
 def _proxy(settings: ClientSettings) -> str:
@@ -121,6 +124,10 @@ def _bundle(settings: ClientSettings) -> str:
 
 def _yes(_: ClientSettings) -> str:
     return "1"
+
+
+def _basic(settings: ClientSettings) -> str:
+    return "" if settings.user is None else "basic"
 
 
 def _java(settings: ClientSettings) -> str:
@@ -154,6 +161,7 @@ VARIABLES: Mapping[str, Callable[[ClientSettings], str]] = {
     "REQUESTS_CA_BUNDLE": _bundle,  # requests
     "CURL_CA_BUNDLE": _bundle,  # curl
     "GIT_SSL_CAINFO": _bundle,  # git
+    "GIT_HTTP_PROXY_AUTHMETHOD": _basic,  # else git sends a login only when it is asked for one
     "PIP_CERT": _bundle,
     "UV_SYSTEM_CERTS": lambda _: (
         "true"

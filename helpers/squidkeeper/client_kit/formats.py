@@ -49,8 +49,10 @@ class ClientEnvironment:
             f"{settings.ca_path}: the gateway's root certificate.",
             f"{settings.bundle_path}: the public roots and the gateway's ({update} makes it).",
         ]
-        if settings.user is not None:
-            lines.append(f"Replace {PASSWORD} with the password of the proxy user, percent-encoded.")
+        if settings.user is not None and settings.token is None:
+            lines.append(
+                f"Replace {PASSWORD} with the token of the client, or the password of the proxy user, percent-encoded."
+            )
         return tuple(lines)
 
 

@@ -121,6 +121,23 @@ class CompiledPolicy:
         ends = [token.expires for token in tokens if token.expires is not None]
         return None, max(ends) if len(ends) == len(tokens) else None
 
+    def as_if_logged_in(self, request: Request | Malformed) -> HostMatch | None:
+        """Match a request without a login as if it had those that its address can have; None where it can have none.
+
+        Squid can ask for a login at a CONNECT and outside of tunnels, not inside.
+        """
+        if not self._logins or isinstance(request, Malformed) or request.user is not None:
+            return None
+        if request.scheme == "https" and request.method != CONNECT:
+            return None
+        address = request.client and request.client.address
+        names = tuple(name for name, one in self._logins.items() if one.tokens and one.within_networks(address))
+        if not names:
+            return None
+        known = self.match(request)
+        facts = known.facts._replace(clients=(*known.facts.clients, *names))
+        return known._replace(facts=facts, candidates=self._candidates_for(facts))
+
     def clients_of(self, client: Host | None, user: str | None) -> tuple[str, ...]:
         """Name the policy's clients that a request belongs to, in the policy's order."""
         key = (client and client.text, user)

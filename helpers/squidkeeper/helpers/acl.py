@@ -15,8 +15,16 @@ from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.metrics import HOST, REQUEST
 from squidkeeper.protocol.lines import Reply, decode_token, parse_tokens, split_tokens
-from squidkeeper.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, parse_request
-from squidkeeper.replies import describe_url, no_policy_reply, reply_bytes, shared_reply, tunnel_reply
+from squidkeeper.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, Request, parse_request
+from squidkeeper.replies import (
+    acl_reply,
+    ask_login,
+    describe_url,
+    no_policy_reply,
+    reply_bytes,
+    shared_reply,
+    tunnel_reply,
+)
 from squidkeeper.url import LONG_URL
 
 HOST_TOKENS: Final = (REQUEST_TOKENS, REQUEST_TOKENS + 1)  # Squid ends them by the arguments of its `acl` line, or `-`
@@ -54,6 +62,8 @@ class HostScope:
     def _decide(self, line: bytes, at: datetime) -> Reply:
         request = parse_request(parse_tokens(line, HOST_TOKENS))
         decision = decide(self.policy, self.policy.match(request), at, Stage.HOST)
+        if not decision.allowed and self._may_log_in(request, at):
+            return ask_login(acl_reply(decision, HOST, self.policy))
         if isinstance(request, Malformed):
             return tunnel_reply(decision, HOST, self.policy, request)
         if request.method == CONNECT or request.host.address is not None:  # the reply can hold the host
@@ -65,6 +75,11 @@ class HostScope:
         if len(line) <= _LONGEST_KEPT_LINE:
             self._replies.add(line, reply, len(line) + _LINE_BYTES + size)
         return reply
+
+    def _may_log_in(self, request: Request | Malformed, at: datetime) -> bool:
+        """Tell whether a request without a login could be allowed with one: some programs wait to be asked."""
+        match = self.policy.as_if_logged_in(request)
+        return match is not None and decide(self.policy, match, at, Stage.HOST).allowed
 
 
 class RequestScope:

@@ -1,0 +1,119 @@
+"""`squidkeeper client` (floor 9): the tokens with which clients log in."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from squidkeeper.cli.options import json_option, policy_option
+from squidkeeper.errors import EditRefused, PolicyError
+from squidkeeper.formatting import ago
+
+if TYPE_CHECKING:
+    from squidkeeper.policy.model import Client, Token
+
+_TOKEN_BYTES = 32  # twice the 128 random bits for which a plain SHA-256 is enough
+_PREFIX = "sqk_"  # so that scanners for secrets can tell what it is
+_DURATION = re.compile(r"([1-9]\d{0,6})([mhd])")
+_SECONDS = {"m": 60, "h": 3600, "d": 86400}
+
+
+@click.group()
+def client() -> None:
+    """Make, list and revoke the tokens with which clients of the policy log in."""
+
+
+class _Duration(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        found = _DURATION.fullmatch(str(value))
+        if found is None:
+            self.fail(f"{value!r} is not a duration, expected one such as 30m, 2h or 7d", param, ctx)
+        return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+
+
+@client.command()
+@click.argument("name")
+@click.option("--for", "valid", metavar="TIME", type=_Duration(), help="30m, 2h or 7d: when the token expires.")
+@click.option("--network", "networks", multiple=True, metavar="NETWORK", help="Of a new client: both must hold.")
+@policy_option
+def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory: Path) -> None:
+    """Make a token for a client, which may be new, and print it, this once; the policy holds its hash alone."""
+    from squidkeeper.policy.model import Token
+    from squidkeeper.policy_edit import add_token
+
+    now = datetime.now(UTC).replace(microsecond=0)
+    text = _PREFIX + secrets.token_urlsafe(_TOKEN_BYTES)
+    token = Token.of(text, None if valid is None else now + valid)
+    try:
+        file = add_token(directory, name, token, networks, now)
+    except EditRefused as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"Client {name}: token {token.id}{_until(token, now)}, in {file}. It is shown this once:", err=True)
+    click.echo(text)
+    click.echo(f"In the VM: HTTPS_PROXY=http://{name}:TOKEN@GATEWAY:3129 (squidkeeper env --client {name})", err=True)
+
+
+@client.command("list")
+@policy_option
+@json_option
+def show(directory: Path, as_json: bool) -> None:
+    """List the clients that have tokens, and when these expire."""
+    from squidkeeper.policy_store.loading import load
+
+    now = datetime.now(UTC)
+    try:
+        clients = [one for one in load(directory, now).compiled.source.clients if one.tokens is not None]
+    except PolicyError as error:
+        raise click.ClickException(f"{error}\n{directory} does not load: fix it first") from error
+    if as_json:
+        click.echo(json.dumps({"clients": [_described(one, now) for one in clients]}, indent=2))
+        return
+    for one in clients:
+        networks = ", ".join(map(str, one.networks or ())) or "any network"
+        click.echo(f"{one.name} ({networks})" + ("" if one.tokens else ": no token, so nobody can log in"))
+        for token in one.tokens or ():
+            click.echo(f"  {token.id}{_until(token, now)}")
+
+
+@client.command()
+@click.argument("name")
+@click.option("--token", "token_id", metavar="ID", help="One token, by its ID. Left out: all of the client.")
+@policy_option
+def remove(name: str, token_id: str | None, directory: Path) -> None:
+    """Revoke the tokens of a client; its entry stays in the policy, as rules can name it.
+
+    Within 3 seconds they open nothing more, in open tunnels too.
+    """
+    from squidkeeper.policy_edit import remove_tokens
+
+    try:
+        removed = remove_tokens(directory, name, token_id, datetime.now(UTC))
+    except EditRefused as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"Client {name}: revoked {', '.join(removed)}")
+
+
+def _until(token: Token, now: datetime) -> str:
+    if token.expires is None:
+        return ""
+    return f", {'expired' if token.lapsed(now) else 'expires'} {ago(token.expires, now)}"
+
+
+def _described(one: Client, now: datetime) -> dict[str, Any]:
+    tokens = [
+        {
+            "id": token.id,
+            "expires": token.expires.isoformat() if token.expires else None,
+            "expired": token.lapsed(now),
+        }
+        for token in one.tokens or ()
+    ]
+    return {"name": one.name, "networks": [str(network) for network in one.networks or ()], "tokens": tokens}
