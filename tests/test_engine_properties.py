@@ -24,6 +24,7 @@ from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer
 from squidkeeper.helpers.credential import Injector
 from squidkeeper.helpers.host_matches import HostMatches
 from squidkeeper.policy.faults import Location
+from squidkeeper.policy.forms import Headers, values_of
 from squidkeeper.policy.host_lists import HostList, stored_key
 from squidkeeper.policy.hosts import parse_host_pattern
 from squidkeeper.policy.model import Action, Client, Credential, Match, Policy, Rewrite, Rule
@@ -33,6 +34,7 @@ from squidkeeper.policy.secret_sources import EnvironmentSource, NamedSecret
 from squidkeeper.policy.targets import parse_target
 from squidkeeper.protocol.lines import Reply, Result
 from squidkeeper.protocol.request import parse_request, request_to, stated_tokens
+from squidkeeper.replies import header_annotation
 from squidkeeper.url import Reading, Url, normalize_escapes, parse_url, read, readings
 
 from .conftest import NOW, decided
@@ -90,7 +92,8 @@ TARGETS = [
 rewrites = st.lists(
     st.tuples(matches, st.sampled_from(TARGETS), st.booleans(), st.sampled_from([None, None, 308])), max_size=2
 )
-credentials = st.lists(st.tuples(matches, st.sampled_from(["Authorization", "X-Api-Key"])), max_size=3)
+headers = st.lists(st.sampled_from(["Authorization", "X-Api-Key", "Api-Key"]), min_size=1, max_size=2, unique=True)
+credentials = st.lists(st.tuples(matches, headers), max_size=4)
 
 
 def test_the_properties_know_every_matching_field() -> None:
@@ -99,14 +102,14 @@ def test_the_properties_know_every_matching_field() -> None:
 
 Drawn = list[tuple[Action, dict[str, Any], bool, int | None, bool]]
 DrawnRewrites = list[tuple[dict[str, Any], str, bool, int | None]]
-DrawnCredentials = list[tuple[dict[str, Any], str]]
+DrawnCredentials = list[tuple[dict[str, Any], list[str]]]
 
 
 def policy_of(
     drawn: Drawn,
     default: Action,
     rewritten: Sequence[tuple[dict[str, Any], str, bool, int | None]] = (),
-    injected: Sequence[tuple[dict[str, Any], str]] = (),
+    injected: Sequence[tuple[dict[str, Any], list[str]]] = (),
 ) -> Policy:
     return Policy(
         "0",
@@ -132,8 +135,8 @@ def policy_of(
             for number, (fields, target, private, redirect) in enumerate(rewritten)
         ),
         credentials=tuple(
-            Credential(f"c{number}", PLACE, match_of(fields), header, "{secret}", ("secret",))
-            for number, (fields, header) in enumerate(injected)
+            Credential(f"c{number}", PLACE, match_of(fields), Headers(values_of(dict.fromkeys(names, "{secret}"))))
+            for number, (fields, names) in enumerate(injected)
         ),
     )
 
@@ -235,7 +238,11 @@ def plain_credentials(policy: Policy, asked: Asked, reading: Reading, path: str)
     if asked.url.scheme != "https" or asked.method == "OPTIONS":
         return ()
     holding = [one for one in policy.credentials if plainly_holds(one, asked, reading, path)]
-    return tuple(one.name for one in holding if one == next(two for two in holding if two.header == one.header))
+    chosen: list[Credential] = []
+    for one in holding:
+        if not any(place in two.form.places for two in chosen for place in one.form.places):
+            chosen.append(one)
+    return tuple(one.name for one in chosen)
 
 
 def default_port(url: Url) -> bool:
@@ -443,15 +450,17 @@ def test_what_squid_is_answered_line_after_line_is_what_a_plain_reading_says(
             assert leads_to == (None if expected.rewrite is None else str(expected.url))
         if "url" not in said:  # a redirect
             assert (granted.result is Result.OK) == (expected.action is Action.ALLOW)
-            assert names_of(granted) == ",".join(expected.credentials)
+            assert names_of(policy, granted) == ",".join(expected.credentials)
         check_host_scope(at_host, text, expected)
 
 
-def names_of(granted: Reply) -> str:
-    """Tell which credentials a reply has, and check that they are there."""
+def names_of(policy: Policy, granted: Reply) -> str:
+    """Tell which credentials a reply has, and check that every header of them is there, once, and no other."""
     said = dict(granted.annotations)
     names = said.get("credential_", "")
-    assert sum(value == "s3cret" for value in said.values()) == len(names.split(",") if names else [])
+    places = [place for one in policy.credentials if one.name in names.split(",") for place in one.form.places]
+    injected = [name for name, value in granted.annotations if value == "s3cret"]
+    assert sorted(injected) == sorted(map(header_annotation, places))
     return names
 
 

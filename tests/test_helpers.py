@@ -809,8 +809,9 @@ def test_of_a_secret_that_was_rotated_nothing_is_kept(tmp_path: Path, policy: Pa
         for host in hosts:
             line = f"{place(host)} https%3A%2F%2F{host}%2F -"
             assert value in str(credential.answer(injector, line.encode(), 4).annotations)
-    held = [value for values, _ in injector._replies.values() for value in values]
-    held += [secret.reveal() for secrets, made in injector.secrets._made.values() for secret in (*secrets, made)]
+    held = [value for headers, _ in injector._replies.values() for _, value in headers]
+    for secrets, filled in injector.secrets._made.values():
+        held += [*(secret.reveal() for secret in secrets), filled]
     held += [secret.reveal() for _, secret in injector.secrets._read.values()]
     assert "rotated" in held
     assert "Bearer former" not in held

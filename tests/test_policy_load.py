@@ -365,7 +365,8 @@ def test_the_example_of_the_language_loads_without_a_fault_or_a_warning(policy: 
     assert made.rules[4].match.ports == (range(443, 444), range(8443, 8444))
     assert made.rules[4].private
     assert made.rules[0].location == Location(str(policy / "language.yaml"), 18, 5)
-    assert [(one.header, one.template, one.username) for one in made.credentials] == [
+    values = [value for one in made.credentials for value in one.form.values]
+    assert [(one.name, one.template, one.username) for one in values] == [
         ("Authorization", "Bearer {github-token}", None),
         ("Authorization", "{github-token}", "x-access-token"),
         ("X-Api-Key", "{model-key}", None),
@@ -388,9 +389,9 @@ def test_every_unusual_form_is_understood(policy: Path) -> None:
     assert is_open.expires == datetime(2026, 12, 1, 18, 0, 0, 500_000, timezone(timedelta(hours=2)))
     assert quoted.expires == datetime(2026, 12, 1, 18, tzinfo=UTC)
     assert quoted.match.hosts == is_open.match.hosts
-    assert loaded.policy.credentials[0].secrets == ("a", "b.c-d")
-    assert loaded.policy.credentials[0].header == "X-Api-Key"
-    assert loaded.policy.credentials[1].username == ""
+    assert loaded.policy.credentials[0].form.secrets == ("a", "b.c-d")
+    assert loaded.policy.credentials[0].form.places == ("X-Api-Key",)
+    assert loaded.policy.credentials[1].form.values[0].username == ""
 
 
 def test_the_smallest_policy_denies_everything(policy: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import sha256
 from sys import getsizeof
@@ -166,8 +166,8 @@ def _rewritten_reply(rewritten: Rewritten, revision: str, forwarded: tuple[tuple
 # --- credential ---------------------------------------------------------------------------------------------------
 
 
-def credential_reply(decision: Decision, policy: CompiledPolicy, values: Sequence[str] = ()) -> Reply:
-    """Write the reply of the credential helper, with a value for each of the decision's credentials."""
+def credential_reply(decision: Decision, policy: CompiledPolicy, headers: Iterable[tuple[str, str]] = ()) -> Reply:
+    """Write the reply of the credential helper, with the headers of the decision's credentials."""
     annotations = _decided(decision, policy)
     counts = (_decision_key(CREDENTIAL, decision.rule, decision.action),)
     if not decision.allowed:
@@ -175,8 +175,8 @@ def credential_reply(decision: Decision, policy: CompiledPolicy, values: Sequenc
     if not decision.credentials:
         return Reply(Result.OK, annotations, counts=counts)
     names = [credential.name for credential in decision.credentials]
-    headers = [header_annotation(credential.header) for credential in decision.credentials]
-    injected = (*zip(headers, values, strict=True), ("injected_", "yes"), ("credential_", ",".join(names)))
+    added = ((header_annotation(header), value) for header, value in headers)
+    injected = (*added, ("injected_", "yes"), ("credential_", ",".join(names)))
     return Reply(
         Result.OK,
         (*annotations, *injected),

@@ -28,7 +28,7 @@ rules:
   - {name: no-admin, action: deny, hosts: [api.example], paths: [/admin/**]}
   - {name: api, action: allow, hosts: [api.example, git.example, key.example, both.example]}
   - {name: more, action: allow, hosts: [front.example, shared.example, missing.example, empty.example]}
-  - {name: bad, action: allow, hosts: [split.example, binary.example, odd.example]}
+  - {name: bad, action: allow, hosts: [several.example, split.example, binary.example, odd.example]}
   - {name: others, action: allow, hosts: [mover.example, thief.example, wrong.example, all.example, part.example]}
 rewrites:
   - {name: front, hosts: [front.example], to: "https://backend.example{path}"}
@@ -49,6 +49,11 @@ credentials:
   - {name: key, hosts: [key.example], header: X-Api-Key, value: "{token}"}
   - {name: both-authorization, hosts: [both.example], bearer: token}
   - {name: both-key, hosts: [both.example], header: x-api-key, value: "key {second}!"}
+  - name: several
+    hosts: [several.example]
+    headers: {Authorization: "Bearer {token}", X-Api-Key: "{second}", Private-Token: "plain {{}} text"}
+  - {name: several-later, hosts: [several.example], headers: {X-Auth-Token: "{token}", x-api-key: "{token}"}}
+  - {name: several-last, hosts: [several.example], header: Api-Key, value: "{token}"}
   - {name: backend, hosts: [backend.example], bearer: token}
   - {name: shared, clients: [one], hosts: [shared.example], header: X-Api-Key, value: "{token}"}
   - {name: missing, hosts: [missing.example], bearer: missing}
@@ -112,6 +117,17 @@ def test_an_api_key_arrives_in_its_header_alone(gateway: Gateway, origins: Origi
     curl(gateway, "https://key.example/", "-H", "Authorization: Bearer of-the-client")
     seen = origins.seen[0]
     assert (seen.values("X-Api-Key"), seen.values("Authorization")) == ([TOKEN], [])
+
+
+def test_a_credential_of_several_headers_arrives_as_a_whole_or_not_at_all(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://several.example/", "-H", "X-Auth-Token: of-the-client")
+    seen = origins.seen[0]
+    assert seen.values("Authorization") == bearer(TOKEN)
+    assert seen.values("X-Api-Key") == [SECOND]
+    assert seen.values("Private-Token") == ["plain {} text"]
+    assert seen.values("X-Auth-Token") == []  # several-later shares X-Api-Key with the one above it
+    assert seen.values("Api-Key") == [TOKEN]
+    assert gateway.logged("https://several.example/")["credential"] == "several,several-last"
 
 
 def test_two_headers_may_be_injected_into_one_request(gateway: Gateway, origins: Origins) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from squidkeeper.engine.explain import Explanation, PassedOver, Resolved, WebSocket
     from squidkeeper.engine.fields import Entry
     from squidkeeper.policy.faults import Location
-    from squidkeeper.policy.model import Route, Rule
+    from squidkeeper.policy.model import Credential, Route, Rule
     from squidkeeper.protocol.request import Malformed, Request
 
 _CANNOT_SAY = 2
@@ -187,7 +187,7 @@ def _text(asked: str, found: Explanation, missing: str | None) -> str:
         ("reason", decision.reason),
         ("not rendered", missing),
         ("rewrite", _rewrite_text(decision)),
-        *(("credential", f"{one.name}: {one.header}{_at(one.location)}") for one in decision.credentials),
+        *(("credential", _credential_text(one)) for one in decision.credentials),
         ("strip", ", ".join(decision.strip.headers) if decision.strip else None),
         ("upstream", _upstream_text(found.upstream)),
         ("resolved", _resolved_text(found.resolved)),
@@ -263,6 +263,10 @@ def _at(location: Location | None) -> str:
 
 def _place(location: Location) -> str:
     return f"{location.file}:{location.line}"
+
+
+def _credential_text(credential: Credential) -> str:
+    return f"{credential.name}: {', '.join(credential.form.places)}{_at(credential.location)}"
 
 
 def _rewrite_text(decision: Decision) -> str | None:

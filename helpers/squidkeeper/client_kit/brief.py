@@ -180,8 +180,12 @@ def _credentials(credentials: Sequence[Credential], policy: Policy) -> Iterable[
     if not credentials:
         return
     yield "## Credentials\n\nThe gateway adds these headers itself. Send none of your own: it is removed.\n\n"
-    yield from _bounded(credentials, "credential", lambda one: f"{code(one.header)}: {_match(one.match, policy)}")
+    yield from _bounded(credentials, "credential", lambda one: f"{_places(one)}: {_match(one.match, policy)}")
     yield "\n"
+
+
+def _places(credential: Credential) -> str:
+    return ", ".join(map(code, credential.form.places))
 
 
 def _rewrites(rewrites: Sequence[Rewrite], policy: Policy) -> Iterable[str]:

@@ -15,7 +15,7 @@ from squidkeeper.credentials.fetched_values import FetchedValue, parse_value, va
 from squidkeeper.credentials.secret import Secret, checked_secret
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import FaultCode
-from squidkeeper.policy.model import Credential
+from squidkeeper.policy.forms import InjectedValue
 from squidkeeper.policy.secret_sources import (
     EnvironmentSource,
     FetchedSource,
@@ -46,7 +46,7 @@ class SecretStore:
         self._private_keys = private_keys(secrets)
         self._read: dict[str, tuple[_State, Secret]] = {}  # files
         self._values: dict[str, tuple[_State, FetchedValue, Secret]] = {}  # what was fetched
-        self._made: dict[str, tuple[list[Secret], Secret]] = {}  # a header's value by its credential, and of what
+        self._made: dict[InjectedValue, tuple[list[Secret], str]] = {}  # with the secrets that it was made of
 
     def get(self, name: str) -> Secret:
         """Get a secret by its name; `SecretUnavailable` if it has no usable value."""
@@ -76,12 +76,12 @@ class SecretStore:
             return error
         return None
 
-    def header_value(self, credential: Credential) -> Secret:
-        """Make the value of a credential's header; `SecretUnavailable` if one of its secrets is unavailable."""
-        secrets = [self.get(name) for name in credential.secrets]
-        known = self._made.get(credential.name)
+    def fill(self, value: InjectedValue) -> str:
+        """Fill in the secrets of a value; `SecretUnavailable` if one of them is unavailable."""
+        secrets = [self.get(name) for name in value.secrets]
+        known = self._made.get(value)
         if known is None or known[0] != secrets:
-            self._made[credential.name] = known = (secrets, _header_value(credential, secrets))
+            self._made[value] = known = (secrets, _filled(value, secrets))
         return known[1]
 
     def _from_environment(self, name: str, variable: str) -> Secret:
@@ -167,12 +167,10 @@ def _state(stat: os.stat_result) -> _State:
     return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _header_value(credential: Credential, secrets: list[Secret]) -> Secret:
+def _filled(value: InjectedValue, secrets: list[Secret]) -> str:
     values = {secret.name: secret.reveal() for secret in secrets}
-    text = "".join(_fill(credential.template, values))
-    if credential.username is not None:
-        text = f"Basic {b64encode(f'{credential.username}:{text}'.encode()).decode()}"
-    return Secret(credential.name, text)
+    text = "".join(_fill(value.template, values))
+    return text if value.username is None else f"Basic {b64encode(f'{value.username}:{text}'.encode()).decode()}"
 
 
 def _fill(template: str, values: Mapping[str, str]) -> list[str]:

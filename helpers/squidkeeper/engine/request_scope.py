@@ -150,12 +150,16 @@ def _first(entries: Iterable[EntryT], url: UrlFacts) -> EntryT | None:
 
 
 def _chosen(credentials: Iterable[Credential], url: UrlFacts) -> tuple[Credential, ...]:
-    """Choose the first credential that matches, for each header."""
-    chosen: dict[str, Credential] = {}
+    """Choose each credential that matches and fills no place of one that is chosen: never a part of a credential."""
+    chosen: list[Credential] = []
+    filled: set[str] = set()
     for credential in credentials:
         if holds_for_url(credential, url):
-            chosen.setdefault(credential.header.lower(), credential)
-    return tuple(chosen.values())
+            places = {place.lower() for place in credential.form.places}
+            if filled.isdisjoint(places):
+                chosen.append(credential)
+                filled |= places
+    return tuple(chosen)
 
 
 def _ambiguous(paths: tuple[ReadPath, ...]) -> Decision:

@@ -141,7 +141,7 @@ def secret_rows(policy: Policy | None) -> Iterator[SecretRow]:
         return
     store = SecretStore(policy.secrets, os.environ)
     for name, secret in policy.secrets.items():
-        users = tuple(one.name for one in policy.credentials if name in one.secrets)
+        users = tuple(one.name for one in policy.credentials if name in one.form.secrets)
         users += tuple(one.name for one in policy.upstreams if one.parent and one.parent.password == name)
         users += tuple(other for other, one in policy.secrets.items() if name in needed_secrets(one.source))
         problem = store.problem(name) if isinstance(secret.source, FileSource) else None

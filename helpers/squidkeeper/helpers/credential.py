@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.credentials import SecretStore
@@ -16,6 +16,7 @@ from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.errors import ReplyTooLong, SecretUnavailable, SquidkeeperError
 from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.metrics import CREDENTIAL
+from squidkeeper.policy.model import Credential
 from squidkeeper.protocol.lines import (
     LONGEST_CHANNEL,
     Reply,
@@ -42,7 +43,7 @@ class Injector:
         self.policy = policy
         self.secrets = SecretStore(policy.source.secrets, os.environ)
         self._matches = HostMatches(policy)
-        self._replies: BoundedCache[Decision, tuple[list[str], Reply]] = BoundedCache(_CACHE_BYTES)
+        self._replies: BoundedCache[Decision, tuple[list[tuple[str, str]], Reply]] = BoundedCache(_CACHE_BYTES)
         self._reported: set[str] = set()
 
     def decide(self, tokens: bytes, url: bytes, final_url: bytes) -> Decision:
@@ -56,31 +57,35 @@ class Injector:
 
         `headers` are the client's: none where the policy does not need them.
         """
-        values: list[str] = []
+        injected: list[tuple[str, str]] = []
         problems: dict[str, SquidkeeperError] = {}
         for credential in decision.credentials:
             try:
-                values.append(self.secrets.header_value(credential).reveal())
+                injected += self._headers(credential)
             except SecretUnavailable as error:
                 problems[credential.name] = error
         if not problems:
             try:
-                return self._reply(decision, values, limit)
+                return self._reply(decision, injected, limit)
             except ReplyTooLong as error:
                 problems = {credential.name: error for credential in decision.credentials}
         self._report(decision, problems.values())
         return credential_unavailable_reply(decision, self.policy, problems)
 
-    def _reply(self, decision: Decision, values: list[str], limit: int) -> Reply:
+    def _headers(self, credential: Credential) -> Iterator[tuple[str, str]]:
+        return ((value.name, self.secrets.fill(value)) for value in credential.form.values)
+
+    def _reply(self, decision: Decision, injected: list[tuple[str, str]], limit: int) -> Reply:
         known = self._replies.get(decision)
         if known is not None:
-            if known[0] == values:
+            if known[0] == injected:
                 return known[1]
             self._replies.clear()  # a secret was rotated: nothing may hold the old one any longer
-        reply = credential_reply(decision, self.policy, values)
+        reply = credential_reply(decision, self.policy, injected)
         format_reply(reply, LONGEST_CHANNEL, limit)
         if decision.rewritten is None:  # else it was decided for this request alone
-            self._replies.add(decision, (values, reply), _REPLY_BYTES + 3 * sum(map(len, values)))
+            held = sum(len(value) for _, value in injected)
+            self._replies.add(decision, (injected, reply), _REPLY_BYTES + 3 * held)
         return reply
 
     def _report(self, decision: Decision, problems: Iterable[SquidkeeperError]) -> None:

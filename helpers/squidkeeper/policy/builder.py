@@ -11,8 +11,10 @@ from squidkeeper.policy import passthrough, secret_references, tokens
 from squidkeeper.policy.contents import PolicyContents
 from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy.forms import Form, Headers, InjectedValue, values_of
 from squidkeeper.policy.host_lists import HostList, ListSummary
 from squidkeeper.policy.model import (
+    INJECTABLE_HEADERS,
     Action,
     Client,
     Credential,
@@ -48,7 +50,6 @@ from squidkeeper.policy.secret_sources import (
     OAuth2Source,
     SecretSource,
 )
-from squidkeeper.policy.templates import parse_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *passthrough.entry_faults(documents),
         *tokens.entry_faults(documents),
         *_upstream_faults(documents),
+        *_header_faults(documents),
     }
     comments = (warning for document in documents for warning in document.warnings)
     warnings = tuple(sorted({*list_warnings, *secret_warnings, *comments}))
@@ -234,6 +236,24 @@ def _upstream_faults(documents: Sequence[Document]) -> Iterator[Fault]:
                 yield Fault(place, FaultCode.INVALID_UPSTREAM, f"{message}, expected one with 'file'")
 
 
+def _header_faults(documents: Iterable[Document]) -> Iterator[Fault]:
+    """Find the credentials that name a header beside `headers`, or one twice."""
+    for document in documents:
+        for _, entry, steps in entries(document, "credentials"):
+            if "header" in entry and "headers" in entry:
+                place = document.locate((*steps, "header"), key=True)
+                message = "'header' is for bearer, basic and value, expected every header in 'headers'"
+                yield Fault(place, FaultCode.KEY_CHOICE, message)
+            headers = entry.get("headers")
+            seen: set[str] = set()
+            for name in map(str, headers if isinstance(headers, dict) else ()):
+                if name.lower() in seen:
+                    place = document.locate((*steps, "headers", name), key=True)
+                    message = "this header is also above in another case, expected it once"
+                    yield Fault(place, FaultCode.DUPLICATE_NAME, message)
+                seen.add(name.lower())
+
+
 _NAMED_SECTIONS = {
     "clients": "client",
     "lists": "list",
@@ -298,10 +318,7 @@ class _Maker:
 
     def credentials(self) -> Iterator[Credential]:
         for position, entry in enumerate(self.model.credentials or ()):
-            place, template = self._place("credentials", position), _template(entry)
-            username = entry.basic.username if entry.basic else None
-            secrets = parse_template(template)
-            yield Credential(entry.name, place, _match(entry), entry.header, template, secrets, username)
+            yield Credential(entry.name, self._place("credentials", position), _match(entry), _form(entry))
 
     def upstreams(self) -> Iterator[Route]:
         for position, entry in enumerate(self.model.upstreams or ()):
@@ -363,7 +380,11 @@ def _under(folder: Path, file: str | None) -> Path | None:
     return None if file is None else folder / file
 
 
-def _template(entry: CredentialEntry) -> str:
-    if entry.value is not None:
-        return entry.value
-    return f"{{{entry.basic.password}}}" if entry.basic else f"Bearer {{{entry.bearer}}}"
+def _form(entry: CredentialEntry) -> Form:
+    if entry.headers is not None:
+        return Headers(values_of(entry.headers))
+    header = entry.header or INJECTABLE_HEADERS[0]
+    if entry.basic is not None:
+        password = entry.basic.password
+        return Headers((InjectedValue(header, f"{{{password}}}", (password,), entry.basic.username),))
+    return Headers(values_of({header: f"Bearer {{{entry.bearer}}}" if entry.value is None else entry.value}))

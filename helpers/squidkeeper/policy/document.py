@@ -504,7 +504,7 @@ _TRUTH = {"true": True, "false": False}
 _NULL = "nothing"
 _EMPTY_IS_NONE = (["tests", "rewrite"], ["tests", "credentials"])
 _NAME_SECRETS = (["credentials"], ["upstreams"])
-_PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"])
+_PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"], ["headers"])
 _KEYS_OF_PRIVATE = frozenset(
     """
     file env username password command run timeout refresh

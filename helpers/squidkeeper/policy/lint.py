@@ -62,7 +62,7 @@ def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
 
 def _unused(policy: Policy) -> Iterator[Fault]:
     matches = [entry.match for entry in (*policy.entries, *policy.upstreams)]
-    secrets = _all(credential.secrets for credential in policy.credentials)
+    secrets = _all(credential.form.secrets for credential in policy.credentials)
     secrets |= {one.parent.password for one in policy.upstreams if one.parent and one.parent.password}
     secrets |= _all(needed_secrets(secret.source) for secret in policy.secrets.values())
     sections: tuple[tuple[str, Mapping[str, Location], set[str]], ...] = (

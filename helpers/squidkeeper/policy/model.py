@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Self
 
 from squidkeeper.policy.faults import Location
+from squidkeeper.policy.forms import Form
 from squidkeeper.policy.host_lists import HostList
 from squidkeeper.policy.hosts import HostPattern, Network
 from squidkeeper.policy.paths import PathPattern
@@ -248,19 +249,12 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A header to inject: `template` with one {secret} or more; with `username`, the whole is a basic credential.
-
-    `bearer: s` is the template `Bearer {s}`; `basic` has `username` and the template of the password; `value` is its
-    own template. Literal braces are doubled, as in Python's str.format.
-    """
+    """A credential: `form` is what it puts into a request."""
 
     name: str
     location: Location
     match: Match
-    header: str
-    template: str
-    secrets: tuple[str, ...]
-    username: str | None = None
+    form: Form
 
 
 @dataclass(frozen=True, slots=True)

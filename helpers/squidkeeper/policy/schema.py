@@ -419,13 +419,35 @@ def _to(value: object, info: ValidationInfo) -> Target:
 
 def _value(value: object, info: ValidationInfo) -> str:
     text = _some_text(value)
+    if not _secrets_in(text, info):
+        raise _fault(FaultCode.INVALID_TEMPLATE, f"the value {_NAMES_NO_SECRET}")
+    return text
+
+
+def _secrets_in(template: str, info: ValidationInfo) -> tuple[str, ...]:
     try:
-        secrets = parse_template(text)
+        secrets = parse_template(template)
     except PatternError as error:
         raise _fault(FaultCode.INVALID_TEMPLATE, str(error)) from None
     for name in secrets:
         _check_known(name, "secret", _names_of(info).secrets, _names_of(info))
+    return secrets
+
+
+def _value_beside(value: object, info: ValidationInfo) -> str:
+    """Read one value of several, which may hold no secret."""
+    text = _some_text(value)
+    _secrets_in(text, info)
     return text
+
+
+def _several_values(values: dict[str, str]) -> dict[str, str]:
+    """Check values by name: there are few, and one of them has a secret."""
+    if len(values) > _VALUES_AT_MOST:
+        raise _fault(FaultCode.INVALID_HEADER, f"{len(values)} values, expected {_VALUES_AT_MOST} at most")
+    if values and not any(map(parse_template, values.values())):
+        raise _fault(FaultCode.INVALID_TEMPLATE, f"no value {_NAMES_A_SECRET}")
+    return values
 
 
 def _tested_rule(value: object, info: ValidationInfo) -> str:
@@ -452,6 +474,9 @@ _SECTIONS = {
     "credential": "credentials",
 }
 _NO_VALUES = "a policy never holds a value itself"
+_NAMES_A_SECRET = f"names a secret, expected one such as {{name}}: {_NO_VALUES}"
+_NAMES_NO_SECRET = f"names no secret, expected one such as {{name}}: {_NO_VALUES}"
+_VALUES_AT_MOST = 8
 _NAME_AT_MOST = 100
 _STRIPPED_AT_MOST = 16  # so that a reply of a helper has room for their keys
 _PROSE_AT_MOST = 1000
@@ -492,6 +517,8 @@ KnownList = Annotated[str, _known("lists", "list")]
 KnownSecret = Annotated[str, _known("secrets", "secret")]
 KnownCredential = Annotated[str, _known("credentials", "credential")]
 CredentialHost = Annotated[HostPattern, PlainValidator(_credential_host)]
+HeaderName = Annotated[str, _parsed(FaultCode.INVALID_HEADER, _header)]
+ValueBeside = Annotated[str, PlainValidator(_value_beside)]
 File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
 Argument = Annotated[str, PlainValidator(_argument)]
 Endpoint = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, parse_endpoint)]
@@ -633,10 +660,11 @@ class CredentialEntry(MatchFields):
 
     name: Name
     hosts: Many[CredentialHost]
-    header: Annotated[str, _parsed(FaultCode.INVALID_HEADER, _header)] = INJECTABLE_HEADERS[0]
+    header: HeaderName | None = None
     bearer: KnownSecret | None = None
     basic: Basic | None = None
     value: Annotated[str, PlainValidator(_value)] | None = None
+    headers: Annotated[dict[HeaderName, ValueBeside], AfterValidator(_several_values)] | None = None
 
 
 class UpstreamEntry(TunnelFields):
@@ -876,7 +904,7 @@ _NESTED: dict[str, type[_Model]] = {
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "clients": (("networks", "users", "token_sha256"), True),
     "secrets": (("file", "env", "command", "oauth2", "github_app"), False),
-    "credentials": (("bearer", "basic", "value"), False),
+    "credentials": (("bearer", "basic", "value", "headers"), False),
     "upstreams": (("url", "direct"), False),
 }
 _EXPECTED_FOR_KEY: dict[int | str, str] = {

@@ -11,7 +11,7 @@ _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 
 
 def parse_template(text: str) -> tuple[str, ...]:
-    """List the secrets that a template names, in order; `PatternError` where it is none, or names none.
+    """List the secrets that a template names, in order; `PatternError` where it is none.
 
     Literal braces are doubled. The rest is sent in a header unchanged, so it must be printable ASCII.
     """
@@ -20,9 +20,4 @@ def parse_template(text: str) -> tuple[str, ...]:
             raise PatternError(f"the value has a {match[0]!r} alone, expected {{secret}}, or braces doubled")
     if not _PRINTABLE.fullmatch(_PART.sub("", text)):
         raise PatternError("the value holds something else than printable ASCII, which no header can carry")
-    names = tuple(dict.fromkeys(match[1] for match in _PART.finditer(text) if match[1] is not None))
-    if not names:
-        raise PatternError(
-            "the value names no secret, expected one such as {name}: a policy never holds a value itself"
-        )
-    return names
+    return tuple(dict.fromkeys(match[1] for match in _PART.finditer(text) if match[1] is not None))
