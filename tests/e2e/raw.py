@@ -107,7 +107,7 @@ class Raw:
         return head
 
     def _body(self, method: str, status: int, headers: dict[str, str]) -> bytes:
-        if method == "HEAD" or status in (204, 304) or (status == 200 and not headers):
+        if method == "HEAD" or status < 200 or status in (204, 304) or (status == 200 and not headers):
             return b""  # the last is the answer to a CONNECT
         if "chunked" in headers.get("Transfer-Encoding", ""):
             return self._chunks()
