@@ -12,7 +12,10 @@ import pytest
 
 from squidkeeper import extras
 from squidkeeper.errors import ExtraMissing
-from squidkeeper.extras import EXTRAS, extra_problem, require
+from squidkeeper.extras import EXTRAS, extra_problem, missing_extras, require
+from squidkeeper.policy.faults import FaultCode
+
+from .conftest import compiled_of
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -47,6 +50,26 @@ def test_the_command_keeps_the_extras_that_are_installed(without: Callable[..., 
     without("httpx")
     problem = "the extra 'oauth2' is not installed: run ./install.sh --extras aws,oauth2,sealed"
     assert extra_problem("oauth2") == problem
+
+
+def test_an_entry_that_needs_a_missing_extra_is_a_warning(tmp_path: Path, without: Callable[..., None]) -> None:
+    policy = compiled_of(
+        tmp_path,
+        """
+rules: [{name: api, action: allow, hosts: [api.example]}]
+secrets:
+  client: {file: client}
+  token:
+    oauth2: {token_url: "https://login.example/token", grant: client_credentials, client_id: a, client_secret: client}
+""",
+    ).source
+    assert [*missing_extras(policy)] == []
+    without("authlib")
+    (fault,) = missing_extras(policy)
+    assert fault.code == FaultCode.EXTRA_MISSING
+    assert fault.message == (
+        "secret 'token': the extra 'oauth2' is not installed: run ./install.sh --extras aws,oauth2,sealed"
+    )
 
 
 def test_the_extras_of_the_program_of_pip_and_of_the_installer_are_the_same() -> None:

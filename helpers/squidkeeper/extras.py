@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Final
 
 from squidkeeper.errors import ExtraMissing
+from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy.model import Policy
+from squidkeeper.policy.secret_sources import GitHubAppSource, OAuth2Source
 
 # By the names in pyproject.toml and of `install.sh --extras`: the modules that are imported.
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -28,6 +31,20 @@ def extra_problem(extra: str) -> str | None:
         return None
     names = sorted({extra, *filter(_is_installed, EXTRAS)})  # the option replaces the list of what is installed
     return f"the extra {extra!r} is not installed: run ./install.sh --extras {','.join(names)}"
+
+
+def missing_extras(policy: Policy) -> Iterator[Fault]:
+    """Warn about each entry of a policy that needs an extra which is not installed."""
+    for location, what, extra in _needs(policy):
+        if problem := extra_problem(extra):
+            yield Fault(location, FaultCode.EXTRA_MISSING, f"{what}: {problem}")
+
+
+def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
+    """List the entries that need an extra: where, what, and which extra."""
+    for secret in policy.secrets.values():
+        if isinstance(secret.source, OAuth2Source | GitHubAppSource):
+            yield secret.location, f"secret {secret.name!r}", "oauth2"
 
 
 def _is_installed(extra: str) -> bool:

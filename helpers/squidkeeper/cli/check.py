@@ -98,6 +98,7 @@ def _report(
     rendered: Path,
 ) -> CheckReport:
     from squidkeeper.errors import PolicyError
+    from squidkeeper.extras import missing_extras
     from squidkeeper.policy.lint import lint, open_to_any_client
     from squidkeeper.policy_store.loading import load_sources
 
@@ -112,6 +113,7 @@ def _report(
         *lint(policy, now),
         *_unusable_secrets(policy, sources),
         *_not_rendered(policy, rendered),
+        *missing_extras(policy),
         *access.warnings,
     )
     open_entries = open_to_any_client(policy, str(directory), now) if require_clients else ()

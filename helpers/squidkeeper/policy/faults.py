@@ -82,6 +82,7 @@ class FaultCode(StrEnum):
     SECRET_INVALID = "secret-invalid"  # noqa: S105 - a code
     CLOSED_TO_SQUID = "closed-to-squid"
     NOT_RENDERED = "not-rendered"
+    EXTRA_MISSING = "extra-missing"
 
 
 SECRET_UNAVAILABLE = frozenset(
