@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from squidkeeper.setup.layout import Layout
 from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parent.parent
@@ -1079,6 +1080,43 @@ def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(gateway: Gateway
     subprocess.run(rated, check=True, capture_output=True)
 
 
+# ── Secrets that are fetched ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.long
+def test_the_process_that_fetches_secrets_comes_and_goes_with_them(gateway: Gateway) -> None:
+    """With systemd: test_with_systemd_the_exporter_is_a_service_confined_and_started_again."""
+    before = gateway.snapshot()
+    command, policy = gateway.place("etc/commands/give-token"), gateway.place("etc/policy/secrets.yaml")
+    command.write_text("#!/bin/sh\nprintf value-of-the-command\n")
+    command.chmod(0o755)
+    policy.write_text("version: 1\nsecrets: {token: {command: {run: [give-token]}}}\n")
+    done = gateway.install()
+    assert re.search("^secrets +started$", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    folder = gateway.place("run/secrets")
+    [file] = wait_for(lambda: list(folder.glob("*.value")), "the value")
+    account = pwd.getpwnam(squid_account())
+    for path in (file, folder):
+        assert path.stat().st_uid == Layout.of(gateway.root).fetcher
+        assert path.stat().st_gid == account.pw_gid
+    assert (mode(file), mode(folder)) == (0o640, 0o2750)
+    supervisor = int((folder / "secrets.pid").read_text())
+    process = child_of(supervisor, "squidkeeper secrets")
+    wait_for(lambda: "squidkeeper_secrets_up 1.0" in gateway.metrics, "the exporter to see it")
+    assert gateway.install().stdout.count("runs, unchanged") == 4
+    os.kill(process, signal.SIGKILL)
+    wait_for(lambda: child_of(supervisor, "squidkeeper secrets") not in (0, process), "another process")
+    policy.unlink()
+    command.unlink()
+    done = gateway.install()
+    assert done.returncode == 0, done.stderr
+    assert not runs(supervisor)
+    assert not folder.exists()
+    assert "\nsquidkeeper_secrets_up " not in gateway.metrics
+    left = {path for path, entry in gateway.snapshot().items() if before.get(path) != entry}
+    assert left <= {str(gateway.place(name)) for name in ("run", "etc", "etc/commands", "etc/policy")}
+
+
 # ── TLS to the proxy ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1767,14 +1805,42 @@ def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(syste
     assert systemd.run(installer).stdout.count("runs, unchanged") == 3
     assert systemd.run("kill", "-KILL", pid).returncode == 0
     wait_for(lambda: property_of(systemd, "MainPID") not in ("0", pid), "systemd to start it again")
+    assert_secrets_are_fetched(systemd, installer)
     assert systemd.run(installer, "--uninstall").returncode == 0
-    assert property_of(systemd, "LoadState ActiveState MainPID") == "not-found inactive 0"
+    for service in ("exporter", "secrets"):
+        assert property_of(systemd, "LoadState ActiveState MainPID", service) == "not-found inactive 0"
+    assert not systemd.path("/run/squidkeeper").exists()
+    assert "squidkeeper" not in systemd.path("/etc/passwd").read_text()
 
 
-def property_of(machine: Machine, names: str) -> str:
-    """Properties of the service, in the order that they are asked for."""
+def assert_secrets_are_fetched(systemd: Machine, installer: Path) -> None:
+    """By an account that is neither root's nor Squid's. Squid's account reads the values, and cannot change them."""
+    command = systemd.path("/etc/squidkeeper/commands/give-token")
+    command.write_text("#!/bin/sh\nprintf value-of-the-command\n")
+    command.chmod(0o755)
+    policy = "version: 1\nsecrets: {token: {command: {run: [give-token]}}}\n"
+    systemd.path("/etc/squidkeeper/policy/secrets.yaml").write_text(policy)
+    done = systemd.run(installer)
+    assert re.search("^secrets +started$", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    folder = systemd.path("/run/squidkeeper/secrets")
+    [file] = wait_for(lambda: list(folder.glob("*.value")), "the value")
+    inside = f"/run/squidkeeper/secrets/{file.name}"
+    as_squid = ("runuser", "-u", squid_account(), "--")
+    assert "value-of-the-command" in systemd.run(*as_squid, "cat", inside).stdout
+    assert systemd.run(*as_squid, "mv", inside, f"{inside}.moved").returncode == 1
+    assert systemd.run(*as_squid, "mv", folder.parent, "/run/moved").returncode == 1
+    assert systemd.run("runuser", "-u", "nobody", "--", "cat", inside).returncode == 1
+    assert (mode(file), mode(folder), file.group()) == (0o640, 0o2750, folder.group())
+    account = property_of(systemd, "User NoNewPrivileges ProtectSystem CapabilityBoundingSet", "secrets")
+    assert account == "squidkeeper-secrets yes strict "
+    assert systemd.run("stat", "--format=%U", inside).stdout == "squidkeeper-secrets\n"
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 4
+
+
+def property_of(machine: Machine, names: str, service: str = "exporter") -> str:
+    """Properties of a service, in the order that they are asked for."""
     asked = [
-        machine.run("systemctl", "show", "--property", name, "--value", "squidkeeper-exporter")
+        machine.run("systemctl", "show", "--property", name, "--value", f"squidkeeper-{service}")
         for name in names.split()
     ]
     return " ".join(done.stdout.strip() for done in asked)

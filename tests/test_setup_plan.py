@@ -14,7 +14,7 @@ from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.plan import Plan, Present, SetupStep, StepKind, Wanted, plan
 
 LAYOUT = Layout.of(Path("/srv/gateway"))
-EXPORTER, MAINTENANCE, TLS = (LAYOUT.service(name) for name in ("exporter", "maintenance", "tls"))
+EXPORTER, MAINTENANCE, SECRETS, TLS = (LAYOUT.service(name) for name in ("exporter", "maintenance", "secrets", "tls"))
 CONF = f"{MARK}\nhttp_port 3129 ssl-bump\n"
 OWN = b"192.0.2.1/32\n"
 FILES: Mapping[Path, Entry] = {
@@ -106,6 +106,34 @@ def test_haproxy_leaves_the_port_before_squid_takes_it_again() -> None:
         *((StepKind.REMOVE, path) for path in gone),
         (StepKind.RESTART_SQUID, LAYOUT.applied),
     ]
+
+
+WITH_SECRETS = replace(WANTED, files={**FILES, SECRETS.unit: File(b"secrets\n")}, fetches=True)
+
+
+def test_the_process_that_fetches_secrets_starts_ahead_of_squid() -> None:
+    planned = summary(plan(LAYOUT, WITH_SECRETS, Present()))
+    assert planned[-4:] == [
+        (StepKind.START_MAINTENANCE, MAINTENANCE.applied),
+        (StepKind.START_SECRETS, SECRETS.applied),
+        (StepKind.START_SQUID, LAYOUT.applied),
+        (StepKind.START_EXPORTER, EXPORTER.applied),
+    ]
+
+
+def test_the_process_goes_with_the_last_secret_that_is_fetched() -> None:
+    gone = (SECRETS.unit, SECRETS.applied, LAYOUT.secrets)
+    there = {**HERE.files, **dict.fromkeys(gone, File(b"there\n"))}
+    assert summary(plan(LAYOUT, WANTED, replace(HERE, files=there))) == [
+        (StepKind.STOP_SERVICE, SECRETS.unit),
+        *((StepKind.REMOVE, path) for path in gone),
+    ]
+
+
+def test_gateways_beside_each_other_fetch_as_users_of_their_own() -> None:
+    others = [Layout.of(Path(f"/srv/{name}")).fetcher for name in "abcdefgh"]
+    assert len({LAYOUT.fetcher, *others}) == len(others) + 1
+    assert all(61184 <= user <= 65519 for user in others)
 
 
 def test_a_second_run_has_no_steps() -> None:

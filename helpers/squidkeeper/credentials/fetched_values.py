@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 FOLDER: Final = "secrets"  # in the run folder
-_SUFFIX: Final = ".value"
+VALUE_SUFFIX: Final = ".value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class FetchedValue:
 
 def value_file(folder: Path, key: str) -> Path:
     """Name the file of a source, by the key of its definition."""
-    return folder / f"{key}{_SUFFIX}"
+    return folder / f"{key}{VALUE_SUFFIX}"
 
 
 def format_value(value: FetchedValue) -> bytes:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.credentials import SecretStore
-from squidkeeper.credentials.fetch_status import FILE
-from squidkeeper.credentials.fetched_values import FOLDER, value_file
+from squidkeeper.credentials.fetched_values import FOLDER, VALUE_SUFFIX, value_file
 from squidkeeper.fetching.refresh_tokens import SUFFIX
 from squidkeeper.fetching.renewal import FetchedSecret, Renewal
 from squidkeeper.fetching.report import FetchReport
@@ -124,10 +123,11 @@ class Fetching:
                 self._renewals[key] = (renewal, asyncio.create_task(again))
 
     def _remove_unneeded(self) -> None:
-        needed = {f"{key}{SUFFIX}" for key in self._names.values()} | {FILE}
+        needed = {f"{key}{SUFFIX}" for key in self._names.values()}
         needed |= {value_file(self._folder, key).name for key in self._names.values()}
-        for file in self._folder.iterdir():
-            if file.name.removesuffix(".new") not in needed:
+        for file in self._folder.iterdir():  # the report and the files of `supervise` stay
+            name = file.name.removesuffix(".new")
+            if name.endswith((SUFFIX, VALUE_SUFFIX)) and name not in needed:
                 file.unlink(missing_ok=True)
 
     def _write_report(self) -> None:

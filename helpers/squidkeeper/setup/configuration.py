@@ -219,6 +219,7 @@ def _other_comment(found: re.Match[str]) -> str:
 
 _UNITS = {
     "maintenance": "squidkeeper-maintenance.service",
+    "secrets": "squidkeeper-secrets.service",
     "tls": "squidkeeper-tls.service",
     "exporter": "observe/squidkeeper-exporter.service",
 }

@@ -23,6 +23,7 @@ from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import SecretUnavailable, SetupFailed
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
+from squidkeeper.policy.secret_sources import fetched_secrets
 from squidkeeper.policy.upstreams import DEFAULT
 from squidkeeper.policy_lines import default_upstream, parents, policy_lines
 from squidkeeper.policy_store.loading import build_sources
@@ -43,8 +44,19 @@ from squidkeeper.setup.configuration import (
     usual_exporter,
 )
 from squidkeeper.setup.console import SetupStage, say, show
-from squidkeeper.setup.entries import Entry, File, Folder, Link, read_entry, read_source, remove, text_at, write_entry
-from squidkeeper.setup.layout import SERVICES, Layout
+from squidkeeper.setup.entries import (
+    Entry,
+    File,
+    Folder,
+    Link,
+    Owner,
+    read_entry,
+    read_source,
+    remove,
+    text_at,
+    write_entry,
+)
+from squidkeeper.setup.layout import FETCHER, SERVICES, Layout
 from squidkeeper.setup.machine import check, quietly, read_machine
 from squidkeeper.setup.options import NO_EXPORTER, NO_UPSTREAM, SQUID, SetupOptions, port_of, reachable
 from squidkeeper.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound
@@ -84,6 +96,7 @@ class Installation:
         store = self._work / "store/ssl_db"
         certificate = self._work / "tls" / CERTIFICATE
         self._transaction = Transaction(layout, self._machine, self._squid, store, say, certificate)
+        self._fetches = False  # the policy has secrets that are fetched
         self._confined = False  # AppArmor keeps Squid from what is prepared
 
     def roll_back(self) -> list[str]:
@@ -315,14 +328,15 @@ class Installation:
         given = self._options.upstream or before
         url = "" if given == NO_UPSTREAM else given
 
-        def lines() -> tuple[str, str]:
+        def lines() -> tuple[bool, str, str]:
             policy = build_sources(read_sources(self._policy), self._compiled).policy
+            fetches = any(fetched_secrets(policy.secrets))
             try:
-                return policy_lines(policy, SecretStore(policy.secrets, {}), url), ""
+                return fetches, policy_lines(policy, SecretStore(policy.secrets, {}), url), ""
             except SecretUnavailable as error:
-                return "", str(error)
+                return fetches, "", str(error)
 
-        rendered, problem = call_as(account, lines)
+        self._fetches, rendered, problem = call_as(account, lines)
         if problem:
             raise SetupFailed(f"the password of a parent proxy is unavailable: {problem}", _PARENT_ADVICE)
         self._check_parents(rendered)
@@ -411,6 +425,10 @@ class Installation:
         if not self._machine.systemd:
             files[layout.supervise] = File((source / "supervise").read_bytes(), 0o755)
         files[layout.service("maintenance").unit] = _file(ours.unit("maintenance"))
+        if self._fetches:
+            files[layout.service("secrets").unit] = _file(ours.unit("secrets"))
+        if self._fetches and self._machine.systemd:
+            files[layout.account] = _file(f'u {FETCHER} - "squidkeeper secrets"\n')
         if ours.exporter != NO_EXPORTER:
             dashboard = (source / "observe/dashboard.json").read_text()
             observe = {"alerts.yaml": ours.alerts(), "prometheus.yaml": ours.prometheus(), "dashboard.json": dashboard}
@@ -467,7 +485,13 @@ class Installation:
             "tls": port_of(ours.listen),
             "exporter": None if ours.exporter == NO_EXPORTER else port_of(ours.exporter),
         }
-        return {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
+        found = {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
+        return found | {"secrets": InstalledService("secrets", self._layout, systemd, self._fetcher)}
+
+    @property
+    def _fetcher(self) -> Owner:
+        """The user and group that fetch secrets without systemd: Squid's account must not change what runs there."""
+        return self._layout.fetcher, self._machine.account.group
 
     def _do(self, step: SetupStep) -> None:
         self._stage.name = step.stage
@@ -479,13 +503,19 @@ class Installation:
     def _apply(self, *, new_store: bool) -> None:
         self._stage.name = "put in place"
         layout, owner, ours = self._layout, self._machine.owner, self._configuration
-        folders = {layout.access_log.parent: 0o750, layout.state: 0o750, layout.run: 0o755}
+        folders = {path: Folder({}, 0o750, owner) for path in (layout.access_log.parent, layout.state)}
+        folders[layout.commands] = Folder({})
+        if not self._machine.systemd:
+            folders[layout.run] = Folder({}, 0o755, owner)
+        if not self._machine.systemd and self._fetches:
+            folders[layout.secrets] = Folder({}, 0o2750, self._fetcher)
         wanted = Wanted(
             files=self._files,
             gone=self._ca.gone,
-            folders={path: Folder({}, mode, owner) for path, mode in folders.items()},
+            folders=folders,
             listen=ours.squid_listen,
             exporter=ours.exporter,
+            fetches=self._fetches,
             tls=ours.tls,
             certificate=ours.tls and self._needs_server_certificate(),
             own_addresses=own_addresses().encode(),
@@ -507,9 +537,15 @@ class Installation:
         layout, services = self._layout, self._transaction.services
         units = (layout.service(name).unit for name in SERVICES)
         paths = {*wanted.files, *wanted.gone, layout.conf, layout.former_conf, layout.observe, layout.supervise}
-        paths |= {layout.local, *units, layout.haproxy, layout.service("tls").applied}
+        paths |= {
+            layout.local,
+            *units,
+            layout.haproxy,
+            layout.service("tls").applied,
+            layout.service("secrets").applied,
+        }
         files = {path: read_entry(path) for path in (*paths, layout.own_addresses)}
-        for folder in (*wanted.folders, layout.counts, layout.tls, layout.ssl_db):
+        for folder in (*wanted.folders, layout.counts, layout.secrets, layout.tls, layout.ssl_db):
             if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
                 raise SetupFailed(f"{folder} is not a folder", "move it away")
             files[folder] = Folder({}) if folder.exists() else None
@@ -584,6 +620,7 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "resolver": f"install the package unbound by hand, or name other name servers in {layout.local}",
         "TLS": "see the lines above; --no-tls does without it",
         "listen": "end what listens there, or choose another --listen",
+        "secrets": "see the lines above; policy/README.md explains the sources of secrets",
         "exporter": "see the lines above; --no-exporter does without it",
     }
 

@@ -8,7 +8,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final, Self, get_type_hints
 
-SERVICES: Final = ("maintenance", "tls", "exporter")  # what runs beside Squid, in the order of its start
+SERVICES: Final = ("maintenance", "secrets", "tls", "exporter")  # what runs beside Squid, in the order of its start
+FETCHER: Final = "squidkeeper-secrets"  # the account that fetches secrets with systemd
+_DYNAMIC_USERS: Final = (61184, 65519)  # systemd keeps these for DynamicUser=, so that no account has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Layout:
     ca_cert: Annotated[Path, "/etc/squidkeeper/ca/ca.crt", "etc/ca/ca.crt"]  # the root, which clients trust
     ca_key: Annotated[Path, "/etc/squidkeeper/ca/ca.key", "etc/ca/ca.key"]  # root's alone, where it is here at all
     policy: Annotated[Path, "/etc/squidkeeper/policy", "etc/policy"]
+    commands: Annotated[Path, "/etc/squidkeeper/commands", "etc/commands"]  # root's programs that print secrets
     observe: Annotated[Path, "/etc/squidkeeper/observe", "etc/observe"]
     haproxy: Annotated[Path, "/etc/squidkeeper/haproxy.cfg", "etc/haproxy.cfg"]
     program: Annotated[Path, "/opt/squidkeeper/bin/squidkeeper", "bin/squidkeeper"]
@@ -61,9 +64,10 @@ class Layout:
     def service(self, name: str) -> ServicePaths:
         """List the files of a service."""
         units = self.root / "etc" if self.root else Path("/etc/systemd/system")
-        log = self.access_log.with_name(f"{name}.log")
+        run = self.secrets if name == "secrets" else self.run  # where its account can write
+        log = run / f"{name}.log" if name == "secrets" else self.access_log.with_name(f"{name}.log")
         unit, applied = units / f"squidkeeper-{name}.service", self.prefix / f"applied-{name}"
-        return ServicePaths(unit, self.run / f"{name}.pid", log, applied)
+        return ServicePaths(unit, run / f"{name}.pid", log, applied)
 
     @property
     def prefix(self) -> Path:
@@ -95,6 +99,22 @@ class Layout:
     def tls(self) -> Path:
         """The folder of the TLS port: its certificate, and HAProxy's sockets."""
         return self.state / "tls"
+
+    @property
+    def secrets(self) -> Path:
+        """The folder of the secrets that are fetched; with systemd, systemd makes it."""
+        return self.run / "secrets"
+
+    @property
+    def account(self) -> Path:
+        """The account that fetches secrets with systemd, as systemd-sysusers makes it."""
+        return Path("/etc/sysusers.d/squidkeeper.conf")
+
+    @property
+    def fetcher(self) -> int:
+        """The user ID that fetches secrets without systemd: one that no account has, the same in each run."""
+        first, last = _DYNAMIC_USERS
+        return first + int.from_bytes(self._hash[:4]) % (last - first + 1)
 
     @property
     def own_addresses(self) -> Path:

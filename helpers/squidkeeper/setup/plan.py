@@ -32,6 +32,7 @@ class StepKind(StrEnum):
     LABEL = "label for SELinux, with what it reads,"
     STOP_SERVICE = "stop the service of"
     START_MAINTENANCE = "start the maintenance process, and note it in"
+    START_SECRETS = "start the process that fetches secrets, and note it in"
     START_SQUID = "start Squid, and note it in"
     RESTART_SQUID = "restart Squid, and note it in"
     RECONFIGURE_SQUID = "reconfigure Squid, and note it in"
@@ -43,6 +44,7 @@ class StepKind(StrEnum):
 _STAGES: Final = {
     StepKind.OPEN_APPARMOR: "AppArmor",
     StepKind.START_MAINTENANCE: "maintenance",
+    StepKind.START_SECRETS: "secrets",
     StepKind.START_SQUID: "start",
     StepKind.RESTART_SQUID: "start",
     StepKind.RECONFIGURE_SQUID: "start",
@@ -79,6 +81,7 @@ class Wanted:
     listen: str
     exporter: str
     own_addresses: bytes = b""
+    fetches: bool = False  # the policy has secrets that are fetched
     tls: bool = False  # HAProxy takes the clients
     certificate: bool = False  # the one of the TLS port is due
     store: bool = False  # the certificate store in place is another CA's
@@ -129,7 +132,14 @@ class _Planner:
         steps = [*self._folders(), *self._former(), *self._files(), *self._state()]
         if steps and self._wanted.selinux:
             steps.append(SetupStep(StepKind.LABEL, self._layout.state))
-        steps += [*self._maintenance(), *self._squid(), *self._store(), *self._tls(), *self._exporter()]
+        steps += [
+            *self._maintenance(),
+            *self._secrets(),
+            *self._squid(),
+            *self._store(),
+            *self._tls(),
+            *self._exporter(),
+        ]
         return Plan(tuple(steps), tuple(self._notes))
 
     def _folders(self) -> Iterator[SetupStep]:
@@ -165,6 +175,8 @@ class _Planner:
         layout = self._layout
         if self._wanted.exporter == NO_EXPORTER:
             yield from self._without("exporter", layout.observe)
+        if not self._wanted.fetches:
+            yield from self._without("secrets", layout.service("secrets").applied, layout.secrets)
         if not self._wanted.tls:
             yield from self._without("tls", layout.service("tls").applied, layout.haproxy, layout.tls)
 
@@ -188,6 +200,11 @@ class _Planner:
         reads = self._service_reads("maintenance")
         if self._goes_on("maintenance", reads):
             yield _noting(StepKind.START_MAINTENANCE, self._layout.service("maintenance").applied, reads)
+
+    def _secrets(self) -> Iterator[SetupStep]:
+        reads = self._service_reads("secrets")
+        if self._wanted.fetches and self._goes_on("secrets", reads):
+            yield _noting(StepKind.START_SECRETS, self._layout.service("secrets").applied, reads)
 
     def _tls(self) -> Iterator[SetupStep]:
         paths = self._layout.service("tls")

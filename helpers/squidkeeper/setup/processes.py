@@ -10,6 +10,7 @@ import re
 import signal
 import time
 from dataclasses import dataclass
+from pwd import getpwuid
 from subprocess import DEVNULL
 from typing import Final
 
@@ -91,7 +92,7 @@ class InstalledService:
     name: str
     layout: Layout
     systemd: bool
-    owner: Owner = ROOT  # Squid's account
+    owner: Owner = ROOT  # the user and group that it runs as without systemd
     port: int | None = None
 
     @property
@@ -126,6 +127,8 @@ class InstalledService:
     def start(self) -> None:
         """Start it."""
         if self.systemd:
+            if self.name == "secrets":
+                quietly("systemd-sysusers", self.layout.account)
             quietly("systemctl", "daemon-reload")
             quietly("systemctl", "enable", "--quiet", self._unit)
             quietly("systemctl", "restart", self._unit)
@@ -134,12 +137,12 @@ class InstalledService:
             wait_until(10, self.runs)  # one that ends at once is never seen to run; the caller explains that
 
     def _start_supervisor(self) -> None:
-        """Start it as Squid's account, with the capabilities that its unit gives, and with signals as usual."""
+        """Start it as its account, with the capabilities that its unit gives, and with signals as usual."""
         given = _CAPABILITIES.search(text_at(self.paths.unit))
         names = given[1].split() if given else []
         capabilities = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in names)])
         sets = (f"--{kind}={capabilities}" for kind in ("bounding-set", "inh-caps", "ambient-caps"))
-        rights = (f"--reuid={self.owner[0]}", f"--regid={self.owner[1]}", "--init-groups")
+        rights = (f"--reuid={self.owner[0]}", f"--regid={self.owner[1]}", _groups(self.owner[0]))
         command = (self.layout.supervise, self.paths.unit, self.paths.pid_file, self.paths.log)
         run("setsid", "--fork", "env", "--default-signal", "setpriv", *rights, *sets, *command, stdout=DEVNULL)
 
@@ -169,6 +172,15 @@ class InstalledService:
 
     def _property(self, name: str) -> str:
         return run("systemctl", "show", "--property", name, "--value", self._unit).stdout.strip()
+
+
+def _groups(user: int) -> str:
+    """Give setpriv's option for the other groups of a user; one without an account has none."""
+    try:
+        getpwuid(user)
+    except KeyError:
+        return "--clear-groups"
+    return "--init-groups"
 
 
 def _wait_for_end(name: str, pid: int) -> None:

@@ -30,6 +30,7 @@ from squidkeeper.squid_account import call_as
 
 _STARTS: Final = {
     StepKind.START_MAINTENANCE: "maintenance",
+    StepKind.START_SECRETS: "secrets",
     StepKind.START_TLS: "tls",
     StepKind.START_EXPORTER: "exporter",
 }

@@ -13,7 +13,7 @@ from squidkeeper.setup.checks import faults_of, squid_parses
 from squidkeeper.setup.configuration import is_ours, names
 from squidkeeper.setup.console import complain, say
 from squidkeeper.setup.entries import Link, read_entry, remove, text_at
-from squidkeeper.setup.layout import SERVICES, Layout
+from squidkeeper.setup.layout import FETCHER, SERVICES, Layout
 from squidkeeper.setup.machine import run, uses_systemd
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 
@@ -33,6 +33,7 @@ def uninstall(layout: Layout) -> None:
     if ours:
         squid.stop()
         layout.conf.unlink()
+    _stop("secrets", layout, systemd=systemd)
     _stop("maintenance", layout, systemd=systemd)
     goes_on = squid.runs()  # asked before its pid file goes
     if not names(text_at(yours), layout.ssl_db):
@@ -40,6 +41,7 @@ def uninstall(layout: Layout) -> None:
     _remove_files(layout)
     if systemd:
         run("systemctl", "daemon-reload")
+        _remove_account(layout)
     for program in CONFINED:
         close_apparmor(program, layout.prefix)
     if not layout.conf.exists() and layout.former_conf.exists():
@@ -53,8 +55,8 @@ def uninstall(layout: Layout) -> None:
         )
     say(
         "uninstall",
-        f"done. Yours to delete: {layout.policy} {layout.ca_cert.parent} {layout.signing_cert} {layout.signing_key}"
-        f" (and *.previous, *.before-squidkeeper) {layout.local} {layout.access_log.parent}",
+        f"done. Yours to delete: {layout.policy} {layout.commands} {layout.ca_cert.parent} {layout.signing_cert}"
+        f" {layout.signing_key} (and *.previous, *.before-squidkeeper) {layout.local} {layout.access_log.parent}",
     )
 
 
@@ -75,9 +77,15 @@ def _remove_files(layout: Layout) -> None:
     remove(layout.program)
     for venv in layout.prefix.glob("venv-*"):  # this process may run from one of them: it has imported what it needs
         remove(venv)
-    for folder in (layout.errors.parent, layout.program.parent, layout.prefix):
+    for folder in (layout.commands, layout.errors.parent, layout.program.parent, layout.prefix):
         with suppress(OSError):  # it is not there, or something else is in it
             folder.rmdir()
+
+
+def _remove_account(layout: Layout) -> None:
+    if layout.account.exists():
+        run("userdel", FETCHER)
+        remove(layout.account)
 
 
 def _restore_squid(layout: Layout, *, systemd: bool) -> None:
