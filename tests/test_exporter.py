@@ -768,7 +768,7 @@ def test_the_status_page_is_filled(policy: Path) -> None:
     ]
     (helper,) = helper_rows(about)
     assert (helper.kind, helper.outdated, helper.stuck, helper.answered) == ("host", True, False, 5)
-    secrets = tuple(secret_rows(about.policy))
+    secrets = tuple(secret_rows(about))
     assert {secret.name: secret.problem is None for secret in secrets} == {
         "token": False,
         "gone": False,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from squidkeeper.counters import CounterFile, HelperStatus
 from squidkeeper.credentials import SecretStore
+from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus
+from squidkeeper.credentials.fetched_values import FetchedValue, format_value, value_file
 from squidkeeper.exporter.cache_manager import SquidCounters
 from squidkeeper.exporter.certificate import Certificate
 from squidkeeper.exporter.checkpoint import Checkpoint
@@ -30,7 +33,7 @@ from squidkeeper.maintenance.rotation import Rotation
 from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.model import Action, Match, Policy, Rule, Strip
-from squidkeeper.policy.secret_sources import FileSource, NamedSecret
+from squidkeeper.policy.secret_sources import FileSource, NamedSecret, source_key
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.record.record import Record, parse_record
@@ -244,8 +247,9 @@ def test_what_is_wrong_stands_first_with_what_to_do(code: str, view: Snapshot, w
 
 
 def test_each_condition_has_a_case_here() -> None:
-    """These two come with others, and have a test of their own."""
-    assert {one.code for one in CONDITIONS if one.find} - WRONG.keys() == {"no-policy", "secret-unavailable"}
+    """These come with others, and have a test of their own."""
+    here = {"no-policy", "secret-unavailable", "secrets-not-fetched", "secret-fetch-failing", "secret-expiring"}
+    assert {one.code for one in CONDITIONS if one.find} - WRONG.keys() == here
 
 
 def test_each_condition_has_a_code_of_its_own_and_says_what_to_do() -> None:
@@ -342,6 +346,68 @@ def test_of_very_many_warnings_the_first_are_shown() -> None:
     (active,) = active_conditions(replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,) * 70)))
     assert active.text.count("policy.yaml") == 5
     assert active.text.endswith("; and 65 more.")
+
+
+@pytest.fixture
+def fetched(tmp_path: Path) -> Callable[..., Snapshot]:
+    """A gateway with a secret that is fetched; its value is there."""
+    text = """
+rules: [{name: open, action: allow, hosts: [a.example]}]
+secrets: {token: {command: {run: [give-token, "argument"]}}}
+credentials: [{name: api, hosts: [a.example], bearer: token}]
+"""
+    policy = policy_of(tmp_path, text)
+    value_file(tmp_path, source_key("token", policy.secrets)).write_bytes(format_value(FetchedValue("TOPSECRET")))
+
+    def view(*, runs: bool = True, problem: str = "", **status: Any) -> Snapshot:
+        usual = {"source": "command give-token", "last_success": WELL.now - 180, "next_fetch": WELL.now + 120}
+        secret = SecretStatus(**{**usual, "expires_at": WELL.now + 3600, **status})
+        return replace(
+            WELL,
+            policy=policy,
+            fetched=tmp_path,
+            fetching=FetchStatus(runs, {"token": secret, "former": secret}, problem),
+        )
+
+    return view
+
+
+def test_a_secret_that_is_fetched_is_on_the_page_with_its_times(fetched: Callable[..., Snapshot]) -> None:
+    assert codes(fetched()) == []
+    shown = text_of(fetched())
+    assert "token yes fetched 3 min ago, next fetch in 2 min, expires in 1 h command give-token api" in shown
+    assert "TOPSECRET" not in page(fetched(), PROGRAM)
+
+
+FAILS: dict[str, Any] = {"failures": 3, "failure": "the command exited with status 1"}
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({"runs": False}, ["The process that fetches secrets does not run, or is stuck: token."]),
+        ({"problem": "the folder is full"}, ["A secret cannot be fetched: the folder is full."]),
+        (FAILS, ["A secret cannot be fetched: token: the command exited with status 1."]),
+        (
+            {**FAILS, "expires_at": WELL.now + 590},
+            [
+                "The value of a secret expires, and its renewal fails: token expires in 9 min.",
+                "A secret cannot be fetched: token: the command exited with status 1.",
+            ],
+        ),
+        ({"expires_at": WELL.now + 5}, []),  # a short one that is renewed as it should be
+    ],
+)
+def test_a_secret_that_is_not_fetched_is_a_condition(
+    fetched: Callable[..., Snapshot], status: dict[str, Any], expected: list[str]
+) -> None:
+    assert [one.text for one in active_conditions(fetched(**status))] == expected
+
+
+def test_a_fetched_secret_without_a_value_is_unavailable(fetched: Callable[..., Snapshot], tmp_path: Path) -> None:
+    for file in tmp_path.glob("*.value"):
+        file.unlink()
+    assert codes(fetched(**FAILS, last_success=None, expires_at=None)) == ["secret-unavailable", "secret-fetch-failing"]
 
 
 def test_secrets_that_are_unavailable_are_one_condition(tmp_path: Path) -> None:

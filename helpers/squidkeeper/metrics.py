@@ -255,6 +255,27 @@ MAINTENANCE_TASK_SUCCESS = Metric(
     ("task",),
 )
 
+# --- The secrets that are fetched ---------------------------------------------------------------------------------
+
+SECRETS_UP = Metric(
+    "squidkeeper_secrets_up",
+    _GAUGE,
+    "Whether the process that fetches secrets gives a heartbeat. 0: none is fetched or renewed. No series where the "
+    "policy has no secret that is fetched.",
+)
+SECRET_FETCH_FAILURES = Metric(
+    "squidkeeper_secret_fetch_failures",
+    _GAUGE,
+    "Failed attempts to fetch this secret since the last success.",
+    ("secret",),
+)
+SECRET_EXPIRY = Metric(
+    "squidkeeper_secret_expiry_timestamp_seconds",
+    _GAUGE,
+    "When the value of a secret that is fetched expires, or expired. No series where its source does not say.",
+    ("secret",),
+)
+
 # --- The disks ----------------------------------------------------------------------------------------------------
 
 FILESYSTEM_AVAILABLE = Metric(

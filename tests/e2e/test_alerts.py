@@ -42,8 +42,15 @@ ALERTS = {
 PANELS = json.loads((OBSERVE / "dashboard.json").read_text())["panels"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel.get("targets", ())]
 # A fault below makes every other alert fire. These take a log that grows faster than it can be read, and more edits
-# than revisions are stored: promtool has them.
-NOT_MADE_HERE = {"SquidkeeperRecordBehind", "SquidkeeperDriftUnchecked", "SquidkeeperCertificateRefused"}
+# than revisions are stored, and sources of secrets: promtool has them.
+NOT_MADE_HERE = {
+    "SquidkeeperRecordBehind",
+    "SquidkeeperDriftUnchecked",
+    "SquidkeeperCertificateRefused",
+    "SquidkeeperSecretsNotFetched",
+    "SquidkeeperSecretFetchFailing",
+    "SquidkeeperSecretExpiring",
+}
 HOST_HELPER = "acl --scope host --concurrency 16"
 FROM_THE_START = {"SquidkeeperCaEndsSoon", "SquidkeeperRuleLapsesSoon"}
 

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_LOG, file_option, policy_lines_option, policy_option, state_option
+from squidkeeper.cli.options import (
+    DEFAULT_LOG,
+    file_option,
+    policy_lines_option,
+    policy_option,
+    run_option,
+    state_option,
+)
 
 if TYPE_CHECKING:
     from squidkeeper.policy.hosts import Network
@@ -85,6 +92,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     default=["127.0.0.0/8", "::1/128"],
     help="Show the status page to this network instead of only to this machine. Repeatable.",
 )
+@run_option
 def exporter(
     listen: tuple[str, int],
     directory: Path,
@@ -95,6 +103,7 @@ def exporter(
     tls_certificate: Path | None,
     squid: tuple[str, int],
     status_from: tuple[Network, ...],
+    run: Path,
 ) -> None:
     """Serve metrics, health and a status page of the gateway, until SIGTERM.
 
@@ -105,10 +114,13 @@ def exporter(
     import sys
 
     from squidkeeper.errors import ListenFailed, StateInUse
-    from squidkeeper.exporter.process import ExporterOptions, run
+    from squidkeeper.exporter.process import ExporterOptions, run_exporter
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+    options = ExporterOptions(
+        listen, directory, access_log, state, ca, rendered, squid, status_from, tls_certificate, run
+    )
     try:
-        run(ExporterOptions(listen, directory, access_log, state, ca, rendered, squid, status_from, tls_certificate))
+        run_exporter(options)
     except (ListenFailed, StateInUse) as error:
         raise click.ClickException(f"{error}: stop it or choose another") from error

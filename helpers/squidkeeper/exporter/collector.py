@@ -47,6 +47,7 @@ class GatewayCollector(Collector):
         yield from helper_families(view)
         yield from policy_families(view)
         yield from exporter_families(view)
+        yield from fetching_families(view)
         yield from squid_families(view.squid)
 
 
@@ -136,6 +137,16 @@ def exporter_families(view: Snapshot) -> Iterator[Family]:
     yield _single(metrics.MAINTENANCE_UP, view.maintenance.runs)
     failures = view.maintenance.failures
     yield _family(metrics.MAINTENANCE_TASK_SUCCESS, {(task,): not failure for task, failure in failures.items()})
+
+
+def fetching_families(view: Snapshot) -> Iterator[Family]:
+    """Make the metrics of the secrets that are fetched, which a policy without them does not have."""
+    secrets = view.fetched_secrets
+    reported = {name: status for name, status in secrets.items() if status}
+    yield _family(metrics.SECRETS_UP, {(): view.fetching.runs} if secrets else {})
+    yield _family(metrics.SECRET_FETCH_FAILURES, {(name,): one.failures for name, one in reported.items()})
+    ends = {(name,): one.expires_at for name, one in reported.items() if one.expires_at is not None}
+    yield _family(metrics.SECRET_EXPIRY, ends)
 
 
 def _single(metric: Metric, value: float) -> Family:

@@ -20,8 +20,10 @@ from cachetools import LRUCache, cached
 
 from squidkeeper.counters import HelperStatus
 from squidkeeper.credentials import SecretStore
+from squidkeeper.credentials.fetch_status import SecretStatus
 from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Snapshot
 from squidkeeper.exporter.status_rows import logged_time, secret_rows
+from squidkeeper.extras import missing_extras
 from squidkeeper.formatting import ago, byte_size, duration, quantity, timestamp
 from squidkeeper.metrics import JUDGES, LOADS_POLICY, THROTTLE
 from squidkeeper.policy.faults import SECRET_UNAVAILABLE, Fault
@@ -30,6 +32,7 @@ from squidkeeper.policy.model import Policy
 from squidkeeper.policy_lines import not_rendered
 from squidkeeper.record.record import format_time
 
+_SECRET_EXPIRES_SOON: Final = timedelta(minutes=10)
 _CA_WARNING: Final = timedelta(days=30)
 _CA_CRITICAL: Final = timedelta(days=7)
 _DRIFT_IS_NEWS: Final = timedelta(days=1)
@@ -138,7 +141,7 @@ def _policy_warnings(view: Snapshot) -> Iterator[str]:
     """List the warnings of `check`, without those about secrets: `secret-unavailable` reports these."""
     yield from (str(fault) for fault in view.policy_state.warnings if fault.code not in SECRET_UNAVAILABLE)
     if view.policy:
-        yield from map(str, _lint(view.policy, view.at))
+        yield from map(str, (*_lint(view.policy, view.at), *missing_extras(view.policy)))
 
 
 # Of 3,000 rules it takes 160 ms, and each scrape asks for it. A rule that expires shows within a minute.
@@ -229,7 +232,29 @@ def _throttle_not_running(view: Snapshot) -> Iterator[str]:
 
 
 def _secret_unavailable(view: Snapshot) -> Iterator[str]:
-    yield from (row.problem for row in secret_rows(view.policy) if row.problem)
+    yield from (row.problem for row in secret_rows(view) if row.problem)
+
+
+def _secrets_not_fetched(view: Snapshot) -> Iterator[str]:
+    if view.fetched_secrets and not view.fetching.runs:
+        yield ", ".join(view.fetched_secrets)
+
+
+def _secret_fetch_failing(view: Snapshot) -> Iterator[str]:
+    if view.fetching.runs and view.fetching.problem:
+        yield view.fetching.problem
+    yield from (f"{name}: {status.failure}" for name, status in _failing(view))
+
+
+def _secret_expiring(view: Snapshot) -> Iterator[str]:
+    for name, status in _failing(view):
+        end = datetime.fromtimestamp(status.expires_at, UTC) if status.expires_at is not None else None
+        if end and end - view.at < _SECRET_EXPIRES_SOON:
+            yield f"{name} {'expires' if end > view.at else 'expired'} {ago(end, view.at)}"
+
+
+def _failing(view: Snapshot) -> Iterator[tuple[str, SecretStatus]]:
+    return ((name, status) for name, status in view.fetched_secrets.items() if status and status.failures)
 
 
 def _ca_unreadable(view: Snapshot) -> Iterator[str]:
@@ -293,6 +318,7 @@ _CA_REMEDY: Final = (
     " `./install.sh --ca-dir DIR` with it."
 )
 _MAINTENANCE_LOG: Final = "Read `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log"
+_SECRETS_LOG: Final = "Read `journalctl -u squidkeeper-secrets`, or secrets/secrets.log in the run folder"
 _CRITICAL, _WARNING, _INFO = Severity
 
 CONDITIONS: Final = (
@@ -415,6 +441,31 @@ CONDITIONS: Final = (
         "Requests that need it are denied. Store one line of printable ASCII. Squid's account must be able to read the"
         " file: mode 0640, that account's group, and its folders open to it.",
         _secret_unavailable,
+    ),
+    Condition(
+        "secrets-not-fetched",
+        _CRITICAL,
+        "1m",
+        "The process that fetches secrets does not run, or is stuck",
+        "Run `./install.sh`, which starts it where the policy has such secrets, or `systemctl restart"
+        f" squidkeeper-secrets`. Values that expire are denied until then. {_SECRETS_LOG}.",
+        _secrets_not_fetched,
+    ),
+    Condition(
+        "secret-fetch-failing",
+        _WARNING,
+        "5m",
+        "A secret cannot be fetched",
+        f"The last value stays in use until it expires. Check its source. {_SECRETS_LOG}.",
+        _secret_fetch_failing,
+    ),
+    Condition(
+        "secret-expiring",
+        _CRITICAL,
+        "0m",
+        "The value of a secret expires, and its renewal fails",
+        f"After that, requests that need it are denied. Check its source. {_SECRETS_LOG}.",
+        _secret_expiring,
     ),
     Condition(
         "drift",

@@ -19,6 +19,8 @@ from typing import Final, NoReturn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
+from squidkeeper.credentials.fetch_status import read_fetch_status
+from squidkeeper.credentials.fetched_values import FOLDER as FETCHED
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import ListenFailed
 from squidkeeper.exporter.cache_manager import read_counters
@@ -56,10 +58,11 @@ class ExporterOptions:
     policy_lines: Path
     squid: tuple[str, int]
     status_from: tuple[Network, ...]
-    tls_certificate: Path | None = None
+    tls_certificate: Path | None
+    run: Path
 
 
-def run(options: ExporterOptions) -> None:
+def run_exporter(options: ExporterOptions) -> None:
     """Run until SIGTERM; `StateInUse` or `ListenFailed` if it cannot start."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
@@ -133,6 +136,8 @@ class Exporter:
             disks=tuple(read_disks({"log": options.access_log.parent, "state": options.state})),
             tls_certificate=read_certificate(options.tls_certificate) if options.tls_certificate else None,
             maintenance=read_maintenance_status(options.state, now),
+            fetched=options.run / FETCHED,
+            fetching=read_fetch_status(options.run / FETCHED, now),
             squid_version=squid_version(),
             policy_lines=_text_of(options.policy_lines),
             policy_lines_file=options.policy_lines,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.counters import CounterFile, HelperStatus, Key
+from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus
 from squidkeeper.exporter.cache_manager import SquidCounters
 from squidkeeper.exporter.certificate import Certificate
 from squidkeeper.exporter.checkpoint import Checkpoint
@@ -17,9 +18,11 @@ from squidkeeper.exporter.recent import RecentAnswer
 from squidkeeper.maintenance_status import NOT_RUNNING, MaintenanceStatus
 from squidkeeper.metrics import LOADS_POLICY
 from squidkeeper.policy.model import Policy
+from squidkeeper.policy.secret_sources import fetched_secrets
 from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.squid_version import SquidVersion
 
+NOTHING_FETCHED: Final = FetchStatus(runs=False)
 HELPER_PATIENCE_SECONDS: Final = 10.0  # for a heartbeat, for a reply, and for an edit to reach every helper
 LAST_MINUTES: Final = timedelta(minutes=5)
 
@@ -49,6 +52,8 @@ class Snapshot:
     answers: tuple[RecentAnswer, ...] = ()
     disks: tuple[Disk, ...] = ()
     maintenance: MaintenanceStatus = NOT_RUNNING
+    fetched: Path | None = None  # the folder of the secrets that are fetched
+    fetching: FetchStatus = NOTHING_FETCHED
     tls_certificate: Certificate | None = None  # of the TLS port; None: there is none
     squid_version: SquidVersion | None = None
     policy_lines: str = ""  # of Squid's configuration: what install.sh has rendered from the policy
@@ -63,6 +68,12 @@ class Snapshot:
     def helpers(self) -> tuple[HelperStatus, ...]:
         """The status of each helper process that runs."""
         return tuple(file.status for file in self.counter_files if file.running and file.status)
+
+    @property
+    def fetched_secrets(self) -> Mapping[str, SecretStatus | None]:
+        """The secrets of the policy that are fetched, with what the process that fetches them reports."""
+        secrets = self.policy.secrets if self.policy else {}
+        return {name: self.fetching.secrets.get(name) for name, _ in fetched_secrets(secrets)}
 
     def is_outdated(self, helper: HelperStatus) -> bool:
         """Tell whether a helper decides by another revision than the exporter has."""

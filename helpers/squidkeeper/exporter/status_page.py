@@ -54,7 +54,7 @@ def page(view: Snapshot, program: str) -> str:
             "rules_total": sum(not rule.built_in for rule in rules),
             "rules_left_out": len(rules) - len(shown),
             "helpers": tuple(helper_rows(view)),
-            "secrets": tuple(secret_rows(view.policy)),
+            "secrets": tuple(secret_rows(view)),
             "faults": faults[:_FAULTS_SHOWN],
             "faults_total": len(faults),
             "most_hits": max((rule.allowed + rule.denied for rule in rules), default=0),

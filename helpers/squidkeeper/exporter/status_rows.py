@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from typing import Final
 
 from squidkeeper.credentials import SecretStore
+from squidkeeper.credentials.fetch_status import SecretStatus
 from squidkeeper.exporter.snapshot import Snapshot
+from squidkeeper.formatting import ago
 from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, LOADS_POLICY, PROTOCOL_ERRORS
-from squidkeeper.policy.model import VERDICT_NAMES, Action, Policy
-from squidkeeper.policy.secret_sources import FileSource, needed_secrets
+from squidkeeper.policy.model import VERDICT_NAMES, Action
+from squidkeeper.policy.secret_sources import EnvironmentSource, needed_secrets
 
 _TUNNEL: Final = "tunnel"
 _REPLIES: Final = frozenset({DECISIONS.name, PROTOCOL_ERRORS.name})
@@ -72,11 +74,13 @@ class SecretRow:
     """Why it is unavailable; None: it is available, or was not checked."""
     used_by: tuple[str, ...] = ()
     """The credentials, parents and secrets that need it."""
+    fetched: str | None = None
+    """When it was fetched, is fetched again and expires, and why the last fetch failed; None: it is not fetched."""
 
     @property
     def checked(self) -> bool:
-        """Whether it was read. A variable, which is set for Squid, is not; nor is what is fetched."""
-        return self.problem is not None or self.source.startswith("file ")
+        """Whether it was read. A variable is not: it is set for Squid, not for the exporter."""
+        return self.problem is not None or not self.source.startswith("env ")
 
 
 def rule_rows(view: Snapshot) -> Iterator[RuleRow]:
@@ -135,17 +139,33 @@ def helper_rows(view: Snapshot) -> Iterator[HelperRow]:
             )
 
 
-def secret_rows(policy: Policy | None) -> Iterator[SecretRow]:
-    """List the secrets of the policy, and read those that are files."""
+def secret_rows(view: Snapshot) -> Iterator[SecretRow]:
+    """List the secrets of the policy, and read those that are files or were fetched."""
+    policy = view.policy
     if policy is None:
         return
-    store = SecretStore(policy.secrets, os.environ)
+    store, fetched = SecretStore(policy.secrets, os.environ, view.fetched), view.fetched_secrets
     for name, secret in policy.secrets.items():
         users = tuple(one.name for one in policy.credentials if name in one.form.secrets)
         users += tuple(one.name for one in policy.upstreams if one.parent and one.parent.password == name)
         users += tuple(other for other, one in policy.secrets.items() if name in needed_secrets(one.source))
-        problem = store.problem(name) if isinstance(secret.source, FileSource) else None
-        yield SecretRow(name, str(secret.source), None if problem is None else str(problem), users)
+        problem = None if isinstance(secret.source, EnvironmentSource) else store.problem(name)
+        about = _about_fetching(fetched[name], view.at) if name in fetched else None
+        yield SecretRow(name, str(secret.source), None if problem is None else str(problem), users, about)
+
+
+def _about_fetching(status: SecretStatus | None, now: datetime) -> str:
+    """Say when a secret was fetched, is fetched next and expires, and why the last fetch failed."""
+    if status is None:
+        return "not fetched yet"
+    times = (
+        ("fetched", status.last_success),
+        ("next fetch", status.next_fetch),
+        ("expires", status.expires_at),
+    )
+    said = [f"{what} {ago(datetime.fromtimestamp(at, UTC), now)}" for what, at in times if at is not None]
+    said += [f"the last fetch failed: {status.failure}"] if status.failure else []
+    return ", ".join(said) or "not fetched yet"
 
 
 def logged_time(time: str) -> datetime | None:
