@@ -176,10 +176,12 @@ class Machine:
         return done.stdout.decode(errors="replace")
 
 
-def gateway_variables(gateway: Gateway) -> dict[str, str]:
+def gateway_variables(gateway: Gateway, *options: str) -> dict[str, str]:
     """The variables that the gateway's own program prints for the client `agents`."""
     of_client = ("--root", gateway.root, "--client", "agents", "--ca-path", gateway.ca)
-    variables: dict[str, str] = json.loads(run(gateway.root / "bin/squidkeeper", "env", *of_client, "--format", "json"))
+    variables: dict[str, str] = json.loads(
+        run(gateway.root / "bin/squidkeeper", "env", *of_client, *options, "--format", "json")
+    )
     return variables
 
 

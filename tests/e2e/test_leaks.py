@@ -236,7 +236,7 @@ def test_nobody_reads_a_secret_in_a_process(told: Told) -> None:
 def test_the_hunt_finds_what_is_planted_in_each_of_these_places(told: Told) -> None:
     root, value = told.gateway.root, canaries.FILES["canary-unused"]
     hunt = canaries.hunt()
-    for place in ("log/cache.log", "log/access.log", "state/maintenance.json", "etc/policy/policy.yaml", "core.1"):
+    for place in ("log/cache.log", "log/access.log", "state/maintenance.json", "etc/policy/secrets.bak", "core.1"):
         file = root / place
         before = file.read_bytes() if file.exists() else None
         file.write_bytes((before or b"") + f"\n# {value}\n".encode())
