@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from squidkeeper.engine.explain import explain
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
-from squidkeeper.policy_lines import default_upstream, not_rendered, policy_lines
+from squidkeeper.policy_lines import default_upstream, lacks_lines, not_rendered, policy_lines
 from squidkeeper.protocol.request import request_to
 from squidkeeper.replies import acl_reply, rewrite_reply
 
@@ -41,6 +42,7 @@ def test_a_policy_that_needs_no_lines_has_the_acls_that_the_fragment_names(tmp_p
     text = policy_lines(policy_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example]}]"), NO_SECRETS)
     assert directives(text) == [
         "acl sk_strip_rendered note strip_ -",
+        "acl sk_inject_rendered note inject_lines_ -",
         "acl sk_upstream_rendered note upstream_ default direct",
     ]
 
@@ -59,6 +61,7 @@ def test_each_header_is_denied_in_every_spelling_where_a_set_holds_it(tmp_path: 
         "acl sk_stripped_1 any-of CONNECT sk_strip_1",
         "request_header_access x-debug deny sk_stripped_1",
         "request_header_access x_debug deny sk_stripped_1",
+        "acl sk_inject_rendered note inject_lines_ -",
         "acl sk_upstream_rendered note upstream_ default direct",
     ]
 
@@ -102,6 +105,59 @@ def test_readings_that_lose_other_headers_are_ambiguous(asker: Callable[[str], A
           - {name: all, action: allow, hosts: [a.example]}
     """)
     assert ask("GET https://a.example/x/../y").rule == "ambiguous-path"
+
+
+# --- headers of credentials ---------------------------------------------------------------------------------------
+
+KEYS = """
+    secrets: {s: {file: secret}}
+    credentials:
+      - {name: a, hosts: [a.example], bearer: s}
+      - {name: b, hosts: [b.example], header: X-Acme-Key, value: "{s}"}
+      - {name: c, hosts: [c.example], headers: {Rule: acme, x-acme-key: "{s}", Authorization: "{s}"}}
+"""
+
+
+def test_a_header_that_squid_conf_lacks_is_removed_in_every_spelling_and_added_once(tmp_path: Path) -> None:
+    policy = policy_of(tmp_path, KEYS)
+    (tmp_path / "secret").write_text("s3cret")
+    shipped, one, two = (credential.form.lines_key for credential in policy.credentials)
+    assert (shipped, one == two) == ("", False)
+    assert directives(policy_lines(policy, NO_SECRETS))[1:-1] == [
+        f"acl sk_inject_rendered note inject_lines_ - {one} {two}",
+        "acl sk_injects_0 note inject_rule_",  # `rule_` is the rule that decided
+        "request_header_access Rule deny sk_takes_injectable",
+        """request_header_add Rule "%'{inject_rule_}note" sk_https !sk_final sk_injects_0""",
+        "acl sk_injects_1 note inject_x_acme_key_",
+        "request_header_access x-acme-key deny sk_takes_injectable",
+        "request_header_access x-acme_key deny sk_takes_injectable",
+        "request_header_access x_acme-key deny sk_takes_injectable",
+        "request_header_access x_acme_key deny sk_takes_injectable",
+        """request_header_add x-acme-key "%'{inject_x_acme_key_}note" sk_https !sk_final sk_injects_1""",
+    ]
+
+
+def test_a_credential_whose_headers_are_not_rendered_is_named(tmp_path: Path) -> None:
+    policy = policy_of(tmp_path, KEYS)
+    assert not_rendered(policy, policy_lines(policy, NO_SECRETS), NO_SECRETS) == ()
+    fewer = replace(policy, credentials=policy.credentials[:2])
+    [fault] = not_rendered(policy, policy_lines(fewer, NO_SECRETS), NO_SECRETS)
+    assert fault.message.startswith("credential 'c': its headers are not in Squid's configuration yet")
+    assert fault.location == policy.credentials[2].location
+    for credential, lacks in zip(policy.credentials, (False, False, True), strict=True):
+        assert lacks_lines(None, None, (credential,), policy_lines(fewer, NO_SECRETS)) == lacks
+
+
+def test_of_two_credentials_with_rendered_headers_the_first_applies(asker: Callable[[str], Ask]) -> None:
+    ask = asker("""
+        rules: [{name: a, action: allow, hosts: [a.example]}]
+        secrets: {s: {env: S}}
+        credentials:
+          - {name: first, hosts: [a.example], header: X-One, value: "{s}"}
+          - {name: second, hosts: [a.example], header: X-Two, value: "{s}"}
+          - {name: third, hosts: [a.example], bearer: s}
+    """)
+    assert [one.name for one in ask("GET https://a.example/").credentials] == ["first", "third"]
 
 
 # --- parent proxies -----------------------------------------------------------------------------------------------

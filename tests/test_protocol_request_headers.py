@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.protocol.request_headers import HEADER_GROUPS, READ_HEADERS, parse_headers
 
 FRAGMENT = (Path(__file__).parents[1] / "squid/squidkeeper.conf").read_text()

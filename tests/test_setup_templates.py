@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.policy.headers import spellings
-from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.policy.headers import HOST_HEADERS, INJECTABLE_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
 from squidkeeper.replies import header_annotation
-from squidkeeper.setup.templates import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, SECTIONS, main, render
+from squidkeeper.setup.templates import SECTIONS, main, render
 from squidkeeper.url import canonical_address, is_private
 
 REPOSITORY = Path(__file__).parents[1]

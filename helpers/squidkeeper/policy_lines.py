@@ -1,4 +1,4 @@
-"""The lines of Squid's configuration that depend on the policy (floor 5): headers to remove, and parent proxies.
+"""The lines of Squid's configuration that depend on the policy (floor 5): headers to remove or to inject, parents.
 
 install.sh renders them. Helpers only choose between them, by annotations: Squid's account must not write what root
 reads. A request whose annotation names what is not rendered is denied.
@@ -14,14 +14,19 @@ from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.headers import spellings
-from squidkeeper.policy.model import DIRECT, Parent, Policy, Route, Strip
+from squidkeeper.policy.model import DIRECT, Credential, Parent, Policy, Route, Strip
 from squidkeeper.policy.upstreams import DEFAULT, parse_upstream_url
+from squidkeeper.replies import header_annotation
 
 _HEAD = """\
-# Written by squidkeeper's install.sh from the policy, which replaces it: run it again after a change of `upstreams` or
-# `strip`, and of a parent's password. Until then a request that needs what is not here is denied as not-rendered.
+# Written by squidkeeper's install.sh from the policy, which replaces it: run it again after a change of `upstreams`,
+# `strip` or the headers of credentials, and of a parent's password. Until then a request that needs what is not here is
+# denied as not-rendered.
 """
-_KEYS = re.compile(r"^acl sk_(?:strip|upstream)_rendered note (?:strip|upstream)_ (.*)$", re.MULTILINE)
+_KEYS = re.compile(
+    r"^acl sk_(?:strip_rendered note strip_|inject_rendered note inject_lines_|upstream_rendered note upstream_) (.*)$",
+    re.MULTILINE,
+)
 _DEFAULT = re.compile(r"^# --upstream (\S+)$", re.MULTILINE)
 _LOGIN = re.compile(r"^cache_peer .* name=sk_(\S+) .* login=(\S+)$", re.MULTILINE)
 _PEER = re.compile(r"^cache_peer (\S+) parent (\d+) 0 name=sk_(\S+) ", re.MULTILINE)
@@ -42,6 +47,7 @@ def policy_lines(policy: Policy, secrets: SecretStore, default: str = "") -> str
     lines = (
         *_HEAD.splitlines(),
         *_strip_lines(tuple({rule.strip.key: rule.strip for rule in policy.rules if rule.strip}.values())),
+        *_inject_lines(policy.credentials),
         *_upstream_lines(policy.upstreams, secrets),
         *(_default_lines(default) if default else ()),
         *(_CONNECT_LINES if default or any(one.parent for one in policy.upstreams) else ()),
@@ -71,6 +77,11 @@ def not_rendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[F
             if rule.strip and rule.strip.key not in keys
         ),
         *(
+            Fault(one.location, FaultCode.NOT_RENDERED, f"credential {one.name!r}: its headers {_ARE_NOT_RENDERED}")
+            for one in policy.credentials
+            if one.form.lines_key and one.form.lines_key not in keys
+        ),
+        *(
             Fault(one.location, FaultCode.NOT_RENDERED, f"upstream {one.name!r} {_NOT_RENDERED}")
             for one in policy.upstreams
             if one.key not in keys
@@ -83,15 +94,17 @@ def not_rendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[F
     )
 
 
-def lacks_lines(strip: Strip | None, upstream: Route | None, rendered: str) -> bool:
+def lacks_lines(strip: Strip | None, upstream: Route | None, credentials: Iterable[Credential], rendered: str) -> bool:
     """Tell whether a request with these needs what is not rendered, so that Squid denies it as not-rendered."""
-    return not {one.key for one in (strip, upstream) if one} <= _rendered_keys(rendered) | {DEFAULT, DIRECT}
+    needed = {one.key for one in (strip, upstream) if one} | {one.form.lines_key for one in credentials}
+    return not needed - {""} <= _rendered_keys(rendered) | {DEFAULT, DIRECT}
 
 
 def _rendered_keys(rendered: str) -> set[str]:
     return {key for line in _KEYS.findall(rendered) for key in line.split()}
 
 
+_ARE_NOT_RENDERED = "are not in Squid's configuration yet, so its requests are denied: run install.sh"
 _NOT_RENDERED = "is not in Squid's configuration yet, so its requests are denied: run install.sh"
 _OTHER_PASSWORD = "its secret has changed, and Squid still sends the former password: run install.sh"  # noqa: S105 - a text
 
@@ -123,6 +136,18 @@ def _strip_lines(strips: Iterable[Strip]) -> Iterator[str]:
         yield f"acl sk_strip_{number} note strip_header_ {key}"
         yield f"acl sk_stripped_{number} any-of CONNECT sk_strip_{number}"
         yield from (f"request_header_access {name} deny sk_stripped_{number}" for name in spellings(header))
+
+
+def _inject_lines(credentials: Iterable[Credential]) -> Iterator[str]:
+    """Write the lines of the headers that squid.conf does not have; as its own, they go where there is a credential."""
+    forms = [credential.form for credential in credentials if credential.form.rendered]
+    yield " ".join(["acl sk_inject_rendered note inject_lines_ -", *dict.fromkeys(form.lines_key for form in forms)])
+    names = {name.lower(): name for form in forms for name in form.rendered}
+    for number, (_, header) in enumerate(sorted(names.items())):
+        annotation = header_annotation(header)
+        yield f"acl sk_injects_{number} note {annotation}"
+        yield from (f"request_header_access {name} deny sk_takes_injectable" for name in spellings(header))
+        yield f"""request_header_add {header} "%'{{{annotation}}}note" sk_https !sk_final sk_injects_{number}"""
 
 
 def _upstream_lines(upstreams: Iterable[Route], secrets: SecretStore) -> Iterator[str]:

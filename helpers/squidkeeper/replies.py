@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from sys import getsizeof
@@ -22,6 +22,7 @@ from squidkeeper.metrics import (
     PROTOCOL_ERRORS,
     REWRITE,
 )
+from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.model import Route, Strip
 from squidkeeper.protocol.lines import USER_LENGTH, Reply, Result
 from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request
@@ -176,12 +177,19 @@ def credential_reply(decision: Decision, policy: CompiledPolicy, headers: Iterab
         return Reply(Result.OK, annotations, counts=counts)
     names = [credential.name for credential in decision.credentials]
     added = ((header_annotation(header), value) for header, value in headers)
-    injected = (*added, ("injected_", "yes"), ("credential_", ",".join(names)))
+    injected = (*added, *_lines(decision), ("injected_", "yes"), ("credential_", ",".join(names)))
     return Reply(
         Result.OK,
         (*annotations, *injected),
         counts=(*counts, *(counter_key(CREDENTIAL_INJECTIONS, name) for name in names)),
     )
+
+
+def _lines(decision: Decision) -> Iterator[tuple[str, str]]:
+    """Name the lines of Squid's configuration that the headers need; the tag has Squid test whether it has them."""
+    for credential in decision.credentials:
+        if credential.form.lines_key:
+            yield from (("inject_lines_", credential.form.lines_key), ("tag", "sk_needs_lines"))
 
 
 def credential_unavailable_reply(decision: Decision, policy: CompiledPolicy, failed: Iterable[str]) -> Reply:
@@ -192,8 +200,12 @@ def credential_unavailable_reply(decision: Decision, policy: CompiledPolicy, fai
 
 
 def header_annotation(header: str) -> str:
-    """Name the annotation that carries a header's value; the closing `_` keeps Squid from logging it."""
-    return f"{header.lower().replace('-', '_')}_"
+    """Name the annotation that carries a header's value; the closing `_` keeps Squid from logging it.
+
+    A header that the policy names has a prefix: `Rule` must not become the annotation `rule_`.
+    """
+    prefix = "" if header in INJECTABLE_HEADERS else "inject_"
+    return f"{prefix}{header.lower().replace('-', '_')}_"
 
 
 # --- every helper -------------------------------------------------------------------------------------------------

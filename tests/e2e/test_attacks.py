@@ -12,8 +12,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
-from squidkeeper.policy.headers import spellings
-from squidkeeper.setup.templates import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS
+from squidkeeper.policy.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
 from tests.waiting import wait_for
 
 from .curl import curl

@@ -9,8 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from squidkeeper.policy.headers import spellings
-from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.policy.headers import INJECTABLE_HEADERS, spellings
 from tests.waiting import wait_for
 
 from .curl import curl

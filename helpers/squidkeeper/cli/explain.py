@@ -88,7 +88,8 @@ def _not_rendered(found: Explanation, file: Path) -> str | None:
         rendered = file.read_text()
     except OSError:
         return None
-    if not found.decision.allowed or not lacks_lines(found.decision.strip, found.upstream, rendered):
+    decision = found.decision
+    if not decision.allowed or not lacks_lines(decision.strip, found.upstream, decision.credentials, rendered):
         return None
     return f"Squid denies the request, because {file} lacks lines that it needs: run install.sh"
 

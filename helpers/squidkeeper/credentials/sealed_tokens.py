@@ -14,7 +14,7 @@ from squidkeeper.credentials.sealing import TOKEN_PREFIX, SealingPrivateKey, ope
 from squidkeeper.credentials.secret import Secret
 from squidkeeper.credentials.store import SecretStore
 from squidkeeper.errors import PatternError, SealedTokenRefused, SecretUnavailable, SquidkeeperError
-from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.sealed_tokens import SealedContent, parse_content
 
 _CACHE_BYTES, _OBJECT_BYTES = 1024 * 1024, 8_000  # of Python objects, beside the text

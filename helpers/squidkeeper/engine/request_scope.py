@@ -150,15 +150,13 @@ def _first(entries: Iterable[EntryT], url: UrlFacts) -> EntryT | None:
 
 
 def _chosen(credentials: Iterable[Credential], url: UrlFacts) -> tuple[Credential, ...]:
-    """Choose each credential that matches and fills no place of one that is chosen: never a part of a credential."""
+    """Choose each credential that matches and shares no claim with one that is chosen: never a part of a credential."""
     chosen: list[Credential] = []
-    filled: set[str] = set()
+    claimed: set[str] = set()
     for credential in credentials:
-        if holds_for_url(credential, url):
-            places = {place.lower() for place in credential.form.places}
-            if filled.isdisjoint(places):
-                chosen.append(credential)
-                filled |= places
+        if holds_for_url(credential, url) and claimed.isdisjoint(credential.form.claims):
+            chosen.append(credential)
+            claimed |= credential.form.claims
     return tuple(chosen)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy import passthrough, secret_references, tokens
 from squidkeeper.policy.contents import PolicyContents
+from squidkeeper.policy.credential_faults import credential_faults
 from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.forms import Form, Headers, InjectedValue, values_of
+from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.host_lists import HostList, ListSummary
 from squidkeeper.policy.model import (
-    INJECTABLE_HEADERS,
     Action,
     Client,
     Credential,
@@ -82,7 +83,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *passthrough.entry_faults(documents),
         *tokens.entry_faults(documents),
         *_upstream_faults(documents),
-        *_header_faults(documents),
+        *credential_faults(documents),
     }
     comments = (warning for document in documents for warning in document.warnings)
     warnings = tuple(sorted({*list_warnings, *secret_warnings, *comments}))
@@ -234,24 +235,6 @@ def _upstream_faults(documents: Sequence[Document]) -> Iterator[Fault]:
                 place = document.locate((*steps, "basic", "password"))
                 message = "the secret is a variable of Squid's environment, which install.sh does not know"
                 yield Fault(place, FaultCode.INVALID_UPSTREAM, f"{message}, expected one with 'file'")
-
-
-def _header_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find the credentials that name a header beside `headers`, or one twice."""
-    for document in documents:
-        for _, entry, steps in entries(document, "credentials"):
-            if "header" in entry and "headers" in entry:
-                place = document.locate((*steps, "header"), key=True)
-                message = "'header' is for bearer, basic and value, expected every header in 'headers'"
-                yield Fault(place, FaultCode.KEY_CHOICE, message)
-            headers = entry.get("headers")
-            seen: set[str] = set()
-            for name in map(str, headers if isinstance(headers, dict) else ()):
-                if name.lower() in seen:
-                    place = document.locate((*steps, "headers", name), key=True)
-                    message = "this header is also above in another case, expected it once"
-                    yield Fault(place, FaultCode.DUPLICATE_NAME, message)
-                seen.add(name.lower())
 
 
 _NAMED_SECTIONS = {

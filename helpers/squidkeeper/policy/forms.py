@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 
+from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.templates import parse_template
+
+_KEY_LENGTH = 12  # hexadecimal digits
+SHIPPED = tuple(header.lower() for header in INJECTABLE_HEADERS)
+_RENDERED = "(rendered)"  # no header has this name
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +30,37 @@ class InjectedValue:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """One header or more."""
+    """One header or more. `rendered` are those that squid.conf adds by lines that install.sh renders from the policy.
+
+    Of two credentials with a common claim a request gets one: they share a header, or both have rendered ones. So a
+    request needs the lines of one credential alone, and one key tells whether Squid has them.
+    """
 
     values: tuple[InjectedValue, ...]
+    rendered: tuple[str, ...] = field(init=False, compare=False)
+    claims: frozenset[str] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        rendered = tuple(name for name in self.places if name.lower() not in SHIPPED)
+        names = [name.lower() for name in self.places]
+        object.__setattr__(self, "rendered", rendered)
+        object.__setattr__(self, "claims", frozenset([*names, _RENDERED] if rendered else names))
 
     @property
     def places(self) -> tuple[str, ...]:
-        """What it fills in a request, as it is shown. No two credentials of a request fill the same place."""
+        """Where it puts something into a request, as that is shown."""
         return tuple(value.name for value in self.values)
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """The secrets that it needs."""
         return _secrets(self.values)
+
+    @property
+    def lines_key(self) -> str:
+        """The name, for Squid, of the lines that it needs; empty where it needs none."""
+        names = ",".join(sorted(name.lower() for name in self.rendered))
+        return sha256(names.encode()).hexdigest()[:_KEY_LENGTH] if names else ""
 
 
 Form = Headers

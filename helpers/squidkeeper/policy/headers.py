@@ -1,4 +1,4 @@
-"""The request headers that a rule removes (floor 2): which names are accepted, and how each can be spelled."""
+"""The request headers that a rule removes and a credential injects (floor 2): which names, and how each is spelled."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ from collections.abc import Iterator
 from itertools import product
 
 from squidkeeper.errors import PatternError
+
+# The headers that squid.conf itself removes and adds, spelled as they are sent. Others need lines of the policy's own.
+INJECTABLE_HEADERS = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token")
+
+# A header that makes servers answer for another method, path or host than the request names. Each is read by some
+# framework, front end or server; squid/README.md says which.
+METHOD_HEADERS = (
+    *("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "X-Original-Method", "X-Forwarded-Method"),
+)
+PATH_HEADERS = (
+    *("X-Original-URL", "X-Rewrite-URL", "X-Override-URL", "X-Forwarded-URL"),
+    *("X-Original-URI", "X-Rewrite-URI", "X-Forwarded-URI", "X-Request-URI"),
+    *("X-Original-Path", "X-Forwarded-Path", "X-Envoy-Original-Path"),
+    *("X-Forwarded-Prefix", "X-Script-Name"),
+    "Destination",
+)
+HOST_HEADERS = (
+    *("X-Forwarded-Host", "X-Original-Host", "X-HTTP-Host-Override", "X-Forwarded-Server", "X-Host", "X-Real-Host"),
+    "Forwarded",
+)
 
 _DASHES_AT_MOST = 5  # each doubles the lines in Squid's configuration
 _LENGTH_AT_MOST = 64
@@ -19,6 +39,19 @@ _NEEDED = frozenset(
         *("proxy-authorization", "proxy-authenticate", "proxy-authentication-info"),
     }
 )
+# What an injected header must not be, and why. A name that ends with `-` stands for all that begin with it.
+_NEVER_INJECTED = {
+    **dict.fromkeys(_NEEDED, "it frames or routes the request, or concerns one connection alone"),
+    **dict.fromkeys(("proxy-", "sec-websocket-", "http2-settings", "max-forwards"), "it concerns one connection alone"),
+    **dict.fromkeys(
+        (*METHOD_HEADERS, *PATH_HEADERS, *HOST_HEADERS, "x-forwarded-", "x-real-ip", "content-", "range", "if-"),
+        "it changes which request a server answers, or to whom",
+    ),
+    **dict.fromkeys(("x-squid-", "x-cache", "surrogate-", "cache-control", "pragma", "date"), "it is Squid's own"),
+    **dict.fromkeys(
+        ("cookie", "cookie2", "set-cookie"), "a server renews it by Set-Cookie, which would show it to the client"
+    ),
+}
 _WORDS_OF_SQUID = frozenset({"all", "other"})  # request_header_access takes them for groups of headers
 
 
@@ -47,3 +80,23 @@ def parse_stripped_header(text: str) -> str:
             " each mixture of - and _"
         )
     return name
+
+
+def parse_injected_header(text: str) -> str:
+    """Read the name of a header to inject, spelled as it is sent; `PatternError` for one that must not be injected."""
+    for header in INJECTABLE_HEADERS:
+        if header.lower() == text.lower():
+            return header
+    if len(text) > _LENGTH_AT_MOST or not _NAME.fullmatch(text) or "_" in text or text.count("-") > _DASHES_AT_MOST:
+        raise PatternError(
+            f"this header cannot be injected, expected up to {_LENGTH_AT_MOST} letters, digits and single dashes, of"
+            f" which {_DASHES_AT_MOST} at most, such as X-Acme-Key"
+        )
+    name = text.lower()
+    if name in _WORDS_OF_SQUID:
+        raise PatternError(f"header {text!r} is a word of Squid's for several headers, expected the name of one")
+    for forbidden, reason in _NEVER_INJECTED.items():
+        forbidden = forbidden.lower()
+        if name == forbidden or (forbidden.endswith("-") and name.startswith(forbidden)):
+            raise PatternError(f"header {text!r} is never injected: {reason}")
+    return text

@@ -36,9 +36,6 @@ VERDICT_NAMES = frozenset(
     }
 )
 
-# squid.conf removes and adds exactly these, so another one would never be sent. Spelled as they are sent.
-INJECTABLE_HEADERS = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key", "Private-Token", "X-Auth-Token")
-
 _HEADER_KEY_LENGTH = 8
 _KEY_LENGTH = 12  # hexadecimal digits of the keys of what install.sh renders
 TOKEN_ID_LENGTH = 12  # hexadecimal digits of the hash

@@ -39,9 +39,9 @@ from squidkeeper.policy.document import (
     shown_key,
 )
 from squidkeeper.policy.faults import Fault, FaultCode
-from squidkeeper.policy.headers import parse_stripped_header
+from squidkeeper.policy.headers import parse_injected_header, parse_stripped_header
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
-from squidkeeper.policy.model import INJECTABLE_HEADERS, NO_REWRITE, VERDICT_NAMES, Action, Target, Token
+from squidkeeper.policy.model import NO_REWRITE, VERDICT_NAMES, Action, Target, Token
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
 from squidkeeper.policy.secret_sources import (
     ClientAuth,
@@ -240,13 +240,6 @@ def _parse_sha256(value: object) -> str:
         return _sha256(value) if isinstance(value, str) else _sha256("")
     except PatternError as error:
         raise _fault(FaultCode.INVALID_TOKEN, str(error)) from None
-
-
-def _header(text: str) -> str:
-    for header in INJECTABLE_HEADERS:
-        if header.lower() == text.lower():
-            return header
-    raise PatternError(f"squid.conf does not inject this header, expected {one_of(INJECTABLE_HEADERS)}")
 
 
 def _stripped(value: object, info: ValidationInfo) -> str:
@@ -517,7 +510,7 @@ KnownList = Annotated[str, _known("lists", "list")]
 KnownSecret = Annotated[str, _known("secrets", "secret")]
 KnownCredential = Annotated[str, _known("credentials", "credential")]
 CredentialHost = Annotated[HostPattern, PlainValidator(_credential_host)]
-HeaderName = Annotated[str, _parsed(FaultCode.INVALID_HEADER, _header)]
+HeaderName = Annotated[str, _parsed(FaultCode.INVALID_HEADER, parse_injected_header)]
 ValueBeside = Annotated[str, PlainValidator(_value_beside)]
 File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
 Argument = Annotated[str, PlainValidator(_argument)]

@@ -14,8 +14,9 @@ from typing import Annotated
 from pydantic import PlainValidator, ValidationError
 
 from squidkeeper.errors import PatternError
+from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.hosts import HostPattern
-from squidkeeper.policy.model import INJECTABLE_HEADERS, Match
+from squidkeeper.policy.model import Match
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.policy.schema import CredentialHost, Many, MatchFields, Names, Time
 from squidkeeper.policy.templates import parse_template

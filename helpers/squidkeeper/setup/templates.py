@@ -16,30 +16,12 @@ from textwrap import wrap
 
 import msgspec
 
-from squidkeeper.policy.headers import spellings
-from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.policy.headers import HOST_HEADERS, INJECTABLE_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
 from squidkeeper.protocol.request_headers import READ_HEADERS
 from squidkeeper.record.record import LENGTHS, VERSION, Record
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import error_pages
 from squidkeeper.url import LONG_URL, PRIVATE_NETWORKS, UNUSUAL_CHARACTER
-
-# A header that makes servers answer for another method, path or host than the request names. Each is read by some
-# framework, front end or server; squid/README.md says which.
-METHOD_HEADERS = (
-    *("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "X-Original-Method", "X-Forwarded-Method"),
-)
-PATH_HEADERS = (
-    *("X-Original-URL", "X-Rewrite-URL", "X-Override-URL", "X-Forwarded-URL"),
-    *("X-Original-URI", "X-Rewrite-URI", "X-Forwarded-URI", "X-Request-URI"),
-    *("X-Original-Path", "X-Forwarded-Path", "X-Envoy-Original-Path"),
-    *("X-Forwarded-Prefix", "X-Script-Name"),
-    "Destination",
-)
-HOST_HEADERS = (
-    *("X-Forwarded-Host", "X-Original-Host", "X-HTTP-Host-Override", "X-Forwarded-Server", "X-Host", "X-Real-Host"),
-    "Forwarded",
-)
 
 # How Squid names the fields of a record: http://www.squid-cache.org/Doc/config/logformat/. `#` is percent-encoding.
 LOG_CODES = {

@@ -1,0 +1,127 @@
+"""Forms of credentials on a live Squid: headers of any name, and parameters of the query."""
+
+from contextlib import suppress
+
+import pytest
+
+from squidkeeper.policy.headers import spellings
+from tests.waiting import wait_for
+
+from .curl import CurlFailed, curl
+from .gateway import Gateway, NewGateway
+from .origin import Answer, Origins
+from .raw import tunnel
+
+POLICY = """
+version: 1
+rules:
+  - {name: all, action: allow, hosts: [acme.example, pair.example, later.example, front.example, back.example]}
+rewrites:
+  - {name: front, hosts: [front.example], to: "https://back.example/moved{path}{query}"}
+secrets:
+  key: {file: secrets/key}
+  odd: {file: secrets/odd}
+credentials:
+  - {name: acme, hosts: [acme.example], paths: [/v1/**], header: X-Acme-Key, value: "{key}"}
+  - {name: odd, hosts: [acme.example], paths: [/odd], header: X-Acme-Key, value: "a {{{odd}}}"}
+  - name: pair
+    hosts: [pair.example]
+    headers: {Verdict: "allow {{}}", X-Acme-Key: "{key}", Authorization: "Bearer {odd}"}
+  - {name: back, hosts: [back.example], header: x-acme-key, value: "{key}"}
+"""
+KEY = "e2e-forms-key-0123456789"
+ODD = r"""e2e forms "quoted" back\slash %41 {braces} 'single' &;=+#?"""
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    gateway = new_gateway(POLICY)
+    gateway.secret("key", KEY + "\n")
+    gateway.secret("odd", ODD)
+    gateway.render()
+    return gateway.start()
+
+
+# --- headers of any name ------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    ("Connection: x-acme-key",),
+    ("Connection: close, X-Acme-Key, authorization", "X-Acme-Key: mine"),
+    ("Proxy-Connection: x-acme-key", "Keep-Alive: x-acme-key"),
+    ("X-Acme-Key: mine", "x-acme-key: mine", "X-ACME-KEY:mine"),
+    tuple(f"{name}: mine" for name in spellings("X-Acme-Key")),
+    ("X-Acme-Key : mine",),
+    ("X-Other: 1\r\n X-Acme-Key: mine",),  # obs-fold
+    ("X-Acme-Key: \r\n mine",),
+    ("X-Acme-Key;: mine", "X-Acme-Key\t: mine"),
+]
+
+
+@pytest.mark.parametrize("headers", HOSTILE, ids=str)
+def test_a_header_of_any_name_arrives_once_whatever_the_client_sends(
+    gateway: Gateway, origins: Origins, headers: tuple[str, ...]
+) -> None:
+    with tunnel(gateway, "acme.example:443") as client:
+        client.get("/v1/x", "acme.example", *headers)
+    for seen in origins.seen:  # none where Squid refuses the header itself
+        names = set(spellings("x-acme-key"))
+        assert [value for name, value in seen.headers if name.lower() in names] == [KEY]
+
+
+def test_a_trailer_cannot_replace_what_is_injected(gateway: Gateway, origins: Origins) -> None:
+    with tunnel(gateway, "acme.example:443") as client:
+        head = "POST /v1/x HTTP/1.1\r\nHost: acme.example\r\nTransfer-Encoding: chunked\r\nTrailer: X-Acme-Key\r\n\r\n"
+        client.send(head + "1\r\na\r\n0\r\nX-Acme-Key: mine\r\n\r\n").answer()
+    for seen in origins.seen:
+        assert seen.values("X-Acme-Key") == [KEY]
+        assert b"mine" not in seen.head + seen.body
+
+
+def test_a_kept_alive_tunnel_gets_it_only_where_it_belongs(gateway: Gateway, origins: Origins) -> None:
+    with tunnel(gateway, "acme.example:443") as client:
+        for target in ("/v1/a", "/other", "/odd", "/v1/b"):
+            client.get(target, "acme.example", *(() if target == "/odd" else ("X-Acme-Key: mine",)))
+    assert [seen.values("X-Acme-Key") for seen in origins.seen] == [[KEY], ["mine"], [f"a {{{ODD}}}"], [KEY]]
+
+
+def test_several_headers_of_any_name_arrive_together(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://pair.example/", "-H", "Verdict: deny", "--range", "0-1")
+    seen = origins.seen[0]
+    assert seen.values("Verdict") == ["allow {}"]
+    assert seen.values("X-Acme-Key") == [KEY]
+    assert seen.values("Authorization") == [f"Bearer {ODD}"]
+    line = gateway.logged("https://pair.example/")
+    assert (line["verdict"], line["rule"], line["credential"]) == ("allow", "all", "pair")
+
+
+def test_it_follows_a_rewrite_and_never_goes_over_http_nor_along_a_redirect(gateway: Gateway, origins: Origins) -> None:
+    origins.answers["back.example/moved/x"] = Answer(302, headers={"Location": "https://acme.example/other"})
+    curl(gateway, "http://front.example/x", "--location")
+    curl(gateway, "http://acme.example/v1/x")
+    assert origins.urls() == [
+        "https://back.example/moved/x",
+        "https://acme.example/other",
+        "http://acme.example/v1/x",
+    ]
+    assert [seen.values("X-Acme-Key") for seen in origins.seen] == [[KEY], [], []]
+
+
+def is_served(gateway: Gateway, url: str) -> bool:
+    """Tell whether a URL is fetched; Squid closes its port while it reconfigures."""
+    with suppress(CurlFailed):
+        return curl(gateway, url).status == 200
+    return False
+
+
+def test_a_header_that_is_not_rendered_denies_until_it_is(gateway: Gateway, origins: Origins) -> None:
+    text = POLICY.replace("rules:\n", "rules:\n  - {name: new, action: allow, hosts: [new.example]}\n", 1)
+    added = "  - {name: new, hosts: [new.example], headers: {X-New-Key: '{key}', Authorization: a}}\n"
+    gateway.write("policy.yaml", text + added)
+    wait_for(lambda: curl(gateway, "https://new.example/").rule == "not-rendered", "the new policy")
+    assert curl(gateway, "https://acme.example/v1/x").status == 200
+    assert "new.example" not in "".join(origins.urls())
+    assert "not-rendered" in {line["rule"] for line in gateway.log() if line["url"] == "https://new.example/"}
+    gateway.render()
+    gateway.reconfigure()
+    wait_for(lambda: is_served(gateway, "https://new.example/"), "the lines to be read")
+    assert origins.seen[-1].values("X-New-Key") == [KEY]
