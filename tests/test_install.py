@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import random
@@ -533,15 +534,29 @@ def test_no_pipe_of_the_installer_has_a_reader_that_ends_early() -> None:
 
 
 def test_what_squid_warns_of_in_local_conf_is_told(gateway: Gateway) -> None:
-    assert "WARNING" not in gateway.install().stdout
+    before = gateway.install().stdout
+    assert "WARNING" not in before
+    assert "(half-closed-clients)" not in before
     local = gateway.place("etc/local.conf")
     kept = local.read_text()
-    local.write_text(kept + "tls_outgoing_options cafile=/nonexistent.crt\n")
+    local.write_text(kept + "tls_outgoing_options cafile=/nonexistent.crt\nhalf_closed_clients on\n")
     done = gateway.install()
     local.write_text(kept)
     assert gateway.install().returncode == 0
     assert done.returncode == 0, done.stderr
     assert "WARNING: Ignoring error setting CA certificate location /nonexistent.crt" in done.stdout
+    assert "(half-closed-clients)" in done.stdout  # doctor, which runs last
+
+
+def test_doctor_finds_nothing_in_a_good_gateway(gateway: Gateway) -> None:
+    command: list[str | Path] = [gateway.place("bin/squidkeeper"), "doctor", "--json", "--root", gateway.place("")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    diagnosis = json.loads(done.stdout)
+    of_this_machine = {"disk-space-low", "squid-outdated"}
+    assert {one["code"] for one in diagnosis["findings"]} - of_this_machine == set(), done.stdout
+    assert diagnosis["checks"] > 50
+    assert diagnosis["not_checked"] == []
+    assert done.stderr == ""
 
 
 def test_another_port_restarts_squid(gateway: Gateway) -> None:

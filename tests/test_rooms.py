@@ -41,8 +41,9 @@ FLOORS = {
     "pages": 6,
     "exporter": 7,
     "report": 7,
+    "setup": 7,
     "demo": 8,
-    "setup": 8,
+    "doctor": 8,
     "cli": 9,
     "__main__": 10,
 }

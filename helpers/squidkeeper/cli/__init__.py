@@ -13,6 +13,7 @@ _COMMANDS = (
     "log",
     "report",
     "demo",
+    "doctor",
     "env",
     "probe",
     "brief",
@@ -46,7 +47,8 @@ class LateGroup(click.Group):
 def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
-    `check`, `explain`, `log`, `report` and `demo` are for people. `env`, `probe` and `brief` print what a client needs.
+    `check`, `explain`, `log`, `report`, `doctor` and `demo` are for people. `env`, `probe` and `brief` print what a
+    client needs.
     `client` makes and revokes the tokens of clients.
     `acl`, `rewrite`, `credential`, `throttle`, `certificate` and `login` are the helpers that Squid starts.
     `exporter`, `maintain` and `secrets` are services beside Squid. `setup` is a part of install.sh.

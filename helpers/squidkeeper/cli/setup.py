@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+if TYPE_CHECKING:
+    from squidkeeper.setup.options import SetupOptions
+
 _FOLDER = click.Path(path_type=Path)
+_HEARTBEAT_SECONDS = 5.0  # within which a process that has just started gives one
 
 
 def _server_names(value: str) -> tuple[str, ...]:
@@ -89,7 +94,34 @@ def setup(**given: Any) -> None:
         remove_prepared(given["work"], given["made"])
         click.echo(f"install.sh: {error.message}\n            ./install.sh --help explains the options.", err=True)
         raise SystemExit(2) from error
-    raise SystemExit(run_setup(options))
+    status = run_setup(options)
+    if status == 0 and not options.dry_run and not options.uninstall:
+        _examine(options)
+    raise SystemExit(status)
+
+
+def _examine(options: SetupOptions) -> None:
+    """Print what `doctor` finds. That fails no installation: the gateway in place is at least as good as before."""
+    from squidkeeper.doctor.examination import as_text, examine
+    from squidkeeper.doctor.inspection import inspect
+    from squidkeeper.maintenance_status import read_maintenance_status
+    from squidkeeper.setup.console import say, show
+    from squidkeeper.setup.layout import Layout
+    from squidkeeper.setup.sockets import wait_until
+
+    layout = Layout.of(options.root)
+    if not options.no_start:
+        wait_until(_HEARTBEAT_SECONDS, lambda: read_maintenance_status(layout.state, time.time()).runs)
+    try:
+        diagnosis = examine(inspect(layout), running=not options.no_start, in_setup=True)
+    except OSError as error:
+        say("doctor", f"the gateway cannot be examined ({error})")
+        return
+    text = as_text(diagnosis)
+    if diagnosis.found:
+        show(f"\nsquidkeeper doctor, which you can run at any time:\n{text}")
+    else:
+        say("doctor", text)
 
 
 def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Lines of ours in the local additions to AppArmor's profiles (floor 8), between two marks that name the gateway."""
+"""Lines of ours in the local additions to AppArmor's profiles (floor 7), between two marks that name the gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CA's part of an installation (floor 8): what signs the leaves, which files hold it, and what has to go.
+"""The CA's part of an installation (floor 7): what signs the leaves, which files hold it, and what has to go.
 
 Clients trust the root (`Layout.ca_cert`). Squid signs with another pair of files (`Layout.signing_cert`): an
 intermediate and its key, or the root itself (`--ca direct`, and gateways of former versions). The root's key is read

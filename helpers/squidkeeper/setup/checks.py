@@ -1,4 +1,4 @@
-"""What is checked before anything is replaced (floor 8): as Squid's account, and by Squid itself."""
+"""What is checked before anything is replaced (floor 7): as Squid's account, and by Squid itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of squid/ for one gateway (floor 8): with its paths, addresses, accounts and commands."""
+"""The files of squid/ for one gateway (floor 7): with its paths, addresses, accounts and commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an installation tells its caller (floor 8)."""
+"""What an installation tells its caller (floor 7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files, links and folders as values (floor 8): what is on disk and what should be are compared with `==`."""
+"""Files, links and folders as values (floor 7): what is on disk and what should be are compared with `==`."""
 
 from __future__ import annotations
 

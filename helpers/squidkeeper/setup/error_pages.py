@@ -1,4 +1,4 @@
-"""The pages with which Squid answers for itself (floor 8): denials, and failures after the policy.
+"""The pages with which Squid answers for itself (floor 7): denials, and failures after the policy.
 
 Each page is a row of `PAGES`. A row makes three files of squid/errors/ (plain text, JSON, HTML), its lines in
 squid/squidkeeper-pages.conf, and, for each of Squid's own errors that it covers, the file that replaces Squid's page.

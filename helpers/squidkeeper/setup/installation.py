@@ -1,4 +1,4 @@
-"""One run of an installation (floor 8): prepare and check beside what is installed, plan, and apply.
+"""One run of an installation (floor 7): prepare and check beside what is installed, plan, and apply.
 
 Everything is tried before anything is replaced: the program as Squid's account, the policy by `squidkeeper check`, the
 configuration by `squid -k parse`. A run that fails after that puts back what it replaced.

@@ -1,4 +1,4 @@
-"""Where the files of a gateway are (floor 8): as squid/ documents them, or under `--root DIR`."""
+"""Where the files of a gateway are (floor 7): as squid/ documents them, or under `--root DIR`."""
 
 from __future__ import annotations
 

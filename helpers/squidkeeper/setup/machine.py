@@ -1,4 +1,4 @@
-"""The machine that a gateway is installed on (floor 8): what Squid was built with, and what confines programs."""
+"""The machine that a gateway is installed on (floor 7): what Squid was built with, and what confines programs."""
 
 from __future__ import annotations
 

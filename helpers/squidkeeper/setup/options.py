@@ -1,4 +1,4 @@
-"""What the caller of install.sh asked for (floor 8); install.sh has checked the values."""
+"""What the caller of install.sh asked for (floor 7); install.sh has checked the values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages of programs that run beside Squid (floor 8): unbound for its names, HAProxy for TLS to the proxy."""
+"""Packages of programs that run beside Squid (floor 7): unbound for its names, HAProxy for TLS to the proxy."""
 
 from __future__ import annotations
 

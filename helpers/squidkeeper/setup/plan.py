@@ -1,4 +1,4 @@
-"""The plan of an installation (floor 8), pure: from what is and what should be to the steps between them.
+"""The plan of an installation (floor 7), pure: from what is and what should be to the steps between them.
 
 Nothing to do makes no step. A step says what it does, for `--dry-run`, and the stage that it fails in.
 """

@@ -1,4 +1,4 @@
-"""Squid and the services beside it (floor 8): whether each runs, and how it is started and stopped.
+"""Squid and the services beside it (floor 7): whether each runs, and how it is started and stopped.
 
 With systemd they are services; without, Squid goes into the background, and `supervise` keeps each service running.
 """

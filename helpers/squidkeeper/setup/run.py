@@ -1,4 +1,4 @@
-"""A run of `squidkeeper setup` (floor 8): to its end, or back to what was there before."""
+"""A run of `squidkeeper setup` (floor 7): to its end, or back to what was there before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes and the ports that they listen on (floor 8)."""
+"""Processes and the ports that they listen on (floor 7)."""
 
 from __future__ import annotations
 

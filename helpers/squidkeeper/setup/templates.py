@@ -1,4 +1,4 @@
-"""The sections of squid/*.conf that repeat what the program knows, and the pages in squid/errors/ (floor 8).
+"""The sections of squid/*.conf that repeat what the program knows, and the pages in squid/errors/ (floor 7).
 
 The sections stand in the committed files between marker comments, so that these can be read as they are. After a change
 of what they are made from, a maintainer renders all again:
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from textwrap import wrap
@@ -21,6 +21,7 @@ from squidkeeper.protocol.request_headers import READ_HEADERS
 from squidkeeper.record.record import LENGTHS, VERSION, Record
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import error_pages
+from squidkeeper.setup.configuration import substitute
 from squidkeeper.url import LONG_URL, PRIVATE_NETWORKS, UNUSUAL_CHARACTER
 
 # How Squid names the fields of a record: http://www.squid-cache.org/Doc/config/logformat/. `#` is percent-encoding.
@@ -60,6 +61,17 @@ _NETWORKS_WIDTH = 118 - len("acl sk_private dst ")
 def render(text: str) -> str:
     """Render every section of a configuration again, and leave all else as it is."""
     return _SECTION.sub(lambda match: f"{match[1]}\n" + "".join(f"{line}\n" for line in SECTIONS[match[1]]()), text)
+
+
+def outdated_sections(text: str, replacements: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """List the sections of an installed file that would be rendered otherwise, each with the number of its line.
+
+    `replacements` maps the documented paths to those of the gateway.
+    """
+    for match in _SECTION.finditer(text):
+        lines = SECTIONS[match[1]]() if match[1] in SECTIONS else ()
+        if match[0] != f"{match[1]}\n" + substitute("".join(f"{line}\n" for line in lines), replacements):
+            yield text.count("\n", 0, match.start()) + 1, match[1]
 
 
 def _private_networks() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The transaction of an installation (floor 8): applies steps, keeps what they replace, and puts it back.
+"""The transaction of an installation (floor 7): applies steps, keeps what they replace, and puts it back.
 
 What a step replaces lies beside it, as NAME.squidkeeper-old, until the transaction is committed. Nobody else would use
 that name: NAME.old could be what an operator moved away. A rollback stops what was started, puts the files back, newest

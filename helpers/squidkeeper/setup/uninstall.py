@@ -1,4 +1,4 @@
-"""The removal of a gateway (floor 8). The policy, the CA, local.conf, the logs and the packages stay.
+"""The removal of a gateway (floor 7). The policy, the CA, local.conf, the logs and the packages stay.
 
 A squid.conf of the operator's, in force or kept, stays, and must be able to do without what goes.
 """

@@ -1,0 +1,45 @@
+"""`squidkeeper doctor` (floor 9)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from squidkeeper.cli.options import json_option
+
+
+@click.command()
+@click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A gateway that was installed by `install.sh --root DIR`. Left out: the one of the system.",
+)
+@json_option
+def doctor(root: Path | None, as_json: bool) -> None:
+    """Examine an installed gateway: its configuration, its policy, its processes and the machine.
+
+    Run it as root. It changes nothing, and shows no secret. squid/DOCTOR.md lists what it finds.
+
+    Exit status: 0 when nothing is found (remarks of severity `info` allowed), 1 with findings, 2 when there is no
+    gateway to examine, or its squid.conf cannot be read.
+    """
+    from squidkeeper.doctor.examination import as_json as json_of
+    from squidkeeper.doctor.examination import as_text, examine
+    from squidkeeper.doctor.inspection import inspect
+    from squidkeeper.setup.layout import Layout
+
+    layout = Layout.of(root.absolute() if root else None)
+    try:
+        inspection = inspect(layout)
+    except OSError as error:
+        click.echo(
+            f"squidkeeper doctor: {layout.conf} cannot be read ({error.strerror}): name the gateway by --root DIR, or"
+            " run this as root",
+            err=True,
+        )
+        raise SystemExit(2) from error
+    diagnosis = examine(inspection)
+    click.echo(json_of(diagnosis) if as_json else as_text(diagnosis))
+    raise SystemExit(1 if diagnosis.failed else 0)

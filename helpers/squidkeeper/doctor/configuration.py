@@ -1,0 +1,284 @@
+"""What is wrong in Squid's configuration (floor 8). Each finder yields a place and a detail, which shows no value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.doctor.inspection import Inspection, annotations_in
+from squidkeeper.doctor.squid_conf import Directive
+from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.replies import header_annotation
+from squidkeeper.setup import checks
+from squidkeeper.setup.templates import outdated_sections
+
+_FEW_DESCRIPTORS: Final = 4096
+_LONGEST_TTL: Final = 10
+_NEVER: Final = "!all"  # a line with it never matches
+# Tokens that no client chooses the text of.
+_PLAIN_TOKENS: Final = frozenset({"%>a", "%>p", "%>la", "%>lp", "%la", "%lp", "%<a", "%<p"})
+# The sections of Squid's debugging that print headers, helper answers or keys, from level 2 on.
+_TALKATIVE: Final = frozenset(
+    {"ALL", "9", "11", "23", "28", "29", "33", "44", "55", "61", "73", "74", "82", "84", "93"}
+)
+# How the exporter's request passes; other directives than these decide nothing.
+_OF_OWN_SCRAPE: Final = {
+    "http_access": ("allow", "localhost", "sk_itself", "sk_counters", "sk_get", "!sk_through_proxy", "sk_is_scrape"),
+    "adapted_http_access": ("allow", "sk_scrape"),
+}
+_UNVERIFIED: Final = re.compile(r"DONT_VERIFY_(?:PEER|DOMAIN)")
+_VALUE: Final = re.compile(r"( line \d+: \S+ ).*|'[^']*'")  # of what Squid says about a faulty line
+_HEADER_VALUE: Final = re.compile(r'(\S+)\s+("(?:\\.|[^"\\])*"|\S+)\s*(.*)')
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One case of what a check is for. `place`: FILE:LINE, or a file; empty where it is nowhere."""
+
+    detail: str
+    place: str = ""
+
+
+def _at(directive: Directive, detail: str = "") -> Found:
+    return Found(detail or f"{directive.name} {' '.join(directive.words)}", directive.place)
+
+
+def rejected(one: Inspection) -> Iterator[Found]:
+    """Ask Squid itself, whose words are cut off where a value could begin."""
+    good, told = checks.squid_parses(one.layout.squid_service, one.layout.conf)
+    if not good:
+        for line in checks.faults_of(told).splitlines():
+            yield Found(_VALUE.sub(r"\1…", line.partition("| ")[2]))
+
+
+def incomplete(one: Inspection) -> Iterator[Found]:
+    """Find what Squid would not accept, or what cannot be read here."""
+    yield from (Found(problem.text, problem.place) for problem in one.conf.problems)
+
+
+def policy_not_included(one: Inspection) -> Iterator[Found]:
+    """Find a squid.conf that asks nobody."""
+    if one.layout.fragment not in one.conf.files:
+        yield Found(f"include {one.layout.fragment} is missing", str(one.layout.conf))
+
+
+def allowed_ahead(one: Inspection) -> Iterator[Found]:
+    """Find an allow that is ahead of the policy. Only the exporter's own request is meant to pass there."""
+    for directive in one.ahead:
+        words = directive.words
+        if words[:1] == ("allow",) and _NEVER not in words and words != _OF_OWN_SCRAPE.get(directive.name, words):
+            yield _at(directive)
+
+
+def closing_passed_by(one: Inspection) -> Iterator[Found]:
+    """Find a parent or a direct connection of the operator's, past what closes private addresses."""
+    for directive in one.named("cache_peer", "always_direct"):
+        ours = any(word.startswith("name=sk_") for word in directive.words)
+        if not ours and directive.words[:1] != ("deny",):
+            yield _at(directive, f"{directive.name} {directive.words[0] if directive.words else ''}".strip())
+
+
+def certificate_errors_allowed(one: Inspection) -> Iterator[Found]:
+    """Find `sslproxy_cert_error allow`; a line that ends in `!all`, as ours, only annotates."""
+    for directive in one.named("sslproxy_cert_error"):
+        if directive.words[:1] == ("allow",) and _NEVER not in directive.words:
+            yield _at(directive)
+
+
+def unverified(one: Inspection) -> Iterator[Found]:
+    """Find flags that switch verification off."""
+    for directive in one.named("tls_outgoing_options", "sslproxy_flags", "cache_peer"):
+        if found := _UNVERIFIED.search(directive.rest):
+            yield _at(directive, f"{directive.name} … {found[0]}")
+
+
+def passed_on_encrypted(one: Inspection) -> Iterator[Found]:
+    """Find tunnels that are spliced, and ports that bump nothing."""
+    for directive in one.named("ssl_bump"):
+        if directive.words[:1] in (("splice",), ("none",)) and directive.file != one.layout.fragment:
+            yield _at(directive)
+    for directive in one.named("http_port", "https_port"):
+        if "ssl-bump" not in directive.words:
+            yield _at(directive, f"{directive.name} {' '.join(directive.words[:1])} has no ssl-bump")
+
+
+def cached_credentials(one: Inspection) -> Iterator[Found]:
+    """Find missing lines that keep what a credential opened out of the cache."""
+    for name in ("store_miss", "send_hit"):
+        if not any(set(line.words) == {"deny", "sk_https", "sk_injected"} for line in one.named(name)):
+            yield Found(f"{name} deny sk_https sk_injected is missing", str(one.layout.fragment))
+    if not any(line.words == ("deny", "all") for line in one.named("cache")):
+        yield Found("cache deny all is missing", str(one.layout.fragment))
+
+
+def added_headers(one: Inspection) -> Iterator[Found]:
+    """Find a header that is made of an annotation, but not raw, or sent also where the annotation is missing."""
+    guards = {line.words[0]: line.words[2] for line in one.named("acl") if line.words[1:2] == ("note",)}
+    for directive in one.named("request_header_add"):
+        found = _HEADER_VALUE.match(directive.rest)
+        keys = set(annotations_in(found[2])) if found else set()
+        if not found or not keys:
+            continue
+        name, value, acls = found.groups()
+        if not (value.startswith('"') and "%'" in value):
+            yield _at(directive, f'{name}: write "%\'{{KEY}}note", in double quotes')
+        if not keys & {guards.get(acl) for acl in acls.split()}:
+            yield _at(directive, f"{name} has no ACL `note {min(keys)}`")
+
+
+def client_headers_kept(one: Inspection) -> Iterator[Found]:
+    """Find a header that the client's own copy of is let through beside the one that is injected."""
+    names = {header.lower().replace("_", "-") for header in (*INJECTABLE_HEADERS, "all")}
+    for directive in one.ahead:
+        allows = directive.name == "request_header_access" and directive.words[1:2] == ("allow",)
+        if allows and directive.words[0].lower().replace("_", "-") in names:
+            yield _at(directive)
+
+
+def _formats(one: Inspection) -> Iterator[tuple[Directive, tuple[str, ...]]]:
+    """Yield the directives whose tokens a helper reads, with these tokens."""
+    for directive in one.conf.directives:
+        words = directive.words
+        if directive.name == "external_acl_type":
+            yield directive, tuple(word for word in words[1:] if word.startswith("%"))
+        elif directive.name in ("url_rewrite_extras", "store_id_extras"):
+            yield directive, tuple(" ".join(words).split())
+        elif directive.name == "auth_param" and words[1:2] == ("key_extras",):
+            yield directive, tuple(" ".join(words[2:]).split())
+
+
+def raw_tokens(one: Inspection) -> Iterator[Found]:
+    """Find tokens that are not percent-encoded."""
+    for directive, tokens in _formats(one):
+        raw = [token for token in tokens if not token.startswith("%#") and token not in _PLAIN_TOKENS]
+        if raw:
+            yield _at(directive, f"{directive.name} {directive.words[0]}: {' '.join(raw)}")
+
+
+def _asks_us(directive: Directive) -> bool:
+    return any(Path(word).name == "squidkeeper" for word in directive.words)
+
+
+def kept_answers(one: Inspection) -> Iterator[Found]:
+    """Find lookups of ours whose answers Squid keeps for too long: an hour, where no ttl is given."""
+    for directive in one.named("external_acl_type"):
+        if not _asks_us(directive):
+            continue
+        given = dict(word.split("=", 1) for word in directive.words if re.match(r"(negative_)?ttl=\d+$", word))
+        ttl = int(given.get("ttl", 3600))
+        seconds = max(ttl, int(given.get("negative_ttl", ttl)))
+        if seconds > _LONGEST_TTL:
+            yield _at(directive, f"external_acl_type {directive.words[0]} keeps answers for {seconds} s")
+
+
+def rewriter_bypassed(one: Inspection) -> Iterator[Found]:
+    """Find `url_rewrite_bypass on`."""
+    yield from _set_to(one, "url_rewrite_bypass", "on")
+
+
+def half_closed(one: Inspection) -> Iterator[Found]:
+    """Find `half_closed_clients on`."""
+    yield from _set_to(one, "half_closed_clients", "on")
+
+
+def mail_links(one: Inspection) -> Iterator[Found]:
+    """Find `email_err_data on`, which is Squid's default."""
+    if one.last("email_err_data") is None:
+        yield Found("email_err_data off is missing", str(one.layout.pages))
+    yield from _set_to(one, "email_err_data", "on")
+
+
+def _set_to(one: Inspection, name: str, value: str) -> Iterator[Found]:
+    directive = one.last(name)
+    if directive and directive.words[:1] == (value,):
+        yield _at(directive)
+
+
+def printed_annotations(one: Inspection) -> Iterator[Found]:
+    """Find annotations with credentials outside of the line that adds their header."""
+    credentials = one.policy.credentials if one.policy else ()
+    places = (place for credential in credentials for place in credential.form.places)
+    secret = {header_annotation(name) for name in (*INJECTABLE_HEADERS, *places)}
+    for directive in one.conf.directives:
+        shown = set(annotations_in(directive.rest))
+        if directive.name == "logformat" and "*" in shown:
+            yield _at(directive, f"logformat {directive.words[0]}: %note prints every annotation")
+        if directive.name != "request_header_add" and shown & secret:
+            yield _at(directive, f"{directive.name} {directive.words[0]}: {', '.join(sorted(shown & secret))}")
+
+
+def debugging(one: Inspection) -> Iterator[Found]:
+    """Find debugging that prints headers."""
+    directive = one.last("debug_options")
+    for word in directive.words if directive else ():
+        section, _, level = word.partition(",")
+        if directive and section.upper() in _TALKATIVE and level.isdigit() and int(level) > 1:
+            yield _at(directive, f"debug_options {word}")
+
+
+def proxy_protocol_open(one: Inspection) -> Iterator[Found]:
+    """Find PROXY headers that are taken from any address."""
+    narrow = {"localhost"} | {
+        line.words[0]
+        for line in one.named("acl")
+        if line.words[1:2] == ("src",) and not any(map(_is_everything, line.words[2:]))
+    }
+    narrow -= {
+        line.words[0]
+        for line in one.named("acl")
+        if line.words[1:2] == ("src",) and any(map(_is_everything, line.words[2:]))
+    }
+    for directive in one.named("proxy_protocol_access"):
+        if directive.words[:1] == ("allow",) and not narrow & set(directive.words[1:]):
+            yield _at(directive)
+
+
+def _is_everything(value: str) -> bool:
+    try:
+        return value == "all" or ip_network(value, strict=False).prefixlen == 0
+    except ValueError:
+        return False
+
+
+def two_resolvers(one: Inspection) -> Iterator[Found]:
+    """Find a second `dns_nameservers`: Squid asks the servers of both."""
+    places = [*one.named("dns_nameservers")]
+    for directive in places[1:]:
+        yield _at(directive, f"{' '.join(directive.words)}, beside {' '.join(places[0].words)} in {places[0].place}")
+
+
+def other_error_pages(one: Inspection) -> Iterator[Found]:
+    """Find another error_directory than ours."""
+    directive = one.last("error_directory")
+    if directive is None or directive.words[:1] != (str(one.layout.errors),):
+        place = directive.place if directive else str(one.layout.pages)
+        yield Found(f"expected error_directory {one.layout.errors}", place)
+
+
+def no_record(one: Inspection) -> Iterator[Found]:
+    """Find a gateway that does not write the access log which the exporter, `log` and `report` read."""
+    expected = {f"stdio:{one.layout.access_log}", str(one.layout.access_log), f"daemon:{one.layout.access_log}"}
+    logs = [line.words for line in one.named("access_log")]
+    if not any(expected & set(words[:1]) and {"squidkeeper", "logformat=squidkeeper"} & set(words) for words in logs):
+        yield Found(f"access_log stdio:{one.layout.access_log} squidkeeper is missing", str(one.layout.conf))
+
+
+def few_descriptors(one: Inspection) -> Iterator[Found]:
+    """Find a low bound on connections."""
+    directive = one.last("max_filedescriptors")
+    if directive is None:
+        yield Found("max_filedescriptors is missing: Squid takes what it is started with", str(one.layout.conf))
+    elif int(directive.words[0]) < _FEW_DESCRIPTORS:
+        yield _at(directive)
+
+
+def outdated_lines(one: Inspection) -> Iterator[Found]:
+    """Find sections of the installed files that this version renders otherwise."""
+    for path in (one.layout.fragment, one.layout.pages, one.layout.logformat):
+        if path in one.conf.files:
+            for line, name in outdated_sections(path.read_text(errors="replace"), one.layout.replacements()):
+                yield Found(f"the section '{name}' differs from what this version renders", f"{path}:{line}")

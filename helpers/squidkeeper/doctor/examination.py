@@ -1,0 +1,103 @@
+"""All checks of a gateway, as text and as JSON (floor 8)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from squidkeeper.doctor.configuration import Found
+from squidkeeper.doctor.inspection import Inspection
+from squidkeeper.doctor.table import ALL_CHECKS, Check
+from squidkeeper.exporter.conditions import Severity
+from squidkeeper.formatting import quantity
+from squidkeeper.setup.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What was found, the worst first; `not_checked` are the codes of checks that only root can make."""
+
+    layout: Layout
+    made: int
+    lines: int
+    found: tuple[tuple[Check, tuple[Found, ...]], ...]
+    not_checked: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything above `info` was found."""
+        return any(check.severity is not Severity.INFO for check, _ in self.found)
+
+
+def examine(one: Inspection, *, running: bool = True, in_setup: bool = False) -> Diagnosis:
+    """Make each check; without `running` none that concerns processes, and in a setup none that it has made itself."""
+    wanted = [check for check in ALL_CHECKS if (running or not check.running) and not (in_setup and check.in_setup)]
+    made = [check for check in wanted if one.is_root or not check.as_root]
+    found = [(check, found) for check in made if (found := tuple(check.find(one)))]
+    return Diagnosis(
+        one.layout,
+        len(made),
+        len(one.conf.directives),
+        tuple(sorted(found, key=lambda pair: [*Severity].index(pair[0].severity))),
+        tuple(check.code for check in wanted if check not in made),
+    )
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """Write what was found: by severity, each check with its cases, and what to do."""
+    lines: list[str] = []
+    for check, found in diagnosis.found:
+        lines += [f"{check.severity}: {check.summary} ({check.code})", *map(_case, found)]
+        lines += [f"    fix: {check.remedy.format_map(_commands(diagnosis.layout))}", ""]
+    lines.append(_summary(diagnosis))
+    if diagnosis.not_checked:
+        lines.append(f"Not checked, as only root can: {', '.join(diagnosis.not_checked)}.")
+    return "\n".join(lines)
+
+
+def as_json(diagnosis: Diagnosis) -> str:
+    """Write the same as one object."""
+    findings = [
+        {
+            "code": check.code,
+            "severity": check.severity,
+            "summary": check.summary,
+            "place": one.place,
+            "detail": one.detail,
+            "remedy": check.remedy.format_map(_commands(diagnosis.layout)),
+        }
+        for check, found in diagnosis.found
+        for one in found
+    ]
+    return json.dumps({"checks": diagnosis.made, "findings": findings, "not_checked": diagnosis.not_checked})
+
+
+def _case(found: Found) -> str:
+    return f"    {found.place}: {found.detail}" if found.place else f"    {found.detail or 'now'}"
+
+
+def _summary(diagnosis: Diagnosis) -> str:
+    checked = (
+        f"{quantity(diagnosis.made, 'check')} of {diagnosis.layout.conf} ({quantity(diagnosis.lines, 'directive')})"
+    )
+    return f"{', '.join(_counts(diagnosis)) or 'No findings'}: {checked}, its policy, processes and machine."
+
+
+def _counts(diagnosis: Diagnosis) -> Iterator[str]:
+    numbers = Counter(check.severity for check, found in diagnosis.found for _ in found)
+    yield from (f"{numbers[severity]} {severity}" for severity in Severity if numbers[severity])
+
+
+def _commands(layout: Layout) -> Mapping[str, str]:
+    """Give the commands of this gateway that remedies name."""
+    program, policy, state = layout.program, layout.policy, layout.state
+    return {
+        "install": layout.install_command,
+        "squid": layout.squid_command,
+        "check": f"{program} check --policy {policy} --state {state}" if layout.root else "squidkeeper check",
+        "log": f"{program} log --policy {policy} --state {state} {layout.access_log}"
+        if layout.root
+        else "squidkeeper log",
+    }

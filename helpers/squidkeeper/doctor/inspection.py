@@ -1,0 +1,163 @@
+"""An installed gateway as it is found (floor 8): its configuration, its policy, its processes, its machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
+from squidkeeper.doctor.squid_conf import Directive, Macros, SquidConf, read_squid_conf
+from squidkeeper.errors import PolicyError
+from squidkeeper.exporter.cache_manager import SquidCounters, read_counters
+from squidkeeper.exporter.certificate import Certificate, read_certificate
+from squidkeeper.exporter.checkpoint import Checkpoint, CheckpointStore
+from squidkeeper.exporter.disks import read_disks
+from squidkeeper.exporter.snapshot import Snapshot
+from squidkeeper.maintenance.tls import CERTIFICATE
+from squidkeeper.maintenance_status import read_maintenance_status
+from squidkeeper.policy.model import Policy
+from squidkeeper.policy_store.loading import load_sources
+from squidkeeper.policy_store.policy_watcher import PolicyState
+from squidkeeper.policy_store.revisions import revision_in_force
+from squidkeeper.policy_store.sources import Sources, read_sources
+from squidkeeper.setup.configuration import listen_of_haproxy
+from squidkeeper.setup.entries import text_at
+from squidkeeper.setup.layout import Layout
+from squidkeeper.setup.machine import uses_systemd
+from squidkeeper.setup.options import port_of, reachable
+from squidkeeper.setup.processes import InstalledSquid
+from squidkeeper.squid_account import Account, squid_account
+from squidkeeper.squid_version import squid_version
+
+_LOGROTATE: Final = Path("/etc/logrotate.d")
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What the checks read. `conf` is the configuration in Squid's order; `view` is the gateway as the exporter has it.
+
+    `listens`: where clients reach it, as http_port or HAProxy takes it. `account`: Squid's, where it is known.
+    """
+
+    layout: Layout
+    conf: SquidConf
+    view: Snapshot
+    sources: Sources
+    account: Account | None
+    squid: InstalledSquid
+    listens: tuple[str, ...]
+    logrotate: Path = _LOGROTATE
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy on disk, where it loads."""
+        return self.view.policy
+
+    def named(self, *names: str) -> Iterator[Directive]:
+        """Yield the directives of these names, in their order."""
+        return (one for one in self.conf.directives if one.name in names)
+
+    def last(self, name: str) -> Directive | None:
+        """Give the last directive of a name: of most that take one value, it counts."""
+        return next((one for one in reversed(self.conf.directives) if one.name == name), None)
+
+    @property
+    def ahead(self) -> tuple[Directive, ...]:
+        """The directives ahead of the include of the policy: all of them, where it is not included."""
+        files = [one.file for one in self.conf.directives]
+        end = files.index(self.layout.fragment) if self.layout.fragment in files else len(files)
+        return self.conf.directives[:end]
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this process can read everything."""
+        return os.geteuid() == 0
+
+
+def inspect(layout: Layout) -> Inspection:
+    """Read a gateway. OSError where there is none, or where its squid.conf cannot be read."""
+    conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
+    ports = tuple(one.words[0] for one in conf.directives if one.name == "http_port" and one.words)
+    sources = read_sources(layout.policy)
+    return Inspection(
+        layout=layout,
+        conf=conf,
+        view=_view(layout, reachable(ports[0]) if ports else "127.0.0.1:3129", sources),
+        sources=sources,
+        account=squid_account(),
+        squid=InstalledSquid(layout, uses_systemd(layout.root)),
+        listens=(*filter(None, [listen_of_haproxy(text_at(layout.haproxy))]),) or ports,
+    )
+
+
+def _view(layout: Layout, squid: str, sources: Sources) -> Snapshot:
+    """Make what the exporter would show now, from its last counts and from the files that it reads."""
+    at = datetime.now(UTC)
+    policy, state = _policy(layout, sources, at)
+    return Snapshot(
+        now=at.timestamp(),
+        directory=layout.policy,
+        access_log=layout.access_log,
+        state=layout.state,
+        squid_address=squid,
+        checkpoint=CheckpointStore(layout.counts).read() or Checkpoint(since=""),
+        log_readable=os.access(layout.access_log, os.R_OK),
+        backlog_bytes=0,
+        state_writable=True,
+        policy=policy,
+        policy_state=state,
+        counter_files=_counter_files(layout.state / FOLDER),
+        totals={},
+        certificate=read_certificate(layout.signing_cert),
+        squid=_squid_counters(squid),
+        disks=tuple(read_disks({"log": layout.access_log.parent, "state": layout.state})),
+        maintenance=read_maintenance_status(layout.state, at.timestamp()),
+        tls_certificate=_tls_certificate(layout.tls / CERTIFICATE),
+        squid_version=squid_version(),
+        policy_lines=text_at(layout.policy_lines),
+        policy_lines_file=layout.policy_lines,
+    )
+
+
+def _policy(layout: Layout, sources: Sources, at: datetime) -> tuple[Policy | None, PolicyState]:
+    """Load the policy on disk. The list cache in the state folder stays as it is: root may not own files there."""
+    before = revision_in_force(layout.state / "revisions")
+    ended = before.ended if before and before.directory == layout.policy.absolute() else frozenset()
+    try:
+        loaded = load_sources(sources, at, ended=ended)
+    except PolicyError as error:
+        return None, PolicyState(before.revision if before else None, None, False, error.faults, error.warnings)
+    policy = loaded.compiled.source
+    return policy, PolicyState(policy.revision, _edited(layout.policy), True, (), loaded.warnings)
+
+
+def _edited(folder: Path) -> float:
+    """Give the time of the last edit: helpers need a moment to follow it."""
+    return max((path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists()), default=0.0)
+
+
+def _counter_files(folder: Path) -> tuple[CounterFile, ...]:
+    try:
+        return tuple(read_counter_files(folder))
+    except OSError:
+        return ()
+
+
+def _squid_counters(address: str) -> SquidCounters:
+    return read_counters(address.rpartition(":")[0].strip("[]"), port_of(address))
+
+
+def _tls_certificate(file: Path) -> Certificate | None:
+    return read_certificate(file) if file.exists() else None
+
+
+def annotations_in(text: str) -> list[str]:
+    """List the annotations that a format prints: `{key}note` and `note{key}`; `*` stands for all of them."""
+    keyed = re.findall(r"\{([^}:]+)(?::[^}]*)?\}note\b|%[#\"'/\[]*\bnote\{([^}:]+)", text)
+    every = re.findall(r"%[#\"'/\[]*[-0-9.]*note\b(?!\{)", text)
+    return [one or other for one, other in keyed] + ["*"] * len(every)

@@ -1,0 +1,281 @@
+"""What is wrong around Squid (floor 8): files, accounts, processes, clock, logrotate."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+from cryptography import x509
+
+from squidkeeper.doctor.configuration import Found
+from squidkeeper.doctor.inspection import Inspection
+from squidkeeper.formatting import quantity
+from squidkeeper.maintenance.own_addresses import reached_at
+from squidkeeper.policy.lint import open_to_any_client
+from squidkeeper.setup.entries import text_at
+from squidkeeper.setup.layout import SERVICES
+from squidkeeper.setup.options import NO_EXPORTER, port_of
+from squidkeeper.setup.processes import InstalledService
+from squidkeeper.squid_account import Account, unreadable_for
+
+_ANSWER_SECONDS: Final = 20.0  # on a busy machine
+_CLOCK_SECONDS: Final = 60.0
+_FEW_DAYS: Final = 7
+_PERIODS: Final = {"hourly": 1 / 24, "daily": 1, "weekly": 7, "monthly": 30, "yearly": 365}
+_URL: Final = "https://squidkeeper.invalid/"
+# What a helper is asked for each token of its format; `-` for others. Nothing is fetched, and any answer will do.
+_ASKED: Final = {
+    "%#>a": "127.0.0.1",
+    "%#>rm": "GET",
+    "%#>rs": "https",
+    "%#>rd": "squidkeeper.invalid",
+    "%#>rP": "443",
+    "%#ssl::>sni": "squidkeeper.invalid",
+    "%#note{clt_conn_tag}": "squidkeeper.invalid%3A443",
+    "%#URI": _URL,
+    "%#note{final_url_}": _URL,
+}
+_BLOCK: Final = re.compile(r"^([^\n{}#][^{}]*?)\s*\{([^}]*)\}", re.MULTILINE)
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def _secret_files(one: Inspection) -> Iterator[tuple[Path, str]]:
+    """Yield each file that holds a secret, with what it is."""
+    layout = one.layout
+    yield from ((path, "the CA's key") for path in (layout.signing_key, layout.ca_key))
+    yield layout.policy_lines, "passwords of parent proxies"
+    yield from ((path, "a secret of the policy") for path in one.sources.secrets)
+
+
+def exposed_files(one: Inspection) -> Iterator[Found]:
+    """Find files with secrets that other accounts can read or replace."""
+    folders: dict[Path, str] = {}
+    for path, what in _secret_files(one):
+        if not path.exists() or (path == one.layout.policy_lines and "login=" not in text_at(path)):
+            continue
+        if problem := _exposed(path, one.account):
+            yield Found(f"{what}: {problem}", str(path))
+        folders |= dict.fromkeys(path.resolve().parents, what)
+    for folder, what in folders.items():
+        if problem := _open_folder(folder):
+            yield Found(f"above {what}: {problem}", str(folder))
+
+
+def _exposed(path: Path, account: Account | None) -> str:
+    found = path.stat()
+    mode, others = stat.S_IMODE(found.st_mode), {0, account.group if account else 0}
+    owners = {0, account.user if account else 0}
+    if found.st_uid not in owners:
+        return f"it belongs to user {found.st_uid}, neither root nor Squid's account"
+    if mode & 0o007:
+        return f"every account can read or write it (mode {mode:04o})"
+    if mode & 0o020 or (mode & 0o070 and found.st_gid not in others):
+        return f"group {found.st_gid} can read or write it (mode {mode:04o})"
+    return ""
+
+
+def _open_folder(folder: Path) -> str:
+    found = folder.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o002 and not mode & stat.S_ISVTX:
+        return f"every account can replace files in it (mode {mode:04o})"
+    return ""
+
+
+def squid_cannot_read(one: Inspection) -> Iterator[Found]:
+    """Find files that Squid's account has to read, and cannot."""
+    if one.account is None:
+        return
+    own = (one.layout.signing_cert, one.layout.signing_key, one.layout.program)
+    files = [*one.conf.files, *own, *one.layout.policy.rglob("*"), *one.sources.named]
+    for path, closed in unreadable_for(one.account, files).items():
+        yield Found(f"closed at {closed}", str(path))
+
+
+def clock_off(one: Inspection) -> Iterator[Found]:
+    """Compare the clock with the CA, and with what the gateway wrote: a machine may have no NTP client to ask."""
+    now = one.view.now
+    try:
+        [first, *_] = x509.load_pem_x509_certificates(one.layout.signing_cert.read_bytes())
+    except (OSError, ValueError):
+        first = None
+    if first and first.not_valid_before_utc.timestamp() > now:
+        yield Found(f"the CA begins at {first.not_valid_before_utc:%Y-%m-%d %H:%M} UTC", str(one.layout.signing_cert))
+    for path in (one.layout.access_log, one.layout.cache_log, one.layout.applied, one.layout.conf):
+        ahead = path.stat().st_mtime - now if path.exists() else 0
+        if ahead > _CLOCK_SECONDS:
+            written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            yield Found(f"it was written at {written:%Y-%m-%d %H:%M} UTC", str(path))
+
+
+# --- logrotate -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RotationRule:
+    """A block of logrotate's that names the access log."""
+
+    place: str
+    body: str
+
+    def has(self, word: str) -> bool:
+        """Tell whether it has an option."""
+        return re.search(rf"^\s*{word}\b", self.body, re.MULTILINE) is not None
+
+    @property
+    def days(self) -> float:
+        """How many days of records it keeps, the current one left out."""
+        number = re.search(r"^\s*rotate\s+(-?\d+)", self.body, re.MULTILINE)
+        period = next((days for name, days in _PERIODS.items() if self.has(name)), 7)
+        return float("inf") if number and number[1] == "-1" else int(number[1] if number else 0) * period
+
+
+def _rotation_rules(one: Inspection) -> Iterator[RotationRule]:
+    for path in sorted(one.logrotate.glob("*")):
+        text = text_at(path)
+        for found in _BLOCK.finditer(text):
+            if any(fnmatch(str(one.layout.access_log), glob.strip("\"'")) for glob in found[1].split()):
+                yield RotationRule(f"{path}:{text.count(chr(10), 0, found.start()) + 1}", found[2])
+
+
+def lost_by_logrotate(one: Inspection) -> Iterator[Found]:
+    """Find rules of logrotate by which records are lost."""
+    for rule in _rotation_rules(one):
+        if rule.has("copytruncate"):
+            yield Found("copytruncate: what is logged between the copy and the cut is lost", rule.place)
+        elif not re.search(r"squid\b.*-k\s*rotate|systemctl .*squid", rule.body):
+            yield Found("it does not run `squid -k rotate`: Squid writes on into the file that is deleted", rule.place)
+        if rule.days == 0:
+            yield Found("rotate 0: the log is deleted, not kept", rule.place)
+
+
+def few_days_kept(one: Inspection) -> Iterator[Found]:
+    """Find rules of logrotate that keep records for less than a week."""
+    for rule in _rotation_rules(one):
+        if 0 < rule.days < _FEW_DAYS:
+            yield Found(f"{quantity(round(rule.days), 'day')} of records", rule.place)
+
+
+# --- Processes -------------------------------------------------------------------------------------------------------
+
+
+def service_not_running(one: Inspection) -> Iterator[Found]:
+    """Find an installed service beside Squid that does not work. The maintenance process is known by its heartbeat."""
+    listens = text_at(one.layout.service("exporter").applied).split(" ")[0]
+    for name in {*SERVICES} - {"maintenance"}:
+        paths = one.layout.service(name)
+        exporter = listens if name == "exporter" and listens != NO_EXPORTER else ""
+        service = InstalledService(name, one.layout, one.squid.systemd, port=port_of(exporter) if exporter else None)
+        if paths.unit.exists() and not service.works():
+            yield Found(
+                f"squidkeeper-{name}" + (f" does not answer on {exporter}" if exporter else ""), str(paths.unit)
+            )
+
+
+def few_descriptors_granted(one: Inspection) -> Iterator[Found]:
+    """Find a Squid that runs with fewer descriptors than it is configured for."""
+    wanted, pid = one.last("max_filedescriptors"), one.squid.pid()
+    if wanted is None or pid is None:
+        return
+    for process in psutil.Process(pid).children():
+        if process.name() == "squid":
+            granted = int(text_at(Path(f"/proc/{process.pid}/limits")).partition("Max open files")[2].split()[0])
+            if granted < int(wanted.words[0]):
+                yield Found(f"process {process.pid} has {granted} of {wanted.words[0]}", wanted.place)
+
+
+def open_proxy(one: Inspection) -> Iterator[Found]:
+    """Find a gateway that the internet reaches, and whose policy allows any client."""
+    open_to = open_to_any_client(one.policy, str(one.layout.policy), one.view.at) if one.policy else ()
+    for listen in one.listens if open_to else ():
+        if reached := ", ".join(map(str, reached_at(listen))):
+            yield Found(f"Squid listens on {listen}, reached at {reached}; {open_to[0].text}", str(open_to[0].location))
+
+
+# --- Helpers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AskedHelper:
+    """A command of ours that Squid runs, and a question in its protocol."""
+
+    place: str
+    command: tuple[str, ...]
+    question: str
+
+    @property
+    def name(self) -> str:
+        """The command without its path and most of its options."""
+        return f"squidkeeper {' '.join(self.command[1:4])}"
+
+
+def silent_helpers(one: Inspection) -> Iterator[Found]:
+    """Ask each helper of ours a question, all at a time, as Squid's account, with a state folder of their own."""
+    helpers = [*_helpers(one)]
+    with tempfile.TemporaryDirectory(prefix="squidkeeper-doctor-") as folder, ThreadPoolExecutor() as pool:
+        if one.account and one.is_root:
+            os.chown(folder, one.account.user, one.account.group)
+        problems = pool.map(lambda helper: _problem(helper, folder, one.account), helpers)
+        for helper, problem in zip(helpers, problems, strict=True):
+            if problem:
+                yield Found(f"{helper.name}: {problem}", helper.place)
+
+
+def _helpers(one: Inspection) -> Iterator[AskedHelper]:
+    extras = one.last("url_rewrite_extras")
+    questions: dict[str, Callable[[Sequence[str]], str]] = {
+        "external_acl_type": lambda words: f"1 {_values(words)} -",
+        "url_rewrite_program": lambda _: f"{_URL} {_values(' '.join(extras.words).split() if extras else ())}",
+        "sslcrtd_program": lambda _: "new_certificate 1 x",  # names no host: it answers ERR
+    }
+    for directive in one.named(*questions):
+        words = directive.words
+        start = next((at for at, word in enumerate(words) if Path(word).name == "squidkeeper"), None)
+        if start is not None:
+            yield AskedHelper(directive.place, words[start:], questions[directive.name](words[1:start]) + "\n")
+
+
+def _values(format_: Sequence[str]) -> str:
+    return " ".join(_ASKED.get(token, "-") for token in format_ if token.startswith("%"))
+
+
+def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
+    """Ask a helper; give what is wrong with it. The end of its input ends it, once it has answered."""
+    pairs = zip(("", *helper.command), helper.command, strict=False)
+    try:
+        done = subprocess.run(  # noqa: S603 - the command that Squid runs
+            [folder if before == "--state" else word for before, word in pairs],
+            input=helper.question.encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_ANSWER_SECONDS,
+            check=False,
+            cwd="/",
+            **_rights_of(account),
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {_ANSWER_SECONDS:.0f} s"
+    except OSError as error:
+        return f"it cannot be started ({error.strerror})"
+    return "" if done.stdout.strip() else f"it ends without an answer, with status {done.returncode}"
+
+
+def _rights_of(account: Account | None) -> dict[str, Any]:
+    """Give the options of a process that runs as an account, where this one may choose."""
+    if account is None or os.geteuid() != 0:
+        return {}
+    groups = os.getgrouplist(account.name, account.group)
+    return {"user": account.user, "group": account.group, "extra_groups": groups}

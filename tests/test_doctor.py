@@ -1,0 +1,565 @@
+"""`squidkeeper doctor` reads the configuration as Squid does, and each check finds the fault that is planted for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from squidkeeper.certificates.authority import CertificateAuthority, make_ca
+from squidkeeper.cli import main
+from squidkeeper.credentials import SecretStore
+from squidkeeper.doctor import machine
+from squidkeeper.doctor.configuration import Found
+from squidkeeper.doctor.examination import as_text, examine
+from squidkeeper.doctor.inspection import Inspection, inspect
+from squidkeeper.doctor.squid_conf import Macros, SquidConf, read_squid_conf
+from squidkeeper.doctor.table import ALL_CHECKS, CHECKS
+from squidkeeper.exporter.conditions import CONDITIONS, Severity
+from squidkeeper.policy_lines import policy_lines
+from squidkeeper.policy_store.loading import build_sources
+from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.setup.configuration import Configuration
+from squidkeeper.setup.layout import Layout
+from squidkeeper.setup.machine import Machine
+from squidkeeper.setup.processes import InstalledSquid
+from squidkeeper.squid_account import Account, squid_account
+from tests.waiting import wait_for
+
+REPOSITORY = Path(__file__).parents[1]
+ACCOUNT = Account("nobody", 65534, 65534)
+CA = make_ca(datetime.now(UTC))
+POLICY = """\
+version: 1
+clients: {vm: {networks: [192.0.2.2]}}
+secrets: {token: {file: secret}}
+rules:
+  - {name: api, action: allow, clients: [vm], hosts: [api.example]}
+credentials:
+  - {name: api, hosts: [api.example], header: Authorization, value: "Bearer {token}", clients: [vm]}
+"""
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def install(root: Path, ca: CertificateAuthority = CA) -> Layout:
+    """Lay out a gateway as install.sh does, without its program and processes."""
+    layout = Layout.of(root)
+    host = Machine(ACCOUNT, Path("/usr/lib/squid/security_file_certgen"), Path("/none"), systemd=False, selinux=False)
+    ours = Configuration(REPOSITORY, layout, host, "127.0.0.1:3129", "127.0.0.1:3129", "none", "")
+    for folder in (layout.conf.parent / "ca", layout.policy, layout.state, layout.run, layout.program.parent):
+        folder.mkdir(parents=True)
+    layout.conf.write_text(ours.squid_conf())
+    layout.fragment.write_text(ours.fragment(with_logformat=False))
+    layout.local.write_text(ours.local_conf())
+    for path in (layout.pages, layout.logformat):
+        path.write_text(ours.render(path.name))
+    (layout.policy / "policy.yaml").write_text(POLICY)
+    (layout.policy / "secret").write_text("s3cr3t-of-this-test\n")
+    (layout.policy / "secret").chmod(0o600)
+    policy = build_sources(read_sources(layout.policy)).policy
+    layout.policy_lines.write_text(policy_lines(policy, SecretStore(policy.secrets, {})))
+    layout.own_addresses.write_text("")
+    layout.errors.mkdir()
+    layout.signing_cert.write_bytes(ca.certificate)
+    layout.signing_key.touch(0o600)
+    layout.signing_key.write_bytes(ca.key)
+    layout.program.symlink_to(Path(sys.prefix) / "bin/squidkeeper")
+    layout.access_log.parent.mkdir()
+    layout.access_log.touch()
+    return layout
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return install(tmp_path)
+
+
+def add(layout: Layout, text: str) -> None:
+    """Add lines to local.conf."""
+    with layout.local.open("a") as file:
+        file.write(text)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def found(code: str, one: Inspection) -> list[Found]:
+    [check] = [check for check in ALL_CHECKS if check.code == code]
+    return list(check.find(one))
+
+
+# --- Squid's configuration ----------------------------------------------------------------------------------------
+
+ODD = {
+    "squid.conf": """\
+# a comment
+acl a src 192.0.2.1 \\
+# a comment within
+   192.0.2.2 \\
+
+   192.0.2.3
+  http_port 13999
+if ${process_number} = 0
+visible_hostname zero-${process_name}-${service_name}
+if false
+forwarded_for delete
+endif
+forwarded_for off
+else
+visible_hostname other
+endif
+if false
+if true
+via off
+endif
+endif
+include FOLDER/parts/*.conf "FOLDER/more.conf"
+configuration_includes_quoted_values on
+acl spaced src "192.0.2.7" # a comment
+configuration_includes_quoted_values off
+http_access deny all # a comment
+acl lost src 192.0.2.9 \\
+""",
+    "parts/2.conf": "acl second src 192.0.2.1\n",
+    "parts/10.conf": "acl first src 192.0.2.1\nacl lost src 192.0.2.8 \\",
+    "more.conf": "acl returns src 192.0.2.1\r\nacl joined src \\\r\n 192.0.2.2\r\n",
+}
+
+
+def write_odd(folder: Path) -> Path:
+    for name, text in ODD.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(text.replace("FOLDER", str(folder)).encode())
+    return folder / "squid.conf"
+
+
+def test_a_configuration_is_read_with_its_files_and_lines(tmp_path: Path) -> None:
+    conf = read_squid_conf(write_odd(tmp_path), Macros("sk", "squid", 0))
+    assert [(str(one.file.relative_to(tmp_path)), one.line, one.name, one.words) for one in conf.directives] == [
+        ("squid.conf", 2, "acl", ("a", "src", "192.0.2.1", "192.0.2.2", "192.0.2.3")),
+        ("squid.conf", 7, "http_port", ("13999",)),
+        ("squid.conf", 9, "visible_hostname", ("zero-squid-sk",)),
+        ("squid.conf", 13, "forwarded_for", ("off",)),
+        ("squid.conf", 19, "via", ("off",)),  # of nested conditions the innermost alone counts
+        ("parts/10.conf", 1, "acl", ("first", "src", "192.0.2.1")),
+        ("parts/2.conf", 1, "acl", ("second", "src", "192.0.2.1")),
+        ("more.conf", 1, "acl", ("returns", "src", "192.0.2.1")),
+        ("more.conf", 2, "acl", ("joined", "src", "192.0.2.2")),
+        ("squid.conf", 23, "configuration_includes_quoted_values", ("on",)),
+        ("squid.conf", 24, "acl", ("spaced", "src", "192.0.2.7")),
+        ("squid.conf", 25, "configuration_includes_quoted_values", ("off",)),
+        ("squid.conf", 26, "http_access", ("deny", "all")),
+    ]
+    assert conf.problems == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("include /nowhere/*.conf\n", "includes /nowhere/*.conf, and there is no such file"),
+        ("if true\n", "an 'if' has no 'endif'"),
+        ("endif\n", "'endif' without an 'if'"),
+        ("else\n", "'else' without an 'if'"),
+        ("if maybe\nendif\n", "'maybe' is not true, false or NUMBER = NUMBER"),
+    ],
+)
+def test_what_squid_refuses_to_read_is_a_problem(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "squid.conf").write_text(text)
+    [one] = read_squid_conf(tmp_path / "squid.conf", Macros()).problems
+    assert one.text == problem
+
+
+def test_an_include_of_itself_ends(tmp_path: Path) -> None:
+    conf = tmp_path / "squid.conf"
+    conf.write_text(f"include {conf}\n")
+    [problem] = read_squid_conf(conf, Macros()).problems
+    assert "more than 16 levels deep" in problem.text
+
+
+def parse(conf: Path) -> str:
+    done = subprocess.run(["squid", "-n", "sk", "-k", "parse", "-f", conf], capture_output=True, text=True, check=False)
+    return done.stderr
+
+
+@pytest.mark.system
+def test_squid_processes_the_same_lines(tmp_path: Path) -> None:
+    """A fault of the configuration ends Squid's output, so there is none."""
+    for conf in (write_odd(tmp_path), install(tmp_path / "gateway").conf):
+        processed = re.findall(r"\| Processing: (.*)", parse(conf))
+        ours = [line.text for line in read_squid_conf(conf, Macros("sk", "squid", 0)).lines]
+        assert len(processed) > 10
+        assert ours == processed
+
+
+# --- The checks ---------------------------------------------------------------------------------------------------
+
+# A line for local.conf, and the detail and line number of what is found. `1` stands for the line after the last one.
+PLANTED = {
+    "allowed-ahead-of-policy": ("http_access allow localhost \\\n  !manager\n", "http_access allow localhost !manager"),
+    "private-addresses-open": ("cache_peer 192.0.2.9 parent 3128 0 login=u:pw\n", "cache_peer 192.0.2.9"),
+    "certificate-errors-allowed": ("sslproxy_cert_error allow all\n", "sslproxy_cert_error allow all"),
+    "verification-off": (
+        "tls_outgoing_options flags=DONT_VERIFY_PEER\n",
+        "tls_outgoing_options … DONT_VERIFY_PEER",
+    ),
+    "tunnel-not-bumped": ("ssl_bump splice localhost\n", "ssl_bump splice localhost"),
+    "header-unguarded": (
+        'acl ruled note rule_\nrequest_header_add X-Rule "%{rule_}note" ruled\n',
+        'X-Rule: write "%\'{KEY}note", in double quotes',
+    ),
+    "client-header-kept": ("request_header_access Api_Key allow all\n", "request_header_access Api_Key allow all"),
+    "token-not-encoded": (
+        "external_acl_type mine %>a %ssl::>sni %#>rd /bin/true\n",
+        "external_acl_type mine: %ssl::>sni",
+    ),
+    "annotations-printed": ("logformat mine %>a %note\n", "logformat mine: %note prints every annotation"),
+    "debugging-prints-headers": ("debug_options ALL,1 11,2\n", "debug_options 11,2"),
+    "proxy-protocol-open": ("proxy_protocol_access allow all\n", "proxy_protocol_access allow all"),
+    "answers-kept-too-long": (
+        "external_acl_type mine %#>a /opt/squidkeeper/bin/squidkeeper throttle\n",
+        "external_acl_type mine keeps answers for 3600 s",
+    ),
+    "half-closed-clients": ("half_closed_clients on\n", "half_closed_clients on"),
+}
+# The same by another line: code, line, detail.
+VARIANTS = [
+    ("header-unguarded", 'request_header_add X-Rule "%\'{rule_}note" localhost\n', "X-Rule has no ACL `note rule_`"),
+    ("annotations-printed", "logformat mine %{authorization_}note\n", "logformat mine: authorization_"),
+    ("annotations-printed", "note x %note{authorization_}\n", "note x: authorization_"),
+    ("debugging-prints-headers", "debug_options ALL,5\n", "debug_options ALL,5"),
+    ("tunnel-not-bumped", "http_port 127.0.0.1:3130\n", "http_port 127.0.0.1:3130 has no ssl-bump"),
+    ("verification-off", "sslproxy_flags DONT_VERIFY_PEER\n", "sslproxy_flags … DONT_VERIFY_PEER"),
+    (
+        "proxy-protocol-open",
+        "acl lb src 192.0.2.1 ::/0\nproxy_protocol_access allow lb\n",
+        "proxy_protocol_access allow lb",
+    ),
+    ("private-addresses-open", "always_direct allow all\n", "always_direct allow"),
+    (
+        "token-not-encoded",
+        'auth_param basic key_extras "%>a %{Proxy-Authorization}>h"\n',
+        "auth_param basic: %{Proxy-Authorization}>h",
+    ),
+    (
+        "answers-kept-too-long",
+        "external_acl_type mine ttl=1 negative_ttl=60 %#>a /opt/squidkeeper/bin/squidkeeper throttle\n",
+        "external_acl_type mine keeps answers for 60 s",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "detail"),
+    [*((code, *pair) for code, pair in PLANTED.items()), *VARIANTS],
+    ids=lambda one: one[:24],
+)
+def test_a_faulty_line_is_found_with_its_place(layout: Layout, code: str, line: str, detail: str) -> None:
+    assert found(code, inspect(layout)) == []
+    at = layout.local.read_text().count("\n") + line.rstrip("\n").replace("\\\n", "").count("\n") + 1
+    add(layout, line)
+    assert found(code, inspect(layout)) == [Found(detail, f"{layout.local}:{at}")]
+
+
+@pytest.mark.system
+def test_squid_accepts_the_faulty_lines(layout: Layout) -> None:
+    add(layout, "auth_param basic program /bin/true\n")
+    for line in (*(line for line, _ in PLANTED.values()), *(line for _, line, _ in VARIANTS)):
+        add(layout, line)
+    assert re.findall(r"FATAL.*|Bungled.*|unrecognized.*", parse(layout.conf)) == []
+
+
+def without(path: Callable[[Layout], Path], old: str, new: str = "") -> Callable[[Layout], None]:
+    """Replace a text of one of the installed files."""
+    return lambda layout: edit(path(layout), old, new)
+
+
+def fragment(layout: Layout) -> Path:
+    return layout.fragment
+
+
+def conf(layout: Layout) -> Path:
+    return layout.conf
+
+
+def pages(layout: Layout) -> Path:
+    return layout.pages
+
+
+# Code, how the installed files are changed, and a part of what is found.
+CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
+    ("policy-not-included", without(conf, "\ninclude ", "\n#include "), "squidkeeper.conf is missing"),
+    ("credentials-cached", without(fragment, "\nstore_miss deny "), "store_miss deny sk_https sk_injected is missing"),
+    ("credentials-cached", without(fragment, "\ncache deny all"), "cache deny all is missing"),
+    (
+        "rewriter-bypassed",
+        without(fragment, "url_rewrite_bypass off", "url_rewrite_bypass on"),
+        "url_rewrite_bypass on",
+    ),
+    ("error-pages-show-headers", without(pages, "email_err_data off"), "email_err_data off is missing"),
+    ("error-pages-show-headers", without(pages, "email_err_data off", "email_err_data on"), "email_err_data on"),
+    ("error-pages-not-ours", without(pages, "error_directory ", "error_directory /x"), "expected error_directory /"),
+    ("no-access-log", without(conf, "\naccess_log ", "\n#access_log "), "squidkeeper is missing"),
+    ("few-descriptors", without(conf, "max_filedescriptors 16384", "max_filedescriptors 1024"), "descriptors 1024"),
+    ("few-descriptors", without(conf, "max_filedescriptors 16384"), "max_filedescriptors is missing"),
+    ("rendered-lines-outdated", without(fragment, "10.0.0.0/8 "), "the section 'private addresses' differs"),
+    ("answers-kept-too-long", without(fragment, "ttl=1 negative_ttl=1", ""), "sk_host keeps answers for 3600 s"),
+    ("token-not-encoded", without(fragment, "%#ssl::>sni", "%ssl::>sni"), "%ssl::>sni"),
+    ("squid-conf-incomplete", lambda layout: layout.pages.unlink(), "there is no such file"),
+    ("two-resolvers", lambda layout: add(layout, "dns_nameservers 192.0.2.1\ndns_nameservers 192.0.2.2\n"), "beside"),
+]
+
+
+@pytest.mark.parametrize(("code", "change", "part"), CHANGED, ids=lambda one: one if isinstance(one, str) else "")
+def test_a_changed_file_is_found(layout: Layout, code: str, change: Callable[[Layout], None], part: str) -> None:
+    assert found(code, inspect(layout)) == []
+    change(layout)
+    details = found(code, inspect(layout))
+    assert details
+    assert all(part in one.detail for one in details)
+
+
+def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(layout: Layout) -> None:
+    add(layout, "http_access allow localhost !all\nproxy_protocol_access allow localhost\n")
+    one = inspect(layout)
+    for code in ("allowed-ahead-of-policy", "proxy-protocol-open", "certificate-errors-allowed"):
+        assert found(code, one) == []
+
+
+@pytest.mark.system
+def test_a_configuration_that_squid_rejects_is_found_and_its_values_are_not_shown(layout: Layout) -> None:
+    assert found("squid-conf-rejected", inspect(layout)) == []
+    add(layout, "cache_peer h3re.example parent s3cr3t\n")
+    details = " ".join(one.detail for one in found("squid-conf-rejected", inspect(layout)))
+    assert "cache_peer" in details
+    assert "s3cr3t" not in details
+
+
+# --- The machine --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "detail"),
+    [
+        ("etc/ca/signing.key", 0o644, "the CA's key: every account can read or write it (mode 0644)"),
+        ("etc/ca/signing.key", 0o660, "the CA's key: group 0 can read or write it (mode 0660)"),
+        ("etc/policy/secret", 0o604, "a secret of the policy: every account can read or write it (mode 0604)"),
+        ("etc/policy", 0o777, "above a secret of the policy: every account can replace files in it (mode 0777)"),
+    ],
+)
+@as_root
+def test_a_secret_that_other_accounts_can_read_or_replace_is_found(
+    layout: Layout, path: str, mode: int, detail: str
+) -> None:
+    assert found("secret-file-open", inspect(layout)) == []
+    (layout.conf.parents[1] / path).chmod(mode)
+    assert found("secret-file-open", inspect(layout)) == [Found(detail, str(layout.conf.parents[1] / path))]
+
+
+@as_root
+def test_a_secret_of_another_account_is_found(layout: Layout) -> None:
+    shutil.chown(layout.signing_key, 12345)
+    [one] = found("secret-file-open", inspect(layout))
+    assert one.detail == "the CA's key: it belongs to user 12345, neither root nor Squid's account"
+
+
+@as_root
+def test_what_squids_account_cannot_read_is_found(layout: Layout) -> None:
+    places = [Path(one.place) for one in found("squid-cannot-read", inspect(layout))]
+    assert layout.signing_key in places  # it is root's alone here, as is pytest's folder
+
+
+def test_a_clock_that_is_behind_is_found(tmp_path: Path) -> None:
+    layout = install(tmp_path / "now")
+    assert found("clock-off", inspect(layout)) == []
+    os.utime(layout.access_log, (time.time() + 3600,) * 2)
+    assert [one.place for one in found("clock-off", inspect(layout))] == [str(layout.access_log)]
+    tomorrow = install(tmp_path / "tomorrow", make_ca(datetime.now(UTC) + timedelta(days=3)))
+    [one] = found("clock-off", inspect(tomorrow))
+    assert one.detail.startswith("the CA begins at ")
+
+
+@pytest.mark.parametrize(
+    ("rule", "code", "part"),
+    [
+        ("daily\n rotate 14\n copytruncate\n", "logrotate-loses-records", "copytruncate"),
+        ("daily\n rotate 14\n", "logrotate-loses-records", "does not run `squid -k rotate`"),
+        ("daily\n postrotate\n squid -k rotate\n endscript\n", "logrotate-loses-records", "rotate 0"),
+        ("daily\n rotate 2\n postrotate\n squid -k rotate\n", "logrotate-keeps-few-days", "2 days of records"),
+        ("daily\n rotate 30\n postrotate\n squid -k rotate\n", "", ""),
+        ("weekly\n rotate -1\n postrotate\n squid -k rotate\n", "", ""),
+    ],
+)
+def test_a_rule_of_logrotate_that_loses_the_audit_is_found(
+    layout: Layout, tmp_path: Path, rule: str, code: str, part: str
+) -> None:
+    rules = tmp_path / "logrotate.d"
+    rules.mkdir()
+    (rules / "squid").write_text(
+        f"# squid\n\n{layout.access_log.parent}/*.log {{\n {rule}}}\n/other {{\n rotate 0\n}}\n"
+    )
+    one = replace(inspect(layout), logrotate=rules)
+    both = {code: found(code, one) for code in ("logrotate-loses-records", "logrotate-keeps-few-days")}
+    assert [name for name, cases in both.items() if cases] == ([code] if code else [])
+    for case in both.get(code, []):
+        assert part in case.detail
+        assert case.place == f"{rules}/squid:3"
+
+
+def test_an_open_proxy_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "reached_at", lambda listen: ["198.51.100.7"] if listen == "127.0.0.1:3129" else [])
+    assert found("open-proxy", inspect(layout)) == []
+    edit(layout.policy / "policy.yaml", "action: allow, clients: [vm]", "action: allow")
+    [one] = found("open-proxy", inspect(layout))
+    assert one.detail.startswith(
+        "Squid listens on 127.0.0.1:3129, reached at 198.51.100.7; rule 'api' allows any client"
+    )
+
+
+def test_each_helper_answers_and_one_that_does_not_is_found(layout: Layout, tmp_path: Path) -> None:
+    account = squid_account if os.geteuid() else lambda: None  # pytest's folder is closed to other accounts
+    one = replace(inspect(layout), account=account())
+    assert found("helper-silent", one) == []
+    assert [*layout.state.iterdir()] == [layout.own_addresses]  # it has counted nothing
+    silent = tmp_path / "silent/squidkeeper"
+    silent.parent.mkdir()
+    silent.write_text("#!/bin/sh\nexit 3\n")
+    silent.chmod(0o755)
+    edit(layout.fragment, f"{layout.program} credential --concurrency", f"{silent} credential --concurrency")
+    edit(layout.fragment, f"{layout.program} rewrite", "/nowhere/squidkeeper rewrite")
+    changed = inspect(layout)
+    lines = [line for line in changed.conf.lines if "silent/" in line.text or "nowhere/" in line.text]
+    one = replace(changed, conf=SquidConf(lines), account=account())
+    details = [case.detail for case in found("helper-silent", one)]
+    assert details == [
+        "squidkeeper credential --concurrency 4: it ends without an answer, with status 3",
+        "squidkeeper rewrite --concurrency 0: it cannot be started (No such file or directory)",
+    ]
+
+
+def test_a_helper_that_hangs_is_found(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_ANSWER_SECONDS", 0.2)
+    hanging = tmp_path / "squidkeeper"
+    hanging.write_text("#!/bin/sh\nexec sleep 60\n")
+    hanging.chmod(0o755)
+    for path in (layout.conf, layout.fragment):
+        edit(path, f"{layout.program}", f"{hanging}")
+    one = replace(inspect(layout), account=None)
+    assert {case.detail.rpartition(": ")[2] for case in found("helper-silent", one)} == {"no answer within 0 s"}
+
+
+@as_root
+def test_a_squid_with_too_few_descriptors_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of the name stands in for Squid's master; its child has the limit of 256."""
+    program = layout.run / "squid"
+    shutil.copy("/bin/sh", program)
+    kid = f'ulimit -n 256; exec {program} -c "read x"'
+    with subprocess.Popen([program, "-c", f"({kid}); read y"], stdin=subprocess.PIPE, cwd="/") as master:
+        try:
+            monkeypatch.setattr(InstalledSquid, "pid", lambda _: master.pid)
+            wait_for(lambda: found("few-descriptors-granted", inspect(layout)), "the child")
+            [one] = found("few-descriptors-granted", inspect(layout))
+        finally:
+            master.kill()
+    assert one.detail.endswith("has 256 of 16384")
+
+
+def test_a_service_that_does_not_run_is_found(layout: Layout) -> None:
+    assert found("service-not-running", inspect(layout)) == []  # none is installed
+    unit = layout.service("exporter").unit
+    unit.write_text("[Service]\n")
+    layout.service("exporter").applied.write_text("127.0.0.1:9129 0123456789abcdef\n")
+    detail = "squidkeeper-exporter does not answer on 127.0.0.1:9129"
+    assert found("service-not-running", inspect(layout)) == [Found(detail, str(unit))]
+    for code in ("squid-down", "maintenance-not-running"):  # conditions of the exporter
+        assert found(code, inspect(layout))
+
+
+# --- The whole ----------------------------------------------------------------------------------------------------
+
+
+def test_each_check_has_a_planted_fault() -> None:
+    text = Path(__file__).read_text()
+    assert [check.code for check in CHECKS if f'"{check.code}"' not in text] == []
+
+
+def test_each_code_is_there_once_and_each_remedy_can_be_written(layout: Layout) -> None:
+    codes = [check.code for check in ALL_CHECKS]
+    assert len(set(codes)) == len(codes)
+    diagnosis = replace(examine(inspect(layout), running=False), found=tuple((check, ()) for check in ALL_CHECKS))
+    assert "{" not in as_text(diagnosis).replace("%'{KEY}note", "")
+
+
+def test_the_conditions_of_the_exporter_are_checks_too() -> None:
+    found = {condition.code for condition in CONDITIONS if condition.find}
+    assert found - {check.code for check in ALL_CHECKS} == {
+        "access-log-behind",
+        "requests-failing",
+        "state-not-writable",
+    }
+
+
+def test_the_document_has_every_check() -> None:
+    text = (REPOSITORY / "squid/DOCTOR.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\w+) \| (.*?) \|", text, re.MULTILINE)
+    assert sorted(rows) == sorted((one.code, one.severity.value, one.summary) for one in CHECKS)
+
+
+def doctor(*arguments: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["doctor", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_the_worst_is_first_and_no_secret_is_shown(layout: Layout) -> None:
+    add(layout, "half_closed_clients on\ncache_peer 192.0.2.9 parent 3128 0 login=u:s3cr3t-of-this-test\n")
+    status, text = doctor("--root", layout.conf.parents[1])
+    assert status == 1
+    assert text.index("(private-addresses-open)") < text.index("(half-closed-clients)")
+    assert "s3cr3t" not in text
+    status, text = doctor("--root", layout.conf.parents[1], "--json")
+    findings = {one["code"]: one for one in json.loads(text)["findings"]}
+    assert status == 1
+    assert findings["half-closed-clients"] == {
+        "code": "half-closed-clients",
+        "severity": Severity.WARNING,
+        "summary": "Squid 6 ends itself under server-sent events (Squid's bug 4156)",
+        "place": f"{layout.local}:{layout.local.read_text().count(chr(10)) - 1}",
+        "detail": "half_closed_clients on",
+        "remedy": "Set `half_closed_clients off`.",
+    }
+    assert "s3cr3t" not in text
+
+
+def test_a_remark_alone_is_no_failure(layout: Layout) -> None:
+    diagnosis = examine(inspect(layout), running=False)
+    remarks = tuple((check, (Found("x"),)) for check in CHECKS if check.severity is Severity.INFO)
+    assert remarks
+    assert not replace(diagnosis, found=remarks).failed
+
+
+def test_without_a_gateway_the_status_is_2(tmp_path: Path) -> None:
+    status, text = doctor("--root", tmp_path)
+    assert status == 2
+    assert text == (
+        f"squidkeeper doctor: {tmp_path}/etc/squid.conf cannot be read (No such file or directory): name the gateway by"
+        " --root DIR, or run this as root\n"
+    )
+
+
+def test_what_only_root_can_check_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    text = as_text(examine(inspect(layout), running=False))
+    assert "Not checked, as only root can: squid-conf-rejected, secret-file-open, squid-cannot-read" in text
