@@ -11,7 +11,7 @@ from typing import Final
 
 from squidkeeper.doctor.inspection import Inspection, annotations_in
 from squidkeeper.doctor.squid_conf import Directive
-from squidkeeper.policy.model import INJECTABLE_HEADERS
+from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import checks
 from squidkeeper.setup.templates import outdated_sections
