@@ -24,12 +24,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.atomic_write import replace as replace_file
 from squidkeeper.counters import HelperStatus, read_counter_files
+from squidkeeper.credentials.fetched_values import FetchedValue, format_value, value_file
 from squidkeeper.helpers import cache_log, credential, host_matches
 from squidkeeper.helpers.acl import HostScope, answer_host
 from squidkeeper.helpers.credential import Injector
 from squidkeeper.helpers.host_matches import HostMatches
 from squidkeeper.metrics import DECISION_DURATION
+from squidkeeper.policy.secret_sources import source_key
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.revisions import stored_revisions
 from squidkeeper.protocol.lines import Result
@@ -816,3 +819,70 @@ def test_of_a_secret_that_was_rotated_nothing_is_kept(tmp_path: Path, policy: Pa
     assert "rotated" in held
     assert "Bearer former" not in held
     assert "former" not in held
+
+
+# --- secrets that are fetched -------------------------------------------------------------------------------------
+
+FETCHED = """
+rules: [{name: api, action: allow, hosts: [api.example, other.example]}]
+secrets: {token: {command: {run: [read]}}, file: {file: token}}
+credentials:
+  - {name: api, hosts: [api.example], bearer: token}
+  - {name: other, hosts: [other.example], bearer: file}
+"""
+
+
+def fetch(policy: Path, run: Path, value: str, seconds: float = 60) -> Path:
+    """Write a value as `squidkeeper secrets` does."""
+    secrets = load(policy, datetime.now(UTC)).compiled.source.secrets
+    file = value_file(run / "secrets", source_key("token", secrets))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, format_value(FetchedValue(value, time.time() + seconds)))
+    return file
+
+
+def asked(host: str) -> str:
+    return f"192.0.2.5 - GET https {host} 443 {host} {host}%3A443 - https%3A%2F%2F{host}%2F -"
+
+
+def test_a_request_waits_for_a_first_value_and_holds_up_no_other(start: Start, policy: Path, tmp_path: Path) -> None:
+    write_policy(policy, FETCHED)
+    helper = start("credential", "--run", str(tmp_path / "run"), "--wait", "30", concurrency=4)
+    helper.send(f"1 {asked('api.example')}")
+    assert helper.ask(f"2 {asked('other.example')}").startswith("2 OK ")
+    file = fetch(policy, tmp_path / "run", "first")
+    assert 'authorization_="Bearer first"' in helper.stdout.readline().decode().removeprefix("1 OK ")
+    fetch(policy, tmp_path / "run", "second")
+    assert 'authorization_="Bearer second"' in helper.ask(f"3 {asked('api.example')}")
+    file.unlink()
+    assert helper.ask(f"4 {asked('api.example')}").startswith("4 ERR rule_=credential-unavailable ")
+    fetch(policy, tmp_path / "run", "third", seconds=-1)
+    assert helper.ask(f"5 {asked('api.example')}").startswith("5 ERR rule_=credential-unavailable ")
+    fetch(policy, tmp_path / "run", "fourth")
+    assert 'authorization_="Bearer fourth"' in helper.ask(f"6 {asked('api.example')}")
+
+
+def test_a_wait_for_a_first_value_is_bounded(start: Start, policy: Path, tmp_path: Path) -> None:
+    write_policy(policy, FETCHED)
+    helper = start("credential", "--run", str(tmp_path / "run"), "--wait", "1", concurrency=4)
+    begun = time.monotonic()
+    helper.send(*(f"{number} {asked('api.example')}" for number in (1, 2, 3)))
+    answers = [helper.stdout.readline().decode() for _ in range(3)]
+    assert answers[0].startswith("3 ERR rule_=credential-unavailable ")  # two of four slots hold lines
+    assert sorted(answer[:5] for answer in answers) == ["1 ERR", "2 ERR", "3 ERR"]
+    assert time.monotonic() - begun >= 1
+    again = time.monotonic()
+    assert helper.ask(f"4 {asked('api.example')}").startswith("4 ERR rule_=credential-unavailable ")
+    assert time.monotonic() - again < 0.9  # the second one does not wait again
+    out, log = helper.end()
+    assert out == b""
+    assert log.count("no value has been fetched from command read") == 1
+
+
+def test_lines_that_wait_are_answered_at_the_end_of_input(start: Start, policy: Path, tmp_path: Path) -> None:
+    write_policy(policy, FETCHED)
+    helper = start("credential", "--run", str(tmp_path / "run"), "--wait", "30", concurrency=4)
+    assert helper.ask(f"1 {asked('other.example')}").startswith("1 OK ")
+    helper.send(f"2 {asked('api.example')}")
+    out, _ = helper.end()
+    assert out.startswith(b"2 ERR rule_=credential-unavailable ")

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.credentials import SecretStore
@@ -37,11 +40,17 @@ _TOKENS_WITH_HEADERS = tuple(count + len(READ_HEADERS) for count in _TOKENS)
 
 
 class Injector:
-    """One policy and its secrets, with the replies by decision: without them a line takes 23 us instead of 11."""
+    """One policy and its secrets, with the replies by decision: without them a line takes 23 us instead of 11.
 
-    def __init__(self, policy: CompiledPolicy) -> None:
+    `fetched` is the folder of fetched secrets. Where no value of one has been fetched yet, the lines that need it are
+    held for `wait_seconds` from the first one on. After that they are denied at once.
+    """
+
+    def __init__(self, policy: CompiledPolicy, fetched: Path | None = None, wait_seconds: float = 0.0) -> None:
         self.policy = policy
-        self.secrets = SecretStore(policy.source.secrets, os.environ)
+        self.secrets = SecretStore(policy.source.secrets, os.environ, fetched)
+        self._wait_seconds = wait_seconds
+        self._wait_until: dict[str, float] = {}  # by the credential that lacks a first value
         self._matches = HostMatches(policy)
         self._replies: BoundedCache[Decision, tuple[list[tuple[str, str]], Reply]] = BoundedCache(_CACHE_BYTES)
         self._reported: set[str] = set()
@@ -69,8 +78,18 @@ class Injector:
                 return self._reply(decision, injected, limit)
             except ReplyTooLong as error:
                 problems = {credential.name: error for credential in decision.credentials}
+        reply = credential_unavailable_reply(decision, self.policy, problems)
+        if time.monotonic() < (until := self._waits_until(problems)):
+            return replace(reply, hold_until=until)
         self._report(decision, problems.values())
-        return credential_unavailable_reply(decision, self.policy, problems)
+        return reply
+
+    def _waits_until(self, problems: Mapping[str, SquidkeeperError]) -> float:
+        """Tell until when a first value may still come, if that is all that is missing."""
+        if not all(isinstance(problem, SecretUnavailable) and problem.pending for problem in problems.values()):
+            return 0.0
+        until = time.monotonic() + self._wait_seconds
+        return min(self._wait_until.setdefault(name, until) for name in problems)
 
     def _headers(self, credential: Credential) -> Iterator[tuple[str, str]]:
         return ((value.name, self.secrets.fill(value)) for value in credential.form.values)

@@ -6,7 +6,9 @@ import gc
 import logging
 import os
 import resource
+import select
 import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -30,6 +32,7 @@ Answer = Callable[[bytes], Reply]
 
 _READ_BYTES = 64 * 1024
 _SWITCH_SECONDS = 0.0005
+_AGAIN_SECONDS = 0.05  # a held line is answered again
 _FULL_COLLECTION_AFTER = 100_000  # collections of the middle generation: some thousand loads of a large policy
 _log = logging.getLogger(__name__)
 
@@ -65,7 +68,7 @@ def run(
 def serve(answer: Answer, output: int, concurrency: int, counting: HelperCounters) -> None:
     """Answer every line of standard input until its end; `output` is a file descriptor."""
     lines = _LineAnswering(answer, concurrency, counting.helper)
-    serve_requests(LineBuffer().feed, lines.reply, output, counting)
+    serve_requests(LineBuffer().feed, lines.reply, output, counting, lines.held)
 
 
 def serve_requests(
@@ -73,25 +76,33 @@ def serve_requests(
     reply: Callable[[bytes, list[Key]], bytes],
     output: int,
     counting: HelperCounters,
+    held: HeldLines | None = None,
 ) -> None:
     """Answer every request of standard input until its end.
 
     `cut` gives the requests that are complete with what was read, `reply` answers one and notes what it counts. Those
     that are read together are answered by one write of whole replies, and counted after it. The loop also ends when
-    nobody reads the answers any more.
+    nobody reads the answers any more. In `held` are requests that are to be answered again: `reply` has added them, and
+    given no bytes. At the end of input they get the answer of that moment.
     """
     source, room = sys.stdin.fileno(), memoryview(bytearray(_READ_BYTES))
-    while got := os.readv(source, [room]):
+    held = HeldLines(0) if held is None else held
+    ended = False
+    while not ended:
+        waits = bool(held) and not select.select([source], [], [], _AGAIN_SECONDS)[0]
+        got = 0 if waits else os.readv(source, [room])
+        ended = not (got or waits)
+        again = held.take(last=ended)
         replies: list[bytes] = []
         counts: list[Key] = []
         counting.begin(replies)
-        for request in cut(bytes(room[:got])):
+        for request in (*again, *cut(bytes(room[:got]))):
             replies.append(reply(request, counts))  # noqa: PERF401 - one by one: the watchdog reads the length
         try:
             write_all(output, b"".join(replies))
         except BrokenPipeError:
             return
-        counting.end(len(replies), counts)
+        counting.end(len(replies) - len(held), counts)
 
 
 def take_output() -> int:
@@ -148,6 +159,12 @@ class Answering(Generic[R]):
 
     def reply(self, request: bytes, channel: bytes, counts: list[Key]) -> bytes:
         """Answer one request, and note the counters that it adds to."""
+        reply, written = self.answer(request, channel)
+        counts += reply.counts
+        return written
+
+    def answer(self, request: bytes, channel: bytes) -> tuple[R, bytes]:
+        """Answer one request: the reply, and as it is written."""
         try:
             reply = self._answer(request)
             written = self._write(reply, channel)
@@ -159,8 +176,31 @@ class Answering(Generic[R]):
             _log.error("a request could not be decided: %s", describe(error))
             reply = self._broken("The request could not be decided.")
             written = self._write(reply, channel)
-        counts += reply.counts
-        return written
+        return reply, written
+
+
+class HeldLines:
+    """Lines that wait to be answered again: a few, so that the others go on."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lines: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def hold(self, line: bytes, until: float) -> bool:
+        """Hold a line, unless it has waited long enough or too many wait; True if it is held."""
+        held = len(self._lines) < self._most and time.monotonic() < until
+        if held:
+            self._lines.append(line)
+        return held
+
+    def take(self, *, last: bool) -> list[bytes]:
+        """Give the lines, to be answered again; the last time, none is held any more."""
+        self._most = 0 if last else self._most
+        lines, self._lines = self._lines, []
+        return lines
 
 
 class _LineAnswering:
@@ -171,6 +211,7 @@ class _LineAnswering:
         self._answering = Answering(answer, write, partial(broken_reply, helper=helper))
         self._concurrency = concurrency
         self._helper = helper
+        self.held = HeldLines(concurrency // 2)  # half of the slots that Squid fills
 
     def reply(self, line: bytes, counts: list[Key]) -> bytes:
         """Answer one line, unless its channel-ID is missing: Squid could not find the lookup."""
@@ -181,7 +222,11 @@ class _LineAnswering:
             counts.append(missing_channel(line, self._concurrency, self._helper))
             return b""
         channel, request = split
-        return self._answering.reply(request, channel, counts)
+        reply, written = self._answering.answer(request, channel)
+        if reply.hold_until and self.held.hold(line, reply.hold_until):
+            return b""
+        counts += reply.counts
+        return written
 
 
 def missing_channel(line: bytes, concurrency: int, helper: str) -> Key:

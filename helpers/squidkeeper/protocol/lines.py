@@ -40,12 +40,14 @@ class Reply:
     """A reply: its annotations in order and a message: why it denies, for the page, or what was wrong with a line (BH).
 
     `counts` are the counters that go up by one with each lookup that gets this reply; Squid does not see them.
+    Until `hold_until`, by the monotonic clock, the line may be held and answered again: the reply may change soon.
     """
 
     result: Result
     annotations: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # a credential can be among them
     message: str | None = None
     counts: tuple[tuple[str, ...], ...] = field(default=(), repr=False, compare=False)
+    hold_until: float = field(default=0.0, compare=False)
 
     @cached_property
     def head(self) -> bytes:

@@ -20,6 +20,7 @@ from typing import Final
 import psutil
 
 from squidkeeper.credentials import SecretStore
+from squidkeeper.credentials.fetched_values import FOLDER
 from squidkeeper.errors import SecretUnavailable, SetupFailed
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
@@ -330,9 +331,9 @@ class Installation:
 
         def lines() -> tuple[bool, str, str]:
             policy = build_sources(read_sources(self._policy), self._compiled).policy
-            fetches = any(fetched_secrets(policy.secrets))
+            fetches, fetched = any(fetched_secrets(policy.secrets)), self._layout.run / FOLDER
             try:
-                return fetches, policy_lines(policy, SecretStore(policy.secrets, {}), url), ""
+                return fetches, policy_lines(policy, SecretStore(policy.secrets, {}, fetched), url), ""
             except SecretUnavailable as error:
                 return fetches, "", str(error)
 

@@ -118,7 +118,7 @@ def _credential_by_headers() -> Iterator[str]:
     yield f"    {_REQUEST_TOKENS} %#URI %#note{{final_url_}} \\"
     yield from _header_tokens()
     yield "    /opt/squidkeeper/bin/squidkeeper credential --headers --concurrency 4 \\"
-    yield "    --policy /etc/squidkeeper/policy --state /var/lib/squidkeeper"
+    yield "    --policy /etc/squidkeeper/policy --state /var/lib/squidkeeper --run /run/squidkeeper"
 
 
 def _header_tokens() -> Iterator[str]:
