@@ -1581,6 +1581,19 @@ def test_dns_nameservers_of_local_conf_and_what_it_includes_replace_the_resolver
     assert child_of(gateway.maintenance, "unbound") != 0
 
 
+def test_a_program_of_the_operators_for_logins_replaces_the_login_helper(gateway: Gateway) -> None:
+    local, fragment = gateway.place("etc/local.conf"), gateway.place("etc/squidkeeper.conf")
+    kept, ours = local.read_text(), fragment.read_text()
+    local.write_text(f"{kept}auth_param basic program /usr/lib/squid/basic_ncsa_auth /dev/null\n")
+    done = gateway.install()
+    assert done.returncode == 0, done.stderr
+    assert "no client can log in by a token" in done.stdout
+    assert "squidkeeper login" not in fragment.read_text()
+    local.write_text(kept)
+    assert gateway.install().returncode == 0
+    assert fragment.read_text() == ours
+
+
 def test_a_taken_address_of_the_resolver_is_told_before_anything_is_replaced(empty: Gateway) -> None:
     assert empty.install("--no-start", *empty.listen).returncode == 0
     before = empty.snapshot()

@@ -18,6 +18,7 @@ from squidkeeper.setup.configuration import (
     MARK,
     Configuration,
     generator_of,
+    has_own_login,
     is_ours,
     listen_of,
     listen_of_haproxy,
@@ -25,6 +26,7 @@ from squidkeeper.setup.configuration import (
     substitute,
     unique_name,
     usual_exporter,
+    without_login,
 )
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
@@ -114,6 +116,19 @@ def configuration(root: Path | None, **given: Any) -> Configuration:
 
 def test_no_replacement_is_replaced_again_and_the_longest_text_counts() -> None:
     assert substitute("/a /a/b c", {"/a": "/a/b/x", "/a/b": "c", "c": "/a"}) == "/a/b/x c /a"
+
+
+def test_the_login_helper_is_left_out_where_another_program_checks_logins() -> None:
+    fragment = configuration(None).fragment(with_logformat=False)
+    assert not has_own_login(fragment)
+    assert not has_own_login("2026/11/26 12:00:00| Processing: auth_param basic program /x login --concurrency 100")
+    assert not has_own_login("#auth_param basic program /usr/lib/squid/basic_ncsa_auth /etc/squid/users")
+    for own in ("", "2026/11/26 12:00:00| Processing: "):
+        assert has_own_login(f"{own}auth_param basic  program /usr/lib/squid/basic_ncsa_auth /etc/squid/users")
+    left = configuration(None, own_login=True).fragment(with_logformat=False)
+    assert left == without_login(fragment)
+    assert re.findall(r"^(?:auth_param|authenticate_).*", left, re.MULTILINE) == []
+    assert "acl sk_logged_in proxy_auth REQUIRED" in left
 
 
 def test_without_a_root_squid_conf_is_the_documented_one_with_its_mark_port_and_resolver() -> None:

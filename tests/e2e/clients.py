@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from squidkeeper.client_kit.probe_table import PROGRAMS
+from tests.waiting import wait_for
 
 from .gateway import Gateway
 from .network import VirtualMachine, run
@@ -56,6 +57,14 @@ class Shown(StrEnum):
     TLS = "a TLS error"
 
 
+class Login(StrEnum):
+    """When a client sends the login that its proxy's URL holds."""
+
+    AT_ONCE = "at once"
+    WHEN_ASKED = "when asked"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
     """A client: the name in the table, the command, what it shows of a denial and of a failure after the policy."""
@@ -66,6 +75,7 @@ class Client:
     failure: Shown
     reads: str  # what the user reads of a denial, in the table
     footnote: str = ""  # in the table, beside that of `strict`
+    login: Login = Login.AT_ONCE
     strict: bool = False  # checks the extensions of certificates, as Python does from 3.13 on
 
     def shows(self, case: Case, *, generator: str) -> Shown:
@@ -145,9 +155,9 @@ ON_REQUEST = (
     Client("Node fetch", _COMMANDS["node"], Shown.PAGE, Shown.PAGE, _FULL),
     Client("Go net/http", '"$CLIENTS/get" "$URL"', Shown.PAGE, Shown.PAGE, _FULL),
     Client("Go modules", _COMMANDS["go"], Shown.STATUS, Shown.STATUS, "`403 Forbidden`"),
-    Client("Java HttpClient", _COMMANDS["java"], Shown.PAGE, Shown.PAGE, _FULL),
+    Client("Java HttpClient", _COMMANDS["java"], Shown.PAGE, Shown.PAGE, _FULL, login=Login.NEVER),
     Client("apt", _COMMANDS["apt"], Shown.STATUS, Shown.STATUS, "`403  Forbidden`"),
-    Client("Chromium", _BROWSER, Shown.PAGE, Shown.PAGE, "the page, as HTML"),
+    Client("Chromium", _BROWSER, Shown.PAGE, Shown.PAGE, "the page, as HTML", login=Login.NEVER),
 )
 
 _PAGE = re.compile(r"request[ _]id\"?: ", re.IGNORECASE)
@@ -176,12 +186,10 @@ class Machine:
         return done.stdout.decode(errors="replace")
 
 
-def gateway_variables(gateway: Gateway, *options: str) -> dict[str, str]:
+def gateway_variables(gateway: Gateway, *options: str | Path) -> dict[str, str]:
     """The variables that the gateway's own program prints for the client `agents`."""
-    of_client = ("--root", gateway.root, "--client", "agents", "--ca-path", gateway.ca)
-    variables: dict[str, str] = json.loads(
-        run(gateway.root / "bin/squidkeeper", "env", *of_client, *options, "--format", "json")
-    )
+    of_client = ("--root", gateway.root, "--client", "agents", "--ca-path", gateway.ca, *options)
+    variables: dict[str, str] = json.loads(run(gateway.root / "bin/squidkeeper", "env", *of_client, "--format", "json"))
     return variables
 
 
@@ -193,6 +201,23 @@ def ask(machine: Machine, client: Client, case: Case, origins: Origins, folder: 
     own.mkdir()
     output = machine.run(client.command, URLS[case].format(token=token), own)
     return what_is_shown(output, reached=any(token in seen.target for seen in origins.seen))
+
+
+def log_in(machine: Machine, client: Client, gateway: Gateway, origins: Origins, folder: Path) -> Login:
+    """Let a client ask for what is open to everybody, then for what its login opens; tell when it sends that."""
+    token = uuid4().hex
+    for number, host in enumerate(("anybody.example", "open.example")):
+        own = folder / f"{token}{number}"
+        own.mkdir()
+        machine.run(client.command, f"https://{host}/{token}/", own)
+    if "open.example" not in {one.sni for one in origins.seen if token in one.target}:
+        return Login.NEVER
+    wait_for(lambda: _users(gateway, "open.example", token), f"the lines of {token}")
+    return Login.AT_ONCE if _users(gateway, "anybody.example", token) == {"agents"} else Login.WHEN_ASKED
+
+
+def _users(gateway: Gateway, host: str, token: str) -> set[str]:
+    return {line["user"] for line in gateway.log() if line["url"].startswith(f"https://{host}/{token}")}
 
 
 def what_is_shown(output: str, *, reached: bool) -> Shown:
@@ -210,3 +235,10 @@ def clients_table() -> str:
         name = " ".join(filter(None, (client.name, "¹" if client.strict else "", client.footnote)))
         rows.append([name, *(client.shows(case, generator=OURS) for case in Case), client.reads])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("| --- ", "|---").replace("---|", "---|")
+
+
+def logins_table() -> str:
+    """Write the table of squid/CLIENTS.md that tells when each client sends its login."""
+    clients = (*IN_EVERY_RUN, *ON_REQUEST)
+    rows = [(login, ", ".join(one.name for one in clients if one.login is login)) for login in Login]
+    return "| the login is sent | by |\n|---|---|\n" + "".join(f"| {login} | {names} |\n" for login, names in rows)

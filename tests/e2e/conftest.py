@@ -14,8 +14,10 @@ from tests.conftest import HUNTED, SHARED_FOLDER
 from tests.leak_hunt import Hunt
 
 from . import canaries, network
+from .clients import GO
 from .dns import Names
 from .gateway import NAMESERVER, Gateway, NewGateway, Site, install_prototype
+from .network import run
 from .origin import Origins
 
 
@@ -36,6 +38,23 @@ def prototype(shared_folder: Path) -> Path:
         if not (shared_folder / "prototype/bin/squidkeeper").exists():  # no other process has installed it
             install_prototype(shared_folder / "prototype")
     return shared_folder / "prototype"
+
+
+@pytest.fixture(scope="session")
+def programs(shared_folder: Path) -> Path:
+    """Clients from the registries of their languages: once a run, on the machine's own network."""
+    folder = shared_folder / "clients"
+    with (shared_folder / "clients.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "installed").exists():
+            run("/usr/bin/python3", "-m", "venv", folder / "python")
+            run(folder / "python/bin/pip", "install", "-q", "requests", "httpx", "aiohttp", "uv")
+            run("npm", "install", "--silent", "--prefix", folder / "node", "node@24")
+            (folder / "get.go").write_text(GO)
+            cache = f"GOCACHE={folder}/go-cache"
+            run("env", cache, "CGO_ENABLED=0", "go", "build", "-o", folder / "get", folder / "get.go")
+            (folder / "installed").touch()
+    return folder
 
 
 @pytest.fixture(scope="package")

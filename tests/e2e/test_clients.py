@@ -1,6 +1,5 @@
 """Every client of squid/CLIENTS.md, in a VM, at a gateway with each kind of CA and each generator of certificates."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ from squidkeeper.client_kit.probe_table import PROGRAMS
 
 from .clients import (
     GENERATORS,
-    GO,
     IN_EVERY_RUN,
     ON_REQUEST,
     RULES,
@@ -35,23 +33,6 @@ JAVA_STORE = Path("/etc/ssl/certs/java/cacerts")  # as the package ca-certificat
 def test_the_document_has_the_table() -> None:
     table = clients_table()
     assert table in DOCUMENT.read_text(), table
-
-
-@pytest.fixture(scope="session")
-def programs(shared_folder: Path) -> Path:
-    """Clients from the registries of their languages: once a run, on the machine's own network."""
-    folder = shared_folder / "clients"
-    with (shared_folder / "clients.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "installed").exists():
-            run("/usr/bin/python3", "-m", "venv", folder / "python")
-            run(folder / "python/bin/pip", "install", "-q", "requests", "httpx", "aiohttp", "uv")
-            run("npm", "install", "--silent", "--prefix", folder / "node", "node@24")
-            (folder / "get.go").write_text(GO)
-            cache = f"GOCACHE={folder}/go-cache"
-            run("env", cache, "CGO_ENABLED=0", "go", "build", "-o", folder / "get", folder / "get.go")
-            (folder / "installed").touch()
-    return folder
 
 
 KINDS = {"own CA": (), "RSA-2048, intermediate": ("--ca", "intermediate"), "RSA-2048, direct": ("--ca", "direct")}

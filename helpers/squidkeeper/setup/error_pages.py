@@ -390,11 +390,11 @@ _LOGIN = ErrorPage(
     407,
     "Proxy authentication required",
     _DENIED,
-    "Send a user name and password for the proxy, such as http://user:password@host:port in HTTPS_PROXY.",
+    "Log in at the proxy: HTTPS_PROXY=http://NAME:TOKEN@host:port. The operator of this gateway gives the token.",
     Cause.CLIENT,
     "http_request_denied",
     "proxy authentication",
-    "This gateway asks for the name and password of a proxy user, and got none that is valid.",
+    "This gateway asks for the name and token of a client, and got none that is valid.",
 )
 _UNCHOSEN: Final = {
     "ERR_CACHE_ACCESS_DENIED": _LOGIN,
