@@ -74,6 +74,9 @@ def install(root: Path, ca: CertificateAuthority = CA) -> Layout:
     layout.signing_cert.write_bytes(ca.certificate)
     layout.signing_key.touch(0o600)
     layout.signing_key.write_bytes(ca.key)
+    layout.secrets.mkdir()
+    (layout.secrets / "k.value").touch(0o640)
+    shutil.chown(layout.secrets / "k.value", 61184 if os.geteuid() == 0 else os.geteuid())  # of the fetching process
     layout.program.symlink_to(Path(sys.prefix) / "bin/squidkeeper")
     layout.access_log.parent.mkdir()
     layout.access_log.touch()
@@ -276,7 +279,6 @@ def test_a_faulty_line_is_found_with_its_place(layout: Layout, code: str, line: 
 
 @pytest.mark.system
 def test_squid_accepts_the_faulty_lines(layout: Layout) -> None:
-    add(layout, "auth_param basic program /bin/true\n")
     for line in (*(line for line, _ in PLANTED.values()), *(line for _, line, _ in VARIANTS)):
         add(layout, line)
     assert re.findall(r"FATAL.*|Bungled.*|unrecognized.*", parse(layout.conf)) == []
@@ -285,6 +287,18 @@ def test_squid_accepts_the_faulty_lines(layout: Layout) -> None:
 def without(path: Callable[[Layout], Path], old: str, new: str = "") -> Callable[[Layout], None]:
     """Replace a text of one of the installed files."""
     return lambda layout: edit(path(layout), old, new)
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def other_errors(layout: Layout) -> None:
+    edit(layout.pages, f"error_directory {layout.errors}", f"error_directory {layout.state}")
+
+
+def include_not(layout: Layout) -> None:
+    edit(layout.conf, f"\ninclude {layout.fragment}\n", "\n")
 
 
 def fragment(layout: Layout) -> Path:
@@ -301,7 +315,7 @@ def pages(layout: Layout) -> Path:
 
 # Code, how the installed files are changed, and a part of what is found.
 CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
-    ("policy-not-included", without(conf, "\ninclude ", "\n#include "), "squidkeeper.conf is missing"),
+    ("policy-not-included", include_not, "squidkeeper.conf is missing"),
     ("credentials-cached", without(fragment, "\nstore_miss deny "), "store_miss deny sk_https sk_injected is missing"),
     ("credentials-cached", without(fragment, "\ncache deny all"), "cache deny all is missing"),
     (
@@ -311,7 +325,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ),
     ("error-pages-show-headers", without(pages, "email_err_data off"), "email_err_data off is missing"),
     ("error-pages-show-headers", without(pages, "email_err_data off", "email_err_data on"), "email_err_data on"),
-    ("error-pages-not-ours", without(pages, "error_directory ", "error_directory /x"), "expected error_directory /"),
+    ("error-pages-not-ours", other_errors, "expected error_directory /"),
     ("no-access-log", without(conf, "\naccess_log ", "\n#access_log "), "squidkeeper is missing"),
     ("few-descriptors", without(conf, "max_filedescriptors 16384", "max_filedescriptors 1024"), "descriptors 1024"),
     ("few-descriptors", without(conf, "max_filedescriptors 16384"), "max_filedescriptors is missing"),
@@ -319,6 +333,8 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ("answers-kept-too-long", without(fragment, "ttl=1 negative_ttl=1", ""), "sk_host keeps answers for 3600 s"),
     ("token-not-encoded", without(fragment, "%#ssl::>sni", "%ssl::>sni"), "%ssl::>sni"),
     ("squid-conf-incomplete", lambda layout: layout.pages.unlink(), "there is no such file"),
+    ("annotations-printed", lambda one: write(one.errors / "ERR_X", "<p>@Squid{%note}"), "an error page: *"),
+    ("wrong-passwords-pass", without(fragment, "auth_param basic key_extras", "#"), "squidkeeper has no key_extras"),
     ("two-resolvers", lambda layout: add(layout, "dns_nameservers 192.0.2.1\ndns_nameservers 192.0.2.2\n"), "beside"),
 ]
 
@@ -330,6 +346,14 @@ def test_a_changed_file_is_found(layout: Layout, code: str, change: Callable[[La
     details = found(code, inspect(layout))
     assert details
     assert all(part in one.detail for one in details)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("code", "change", "_"), CHANGED, ids=lambda one: one if isinstance(one, str) else "")
+def test_squid_accepts_the_changed_files(layout: Layout, code: str, change: Callable[[Layout], None], _: str) -> None:
+    change(layout)
+    refused = re.findall(r"FATAL.*|Bungled.*|unrecognized.*", parse(layout.conf))
+    assert bool(refused) == (code == "squid-conf-incomplete")
 
 
 def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(layout: Layout) -> None:
@@ -357,6 +381,7 @@ def test_a_configuration_that_squid_rejects_is_found_and_its_values_are_not_show
         ("etc/ca/signing.key", 0o644, "the CA's key: every account can read or write it (mode 0644)"),
         ("etc/ca/signing.key", 0o660, "the CA's key: group 0 can read or write it (mode 0660)"),
         ("etc/policy/secret", 0o604, "a secret of the policy: every account can read or write it (mode 0604)"),
+        ("run/secrets/k.value", 0o644, "a secret that was fetched: every account can read or write it (mode 0644)"),
         ("etc/policy", 0o777, "above a secret of the policy: every account can replace files in it (mode 0777)"),
     ],
 )
@@ -500,7 +525,7 @@ def test_each_code_is_there_once_and_each_remedy_can_be_written(layout: Layout) 
     codes = [check.code for check in ALL_CHECKS]
     assert len(set(codes)) == len(codes)
     diagnosis = replace(examine(inspect(layout), running=False), found=tuple((check, ()) for check in ALL_CHECKS))
-    assert "{" not in as_text(diagnosis).replace("%'{KEY}note", "")
+    assert "{" not in as_text(diagnosis).replace("%'{KEY}note", "").replace("%#{Proxy", "")
 
 
 def test_the_conditions_of_the_exporter_are_checks_too() -> None:

@@ -11,7 +11,6 @@ from typing import Final
 
 from squidkeeper.doctor.inspection import Inspection, annotations_in
 from squidkeeper.doctor.squid_conf import Directive
-from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import checks
 from squidkeeper.setup.templates import outdated_sections
@@ -79,7 +78,7 @@ def closing_passed_by(one: Inspection) -> Iterator[Found]:
     for directive in one.named("cache_peer", "always_direct"):
         ours = any(word.startswith("name=sk_") for word in directive.words)
         if not ours and directive.words[:1] != ("deny",):
-            yield _at(directive, f"{directive.name} {directive.words[0] if directive.words else ''}".strip())
+            yield _at(directive, f"{directive.name} {directive.first}")
 
 
 def certificate_errors_allowed(one: Inspection) -> Iterator[Found]:
@@ -103,7 +102,7 @@ def passed_on_encrypted(one: Inspection) -> Iterator[Found]:
             yield _at(directive)
     for directive in one.named("http_port", "https_port"):
         if "ssl-bump" not in directive.words:
-            yield _at(directive, f"{directive.name} {' '.join(directive.words[:1])} has no ssl-bump")
+            yield _at(directive, f"{directive.name} {directive.first} has no ssl-bump")
 
 
 def cached_credentials(one: Inspection) -> Iterator[Found]:
@@ -132,7 +131,7 @@ def added_headers(one: Inspection) -> Iterator[Found]:
 
 def client_headers_kept(one: Inspection) -> Iterator[Found]:
     """Find a header that the client's own copy of is let through beside the one that is injected."""
-    names = {header.lower().replace("_", "-") for header in (*INJECTABLE_HEADERS, "all")}
+    names = {header.lower().replace("_", "-") for header in (*one.injected, "all")}
     for directive in one.ahead:
         allows = directive.name == "request_header_access" and directive.words[1:2] == ("allow",)
         if allows and directive.words[0].lower().replace("_", "-") in names:
@@ -156,11 +155,19 @@ def raw_tokens(one: Inspection) -> Iterator[Found]:
     for directive, tokens in _formats(one):
         raw = [token for token in tokens if not token.startswith("%#") and token not in _PLAIN_TOKENS]
         if raw:
-            yield _at(directive, f"{directive.name} {directive.words[0]}: {' '.join(raw)}")
+            yield _at(directive, f"{directive.name} {directive.first}: {' '.join(raw)}")
 
 
 def _asks_us(directive: Directive) -> bool:
     return any(Path(word).name == "squidkeeper" for word in directive.words)
+
+
+def passwords_shared(one: Inspection) -> Iterator[Found]:
+    """Find basic authentication without key_extras: Squid then has one entry for each name, whatever the password."""
+    keys = [line.rest for line in one.named("auth_param") if line.words[:2] == ("basic", "key_extras")]
+    for directive in one.named("auth_param"):
+        if directive.words[:2] == ("basic", "program") and not any("Proxy-Authorization" in key for key in keys):
+            yield _at(directive, f"auth_param basic program {' '.join(directive.words[2:3])} has no key_extras")
 
 
 def kept_answers(one: Inspection) -> Iterator[Found]:
@@ -172,7 +179,7 @@ def kept_answers(one: Inspection) -> Iterator[Found]:
         ttl = int(given.get("ttl", 3600))
         seconds = max(ttl, int(given.get("negative_ttl", ttl)))
         if seconds > _LONGEST_TTL:
-            yield _at(directive, f"external_acl_type {directive.words[0]} keeps answers for {seconds} s")
+            yield _at(directive, f"external_acl_type {directive.first} keeps answers for {seconds} s")
 
 
 def rewriter_bypassed(one: Inspection) -> Iterator[Found]:
@@ -200,15 +207,16 @@ def _set_to(one: Inspection, name: str, value: str) -> Iterator[Found]:
 
 def printed_annotations(one: Inspection) -> Iterator[Found]:
     """Find annotations with credentials outside of the line that adds their header."""
-    credentials = one.policy.credentials if one.policy else ()
-    places = (place for credential in credentials for place in credential.form.places)
-    secret = {header_annotation(name) for name in (*INJECTABLE_HEADERS, *places)}
+    secret = set(map(header_annotation, one.injected))
     for directive in one.conf.directives:
         shown = set(annotations_in(directive.rest))
         if directive.name == "logformat" and "*" in shown:
-            yield _at(directive, f"logformat {directive.words[0]}: %note prints every annotation")
+            yield _at(directive, f"logformat {directive.first}: %note prints every annotation")
         if directive.name != "request_header_add" and shown & secret:
-            yield _at(directive, f"{directive.name} {directive.words[0]}: {', '.join(sorted(shown & secret))}")
+            yield _at(directive, f"{directive.name} {directive.first}: {', '.join(sorted(shown & secret))}")
+    for page in sorted(one.layout.errors.glob("*")):
+        if shown := {*annotations_in(page.read_text(errors="replace"))} & {*secret, "*"}:
+            yield Found(f"an error page: {', '.join(sorted(shown))}", str(page))
 
 
 def debugging(one: Inspection) -> Iterator[Found]:
@@ -272,7 +280,7 @@ def few_descriptors(one: Inspection) -> Iterator[Found]:
     directive = one.last("max_filedescriptors")
     if directive is None:
         yield Found("max_filedescriptors is missing: Squid takes what it is started with", str(one.layout.conf))
-    elif int(directive.words[0]) < _FEW_DESCRIPTORS:
+    elif not directive.first.isdigit() or int(directive.first) < _FEW_DESCRIPTORS:
         yield _at(directive)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
+from squidkeeper.credentials.fetch_status import read_fetch_status
 from squidkeeper.doctor.squid_conf import Directive, Macros, SquidConf, read_squid_conf
 from squidkeeper.errors import PolicyError
 from squidkeeper.exporter.cache_manager import SquidCounters, read_counters
@@ -20,6 +21,7 @@ from squidkeeper.exporter.disks import read_disks
 from squidkeeper.exporter.snapshot import Snapshot
 from squidkeeper.maintenance.tls import CERTIFICATE
 from squidkeeper.maintenance_status import read_maintenance_status
+from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy_store.loading import load_sources
 from squidkeeper.policy_store.policy_watcher import PolicyState
@@ -74,6 +76,12 @@ class Inspection:
         return self.conf.directives[:end]
 
     @property
+    def injected(self) -> frozenset[str]:
+        """The headers that can be injected: those of squid.conf, and those of the policy's credentials."""
+        credentials = self.policy.credentials if self.policy else ()
+        return frozenset({*INJECTABLE_HEADERS, *(place for one in credentials for place in one.form.places)})
+
+    @property
     def is_root(self) -> bool:
         """Whether this process can read everything."""
         return os.geteuid() == 0
@@ -121,6 +129,8 @@ def _view(layout: Layout, squid: str, sources: Sources) -> Snapshot:
         squid_version=squid_version(),
         policy_lines=text_at(layout.policy_lines),
         policy_lines_file=layout.policy_lines,
+        fetched=layout.secrets,
+        fetching=read_fetch_status(layout.secrets, at.timestamp()),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 import psutil
 from cryptography import x509
 
+from squidkeeper.credentials.fetched_values import VALUE_SUFFIX
 from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.inspection import Inspection
 from squidkeeper.formatting import quantity
@@ -58,6 +59,7 @@ def _secret_files(one: Inspection) -> Iterator[tuple[Path, str]]:
     yield from ((path, "the CA's key") for path in (layout.signing_key, layout.ca_key))
     yield layout.policy_lines, "passwords of parent proxies"
     yield from ((path, "a secret of the policy") for path in one.sources.secrets)
+    yield from ((path, "a secret that was fetched") for path in sorted(one.layout.secrets.glob(f"*{VALUE_SUFFIX}")))
 
 
 def exposed_files(one: Inspection) -> Iterator[Found]:
@@ -78,7 +80,7 @@ def _exposed(path: Path, account: Account | None) -> str:
     found = path.stat()
     mode, others = stat.S_IMODE(found.st_mode), {0, account.group if account else 0}
     owners = {0, account.user if account else 0}
-    if found.st_uid not in owners:
+    if found.st_uid not in owners and path.suffix != VALUE_SUFFIX:  # what was fetched belongs to what has fetched it
         return f"it belongs to user {found.st_uid}, neither root nor Squid's account"
     if mode & 0o007:
         return f"every account can read or write it (mode {mode:04o})"
@@ -173,9 +175,9 @@ def few_days_kept(one: Inspection) -> Iterator[Found]:
 
 
 def service_not_running(one: Inspection) -> Iterator[Found]:
-    """Find an installed service beside Squid that does not work. The maintenance process is known by its heartbeat."""
+    """Find an installed service beside Squid that does not work; conditions tell about those with a heartbeat."""
     listens = text_at(one.layout.service("exporter").applied).split(" ")[0]
-    for name in {*SERVICES} - {"maintenance"}:
+    for name in {*SERVICES} - {"maintenance", "secrets"}:
         paths = one.layout.service(name)
         exporter = listens if name == "exporter" and listens != NO_EXPORTER else ""
         service = InstalledService(name, one.layout, one.squid.systemd, port=port_of(exporter) if exporter else None)
@@ -193,8 +195,8 @@ def few_descriptors_granted(one: Inspection) -> Iterator[Found]:
     for process in psutil.Process(pid).children():
         if process.name() == "squid":
             granted = int(text_at(Path(f"/proc/{process.pid}/limits")).partition("Max open files")[2].split()[0])
-            if granted < int(wanted.words[0]):
-                yield Found(f"process {process.pid} has {granted} of {wanted.words[0]}", wanted.place)
+            if granted < int(wanted.first or 0):
+                yield Found(f"process {process.pid} has {granted} of {wanted.first}", wanted.place)
 
 
 def open_proxy(one: Inspection) -> Iterator[Found]:
@@ -239,6 +241,7 @@ def _helpers(one: Inspection) -> Iterator[AskedHelper]:
     questions: dict[str, Callable[[Sequence[str]], str]] = {
         "external_acl_type": lambda words: f"1 {_values(words)} -",
         "url_rewrite_program": lambda _: f"{_URL} {_values(' '.join(extras.words).split() if extras else ())}",
+        "auth_param": lambda _: "1 squidkeeper-doctor - 127.0.0.1 -",
         "sslcrtd_program": lambda _: "new_certificate 1 x",  # names no host: it answers ERR
     }
     for directive in one.named(*questions):

@@ -64,6 +64,11 @@ class Directive:
         return self.text.split(maxsplit=1)[1] if self.text.split(maxsplit=1)[1:] else ""
 
     @property
+    def first(self) -> str:
+        """The first word that follows its name; empty where there is none."""
+        return next(iter(self.words), "")
+
+    @property
     def words(self) -> tuple[str, ...]:
         """What follows its name, word by word, up to a comment. Quotes around a word are removed."""
         return tuple(_without_quotes(word) for word in _before_comment(self._words.findall(self.rest)))

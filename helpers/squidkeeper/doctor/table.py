@@ -145,6 +145,13 @@ CHECKS: Final = (
         configuration.raw_tokens,
     ),
     Check(
+        "wrong-passwords-pass",
+        _CRITICAL,
+        "Wrong passwords pass as a name while the right one of this name is in use",
+        'Add `auth_param basic key_extras "%>a %#{{Proxy-Authorization}}>h"`.',
+        configuration.passwords_shared,
+    ),
+    Check(
         "annotations-printed",
         _CRITICAL,
         "A value that is injected is printed or sent elsewhere",
