@@ -188,7 +188,7 @@ def test_a_credential_of_systemd_is_read_from_the_folder_of_the_service(
 
 
 def test_a_kubernetes_volume_is_a_file(tmp_path: Path) -> None:
-    """tests/e2e/test_rotation.py swaps the links under a running gateway."""
+    """tests/e2e/test_secret_rotation.py swaps the links under a running gateway."""
     [secret] = policy_of(tmp_path, "Kubernetes secret volumes").secrets.values()
     assert secret.source == FileSource(Path("/etc/agent-secrets/github-token"))
 
