@@ -164,7 +164,7 @@ class CompiledPolicy:
 
     def needs_headers(self, candidates: Candidates) -> bool:  # noqa: ARG002 - no credential reads them yet
         """Tell whether the credential helper has to see the headers of a request with these candidates."""
-        return False
+        return bool(self.source.sealing_keys)  # any header could hold a sealed token
 
     def decision_by(self, rule: Rule) -> Decision:
         """Give the decision of a rule for one URL: the same object each time, so that its reply is written once."""

@@ -148,6 +148,7 @@ def secret_rows(view: Snapshot) -> Iterator[SecretRow]:
     for name, secret in policy.secrets.items():
         users = tuple(one.name for one in policy.credentials if name in one.form.secrets)
         users += tuple(one.name for one in policy.upstreams if one.parent and one.parent.password == name)
+        users += ("sealed_tokens",) if name in policy.sealing_keys else ()
         users += tuple(other for other, one in policy.secrets.items() if name in needed_secrets(one.source))
         problem = None if isinstance(secret.source, EnvironmentSource) else store.problem(name)
         about = _about_fetching(fetched[name], view.at) if name in fetched else None

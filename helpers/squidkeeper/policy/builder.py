@@ -127,11 +127,11 @@ def _merge_faults(documents: Iterable[Document]) -> Iterator[Fault]:
             if first is not location:
                 what = "a secret of this name" if section == "secrets" else f"{_NAMED_SECTIONS[section]} {name!r}"
                 yield Fault(location, FaultCode.DUPLICATE_NAME, f"{what} is defined twice, first at {first}")
-        if "defaults" in document.data:
-            location = document.locate(("defaults",), key=True)
-            first = seen.setdefault(("defaults", ""), location)
+        for section in _IN_ONE_FILE & document.data.keys():
+            location = document.locate((section,), key=True)
+            first = seen.setdefault((section, ""), location)
             if first is not location:
-                message = f"'defaults' is in two files, first at {first}, expected it in one at most"
+                message = f"{section!r} is in two files, first at {first}, expected it in one at most"
                 yield Fault(location, FaultCode.DUPLICATE_KEY, message)
 
 
@@ -237,6 +237,7 @@ def _upstream_faults(documents: Sequence[Document]) -> Iterator[Fault]:
                 yield Fault(place, FaultCode.INVALID_UPSTREAM, f"{message}, expected one with 'file'")
 
 
+_IN_ONE_FILE = frozenset({"defaults", "sealed_tokens"})
 _NAMED_SECTIONS = {
     "clients": "client",
     "lists": "list",
@@ -263,6 +264,7 @@ def _policy(revision: str, checked: Iterable[Checked], lists: Mapping[str, HostL
         rewrites=tuple(rewrite for maker in made for rewrite in maker.rewrites()),
         credentials=tuple(credential for maker in made for credential in maker.credentials()),
         upstreams=tuple(upstream for maker in made for upstream in maker.upstreams()),
+        sealing_keys=tuple(key for maker in made for key in maker.sealing_keys()),
         lists=lists,
         secrets={secret.name: secret for maker in made for secret in maker.secrets()},
         tests=tuple(test for maker in made for test in maker.tests()),
@@ -302,6 +304,9 @@ class _Maker:
     def credentials(self) -> Iterator[Credential]:
         for position, entry in enumerate(self.model.credentials or ()):
             yield Credential(entry.name, self._place("credentials", position), _match(entry), _form(entry))
+
+    def sealing_keys(self) -> tuple[str, ...]:
+        return self.model.sealed_tokens.keys if self.model.sealed_tokens else ()
 
     def upstreams(self) -> Iterator[Route]:
         for position, entry in enumerate(self.model.upstreams or ()):

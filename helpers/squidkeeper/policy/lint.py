@@ -65,6 +65,7 @@ def _unused(policy: Policy) -> Iterator[Fault]:
     secrets = _all(credential.form.secrets for credential in policy.credentials)
     secrets |= {one.parent.password for one in policy.upstreams if one.parent and one.parent.password}
     secrets |= _all(needed_secrets(secret.source) for secret in policy.secrets.values())
+    secrets |= {*policy.sealing_keys}
     sections: tuple[tuple[str, Mapping[str, Location], set[str]], ...] = (
         ("client", {client.name: client.location for client in policy.clients}, _all(m.clients for m in matches)),
         ("list", {name: hosts.location for name, hosts in policy.lists.items()}, _all(m.lists for m in matches)),

@@ -283,6 +283,7 @@ class Policy:
     rewrites: tuple[Rewrite, ...] = ()
     credentials: tuple[Credential, ...] = ()
     upstreams: tuple[Route, ...] = ()
+    sealing_keys: tuple[str, ...] = ()  # the names of the secrets that open sealed tokens
     lists: Mapping[str, HostList] = field(default_factory=dict)
     secrets: Mapping[str, NamedSecret] = field(default_factory=dict)
     tests: tuple[PolicyTest, ...] = ()

@@ -258,6 +258,13 @@ def _few_headers(headers: tuple[str, ...]) -> tuple[str, ...]:
     return headers
 
 
+def _few_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    if len(keys) > _KEYS_AT_MOST:
+        message = f"{len(keys)} keys, expected {_KEYS_AT_MOST} at most: the one in use, and the one before it"
+        raise _fault(FaultCode.KEY_CHOICE, message)
+    return keys
+
+
 def _environment_name(text: str) -> str:
     if "=" in text or "\0" in text:
         raise PatternError(f"this is not the name of an environment variable ({_NO_VALUES})")
@@ -472,6 +479,7 @@ _NAMES_NO_SECRET = f"names no secret, expected one such as {{name}}: {_NO_VALUES
 _VALUES_AT_MOST = 8
 _NAME_AT_MOST = 100
 _STRIPPED_AT_MOST = 16  # so that a reply of a helper has room for their keys
+_KEYS_AT_MOST = 2
 _PROSE_AT_MOST = 1000
 _CONTACT_AT_MOST = 100  # so that a reply of a helper has room for it
 _ESCAPED = '"\\<>&'
@@ -671,6 +679,12 @@ class UpstreamEntry(TunnelFields):
     resolve: Literal["upstream"] | None = None
 
 
+class SealedTokensEntry(_Model):
+    """The keys that open sealed tokens: the newest first, and the one before it."""
+
+    keys: Annotated[Many[KnownSecret], AfterValidator(_few_keys)]
+
+
 MatchEntry = RuleEntry | RewriteEntry | CredentialEntry
 
 
@@ -698,6 +712,7 @@ class PolicyFile(_Model):
     rewrites: list[RewriteEntry] | None = None
     secrets: dict[SecretName, SecretEntry] | None = None
     credentials: list[CredentialEntry] | None = None
+    sealed_tokens: SealedTokensEntry | None = None
     upstreams: list[UpstreamEntry] | None = None
     tests: list[TestEntry] | None = None
     end_required: Literal["required"] | None = Field(None, alias="end: required")
@@ -885,6 +900,7 @@ _ENTRIES: dict[str, type[_Model]] = {
     "rewrites": RewriteEntry,
     "secrets": SecretEntry,
     "credentials": CredentialEntry,
+    "sealed_tokens": SealedTokensEntry,
     "upstreams": UpstreamEntry,
     "tests": TestEntry,
 }
