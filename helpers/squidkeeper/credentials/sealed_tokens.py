@@ -13,7 +13,7 @@ from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.credentials.sealing import TOKEN_PREFIX, SealingPrivateKey, open_bytes
 from squidkeeper.credentials.secret import Secret
 from squidkeeper.credentials.store import SecretStore
-from squidkeeper.errors import PatternError, SealedTokenRefused, SecretUnavailable, SquidkeeperError
+from squidkeeper.errors import ExtraMissing, PatternError, SealedTokenRefused, SecretUnavailable, SquidkeeperError
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.sealed_tokens import SealedContent, parse_content
 
@@ -32,10 +32,11 @@ class SealedTokens:
         self._read: dict[str, tuple[Secret, SealingPrivateKey]] = {}
         self._opened: BoundedCache[bytes, SealedContent] = BoundedCache(_CACHE_BYTES)
         self.problems: dict[str, SquidkeeperError] = {}  # of keys, by the name of the secret, for the operators
+        self._all_keys()  # so that a wrong key is reported before a token needs it
 
     def open(self, token: str) -> SealedContent:
         """Open a token; `SealedTokenRefused` if it cannot be opened or used. Its guards are not checked."""
-        keys = list(self._keys())
+        keys = self._all_keys()
         digest = sha256(token.encode()).digest()
         known = self._opened.get(digest)
         if known is None:
@@ -45,6 +46,9 @@ class SealedTokens:
                 raise SealedTokenRefused("its content is not one that this gateway understands") from None
             self._opened.add(digest, known, _OBJECT_BYTES + 4 * len(token))
         return known
+
+    def _all_keys(self) -> list[SealingPrivateKey]:
+        return list(self._keys())
 
     def _keys(self) -> Iterator[SealingPrivateKey]:
         """Give the keys that can be read; a key that has changed opens nothing that was opened by the old one."""
@@ -56,7 +60,7 @@ class SealedTokens:
                     self._opened.clear()
                     self._read.pop(name, None)
                     self._read[name] = known = (secret, _parse_key(name, secret))
-            except (SecretUnavailable, PatternError) as error:
+            except (SecretUnavailable, PatternError, ExtraMissing) as error:
                 self._opened.clear()
                 self.problems[name] = error
             else:

@@ -81,7 +81,7 @@ class SecretStore:
         secrets = [self.get(name) for name in value.secrets]
         known = self._made.get(value)
         if known is None or known[0] != secrets:
-            self._made[value] = known = (secrets, _filled(value, secrets))
+            self._made[value] = known = (secrets, filled(value, secrets))
         return known[1]
 
     def _from_environment(self, name: str, variable: str) -> Secret:
@@ -167,7 +167,8 @@ def _state(stat: os.stat_result) -> _State:
     return (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _filled(value: InjectedValue, secrets: list[Secret]) -> str:
+def filled(value: InjectedValue, secrets: list[Secret]) -> str:
+    """Fill secrets into a value."""
     values = {secret.name: secret.reveal() for secret in secrets}
     text = "".join(_fill(value.template, values))
     return text if value.username is None else f"Basic {b64encode(f'{value.username}:{text}'.encode()).decode()}"

@@ -129,6 +129,8 @@ def _is_unrestricted(policy: CompiledPolicy, match: HostMatch, at: datetime) -> 
 
 
 def _credential_varies(policy: CompiledPolicy, match: HostMatch) -> bool:
-    """Tell whether another method, path or query of the host can get other credentials."""
+    """Tell whether another method, path or query of the host can get other credentials, as by a sealed token."""
+    if policy.source.sealing_keys:
+        return True
     credentials = policy.injectable(match.facts._replace(method=None))
     return not all(credential.match.any_request for credential in credentials)

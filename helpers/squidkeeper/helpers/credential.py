@@ -11,14 +11,18 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.credentials import SecretStore
 from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.errors import ReplyTooLong, SecretUnavailable, SquidkeeperError
+from squidkeeper.helpers.fetched_request import FetchedRequest
 from squidkeeper.helpers.host_matches import HostMatches, decision_time
+from squidkeeper.helpers.unsealing import Unsealer
 from squidkeeper.metrics import CREDENTIAL
+from squidkeeper.policy.forms import Headers, SealedHeader
 from squidkeeper.policy.model import Credential
 from squidkeeper.protocol.lines import (
     LONGEST_CHANNEL,
@@ -30,7 +34,7 @@ from squidkeeper.protocol.lines import (
     split_tokens,
 )
 from squidkeeper.protocol.request import REQUEST_TOKENS, parse_request
-from squidkeeper.protocol.request_headers import NO_HEADERS, READ_HEADERS, RequestHeaders, parse_headers
+from squidkeeper.protocol.request_headers import READ_HEADERS, RequestHeaders, parse_headers
 from squidkeeper.replies import credential_reply, credential_unavailable_reply, no_policy_reply
 
 _log = logging.getLogger(__name__)
@@ -54,6 +58,8 @@ class Injector:
         self._matches = HostMatches(policy)
         self._replies: BoundedCache[Decision, tuple[list[tuple[str, str]], Reply]] = BoundedCache(_CACHE_BYTES)
         self._reported: set[str] = set()
+        self._unsealer = Unsealer(self.secrets, policy.source.sealing_keys)
+        self._report(f"sealed tokens: {problem}" for problem in self._unsealer.problems)
 
     def decide(self, tokens: bytes, url: bytes, final_url: bytes) -> Decision:
         """Decide one line, by its tokens as they came."""
@@ -61,11 +67,22 @@ class Injector:
         at = decision_time(self.policy)
         return decide(self.policy, self._matches.find(tokens), at, Stage.FETCH, *urls)
 
-    def inject(self, decision: Decision, headers: RequestHeaders, limit: int) -> Reply:  # noqa: ARG002 - none reads them
-        """Put every header of a decision into a reply of at most `limit` bytes, or deny.
+    def request(self, tokens: bytes, url: bytes, final_url: bytes, headers: RequestHeaders) -> FetchedRequest:
+        """Give the request of a line that is allowed, with its headers."""
+        return FetchedRequest.of(self._matches.find(tokens), tokens, url, final_url, headers)
 
-        `headers` are the client's: none where the policy does not need them.
-        """
+    def unseal(self, decision: Decision, request: FetchedRequest) -> Decision:
+        """Open the sealed token of a request that is allowed, if it has one."""
+        redirected = decision.rewritten is not None and decision.rewritten.rewrite.redirect is not None
+        if not decision.allowed or redirected or not self.policy.source.sealing_keys:
+            return decision
+        unsealed = self._unsealer.unseal(decision, request, datetime.now(UTC))
+        if not unsealed.allowed:
+            self._report(f"sealed tokens: {problem}" for problem in self._unsealer.problems)
+        return unsealed
+
+    def inject(self, decision: Decision, limit: int) -> Reply:
+        """Put every header of a decision into a reply of at most `limit` bytes, or deny."""
         injected: list[tuple[str, str]] = []
         problems: dict[str, SquidkeeperError] = {}
         for credential in decision.credentials:
@@ -81,7 +98,8 @@ class Injector:
         reply = credential_unavailable_reply(decision, self.policy, problems)
         if time.monotonic() < (until := self._waits_until(problems)):
             return replace(reply, hold_until=until)
-        self._report(decision, problems.values())
+        names = ", ".join(credential.name for credential in decision.credentials)
+        self._report(f"credential {names}: {problem}" for problem in problems.values())
         return reply
 
     def _waits_until(self, problems: Mapping[str, SquidkeeperError]) -> float:
@@ -92,7 +110,11 @@ class Injector:
         return min(self._wait_until.setdefault(name, until) for name in problems)
 
     def _headers(self, credential: Credential) -> Iterator[tuple[str, str]]:
-        return ((value.name, self.secrets.fill(value)) for value in credential.form.values)
+        match credential.form:
+            case Headers(values):
+                yield from ((value.name, self.secrets.fill(value)) for value in values)
+            case SealedHeader(name, value):
+                yield name, value
 
     def _reply(self, decision: Decision, injected: list[tuple[str, str]], limit: int) -> Reply:
         known = self._replies.get(decision)
@@ -102,15 +124,14 @@ class Injector:
             self._replies.clear()  # a secret was rotated: nothing may hold the old one any longer
         reply = credential_reply(decision, self.policy, injected)
         format_reply(reply, LONGEST_CHANNEL, limit)
-        if decision.rewritten is None:  # else it was decided for this request alone
+        if decision.rewritten is None and not _is_of_request(decision):  # else it was decided for this request alone
             held = sum(len(value) for _, value in injected)
             self._replies.add(decision, (injected, reply), _REPLY_BYTES + 3 * held)
         return reply
 
-    def _report(self, decision: Decision, problems: Iterable[SquidkeeperError]) -> None:
+    def _report(self, problems: Iterable[str]) -> None:
         """Report problems to the operators, each once for a policy: a client can cause the same one at any rate."""
-        names = ", ".join(credential.name for credential in decision.credentials)
-        for problem in dict.fromkeys(f"credential {names}: {problem}" for problem in problems):
+        for problem in problems:
             if problem not in self._reported:
                 self._reported.add(problem)
                 _log.error("%s", problem)
@@ -123,7 +144,13 @@ def answer(injector: Injector | None, line: bytes, concurrency: int, *, with_hea
         return no_policy_reply(CREDENTIAL, parse_request(parse_tokens(line, counts)))
     tokens, url, final_url, *rest = split_tokens(line, REQUEST_TOKENS, counts)
     decision = injector.decide(tokens, url, final_url)
+    if with_headers and decision.allowed:
+        decision = injector.unseal(decision, injector.request(tokens, url, final_url, parse_headers(rest)))
     if not decision.credentials:
         return credential_reply(decision, injector.policy)
-    headers = parse_headers(rest) if with_headers else NO_HEADERS
-    return injector.inject(decision, headers, reply_limit(concurrency))
+    return injector.inject(decision, reply_limit(concurrency))
+
+
+def _is_of_request(decision: Decision) -> bool:
+    """Tell whether the values are those of one request, and of no other with the same decision."""
+    return not all(isinstance(credential.form, Headers) for credential in decision.credentials)

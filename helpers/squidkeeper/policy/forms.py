@@ -63,7 +63,40 @@ class Headers:
         return sha256(names.encode()).hexdigest()[:_KEY_LENGTH] if names else ""
 
 
-Form = Headers
+@dataclass(frozen=True, slots=True)
+class SealedHeader:
+    """The header that a sealed token of the request holds, with its value."""
+
+    name: str
+    value: str = field(repr=False)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The header."""
+        return (self.name,)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """None of the policy."""
+        return ()
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """As of `Headers`."""
+        return frozenset({self.name.lower()})
+
+    @property
+    def rendered(self) -> tuple[str, ...]:
+        """None: a sealed token has a header that squid.conf has."""
+        return ()
+
+    @property
+    def lines_key(self) -> str:
+        """None."""
+        return ""
+
+
+Form = Headers | SealedHeader
 
 
 def values_of(templates: Mapping[str, str]) -> tuple[InjectedValue, ...]:

@@ -1,0 +1,59 @@
+"""Sealed tokens in requests (floor 5): opened, each guard checked, and what they hold injected, or a denial."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from squidkeeper.credentials import SecretStore
+from squidkeeper.credentials.sealed_tokens import SealedTokens, presented_token
+from squidkeeper.credentials.secret import Secret
+from squidkeeper.credentials.store import filled
+from squidkeeper.engine import Decision, deny
+from squidkeeper.engine.sealed_guards import failing_guard
+from squidkeeper.errors import SealedTokenRefused, SquidkeeperError
+from squidkeeper.helpers.fetched_request import FetchedRequest
+from squidkeeper.policy.faults import Location
+from squidkeeper.policy.forms import InjectedValue, SealedHeader
+from squidkeeper.policy.model import Credential, Match
+from squidkeeper.policy.sealed_tokens import SECRET, SealedContent
+
+SEALED_TOKEN = "sealed-token"  # noqa: S105 - as what its credential is counted and logged
+_REFUSED = "The sealed token of this request is refused: {}."
+
+
+class Unsealer:
+    """The sealed tokens of one policy."""
+
+    def __init__(self, secrets: SecretStore, keys: tuple[str, ...]) -> None:
+        self._tokens = SealedTokens(secrets, keys)
+
+    @property
+    def problems(self) -> tuple[SquidkeeperError, ...]:
+        """Why keys cannot be used."""
+        return tuple(self._tokens.problems.values())
+
+    def unseal(self, decision: Decision, request: FetchedRequest, at: datetime) -> Decision:
+        """Add what the request's sealed token holds to the decision, or deny."""
+        try:
+            token = presented_token(request.headers, request.asked)
+            if token is None:
+                return decision
+            content = self._tokens.open(token)
+            _check(content, decision, request, at)
+        except SealedTokenRefused as error:
+            return deny("sealed-token-refused", _REFUSED.format(error))
+        template = InjectedValue(content.header, content.template, (SECRET,), content.username)
+        form = SealedHeader(content.header, filled(template, [Secret(SECRET, content.secret)]))
+        credential = Credential(SEALED_TOKEN, Location(""), Match(), form)
+        return replace(decision, credentials=(*decision.credentials, credential))
+
+
+def _check(content: SealedContent, decision: Decision, request: FetchedRequest, at: datetime) -> None:
+    url = request.url()
+    problem = failing_guard(content, request.facts(url), url, at)
+    if problem is not None:
+        raise SealedTokenRefused(problem)
+    places = {place.lower() for credential in decision.credentials for place in credential.form.places}
+    if content.header.lower() in places:
+        raise SealedTokenRefused("the policy has a credential for this request in the same header")
