@@ -14,6 +14,7 @@ import pytest
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy.builder import BuiltPolicy
 from squidkeeper.policy.faults import FaultCode, Location
+from squidkeeper.policy.forms import Headers
 from squidkeeper.policy.model import Action, Policy
 from squidkeeper.policy.secret_sources import EnvironmentSource, FileSource, NamedSecret
 from squidkeeper.policy_store.loading import build_sources
@@ -76,6 +77,9 @@ def test_a_bad_policy_shows_exactly_its_faults(policy: Path, bad: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "sealed_tokens: {keys: MARKER}",
+        "sealed_tokens: {keys: [MARKER]}",
+        "sealed_tokens: {keys: {MARKER: 1}}",
         "secrets: MARKER",
         "secrets: [MARKER]",
         "secrets: {gh: MARKER}",
@@ -365,7 +369,7 @@ def test_the_example_of_the_language_loads_without_a_fault_or_a_warning(policy: 
     assert made.rules[4].match.ports == (range(443, 444), range(8443, 8444))
     assert made.rules[4].private
     assert made.rules[0].location == Location(str(policy / "language.yaml"), 18, 5)
-    values = [value for one in made.credentials for value in one.form.values]
+    values = [value for one in made.credentials if isinstance(one.form, Headers) for value in one.form.values]
     assert [(one.name, one.template, one.username) for one in values] == [
         ("Authorization", "Bearer {github-token}", None),
         ("Authorization", "{github-token}", "x-access-token"),
@@ -391,7 +395,8 @@ def test_every_unusual_form_is_understood(policy: Path) -> None:
     assert quoted.match.hosts == is_open.match.hosts
     assert loaded.policy.credentials[0].form.secrets == ("a", "b.c-d")
     assert loaded.policy.credentials[0].form.places == ("X-Api-Key",)
-    assert loaded.policy.credentials[1].form.values[0].username == ""
+    assert isinstance(form := loaded.policy.credentials[1].form, Headers)
+    assert form.values[0].username == ""
 
 
 def test_the_smallest_policy_denies_everything(policy: Path) -> None:

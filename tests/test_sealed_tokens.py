@@ -135,7 +135,7 @@ def test_a_content_is_what_was_written(
         ({"expires": "2036-12-01T18:00:00"}, "no time zone"),
         ({"header": "Host"}, "header: the gateway does not inject"),
         ({"header": "Cookie"}, "header"),
-        ({"value": "Bearer"}, "names no secret"),
+        ({"value": "Bearer"}, "only name"),
         ({"value": "{secret} {other}"}, "only name"),
         ({"value": "{secret}\r\nX: y"}, "printable ASCII"),
         ({"username": "a:b"}, "username"),

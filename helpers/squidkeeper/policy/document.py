@@ -503,11 +503,11 @@ _DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 _TRUTH = {"true": True, "false": False}
 _NULL = "nothing"
 _EMPTY_IS_NONE = (["tests", "rewrite"], ["tests", "credentials"])
-_NAME_SECRETS = (["credentials"], ["upstreams"])
-_PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"], ["headers"])
+_NAME_SECRETS = (["credentials"], ["upstreams"], ["sealed_tokens"])
+_PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"], ["headers"], ["keys"])
 _KEYS_OF_PRIVATE = frozenset(
     """
-    file env username password command run timeout refresh
+    keys file env username password command run timeout refresh
     oauth2 token_url grant client_id client_secret client_auth refresh_token scope audience ca
     github_app app_id installation_id private_key repositories permissions api_url
     """.split()  # noqa: SIM905 - one a line is longer

@@ -71,7 +71,7 @@ def parse_content(content: bytes) -> SealedContent:
     except ValidationError as error:
         raise PatternError(_first_problem(error)) from None
     if parse_template(entry.value) != (SECRET,):
-        raise PatternError("value: expected {secret} as the only name in braces")
+        raise PatternError("value: expected {secret}, as the only name in braces")
     if entry.username is not None and (":" in entry.username or not entry.username.isprintable()):
         raise PatternError("username: it holds a ':' or a control character, which a basic credential cannot")
     return SealedContent(
