@@ -54,6 +54,5 @@ def _check(content: SealedContent, decision: Decision, request: FetchedRequest, 
     problem = failing_guard(content, request.facts(url), url, at)
     if problem is not None:
         raise SealedTokenRefused(problem)
-    places = {place.lower() for credential in decision.credentials for place in credential.form.places}
-    if content.header.lower() in places:
+    if any(content.header.lower() in credential.form.claims for credential in decision.credentials):
         raise SealedTokenRefused("the policy has a credential for this request in the same header")
