@@ -45,6 +45,8 @@ def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
     for secret in policy.secrets.values():
         if isinstance(secret.source, OAuth2Source | GitHubAppSource):
             yield secret.location, f"secret {secret.name!r}", "oauth2"
+        if secret.name in policy.sealing_keys:
+            yield secret.location, f"secret {secret.name!r}, a key of sealed tokens", "sealed"
 
 
 def _is_installed(extra: str) -> bool:
