@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tests.conftest import CANARIES
-from tests.leak_hunt import Hunt
 
 from .curl import CurlFailed, curl
 
@@ -57,8 +56,8 @@ credentials:
 """
 HOSTS = ("bearer", "basic", "header", "environment", "both", "front", "rotated", "removed")  # each gets a canary
 
-# The only files that may hold a value: the sources.
-PLACES = ("*/etc/policy/secrets/*", "*/etc/squidkeeper-policy.conf")
+# The only files that may hold a value: the sources, those that the fetching process writes, the password of a parent.
+PLACES = ("*/etc/policy/secrets/*", "*/run/secrets/*", "*/etc/squidkeeper-policy.conf")
 
 
 def asked_for() -> bool:
@@ -83,8 +82,3 @@ def send(gateway: Gateway) -> int:
         with suppress(CurlFailed):
             answered += curl(gateway, f"https://{host}.{DOMAIN}/?hunt=1", "--max-time", "5").status == 200
     return answered
-
-
-def hunt() -> Hunt:
-    """Give the hunt for the canaries."""
-    return Hunt(SECRETS, PLACES)

@@ -1,5 +1,6 @@
 """The leak hunt: canary secrets go through all that can happen to a request, and are then looked for everywhere."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,23 +12,64 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
+from squidkeeper.policy.model import Token
 from tests.leak_hunt import Hunt
 from tests.waiting import wait_for
 
 from . import canaries
 from .curl import CurlFailed, curl
+from .fetching import fetching, put_command
 from .gateway import Gateway, NewGateway
 from .observer import Exporter, fetch
 from .origin import Answer, Origins, Seen
 from .raw import Raw, tunnel
 
-POLICY = """
+LOGIN = "canary-Login+of/the=hunt~0011"  # the token of a client
+MORE = {  # secrets of forms and sources that are not planted in each gateway
+    "canary-named": "canary-Named+of/the=hunt~0012",
+    "canary-client-secret": "canary-ClientSecret+of/the=hunt~0013",
+    "canary-command": "canary-Command+of/the=hunt~0014",
+    "canary-oauth2": "canary-OAuth2+of/the=hunt~0015",
+    "canary-github": "canary-GitHub+of/the=hunt~0016",
+}
+SERVER = "203.0.113.10"  # of tokens
+POLICY = f"""
 version: 1
+clients:
+  canary: {{token_sha256: {Token.of(LOGIN).sha256}}}
 rules:
-  - {name: closed, action: deny, hosts: [basic.canary.example], paths: [/closed/**], reason: This is closed.}
+  - {{name: closed, action: deny, hosts: [basic.canary.example], paths: [/closed/**], reason: This is closed.}}
+  - {{name: login, action: allow, clients: [canary], hosts: [login.example]}}
+  - {{name: more, action: allow, hosts: [.more.example]}}
+secrets:
+  canary-named: {{file: secrets/canary-named}}
+  canary-client-secret: {{file: secrets/canary-client-secret}}
+  canary-app-key: {{file: secrets/canary-app-key}}
+  canary-command: {{command: {{run: [give-canary]}}}}
+  canary-oauth2:
+    oauth2: {{token_url: "https://{SERVER}/token", grant: client_credentials, client_id: canary,
+             client_secret: canary-client-secret, ca: upstream.crt}}
+  canary-github:
+    github_app: {{api_url: "https://{SERVER}", app_id: 1, installation_id: 2, private_key: canary-app-key,
+                 repositories: [app], permissions: {{contents: read}}, ca: upstream.crt}}
+credentials:
+  - name: several
+    hosts: [named.more.example]
+    headers: {{X-Canary-Key: "{{canary-named}}", Authorization: "Bearer {{canary-named}}", Api-Key: plain}}
+  - {{name: command, hosts: [command.more.example], bearer: canary-command}}
+  - {{name: oauth2, hosts: [oauth2.more.example], bearer: canary-oauth2}}
+  - {{name: github, hosts: [github.more.example], bearer: canary-github}}
 """
 DOMAIN = canaries.DOMAIN
+APP_KEY = (
+    rsa.generate_private_key(65537, 2048)
+    .private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    .decode()
+)
+GIVE_CANARY = f"printf '%s%s' {MORE['canary-command'][:9]} {MORE['canary-command'][9:]}"  # no file may hold it whole
 
 
 @dataclass
@@ -57,9 +99,15 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
+def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
     gateway = new_gateway(POLICY, "debug_options ALL,1", "half_closed_clients off")
     canaries.plant(gateway)
+    gateway.secret("canary-named", MORE["canary-named"])
+    gateway.secret("canary-client-secret", MORE["canary-client-secret"])
+    gateway.secret("canary-app-key", APP_KEY)
+    gateway.write("upstream.crt", all_origins.authority.certificate.read_text())
+    put_command(gateway, "give-canary", GIVE_CANARY)
+    gateway.render()
     return gateway.start()
 
 
@@ -76,6 +124,10 @@ def told(gateway: Gateway, exporter: Exporter, all_origins: Origins) -> Told:
     all_origins.forget()
     all_origins.fallback = Answer()
     told = Told(gateway)
+    all_origins.answers[f"{SERVER}/token"] = token_answer("access_token", "canary-oauth2")
+    all_origins.answers[f"{SERVER}/app/installations/2/access_tokens"] = token_answer("token", "canary-github")
+    with fetching(gateway):
+        more_forms(told, all_origins)
     for part in (every_canary, bad_answers, malformed, methods, broken_policy, rotation, killed_helpers):
         part(told, all_origins)
     ask_the_operators_commands(told)
@@ -83,6 +135,26 @@ def told(gateway: Gateway, exporter: Exporter, all_origins: Origins) -> Told:
         told.keep(f"the exporter's {path}", fetch(exporter.port, path).text)
     all_origins.fallback = Answer()
     return told
+
+
+def token_answer(field: str, name: str) -> Answer:
+    """The answer of a server of tokens."""
+    body = json.dumps({field: MORE[name], "token_type": "bearer", "expires_in": 3600}).encode()
+    return Answer(201 if field == "token" else 200, body, {"Content-Type": "application/json"})
+
+
+def more_forms(told: Told, origins: Origins) -> None:
+    """Secrets that are fetched, several headers of any name, and the login of a client: right and wrong."""
+    for host in ("named", "command", "oauth2", "github"):
+        wait_for(lambda host=host: told.get(f"https://{host}.more.example/") == 200, f"the secret of {host}")  # type: ignore[misc]
+    heads = b"".join(seen.head for seen in origins.seen).decode("latin-1")
+    arrived = {found.split(": ")[1].split(" ")[0] for found in Hunt(MORE).in_data("origins", heads)}
+    assert arrived == set(MORE), "no hunt without traffic"
+    assert told.get("https://login.example/", "--proxy-user", f"canary:{LOGIN}") == 200
+    for login in (f"canary:{LOGIN}x", f"other:{LOGIN}", f"{LOGIN}:{LOGIN}"):
+        told.get("http://login.example/", "--proxy-user", login)
+    told.get("https://login.example/", "--proxy-user", f"canary:{LOGIN}", "--header", "Proxy-Authorization: x")
+    origins.seen.clear()
 
 
 def every_canary(told: Told, origins: Origins) -> None:
@@ -219,23 +291,27 @@ def ask_the_operators_commands(told: Told) -> None:
             pass
 
 
-def test_no_page_metric_or_command_tells_a_secret(told: Told) -> None:
+@pytest.fixture(scope="module")
+def hunt() -> Hunt:
+    body = max(APP_KEY.splitlines(), key=len)
+    return Hunt({**canaries.SECRETS, **MORE, "canary-login": LOGIN, "canary-app-key": body}, canaries.PLACES)
+
+
+def test_no_page_metric_or_command_tells_a_secret(told: Told, hunt: Hunt) -> None:
     assert len(told.parts) > 55
-    hunt = canaries.hunt()
     assert [found for place, text in told.parts.items() for found in hunt.in_data(place, text)] == []
 
 
-def test_no_file_of_the_gateway_holds_a_secret(told: Told) -> None:
-    assert canaries.hunt().in_folder(told.gateway.root) == []
+def test_no_file_of_the_gateway_holds_a_secret(told: Told, hunt: Hunt) -> None:
+    assert hunt.in_folder(told.gateway.root) == []
 
 
-def test_nobody_reads_a_secret_in_a_process(told: Told) -> None:
-    assert canaries.hunt().in_processes() == []
+def test_nobody_reads_a_secret_in_a_process(told: Told, hunt: Hunt) -> None:
+    assert hunt.in_processes() == []
 
 
-def test_the_hunt_finds_what_is_planted_in_each_of_these_places(told: Told) -> None:
+def test_the_hunt_finds_what_is_planted_in_each_of_these_places(told: Told, hunt: Hunt) -> None:
     root, value = told.gateway.root, canaries.FILES["canary-unused"]
-    hunt = canaries.hunt()
     for place in ("log/cache.log", "log/access.log", "state/maintenance.json", "etc/policy/secrets.bak", "core.1"):
         file = root / place
         before = file.read_bytes() if file.exists() else None
