@@ -277,6 +277,8 @@ def ask_the_operators_commands(told: Told) -> None:
     explain = ("explain", "--policy", policy, "--policy-lines", lines)
     commands: list[tuple[str | Path, ...]] = [
         ("check", "--policy", policy),
+        ("doctor", "--root", gateway.root),
+        ("doctor", "--root", gateway.root, "--json"),
         (*explain, "GET", f"https://front.{DOMAIN}/x"),
         (*explain, "--json", "GET", f"https://bearer.{DOMAIN}/x"),
         (*explain, "GET", f"https://removed.{DOMAIN}/x"),
