@@ -17,6 +17,7 @@ LABELS = {
     *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait", "code"),
     "result",
     "folder",
+    "secret",
     "task",
     "severity",
 }
