@@ -307,6 +307,7 @@ def test_explain_says_the_verdict_and_everything_that_led_to_it(policy: Path) ->
         "ALLOW        GET https://api.example/v1/x",
         f"rule         api ({policy}/policy.yaml:6)",
         f"credential   api: Authorization ({policy}/policy.yaml:12)",
+        f"secret       token: file {policy}/token",
         "resolved     later, by Squid: it denies the request as private-address if an address of api.example is "
         "private (private: true on the rule api would allow it)",
         f"websocket    no, the rule posts ({policy}/policy.yaml:5) names methods "
@@ -403,6 +404,7 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "reason": None,
         "rewrite": {"name": "mirror", "url": "https://registry.example/python/a%2Fb", "redirect": None},
         "credentials": [],
+        "secrets": {},
         "strip": [],
         "upstream": None,
         "not_rendered": None,

@@ -64,6 +64,10 @@ class TokenServer:
         self._stopped.wait(60)
         return b""
 
+    def hang_a_while(self, _: TokenRequest) -> bytes:
+        self._stopped.wait(8)
+        return b""
+
     def drip(self, _: TokenRequest) -> bytes:
         raise _Drip
 

@@ -17,6 +17,7 @@ from squidkeeper.errors import InvalidUrl
 from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.hosts import HostForm
 from squidkeeper.policy.model import Match, Rewrite, Route, Rule
+from squidkeeper.policy.secret_sources import NamedSecret
 from squidkeeper.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.url import ReadPath, Url, parse_url, readings
 
@@ -59,6 +60,7 @@ class Explanation:
     resolved: Resolved | None
     passthrough: bool | None  # of an allowed tunnel, or of a request in it; None: there is no tunnel
     upstream: Route | None
+    secrets: tuple[NamedSecret, ...]  # of the credentials
 
 
 def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> Explanation:
@@ -74,7 +76,14 @@ def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) 
         resolved(policy, request, decision),
         passes_through(policy, request, decision, at),
         upstream(policy, request, decision),
+        secrets(policy, decision),
     )
+
+
+def secrets(policy: CompiledPolicy, decision: Decision) -> tuple[NamedSecret, ...]:
+    """List the secrets of the credentials: where their values come from. None is read or fetched."""
+    names = dict.fromkeys(name for credential in decision.credentials for name in credential.form.secrets)
+    return tuple(policy.source.secrets[name] for name in names)
 
 
 def passed_over(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[PassedOver]:

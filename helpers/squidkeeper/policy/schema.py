@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -58,7 +58,6 @@ from squidkeeper.policy.upstreams import parse_upstream_name, parse_upstream_url
 from squidkeeper.url import Address, Host, parse_address
 
 T = TypeVar("T")
-E = TypeVar("E", bound=Sized)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,15 +282,9 @@ def _period(shortest: int, longest: int) -> Any:
 
 
 def _some_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
-    if not arguments or not arguments[0]:
+    if arguments[:1] == ("",):
         raise _fault(FaultCode.INVALID_SOURCE, "no program is named, expected [PROGRAM, ARGUMENT, …]")
     return arguments
-
-
-def _some_entries(narrowed: E) -> E:
-    if not narrowed:
-        raise _fault(FaultCode.INVALID_SOURCE, "nothing is named, expected what the token is narrowed to")
-    return narrowed
 
 
 def _app_id(value: object) -> str:
@@ -306,6 +299,8 @@ def _app_id(value: object) -> str:
 def _installation_id(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        return int(value)
     raise _wrong_type("the number of an installation")
 
 
@@ -493,6 +488,7 @@ _NO_METHOD = {
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/]\S*")
+_DIGITS = re.compile(r"[1-9][0-9]{0,18}")  # YAML takes more than nine in quotes alone
 _APP_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
@@ -591,8 +587,8 @@ class GitHubAppEntry(_Model):
     app_id: Annotated[str, PlainValidator(_app_id)]
     installation_id: Annotated[int, PlainValidator(_installation_id)]
     private_key: KnownSecret
-    repositories: Annotated[Many[Repository], AfterValidator(_some_entries)]
-    permissions: Annotated[dict[str, Literal["read", "write", "admin"]], AfterValidator(_some_entries)]
+    repositories: Many[Repository]
+    permissions: dict[str, Literal["read", "write", "admin"]]
     api_url: Endpoint = "https://api.github.com"
     ca: File | None = None
 
