@@ -44,6 +44,7 @@ def test_a_policy_that_needs_no_lines_has_the_acls_that_the_fragment_names(tmp_p
         "acl sk_strip_rendered note strip_ -",
         "acl sk_inject_rendered note inject_lines_ -",
         "acl sk_upstream_rendered note upstream_ default direct",
+        "acl sk_never_searched all-of !all",
     ]
 
 
@@ -63,6 +64,7 @@ def test_each_header_is_denied_in_every_spelling_where_a_set_holds_it(tmp_path: 
         "request_header_access x_debug deny sk_stripped_1",
         "acl sk_inject_rendered note inject_lines_ -",
         "acl sk_upstream_rendered note upstream_ default direct",
+        "acl sk_never_searched all-of !all",
     ]
 
 
@@ -123,7 +125,7 @@ def test_a_header_that_squid_conf_lacks_is_removed_in_every_spelling_and_added_o
     (tmp_path / "secret").write_text("s3cret")
     shipped, one, two = (credential.form.lines_key for credential in policy.credentials)
     assert (shipped, one == two) == ("", False)
-    assert directives(policy_lines(policy, NO_SECRETS))[1:-1] == [
+    assert directives(policy_lines(policy, NO_SECRETS))[1:-2] == [
         f"acl sk_inject_rendered note inject_lines_ - {one} {two}",
         "acl sk_injects_0 note inject_rule_",  # `rule_` is the rule that decided
         "request_header_access Rule deny sk_takes_injectable",
@@ -202,6 +204,7 @@ def test_a_parent_is_a_peer_for_what_is_annotated_with_it_and_for_nothing_that_i
         "never_direct allow CONNECT sk_to_corp sk_marks_parent !all",
         "never_direct allow sk_to_corp",
         "adapted_http_access deny !CONNECT sk_https sk_connects_by_request sk_to_corp sk_denied_as_not_rendered",
+        "acl sk_never_searched all-of !all",
         "request_header_access All deny CONNECT",
         "request_header_access Host allow all",
         "request_header_access Proxy-Authorization allow all",

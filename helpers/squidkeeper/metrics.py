@@ -20,8 +20,9 @@ CREDENTIAL: Final = "credential"
 THROTTLE: Final = "throttle"
 CERTIFICATE: Final = "certificate"
 LOGIN: Final = "login"
+WATCH: Final = "watch"
 JUDGES: Final = (HOST, REQUEST, REWRITE, CREDENTIAL)  # the helpers that decide by the policy
-LOADS_POLICY: Final = (*JUDGES, LOGIN)
+LOADS_POLICY: Final = (*JUDGES, LOGIN, WATCH)
 HELPERS: Final = (*LOADS_POLICY, THROTTLE, CERTIFICATE)
 
 

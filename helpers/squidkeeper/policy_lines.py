@@ -13,9 +13,10 @@ from urllib.parse import quote
 from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import Fault, FaultCode
-from squidkeeper.policy.headers import spellings
+from squidkeeper.policy.headers import INJECTABLE_HEADERS, spellings
 from squidkeeper.policy.model import DIRECT, Credential, Parent, Policy, Route, Strip
 from squidkeeper.policy.upstreams import DEFAULT, parse_upstream_url
+from squidkeeper.protocol.request_headers import READ_HEADERS
 from squidkeeper.replies import header_annotation
 
 _HEAD = """\
@@ -32,10 +33,14 @@ _LOGIN = re.compile(r"^cache_peer .* name=sk_(\S+) .* login=(\S+)$", re.MULTILIN
 _PEER = re.compile(r"^cache_peer (\S+) parent (\d+) 0 name=sk_(\S+) ", re.MULTILINE)
 # No query of any kind: a peer is used where it is chosen. Squid gives up a connection to one after three seconds.
 # What a client has sent with its CONNECT would go to the parent with ours. It could take that for the gateway's.
+_PASSED_IN_CONNECT = ("Host", "Proxy-Authorization", "Via")
 _CONNECT_LINES = (
     "request_header_access All deny CONNECT",
-    *(f"request_header_access {name} allow all" for name in ("Host", "Proxy-Authorization", "Via")),
+    *(f"request_header_access {name} allow all" for name in _PASSED_IN_CONNECT),
 )
+# Squid's own, or of no use to whoever wants to send a text. Beside these, only what helpers read passes.
+_UNREAD = ("Host", "Content-Length", "Transfer-Encoding", "Connection", "Upgrade", "Expect", "Max-Forwards")
+_SEARCHES = "acl sk_never_searched all-of !sk_judged"
 _PEER_OPTIONS = "no-query no-digest no-netdb-exchange connect-timeout=3"
 
 
@@ -49,6 +54,7 @@ def policy_lines(policy: Policy, secrets: SecretStore, default: str = "") -> str
         *_strip_lines(tuple({rule.strip.key: rule.strip for rule in policy.rules if rule.strip}.values())),
         *_inject_lines(policy.credentials),
         *_upstream_lines(policy.upstreams, secrets),
+        *_watch_lines(policy),
         *(_default_lines(default) if default else ()),
         *(_CONNECT_LINES if default or any(one.parent for one in policy.upstreams) else ()),
     )
@@ -91,6 +97,11 @@ def not_rendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[F
             for one in policy.upstreams
             if one.key in keys and _password_differs(one, logins.get(one.name), secrets)
         ),
+        *(
+            [Fault(policy.watch, FaultCode.NOT_RENDERED, _NOT_SEARCHED)]
+            if policy.watch and _SEARCHES not in rendered.splitlines()
+            else ()
+        ),
     )
 
 
@@ -106,6 +117,9 @@ def _rendered_keys(rendered: str) -> set[str]:
 
 _ARE_NOT_RENDERED = "are not in Squid's configuration yet, so its requests are denied: run install.sh"
 _NOT_RENDERED = "is not in Squid's configuration yet, so its requests are denied: run install.sh"
+_NOT_SEARCHED = (
+    "headers that no helper reads still pass, as Squid's configuration does not say otherwise yet: run install.sh"
+)
 _OTHER_PASSWORD = "its secret has changed, and Squid still sends the former password: run install.sh"  # noqa: S105 - a text
 
 
@@ -148,6 +162,27 @@ def _inject_lines(credentials: Iterable[Credential]) -> Iterator[str]:
         yield f"acl sk_injects_{number} note {annotation}"
         yield from (f"request_header_access {name} deny sk_takes_injectable" for name in spellings(header))
         yield f"""request_header_add {header} "%'{{{annotation}}}note" sk_https !sk_final sk_injects_{number}"""
+
+
+def _watch_lines(policy: Policy) -> Iterator[str]:
+    """Write what a policy needs that watches for secrets: no header passes that no helper reads.
+
+    What Squid refuses before any line of http_access has an effect was not searched, and is withheld from the log.
+    """
+    if policy.watch is None:
+        yield "acl sk_never_searched all-of !all"
+        return
+    yield _SEARCHES
+    yield "request_header_access All deny sk_watching"
+    for name in _PASSED_IN_CONNECT:
+        yield f"request_header_access {name} allow all"
+    passing = {*READ_HEADERS, *_UNREAD} - {*_PASSED_IN_CONNECT}
+    yield from (f"request_header_access {name} deny CONNECT" for name in sorted(passing))
+    removed = {header for rule in policy.rules if rule.strip for header in rule.strip.headers}
+    rendered = {header for credential in policy.credentials for header in credential.form.rendered}
+    others = {name for header in {*INJECTABLE_HEADERS, *removed, *rendered} for name in spellings(header)}
+    known = {name.lower() for name in passing}
+    yield from (f"request_header_access {one} deny sk_watching" for one in sorted(others) if one.lower() not in known)
 
 
 def _upstream_lines(upstreams: Iterable[Route], secrets: SecretStore) -> Iterator[str]:

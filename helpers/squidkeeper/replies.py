@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from sys import getsizeof
@@ -21,11 +21,12 @@ from squidkeeper.metrics import (
     NONE,
     PROTOCOL_ERRORS,
     REWRITE,
+    WATCH,
 )
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.model import Route, Strip
 from squidkeeper.protocol.lines import USER_LENGTH, Reply, Result
-from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request
+from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request, parse_request
 from squidkeeper.url import RECORDED_URL_LENGTH, recorded_url
 
 _NO_POLICY = deny(
@@ -49,10 +50,12 @@ def acl_reply(
     `policy` is the one that decided, `user` the proxy user, for the access log; `tunnel` names the tunnel of a
     CONNECT. A final decision has a tag: it costs Squid less to test a tag than to look for annotations that are absent.
     """
+    is_watched = helper == HOST and policy is not None and policy.source.watches_requests
     annotations = [
         *_decided(decision, policy),
         ("private_", "yes" if decision.private else "no"),
         *([("clt_conn_tag", tunnel)] if tunnel else []),
+        *([("watch_", "yes")] if is_watched else []),
     ]
     named = [("user_", _recorded_user(user))] if user is not None else []
     counts = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
@@ -67,7 +70,7 @@ def acl_reply(
         (("credential_varies_", "yes"), decision.credential_varies),
         (("passthrough_", "yes"), decision.passthrough),
         (("websocket_", "yes"), decision.websocket),
-        (("tag", "sk_final"), helper == HOST and decision.final),
+        (("tag", "sk_final"), helper == HOST and decision.final and not is_watched),
         (("tag", "sk_needs_lines"), decision.needs_lines),
     )
     held = [annotation for annotation, holds in flags if holds]
@@ -206,6 +209,43 @@ def header_annotation(header: str) -> str:
     """
     prefix = "" if header in INJECTABLE_HEADERS else "inject_"
     return f"{prefix}{header.lower().replace('-', '_')}_"
+
+
+# --- watch --------------------------------------------------------------------------------------------------------
+
+
+def nothing_found_reply(rule: str) -> Reply:
+    """Let a request pass on: `rule` has allowed it so far; `-` where it is denied already."""
+    if rule == "-":
+        return Reply(Result.OK, _SHOWN, counts=(_decision_key(WATCH, NONE, "allow"),))
+    counts = (_decision_key(WATCH, rule, "allow"),)
+    return Reply(Result.OK, (("rule_", rule), ("verdict_", "allow"), *_SHOWN), counts=counts)
+
+
+def found_reply(
+    decision: Decision,
+    policy: CompiledPolicy | None,
+    tokens: Sequence[str | None],
+    found: Iterable[str],
+    *,
+    withheld: bool = False,
+    hide_user: bool = False,
+) -> Reply:
+    """Deny a request for what it holds, by its nine tokens. `withheld` keeps its URL and headers out of the log."""
+    reply = tunnel_reply(decision, WATCH, policy, parse_request(tokens))
+    names = ",".join(sorted(found))
+    held = (
+        *([("found_", names[:_FOUND_LENGTH])] if names else []),
+        *([("user_", "-")] if hide_user else []),
+        *(_WITHHELD if withheld else _SHOWN),
+    )
+    kept = tuple(pair for pair in reply.annotations if pair[0] != "user_")
+    return replace(reply, annotations=(*kept, *held))
+
+
+_FOUND_LENGTH = 200  # characters
+_WITHHELD = (("withheld_", "yes"),)
+_SHOWN = (("withheld_", "no"),)
 
 
 # --- every helper -------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ NOT_MADE_HERE = {
     "SquidkeeperSecretsNotFetched",
     "SquidkeeperSecretFetchFailing",
     "SquidkeeperSecretExpiring",
+    "SquidkeeperSecretLeaving",
 }
 HOST_HELPER = "acl --scope host --concurrency 16"
 FROM_THE_START = {"SquidkeeperCaEndsSoon", "SquidkeeperRuleLapsesSoon"}

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-_HELPERS = ("acl", "rewrite", "credential", "throttle", "certificate", "login")
+_HELPERS = ("acl", "rewrite", "credential", "throttle", "certificate", "login", "watch")
 _COMMANDS = (
     "check",
     "explain",
@@ -50,6 +50,6 @@ def main() -> None:
     `check`, `explain`, `log`, `report`, `doctor` and `demo` are for people. `env`, `probe` and `brief` print what a
     client needs.
     `client` makes and revokes the tokens of clients.
-    `acl`, `rewrite`, `credential`, `throttle`, `certificate` and `login` are the helpers that Squid starts.
+    `acl`, `rewrite`, `credential`, `throttle`, `certificate`, `login` and `watch` are the helpers that Squid starts.
     `exporter`, `maintain` and `secrets` are services beside Squid. `setup` is a part of install.sh.
     """

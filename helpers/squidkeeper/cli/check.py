@@ -16,6 +16,7 @@ import click
 from squidkeeper.cli.options import json_option, policy_lines_option, policy_option, state_option
 from squidkeeper.formatting import age, quantity
 from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy.model import SHORTEST_WATCHED
 from squidkeeper.policy.secret_sources import EnvironmentSource, FileSource, SecretSource
 from squidkeeper.squid_account import Account, account_of, group_name, squid_account, unreadable_for
 
@@ -196,6 +197,7 @@ _NOTHING_LOADS = "its helpers do not load the policy"
 _NAMED_FILES = (
     ("lists", "list", _NOTHING_LOADS),
     ("secrets", "secret", "requests that need it are denied"),
+    ("canaries", "canary", "requests are not searched for it"),
 )
 
 
@@ -203,10 +205,17 @@ def _unusable_secrets(policy: Policy, sources: Sources) -> Iterator[Fault]:
     """Read the secrets as the credential helper does; those that loading has reported are left out."""
     from squidkeeper.credentials import SecretStore
 
-    store = SecretStore(policy.secrets, os.environ)
-    for name, secret in policy.secrets.items():
-        if _is_read(secret.source, sources) and (problem := store.problem(name)):
-            yield Fault(secret.location, problem.code, str(problem))
+    for kind, named in (("secret", policy.secrets), ("canary", policy.canaries)):
+        store = SecretStore(named, os.environ)
+        for name, secret in named.items():
+            if not _is_read(secret.source, sources):
+                continue
+            if problem := store.problem(name):
+                yield Fault(secret.location, problem.code, str(problem))
+            elif policy.watch and store.watched_length(name) < SHORTEST_WATCHED:
+                short = f"{kind} {name!r} has fewer than {SHORTEST_WATCHED} characters"
+                message = f"{short}, so requests are not searched for it"
+                yield Fault(secret.location, FaultCode.SECRET_UNWATCHED, message)
 
 
 def _is_read(source: SecretSource, sources: Sources) -> bool:

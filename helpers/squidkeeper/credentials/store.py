@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import string
+import sys
 import time
 from base64 import b64encode
 from collections.abc import Mapping
@@ -64,6 +65,10 @@ class SecretStore:
         if not isinstance(source, FileSource):  # the builder refuses it
             raise SecretUnavailable(FaultCode.SECRET_INVALID, f"secret {name}: a private key is read from a file")
         return _read_file(name, source.path, f"the file {source.path}")[1]
+
+    def watched_length(self, name: str) -> int:
+        """Give the length of a value that can be read; that of a private key, which is never sent, has no bound."""
+        return sys.maxsize if name in self._private_keys else len(self.get(name).reveal())
 
     def problem(self, name: str) -> SecretUnavailable | None:
         """Tell why a secret is unavailable, if it is."""

@@ -476,6 +476,7 @@ CONDITIONS: Final = (
         _drift,
     ),
     Condition("drift-unchecked", _INFO, "0m", "Served requests could not be checked for drift"),
+    Condition("secret-leaving", _CRITICAL, "0m", "A request held a secret, a canary or a misdirected placeholder"),
     Condition("denial-surge", _WARNING, "0m", "A client is denied far more often than usual"),
     Condition(
         "requests-failing",

@@ -103,6 +103,9 @@ _NOT_EXPLAINED = {  # denials that depend on more than policy, client, method an
     "`{log} --json --rule authority-mismatch | tail -n 1 | {explain} --record -` shows which.",
     "credential-unavailable": "No command: a secret was unavailable, see Secrets.",
     "sealed-token-refused": "No command: it depends on the token. The client's page says which guard failed.",
+    "secret-leaving": "No command: the access log names the secret (found), and withholds the request.",
+    "placeholder-misdirected": "No command: the access log names the credential (found).",
+    "header-too-long": "No command: the headers of the request were too long.",
     "policy-unavailable": "No command: no helper answered, or the helper had no policy, see Helpers and cache.log.",
     "not-rendered": "No command: Squid's configuration lacks lines that the policy needs, see `{check}`.",
 }

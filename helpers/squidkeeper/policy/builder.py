@@ -84,6 +84,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *tokens.entry_faults(documents),
         *_upstream_faults(documents),
         *credential_faults(documents),
+        *_placeholder_faults(documents),
     }
     comments = (warning for document in documents for warning in document.warnings)
     warnings = tuple(sorted({*list_warnings, *secret_warnings, *comments}))
@@ -125,7 +126,8 @@ def _merge_faults(documents: Iterable[Document]) -> Iterator[Fault]:
             unique = name.lower() if section == "upstreams" else name  # Squid ignores the case of a parent's name
             first = seen.setdefault((section, unique), location)
             if first is not location:
-                what = "a secret of this name" if section == "secrets" else f"{_NAMED_SECTIONS[section]} {name!r}"
+                kind = _NAMED_SECTIONS[section]
+                what = f"a {kind} of this name" if section in ("secrets", "canaries") else f"{kind} {name!r}"
                 yield Fault(location, FaultCode.DUPLICATE_NAME, f"{what} is defined twice, first at {first}")
         for section in _IN_ONE_FILE & document.data.keys():
             location = document.locate((section,), key=True)
@@ -202,15 +204,19 @@ def _check_secrets(contents: PolicyContents) -> tuple[list[Fault], list[Fault]]:
     """Find the secrets that everyone can read (faults), and those that are unavailable (warnings)."""
     faults: list[Fault] = []
     warnings: list[Fault] = []
-    for document, name, path in file_entries(contents.documents, "secrets"):
+    named = (
+        (section, *one) for section in ("secrets", "canaries") for one in file_entries(contents.documents, section)
+    )
+    for section, document, name, path in named:
         file = contents.secrets[path]
-        place = document.locate(("secrets", name, "file"))
+        place = document.locate((section, name, "file"))
+        kind = _NAMED_SECTIONS[section]
         if file.open_to_others:
             message = f"secret file {str(path)!r} can be read by everyone, expected mode 0640 or less"
             faults.append(Fault(place, FaultCode.SECRET_EXPOSED, message))
         if file.problem:
             warnings.append(
-                Fault(place, file.problem.code, f"secret {name!r} is unavailable: its file: {file.problem}")
+                Fault(place, file.problem.code, f"{kind} {name!r} is unavailable: its file: {file.problem}")
             )
     for document in contents.documents:
         for _, entry, steps in entries(document, "secrets"):
@@ -237,6 +243,20 @@ def _upstream_faults(documents: Sequence[Document]) -> Iterator[Fault]:
                 yield Fault(place, FaultCode.INVALID_UPSTREAM, f"{message}, expected one with 'file'")
 
 
+def _placeholder_faults(documents: Iterable[Document]) -> Iterator[Fault]:
+    """Find the placeholders that stand twice: each is for one credential."""
+    seen: dict[str, Location] = {}
+    for document in documents:
+        for _, entry, steps in entries(document, "credentials"):
+            placeholder = entry.get("placeholder")
+            if isinstance(placeholder, str):
+                place = document.locate((*steps, "placeholder"))
+                first = seen.setdefault(placeholder.lower(), place)
+                if first is not place:
+                    message = f"the placeholder is also that of another credential, at {first}, expected one of its own"
+                    yield Fault(place, FaultCode.DUPLICATE_NAME, message)
+
+
 _IN_ONE_FILE = frozenset({"defaults", "sealed_tokens"})
 _NAMED_SECTIONS = {
     "clients": "client",
@@ -244,6 +264,7 @@ _NAMED_SECTIONS = {
     "rules": "rule",
     "rewrites": "rewrite",
     "secrets": "secret",
+    "canaries": "canary",
     "credentials": "credential",
     "upstreams": "upstream",
 }
@@ -267,6 +288,8 @@ def _policy(revision: str, checked: Iterable[Checked], lists: Mapping[str, HostL
         sealing_keys=tuple(key for maker in made for key in maker.sealing_keys()),
         lists=lists,
         secrets={secret.name: secret for maker in made for secret in maker.secrets()},
+        canaries={canary.name: canary for maker in made for canary in maker.canaries()},
+        watch=next((place for maker in made for place in maker.watch()), None),
         tests=tuple(test for maker in made for test in maker.tests()),
     )
 
@@ -301,9 +324,21 @@ class _Maker:
         for name, entry in (self.model.secrets or {}).items():
             yield NamedSecret(name, self._key("secrets", name), _source(entry, self.document.path.parent))
 
+    def canaries(self) -> Iterator[NamedSecret]:
+        for name, entry in (self.model.canaries or {}).items():
+            yield NamedSecret(name, self._key("canaries", name), FileSource(self.document.path.parent / entry.file))
+
+    def watch(self) -> Iterator[Location]:
+        """Give where this file says that secrets are watched."""
+        if self.model.defaults and self.model.defaults.watch_secrets:
+            yield self._key("defaults", "watch_secrets")
+        if self.model.canaries:
+            yield self._key("canaries")
+
     def credentials(self) -> Iterator[Credential]:
         for position, entry in enumerate(self.model.credentials or ()):
-            yield Credential(entry.name, self._place("credentials", position), _match(entry), _form(entry))
+            place, form = self._place("credentials", position), _form(entry)
+            yield Credential(entry.name, place, _match(entry), form, entry.placeholder)
 
     def sealing_keys(self) -> tuple[str, ...]:
         return self.model.sealed_tokens.keys if self.model.sealed_tokens else ()

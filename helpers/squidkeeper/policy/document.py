@@ -138,10 +138,10 @@ def all_entries(document: Document, *sections: str) -> Iterator[tuple[str, objec
             yield section, entry, (section, step)
 
 
-def file_entries(documents: Iterable[Document], section: str) -> Iterator[tuple[Document, str, Path]]:
-    """Give the files that a section names: the document, the name of the entry, and the path beside the document."""
+def file_entries(documents: Iterable[Document], *sections: str) -> Iterator[tuple[Document, str, Path]]:
+    """Give the files that sections name: the document, the name of the entry, and the path beside the document."""
     for document in documents:
-        for _, entry, steps in entries(document, section):
+        for _, entry, steps in entries(document, *sections):
             if _is_file_name(entry.get("file")):
                 yield document, str(steps[1]), document.path.parent / entry["file"]
 
@@ -155,7 +155,7 @@ def is_private(steps: Iterable[str | int]) -> bool:
     keys = [step for step in steps if isinstance(step, str)]
     if keys[:1] == ["clients"]:
         return keys[2:3] == ["token_sha256"]
-    return keys[:1] == ["secrets"] or (keys[:1] in _NAME_SECRETS and keys[1:2] in _PRIVATE_FIELDS)
+    return keys[:1] in (["secrets"], ["canaries"]) or (keys[:1] in _NAME_SECRETS and keys[1:2] in _PRIVATE_FIELDS)
 
 
 def shown_key(key: str, above: Iterable[str | int]) -> str:

@@ -80,6 +80,7 @@ class FaultCode(StrEnum):
     SECRET_EMPTY = "secret-empty"  # noqa: S105 - a code
     SECRET_UNREADABLE = "secret-unreadable"  # noqa: S105 - a code
     SECRET_INVALID = "secret-invalid"  # noqa: S105 - a code
+    SECRET_UNWATCHED = "secret-unwatched"  # noqa: S105 - a code
     CLOSED_TO_SQUID = "closed-to-squid"
     NOT_RENDERED = "not-rendered"
     EXTRA_MISSING = "extra-missing"

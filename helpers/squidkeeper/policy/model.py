@@ -32,10 +32,14 @@ VERDICT_NAMES = frozenset(
         "sealed-token-refused",
         "policy-unavailable",
         "not-rendered",
+        "secret-leaving",
+        "placeholder-misdirected",
+        "header-too-long",
         "login-refused",
     }
 )
 
+SHORTEST_WATCHED = 8  # characters of a value that requests are searched for; shorter ones are in many requests
 _HEADER_KEY_LENGTH = 8
 _KEY_LENGTH = 12  # hexadecimal digits of the keys of what install.sh renders
 TOKEN_ID_LENGTH = 12  # hexadecimal digits of the hash
@@ -252,6 +256,7 @@ class Credential:
     location: Location
     match: Match
     form: Form
+    placeholder: str | None = None  # what clients send instead of the value
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +277,10 @@ class PolicyTest:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy. `revision` is the hash of the files that it was built from."""
+    """A policy. `revision` is the hash of the files that it was built from.
+
+    `watch` is where it says that requests are searched for its secrets and canaries; None where they are not.
+    """
 
     revision: str
     default_action: Action = Action.DENY
@@ -286,7 +294,14 @@ class Policy:
     sealing_keys: tuple[str, ...] = ()  # the names of the secrets that open sealed tokens
     lists: Mapping[str, HostList] = field(default_factory=dict)
     secrets: Mapping[str, NamedSecret] = field(default_factory=dict)
+    canaries: Mapping[str, NamedSecret] = field(default_factory=dict)
+    watch: Location | None = None
     tests: tuple[PolicyTest, ...] = ()
+
+    @property
+    def watches_requests(self) -> bool:
+        """Whether requests are searched: for secrets and canaries, or for placeholders."""
+        return self.watch is not None or any(one.placeholder for one in self.credentials)
 
     @property
     def entries(self) -> tuple[Rule | Rewrite | Credential, ...]:

@@ -41,7 +41,7 @@ from squidkeeper.policy.document import (
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.headers import parse_injected_header, parse_stripped_header
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
-from squidkeeper.policy.model import NO_REWRITE, VERDICT_NAMES, Action, Target, Token
+from squidkeeper.policy.model import NO_REWRITE, SHORTEST_WATCHED, VERDICT_NAMES, Action, Target, Token
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
 from squidkeeper.policy.secret_sources import (
     ClientAuth,
@@ -73,6 +73,7 @@ class Names:
     rules: frozenset[str] = frozenset()
     rewrites: frozenset[str] = frozenset()
     secrets: frozenset[str] = frozenset()
+    canaries: frozenset[str] = frozenset()
     credentials: frozenset[str] = frozenset()
     upstreams: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
@@ -262,6 +263,15 @@ def _few_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
         message = f"{len(keys)} keys, expected {_KEYS_AT_MOST} at most: the one in use, and the one before it"
         raise _fault(FaultCode.KEY_CHOICE, message)
     return keys
+
+
+def _placeholder(text: str) -> str:
+    if len(text) < SHORTEST_WATCHED or len(text) > _PLACEHOLDER_AT_MOST or not (text.isascii() and text.isprintable()):
+        raise PatternError(
+            f"the placeholder is not {SHORTEST_WATCHED} to {_PLACEHOLDER_AT_MOST} printable ASCII characters:"
+            " shorter ones are in many requests"
+        )
+    return text
 
 
 def _environment_name(text: str) -> str:
@@ -473,6 +483,7 @@ _NAMES_A_SECRET = f"names a secret, expected one such as {{name}}: {_NO_VALUES}"
 _NAMES_NO_SECRET = f"names no secret, expected one such as {{name}}: {_NO_VALUES}"
 _VALUES_AT_MOST = 8
 _NAME_AT_MOST = 100
+_PLACEHOLDER_AT_MOST = 200
 _STRIPPED_AT_MOST = 16  # so that a reply of a helper has room for their keys
 _KEYS_AT_MOST = 2
 _PROSE_AT_MOST = 1000
@@ -542,6 +553,7 @@ class Defaults(_Model):
     action: ActionText = Action.DENY
     reason: Prose | None = None
     contact: Contact | None = None
+    watch_secrets: bool = False
 
 
 class ClientEntry(_Model):
@@ -603,6 +615,12 @@ class SecretEntry(_Model):
     github_app: GitHubAppEntry | None = None
 
 
+class CanaryEntry(_Model):
+    """A value that is in no request of an honest client."""
+
+    file: File
+
+
 class TunnelFields(_Model):
     """The fields by which everything matches that is known of a tunnel too, hosts aside."""
 
@@ -662,6 +680,7 @@ class CredentialEntry(MatchFields):
     basic: Basic | None = None
     value: Annotated[str, PlainValidator(_value)] | None = None
     headers: Annotated[dict[HeaderName, ValueBeside], AfterValidator(_several_values)] | None = None
+    placeholder: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _placeholder)] | None = None
 
 
 class UpstreamEntry(TunnelFields):
@@ -707,6 +726,7 @@ class PolicyFile(_Model):
     rules: list[RuleEntry] | None = None
     rewrites: list[RewriteEntry] | None = None
     secrets: dict[SecretName, SecretEntry] | None = None
+    canaries: dict[SecretName, CanaryEntry] | None = None
     credentials: list[CredentialEntry] | None = None
     sealed_tokens: SealedTokensEntry | None = None
     upstreams: list[UpstreamEntry] | None = None
@@ -827,6 +847,8 @@ def _type_message(steps: list[int | str], value: object, expected: str) -> str:
     if is_private(steps) or (steps[0] in ("credentials", "upstreams") and len(steps) <= _STEPS_TO_ENTRY):
         if not isinstance(steps[-1], int):
             what = shown_key(str(steps[-1]), steps[:-1])
+        if steps[0] == "canaries" and len(steps) == _STEPS_TO_ENTRY:
+            expected = f"{{file: PATH}}; {_NO_VALUES}"
         if steps[0] == "secrets" and len(steps) == _STEPS_TO_ENTRY:
             expected = f"{{file: PATH}}, {{env: NAME}} or a source to fetch it from; {_NO_VALUES}"
         return f"{what} is {kind(value)}, expected {expected}{hint}"
@@ -879,7 +901,7 @@ def _choice_faults(document: Document) -> list[Fault]:
 
 
 _KEYS_OF_FILE = frozenset(field.alias or name for name, field in PolicyFile.model_fields.items())
-NAMED_BY_KEY = ("clients", "lists", "secrets")
+NAMED_BY_KEY = ("clients", "lists", "secrets", "canaries")
 _MATCHING = ("rules", "rewrites", "credentials", "upstreams")
 _DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), **dict.fromkeys(_MATCHING, list)}
 _SHOWN_AT_MOST = 12
@@ -895,6 +917,7 @@ _ENTRIES: dict[str, type[_Model]] = {
     "rules": RuleEntry,
     "rewrites": RewriteEntry,
     "secrets": SecretEntry,
+    "canaries": CanaryEntry,
     "credentials": CredentialEntry,
     "sealed_tokens": SealedTokensEntry,
     "upstreams": UpstreamEntry,

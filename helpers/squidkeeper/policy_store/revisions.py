@@ -137,7 +137,8 @@ def read_revision(folder: Path, revision: str) -> Sources:
         lists = {Path(path): ListFile(digest) for path, digest in raw["lists"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OSError(errno.EIO, "this revision is not stored completely", str(place)) from error
-    return Sources(directory, documents, lists, {path: SecretFile() for *_, path in file_entries(documents, "secrets")})
+    secrets = {path: SecretFile() for *_, path in file_entries(documents, "secrets", "canaries")}
+    return Sources(directory, documents, lists, secrets)
 
 
 def compiled_lists(folder: Path, revision: str) -> Path:

@@ -74,7 +74,7 @@ def read_sources(directory: Path, environment: Mapping[str, str] = os.environ) -
     before = fingerprint(directory)
     documents, faults = _read_documents(directory)
     lists = dict.fromkeys(path for *_, path in file_entries(documents, "lists"))
-    secrets = dict.fromkeys(path for *_, path in file_entries(documents, "secrets"))
+    secrets = dict.fromkeys(path for *_, path in file_entries(documents, "secrets", "canaries"))
     readings = tuple(_readings(dict.fromkeys((*lists, *secrets))))
     return Sources(
         directory=directory,

@@ -55,6 +55,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     cut: str = NONE
     hidden: str = NONE
     request_id: str = NONE
+    found: str = NONE
 
 
 # Characters of each field that a client or server chooses: `logformat squidkeeper` truncates longer ones.
@@ -74,8 +75,9 @@ LENGTHS: Final = {
     "tls_error": 512,
     "cut": 64,
     "hidden": 32,
+    "found": 256,
 }
-LINE_LENGTH: Final = 17_100  # bytes of a line at most: all of these, and the fields that Squid chooses
+LINE_LENGTH: Final = 17_400  # bytes of a line at most: all of these, and the fields that Squid chooses
 _DECISIVE: Final = ("url", "user", "method", "sni", "tunnel", "fetched", "credential")
 
 

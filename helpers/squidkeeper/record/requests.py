@@ -26,6 +26,9 @@ _NOT_BY_THE_POLICY: Final = {
     "policy-unavailable": "no helper answered, or none had a policy",
     "credential-unavailable": "a secret was unavailable",
     "sealed-token-refused": "it presented a sealed token, and the record holds no headers",
+    "secret-leaving": "it held a secret, and the record withholds what it was",
+    "placeholder-misdirected": "it held a placeholder, and the record holds no headers",
+    "header-too-long": "its headers were too long, and the record holds none",
     "login-refused": "the token of the login was revoked or had expired, and the record does not hold the token",
     "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper check`",
 }

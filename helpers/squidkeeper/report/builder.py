@@ -47,6 +47,9 @@ BUILT_IN_REASONS: Final[Mapping[str, str]] = {
     "invalid-request": "No rule can allow such a request.",
     "credential-unavailable": "The value of a credential was unavailable.",
     "sealed-token-refused": "A sealed token was presented elsewhere than it is for, had expired, or was altered.",
+    "secret-leaving": "The request held a value that must not leave the gateway.",
+    "placeholder-misdirected": "The request held the placeholder of a credential that is not for it.",
+    "header-too-long": "URL and headers were too long to be read.",
     "policy-unavailable": "No helper replied, or the helper had no policy.",
     "not-rendered": "Squid's configuration lacks lines that the policy needs.",
 }

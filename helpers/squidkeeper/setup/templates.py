@@ -17,8 +17,9 @@ from textwrap import wrap
 import msgspec
 
 from squidkeeper.policy.headers import HOST_HEADERS, INJECTABLE_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
+from squidkeeper.policy.model import SHORTEST_WATCHED
 from squidkeeper.protocol.request_headers import READ_HEADERS
-from squidkeeper.record.record import LENGTHS, VERSION, Record
+from squidkeeper.record.record import LENGTHS, NONE, VERSION, Record
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import error_pages
 from squidkeeper.setup.configuration import substitute
@@ -50,7 +51,12 @@ LOG_CODES = {
     "cut": "%#{cut_}note",
     "hidden": "%#{hidden_}note",
     "request_id": ".".join(error_pages.REQUEST_ID),
+    "found": "%#{found_}note",
 }
+# What a client or a server can put a value into: none of it is in the line of a request that is withheld. A method is,
+# as far as it is too short for a value.
+WITHHELD = ("url", "fetched", "sni", "tunnel", "tls_error", "cut", "user_agent")
+_WITHHELD_LENGTHS = {**LENGTHS, "method": SHORTEST_WATCHED - 1}
 
 _REQUEST_TOKENS = "%#>a %#un %#>rm %#>rs %#>rd %#>rP %#ssl::>sni %#note{clt_conn_tag} %#note{token_}"
 _SECTION = re.compile(r"(?<=^# >>> rendered: )([a-z ]+)\n.*?(?=^# <<<)", re.DOTALL | re.MULTILINE)
@@ -98,10 +104,20 @@ def _injectable_headers() -> Iterator[str]:
 
 def _log_format() -> Iterator[str]:
     """Write one JSON object for each request; a code cuts its text off at `.N` characters."""
-    line = f'logformat squidkeeper %{{{{"v":{VERSION},"time":"%Y-%m-%dT%H:%M:%S}}tg.%03tuZ"'
+    yield from _log_lines("squidkeeper", LOG_CODES, LENGTHS)
+
+
+def _withheld_log_format() -> Iterator[str]:
+    """Write the same without what a client sent."""
+    codes = LOG_CODES | dict.fromkeys(WITHHELD, NONE)
+    yield from _log_lines("squidkeeper_withheld", codes, _WITHHELD_LENGTHS)
+
+
+def _log_lines(name: str, codes: Mapping[str, str], lengths: Mapping[str, int]) -> Iterator[str]:
+    line = f'logformat {name} %{{{{"v":{VERSION},"time":"%Y-%m-%dT%H:%M:%S}}tg.%03tuZ"'
     for field in msgspec.structs.fields(Record)[2:]:
-        length = f".{LENGTHS[field.name]}" if field.name in LENGTHS else ""
-        code = re.sub("^(%#?)", rf"\g<1>{length}", LOG_CODES[field.name])
+        length = f".{lengths[field.name]}" if field.name in lengths else ""
+        code = re.sub("^(%#?)", rf"\g<1>{length}", codes[field.name])
         item = f'"{field.name}":"{code}"' if field.type is str else f'"{field.name}":{code}'
         if len(line) + len(item) > _LOG_FORMAT_WIDTH:
             yield f"{line},\\"
@@ -118,6 +134,15 @@ def _credential_by_headers() -> Iterator[str]:
     yield f"    {_REQUEST_TOKENS} %#URI %#note{{final_url_}} \\"
     yield from _header_tokens()
     yield "    /opt/squidkeeper/bin/squidkeeper credential --headers --concurrency 4 \\"
+    yield "    --policy /etc/squidkeeper/policy --state /var/lib/squidkeeper --run /run/squidkeeper"
+
+
+def _watch() -> Iterator[str]:
+    yield "external_acl_type sk_watch ipv4 ttl=0 negative_ttl=0 grace=0 cache=0 \\"
+    yield "    children-max=2 children-startup=0 children-idle=1 concurrency=32 queue-size=65536 \\"
+    yield f"    {_REQUEST_TOKENS} %#URI %#note{{kept_rule_}} \\"
+    yield from _header_tokens()
+    yield "    /opt/squidkeeper/bin/squidkeeper watch --concurrency 32 \\"
     yield "    --policy /etc/squidkeeper/policy --state /var/lib/squidkeeper --run /run/squidkeeper"
 
 
@@ -143,7 +168,9 @@ SECTIONS: dict[str, Callable[[], Iterator[str]]] = {
     "override headers": _override_headers,
     "injectable headers": _injectable_headers,
     "log format": _log_format,
+    "withheld log format": _withheld_log_format,
     "credential by headers": _credential_by_headers,
+    "watch": _watch,
     "long urls": _long_urls,
     "unusual urls": _unusual_urls,
     "denials": error_pages.denial_lines,

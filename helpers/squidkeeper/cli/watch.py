@@ -1,0 +1,28 @@
+"""`squidkeeper watch` (floor 9)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from squidkeeper.cli.options import helper_options, run_option
+
+
+@click.command()
+@helper_options(concurrency=32)
+@run_option
+def watch(directory: Path, state: Path, concurrency: int, run: Path) -> None:
+    """Search requests for secrets, canaries and placeholders of the policy; Squid's external_acl_type starts this.
+
+    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, URL, rule,
+    and the request headers that helpers read) and answers OK, or ERR with the rule and the reason.
+    """
+    from squidkeeper.credentials.fetched_values import FOLDER
+    from squidkeeper.credentials.watched_values import WatchedValues
+    from squidkeeper.helpers import loop
+    from squidkeeper.helpers.watch import Watch, answer
+    from squidkeeper.metrics import WATCH
+
+    loop.run(WATCH, partial(Watch, values=WatchedValues(), fetched=run / FOLDER), answer, directory, state, concurrency)

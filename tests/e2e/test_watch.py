@@ -1,0 +1,235 @@
+"""Secrets, canaries and placeholders on a live Squid: not sent, logged by name, and their values in no file.
+
+When the run ends, no log of any gateway may hold a value that it was given (`site` in conftest.py).
+"""
+
+import base64
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.waiting import wait_for
+
+from .curl import curl
+from .gateway import Gateway, NewGateway
+from .origin import Origins
+from .raw import Raw, tunnel
+from .reply import Reply
+
+POLICY = """
+version: 1
+clients:
+  one: {networks: [127.0.0.1/32]}
+  two: {networks: [127.0.0.2/32]}
+canaries:
+  bait: {file: secrets/bait}
+rules:
+  - {name: api, action: allow, hosts: [api.example, "*.open.example", open.example]}
+  - {name: paths, action: allow, hosts: [paths.example], paths: [/open/**]}
+secrets:
+  token: {file: secrets/token}
+credentials:
+  - {name: api, clients: [one], hosts: [api.example], paths: [/v1/**], bearer: token, placeholder: dummy-key-for-sdks}
+"""
+TOKEN = "sk-watch-Token/of+the=gateway_0123456789"
+BAIT = "AKIAWATCHBAIT0EXAMPLE"
+PLACEHOLDER = "dummy-key-for-sdks"
+LEAVING = "secret-leaving"
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    gateway = new_gateway(POLICY)
+    gateway.secret("token", TOKEN + "\n")
+    gateway.secret("bait", BAIT)
+    gateway.render()
+    return gateway.start()
+
+
+def coded(value: str, before: str = "") -> str:
+    return base64.b64encode(f"{before}{value}".encode()).decode()
+
+
+def every_byte(value: str) -> str:
+    return "".join(f"%{byte:02x}" for byte in value.encode())
+
+
+FORMS = {
+    "as it is": TOKEN,
+    "in another case": TOKEN.upper(),
+    "with every byte escaped": every_byte(TOKEN),
+    "escaped twice": quote(every_byte(TOKEN)),
+    "in base64": coded(TOKEN),
+    "in base64 behind one byte": coded(TOKEN, "x"),
+    "in base64 behind two bytes": coded(TOKEN, "xy"),
+    "in base64 for URLs": coded(TOKEN, "user:").replace("+", "-").replace("/", "_"),
+    "in hexadecimal": TOKEN.encode().hex(),
+    "a canary": BAIT,
+}
+
+
+def withheld(gateway: Gateway, before: int) -> list[dict[str, Any]]:
+    """The lines of a request that was denied for what it holds, waited for."""
+    return wait_for(
+        lambda: [line for line in gateway.log()[before:] if line["rule"] == LEAVING], f"{LEAVING} in {gateway.root}/log"
+    )
+
+
+def leaves(gateway: Gateway, origins: Origins, reply: Reply | None, before: int, name: str = "secret:token") -> None:
+    """Expect the denial by name, a record that has the name and nothing that the client sent, and no request sent."""
+    assert reply is not None
+    assert (reply.status, reply.rule) == (403, LEAVING), reply.text
+    line = withheld(gateway, before)[-1]
+    assert (line["verdict"], line["found"]) == ("deny", name), line
+    assert {line[field] for field in ("url", "fetched", "sni", "tunnel", "user_agent")} == {"-"}, line
+    assert origins.seen == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_secret_in_a_query_does_not_leave(gateway: Gateway, origins: Origins, form: str) -> None:
+    before = len(gateway.log())
+    reply = curl(gateway, f"https://open.example/search?q={quote(FORMS[form], safe='%')}")
+    leaves(gateway, origins, reply, before, "canary:bait" if form == "a canary" else "secret:token")
+
+
+@pytest.mark.parametrize("header", ["User-Agent", "Cookie", "X-Api-Key", "Accept-Language", "Authorization"])
+def test_a_secret_in_a_header_does_not_leave(gateway: Gateway, origins: Origins, header: str) -> None:
+    before = len(gateway.log())
+    leaves(gateway, origins, curl(gateway, "http://open.example/", "-H", f"{header}: a {TOKEN} b"), before)
+
+
+def test_a_canary_in_the_host_of_a_tunnel_does_not_leave(gateway: Gateway, origins: Origins) -> None:
+    before = len(gateway.log())
+    reply = curl(gateway, f"https://{BAIT.lower()}.open.example/x")
+    leaves(gateway, origins, reply, before, "canary:bait")
+
+
+DENIED = {
+    "by a rule": ["https://closed.example/?q=VALUE"],
+    "by a rule, without TLS": ["http://closed.example/?q=VALUE"],
+    "by its path": ["https://paths.example/closed?q=VALUE"],
+    "for its user": ["http://VALUE:x@open.example/"],
+    "for its method": ["http://open.example/?q=VALUE", "-X", "TRACE"],
+    "as a page of Squid": ["http://open.example/squid-internal-mgr/VALUE"],
+    "in its host": ["https://VALUE.closed.example/"],
+    "in its client's name": ["http://closed.example/", "-A", "VALUE"],
+}
+
+
+@pytest.mark.parametrize("how", DENIED)
+def test_no_log_has_the_value_where_the_request_is_denied_anyway(gateway: Gateway, origins: Origins, how: str) -> None:
+    before = len(gateway.log())
+    url, *options = (word.replace("VALUE", BAIT) for word in DENIED[how])
+    assert curl(gateway, url, *options).status == 403
+    lines = wait_for(lambda: gateway.log()[before:], "a line of the log")
+    assert BAIT.lower() not in str(lines).lower()
+    assert origins.seen == []
+
+
+def test_a_path_that_the_record_needs_is_in_it_where_nothing_was_found(gateway: Gateway, origins: Origins) -> None:
+    before = len(gateway.log())
+    for url in ("https://open.example/plain?q=1", "http://open.example/plain?q=2", "https://paths.example/closed"):
+        curl(gateway, url)
+        line = gateway.logged(url, before)
+        assert line["found"] == "-"
+        assert line["rule"] == ("api" if "open.example" in url else "default")
+
+
+def test_what_the_gateway_injects_is_not_taken_for_a_leak(gateway: Gateway, origins: Origins) -> None:
+    reply = curl(gateway, "https://api.example/v1/x", "-H", f"Authorization: Bearer {PLACEHOLDER}")
+    assert reply.status == 200
+    assert origins.seen[0].values("Authorization") == [f"Bearer {TOKEN}"]
+
+
+MISDIRECTED = {
+    "another host": ("127.0.0.1", "https://open.example/v1/x"),
+    "another path": ("127.0.0.1", "https://api.example/v2/x"),
+    "another client": ("127.0.0.2", "https://api.example/v1/x"),
+    "no TLS": ("127.0.0.1", "http://api.example/v1/x"),
+}
+
+
+@pytest.mark.parametrize(
+    "sent", [f"Authorization: Bearer {PLACEHOLDER}", f"Authorization: Basic {coded('u:' + PLACEHOLDER)}"]
+)
+@pytest.mark.parametrize("where", MISDIRECTED)
+def test_a_placeholder_elsewhere_is_denied_by_name(gateway: Gateway, origins: Origins, where: str, sent: str) -> None:
+    client, url = MISDIRECTED[where]
+    before = len(gateway.log())
+    reply = curl(gateway, url, "-H", sent, client=client)
+    assert (reply.status, reply.rule) == (403, "placeholder-misdirected"), reply.text
+    assert gateway.logged(url, before)["found"] == "placeholder:api"
+    assert origins.seen == []
+
+
+def test_a_header_that_no_helper_reads_does_not_pass(gateway: Gateway, origins: Origins) -> None:
+    unread = ["-H", f"X-Made-Up: {TOKEN}", "-H", f"X_Api_Key: {TOKEN}", "-H", f"X-HTTP-Method-Override: {TOKEN}"]
+    assert curl(gateway, "https://open.example/x", *unread, "-H", "Accept: text/x").status == 200
+    assert origins.seen[0].values("Accept") == ["text/x"]
+    assert TOKEN.encode() not in origins.seen[0].head
+    assert origins.seen[0].values("Host") == ["open.example"]
+
+
+def test_headers_too_long_to_be_read_are_denied_by_name_however_many_come(gateway: Gateway, origins: Origins) -> None:
+    def ask(number: int) -> tuple[int, str | None]:
+        with Raw(gateway) as raw:
+            reply = raw.get("http://open.example/", "open.example", f"Cookie: {TOKEN}{number}" + '"' * 60_000)
+            assert reply is not None
+            return reply.status, reply.rule
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(ask, range(100))) == {(403, "header-too-long")}
+    assert "queue" not in gateway.cache_log()
+    assert origins.seen == []
+
+
+def test_the_second_request_of_a_tunnel_is_searched_too(gateway: Gateway, origins: Origins) -> None:
+    with tunnel(gateway, "open.example:443") as raw:
+        first = raw.get("/", "open.example")
+        assert first is not None
+        assert first.status == 200
+        origins.forget()
+        before = len(gateway.log())
+        leaves(gateway, origins, raw.get(f"/{TOKEN}", "open.example"), before)
+
+
+def test_a_request_is_denied_and_withheld_while_the_helper_is_dead(gateway: Gateway, origins: Origins) -> None:
+    before = len(gateway.log())
+    curl(gateway, "http://open.example/")
+    [helper, *_] = gateway.helpers("watch")
+    os.kill(helper, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(curl, gateway, f"http://open.example/?q={TOKEN}")
+        wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
+        os.kill(helper, signal.SIGKILL)
+        reply = pending.result()
+    assert reply.status == 403
+    line = wait_for(lambda: [one for one in gateway.log()[before:] if one["status"] == 403], "the denial")[-1]
+    assert line["url"] == "-"
+
+
+def test_an_edit_turns_the_watch_on_and_off_and_a_rotated_secret_is_watched(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    rules = "rules: [{name: open, action: allow, hosts: [open.example]}]\n"
+    off = f"version: 1\n{rules}secrets: {{token: {{file: secrets/token}}}}\n"
+    gateway = new_gateway(off)
+    gateway.secret("token", "first-value-of-it-0123")
+    gateway.start()
+
+    def status(value: str) -> int:
+        return curl(gateway, "http://open.example/", "-H", f"Cookie: {value}").status
+
+    assert status("first-value-of-it-0123") == 200
+    assert gateway.helpers("watch") == []
+    gateway.write("policy.yaml", off + "defaults: {watch_secrets: true}\n")
+    wait_for(lambda: status("first-value-of-it-0123") == 403, "the watch")
+    gateway.secret("token", "second-value-of-it-0123")
+    wait_for(lambda: status("second-value-of-it-0123") == 403, "the watch for the new value")
+    assert status("first-value-of-it-0123") == 403
+    gateway.write("policy.yaml", off)
+    wait_for(lambda: status("first-value-of-it-0123") == 200, "no watch")

@@ -1,0 +1,89 @@
+"""Values that are found in a text, in every form that is promised, without being kept."""
+
+from __future__ import annotations
+
+import base64
+import gc
+from collections.abc import Callable
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from squidkeeper.credentials.watched_values import WatchedValues
+
+VALUE = "s3cret-Value/of+the=gateway_%41"
+FORMS: dict[str, Callable[[str], str]] = {
+    "plain": lambda value: value,
+    "upper case": str.upper,
+    "percent-encoded": lambda value: quote(value, safe=""),
+    "every byte": lambda value: "".join(f"%{byte:02X}" for byte in value.encode()),
+    "twice": lambda value: quote("".join(f"%{byte:02x}" for byte in value.encode())),
+    "hexadecimal": lambda value: value.encode().hex(),
+    "upper hexadecimal": lambda value: value.encode().hex().upper(),
+    "base64": lambda value: in_base64(value, 0),
+    "base64 behind one byte": lambda value: in_base64(value, 1),
+    "base64 behind two bytes": lambda value: in_base64(value, 2),
+    "base64 for URLs": lambda value: base64.urlsafe_b64encode(value.encode()).decode(),
+}
+
+
+def in_base64(value: str, before: int) -> str:
+    return base64.b64encode(b"x" * before + value.encode() + b"yz").decode()
+
+
+def watching(*values: str) -> WatchedValues:
+    watched = WatchedValues()
+    named = {f"v{number}": value for number, value in enumerate(values)}
+    watched.update(named, named)
+    return watched
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("before", range(9))
+def test_a_value_is_found_in_every_form_wherever_it_stands(form: str, before: int) -> None:
+    text = "=" * before + FORMS[form](VALUE) + " tail"
+    assert watching("another-value", VALUE).find(text.encode()) == {"v1"}
+
+
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=8, max_size=60), st.binary(max_size=40))
+def test_any_value_is_found_behind_any_bytes(value: str, before: bytes) -> None:
+    watched = watching(value)
+    assert watched.find(before.replace(b"%", b"") + value.encode()) == {"v0"}
+    assert watched.find(base64.b64encode(before + value.encode())) == {"v0"}
+
+
+@given(st.binary(max_size=400))
+def test_nothing_is_found_where_nothing_is(text: bytes) -> None:
+    assert watching(VALUE, "0123456789abcdef").find(text) == frozenset()
+
+
+def test_a_value_that_is_short_or_a_part_of_one_is_not_found() -> None:
+    watched = watching("1234567", VALUE)
+    assert watched.find(b"1234567") == frozenset()
+    assert watched.find(VALUE[:-1].encode()) == frozenset()
+    assert watched.find(VALUE[1:].encode()) == frozenset()
+
+
+def test_the_value_before_is_found_too_and_a_name_that_is_gone_is_not() -> None:
+    watched = WatchedValues()
+    for value in ("value-number-1", "value-number-2", "value-number-3"):
+        watched.update(["a"], {"a": value})
+    assert [bool(watched.find(f"value-number-{number}".encode())) for number in (1, 2, 3)] == [False, True, True]
+    watched.update(["a"], {})  # it cannot be read for the moment
+    assert watched.find(b"value-number-3") == {"a"}
+    watched.update([], {})
+    assert watched.find(b"value-number-3") == frozenset()
+
+
+def test_no_value_is_kept() -> None:
+    watched = watching(VALUE)
+    held: list[object] = [watched]
+    for one in held:
+        inside = (dict, list, tuple, frozenset, str, bytes, int)
+        found = [other for other in gc.get_referents(one) if isinstance(other, inside)]
+        held += [other for other in found if not any(other is known for known in held)]
+    parts = [VALUE[start : start + 8].lower() for start in range(len(VALUE) - 8)]
+    texts = [str(one).lower() for one in held if isinstance(one, str | bytes)]
+    assert not [text for text in texts if any(part in text for part in parts)]
