@@ -24,7 +24,7 @@ from squidkeeper.doctor import machine
 from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.examination import as_text, examine
 from squidkeeper.doctor.inspection import Inspection, inspect
-from squidkeeper.doctor.squid_conf import Macros, SquidConf, read_squid_conf
+from squidkeeper.doctor.squid_conf import Macros, Problem, SquidConf, read_squid_conf
 from squidkeeper.doctor.table import ALL_CHECKS, CHECKS
 from squidkeeper.exporter.conditions import CONDITIONS, Severity
 from squidkeeper.policy_lines import policy_lines
@@ -575,16 +575,21 @@ def test_a_remark_alone_is_no_failure(layout: Layout) -> None:
     assert not replace(diagnosis, found=remarks).failed
 
 
-def test_without_a_gateway_the_status_is_2(tmp_path: Path) -> None:
-    status, text = doctor("--root", tmp_path)
-    assert status == 2
-    assert text == (
-        f"squidkeeper doctor: {tmp_path}/etc/squid.conf cannot be read (No such file or directory): name the gateway by"
-        " --root DIR, or run this as root\n"
-    )
+def test_without_a_gateway_the_status_is_2(layout: Layout, tmp_path: Path) -> None:
+    advice = "name the gateway by --root DIR, or run this as root\n"
+    other = Layout.of(tmp_path / "other")
+    neither = f"squidkeeper is not installed: there is neither {other.fragment} nor {other.program}"
+    assert doctor("--root", tmp_path / "other") == (2, f"squidkeeper doctor: {neither}: {advice}")
+    layout.conf.unlink()
+    missing = f"{layout.conf} cannot be read (No such file or directory)"
+    assert doctor("--root", tmp_path) == (2, f"squidkeeper doctor: {missing}: {advice}")
 
 
 def test_what_only_root_can_check_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    text = as_text(examine(inspect(layout), running=False))
+    one = inspect(layout)
+    one.conf.problems.append(Problem("squid.conf:1", "includes x, which cannot be read (Permission denied)", True))
+    assert found("squid-conf-incomplete", one) == []
+    text = as_text(examine(one, running=False))
+    assert "Not read: squid.conf:1 includes x, which cannot be read (Permission denied).\n" in text
     assert "Not checked, as only root can: squid-conf-rejected, secret-file-open, squid-cannot-read" in text

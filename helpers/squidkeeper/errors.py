@@ -9,6 +9,7 @@
     ├── ListenFailed      an address that the exporter cannot listen on
     ├── ResolverFailed    the resolver that Squid asks cannot be set up
     ├── TlsPortFailed     HAProxy, which takes clients for Squid, does not answer or does not take its certificate
+    ├── DoctorFailed      a gateway that cannot be examined, as there is none
     ├── DemoFailed        a step of the demonstration that cannot be done, or whose result is unexpected
     ├── InvalidSetting    a proxy, path or host that a client's variables cannot hold
     ├── ExtraMissing      an optional part whose packages are not installed; names the command that installs them
@@ -71,6 +72,10 @@ class ResolverFailed(SquidkeeperError):
 
 class TlsPortFailed(SquidkeeperError):
     """HAProxy does not answer, or does not take its certificate; the text says what it answered."""
+
+
+class DoctorFailed(SquidkeeperError):
+    """A gateway that cannot be examined; the text says why."""
 
 
 class DemoFailed(SquidkeeperError):

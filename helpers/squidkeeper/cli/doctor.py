@@ -28,17 +28,15 @@ def doctor(root: Path | None, as_json: bool) -> None:
     from squidkeeper.doctor.examination import as_json as json_of
     from squidkeeper.doctor.examination import as_text, examine
     from squidkeeper.doctor.inspection import inspect
+    from squidkeeper.errors import DoctorFailed
     from squidkeeper.setup.layout import Layout
 
     layout = Layout.of(root.absolute() if root else None)
     try:
         inspection = inspect(layout)
-    except OSError as error:
-        click.echo(
-            f"squidkeeper doctor: {layout.conf} cannot be read ({error.strerror}): name the gateway by --root DIR, or"
-            " run this as root",
-            err=True,
-        )
+    except (DoctorFailed, OSError) as error:
+        reason = f"{layout.conf} cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+        click.echo(f"squidkeeper doctor: {reason}: name the gateway by --root DIR, or run this as root", err=True)
         raise SystemExit(2) from error
     diagnosis = examine(inspection)
     click.echo(json_of(diagnosis) if as_json else as_text(diagnosis))

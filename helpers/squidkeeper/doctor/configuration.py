@@ -55,8 +55,8 @@ def rejected(one: Inspection) -> Iterator[Found]:
 
 
 def incomplete(one: Inspection) -> Iterator[Found]:
-    """Find what Squid would not accept, or what cannot be read here."""
-    yield from (Found(problem.text, problem.place) for problem in one.conf.problems)
+    """Find what Squid would not accept."""
+    yield from (Found(problem.text, problem.place) for problem in one.conf.problems if not problem.denied)
 
 
 def policy_not_included(one: Inspection) -> Iterator[Found]:

@@ -17,13 +17,17 @@ from squidkeeper.setup.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found, the worst first; `not_checked` are the codes of checks that only root can make."""
+    """What was found, the worst first; `not_checked` are the codes of checks that only root can make.
+
+    `not_read`: files of Squid's configuration that this process may not read.
+    """
 
     layout: Layout
     made: int
     lines: int
     found: tuple[tuple[Check, tuple[Found, ...]], ...]
     not_checked: tuple[str, ...] = ()
+    not_read: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -42,6 +46,7 @@ def examine(one: Inspection, *, running: bool = True, in_setup: bool = False) ->
         len(one.conf.directives),
         tuple(sorted(found, key=lambda pair: [*Severity].index(pair[0].severity))),
         tuple(check.code for check in wanted if check not in made),
+        tuple(f"{problem.place} {problem.text}" for problem in one.conf.problems if problem.denied),
     )
 
 
@@ -49,9 +54,11 @@ def as_text(diagnosis: Diagnosis) -> str:
     """Write what was found: by severity, each check with its cases, and what to do."""
     lines: list[str] = []
     for check, found in diagnosis.found:
-        lines += [f"{check.severity}: {check.summary} ({check.code})", *map(_case, found)]
+        lines.append(f"{check.severity}: {check.summary} ({check.code})")
+        lines += [_case(one) for one in found if one.place or one.detail]
         lines += [f"    fix: {check.remedy.format_map(_commands(diagnosis.layout))}", ""]
     lines.append(_summary(diagnosis))
+    lines += [f"Not read: {text}." for text in diagnosis.not_read]
     if diagnosis.not_checked:
         lines.append(f"Not checked, as only root can: {', '.join(diagnosis.not_checked)}.")
     return "\n".join(lines)
@@ -71,11 +78,12 @@ def as_json(diagnosis: Diagnosis) -> str:
         for check, found in diagnosis.found
         for one in found
     ]
-    return json.dumps({"checks": diagnosis.made, "findings": findings, "not_checked": diagnosis.not_checked})
+    not_made = {"not_checked": diagnosis.not_checked, "not_read": diagnosis.not_read}
+    return json.dumps({"checks": diagnosis.made, "findings": findings, **not_made})
 
 
 def _case(found: Found) -> str:
-    return f"    {found.place}: {found.detail}" if found.place else f"    {found.detail or 'now'}"
+    return f"    {found.place}: {found.detail}" if found.place else f"    {found.detail}"
 
 
 def _summary(diagnosis: Diagnosis) -> str:

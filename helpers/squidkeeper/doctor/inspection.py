@@ -13,7 +13,7 @@ from typing import Final
 from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
 from squidkeeper.credentials.fetch_status import read_fetch_status
 from squidkeeper.doctor.squid_conf import Directive, Macros, SquidConf, read_squid_conf
-from squidkeeper.errors import PolicyError
+from squidkeeper.errors import DoctorFailed, PolicyError
 from squidkeeper.exporter.cache_manager import SquidCounters, read_counters
 from squidkeeper.exporter.certificate import Certificate, read_certificate
 from squidkeeper.exporter.checkpoint import Checkpoint, CheckpointStore
@@ -88,7 +88,9 @@ class Inspection:
 
 
 def inspect(layout: Layout) -> Inspection:
-    """Read a gateway. OSError where there is none, or where its squid.conf cannot be read."""
+    """Read a gateway. OSError where its squid.conf cannot be read, `DoctorFailed` where there is no gateway of ours."""
+    if not layout.fragment.exists() and not layout.program.exists():
+        raise DoctorFailed(f"squidkeeper is not installed: there is neither {layout.fragment} nor {layout.program}")
     conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
     ports = tuple(one.words[0] for one in conf.directives if one.name == "http_port" and one.words)
     sources = read_sources(layout.policy)
@@ -113,7 +115,7 @@ def _view(layout: Layout, squid: str, sources: Sources) -> Snapshot:
         access_log=layout.access_log,
         state=layout.state,
         squid_address=squid,
-        checkpoint=CheckpointStore(layout.counts).read() or Checkpoint(since=""),
+        checkpoint=_checkpoint(layout.counts),
         log_readable=os.access(layout.access_log, os.R_OK),
         backlog_bytes=0,
         state_writable=True,
@@ -149,6 +151,12 @@ def _policy(layout: Layout, sources: Sources, at: datetime) -> tuple[Policy | No
 def _edited(folder: Path) -> float:
     """Give the time of the last edit: helpers need a moment to follow it."""
     return max((path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists()), default=0.0)
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    """Read the exporter's counts, where this process may."""
+    none = Checkpoint(since="")
+    return CheckpointStore(folder).read() or none if os.geteuid() == 0 else none
 
 
 def _counter_files(folder: Path) -> tuple[CounterFile, ...]:

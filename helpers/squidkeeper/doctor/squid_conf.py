@@ -95,10 +95,11 @@ class Macros:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A place that Squid does not accept, or that cannot be read here."""
+    """A place that Squid does not accept, or, with `denied`, that this process may not read."""
 
     place: str
     text: str
+    denied: bool = False
 
 
 @dataclass(slots=True)
@@ -184,12 +185,13 @@ class _Reader:
             try:
                 text = path.read_text(errors="surrogateescape")
             except OSError as error:
-                self._complain(directive.place, f"includes {path}, which cannot be read ({error.strerror})")
+                text = f"includes {path}, which cannot be read ({error.strerror})"
+                self._complain(directive.place, text, denied=isinstance(error, PermissionError))
             else:
                 self._read_file(path, text, depth)
 
-    def _complain(self, place: str, text: str) -> None:
-        self._conf.problems.append(Problem(place, text))
+    def _complain(self, place: str, text: str, *, denied: bool = False) -> None:
+        self._conf.problems.append(Problem(place, text, denied))
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
