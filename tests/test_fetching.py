@@ -56,7 +56,7 @@ def test_failures_are_tried_again_ever_more_rarely() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["soon", "", "12x", -1, 0, True, [], {}, float("inf"), float("nan"), "9" * 400, 1e300]
+    "value", ["soon", "", "12x", -1, 0, True, [], {}, 10**400, float("inf"), float("nan"), "9" * 400, 1e300]
 )
 def test_an_expires_in_that_is_no_number_of_seconds_to_come_is_refused(value: object) -> None:
     with pytest.raises(SourceFailed, match="expires_in is not a number"):
@@ -67,7 +67,10 @@ def test_an_expires_in_may_be_text_or_missing() -> None:
     assert [parse_expires_in(value, NOW) for value in (60, 60.5, "60", None)] == [NOW + 60, NOW + 60.5, NOW + 60, None]
 
 
-@pytest.mark.parametrize("value", ["tomorrow", "2027-01-15T08:00:01", True, [], 1e300, 9e12, float("nan")])
+@pytest.mark.parametrize(
+    "value",
+    ["tomorrow", "2027-01-15T08:00:01", "0001-01-01T00:00:00+23:59", 10**400, True, [], 1e300, 9e12, float("nan")],
+)
 def test_an_expires_at_that_is_no_time_is_refused(value: object) -> None:
     with pytest.raises(SourceFailed, match="expires_at is not a time"):
         parse_expires_at(value, NOW)
@@ -401,6 +404,10 @@ FAILURES: list[tuple[Respond, str]] = [
     (lambda _: token(f"{CANARY}\r\nX-Injected: x"), "holds characters other than printable ASCII"),
     (lambda _: token(f"{CANARY}\0"), "holds characters other than printable ASCII"),
     (lambda _: token(f"{CANARY}\u2028"), "holds characters other than printable ASCII"),
+    (lambda _: token(f"{CANARY}\ud800"), "holds characters other than printable ASCII"),
+    (lambda _: token(CANARY * 1000), "the value is longer than 16 KB"),
+    (lambda _: token(CANARY, expires_in=10**400), "expires_in is not a number of seconds to come"),
+    (lambda _: token(CANARY, refresh_token=f"{CANARY}\ud800"), "the answer's 'refresh_token' is not a text"),
     (lambda _: token(CANARY, refresh_token={CANARY: 1}), "the answer's 'refresh_token' is not a text"),
 ]
 

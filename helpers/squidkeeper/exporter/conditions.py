@@ -152,7 +152,7 @@ def _lint(policy: Policy, at: datetime) -> tuple[Fault, ...]:
 
 def _policy_lines_outdated(view: Snapshot) -> Iterator[str]:
     if view.policy:
-        secrets = SecretStore(view.policy.secrets, os.environ)
+        secrets = SecretStore(view.policy.secrets, os.environ, view.fetched)
         yield from map(str, not_rendered(view.policy, view.policy_lines, secrets))
 
 

@@ -54,6 +54,6 @@ def parse_token(answer: dict[str, object], now: float) -> AccessToken:
     token, refresh = answer.get("access_token"), answer.get("refresh_token")
     if not isinstance(token, str) or not token:
         raise SourceFailed("the answer holds no text 'access_token'")
-    if refresh is not None and not isinstance(refresh, str):
-        raise SourceFailed("the answer's 'refresh_token' is not a text")
+    if refresh is not None and not (isinstance(refresh, str) and refresh.isascii() and refresh.isprintable()):
+        raise SourceFailed("the answer's 'refresh_token' is not a text of printable ASCII")
     return AccessToken(FetchedValue(token, parse_expires_in(answer.get("expires_in"), now)), refresh or None)

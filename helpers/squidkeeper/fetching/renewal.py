@@ -23,6 +23,7 @@ from squidkeeper.fetching.schedule import renewal_seconds, retry_seconds
 from squidkeeper.policy.secret_sources import CommandSource, FetchedSource, GitHubAppSource, OAuth2Source
 
 _DEFAULT_REFRESH_SECONDS = 300
+_VALUE_BYTES = 16 * 1024  # what a reply to Squid can hold is about half of it
 _log = logging.getLogger(__name__)
 
 
@@ -61,11 +62,18 @@ class Renewal:
         now = time.time()
         try:
             value = await self._fetch(now)
-            checked_secret(self._secret.name, f"the value from {self._secret.source}", value.value.encode())
+            self._check(value)
             atomic_write.replace(value_file(self._folder, self._secret.key), format_value(value), mode=0o640)
         except (SourceFailed, SecretUnavailable, ExtraMissing, OSError) as error:
             return self._failed(_text(error))
         return self._succeeded(value, now)
+
+    def _check(self, value: FetchedValue) -> None:
+        """Require a value that a header can hold, as helpers do when they read it."""
+        content = value.value.encode("utf-8", "surrogatepass")
+        if len(content) > _VALUE_BYTES:
+            raise SourceFailed(f"the value is longer than {_VALUE_BYTES >> 10} KB")
+        checked_secret(self._secret.name, f"the value from {self._secret.source}", content)
 
     async def _fetch(self, now: float) -> FetchedValue:
         secret = self._secret

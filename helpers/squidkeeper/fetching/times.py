@@ -34,12 +34,12 @@ def parse_expires_at(value: object, now: float) -> float | None:
         raise SourceFailed("expires_at is not a time, expected one such as 2026-12-01T18:00:00Z or seconds since 1970")
     if expires <= now:
         raise SourceFailed("the value has expired already: is the clock of this machine right?")
-    return expires
+    return float(expires)
 
 
 def _timestamp(value: object) -> float | None:
     if _is_number(value):
-        return float(value)
+        return value
     try:
         time = datetime.fromisoformat(value) if isinstance(value, str) else None
     except ValueError:
@@ -48,4 +48,7 @@ def _timestamp(value: object) -> float | None:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Tell whether it is a number; JSON has integers that no float can hold."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
