@@ -264,6 +264,12 @@ SECRETS_UP = Metric(
     "Whether the process that fetches secrets gives a heartbeat. 0: none is fetched or renewed. No series where the "
     "policy has no secret that is fetched.",
 )
+SECRET_FETCHES = Metric(
+    "squidkeeper_secret_fetches_total",
+    _COUNTER,
+    "Attempts to fetch this secret since the process that fetches secrets started, by result: success or failure.",
+    ("secret", "result"),
+)
 SECRET_FETCH_FAILURES = Metric(
     "squidkeeper_secret_fetch_failures",
     _GAUGE,

@@ -12,27 +12,50 @@ from squidkeeper.setup.layout import Layout
 from .gateway import Gateway
 
 
+class Fetching:
+    """The process of one gateway, and the folder of its values."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._root = gateway.root
+        self._layout = Layout.of(gateway.root)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Make the folder, and start the process."""
+        root, folder, user = self._root, self._layout.secrets, self._layout.fetcher
+        folder.mkdir()
+        shutil.chown(folder, user, "proxy")
+        folder.chmod(0o2750)
+        command = ["setpriv", "--reuid", str(user), "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
+        command += [f"{root}/bin/squidkeeper", "secrets", "--policy", f"{root}/etc/policy", "--state", f"{root}/state"]
+        command += ["--run", f"{root}/run", "--commands", f"{root}/etc/commands"]
+        with self._said.open("ab") as out:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+
+    def stop(self) -> None:
+        """End the process, unless it was stopped, and remove the folder."""
+        if self._process is None:
+            return
+        assert self._process.poll() is None, self._said.read_text()
+        self._process.terminate()
+        status, self._process = self._process.wait(60), None
+        shutil.rmtree(self._layout.secrets)
+        assert status == 0, self._said.read_text()
+
+    @property
+    def _said(self) -> Path:
+        return self._root / "log/secrets.txt"
+
+
 @contextmanager
 def fetching(gateway: Gateway) -> Iterator[Path]:
-    """Run it while the block runs; gives the folder of the values, which goes with it."""
-    root, layout = gateway.root, Layout.of(gateway.root)
-    layout.secrets.mkdir()
-    shutil.chown(layout.secrets, layout.fetcher, "proxy")
-    layout.secrets.chmod(0o2750)
-    command = ["setpriv", "--reuid", str(layout.fetcher), "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
-    command += [f"{root}/bin/squidkeeper", "secrets", "--policy", f"{root}/etc/policy", "--state", f"{root}/state"]
-    command += ["--run", f"{root}/run", "--commands", f"{root}/etc/commands"]
-    said = root / "log/secrets.txt"
-    with said.open("ab") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    """Run it while the block runs; gives the folder of the values."""
+    process = Fetching(gateway)
+    process.start()
     try:
-        yield layout.secrets
-        assert process.poll() is None, said.read_text()
+        yield Layout.of(gateway.root).secrets
     finally:
-        process.terminate()
-        status = process.wait(60)
-        shutil.rmtree(layout.secrets)
-        assert status == 0, said.read_text()
+        process.stop()
 
 
 def put_command(gateway: Gateway, name: str, script: str) -> None:

@@ -61,7 +61,7 @@ class Exporter:
         command = [*AS_SQUID, f"{root}/bin/squidkeeper", "exporter", "--listen", f"127.0.0.1:{self.port}"]
         command += ["--policy", f"{root}/etc/policy", "--access-log", f"{root}/log/access.log"]
         command += ["--state", f"{root}/state", "--ca", f"{root}/etc/ca/signing.crt", "--squid", self.gateway.authority]
-        command += map(str, self._options)
+        command += ["--run", f"{root}/run", *map(str, self._options)]
         with (root / "log/exporter.txt").open("ab") as out:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         wait_for(self._answers, f"the exporter's first answer; see {root}/log/exporter.txt")

@@ -25,6 +25,7 @@ from squidkeeper.certificates.authority import CertificateAuthority, make_interm
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl
+from .fetching import Fetching, put_command
 from .gateway import NAMESERVER, REPOSITORY, Gateway, NewGateway
 from .load import load
 from .network import run
@@ -42,14 +43,11 @@ ALERTS = {
 PANELS = json.loads((OBSERVE / "dashboard.json").read_text())["panels"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel.get("targets", ())]
 # A fault below makes every other alert fire. These take a log that grows faster than it can be read, and more edits
-# than revisions are stored, and sources of secrets: promtool has them.
+# than revisions are stored: promtool has them.
 NOT_MADE_HERE = {
     "SquidkeeperRecordBehind",
     "SquidkeeperDriftUnchecked",
     "SquidkeeperCertificateRefused",
-    "SquidkeeperSecretsNotFetched",
-    "SquidkeeperSecretFetchFailing",
-    "SquidkeeperSecretExpiring",
     "SquidkeeperSecretLeaving",
 }
 HOST_HELPER = "acl --scope host --concurrency 16"
@@ -67,9 +65,13 @@ rewrites:
   - {name: away, hosts: [rewritten.example], to: "https://open.example{path}"}
 secrets:
   token: {file: secrets/token}
+  fetched: {command: {run: [give]}}
 credentials:
+  - {name: fetched, hosts: [fetched.example], bearer: fetched}
   - {name: api, hosts: [injected.example], bearer: token}
 """
+# A secret that is renewed every few seconds.
+GIVE = """printf '{"value": "e2e-fetched", "expires_at": "%s"}' "$(date -u -d '+5 seconds' +%FT%TZ)\""""
 # Lines of an operator's that let one host past the policy, and that name a helper as nobody documents it.
 LOCAL_CONF = """
 cache allow all
@@ -105,8 +107,16 @@ def with_minutes_of(seconds: float, text: str) -> str:
 class Watched:
     """A gateway with its exporter and its maintenance process, and the Prometheus that watches it."""
 
-    def __init__(self, gateway: Gateway, exporter: Exporter, maintenance: Maintenance, prometheus: Prometheus) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        exporter: Exporter,
+        maintenance: Maintenance,
+        fetching: Fetching,
+        prometheus: Prometheus,
+    ) -> None:
         self.gateway = gateway
+        self.fetching = fetching
         self.exporter = exporter
         self.maintenance = maintenance
         self.prometheus = prometheus
@@ -152,10 +162,13 @@ def watched(
     gateway.secret("token", "e2e-token-under-alerts")
     renew_intermediate(gateway, days=20)
     maintenance = Maintenance(gateway, gateway.root / "resolv.conf")
+    put_command(gateway, "give", GIVE)
+    fetching = Fetching(gateway)
     exporter = Exporter(gateway, 9129, "--tls-certificate", gateway.ca.with_name("signing.crt"))
-    watched = Watched(gateway, exporter, maintenance, prometheus)
+    watched = Watched(gateway, exporter, maintenance, fetching, prometheus)
     try:
         gateway.start()
+        fetching.start()
         maintenance.use(NAMESERVER)
         maintenance.start()
         exporter.start()
@@ -163,6 +176,7 @@ def watched(
     finally:
         watched.kill_stopped()
         prometheus.stop()
+        fetching.stop()
         maintenance.stop()
         exporter.stop()
 
@@ -189,6 +203,7 @@ def faults(watched: Watched, all_origins: Origins) -> Watched:
     # Prometheus was there before the exporter.
     assert watched.fired() - {"SquidkeeperExporterDown"} == FROM_THE_START
     make_faults_that_show_late(watched)
+    make_faults_of_secrets(watched)
     make_faults_of_requests(watched, all_origins)
     with load(watched.gateway, ("http", "open.example")):
         make_faults_under_load(watched)
@@ -250,6 +265,14 @@ def make_faults_that_show_late(watched: Watched) -> None:
     let_the_state_be_written_by_root_alone(watched.state)
     watched.wait_until_fired("MaintenanceFailing")
     watched.maintenance.kill()
+
+
+def make_faults_of_secrets(watched: Watched) -> None:
+    """The source of a secret fails while its value is about to expire; then nothing is fetched at all."""
+    put_command(watched.gateway, "give", "exit 1")
+    watched.wait_until_fired("SecretFetchFailing", "SecretExpiring")
+    watched.fetching.stop()
+    watched.wait_until_fired("SecretsNotFetched")
 
 
 def make_faults_under_load(watched: Watched) -> None:

@@ -21,7 +21,8 @@ class SecretStatus:
     """One secret that is fetched; times are in seconds since 1970, None: never, or not known.
 
     `failure` says why the last fetch failed, without a word of the source's answer; an empty text: it worked, or none
-    has ended yet. `failures` counts those since the last success, `fetches` the successes of this process.
+    has ended yet. `failures` counts those since the last success, `fetches` the successes of this process, and `failed`
+    its failures.
     """
 
     source: str  # the kind and the address, such as `oauth2 https://login.example/token`
@@ -31,6 +32,7 @@ class SecretStatus:
     failure: str = ""
     failures: int = 0
     fetches: int = 0
+    failed: int = 0
 
     def available(self, now: float) -> bool:
         """Tell whether a value is there and valid."""

@@ -144,6 +144,9 @@ def fetching_families(view: Snapshot) -> Iterator[Family]:
     secrets = view.fetched_secrets
     reported = {name: status for name, status in secrets.items() if status}
     yield _family(metrics.SECRETS_UP, {(): view.fetching.runs} if secrets else {})
+    results = {(name, "success"): one.fetches for name, one in reported.items()}
+    results |= {(name, "failure"): one.failed for name, one in reported.items()}
+    yield _family(metrics.SECRET_FETCHES, results)
     yield _family(metrics.SECRET_FETCH_FAILURES, {(name,): one.failures for name, one in reported.items()})
     ends = {(name,): one.expires_at for name, one in reported.items() if one.expires_at is not None}
     yield _family(metrics.SECRET_EXPIRY, ends)

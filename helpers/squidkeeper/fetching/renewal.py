@@ -107,6 +107,7 @@ class Renewal:
             last_success=time.time(),
             expires_at=value.expires_at,
             fetches=self.status.fetches + 1,
+            failed=self.status.failed,
         )
         lifetime = None if value.expires_at is None else value.expires_at - now
         refresh = getattr(self._secret.source, "refresh_seconds", _DEFAULT_REFRESH_SECONDS)
@@ -116,7 +117,7 @@ class Renewal:
         if failure != self.status.failure:  # once, not with each try
             _log.error("secret %s: %s: %s", self._secret.name, self._secret.source, failure)
         failures = self.status.failures + 1
-        self.status = replace(self.status, failure=failure, failures=failures)
+        self.status = replace(self.status, failure=failure, failures=failures, failed=self.status.failed + 1)
         return retry_seconds(failures, random.random())  # noqa: S311 - no secret
 
 
