@@ -575,6 +575,21 @@ def test_a_remark_alone_is_no_failure(layout: Layout) -> None:
     assert not replace(diagnosis, found=remarks).failed
 
 
+def test_a_check_that_fails_is_a_finding(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("refused")
+
+    monkeypatch.setattr(machine, "_rotation_rules", refused)
+    text = as_text(examine(inspect(layout), running=False))
+    assert "(logrotate-loses-records)\n    this cannot be checked: refused\n" in text
+
+
+def test_behind_haproxy_squid_is_asked_at_haproxys_port(layout: Layout) -> None:
+    layout.haproxy.write_text("# As given: --listen 127.0.0.9:3129\n")
+    one = inspect(layout)
+    assert (one.view.squid_address, one.listens) == ("127.0.0.9:3129", ("127.0.0.9:3129",))
+
+
 def test_without_a_gateway_the_status_is_2(layout: Layout, tmp_path: Path) -> None:
     advice = "name the gateway by --root DIR, or run this as root\n"
     other = Layout.of(tmp_path / "other")

@@ -31,7 +31,7 @@ def doctor(root: Path | None, as_json: bool) -> None:
     from squidkeeper.errors import DoctorFailed
     from squidkeeper.setup.layout import Layout
 
-    layout = Layout.of(root.absolute() if root else None)
+    layout = Layout.of(root.resolve() if root else None)
     try:
         inspection = inspect(layout)
     except (DoctorFailed, OSError) as error:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import psutil
+
 from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.inspection import Inspection
 from squidkeeper.doctor.table import ALL_CHECKS, Check
@@ -39,7 +41,7 @@ def examine(one: Inspection, *, running: bool = True, in_setup: bool = False) ->
     """Make each check; without `running` none that concerns processes, and in a setup none that it has made itself."""
     wanted = [check for check in ALL_CHECKS if (running or not check.running) and not (in_setup and check.in_setup)]
     made = [check for check in wanted if one.is_root or not check.as_root]
-    found = [(check, found) for check in made if (found := tuple(check.find(one)))]
+    found = [(check, found) for check in made if (found := _made(check, one))]
     return Diagnosis(
         one.layout,
         len(made),
@@ -48,6 +50,14 @@ def examine(one: Inspection, *, running: bool = True, in_setup: bool = False) ->
         tuple(check.code for check in wanted if check not in made),
         tuple(f"{problem.place} {problem.text}" for problem in one.conf.problems if problem.denied),
     )
+
+
+def _made(check: Check, one: Inspection) -> tuple[Found, ...]:
+    """Make a check. One that fails is a finding: what it is for may be there."""
+    try:
+        return tuple(check.find(one))
+    except (OSError, psutil.Error) as error:
+        return (Found(f"this cannot be checked: {error}"),)
 
 
 def as_text(diagnosis: Diagnosis) -> str:

@@ -93,15 +93,16 @@ def inspect(layout: Layout) -> Inspection:
         raise DoctorFailed(f"squidkeeper is not installed: there is neither {layout.fragment} nor {layout.program}")
     conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
     ports = tuple(one.words[0] for one in conf.directives if one.name == "http_port" and one.words)
+    listens = (*filter(None, [listen_of_haproxy(text_at(layout.haproxy))]),) or ports
     sources = read_sources(layout.policy)
     return Inspection(
         layout=layout,
         conf=conf,
-        view=_view(layout, reachable(ports[0]) if ports else "127.0.0.1:3129", sources),
+        view=_view(layout, reachable(listens[0]) if listens else "127.0.0.1:3129", sources),
         sources=sources,
         account=squid_account(),
         squid=InstalledSquid(layout, uses_systemd(layout.root)),
-        listens=(*filter(None, [listen_of_haproxy(text_at(layout.haproxy))]),) or ports,
+        listens=listens,
     )
 
 

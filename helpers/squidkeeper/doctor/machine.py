@@ -194,7 +194,7 @@ def few_descriptors_granted(one: Inspection) -> Iterator[Found]:
         return
     for process in psutil.Process(pid).children():
         if process.name() == "squid":
-            granted = int(text_at(Path(f"/proc/{process.pid}/limits")).partition("Max open files")[2].split()[0])
+            granted, _ = process.rlimit(psutil.RLIMIT_NOFILE)
             if granted < int(wanted.first or 0):
                 yield Found(f"process {process.pid} has {granted} of {wanted.first}", wanted.place)
 

@@ -118,7 +118,7 @@ class SquidConf:
 
 def read_squid_conf(path: Path, macros: Macros) -> SquidConf:
     """Read a squid.conf and all that it includes. OSError where that file cannot be read; other faults are problems."""
-    return _Reader(macros, path.read_text(errors="surrogateescape")).read(path)
+    return _Reader(macros, path.read_text(errors="backslashreplace")).read(path)
 
 
 class _Reader:
@@ -183,7 +183,7 @@ class _Reader:
         for name in found if depth <= _DEEPEST else ():
             path = Path("/", name)
             try:
-                text = path.read_text(errors="surrogateescape")
+                text = path.read_text(errors="backslashreplace")
             except OSError as error:
                 text = f"includes {path}, which cannot be read ({error.strerror})"
                 self._complain(directive.place, text, denied=isinstance(error, PermissionError))
