@@ -289,6 +289,22 @@ def without(path: Callable[[Layout], Path], old: str, new: str = "") -> Callable
     return lambda layout: edit(path(layout), old, new)
 
 
+def watch(layout: Layout) -> None:
+    """Let the policy watch for its secrets."""
+    edit(layout.policy / "policy.yaml", "version: 1\n", "version: 1\ndefaults: {watch_secrets: true}\n")
+
+
+def watch_with(layout: Layout, line: str) -> None:
+    watch(layout)
+    add(layout, line)
+
+
+def watch_without_ours(layout: Layout) -> None:
+    watch(layout)
+    edit(layout.conf, "access_log stdio:", "#access_log stdio:")
+    add(layout, "access_log stdio:/dev/null squidkeeper_withheld\n")
+
+
 def write(path: Path, text: str) -> None:
     path.write_text(text)
 
@@ -299,6 +315,8 @@ def other_errors(layout: Layout) -> None:
 
 def include_not(layout: Layout) -> None:
     edit(layout.conf, f"\ninclude {layout.fragment}\n", "\n")
+    edit(layout.conf, " !sk_withheld", "")  # an ACL of that file
+    edit(layout.conf, " sk_withheld", "")
 
 
 def fragment(layout: Layout) -> Path:
@@ -335,6 +353,12 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ("squid-conf-incomplete", lambda layout: layout.pages.unlink(), "there is no such file"),
     ("annotations-printed", lambda one: write(one.errors / "ERR_X", "<p>@Squid{%note}"), "an error page: *"),
     ("wrong-passwords-pass", without(fragment, "auth_param basic key_extras", "#"), "squidkeeper has no key_extras"),
+    (
+        "watched-requests-logged",
+        lambda one: watch_with(one, "access_log udp://192.0.2.9:9 logformat=squidkeeper\n"),
+        "udp",
+    ),
+    ("watched-requests-logged", watch_without_ours, "the two access_log lines of squidkeeper's squid.conf are missing"),
     ("two-resolvers", lambda layout: add(layout, "dns_nameservers 192.0.2.1\ndns_nameservers 192.0.2.2\n"), "beside"),
 ]
 
@@ -354,6 +378,11 @@ def test_squid_accepts_the_changed_files(layout: Layout, code: str, change: Call
     change(layout)
     refused = re.findall(r"FATAL.*|Bungled.*|unrecognized.*", parse(layout.conf))
     assert bool(refused) == (code == "squid-conf-incomplete")
+
+
+def test_a_log_without_urls_may_show_what_is_watched_for(layout: Layout) -> None:
+    watch_with(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper_withheld\naccess_log none\n")
+    assert found("watched-requests-logged", inspect(layout)) == []
 
 
 def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(layout: Layout) -> None:

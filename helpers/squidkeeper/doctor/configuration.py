@@ -275,6 +275,18 @@ def no_record(one: Inspection) -> Iterator[Found]:
         yield Found(f"access_log stdio:{one.layout.access_log} squidkeeper is missing", str(one.layout.conf))
 
 
+def logs_what_is_watched_for(one: Inspection) -> Iterator[Found]:
+    """Find access logs that show requests with what the policy watches for."""
+    if one.policy is None or not one.policy.watches_requests:
+        return
+    shown = [line for line in one.named("access_log") if line.first != "none" and "!sk_withheld" not in line.words]
+    for line in shown:
+        if not {"squidkeeper_withheld", "logformat=squidkeeper_withheld"} & set(line.words):
+            yield _at(line, f"access_log {line.first}")
+    if len(shown) == len([*one.named("access_log")]) or not any("sk_withheld" in line.words for line in shown):
+        yield Found("the two access_log lines of squidkeeper's squid.conf are missing", str(one.layout.conf))
+
+
 def few_descriptors(one: Inspection) -> Iterator[Found]:
     """Find a low bound on connections."""
     directive = one.last("max_filedescriptors")

@@ -222,6 +222,13 @@ CHECKS: Final = (
         configuration.no_record,
     ),
     Check(
+        "watched-requests-logged",
+        _CRITICAL,
+        "A log shows URLs of requests that hold what the policy watches for",
+        "Let an access_log of yours name `squidkeeper_withheld`, which has no URLs. For ours, run `{install}`.",
+        configuration.logs_what_is_watched_for,
+    ),
+    Check(
         "few-descriptors",
         _WARNING,
         "Squid can have few connections",
