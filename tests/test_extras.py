@@ -61,15 +61,19 @@ secrets:
   client: {file: client}
   token:
     oauth2: {token_url: "https://login.example/token", grant: client_credentials, client_id: a, client_secret: client}
+  sealing: {file: sealing}
+sealed_tokens: {keys: [sealing]}
 """,
     ).source
     assert [*missing_extras(policy)] == []
-    without("authlib")
-    (fault,) = missing_extras(policy)
-    assert fault.code == FaultCode.EXTRA_MISSING
-    assert fault.message == (
-        "secret 'token': the extra 'oauth2' is not installed: run ./install.sh --extras aws,oauth2,sealed"
-    )
+    without("authlib", "nacl")
+    faults = [*missing_extras(policy)]
+    assert {fault.code for fault in faults} == {FaultCode.EXTRA_MISSING}
+    command = "is not installed: run ./install.sh --extras aws"
+    assert [fault.message for fault in faults] == [
+        f"secret 'token': the extra 'oauth2' {command},oauth2",
+        f"secret 'sealing', a key of sealed tokens: the extra 'sealed' {command},sealed",
+    ]
 
 
 def test_the_extras_of_the_program_of_pip_and_of_the_installer_are_the_same() -> None:

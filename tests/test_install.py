@@ -1115,6 +1115,10 @@ def test_the_process_that_fetches_secrets_comes_and_goes_with_them(gateway: Gate
         assert path.stat().st_uid == Layout.of(gateway.root).fetcher
         assert path.stat().st_gid == account.pw_gid
     assert (mode(file), mode(folder)) == (0o640, 0o2750)
+    unit = gateway.place("etc/squidkeeper-secrets.service")
+    assert subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=True).stderr == ""
+    rated = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)]
+    subprocess.run(rated, check=True, capture_output=True)
     supervisor = int((folder / "secrets.pid").read_text())
     process = child_of(supervisor, "squidkeeper secrets")
     wait_for(lambda: "squidkeeper_secrets_up 1.0" in gateway.metrics, "the exporter to see it")

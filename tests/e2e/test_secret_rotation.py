@@ -21,7 +21,7 @@ rules:
   - {name: open, action: allow, hosts: [file.example, volume.example, command.example, expiring.example]}
 secrets:
   in-file: {file: secrets/in-file}
-  volume: {file: volume/github-token}
+  volume: {file: ROOT/etc/volume/github-token}
   command: {command: {run: [give, command], refresh: 1s}}
   expiring: {command: {run: [give, expiring], refresh: 1s}}
 credentials:
@@ -37,6 +37,7 @@ REFRESH_SECONDS = 1.0  # of the commands above: until then nobody can know of an
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway) -> Iterator[Gateway]:
     gateway = new_gateway(POLICY)
+    gateway.write("policy.yaml", POLICY.replace("ROOT", str(gateway.root)))
     put_source(gateway, "command", "rotated-fetched-value-1")
     for number in (1, 2):
         gateway.remember(f"rotated-fetched-value-{number}")
@@ -93,8 +94,8 @@ def test_a_file_that_is_rotated_is_in_use_and_a_removed_one_denies(gateway: Gate
 
 
 def test_a_volume_of_kubernetes_is_swapped(gateway: Gateway, origins: Origins) -> None:
-    """As the kubelet does it: a folder for each version, and a rename of the link to it."""
-    volume = gateway.policy_folder / "volume"
+    """As the kubelet does it: a folder for each version, and a rename of the link to it. No change of the policy."""
+    volume = gateway.root / "etc/volume"
     volume.mkdir()
     (volume / "github-token").symlink_to("..data/github-token")
     for number in (1, 2, 3):
