@@ -17,6 +17,7 @@ from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy_lines import default_upstream, lacks_lines, not_rendered, policy_lines
 from squidkeeper.protocol.request import request_to
+from squidkeeper.protocol.request_headers import READ_HEADERS
 from squidkeeper.replies import acl_reply, rewrite_reply
 
 from .conftest import NOW, Ask, compiled_of
@@ -332,3 +333,32 @@ def test_what_cannot_hold_is_warned_of(tmp_path: Path) -> None:
     )
     found = {(fault.code.value, fault.message.split("'")[1]) for fault in lint(policy, NOW)}
     assert found == {("resolved-upstream", "all"), ("rewrite-upstream", "https")}
+
+
+# --- what must not leave ------------------------------------------------------------------------------------------
+
+
+def test_a_policy_that_watches_lets_no_header_pass_that_no_helper_reads(tmp_path: Path) -> None:
+    policy = policy_of(
+        tmp_path,
+        """
+        defaults: {watch_secrets: true}
+        rules: [{name: a, action: allow, hosts: [a.example], strip: [X-Debug, Cookie]}]
+    """,
+    )
+    lines = directives(policy_lines(policy, NO_SECRETS))
+    assert "acl sk_never_searched all-of !sk_judged" in lines
+    assert "request_header_access All deny sk_watching" in lines
+    assert {f"request_header_access {name} deny CONNECT" for name in READ_HEADERS if name != "Via"} <= {*lines}
+    unread = {"X-Debug", "X_Debug", "X_Api-Key", "Private_Token"}
+    assert {f"request_header_access {name} deny sk_watching" for name in unread} <= {*lines}
+    assert not {"request_header_access Cookie deny sk_watching", "request_header_access Host deny CONNECT"} & {*lines}
+
+
+def test_a_policy_that_watches_is_warned_about_until_its_lines_are_rendered(tmp_path: Path) -> None:
+    plain = policy_of(tmp_path / "plain", "rules: [{name: a, action: allow, hosts: [a.example]}]")
+    for text in ("defaults: {watch_secrets: true}", "canaries: {bait: {file: bait}}"):
+        policy = policy_of(tmp_path / text[:8], text)
+        [fault] = not_rendered(policy, policy_lines(plain, NO_SECRETS), NO_SECRETS)
+        assert (fault.code, fault.location.line) == ("not-rendered", 2)
+        assert not_rendered(policy, policy_lines(policy, NO_SECRETS), NO_SECRETS) == ()

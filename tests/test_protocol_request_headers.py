@@ -35,3 +35,11 @@ def test_tokens_are_decoded_and_absent_headers_left_out() -> None:
 def test_the_result_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         parse_headers(NONE)["authorization"] = "x"  # type: ignore[index] # which is what is tested
+
+
+def test_the_documentation_lists_them() -> None:
+    text = (Path(__file__).parents[1] / "squid/README.md").read_text()
+    section = text.split("### Headers that helpers read\n")[1].split("\n### ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    documented = {purpose: tuple(name.strip("`") for name in names.split(", ")) for purpose, names in rows}
+    assert documented == dict(HEADER_GROUPS)

@@ -85,6 +85,18 @@ http {{
     }}
 }}
 """
+RENDER = """
+import sys
+from pathlib import Path
+from squidkeeper.credentials import SecretStore
+from squidkeeper.policy_lines import policy_lines
+from squidkeeper.policy_store.loading import build_sources
+from squidkeeper.policy_store.sources import read_sources
+
+etc = Path(sys.argv[1])
+policy = build_sources(read_sources(etc / "policy")).policy
+(etc / "squidkeeper-policy.conf").write_text(policy_lines(policy, SecretStore(policy.secrets, {})))
+"""
 SQUIDGUARD = """
 url_rewrite_program /usr/bin/squidGuard -c {root}/etc/squidGuard.conf
 url_rewrite_children 5 startup=1 idle=1
@@ -180,6 +192,7 @@ VARIANTS = (
     ),
     Variant("C no-op, request", (HTTP, KEPT_ALIVE), "policy-request.yaml", NOOP_REQUEST, program="gcc"),
     Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), "policy-request.yaml"),
+    Variant("watch", (HTTP, KEPT_ALIVE), "policy-watch.yaml"),
     Variant("C no-op, rewrites", (HTTP,), "policy-rewrite.yaml", NOOP_REWRITE, program="gcc"),
     Variant("rewrites", (HTTP,), "policy-rewrite.yaml", origin_sees="/b/a/0"),
     Variant("C no-op, injection", (KEPT_ALIVE,), "policy-inject.yaml", NOOP_CREDENTIAL, program="gcc"),
@@ -191,6 +204,7 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (HTTP, "host scope", "walkthrough", 0.9),
     (HTTP, "request scope", "C no-op, request", 0.97),
     (HTTP, "request scope", "walkthrough", None),
+    (HTTP, "watch", "request scope", None),
     (HTTP, "rewrites", "C no-op, rewrites", None),
     (HTTP, "host scope", "squidGuard", 1),
     (HTTP, "request scope", "squidGuard", 1),
@@ -199,6 +213,7 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (KEPT_ALIVE, "host scope", "walkthrough", 0.97),
     (KEPT_ALIVE, "request scope", "C no-op, request", 0.97),
     (KEPT_ALIVE, "request scope", "walkthrough", None),
+    (KEPT_ALIVE, "watch", "request scope", None),
     (KEPT_ALIVE, "injection", "C no-op, injection", 0.97),
     (KEPT_ALIVE, "injection", "walkthrough", None),
     (FRESH, "host scope", "walkthrough", 0.97),
@@ -373,6 +388,9 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
         text = re.sub(r"(?m)^http_port \S+", f"http_port {behind}", text)
         text = text.replace("#proxy_protocol_access ", "proxy_protocol_access ")
         config.write_text(text.replace("PROGRAM", f"{installed}/bin"))
+    if not variant.model.before:
+        python = (installed / "bin/squidkeeper").resolve().with_name("python")
+        subprocess.run([python, "-c", RENDER, root / "etc"], check=True)
     change(root, variant, folder, port)
     config = root / "etc/squid.conf"
     with subprocess.Popen([*INSIDE, "squid", "--foreground", "-n", f"bench{port}", "-f", str(config)]) as process:
