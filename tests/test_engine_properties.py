@@ -22,7 +22,7 @@ from squidkeeper.errors import InvalidUrl
 from squidkeeper.helpers import credential, host_matches, rewrite
 from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
 from squidkeeper.helpers.credential import Injector
-from squidkeeper.helpers.host_matches import HostMatches
+from squidkeeper.helpers.rewrite import Rewriter
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.forms import Headers, values_of
 from squidkeeper.policy.host_lists import HostList, stored_key
@@ -401,7 +401,7 @@ class Helpers:
 
     def __init__(self, policy: Policy) -> None:
         compiled = CompiledPolicy(policy)
-        self.host, self.request, self.matches = HostScope(compiled), RequestScope(compiled), HostMatches(compiled)
+        self.host, self.request, self.rewriter = HostScope(compiled), RequestScope(compiled), Rewriter(compiled)
         self.injector = Injector(compiled)
         self.injector.secrets = SecretStore(
             {"secret": NamedSecret("secret", PLACE, EnvironmentSource("IT"))}, {"IT": "s3cret"}
@@ -412,7 +412,7 @@ class Helpers:
         tokens, url = tokens_of(method, text, client), quote(text)
         with patch.object(host_matches, "datetime") as clock:
             clock.now.return_value = at
-            rewritten = rewrite.answer(self.matches, f"{text} {tokens}".encode())
+            rewritten = rewrite.answer(self.rewriter, f"{text} {tokens}".encode())
             target = quote(dict(rewritten.annotations).get("rewrite-url") or "-")
             return (
                 answer_host(self.host, f"{tokens} -".encode()),

@@ -31,6 +31,7 @@ from squidkeeper.helpers import cache_log, credential, host_matches
 from squidkeeper.helpers.acl import HostScope, answer_host
 from squidkeeper.helpers.credential import Injector
 from squidkeeper.helpers.host_matches import HostMatches
+from squidkeeper.helpers.rewrite import Rewriter
 from squidkeeper.metrics import DECISION_DURATION
 from squidkeeper.policy.secret_sources import source_key
 from squidkeeper.policy_store.loading import load
@@ -261,33 +262,33 @@ def test_the_credential_helper_gives_a_header_an_annotation(start: Start, policy
     said = f"verdict_=allow revision_={revision_of(policy)}"
     helper = start("credential", concurrency=4)
     url = "https://api.example/x"
-    assert helper.ask(f"1 {place('api.example')} {url} -") == (
+    assert helper.ask(f"1 {place('api.example')} {url} - -") == (
         f'1 OK rule_=api {said} authorization_="Bearer s3cret-token" x_api_key_="key pass word%\\"\\\\" '
         'injected_=yes credential_="api,api-key"\n'
     )
     url, final = "https://packages.example/simple/x/", "https://inside.internal/p/simple/x/"
     basic = b64encode(b'bot:pass word%"\\').decode()
-    assert helper.ask(f"2 {place('packages.example')} {url} {final} -") == (
+    assert helper.ask(f"2 {place('packages.example')} {url} {final} - -") == (
         f'2 OK rule_=open {said} authorization_="Basic {basic}" injected_=yes credential_=mirror\n'
     )
-    assert helper.ask(f"3 {place('open.example')} https://open.example/ - -") == f"3 OK rule_=open {said}\n"
+    assert helper.ask(f"3 {place('open.example')} https://open.example/ - - -") == f"3 OK rule_=open {said}\n"
     assert (
-        helper.ask(f"4 {place('api.example', method='OPTIONS')} https://api.example/ -") == f"4 OK rule_=api {said}\n"
+        helper.ask(f"4 {place('api.example', method='OPTIONS')} https://api.example/ - -") == f"4 OK rule_=api {said}\n"
     )
 
 
 def test_the_credential_helper_takes_a_line_with_headers_where_it_is_told_so(start: Start) -> None:
     helper = start("credential", "--headers", concurrency=4)
-    line, headers = f"{place('api.example')} https://api.example/x -", " ".join(["-"] * len(READ_HEADERS))
+    line, headers = f"{place('api.example')} https://api.example/x - -", " ".join(["-"] * len(READ_HEADERS))
     assert helper.ask(f"1 {line} {headers} -").startswith("1 OK rule_=api verdict_=allow")
     assert helper.ask(f"2 {line} -").startswith("2 BH rule_=policy-unavailable verdict_=deny ")
 
 
 def test_the_credential_helper_decides_again_and_denies_what_a_dead_rewriter_let_through(start: Start) -> None:
     helper = start("credential", concurrency=4)
-    denied = helper.ask(f"1 {place('closed.example')} https://closed.example/ -")
+    denied = helper.ask(f"1 {place('closed.example')} https://closed.example/ - -")
     assert denied.startswith("1 ERR rule_=closed verdict_=deny ")
-    denied = helper.ask(f"2 {place('packages.example')} https://packages.example/simple/x/ -")
+    denied = helper.ask(f"2 {place('packages.example')} https://packages.example/simple/x/ - -")
     assert denied.startswith("2 ERR rule_=policy-unavailable verdict_=deny ")
 
 
@@ -296,7 +297,7 @@ def test_what_one_policy_denies_and_another_rewrites_is_not_fetched_as_it_is(sta
     line, url = place("packages.example"), "https://packages.example/simple/x/"
     answered = start("rewrite", concurrency=0, directory=closing).ask(f"{url} {line}")  # it has loaded an edit first
     final_url = quote(answered.split("final_url_=")[1].strip('"\n'), safe="")
-    answer = start("credential", concurrency=4).ask(f"1 {line} {quote(url, safe='')} {final_url}")
+    answer = start("credential", concurrency=4).ask(f"1 {line} {quote(url, safe='')} {final_url} -")
     assert answer.startswith("1 ERR rule_=policy-unavailable verdict_=deny ")
 
 
@@ -316,10 +317,10 @@ UNUSABLE = {
 def test_a_secret_that_cannot_be_a_header_denies_and_is_not_shown(start: Start, policy: Path, value: bytes) -> None:
     (policy / "token").write_bytes(value)
     helper = start("credential", concurrency=4)
-    answer = helper.ask(f"1 {place('api.example')} https://api.example/ -")
+    answer = helper.ask(f"1 {place('api.example')} https://api.example/ - -")
     said = f"rule_=credential-unavailable verdict_=deny revision_={revision_of(policy)}"
     assert answer.startswith(f"1 ERR {said} reason_=")
-    assert helper.ask(f"1 {place('api.example')} https://api.example/ -") == answer
+    assert helper.ask(f"1 {place('api.example')} https://api.example/ - -") == answer
     _, err = helper.end()
     assert err.count("credential api, api-key: ") == 1
     for part in (value.strip(), b64encode(value)):
@@ -328,7 +329,7 @@ def test_a_secret_that_cannot_be_a_header_denies_and_is_not_shown(start: Start, 
 
 def test_a_secret_is_read_again_when_it_changes_and_denies_while_it_is_gone(start: Start, policy: Path) -> None:
     helper = start("credential", concurrency=4)
-    line = f"1 {place('api.example')} https://api.example/ -"
+    line = f"1 {place('api.example')} https://api.example/ - -"
     assert "s3cret-token" in helper.ask(line)
     (policy / "token").write_text("rotated")
     assert "Bearer rotated" in helper.ask(line)
@@ -486,8 +487,8 @@ def test_each_helper_counts_under_its_own_name(start: Start, tmp_path: Path) -> 
             f"https://open.example/ {place('open.example')}",
         ],
         ("credential", 4): [
-            f"1 {place('open.example')} https://open.example/ -",
-            f"2 {place('closed.example')} https://closed.example/ -",
+            f"1 {place('open.example')} https://open.example/ - - -",
+            f"2 {place('closed.example')} https://closed.example/ - -",
         ],
     }
     for (*arguments, concurrency), questions in lines.items():
@@ -513,7 +514,7 @@ def test_each_helper_counts_under_its_own_name(start: Start, tmp_path: Path) -> 
 def test_without_a_policy_each_helper_counts_under_its_own_name(start: Start, tmp_path: Path) -> None:
     for arguments, concurrency in ((SCOPES["host"], 16), (SCOPES["request"], 16), (["credential"], 4)):
         with start(*arguments, concurrency=concurrency, directory=tmp_path / "none") as helper:
-            urls = {"host": "", "request": " https://a.example/", "credential": " https://a.example/ -"}
+            urls = {"host": "", "request": " https://a.example/", "credential": " https://a.example/ - -"}
             helper.ask(f"1 {place('a.example')}{urls[arguments[-1]]}")
             helper.end()
     assert counted(tmp_path / "state", "decisions_total") == {
@@ -524,7 +525,7 @@ def test_without_a_policy_each_helper_counts_under_its_own_name(start: Start, tm
 def test_credentials_are_counted_where_they_are_given_and_where_they_are_unavailable(
     start: Start, policy: Path, tmp_path: Path
 ) -> None:
-    line = f"1 {place('api.example')} https://api.example/ -"
+    line = f"1 {place('api.example')} https://api.example/ - -"
     with start("credential", concurrency=4) as helper:
         helper.ask(line)
         helper.ask(line)
@@ -632,7 +633,7 @@ def test_without_a_policy_everything_is_denied_until_one_loads(
     start: Start, tmp_path: Path, arguments: list[str]
 ) -> None:
     helper = start(*arguments, directory=tmp_path / "later")
-    tail = {"host": "", "request": " https://open.example/", "credential": " https://open.example/ -"}
+    tail = {"host": "", "request": " https://open.example/", "credential": " https://open.example/ - - -"}
     line = f"1 {place('open.example')}{tail[arguments[-1]]}"
     assert helper.ask(line).startswith("1 ERR rule_=policy-unavailable verdict_=deny")
     write_policy(tmp_path / "later", "rules: [{name: open, action: allow, hosts: [open.example]}]")
@@ -665,7 +666,12 @@ LOGGED = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\| squidkeeper: (.*)")
 
 def test_what_every_helper_sees_is_said_once_with_its_time(start: Start, policy: Path, tmp_path: Path) -> None:
     url, asked = "https://open.example/", place("open.example")
-    lines = {"host": asked, "request": f"{asked} {url}", "credential": f"{asked} {url} -", "rewrite": f"{url} {asked}"}
+    lines = {
+        "host": asked,
+        "request": f"{asked} {url}",
+        "credential": f"{asked} {url} - -",
+        "rewrite": f"{url} {asked}",
+    }
     helpers = [start(*SCOPES.get(name, [name])) for name in lines]
     for helper, line in zip(helpers, lines.values(), strict=True):
         helper.ask(f"1 {line}")  # answered once it has a policy
@@ -810,7 +816,7 @@ def test_of_a_secret_that_was_rotated_nothing_is_kept(tmp_path: Path, policy: Pa
     for value, hosts in (("former", ("a.example", "b.example")), ("rotated", ("a.example",))):
         secret.write_text(value)
         for host in hosts:
-            line = f"{place(host)} https%3A%2F%2F{host}%2F -"
+            line = f"{place(host)} https%3A%2F%2F{host}%2F - -"
             assert value in str(credential.answer(injector, line.encode(), 4).annotations)
     held = [value for headers, _ in injector._replies.values() for _, value in headers]
     for secrets, filled in injector.secrets._made.values():
@@ -842,7 +848,7 @@ def fetch(policy: Path, run: Path, value: str, seconds: float = 60) -> Path:
 
 
 def asked(host: str) -> str:
-    return f"192.0.2.5 - GET https {host} 443 {host} {host}%3A443 - https%3A%2F%2F{host}%2F -"
+    return f"192.0.2.5 - GET https {host} 443 {host} {host}%3A443 - https%3A%2F%2F{host}%2F - -"
 
 
 def test_a_request_waits_for_a_first_value_and_holds_up_no_other(start: Start, policy: Path, tmp_path: Path) -> None:
@@ -886,3 +892,38 @@ def test_lines_that_wait_are_answered_at_the_end_of_input(start: Start, policy: 
     helper.send(f"2 {asked('api.example')}")
     out, _ = helper.end()
     assert out.startswith(b"2 ERR rule_=credential-unavailable ")
+
+
+PARAMETERS = """
+    rules: [{name: a, action: allow, hosts: [a.example, b.example]}]
+    secrets: {key: {file: %s}}
+    credentials: [{name: query, hosts: [a.example], parameters: {key: "{key}"}}]
+"""
+
+
+def test_a_request_whose_parameters_the_two_helpers_do_not_agree_on_is_denied(tmp_path: Path, policy: Path) -> None:
+    """The policy changes between the two, or a secret comes or goes: what was added must be what is given."""
+    (tmp_path / "key").write_text("s3cr&t")
+    (tmp_path / "key").chmod(0o600)
+    write_policy(policy, PARAMETERS % (tmp_path / "key"))
+    compiled = load(policy, datetime.now(UTC)).compiled
+    rewriter, injector = Rewriter(compiled), Injector(compiled)
+    added = dict(rewriter.answer("https://a.example/x?y", place("a.example").encode()).annotations)
+    assert (added["rewrite-url"], added["final_url_"]) == (
+        "https://a.example/x?key=s3cr%26t&y",
+        "https://a.example/x?y",
+    )
+
+    def rule_of(host: str, parameters: str) -> tuple[str, str | None]:
+        url = f"https%3A%2F%2F{host}%2Fx%3Fy"
+        said = dict(credential.answer(injector, f"{place(host)} {url} {url} {parameters}".encode(), 4).annotations)
+        return said["rule_"], said.get("credential_")
+
+    assert rule_of("a.example", added["parameters_"]) == ("a", "query")
+    assert rule_of("a.example", "0123456789abcdef") == ("policy-unavailable", None)
+    assert rule_of("a.example", "-") == ("credential-unavailable", None)
+    assert rule_of("b.example", "-") == ("a", None)
+    assert rule_of("b.example", added["parameters_"]) == ("policy-unavailable", None)
+    (tmp_path / "key").unlink()
+    assert "rewrite-url" not in dict(rewriter.answer("https://a.example/x", place("a.example").encode()).annotations)
+    assert rule_of("a.example", "-") == ("credential-unavailable", None)

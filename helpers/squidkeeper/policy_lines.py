@@ -154,7 +154,7 @@ def _strip_lines(strips: Iterable[Strip]) -> Iterator[str]:
 
 def _inject_lines(credentials: Iterable[Credential]) -> Iterator[str]:
     """Write the lines of the headers that squid.conf does not have; as its own, they go where there is a credential."""
-    forms = [credential.form for credential in credentials if credential.form.rendered]
+    forms = [one.form for one in credentials if one.form.rendered]
     yield " ".join(["acl sk_inject_rendered note inject_lines_ -", *dict.fromkeys(form.lines_key for form in forms)])
     names = {name.lower(): name for form in forms for name in form.rendered}
     for number, (_, header) in enumerate(sorted(names.items())):

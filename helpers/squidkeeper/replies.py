@@ -23,6 +23,7 @@ from squidkeeper.metrics import (
     REWRITE,
     WATCH,
 )
+from squidkeeper.policy.forms import QueryParameters
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.model import Route, Strip
 from squidkeeper.protocol.lines import USER_LENGTH, Reply, Result
@@ -34,6 +35,9 @@ _NO_POLICY = deny(
     "The gateway has no policy that loads, so it denies everything. Its operators must fix the policy.",
 )
 _CREDENTIAL_UNAVAILABLE = "The credential for this request ({}) is unavailable; the gateway's cache.log has the reason."
+_OTHER_PARAMETERS = deny(
+    "policy-unavailable", "The policy has just changed what is added to the query of this request. Repeat the request."
+)
 _BARE_IN_USER = "!$&()*+,-./:;=?@_"
 _DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits of the hash
 _REPLY_BYTES = 1_500  # of Python objects
@@ -64,6 +68,7 @@ def acl_reply(
     flags = (
         (("scope_", "request"), decision.needs_url),
         (("rewrite_", "yes"), decision.may_rewrite),
+        (("rewrite_", "parameters"), decision.may_add_parameters and not decision.may_rewrite),
         (("inject_", "yes"), decision.may_inject),
         (("headers_", "yes"), decision.needs_headers),
         (("unrestricted_", "yes"), decision.unrestricted),
@@ -155,6 +160,30 @@ def rewrite_reply(decision: Decision, url: str, revision: str) -> Reply:
     return Reply(Result.ERR, (("final_url_", url if decision.allowed else "-"),), counts=_UNCHANGED)
 
 
+def parametrized_reply(reply: Reply, url: str, key: str) -> Reply:
+    """Add parameters to what the rewriter answers; `url` has them, and holds secrets.
+
+    `final_url_`, which is logged, stays without them. `key` proves to the credential helper which they are.
+    """
+    kept = (annotation for annotation in reply.annotations if annotation[0] != "rewrite-url")
+    return Reply(Result.OK, (("rewrite-url", url), *kept, ("parameters_", key)), counts=reply.counts)
+
+
+def parameters_key(decision: Decision, policy: CompiledPolicy) -> str:
+    """Name the parameters that a decision adds to the query, and where their values come from; empty for none.
+
+    None for a redirect, which would show them to the client.
+    """
+    if decision.rewritten is not None and decision.rewritten.rewrite.redirect is not None:
+        return ""
+    forms = [one.form for one in decision.credentials if isinstance(one.form, QueryParameters)]
+    if not forms:
+        return ""
+    sources = [policy.source.secrets[name].source for form in forms for name in form.secrets]
+    values = [form.values for form in forms]  # no set, whose order differs between processes
+    return sha256(repr((values, sources)).encode()).hexdigest()[:_DIGEST_LENGTH]
+
+
 def _rewritten_reply(rewritten: Rewritten, revision: str, forwarded: tuple[tuple[str, str], ...]) -> Reply:
     rewrite, target = rewritten.rewrite, str(rewritten.url)
     # nothing is fetched for a redirect, so the address of its host makes no difference
@@ -200,6 +229,11 @@ def credential_unavailable_reply(decision: Decision, policy: CompiledPolicy, fai
     names = ", ".join(credential.name for credential in decision.credentials)
     reply = credential_reply(deny("credential-unavailable", _CREDENTIAL_UNAVAILABLE.format(names)), policy)
     return replace(reply, counts=(*reply.counts, *(counter_key(CREDENTIAL_FAILURES, name) for name in failed)))
+
+
+def other_parameters_reply(policy: CompiledPolicy) -> Reply:
+    """Deny because the rewriter has added other parameters than this policy adds."""
+    return credential_reply(_OTHER_PARAMETERS, policy)
 
 
 def header_annotation(header: str) -> str:

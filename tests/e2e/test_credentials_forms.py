@@ -9,24 +9,35 @@ from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl
 from .gateway import Gateway, NewGateway
+from .network import run
 from .origin import Answer, Origins
 from .raw import tunnel
 
 POLICY = """
 version: 1
 rules:
-  - {name: all, action: allow, hosts: [acme.example, pair.example, later.example, front.example, back.example]}
+  - {name: all, action: allow, hosts: [acme.example, pair.example, front.example, back.example]}
+  - {name: queries, action: allow, hosts: [query.example, ahead.example, behind.example, away.example]}
+  - {name: failing, action: allow, hosts: [missing.example, refused.example]}
 rewrites:
   - {name: front, hosts: [front.example], to: "https://back.example/moved{path}{query}"}
+  - {name: ahead, hosts: [ahead.example], to: "https://behind.example/moved{path}{query}"}
+  - {name: away, hosts: [away.example], paths: [/old/**], to: "https://away.example/new{path}{query}", redirect: 308}
 secrets:
   key: {file: secrets/key}
   odd: {file: secrets/odd}
+  missing: {file: secrets/missing}
 credentials:
   - {name: acme, hosts: [acme.example], paths: [/v1/**], header: X-Acme-Key, value: "{key}"}
   - {name: odd, hosts: [acme.example], paths: [/odd], header: X-Acme-Key, value: "a {{{odd}}}"}
   - name: pair
     hosts: [pair.example]
     headers: {Verdict: "allow {{}}", X-Acme-Key: "{key}", Authorization: "Bearer {odd}"}
+  - {name: query, hosts: [query.example], paths: [/v1/**], parameters: {api_key: "{key}"}}
+  - {name: beside, hosts: [query.example], paths: [/v1/both], bearer: odd}
+  - {name: behind, hosts: [behind.example, away.example], parameters: {key: "{key}"}}
+  - {name: missing, hosts: [missing.example], parameters: {key: "{missing}"}}
+  - {name: refused, hosts: [refused.example], parameters: {key: "{key}"}}
   - {name: back, hosts: [back.example], header: x-acme-key, value: "{key}"}
 """
 KEY = "e2e-forms-key-0123456789"
@@ -104,6 +115,97 @@ def test_it_follows_a_rewrite_and_never_goes_over_http_nor_along_a_redirect(gate
         "http://acme.example/v1/x",
     ]
     assert [seen.values("X-Acme-Key") for seen in origins.seen] == [[KEY], [], []]
+
+
+# --- parameters of the query --------------------------------------------------------------------------------------
+
+ADDED = f"api_key={KEY}"
+
+
+def test_a_parameter_is_added_ahead_of_the_query_in_a_tunnel_that_keeps_its_server(
+    gateway: Gateway, origins: Origins
+) -> None:
+    with tunnel(gateway, "query.example:443") as client:
+        assert "query.example" in client.names()
+        for target in ("/v1/a", "/v1/a?b=1&c=%2F", "/other?b=1", "/v1/a?"):
+            client.get(target, "query.example")
+    assert [seen.target for seen in origins.seen] == [
+        f"/v1/a?{ADDED}",
+        f"/v1/a?{ADDED}&b=1&c=%2F",
+        "/other?b=1",
+        f"/v1/a?{ADDED}",
+    ]
+    assert len(origins.connections) == 1
+
+
+def test_a_parameter_of_the_clients_is_replaced_however_it_is_written(gateway: Gateway, origins: Origins) -> None:
+    with tunnel(gateway, "query.example:443") as client:
+        for own in (
+            "api_key=m",
+            "API_KEY=m",
+            "%61pi_key=m",
+            "%2561pi_key=m",
+            "api.key[]=m",
+            "a=1;+api_key=m",
+            "&api_key",
+        ):
+            client.get(f"/v1/x?{own}&rest", "query.example")
+    kept = ["rest"] * 5 + ["a=1&rest", "rest"]
+    assert [seen.target for seen in origins.seen] == [f"/v1/x?{ADDED}&{rest}" for rest in kept]
+
+
+def test_a_parameter_is_added_to_the_url_that_is_fetched_beside_a_header_and_never_over_http(
+    gateway: Gateway, origins: Origins
+) -> None:
+    for url in ("https://ahead.example/x?y", "http://ahead.example/x", "http://query.example/v1/x"):
+        curl(gateway, url)
+    curl(gateway, "https://query.example/v1/both", "--range", "0-1")
+    assert origins.urls() == [
+        f"https://behind.example/moved/x?key={KEY}&y",
+        f"https://behind.example/moved/x?key={KEY}",
+        "http://query.example/v1/x",
+        f"https://query.example/v1/both?{ADDED}",
+    ]
+    assert [seen.values("Authorization") for seen in origins.seen] == [[], [], [], [f"Bearer {ODD}"]]
+
+
+def test_the_record_and_explain_show_no_parameter(gateway: Gateway, origins: Origins) -> None:
+    url = "https://query.example/v1/record?a=1"
+    curl(gateway, url)
+    line = gateway.logged(url)
+    assert (line["fetched"], line["credential"], line["rule"]) == (url, "query", "queries")
+    command = [f"{gateway.root}/bin/squidkeeper", "explain", "--policy", str(gateway.policy_folder), "GET", url]
+    explained = run(*command)
+    assert "query: ?api_key=" in explained
+    assert KEY not in explained
+
+
+def test_a_redirect_of_the_policy_shows_no_parameter(gateway: Gateway, origins: Origins) -> None:
+    reply = curl(gateway, "https://away.example/old/x?a=1")
+    assert (reply.status, reply.header("Location")) == (308, "https://away.example/new/old/x?a=1")
+    assert origins.seen == []
+    curl(gateway, "https://away.example/new/x")
+    assert origins.urls() == [f"https://away.example/new/x?key={KEY}"]
+
+
+def test_a_parameter_that_is_unavailable_or_too_long_denies(gateway: Gateway, origins: Origins) -> None:
+    for url in ("https://missing.example/x", f"https://query.example/v1/{'x' * 7_990}"):
+        reply = curl(gateway, url)
+        assert (reply.status, reply.rule) == (403, "credential-unavailable")
+    assert origins.seen == []
+
+
+def test_no_page_about_a_failed_origin_shows_a_parameter(gateway: Gateway, origins: Origins) -> None:
+    origins.answers["query.example/v1/broken"] = lambda _: Answer(headers={"Content-Length": "not a number"})
+    reply = curl(gateway, "https://query.example/v1/broken?a=1")
+    assert f"{ADDED}&a=1" in origins.seen[0].target
+    assert reply.status == 502
+    for accept in ("text/html", "application/json", "text/plain"):
+        for url in ("https://query.example/v1/broken", "https://query.example:444/v1/x", "https://refused.example/"):
+            origins.untrusted.add("refused.example")
+            shown = curl(gateway, url, "-H", f"Accept: {accept}", "--insecure")
+            assert shown.status >= 400
+            assert KEY not in f"{shown.headers}{shown.text}"
 
 
 def is_served(gateway: Gateway, url: str) -> bool:

@@ -29,8 +29,8 @@ def credential(
     """Give Squid the headers to inject; its external_acl_type at adapted_http_access starts this.
 
     Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, the URL asked
-    for, the URL fetched) and answers each with a header's value an annotation, or ERR. Its output holds secrets: never
-    call it by hand; use explain, which names the credentials.
+    for, the URL fetched, the parameters added) and answers each with a header's value an annotation, or ERR. Its
+    output holds secrets: never call it by hand; use explain, which names the credentials.
     """
     from squidkeeper.credentials.fetched_values import FOLDER
     from squidkeeper.helpers.credential import Injector, answer

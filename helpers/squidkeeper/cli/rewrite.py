@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import helper_options
+from squidkeeper.cli.options import helper_options, run_option
 
 
 @click.command()
+@run_option
 @helper_options(concurrency=0)
-def rewrite(directory: Path, state: Path, concurrency: int) -> None:
+def rewrite(directory: Path, state: Path, run: Path, concurrency: int) -> None:
     """Rewrite URLs as the policy says; Squid's url_rewrite_program starts this.
 
     Reads a line for each request (the URL, then client, user, method, scheme, host, port, SNI, tunnel) and answers
     each with the URL that is to be fetched. Not to be called by hand: use explain.
     """
-    from squidkeeper.helpers.host_matches import HostMatches
-    from squidkeeper.helpers.loop import run
-    from squidkeeper.helpers.rewrite import answer
+    from squidkeeper.credentials.fetched_values import FOLDER
+    from squidkeeper.helpers.loop import run as run_helper
+    from squidkeeper.helpers.rewrite import Rewriter, answer
     from squidkeeper.metrics import REWRITE
 
-    run(REWRITE, HostMatches, answer, directory, state, concurrency)
+    run_helper(REWRITE, partial(Rewriter, fetched=run / FOLDER), answer, directory, state, concurrency)

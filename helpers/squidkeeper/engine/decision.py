@@ -31,6 +31,7 @@ class Decision:
     At request scope `rewritten` and `credentials` are what applies. `strip` is what is removed from a request.
     `upstream` is where it is forwarded: at host scope, and where it is rewritten. `needs_headers`, at host scope, means
     that the credential helper has to see the headers of the client.
+    `may_add_parameters` means, at host scope, that a credential puts something into the query: the rewriter is asked.
     A decision is equal to itself alone.
     """
 
@@ -51,6 +52,7 @@ class Decision:
     strip: Strip | None = None
     upstream: Route | None = None
     needs_headers: bool = False
+    may_add_parameters: bool = False
 
     @property
     def allowed(self) -> bool:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch, decision_of, holding, in_force
 from squidkeeper.engine.decision import Decision, deny
+from squidkeeper.policy.forms import QueryParameters
 from squidkeeper.policy.model import Action, Rewrite, Rule
 from squidkeeper.url import Host
 
@@ -67,6 +68,7 @@ def _decide(policy: CompiledPolicy, match: HostMatch, at: datetime) -> Decision:
         decision,
         may_rewrite=bool(match.candidates.rewrites),
         may_inject=bool(match.candidates.credentials),
+        may_add_parameters=any(isinstance(one.form, QueryParameters) for one in match.candidates.credentials),
         unrestricted=unrestricted,
         credential_varies=unrestricted and _credential_varies(policy, match),
         upstream=match.candidates.upstream,

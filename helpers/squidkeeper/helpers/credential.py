@@ -22,7 +22,7 @@ from squidkeeper.helpers.fetched_request import FetchedRequest
 from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.helpers.unsealing import Unsealer
 from squidkeeper.metrics import CREDENTIAL
-from squidkeeper.policy.forms import Headers, SealedHeader
+from squidkeeper.policy.forms import Headers, QueryParameters, SealedHeader
 from squidkeeper.policy.model import Credential
 from squidkeeper.protocol.lines import (
     LONGEST_CHANNEL,
@@ -35,11 +35,18 @@ from squidkeeper.protocol.lines import (
 )
 from squidkeeper.protocol.request import REQUEST_TOKENS, parse_request
 from squidkeeper.protocol.request_headers import READ_HEADERS, RequestHeaders, parse_headers
-from squidkeeper.replies import credential_reply, credential_unavailable_reply, no_policy_reply
+from squidkeeper.replies import (
+    credential_reply,
+    credential_unavailable_reply,
+    no_policy_reply,
+    other_parameters_reply,
+    parameters_key,
+)
 
 _log = logging.getLogger(__name__)
 _CACHE_BYTES, _REPLY_BYTES = 4 * 1024 * 1024, 3_000  # of Python objects, beside the values
-_TOKENS = (REQUEST_TOKENS + 2, REQUEST_TOKENS + 3)
+_NOT_ADDED = ReplyTooLong("the URL with its parameters is longer than 8,000 bytes, or they have just become available")
+_TOKENS = (REQUEST_TOKENS + 3, REQUEST_TOKENS + 4)
 _TOKENS_WITH_HEADERS = tuple(count + len(READ_HEADERS) for count in _TOKENS)
 
 
@@ -81,8 +88,11 @@ class Injector:
             self._report(f"sealed tokens: {problem}" for problem in self._unsealer.problems)
         return unsealed
 
-    def inject(self, decision: Decision, limit: int) -> Reply:
-        """Put every header of a decision into a reply of at most `limit` bytes, or deny."""
+    def inject(self, decision: Decision, limit: int, *, lacks_parameters: bool = False) -> Reply:
+        """Put every header of a decision into a reply of at most `limit` bytes, or deny.
+
+        With `lacks_parameters`, the rewriter has not added those of the decision.
+        """
         injected: list[tuple[str, str]] = []
         problems: dict[str, SquidkeeperError] = {}
         for credential in decision.credentials:
@@ -90,6 +100,8 @@ class Injector:
                 injected += self._headers(credential)
             except SecretUnavailable as error:
                 problems[credential.name] = error
+        if lacks_parameters and not problems:
+            problems = {one.name: _NOT_ADDED for one in decision.credentials if isinstance(one.form, QueryParameters)}
         if not problems:
             try:
                 return self._reply(decision, injected, limit)
@@ -113,6 +125,9 @@ class Injector:
         match credential.form:
             case Headers(values):
                 yield from ((value.name, self.secrets.fill(value)) for value in values)
+            case QueryParameters(values):  # which the rewriter adds
+                for value in values:
+                    self.secrets.fill(value)
             case SealedHeader(name, value):
                 yield name, value
 
@@ -138,19 +153,23 @@ class Injector:
 
 
 def answer(injector: Injector | None, line: bytes, concurrency: int, *, with_headers: bool = False) -> Reply:
-    """Answer one line: the nine tokens, the URL asked for, the one that is fetched (`final_url_`), and the headers."""
+    """Answer one line: the nine tokens, the URL asked for, the one that is fetched, the parameters, the headers."""
     counts = _TOKENS_WITH_HEADERS if with_headers else _TOKENS
     if injector is None:
         return no_policy_reply(CREDENTIAL, parse_request(parse_tokens(line, counts)))
-    tokens, url, final_url, *rest = split_tokens(line, REQUEST_TOKENS, counts)
+    tokens, url, final_url, added, *rest = split_tokens(line, REQUEST_TOKENS, counts)
     decision = injector.decide(tokens, url, final_url)
+    expected = parameters_key(decision, injector.policy)
+    if decision.allowed and added not in (b"-", expected.encode()):
+        return other_parameters_reply(injector.policy)
     if with_headers and decision.allowed:
         decision = injector.unseal(decision, injector.request(tokens, url, final_url, parse_headers(rest)))
     if not decision.credentials:
         return credential_reply(decision, injector.policy)
-    return injector.inject(decision, reply_limit(concurrency))
+    lacks_parameters = bool(expected) and added == b"-"
+    return injector.inject(decision, reply_limit(concurrency), lacks_parameters=lacks_parameters)
 
 
 def _is_of_request(decision: Decision) -> bool:
     """Tell whether the values are those of one request, and of no other with the same decision."""
-    return not all(isinstance(credential.form, Headers) for credential in decision.credentials)
+    return any(isinstance(credential.form, SealedHeader) for credential in decision.credentials)

@@ -12,7 +12,7 @@ from squidkeeper.policy.contents import PolicyContents
 from squidkeeper.policy.credential_faults import credential_faults
 from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.forms import Form, Headers, InjectedValue, values_of
+from squidkeeper.policy.forms import Form, Headers, InjectedValue, QueryParameters, values_of
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.host_lists import HostList, ListSummary
 from squidkeeper.policy.model import (
@@ -406,6 +406,8 @@ def _under(folder: Path, file: str | None) -> Path | None:
 def _form(entry: CredentialEntry) -> Form:
     if entry.headers is not None:
         return Headers(values_of(entry.headers))
+    if entry.parameters is not None:
+        return QueryParameters(values_of(entry.parameters))
     header = entry.header or INJECTABLE_HEADERS[0]
     if entry.basic is not None:
         password = entry.basic.password

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from squidkeeper.policy.document import Document, entries
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.forms import SHIPPED
+from squidkeeper.policy.parameters import plain_parameter
 
 RENDERED_AT_MOST = 32  # headers; each has up to 32 spellings, and so as many lines in Squid's configuration
 
 
 def credential_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find a header beside `headers`, one that stands there twice, and more headers than install.sh renders."""
+    """Find a header beside `headers` or `parameters`, a name that stands there twice, and too many headers."""
     rendered: set[str] = set()
     for document in documents:
         for _, entry, steps in entries(document, "credentials"):
@@ -20,6 +21,8 @@ def credential_faults(documents: Iterable[Document]) -> Iterator[Fault]:
             names = [str(name) for name in headers] if isinstance(headers, dict) else []
             yield from _beside_faults(document, entry, steps)
             yield from _twice_faults(document, names, (*steps, "headers"))
+            if isinstance(parameters := entry.get("parameters"), dict):
+                yield from _twice_faults(document, map(str, parameters), (*steps, "parameters"))
             before = len(rendered)
             rendered |= {name.lower() for name in (*names, str(entry.get("header", SHIPPED[0])))} - {*SHIPPED}
             if before <= RENDERED_AT_MOST < len(rendered):
@@ -29,15 +32,15 @@ def credential_faults(documents: Iterable[Document]) -> Iterator[Fault]:
 
 
 def _beside_faults(document: Document, entry: Mapping[str, object], steps: tuple[str | int, ...]) -> Iterator[Fault]:
-    if "header" in entry and "headers" in entry:
-        message = "'header' is for bearer, basic and value, expected every header in 'headers'"
+    if "header" in entry and ("headers" in entry or "parameters" in entry):
+        message = "'header' is for bearer, basic and value, expected it left out, or every header in 'headers'"
         yield Fault(document.locate((*steps, "header"), key=True), FaultCode.KEY_CHOICE, message)
 
 
 def _twice_faults(document: Document, names: Iterable[str], steps: tuple[str | int, ...]) -> Iterator[Fault]:
     seen: set[str] = set()
     for name in names:
-        if name.lower() in seen:
-            message = "this header is also above in another case, expected it once"
+        if plain_parameter(name) in seen:
+            message = "this name is also above in another spelling, expected it once"
             yield Fault(document.locate((*steps, name), key=True), FaultCode.DUPLICATE_NAME, message)
-        seen.add(name.lower())
+        seen.add(plain_parameter(name))

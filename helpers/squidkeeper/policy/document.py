@@ -504,7 +504,7 @@ _TRUTH = {"true": True, "false": False}
 _NULL = "nothing"
 _EMPTY_IS_NONE = (["tests", "rewrite"], ["tests", "credentials"])
 _NAME_SECRETS = (["credentials"], ["upstreams"], ["sealed_tokens"])
-_PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"], ["headers"], ["keys"])
+_PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"], ["headers"], ["parameters"], ["keys"])
 _KEYS_OF_PRIVATE = frozenset(
     """
     keys file env username password command run timeout refresh

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
+from squidkeeper.policy.parameters import plain_parameter
 from squidkeeper.policy.templates import parse_template
 
 _KEY_LENGTH = 12  # hexadecimal digits
@@ -96,7 +97,38 @@ class SealedHeader:
         return ""
 
 
-Form = Headers | SealedHeader
+@dataclass(frozen=True, slots=True)
+class QueryParameters:
+    """One parameter of the query or more, which the rewriter adds."""
+
+    values: tuple[InjectedValue, ...]
+    claims: frozenset[str] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "claims", frozenset(f"?{plain_parameter(value.name)}" for value in self.values))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where it puts something into a request, as that is shown."""
+        return tuple(f"?{value.name}=" for value in self.values)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets that it needs."""
+        return _secrets(self.values)
+
+    @property
+    def rendered(self) -> tuple[str, ...]:
+        """None: the rewriter adds it."""
+        return ()
+
+    @property
+    def lines_key(self) -> str:
+        """None."""
+        return ""
+
+
+Form = Headers | QueryParameters | SealedHeader
 
 
 def values_of(templates: Mapping[str, str]) -> tuple[InjectedValue, ...]:

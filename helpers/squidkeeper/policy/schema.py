@@ -42,6 +42,7 @@ from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.headers import parse_injected_header, parse_stripped_header
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
 from squidkeeper.policy.model import NO_REWRITE, SHORTEST_WATCHED, VERDICT_NAMES, Action, Target, Token
+from squidkeeper.policy.parameters import parse_parameter
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
 from squidkeeper.policy.secret_sources import (
     ClientAuth,
@@ -449,7 +450,7 @@ def _value_beside(value: object, info: ValidationInfo) -> str:
 def _several_values(values: dict[str, str]) -> dict[str, str]:
     """Check values by name: there are few, and one of them has a secret."""
     if len(values) > _VALUES_AT_MOST:
-        raise _fault(FaultCode.INVALID_HEADER, f"{len(values)} values, expected {_VALUES_AT_MOST} at most")
+        raise _fault(FaultCode.INVALID_TEMPLATE, f"{len(values)} values, expected {_VALUES_AT_MOST} at most")
     if values and not any(map(parse_template, values.values())):
         raise _fault(FaultCode.INVALID_TEMPLATE, f"no value {_NAMES_A_SECRET}")
     return values
@@ -526,6 +527,7 @@ KnownSecret = Annotated[str, _known("secrets", "secret")]
 KnownCredential = Annotated[str, _known("credentials", "credential")]
 CredentialHost = Annotated[HostPattern, PlainValidator(_credential_host)]
 HeaderName = Annotated[str, _parsed(FaultCode.INVALID_HEADER, parse_injected_header)]
+ParameterName = Annotated[str, _parsed(FaultCode.INVALID_QUERY, parse_parameter)]
 ValueBeside = Annotated[str, PlainValidator(_value_beside)]
 File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
 Argument = Annotated[str, PlainValidator(_argument)]
@@ -680,6 +682,7 @@ class CredentialEntry(MatchFields):
     basic: Basic | None = None
     value: Annotated[str, PlainValidator(_value)] | None = None
     headers: Annotated[dict[HeaderName, ValueBeside], AfterValidator(_several_values)] | None = None
+    parameters: Annotated[dict[ParameterName, ValueBeside], AfterValidator(_several_values)] | None = None
     placeholder: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _placeholder)] | None = None
 
 
@@ -932,7 +935,7 @@ _NESTED: dict[str, type[_Model]] = {
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "clients": (("networks", "users", "token_sha256"), True),
     "secrets": (("file", "env", "command", "oauth2", "github_app"), False),
-    "credentials": (("bearer", "basic", "value", "headers"), False),
+    "credentials": (("bearer", "basic", "value", "headers", "parameters"), False),
     "upstreams": (("url", "direct"), False),
 }
 _EXPECTED_FOR_KEY: dict[int | str, str] = {

@@ -131,7 +131,7 @@ def _credential_by_headers() -> Iterator[str]:
     """Write the lookup of `credential --headers`: as sk_credential, and the headers that helpers read."""
     yield "external_acl_type sk_credential_by_headers ipv4 ttl=0 negative_ttl=0 grace=0 cache=0 \\"
     yield "    children-max=2 children-startup=0 children-idle=1 concurrency=4 queue-size=65536 \\"
-    yield f"    {_REQUEST_TOKENS} %#URI %#note{{final_url_}} \\"
+    yield f"    {_REQUEST_TOKENS} %#URI %#note{{final_url_}} %#note{{parameters_}} \\"
     yield from _header_tokens()
     yield "    /opt/squidkeeper/bin/squidkeeper credential --headers --concurrency 4 \\"
     yield "    --policy /etc/squidkeeper/policy --state /var/lib/squidkeeper --run /run/squidkeeper"

@@ -1,0 +1,49 @@
+"""Parameters that a credential puts into a query (floor 2): their names, and which of a client's are taken for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from urllib.parse import quote, unquote_plus
+
+from squidkeeper.errors import PatternError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_SEPARATED = re.compile(r"([&;?])")
+_DECODINGS = 5
+_AS_UNDERSCORE = str.maketrans(" .-", "___")  # PHP reads the first two so
+
+
+def parse_parameter(text: str) -> str:
+    """Read the name of a parameter to add; `PatternError` where it is none."""
+    if not _NAME.fullmatch(text):
+        raise PatternError("this is no name of a parameter, expected up to 64 letters, digits, '_', '.' and '-'")
+    return text
+
+
+def add_parameters(url: str, values: Mapping[str, str]) -> str:
+    """Put parameters ahead of the query of a URL, and remove each of the client's that a server may take for one.
+
+    Pairs end at `&`, `;` or `?`. A name counts in any case, however often it is encoded, with `[` after it, and with
+    each of ` `, `.`, `-` and `_` as the same.
+    """
+    before, _, query = url.partition("?")
+    names = {plain_parameter(name) for name in values}
+    pieces = ["", *_SEPARATED.split(query)]
+    kept = "".join(
+        separator + pair
+        for separator, pair in zip(pieces[::2], pieces[1::2], strict=True)
+        if plain_parameter(pair.partition("=")[0]) not in names
+    ).lstrip("&;?")
+    added = "&".join(f"{name}={quote(value, safe='')}" for name, value in values.items())
+    return f"{before}?{added}&{kept}" if kept else f"{before}?{added}"
+
+
+def plain_parameter(name: str) -> str:
+    """Reduce the name of a parameter to what every spelling of it has in common."""
+    for _ in range(_DECODINGS):
+        decoded = unquote_plus(name, errors="replace")
+        if decoded == name:
+            break
+        name = decoded
+    return re.split(r"[\[\0]", name)[0].strip().casefold().translate(_AS_UNDERSCORE)

@@ -1,0 +1,53 @@
+"""Parameters that a credential adds to a query."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from squidkeeper.policy.parameters import add_parameters
+
+ODD = 'a b&c=d;e?f#g%41+"\\{}/'
+
+
+@pytest.mark.parametrize(
+    ("url", "added"),
+    [
+        ("https://a.example/x", "https://a.example/x?key=s"),
+        ("https://a.example/x?", "https://a.example/x?key=s"),
+        ("https://a.example/x?a=1&b=%2F;c", "https://a.example/x?key=s&a=1&b=%2F;c"),
+        ("https://a.example/x?a=key=1&keys=2&_key=3", "https://a.example/x?key=s&a=key=1&keys=2&_key=3"),
+    ],
+)
+def test_a_parameter_is_added_ahead_and_the_rest_stays_as_it_is(url: str, added: str) -> None:
+    assert add_parameters(url, {"key": "s"}) == added
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.key", "A_KEY", "a%5fkey", "%61-key", "%25%36%31_key", "a+key", "+a_key", "a_key[x]", "a_key%00x", "a_key%5B"],
+)
+@pytest.mark.parametrize("query", ["{}=m", "{}", "x=1&{}=m", "x=1;{}=m", "x?{}=m", "{}=m&x=1", "{}=m;x=1"])
+def test_what_a_server_may_read_as_the_parameter_is_removed(name: str, query: str) -> None:
+    found = add_parameters(f"https://a.example/?{query.format(name)}", {"a_key": "s"})
+    assert found in {f"https://a.example/?a_key=s{rest}" for rest in ("", "&x=1", "&x")}
+
+
+def test_a_value_is_encoded_whole() -> None:
+    url = add_parameters("https://a.example/?b=1", {"k": ODD, "l": "plain"})
+    assert parse_qsl(url.partition("?")[2]) == [("k", ODD), ("l", "plain"), ("b", "1")]
+
+
+@given(st.text(st.sampled_from("kK.e%56y_+&;?=[]1")), st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_there_is_one_parameter_of_the_name_for_those_who_decode_once_in_any_case(query: str, value: str) -> None:
+    url = add_parameters(f"https://a.example/?{query}", {"k": value})
+    for separator in "&;":
+        found = parse_qsl(url.partition("?")[2], keep_blank_values=True, separator=separator)
+        assert [text for name, text in found if name.lower() == "k"][:1] in (
+            [value],
+            [f"{value}{found[0][1][len(value) :]}"],
+        )
+        assert sum(name.lower() == "k" for name, _ in found) == 1
