@@ -42,8 +42,9 @@ class SecretStore:
     ) -> None:
         self._secrets = secrets
         self._environment = environment
-        self._fetched = fetched
-        self._keys = {name: source_key(name, secrets) for name, _ in fetched_secrets(secrets)}
+        self._fetched = {
+            name: value_file(fetched, source_key(name, secrets)) for name, _ in fetched_secrets(secrets) if fetched
+        }
         self._private_keys = private_keys(secrets)
         self._read: dict[str, tuple[_State, Secret]] = {}  # files
         self._values: dict[str, tuple[_State, FetchedValue, Secret]] = {}  # what was fetched
@@ -106,12 +107,11 @@ class SecretStore:
         return known[1]
 
     def _from_fetched(self, name: str, source: FetchedSource) -> Secret:
-        if self._fetched is None:
+        path = self._fetched.get(name)
+        if path is None:
             message = f"secret {name}: {source} is fetched by 'squidkeeper secrets', whose values are not read here"
             raise SecretUnavailable(FaultCode.SECRET_UNREADABLE, message)
-        path = value_file(self._fetched, self._keys[name])
-        where = f"the value fetched from {source}"
-        known = self._values.get(name)
+        known, where = self._values.get(name), "the value that was fetched"
         try:
             state = _state_of(name, path, where)
         except SecretUnavailable as error:
@@ -124,7 +124,7 @@ class SecretStore:
             self._made.clear()
             self._values[name] = known = (state, *_parsed_value(name, where, content))
         if known[1].expired(time.time()):
-            message = f"secret {name}: {where} has expired: see the status page for why it was not renewed"
+            message = f"secret {name}: the value fetched from {source} has expired: see the status page for the reason"
             raise SecretUnavailable(FaultCode.SECRET_INVALID, message)
         return known[2]
 
