@@ -55,7 +55,7 @@ def checked_program(name: str, commands: Path) -> Path:
         reason = error.strerror if isinstance(error, OSError) else "too many links"
         raise SourceFailed(f"the program is not in the folder {commands}: {reason}") from error
     if folder not in program.parents:
-        raise SourceFailed(f"the program is {program}, expected one in the folder {folder} (setup: --commands)")
+        raise SourceFailed(f"the program is {program}, expected one in the folder {folder}")
     for path in (program, *program.parents):
         _check_owner(path)
     if not stat.S_ISREG(program.stat().st_mode) or not os.access(program, os.X_OK):
