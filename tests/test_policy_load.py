@@ -129,6 +129,8 @@ def test_a_bad_policy_shows_exactly_its_faults(policy: Path, bad: Path) -> None:
                 "value: [MARKER]",
             )
         ),
+        "sealed_tokens: MARKER",
+        "sealed_tokens: [MARKER]",
         "upstreams: MARKER",
         "upstreams: [MARKER]",
         *(

@@ -1,5 +1,6 @@
 """The leak hunt: canary secrets go through all that can happen to a request, and are then looked for everywhere."""
 
+import base64
 import json
 import os
 import signal
@@ -10,12 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from squidkeeper.credentials.sealing import SealingPrivateKey, seal_bytes
 from squidkeeper.policy.model import Token
+from squidkeeper.policy.sealed_tokens import format_content
 from tests.leak_hunt import Hunt
 from tests.waiting import wait_for
 
@@ -34,7 +38,10 @@ MORE = {  # secrets of forms and sources that are not planted in each gateway
     "canary-command": "canary-Command+of/the=hunt~0014",
     "canary-oauth2": "canary-OAuth2+of/the=hunt~0015",
     "canary-github": "canary-GitHub+of/the=hunt~0016",
+    "canary-sealed": "canary-Sealed+of/the=hunt~0017",
 }
+BAIT = "canary-Bait+of/the=hunt~0018"  # of `canaries:`; clients send it
+PLACEHOLDER = "canary-Placeholder-0019"  # no secret
 SERVER = "203.0.113.10"  # of tokens
 POLICY = f"""
 version: 1
@@ -46,6 +53,7 @@ rules:
   - {{name: more, action: allow, hosts: [.more.example]}}
 secrets:
   canary-named: {{file: secrets/canary-named}}
+  canary-sealing-key: {{file: secrets/canary-sealing-key}}
   canary-client-secret: {{file: secrets/canary-client-secret}}
   canary-app-key: {{file: secrets/canary-app-key}}
   canary-command: {{command: {{run: [give-canary]}}}}
@@ -55,7 +63,11 @@ secrets:
   canary-github:
     github_app: {{api_url: "https://{SERVER}", app_id: 1, installation_id: 2, private_key: canary-app-key,
                  repositories: [app], permissions: {{contents: read}}, ca: upstream.crt}}
+canaries:
+  canary-bait: {{file: secrets/canary-bait}}
+sealed_tokens: {{keys: [canary-sealing-key]}}
 credentials:
+  - {{name: held, hosts: [held.more.example], paths: [/v1/**], bearer: canary-named, placeholder: {PLACEHOLDER}}}
   - name: several
     hosts: [named.more.example]
     headers: {{X-Canary-Key: "{{canary-named}}", Authorization: "Bearer {{canary-named}}", Api-Key: plain}}
@@ -69,6 +81,7 @@ APP_KEY = (
     .private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     .decode()
 )
+SEALING_KEY = SealingPrivateKey.new()
 GIVE_CANARY = f"printf '%s%s' {MORE['canary-command'][:9]} {MORE['canary-command'][9:]}"  # no file may hold it whole
 
 
@@ -105,6 +118,8 @@ def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
     gateway.secret("canary-named", MORE["canary-named"])
     gateway.secret("canary-client-secret", MORE["canary-client-secret"])
     gateway.secret("canary-app-key", APP_KEY)
+    gateway.secret("canary-sealing-key", SEALING_KEY.reveal())
+    gateway.secret("canary-bait", BAIT)
     gateway.write("upstream.crt", all_origins.authority.certificate.read_text())
     put_command(gateway, "give-canary", GIVE_CANARY)
     gateway.render()
@@ -147,6 +162,7 @@ def more_forms(told: Told, origins: Origins) -> None:
     """Secrets that are fetched, several headers of any name, and the login of a client: right and wrong."""
     for host in ("named", "command", "oauth2", "github"):
         wait_for(lambda host=host: told.get(f"https://{host}.more.example/") == 200, f"the secret of {host}")  # type: ignore[misc]
+    assert told.get("https://sealed.more.example/", "-H", f"X-Api-Key: {sealed()}") == 200
     heads = b"".join(seen.head for seen in origins.seen).decode("latin-1")
     arrived = {found.split(": ")[1].split(" ")[0] for found in Hunt(MORE).in_data("origins", heads)}
     assert arrived == set(MORE), "no hunt without traffic"
@@ -154,7 +170,52 @@ def more_forms(told: Told, origins: Origins) -> None:
     for login in (f"canary:{LOGIN}x", f"other:{LOGIN}", f"{LOGIN}:{LOGIN}"):
         told.get("http://login.example/", "--proxy-user", login)
     told.get("https://login.example/", "--proxy-user", f"canary:{LOGIN}", "--header", "Proxy-Authorization: x")
+    sealed_tokens(told)
+    secrets_of_clients(told, origins)
     origins.seen.clear()
+
+
+def sealed(**fields: str | list[str]) -> str:
+    """A token for one host, with these fields too."""
+    content = {"hosts": ["sealed.more.example"], "secret": MORE["canary-sealed"], **fields}
+    return seal_bytes(format_content(content), SEALING_KEY.public)
+
+
+def sealed_tokens(told: Told) -> None:
+    """Sealed tokens that are refused, each for another reason."""
+    url, token = "https://sealed.more.example/", sealed()
+    altered = f"{token[:-6]}{'AAAAAA' if token[-6:] != 'AAAAAA' else 'BBBBBB'}"
+    for refused in (altered, sealed(expires="2020-01-01T00:00:00Z"), sealed(methods=["POST"]), f"{token} {token}"):
+        assert told.get(url, "-H", f"Authorization: Bearer {refused}") == 403
+    assert told.get("https://named.more.example/", "-H", f"Authorization: Bearer {token}") == 403
+    assert told.get(f"{url}?token={token}") == told.get(url, "-H", f"Cookie: a={token}") == 403
+
+
+def secrets_of_clients(told: Told, origins: Origins) -> None:
+    """A client sends secrets and placeholders where they do not belong: the denials tell none of them."""
+    before = len(origins.seen)
+
+    def status(*asked: str) -> int:
+        return curl(told.gateway, *asked).status  # not its page, which shows the client the URL that it sent
+
+    for value in (BAIT, MORE["canary-named"], canaries.FILES["canary-bearer"], MORE["canary-command"]):
+        coded = base64.b64encode(f"x:{value}".encode()).decode()
+        for place in (f"?key={quote(value, safe='')}", f"{quote(value, safe='')}/x", f"?key={value.encode().hex()}"):
+            assert status(f"https://bearer.{DOMAIN}/{place}") == 403
+            assert status(f"http://bearer.{DOMAIN}/{place}") == 403
+        for header in (
+            "Authorization: Bearer",
+            "User-Agent:",
+            "Referer:",
+            "Cookie: key=",
+            "X-Api-Key:",
+            "Range: bytes=",
+        ):
+            assert status(f"https://bearer.{DOMAIN}/", "-H", f"{header} {value}") == 403
+        assert status(f"https://bearer.{DOMAIN}/", "-H", f"Authorization: Basic {coded}") == 403
+    assert status("https://bearer.canary.example/", "-H", f"Authorization: Bearer {PLACEHOLDER}") == 403
+    assert len(origins.seen) == before
+    assert status("https://held.more.example/v1/x", "-H", f"Authorization: Bearer {PLACEHOLDER}") == 200
 
 
 def every_canary(told: Told, origins: Origins) -> None:
@@ -296,7 +357,10 @@ def ask_the_operators_commands(told: Told) -> None:
 @pytest.fixture(scope="module")
 def hunt() -> Hunt:
     body = max(APP_KEY.splitlines(), key=len)
-    return Hunt({**canaries.SECRETS, **MORE, "canary-login": LOGIN, "canary-app-key": body}, canaries.PLACES)
+    return Hunt(
+        {**canaries.SECRETS, **MORE, "canary-login": LOGIN, "canary-app-key": body, "canary-bait": BAIT},
+        canaries.PLACES,
+    )
 
 
 def test_no_page_metric_or_command_tells_a_secret(told: Told, hunt: Hunt) -> None:

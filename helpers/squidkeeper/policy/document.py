@@ -155,7 +155,9 @@ def is_private(steps: Iterable[str | int]) -> bool:
     keys = [step for step in steps if isinstance(step, str)]
     if keys[:1] == ["clients"]:
         return keys[2:3] == ["token_sha256"]
-    return keys[:1] in (["secrets"], ["canaries"]) or (keys[:1] in _NAME_SECRETS and keys[1:2] in _PRIVATE_FIELDS)
+    if keys[:1] in (["secrets"], ["canaries"]) or keys == ["sealed_tokens"]:
+        return True
+    return keys[:1] in _NAME_SECRETS and keys[1:2] in _PRIVATE_FIELDS
 
 
 def shown_key(key: str, above: Iterable[str | int]) -> str:
