@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from squidkeeper.engine import CompiledPolicy
@@ -13,7 +14,10 @@ from squidkeeper.metrics import LOGIN_RESULTS
 from squidkeeper.policy.model import Token
 from squidkeeper.protocol.lines import Result
 from squidkeeper.protocol.request import parse_request, request_to
+from squidkeeper.record.drift import DriftChecker
+from squidkeeper.record.record import NONE
 
+from . import records
 from .conftest import NOW, compiled_of, decided
 
 POLICY = f"""
@@ -103,3 +107,15 @@ def test_what_people_state_of_a_client_counts_as_logged_in_while_one_of_its_toke
     assert decided(lapsing, asked, NOW).rule == "of-ci"
     assert decided(lapsing, asked, datetime(2027, 1, 1, tzinfo=UTC)).rule == "login-refused"
     assert lapsing.lapses == (datetime(2027, 1, 1, tzinfo=UTC),)
+
+
+def test_a_record_of_a_login_belongs_to_its_client_for_metrics_and_drift(policy: CompiledPolicy) -> None:
+    checker = DriftChecker(lambda _: policy, lambda: policy)
+    served = records.record(
+        url="http://a.example/", user="ci", client="203.0.113.9", revision=policy.revision, rule="of-ci"
+    )
+    assert checker.client_name(served) == "ci"
+    assert checker.check(served) is None
+    stranger = msgspec.structs.replace(served, user=NONE)
+    assert checker.client_name(stranger) == "none"
+    assert checker.check(stranger) is not None
