@@ -168,11 +168,12 @@ NATIVE = (
     (r"(?m)^acl sk_judged_by_host external .*$", "acl sk_judged_by_host dstdomain bench.example"),
     (r"(?ms)^external_acl_type sk_host .*?\n\n", ""),
 )
-COMMAND = r"\S+/bin/squidkeeper {helper}\b.*\n.*--state \S+"  # which goes on in a second line
+COMMAND = r"\S+/bin/squidkeeper {helper}\b.*\n.*--state \S+(?: --run \S+)?"  # which goes on in a second line
 NOOP_REQUEST = ((COMMAND.format(helper="acl --scope request"), "{noop}"),)
 NOOP_REWRITE = ((COMMAND.format(helper="rewrite"), "{noop} final_url_=http://bench.example/"),)
 NOOP_CREDENTIAL = ((COMMAND.format(helper="credential"), "{noop}"),)
 MITMPROXY = "mitmproxy"
+SEEN = f"/a/0 Bearer {SECRET}"
 BEFORE = "the revision before"
 KEYS = {"RSA-2048": "rsa:2048", "RSA-3072": "rsa:3072", "P-256": "ec -pkeyopt ec_paramgen_curve:P-256"}
 DIRECT = ("--ca", "direct", "--certificates", "squid")  # as the walkthrough has it
@@ -196,7 +197,9 @@ VARIANTS = (
     Variant("C no-op, rewrites", (HTTP,), "policy-rewrite.yaml", NOOP_REWRITE, program="gcc"),
     Variant("rewrites", (HTTP,), "policy-rewrite.yaml", origin_sees="/b/a/0"),
     Variant("C no-op, injection", (KEPT_ALIVE,), "policy-inject.yaml", NOOP_CREDENTIAL, program="gcc"),
-    Variant("injection", (KEPT_ALIVE,), "policy-inject.yaml", origin_sees=f"/a/0 Bearer {SECRET}"),
+    Variant("injection", (KEPT_ALIVE,), "policy-inject.yaml", origin_sees=SEEN),
+    Variant(f"injection, {BEFORE}", (KEPT_ALIVE,), "policy-inject.yaml", origin_sees=SEEN, model=Model(before=True)),
+    Variant("parameters", (KEPT_ALIVE,), "policy-parameters.yaml", origin_sees=f"/a/0?key={SECRET}"),
     Variant("squidGuard", plain=True, more=SQUIDGUARD, program="squidGuard", model=Model(options=DIRECT)),
 )
 RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what is to be reached
@@ -216,6 +219,8 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (KEPT_ALIVE, "watch", "request scope", None),
     (KEPT_ALIVE, "injection", "C no-op, injection", 0.97),
     (KEPT_ALIVE, "injection", "walkthrough", None),
+    (KEPT_ALIVE, "injection", f"injection, {BEFORE}", 1),
+    (KEPT_ALIVE, "parameters", "injection", None),
     (FRESH, "host scope", "walkthrough", 0.97),
     (FRESH, "request scope", "walkthrough", None),
     (FRESH, "host scope", "host scope, Squid's certificates", None),

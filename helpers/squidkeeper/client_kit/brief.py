@@ -179,7 +179,8 @@ def _port(ports: range) -> str:
 def _credentials(credentials: Sequence[Credential], policy: Policy) -> Iterable[str]:
     if not credentials:
         return
-    yield "## Credentials\n\nThe gateway adds these headers itself. Send none of your own: it is removed.\n\n"
+    yield "## Credentials\n\nThe gateway adds these headers, and `?name=` to the query. "
+    yield "Send none of your own: it is removed.\n\n"
     yield from _bounded(credentials, "credential", lambda one: f"{_places(one)}: {_match(one.match, policy)}")
     yield "\n"
 
