@@ -358,7 +358,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
         lambda one: watch_with(one, "access_log udp://192.0.2.9:9 logformat=squidkeeper\n"),
         "udp",
     ),
-    ("watched-requests-logged", watch_without_ours, "the two access_log lines of squidkeeper's squid.conf are missing"),
+    ("watched-requests-logged", watch_without_ours, "squidkeeper's access_log line with "),
     ("two-resolvers", lambda layout: add(layout, "dns_nameservers 192.0.2.1\ndns_nameservers 192.0.2.2\n"), "beside"),
 ]
 
@@ -382,6 +382,7 @@ def test_squid_accepts_the_changed_files(layout: Layout, code: str, change: Call
 
 def test_a_log_without_urls_may_show_what_is_watched_for(layout: Layout) -> None:
     watch_with(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper_withheld\naccess_log none\n")
+    add(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_is_withheld\n")
     assert found("watched-requests-logged", inspect(layout)) == []
 
 

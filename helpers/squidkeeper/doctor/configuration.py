@@ -30,6 +30,10 @@ _OF_OWN_SCRAPE: Final = {
     "adapted_http_access": ("allow", "sk_scrape"),
 }
 _UNVERIFIED: Final = re.compile(r"DONT_VERIFY_(?:PEER|DOMAIN)")
+# What keeps a value that the policy watches for out of an access_log line: an ACL, or the format without URLs.
+_WITHHOLD: Final = frozenset(
+    {"!sk_withheld", "!sk_is_withheld", "squidkeeper_withheld", "logformat=squidkeeper_withheld"}
+)
 _VALUE: Final = re.compile(r"( line \d+: \S+ ).*|'[^']*'")  # of what Squid says about a faulty line
 _HEADER_VALUE: Final = re.compile(r'(\S+)\s+("(?:\\.|[^"\\])*"|\S+)\s*(.*)')
 
@@ -279,12 +283,13 @@ def logs_what_is_watched_for(one: Inspection) -> Iterator[Found]:
     """Find access logs that show requests with what the policy watches for."""
     if one.policy is None or not one.policy.watches_requests:
         return
-    shown = [line for line in one.named("access_log") if line.first != "none" and "!sk_withheld" not in line.words]
-    for line in shown:
-        if not {"squidkeeper_withheld", "logformat=squidkeeper_withheld"} & set(line.words):
+    logs = [line for line in one.named("access_log") if line.first != "none"]
+    for line in logs:
+        if not _WITHHOLD & set(line.words):
             yield _at(line, f"access_log {line.first}")
-    if len(shown) == len([*one.named("access_log")]) or not any("sk_withheld" in line.words for line in shown):
-        yield Found("the two access_log lines of squidkeeper's squid.conf are missing", str(one.layout.conf))
+    for acl in ("!sk_withheld", "sk_withheld"):
+        if not any(acl in line.words for line in logs):
+            yield Found(f"squidkeeper's access_log line with {acl} is missing", str(one.layout.conf))
 
 
 def few_descriptors(one: Inspection) -> Iterator[Found]:

@@ -225,7 +225,7 @@ CHECKS: Final = (
         "watched-requests-logged",
         _CRITICAL,
         "A log shows URLs of requests that hold what the policy watches for",
-        "Let an access_log of yours name `squidkeeper_withheld`, which has no URLs. For ours, run `{install}`.",
+        "End an access_log of yours in `!sk_is_withheld` (see squid/INSTALL.md). For ours, run `{install}`.",
         configuration.logs_what_is_watched_for,
     ),
     Check(
