@@ -8,6 +8,7 @@ from typing import Final
 
 from squidkeeper.errors import ExtraMissing
 from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy.forms import AwsSigV4
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy.secret_sources import GitHubAppSource, OAuth2Source
 
@@ -47,6 +48,9 @@ def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
             yield secret.location, f"secret {secret.name!r}", "oauth2"
         if secret.name in policy.sealing_keys:
             yield secret.location, f"secret {secret.name!r}, a key of sealed tokens", "sealed"
+    for credential in policy.credentials:
+        if isinstance(credential.form, AwsSigV4):
+            yield credential.location, f"credential {credential.name!r}", "aws"
 
 
 def _is_installed(extra: str) -> bool:

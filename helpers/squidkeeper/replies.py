@@ -236,6 +236,12 @@ def other_parameters_reply(policy: CompiledPolicy) -> Reply:
     return credential_reply(_OTHER_PARAMETERS, policy)
 
 
+def signing_refused_reply(decision: Decision, policy: CompiledPolicy, failed: str, reason: str) -> Reply:
+    """Deny because a request cannot be signed with a credential, for a reason that its client can change."""
+    reply = credential_unavailable_reply(decision, policy, [failed])
+    return replace(reply, message=f"The request cannot be signed ({failed}): {reason}.")
+
+
 def header_annotation(header: str) -> str:
     """Name the annotation that carries a header's value; the closing `_` keeps Squid from logging it.
 

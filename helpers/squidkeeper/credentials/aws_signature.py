@@ -69,6 +69,7 @@ def sign(
     `url` is the one that is fetched, `headers` the client's, by their names in lower case, as far as they are known.
     `SigningRefused` for a request that cannot be signed from its head.
     """
+    require("aws")
     from botocore.awsrequest import AWSRequest
 
     payload = _declared_payload(scope, method, headers)

@@ -11,6 +11,7 @@ from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.engine.decision import Decision, deny
 from squidkeeper.engine.fields import HostFacts, covers_default_port, holds_for_host
 from squidkeeper.policy.faults import Location
+from squidkeeper.policy.forms import AwsSigV4
 from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Route, Rule
 from squidkeeper.protocol.request import ANY_LOGIN, CONNECT, Malformed, Request
@@ -162,9 +163,12 @@ class CompiledPolicy:
         positions = self.upstreams.positions(facts.host) if positions is None else positions
         return next(holding(self.source.upstreams, positions, facts), DEFAULT_UPSTREAM)
 
-    def needs_headers(self, candidates: Candidates) -> bool:  # noqa: ARG002 - no credential reads them yet
+    def needs_headers(self, candidates: Candidates) -> bool:
         """Tell whether the credential helper has to see the headers of a request with these candidates."""
-        return bool(self.source.sealing_keys)  # any header could hold a sealed token
+        if self.source.sealing_keys:  # any header could hold a sealed token
+            return True
+        # A rewrite can lead to a host with any credential.
+        return any(signs(one) for one in (self.source.credentials if candidates.rewrites else candidates.credentials))
 
     def decision_by(self, rule: Rule) -> Decision:
         """Give the decision of a rule for one URL: the same object each time, so that its reply is written once."""
@@ -219,6 +223,11 @@ class CompiledPolicy:
         if not covers_default_port(facts.scheme, facts.port):
             return deny("default", f"The default allows {facts.scheme} on its own port, and no rule port {facts.port}.")
         return Decision(Action.ALLOW, "default")
+
+
+def signs(credential: Credential) -> bool:
+    """Tell whether a credential signs the request, its headers included."""
+    return isinstance(credential.form, AwsSigV4)
 
 
 def decision_of(rule: Rule, *, private: bool = False) -> Decision:

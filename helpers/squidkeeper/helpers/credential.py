@@ -16,13 +16,17 @@ from pathlib import Path
 
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.credentials import SecretStore
+from squidkeeper.credentials.aws_signature import load_signer
 from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
-from squidkeeper.errors import ReplyTooLong, SecretUnavailable, SquidkeeperError
+from squidkeeper.engine.compiled_policy import signs
+from squidkeeper.errors import ExtraMissing, ReplyTooLong, SecretUnavailable, SigningRefused, SquidkeeperError
+from squidkeeper.extras import extra_problem
 from squidkeeper.helpers.fetched_request import FetchedRequest
 from squidkeeper.helpers.host_matches import HostMatches, decision_time
+from squidkeeper.helpers.signing import signature_headers
 from squidkeeper.helpers.unsealing import Unsealer
 from squidkeeper.metrics import CREDENTIAL
-from squidkeeper.policy.forms import Headers, QueryParameters, SealedHeader
+from squidkeeper.policy.forms import AwsSigV4, Headers, QueryParameters, SealedHeader
 from squidkeeper.policy.model import Credential
 from squidkeeper.protocol.lines import (
     LONGEST_CHANNEL,
@@ -41,6 +45,7 @@ from squidkeeper.replies import (
     no_policy_reply,
     other_parameters_reply,
     parameters_key,
+    signing_refused_reply,
 )
 
 _log = logging.getLogger(__name__)
@@ -67,6 +72,8 @@ class Injector:
         self._reported: set[str] = set()
         self._unsealer = Unsealer(self.secrets, policy.source.sealing_keys)
         self._report(f"sealed tokens: {problem}" for problem in self._unsealer.problems)
+        if any(map(signs, policy.source.credentials)) and extra_problem("aws") is None:
+            load_signer()
 
     def decide(self, tokens: bytes, url: bytes, final_url: bytes) -> Decision:
         """Decide one line, by its tokens as they came."""
@@ -88,18 +95,23 @@ class Injector:
             self._report(f"sealed tokens: {problem}" for problem in self._unsealer.problems)
         return unsealed
 
-    def inject(self, decision: Decision, limit: int, *, lacks_parameters: bool = False) -> Reply:
+    def inject(
+        self, decision: Decision, request: FetchedRequest | None, limit: int, *, lacks_parameters: bool = False
+    ) -> Reply:
         """Put every header of a decision into a reply of at most `limit` bytes, or deny.
 
-        With `lacks_parameters`, the rewriter has not added those of the decision.
+        `request` is None where the policy needs no headers of the client. With `lacks_parameters`, the rewriter has not
+        added those of the decision.
         """
         injected: list[tuple[str, str]] = []
         problems: dict[str, SquidkeeperError] = {}
         for credential in decision.credentials:
             try:
-                injected += self._headers(credential)
-            except SecretUnavailable as error:
+                injected += self._headers(credential, request)
+            except (SecretUnavailable, ExtraMissing) as error:
                 problems[credential.name] = error
+            except SigningRefused as error:
+                return signing_refused_reply(decision, self.policy, credential.name, str(error))
         if lacks_parameters and not problems:
             problems = {one.name: _NOT_ADDED for one in decision.credentials if isinstance(one.form, QueryParameters)}
         if not problems:
@@ -121,7 +133,7 @@ class Injector:
         until = time.monotonic() + self._wait_seconds
         return min(self._wait_until.setdefault(name, until) for name in problems)
 
-    def _headers(self, credential: Credential) -> Iterator[tuple[str, str]]:
+    def _headers(self, credential: Credential, request: FetchedRequest | None) -> Iterator[tuple[str, str]]:
         match credential.form:
             case Headers(values):
                 yield from ((value.name, self.secrets.fill(value)) for value in values)
@@ -130,6 +142,8 @@ class Injector:
                     self.secrets.fill(value)
             case SealedHeader(name, value):
                 yield name, value
+            case AwsSigV4() as form:
+                yield from signature_headers(form, credential.match, self.secrets, request).items()
 
     def _reply(self, decision: Decision, injected: list[tuple[str, str]], limit: int) -> Reply:
         known = self._replies.get(decision)
@@ -162,12 +176,14 @@ def answer(injector: Injector | None, line: bytes, concurrency: int, *, with_hea
     expected = parameters_key(decision, injector.policy)
     if decision.allowed and added not in (b"-", expected.encode()):
         return other_parameters_reply(injector.policy)
+    request = None
     if with_headers and decision.allowed:
-        decision = injector.unseal(decision, injector.request(tokens, url, final_url, parse_headers(rest)))
+        request = injector.request(tokens, url, final_url, parse_headers(rest))
+        decision = injector.unseal(decision, request)
     if not decision.credentials:
         return credential_reply(decision, injector.policy)
     lacks_parameters = bool(expected) and added == b"-"
-    return injector.inject(decision, reply_limit(concurrency), lacks_parameters=lacks_parameters)
+    return injector.inject(decision, request, reply_limit(concurrency), lacks_parameters=lacks_parameters)
 
 
 def _is_of_request(decision: Decision) -> bool:

@@ -12,7 +12,7 @@ from squidkeeper.policy.contents import PolicyContents
 from squidkeeper.policy.credential_faults import credential_faults
 from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.forms import Form, Headers, InjectedValue, QueryParameters, values_of
+from squidkeeper.policy.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters, values_of
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.host_lists import HostList, ListSummary
 from squidkeeper.policy.model import (
@@ -404,6 +404,9 @@ def _under(folder: Path, file: str | None) -> Path | None:
 
 
 def _form(entry: CredentialEntry) -> Form:
+    if entry.aws_sigv4 is not None:
+        aws = entry.aws_sigv4
+        return AwsSigV4(aws.access_key_id, aws.secret_access_key, aws.session_token, aws.region, aws.service)
     if entry.headers is not None:
         return Headers(values_of(entry.headers))
     if entry.parameters is not None:

@@ -35,6 +35,9 @@ def _beside_faults(document: Document, entry: Mapping[str, object], steps: tuple
     if "header" in entry and ("headers" in entry or "parameters" in entry):
         message = "'header' is for bearer, basic and value, expected it left out, or every header in 'headers'"
         yield Fault(document.locate((*steps, "header"), key=True), FaultCode.KEY_CHOICE, message)
+    if "header" in entry and "aws_sigv4" in entry:
+        message = "'header' is for bearer, basic and value: a signature has its own headers"
+        yield Fault(document.locate((*steps, "header"), key=True), FaultCode.KEY_CHOICE, message)
 
 
 def _twice_faults(document: Document, names: Iterable[str], steps: tuple[str | int, ...]) -> Iterator[Fault]:

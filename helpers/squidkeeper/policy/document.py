@@ -506,10 +506,11 @@ _TRUTH = {"true": True, "false": False}
 _NULL = "nothing"
 _EMPTY_IS_NONE = (["tests", "rewrite"], ["tests", "credentials"])
 _NAME_SECRETS = (["credentials"], ["upstreams"], ["sealed_tokens"])
-_PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"], ["headers"], ["parameters"], ["keys"])
+_PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"], ["headers"], ["parameters"], ["keys"], ["aws_sigv4"])
 _KEYS_OF_PRIVATE = frozenset(
     """
-    keys file env username password command run timeout refresh
+    keys access_key_id secret_access_key session_token region service
+    file env username password command run timeout refresh
     oauth2 token_url grant client_id client_secret client_auth refresh_token scope audience ca
     github_app app_id installation_id private_key repositories permissions api_url
     """.split()  # noqa: SIM905 - one a line is longer

@@ -128,7 +128,47 @@ class QueryParameters:
         return ""
 
 
-Form = Headers | QueryParameters | SealedHeader
+_SIGNATURE = ("Authorization", "X-Amz-Date", "X-Amz-Content-Sha256", "X-Amz-Security-Token")
+_SIGNED = Headers(tuple(InjectedValue(name, "", ()) for name in _SIGNATURE))
+
+
+@dataclass(frozen=True, slots=True)
+class AwsSigV4:
+    """AWS Signature Version 4 of the request that is fetched. The keys are names of secrets."""
+
+    access_key_id: str
+    secret_access_key: str
+    session_token: str | None
+    region: str
+    service: str
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Its headers: the client's own values of all of them are removed."""
+        return _SIGNED.places
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets that it needs."""
+        return tuple(filter(None, (self.access_key_id, self.secret_access_key, self.session_token)))
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """As of `Headers`."""
+        return _SIGNED.claims
+
+    @property
+    def rendered(self) -> tuple[str, ...]:
+        """As of `Headers`."""
+        return _SIGNED.rendered
+
+    @property
+    def lines_key(self) -> str:
+        """As of `Headers`."""
+        return _SIGNED.lines_key
+
+
+Form = Headers | QueryParameters | SealedHeader | AwsSigV4
 
 
 def values_of(templates: Mapping[str, str]) -> tuple[InjectedValue, ...]:

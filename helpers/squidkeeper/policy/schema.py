@@ -275,6 +275,12 @@ def _placeholder(text: str) -> str:
     return text
 
 
+def _aws_name(text: str) -> str:
+    if not _AWS_NAME.fullmatch(text):
+        raise PatternError(f"{text!r} is not a name such as eu-central-1 or s3")
+    return text
+
+
 def _environment_name(text: str) -> str:
     if "=" in text or "\0" in text:
         raise PatternError(f"this is not the name of an environment variable ({_NO_VALUES})")
@@ -486,6 +492,7 @@ _VALUES_AT_MOST = 8
 _NAME_AT_MOST = 100
 _PLACEHOLDER_AT_MOST = 200
 _STRIPPED_AT_MOST = 16  # so that a reply of a helper has room for their keys
+_AWS_NAME = re.compile(r"[a-z0-9-]{1,64}")
 _KEYS_AT_MOST = 2
 _PROSE_AT_MOST = 1000
 _CONTACT_AT_MOST = 100  # so that a reply of a helper has room for it
@@ -672,6 +679,16 @@ class Basic(_Model):
     password: KnownSecret
 
 
+class AwsSigV4Entry(_Model):
+    """The keys and the scope of AWS signatures."""
+
+    access_key_id: KnownSecret
+    secret_access_key: KnownSecret
+    session_token: KnownSecret | None = None
+    region: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _aws_name)]
+    service: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _aws_name)] = "s3"
+
+
 class CredentialEntry(MatchFields):
     """A credential."""
 
@@ -681,6 +698,7 @@ class CredentialEntry(MatchFields):
     bearer: KnownSecret | None = None
     basic: Basic | None = None
     value: Annotated[str, PlainValidator(_value)] | None = None
+    aws_sigv4: AwsSigV4Entry | None = None
     headers: Annotated[dict[HeaderName, ValueBeside], AfterValidator(_several_values)] | None = None
     parameters: Annotated[dict[ParameterName, ValueBeside], AfterValidator(_several_values)] | None = None
     placeholder: Annotated[str, _parsed(FaultCode.INVALID_TEXT, _placeholder)] | None = None
@@ -928,6 +946,7 @@ _ENTRIES: dict[str, type[_Model]] = {
 }
 _NESTED: dict[str, type[_Model]] = {
     "basic": Basic,
+    "aws_sigv4": AwsSigV4Entry,
     "command": CommandEntry,
     "oauth2": OAuth2Entry,
     "github_app": GitHubAppEntry,
@@ -935,7 +954,7 @@ _NESTED: dict[str, type[_Model]] = {
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "clients": (("networks", "users", "token_sha256"), True),
     "secrets": (("file", "env", "command", "oauth2", "github_app"), False),
-    "credentials": (("bearer", "basic", "value", "headers", "parameters"), False),
+    "credentials": (("bearer", "basic", "value", "headers", "parameters", "aws_sigv4"), False),
     "upstreams": (("url", "direct"), False),
 }
 _EXPECTED_FOR_KEY: dict[int | str, str] = {

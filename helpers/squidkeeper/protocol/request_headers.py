@@ -24,6 +24,11 @@ HEADER_GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "signatures of requests": (
             *("X-Amz-Date", "X-Amz-Content-Sha256", "X-Amz-Security-Token", "X-Amz-Target", "X-Amz-User-Agent"),
             *("Amz-Sdk-Invocation-Id", "Amz-Sdk-Request", "Content-MD5", "Date"),
+            *("X-Amz-Sdk-Checksum-Algorithm", "X-Amz-Checksum-Algorithm", "X-Amz-Checksum-Mode", "X-Amz-Checksum-Type"),
+            *("X-Amz-Checksum-Crc32", "X-Amz-Checksum-Crc32c", "X-Amz-Checksum-Crc64nvme", "X-Amz-Checksum-Sha1"),
+            *("X-Amz-Checksum-Sha256", "X-Amz-Trailer", "X-Amz-Decoded-Content-Length", "X-Amz-Copy-Source"),
+            *("X-Amz-Storage-Class", "X-Amz-Server-Side-Encryption", "X-Amz-Tagging", "X-Amz-Request-Payer"),
+            *("X-Amz-Expected-Bucket-Owner", "X-Amz-Mp-Object-Size"),
         ),
         "the client": (
             *("User-Agent", "Referer", "Origin", "From", "Via", "X-Forwarded-For", "X-Requested-With"),
