@@ -163,7 +163,7 @@ import sys
 from botocore.config import Config
 from botocore.session import Session
 proxy, ca = sys.argv[1:]
-config = Config(proxies={"https": proxy}, region_name="us-east-1", retries={"total_max_attempts": 1},
+config = Config(proxies={"https": proxy}, request_checksum_calculation="when_required", region_name="us-east-1", retries={"total_max_attempts": 1},
                 s3={"addressing_style": "path"})
 client = Session().create_client("s3", aws_access_key_id="DUMMY", aws_secret_access_key="DUMMY", verify=ca,
                                  endpoint_url="https://s3.example", config=config)
