@@ -36,7 +36,7 @@ from squidkeeper.metrics import DECISION_DURATION
 from squidkeeper.policy.secret_sources import source_key
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.revisions import stored_revisions
-from squidkeeper.protocol.lines import Result
+from squidkeeper.protocol.lines import LINE_LIMIT, Result
 from squidkeeper.protocol.request_headers import READ_HEADERS
 from squidkeeper.url import recorded_url
 
@@ -282,6 +282,8 @@ def test_the_credential_helper_takes_a_line_with_headers_where_it_is_told_so(sta
     line, headers = f"{place('api.example')} https://api.example/x - -", " ".join(["-"] * len(READ_HEADERS))
     assert helper.ask(f"1 {line} {headers} -").startswith("1 OK rule_=api verdict_=allow")
     assert helper.ask(f"2 {line} -").startswith("2 BH rule_=policy-unavailable verdict_=deny ")
+    long = f"{line} {'x' * LINE_LIMIT} {headers}"
+    assert helper.ask(f"3 {long}").startswith("3 ERR rule_=header-too-long verdict_=deny ")
 
 
 def test_the_credential_helper_decides_again_and_denies_what_a_dead_rewriter_let_through(start: Start) -> None:

@@ -26,7 +26,7 @@ from squidkeeper.metrics import (
 from squidkeeper.policy.forms import QueryParameters
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.model import Route, Strip
-from squidkeeper.protocol.lines import USER_LENGTH, Reply, Result
+from squidkeeper.protocol.lines import LINE_LIMIT, USER_LENGTH, Reply, Result
 from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request, parse_request
 from squidkeeper.url import RECORDED_URL_LENGTH, recorded_url
 
@@ -37,6 +37,9 @@ _NO_POLICY = deny(
 _CREDENTIAL_UNAVAILABLE = "The credential for this request ({}) is unavailable; the gateway's cache.log has the reason."
 _OTHER_PARAMETERS = deny(
     "policy-unavailable", "The policy has just changed what is added to the query of this request. Repeat the request."
+)
+HEADER_TOO_LONG = deny(
+    "header-too-long", f'URL and headers together are over {LINE_LIMIT:,} bytes in "percent-encoding".'
 )
 _BARE_IN_USER = "!$&()*+,-./:;=?@_"
 _DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits of the hash

@@ -29,6 +29,7 @@ from squidkeeper.metrics import CREDENTIAL
 from squidkeeper.policy.forms import AwsSigV4, Headers, QueryParameters, SealedHeader
 from squidkeeper.policy.model import Credential
 from squidkeeper.protocol.lines import (
+    LINE_LIMIT,
     LONGEST_CHANNEL,
     Reply,
     decode_token,
@@ -40,6 +41,7 @@ from squidkeeper.protocol.lines import (
 from squidkeeper.protocol.request import REQUEST_TOKENS, parse_request
 from squidkeeper.protocol.request_headers import READ_HEADERS, RequestHeaders, parse_headers
 from squidkeeper.replies import (
+    HEADER_TOO_LONG,
     credential_reply,
     credential_unavailable_reply,
     no_policy_reply,
@@ -171,6 +173,8 @@ def answer(injector: Injector | None, line: bytes, concurrency: int, *, with_hea
     counts = _TOKENS_WITH_HEADERS if with_headers else _TOKENS
     if injector is None:
         return no_policy_reply(CREDENTIAL, parse_request(parse_tokens(line, counts)))
+    if with_headers and len(line) > LINE_LIMIT:
+        return credential_reply(HEADER_TOO_LONG, injector.policy)
     tokens, url, final_url, added, *rest = split_tokens(line, REQUEST_TOKENS, counts)
     decision = injector.decide(tokens, url, final_url)
     expected = parameters_key(decision, injector.policy)

@@ -23,7 +23,7 @@ from squidkeeper.policy.secret_sources import NamedSecret
 from squidkeeper.protocol.lines import LINE_LIMIT, Reply, decode_token, parse_tokens, split_tokens
 from squidkeeper.protocol.request import REQUEST_TOKENS, parse_request
 from squidkeeper.protocol.request_headers import READ_HEADERS
-from squidkeeper.replies import found_reply, no_policy_reply, nothing_found_reply
+from squidkeeper.replies import HEADER_TOO_LONG, found_reply, no_policy_reply, nothing_found_reply
 
 _TOKENS = tuple(REQUEST_TOKENS + 2 + len(READ_HEADERS) + more for more in (0, 1))
 _READ_EVERY_SECONDS = 1.0
@@ -34,7 +34,6 @@ _MISDIRECTED = deny(
     "placeholder-misdirected",
     'The request holds a "placeholder" of a credential that is not for it: the gateway puts the value in elsewhere.',
 )
-_TOO_LONG = deny("header-too-long", f'URL and headers together are over {LINE_LIMIT:,} bytes in "percent-encoding".')
 
 
 class Watch:
@@ -105,7 +104,7 @@ def answer(watch: Watch | None, line: bytes) -> Reply:
     """Answer one line: the nine tokens, the URL, the rule that has allowed the request so far, and the headers."""
     if len(line) > LINE_LIMIT:
         policy = None if watch is None else watch.policy
-        return found_reply(_TOO_LONG, policy, _stated(line), (), withheld=True)
+        return found_reply(HEADER_TOO_LONG, policy, _stated(line), (), withheld=True)
     if watch is None:
         return no_policy_reply(WATCH, parse_request(parse_tokens(line, _TOKENS)))
     return watch.answer(line)
