@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import string
 from base64 import b64encode
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +57,15 @@ def test_a_token_that_is_cut_or_extended_is_refused(position: int, more: str) ->
         if altered != TOKEN:
             with pytest.raises(SealedTokenRefused):
                 open_bytes(altered, [KEY])
+
+
+@pytest.mark.parametrize("size", range(3))
+def test_no_other_last_character_spells_the_same_token(size: int) -> None:
+    token = seal_bytes(b"x" * size, KEY.public)
+    for last in string.ascii_letters + string.digits + "-_=":
+        if last != token[-1]:
+            with pytest.raises(SealedTokenRefused):
+                open_bytes(token[:-1] + last, [KEY])
 
 
 @given(st.text())
