@@ -152,7 +152,6 @@ def new_gateway(
         for name, text in {**(files or {}), "policy.yaml": policy}.items():
             gateway.write(name, text)
         if canaries.asked_for():
-            gateway.local_conf("debug_options ALL,1")
             canaries.plant(gateway)
         return gateway
 

@@ -39,6 +39,7 @@ MORE = {  # secrets of forms and sources that are not planted in each gateway
     "canary-oauth2": "canary-OAuth2+of/the=hunt~0015",
     "canary-github": "canary-GitHub+of/the=hunt~0016",
     "canary-sealed": "canary-Sealed+of/the=hunt~0017",
+    "canary-parameter": "canary-Parameter+of/the=hunt~0020",
 }
 BAIT = "canary-Bait+of/the=hunt~0018"  # of `canaries:`; clients send it
 PLACEHOLDER = "canary-Placeholder-0019"  # no secret
@@ -53,6 +54,7 @@ rules:
   - {{name: more, action: allow, hosts: [.more.example]}}
 secrets:
   canary-named: {{file: secrets/canary-named}}
+  canary-parameter: {{file: secrets/canary-parameter}}
   canary-sealing-key: {{file: secrets/canary-sealing-key}}
   canary-client-secret: {{file: secrets/canary-client-secret}}
   canary-app-key: {{file: secrets/canary-app-key}}
@@ -71,6 +73,9 @@ credentials:
   - name: several
     hosts: [named.more.example]
     headers: {{X-Canary-Key: "{{canary-named}}", Authorization: "Bearer {{canary-named}}", Api-Key: plain}}
+  - name: parameter
+    hosts: [parameter.more.example, broken.more.example]
+    parameters: {{key: "{{canary-parameter}}"}}
   - {{name: command, hosts: [command.more.example], bearer: canary-command}}
   - {{name: oauth2, hosts: [oauth2.more.example], bearer: canary-oauth2}}
   - {{name: github, hosts: [github.more.example], bearer: canary-github}}
@@ -113,10 +118,11 @@ class Told:
 
 @pytest.fixture(scope="module")
 def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
-    gateway = new_gateway(POLICY, "debug_options ALL,1", "half_closed_clients off")
+    gateway = new_gateway(POLICY, "half_closed_clients off")
     canaries.plant(gateway)
     gateway.secret("canary-named", MORE["canary-named"])
     gateway.secret("canary-client-secret", MORE["canary-client-secret"])
+    gateway.secret("canary-parameter", MORE["canary-parameter"])
     gateway.secret("canary-app-key", APP_KEY)
     gateway.secret("canary-sealing-key", SEALING_KEY.reveal())
     gateway.secret("canary-bait", BAIT)
@@ -163,6 +169,7 @@ def more_forms(told: Told, origins: Origins) -> None:
     for host in ("named", "command", "oauth2", "github"):
         wait_for(lambda host=host: told.get(f"https://{host}.more.example/") == 200, f"the secret of {host}")  # type: ignore[misc]
     assert told.get("https://sealed.more.example/", "-H", f"X-Api-Key: {sealed()}") == 200
+    assert told.get("https://parameter.more.example/?q=1") == 200
     heads = b"".join(seen.head for seen in origins.seen).decode("latin-1")
     arrived = {found.split(": ")[1].split(" ")[0] for found in Hunt(MORE).in_data("origins", heads)}
     assert arrived == set(MORE), "no hunt without traffic"
@@ -170,6 +177,8 @@ def more_forms(told: Told, origins: Origins) -> None:
     for login in (f"canary:{LOGIN}x", f"other:{LOGIN}", f"{LOGIN}:{LOGIN}"):
         told.get("http://login.example/", "--proxy-user", login)
     told.get("https://login.example/", "--proxy-user", f"canary:{LOGIN}", "--header", "Proxy-Authorization: x")
+    malformed_logins(told)
+    parameters(told, origins)
     sealed_tokens(told)
     secrets_of_clients(told, origins)
     origins.seen.clear()
@@ -179,6 +188,26 @@ def sealed(**fields: str | list[str]) -> str:
     """A token for one host, with these fields too."""
     content = {"hosts": ["sealed.more.example"], "secret": MORE["canary-sealed"], **fields}
     return seal_bytes(format_content(content), SEALING_KEY.public)
+
+
+def malformed_logins(told: Told) -> None:
+    """A login with a line end behind its token, one of another scheme, and one behind a NUL."""
+    line_end = base64.b64encode(f"canary:{LOGIN}\n".encode()).decode()
+    for login in (f"Basic {line_end}", f"Bearer {LOGIN}", f"Digest {LOGIN}"):
+        assert told.get("http://login.example/", "--header", f"Proxy-Authorization: {login}") == 407
+    with Raw(told.gateway) as client:
+        client.send(f"GET http://login.example/ HTTP/1.1\r\nHost: login.example\r\nAccept: \0{LOGIN}\r\n\r\n")
+        assert getattr(client.answer(), "status", None) == 400
+
+
+def parameters(told: Told, origins: Origins) -> None:
+    """A secret in the query of the URL that is fetched, from an origin that fails in each way."""
+    for number, answer in enumerate(BAD):
+        origins.answers[f"parameter.more.example/bad/{number}"] = answer
+        told.get(f"https://parameter.more.example/bad/{number}?key=mine&q=1")
+    origins.untrusted.add("broken.more.example")
+    assert told.get("https://broken.more.example/?q=1", "-H", "Accept: text/html") == 502
+    assert told.get("http://parameter.more.example/?q=1") == 200
 
 
 def sealed_tokens(told: Told) -> None:

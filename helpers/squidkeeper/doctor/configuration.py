@@ -24,6 +24,7 @@ _PLAIN_TOKENS: Final = frozenset({"%>a", "%>p", "%>la", "%>lp", "%la", "%lp", "%
 _TALKATIVE: Final = frozenset(
     {"ALL", "9", "11", "23", "28", "29", "33", "44", "55", "61", "73", "74", "82", "84", "93"}
 )
+_WARNS_WITH_TEXT: Final = ("11", "29", "55")  # those that do so at level 1
 # How the exporter's request passes; other directives than these decide nothing.
 _OF_OWN_SCRAPE: Final = {
     "http_access": ("allow", "localhost", "sk_itself", "sk_counters", "sk_get", "!sk_through_proxy", "sk_is_scrape"),
@@ -230,6 +231,16 @@ def debugging(one: Inspection) -> Iterator[Found]:
         section, _, level = word.partition(",")
         if directive and section.upper() in _TALKATIVE and level.isdigit() and int(level) > 1:
             yield _at(directive, f"debug_options {word}")
+
+
+def warnings_with_requests(one: Inspection) -> Iterator[Found]:
+    """Find the sections of Squid's debugging that print text of requests in warnings of level 1."""
+    directive = one.last("debug_options")
+    levels = {"ALL": "1"} | dict(word.split(",", 1) for word in (directive.words if directive else ()) if "," in word)
+    loud = [number for number in _WARNS_WITH_TEXT if levels.get(number, levels["ALL"]) != "0"]
+    if loud:
+        detail = "debug_options lacks " + " ".join(f"{number},0" for number in loud)
+        yield _at(directive, detail) if directive else Found(detail)
 
 
 def proxy_protocol_open(one: Inspection) -> Iterator[Found]:

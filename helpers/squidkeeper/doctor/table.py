@@ -162,8 +162,15 @@ CHECKS: Final = (
         "debugging-prints-headers",
         _CRITICAL,
         "Debugging writes headers or helper answers into cache.log, credentials included",
-        "Set `debug_options ALL,1`, and delete the cache.log that was written with it.",
+        "Set `debug_options ALL,1 11,0 29,0 55,0`, and delete the cache.log that was written with it.",
         configuration.debugging,
+    ),
+    Check(
+        "requests-in-warnings",
+        _WARNING,
+        "Warnings in cache.log can hold text of requests: a login, or a secret in the URL that is fetched",
+        "Let the last `debug_options` end in `11,0 29,0 55,0`.",
+        configuration.warnings_with_requests,
     ),
     Check(
         "proxy-protocol-open",
