@@ -254,6 +254,19 @@ def test_what_the_policy_does_not_allow_is_found(
         assert found(drift.check(record(url, **fields))) == finding
 
 
+@pytest.mark.parametrize(("keys", "finding"), [("sealed_tokens: {keys: [token]}", None), ("", ("credential", "open"))])
+def test_a_sealed_token_is_due_where_the_policy_has_a_key_for_it(
+    tmp_path: Path, record: Callable[..., Record], keys: str, finding: tuple[str, str] | None
+) -> None:
+    (tmp_path / "policy.yaml").write_text(f"{POLICY}{keys}\n")
+    policy = load(tmp_path, datetime(2026, 11, 25, tzinfo=UTC)).compiled
+    assert policy is not None
+    drift = DriftChecker(lambda _: policy, lambda: policy)
+    sealed = record("https://open.example/x", credential="sealed-token")
+    checked = drift.check(sealed)
+    assert (checked and found(checked)) == finding
+
+
 AROUND_NOON = [
     ("2026-11-25T11:59:59.990Z", 5, True),
     ("2026-11-25T12:00:02.000Z", 0, True),  # Squid's answer of before noon was still kept

@@ -104,7 +104,7 @@ def _summary(diagnosis: Diagnosis) -> str:
 
 
 def _counts(diagnosis: Diagnosis) -> Iterator[str]:
-    numbers = Counter(check.severity for check, found in diagnosis.found for _ in found)
+    numbers = Counter(check.severity for check, _ in diagnosis.found)
     yield from (f"{numbers[severity]} {severity}" for severity in Severity if numbers[severity])
 
 

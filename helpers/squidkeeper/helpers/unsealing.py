@@ -15,10 +15,9 @@ from squidkeeper.errors import SealedTokenRefused, SquidkeeperError
 from squidkeeper.helpers.fetched_request import FetchedRequest
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.forms import InjectedValue, SealedHeader
-from squidkeeper.policy.model import Credential, Match
+from squidkeeper.policy.model import SEALED_TOKEN, Credential, Match
 from squidkeeper.policy.sealed_tokens import SECRET, SealedContent
 
-SEALED_TOKEN = "sealed-token"  # noqa: S105 - as what its credential is counted and logged
 _REFUSED = "The sealed token of this request is refused: {}."
 
 

@@ -44,6 +44,7 @@ _HEADER_KEY_LENGTH = 8
 _KEY_LENGTH = 12  # hexadecimal digits of the keys of what install.sh renders
 TOKEN_ID_LENGTH = 12  # hexadecimal digits of the hash
 DIRECT = "direct"  # the key of what goes past every parent
+SEALED_TOKEN = "sealed-token"  # noqa: S105 - as what the credential of a sealed token is counted and logged
 NO_REWRITE = ""  # in a test: no rewrite applies
 
 

@@ -20,6 +20,7 @@ from cachetools import LRUCache
 from squidkeeper import metrics
 from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, asks_url, decide
 from squidkeeper.errors import InvalidUrl
+from squidkeeper.policy.model import SEALED_TOKEN
 from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.record import NONE, Record, parse_time, truncated_fields
 from squidkeeper.record.requests import asks_splice, request_of, token
@@ -134,7 +135,7 @@ class DriftChecker:
             return None
         found = None
         for at in moments:
-            finding = _finding(_decide(policy, host, record, at), record)
+            finding = _finding(_decide(policy, host, record, at), record, policy)
             if finding is None:
                 return None
             found = found or finding
@@ -197,11 +198,12 @@ def _decide(policy: CompiledPolicy, host: _RecordedHost, record: Record, at: dat
     return decide(policy, match, at, Stage.URL, url)
 
 
-def _finding(decision: Decision, record: Record) -> Finding | None:
+def _finding(decision: Decision, record: Record, policy: CompiledPolicy) -> Finding | None:
     if not decision.allowed:
         return Finding(DriftKind.ALLOWED, decision.rule, decision.reason or "")
+    due = {one.name for one in decision.credentials} | ({SEALED_TOKEN} if policy.source.sealing_keys else set())
     undue = set() if record.credential == NONE else set(unquote(record.credential).split(","))
-    undue -= {one.name for one in decision.credentials}
+    undue -= due
     if undue:
         names = ", ".join(sorted(undue))
         return Finding(DriftKind.CREDENTIAL, decision.rule, f"It got {names}, which the policy does not give it.")
