@@ -98,9 +98,9 @@ class SecretStore:
         return checked_secret(name, f"the environment variable {variable}", os.fsencode(value))
 
     def _from_file(self, name: str, path: Path) -> Secret:
-        where = f"the file {path}"
         known = self._read.get(name)
-        if known is None or known[0] != _state_of(name, path, where):
+        if known is None or known[0] != _state_of(name, path):
+            where = f"the file {path}"
             state, content = _read_file(name, path, where)
             self._made.clear()  # nothing made of the old value may be sent
             self._read[name] = known = (state, checked_secret(name, where, content))
@@ -138,11 +138,11 @@ def _parsed_value(name: str, where: str, content: bytes) -> tuple[FetchedValue, 
     return value, checked_secret(name, where, value.value.encode())
 
 
-def _state_of(name: str, path: Path, where: str) -> _State:
+def _state_of(name: str, path: Path, where: str = "") -> _State:
     try:
         return _state(os.stat(path))
     except OSError as error:
-        raise _unreadable(name, where, error) from error
+        raise _unreadable(name, where or f"the file {path}", error) from error
 
 
 def _read_file(name: str, path: Path, where: str) -> tuple[_State, bytes]:

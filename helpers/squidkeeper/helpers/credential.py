@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,17 +135,18 @@ class Injector:
         until = time.monotonic() + self._wait_seconds
         return min(self._wait_until.setdefault(name, until) for name in problems)
 
-    def _headers(self, credential: Credential, request: FetchedRequest | None) -> Iterator[tuple[str, str]]:
+    def _headers(self, credential: Credential, request: FetchedRequest | None) -> list[tuple[str, str]]:
         match credential.form:
-            case Headers(values):
-                yield from ((value.name, self.secrets.fill(value)) for value in values)
-            case QueryParameters(values):  # which the rewriter adds
-                for value in values:
+            case Headers() as form:
+                return [(value.name, self.secrets.fill(value)) for value in form.values]
+            case QueryParameters() as form:  # which the rewriter adds
+                for value in form.values:
                     self.secrets.fill(value)
+                return []
             case SealedHeader(name, value):
-                yield name, value
+                return [(name, value)]
             case AwsSigV4() as form:
-                yield from signature_headers(form, credential.match, self.secrets, request).items()
+                return [*signature_headers(form, credential.match, self.secrets, request).items()]
 
     def _reply(self, decision: Decision, injected: list[tuple[str, str]], limit: int) -> Reply:
         known = self._replies.get(decision)

@@ -15,12 +15,12 @@ SHIPPED = tuple(header.lower() for header in INJECTABLE_HEADERS)
 _RENDERED = "(rendered)"  # no header has this name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # looked up for each request: hashing the fields takes 0.6 us
 class InjectedValue:
     """One value under a name: `template` with {secret} in it; with `username`, the whole is a basic credential.
 
     `bearer: s` is the template `Bearer {s}`; `basic` has `username` and the template of the password; `value` is its
-    own template. Literal braces are doubled, as in Python's str.format.
+    own template. Literal braces are doubled, as in Python's str.format. A value is equal to itself alone.
     """
 
     name: str
