@@ -163,6 +163,35 @@ def test_of_two_credentials_with_rendered_headers_the_first_applies(asker: Calla
     assert [one.name for one in ask("GET https://a.example/").credentials] == ["first", "third"]
 
 
+SIGNED = """
+    defaults: {watch_secrets: true}
+    rules: [{name: a, action: allow, hosts: [a.example], strip: [X-Debug, Range]}]
+    secrets: {id: {file: secret}, key: {file: secret}}
+    credentials:
+      - {name: a, hosts: [a.example], aws_sigv4: {access_key_id: id, secret_access_key: key, region: eu-central-1}}
+      - {name: b, hosts: [b.example], headers: {X-Amz-Date: "{id}", X-Amz-Content-Sha256: "{id}"}}
+      - {name: c, hosts: [c.example], headers: {X-Amz-Date: "{id}", X-Amz-Content-Sha256: "{id}",
+                                                X-Amz-Security-Token: "{id}"}}
+"""
+
+
+def test_beside_a_signature_no_header_passes_that_no_helper_reads(tmp_path: Path) -> None:
+    lines = directives(policy_lines(policy_of(tmp_path, SIGNED), NO_SECRETS))
+    assert "acl sk_signs note inject_x_amz_date_" in lines
+    others = [line for line in lines if line.startswith("request_header_access Other ")]
+    assert [line.split()[3] for line in others] == ["sk_signs", "CONNECT", "sk_watching"]
+    assert {f"request_header_access {name} deny CONNECT" for name in READ_HEADERS if name != "Via"} <= {*lines}
+    assert {line.split()[1] for line in lines if line.endswith(" deny sk_signs")} == {"Other", "X-Debug", "X_Debug"}
+
+
+def test_the_lines_of_the_headers_of_a_signature_are_not_those_of_signatures(tmp_path: Path) -> None:
+    policy = policy_of(tmp_path, SIGNED)
+    signing, *others = policy.credentials
+    unsigned = policy_lines(replace(policy, credentials=tuple(others)), NO_SECRETS)
+    assert not any(" sk_signs" in line for line in directives(unsigned))
+    assert [fault.location for fault in not_rendered(policy, unsigned, NO_SECRETS)] == [signing.location]
+
+
 # --- parent proxies -----------------------------------------------------------------------------------------------
 
 PARENTS = """

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import Fault, FaultCode
+from squidkeeper.policy.forms import AwsSigV4
 from squidkeeper.policy.headers import INJECTABLE_HEADERS, spellings
 from squidkeeper.policy.model import DIRECT, Credential, Parent, Policy, Route, Strip
 from squidkeeper.policy.upstreams import DEFAULT, parse_upstream_url
@@ -53,6 +54,7 @@ def policy_lines(policy: Policy, secrets: SecretStore, default: str = "") -> str
         *_HEAD.splitlines(),
         *_strip_lines(tuple({rule.strip.key: rule.strip for rule in policy.rules if rule.strip}.values())),
         *_inject_lines(policy.credentials),
+        *_signature_lines(policy),
         *_upstream_lines(policy.upstreams, secrets),
         *_watch_lines(policy),
         *(_default_lines(default) if default else ()),
@@ -162,6 +164,27 @@ def _inject_lines(credentials: Iterable[Credential]) -> Iterator[str]:
         yield f"acl sk_injects_{number} note {annotation}"
         yield from (f"request_header_access {name} deny sk_takes_injectable" for name in spellings(header))
         yield f"""request_header_add {header} "%'{{{annotation}}}note" sk_https !sk_final sk_injects_{number}"""
+
+
+def _signature_lines(policy: Policy) -> Iterator[str]:
+    """Write what a policy needs that signs requests: beside a signature no header passes that no helper reads.
+
+    Servers take more names than X-Amz-Copy-Source for it, such as X_Amz_Copy_Source. `Other` are the headers that
+    Squid does not know and that have no line of their own.
+    """
+    if not any(isinstance(credential.form, AwsSigV4) for credential in policy.credentials):
+        return
+    yield f"acl sk_signs note {header_annotation('X-Amz-Date')}"
+    yield "request_header_access Other deny sk_signs"
+    yield "request_header_access Other deny CONNECT"
+    if policy.watch is not None:
+        yield "request_header_access Other deny sk_watching"
+    read = {name.lower() for name in READ_HEADERS}
+    yield from (
+        f"request_header_access {name} deny CONNECT" for name in sorted({*READ_HEADERS} - {*_PASSED_IN_CONNECT})
+    )
+    removed = {name for rule in policy.rules if rule.strip for one in rule.strip.headers for name in spellings(one)}
+    yield from (f"request_header_access {one} deny sk_signs" for one in sorted(removed) if one.lower() not in read)
 
 
 def _watch_lines(policy: Policy) -> Iterator[str]:

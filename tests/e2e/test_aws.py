@@ -20,6 +20,7 @@ version: 1
 rules:
   - {name: buckets, action: allow, hosts: [bucket.s3.example, s3.example, part.s3.example, front.example]}
   - {name: tables, action: allow, hosts: [tables.example, other.example]}
+  - {name: stripped, action: allow, hosts: [stripped.example], strip: [X-Debug]}
 rewrites:
   - {name: front, hosts: [front.example], to: "https://bucket.s3.example{path}{query}"}
 secrets:
@@ -119,6 +120,12 @@ def test_the_rewritten_request_is_the_one_that_is_signed(gateway: Gateway, origi
         ("https://bucket.s3.example/x", ("-H", "X-Amz-Content-Sha256: x"), "not a SHA-256"),
         ("https://part.s3.example/mine/x", ("-X", "PUT", "-H", "X-Amz-Copy-Source: /b/k"), "X-Amz-Copy-Source"),
         ("https://tables.example/", ("--data-raw", "{}"), "signs the body"),
+        ("https://bucket.s3.example/x?X-Amz-Algorithm=AWS4-HMAC-SHA256", (), "the query has a parameter X-Amz-"),
+        (
+            "https://part.s3.example/mine/x?a&x%2damz_copy-source=/b/k",
+            ("-X", "PUT"),
+            "the query has a parameter X-Amz-",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) and "://" not in value else "",
 )
@@ -156,6 +163,22 @@ def test_no_header_of_the_signature_can_be_taken_out_or_doubled(gateway: Gateway
     seen = origins.seen[0]
     assert problem(seen) is None
     assert len(seen.values("X-Amz-Date") + seen.values("X_Amz_Date")) == 1
+
+
+UNREAD = ("X_Amz_Copy_Source", "X-Amz_Copy-Source", "X.Amz.Copy.Source", "X_Amz_Acl", "X-Amz-Acl", "X-Own", "X_Debug")
+
+
+def test_beside_a_signature_no_header_passes_that_the_gateway_does_not_read(gateway: Gateway, origins: Origins) -> None:
+    own = [f"{name}: /other/secret" for name in UNREAD]
+    for host, path in (("part.s3.example", "/mine/x"), ("part.s3.example", "/other/x"), ("other.example", "/x")):
+        with tunnel(gateway, f"{host}:443") as client:
+            client.get(path, host, *own, "X-Request-Id: 1", "Amz-Sdk-Request: attempt=1", "Range: bytes=0-9")
+    assert problem(origins.seen[0]) is None
+    arrived = [[name for name in UNREAD if seen.values(name)] for seen in origins.seen]
+    assert arrived == [[], [*UNREAD], [*UNREAD]]
+    for seen in origins.seen:
+        assert seen.values("X-Request-Id") + seen.values("Amz-Sdk-Request") == ["1", "attempt=1"]
+        assert seen.values("Range") == ["bytes=0-9"]
 
 
 CLIENT = """

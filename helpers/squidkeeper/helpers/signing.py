@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -11,8 +12,11 @@ from squidkeeper.errors import SigningRefused
 from squidkeeper.helpers.fetched_request import FetchedRequest
 from squidkeeper.policy.forms import AwsSigV4
 from squidkeeper.policy.model import Match
+from squidkeeper.policy.parameters import plain_parameter
 
 _COPY_SOURCE = "x-amz-copy-source"  # names an object to read
+_SEPARATOR = re.compile(r"[&;?]")
+_AWS = "x_amz_"
 
 
 def signature_headers(
@@ -25,7 +29,16 @@ def signature_headers(
         raise SigningRefused(
             "the header X-Amz-Copy-Source names an object, and the credential is for a part of the host"
         )
+    url = str(request.url())
+    if any(_is_of_aws(pair) for pair in _SEPARATOR.split(url.partition("?")[2])):
+        raise SigningRefused(
+            "the query has a parameter X-Amz-…, which servers take for a header or another signature: send headers"
+        )
     session = None if form.session_token is None else secrets.get(form.session_token).reveal()
     keys = AwsKeys(secrets.get(form.access_key_id).reveal(), secrets.get(form.secret_access_key).reveal(), session)
     scope = AwsScope(form.region, form.service)
-    return sign(keys, scope, request.method, str(request.url()), request.headers, datetime.now(UTC))
+    return sign(keys, scope, request.method, url, request.headers, datetime.now(UTC))
+
+
+def _is_of_aws(pair: str) -> bool:
+    return plain_parameter(pair.partition("=")[0]).startswith(_AWS)
