@@ -18,8 +18,8 @@ from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.sealed_tokens import SealedContent, parse_content
 
 _CACHE_BYTES, _OBJECT_BYTES = 1024 * 1024, 8_000  # of Python objects, beside the text
-_PLAIN = re.compile(r"(?:(?:bearer|token) +)?(\S+)", re.IGNORECASE)
-_BASIC = "basic "
+_PLAIN = re.compile(r"(?:(?:bearer|token)\s+)?(\S+)", re.IGNORECASE)
+_BASIC = re.compile(r"basic\s+(.*)", re.IGNORECASE | re.DOTALL)
 _CARRIERS = frozenset(header.lower() for header in INJECTABLE_HEADERS)
 
 
@@ -80,8 +80,8 @@ def presented_token(headers: Mapping[str, str], url: str) -> str | None:
 
     `SealedTokenRefused` where it is presented anywhere but in one header that the gateway injects.
     """
-    holding = [(name, text) for name, text in _texts(headers) if TOKEN_PREFIX in text]
-    if TOKEN_PREFIX in url or ("%" in url and TOKEN_PREFIX in unquote(url)):
+    holding = [(name, text) for name, text in _texts(headers) if _holds_token(text)]
+    if _holds_token(url) or ("%" in url and _holds_token(unquote(url))):
         raise SealedTokenRefused("a URL is no place for it, expected the header Authorization")
     if not holding:
         return None
@@ -96,18 +96,23 @@ def presented_token(headers: Mapping[str, str], url: str) -> str | None:
     return match[1]
 
 
+def _holds_token(text: str) -> bool:
+    return TOKEN_PREFIX in text.lower()  # in another case it opens nothing, and is refused all the same
+
+
 def _texts(headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Give each header's text; of a basic credential also username and password."""
     for name, value in headers.items():
         yield name, value
-        if value[: len(_BASIC)].lower() == _BASIC:
-            username, _, password = _decoded(value[len(_BASIC) :]).partition(":")
+        basic = _BASIC.fullmatch(value)
+        if basic is not None:
+            username, _, password = _decoded(basic[1]).partition(":")
             yield name, username
             yield name, password
 
 
 def _decoded(text: str) -> str:
     try:
-        return b64decode(text).decode("latin-1")
+        return b64decode(text.rstrip("= \t") + "===").decode("latin-1")  # one without its padding is read too
     except (Base64Error, ValueError):
         return ""
