@@ -11,6 +11,7 @@ from squidkeeper.errors import PatternError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _SEPARATED = re.compile(r"([&;?])")
 _DECODINGS = 5
+_UNICODE = re.compile(r"%u([0-9a-f]{4})", re.IGNORECASE)  # ASP.NET decodes it
 _AS_UNDERSCORE = str.maketrans(" .-", "___")  # PHP reads the first two so
 
 
@@ -24,8 +25,8 @@ def parse_parameter(text: str) -> str:
 def add_parameters(url: str, values: Mapping[str, str]) -> str:
     """Put parameters ahead of the query of a URL, and remove each of the client's that a server may take for one.
 
-    Pairs end at `&`, `;` or `?`. A name counts in any case, however often it is encoded, with `[` after it, and with
-    each of ` `, `.`, `-` and `_` as the same.
+    Pairs end at `&`, `;` or `?`. A name counts in any case, with `[` after it, and with each of ` `, `.`, `-`, `_` and
+    `[` as the same. One that is encoded more than five times is removed, whatever it is.
     """
     before, _, query = url.partition("?")
     names = {plain_parameter(name) for name in values}
@@ -33,7 +34,7 @@ def add_parameters(url: str, values: Mapping[str, str]) -> str:
     kept = "".join(
         separator + pair
         for separator, pair in zip(pieces[::2], pieces[1::2], strict=True)
-        if plain_parameter(pair.partition("=")[0]) not in names
+        if not _may_be_one(pair.partition("=")[0], names)
     ).lstrip("&;?")
     added = "&".join(f"{name}={quote(value, safe='')}" for name, value in values.items())
     return f"{before}?{added}&{kept}" if kept else f"{before}?{added}"
@@ -41,9 +42,28 @@ def add_parameters(url: str, values: Mapping[str, str]) -> str:
 
 def plain_parameter(name: str) -> str:
     """Reduce the name of a parameter to what every spelling of it has in common."""
+    return _plain(_decoded(name).partition("[")[0])
+
+
+def _may_be_one(name: str, names: set[str]) -> bool:
+    decoded = _decoded(name)
+    if _decoded_once(decoded) != decoded:
+        return True
+    # PHP reads a[b as a_b, and a[b] as a
+    return plain_parameter(decoded) in names or _plain(decoded.replace("[", "_")) in names
+
+
+def _decoded(name: str) -> str:
     for _ in range(_DECODINGS):
-        decoded = unquote_plus(name, errors="replace")
-        if decoded == name:
-            break
-        name = decoded
-    return re.split(r"[\[\0]", name)[0].strip().casefold().translate(_AS_UNDERSCORE)
+        name = _decoded_once(name)
+    return name
+
+
+def _decoded_once(name: str) -> str:
+    if "%" not in name and "+" not in name:
+        return name
+    return unquote_plus(_UNICODE.sub(lambda match: chr(int(match[1], 16)), name), errors="replace")
+
+
+def _plain(name: str) -> str:
+    return name.partition("\0")[0].strip().casefold().translate(_AS_UNDERSCORE)
