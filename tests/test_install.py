@@ -1393,6 +1393,11 @@ def test_a_policy_in_place_is_never_overwritten(gateway: Gateway, tmp_path: Path
     done = gateway.install("--policy", str(make_policy(tmp_path / "other", "Other.")))
     assert (done.returncode, gateway.snapshot()) == (0, before)
     assert "never overwritten" in done.stdout
+    copied = gateway.place("etc/policy/README.md")
+    assert not copied.exists()
+    copied.write_text("# The policy language\n\nAs an earlier release had it.\n")
+    assert f"{copied} is of an earlier release: remove it" in gateway.install("--dry-run").stdout
+    copied.unlink()
 
 
 def test_a_given_policy_that_does_not_load_is_refused(empty: Gateway, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ from squidkeeper.squid_version import squid_version
 
 _MACHINE_ID: Final = Path("/etc/machine-id")  # machine-id(5); text_at reads nothing where it is missing
 _DEFAULT_LISTEN: Final = "3129"
+_REFERENCE: Final = "# The policy language\n"  # as the copies begin that earlier releases put beside the policy
 _LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
 _PARENT_ADVICE: Final = (
     "store it in that file: one line of printable ASCII, which Squid's account can read (mode 0640, its group)"
@@ -184,10 +185,14 @@ class Installation:
             say("policy", f"kept: {layout.policy}")
             if given and _contents(given) != _contents(layout.policy):
                 say("", f"it differs from {given}, and one in place is never overwritten: move it away, or edit it")
+            if text_at(layout.policy / "README.md").startswith(_REFERENCE):
+                say(
+                    "", f"{layout.policy / 'README.md'} is of an earlier release: remove it, read policy/README.md here"
+                )
             self._policy = layout.policy
         else:
             say("policy", f"from {source}: {layout.policy}")
-            self._files[layout.policy] = read_source(source, 0o750, (0, self._machine.account.group))
+            self._files[layout.policy] = self._policy_of(source)
             self._policy = self._work / "policy"
             write_entry(self._policy, self._files[layout.policy])
         in_place = layout.state.is_dir() and not self._options.dry_run  # check stores compiled lists there
@@ -199,6 +204,12 @@ class Installation:
             raise SetupFailed(what, details=self._as_given(told))
         for line in self._as_given(told).splitlines():
             say("", line)
+
+    def _policy_of(self, source: Path) -> Folder:
+        """Read the policy to install: the example without its documents, which an upgrade would leave as they are."""
+        owner = (0, self._machine.account.group)
+        paths = (path for path in source.iterdir() if self._options.policy or path.suffix != ".md")
+        return Folder({path.name: read_source(path, 0o750, owner) for path in paths}, 0o750, owner)
 
     @property
     def _has_example(self) -> bool:
@@ -635,7 +646,8 @@ def _first_word(file: Path) -> str:
 
 
 def _contents(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def _remove_old_venvs(prefix: Path, keep: set[Path]) -> None:
