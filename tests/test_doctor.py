@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -622,13 +623,23 @@ def test_behind_haproxy_squid_is_asked_at_haproxys_port(layout: Layout) -> None:
 
 
 def test_without_a_gateway_the_status_is_2(layout: Layout, tmp_path: Path) -> None:
-    advice = "name the gateway by --root DIR, or run this as root\n"
+    advice = "name the gateway by --root DIR\n"  # these tests run as root
     other = Layout.of(tmp_path / "other")
     neither = f"squidkeeper is not installed: there is neither {other.fragment} nor {other.program}"
     assert doctor("--root", tmp_path / "other") == (2, f"squidkeeper doctor: {neither}: {advice}")
     layout.conf.unlink()
     missing = f"{layout.conf} cannot be read (No such file or directory)"
     assert doctor("--root", tmp_path) == (2, f"squidkeeper doctor: {missing}: {advice}")
+
+
+def test_the_file_that_cannot_be_read_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr("squidkeeper.doctor.inspection.read_sources", unreadable)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    said = f"{layout.policy} cannot be read (Permission denied): name the gateway by --root DIR, or run this as root\n"
+    assert doctor("--root", layout.conf.parents[1]) == (2, f"squidkeeper doctor: {said}")
 
 
 def test_what_only_root_can_check_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

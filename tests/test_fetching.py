@@ -561,3 +561,15 @@ def is_running(pid: int) -> bool:
 
 def read(file: Path) -> str:
     return file.read_text().strip() if file.exists() else ""
+
+
+def test_a_policy_that_does_not_load_is_told_as_what_it_means_for_fetching(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("version: 2\n")
+    folders = ("--policy", tmp_path, "--state", tmp_path / "state", "--run", tmp_path / "run")
+    command = (sys.executable, "-m", "squidkeeper", "secrets", *map(str, folders))
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        try:
+            assert process.stderr.readline() == f"squidkeeper: {tmp_path} does not load, nothing is fetched:\n"
+        finally:
+            process.terminate()

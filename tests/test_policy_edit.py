@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -140,6 +141,7 @@ def test_the_command_prints_a_token_once_and_the_policy_has_its_hash_alone(tmp_p
     text = made.stdout.strip()
     assert re.fullmatch(r"sqk_[\w-]{43}", text)
     assert text not in made.stderr
+    assert made.stderr.endswith(f"squidkeeper env --policy {folder} --client ci --token-file FILE\n")
     assert text not in (folder / "policy.yaml").read_text()
     [token] = client_of(folder).tokens or ()
     assert token.sha256 == Token.of(text).sha256
@@ -147,5 +149,9 @@ def test_the_command_prints_a_token_once_and_the_policy_has_its_hash_alone(tmp_p
     assert listed.startswith(f"ci (any network)\n  {token.id}, expires in ")
     assert squidkeeper("client", "remove", "ci", "--policy", folder).stdout == f"Client ci: revoked {token.id}\n"
     assert "nobody can log in" in squidkeeper("client", "list", "--policy", folder).stdout
+    gateway = tmp_path / "gateway"
+    shutil.copytree(folder, gateway / "etc/policy")
+    made = squidkeeper("client", "add", "ci", "--policy", gateway / "etc/policy")
+    assert made.stderr.endswith(f"squidkeeper env --root {gateway} --client ci --token-file FILE\n")
     wrong = squidkeeper("client", "add", "ci", "--for", "soon", "--policy", folder)
     assert (wrong.returncode, wrong.stdout) == (2, "")

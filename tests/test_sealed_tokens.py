@@ -372,8 +372,11 @@ def test_the_command_seals_a_basic_credential_from_a_file(tmp_path: Path) -> Non
     [
         ([], "expected one of --new-key"),
         (["--to", "x", "--host", "a.example"], "not a key of sealed tokens"),
-        (["--to", str(KEY.public)], "hosts: Field required"),
-        (["--to", str(KEY.public), "--host", "*"], "host pattern '*'"),
+        (["--to", str(KEY.public)], "--host is required"),
+        (["--to", str(KEY.public), "--host", "*"], "--host: host pattern '*'"),
+        (["--to", str(KEY.public), "--host", "a.example", "--method", "get"], "--method: "),
+        (["--to", str(KEY.public), "--host", "a.example", "--value", "x"], "--value: "),
+        (["--to", str(KEY.public), "--host", "a.example", "--expires", "soon"], "--expires: "),
         (
             ["--to", str(KEY.public), "--host", "a.example", "--basic", "x", "--value", "{secret}"],
             "--value and --basic",

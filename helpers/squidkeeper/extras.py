@@ -30,15 +30,17 @@ def extra_problem(extra: str) -> str | None:
     """Say that an extra is not installed and which command installs it; None: it is installed."""
     if _is_installed(extra):
         return None
-    names = sorted({extra, *filter(_is_installed, EXTRAS)})  # the option replaces the list of what is installed
-    return f"the extra {extra!r} is not installed: run ./install.sh --extras {','.join(names)}"
+    return f"the extra {extra!r} is not installed: run ./install.sh --extras {_extras_with(extra)}"
 
 
 def missing_extras(policy: Policy) -> Iterator[Fault]:
     """Warn about each entry of a policy that needs an extra which is not installed."""
-    for location, what, extra in _needs(policy):
-        if problem := extra_problem(extra):
-            yield Fault(location, FaultCode.EXTRA_MISSING, f"{what}: {problem}")
+    needs = tuple(_needs(policy))
+    command = f"./install.sh --extras {_extras_with(*(extra for _, _, extra in needs))}"
+    for location, what, extra in needs:
+        if not _is_installed(extra):
+            message = f"{what}: the extra {extra!r} is not installed: run {command}"
+            yield Fault(location, FaultCode.EXTRA_MISSING, message)
 
 
 def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
@@ -51,6 +53,11 @@ def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
     for credential in policy.credentials:
         if isinstance(credential.form, AwsSigV4):
             yield credential.location, f"credential {credential.name!r}", "aws"
+
+
+def _extras_with(*extras: str) -> str:
+    """List extras with those that are installed: the option replaces the list of what is installed."""
+    return ",".join(sorted({*extras, *filter(_is_installed, EXTRAS)}))
 
 
 def _is_installed(extra: str) -> bool:

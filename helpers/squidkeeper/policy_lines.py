@@ -22,8 +22,8 @@ from squidkeeper.replies import header_annotation
 
 _HEAD = """\
 # Written by squidkeeper's install.sh from the policy, which replaces it: run it again after a change of `upstreams`,
-# `strip` or the headers of credentials, and of a parent's password. Until then a request that needs what is not here is
-# denied as not-rendered.
+# `strip`, a parent's password or the headers of credentials, and once the policy watches for secrets. Until then a
+# request that needs what is not here is denied as not-rendered, and headers that no helper reads still pass.
 """
 _KEYS = re.compile(
     r"^acl sk_(?:strip_rendered note strip_|inject_rendered note inject_lines_|upstream_rendered note upstream_) (.*)$",
@@ -119,9 +119,7 @@ def _rendered_keys(rendered: str) -> set[str]:
 
 _ARE_NOT_RENDERED = "are not in Squid's configuration yet, so its requests are denied: run install.sh"
 _NOT_RENDERED = "is not in Squid's configuration yet, so its requests are denied: run install.sh"
-_NOT_SEARCHED = (
-    "headers that no helper reads still pass, as Squid's configuration does not say otherwise yet: run install.sh"
-)
+_NOT_SEARCHED = "Squid still forwards headers that are not searched: run install.sh"
 _OTHER_PASSWORD = "its secret has changed, and Squid still sends the former password: run install.sh"  # noqa: S105 - a text
 
 

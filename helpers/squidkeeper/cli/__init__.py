@@ -49,7 +49,7 @@ def main() -> None:
 
     `check`, `explain`, `log`, `report`, `doctor` and `demo` are for people. `env`, `probe` and `brief` print what a
     client needs.
-    `client` makes and revokes the tokens of clients.
+    `client` makes and revokes the tokens of clients. `seal` makes sealed tokens and the keys for them.
     `acl`, `rewrite`, `credential`, `throttle`, `certificate`, `login` and `watch` are the helpers that Squid starts.
     `exporter`, `maintain` and `secrets` are services beside Squid. `setup` is a part of install.sh.
     """

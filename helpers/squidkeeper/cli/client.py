@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import json_option, policy_option
+from squidkeeper.cli.options import DEFAULT_POLICY, json_option, policy_option
 from squidkeeper.errors import EditRefused, PolicyError
 from squidkeeper.formatting import ago
 
@@ -58,7 +58,7 @@ def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory
         raise click.ClickException(str(error)) from error
     click.echo(f"Client {name}: token {token.id}{_until(token, now)}, in {file}. It is shown this once:", err=True)
     click.echo(text)
-    click.echo(f"In the VM: HTTPS_PROXY=http://{name}:TOKEN@GATEWAY:3129 (squidkeeper env --client {name})", err=True)
+    click.echo(f"Its variables: squidkeeper env{_gateway_of(directory)} --client {name} --token-file FILE", err=True)
 
 
 @client.command("list")
@@ -99,6 +99,17 @@ def remove(name: str, token_id: str | None, directory: Path) -> None:
     except EditRefused as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"Client {name}: revoked {', '.join(removed)}")
+
+
+def _gateway_of(directory: Path) -> str:
+    """Give the options by which `env` finds the gateway of a policy."""
+    from squidkeeper.setup.layout import Layout
+
+    folder = directory.absolute()
+    if folder == DEFAULT_POLICY:
+        return ""
+    root = folder.parent.parent
+    return f" --root {root}" if Layout.of(root).policy == folder else f" --policy {folder}"
 
 
 def _until(token: Token, now: datetime) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -35,8 +36,10 @@ def doctor(root: Path | None, as_json: bool) -> None:
     try:
         inspection = inspect(layout)
     except (DoctorFailed, OSError) as error:
-        reason = f"{layout.conf} cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
-        click.echo(f"squidkeeper doctor: {reason}: name the gateway by --root DIR, or run this as root", err=True)
+        unread = f"{getattr(error, 'filename', None) or layout.conf} cannot be read"
+        reason = f"{unread} ({error.strerror})" if isinstance(error, OSError) else str(error)
+        as_root = "" if os.geteuid() == 0 else ", or run this as root"
+        click.echo(f"squidkeeper doctor: {reason}: name the gateway by --root DIR{as_root}", err=True)
         raise SystemExit(2) from error
     diagnosis = examine(inspection)
     click.echo(json_of(diagnosis) if as_json else as_text(diagnosis))

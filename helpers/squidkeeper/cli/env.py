@@ -47,8 +47,9 @@ def env(
 ) -> None:
     """Print the environment that sends a client's programs through the gateway, and lets them trust it.
 
-    The variables name two files in the VM: the gateway's root, and a bundle of the public roots with the gateway's.
-    cloud-init and dockerfile write both. For the other forms put the root into the VM's trust store.
+    The variables name files in the VM: the gateway's root, a bundle of the public roots with the gateway's, and the
+    trust store of Java. cloud-init and dockerfile write the first two. For the other forms put the root into the VM's
+    trust store.
 
     A client with tokens logs in: --token-file puts the token into the proxy's URL. Without it, and for a proxy user,
     the word PASSWORD stands there.

@@ -11,6 +11,18 @@ import click
 from squidkeeper.errors import ExtraMissing, PatternError
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_OPTIONS = {  # of the fields of a token, for messages
+    "hosts": "--host",
+    "paths": "--path",
+    "methods": "--method",
+    "ports": "--port",
+    "clients": "--client",
+    "expires": "--expires",
+    "header": "--header",
+    "value": "--value",
+    "username": "--basic",
+    "secret": "the secret",
+}
 
 
 @click.command()
@@ -89,6 +101,8 @@ def _sealed(to: str, file: Path | None, days: int | None, fields: dict[str, str 
     from squidkeeper.credentials.sealing import SealingPublicKey, seal_bytes
     from squidkeeper.policy.sealed_tokens import format_content
 
+    if not fields["hosts"]:
+        raise click.UsageError("--host is required: name the hosts that the token is for")
     if days is not None and fields["expires"] is not None:
         raise click.UsageError("expected one of --expires and --days")
     if fields["username"] is not None and fields["value"] is not None:
@@ -99,7 +113,13 @@ def _sealed(to: str, file: Path | None, days: int | None, fields: dict[str, str 
         content["expires"] = (datetime.now(UTC) + timedelta(days=days)).isoformat(timespec="seconds")
     if fields["username"] is not None:
         content["value"] = "{secret}"
-    return seal_bytes(format_content(content), key)
+    try:
+        content_bytes = format_content(content)
+    except PatternError as error:
+        place, _, problem = str(error).partition(": ")
+        option = _OPTIONS.get(place.partition(".")[0])
+        raise PatternError(f"{option}: {problem}" if option else str(error)) from None
+    return seal_bytes(content_bytes, key)
 
 
 def _secret(file: Path | None) -> str:

@@ -438,8 +438,9 @@ CONDITIONS: Final = (
         _WARNING,
         "0m",
         "A secret is unavailable",
-        "Requests that need it are denied. Store one line of printable ASCII. Squid's account must be able to read the"
-        " file: mode 0640, that account's group, and its folders open to it.",
+        "Requests that need it are denied. In the file of a secret, store one line of printable ASCII. Squid's account"
+        " must be able to read it: mode 0640, that account's group, and its folders open to it. If the secret is"
+        f" fetched, check its source. {_SECRETS_LOG}.",
         _secret_unavailable,
     ),
     Condition(

@@ -46,7 +46,10 @@ def run_fetching(options: FetchingOptions) -> None:
     folder = options.run / FOLDER
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     watcher: PolicyWatcher[Secrets] = PolicyWatcher(
-        options.directory, options.state / "lists", lambda compiled: compiled.source.secrets
+        options.directory,
+        options.state / "lists",
+        lambda compiled: compiled.source.secrets,
+        without_policy="nothing is fetched",
     )
     watcher.start()
     asyncio.run(_run(Fetching(folder, options.commands), watcher))

@@ -63,6 +63,8 @@ class PolicyWatcher(Generic[T]):
         list_cache: Path | None,
         prepare: Callable[[CompiledPolicy], T],
         revisions: Path | None = None,
+        *,
+        without_policy: str = "everything is denied",
     ) -> None:
         self.current: T | None = None
         self._not_read = PolicyState(
@@ -73,6 +75,7 @@ class PolicyWatcher(Generic[T]):
         self._list_cache = list_cache
         self._prepare = prepare
         self._revisions = revisions
+        self._without_policy = without_policy  # what this process does until a policy loads, for its log
         self._writer = RevisionWriter(revisions, list_cache)
         self._files: FileWatch | None = None
         self._watch_problem = self._store_problem = ""
@@ -174,7 +177,7 @@ class PolicyWatcher(Generic[T]):
         if problem == self._refused:
             return
         self._refused = problem
-        effect = "everything is denied" if self.current is None else "the last good policy goes on"
+        effect = self._without_policy if self.current is None else "the last good policy goes on"
         _log.error("%s does not load, %s:\n%s", self._directory, effect, problem)
 
     # --- files that are being written -----------------------------------------------------------------------------
