@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
+from squidkeeper.policy.model import VERDICT_NAMES
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -95,6 +96,28 @@ def test_each_option_of_the_installer_has_its_row() -> None:
     options = re.findall(r"^  (--[a-z-]+)", usage, re.MULTILINE)
     rows = re.findall(r"^\| `(--[a-z-]+)", (REPOSITORY / "squid/INSTALL.md").read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(set(options) - {"--help"})
+
+
+@pytest.mark.parametrize(
+    ("document", "title", "column"),
+    [("squid/TROUBLESHOOTING.md", "What the client sees", 1), ("policy/README.md", "Built-in rules", 1)],
+)
+def test_each_built_in_rule_is_explained(document: str, title: str, column: int) -> None:
+    section = (REPOSITORY / document).read_text().split(f"## {title}\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[column] for line in section.splitlines() if line.startswith("| ")]
+    assert {name for row in rows for name in re.findall(r"`([a-z-]+)", row)} >= VERDICT_NAMES
+
+
+def test_the_rows_of_a_table_have_the_cells_of_its_head_and_no_line_between_them() -> None:
+    wrong = []
+    for document in DOCUMENTS:
+        text = FENCE.sub("", document.read_text())
+        for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+            lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines()]
+            has_head = len(lines) > 1 and all(cell.startswith("-") for cell in lines[1])
+            if not has_head or {len(cells) for cells in lines} != {len(lines[0])}:
+                wrong.append(f"{name_of(document)}: {table.splitlines()[0]}")
+    assert wrong == []
 
 
 # --- the map of the program ---------------------------------------------------------------------------------------

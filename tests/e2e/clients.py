@@ -241,4 +241,6 @@ def logins_table() -> str:
     """Write the table of squid/CLIENTS.md that tells when each client sends its login."""
     clients = (*IN_EVERY_RUN, *ON_REQUEST)
     rows = [(login, ", ".join(one.name for one in clients if one.login is login)) for login in Login]
-    return "| the login is sent | by |\n|---|---|\n" + "".join(f"| {login} | {names} |\n" for login, names in rows)
+    return "| the login is sent | by |\n|---|---|\n" + "".join(
+        f"| {login} | {names} |\n" for login, names in rows if names
+    )
