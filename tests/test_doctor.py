@@ -317,8 +317,6 @@ def other_errors(layout: Layout) -> None:
 
 def include_not(layout: Layout) -> None:
     edit(layout.conf, f"\ninclude {layout.fragment}\n", "\n")
-    edit(layout.conf, " !sk_withheld", "")  # an ACL of that file
-    edit(layout.conf, " sk_withheld", "")
 
 
 def fragment(layout: Layout) -> Path:
@@ -360,6 +358,11 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
         lambda one: watch_with(one, "access_log udp://192.0.2.9:9 logformat=squidkeeper\n"),
         "udp",
     ),
+    (
+        "watched-requests-logged",
+        lambda one: watch_with(one, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_is_withheld\n"),
+        "udp",
+    ),
     ("watched-requests-logged", watch_without_ours, "squidkeeper's access_log line with "),
     ("two-resolvers", lambda layout: add(layout, "dns_nameservers 192.0.2.1\ndns_nameservers 192.0.2.2\n"), "beside"),
 ]
@@ -384,8 +387,10 @@ def test_squid_accepts_the_changed_files(layout: Layout, code: str, change: Call
 
 def test_a_log_without_urls_may_show_what_is_watched_for(layout: Layout) -> None:
     watch_with(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper_withheld\naccess_log none\n")
-    add(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_is_withheld\n")
+    add(layout, "access_log udp://192.0.2.9:9 logformat=squidkeeper !sk_withheld\n")
+    edit(layout.local, "#access_log ", "access_log ")  # the lines for a collector, as documented
     assert found("watched-requests-logged", inspect(layout)) == []
+    assert re.findall(r"FATAL.*|Bungled.*", parse(layout.conf)) == []
 
 
 def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(layout: Layout) -> None:

@@ -6,7 +6,10 @@ When the run ends, no log of any gateway may hold a value that it was given (`si
 import base64
 import os
 import signal
+import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -15,7 +18,7 @@ import pytest
 from tests.waiting import wait_for
 
 from .curl import curl
-from .gateway import Gateway, NewGateway
+from .gateway import REPOSITORY, Gateway, NewGateway
 from .origin import Origins
 from .raw import Raw, tunnel
 from .reply import Reply
@@ -42,12 +45,37 @@ LEAVING = "secret-leaving"
 
 
 @pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    gateway = new_gateway(POLICY)
+def collector(internet: None) -> Iterator[socket.socket]:
+    """Whoever collects the record by UDP."""
+    with socket.socket(type=socket.SOCK_DGRAM) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.setblocking(False)
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway, collector: socket.socket) -> Gateway:
+    port = collector.getsockname()[1]
+    gateway = new_gateway(POLICY, *[line.replace("192.0.2.20:5140", f"127.0.0.1:{port}") for line in collector_lines()])
     gateway.secret("token", TOKEN + "\n")
     gateway.secret("bait", BAIT)
     gateway.render()
     return gateway.start()
+
+
+def collector_lines() -> list[str]:
+    """The lines for a collector, as they are documented."""
+    lines = (REPOSITORY / "squid/local.conf").read_text().splitlines()
+    return [line.removeprefix("#") for line in lines if line.startswith("#access_log udp:")]
+
+
+def collected(collector: socket.socket) -> list[bytes]:
+    """What has come to the collector since this was asked before."""
+    found = []
+    with suppress(BlockingIOError):
+        while True:
+            found.append(collector.recv(65536))
+    return found
 
 
 def coded(value: str, before: str = "") -> str:
@@ -128,6 +156,50 @@ def test_no_log_has_the_value_where_the_request_is_denied_anyway(gateway: Gatewa
     lines = wait_for(lambda: gateway.log()[before:], "a line of the log")
     assert BAIT.lower() not in str(lines).lower()
     assert origins.seen == []
+
+
+# What Squid refuses without a question to a helper: the target of the request, its version and a header.
+REFUSED = {
+    "a wrong login": ("http://open.example/?q=VALUE", "1.1", f"Proxy-Authorization: Basic {coded('a:b')}"),
+    "an expectation": ("http://open.example/?q=VALUE", "1.1", "Expect: VALUE"),
+    "a port": ("http://open.example:99999/?q=VALUE", "1.1", "Accept: */*"),
+    "no host": ("/?q=VALUE", "1.1", "Accept: */*"),
+    "a version": ("http://open.example/?q=VALUE", "9.1", "Accept: */*"),
+    "a method": ("http://open.example/?q=VALUE", "1.1", "Content-Length: VALUE"),
+    "a rule": ("http://closed.example/?q=VALUE", "1.1", "User-Agent: VALUE"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_a_collector_gets_no_value_of_a_request_that_squid_refuses(
+    gateway: Gateway, collector: socket.socket, why: str
+) -> None:
+    target, version, header = (part.replace("VALUE", BAIT) for part in REFUSED[why])
+    before = len(gateway.log())
+    collected(collector)
+    with Raw(gateway) as raw:
+        reply = raw.send(f"GET {target} HTTP/{version}\r\nHost: open.example\r\n{header}\r\n\r\n").answer()
+    assert reply is not None
+    assert reply.status >= 400
+    lines = wait_for(lambda: gateway.log()[before:], "a line of the log")
+    sent = collected(collector)  # Squid writes to it ahead of its log
+    assert len(sent) >= len(lines)
+    assert BAIT.lower() not in f"{lines}{sent}".lower()
+
+
+def test_a_collector_gets_the_url_of_a_request_that_holds_nothing(gateway: Gateway, collector: socket.socket) -> None:
+    collected(collector)
+    assert curl(gateway, "http://open.example/collected").status == 200
+    assert b"http://open.example/collected" in wait_for(lambda: collected(collector), "a line for the collector")[0]
+
+
+def test_connections_without_a_request_leave_nothing_in_the_log_of_squid(gateway: Gateway) -> None:
+    before, said = len(gateway.log()), len(gateway.cache_log())
+    for _ in range(5):
+        Raw(gateway).close()
+    lines = wait_for(lambda: found if len(found := gateway.log()[before:]) == 5 else [], "a line for each")
+    assert {(line["url"], line["rule"]) for line in lines} == {("-", "-")}
+    assert gateway.cache_log()[said:] == ""
 
 
 def test_a_path_that_the_record_needs_is_in_it_where_nothing_was_found(gateway: Gateway, origins: Origins) -> None:

@@ -32,9 +32,7 @@ _OF_OWN_SCRAPE: Final = {
 }
 _UNVERIFIED: Final = re.compile(r"DONT_VERIFY_(?:PEER|DOMAIN)")
 # What keeps a value that the policy watches for out of an access_log line: an ACL, or the format without URLs.
-_WITHHOLD: Final = frozenset(
-    {"!sk_withheld", "!sk_is_withheld", "squidkeeper_withheld", "logformat=squidkeeper_withheld"}
-)
+_WITHHOLD: Final = frozenset({"!sk_withheld", "squidkeeper_withheld", "logformat=squidkeeper_withheld"})
 _VALUE: Final = re.compile(r"( line \d+: \S+ ).*|'[^']*'")  # of what Squid says about a faulty line
 _HEADER_VALUE: Final = re.compile(r'(\S+)\s+("(?:\\.|[^"\\])*"|\S+)\s*(.*)')
 

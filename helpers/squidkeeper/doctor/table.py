@@ -232,7 +232,7 @@ CHECKS: Final = (
         "watched-requests-logged",
         _CRITICAL,
         "A log shows URLs of requests that hold what the policy watches for",
-        "End an access_log of yours in `!sk_is_withheld` (see squid/INSTALL.md). For ours, run `{install}`.",
+        "End an access_log of yours in `!sk_withheld` (see squid/INSTALL.md). For ours, run `{install}`.",
         configuration.logs_what_is_watched_for,
     ),
     Check(
