@@ -28,6 +28,9 @@ version: 1
 clients:
   agents: {networks: [192.168.137.0/24]}
   ci: {users: [ci-bot]}
+  dev:
+    token_sha256:
+      - {sha256: d4735e3a265e16eee03f59718b9b5d03019c07d8b6c51f90da3a666eec13ab35, expires: 2026-11-25T12:00:00Z}
 rules:
   - {name: closed, action: deny, hosts: [closed.example]}
   - {name: no-admin, action: deny, hosts: [paths.example], paths: [/admin/**]}
@@ -282,6 +285,15 @@ def test_a_rule_that_lapses_counts_as_long_as_its_answers_are_kept(
 ) -> None:
     one = record("http://lapses.example/", rule="lapses", time=time, duration_ms=duration_ms)
     assert found(drift.check(one)) == (None if due else ("allowed", "default"))
+
+
+@pytest.mark.parametrize(("time", "duration_ms", "due"), AROUND_NOON, ids=[time for time, *_ in AROUND_NOON])
+def test_a_token_that_lapses_counts_as_long_as_its_answers_are_kept(
+    drift: DriftChecker, record: Callable[..., Record], time: str, duration_ms: int, due: bool
+) -> None:
+    for _ in range(2):  # once decided, once remembered
+        one = record("http://open.example/", user="dev", time=time, duration_ms=duration_ms)
+        assert found(drift.check(one)) == (None if due else ("allowed", "login-refused"))
 
 
 def test_what_cannot_be_held_against_a_revision_is_counted(drift: DriftChecker, record: Callable[..., Record]) -> None:

@@ -69,6 +69,11 @@ class HostMatch(NamedTuple):
     spliced: bool = False
     lapses: datetime | None = None
 
+    @property
+    def depends_on_time(self) -> bool:
+        """Tell whether the decision is another one later: a rule for the host expires, or the token of the login."""
+        return bool(self.candidates.lapses) or self.lapses is not None
+
 
 class CompiledPolicy:
     """A policy that is ready to decide by. Its caches change no decision."""

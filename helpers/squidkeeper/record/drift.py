@@ -126,7 +126,7 @@ class DriftChecker:
         if host.always_allowed and record.credential == NONE and not is_unusual(record.url):
             return None
         try:
-            moments = _moments(record) if host.match.candidates.lapses else (_ANY_TIME,)
+            moments = _moments(record) if host.match.depends_on_time else (_ANY_TIME,)
         except (ValueError, OverflowError):  # the time is no time, or the duration too long
             self.unchecked += 1
             return None
@@ -183,7 +183,7 @@ def was_served(record: Record) -> bool:
 def _recorded_host(policy: CompiledPolicy, record: Record, origin: str, key_length: int) -> _RecordedHost:
     match = policy.match(request_of(msgspec.structs.replace(record, url=origin)))
     decision = decide(policy, match, _ANY_TIME, Stage.HOST)
-    always_allowed = decision.allowed and not match.candidates.lapses and not asks_url(decision, match, "")
+    always_allowed = decision.allowed and not match.depends_on_time and not asks_url(decision, match, "")
     return _RecordedHost(match, always_allowed, _HOST_BYTES + key_length + match.candidates.held_bytes)
 
 
