@@ -17,7 +17,7 @@ from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy_lines import default_upstream, lacks_lines, not_rendered, policy_lines
 from squidkeeper.protocol.request import request_to
-from squidkeeper.protocol.request_headers import READ_HEADERS
+from squidkeeper.protocol.request_headers import FIRST_COPY_HEADERS, READ_HEADERS
 from squidkeeper.replies import acl_reply, rewrite_reply
 
 from .conftest import NOW, Ask, compiled_of
@@ -382,6 +382,35 @@ def test_a_policy_that_watches_lets_no_header_pass_that_no_helper_reads(tmp_path
     unread = {"X-Debug", "X_Debug", "X_Api-Key", "Private_Token"}
     assert {f"request_header_access {name} deny sk_watching" for name in unread} <= {*lines}
     assert not {"request_header_access Cookie deny sk_watching", "request_header_access Host deny CONNECT"} & {*lines}
+
+
+READS = "acl sk_reads_headers any-of sk_watching sk_needs_headers"
+READING = {
+    "defaults: {watch_secrets: true}": "",
+    "canaries: {bait: {file: bait}}": "",
+    "placeholder": "{name: c, hosts: [a.example], bearer: s, placeholder: dummy-key-for-sdks}",
+    "signature": "{name: c, hosts: [a.example], aws_sigv4: "
+    "{access_key_id: s, secret_access_key: s, region: us-east-1, service: s3}}",
+}
+
+
+@pytest.mark.parametrize("reading", READING)
+def test_where_helpers_read_headers_no_second_copy_passes(tmp_path: Path, reading: str) -> None:
+    credential = READING[reading]
+    made = f"secrets: {{s: {{file: secret}}}}\ncredentials: [{credential}]" if credential else reading
+    policy = policy_of(tmp_path, "rules: [{name: a, action: allow, hosts: [a.example], strip: [Cookie]}]\n" + made)
+    rendered = policy_lines(policy, NO_SECRETS)
+    lines = directives(rendered)
+    assert READS in lines
+    for number, name in enumerate(FIRST_COPY_HEADERS):
+        acls = {"Authorization": " !sk_injected", "Cookie": f" !sk_removes_{number}"}.get(name, "")
+        assert f"acl sk_sends_{number} req_header {name} ." in lines
+        assert f"request_header_access {name} deny sk_reads_headers" in lines
+        again = f"""request_header_add {name} "%'{{{name}}}>h" sk_reads_headers !CONNECT sk_sends_{number}{acls}"""
+        assert again in lines
+    [fault] = not_rendered(policy, rendered.replace(READS, ""), NO_SECRETS)
+    assert (fault.code, "not searched" in fault.message) == ("not-rendered", True)
+    assert not_rendered(policy, rendered, NO_SECRETS) == ()
 
 
 def test_a_policy_that_watches_is_warned_about_until_its_lines_are_rendered(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from urllib.parse import quote
 
 from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import SecretUnavailable
-from squidkeeper.policy.faults import Fault, FaultCode
-from squidkeeper.policy.forms import AwsSigV4
+from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy.forms import AwsSigV4, SealedHeader
 from squidkeeper.policy.headers import INJECTABLE_HEADERS, spellings
 from squidkeeper.policy.model import DIRECT, Credential, Parent, Policy, Route, Strip
 from squidkeeper.policy.upstreams import DEFAULT, parse_upstream_url
-from squidkeeper.protocol.request_headers import READ_HEADERS
+from squidkeeper.protocol.request_headers import FIRST_COPY_HEADERS, READ_HEADERS
 from squidkeeper.replies import header_annotation
 
 _HEAD = """\
@@ -40,8 +40,10 @@ _CONNECT_LINES = (
     *(f"request_header_access {name} allow all" for name in _PASSED_IN_CONNECT),
 )
 # Squid's own, or of no use to whoever wants to send a text. Beside these, only what helpers read passes.
-_UNREAD = ("Host", "Content-Length", "Transfer-Encoding", "Connection", "Upgrade", "Expect", "Max-Forwards")
+_UNREAD = ("Host", "Content-Length", "Transfer-Encoding", "Connection", "Expect", "Max-Forwards")
 _SEARCHES = "acl sk_never_searched all-of !sk_judged"
+_READS = "acl sk_reads_headers any-of sk_watching sk_needs_headers"
+_READING_FORMS = (AwsSigV4, SealedHeader)
 _PEER_OPTIONS = "no-query no-digest no-netdb-exchange connect-timeout=3"
 
 
@@ -57,6 +59,7 @@ def policy_lines(policy: Policy, secrets: SecretStore, default: str = "") -> str
         *_signature_lines(policy),
         *_upstream_lines(policy.upstreams, secrets),
         *_watch_lines(policy),
+        *_first_copy_lines(policy),
         *(_default_lines(default) if default else ()),
         *(_CONNECT_LINES if default or any(one.parent for one in policy.upstreams) else ()),
     )
@@ -100,9 +103,9 @@ def not_rendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[F
             if one.key in keys and _password_differs(one, logins.get(one.name), secrets)
         ),
         *(
-            [Fault(policy.watch, FaultCode.NOT_RENDERED, _NOT_SEARCHED)]
-            if policy.watch and _SEARCHES not in rendered.splitlines()
-            else ()
+            Fault(place, FaultCode.NOT_RENDERED, _NOT_SEARCHED)
+            for place in _reading(policy)[:1]
+            if not {_READS, *([_SEARCHES] if policy.watch else [])} <= {*rendered.splitlines()}
         ),
     )
 
@@ -204,6 +207,40 @@ def _watch_lines(policy: Policy) -> Iterator[str]:
     others = {name for header in {*INJECTABLE_HEADERS, *removed, *rendered} for name in spellings(header)}
     known = {name.lower() for name in passing}
     yield from (f"request_header_access {one} deny sk_watching" for one in sorted(others) if one.lower() not in known)
+
+
+def _reading(policy: Policy) -> tuple[Location, ...]:
+    """List what in a policy has helpers read the headers of requests (`watch_`, `headers_`)."""
+    reading = (one.location for one in policy.credentials if one.placeholder or isinstance(one.form, _READING_FORMS))
+    return (*([policy.watch] if policy.watch else []), *reading)
+
+
+def _first_copy_lines(policy: Policy) -> Iterator[str]:
+    """Write what forwards no copy of a header but the one that helpers have read.
+
+    A header that a rule removes, or that a credential replaces, is not added again.
+    """
+    if not _reading(policy) and not policy.sealing_keys:
+        return
+    yield _READS
+    injectable = {name.lower() for one in policy.credentials for name in one.form.rendered}
+    injectable |= {name.lower() for name in INJECTABLE_HEADERS}
+    stripped = {
+        header.lower(): key
+        for rule in policy.rules
+        if rule.strip
+        for header, key in zip(rule.strip.headers, rule.strip.header_keys, strict=True)
+    }
+    for number, name in enumerate(FIRST_COPY_HEADERS):
+        acls = [f"sk_sends_{number}"]  # without it, Squid would add `-` where the header is absent
+        yield f"acl sk_sends_{number} req_header {name} ."
+        if name.lower() in injectable:
+            acls.append("!sk_injected")
+        if name.lower() in stripped:
+            acls.append(f"!sk_removes_{number}")
+            yield f"acl sk_removes_{number} note strip_header_ {stripped[name.lower()]}"
+        yield f"request_header_access {name} deny sk_reads_headers"
+        yield f"""request_header_add {name} "%'{{{name}}}>h" sk_reads_headers !CONNECT {" ".join(acls)}"""
 
 
 def _upstream_lines(upstreams: Iterable[Route], secrets: SecretStore) -> Iterator[str]:

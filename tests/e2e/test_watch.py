@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 import pytest
 
+from squidkeeper.protocol.request_headers import FIRST_COPY_HEADERS as FIRST_COPY
+from squidkeeper.protocol.request_headers import READ_HEADERS
 from tests.waiting import wait_for
 
 from .curl import curl
@@ -31,6 +33,7 @@ clients:
 canaries:
   bait: {file: secrets/bait}
 rules:
+  - {name: stripped, action: allow, hosts: [api.example], paths: [/v1/**], strip: [Referer]}
   - {name: api, action: allow, hosts: [api.example, "*.open.example", open.example]}
   - {name: paths, action: allow, hosts: [paths.example], paths: [/open/**]}
 secrets:
@@ -244,6 +247,54 @@ def test_a_header_that_no_helper_reads_does_not_pass(gateway: Gateway, origins: 
     assert origins.seen[0].values("Accept") == ["text/x"]
     assert TOKEN.encode() not in origins.seen[0].head
     assert origins.seen[0].values("Host") == ["open.example"]
+
+
+def test_of_headers_that_squid_states_once_the_first_copy_alone_passes(gateway: Gateway, origins: Origins) -> None:
+    odd = "'\"\\ %41 %{x}>h \xe9, b"  # sent as it is
+    values = {
+        name: f"bytes={number}-" if name == "Range" else f"v{number}{odd}" for number, name in enumerate(FIRST_COPY)
+    }
+    twice = [f"{name}: {sent}" for name, value in values.items() for sent in (value, f"a {TOKEN}", PLACEHOLDER)]
+    before = len(gateway.log())
+    with tunnel(gateway, "open.example:443") as raw:
+        for target in ("/both", "/none"):
+            reply = raw.get(target, "open.example", *(twice if target == "/both" else []))
+            assert reply is not None
+            assert reply.status == 200, reply.text
+    both, none = origins.seen
+    assert {name: both.values(name) for name in values} == {name: [value] for name, value in values.items()}
+    assert {name for name in values if none.values(name)} == set()
+    assert gateway.logged("https://open.example/both", before)["user_agent"].startswith("v")
+
+
+def test_a_secret_in_the_second_copy_of_any_other_header_does_not_leave(gateway: Gateway, origins: Origins) -> None:
+    passed = []
+    for name in sorted({*READ_HEADERS} - {*FIRST_COPY}):
+        with Raw(gateway, "127.0.0.5") as raw:
+            reply = raw.get("http://open.example/", "open.example", f"{name}: 1", f"{name}: {TOKEN}")
+            passed += [name] if reply is None or reply.rule != LEAVING else []
+    assert not [name for name in passed if TOKEN.encode() in b"".join(seen.head for seen in origins.seen)]
+    assert passed == ["If-Modified-Since"]  # Squid itself sends the first copy alone
+
+
+def test_a_secret_in_the_version_of_a_websocket_does_not_leave(gateway: Gateway, origins: Origins) -> None:
+    before = len(gateway.log())
+    with tunnel(gateway, "open.example:443") as raw:
+        reply = raw.get("/", "open.example", "Connection: Upgrade", f"Upgrade: websocket/{TOKEN}")
+        leaves(gateway, origins, reply, before)
+
+
+def test_an_injected_header_and_a_removed_one_are_not_added_again(gateway: Gateway, origins: Origins) -> None:
+    sent = ["Authorization: Bearer " + PLACEHOLDER, "Authorization: mine", "Cookie: a", "User-Agent: x", "Referer: r"]
+    options = [word for line in sent for word in ("-H", line)]
+    assert curl(gateway, "https://api.example/v1/x", *options).status == 200
+    [seen] = origins.seen
+    assert {name: seen.values(name) for name in ("Authorization", "Cookie", "User-Agent", "Referer")} == {
+        "Authorization": [f"Bearer {TOKEN}"],
+        "Cookie": ["a"],
+        "User-Agent": ["x"],
+        "Referer": [],
+    }
 
 
 def test_headers_too_long_to_be_read_are_denied_by_name_however_many_come(gateway: Gateway, origins: Origins) -> None:

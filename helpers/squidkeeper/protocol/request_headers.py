@@ -2,7 +2,8 @@
 
 Squid tells a helper no whole request head (`%>h` and `%>ha` are always `-` in the key of an external ACL), but single
 headers by name. So this list is what helpers see of a client's headers. `squid/squidkeeper.conf` has one token for
-each, in this order (rendered). Squid joins the values of a header that stands twice by `, `.
+each, in this order (rendered). Where a header stands twice, Squid joins the values by `, ` if it is a list, or if Squid
+does not know it. Of the others (`FIRST_COPY_HEADERS`) it states the first copy alone.
 """
 
 from __future__ import annotations
@@ -49,10 +50,17 @@ HEADER_GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "WebSocket": (
             *("Sec-WebSocket-Key", "Sec-WebSocket-Version", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"),
+            "Upgrade",
         ),
     }
 )
 READ_HEADERS: Final = tuple(name for names in HEADER_GROUPS.values() for name in names)
+# Squid states the first copy of these alone, and forwards all. So rendered lines remove all and add the first one
+# again, where helpers read headers (`policy_lines.py`).
+FIRST_COPY_HEADERS: Final = (
+    *("Authorization", "Cookie", "Content-MD5", "Date", "User-Agent", "Referer", "Origin", "From", "Range", "If-Range"),
+    *("If-Unmodified-Since", "Content-Type", "Content-Disposition", "Content-Range"),
+)
 _KEYS: Final = tuple(name.lower() for name in READ_HEADERS)
 NO_HEADERS: Final[RequestHeaders] = MappingProxyType({})
 
