@@ -388,6 +388,7 @@ READS = "acl sk_reads_headers any-of sk_watching sk_needs_headers"
 READING = {
     "defaults: {watch_secrets: true}": "",
     "canaries: {bait: {file: bait}}": "",
+    "secrets: {k: {file: key}}\nsealed_tokens: {keys: [k]}": "",
     "placeholder": "{name: c, hosts: [a.example], bearer: s, placeholder: dummy-key-for-sdks}",
     "signature": "{name: c, hosts: [a.example], aws_sigv4: "
     "{access_key_id: s, secret_access_key: s, region: us-east-1, service: s3}}",

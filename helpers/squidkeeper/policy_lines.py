@@ -13,7 +13,7 @@ from urllib.parse import quote
 from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.forms import AwsSigV4, SealedHeader
+from squidkeeper.policy.forms import AwsSigV4
 from squidkeeper.policy.headers import INJECTABLE_HEADERS, spellings
 from squidkeeper.policy.model import DIRECT, Credential, Parent, Policy, Route, Strip
 from squidkeeper.policy.upstreams import DEFAULT, parse_upstream_url
@@ -43,7 +43,6 @@ _CONNECT_LINES = (
 _UNREAD = ("Host", "Content-Length", "Transfer-Encoding", "Connection", "Expect", "Max-Forwards")
 _SEARCHES = "acl sk_never_searched all-of !sk_judged"
 _READS = "acl sk_reads_headers any-of sk_watching sk_needs_headers"
-_READING_FORMS = (AwsSigV4, SealedHeader)
 _PEER_OPTIONS = "no-query no-digest no-netdb-exchange connect-timeout=3"
 
 
@@ -211,8 +210,9 @@ def _watch_lines(policy: Policy) -> Iterator[str]:
 
 def _reading(policy: Policy) -> tuple[Location, ...]:
     """List what in a policy has helpers read the headers of requests (`watch_`, `headers_`)."""
-    reading = (one.location for one in policy.credentials if one.placeholder or isinstance(one.form, _READING_FORMS))
-    return (*([policy.watch] if policy.watch else []), *reading)
+    credentials = (one.location for one in policy.credentials if one.placeholder or isinstance(one.form, AwsSigV4))
+    keys = (policy.secrets[name].location for name in policy.sealing_keys)
+    return (*([policy.watch] if policy.watch else []), *credentials, *keys)
 
 
 def _first_copy_lines(policy: Policy) -> Iterator[str]:
@@ -220,7 +220,7 @@ def _first_copy_lines(policy: Policy) -> Iterator[str]:
 
     A header that a rule removes, or that a credential replaces, is not added again.
     """
-    if not _reading(policy) and not policy.sealing_keys:
+    if not _reading(policy):
         return
     yield _READS
     injectable = {name.lower() for one in policy.credentials for name in one.form.rendered}

@@ -49,6 +49,7 @@ def gateway(new_gateway: NewGateway) -> Gateway:
     gateway.secret("new-key", NEW.reveal())
     gateway.secret("old-key", OLD.reveal())
     gateway.remember(SECRET)
+    gateway.render()
     return gateway.start()
 
 
@@ -137,6 +138,12 @@ def test_a_token_is_refused_where_a_guard_fails(
 def test_of_two_authorizations_neither_is_sent_on(gateway: Gateway, origins: Origins) -> None:
     curl(gateway, "https://api.example/x", *bearer(sealed()), *bearer("mine"))  # Squid shows the helper the first
     assert [seen.values("Authorization") for seen in origins.seen] == [[f"Bearer {SECRET}"]]
+
+
+def test_a_token_in_the_second_copy_is_not_sent_on(gateway: Gateway, origins: Origins) -> None:
+    curl(gateway, "https://other.example/x", *bearer("mine"), *bearer(sealed()))
+    assert [seen.values("Authorization") for seen in origins.seen] == [["Bearer mine"]]
+    assert b"sks1." not in origins.seen[0].head
 
 
 def test_another_client_may_not_use_it(gateway: Gateway, origins: Origins) -> None:
