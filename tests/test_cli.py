@@ -621,3 +621,12 @@ def test_a_wrong_value_for_the_installer_is_told_by_its_name_and_leaves_nothing(
     assert told.startswith(f"install.sh: {message}")
     assert told.endswith("\n            ./install.sh --help explains the options.\n")
     assert "Usage:" not in told
+
+
+def test_check_says_that_it_did_not_compare_with_rendered_lines(tmp_path: Path) -> None:
+    needs_none = "version: 1\nrules: [{name: a, action: allow, hosts: [a.example]}]\n"
+    (tmp_path / "policy.yaml").write_text(needs_none)
+    asked = ("check", "--policy", str(tmp_path), "--policy-lines", str(tmp_path / "none.conf"))
+    assert "rendered" not in run(*asked)[1]
+    (tmp_path / "policy.yaml").write_text(needs_none.replace("]}]", "], strip: [Cookie]}]"))
+    assert f"not checked: what install.sh has rendered ({tmp_path}/none.conf cannot be read" in run(*asked)[1]

@@ -67,6 +67,7 @@ class CheckReport:
     warnings: tuple[Fault, ...] = ()
     lists: tuple[ListReport, ...] = ()
     open_entries: tuple[Fault, ...] = ()
+    not_compared: Path | None = None  # the rendered lines, where the policy needs some and they cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,7 @@ def _report(
         warnings=(*found, *open_entries),
         lists=tuple(_list_reports(sources, policy.lists, now)),
         open_entries=open_entries,
+        not_compared=_not_compared(policy, rendered),
     )
 
 
@@ -240,6 +242,15 @@ def _not_rendered(policy: Policy, rendered: Path) -> tuple[Fault, ...]:
         return ()
 
 
+def _not_compared(policy: Policy, rendered: Path) -> Path | None:
+    """Give the file of the rendered lines where the policy needs some, and it cannot be read."""
+    from squidkeeper.credentials import SecretStore
+    from squidkeeper.policy_lines import not_rendered
+
+    needs_lines = not_rendered(policy, "", SecretStore({}, {}))
+    return rendered if needs_lines and not os.access(rendered, os.R_OK) else None
+
+
 def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime) -> Iterator[ListReport]:
     from squidkeeper.policy.document import file_entries
 
@@ -257,6 +268,10 @@ def _text(report: CheckReport) -> str:
     lines += [_list_text(one) for one in report.lists]
     if report.access.not_checked:
         lines.append(f"not checked: what Squid's account can read ({report.access.not_checked})")
+    if report.not_compared:
+        lines.append(
+            f"not checked: what install.sh has rendered ({report.not_compared} cannot be read: --policy-lines)"
+        )
     found = f"{quantity(len(report.faults), 'fault')}, {quantity(len(report.warnings), 'warning')}"
     if report.faults:
         return "\n".join([*lines, f"{report.directory} does not load: {found}"])
