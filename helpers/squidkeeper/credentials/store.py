@@ -7,8 +7,8 @@ import string
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from stat import S_ISREG
 
@@ -22,6 +22,7 @@ from squidkeeper.policy.secret_sources import (
     FetchedSource,
     FileSource,
     NamedSecret,
+    SecretSource,
     fetched_secrets,
     private_keys,
     source_key,
@@ -46,19 +47,24 @@ class SecretStore:
             name: value_file(fetched, source_key(name, secrets)) for name, _ in fetched_secrets(secrets) if fetched
         }
         self._private_keys = private_keys(secrets)
+        self._readers = {name: self._reader(name, secret.source) for name, secret in secrets.items()}
         self._read: dict[str, tuple[_State, Secret]] = {}  # files
         self._values: dict[str, tuple[_State, FetchedValue, Secret]] = {}  # what was fetched
         self._made: dict[InjectedValue, tuple[list[Secret], str]] = {}  # with the secrets that it was made of
 
     def get(self, name: str) -> Secret:
         """Get a secret by its name; `SecretUnavailable` if it has no usable value."""
-        match self._secrets[name].source:
+        return self._readers[name]()
+
+    def _reader(self, name: str, source: SecretSource) -> Callable[[], Secret]:
+        """Choose what reads a secret, once: it is read for each request."""
+        match source:
             case EnvironmentSource(variable):
-                return self._from_environment(name, variable)
+                return partial(self._from_environment, name, variable)
             case FileSource(path):
-                return self._from_file(name, path)
-            case source:
-                return self._from_fetched(name, source)
+                return partial(self._from_file, name, str(path))
+            case _:
+                return partial(self._from_fetched, name, source)
 
     def private_key(self, name: str) -> bytes:
         """Read the file of a private key, which has several lines; `SecretUnavailable` if it cannot be read."""
@@ -97,7 +103,7 @@ class SecretStore:
             raise SecretUnavailable(FaultCode.SECRET_UNSET, message)
         return checked_secret(name, f"the environment variable {variable}", os.fsencode(value))
 
-    def _from_file(self, name: str, path: Path) -> Secret:
+    def _from_file(self, name: str, path: str) -> Secret:
         known = self._read.get(name)
         if known is None or known[0] != _state_of(name, path):
             where = f"the file {path}"
@@ -138,14 +144,14 @@ def _parsed_value(name: str, where: str, content: bytes) -> tuple[FetchedValue, 
     return value, checked_secret(name, where, value.value.encode())
 
 
-def _state_of(name: str, path: Path, where: str = "") -> _State:
+def _state_of(name: str, path: str | Path, where: str = "") -> _State:
     try:
         return _state(os.stat(path))
     except OSError as error:
         raise _unreadable(name, where or f"the file {path}", error) from error
 
 
-def _read_file(name: str, path: Path, where: str) -> tuple[_State, bytes]:
+def _read_file(name: str, path: str | Path, where: str) -> tuple[_State, bytes]:
     """Read a regular file of bounded size, with its state."""
     try:
         with open(path, "rb", opener=_open_at_once) as file:
