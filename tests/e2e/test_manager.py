@@ -27,7 +27,11 @@ rules:
     ports: [80, 443, "3000-4000"]
     private: true
 rewrites:
-  - {name: to-squid, hosts: [rewritten.example], to: "http://loop.example:PORT/squid-internal-mgr{path}", private: true}
+  - name: to-squid
+    schemes: [http]
+    hosts: [rewritten.example]
+    to: "http://loop.example:PORT/squid-internal-mgr{path}"
+    private: true
 """
 
 
@@ -75,7 +79,6 @@ def test_no_agent_reaches_the_page_through_the_proxy(gateway: Gateway, origins: 
     with Raw(gateway, AGENT) as client:
         reply = client.send(attack.replace("PORT", str(gateway.address[1]))).answer()
     assert not is_the_page(reply)
-    assert reply is None or reply.status >= 400 or b"squid-internal-mgr" not in reply.body
     wait_for(lambda: agents_lines(gateway, before), "its log line")
     assert PAGE not in [seen.target for seen in origins.seen]
 
