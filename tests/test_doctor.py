@@ -233,6 +233,7 @@ PLANTED = {
     "annotations-printed": ("logformat mine %>a %note\n", "logformat mine: %note prints every annotation"),
     "debugging-prints-headers": ("debug_options ALL,1 11,2\n", "debug_options 11,2"),
     "requests-in-warnings": ("debug_options ALL,1 55,0\n", "debug_options lacks 11,0 29,0"),
+    "forwarded-for-believed": ("follow_x_forwarded_for allow all\n", "follow_x_forwarded_for allow all"),
     "proxy-protocol-open": ("proxy_protocol_access allow all\n", "proxy_protocol_access allow all"),
     "answers-kept-too-long": (
         "external_acl_type mine %#>a /opt/squidkeeper/bin/squidkeeper throttle\n",

@@ -241,6 +241,13 @@ def warnings_with_requests(one: Inspection) -> Iterator[Found]:
         yield _at(directive, detail) if directive else Found(detail)
 
 
+def forwarded_for_believed(one: Inspection) -> Iterator[Found]:
+    """Find X-Forwarded-For headers that are taken from any address."""
+    for directive in one.named("follow_x_forwarded_for"):
+        if directive.words[:1] == ("allow",) and "localhost" not in directive.words[1:]:
+            yield _at(directive)
+
+
 def proxy_protocol_open(one: Inspection) -> Iterator[Found]:
     """Find PROXY headers that are taken from any address."""
     narrow = {"localhost"} | {

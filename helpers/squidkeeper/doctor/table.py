@@ -173,6 +173,13 @@ CHECKS: Final = (
         configuration.warnings_with_requests,
     ),
     Check(
+        "forwarded-for-believed",
+        _CRITICAL,
+        "A client can name any address as its own in X-Forwarded-For",
+        "Remove the line. Only a proxy on this machine may name clients: `follow_x_forwarded_for allow localhost`.",
+        configuration.forwarded_for_believed,
+    ),
+    Check(
         "proxy-protocol-open",
         _CRITICAL,
         "Any client can claim another client's address by a PROXY header",
