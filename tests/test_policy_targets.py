@@ -74,13 +74,16 @@ def test_a_target_in_http_is_for_http_alone(schemes: list[str] | None, opens: bo
 
 @pytest.mark.parametrize(
     ("text", "secrets"),
-    [("{a}", ("a",)), ("Bearer {a}", ("a",)), ("{b}:{a}:{b}", ("b", "a")), ("{{{a}}}", ("a",)), ("{{b}} {a}", ("a",))],
+    [
+        *(("{a}", ("a",)), ("Bearer {a}", ("a",)), ("{b}:{a}:{b}", ("b", "a")), ("{{{a}}}", ("a",))),
+        *(("{{b}} {a}", ("a",)), ("plain", ()), ("{{a}}", ())),
+    ],
 )
 def test_a_template_names_its_secrets(text: str, secrets: tuple[str, ...]) -> None:
     assert parse_template(text) == secrets
 
 
-@pytest.mark.parametrize("text", ["plain", "{{a}}", "{a", "a}", "{a}}", "{a}\n", "é{a}", ""])
-def test_what_names_no_secret_or_cannot_be_sent_is_no_template(text: str) -> None:
+@pytest.mark.parametrize("text", ["{a", "a}", "{a}}", "{a}\n", "é{a}"])
+def test_what_cannot_be_sent_is_no_template(text: str) -> None:
     with pytest.raises(PatternError, match=r"value"):
         parse_template(text)

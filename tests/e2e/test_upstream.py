@@ -142,8 +142,10 @@ def is_refused(gateway: Gateway, site: Site) -> bool:
 def test_only_the_parent_gets_its_password_and_it_gets_no_credential(
     gateway: Gateway, origins: Origins, corp: Parent
 ) -> None:
-    for scheme in ("http", "https"):
-        curl(gateway, f"{scheme}://keyed.corp.example/x", "-H", "Proxy-Authorization: Basic of-the-client")
+    login = ("-H", "Proxy-Authorization: Basic of-the-client")
+    assert curl(gateway, "http://keyed.corp.example/x", *login).status == 407
+    curl(gateway, "http://keyed.corp.example/x")
+    curl(gateway, "https://keyed.corp.example/x", *login)
     assert [one.count(f"Proxy-Authorization: {LOGIN}\r\n") for one in corp.heads] == [1, 1]
     assert not any("of-the-client" in head or TOKEN in head for head in corp.heads)
     assert [seen.values("Proxy-Authorization") for seen in origins.seen] == [[], []]
