@@ -22,6 +22,7 @@ from squidkeeper.fetching.times import parse_expires_at
 from squidkeeper.policy.secret_sources import CommandSource
 
 _OUTPUT_BYTES: Final = 64 * 1024
+_END_SECONDS: Final = 2
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HANDED_ON: Final = "CREDENTIALS_DIRECTORY"  # systemd's credentials of this service
 
@@ -96,13 +97,25 @@ async def _output(program: Path, source: CommandSource) -> bytes:
     except TimeoutError:
         raise SourceFailed(f"{program} has not ended after {source.timeout_seconds} s (timeout)") from None
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        await _end(process)
     if status:
         ended = f"exit status {status}" if status > 0 else f"signal {-status}"
         raise SourceFailed(f"{program} ended with {ended}, expected 0 and the value on standard output")
     return output
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill the process group, and wait for the end of the program.
+
+    asyncio sees that end only once the output has been read. A descendant in another process group may hold it open.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_END_SECONDS):
+            while process.stdout and await process.stdout.read(_OUTPUT_BYTES):
+                pass
+            await process.wait()
 
 
 async def _bounded(process: asyncio.subprocess.Process) -> bytes:
