@@ -82,8 +82,8 @@ def test_the_comment_names_the_command_that_makes_the_bundle(bundle: str, comman
 
 
 def test_a_variable_that_replaces_the_roots_names_the_bundle_and_one_that_adds_names_the_root() -> None:
-    found = variables(settings(ca_path="/certificates/root.crt", bundle_path="/certificates/bundle.crt"))
-    assert {name for name, value in found.items() if value == "/certificates/root.crt"} == {
+    found = variables(settings(ca_path="/certificates/ca.crt", bundle_path="/certificates/bundle.crt"))
+    assert {name for name, value in found.items() if value == "/certificates/ca.crt"} == {
         "NODE_EXTRA_CA_CERTS",
         "DENO_CERT",
     }
