@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from html import unescape
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from hypothesis import given
@@ -49,6 +50,11 @@ def test_tokens_decoded_at_once_are_those_decoded_one_by_one(request_line: bytes
     assert parse_tokens(request_line, (len(tokens),)) == one_by_one
     assert split_tokens(request_line, 1, (len(tokens),)) == tokens
     assert split_tokens(request_line, len(tokens), (len(tokens),)) == [request_line]
+
+
+@given(st.lists(st.sampled_from([b"%", b"%3A", b"%2F", b"%25", b"%3a", b"2F", b"3", b"A", b"\xff"])).map(b"".join))
+def test_a_token_is_decoded_once_as_the_library_does(token: bytes) -> None:
+    assert decode_token(token) == unquote_to_bytes(token).decode("utf-8", "surrogateescape")
 
 
 @pytest.mark.parametrize("request_line", [b"", b"a", b"a b c", b"a  b", b"a b "])

@@ -79,9 +79,9 @@ class Injector:
 
     def decide(self, tokens: bytes, url: bytes, final_url: bytes) -> Decision:
         """Decide one line, by its tokens as they came."""
-        urls = (None if token == b"-" else decode_token(token) for token in (url, final_url))
-        at = decision_time(self.policy)
-        return decide(self.policy, self._matches.find(tokens), at, Stage.FETCH, *urls)
+        asked = None if url == b"-" else decode_token(url)
+        fetched = None if final_url == b"-" else decode_token(final_url)
+        return decide(self.policy, self._matches.find(tokens), decision_time(self.policy), Stage.FETCH, asked, fetched)
 
     def request(self, tokens: bytes, url: bytes, final_url: bytes, headers: RequestHeaders) -> FetchedRequest:
         """Give the request of a line that is allowed, with its headers."""
