@@ -99,6 +99,12 @@ def test_floors_1_to_3_are_pure(path: Path) -> None:
     assert impure <= ALLOWED_IMPURE.get(room_of(path), set())
 
 
+def test_only_the_process_that_fetches_secrets_can_fetch_one() -> None:
+    """`check`, `explain` and every other command runs no program of a policy and asks no server for a token."""
+    importing = {str(path.relative_to(PACKAGE)) for path in MODULES if "fetching" in rooms_imported(path)}
+    assert {name for name in importing if not name.startswith("fetching/")} == {"cli/secrets.py"}
+
+
 def test_only_the_loop_the_watch_and_the_count_catch_everything() -> None:
     catching = [path for path in MODULES if "except Exception" in path.read_text()]
     assert [str(path.relative_to(PACKAGE)) for path in catching] == [
