@@ -14,6 +14,9 @@ from urllib.parse import parse_qs
 from squidkeeper.demo.authority import Authority
 
 
+CANARY = "canary-of-the-source"  # in the first line of each answer: nothing of an answer may be shown
+
+
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
     """One request as it reached the server."""
@@ -32,7 +35,7 @@ Respond = Callable[[TokenRequest], bytes]
 
 
 def response(status: int, body: bytes, *headers: str) -> bytes:
-    lines = (f"HTTP/1.1 {status} Answer", f"Content-Length: {len(body)}", "Connection: close", *headers, "", "")
+    lines = (f"HTTP/1.1 {status} {CANARY}", f"Content-Length: {len(body)}", "Connection: close", *headers, "", "")
     return "\r\n".join(lines).encode() + body
 
 

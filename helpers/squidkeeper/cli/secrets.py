@@ -32,5 +32,6 @@ def secrets(directory: Path, state: Path, run: Path, commands: Path) -> None:
 
     from squidkeeper.fetching.process import FetchingOptions, run_fetching
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="squidkeeper: %(message)s")
+    logging.getLogger("squidkeeper").setLevel(logging.INFO)  # libraries log words of a source's answer at this level
     run_fetching(FetchingOptions(directory, state, run, commands))
