@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -22,15 +23,26 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetch_status import SecretStatus, read_fetch_status
-from squidkeeper.credentials.fetched_values import FetchedValue, format_value, value_file
+from squidkeeper.credentials.fetched_values import FetchedValue, format_value, parse_value, value_file
 from squidkeeper.errors import SecretUnavailable, SourceFailed
 from squidkeeper.fetching.command import checked_program, parse_output
 from squidkeeper.fetching.oauth2 import parse_token
+from squidkeeper.fetching.process import Fetching
+from squidkeeper.fetching.renewal import FetchedSecret, Renewal
 from squidkeeper.fetching.schedule import renewal_seconds, retry_seconds
 from squidkeeper.fetching.times import parse_expires_at, parse_expires_in
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.model import Policy
-from squidkeeper.policy.secret_sources import CommandSource, NamedSecret, source_key
+from squidkeeper.policy.secret_sources import (
+    ClientAuth,
+    CommandSource,
+    FetchedSource,
+    FileSource,
+    Grant,
+    NamedSecret,
+    OAuth2Source,
+    source_key,
+)
 from squidkeeper.policy_store.loading import load
 
 from .conftest import write_policy
@@ -377,6 +389,78 @@ def test_a_refresh_token_that_was_replaced_is_not_used_again(fetcher: Fetcher, s
     assert server.requests[before].form["refresh_token"] == f"next-{before}"
     put(fetcher, "refresh", "another")
     wait_for(lambda: server.requests[-1].form["refresh_token"] == "another", "the policy's new refresh token")
+
+
+def renewal_of(tmp_path: Path, source: FetchedSource, **others: NamedSecret) -> Renewal:
+    store = SecretStore({"s": NamedSecret("s", Location("p.yaml"), source), **others}, {}, tmp_path)
+    return Renewal(FetchedSecret("s", "key", source, store), tmp_path, tmp_path)
+
+
+async def until(renewal: Renewal, seconds: float, condition: Callable[[], object]) -> None:
+    """Let it run until the condition holds."""
+    task = asyncio.create_task(renewal.run(seconds))
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+    task.cancel()
+
+
+def test_a_refresh_token_that_cannot_be_stored_is_used_and_told(
+    tmp_path: Path, server: TokenServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "first").write_text("first")
+    refresh = NamedSecret("refresh", Location("p.yaml"), FileSource(tmp_path / "first"))
+    grant, auth = Grant.REFRESH_TOKEN, ClientAuth.BASIC
+    source = OAuth2Source(server.url, grant, "me", None, auth, "refresh", None, None, server.ca, 300)
+    renewal = renewal_of(tmp_path, source, refresh=refresh)
+    in_the_way = tmp_path / "key.refresh"
+    in_the_way.mkdir()
+
+    def fetched(number: int, rotated: str) -> str:
+        """Fetch once more, and give the refresh token that was sent."""
+        server.respond = lambda _: token(f"t{number}", refresh_token=rotated)
+        asyncio.run(until(renewal, 0, lambda: renewal.status.fetches == number))
+        assert parse_value(value_file(tmp_path, "key").read_bytes()).value == f"t{number}"
+        return server.requests[-1].form["refresh_token"]
+
+    assert [fetched(1, "next-1"), fetched(2, "next-2")] == ["first", "next-1"]
+    assert renewal.status.failures == 2
+    in_the_way.rmdir()
+    assert fetched(3, "next-2") == "next-2"  # which is the newest, and stored now
+    assert b"next-2" in in_the_way.read_bytes()
+    assert (renewal.status.failure, renewal.status.failures) == ("", 0)
+    assert caplog.text.count("refresh token cannot be stored, and is lost when this process ends: Is a directory") == 1
+
+
+@pytest.mark.parametrize(("step", "seconds"), [(4_000, 3_600), (-4_000, 0.1)])
+def test_a_value_is_renewed_by_the_clock_and_no_later_where_that_is_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float, seconds: float
+) -> None:
+    renewal = renewal_of(tmp_path, CommandSource(("gone",), 10, 300))
+    clock = time.time
+
+    def is_renewed() -> bool:
+        if renewal.status.next_fetch:  # it sleeps
+            monkeypatch.setattr(time, "time", lambda: clock() + step)
+        return bool(renewal.status.failure)
+
+    asyncio.run(until(renewal, seconds, is_renewed))
+
+
+def test_what_fails_in_the_folder_is_logged_once_whatever_else_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("_REMOVE_AFTER_SECONDS", "_REPORT_EVERY_SECONDS"):
+        monkeypatch.setattr(f"squidkeeper.fetching.process.{name}", 0.0)
+    (tmp_path / "former.value").mkdir()
+    fetching = Fetching(tmp_path, tmp_path)
+    for _ in range(3):
+        fetching.check({})
+    assert caplog.text.count("Is a directory") == 1
+    assert read_fetch_status(tmp_path, time.time()).problem == f"{tmp_path}: Is a directory"
+    (tmp_path / "former.value").rmdir()
+    fetching.check({})
+    assert read_fetch_status(tmp_path, time.time()).problem == ""
 
 
 HUGE = b"x" * (1024 * 1024 + 1)

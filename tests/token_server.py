@@ -13,7 +13,6 @@ from urllib.parse import parse_qs
 
 from squidkeeper.demo.authority import Authority
 
-
 CANARY = "canary-of-the-source"  # in the first line of each answer: nothing of an answer may be shown
 
 

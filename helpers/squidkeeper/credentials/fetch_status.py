@@ -20,9 +20,9 @@ PATIENCE_SECONDS: Final = 10.0  # it is written once a second
 class SecretStatus:
     """One secret that is fetched; times are in seconds since 1970, None: never, or not known.
 
-    `failure` says why the last fetch failed, without a word of the source's answer; an empty text: it worked, or none
-    has ended yet. `failures` counts those since the last success, `fetches` the successes of this process, and `failed`
-    its failures.
+    `failure` says why the last fetch failed, or why its refresh token cannot be stored, without a word of the source's
+    answer; an empty text: neither, or none has ended yet. `failures` counts those in a row, `fetches` the values that
+    this process has fetched, and `failed` the fetches that gave none.
     """
 
     source: str  # the kind and the address, such as `oauth2 https://login.example/token`
@@ -33,10 +33,6 @@ class SecretStatus:
     failures: int = 0
     fetches: int = 0
     failed: int = 0
-
-    def available(self, now: float) -> bool:
-        """Tell whether a value is there and valid."""
-        return self.last_success is not None and (self.expires_at is None or now < self.expires_at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class Fetching:
         self._names: dict[str, str] = {}  # of the policy in force: the key by the name
         self._renewals: dict[str, tuple[Renewal, asyncio.Task[None]]] = {}  # by key
         self._remove_at = 0.0
-        self._problem = ""
+        self._problems: dict[Callable[[], None], str] = {}  # of the folder, by the step that failed
 
     def check(self, secrets: Secrets | None) -> None:
         """Follow the policy, remove values that nothing needs any more, and report."""
@@ -134,15 +134,16 @@ class Fetching:
                 file.unlink(missing_ok=True)
 
     def _write_report(self) -> None:
-        self._report.write({name: self._renewals[key][0].status for name, key in self._names.items()}, self._problem)
+        problem = "; ".join(dict.fromkeys(self._problems.values()))
+        self._report.write({name: self._renewals[key][0].status for name, key in self._names.items()}, problem)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         """Take a step in the folder; a failure is logged once."""
         try:
             step()
-            problem = ""
+            self._problems.pop(step, None)
         except OSError as error:
             problem = f"{self._folder}: {error.strerror or type(error).__name__}"
-        if problem and problem != self._problem:
-            _log.error("%s", problem)
-        self._problem = problem
+            if problem not in self._problems.values():
+                _log.error("%s", problem)
+            self._problems[step] = problem

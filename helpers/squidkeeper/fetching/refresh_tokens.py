@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from squidkeeper.atomic_write import replace
 
-SUFFIX = ".refresh"
+SUFFIX: Final = ".refresh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +22,44 @@ class _Rotated:
     token: str = field(repr=False)
 
 
-def current_refresh_token(folder: Path, key: str, initial: str) -> str:
-    """Give the newest refresh token of a source; once the policy's own one has changed, that is it."""
-    try:
-        rotated = msgspec.json.decode((folder / f"{key}{SUFFIX}").read_bytes(), type=_Rotated)
-    except (OSError, ValueError):
-        return initial
-    return rotated.token if rotated.of == _hash(initial) else initial
+class RefreshTokens:
+    """The newest refresh token of one source, in memory too: its server takes none of the former ones any more.
 
+    `problem` says why it is not in its file; an empty text: it is.
+    """
 
-def keep_refresh_token(folder: Path, key: str, initial: str, token: str) -> None:
-    """Keep the refresh token that replaces the one that was used; OSError if it cannot be written."""
-    replace(folder / f"{key}{SUFFIX}", msgspec.json.encode(_Rotated(_hash(initial), token)), mode=0o600)
+    def __init__(self, folder: Path, key: str) -> None:
+        self._file = folder / f"{key}{SUFFIX}"
+        self._newest: _Rotated | None = None
+        self._stored = True
+        self.problem = ""
+
+    def current(self, initial: str) -> str:
+        """Give the newest refresh token; once the policy's own one has changed, that is it."""
+        newest = self._newest or self._read()
+        return newest.token if newest and newest.of == _hash(initial) else initial
+
+    def keep(self, initial: str, token: str) -> None:
+        """Keep the refresh token that replaces the one that was used; `store` writes it."""
+        self._newest, self._stored = _Rotated(_hash(initial), token), False
+
+    def store(self) -> None:
+        """Write what is not in the file yet."""
+        if self._newest is None or self._stored:
+            return
+        try:
+            replace(self._file, msgspec.json.encode(self._newest), mode=0o600)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            self.problem = f"the new refresh token cannot be stored, and is lost when this process ends: {reason}"
+        else:
+            self._stored, self.problem = True, ""
+
+    def _read(self) -> _Rotated | None:
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=_Rotated)
+        except (OSError, ValueError):
+            return None
 
 
 def _hash(token: str) -> str:

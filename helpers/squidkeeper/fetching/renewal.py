@@ -18,11 +18,12 @@ from squidkeeper.errors import ExtraMissing, SecretUnavailable, SourceFailed, de
 from squidkeeper.fetching.command import run_command
 from squidkeeper.fetching.github_app import fetch_installation_token
 from squidkeeper.fetching.oauth2 import fetch_token
-from squidkeeper.fetching.refresh_tokens import current_refresh_token, keep_refresh_token
+from squidkeeper.fetching.refresh_tokens import RefreshTokens
 from squidkeeper.fetching.schedule import renewal_seconds, retry_seconds
 from squidkeeper.policy.secret_sources import CommandSource, FetchedSource, GitHubAppSource, OAuth2Source
 
 _DEFAULT_REFRESH_SECONDS = 300
+_LONGEST_SLEEP_SECONDS = 0.5
 _VALUE_BYTES = 16 * 1024  # what a reply to Squid can hold is about half of it
 _log = logging.getLogger(__name__)
 
@@ -44,13 +45,15 @@ class Renewal:
         self._secret = secret
         self._folder = folder
         self._commands = commands
+        self._refresh_tokens = RefreshTokens(folder, secret.key)
         self.status = _status_before(secret, folder)
 
     async def run(self, seconds: float = 0.0) -> None:
         """Wait, fetch and write, until it is cancelled."""
         while True:
-            self.status = replace(self.status, next_fetch=time.time() + seconds)
-            await asyncio.sleep(seconds)
+            next_fetch = time.time() + seconds
+            self.status = replace(self.status, next_fetch=next_fetch)
+            await _sleep_until(next_fetch, seconds)
             seconds = await self._renew()
 
     def broken(self, error: BaseException) -> float:
@@ -88,10 +91,11 @@ class Renewal:
 
     async def _fetch_token(self, source: OAuth2Source, now: float) -> FetchedValue:
         client_secret, initial = await asyncio.to_thread(self._needed, source)
-        refresh_token = initial and current_refresh_token(self._folder, self._secret.key, initial)
+        refresh_token = initial and self._refresh_tokens.current(initial)
         token = await fetch_token(source, client_secret, refresh_token, now)
         if initial and token.refresh_token and token.refresh_token != refresh_token:
-            keep_refresh_token(self._folder, self._secret.key, initial, token.refresh_token)
+            self._refresh_tokens.keep(initial, token.refresh_token)
+        self._refresh_tokens.store()
         return token.access
 
     def _needed(self, source: OAuth2Source) -> tuple[str | None, str | None]:
@@ -100,25 +104,41 @@ class Renewal:
         return secret, token
 
     def _succeeded(self, value: FetchedValue, now: float) -> float:
-        if self.status.failure:
-            _log.info("secret %s: %s works again", self._secret.name, self._secret.source)
-        self.status = SecretStatus(
-            source=str(self._secret.source),
+        not_stored = self._refresh_tokens.problem
+        self._log(not_stored)
+        self.status = replace(
+            self.status,
             last_success=time.time(),
             expires_at=value.expires_at,
             fetches=self.status.fetches + 1,
-            failed=self.status.failed,
+            failure=not_stored,
+            failures=self.status.failures + 1 if not_stored else 0,
         )
         lifetime = None if value.expires_at is None else value.expires_at - now
         refresh = getattr(self._secret.source, "refresh_seconds", _DEFAULT_REFRESH_SECONDS)
         return renewal_seconds(lifetime, refresh, random.random())  # noqa: S311 - no secret
 
     def _failed(self, failure: str) -> float:
-        if failure != self.status.failure:  # once, not with each try
-            _log.error("secret %s: %s: %s", self._secret.name, self._secret.source, failure)
+        self._log(failure)
         failures = self.status.failures + 1
         self.status = replace(self.status, failure=failure, failures=failures, failed=self.status.failed + 1)
         return retry_seconds(failures, random.random())  # noqa: S311 - no secret
+
+    def _log(self, failure: str) -> None:
+        """Log what has changed: a failure once, not with each try, and its end."""
+        if failure == self.status.failure:
+            return
+        if failure:
+            _log.error("secret %s: %s: %s", self._secret.name, self._secret.source, failure)
+        else:
+            _log.info("secret %s: %s works again", self._secret.name, self._secret.source)
+
+
+async def _sleep_until(when: float, seconds: float) -> None:
+    """Sleep until a time by the clock, which may be set, and goes on in a suspended machine; `seconds` at most."""
+    latest = time.monotonic() + seconds
+    while (left := min(when - time.time(), latest - time.monotonic())) > 0:
+        await asyncio.sleep(min(left, _LONGEST_SLEEP_SECONDS))
 
 
 def _text(error: Exception) -> str:
