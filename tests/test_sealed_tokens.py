@@ -6,6 +6,7 @@ import json
 import os
 import re
 import string
+import tracemalloc
 from base64 import b64encode
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,11 +21,14 @@ from squidkeeper.cli import main
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.sealed_tokens import SealedTokens, presented_token
 from squidkeeper.credentials.sealing import LONGEST_TOKEN, SealingPrivateKey, SealingPublicKey, open_bytes, seal_bytes
+from squidkeeper.credentials.secret import Secret
+from squidkeeper.credentials.store import filled
 from squidkeeper.engine.fields import HostFacts
 from squidkeeper.engine.sealed_guards import failing_guard
 from squidkeeper.errors import PatternError, SealedTokenRefused
 from squidkeeper.policy.faults import Location
-from squidkeeper.policy.sealed_tokens import format_content, parse_content
+from squidkeeper.policy.forms import InjectedValue
+from squidkeeper.policy.sealed_tokens import SealedEntry, format_content, parse_content
 from squidkeeper.policy.secret_sources import FileSource, NamedSecret
 from squidkeeper.url import parse_url
 
@@ -137,7 +141,7 @@ def test_a_content_is_what_was_written(
         ({"hosts": ["a..b"]}, "hosts.0"),
         ({"hosts": ["a.example"] * 17}, "hosts: expected at most 16"),
         ({"paths": ["x"]}, "paths.0"),
-        ({"paths": ["/" + "x" * 256]}, "paths: expected at most 16 values of at most 256"),
+        ({"paths": ["/" + "x" * 256]}, "paths: expected text of at most 256"),
         ({"paths": ["regex:/.*"]}, "no expressions"),
         ({"methods": ["get"]}, "methods.0"),
         ({"methods": ["CONNECT"]}, "methods.0"),
@@ -147,7 +151,11 @@ def test_a_content_is_what_was_written(
         ({"header": "Cookie"}, "header"),
         ({"value": "Bearer"}, "only name"),
         ({"value": "{secret} {other}"}, "only name"),
+        ({"value": "{secret}{secret}"}, "{secret} once"),
         ({"value": "{secret}\r\nX: y"}, "printable ASCII"),
+        ({"value": "{secret}" + "x" * 249}, "value: expected text of at most 256"),
+        ({"username": "x" * 257}, "username: expected text of at most 256"),
+        ({"oops" * 100: "x" * 257}, "oops: expected text of at most 256"),
         ({"username": "a:b"}, "username"),
         ({"secret": "two\r\nlines"}, "secret: "),
         ({"secret": "ü"}, "secret: "),
@@ -160,7 +168,7 @@ def test_a_content_is_what_was_written(
 )
 def test_what_cannot_be_sealed(fields: dict[str, object], expected: str) -> None:
     content = {**FIELDS, **fields}
-    with pytest.raises(PatternError, match=expected.replace("*", r"\*")) as raised:
+    with pytest.raises(PatternError, match=re.escape(expected)) as raised:
         format_content(content)
     assert str(content["secret"]) not in str(raised.value)
 
@@ -176,6 +184,22 @@ def test_any_json_is_a_content_or_refused(value: object) -> None:
             parse_content(json.dumps(content).encode())
         except PatternError:
             continue
+
+
+def test_what_tokens_hold_is_neither_kept_nor_shown() -> None:
+    """Anyone can seal: a cache of what was sealed would grow as they like."""
+    assert SECRET not in repr(SealedEntry.model_construct(secret=SECRET, hosts=()))
+    texts = [f"{'x' * 200}{number} {{secret}}" for number in range(300)]
+    values = [InjectedValue("X-Api-Key", text, ("secret",)) for text in texts]
+    tracemalloc.start()
+    try:
+        assert filled(values[0], [Secret("secret", SECRET)]).endswith(f"0 {SECRET}")
+        before = tracemalloc.get_traced_memory()[0]
+        for value in values:
+            filled(value, [Secret("secret", SECRET)])
+        assert tracemalloc.get_traced_memory()[0] - before < 20_000  # bytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 4_000, b'{"a":' * 1_000, b"NaN", b'"x"', b"[1]"])

@@ -8,7 +8,7 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from stat import S_ISREG
 
@@ -179,7 +179,7 @@ def _state(stat: os.stat_result) -> _State:
 
 
 def filled(value: InjectedValue, secrets: list[Secret]) -> str:
-    """Fill secrets into a value."""
+    """Fill secrets into a value. Nothing is kept of it: whoever seals a token makes up its template."""
     values = {secret.name: secret.reveal() for secret in secrets}
     text = "".join(_fill(value.template, values))
     return text if value.username is None else f"Basic {b64encode(f'{value.username}:{text}'.encode()).decode()}"
@@ -187,9 +187,4 @@ def filled(value: InjectedValue, secrets: list[Secret]) -> str:
 
 def _fill(template: str, values: Mapping[str, str]) -> list[str]:
     """Fill in a template whose fields are plain names, as the policy's loader has checked."""
-    return [text + (values[name] if name else "") for text, name in _pieces(template)]
-
-
-@lru_cache(maxsize=1024)
-def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
-    return tuple((text, name) for text, name, _, _ in string.Formatter().parse(template))
+    return [text + (values[name] if name else "") for text, name, _, _ in string.Formatter().parse(template)]

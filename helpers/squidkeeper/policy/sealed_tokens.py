@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import PlainValidator, ValidationError
+from pydantic import Field, PlainValidator, ValidationError
 
 from squidkeeper.errors import PatternError
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
@@ -19,12 +19,12 @@ from squidkeeper.policy.hosts import HostPattern
 from squidkeeper.policy.model import Match
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.policy.schema import CredentialHost, Many, MatchFields, Names, Time
-from squidkeeper.policy.templates import parse_template
+from squidkeeper.policy.templates import fields_of, parse_template
 
 SECRET = "secret"  # noqa: S105 - the one name that a template of a sealed token uses
 DEFAULT_VALUE = "Bearer {secret}"
 _PATTERNS_AT_MOST = 16
-_PATTERN_LENGTH = 256  # characters
+_TEXT_LENGTH = 256  # characters
 _UNKNOWN = ("lists", "schemes")  # matching fields of a policy that a token cannot have: a list is the policy's
 
 
@@ -49,7 +49,7 @@ class SealedEntry(MatchFields):
     header: str = INJECTABLE_HEADERS[0]
     value: str = DEFAULT_VALUE
     username: str | None = None
-    secret: Annotated[str, PlainValidator(lambda value: _secret(value))]
+    secret: Annotated[str, PlainValidator(lambda value: _secret(value))] = Field(repr=False)
 
 
 def format_content(fields: Mapping[str, object]) -> bytes:
@@ -70,8 +70,8 @@ def parse_content(content: bytes) -> SealedContent:
         entry = SealedEntry.model_validate(fields, context=_ANY_NAMES)
     except ValidationError as error:
         raise PatternError(_first_problem(error)) from None
-    if parse_template(entry.value) != (SECRET,):
-        raise PatternError("value: expected {secret}, as the only name in braces")
+    if parse_template(entry.value) != (SECRET,) or len(fields_of(entry.value)) > 1:
+        raise PatternError("value: expected {secret} once, as the only name in braces")
     if entry.username is not None and (":" in entry.username or not entry.username.isprintable()):
         raise PatternError("username: it holds a ':' or a control character, which a basic credential cannot")
     return SealedContent(
@@ -80,21 +80,26 @@ def parse_content(content: bytes) -> SealedContent:
 
 
 def _check_bounds(fields: object) -> None:
-    """Refuse what would cost much to match: many patterns, long ones, expressions."""
+    """Refuse what would cost much to match or to fill in: many patterns, long texts, expressions."""
     if not isinstance(fields, dict):
         raise PatternError("the content is not a mapping")
     for name in _UNKNOWN:
         if name in fields:
             raise PatternError(f"{name}: a sealed token has no such guard")
     for name, value in fields.items():
-        patterns = [*value, *value.values()] if isinstance(value, dict) else value
-        if name == SECRET or not isinstance(patterns, list):
-            continue
-        if len(patterns) > _PATTERNS_AT_MOST or any(len(str(one)) > _PATTERN_LENGTH for one in patterns):
-            message = f"expected at most {_PATTERNS_AT_MOST} values of at most {_PATTERN_LENGTH} characters"
-            raise PatternError(f"{name}: {message}")
-        if any(str(one).startswith("regex:") for one in patterns):
-            raise PatternError(f"{name}: a sealed token has no expressions, expected text, in which '*' is any")
+        if name != SECRET:  # the length of a token limits that one
+            _check_texts(name[:_TEXT_LENGTH], value)
+
+
+def _check_texts(name: str, value: object) -> None:
+    several = [*value, *value.values()] if isinstance(value, dict) else value
+    texts = several if isinstance(several, list) else [value]
+    if len(texts) > _PATTERNS_AT_MOST:
+        raise PatternError(f"{name}: expected at most {_PATTERNS_AT_MOST} values")
+    if any(len(str(one)) > _TEXT_LENGTH for one in texts):
+        raise PatternError(f"{name}: expected text of at most {_TEXT_LENGTH} characters")
+    if texts is several and any(str(one).startswith("regex:") for one in texts):
+        raise PatternError(f"{name}: a sealed token has no expressions, expected text, in which '*' is any")
 
 
 def _match(entry: SealedEntry) -> Match:

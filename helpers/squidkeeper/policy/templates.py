@@ -20,4 +20,9 @@ def parse_template(text: str) -> tuple[str, ...]:
             raise PatternError(f"the value has a {match[0]!r} alone, expected {{secret}}, or braces doubled")
     if not _PRINTABLE.fullmatch(_PART.sub("", text)):
         raise PatternError("the value holds something else than printable ASCII, which no header can carry")
-    return tuple(dict.fromkeys(match[1] for match in _PART.finditer(text) if match[1] is not None))
+    return tuple(dict.fromkeys(fields_of(text)))
+
+
+def fields_of(text: str) -> tuple[str, ...]:
+    """List the names in braces, each as often as it stands there."""
+    return tuple(match[1] for match in _PART.finditer(text) if match[1] is not None)
