@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from squidkeeper.engine import CompiledPolicy
+from squidkeeper.helpers.acl import HostScope
 from squidkeeper.helpers.login import Logins, answer
 from squidkeeper.metrics import LOGIN_RESULTS
 from squidkeeper.policy.model import Token
@@ -107,6 +108,42 @@ def test_what_people_state_of_a_client_counts_as_logged_in_while_one_of_its_toke
     assert decided(lapsing, asked, NOW).rule == "of-ci"
     assert decided(lapsing, asked, datetime(2027, 1, 1, tzinfo=UTC)).rule == "login-refused"
     assert lapsing.lapses == (datetime(2027, 1, 1, tzinfo=UTC),)
+
+
+LAPSED = f"""  old: {{token_sha256: {{sha256: {Token.of("old").sha256}, expires: 2020-01-01T00:00:00Z}}}}
+  none: {{token_sha256: []}}
+rules:
+"""
+ASKING = (
+    POLICY.replace("rules:\n", LAPSED)
+    + """
+  - {name: not-for-both, action: deny, clients: [both], hosts: [c.example]}
+  - {name: for-ci, action: allow, clients: [ci], hosts: [c.example]}
+  - {name: for-old, action: allow, clients: [old, none], hosts: [d.example]}
+  - {name: for-user, action: allow, clients: [user], hosts: [e.example]}
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("host", "client", "asked"),
+    [
+        ("a.example", "192.0.2.9", True),
+        ("b.example", "192.0.2.9", False),  # open
+        ("c.example", "203.0.113.9", True),
+        ("c.example", "192.0.2.9", True),  # from where both could log in
+        ("d.example", "192.0.2.9", False),
+        ("e.example", "192.0.2.9", False),
+        ("f.example", "192.0.2.9", False),
+    ],
+)
+def test_a_login_is_asked_for_where_one_client_that_can_log_in_now_would_be_allowed(
+    tmp_path: Path, host: str, client: str, asked: bool
+) -> None:
+    scope = HostScope(compiled_of(tmp_path, ASKING))
+    for method, scheme, port in (("GET", "http", 80), ("CONNECT", "https", 443)):
+        reply = scope.answer(f"{client} - {method} {scheme} {host} {port} - - -".encode())
+        assert (("ask_login_", "yes") in reply.annotations) is asked
 
 
 def test_a_record_of_a_login_belongs_to_its_client_for_metrics_and_drift(policy: CompiledPolicy) -> None:

@@ -32,6 +32,8 @@ rules:
   - {{name: of-ci, action: allow, clients: [ci], hosts: [ci.example]}}
   - {{name: of-both, action: allow, clients: [both], hosts: [both.example]}}
   - {{name: of-net, action: allow, clients: [net], hosts: [net.example]}}
+  - {{name: not-both, action: deny, clients: [both], hosts: [shared.example]}}
+  - {{name: for-ci, action: allow, clients: [ci], hosts: [shared.example]}}
   - {{name: open, action: allow, hosts: [open.example]}}
   - {{name: pinned, action: allow, clients: [ci], hosts: [pinned.example], tls: passthrough}}
 """
@@ -135,6 +137,7 @@ def test_a_client_is_asked_for_a_login_only_where_one_could_open_what_is_denied(
         ("ci.example", "127.0.0.1", 407),
         ("both.example", "127.0.0.1", 403),  # a login from here cannot be that client
         ("both.example", "127.0.0.2", 407),
+        ("shared.example", "127.0.0.2", 407),  # one of the two clients that could log in from here is allowed
         ("net.example", "127.0.0.1", 403),
         ("closed.example", "127.0.0.1", 403),
     ]:

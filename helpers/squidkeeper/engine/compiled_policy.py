@@ -127,22 +127,20 @@ class CompiledPolicy:
         ends = [token.expires for token in tokens if token.expires is not None]
         return None, max(ends) if len(ends) == len(tokens) else None
 
-    def as_if_logged_in(self, request: Request | Malformed) -> HostMatch | None:
-        """Match a request without a login as if it had those that its address can have; None where it can have none.
+    def matches_of_logins(self, request: Request | Malformed) -> Iterator[HostMatch]:
+        """Match a request without a login as each client that could log in for it, and that an allow is for.
 
         Squid can ask for a login at a CONNECT and outside of tunnels, not inside.
         """
         if not self._logins or isinstance(request, Malformed) or request.user is not None:
-            return None
+            return
         if request.scheme == "https" and request.method != CONNECT:
-            return None
-        address = request.client and request.client.address
-        names = tuple(name for name, one in self._logins.items() if one.tokens and one.within_networks(address))
-        if not names:
-            return None
-        known = self.match(request)
-        facts = known.facts._replace(clients=(*known.facts.clients, *names))
-        return known._replace(facts=facts, candidates=self._candidates_for(facts))
+            return
+        rules = (self.source.rules[position] for position in self.rules.positions(request.host))
+        opened = {name for rule in rules if rule.action is Action.ALLOW for name in rule.match.clients or ()}
+        for name in self._logins if opened else ():
+            if not opened.isdisjoint(self.clients_of(request.client, name)):
+                yield self.match(request._replace(user=name, login=ANY_LOGIN))
 
     def clients_of(self, client: Host | None, user: str | None) -> tuple[str, ...]:
         """Name the policy's clients that a request belongs to, in the policy's order."""

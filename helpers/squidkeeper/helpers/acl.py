@@ -78,8 +78,8 @@ class HostScope:
 
     def _may_log_in(self, request: Request | Malformed, at: datetime) -> bool:
         """Tell whether a request without a login could be allowed with one: some programs wait to be asked."""
-        match = self.policy.as_if_logged_in(request)
-        return match is not None and decide(self.policy, match, at, Stage.HOST).allowed
+        matches = self.policy.matches_of_logins(request)
+        return any(decide(self.policy, match, at, Stage.HOST).allowed for match in matches)
 
 
 class RequestScope:
