@@ -140,7 +140,8 @@ acl lost src 192.0.2.9 \\
 """,
     "parts/2.conf": "acl second src 192.0.2.1\n",
     "parts/10.conf": "acl first src 192.0.2.1\nacl lost src 192.0.2.8 \\",
-    "more.conf": "acl returns src 192.0.2.1\r\nacl joined src \\\r\n 192.0.2.2\r\n",
+    "more.conf": "acl cut src 192.0.2.1\rhttp_access deny all\r\nacl cut src 192.0.2.4 \0 192.0.2.5\n"
+    "acl returns src 192.0.2.1\r\nacl joined src \\\r\n 192.0.2.2\r\n",
 }
 
 
@@ -161,8 +162,10 @@ def test_a_configuration_is_read_with_its_files_and_lines(tmp_path: Path) -> Non
         ("squid.conf", 19, "via", ("off",)),  # of nested conditions the innermost alone counts
         ("parts/10.conf", 1, "acl", ("first", "src", "192.0.2.1")),
         ("parts/2.conf", 1, "acl", ("second", "src", "192.0.2.1")),
-        ("more.conf", 1, "acl", ("returns", "src", "192.0.2.1")),
-        ("more.conf", 2, "acl", ("joined", "src", "192.0.2.2")),
+        ("more.conf", 1, "acl", ("cut", "src", "192.0.2.1")),
+        ("more.conf", 2, "acl", ("cut", "src", "192.0.2.4")),
+        ("more.conf", 3, "acl", ("returns", "src", "192.0.2.1")),
+        ("more.conf", 4, "acl", ("joined", "src", "192.0.2.2")),
         ("squid.conf", 23, "configuration_includes_quoted_values", ("on",)),
         ("squid.conf", 24, "acl", ("spaced", "src", "192.0.2.7")),
         ("squid.conf", 25, "configuration_includes_quoted_values", ("off",)),
@@ -235,6 +238,10 @@ PLANTED = {
     "requests-in-warnings": ("debug_options ALL,1 55,0\n", "debug_options lacks 11,0 29,0"),
     "forwarded-for-believed": ("follow_x_forwarded_for allow all\n", "follow_x_forwarded_for allow all"),
     "proxy-protocol-open": ("proxy_protocol_access allow all\n", "proxy_protocol_access allow all"),
+    "override-header-kept": (
+        "request_header_access X-Rewrite_URL allow all\n",
+        "request_header_access X-Rewrite_URL allow all",
+    ),
     "answers-kept-too-long": (
         "external_acl_type mine %#>a /opt/squidkeeper/bin/squidkeeper throttle\n",
         "external_acl_type mine keeps answers for 3600 s",
@@ -243,6 +250,20 @@ PLANTED = {
 }
 # The same by another line: code, line, detail.
 VARIANTS = [
+    ("allowed-ahead-of-policy", "http_access2 allow all\n", "adapted_http_access allow all"),
+    ("credentials-cached", "store_miss allow all\n", "store_miss allow all"),
+    ("credentials-cached", "send_hit allow localhost\n", "send_hit allow localhost"),
+    ("client-header-kept", "request_header_access Other allow all\n", "request_header_access Other allow all"),
+    (
+        "override-header-kept",
+        "request_header_access Forwarded allow all\n",
+        "request_header_access Forwarded allow all",
+    ),
+    ("tunnel-not-bumped", "ssl_bump peek all\n", "ssl_bump peek all"),
+    ("tunnel-not-bumped", "on_unsupported_protocol tunnel all\n", "on_unsupported_protocol tunnel all"),
+    ("debugging-prints-headers", "debug_options 9,1 all,5\n", "debug_options ALL,5"),
+    ("requests-in-warnings", "debug_options 11,0 29,0 55,0 ALL,1\n", "debug_options lacks 11,0 29,0 55,0"),
+    ("half-closed-clients", "half_closed_clients enable\n", "half_closed_clients enable"),
     ("header-unguarded", 'request_header_add X-Rule "%\'{rule_}note" localhost\n', "X-Rule has no ACL `note rule_`"),
     ("annotations-printed", "logformat mine %{authorization_}note\n", "logformat mine: authorization_"),
     ("annotations-printed", "note x %note{authorization_}\n", "note x: authorization_"),
@@ -396,8 +417,12 @@ def test_a_log_without_urls_may_show_what_is_watched_for(layout: Layout) -> None
 
 def test_the_exporters_own_request_and_lines_that_never_match_are_no_findings(layout: Layout) -> None:
     add(layout, "http_access allow localhost !all\nproxy_protocol_access allow localhost\n")
+    add(layout, "store_miss allow !sk_injected\ndebug_options 11,5 ALL,1 11,0 29,0 55,0\nssl_bump stare all\n")
     one = inspect(layout)
-    for code in ("allowed-ahead-of-policy", "proxy-protocol-open", "certificate-errors-allowed"):
+    for code in (
+        *("allowed-ahead-of-policy", "proxy-protocol-open", "certificate-errors-allowed", "tunnel-not-bumped"),
+        *("credentials-cached", "debugging-prints-headers", "requests-in-warnings"),
+    ):
         assert found(code, one) == []
 
 
@@ -492,14 +517,17 @@ def test_an_open_proxy_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def test_each_helper_answers_and_one_that_does_not_is_found(layout: Layout, tmp_path: Path) -> None:
+def test_each_helper_answers_and_one_that_does_not_is_found(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     account = squid_account if os.geteuid() else lambda: None  # pytest's folder is closed to other accounts
     one = replace(inspect(layout), account=account())
     assert found("helper-silent", one) == []
     assert [*layout.state.iterdir()] == [layout.own_addresses]  # it has counted nothing
     silent = tmp_path / "silent/squidkeeper"
     silent.parent.mkdir()
-    silent.write_text("#!/bin/sh\nexit 3\n")
+    silent.write_text("#!/bin/sh\necho $OF_ROOT\nexit 3\n")  # what it is told would be its answer
+    monkeypatch.setenv("OF_ROOT", "s3cr3t")
     silent.chmod(0o755)
     edit(layout.fragment, f"{layout.program} credential --concurrency", f"{silent} credential --concurrency")
     edit(layout.fragment, f"{layout.program} rewrite", "/nowhere/squidkeeper rewrite")
@@ -620,6 +648,26 @@ def test_a_check_that_fails_is_a_finding(layout: Layout, monkeypatch: pytest.Mon
     monkeypatch.setattr(machine, "_rotation_rules", refused)
     text = as_text(examine(inspect(layout), running=False))
     assert "(logrotate-loses-records)\n    this cannot be checked: refused\n" in text
+
+
+def test_no_line_ends_the_examination(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Squid splits at ASCII's spaces alone: a line of U+00A0 has a name, which Squid does not know."""
+    add(layout, "acl\nacl x\nacl x note\nmax_filedescriptors \u00b2\n\u00a0\nhttp_port none\nrequest_header_access\n")
+    monkeypatch.setattr(InstalledSquid, "pid", lambda _: os.getpid())
+    diagnosis = examine(inspect(layout))
+    assert "few-descriptors" in {check.code for check, _ in diagnosis.found}
+    assert "cannot be checked" not in as_text(diagnosis)
+    assert "\u00a0" in [line.name for line in inspect(layout).conf.directives]
+
+
+def test_a_check_with_an_unforeseen_fault_shows_its_kind_alone(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise KeyError("s3cr3t")
+
+    monkeypatch.setattr(machine, "_rotation_rules", broken)
+    text = as_text(examine(inspect(layout), running=False))
+    assert "(logrotate-loses-records)\n    this cannot be checked: KeyError, a fault of squidkeeper's\n" in text
+    assert "s3cr3t" not in text
 
 
 def test_behind_haproxy_squid_is_asked_at_haproxys_port(layout: Layout) -> None:

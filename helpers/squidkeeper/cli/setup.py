@@ -114,8 +114,8 @@ def _examine(options: SetupOptions) -> None:
         wait_until(_HEARTBEAT_SECONDS, lambda: read_maintenance_status(layout.state, time.time()).runs)
     try:
         diagnosis = examine(inspect(layout), running=not options.no_start, in_setup=True)
-    except OSError as error:
-        say("doctor", f"the gateway cannot be examined ({error})")
+    except Exception as error:  # noqa: BLE001 - the installation is good, whatever fails here
+        say("doctor", f"the gateway cannot be examined ({type(error).__name__}: {error})")
         return
     text = as_text(diagnosis)
     if diagnosis.found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Final
 
 from squidkeeper.doctor.inspection import Inspection, annotations_in
 from squidkeeper.doctor.squid_conf import Directive
+from squidkeeper.policy.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import checks
 from squidkeeper.setup.templates import outdated_sections
@@ -24,12 +25,15 @@ _PLAIN_TOKENS: Final = frozenset({"%>a", "%>p", "%>la", "%>lp", "%la", "%lp", "%
 _TALKATIVE: Final = frozenset(
     {"ALL", "9", "11", "23", "28", "29", "33", "44", "55", "61", "73", "74", "82", "84", "93"}
 )
+_DEBUGGING: Final = re.compile(r"(ALL|\d+),(\d+)", re.ASCII | re.IGNORECASE)
 _WARNS_WITH_TEXT: Final = ("11", "29", "55")  # those that do so at level 1
 # How the exporter's request passes; other directives than these decide nothing.
 _OF_OWN_SCRAPE: Final = {
     "http_access": ("allow", "localhost", "sk_itself", "sk_counters", "sk_get", "!sk_through_proxy", "sk_is_scrape"),
     "adapted_http_access": ("allow", "sk_scrape"),
 }
+# Actions of ssl_bump after which Squid judges the requests of a tunnel, or ends it.
+_JUDGED: Final = frozenset({"bump", "client-first", "server-first", "stare", "terminate"})
 _UNVERIFIED: Final = re.compile(r"DONT_VERIFY_(?:PEER|DOMAIN)")
 # What keeps a value that the policy watches for out of an access_log line: an ACL, or the format without URLs.
 _WITHHOLD: Final = frozenset({"!sk_withheld", "squidkeeper_withheld", "logformat=squidkeeper_withheld"})
@@ -99,19 +103,37 @@ def unverified(one: Inspection) -> Iterator[Found]:
 
 
 def passed_on_encrypted(one: Inspection) -> Iterator[Found]:
-    """Find tunnels that are spliced, and ports that bump nothing."""
+    """Find tunnels that are spliced, ports that bump nothing, and other protocols than TLS and HTTP let through."""
+    first_step = _first_step(one)
     for directive in one.named("ssl_bump"):
-        if directive.words[:1] in (("splice",), ("none",)) and directive.file != one.layout.fragment:
+        documented = directive.first == "peek" and first_step & set(directive.words[1:])
+        if directive.first not in _JUDGED and not documented and directive.file != one.layout.fragment:
+            yield _at(directive)
+    for directive in one.named("on_unsupported_protocol"):
+        if directive.first == "tunnel" and _NEVER not in directive.words:
             yield _at(directive)
     for directive in one.named("http_port", "https_port"):
         if "ssl-bump" not in directive.words:
             yield _at(directive, f"{directive.name} {directive.first} has no ssl-bump")
 
 
+def _first_step(one: Inspection) -> set[str]:
+    """Name the ACLs of the step ahead of TLS: after a peek in the second one, Squid cannot bump."""
+    steps: dict[str, set[str]] = {}
+    for name, kind, *values in (line.words for line in one.named("acl") if line.words[1:]):
+        steps.setdefault(name, set()).update(values if kind == "at_step" else {"any"})
+    return {name for name, values in steps.items() if values == {"SslBump1"}}
+
+
 def cached_credentials(one: Inspection) -> Iterator[Found]:
-    """Find missing lines that keep what a credential opened out of the cache."""
+    """Find missing lines that keep what a credential opened out of the cache, and what is allowed ahead of them."""
     for name in ("store_miss", "send_hit"):
-        if not any(set(line.words) == {"deny", "sk_https", "sk_injected"} for line in one.named(name)):
+        for directive in one.named(name):
+            if set(directive.words) == {"deny", "sk_https", "sk_injected"}:
+                break
+            if directive.first == "allow" and not {_NEVER, "!sk_injected"} & set(directive.words):
+                yield _at(directive)
+        else:
             yield Found(f"{name} deny sk_https sk_injected is missing", str(one.layout.fragment))
     if not any(line.words == ("deny", "all") for line in one.named("cache")):
         yield Found("cache deny all is missing", str(one.layout.fragment))
@@ -119,7 +141,7 @@ def cached_credentials(one: Inspection) -> Iterator[Found]:
 
 def added_headers(one: Inspection) -> Iterator[Found]:
     """Find a header that is made of an annotation, but not raw, or sent also where the annotation is missing."""
-    guards = {line.words[0]: line.words[2] for line in one.named("acl") if line.words[1:2] == ("note",)}
+    guards = {line.first: line.words[2] for line in one.named("acl") if line.words[1:2] == ("note",) and line.words[2:]}
     for directive in one.named("request_header_add"):
         found = _HEADER_VALUE.match(directive.rest)
         keys = set(annotations_in(found[2])) if found else set()
@@ -134,10 +156,19 @@ def added_headers(one: Inspection) -> Iterator[Found]:
 
 def client_headers_kept(one: Inspection) -> Iterator[Found]:
     """Find a header that the client's own copy of is let through beside the one that is injected."""
-    names = {header.lower().replace("_", "-") for header in (*one.injected, "all")}
+    yield from _headers_allowed_ahead(one, (*one.injected, "all", "other"))
+
+
+def override_headers_kept(one: Inspection) -> Iterator[Found]:
+    """Find a header that is let through, and by which a server answers for another request than was judged."""
+    yield from _headers_allowed_ahead(one, (*METHOD_HEADERS, *PATH_HEADERS, *HOST_HEADERS))
+
+
+def _headers_allowed_ahead(one: Inspection, headers: Iterable[str]) -> Iterator[Found]:
+    names = {header.lower().replace("_", "-") for header in headers}
     for directive in one.ahead:
         allows = directive.name == "request_header_access" and directive.words[1:2] == ("allow",)
-        if allows and directive.words[0].lower().replace("_", "-") in names:
+        if allows and _NEVER not in directive.words and directive.first.lower().replace("_", "-") in names:
             yield _at(directive)
 
 
@@ -187,24 +218,24 @@ def kept_answers(one: Inspection) -> Iterator[Found]:
 
 def rewriter_bypassed(one: Inspection) -> Iterator[Found]:
     """Find `url_rewrite_bypass on`."""
-    yield from _set_to(one, "url_rewrite_bypass", "on")
+    yield from _switched_on(one, "url_rewrite_bypass")
 
 
 def half_closed(one: Inspection) -> Iterator[Found]:
     """Find `half_closed_clients on`."""
-    yield from _set_to(one, "half_closed_clients", "on")
+    yield from _switched_on(one, "half_closed_clients")
 
 
 def mail_links(one: Inspection) -> Iterator[Found]:
     """Find `email_err_data on`, which is Squid's default."""
     if one.last("email_err_data") is None:
         yield Found("email_err_data off is missing", str(one.layout.pages))
-    yield from _set_to(one, "email_err_data", "on")
+    yield from _switched_on(one, "email_err_data")
 
 
-def _set_to(one: Inspection, name: str, value: str) -> Iterator[Found]:
+def _switched_on(one: Inspection, name: str) -> Iterator[Found]:
     directive = one.last(name)
-    if directive and directive.words[:1] == (value,):
+    if directive and directive.is_on:
         yield _at(directive)
 
 
@@ -222,20 +253,29 @@ def printed_annotations(one: Inspection) -> Iterator[Found]:
             yield Found(f"an error page: {', '.join(sorted(shown))}", str(page))
 
 
+def _debug_levels(directive: Directive | None) -> dict[str, int]:
+    """Give the level of each section of Squid's debugging that is named after the last ALL, and of ALL."""
+    levels = {"ALL": 1}
+    for word in directive.words if directive else ():
+        if found := _DEBUGGING.match(word):
+            section, level = found[1].upper(), int(found[2])
+            levels = {"ALL": level} if section == "ALL" else levels | {str(int(section)): level}
+    return levels
+
+
 def debugging(one: Inspection) -> Iterator[Found]:
     """Find debugging that prints headers."""
     directive = one.last("debug_options")
-    for word in directive.words if directive else ():
-        section, _, level = word.partition(",")
-        if directive and section.upper() in _TALKATIVE and level.isdigit() and int(level) > 1:
-            yield _at(directive, f"debug_options {word}")
+    for section, level in _debug_levels(directive).items():
+        if directive and section in _TALKATIVE and level > 1:
+            yield _at(directive, f"debug_options {section},{level}")
 
 
 def warnings_with_requests(one: Inspection) -> Iterator[Found]:
     """Find the sections of Squid's debugging that print text of requests in warnings of level 1."""
     directive = one.last("debug_options")
-    levels = {"ALL": "1"} | dict(word.split(",", 1) for word in (directive.words if directive else ()) if "," in word)
-    loud = [number for number in _WARNS_WITH_TEXT if levels.get(number, levels["ALL"]) != "0"]
+    levels = _debug_levels(directive)
+    loud = [number for number in _WARNS_WITH_TEXT if levels.get(number, levels["ALL"])]
     if loud:
         detail = "debug_options lacks " + " ".join(f"{number},0" for number in loud)
         yield _at(directive, detail) if directive else Found(detail)
@@ -313,7 +353,7 @@ def few_descriptors(one: Inspection) -> Iterator[Found]:
     directive = one.last("max_filedescriptors")
     if directive is None:
         yield Found("max_filedescriptors is missing: Squid takes what it is started with", str(one.layout.conf))
-    elif not directive.first.isdigit() or int(directive.first) < _FEW_DESCRIPTORS:
+    elif (directive.number or 0) < _FEW_DESCRIPTORS:
         yield _at(directive)
 
 

@@ -58,6 +58,8 @@ def _made(check: Check, one: Inspection) -> tuple[Found, ...]:
         return tuple(check.find(one))
     except (OSError, psutil.Error) as error:
         return (Found(f"this cannot be checked: {error}"),)
+    except Exception as error:  # noqa: BLE001 - what is not foreseen may show a value, and must end no installation
+        return (Found(f"this cannot be checked: {type(error).__name__}, a fault of squidkeeper's"),)
 
 
 def as_text(diagnosis: Diagnosis) -> str:

@@ -36,6 +36,7 @@ from squidkeeper.setup.processes import InstalledSquid
 from squidkeeper.squid_account import Account, squid_account
 from squidkeeper.squid_version import squid_version
 
+_PORT: Final = re.compile(r"(?:\S+:)?[0-9]+")
 _LOGROTATE: Final = Path("/etc/logrotate.d")
 
 
@@ -92,7 +93,7 @@ def inspect(layout: Layout) -> Inspection:
     if not layout.fragment.exists() and not layout.program.exists():
         raise DoctorFailed(f"squidkeeper is not installed: there is neither {layout.fragment} nor {layout.program}")
     conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
-    ports = tuple(one.words[0] for one in conf.directives if one.name == "http_port" and one.words)
+    ports = tuple(one.first for one in conf.directives if one.name == "http_port" and _PORT.fullmatch(one.first))
     listens = (*filter(None, [listen_of_haproxy(text_at(layout.haproxy))]),) or ports
     sources = read_sources(layout.policy)
     return Inspection(

@@ -47,6 +47,8 @@ _ASKED: Final = {
     "%#URI": _URL,
     "%#note{final_url_}": _URL,
 }
+# Of root's environment nothing else is handed on: it can hold secrets that Squid's account must not read.
+_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 _BLOCK: Final = re.compile(r"^([^\n{}#][^{}]*?)\s*\{([^}]*)\}", re.MULTILINE)
 
 
@@ -177,7 +179,7 @@ def few_days_kept(one: Inspection) -> Iterator[Found]:
 def service_not_running(one: Inspection) -> Iterator[Found]:
     """Find an installed service beside Squid that does not work; conditions tell about those with a heartbeat."""
     listens = text_at(one.layout.service("exporter").applied).split(" ")[0]
-    for name in {*SERVICES} - {"maintenance", "secrets"}:
+    for name in sorted({*SERVICES} - {"maintenance", "secrets"}):
         paths = one.layout.service(name)
         exporter = listens if name == "exporter" and listens != NO_EXPORTER else ""
         service = InstalledService(name, one.layout, one.squid.systemd, port=port_of(exporter) if exporter else None)
@@ -190,12 +192,12 @@ def service_not_running(one: Inspection) -> Iterator[Found]:
 def few_descriptors_granted(one: Inspection) -> Iterator[Found]:
     """Find a Squid that runs with fewer descriptors than it is configured for."""
     wanted, pid = one.last("max_filedescriptors"), one.squid.pid()
-    if wanted is None or pid is None:
+    if wanted is None or wanted.number is None or pid is None:
         return
     for process in psutil.Process(pid).children():
         if process.name() == "squid":
             granted = _descriptors(process.pid)
-            if granted < int(wanted.first or 0):
+            if granted < wanted.number:
                 yield Found(f"process {process.pid} has {granted} of {wanted.first}", wanted.place)
 
 
@@ -273,6 +275,7 @@ def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
             timeout=_ANSWER_SECONDS,
             check=False,
             cwd="/",
+            env=_ENVIRONMENT,
             **_rights_of(account),
         )
     except subprocess.TimeoutExpired:

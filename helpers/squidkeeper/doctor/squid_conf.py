@@ -16,21 +16,28 @@ from typing import Final
 _DEEPEST: Final = 16
 _SPACE: Final = " \t\n\v\f\r"
 _STRING: Final = r'"(?:\\.|[^"\\])*"'
-_WORD = re.compile(rf'[^\s"]*{_STRING}\S*|\S+')
-_QUOTED_WORD = re.compile(rf"{_STRING}|'(?:\\.|[^'\\])*'|\S+")
-_INCLUDED = re.compile(rf"{_STRING}|(?:\\.|[^\s\"\\])+")
+_WORD = re.compile(rf'[^\s"]*{_STRING}\S*|\S+', re.ASCII)
+_QUOTED_WORD = re.compile(rf"{_STRING}|'(?:\\.|[^'\\])*'|\S+", re.ASCII)
+_INCLUDED = re.compile(rf"{_STRING}|(?:\\.|[^\s\"\\])+", re.ASCII)
+_SPACES = re.compile(r"\s+", re.ASCII)  # Squid splits at ASCII's spaces alone
+_CUT = re.compile(r"[\r\0]")  # Squid ends a line at either, whatever follows
 _ESCAPED = re.compile(r"\\(.)")
 _CONTROL: Final = frozenset({"if", "else", "endif", "include"})
 # Former names that Squid 6 still takes.
 _NAMES: Final = {
     "ascii_port": "http_port",
     "cache_access_log": "access_log",
+    "http_access2": "adapted_http_access",
     "max_filedesc": "max_filedescriptors",
     "no_cache": "cache",
     "redirect_children": "url_rewrite_children",
     "redirect_program": "url_rewrite_program",
     "redirector_access": "url_rewrite_access",
     "redirector_bypass": "url_rewrite_bypass",
+    "storeurl_rewrite_access": "store_id_access",
+    "storeurl_rewrite_bypass": "store_id_bypass",
+    "storeurl_rewrite_children": "store_id_children",
+    "storeurl_rewrite_program": "store_id_program",
 }
 
 
@@ -55,13 +62,17 @@ class Directive:
     @property
     def name(self) -> str:
         """Its name; one of today, where it is a former name."""
-        first = self.text.split(maxsplit=1)[0]
-        return _NAMES.get(first, first)
+        return _NAMES.get(self.written_name, self.written_name)
+
+    @property
+    def written_name(self) -> str:
+        """Its name as it stands in the file."""
+        return _SPACES.split(self.text, maxsplit=1)[0]
 
     @property
     def rest(self) -> str:
         """What follows its name."""
-        return self.text.split(maxsplit=1)[1] if self.text.split(maxsplit=1)[1:] else ""
+        return "".join(_SPACES.split(self.text, maxsplit=1)[1:])
 
     @property
     def first(self) -> str:
@@ -72,6 +83,16 @@ class Directive:
     def words(self) -> tuple[str, ...]:
         """What follows its name, word by word, up to a comment. Quotes around a word are removed."""
         return tuple(_without_quotes(word) for word in _before_comment(self._words.findall(self.rest)))
+
+    @property
+    def number(self) -> int | None:
+        """The number that follows its name, if one does."""
+        return int(self.first) if self.first.isascii() and self.first.isdigit() else None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it switches on what it is for."""
+        return self.first in ("on", "enable")
 
     @property
     def _words(self) -> re.Pattern[str]:
@@ -118,7 +139,7 @@ class SquidConf:
 
 def read_squid_conf(path: Path, macros: Macros) -> SquidConf:
     """Read a squid.conf and all that it includes. OSError where that file cannot be read; other faults are problems."""
-    return _Reader(macros, path.read_text(errors="backslashreplace")).read(path)
+    return _Reader(macros, _text_of(path)).read(path)
 
 
 class _Reader:
@@ -138,7 +159,7 @@ class _Reader:
         for number, line in _logical_lines(text):
             directive = self._directive(path, number, line, in_force=not conditions or conditions[-1])
             self._conf.lines.append(directive)
-            if directive.text.split(maxsplit=1)[0] in ("if", "else", "endif"):
+            if directive.written_name in ("if", "else", "endif"):
                 self._apply_condition(directive, conditions)
             elif directive.in_force:
                 self._apply(directive, depth)
@@ -172,7 +193,7 @@ class _Reader:
             for included in _INCLUDED.findall(directive.rest):
                 self._include(directive, _ESCAPED.sub(r"\1", included.strip('"')), depth + 1)
         elif directive.name == "configuration_includes_quoted_values":
-            self._quoted_values = directive.words[:1] == ("on",)
+            self._quoted_values = directive.is_on
 
     def _include(self, directive: Directive, pattern: str, depth: int) -> None:
         found = sorted(glob(pattern, root_dir="/", include_hidden=False))
@@ -183,7 +204,7 @@ class _Reader:
         for name in found if depth <= _DEEPEST else ():
             path = Path("/", name)
             try:
-                text = path.read_text(errors="backslashreplace")
+                text = _text_of(path)
             except OSError as error:
                 text = f"includes {path}, which cannot be read ({error.strerror})"
                 self._complain(directive.place, text, denied=isinstance(error, PermissionError))
@@ -194,11 +215,15 @@ class _Reader:
         self._conf.problems.append(Problem(place, text, denied))
 
 
+def _text_of(path: Path) -> str:
+    return path.read_bytes().decode(errors="backslashreplace")  # `read_text` takes a lone \\r for the end of a line
+
+
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
     """Yield each line that Squid processes, with its first line's number. One that never ends is never processed."""
     joined, first = "", 0
     for number, physical in enumerate(text.split("\n"), 1):
-        line = physical.partition("\r")[0].lstrip(_SPACE)
+        line = _CUT.split(physical, maxsplit=1)[0].lstrip(_SPACE)
         if not line or line.startswith("#"):
             continue
         first = first if joined else number

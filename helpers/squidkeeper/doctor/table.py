@@ -138,6 +138,13 @@ CHECKS: Final = (
         configuration.client_headers_kept,
     ),
     Check(
+        "override-header-kept",
+        _WARNING,
+        "A header is let through by which some servers answer for another request than was judged",
+        "Remove the line, unless no server that clients reach reads the header: see squid/README.md.",
+        configuration.override_headers_kept,
+    ),
+    Check(
         "token-not-encoded",
         _CRITICAL,
         "A helper reads text of a client that is not encoded, so that a newline in it is a second question",
