@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from squidkeeper.errors import PolicyError
-from squidkeeper.policy import passthrough, secret_references, tokens
+from squidkeeper.policy import credential_faults, passthrough, secret_references, tokens
 from squidkeeper.policy.contents import PolicyContents
-from squidkeeper.policy.credential_faults import credential_faults
 from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters, values_of
@@ -83,15 +83,15 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
         *passthrough.entry_faults(documents),
         *tokens.entry_faults(documents),
         *_upstream_faults(documents),
-        *credential_faults(documents),
-        *_placeholder_faults(documents),
+        *credential_faults.entry_faults(documents),
     }
     comments = (warning for document in documents for warning in document.warnings)
     warnings = tuple(sorted({*list_warnings, *secret_warnings, *comments}))
     if faults:
         raise PolicyError(sorted(faults), warnings)
     policy = _policy(contents.revision, checked, lists)
-    if conflicts := sorted([*passthrough.conflicts(policy), *tokens.conflicts(policy)]):
+    found = (passthrough.conflicts(policy), tokens.conflicts(policy), credential_faults.conflicts(policy))
+    if conflicts := sorted(chain.from_iterable(found)):
         raise PolicyError(conflicts, warnings)
     return BuiltPolicy(policy, warnings)
 
@@ -241,20 +241,6 @@ def _upstream_faults(documents: Sequence[Document]) -> Iterator[Fault]:
                 place = document.locate((*steps, "basic", "password"))
                 message = "the secret is a variable of Squid's environment, which install.sh does not know"
                 yield Fault(place, FaultCode.INVALID_UPSTREAM, f"{message}, expected one with 'file'")
-
-
-def _placeholder_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find the placeholders that stand twice: each is for one credential."""
-    seen: dict[str, Location] = {}
-    for document in documents:
-        for _, entry, steps in entries(document, "credentials"):
-            placeholder = entry.get("placeholder")
-            if isinstance(placeholder, str):
-                place = document.locate((*steps, "placeholder"))
-                first = seen.setdefault(placeholder.lower(), place)
-                if first is not place:
-                    message = f"the placeholder is also that of another credential, at {first}, expected one of its own"
-                    yield Fault(place, FaultCode.DUPLICATE_NAME, message)
 
 
 _IN_ONE_FILE = frozenset({"defaults", "sealed_tokens"})
