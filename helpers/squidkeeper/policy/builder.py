@@ -27,11 +27,13 @@ from squidkeeper.policy.model import (
     Route,
     Rule,
     Strip,
+    Token,
 )
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.policy.schema import (
     NAMED_BY_KEY,
     Checked,
+    ClientEntry,
     CredentialEntry,
     Defaults,
     MatchEntry,
@@ -289,7 +291,7 @@ class _Maker:
 
     def clients(self) -> Iterator[Client]:
         for name, entry in (self.model.clients or {}).items():
-            yield Client(name, self._key("clients", name), entry.networks, entry.users, entry.token_sha256)
+            yield Client(name, self._key("clients", name), entry.networks, entry.users, _tokens(entry))
 
     def rules(self) -> Iterator[Rule]:
         for position, entry in enumerate(self.model.rules or ()):
@@ -360,6 +362,12 @@ def _match(entry: MatchEntry) -> Match:
         paths=entry.paths,
         query=query,
     )
+
+
+def _tokens(entry: ClientEntry) -> tuple[Token, ...] | None:
+    if entry.token_sha256 is None:
+        return None
+    return tuple(Token(one.sha256, one.expires) for one in entry.token_sha256)
 
 
 def _parent(entry: UpstreamEntry) -> Parent | None:

@@ -55,7 +55,10 @@ Place = int  # line and column in one number: a policy of ten thousand rules has
 
 @dataclass(slots=True)
 class Node:
-    """A value with its place, and the place of its key; `children` by key or by index, None for a scalar."""
+    """A value with its place, and the place of its key; `children` by key or by index, None for a scalar.
+
+    What is no list stands for a list of itself alone.
+    """
 
     place: Place
     data: object
@@ -65,11 +68,11 @@ class Node:
 
     def child(self, step: str | int) -> Node | None:
         """Find the value of a key or at an index, if there is one."""
-        if isinstance(self.children, dict) and isinstance(step, str):
-            return self.children.get(step)
-        if isinstance(self.children, list) and isinstance(step, int):
+        if isinstance(step, str):
+            return self.children.get(step) if isinstance(self.children, dict) else None
+        if isinstance(self.children, list):
             return self.children[step] if step < len(self.children) else None
-        return None
+        return self if step == 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,7 @@ def is_private(steps: Iterable[str | int]) -> bool:
     """Tell whether steps lead to where the value of a secret or token may be by mistake: no fault shows that."""
     keys = [step for step in steps if isinstance(step, str)]
     if keys[:1] == ["clients"]:
-        return keys[2:3] == ["token_sha256"]
+        return keys[2:3] in ([], ["token_sha256"]) and keys != ["clients"]
     if keys[:1] in (["secrets"], ["canaries"]) or keys == ["sealed_tokens"]:
         return True
     return keys[:1] in _NAME_SECRETS and keys[1:2] in _PRIVATE_FIELDS
@@ -509,6 +512,7 @@ _NAME_SECRETS = (["credentials"], ["upstreams"], ["sealed_tokens"])
 _PRIVATE_FIELDS = (["bearer"], ["basic"], ["value"], ["headers"], ["parameters"], ["keys"], ["aws_sigv4"])
 _KEYS_OF_PRIVATE = frozenset(
     """
+    networks users token_sha256 sha256 expires
     keys access_key_id secret_access_key session_token region service
     file env username password command run timeout refresh
     oauth2 token_url grant client_id client_secret client_auth refresh_token scope audience ca

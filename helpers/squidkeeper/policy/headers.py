@@ -97,6 +97,8 @@ def parse_injected_header(text: str) -> str:
         raise PatternError(f"header {text!r} is a word of Squid's for several headers, expected the name of one")
     for forbidden, reason in _NEVER_INJECTED.items():
         forbidden = forbidden.lower()
-        if name == forbidden or (forbidden.endswith("-") and name.startswith(forbidden)):
+        if name == forbidden:
             raise PatternError(f"header {text!r} is never injected: {reason}")
+        if forbidden.endswith("-") and name.startswith(forbidden):  # the rest may be a value
+            raise PatternError(f"a header that begins with {forbidden!r} is never injected: {reason}")
     return text

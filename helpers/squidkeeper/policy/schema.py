@@ -41,7 +41,7 @@ from squidkeeper.policy.document import (
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.headers import parse_injected_header, parse_stripped_header
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
-from squidkeeper.policy.model import NO_REWRITE, SHORTEST_WATCHED, VERDICT_NAMES, Action, Target, Token
+from squidkeeper.policy.model import NO_REWRITE, SHORTEST_WATCHED, VERDICT_NAMES, Action, Target
 from squidkeeper.policy.parameters import parse_parameter
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
 from squidkeeper.policy.secret_sources import (
@@ -215,32 +215,20 @@ def _user(text: str) -> str:
     return text
 
 
-def _sha256(text: str) -> str:
-    if not _SHA256.fullmatch(text):
+def _sha256(value: object) -> str:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
         message = "this is no SHA-256 of a token, expected 64 hexadecimal digits, as `squidkeeper client add` writes"
-        raise PatternError(f"{message} (a value is never shown here)")
-    return text.lower()
+        raise _fault(FaultCode.INVALID_TOKEN, f"{message} (a value is never shown here)")
+    return value.lower()
 
 
 def _one_or_many(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-def _token(value: object) -> Token:
-    """Read a hash, or a mapping of a hash and when the token expires."""
-    if not isinstance(value, dict):
-        return Token(_parse_sha256(value))
-    unknown = value.keys() - {"sha256", "expires"}
-    if unknown or "sha256" not in value:
-        raise _fault(FaultCode.INVALID_TOKEN, "expected the keys sha256 and, if the token lapses, expires")
-    return Token(_parse_sha256(value["sha256"]), _time(value["expires"]) if "expires" in value else None)
-
-
-def _parse_sha256(value: object) -> str:
-    try:
-        return _sha256(value) if isinstance(value, str) else _sha256("")
-    except PatternError as error:
-        raise _fault(FaultCode.INVALID_TOKEN, str(error)) from None
+def _token_fields(value: object) -> object:
+    """Write a hash alone as the mapping that it stands for."""
+    return value if isinstance(value, dict) else {"sha256": value}
 
 
 def _stripped(value: object, info: ValidationInfo) -> str:
@@ -277,7 +265,7 @@ def _placeholder(text: str) -> str:
 
 def _aws_name(text: str) -> str:
     if not _AWS_NAME.fullmatch(text):
-        raise PatternError(f"{text!r} is not a name such as eu-central-1 or s3")
+        raise PatternError("this is not a name such as eu-central-1 or s3")
     return text
 
 
@@ -565,12 +553,21 @@ class Defaults(_Model):
     watch_secrets: bool = False
 
 
+class TokenEntry(_Model):
+    """The hash of a client's token, and when the token lapses."""
+
+    sha256: Annotated[str, PlainValidator(_sha256)]
+    expires: Time | None = None
+
+
 class ClientEntry(_Model):
     """Who asks."""
 
     networks: Many[Annotated[Network, _parsed(FaultCode.INVALID_NETWORK, parse_network)]] | None = None
     users: Several[Annotated[str, _parsed(FaultCode.INVALID_TEXT, _user)]] | None = None
-    token_sha256: Annotated[Many[Annotated[Token, PlainValidator(_token)]], BeforeValidator(_one_or_many)] | None = None
+    token_sha256: (
+        Annotated[Many[Annotated[TokenEntry, BeforeValidator(_token_fields)]], BeforeValidator(_one_or_many)] | None
+    ) = None
 
 
 class ListEntry(_Model):
@@ -880,7 +877,8 @@ def _fields(steps: list[int | str]) -> frozenset[str]:
     """List the keys of the mapping in which the last step was not understood."""
     if len(steps) == 1:
         return _KEYS_OF_FILE
-    if nested := _NESTED.get(str(steps[-2])):
+    above = next(step for step in reversed(steps[:-1]) if isinstance(step, str))
+    if nested := _NESTED.get(above):
         return frozenset(nested.model_fields)
     return frozenset(_ENTRIES[str(steps[0])].model_fields)
 
@@ -945,6 +943,7 @@ _ENTRIES: dict[str, type[_Model]] = {
     "tests": TestEntry,
 }
 _NESTED: dict[str, type[_Model]] = {
+    "token_sha256": TokenEntry,
     "basic": Basic,
     "aws_sigv4": AwsSigV4Entry,
     "command": CommandEntry,
