@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import sys
 from collections.abc import Callable
 from urllib.parse import quote
 
@@ -84,6 +85,48 @@ def test_no_value_is_kept() -> None:
         inside = (dict, list, tuple, frozenset, str, bytes, int)
         found = [other for other in gc.get_referents(one) if isinstance(other, inside)]
         held += [other for other in found if not any(other is known for known in held)]
-    parts = [VALUE[start : start + 8].lower() for start in range(len(VALUE) - 8)]
-    texts = [str(one).lower() for one in held if isinstance(one, str | bytes)]
-    assert not [text for text in texts if any(part in text for part in parts)]
+    searched = VALUE.lower().translate(str.maketrans("-_", "+/"))
+    parts = [one[start : start + 8].encode() for one in (VALUE, searched) for start in range(len(VALUE) - 7)]
+    texts = [in_bytes(one).lower() for one in held if isinstance(one, str | bytes | int)]
+    assert watched._windows
+    assert watched._windows <= {one for one in held if isinstance(one, int)}  # else these are not looked at
+    assert not [text for text in texts if any(part.lower() in text for part in parts)]
+
+
+def in_bytes(one: str | bytes | int) -> bytes:
+    if isinstance(one, int):
+        return one.to_bytes(one.bit_length() // 8 + 1, sys.byteorder)
+    return one if isinstance(one, bytes) else one.encode()
+
+
+class Counting(WatchedValues):
+    """Counts the digests that it makes."""
+
+    made = 0
+
+    def _digest(self, text: bytes) -> bytes:
+        self.made += 1
+        return super()._digest(text)
+
+
+@pytest.mark.parametrize("character", "0x")
+def test_a_text_of_one_character_costs_no_digest_for_values_that_begin_with_it(character: str) -> None:
+    watched = Counting()
+    values = {f"v{number}": f"{character * 8}-4c1f-{number}b7e" for number in range(5)}
+    watched.update(values, values)
+    watched.made = 0
+    text = character.encode() * 60_000
+    assert watched.find(text) == frozenset()
+    assert watched.made == 0
+    assert watched.find(text + values["v3"].encode() + text) == {"v3"}
+
+
+def test_a_text_that_imitates_a_value_has_few_digests_and_hides_no_other() -> None:
+    watched = Counting()
+    values = {"imitated": "abcdefgh" + "h" * 8 + "!", "other": VALUE}
+    watched.update(values, values)
+    watched.made = 0
+    text = (b"abcdefgh" + b"h" * 8 + b"?") * 4_000
+    assert watched.find(text) == {"imitated"}
+    assert watched.made <= 100
+    assert watched.find(text + VALUE.encode()) == {"imitated", "other"}

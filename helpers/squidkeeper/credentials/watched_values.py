@@ -1,9 +1,10 @@
 """Values that must not be in a request (floor 4): found without being kept.
 
-Of each value, and of each of its encodings, this keeps a keyed digest and the window that it begins with. Windows are
-folded to 16 classes by a random table, so that they cannot be turned back. A pass over a text finds the positions whose
-window is known, at the speed of a set; only there a digest is made. The time depends on the length of the text alone:
-nobody knows the table.
+Of each value, and of each of its encodings, this keeps a keyed digest and its most varied window: a text of zeros does
+not have that of `00000000-5d1c-…`. Windows are folded to 16 classes by a random table, so that they cannot be turned
+back. A pass over a text finds the positions whose window is known, at the speed of a set; only there a digest is made.
+Who knows a placeholder can write its window as often as a text has room. So the digests for a name are bounded, and a
+text that reaches the bound is taken to hold the value.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import secrets
 import sys
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import NamedTuple
@@ -21,17 +23,22 @@ from squidkeeper.policy.model import SHORTEST_WATCHED
 _WINDOW = SHORTEST_WATCHED  # of each encoding at least
 _DECODINGS_AT_MOST = 2
 _VALUES_KEPT = 2  # of each name
+_DIGESTS_AT_MOST = 100  # for a name in a text: one that holds no value has hardly ever any
 _CLASSES = 16  # so few that a window does not tell the bytes that it was made of
 # Another case is the same, as is base64 for URLs, and a space as forms write it.
 _SAME = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ- _", b"abcdefghijklmnopqrstuvwxyz++/")
 
 
 class _Needle(NamedTuple):
-    """One encoding of a value: the window that it begins with, its length, and its digest."""
+    """One encoding of a value: its most varied window and where that is, its length, and its digest."""
 
     window: int
+    offset: int
     length: int
     digest: bytes
+
+
+_Known = dict[int, list[tuple[str, _Needle]]]  # by the window, with the name of the value
 
 
 class WatchedValues:
@@ -43,7 +50,7 @@ class WatchedValues:
         self._fold = bytes(secrets.choice(classes) for _ in range(256))
         self._folded_same = _SAME.translate(self._fold)
         self._latest: dict[str, list[tuple[bytes, tuple[_Needle, ...]]]] = {}  # with the digest of the value
-        self._known: dict[int, list[tuple[str, _Needle]]] = {}
+        self._known: _Known = {}
         self._windows: frozenset[int] = frozenset()
 
     def update(self, names: Iterable[str], values: Mapping[str, str]) -> None:
@@ -87,22 +94,34 @@ class WatchedValues:
 
     def _verified(self, text: bytes, folded: memoryview, shifts: Iterable[int]) -> frozenset[str]:
         found: set[str] = set()
+        digests: Counter[str] = Counter()
+        same, known = text.translate(_SAME), self._known
         for shift in shifts:
             for number, window in enumerate(_windows(folded, shift)):
-                for name, needle in self._known.get(window, ()):
-                    start = shift + number * _WINDOW
-                    same = text[start : start + needle.length].translate(_SAME)
-                    if name not in found and self._digest(same) == needle.digest:
+                for name, needle in known.get(window, ()):
+                    start = shift + number * _WINDOW - needle.offset
+                    if name in found or start < 0:
+                        continue
+                    digests[name] += 1
+                    is_same = self._digest(same[start : start + needle.length]) == needle.digest
+                    if is_same or digests[name] == _DIGESTS_AT_MOST:
                         found.add(name)
+                        known = _without(name, known)
         return frozenset(found)
 
     def _needle(self, encoded: bytes) -> _Needle:
         same = encoded.translate(_SAME)
-        window = int.from_bytes(same[:_WINDOW].translate(self._fold), sys.byteorder)
-        return _Needle(window, len(same), self._digest(same))
+        folded = same.translate(self._fold)
+        offset = max(range(len(folded) - _WINDOW + 1), key=lambda at: len({*folded[at : at + _WINDOW]}))
+        window = int.from_bytes(folded[offset : offset + _WINDOW], sys.byteorder)
+        return _Needle(window, offset, len(same), self._digest(same))
 
     def _digest(self, text: bytes) -> bytes:
         return blake2b(text, digest_size=16, key=self._key).digest()
+
+
+def _without(name: str, known: _Known) -> _Known:
+    return {window: [one for one in needles if one[0] != name] for window, needles in known.items()}
 
 
 def _windows(folded: memoryview, shift: int) -> memoryview[int]:
