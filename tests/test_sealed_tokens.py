@@ -30,6 +30,7 @@ from squidkeeper.policy.faults import Location
 from squidkeeper.policy.forms import InjectedValue
 from squidkeeper.policy.sealed_tokens import SealedEntry, format_content, parse_content
 from squidkeeper.policy.secret_sources import FileSource, NamedSecret
+from squidkeeper.squid_account import Account
 from squidkeeper.url import parse_url
 
 KEY, OTHER = SealingPrivateKey.new(), SealingPrivateKey.new()
@@ -349,6 +350,24 @@ def test_two_keys_are_in_force_and_one_that_is_removed_opens_nothing_more(
     assert "not a key of sealed tokens" in str(tokens.problems["new"])
 
 
+@pytest.mark.parametrize("unusable", ["", "not a key"])
+def test_a_key_that_cannot_be_used_has_no_token_opened_again(
+    keys: tuple[SealedTokens, Path, Path], monkeypatch: pytest.MonkeyPatch, unusable: str
+) -> None:
+    tokens, new, _ = keys
+    opened: list[str] = []
+
+    def counted(token: str, keys: list[SealingPrivateKey]) -> bytes:
+        opened.append(token)
+        return open_bytes(token, keys)
+
+    monkeypatch.setattr("squidkeeper.credentials.sealed_tokens.open_bytes", counted)
+    new.write_text(unusable)
+    assert [tokens.open(TOKEN).secret for _ in range(3)] == [SECRET] * 3
+    assert opened == [TOKEN]
+    assert list(tokens.problems) == ["new"]
+
+
 def test_a_content_that_is_not_understood_is_refused_without_showing_it(
     keys: tuple[SealedTokens, Path, Path],
 ) -> None:
@@ -369,7 +388,6 @@ def run(*options: str, stdin: str = SECRET) -> str:
 def test_the_command_makes_a_key_and_seals_for_it(tmp_path: Path) -> None:
     file = tmp_path / "key"
     public = run("--new-key", str(file))
-    assert file.stat().st_mode & 0o777 in (0o600, 0o640)
     assert run("--public-key", str(file)) == public
     options = ["--to", public, "--host", "api.example", "--path", "/v1/**", "--method", "GET", "--client", "agents"]
     content = parse_content(
@@ -382,6 +400,20 @@ def test_the_command_makes_a_key_and_seals_for_it(tmp_path: Path) -> None:
     )
     assert content.expires is not None
     assert content.match.ports == (range(8443, 8444),)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file can be given to another group by root alone")
+@pytest.mark.parametrize(
+    ("account", "mode", "group"), [(None, 0o600, os.getegid()), (Account("squid", 7, 8), 0o640, 8)]
+)
+def test_a_new_key_can_be_read_by_squids_group_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, account: Account | None, mode: int, group: int
+) -> None:
+    monkeypatch.setattr("squidkeeper.squid_account.squid_account", lambda: account)
+    file = tmp_path / "key"
+    run("--new-key", str(file))
+    status = file.stat()
+    assert (status.st_mode & 0o777, status.st_gid) == (mode, group)
 
 
 def test_the_command_seals_a_basic_credential_from_a_file(tmp_path: Path) -> None:

@@ -29,14 +29,14 @@ class SealedTokens:
     def __init__(self, secrets: SecretStore, names: tuple[str, ...]) -> None:
         self._secrets = secrets
         self._names = names
-        self._read: dict[str, tuple[Secret, SealingPrivateKey]] = {}
+        self._read: dict[str, tuple[Secret, SealingPrivateKey]] = {}  # of the secrets that hold a key
         self._opened: BoundedCache[bytes, SealedContent] = BoundedCache(_CACHE_BYTES)
         self.problems: dict[str, SquidkeeperError] = {}  # of keys, by the name of the secret, for the operators
-        self._all_keys()  # so that a wrong key is reported before a token needs it
+        self._keys()  # so that a wrong key is reported before a token needs it
 
     def open(self, token: str) -> SealedContent:
         """Open a token; `SealedTokenRefused` if it cannot be opened or used. Its guards are not checked."""
-        keys = self._all_keys()
+        keys = self._keys()
         digest = sha256(token.encode()).digest()
         known = self._opened.get(digest)
         if known is None:
@@ -47,25 +47,25 @@ class SealedTokens:
             self._opened.add(digest, known, _OBJECT_BYTES + 4 * len(token))
         return known
 
-    def _all_keys(self) -> list[SealingPrivateKey]:
-        return list(self._keys())
-
-    def _keys(self) -> Iterator[SealingPrivateKey]:
+    def _keys(self) -> list[SealingPrivateKey]:
         """Give the keys that can be read; a key that has changed opens nothing that was opened by the old one."""
         for name in self._names:
             try:
                 secret = self._secrets.get(name)
                 known = self._read.get(name)
                 if known is None or known[0] != secret:
-                    self._opened.clear()
-                    self._read.pop(name, None)
-                    self._read[name] = known = (secret, _parse_key(name, secret))
+                    self._forget(name)
+                    self._read[name] = (secret, _parse_key(name, secret))
             except (SecretUnavailable, PatternError, ExtraMissing) as error:
-                self._opened.clear()
+                self._forget(name)
                 self.problems[name] = error
             else:
                 self.problems.pop(name, None)
-                yield known[1]
+        return [self._read[name][1] for name in self._names if name in self._read]
+
+    def _forget(self, name: str) -> None:
+        if self._read.pop(name, None) is not None:
+            self._opened.clear()
 
 
 def _parse_key(name: str, secret: Secret) -> SealingPrivateKey:
