@@ -89,7 +89,7 @@ def test_no_value_is_kept() -> None:
     parts = [one[start : start + 8].encode() for one in (VALUE, searched) for start in range(len(VALUE) - 7)]
     texts = [in_bytes(one).lower() for one in held if isinstance(one, str | bytes | int)]
     assert watched._windows
-    assert watched._windows <= {one for one in held if isinstance(one, int)}  # else these are not looked at
+    assert watched._windows <= {one for one in held if isinstance(one, int)}  # else they are not checked
     assert not [text for text in texts if any(part.lower() in text for part in parts)]
 
 
