@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from squidkeeper.certificates.authority import CertificateAuthority, make_ca
 from squidkeeper.cli import main
 from squidkeeper.credentials import SecretStore
+from squidkeeper.credentials.fetch_status import SecretStatus, format_fetch_report
 from squidkeeper.doctor import machine
 from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.examination import as_text, examine
@@ -370,6 +371,7 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ("few-descriptors", without(conf, "max_filedescriptors 16384", "max_filedescriptors 1024"), "descriptors 1024"),
     ("few-descriptors", without(conf, "max_filedescriptors 16384"), "max_filedescriptors is missing"),
     ("rendered-lines-outdated", without(fragment, "10.0.0.0/8 "), "the section 'private addresses' differs"),
+    ("rendered-lines-outdated", without(fragment, ">>> rendered: watch\n", ""), "the section 'watch' is missing"),
     ("answers-kept-too-long", without(fragment, "ttl=1 negative_ttl=1", ""), "sk_host keeps answers for 3600 s"),
     ("token-not-encoded", without(fragment, "%#ssl::>sni", "%ssl::>sni"), "%ssl::>sni"),
     ("squid-conf-incomplete", lambda layout: layout.pages.unlink(), "there is no such file"),
@@ -445,6 +447,7 @@ def test_a_configuration_that_squid_rejects_is_found_and_its_values_are_not_show
         ("etc/ca/signing.key", 0o660, "the CA's key: group 0 can read or write it (mode 0660)"),
         ("etc/policy/secret", 0o604, "a secret of the policy: every account can read or write it (mode 0604)"),
         ("run/secrets/k.value", 0o644, "a secret that was fetched: every account can read or write it (mode 0644)"),
+        ("etc/policy", 0o775, "above a secret of the policy: group 0 can replace files in it (mode 0775)"),
         ("etc/policy", 0o777, "above a secret of the policy: every account can replace files in it (mode 0777)"),
     ],
 )
@@ -465,9 +468,34 @@ def test_a_secret_of_another_account_is_found(layout: Layout) -> None:
 
 
 @as_root
+def test_what_is_fetched_alone_may_belong_to_another_account(layout: Layout) -> None:
+    (layout.policy / "secret").rename(layout.policy / "token.value")
+    edit(layout.policy / "policy.yaml", "file: secret", "file: token.value")
+    shutil.chown(layout.policy / "token.value", 12345)
+    shutil.chown(layout.policy, 12346)
+    shutil.chown(layout.secrets, 61184)
+    assert [one.detail for one in found("secret-file-open", inspect(layout))] == [
+        "a secret of the policy: it belongs to user 12345, neither root nor Squid's account",
+        "above a secret of the policy: user 12346 can replace files in it (mode 0755)",
+    ]
+
+
+@as_root
 def test_what_squids_account_cannot_read_is_found(layout: Layout) -> None:
     places = [Path(one.place) for one in found("squid-cannot-read", inspect(layout))]
     assert layout.signing_key in places  # it is root's alone here, as is pytest's folder
+
+
+def test_secrets_that_nothing_fetches_are_found_where_it_is_meant_to_run(layout: Layout) -> None:
+    source = "token: {command: {run: [give-token]}}, gone: {file: gone}"
+    edit(layout.policy / "policy.yaml", "token: {file: secret}", source)
+    codes = ("secrets-not-fetched", "secret-unavailable")
+    for running, expected in ((False, codes[1:]), (True, codes)):
+        made = {check.code: cases for check, cases in examine(inspect(layout), running=running).found}
+        assert tuple(code for code in codes if code in made) == expected
+        assert [case.detail.count("give-token") for case in made["secret-unavailable"]] == [0]
+    (layout.secrets / "status.json").write_bytes(format_fetch_report({"token": SecretStatus("command")}, ""))
+    assert len(found("secret-unavailable", inspect(layout))) == 2  # it runs, and has not fetched it
 
 
 def test_a_clock_that_is_behind_is_found(tmp_path: Path) -> None:
@@ -485,7 +513,9 @@ def test_a_clock_that_is_behind_is_found(tmp_path: Path) -> None:
     [
         ("daily\n rotate 14\n copytruncate\n", "logrotate-loses-records", "copytruncate"),
         ("daily\n rotate 14\n", "logrotate-loses-records", "does not run `squid -k rotate`"),
-        ("daily\n postrotate\n squid -k rotate\n endscript\n", "logrotate-loses-records", "rotate 0"),
+        ("rotate 0\n postrotate\n squid -k rotate\n endscript\n", "logrotate-loses-records", "rotate 0"),
+        ("daily\n postrotate\n squid -k rotate\n endscript\n", "logrotate-keeps-few-days", "4 days of records"),
+        ("postrotate\n squid -k rotate\n endscript\n", "", ""),  # as logrotate.conf says
         ("daily\n rotate 2\n postrotate\n squid -k rotate\n", "logrotate-keeps-few-days", "2 days of records"),
         ("daily\n rotate 30\n postrotate\n squid -k rotate\n", "", ""),
         ("weekly\n rotate -1\n postrotate\n squid -k rotate\n", "", ""),
@@ -496,6 +526,7 @@ def test_a_rule_of_logrotate_that_loses_the_audit_is_found(
 ) -> None:
     rules = tmp_path / "logrotate.d"
     rules.mkdir()
+    (tmp_path / "logrotate.conf").write_text("monthly\nweekly\nrotate 4\ninclude /etc/logrotate.d\nrotate 1\n")
     (rules / "squid").write_text(
         f"# squid\n\n{layout.access_log.parent}/*.log {{\n {rule}}}\n/other {{\n rotate 0\n}}\n"
     )

@@ -1,4 +1,7 @@
-"""Squid's account (floor 4): which one it is, what it cannot read, and calls with its rights in a forked child."""
+"""Squid's account (floor 4): which one it is, what it cannot read, calls with its rights in a forked child.
+
+Also who can change a file besides the accounts that may.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import os
 import pwd
 import re
 import shutil
+import stat
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +89,20 @@ def unreadable_for(account: Account, paths: Iterable[Path]) -> dict[Path, Path]:
     """
     found = call_as(account, lambda: {str(path): str(closed) for path in paths if (closed := _closed(path))})
     return {Path(path): Path(closed) for path, closed in found.items()}
+
+
+def changed_by_others(path: Path, owners: Collection[int] = (0,)) -> str:
+    """Name who can change a file, or replace what is in a folder, besides its owners; empty: nobody.
+
+    In a sticky folder, nobody replaces files of others.
+    """
+    state = path.stat()
+    sticky = stat.S_ISDIR(state.st_mode) and state.st_mode & stat.S_ISVTX
+    if state.st_uid not in owners:
+        return f"user {state.st_uid}"
+    if state.st_mode & stat.S_IWOTH and not sticky:
+        return "every account"
+    return f"group {state.st_gid}" if state.st_mode & stat.S_IWGRP and not sticky else ""
 
 
 def _answer(account: Account, function: Callable[[], Any], sender: int) -> None:

@@ -102,6 +102,7 @@ def setup(**given: Any) -> None:
 
 def _examine(options: SetupOptions) -> None:
     """Print what `doctor` finds. That fails no installation: the gateway in place is at least as good as before."""
+    from squidkeeper.credentials.fetch_status import read_fetch_status
     from squidkeeper.doctor.examination import as_text, examine
     from squidkeeper.doctor.inspection import inspect
     from squidkeeper.maintenance_status import read_maintenance_status
@@ -112,6 +113,8 @@ def _examine(options: SetupOptions) -> None:
     layout = Layout.of(options.root)
     if not options.no_start:
         wait_until(_HEARTBEAT_SECONDS, lambda: read_maintenance_status(layout.state, time.time()).runs)
+    if not options.no_start and layout.service("secrets").unit.exists():
+        wait_until(_HEARTBEAT_SECONDS, lambda: read_fetch_status(layout.secrets, time.time()).has_tried)
     try:
         diagnosis = examine(inspect(layout), running=not options.no_start, in_setup=True)
     except Exception as error:  # noqa: BLE001 - the installation is good, whatever fails here

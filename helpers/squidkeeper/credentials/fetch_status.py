@@ -43,6 +43,12 @@ class FetchStatus:
     secrets: Mapping[str, SecretStatus] = field(default_factory=dict)
     problem: str = ""
 
+    @property
+    def has_tried(self) -> bool:
+        """Whether it runs and has fetched each secret, or failed to."""
+        tried = (one.last_success is not None or one.failures for one in self.secrets.values())
+        return self.runs and (bool(self.problem) or (bool(self.secrets) and all(tried)))
+
 
 @dataclass(frozen=True, slots=True)
 class _Report:

@@ -14,7 +14,7 @@ from squidkeeper.doctor.squid_conf import Directive
 from squidkeeper.policy.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import checks
-from squidkeeper.setup.templates import outdated_sections
+from squidkeeper.setup.templates import missing_sections, outdated_sections
 
 _FEW_DESCRIPTORS: Final = 4096
 _LONGEST_TTL: Final = 10
@@ -359,7 +359,12 @@ def few_descriptors(one: Inspection) -> Iterator[Found]:
 
 def outdated_lines(one: Inspection) -> Iterator[Found]:
     """Find sections of the installed files that this version renders otherwise."""
-    for path in (one.layout.fragment, one.layout.pages, one.layout.logformat):
-        if path in one.conf.files:
-            for line, name in outdated_sections(path.read_text(errors="replace"), one.layout.replacements()):
-                yield Found(f"the section '{name}' differs from what this version renders", f"{path}:{line}")
+    ours = (one.layout.fragment, one.layout.pages, one.layout.logformat)
+    texts = {path: path.read_text(errors="replace") for path in ours if path in one.conf.files}
+    for path, text in texts.items():
+        for line, name in outdated_sections(text, one.layout.replacements()):
+            yield Found(f"the section '{name}' differs from what this version renders", f"{path}:{line}")
+    for name in (
+        missing_sections(texts.values()) if len(texts) == len(ours) else ()
+    ):  # other checks tell of a whole file
+        yield Found(f"the section '{name}' is missing", str(one.layout.fragment.parent))

@@ -21,6 +21,7 @@ from cryptography import x509
 from squidkeeper.credentials.fetched_values import VALUE_SUFFIX
 from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.inspection import Inspection
+from squidkeeper.exporter.status_rows import secret_rows
 from squidkeeper.formatting import quantity
 from squidkeeper.maintenance.own_addresses import reached_at
 from squidkeeper.policy.lint import open_to_any_client
@@ -28,7 +29,7 @@ from squidkeeper.setup.entries import text_at
 from squidkeeper.setup.layout import SERVICES
 from squidkeeper.setup.options import NO_EXPORTER, port_of
 from squidkeeper.setup.processes import InstalledService
-from squidkeeper.squid_account import Account, unreadable_for
+from squidkeeper.squid_account import Account, changed_by_others, unreadable_for
 
 _ANSWER_SECONDS: Final = 20.0  # on a busy machine
 _CLOCK_SECONDS: Final = 60.0
@@ -64,38 +65,42 @@ def _secret_files(one: Inspection) -> Iterator[tuple[Path, str]]:
     yield from ((path, "a secret that was fetched") for path in sorted(one.layout.secrets.glob(f"*{VALUE_SUFFIX}")))
 
 
+def unavailable_secrets(one: Inspection) -> Iterator[Found]:
+    """Find secrets without a value. `secrets-not-fetched` names them where nothing fetches them."""
+    fetched = {} if one.view.fetching.runs else one.view.fetched_secrets
+    yield from (Found(row.problem) for row in secret_rows(one.view) if row.problem and row.name not in fetched)
+
+
 def exposed_files(one: Inspection) -> Iterator[Found]:
     """Find files with secrets that other accounts can read or replace."""
     folders: dict[Path, str] = {}
+    secrets = one.layout.secrets.resolve()  # of what fetches
     for path, what in _secret_files(one):
         if not path.exists() or (path == one.layout.policy_lines and "login=" not in text_at(path)):
             continue
-        if problem := _exposed(path, one.account):
+        if problem := _exposed(path, one.account, fetched=path.parent == one.layout.secrets):
             yield Found(f"{what}: {problem}", str(path))
         folders |= dict.fromkeys(path.resolve().parents, what)
     for folder, what in folders.items():
-        if problem := _open_folder(folder):
-            yield Found(f"above {what}: {problem}", str(folder))
+        owners = {*_owners(one.account), *([folder.stat().st_uid] if folder == secrets else ())}
+        if other := changed_by_others(folder, owners):
+            mode = stat.S_IMODE(folder.stat().st_mode)
+            yield Found(f"above {what}: {other} can replace files in it (mode {mode:04o})", str(folder))
 
 
-def _exposed(path: Path, account: Account | None) -> str:
+def _owners(account: Account | None) -> set[int]:
+    return {0, account.user} if account else {0}
+
+
+def _exposed(path: Path, account: Account | None, *, fetched: bool) -> str:
     found = path.stat()
     mode, others = stat.S_IMODE(found.st_mode), {0, account.group if account else 0}
-    owners = {0, account.user if account else 0}
-    if found.st_uid not in owners and path.suffix != VALUE_SUFFIX:  # what was fetched belongs to what has fetched it
+    if found.st_uid not in _owners(account) and not fetched:  # what was fetched belongs to what has fetched it
         return f"it belongs to user {found.st_uid}, neither root nor Squid's account"
     if mode & 0o007:
         return f"every account can read or write it (mode {mode:04o})"
     if mode & 0o020 or (mode & 0o070 and found.st_gid not in others):
         return f"group {found.st_gid} can read or write it (mode {mode:04o})"
-    return ""
-
-
-def _open_folder(folder: Path) -> str:
-    found = folder.stat()
-    mode = stat.S_IMODE(found.st_mode)
-    if mode & 0o002 and not mode & stat.S_ISVTX:
-        return f"every account can replace files in it (mode {mode:04o})"
     return ""
 
 
@@ -130,10 +135,11 @@ def clock_off(one: Inspection) -> Iterator[Found]:
 
 @dataclass(frozen=True, slots=True)
 class RotationRule:
-    """A block of logrotate's that names the access log."""
+    """A block of logrotate's that names the access log, with what logrotate.conf says ahead of all blocks."""
 
     place: str
     body: str
+    usual: str
 
     def has(self, word: str) -> bool:
         """Tell whether it has an option."""
@@ -142,17 +148,22 @@ class RotationRule:
     @property
     def days(self) -> float:
         """How many days of records it keeps, the current one left out."""
-        number = re.search(r"^\s*rotate\s+(-?\d+)", self.body, re.MULTILINE)
-        period = next((days for name, days in _PERIODS.items() if self.has(name)), 7)
-        return float("inf") if number and number[1] == "-1" else int(number[1] if number else 0) * period
+        number = int(self._last(r"rotate\s+(-?\d+)") or 0)
+        return float("inf") if number == -1 else number * _PERIODS[self._last(rf"({'|'.join(_PERIODS)})\b") or "weekly"]
+
+    def _last(self, option: str) -> str:
+        """Give the value of an option: the last one counts."""
+        found = (re.findall(rf"^\s*{option}", text, re.MULTILINE) for text in (self.body, self.usual))
+        return next((values[-1] for values in found if values), "")
 
 
 def _rotation_rules(one: Inspection) -> Iterator[RotationRule]:
+    usual = re.split(r"^\s*include\b", text_at(one.logrotate.with_suffix(".conf")), maxsplit=1, flags=re.MULTILINE)[0]
     for path in sorted(one.logrotate.glob("*")):
         text = text_at(path)
         for found in _BLOCK.finditer(text):
             if any(fnmatch(str(one.layout.access_log), glob.strip("\"'")) for glob in found[1].split()):
-                yield RotationRule(f"{path}:{text.count(chr(10), 0, found.start()) + 1}", found[2])
+                yield RotationRule(f"{path}:{text.count(chr(10), 0, found.start()) + 1}", found[2], usual)
 
 
 def lost_by_logrotate(one: Inspection) -> Iterator[Found]:

@@ -39,8 +39,15 @@ class Check:
 # What only the exporter can tell, over time, or what a row below tells better.
 _EXPORTERS_ALONE: Final = frozenset({"access-log-behind", "requests-failing", "state-not-writable"})
 _OF_A_RUNNING_GATEWAY: Final = frozenset(
-    {"squid-down", "squid-counters-unreadable", "maintenance-not-running", "access-log-unreadable"}
+    {
+        *("squid-down", "squid-counters-unreadable", "access-log-unreadable"),
+        *("maintenance-not-running", "secrets-not-fetched"),
+    }
 )
+
+
+# What the exporter's finder would tell twice.
+_FINDERS: Final[dict[str, FindFaults]] = {"secret-unavailable": machine.unavailable_secrets}
 
 
 def _condition(one: Condition) -> Check:
@@ -50,7 +57,9 @@ def _condition(one: Condition) -> Check:
         yield from map(Found, one.find(inspection.view) if one.find else ())
 
     running = one.code in _OF_A_RUNNING_GATEWAY
-    return Check(one.code, one.severity, one.summary, one.remedy, find, as_root=True, running=running)
+    return Check(
+        one.code, one.severity, one.summary, one.remedy, _FINDERS.get(one.code, find), as_root=True, running=running
+    )
 
 
 _LOCAL: Final = "Remove the line, or move it behind the include of squidkeeper.conf."
@@ -268,7 +277,8 @@ CHECKS: Final = (
         "secret-file-open",
         _CRITICAL,
         "Other accounts can read or replace a file with a secret",
-        "Run `chown root:GROUP FILE` (the group of Squid's account) and `chmod 0640 FILE`; for a folder `chmod o-w`.",
+        "Run `chown root:GROUP FILE` (the group of Squid's account) and `chmod 0640 FILE`; for a folder `chown root`"
+        " and `chmod go-w`.",
         machine.exposed_files,
         as_root=True,
     ),

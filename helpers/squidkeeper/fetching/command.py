@@ -20,6 +20,7 @@ from squidkeeper.credentials.fetched_values import FetchedValue
 from squidkeeper.errors import SourceFailed
 from squidkeeper.fetching.times import parse_expires_at
 from squidkeeper.policy.secret_sources import CommandSource
+from squidkeeper.squid_account import changed_by_others
 
 _OUTPUT_BYTES: Final = 64 * 1024
 _END_SECONDS: Final = 2
@@ -58,19 +59,11 @@ def checked_program(name: str, commands: Path) -> Path:
     if folder not in program.parents:
         raise SourceFailed(f"the program is {program}, expected one in the folder {folder}")
     for path in (program, *program.parents):
-        _check_owner(path)
+        if changed_by_others(path):
+            raise SourceFailed(f"{path} can be changed by others than root: chown root {path} && chmod go-w {path}")
     if not stat.S_ISREG(program.stat().st_mode) or not os.access(program, os.X_OK):
         raise SourceFailed(f"{program} cannot be executed, expected a program (chmod 0755)")
     return program
-
-
-def _check_owner(path: Path) -> None:
-    """Require that root owns it and that nobody else can write it; of others' files in a sticky folder, none can."""
-    state = path.stat()
-    open_to_others = state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    sticky_folder = stat.S_ISDIR(state.st_mode) and state.st_mode & stat.S_ISVTX
-    if state.st_uid != 0 or (open_to_others and not sticky_folder):
-        raise SourceFailed(f"{path} can be changed by others than root: chown root {path} && chmod go-w {path}")
 
 
 async def _output(program: Path, source: CommandSource) -> bytes:

@@ -80,6 +80,12 @@ def outdated_sections(text: str, replacements: Mapping[str, str]) -> Iterator[tu
             yield text.count("\n", 0, match.start()) + 1, match[1]
 
 
+def missing_sections(texts: Iterable[str]) -> list[str]:
+    """List the sections that none of the installed files has: files of an older version lack new ones."""
+    found = {match[1] for text in texts for match in _SECTION.finditer(text)}
+    return [name for name in SECTIONS if name not in found]
+
+
 def _private_networks() -> Iterator[str]:
     ipv4 = sorted(network for network in PRIVATE_NETWORKS if isinstance(network, IPv4Network))
     ipv6 = sorted(network for network in PRIVATE_NETWORKS if isinstance(network, IPv6Network))
