@@ -49,8 +49,5 @@ def test_there_is_one_parameter_of_the_name_for_those_who_decode_once_in_any_cas
     url = add_parameters(f"https://a.example/?{query}", {"k": value})
     for separator in "&;":
         found = parse_qsl(url.partition("?")[2], keep_blank_values=True, separator=separator)
-        assert [text for name, text in found if name.lower() == "k"][:1] in (
-            [value],
-            [f"{value}{found[0][1][len(value) :]}"],
-        )
-        assert sum(name.lower() == "k" for name, _ in found) == 1
+        [text] = [text for name, text in found if name.lower() == "k"]
+        assert text == value or (separator == ";" and text.startswith(f"{value}&"))  # which ends no pair for these
