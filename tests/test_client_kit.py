@@ -549,6 +549,7 @@ secrets: {{token: {{file: token-file}}}}
 credentials:
   - {{name: api-key-name, clients: [agents], hosts: [api.example], header: X-Api-Key, value: "{{token}}"}}
   - {{name: ci-key, clients: [ci], hosts: [ci-alone.example], bearer: token}}
+  - {{name: in-query, clients: [ci], hosts: [ci-alone.example], parameters: {{key: "{{token}}"}}}}
 """
 
 
@@ -569,7 +570,7 @@ def run(*arguments: object) -> tuple[int, str]:
 def test_the_brief_shows_what_is_this_clients_and_nothing_else(policy: Path) -> None:
     status, text = run("brief", "--policy", policy, "--client", "agents")
     assert status == 0
-    assert "`X-Api-Key`: `api.example`" in text
+    assert "adds these headers. Send none of your own: it is removed.\n\n1. `X-Api-Key`: `api.example`" in text
     assert "**Allowed** (rule `hotfix`), until 2036-12-01 18:00 UTC: `deploy.example`; methods `POST`" in text
     assert "`github.com`; paths `/m/**`: fetched from `https://mirror.internal`" in text
     assert "2 hosts of a list" in text
@@ -588,7 +589,10 @@ def test_the_brief_shows_what_is_this_clients_and_nothing_else(policy: Path) -> 
         "paste",
     ):
         assert absent not in text
-    assert "ci-alone.example" in run("brief", "--policy", policy, "--client", "ci")[1]
+    of_ci = run("brief", "--policy", policy, "--client", "ci")[1]
+    assert "ci-alone.example" in of_ci
+    assert "these headers, and parameters such as `?name=` to the query. Send none" in of_ci
+    assert "2. `?key=`: `ci-alone.example`" in of_ci
     assert "deploy.example" not in run("brief", "--policy", policy)[1]
 
 

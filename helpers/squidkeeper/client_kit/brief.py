@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from squidkeeper.client_kit.client import ANY_CLIENT, KitClient
 from squidkeeper.formatting import quantity
+from squidkeeper.policy.forms import QueryParameters
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Rule
 
 _ITEMS_SHOWN = 20  # of one field: hosts, paths
@@ -29,6 +30,7 @@ All network traffic of this machine goes through an HTTP proxy that enforces a p
 This is the policy{who}, revision `{revision}`, of {day}. It can change at any time; the gateway's answer counts.
 
 """
+_IN_QUERY = ", and parameters such as `?name=` to the query"
 _RULES = """\
 ## What you may reach
 
@@ -179,7 +181,8 @@ def _port(ports: range) -> str:
 def _credentials(credentials: Sequence[Credential], policy: Policy) -> Iterable[str]:
     if not credentials:
         return
-    yield "## Credentials\n\nThe gateway adds these headers, and `?name=` to the query. "
+    in_query = any(isinstance(one.form, QueryParameters) for one in credentials)
+    yield f"## Credentials\n\nThe gateway adds these headers{_IN_QUERY if in_query else ''}. "
     yield "Send none of your own: it is removed.\n\n"
     yield from _bounded(credentials, "credential", lambda one: f"{_places(one)}: {_match(one.match, policy)}")
     yield "\n"

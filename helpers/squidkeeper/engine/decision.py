@@ -27,11 +27,11 @@ class Decision:
     `private` allows a private address. At host scope `needs_url` means that the URL decides, `may_rewrite` and
     `may_inject` that a rewrite or a credential could apply, `unrestricted` that the host is open for every method and
     path and has no rewrite, and `credential_varies` that its methods and paths can get different credentials.
+    `needs_headers` means there that the credential helper has to see the client's headers, and `may_add_parameters`
+    that a credential could add to the query, so that the rewriter is asked.
     `passthrough` means that the tunnel is spliced, `websocket` that the request may become a WebSocket.
     At request scope `rewritten` and `credentials` are what applies. `strip` is what is removed from a request.
-    `upstream` is where it is forwarded: at host scope, and where it is rewritten. `needs_headers`, at host scope, means
-    that the credential helper has to see the headers of the client.
-    `may_add_parameters` means, at host scope, that a credential puts something into the query: the rewriter is asked.
+    `upstream` is where a request is forwarded: at host scope, and where it is rewritten.
     A decision is equal to itself alone.
     """
 
