@@ -8,7 +8,7 @@ from typing import Final
 
 from squidkeeper.errors import ExtraMissing
 from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.forms import AwsSigV4
+from squidkeeper.policy.forms import signs
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy.secret_sources import GitHubAppSource, OAuth2Source
 
@@ -51,7 +51,7 @@ def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
         if secret.name in policy.sealing_keys:
             yield secret.location, f"secret {secret.name!r}, a key of sealed tokens", "sealed"
     for credential in policy.credentials:
-        if isinstance(credential.form, AwsSigV4):
+        if signs(credential.form):
             yield credential.location, f"credential {credential.name!r}", "aws"
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import Fault, FaultCode, Location
-from squidkeeper.policy.forms import AwsSigV4
+from squidkeeper.policy.forms import signs
 from squidkeeper.policy.headers import INJECTABLE_HEADERS, spellings
 from squidkeeper.policy.model import DIRECT, Credential, Parent, Policy, Route, Strip
 from squidkeeper.policy.upstreams import DEFAULT, parse_upstream_url
@@ -22,8 +22,9 @@ from squidkeeper.replies import header_annotation
 
 _HEAD = """\
 # Written by squidkeeper's install.sh from the policy, which replaces it: run it again after a change of `upstreams`,
-# `strip`, a parent's password or the headers of credentials, and once the policy watches for secrets. Until then a
-# request that needs what is not here is denied as not-rendered, and headers that no helper reads still pass.
+# `strip`, a parent's password or the headers of credentials, and once the policy has its first `watch_secrets`,
+# `canaries`, `placeholder`, `sealed_tokens` or `aws_sigv4`. Until then a request that needs what is not here is denied
+# as not-rendered, and headers that no helper reads still pass.
 """
 _KEYS = re.compile(
     r"^acl sk_(?:strip_rendered note strip_|inject_rendered note inject_lines_|upstream_rendered note upstream_) (.*)$",
@@ -172,7 +173,7 @@ def _signature_lines(policy: Policy) -> Iterator[str]:
     Servers take more names than X-Amz-Copy-Source for it, such as X_Amz_Copy_Source. `Other` are the headers that
     Squid does not know and that have no line of their own.
     """
-    if not any(isinstance(credential.form, AwsSigV4) for credential in policy.credentials):
+    if not any(signs(credential.form) for credential in policy.credentials):
         return
     yield f"acl sk_signs note {header_annotation('X-Amz-Date')}"
     yield "request_header_access Other deny sk_signs"
@@ -210,7 +211,7 @@ def _watch_lines(policy: Policy) -> Iterator[str]:
 
 def _reading(policy: Policy) -> tuple[Location, ...]:
     """List what in a policy has helpers read the headers of requests (`watch_`, `headers_`)."""
-    credentials = (one.location for one in policy.credentials if one.placeholder or isinstance(one.form, AwsSigV4))
+    credentials = (one.location for one in policy.credentials if one.placeholder or signs(one.form))
     keys = (policy.secrets[name].location for name in policy.sealing_keys)
     return (*([policy.watch] if policy.watch else []), *credentials, *keys)
 

@@ -11,7 +11,7 @@ from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.engine.decision import Decision, deny
 from squidkeeper.engine.fields import HostFacts, covers_default_port, holds_for_host
 from squidkeeper.policy.faults import Location
-from squidkeeper.policy.forms import AwsSigV4
+from squidkeeper.policy.forms import signs
 from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Route, Rule
 from squidkeeper.protocol.request import ANY_LOGIN, CONNECT, Malformed, Request
@@ -171,7 +171,8 @@ class CompiledPolicy:
         if self.source.sealing_keys:  # any header could hold a sealed token
             return True
         # A rewrite can lead to a host with any credential.
-        return any(signs(one) for one in (self.source.credentials if candidates.rewrites else candidates.credentials))
+        credentials = self.source.credentials if candidates.rewrites else candidates.credentials
+        return any(signs(one.form) for one in credentials)
 
     def decision_by(self, rule: Rule) -> Decision:
         """Give the decision of a rule for one URL: the same object each time, so that its reply is written once."""
@@ -226,11 +227,6 @@ class CompiledPolicy:
         if not covers_default_port(facts.scheme, facts.port):
             return deny("default", f"The default allows {facts.scheme} on its own port, and no rule port {facts.port}.")
         return Decision(Action.ALLOW, "default")
-
-
-def signs(credential: Credential) -> bool:
-    """Tell whether a credential signs the request, its headers included."""
-    return isinstance(credential.form, AwsSigV4)
 
 
 def decision_of(rule: Rule, *, private: bool = False) -> Decision:

@@ -18,7 +18,6 @@ from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.aws_signature import load_signer
 from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
-from squidkeeper.engine.compiled_policy import signs
 from squidkeeper.errors import ExtraMissing, ReplyTooLong, SecretUnavailable, SigningRefused, SquidkeeperError
 from squidkeeper.extras import extra_problem
 from squidkeeper.helpers.fetched_request import FetchedRequest
@@ -26,7 +25,7 @@ from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.helpers.signing import signature_headers
 from squidkeeper.helpers.unsealing import Unsealer
 from squidkeeper.metrics import CREDENTIAL
-from squidkeeper.policy.forms import AwsSigV4, Headers, QueryParameters, SealedHeader
+from squidkeeper.policy.forms import AwsSigV4, Headers, QueryParameters, SealedHeader, signs
 from squidkeeper.policy.model import Credential
 from squidkeeper.protocol.lines import (
     LINE_LIMIT,
@@ -74,7 +73,7 @@ class Injector:
         self._reported: set[str] = set()
         self._unsealer = Unsealer(self.secrets, policy.source.sealing_keys)
         self._report(f"sealed tokens: {problem}" for problem in self._unsealer.problems)
-        if any(map(signs, policy.source.credentials)) and extra_problem("aws") is None:
+        if any(signs(one.form) for one in policy.source.credentials) and extra_problem("aws") is None:
             load_signer()
 
     def decide(self, tokens: bytes, url: bytes, final_url: bytes) -> Decision:

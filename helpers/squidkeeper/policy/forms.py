@@ -33,6 +33,8 @@ class InjectedValue:
 class Headers:
     """One header or more. `rendered` are those that squid.conf adds by lines that install.sh renders from the policy.
 
+    `lines_key` is the name of these lines for Squid; empty where it needs none.
+
     Of two credentials with a common claim a request gets one: they share a header, or both have rendered ones. So a
     request needs the lines of one credential alone, and one key tells whether Squid has them.
     """
@@ -40,12 +42,15 @@ class Headers:
     values: tuple[InjectedValue, ...]
     rendered: tuple[str, ...] = field(init=False, compare=False)
     claims: frozenset[str] = field(init=False, compare=False)
+    lines_key: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         rendered = tuple(name for name in self.places if name.lower() not in SHIPPED)
         names = [name.lower() for name in self.places]
         object.__setattr__(self, "rendered", rendered)
         object.__setattr__(self, "claims", frozenset([*names, _RENDERED] if rendered else names))
+        key = sha256(",".join(sorted(map(str.lower, rendered))).encode()).hexdigest()[:_KEY_LENGTH]
+        object.__setattr__(self, "lines_key", key if rendered else "")
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -56,12 +61,6 @@ class Headers:
     def secrets(self) -> tuple[str, ...]:
         """The secrets that it needs."""
         return _secrets(self.values)
-
-    @property
-    def lines_key(self) -> str:
-        """The name, for Squid, of the lines that it needs; empty where it needs none."""
-        names = ",".join(sorted(name.lower() for name in self.rendered))
-        return sha256(names.encode()).hexdigest()[:_KEY_LENGTH] if names else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +168,11 @@ class AwsSigV4:
 
 
 Form = Headers | QueryParameters | SealedHeader | AwsSigV4
+
+
+def signs(form: Form) -> bool:
+    """Tell whether a form signs the request, its headers included."""
+    return isinstance(form, AwsSigV4)
 
 
 def values_of(templates: Mapping[str, str]) -> tuple[InjectedValue, ...]:

@@ -62,6 +62,11 @@ def spellings(header: str) -> Iterator[str]:
         yield first + "".join(dash + part for dash, part in zip(dashes, rest, strict=True))
 
 
+def shipped_header(text: str) -> str | None:
+    """Find a header that squid.conf itself injects, in any case; give it as it is sent."""
+    return next((header for header in INJECTABLE_HEADERS if header.lower() == text.lower()), None)
+
+
 def parse_stripped_header(text: str) -> str:
     """Read the name of a header to remove, `_` as `-`; `PatternError` for one that cannot or must not be removed."""
     name = text.replace("_", "-")
@@ -84,9 +89,8 @@ def parse_stripped_header(text: str) -> str:
 
 def parse_injected_header(text: str) -> str:
     """Read the name of a header to inject, spelled as it is sent; `PatternError` for one that must not be injected."""
-    for header in INJECTABLE_HEADERS:
-        if header.lower() == text.lower():
-            return header
+    if shipped := shipped_header(text):
+        return shipped
     if len(text) > _LENGTH_AT_MOST or not _NAME.fullmatch(text) or "_" in text or text.count("-") > _DASHES_AT_MOST:
         raise PatternError(
             f"this header cannot be injected, expected up to {_LENGTH_AT_MOST} letters, digits and single dashes, of"

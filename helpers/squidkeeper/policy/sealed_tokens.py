@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field, PlainValidator, ValidationError
 
 from squidkeeper.errors import PatternError
-from squidkeeper.policy.headers import INJECTABLE_HEADERS
+from squidkeeper.policy.headers import INJECTABLE_HEADERS, shipped_header
 from squidkeeper.policy.hosts import HostPattern
 from squidkeeper.policy.model import Match
 from squidkeeper.policy.queries import QueryPattern
@@ -108,10 +108,11 @@ def _match(entry: SealedEntry) -> Match:
 
 
 def _header(text: str) -> str:
-    for header in INJECTABLE_HEADERS:
-        if header.lower() == text.lower():
-            return header
-    raise PatternError(f"header: the gateway does not inject this one, expected one of {', '.join(INJECTABLE_HEADERS)}")
+    header = shipped_header(text)
+    if header is None:
+        expected = ", ".join(INJECTABLE_HEADERS)
+        raise PatternError(f"header: the gateway does not inject this one, expected one of {expected}")
+    return header
 
 
 def _secret(value: object) -> str:

@@ -62,7 +62,6 @@ FIRST_COPY_HEADERS: Final = (
     *("If-Unmodified-Since", "Content-Type", "Content-Disposition", "Content-Range"),
 )
 _KEYS: Final = tuple(name.lower() for name in READ_HEADERS)
-NO_HEADERS: Final[RequestHeaders] = MappingProxyType({})
 
 
 def parse_headers(tokens: Sequence[bytes]) -> RequestHeaders:
