@@ -26,7 +26,6 @@ from squidkeeper.doctor import machine
 from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.examination import as_text, examine
 from squidkeeper.doctor.inspection import Inspection, inspect
-from squidkeeper.doctor.squid_conf import Macros, Problem, SquidConf, read_squid_conf
 from squidkeeper.doctor.table import ALL_CHECKS, CHECKS
 from squidkeeper.exporter.conditions import CONDITIONS, Severity
 from squidkeeper.policy_lines import policy_lines
@@ -37,6 +36,7 @@ from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.processes import InstalledSquid
 from squidkeeper.squid_account import Account, squid_account
+from squidkeeper.squid_conf import Macros, Problem, SquidConf, read_squid_conf
 from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[1]

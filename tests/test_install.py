@@ -1115,6 +1115,9 @@ def test_the_process_that_fetches_secrets_comes_and_goes_with_them(gateway: Gate
         assert path.stat().st_uid == Layout.of(gateway.root).fetcher
         assert path.stat().st_gid == account.pw_gid
     assert (mode(file), mode(folder)) == (0o640, 0o2750)
+    move = ["runuser", "-u", squid_account(), "--", "mv", str(folder), str(folder.with_name("moved"))]
+    assert "not permitted" in subprocess.run(move, capture_output=True, text=True, check=False).stderr
+    assert folder.exists()
     unit = gateway.place("etc/squidkeeper-secrets.service")
     assert subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=True).stderr == ""
     rated = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)]
@@ -1432,7 +1435,8 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
 def test_a_squid_conf_that_includes_our_fragment_stays_in_force(empty: Gateway) -> None:
     configuration, fragment = empty.place("etc/squid.conf"), empty.place("etc/squidkeeper.conf")
     before, pristine = empty.place("etc/squid.conf.before-squidkeeper"), "http_port 3128\n"
-    theirs = f"http_port 3128\ninclude {fragment}\n"
+    logins = empty.place("etc/logins.conf")
+    theirs = f"http_port 3128\ninclude {logins}\ninclude {fragment}\n"
     configuration.parent.mkdir(parents=True)
     configuration.write_text(pristine)
     assert empty.install("--no-start", *empty.listen).returncode == 0
@@ -1440,12 +1444,14 @@ def test_a_squid_conf_that_includes_our_fragment_stays_in_force(empty: Gateway) 
     assert again in empty.place("etc/local.conf").read_text()
     assert f" -f {configuration} -k parse" in empty.place("etc/local.conf").read_text()
     configuration.write_text(theirs)
+    logins.write_text("auth_param basic \\\n  program /usr/lib/squid/basic_ncsa_auth /dev/null\n")
     with empty.place("etc/local.conf").open("a") as local:
         local.write("dns_nameservers 192.0.2.53\n")  # which their squid.conf does not include
     for _ in range(2):
         done = empty.install()
         assert done.returncode == 0, done.stderr
         assert "stays in force" in done.stdout
+        assert "no client can log in by a token of the policy" in done.stdout
         assert (configuration.read_text(), before.read_text()) == (theirs, pristine)
     assert "--resolver" in empty.place("etc/squidkeeper-maintenance.service").read_text()
     assert f"certificates  made as {configuration} says, by sslcrtd_program\n" in done.stdout
@@ -1865,7 +1871,9 @@ def assert_secrets_are_fetched(systemd: Machine, installer: Path) -> None:
     as_squid = ("runuser", "-u", squid_account(), "--")
     assert "value-of-the-command" in systemd.run(*as_squid, "cat", inside).stdout
     assert systemd.run(*as_squid, "mv", inside, f"{inside}.moved").returncode == 1
-    assert systemd.run(*as_squid, "mv", folder.parent, "/run/moved").returncode == 1
+    moved = systemd.run(*as_squid, "mv", "/run/squidkeeper/secrets", "/run/squidkeeper/moved")
+    assert "Permission denied" in moved.stderr
+    assert folder.exists()
     assert systemd.run("runuser", "-u", "nobody", "--", "cat", inside).returncode == 1
     assert (mode(file), mode(folder), file.group()) == (0o640, 0o2750, folder.group())
     account = property_of(systemd, "User NoNewPrivileges ProtectSystem CapabilityBoundingSet", "secrets")

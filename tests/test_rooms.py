@@ -31,6 +31,7 @@ FLOORS = {
     "replies": 4,
     "rotated_logs": 4,
     "squid_account": 4,
+    "squid_conf": 4,
     "squid_version": 4,
     "fetching": 5,
     "helpers": 5,

@@ -130,6 +130,16 @@ def test_the_process_goes_with_the_last_secret_that_is_fetched() -> None:
     ]
 
 
+def test_a_run_folder_of_another_account_is_given_to_root() -> None:
+    run = Folder({}, 0o1775, (0, 13))
+    wanted = replace(WANTED, run=run)
+    there = {**HERE.files, LAYOUT.run: Folder({}, 0o755, (13, 13))}
+    planned = plan(LAYOUT, wanted, replace(HERE, files=there))
+    assert planned.steps == (SetupStep(StepKind.GIVE_TO_ROOT, LAYOUT.run, run),)
+    there[LAYOUT.run] = run
+    assert plan(LAYOUT, wanted, replace(HERE, files=there)).steps == ()
+
+
 def test_gateways_beside_each_other_fetch_as_users_of_their_own() -> None:
     others = [Layout.of(Path(f"/srv/{name}")).fetcher for name in "abcdefgh"]
     assert len({LAYOUT.fetcher, *others}) == len(others) + 1

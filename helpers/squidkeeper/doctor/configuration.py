@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.doctor.inspection import Inspection, annotations_in
-from squidkeeper.doctor.squid_conf import Directive
 from squidkeeper.policy.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import checks
 from squidkeeper.setup.templates import missing_sections, outdated_sections
+from squidkeeper.squid_conf import Directive
 
 _FEW_DESCRIPTORS: Final = 4096
 _LONGEST_TTL: Final = 10

@@ -12,7 +12,6 @@ from typing import Final
 
 from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
 from squidkeeper.credentials.fetch_status import read_fetch_status
-from squidkeeper.doctor.squid_conf import Directive, Macros, SquidConf, read_squid_conf
 from squidkeeper.errors import DoctorFailed, PolicyError
 from squidkeeper.exporter.cache_manager import SquidCounters, read_counters
 from squidkeeper.exporter.certificate import Certificate, read_certificate
@@ -34,6 +33,7 @@ from squidkeeper.setup.machine import uses_systemd
 from squidkeeper.setup.options import port_of, reachable
 from squidkeeper.setup.processes import InstalledSquid
 from squidkeeper.squid_account import Account, squid_account
+from squidkeeper.squid_conf import Directive, Macros, SquidConf, read_squid_conf
 from squidkeeper.squid_version import squid_version
 
 _PORT: Final = re.compile(r"(?:\S+:)?[0-9]+")

@@ -113,11 +113,13 @@ def write_entry(path: Path, entry: Entry) -> None:
             path.chmod(mode)
 
 
-def give_folder(path: Path, owner: Owner) -> None:
-    """Change the owner of a folder; an OSError where it is a link or something else."""
+def give_folder(path: Path, owner: Owner, mode: int | None = None) -> None:
+    """Change the owner of a folder, and its mode; an OSError where it is a link or something else."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         os.fchown(folder, *owner)
+        if mode is not None:
+            os.fchmod(folder, mode)
     finally:
         os.close(folder)
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -65,6 +66,7 @@ from squidkeeper.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.setup.transaction import Transaction
 from squidkeeper.squid_account import call_as
+from squidkeeper.squid_conf import Macros, read_squid_conf
 from squidkeeper.squid_version import squid_version
 
 _MACHINE_ID: Final = Path("/etc/machine-id")  # machine-id(5); text_at reads nothing where it is missing
@@ -319,16 +321,17 @@ class Installation:
         files[layout.fragment] = _file(self._configuration.fragment(with_logformat))
 
     def _leave_to_operator(self, parsed: str) -> None:
-        """Do without our resolver and our logins where the operator's own configuration has them.
+        """Do without our resolver and our logins where the operator's own configuration has them, or what it includes.
 
-        By what Squid has read, includes of local.conf as well. A squid.conf of yours may not include local.conf.
+        Squid has read local.conf. It has not read a squid.conf of yours, which may not include local.conf.
         """
         layout, resolver = self._layout, self._layout.resolver
         reads_local = not self._yours or names(self._conf, layout.local)
         if reads_local and "| Processing: dns_nameservers " in parsed:
             resolver = NO_RESOLVER
             say("resolver", f"as {layout.local} says, by dns_nameservers")
-        read = [*([parsed, text_at(layout.local)] if reads_local else []), *([self._conf] if self._yours else [])]
+        yours = read_squid_conf(layout.conf, Macros(layout.squid_service)).directives if self._yours else ()
+        read = [*([parsed, text_at(layout.local)] if reads_local else []), *(line.text for line in yours)]
         own_login = any(map(has_own_login, read))
         if own_login:
             say("login", "by your own auth_param basic program: no client can log in by a token of the policy")
@@ -517,14 +520,17 @@ class Installation:
         layout, owner, ours = self._layout, self._machine.owner, self._configuration
         folders = {path: Folder({}, 0o750, owner) for path in (layout.access_log.parent, layout.state)}
         folders[layout.commands] = Folder({})
+        run = Folder({}, 0o755)
         if not self._machine.systemd:
-            folders[layout.run] = Folder({}, 0o755, owner)
+            run = Folder({}, 0o1775, (0, owner[1]))
+            folders[layout.run] = run
         if not self._machine.systemd and self._fetches:
             folders[layout.secrets] = Folder({}, 0o2750, self._fetcher)
         wanted = Wanted(
             files=self._files,
             gone=self._ca.gone,
             folders=folders,
+            run=run,
             listen=ours.squid_listen,
             exporter=ours.exporter,
             fetches=self._fetches,
@@ -557,10 +563,10 @@ class Installation:
             layout.service("secrets").applied,
         }
         files = {path: read_entry(path) for path in (*paths, layout.own_addresses)}
-        for folder in (*wanted.folders, layout.counts, layout.secrets, layout.tls, layout.ssl_db):
+        for folder in {*wanted.folders, layout.run, layout.counts, layout.secrets, layout.tls, layout.ssl_db}:
             if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
                 raise SetupFailed(f"{folder} is not a folder", "move it away")
-            files[folder] = Folder({}) if folder.exists() else None
+            files[folder] = _without_entries(folder) if folder.exists() else None
         told = {name: text_at(layout.service(name).applied) for name in SERVICES}
         return Present(
             files={path: entry for path, entry in files.items() if entry},
@@ -643,6 +649,11 @@ def _file(text: str) -> File:
 
 def _first_word(file: Path) -> str:
     return text_at(file).split(" ")[0]
+
+
+def _without_entries(folder: Path) -> Folder:
+    about = folder.stat()
+    return Folder({}, stat.S_IMODE(about.st_mode), (about.st_uid, about.st_gid))
 
 
 def _contents(folder: Path) -> dict[Path, bytes]:

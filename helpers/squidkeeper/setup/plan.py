@@ -26,6 +26,7 @@ class StepKind(StrEnum):
     REMOVE = "remove"
     OPEN_APPARMOR = "load the AppArmor profile with"
     MAKE_AS_SQUID = "make, as Squid's account,"
+    GIVE_TO_ROOT = "give to root, as the way to secrets that are fetched,"
     GIVE_TO_SQUID = "give to Squid's account"
     PUT_STORE = "make the certificate store"
     WRITE_OWN_ADDRESSES = "write the gateway's own addresses below"
@@ -78,6 +79,7 @@ class Wanted:
     files: Mapping[Path, Entry]
     gone: tuple[Path, ...] = ()  # what must not be there
     folders: Mapping[Path, Folder] = field(default_factory=dict)  # made where they are missing
+    run: Folder | None = None  # how the run folder is where it is there: nobody replaces the folder of secrets in it
     listen: str
     exporter: str
     own_addresses: bytes = b""
@@ -144,7 +146,9 @@ class _Planner:
 
     def _folders(self) -> Iterator[SetupStep]:
         folders = self._wanted.folders.items()
-        return (SetupStep(StepKind.MAKE, path, folder) for path, folder in folders if path not in self._here)
+        yield from (SetupStep(StepKind.MAKE, path, folder) for path, folder in folders if path not in self._here)
+        if self._wanted.run and self._here.get(self._layout.run, self._wanted.run) != self._wanted.run:
+            yield SetupStep(StepKind.GIVE_TO_ROOT, self._layout.run, self._wanted.run)
 
     def _former(self) -> Iterator[SetupStep]:
         """Keep what is replaced: the operator's squid.conf, and one of ours that was edited."""

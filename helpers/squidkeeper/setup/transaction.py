@@ -69,8 +69,8 @@ class Transaction:
     def apply(self, step: SetupStep) -> None:
         """Apply a step; an OSError or `SetupFailed` where it fails, after which the transaction is rolled back."""
         match step:
-            case SetupStep(StepKind.MAKE, path, Folder() as folder):
-                self._make_directory(path, folder)
+            case SetupStep(StepKind.MAKE | StepKind.GIVE_TO_ROOT, path, Folder() as folder):
+                self._have_directory(path, folder)
             case SetupStep(StepKind.REMOVE, path):
                 self._set_aside(path)
             case SetupStep(StepKind.STOP_SERVICE, unit):
@@ -180,6 +180,12 @@ class Transaction:
             aside.hardlink_to(path)
         elif self._touched[path]:
             path.rename(aside)
+
+    def _have_directory(self, path: Path, folder: Folder) -> None:
+        if path.is_dir():
+            give_folder(path, folder.owner, folder.mode)
+        else:
+            self._make_directory(path, folder)
 
     def _make_directory(self, path: Path, folder: Folder = _PLAIN) -> None:
         """Make a folder, with what is missing above it."""

@@ -1,4 +1,4 @@
-"""Squid's configuration as Squid reads it (floor 8): `parseOneConfigFile` of its cache_cf.cc.
+"""Squid's configuration as Squid reads it (floor 4): `parseOneConfigFile` of its cache_cf.cc.
 
 A line that ends in a backslash continues; comments and empty lines within do not end it. Then macros are replaced, and
 `if`, `else`, `endif` and `include` count. Of nested conditions Squid regards the innermost alone.
