@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from squidkeeper.atomic_write import replace as replace_file
 from squidkeeper.counters import HelperStatus, read_counter_files
 from squidkeeper.credentials.fetched_values import FetchedValue, format_value, value_file
+from squidkeeper.credentials.sealing import SealingPrivateKey
 from squidkeeper.helpers import cache_log, credential, host_matches
 from squidkeeper.helpers.acl import HostScope, answer_host
 from squidkeeper.helpers.credential import Injector
@@ -827,6 +828,61 @@ def test_of_a_secret_that_was_rotated_nothing_is_kept(tmp_path: Path, policy: Pa
     assert "rotated" in held
     assert "Bearer former" not in held
     assert "former" not in held
+
+
+def put(file: Path, value: str) -> None:
+    file.write_text(value)
+    file.chmod(0o600)
+
+
+def test_a_signature_is_not_kept_and_has_no_other_reply_forgotten(tmp_path: Path, policy: Path) -> None:
+    for name, value in (("id", "AKIAEXAMPLE"), ("key", "secret/access+key"), ("token", "bearer-token")):
+        put(tmp_path / name, value)
+    write_policy(
+        policy,
+        f"""
+        defaults: {{action: allow}}
+        secrets: {{token: {{file: {tmp_path}/token}}, id: {{file: {tmp_path}/id}}, key: {{file: {tmp_path}/key}}}}
+        credentials:
+          - {{name: c, hosts: [a.example], bearer: token}}
+          - {{name: d, hosts: [bucket.example], aws_sigv4: {{access_key_id: id, secret_access_key: key, region: r}}}}
+        """,
+    )
+    injector = Injector(load(policy, datetime.now(UTC)).compiled)
+    headers = " ".join(["-"] * len(READ_HEADERS))
+    for url in ("a.example/", "bucket.example/1", "bucket.example/2"):
+        host = url.partition("/")[0]
+        line = f"{place(host)} https%3A%2F%2F{quote(url, safe='')} - - {headers}"
+        answered = credential.answer(injector, line.encode(), 4, with_headers=True)
+        assert answered.result is Result.OK, answered
+        assert ("AWS4-HMAC" in str(answered.annotations)) == (host == "bucket.example")
+    assert [dict(headers) for headers, _ in injector._replies.values()] == [{"Authorization": "Bearer bearer-token"}]
+
+
+def test_where_tokens_are_sealed_a_request_without_its_headers_is_denied(tmp_path: Path, policy: Path) -> None:
+    put(tmp_path / "key", SealingPrivateKey.new().reveal())
+    write_policy(
+        policy,
+        f"""
+        rules: [{{name: open, action: allow, hosts: [a.example]}}]
+        secrets: {{key: {{file: {tmp_path}/key}}}}
+        sealed_tokens: {{keys: [key]}}
+        rewrites: [{{name: moved, hosts: [a.example], paths: [/moved], to: "https://b.example/", redirect: 308}}]
+        """,
+    )
+    injector = Injector(load(policy, datetime.now(UTC)).compiled)
+    headers = " ".join(["-"] * len(READ_HEADERS))
+
+    def rule(url: str, final_url: str = "-", *, with_headers: bool = False) -> str:
+        line = f"{place(url.split('/')[2])} {url} {final_url} -" + f" {headers}" * with_headers
+        reply = credential.answer(injector, line.encode(), 4, with_headers=with_headers)
+        assert (reply.result is Result.OK) == (dict(reply.annotations)["verdict_"] == "allow")
+        return dict(reply.annotations)["rule_"]
+
+    assert rule("https://a.example/", with_headers=True) == "open"
+    assert rule("https://a.example/") == "policy-unavailable"
+    assert rule("https://a.example/moved", "https://b.example/") == "open"
+    assert rule("https://c.example/") == "default"
 
 
 # --- secrets that are fetched -------------------------------------------------------------------------------------

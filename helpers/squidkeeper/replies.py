@@ -23,7 +23,6 @@ from squidkeeper.metrics import (
     REWRITE,
     WATCH,
 )
-from squidkeeper.policy.forms import QueryParameters
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.model import Route, Strip
 from squidkeeper.protocol.lines import LINE_LIMIT, USER_LENGTH, Reply, Result
@@ -37,6 +36,11 @@ _NO_POLICY = deny(
 _CREDENTIAL_UNAVAILABLE = "The credential for this request ({}) is unavailable; the gateway's cache.log has the reason."
 _OTHER_PARAMETERS = deny(
     "policy-unavailable", "The policy has just changed what is added to the query of this request. Repeat the request."
+)
+WITHOUT_HEADERS = deny(
+    "policy-unavailable",
+    "The policy reads the headers of this request, and Squid did not pass them on. Repeat the request. If it is denied"
+    " again, the gateway's operators have to run install.sh.",
 )
 HEADER_TOO_LONG = deny(
     "header-too-long", f'URL and headers together are over {LINE_LIMIT:,} bytes in "percent-encoding".'
@@ -175,12 +179,10 @@ def parametrized_reply(reply: Reply, url: str, key: str) -> Reply:
 def parameters_key(decision: Decision, policy: CompiledPolicy) -> str:
     """Name the parameters that a decision adds to the query, and where their values come from; empty for none.
 
-    None for a redirect, which would show them to the client.
+    A redirect has none: it would show them to the client.
     """
-    if decision.rewritten is not None and decision.rewritten.rewrite.redirect is not None:
-        return ""
-    forms = [one.form for one in decision.credentials if isinstance(one.form, QueryParameters)]
-    if not forms:
+    forms = [form for _, form in decision.parameters]
+    if decision.redirects or not forms:
         return ""
     sources = [policy.source.secrets[name].source for form in forms for name in form.secrets]
     values = [form.values for form in forms]  # no set, whose order differs between processes

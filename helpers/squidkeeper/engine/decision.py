@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from squidkeeper.policy.faults import Location
+from squidkeeper.policy.forms import QueryParameters
 from squidkeeper.policy.model import Action, Credential, Rewrite, Route, Strip
 from squidkeeper.url import Url
 
@@ -58,6 +59,17 @@ class Decision:
     def allowed(self) -> bool:
         """Whether the request may pass."""
         return self.action is Action.ALLOW
+
+    @property
+    def redirects(self) -> bool:
+        """Whether the client is told to ask elsewhere, so that nothing is fetched."""
+        return self.rewritten is not None and self.rewritten.rewrite.redirect is not None
+
+    @property
+    def parameters(self) -> list[tuple[str, QueryParameters]]:
+        """The parameters of the query that credentials add, with the names of these."""
+        forms = ((one.name, one.form) for one in self.credentials)
+        return [(name, form) for name, form in forms if isinstance(form, QueryParameters)]
 
     @property
     def final(self) -> bool:

@@ -149,7 +149,7 @@ def not_applied(policy: CompiledPolicy, request: Request | Malformed, decision: 
         return []
     rewritten, facts = decision.rewritten, match.facts
     found = [] if rewritten else list(_failing(policy.source.rewrites, policy.rewrites, facts, url))
-    if rewritten and rewritten.rewrite.redirect is not None:
+    if decision.redirects:
         return found
     if rewritten:
         facts, url = _fetched(facts, rewritten.url)
@@ -212,7 +212,7 @@ def resolved(policy: CompiledPolicy, request: Request | Malformed, decision: Dec
         return None
     if request.url is None and decision.may_rewrite:
         return None
-    fetched = rewritten if rewritten is not None and rewritten.rewrite.redirect is None else None
+    fetched = None if decision.redirects else rewritten
     host = fetched.url.host if fetched else match.facts.host
     if host.address is not None:
         return None
@@ -234,7 +234,7 @@ def passes_through(
 def upstream(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> Route | None:
     """Give where an allowed request is forwarded; None for a redirect, and in a policy without upstreams."""
     match, rewritten = policy.match(request), decision.rewritten
-    if match.denial or not decision.allowed or (rewritten and rewritten.rewrite.redirect is not None):
+    if match.denial or not decision.allowed or decision.redirects:
         return None
     return policy.upstream(facts_of(match.facts, rewritten.url) if rewritten else match.facts)
 

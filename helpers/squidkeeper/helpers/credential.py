@@ -41,6 +41,7 @@ from squidkeeper.protocol.request import REQUEST_TOKENS, parse_request
 from squidkeeper.protocol.request_headers import READ_HEADERS, RequestHeaders, parse_headers
 from squidkeeper.replies import (
     HEADER_TOO_LONG,
+    WITHOUT_HEADERS,
     credential_reply,
     credential_unavailable_reply,
     no_policy_reply,
@@ -86,11 +87,15 @@ class Injector:
         """Give the request of a line that is allowed, with its headers."""
         return FetchedRequest.of(self._matches.find(tokens), tokens, url, final_url, headers)
 
-    def unseal(self, decision: Decision, request: FetchedRequest) -> Decision:
-        """Open the sealed token of a request that is allowed, if it has one."""
-        redirected = decision.rewritten is not None and decision.rewritten.rewrite.redirect is not None
-        if not decision.allowed or redirected or not self.policy.source.sealing_keys:
+    def unseal(self, decision: Decision, request: FetchedRequest | None) -> Decision:
+        """Open the sealed token of a request that is allowed, if it has one; deny where its headers are not known.
+
+        They are not where another revision has decided that nothing reads them: a token would pass as it is.
+        """
+        if not decision.allowed or decision.redirects or not self.policy.source.sealing_keys:
             return decision
+        if request is None:
+            return WITHOUT_HEADERS
         unsealed = self._unsealer.unseal(decision, request, datetime.now(UTC))
         if not unsealed.allowed:
             self._report(f"sealed tokens: {problem}" for problem in self._unsealer.problems)
@@ -114,7 +119,7 @@ class Injector:
             except SigningRefused as error:
                 return signing_refused_reply(decision, self.policy, credential.name, str(error))
         if lacks_parameters and not problems:
-            problems = {one.name: _NOT_ADDED for one in decision.credentials if isinstance(one.form, QueryParameters)}
+            problems = {name: _NOT_ADDED for name, _ in decision.parameters}
         if not problems:
             try:
                 return self._reply(decision, injected, limit)
@@ -183,7 +188,7 @@ def answer(injector: Injector | None, line: bytes, concurrency: int, *, with_hea
     request = None
     if with_headers and decision.allowed:
         request = injector.request(tokens, url, final_url, parse_headers(rest))
-        decision = injector.unseal(decision, request)
+    decision = injector.unseal(decision, request)
     if not decision.credentials:
         return credential_reply(decision, injector.policy)
     lacks_parameters = bool(expected) and added == b"-"
@@ -192,4 +197,4 @@ def answer(injector: Injector | None, line: bytes, concurrency: int, *, with_hea
 
 def _is_of_request(decision: Decision) -> bool:
     """Tell whether the values are those of one request, and of no other with the same decision."""
-    return any(isinstance(credential.form, SealedHeader) for credential in decision.credentials)
+    return any(isinstance(credential.form, SealedHeader | AwsSigV4) for credential in decision.credentials)

@@ -19,7 +19,6 @@ from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.helpers.acl import HOST_TOKENS
 from squidkeeper.helpers.host_matches import HostMatches, decision_time
-from squidkeeper.policy.forms import QueryParameters
 from squidkeeper.policy.parameters import add_parameters
 from squidkeeper.protocol.lines import Reply, split_tokens
 from squidkeeper.protocol.request import REQUEST_TOKENS
@@ -46,9 +45,8 @@ class Rewriter:
 
     def _with_parameters(self, reply: Reply, decision: Decision, url: str, key: str) -> Reply:
         fetched = url if decision.rewritten is None else str(decision.rewritten.url)
-        forms = [one.form for one in decision.credentials if isinstance(one.form, QueryParameters)]
         try:
-            values = {value.name: self.secrets.fill(value) for form in forms for value in form.values}
+            values = {value.name: self.secrets.fill(value) for _, form in decision.parameters for value in form.values}
         except SecretUnavailable:  # which the credential helper reports
             return reply
         sent = add_parameters(fetched, values)
