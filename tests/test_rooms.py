@@ -127,6 +127,14 @@ def test_the_map_of_the_house_has_these_floors() -> None:
     assert named == FLOORS
 
 
+def test_a_module_names_the_floor_that_it_is_on() -> None:
+    named = {path: re.findall(r"\(floor (\d+)\)", path.read_text().partition('"""\n')[0]) for path in MODULES}
+    wrong = [
+        (path, floors) for path, floors in named.items() if any(int(one) != FLOORS[room_of(path)] for one in floors)
+    ]
+    assert wrong == []
+
+
 def test_a_class_name_occurs_once_in_the_program() -> None:
     nodes = ((path, node) for path in MODULES for node in ast.walk(ast.parse(path.read_text())))
     owners: dict[str, list[str]] = {}

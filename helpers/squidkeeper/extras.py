@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from importlib.util import find_spec
 from typing import Final
 
@@ -28,19 +28,16 @@ def require(extra: str) -> None:
 
 def extra_problem(extra: str) -> str | None:
     """Say that an extra is not installed and which command installs it; None: it is installed."""
-    if _is_installed(extra):
-        return None
-    return f"the extra {extra!r} is not installed: run ./install.sh --extras {_extras_with(extra)}"
+    return None if _is_installed(extra) else _not_installed(extra, {extra})
 
 
 def missing_extras(policy: Policy) -> Iterator[Fault]:
     """Warn about each entry of a policy that needs an extra which is not installed."""
     needs = tuple(_needs(policy))
-    command = f"./install.sh --extras {_extras_with(*(extra for _, _, extra in needs))}"
+    needed = {extra for _, _, extra in needs}
     for location, what, extra in needs:
         if not _is_installed(extra):
-            message = f"{what}: the extra {extra!r} is not installed: run {command}"
-            yield Fault(location, FaultCode.EXTRA_MISSING, message)
+            yield Fault(location, FaultCode.EXTRA_MISSING, f"{what}: {_not_installed(extra, needed)}")
 
 
 def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
@@ -55,9 +52,10 @@ def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
             yield credential.location, f"credential {credential.name!r}", "aws"
 
 
-def _extras_with(*extras: str) -> str:
-    """List extras with those that are installed: the option replaces the list of what is installed."""
-    return ",".join(sorted({*extras, *filter(_is_installed, EXTRAS)}))
+def _not_installed(extra: str, needed: Set[str]) -> str:
+    """Name the command that installs what is needed, with what is installed: its option replaces the whole list."""
+    extras = ",".join(sorted({*needed, *filter(_is_installed, EXTRAS)}))
+    return f"the extra {extra!r} is not installed: run ./install.sh --extras {extras}"
 
 
 def _is_installed(extra: str) -> bool:

@@ -1,4 +1,4 @@
-"""`squidkeeper acl` (floor 6)."""
+"""`squidkeeper acl` (floor 9)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from squidkeeper.cli.options import helper_options
 def acl(scope: str, directory: Path, state: Path, concurrency: int) -> None:
     """Decide whether requests may pass; Squid's external_acl_type starts this.
 
-    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, and at request
-    scope the URL) and answers each with OK or ERR, the rule and the reason. Not to be called by hand: use explain.
+    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, and at
+    request scope the URL) and answers each with OK or ERR, the rule and the reason. Not to be called by hand: use
+    explain.
     """
     from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
     from squidkeeper.helpers.loop import run

@@ -1,4 +1,4 @@
-"""`squidkeeper certificate` (floor 6)."""
+"""`squidkeeper certificate` (floor 9)."""
 
 from __future__ import annotations
 

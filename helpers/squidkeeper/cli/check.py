@@ -1,4 +1,4 @@
-"""`squidkeeper check` (floor 6)."""
+"""`squidkeeper check` (floor 9)."""
 
 from __future__ import annotations
 

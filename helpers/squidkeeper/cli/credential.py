@@ -1,4 +1,4 @@
-"""`squidkeeper credential` (floor 6)."""
+"""`squidkeeper credential` (floor 9)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def credential(
 ) -> None:
     """Give Squid the headers to inject; its external_acl_type at adapted_http_access starts this.
 
-    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, the URL asked
-    for, the URL fetched, the parameters added) and answers each with a header's value an annotation, or ERR. Its
-    output holds secrets: never call it by hand; use explain, which names the credentials.
+    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, the
+    URL asked for, the URL fetched, the parameters added, with --headers the request headers that helpers read) and
+    answers each with a header's value an annotation, or ERR. Its output holds secrets: never call it by hand; use
+    explain, which names the credentials.
     """
     from squidkeeper.credentials.fetched_values import FOLDER
     from squidkeeper.helpers.credential import Injector, answer

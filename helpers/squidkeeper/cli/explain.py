@@ -1,4 +1,4 @@
-"""`squidkeeper explain` (floor 6)."""
+"""`squidkeeper explain` (floor 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`squidkeeper log` (floor 6)."""
+"""`squidkeeper log` (floor 9)."""
 
 from __future__ import annotations
 

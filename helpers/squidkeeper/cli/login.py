@@ -1,4 +1,4 @@
-"""`squidkeeper login` (floor 6)."""
+"""`squidkeeper login` (floor 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`squidkeeper report` (floor 6)."""
+"""`squidkeeper report` (floor 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`squidkeeper rewrite` (floor 6)."""
+"""`squidkeeper rewrite` (floor 9)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from squidkeeper.cli.options import helper_options, run_option
 def rewrite(directory: Path, state: Path, run: Path, concurrency: int) -> None:
     """Rewrite URLs as the policy says; Squid's url_rewrite_program starts this.
 
-    Reads a line for each request (the URL, then client, user, method, scheme, host, port, SNI, tunnel) and answers
-    each with the URL that is to be fetched. Not to be called by hand: use explain.
+    Reads a line for each request (the URL, then client, user, method, scheme, host, port, SNI, tunnel, token) and
+    answers each with the URL that is to be fetched. Its output can hold secrets, as parameters: never call it by hand;
+    use explain.
     """
     from squidkeeper.credentials.fetched_values import FOLDER
     from squidkeeper.helpers.loop import run as run_helper

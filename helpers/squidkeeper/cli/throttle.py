@@ -1,4 +1,4 @@
-"""`squidkeeper throttle` (floor 6)."""
+"""`squidkeeper throttle` (floor 9)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 S3_SERVICES: Final = ("s3", "s3-object-lambda", "s3-outposts", "s3express")
 _UNSIGNED = "UNSIGNED-PAYLOAD"
-_DECLARED = re.compile(r"[0-9a-f]{64}|UNSIGNED-PAYLOAD|STREAMING-UNSIGNED-PAYLOAD-TRAILER")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_NOT_SIGNED = frozenset({_UNSIGNED, "STREAMING-UNSIGNED-PAYLOAD-TRAILER"})
 _CHUNK_SIGNED = "STREAMING-AWS4-"
 _NO_BODY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # SHA-256 of nothing
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE"})
@@ -105,13 +106,14 @@ def _declared_payload(scope: AwsScope, method: str, headers: Mapping[str, str]) 
     if declared is not None and declared.startswith(_CHUNK_SIGNED):
         reason = "the client signs each chunk of the body, and the gateway cannot replace such signatures"
         raise SigningRefused(f"{reason}: let it declare the hash of the body, or UNSIGNED-PAYLOAD")
-    if declared is not None and not _DECLARED.fullmatch(declared):
+    is_hash = declared is not None and _HASH.fullmatch(declared) is not None
+    if declared is not None and not is_hash and declared not in _NOT_SIGNED:
         raise SigningRefused("X-Amz-Content-Sha256 is not a SHA-256 in hexadecimal digits, nor UNSIGNED-PAYLOAD")
     if scope.is_s3:
         return declared or _UNSIGNED
     if declared is None and method in _WITHOUT_BODY:
         return _NO_BODY
-    if declared is None or not declared.islower():
+    if declared is None or not is_hash:
         reason = f"{scope.service} signs the body, which the gateway does not see"
         raise SigningRefused(f"{reason}: let the client send its SHA-256 in X-Amz-Content-Sha256")
     return declared

@@ -1,4 +1,4 @@
-"""A value that never prints itself (floor 3)."""
+"""A value that never prints itself (floor 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the values of secrets, and making headers of them (floor 3)."""
+"""Reading the values of secrets, and making headers of them (floor 4)."""
 
 from __future__ import annotations
 
