@@ -46,18 +46,18 @@ ARRIVES = [("/v1/x", [TOKEN])]
 CHUNKED = "Transfer-Encoding: chunked"
 SMUGGLED = "GET /v1/smuggled HTTP/1.1\r\nHost: other.example\r\nX-Api-Key: mine\r\n\r\n"
 
-# What is sent in a tunnel, and what may arrive of it: targets, each with the values of the header. Or all is refused.
+# What is sent in a tunnel, and what arrives of it: targets, each with the values of the header.
 ATTACKS = {
     "a header that is folded": (get("X-Api-Key: mine", " mine"), ARRIVES),
     "a header in the fold of another": (get("X-Other: a", " X-Api-Key: mine"), ARRIVES),
     "a header in the fold of the request line": (f"GET /v1/x HTTP/1.1\r\n X-Api-Key: mine\r\n{HOST}\r\n", ARRIVES),
-    "a tab ahead of the colon": (get("X-Api-Key\t: mine"), ARRIVES),
+    "a tab ahead of the colon": (get("X-Api-Key\t: mine"), REFUSED),
     "a header behind a line feed": (get("X-Other: a\nX-Api-Key: mine"), ARRIVES),
     "a header behind a carriage return": (get("X-Other: a\rX-Api-Key: mine"), ARRIVES),
-    "a header behind a NUL": (get("X-Other: a\0\r\nX-Api-Key: mine"), ARRIVES),
-    "a name with a NUL": (get("X-Api-Key\0: mine"), ARRIVES),
-    "a name with a space": (get("X-Api -Key: mine", "X Api Key: mine"), ARRIVES),
-    "a name with a control character": (get("X-Api-Key\x0b: mine", "\x0bX-Api-Key: mine"), ARRIVES),
+    "a header behind a NUL": (get("X-Other: a\0\r\nX-Api-Key: mine"), REFUSED),
+    "a name with a NUL": (get("X-Api-Key\0: mine"), REFUSED),
+    "a name with a space": (get("X-Api -Key: mine", "X Api Key: mine"), REFUSED),
+    "a name with a control character": (get("X-Api-Key\x0b: mine", "\x0bX-Api-Key: mine"), REFUSED),
     "a hop-by-hop header": (get("X-Api-Key: mine", "Connection: X-Api-Key"), ARRIVES),
     "a hop-by-hop header of ours": (get("Connection: close, x-api-key"), ARRIVES),
     "a hop-by-hop header in other words": (get("Proxy-Connection: x-api-key", "Keep-Alive: x-api-key"), ARRIVES),
@@ -92,15 +92,15 @@ ATTACKS = {
     "HTTP/1.0": (get("X-Api-Key: mine", version="1.0"), ARRIVES),
     "HTTP/0.9": ("GET /v1/x\r\n", REFUSED),
     "a range": (get("Range: bytes=0-0,0-0,0-0", "If-Range: x", "X-Api-Key: mine"), ARRIVES),
-    "a path beside it": (get("X-Api-Key: mine", target="/v1/../open"), [("/open", ["mine"])]),
+    "a path beside it": (get("X-Api-Key: mine", target="/v1/../open"), REFUSED),
     "a path beside it, encoded": (get(target="/v1/%2e%2e/open"), REFUSED),
     "a path beside it, with a semicolon": (get(target="/v1/..;/open"), REFUSED),
 }
 
 
-@pytest.mark.parametrize(("sent", "may_arrive"), ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.parametrize(("sent", "expected"), ATTACKS.values(), ids=ATTACKS)
 def test_a_credential_arrives_once_and_nothing_beside_it(
-    gateway: Gateway, origins: Origins, sent: str, may_arrive: list[tuple[str, list[str]]]
+    gateway: Gateway, origins: Origins, sent: str, expected: list[tuple[str, list[str]]]
 ) -> None:
     origins.fallback = Answer()
     told = []
@@ -109,7 +109,7 @@ def test_a_credential_arrives_once_and_nothing_beside_it(
         while (answer := client.answer()) is not None:
             told.append(answer)
     arrived = [(seen.target, seen.values("X-Api-Key")) for seen in origins.seen if seen.target != "/end"]
-    assert arrived in (may_arrive, REFUSED), told
+    assert arrived == expected, told
     assert [key for seen in origins.seen for key in keys_as_read(seen) if {"mine", TOKEN} <= set(key)] == []
     assert TOKEN not in str(told)
 

@@ -55,37 +55,39 @@ def gateway(new_gateway: NewGateway) -> Gateway:
 
 # --- headers of any name ------------------------------------------------------------------------------------------
 
-HOSTILE = [
-    ("Connection: x-acme-key",),
-    ("Connection: close, X-Acme-Key, authorization", "X-Acme-Key: mine"),
-    ("Proxy-Connection: x-acme-key", "Keep-Alive: x-acme-key"),
-    ("X-Acme-Key: mine", "x-acme-key: mine", "X-ACME-KEY:mine"),
-    tuple(f"{name}: mine" for name in spellings("X-Acme-Key")),
-    ("X-Acme-Key : mine",),
-    ("X-Other: 1\r\n X-Acme-Key: mine",),  # obs-fold
-    ("X-Acme-Key: \r\n mine",),
-    ("X-Acme-Key;: mine", "X-Acme-Key\t: mine"),
-]
+ARRIVES = [[KEY]]  # one request, with our value alone
+REFUSED: list[list[str]] = []  # Squid refuses the header itself
+HOSTILE = {
+    ("Connection: x-acme-key",): ARRIVES,
+    ("Connection: close, X-Acme-Key, authorization", "X-Acme-Key: mine"): ARRIVES,
+    ("Proxy-Connection: x-acme-key", "Keep-Alive: x-acme-key"): ARRIVES,
+    ("X-Acme-Key: mine", "x-acme-key: mine", "X-ACME-KEY:mine"): ARRIVES,
+    tuple(f"{name}: mine" for name in spellings("X-Acme-Key")): ARRIVES,
+    ("X-Acme-Key : mine",): REFUSED,
+    ("X-Other: 1\r\n X-Acme-Key: mine",): ARRIVES,  # obs-fold
+    ("X-Acme-Key: \r\n mine",): ARRIVES,
+    ("X-Acme-Key;: mine", "X-Acme-Key\t: mine"): REFUSED,
+}
 
 
-@pytest.mark.parametrize("headers", HOSTILE, ids=str)
+@pytest.mark.parametrize(("headers", "expected"), HOSTILE.items(), ids=map(str, HOSTILE))
 def test_a_header_of_any_name_arrives_once_whatever_the_client_sends(
-    gateway: Gateway, origins: Origins, headers: tuple[str, ...]
+    gateway: Gateway, origins: Origins, headers: tuple[str, ...], expected: list[list[str]]
 ) -> None:
     with tunnel(gateway, "acme.example:443") as client:
         client.get("/v1/x", "acme.example", *headers)
-    for seen in origins.seen:  # none where Squid refuses the header itself
-        names = set(spellings("x-acme-key"))
-        assert [value for name, value in seen.headers if name.lower() in names] == [KEY]
+    names = set(spellings("x-acme-key"))
+    arrived = [[value for name, value in seen.headers if name.lower() in names] for seen in origins.seen]
+    assert arrived == expected
 
 
 def test_a_trailer_cannot_replace_what_is_injected(gateway: Gateway, origins: Origins) -> None:
     with tunnel(gateway, "acme.example:443") as client:
         head = "POST /v1/x HTTP/1.1\r\nHost: acme.example\r\nTransfer-Encoding: chunked\r\nTrailer: X-Acme-Key\r\n\r\n"
         client.send(head + "1\r\na\r\n0\r\nX-Acme-Key: mine\r\n\r\n").answer()
-    for seen in origins.seen:
-        assert seen.values("X-Acme-Key") == [KEY]
-        assert b"mine" not in seen.head + seen.body
+    [seen] = origins.seen
+    assert seen.values("X-Acme-Key") == [KEY]
+    assert b"mine" not in seen.head + seen.body
 
 
 def test_a_kept_alive_tunnel_gets_it_only_where_it_belongs(gateway: Gateway, origins: Origins) -> None:
