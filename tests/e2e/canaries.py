@@ -57,7 +57,8 @@ credentials:
 HOSTS = ("bearer", "basic", "header", "environment", "both", "front", "rotated", "removed")  # each gets a canary
 
 # The only files that may hold a value: the sources, those that the fetching process writes, the password of a parent.
-PLACES = ("*/etc/policy/secrets/*", "*/run/secrets/*", "*/etc/squidkeeper-policy.conf")
+FETCHED = ("*/run/secrets/*.value", "*/run/secrets/*.refresh")  # not its report, and not its log
+PLACES = ("*/etc/policy/secrets/*", *FETCHED, "*/etc/squidkeeper-policy.conf")
 
 
 def asked_for() -> bool:

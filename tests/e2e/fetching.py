@@ -9,6 +9,7 @@ from pathlib import Path
 
 from squidkeeper.setup.layout import Layout
 
+from .canaries import VARIABLE
 from .gateway import Gateway
 
 
@@ -29,8 +30,14 @@ class Fetching:
         command = ["setpriv", "--reuid", str(user), "--regid", "proxy", "--clear-groups", "--pdeathsig", "KILL"]
         command += [f"{root}/bin/squidkeeper", "secrets", "--policy", f"{root}/etc/policy", "--state", f"{root}/state"]
         command += ["--run", f"{root}/run", "--commands", f"{root}/etc/commands"]
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}  # which Squid alone gets
         with self._said.open("ab") as out:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def stop(self) -> None:
         """End the process, unless it was stopped, and remove the folder."""

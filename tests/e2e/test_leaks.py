@@ -3,11 +3,12 @@
 import base64
 import json
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.waiting import wait_for
 
 from . import canaries
 from .curl import CurlFailed, curl
-from .fetching import fetching, put_command
+from .fetching import Fetching, put_command
 from .gateway import Gateway, NewGateway
 from .observer import Exporter, fetch
 from .origin import Answer, Origins, Seen
@@ -40,7 +41,11 @@ MORE = {  # secrets of forms and sources that are not planted in each gateway
     "canary-github": "canary-GitHub+of/the=hunt~0016",
     "canary-sealed": "canary-Sealed+of/the=hunt~0017",
     "canary-parameter": "canary-Parameter+of/the=hunt~0020",
+    "canary-aws-id": "AKIACANARYOFTHEHUNT0021",
+    "canary-aws-key": "canary-AwsKey+of/the=hunt~0022",
+    "canary-aws-session": "canary-AwsSession+of/the=hunt~0023",
 }
+NEVER_SENT = {"canary-aws-key"}  # it makes a signature
 BAIT = "canary-Bait+of/the=hunt~0018"  # of `canaries:`; clients send it
 PLACEHOLDER = "canary-Placeholder-0019"  # no secret
 SERVER = "203.0.113.10"  # of tokens
@@ -56,6 +61,9 @@ secrets:
   canary-named: {{file: secrets/canary-named}}
   canary-parameter: {{file: secrets/canary-parameter}}
   canary-sealing-key: {{file: secrets/canary-sealing-key}}
+  canary-aws-id: {{file: secrets/canary-aws-id}}
+  canary-aws-key: {{file: secrets/canary-aws-key}}
+  canary-aws-session: {{file: secrets/canary-aws-session}}
   canary-client-secret: {{file: secrets/canary-client-secret}}
   canary-app-key: {{file: secrets/canary-app-key}}
   canary-command: {{command: {{run: [give-canary]}}}}
@@ -79,6 +87,10 @@ credentials:
   - {{name: command, hosts: [command.more.example], bearer: canary-command}}
   - {{name: oauth2, hosts: [oauth2.more.example], bearer: canary-oauth2}}
   - {{name: github, hosts: [github.more.example], bearer: canary-github}}
+  - name: aws
+    hosts: [aws.more.example]
+    aws_sigv4: {{access_key_id: canary-aws-id, secret_access_key: canary-aws-key, session_token: canary-aws-session,
+                region: eu-central-1, service: s3}}
 """
 DOMAIN = canaries.DOMAIN
 APP_KEY = (
@@ -120,36 +132,55 @@ class Told:
 def gateway(new_gateway: NewGateway, all_origins: Origins) -> Gateway:
     gateway = new_gateway(POLICY, "half_closed_clients off")
     canaries.plant(gateway)
-    gateway.secret("canary-named", MORE["canary-named"])
-    gateway.secret("canary-client-secret", MORE["canary-client-secret"])
-    gateway.secret("canary-parameter", MORE["canary-parameter"])
+    for name in ("named", "client-secret", "parameter", "aws-id", "aws-key", "aws-session"):
+        gateway.secret(f"canary-{name}", MORE[f"canary-{name}"])
     gateway.secret("canary-app-key", APP_KEY)
     gateway.secret("canary-sealing-key", SEALING_KEY.reveal())
     gateway.secret("canary-bait", BAIT)
     gateway.write("upstream.crt", all_origins.authority.certificate.read_text())
     put_command(gateway, "give-canary", GIVE_CANARY)
     gateway.render()
-    return gateway.start()
+    with core_dumps():
+        return gateway.start()
+
+
+@contextmanager
+def core_dumps() -> Iterator[None]:
+    """Let what is started meanwhile dump core, unless it forbids that itself."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
 @pytest.fixture(scope="module")
 def exporter(gateway: Gateway) -> Iterator[Exporter]:
-    exporter = Exporter(gateway, 9190).start()
+    exporter = Exporter(gateway, 9190)
+    with core_dumps():
+        exporter.start()
     yield exporter
     exporter.stop()
 
 
 @pytest.fixture(scope="module")
-def told(gateway: Gateway, exporter: Exporter, all_origins: Origins) -> Told:
-    """A gateway after the whole mix of traffic, with all that it told."""
+def fetcher(gateway: Gateway, all_origins: Origins) -> Iterator[Fetching]:
+    """The fetching process, which runs until the last test of this module has ended."""
     all_origins.forget()
     all_origins.fallback = Answer()
-    told = Told(gateway)
     all_origins.answers[f"{SERVER}/token"] = token_answer("access_token", "canary-oauth2")
     all_origins.answers[f"{SERVER}/app/installations/2/access_tokens"] = token_answer("token", "canary-github")
-    with fetching(gateway):
-        more_forms(told, all_origins)
-    for part in (every_canary, bad_answers, malformed, methods, broken_policy, rotation, killed_helpers):
+    fetcher = Fetching(gateway)
+    with core_dumps():
+        fetcher.start()
+    yield fetcher
+    fetcher.stop()
+
+
+@pytest.fixture(scope="module")
+def told(gateway: Gateway, exporter: Exporter, fetcher: Fetching, all_origins: Origins) -> Told:
+    """A gateway after the whole mix of traffic, with all that it told."""
+    told = Told(gateway)
+    for part in (more_forms, every_canary, bad_answers, malformed, methods, broken_policy, rotation, killed_helpers):
         part(told, all_origins)
     ask_the_operators_commands(told)
     for path in ("/", "/metrics", "/healthz", "/status.json"):
@@ -170,9 +201,11 @@ def more_forms(told: Told, origins: Origins) -> None:
         wait_for(lambda host=host: told.get(f"https://{host}.more.example/") == 200, f"the secret of {host}")  # type: ignore[misc]
     assert told.get("https://sealed.more.example/", "-H", f"X-Api-Key: {sealed()}") == 200
     assert told.get("https://parameter.more.example/?q=1") == 200
+    assert told.get("https://aws.more.example/bucket/x?q=1") == 200
+    assert told.get("https://aws.more.example/bucket/x?X-Amz-Date=1") == 403
     heads = b"".join(seen.head for seen in origins.seen).decode("latin-1")
     arrived = {found.split(": ")[1].split(" ")[0] for found in Hunt(MORE).in_data("origins", heads)}
-    assert arrived == set(MORE), "no hunt without traffic"
+    assert arrived == set(MORE) - NEVER_SENT, "no hunt without traffic"
     assert told.get("https://login.example/", "--proxy-user", f"canary:{LOGIN}") == 200
     for login in (f"canary:{LOGIN}x", f"other:{LOGIN}", f"{LOGIN}:{LOGIN}"):
         told.get("http://login.example/", "--proxy-user", login)
@@ -354,9 +387,11 @@ def rotation(told: Told, origins: Origins) -> None:
 def killed_helpers(told: Told, origins: Origins) -> None:
     """Helpers that are killed in the middle of a lookup, by signals that dump core."""
     for kind in ("credential", "acl --scope host", "rewrite"):
-        for pid in told.gateway.helpers(kind):
+        killed = set(wait_for(lambda kind=kind: told.gateway.helpers(kind), f"{kind} to be killed"))  # type: ignore[misc]
+        for pid in killed:
             os.kill(pid, signal.SIGABRT)
         wait_for(lambda: told.get(f"https://front.{DOMAIN}/killed") == 200, f"{kind} to be there again")
+        assert not killed & {*told.gateway.helpers(kind)}
 
 
 def ask_the_operators_commands(told: Told) -> None:
@@ -405,15 +440,58 @@ def test_nobody_reads_a_secret_in_a_process(told: Told, hunt: Hunt) -> None:
     assert hunt.in_processes() == []
 
 
+def test_the_fetching_process_has_values_in_their_files_alone(told: Told, fetcher: Fetching, hunt: Hunt) -> None:
+    folder = told.gateway.root / "run/secrets"
+    values = "".join(file.read_text() for file in folder.glob("*.value"))
+    assert all(MORE[f"canary-{name}"] in values for name in ("command", "oauth2", "github")), "no hunt without values"
+    assert {file.name for file in folder.iterdir() if file.suffix != ".value"} == {"status.json"}
+    for part in ("cmdline", "environ"):
+        assert hunt.in_data(part, Path(f"/proc/{fetcher.pid}/{part}").read_bytes()) == []
+
+
 def test_the_hunt_finds_what_is_planted_in_each_of_these_places(told: Told, hunt: Hunt) -> None:
     root, value = told.gateway.root, canaries.FILES["canary-unused"]
-    for place in ("log/cache.log", "log/access.log", "state/maintenance.json", "etc/policy/secrets.bak", "core.1"):
+    for place in (
+        "log/cache.log",
+        "log/access.log",
+        "state/maintenance.json",
+        "run/secrets/secrets.log",
+        "etc/policy/secrets.bak",
+        "core.1",
+    ):
         file = root / place
         before = file.read_bytes() if file.exists() else None
         file.write_bytes((before or b"") + f"\n# {value}\n".encode())
         assert hunt.in_folder(root) == [f"{file}: canary-unused (plain)"]
         file.unlink() if before is None else file.write_bytes(before)
     assert hunt.in_data("a page", "".join(told.parts.values()) + value) == ["a page: canary-unused (plain)"]
+
+
+def core_size(pid: int) -> list[str]:
+    """The soft and the hard limit of a process for the size of a core dump."""
+    [line] = [one for one in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core file" in one]
+    return line.split()[4:6]
+
+
+HELPERS = (
+    "acl --scope host",
+    "acl --scope request",
+    "rewrite",
+    "credential",
+    "throttle",
+    "certificate",
+    "login",
+    "watch",
+)
+
+
+def test_no_process_that_has_secrets_may_dump_core(told: Told, exporter: Exporter, fetcher: Fetching) -> None:
+    assert "0" not in core_size(told.gateway.pid), "Squid, which starts the helpers, may"
+    processes = {kind: told.gateway.helpers(kind) for kind in HELPERS}
+    processes |= {"exporter": [exporter.pid], "secrets": [fetcher.pid]}
+    limits = {kind: [core_size(pid) for pid in pids] for kind, pids in processes.items()}
+    assert limits == {kind: [["0", "0"]] * len(pids) for kind, pids in processes.items()}
+    assert all(processes.values()), processes
 
 
 def test_a_helper_that_aborts_leaves_no_core_dump(told: Told) -> None:
