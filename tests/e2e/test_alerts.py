@@ -48,7 +48,6 @@ NOT_MADE_HERE = {
     "SquidkeeperRecordBehind",
     "SquidkeeperDriftUnchecked",
     "SquidkeeperCertificateRefused",
-    "SquidkeeperSecretLeaving",
 }
 HOST_HELPER = "acl --scope host --concurrency 16"
 FROM_THE_START = {"SquidkeeperCaEndsSoon", "SquidkeeperRuleLapsesSoon"}
@@ -66,10 +65,13 @@ rewrites:
 secrets:
   token: {file: secrets/token}
   fetched: {command: {run: [give]}}
+canaries:
+  bait: {file: secrets/bait}
 credentials:
   - {name: fetched, hosts: [fetched.example], bearer: fetched}
   - {name: api, hosts: [injected.example], bearer: token}
 """
+BAIT = "e2e-bait-under-alerts"
 # A secret that is renewed every few seconds.
 GIVE = """printf '{"value": "e2e-fetched", "expires_at": "%s"}' "$(date -u -d '+5 seconds' +%FT%TZ)\""""
 # Lines of an operator's that let one host past the policy, and that name a helper as nobody documents it.
@@ -160,6 +162,8 @@ def watched(
     gateway = new_gateway(POLICY.replace("EXPIRES", expires.isoformat(timespec="seconds")))
     gateway.local_conf(*LOCAL_CONF.replace("ROOT", str(gateway.root)).splitlines())
     gateway.secret("token", "e2e-token-under-alerts")
+    gateway.secret("bait", BAIT)
+    gateway.render()
     renew_intermediate(gateway, days=20)
     maintenance = Maintenance(gateway, gateway.root / "resolv.conf")
     put_command(gateway, "give", GIVE)
@@ -226,8 +230,9 @@ def traffic_of_every_kind(gateway: Gateway) -> None:
 
 
 def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
-    """Drift, a line that no helper understands, a missing secret, a surge of denials, a CA near its end; most fail."""
+    """Drift, a line that no helper understands, a missing secret, a canary, many denials, an old CA; most fail."""
     gateway = watched.gateway
+    assert curl(gateway, f"http://open.example/?q={BAIT}").rule == "secret-leaving"
     assert curl(gateway, "http://bypass.example/", client="127.0.0.2").status == 200
     assert curl(gateway, "http://short.example/").status == 403
     (gateway.policy_folder / "secrets/token").unlink()
@@ -243,7 +248,13 @@ def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
 
     wait_for(fired, "the alert that most requests fail")
     watched.wait_until_fired(
-        "Drift", "ProtocolErrors", "CredentialFailing", "DenialSurge", "CaEndsNow", "TlsCertificateEndsNow"
+        "Drift",
+        "ProtocolErrors",
+        "CredentialFailing",
+        "SecretLeaving",
+        "DenialSurge",
+        "CaEndsNow",
+        "TlsCertificateEndsNow",
     )
 
 
