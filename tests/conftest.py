@@ -50,13 +50,24 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ[CANARIES] = "yes"
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a hunt in which no gateway sent a canary: it shows nothing."""
+    if session.config.getoption("--canaries") and not hasattr(session.config, "workerinput") and not any(_hunted()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell how far a hunt went: a gateway whose canaries went nowhere shows nothing."""
-    file = Path(os.environ[SHARED_FOLDER]) / HUNTED
-    if file.exists():
-        sent = [int(line) for line in file.read_text().split()]
+    """Tell how far a hunt went."""
+    if terminalreporter.config.getoption("--canaries"):
+        sent = _hunted()
         told = f"canaries: {len(sent)} gateways, {sum(map(bool, sent))} of them sent {sum(sent)} requests with canaries"
-        terminalreporter.write_line(told)
+        terminalreporter.write_line(told if any(sent) else f"{told}: failed, as a hunt without any shows nothing")
+
+
+def _hunted() -> list[int]:
+    """How many canaries each gateway has sent."""
+    file = Path(os.environ[SHARED_FOLDER]) / HUNTED
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

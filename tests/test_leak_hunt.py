@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -86,6 +87,23 @@ def test_only_the_listed_files_may_hold_a_secret(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(VALUE)
     assert Hunt({"canary": VALUE}, ["*/secrets/*"]).in_folder(tmp_path) == [f"{tmp_path}/other/token: canary (plain)"]
+
+
+def test_a_hunt_in_which_no_gateway_sends_a_canary_fails() -> None:
+    asked = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:xdist",
+        "--canaries",
+        f"{__file__}::test_a_secret_is_found_in_the_name_of_a_file",
+    ]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert "1 passed" in done.stdout
+    assert "canaries: 0 gateways, 0 of them sent 0 requests with canaries: failed" in done.stdout
+    assert done.returncode == 1
 
 
 @pytest.mark.system
