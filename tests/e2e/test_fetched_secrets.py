@@ -1,12 +1,9 @@
 """Secrets that are fetched, through a live Squid: from a token endpoint that expires, fails, hangs and lies."""
 
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from tests.token_server import Respond, TokenServer, response, token
 from tests.waiting import wait_for
 
 from .curl import curl
+from .fetching import fetching
 from .gateway import Gateway, NewGateway
 from .load import load
 from .origin import Answer, Origins, Seen
@@ -37,12 +35,11 @@ credentials:
 class Endpoint:
     """A token endpoint whose tokens say when they expire. `answers` replaces them for a while."""
 
-    def __init__(self, folder: Path, gateway: Gateway) -> None:
+    def __init__(self, folder: Path) -> None:
         self.server = TokenServer(folder)
         self.server.respond = self._respond
         self.answers: Respond | None = None
         self.lifetime = 2
-        self._gateway = gateway
         self._numbers = count(1)
 
     def _respond(self, request: object) -> bytes:
@@ -61,35 +58,16 @@ def gateway(new_gateway: NewGateway) -> Gateway:
 
 @pytest.fixture(scope="module")
 def endpoint(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    made = Endpoint(tmp_path_factory.mktemp("endpoint"), gateway)
+    made = Endpoint(tmp_path_factory.mktemp("endpoint"))
     gateway.secret("client", "e2e-secret-of-the-client")
     gateway.remember("e2e-body-of-an-error")
     ours = "grant: client_credentials, client_id: me, client_secret: client"
-    fields = f"token_url: '{made.server.url}', ca: '{made.server.ca}', {ours}"
+    ca = gateway.write("endpoint.crt", Path(made.server.ca).read_text())  # where the process can read it
+    fields = f"token_url: '{made.server.url}', ca: '{ca}', {ours}"
     gateway.write("policy.yaml", POLICY.format(fields=fields))
     gateway.start()
     yield made
     made.server.stop()
-
-
-@contextmanager
-def fetching(gateway: Gateway) -> Iterator[Path]:
-    """Run the process as the service does: it writes files that Squid's group can read."""
-    folder = gateway.root / "run/secrets"
-    folder.mkdir(exist_ok=True)
-    shutil.chown(folder, group="proxy")
-    folder.chmod(0o2750)
-    root = gateway.root
-    where = [f"--policy={gateway.policy_folder}", f"--state={root}/state", f"--run={root}/run"]
-    process = subprocess.Popen([f"{root}/bin/squidkeeper", "secrets", *where], stderr=subprocess.PIPE)
-    try:
-        yield folder
-    finally:
-        process.terminate()
-        _, log = process.communicate(timeout=60)
-        assert process.returncode == 0, log
-        for file in folder.iterdir():  # where a value is allowed to be
-            file.unlink()
 
 
 def denied(gateway: Gateway, origins: Origins, host: str) -> None:
@@ -109,12 +87,11 @@ def test_a_request_waits_for_the_first_value_and_follows_every_change(
     with ThreadPoolExecutor() as pool:
         early = pool.submit(curl, gateway, "https://api.example/early")
         wait_for(lambda: gateway.helpers("credential"), "the credential helper")
-        with fetching(gateway) as folder:
+        with fetching(gateway):
             assert early.result().status == 200
             first = authorization(origins)
             assert re.fullmatch(r"Bearer e2e-token-\d+-until-[\d.]+", first)
             wait_for(lambda: curl(gateway, "https://api.example/").status == 200 and authorization(origins) != first)
-    assert not [*folder.glob("*.value")]
     denied(gateway, origins, "api.example")
 
 
