@@ -477,6 +477,7 @@ def test_each_answer_is_counted_by_helper_rule_and_verdict(start: Start, tmp_pat
     assert counted(tmp_path / "state", "helper_starts_total") == {("host",): 1}
 
 
+@pytest.mark.long
 def test_each_helper_counts_under_its_own_name(start: Start, tmp_path: Path) -> None:
     lines = {
         (*SCOPES["request"], 16): [
@@ -667,6 +668,7 @@ def test_an_edit_takes_effect_and_a_bad_one_keeps_the_last_good_policy(start: St
 LOGGED = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d\| squidkeeper: (.*)")
 
 
+@pytest.mark.long
 def test_what_every_helper_sees_is_said_once_with_its_time(start: Start, policy: Path, tmp_path: Path) -> None:
     url, asked = "https://open.example/", place("open.example")
     lines = {

@@ -445,6 +445,7 @@ def test_a_dry_run_tells_the_steps_and_changes_nothing(gateway: Gateway) -> None
     assert re.findall(r"^would .*$", gateway.install("--dry-run").stdout, re.MULTILINE) == []
 
 
+@pytest.mark.long
 def test_a_dry_run_on_an_empty_root_leaves_nothing(base: Path, source: Path) -> None:
     root = base / "dry/gateway"
     done = install(source, "--root", str(root), "--dry-run", "--listen", str(free_port()))
@@ -631,6 +632,7 @@ def use_another_squid_conf(gateway: Gateway) -> int:
     return port
 
 
+@pytest.mark.long
 def test_a_squid_conf_of_the_operators_is_replaced_in_squid_too(gateway: Gateway) -> None:
     ours, port = gateway.place("etc/squid.conf").read_text(), use_another_squid_conf(gateway)
     done = gateway.install()
@@ -723,6 +725,7 @@ def test_a_wheel_that_is_not_in_the_folder_is_named_and_no_index_asked(
     assert asked == []
 
 
+@pytest.mark.long
 def test_extras_stay_until_others_are_named_and_have_an_environment_of_their_own(
     empty: Gateway, tmp_path: Path
 ) -> None:
@@ -852,7 +855,10 @@ def test_a_first_run_whose_squid_does_not_start_leaves_nothing(empty: Gateway, c
     assert snapshot(empty.root) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(other, marks=pytest.mark.long) for other in (signal.SIGTERM, signal.SIGHUP))],
+)
 def test_a_first_run_that_is_interrupted_while_it_builds_leaves_nothing(
     base: Path, source: Path, number: signal.Signals
 ) -> None:
@@ -1029,6 +1035,7 @@ def test_a_hard_link_in_the_state_gives_squids_account_no_file_of_roots(gateway:
     assert gateway.install().returncode == 0
 
 
+@pytest.mark.long
 def test_the_exporter_moves_goes_and_comes_back_as_it_is_told(gateway: Gateway) -> None:
     port, squid, usual = free_port(), gateway.pid, usual_exporter_port(gateway.port)
     assert gateway.install("--exporter-listen", str(port)).returncode == 0
@@ -1100,7 +1107,7 @@ def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(gateway: Gateway
 
 @pytest.mark.long
 def test_the_process_that_fetches_secrets_comes_and_goes_with_them(gateway: Gateway) -> None:
-    """With systemd: test_with_systemd_the_exporter_is_a_service_confined_and_started_again."""
+    """With systemd: test_with_systemd_secrets_are_fetched_by_an_account_of_its_own."""
     before = gateway.snapshot()
     command, policy = gateway.place("etc/commands/give-token"), gateway.place("etc/policy/secrets.yaml")
     command.write_text("#!/bin/sh\nprintf value-of-the-command\n")
@@ -1179,6 +1186,7 @@ def test_tls_is_switched_on_kept_and_switched_off(gateway: Gateway) -> None:
     assert not gateway.place("state/tls").exists()
 
 
+@pytest.mark.long
 def test_an_haproxy_that_does_not_start_gives_way_to_squid_alone(gateway: Gateway, changed: Path) -> None:
     """It accepts the configuration, and ends when it is started with it: a folder is where its socket should be."""
     before = gateway.snapshot()
@@ -1264,6 +1272,7 @@ def test_a_dry_run_and_a_run_that_is_killed_leave_no_copy_of_the_key_of_the_ca(e
     assert empty.answers() == "403"
 
 
+@pytest.mark.long
 def test_a_former_ca_put_back_by_hand_gets_a_new_certificate_store(empty: Gateway, tmp_path: Path) -> None:
     let_squid_end_at_once(empty)
     assert empty.install(*empty.listen, "--certificates", "squid").returncode == 0
@@ -1308,6 +1317,7 @@ def test_another_program_for_certificates_is_refused(gateway: Gateway) -> None:
     assert done.stderr.startswith("install.sh: --certificates mine: expected squidkeeper or squid\n")
 
 
+@pytest.mark.long
 def test_a_certificate_store_that_does_not_tell_its_ca_is_made_anew(empty: Gateway) -> None:
     let_squid_end_at_once(empty)
     assert empty.install(*empty.listen, "--certificates", "squid").returncode == 0
@@ -1596,6 +1606,7 @@ def test_dns_nameservers_of_local_conf_and_what_it_includes_replace_the_resolver
     assert child_of(gateway.maintenance, "unbound") != 0
 
 
+@pytest.mark.long
 def test_a_program_of_the_operators_for_logins_replaces_the_login_helper(gateway: Gateway) -> None:
     local, fragment = gateway.place("etc/local.conf"), gateway.place("etc/squidkeeper.conf")
     kept, ours = local.read_text(), fragment.read_text()
@@ -1748,6 +1759,7 @@ def test_another_program_of_that_name_stays(machine: Machine, source: Path) -> N
     assert other.read_text() == "#!/bin/sh\n"
 
 
+@pytest.mark.long
 def test_the_walkthroughs_squid_comes_back_with_its_certificate_store(machine: Machine, source: Path) -> None:
     """Installed over "Intercept VM egress", and removed again."""
     configuration, store = machine.path("/etc/squid/squid.conf"), "/var/spool/squid/ssl_db"
@@ -1786,7 +1798,9 @@ def test_a_new_gateway_that_the_internet_could_use_is_refused(machine: Machine, 
     assert (done.returncode, "WARNING" in done.stdout) == (0, False), done.stderr
 
 
-@pytest.mark.parametrize("asked_for", [("--open",), ("--listen", f"{PUBLIC}:3129")])
+@pytest.mark.parametrize(
+    "asked_for", [("--open",), pytest.param(("--listen", f"{PUBLIC}:3129"), marks=pytest.mark.long)]
+)
 def test_a_gateway_that_the_internet_can_use_is_asked_for_and_told(
     machine: Machine, source: Path, asked_for: tuple[str, ...]
 ) -> None:
@@ -1848,16 +1862,22 @@ def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(syste
     assert systemd.run(installer).stdout.count("runs, unchanged") == 3
     assert systemd.run("kill", "-KILL", pid).returncode == 0
     wait_for(lambda: property_of(systemd, "MainPID") not in ("0", pid), "systemd to start it again")
-    assert_secrets_are_fetched(systemd, installer)
     assert systemd.run(installer, "--uninstall").returncode == 0
-    for service in ("exporter", "secrets"):
-        assert property_of(systemd, "LoadState ActiveState MainPID", service) == "not-found inactive 0"
+    assert_nothing_is_left(systemd, "exporter")
+
+
+def assert_nothing_is_left(systemd: Machine, service: str) -> None:
+    assert property_of(systemd, "LoadState ActiveState MainPID", service) == "not-found inactive 0"
     assert not systemd.path("/run/squidkeeper").exists()
     assert "squidkeeper" not in systemd.path("/etc/passwd").read_text()
 
 
-def assert_secrets_are_fetched(systemd: Machine, installer: Path) -> None:
-    """By an account that is neither root's nor Squid's. Squid's account reads the values, and cannot change them."""
+@pytest.mark.long
+def test_with_systemd_secrets_are_fetched_by_an_account_of_its_own(systemd: Machine, source: Path) -> None:
+    """It is neither root's nor Squid's. Squid's account reads the values, and cannot change them."""
+    installer = source / "install.sh"
+    done = systemd.run(installer, "--listen", f"127.0.0.1:{free_port()}")
+    assert done.returncode == 0, done.stderr
     command = systemd.path("/etc/squidkeeper/commands/give-token")
     command.write_text("#!/bin/sh\nprintf value-of-the-command\n")
     command.chmod(0o755)
@@ -1880,6 +1900,8 @@ def assert_secrets_are_fetched(systemd: Machine, installer: Path) -> None:
     assert account == "squidkeeper-secrets yes strict "
     assert systemd.run("stat", "--format=%U", inside).stdout == "squidkeeper-secrets\n"
     assert systemd.run(installer).stdout.count("runs, unchanged") == 4
+    assert systemd.run(installer, "--uninstall").returncode == 0
+    assert_nothing_is_left(systemd, "secrets")
 
 
 def property_of(machine: Machine, names: str, service: str = "exporter") -> str:

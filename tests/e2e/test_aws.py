@@ -199,6 +199,7 @@ list(client.list_objects_v2(Bucket="bucket", Prefix="a/b c", Delimiter="/"))
 """
 
 
+@pytest.mark.long
 def test_a_client_of_aws_with_dummy_keys_works(gateway: Gateway, origins: Origins, tmp_path: Path) -> None:
     def answer(seen: Seen) -> Answer:
         found = problem(seen)

@@ -168,6 +168,7 @@ def wheel() -> bytes:
     return data.getvalue()
 
 
+@pytest.mark.long
 def test_pip_installs_from_a_private_index(gateway: Gateway, origins: Origins, machine: Machine) -> None:
     name = "private_package-1.0-py3-none-any.whl"
     page = f'<!DOCTYPE html><html><body><a href="/files/{name}">{name}</a></body></html>'.encode()

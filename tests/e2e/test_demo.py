@@ -71,6 +71,7 @@ def is_clean(folder: Path) -> bool:
     return list(folder.iterdir()) == [] and f"{folder}/" not in commands
 
 
+@pytest.mark.long
 def test_the_tour_shows_the_walkthrough_and_leaves_nothing(internet: None, prototype: Path, folder: Path) -> None:
     with running(prototype, folder) as demo:
         page = demo.read_until("The status page of the gateway: ").split()[-1]

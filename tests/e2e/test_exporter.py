@@ -238,6 +238,7 @@ def test_the_page_is_as_prometheus_would_have_it(gateway: Gateway, origins: Orig
     assert f"squidkeeper_requests_total{{{never}}} 0.0\n" in page.text
 
 
+@pytest.mark.long
 def test_health_fails_while_the_policy_on_disk_is_bad_and_while_a_helper_is_stuck(
     gateway: Gateway, origins: Origins, exporter: Exporter
 ) -> None:
@@ -286,6 +287,7 @@ def test_a_second_exporter_of_the_same_state_is_refused(gateway: Gateway, export
     assert f"{root}/state/exporter: another exporter uses this folder" in done.stderr
 
 
+@pytest.mark.long
 def test_what_it_may_not_read_keeps_it_from_nothing(new_gateway: NewGateway) -> None:
     gateway = new_gateway(POLICY)
     gateway.policy_folder.chmod(0o700)  # root's

@@ -50,6 +50,7 @@ def starts(total: dict[Key, float], helper: str) -> float:
     return total.get(make_key("squidkeeper_helper_starts_total", {"helper": helper}), 0.0)
 
 
+@pytest.mark.long
 def test_helpers_killed_under_load_never_take_a_count_back_and_leave_a_bounded_folder(
     gateway: Gateway, origins: Origins
 ) -> None:
