@@ -215,7 +215,7 @@ def test_squid_processes_the_same_lines(tmp_path: Path) -> None:
 
 # --- The checks ---------------------------------------------------------------------------------------------------
 
-# A line for local.conf, and the detail and line number of what is found. `1` stands for the line after the last one.
+# Lines for local.conf, and the detail of what is found at the last one.
 PLANTED = {
     "allowed-ahead-of-policy": ("http_access allow localhost \\\n  !manager\n", "http_access allow localhost !manager"),
     "private-addresses-open": ("cache_peer 192.0.2.9 parent 3128 0 login=u:pw\n", "cache_peer 192.0.2.9"),

@@ -112,12 +112,9 @@ def _counts(diagnosis: Diagnosis) -> Iterator[str]:
 
 def _commands(layout: Layout) -> Mapping[str, str]:
     """Give the commands of this gateway that remedies name."""
-    program, policy, state = layout.program, layout.policy, layout.state
     return {
         "install": layout.install_command,
         "squid": layout.squid_command,
-        "check": f"{program} check --policy {policy} --state {state}" if layout.root else "squidkeeper check",
-        "log": f"{program} log --policy {policy} --state {state} {layout.access_log}"
-        if layout.root
-        else "squidkeeper log",
+        "check": layout.check_command if layout.root else "squidkeeper check",
+        "log": layout.log_command if layout.root else "squidkeeper log",
     }

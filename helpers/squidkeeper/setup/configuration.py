@@ -205,7 +205,7 @@ class Configuration:
             "/var/log/squid": str(layout.access_log.parent),
             "/etc/squid/*.conf": f"{layout.conf.parent}/*.conf",
             "squid -k": f"{layout.squid_command} -k",
-            "squidkeeper check": f"{layout.program} check --policy {layout.policy} --state {layout.state}",
+            "squidkeeper check": layout.check_command,
             "squidkeeper explain": f"{layout.program} explain --policy {layout.policy}",
             **{f"squidkeeper log {one}": f"{log} {layout.access_log}* {one}" for one in filters},
             "squidkeeper log --drift FILE": f"{log} --drift FILE",

@@ -605,7 +605,7 @@ class Installation:
         code = r"-sS -o /dev/null -w '%{http_code}\n'"
         curl = f"curl --proxy http://{reachable(ours.squid)} --cacert {layout.ca_cert} {code}"
         explain = f"{layout.program} explain --policy {layout.policy}"
-        log = f"{layout.program} log --policy {layout.policy} --state {layout.state} {layout.access_log}"
+        log = layout.log_command
         if layout.command in self._files and shutil.which("squidkeeper") == str(layout.command):
             explain, log = "squidkeeper explain", "squidkeeper log"
         example = " (200 and 403 with the example policy)"
@@ -626,13 +626,12 @@ class Installation:
 
 def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
     """Give what to do where a stage fails."""
-    check_policy = f"{layout.program} check --policy {layout.policy} --state {layout.state}"
     return {
         "directories": "make the directory, or choose another --root",
         "program": f"see the lines above; with {options.venv} moved away, it is built again",
         "CA": "give the folder of slicer's ca.crt and ca.key by --ca-dir, or an empty folder for a new CA",
         "policy": "fix it where the lines above name it, and run this again"
-        f" (of one in place, {check_policy} shows every fault)",
+        f" (of one in place, {layout.check_command} shows every fault)",
         "AppArmor": "see the lines above; squid/apparmor holds what is added",
         "configuration": f"fix the line, most likely in {layout.local}, and run this again",
         "resolver": f"install the package unbound by hand, or name other name servers in {layout.local}",

@@ -147,6 +147,16 @@ class Layout:
         return f"./install.sh --root {self.root}" if self.root else "./install.sh"
 
     @property
+    def check_command(self) -> str:
+        """The command that checks this gateway's policy, with every path."""
+        return f"{self.program} check --policy {self.policy} --state {self.state}"
+
+    @property
+    def log_command(self) -> str:
+        """The command that shows this gateway's access log, with every path."""
+        return f"{self.program} log --policy {self.policy} --state {self.state} {self.access_log}"
+
+    @property
     def resolver(self) -> str:
         """The loopback address of this gateway's own resolver."""
         one, two, three = self._hash[:3]

@@ -135,26 +135,23 @@ def _log_lines(name: str, codes: Mapping[str, str], lengths: Mapping[str, int]) 
 
 def _credential_by_headers() -> Iterator[str]:
     """Write the lookup of `credential --headers`: as sk_credential, and the headers that helpers read."""
-    yield "external_acl_type sk_credential_by_headers ipv4 ttl=0 negative_ttl=0 grace=0 cache=0 \\"
-    yield "    children-max=2 children-startup=0 children-idle=1 concurrency=4 queue-size=65536 \\"
-    yield f"    {_REQUEST_TOKENS} %#URI %#note{{final_url_}} %#note{{parameters_}} \\"
-    yield from _header_tokens()
-    yield "    /opt/squidkeeper/bin/squidkeeper credential --headers --concurrency 4 \\"
-    yield "    --policy /etc/squidkeeper/policy --state /var/lib/squidkeeper --run /run/squidkeeper"
+    tokens = "%#URI %#note{final_url_} %#note{parameters_}"
+    yield from _lookup_by_headers("sk_credential_by_headers", "credential --headers", tokens, concurrency=4)
 
 
 def _watch() -> Iterator[str]:
-    yield "external_acl_type sk_watch ipv4 ttl=0 negative_ttl=0 grace=0 cache=0 \\"
-    yield "    children-max=2 children-startup=0 children-idle=1 concurrency=32 queue-size=65536 \\"
-    yield f"    {_REQUEST_TOKENS} %#URI %#note{{kept_rule_}} \\"
-    yield from _header_tokens()
-    yield "    /opt/squidkeeper/bin/squidkeeper watch --concurrency 32 \\"
+    yield from _lookup_by_headers("sk_watch", "watch", "%#URI %#note{kept_rule_}", concurrency=32)
+
+
+def _lookup_by_headers(name: str, command: str, tokens: str, concurrency: int) -> Iterator[str]:
+    """Write a lookup of a helper that is told the request, these tokens, and the headers that helpers read."""
+    headers = " ".join(f"%#{{{header}}}>h" for header in READ_HEADERS)
+    yield f"external_acl_type {name} ipv4 ttl=0 negative_ttl=0 grace=0 cache=0 \\"
+    yield f"    children-max=2 children-startup=0 children-idle=1 concurrency={concurrency} queue-size=65536 \\"
+    yield f"    {_REQUEST_TOKENS} {tokens} \\"
+    yield from (f"    {line} \\" for line in wrap(headers, _LOG_FORMAT_WIDTH - 6, break_on_hyphens=False))
+    yield f"    /opt/squidkeeper/bin/squidkeeper {command} --concurrency {concurrency} \\"
     yield "    --policy /etc/squidkeeper/policy --state /var/lib/squidkeeper --run /run/squidkeeper"
-
-
-def _header_tokens() -> Iterator[str]:
-    tokens = " ".join(f"%#{{{name}}}>h" for name in READ_HEADERS)
-    return (f"    {line} \\" for line in wrap(tokens, _LOG_FORMAT_WIDTH - 6, break_on_hyphens=False))
 
 
 def _long_urls() -> Iterator[str]:
