@@ -336,6 +336,29 @@ def oauth2(server: TokenServer, *more: str, grant: str = "client_credentials") -
     return f"{{s: {{oauth2: {{{fields}}}}}, secret: {{file: secret}}, refresh: {{file: refresh}}}}"
 
 
+def renewal_in(fetcher: Fetcher, secrets: str) -> tuple[Renewal, SecretStore]:
+    """What the process runs for one secret, in this one."""
+    fetcher.folder.mkdir(parents=True)
+    named = fetcher.write(secrets).secrets
+    source, store = named["s"].source, SecretStore(named, {}, fetcher.folder)
+    assert isinstance(source, FetchedSource)
+    return Renewal(FetchedSecret("s", source_key("s", named), source, store), fetcher.folder, fetcher.commands), store
+
+
+def renewal_of(tmp_path: Path, source: FetchedSource, **others: NamedSecret) -> Renewal:
+    store = SecretStore({"s": NamedSecret("s", Location("p.yaml"), source), **others}, {}, tmp_path)
+    return Renewal(FetchedSecret("s", "key", source, store), tmp_path, tmp_path)
+
+
+async def until(renewal: Renewal, seconds: float, condition: Callable[[], object]) -> None:
+    """Let it run until the condition holds."""
+    task = asyncio.create_task(renewal.run(seconds))
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+    task.cancel()
+
+
 def put(fetcher: Fetcher, name: str, value: str) -> None:
     fetcher.policy.mkdir(exist_ok=True)
     (fetcher.policy / name).write_text(value)
@@ -351,10 +374,8 @@ def test_a_token_is_asked_for_by_client_credentials_and_renewed_before_it_expire
     put(fetcher, "secret", "of the client")
     numbers = count(1)
     server.respond = lambda _: token(f"token-{next(numbers)}", expires_in=2)
-    policy = fetcher.start(oauth2(server, CLIENT))
-    store = SecretStore(policy.secrets, {}, fetcher.folder)
-    assert fetcher.value(policy) == "token-1"
-    wait_for(lambda: value_of(store) == "token-2", "the next token")
+    renewal, store = renewal_in(fetcher, oauth2(server, CLIENT))
+    asyncio.run(until(renewal, 0, lambda: value_of(store) == "token-2"))
     first, second = server.requests[:2]
     assert first.line == "POST /token HTTP/1.1"
     assert first.form == {"grant_type": "client_credentials", "scope": "a b", "audience": "them"}
@@ -389,20 +410,6 @@ def test_a_refresh_token_that_was_replaced_is_not_used_again(fetcher: Fetcher, s
     assert server.requests[before].form["refresh_token"] == f"next-{before}"
     put(fetcher, "refresh", "another")
     wait_for(lambda: server.requests[-1].form["refresh_token"] == "another", "the policy's new refresh token")
-
-
-def renewal_of(tmp_path: Path, source: FetchedSource, **others: NamedSecret) -> Renewal:
-    store = SecretStore({"s": NamedSecret("s", Location("p.yaml"), source), **others}, {}, tmp_path)
-    return Renewal(FetchedSecret("s", "key", source, store), tmp_path, tmp_path)
-
-
-async def until(renewal: Renewal, seconds: float, condition: Callable[[], object]) -> None:
-    """Let it run until the condition holds."""
-    task = asyncio.create_task(renewal.run(seconds))
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-    task.cancel()
 
 
 def test_a_refresh_token_that_cannot_be_stored_is_used_and_told(
@@ -571,8 +578,9 @@ def test_a_token_of_a_github_app_is_narrowed_and_asked_for_by_a_signed_jwt(
     fields = "app_id: 12, installation_id: 34, private_key: key, repositories: [a, b.c], permissions: {contents: read}"
     api = server.url.removesuffix("/token") + "/api/v3"
     secrets = f"{{key: {{file: key.pem}}, s: {{github_app: {{{fields}, api_url: '{api}', ca: {server.ca}}}}}}}"
-    policy = fetcher.start(secrets)
-    assert fetcher.value(policy) == "ghs_x"
+    renewal, store = renewal_in(fetcher, secrets)
+    asyncio.run(until(renewal, 0, lambda: renewal.status.fetches))
+    assert value_of(store) == "ghs_x"
     request = server.requests[0]
     assert request.line == "POST /api/v3/app/installations/34/access_tokens HTTP/1.1"
     assert json.loads(request.body) == {"repositories": ["a", "b.c"], "permissions": {"contents": "read"}}
@@ -584,10 +592,7 @@ def test_a_token_of_a_github_app_is_narrowed_and_asked_for_by_a_signed_jwt(
     assert signed.header["alg"] == "RS256"
     assert signed.claims["iss"] == "12"
     assert signed.claims["exp"] - signed.claims["iat"] <= 600
-    wait_for(lambda: (fetcher.status() or SecretStatus("")).last_success, "the report")
-    status = fetcher.status()
-    assert status
-    assert status.expires_at == datetime.fromisoformat(expires).timestamp()
+    assert renewal.status.expires_at == datetime.fromisoformat(expires).timestamp()
 
 
 @pytest.mark.long
