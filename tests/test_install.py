@@ -1884,6 +1884,7 @@ def test_with_systemd_secrets_are_fetched_by_an_account_of_its_own(systemd: Mach
     command.chmod(0o755)
     policy = "version: 1\nsecrets: {token: {command: {run: [give-token]}}}\n"
     systemd.path("/etc/squidkeeper/policy/secrets.yaml").write_text(policy)
+    systemd.run("install", "-d", "-o", squid_account(), "/run/squidkeeper")  # as before the folder was root's
     done = systemd.run(installer)
     assert re.search("^secrets +started$", done.stdout, re.MULTILINE), done.stdout + done.stderr
     folder = systemd.path("/run/squidkeeper/secrets")
