@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from squidkeeper.certificates.authority import CertificateAuthority, make_ca
 from squidkeeper.cli import main
 from squidkeeper.credentials import SecretStore
-from squidkeeper.credentials.fetch_status import SecretStatus, format_fetch_report
+from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus, format_fetch_report
 from squidkeeper.doctor import machine
 from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.examination import as_text, examine
@@ -496,6 +496,20 @@ def test_secrets_that_nothing_fetches_are_found_where_it_is_meant_to_run(layout:
         assert [case.detail.count("give-token") for case in made["secret-unavailable"]] == [0]
     (layout.secrets / "status.json").write_bytes(format_fetch_report({"token": SecretStatus("command")}, ""))
     assert len(found("secret-unavailable", inspect(layout))) == 2  # it runs, and has not fetched it
+
+
+@pytest.mark.parametrize(
+    ("status", "tried"),
+    [
+        (FetchStatus(runs=True), False),  # it has not read the policy
+        (FetchStatus(runs=True, secrets={"a": SecretStatus("x", last_success=1.0), "b": SecretStatus("x")}), False),
+        (FetchStatus(runs=True, secrets={"a": SecretStatus("x", 1.0), "b": SecretStatus("x", failures=1)}), True),
+        (FetchStatus(runs=False, secrets={"a": SecretStatus("x", 1.0)}), False),
+        (FetchStatus(runs=True, problem="the folder is gone"), True),
+    ],
+)
+def test_an_installation_examines_once_each_secret_was_tried(status: FetchStatus, tried: bool) -> None:
+    assert status.has_tried is tried
 
 
 def test_a_clock_that_is_behind_is_found(tmp_path: Path) -> None:
