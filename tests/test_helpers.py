@@ -335,11 +335,23 @@ def test_a_secret_is_read_again_when_it_changes_and_denies_while_it_is_gone(star
     line = f"1 {place('api.example')} https://api.example/ - -"
     assert "s3cret-token" in helper.ask(line)
     (policy / "token").write_text("rotated")
-    assert "Bearer rotated" in helper.ask(line)
+    ask_until(helper, line, "Bearer rotated")
     (policy / "token").rename(policy / "gone")
-    assert helper.ask(line).startswith("1 ERR rule_=credential-unavailable")
+    ask_until(helper, line, "1 ERR rule_=credential-unavailable")
     (policy / "gone").rename(policy / "token")
-    assert "Bearer rotated" in helper.ask(line)
+    assert "Bearer rotated" in helper.ask(line)  # an error is not trusted for a moment
+
+
+def ask_until(helper: Helper, line: str, expected: str) -> int:
+    """Ask until a file that has changed is read, and count the answers before."""
+    before: list[str] = []
+
+    def asked() -> bool:
+        before.append(helper.ask(line))
+        return expected in before[-1]
+
+    wait_for(asked, expected, seconds=2)
+    return len(before) - 1
 
 
 # --- the protocol -------------------------------------------------------------------------------------------------
@@ -532,19 +544,18 @@ def test_credentials_are_counted_where_they_are_given_and_where_they_are_unavail
     line = f"1 {place('api.example')} https://api.example/ - -"
     with start("credential", concurrency=4) as helper:
         helper.ask(line)
-        helper.ask(line)
         (policy / "password").rename(policy / "gone")
-        assert " ERR rule_=credential-unavailable" in helper.ask(line)
+        given = 1 + ask_until(helper, line, " ERR rule_=credential-unavailable")
         (policy / "token").write_text("x" * 9_000)
         (policy / "gone").rename(policy / "password")
-        assert " ERR rule_=credential-unavailable" in helper.ask(line)
+        given += ask_until(helper, line, " ERR rule_=credential-unavailable")
         state = tmp_path / "state"
         wait_for(lambda: stored_revisions(state / "revisions") != [])
         helper.end()
-    assert counted(state, "credential_injections_total") == {("api",): 2, ("api-key",): 2}
+    assert counted(state, "credential_injections_total") == {("api",): given, ("api-key",): given}
     assert counted(state, "credential_failures_total") == {("api-key",): 2, ("api",): 1}
     assert counted(state, "decisions_total") == {
-        ("credential", "api", "allow"): 2,
+        ("credential", "api", "allow"): given,
         ("credential", "credential-unavailable", "deny"): 2,
     }
     secrets = (b"s3cret-token", b'pass word%"', b"xxxxxxxxxx")
@@ -803,7 +814,10 @@ def test_what_is_known_of_places_takes_no_more_than_its_room(policy: Path, monke
     assert held < 400_000
 
 
-def test_of_a_secret_that_was_rotated_nothing_is_kept(tmp_path: Path, policy: Path) -> None:
+def test_of_a_secret_that_was_rotated_nothing_is_kept(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credential, "_TRUST_SECONDS", 0.0)
     write_policy(
         policy,
         f"""

@@ -51,6 +51,7 @@ from squidkeeper.replies import (
 )
 
 _log = logging.getLogger(__name__)
+_TRUST_SECONDS = 0.1  # a rotated file is in use after that
 _CACHE_BYTES, _REPLY_BYTES = 4 * 1024 * 1024, 3_000  # of Python objects, beside the values
 _NOT_ADDED = ReplyTooLong("the URL with its parameters is longer than 8,000 bytes, or they have just become available")
 _TOKENS = (REQUEST_TOKENS + 3, REQUEST_TOKENS + 4)
@@ -66,7 +67,7 @@ class Injector:
 
     def __init__(self, policy: CompiledPolicy, fetched: Path | None = None, wait_seconds: float = 0.0) -> None:
         self.policy = policy
-        self.secrets = SecretStore(policy.source.secrets, os.environ, fetched)
+        self.secrets = SecretStore(policy.source.secrets, os.environ, fetched, _TRUST_SECONDS)
         self._wait_seconds = wait_seconds
         self._wait_until: dict[str, float] = {}  # by the credential that lacks a first value
         self._matches = HostMatches(policy)

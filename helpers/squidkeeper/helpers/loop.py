@@ -92,7 +92,7 @@ def serve_requests(
         waits = bool(held) and not select.select([source], [], [], _AGAIN_SECONDS)[0]
         got = 0 if waits else os.readv(source, [room])
         ended = not (got or waits)
-        again = held.take(last=ended)
+        again = held.take(last=ended) if held or ended else []
         replies: list[bytes] = []
         counts: list[Key] = []
         counting.begin(replies)
