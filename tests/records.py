@@ -24,6 +24,7 @@ USUAL: dict[str, Any] = {
     "revision": "0123456789ab",
     "squid": "TCP_MISS/HIER_DIRECT",
     "connection": "1",
+    "request_bytes": 120,
 }
 
 

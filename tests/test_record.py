@@ -9,6 +9,7 @@ import pytest
 
 from squidkeeper.errors import InvalidRecord
 from squidkeeper.record.record import (
+    GATEWAY_LENGTH,
     LENGTHS,
     LINE_LENGTH,
     NONE,
@@ -24,8 +25,10 @@ REPOSITORY = Path(__file__).parents[1]
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}
 PLAIN = {  # what Squid makes itself, or writes in percent-encoding in any case
     "%{user_}note",  # the helper writes it so
+    "%{type_}note",  # squidkeeper.conf notes it so
     *("%>a", "%>ru", "%<a", "%<pt", "%err_code", "%Ss/%Sh", "%transport::>connection_id"),
-    "%tS.%master_xaction.%>p",
+    *("%tS.%master_xaction.%>p", "%>p"),
+    *("-", "${process_number}"),  # the name of the gateway, as install.sh writes it; a number
     "%Y-%m-%dT%H:%M:%S}tg.%03tuZ",
 }
 
@@ -63,6 +66,7 @@ def test_squid_quotes_text_and_only_text() -> None:
 def test_text_that_a_client_can_choose_is_percent_encoded() -> None:
     codes = {name: without_length(code) for name, code in logged() if code.startswith('"')}
     assert {name: code for name, code in codes.items() if not code.startswith("%#") and code not in PLAIN} == {}
+    assert ' annotate_transaction type_="%#mt"\n' in (REPOSITORY / "squid/squidkeeper.conf").read_text()
 
 
 def without_length(code: str) -> str:
@@ -76,9 +80,20 @@ def test_every_text_that_others_choose_is_cut_off_at_its_length_and_so_is_the_li
     assert sum(LENGTHS.values()) + len(logformat()) + OF_SQUID_AT_MOST < LINE_LENGTH
 
 
-OF_SQUIDS_CHOICE = {"time", "client", "upstream", "upstream_ms", "squid", "connection", "request_id"}
-# a time, addresses, numbers, a result and a way, a connection, a request ID
-OF_SQUID_AT_MOST = 24 + 2 * 45 + 5 * 20 + 60 + 20 + 45
+OF_SQUIDS_CHOICE = {
+    "time",
+    "client",
+    "upstream",
+    "upstream_ms",
+    "squid",
+    "connection",
+    "request_id",
+    "client_port",
+    "gateway",
+    "worker",
+}
+# a time, addresses, numbers, a result and a way, a connection, a request ID, a port, a worker
+OF_SQUID_AT_MOST = 24 + 2 * 45 + 6 * 20 + 60 + 20 + 45 + 5 + 5 + GATEWAY_LENGTH
 
 
 def test_squid_asks_about_long_and_unusual_urls_as_the_program_takes_it() -> None:
@@ -104,11 +119,29 @@ def test_a_url_is_recorded_as_squid_writes_it() -> None:
     )
 
 
+OLDEST = (
+    *("v", "time", "client", "user", "method", "url", "status", "bytes", "duration_ms", "verdict", "rule", "revision"),
+    *(
+        "credential",
+        "fetched",
+        "sni",
+        "tunnel",
+        "upstream",
+        "upstream_ms",
+        "error",
+        "user_agent",
+        "squid",
+        "connection",
+    ),
+)
+
+
 def test_a_line_of_before_the_newest_fields_is_read() -> None:
-    newer = ("tls_error", "cut", "hidden", "request_id")
+    newer = [name for name in FIELDS if name not in OLDEST]
     old = {name: value for name, value in json.loads(LINE).items() if name not in newer}
     record = parse_record(json.dumps({**old, "url": "u" * 8000}).encode())
-    assert [getattr(record, name) for name in newer] == [NONE] * len(newer)
+    assert {name for name in newer if getattr(record, name) != NONE} == {"request_bytes"}
+    assert record.request_bytes == 0
     assert truncated_fields(record) == ()
 
 

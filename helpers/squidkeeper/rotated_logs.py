@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import os
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -33,6 +34,16 @@ def rotated(path: Path) -> list[Path]:
     return list(heapq.merge([file for _, file in numbered], [file for *_, file in dated], key=written_until))
 
 
+def not_rotated(path: Path) -> list[Path]:
+    """List the files that have the name of a log and an ending, and are no rotated files of it by their names."""
+    try:
+        names = sorted(os.listdir(path.parent))
+    except OSError:
+        return []
+    longer = (name for name in names if name.startswith((f"{path.name}.", f"{path.name}-")))
+    return [path.with_name(name) for name in longer if not _rotated(path, name)]
+
+
 def next_name(path: Path, at: datetime) -> Path:
     """Name the file to rename a log to at this local time; never an existing one."""
     stem = f"{path.name}-{at:%Y%m%d%H%M%S}"
@@ -40,10 +51,15 @@ def next_name(path: Path, at: datetime) -> Path:
     return next(name for name in names if not os.path.lexists(name))
 
 
+def oldest_write(files: Iterable[Path]) -> float | None:
+    """Return the time of the first last write among files, in seconds since 1970; None if there are none."""
+    return min(filter(None, map(written_until, files)), default=None)
+
+
 def written_until(path: Path) -> float:
     """Return the time of the last write, in seconds since 1970; 0 if the file is gone."""
     try:
-        return path.stat().st_mtime
+        return path.lstat().st_mtime
     except OSError:
         return 0.0
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 from squidkeeper.errors import InvalidUrl
 
+OWN_HOST = "squidkeeper.internal"  # the gateway itself, which answers for tickets under it
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # --- hosts and addresses ------------------------------------------------------------------------------------------
@@ -67,6 +68,15 @@ PRIVATE_NETWORKS: tuple[IPv4Network | IPv6Network, ...] = (
     *_PRIVATE_IPV4,
     *_PRIVATE_IPV6,
     *(embedding for network in _PRIVATE_IPV4 for embedding in embeddings(network)),
+)
+# Where a cloud machine gets its credentials: link-local, and Azure's, Alibaba's, Oracle's, AWS's and Google's own.
+_CREDENTIALS_IPV4 = tuple(
+    IPv4Network(text) for text in ("169.254.0.0/16", "168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32")
+)
+_CREDENTIALS_NETWORKS: tuple[IPv4Network | IPv6Network, ...] = (
+    *_CREDENTIALS_IPV4,
+    *(IPv6Network(text) for text in ("fe80::/10", "fd00:ec2::/32", "fd20:ce::/32")),
+    *(embedding for network in _CREDENTIALS_IPV4 for embedding in embeddings(network)),
 )
 _PRIVATE_OF_VERSION = {
     version: tuple(network for network in PRIVATE_NETWORKS if network.version == version) for version in (4, 6)
@@ -125,6 +135,12 @@ def is_private(address: Address) -> bool:
     """Tell whether an address, or the IPv4 address that it embeds, is not of the public internet."""
     canonical = canonical_address(address)
     return any(canonical in network for network in _PRIVATE_OF_VERSION[canonical.version])
+
+
+def gives_credentials(address: Address) -> bool:
+    """Tell whether an address is link-local, or another at which a cloud machine gets its credentials."""
+    canonical = canonical_address(address)
+    return any(canonical in network for network in _CREDENTIALS_NETWORKS)  # False for a network of the other version
 
 
 def _bracketed(text: str) -> Host:

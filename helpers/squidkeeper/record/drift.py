@@ -9,33 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 from urllib.parse import quote, unquote
 
-import msgspec
-from cachetools import LRUCache
-
 from squidkeeper import metrics
-from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, asks_url, decide
-from squidkeeper.errors import InvalidUrl
+from squidkeeper.engine import CompiledPolicy, Decision, Stage, asks_url, decide
+from squidkeeper.engine.request_scope import observe_request
 from squidkeeper.policy.model import SEALED_TOKEN
+from squidkeeper.policy.paths import Beginning
 from squidkeeper.protocol.request import CONNECT
+from squidkeeper.record.events import Judgement
+from squidkeeper.record.judging import (
+    ANY_TIME,
+    RecordedHost,
+    RecordedHosts,
+    SameFor,
+    asker_of,
+    beginnings_of,
+    clients_of,
+)
 from squidkeeper.record.record import NONE, Record, parse_time, truncated_fields
-from squidkeeper.record.requests import asks_splice, request_of, token
-from squidkeeper.record.urls import authority_of
-from squidkeeper.url import address_host, is_unusual, parse_address, unrecorded_url
+from squidkeeper.record.requests import token
+from squidkeeper.url import is_unusual, unrecorded_url
 
 # Squid keeps a reply for a second; who asks while Squid waits for a new one gets the old one.
 _REPLY_SECONDS: Final = 3
-_CACHE_BYTES: Final = 32 * 1024 * 1024  # some 20,000 hosts
-_HOST_BYTES: Final = 1_700  # of Python objects, beside the key and a reference to each entry
-_LONGEST_KEY: Final = 1_000  # characters
 _OPENED: Final = 200
 _NO_TLS: Final = "ERR_SECURE_CONNECT_FAIL"
-_ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
-_Key = tuple[str, ...]
 
 
 class DriftKind(StrEnum):
@@ -55,13 +57,67 @@ class Finding:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class _RecordedHost:
-    """What a policy holds for a client, method and host of the access log; never the policy, which may be replaced."""
+class Unjudged(StrEnum):
+    """Why a request that was served could not be checked."""
 
-    match: HostMatch
-    always_allowed: bool  # for every URL, at any time
-    held_bytes: int
+    UNKNOWN = "unknown"  # its revision is not stored, or its time is no time
+    CUT = "cut"  # the access log holds only the beginning of what decided
+
+
+def _allowed(rule: str, reason: str) -> Finding:
+    return Finding(DriftKind.ALLOWED, rule, reason)
+
+
+_UNASKED: Final = Finding(DriftKind.UNASKED, metrics.NONE, "No helper was asked: does an http_access line allow it?")
+
+
+@dataclass(frozen=True, slots=True)
+class HostQuestion:
+    """What is asked about every record of one client, method, host and tunnel: by its policy, and the newer one.
+
+    `answer` is the same for all of them, where their URLs do not matter. `otherwise` is the answer where nothing is
+    found.
+    """
+
+    asked: tuple[tuple[CompiledPolicy, RecordedHost], ...] = ()
+    answer: Finding | Unjudged | None = None
+    otherwise: Unjudged | None = None
+
+    @property
+    def same_for(self) -> SameFor:
+        """For which URLs the answer is the same."""
+        if self.answer is not None:
+            return SameFor.EVERY_URL
+        return SameFor.USUAL_URLS if self.silent else SameFor.NO_OTHER
+
+    @property
+    def silent(self) -> bool:
+        """Whether no usual URL can be a finding, where no credential was injected."""
+        answered = self.answer is not None or self.otherwise is not None
+        return not answered and all(host.always_allowed for _, host in self.asked)
+
+    @property
+    def depends_on_time(self) -> bool:
+        """Whether the time of a record matters."""
+        return any(host.match.depends_on_time for _, host in self.asked)
+
+    @property
+    def beginnings(self) -> frozenset[Beginning] | None:
+        """What decides about a usual URL whose path has one reading; None where more of the URL does."""
+        return beginnings_of(host for _, host in self.asked)
+
+    def judge(self, record: Record) -> Finding | Unjudged | None:
+        """Find what is wrong with one of these records."""
+        if self.answer is not None:
+            return self.answer
+        (policy, host), *newer = self.asked
+        found = _judge(policy, host, record)
+        if found is not None or not newer:
+            return found or self.otherwise
+        found = _judge(*newer[0], record)
+        if isinstance(found, Finding):
+            return replace(found, reason=f"Decided by {record.revision}, long replaced. {found.reason}")
+        return found
 
 
 class DriftChecker:
@@ -84,86 +140,71 @@ class DriftChecker:
         self._policy_of = policy_of
         self._current = current
         self._replacing = replacing
-        self._hosts: LRUCache[_Key, _RecordedHost] = LRUCache(_CACHE_BYTES, getsizeof=lambda host: host.held_bytes)
+        self._hosts = RecordedHosts()
 
     def check(self, record: Record) -> Finding | None:
         """Find what is wrong with a record; None where nothing is, or it could not be checked."""
         if not was_served(record):
             return None
+        found = self.question(record).judge(record)
+        self.count(found)
+        return found if isinstance(found, Finding) else None
+
+    def count(self, found: Finding | Unjudged | None, records: int = 1) -> None:
+        """Count records that could not be checked."""
+        self.unchecked += records * (found is Unjudged.UNKNOWN)
+        self.cut += records * (found is Unjudged.CUT)
+
+    def question(self, record: Record) -> HostQuestion:
+        """Give what to ask about a served record, and all others of its client, method, host and tunnel."""
         if record.verdict == "deny":
-            return Finding(DriftKind.ALLOWED, record.rule, f"Served, although {record.rule} denied it.")
+            return HostQuestion(answer=_allowed(record.rule, f"Served, although {record.rule} denied it."))
         if record.rule == NONE or record.revision == NONE:
-            return Finding(DriftKind.UNASKED, metrics.NONE, "No helper was asked: does an http_access line allow it?")
+            return HostQuestion(answer=_UNASKED)
         policy = self._policy_of(record.revision)
         if policy is None:
-            self.unchecked += 1
-            return None
-        return self._check_by(policy, record) or self._check_by_newer(record)
+            return HostQuestion(answer=Unjudged.UNKNOWN)
+        newer, otherwise = self._newer(record)
+        policies = (policy, newer) if newer else (policy,)
+        return HostQuestion(tuple((one, self._hosts.of(one, record)) for one in policies), otherwise=otherwise)
 
-    def decide(self, record: Record) -> Decision | None:
-        """Decide a request by its revision, at its time; None where that, or its whole URL, is not stored."""
+    def askers(self, record: Record) -> tuple[str, ...]:
+        """Give what `question` depends on of client and user: few values for many of them."""
+        policy = self._policy_of(record.revision) if record.revision != NONE else None
+        if policy is None:
+            return ()
+        newer, _ = self._newer(record)
+        return (asker_of(policy, record), asker_of(newer, record) if newer else "")
+
+    def verdict(self, record: Record) -> Judgement | None:
+        """Decide a request that no helper has decided, by its revision, at its time.
+
+        None where the revision, or the whole URL, is not stored.
+        """
         policy = self._policy_of(record.revision)
         if policy is None or truncated_fields(record):
             return None
         try:
-            return _decide(policy, self._host(policy, record), record, parse_time(record))
-        except ValueError:  # the time is no time
+            at = parse_time(record)
+        except ValueError:  # it is no time
             return None
-
-    def verdict(self, record: Record) -> tuple[str, str] | None:
-        """Give verdict and rule, as a record has them, of a request that no helper has decided; None as `decide`."""
-        decision = self.decide(record)
-        return None if decision is None else (str(decision.action), quote(decision.rule, safe=""))
+        host = self._hosts.of(policy, record)
+        decision = _decide(policy, host, record, at)
+        if decision.observes_url:
+            decision = observe_request(policy, host.match, decision, unrecorded_url(record.url), at)
+        observed = quote(decision.observed, safe=":") if decision.observed else NONE
+        return Judgement(str(decision.action), quote(decision.rule, safe=""), observed)
 
     def client_name(self, record: Record) -> str:
         """Name the policy's first client that a request belongs to, or `none`."""
         policy = (self._policy_of(record.revision) if record.revision != NONE else None) or self._current()
-        return next(iter(_clients_of(policy, record)), metrics.NONE) if policy else metrics.NONE
+        return next(iter(clients_of(policy, record)), metrics.NONE) if policy else metrics.NONE
 
-    def _check_by(self, policy: CompiledPolicy, record: Record) -> Finding | None:
-        """Check against all times at which a helper can have been asked; one that allows the request is enough."""
-        host = self._host(policy, record)
-        if host.always_allowed and record.credential == NONE and not is_unusual(record.url):
-            return None
+    def _newer(self, record: Record) -> tuple[CompiledPolicy | None, Unjudged | None]:
         try:
-            moments = _moments(record) if host.match.depends_on_time else (_ANY_TIME,)
+            return self._replacing(record), None
         except (ValueError, OverflowError):  # the time is no time, or the duration too long
-            self.unchecked += 1
-            return None
-        if truncated_fields(record) and any(decide(policy, host.match, at, Stage.HOST).allowed for at in moments):
-            self.cut += 1
-            return None
-        found = None
-        for at in moments:
-            finding = _finding(_decide(policy, host, record, at), record, policy)
-            if finding is None:
-                return None
-            found = found or finding
-        return found
-
-    def _check_by_newer(self, record: Record) -> Finding | None:
-        """Check by the revision that was in force, where the one that decided had been replaced."""
-        try:
-            policy = self._replacing(record)
-        except (ValueError, OverflowError):  # as above
-            self.unchecked += 1
-            return None
-        finding = None if policy is None else self._check_by(policy, record)
-        return finding and replace(finding, reason=f"Decided by {record.revision}, long replaced. {finding.reason}")
-
-    def _host(self, policy: CompiledPolicy, record: Record) -> _RecordedHost:
-        clients = "\0".join(_clients_of(policy, record))  # many addresses, and few clients of the policy
-        scheme, slashes, _ = record.url.partition("://")
-        origin = f"{scheme}://{authority_of(record.url)}/" if slashes else record.url
-        splice = str(asks_splice(record))
-        key = (policy.revision, clients, record.method, origin, record.sni, record.tunnel, splice)
-        known = self._hosts.get(key)
-        if known is None:
-            length = sum(map(len, key))
-            known = _recorded_host(policy, record, origin, length)
-            if length <= _LONGEST_KEY:
-                self._hosts[key] = known
-        return known
+            return None, Unjudged.UNKNOWN
 
 
 def was_served(record: Record) -> bool:
@@ -180,17 +221,29 @@ def was_served(record: Record) -> bool:
     return hierarchy != "HIER_NONE" or not is_own_page
 
 
-def _recorded_host(policy: CompiledPolicy, record: Record, origin: str, key_length: int) -> _RecordedHost:
-    match = policy.match(request_of(msgspec.structs.replace(record, url=origin)))
-    decision = decide(policy, match, _ANY_TIME, Stage.HOST)
-    always_allowed = decision.allowed and not match.depends_on_time and not asks_url(decision, match, "")
-    return _RecordedHost(match, always_allowed, _HOST_BYTES + key_length + match.candidates.held_bytes)
+def _judge(policy: CompiledPolicy, host: RecordedHost, record: Record) -> Finding | Unjudged | None:
+    """Judge at all times at which a helper can have been asked; one that allows the request is enough."""
+    if host.always_allowed and record.credential == NONE and not is_unusual(record.url):
+        return None
+    try:
+        moments = _moments(record) if host.match.depends_on_time else (ANY_TIME,)
+    except (ValueError, OverflowError):  # as above
+        return Unjudged.UNKNOWN
+    if truncated_fields(record) and any(decide(policy, host.match, at, Stage.HOST).allowed for at in moments):
+        return Unjudged.CUT
+    found = None
+    for at in moments:
+        finding = _finding(_decide(policy, host, record, at), record, policy)
+        if finding is None:
+            return None
+        found = found or finding
+    return found
 
 
-def _decide(policy: CompiledPolicy, host: _RecordedHost, record: Record, at: datetime) -> Decision:
+def _decide(policy: CompiledPolicy, host: RecordedHost, record: Record, at: datetime) -> Decision:
     """Decide as the helpers that Squid asks one after the other."""
     match, url, injected = host.match, unrecorded_url(record.url), record.credential != NONE
-    decision = decide(policy, match, at, Stage.HOST)
+    decision = host.at(policy, at)
     if not decision.allowed or not (asks_url(decision, match, url) or injected):
         return decision
     if match.candidates.rewrites or match.candidates.credentials or injected:
@@ -200,7 +253,7 @@ def _decide(policy: CompiledPolicy, host: _RecordedHost, record: Record, at: dat
 
 def _finding(decision: Decision, record: Record, policy: CompiledPolicy) -> Finding | None:
     if not decision.allowed:
-        return Finding(DriftKind.ALLOWED, decision.rule, decision.reason or "")
+        return _allowed(decision.rule, decision.reason or "")
     due = {one.name for one in decision.credentials} | ({SEALED_TOKEN} if policy.source.sealing_keys else set())
     undue = set() if record.credential == NONE else set(unquote(record.credential).split(","))
     undue -= due
@@ -215,11 +268,3 @@ def _moments(record: Record) -> tuple[datetime, ...]:
     end = parse_time(record)
     start = end - timedelta(milliseconds=record.duration_ms)
     return start, start - timedelta(seconds=_REPLY_SECONDS), end
-
-
-def _clients_of(policy: CompiledPolicy, record: Record) -> tuple[str, ...]:
-    try:
-        client = address_host(parse_address(record.client))
-    except InvalidUrl:
-        client = None
-    return policy.clients_of(client, token(record.user))

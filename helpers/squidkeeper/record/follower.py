@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from squidkeeper.errors import UnreadableLog
+from squidkeeper.errors import DamagedLog, UnreadableLog
 from squidkeeper.protocol.lines import LineBuffer
 from squidkeeper.record.log_file import (
     BLOCK_BYTES,
-    DAMAGED,
     HEAD_BYTES,
     LINE_LIMIT,
     first_line,
@@ -22,39 +22,50 @@ from squidkeeper.record.log_file import (
 )
 from squidkeeper.rotated_logs import rotated
 
+_TIME = re.compile(rb'\{"v":[0-9]+,"time":"([0-9TZ:.-]{1,40})"')  # how a record begins
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
     """How far a log has been read: `offset` uncompressed bytes of the file whose first line has this digest.
 
     The digest is empty if nothing has been read. A file keeps its first line when it is renamed, copied or compressed,
-    so the position is found again after any rotation.
+    so the position is found again after any rotation. Where the file is gone, the time of its first line tells which
+    files are newer; it is empty if that line is no record.
     """
 
     first_line_digest: str = ""
     offset: int = 0
+    first_line_time: str = ""
 
 
 def beginning(path: Path) -> Position:
     """Return the position at the beginning of a file; a follower continues from there through all newer files."""
-    return Position(_digest_of(path) or "")
+    return _start_of(path) or Position()
 
 
 class Follower:
     """Reads a log while Squid writes it, through every kind of rotation: rename, copy and truncate, compression.
 
-    `lost` counts the stretches that were gone before they were read. `readable` is False while the log cannot be opened
+    `deleted` counts the stretches that were gone before they were read, `damaged` those that are, or may be, in files
+    that cannot be read. `readable` is False while the log cannot be opened
     or its name does not exist: it was deleted, or renamed without a signal to Squid. No call blocks, and files may
     appear and vanish at any time.
     """
 
     def __init__(self, path: Path, position: Position | None = None, *, at_end: bool = False) -> None:
-        self.lost = 0
+        self.deleted = 0
+        self.damaged = 0
         self.readable = False
         self.path = path
         self._start = position or Position()
         self._at_end = at_end
         self._tail: _Tail | None = None
+
+    @property
+    def lost(self) -> int:
+        """How many stretches were lost, for either reason."""
+        return self.deleted + self.damaged
 
     @property
     def position(self) -> Position:
@@ -99,13 +110,20 @@ class Follower:
 
     def _find(self) -> _Tail | None:
         wanted = self._start.first_line_digest
-        for path in reversed([*rotated(self.path), self.path]) if wanted else ():
-            if _digest_of(path) == wanted and (tail := _tail(path, self._start.offset)):
+        if not wanted:
+            return _tail(self.path, _last_line_end(self.path) if self._at_end else 0)
+        starts = [(path, _start_of(path)) for path in (*rotated(self.path), self.path)]
+        same = [path for path, start in starts if start and start.first_line_digest == wanted]
+        for path in reversed(same):
+            if tail := _tail(path, self._start.offset):
                 return tail
-        tail = _tail(self.path, _last_line_end(self.path) if self._at_end else 0)
-        if tail and wanted:
-            self.lost += 1
-        return tail
+        for path in self._begun_after(self._start):
+            if tail := _tail(path, 0):
+                unreadable = bool(same) or any(start is None for _, start in starts[:-1])
+                self.damaged += unreadable
+                self.deleted += not unreadable
+                return tail
+        return None
 
     def _read_next_file(self, tail: _Tail, limit_bytes: int) -> list[bytes] | None:
         """Change from a file that ended to the next newer one; None while there is none."""
@@ -118,7 +136,7 @@ class Follower:
         newer = _tail(path, 0)
         if newer is None:
             return None
-        self.lost += unreadable + tail.damaged
+        self.damaged += unreadable + tail.damaged
         rest = tail.torn_line()
         tail.close()
         self._tail = newer
@@ -139,7 +157,13 @@ class Follower:
             return []
         files = [*rotated(self.path), self.path]
         ours = [position for position, path in enumerate(files) if tail.is_at(path) or tail.is_copied_to(path)]
-        return files[ours[-1] + 1 :] if ours else [self.path]
+        return files[ours[-1] + 1 :] if ours else self._begun_after(tail.position)
+
+    def _begun_after(self, gone: Position) -> list[Path]:
+        """List the files that are newer than one that is gone: the log alone, where no rotated one is known to be."""
+        files = rotated(self.path)
+        newer = (number for number, path in enumerate(files) if _is_newer(_start_of(path), gone))
+        return [*files[next(newer, len(files)) :], self.path]
 
 
 class _Tail:
@@ -150,12 +174,12 @@ class _Tail:
         self._log = open_log(path, regular=True)
         self._buffer = LineBuffer(LINE_LIMIT)
         self._read_to = self._returned_to = offset
-        self._digest = "" if self._log.plain else _digest(first_line_of(path))
+        self._start = Position() if self._log.plain else _start(first_line_of(path))
         self._skip(path, offset)
 
     @property
     def position(self) -> Position:
-        return Position(self._first_line_digest(), self._returned_to)
+        return replace(self._known_start(), offset=self._returned_to)
 
     @property
     def unread_bytes(self) -> int:
@@ -165,7 +189,7 @@ class _Tail:
         """Return the lines that are complete now; None at the end of the file."""
         try:
             data = self._log.read(limit)
-        except (OSError, *DAMAGED):
+        except (OSError, DamagedLog):
             self.damaged = True
             return None
         if not data:
@@ -184,8 +208,8 @@ class _Tail:
         """Tell whether the file was truncated, even if it has grown again."""
         if not self._log.plain:
             return False
-        known = self._first_line_digest()
-        return self._state().st_size < self._read_to or (bool(known) and known != self._digest_now())
+        known = self._known_start()
+        return self._state().st_size < self._read_to or (bool(known.first_line_digest) and known != self._start_now())
 
     def is_at(self, path: Path) -> bool:
         """Tell whether a path still names this file."""
@@ -196,7 +220,7 @@ class _Tail:
 
     def is_copied_to(self, path: Path) -> bool:
         """Tell whether another file has the same content, compressed or not."""
-        known = self._first_line_digest()
+        known = self._known_start().first_line_digest
         return bool(known) and _digest_of(path) == known
 
     def close(self) -> None:
@@ -212,12 +236,13 @@ class _Tail:
             self.close()
             raise UnreadableLog(f"{path}: shorter than the {offset} bytes that were already read")
 
-    def _first_line_digest(self) -> str:
-        self._digest = self._digest or self._digest_now()
-        return self._digest
+    def _known_start(self) -> Position:
+        if not self._start.first_line_digest:
+            self._start = self._start_now()
+        return self._start
 
-    def _digest_now(self) -> str:
-        return _digest(first_line(os.pread(self._log.content.fileno(), HEAD_BYTES, 0)))
+    def _start_now(self) -> Position:
+        return _start(first_line(os.pread(self._log.content.fileno(), HEAD_BYTES, 0)))
 
     def _state(self) -> os.stat_result:
         return os.fstat(self._log.content.fileno())
@@ -226,20 +251,37 @@ class _Tail:
 def _tail(path: Path, offset: int) -> _Tail | None:
     try:
         return _Tail(path, offset)
-    except (OSError, UnreadableLog, *DAMAGED):
+    except (OSError, UnreadableLog, DamagedLog):
         return None
 
 
-def _digest(first_line: bytes) -> str:
-    return hashlib.sha256(first_line).hexdigest()[:32] if first_line else ""
+def _start(first_line: bytes) -> Position:
+    """Make the position at the beginning of a file with this first line; that of no file while there is none."""
+    if not first_line:
+        return Position()
+    time = _TIME.match(first_line)
+    return Position(hashlib.sha256(first_line).hexdigest()[:32], 0, time[1].decode() if time else "")
+
+
+def _start_of(path: Path) -> Position | None:
+    """Read the beginning of a file; None if it cannot be read."""
+    try:
+        return _start(first_line_of(path))
+    except UnreadableLog:
+        return None
 
 
 def _digest_of(path: Path) -> str | None:
     """Digest the first line of a file: empty while it has none, None if it cannot be read."""
-    try:
-        return _digest(first_line_of(path))
-    except UnreadableLog:
-        return None
+    start = _start_of(path)
+    return None if start is None else start.first_line_digest
+
+
+def _is_newer(start: Position | None, gone: Position) -> bool:
+    """Tell whether a file is known to have begun after another, which may have begun in the same millisecond."""
+    if start is None or not gone.first_line_time or start.first_line_digest == gone.first_line_digest:
+        return False
+    return start.first_line_time >= gone.first_line_time
 
 
 def _size(path: Path) -> int:

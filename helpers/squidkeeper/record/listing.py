@@ -1,4 +1,4 @@
-"""Records as text (floor 5): a table, the lines as logged, counts, or drift. The output is safe for a terminal.
+"""Requests as text (floor 5): a table, the lines as logged, or drift. The output is safe for a terminal.
 
 Values are shown as they are logged, percent-encoded. Other characters that are not printable are escaped, because the
 log may come from anywhere.
@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from squidkeeper.record.drift import DriftChecker, Finding
-from squidkeeper.record.events import LoggedRecord
-from squidkeeper.record.groups import Group, Groups
 from squidkeeper.record.record import NONE, Record, client_name
 from squidkeeper.url import RECORDED_URL_LENGTH
 
@@ -23,48 +20,69 @@ _FINDING_TITLES: Final = ("TIME", "CLIENT", "DRIFT", "RULE", "STATUS", "METHOD",
 _WIDEST: Final = 40  # of a column whose width the first rows set; a longer value shifts its row
 
 
-class Listing(Protocol):
-    """One way to print events."""
+class RequestRow(NamedTuple):
+    """What a table shows of a request; `client` is `user@address` where there is a proxy user."""
 
-    prints_early: bool  # whether it prints before the end
+    time: str
+    client: str
+    verdict: str
+    rule: str
+    status: int
+    method: str
+    duration_ms: int
+    error: str
+    url: str
 
-    def add(self, events: Iterable[LoggedRecord]) -> str:
-        """Add events; return the text to print now."""
 
-    def end(self) -> str:
-        """Return the text to print at the end."""
+class FindingRow(NamedTuple):
+    """What a table shows of a request that is drift."""
+
+    time: str
+    client: str
+    kind: str
+    rule: str
+    status: int
+    method: str
+    url: str
 
 
-class TableListing:
-    """A line for each event, under a header; the first events set the widths. The URL is last and complete."""
+def request_row(record: Record) -> RequestRow:
+    """Make the row of a record."""
+    client, error = client_name(record), record.error
+    shown = (record.verdict, record.rule, record.status, record.method, record.duration_ms, error, record.url)
+    return RequestRow(record.time, client, *shown)
 
-    prints_early = True
 
-    def __init__(self, *, coloured: bool) -> None:
+def finding_row(record: Record, kind: str, rule: str) -> FindingRow:
+    """Make the row of a finding."""
+    return FindingRow(record.time, client_name(record), kind, rule, record.status, record.method, record.url)
+
+
+class RequestTable:
+    """A line for each request, under a header; the first rows set the widths. The URL is last and complete."""
+
+    def __init__(self, *, coloured: bool, with_error: bool) -> None:
         self._coloured = coloured
+        self._with_error = with_error
         self._row = ""
 
-    def add(self, events: Iterable[LoggedRecord]) -> str:
-        """Write the rows."""
-        records = [logged.record for logged in events]
-        header = "" if self._row or not records else self._header(records)
-        return header + "".join(map(self._line, records))
+    def lines(self, rows: Iterable[RequestRow]) -> str:
+        """Write rows."""
+        rows = list(rows)
+        header = "" if self._row or not rows else self._header(rows)
+        return header + "".join(map(self._line, rows))
 
-    def end(self) -> str:
-        """Return nothing."""
-        return ""
+    def _header(self, rows: list[RequestRow]) -> str:
+        client = _width("CLIENT", (row.client for row in rows))
+        rule = _width("RULE", (row.rule for row in rows))
+        error = f"  {{:<{_width('ERROR', (row.error for row in rows))}}}" if self._with_error else ""
+        self._row = f"{{:<24}}  {{:<{client}}}  {{:<7}}  {{:<{rule}}}  {{:>6}}  {{:<7}}  {{:>6}}{error}  {{}}\n"
+        titles = ("TIME", "CLIENT", "VERDICT", "RULE", "STATUS", "METHOD", "MS")
+        return self._row.format(*titles, *(("ERROR",) if self._with_error else ()), "URL")
 
-    def _header(self, records: list[Record]) -> str:
-        client = _width("CLIENT", map(client_name, records))
-        rule = _width("RULE", (record.rule for record in records))
-        self._row = f"{{:<24}}  {{:<{client}}}  {{:<7}}  {{:<{rule}}}  {{:>6}}  {{:<7}}  {{:>6}}  {{}}\n"
-        return self._row.format("TIME", "CLIENT", "VERDICT", "RULE", "STATUS", "METHOD", "MS", "URL")
-
-    def _line(self, one: Record) -> str:
-        client = client_name(one)
-        row = self._row.format(
-            one.time, client, one.verdict, one.rule, one.status, one.method, one.duration_ms, _url(one)
-        )
+    def _line(self, one: RequestRow) -> str:
+        values = (*one[:-2], one.error, _url(one.url)) if self._with_error else (*one[:-2], _url(one.url))
+        row = self._row.format(*values)
         row = row if row[:-1].isprintable() else f"{printable(row[:-1])}\n"
         return self._colour(row, one.verdict) if self._coloured else row
 
@@ -73,88 +91,28 @@ class TableListing:
         return f"{before}  {_COLOURS[verdict]} {after}" if found and verdict in _COLOURS else row
 
 
-class JsonListing:
-    """The lines as Squid logged them."""
+class FindingTable:
+    """A line for each finding, under a header."""
 
-    prints_early = True
+    def __init__(self) -> None:
+        self._header = _FINDING.format(*_FINDING_TITLES)
 
-    def add(self, events: Iterable[LoggedRecord]) -> str:
-        """Return the lines."""
-        return "".join([_json_line(logged.line) for logged in events])
-
-    def end(self) -> str:
-        """Return nothing."""
-        return ""
-
-
-class GroupListing:
-    """Requests counted by one key, as a table or as JSON lines, at the end."""
-
-    prints_early = False
-
-    def __init__(self, by: str, *, as_json: bool) -> None:
-        self._by = by
-        self._as_json = as_json
-        self._groups = Groups(by)
-
-    def add(self, events: Iterable[LoggedRecord]) -> str:
-        """Count events."""
-        add = self._groups.add
-        for logged in events:
-            add(logged.record)
-        return ""
-
-    def end(self) -> str:
-        """Write the counts, the key with the most requests first."""
-        groups = self._groups.most_first()
-        if self._as_json:
-            return "".join(f"{json.dumps(self._object(key, group))}\n" for key, group in groups)
-        rows = [("REQUESTS", "DENIED", "TUNNELS", "BYTES", "LAST", self._by.upper())]
-        rows += [(*_numbers(one), one.last, key) for key, one in groups]
-        return _aligned(rows)
-
-    def _object(self, key: str, group: Group) -> dict[str, object]:
-        return {
-            self._by: key,
-            "requests": group.requests,
-            "denied": group.denied,
-            "tunnels": group.tunnels,
-            "bytes": group.bytes,
-            "last": group.last,
-        }
+    def lines(self, rows: Iterable[FindingRow]) -> str:
+        """Write rows."""
+        written = "".join(f"{printable(_FINDING.format(*row[:-1], _url(row.url))[:-1])}\n" for row in rows)
+        header, self._header = (self._header, "") if written else ("", self._header)
+        return header + written
 
 
-class DriftListing:
-    """A line for each finding, or a JSON object with the record in it."""
+def json_finding(kind: str, rule: str, reason: str, line: bytes) -> str:
+    """Write a finding as a line of JSON, with the line of its record."""
+    return f"{json.dumps({'drift': kind, 'rule': rule, 'reason': reason, 'record': json.loads(line)})}\n"
 
-    prints_early = True
 
-    def __init__(self, drift: DriftChecker, *, as_json: bool) -> None:
-        self.found = 0
-        self._drift = drift
-        self._write = self._object if as_json else self._row
-        self._header = "" if as_json else _FINDING.format(*_FINDING_TITLES)
-
-    def add(self, events: Iterable[LoggedRecord]) -> str:
-        """Check the records; write the findings."""
-        findings = ((logged, finding) for logged in events if (finding := self._drift.check(logged.record)))
-        written = [self._write(logged, finding) for logged, finding in findings]
-        header = self._header if written and not self.found else ""
-        self.found += len(written)
-        return header + "".join(written)
-
-    def end(self) -> str:
-        """Return nothing."""
-        return ""
-
-    def _row(self, logged: LoggedRecord, finding: Finding) -> str:
-        one = logged.record
-        row = (one.time, client_name(one), finding.kind, finding.rule, one.status, one.method, _url(one))
-        return f"{printable(_FINDING.format(*row)[:-1])}\n"
-
-    def _object(self, logged: LoggedRecord, finding: Finding) -> str:
-        columns = {"drift": finding.kind, "rule": finding.rule, "reason": finding.reason}
-        return f"{json.dumps({**columns, 'record': json.loads(logged.line)})}\n"
+def json_line(line: bytes) -> str:
+    """Write a line of the access log, as it was logged where that is safe."""
+    text = line.decode("utf-8", "replace")
+    return f"{text}\n" if text.isprintable() else f"{json.dumps(json.loads(text))}\n"
 
 
 def printable(value: str) -> str:
@@ -162,25 +120,10 @@ def printable(value: str) -> str:
     return "".join(one if one.isprintable() else quote(one, errors="replace") for one in value)
 
 
-def _url(record: Record) -> str:
-    """Return a record's URL, with a mark if Squid truncated it."""
-    return f"{record.url}… (cut)" if len(record.url) == RECORDED_URL_LENGTH else record.url
+def _url(url: str) -> str:
+    """Mark a URL that Squid truncated."""
+    return f"{url}… (cut)" if len(url) == RECORDED_URL_LENGTH else url
 
 
 def _width(title: str, values: Iterable[str]) -> int:
     return min(_WIDEST, max(map(len, (title, *values))))
-
-
-def _numbers(group: Group) -> tuple[str, str, str, str]:
-    return str(group.requests), str(group.denied), str(group.tunnels), str(group.bytes)
-
-
-def _aligned(rows: list[tuple[str, str, str, str, str, str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    row = "  ".join([*(f"{{:>{width}}}" for width in widths[:4]), f"{{:<{widths[4]}}}", "{}"])
-    return "".join(f"{printable(row.format(*values))}\n" for values in rows)
-
-
-def _json_line(line: bytes) -> str:
-    text = line.decode("utf-8", "replace")
-    return f"{text}\n" if text.isprintable() else f"{json.dumps(json.loads(text))}\n"

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import os
 import stat
 import sys
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final, cast
 
-from squidkeeper.errors import UnreadableLog
+from squidkeeper.errors import DamagedLog, UnreadableLog
+from squidkeeper.record.unpacking import UNPACKERS, UnpackedContent
 
 STDIN: Final = Path("-")
 LINE_LIMIT: Final = 256 * 1024  # bytes; ten times Squid's longest line. Longer lines are truncated
 BLOCK_BYTES: Final = 1024 * 1024
 HEAD_BYTES: Final = 4096  # bytes of the first line that identify a file
-DAMAGED: Final = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-
-_UNPACKERS: dict[str, Callable[[IO[bytes]], object]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
 class LogFile:
@@ -30,8 +23,8 @@ class LogFile:
 
     def __init__(self, path: Path, raw: IO[bytes]) -> None:
         self._raw = raw
-        unpacker = _UNPACKERS.get(path.suffix)
-        self.content = raw if unpacker is None else cast("IO[bytes]", unpacker(raw))
+        unpacker = UNPACKERS.get(path.suffix)
+        self.content = raw if unpacker is None else cast("IO[bytes]", UnpackedContent(raw, unpacker))
         self.plain = unpacker is None
 
     def __enter__(self) -> LogFile:
@@ -45,15 +38,19 @@ class LogFile:
         self.content.close()
         self._raw.close()
 
+    def skip(self, count: int) -> bool:
+        """Skip so many bytes of content; False if there are fewer."""
+        while count and (data := self.content.read(min(count, BLOCK_BYTES))):
+            count -= len(data)
+        return not count
+
     def read(self, limit: int) -> bytes:
-        """Read at most `limit` bytes of content; from a pipe what is there, without waiting for more."""
+        """Read at most `limit` bytes of content; from a pipe what is there, without waiting for more.
+
+        `DamagedLog` where a compressed file is damaged, once all that is ahead of that was read.
+        """
         content = self.content
         return content.read1(limit) if isinstance(content, io.BufferedReader) else content.read(limit)
-
-    @property
-    def consumed(self) -> int:
-        """Bytes on disk that have been read; 0 for a pipe."""
-        return self._raw.tell() if self._raw.seekable() else 0
 
 
 def open_log(path: Path, *, regular: bool = False) -> LogFile:
@@ -61,7 +58,7 @@ def open_log(path: Path, *, regular: bool = False) -> LogFile:
     if path == STDIN:
         return LogFile(path, os.fdopen(os.dup(sys.stdin.fileno()), "rb"))
     if path.suffix == ".zst":
-        raise UnreadableLog(f"{path}: zstd is not supported, use: zstdcat {path} | squidkeeper log -")
+        raise UnreadableLog(f"{path}: Python cannot read zstd: unpack it (zstd -d {path})")
     raw = open(path, "rb", opener=open_nonblocking if regular else None)  # noqa: SIM115 - Log closes it
     if regular and not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
         raw.close()
@@ -79,7 +76,7 @@ def first_line_of(path: Path) -> bytes:
     try:
         with open_log(path, regular=True) as log:
             return first_line(log.content.read(HEAD_BYTES))
-    except (OSError, *DAMAGED) as error:
+    except (OSError, DamagedLog) as error:
         raise UnreadableLog(f"{path}: {error}") from error
 
 

@@ -2,57 +2,46 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
-from squidkeeper.errors import InvalidRecord, UnreadableLog
+from squidkeeper.errors import DamagedLog, InvalidRecord, UnreadableLog
 from squidkeeper.protocol.lines import LineBuffer
-from squidkeeper.record.log_file import BLOCK_BYTES, DAMAGED, LINE_LIMIT, STDIN, LogFile, first_line_of, open_log
+from squidkeeper.record.log_file import BLOCK_BYTES, LINE_LIMIT, STDIN, LogFile, first_line_of, open_log
 from squidkeeper.record.record import parse_record
 from squidkeeper.rotated_logs import rotated, written_until
 
 
-class Block(NamedTuple):
-    """Complete lines of a file that were read together, without their newlines.
-
-    `number` is the line number of the first, `consumed` the bytes of the file on disk that have been read so far.
-    """
-
-    path: Path
-    number: int
-    lines: list[bytes]
-    consumed: int
-
-
-def read_blocks(paths: Iterable[Path]) -> Iterator[Block]:
+def read_log_lines(paths: Iterable[Path]) -> Iterator[bytes]:
     """Read files one after the other, `-` for standard input; raise `UnreadableLog`."""
     for path in paths:
         try:
             with open_log(path) as log:
-                yield from _blocks(path, log)
-        except DAMAGED as error:
+                for lines, _ in line_blocks(log):
+                    yield from lines
+        except DamagedLog as error:
             raise UnreadableLog(f"{path}: damaged or truncated: {error}") from error
         except OSError as error:
-            raise UnreadableLog(f"{path}: {_reason(error)}") from error
+            raise UnreadableLog(f"{path}: {read_failure(error)}") from error
 
 
-def _reason(error: OSError) -> str:
+def line_blocks(log: LogFile) -> Iterator[tuple[list[bytes], bool]]:
+    """Yield lines that were read together, without their newlines; False with a last line that has not ended."""
+    buffer = LineBuffer(LINE_LIMIT)
+    ended = True
+    while data := log.read(BLOCK_BYTES):
+        yield buffer.feed(data), True
+        ended = data.endswith(b"\n")
+    if not ended:
+        yield buffer.feed(b"\n"), False
+
+
+def read_failure(error: OSError) -> str:
+    """Tell why a file cannot be read."""
     if isinstance(error, PermissionError):
         return "permission denied: only root and Squid's account can read the access log"
     return (error.strerror or str(error)).lower()
-
-
-def size_on_disk(paths: Iterable[Path]) -> int:
-    """Return the bytes that `read_blocks` will consume; 0 if unknown, as for a pipe."""
-    try:
-        states = [os.stat(path) for path in paths]
-    except OSError:
-        return 0
-    return sum(state.st_size for state in states) if all(stat.S_ISREG(state.st_mode) for state in states) else 0
 
 
 def files_since(path: Path, since: datetime | None) -> list[Path]:
@@ -74,14 +63,3 @@ def _begins(path: Path) -> str:
         return parse_record(first_line_of(path)).time
     except (InvalidRecord, UnreadableLog):
         return datetime.fromtimestamp(written_until(path), UTC).isoformat()
-
-
-def _blocks(path: Path, log: LogFile) -> Iterator[Block]:
-    buffer, number = LineBuffer(LINE_LIMIT), 1
-    ended = True
-    while data := log.read(BLOCK_BYTES):
-        lines, ended = buffer.feed(data), data.endswith(b"\n")
-        yield Block(path, number, lines, log.consumed)
-        number += len(lines)
-    if not ended:
-        yield Block(path, number, buffer.feed(b"\n"), log.consumed)

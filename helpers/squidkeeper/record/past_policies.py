@@ -1,13 +1,13 @@
-"""Those who policy by the revisions that were in force (floor 5), a few of them in memory."""
+"""The policies of the revisions that were in force (floor 5), a few of them in memory."""
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from cachetools import LRUCache, TTLCache
 
@@ -15,12 +15,19 @@ from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy_store.loading import load_stored_revision
 from squidkeeper.policy_store.revisions import StoredRevision, stored_revisions
-from squidkeeper.record.record import Record, format_time, parse_time
+from squidkeeper.record.record import Record, parse_time
 
 OUTDATED_AFTER: Final = timedelta(seconds=60)  # every helper has loaded an edit by then, long lists too
 _POLICIES_AT_MOST: Final = 4  # a log names its revisions in turn; one of 10,000 rules takes 35 MB
 _MISSING_AT_MOST: Final = 1000
 _READ_AGAIN_SECONDS: Final = 2.0
+
+
+class Effective(NamedTuple):
+    """A revision, and the time from which no request is decided by an older one any more."""
+
+    revision: str
+    since: datetime
 
 
 class PastPolicies:
@@ -34,8 +41,8 @@ class PastPolicies:
         self._current = current
         self._known: LRUCache[str, CompiledPolicy] = LRUCache(_POLICIES_AT_MOST)
         self._missing: TTLCache[str, None] = TTLCache(_MISSING_AT_MOST, _READ_AGAIN_SECONDS, time.monotonic)
-        self._stored: tuple[StoredRevision, ...] = ()  # the oldest first
-        self._outdated: dict[str, str] = {}  # each revision but the newest, and the time from which it is outdated
+        self._effective: tuple[Effective, ...] = ()
+        self._places: dict[str, int] = {}  # of each revision in `_effective`
         self._read_at = 0.0
 
     def __call__(self, revision: str) -> CompiledPolicy | None:
@@ -48,25 +55,30 @@ class PastPolicies:
             policy = self._load(revision)
         return policy
 
-    def replacing(self, record: Record) -> CompiledPolicy | None:
-        """Give the policy that was in force where a record names an outdated revision; else None."""
+    def effective(self) -> tuple[Effective, ...]:
+        """Give the stored revisions, the oldest first, each with the time from which it replaces those before it."""
         if time.monotonic() >= self._read_at:
             self._read_folder()
-        if record.time <= self._outdated.get(record.revision, record.time):
+        return self._effective
+
+    def replacing(self, record: Record) -> CompiledPolicy | None:
+        """Give the policy that was in force where a record names an outdated revision; else None."""
+        effective = self.effective()
+        place = self._places.get(record.revision, len(effective))
+        if place + 1 >= len(effective):
             return None
         start = parse_time(record) - timedelta(milliseconds=record.duration_ms)
-        if format_time(start) <= self._outdated[record.revision]:
-            return None
-        newest = (start - OUTDATED_AFTER).timestamp()
-        return self(max((one for one in self._stored if one.loaded <= newest), key=lambda one: one.loaded).revision)
+        newest = bisect_right(effective, start, key=lambda one: one.since) - 1
+        return self(effective[newest].revision) if newest > place else None
 
     def _read_folder(self) -> None:
         self._read_at = time.monotonic() + _READ_AGAIN_SECONDS
         try:
-            self._stored = tuple(reversed(stored_revisions(self._folder)))
+            stored = stored_revisions(self._folder)
         except OSError:
             return  # what was read before stays
-        self._outdated = {older.revision: _outdated_from(newer) for older, newer in pairwise(self._stored)}
+        self._effective = tuple(Effective(one.revision, _effective_from(one)) for one in reversed(stored))
+        self._places = {one.revision: place for place, one in enumerate(self._effective)}
 
     def _load(self, revision: str) -> CompiledPolicy | None:
         try:
@@ -78,5 +90,5 @@ class PastPolicies:
         return policy
 
 
-def _outdated_from(newer: StoredRevision) -> str:
-    return format_time(datetime.fromtimestamp(newer.loaded, UTC) + OUTDATED_AFTER)
+def _effective_from(stored: StoredRevision) -> datetime:
+    return datetime.fromtimestamp(stored.loaded, UTC) + OUTDATED_AFTER

@@ -6,8 +6,10 @@ numbers as numbers and everything else as a percent-encoded string; `-` means no
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from datetime import MAXYEAR, MINYEAR, UTC, datetime
+from operator import attrgetter, eq
 from typing import Final
 from urllib.parse import unquote
 
@@ -19,10 +21,11 @@ from squidkeeper.url import RECORDED_URL_LENGTH
 
 VERSION: Final = 1
 NONE: Final = "-"
+TICKET_ANSWERED: Final = "200:ERR_SQUIDKEEPER_TICKET"  # the page with the state of a ticket: no failure
 CLIENT_ERRORS: Final[Mapping[str, str]] = {  # errors of Squid that the client causes: no origin has failed
     "ERR_SECURE_ACCEPT_FAIL": "TLS with the client failed: it does not trust the gateway's CA, or it disconnected",
     "ERR_PROTOCOL_UNKNOWN": "the client sent no TLS inside a tunnel",
-    "ERR_CLIENT_GONE": "the client disconnected before it had a response",
+    "ERR_CLIENT_GONE": "the client disconnected before it had the whole response",
 }
 
 
@@ -56,6 +59,13 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     hidden: str = NONE
     request_id: str = NONE
     found: str = NONE
+    request_bytes: int = 0
+    client_port: str = NONE
+    content_type: str = NONE
+    referrer: str = NONE
+    observed: str = NONE
+    gateway: str = NONE
+    worker: str = NONE
 
 
 # Characters of each field that a client or server chooses: `logformat squidkeeper` truncates longer ones.
@@ -76,22 +86,41 @@ LENGTHS: Final = {
     "cut": 64,
     "hidden": 32,
     "found": 256,
+    "content_type": 128,
+    "referrer": 256,
+    "observed": 1200,
 }
-LINE_LENGTH: Final = 17_400  # bytes of a line at most: all of these, and the fields that Squid chooses
+GATEWAY_LENGTH: Final = 64  # characters of the name that install.sh writes into the logformat
+LINE_LENGTH: Final = 19_400  # bytes of a line at most: all of these, and the fields that Squid chooses
 _DECISIVE: Final = ("url", "user", "method", "sni", "tunnel", "fetched", "credential")
 
 
+_decisive = attrgetter(*_DECISIVE)
+_DECISIVE_LENGTHS: Final = tuple(LENGTHS[name] for name in _DECISIVE)
 _decoder = msgspec.json.Decoder(Record)
 
 
 def parse_record(line: bytes) -> Record:
-    """Parse a line without its newline; raise `InvalidRecord` if it is no record of this version."""
+    """Parse a line without its newline; raise `InvalidRecord` if it is no record of this version.
+
+    A byte order mark ahead of it is ignored: DuckDB drops that of a file.
+    """
     try:
-        record = _decoder.decode(line)
+        record = _decoder.decode(line.removeprefix(BOM_UTF8))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRecord(f"not a squidkeeper record: {error}") from error
     if record.v != VERSION:
         raise InvalidRecord(f"version {record.v} of the record format, expected {VERSION}: another release wrote it")
+    return record
+
+
+def parse_timed_record(line: bytes) -> Record:
+    """Parse a line as `parse_record` does; also raise `InvalidRecord` if its time is no time."""
+    record = parse_record(line)
+    try:
+        parse_time(record)
+    except ValueError as error:
+        raise InvalidRecord("not a squidkeeper record: its time is not a valid time") from error
     return record
 
 
@@ -125,6 +154,8 @@ def decode_field(value: str) -> str | None:
 
 def truncated_fields(record: Record) -> tuple[str, ...]:
     """Name the fields that decide a request and that Squid truncated: they have the full length of their column."""
+    if not any(map(eq, map(len, _decisive(record)), _DECISIVE_LENGTHS)):
+        return ()
     return tuple(name for name in _DECISIVE if len(getattr(record, name)) == LENGTHS[name])
 
 

@@ -19,15 +19,19 @@ from squidkeeper.record.urls import host_of
 
 FRAGMENT: Final = "fragment"
 USERINFO: Final = "userinfo"
+SUCCESSES: Final = range(100, 400)  # statuses
+CLIENT_GONE: Final = "ERR_CLIENT_GONE"  # as a client ends a stream
 _SNI: Final = 6  # the place of its token; the tunnel's comes next
 _DENIED, _OK = "TCP_DENIED", 200
-_NOT_BY_THE_POLICY: Final = {
+NOT_BY_THE_POLICY: Final = {  # rules whose denials do not follow from record and policy
     NONE: "no helper was asked: Squid refused the request, or a line of the operator's own decided",
     "policy-unavailable": "no helper answered, or none had a policy",
     "credential-unavailable": "a secret was unavailable",
     "sealed-token-refused": "it presented a sealed token, and the record holds no headers",
     "secret-leaving": "it held a secret, and the record withholds what it was",
     "placeholder-misdirected": "it held a placeholder, and the record holds no headers",
+    "ticket-page": "only the gateway's tickets tell whether there was one for this client",
+    "quota": "a quota was used up, and the record does not hold what was used",
     "header-too-long": "its headers were too long, and the record holds none",
     "login-refused": "the token of the login was revoked or had expired, and the record does not hold the token",
     "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper check`",
@@ -40,7 +44,7 @@ def request_of(record: Record) -> Request | Malformed:
     of_splice = asks_splice(record)
     if tunnel is not None and DENIED_BY in tunnel and not of_splice:
         return request_to(CONNECT, tunnel.partition(DENIED_BY)[0], record.client, user)
-    tokens, url = stated_tokens(token(record.method) or "", _as_sent(record), record.client, user)
+    tokens, url = stated_tokens(token(record.method) or "", as_sent(record), record.client, user)
     if record.method != CONNECT:
         tokens[_SNI : _SNI + 2] = token(record.sni), tunnel
     elif tunnel is not None and (
@@ -59,6 +63,12 @@ def asks_splice(record: Record) -> bool:
     return is_spliced(record) or (is_denied and record.method == CONNECT)
 
 
+def was_used(record: Record) -> bool:
+    """Tell whether a request was allowed and got an answer of status 1xx to 3xx, or the beginning of one."""
+    answered = record.error in (NONE, CLIENT_GONE) and record.status in SUCCESSES
+    return record.verdict == "allow" and answered
+
+
 def unexplained(record: Record) -> str | None:
     """Give the reason why the verdict does not follow from the record and the policy alone; None where it does."""
     cut = truncated_fields(record)
@@ -72,7 +82,7 @@ def unexplained(record: Record) -> str | None:
         )
     if record.rule == "authority-mismatch" and record.revision == NONE:
         return "the server's certificate did not cover the host, which only Squid knew"
-    return _NOT_BY_THE_POLICY.get(record.rule)
+    return NOT_BY_THE_POLICY.get(record.rule)
 
 
 def token(value: str) -> str | None:
@@ -80,8 +90,8 @@ def token(value: str) -> str | None:
     return None if value == NONE else unquote(value, errors="surrogateescape")
 
 
-def _as_sent(record: Record) -> str:
-    """Put back what `hidden` names. Where in the URL does not matter: it is denied."""
+def as_sent(record: Record) -> str:
+    """Give the URL with what `hidden` names put back. Where in the URL does not matter: it is denied."""
     if record.hidden == FRAGMENT:
         return f"{record.url}#"
     return record.url.replace("//", "//_@", 1) if record.hidden == USERINFO else record.url

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.record.record import NONE
-from squidkeeper.url import Host, parse_authority, unrecorded_url
+from squidkeeper.url import DEFAULT_PORTS, Host, parse_authority, unrecorded_url
 
 URL_LIMIT: Final = 1000  # characters of a URL that are stored and shown
 
@@ -31,6 +31,14 @@ def authority_of(url: str) -> str:
     _, slashes, rest = url.partition("://")
     authority = rest.partition("/")[0].partition("?")[0] if slashes else url
     return unrecorded_url(authority) if "%" in authority else authority
+
+
+def endpoint_of(url: str) -> str:
+    """Return `host:port` of a record's URL or CONNECT, without a user; the port is its scheme's where it names none."""
+    scheme, slashes, _ = url.partition("://")
+    authority = authority_of(url).rpartition("@")[2]
+    has_port = authority.rpartition(":")[2].isdecimal()
+    return authority if has_port or not slashes else f"{authority}:{DEFAULT_PORTS.get(scheme, DEFAULT_PORTS['https'])}"
 
 
 def redacted_url(url: str) -> str:

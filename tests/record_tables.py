@@ -1,0 +1,24 @@
+"""Records as a table of DuckDB, without a log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+import msgspec
+
+from squidkeeper.record.record import NONE, Record, parse_time
+from squidkeeper.record.urls import host_of
+from squidkeeper.table.columns import FIELDS
+from squidkeeper.table.judging import insert
+
+
+def insert_records(connection: duckdb.DuckDBPyConnection, table: str, records: list[Record]) -> None:
+    """Make a table of records, as the view of requests has them."""
+    rows = []
+    for one in records:
+        values: dict[str, Any] = {**msgspec.structs.asdict(one), "host": host_of(one.url).text}
+        values["time"] = parse_time(one).replace(tzinfo=None)
+        rows.append(tuple(None if value == NONE else value for value in values.values()))
+    typed = ", ".join(f"{one.name} {one.sql_type}" for one in FIELDS)
+    insert(connection, table, f"{typed}, host VARCHAR", rows)

@@ -1,0 +1,58 @@
+"""The document of the table: its columns are those of the program, and its queries run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.table.columns import COLUMNS, POSITION
+from squidkeeper.table.sources import TableSources
+from squidkeeper.table.statement import parse_select
+from squidkeeper.table.table import Table, open_table
+from tests.records import after_noon, record_line
+
+DOCUMENT = (Path(__file__).parents[1] / "squid/observe/TABLE.md").read_text()
+QUERIES = re.findall(r"```sql\n(.*?)```", DOCUMENT, re.DOTALL)
+
+
+def rendered() -> str:
+    """Write the table of columns. After a change: paste it into the document."""
+    rows = [f"| `{column.name}` | {column.sql_type} | {column.meaning} |" for column in COLUMNS]
+    rows.append(f"| `{POSITION}` | BIGINT | the place in the log, see below |")
+    return "\n".join(["| column | type | |", "|---|---|---|", *rows, ""])
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
+    usual = {"request_bytes": 5, "credential": "a,b", "upstream_ms": "7", "upstream": "192.0.2.1", "worker": "1"}
+    usual |= {"content_type": "application/json", "connection": "17", "user_agent": "curl%2F8.14.1"}
+    failed = {"status": 503, "error": "ERR_CONNECT_FAIL"}
+    denied = {"status": 403, "verdict": "deny", "rule": "no-push"}
+    lines = [
+        *(record_line(time=after_noon(second), **usual) for second in range(12)),
+        *(record_line(time=after_noon(20 + second), **{**usual, **denied}) for second in range(12)),
+        record_line(time=after_noon(90), **{**usual, **failed}),
+    ]
+    file = tmp_path_factory.mktemp("log") / "access.log"
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+    with open_table(TableSources((file,)), threads=1) as opened:
+        yield opened
+
+
+def test_the_columns_of_the_document_are_those_of_the_table(table: Table) -> None:
+    assert rendered() in DOCUMENT
+    described = table.connection.execute("DESCRIBE requests").fetchall()
+    assert [row[:2] for row in described] == [*((one.name, one.sql_type) for one in COLUMNS), (POSITION, "BIGINT")]
+    assert table.connection.execute("DESCRIBE records").fetchall() == described
+
+
+def test_there_are_ten_queries_or_more() -> None:
+    assert len(QUERIES) >= 10
+
+
+@pytest.mark.parametrize("sql", QUERIES, ids=range(len(QUERIES)))
+def test_a_query_of_the_document_is_allowed_and_finds_something(table: Table, sql: str) -> None:
+    assert table.connection.execute(parse_select(sql).text).fetchall() != []
