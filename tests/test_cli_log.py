@@ -14,14 +14,19 @@ from typing import Any, NamedTuple
 import pytest
 from click.testing import CliRunner
 
-from squidkeeper.cli.log import log
+from squidkeeper.cli import main
+from squidkeeper.cli.log import chosen_filters, log
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.revisions import store_revision
 from squidkeeper.policy_store.sources import read_sources
-from squidkeeper.record import filters, groups
+from squidkeeper.record import filters
 from squidkeeper.record.record import parse_record
+from squidkeeper.table import listing
+from squidkeeper.table.selection import select_rows
+from squidkeeper.table.sources import TableSources
+from squidkeeper.table.table import Table, open_table
 
-from .records import NOON, after_noon, record_line
+from .records import NOON, after_noon, record, record_line
 from .waiting import wait_for
 
 
@@ -32,7 +37,7 @@ def line(minute: float = 0, url: str = "https://open.example/x", **fields: Any) 
 
 DENIED: dict[str, Any] = {"verdict": "deny", "rule": "closed", "status": 403, "squid": "TCP_DENIED/HIER_NONE"}
 LINES = [
-    line(0),
+    line(0, observed="deny:no%20push"),
     line(1, "https://api.open.example/v1?x=1", user="ci-bot", status=404, request_id="1795683005.952.53.49078"),
     line(2, "closed.example:443", method="CONNECT", connection="2", duration_ms=0, **{**DENIED, "status": 200}),
     line(2, "https://closed.example/a/b?c", connection="2", **DENIED),
@@ -96,7 +101,7 @@ def test_the_table_is_aligned_and_holds_the_whole_url(path: Path) -> None:
         "http://203.0.113.7:8080/",
     ]
     assert said.err == (
-        "6 records read, 4 events shown. Not shown: the CONNECTs of 1 tunnel, and 1 merged into the request inside "
+        "6 records read, 4 events shown. Not shown: the CONNECTs of 1 tunnel, and 1 merged with the request inside "
         "(--connects shows all).\n"
     )
     assert said.code == 0
@@ -121,6 +126,7 @@ COUNTED = {
         "https://api.open.example/v1": 1,
         "https://closed.example/a/b": 1,
         "http://203.0.113.7:8080/": 1,
+        "open.example:443": 0,  # a tunnel
     },
 }
 
@@ -136,7 +142,7 @@ def test_requests_are_counted_by_what_they_have_in_common(path: Path, by: str) -
 def test_counts_are_a_table_the_most_first(path: Path) -> None:
     assert run("--by", "rule", path).lines == [
         "REQUESTS  DENIED  TUNNELS  BYTES  LAST                      RULE",
-        "       2       0        0   1000  2026-11-25T12:01:00.000Z  open",
+        "       2       0        1   1000  2026-11-25T12:03:00.000Z  open",
         "       1       0        0    500  2026-11-25T12:04:00.000Z  -",
         "       1       1        0    500  2026-11-25T12:02:00.000Z  closed",
     ]
@@ -154,30 +160,68 @@ def test_a_tunnel_is_no_request_of_the_rule_that_could_allow_one(path: Path) -> 
         rows = map(json.loads, run("--by", "rule", "--json", *options, path).lines)
         return {row["rule"]: (row["requests"], row["denied"], row["tunnels"]) for row in rows}
 
-    assert counted() == {"open": (1, 0, 1), "closed": (1, 1, 0)}
+    assert counted() == {"open": (1, 0, 2), "closed": (1, 1, 0)}  # also the one that was opened
     assert counted("--connects") == {"open": (1, 0, 2), "closed": (1, 1, 0)}
 
 
-def test_counts_of_made_up_paths_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(groups, "GROUP_LIMIT", 10)
-    paths = [*("x" * 8000 + str(one) for one in range(5)), *map(str, range(50))]
+def test_a_path_that_is_counted_is_cut(path: Path) -> None:
+    paths = [*("x" * 8000 + str(one) for one in range(5)), "short"]
     path.write_text("".join(f"{line(0, f'https://open.example/{one}')}\n" for one in paths))
     counted = {one["path"]: one["requests"] for one in map(json.loads, run("--by", "path", "--json", path).lines)}
-    assert len(counted) == 11
-    assert counted[groups.OTHERS] == 41
-    assert max(map(len, counted)) < 600
-    assert sum(counted.values()) == 55
+    assert counted == {f"https://open.example/{'x' * 479}…": 5, "https://open.example/short": 1}
+
+
+ERROR = "503:ERR_SQUIDKEEPER_NO_ADDRESS"
+
+
+def test_errors_have_a_column_where_a_shown_request_has_one(path: Path) -> None:
+    path.write_text(f"{line(0)}\n{line(1, status=503, error=ERROR)}\n")
+    assert run("--until", "2026-11-25T12:00:30Z", path).lines[0].split()[-2:] == ["MS", "URL"]
+    assert run(path).lines == [
+        "TIME                      CLIENT         VERDICT  RULE  STATUS  METHOD       MS  "
+        "ERROR                           URL",
+        "2026-11-25T12:00:00.000Z  192.168.137.2  allow    open     200  GET           3  "
+        "-                               https://open.example/x",
+        "2026-11-25T12:01:00.000Z  192.168.137.2  allow    open     503  GET           3  "
+        "503:ERR_SQUIDKEEPER_NO_ADDRESS  https://open.example/x",
+    ]
+
+
+@pytest.mark.parametrize("newest", [1, 2, 9])
+def test_the_newest_requests_are_shown_the_newest_last(path: Path, newest: int) -> None:
+    said = run("--json", "-n", str(newest), path)
+    assert (said.lines, said.err) == (EVENTS[-newest:], "")
+    assert run("--json", "-n", str(newest), "--host", ".open.example", path).lines == EVENTS[:2][-newest:]
+
+
+def test_a_long_log_is_shown_in_several_periods_as_in_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text("\n".join([*LINES, "no record"]) + "\n")
+    whole, newest = [run(*options, path) for options in ([], ["-n", "3"])]
+    opened: list[object] = []
+
+    def noted(sources: TableSources, *period: object, **given: Any) -> object:
+        opened.append(period)
+        return open_table(sources, *period, **given)  # type: ignore[arg-type] # what it was called with
+
+    monkeypatch.setattr("squidkeeper.cli.log_table.open_table", noted)
+    monkeypatch.setattr("squidkeeper.table.windows._FIRST_BYTES", 500)
+    monkeypatch.setattr("squidkeeper.table.windows._GROWTH", 2)
+    monkeypatch.setattr("squidkeeper.table.windows._LINE_BYTES", 200)
+    split = run(path)
+    assert len(opened) == 4
+    without_errors = [
+        " ".join(one.replace("  ERROR", "").replace("  -      http", "  http").split()) for one in split.lines
+    ]
+    assert without_errors == [" ".join(one.split()) for one in whole.lines]
+    assert split.err == whole.err
+    opened.clear()
+    assert run("-n", "3", path) == newest
+    assert opened[0] != (None, None)
 
 
 # ── Filters ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 FILTERS: list[tuple[tuple[str, ...], list[int]]] = [
-    (("--since", "2026-11-25T12:02:00Z"), [2, 3]),
-    (("--since", "2026-11-25T13:02:00+01:00"), [2, 3]),
-    (("--since", "2026-11-25 12:02"), [2, 3]),
-    (("--since", "2026-11-26"), []),
-    (("--until", "2026-11-25T12:02:00Z"), [0, 1]),
-    (("--since", "2026-11-25T12:01:00Z", "--until", "2026-11-25T12:02:00Z"), [1]),
     (("--client", "192.168.137.2"), [0, 1, 2]),
     (("--client", "192.168.137.0/30"), [0, 1, 2]),
     (("--client", "192.168.138.0/24"), []),
@@ -198,16 +242,88 @@ FILTERS: list[tuple[tuple[str, ...], list[int]]] = [
     (("--verdict", "allow"), [0, 1]),
     (("--verdict", "deny"), [2]),
     (("--verdict", "-"), [3]),
+    (("--observed", "deny"), [0]),
+    (("--observed", "deny:no push"), [0]),
+    (("--observed", "deny:no", "--observed", "allow"), []),
     (("--status", "403"), [2]),
     (("--status", "4xx"), [1, 2]),
     (("--status", "4xx", "--status", "503"), [1, 2, 3]),
     (("--host", ".open.example", "--status", "4xx"), [1]),
+    (("--failed",), [3]),
+    (("--failed", "--verdict", "allow"), []),
 ]
 
 
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
+    path = tmp_path_factory.mktemp("log") / "access.log"
+    path.write_text("\n".join(LINES) + "\n")
+    with open_table(TableSources(files=(path,))) as opened:
+        yield opened
+
+
 @pytest.mark.parametrize(("options", "shown"), FILTERS, ids=[" ".join(options) for options, _ in FILTERS])
-def test_a_filter_leaves_what_was_asked_for(path: Path, options: tuple[str, ...], shown: list[int]) -> None:
+def test_a_filter_leaves_what_was_asked_for(table: Table, options: tuple[str, ...], shown: list[int]) -> None:
+    given = log.make_context("log", list(options)).params
+    view = select_rows(table.connection, "requests", chosen_filters(given, Path("/nowhere")))
+    lines = [line.decode() for batch in listing.lines(table.connection, view, None) for line in batch]
+    assert lines == [EVENTS[number] for number in shown]
+
+
+PERIODS: list[tuple[tuple[str, ...], list[int]]] = [
+    (("--since", "2026-11-25T12:02:00Z"), [2, 3]),
+    (("--since", "2026-11-25T13:02:00+01:00"), [2, 3]),
+    (("--since", "2026-11-25 12:02"), [2, 3]),
+    (("--since", "2026-11-26"), []),
+    (("--until", "2026-11-25T12:02:00Z"), [0, 1]),
+    (("--since", "2026-11-25T12:01:00Z", "--until", "2026-11-25T12:02:00Z", "--status", "4xx"), [1]),
+]
+
+
+@pytest.mark.parametrize(("options", "shown"), PERIODS, ids=[" ".join(options) for options, _ in PERIODS])
+def test_a_period_leaves_what_ended_in_it(path: Path, options: tuple[str, ...], shown: list[int]) -> None:
     assert run("--json", *options, path).lines == [EVENTS[number] for number in shown]
+
+
+@pytest.mark.parametrize(
+    ("fields", "failed"),
+    [
+        ({"status": 404}, False),
+        ({"status": 500}, True),
+        ({"status": 200, "error": "ERR_READ_ERROR"}, True),
+        ({"status": 200, "error": "ERR_CLIENT_GONE"}, False),
+        ({"status": 503, "error": "ERR_CLIENT_GONE"}, False),
+        ({"status": 200, "error": "200:ERR_SQUIDKEEPER_TICKET", "rule": "ticket-page"}, False),
+        ({"status": 503, "verdict": "-"}, True),
+        ({"status": 503, "verdict": "deny"}, False),
+        ({"status": 431, "verdict": "-", "error": "ERR_TOO_BIG"}, False),
+        ({"status": 431, "verdict": "-", "error": "ERR_TOO_BIG", "upstream": "192.0.2.1"}, True),
+        ({"status": 502, "verdict": "-", "method": "-", "url": "error:invalid-request"}, False),
+    ],
+    ids=str,
+)
+def test_what_neither_policy_nor_client_caused_has_failed(path: Path, fields: dict[str, Any], failed: bool) -> None:
+    path.write_text(line(0, **fields) + "\n")
+    assert len(run("--json", "--failed", path).lines) == failed
+    assert report_of(path)["failed"] == failed
+
+
+def test_log_and_report_have_the_same_period_and_the_same_tunnels(path: Path) -> None:
+    connect = {"method": "CONNECT", "connection": "2"}
+    lines = (line(0), line(1, "open.example:443", **connect), line(2, "https://open.example/", connection="2"))
+    path.write_text("".join(f"{one}\n" for one in (*lines, line(3, "open.example:443", status=502, **connect))))
+    since = "2026-11-25T12:00:00.000500"  # within the millisecond of the first
+    tunnels = [json.loads(one)["tunnels"] for one in run("--by", "host", "--json", "--since", since, path).lines]
+    reported = report_of(path, "--since", since)
+    assert (len(run("--json", "--since", since, path).lines), sum(tunnels)) == (3, 2)
+    assert (reported["requests"], reported["tunnels"]) == (3, 2)
+
+
+def report_of(path: Path, *options: str) -> dict[str, int]:
+    """Give the summary of the report of a log."""
+    result = CliRunner().invoke(main, ["report", "--json", *options, str(path)])
+    summary: dict[str, int] = json.loads(result.stdout)["summary"]
+    return summary
 
 
 CLIENTS = """
@@ -237,6 +353,41 @@ def test_a_client_of_the_policy_is_found_by_its_name(path: Path, policy: Path, c
     assert (said.lines, said.err) == ([EVENTS[number] for number in shown], "")
 
 
+KINDS_OF_CLIENTS = """
+version: 1
+clients:
+  ci: {users: [ci-bot, "b\u00f6t"]}
+  pinned: {networks: [10.0.0.0/8, "2001:db8::/32"], users: [ci-bot]}
+  dev: {token_sha256: [{sha256: d4735e3a265e16eee03f59718b9b5d03019c07d8b6c51f90da3a666eec13ab35}]}
+rules: [{name: open, action: allow, clients: [ci, pinned, dev], hosts: [open.example]}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "client", "user", "belongs"),
+    [
+        ("ci", "192.168.0.1", "ci-bot", True),
+        ("ci", "192.168.0.1", "b%C3%B6t", True),
+        ("ci", "192.168.0.1", "dev", False),
+        ("pinned", "10.0.0.9", "ci-bot", True),
+        ("pinned", "2001:db8::7", "ci-bot", True),
+        ("pinned", "10.0.0.9", "-", False),
+        ("pinned", "192.168.0.1", "ci-bot", False),
+        ("dev", "192.168.0.1", "dev", True),
+        ("dev", "192.168.0.1", "-", False),
+        ("b\u00f6t", "192.168.0.1", "b%C3%B6t", True),
+        ("-", "192.168.0.1", "-", False),
+    ],
+)
+def test_each_kind_of_client_is_found_by_its_name(
+    policy: Path, name: str, client: str, user: str, belongs: bool
+) -> None:
+    (policy / "policy.yaml").write_text(KINDS_OF_CLIENTS)
+    given = log.make_context("log", ["--client", name]).params
+    (wanted,) = chosen_filters(given, policy)
+    assert wanted.holds(record(client=client, user=user)) is belongs
+
+
 def test_a_client_that_the_policy_does_not_have_is_said(path: Path, policy: Path) -> None:
     (policy / "policy.yaml").write_text(CLIENTS)
     said = run("--json", "--policy", policy, "--client", "agent", "--client", "ci-bot", path)
@@ -264,9 +415,17 @@ REFUSED = [
     (("--status", "4x"), "'4x' is not a status, expected one such as 403, or a class such as 4xx"),
     (("--status", "9xx"), "'9xx' is not a status, expected one such as 403, or a class such as 4xx"),
     (("--host", "https://open.example/"), "is not a host pattern, expected example.com, .example.com"),
+    (("--status", "099"), "'099' is not a status, expected one such as 403, or a class such as 4xx"),
+    (("--since", "1m", "--until", "1h"), "the period ends before it begins: expected a time of --until after that of"),
+    (("--until", "2026-11-25", "--since", "2026-11-25"), "the period ends before it begins"),
+    (("--archive", "/nonexistent"), "/nonexistent: there is no archive here"),
+    (("--archive", "/etc"), "/etc: there is no archive here"),
     (("--follow", "--by", "host"), "--follow reads one log while it is written"),
     (("--drift", "--by", "host"), "--drift shows each request that it finds"),
     (("--follow", "-"), "--follow reads one log while it is written"),
+    (("--follow", "-n", "3"), "--follow reads one log while it is written"),
+    (("-n", "3", "--by", "host"), "--by counts all requests"),
+    (("-n", "0"), "0 is not in the range x>=1"),
 ]
 
 
@@ -275,6 +434,19 @@ def test_what_cannot_be_meant_is_refused_with_what_was_expected(options: tuple[s
     said = run(*options)
     assert said.code == 2
     assert why in " ".join(said.err.split())
+
+
+@pytest.mark.parametrize("options", [(), ("--by", "host"), ("--connects",), ("-n", "3")], ids=str)
+def test_what_was_read_is_said_where_nothing_is_shown(path: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    (tmp_path / "empty.log").touch()
+    assert run(*options, tmp_path / "empty.log") == (0, "", "0 records read, no event shown.\n")
+    text = "0 records read from 2026-11-26 00:00:00 until 2026-11-27 00:00:00, no event shown.\n"
+    assert run(*options, "--since", "2026-11-26", "--until", "2026-11-27", path) == (0, "", text)
+
+
+def test_what_was_read_is_said_where_a_filter_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "one.log").write_text(line() + "\n")
+    assert run("--rule", "none", tmp_path / "one.log") == (0, "", "1 record read, no event shown.\n")
 
 
 # ── Files ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -318,6 +490,15 @@ def test_lines_that_are_no_record_are_counted_and_the_first_is_named(path: Path)
     assert said.code == 0
 
 
+@pytest.mark.parametrize("time", ["yesterday", "\x1b[2J", "2026-11-25T12:00:00", "0001-01-01T00:00:00Z"])
+def test_a_line_without_a_valid_time_is_no_record(path: Path, time: str) -> None:
+    path.write_text(f"{line(time=time)}\n{line(1)}\n")
+    said = run("--json", path)
+    assert said.lines == [line(1)]
+    expected = f"1 invalid line skipped; the first: {path}:1: not a squidkeeper record: its time is not a valid time\n"
+    assert said.err == expected
+
+
 def test_what_is_no_log_at_all_is_not_shown(tmp_path: Path) -> None:
     secret = tmp_path / "shadow"
     secret.write_text("root:$6$salt$hash:19000:0:99999:7:::\n")
@@ -335,7 +516,7 @@ ESCAPES = "\x1b]0;owned\x07 \x9b31m \u202e \x00 \x7f"
     "options", [[], ["--json"], ["--by", "path"], ["--by", "rule", "--json"], ["--drift"]], ids=str
 )
 def test_nothing_in_a_log_steers_the_terminal(path: Path, options: list[str]) -> None:
-    fields = {"rule": f"r{ESCAPES}", "client": f"c{ESCAPES}", "time": f"t{ESCAPES}", "method": f"m{ESCAPES}"}
+    fields = {"rule": f"r{ESCAPES}", "client": f"c{ESCAPES}", "method": f"m{ESCAPES}"}
     path.write_text(json.dumps({**json.loads(line()), **fields, "url": f"https://a.example/{ESCAPES}"}) + "\n")
     raw = path.read_text().replace("\\u009b", "\x9b").replace("\\u202e", "\u202e").replace("\\u007f", "\x7f")
     path.write_text(raw)  # a JSON string may hold these as they are
@@ -377,13 +558,6 @@ def test_the_verdict_is_coloured_on_a_terminal_alone(path: Path) -> None:
     assert "\x1b[" not in run(path).out
 
 
-def test_progress_is_drawn_on_a_terminal_that_is_not_written_to(path: Path) -> None:
-    assert "Reading" in terminal("--by", "host", path, stdout_too=False)[0]
-    assert "100%" in terminal("--by", "host", path, stdout_too=True)[0]
-    assert "Reading" in terminal(path, stdout_too=False)[0]
-    assert "Reading" not in terminal(path, stdout_too=True)[0]
-
-
 def test_a_reader_that_goes_away_ends_it_quietly(path: Path) -> None:
     path.write_text(f"{line()}\n" * 50_000)
     command = f"set -o pipefail; {sys.executable} -m squidkeeper log {path} | head -n 2"
@@ -413,10 +587,45 @@ def test_a_request_in_a_tunnel_that_failed_is_shown_with_its_own_verdict(path: P
     (policy / "policy.yaml").write_text(GETS)
     failed_tunnels(path, load(policy, NOON).compiled.revision)
     said = run("--policy", policy, "--state", path.parent / "state", path)
+    error = FAILED["error"]
     assert [one.split()[2:] for one in said.lines[1:]] == [
-        ["deny", "default", "503", "PUT", "35001", "https://nowhere.example/x"],
-        ["allow", "pk", "503", "GET", "35001", "https://nowhere.example/x"],
+        ["deny", "default", "503", "PUT", "35001", error, "https://nowhere.example/x"],
+        ["allow", "pk", "503", "GET", "35001", error, "https://nowhere.example/x"],
     ]
+
+
+def test_query_gives_such_a_request_the_same_verdict(path: Path, policy: Path) -> None:
+    (policy / "policy.yaml").write_text(GETS)
+    failed_tunnels(path, load(policy, NOON).compiled.revision)
+    sql = "SELECT method, verdict, rule FROM requests ORDER BY time"
+    told = queried(sql, "--policy", policy, "--state", path.parent / "state", path)
+    assert told == ["method,verdict,rule", "PUT,deny,default", "GET,allow,pk"]
+
+
+def queried(sql: str, *arguments: str | Path) -> list[str]:
+    command = [sys.executable, "-m", "squidkeeper", "query", sql, "--format", "csv", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "observed"),
+    [
+        ("defaults: {observe: true}\n", ["deny:default", "deny:default"]),
+        ("rules:\n  - {name: gets, action: deny, methods: [GET], observe: true}\n", ["-", "deny:gets"]),
+        ("rules:\n  - {name: paths, action: deny, paths: [/x], observe: true}\n", ["deny:paths", "deny:paths"]),
+        ("rules:\n  - {name: paths, action: deny, paths: [/y], observe: true}\n", ["-", "-"]),
+    ],
+)
+def test_a_request_in_a_tunnel_that_failed_keeps_what_is_observed(
+    path: Path, policy: Path, text: str, observed: list[str]
+) -> None:
+    (policy / "policy.yaml").write_text(f"version: 1\n{text}")
+    failed_tunnels(path, load(policy, NOON).compiled.revision)
+    where = ("--policy", policy, "--state", path.parent / "state")
+    shown = [json.loads(one)["observed"] for one in run("--json", *where, path).lines]
+    assert shown == observed
+    sql = "SELECT coalesce(observed, '-') AS observed FROM requests ORDER BY time"
+    assert queried(sql, *where, path)[1:] == observed
 
 
 def test_a_request_in_a_tunnel_that_failed_has_no_verdict_where_its_policy_is_not_kept(
@@ -552,7 +761,10 @@ def test_who_may_not_read_the_record_is_told_who_may(path: Path) -> None:
         folder.chmod(0o755)
     done = squidkeeper(path, user="nobody")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"Error: {path}: permission denied: only root and Squid's account can read the access log\n"
+    refused = f"Error: {path}: permission denied: only root and Squid's account can read the access log\n"
+    assert done.stderr == refused
+    done = squidkeeper("--follow", path, user="nobody")
+    assert (done.returncode, done.stderr) == (1, refused)
 
 
 def wait_until_open(pid: int, path: Path) -> None:

@@ -428,15 +428,15 @@ def test_a_record_without_a_tunnel_that_it_needs_is_not_confused_with_one_rememb
 
 
 def test_made_up_hosts_are_remembered_within_bounds(drift: DriftChecker, record: Callable[..., Record]) -> None:
-    drift._hosts = LRUCache(170_000, getsizeof=drift._hosts.getsizeof)
+    drift._hosts._hosts = LRUCache(170_000, getsizeof=drift._hosts._hosts.getsizeof)
     for number in range(250):
         assert found(drift.check(record(f"http://h{number}.example/"))) == ("allowed", "default")
         assert found(drift.check(record("http://closed.example/"))) == ("allowed", "closed")
-    assert 50 < len(drift._hosts) < 150
-    assert any("closed.example" in key[3] for key in drift._hosts), "what is asked for again stays"
-    before = len(drift._hosts)
+    assert 50 < len(drift._hosts._hosts) < 150
+    assert any("closed.example" in key[3] for key in drift._hosts._hosts), "what is asked for again stays"
+    before = len(drift._hosts._hosts)
     assert found(drift.check(record(f"http://{'x' * 8000}/"))) == ("allowed", "invalid-request")
-    assert len(drift._hosts) == before
+    assert len(drift._hosts._hosts) == before
 
 
 CLIENTS = [

@@ -1,42 +1,43 @@
-"""`squidkeeper log` (floor 9)."""
+"""`squidkeeper log` (floor 9): its options. `log_table.py` reads files, `log_follow.py` follows one."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
-from functools import cache, partial
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_LOG, policy_option, since_option, state_option, until_option
-from squidkeeper.cli.progress import progress
-from squidkeeper.errors import PatternError, PolicyError, UnreadableLog
+from squidkeeper.cli.log_output import WantedRequests
+from squidkeeper.cli.options import (
+    DEFAULT_ARCHIVE,
+    DEFAULT_LOG,
+    archive_option,
+    policy_option,
+    since_option,
+    state_option,
+    table_sources,
+    until_option,
+)
+from squidkeeper.cli.policy_clients import REVISIONS, clients_named, past_policies
+from squidkeeper.errors import PatternError, UnreadableLog
 from squidkeeper.formatting import quantity
 from squidkeeper.record import filters
 from squidkeeper.record.drift import DriftChecker
-from squidkeeper.record.events import Events, LoggedRecord
+from squidkeeper.record.filters import Selecting
 from squidkeeper.record.follower import Follower, beginning
-from squidkeeper.record.groups import KEYS
-from squidkeeper.record.listing import DriftListing, GroupListing, JsonListing, TableListing, printable
+from squidkeeper.record.listing import printable
 from squidkeeper.record.log_file import STDIN
-from squidkeeper.record.log_files import files_since, read_blocks, sorted_by_time
-from squidkeeper.record.past_policies import PastPolicies
-from squidkeeper.record.record_reader import RecordReader
+from squidkeeper.record.log_files import files_since, sorted_by_time
+from squidkeeper.table.groups import KEYS
+from squidkeeper.table.sources import TableSources
 
 if TYPE_CHECKING:
-    from squidkeeper.engine import CompiledPolicy
-    from squidkeeper.policy.model import Client
-    from squidkeeper.record.filters import Predicate
-    from squidkeeper.record.listing import Listing
-
-_POLL_SECONDS = 0.25
-_REVISIONS = "revisions"  # of the state folder
-_FLUSH_SECONDS = 2.0  # how long --follow waits for the request inside a denied CONNECT
+    from squidkeeper.chain.store_settings import StoreSettings
+    from squidkeeper.record.past_policies import PastPolicies
 
 
 @click.command()
@@ -49,17 +50,29 @@ _FLUSH_SECONDS = 2.0  # how long --follow waits for the request inside a denied 
 @click.option("--host", metavar="PATTERN", multiple=True, help="A host pattern as in a policy, such as .example.com.")
 @click.option("--rule", metavar="NAME", multiple=True, help="The rule that decided.")
 @click.option("--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: no helper decided.")
+@click.option(
+    "--observed", metavar="WHAT", multiple=True, help="What a rule observed: allow, deny, allow:RULE or deny:RULE."
+)
 @click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403, or a class such as 4xx.")
 @click.option("--request-id", metavar="ID", multiple=True, help="The request ID, as a page of the gateway shows it.")
+@click.option("--gateway", metavar="NAME", multiple=True, help="The gateway that served it, of an archive of many.")
+@click.option(
+    "--failed", is_flag=True, help="Requests that failed: 5xx or an error of Squid, neither denied nor the client's."
+)
 @click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
+@click.option(
+    "-n", "newest", metavar="N", type=click.IntRange(1), help="The newest N requests, or findings of --drift."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the lines as Squid logged them.")
 @click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials, tunnels and bytes by this.")
 @click.option("--connects", is_flag=True, help="Show every CONNECT, not only those without a request inside.")
 @click.option("--drift", is_flag=True, help="Show requests that were served although the policy in force denied them.")
 @policy_option
 @state_option("The state folder, with the revisions that were in force.")
+@archive_option("Without FILE, --since and -n also read this archive; one that is named is always read.", store=True)
 def log(
     files: tuple[Path, ...],
+    newest: int | None,
     follow: bool,
     as_json: bool,
     by: str | None,
@@ -67,12 +80,14 @@ def log(
     drift: bool,
     directory: Path,
     state: Path,
+    archive: Path,
     **given: Any,
 ) -> None:
     """Show requests from the access log: FILEs, `-` for standard input, by default /var/log/squid/access.log.
 
-    FILEs may be rotated and compressed (.gz, .bz2, .xz); they are read in the order of time. Without FILE, --since
-    also reads the rotated files. A repeated option matches any of its values; different options must all match.
+    FILEs may be rotated and compressed (.gz, .zst, .bz2, .xz), and archived parts (.parquet). Without FILE, --since
+    and -n also read the rotated files and the archive. Requests are shown in the order of time. A repeated option
+    matches any of its values; different options must all match.
 
     A denied CONNECT and the request inside it are one event. The CONNECT of an opened tunnel is no event. --connects
     shows both.
@@ -80,114 +95,72 @@ def log(
     --drift decides each request again, by the revision of the policy that its record names; the state folder stores
     these revisions. Exit status: 1 if it finds drift, else 0.
     """
-    if follow and (by or len(files) > 1 or STDIN in files):
-        raise click.UsageError("--follow reads one log while it is written: it excludes --by, several FILEs and -")
-    if drift and by:
-        raise click.UsageError("--drift shows each request that it finds: it excludes --by")
-    policies = DriftChecker(past := _past_policies(directory, state), replacing=past.replacing)
-    audit = DriftAudit(policies, state, as_json=as_json) if drift else None
-    listing = audit.findings if audit else _listing(by, as_json=as_json)
-    events = None if connects or drift else Events(decide=policies.verdict)
-    reader = LogCommand(_combined_filter(given, directory), listing, events)
+    _check(follow=follow, drift=drift, by=by, newest=newest, files=files)
+    past = past_policies(directory, state)
+    policies = DriftChecker(past, replacing=past.replacing)
+    wanted = WantedRequests(
+        filters=chosen_filters(given, directory),
+        since=given["since"],
+        until=given["until"],
+        newest=newest,
+        by=by,
+        as_json=as_json,
+        connects=connects,
+        drift=drift,
+        coloured=sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
+    )
     try:
         if follow:
-            reader.follow(_follower(files[0] if files else DEFAULT_LOG, given["since"]))
+            found = _follow(wanted, files[0] if files else DEFAULT_LOG, policies)
         else:
-            reader.read(sorted_by_time(files) if files else files_since(DEFAULT_LOG, given["since"]))
-        reader.end()
-        if audit:
-            audit.end()
+            found = _read(wanted, _sources(wanted, files, archive), policies, past)
     except UnreadableLog as error:
         raise click.ClickException(printable(str(error))) from error
-    except KeyboardInterrupt:
-        reader.end()
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    if drift:
+        _end_drift(policies, state / REVISIONS, found)
 
 
-def _listing(by: str | None, *, as_json: bool) -> Listing:
-    if by:
-        return GroupListing(by, as_json=as_json)
-    return JsonListing() if as_json else TableListing(coloured=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+def _check(*, follow: bool, drift: bool, by: str | None, newest: int | None, files: tuple[Path, ...]) -> None:
+    """Refuse options that exclude each other."""
+    if follow and (by or newest is not None or len(files) > 1 or STDIN in files):
+        raise click.UsageError("--follow reads one log while it is written: it excludes --by, -n, several FILEs and -")
+    if drift and by:
+        raise click.UsageError("--drift shows each request that it finds: it excludes --by")
+    if by and newest is not None:
+        raise click.UsageError("--by counts all requests: it excludes -n")
 
 
-class DriftAudit:
-    """The check of --drift and its findings."""
-
-    def __init__(self, policies: DriftChecker, state: Path, *, as_json: bool) -> None:
-        self._folder = state / _REVISIONS
-        self._drift = policies
-        self.findings = DriftListing(self._drift, as_json=as_json)
-
-    def end(self) -> None:
-        """Report what could not be checked; exit with status 1 if there are findings."""
-        if self._drift.unchecked:
-            what = quantity(self._drift.unchecked, "served request")
-            click.echo(f"{what} not checked: the revision that decided is not stored in {self._folder}", err=True)
-        if self._drift.cut:
-            what = quantity(self._drift.cut, "served request")
-            click.echo(f"{what} not checked: the access log has only the beginning of a URL that decides", err=True)
-        if self.findings.found:
-            raise SystemExit(1)
+# --- what to show -------------------------------------------------------------------------------------------------
 
 
-def _past_policies(directory: Path, state: Path) -> PastPolicies:
-    """Return the policies that were in force; the one on disk is loaded on demand."""
-    return PastPolicies(state / _REVISIONS, cache(partial(_policy_in_force, directory)))
+def _sources(wanted: WantedRequests, files: tuple[Path, ...], archive: Path | StoreSettings) -> TableSources:
+    with_rotated = wanted.since is not None or wanted.newest is not None or archive != DEFAULT_ARCHIVE
+    return table_sources(files, archive, with_rotated=with_rotated)
 
 
-def _policy_in_force(directory: Path) -> CompiledPolicy | None:
-    from squidkeeper.policy_store.loading import load
+def _read(wanted: WantedRequests, sources: TableSources, checker: DriftChecker, past: PastPolicies) -> int:
+    """Show what the sources hold; return the number of findings."""
+    from squidkeeper.cli.log_table import TableLog
 
+    files = sorted_by_time(sources.files) if sources.files else files_since(DEFAULT_LOG, wanted.since)
+    table = TableLog(wanted, sources, files, checker)
+    table.show(past.effective())
+    return table.found
+
+
+def _follow(wanted: WantedRequests, path: Path, checker: DriftChecker) -> int:
+    """Show requests as they end; return the number of findings."""
+    from squidkeeper.cli.log_follow import FollowedLog
+
+    log = FollowedLog(wanted, checker)
     try:
-        return load(directory, datetime.now(UTC)).compiled
-    except PolicyError:
-        return None  # `check` reports why; the stored revisions decide
-
-
-# --- filters ----------------------------------------------------------------------------------------------------
-
-_FILTERS: dict[str, Callable[[Any], Predicate]] = {
-    "since": filters.since,
-    "until": filters.until,
-    "host": filters.of_host,
-    "rule": filters.of_rule,
-    "verdict": filters.of_verdict,
-    "status": filters.of_status,
-    "request_id": filters.of_request_id,
-}
-
-
-def _combined_filter(given: dict[str, Any], directory: Path) -> Predicate | None:
-    wanted = [_filter(name, given[name]) for name in _FILTERS if given[name]]
-    if given["client"]:
-        wanted.append(filters.of_client(given["client"], _clients(directory, given["client"])))
-    return filters.all_of(wanted) if wanted else None
-
-
-def _clients(directory: Path, given: tuple[str, ...]) -> tuple[Client, ...]:
-    """Read the policy's clients if --client has a name; report on stderr the names that the policy does not have."""
-    names = [one for one in given if filters.network_of(one) is None]
-    if not names:
-        return ()
-    compiled = _policy_in_force(directory)
-    if compiled is None:
-        click.echo(f"{directory} does not load: --client finds proxy users only, no clients of it.", err=True)
-        return ()
-    clients = compiled.source.clients
-    known = {name for client in clients for name in (client.name, *(client.users or ()))}
-    for name in names:
-        if name not in known:
-            unknown = f"--client {name}: not an address, network, client or user of the policy in {directory}."
-            click.echo(printable(f"{unknown} Only a proxy user of this name matches."), err=True)
-    return clients
-
-
-def _filter(name: str, value: Any) -> Predicate:
-    try:
-        return _FILTERS[name](value)
-    except (PatternError, ValueError) as error:
-        raise click.BadParameter(str(error), param_hint=f"--{name}") from error
+        log.follow(_follower(path, wanted.since))
+    except KeyboardInterrupt:
+        log.end()
+    return log.found
 
 
 def _follower(path: Path, since: datetime | None) -> Follower:
@@ -196,82 +169,43 @@ def _follower(path: Path, since: datetime | None) -> Follower:
     return Follower(path, beginning(files_since(path, since)[0]))
 
 
-# --- from files to output -----------------------------------------------------------------------------------------
+def _end_drift(checker: DriftChecker, folder: Path, found: int) -> None:
+    """Report what could not be checked; exit with status 1 if there are findings."""
+    if checker.unchecked:
+        what = quantity(checker.unchecked, "served request")
+        click.echo(f"{what} not checked: the revision that decided is not stored in {folder}", err=True)
+    if checker.cut:
+        what = quantity(checker.cut, "served request")
+        click.echo(f"{what} not checked: the access log has only the beginning of a URL that decides", err=True)
+    if found:
+        raise SystemExit(1)
 
 
-class LogCommand:
-    """One call of the command: the filter, the listing, and the counts so far."""
+# --- filters ----------------------------------------------------------------------------------------------------
 
-    def __init__(self, wanted: Predicate | None, listing: Listing, events: Events | None) -> None:
-        self._wanted = wanted
-        self._listing = listing
-        self._events = events
-        self._reader = RecordReader()
-        self._shown = 0
-
-    def read(self, files: list[Path]) -> None:
-        """Show the events of files."""
-        with progress(files, hidden=self._listing.prints_early and sys.stdout.isatty()) as advance:
-            for block in read_blocks(files):
-                self._feed(block.lines, str(block.path), block.number)
-                advance(block)
-            self._flush()
-
-    def follow(self, follower: Follower) -> None:
-        """Show a log while it is written, until interrupted."""
-        lost, quiet_since = 0, time.monotonic()
-        lines = follower.read()
-        if not follower.readable:
-            click.echo(f"{printable(str(follower.path))}: missing or unreadable; waiting for it.", err=True)
-        while True:
-            if lines:
-                self._feed(lines, "a line", None)
-                quiet_since = time.monotonic()
-                lines = follower.read()
-                continue
-            if time.monotonic() - quiet_since > _FLUSH_SECONDS:
-                self._flush()
-            if follower.lost > lost:
-                lost = follower.lost
-                click.echo("Part of the log was gone before it was read.", err=True)
-            time.sleep(_POLL_SECONDS)
-            lines = follower.read()
-
-    def end(self) -> None:
-        """Show what the listing has at the end; report on stderr what was left out."""
-        _write(self._listing.end())
-        reader, events = self._reader, self._events
-        if events and (events.connects or events.merged) and not isinstance(self._listing, JsonListing):
-            click.echo(
-                f"{quantity(reader.records, 'record')} read, {quantity(self._shown, 'event')} shown. Not shown: "
-                f"the CONNECTs of {quantity(events.connects, 'tunnel')}, and {events.merged:,} merged into the request "
-                "inside (--connects shows all).",
-                err=True,
-            )
-        if reader.invalid:
-            skipped = f"{quantity(reader.invalid, 'invalid line')} skipped"
-            click.echo(f"{skipped}; the first: {printable(reader.first_invalid)}", err=True)
-
-    def _feed(self, lines: list[bytes], name: str, number: int | None) -> None:
-        records = self._reader.parse(lines, name, number)
-        self._show(self._events.feed(records) if self._events else records)
-
-    def _flush(self) -> None:
-        if self._events:
-            self._show(self._events.flush())
-
-    def _show(self, events: Iterable[LoggedRecord]) -> None:
-        _write(self._listing.add(self._select(events)))
-
-    def _select(self, events: Iterable[LoggedRecord]) -> Iterator[LoggedRecord]:
-        wanted = self._wanted
-        for logged in events:
-            if wanted is None or wanted(logged.record):
-                self._shown += 1
-                yield logged
+_FILTERS: dict[str, Callable[[Any], Selecting]] = {
+    "host": filters.of_host,
+    "rule": filters.of_rule,
+    "verdict": filters.of_verdict,
+    "status": filters.of_status,
+    "request_id": filters.of_request_id,
+    "observed": filters.of_observed,
+    "gateway": filters.of_gateway,
+}
 
 
-def _write(text: str) -> None:
-    if text:
-        sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
-        sys.stdout.buffer.flush()
+def chosen_filters(given: dict[str, Any], directory: Path) -> tuple[Selecting, ...]:
+    """Return the filters that must all hold."""
+    wanted = [_filter(name, given[name]) for name in _FILTERS if given[name]]
+    if given["client"]:
+        wanted.append(filters.of_client(given["client"], clients_named(directory, given["client"])))
+    if given["failed"]:
+        wanted.append(filters.failed())
+    return tuple(wanted)
+
+
+def _filter(name: str, value: Any) -> Selecting:
+    try:
+        return _FILTERS[name](value)
+    except (PatternError, ValueError) as error:
+        raise click.BadParameter(str(error), param_hint=f"--{name}") from error

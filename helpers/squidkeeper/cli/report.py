@@ -6,17 +6,26 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_IMODE
 from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_LOG, json_option, policy_option, since_option, state_option, until_option
-from squidkeeper.cli.progress import progress
+from squidkeeper.cli.options import (
+    archive_read_option,
+    policy_option,
+    since_option,
+    state_option,
+    table_sources,
+    threads_option,
+    until_option,
+)
 
 if TYPE_CHECKING:
-    from squidkeeper.record.drift import DriftChecker
-    from squidkeeper.report.builder import ReportBuilder
+    from squidkeeper.record.past_policies import PastPolicies
     from squidkeeper.report.figures import Report
+    from squidkeeper.report.period import Period
+    from squidkeeper.table.sources import TableSources
 
 _STDOUT = Path("-")
 
@@ -24,9 +33,11 @@ _STDOUT = Path("-")
 @click.command()
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--html", metavar="PAGE", type=click.Path(path_type=Path), help="Write one HTML page, - to stdout.")
-@json_option
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
 @since_option
 @until_option
+@archive_read_option
+@threads_option
 @policy_option
 @state_option(
     "Check for drift with the revisions in this state folder; as installed, /var/lib/squidkeeper.", default=None
@@ -37,36 +48,40 @@ def report(
     as_json: bool,
     since: datetime | None,
     until: datetime | None,
+    archive: Path,
+    threads: int | None,
     directory: Path,
     state: Path | None,
 ) -> None:
     """Report on a period: clients and hosts, denials and their retries, new hosts, failures, credentials and drift.
 
-    FILEs are access logs, also rotated and compressed, `-` for standard input; by default /var/log/squid/access.log
-    and its rotated files. Records from before --since show which hosts are new. The policy supplies the reasons of its
-    rules.
+    FILEs are access logs, also rotated and compressed, and archived parts; `-` is standard input. Without FILE, the
+    archive is read, /var/log/squid/access.log, and its rotated files. Records from before --since show which hosts are
+    new. The policy supplies the reasons of its rules.
     """
     from squidkeeper.errors import UnreadableLog
     from squidkeeper.record.listing import printable
-    from squidkeeper.record.log_files import sorted_by_time
-    from squidkeeper.report.builder import ReportBuilder
-    from squidkeeper.rotated_logs import rotated
+    from squidkeeper.report.period import Period
 
     if (html is None) is not as_json:
         raise click.UsageError("give one of --html PAGE and --json")
-    paths = sorted_by_time(files) if files else [*rotated(DEFAULT_LOG), DEFAULT_LOG]
-    _check_page(html, paths)
-    builder = ReportBuilder(since, until, _drift(state))
+    _check_page(html, files)
+    sources = table_sources(files, archive)
+    past, reasons = _past_policies(state), _reasons(directory)
     try:
-        _read(paths, builder)
+        found = _build(sources, Period(since, until), threads, past, reasons)
     except UnreadableLog as error:
         raise click.ClickException(printable(str(error))) from error
-    _write(builder.result(map(str, paths), datetime.now(UTC), _reasons(directory)), html)
+    _write(found, html)
 
 
-def _check_page(html: Path | None, inputs: list[Path]) -> None:
+def _check_page(html: Path | None, inputs: tuple[Path, ...]) -> None:
     """Refuse to overwrite a file that is not an HTML page: it could be one of the FILEs."""
-    if html is None or html == _STDOUT or not html.exists():
+    if html is None or html == _STDOUT:
+        return
+    if html.is_dir() or not html.parent.is_dir():
+        raise click.UsageError(f"--html {html}: expected the name of a page in a folder that is there")
+    if not html.exists():
         return
     with html.open("rb") as file:
         is_page = file.read(15) == b"<!doctype html>"
@@ -74,17 +89,40 @@ def _check_page(html: Path | None, inputs: list[Path]) -> None:
         raise click.UsageError(f"--html {html}: the file exists and is not an HTML page; it was not changed")
 
 
-def _read(paths: list[Path], builder: ReportBuilder) -> None:
-    from squidkeeper.record.log_files import read_blocks
-
-    with progress(paths) as advance:
-        for block in read_blocks(paths):
-            builder.read(block.lines)
-            advance(block)
-
-
-def _drift(state: Path | None) -> DriftChecker | None:
+def _build(
+    sources: TableSources,
+    period: Period,
+    threads: int | None,
+    past: PastPolicies | None,
+    reasons: Mapping[str, str | None],
+) -> Report:
+    from squidkeeper.cli.log_output import report_skipped
     from squidkeeper.record.drift import DriftChecker
+    from squidkeeper.report.builder import COLUMNS, build_report
+    from squidkeeper.report.drift import drift
+    from squidkeeper.table.columns import JUDGED
+    from squidkeeper.table.database import yield_to_squid
+    from squidkeeper.table.table import open_table
+
+    yield_to_squid()
+    checker = DriftChecker(past, replacing=past.replacing) if past else None
+    columns = {*COLUMNS, *JUDGED} if checker else COLUMNS
+    decide = checker.verdict if checker else None
+    with open_table(sources, threads=threads, columns=columns, decide=decide) as table:
+        report_skipped(table.skipped)
+        return build_report(
+            table.connection,
+            period,
+            files=map(str, table.paths),
+            now=datetime.now(UTC),
+            reasons=reasons,
+            invalid=table.skipped.count,
+            damaged=table.skipped.damaged,
+            drift=drift(table.connection, period, checker, past.effective()) if checker and past else None,
+        )
+
+
+def _past_policies(state: Path | None) -> PastPolicies | None:
     from squidkeeper.record.past_policies import PastPolicies
 
     if state is None:
@@ -92,14 +130,13 @@ def _drift(state: Path | None) -> DriftChecker | None:
     folder = state / "revisions"
     if not os.path.isdir(folder):  # Path.is_dir raises in a folder that cannot be read
         raise click.UsageError(f"--state {state}: no folder of revisions there that this account can read")
-    past = PastPolicies(folder)
-    return DriftChecker(past, replacing=past.replacing)
+    return PastPolicies(folder)
 
 
 def _reasons(directory: Path) -> Mapping[str, str | None]:
     from squidkeeper.errors import PolicyError
     from squidkeeper.policy_store.loading import load
-    from squidkeeper.report.builder import BUILT_IN_REASONS, rule_reasons
+    from squidkeeper.report.reasons import BUILT_IN_REASONS, rule_reasons
 
     try:
         return rule_reasons(load(directory, datetime.now(UTC)).compiled.source)
@@ -109,17 +146,27 @@ def _reasons(directory: Path) -> Mapping[str, str | None]:
 
 
 def _write(found: Report, html: Path | None) -> None:
-    from squidkeeper.report.page import as_json, page
+    from squidkeeper.report.figures import as_json
 
     if html is None:
         click.echo(as_json(found))
-    elif html == _STDOUT:
+        return
+
+    from squidkeeper.report.page import page  # Jinja, which takes longer to import than a small log to read
+
+    if html == _STDOUT:
         click.echo(page(found), nl=False)
     else:
-        with open(html, "w", encoding="utf-8", opener=_private) as file:
-            file.write(page(found))
+        _replace(html.resolve(), page(found).encode())
 
 
-def _private(path: str, flags: int) -> int:
-    """Create the file as closed as the access log: mode 0640."""
-    return os.open(path, flags, 0o640)
+def _replace(html: Path, content: bytes) -> None:
+    """Replace the page whole, with the mode and owner that it has; a new one is as closed as the access log."""
+    from squidkeeper.atomic_write import replace
+
+    if not html.exists():
+        replace(html, content, 0o640)
+        return
+    about = html.stat()
+    owner = (about.st_uid, about.st_gid) if os.geteuid() == 0 else None
+    replace(html, content, S_IMODE(about.st_mode), owner)

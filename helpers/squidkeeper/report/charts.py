@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from squidkeeper.formatting import milliseconds
 from squidkeeper.pages.drawing import label, line, picture, rect, share
-from squidkeeper.report.bounded_counters import STEPS_SECONDS
 from squidkeeper.report.figures import TimelineFigures, TimelineStep, Upstream
+from squidkeeper.report.timeline import STEPS_SECONDS
 
 _SPARK_WIDTH, _SPARK_HEIGHT = 144, 18
 _WIDEST_SPARK = 6.0

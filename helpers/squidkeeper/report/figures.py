@@ -1,7 +1,7 @@
 """The figures of a report (floor 7): what went through the gateway in a period.
 
-`builder.py` builds a `Report` from the access log; `page.py` writes it as a page, or as JSON with the names here as
-keys. Times are in UTC; None (null) means unknown. URLs are without query, fragment and password.
+`builder.py` builds a `Report` from the access log; `page.py` writes it as a page, `as_json` as JSON with the names here
+as keys. Times are in UTC; None (null) means unknown. URLs are without query, fragment and password.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-FORMAT: Final = 1
+import msgspec
+
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class SummaryFigures:
     allowed: int
     denied: int
     tunnels: int
-    """Tunnels opened."""
+    """CONNECTs that the policy allowed: of those whose tunnel failed before a request came, each is also a request."""
     failed: int
     """Allowed requests that ended in 5xx, or in an error of Squid that the client did not cause."""
     response_bytes: int
@@ -33,7 +35,8 @@ class SummaryFigures:
     hosts_allowed: int
     """Those with at least one allowed request."""
     median_ms: int | None
-    """Of allowed requests, from the first byte of the request to the last byte of the response; within 5 %."""
+    """Of allowed requests, from the first byte of the request to the last byte of the response: the smallest duration
+    that at least half of them do not exceed."""
     p95_ms: int | None
 
 
@@ -142,6 +145,29 @@ class DenialFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class ObservedRow:
+    """Requests about which a rule with `observe: true`, or the default, would have decided the same."""
+
+    observed: str
+    """`allow:RULE` or `deny:RULE`; `deny:default` where the default observes."""
+    requests: int
+    clients: int
+    hosts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedFigures:
+    """What the policy observed, and what it asked about."""
+
+    total: int
+    """Requests about which anything was observed."""
+    asked: int
+    """Denials with a ticket, which a person can approve."""
+    rows: tuple[ObservedRow, ...]
+    """What the default would deny first, then by number."""
+
+
+@dataclass(frozen=True, slots=True)
 class CredentialUse:
     """A credential, and a host that it was sent to."""
 
@@ -199,7 +225,7 @@ class Upstream:
     host: str
     requests: int
     median_ms: int | None
-    """Time that Squid waited for the response; within 5 %."""
+    """Time that Squid waited for the response."""
     p95_ms: int | None
     longest_ms: int
     server_errors: int
@@ -295,6 +321,7 @@ class Report:
     timeline: TimelineFigures
     traffic: TrafficFigures
     denials: DenialFigures
+    observed: ObservedFigures
     credentials: CredentialFigures
     first_seen: FirstSeen
     upstreams: UpstreamFigures
@@ -303,5 +330,10 @@ class Report:
     """None without `--state`."""
     left_out: tuple[Count, ...]
     """What was read but is not in the figures."""
-    limits: tuple[str, ...]
-    """Tables that were full: the number of different keys is too high, and that of a rare key may be too low."""
+    damaged: tuple[str, ...]
+    """Files that were read in part, and what is wrong with each."""
+
+
+def as_json(report: Report) -> str:
+    """Write a report as one JSON object."""
+    return msgspec.json.format(msgspec.json.encode(report)).decode()

@@ -1,10 +1,8 @@
-"""The report (floor 7) as one HTML page, or as JSON."""
+"""The report (floor 7) as one HTML page."""
 
 from __future__ import annotations
 
 from math import log10
-
-import msgspec
 
 from squidkeeper.pages.page import render
 from squidkeeper.report import charts
@@ -12,11 +10,6 @@ from squidkeeper.report.figures import Report
 
 _SHORT_URL = 240  # characters of a URL that a row shows
 _HEAT_CLASSES = 4
-
-
-def as_json(report: Report) -> str:
-    """Write the report as one JSON object."""
-    return msgspec.json.format(msgspec.json.encode(report)).decode()
 
 
 def page(report: Report) -> str:

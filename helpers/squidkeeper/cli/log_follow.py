@@ -1,0 +1,118 @@
+"""`squidkeeper log --follow` (floor 9): each request as it ends. It reads lines one by one, and needs no table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.log_output import WantedRequests, report_invalid, write
+from squidkeeper.errors import UnreadableLog
+from squidkeeper.record.events import Events, LoggedRecord
+from squidkeeper.record.filters import of_period
+from squidkeeper.record.listing import (
+    FindingTable,
+    RequestTable,
+    finding_row,
+    json_finding,
+    json_line,
+    printable,
+    request_row,
+)
+from squidkeeper.record.log_file import open_log
+from squidkeeper.record.log_files import read_failure
+from squidkeeper.record.record_reader import RecordReader
+
+if TYPE_CHECKING:
+    from squidkeeper.record.drift import DriftChecker, Finding
+    from squidkeeper.record.follower import Follower
+
+_POLL_SECONDS = 0.25
+_FLUSH_SECONDS = 2.0  # how long to wait for the request inside a denied CONNECT
+
+
+class FollowedLog:
+    """One call of the command."""
+
+    def __init__(self, wanted: WantedRequests, checker: DriftChecker) -> None:
+        self.found = 0  # findings of --drift
+        self._filters = (*wanted.filters, of_period(wanted.since, wanted.until))
+        self._checker = checker
+        self._reader = RecordReader()
+        self._events = None if wanted.connects or wanted.drift else Events(decide=checker.verdict)
+        self._requests = RequestTable(coloured=wanted.coloured, with_error=True)
+        self._findings = FindingTable()
+        self._text = _TEXTS[wanted.drift, wanted.as_json]
+
+    def follow(self, follower: Follower) -> None:
+        """Show a log while it is written, until interrupted."""
+        lost, quiet_since = 0, time.monotonic()
+        lines = follower.read()
+        if not follower.readable:
+            _refuse_closed(follower.path)
+            click.echo(f"{printable(str(follower.path))}: missing or unreadable; waiting for it.", err=True)
+        while True:
+            if lines:
+                self._feed(lines)
+                quiet_since = time.monotonic()
+                lines = follower.read()
+                continue
+            if time.monotonic() - quiet_since > _FLUSH_SECONDS and self._events:
+                self._write(self._events.flush())
+            if follower.lost > lost:
+                lost = follower.lost
+                click.echo("Part of the log was gone before it was read.", err=True)
+            time.sleep(_POLL_SECONDS)
+            lines = follower.read()
+
+    def end(self) -> None:
+        """Report on stderr what was left out."""
+        report_invalid(self._reader.invalid, self._reader.first_invalid)
+
+    def _feed(self, lines: list[bytes]) -> None:
+        records = self._reader.parse(lines)
+        self._write(self._events.feed(records) if self._events else records)
+
+    def _write(self, events: Iterable[LoggedRecord]) -> None:
+        write(self._text(self, [one for one in events if all(wanted.holds(one.record) for wanted in self._filters)]))
+
+    def _rows(self, events: list[LoggedRecord]) -> str:
+        return self._requests.lines(request_row(one.record) for one in events)
+
+    def _json_lines(self, events: list[LoggedRecord]) -> str:
+        return "".join(json_line(one.line) for one in events)
+
+    def _finding_rows(self, events: list[LoggedRecord]) -> str:
+        return self._findings.lines(
+            finding_row(one.record, found.kind, found.rule) for one, found in self._found(events)
+        )
+
+    def _json_findings(self, events: list[LoggedRecord]) -> str:
+        found = self._found(events)
+        return "".join(json_finding(finding.kind, finding.rule, finding.reason, one.line) for one, finding in found)
+
+    def _found(self, events: list[LoggedRecord]) -> list[tuple[LoggedRecord, Finding]]:
+        found = [(one, finding) for one in events if (finding := self._checker.check(one.record))]
+        self.found += len(found)
+        return found
+
+
+def _refuse_closed(path: Path) -> None:
+    """Raise `UnreadableLog` for a log that this account may not read: waiting does not change that."""
+    try:
+        open_log(path, regular=True).close()
+    except PermissionError as error:
+        raise UnreadableLog(f"{path}: {read_failure(error)}") from error
+    except (OSError, UnreadableLog):
+        return
+
+
+_TEXTS = {  # (drift, JSON)
+    (False, False): FollowedLog._rows,
+    (False, True): FollowedLog._json_lines,
+    (True, False): FollowedLog._finding_rows,
+    (True, True): FollowedLog._json_findings,
+}

@@ -1,0 +1,180 @@
+"""What `squidkeeper log` reads from files, by the table (floor 9). `--follow` has no table: `log_follow.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.log_output import WantedRequests, report_skipped, write
+from squidkeeper.formatting import quantity, timestamp
+from squidkeeper.record.listing import FindingTable, RequestTable, json_finding, json_line, printable
+from squidkeeper.table import listing
+from squidkeeper.table.columns import JUDGED
+from squidkeeper.table.database import yield_to_squid
+from squidkeeper.table.drift import DriftTable
+from squidkeeper.table.groups import KEY_FIELDS, Group, Groups
+from squidkeeper.table.lines import Skipped
+from squidkeeper.table.selection import fields_of, select_rows
+from squidkeeper.table.table import Table, open_table
+from squidkeeper.table.windows import early_times, late_times
+
+if TYPE_CHECKING:
+    from squidkeeper.record.drift import DriftChecker
+    from squidkeeper.record.past_policies import Effective
+    from squidkeeper.table.sources import TableSources
+
+
+class TableLog:
+    """One call of the command. `files` are the logs among the sources, the oldest first."""
+
+    def __init__(self, wanted: WantedRequests, sources: TableSources, files: list[Path], checker: DriftChecker) -> None:
+        self.found = 0  # findings of --drift
+        self._wanted = wanted
+        self._sources = sources
+        self._files = files
+        self._checker = checker
+        self._requests: RequestTable | None = None
+        self._skipped = Skipped()
+        self._records = self._tunnels = self._merged = self._shown = 0
+
+    def show(self, effective: Iterable[Effective] = ()) -> None:
+        """Show what is wanted; report on stderr what is left out. `effective`: the revisions, for --drift."""
+        yield_to_squid()
+        if self._wanted.drift:
+            with self._open() as table:
+                self._show_drift(table, effective)
+        elif self._wanted.by:
+            with self._open() as table:
+                self._show_groups(table, self._wanted.by)
+        elif self._wanted.newest is None:
+            self._show_all()
+        else:
+            self._show_newest(self._wanted.newest)
+        self._report()
+
+    def _show_all(self) -> None:
+        """Show every request, in several periods where the log is long, so that the first lines are there early."""
+        since, until = self._wanted.since, self._wanted.until
+        times = [at for at in early_times(self._files[0]) if (not since or at > since) and (not until or at < until)]
+        for start, end in pairwise([since, *times, until]):
+            with self._open(start, end) as table:
+                self._show_requests(table, self._select(table), in_periods=bool(times))
+
+    def _show_newest(self, newest: int) -> None:
+        """Show the newest requests: read the end of the log, and more of it until it holds enough of them."""
+        given = self._wanted.since
+        for since in (*(at for at in late_times(self._files[-1], newest) if not given or at > given), given):
+            with self._open(since, self._wanted.until) as table:
+                view = self._select(table)
+                if since is given or listing.count_rows(table.connection, view) >= newest:
+                    self._show_requests(table, view)
+                    return
+
+    def _show_requests(self, table: Table, view: str, *, in_periods: bool = False) -> None:
+        newest = self._wanted.newest
+        if self._wanted.as_json:
+            for lines in listing.lines(table.connection, view, newest):
+                write("".join(map(json_line, lines)))
+        else:
+            self._requests = self._requests or self._request_table(table, view, in_periods=in_periods)
+            for rows in listing.request_rows(table.connection, view, newest):
+                self._shown += len(rows)
+                write(self._requests.lines(rows))
+        self._add_counts(table)
+
+    def _request_table(self, table: Table, view: str, *, in_periods: bool) -> RequestTable:
+        with_error = in_periods or listing.has_error(table.connection, view, self._wanted.newest)
+        return RequestTable(coloured=self._wanted.coloured, with_error=with_error)
+
+    def _show_groups(self, table: Table, by: str) -> None:
+        view, records = self._select(table), select_rows(table.connection, "records", self._wanted.filters)
+        groups = Groups.count(table.connection, view, records, by)
+        if self._wanted.as_json:
+            for group in groups.most_first():
+                write(f"{json.dumps({by: group.key, **dict(zip(Group._fields[:-1], group, strict=False))})}\n")
+        else:
+            titles = ("REQUESTS", "DENIED", "TUNNELS", "BYTES")
+            digits = groups.widths()
+            widths = map(max, map(len, titles), digits)
+            row = "  ".join([*(f"{{:>{width}}}" for width in widths), "{:<24}", "{}"])
+            if any(digits):
+                write(f"{row.format(*titles, 'LAST', by.upper())}\n")
+            for group in groups.most_first():
+                write(f"{printable(row.format(*group))}\n")
+        self._shown = listing.count_rows(table.connection, view)
+        self._add_counts(table)
+
+    def _show_drift(self, table: Table, effective: Iterable[Effective]) -> None:
+        DriftTable(table.connection, self._select(table), self._checker, effective)
+        if self._wanted.as_json:
+            for found in listing.findings(table.connection, self._wanted.newest):
+                self.found += len(found)
+                write("".join(json_finding(*one) for one in found))
+        else:
+            findings = FindingTable()
+            for rows in listing.finding_rows(table.connection, self._wanted.newest):
+                self.found += len(rows)
+                write(findings.lines(rows))
+        self._skipped = table.skipped
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _open(self, since: datetime | None = None, until: datetime | None = None) -> Iterator[Table]:
+        wanted = self._wanted
+        period = since or wanted.since, until or wanted.until
+        folds = self._view == "requests"
+        decide = self._checker.verdict if folds else None
+        with open_table(self._sources, *period, columns=self._columns(), folds=folds, decide=decide) as table:
+            yield table
+
+    def _columns(self) -> set[str] | None:
+        wanted = self._wanted
+        if wanted.as_json and not wanted.by:
+            return None  # for whole lines
+        shown = (*KEY_FIELDS.get(wanted.by, (wanted.by,)), "bytes") if wanted.by else listing.ROW_FIELDS
+        return {*shown, *fields_of(wanted.filters), *(JUDGED if wanted.drift else ())}
+
+    @property
+    def _view(self) -> str:
+        """The view to show. Every record is one row of `records`, which needs no folding."""
+        return "records" if self._wanted.connects or self._wanted.drift else "requests"
+
+    def _select(self, table: Table) -> str:
+        return select_rows(table.connection, self._view, self._wanted.filters)
+
+    # --- what was left out ----------------------------------------------------------------------------------------
+
+    def _add_counts(self, table: Table) -> None:
+        self._skipped = table.skipped
+        if self._wanted.as_json:
+            return
+        records, tunnels = listing.count_records(table.connection)
+        self._records += records
+        if self._wanted.connects:
+            return
+        self._tunnels += tunnels
+        self._merged += records - tunnels - listing.count_rows(table.connection, "requests")
+
+    def _period(self) -> str:
+        since, until = self._wanted.since, self._wanted.until
+        return f"{f' from {timestamp(since)}' if since else ''}{f' until {timestamp(until)}' if until else ''}"
+
+    def _report(self) -> None:
+        if (self._tunnels or self._merged) and self._wanted.newest is None:
+            click.echo(
+                f"{quantity(self._records, 'record')} read, {quantity(self._shown, 'event')} shown. Not shown: "
+                f"the CONNECTs of {quantity(self._tunnels, 'tunnel')}, and {self._merged:,} merged with the request "
+                "inside (--connects shows all).",
+                err=True,
+            )
+        elif not self._shown and not self._wanted.as_json and not self._wanted.drift:
+            click.echo(f"{quantity(self._records, 'record')} read{self._period()}, no event shown.", err=True)
+        report_skipped(self._skipped)
