@@ -1,0 +1,177 @@
+"""`squidkeeper query` (floor 9)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.new_file import open_new_file
+from squidkeeper.cli.options import policy_option, state_option
+from squidkeeper.cli.table_options import table_options
+
+if TYPE_CHECKING:
+    from squidkeeper.cli.table_options import TableOptions
+    from squidkeeper.record.drift import DriftChecker
+    from squidkeeper.record.events import Decide, Judgement
+    from squidkeeper.record.record import Record
+    from squidkeeper.table.rows import QueryFormat
+    from squidkeeper.table.table import Table
+
+_DECIDED = frozenset({"verdict", "rule", "revision", "observed"})  # columns of what is decided
+_FETCHED = 1_000  # rows at once
+_FORMATS = ("table", "csv", "json", "parquet")
+
+
+@click.command()
+@click.argument("sql")
+@table_options
+@click.option("--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True)
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write to a new file, mode 0640; needed for parquet.",
+)
+@policy_option
+@state_option("The state folder: its revisions decide what no helper decided.")
+def query(
+    sql: str,
+    read: TableOptions,
+    form: str,
+    output: Path | None,
+    directory: Path,
+    state: Path,
+) -> None:
+    """Run one SELECT of DuckDB over the tables `requests` and `records`.
+
+    They hold the archive, the rotated access logs, and /var/log/squid/access.log; or FILEs: logs, also compressed, `-`
+    for standard input, and Parquet files. `squidkeeper query "DESCRIBE requests"` lists the columns.
+
+    The SELECT cannot read or write a file. As root, it runs as nobody. A table shows the first 1,000 rows.
+    """
+    from squidkeeper.errors import QueryRefused, UnreadableLog
+    from squidkeeper.record.listing import printable
+    from squidkeeper.table.database import spare_threads, yield_to_squid
+    from squidkeeper.table.own_process import bound_memory, continue_as_child
+    from squidkeeper.table.rows import QueryFormat
+
+    if form == QueryFormat.PARQUET and output is None:
+        raise click.UsageError("--format parquet needs --output FILE")
+    yield_to_squid()
+    threads, file = read.threads or spare_threads(), open_new_file(output)
+    try:
+        continue_as_child(undo=partial(_remove, output))
+        bound_memory(threads)
+        _run(sql, replace(read, threads=threads), partial(_verdict, directory, state), QueryFormat(form), file)
+    except (QueryRefused, UnreadableLog) as error:
+        raise click.ClickException("\n".join(map(printable, str(error).split("\n")))) from error
+    except BrokenPipeError:  # the reader of the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _remove(output: Path | None) -> None:
+    if output is not None:
+        output.unlink(missing_ok=True)
+
+
+def _run(sql: str, read: TableOptions, decide: Decide, form: QueryFormat, file: IO[bytes]) -> None:
+    from squidkeeper.cli.log_output import report_skipped
+    from squidkeeper.table.guard import drop_rights, lock
+    from squidkeeper.table.statement import parse_select
+    from squidkeeper.table.table import open_table
+
+    statement = parse_select(sql)
+    is_judged = statement.columns is None or not statement.columns.isdisjoint(_DECIDED)
+    judging = decide if is_judged else None
+    with open_table(read.sources, *read.period, read.threads, statement.columns, decide=judging) as table:
+        drop_rights(table.database, table.parts)
+        lock(table.database, table.parts)
+        report_skipped(table.skipped)
+        _write(table, statement.text, form, file)
+    file.flush()
+
+
+def _verdict(directory: Path, state: Path, record: Record) -> Judgement | None:
+    """Decide a request that no helper decided, as `squidkeeper log` does. Most queries have none."""
+    return _checker(directory, state).verdict(record)
+
+
+@cache
+def _checker(directory: Path, state: Path) -> DriftChecker:
+    from squidkeeper.cli.policy_clients import past_policies
+    from squidkeeper.record.drift import DriftChecker
+
+    past = past_policies(directory, state)
+    return DriftChecker(past, replacing=past.replacing)
+
+
+def _write(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
+    """Run the statement and write its rows; `QueryRefused` if it fails."""
+    import duckdb
+
+    from squidkeeper.errors import QueryRefused
+    from squidkeeper.table.rows import QueryFormat
+
+    try:
+        if form is QueryFormat.PARQUET:
+            _write_parquet(table, sql, file)
+        else:
+            _write_text(table, sql, form, file)
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.Error as error:
+        text = str(error).partition("\nPlease try installing")[0]  # there are no extensions here
+        raise QueryRefused(text.rstrip()) from error
+    except OverflowError as error:
+        raise QueryRefused("a value is too large to show, such as an interval: cast it, as in x::VARCHAR") from error
+
+
+def _write_text(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
+    from squidkeeper.record.listing import printable
+    from squidkeeper.table.rows import ROWS_SHOWN, WRITERS, QueryFormat
+
+    result = table.connection.execute(sql)
+    names = [column[0] for column in result.description or ()]
+    is_table = form is QueryFormat.TABLE
+    on_terminal = file is sys.stdout.buffer and sys.stdout.isatty()
+    rows = result.fetchmany(ROWS_SHOWN) if is_table else _rows(table)
+    for line in WRITERS[form](names, rows):
+        file.write((f"{printable(line[:-1])}\n" if on_terminal else line).encode("utf-8", "backslashreplace"))
+    file.flush()
+    if is_table and result.fetchone() is not None:
+        click.echo(f"only the first {ROWS_SHOWN:,} rows are shown: --format csv or json writes all", err=True)
+
+
+def _rows(table: Table) -> Iterator[tuple[object, ...]]:
+    while rows := table.connection.fetchmany(_FETCHED):
+        yield from rows
+
+
+def _write_parquet(table: Table, sql: str, file: IO[bytes]) -> None:
+    """Let DuckDB write into a pipe in its spill folder, where it may, so that the result takes no space there."""
+    pipe = table.database.spill / "result"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(pipe, os.O_WRONLY)  # open until DuckDB has written: before, a reader would be at the end
+    os.set_blocking(reader, True)
+    with ThreadPoolExecutor(1) as pool:
+        copied = pool.submit(_copy, reader, file)
+        try:
+            table.connection.sql(sql).write_parquet(str(pipe), compression="zstd")
+        finally:
+            os.close(writer)
+            copied.result()  # if the file cannot be written, that is the error
+
+
+def _copy(reader: int, file: IO[bytes]) -> None:
+    with open(reader, "rb") as content:
+        shutil.copyfileobj(content, file)
