@@ -1,0 +1,223 @@
+"""`squidkeeper archive` (floor 9): rotated logs as Parquet, sealed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.archive import KEEP_DAYS
+from squidkeeper.cli.archive_fetch import fetch
+from squidkeeper.cli.archive_verify import failure, verify
+from squidkeeper.cli.maintain import Size
+from squidkeeper.cli.options import (
+    DEFAULT_ARCHIVE,
+    DEFAULT_ARCHIVE_KEY,
+    DEFAULT_LOG,
+    archive_option,
+    check_archive,
+    file_option,
+    state_option,
+)
+from squidkeeper.formatting import byte_size, quantity
+
+if TYPE_CHECKING:
+    from squidkeeper.archive.archiver import RunReport
+    from squidkeeper.chain.keys import ArchiveKey
+    from squidkeeper.chain.stores import ObjectStore
+
+
+@click.group()
+def archive() -> None:
+    """Keep rotated access logs as an archive of Parquet files, and verify it."""
+
+
+@archive.command()
+@file_option("--access-log", DEFAULT_LOG, "Squid's access log, whose rotated files are archived.")
+@archive_option("The archive.")
+@click.option(
+    "--key",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Seal the archive with this private key. Default: the key of the gateway, for its own archive.",
+)
+@click.option(
+    "--keep-days",
+    metavar="N",
+    type=click.IntRange(1, 36_500),
+    default=KEEP_DAYS,
+    show_default=True,
+    help="Remove days that are older.",
+)
+@click.option(
+    "--keep-bytes",
+    metavar="SIZE",
+    type=Size(),
+    help="Remove the oldest days while the archive is larger, such as 100G. Default: a quarter of its file system.",
+)
+@state_option("The state folder: the samples of Squid's own counter, which are sealed with the lines.")
+@click.option(
+    "--copy-to",
+    metavar="s3://…|FILE.yaml",
+    help="Copy what is new to an object store: its URL, or the file of its settings. No such file: no copy.",
+)
+@click.option(
+    "--every", metavar="SECONDS", type=click.FloatRange(1), help="Run again and again, until SIGTERM. Without it: once."
+)
+def run(
+    access_log: Path,
+    archive: Path,
+    key: Path | None,
+    keep_days: int,
+    keep_bytes: int | None,
+    state: Path,
+    copy_to: str | None,
+    every: float | None,
+) -> None:
+    """Archive the rotated access logs that are complete and not archived yet; then remove days over the bounds.
+
+    The log that Squid writes is archived after its rotation. Rotated logs may be compressed (.gz, .bz2, .xz, .zst).
+    Every line is kept, invalid ones as they are. It is safe to end a run at any time.
+    Exit status: 1 if a log could not be archived; the next run tries again.
+    """
+    if every is not None:
+        from squidkeeper.archive.schedule import repeat
+
+        repeat(_without_every(sys.argv[sys.argv.index("run") + 1 :]), every)
+    from squidkeeper.archive.archiver import Archiver
+    from squidkeeper.archive.retention import ArchiveBounds
+    from squidkeeper.errors import ArchiveInUse, StoreFailed
+
+    if not os.path.isdir(archive):  # Path.is_dir raises in a folder that cannot be read
+        raise click.ClickException(f"{archive}: there is no such folder: make it, with mode 0750 and Squid's group")
+    if not os.path.isdir(access_log.parent):
+        raise click.ClickException(f"{access_log.parent}: there is no such folder: name Squid's by --access-log")
+    try:
+        bounds, store, signing = ArchiveBounds(keep_days, keep_bytes), _store(copy_to), _key(key or _own_key(archive))
+        if signing is None:
+            _refuse_unsealed(archive)
+        _become_owner(archive)
+        report = Archiver(access_log, archive, signing, bounds, state=state, store=store).run()
+    except (ArchiveInUse, StoreFailed) as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(failure(archive, error)) from None
+    _show(report)
+
+
+def _become_owner(archive: Path) -> None:
+    """As root, become the account that the archive belongs to: its next run could not replace what root has written."""
+    import duckdb  # noqa: F401 - while this process may still read where it is installed
+
+    about = archive.stat()
+    if os.geteuid() == 0 and about.st_uid != 0:
+        os.setgroups([])
+        os.setgid(about.st_gid)
+        os.setuid(about.st_uid)
+
+
+def _without_every(arguments: list[str]) -> list[str]:
+    """Leave out the option that this process alone follows."""
+    at = next(number for number, one in enumerate(arguments) if one.partition("=")[0] == "--every")
+    return arguments[:at] + arguments[at + (1 if "=" in arguments[at] else 2) :]
+
+
+def _own_key(archive: Path) -> Path | None:
+    """Name the key of the gateway of the system, for its archive."""
+    return DEFAULT_ARCHIVE_KEY if archive == DEFAULT_ARCHIVE and os.path.exists(DEFAULT_ARCHIVE_KEY) else None
+
+
+def _key(file: Path | None) -> ArchiveKey | None:
+    from squidkeeper.chain.keys import read_archive_key
+    from squidkeeper.errors import InvalidArchiveKey
+
+    try:
+        return read_archive_key(file) if file else None
+    except InvalidArchiveKey as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _refuse_unsealed(archive: Path) -> None:
+    """Refuse to add an entry without a signature to an archive that is sealed: it would not verify any more."""
+    from squidkeeper.chain.chain import HEAD, read_chain
+
+    if os.path.lexists(archive / HEAD) or any(entry.key for entry in read_chain(archive).entries):
+        text = f"{archive} is sealed: add --key FILE, the private key of its service ({DEFAULT_ARCHIVE_KEY})"
+        raise click.ClickException(text)
+
+
+def _store(copy_to: str | None) -> ObjectStore | None:
+    """Find the store; an operator who wants none has no file of its settings."""
+    from squidkeeper.chain.store_settings import is_store, read_store_settings
+    from squidkeeper.chain.stores import ObjectStore
+
+    if copy_to is None or (not copy_to.startswith("s3://") and not Path(copy_to).exists()):
+        return None
+    if not is_store(copy_to):
+        raise click.BadParameter(f"{copy_to!r} is neither s3://BUCKET/PREFIX nor a .yaml file", param_hint="--copy-to")
+    return ObjectStore(read_store_settings(copy_to))
+
+
+def _show(report: RunReport) -> None:
+    for one in report.archived:
+        invalid = f", {one.invalid:,} of them invalid" if one.invalid else ""
+        click.echo(f"archived {one.name}: {quantity(one.lines, 'line')}{invalid}")
+        if one.damage:
+            click.echo(f"{one.name}: {one.damage}: the rest is archived", err=True)
+    _show_left(report)
+    for day in report.removed:
+        click.echo(f"removed {day}")
+    for text in report.failures:
+        click.echo(f"not archived: {text}", err=True)
+    _show_copy(report)
+    if report.head:  # in the journal, which whoever changes the archive cannot change
+        click.echo(f"archive head {report.head}")
+    if report.problems:
+        raise SystemExit(1)
+
+
+def _show_left(report: RunReport) -> None:
+    from squidkeeper.archive.archiver import MOST_NAMED
+
+    for refused in report.refused[:MOST_NAMED]:
+        click.echo(f"left as it is: {refused}", err=True)
+    if more := len(report.refused[MOST_NAMED:]):
+        click.echo(f"left as they are: {quantity(more, 'other file')}", err=True)
+    for name in report.waiting:
+        click.echo(f"not yet: {name} was written to within the last minute")
+
+
+def _show_copy(report: RunReport) -> None:
+    if report.copied and report.copied.entries:
+        click.echo(f"copied {quantity(report.copied.parts, 'part')}")
+    if report.copy_failure:
+        click.echo(f"not copied: {report.copy_failure}", err=True)
+
+
+@archive.command("list")
+@archive_option("The archive.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, with an object for each day.")
+def list_days(archive: Path, as_json: bool) -> None:
+    """List the days of an archive."""
+    from squidkeeper.archive.retention import days_of
+    from squidkeeper.chain.chain import read_chain
+
+    check_archive(archive)
+    try:
+        days = days_of(read_chain(archive))
+    except OSError as error:
+        raise click.ClickException(failure(archive, error)) from None
+    if as_json:
+        click.echo(json.dumps([one.figures for one in days]))
+        return
+    click.echo(f"{'DAY':10}  {'LINES':>12}  {'INVALID':>8}  {'SIZE':>9}  PARTS")
+    for one in days:
+        click.echo(f"{one.day}  {one.lines:>12,}  {one.invalid:>8,}  {byte_size(one.bytes):>9}  {len(one.parts)}")
+
+
+archive.add_command(fetch)
+archive.add_command(verify)

@@ -1,0 +1,47 @@
+"""`squidkeeper archive fetch` (floor 9)."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from squidkeeper.cli.archive_verify import failure
+from squidkeeper.cli.options import since_option
+from squidkeeper.errors import ArchiveInUse, ExtraMissing, StoreFailed
+from squidkeeper.formatting import byte_size, printable, quantity
+
+
+@click.command()
+@click.argument("store")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@since_option
+def fetch(store: str, folder: Path, since: datetime | None) -> None:
+    """Fetch the archives of an object store into a folder, which every --archive and `archive verify` take.
+
+    STORE is s3://BUCKET/PREFIX, or the YAML file of the settings of one. An archive below gateway=NAME gets a folder of
+    this name in FOLDER. What is there already is not fetched again. Each part is compared with the SHA-256 of its
+    entry; `archive verify` verifies the entries. Exit status: 1 if something could not be fetched.
+    """
+    from squidkeeper.chain.mirror import fetch_archives
+    from squidkeeper.chain.store_settings import read_store_settings
+    from squidkeeper.chain.stores import ObjectStore
+    from squidkeeper.record.record import format_time
+
+    failed = False
+    try:
+        for one in fetch_archives(ObjectStore(read_store_settings(store)), folder, format_time(since) if since else ""):
+            name = f"{one.gateway}: " if one.gateway else ""
+            click.echo(f"{name}fetched {quantity(one.parts, 'part')}, {byte_size(one.bytes)}")
+            for path in one.missing:
+                click.echo(f"{name}{path}: the store lacks it, or has other content than its entry says", err=True)
+            if one.failure:
+                click.echo(printable(f"{name}not fetched: {one.failure}"), err=True)
+            failed |= bool(one.missing or one.failure)
+    except (StoreFailed, ExtraMissing, ArchiveInUse) as error:
+        raise click.ClickException(printable(str(error))) from None
+    except OSError as error:
+        raise click.ClickException(failure(os.fspath(folder), error)) from None
+    raise SystemExit(1 if failed else 0)

@@ -1,0 +1,200 @@
+"""`squidkeeper archive verify` (floor 9)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.options import DEFAULT_ARCHIVE, json_option, since_option
+from squidkeeper.errors import ExtraMissing, InvalidArchiveKey, InvalidEntry, StoreFailed
+from squidkeeper.formatting import printable, quantity
+
+if TYPE_CHECKING:
+    from squidkeeper.chain.keys import ArchivePublicKey
+    from squidkeeper.chain.places import ArchivePlace
+    from squidkeeper.chain.verification import KeptHead, Verification
+
+_NUMBER = re.compile(r"(\d{1,12})(?::([0-9a-f]{64}))?", re.ASCII)
+_KEYS = click.Path(path_type=Path, exists=True)
+
+
+@click.command()
+@click.argument("archive", metavar="[ARCHIVE]", default=str(DEFAULT_ARCHIVE))
+@click.option(
+    "--key",
+    metavar="FILE|DIR",
+    type=_KEYS,
+    required=True,
+    help="The public key, kept elsewhere. Of many gateways: a folder with NAME.pub for each.",
+)
+@click.option(
+    "--head",
+    "heads",
+    metavar="NUMBER:SHA256|FILE|STORE",
+    multiple=True,
+    help="A head that was kept elsewhere: NUMBER:SHA256 as in the journal, a copy of head.json, or the store with a"
+    " copy. NUMBER alone only proves that the archive has so many entries. Repeatable.",
+)
+@since_option
+@json_option
+def verify(archive: str, key: Path, heads: tuple[str, ...], since: datetime | None, as_json: bool) -> None:
+    """Verify an archive: every part, every line of its chain, its head, and its lines by Squid's own counter.
+
+    ARCHIVE is a folder, an object store (s3://BUCKET/PREFIX), or the YAML file of the settings of one. Where it holds
+    the archives of many gateways (gateway=NAME), each is verified by its own key; --head then names a store.
+    With --since, parts with no later record are not verified: a mirror may lack them. The chain always is, whole.
+    The exit status is 1 if anything is not as it was signed. Without --head, an archive that was replaced by an older
+    one of its own, whole, is not found: name a head from the journal, the SIEM or the object store.
+    """
+    try:
+        places = _places(archive)
+        if places[1:] and not key.is_dir():
+            raise click.ClickException(f"{archive} has archives of many gateways: --key DIR, with NAME.pub for each")
+        results = {str(place): _verified(place, key, heads, Path(archive), since) for place in places}
+        results |= dict(_missing(archive, key, {place.gateway for place in places}))
+    except (InvalidArchiveKey, InvalidEntry, StoreFailed, ExtraMissing) as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(failure(archive, error)) from None
+    if as_json:
+        made = [_as_object(result, name) for name, result in results.items()]
+        click.echo(json.dumps(made if key.is_dir() else made[0], indent=2))
+    else:
+        click.echo("\n\n".join(_as_text(result, name, kept=bool(heads)) for name, result in results.items()))
+    raise SystemExit(1 if any(result.faults for result in results.values()) else 0)
+
+
+def _verified(
+    place: ArchivePlace, key: Path, heads: tuple[str, ...], archive: Path, since: datetime | None
+) -> Verification:
+    from squidkeeper.chain.keys import read_public_keys
+    from squidkeeper.chain.verification import verify as verify_archive
+    from squidkeeper.record.record import format_time
+
+    file = key / f"{place.gateway}.pub" if key.is_dir() else key
+    _refuse_a_key_inside(file, archive)
+    keys = read_public_keys(file)
+    kept = tuple(_kept_head(head, keys, place.gateway) for head in heads)
+    return _with_lines(place, verify_archive(place, keys, kept, format_time(since) if since else ""), since)
+
+
+def _missing(archive: str, keys: Path, there: Collection[str]) -> Iterator[tuple[str, Verification]]:
+    """Name the gateways whose key there is, and no archive."""
+    from squidkeeper.chain.verification import ArchiveFault, ArchiveFaultCode, Verification
+
+    for file in sorted(keys.glob("*.pub")) if keys.is_dir() else ():
+        if file.stem not in there:
+            name, text = f"gateway={file.stem}", f"there is no archive of this gateway, and {keys} has its key"
+            fault = ArchiveFault(ArchiveFaultCode.ARCHIVE_MISSING, name, text)
+            yield f"{archive}/{name}", Verification((), 0, 0, None, (fault,), ())
+
+
+def failure(archive: str | Path, error: OSError) -> str:
+    """Tell why an archive cannot be read or written."""
+    closed = "permission denied: only root and Squid's account can read the archive, only root and its owner write it"
+    reason = closed if isinstance(error, PermissionError) else (error.strerror or str(error)).lower()
+    return f"{os.fsdecode(error.filename) if error.filename else archive}: {reason}"
+
+
+def _places(archive: str) -> tuple[ArchivePlace, ...]:
+    """List the archive, or those of each gateway."""
+    from squidkeeper.chain.places import FolderPlace, archives_in
+    from squidkeeper.chain.store_settings import is_store, read_store_settings
+
+    if is_store(archive):
+        from squidkeeper.chain.stores import ObjectStore
+
+        return ObjectStore(read_store_settings(archive)).archives()
+    if not Path(archive).is_dir():
+        raise click.ClickException(f"{archive}: there is no archive here")
+    return tuple(map(FolderPlace, archives_in(Path(archive))))
+
+
+def _with_lines(place: ArchivePlace, result: Verification, since: datetime | None) -> Verification:
+    """Add what the lines themselves show: how many there are, compared with Squid's own counter."""
+    from squidkeeper.chain.line_counts import compare_lines
+    from squidkeeper.record.record import format_time
+
+    begin = format_time(since) if since else ""
+    left = [part.path for entry in result.entries for part in entry.parts if not part.is_of(begin, "")]
+    broken = [*(fault.place for fault in result.faults), *left]
+    return replace(result, faults=(*result.faults, *compare_lines(place, result.entries, broken)))
+
+
+def _refuse_a_key_inside(file: Path, folder: Path) -> None:
+    """Refuse a key that whoever changed the archive could have changed with it, also by another name of the file."""
+    if not file.exists():
+        raise click.ClickException(f"{file}: there is no such file, expected the public key of this gateway")
+    about = file.stat()
+    inside = file.resolve().is_relative_to(folder.resolve()) or Path(file.absolute()).is_relative_to(folder.absolute())
+    if inside or (about.st_nlink > 1 and any(_is_same(path, about.st_ino, about.st_dev) for path in folder.rglob("*"))):
+        what = f"--key {file} lies in the archive, so whoever changed that could have replaced it"
+        raise click.ClickException(f"{what}: use the copy of archive.pub that you keep elsewhere")
+
+
+def _is_same(path: Path, inode: int, device: int) -> bool:
+    about = path.lstat()
+    return (about.st_ino, about.st_dev) == (inode, device)
+
+
+def _kept_head(text: str, keys: tuple[ArchivePublicKey, ...], gateway: str) -> KeptHead:
+    """Parse a head that was kept: its number, perhaps with its SHA-256, or a signed copy, which is verified."""
+    from squidkeeper.chain.chain import HEAD
+    from squidkeeper.chain.head import parse_head
+    from squidkeeper.chain.store_settings import is_store
+    from squidkeeper.chain.verification import KeptHead
+
+    if match := _NUMBER.fullmatch(text):
+        return KeptHead(int(match[1]), match[2])
+    if not is_store(text) and not Path(text).is_file():
+        raise click.BadParameter(f"{text!r} is no number, NUMBER:SHA256, file or store", param_hint="--head")
+    if is_store(text):
+        kept = b"".join(place.read(HEAD) for place in _places(text) if place.gateway == gateway)
+    else:
+        kept = Path(text).read_bytes()
+    try:
+        head, content, signature = parse_head(kept)
+    except InvalidEntry as error:
+        raise InvalidEntry(f"--head {text}: {error}") from None
+    if signature is None or not any(key.verifies(signature, content) for key in keys):
+        raise InvalidEntry(f"--head {text}: no key of --key has signed it")
+    return KeptHead(head.number, head.digest)
+
+
+def _as_object(result: Verification, archive: str) -> dict[str, object]:
+    entry = result.entries[-1] if result.entries else None
+    return {
+        "archive": archive,
+        "entries": len(result.entries),
+        "last_entry": entry.number if entry else 0,
+        "parts": result.parts,
+        "bytes": result.bytes,
+        "head": asdict(result.head) if result.head else None,
+        "faults": [asdict(fault) for fault in result.faults],
+        "notes": list(result.notes),
+    }
+
+
+def _as_text(result: Verification, archive: str, *, kept: bool) -> str:
+    head = f"{result.head}, of {result.head.time}" if result.head else "none"
+    lines = [f"{fault.code}  {fault}" for fault in result.faults]
+    lines += [f"note  {printable(note)}" for note in result.notes]
+    if not kept:
+        lines.append("note  without --head, an older state of the whole archive that was put back is not found")
+    held = (
+        quantity(len(result.entries), "entry", "entries"),
+        quantity(result.parts, "part"),
+        f"{result.bytes:,} bytes",
+    )
+    lines.append(f"archive {archive}: {', '.join(held)}")
+    lines.append(f"head {head}")
+    lines.append(quantity(len(result.faults), "fault") if result.faults else "OK: everything is as it was signed")
+    return "\n".join(lines)
