@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -26,11 +27,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from squidkeeper.certificates.authority import make_ca, make_intermediate
 from squidkeeper.cli import main
 from squidkeeper.counters import CounterFile, HelperStatus, Key, histogram_keys, make_key
+from squidkeeper.export.store import ExportStore
+from squidkeeper.export_status import ExportState, read_exports
 from squidkeeper.exporter import server
-from squidkeeper.exporter.cache_manager import SquidCounters, families, parse_counters, read_counters
+from squidkeeper.exporter.cache_manager import families
 from squidkeeper.exporter.certificate import Certificate, read_certificate
 from squidkeeper.exporter.checkpoint import Checkpoint
-from squidkeeper.exporter.collector import GatewayCollector, expected_series
+from squidkeeper.exporter.collector import GatewayCollector, expected_series, observed_series
 from squidkeeper.exporter.conditions import CONDITIONS, active_conditions
 from squidkeeper.exporter.counts import SERIES_LIMIT, RequestCounter, RequestCounts
 from squidkeeper.exporter.disks import Disk, read_disks
@@ -45,8 +48,10 @@ from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.policy_watcher import PolicyState, PolicyWatcher
 from squidkeeper.record.record import format_time
+from squidkeeper.squid_counters import SquidCounters, parse_counters, read_counters
 
 from .conftest import compiled_of
+from .ports import free_port
 from .test_log_counter import line, record
 from .waiting import wait_for
 
@@ -74,12 +79,6 @@ def policy(tmp_path: Path) -> Path:
 
 
 # ── The process ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True)
@@ -482,6 +481,7 @@ def test_health_gives_each_condition_with_its_code() -> None:
 def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
     assert {condition.code for condition in CONDITIONS if condition.unhealthy} == {
         "squid-down",
+        "drained",
         "no-policy",
         "policy-not-loaded",
         "policy-lines-outdated",
@@ -495,6 +495,11 @@ def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
         "own-addresses-failing",
         "tls-failing",
     }
+
+
+def test_an_edit_that_the_reload_gate_refuses_leaves_every_helper_its_policy() -> None:
+    gated = Fault(Location("/etc/squidkeeper/policy"), FaultCode.RELOAD_GATED, "refused")
+    assert wrong(seen(PolicyState("aaaa", NOW, faults=(gated,)), HELPER)) == {}  # so no load balancer leaves it
 
 
 def test_a_helper_that_needs_no_policy_is_not_asked_for_its_revision() -> None:
@@ -573,6 +578,12 @@ def test_each_entry_of_the_table_is_served_by_its_name_kind_and_meaning(policy: 
         assert f"# HELP {metric.name} {metric.help}" in told
 
 
+def test_the_questions_that_wait_are_a_number_once_a_client_has_asked() -> None:
+    asked = samples(replace(seen(), questions_waiting=3))
+    assert asked["squidkeeper_questions_waiting"] == 3
+    assert "squidkeeper_questions_waiting" not in samples(seen())
+
+
 def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
     found = samples(view(policy))
     for client in ("lab", "ops", "none"):
@@ -593,6 +604,21 @@ def test_what_the_policy_names_is_there_before_it_counts(policy: Path) -> None:
     )
     assert found['squidkeeper_credential_failures_total{credential="api"}'] == 0
     assert [found[f'squidkeeper_helper_processes{{helper="{one}"}}'] for one in ("host", "request")] == [0, 0]
+
+
+def test_a_grant_and_an_ask_have_series_and_a_grant_no_expiry_to_be_warned_about(tmp_path: Path) -> None:
+    text = """
+    defaults: {ask: true}
+    rules: [{name: asks, action: ask, hosts: [a.example]}]
+    grants: [{name: granted, any_client: true, hosts: [a.example], expires: 2030-01-01T00:00:00Z, reason: x}]
+    """
+    found = samples(replace(view(None), policy=compiled_of(tmp_path / "granted", text).source))
+    labels = 'client="none",method_class="read",rule="{}",status_class="{}",verdict="{}"'
+    assert found[f"squidkeeper_requests_total{{{labels.format('granted', '2xx', 'allow')}}}"] == 0
+    assert found[f"squidkeeper_requests_total{{{labels.format('asks', '4xx', 'deny')}}}"] == 0
+    assert found[f"squidkeeper_requests_total{{{labels.format('default', '4xx', 'deny')}}}"] == 0
+    assert found['squidkeeper_rule_last_matched_timestamp_seconds{rule="granted"}'] == 0
+    assert [series for series in found if series.startswith("squidkeeper_rule_expiry")] == []
 
 
 def test_a_policy_of_thousands_makes_no_series_without_end(tmp_path: Path) -> None:
@@ -623,6 +649,26 @@ def test_counts_of_the_record_are_served(policy: Path) -> None:
     assert [
         found[f"squidkeeper_{name}"] for name in ("record_backlog_bytes", "record_readable", "exporter_state_writable")
     ] == [7, 0, 0]
+
+
+def test_what_an_export_reports_is_served_as_its_file_has_it(policy: Path, tmp_path: Path) -> None:
+    with ExportStore(tmp_path, "siem") as store:
+        store.write(ExportState(sent=7, doubled=6, gaps=5, lost=4, backlog_bytes=3, waiting_since=1000.0))
+    (tmp_path / "export/other.json").write_text("no state")
+    now = view(policy).now
+    os.utime(tmp_path / "export/siem.json", (now, now))
+    found = samples(replace(view(policy), exports=read_exports(tmp_path, now)))
+    values = {name: value for name, value in found.items() if name.startswith("squidkeeper_export_")}
+    expected: dict[str, float] = {
+        "up": 1,
+        "records_total": 7,
+        "doubled_total": 6,
+        "gaps_total": 5,
+        "lost_records_total": 4,
+    }
+    expected |= {"backlog_bytes": 3, "waiting_seconds": now - 1000}
+    assert values == {f'squidkeeper_export_{name}{{export="siem"}}': value for name, value in expected.items()}
+    assert not read_exports(tmp_path, now + 121)["siem"].runs
 
 
 def test_the_room_on_disk_is_served_of_each_folder_that_is_there(policy: Path, tmp_path: Path) -> None:
@@ -788,6 +834,19 @@ def test_tunnels_stand_apart_from_a_rules_hits_on_the_status_page(policy: Path) 
     about = replace(view(policy), checkpoint=checkpoint)
     rows = [(row.name, row.allowed, row.denied, row.tunnels) for row in rule_rows(about)]
     assert rows == [("open", 1, 0, 36), ("closed", 0, 0, 2)]
+
+
+def test_what_is_observed_is_counted_by_rule_and_verdict_without_tunnels(tmp_path: Path) -> None:
+    rules = "[{name: no-push, action: deny, observe: true}, {name: later, action: allow, observe: true}]"
+    policy = compiled_of(tmp_path, f"rules: {rules}\n    defaults: {{observe: true}}".replace("\n    ", "\n")).source
+    counter = RequestCounter(RequestCounts())
+    for observed in ("deny:no-push", "deny:no-push", "deny:default", "-"):
+        counter.count(record(observed=observed), "lab")
+    counter.count(record(method="CONNECT", observed="deny:no-push"), "lab")  # an allowed tunnel
+    counter.count(record(method="CONNECT", verdict="deny", observed="allow:other%20one"), "lab")
+    counts = RequestCounter(counter.counts()).counts()  # as after a restart
+    assert sorted(counts.observed) == [(("default", "deny"), 1), (("no-push", "deny"), 2), (("other one", "allow"), 1)]
+    assert observed_series(policy) == [("no-push", "deny"), ("later", "allow"), ("default", "deny")]
 
 
 def warnings(about: Snapshot) -> tuple[str, ...]:

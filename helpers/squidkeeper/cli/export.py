@@ -1,0 +1,136 @@
+"""`squidkeeper export` (floor 9)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from socket import gethostname
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, state_option
+
+if TYPE_CHECKING:
+    from squidkeeper.export.targets import ExportTarget
+
+_PATH = click.Path(path_type=Path, readable=False)
+
+
+@click.command()
+@click.option("--format", "format_name", metavar="FORMAT", help="ocsf, ecs, cef, otlp or json.")
+@click.option(
+    "--to",
+    metavar="DESTINATION",
+    help="syslog+tls://HOST:PORT, syslog+tcp://HOST:PORT, https://HOST/PATH or file:/PATH. For otlp, by default what"
+    " OTEL_EXPORTER_OTLP_ENDPOINT names.",
+)
+@click.option("--urls", type=click.Choice(["path", "full"]), default="path", help="full: URLs leave with their query.")
+@click.option("--ca", metavar="FILE", type=_PATH, help="Who signs the receiver, in place of the system's authorities.")
+@click.option(
+    "--headers",
+    metavar="FILE",
+    type=_PATH,
+    help="Headers for https, such as 'Authorization: Bearer …', one a line. Mode 0640: not for everybody.",
+)
+@click.option("--name", help="The name of this export: of its position, and in metrics.")
+@click.option(
+    "--config",
+    metavar="DIR",
+    type=_PATH,
+    help="In place of the options above: NAME.yaml for each export, with them as keys. What the service uses.",
+)
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Check the options and files, and send nothing; without --config, also what is read and written.",
+)
+@file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
+@state_option("The state folder: how far each receiver has taken the log.")
+@archive_option("The archive, whose head is sent too.")
+@click.option("--gateway", metavar="NAME", default=gethostname, help="The gateway's name. [default: the host name]")
+def export(
+    format_name: str | None,
+    to: str | None,
+    urls: str,
+    ca: Path | None,
+    headers: Path | None,
+    name: str | None,
+    config: Path | None,
+    check: bool,
+    access_log: Path,
+    state: Path,
+    archive: Path,
+    gateway: str,
+) -> None:
+    """Send each record of the access log to a SIEM, at least once, until SIGTERM.
+
+    It continues where the receiver has taken the log, through rotations, restarts and crashes. Where records are lost,
+    it sends a notice about the gap.
+    Exit status: 0 after SIGTERM; 1 if it cannot start.
+    """
+    import logging
+    import sys
+
+    from squidkeeper.errors import InvalidExport, StateInUse
+    from squidkeeper.export.process import ExportProcess, run_exports
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+    try:
+        targets = _targets(format_name, to, urls, ca, headers, name, config)
+        for target in targets:
+            click.echo(f"{target.name}: {target.format} to {target.destination}", err=True)
+        if check and not config:  # install.sh checks files of a service whose folders are still to come
+            _check_places(targets, access_log, state)
+        if not check:
+            run_exports(targets, ExportProcess(access_log, state, archive, gateway))
+    except (InvalidExport, StateInUse) as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {error.strerror or error}") from error
+
+
+def _check_places(targets: tuple[ExportTarget, ...], access_log: Path, state: Path) -> None:
+    """Raise OSError or `InvalidExport` where the log cannot be read, or a position or a file cannot be written."""
+    import os
+
+    from squidkeeper.destination import Transport
+    from squidkeeper.errors import InvalidExport
+    from squidkeeper.export_status import FOLDER
+
+    access_log.open("rb").close()
+    folders = [Path(one.destination.target).parent for one in targets if one.destination.transport is Transport.FILE]
+    positions = state / FOLDER
+    for folder in (positions if os.path.isdir(positions) else state, *folders):
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+            raise InvalidExport(f"{folder}: there is no such folder that this account can write in")
+
+
+def _targets(
+    format_name: str | None,
+    to: str | None,
+    urls: str,
+    ca: Path | None,
+    headers: Path | None,
+    name: str | None,
+    config: Path | None,
+) -> tuple[ExportTarget, ...]:
+    import os
+
+    from squidkeeper.export.targets import make_target, read_targets
+
+    if config:
+        if format_name or to or ca or headers or name or urls == "full":
+            raise click.UsageError("--config has exports in files: leave the options of one export out")
+        return read_targets(config)
+    if not format_name:
+        raise click.UsageError("name a format by --format, or the folder of exports by --config")
+    target = make_target(
+        name=name,
+        format_name=format_name,
+        to=to,
+        full_urls=urls == "full",
+        ca=ca,
+        headers=headers,
+        environment=os.environ,
+    )
+    return (target,)

@@ -1,0 +1,24 @@
+"""The format `json` (floor 7): records as in the access log, with the same fields in percent-encoding."""
+
+from __future__ import annotations
+
+import msgspec
+
+from squidkeeper.export.notices import Notice
+from squidkeeper.export.options import ExportOptions
+from squidkeeper.record.record import Record
+
+_encoder = msgspec.json.Encoder()
+
+
+def of_record(record: Record, _: ExportOptions) -> bytes:
+    """Write a record as the access log has it."""
+    return _encoder.encode(record)
+
+
+def of_notice(notice: Notice, options: ExportOptions) -> bytes:
+    """Write a notice; it has `notice` in place of the `v` of a record."""
+    return _encoder.encode(
+        {"notice": notice.kind, "time": notice.time, "gateway": options.gateway, "message": notice.message}
+        | dict(notice.details)
+    )
