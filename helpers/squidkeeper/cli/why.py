@@ -1,0 +1,385 @@
+"""`squidkeeper why` (floor 9)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import cache, partial
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from squidkeeper.cli.options import (
+    ABSOLUTE_URL,
+    DEFAULT_LOG,
+    DEFAULT_POLICY,
+    HOST_AND_PORT,
+    Moment,
+    archive_read_option,
+    is_missing,
+    json_option,
+    policy_option,
+    run_option,
+    state_option,
+    table_sources,
+)
+
+if TYPE_CHECKING:
+    from squidkeeper.cli.why_table import ReadRecords
+    from squidkeeper.engine import CompiledPolicy
+    from squidkeeper.record.filters import Filter
+    from squidkeeper.table.sources import TableSources
+    from squidkeeper.tickets.store import Ticket
+    from squidkeeper.tickets.ticket import AskedRequest
+    from squidkeeper.url import Address
+    from squidkeeper.why.answer import Explained
+    from squidkeeper.why.details import Surroundings
+    from squidkeeper.why.failures import FailureGroup
+    from squidkeeper.why.search import Search
+
+# Seconds, milliseconds, the number of the request, the client's port: REQUEST_ID of setup/error_pages.py.
+# Squid writes `-` for what it does not have.
+_REQUEST_ID = re.compile(r"[0-9]{9,11}\.[0-9]+\.([0-9]+|-)\.([0-9]+|-)")
+_LONGEST_REQUEST: Final = timedelta(days=1)  # client_lifetime of Squid
+_USUAL_SPAN: Final = timedelta(hours=1)
+_DNS_SECONDS: Final = 3.0
+_NAMES_RESOLVED: Final = 5  # for one call: a name takes seconds if nothing answers
+_FAILED = 1
+_NOTHING_TO_SAY = 2
+_SOME_ID = "1795714530.880.73.57132"
+
+
+def _checked_url(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
+    if url is None or HOST_AND_PORT.fullmatch(url):
+        return url
+    if scheme := ABSOLUTE_URL.match(url):
+        return url if "/" in url[scheme.end() :] else f"{url}/"  # as the record has it
+    expected = "expected a URL with its scheme, such as https://example.com/, or HOST:PORT of a CONNECT"
+    raise click.BadParameter(f"{url!r} is not an absolute URL, {expected}")
+
+
+@click.command()
+@click.argument("given", metavar="[ID|FILE]...", nargs=-1)
+@click.option("--client", metavar="WHO", multiple=True, help="An address, a network, or a client of the policy.")
+@click.option("--user", "users", metavar="NAME", multiple=True, help="The proxy user.")
+@click.option("--host", "hosts", metavar="PATTERN", multiple=True, help="A host pattern as in a policy.")
+@click.option(
+    "--url",
+    metavar="URL",
+    callback=_checked_url,
+    help="A URL with its scheme, or HOST:PORT of a CONNECT. Without a query it stands for every query.",
+)
+@click.option(
+    *("--last", "--since", "since"),
+    metavar="TIME",
+    type=Moment(),
+    help="10m, 2h or 3d back, or an ISO time.  [default: 1h]",
+)
+@click.option(
+    "-n", "number", metavar="N", type=click.IntRange(1), default=10, show_default=True, help="Causes to show."
+)
+@archive_read_option
+@click.option(
+    "--cache-log",
+    metavar="FILE",
+    type=click.Path(path_type=Path, readable=False),
+    help="Squid's cache.log. Left out: the one beside the access log.",
+)
+@json_option
+@policy_option
+@state_option("The state folder, with the revisions that were in force.")
+@run_option
+def why(
+    given: tuple[str, ...],
+    client: tuple[str, ...],
+    users: tuple[str, ...],
+    hosts: tuple[str, ...],
+    url: str | None,
+    since: datetime | None,
+    number: int,
+    archive: Path,
+    cache_log: Path | None,
+    as_json: bool,
+    directory: Path,
+    state: Path,
+    run: Path,
+) -> None:
+    """Tell why requests failed, grouped by cause, newest first: a sentence for each, and what to do.
+
+    ID is the request ID, as a page of the gateway shows it. FILEs are access logs; without one it reads the archive,
+    /var/log/squid/access.log and its rotated files. It also reads the cache.log beside it. A cause that is inferred is
+    marked "likely". squid/TROUBLESHOOTING.md lists the causes.
+
+    A name that had a private address is resolved again, to show the address.
+
+    Exit status: 0 if no request failed, 1 if one did, 2 if nothing can be read, or no request has the ID.
+    """
+    from squidkeeper.errors import UnreadableLog
+    from squidkeeper.record.listing import printable
+    from squidkeeper.why.search import Inquiry, Search
+
+    ids, files = _ids_and_files(given)
+    policies = _Policies(directory, state)
+    question = Inquiry(ids, tuple(_filters(client, hosts, policies)), frozenset(users), url)
+    search = Search(question, since or _start(ids, files))
+    beside = (files[-1] if files else DEFAULT_LOG).with_name("cache.log")
+    try:
+        sources = table_sources(files, archive)
+        answer = _Answer(search, _read(search, sources), _surroundings(policies, run, cache_log or beside, search))
+    except UnreadableLog as error:
+        click.echo(f"Error: {printable(str(error))}", err=True)
+        raise SystemExit(_NOTHING_TO_SAY) from error
+    newest = answer.newest(number, _check_command(directory))
+    click.echo(answer.as_json(newest) if as_json else answer.as_text(newest, sources), nl=as_json)
+    if search.unknown_ids:
+        raise SystemExit(_NOTHING_TO_SAY)
+    raise SystemExit(_FAILED if newest else 0)
+
+
+def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, ...]]:
+    """Tell IDs from FILEs; refuse what is neither."""
+    from squidkeeper.record.log_file import STDIN
+
+    ids = frozenset(one for one in given if _REQUEST_ID.fullmatch(one))
+    files = tuple(Path(one) for one in given if one not in ids)
+    for file in files:
+        if file != STDIN and is_missing(file):
+            message = f"{file}: no such file, and no request ID, which looks like {_SOME_ID}"
+            raise click.BadParameter(message, param_hint="ID or FILE")
+    return ids, files
+
+
+def _start(ids: frozenset[str], files: tuple[Path, ...]) -> datetime | None:
+    """Give the time from which to read: an ID begins with the second at which its request began."""
+    if ids:
+        return datetime.fromtimestamp(min(int(one.partition(".")[0]) for one in ids), UTC)
+    return None if files else datetime.now(UTC) - _USUAL_SPAN
+
+
+def _filters(client: tuple[str, ...], hosts: tuple[str, ...], policies: _Policies) -> Iterator[Filter]:
+    from squidkeeper.cli.policy_clients import clients_named
+    from squidkeeper.errors import PatternError
+    from squidkeeper.record.filters import of_client, of_host
+
+    if client:
+        yield of_client(client, clients_named(policies.directory, client))
+    try:
+        if hosts:
+            yield of_host(hosts)
+    except PatternError as error:
+        raise click.BadParameter(str(error), param_hint="--host") from error
+
+
+class _Policies:
+    """The policy on disk, and the revisions that were in force."""
+
+    def __init__(self, directory: Path, state: Path) -> None:
+        from squidkeeper.cli.policy_clients import policy_on_disk
+        from squidkeeper.record.past_policies import PastPolicies
+
+        self.directory = directory
+        self.state = state
+        self.current = cache(partial(policy_on_disk, directory))
+        self.of = PastPolicies(state / "revisions", self.current)
+
+
+def _read(search: Search, sources: TableSources) -> ReadRecords:
+    from squidkeeper.cli.why_table import read_records
+
+    end = search.since + _LONGEST_REQUEST if search.since and search.question.ids else None
+    return read_records(sources, search.since, end, search.question.ids)
+
+
+def _surroundings(policies: _Policies, run: Path, cache_log: Path, search: Search) -> Surroundings:
+    from squidkeeper.why.cache_log import read_cache_log
+    from squidkeeper.why.details import Surroundings
+
+    log = read_cache_log(cache_log, search.since)
+    secret_problem, ticket_of = partial(_secret_problem, run), partial(_ticket_of, policies.state)
+    return Surroundings(policies.of, policies.current, _Resolver(), secret_problem, ticket_of, log)
+
+
+class _Answer:
+    """One call of the command: what was read, and what was found. Only what is shown is explained."""
+
+    def __init__(self, search: Search, read: ReadRecords, known: Surroundings) -> None:
+        from squidkeeper.record.record import format_time
+        from squidkeeper.why.answer import without_record
+
+        self._search = search
+        self._read = read
+        self._known = known
+        self._since = format_time(search.since) if search.since else ""
+        self._groups = search.groups(read.records)
+        self._unrecorded = [] if search.question.ids else [*without_record(known.cache_log, self._since)]
+
+    def newest(self, number: int, check: str) -> list[Explained]:
+        """Explain the newest causes, the newest first; `check` is the command that checks the policy."""
+        from squidkeeper.why.answer import newest_first
+
+        found = [self._explained(group, check) for group in self._groups[:number]]
+        return newest_first([*found, *self._unrecorded])[:number]
+
+    def _explained(self, group: FailureGroup, check: str) -> Explained:
+        from squidkeeper.why.answer import explained
+        from squidkeeper.why.details import detail_of
+        from squidkeeper.why.search import is_unsure_of_user
+
+        one = explained(group, detail_of(group.newest[0], self._known), self._known.cache_log, {"check": check})
+        return replace(one, likely=True) if is_unsure_of_user(self._search.question, one.cause.code) else one
+
+    def as_text(self, shown: list[Explained], sources: TableSources) -> str:
+        """Write the answer for people."""
+        from squidkeeper.formatting import quantity
+        from squidkeeper.why.answer import as_text
+
+        read = quantity(self._read.requests, "request")
+        since = f" since {self._since}" * bool(self._since)
+        told = [*self._about_ids(sources), *self._left_out(len(shown)), *self._not_read()]
+        if not shown and not self._search.question.ids:
+            told.insert(0, "No such failure.")
+        told.append(f"{read} read, {self._search.failed:,} failed{since}.")
+        return f"{as_text(shown)}\n" * bool(shown) + "".join(f"{_printable(one)}\n" for one in told)
+
+    def _about_ids(self, sources: TableSources) -> Iterator[str]:
+        """Say what became of the IDs whose requests did not fail, or that no request has."""
+        from squidkeeper.why.search import about_other
+
+        yield from map(about_other, self._search.others.values())
+        for one in sorted(self._search.unknown_ids):
+            yield (
+                f"No request has the ID {one} in {_described(sources)}: an ID looks like {_SOME_ID}, as a page of the"
+                " gateway shows it, and begins with the time of its request in seconds."
+            )
+
+    def _left_out(self, shown: int) -> Iterator[str]:
+        from squidkeeper.formatting import quantity
+        from squidkeeper.why.answer import totals
+
+        left = self._causes - shown
+        if left:
+            more = totals([*self._groups, *self._unrecorded])
+            yield f"{quantity(left, 'older cause')} not shown: `-n` shows more. In all: {more}."
+        if self._search.beyond:
+            yield f"{quantity(self._search.beyond, 'failure')} of further causes not shown."
+
+    def _not_read(self) -> Iterator[str]:
+        from squidkeeper.formatting import quantity
+
+        skipped, problem = self._read.skipped, self._known.cache_log.problem
+        if problem:
+            yield f"cache.log was not read: {problem}"
+        if self._read.is_cut:
+            yield "Older failures were not read: choose a shorter time."
+        yield from (f"damaged: {one}" for one in skipped.damaged)
+        if skipped.count:
+            yield f"{quantity(skipped.count, 'invalid line')} skipped; the first: {skipped.first}"
+
+    @property
+    def _causes(self) -> int:
+        return len(self._groups) + len(self._unrecorded)
+
+    def as_json(self, shown: list[Explained]) -> str:
+        """Write the answer for programs."""
+        from squidkeeper.why.answer import as_json
+        from squidkeeper.why.search import about_other
+
+        search = self._search
+        return as_json(
+            shown,
+            {
+                "since": self._since or None,
+                "requests": self._read.requests,
+                "failed": search.failed,
+                "causes_not_shown": self._causes - len(shown),
+                "not_failed": [about_other(record) for record in search.others.values()],
+                "unknown_ids": sorted(search.unknown_ids),
+                "older_not_read": self._read.is_cut,
+                "invalid_lines": self._read.skipped.count,
+                "damaged": self._read.skipped.damaged,
+                "cache_log_problem": self._known.cache_log.problem or None,
+            },
+        )
+
+
+def _described(sources: TableSources) -> str:
+    """Name what was read."""
+    if sources.files:
+        return ", ".join(map(str, sources.files))
+    log = [f"{sources.log} and its rotated files"] if sources.log else []
+    return ", or ".join([*log, "the archive"])
+
+
+def _printable(text: str) -> str:
+    from squidkeeper.record.listing import printable
+
+    return printable(text)
+
+
+def _check_command(directory: Path) -> str:
+    policy = () if directory == DEFAULT_POLICY else ("--policy", str(directory))
+    return shlex.join(("squidkeeper", "check", *policy))
+
+
+def _secret_problem(run: Path, policy: CompiledPolicy, name: str) -> str | None:
+    """Tell why a secret is unavailable now; None for a variable, which is set for Squid alone."""
+    from squidkeeper.credentials import SecretStore
+    from squidkeeper.policy.secret_sources import EnvironmentSource
+
+    secrets = policy.source.secrets
+    if isinstance(secrets[name].source, EnvironmentSource):
+        return None
+    problem = SecretStore(secrets, os.environ, run / "secrets").problem(name)
+    return None if problem is None else str(problem)
+
+
+def _ticket_of(state: Path, asked: AskedRequest) -> Ticket | None:
+    from squidkeeper.approvals.waiting import ticket_of
+    from squidkeeper.errors import EditRefused
+
+    try:
+        return ticket_of(state, asked)
+    except EditRefused:
+        return None
+
+
+class _Resolver:
+    """Resolves names as this machine does, a few of them, each for some seconds at most."""
+
+    def __init__(self) -> None:
+        self._left = _NAMES_RESOLVED
+        self._known: dict[str, tuple[Address, ...]] = {}
+
+    def __call__(self, name: str) -> tuple[Address, ...]:
+        """List the addresses of a name; none if it does not resolve in time."""
+        if name not in self._known and self._left:
+            self._left -= 1
+            self._known[name] = _resolve(name)
+        return self._known.get(name, ())
+
+
+def _resolve(name: str) -> tuple[Address, ...]:
+    answer: Future[tuple[Address, ...]] = Future()
+    Thread(target=lambda: answer.set_result(_addresses(name)), daemon=True).start()  # getaddrinfo(3) has no time limit
+    done, _ = wait([answer], _DNS_SECONDS)
+    return answer.result() if done else ()
+
+
+def _addresses(name: str) -> tuple[Address, ...]:
+    import socket
+
+    from squidkeeper.errors import InvalidUrl
+    from squidkeeper.url import parse_address
+
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        return tuple(dict.fromkeys(parse_address(str(address[0])) for *_, address in found))
+    except (OSError, UnicodeError, InvalidUrl):
+        return ()

@@ -1,0 +1,70 @@
+"""What `squidkeeper why` reads of the access log, by the table (floor 9): records that can belong to a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from squidkeeper.record.events import WAIT
+from squidkeeper.table.columns import POSITION, TIME
+from squidkeeper.table.conditions import time_literal
+from squidkeeper.table.database import yield_to_squid
+from squidkeeper.table.lines import record_of
+from squidkeeper.table.sources import TableSources
+from squidkeeper.table.table import open_table
+from squidkeeper.why.causes import SERVER_ERROR
+
+if TYPE_CHECKING:
+    from squidkeeper.record.record import Record
+    from squidkeeper.table.lines import Skipped
+    from squidkeeper.table.table import Table
+
+NEWEST: Final = 50_000  # records that are judged; older ones are left out
+_COLUMNS: Final = (  # that a cause, its sentence and the policy's decision need
+    *(TIME, "client", "client_port", "user", "method", "url", "status", "verdict", "rule", "revision", "credential"),
+    *("fetched", "sni", "tunnel", "upstream", "error", "squid", "connection", "worker", "tls_error", "cut", "hidden"),
+    *("request_id", "found", "gateway"),
+)
+# What `judge` of why/causes.py takes for a failure, and the requests that are asked about by their IDs.
+_MAY_HAVE_FAILED: Final = (
+    f"verdict = 'deny' OR error IS NOT NULL OR status >= {SERVER_ERROR} OR list_contains(?, request_id)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRecords:
+    """The records that can belong to failures, oldest first, the number of requests, and what could not be read."""
+
+    records: tuple[Record, ...]
+    requests: int
+    skipped: Skipped
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether older records were left out."""
+        return len(self.records) == NEWEST
+
+
+def read_records(
+    sources: TableSources, since: datetime | None, until: datetime | None, ids: Iterable[str]
+) -> ReadRecords:
+    """Read a period, and the CONNECTs shortly before it; `UnreadableLog` if a source cannot be read."""
+    yield_to_squid()
+    early = since and since - WAIT
+    with open_table(sources, early, until, columns=_COLUMNS) as table:
+        records = tuple(reversed(_newest(table, [*ids])))
+        return ReadRecords(records, _count(table, since), table.skipped)
+
+
+def _newest(table: Table, ids: list[str]) -> list[Record]:
+    found = f"SELECT {', '.join(_COLUMNS)} FROM records WHERE {_MAY_HAVE_FAILED}"  # noqa: S608 - our own names
+    newest = f"{found} ORDER BY {TIME} DESC, {POSITION} DESC LIMIT {NEWEST}"
+    return [record_of(row, _COLUMNS) for row in table.connection.execute(newest, [ids]).fetchall()]
+
+
+def _count(table: Table, since: datetime | None) -> int:
+    period = f" WHERE {TIME} >= {time_literal(since)}" if since else ""
+    counted = table.connection.execute(f"SELECT count(*) FROM requests{period}")  # noqa: S608 - our own names
+    return int(counted.fetchall()[0][0])

@@ -1,0 +1,138 @@
+"""The rule that opens a denied request and little else (floor 6). It is tried before it is shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from squidkeeper.engine import CompiledPolicy
+from squidkeeper.engine.decide import decide
+from squidkeeper.engine.decision import Decision
+from squidkeeper.errors import PolicyError
+from squidkeeper.policy.builder import build
+from squidkeeper.policy.contents import PolicyContents
+from squidkeeper.policy.document import parse_document
+from squidkeeper.policy.model import Rule
+from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request
+from squidkeeper.record.judging import clients_of
+from squidkeeper.record.record import NONE, Record, decode_field, parse_time, truncated_fields
+from squidkeeper.record.requests import request_of
+from squidkeeper.record.urls import redacted_url
+from squidkeeper.url import DEFAULT_PORTS
+from squidkeeper.why.causes import Case
+
+_LONGEST_PATH: Final = 200
+_PLAIN_PATH = re.compile(r"/(?:[A-Za-z0-9._~/@:+,=-]|%[0-9A-Fa-f]{2})*")
+_PLAIN = re.compile(r"[a-z][a-z0-9-]*\.[a-z0-9.-]*[a-z]|/[A-Za-z0-9._~/%-]*|GET|HEAD|POST|PUT|PATCH|DELETE")
+_METHOD = re.compile(r"[A-Z]{1,20}")
+_NOT_LISTED: Final = frozenset({CONNECT, "TRACE", "TRACK"})
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A rule as a line of YAML, and whether it is `private: true`; or why no rule opens the request."""
+
+    line: str | None
+    private: bool = False
+    obstacle: str = ""
+
+
+def propose(case: Case, policy: CompiledPolicy) -> Proposal | None:
+    """Propose a rule; None where the record holds only the beginning of what decides.
+
+    It goes above the rule that denied, or below all where none did. `private: true` is on it only where it has to be.
+    """
+    asked = _in_an_open_tunnel(case)
+    if truncated_fields(asked) or asked.url == NONE:
+        return None
+    request = request_of(asked)
+    if isinstance(request, Malformed):
+        return Proposal(None, obstacle=request.reason)
+    fields = dict(_fields(asked, request, policy))
+    try:
+        denial = _denial(policy, fields, case, request)
+        if denial and denial.rule == "private-address":
+            fields["private"] = "true"
+            denial = _denial(policy, fields, case, request)
+    except PolicyError:  # no policy can name the host
+        return None
+    if denial:
+        return Proposal(None, obstacle=denial.reason or denial.rule)
+    return Proposal(f"- {_flow(fields)}", "private" in fields)
+
+
+def _in_an_open_tunnel(case: Case) -> Record:
+    """Give the record as if the tunnel around its request had been opened. Squid knows no user in one that was not."""
+    record = case.record
+    tunnel = (decode_field(record.tunnel) or NONE).partition(DENIED_BY)[0]
+    user = case.decisive.user if record.user == NONE else record.user
+    return msgspec.structs.replace(record, tunnel=tunnel, user=user)
+
+
+# --- the line ---------------------------------------------------------------------------------------------------------
+
+
+def _fields(record: Record, request: Request, policy: CompiledPolicy) -> Iterator[tuple[str, str]]:
+    host = request.host.text
+    yield "name", _new_name(host, policy)
+    yield "action", "allow"
+    clients = clients_of(policy, record)
+    if clients:
+        yield "clients", f"[{_yaml(clients[0])}]"
+    yield "hosts", f"[{_yaml(host)}]"
+    if request.port != DEFAULT_PORTS[request.scheme]:
+        yield "ports", f"[{request.port}]"
+    if _METHOD.fullmatch(request.method) and request.method not in _NOT_LISTED:
+        yield "methods", f"[{_yaml(request.method)}]"
+    path = _path(record)
+    if path:
+        yield "paths", f"[{_yaml(path)}]"
+
+
+def _new_name(host: str, policy: CompiledPolicy) -> str:
+    taken = {rule.name for rule in policy.source.rules_and_grants}
+    stem = f"allow-{re.sub(r'[^a-z0-9]+', '-', host)[:60].strip('-')}"
+    numbered = (f"{stem}-{number}" if number else stem for number in range(len(taken) + 1))
+    return next(name for name in numbered if name not in taken)
+
+
+def _path(record: Record) -> str | None:
+    """Give the path, if a pattern can be written as it stands; a CONNECT has none."""
+    _, slashes, rest = redacted_url(record.url).partition("://")
+    path = f"/{rest.partition('/')[2]}"
+    return path if slashes and len(path) <= _LONGEST_PATH and _PLAIN_PATH.fullmatch(path) else None
+
+
+def _yaml(text: str) -> str:
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+def _flow(fields: dict[str, str]) -> str:
+    return f"{{{', '.join(f'{name}: {value}' for name, value in fields.items())}}}"
+
+
+# --- the trial --------------------------------------------------------------------------------------------------------
+
+
+def _denial(policy: CompiledPolicy, fields: dict[str, str], case: Case, request: Request) -> Decision | None:
+    """Give the decision that denies the request, or its tunnel, although the policy has the rule; None if none does."""
+    rules, denied_by = policy.source.rules, decode_field(case.decisive.rule)
+    place = next((place for place, rule in enumerate(rules) if rule.name == denied_by), len(rules))
+    opened = CompiledPolicy(replace(policy.source, rules=(*rules[:place], _rule(fields), *rules[place:])))
+    at = parse_time(case.record)
+    decisions = (decide(opened, opened.match(one), at) for one in (request_of(case.decisive), request))
+    return next((one for one in decisions if not one.allowed), None)
+
+
+def _rule(fields: dict[str, str]) -> Rule:
+    """Read the line as a policy is read."""
+    clients = f"clients: {{? {fields['clients'][1:-1]} : {{networks: [0.0.0.0/0]}}}}\n" if "clients" in fields else ""
+    text = f"version: 1\n{clients}rules:\n  - {_flow(fields)}\n"
+    document = parse_document(Path("proposal"), text.encode())
+    return build(PolicyContents("", (document,), {}, {}, frozenset())).policy.rules[0]

@@ -1,0 +1,107 @@
+"""Which failures are asked about (floor 6): by ID, client, user, host, URL and time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from squidkeeper.protocol.request import CONNECT
+from squidkeeper.record.filters import Filter
+from squidkeeper.record.record import NONE, Record, decode_field, parse_time
+from squidkeeper.record.urls import endpoint_of, redacted_url
+from squidkeeper.why.causes import Case
+from squidkeeper.why.failures import Failure, FailureGroup, Failures, group
+
+_LOGIN_REFUSED: Final = "login-refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """What is asked: all of these hold. Empty ones hold for everything.
+
+    `filters` are of the client and the host. A URL without a query stands for each query. A refused login is asked
+    about with every user: the access log does not tell whose it was.
+    """
+
+    ids: frozenset[str] = frozenset()
+    filters: tuple[Filter, ...] = ()
+    users: frozenset[str] = frozenset()
+    url: str | None = None
+
+    def is_about(self, failure: Failure) -> bool:
+        """Tell whether a failure is asked about."""
+        case = failure.case
+        return (
+            self._has_id(case)
+            and all(one.holds(case.record) for one in self.filters)
+            and (self._has_user(case) or (bool(self.users) and failure.cause.code == _LOGIN_REFUSED))
+            and self._has_url(case.record)
+        )
+
+    def _has_id(self, case: Case) -> bool:
+        return not self.ids or bool(self.ids & {case.record.request_id, case.decisive.request_id})
+
+    def _has_user(self, case: Case) -> bool:
+        names = {decode_field(case.record.user), decode_field(case.decisive.user)}
+        return not self.users or bool(self.users & names)
+
+    def _has_url(self, record: Record) -> bool:
+        if self.url is None:
+            return True
+        if record.method == CONNECT:  # no request came, so the URL is not known
+            return record.url == endpoint_of(self.url)
+        return self.url in (record.url, redacted_url(record.url))
+
+
+@dataclass(slots=True)
+class Search:
+    """The failures that are asked about, as far as they were read.
+
+    `others` are the requests with an ID that did not fail, `unknown_ids` the IDs that no request has.
+    """
+
+    question: Inquiry
+    since: datetime | None = None
+    failed: int = 0
+    beyond: int = 0
+    others: dict[str, Record] = field(default_factory=dict)
+    unknown_ids: frozenset[str] = frozenset()
+
+    def groups(self, records: Iterable[Record]) -> list[FailureGroup]:
+        """Group the failures among records, which come in the order of time."""
+        self.unknown_ids = self.question.ids
+        groups, self.beyond = group(self._asked(records))
+        return groups
+
+    def _asked(self, records: Iterable[Record]) -> Iterator[Failure]:
+        found = Failures()
+        for failures in (found.feed(self._noted(records)), found.flush()):
+            for failure in filter(self._is_asked, failures):
+                self.failed += 1
+                self.others.pop(failure.record.request_id, None)
+                self.others.pop(failure.case.decisive.request_id, None)
+                yield failure
+
+    def _is_asked(self, failure: Failure) -> bool:
+        is_late = self.since is None or parse_time(failure.record) >= self.since
+        return is_late and self.question.is_about(failure)
+
+    def _noted(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            if record.request_id in self.question.ids:
+                self.others[record.request_id] = record
+                self.unknown_ids -= {record.request_id}
+            yield record
+
+
+def is_unsure_of_user(question: Inquiry, code: str) -> bool:
+    """Tell whether a cause is shown although the access log does not name its user."""
+    return bool(question.users) and code == _LOGIN_REFUSED
+
+
+def about_other(record: Record) -> str:
+    """Say what became of a request that did not fail."""
+    rule = decode_field(record.rule) or NONE
+    return f"{record.request_id} did not fail: {record.method}, status {record.status}, {record.verdict} by {rule}."
