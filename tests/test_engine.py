@@ -473,7 +473,7 @@ def at_host(ask_text: str, tmp_path: Path, asked: str = "GET https://a.example/"
 )
 def test_the_url_is_asked_for_only_where_it_decides(tmp_path: Path, rules: str, expected: str, needs_url: bool) -> None:
     decision = at_host(f"rules: {rules}", tmp_path)
-    assert (said(decision), decision.needs_url) == (expected, needs_url)
+    assert (said(decision), decision.outlook.needs_url) == (expected, needs_url)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,9 @@ def test_a_host_is_unrestricted_where_every_url_and_method_is_allowed(
     entries = [f"{{name: r{number}, hosts: [a.example], {fields}}}" for number, fields in enumerate(rules)]
     for method in ("GET", "POST", "PUT", "MADE-UP"):
         asked = f"{method} https://a.example/"
-        assert at_host(f"rules: [{', '.join(entries)}]", tmp_path / method, asked).unrestricted is unrestricted, method
+        assert (
+            at_host(f"rules: [{', '.join(entries)}]", tmp_path / method, asked).outlook.unrestricted is unrestricted
+        ), method
 
 
 @pytest.mark.parametrize(
@@ -514,7 +516,7 @@ def test_the_credential_of_an_unrestricted_host_varies_where_it_is_for_a_part_of
     policy = f"rules: [{{name: r, action: allow, hosts: [a.example]}}]\nsecrets: {{t: {{env: T}}}}\n{entries}"
     for method in ("GET", "POST"):
         decision = at_host(policy, tmp_path / method, f"{method} https://a.example/")
-        assert (decision.unrestricted, decision.credential_varies) == (True, varies), method
+        assert (decision.outlook.unrestricted, decision.outlook.credential_varies) == (True, varies), method
 
 
 @pytest.mark.parametrize("part", ["", "methods: [DELETE], ", "paths: [/x/**], "])
@@ -523,7 +525,7 @@ def test_a_host_with_a_rewrite_is_not_unrestricted(tmp_path: Path, part: str) ->
     policy = f"rules: [{{name: r, action: allow, hosts: [a.example]}}]\nrewrites: [{rewrite}]"
     for method in ("GET", "DELETE"):
         decision = at_host(policy, tmp_path / method, f"{method} https://a.example/")
-        assert (decision.unrestricted, decision.credential_varies) == (False, False), method
+        assert (decision.outlook.unrestricted, decision.outlook.credential_varies) == (False, False), method
 
 
 CONNECTS = [
@@ -715,13 +717,13 @@ def test_squid_asks_for_rewrites_and_credentials_only_where_there_can_be_some(
     tmp_path: Path, asked: str, may_rewrite: bool, may_inject: bool
 ) -> None:
     decision = at_host(REWRITES, tmp_path, asked)
-    assert (decision.may_rewrite, decision.may_inject) == (may_rewrite, may_inject)
+    assert (decision.outlook.may_rewrite, decision.outlook.may_inject) == (may_rewrite, may_inject)
 
 
 def test_the_tunnel_of_a_host_with_rewrites_says_so(tmp_path: Path) -> None:
     compiled = compiled_of(tmp_path, REWRITES)
-    assert decided(compiled, request_to("CONNECT", "packages.example:443"), NOW).may_rewrite
-    assert not decided(compiled, request_to("CONNECT", "api.github.com:443"), NOW).may_rewrite
+    assert decided(compiled, request_to("CONNECT", "packages.example:443"), NOW).outlook.may_rewrite
+    assert not decided(compiled, request_to("CONNECT", "api.github.com:443"), NOW).outlook.may_rewrite
 
 
 def test_a_rules_verdict_is_made_once_whoever_asks(tmp_path: Path) -> None:

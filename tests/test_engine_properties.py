@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from squidkeeper.credentials import SecretStore
 from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
 from squidkeeper.errors import InvalidUrl
+from squidkeeper.grant_uses import GrantUses
 from squidkeeper.helpers import credential, host_matches, rewrite
 from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
 from squidkeeper.helpers.credential import Injector
@@ -30,6 +31,7 @@ from squidkeeper.policy.hosts import parse_host_pattern
 from squidkeeper.policy.model import Action, Client, Credential, Match, Policy, Rewrite, Rule
 from squidkeeper.policy.paths import parse_path_pattern
 from squidkeeper.policy.queries import QueryPattern
+from squidkeeper.policy.schedules import Hours, Schedule
 from squidkeeper.policy.secret_sources import EnvironmentSource, NamedSecret
 from squidkeeper.policy.targets import parse_target
 from squidkeeper.protocol.lines import Reply, Result
@@ -58,8 +60,11 @@ FIELDS = st.fixed_dictionaries(
         "query": st.just({"q": "1*"}),
     }
 )
+# When a rule holds: always, until so many hours from NOW, or at some hours of each day.
+TIMES: list[int | Hours | None] = [None, None, -1, 1, Hours(11 * 60, 13 * 60), Hours(13 * 60, 11 * 60)]
 NAMES = ["clients", "hosts", "lists", "schemes", "ports", "methods", "paths", "query"]
 NOTHING = dict.fromkeys(NAMES)
+GRANT = "grant"  # the action of what is drawn as a grant
 
 matches = st.tuples(FIELDS, st.sets(st.sampled_from([*NAMES, *["hosts", "paths"] * 3]), max_size=2)).map(
     lambda drawn: {name: field if name in drawn[1] else None for name, field in drawn[0].items()}
@@ -67,7 +72,7 @@ matches = st.tuples(FIELDS, st.sets(st.sampled_from([*NAMES, *["hosts", "paths"]
 rules = st.builds(
     list.__add__,
     st.lists(
-        st.tuples(st.sampled_from(list(Action)), matches, st.booleans(), st.sampled_from([None, -1, 1]), st.booleans()),
+        st.tuples(st.sampled_from([*Action, GRANT]), matches, st.booleans(), st.sampled_from(TIMES), st.booleans()),
         max_size=5,
     ),
     st.sampled_from(
@@ -97,10 +102,10 @@ credentials = st.lists(st.tuples(matches, headers), max_size=4)
 
 
 def test_the_properties_know_every_matching_field() -> None:
-    assert [field.name for field in fields(Match)] == NAMES
+    assert [field.name for field in fields(Match)] == [*NAMES, "urls"]  # grants alone have URLs: tests/test_grants.py
 
 
-Drawn = list[tuple[Action, dict[str, Any], bool, int | None, bool]]
+Drawn = list[tuple[str, dict[str, Any], bool, int | Hours | None, bool]]
 DrawnRewrites = list[tuple[dict[str, Any], str, bool, int | None]]
 DrawnCredentials = list[tuple[dict[str, Any], list[str]]]
 
@@ -113,7 +118,8 @@ def policy_of(
 ) -> Policy:
     return Policy(
         "0",
-        default_action=default,
+        default_action=Action.ALLOW if default is Action.ALLOW else Action.DENY,
+        ask_default=default is Action.ASK,
         clients=tuple(Client(name, PLACE, (ip_network(network),)) for name, network in CLIENTS.items()),
         lists={
             "list": HostList(PLACE, trie=marisa_trie.Trie([stored_key(parse_host_pattern(text).key) for text in LIST]))
@@ -122,13 +128,27 @@ def policy_of(
             Rule(
                 f"r{number}",
                 Location("policy.yaml", number + 1, 1),
-                action,
+                Action(action),
                 match_of(fields),
-                private=private,
-                expires=None if expires is None else NOW + timedelta(hours=expires),
-                websocket=websocket and action is Action.ALLOW,
+                private=private and action != Action.ASK,
+                expires=NOW + timedelta(hours=expires) if isinstance(expires, int) else None,
+                when=Schedule(UTC, hours=(expires,)) if isinstance(expires, Hours) else None,
+                websocket=websocket and action == Action.ALLOW,
             )
             for number, (action, fields, private, expires, websocket) in enumerate(drawn)
+            if action != GRANT
+        ),
+        grants=tuple(
+            Rule(
+                f"g{number}",
+                Location("policy.yaml", number + 1_000, 1),
+                Action.ALLOW,
+                match_of(fields),
+                expires=NOW + timedelta(hours=expires if isinstance(expires, int) else 1),
+                uses=3 if counted else None,
+            )
+            for number, (action, fields, _, expires, counted) in enumerate(drawn)
+            if action == GRANT
         ),
         rewrites=tuple(
             Rewrite(f"w{number}", PLACE, match_of(fields), parse_target(target), redirect, private)
@@ -180,9 +200,11 @@ class Outcome:
     url: Url | None = None
     credentials: tuple[str, ...] = ()
     websocket: bool = False
+    counted: str | None = None  # the grant with a number of uses
 
 
 DENIED = Outcome(Action.DENY)
+ASKED = Outcome(Action.ASK)
 
 
 def plain_decision(policy: Policy, asked: Asked) -> Outcome:
@@ -205,15 +227,20 @@ def plain_decision(policy: Policy, asked: Asked) -> Outcome:
 def plain_outcome(policy: Policy, asked: Asked, reading: Reading, path: str) -> Outcome:
     """Decide for one reading, as far as to the name of the rewrite."""
     rule = next((one for one in policy.rules if plainly_holds(one, asked, reading, path)), None)
+    if rule is None or rule.action is Action.ASK:
+        rule = next((one for one in policy.grants if plainly_holds(one, asked, reading, path)), rule)
     allows = rule.action is Action.ALLOW if rule else policy.default_action is Action.ALLOW and default_port(asked.url)
     private, websocket = rule is not None and rule.private, rule is not None and rule.websocket
-    if not allows or (asked.url.host.private and not private):
+    if asked.url.host.private and not private:
         return DENIED
+    if not allows:
+        return ASKED if (rule.action is Action.ASK if rule else policy.ask_default) else DENIED
+    counted = rule.name if rule and rule.uses else None
     rewrite = next((one for one in policy.rewrites if plainly_holds(one, asked, reading, path)), None)
     if rewrite is not None:
-        return Outcome(Action.ALLOW, private, rewrite.name, websocket=websocket)
+        return Outcome(Action.ALLOW, private, rewrite.name, websocket=websocket, counted=counted)
     names = plain_credentials(policy, asked, reading, path)
-    return Outcome(Action.ALLOW, private, credentials=names, websocket=websocket)
+    return Outcome(Action.ALLOW, private, credentials=names, websocket=websocket, counted=counted)
 
 
 def plain_target(rewrite: Rewrite, url: Url) -> Url:
@@ -257,6 +284,7 @@ def plainly_holds(entry: Rule | Rewrite | Credential, asked: Asked, reading: Rea
     return all(
         (
             not isinstance(entry, Rule) or entry.expires is None or entry.expires > asked.at,
+            not isinstance(entry, Rule) or entry.when is None or plain_hours(entry.when.hours[0], asked.at.hour),
             match.clients is None or any(plain_client(name, asked.client) for name in match.clients),
             plain_hosts(match, url.host.text),
             match.schemes is None or url.scheme in match.schemes,
@@ -266,6 +294,12 @@ def plainly_holds(entry: Rule | Rewrite | Credential, asked: Asked, reading: Rea
             match.query is None or (bool(found) and (any if denies else all)(value.startswith("1") for value in found)),
         )
     )
+
+
+def plain_hours(part: Hours, hour: int) -> bool:
+    """Tell whether a part of the day holds at a full hour."""
+    hours = {*range(part.start // 60, 24), *range(part.end // 60)} if part.start > part.end else range(11, 13)
+    return hour in hours
 
 
 def plain_client(name: str, client: str | None) -> bool:
@@ -335,12 +369,11 @@ def test_the_engine_decides_as_a_plain_reading_of_the_policy_does(
 
 def outcome_of(decision: Decision) -> Outcome:
     if not decision.allowed:
-        return DENIED
+        return ASKED if decision.asks else DENIED
     names = tuple(credential.name for credential in decision.credentials)
-    where = decision.rewritten
-    if where is None:
-        return Outcome(Action.ALLOW, decision.private, credentials=names, websocket=decision.websocket)
-    return Outcome(Action.ALLOW, decision.private, where.rewrite.name, where.url, names, decision.websocket)
+    where, counted = decision.rewritten, decision.counted.name if decision.counted else None
+    to = None if where is None else where.rewrite.name, None if where is None else where.url
+    return Outcome(Action.ALLOW, decision.private, *to, names, decision.websocket, counted)
 
 
 @thoroughly
@@ -396,12 +429,20 @@ def tokens_of(method: str, text: str, client: str | None) -> str:
     return " ".join("-" if token is None else quote(token, safe="") for token in tokens)
 
 
+class EndlessUses(GrantUses):
+    """Counts nothing: which requests a grant is for is the question here."""
+
+    def take(self, grant: Rule) -> bool:
+        return grant.uses is not None
+
+
 class Helpers:
     """All four, with one policy and at one time, each with what it keeps."""
 
     def __init__(self, policy: Policy) -> None:
         compiled = CompiledPolicy(policy)
-        self.host, self.request, self.rewriter = HostScope(compiled), RequestScope(compiled), Rewriter(compiled)
+        self.host, self.rewriter = HostScope(compiled), Rewriter(compiled)
+        self.request = RequestScope(compiled, uses=EndlessUses(Path()))
         self.injector = Injector(compiled)
         self.injector.secrets = SecretStore(
             {"secret": NamedSecret("secret", PLACE, EnvironmentSource("IT"))}, {"IT": "s3cret"}
@@ -473,6 +514,8 @@ def check_host_scope(reply: Reply, text: str, expected: Outcome) -> None:
     if reply.result is not Result.OK:
         assert expected.action is Action.DENY
         return
+    if expected.action is Action.ASK:
+        assert said.get("scope_") == "request"
     asks = said.get("scope_") == "request" or UNUSUAL.search(text)
     rewrites, injects = said.get("rewrite_") == "yes", said.get("inject_") == "yes"
     assert asks or rewrites or injects or expected.action is Action.ALLOW  # readings can differ in credentials alone
@@ -495,10 +538,10 @@ def test_host_scope_never_decides_otherwise_than_request_scope(
     match = compiled.match(request_to(method, text))
     at_host = decide(compiled, match, NOW, Stage.HOST)
     decision = decide(compiled, match, NOW)
-    if not at_host.needs_url and decision.rule not in ("invalid-request", "ambiguous-path"):
+    if not at_host.outlook.needs_url and decision.rule not in ("invalid-request", "ambiguous-path"):
         assert (at_host.action, at_host.rule, at_host.private) == (decision.action, decision.rule, decision.private)
     if decision.rule == "ambiguous-path":
-        assert at_host.needs_url
+        assert at_host.outlook.needs_url
 
 
 @settings(deadline=None)

@@ -13,9 +13,10 @@ from squidkeeper.engine import decide
 from squidkeeper.engine.decide import Stage
 from squidkeeper.engine.explain import explain
 from squidkeeper.errors import SecretUnavailable
+from squidkeeper.policy.faults import FaultCode
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
-from squidkeeper.policy_lines import default_upstream, lacks_lines, not_rendered, policy_lines
+from squidkeeper.policy_lines import default_upstream, lacks_lines, not_rendered, policy_lines, with_own_body_bound
 from squidkeeper.protocol.request import request_to
 from squidkeeper.protocol.request_headers import FIRST_COPY_HEADERS, READ_HEADERS
 from squidkeeper.replies import acl_reply, rewrite_reply
@@ -421,3 +422,29 @@ def test_a_policy_that_watches_is_warned_about_until_its_lines_are_rendered(tmp_
         [fault] = not_rendered(policy, policy_lines(plain, NO_SECRETS), NO_SECRETS)
         assert (fault.code, fault.location.line) == ("not-rendered", 2)
         assert not_rendered(policy, policy_lines(policy, NO_SECRETS), NO_SECRETS) == ()
+
+
+UPLOADS = """
+rules: [{name: a, action: allow, hosts: [a.example]}]
+quotas:
+  - {name: small, per: client, bytes_out: 1MB, every: minute}
+  - {name: large, per: client, bytes_out: 20MB, every: day}
+  - {name: requests, per: client, requests: 5, every: day}
+"""
+
+
+def test_a_body_is_bounded_by_the_largest_quota_of_bytes_or_by_the_operators_own_bound(tmp_path: Path) -> None:
+    policy = policy_of(tmp_path, UPLOADS)
+    rendered = policy_lines(policy, NO_SECRETS)
+    assert "request_body_max_size 20000000 bytes" in rendered.splitlines()
+    assert not_rendered(policy, rendered, NO_SECRETS) == ()
+    assert with_own_body_bound(rendered, "# request_body_max_size 5 MB\n") == rendered
+    own = with_own_body_bound(rendered, "cache allow all\nrequest_body_max_size 5 MB\n")
+    assert [line for line in own.splitlines() if "body_max" in line] == [
+        "# request_body_max_size: as your own configuration has it"
+    ]
+    assert not_rendered(policy, own, NO_SECRETS) == ()
+    without = policy_of(tmp_path / "other", UPLOADS.partition("quotas:")[0])
+    found = not_rendered(policy, policy_lines(without, NO_SECRETS), NO_SECRETS)
+    assert [(one.code, one.location.line) for one in found] == [(FaultCode.NOT_RENDERED, line) for line in (5, 6)]
+    assert "request_body_max_size" not in policy_lines(without, NO_SECRETS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.policy.lint import lint
+from squidkeeper.policy.lint import lint, open_to_any_client
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
 
@@ -343,3 +343,43 @@ def test_an_allow_covers_its_default_ports_alone(directory: Path) -> None:
         "second, action: allow", "second, action: deny"
     )
     assert shadow_warnings(directory, mixed) == []
+
+
+# --- asks and grants ----------------------------------------------------------------------------------------------
+
+ASKING = """\
+rules:
+  - {name: asks, action: ask, hosts: [.a.example]}
+  - {name: later, action: %s, hosts: [b.a.example]}
+"""
+
+
+def test_a_rule_below_an_ask_that_decides_all_of_it_is_shown(directory: Path) -> None:
+    unreachable = "policy.yaml:4:5: rule 'later' can never decide: 'asks' (policy.yaml:3:5) decides all it could match"
+    assert warnings(directory, ASKING % "allow") == [f"{unreachable} [rule-unreachable]"]
+    [late] = warnings(directory, ASKING % "deny")
+    nothing = "policy.yaml:4:5: rule 'later' closes nothing: 'asks' (policy.yaml:3:5), above it, asks about all"
+    assert late == f"{nothing} it could close [deny-too-late]"
+    above = (
+        "rules:\n  - {name: a, action: deny, hosts: [b.a.example]}\n  - {name: b, action: ask, hosts: [.a.example]}\n"
+    )
+    assert warnings(directory, above) == []
+
+
+def test_a_grant_that_has_lapsed_and_one_that_is_wide_are_shown(directory: Path) -> None:
+    text = """\
+    clients: {a: {networks: [192.0.2.1]}}
+    grants:
+      - {name: past, clients: [a], hosts: [a.example], expires: 2026-11-24T12:00:00Z, reason: x}
+      - {name: wide, clients: [a], hosts: ["*.co.uk"], methods: [FETCH], expires: 2026-11-24T13:00:00Z, reason: x}
+    """
+    found = [warning.rpartition(" ")[2] for warning in warnings(directory, text)]
+    assert found == ["[rule-lapsed]", "[public-suffix]", "[unknown-method]"]
+
+
+def test_a_grant_for_any_client_is_shown_where_clients_are_required(directory: Path) -> None:
+    grant = "{name: g, any_client: true, hosts: [a.example], expires: 2036-01-01T00:00:00Z, reason: x}"
+    (directory / "policy.yaml").write_text(f"version: 1\ngrants: [{grant}]")
+    policy = build_sources(read_sources(directory, {})).policy
+    [found] = open_to_any_client(policy, str(directory), NOW)
+    assert (found.code, found.location.line) == ("any-client", 2)

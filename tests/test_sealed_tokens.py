@@ -23,15 +23,21 @@ from squidkeeper.credentials.sealed_tokens import SealedTokens, presented_token
 from squidkeeper.credentials.sealing import LONGEST_TOKEN, SealingPrivateKey, SealingPublicKey, open_bytes, seal_bytes
 from squidkeeper.credentials.secret import Secret
 from squidkeeper.credentials.store import filled
+from squidkeeper.engine import decide
 from squidkeeper.engine.fields import HostFacts
 from squidkeeper.engine.sealed_guards import failing_guard
 from squidkeeper.errors import PatternError, SealedTokenRefused
+from squidkeeper.helpers.fetched_request import FetchedRequest
+from squidkeeper.helpers.unsealing import Unsealer
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.forms import InjectedValue
 from squidkeeper.policy.sealed_tokens import SealedEntry, format_content, parse_content
 from squidkeeper.policy.secret_sources import FileSource, NamedSecret
+from squidkeeper.protocol.request import request_to
 from squidkeeper.squid_account import Account
 from squidkeeper.url import parse_url
+
+from .conftest import compiled_of
 
 KEY, OTHER = SealingPrivateKey.new(), SealingPrivateKey.new()
 SECRET = "ghp_theSealedSecret"
@@ -454,3 +460,19 @@ def test_the_command_never_replaces_a_key(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["seal", "--new-key", str(file)])
     assert (done.exit_code, file.read_text()) == (1, held)
     assert os.fspath(file) in done.output
+
+
+def test_a_default_that_only_observes_gives_nothing_of_a_token(tmp_path: Path) -> None:
+    url = "https://api.example/x"
+    (tmp_path / "key").write_text(KEY.reveal())
+    secrets = SecretStore({"key": NamedSecret("key", Location("policy.yaml"), FileSource(tmp_path / "key"))}, {})
+    found = []
+    for default in "{action: allow}", "{observe: true}":
+        policy = compiled_of(tmp_path / default, f"defaults: {default}")
+        match = policy.match(request_to("GET", url))
+        request = FetchedRequest(match, "GET", url, url, {"authorization": f"Bearer {TOKEN}"})
+        observes = policy.source.observe_default is not None
+        unsealer = Unsealer(secrets, ("key",), default_observes=observes)
+        found.append(unsealer.unseal(decide(policy, match, NOW), request, NOW))
+    assert [(one.rule, len(one.credentials)) for one in found] == [("default", 1), ("sealed-token-refused", 0)]
+    assert "no rule allows this request, and the default only observes" in (found[1].reason or "")

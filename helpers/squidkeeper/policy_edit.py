@@ -1,4 +1,4 @@
-"""Edits of the policy by `squidkeeper client` (floor 5): the tokens of a client, with every comment kept.
+"""Edits of the policy by commands (floor 5): the tokens of a client, with every comment kept.
 
 Only the section `clients` of one file is written again. The policy as a whole is checked with it before the file is
 replaced, by rename, with its owner and mode.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from squidkeeper.atomic_write import replace as write_file
 from squidkeeper.errors import EditRefused, PolicyError
+from squidkeeper.formatting import utc_time
 from squidkeeper.policy.document import Document, parse_document
 from squidkeeper.policy.model import Client, Token
 from squidkeeper.policy.tokens import NAME_EXPECTED, is_login_name
@@ -75,7 +76,7 @@ def remove_tokens(directory: Path, name: str, token_id: str | None, now: datetim
                 listed.remove(one)
         else:
             entry.ca.items.pop(_TOKENS, None)  # a comment on the last token goes with it
-            entry[_TOKENS] = _yaml().load("[]")
+            entry[_TOKENS] = round_trip_yaml().load("[]")
 
     _edit(directory, name, change, now, comments_may_go=True)
     return tuple(removed)
@@ -86,10 +87,10 @@ def _id_of(listed: object) -> str:
 
 
 def _written(token: Token) -> object:
-    """Write a token as an entry of the list, as `_yaml` would read it."""
+    """Write a token as an entry of the list, as `round_trip_yaml` would read it."""
     if token.expires is None:
         return token.sha256
-    return _yaml().load(f"{{sha256: {token.sha256}, expires: {token.expires:%Y-%m-%dT%H:%M:%SZ}}}")
+    return round_trip_yaml().load(f"{{sha256: {token.sha256}, expires: {utc_time(token.expires)}}}")
 
 
 def _new_entry() -> _Entries:
@@ -98,7 +99,8 @@ def _new_entry() -> _Entries:
     return CommentedMap()
 
 
-def _yaml() -> YAML:
+def round_trip_yaml() -> YAML:
+    """Make a reader and writer of YAML that keeps comments, order and quotes."""
     from ruamel.yaml import YAML  # late: few commands need it
 
     yaml = YAML()
@@ -113,20 +115,22 @@ def _yaml() -> YAML:
 def _edit(
     directory: Path, name: str, change: Callable[[_Entries], None], now: datetime, *, comments_may_go: bool = False
 ) -> Path:
-    with _locked(directory):
+    with locked(directory):
         sources = read_sources(directory)
-        loaded = _load(sources, now, "does not load: fix it first (squidkeeper check)")
+        if sources.local is not None:
+            raise EditRefused(f"others write {directory} ({sources.local.path} is there): edit it where it comes from")
+        loaded = load_or_refuse(sources, now, "does not load: fix it first (squidkeeper check)")
         document = _document_of(sources.documents, name)
         new = parse_document(document.path, _with_clients(document, change, comments_may_go=comments_may_go))
         documents = tuple(new if one is document else one for one in sources.documents)
-        after = _load(replace(sources, documents=documents), now, f"does not load with this change of {name}")
+        after = load_or_refuse(replace(sources, documents=documents), now, f"does not load with this change of {name}")
         _check_rest(loaded, after, document, new, name)
         _write(document, new.content)
         return document.path
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Keep two edits by this command from overwriting each other."""
     try:
         handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -139,7 +143,8 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _load(sources: Sources, now: datetime, problem: str) -> LoadedPolicy:
+def load_or_refuse(sources: Sources, now: datetime, problem: str) -> LoadedPolicy:
+    """Load a policy as it is, or as it would be; `EditRefused` with every fault and the problem."""
     try:
         return load_sources(sources, now)
     except PolicyError as error:
@@ -181,7 +186,7 @@ def _section(text: str, change: Callable[[_Entries], None]) -> str:
     from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.error import YAMLError
 
-    yaml = _yaml()
+    yaml = round_trip_yaml()
     try:
         root = yaml.load(text)
         clients = root[_CLIENTS]

@@ -16,15 +16,16 @@ from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.forms import signs
 from squidkeeper.policy.headers import INJECTABLE_HEADERS, spellings
 from squidkeeper.policy.model import DIRECT, Credential, Parent, Policy, Route, Strip
+from squidkeeper.policy.quotas import QuotaUnit
 from squidkeeper.policy.upstreams import DEFAULT, parse_upstream_url
 from squidkeeper.protocol.request_headers import FIRST_COPY_HEADERS, READ_HEADERS
 from squidkeeper.replies import header_annotation
 
 _HEAD = """\
 # Written by squidkeeper's install.sh from the policy, which replaces it: run it again after a change of `upstreams`,
-# `strip`, a parent's password or the headers of credentials, and once the policy has its first `watch_secrets`,
-# `canaries`, `placeholder`, `sealed_tokens` or `aws_sigv4`. Until then a request that needs what is not here is denied
-# as not-rendered, and headers that no helper reads still pass.
+# `strip`, a parent's password, the headers of credentials or the largest `bytes_out`, and once the policy has its
+# first `watch_secrets`, `canaries`, `placeholder`, `sealed_tokens` or `aws_sigv4`. Until then a request that needs what
+# is not here is denied as not-rendered, and headers that no helper reads still pass.
 """
 _KEYS = re.compile(
     r"^acl sk_(?:strip_rendered note strip_|inject_rendered note inject_lines_|upstream_rendered note upstream_) (.*)$",
@@ -32,6 +33,9 @@ _KEYS = re.compile(
 )
 _DEFAULT = re.compile(r"^# --upstream (\S+)$", re.MULTILINE)
 _LOGIN = re.compile(r"^cache_peer .* name=sk_(\S+) .* login=(\S+)$", re.MULTILINE)
+_BODY_BOUND = "request_body_max_size"
+_BODY_LINE = re.compile(rf"^\s*{_BODY_BOUND}\s.*$", re.MULTILINE)
+_OWN_BODY_BOUND = f"# {_BODY_BOUND}: as your own configuration has it"
 _PEER = re.compile(r"^cache_peer (\S+) parent (\d+) 0 name=sk_(\S+) ", re.MULTILINE)
 # No query of any kind: a peer is used where it is chosen. Squid gives up a connection to one after three seconds.
 # What a client has sent with its CONNECT would go to the parent with ours. It could take that for the gateway's.
@@ -60,6 +64,7 @@ def policy_lines(policy: Policy, secrets: SecretStore, default: str = "") -> str
         *_upstream_lines(policy.upstreams, secrets),
         *_watch_lines(policy),
         *_first_copy_lines(policy),
+        *_body_lines(policy),
         *(_default_lines(default) if default else ()),
         *(_CONNECT_LINES if default or any(one.parent for one in policy.upstreams) else ()),
     )
@@ -107,6 +112,11 @@ def not_rendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[F
             for place in _reading(policy)[:1]
             if not {_READS, *([_SEARCHES] if policy.watch else [])} <= {*rendered.splitlines()}
         ),
+        *(
+            Fault(one.location, FaultCode.NOT_RENDERED, f"quota {one.name!r}: {_BODY_NOT_BOUND}")
+            for one in policy.quotas
+            if one.unit is QuotaUnit.BYTES_OUT and not _bounds_bodies(policy, rendered)
+        ),
     )
 
 
@@ -123,6 +133,7 @@ def _rendered_keys(rendered: str) -> set[str]:
 _ARE_NOT_RENDERED = "are not in Squid's configuration yet, so its requests are denied: run install.sh"
 _NOT_RENDERED = "is not in Squid's configuration yet, so its requests are denied: run install.sh"
 _NOT_SEARCHED = "Squid still forwards headers that are not searched: run install.sh"
+_BODY_NOT_BOUND = "the body of one request is not bounded by its limit yet: run install.sh"
 _OTHER_PASSWORD = "its secret has changed, and Squid still sends the former password: run install.sh"  # noqa: S105 - a text
 
 
@@ -242,6 +253,26 @@ def _first_copy_lines(policy: Policy) -> Iterator[str]:
             yield f"acl sk_removes_{number} note strip_header_ {stripped[name.lower()]}"
         yield f"request_header_access {name} deny sk_reads_headers"
         yield f"""request_header_add {name} "%'{{{name}}}>h" sk_reads_headers !CONNECT {" ".join(acls)}"""
+
+
+def _body_lines(policy: Policy) -> Iterator[str]:
+    """Bound the body of one request where a quota counts the bytes that leave: they are counted when it ends.
+
+    Squid has one bound for all requests, so it is the largest of the quotas.
+    """
+    limits = [quota.limit for quota in policy.quotas if quota.unit is QuotaUnit.BYTES_OUT]
+    if limits:
+        yield f"{_BODY_BOUND} {max(limits)} bytes"
+
+
+def with_own_body_bound(rendered: str, own: str) -> str:
+    """Leave the bound of a body to the operator's own configuration, where that has one: the last line would count."""
+    return _BODY_LINE.sub(_OWN_BODY_BOUND, rendered) if _BODY_LINE.search(own) else rendered
+
+
+def _bounds_bodies(policy: Policy, rendered: str) -> bool:
+    lines = {*rendered.splitlines()}
+    return _OWN_BODY_BOUND in lines or lines.issuperset(_body_lines(policy))
 
 
 def _upstream_lines(upstreams: Iterable[Route], secrets: SecretStore) -> Iterator[str]:

@@ -12,14 +12,18 @@ from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.counters import Key, counter_key
 from squidkeeper.engine import CompiledPolicy, Decision, deny
 from squidkeeper.engine.decision import Rewritten
+from squidkeeper.engine.own_host import TICKET_PAGE
 from squidkeeper.metrics import (
     CREDENTIAL,
     CREDENTIAL_FAILURES,
     CREDENTIAL_INJECTIONS,
     DECISIONS,
     HOST,
+    METER,
     NONE,
     PROTOCOL_ERRORS,
+    QUOTA_DENIALS,
+    REQUEST,
     REWRITE,
     WATCH,
 )
@@ -45,6 +49,7 @@ WITHOUT_HEADERS = deny(
 HEADER_TOO_LONG = deny(
     "header-too-long", f'URL and headers together are over {LINE_LIMIT:,} bytes in "percent-encoding".'
 )
+_NO_SUCH_TICKET = "This client has no ticket of this number."
 _BARE_IN_USER = "!$&()*+,-./:;=?@_"
 _DIGEST_LENGTH = 32  # hexadecimal digits: 128 bits of the hash
 _REPLY_BYTES = 1_500  # of Python objects
@@ -67,21 +72,26 @@ def acl_reply(
         ("private_", "yes" if decision.private else "no"),
         *([("clt_conn_tag", tunnel)] if tunnel else []),
         *([("watch_", "yes")] if is_watched else []),
+        *([("observed_", decision.observed)] if decision.observed else []),
     ]
-    named = [("user_", _recorded_user(user))] if user is not None else []
+    named = [("user_", recorded_user(user))] if user is not None else []
     counts = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
+    observes_url = helper == HOST and decision.observes_url
     if not decision.allowed:
-        return Reply(Result.ERR, (*annotations, *named), decision.reason, counts)
+        asked = [("tag", "sk_observes_url")] if observes_url else []
+        return Reply(Result.ERR, (*annotations, *asked, *named), decision.reason, counts)
     flags = (
-        (("scope_", "request"), decision.needs_url),
-        (("rewrite_", "yes"), decision.may_rewrite),
-        (("rewrite_", "parameters"), decision.may_add_parameters and not decision.may_rewrite),
-        (("inject_", "yes"), decision.may_inject),
-        (("headers_", "yes"), decision.needs_headers),
-        (("unrestricted_", "yes"), decision.unrestricted),
-        (("credential_varies_", "yes"), decision.credential_varies),
+        (("scope_", "request"), decision.outlook.needs_url or observes_url),
+        (("rewrite_", "yes"), decision.outlook.may_rewrite),
+        (("rewrite_", "parameters"), decision.outlook.may_add_parameters and not decision.outlook.may_rewrite),
+        (("inject_", "yes"), decision.outlook.may_inject),
+        (("headers_", "yes"), decision.outlook.needs_headers),
+        (("unrestricted_", "yes"), decision.outlook.unrestricted),
+        (("credential_varies_", "yes"), decision.outlook.credential_varies),
+        (("ask_", "yes"), decision.outlook.may_ask and tunnel is not None),
         (("passthrough_", "yes"), decision.passthrough),
         (("websocket_", "yes"), decision.websocket),
+        (("quota_", "yes"), decision.outlook.under_quota),
         (("tag", "sk_final"), helper == HOST and decision.final and not is_watched),
         (("tag", "sk_needs_lines"), decision.needs_lines),
     )
@@ -126,7 +136,10 @@ def tunnel_reply(decision: Decision, helper: str, policy: CompiledPolicy | None,
     tunnel = None
     if request.method == CONNECT:
         tunnel = request.authority if decision.allowed else f"{request.authority}{DENIED_BY}{decision.rule}"
-    return acl_reply(decision, helper, policy, request.user, tunnel)
+    reply = acl_reply(decision, helper, policy, request.user, tunnel)
+    if isinstance(request, Request) and request.spliced:  # which was counted when the tunnel was opened
+        return replace(reply, annotations=(*reply.annotations, ("quota_", "no")))
+    return reply
 
 
 def no_policy_reply(helper: str, request: Request | Malformed) -> Reply:
@@ -150,6 +163,35 @@ def describe_url(reply: Reply, url: str) -> Reply:
         digest = sha256(recorded.encode()).hexdigest()[:_DIGEST_LENGTH]
         described.append(("cut_", f"{len(recorded)}:{digest}"))
     return replace(reply, annotations=(*reply.annotations, *described))
+
+
+def with_ticket(denial: Reply, number: str) -> Reply:
+    """Add the number of a ticket to a denial."""
+    return replace(denial, annotations=(*denial.annotations, ("ticket_", number)))
+
+
+def no_ticket(denial: Reply, why: str, quotas: Iterable[str] = ()) -> Reply:
+    """Add to the reason of a denial why it has no ticket; `quotas` are those that gave it none."""
+    counts = (*denial.counts, *(counter_key(QUOTA_DENIALS, quota) for quota in quotas))
+    return replace(denial, counts=counts, message=f"{denial.message or ''} It has no ticket: {why}.".strip())
+
+
+def denied_ticket(denial: Reply, number: str, reason: str) -> Reply:
+    """Add to the reason of a denial that a person has denied its ticket: it waits no longer."""
+    return replace(denial, message=f"{denial.message or ''} A person has denied it (ticket {number}): {reason}".strip())
+
+
+def ticket_page(page: Reply, state: str) -> Reply:
+    """Show the state of a ticket, which is JSON: Squid answers with it, and sends nothing on."""
+    shown = (("ticket_state_", state), ("tag", "sk_ticket"))
+    return replace(page, result=Result.ERR, annotations=(*page.annotations, *shown))
+
+
+def no_ticket_page(page: Reply) -> Reply:
+    """Deny a page of a ticket that is not there, or of another client's: the answer is the same."""
+    denied = tuple(("verdict_", "deny") if name == "verdict_" else (name, value) for name, value in page.annotations)
+    counts = (_decision_key(REQUEST, TICKET_PAGE, "deny"),)
+    return replace(page, result=Result.ERR, annotations=denied, message=_NO_SUCH_TICKET, counts=counts)
 
 
 def reply_bytes(reply: Reply) -> int:
@@ -288,6 +330,29 @@ def found_reply(
     return replace(reply, annotations=(*kept, *held))
 
 
+# --- meter --------------------------------------------------------------------------------------------------------
+
+
+def within_quota_reply(rule: str) -> Reply:
+    """Let a request pass on: `rule` has allowed it."""
+    counts = (_decision_key(METER, rule, "allow"),)
+    return Reply(Result.OK, (("rule_", rule), ("verdict_", "allow")), counts=counts)
+
+
+def over_quota_reply(
+    decision: Decision, policy: CompiledPolicy, request: Request, quota: str, found: str, resets: tuple[str, int]
+) -> Reply:
+    """Deny a request by a quota; `resets` is when its count begins again, and in how many seconds."""
+    reply = tunnel_reply(decision, METER, policy, request)
+    at, seconds = resets
+    added = (("found_", found[:_FOUND_LENGTH]), ("resets_", at), ("resets_in_", str(seconds)))
+    return replace(
+        reply,
+        annotations=(*reply.annotations, *added),
+        counts=(*reply.counts, counter_key(QUOTA_DENIALS, quota)),
+    )
+
+
 _FOUND_LENGTH = 200  # characters
 _WITHHELD = (("withheld_", "yes"),)
 _SHOWN = (("withheld_", "no"),)
@@ -315,7 +380,7 @@ def _decided(decision: Decision, policy: CompiledPolicy | None) -> tuple[tuple[s
     return (*annotations, ("revision_", policy.revision), *([("contact_", contact)] if contact else []))
 
 
-def _recorded_user(user: str) -> str:
+def recorded_user(user: str) -> str:
     """Write the proxy user for the access log: Squid's own `%un` also names who gave a wrong password."""
     return quote(user, safe=_BARE_IN_USER, errors="surrogateescape")[:USER_LENGTH]
 
@@ -324,7 +389,7 @@ def _outcome(decision: Decision, tunnel: str | None) -> str:
     """Name what is counted: a tunnel that is allowed is no request that a rule has matched."""
     if tunnel and decision.allowed:
         return "tunnel"
-    return "url" if decision.needs_url else decision.action
+    return "url" if decision.outlook.needs_url else decision.action
 
 
 def _decision_key(helper: str, rule: str, verdict: str) -> Key:

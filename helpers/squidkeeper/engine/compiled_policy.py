@@ -2,61 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property, reduce
+from operator import or_
 from typing import NamedTuple, TypeVar
 
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.engine.decision import Decision, deny
 from squidkeeper.engine.fields import HostFacts, covers_default_port, holds_for_host
+from squidkeeper.engine.own_host import decide_own_host
+from squidkeeper.engine.quotas import quotas_for
+from squidkeeper.engine.timetable import Timed, Timetable
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.forms import signs
 from squidkeeper.policy.host_index import HostIndex
+from squidkeeper.policy.machines import Machines
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Route, Rule
+from squidkeeper.policy.quotas import Quota
 from squidkeeper.protocol.request import ANY_LOGIN, CONNECT, Malformed, Request
 from squidkeeper.url import Host
 
 EntryT = TypeVar("EntryT", Rule, Rewrite, Credential, Route)
 # In a policy with upstreams, where none of them holds: the parent of install.sh's --upstream, if there is one.
 DEFAULT_UPSTREAM = Route("default", Location(""), Match(), "default")
-_CACHE_BYTES, _OBJECT_BYTES, _SPAN_BYTES = 4 * 1024 * 1024, 1_000, 400
+_CACHE_BYTES, _OBJECT_BYTES, _MOMENT_BYTES = 4 * 1024 * 1024, 1_000, 500
+_MOMENTS_AT_MOST = 64  # of the same candidates
 LOGIN_REFUSED = "login-refused"
 _NO_CLIENT = "The policy has no client {} with tokens any longer."
 _OTHER_NETWORK = "The networks of the client {} do not hold this address."
 _REVOKED = "The policy does not hold the token of the client {} (any longer)."
 TOKEN_LAPSED = deny(LOGIN_REFUSED, "The token has expired.")
 _OTHER_METHOD = ""  # one that no entry names: clients make up methods, and each would have candidates of its own
+OBSERVED_DEFAULT = "deny:default"  # as what no rule decides is recorded, where the default observes
 _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
+
+
+@dataclass(slots=True, eq=False)
+class RulesInForce:
+    """The rules and grants of some candidates that are in force at a time, as `Candidates` has them.
+
+    `at_host` is the decision at host scope, once it was made for a host that is no address.
+    """
+
+    rules: tuple[Rule, ...]
+    grants: tuple[Rule, ...]
+    observing: tuple[Rule, ...] | None
+    at_host: Decision | None = None
+
+    def unspent(self, spent: Collection[str]) -> tuple[Rule, ...]:
+        """Give the grants that have uses left; `spent` names those that have none."""
+        return tuple(grant for grant in self.grants if grant.name not in spent) if spent else self.grants
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
     """The entries whose fields hold without the URL, in the policy's order; many hosts share them.
 
-    `rule_positions` are the positions of all rules for the host, whatever their other fields; `lapses` the times at
-    which one of these rules expires. `default` decides where no rule holds. `at_host` has the decision at host scope
-    for each span between two of the `lapses`.
+    `rule_positions` are the positions of all rules for the host, whatever their other fields; `timed` has the bits
+    in the policy's timetable of the rules and grants that hold at some times alone. `default` decides where no rule and
+    no grant holds. `observing` are the `rules` with those that observe among them; None where nothing observes.
+    `quotas` are those that may count a request, by whichever rule allows it.
+    `moments` has what is in force, by the timed rules and grants that hold.
     """
 
     rules: tuple[Rule, ...]
     rewrites: tuple[Rewrite, ...]
     credentials: tuple[Credential, ...]
     rule_positions: tuple[int, ...]
-    lapses: tuple[datetime, ...]
     default: Decision
+    timed: int = 0
     upstream: Route | None = None
-    at_host: dict[int, Decision] = field(default_factory=dict)
+    observing: tuple[Rule, ...] | None = None
+    grants: tuple[Rule, ...] = ()
+    quotas: tuple[Quota, ...] = ()
+    moments: dict[int, RulesInForce] = field(default_factory=dict)
+
+    @property
+    def default_observes(self) -> bool:
+        """Whether the default allows what it would deny: such a request gets no rewrite and no credential."""
+        return self.default.observed is not None
 
     @property
     def held_bytes(self) -> int:
-        """Estimate the bytes of the references and of `at_host`."""
-        held = (self.rules, self.rewrites, self.credentials, self.rule_positions)
-        return 8 * sum(map(len, held)) + _SPAN_BYTES * len(self.lapses)
+        """Estimate the bytes of the references and of `moments`."""
+        entries = (self.rules, self.grants, self.rewrites, self.credentials, self.rule_positions, self.observing or ())
+        kept = 1 + min(2 * self.timed.bit_count(), _MOMENTS_AT_MOST)
+        return 8 * sum(map(len, entries)) + kept * (_MOMENT_BYTES + 8 * (len(self.rules) + len(self.grants)))
 
 
 class HostMatch(NamedTuple):
-    """What a policy holds for a request, whatever its URL and the time; `denial` where the request is malformed.
+    """What a policy holds for a request, whatever its URL and the time.
+
+    `denial` decides where no rule does: the request is malformed, its login refused, or it is for the gateway itself.
 
     `url` is the request's, as it was stated; None stands for every URL of the host. `spliced` is the request's.
     `lapses` is when the token of the login expires.
@@ -71,8 +110,8 @@ class HostMatch(NamedTuple):
 
     @property
     def depends_on_time(self) -> bool:
-        """Tell whether the decision is another one later: a rule for the host expires, or the token of the login."""
-        return bool(self.candidates.lapses) or self.lapses is not None
+        """Tell whether the decision is another one at another time: by a rule for the host, or the login's token."""
+        return bool(self.candidates.timed) or self.lapses is not None
 
 
 class CompiledPolicy:
@@ -81,11 +120,16 @@ class CompiledPolicy:
     def __init__(self, policy: Policy) -> None:
         self.source = policy
         self._logins = {client.name: client for client in policy.clients if client.tokens is not None}
+        timed = {_key(rule): Timed(rule.expires, rule.when) for rule in policy.rules_and_grants}
+        timed = {key: one for key, one in timed.items() if one.depends_on_time}
+        self._bits = {key: 1 << number for number, key in enumerate(timed)}
         tokens = (token for client in self._logins.values() for token in client.tokens or ())
-        ends = (*(rule.expires for rule in policy.rules), *(token.expires for token in tokens))
-        self.lapses = tuple(sorted(end for end in ends if end is not None))
+        ends = (Timed(token.expires) for token in tokens if token.expires is not None)
+        self.timetable = Timetable((*timed.values(), *ends))
+        self.depends_on_time = self.timetable.depends_on_time
         self.revision = policy.revision
         self.rules = HostIndex(policy.rules, policy.lists)
+        self.grants = HostIndex(policy.grants, policy.lists)
         self.rewrites = HostIndex(policy.rewrites, policy.lists)
         self.credentials = HostIndex(policy.credentials, policy.lists)
         self.upstreams = HostIndex(policy.upstreams, policy.lists)
@@ -95,16 +139,24 @@ class CompiledPolicy:
         self._clients: BoundedCache[tuple[str | None, ...], tuple[str, ...]] = BoundedCache(_CACHE_BYTES)
         self._decisions: BoundedCache[object, Decision] = BoundedCache(_CACHE_BYTES)
 
+    @cached_property
+    def machines(self) -> Machines:
+        """Tells which requests come from one machine."""
+        return Machines(self.source.clients)
+
     def match(self, request: Request | Malformed) -> HostMatch:
         """Look up all that needs no URL and no clock."""
         if isinstance(request, Malformed):
             denial = deny(request.rule, request.reason)
-            return HostMatch(_NO_FACTS, Candidates((), (), (), (), (), denial), request.url, denial)
+            return HostMatch(_NO_FACTS, Candidates((), (), (), (), denial), request.url, denial)
+        own = decide_own_host(request)
+        if own is not None:
+            return HostMatch(_NO_FACTS, Candidates((), (), (), (), own), request.url, own)
         lapses = None
         if request.login is not None or request.user in self._logins:
             refused, lapses = self._check_login(request)
             if refused:
-                return HostMatch(_NO_FACTS, Candidates((), (), (), (), (), refused), request.url, refused)
+                return HostMatch(_NO_FACTS, Candidates((), (), (), (), refused), request.url, refused)
         clients = self.clients_of(request.client, request.user) if self.source.clients else ()
         method = request.method if request.method in self._methods else self._unnamed_method(request.method)
         facts = HostFacts(clients, method, request.scheme, request.host, request.port)
@@ -136,11 +188,17 @@ class CompiledPolicy:
             return
         if request.scheme == "https" and request.method != CONNECT:
             return
-        rules = (self.source.rules[position] for position in self.rules.positions(request.host))
-        opened = {name for rule in rules if rule.action is Action.ALLOW for name in rule.match.clients or ()}
+        rules = [self.source.rules[position] for position in self.rules.positions(request.host)]
+        rules += (self.source.grants[position] for position in self.grants.positions(request.host))
+        openers = (rule for rule in rules if rule.action is not Action.DENY and not rule.observe)
+        opened = {name for rule in openers for name in rule.match.clients or ()}
         for name in self._logins if opened else ():
             if not opened.isdisjoint(self.clients_of(request.client, name)):
                 yield self.match(request._replace(user=name, login=ANY_LOGIN))
+
+    def names_login(self, user: str | None) -> bool:
+        """Tell whether a proxy user is the name of a client with tokens, whose login decides beside its clients."""
+        return user in self._logins
 
     def clients_of(self, client: Host | None, user: str | None) -> tuple[str, ...]:
         """Name the policy's clients that a request belongs to, in the policy's order."""
@@ -151,6 +209,30 @@ class CompiledPolicy:
             known = tuple(one.name for one in self.source.clients if one.matches(address, user))
             self._clients.add(key, known, _object_bytes(user, *known))
         return known
+
+    def rules_in_force(self, candidates: Candidates, at: datetime) -> RulesInForce:
+        """Give which rules of some candidates are in force at a time: the same object for the same rules."""
+        holding = self.timetable.holding(at) & candidates.timed if candidates.timed else 0
+        known = candidates.moments.get(holding)
+        if known is None:
+            if len(candidates.moments) >= _MOMENTS_AT_MOST:
+                candidates.moments.clear()
+            known = candidates.moments[holding] = self._moment(candidates, holding)
+        return known
+
+    def _moment(self, candidates: Candidates, holding: int) -> RulesInForce:
+        observing = candidates.observing
+        return RulesInForce(
+            self._in_force(candidates.rules, holding),
+            self._in_force(candidates.grants, holding),
+            None if observing is None else self._in_force(observing, holding),
+        )
+
+    def _in_force(self, rules: tuple[Rule, ...], holding: int) -> tuple[Rule, ...]:
+        bits = self._bits
+        if not bits:
+            return rules
+        return tuple(rule for rule in rules if _key(rule) not in bits or bits[_key(rule)] & holding)
 
     def injectable(self, facts: HostFacts, positions: tuple[int, ...] | None = None) -> tuple[Credential, ...]:
         """List the credentials whose fields hold without the URL; `positions` are those for the host."""
@@ -196,6 +278,19 @@ class CompiledPolicy:
             self._decisions.add(key, known, _object_bytes(*names))
         return known
 
+    def with_observed(self, decision: Decision, observed: str | None) -> Decision:
+        """Add what is observed about a URL: the same object each time, unless the decision is for one request alone."""
+        if observed == decision.observed and not decision.observes_url:
+            return decision
+        if decision.rewritten is not None or (decision.location is None and decision.rule != "default"):
+            return replace(decision, observed=observed, observes_url=False)
+        key = (decision, "observed", observed)
+        known = self._decisions.get(key)
+        if known is None:
+            known = replace(decision, observed=observed, observes_url=False)
+            self._decisions.add(key, known, _object_bytes(observed))
+        return known
+
     def _unnamed_method(self, method: str) -> str | None:
         if method == CONNECT:
             return None
@@ -205,35 +300,63 @@ class CompiledPolicy:
         """Find the candidates. They depend on the host by positions alone, so most hosts share theirs with others."""
         rules, rewrites = self.rules.positions(facts.host), self.rewrites.positions(facts.host)
         credentials, upstreams = self.credentials.positions(facts.host), self.upstreams.positions(facts.host)
-        key = (facts.clients, facts.method, facts.scheme, facts.port, rules, rewrites, credentials, upstreams)
+        grants = self.grants.positions(facts.host)
+        key = (facts.clients, facts.method, facts.scheme, facts.port, rules, grants, rewrites, credentials, upstreams)
         known = self._candidates.get(key)
         if known is None:
             policy = self.source
+            matching = tuple(holding(policy.rules, rules, facts))
+            deciding = tuple(rule for rule in matching if not rule.observe)
+            observes = policy.observe_default is not None or len(deciding) < len(matching)
+            timed = (*(policy.rules[position] for position in rules), *(policy.grants[position] for position in grants))
             known = Candidates(
-                tuple(holding(policy.rules, rules, facts)),
+                deciding,
                 tuple(holding(policy.rewrites, rewrites, facts)),
                 self.injectable(facts, credentials),
                 rules,
-                tuple(sorted(filter(None, (policy.rules[position].expires for position in rules)))),
                 self._default(facts),
+                reduce(or_, (self._bits.get(_key(rule), 0) for rule in timed), 0) if self._bits else 0,
                 self.upstream(facts, upstreams),
+                matching if observes else None,
+                tuple(holding(policy.grants, grants, facts)),
+                quotas_for(policy, facts, deciding),
             )
             self._candidates.add(key, known, _object_bytes(facts.method, *facts.clients) + known.held_bytes)
         return known
 
     def _default(self, facts: HostFacts) -> Decision:
-        if self.source.default_action is Action.DENY:
-            return deny("default", self.source.default_reason or "No rule of the policy allows this request.")
+        observes = self.source.observe_default is not None
+        if self.source.default_action is Action.DENY and not observes:
+            denial = deny("default", self.source.default_reason or "No rule of the policy allows this request.")
+            return replace(denial, asks=True) if self.source.ask_default else denial
         if not covers_default_port(facts.scheme, facts.port):
             return deny("default", f"The default allows {facts.scheme} on its own port, and no rule port {facts.port}.")
-        return Decision(Action.ALLOW, "default")
+        return Decision(Action.ALLOW, "default", observed=OBSERVED_DEFAULT if observes else None)
 
 
 def decision_of(rule: Rule, *, private: bool = False) -> Decision:
     """Make the decision of a rule that decides; `private` where a rule that it stands for allows a private address."""
-    reason = rule.reason or (None if rule.action is Action.ALLOW else f"The rule {rule.name} denies this.")
-    private = private or rule.private
-    return Decision(rule.action, rule.name, reason, rule.location, private, websocket=rule.websocket, strip=rule.strip)
+    asks = rule.action is Action.ASK
+    reason = rule.reason or _UNSAID[rule.action].format(rule.name) or None
+    private, counted = private or rule.private, rule if rule.uses is not None else None
+    return Decision(
+        rule.verdict,
+        rule.name,
+        reason,
+        rule.location,
+        private,
+        websocket=rule.websocket,
+        strip=rule.strip,
+        asks=asks,
+        counted=counted,
+    )
+
+
+_UNSAID = {
+    Action.ALLOW: "",
+    Action.DENY: "The rule {} denies this.",
+    Action.ASK: "The rule {} denies this until a person allows it.",
+}
 
 
 def injects(facts: HostFacts) -> bool:
@@ -246,14 +369,13 @@ def holding(entries: tuple[EntryT, ...], positions: tuple[int, ...], facts: Host
     return (entries[position] for position in positions if holds_for_host(entries[position], facts))
 
 
-def in_force(rules: Iterable[Rule], at: datetime) -> Iterator[Rule]:
-    """Give the rules that have not expired."""
-    return (rule for rule in rules if rule.expires is None or not rule.lapsed(at))
+def _key(rule: Rule) -> tuple[str, Location]:
+    """Tell a rule or grant from all others of its policy."""
+    return rule.name, rule.location
 
 
 def _named_methods(policy: Policy) -> Iterator[str]:
-    sections: tuple[tuple[Rule | Rewrite | Credential, ...], ...] = (policy.rules, policy.rewrites, policy.credentials)
-    return (method for section in sections for entry in section for method in entry.match.methods or ())
+    return (method for entry in policy.entries for method in entry.match.methods or ())
 
 
 def _object_bytes(*texts: str | None) -> int:

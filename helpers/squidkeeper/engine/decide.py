@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from enum import Enum, auto
 
 from squidkeeper.engine.compiled_policy import TOKEN_LAPSED, CompiledPolicy, HostMatch
 from squidkeeper.engine.decision import Decision, deny
 from squidkeeper.engine.host_scope import decide_host
-from squidkeeper.engine.request_scope import decide_fetched, decide_url
+from squidkeeper.engine.own_host import with_url
+from squidkeeper.engine.request_scope import decide_fetched, decide_url, observe_request
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.url import OWN_PAGES, is_own_page, is_unusual, origin_of
 
@@ -19,7 +21,8 @@ class Stage(Enum):
     HOST = auto()  # every URL of its host, or its tunnel
     URL = auto()  # its URL, with the rewrite and the credentials
     FETCH = auto()  # its URL, with the credentials of the URL that is fetched
-    ALL = auto()  # what Squid asks for one after the other: its host, and its URL where that is not decided by then
+    ALL = auto()  # what Squid asks for one after the other: its host, and its URL where that is not decided by then, or
+    # where a rule that observes depends on it
 
 
 def decide(
@@ -29,33 +32,38 @@ def decide(
     stage: Stage = Stage.ALL,
     url: str | None = None,
     final_url: str | None = None,
+    spent: Collection[str] = (),
 ) -> Decision:
     """Decide a request; `match` is `policy.match(request)`.
 
     `url` stands for the match's own URL, so that one match serves many. `final_url` is the rewriter's answer, for
-    `FETCH` alone.
+    `FETCH` alone. `spent` names the grants that have no uses left, for `URL` and `ALL`.
     """
     if match.lapses is not None and at >= match.lapses:
         return TOKEN_LAPSED
     if stage is Stage.HOST:
         return match.denial or decide_host(policy, match, at)
     url = match.url if url is None else url
+    if stage is Stage.ALL:
+        return _decide_all(policy, match, at, url, spent)
+    if match.denial is not None:
+        return with_url(match.denial, url)
     if stage is Stage.URL:
-        return match.denial or decide_url(policy, match, url or "", at)
-    if stage is Stage.FETCH:
-        return match.denial or decide_fetched(policy, match, url or "", final_url, at)
-    return _decide_all(policy, match, at, url)
+        return decide_url(policy, match, url or "", at, spent)
+    return decide_fetched(policy, match, url or "", final_url, at)
 
 
-def _decide_all(policy: CompiledPolicy, match: HostMatch, at: datetime, url: str | None) -> Decision:
+def _decide_all(
+    policy: CompiledPolicy, match: HostMatch, at: datetime, url: str | None, spent: Collection[str]
+) -> Decision:
     if url is not None and is_own_page(url):
         return deny("invalid-request", f"{OWN_PAGES}… are pages of Squid itself, which are not for clients.")
     if match.denial is not None:
-        return match.denial
+        return with_url(match.denial, url)
     decision = decide_host(policy, match, at)
     if url is not None and (asks_url(decision, match, url) or not _is_of_host(url, match)):
-        return decide_url(policy, match, url, at)
-    return decision
+        return decide_url(policy, match, url, at, spent)
+    return observe_request(policy, match, decision, url, at) if url is not None and decision.observes_url else decision
 
 
 def asks_url(decision: Decision, match: HostMatch, url: str) -> bool:
@@ -63,9 +71,9 @@ def asks_url(decision: Decision, match: HostMatch, url: str) -> bool:
     facts = match.facts
     if not decision.allowed or facts.method is None:
         return False
-    may_inject = decision.may_inject and facts.scheme == "https"
-    asks_credential = may_inject or decision.needs_headers
-    return decision.needs_url or decision.may_rewrite or asks_credential or is_unusual(url)
+    outlook = decision.outlook
+    asks_credential = (outlook.may_inject and facts.scheme == "https") or outlook.needs_headers
+    return outlook.needs_url or outlook.may_rewrite or asks_credential or is_unusual(url)
 
 
 def _is_of_host(url: str, match: HostMatch) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.forms import QueryParameters
-from squidkeeper.policy.model import Action, Credential, Rewrite, Route, Strip
+from squidkeeper.policy.model import Action, Credential, Rewrite, Route, Rule, Strip
 from squidkeeper.url import Url
 
 _LONGEST_REASON = 1_000  # characters, as of the reasons that a policy gives
@@ -20,19 +20,50 @@ class Rewritten:
     url: Url
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a decision about a host tells of the requests to it.
+
+    `needs_url` means that the URL decides, `may_ask` that a URL can be asked about. `may_rewrite` and `may_inject` mean
+    that a rewrite or a credential could apply, `may_add_parameters` that a credential could add to the query, so that
+    the rewriter is asked, and `needs_headers` that the credential helper has to see the client's headers.
+    `unrestricted` means that the host is open for every method and path and has no rewrite, and `credential_varies`
+    that its methods and paths can get different credentials. `under_quota` means that a quota may count a request.
+    """
+
+    needs_url: bool = False
+    may_ask: bool = False
+    may_rewrite: bool = False
+    may_inject: bool = False
+    may_add_parameters: bool = False
+    needs_headers: bool = False
+    unrestricted: bool = False
+    credential_varies: bool = False
+    under_quota: bool = False
+
+    @property
+    def asks_more(self) -> bool:
+        """Whether anything is still asked about a request."""
+        by_url = self.needs_url or self.may_ask
+        return by_url or self.may_rewrite or self.may_inject or self.needs_headers or self.under_quota
+
+
+NOTHING_MORE = Outlook()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
     """An action, the rule that decided and the reason.
 
     `rule` is a rule's name or a built-in rule such as `default`; `location` is where the policy has that rule.
-    `private` allows a private address. At host scope `needs_url` means that the URL decides, `may_rewrite` and
-    `may_inject` that a rewrite or a credential could apply, `unrestricted` that the host is open for every method and
-    path and has no rewrite, and `credential_varies` that its methods and paths can get different credentials.
-    `needs_headers` means there that the credential helper has to see the client's headers, and `may_add_parameters`
-    that a credential could add to the query, so that the rewriter is asked.
+    `private` allows a private address. `outlook` is what a decision at host scope tells of the requests.
+    `asks` is a denial that a person may grant, at host scope that every URL is one. `counted` is the grant that allows,
+    where it has a number of uses.
     `passthrough` means that the tunnel is spliced, `websocket` that the request may become a WebSocket.
     At request scope `rewritten` and `credentials` are what applies. `strip` is what is removed from a request.
     `upstream` is where a request is forwarded: at host scope, and where it is rewritten.
+    `observed` is what a rule that observes would have decided, as it is recorded: `allow:RULE` or `deny:RULE`. At host
+    scope `observes_url` means that this depends on the URL.
     A decision is equal to itself alone.
     """
 
@@ -41,19 +72,17 @@ class Decision:
     reason: str | None = None
     location: Location | None = None
     private: bool = False
-    needs_url: bool = False
-    may_rewrite: bool = False
-    may_inject: bool = False
-    unrestricted: bool = False
-    credential_varies: bool = False
+    outlook: Outlook = NOTHING_MORE
     passthrough: bool = False
     websocket: bool = False
     rewritten: Rewritten | None = None
     credentials: tuple[Credential, ...] = ()
     strip: Strip | None = None
     upstream: Route | None = None
-    needs_headers: bool = False
-    may_add_parameters: bool = False
+    observed: str | None = None
+    observes_url: bool = False
+    asks: bool = False
+    counted: Rule | None = None
 
     @property
     def allowed(self) -> bool:
@@ -74,8 +103,7 @@ class Decision:
     @property
     def final(self) -> bool:
         """Whether an allow at host scope leaves nothing to ask about the request."""
-        asks_more = self.needs_url or self.may_rewrite or self.may_inject or self.needs_headers
-        return self.allowed and not (asks_more or self.needs_lines)
+        return self.allowed and not (self.outlook.asks_more or self.observes_url or self.needs_lines)
 
     @property
     def needs_lines(self) -> bool:

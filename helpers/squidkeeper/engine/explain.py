@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import dropwhile
 
-from squidkeeper.engine.compiled_policy import CompiledPolicy, injects
+from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch, injects
 from squidkeeper.engine.decide import Stage, decide
 from squidkeeper.engine.decision import Decision
 from squidkeeper.engine.fields import Entry, HostFacts, UrlFacts, failing_fields, is_deny
 from squidkeeper.engine.host_scope import first_rewrite, first_rule
+from squidkeeper.engine.quotas import counting, ticket_quotas
 from squidkeeper.engine.request_scope import decide_reading, facts_of
 from squidkeeper.errors import InvalidUrl
+from squidkeeper.policy.faults import Location
 from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.hosts import HostForm
-from squidkeeper.policy.model import Match, Rewrite, Route, Rule
+from squidkeeper.policy.model import Action, Match, Rewrite, Route, Rule
+from squidkeeper.policy.quotas import Quota
 from squidkeeper.policy.secret_sources import NamedSecret
 from squidkeeper.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.url import ReadPath, Url, parse_url, readings
@@ -48,6 +51,15 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
+class Observed:
+    """What is recorded as observed, and the place of the rule that observes, or of the default."""
+
+    verdict: str
+    rule: str
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """A decision, and what led to it."""
 
@@ -61,6 +73,10 @@ class Explanation:
     passthrough: bool | None  # of an allowed tunnel, or of a request in it; None: there is no tunnel
     upstream: Route | None
     secrets: tuple[NamedSecret, ...]  # of the credentials
+    grant: Rule | None  # that allows
+    observed: Observed | None
+    default_observes: Location | None  # of a request that is allowed because the default observes
+    quotas: tuple[Quota, ...]  # that count it
 
 
 def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> Explanation:
@@ -77,7 +93,25 @@ def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) 
         passes_through(policy, request, decision, at),
         upstream(policy, request, decision),
         secrets(policy, decision),
+        grant(policy, decision),
+        observed(policy, decision),
+        policy.source.observe_default if decision.allowed and decision.rule == "default" else None,
+        quotas_of(policy, request, decision),
     )
+
+
+def grant(policy: CompiledPolicy, decision: Decision) -> Rule | None:
+    """Find the grant that allows; None where none does."""
+    return next((one for one in policy.source.grants if one.location == decision.location), None)
+
+
+def observed(policy: CompiledPolicy, decision: Decision) -> Observed | None:
+    """Name the rule that observes, or the default."""
+    if decision.observed is None:
+        return None
+    verdict, _, name = decision.observed.partition(":")
+    places = (rule.location for rule in policy.source.rules if rule.observe and rule.name == name)
+    return Observed(verdict, name, next(places, policy.source.observe_default or Location("")))
 
 
 def secrets(policy: CompiledPolicy, decision: Decision) -> tuple[NamedSecret, ...]:
@@ -87,21 +121,31 @@ def secrets(policy: CompiledPolicy, decision: Decision) -> tuple[NamedSecret, ..
 
 
 def passed_over(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[PassedOver]:
-    """List the rules for the host above the one that matches, with the fields that did not hold.
+    """List the rules and grants for the host ahead of the one that matches, with the fields that did not hold.
 
     The one that matches need not decide: a private address may deny what it allows.
     """
     match, url = policy.match(request), next(iter(_readings(request)), None)
     if match.denial or (url is None and request.url is not None):  # no rule was matched
         return []
+    found, last = _failing_rules(_rules(policy, match.facts), match.facts, url, at)
+    if last is None or last.action is Action.ASK:
+        found += _failing_rules(_grants(policy, match.facts), match.facts, url, at)[0]
+    return found
+
+
+def _failing_rules(
+    rules: Iterable[Rule], facts: HostFacts, url: UrlFacts | None, at: datetime
+) -> tuple[list[PassedOver], Rule | None]:
+    """List the rules that did not hold, as far as to the first that ends the search; give that one too."""
     found = []
-    for rule in _rules(policy, match.facts):
-        fields = _failing_rule_fields(rule, match.facts, url, at)
+    for rule in rules:
+        fields = _failing_rule_fields(rule, facts, url, at)
         if fields:
             found.append(PassedOver(rule, fields))
-        elif _ends_search(rule, url):
-            break
-    return found
+        elif not rule.observe and _ends_search(rule, url):
+            return found, rule
+    return found, None
 
 
 def not_reached(policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime) -> list[Rule]:
@@ -113,7 +157,7 @@ def not_reached(policy: CompiledPolicy, request: Request | Malformed, decision: 
     if match.denial or not decision.allowed:
         return []
     below = dropwhile(lambda rule: rule.location != decision.location, _rules(policy, match.facts))
-    denies = (rule for rule in below if is_deny(rule) and not _is_for_every_host(rule.match))
+    denies = (rule for rule in below if is_deny(rule) and not rule.observe and not _is_for_every_host(rule.match))
     return [rule for rule in denies if _holds_for_any(rule, match.facts, _readings(request), at)]
 
 
@@ -130,8 +174,13 @@ def _rules(policy: CompiledPolicy, facts: HostFacts) -> Iterator[Rule]:
     return (policy.source.rules[position] for position in policy.rules.positions(facts.host))
 
 
+def _grants(policy: CompiledPolicy, facts: HostFacts) -> Iterator[Rule]:
+    return (policy.source.grants[position] for position in policy.grants.positions(facts.host))
+
+
 def _failing_rule_fields(rule: Rule, facts: HostFacts, url: UrlFacts | None, at: datetime) -> tuple[str, ...]:
-    return (*failing_fields(rule, facts, url), *(["expires"] if rule.lapsed(at) else []))
+    timed = {"expires": not rule.lapsed(at), "when": rule.when is None or rule.when.holds(at)}
+    return (*failing_fields(rule, facts, url), *(name for name, holds in timed.items() if not holds))
 
 
 def _ends_search(rule: Rule, url: UrlFacts | None) -> bool:
@@ -157,7 +206,7 @@ def not_applied(policy: CompiledPolicy, request: Request | Malformed, decision: 
 
 
 def _fetched(facts: HostFacts, url: Url) -> tuple[HostFacts, UrlFacts]:
-    return facts_of(facts, url), UrlFacts(readings(url.path)[0], url.query)
+    return facts_of(facts, url), UrlFacts(readings(url.path)[0], url.query, url.path)
 
 
 def _not_injected(policy: CompiledPolicy, facts: HostFacts, url: UrlFacts) -> Iterator[PassedOver]:
@@ -186,7 +235,7 @@ def websocket(
     match = policy.match(request)
     if match.denial or not decision.allowed or request.method != "GET":
         return None
-    if decision.websocket or decide(policy, match, at, Stage.HOST).unrestricted:
+    if decision.websocket or decide(policy, match, at, Stage.HOST).outlook.unrestricted:
         return WebSocket(passes=True)
     rewrite = first_rewrite(policy, match)
     if rewrite is not None:
@@ -210,7 +259,7 @@ def resolved(policy: CompiledPolicy, request: Request | Malformed, decision: Dec
     match, rewritten = policy.match(request), decision.rewritten
     if match.denial or not decision.allowed or decision.private:
         return None
-    if request.url is None and decision.may_rewrite:
+    if request.url is None and decision.outlook.may_rewrite:
         return None
     fetched = None if decision.redirects else rewritten
     host = fetched.url.host if fetched else match.facts.host
@@ -218,7 +267,16 @@ def resolved(policy: CompiledPolicy, request: Request | Malformed, decision: Dec
         return None
     if fetched:
         return Resolved(host.text, f"the rewrite {fetched.rewrite.name}")
-    return Resolved(host.text, f"the rule {decision.rule}" if decision.location else "a rule that allows it")
+    by_rule = decision.location is not None and grant(policy, decision) is None
+    return Resolved(host.text, rule_to_change(decision) if by_rule else "a rule that allows it")
+
+
+def rule_to_change(decision: Decision) -> str:
+    """Name the rule that decides as one that the operator can change: a rule of a preset is not theirs."""
+    preset = decision.rule.partition("/")[0]
+    if decision.location and decision.location.file == f"preset {preset}":  # as a preset's place is named
+        return f"an allow of your own above the rule {decision.rule}"
+    return f"the rule {decision.rule}"
 
 
 def passes_through(
@@ -239,6 +297,22 @@ def upstream(policy: CompiledPolicy, request: Request | Malformed, decision: Dec
     return policy.upstream(facts_of(match.facts, rewritten.url) if rewritten else match.facts)
 
 
+def quotas_of(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> tuple[Quota, ...]:
+    """List the quotas that count an allowed request, or the ticket of one that is asked about."""
+    return quotas_in(policy, policy.match(request), decision)
+
+
+def quotas_in(policy: CompiledPolicy, match: HostMatch, decision: Decision) -> tuple[Quota, ...]:
+    """List the same for what a policy holds for a request."""
+    if match.denial or not (decision.allowed or decision.asks):
+        return ()
+    if not decision.allowed:
+        return ticket_quotas(policy.source, match.facts.clients, decision.rule)
+    is_tunnel = match.facts.method is None
+    quotas = match.candidates.quotas
+    return counting(quotas, decision.rule, is_tunnel=is_tunnel, passthrough=decision.passthrough)
+
+
 def by_reading(policy: CompiledPolicy, request: Request | Malformed, at: datetime) -> list[tuple[ReadPath, Decision]]:
     """Give the decision that each reading of the path would lead to alone."""
     match = policy.match(request)
@@ -248,6 +322,6 @@ def by_reading(policy: CompiledPolicy, request: Request | Malformed, at: datetim
 def _readings(request: Request | Malformed) -> list[UrlFacts]:
     try:
         url = parse_url(request.url or "")
-        return [UrlFacts(path, url.query) for path in readings(url.path)]
+        return [UrlFacts(path, url.query, url.path) for path in readings(url.path)]
     except InvalidUrl:
         return []

@@ -30,10 +30,11 @@ class HostFacts(NamedTuple):  # cheaper to make than a dataclass, and made for e
 
 
 class UrlFacts(NamedTuple):  # cheaper to make than a dataclass, and made for each line
-    """What the fields that need the URL are matched with: the path in one reading, and the query."""
+    """What the fields that need the URL are matched with: the path in one reading, the query, and the path as sent."""
 
     path: ReadPath
     query: str | None
+    sent: str
 
 
 def is_deny(entry: Entry) -> bool:
@@ -86,13 +87,17 @@ def _query(match: Match, url: UrlFacts, deny: bool) -> bool:
     return all(pattern.matches_all(values) for pattern in match.query)
 
 
+def _urls(match: Match, url: UrlFacts, _deny: bool) -> bool:
+    return match.urls is None or any(one.matches(url.sent, url.query) for one in match.urls)
+
+
 HOST_FIELDS: dict[str, Callable[[Match, HostFacts, bool], bool]] = {
     "clients": _clients,
     "schemes": _schemes,
     "ports": _ports,
     "methods": _methods,
 }
-URL_FIELDS: dict[str, Callable[[Match, UrlFacts, bool], bool]] = {"paths": _paths, "query": _query}
+URL_FIELDS: dict[str, Callable[[Match, UrlFacts, bool], bool]] = {"paths": _paths, "query": _query, "urls": _urls}
 
 
 def holds_for_host(entry: Entry | Route, facts: HostFacts) -> bool:

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from functools import partial
 
-from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch, in_force
+from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch
 from squidkeeper.engine.decision import Decision, Rewritten, deny
 from squidkeeper.engine.fields import HostFacts, UrlFacts, holds_for_url
 from squidkeeper.engine.host_scope import checked_private, deny_private
+from squidkeeper.engine.observing import observe_url
+from squidkeeper.engine.precedence import Applied, applied_entries, chosen_credentials
 from squidkeeper.engine.target import target_url
 from squidkeeper.errors import InvalidUrl
-from squidkeeper.policy.model import Credential, Rewrite, Rule
+from squidkeeper.policy.model import Rewrite, Rule
 from squidkeeper.url import ReadPath, Url, format_authority, parse_url, readings
 
 _SHOWN = 200  # characters of a path, on a page
 _UNREWRITTEN = deny("policy-unavailable", "The rewriter has to rewrite this request, and did not.")
 
 
-EntryT = TypeVar("EntryT", Rule, Rewrite)
-
-
-class Applied(NamedTuple):
-    """The entries that apply to one reading of a path; `rule` is None for the default."""
-
-    rule: Rule | None
-    rewrite: Rewrite | None
-    credentials: tuple[Credential, ...]
-
-
-def decide_url(policy: CompiledPolicy, match: HostMatch, text: str, at: datetime) -> Decision:
-    """Decide for one URL of the host."""
+def decide_url(
+    policy: CompiledPolicy, match: HostMatch, text: str, at: datetime, spent: Collection[str] = ()
+) -> Decision:
+    """Decide for one URL of the host; `spent` names grants without uses left."""
     try:
         url = parse_url(text)
         _check_origin(url, match.facts)
-        return _decide_paths(policy, match, url, readings(url.path), at)
+        decision = _decide_paths(policy, match, url, readings(url.path), at, spent)
+        if match.candidates.observing is None:
+            return decision
+        return observe_url(policy, match, decision, _readings(url), at, spent)
     except InvalidUrl as error:
         return deny("invalid-request", f"Not a request that can be judged: {error}.")
+
+
+def observe_request(policy: CompiledPolicy, match: HostMatch, decision: Decision, text: str, at: datetime) -> Decision:
+    """Add what is observed about a URL to a decision that does not depend on it."""
+    try:
+        url = parse_url(text)
+        _check_origin(url, match.facts)
+        return observe_url(policy, match, decision, _readings(url), at)
+    except InvalidUrl:
+        return decision
+
+
+def _readings(url: Url) -> list[UrlFacts]:
+    return [UrlFacts(path, url.query, url.path) for path in readings(url.path)]
 
 
 def decide_fetched(
@@ -56,6 +66,8 @@ def decide_fetched(
         return decision if decision.rewritten is None else _UNREWRITTEN
     if final_url == text and decision.rewritten is None:  # the usual case: the credentials are already those for it
         return decision
+    if match.candidates.default_observes and decision.rule == "default":
+        return decision
     try:
         return _add_credentials(policy, decision, match.facts, parse_url(final_url))
     except InvalidUrl as error:
@@ -64,7 +76,7 @@ def decide_fetched(
 
 def decide_reading(policy: CompiledPolicy, match: HostMatch, url: UrlFacts, at: datetime) -> Decision:
     """Decide for one reading of a path alone: what `explain` shows, never what is enforced."""
-    return _decision_by(policy, match, _applied(match, url, at).rule)
+    return _decision_by(policy, match, _applied(policy, match, url, at).rule)
 
 
 def _check_origin(url: Url, facts: HostFacts) -> None:
@@ -74,11 +86,16 @@ def _check_origin(url: Url, facts: HostFacts) -> None:
 
 
 def _decide_paths(
-    policy: CompiledPolicy, match: HostMatch, url: Url, paths: tuple[ReadPath, ...], at: datetime
+    policy: CompiledPolicy,
+    match: HostMatch,
+    url: Url,
+    paths: tuple[ReadPath, ...],
+    at: datetime,
+    spent: Collection[str],
 ) -> Decision:
-    applied = _applied(match, UrlFacts(paths[0], url.query), at)
+    applied = _applied(policy, match, UrlFacts(paths[0], url.query, url.path), at, spent)
     for path in paths[1:]:
-        other = _applied(match, UrlFacts(path, url.query), at)
+        other = _applied(policy, match, UrlFacts(path, url.query, url.path), at, spent)
         if _consequences(policy, match, other) != _consequences(policy, match, applied):
             return _ambiguous(paths)
     decision = _decision_by(policy, match, applied.rule)
@@ -89,21 +106,22 @@ def _decide_paths(
     return policy.with_credentials(decision, applied.credentials)
 
 
-def _applied(match: HostMatch, url: UrlFacts, at: datetime) -> Applied:
-    rules, rewrites, credentials = match.candidates.rules, match.candidates.rewrites, match.candidates.credentials
-    rule = _first(in_force(rules, at) if match.candidates.lapses else rules, url)
-    rewrite = _first(rewrites, url) if rewrites else None
-    return Applied(rule, rewrite, _chosen(credentials, url) if credentials and not rewrite else ())
+def _applied(
+    policy: CompiledPolicy, match: HostMatch, url: UrlFacts, at: datetime, spent: Collection[str] = ()
+) -> Applied:
+    now = policy.rules_in_force(match.candidates, at)
+    return applied_entries(match.candidates, now.rules, now.unspent(spent), partial(holds_for_url, url=url))
 
 
 def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) -> object:
     """Reduce to what must be the same for every reading; another rule with the same consequences may decide."""
     decision = _decision_by(policy, match, applied.rule)
     if not decision.allowed:
-        return (decision.action,)
+        return (decision.action, decision.asks)
+    counted = decision.counted and decision.counted.name
     rewrite = applied.rewrite and applied.rewrite.name
     credentials = tuple(one.name for one in applied.credentials)
-    return (decision.action, decision.private, decision.websocket, decision.strip, rewrite, credentials)
+    return (decision.action, decision.private, decision.websocket, decision.strip, counted, rewrite, credentials)
 
 
 def _decision_by(policy: CompiledPolicy, match: HostMatch, rule: Rule | None) -> Decision:
@@ -128,12 +146,11 @@ def _add_credentials(
     policy: CompiledPolicy, decision: Decision, facts: HostFacts, url: Url, rewritten: Rewritten | None = None
 ) -> Decision:
     """Add the credentials for the URL that is fetched, and the rewrite; a path that servers read differently denies."""
-    paths = readings(url.path)
     fetched = facts_of(facts, url)
     candidates = policy.injectable(fetched)
-    chosen = [_chosen(candidates, UrlFacts(path, url.query)) for path in paths] if candidates else [()]
+    chosen = [chosen_credentials(candidates, partial(holds_for_url, url=one)) for one in _readings(url)]
     if any(one != chosen[0] for one in chosen):
-        return _ambiguous(paths)
+        return _ambiguous(readings(url.path))
     if rewritten is not None:
         private, upstream = rewritten.rewrite.private, policy.upstream(fetched)
         return replace(decision, rewritten=rewritten, private=private, credentials=chosen[0], upstream=upstream)
@@ -143,21 +160,6 @@ def _add_credentials(
 def facts_of(facts: HostFacts, url: Url) -> HostFacts:
     """Give the facts of a request that is fetched from another URL."""
     return facts._replace(scheme=url.scheme, host=url.host, port=url.port)
-
-
-def _first(entries: Iterable[EntryT], url: UrlFacts) -> EntryT | None:
-    return next((entry for entry in entries if holds_for_url(entry, url)), None)
-
-
-def _chosen(credentials: Iterable[Credential], url: UrlFacts) -> tuple[Credential, ...]:
-    """Choose each credential that matches and shares no claim with one that is chosen: never a part of a credential."""
-    chosen: list[Credential] = []
-    claimed: set[str] = set()
-    for credential in credentials:
-        if holds_for_url(credential, url) and claimed.isdisjoint(credential.form.claims):
-            chosen.append(credential)
-            claimed |= credential.form.claims
-    return tuple(chosen)
 
 
 def _ambiguous(paths: tuple[ReadPath, ...]) -> Decision:

@@ -29,7 +29,7 @@ def failing_guard(content: SealedContent, facts: HostFacts, url: Url, at: dateti
 def _failing_fields(content: SealedContent, facts: HostFacts, url: Url) -> Iterator[str]:
     yield from (name for name, holds in HOST_FIELDS.items() if not holds(content.match, facts, False))
     for path in readings(url.path):
-        read = UrlFacts(path, url.query)
+        read = UrlFacts(path, url.query, url.path)
         yield from (name for name, holds in URL_FIELDS.items() if not holds(content.match, read, False))
 
 

@@ -6,14 +6,19 @@ request scope it asks for each URL, where the first answer said that the URL dec
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import logging
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 from squidkeeper.bounded_cache import BoundedCache
-from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
+from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, decide
+from squidkeeper.engine.own_host import TICKET_PAGE
+from squidkeeper.grant_uses import GrantUses
+from squidkeeper.helpers.asking import Asking
 from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.metrics import HOST, REQUEST
+from squidkeeper.policy.model import Action, Rule
 from squidkeeper.protocol.lines import Reply, decode_token, parse_tokens, split_tokens
 from squidkeeper.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, Request, parse_request
 from squidkeeper.replies import (
@@ -21,12 +26,14 @@ from squidkeeper.replies import (
     ask_login,
     describe_url,
     no_policy_reply,
+    no_ticket_page,
     reply_bytes,
     shared_reply,
     tunnel_reply,
 )
 from squidkeeper.url import LONG_URL
 
+_log = logging.getLogger(__name__)
 HOST_TOKENS: Final = (REQUEST_TOKENS, REQUEST_TOKENS + 1)  # Squid ends them by the arguments of its `acl` line, or `-`
 URL_TOKENS: Final = (REQUEST_TOKENS + 1, REQUEST_TOKENS + 2)
 _HOST_CACHE_BYTES, _REQUEST_CACHE_BYTES = 15_000_000, 4_000_000
@@ -37,33 +44,32 @@ _LINE_BYTES = 200  # of Python objects; most lines share their replies
 class HostScope:
     """The replies of one policy at host scope, by line: Squid asks the same once a second for each host in use.
 
-    A repeated line takes 0.4 us instead of 11. When a rule expires, or the clock is set back to before that, all
-    replies are forgotten.
+    A repeated line takes 0.4 us instead of 11. When other rules or tokens hold than before, all replies are forgotten.
     """
 
     def __init__(self, policy: CompiledPolicy) -> None:
         self.policy = policy
-        self._lapsed = 0
+        self._holding = 0
         self._replies: BoundedCache[object, Reply] = BoundedCache(_HOST_CACHE_BYTES)  # by line; shared ones by decision
 
     def answer(self, line: bytes) -> Reply:
         """Answer a line."""
         at = decision_time(self.policy)
-        if self.policy.lapses:
-            self._forget_expired(at)
+        if self.policy.depends_on_time:
+            self._forget_outdated(at)
         return self._replies.get(line) or self._decide(line, at)
 
-    def _forget_expired(self, at: datetime) -> None:
-        lapsed = bisect_right(self.policy.lapses, at)
-        if lapsed != self._lapsed:
-            self._lapsed = lapsed
+    def _forget_outdated(self, at: datetime) -> None:
+        holding = self.policy.timetable.holding(at)
+        if holding != self._holding:
+            self._holding = holding
             self._replies.clear()
 
     def _decide(self, line: bytes, at: datetime) -> Reply:
         request = parse_request(parse_tokens(line, HOST_TOKENS))
         decision = decide(self.policy, self.policy.match(request), at, Stage.HOST)
-        if not decision.allowed and self._may_log_in(request, at):
-            return ask_login(acl_reply(decision, HOST, self.policy))
+        if (decision.asks or not decision.allowed) and self._may_log_in(request, at):
+            return ask_login(acl_reply(replace(decision, action=Action.DENY), HOST, self.policy))
         if isinstance(request, Malformed):
             return tunnel_reply(decision, HOST, self.policy, request)
         if request.method == CONNECT or request.host.address is not None:  # the reply can hold the host
@@ -79,28 +85,64 @@ class HostScope:
     def _may_log_in(self, request: Request | Malformed, at: datetime) -> bool:
         """Tell whether a request without a login could be allowed with one: some programs wait to be asked."""
         matches = self.policy.matches_of_logins(request)
-        return any(decide(self.policy, match, at, Stage.HOST).allowed for match in matches)
+        decisions = (decide(self.policy, match, at, Stage.HOST) for match in matches)
+        return any(decision.allowed and not decision.asks for decision in decisions)
 
 
 class RequestScope:
-    """One policy at request scope, with its replies by decision: without them a new URL takes 11 us instead of 7."""
+    """One policy at request scope, with its replies by decision: without them a new URL takes 11 us instead of 7.
 
-    def __init__(self, policy: CompiledPolicy) -> None:
+    `uses` counts the uses of grants. Squid asks here once for each request, so each answer is one use. `asking` gives
+    the tickets.
+    """
+
+    def __init__(self, policy: CompiledPolicy, uses: GrantUses | None = None, asking: Asking | None = None) -> None:
         self.policy = policy
+        self._uses = uses
+        self._asking = asking
+        self._problem = ""  # that was logged
         self._matches = HostMatches(policy)
         self._replies: BoundedCache[object, Reply] = BoundedCache(_REQUEST_CACHE_BYTES)
 
     def answer(self, tokens: bytes, url: str) -> Reply:
         """Answer a line, by its first nine tokens as they came and its URL."""
-        return shared_reply(self._replies, self._decide(tokens, url), REQUEST, self.policy)
+        decision = self._decide(tokens, url)
+        reply = shared_reply(self._replies, decision, REQUEST, self.policy)
+        if decision.rule == TICKET_PAGE and decision.allowed:  # which nothing may let pass
+            return self._asking.show(reply, tokens, url, self.policy) if self._asking else no_ticket_page(reply)
+        if decision.asks and not decision.allowed and self._asking:
+            return self._asking.deny(reply, tokens, url, decision.rule, self.policy)
+        return reply
 
     def _decide(self, tokens: bytes, url: str) -> Decision:
-        match, at = self._matches.find(tokens), decision_time(self.policy)
-        if len(url) >= LONG_URL:  # Squid asks about it where it denies the host, too, for the access log
+        match, at, stage = self._matches.find(tokens), decision_time(self.policy), Stage.URL
+        # Squid asks about these where the host decides, too, for the access log.
+        if len(url) >= LONG_URL or match.candidates.observing is not None:
             decision = decide(self.policy, match, at, Stage.HOST)
-            if not decision.allowed:
+            if decision.observes_url:
+                stage = Stage.ALL
+            elif not decision.allowed:
                 return decision
-        return decide(self.policy, match, at, Stage.URL, url)
+        decision = decide(self.policy, match, at, stage, url)
+        return decision if decision.counted is None else self._use(decision, match, at, stage, url)
+
+    def _use(self, decision: Decision, match: HostMatch, at: datetime, stage: Stage, url: str) -> Decision:
+        """Count a use of the grant that allows. One that has none left, or cannot be counted, is not asked again."""
+        spent: set[str] = set()
+        while decision.counted is not None and not self._take(decision.counted):
+            spent.add(decision.counted.name)
+            decision = decide(self.policy, match, at, stage, url, spent=spent)
+        return decision
+
+    def _take(self, grant: Rule) -> bool:
+        try:
+            return self._uses is not None and self._uses.take(grant)
+        except OSError as error:
+            problem = f"the uses of grants cannot be counted, so these allow nothing: {error.strerror}"
+            if problem != self._problem:
+                _log.error("%s", problem)
+            self._problem = problem
+            return False
 
 
 def answer_host(scope: HostScope | None, line: bytes) -> Reply:

@@ -73,7 +73,8 @@ class Injector:
         self._matches = HostMatches(policy)
         self._replies: BoundedCache[Decision, tuple[list[tuple[str, str]], Reply]] = BoundedCache(_CACHE_BYTES)
         self._reported: set[str] = set()
-        self._unsealer = Unsealer(self.secrets, policy.source.sealing_keys)
+        observes = policy.source.observe_default is not None
+        self._unsealer = Unsealer(self.secrets, policy.source.sealing_keys, default_observes=observes)
         self._report(f"sealed tokens: {problem}" for problem in self._unsealer.problems)
         if any(signs(one.form) for one in policy.source.credentials) and extra_problem("aws") is None:
             load_signer()

@@ -13,7 +13,7 @@ from squidkeeper.counters import FOLDER, CounterWriter, HelperStatus, Key, count
 from squidkeeper.metrics import DECISION_DURATION, HELPER_STARTS, OTHER
 from squidkeeper.policy_store.policy_watcher import PolicyState
 
-_OVERFLOW = {"rule": OTHER, "credential": OTHER}
+_OVERFLOW = {"rule": OTHER, "credential": OTHER, "quota": OTHER}
 _BEAT_EVERY_SECONDS = 1.0
 
 

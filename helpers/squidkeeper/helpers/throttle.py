@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import nlargest
-from ipaddress import ip_network
 from typing import Final
 
 from squidkeeper.counters import counter_key
 from squidkeeper.helpers.delayed_replies import DelayedReply
 from squidkeeper.metrics import THROTTLED
 from squidkeeper.protocol.lines import Reply, Result, parse_tokens
+from squidkeeper.quotas.identity import client_network
 
 TOKENS: Final = (1, 2)
 SPARE_LOOKUPS: Final = 50  # never held, so that a client below its rate is answered at once
@@ -26,7 +26,6 @@ SURPLUS_SECONDS: Final = 60.0
 # Squid holds the request for it, 11 KB of memory or more.
 SURPLUS_AT_MOST: Final = 8192
 CLIENTS_AT_MOST: Final = 50_000
-_IPV6_PREFIX: Final = 64  # one network's; a client can use every address in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,16 +112,6 @@ def answer_surplus(request: bytes, now: float, held: int) -> DelayedReply:  # no
     except ValueError:
         due = now
     return DelayedReply(min(due, now + SURPLUS_SECONDS), _OK) if due > now else DelayedReply(now, _OK)  # also for NaN
-
-
-def client_network(client: str) -> str:
-    """Name one client of the throttle: an IPv4 address, or the /64 network of an IPv6 address."""
-    if ":" not in client:
-        return client
-    try:
-        return str(ip_network((client.partition("%")[0], _IPV6_PREFIX), strict=False))
-    except ValueError:
-        return client
 
 
 def _send_on(due: float) -> Reply:

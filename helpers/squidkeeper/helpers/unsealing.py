@@ -22,10 +22,11 @@ _REFUSED = "The sealed token of this request is refused: {}."
 
 
 class Unsealer:
-    """The sealed tokens of one policy."""
+    """The sealed tokens of one policy; with `default_observes`, what its default allows gets nothing of them."""
 
-    def __init__(self, secrets: SecretStore, keys: tuple[str, ...]) -> None:
+    def __init__(self, secrets: SecretStore, keys: tuple[str, ...], *, default_observes: bool = False) -> None:
         self._tokens = SealedTokens(secrets, keys)
+        self._default_observes = default_observes
 
     @property
     def problems(self) -> tuple[SquidkeeperError, ...]:
@@ -38,6 +39,8 @@ class Unsealer:
             token = presented_token(request.headers, request.asked)
             if token is None:
                 return decision
+            if self._default_observes and decision.rule == "default":
+                raise SealedTokenRefused("no rule allows this request, and the default only observes")
             content = self._tokens.open(token)
             _check(content, decision, request, at)
         except SealedTokenRefused as error:

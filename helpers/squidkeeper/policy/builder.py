@@ -8,13 +8,23 @@ from itertools import chain
 from pathlib import Path
 
 from squidkeeper.errors import PolicyError
-from squidkeeper.policy import credential_faults, passthrough, secret_references, tokens
+from squidkeeper.policy import (
+    credential_faults,
+    grants,
+    local_setup,
+    observing,
+    passthrough,
+    presets,
+    secret_references,
+    tokens,
+)
 from squidkeeper.policy.contents import PolicyContents
 from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters, values_of
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.host_lists import HostList, ListSummary
+from squidkeeper.policy.hosts import parse_host_pattern
 from squidkeeper.policy.model import (
     Action,
     Client,
@@ -23,6 +33,8 @@ from squidkeeper.policy.model import (
     Parent,
     Policy,
     PolicyTest,
+    Preset,
+    ReloadGate,
     Rewrite,
     Route,
     Rule,
@@ -30,17 +42,21 @@ from squidkeeper.policy.model import (
     Token,
 )
 from squidkeeper.policy.queries import QueryPattern
+from squidkeeper.policy.quotas import Quota, QuotaUnit
+from squidkeeper.policy.schedules import EVERY_DAY, WHOLE_DAY, Schedule, all_days
 from squidkeeper.policy.schema import (
     NAMED_BY_KEY,
     Checked,
     ClientEntry,
     CredentialEntry,
     Defaults,
+    GrantEntry,
     MatchEntry,
     Names,
     PolicyFile,
     SecretEntry,
     UpstreamEntry,
+    WhenEntry,
     check_document,
     is_understood,
 )
@@ -70,45 +86,65 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
     """
     documents = contents.documents
     names = _names(contents)
-    checked = [check_document(document, names, ended) for document in documents]
+    checked = [_check(document, contents, names, ended) for document in documents]
+    checked_presets = {name: check_document(preset, names) for name, preset in contents.presets.items()}
     lists, list_faults, list_warnings = _lists(contents)
     secret_faults, secret_warnings = _check_secrets(contents)
     faults = {
         *contents.faults,
-        *(fault for document in documents for fault in document.faults),
-        *(fault for one in checked for fault in one.faults),
-        *_merge_faults(documents),
+        *(fault for document in (*documents, *contents.presets.values()) for fault in document.faults),
+        *(fault for one in (*checked, *checked_presets.values()) for fault in one.faults),
+        *_merge_faults((*contents.presets.values(), *documents), contents.local),
         *list_faults,
         *_opened_list_faults(documents, lists),
         *secret_faults,
         *secret_references.faults(documents),
         *passthrough.entry_faults(documents),
+        *observing.entry_faults(documents),
+        *grants.entry_faults(documents),
         *tokens.entry_faults(documents),
+        *presets.entry_faults(documents),
         *_upstream_faults(documents),
         *credential_faults.entry_faults(documents),
+        *local_setup.entry_faults(documents, contents.local),
     }
     comments = (warning for document in documents for warning in document.warnings)
     warnings = tuple(sorted({*list_warnings, *secret_warnings, *comments}))
     if faults:
         raise PolicyError(sorted(faults), warnings)
-    policy = _policy(contents.revision, checked, lists)
-    found = (passthrough.conflicts(policy), tokens.conflicts(policy), credential_faults.conflicts(policy))
-    if conflicts := sorted(chain.from_iterable(found)):
+    policy = _policy(contents, checked, lists, checked_presets)
+    checks = (
+        passthrough.conflicts,
+        grants.conflicts,
+        tokens.conflicts,
+        credential_faults.conflicts,
+        local_setup.conflicts,
+    )
+    if conflicts := sorted(chain.from_iterable(check(policy) for check in checks)):
         raise PolicyError(conflicts, warnings)
-    return BuiltPolicy(policy, warnings)
+    return BuiltPolicy(policy, (*warnings, *grants.for_nobody(policy)))
+
+
+def _check(document: Document, contents: PolicyContents, names: Names, ended: frozenset[str]) -> Checked:
+    """Validate one file. What commands grant may outlive its clients: an edit of the policy must load without them."""
+    if document is not contents.granted:
+        return check_document(document, names, ended)
+    return check_document(document, replace(names, clients=names.clients | grants.named_clients(document)))
 
 
 def _names(contents: PolicyContents) -> Names:
     """Collect the names that the files define. An entry with faults counts: a reference to it is no second fault."""
     found: dict[str, set[str]] = {section: set() for section in _NAMED_SECTIONS}
-    for document in contents.documents:
+    for document in (*contents.documents, *contents.presets.values()):
         for section, name, _ in _defined(document):
             found[section].add(name)
     known = {section: frozenset(names) for section, names in found.items()}
     secrets = (one for document in contents.documents for one in all_entries(document, "secrets"))
     hidden = frozenset(str(steps[1]) for _, entry, steps in secrets if not isinstance(entry, dict))
-    complete = not contents.faults and all(map(is_understood, contents.documents))
-    return Names(**known, hidden=hidden, complete=complete)
+    there_are = contents.preset_names | contents.presets.keys()
+    understood = all(map(is_understood, contents.documents))
+    complete = not contents.faults and understood and presets.are_known(contents.documents, there_are)
+    return Names(**known, presets=there_are, hidden=hidden, complete=complete)
 
 
 def _defined(document: Document) -> Iterator[tuple[str, str, Location]]:
@@ -120,18 +156,18 @@ def _defined(document: Document) -> Iterator[tuple[str, str, Location]]:
             yield section, entry["name"], document.locate((*steps, "name"))
 
 
-def _merge_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find names that stand twice in their section over all files, and a second `defaults`."""
+def _merge_faults(documents: Iterable[Document], local: Document | None) -> Iterator[Fault]:
+    """Find names that stand twice in their section over all files, and a second `defaults` beside the local one."""
     seen: dict[tuple[str, str], Location] = {}
     for document in documents:
         for section, name, location in _defined(document):
             unique = name.lower() if section == "upstreams" else name  # Squid ignores the case of a parent's name
-            first = seen.setdefault((section, unique), location)
+            first = seen.setdefault((_NAMED_TOGETHER.get(section, section), unique), location)
             if first is not location:
                 kind = _NAMED_SECTIONS[section]
                 what = f"a {kind} of this name" if section in ("secrets", "canaries") else f"{kind} {name!r}"
                 yield Fault(location, FaultCode.DUPLICATE_NAME, f"{what} is defined twice, first at {first}")
-        for section in _IN_ONE_FILE & document.data.keys():
+        for section in _IN_ONE_FILE & document.data.keys() if document is not local else ():
             location = document.locate((section,), key=True)
             first = seen.setdefault((section, ""), location)
             if first is not location:
@@ -158,11 +194,13 @@ def _lists(contents: PolicyContents) -> tuple[dict[str, HostList], list[Fault], 
 def _list_warnings(path: Path, hosts: HostList) -> Iterator[Fault]:
     summary = hosts.summary
     if summary.strange:
-        shown = ", ".join(f"{line.number} {line.text!r}" for line in summary.first_strange)
+        # No text of a line: an edit can name any file that whoever checks it can read.
+        shown = ", ".join(str(line.number) for line in summary.first_strange)
         count = "1 line was" if summary.strange == 1 else f"{summary.strange:,} lines were"
         place = Location(str(path), summary.first_strange[0].number, 1)
         more = " and so on" if summary.strange > len(summary.first_strange) else ""
-        message = f"{count} not understood and left out: {shown}{more}; expected {_LIST_LINES}"
+        lines = "line" if summary.strange == 1 else "lines"
+        message = f"{count} not understood and left out: {lines} {shown}{more}; expected {_LIST_LINES}"
         yield Fault(place, FaultCode.LIST_LINES_IGNORED, message)
     if not summary.patterns:
         found = "nothing in the list was understood" if summary.strange else "the list holds no host pattern"
@@ -193,12 +231,9 @@ def _forbidden(section: str, summary: ListSummary) -> Iterator[tuple[FaultCode, 
     kind = "a credential" if section == "credentials" else "an allow"
     wide = summary.wide or (summary.widest if section == "credentials" else None)
     if wide:
-        yield FaultCode.TOO_WIDE, f"holds {wide.text!r} (its line {wide.number}), too wide a pattern for {kind}"
+        yield FaultCode.TOO_WIDE, f"holds too wide a pattern for {kind}: its line {wide.number}"
     if summary.exception:
-        line = summary.exception
-        message = (
-            f"excludes hosts by {line.text!r} (its line {line.number}), which is not understood: not safe for {kind}"
-        )
+        message = f"excludes hosts by its line {summary.exception.number}, which is not understood: not safe for {kind}"
         yield FaultCode.LIST_EXCEPTION, message
 
 
@@ -250,26 +285,42 @@ _NAMED_SECTIONS = {
     "clients": "client",
     "lists": "list",
     "rules": "rule",
+    "grants": "grant",
     "rewrites": "rewrite",
     "secrets": "secret",
     "canaries": "canary",
     "credentials": "credential",
     "upstreams": "upstream",
+    "quotas": "quota",
 }
+
+_NAMED_TOGETHER = {"grants": "rules"}  # the record names either as the rule that decided
 
 # --- the checked models as a policy -------------------------------------------------------------------------------
 
 
-def _policy(revision: str, checked: Iterable[Checked], lists: Mapping[str, HostList]) -> Policy:
-    made = [_Maker(one.document, one.model) for one in checked if one.model]
-    defaults = next((maker.model.defaults for maker in made if maker.model.defaults), None) or Defaults()
+def _policy(
+    contents: PolicyContents,
+    checked: Iterable[Checked],
+    lists: Mapping[str, HostList],
+    checked_presets: Mapping[str, Checked],
+) -> Policy:
+    made = [_Maker(one.document, one.model, one.document is contents.local) for one in checked if one.model]
+    shipped = {name: _Maker(one.document, one.model) for name, one in checked_presets.items() if one.model}
+    named = tuple(preset for maker in made for preset in maker.presets())
+    shared = (maker.model.defaults for maker in made if not maker.is_local)
+    defaults = next(filter(None, shared), None) or Defaults()
     return Policy(
-        revision=revision,
+        revision=contents.revision,
         default_action=defaults.action,
         default_reason=defaults.reason,
+        ask_default=defaults.ask,
+        observe_default=next((place for maker in made for place in maker.observes_default()), None),
         contact=defaults.contact,
         clients=tuple(client for maker in made for client in maker.clients()),
-        rules=tuple(rule for maker in made for rule in maker.rules()),
+        rules=(*(rule for maker in made for rule in maker.rules()), *_rules_of(named, shipped)),
+        presets=named,
+        grants=tuple(grant for maker in made for grant in maker.grants()),
         rewrites=tuple(rewrite for maker in made for rewrite in maker.rewrites()),
         credentials=tuple(credential for maker in made for credential in maker.credentials()),
         upstreams=tuple(upstream for maker in made for upstream in maker.upstreams()),
@@ -278,8 +329,15 @@ def _policy(revision: str, checked: Iterable[Checked], lists: Mapping[str, HostL
         secrets={secret.name: secret for maker in made for secret in maker.secrets()},
         canaries={canary.name: canary for maker in made for canary in maker.canaries()},
         watch=next((place for maker in made for place in maker.watch()), None),
+        quotas=tuple(quota for maker in made for quota in maker.quotas()),
         tests=tuple(test for maker in made for test in maker.tests()),
+        reload_gate=next((gate for maker in made if (gate := _reload_gate(maker.model.defaults))), None),
     )
+
+
+def _reload_gate(defaults: Defaults | None) -> ReloadGate | None:
+    gate = defaults.reload_gate if defaults else None
+    return ReloadGate(gate.since, gate.denials) if gate else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +346,7 @@ class _Maker:
 
     document: Document
     model: PolicyFile
+    is_local: bool = False  # the local setup
 
     def clients(self) -> Iterator[Client]:
         for name, entry in (self.model.clients or {}).items():
@@ -301,7 +360,17 @@ class _Maker:
                 match = replace(match, schemes=frozenset({"https"}))
             strip = Strip.of(entry.strip) if entry.strip else None
             rest = (reason, private, expires, owner, strip, entry.tls is not None, entry.websocket)
-            yield Rule(entry.name, place, entry.action, match, *rest)
+            yield Rule(entry.name, place, entry.action, match, *rest, observe=entry.observe, when=_schedule(entry.when))
+
+    def presets(self) -> Iterator[Preset]:
+        for position, entry in enumerate(self.model.presets or ()):
+            yield Preset(entry.preset, self._place("presets", position), entry.clients)
+
+    def grants(self) -> Iterator[Rule]:
+        for position, entry in enumerate(self.model.grants or ()):
+            place, match = self._place("grants", position), _granted(entry)
+            made = Rule(entry.name, place, Action.ALLOW, match, entry.reason, owner=entry.by)
+            yield replace(made, expires=entry.expires, uses=entry.uses, made=entry.made)
 
     def rewrites(self) -> Iterator[Rewrite]:
         for position, entry in enumerate(self.model.rewrites or ()):
@@ -310,11 +379,17 @@ class _Maker:
 
     def secrets(self) -> Iterator[NamedSecret]:
         for name, entry in (self.model.secrets or {}).items():
-            yield NamedSecret(name, self._key("secrets", name), _source(entry, self.document.path.parent))
+            source, no_host = _source(entry, self.document.path.parent), () if self.is_local else None
+            yield NamedSecret(name, self._key("secrets", name), source, entry.hosts or no_host)
 
     def canaries(self) -> Iterator[NamedSecret]:
         for name, entry in (self.model.canaries or {}).items():
             yield NamedSecret(name, self._key("canaries", name), FileSource(self.document.path.parent / entry.file))
+
+    def observes_default(self) -> Iterator[Location]:
+        """Give where this file says that the default observes."""
+        if self.model.defaults and self.model.defaults.observe:
+            yield self._key("defaults", "observe")
 
     def watch(self) -> Iterator[Location]:
         """Give where this file says that secrets are watched."""
@@ -337,10 +412,17 @@ class _Maker:
             place, resolve = self._place("upstreams", position), entry.resolve is not None
             yield Route.of(entry.name, place, match, _parent(entry), resolve=resolve)
 
+    def quotas(self) -> Iterator[Quota]:
+        for position, entry in enumerate(self.model.quotas or ()):
+            place = self._place("quotas", position)
+            limits = ((unit, getattr(entry, unit)) for unit in QuotaUnit)
+            unit, limit = next((unit, limit) for unit, limit in limits if limit is not None)
+            yield Quota(entry.name, place, unit, limit, entry.every, entry.per, entry.rules, entry.clients)
+
     def tests(self) -> Iterator[PolicyTest]:
         for position, entry in enumerate(self.model.tests or ()):
             place, (method, url) = self._place("tests", position), entry.request
-            results = (entry.rule, entry.rewrite, entry.credentials)
+            results = (entry.rule, entry.rewrite, entry.credentials, entry.observed)
             yield PolicyTest(place, method, url, entry.expect, entry.client, entry.user, entry.at, *results)
 
     def _place(self, *steps: str | int) -> Location:
@@ -348,6 +430,13 @@ class _Maker:
 
     def _key(self, *steps: str) -> Location:
         return self.document.locate(steps, key=True)
+
+
+def _rules_of(named: Iterable[Preset], shipped: Mapping[str, _Maker]) -> Iterator[Rule]:
+    """Give the rules of presets, each for the clients of its preset."""
+    for preset in named:
+        for rule in shipped[preset.name].rules():
+            yield replace(rule, match=replace(rule.match, clients=preset.clients), preset=preset.name)
 
 
 def _match(entry: MatchEntry) -> Match:
@@ -362,6 +451,23 @@ def _match(entry: MatchEntry) -> Match:
         paths=entry.paths,
         query=query,
     )
+
+
+def _granted(entry: GrantEntry) -> Match:
+    """Make the fields of a grant; those of exact URLs name their origin too."""
+    if entry.urls is None:
+        return Match(entry.clients, entry.hosts, None, entry.schemes, entry.ports, entry.methods, entry.paths)
+    first = entry.urls[0].url
+    host = (parse_host_pattern(first.host.text),)
+    schemes, ports = frozenset({first.scheme}), (range(first.port, first.port + 1),)
+    return Match(entry.clients, host, None, schemes, ports, entry.methods, urls=entry.urls)
+
+
+def _schedule(entry: WhenEntry | None) -> Schedule | None:
+    if entry is None:
+        return None
+    days = EVERY_DAY if entry.days is None else all_days(entry.days)
+    return Schedule(entry.timezone, days, entry.hours or (WHOLE_DAY,))
 
 
 def _tokens(entry: ClientEntry) -> tuple[Token, ...] | None:

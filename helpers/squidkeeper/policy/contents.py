@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from squidkeeper.policy.document import Document
@@ -34,8 +34,10 @@ class SecretFile:
 class PolicyContents:
     """The contents of a policy's files, under the name of their revision.
 
-    `lists` and `secrets` have the files that the documents name. `environment` has the names of the variables that are
-    set and not empty. `faults` are those of files that cannot be read.
+    `lists` and `secrets` have the files that the documents name, `presets` the presets, by name; `preset_names` are all
+    that there are. `environment` has the names of the variables that are set and not empty. `faults` are those of files
+    that cannot be read. `granted` is the document, the last of them, with what commands grant; `local` is the one with
+    the local setup.
     """
 
     revision: str
@@ -44,3 +46,7 @@ class PolicyContents:
     secrets: Mapping[Path, SecretFile]
     environment: frozenset[str]
     faults: tuple[Fault, ...] = ()
+    granted: Document | None = None
+    local: Document | None = None
+    presets: Mapping[str, Document] = field(default_factory=dict)
+    preset_names: frozenset[str] = frozenset()

@@ -37,6 +37,7 @@ class FaultCode(StrEnum):
     INVALID_PORT = "invalid-port"
     INVALID_METHOD = "invalid-method"
     INVALID_PATH = "invalid-path"
+    INVALID_URL = "invalid-url"
     INVALID_QUERY = "invalid-query"
     INVALID_TIME = "invalid-time"
     INVALID_TARGET = "invalid-target"
@@ -50,10 +51,14 @@ class FaultCode(StrEnum):
     TOO_WIDE = "too-wide"
     LIST_EXCEPTION = "list-exception"
     ALLOW_ONLY = "allow-only"
+    OBSERVE_CONFLICT = "observe-conflict"
     PASSTHROUGH_CONFLICT = "passthrough-conflict"
     SECRET_EXPOSED = "secret-exposed"  # noqa: S105 - a code
     SECRET_CYCLE = "secret-cycle"  # noqa: S105 - a code
+    SECRET_HOST = "secret-host"  # noqa: S105 - a code
+    LOCAL_ONLY = "local-only"
     TEST_FAILED = "test-failed"
+    RELOAD_GATED = "reload-gated"
     INTERNAL_ERROR = "internal-error"
     # Warnings
     RULE_UNREACHABLE = "rule-unreachable"
@@ -67,7 +72,11 @@ class FaultCode(StrEnum):
     UNKNOWN_METHOD = "unknown-method"
     UNMATCHABLE_REGEX = "unmatchable-regex"
     RULE_LAPSED = "rule-lapsed"
+    WHEN_NEVER = "when-never"
+    GRANT_FOR_NOBODY = "grant-for-nobody"
+    QUOTA_NEVER = "quota-never"
     TEST_LAPSED = "test-lapsed"
+    OBSERVING_DEFAULT = "observing-default"
     UNUSED = "unused"
     NEVER_SENT = "never-sent"
     RESOLVED_UPSTREAM = "resolved-upstream"
@@ -83,7 +92,9 @@ class FaultCode(StrEnum):
     SECRET_UNWATCHED = "secret-unwatched"  # noqa: S105 - a code
     CLOSED_TO_SQUID = "closed-to-squid"
     NOT_RENDERED = "not-rendered"
+    RELOAD_UNJUDGED = "reload-unjudged"
     EXTRA_MISSING = "extra-missing"
+    NO_CEILING = "no-ceiling"
 
 
 SECRET_UNAVAILABLE = frozenset(

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING
 
 from squidkeeper.errors import InvalidUrl, PatternError
+from squidkeeper.policy.public_suffixes import is_top_level_domain
 from squidkeeper.url import Host, parse_host
-
-if TYPE_CHECKING:
-    from publicsuffixlist import PublicSuffixList
 
 Network = IPv4Network | IPv6Network
 
@@ -46,7 +42,7 @@ class HostPattern:
     @property
     def covers_top_level(self) -> bool:
         """Whether this is a wildcard over a whole top-level domain, such as `*.com`; a zone such as `lan` is none."""
-        return self.form in _WILDCARD_FORMS and "." not in self.name and _suffixes().is_public(self.name)
+        return self.form in _WILDCARD_FORMS and is_top_level_domain(self.name)
 
     def matches(self, host: Host) -> bool:
         """Tell whether the pattern matches a host."""
@@ -62,9 +58,18 @@ class HostPattern:
             return self.network.version == other.network.version and self.network.overlaps(other.network)
         return any(other.matches(host) for host in self._samples()) or any(map(self.matches, other._samples()))
 
-    def _samples(self) -> Iterator[Host]:
+    def covers(self, other: HostPattern) -> bool:
+        """Tell whether the pattern matches every host that another one matches."""
+        if self.form is HostForm.ANY or other.form is HostForm.ANY:
+            return self.form is HostForm.ANY
+        if self.network is not None and other.network is not None:
+            return self.network.version == other.network.version and other.network.subnet_of(self.network)  # type: ignore[arg-type] # the versions are the same
+        hosts = [*other._samples(_NO_LABEL)]
+        return bool(hosts) and all(map(self.matches, hosts))
+
+    def _samples(self, label: str = "x") -> Iterator[Host]:
         """Give a host of each depth that the pattern tells apart: the name, a label under it, two labels under it."""
-        names = (self.name, f"x.{self.name}", f"x.x.{self.name}") if self.name else ()
+        names = (self.name, f"{label}.{self.name}", f"{label}.{label}.{self.name}") if self.name else ()
         return filter(self.matches, map(Host, names))
 
 
@@ -124,13 +129,6 @@ def host_keys(host: Host, *, wildcards: bool = True) -> list[str]:
     return keys
 
 
-@cache
-def _suffixes() -> PublicSuffixList:
-    from publicsuffixlist import PublicSuffixList  # late: few policies need it
-
-    return PublicSuffixList(accept_unknown=False)
-
-
 def _parse_name(text: str, name: str) -> Host:
     if not name or (set(name) & set("*:/@?#[") and not name.startswith("[")):
         address = _bare_ipv6(name)
@@ -157,6 +155,7 @@ def _bare_ipv6(name: str) -> Host | None:
         return None
 
 
+_NO_LABEL = "*"  # of no host and of no name in a pattern: a name that is covered is covered by a wildcard
 _WILDCARD_FORMS = (HostForm.TREE, HostForm.LABEL, HostForm.UNDER)
 _PREFIXED = (HostForm.UNDER, HostForm.LABEL, HostForm.TREE, HostForm.EXACT)
 _MAPPED_BITS = 96

@@ -12,7 +12,9 @@ from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.hosts import HostForm
 from squidkeeper.policy.model import Action, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.public_suffixes import is_public_suffix
 from squidkeeper.policy.queries import QueryPattern
+from squidkeeper.policy.quotas import never_used
 from squidkeeper.policy.secret_sources import needed_secrets
 from squidkeeper.url import DEFAULT_PORTS, is_private, parse_authority
 
@@ -23,6 +25,8 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
         sorted(
             {
                 *_lapsed(policy, now),
+                *_observing_default(policy),
+                *_never_in_force(policy, now),
                 *_shadowed(policy, now),
                 *_unused(policy),
                 *_every_host(policy),
@@ -35,6 +39,7 @@ def lint(policy: Policy, now: datetime) -> tuple[Fault, ...]:
                 *_grpc_paths(policy),
                 *_git_paths(policy),
                 *_upstreams(policy),
+                *never_used(policy),
             }
         )
     )
@@ -45,12 +50,38 @@ def open_to_any_client(policy: Policy, directory: str, now: datetime) -> tuple[F
     found = [
         Fault(rule.location, FaultCode.ANY_CLIENT, f"rule {rule.name!r} allows any client, as it names no clients")
         for rule in policy.rules
-        if rule.action is Action.ALLOW and rule.match.clients is None and not rule.lapsed(now)
+        if _opens(rule) and rule.match.clients is None and rule.preset is None and not rule.lapsed(now)
     ]
-    if policy.default_action is Action.ALLOW:
-        message = "the default allows any client (defaults: {action: allow})"
-        found.append(Fault(Location(directory), FaultCode.ANY_CLIENT, message))
+    for preset in policy.presets:
+        if preset.clients is None:
+            message = f"preset {preset.name!r} allows any client, expected {{preset: {preset.name}, clients: [...]}}"
+            found.append(Fault(preset.location, FaultCode.ANY_CLIENT, message))
+    for grant in policy.grants:
+        if grant.match.clients is None and not grant.lapsed(now):
+            message = f"grant {grant.name!r} is for any client (any_client: true)"
+            found.append(Fault(grant.location, FaultCode.ANY_CLIENT, message))
+    if policy.default_action is Action.ALLOW or policy.observe_default:
+        how = "observe: true" if policy.observe_default else "action: allow"
+        message = f"the default allows any client (defaults: {{{how}}})"
+        found.append(Fault(policy.observe_default or Location(directory), FaultCode.ANY_CLIENT, message))
     return tuple(found)
+
+
+def _opens(rule: Rule) -> bool:
+    """Tell whether a rule allows: one that observes decides nothing."""
+    return rule.action is Action.ALLOW and not rule.observe
+
+
+def _closes(rule: Rule) -> bool:
+    """Tell whether a rule denies: one that observes decides nothing."""
+    return rule.action is Action.DENY and not rule.observe
+
+
+def _observing_default(policy: Policy) -> Iterator[Fault]:
+    if policy.observe_default is not None:
+        message = "what no rule decides is ALLOWED, and recorded as what would be denied (ports 80 and 443, public"
+        remedy = "addresses): remove 'observe' from 'defaults' once the rules are complete"
+        yield Fault(policy.observe_default, FaultCode.OBSERVING_DEFAULT, f"{message} {remedy}")
 
 
 def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
@@ -58,6 +89,20 @@ def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
         if rule.expires is not None and rule.lapsed(now):
             message = f"rule {rule.name!r} lapsed at {rule.expires.isoformat()} and no longer matches"
             yield Fault(rule.location, FaultCode.RULE_LAPSED, message)
+    for grant in policy.grants:
+        if grant.expires is not None and grant.lapsed(now):
+            message = f"grant {grant.name!r} lapsed at {grant.expires.isoformat()} (`squidkeeper grant --prune`)"
+            yield Fault(grant.location, FaultCode.RULE_LAPSED, message)
+
+
+def _never_in_force(policy: Policy, now: datetime) -> Iterator[Fault]:
+    """Find the rules whose schedule does not hold before they expire."""
+    for rule in policy.rules:
+        if rule.when is None or rule.expires is None or rule.lapsed(now):
+            continue
+        if not rule.when.holds_between(now, rule.expires):
+            message = f"rule {rule.name!r} no longer matches: its 'when' does not hold before it expires"
+            yield Fault(rule.location, FaultCode.WHEN_NEVER, message)
 
 
 def _unused(policy: Policy) -> Iterator[Fault]:
@@ -66,8 +111,9 @@ def _unused(policy: Policy) -> Iterator[Fault]:
     secrets |= {one.parent.password for one in policy.upstreams if one.parent and one.parent.password}
     secrets |= _all(needed_secrets(secret.source) for secret in policy.secrets.values())
     secrets |= {*policy.sealing_keys}
+    clients = _all(m.clients for m in matches) | _all(quota.clients for quota in policy.quotas)
     sections: tuple[tuple[str, Mapping[str, Location], set[str]], ...] = (
-        ("client", {client.name: client.location for client in policy.clients}, _all(m.clients for m in matches)),
+        ("client", {client.name: client.location for client in policy.clients}, clients),
         ("list", {name: hosts.location for name, hosts in policy.lists.items()}, _all(m.lists for m in matches)),
         ("secret", {source.name: source.location for source in policy.secrets.values()}, secrets),
     )
@@ -110,10 +156,10 @@ _GRPC_PATH = re.compile(r"/[a-z]\w*(\.\w+)*\.[A-Z]\w*/([A-Z]\w*|\*|\*\*)", re.AS
 
 def _git_paths(policy: Policy) -> Iterator[Fault]:
     """Find the denies of git's own paths without one of the request before them, the only one whose page git shows."""
-    found = [(rule, service) for rule in policy.rules if rule.action is Action.DENY for service in _git_services(rule)]
+    found = [(rule, service) for rule in policy.rules if _closes(rule) for service in _git_services(rule)]
     for service in dict.fromkeys(service for _, service in found):
         refused = HostIndex((), policy.lists)
-        deniers = [rule for rule in policy.rules if rule.action is Action.DENY and _denies_service(rule, service)]
+        deniers = [rule for rule in policy.rules if _closes(rule) and _denies_service(rule, service)]
         for position, rule in enumerate(deniers):
             refused.add(position, rule.match)
         for rule in (rule for rule, named in found if named == service):
@@ -190,7 +236,7 @@ def _names_every_host(match: Match) -> bool:
 def _unopened_addresses(policy: Policy) -> Iterator[Fault]:
     """Find the allows of addresses that stay closed, because they are private."""
     for rule in policy.rules:
-        if rule.action is not Action.ALLOW or rule.private:
+        if not _opens(rule) or rule.private:
             continue
         for pattern in rule.match.hosts or ():
             if pattern.network is not None and is_private(pattern.network.network_address):
@@ -235,6 +281,7 @@ _METHODS = frozenset(_REGISTERED.split())
 
 def _public_suffixes(policy: Policy) -> Iterator[Fault]:
     rules = [(rule.location, f"rule {rule.name!r}", rule.match) for rule in policy.rules if rule.action is Action.ALLOW]
+    rules += [(grant.location, f"grant {grant.name!r}", grant.match) for grant in policy.grants]
     rules += [(one.location, f"credential {one.name!r}", one.match) for one in policy.credentials]
     wild = [
         (location, what, pattern)
@@ -242,13 +289,8 @@ def _public_suffixes(policy: Policy) -> Iterator[Fault]:
         for pattern in match.hosts or ()
         if pattern.form in _WILDCARDS and "." in pattern.name
     ]
-    if not wild:
-        return
-    from publicsuffixlist import PublicSuffixList  # late: only lint needs it
-
-    suffixes = PublicSuffixList()
     for location, what, pattern in wild:
-        if suffixes.is_public(pattern.name):
+        if is_public_suffix(pattern.name):
             message = f"{what}: {pattern.text!r} covers a public suffix, under which anyone can have a host"
             yield Fault(location, FaultCode.PUBLIC_SUFFIX, message)
 
@@ -261,6 +303,7 @@ _WILDCARDS = (HostForm.TREE, HostForm.LABEL, HostForm.UNDER)
 def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
     """Find the rules to which an earlier one, for the same requests or more, leaves nothing to decide or to deny."""
     deciders: dict[_Narrowed, HostIndex] = {}
+    unreachable: set[str] = set()  # of presets
     opened = _opened(policy)
     for position, rule in enumerate(policy.rules):
         if rule.lapsed(now):
@@ -273,11 +316,24 @@ def _shadowed(policy: Policy, now: datetime) -> Iterator[Fault]:
         )
         covering = (first for first in earlier if _outlasts(first, rule) and _covers(first, rule))
         found = next(filter(None, (_leaves_nothing(first, rule, opened) for first in covering)), None)
-        if found is not None:
+        if found is None and rule.observe:
+            continue
+        if found is None:
+            deciders.setdefault(_narrowed(rule.match), HostIndex((), policy.lists)).add(position, rule.match)
+        elif rule.preset is not None:
+            unreachable.add(rule.name)
+        else:
             code, message = found
             yield Fault(rule.location, code, f"rule {rule.name!r} {message}")
-            continue
-        deciders.setdefault(_narrowed(rule.match), HostIndex((), policy.lists)).add(position, rule.match)
+    yield from _shadowed_presets(policy, unreachable)
+
+
+def _shadowed_presets(policy: Policy, unreachable: Set[str]) -> Iterator[Fault]:
+    """Find the presets of which no rule can decide. One rule alone is no mistake: an operator may close it above."""
+    for preset in policy.presets:
+        if all(rule.name in unreachable for rule in policy.rules if rule.preset == preset.name):
+            message = f"preset {preset.name!r} can never decide: rules above it decide all it could match"
+            yield Fault(preset.location, FaultCode.RULE_UNREACHABLE, message)
 
 
 def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) -> tuple[FaultCode, str] | None:
@@ -287,9 +343,10 @@ def _leaves_nothing(first: Rule, rule: Rule, opened: Mapping[str, list[range]]) 
             FaultCode.RULE_UNREACHABLE,
             f"can never decide: {first.name!r} ({first.location}) decides all it could match",
         )
-    is_late_deny = first.action is Action.ALLOW and rule.action is Action.DENY and _touches(rule, opened)
+    is_late_deny = first.action is not Action.DENY and rule.action is Action.DENY and _touches(rule, opened)
     if is_late_deny and _reaches(first, rule, opened):
-        message = f"closes nothing: {first.name!r} ({first.location}), above it, opens all it could close"
+        does = "asks about" if first.action is Action.ASK else "opens"
+        message = f"closes nothing: {first.name!r} ({first.location}), above it, {does} all it could close"
         return FaultCode.DENY_TOO_LATE, message
     return None
 
@@ -315,13 +372,15 @@ def _covers(first: Rule, rule: Rule) -> bool:
     A deny matches more than an allow: methods in upper or lower case, a query by any of its values.
     """
     wide, narrow = first.match, rule.match
-    if first.action is Action.ALLOW and rule.action is Action.DENY and (wide.methods or wide.query) is not None:
+    if first.action is not Action.DENY and rule.action is Action.DENY and (wide.methods or wide.query) is not None:
         return False
     return wide.methods is None or (narrow.methods is not None and narrow.methods <= wide.methods)
 
 
 def _outlasts(decider: Rule, rule: Rule) -> bool:
-    """Tell whether a rule does not expire before another one."""
+    """Tell whether a rule holds whenever another one does: it does not expire before, and has no other schedule."""
+    if decider.when is not None and decider.when != rule.when:
+        return False
     return decider.expires is None or (rule.expires is not None and rule.expires <= decider.expires)
 
 
@@ -349,9 +408,9 @@ def _overlaps(some: list[range], others: list[range]) -> Iterator[range]:
 
 def _opened(policy: Policy) -> dict[str, list[range]]:
     """List the ports that anything in a policy opens, by scheme."""
-    if policy.default_action is Action.ALLOW:
+    if policy.default_action is Action.ALLOW or policy.observe_default or policy.ask_default:
         return _ANY_PORT
-    allows = [rule for rule in policy.rules if rule.action is Action.ALLOW]
+    allows = [rule for rule in policy.rules_and_grants if rule.action is not Action.DENY and not rule.observe]
     return {scheme: _joined([ports for rule in allows for ports in _ports(rule, scheme)]) for scheme in DEFAULT_PORTS}
 
 

@@ -12,12 +12,15 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Self
 
+from squidkeeper.policy.exact_urls import ExactUrl
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.forms import Form
 from squidkeeper.policy.host_lists import HostList
 from squidkeeper.policy.hosts import HostPattern, Network
 from squidkeeper.policy.paths import PathPattern
 from squidkeeper.policy.queries import QueryPattern
+from squidkeeper.policy.quotas import Quota
+from squidkeeper.policy.schedules import Schedule
 from squidkeeper.policy.secret_sources import NamedSecret
 from squidkeeper.url import Address, Host
 
@@ -36,6 +39,8 @@ VERDICT_NAMES = frozenset(
         "placeholder-misdirected",
         "header-too-long",
         "login-refused",
+        "ticket-page",
+        "quota",
     }
 )
 
@@ -45,14 +50,21 @@ _KEY_LENGTH = 12  # hexadecimal digits of the keys of what install.sh renders
 TOKEN_ID_LENGTH = 12  # hexadecimal digits of the hash
 DIRECT = "direct"  # the key of what goes past every parent
 SEALED_TOKEN = "sealed-token"  # noqa: S105 - as what the credential of a sealed token is counted and logged
+NOT_OBSERVED = ""  # in a test: nothing is observed
 NO_REWRITE = ""  # in a test: no rewrite applies
 
 
 class Action(StrEnum):
-    """What a rule, or the default, does with a request."""
+    """What a rule, or the default, does with a request. `ASK` denies it, and a person may grant it later."""
 
     ALLOW = "allow"
     DENY = "deny"
+    ASK = "ask"
+
+    @property
+    def verdict(self) -> Action:
+        """What is logged where it decides: an ask denies."""
+        return Action.DENY if self is Action.ASK else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +105,20 @@ class Client:
     users: frozenset[str] | None = None
     tokens: tuple[Token, ...] | None = None
 
+    @property
+    def size(self) -> int:
+        """How many addresses it has; a login counts as one."""
+        if self.users or self.tokens is not None:
+            return 1
+        return sum(network.num_addresses for network in self.networks or ())
+
+    @property
+    def single_addresses(self) -> tuple[Network, ...]:
+        """What it lists, where that is single addresses and nothing else: the addresses of one machine."""
+        networks = self.networks or ()
+        is_machine = self.users is None and self.tokens is None and all(one.num_addresses == 1 for one in networks)
+        return networks if is_machine else ()
+
     def matches(self, address: Address | None, user: str | None) -> bool:
         """Tell whether a request from this address, as this proxy user, belongs to the client.
 
@@ -121,6 +147,7 @@ class Match:
     methods: frozenset[str] | None = None
     paths: tuple[PathPattern, ...] | None = None
     query: tuple[QueryPattern, ...] | None = None
+    urls: tuple[ExactUrl, ...] | None = None  # of a grant alone
 
     @property
     def any_host(self) -> bool:
@@ -135,7 +162,7 @@ class Match:
     @property
     def any_url(self) -> bool:
         """Whether it holds for every path and query of a host: it can be decided without the URL."""
-        return self.any_path and self.query is None
+        return self.any_path and self.query is None and self.urls is None
 
     @property
     def any_request(self) -> bool:
@@ -165,7 +192,11 @@ def _digest(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule: the first that matches decides. `passthrough` is `tls: passthrough`; such a rule is for https alone."""
+    """A rule: the first that matches decides. `passthrough` is `tls: passthrough`; such a rule is for https alone.
+
+    With `observe` it decides nothing: what it would have decided is recorded.
+    A grant is an allow that expires. It may have a number of `uses`; `owner` is who made it, at `made`.
+    """
 
     name: str
     location: Location
@@ -178,15 +209,43 @@ class Rule:
     strip: Strip | None = None
     passthrough: bool = False
     websocket: bool = False
+    preset: str | None = None  # the preset that it is of
+    observe: bool = False
+    uses: int | None = None
+    made: datetime | None = None
+    when: Schedule | None = None
 
     @property
     def certain(self) -> bool:
         """Whether it decides a tunnel, and makes a host unrestricted where it allows."""
         return self.match.any_request
 
+    @property
+    def verdict(self) -> Action:
+        """What is logged where it decides."""
+        return self.action.verdict
+
+    @property
+    def needs_url(self) -> bool:
+        """Whether it decides no request without its URL: by its fields, or because a person or a count decides."""
+        return not self.match.any_url or self.action is Action.ASK or self.uses is not None
+
     def lapsed(self, at: datetime) -> bool:
         """Tell whether the rule no longer matches."""
         return self.expires is not None and at >= self.expires
+
+    def in_force(self, at: datetime) -> bool:
+        """Tell whether the rule matches at a time: it has not expired, and its schedule holds."""
+        return not self.lapsed(at) and (self.when is None or self.when.holds(at))
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A preset that the policy names; its rules are for these clients alone, or for every client."""
+
+    name: str
+    location: Location
+    clients: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +321,10 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class PolicyTest:
-    """An entry of `tests:`; what is None is not checked. `rewrite` is `NO_REWRITE` if none may apply."""
+    """An entry of `tests:`; what is None is not checked.
+
+    `rewrite` is `NO_REWRITE` if none may apply, `observed` is `NOT_OBSERVED` if nothing may be observed.
+    """
 
     location: Location
     method: str
@@ -274,21 +336,36 @@ class PolicyTest:
     rule: str | None = None
     rewrite: str | None = None
     credentials: tuple[str, ...] | None = None
+    observed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadGate:
+    """How many denials an edit may bring: of distinct (client, rule, host) that were used in the time before it."""
+
+    since_seconds: int
+    denials: int
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A policy. `revision` is the hash of the files that it was built from.
 
+    `grants` are asked where the default or an ask rule would decide. `ask_default` has the default ask.
     `watch` is where it says that requests are searched for its secrets and canaries; None where they are not.
+    `observe_default` is where it says that what no rule decides is allowed, and recorded as what would be denied.
     """
 
     revision: str
     default_action: Action = Action.DENY
     default_reason: str | None = None
+    ask_default: bool = False
+    observe_default: Location | None = None
     contact: str | None = None
     clients: tuple[Client, ...] = ()
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Rule, ...] = ()  # the operator's, and below them those of presets
+    presets: tuple[Preset, ...] = ()
+    grants: tuple[Rule, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
     credentials: tuple[Credential, ...] = ()
     upstreams: tuple[Route, ...] = ()
@@ -297,7 +374,9 @@ class Policy:
     secrets: Mapping[str, NamedSecret] = field(default_factory=dict)
     canaries: Mapping[str, NamedSecret] = field(default_factory=dict)
     watch: Location | None = None
+    quotas: tuple[Quota, ...] = ()
     tests: tuple[PolicyTest, ...] = ()
+    reload_gate: ReloadGate | None = None  # which edits of this policy are refused for what they would deny
 
     @property
     def watches_requests(self) -> bool:
@@ -305,6 +384,24 @@ class Policy:
         return self.watch is not None or any(one.placeholder for one in self.credentials)
 
     @property
+    def users(self) -> frozenset[str]:
+        """The proxy users that it names: with `users`, or as clients with tokens."""
+        named = (client.users or () if client.tokens is None else (client.name,) for client in self.clients)
+        return frozenset(user for users in named for user in users)
+
+    @property
+    def default(self) -> Action:
+        """What the default does; one that observes allows."""
+        if self.observe_default:
+            return Action.ALLOW
+        return Action.ASK if self.ask_default else self.default_action
+
+    @property
+    def rules_and_grants(self) -> tuple[Rule, ...]:
+        """The rules and grants: each is recorded as the rule that decided."""
+        return (*self.rules, *self.grants)
+
+    @property
     def entries(self) -> tuple[Rule | Rewrite | Credential, ...]:
-        """The rules, rewrites and credentials."""
-        return (*self.rules, *self.rewrites, *self.credentials)
+        """The rules, grants, rewrites and credentials."""
+        return (*self.rules_and_grants, *self.rewrites, *self.credentials)

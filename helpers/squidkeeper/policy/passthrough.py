@@ -1,4 +1,4 @@
-"""`tls: passthrough` and `websocket: true` (floor 2): what cannot stand beside them, in a rule and in a policy.
+"""What only an allow can have, and `tls: passthrough` (floor 2): what cannot stand beside it, in a rule and a policy.
 
 A tunnel that passes through shows no path, method, query or header. So whatever would have to see one for the same host
 is a fault: the tunnel would be bumped, or the entry would have no effect.
@@ -18,7 +18,10 @@ from squidkeeper.url import DEFAULT_PORTS, Host
 
 Entry = Rule | Rewrite | Credential
 
-_ALLOW_ONLY = ("tls", "websocket")
+_ALLOW_ONLY = (
+    (Action.DENY, "a deny", {"tls", "websocket"}),
+    (Action.ASK, "an ask", {"tls", "websocket", "strip", "private"}),
+)
 _NOT_BESIDE = {
     "paths": "no path is seen in the tunnel",
     "query": "no query is seen in the tunnel",
@@ -35,12 +38,12 @@ _EVERY_PORT = (range(1, 1 << 16),)
 
 
 def entry_faults(documents: Iterable[Document]) -> Iterator[Fault]:
-    """Find what cannot stand beside `tls` and `websocket` in a rule."""
+    """Find what a deny or an ask cannot have, and what cannot stand beside `tls`."""
     for document in documents:
         for _, entry, steps in entries(document, "rules"):
-            for key in _ALLOW_ONLY:
-                if key in entry and entry.get("action") == Action.DENY:
-                    message = f"{key!r} in a deny, expected it in an allow only"
+            for action, kind, keys in _ALLOW_ONLY:
+                for key in keys & entry.keys() if entry.get("action") == action else ():
+                    message = f"{key!r} in {kind}, expected it in an allow only"
                     yield Fault(document.locate((*steps, key), key=True), FaultCode.ALLOW_ONLY, message)
             if entry.get("action") != Action.ALLOW or "tls" not in entry:
                 continue

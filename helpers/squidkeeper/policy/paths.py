@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import re2
 
@@ -14,12 +15,20 @@ from squidkeeper.policy.globs import ANYTHING, Matcher, compile_regex, glob_matc
 from squidkeeper.url import Reading, ReadPath, normalize_escapes, read
 
 _REGEX = "regex:"
-_ONE, _MANY = "\x01", "\x02"  # * and ** while a glob is read: no path can hold them
-_WILDCARDS = {_ONE: "[^/]*", _MANY: ANYTHING, f"{_MANY}/": "(?:.*/)?"}
-_PART = re.compile(f"(?<=/){_MANY}/|{_MANY}|{_ONE}|[^{_ONE}{_MANY}]+")
+IN_SEGMENT, OVER_SEGMENTS = "\x01", "\x02"  # * and ** while a glob is read: no path can hold them
+FOLDERS = f"{OVER_SEGMENTS}/"  # between two slashes also nothing
+_WILDCARDS = {IN_SEGMENT: "[^/]*", OVER_SEGMENTS: ANYTHING, FOLDERS: "(?:.*/)?"}
+_PART = re.compile(f"(?<=/){FOLDERS}|{OVER_SEGMENTS}|{IN_SEGMENT}|[^{IN_SEGMENT}{OVER_SEGMENTS}]+")
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2}|[0-9A-Fa-f]?\*)")
 _NAMED_GROUP = re.compile(r"\(\?P?<\w+>")
 _EVERYTHING = ("/**", "**")
+
+
+class Beginning(NamedTuple):
+    """What a path must begin with, or be as a whole."""
+
+    text: str
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,25 @@ class PathPattern:
     def everything(self) -> bool:
         """Whether it matches every path, whatever the reading."""
         return self.text in _EVERYTHING
+
+    @property
+    def beginning(self) -> Beginning | None:
+        """What decides about a path that has one reading; None where more than its beginning does."""
+        if self._regex is not None:
+            return None
+        literal, *rest = self.parts(Reading.SENT)
+        if literal in _WILDCARDS or rest not in ([], [OVER_SEGMENTS]):
+            return None
+        return Beginning(literal, whole=not rest)
+
+    @property
+    def is_glob(self) -> bool:
+        """Whether it is a glob, and no expression."""
+        return self._regex is None
+
+    def parts(self, reading: Reading) -> tuple[str, ...]:
+        """Give a glob's literal texts and wildcards, as they are compared with this reading of a path."""
+        return tuple(_PART.findall(_read_glob(self.text, reading)))
 
     def match(self, path: ReadPath) -> Mapping[str, str] | None:
         """Match a whole path; gives the named groups, or None where it does not match."""
@@ -118,4 +146,4 @@ def _check_readable(text: str, reading: Reading) -> None:
 
 def _read_glob(text: str, reading: Reading) -> str:
     rooted = text if text.startswith("/") else f"/{text}"  # every path is: `**/x` means `/**/x`
-    return read(reading, normalize_escapes(rooted.replace("**", _MANY).replace("*", _ONE)))
+    return read(reading, normalize_escapes(rooted.replace("**", OVER_SEGMENTS).replace("*", IN_SEGMENT)))

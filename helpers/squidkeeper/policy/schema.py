@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import (
@@ -38,12 +38,16 @@ from squidkeeper.policy.document import (
     quote_it,
     shown_key,
 )
+from squidkeeper.policy.exact_urls import ExactUrl, parse_exact_url
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.headers import parse_injected_header, parse_stripped_header
 from squidkeeper.policy.hosts import HostForm, HostPattern, Network, parse_host_pattern, parse_network
-from squidkeeper.policy.model import NO_REWRITE, SHORTEST_WATCHED, VERDICT_NAMES, Action, Target
+from squidkeeper.policy.methods import parse_method
+from squidkeeper.policy.model import NO_REWRITE, NOT_OBSERVED, SHORTEST_WATCHED, VERDICT_NAMES, Action, Target
 from squidkeeper.policy.parameters import parse_parameter
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
+from squidkeeper.policy.quotas import DEFAULT_RULE, LARGEST_COUNT, LARGEST_SIZE, Counted, QuotaUnit, Window, parse_size
+from squidkeeper.policy.schedules import Hours, parse_days, parse_hours, parse_zone
 from squidkeeper.policy.secret_sources import (
     ClientAuth,
     Grant,
@@ -66,17 +70,21 @@ class Names:
     """The names that all files together define, by section: a reference is to one of them.
 
     If the files are not `complete`, as with a misspelt section or a list for a mapping, any name may be defined in the
-    rest. `hidden` names are in no fault: keys of `secrets` without a mapping, which may be values.
+    rest. `presets` are all that there are. `hidden` names are in no fault: keys of `secrets` without a mapping, which
+    may be values.
     """
 
     clients: frozenset[str] = frozenset()
     lists: frozenset[str] = frozenset()
     rules: frozenset[str] = frozenset()
+    grants: frozenset[str] = frozenset()
     rewrites: frozenset[str] = frozenset()
     secrets: frozenset[str] = frozenset()
     canaries: frozenset[str] = frozenset()
     credentials: frozenset[str] = frozenset()
     upstreams: frozenset[str] = frozenset()
+    quotas: frozenset[str] = frozenset()
+    presets: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
     complete: bool = True
 
@@ -189,18 +197,6 @@ def _contact(text: str) -> str:
     return text
 
 
-def _method(text: str) -> str:
-    if text in _NO_METHOD:
-        raise PatternError(_NO_METHOD[text])
-    if not _METHOD.fullmatch(text):
-        raise PatternError(
-            f"method {text!r} can never match, expected an upper-case name such as GET (or no 'methods' for all)"
-        )
-    if text != text.upper():
-        raise PatternError(f"method {text!r} is not upper-case, expected {text.upper()!r}")
-    return text
-
-
 def _query_value(value: object) -> str:
     text = _text(value)
     if text.startswith("regex:"):
@@ -284,6 +280,20 @@ def _file(text: str) -> str:
 def _period(shortest: int, longest: int) -> Any:
     """Make the validator of a period."""
     return _parsed(FaultCode.INVALID_SOURCE, lambda text: parse_period(text, shortest, longest))
+
+
+def _gate_period(text: str) -> int:
+    match = _GATE_PERIOD.fullmatch(text)
+    seconds = int(match[1]) * _GATE_UNITS[match[2]] if match else 0
+    if not 0 < seconds <= _GATE_SECONDS_AT_MOST:
+        raise PatternError(f"{text!r} is not a period of at most 31d, expected one such as 12h or 1d")
+    return seconds
+
+
+def _gate_denials(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _GATE_DENIALS_AT_MOST:
+        raise _wrong_type(f"a number from 1 to {_GATE_DENIALS_AT_MOST:,}")
+    return value
 
 
 def _some_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
@@ -388,6 +398,14 @@ def _rule_host(value: object, info: ValidationInfo) -> HostPattern:
     return pattern
 
 
+def _granted_host(value: object) -> HostPattern:
+    pattern = _host(value)
+    if pattern.form is HostForm.ANY or pattern.covers_top_level:
+        message = f"host pattern {pattern.text!r} is too wide for a grant, expected the hosts that it is for"
+        raise _fault(FaultCode.TOO_WIDE, message)
+    return pattern
+
+
 def _credential_host(value: object) -> HostPattern:
     pattern = _host(value)
     if pattern.form is HostForm.ANY:
@@ -406,6 +424,48 @@ def _host(value: object) -> HostPattern:
         raise _fault(FaultCode.INVALID_HOST, str(error)) from None
 
 
+def _default_action(action: Action) -> Action:
+    if action is Action.ASK:
+        raise _fault(FaultCode.WRONG_TYPE, "'action' is 'ask', expected allow or deny, or ask: true instead")
+    return action
+
+
+def _ask_default(value: bool, info: ValidationInfo) -> bool:
+    if value and info.data.get("action") is Action.ALLOW:
+        message = "ask: true beside action: allow, expected one of them: what is allowed is not asked about"
+        raise _fault(FaultCode.KEY_CHOICE, message)
+    return value
+
+
+def _uses(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _USES_AT_MOST:
+        raise _wrong_type(f"a number from 1 to {_USES_AT_MOST:,} (without quotes and commas)")
+    return value
+
+
+def _count_at_most(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_COUNT:
+        raise _wrong_type(f"a number from 1 to {LARGEST_COUNT:,} (without quotes and commas)")
+    return value
+
+
+def _size_at_most(value: object) -> int:
+    """Read a number of bytes, or a size with its unit."""
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIZE:
+        return value
+    if not isinstance(value, str):
+        raise _wrong_type("a size such as 500KB, 20MB or 1GB, or a number of bytes")
+    try:
+        return parse_size(value)
+    except PatternError as error:
+        raise _fault(FaultCode.INVALID_TEXT, str(error)) from None
+
+
+def _counted_rule(value: object, info: ValidationInfo) -> str:
+    names = _names_of(info)
+    return _check_known(_some_text(value), "rule", names.rules | {DEFAULT_RULE}, names)
+
+
 def _to(value: object, info: ValidationInfo) -> Target:
     """Parse a target, as far as the fields above it are valid in the light of them."""
     try:
@@ -415,6 +475,19 @@ def _to(value: object, info: ValidationInfo) -> Target:
     except PatternError as error:
         raise _fault(FaultCode.INVALID_TARGET, str(error)) from None
     return target
+
+
+def _preset(value: object, info: ValidationInfo) -> str:
+    name, known = _some_text(value), _names_of(info).presets
+    if name not in known:
+        expected = f", expected {one_of(known)}" if known else ": none is shipped"
+        raise _fault(FaultCode.UNKNOWN_NAME, f"there is no preset {name!r}{expected}")
+    return name
+
+
+def _preset_fields(value: object) -> object:
+    """Write the name of a preset alone as the mapping that it stands for."""
+    return {"preset": value} if isinstance(value, str) else value
 
 
 def _value(value: object, info: ValidationInfo) -> str:
@@ -452,7 +525,7 @@ def _several_values(values: dict[str, str]) -> dict[str, str]:
 
 def _tested_rule(value: object, info: ValidationInfo) -> str:
     names = _names_of(info)
-    return _check_known(_some_text(value), "rule or verdict", names.rules | VERDICT_NAMES, names)
+    return _check_known(_some_text(value), "rule or verdict", names.rules | names.grants | VERDICT_NAMES, names)
 
 
 def _tested_rewrite(value: object, info: ValidationInfo) -> str:
@@ -465,9 +538,22 @@ def _tested_rewrite(value: object, info: ValidationInfo) -> str:
     return _check_known(_some_text(value), "rewrite", names.rewrites, names)
 
 
+def _tested_observed(value: object, info: ValidationInfo) -> str:
+    """Read what must be observed, as it is recorded; an empty list stands for nothing."""
+    if value == []:
+        return NOT_OBSERVED
+    verdict, colon, rule = (_some_text(value) if not isinstance(value, list) else "").partition(":")
+    if not colon or verdict not in _VERDICTS:
+        raise _wrong_type('what is recorded, such as "deny:RULE", or [] for nothing')
+    names = _names_of(info)
+    return f"{verdict}:{_check_known(rule, 'rule or verdict', names.rules | {'default'}, names)}"
+
+
+_VERDICTS = (str(Action.ALLOW), str(Action.DENY))
 _SECTIONS = {
     "client": "clients",
     "list": "lists",
+    "rule": "rules",
     "rule or verdict": "rules",
     "rewrite": "rewrites",
     "secret": "secrets",
@@ -482,20 +568,18 @@ _PLACEHOLDER_AT_MOST = 200
 _STRIPPED_AT_MOST = 16  # so that a reply of a helper has room for their keys
 _AWS_NAME = re.compile(r"[a-z0-9-]{1,64}")
 _KEYS_AT_MOST = 2
+_USES_AT_MOST = 100_000  # each is a byte of the count on disk
 _PROSE_AT_MOST = 1000
 _CONTACT_AT_MOST = 100  # so that a reply of a helper has room for it
 _ESCAPED = '"\\<>&'
 _PORT_AT_MOST = 65535
-_NO_METHOD = {
-    "CONNECT": "CONNECT is transport, not a method to list: expected the methods of the requests inside the tunnel",
-    "TRACE": "TRACE is always denied, expected another method",
-    "TRACK": "TRACK is always denied, expected another method",
-    **dict.fromkeys(("ALL", "ANY"), "for all methods, leave 'methods' out"),
-}
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
-_METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/]\S*")
 _DIGITS = re.compile(r"[1-9][0-9]{0,18}")  # YAML takes more than nine in quotes alone
+_GATE_PERIOD = re.compile(r"([0-9]{1,6})([mhd])")
+_GATE_UNITS = {"m": 60, "h": 3600, "d": 86400}
+_GATE_SECONDS_AT_MOST = 31 * 86400
+_GATE_DENIALS_AT_MOST = 1_000_000
 _APP_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
@@ -516,6 +600,8 @@ Contact = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _contact)]
 Prose = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _prose)]
 ActionText = Annotated[Action, Field(strict=False)]  # strict, pydantic takes no text
 Time = Annotated[datetime, PlainValidator(_time)]
+Days = Annotated[frozenset[int], _parsed(FaultCode.INVALID_TIME, parse_days)]
+HoursText = Annotated[Hours, _parsed(FaultCode.INVALID_TIME, parse_hours)]
 KnownClient = Annotated[str, _known("clients", "client")]
 KnownList = Annotated[str, _known("lists", "list")]
 KnownSecret = Annotated[str, _known("secrets", "secret")]
@@ -544,13 +630,23 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, defer_build=True)
 
 
+class ReloadGateEntry(_Model):
+    """Which edits are refused for what they would deny."""
+
+    since: Annotated[int, _parsed(FaultCode.INVALID_TIME, _gate_period)]
+    denials: Annotated[int, PlainValidator(_gate_denials)]
+
+
 class Defaults(_Model):
     """What happens when no rule matches, and whom to ask."""
 
-    action: ActionText = Action.DENY
+    action: Annotated[ActionText, AfterValidator(_default_action)] = Action.DENY
+    ask: Annotated[bool, AfterValidator(_ask_default)] = False
     reason: Prose | None = None
     contact: Contact | None = None
     watch_secrets: bool = False
+    observe: bool = False
+    reload_gate: ReloadGateEntry | None = None
 
 
 class TokenEntry(_Model):
@@ -619,6 +715,7 @@ class SecretEntry(_Model):
     command: CommandEntry | None = None
     oauth2: OAuth2Entry | None = None
     github_app: GitHubAppEntry | None = None
+    hosts: Many[CredentialHost] | None = None
 
 
 class CanaryEntry(_Model):
@@ -639,9 +736,17 @@ class TunnelFields(_Model):
 class MatchFields(TunnelFields):
     """The fields by which rules, rewrites and credentials match, hosts aside."""
 
-    methods: Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, _method)]] | None = None
+    methods: Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]] | None = None
     paths: Many[Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]] | None = None
     query: dict[str, Annotated[str, PlainValidator(_query_value)]] | None = None
+
+
+class WhenEntry(_Model):
+    """The days and hours at which a rule holds."""
+
+    days: Annotated[Many[Days], BeforeValidator(_one_or_many)] | None = None
+    hours: Annotated[Many[HoursText], BeforeValidator(_one_or_many)] | None = None
+    timezone: Annotated[tzinfo, _parsed(FaultCode.INVALID_TIME, parse_zone)]
 
 
 class RuleEntry(MatchFields):
@@ -657,6 +762,34 @@ class RuleEntry(MatchFields):
     strip: Annotated[Many[Annotated[str, PlainValidator(_stripped)]], AfterValidator(_few_headers)] | None = None
     tls: Literal["passthrough"] | None = None
     websocket: bool = False
+    observe: bool = False
+    when: WhenEntry | None = None
+
+
+class PresetEntry(_Model):
+    """A preset: rules that are shipped with the program, and the clients that they are for."""
+
+    preset: Annotated[str, PlainValidator(_preset)]
+    clients: Several[KnownClient] | None = None
+
+
+class GrantEntry(_Model):
+    """A grant: an allow for a time, asked where the default or an ask rule would decide."""
+
+    name: RuleName
+    clients: Several[KnownClient] | None = None
+    any_client: Literal[True] | None = None
+    hosts: Many[Annotated[HostPattern, PlainValidator(_granted_host)]] | None = None
+    urls: Many[Annotated[ExactUrl, _parsed(FaultCode.INVALID_URL, parse_exact_url)]] | None = None
+    schemes: Several[Literal["http", "https"]] | None = None
+    ports: Many[Annotated[range, PlainValidator(_port)]] | None = None
+    methods: Several[Annotated[str, _parsed(FaultCode.INVALID_METHOD, parse_method)]] | None = None
+    paths: Many[Annotated[PathPattern, _parsed(FaultCode.INVALID_PATH, parse_path_pattern)]] | None = None
+    expires: Time
+    uses: Annotated[int, PlainValidator(_uses)] | None = None
+    reason: Prose
+    by: Prose | None = None
+    made: Time | None = None
 
 
 class RewriteEntry(MatchFields):
@@ -712,6 +845,25 @@ class UpstreamEntry(TunnelFields):
     resolve: Literal["upstream"] | None = None
 
 
+CountAtMost = Annotated[int, PlainValidator(_count_at_most)]
+SizeAtMost = Annotated[int, PlainValidator(_size_at_most)]
+
+
+class QuotaEntry(_Model):
+    """How much may be used in a time."""
+
+    name: Name
+    per: Annotated[Counted, Field(strict=False)]
+    clients: Several[KnownClient] | None = None
+    rules: Several[Annotated[str, PlainValidator(_counted_rule)]] | None = None
+    requests: CountAtMost | None = None
+    tunnels: CountAtMost | None = None
+    tickets: CountAtMost | None = None
+    bytes_out: SizeAtMost | None = None
+    bytes_in: SizeAtMost | None = None
+    every: Annotated[Window, Field(strict=False)]
+
+
 class SealedTokensEntry(_Model):
     """The keys that open sealed tokens: the newest first, and the one before it."""
 
@@ -732,6 +884,7 @@ class TestEntry(_Model):
     rule: Annotated[str, PlainValidator(_tested_rule)] | None = None
     rewrite: Annotated[str, PlainValidator(_tested_rewrite)] | None = None
     credentials: Many[KnownCredential] | None = None
+    observed: Annotated[str, PlainValidator(_tested_observed)] | None = None
 
 
 class PolicyFile(_Model):
@@ -742,12 +895,15 @@ class PolicyFile(_Model):
     clients: dict[Name, ClientEntry] | None = None
     lists: dict[Name, ListEntry] | None = None
     rules: list[RuleEntry] | None = None
+    presets: list[Annotated[PresetEntry, BeforeValidator(_preset_fields)]] | None = None
+    grants: list[GrantEntry] | None = None
     rewrites: list[RewriteEntry] | None = None
     secrets: dict[SecretName, SecretEntry] | None = None
     canaries: dict[SecretName, CanaryEntry] | None = None
     credentials: list[CredentialEntry] | None = None
     sealed_tokens: SealedTokensEntry | None = None
     upstreams: list[UpstreamEntry] | None = None
+    quotas: list[QuotaEntry] | None = None
     tests: list[TestEntry] | None = None
     end_required: Literal["required"] | None = Field(None, alias="end: required")
     end: bool | None = None
@@ -846,7 +1002,7 @@ def _unknown_key(key: str, steps: list[int | str]) -> str:
 def _expected_key(key: str, steps: list[int | str]) -> str:
     known = _fields(steps)
     section = steps[0] if len(steps) == _STEPS_TO_KEY else ""
-    if key in _WHO_ASKS and section in _MATCHING:
+    if key in _WHO_ASKS and section in _LISTED:
         return f", {_WHO_IS_A_CLIENT}"
     if key in ("upstream", "upstreams") and section == "rules":
         return ", expected an entry of the section 'upstreams' with these hosts"
@@ -905,8 +1061,8 @@ _HOW_TO_DROP_END = "To do without that line, put a file with 'end: false' as its
 def _choice_faults(document: Document) -> list[Fault]:
     """Find the entries that have none, or more than one, of the keys of which they need one."""
     found = []
-    for section, entry, steps in entries(document, *_CHOICES):
-        keys, several = _CHOICES[section]
+    for choice, entry, steps in _choosing(document):
+        keys, several = _CHOICES[choice]
         given = [key for key in keys if key in entry]
         if entry and (not given or (len(given) > 1 and not several)):
             amount = "at least one" if several else "exactly one"
@@ -919,10 +1075,20 @@ def _choice_faults(document: Document) -> list[Fault]:
     return found
 
 
+def _choosing(document: Document) -> Iterator[tuple[str, dict[str, Any], tuple[str | int, ...]]]:
+    """Give the mappings that need one of some keys: the choice, the mapping, and the steps that lead there."""
+    yield from entries(document, *(_CHOICES.keys() - {"when"}))
+    for _, entry, steps in entries(document, "rules"):
+        when = entry.get("when")
+        if isinstance(when, dict):
+            yield "when", when, (*steps, "when")
+
+
 _KEYS_OF_FILE = frozenset(field.alias or name for name, field in PolicyFile.model_fields.items())
 NAMED_BY_KEY = ("clients", "lists", "secrets", "canaries")
-_MATCHING = ("rules", "rewrites", "credentials", "upstreams")
-_DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), **dict.fromkeys(_MATCHING, list)}
+_MATCHING = ("rules", "grants", "rewrites", "credentials", "upstreams")
+_LISTED = (*_MATCHING, "quotas")
+_DEFINING: dict[str, type] = {**dict.fromkeys(NAMED_BY_KEY, dict), **dict.fromkeys(_LISTED, list)}
 _SHOWN_AT_MOST = 12
 _STEPS_TO_ENTRY = 2
 _STEPS_TO_KEY = 3
@@ -934,31 +1100,39 @@ _ENTRIES: dict[str, type[_Model]] = {
     "clients": ClientEntry,
     "lists": ListEntry,
     "rules": RuleEntry,
+    "presets": PresetEntry,
+    "grants": GrantEntry,
     "rewrites": RewriteEntry,
     "secrets": SecretEntry,
     "canaries": CanaryEntry,
     "credentials": CredentialEntry,
     "sealed_tokens": SealedTokensEntry,
     "upstreams": UpstreamEntry,
+    "quotas": QuotaEntry,
     "tests": TestEntry,
 }
 _NESTED: dict[str, type[_Model]] = {
+    "reload_gate": ReloadGateEntry,
     "token_sha256": TokenEntry,
     "basic": Basic,
     "aws_sigv4": AwsSigV4Entry,
     "command": CommandEntry,
     "oauth2": OAuth2Entry,
     "github_app": GitHubAppEntry,
+    "when": WhenEntry,
 }
 _CHOICES: dict[str, tuple[tuple[str, ...], bool]] = {
     "clients": (("networks", "users", "token_sha256"), True),
     "secrets": (("file", "env", "command", "oauth2", "github_app"), False),
     "credentials": (("bearer", "basic", "value", "headers", "parameters", "aws_sigv4"), False),
     "upstreams": (("url", "direct"), False),
+    "quotas": (tuple(unit.value for unit in QuotaUnit), False),
+    "when": (("days", "hours"), True),
 }
 _EXPECTED_FOR_KEY: dict[int | str, str] = {
     "redirect": "one of the numbers 301, 302, 303, 307, 308",
     "direct": "true (or the key left out)",
+    "any_client": "true, or clients instead",
     "end": "true (or false, once, to do without it from then on)",
 }
 _QUOTED = re.compile("'([^']*)'")
@@ -971,8 +1145,14 @@ _EXPECTED = {
     "bool_type": "true or false",
 }
 _OF = {
+    "per": ", expected client, rule or all",
+    "every": ", expected minute, hour or day",
     "version": ", expected 'version: 1' in each file",
     "hosts": ", expected the hosts that the credential is for",
-    "action": ", expected allow or deny",
-    "expect": ", expected allow or deny",
+    "action": ", expected allow, deny or ask",
+    "timezone": ", expected a time zone such as Europe/Berlin or UTC",
+    "expect": ", expected allow, deny or ask",
+    "expires": ", expected a time with its zone: a grant lapses",
+    "reason": ", expected why it is granted",
+    "preset": ", expected one such as npm@1 (`squidkeeper preset list`)",
 }

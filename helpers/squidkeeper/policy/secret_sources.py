@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from squidkeeper.errors import PatternError
 from squidkeeper.policy.faults import Location
+from squidkeeper.policy.hosts import HostPattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,15 @@ SecretSource = FileSource | EnvironmentSource | FetchedSource
 
 @dataclass(frozen=True, slots=True)
 class NamedSecret:
-    """A secret of the policy: its name, and where its value comes from."""
+    """A secret of the policy: its name, where its value comes from, and to which hosts credentials may send it.
+
+    `hosts` is None where that is any host.
+    """
 
     name: str
     location: Location
     source: SecretSource
+    hosts: tuple[HostPattern, ...] | None = None
 
 
 def needed_secrets(source: SecretSource) -> tuple[str, ...]:

@@ -1,0 +1,256 @@
+"""`squidkeeper grant` (floor 9): allows for a time."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from squidkeeper.cli.edit_refusals import shown_refusals
+from squidkeeper.cli.grant_fleet import (
+    Change,
+    FleetOptions,
+    change_for_fleet,
+    fleet_options,
+    granted,
+    listed,
+    pruned,
+    revoked,
+)
+from squidkeeper.cli.options import Duration, json_option, packed, policy_option, state_option
+from squidkeeper.errors import PatternError, PolicyError
+from squidkeeper.formatting import printable, quantity
+
+if TYPE_CHECKING:
+    from squidkeeper.approvals import Granted, NewGrant
+    from squidkeeper.grant_uses import GrantUses
+    from squidkeeper.policy.model import Rule
+
+_AN_HOUR: Final = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a new grant is to say, beside its target."""
+
+    clients: tuple[str, ...]
+    any_client: bool
+    valid: timedelta | None
+    uses: int | None
+    methods: tuple[str, ...]
+    reason: str | None
+
+
+@click.command()
+@click.argument("target", required=False, metavar="[HOST[:PORT][/PATH]|URL]")
+@click.option("--client", "clients", multiple=True, metavar="NAME", help="A client of the policy; may be repeated.")
+@click.option("--any-client", is_flag=True, help="Grant it to everybody instead.")
+@click.option("--for", "valid", metavar="TIME", type=Duration(), help="30m, 2h or 7d: when the grant lapses.")
+@click.option("--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests.")
+@click.option("--method", "methods", multiple=True, metavar="METHOD", help="Only this method; may be repeated.")
+@click.option("--reason", metavar="TEXT", help="Why, for people.")
+@click.option("--list", "lists", is_flag=True, help="List the grants, and how many uses are left.")
+@click.option("--revoke", metavar="NAME", help="Revoke a grant.")
+@click.option("--prune", is_flag=True, help="Remove the grants that have lapsed.")
+@policy_option
+@state_option("The state folder of the helpers, where uses are counted.")
+@json_option
+@fleet_options
+@packed("fleet", FleetOptions)
+@packed("wanted", _Wanted)
+def grant(
+    target: str | None,
+    wanted: _Wanted,
+    fleet: FleetOptions,
+    lists: bool,
+    revoke: str | None,
+    prune: bool,
+    directory: Path,
+    state: Path,
+    as_json: bool,
+) -> None:
+    """Allow requests for a time, where no rule decides about them.
+
+    HOST and PATH are patterns, as in a policy. Without PATH, every path. A whole URL (https://...) is meant exactly,
+    with its query. The grant is in force within 3 seconds, and lapses by itself.
+
+    A rule that denies is never overridden: the command names it, and exits with 1. Grants are kept in grants.yaml,
+    beside the folder of the policy; those of all gateways (--fleet) in fleet-grants.yaml, in the repository.
+    """
+    now = datetime.now(UTC)
+    if [bool(target), lists, bool(revoke), prune].count(True) != 1:
+        raise click.UsageError("expected one of HOST[/PATH], --list, --revoke NAME and --prune")
+    with shown_refusals():
+        if fleet.fleet:
+            new = _new_grant(target, wanted, now) if target else None
+            change_for_fleet(fleet, _change(new, revoke, now, lists=lists), now, as_json=as_json)
+        elif lists:
+            _show(directory, state, now, as_json=as_json)
+        elif revoke:
+            _revoke(directory, state, revoke, now, as_json=as_json)
+        elif prune:
+            _prune(directory, state, now, as_json=as_json)
+        else:
+            _grant(directory, state, _new_grant(target or "", wanted, now), now, as_json=as_json)
+
+
+def _change(new: NewGrant | None, revoke: str | None, now: datetime, *, lists: bool) -> Change:
+    if new:
+        return granted(new, now.replace(microsecond=0))
+    if revoke:
+        return revoked(revoke, now)
+    return listed(now) if lists else pruned(now)
+
+
+def _new_grant(target: str, wanted: _Wanted, now: datetime) -> NewGrant:
+    from squidkeeper.approvals import NewGrant
+    from squidkeeper.approvals.decisions import who_decides
+    from squidkeeper.approvals.new_grant import parse_target
+
+    if bool(wanted.clients) == wanted.any_client:
+        raise click.UsageError("expected --client NAME, or --any-client")
+    if wanted.valid is None or not wanted.reason:
+        raise click.UsageError("expected --for TIME and --reason TEXT")
+    try:
+        return NewGrant(
+            **parse_target(target),
+            clients=wanted.clients,
+            methods=wanted.methods,
+            uses=wanted.uses,
+            reason=wanted.reason,
+            expires=now.replace(microsecond=0) + wanted.valid,
+            by=who_decides(),
+        )
+    except PatternError as error:
+        raise click.BadParameter(str(error), param_hint="HOST[/PATH]") from error
+
+
+def _grant(directory: Path, state: Path, new: NewGrant, now: datetime, *, as_json: bool) -> None:
+    from squidkeeper.approvals import add_grant
+    from squidkeeper.approvals.held_up import waits_for_edit
+    from squidkeeper.approvals.wording import granted_lines
+    from squidkeeper.grant_uses import GrantUses
+
+    now = now.replace(microsecond=0)
+    granted = add_grant(directory, new, now, GrantUses(state))
+    waits = waits_for_edit(directory, state)
+    if as_json:
+        click.echo(json.dumps({**_granted_object(granted), "waits_for_edit": waits}, indent=2))
+        return
+    click.echo("\n".join(granted_lines(granted, now, waits=waits)))
+
+
+def _show(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None:
+    from squidkeeper.approvals.wording import described, until
+    from squidkeeper.grant_uses import GrantUses
+
+    grants, counts = _grants(directory, state, now), GrantUses(state)
+    if as_json:
+        click.echo(json.dumps({"grants": [_object(one, counts, now) for one in grants]}, indent=2))
+        return
+    for one in grants:
+        ends = "lapsed" if one.lapsed(now) else until(one, now)
+        click.echo(f"{printable(one.name)}: {ends}{_left(one, counts)} ({one.location})")
+        for name, text in described(one):
+            click.echo(f"  {name:<11} {text}")
+    if not grants:
+        click.echo("There are no grants.")
+
+
+def _grants(directory: Path, state: Path, now: datetime) -> tuple[Rule, ...]:
+    """Give the grants of the policy on disk; if that does not load, those in force."""
+    from squidkeeper.approvals.held_up import policy_in_force
+    from squidkeeper.policy_store.loading import load
+
+    try:
+        return load(directory, now).compiled.source.grants
+    except PolicyError as error:
+        in_force = policy_in_force(directory, state)
+        if in_force is None:
+            raise click.ClickException(f"{error}\n{directory} does not load: fix it first") from error
+        click.echo(f"{directory} does not load (squidkeeper check). These are the grants in force:", err=True)
+        return in_force.source.grants
+
+
+def _left(one: Rule, counts: GrantUses) -> str:
+    try:
+        left = counts.left(one)
+    except OSError as error:
+        return f", uses left unknown ({error.strerror})"
+    return "" if left is None else f", {left:,} of {quantity(one.uses or 0, 'use')} left"
+
+
+def _revoke(directory: Path, state: Path, name: str, now: datetime, *, as_json: bool) -> None:
+    from squidkeeper.approvals import remove_grant
+    from squidkeeper.approvals.held_up import waits_for_edit
+    from squidkeeper.approvals.wording import WAITS
+
+    waits = not remove_grant(directory, name, now) or waits_for_edit(directory, state)
+    if as_json:
+        click.echo(json.dumps({"revoked": name, "waits_for_edit": waits}))
+    else:
+        ends = WAITS if waits else "It opens nothing more within 3 seconds."
+        click.echo(f"Revoked {printable(name)}. {ends}")
+
+
+def _prune(directory: Path, state: Path, now: datetime, *, as_json: bool) -> None:
+    from squidkeeper.approvals import prune_grants
+    from squidkeeper.approvals.held_up import policy_in_force
+    from squidkeeper.grant_uses import GrantUses
+
+    lapsed, left = prune_grants(directory, now)
+    in_force = policy_in_force(directory, state)
+    if in_force is not None:  # else the counts may be those of another policy
+        GrantUses(state).forget((*left, *in_force.source.grants), (now - _AN_HOUR).timestamp())
+    if as_json:
+        click.echo(json.dumps({"removed": [one.name for one in lapsed], "left": len(left)}))
+        return
+    names = f": {', '.join(printable(one.name) for one in lapsed)}" if lapsed else ""
+    click.echo(f"Removed {quantity(len(lapsed), 'lapsed grant')}{names}. {quantity(len(left), 'grant')} left.")
+
+
+def _granted_object(granted: Granted) -> dict[str, object]:
+    effect = granted.effect
+    closed = (*(found.rule for found in effect.deniers), *(one.name for one in effect.closing))
+    return {
+        "granted": granted.file is not None,
+        "name": granted.grant.name if granted.file else None,
+        "expires": granted.grant.expires.isoformat() if granted.file and granted.grant.expires else None,
+        "file": str(granted.file) if granted.file else None,
+        "credentials": [*effect.credentials],
+        "open_before": [found.rule for found in effect.openers],
+        "warnings": [*granted.warnings],
+        "not_opened": [*dict.fromkeys(closed)],
+    }
+
+
+def _object(one: Rule, counts: GrantUses, now: datetime) -> dict[str, object]:
+    from squidkeeper.approvals.new_grant import spelled
+    from squidkeeper.approvals.wording import port_text
+
+    match, left = one.match, None
+    with suppress(OSError):
+        left = counts.left(one)
+    return {
+        "name": one.name,
+        "location": str(one.location),
+        "clients": None if match.clients is None else sorted(match.clients),
+        "hosts": [spelled(pattern) for pattern in match.hosts or ()],
+        "schemes": sorted(match.schemes or ()) or None,
+        "ports": [port_text(ports) for ports in match.ports or ()] or None,
+        "paths": [pattern.text for pattern in match.paths or ()] or None,
+        "urls": [url.text for url in match.urls or ()] or None,
+        "methods": sorted(match.methods or ()) or None,
+        "expires": one.expires.isoformat() if one.expires else None,
+        "lapsed": one.lapsed(now),
+        "uses": one.uses,
+        "left": left,
+        "reason": one.reason,
+        "by": one.owner,
+        "made": one.made.isoformat() if one.made else None,
+    }

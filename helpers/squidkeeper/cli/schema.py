@@ -1,0 +1,18 @@
+"""`squidkeeper schema` (floor 9)."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of a policy file, for editors: what each key is, and which keys and words there are.
+
+    `squidkeeper check` finds more.
+    """
+    from squidkeeper.editor.json_schema import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,48 @@
+"""Requests for the gateway itself (floor 3): the pages of tickets, under a name that no rule decides about.
+
+Nothing is sent anywhere for such a request: Squid answers with what the helper says. What is not on the list here is
+denied, by the URL as it was sent.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPMethod
+from typing import Final
+
+from squidkeeper.engine.decision import Decision, Outlook, deny
+from squidkeeper.errors import InvalidUrl
+from squidkeeper.policy.model import Action
+from squidkeeper.protocol.request import CONNECT, Request
+from squidkeeper.url import DEFAULT_PORTS, OWN_HOST, parse_url
+
+TICKET_PAGE: Final = "ticket-page"
+_PATH: Final = re.compile(r"/tickets/[A-Za-z2-7]{12}")
+_ANSWERS: Final = f"{OWN_HOST} is this gateway. It answers GET http://{OWN_HOST}/tickets/NUMBER alone."
+_TUNNEL: Final = Decision(Action.ALLOW, TICKET_PAGE, outlook=Outlook(may_ask=True))  # which leads nowhere
+_ANY_URL: Final = Decision(Action.ALLOW, TICKET_PAGE, "The URL decides.", outlook=Outlook(needs_url=True))
+_PAGE: Final = Decision(Action.ALLOW, TICKET_PAGE, "The gateway answers this itself.")
+_NO_PAGE: Final = deny(TICKET_PAGE, _ANSWERS)
+
+
+def decide_own_host(request: Request) -> Decision | None:
+    """Decide a request for the gateway itself, whatever its URL; None for any other host."""
+    if request.host.text != OWN_HOST:
+        return None
+    if request.port != DEFAULT_PORTS[request.scheme]:
+        return _NO_PAGE
+    if request.method == CONNECT:
+        return _TUNNEL
+    return _ANY_URL if request.method in (HTTPMethod.GET, HTTPMethod.HEAD) else _NO_PAGE
+
+
+def with_url(decision: Decision, text: str | None) -> Decision:
+    """Decide for one URL what was decided without it; what needs no URL stays."""
+    if decision is not _ANY_URL or text is None:
+        return decision
+    try:
+        url = parse_url(text)
+    except InvalidUrl:
+        return _NO_PAGE
+    is_page = url.host.text == OWN_HOST and url.query is None and _PATH.fullmatch(url.path)
+    return _PAGE if is_page else _NO_PAGE

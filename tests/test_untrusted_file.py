@@ -1,0 +1,44 @@
+"""A file that another account can replace is read, and nothing else that it can put there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.archive_status import DELETED, DeletedLogs, read_deleted_logs
+from squidkeeper.squid_runs import FILE, read_samples
+from squidkeeper.untrusted_file import read_untrusted
+
+
+def put_link(file: Path) -> None:
+    file.with_name("secret").write_text("what the reader alone may read")
+    file.symlink_to(file.with_name("secret"))
+
+
+KINDS: dict[str, Callable[[Path], None]] = {"link": put_link, "pipe": os.mkfifo, "folder": os.mkdir}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_link_a_pipe_and_a_folder_are_refused(tmp_path: Path, kind: str) -> None:
+    KINDS[kind](tmp_path / "file")
+    with pytest.raises(OSError, match=r"symbolic links|not a regular file"):
+        read_untrusted(tmp_path / "file", 9)
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    assert [read_untrusted(tmp_path / "file", longest) for longest in (4, 10, 99)] == [b"0123", *2 * [b"0123456789"]]
+
+
+def test_a_pipe_that_somebody_holds_open_blocks_no_reader_of_the_state_folder(tmp_path: Path) -> None:
+    for name in (FILE, DELETED):
+        os.mkfifo(tmp_path / name)
+    held = [os.open(tmp_path / name, os.O_RDWR) for name in (FILE, DELETED)]
+    try:
+        assert (read_samples(tmp_path), read_deleted_logs(tmp_path)) == ((), DeletedLogs())
+    finally:
+        for one in held:
+            os.close(one)
