@@ -1,0 +1,98 @@
+"""Grants for all gateways (floor 7): a signed commit to the repository that they pull from, made by a person.
+
+The policy is copied out of a clone, so that the commands for one gateway edit it as they do there: the file in the
+repository lies beside the copy, as grants.yaml does. git is the person's own, with its access and its signing key.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from squidkeeper.errors import EditRefused
+from squidkeeper.policy_edit import load_or_refuse
+from squidkeeper.policy_store.sources import FLEET_GRANTS, grants_file, local_file, read_sources
+
+_SECONDS: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class FleetRepository:
+    """Where a fleet's policy is: the folder of a branch; `key` signs, unless git is told another one."""
+
+    url: str
+    branch: str
+    folder: str
+    key: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """A clone, and a copy of its policy in which the grants of the fleet lie beside the folder."""
+
+    repository: FleetRepository
+    clone: Path
+    policy: Path
+
+    def publish(self, title: str, now: datetime) -> str:
+        """Commit and push the grants beside the copy, if they have changed; give the commit, or nothing.
+
+        `EditRefused` where a gateway would not load the policy with them, or git does not take them.
+        """
+        inside = self.clone / self.repository.folder / FLEET_GRANTS
+        shutil.copyfile(grants_file(self.policy), inside)
+        if not _git(self.clone, "status", "--porcelain", "--", str(inside)):
+            return ""
+        sources = read_sources(inside.parent)
+        load_or_refuse(sources, now, "would not load on a gateway")
+        _git(self.clone, "add", "--", str(inside))
+        _git(self.clone, *self._signing(), "commit", "--quiet", "--gpg-sign", "--message", title)
+        _git(self.clone, "push", "--quiet", "origin", f"HEAD:refs/heads/{self.repository.branch}")
+        return _git(self.clone, "rev-parse", "HEAD")
+
+    def _signing(self) -> tuple[str, ...]:
+        key = self.repository.key
+        own = ("-c", f"user.signingKey={key.absolute()}") if key else ()
+        return ("-c", "gpg.format=ssh", *own)
+
+
+@contextmanager
+def checked_out(repository: FleetRepository) -> Iterator[Checkout]:
+    """Clone a repository for the time of one command; `EditRefused` if that fails."""
+    with TemporaryDirectory(prefix="squidkeeper-grant-") as place:
+        clone, policy = Path(place) / "clone", Path(place) / "policy"
+        options = ("--quiet", "--single-branch", "--no-tags", "--no-recurse-submodules", "-c", "core.symlinks=false")
+        _git(Path(place), "clone", *options, f"--branch={repository.branch}", "--", repository.url, str(clone))
+        inside = clone / repository.folder
+        if not inside.resolve().is_relative_to(clone.resolve()) or not inside.is_dir():
+            raise EditRefused(f"{repository.url} has no folder {repository.folder!r}: name it by --path")
+        shutil.copytree(inside, policy, ignore=shutil.ignore_patterns(".git", FLEET_GRANTS))
+        for there, here in (
+            (inside / FLEET_GRANTS, grants_file(policy)),
+            (local_file(inside), local_file(policy)),
+        ):
+            if there.is_file():
+                shutil.copyfile(there, here)
+        yield Checkout(repository, clone, policy)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ("git", "-c", "protocol.ext.allow=never", *arguments)
+    try:
+        done = subprocess.run(  # noqa: S603 - the person's own git
+            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EditRefused(f"git cannot be run: {error}; nothing was changed") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        name = next(one for one in arguments if not one.startswith("-") and "=" not in one)
+        raise EditRefused(f"git {name} failed: {lines[-1]}; nothing was changed in the repository")
+    return done.stdout.strip()

@@ -1,0 +1,289 @@
+"""`squidkeeper ask` (floor 9): questions of clients that wait for a person."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from squidkeeper.cli.edit_refusals import shown_refusals
+from squidkeeper.cli.options import (
+    DEFAULT_LOG,
+    Duration,
+    Moment,
+    file_option,
+    is_missing,
+    json_option,
+    packed,
+    policy_option,
+    state_option,
+)
+from squidkeeper.errors import PolicyError, UnreadableLog
+from squidkeeper.formatting import ago, printable, quantity, utc_seconds
+
+if TYPE_CHECKING:
+    from squidkeeper.approvals import Granted
+    from squidkeeper.approvals.answers import Approval
+    from squidkeeper.approvals.scopes import ApprovalScope
+    from squidkeeper.engine import CompiledPolicy
+    from squidkeeper.tickets.store import Ticket
+
+_SCOPES: Final = ("url", "path", "host")
+_DAY: Final = timedelta(days=1)
+_INDENT: Final = " " * 14
+_state_option = state_option("The state folder, which holds the tickets.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What a person approves of a question."""
+
+    scope: str
+    valid: timedelta
+    uses: int | None
+    clients: tuple[str, ...]
+    any_client: bool
+    reason: str
+
+    def approval(self) -> Approval:
+        """Make the approval."""
+        from squidkeeper.approvals.answers import Approval
+
+        return Approval(_scope(self.scope), self.valid, self.uses, self.clients, self.any_client, self.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the policy, the questions and the access log are, and how far back that is read."""
+
+    directory: Path
+    state: Path
+    access_log: Path
+    since: datetime | None
+
+    def policy_now(self) -> CompiledPolicy:
+        """Load the policy that helpers go by, which the one on disk may not be."""
+        from squidkeeper.approvals.held_up import policies_now
+
+        try:
+            return policies_now(self.directory, self.state, datetime.now(UTC))[0]
+        except PolicyError as error:
+            raise click.ClickException(f"{error}\n{self.directory} does not load: fix it first") from error
+
+    def reach(self, policy: CompiledPolicy, waiting: Sequence[Ticket]) -> Mapping[str, Counter[ApprovalScope]]:
+        """Read the access log for what else approvals would have let through; nothing where it cannot be read."""
+        from squidkeeper.approvals.scopes import hosts_of, reach
+        from squidkeeper.table.file_names import quoted
+        from squidkeeper.table.questions import COLUMNS, QuestionTable
+        from squidkeeper.table.sources import TableSources
+        from squidkeeper.table.table import open_table
+
+        if not waiting or is_missing(self.access_log):
+            return {}
+        now, sources = datetime.now(UTC), TableSources(log=self.access_log)
+        hosts = ", ".join(map(quoted, hosts_of(waiting)))
+        try:
+            with open_table(sources, self.since or now - _DAY, columns={*COLUMNS, "verdict"}) as table:
+                questions = QuestionTable(table.connection).each(f"verdict = 'deny' AND host IN ({hosts})")
+                return reach(policy, waiting, questions, now)
+        except UnreadableLog as error:
+            click.echo(printable(str(error)), err=True)
+            return {}
+
+
+def _place_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where everything is."""
+    with_since = click.option(
+        "--since", metavar="TIME", type=Moment(), help="How far back that is read. Default: a day."
+    )(packed("place", _Place)(command))
+    text = "The access log, which tells what else an approval would let through; its rotated files are read too."
+    return policy_option(_state_option(file_option("--access-log", DEFAULT_LOG, text)(with_since)))
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@_place_options
+@click.pass_context
+def ask(context: click.Context, as_json: bool, place: _Place) -> None:
+    """List the questions of clients that wait for a person; approve or deny one.
+
+    A question is one request that the policy asks about. It was denied at once, and stays denied until somebody
+    approves it. For each, the list tells what else an approval would have let through of what the access log holds:
+    the same URL, any query of the path, any path of the host.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from squidkeeper.approvals.waiting import waiting_tickets
+
+    with shown_refusals():
+        policy, found = place.policy_now(), waiting_tickets(place.state)
+        waiting = [ticket for ticket in found.tickets if _is_asked_about(policy, place.state, ticket)]
+        more = place.reach(policy, waiting)
+        shown = [_Shown(ticket, _clients(policy, ticket), more.get(ticket.number)) for ticket in waiting]
+    decided = len(found.tickets) - len(waiting)
+    if as_json:
+        questions = {"waiting": [one.as_object() for one in shown], "unreadable": [*found.unreadable]}
+        click.echo(json.dumps({**questions, "decided_by_policy": decided}, indent=2))
+        return
+    now = datetime.now(UTC)
+    for one in shown:
+        click.echo("\n".join(one.lines(now)))
+    for number in found.unreadable:
+        click.echo(f"{printable(number)}  cannot be read: it holds what no helper writes")
+    click.echo(f"{quantity(len(waiting), 'question')} waiting.{_decided_otherwise(decided)}")
+
+
+@ask.command()
+@click.argument("number")
+@click.option("--for", "valid", metavar="TIME", type=Duration(), required=True, help="30m, 2h or 7d.")
+@click.option("--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests.")
+@click.option(
+    "--scope",
+    type=click.Choice(_SCOPES),
+    default=_SCOPES[0],
+    show_default=True,
+    help="url: exactly this URL. path: its path, with any query. host: every path of its host. By this method alone.",
+)
+@click.option("--client", "clients", multiple=True, metavar="NAME", help="Of the clients that it belongs to, this one.")
+@click.option("--any-client", is_flag=True, help="For everybody.")
+@click.option("--reason", default="", metavar="TEXT", help="Why, for people. Default: the number of the ticket.")
+@click.option("--yes", is_flag=True, help="Do not ask whether this is meant.")
+@json_option
+@_place_options
+@packed("terms", _Terms)
+def approve(number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place) -> None:
+    """Approve a question: show the grant, and make it.
+
+    The request is allowed within 3 seconds, for the client of the policy that asked, the one with the fewest addresses.
+    What a rule denies, no approval opens.
+    """
+    from squidkeeper.approvals.answers import approve_ticket
+    from squidkeeper.approvals.granting import preview_grant
+    from squidkeeper.approvals.held_up import waits_for_edit
+    from squidkeeper.approvals.waiting import find_ticket
+    from squidkeeper.approvals.wording import granted_lines
+    from squidkeeper.grant_uses import GrantUses
+
+    now, approval = datetime.now(UTC).replace(microsecond=0), terms.approval()
+    with shown_refusals():
+        policy, ticket = place.policy_now(), find_ticket(place.state, number)
+        planned = preview_grant(place.directory, approval.grant(policy, ticket, now), now, GrantUses(place.state))
+        if not yes and planned.file is not None:
+            if not as_json:
+                found = place.reach(policy, [ticket]).get(ticket.number)
+                _show_planned(ticket, planned, _more(found, terms.scope), now)
+            click.confirm("Approve this?", abort=True, err=as_json)
+        granted = approve_ticket(place.directory, place.state, policy, ticket, approval, now)
+    waits = waits_for_edit(place.directory, place.state)
+    if as_json:
+        click.echo(json.dumps({**_granted_object(ticket, granted), "waits_for_edit": waits}))
+    else:
+        click.echo("\n".join(granted_lines(granted, now, waits=waits)))
+
+
+def _show_planned(ticket: Ticket, planned: Granted, more: str, now: datetime) -> None:
+    from squidkeeper.approvals.wording import described
+
+    click.echo(f"Ticket {ticket.number}, asked {_often(ticket, now)}:")
+    for name, text in (*described(planned.grant), ("also opens", more)):
+        click.echo(f"  {name:<11} {text}")
+
+
+def _granted_object(ticket: Ticket, granted: Granted) -> dict[str, object]:
+    return {
+        "ticket": ticket.number,
+        "grant": granted.grant.name if granted.file else None,
+        "open_before": [found.rule for found in granted.effect.openers],
+        "warnings": granted.warnings,
+    }
+
+
+@ask.command()
+@click.argument("number")
+@click.option("--reason", required=True, metavar="TEXT", help="Why; the client reads it.")
+@policy_option
+@_state_option
+def deny(number: str, reason: str, directory: Path, state: Path) -> None:
+    """Deny a question: its client reads the reason, and the request stays denied."""
+    from squidkeeper.approvals.answers import deny_ticket
+
+    with shown_refusals():
+        ticket = deny_ticket(directory, state, number, reason)
+    click.echo(f"Denied {ticket.number}: {_request(ticket)}")
+
+
+def _is_asked_about(policy: CompiledPolicy, state: Path, ticket: Ticket) -> bool:
+    from squidkeeper.grant_uses import GrantUses
+    from squidkeeper.tickets.judgement import decide_again, waits
+
+    return waits(decide_again(policy, GrantUses(state).is_spent, ticket.asked, datetime.now(UTC)))
+
+
+def _decided_otherwise(count: int) -> str:
+    return f" The policy opens or denies {count} more by now." if count else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A question, the clients of the policy that it belongs to, and what else approvals would have let through."""
+
+    ticket: Ticket
+    clients: tuple[str, ...]
+    more: Mapping[ApprovalScope, int] | None
+
+    def lines(self, now: datetime) -> Iterator[str]:
+        """Write it for a terminal."""
+        ticket = self.ticket
+        who = " ".join(filter(None, (ticket.client, ticket.user)))
+        named = f" ({', '.join(self.clients)})" if self.clients else ""
+        yield f"{ticket.number}  {printable(who + named)}  {_request(ticket)}"
+        yield f"{_INDENT}{_often(ticket, now)}, by {printable(ticket.rule)}"
+        yield f"{_INDENT}also opens: {'; '.join(f'{scope}: {_more(self.more, scope)}' for scope in _SCOPES)}"
+
+    def as_object(self) -> dict[str, Any]:
+        """Write it for a program."""
+        kept = ("number", "client", "user", "method", "url", "rule", "times")
+        fields = {name: value for name, value in asdict(self.ticket).items() if name in kept}
+        more = None if self.more is None else {scope: self.more.get(_scope(scope), 0) for scope in _SCOPES}
+        times = {"first": utc_seconds(self.ticket.first), "last": utc_seconds(self.ticket.last)}
+        return {**fields, **times, "clients": [*self.clients], "also_opens": more}
+
+
+def _clients(policy: CompiledPolicy, ticket: Ticket) -> tuple[str, ...]:
+    from squidkeeper.approvals.scopes import clients_that_asked
+
+    return clients_that_asked(policy, ticket)
+
+
+def _more(found: Mapping[ApprovalScope, int] | None, scope: str) -> str:
+    if found is None:
+        return "unknown, without an access log"
+    return f"{quantity(found.get(_scope(scope), 0), 'other request')}"
+
+
+def _scope(text: str) -> ApprovalScope:
+    from squidkeeper.approvals.scopes import ApprovalScope
+
+    return ApprovalScope(text)
+
+
+def _request(ticket: Ticket) -> str:
+    """Write a request with its host in punycode, and what is not printable as escapes."""
+    from squidkeeper.errors import InvalidUrl
+    from squidkeeper.url import parse_url
+
+    try:
+        return printable(f"{ticket.method} {parse_url(ticket.url)}")
+    except InvalidUrl:
+        return printable(f"{ticket.method} {ticket.url}")
+
+
+def _often(ticket: Ticket, now: datetime) -> str:
+    first, last = (ago(datetime.fromtimestamp(at, UTC), now) for at in (ticket.first, ticket.last))
+    return f"{quantity(ticket.times, 'time')}, first {first}, last {last}"

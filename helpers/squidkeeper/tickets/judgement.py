@@ -1,0 +1,34 @@
+"""What a policy says about a question now (floor 4): it may have been opened, closed or used up since it was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
+from squidkeeper.policy.model import Rule
+from squidkeeper.protocol.request import request_to
+from squidkeeper.tickets.ticket import AskedRequest
+
+
+def decide_again(
+    policy: CompiledPolicy, is_spent: Callable[[Rule], bool], asked: AskedRequest, at: datetime
+) -> Decision:
+    """Decide a request as if it was sent now, and use no grant. A grant without uses left opens nothing."""
+    match = policy.match(request_to(asked.method, asked.url, asked.client, asked.user or None))
+    decision, spent = decide(policy, match, at), set[str]()
+    while decision.counted is not None and is_spent(decision.counted):
+        spent.add(decision.counted.name)
+        decision = decide(policy, match, at, Stage.URL, spent=spent)
+    return decision
+
+
+def waits(decision: Decision) -> bool:
+    """Tell whether a person can still answer a question about which this is decided: also one that no rule decides."""
+    return not decision.allowed and (decision.asks or decision.location is None)
+
+
+def opening_ends(policy: CompiledPolicy, decision: Decision) -> datetime | None:
+    """Tell when the rule or grant that decided lapses; None if it does not."""
+    rules = policy.source.rules_and_grants
+    return next((rule.expires for rule in rules if rule.location == decision.location), None)
