@@ -23,7 +23,7 @@ def policy(tmp_path: Path) -> Path:
 
 def watching(file: Path, lock_file: Path | None = None) -> OpenWrites:
     writes = OpenWrites(lock_file)
-    writes.watch(file.parent, [file], [])
+    writes.watch([file.parent], [file], [])
     writes.take_as_complete()
     return writes
 
@@ -53,7 +53,7 @@ def test_a_file_that_is_created_is_unfinished_before_its_first_byte(policy: Path
     writes = watching(policy)
     new = policy.with_name("new.yaml")
     with new.open("w"):
-        writes.watch(policy.parent, [policy, new], [])
+        writes.watch([policy.parent], [policy, new], [])
         assert is_known(writes.find([policy, new])) is True
         assert writes.find([policy]) is None
     assert writes.find([policy, new]) is None
@@ -65,7 +65,7 @@ def test_a_link_is_no_write(policy: Path) -> None:
     linked.hardlink_to(policy)
     symlinked = policy.with_name("symlinked.yaml")
     symlinked.symlink_to(policy)
-    writes.watch(policy.parent, [policy, linked, symlinked], [])
+    writes.watch([policy.parent], [policy, linked, symlinked], [])
     assert writes.find([policy, linked, symlinked]) is None
 
 
@@ -86,7 +86,7 @@ def test_a_file_that_is_replaced_while_it_is_written_is_complete(policy: Path) -
         new = policy.with_name(".new")
         new.write_text("version: 1\n")
         new.rename(policy)
-        writes.watch(policy.parent, [policy], [])
+        writes.watch([policy.parent], [policy], [])
         assert writes.find([policy]) is None
         file.write("more of the file that was replaced")
         file.flush()
@@ -103,7 +103,7 @@ def test_others_learn_of_an_unfinished_file_and_of_its_end(
         file.flush()
         assert is_known(first.find([policy])) is True
         later = OpenWrites(tmp_path / "lock")
-        later.watch(policy.parent, [policy], [])
+        later.watch([policy.parent], [policy], [])
         assert is_known(later.find([policy])) is False
     assert first.find([policy]) is None
     assert later.find([policy]) is None
@@ -112,6 +112,7 @@ def test_others_learn_of_an_unfinished_file_and_of_its_end(
 def test_after_lost_reports_a_file_is_unfinished_until_it_is_quiet(
     policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 600.0)  # longer than this test takes
     writes = watching(policy)
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     others = [policy.with_name(f"other{number}") for number in range(2)]

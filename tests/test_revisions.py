@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from squidkeeper.policy_store.revisions import (
     store_revision,
     stored_revisions,
 )
-from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.policy_store.sources import grants_file, read_sources
 from squidkeeper.protocol.request import request_to
 
 from .conftest import NOW, decided, write_policy
@@ -190,6 +192,27 @@ def test_the_newest_fifty_are_kept_and_those_loaded_again_are_new(tmp_path: Path
         read_revision(state.revisions, loaded[1])
 
 
+def test_grants_push_no_edit_out(tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("squidkeeper.policy_store.revisions._REVISIONS_AT_MOST", 5)
+    directory, loaded = tmp_path / "policy", []
+    for number in range(5):
+        write_policy(directory, f"rules: [{{name: r{number}, action: allow, hosts: [r.example]}}]")
+        loaded.append(state.load(directory))
+    grant = (
+        'version: 1\ngrants: [{{name: g{}, any_client: true, hosts: [g.example], expires: "2027-01-01T00:00:00Z",'
+        ' reason: "Ticket 7"}}]'
+    )
+    granted = []
+    for number in range(20):
+        grants_file(directory).write_text(grant.format(number))
+        granted.append(state.load(directory))
+    stored = [one.revision for one in stored_revisions(state.revisions)]
+    assert stored == [*granted[:-7:-1], *loaded[3::-1]]  # the newest stands for the last edit, with its grants
+    write_policy(directory, "rules: [{name: new, action: allow, hosts: [r.example]}]")
+    newest = state.load(directory)
+    assert [one.revision for one in stored_revisions(state.revisions)] == [newest, *granted[:-7:-1], *loaded[3:0:-1]]
+
+
 def test_large_revisions_are_bounded_in_bytes_and_the_newest_is_always_kept(
     tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,7 +252,7 @@ from pathlib import Path
 from squidkeeper.errors import PolicyError
 from squidkeeper.policy_store.loading import load_sources
 from squidkeeper.policy_store.revisions import store_revision
-from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.policy_store.sources import grants_file, read_sources
 directory, folder = map(Path, sys.argv[1:3])
 sources = read_sources(directory)
 revision = load_sources(sources, datetime.now(UTC), folder / "lists").compiled.revision
@@ -346,3 +369,55 @@ def test_a_manifest_that_squids_account_has_replaced_is_none(tmp_path: Path, kin
     else:
         manifest.write_text("[" * 200_000)
     assert revision_in_force(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", ["x\x1b[2J", "../0123456789ab", ""])
+def test_what_is_marked_as_in_force_is_the_name_of_a_revision(tmp_path: Path, name: str) -> None:
+    place = tmp_path / "folder" / (name or "x")
+    place.mkdir(parents=True)
+    (place / "sources.json").write_text(json.dumps({"directory": "/etc/squidkeeper/policy"}))
+    (tmp_path / "folder/in-force").symlink_to(name or ".")
+    assert revision_in_force(tmp_path / "folder") is None
+
+
+ENDLESS: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "link": lambda file: file.symlink_to("/dev/zero"),
+    "deep": lambda file: file.write_text("[" * 200_000),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+@pytest.mark.parametrize("name", ["sources.json", "policy/policy.yaml", "lists"])
+def test_a_file_of_a_revision_that_squids_account_has_replaced_holds_up_no_reader(
+    tmp_path: Path, state: State, kind: str, name: str
+) -> None:
+    directory = policy_with_list(tmp_path / "policy")
+    revision = state.load(directory)
+    place = state.revisions / revision / name
+    [file] = place.iterdir() if place.is_dir() else [place]
+    file.unlink()
+    ENDLESS[kind](file)
+    (directory / "ads.txt").unlink()
+    with pytest.raises((OSError, PolicyError)):
+        load_stored_revision(state.revisions, revision)
+
+
+def test_a_list_that_leads_to_a_file_without_an_end_is_not_compiled(tmp_path: Path, state: State) -> None:
+    directory = policy_with_list(tmp_path / "policy")
+    revision = state.load(directory)
+    (directory / "ads.txt").unlink()
+    (directory / "ads.txt").symlink_to("/dev/zero")
+    shutil.rmtree(state.revisions / revision / "lists")
+    with pytest.raises(PolicyError, match="not a regular file"):
+        load_stored_revision(state.revisions, revision)
+
+
+def test_a_reader_writes_nothing_among_stored_revisions(tmp_path: Path, state: State) -> None:
+    """Where another account could have put a link, to have root write elsewhere."""
+    revision = state.load(policy_with_list(tmp_path / "policy"))
+    lists = state.revisions / revision / "lists"
+    for path in lists.iterdir():
+        path.unlink()
+    assert state.verdict(revision, "https://ads.example/") == ("ads", "deny")  # compiled again, in memory
+    assert list(lists.iterdir()) == []

@@ -4,7 +4,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -57,7 +58,6 @@ def none_lost_or_wrong(load: Load, origins: Origins) -> None:
 
 def toggle(gateway: Gateway, origins: Origins, close: Callable[[], object], reopen: Callable[[], object]) -> None:
     """Under load: opened, then closed, then opened again, each in force in time."""
-    gateway.start()
     with load(gateway, *CLIENTS) as running:
         running.at_least(50)
         for change, status in ((close, 403), (reopen, 200)):
@@ -67,10 +67,27 @@ def toggle(gateway: Gateway, origins: Origins, close: Callable[[], object], reop
     none_lost_or_wrong(running, origins)
 
 
-def test_a_policy_edited_in_place(new_gateway: NewGateway, origins: Origins) -> None:
-    gateway = new_gateway(OPENED)
-    file = gateway.policy_folder / "policy.yaml"
-    toggle(gateway, origins, lambda: file.write_text(CLOSED), lambda: file.write_text(OPENED))
+@pytest.fixture(scope="module")
+def opened_gateway(new_gateway: NewGateway) -> Gateway:
+    return new_gateway(OPENED).start()
+
+
+@pytest.fixture
+def opened(opened_gateway: Gateway, origins: Origins) -> Iterator[Gateway]:
+    """A gateway in which the toggled host is open; after the test it is so again."""
+    yield opened_gateway
+    opened_gateway.write("policy.yaml", OPENED)
+    for scheme in ("http", "https"):
+        wait_for(partial(is_open, opened_gateway, f"{scheme}://toggled.example/"), "the policy as it was")
+
+
+def is_open(gateway: Gateway, url: str) -> bool:
+    return curl(gateway, url).status == 200
+
+
+def test_a_policy_edited_in_place(opened: Gateway, origins: Origins) -> None:
+    file = opened.policy_folder / "policy.yaml"
+    toggle(opened, origins, lambda: file.write_text(CLOSED), lambda: file.write_text(OPENED))
 
 
 OPEN_BY_DEFAULT = (
@@ -97,19 +114,18 @@ def test_a_policy_written_in_place_with_a_stall_is_never_in_force_by_halves(
                 file.flush()
                 time.sleep(0.75)
             file.write(CLOSING + "  - {name: later, action: deny, hosts: [later.example]}\n")
-        wait_for(lambda: curl(gateway, "http://later.example/").rule == "later", "the whole edit", IN_FORCE_SECONDS)
+        wait_for(lambda: curl(gateway, "http://later.example/").rule == "later", "the whole edit")
         toggled.at_least(30)
     assert 200 not in toggled.statuses("toggled.example")
     assert [url for url in origins.urls() if "toggled.example" in url] == []
 
 
-def test_a_policy_replaced_by_rename(new_gateway: NewGateway, origins: Origins) -> None:
-    gateway = new_gateway(OPENED)
-    toggle(gateway, origins, lambda: gateway.write("policy.yaml", CLOSED), lambda: gateway.write("policy.yaml", OPENED))
+def test_a_policy_replaced_by_rename(opened: Gateway, origins: Origins) -> None:
+    toggle(opened, origins, lambda: opened.write("policy.yaml", CLOSED), lambda: opened.write("policy.yaml", OPENED))
 
 
 def test_a_list_file_that_changes(new_gateway: NewGateway, origins: Origins) -> None:
-    gateway = new_gateway(LISTED, files={"lists/hosts.txt": "toggled.example\n"})
+    gateway = new_gateway(LISTED, files={"lists/hosts.txt": "toggled.example\n"}).start()
     toggle(
         gateway,
         origins,
@@ -137,17 +153,17 @@ def test_a_directory_of_symbolic_links_swapped_in_one_go(new_gateway: NewGateway
     swap("..1")
     (folder / "policy.yaml").symlink_to("..data/policy.yaml")
     (folder / "lists").symlink_to("..data/lists")
+    gateway.start()
     toggle(gateway, origins, lambda: swap("..2"), lambda: swap("..3"))
 
 
-def test_a_file_added_and_removed(new_gateway: NewGateway, origins: Origins) -> None:
-    gateway = new_gateway(OPENED)
+def test_a_file_added_and_removed(opened: Gateway, origins: Origins) -> None:
     closing = "version: 1\nrules:\n  - {name: closed, action: deny, hosts: [toggled.example]}\n"
     toggle(
-        gateway,
+        opened,
         origins,
-        lambda: gateway.write("00-first.yaml", closing),
-        (gateway.policy_folder / "00-first.yaml").unlink,
+        lambda: opened.write("00-first.yaml", closing),
+        (opened.policy_folder / "00-first.yaml").unlink,
     )
 
 
@@ -160,34 +176,41 @@ BAD = {
 }
 
 
+def new_host() -> str:
+    """A URL of a host that Squid keeps no answer about."""
+    return f"https://n{time.monotonic_ns()}.later.example/"
+
+
+@pytest.mark.one_worker("a worker whose first helper starts while the policy is bad denies")
 @pytest.mark.parametrize("text", BAD.values(), ids=list(BAD))
-def test_a_bad_edit_keeps_the_last_good_policy(new_gateway: NewGateway, origins: Origins, text: str) -> None:
-    gateway = new_gateway(CLOSED + "  - {name: later, action: allow, hosts: [later.example]}\n").start()
-    with load(gateway, *CLIENTS[:3]) as running:
+def test_a_bad_edit_keeps_the_last_good_policy(opened: Gateway, origins: Origins, text: str) -> None:
+    opened.write("policy.yaml", CLOSED + "  - {name: later, action: allow, hosts: ['*.later.example']}\n")
+    wait_for(lambda: is_open(opened, new_host()), "the last good policy")
+    wait_for(lambda: not is_open(opened, "https://toggled.example/"), "the end of the answer that Squid keeps")
+    with load(opened, *CLIENTS[:3]) as running:
         running.at_least(20)
-        gateway.write("policy.yaml", text)
-        wait_for(lambda: "policy.yaml" in gateway.cache_log(), "the faults in cache.log")
+        before = len(opened.cache_log())
+        opened.write("policy.yaml", text)
+        wait_for(lambda: "policy.yaml" in opened.cache_log()[before:], "the faults in cache.log")
         running.at_least(20)
-        assert curl(gateway, "https://toggled.example/").rule == "toggled"
-        assert curl(gateway, "https://later.example/").status == 200
-        gateway.write("policy.yaml", OPENED)
-        wait_for(lambda: curl(gateway, "https://toggled.example/").status == 200, "the fixed policy", IN_FORCE_SECONDS)
+        assert curl(opened, "https://toggled.example/").rule == "toggled"
+        assert is_open(opened, new_host())
+        opened.write("policy.yaml", OPENED)
+        wait_for(lambda: is_open(opened, "https://toggled.example/"), "the fixed policy")
         running.at_least(20)
     assert set(running.statuses("always.example")) == {200}
     assert set(running.statuses("never.example")) == {403}
 
 
-def test_a_policy_edited_a_hundred_times_a_second_settles_on_the_last_edit(
-    new_gateway: NewGateway, origins: Origins
-) -> None:
-    gateway = new_gateway(OPENED).start()
-    with load(gateway, *CLIENTS[:3]) as running:
+@pytest.mark.one_worker("a worker whose first helper starts while the policy is bad denies")
+def test_a_policy_edited_a_hundred_times_a_second_settles_on_the_last_edit(opened: Gateway, origins: Origins) -> None:
+    with load(opened, *CLIENTS[:3]) as running:
         running.at_least(50)  # so that each helper has a policy
         for turn in range(200):
-            gateway.write("policy.yaml", (CLOSED, OPENED, POLICY + "  - [")[turn % 3])
+            opened.write("policy.yaml", (CLOSED, OPENED, POLICY + "  - [")[turn % 3])
             time.sleep(0.01)  # the pace of the edits is what is tried
-        gateway.write("policy.yaml", CLOSED)
-        wait_for(lambda: curl(gateway, "https://toggled.example/").rule == "toggled", "the last edit", IN_FORCE_SECONDS)
+        opened.write("policy.yaml", CLOSED)
+        wait_for(lambda: curl(opened, "https://toggled.example/").rule == "toggled", "the last edit")
         running.at_least(20)
     assert [a for a in running.answers if "always.example" in a.url and a.status != 200] == []
     assert set(running.statuses("never.example")) == {403}
@@ -201,7 +224,7 @@ def test_faults_are_told_once(new_gateway: NewGateway, origins: Origins) -> None
     gateway.write("policy.yaml", OPENED + "rulez: []\n")
     wait_for(lambda: "rulez" in gateway.cache_log(), "the fault in cache.log")
     gateway.write("policy.yaml", CLOSED)
-    wait_for(lambda: curl(gateway, "https://toggled.example/").rule == "toggled", "the fixed policy", IN_FORCE_SECONDS)
+    wait_for(lambda: curl(gateway, "https://toggled.example/").rule == "toggled", "the fixed policy")
     assert set(helpers) <= set(gateway.helpers("acl"))
     told = [line for line in gateway.cache_log().splitlines() if "squidkeeper:" in line]
     words = ["is in force", "does not load, the last good policy goes on:", "is in force"]
@@ -216,16 +239,15 @@ def test_a_gateway_that_never_had_a_policy_denies_all_and_recovers(new_gateway: 
         assert (reply.status, reply.rule) == (403, "policy-unavailable"), reply.text
     assert origins.connections == []
     gateway.write("policy.yaml", OPENED)
-    wait_for(lambda: curl(gateway, "https://always.example/").status == 200, "the first policy", IN_FORCE_SECONDS)
+    wait_for(lambda: curl(gateway, "https://always.example/").status == 200, "the first policy")
 
 
-def test_an_edit_counts_on_connections_already_open(new_gateway: NewGateway, origins: Origins) -> None:
-    gateway = new_gateway(OPENED).start()
-    with tunnel(gateway, "toggled.example:443") as client:
+def test_an_edit_counts_on_connections_already_open(opened: Gateway, origins: Origins) -> None:
+    with tunnel(opened, "toggled.example:443") as client:
         first = client.get("/1", "toggled.example")
         assert first is not None
         assert first.status == 200
-        gateway.write("policy.yaml", CLOSED)
+        opened.write("policy.yaml", CLOSED)
         numbers = iter(range(2, 10_000))
 
         def closed() -> bool:
@@ -233,7 +255,7 @@ def test_an_edit_counts_on_connections_already_open(new_gateway: NewGateway, ori
             assert reply is not None
             return (reply.status, reply.rule) == (403, "toggled")
 
-        wait_for(closed, "the edit on an open tunnel", IN_FORCE_SECONDS)
+        wait_for(closed, "the edit on an open tunnel")
 
 
 def test_squid_may_reconfigure_under_load_and_nothing_gets_through(new_gateway: NewGateway, origins: Origins) -> None:

@@ -1,4 +1,4 @@
-"""Limiting Squid's logs in bytes (floor 5): rotate by size, delete the oldest.
+"""Limiting Squid's logs in bytes (floor 5): rotate by size, delete what is archived and old, or over the limit.
 
 logrotate can rotate the same logs by time. The names differ, and its files count here too.
 """
@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,14 +18,19 @@ from pathlib import Path
 from signal import SIGUSR1
 from typing import Final
 
+import msgspec
+
+from squidkeeper.archive_status import DELETED, read_archive_status, read_deleted_logs
+from squidkeeper.atomic_write import replace
 from squidkeeper.maintenance.rate_limit import RateLimit
 from squidkeeper.maintenance.squid_process import SquidProcess
-from squidkeeper.rotated_logs import next_name, rotated
+from squidkeeper.rotated_logs import next_name, rotated, written_until
 
 _ACCESS_LOG_BYTES: Final = 8 * 2**30
 _CACHE_LOG_SHARE = 16  # the limit of cache.log is this part of that of the access log
 _ROTATIONS = 32  # a log is rotated at this part of its limit
 _ROTATE_AT_MOST = (60.0, 1)
+_KEEP_SECONDS: Final = 2 * 86_400.0  # a rotated log that may go stays so long, as with Debian's logrotate
 _log = logging.getLogger(__name__)
 
 
@@ -41,11 +47,26 @@ class LogLimit:
         return self.limit_bytes // _ROTATIONS
 
 
+@dataclass(frozen=True, slots=True)
+class RotatedLog:
+    """A rotated file of a log. `expendable`: it may go, because it is archived or no record."""
+
+    file: Path
+    size: int
+    expendable: bool
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it is kept no longer if it may go."""
+        return time.time() - written_until(self.file) > _KEEP_SECONDS
+
+
 class Rotation:
-    """Renames a long log and lets Squid open a new one; deletes the oldest files of a log over its limit.
+    """Renames a long log and lets Squid open a new one; deletes old files, and the oldest of a log over its limit.
 
     Each log has its own limit, so that one does not push out the other. The limit of the access log is `limit_bytes`,
-    by default 8 GiB and at most half of its file system.
+    by default 8 GiB and at most half of its file system. Where there is an archive, the files that are archived go
+    first; those that are not go only over the limit, and `state` gets a note.
     """
 
     name = "rotation"
@@ -57,7 +78,11 @@ class Rotation:
         squid: SquidProcess,
         limit_bytes: int | None = None,
         pace: RateLimit | None = None,
+        archive: Path | None = None,
+        state: Path | None = None,
     ) -> None:
+        self._archive = archive
+        self._state = state
         self._access_log = access_log
         self._cache_log = cache_log
         self._squid = squid
@@ -68,7 +93,7 @@ class Rotation:
         self._renamed = any(rotated(log) and not log.exists() for log in (access_log, cache_log))
 
     def check(self) -> None:
-        """Rotate logs that are too long, within the rate limit; delete the files over a log's limit.
+        """Rotate logs that are too long, within the rate limit; delete what is old and may go, or is over a limit.
 
         OSError if a file cannot be renamed or deleted, after all others are done.
         """
@@ -79,7 +104,7 @@ class Rotation:
             self._not_renamed = [error for log in due for error in _attempt(partial(self._rename, log))]
         if self._renamed:
             self._renamed = not self._squid.signal(SIGUSR1)
-        failures = [*self._not_renamed, *(error for one in limits for error in _delete_oldest(one))]
+        failures = [*self._not_renamed, *(error for one in limits for error in self._delete_oldest(one))]
         if failures:
             raise failures[0]
 
@@ -96,6 +121,40 @@ class Rotation:
         self._renamed = True
         _log.info("rotated %s (%d bytes) to %s", log, size, name.name)
 
+    def _delete_oldest(self, limit: LogLimit) -> list[OSError]:
+        """Delete what is old and may go, and the oldest until the log is within its limit; return the failures."""
+        files = self._rotated(limit.log)
+        excess = _size(limit.log) + sum(one.size for one in files) - limit.limit_bytes
+        failures: list[OSError] = []
+        for one in sorted(files, key=lambda one: not one.expendable):
+            if excess <= 0 and not (one.expendable and one.is_old):
+                continue
+            failed = _attempt(partial(self._delete, one, limit, over=excess > 0))
+            failures += failed
+            excess -= 0 if failed else one.size
+        return failures
+
+    def _rotated(self, log: Path) -> list[RotatedLog]:
+        """List the rotated files of a log, oldest first."""
+        files = rotated(log)
+        kept = set[Path]()
+        if files and log == self._access_log:
+            status = read_archive_status(self._archive) if self._archive else None
+            kept = set(status.unarchived(files) if status else files)
+        return [RotatedLog(file, size, file not in kept) for file in files if (size := _size(file))]
+
+    def _delete(self, one: RotatedLog, limit: LogLimit, *, over: bool) -> None:
+        one.file.unlink(missing_ok=True)
+        if not over:
+            _log.info("deleted %s (%d bytes): older than two days, and no record is lost", one.file, one.size)
+            return
+        what = f"deleted {one.file} ({one.size} bytes)"
+        _log.warning("%s: the limit for %s is %d bytes", what, limit.log, limit.limit_bytes)
+        if not one.expendable and self._archive and self._state:
+            _log.error("%s before it was archived: its records are lost", what)
+            total = read_deleted_logs(self._state).plus(one.file.name, one.size, time.time())
+            replace(self._state / DELETED, msgspec.json.encode(total))
+
 
 def _attempt(action: Callable[[], None]) -> list[OSError]:
     try:
@@ -103,25 +162,6 @@ def _attempt(action: Callable[[], None]) -> list[OSError]:
     except OSError as error:
         return [error]
     return []
-
-
-def _delete_oldest(limit: LogLimit) -> list[OSError]:
-    """Delete the oldest rotated files of a log until it is within its limit; return the failures."""
-    files = [(file, size) for file in rotated(limit.log) if (size := _size(file))]
-    excess = _size(limit.log) + sum(size for _, size in files) - limit.limit_bytes
-    failures: list[OSError] = []
-    for file, size in files:
-        if excess <= 0:
-            break
-        failed = _attempt(partial(_delete, file, size, limit))
-        failures += failed
-        excess -= 0 if failed else size
-    return failures
-
-
-def _delete(file: Path, size: int, limit: LogLimit) -> None:
-    file.unlink(missing_ok=True)
-    _log.warning("deleted %s (%d bytes): the limit for %s is %d bytes", file, size, limit.log, limit.limit_bytes)
 
 
 def _size(file: Path) -> int:

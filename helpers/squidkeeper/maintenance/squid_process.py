@@ -7,6 +7,8 @@ real user (`leave_suid` in Squid's tools.cc), so a process of that account can s
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from signal import Signals
 from typing import Final
@@ -14,7 +16,21 @@ from typing import Final
 import psutil
 
 _NAME: Final = "squid"
+_TOGETHER_SECONDS: Final = 5.0  # the master starts its kids one after the other
 _CAUGHT = re.compile(r"^SigCgt:\s*([0-9a-f]+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class SquidRun:
+    """The processes that serve now. `started`, in seconds since 1970; 0 where one of them was started again."""
+
+    kids: frozenset[str]
+    started: float
+
+    @property
+    def id(self) -> str:
+        """A short name."""
+        return sha256(" ".join(sorted(self.kids)).encode()).hexdigest()[:16]
 
 
 class SquidProcess:
@@ -26,6 +42,17 @@ class SquidProcess:
     def runs(self) -> bool:
         """Tell whether Squid runs."""
         return bool(self._kids())
+
+    def run(self) -> SquidRun | None:
+        """Identify this run of Squid; None if none runs, or it is just starting or ending."""
+        try:
+            kids = {f"{kid.pid}@{_start_ticks(kid.pid)}": kid.create_time() for kid in self._kids()}
+        except (psutil.Error, OSError):
+            return None
+        if not kids:
+            return None
+        first, last = min(kids.values()), max(kids.values())
+        return SquidRun(frozenset(kids), last if last - first < _TOGETHER_SECONDS else 0.0)
 
     def signal(self, signal: Signals) -> bool:
         """Signal every kid, or none; False if one of them does not handle the signal yet.
@@ -52,6 +79,11 @@ class SquidProcess:
             return [kid for kid in master.children() if kid.name() == _NAME] or [master]
         except (OSError, ValueError, psutil.Error):
             return []
+
+
+def _start_ticks(pid: int) -> str:
+    """Tell when a process started, by a clock that nobody sets: with its number this names it once and for all."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def _catches(process: psutil.Process, signal: Signals) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from squidkeeper.policy_store.open_writes import OpenWrites, UnfinishedFile
-from squidkeeper.policy_store.sources import Sources, fingerprint, policy_files, read_sources
+from squidkeeper.policy_store.sources import Sources, fingerprint, grants_file, policy_files, read_sources
 
 
 class FileWatch:
@@ -52,7 +52,7 @@ class FileWatch:
         """
         lists = () if edited and fingerprint(self._directory) != self._documents else self._lists
         files = policy_files(self._directory)
-        self._writes.watch(self._directory, files, self._lists)
+        self._writes.watch((self._directory, grants_file(self._directory).parent), files, self._lists)
         return self._writes.find((*files, *lists))
 
     def take(self, sources: Sources) -> None:

@@ -14,7 +14,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from errno import EINVAL
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, BinaryIO
 
 import marisa_trie
@@ -23,6 +25,7 @@ from squidkeeper.errors import PatternError
 from squidkeeper.policy.host_lists import HostList, ListLine, ListSummary, network_key, stored_key
 from squidkeeper.policy.hosts import HostForm, HostPattern
 from squidkeeper.policy_store.list_lines import LineReader, is_exception
+from squidkeeper.untrusted_file import open_untrusted
 
 
 class ListChangedError(Exception):
@@ -38,15 +41,18 @@ def list_digest(path: Path) -> str:
     return str(digest.hexdigest())
 
 
-def load_list(path: Path, digest: str, cache: Path | None = None) -> HostList:
+def load_list(path: Path, digest: str, cache: Path | None = None, *, writes: bool = True) -> HostList:
     """Load the list at `path`, whose content has this digest: from the cache, or compiled (into the cache).
 
     If several processes need the same list, one compiles it. If the cache cannot be written, the list stays in memory.
-    A cached file that is damaged is compiled again. `ListChangedError`: the file has changed since the digest.
+    A cached file that is damaged is compiled again. `ListChangedError`: the file has changed since the digest. Where
+    the cache is another account's, it is read alone: not `writes`.
     """
     cached = cache / f"{digest}{_SUFFIX}" if cache else None
     found = _read_cached(cached)
-    if found is None:
+    if found is None and not writes:
+        found = _compile(path, digest, None)
+    elif found is None:
         with _lock(cache) as lock:
             found = _read_cached(cached) or _compile_long(path, digest, cached, lock) or _compile(path, digest, cached)
     summary, trie = found
@@ -194,7 +200,11 @@ def _new_digest() -> Any:
 
 
 def _open_list(path: Path) -> Any:
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # a FIFO cannot hold us
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO cannot hold us
+    if not S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(EINVAL, "it is not a regular file", str(path))
+    return open(opened, "rb")
 
 
 # --- the cache ----------------------------------------------------------------------------------------------------
@@ -206,15 +216,14 @@ def _read_cached(path: Path | None) -> tuple[ListSummary, Any] | None:
     if path is None:
         return None
     try:
-        content = path.read_bytes()
-        summary = _read_foot(content)
-        del content
-        trie = marisa_trie.Trie()
-        trie.mmap(str(path))
+        with open_untrusted(path) as file:
+            summary = _read_foot(file.read())
+            trie = marisa_trie.Trie()
+            trie.mmap(f"/proc/self/fd/{file.fileno()}")
+            with suppress(OSError):
+                os.utime(file.fileno())  # the newest are those used last, for prune_cache
     except (OSError, ValueError, KeyError, TypeError, struct.error, RuntimeError):
         return None  # missing, torn or foreign: compiled again
-    with suppress(OSError):
-        os.utime(path)  # the newest are those used last, for prune_cache
     return summary, trie
 
 

@@ -62,10 +62,10 @@ class OpenWrites:
         except OSError as error:
             self.problem = _reason("inotify cannot be used", error)
 
-    def watch(self, directory: Path, files: Iterable[Path], named: Iterable[Path]) -> None:
-        """Watch the files in the policy's directory, those that they name, and the folders of all of them.
+    def watch(self, folders: Iterable[Path], files: Iterable[Path], named: Iterable[Path]) -> None:
+        """Watch the policy's files in some folders, those that they name, and the folders of all of them.
 
-        Later files of the directory are not new to this process: the watch of the directory reports them.
+        Later files of these folders are not new to this process: the watch of the folder reports them.
         """
         first = not self._watched
         files, named = set(files), set(named)
@@ -73,8 +73,8 @@ class OpenWrites:
         self._new.update((path, now) for path in (named | (files if first else set())) - self._files)
         self._files = files | named
         self._new = {path: since for path, since in self._new.items() if path in self._files}
-        folders = (Path(os.path.realpath(path)).parent for path in self._files)
-        watched = [self._add(path, _FOLDER_EVENTS) for path in dict.fromkeys((directory, *folders))]
+        real = (Path(os.path.realpath(path)).parent for path in self._files)
+        watched = [self._add(path, _FOLDER_EVENTS) for path in dict.fromkeys((*folders, *real))]
         watched += [self._add(path, _FILE_EVENTS) for path in self._files]
         self._forget_all_but(set(watched))
 

@@ -17,6 +17,7 @@ from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy_store.file_watch import FileWatch
 from squidkeeper.policy_store.loading import LoadedPolicy, load_sources, load_stored_revision
 from squidkeeper.policy_store.open_writes import UnfinishedFile
+from squidkeeper.policy_store.reload_gate import PATIENCE_SECONDS, Edit, EditGate, Passage, gate_faults
 from squidkeeper.policy_store.revisions import InForce, RevisionWriter, revision_in_force
 from squidkeeper.policy_store.sources import Sources
 
@@ -33,7 +34,8 @@ class PolicyState:
     """The state of the policy on disk, at the last check that found it changed.
 
     `revision` is in force since `loaded` (seconds since 1970); None if no policy has loaded. `ok`: it is the policy on
-    disk; else `faults` tell why not. `warnings` are those of the revision in force.
+    disk; else `faults` tell why not, or `held` is the revision on disk, for which the reload gate has no verdict yet.
+    `warnings` are those of the revision in force.
     """
 
     revision: str | None = None
@@ -41,11 +43,17 @@ class PolicyState:
     ok: bool = False
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
+    held: str | None = None
 
     @property
     def problem(self) -> str:
         """The faults as text, one a line."""
         return "\n".join(map(str, self.faults))
+
+    @property
+    def gated(self) -> bool:
+        """Whether the reload gate refuses the policy on disk; every helper then has the revision in force."""
+        return not self.ok and bool(self.faults) and self.faults[0].code is FaultCode.RELOAD_GATED
 
 
 class PolicyWatcher(Generic[T]):
@@ -64,6 +72,7 @@ class PolicyWatcher(Generic[T]):
         prepare: Callable[[CompiledPolicy], T],
         revisions: Path | None = None,
         *,
+        follows: Path | None = None,
         without_policy: str = "everything is denied",
     ) -> None:
         self.current: T | None = None
@@ -77,8 +86,9 @@ class PolicyWatcher(Generic[T]):
         self._revisions = revisions
         self._without_policy = without_policy  # what this process does until a policy loads, for its log
         self._writer = RevisionWriter(revisions, list_cache)
+        self._gate = EditGate(directory, revisions or follows, follows=revisions is None)
         self._files: FileWatch | None = None
-        self._watch_problem = self._store_problem = ""
+        self._watch_problem = self._store_problem = self._gate_problem = ""
         self._refused = ""
         self._previous: InForce | None = None
         self._started_with_previous = False
@@ -127,7 +137,8 @@ class PolicyWatcher(Generic[T]):
 
     def _check(self) -> None:
         files = self._files or self._begin()
-        if not files.changed():
+        edited = files.changed()
+        if not edited and not self._ends_hold():
             return
         unfinished = self._unfinished(files, edited=True)
         if self.current is not None and self._waits(unfinished):
@@ -141,10 +152,15 @@ class PolicyWatcher(Generic[T]):
         if not self._is_previous(loaded) and self._waits(self._unfinished(files, edited=False)):
             return
         files.take(sources)
-        self._refused = ""
         if isinstance(loaded, PolicyError):
+            self._gate.release()
+            self._refused = ""
             raise loaded
-        self._put_in_force(sources, loaded)
+        passage = self._passage(loaded.compiled.revision, sources.revision_without_granted, again=edited)
+        if passage in (Passage.ACCEPTED, Passage.UNJUDGED):
+            self._refused = ""
+            self._gate.release()
+            self._put_in_force(sources, loaded, unjudged=passage is Passage.UNJUDGED)
 
     def _begin(self) -> FileWatch:
         """Begin to watch the files, and find the revision that was in force before this process."""
@@ -160,25 +176,82 @@ class PolicyWatcher(Generic[T]):
         except PolicyError as error:
             return error
 
-    def _put_in_force(self, sources: Sources, loaded: LoadedPolicy) -> None:
+    def _put_in_force(self, sources: Sources, loaded: LoadedPolicy, *, unjudged: bool) -> None:
         compiled, revision = loaded.compiled, loaded.compiled.revision
+        warnings = (*loaded.warnings, self._unjudged(revision)) if unjudged else loaded.warnings
         self.current = self._prepare(compiled)
-        self.state = PolicyState(revision, time.time(), ok=True, warnings=loaded.warnings)
+        self.state = PolicyState(revision, time.time(), ok=True, warnings=warnings)
         self._writer.loaded(sources, revision)
-        self._previous = InForce(revision, self._directory.absolute(), sources.ended)
+        ungranted = sources.revision_without_granted
+        self._previous = InForce(revision, self._directory.absolute(), sources.ended, sources.gated, ungranted)
         self._started_with_previous = False
         _log.info("%s: revision %s is in force", self._directory, revision)
-        for warning in loaded.warnings:
+        for warning in warnings:
             _log.warning("%s", warning)
 
     def _refuse(self, faults: tuple[Fault, ...]) -> None:
-        self.state = replace(self.state, ok=False, faults=faults)
+        self.state = replace(self.state, ok=False, faults=faults, held=None)
         problem = self.state.problem
         if problem == self._refused:
             return
         self._refused = problem
         effect = self._without_policy if self.current is None else "the last good policy goes on"
         _log.error("%s does not load, %s:\n%s", self._directory, effect, problem)
+
+    # --- edits that a reload gate holds back ----------------------------------------------------------------------
+
+    def _passage(self, revision: str, ungranted: str, *, again: bool) -> Passage:
+        """Ask the reload gate of the policy in force about the revision on disk; not about what commands grant."""
+        previous = self._previous
+        if previous is None or not previous.gated or previous.revision == revision:
+            return Passage.ACCEPTED
+        if previous.ungranted == ungranted:
+            return Passage.ACCEPTED
+        is_start = self.current is None
+        if is_start and self._revisions:
+            self._start_with_previous("an edit waits for the reload gate")
+        if self.current is None:
+            return Passage.ACCEPTED  # there is nothing that could go on
+        self._started_with_previous = False
+        passage = self._ask(Edit(previous.revision, revision), again=again and not is_start)
+        if passage is Passage.HELD:
+            self.state = replace(self.state, ok=False, faults=(), held=revision)
+            limit = f"{PATIENCE_SECONDS:.0f} s"
+            _log.info("%s: the reload gate judges revision %s, for %s at most", self._directory, revision, limit)
+        elif passage is Passage.REFUSED:
+            self._refuse(self._gated())
+        return passage
+
+    def _ask(self, edit: Edit, *, again: bool) -> Passage:
+        problem = ""
+        try:
+            passage = self._gate.ask(edit, again=again)
+        except OSError as error:
+            passage, problem = Passage.HELD, error.strerror or str(error)
+            if problem != self._gate_problem:
+                _log.warning("%s: the reload gate cannot be asked: %s", self._directory, problem)
+        self._gate_problem = problem
+        return passage
+
+    def _ends_hold(self) -> bool:
+        """Tell whether an edit that was held back may be loaded; report one that is refused."""
+        if self._gate.held is None:
+            return False
+        passage = self._gate.answer()
+        if passage is Passage.REFUSED:
+            self._refuse(self._gated())
+        return passage in (Passage.ACCEPTED, Passage.UNJUDGED)
+
+    def _gated(self) -> tuple[Fault, ...]:
+        verdict = self._gate.verdict
+        return gate_faults(self._directory, verdict) if verdict else ()
+
+    def _unjudged(self, revision: str) -> Fault:
+        message = (
+            f"revision {revision} is in force without a verdict of the reload gate, which gave none within"
+            f" {PATIENCE_SECONDS:.0f} s: does `squidkeeper maintain` run, with --policy?"
+        )
+        return Fault(Location(str(self._directory)), FaultCode.RELOAD_UNJUDGED, message)
 
     # --- files that are being written -----------------------------------------------------------------------------
 
@@ -194,7 +267,7 @@ class PolicyWatcher(Generic[T]):
         if unfinished is None:
             return False
         if self.current is None:
-            self._start_with_previous()
+            self._start_with_previous("being written")
         if self.current is None and not unfinished.known:
             return False  # the first policy of all: there is nothing that could go on
         if time.time() - unfinished.since > _WRITE_SECONDS:
@@ -206,7 +279,7 @@ class PolicyWatcher(Generic[T]):
         previous = self._previous.revision if self._previous else None
         return isinstance(loaded, LoadedPolicy) and loaded.compiled.revision == previous
 
-    def _start_with_previous(self) -> None:
+    def _start_with_previous(self, why: str) -> None:
         """Put the revision in force that was in force before this process."""
         if self._previous is None or self._revisions is None:
             return
@@ -219,7 +292,7 @@ class PolicyWatcher(Generic[T]):
         self.current = self._prepare(compiled)
         self.state = PolicyState(revision, time.time(), ok=True)
         self._started_with_previous = True
-        _log.info("%s: being written, so revision %s goes on", self._directory, revision)
+        _log.info("%s: %s, so revision %s goes on", self._directory, why, revision)
 
     def _drop_previous(self) -> None:
         """Deny everything if the files are complete and do not load, as in a process that starts then."""

@@ -1,9 +1,11 @@
 """Stores the revisions that were in force (floor 4), so that past requests can be decided again.
 
-A revision is a folder with its name: its documents, its compiled lists, and `sources.json`, which tells where they came
-from. A secret is never stored: the documents only name it. Documents and lists that an earlier revision has too are
-hard links. The newest revisions are stored, as many as fit. A folder is written under another name and renamed, so
-that several processes can store the same revision at once.
+A revision is a folder with its name: its documents and what was granted, the presets that they name, its compiled
+lists, and `sources.json`, which tells where they came from. So it decides the same under a program that ships other
+presets. A secret is never stored: the documents only name it. Documents and lists that an earlier revision has too are
+hard links. The newest revisions are stored, as many as fit; those that a grant has made are bounded apart, so grants
+take no place of the edits of people. A folder is written under another name and renamed, so that
+several processes can store the same revision at once.
 
 The symbolic link `in-force` names the revision that was loaded last. A process that starts while a file of the policy
 is being written starts with it.
@@ -17,17 +19,19 @@ import json
 import os
 import re
 import shutil
-import stat
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from squidkeeper.policy.contents import SecretFile
 from squidkeeper.policy.document import Document, file_entries, parse_document
 from squidkeeper.policy_store.list_compiler import ListChangedError, load_list
-from squidkeeper.policy_store.sources import ListFile, Sources
+from squidkeeper.policy_store.sources import ListFile, Sources, grants_file, local_file
+from squidkeeper.presets import parse_preset
+from squidkeeper.untrusted_file import read_untrusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +44,16 @@ class StoredRevision:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The revision that was loaded last, its directory, and which of its files ended with `end: true`."""
+    """The revision that was loaded last, its directory, and which of its files ended with `end: true`.
+
+    `gated` tells whether it has a reload gate. `ungranted` is the revision without what commands grant.
+    """
 
     revision: str
     directory: Path
     ended: frozenset[str]
+    gated: bool = False
+    ungranted: str = ""
 
 
 class RevisionWriter:
@@ -80,22 +89,26 @@ def mark_in_force(folder: Path, revision: str) -> None:
     new.rename(folder / _IN_FORCE)
 
 
+def marked_in_force(folder: Path) -> tuple[str, int] | None:
+    """Find the revision that was loaded last, whether it is stored or not, and when it was marked, in nanoseconds."""
+    try:
+        return os.readlink(folder / _IN_FORCE), os.lstat(folder / _IN_FORCE).st_mtime_ns
+    except OSError:
+        return None
+
+
 def revision_in_force(folder: Path) -> InForce | None:
     """Find the revision that was loaded last; None if there is none, or it is not stored completely."""
     try:
         revision = os.readlink(folder / _IN_FORCE)
-        raw = json.loads(_read_manifest(folder / revision / _MANIFEST))
-        return InForce(revision, Path(raw["directory"]), frozenset(raw.get("ended", ())))
+        if not _REVISION.fullmatch(revision):
+            return None
+        raw = json.loads(read_untrusted(folder / revision / _MANIFEST, _BYTES_OF_A_FILE))
+        gated = raw.get("gated", False) is True
+        ended, ungranted = frozenset(raw.get("ended", ())), str(raw.get("ungranted", ""))
+        return InForce(revision, Path(raw["directory"]), ended, gated, ungranted)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def _read_manifest(path: Path) -> bytes:
-    """Read a manifest; an OSError where it is none: root reads it, and Squid's account could put a pipe there."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(f"{path} is not a file")
-        return file.read(_MANIFEST_BYTES)
 
 
 def store_revision(sources: Sources, revision: str, folder: Path, list_cache: Path | None = None) -> None:
@@ -128,17 +141,26 @@ def read_revision(folder: Path, revision: str) -> Sources:
         raise FileNotFoundError(errno.ENOENT, "no revision has such a name", revision)
     place = folder / revision
     try:
-        raw = json.loads((place / _MANIFEST).read_bytes())
+        raw = json.loads(read_untrusted(place / _MANIFEST, _BYTES_OF_A_FILE))
         directory = Path(raw["directory"])
         documents = tuple(
             _read_document(place / _DOCUMENTS / name, directory / name, digest)
             for name, digest in raw["documents"].items()
         )
+        digest = raw.get("granted")
+        granted = None if digest is None else _read_document(place / _GRANTED, grants_file(directory), digest)
+        digest = raw.get("local")
+        local = None if digest is None else _read_document(place / _LOCAL, local_file(directory), digest)
+        presets = {
+            name: parse_preset(name, _read(place / _PRESETS / name, digest))
+            for name, digest in raw.get("presets", {}).items()
+        }
         lists = {Path(path): ListFile(digest) for path, digest in raw["lists"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OSError(errno.EIO, "this revision is not stored completely", str(place)) from error
-    secrets = {path: SecretFile() for *_, path in file_entries(documents, "secrets", "canaries")}
-    return Sources(directory, documents, lists, secrets)
+    read = Sources(directory, documents, lists, {}, presets=presets, granted=granted, local=local)
+    secrets = {path: SecretFile() for *_, path in file_entries(read.with_local, "secrets", "canaries")}
+    return replace(read, secrets=secrets)
 
 
 def compiled_lists(folder: Path, revision: str) -> Path:
@@ -162,10 +184,14 @@ def _stored(folder: Path) -> Iterator[StoredRevision]:
 
 
 def _read_document(file: Path, path: Path, digest: str) -> Document:
-    content = file.read_bytes()
+    return parse_document(path, _read(file, digest))
+
+
+def _read(file: Path, digest: str) -> bytes:
+    content = read_untrusted(file, _BYTES_OF_A_FILE)
     if _digest(content) != digest:
         raise ValueError(f"{file} is not what was stored")
-    return parse_document(path, content)
+    return content
 
 
 def _digest(content: bytes) -> str:
@@ -180,24 +206,43 @@ def _is_complete(place: Path, sources: Sources) -> bool:
     try:
         documents = json.loads((place / _MANIFEST).read_bytes())["documents"]
         contents = [(place / _DOCUMENTS / one.path.name).read_bytes() for one in sources.documents]
+        contents += [(place / _PRESETS / name).read_bytes() for name in sources.presets]
+        contents += [(place / name).read_bytes() for name, _ in _beside(sources)]
         lists = [(place / _LISTS / name).stat().st_size for name in _list_names(sources)]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return documents == _digests(sources) and contents == [one.content for one in sources.documents] and all(lists)
+    beside = (document for _, document in _beside(sources))
+    expected = [one.content for one in (*sources.documents, *sources.presets.values(), *beside)]
+    return documents == _digests(_documents(sources)) and contents == expected and all(lists)
 
 
 def _manifest(sources: Sources) -> str:
     raw = {
         "directory": str(sources.directory.absolute()),
-        "documents": _digests(sources),
+        "documents": _digests(_documents(sources)),
+        "granted": _digest(sources.granted.content) if sources.granted else None,
+        "local": _digest(sources.local.content) if sources.local else None,
+        "ungranted": sources.revision_without_granted,
+        "presets": _digests(sources.presets),
         "ended": sorted(sources.ended),
+        "gated": sources.gated,
         "lists": {str(path.absolute()): file.digest for path, file in sources.lists.items()},
     }
     return json.dumps(raw, indent=2)
 
 
-def _digests(sources: Sources) -> dict[str, str]:
-    return {document.path.name: _digest(document.content) for document in sources.documents}
+def _documents(sources: Sources) -> dict[str, Document]:
+    return {document.path.name: document for document in sources.documents}
+
+
+def _beside(sources: Sources) -> Iterator[tuple[str, Document]]:
+    """Give the documents that are beside the directory, by the names under which they are stored."""
+    beside = ((_GRANTED, sources.granted), (_LOCAL, sources.local))
+    return ((name, document) for name, document in beside if document is not None)
+
+
+def _digests(documents: Mapping[str, Document]) -> dict[str, str]:
+    return {name: _digest(document.content) for name, document in documents.items()}
 
 
 def _list_names(sources: Sources) -> set[str]:
@@ -208,8 +253,12 @@ def _write(sources: Sources, place: Path, folder: Path, list_cache: Path | None)
     earlier = [folder / one.revision for one in stored_revisions(folder)]
     (place / _DOCUMENTS).mkdir(mode=0o750, parents=True)
     (place / _LISTS).mkdir(mode=0o750)
-    for document in sources.documents:
-        _write_document(document, place / _DOCUMENTS, earlier[:1])
+    (place / _PRESETS).mkdir(mode=0o750)
+    for folder_name, documents in ((_DOCUMENTS, _documents(sources)), (_PRESETS, sources.presets)):
+        for name, document in documents.items():
+            _write_document(document, place / folder_name / name, earlier[:1])
+    for name, document in _beside(sources):
+        _write_document(document, place / name, [])
     for path, file in sources.lists.items():
         _write_list(path, file.digest or "", place / _LISTS, [*(one / _LISTS for one in earlier), list_cache])
     (place / _MANIFEST).write_text(_manifest(sources))
@@ -217,11 +266,11 @@ def _write(sources: Sources, place: Path, folder: Path, list_cache: Path | None)
 
 def _write_document(document: Document, to: Path, earlier: list[Path]) -> None:
     for one in earlier:
-        same = one / _DOCUMENTS / document.path.name
+        same = one / to.parent.name / to.name
         with suppress(OSError):
             if same.stat().st_size == len(document.content) and same.read_bytes() == document.content:
-                return os.link(same, to / document.path.name)
-    (to / document.path.name).write_bytes(document.content)
+                return os.link(same, to)
+    to.write_bytes(document.content)
     return None
 
 
@@ -255,14 +304,29 @@ def _prune(folder: Path, newest: str) -> None:
     """Delete the revisions that exceed the bounds, the oldest first, and what a crash left half-written."""
     room = _BYTES_AT_MOST
     seen: set[tuple[int, int]] = set()
-    for position, one in enumerate(stored_revisions(folder)):
+    edits: set[str] = set()
+    places: Counter[bool] = Counter()
+    for one in stored_revisions(folder):
+        edit = _edit_of(folder, one.revision)
+        is_grant = edit in edits  # a newer revision differs from it by grants alone
+        edits.add(edit)
+        places[is_grant] += 1
         room -= _new_bytes(folder / one.revision, seen)
-        if one.revision != newest and (position >= _REVISIONS_AT_MOST or room < 0):
+        if one.revision != newest and (places[is_grant] > _REVISIONS_AT_MOST or room < 0):
             shutil.rmtree(folder / one.revision, ignore_errors=True)
     for path in folder.glob(f".*{_UNFINISHED}"):
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - _UNFINISHED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _edit_of(folder: Path, revision: str) -> str:
+    """Name what a revision is without its grants; one that cannot be read is itself."""
+    try:
+        raw = json.loads(read_untrusted(folder / revision / _MANIFEST, _BYTES_OF_A_FILE))
+        return str(raw["ungranted"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return revision
 
 
 def _new_bytes(place: Path, seen: set[tuple[int, int]]) -> int:
@@ -280,12 +344,15 @@ def _new_bytes(place: Path, seen: set[tuple[int, int]]) -> int:
 _TRY_AGAIN_SECONDS = 10.0
 _REVISION = re.compile(r"[0-9a-f]{12}")
 _MANIFEST = "sources.json"
-_MANIFEST_BYTES = 16 * 1024 * 1024
+_BYTES_OF_A_FILE = 16 << 20  # as of a policy file
 _IN_FORCE = "in-force"
 _DOCUMENTS = "policy"
+_PRESETS = "presets"
+_GRANTED = "grants.yaml"
+_LOCAL = "local.yaml"
 _LISTS = "lists"
 _LIST_SUFFIX = ".hosts"  # as list_compiler.py names its files
 _UNFINISHED = ".part"
 _UNFINISHED_SECONDS = 3600
-_REVISIONS_AT_MOST = 50
+_REVISIONS_AT_MOST = 50  # of edits, and of grants
 _BYTES_AT_MOST = 256 << 20

@@ -9,13 +9,15 @@ import pwd
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from squidkeeper.policy.contents import FileProblem, SecretFile
 from squidkeeper.policy.document import Document, file_entries, parse_document
 from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy.presets import named_presets
 from squidkeeper.policy_store.list_compiler import list_digest
+from squidkeeper.presets import preset_location, preset_names, read_preset
 
 Fingerprint = tuple[tuple[str, tuple[int, ...] | None], ...]
 
@@ -33,7 +35,9 @@ class Sources:
     """The files of a policy, as they were at one moment.
 
     `fingerprint` was taken before they were read: while `fingerprint(directory, named)` gives the same, this is what is
-    on disk. A stored revision has none.
+    on disk. A stored revision has none. `presets` has the presets that the documents name, by name. These are not
+    watched: what is shipped never changes. Beside the directory are two documents: `granted` is what commands grant,
+    `local` the local setup.
     """
 
     directory: Path
@@ -43,6 +47,14 @@ class Sources:
     environment: frozenset[str] = frozenset()
     faults: tuple[Fault, ...] = ()
     fingerprint: Fingerprint = ()
+    presets: Mapping[str, Document] = field(default_factory=dict)
+    granted: Document | None = None
+    local: Document | None = None
+
+    @property
+    def with_local(self) -> tuple[Document, ...]:
+        """The documents of the directory, and the local setup."""
+        return (*self.documents, *([self.local] if self.local else []))
 
     @property
     def named(self) -> tuple[Path, ...]:
@@ -55,36 +67,76 @@ class Sources:
         return frozenset(document.path.name for document in self.documents if document.ends)
 
     @property
+    def gated(self) -> bool:
+        """Whether the policy has a reload gate."""
+        defaults = (document.data.get("defaults") for document in self.with_local)
+        return any(isinstance(one, dict) and "reload_gate" in one for one in defaults)
+
+    @property
     def revision(self) -> str:
         """The hash of the names and contents of all files; the contents of secrets are not in it."""
-        contents = [(document.path, hashlib.sha256(document.content).hexdigest()) for document in self.documents]
-        contents += [(path, file.digest or "") for path, file in self.lists.items()]
+        return self._revision_with(self.granted)
+
+    @property
+    def revision_without_granted(self) -> str:
+        """The hash of the same without what commands grant."""
+        return self._revision_with(None)
+
+    def _revision_with(self, granted: Document | None) -> str:
+        contents = [(document.path, _digest(document.content)) for document in self.documents]
+        named = [(os.path.relpath(path, self.directory), content) for path, content in contents]
+        beside = ((_GRANTS_NAME, granted), (_LOCAL_NAME, self.local))
+        named += [(f"../{name}", _digest(document.content)) for name, document in beside if document]
+        lists = self.lists.items()
+        named += [(os.path.relpath(path, self.directory), file.digest or "") for path, file in lists]
+        named += [(f"preset {name}", _digest(preset.content)) for name, preset in self.presets.items()]
         digest = hashlib.blake2b(digest_size=_REVISION_DIGITS // 2)
-        for path, content in contents:
-            name = os.path.relpath(path, self.directory)
+        for name, content in named:
             digest.update(f"{name}\0{content}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
-def read_sources(directory: Path, environment: Mapping[str, str] = os.environ) -> Sources:
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_sources(
+    directory: Path, environment: Mapping[str, str] = os.environ, *, beside: Path | None = None
+) -> Sources:
     """Read a policy directory and the files that it names. It never fails: a file that cannot be read becomes a fault.
 
-    Of `environment`, only the names of the variables that are not empty are read.
+    Of `environment`, only the names of the variables that are not empty are read. What is beside the policy is read
+    from `beside`, where that is given: the folder of a directory that this one is to replace.
     """
     before = fingerprint(directory)
-    documents, faults = _read_documents(directory)
+    around = beside or _around(directory)
+    granted, granted_faults = _read_granted(around / _GRANTS_NAME)
+    local, local_faults = _read_beside(around / _LOCAL_NAME)
+    is_others = local is not None or bool(local_faults)
+    documents, faults = _read_documents(directory, is_others=is_others)
+    presets, preset_faults = _read_presets(documents)
     lists = dict.fromkeys(path for *_, path in file_entries(documents, "lists"))
-    secrets = dict.fromkeys(path for *_, path in file_entries(documents, "secrets", "canaries"))
+    with_local = (*documents, *([local] if local else []))
+    secrets = dict.fromkeys(path for *_, path in file_entries(with_local, "secrets", "canaries"))
     readings = tuple(_readings(dict.fromkeys((*lists, *secrets))))
     return Sources(
         directory=directory,
         documents=documents,
-        lists={path: _read_list(path) for path in lists},
+        lists={path: _OUTSIDE if is_others and not _is_within(path, directory) else _read_list(path) for path in lists},
         secrets={path: _read_secret(path) for path in secrets},
         environment=frozenset(name for name, value in environment.items() if value),
-        faults=faults,
+        faults=(*faults, *granted_faults, *local_faults, *preset_faults),
         fingerprint=(*before, *readings),
+        presets=presets,
+        granted=granted,
+        local=local,
     )
+
+
+def sources_of(documents: tuple[Document, ...]) -> Sources:
+    """Take documents that stand in no directory, and name no file, as a policy."""
+    presets, faults = _read_presets(documents)
+    return Sources(Path(), documents, {}, {}, faults=faults, presets=presets)
 
 
 def fingerprint(directory: Path, named: Iterable[Path] = ()) -> Fingerprint:
@@ -108,7 +160,27 @@ def _reading(path: Path) -> tuple[int, ...] | None:
 
 
 def policy_files(directory: Path) -> list[Path]:
-    """List the files that a policy directory's documents are read from, in their order."""
+    """List the files that a policy is read from, in their order: last the ones beside its directory, if there are."""
+    beside = (grants_file(directory), local_file(directory))
+    return [*own_files(directory), *filter(os.path.lexists, beside)]
+
+
+def grants_file(directory: Path) -> Path:
+    """Name the file beside a policy directory that holds what commands grant."""
+    return _around(directory) / _GRANTS_NAME
+
+
+def local_file(directory: Path) -> Path:
+    """Name the file beside a policy directory that holds the local setup."""
+    return _around(directory) / _LOCAL_NAME
+
+
+def _around(directory: Path) -> Path:
+    return Path(os.path.abspath(directory)).parent  # of the link, where it is one
+
+
+def own_files(directory: Path) -> list[Path]:
+    """List the policy's files in its directory, in their order."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -120,20 +192,65 @@ def _is_policy_name(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) and not name.startswith(".")
 
 
-def _read_documents(directory: Path) -> tuple[tuple[Document, ...], tuple[Fault, ...]]:
+def _read_documents(directory: Path, *, is_others: bool) -> tuple[tuple[Document, ...], tuple[Fault, ...]]:
     place = Location(str(directory))
     try:
         os.listdir(directory)
     except OSError as error:
         problem = file_problem(error)
         return (), (Fault(place, problem.code, f"the policy directory cannot be read: {problem}"),)
-    paths = policy_files(directory)
+    paths = own_files(directory)
     if not paths:
         message = "the policy directory holds no policy, expected *.yaml or *.yml files in it"
         return (), (Fault(place, FaultCode.NO_POLICY, message),)
-    read = [_read_document(path) for path in paths]
+    read = [_outside(path) if is_others and not _is_within(path, directory) else _read_document(path) for path in paths]
     documents = tuple(document for document in read if isinstance(document, Document))
     return documents, tuple(fault for fault in read if isinstance(fault, Fault))
+
+
+def _outside(path: Path) -> Fault:
+    return Fault(Location(str(path)), FaultCode.LOCAL_ONLY, f"the policy file cannot be read: {_OUTSIDE_REASON}")
+
+
+def _is_within(path: Path, directory: Path) -> bool:
+    """Tell whether a file is in a directory, however links and `..` lead to it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))
+
+
+def _read_presets(documents: tuple[Document, ...]) -> tuple[dict[str, Document], tuple[Fault, ...]]:
+    """Read the presets that files name, as far as there are such presets."""
+    names = dict.fromkeys(name for name, _ in named_presets(documents))
+    there_are = preset_names() if names else frozenset()
+    read = {name: _read_preset(name) for name in names if name in there_are}
+    presets = {name: one for name, one in read.items() if isinstance(one, Document)}
+    return presets, tuple(fault for fault in read.values() if isinstance(fault, Fault))
+
+
+def _read_preset(name: str) -> Document | Fault:
+    try:
+        return read_preset(name)
+    except OSError as error:
+        problem = file_problem(error)
+        return Fault(preset_location(name), problem.code, f"the preset cannot be read: {problem}")
+
+
+def _read_beside(path: Path) -> tuple[Document | None, tuple[Fault, ...]]:
+    """Read a file beside a policy directory, if there is one."""
+    if not os.path.lexists(path):
+        return None, ()
+    read = _read_document(path)
+    return (None, (read,)) if isinstance(read, Fault) else (read, ())
+
+
+def _read_granted(path: Path) -> tuple[Document | None, tuple[Fault, ...]]:
+    """Read the grants beside a policy directory: a file with no other section."""
+    read, unreadable = _read_beside(path)
+    if read is None:
+        return None, unreadable
+    others = [key for key in read.data if key not in _KEYS_OF_GRANTS]
+    message = "is no section of this file, which holds what commands grant, expected 'grants' alone"
+    faults = (Fault(read.locate((key,), key=True), FaultCode.UNKNOWN_KEY, f"{key!r} {message}") for key in others)
+    return read, tuple(faults)
 
 
 def _read_document(path: Path) -> Document | Fault:
@@ -206,5 +323,11 @@ def _account() -> str:
 
 
 _POLICY_BYTES_AT_MOST = 16 << 20
+_OUTSIDE_REASON = "it is not in the policy's folder, whose writers name no other file beside a local setup"
+_OUTSIDE = ListFile(None, FileProblem(FaultCode.LOCAL_ONLY, _OUTSIDE_REASON))
+_GRANTS_NAME = "grants.yaml"
+FLEET_GRANTS = "fleet-grants.yaml"  # in a policy directory: what commands grant on all gateways
+_LOCAL_NAME = "local.yaml"
+_KEYS_OF_GRANTS = ("version", "grants")
 _REVISION_DIGITS = 12
 _HOT_NANOSECONDS = 20_000_000  # over the 10 ms by which the slowest kernel's file times advance

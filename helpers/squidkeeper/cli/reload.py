@@ -1,0 +1,218 @@
+"""`squidkeeper reload` (floor 9)."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.named_policies import UnusableInput
+from squidkeeper.cli.options import (
+    DEFAULT_LOG,
+    archive_option,
+    file_option,
+    json_option,
+    policy_option,
+    state_option,
+)
+
+if TYPE_CHECKING:
+    from squidkeeper.policy.faults import Fault
+    from squidkeeper.policy_store.reload_gate import GateVerdict
+    from squidkeeper.policy_store.revisions import InForce
+
+
+@click.command()
+@policy_option
+@state_option("The gateway's state: which revision is in force, and the verdict of the reload gate.")
+@click.option("--force", "forces", is_flag=True, help="Accept the edit on disk, whatever the reload gate says.")
+@json_option
+@click.option("--judge", metavar="OLD-NEW", hidden=True, help="Judge an edit, as `squidkeeper maintain` has it done.")
+@file_option("--access-log", DEFAULT_LOG, "With --judge: Squid's access log.")
+@archive_option("With --judge: the archive.", default=None)
+def reload(
+    directory: Path,
+    state: Path,
+    forces: bool,
+    as_json: bool,
+    judge: str | None,
+    access_log: Path,
+    archive: Path | None,
+) -> None:
+    """Show whether the policy on disk is in force, and what the reload gate says about an edit; or accept the edit.
+
+    Helpers load an edit by themselves. This command is for an edit that the reload gate of the policy in force holds
+    back or has refused: it lists what the edit would deny. With --force, as root, helpers put exactly this edit in
+    force within a second; a later edit is judged again.
+
+    Exit status: 0 when the policy on disk is in force or was accepted, 1 when the gate holds it back or has refused it,
+    2 when it does not load, or the state does not tell which revision of it is in force.
+    """
+    if judge is not None:
+        _judge(directory, state, judge, access_log, archive)
+        return
+    found = _found(directory, state)
+    if forces and found.standing in _FORCED:
+        found = _force(directory, found)
+    click.echo(_json(found) if as_json else _text(directory, found))
+    raise SystemExit(_STATUS[found.standing])
+
+
+class Standing(StrEnum):
+    """How the policy on disk stands."""
+
+    IN_FORCE = "in-force"
+    LOADING = "loading"  # no gate holds it: helpers load it
+    HELD = "held"
+    REFUSED = "refused"
+    FORCED = "forced"
+    FAULTY = "faulty"
+
+
+_STATUS = {Standing.HELD: 1, Standing.REFUSED: 1, Standing.FAULTY: 2} | dict.fromkeys(
+    (Standing.IN_FORCE, Standing.LOADING, Standing.FORCED), 0
+)
+_NICENESS = 5  # a verdict that comes too late is none
+_FORCED = (Standing.HELD, Standing.REFUSED)
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """How the policy on disk stands; `on_disk` is None where it does not load."""
+
+    standing: Standing
+    in_force: str
+    on_disk: str | None
+    verdict: GateVerdict | None = None
+    faults: tuple[Fault, ...] = ()
+
+
+def _found(directory: Path, state: Path) -> ReloadReport:
+    from squidkeeper.errors import PolicyError
+    from squidkeeper.policy_store.loading import load_sources
+    from squidkeeper.policy_store.reload_gate import Edit, is_forced, read_verdict
+    from squidkeeper.policy_store.sources import read_sources
+
+    before = _in_force(directory, state)
+    old, sources = before.revision, read_sources(directory)
+    try:
+        new = load_sources(sources, datetime.now(UTC), None, before.ended).compiled.revision
+    except PolicyError as error:
+        return ReloadReport(Standing.FAULTY, old, None, faults=error.faults)
+    if old == new:
+        return ReloadReport(Standing.IN_FORCE, old, new)
+    if not before.gated or before.ungranted == sources.revision_without_granted:
+        return ReloadReport(Standing.LOADING, old, new)
+    verdict = read_verdict(state / "revisions", Edit(old, new))
+    if is_forced(directory, new):
+        return ReloadReport(Standing.FORCED, old, new, verdict)
+    if verdict is None:
+        return ReloadReport(Standing.HELD, old, new)
+    return ReloadReport(Standing.LOADING if verdict.accepts else Standing.REFUSED, old, new, verdict)
+
+
+def _in_force(directory: Path, state: Path) -> InForce:
+    """Find the revision in force of this policy: without it nothing is known about a gate."""
+    from squidkeeper.policy_store.revisions import revision_in_force
+
+    found = revision_in_force(state / "revisions")
+    if found is None:
+        unknown = "does not tell which policy is in force, as far as this account can read"
+        raise UnusableInput(f"{state} {unknown}: run as root, or name --state")
+    if found.directory != directory.absolute():
+        raise UnusableInput(f"{state} is the state of {found.directory}, not of {directory}: name --policy or --state")
+    return found
+
+
+def _force(directory: Path, found: ReloadReport) -> ReloadReport:
+    """Accept the edit on disk."""
+    from squidkeeper.policy_store.reload_gate import force, forced_file
+
+    try:
+        force(directory, found.on_disk or "")
+    except OSError as error:
+        advice = "run this as root" if isinstance(error, PermissionError) else "make the folder writable"
+        raise click.ClickException(f"{forced_file(directory)}: {error.strerror}: {advice}") from error
+    return replace(found, standing=Standing.FORCED)
+
+
+def _text(directory: Path, found: ReloadReport) -> str:
+    from squidkeeper.policy_store.reload_gate import verdict_texts
+
+    said = _SAID[found.standing].format(old=found.in_force, new=found.on_disk)
+    said = f"{directory}: {said}"
+    if found.standing is Standing.FAULTY:
+        return "\n".join([*(f"{fault.location}: fault: {fault.text}" for fault in found.faults), said])
+    if found.standing is Standing.REFUSED and found.verdict:
+        return "\n".join([said, *verdict_texts(found.verdict, len(found.verdict.named))])
+    return said
+
+
+_SAID = {
+    Standing.IN_FORCE: "revision {new} is in force",
+    Standing.LOADING: "revision {new} is not in force yet, but {old}: helpers that run load it within a second",
+    Standing.HELD: "revision {new} waits for the reload gate, for 20 s at most, and {old} stays in force meanwhile:"
+    " `squidkeeper reload --force` accepts it at once",
+    Standing.REFUSED: "revision {new} is refused, and {old} stays in force",
+    Standing.FORCED: "revision {new} is accepted by hand: helpers that run put it in force within a second",
+    Standing.FAULTY: "does not load, and {old} stays in force",
+}
+
+
+def _json(found: ReloadReport) -> str:
+    verdict = found.verdict
+    return json.dumps(
+        {
+            "state": found.standing,
+            "in_force": found.in_force,
+            "on_disk": found.on_disk,
+            "verdict": verdict and {"accepts": verdict.accepts, **asdict(verdict)},
+            "faults": [
+                {"file": one.location.file, "line": one.location.line, "code": one.code, "message": one.message}
+                for one in found.faults
+            ],
+        },
+        indent=2,
+    )
+
+
+def _judge(directory: Path, state: Path, edit_named: str, access_log: Path, archive: Path | None) -> None:
+    """Leave a verdict about an edit; nothing if the policy's files hold another one by now."""
+    import signal
+
+    from squidkeeper.policy_store.loading import load, load_stored_revision
+    from squidkeeper.policy_store.reload_gate import PATIENCE_SECONDS, parse_edit, write_verdict
+    from squidkeeper.replay.gate import JUDGE_BYTES, judge_edit
+    from squidkeeper.table.database import spare_threads
+    from squidkeeper.table.own_process import bound_memory
+    from squidkeeper.table.sources import TableSources
+
+    signal.alarm(int(PATIENCE_SECONDS))  # ends this process: later the edit is in force
+    end_first()
+    bound_memory(spare_threads(), JUDGE_BYTES)
+    edit = parse_edit(edit_named)
+    if edit is None:
+        raise click.BadParameter(f"{edit_named!r} is no edit, expected OLD-NEW, two revisions", param_hint="--judge")
+    new = load(directory, datetime.now(UTC), state / "lists").compiled
+    if new.revision != edit.new:
+        return
+    old = load_stored_revision(state / "revisions", edit.old)
+    kept = archive if archive and archive.is_dir() else None
+    write_verdict(
+        state / "revisions", judge_edit(old, new, TableSources(log=access_log, archive=kept), datetime.now(UTC))
+    )
+
+
+def end_first() -> None:
+    """Let Squid go first, and let the kernel end this process rather than Squid where memory is short."""
+    with suppress(OSError):
+        os.nice(_NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
