@@ -1,0 +1,83 @@
+"""`squidkeeper diff` (floor 9)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.named_policies import policy_named
+from squidkeeper.cli.options import json_option, state_option
+
+if TYPE_CHECKING:
+    from squidkeeper.difference.groups import RequestDifference
+    from squidkeeper.engine import CompiledPolicy
+
+_DIFFERS = 1
+
+
+@click.command()
+@click.option(
+    "--within",
+    "ceiling",
+    metavar="CEILING",
+    help="Instead of OLD: report only what NEW does, or may do, and the policy CEILING does not.",
+)
+@json_option
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown, for a pull request.")
+@state_option("The state folder: the revisions that are stored.")
+@click.argument("policies", metavar="[OLD] NEW", nargs=-1, required=True)
+def diff(ceiling: str | None, as_json: bool, as_markdown: bool, state: Path, policies: tuple[str, ...]) -> None:
+    """Compare what two policies mean: which requests are opened, closed, or treated in another way.
+
+    OLD and NEW are folders, or stored revisions. Every difference has a request that shows it: METHOD URL and options,
+    as `squidkeeper explain` takes them. What cannot be decided, as whether two expressions match the same paths, is
+    reported as unproven. The order, the names and the files of rules make no difference, nor do reasons, tests and
+    owners.
+
+    A NEW without grants beside its folder has those of OLD; within a ceiling it has its own alone.
+
+    The policies are compared as of now, and as of a later time for each combination of rules, grants and tokens that
+    will hold together, by `expires` and `when`.
+
+    Exit status: 0 the same, or within the ceiling; 1 different or unproven; 2 unusable (a policy does not load).
+    """
+    from squidkeeper.cli import diff_output
+    from squidkeeper.difference import report
+
+    if as_json and as_markdown:
+        raise click.UsageError("--json and --markdown are two forms: give one of them")
+    of_old, of_new = _pair(ceiling, policies)
+    old = policy_named(of_old, state)
+    new = policy_named(of_new, state, lender=old if ceiling is None else None)
+    compiled, now = (old.compiled, new.compiled), datetime.now(UTC)
+    found = report.report(compiled, (old.name, new.name), now, is_ceiling=ceiling is not None)
+    confirm(compiled, found.differences)
+    write = diff_output.as_json if as_json else diff_output.as_markdown if as_markdown else diff_output.as_text
+    click.echo(write(found))
+    raise SystemExit(0 if found.same else _DIFFERS)
+
+
+def _pair(ceiling: str | None, policies: tuple[str, ...]) -> tuple[str, str]:
+    if ceiling is None and len(policies) == 2:
+        return policies[0], policies[1]
+    if ceiling is not None and len(policies) == 1:
+        return ceiling, policies[0]
+    raise click.UsageError("give OLD NEW, or --within CEILING NEW")
+
+
+def confirm(policies: tuple[CompiledPolicy, CompiledPolicy], differences: tuple[RequestDifference, ...]) -> None:
+    """Check each example before it is printed: `explain` shows what the difference claims."""
+    from squidkeeper.engine.explain import explain
+    from squidkeeper.protocol.request import request_to
+
+    for one in differences:
+        if one.example is None:
+            continue
+        request = request_to(one.example.method, one.example.target, one.example.client, one.example.user)
+        for policy, consequence in zip(policies, (one.before, one.after), strict=True):
+            decision = explain(policy, request, one.example.at).decision
+            if (decision.rule, decision.allowed and not decision.asks) != (consequence.rule, consequence.allowed):
+                raise AssertionError(f"explain does not confirm {one.example}: please report it")

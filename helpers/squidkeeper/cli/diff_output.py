@@ -1,0 +1,244 @@
+"""The difference of two policies as text, JSON or Markdown (floor 9)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from squidkeeper.difference.asked import Asked
+from squidkeeper.difference.consequences import Change, Consequence
+from squidkeeper.difference.url_comparison import Doubt
+from squidkeeper.formatting import printable, quantity, utc_time
+
+if TYPE_CHECKING:
+    from squidkeeper.difference.groups import RequestDifference, Scope
+    from squidkeeper.difference.report import DifferenceReport
+
+_SHOWN = 6
+_LONGEST = 240  # characters, as of a list of exceptions
+_TITLES = {
+    Change.OPENED: "OPENED",
+    Change.CLOSED: "CLOSED",
+    Change.ASKS: "ASKS",
+    Change.PRIVATE: "PRIVATE",
+    Change.PASSTHROUGH: "PASSTHROUGH",
+    Change.WEBSOCKET: "WEBSOCKET",
+    Change.REWRITE: "REWRITE",
+    Change.CREDENTIALS: "CREDENTIALS",
+    Change.STRIP: "STRIP",
+    Change.UPSTREAM: "UPSTREAM",
+    Change.QUOTAS: "QUOTAS",
+    Change.USES: "USES",
+    Change.OBSERVED: "OBSERVED",
+}
+# What each change means, and what it means the other way round.
+_MEANINGS = {
+    Change.OPENED: ("", ""),
+    Change.CLOSED: ("", ""),
+    Change.ASKS: ("a person may now grant it", "no person may grant it any longer"),
+    Change.PRIVATE: ("may now be at a private address", "may no longer be at a private address"),
+    Change.PASSTHROUGH: ("is no longer decrypted", "is decrypted again"),
+    Change.WEBSOCKET: ("may now become a WebSocket", "may no longer become a WebSocket"),
+}
+_DOUBTS = {
+    Doubt.EXPRESSION: "no request is known that the expressions (regex:) tell apart: read them",
+    Doubt.PATHS: "only paths that servers read in several ways can differ",
+    Doubt.READINGS: "a path that servers read in several ways may be ambiguous for one of the policies alone",
+    Doubt.TARGET: "it depends on where a rewrite leads: read the rewrites, and the credentials for their targets",
+    Doubt.LIMIT: "there are too many combinations of patterns",
+}
+
+
+def as_text(found: DifferenceReport) -> str:
+    """Write it for a terminal."""
+    blocks = ["\n".join(_block(one, found.at, _sides(found))) for one in found.differences]
+    blocks += ["\n".join(f"{'SETTING':<12} {one.name}: {one.before} → {one.after}" for one in found.settings)]
+    return "\n\n".join([*filter(None, blocks), _summary(found)])
+
+
+def _sides(found: DifferenceReport) -> tuple[str, str]:
+    return ("ceiling", "new") if found.is_ceiling else ("before", "after")
+
+
+def _block(one: RequestDifference, now: datetime, sides: tuple[str, str]) -> Iterator[str]:
+    title = "UNPROVEN" if one.doubt else _TITLES[one.change]
+    scopes = [scope_text(scope) for scope in one.scopes]
+    yield f"{title:<12} {scopes[0]}"
+    yield from (f"{'':<12} {text}" for text in scopes[1:_SHOWN])
+    if len(scopes) > _SHOWN:
+        yield f"{'':<12} and {quantity(len(scopes) - _SHOWN, 'more line')} (--json has all)"
+    yield from (f"  {name:<10} {text}" for name, text in _rows(one, now, sides))
+
+
+def _rows(one: RequestDifference, now: datetime, sides: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    if one.doubt:
+        yield "doubt", f"whether {one.change}: {_DOUBTS[one.doubt]}"
+    elif meaning := _meaning(one):
+        yield "meaning", meaning
+    yield sides[0], _consequence_text(one.before, one.change)
+    yield sides[1], _consequence_text(one.after, one.change)
+    if one.example:
+        yield "example", example_text(one.example, now)
+
+
+def _meaning(one: RequestDifference) -> str:
+    gained, lost = _MEANINGS.get(one.change, ("", ""))
+    return gained if getattr(one.after, one.change, False) else lost
+
+
+def scope_text(scope: Scope) -> str:
+    """Write which requests: `agents: GET https on example.com, path /v1/**`."""
+    clients, methods = _list(scope.clients) or "any client", _list(scope.methods) or "every method"
+    ports, hosts = _list(scope.ports) or "on every port", _list(scope.hosts) or "every host"
+    limits = (("path", scope.paths), ("query", scope.queries), ("", scope.times))
+    rest = "".join(f", {name} {_list(texts)}".replace(",  ", ", ") for name, texts in limits if texts)
+    return printable(f"{clients}: {methods} {ports} on {hosts}{rest}")
+
+
+def _list(texts: tuple[str, ...]) -> str:
+    shown = [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (--json has all)" for text in texts[:_SHOWN]]
+    if len(texts) > _SHOWN:
+        shown.append(f"{len(texts) - _SHOWN:,} more")
+    return ", ".join(shown)
+
+
+def example_text(asked: Asked, now: datetime) -> str:
+    """Write a request as `squidkeeper explain` takes it, with its time where that is not now."""
+    at = "" if asked.at == now else f" --at {utc_time(asked.at)}"
+    client = f" --client {asked.client}" if asked.client else ""
+    user = f" --user {shlex.quote(asked.user)}" if asked.user else ""
+    return printable(f"{asked.method} {asked.target}{client}{user}{at}")
+
+
+def _consequence_text(consequence: Consequence, change: Change) -> str:
+    where = f" ({consequence.location.file}:{consequence.location.line})" if consequence.location else ""
+    facts = [text for text in _facts(consequence, change) if text]
+    return printable("; ".join([f"{_verdict(consequence)} by {consequence.rule}{where}", *facts]))
+
+
+def _verdict(consequence: Consequence) -> str:
+    return "allow" if consequence.allowed else "ask" if consequence.asks else "deny"
+
+
+def _then(consequence: Consequence) -> str | None:
+    spent = consequence.spent
+    return f"{_verdict(spent)} by {spent.rule}" if spent else None
+
+
+def _quotas(consequence: Consequence) -> str:
+    return ", then by ".join(", ".join(sorted(counts)) or "no quota" for counts in consequence.quotas)
+
+
+def _facts(consequence: Consequence, change: Change) -> Iterator[str]:
+    yield consequence.rewrite
+    yield f"credentials {', '.join(consequence.credentials)}" if consequence.credentials else ""
+    yield f"without {', '.join(consequence.strip)}" if consequence.strip else ""
+    yield f"through {consequence.upstream}" if consequence.upstream else ""
+    for count in consequence.counts:
+        yield f"{quantity(count.uses, 'use')} of {count.grant}"
+    yield f"then {_then(consequence)}" if consequence.spent else ""
+    yield f"counted by {_quotas(consequence)}" if change is Change.QUOTAS else ""
+    yield f"observed {consequence.observed}" if consequence.observed and change is Change.OBSERVED else ""
+
+
+def _summary(found: DifferenceReport) -> str:
+    old, new = found.names
+    limit = f"\nNOT COMPARED  {found.limit}: there is more than is compared" if found.limit else ""
+    if found.same:
+        text = f"{new} is within {old}" if found.is_ceiling else f"{old} and {new} mean the same"
+    else:
+        proven = sum(one.doubt is None for one in found.differences) + len(found.settings)
+        unproven = sum(one.doubt is not None for one in found.differences)
+        kind = "wider than" if found.is_ceiling else "different from"
+        text = f"{new} is {kind} {old}: {quantity(proven, 'difference')}, {unproven} unproven"
+    return f"{text}{limit}"
+
+
+def as_json(found: DifferenceReport) -> str:
+    """Write it for programs."""
+    return json.dumps(
+        {
+            "same": found.same,
+            "old": {"name": found.names[0], "revision": found.revisions[0], "ceiling": found.is_ceiling},
+            "new": {"name": found.names[1], "revision": found.revisions[1]},
+            "at": found.at.isoformat(timespec="seconds"),
+            "differences": [_difference_row(one) for one in found.differences],
+            "settings": [{"name": one.name, "before": one.before, "after": one.after} for one in found.settings],
+            "not_compared": found.limit,
+        },
+        indent=2,
+    )
+
+
+def _difference_row(one: RequestDifference) -> dict[str, object]:
+    return {
+        "change": one.change,
+        "proven": one.doubt is None,
+        "doubt": one.doubt,
+        "requests": [asdict(scope) for scope in one.scopes],
+        "before": _consequence_row(one.before),
+        "after": _consequence_row(one.after),
+        "example": one.example
+        and {
+            "method": one.example.method,
+            "url": one.example.target,
+            "client": one.example.client,
+            "user": one.example.user,
+            "at": one.example.at.isoformat(timespec="seconds"),
+        },
+    }
+
+
+def _consequence_row(consequence: Consequence) -> dict[str, object]:
+    return {
+        "verdict": _verdict(consequence),
+        "rule": consequence.rule,
+        "location": f"{consequence.location.file}:{consequence.location.line}" if consequence.location else None,
+        "private": consequence.private,
+        "passthrough": consequence.passthrough,
+        "websocket": consequence.websocket,
+        "rewrite": consequence.rewrite or None,
+        "credentials": consequence.credentials,
+        "strip": consequence.strip,
+        "upstream": consequence.upstream or None,
+        "quotas": [sorted(counts) for counts in consequence.quotas],
+        "uses": consequence.uses,
+        "then": _then(consequence),
+        "observed": consequence.observed or None,
+    }
+
+
+def as_markdown(found: DifferenceReport) -> str:
+    """Write it for a pull request."""
+    lines = [f"**{_escaped(_summary(found))}**"]
+    if found.differences:
+        lines += ["", f"| | requests | {' | '.join(_sides(found))} | example |", "|---|---|---|---|---|"]
+        lines += [_markdown_row(one, found.at) for one in found.differences]
+    if found.settings:
+        lines += ["", "| setting | before | after |", "|---|---|---|"]
+        lines += [f"| {_code(one.name)} | {_code(one.before)} | {_code(one.after)} |" for one in found.settings]
+    return "\n".join(lines)
+
+
+def _markdown_row(one: RequestDifference, now: datetime) -> str:
+    title = f"unproven: {one.change}" if one.doubt else f"**{one.change}**"
+    scopes = "<br>".join(_code(scope_text(scope)) for scope in one.scopes[:_SHOWN])
+    more = f"<br>{len(one.scopes) - _SHOWN} more" if len(one.scopes) > _SHOWN else ""
+    consequences = (_code(_consequence_text(consequence, one.change)) for consequence in (one.before, one.after))
+    example = (
+        _code(example_text(one.example, now)) if one.example else _escaped(_DOUBTS[one.doubt]) if one.doubt else ""
+    )
+    return f"| {title} | {scopes}{more} | {' | '.join(consequences)} | {example} |"
+
+
+def _code(text: str) -> str:
+    """Write text as code in a cell of a table, where nothing of it is markup."""
+    return f"`{printable(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{one}" if one in r"\`*_{}[]<>()#+!|" else one for one in text).replace("\n", "<br>")

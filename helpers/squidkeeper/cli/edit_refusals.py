@@ -1,0 +1,20 @@
+"""Edits of the policy that are refused (floor 9): what a command says, in place of a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from squidkeeper.errors import EditRefused
+from squidkeeper.formatting import printable
+
+
+@contextmanager
+def shown_refusals() -> Iterator[None]:
+    """Show why an edit is refused, and exit with 1."""
+    try:
+        yield
+    except EditRefused as error:
+        raise click.ClickException("\n".join(map(printable, str(error).split("\n")))) from error

@@ -1,0 +1,166 @@
+"""`squidkeeper learn` (floor 9)."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from squidkeeper.cli.named_policies import UnusableInput
+from squidkeeper.cli.new_file import check_new_file, open_new_file
+from squidkeeper.cli.options import json_option, policy_option
+from squidkeeper.cli.table_options import table_options
+
+if TYPE_CHECKING:
+    from squidkeeper.cli.table_options import TableOptions
+    from squidkeeper.engine import CompiledPolicy
+    from squidkeeper.learning.askers import Askers
+    from squidkeeper.learning.draft import Draft
+    from squidkeeper.learning.learner import Support
+    from squidkeeper.learning.uses import UseTable
+
+
+_OF_ALL: Final = 2  # so that no client learns itself anything
+_READABLE: Final = 0o644
+_OF_ONE: Final = 1  # the one that is named is trusted by that
+
+
+@click.command()
+@table_options
+@click.option("--client", metavar="NAME", help="Learn for this client of the policy alone, as one.")
+@click.option("--min-days", metavar="N", type=click.IntRange(1), default=1, help="Propose what was used on N days.")
+@click.option(
+    "--min-clients",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Propose what N machines and logins used. Default: 2; 1 with --client.",
+)
+@click.option("--no-presets", is_flag=True, help="Propose rules only, also where a preset allows what was used.")
+@policy_option
+@json_option
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    callback=check_new_file,
+    help="Write to a new file, mode 0640; beside files of a policy, with their group and mode.",
+)
+def learn(
+    read: TableOptions,
+    client: str | None,
+    min_days: int,
+    min_clients: int | None,
+    no_presets: bool,
+    directory: Path,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """Draft a policy: the fewest readable rules for what was used, or asked for while the policy observed.
+
+    FILEs are access logs, also rotated and compressed, and archived parts; `-` is standard input. Without FILE, the
+    archive is read, /var/log/squid/access.log, and its rotated files. Records from before --since show which hosts are
+    new.
+
+    The draft is a policy of its own. Each rule is for the clients that used what it opens. What one client alone used,
+    what is new, an address or mostly uploads is listed as comments and not proposed: a client that misbehaves learns
+    itself nothing. Exit status 2: there is nothing to propose or to list.
+    """
+    from squidkeeper.errors import UnreadableLog
+    from squidkeeper.learning.askers import Askers
+    from squidkeeper.learning.draft_text import json_of, yaml_of
+    from squidkeeper.learning.learner import Support
+    from squidkeeper.record.listing import printable
+
+    askers = Askers(_policy(directory, client), client)
+    support = Support(min_days, min_clients or (_OF_ALL if client is None else _OF_ONE))
+    try:
+        draft, notes = _learned(read, askers, support, presets=not no_presets)
+    except UnreadableLog as error:
+        raise click.ClickException(printable(str(error))) from error
+    text = f"{json_of(draft, notes)}\n" if as_json else yaml_of(draft, notes)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        like = _policy_file(output.parent)
+        with open_new_file(output) as file:
+            file.write(text.encode())
+            if like is not None:
+                _make_like(file.fileno(), like)
+
+
+def _policy_file(folder: Path) -> os.stat_result | None:
+    """Tell what a file of the policy in a folder is like; None where there is none."""
+    from squidkeeper.policy_store.sources import own_files
+
+    return next((path.stat() for path in own_files(folder)), None)
+
+
+def _make_like(file: int, like: os.stat_result) -> None:
+    """Give a file the group and the mode of another one, so that Squid's account can read both."""
+    with suppress(PermissionError):  # a group that this account is not in
+        os.fchown(file, -1, like.st_gid)
+        os.fchmod(file, stat.S_IMODE(like.st_mode) & _READABLE)
+
+
+def _policy(directory: Path, client: str | None) -> CompiledPolicy | None:
+    """Load the policy that names clients; without it, each address is a client."""
+    from squidkeeper.cli.policy_clients import policy_on_disk
+
+    policy = policy_on_disk(directory)
+    names = [one.name for one in policy.source.clients] if policy else []
+    if client is not None and client not in names:
+        known = f"expected one of {', '.join(names)}" if names else f"there is none in {directory}"
+        raise click.BadParameter(f"{client} is no client of the policy, {known}", param_hint="--client")
+    if policy is None:
+        click.echo(f"{directory} does not load: each address is a client of the draft", err=True)
+    return policy
+
+
+def _learned(read: TableOptions, askers: Askers, support: Support, *, presets: bool) -> tuple[Draft, tuple[str, ...]]:
+    """Draft a policy, and tell what could not be learned from."""
+    from squidkeeper.learning.learner import learn as learned
+    from squidkeeper.learning.preset_cover import PresetCover, newest_presets
+    from squidkeeper.learning.uses import COLUMNS, UseTable
+
+    cover = PresetCover(newest_presets() if presets else ())
+    with read.open(COLUMNS, with_earlier=True) as table:
+        uses = UseTable(table.connection, *read.period)
+        draft = learned(uses.each(cover.hosts), askers, cover.covering, support)
+        if draft.used is None:
+            raise UnusableInput("0 requests were used, or asked for while the policy observed: nothing to propose")
+        return draft, (*_notes(uses), *_few(draft, support), *_hints(askers.divided(draft.defined)))
+
+
+def _notes(uses: UseTable) -> Iterator[str]:
+    """Tell what could not be learned from."""
+    from squidkeeper.formatting import quantity
+    from squidkeeper.table.questions import SET_APART
+
+    if not uses.tells_new:
+        yield "The access log is too short to tell which hosts are new: that takes two days."
+    for reason, count in uses.set_apart.items():
+        yield f"Left out: {quantity(count, 'request')}: {SET_APART[reason]}."
+
+
+def _few(draft: Draft, support: Support) -> Iterator[str]:
+    """Tell how what too few clients used can be proposed."""
+    from squidkeeper.formatting import quantity
+    from squidkeeper.learning.draft import Unproposed
+
+    few = sum(one.evidence.count for one in draft.listed if one.reason is Unproposed.FEW_CLIENTS)
+    if few:
+        why = f"no {quantity(support.clients, 'client')} used the same"
+        yield f"{quantity(few, 'request')} listed as few-clients, because {why}: --client NAME drafts for one client."
+
+
+def _hints(divided: Mapping[str, int]) -> Iterator[str]:
+    from squidkeeper.formatting import quantity
+
+    for name, count in divided.items():
+        machines = quantity(count, "address", "addresses")
+        yield f"{machines} of client {name} used different things: --client {name} --min-clients 2 drafts one list."

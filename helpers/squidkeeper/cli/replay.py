@@ -1,0 +1,83 @@
+"""`squidkeeper replay` (floor 9)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.named_policies import check_judged, judged_table, policy_in_force, policy_named
+from squidkeeper.cli.options import DEFAULT_POLICY, state_option
+from squidkeeper.cli.table_options import table_options
+
+if TYPE_CHECKING:
+    from squidkeeper.cli.named_policies import NamedPolicy
+    from squidkeeper.cli.table_options import TableOptions
+    from squidkeeper.replay.result import ReplayResult
+
+
+@click.command()
+@table_options
+@click.option(
+    "--policy",
+    "new",
+    metavar="NEW",
+    default=str(DEFAULT_POLICY),
+    show_default=True,
+    help="The policy to try: a folder, or a stored revision.",
+)
+@click.option("--against", "old", metavar="OLD", help="The policy to compare with, as NEW. Default: the one in force.")
+@click.option(
+    "--allow-denials",
+    metavar="N",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Exit with 1 only if more than N requests that were used would be denied.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--markdown", is_flag=True, help="Print Markdown, for a pull request.")
+@state_option("The state folder: the policy in force, and the revisions that are stored.")
+def replay(
+    read: TableOptions,
+    new: str,
+    old: str | None,
+    allow_denials: int,
+    as_json: bool,
+    markdown: bool,
+    state: Path,
+) -> None:
+    """Judge recorded requests by a policy that is not in force yet, and show what it would deny, open or change.
+
+    Both policies judge each request, at its own time. A request was used if it was allowed and got an answer with a
+    status of 1xx to 3xx. FILEs are access logs, also compressed, and archived parts; without FILE, the archive is read,
+    /var/log/squid/access.log, and its rotated files. A draft without grants beside its folder has those of OLD.
+
+    Exit status 1: more used requests would be denied than --allow-denials. 2: a policy or a log cannot be used, or no
+    request was judged.
+    """
+    from squidkeeper.cli.log_output import write
+    from squidkeeper.replay import text
+
+    if as_json and markdown:
+        raise click.UsageError("give one of --json and --markdown")
+    before = policy_in_force(state) if old is None else policy_named(old, state)
+    after = policy_named(new, state, lender=before)
+    result = _replayed(read, before, after, state)
+    names = text.ReplayedNames(before.name, after.name)
+    if as_json:
+        write(json.dumps(text.as_object(result, names), indent=2) + "\n")
+    else:
+        write("".join((text.as_markdown if markdown else text.as_text)(result, names)))
+    check_judged(result.requests, read.files)
+    if result.denied_and_used > allow_denials:
+        raise SystemExit(1)
+
+
+def _replayed(read: TableOptions, old: NamedPolicy, new: NamedPolicy, state: Path) -> ReplayResult:
+    from squidkeeper.replay.replay import COLUMNS, replay
+
+    with judged_table(read, COLUMNS, state) as table:
+        return replay(table.connection, old.compiled, new.compiled)

@@ -1,0 +1,142 @@
+"""`squidkeeper tighten` (floor 9)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from squidkeeper.cli.named_policies import UnusableInput, check_judged, judged_table, policy_in_force, policy_named
+from squidkeeper.cli.new_file import check_new_file
+from squidkeeper.cli.options import json_option, state_option
+from squidkeeper.cli.table_options import table_options
+
+if TYPE_CHECKING:
+    from squidkeeper.cli.named_policies import NamedPolicy
+    from squidkeeper.cli.table_options import TableOptions
+    from squidkeeper.policy.document import Document
+    from squidkeeper.policy_store.sources import Sources
+    from squidkeeper.tightening.edits import Edits
+    from squidkeeper.tightening.findings import Findings
+
+
+@click.command()
+@table_options
+@click.option("--policy", "named", metavar="POLICY", help="A folder, or a stored revision. Default: the one in force.")
+@click.option(
+    "--min-days",
+    metavar="N",
+    type=click.IntRange(0),
+    default=30,
+    show_default=True,
+    help="How many days the access log has to cover for --diff and --output.",
+)
+@json_option
+@click.option("--diff", "as_diff", is_flag=True, help="Print the narrowed policy as a unified diff of its files.")
+@click.option(
+    "--output",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    callback=check_new_file,
+    help="Write the files of the narrowed policy to a new folder.",
+)
+@state_option("The state folder: the policy in force, and the revisions that are stored.")
+def tighten(
+    read: TableOptions,
+    named: str | None,
+    min_days: int,
+    as_json: bool,
+    as_diff: bool,
+    output: Path | None,
+    state: Path,
+) -> None:
+    """Show what of a policy nobody used: rules, what of each rule, clients, lists, credentials.
+
+    The policy in force tells which rule decided each recorded request. Each narrower form is replayed on the same
+    requests: it allows every request that the policy allows. FILEs are access logs, also compressed, and archived
+    parts; without FILE, the archive is read, /var/log/squid/access.log, and its rotated files.
+
+    Exit status 1: the access log is too short for --diff or --output. 2: a policy or a log cannot be used, or no
+    request was judged.
+    """
+    from squidkeeper.cli.log_output import write
+    from squidkeeper.tightening import text
+
+    if as_json and as_diff:
+        raise click.UsageError("give one of --json and --diff")
+    policy = policy_in_force(state) if named is None else policy_named(named, state)
+    found, edits = _found(read, policy, state)
+    check_judged(found.use.requests, read.files)
+    short = text.too_short(found, min_days)
+    if short and (as_diff or output):
+        raise click.ClickException(short)
+    changes = _write_edit(policy, named, state, edits, output) if as_diff or output else ""
+    if as_diff:
+        write(changes)
+    elif as_json:
+        result = text.as_object(found, policy.name, policy.compiled.revision, read.since, min_days)
+        write(json.dumps(result, indent=2) + "\n")
+    else:
+        write("".join(text.as_text(found, policy.name, read.since, min_days)))
+
+
+def _found(read: TableOptions, policy: NamedPolicy, state: Path) -> tuple[Findings, Edits]:
+    from squidkeeper.tightening.edits import proposed_edits
+    from squidkeeper.tightening.findings import findings
+    from squidkeeper.tightening.proof import proven
+    from squidkeeper.tightening.usage import COLUMNS, measure
+
+    source, now = policy.compiled.source, datetime.now(UTC)
+    with judged_table(read, COLUMNS, state) as table:
+        use = measure(table.connection, policy.compiled)
+        edits = proven(table.connection, source, proposed_edits(source, use, now), now)
+        return findings(source, use, edits, now), edits
+
+
+def _write_edit(policy: NamedPolicy, named: str | None, state: Path, edits: Edits, output: Path | None) -> str:
+    """Write the files of the narrowed policy; give what changes in them as a unified diff."""
+    from squidkeeper.errors import EditRefused
+    from squidkeeper.tightening.edit import edited_documents, unified_diff
+
+    sources, lists = _sources(policy, named, state)
+    try:
+        documents = edited_documents(sources, policy.compiled.source, edits, lists)
+    except EditRefused as error:
+        raise click.ClickException(str(error)) from error
+    if output is not None:
+        _write_files(output, documents)
+    return "".join(unified_diff(sources.documents, documents))
+
+
+def _sources(policy: NamedPolicy, named: str | None, state: Path) -> tuple[Sources, Path | None]:
+    """Read the files that a policy was loaded from, and where its lists are compiled."""
+    from squidkeeper.policy_store.revisions import compiled_lists, read_revision
+    from squidkeeper.policy_store.sources import read_sources
+
+    revision, folder = policy.compiled.revision, state / "revisions"
+    if named is not None and os.path.isdir(named):
+        sources = read_sources(Path(named))
+        if sources.revision != revision:
+            raise click.ClickException(f"{named} was changed meanwhile: try again")
+        return sources, None
+    try:
+        return read_revision(folder, revision), compiled_lists(folder, revision)
+    except OSError as error:
+        raise UnusableInput(f"{folder / revision}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _write_files(folder: Path, documents: Iterable[Document]) -> None:
+    from squidkeeper.cli.new_file import open_new_file
+
+    try:
+        folder.mkdir(mode=0o750)
+    except OSError as error:
+        raise click.UsageError(f"--output {folder}: {(error.strerror or str(error)).lower()}") from error
+    for document in documents:
+        with open_new_file(folder / document.path.name) as file:
+            file.write(document.content)

@@ -1,0 +1,54 @@
+"""One request, decided as `squidkeeper explain` decides it (floor 4): what proves a difference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from squidkeeper.difference.consequences import Consequence, consequence_of, counted, quota_counts
+from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, decide
+from squidkeeper.engine.explain import quotas_in, upstream
+from squidkeeper.policy.model import Rule
+from squidkeeper.protocol.request import Malformed, Request, request_to
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request, as `squidkeeper explain` takes it."""
+
+    method: str
+    target: str
+    client: str | None
+    user: str | None
+    at: datetime
+
+
+def judge(policy: CompiledPolicy, asked: Asked) -> Consequence:
+    """Give what becomes of a request: now, and once the grants that allow it are spent."""
+    request = request_to(asked.method, asked.target, asked.client, asked.user)
+    match = policy.match(request)
+    decision, spent = decide(policy, match, asked.at), dict[str, Rule]()
+    stages = [_consequence(policy, match, request, asked.at, decision)]
+    while decision.counted is not None:
+        spent[decision.counted.name] = decision.counted
+        decision = decide(policy, match, asked.at, spent=spent)
+        stages.append(_consequence(policy, match, request, asked.at, decision))
+    return counted(stages, spent.values())
+
+
+def _consequence(
+    policy: CompiledPolicy, match: HostMatch, request: Request | Malformed, at: datetime, decision: Decision
+) -> Consequence:
+    consequence = _uncounted(policy, match, request, at, decision)
+    return replace(consequence, quotas=quota_counts(quotas_in(policy, match, decision), decision.rule))
+
+
+def _uncounted(
+    policy: CompiledPolicy, match: HostMatch, request: Request | Malformed, at: datetime, decision: Decision
+) -> Consequence:
+    if isinstance(request, Malformed):
+        return consequence_of(decision, match.facts.host, websocket=False, upstream=None)
+    websocket = request.method == "GET" and (
+        decision.websocket or decide(policy, match, at, Stage.HOST).outlook.unrestricted
+    )
+    return consequence_of(decision, request.host, websocket=websocket, upstream=upstream(policy, request, decision))

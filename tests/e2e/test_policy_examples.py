@@ -1,0 +1,80 @@
+"""Two of the example policies, live: what agents may push, and whose key a model sees."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.test_policy_examples import FOLDER
+from tests.waiting import wait_for
+
+from .curl import curl
+from .gateway import Gateway, NewGateway
+from .network import run
+from .origin import Answer, Origins
+from .test_client_credentials import Machine, basic, git_http_backend, private
+
+AGENT = "127.0.0.1"
+TOKEN, KEY = "ghs_e2eTokenOfTheExample+01", "sk-ant-e2eKeyOfTheExample-02"
+
+
+def example(name: str) -> str:
+    """The text of an example, whose agents are the clients of these tests."""
+    return (
+        (FOLDER / name / "policy.yaml")
+        .read_text()
+        .replace("192.168.137.0/24", "127.0.0.0/8")
+        .replace("192.168.137.10", AGENT)
+    )
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    gateway = new_gateway(example("github-sandboxes"))
+    gateway.secret("github-token", TOKEN)
+    gateway.secret("anthropic-key", KEY)
+    gateway.secret("openai-key", "sk-e2eOtherKeyOfTheExample-03")
+    return gateway.start()
+
+
+def test_agents_push_to_sandboxes_alone(gateway: Gateway, origins: Origins, tmp_path: Path) -> None:
+    for name in ("sandbox-1", "app"):
+        run("git", "init", "--quiet", "--bare", "--initial-branch", "main", tmp_path / f"acme/{name}.git")
+        run("git", "-C", tmp_path / f"acme/{name}.git", "config", "http.receivepack", "true")
+    wanted = basic("x-access-token", TOKEN)
+    origins.fallback = lambda seen: private(wanted, lambda one: git_http_backend(tmp_path, one), seen)
+    home = tmp_path / "home"
+    home.mkdir()
+    machine = Machine(gateway, home)
+    git = ("git", "-c", "user.name=agent", "-c", "user.email=agent@example.com", "-C", "clone")
+    machine.run("git", "clone", "--quiet", "https://github.com/acme/app.git", "clone")
+    machine.run(*git, "checkout", "-q", "-B", "main")
+    machine.run(*git, "commit", "-q", "--allow-empty", "-m", "Change")
+    machine.run(*git, "push", "https://github.com/acme/sandbox-1.git", "main")
+    with pytest.raises(AssertionError, match="Push to a repository acme/sandbox-"):
+        machine.run(*git, "push", "https://github.com/acme/app.git", "main")
+    assert machine.holds() == []
+    heads = subprocess.run(["git", "-C", tmp_path / "acme/app.git", "branch"], capture_output=True, check=True)
+    assert heads.stdout == b""
+
+
+def test_a_model_sees_the_key_of_the_gateway_whatever_the_client_sends(gateway: Gateway, origins: Origins) -> None:
+    gateway.write("policy.yaml", example("llm-apis"))
+    gateway.render()
+    url = "https://api.anthropic.com/v1/messages"
+    origins.fallback = Answer(body=b"{}")
+    wait_for(lambda: curl(gateway, url, "-d", "{}").status == 200, "the example to be in force")
+    origins.forget()
+    origins.fallback = Answer(body=b"{}")
+    for sent in (
+        "X-Api-Key: sk-ant-placeholder-of-the-gateway",
+        "X-Api-Key: sk-ant-of-the-client",
+        "Authorization: Bearer sk",
+    ):
+        assert curl(gateway, url, "-d", "{}", "-H", sent).status == 200
+    assert [(seen.values("X-Api-Key"), seen.values("Authorization")) for seen in origins.seen] == [([KEY], [])] * 3
+    placeholder = "Cookie: a=sk-ant-placeholder-of-the-gateway"
+    other = "https://api.openai.com/v1/responses"
+    seen = len(origins.seen)
+    reply = curl(gateway, other, "-d", "{}", "-H", placeholder)
+    assert (reply.status, reply.rule, len(origins.seen)) == (403, "placeholder-misdirected", seen)

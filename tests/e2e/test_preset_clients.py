@@ -1,0 +1,158 @@
+"""Each preset with its clients, in a VM, at a gateway that has this preset alone."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.presets import preset_names
+from tests.waiting import wait_for
+
+from . import registries
+from .clients import Machine, gateway_variables
+from .curl import curl
+from .gateway import Gateway, NewGateway
+from .network import VirtualMachine, run
+from .origin import Origins
+from .preset_clients import CLIENTS, PresetClient, tried_table
+from .registries import GoServices, Registries, Service
+
+DOCUMENT = Path(__file__).parents[2] / "policy/PRESETS.md"
+POLICY = "version: 1\nclients: {agents: {networks: [192.168.137.0/24]}}\n"
+
+
+def test_each_preset_has_a_client() -> None:
+    assert {client.preset for client in CLIENTS} == preset_names()
+
+
+def test_the_document_has_the_table() -> None:
+    table = tried_table()
+    assert table in DOCUMENT.read_text(), table
+
+
+@pytest.fixture(scope="module")
+def vm(internet: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualMachine]:
+    vm = VirtualMachine(tmp_path_factory.mktemp("vm"))
+    yield vm
+    vm.stop()
+
+
+@pytest.fixture(scope="module", params=CLIENTS, ids=lambda client: f"{client.preset}: {client.name}")
+def client(request: pytest.FixtureRequest) -> PresetClient:
+    found: PresetClient = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def preset(client: PresetClient) -> str:
+    return client.preset
+
+
+@pytest.fixture(scope="module")
+def one_gateway(new_gateway: NewGateway, vm: VirtualMachine, programs: Path) -> Gateway:
+    gateway = new_gateway(POLICY, at=vm.gateway)
+    vm.trust(gateway.ca)
+    return gateway
+
+
+@pytest.fixture(scope="module")
+def gateway(one_gateway: Gateway, preset: str) -> Gateway:
+    """The gateway, started again where the preset is another one."""
+    policy = f"{POLICY}presets: [{{preset: {preset}, clients: [agents]}}]\n"
+    if one_gateway.runs and (one_gateway.policy_folder / "policy.yaml").read_text() == policy:
+        return one_gateway
+    one_gateway.kill()
+    one_gateway.write("policy.yaml", policy)
+    one_gateway.start()
+    curl(one_gateway, "http://nowhere.example/")  # Squid starts a helper when it needs one
+    in_force = f"revision {read_sources(one_gateway.policy_folder).revision} is in force"
+    wait_for(lambda: in_force in one_gateway.cache_log(), in_force)  # which waits until a new file rests
+    return one_gateway
+
+
+@pytest.fixture(scope="module")
+def machine(
+    one_gateway: Gateway, programs: Path, vm: VirtualMachine, tmp_path_factory: pytest.TempPathFactory
+) -> Machine:
+    path = f"{programs}/node/node_modules/.bin:{programs}/python/bin:{cargo_folder()}:/usr/sbin:/usr/bin:/sbin:/bin"
+    return Machine(vm, {**gateway_variables(one_gateway), "PATH": path, "HOME": str(tmp_path_factory.mktemp("home"))})
+
+
+def cargo_folder() -> Path:
+    """Where cargo itself is: rustup's stand-in for it looks into the home of its user."""
+    found = run("rustup", "which", "cargo").strip() if shutil.which("rustup") else shutil.which("cargo")
+    return Path(found or "/usr/bin/cargo").parent
+
+
+@pytest.fixture(scope="module")
+def go() -> GoServices:
+    return registries.go()
+
+
+@pytest.fixture(scope="module")
+def services(go: GoServices, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Service]:
+    return {
+        "pypi@1": registries.pypi(),
+        "npm@1": registries.npm(),
+        "debian@1": registries.debian(tmp_path_factory.mktemp("debian")),
+        "crates@1": registries.crates(),
+        "go@1": go.service,
+        "github-read@1": registries.github(tmp_path_factory.mktemp("github")),
+        "anthropic@1": registries.anthropic(),
+        "openai@1": registries.openai(),
+    }
+
+
+@pytest.fixture
+def at(gateway: Gateway, machine: Machine, go: GoServices, tmp_path: Path) -> Machine:
+    """The machine, with the variables that keep a client's own files in this test's folder."""
+    own = {
+        "CARGO_HOME": str(tmp_path / "cargo"),
+        "GOPATH": str(tmp_path / "go"),
+        "GOCACHE": str(tmp_path / "go-cache"),
+        "GOFLAGS": "-modcacherw",
+        "GOSUMDB": go.sumdb,
+        "GOTOOLCHAIN": "local",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
+    return Machine(machine.vm, {**machine.variables, **own})
+
+
+def decided(gateway: Gateway, before: int) -> set[tuple[str, str, str]]:
+    """The requests that were logged since, CONNECTs aside: method and URL, verdict, rule."""
+    lines = [line for line in gateway.log()[before:] if line["method"] != "CONNECT"]
+    return {(f"{line['method']} {line['url']}", line["verdict"], line["rule"]) for line in lines}
+
+
+def refused(gateway: Gateway, before: int) -> set[tuple[str, str, str]]:
+    return {one for one in decided(gateway, before) if one[1] == "deny"}
+
+
+@pytest.mark.clients
+def test_a_client_fetches_through_the_preset_alone(
+    client: PresetClient, gateway: Gateway, at: Machine, services: dict[str, Service], origins: Origins, tmp_path: Path
+) -> None:
+    origins.fallback = Registries(services[client.preset])
+    before = len(gateway.log())
+    output = at.run(client.fetch, "", tmp_path)
+    assert client.shows in output, output
+    rules = {f"{client.preset}/{rule}" for rule in client.rules}
+    wait_for(lambda: {rule for _, _, rule in decided(gateway, before)} >= rules, f"the rules {rules}")
+    assert refused(gateway, before) == set()
+
+
+@pytest.mark.clients
+def test_a_client_cannot_upload(
+    client: PresetClient, gateway: Gateway, at: Machine, services: dict[str, Service], origins: Origins, tmp_path: Path
+) -> None:
+    origins.fallback = Registries(services[client.preset])
+    before = len(gateway.log())
+    output = at.run(client.upload, "", tmp_path)
+    assert "denied" in output.lower() or "403" in output, output
+    denied = {(request, "deny", "default") for request in client.denied}
+    wait_for(lambda: len(refused(gateway, before)) >= len(denied), f"the denials; the client printed:\n{output}")
+    assert refused(gateway, before) == denied
+    assert not {f"{seen.method} {seen.url}" for seen in origins.seen} & client.denied
