@@ -1,0 +1,137 @@
+"""`squidkeeper quota` (floor 9): what is used of each quota, and by whom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from squidkeeper.cli.options import json_option, policy_option, state_option
+from squidkeeper.formatting import duration, printable, quantity
+
+if TYPE_CHECKING:
+    from squidkeeper.policy.quotas import Quota
+    from squidkeeper.quotas.local_counts import LocalCounts
+    from squidkeeper.quotas.valkey_counts import ValkeyCounts
+
+Row = dict[str, Any]
+_SHOWN: Final = 10
+
+
+@click.command()
+@click.option("--top", metavar="N", type=click.IntRange(1), default=_SHOWN, show_default=True, help="Of each quota.")
+@click.option("--reset", metavar="NAME", help="Begin the counts of this quota again, for everybody.")
+@json_option
+@policy_option
+@state_option("The state folder, which holds the counts.")
+def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Path) -> None:
+    """Show what is used of each quota of the policy, and by whom: who has used most comes first.
+
+    A number can be some units too high: helpers take a few ahead of their use. Bytes count at the end of a request.
+    """
+    quotas = _quotas(directory)
+    if reset is not None and reset not in {one.name for one in quotas}:
+        raise click.BadParameter(f"the policy has no quota {reset!r}", param_hint="--reset")
+    rows = _read(directory, state, reset)
+    shown = [(one, _of(one, rows)) for one in quotas]
+    if as_json:
+        click.echo(json.dumps([_as_object(one, used, top) for one, used in shown], indent=2))
+        return
+    for one, used in shown:
+        click.echo("\n".join(_lines(one, used, top)))
+    if not quotas:
+        click.echo("The policy has no quotas.")
+
+
+def _quotas(directory: Path) -> Sequence[Quota]:
+    from squidkeeper.errors import PolicyError
+    from squidkeeper.policy_store.loading import build_sources
+    from squidkeeper.policy_store.sources import read_sources
+
+    try:
+        return build_sources(read_sources(directory)).policy.quotas
+    except PolicyError as error:
+        raise click.ClickException(f"the policy does not load: {printable(str(error.faults[0]))}") from error
+
+
+def _read(directory: Path, state: Path, reset: str | None) -> list[Row]:
+    """Read the counts, after a reset: of all gateways, or of this one with the rights of the account that has them."""
+    from squidkeeper.errors import CountsUnavailable
+    from squidkeeper.quotas.store_settings import quota_store_file, read_quota_store
+    from squidkeeper.quotas.valkey_counts import ValkeyCounts
+    from squidkeeper.squid_account import call_as_owner
+
+    try:
+        settings = read_quota_store(quota_store_file(directory))
+        if settings is not None:
+            return _rows(ValkeyCounts(settings), reset)
+        rows: list[Row] = call_as_owner(state, lambda: _local_rows(state, reset))
+    except (OSError, CountsUnavailable) as error:
+        raise click.ClickException(f"the counts cannot be read: {printable(str(error))}") from error
+    return rows
+
+
+def _local_rows(state: Path, reset: str | None) -> list[Row]:
+    from squidkeeper.errors import CountsUnavailable
+    from squidkeeper.quotas.local_counts import LocalCounts
+
+    try:
+        return _rows(LocalCounts(state), reset)
+    except CountsUnavailable as error:
+        raise OSError(str(error)) from error
+
+
+def _rows(counts: LocalCounts | ValkeyCounts, reset: str | None) -> list[Row]:
+    from contextlib import closing
+
+    with closing(counts):
+        if reset is not None:
+            counts.forget(reset)
+        return [
+            {
+                "quota": one.count.quota,
+                "unit": str(one.count.unit),
+                "every": str(one.count.window),
+                "holder": one.count.holder,
+                "used": one.used,
+                "resets_in_seconds": max(0, round(one.ends_in)),
+            }
+            for one in counts.uses()
+        ]
+
+
+def _of(one: Quota, rows: Sequence[Row]) -> list[Row]:
+    """List the counts of a quota, the most used first."""
+    asked = (one.name, str(one.unit), str(one.window))
+    found = [row for row in rows if (row["quota"], row["unit"], row["every"]) == asked]
+    return sorted(found, key=lambda row: (-row["used"], row["holder"]))
+
+
+def _as_object(one: Quota, used: Sequence[Row], top: int) -> Row:
+    keys = ("holder", "used", "resets_in_seconds")
+    return {
+        "quota": one.name,
+        "unit": str(one.unit),
+        "limit": one.limit,
+        "every": str(one.window),
+        "per": str(one.per),
+        "used": [{key: row[key] for key in keys} for row in used[:top]],
+        "holders": len(used),
+    }
+
+
+def _lines(one: Quota, used: Sequence[Row], top: int) -> Iterator[str]:
+    from squidkeeper.policy.quotas import shown_amount
+
+    yield f"{printable(one.name)}: {one.text}"
+    for row in used[:top]:
+        share = min(999, 100 * row["used"] // one.limit)
+        resets = duration(row["resets_in_seconds"])
+        yield f"  {share:>3} %  {printable(row['holder'])}  {shown_amount(one.unit, row['used'])}, resets in {resets}"
+    if len(used) > top:
+        yield f"         and {quantity(len(used) - top, 'more', 'more')}"
+    if not used:
+        yield "         nothing is used"

@@ -1,0 +1,172 @@
+"""Counts on one gateway (floor 4): one SQLite file in the state folder, which every helper writes.
+
+It survives restarts, and a process that is killed leaves no lock. A count never goes back with the clock: a window that
+has begun goes on until the clock has reached its end, unless it is more than one window away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from squidkeeper.errors import CountsUnavailable
+from squidkeeper.policy.quotas import QuotaUnit, Window
+from squidkeeper.quotas.counts import QuotaCount, QuotaUse, Taken, share
+
+if TYPE_CHECKING:
+    import sqlite3
+
+FOLDER: Final = "quotas"  # of the state folder
+_WAIT_SECONDS: Final = 0.2
+_PAGES_AT_MOST: Final = 65_536  # of 4 KB: 256 MB, some two million counts
+_TIDY_EVERY_SECONDS: Final = 60.0
+_SETTINGS: Final = ("trusted_schema = OFF", "journal_mode = WAL", "synchronous = NORMAL")
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS counts (
+    quota TEXT NOT NULL, unit TEXT NOT NULL, every TEXT NOT NULL, holder TEXT NOT NULL,
+    began INTEGER NOT NULL, ends INTEGER NOT NULL, used INTEGER NOT NULL,
+    PRIMARY KEY (quota, unit, every, holder)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_end ON counts (ends);
+"""
+_FIND: Final = "SELECT began, used FROM counts WHERE quota = ? AND unit = ? AND every = ? AND holder = ?"
+_WRITE: Final = "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+
+class LocalCounts:
+    """The counts below a state folder, for the processes of Squid's account."""
+
+    def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
+        self._folder = state / FOLDER
+        self._file = self._folder / "counts.db"
+        self._clock = clock
+        self._tidied = 0.0
+        self._inode = 0
+        self._connection: sqlite3.Connection | None = None
+
+    def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
+        """Give up to so many units of what is left."""
+        with self._opened() as database:
+            now = self._clock()
+            if not asked:
+                began, used = _current(database, count, now)
+                return Taken(0, used, max(0, limit - used), began + count.window.seconds - now)
+            with _transaction(database):
+                began, used = _current(database, count, now)
+                given = share(limit, used, asked)
+                if given:
+                    _write(database, count, began, used + given)
+                    self._tidy(database, now)
+            used += given
+            return Taken(given, used, max(0, limit - used), began + count.window.seconds - now)
+
+    def add(self, count: QuotaCount, amount: int) -> None:
+        """Add what was used already."""
+        self.add_all({count: amount})
+
+    def add_all(self, amounts: dict[QuotaCount, int]) -> None:
+        """Add to several counts, all or none."""
+        with self._opened() as database, _transaction(database):
+            now = self._clock()
+            for count, amount in amounts.items():
+                began, used = _current(database, count, now)
+                _write(database, count, began, used + amount)
+            self._tidy(database, now)
+
+    def uses(self) -> list[QuotaUse]:
+        """List what is used in the windows of now."""
+        if not self._file.exists():
+            return []
+        with self._opened() as database:
+            now = self._clock()
+            rows = database.execute("SELECT quota, unit, every, holder, used, ends FROM counts WHERE ends > ?", (now,))
+            return [
+                QuotaUse(QuotaCount(quota, QuotaUnit(unit), Window(every), holder), used, ends - now)
+                for quota, unit, every, holder, used, ends in rows
+            ]
+
+    def forget(self, quota: str) -> int:
+        """Forget the counts of a quota."""
+        if not self._file.exists():
+            return 0
+        with self._opened() as database:
+            return database.execute("DELETE FROM counts WHERE quota = ?", (quota,)).rowcount
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _tidy(self, database: sqlite3.Connection, now: float) -> None:
+        """Remove counts of windows that ended long enough ago for a clock that is set back."""
+        if abs(now - self._tidied) >= _TIDY_EVERY_SECONDS:
+            self._tidied = now
+            database.execute("DELETE FROM counts WHERE ends < ?", (now - Window.DAY.seconds,))
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        import sqlite3  # late: most helpers never need it
+
+        try:
+            yield self._open_once()
+        except (sqlite3.Error, OSError, ValueError) as error:
+            self.close()
+            raise CountsUnavailable(f"{self._folder}: {error}") from error
+
+    def _open_once(self) -> sqlite3.Connection:
+        if self._connection is None or not self._is_there():  # else somebody has removed the folder
+            self.close()
+            self._connection = self._open()
+        return self._connection
+
+    def _is_there(self) -> bool:
+        try:
+            return self._file.stat().st_ino == self._inode
+        except FileNotFoundError:
+            return False
+
+    def _open(self) -> sqlite3.Connection:
+        import sqlite3
+
+        self._folder.mkdir(mode=0o750, exist_ok=True)
+        connection = sqlite3.connect(self._file, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            for setting in _SETTINGS:
+                connection.execute(f"PRAGMA {setting}")
+            connection.execute(f"PRAGMA max_page_count = {_PAGES_AT_MOST}")
+            connection.executescript(_SCHEMA)
+        except sqlite3.Error:
+            connection.close()
+            raise
+        self._inode = self._file.stat().st_ino
+        return connection
+
+
+@contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
+
+
+def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tuple[int, int]:
+    """Give when the window of a count began, and what is used in it."""
+    seconds = count.window.seconds
+    began = int(now // seconds) * seconds
+    row = database.execute(_FIND, (count.quota, count.unit, count.window, count.holder)).fetchone()
+    if row is None or not began <= row[0] <= began + seconds:
+        return began, 0
+    return row[0], row[1]
+
+
+def _write(database: sqlite3.Connection, count: QuotaCount, began: int, used: int) -> None:
+    ends = began + count.window.seconds
+    database.execute(_WRITE, (count.quota, count.unit, count.window, count.holder, began, ends, used))

@@ -1,0 +1,299 @@
+"""Quotas on a live gateway: what is counted, what is denied, with which page, and that no count is passed or lost."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.quotas.local_counts import LocalCounts
+from tests.valkey_server import PASSWORD as VALKEY_PASSWORD
+from tests.valkey_server import ValkeyServer
+from tests.waiting import wait_for
+
+from .curl import CurlFailed, curl
+from .gateway import Gateway, NewGateway
+from .network import run
+from .observer import Exporter, fetch
+from .origin import Origins
+from .raw import Raw, tunnel
+from .reply import Reply
+
+DAY = 86_400
+POLICY = """
+version: 1
+defaults: {contact: platform@example.com}
+clients:
+  few: {networks: [127.0.0.2, 127.0.0.12]}
+  tight: {networks: [127.0.0.3, 127.0.0.13]}
+rules:
+  - {name: closed, action: deny, hosts: [docs.example], paths: [/admin/**]}
+  - {name: pinned, action: allow, hosts: [pinned.example], tls: passthrough}
+  - {name: many, action: allow, hosts: [counted.example]}
+  - {name: asked, action: ask, hosts: [asked.example]}
+  - {name: llm, action: allow, hosts: [llm.example]}
+  - {name: open, action: allow, hosts: [.example]}
+quotas:
+  - {name: per-vm, per: client, clients: [few], requests: 5, every: day}
+  - {name: openings, per: client, clients: [tight], tunnels: 2, every: day}
+  - {name: questions, per: client, tickets: 2, every: day}
+  - {name: uploads, per: client, rules: [llm], bytes_out: 100KB, every: day}
+  - {name: of-many, per: rule, rules: [many], requests: 40, every: day}
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Gateway:
+    """With few questions at a time for each helper, so that two of them count. No day ends meanwhile."""
+    left = DAY - time.time() % DAY
+    time.sleep(left + 1 if left < 60 else 0)
+    made = new_gateway(POLICY)
+    made.render()
+    made.edit("squidkeeper.conf", "concurrency=32 ", "concurrency=2 ")
+    return made.start()
+
+
+@pytest.fixture
+def exporter(gateway: Gateway) -> Iterator[Exporter]:
+    exporter = Exporter(gateway, 9130).start()
+    yield exporter
+    exporter.stop()
+
+
+def test_nothing_is_asked_where_no_quota_is(gateway: Gateway, origins: Origins) -> None:
+    assert curl(gateway, "http://docs.example/unasked").status == 200
+    assert curl(gateway, "https://docs.example/unasked").status == 200
+    assert gateway.helpers("acl --scope host") != []
+    assert gateway.helpers("meter") == []
+
+
+def test_requests_in_a_tunnel_and_outside_count_once_each_and_a_denied_one_does_not(
+    gateway: Gateway, origins: Origins
+) -> None:
+    with tunnel(gateway, "docs.example:443", client="127.0.0.2") as inside:
+        got = [inside.get(path, "docs.example") for path in ("/1", "/2", "/3", "/admin/x")]
+    assert [reply.status for reply in got if reply] == [200, 200, 200, 403]
+    statuses = [curl(gateway, f"http://docs.example/{number}", client="127.0.0.2").status for number in (4, 5, 6)]
+    assert statuses == [200, 200, 403]
+    assert curl(gateway, "http://docs.example/another-client").status == 200
+    assert not any("/6" in url or "/admin/" in url for url in origins.urls())
+
+
+def test_the_page_names_the_quota_and_when_it_resets_in_each_form(gateway: Gateway, origins: Origins) -> None:
+    use_up(gateway)
+    text = curl(gateway, "http://docs.example/text", client="127.0.0.2")
+    assert (text.status, text.rule) == (403, "quota")
+    assert text.reason == "The quota per-vm (5 requests a day for each client) is used up."
+    assert text.line("Contact") == "platform@example.com"
+    midnight = time.strftime("%Y-%m-%dT00:00:00Z", time.gmtime(time.time() + DAY))
+    resets = text.line("Resets") or ""
+    assert resets.startswith(f"{midnight} (in ")
+    assert text.header("Retry-After") is None
+    problem = curl(gateway, "https://docs.example/json", "-H", "Accept: application/json", client="127.0.0.2")
+    assert problem.header("Content-Type") == "application/problem+json"
+    assert (problem.json["type"], problem.json["resets"]) == ("urn:squidkeeper:quota", midnight)
+    assert 0 < problem.json["resets_in_seconds"] <= DAY
+    page = curl(gateway, "http://docs.example/html", "-H", "Accept: text/html", client="127.0.0.2")
+    assert (page.header("Content-Type"), page.rule) == ("text/html; charset=utf-8", "quota")
+    line = gateway.logged("https://docs.example/json")
+    assert (line["rule"], line["verdict"], line["status"], line["found"]) == ("quota", "deny", 403, "quota:per-vm")
+    assert origins.urls() == []
+
+
+def test_tunnels_are_counted_and_a_refused_one_has_the_page_inside(gateway: Gateway, origins: Origins) -> None:
+    for number in (1, 2):
+        with tunnel(gateway, "docs.example:443", client="127.0.0.3") as inside:
+            got = [inside.get(f"/tunnel/{number}/{turn}", "docs.example") for turn in range(3)]
+        assert [reply.status for reply in got if reply] == [200] * 3
+    refused = curl(gateway, "https://docs.example/third", "-H", "Accept: application/json", client="127.0.0.3")
+    assert (refused.status, refused.json["rule"]) == (403, "quota")
+    assert refused.json["reason"] == "The quota openings (2 tunnels a day for each client) is used up."
+    assert refused.json["resets_in_seconds"] > 0
+    with tunnel(gateway, "docs.example:443", client="127.0.0.3") as inside:  # TLS with the gateway alone
+        got = [inside.get("/again", "docs.example") for _ in range(2)]
+    assert [reply.rule for reply in got if reply][:1] == ["quota"]
+    assert {reply.status for reply in got if reply} == {403}
+    assert curl(gateway, "http://docs.example/plain", client="127.0.0.3").status == 200
+    assert not any("/third" in url or "/again" in url for url in origins.urls())
+
+
+def test_a_tunnel_that_passes_through_counts_once(gateway: Gateway, origins: Origins) -> None:
+    ca = origins.authority.certificate
+    for _ in range(2):  # Squid asks twice about each
+        assert curl(gateway, "https://pinned.example/", "--cacert", ca, client="127.0.0.13").status == 200
+    with pytest.raises(CurlFailed):
+        curl(gateway, "https://pinned.example/", "--cacert", ca, client="127.0.0.13")
+
+
+def test_many_clients_at_once_never_pass_the_limit_with_two_helpers(gateway: Gateway, origins: Origins) -> None:
+    def client(number: int) -> list[int]:
+        with Raw(gateway) as connection:
+            replies = [
+                connection.get(f"http://counted.example/{number}/{turn}", "counted.example") for turn in range(4)
+            ]
+        return [reply.status for reply in replies if reply]
+
+    with ThreadPoolExecutor(24) as pool:
+        statuses = [status for got in pool.map(client, range(24)) for status in got]
+    assert len(statuses) == 96
+    assert set(statuses) == {200, 403}
+    passed = [url for url in origins.urls() if "//counted.example/" in url]
+    assert 0 < len(passed) == statuses.count(200) <= 40
+    assert len(passed) >= 40 - 2 * (40 // 16)  # what leases of two helpers can leave over
+    assert len(gateway.helpers("meter")) > 1
+
+
+def test_new_tickets_of_a_client_are_counted_and_a_question_keeps_its_own(gateway: Gateway, origins: Origins) -> None:
+    first = [curl(gateway, f"http://asked.example/{number}") for number in (1, 2, 3, 1)]
+    tickets = [reply.line("Ticket") for reply in first]
+    assert [reply.status for reply in first] == [403] * 4
+    assert tickets == [tickets[0], tickets[1], None, tickets[0]]
+    reason = (
+        "The rule asked denies this until a person allows it. It has no ticket: a quota of new tickets is used up, "
+    )
+    assert first[2].reason == f"{reason}and its count begins again later."
+    assert curl(gateway, "http://asked.example/3", client="127.0.0.4").line("Ticket") is not None
+    assert origins.urls() == []
+
+
+def test_bytes_count_at_the_end_of_a_request_once(gateway: Gateway, exporter: Exporter, origins: Origins) -> None:
+    def upload(size: int, scheme: str = "https") -> Reply:
+        return curl(gateway, f"{scheme}://llm.example/", "--data-binary", "x" * size, client="127.0.0.5")
+
+    def used() -> int:
+        with closing(LocalCounts(gateway.root / "state")) as counts:
+            found = {one.count.holder: one.used for one in counts.uses() if one.count.quota == "uploads"}
+        return found.get("127.0.0.5", 0)
+
+    assert [upload(30_000).status, upload(30_000, "http").status] == [200, 200]
+    wait_for(lambda: used() > 60_000, "the count of two uploads")
+    exporter.end()
+    exporter.start()
+    assert used() < 62_000
+    too_large = upload(40_000)
+    assert (too_large.status, too_large.rule) == (403, "quota")
+    left = "The quota uploads (100 KB out a day for each client) has less left than this request would send."
+    assert too_large.reason == left
+    assert upload(38_000).status == 200
+    wait_for(lambda: used() > 98_000, "the count of the third upload")
+    wait_for(lambda: upload(2_000).rule == "quota", "the quota")
+    shown = fetch(exporter.port, "/metrics").text
+    assert 'squidkeeper_quota_denials_total{quota="uploads"} ' in shown
+    assert 'squidkeeper_quota_denials_total{quota="uploads"} 0.0' not in shown
+    assert "\nsquidkeeper_quota_store_up " not in shown
+    assert curl(gateway, "https://llm.example/", client="127.0.0.6").status == 200
+
+
+def test_a_body_that_does_not_tell_its_length_is_bounded(
+    gateway: Gateway, exporter: Exporter, origins: Origins, tmp_path: Path
+) -> None:
+    body = tmp_path / "body"
+    body.write_bytes(b"x" * 150_000)
+    chunked = ("-H", "Transfer-Encoding: chunked", "-H", "Expect:", "--data-binary", f"@{body}")
+    try:
+        status = curl(gateway, "http://llm.example/", *chunked, client="127.0.0.8").status
+    except CurlFailed:
+        status = 0
+    assert status != 200
+    assert all(len(seen.body) < 100_000 for seen in origins.seen if seen.values("Host") == ["llm.example"])
+    body.write_bytes(b"x" * 50_000)
+    assert curl(gateway, "http://llm.example/", *chunked, client="127.0.0.8").status == 200
+
+
+def test_bytes_that_nobody_counts_are_denied(gateway: Gateway, origins: Origins) -> None:
+    heartbeat = gateway.root / "state/quotas/bytes-counted"
+    heartbeat.unlink(missing_ok=True)
+    denied = curl(gateway, "http://llm.example/", client="127.0.0.7")
+    assert (denied.status, denied.rule) == (403, "quota")
+    lines = wait_for(lambda: [line for line in gateway.log() if line["client"] == "127.0.0.7"], "its line in the log")
+    assert lines[0]["found"] == "quota-unavailable:uploads"
+
+
+def test_counts_survive_helpers_that_are_killed_and_a_restart_of_squid(gateway: Gateway, origins: Origins) -> None:
+    use_up(gateway)
+    for pid in gateway.helpers("meter"):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: curl(gateway, "http://docs.example/killed", client="127.0.0.2").rule == "quota", "a new helper")
+    gateway.kill()
+    gateway.start()
+    assert curl(gateway, "http://docs.example/restarted", client="127.0.0.2").rule == "quota"
+    assert origins.urls() == []
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ValkeyServer]:
+    server = ValkeyServer(tmp_path / "valkey", saves=True).start()
+    yield server
+    server.kill()
+
+
+def share_counts(gateway: Gateway, store: ValkeyServer, on_unavailable: str) -> None:
+    """Give a gateway its quota-store.yaml, as squid/FLEET.md says."""
+    folder = gateway.root / "etc"
+    password, ca = folder / "quota-store.password", folder / "quota-store-ca.crt"
+    password.write_text(VALKEY_PASSWORD)
+    password.chmod(0o640)
+    shutil.chown(password, group="proxy")
+    shutil.copy(store.folder / "ca.crt", ca)
+    told = f"address: 127.0.0.1:{store.port}\nuser: squidkeeper\npassword_file: {password}\ntls_ca: {ca}\n"
+    (folder / "quota-store.yaml").write_text(f"{told}on_unavailable: {on_unavailable}\ngateways: 2\n")
+
+
+def test_two_gateways_share_a_count_and_go_on_or_deny_without_its_store(
+    new_gateway: NewGateway, store: ValkeyServer, origins: Origins
+) -> None:
+    policy = POLICY.replace("requests: 5,", "requests: 8,")
+    gateways = [new_gateway(policy), new_gateway(policy)]
+    for gateway, on_unavailable in zip(gateways, ("local", "deny"), strict=True):
+        share_counts(gateway, store, on_unavailable)
+        gateway.start()
+
+    def rules(gateway: Gateway, number: int) -> list[str | None]:
+        replies = [curl(gateway, f"http://docs.example/{index}", client="127.0.0.2") for index in range(number)]
+        return [None if reply.status == 200 else reply.rule for reply in replies]
+
+    assert rules(gateways[0], 2) + rules(gateways[1], 2) == [None] * 4
+    store.kill()
+    local, denying = rules(gateways[0], 5), rules(gateways[1], 1)
+    assert local == [None] * 4 + ["quota"]  # half of the limit
+    assert denying == ["quota"]
+    wait_for(lambda: "Valkey on 127.0.0.1 port" in gateways[1].cache_log(), "what is wrong, in cache.log")
+    assert VALKEY_PASSWORD not in gateways[1].cache_log()
+    store.start()
+    wait_for(lambda: rules(gateways[1], 1) == [None], "the store to be asked again")
+    wait_for(lambda: rules(gateways[0], 1) == ["quota"] and rules(gateways[1], 1) == ["quota"], "the whole limit")
+    assert len([url for url in origins.urls() if "docs.example" in url]) <= 8 + 4
+    refused = curl(gateways[0], f"https://127.0.0.1:{store.port}/", client="127.0.0.2")  # no client reaches it
+    assert (refused.status, refused.rule) == (403, "default")
+    done = run(gateways[1].root / "bin/squidkeeper", "quota", "--policy", gateways[1].policy_folder, "--json")
+    [per_vm] = [one for one in json.loads(done) if one["quota"] == "per-vm"]
+    assert [(one["holder"], one["used"]) for one in per_vm["used"]] == [("127.0.0.2", 8)]
+
+
+def test_what_cannot_be_counted_is_denied(gateway: Gateway, origins: Origins) -> None:
+    """The last one, as nothing is counted after it."""
+    assert curl(gateway, "http://docs.example/first", client="127.0.0.12").status == 200
+    counts = gateway.root / "state/quotas"
+    for file in counts.iterdir():
+        file.unlink()
+    counts.rmdir()
+    counts.write_text("no folder")
+    origins.forget()
+    refused = curl(gateway, "http://docs.example/uncounted", client="127.0.0.12")
+    assert (refused.status, refused.rule) == (403, "quota")
+    assert refused.reason == "The quota per-vm (5 requests a day for each client) cannot be counted at the moment."
+    assert gateway.logged("http://docs.example/uncounted")["found"] == "quota-unavailable:per-vm"
+    assert curl(gateway, "http://docs.example/not-counted").status == 200
+    assert origins.urls() == ["http://docs.example/not-counted"]
+    assert "quotas cannot be counted" in gateway.cache_log()
+
+
+def use_up(gateway: Gateway) -> None:
+    """Use the quota of the client 127.0.0.2, and forget what the origins saw."""
+    wait_for(lambda: curl(gateway, "http://docs.example/", client="127.0.0.2").rule == "quota", "the quota")
