@@ -1,0 +1,148 @@
+"""`squidkeeper grant --fleet` (floor 9): grants for all gateways that pull from a repository."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from squidkeeper.errors import EditRefused
+from squidkeeper.formatting import printable, quantity
+from squidkeeper.policy_store.sources import FLEET_GRANTS, grants_file
+
+if TYPE_CHECKING:
+    from squidkeeper.approvals import NewGrant
+    from squidkeeper.approvals.fleet_grants import Checkout
+
+_IN_FORCE = "Each gateway has it in force once it has pulled this commit."
+
+
+# Changes the grants of a checkout; gives the title of the commit, empty where nothing has changed, and what is shown.
+Change = Callable[["Checkout"], tuple[str, list[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """The options that name the repository of a fleet."""
+
+    fleet: str | None
+    branch: str
+    folder: str
+    key: Path | None
+
+
+def fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of `FleetOptions`."""
+    for option in reversed(
+        (
+            click.option(
+                "--fleet",
+                metavar="REPOSITORY",
+                help="Grant it on all gateways that pull from this git repository: by a commit to it, signed and pushed"
+                " by your git. --list, --revoke and --prune then are about the grants of all gateways.",
+            ),
+            click.option("--branch", default="main", show_default=True, help="With --fleet: the branch."),
+            click.option(
+                "--path",
+                "folder",
+                metavar="FOLDER",
+                default="policy",
+                show_default=True,
+                help="With --fleet: the folder of the policy in the repository.",
+            ),
+            click.option(
+                "--key",
+                metavar="FILE",
+                type=click.Path(path_type=Path, exists=True, dir_okay=False),
+                help="With --fleet: the SSH key that signs. Default: git's user.signingKey.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def change_for_fleet(options: FleetOptions, change: Change, now: datetime, *, as_json: bool) -> None:
+    """Change the grants of all gateways, and tell what was done; `EditRefused` if nothing was."""
+    from squidkeeper.approvals.fleet_grants import FleetRepository, checked_out
+
+    repository = FleetRepository(options.fleet or "", options.branch, options.folder, options.key)
+    with checked_out(repository) as checkout:
+        try:
+            title, lines = change(checkout)
+            commit = checkout.publish(title, now) if title else ""
+        except EditRefused as error:
+            raise EditRefused(_in_repository(str(error), checkout)) from error
+    if as_json:
+        click.echo(json.dumps({"commit": commit or None, "told": lines}, indent=2))
+        return
+    for line in lines:
+        click.echo(printable(_in_repository(line, checkout)))
+    if commit:
+        click.echo(f"Pushed {commit}. {_IN_FORCE}")
+
+
+def granted(new: NewGrant, now: datetime) -> Change:
+    """Make a grant."""
+    from squidkeeper.approvals import add_grant
+    from squidkeeper.approvals.wording import granted_lines
+
+    def change(checkout: Checkout) -> tuple[str, list[str]]:
+        made = add_grant(checkout.policy, new, now)
+        *lines, _ = granted_lines(made, now)  # the last says when it is in force on one gateway
+        return (f"Grant {made.grant.name}", lines) if made.file else ("", [*granted_lines(made, now)])
+
+    return change
+
+
+def revoked(name: str, now: datetime) -> Change:
+    """Revoke a grant."""
+    from squidkeeper.approvals import remove_grant
+
+    def change(checkout: Checkout) -> tuple[str, list[str]]:
+        remove_grant(checkout.policy, name, now)
+        return f"Revoke {name}", [f"Revoked {name}."]
+
+    return change
+
+
+def pruned(now: datetime) -> Change:
+    """Remove the grants that have lapsed."""
+    from squidkeeper.approvals import prune_grants
+
+    def change(checkout: Checkout) -> tuple[str, list[str]]:
+        lapsed, left = prune_grants(checkout.policy, now)
+        told = f"Removed {quantity(len(lapsed), 'lapsed grant')}. {quantity(len(left), 'grant')} left."
+        return ("Remove lapsed grants" if lapsed else ""), [told]
+
+    return change
+
+
+def listed(now: datetime) -> Change:
+    """List the grants."""
+    from squidkeeper.approvals.wording import described, until
+    from squidkeeper.policy_edit import load_or_refuse
+    from squidkeeper.policy_store.sources import read_sources
+
+    def change(checkout: Checkout) -> tuple[str, list[str]]:
+        loaded = load_or_refuse(read_sources(checkout.policy), now, "does not load")
+        lines = []
+        for one in loaded.compiled.source.grants:
+            ends = "lapsed" if one.lapsed(now) else until(one, now)
+            lines += [f"{one.name}: {ends}", *(f"  {name:<11} {text}" for name, text in described(one))]
+        return "", lines or ["There are no grants."]
+
+    return change
+
+
+def _in_repository(text: str, checkout: Checkout) -> str:
+    """Name files by their places in the repository, not in the copy."""
+    text = text.replace(str(grants_file(checkout.policy)), f"{checkout.repository.folder}/{FLEET_GRANTS}")
+    for place in (checkout.policy, checkout.clone / checkout.repository.folder):
+        text = text.replace(str(place), checkout.repository.folder)
+    return text

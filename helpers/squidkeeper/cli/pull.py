@@ -1,0 +1,161 @@
+"""`squidkeeper pull` (floor 9)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from squidkeeper.cli.options import DEFAULT_POLICY, json_option
+from squidkeeper.formatting import ago, printable
+
+if TYPE_CHECKING:
+    from squidkeeper.pull_status import PullStatus
+
+DEFAULT_SETTINGS: Final = Path("/etc/squidkeeper/pull.yaml")
+DEFAULT_FOLDER: Final = Path("/var/lib/squidkeeper-pull")
+_PATH = click.Path(path_type=Path, readable=False)
+_FAILED: Final = 1
+
+
+@click.group(invoke_without_command=True)
+@click.option("--once", is_flag=True, help="Pull once. Without it: again and again, until SIGTERM.")
+@click.option("--status", "shows", is_flag=True, help="Show what the last pull has come to, and pull nothing.")
+@click.option(
+    "--accept",
+    metavar="COMMIT",
+    default="",
+    help="With --once: take this tip of the source although it does not come after what is in place. It has to be"
+    " signed, to load and to stay below the ceiling all the same. Of a bundle: the end of its name.",
+)
+@click.option("--config", metavar="FILE", type=_PATH, default=DEFAULT_SETTINGS, show_default=True, help="The settings.")
+@click.option(
+    "--folder",
+    metavar="DIR",
+    type=_PATH,
+    default=DEFAULT_FOLDER,
+    show_default=True,
+    help="Where the versions are, and the report.",
+)
+@click.option(
+    "--policy",
+    metavar="DIR",
+    type=_PATH,
+    default=DEFAULT_POLICY,
+    show_default=True,
+    help="What the gateway reads: a link to `current` in that folder. local.yaml and grants.yaml are beside it.",
+)
+@json_option
+@click.pass_context
+def pull(
+    context: click.Context,
+    once: bool,
+    shows: bool,
+    accept: str,
+    config: Path,
+    folder: Path,
+    policy: Path,
+    as_json: bool,
+) -> None:
+    """Pull the policy from a git repository, or as a signed bundle, and put it in place if it may be.
+
+    The tip has to be signed by an allowed signer, to come after what is in place, to load here, and to open no more
+    than the ceiling. Else the version in place stays. policy/PULL.md tells how to set it up.
+
+    Exit status of --once and --status: 1 where the source cannot be read, or its tip is refused.
+    """
+    if context.invoked_subcommand:
+        return
+    if accept and not once:
+        raise click.UsageError("--accept is for one pull: add --once")
+    if not os.path.isdir(folder):
+        raise click.ClickException(f"{folder}: no such folder. Write {config}, then run install.sh, which makes it")
+    if shows:
+        _show_status(folder, policy, as_json=as_json)
+    else:
+        _pull(config, folder, policy, accept, once=once, as_json=as_json)
+
+
+@pull.command()
+@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--number", metavar="N", type=click.IntRange(1), required=True, help="Higher than that of the last one.")
+@click.option("--output", metavar="FILE", type=_PATH, required=True, help="The bundle, to be signed and published.")
+def bundle(folder: Path, number: int, output: Path) -> None:
+    """Make a bundle of a policy's folder: its policy files, and the lists that they name.
+
+    Sign it, and publish FILE and FILE.sig: ssh-keygen -Y sign -f KEY -n squidkeeper-policy FILE
+    """
+    from squidkeeper.errors import PullRefused
+    from squidkeeper.pulling.bundle import make_bundle
+
+    try:
+        content = make_bundle(folder, number)
+        output.write_bytes(content)
+    except (PullRefused, OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(printable(str(error))) from None
+    click.echo(f"{output}: bundle {number}, {len(content):,} bytes. Sign it:")
+    click.echo(f"ssh-keygen -Y sign -f KEY -n squidkeeper-policy {output}")
+
+
+def _pull(config: Path, folder: Path, policy: Path, accept: str, *, once: bool, as_json: bool) -> None:
+    import logging
+    import sys
+
+    from squidkeeper.pulling.puller import Puller
+    from squidkeeper.pulling.service import run_pulling
+
+    _become_owner(folder)
+    puller = Puller(config, folder, policy)
+    if not once:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+        run_pulling(puller)
+    try:
+        status = puller.pull(accept)
+    except OSError as error:
+        raise click.ClickException(f"{folder} cannot be written: {error.strerror}") from None
+    _tell(status, as_json=as_json)
+
+
+def _become_owner(folder: Path) -> None:
+    """As root, become the account that the folder belongs to: what a stranger sends is never read as root."""
+    about = folder.stat()
+    if os.geteuid() == 0 and about.st_uid != 0:
+        os.setgroups([])
+        os.setgid(about.st_gid)
+        os.setuid(about.st_uid)
+
+
+def _show_status(folder: Path, policy: Path, *, as_json: bool) -> None:
+    from squidkeeper.pull_status import CURRENT, read_pull_status
+
+    status = read_pull_status(folder)
+    if status is None:
+        raise click.ClickException(f"nothing was pulled yet, as far as this account can read {folder}")
+    if not as_json and os.path.realpath(policy) != os.path.realpath(folder / CURRENT):
+        click.echo(f"{policy} is no link to {folder / CURRENT}: the gateway does not read what is pulled", err=True)
+    _tell(status, as_json=as_json)
+
+
+def _tell(status: PullStatus, *, as_json: bool) -> None:
+    from squidkeeper.pulling.service import outcome
+
+    if as_json:
+        click.echo(json.dumps(asdict(status), indent=2))
+    else:
+        click.echo(printable(outcome(status)))
+        for name, text in _rows(status):
+            click.echo(f"  {name:<10} {printable(text)}")
+    raise SystemExit(_FAILED if status.failure or status.refused else 0)
+
+
+def _rows(status: PullStatus) -> list[tuple[str, str]]:
+    now = datetime.now(UTC)
+    times = (("placed", status.placed), ("succeeded", status.succeeded), ("ended", status.ended))
+    rows = [("source", status.source)] if status.source else []
+    rows += [(name, ago(datetime.fromtimestamp(at, UTC), now)) for name, at in times if at is not None]
+    return [*rows, ("ceiling", "yes" if status.has_ceiling else "none: whoever signs may open everything")]

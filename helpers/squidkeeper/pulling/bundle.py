@@ -1,0 +1,134 @@
+"""A policy as a signed bundle (floor 7): one JSON file with a number that rises, and its signature beside it."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from squidkeeper.errors import PullFailed, PullRefused
+from squidkeeper.pull_settings import BundleSource
+from squidkeeper.pulling.policy_files import (
+    BYTES_AT_MOST,
+    Version,
+    check_name,
+    check_sizes,
+    is_policy_file,
+    listed_paths,
+)
+from squidkeeper.pulling.signatures import BUNDLE_NAMESPACE, signer_of
+
+_LONGEST: Final = 2 * BYTES_AT_MOST  # JSON escapes
+_SIGNATURE_BYTES: Final = 64 << 10
+_SECONDS: Final = 60.0
+_SILENCE_SECONDS: Final = 15
+_DIGITS: Final = 12
+_HIGHEST: Final = 10**15 - 1
+_NAME: Final = re.compile(r"bundle-([0-9]{1,15})-[0-9a-f]{12}")
+
+
+class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a bundle holds: the number, and the files by their paths."""
+
+    number: int
+    files: dict[str, str]
+
+
+def make_bundle(folder: Path, number: int) -> bytes:
+    """Make a bundle of a policy's folder, to be signed; `PullRefused` if no gateway would take it."""
+    paths = sorted(path for path in folder.iterdir() if is_policy_file(path.name))
+    files = {path.name: path.read_bytes() for path in paths}
+    files |= {path: (folder / path).read_bytes() for path in sorted(listed_paths(files))}
+    _check(files)
+    texts = {path: content.decode() for path, content in files.items()}
+    return msgspec.json.encode(Bundle(number, texts))
+
+
+class BundleServer:
+    """Where bundles are published."""
+
+    def __init__(self, source: BundleSource, allowed_signers: Path) -> None:
+        self._source = source
+        self._allowed_signers = allowed_signers
+        self._content = self._signature = b""
+
+    def tip(self) -> str:
+        """Fetch, and name what is published by its hash; `PullFailed` if the source cannot be read."""
+        self._content = self._get(self._source.url, _LONGEST)
+        self._signature = self._get(f"{self._source.url}.sig", _SIGNATURE_BYTES)
+        return sha256(self._content).hexdigest()[:_DIGITS]
+
+    def version(self, tip: str, before: str, *, rewound: bool = False) -> Version:
+        """Read what was fetched, if it is signed and its number is higher than before; else `PullRefused`."""
+        signer = signer_of(self._content, self._signature, self._allowed_signers, BUNDLE_NAMESPACE)
+        try:
+            bundle = msgspec.json.decode(self._content, type=Bundle)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise PullRefused(f"it is no bundle: {error}") from None
+        files = {path: text.encode("utf-8", "surrogatepass") for path, text in bundle.files.items()}
+        self._check_number(bundle.number, tip, before, rewound=rewound)
+        _check(files)
+        named = listed_paths(files)
+        used = {path: content for path, content in files.items() if is_policy_file(path) or path in named}
+        return Version(f"bundle-{bundle.number}-{tip}", signer, used)
+
+    def _check_number(self, number: int, tip: str, before: str, *, rewound: bool) -> None:
+        last = _NAME.fullmatch(before)
+        if not 0 < number <= _HIGHEST:
+            raise PullRefused(f"its number is {number}, expected one from 1 to {_HIGHEST:,}")
+        if number < self._source.since:
+            raise PullRefused(f"its number is {number}, expected {self._source.since} at least ('since' in pull.yaml)")
+        if last is None or rewound or number > int(last[1]) or before.endswith(f"-{number}-{tip}"):
+            return
+        again = f"`squidkeeper pull --once --accept {tip}` takes it all the same"
+        raise PullRefused(f"its number is {number}, expected more than {last[1]}, which is in place; {again}")
+
+    def _get(self, url: str, longest: int) -> bytes:
+        try:
+            return self._answer(url, longest)
+        except (OSError, HTTPException, ValueError) as error:
+            text = str(error) or type(error).__name__
+            raise PullFailed(f"{url} cannot be read: {text}") from None
+
+    def _answer(self, url: str, longest: int) -> bytes:
+        """Read an answer of 200 whole: no redirect, no proxy, no longer than it may be."""
+        parts, end = urlsplit(url), time.monotonic() + _SECONDS
+        context = ssl.create_default_context(cafile=self._source.ca)
+        connection = HTTPSConnection(parts.hostname or "", parts.port, timeout=_SILENCE_SECONDS, context=context)
+        try:
+            connection.request("GET", parts._replace(scheme="", netloc="").geturl(), headers=self._headers())
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise ValueError(f"status {answer.status}, expected 200: redirects are not followed")
+            content = b""
+            while data := answer.read1(1 << 16):
+                content += data
+                if len(content) > longest:
+                    raise ValueError(f"it has more than {longest:,} bytes")
+                if time.monotonic() > end:
+                    raise ValueError(f"it has not ended within {_SECONDS:.0f} s")
+            if answer.length:
+                raise ValueError("it is cut off")
+            return content
+        finally:
+            connection.close()
+
+    def _headers(self) -> Mapping[str, str]:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "squidkeeper"}
+        if self._source.token_file:
+            headers["Authorization"] = f"Bearer {self._source.token_file.read_text().strip()}"
+        return headers
+
+
+def _check(files: Mapping[str, bytes]) -> None:
+    check_sizes(map(len, files.values()))
+    for path in files:
+        check_name(path)

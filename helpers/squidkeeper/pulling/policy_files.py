@@ -1,0 +1,60 @@
+"""The files of a version (floor 7): their names and sizes, whatever a repository or a bundle holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.errors import PullRefused
+from squidkeeper.policy.document import file_entries, parse_document
+
+FILES_AT_MOST: Final = 1000
+BYTES_AT_MOST: Final = 32 << 20  # of all files
+POLICY_BYTES_AT_MOST: Final = 4 << 20  # of the policy files: YAML that is read in some seconds
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_DEPTH_AT_MOST: Final = 4
+_SUFFIXES: Final = (".yaml", ".yml")
+_SHOWN: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of the policy: its name, who signed it, and its files by their paths in the folder."""
+
+    name: str
+    signer: str
+    files: Mapping[str, bytes]
+
+
+def check_name(path: str) -> None:
+    """Refuse a path that is not a short plain one within the folder."""
+    parts = path.split("/")
+    if len(parts) > _DEPTH_AT_MOST or not all(map(_NAME.fullmatch, parts)):
+        expected = f"expected up to {_DEPTH_AT_MOST} names of letters, digits and . _ -"
+        raise PullRefused(f"file {path[:_SHOWN]!r} has a name that is not plain, {expected}")
+
+
+def check_sizes(sizes: Iterable[int]) -> None:
+    """Refuse too many files, and files that are too large together."""
+    sizes = [*sizes]
+    if len(sizes) > FILES_AT_MOST:
+        raise PullRefused(f"there are {len(sizes):,} files, expected {FILES_AT_MOST:,} at most")
+    if sum(sizes) > BYTES_AT_MOST:
+        raise PullRefused(f"the files have {sum(sizes):,} bytes, expected {BYTES_AT_MOST:,} at most")
+
+
+def is_policy_file(path: str) -> bool:
+    """Tell whether a file is one that policies are read from."""
+    return "/" not in path and path.endswith(_SUFFIXES)
+
+
+def listed_paths(files: Mapping[str, bytes]) -> frozenset[str]:
+    """List the paths of the lists that policy files name, as they are written; refuse files that are too large."""
+    size = sum(len(content) for path, content in files.items() if is_policy_file(path))
+    if size > POLICY_BYTES_AT_MOST:
+        raise PullRefused(f"the policy files have {size:,} bytes, expected {POLICY_BYTES_AT_MOST:,} at most")
+    documents = (parse_document(Path(path), content) for path, content in files.items() if is_policy_file(path))
+    return frozenset(str(path) for *_, path in file_entries(documents, "lists"))
