@@ -1,0 +1,99 @@
+"""`squidkeeper drain` (floor 9)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from squidkeeper.setup.layout import Layout
+
+_PATIENCE = re.compile(r"([1-9]\d{0,4})([smh])")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
+
+
+class Patience(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
+    """How long to wait: `30s`, `10m`, `2h`."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse the value, to seconds."""
+        found = _PATIENCE.fullmatch(str(value))
+        if found is None:
+            self.fail(f"{value!r} is not a duration, expected one such as 30s, 10m or 2h", param, ctx)
+        return int(found[1]) * _SECONDS[found[2]]
+
+
+@click.command()
+@click.option(
+    "--for",
+    "patience",
+    metavar="DURATION",
+    type=Patience(),
+    default="10m",
+    show_default=True,
+    help="Wait at most so long until the gateway is idle.",
+)
+@click.option("--stop", is_flag=True, help="Stop Squid then, whatever is still open.")
+@click.option("--cancel", is_flag=True, help="Let clients come again, and wait for nothing.")
+@click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A gateway that was installed by `install.sh --root DIR`. Left out: the one of the system.",
+)
+def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
+    """Send new clients to other gateways, and wait until this one is idle.
+
+    /healthz is unhealthy at once, so a load balancer sends no new clients. Open connections and tunnels go on. The
+    gateway stays drained until `--cancel`, through restarts of Squid and the exporter; /run is empty after a boot.
+
+    Exit status: 0 when the gateway is idle, or Squid was stopped; 1 when the time is over and connections are open.
+    """
+    from squidkeeper.setup.layout import Layout
+
+    if cancel and stop:
+        raise click.UsageError("--cancel and --stop exclude each other")
+    layout = Layout.of(root.resolve() if root else None)
+    try:
+        if cancel:
+            _cancel(layout)
+        else:
+            raise SystemExit(_drain(layout, patience, stop=stop))
+    except OSError as error:
+        remedy = "run this as root" if isinstance(error, PermissionError) else "name the gateway by --root DIR"
+        raise click.ClickException(f"{error.filename or layout.run}: {error.strerror}: {remedy}") from error
+
+
+def _cancel(layout: Layout) -> None:
+    from squidkeeper.drained import undrain
+
+    click.echo("clients can come again" if undrain(layout.run) else "the gateway was not drained")
+
+
+def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
+    """Drain a gateway and wait; give the exit status."""
+    from squidkeeper.drained import drain
+    from squidkeeper.formatting import duration, quantity
+    from squidkeeper.setup.configuration import listen_of
+    from squidkeeper.setup.draining import wait_until_idle
+    from squidkeeper.setup.machine import uses_systemd
+    from squidkeeper.setup.processes import InstalledSquid
+
+    listen = listen_of(layout.conf.read_text())
+    if not listen:
+        raise click.ClickException(f"{layout.conf} has no http_port: name the gateway by --root DIR")
+    already = "" if drain(layout.run) else " already"
+    click.echo(f"drained{already}: /healthz is unhealthy, and open connections go on")
+    left = wait_until_idle(listen, patience, lambda open_now: click.echo(f"{quantity(open_now, 'connection')} open"))
+    over = f"{duration(patience)} are over: {quantity(left, 'connection')} open"
+    click.echo(over if left else "idle: no connection is open")
+    if not stop:
+        return 1 if left else 0
+    InstalledSquid(layout, uses_systemd(layout.root)).stop()
+    click.echo("Squid is stopped")
+    return 0

@@ -1,0 +1,48 @@
+"""HAProxy's configuration for a fleet (floor 8): setup/haproxy.cfg with the sections of fleet.cfg."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.fleet.fleet_file import Fleet
+from squidkeeper.setup import configuration
+from squidkeeper.setup.configuration import BINDS, binds, substitute
+
+MARK: Final = "# HAProxy in front of several gateways of squidkeeper:"  # how the file begins
+STATE: Final = Path("/var/lib/haproxy")
+_ONE: Final = Path(configuration.__file__).with_name("haproxy.cfg")
+_SEVERAL: Final = Path(__file__).with_name("fleet.cfg")
+_SECTION: Final = re.compile(r"^ *# >>> (\w+)\n(.*?)^ *# <<<\n", re.MULTILINE | re.DOTALL)
+_SERVER: Final = "    server NAME ADDRESS id ID port HEALTH\n"
+_CONNECTIONS: Final = 16_000  # for each gateway
+_DESCRIPTORS: Final = 66_000  # for each gateway
+_MOST_DESCRIPTORS: Final = 1_000_000  # the kernel's own limit of a process is a little more (fs.nr_open)
+
+
+def render(fleet: Fleet, state: Path = STATE) -> str:
+    """Render the configuration; `state` is the folder of HAProxy's sockets."""
+    sections: dict[str, str] = dict(_SECTION.findall(_SEVERAL.read_text()))
+    if not fleet.certificate:
+        sections["tls"] = ""
+    text = _SECTION.sub(lambda found: str(sections.get(found[1], found[2])), _ONE.read_text())
+    return substitute(re.sub("\n{3,}", "\n\n", text), _replacements(fleet, state))
+
+
+def _replacements(fleet: Fleet, state: Path) -> dict[str, str]:
+    """Map what the files have to what this fleet has."""
+    number = len(fleet.gateways)
+    servers = (f"    server {one.name} {one.authority} id {one.id} port {one.health_port}\n" for one in fleet.gateways)
+    return {
+        BINDS: "".join(f"    bind {one}\n" for one in binds(fleet.listen)),
+        _SERVER: "".join(servers),
+        "fd-hard-limit 66000": f"fd-hard-limit {min(_DESCRIPTORS * number, _MOST_DESCRIPTORS)}",
+        f"maxconn {_CONNECTIONS}": f"maxconn {_CONNECTIONS * number}",
+        "size 16k": "size 1m",  # clients at a time
+        "gt 4096": f"gt {fleet.connections_per_client}",
+        "/var/lib/squidkeeper/tls/tls.sock": f"{state}/squidkeeper-tls.sock",
+        "/var/lib/squidkeeper/tls/tls.sock mode 600": f"{state}/squidkeeper-tls.sock mode 600 user haproxy",
+        "/var/lib/squidkeeper/tls/server.pem": fleet.certificate,
+        f"{STATE}/": f"{state}/",
+    }

@@ -1,0 +1,130 @@
+"""Puts HAProxy's configuration for a fleet in place (floor 8), in the distribution's own HAProxy, and reloads it.
+
+The machine needs no Squid. The configuration is checked first, by HAProxy itself. One that HAProxy cannot be reloaded
+with gives way to the former one.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+import psutil
+
+from squidkeeper.atomic_write import replace
+from squidkeeper.errors import SetupFailed
+from squidkeeper.fleet.fleet_file import Fleet
+from squidkeeper.fleet.haproxy import MARK, STATE, render
+from squidkeeper.setup.console import say, show
+from squidkeeper.setup.entries import text_at
+from squidkeeper.setup.machine import check, quietly, run, uses_systemd
+from squidkeeper.setup.packages import HAPROXY
+
+_USUAL_HEALTH: Final = 9130
+
+
+@dataclass(frozen=True, slots=True)
+class BalancerPaths:
+    """The files of HAProxy, as the distributions have them."""
+
+    cfg: Path = Path("/etc/haproxy/haproxy.cfg")
+    state: Path = STATE
+    pid_file: Path = Path("/run/haproxy.pid")
+
+    @property
+    def is_of_the_service(self) -> bool:
+        """Whether the distribution's own service reads this configuration."""
+        return self.cfg == BalancerPaths().cfg
+
+    @property
+    def former_cfg(self) -> Path:
+        """The operator's own configuration that ours replaced."""
+        return self.cfg.with_name(f"{self.cfg.name}.before-squidkeeper")
+
+
+def set_up_fleet(fleet: Fleet, paths: BalancerPaths, *, dry_run: bool) -> None:
+    """Put the configuration in place and reload HAProxy; `SetupFailed`, or an OSError, where that fails."""
+    text = render(fleet, paths.state)
+    if dry_run:
+        show(text.rstrip("\n"))
+    _check_certificate(fleet.certificate)
+    _check(text)
+    if dry_run:
+        return
+    before = text_at(paths.cfg)
+    if f"{before}\n" == text:
+        say("haproxy", f"unchanged: {paths.cfg}")
+    else:
+        _replace(paths, before, text)
+    _tell(paths, before)
+    _show_gateways(fleet)
+
+
+def _check_certificate(path: str) -> None:
+    if path and not Path(path).is_file():
+        advice = "put certificate, chain and key there (squid/FLEET.md), or leave `certificate` out"
+        raise SetupFailed(f"haproxy.certificate: {path}: there is no such file", advice)
+
+
+def _check(text: str) -> None:
+    """Have HAProxy check a configuration."""
+    if not HAPROXY.exists():
+        raise SetupFailed(f"HAProxy is not installed: there is no {HAPROXY}", "apt-get install haproxy, or dnf")
+    with TemporaryDirectory() as folder:
+        cfg = Path(folder, "haproxy.cfg")
+        cfg.write_text(text)
+        check(run(HAPROXY, "-c", "-f", cfg))
+
+
+def _replace(paths: BalancerPaths, before: str, text: str) -> None:
+    if before and not before.startswith(MARK):
+        replace(paths.former_cfg, f"{before}\n".encode(), 0o644)
+        say("haproxy", f"the configuration that was there is kept as {paths.former_cfg}")
+    replace(paths.cfg, text.encode(), 0o644)
+    say("haproxy", f"written: {paths.cfg}")
+
+
+def _tell(paths: BalancerPaths, before: str) -> None:
+    """Reload HAProxy, or start it; open connections go on in the former process."""
+    if paths.is_of_the_service and uses_systemd(None):
+        try:
+            quietly("systemctl", "enable", "--quiet", "haproxy")
+            quietly("systemctl", "reload-or-restart", "haproxy")
+        except SetupFailed:
+            if before:
+                replace(paths.cfg, f"{before}\n".encode(), 0o644)
+                run("systemctl", "reload-or-restart", "haproxy")
+            raise
+        say("haproxy", "reloaded: systemctl status haproxy")
+    elif pid := _master(paths.pid_file):
+        os.kill(pid, signal.SIGUSR2)
+        say("haproxy", f"reloaded: process {pid}")
+    else:
+        command = f"haproxy -W -D -p {shlex.quote(str(paths.pid_file))} -f {shlex.quote(str(paths.cfg))}"
+        say("haproxy", f"not started, as no service has {paths.cfg}: {command}")
+
+
+def _master(pid_file: Path) -> int | None:
+    """Find HAProxy's master, which starts other processes when it is told to reload."""
+    with suppress(ValueError, OverflowError, psutil.Error):
+        process = psutil.Process(int(text_at(pid_file)))
+        if process.name() == "haproxy":
+            return process.pid
+    return None
+
+
+def _show_gateways(fleet: Fleet) -> None:
+    """Show how each gateway is installed, so that it takes clients from here."""
+    show("\nOn each gateway, with the same CA (squid/FLEET.md):")
+    for one in fleet.gateways:
+        host = one.authority.rpartition(":")[0]
+        options = [f"--behind {','.join(fleet.addresses)}", f"--gateway {one.name}", f"--listen {one.authority}"]
+        if one.health_port != _USUAL_HEALTH:
+            options.append(f"--health-listen {host}:{one.health_port}")
+        show(f"  sudo ./install.sh {' '.join(options)} --ca-dir DIR")

@@ -1,0 +1,216 @@
+"""The file of a fleet, and HAProxy's configuration that is made of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from squidkeeper.cli import main
+from squidkeeper.errors import FleetFailed
+from squidkeeper.fleet import installation
+from squidkeeper.fleet.fleet_file import FleetGateway, read_fleet
+from squidkeeper.fleet.haproxy import MARK, render
+from squidkeeper.fleet.installation import BalancerPaths
+from squidkeeper.setup.packages import HAPROXY
+
+FLEET = """\
+version: 1
+haproxy:
+  addresses: [10.0.0.5, "fd00::5"]
+gateways:
+  - {name: gw-1, address: 10.0.0.11}
+  - {name: gw-2, address: "fd00::12", port: 3130, health_port: 9131}
+"""
+with_haproxy = pytest.mark.skipif(not HAPROXY.exists(), reason="needs HAProxy")
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "fleet.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_a_fleet_has_its_gateways_and_the_usual_ports(tmp_path: Path) -> None:
+    fleet = read_fleet(written(tmp_path, FLEET))
+    assert fleet.gateways == (
+        FleetGateway("gw-1", "10.0.0.11", 3129, 9130),
+        FleetGateway("gw-2", "fd00::12", 3130, 9131),
+    )
+    assert (fleet.addresses, fleet.listen) == (("10.0.0.5", "fd00::5"), "3129")
+    assert (fleet.certificate, fleet.connections_per_client) == ("", 4096)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("version: 1", "version: 2", "Expected `int` <= 1"),
+        ("addresses", "adresses", "Object contains unknown field `adresses` - at `$.haproxy`"),
+        ('[10.0.0.5, "fd00::5"]', "[]", "Expected `array` of length >= 1"),
+        ("address: 10.0.0.11", "address: gw.example", "gateways[0].address: 'gw.example' is not an address, expected"),
+        ("address: 10.0.0.11", 'address: "fe80::1%eth0"', "has a zone, expected an address without"),
+        ("name: gw-1", "name: gw 1", "gateways[0].name: 'gw 1': expected letters, digits and . _ -, such as gw-1"),
+        ("name: gw-1", 'name: "gw\\n  server evil 192.0.2.1:80"', "gateways[0].name: 'gw\\n  server evil"),
+        ("name: gw-1", "name: gw-2", "gateways[1].name: 'gw-2' is taken by 'gw-2': choose another"),
+        ("address: 10.0.0.11", 'address: "fd00::12", port: 3130', "[fd00::12]:3130 is that of 'gw-1' already"),
+        ("port: 3130", "port: 70000", "Expected `int` <= 65535 - at `$.gateways[1].port`"),
+        (
+            "gateways:",
+            "  listen: 10.0.0:3129x\ngateways:",
+            "haproxy.listen: '10.0.0:3129x': expected PORT, ADDRESS:PORT",
+        ),
+        ("gateways:", "  listen: 999.0.0.1:3129\ngateways:", "haproxy.listen: '999.0.0.1' is not an address"),
+        ("gateways:", '  certificate: "/a b"\ngateways:', "haproxy.certificate: expected an absolute path"),
+        ("5, ", "5, 10.0.0.x, ", "haproxy.addresses[1]: '10.0.0.x' is not an address"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_told_with_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in FLEET
+    with pytest.raises(FleetFailed, match=re.escape(message)):
+        read_fleet(written(tmp_path, FLEET.replace(old, new, 1)))
+
+
+@with_haproxy
+@pytest.mark.parametrize(
+    ("listen", "binds"),
+    [
+        ("3129", ["0.0.0.0:3129", "[::]:3129 v6only"]),
+        ("10.0.0.5:3130", ["10.0.0.5:3130"]),
+        ("'[fd00::5]:3130'", ["[fd00::5]:3130"]),
+    ],
+)
+def test_haproxy_accepts_the_configuration(tmp_path: Path, listen: str, binds: list[str]) -> None:
+    text = FLEET.replace("gateways:", f"  listen: {listen}\n  connections_per_client: 100\ngateways:")
+    cfg = tmp_path / "haproxy.cfg"
+    cfg.write_text(render(read_fleet(written(tmp_path, text))))
+    done = subprocess.run([HAPROXY, "-c", "-f", cfg], capture_output=True, text=True, check=False)
+    assert (done.returncode, "WARNING" in done.stderr) == (0, False), done.stderr
+    made = cfg.read_text()
+    assert re.findall("^    bind (.*)", made, re.MULTILINE) == binds
+    assert re.findall("^    server (.*) id [0-9]+ (.*)", made, re.MULTILINE) == [
+        ("gw-1 10.0.0.11:3129", "port 9130"),
+        ("gw-2 [fd00::12]:3130", "port 9131"),
+    ]
+    assert "sc0_conn_cur gt 100 }" in made
+
+
+def test_haproxy_takes_a_proxy_header_from_its_own_socket_alone(tmp_path: Path) -> None:
+    text = FLEET.replace("gateways:", "  certificate: /etc/haproxy/gw.pem\ngateways:")
+    binds = re.findall("^    bind (.*)", render(read_fleet(written(tmp_path, text))), re.MULTILINE)
+    taking = [bind for bind in binds if "accept-proxy" in bind]
+    socket = "unix@/var/lib/haproxy/squidkeeper-tls.sock mode 600 user haproxy"
+    assert taking == [f"{socket} accept-proxy ssl crt /etc/haproxy/gw.pem alpn http/1.1"]
+    assert not re.search("accept-proxy|frontend tls|>>>|<<<", render(read_fleet(written(tmp_path, FLEET))))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.from_regex(r"gw-[a-z0-9]{1,8}", fullmatch=True), min_size=2, max_size=20, unique=True))
+def test_a_gateway_keeps_its_place_whatever_others_there_are(names: list[str]) -> None:
+    ids = [FleetGateway(name, "10.0.0.1", 1, 1).id for name in names]
+    assert ids == [FleetGateway(name, "10.0.0.2", 2, 2).id for name in names]
+    assert all(0 < one <= 0x7FFFFFFF for one in ids)
+
+
+# ── The command ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> BalancerPaths:
+    return BalancerPaths(tmp_path / "haproxy.cfg", tmp_path, tmp_path / "haproxy.pid")
+
+
+def setup(paths: BalancerPaths, file: Path, *options: str) -> tuple[int, str]:
+    places = ("--haproxy-cfg", paths.cfg, "--haproxy-state", paths.state, "--haproxy-pid", paths.pid_file)
+    done = CliRunner().invoke(main, ["setup", "--fleet", str(file), *map(str, places), *options])
+    return done.exit_code, done.output
+
+
+@with_haproxy
+def test_a_dry_run_prints_the_configuration_and_writes_nothing(tmp_path: Path, paths: BalancerPaths) -> None:
+    status, said = setup(paths, written(tmp_path, FLEET), "--dry-run")
+    assert (status, said) == (0, render(read_fleet(tmp_path / "fleet.yaml"), tmp_path))
+    assert not paths.cfg.exists()
+
+
+@with_haproxy
+def test_the_configuration_is_put_in_place_once_and_yours_is_kept(tmp_path: Path, paths: BalancerPaths) -> None:
+    paths.cfg.write_text("global\n")
+    status, said = setup(paths, written(tmp_path, FLEET))
+    assert status == 0
+    assert paths.former_cfg.read_text() == "global\n"
+    assert paths.cfg.read_text().startswith(MARK)
+    assert paths.cfg.stat().st_mode & 0o777 == 0o644
+    assert said.splitlines()[-2:] == [
+        "  sudo ./install.sh --behind 10.0.0.5,fd00::5 --gateway gw-1 --listen 10.0.0.11:3129 --ca-dir DIR",
+        "  sudo ./install.sh --behind 10.0.0.5,fd00::5 --gateway gw-2 --listen [fd00::12]:3130"
+        " --health-listen [fd00::12]:9131 --ca-dir DIR",
+    ]
+    status, said = setup(paths, written(tmp_path, FLEET))
+    assert (status, f"unchanged: {paths.cfg}" in said) == (0, True)
+    setup(paths, written(tmp_path, FLEET.replace("10.0.0.11", "10.0.0.13")))
+    assert "10.0.0.13:3129" in paths.cfg.read_text()
+    assert paths.former_cfg.read_text() == "global\n"
+
+
+@with_haproxy
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_distributions_service_is_reloaded_and_a_failure_puts_the_former_configuration_back(
+    tmp_path: Path, paths: BalancerPaths, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """With a systemctl of the test's own: no service of this machine is touched."""
+    told = tmp_path / "told"
+    program = tmp_path / "systemctl"
+    program.write_text(f'#!/bin/sh\necho "$*" >>{told}\n! grep -q {"reload" if fails else "never"} {told}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(BalancerPaths, "is_of_the_service", True)
+    monkeypatch.setattr(installation, "uses_systemd", lambda _: True)
+    paths.cfg.write_text("global\n")
+    status, said = setup(paths, written(tmp_path, FLEET))
+    reload = "reload-or-restart haproxy"
+    assert told.read_text().splitlines() == ["enable --quiet haproxy", *([reload, reload] if fails else [reload])]
+    assert status == (1 if fails else 0)
+    assert ("this failed: systemctl reload-or-restart haproxy" in said) is fails
+    assert paths.cfg.read_text().startswith("global" if fails else MARK)
+
+
+@with_haproxy
+def test_a_configuration_that_haproxy_refuses_changes_nothing(tmp_path: Path, paths: BalancerPaths) -> None:
+    paths.cfg.write_text("global\n")
+    text = FLEET.replace("gateways:", f"  certificate: {tmp_path}/none.pem\ngateways:")
+    status, said = setup(paths, written(tmp_path, text))
+    assert status == 1
+    assert f"haproxy.certificate: {tmp_path}/none.pem: there is no such file" in said
+    (tmp_path / "none.pem").write_text("no certificate\n")
+    status, said = setup(paths, written(tmp_path, text))
+    assert status == 1
+    assert "unable to load certificate from file" in said
+    assert paths.cfg.read_text() == "global\n"
+
+
+def test_a_file_that_is_wrong_is_told_and_changes_nothing(tmp_path: Path, paths: BalancerPaths) -> None:
+    status, said = setup(paths, tmp_path / "none.yaml")
+    assert (status, said) == (1, f"{tmp_path}/none.yaml: No such file or directory\n")
+
+
+def test_without_a_fleet_the_command_names_install_sh() -> None:
+    done = CliRunner().invoke(main, ["setup"])
+    assert done.exit_code == 2
+    assert "a gateway is installed by ./install.sh" in done.output
+
+
+def test_the_fleet_of_the_documentation_is_read(tmp_path: Path) -> None:
+    documented = (Path(__file__).parents[1] / "squid/FLEET.md").read_text()
+    [text] = re.findall(r"^```yaml\n(# fleet\.yaml\n.*?)^```$", documented, re.MULTILINE | re.DOTALL)
+    assert [one.name for one in read_fleet(written(tmp_path, text)).gateways] == ["gw-1", "gw-2", "gw-3"]
+
+
+def test_the_template_is_the_one_of_a_gateway_with_tls() -> None:
+    """Both are made of one file: what clients meet is the same."""
+    repository = Path(__file__).parents[1]
+    assert (repository / "squid/haproxy.cfg").readlink() == Path("../helpers/squidkeeper/setup/haproxy.cfg")
