@@ -1,0 +1,93 @@
+"""Podman with a storage of its own, and what it needs on a machine without systemd."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+BASE = "debian:trixie-slim"  # as the Containerfiles name it
+TRUST = "/etc/ssl/certs"  # builds ask the registries of this machine, whose certificates it knows
+
+
+def _is_overlay_there(folder: Path) -> bool:
+    """Tell whether the kernel can stack file systems here: without, each layer is a copy."""
+    parts = [folder / name for name in ("lower", "upper", "work", "merged")]
+    for part in parts:
+        part.mkdir(parents=True)
+    options = "lowerdir={},upperdir={},workdir={}".format(*parts[:3])
+    mounted = (
+        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", parts[3]], check=False).returncode == 0
+    )
+    if mounted:
+        subprocess.run(["umount", parts[3]], check=True)
+    shutil.rmtree(folder)
+    return mounted
+
+
+@dataclass
+class Podman:
+    """Podman with everything below one folder."""
+
+    folder: Path
+    environment: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        driver = "overlay" if _is_overlay_there(self.folder / "try") else "vfs"
+        processes = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        storage, containers = self.folder / "storage.conf", self.folder / "containers.conf"
+        storage.write_text(
+            f'[storage]\ndriver = "{driver}"\ngraphroot = "{self.folder}/storage"\nrunroot = "{self.folder}/run"\n'
+        )
+        containers.write_text(
+            f'[containers]\ndefault_ulimits = ["nofile=20000:20000", "nproc={processes}:{processes}"]\n'
+            f'[network]\nnetwork_config_dir = "{self.folder}/networks"\n'
+            '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+        )
+        self.environment = {
+            **os.environ,
+            "CONTAINERS_CONF": str(containers),
+            "CONTAINERS_STORAGE_CONF": str(storage),
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
+        }
+
+    def run(self, *words: str | Path, check: bool = True, program: str = "podman") -> subprocess.CompletedProcess[str]:
+        """Run podman; output and errors are captured together."""
+        done = subprocess.run(
+            [program, *words],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            cwd=REPOSITORY,
+        )
+        assert not check or done.returncode == 0, f"{done.args}\n{done.stdout}"
+        return done
+
+    def build(self, containerfile: Path, tag: str) -> None:
+        """Build an image as the documents say, by the machine's own network."""
+        how = ("--format", "docker", "--layers=false", "--pull=never", "--network", "host", "-v", f"{TRUST}:{TRUST}:ro")
+        self.run("build", *how, "--file", containerfile, "--tag", tag, REPOSITORY)
+
+    def import_base(self) -> None:
+        """Make the image that the Containerfiles begin with, from Debian's packages."""
+        if self.run("image", "exists", BASE, check=False).returncode == 0:
+            return
+        with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
+            suite = BASE.partition(":")[2].removesuffix("-slim")
+            words = ("--quiet", "--variant=minbase", "--include=ca-certificates", suite, archive.name)
+            self.run(*words, program="mmdebstrap")
+            self.run("import", "--quiet", archive.name, BASE)
+
+    def remove(self) -> None:
+        """Stop and remove everything."""
+        self.run("rm", "--all", "--force", "--time", "1", check=False)
+        self.run("system", "reset", "--force", check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,301 @@
+"""The image and compose.yaml, built and run with podman: the walkthrough's two requests from the agent's container."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.demo.network import internet, run
+from tests.e2e.dns import Names
+from tests.e2e.gateway import NAMESERVER
+from tests.e2e.origin import Origins
+from tests.test_container_files import pins
+from tests.waiting import wait_for
+
+from .podman import REPOSITORY, Podman
+
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
+
+POLICY = (REPOSITORY / "squid/kubernetes/policy.yaml").read_text()
+FLEET = REPOSITORY / "squid/FLEET.md"
+PROJECT = "squidkeeper-test"
+GATEWAY, AGENT = f"{PROJECT}_gateway_1", f"{PROJECT}_agent_1"
+RIGHTS = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+PORT_53 = ("--sysctl", "net.ipv4.ip_unprivileged_port_start=53")
+CODE = ("-sS", "-m", "30", "-o", "/dev/null", "-w", "%{http_code}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """compose.yaml at work, in a network in which every address outside is this machine."""
+
+    podman: Podman
+    policy: Path
+    origins: Origins
+    names: Names  # whom the gateway asks
+    strangers: Names  # whom an agent's question would reach on the host
+
+    def agent(self, *words: str) -> tuple[int, str]:
+        done = self.podman.run("exec", AGENT, *words, check=False)
+        return done.returncode, done.stdout
+
+    def gateway(self, *words: str) -> tuple[int, str]:
+        done = self.podman.run("exec", GATEWAY, *words, check=False)
+        return done.returncode, done.stdout
+
+    def is_healthy(self) -> bool:
+        """Run the image's health check: without systemd nobody else does."""
+        return self.podman.run("healthcheck", "run", GATEWAY, check=False).returncode == 0
+
+    def log(self) -> list[dict[str, str]]:
+        return [json.loads(line) for line in self.gateway("cat", "/gateway/log/access.log")[1].splitlines()]
+
+
+def swap(policy: Path, number: int, text: str) -> None:
+    """Put a ConfigMap in place as the kubelet does: a new folder, a new link to it, and one rename of that link."""
+    folder = policy / f"..2026_11_27_00_00_{number:02}"
+    folder.mkdir()
+    (folder / "policy.yaml").write_text(text)
+    (policy / "..data_tmp").symlink_to(folder.name)
+    former = (policy / "..data").readlink() if (policy / "..data").is_symlink() else None
+    (policy / "..data_tmp").rename(policy / "..data")
+    if former is None:
+        (policy / "policy.yaml").symlink_to("..data/policy.yaml")
+    else:
+        shutil.rmtree(policy / former)
+
+
+@pytest.fixture(scope="module")
+def stack(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = podman.folder / "stack"
+    shutil.rmtree(folder, ignore_errors=True)
+    policy, config = folder / "policy", folder / "config"
+    policy.mkdir(parents=True)
+    config.mkdir()
+    swap(policy, 1, POLICY)
+    with internet():
+        names, strangers = Names(NAMESERVER), Names("127.0.0.1")
+        origins = Origins(tmp_path_factory.mktemp("origins"))
+        shutil.copy(origins.authority.certificate, config / "upstream.crt")
+        (config / "local.conf").write_text("tls_outgoing_options cafile=/gateway/etc/upstream.crt\n")
+        other = {"gateway": {"dns": [NAMESERVER], "volumes": [f"{config}:/config:ro"]}}
+        (folder / "other.yaml").write_text(json.dumps({"services": other}))
+        podman.environment["POLICY"] = str(policy)
+        files = ("-f", "compose.yaml", "-f", str(folder / "other.yaml"), "-p", PROJECT, "--in-pod", "false")
+        stack = Stack(podman, policy, origins, names, strangers)
+        try:
+            podman.run(*files, "up", "--detach", "--no-build", "gateway", program="podman-compose")
+            wait_for(stack.is_healthy, "a healthy gateway", 180)
+            podman.run(*files, "up", "--detach", "--no-build", "agent", program="podman-compose")
+            yield stack
+        finally:
+            podman.run(*files, "down", "--volumes", "--timeout", "1", program="podman-compose", check=False)
+            origins.stop()
+            names.stop()
+            strangers.stop()
+
+
+def test_the_two_requests_of_the_walkthrough_from_the_agents_container(stack: Stack) -> None:
+    assert stack.agent("curl", *CODE, "https://example.com/") == (0, "200")
+    assert stack.agent("curl", *CODE, "https://en.wikipedia.org/") == (0, "403")
+    assert stack.origins.urls() == ["https://example.com/"]
+    requests = {line["url"]: line for line in stack.log() if line["method"] == "GET"}
+    assert requests["https://example.com/"]["rule"] == "example"
+    assert requests["https://en.wikipedia.org/"]["rule"] == "no-wikipedia"
+    assert {line["gateway"] for line in requests.values()} == {"gw-1"}
+    assert requests["https://example.com/"]["client"].startswith("192.168.137.")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://203.0.113.10/", "http://203.0.113.10/", "http://10.0.0.5/", "http://169.254.169.254/"]
+)
+def test_the_agent_has_no_way_past_the_gateway(stack: Stack, url: str) -> None:
+    before = list(stack.origins.connections)
+    code, told = stack.agent("curl", "-sS", "-m", "5", "-k", "--noproxy", "*", url)
+    assert (code, "Could not connect" in told or "Failed to connect" in told) == (7, True), told
+    assert stack.origins.connections == before
+
+
+def test_the_rules_of_the_document_keep_agents_from_the_host(stack: Stack) -> None:
+    host = ("curl", *CODE, "-m", "5", "--noproxy", "*", "http://192.168.137.254/")
+    [rules] = re.findall(r"^table inet squidkeeper_agents \{\n.*?^\}\n", FLEET.read_text(), re.MULTILINE | re.DOTALL)
+    assert stack.agent(*host) == (0, "200")  # without them
+    run("nft", rules)
+    try:
+        assert stack.agent(*host)[0] == 28
+        assert stack.agent("curl", *CODE, "https://example.com/") == (0, "200")
+    finally:
+        run("nft", "delete table inet squidkeeper_agents")
+
+
+def test_names_do_not_resolve_in_the_agent_and_nobody_is_asked_for_them(stack: Stack) -> None:
+    stack.names.queries.clear()
+    assert stack.agent("getent", "ahosts", "stolen-data.evil.example") == (2, "")
+    assert stack.agent("curl", "-sS", "--noproxy", "*", "https://stolen-data.evil.example/")[0] == 6
+    assert (stack.names.queries, stack.strangers.queries) == ([], [])
+
+
+def test_a_denied_name_is_not_resolved_for_the_agent_either(stack: Stack) -> None:
+    stack.names.queries.clear()
+    assert stack.agent("curl", *CODE, "https://stolen-data.evil.example/") == (0, "403")
+    assert (stack.names.queries, stack.strangers.queries) == ([], [])
+
+
+def test_the_agent_sees_the_root_and_no_key(stack: Stack) -> None:
+    assert stack.agent("ls", "/etc/squidkeeper") == (0, "bundle.crt\nca.crt\n")
+    assert "PRIVATE" not in stack.agent("cat", "/etc/squidkeeper/bundle.crt", "/etc/squidkeeper/ca.crt")[1]
+    assert stack.agent("touch", "/etc/squidkeeper/x")[0] == 1
+
+
+def test_every_process_of_the_gateway_is_squids_account_without_rights(stack: Stack) -> None:
+    script = 'for one in /proc/[0-9]*; do grep -E "^(Name|Uid|CapPrm|CapEff|CapBnd|NoNewPrivs):" $one/status; done'
+    told = stack.gateway("bash", "-c", script)[1]
+    found = [dict(re.findall(r"^(\w+):\t(.*)$", one, re.MULTILINE)) for one in told.split("Name:")[1:]]
+    nothing = {"CapPrm": "0" * 16, "CapEff": "0" * 16, "CapBnd": "0" * 16}
+    assert len(found) > 8
+    for one in found:
+        assert one == {"Uid": "\t".join(["13"] * 4), **nothing, "NoNewPrivs": "1"}
+
+
+def test_the_root_file_system_of_the_gateway_is_read_only(stack: Stack) -> None:
+    code, told = stack.gateway("touch", "/opt/squidkeeper/x")
+    assert (code, "Read-only file system" in told) == (1, True)
+
+
+def test_the_commands_find_the_gateway(stack: Stack) -> None:
+    code, told = stack.gateway("squidkeeper", "explain", "GET", "https://en.wikipedia.org/")
+    assert (code, told.startswith("DENY ")) == (1, True)
+    code, told = stack.gateway("squidkeeper", "doctor", "--root", "/gateway")
+    assert code == 0, told
+
+
+def revisions_in_force(stack: Stack) -> list[str]:
+    told = stack.podman.run("logs", GATEWAY).stdout
+    return re.findall(r"^exporter: .*: revision (\w+) is in force$", told, re.MULTILINE)
+
+
+def test_a_config_map_that_is_swapped_is_one_reload(stack: Stack) -> None:
+    before = revisions_in_force(stack)
+    swap(stack.policy, 2, POLICY.replace("example.com", "other.example"))
+    wait_for(lambda: len(revisions_in_force(stack)) > len(before), "the new revision")
+    assert stack.agent("curl", *CODE, "https://other.example/") == (0, "200")
+    assert stack.agent("curl", *CODE, "https://example.com/") == (0, "403")
+    swap(stack.policy, 3, "version: 1\nrules: [{name: x, action: alow}]\n")  # what does not load changes nothing
+    wait_for(lambda: not stack.is_healthy(), "the fault")
+    assert stack.agent("curl", *CODE, "https://other.example/") == (0, "200")
+    assert (stack.gateway("gateway", "ready")[0], stack.gateway("gateway", "alive")[0]) == (0, 0)
+    swap(stack.policy, 4, POLICY)
+    wait_for(stack.is_healthy, "the former policy")
+    assert len(revisions_in_force(stack)) == len(before) + 2
+
+
+def test_a_drained_gateway_is_not_ready_and_alive(stack: Stack) -> None:
+    stack.gateway("squidkeeper", "drain", "--root", "/gateway", "--for", "1s")
+    wait_for(lambda: stack.gateway("gateway", "ready")[0] == 1, "a gateway that is not ready")
+    assert (stack.gateway("gateway", "alive")[0], stack.is_healthy()) == (0, False)
+    stack.gateway("squidkeeper", "drain", "--root", "/gateway", "--cancel")
+    wait_for(lambda: stack.gateway("gateway", "ready")[0] == 0, "a gateway that is ready")
+
+
+def test_sigterm_drains_and_a_new_start_has_the_same_ca_and_is_ready(stack: Stack) -> None:
+    root = stack.agent("cat", "/etc/squidkeeper/ca.crt")
+    stack.podman.run("stop", "--time", "60", GATEWAY)
+    told = stack.podman.run("logs", GATEWAY).stdout
+    assert "drained: /healthz is unhealthy, and open connections go on" in told
+    assert "Squid is stopped" in told
+    assert stack.podman.run("inspect", GATEWAY, "--format", "{{.State.ExitCode}}").stdout == "0\n"
+    stack.podman.run("start", GATEWAY)
+    wait_for(stack.is_healthy, "a healthy gateway", 180)
+    assert stack.agent("cat", "/etc/squidkeeper/ca.crt") == root
+    assert stack.agent("curl", *CODE, "https://example.com/") == (0, "200")
+
+
+def test_the_container_ends_when_squid_ends_for_good(stack: Stack) -> None:
+    stack.podman.run("update", "--restart", "no", GATEWAY)
+    stack.gateway("bash", "-c", "kill $(cat /gateway/run/squid.pid)")
+    state = ("inspect", GATEWAY, "--format", "{{.State.Status}} {{.State.ExitCode}}")
+    wait_for(lambda: stack.podman.run(*state).stdout == "exited 1\n", "the end of the container")
+    assert "Squid has ended, so the container ends" in stack.podman.run("logs", GATEWAY).stdout
+    assert stack.agent("curl", *CODE, "https://example.com/")[0] != 0  # without a gateway nothing gets out
+
+
+# Single containers
+
+
+def refused(podman: Podman, *options: str) -> str:
+    done = podman.run("run", "--rm", "--network", "none", *options, "squidkeeper", check=False)
+    assert done.returncode == 1
+    return done.stdout
+
+
+def test_what_is_missing_is_refused_with_what_to_do(podman: Podman, tmp_path: Path) -> None:
+    policy = ("--volume", f"{REPOSITORY}/squid/kubernetes:/policy:ro")
+    empty, unreadable = tmp_path / "empty", tmp_path / "unreadable"
+    for folder in (empty, unreadable):
+        folder.mkdir()
+        folder.chmod(0o755)
+    (unreadable / "ca.crt").write_text("")
+    (unreadable / "ca.key").touch(0o600)
+    for options, what in {
+        (): "there is no *.yaml file in /policy",
+        ("--user", "0", *policy): "this runs as 0:0",
+        (*policy,): "the resolver may not listen on port 53",
+        (*policy, *PORT_53, "--volume", f"{empty}:/ca:ro"): "/ca is empty and cannot be written",
+        (*policy, *PORT_53, "--volume", f"{unreadable}:/ca:ro"): "/ca has no ca.crt and ca.key that user 13 can read",
+    }.items():
+        assert refused(podman, *options).startswith(f"gateway: {what}\n  to do: ")
+
+
+def test_what_runs_needs_no_key_of_the_ca(podman: Podman) -> None:
+    policy, gateway = f"{REPOSITORY}/squid/kubernetes/policy.yaml:/policy/policy.yaml:ro", "split-gateway:/gateway"
+    volumes = ("--volume", policy, "--volume", gateway)
+    common = ("--network", "none", *RIGHTS, *PORT_53, *volumes)
+    try:
+        told = podman.run(
+            "run", "--rm", *common, "--volume", "split-ca:/ca", "squidkeeper", "setup", "--gateway", "gw-2"
+        )
+        assert "a new CA is made there" in told.stdout
+        podman.run("run", "--detach", "--name", "split", *common, "--volume", "split-none:/ca:ro", "squidkeeper", "run")
+        wait_for(lambda: podman.run("exec", "split", "gateway", "ready", check=False).returncode == 0, "readiness", 180)
+        assert podman.run("exec", "split", "find", "/ca", "/gateway", "-name", "ca.key").stdout == ""
+    finally:
+        podman.run("rm", "--force", "--time", "1", "split", check=False)
+        podman.run("volume", "rm", "--force", "split-gateway", "split-ca", "split-none", check=False)
+
+
+def test_the_list_of_parts_is_what_is_installed(podman: Podman) -> None:
+    def inside(*command: str) -> str:
+        entry, *words = command
+        return podman.run("run", "--rm", "--network", "none", "--entrypoint", entry, "squidkeeper", *words).stdout
+
+    listed = json.loads(inside("cat", "/opt/squidkeeper/sbom.json"))
+    assert (listed["bomFormat"], listed["specVersion"]) == ("CycloneDX", "1.6")  # sbom.py has asked its schema
+    parts = {(one["purl"].partition("/")[0], one["name"], one["version"]) for one in listed["components"]}
+    debian = inside("dpkg-query", "--show", "--showformat", r"${Package} ${Version}\n").split("\n")
+    assert {f"{name} {version}" for kind, name, version in parts if kind == "pkg:deb"} == {*filter(None, debian)}
+    python = {name.lower().replace("_", "-").replace(".", "-"): v for kind, name, v in parts if kind == "pkg:pypi"}
+    assert python.pop("squidkeeper")
+    assert python == pins("requirements.lock")
+
+
+def test_the_image_holds_no_key_and_no_pip(podman: Podman) -> None:
+    script = "find / -xdev -name '*.key' -not -path '/usr/share/*' 2>/dev/null; ls /opt/squidkeeper/venv/bin; id"
+    told = podman.run("run", "--rm", "--network", "none", "--entrypoint", "bash", "squidkeeper", "-c", script).stdout
+    assert ".key" not in told
+    assert "pip" not in told
+    assert "uid=13(proxy)" in told
+
+
+def test_the_image_has_its_health_check(podman: Podman) -> None:
+    told = json.loads(podman.run("image", "inspect", "squidkeeper").stdout)[0]
+    assert told["ManifestType"].startswith("application/vnd.docker.")  # OCI's has none
+    assert (told.get("HealthCheck") or told["Healthcheck"])["Test"] == ["CMD", "gateway", "healthy"]
+    assert told["User"] == "proxy:proxy"
+    assert os.fspath(REPOSITORY) not in json.dumps(told)

@@ -1,0 +1,239 @@
+"""The files of the image, compose.yaml and squid/kubernetes/, with nothing built: tests/containers builds them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from click.testing import CliRunner
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from squidkeeper.cli import main
+
+REPOSITORY = Path(__file__).parents[1]
+KUBERNETES = REPOSITORY / "squid/kubernetes"
+LOCKS = REPOSITORY / "squid/container"
+CONTAINERFILES = (REPOSITORY / "Containerfile", LOCKS / "agent.Containerfile")
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+PIN = re.compile(r"^([a-z0-9.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n", re.MULTILINE)
+AGENT = {"squidkeeper/role": "agent"}
+GATEWAY = {"squidkeeper/role": "gateway"}
+KINDS = ["ConfigMap", "Deployment", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget", "Service"]
+
+
+# The locks
+
+
+def pins(name: str) -> dict[str, str]:
+    """The version of each package in a lock; every line of it belongs to a pin with hashes."""
+    text = (LOCKS / name).read_text()
+    assert PIN.sub("", text) == ""
+    return {canonicalize_name(found[1]): found[2] for found in PIN.finditer(text)}
+
+
+def unpinned(requirements: list[str], lock: str) -> list[str]:
+    """The requirements that a lock does not meet."""
+    pinned = pins(lock)
+    wanted = [Requirement(one) for one in requirements]
+    return [str(one) for one in wanted if pinned.get(canonicalize_name(one.name), "0.dev0") not in one.specifier]
+
+
+def image_extras() -> list[str]:
+    [listed] = re.findall(r"^ARG EXTRAS=(\S+)$", CONTAINERFILES[0].read_text(), re.MULTILINE)
+    return str(listed).split(",")
+
+
+def test_the_image_has_every_extra_that_an_installation_can_have() -> None:
+    assert sorted(image_extras()) == sorted(set(EXTRAS) - {"dev"})
+
+
+def test_the_lock_meets_what_squidkeeper_and_its_extras_need() -> None:
+    needed = [*PROJECT["project"]["dependencies"], *itertools.chain(*(EXTRAS[name] for name in image_extras()))]
+    assert unpinned(needed, "requirements.lock") == [], "run squid/container/lock"
+
+
+def test_the_lock_of_what_builds_the_image_meets_its_input() -> None:
+    lines = (LOCKS / "build.in").read_text().splitlines()
+    needed = [line for line in lines if not line.startswith("#")]
+    assert unpinned([*needed, *PROJECT["build-system"]["requires"]], "build.lock") == [], "run squid/container/lock"
+
+
+def test_a_lock_that_is_behind_is_seen() -> None:
+    assert unpinned(["click>=1000", "not-there>=1"], "requirements.lock") == ["click>=1000", "not-there>=1"]
+
+
+# The image
+
+
+def test_pip_installs_by_hash_and_from_wheels_alone() -> None:
+    lines = [line for line in CONTAINERFILES[0].read_text().splitlines() if "pip install" in line]
+    by_hash = [line for line in lines if "--require-hashes --only-binary :all:" in line]
+    assert len(by_hash) == 2
+    assert all("--no-index --no-deps" in line for line in lines if line not in by_hash)
+
+
+@pytest.mark.parametrize(
+    "path", [*CONTAINERFILES, REPOSITORY / "compose.yaml", KUBERNETES / "kustomization.yaml"], ids=str
+)
+def test_no_registry_is_named(path: Path) -> None:
+    images = re.findall(r"^(?:FROM|\s*image:|ARG DEBIAN=|\s*newName:)\s*(\S+)", path.read_text(), re.MULTILINE)
+    assert images
+    assert [one for one in images if "/" in one and not one.startswith("localhost/")] == []
+
+
+def test_the_image_is_not_root_and_has_a_health_check() -> None:
+    text = CONTAINERFILES[0].read_text()
+    last = text.rpartition("\nFROM ")[2]
+    assert re.findall(r"^USER (\S+)$", last, re.MULTILINE) == ["proxy:proxy"]
+    assert re.search(r'^HEALTHCHECK .*CMD \["gateway", "healthy"\]$', last, re.MULTILINE)
+    assert 'ENTRYPOINT ["gateway"]' in last
+
+
+# compose.yaml
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    compose = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
+    return {**compose["services"], "networks": compose["networks"]}
+
+
+def test_the_agent_has_no_way_out_and_no_names(services: Mapping[str, Any]) -> None:
+    agent = services["agent"]
+    assert agent["networks"] == ["agents"]
+    assert services["networks"]["agents"]["internal"] is True
+    assert agent["dns"] == "127.0.0.1"
+    assert not {"cap_add", "privileged", "network_mode"} & set(agent)
+
+
+def test_the_agent_is_given_no_key(services: Mapping[str, Any]) -> None:
+    assert services["agent"]["volumes"] == ["trust:/etc/squidkeeper:ro"]
+    assert [one for one in services["gateway"]["volumes"] if one.startswith("trust:")] == ["trust:/trust"]
+
+
+def test_the_gateway_listens_for_the_agents_alone_without_rights(services: Mapping[str, Any]) -> None:
+    gateway = services["gateway"]
+    address = gateway["networks"]["agents"]["ipv4_address"]
+    assert gateway["command"][:2] == ["--listen", f"{address}:3129"]
+    assert "ports" not in gateway
+    assert gateway["read_only"] is True
+    assert gateway["cap_drop"] == ["ALL"]
+    assert gateway["security_opt"] == ["no-new-privileges"]
+    assert "user" not in gateway  # as the image says
+
+
+def test_the_agent_has_the_variables_that_squidkeeper_env_prints(services: Mapping[str, Any], tmp_path: Path) -> None:
+    """Those of programs that an agent's image may not have, npm's and Java's, are left out."""
+    (tmp_path / "policy.yaml").write_text("version: 1\n")
+    (tmp_path / "ca.crt").write_text("a root")
+    paths = ["--ca-path", "/etc/squidkeeper/ca.crt", "--bundle-path", "/etc/squidkeeper/bundle.crt"]
+    proxy = ["--proxy", "http://192.168.137.1:3129", "--policy", str(tmp_path), "--ca", str(tmp_path / "ca.crt")]
+    told = CliRunner().invoke(main, ["env", "--format", "dotenv", *paths, *proxy])
+    assert told.exit_code == 0, told.output
+    printed = dict(line.split("=", 1) for line in told.stdout.splitlines() if line and not line.startswith("#"))
+    given = services["agent"]["environment"]
+    assert {name: printed.get(name) for name in given} == given
+
+
+# squid/kubernetes/
+
+
+def validated(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+    return document
+
+
+@pytest.fixture(scope="module")
+def built() -> list[Mapping[str, Any]]:
+    """What Kustomize makes of the folder, each document valid in strict mode."""
+    done = subprocess.run(["kustomize", "build", KUBERNETES], capture_output=True, text=True, check=True)
+    return [validated(one) for one in yaml.safe_load_all(done.stdout)]
+
+
+def of_kind(built: list[Mapping[str, Any]], kind: str) -> Iterator[Mapping[str, Any]]:
+    return (one for one in built if one["kind"] == kind)
+
+
+@pytest.mark.system
+def test_kubernetes_accepts_what_kustomize_makes(built: list[Mapping[str, Any]]) -> None:
+    assert sorted(one["kind"] for one in built) == KINDS
+
+
+def test_kubernetes_accepts_the_example_agent_and_no_unknown_key() -> None:
+    agent = yaml.safe_load((KUBERNETES / "agent.yaml").read_text())
+    assert validated(agent)["metadata"]["labels"] == AGENT
+    agent["spec"]["dnsPolocy"] = "None"
+    with pytest.raises(kubernetes_validate.ValidationError, match="dnsPolocy"):
+        validated(agent)
+
+
+@pytest.mark.system
+def test_agents_reach_the_port_of_gateways_and_nothing_else(built: list[Mapping[str, Any]]) -> None:
+    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind(built, "NetworkPolicy")}
+    ports = [{"protocol": "TCP", "port": 3129}]
+    assert policies["squidkeeper-agents"] == {
+        "podSelector": {"matchLabels": AGENT},
+        "policyTypes": ["Egress"],
+        "egress": [{"to": [{"podSelector": {"matchLabels": GATEWAY}}], "ports": ports}],
+    }
+    assert policies["squidkeeper-gateways"] == {
+        "podSelector": {"matchLabels": GATEWAY},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": AGENT}}], "ports": ports}],
+    }
+
+
+@pytest.mark.system
+def test_every_selector_finds_the_gateways(built: list[Mapping[str, Any]]) -> None:
+    [deployment] = of_kind(built, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+    [service], [budget] = of_kind(built, "Service"), of_kind(built, "PodDisruptionBudget")
+    selectors = [service["spec"]["selector"], *(one["spec"]["selector"]["matchLabels"] for one in (deployment, budget))]
+    assert all(GATEWAY.items() <= labels and selector.items() <= labels for selector in selectors)
+
+
+@pytest.mark.system
+def test_the_pod_has_no_rights_and_what_runs_in_it_no_key_of_the_ca(built: list[Mapping[str, Any]]) -> None:
+    [deployment] = of_kind(built, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    [setup], [gateway] = pod["initContainers"], pod["containers"]
+    assert (setup["args"][0], gateway["args"]) == ("setup", ["run"])
+    assert [one["name"] for one in setup["volumeMounts"] if one["name"] == "ca"] == ["ca"]
+    assert [one["name"] for one in gateway["volumeMounts"]] == ["gateway", "policy", "tmp"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    for container in (setup, gateway):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+@pytest.mark.system
+def test_the_policy_is_a_config_map_under_one_name_that_loads(built: list[Mapping[str, Any]], tmp_path: Path) -> None:
+    [policy] = of_kind(built, "ConfigMap")
+    assert policy["metadata"]["name"] == "squidkeeper-policy"
+    for name, text in policy["data"].items():
+        (tmp_path / name).write_text(text)
+    checked = CliRunner().invoke(main, ["check", "--policy", str(tmp_path), "--state", str(tmp_path / "state")])
+    assert checked.exit_code == 0, checked.output
+
+
+@pytest.mark.system
+def test_the_time_to_drain_ends_before_kubernetes_kills(built: list[Mapping[str, Any]]) -> None:
+    [deployment] = of_kind(built, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    [given] = pod["containers"][0]["env"]
+    assert given["name"] == "DRAIN_FOR"
+    assert int(given["value"].removesuffix("s")) + 20 <= pod["terminationGracePeriodSeconds"]
