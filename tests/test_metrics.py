@@ -15,16 +15,21 @@ from squidkeeper.metrics import METRICS, OTHER, Metric, MetricKind, method_class
 
 LABELS = {
     *("client", "rule", "verdict", "helper", "credential", "method_class", "status_class", "revision", "wait", "code"),
+    "version",
     "result",
     "folder",
+    "export",
+    "quota",
     "secret",
     "task",
     "severity",
+    "sha256",
 }
 ASKED_FOR = """
 squidkeeper_requests_total squidkeeper_response_bytes_total squidkeeper_request_duration_seconds
 squidkeeper_decisions_total squidkeeper_decision_duration_seconds squidkeeper_protocol_errors_total
 squidkeeper_helper_starts_total squidkeeper_policy_info squidkeeper_policy_last_reload_successful
+squidkeeper_policy_reload_gated
 squidkeeper_policy_last_reload_success_timestamp_seconds squidkeeper_policy_rules
 squidkeeper_rule_last_matched_timestamp_seconds squidkeeper_rule_expiry_timestamp_seconds
 squidkeeper_credential_injections_total squidkeeper_credential_failures_total

@@ -26,9 +26,14 @@ from squidkeeper.exporter.conditions import CONDITIONS
 from squidkeeper.metrics import METRICS, MetricKind
 
 OBSERVE = Path(__file__).parent.parent / "squid/observe"
-RULES = [rule for group in yaml.safe_load((OBSERVE / "alerts.yaml").read_text())["groups"] for rule in group["rules"]]
+RULES = [
+    rule
+    for file in ("alerts.yaml", "recording.yaml")
+    for group in yaml.safe_load((OBSERVE / file).read_text())["groups"]
+    for rule in group["rules"]
+]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
-RECORDED = {rule["record"] for rule in RULES if "record" in rule}
+RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 DASHBOARD = json.loads((OBSERVE / "dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
@@ -44,7 +49,7 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.system
 def test_promtool_accepts_rules_and_configuration() -> None:
     for arguments in (
-        ("check", "rules", "--lint=all", "--lint-fatal", "alerts.yaml"),
+        ("check", "rules", "--lint=all", "--lint-fatal", "alerts.yaml", "recording.yaml"),
         ("check", "config", "prometheus.yaml"),
     ):
         done = promtool(*arguments)
@@ -52,8 +57,9 @@ def test_promtool_accepts_rules_and_configuration() -> None:
 
 
 @pytest.mark.system
-def test_the_cases_of_the_alerts_hold() -> None:
-    done = promtool("test", "rules", "alerts_test.yaml")
+@pytest.mark.parametrize("cases", ["alerts_test.yaml", "recording_test.yaml"])
+def test_the_cases_of_the_rules_hold(cases: str) -> None:
+    done = promtool("test", "rules", cases)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -65,6 +71,22 @@ def test_each_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
         for name in re.findall(r'ALERTS\{alertname="(\w+)", alertstate="firing"', case["expr"])
     ]
     assert set(cases) == {(name, fires) for name in ALERTS for fires in (True, False)}
+
+
+def test_each_recording_rule_has_a_case() -> None:
+    cases = yaml.safe_load((OBSERVE / "recording_test.yaml").read_text())["tests"]
+    asked = {case["expr"].partition("{")[0] for test in cases for case in test["promql_expr_test"]}
+    assert {rule["record"] for rule in RULES if rule.get("record", "").startswith(("gateway:", "job:"))} <= asked
+
+
+ABOUT_ALL = {"SquidkeeperCasDiffer"}
+
+
+@pytest.mark.parametrize("name", sorted(ALERTS.keys() - ABOUT_ALL))
+def test_an_alert_names_the_gateway(name: str) -> None:
+    """By its label; by its address where the scrape configuration gives it none."""
+    assert "{{ or $labels.gateway $labels.instance" in ALERTS[name]["annotations"]["summary"]
+    assert "by (job, instance" not in ALERTS[name]["expr"], "the label is lost"
 
 
 @pytest.mark.parametrize("name", ALERTS)
@@ -81,7 +103,7 @@ def test_an_alert_says_how_bad_it_is_what_it_means_and_what_to_do(name: str) -> 
     assert "`" in rule["annotations"]["runbook"], "a command to begin with"
 
 
-TASKS = ("resolver", "own-addresses", "rotation", "tls")
+TASKS = ("resolver", "own-addresses", "rotation", "reload-gate", "tls", "webhook")
 TABLE = {
     condition.code: (condition.severity, condition.after, condition.summary)
     for condition in CONDITIONS
@@ -96,7 +118,7 @@ def conditions_of(rule: dict[str, typing.Any]) -> Iterator[tuple[str, tuple[str,
         code, summary = (
             text.replace("{{ $labels.task }}", task) for text in (labels["condition"], rule["annotations"]["summary"])
         )
-        yield code, (labels["severity"], rule.get("for", "0m"), re.split(r" on \{\{[^}]*instance", summary)[0])
+        yield code, (labels["severity"], rule.get("for", "0m"), re.split(r" on \{\{[^}]*gateway", summary)[0])
 
 
 def test_the_alerts_are_as_the_table_of_conditions_has_them() -> None:
@@ -125,11 +147,13 @@ def test_every_command_that_a_runbook_names_has_these_options() -> None:
 
 # ── Names and labels ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-TARGET_LABELS = {"job", "instance"}
+TARGET_LABELS = {"job", "gateway", "instance"}
 LABELS = {name: set(metric.labels) for metric in METRICS for name in [metric.name]}
 LABELS |= {metric.name + "_bucket": {*metric.labels, "le"} for metric in METRICS if metric.kind == MetricKind.HISTOGRAM}
 LABELS |= {name: set() for _, name, _ in COUNTERS} | {"squid_up": set(), "up": set()}
-LABELS |= {name: {"client"} for name in RECORDED}
+LABELS |= {
+    name: set(re.findall(r"\w+", "".join(re.findall(r"^\w+ by \(([^)]*)\)", expr)))) for name, expr in RECORDED.items()
+}
 
 
 def walk(expression: promql_parser.Expr) -> Iterator[promql_parser.Expr]:
@@ -256,7 +280,7 @@ def test_a_panel_says_what_it_shows_in_which_unit_from_the_chosen_source(panel: 
         for part in walk(promql_parser.parse(re.sub(r"\$__\w+", "5m", target["expr"]))):
             if isinstance(part, promql_parser.VectorSelector):
                 matchers = {(matcher.name, matcher.value) for matcher in part.matchers.matchers}
-                assert {("job", "$job"), ("instance", "$instance")} <= matchers, target["expr"]
+                assert {("job", "$job"), ("gateway", "$gateway")} <= matchers, target["expr"]
 
 
 def test_panels_have_numbers_and_places_of_their_own() -> None:

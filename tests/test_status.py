@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from squidkeeper.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.counters import CounterFile, HelperStatus
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus
 from squidkeeper.credentials.fetched_values import FetchedValue, format_value, value_file
-from squidkeeper.exporter.cache_manager import SquidCounters
+from squidkeeper.export_status import ExportState, ExportStatus
 from squidkeeper.exporter.certificate import Certificate
 from squidkeeper.exporter.checkpoint import Checkpoint
 from squidkeeper.exporter.conditions import CONDITIONS, active_conditions
@@ -36,7 +37,9 @@ from squidkeeper.policy.model import Action, Match, Policy, Rule, Strip
 from squidkeeper.policy.secret_sources import FileSource, NamedSecret, source_key
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.policy_watcher import PolicyState
+from squidkeeper.pull_status import PullStatus
 from squidkeeper.record.record import Record, parse_record
+from squidkeeper.squid_counters import SquidCounters
 from squidkeeper.squid_version import SquidVersion
 
 from .conftest import compiled_of
@@ -96,6 +99,10 @@ def with_helpers(*helpers: HelperStatus) -> Snapshot:
     return replace(WELL, counter_files=tuple(CounterFile(n, True, "x", one) for n, one in enumerate(helpers)))
 
 
+def with_export(*, runs: bool = True, **fields: Any) -> Snapshot:
+    return replace(WELL, exports={"siem": ExportStatus(runs, ExportState(**fields))})
+
+
 def with_task(task: str, failure: str) -> Snapshot:
     return replace(WELL, maintenance=MaintenanceStatus(runs=True, failures={"other": "", task: failure}))
 
@@ -118,6 +125,12 @@ def matched(rule: str, at: datetime) -> Snapshot:
     return replace(WELL, checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts))
 
 
+def observing(passed: int) -> Snapshot:
+    policy = Policy("0", observe_default=Location("policy.yaml", 3, 3))
+    counts = RequestCounts(observed=[(("default", "deny"), passed)])
+    return replace(WELL, policy=policy, checkpoint=msgspec.structs.replace(CHECKPOINT, counts=counts))
+
+
 def answered(*failed: bool) -> Snapshot:
     return replace(WELL, answers=tuple(RecentAnswer("2026-11-24T11:59:00.000Z", one) for one in failed))
 
@@ -134,6 +147,10 @@ def test_a_gateway_that_is_well_has_nothing_to_do() -> None:
     assert "All is well: nothing to do." in text_of(WELL)
 
 
+PULLED = PullStatus(
+    "https://git.example/p main", 30, WELL.now, WELL.now - 60, "a" * 40, "alice@example.com", WELL.now - 3600
+)
+
 FAULT = Fault(Location("policy.yaml", 41, 11), FaultCode.INVALID_HOST, "'.org' is a wildcard, expected '.example.org'")
 WRONG = {
     "squid-down": (replace(WELL, squid=SquidCounters({}, "refused")), "does not answer: 127.0.0.1:3128 (refused)."),
@@ -141,11 +158,23 @@ WRONG = {
         replace(WELL, squid=SquidCounters({}, "403", answers=True)),
         "Squid's counters cannot be read: 403.",
     ),
+    "drained": (
+        replace(WELL, drained_since=WELL.now - 180),
+        "This gateway is drained, so that new clients go to others: 3 min ago.",
+    ),
     "squid-outdated": (
         replace(WELL, squid_version=SquidVersion("squid-openssl 6.13-2+deb13u3", False)),
         "Squid has a known flaw: squid-openssl 6.13-2+deb13u3 is older than 6.13-2+deb13u4, which fixes CVE-2026",
     ),
+    "quota-store-unavailable": (
+        replace(WELL, quota_store_problem="Valkey on 10.0.0.5 port 6379: refused"),
+        "The store that counts quotas for all gateways is away: Valkey on 10.0.0.5 port 6379: refused.",
+    ),
     "policy-not-loaded": (with_faults(FAULT), "does not load: 1 fault; policy.yaml:41:11: '.org'"),
+    "observing": (
+        observing(3),
+        "The default observes: what no rule decides is ALLOWED: policy.yaml:3:3; 3 requests passed that would have",
+    ),
     "policy-warning": (
         replace(WELL, policy_state=replace(POLICY, warnings=(FAULT,))),
         "The policy has warnings: policy.yaml:41:11",
@@ -196,6 +225,10 @@ WRONG = {
         replace(WELL, log_readable=False),
         "The access log cannot be read: /var/log/squid/access.log.",
     ),
+    "export-behind": (
+        with_export(waiting_since=NOW.timestamp() - 600, failure="syslog+tls://siem.example: no connection"),
+        "An export does not send what the access log holds: siem: nothing taken for 10 min: syslog+tls://siem.example",
+    ),
     "access-log-behind": (replace(WELL, backlog_bytes=20_000_000), "20 MB are not counted yet"),
     "maintenance-not-running": (
         replace(WELL, maintenance=MaintenanceStatus(runs=False)),
@@ -213,9 +246,25 @@ WRONG = {
         with_task("rotation", "[Errno 13] Permission denied"),
         "The maintenance task rotation fails: [Errno 13]",
     ),
+    "reload-gated": (
+        with_faults(Fault(Location("policy"), FaultCode.RELOAD_GATED, "the reload gate refuses revision 2")),
+        "The reload gate refuses an edit of the policy: the reload gate refuses revision 2; revision",
+    ),
+    "reload-held": (
+        replace(WELL, policy_state=replace(POLICY, ok=False, held="0a1b2c3d4e5f")),
+        "An edit waits for the reload gate: revision 0a1b2c3d4e5f, while 9f31c2a7b04e stays in force.",
+    ),
+    "reload-gate-failing": (
+        with_task("reload-gate", "the judge of edit a-b ended with status -9"),
+        "The maintenance task reload-gate fails: the judge of edit a-b ended with status -9.",
+    ),
     "tls-failing": (
         with_task("tls", "HAProxy does not answer"),
         "The maintenance task tls fails: HAProxy does not answer.",
+    ),
+    "webhook-failing": (
+        with_task("webhook", "questions wait, and nobody is told: https://hooks.example: status 500"),
+        "The maintenance task webhook fails: questions wait, and nobody is told: https://hooks.example: status 500.",
     ),
     "throttle-not-running": (
         replace(
@@ -227,6 +276,26 @@ WRONG = {
         "No throttle answers: a denial asked for it 2 min ago.",
     ),
     "state-not-writable": (replace(WELL, state_writable=False), "The exporter cannot save its counts."),
+    "pull-failing": (
+        replace(WELL, pull=PullStatus("https://git.example/p main", 30, succeeded=WELL.now - 7200, failure="no route")),
+        "The source of the policy cannot be read: last read 2 h ago; no route.",
+    ),
+    "pull-refused": (
+        replace(WELL, pull=replace(PULLED, refused="b" * 40, reason="it is not signed")),
+        f"A version of the pulled policy is refused: {'b' * 40}, {'a' * 40} stays in place: it is not signed.",
+    ),
+    "archive-failing": (
+        replace(WELL, archive=ArchiveStatus(WELL.now - 60, WELL.now - 7200, "No space left on device")),
+        "The access log is not archived: No space left on device.",
+    ),
+    "archive-behind": (
+        replace(WELL, archive=ArchiveStatus(WELL.now, WELL.now), unarchived_since=WELL.now - 4 * 3600),
+        "A rotated log has not been archived for hours: a rotated log ended 4 h ago.",
+    ),
+    "archive-incomplete": (
+        replace(WELL, deleted_logs=DeletedLogs(3, 700_000_000, "access.log.7", WELL.now - 7200)),
+        "their records are lost: 3 files of 700 MB so far, the last access.log.7 2 h ago.",
+    ),
     "disk-space-low": (
         replace(WELL, disks=(replace(DISK, available_bytes=900_000_000), replace(DISK, folder="state"))),
         "900 MB of 10 GB free on the disk of /var/log/squid.",
@@ -244,6 +313,39 @@ def test_what_is_wrong_stands_first_with_what_to_do(code: str, view: Snapshot, w
     assert "All is well" not in text
     assert text.index(what) < text.index(f" {code} ") < text.index("Recent denials")
     assert f"1 {active.condition.severity} condition." in text
+
+
+def test_a_rule_that_observes_shows_what_it_would_have_decided() -> None:
+    watched = Rule("no-push", Location("policy.yaml", 5, 3), Action.DENY, Match(), observe=True)
+    counts = RequestCounts(observed=[(("no-push", "deny"), 1_234)])
+    checkpoint = msgspec.structs.replace(CHECKPOINT, counts=counts)
+    text = text_of(replace(WELL, policy=Policy("0", rules=(watched,)), checkpoint=checkpoint))
+    assert "no-push observes deny × 1,234" in text
+    assert "ALLOWS" not in text
+    assert "ALLOWS and records what it would deny if no rule matches" in text_of(observing(0))
+
+
+def test_a_policy_that_is_pulled_shows_its_version_signer_and_source() -> None:
+    view = replace(WELL, pull=PULLED)
+    assert codes(view) == []
+    text = text_of(view)
+    assert f"Pulled policy {'a' * 40} in place 1 h ago, signed by alice@example.com" in text
+    assert "https://git.example/p main, read 1 min ago" in text
+    assert "Pulled policy" not in text_of(WELL)
+    assert "none yet" in text_of(replace(WELL, pull=PullStatus("https://git.example/p main", 30)))
+
+
+def test_a_source_that_is_read_seldom_is_not_missed_before() -> None:
+    seldom = replace(PULLED, every_seconds=86400, succeeded=WELL.now - 100_000)
+    assert codes(replace(WELL, pull=seldom)) == []
+
+
+def test_an_archive_that_runs_and_what_was_lost_days_ago_are_nothing_to_do() -> None:
+    runs = replace(WELL, archive=ArchiveStatus(WELL.now, WELL.now - 3000, "busy"), unarchived_since=WELL.now - 10_000)
+    assert codes(runs) == []
+    assert codes(replace(WELL, deleted_logs=DeletedLogs(3, 7, "access.log.7", WELL.now - 90_000))) == []
+    ended = replace(WELL, archive=ArchiveStatus(WELL.now - 7200, WELL.now - 7200))
+    assert "The access log is not archived: it ran last 2 h ago." in text_of(ended)
 
 
 def test_each_condition_has_a_case_here() -> None:
@@ -272,6 +374,18 @@ def test_without_a_policy_everything_is_denied() -> None:
     assert "squidkeeper check --policy /etc/squidkeeper/policy" in text
     lines = replace(with_faults(FAULT), policy_lines_file=Path("/gw/etc/squidkeeper-policy.conf"))
     assert "check --policy /etc/squidkeeper/policy --policy-lines /gw/etc/squidkeeper-policy.conf" in text_of(lines)
+
+
+def test_a_refusal_of_the_reload_gate_is_told_as_one() -> None:
+    place = Location("/etc/squidkeeper/policy")
+    texts = ("the reload gate refuses revision 2", "client 192.0.2.1 would be denied", "client 192.0.2.2 would be")
+    view = with_faults(*(Fault(place, FaultCode.RELOAD_GATED, text) for text in texts))
+    (one,) = active_conditions(view)
+    assert one.condition.code == "reload-gated"
+    assert one.detail == f"the reload gate refuses revision 2; revision {POLICY.revision} stays in force"
+    assert "`{reload} --force`" in one.condition.remedy
+    assert "does not load" not in text_of(view)
+    assert all(text in text_of(view) for text in texts)
 
 
 def test_the_most_severe_stands_first() -> None:
@@ -324,6 +438,20 @@ rules:
     assert re.search(r"2 second allow 5 .*36 never expired", text)
     assert "3 min ago" in text
     assert "default deny 7" in text
+
+
+def test_grants_and_what_asks_stand_among_the_rules(tmp_path: Path) -> None:
+    policy = """
+defaults: {ask: true}
+rules:
+  - {name: asks, action: ask, hosts: [a.example]}
+grants:
+  - {name: granted, any_client: true, hosts: [a.example], expires: 2026-11-23T12:00:00Z, reason: x, by: ops}
+"""
+    text = text_of(replace(WELL, policy=policy_of(tmp_path, policy)))
+    assert "; ask if no rule matches" in text
+    assert "1 asks ask" in text
+    assert re.search(r"2 granted allow .*never expired .*ops", text)
 
 
 def test_of_very_many_rules_those_that_count_are_shown(tmp_path: Path) -> None:
@@ -474,18 +602,40 @@ def test_denials_live_through_a_restart_in_their_order() -> None:
 
 def test_the_connect_of_a_denied_tunnel_is_shown_as_the_request_inside() -> None:
     tunnel = "a.example%3A443%20denied%20by%20no"
-    connect = denial(method="CONNECT", url="a.example:443", tunnel=tunnel, connection="7")
+    connect = denial(method="CONNECT", url="a.example:443", status=200, tunnel=tunnel, connection="7")
     inside = denial(tunnel=tunnel, connection="7", squid="NONE_NONE/HIER_NONE")
     assert [(one.method, one.times) for one in denials_of([connect, inside])] == [("GET", 1)]
     assert [(one.method, one.times) for one in denials_of([connect, connect, inside])] == [("GET", 1), ("CONNECT", 1)]
     assert [one.method for one in denials_of([connect])] == ["CONNECT"]
 
 
+def test_a_request_that_names_another_host_than_its_denied_tunnel_is_shown_as_the_connect() -> None:
+    tunnel = {"tunnel": "a.example%3A443%20denied%20by%20no", "connection": "7"}
+    connect = denial(method="CONNECT", url="a.example:443", status=200, **tunnel)
+    fronted = denial(url="https://good.example/x", squid="TCP_DENIED_REPLY/HIER_NONE", **tunnel)
+    (shown,) = denials_of([connect, fronted])
+    assert (shown.method, shown.url, shown.times, shown.cause) == ("CONNECT", "a.example:443", 2, "policy")
+    command = explain_command(shown, PROGRAM, DIRECTORY)
+    assert command
+    assert command.endswith("-- CONNECT a.example:443")
+    assert "good.example" not in text_of(with_denials((shown,)))
+
+
+def test_a_withheld_request_in_a_denied_tunnel_is_shown_as_the_connect() -> None:
+    connect = denial(
+        method="CONNECT", url="a.example:443", status=200, tunnel="a.example%3A443%20denied%20by%20no", connection="7"
+    )
+    withheld = denial(url="-", squid="TCP_DENIED_REPLY/HIER_NONE", connection="7")
+    assert [(one.method, one.url, one.times) for one in denials_of([connect, withheld])] == [
+        ("CONNECT", "a.example:443", 1)
+    ]
+
+
 def test_a_tunnel_that_was_denied_for_its_private_address_is_shown_once() -> None:
     private = {"rule": "private-address", "tunnel": "nas.example:443", "connection": "7"}
-    connect = denial(method="CONNECT", url="nas.example:443", squid="TCP_DENIED/HIER_NONE", **private)
+    connect = denial(method="CONNECT", url="nas.example:443", status=200, squid="TCP_DENIED/HIER_NONE", **private)
     inside = denial(url="https://nas.example/", squid="NONE_NONE/HIER_NONE", **private)
-    judged = denial(url="https://nas.example/", squid="TCP_DENIED/HIER_NONE", **private)
+    judged = denial(url="https://nas.example/", squid="TCP_DENIED/HIER_NONE", **{**private, "connection": "8"})
     assert [(one.method, one.times) for one in denials_of([connect, inside])] == [("GET", 1)]
     assert [(one.method, one.times) for one in denials_of([connect, judged])] == [("GET", 1), ("CONNECT", 1)]
 
@@ -520,11 +670,12 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
     [
         (
             "authority-mismatch",
-            "| tail -n 1 | squidkeeper explain --policy /etc/squidkeeper/policy --record - shows which",
+            "| tail -n 1 | squidkeeper explain --policy /etc/squidkeeper/policy --record - shows what does not match",
         ),
-        ("credential-unavailable", "a secret was unavailable"),
-        ("policy-unavailable", "no helper answered"),
+        ("credential-unavailable", "A credential that the request needs is unavailable."),
+        ("policy-unavailable", "The helper that answered had no policy that loads"),
         ("not-rendered", "lacks lines that the policy needs"),
+        ("login-refused", "was revoked, or has expired"),
     ],
 )
 def test_there_is_no_command_that_would_give_another_verdict(rule: str, said: str) -> None:
@@ -532,6 +683,35 @@ def test_there_is_no_command_that_would_give_another_verdict(rule: str, said: st
     text = text_of(with_denials(denials_of([denial(rule=rule)])))
     assert "No command: " in text
     assert said in text
+
+
+def test_a_denial_has_the_sentence_of_its_cause_beside_it_and_what_to_do() -> None:
+    rule = Rule("no", Location("policy.yaml", 3, 5), Action.DENY, Match(), reason="It is closed.")
+    view = replace(with_denials(denials_of([denial()])), policy=Policy("r", rules=(rule,)))
+    text = text_of(view)
+    assert "The rule no (policy.yaml:3) denies it: It is closed." in text
+    assert "If the request is meant to pass, add a rule that allows it, or change the one that denies it." in text
+    assert "The rule no denies it." in text_of(replace(view, policy=None))
+
+
+def test_only_denials_that_are_kept_are_judged() -> None:
+    kept = RecentDenials()
+    tunnel = "a.example%3A443%20denied%20by%20no"
+    inside = {"rule": "default", "tunnel": tunnel, "connection": "7"}
+    kept.add(denial(method="CONNECT", url="a.example:443", status=200, **inside))
+    kept.add(denial(squid="NONE_NONE/HIER_NONE", **inside))
+    for number in range(3 * DENIALS_LIMIT):
+        kept.add(denial(client="192.0.2.66", url=f"https://a.example/{number}"))
+    assert [one.cause for one in kept.newest()] == ["policy"] * (DENIALS_LIMIT - 1) + ["no-rule"]
+
+
+def test_a_denial_that_an_earlier_release_kept_has_no_sentence() -> None:
+    kept = Denial(NOW, "192.0.2.1", None, "GET", "https://a.example/x", 0, "no")
+    saved = msgspec.json.encode(kept).replace(b',"cause":"","facts":{}', b"")
+    assert b"cause" not in saved
+    text = text_of(with_denials((msgspec.json.decode(saved, type=Denial),)))
+    assert "https://a.example/x" in text
+    assert "denies it" not in text
 
 
 def test_served_requests_that_could_not_be_checked_are_told_with_the_cause() -> None:
@@ -677,3 +857,18 @@ def test_a_line_of_the_record_is_what_is_shown() -> None:
     assert "1 min ago 192.0.2.1 no way GET https://a.example/%3Cb%3E" in text_of(
         with_denials(denials_of([parse_record(line)]))
     )
+
+
+@pytest.mark.parametrize(
+    ("view", "detail"),
+    [
+        (with_export(), ""),
+        (with_export(waiting_since=NOW.timestamp() - 60), ""),
+        (with_export(runs=False), "siem: its process does not run, or is stuck"),
+        (with_export(waiting_since=NOW.timestamp() - 600), "siem: nothing taken for 10 min"),
+        (with_export(backlog_bytes=20_000_000), "siem: 20 MB are not sent yet"),
+    ],
+)
+def test_an_export_is_behind_if_it_is_down_waits_or_has_much_to_send(view: Snapshot, detail: str) -> None:
+    found = {one.condition.code: one.detail for one in active_conditions(view)}
+    assert found.get("export-behind", "") == detail

@@ -21,8 +21,9 @@ THROTTLE: Final = "throttle"
 CERTIFICATE: Final = "certificate"
 LOGIN: Final = "login"
 WATCH: Final = "watch"
+METER: Final = "meter"
 JUDGES: Final = (HOST, REQUEST, REWRITE, CREDENTIAL)  # the helpers that decide by the policy
-LOADS_POLICY: Final = (*JUDGES, LOGIN, WATCH)
+LOADS_POLICY: Final = (*JUDGES, LOGIN, WATCH, METER)
 HELPERS: Final = (*LOADS_POLICY, THROTTLE, CERTIFICATE)
 
 
@@ -70,6 +71,13 @@ TUNNELS = Metric(
     "Tunnels (CONNECT) that the policy allowed. rule: the first rule that could allow a request in the tunnel. The "
     "requests are in squidkeeper_requests_total.",
     ("client", "rule"),
+)
+OBSERVED = Metric(
+    "squidkeeper_observed_total",
+    _COUNTER,
+    "Requests for which a rule that observes would have decided, by that rule and its verdict; rule default: what the "
+    "default would have denied, had it not observed. Allowed tunnels do not count.",
+    ("rule", "verdict"),
 )
 RESPONSE_BYTES = Metric(
     "squidkeeper_response_bytes_total",
@@ -126,7 +134,7 @@ RECORD_INVALID_LINES = Metric(
 RECORD_LOST = Metric(
     "squidkeeper_record_lost_total",
     _COUNTER,
-    "Times that a part of the access log was gone before it was counted: truncated, or deleted after a rotation.",
+    "Times that a part of the access log was lost before it was counted: truncated, deleted or damaged.",
 )
 
 # --- The helpers --------------------------------------------------------------------------------------------------
@@ -150,6 +158,9 @@ PROTOCOL_ERRORS = Metric(
     _COUNTER,
     "Helper lines that could not be parsed or decided, and were denied. The cause is in cache.log.",
     ("helper",),
+)
+WORKERS = Metric(
+    "squidkeeper_workers", _GAUGE, "Processes of Squid that serve, as installed. Each starts helpers of its own."
 )
 HELPER_STARTS = Metric(
     "squidkeeper_helper_starts_total", _COUNTER, "Helper processes that Squid has started.", ("helper",)
@@ -201,13 +212,23 @@ CREDENTIAL_FAILURES = Metric(
     ("credential",),
 )
 
+QUOTA_DENIALS = Metric(
+    "squidkeeper_quota_denials_total",
+    _COUNTER,
+    "Requests denied by this quota: it is used up, or could not be counted.",
+    ("quota",),
+)
+
 # --- The policy directory -----------------------------------------------------------------------------------------
 
 POLICY_INFO = Metric("squidkeeper_policy_info", _GAUGE, "1 for the revision of the policy in force.", ("revision",))
 POLICY_LAST_RELOAD_SUCCESSFUL = Metric(
     "squidkeeper_policy_last_reload_successful",
     _GAUGE,
-    "Whether the policy on disk loads. 0: an older one is in force, or none.",
+    "Whether the policy on disk is in force. 0: an older one is, or none.",
+)
+POLICY_RELOAD_GATED = Metric(
+    "squidkeeper_policy_reload_gated", _GAUGE, "Whether the reload gate refuses the policy on disk."
 )
 POLICY_LAST_RELOAD_SUCCESS = Metric(
     "squidkeeper_policy_last_reload_success_timestamp_seconds", _GAUGE, "When the policy was last loaded."
@@ -228,6 +249,12 @@ CA_EXPIRY = Metric(
     "squidkeeper_ca_certificate_expiry_timestamp_seconds",
     _GAUGE,
     "When the CA, or the intermediate that signs for it, expires. No https request works after that.",
+)
+CA_INFO = Metric(
+    "squidkeeper_ca_info",
+    _GAUGE,
+    "1 for the root of what Squid signs with, by its SHA-256. Gateways behind one address need the same one.",
+    ("sha256",),
 )
 CONDITION = Metric(
     "squidkeeper_condition",
@@ -252,7 +279,7 @@ MAINTENANCE_UP = Metric(
 MAINTENANCE_TASK_SUCCESS = Metric(
     "squidkeeper_maintenance_task_success",
     _GAUGE,
-    "Whether a task of the maintenance process works: resolver, rotation, own-addresses or tls.",
+    "Whether a task of the maintenance process works: resolver, rotation, own-addresses, tls or webhook.",
     ("task",),
 )
 
@@ -288,14 +315,115 @@ SECRET_EXPIRY = Metric(
 FILESYSTEM_AVAILABLE = Metric(
     "squidkeeper_filesystem_avail_bytes",
     _GAUGE,
-    "Bytes that Squid's account can write to the file system of the logs (`log`) and of the state (`state`).",
+    "Bytes that Squid's account can write to the file system of the logs (`log`), the state (`state`) and the archive "
+    "(`archive`).",
     ("folder",),
 )
 FILESYSTEM_SIZE = Metric(
     "squidkeeper_filesystem_size_bytes",
     _GAUGE,
-    "Size of the file system of the logs (`log`) and of the state (`state`).",
+    "Size of the file system of the logs (`log`), the state (`state`) and the archive (`archive`).",
     ("folder",),
+)
+
+PULL_INFO = Metric(
+    "squidkeeper_pull_info",
+    _GAUGE,
+    "1 for the version of the pulled policy that is in place: a commit, or a bundle. No series where none is pulled.",
+    ("version",),
+)
+PULL_LAST_SUCCESS = Metric(
+    "squidkeeper_pull_last_success_timestamp_seconds",
+    _GAUGE,
+    "When the source of the policy was last read. No series where none is pulled.",
+)
+PULL_INTERVAL = Metric(
+    "squidkeeper_pull_interval_seconds",
+    _GAUGE,
+    "How often the source of the policy is read. No series where none is pulled.",
+)
+PULL_REFUSED = Metric(
+    "squidkeeper_pull_refused",
+    _GAUGE,
+    "Whether the newest version of the source is refused. No series where none is pulled.",
+)
+ARCHIVE_LAST_SUCCESS = Metric(
+    "squidkeeper_archive_last_success_timestamp_seconds",
+    _GAUGE,
+    "When the access log was last archived without a failure. No series without an archive.",
+)
+ARCHIVE_UNARCHIVED = Metric(
+    "squidkeeper_archive_unarchived_timestamp_seconds",
+    _GAUGE,
+    "When the oldest rotated log that is not archived was last written to. No series where each one is archived.",
+)
+ARCHIVE_DELETED = Metric(
+    "squidkeeper_archive_deleted_logs_total",
+    _COUNTER,
+    "Rotated logs that were deleted before they were archived, because the logs were over their limit.",
+)
+
+# --- Questions of clients -----------------------------------------------------------------------------------------
+
+QUESTIONS_WAITING = Metric(
+    "squidkeeper_questions_waiting",
+    _GAUGE,
+    "Questions of clients that wait for a person: `squidkeeper ask` lists them. No series where none was ever asked.",
+)
+
+# --- The store of quotas ------------------------------------------------------------------------------------------
+
+QUOTA_STORE_UP = Metric(
+    "squidkeeper_quota_store_up",
+    _GAUGE,
+    "Whether the Valkey of all gateways counts quotas. 0: a helper could not reach it in the last 30 seconds. No "
+    "series where the gateway counts by itself.",
+)
+
+# --- The exports -------------------------------------------------------------------------------------------------
+
+EXPORT_UP = Metric(
+    "squidkeeper_export_up",
+    _GAUGE,
+    "Whether the process of this export gives a heartbeat. No series where there is no export.",
+    ("export",),
+)
+EXPORT_RECORDS = Metric(
+    "squidkeeper_export_records_total",
+    _COUNTER,
+    "Records that the receiver of this export has taken.",
+    ("export",),
+)
+EXPORT_DOUBLED = Metric(
+    "squidkeeper_export_doubled_total",
+    _COUNTER,
+    "Messages of this export that were sent again, because it is unknown whether the receiver had taken them.",
+    ("export",),
+)
+EXPORT_GAPS = Metric(
+    "squidkeeper_export_gaps_total",
+    _COUNTER,
+    "Gaps that the receiver of this export was told about: parts of the access log that were deleted before they "
+    "were sent, and records that it refuses.",
+    ("export",),
+)
+EXPORT_LOST = Metric(
+    "squidkeeper_export_lost_records_total",
+    _COUNTER,
+    "Records in these gaps, where their number is known.",
+    ("export",),
+)
+EXPORT_BACKLOG = Metric(
+    "squidkeeper_export_backlog_bytes",
+    _GAUGE,
+    "Bytes of the access log that were not sent yet.",
+    ("export",),
+)
+EXPORT_WAITING = Metric(
+    "squidkeeper_export_waiting_seconds",
+    _GAUGE,
+    "How long the receiver of this export has not taken what there is. 0: it has all.",
+    ("export",),
 )
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

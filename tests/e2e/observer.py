@@ -153,18 +153,22 @@ class Maintenance:
             self._process.wait(60)
 
 
-class Prometheus:
-    """A Prometheus that scrapes exporters, and evaluates rules, every second."""
+GATEWAY = "gw-1"  # as what is scraped is labelled
 
-    def __init__(self, folder: Path, port: int, *scraped: int, rules: str = "groups: []") -> None:
+
+class Prometheus:
+    """A Prometheus that scrapes and evaluates rules every second. An exporter: a port here, or (name, ADDRESS:PORT)."""
+
+    def __init__(self, folder: Path, port: int, *scraped: int | tuple[str, str], rules: str = "groups: []") -> None:
         self.port = port
         folder.mkdir()
-        targets = json.dumps([f"127.0.0.1:{one}" for one in scraped])
+        targets = [one if isinstance(one, tuple) else (GATEWAY, f"127.0.0.1:{one}") for one in scraped]
+        static = json.dumps([{"targets": [place], "labels": {"gateway": name}} for name, place in targets])
         config = folder / "prometheus.yaml"
         (folder / "rules.yaml").write_text(rules)
         config.write_text(
             "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\nrule_files: [rules.yaml]\n"
-            f"scrape_configs: [{{job_name: squidkeeper, static_configs: [{{targets: {targets}}}]}}]\n"
+            f"scrape_configs: [{{job_name: squidkeeper, static_configs: {static}}}]\n"
         )
         command = ["setpriv", "--pdeathsig", "KILL", "prometheus", f"--config.file={config}", "--log.level=warn"]
         command += [f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"]

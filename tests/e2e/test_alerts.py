@@ -18,10 +18,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlencode
 
+import msgspec
 import pytest
 import yaml
 
+from squidkeeper.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.certificates.authority import CertificateAuthority, make_intermediate
+from squidkeeper.export.store import ExportStore
+from squidkeeper.export_status import ExportState
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl
@@ -29,7 +33,7 @@ from .fetching import Fetching, put_command
 from .gateway import NAMESERVER, REPOSITORY, Gateway, NewGateway
 from .load import load
 from .network import run
-from .observer import Exporter, Maintenance, Prometheus, fetch
+from .observer import GATEWAY, Exporter, Maintenance, Prometheus, fetch
 from .origin import Answer, Origins
 from .raw import Raw
 
@@ -42,12 +46,19 @@ ALERTS = {
 }
 PANELS = json.loads((OBSERVE / "dashboard.json").read_text())["panels"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel.get("targets", ())]
-# A fault below makes every other alert fire. These take a log that grows faster than it can be read, and more edits
-# than revisions are stored: promtool has them.
+# A fault below makes every other alert fire. These take a log that grows faster than it can be read, more edits
+# than revisions are stored, a judge of edits, a source of the policy, or a second gateway: promtool has them.
 NOT_MADE_HERE = {
+    "SquidkeeperCasDiffer",
+    "SquidkeeperDrained",
     "SquidkeeperRecordBehind",
     "SquidkeeperDriftUnchecked",
     "SquidkeeperCertificateRefused",
+    "SquidkeeperReloadGated",
+    "SquidkeeperPullFailing",
+    "SquidkeeperPullRefused",
+    "SquidkeeperPullDiffers",
+    "SquidkeeperQuotaStoreUnavailable",
 }
 HOST_HELPER = "acl --scope host --concurrency 16"
 FROM_THE_START = {"SquidkeeperCaEndsSoon", "SquidkeeperRuleLapsesSoon"}
@@ -57,9 +68,14 @@ version: 1
 clients:
   agents: {networks: [127.0.0.2]}
 rules:
+  - {name: watched, action: deny, observe: true, hosts: [open.example]}
+  - {name: asked, action: ask, hosts: [asked.example]}
   - {name: open, action: allow, hosts: [open.example, injected.example, rewritten.example]}
   - {name: paths, action: allow, hosts: [paths.example], paths: [/open/**]}
+  - {name: limited, action: allow, hosts: [limited.example]}
   - {name: window, action: allow, hosts: [window.example], expires: "EXPIRES"}
+quotas:
+  - {name: few, per: all, rules: [limited], requests: 1, every: day}
 rewrites:
   - {name: away, hosts: [rewritten.example], to: "https://open.example{path}"}
 secrets:
@@ -87,18 +103,19 @@ http_access deny short_host !short_asked
 """
 
 
-def hastened(rules: str) -> str:
-    """The rules with faster time; what is compared with time() stays."""
-    parsed = yaml.safe_load(rules)
-    for rule in (rule for group in parsed["groups"] for rule in group["rules"]):
+def hastened(*files: str) -> str:
+    """The rules of files with faster time; what is compared with time() stays."""
+    groups = [group for file in files for group in yaml.safe_load(file)["groups"]]
+    for rule in (rule for group in groups for rule in group["rules"]):
         if rule.get("alert") == "SquidkeeperHelperRestarts":
             continue
         if rule.get("alert") == "SquidkeeperHelperStuck":
             rule["for"] = "0s"  # the exporter ends such a helper after some seconds, which are no less here
         minute = 0.5 if rule.get("alert") == "SquidkeeperRecordSilent" else 1  # it waits the longest
         rule["expr"] = with_minutes_of(minute, rule["expr"])
-        rule["for"] = with_minutes_of(0.2, rule.get("for", "0s"))
-    return yaml.safe_dump(parsed)
+        if "alert" in rule:
+            rule["for"] = with_minutes_of(0.2, rule.get("for", "0s"))
+    return yaml.safe_dump({"groups": groups})
 
 
 def with_minutes_of(seconds: float, text: str) -> str:
@@ -155,7 +172,7 @@ class Watched:
 def watched(
     new_gateway: NewGateway, all_origins: Origins, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Watched]:
-    rules = hastened((OBSERVE / "alerts.yaml").read_text())
+    rules = hastened(*((OBSERVE / file).read_text() for file in ("alerts.yaml", "recording.yaml")))
     # It scrapes five seconds after its start, so it starts first.
     prometheus = Prometheus(tmp_path_factory.mktemp("alerts") / "prometheus", 9090, 9129, rules=rules)
     expires = datetime.now(UTC) + timedelta(days=2)
@@ -168,7 +185,10 @@ def watched(
     maintenance = Maintenance(gateway, gateway.root / "resolv.conf")
     put_command(gateway, "give", GIVE)
     fetching = Fetching(gateway)
-    exporter = Exporter(gateway, 9129, "--tls-certificate", gateway.ca.with_name("signing.crt"))
+    archive = gateway.root / "archive"
+    archive.mkdir(exist_ok=True)
+    options = ("--tls-certificate", gateway.ca.with_name("signing.crt"), "--archive", archive)
+    exporter = Exporter(gateway, 9129, *options)
     watched = Watched(gateway, exporter, maintenance, fetching, prometheus)
     try:
         gateway.start()
@@ -227,13 +247,15 @@ def traffic_of_every_kind(gateway: Gateway) -> None:
         assert curl(gateway, "http://open.example/cached", client="127.0.0.2").status == 200
     assert curl(gateway, "http://open.example/", "--data", "x").status == 200
     assert curl(gateway, "http://closed.example/").status == 403
+    assert curl(gateway, "http://asked.example/").status == 403
 
 
 def make_faults_of_requests(watched: Watched, origins: Origins) -> None:
-    """Drift, a line that no helper understands, a missing secret, a canary, many denials, an old CA; most fail."""
+    """Drift, a line that no helper understands, a missing secret, a canary, a quota, many denials, an old CA."""
     gateway = watched.gateway
     assert curl(gateway, f"http://open.example/?q={BAIT}").rule == "secret-leaving"
     assert curl(gateway, "http://bypass.example/", client="127.0.0.2").status == 200
+    assert [curl(gateway, "http://limited.example/").status for _ in range(2)] == [200, 403]
     assert curl(gateway, "http://short.example/").status == 403
     (gateway.policy_folder / "secrets/token").unlink()
     wait_for(lambda: curl(gateway, "https://injected.example/").status == 403, "the secret to be missed")
@@ -271,11 +293,34 @@ def make_faults_that_show_late(watched: Watched) -> None:
     [helper, *_] = watched.gateway.helpers("rewrite")
     watched.stop_process(helper)
     watched.maintenance.use()
+    make_faults_of_an_export(watched.gateway.root / "state")
+    make_faults_of_the_archive(watched.gateway.root)
     with watched.log.open("a") as log:
         log.write("not a line of the record\n")
     let_the_state_be_written_by_root_alone(watched.state)
     watched.wait_until_fired("MaintenanceFailing")
     watched.maintenance.kill()
+
+
+def make_faults_of_an_export(state: Path) -> None:
+    """Its process has ended, after it told its receiver about a gap."""
+    with ExportStore(state, "siem") as store:
+        store.write(ExportState(gaps=1))
+    file = state / "export/siem.json"
+    os.utime(file, (0, 0))
+    file.parent.chmod(0o755)  # it is root's here, and Squid's account reads it
+    file.chmod(0o644)
+
+
+def make_faults_of_the_archive(root: Path) -> None:
+    """Its runs fail, a log of hours ago is not archived, and another one was deleted before it was."""
+    (root / "log/access.log.9").write_bytes(b"")
+    os.utime(root / "log/access.log.9", (time.time() - 14_400, time.time() - 14_400))
+    status, deleted = root / "archive/status.json", root / "state/deleted-logs.json"
+    status.write_bytes(msgspec.json.encode(ArchiveStatus(ended=time.time(), succeeded=1.0, failure="No space left")))
+    deleted.write_bytes(msgspec.json.encode(DeletedLogs(1, 1000, "access.log.10", time.time())))
+    for file in (status, deleted):
+        file.chmod(0o644)
 
 
 def make_faults_of_secrets(watched: Watched) -> None:
@@ -372,13 +417,13 @@ def test_what_an_alert_tells_is_filled_in(faults: Watched) -> None:
     for alert in firing:
         told = " ".join(alert["annotations"].values())
         assert not re.search(r"\{\{|<no value>|<error", told), told
-        assert "127.0.0.1:9129" in alert["annotations"]["summary"]
+        assert f" on {GATEWAY}" in alert["annotations"]["summary"]
 
 
 @pytest.mark.parametrize(("panel", "query"), QUERIES)
 def test_a_panels_query_is_answered(faults: Watched, panel: str, query: str) -> None:
     """After traffic and faults of every kind each has something to show, from when there was."""
-    for variable, value in {"$job": ".*", "$instance": ".*", "$__rate_interval": "5s", "$__range": "60s"}.items():
+    for variable, value in {"$job": ".*", "$gateway": GATEWAY, "$__rate_interval": "5s", "$__range": "60s"}.items():
         query = query.replace(variable, value)
     asked = {"query": query, "start": faults.since, "end": time.time(), "step": 1}
     answer = fetch(faults.prometheus.port, f"/api/v1/query_range?{urlencode(asked)}").json

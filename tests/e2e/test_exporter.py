@@ -17,7 +17,7 @@ from tests.waiting import wait_for
 from .curl import curl
 from .gateway import Gateway, NewGateway
 from .network import run
-from .observer import AS_SQUID, Exporter, Prometheus, fetch
+from .observer import AS_SQUID, GATEWAY, Exporter, Prometheus, fetch
 from .origin import Origins
 from .raw import Raw, tunnel
 
@@ -182,7 +182,7 @@ def test_totals_equal_what_was_sent_through_kills_rotations_edits_and_restarts(
     prometheus.scrape(1)
     check_totals(prometheus, senders)
     assert prometheus.query("squidkeeper_record_invalid_lines_total + squidkeeper_record_lost_total") == {
-        ("127.0.0.1:9129", "squidkeeper"): 0
+        (GATEWAY, "127.0.0.1:9129", "squidkeeper"): 0
     }
     assert resets(prometheus) == dict.fromkeys(COUNTERS, 0)
     assert prometheus.query("sum(squidkeeper_helper_starts_total)")[()] > killed

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,20 +128,30 @@ def test_each_request_has_the_revision_on_record_that_decided(gateway: Gateway, 
 def test_a_kept_alive_connection_has_the_revision_of_each_of_its_requests_on_record(
     gateway: Gateway, origins: Origins
 ) -> None:
-    old = stored_revisions(gateway.root / "state/revisions")[0].revision
+    stored = gateway.root / "state/revisions"
     with Raw(gateway) as client:
         assert answered(client, "http://closed.example/before") == 403
+        old = wait_for(lambda: stored_revisions(stored), "the revision to be stored")[0].revision
         gateway.write("policy.yaml", POLICY.replace("{name: closed, action: deny,", "{name: opened, action: allow,"))
 
         def opened() -> bool:
             return answered(client, "http://closed.example/after") == 200
 
         wait_for(opened, "the edit to take effect")
-    new = stored_revisions(gateway.root / "state/revisions")[0].revision
-    assert new != old
+
+    def replaced() -> str | None:
+        newest = stored_revisions(stored)[0].revision
+        return newest if newest != old else None
+
+    new = wait_for(replaced, "the edit to be stored")
     assert gateway.logged("http://closed.example/before")["revision"] == old
-    last = [line for line in gateway.log() if line["url"] == "http://closed.example/after"][-1]
-    assert (last["status"], last["rule"], last["verdict"], last["revision"]) == (200, "opened", "allow", new)
+
+    def served() -> list[dict[str, Any]]:  # the lines of the requests before the edit came into force are denials
+        lines = (line for line in gateway.log() if line["url"] == "http://closed.example/after")
+        return [line for line in lines if line["status"] == 200]
+
+    [last] = wait_for(served, "the line of the request that was served")
+    assert (last["rule"], last["verdict"], last["revision"]) == ("opened", "allow", new)
 
 
 def answered(client: Raw, url: str) -> int | None:

@@ -1,6 +1,6 @@
 """Counters of helper processes on disk, which one exporter reads (floor 3).
 
-Each helper process locks one of the counter files `slot-00` to `slot-63` of a folder and continues its counts. The
+Each helper process locks one of the counter files `slot-00` to `slot-767` of a folder and continues its counts. The
 kernel releases the lock however the process ends. So no count goes back, and there are never more files than helpers
 that ran at once. A counter file has a fixed size and three parts, each written in place:
 
@@ -29,7 +29,13 @@ from squidkeeper.counters.layout import (
     key_labels,
     make_key,
 )
-from squidkeeper.counters.reader import CounterFile, Totals, counter_file_owner, read_counter_files
+from squidkeeper.counters.reader import (
+    CounterFile,
+    Totals,
+    counter_file_numbers,
+    counter_file_owner,
+    read_counter_files,
+)
 from squidkeeper.counters.writer import CounterWriter
 
 __all__ = [
@@ -41,6 +47,7 @@ __all__ = [
     "HelperStatus",
     "Key",
     "Totals",
+    "counter_file_numbers",
     "counter_file_owner",
     "counter_key",
     "histogram_keys",

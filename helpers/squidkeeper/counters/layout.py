@@ -15,7 +15,7 @@ from squidkeeper.metrics import Metric
 Key = tuple[str, ...]  # a metric's name, then its labels: name, value, name, value, …
 Sample = tuple[str, dict[str, str], float]  # a metric's name, its labels by name, the value
 FOLDER = "helpers"  # of the state folder
-COUNTER_FILES = 64
+COUNTER_FILES = 768  # 23 helpers at most of each of 16 workers, twice while Squid is reconfigured
 INFINITY = "+Inf"
 
 # The parts of a counter file: offset and size in bytes.
@@ -55,6 +55,11 @@ class HelperStatus:
     reloaded: float | None = None
     faults: int = 0
     busy_since: float | None = None
+
+
+def file_name(number: int) -> str:
+    """Name a counter file."""
+    return f"slot-{number:02}"
 
 
 def make_key(metric: str, labels: Mapping[str, str]) -> Key:

@@ -23,6 +23,7 @@ from squidkeeper.counters.layout import (
     HelperStatus,
     Key,
     Sample,
+    file_name,
     key_labels,
     make_key,
     read_identity,
@@ -30,7 +31,7 @@ from squidkeeper.counters.layout import (
     read_values,
 )
 
-_FILE_NAME = re.compile(r"slot-[0-9]{2}")
+_FILE_NAME = re.compile(r"slot-([0-9]{2}|[1-9][0-9]{2})")
 _STATUS_FIELDS = tuple(one.name for one in fields(HelperStatus))
 _FLOCK = struct.Struct("@hhqqi0q")  # struct flock of a 64-bit Linux
 _FOLDED = "folded"
@@ -58,14 +59,18 @@ def read_counter_files(folder: Path) -> Iterator[CounterFile]:
 
     Not for a process that has a counter file itself: closing a file releases the process's own lock on it.
     """
-    try:
-        names = sorted(name for name in os.listdir(folder) if _FILE_NAME.fullmatch(name))
-    except FileNotFoundError:
-        return
-    for name in names:
-        file = _read_file(folder / name)
+    for number in counter_file_numbers(folder):
+        file = _read_file(folder, number)
         if file:
             yield file
+
+
+def counter_file_numbers(folder: Path) -> list[int]:
+    """List the numbers of the counter files of a folder in order; none if there is no folder."""
+    try:
+        return sorted(int(found[1]) for name in os.listdir(folder) if (found := _FILE_NAME.fullmatch(name)))
+    except FileNotFoundError:
+        return []
 
 
 def counter_file_owner(folder: Path, number: int) -> int | None:
@@ -74,7 +79,7 @@ def counter_file_owner(folder: Path, number: int) -> int | None:
     Not for a process that has a counter file itself, as above.
     """
     try:
-        descriptor = os.open(folder / f"slot-{number:02}", os.O_RDONLY | CAREFULLY)
+        descriptor = os.open(folder / file_name(number), os.O_RDONLY | CAREFULLY)
     except OSError:
         return None
     try:
@@ -120,11 +125,10 @@ def _sum(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
     return total
 
 
-def _read_file(path: Path) -> CounterFile | None:
+def _read_file(folder: Path, number: int) -> CounterFile | None:
     """Read one counter file; None if it is being created, or is gone."""
-    number = int(path.name[-2:])
     try:
-        descriptor = os.open(path, os.O_RDONLY | CAREFULLY)
+        descriptor = os.open(folder / file_name(number), os.O_RDONLY | CAREFULLY)
     except FileNotFoundError:
         return None
     except OSError as error:

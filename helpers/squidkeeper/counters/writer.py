@@ -32,6 +32,7 @@ from squidkeeper.counters.layout import (
     VALUES_BYTES,
     HelperStatus,
     Key,
+    file_name,
     key_labels,
     key_line,
     make_key,
@@ -203,7 +204,7 @@ def _take_free(folder: Path) -> tuple[Path, int]:
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     refused: OSError | None = None
     for number in range(COUNTER_FILES):
-        path = folder / f"slot-{number:02}"
+        path = folder / file_name(number)
         try:
             descriptor = _open_locked(path)
         except OSError as error:

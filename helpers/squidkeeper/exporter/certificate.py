@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 
 _FILE_BYTES = 1024 * 1024
 
@@ -21,6 +22,8 @@ class Certificate:
     not_after: datetime | None = None
     problem: str | None = None
     """Why it cannot be read."""
+    root_sha256: str = ""
+    """The fingerprint of the last one of a chain, which clients trust."""
 
 
 def read_certificate(file: Path) -> Certificate:
@@ -33,4 +36,5 @@ def read_certificate(file: Path) -> Certificate:
     except ValueError as error:
         return Certificate(file, problem=f"it is not a certificate in PEM: {error}")
     first = min(reversed(found), key=lambda certificate: certificate.not_valid_after_utc)
-    return Certificate(file, first.subject.rfc4514_string(), first.not_valid_after_utc)
+    root = found[-1].fingerprint(SHA256()).hex()
+    return Certificate(file, first.subject.rfc4514_string(), first.not_valid_after_utc, root_sha256=root)

@@ -47,8 +47,23 @@ class GatewayCollector(Collector):
         yield from helper_families(view)
         yield from policy_families(view)
         yield from exporter_families(view)
+        yield from archive_families(view)
+        yield from pull_families(view)
         yield from fetching_families(view)
+        yield from export_families(view)
         yield from squid_families(view.squid)
+
+
+def observed_series(policy: Policy | None) -> list[tuple[str, str]]:
+    """List what is observed by a policy, as its rule and verdict: such a series begins at 0."""
+    if policy is None:
+        return []
+    rules = [
+        (rule.name, str(Action.ALLOW if rule.action is Action.ALLOW else Action.DENY))
+        for rule in policy.rules
+        if rule.observe
+    ]
+    return [*rules, *([("default", str(Action.DENY))] if policy.observe_default else [])]
 
 
 def log_families(view: Snapshot) -> Iterator[Family]:
@@ -58,13 +73,14 @@ def log_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.REQUESTS, dict.fromkeys(requests, 0) | dict(counts.requests))
     tunnels = [(client, rule) for client, rule, verdict in expected if verdict == "allow"]
     yield _family(metrics.TUNNELS, dict.fromkeys(tunnels, 0) | dict(counts.tunnels))
+    yield _family(metrics.OBSERVED, dict.fromkeys(observed_series(view.policy), 0) | dict(counts.observed))
     yield _family(metrics.RESPONSE_BYTES, dict.fromkeys(expected, 0) | dict(counts.response_bytes))
     yield _durations(counts)
     drift = [(client, rule) for client, rule, _ in expected]
     yield _family(metrics.DRIFT, dict.fromkeys(drift, 0) | dict(counts.drift))
     yield _single(metrics.DRIFT_UNCHECKED, counts.drift_unchecked)
     yield _single(metrics.DRIFT_CUT, counts.drift_cut)
-    rules = view.policy.rules if view.policy else ()
+    rules = view.policy.rules_and_grants if view.policy else ()
     matched = {(rule.name,): _seconds(counts.last_matched.get(rule.name, "")) for rule in rules}
     yield _family(metrics.RULE_LAST_MATCHED, matched)
     yield _single(metrics.RECORD_READABLE, view.log_readable)
@@ -79,18 +95,18 @@ def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
     if policy is None:
         return []
     everybody = (*(client.name for client in policy.clients), NONE)
-    found = [
-        (client, rule.name, str(rule.action)) for rule in policy.rules for client in rule.match.clients or everybody
-    ]
+    rules = policy.rules_and_grants
+    found = [(client, rule.name, str(rule.verdict)) for rule in rules for client in rule.match.clients or everybody]
     for name in sorted(VERDICT_NAMES):
-        action = policy.default_action if name == "default" else Action.DENY
-        found += [(client, name, str(action)) for client in everybody]
+        action = policy.default if name == "default" else Action.DENY
+        found += [(client, name, str(action.verdict)) for client in everybody]
     return found if len(found) <= _EXPECTED_LIMIT else [one for one in found if one[0] == NONE][:_EXPECTED_LIMIT]
 
 
 def helper_families(view: Snapshot) -> Iterator[Family]:
     """Make the metrics of the helpers."""
     helpers = view.helpers
+    yield _single(metrics.WORKERS, view.workers)
     for metric in (
         metrics.DECISIONS,
         metrics.PROTOCOL_ERRORS,
@@ -100,6 +116,7 @@ def helper_families(view: Snapshot) -> Iterator[Family]:
         metrics.LOGINS,
         metrics.CREDENTIAL_INJECTIONS,
         metrics.CREDENTIAL_FAILURES,
+        metrics.QUOTA_DENIALS,
     ):
         yield _family(metric, _expected(metric, view.policy) | _by_labels(metric, view.totals))
     yield _decision_durations(view.totals)
@@ -115,14 +132,17 @@ def policy_families(view: Snapshot) -> Iterator[Family]:
     policy = view.policy
     yield _family(metrics.POLICY_INFO, {(policy.revision,): 1} if policy else {})
     yield _single(metrics.POLICY_LAST_RELOAD_SUCCESSFUL, view.policy_state.ok)
+    yield _single(metrics.POLICY_RELOAD_GATED, view.policy_state.gated)
     yield _single(metrics.POLICY_LAST_RELOAD_SUCCESS, view.policy_state.loaded or 0)
     yield _single(metrics.POLICY_RULES, len(policy.rules) if policy else 0)
-    rules = policy.rules if policy else ()
+    rules = policy.rules if policy else ()  # grants are made to lapse, which is nothing to be warned about
     yield _family(metrics.RULE_EXPIRY, {(rule.name,): rule.expires.timestamp() for rule in rules if rule.expires})
 
 
 def exporter_families(view: Snapshot) -> Iterator[Family]:
     """Make the metrics of the exporter, the CA, the disks, the conditions and the maintenance process."""
+    root = view.certificate.root_sha256
+    yield _family(metrics.CA_INFO, {(root,): 1} if root else {})
     end = view.certificate.not_after
     tls = view.tls_certificate.not_after if view.tls_certificate else None
     yield _family(metrics.TLS_EXPIRY, {(): tls.timestamp()} if tls else {})
@@ -139,6 +159,26 @@ def exporter_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.MAINTENANCE_TASK_SUCCESS, {(task,): not failure for task, failure in failures.items()})
 
 
+def archive_families(view: Snapshot) -> Iterator[Family]:
+    """Make the metrics of the archive."""
+    archive, since = view.archive, view.unarchived_since
+    yield _family(metrics.ARCHIVE_LAST_SUCCESS, {(): archive.succeeded or 0} if archive else {})
+    yield _family(metrics.ARCHIVE_UNARCHIVED, {(): since} if since is not None else {})
+    yield _single(metrics.ARCHIVE_DELETED, view.deleted_logs.files)
+    waiting, problem = view.questions_waiting, view.quota_store_problem
+    yield _family(metrics.QUESTIONS_WAITING, {} if waiting is None else {(): waiting})
+    yield _family(metrics.QUOTA_STORE_UP, {} if problem is None else {(): 0 if problem else 1})
+
+
+def pull_families(view: Snapshot) -> Iterator[Family]:
+    """Make the metrics of a policy that is pulled."""
+    pull = view.pull
+    yield _family(metrics.PULL_INFO, {(pull.version,): 1} if pull and pull.version else {})
+    yield _family(metrics.PULL_LAST_SUCCESS, {(): pull.succeeded or 0} if pull else {})
+    yield _family(metrics.PULL_INTERVAL, {(): pull.every_seconds} if pull else {})
+    yield _family(metrics.PULL_REFUSED, {(): bool(pull.refused)} if pull else {})
+
+
 def fetching_families(view: Snapshot) -> Iterator[Family]:
     """Make the metrics of the secrets that are fetched, which a policy without them does not have."""
     secrets = view.fetched_secrets
@@ -150,6 +190,19 @@ def fetching_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.SECRET_FETCH_FAILURES, {(name,): one.failures for name, one in reported.items()})
     ends = {(name,): one.expires_at for name, one in reported.items() if one.expires_at is not None}
     yield _family(metrics.SECRET_EXPIRY, ends)
+
+
+def export_families(view: Snapshot) -> Iterator[Family]:
+    """Make the metrics of the exports."""
+    states = {name: status.state for name, status in view.exports.items()}
+    yield _family(metrics.EXPORT_UP, {(name,): status.runs for name, status in view.exports.items()})
+    yield _family(metrics.EXPORT_RECORDS, {(name,): state.sent for name, state in states.items()})
+    yield _family(metrics.EXPORT_DOUBLED, {(name,): state.doubled for name, state in states.items()})
+    yield _family(metrics.EXPORT_GAPS, {(name,): state.gaps for name, state in states.items()})
+    yield _family(metrics.EXPORT_LOST, {(name,): state.lost for name, state in states.items()})
+    yield _family(metrics.EXPORT_BACKLOG, {(name,): state.backlog_bytes for name, state in states.items()})
+    waiting = {(name,): status.waiting_seconds(view.now) for name, status in view.exports.items()}
+    yield _family(metrics.EXPORT_WAITING, waiting)
 
 
 def _single(metric: Metric, value: float) -> Family:
@@ -189,6 +242,8 @@ def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], fl
         return {(result,): 0.0 for result in metrics.LOGIN_RESULTS}
     if metric.labels == ("credential",) and policy:
         return {(credential.name,): 0.0 for credential in policy.credentials}
+    if metric.labels == ("quota",) and policy:
+        return {(quota.name,): 0.0 for quota in policy.quotas}
     return {}
 
 

@@ -24,21 +24,27 @@ from squidkeeper.credentials.fetch_status import SecretStatus
 from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Snapshot
 from squidkeeper.exporter.status_rows import logged_time, secret_rows
 from squidkeeper.extras import missing_extras
-from squidkeeper.formatting import ago, byte_size, duration, quantity, timestamp
+from squidkeeper.formatting import ago, byte_size, duration, printable, quantity, timestamp
 from squidkeeper.metrics import JUDGES, LOADS_POLICY, THROTTLE
-from squidkeeper.policy.faults import SECRET_UNAVAILABLE, Fault
+from squidkeeper.policy.faults import SECRET_UNAVAILABLE, Fault, FaultCode
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy_lines import not_rendered
+from squidkeeper.pull_status import patience_seconds
 from squidkeeper.record.record import format_time
+from squidkeeper.why.causes import NO_HELPER_REMEDY, STORE_ONE_LINE
 
 _SECRET_EXPIRES_SOON: Final = timedelta(minutes=10)
 _CA_WARNING: Final = timedelta(days=30)
 _CA_CRITICAL: Final = timedelta(days=7)
 _DRIFT_IS_NEWS: Final = timedelta(days=1)
+_DELETED_IS_NEWS: Final = timedelta(days=1)
+_ARCHIVE_BEHIND_SECONDS: Final = 3 * 3600.0  # the alerts have the same bounds
+_ARCHIVE_FAILING_SECONDS: Final = 3600.0
 _DETAILS_SHOWN: Final = 5
 _FEW_ANSWERS: Final = 10
 _BACKLOG_BYTES: Final = 10_000_000
+_EXPORT_PATIENCE_SECONDS: Final = 90.0  # syslog confirms after ten seconds, and may take a minute for that
 _START_SECONDS: Final = 5.0  # within which Squid has started a helper that it needs
 # Without the throttle.
 _DENIED_BY_SQUID: Final = frozenset({"policy-unavailable", "not-rendered", "authority-mismatch"})
@@ -60,7 +66,7 @@ class Condition:
 
     `after` is how long the alert waits, as Prometheus writes it; None: no alert. `find` yields a detail for each case,
     and nothing where all is well; None: only Prometheus can see it, over time. `unhealthy`: /healthz answers 503.
-    In `remedy`, `{check}` and `{log}` stand for commands of this gateway.
+    In `remedy`, `{check}`, `{reload}`, `{log}` and `{why}` stand for commands of this gateway.
     """
 
     code: str
@@ -113,6 +119,11 @@ def _squid_down(view: Snapshot) -> Iterator[str]:
         yield f"{view.squid_address} ({view.squid.problem})"
 
 
+def _drained(view: Snapshot) -> Iterator[str]:
+    if view.drained_since is not None:
+        yield ago(datetime.fromtimestamp(view.drained_since, UTC), view.at)
+
+
 def _squid_counters_unreadable(view: Snapshot) -> Iterator[str]:
     if view.squid.answers and view.squid.problem:
         yield view.squid.problem
@@ -129,19 +140,32 @@ def _no_policy(view: Snapshot) -> Iterator[str]:
 
 
 def _policy_not_loaded(view: Snapshot) -> Iterator[str]:
-    faults = policy_faults(view)
-    if faults:
-        yield quantity(len(faults), "fault")
-        yield str(faults[0])
-    if faults and view.policy_state.revision:
-        yield f"revision {view.policy_state.revision} stays in force in helpers that run; one that starts now has none"
+    faults, revision = policy_faults(view), view.policy_state.revision
+    if not faults or view.policy_state.gated:
+        return
+    yield quantity(len(faults), "fault")
+    yield str(faults[0])
+    if revision:
+        yield f"revision {revision} stays in force in helpers that run; one that starts now has none"
+
+
+def _reload_gated(view: Snapshot) -> Iterator[str]:
+    if view.policy_state.gated:
+        yield policy_faults(view)[0].message  # how much would be denied; the others say what
+        yield f"revision {view.policy_state.revision} stays in force"
+
+
+def _reload_held(view: Snapshot) -> Iterator[str]:
+    if view.policy_state.held:
+        yield f"revision {view.policy_state.held}, while {view.policy_state.revision} stays in force"
 
 
 def _policy_warnings(view: Snapshot) -> Iterator[str]:
-    """List the warnings of `check`, without those about secrets: `secret-unavailable` reports these."""
+    """List the warnings of `check`, without those that another condition reports: about secrets, and `observing`."""
     yield from (str(fault) for fault in view.policy_state.warnings if fault.code not in SECRET_UNAVAILABLE)
     if view.policy:
-        yield from map(str, (*_lint(view.policy, view.at), *missing_extras(view.policy)))
+        found = (*_lint(view.policy, view.at), *missing_extras(view.policy))
+        yield from (str(fault) for fault in found if fault.code != FaultCode.OBSERVING_DEFAULT)
 
 
 # Of 3,000 rules it takes 160 ms, and each scrape asks for it. A rule that expires shows within a minute.
@@ -235,6 +259,11 @@ def _secret_unavailable(view: Snapshot) -> Iterator[str]:
     yield from (row.problem for row in secret_rows(view) if row.problem)
 
 
+def _quota_store_unavailable(view: Snapshot) -> Iterator[str]:
+    if view.quota_store_problem:
+        yield printable(view.quota_store_problem)
+
+
 def _secrets_not_fetched(view: Snapshot) -> Iterator[str]:
     if view.fetched_secrets and not view.fetching.runs:
         yield ", ".join(view.fetched_secrets)
@@ -285,9 +314,28 @@ def _access_log_unreadable(view: Snapshot) -> Iterator[str]:
         yield str(view.access_log)
 
 
+def _observing(view: Snapshot) -> Iterator[str]:
+    if view.policy and view.policy.observe_default:
+        yield str(view.policy.observe_default)
+        observed = dict(view.checkpoint.counts.observed).get(("default", "deny"), 0)
+        yield f"{quantity(observed, 'request')} passed that would have been denied"
+
+
 def _access_log_behind(view: Snapshot) -> Iterator[str]:
     if view.log_readable and view.backlog_bytes > _BACKLOG_BYTES:
         yield f"{byte_size(view.backlog_bytes)} are not counted yet"
+
+
+def _export_behind(view: Snapshot) -> Iterator[str]:
+    for name, status in view.exports.items():
+        waiting = status.waiting_seconds(view.now)
+        if not status.runs:
+            yield f"{name}: its process does not run, or is stuck"
+        elif waiting > _EXPORT_PATIENCE_SECONDS:
+            reason = f": {status.state.failure}" if status.state.failure else ""
+            yield f"{name}: nothing taken for {duration(waiting)}{reason}"
+        elif status.state.backlog_bytes > _BACKLOG_BYTES:
+            yield f"{name}: {byte_size(status.state.backlog_bytes)} are not sent yet"
 
 
 def _state_not_writable(view: Snapshot) -> Iterator[str]:
@@ -299,6 +347,47 @@ def _disk_space_low(view: Snapshot) -> Iterator[str]:
     for disk in view.disks:
         if disk.is_low:
             yield f"{byte_size(disk.available_bytes)} of {byte_size(disk.size_bytes)} free on the disk of {disk.path}"
+
+
+def _pull_failing(view: Snapshot) -> Iterator[str]:
+    pull = view.pull
+    if pull is None or view.now - (pull.succeeded or 0) <= patience_seconds(pull):
+        return
+    last = f"last read {ago(datetime.fromtimestamp(pull.succeeded, UTC), view.at)}" if pull.succeeded else "never read"
+    yield "; ".join(filter(None, (last, pull.failure)))
+
+
+def _pull_refused(view: Snapshot) -> Iterator[str]:
+    if view.pull and view.pull.refused:
+        in_place = f"{view.pull.version} stays in place" if view.pull.version else "nothing is in place"
+        yield f"{view.pull.refused}, {in_place}: {view.pull.reason}"
+
+
+def _archive_behind(view: Snapshot) -> Iterator[str]:
+    since = view.unarchived_since
+    if since is not None and view.now - since > _ARCHIVE_BEHIND_SECONDS:
+        refused = view.archive.refused if view.archive else ()
+        yield "; ".join([f"a rotated log ended {ago(datetime.fromtimestamp(since, UTC), view.at)}", *refused])
+
+
+def _archive_failing(view: Snapshot) -> Iterator[str]:
+    archive = view.archive
+    if archive is None or view.now - (archive.succeeded or 0) <= _ARCHIVE_FAILING_SECONDS:
+        return
+    if archive.ended is None:
+        yield "it has not run yet"
+    elif archive.failure and view.now - archive.ended <= _ARCHIVE_FAILING_SECONDS:
+        yield archive.failure
+    else:
+        yield f"it ran last {ago(datetime.fromtimestamp(archive.ended, UTC), view.at)}"
+
+
+def _deleted_unarchived(view: Snapshot) -> Iterator[str]:
+    gone = view.deleted_logs
+    at = datetime.fromtimestamp(gone.at, UTC)
+    if gone.files and view.at - at < _DELETED_IS_NEWS:
+        what = f"{quantity(gone.files, 'file')} of {byte_size(gone.bytes)} so far"
+        yield f"{what}, the last {gone.last} {ago(at, view.at)}"
 
 
 def _maintenance_not_running(view: Snapshot) -> Iterator[str]:
@@ -318,6 +407,8 @@ _CA_REMEDY: Final = (
     " `./install.sh --ca-dir DIR` with it."
 )
 _MAINTENANCE_LOG: Final = "Read `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log"
+_PULL_LOG: Final = "Read `journalctl -u squidkeeper-pull`, or pull.log in its folder"
+_ARCHIVE_LOG: Final = "Read `journalctl -u squidkeeper-archive`, or archive.log in the run folder"
 _SECRETS_LOG: Final = "Read `journalctl -u squidkeeper-secrets`, or secrets/secrets.log in the run folder"
 _CRITICAL, _WARNING, _INFO = Severity
 
@@ -329,6 +420,15 @@ CONDITIONS: Final = (
         "Squid does not answer",
         "Read `systemctl status squid` and the end of cache.log.",
         _squid_down,
+        unhealthy=True,
+    ),
+    Condition(
+        "drained",
+        _INFO,
+        "1h",
+        "This gateway is drained, so that new clients go to others",
+        "`squidkeeper drain --cancel` lets clients come again.",
+        _drained,
         unhealthy=True,
     ),
     Condition(
@@ -366,6 +466,30 @@ CONDITIONS: Final = (
         unhealthy=True,
     ),
     Condition(
+        "reload-gated",
+        _WARNING,
+        "1m",
+        "The reload gate refuses an edit of the policy",
+        "Run `{reload}`, which shows what the edit would deny. Change the edit, or accept it by `{reload} --force`.",
+        _reload_gated,
+    ),
+    Condition(
+        "reload-held",
+        _INFO,
+        None,
+        "An edit waits for the reload gate",
+        "Wait: it takes 20 seconds at most. `{reload} --force` accepts the edit at once.",
+        _reload_held,
+    ),
+    Condition(
+        "observing",
+        _WARNING,
+        None,
+        "The default observes: what no rule decides is ALLOWED",
+        "Once the rules are complete, remove `observe` from `defaults`.",
+        _observing,
+    ),
+    Condition(
         "policy-warning",
         _INFO,
         None,
@@ -398,7 +522,7 @@ CONDITIONS: Final = (
         _CRITICAL,
         None,
         "No helper that decides runs",
-        "Read cache.log: can Squid's account run the program that squidkeeper.conf names?",
+        NO_HELPER_REMEDY,
         _no_helper,
         unhealthy=True,
     ),
@@ -438,10 +562,17 @@ CONDITIONS: Final = (
         _WARNING,
         "0m",
         "A secret is unavailable",
-        "Requests that need it are denied. In the file of a secret, store one line of printable ASCII. Squid's account"
-        " must be able to read it: mode 0640, that account's group, and its folders open to it. If the secret is"
-        f" fetched, check its source. {_SECRETS_LOG}.",
+        f"Requests that need it are denied. {STORE_ONE_LINE} {_SECRETS_LOG}.",
         _secret_unavailable,
+    ),
+    Condition(
+        "quota-store-unavailable",
+        _CRITICAL,
+        "1m",
+        "The store that counts quotas for all gateways is away",
+        "As quota-store.yaml says, requests under quota are denied, or each gateway gives its part of the limits. Does"
+        " Valkey run, and do address, password and certificate agree?",
+        _quota_store_unavailable,
     ),
     Condition(
         "secrets-not-fetched",
@@ -484,7 +615,7 @@ CONDITIONS: Final = (
         _WARNING,
         "5m",
         "Most requests that are allowed fail",
-        "Run `{log} --status 5xx --since 5m`, and read cache.log: do the gateway's DNS (`getent hosts NAME`)"
+        "Run `{why} --last 5m`, which tells the causes. Do the gateway's DNS (`getent hosts NAME`)"
         " and the parent proxies answer? squidkeeper-policy.conf has those of `upstreams` and of `install.sh"
         " --upstream`.",
         _requests_failing,
@@ -515,6 +646,7 @@ CONDITIONS: Final = (
         _ca_expired,
         unhealthy=True,
     ),
+    Condition("ca-differs", _WARNING, "5m", "Gateways of one job have different CAs"),
     Condition(
         "tls-certificate-expiring",
         _CRITICAL,
@@ -545,6 +677,17 @@ CONDITIONS: Final = (
     Condition("access-log-invalid-lines", _WARNING, "0m", "The access log has unreadable lines"),
     Condition("access-log-lost", _WARNING, "0m", "A part of the access log was lost before it was counted"),
     Condition(
+        "export-behind",
+        _WARNING,
+        "5m",
+        "An export does not send what the access log holds",
+        "Records wait in the access log until it is deleted. Check the receiver, then read `journalctl -u"
+        " squidkeeper-export`, or export.log beside access.log. If an export was ended for good, remove its file from"
+        " the folder export in the state folder.",
+        _export_behind,
+    ),
+    Condition("export-gap", _WARNING, "0m", "Records were not exported"),
+    Condition(
         "state-not-writable",
         _WARNING,
         "5m",
@@ -561,6 +704,51 @@ CONDITIONS: Final = (
         "Make room: `du -xh FOLDER | sort -h | tail`. Without room for its log Squid ends; without room for the state"
         " no certificate for a new host is made.",
         _disk_space_low,
+    ),
+    Condition(
+        "pull-failing",
+        _WARNING,
+        "0m",
+        "The source of the policy cannot be read",
+        f"What is in place stays. Check the source and pull.yaml; `squidkeeper pull --once` tries again. {_PULL_LOG}.",
+        _pull_failing,
+    ),
+    Condition(
+        "pull-refused",
+        _CRITICAL,
+        "1m",
+        "A version of the pulled policy is refused",
+        "Fix it in the repository. If nobody of yours has made it, find out who has: what is in place stays"
+        f" meanwhile. {_PULL_LOG}.",
+        _pull_refused,
+    ),
+    Condition("pull-differs", _WARNING, "1m", "Another version of the pulled policy than elsewhere is in place"),
+    Condition(
+        "archive-failing",
+        _WARNING,
+        "0m",
+        "The access log is not archived",
+        "Fix the cause; nothing is lost while the rotated logs are within their limit in bytes. `systemctl start"
+        f" squidkeeper-archive` tries again. {_ARCHIVE_LOG}.",
+        _archive_failing,
+    ),
+    Condition(
+        "archive-behind",
+        _WARNING,
+        "0m",
+        "A rotated log has not been archived for hours",
+        "Let Squid open a new log, `squid -k rotate`, if it still writes to the rotated one; or fix why the archive"
+        f" cannot take it. {_ARCHIVE_LOG}.",
+        _archive_behind,
+    ),
+    Condition(
+        "archive-incomplete",
+        _CRITICAL,
+        "0m",
+        "Rotated logs were deleted before they were archived, and their records are lost",
+        "Raise the limit of the logs, `./install.sh --log-bytes SIZE`, and find out why the archive was late."
+        f" {_ARCHIVE_LOG}. The condition ends a day after the last such file.",
+        _deleted_unarchived,
     ),
     Condition(
         "maintenance-not-running",
@@ -599,6 +787,15 @@ CONDITIONS: Final = (
         partial(_task_failing, task="rotation"),
     ),
     Condition(
+        "reload-gate-failing",
+        _CRITICAL,
+        "1m",
+        "The maintenance task reload-gate fails",
+        "Edits come in force 20 seconds late, without a verdict of the reload gate. If its `since` covers more"
+        f" than can be read in that time, choose a shorter one. {_MAINTENANCE_LOG}.",
+        partial(_task_failing, task="reload-gate"),
+    ),
+    Condition(
         "tls-failing",
         _CRITICAL,
         "1m",
@@ -607,5 +804,14 @@ CONDITIONS: Final = (
         f" squidkeeper-tls`, or install.sh again. {_MAINTENANCE_LOG}, and `journalctl -u squidkeeper-tls` or tls.log.",
         partial(_task_failing, task="tls"),
         unhealthy=True,
+    ),
+    Condition(
+        "webhook-failing",
+        _CRITICAL,
+        "1m",
+        "The maintenance task webhook fails",
+        "Questions of clients wait, and nobody is told. `squidkeeper ask` shows them. Check webhook.yaml."
+        f" {_MAINTENANCE_LOG}.",
+        partial(_task_failing, task="webhook"),
     ),
 )

@@ -23,6 +23,7 @@ from squidkeeper.metrics import (
     unseen_class,
 )
 from squidkeeper.record import record as records
+from squidkeeper.record.events import is_tunnel
 from squidkeeper.record.record import Record, is_unseen
 
 SERIES_LIMIT: Final = 4000  # of one metric
@@ -37,6 +38,7 @@ BytesLabels = tuple[str, str, str]  # client, rule, verdict
 DurationLabels = tuple[str, str]  # verdict, method_class
 DriftLabels = tuple[str, str]  # client, rule
 TunnelLabels = tuple[str, str]  # client, rule
+ObservedLabels = tuple[str, str]  # rule, verdict
 LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
 
 
@@ -51,6 +53,7 @@ class RequestCounts(msgspec.Struct, frozen=True):
     tunnels: list[tuple[TunnelLabels, int]] = []
     response_bytes: list[tuple[BytesLabels, int]] = []
     durations: list[tuple[DurationLabels, list[int]]] = []
+    observed: list[tuple[ObservedLabels, int]] = []
     last_matched: dict[str, str] = {}
     drift: list[tuple[DriftLabels, int]] = []
     drift_unchecked: int = 0
@@ -75,6 +78,7 @@ class RequestCounter:
     def __init__(self, counts: RequestCounts) -> None:
         self._requests = {labels: [number] for labels, number in counts.requests}
         self._tunnels = {labels: [number] for labels, number in counts.tunnels}
+        self._observed = {labels: [number] for labels, number in counts.observed}
         self._bytes = {labels: [number] for labels, number in counts.response_bytes}
         self._durations = {labels: list(cells) for labels, cells in counts.durations if len(cells) == _DURATION_CELLS}
         self._last_matched = {rule: [time] for rule, time in counts.last_matched.items()}
@@ -102,6 +106,14 @@ class RequestCounter:
             cells.last_matched[0] = time
         if time > self.last_line:
             self.last_line = time
+        if record.observed != records.NONE and not is_tunnel(record):
+            self._count_observed(record.observed)
+
+    def _count_observed(self, observed: str) -> None:
+        verdict, _, rule = unquote(observed).partition(":")
+        verdict = verdict if verdict in _VERDICTS else NONE
+        labels = _fitting(self._observed, len(self._observed), [(rule, verdict), (OTHER, verdict)])
+        self._observed.setdefault(labels, [0])[0] += 1
 
     def count_drift(self, client: str, rule: str) -> None:
         """Count a finding of drift; `rule` is the one that decides by the policy."""
@@ -113,6 +125,7 @@ class RequestCounter:
         return RequestCounts(
             requests=[(labels, cell[0]) for labels, cell in self._requests.items()],
             tunnels=[(labels, cell[0]) for labels, cell in self._tunnels.items()],
+            observed=[(labels, cell[0]) for labels, cell in self._observed.items()],
             response_bytes=[(labels, cell[0]) for labels, cell in self._bytes.items()],
             durations=[(labels, list(cells)) for labels, cells in self._durations.items()],
             last_matched={rule: cell[0] for rule, cell in self._last_matched.items()},

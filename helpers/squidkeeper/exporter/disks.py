@@ -14,7 +14,7 @@ _LOW_BYTES: Final = 10e9  # a tenth of a large disk is plenty
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The file system of a folder. `folder` is `log` or `state`; `available_bytes` are for Squid's account."""
+    """The file system of a folder. `folder` is `log`, `state` or `archive`; `available_bytes`: for Squid's account."""
 
     folder: str
     path: Path

@@ -21,6 +21,7 @@ from squidkeeper.errors import InvalidRecord, describe
 from squidkeeper.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.exporter.counts import RequestCounter
 from squidkeeper.exporter.recent import DriftSeen, RecentAnswer, RecentAnswers, RecentDenials
+from squidkeeper.exporter.used_bytes import UsedBytes
 from squidkeeper.metrics import NONE
 from squidkeeper.record.drift import DriftChecker, Finding
 from squidkeeper.record.follower import Follower
@@ -36,12 +37,15 @@ _log = logging.getLogger(__name__)
 class LogCounter:
     """Counts one access log, and saves the counts in one folder."""
 
-    def __init__(self, log: Path, store: CheckpointStore, drift: DriftChecker) -> None:
+    def __init__(
+        self, log: Path, store: CheckpointStore, drift: DriftChecker, used_bytes: UsedBytes | None = None
+    ) -> None:
         last = store.read() or Checkpoint(since=datetime.now(UTC).isoformat(timespec="milliseconds"))
         self.denials = RecentDenials(last.denials)
         self._answers = RecentAnswers()
         self._store = store
         self._drift = drift
+        self._used_bytes = used_bytes
         self._since = last.since
         self._follower = Follower(log, last.position)
         self._before = last.counts
@@ -131,6 +135,8 @@ class LogCounter:
             lines = self._read()
             for line in lines:
                 self._count(line)
+            if self._used_bytes is not None and not self._problem:
+                self._used_bytes.flush()
         return bool(lines)
 
     def _read(self) -> list[bytes]:
@@ -155,6 +161,8 @@ class LogCounter:
         client, finding = self._check(record)
         self._counter.count(record, client)
         self.denials.add(record)
+        if self._used_bytes is not None:
+            self._used_bytes.count(record)
         self._answers.add(record)
         if finding is not None:
             self._counter.count_drift(client, finding.rule)

@@ -18,27 +18,37 @@ from typing import Final, NoReturn
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from squidkeeper.archive_status import read_archive_status, read_deleted_logs
 from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
 from squidkeeper.credentials.fetch_status import read_fetch_status
 from squidkeeper.credentials.fetched_values import FOLDER as FETCHED
+from squidkeeper.drained import drained_since
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import ListenFailed
-from squidkeeper.exporter.cache_manager import read_counters
+from squidkeeper.export_status import read_exports
 from squidkeeper.exporter.certificate import read_certificate
 from squidkeeper.exporter.checkpoint import CheckpointStore
 from squidkeeper.exporter.collector import GatewayCollector
 from squidkeeper.exporter.conditions import ActiveCondition, active_conditions
 from squidkeeper.exporter.disks import read_disks
 from squidkeeper.exporter.log_counter import LogCounter
+from squidkeeper.exporter.questions import WaitingQuestions
 from squidkeeper.exporter.server import Application, serve
 from squidkeeper.exporter.snapshot import Snapshot
 from squidkeeper.exporter.status_page import page
 from squidkeeper.exporter.stopped_watchdog import StoppedWatchdog
+from squidkeeper.exporter.used_bytes import UsedBytes
 from squidkeeper.maintenance_status import read_maintenance_status
 from squidkeeper.policy.hosts import Network
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.pull_status import read_pull_status
+from squidkeeper.quotas.opening import open_counts
+from squidkeeper.quotas.store_problem import read_store_problem
+from squidkeeper.quotas.store_settings import quota_store_file
 from squidkeeper.record.drift import DriftChecker
 from squidkeeper.record.past_policies import PastPolicies
+from squidkeeper.rotated_logs import oldest_write, rotated
+from squidkeeper.squid_counters import SquidCounters, read_counters
 from squidkeeper.squid_version import squid_version
 
 CATCH_UP_SECONDS: Final = 60.0
@@ -60,6 +70,12 @@ class ExporterOptions:
     status_from: tuple[Network, ...]
     tls_certificate: Path | None
     run: Path
+    archive: Path | None = None
+    pulled: Path | None = None
+    proxy_header: bool = False  # Squid's port requires a PROXY header
+    health_listen: tuple[str, int] | None = None
+    health_from: tuple[Network, ...] = ()
+    workers: int = 1
 
 
 def run_exporter(options: ExporterOptions) -> None:
@@ -78,6 +94,7 @@ class Exporter:
     def __init__(self, options: ExporterOptions) -> None:
         self._options = options
         self._helpers = options.state / FOLDER
+        self._questions = WaitingQuestions(options.state)
         self._store = CheckpointStore(options.state / "exporter")
         self._watcher: PolicyWatcher[CompiledPolicy] = PolicyWatcher(
             options.directory, options.state / "lists", lambda compiled: compiled, options.state / "revisions"
@@ -89,9 +106,12 @@ class Exporter:
             self._store.open()
             StoppedWatchdog(self._helpers).start()
             self._watcher.start()
+            self._start_health()
             past = PastPolicies(self._options.state / "revisions", self._current)
             drift = DriftChecker(past, self._current, past.replacing)
-            self._log_counter = LogCounter(self._options.access_log, self._store, drift)
+            options = self._options
+            used_bytes = UsedBytes(options.state, self._current, open_counts(options.directory, options.state))
+            self._log_counter = LogCounter(options.access_log, self._store, drift, used_bytes)
             try:
                 self._log_counter.start(CATCH_UP_SECONDS)
                 server = serve(self._application(), listener)
@@ -100,6 +120,20 @@ class Exporter:
             finally:
                 self._log_counter.stop()
                 self._store.close()
+
+    def _start_health(self) -> None:
+        """Answer load balancers, where there are any, ahead of the count of the log, which can take a minute."""
+        options = self._options
+        if options.health_listen is None:
+            return
+        from squidkeeper.exporter.health import Health, HealthServer  # other gateways do without it
+
+        health = Health(lambda: self._squid().answers, lambda: self._watcher.current is not None, options.run)
+        HealthServer(_bound(options.health_listen), options.health_from, health).start()
+        _log.info("load balancers ask for /healthz on %s:%d", *options.health_listen)
+
+    def _squid(self) -> SquidCounters:
+        return read_counters(*self._options.squid, proxy_header=self._options.proxy_header)
 
     def _application(self) -> Application:
         registry = CollectorRegistry()
@@ -116,12 +150,14 @@ class Exporter:
         host, port = options.squid
         compiled = self._watcher.current
         now = time.time()
+        archive = read_archive_status(options.archive) if options.archive else None
         return Snapshot(
             now=now,
             directory=options.directory,
             access_log=options.access_log,
             state=options.state,
             squid_address=f"{host}:{port}",
+            workers=options.workers,
             checkpoint=log.save() if save else log.checkpoint(),
             log_readable=log.readable,
             backlog_bytes=log.backlog_bytes,
@@ -131,17 +167,30 @@ class Exporter:
             counter_files=counter_files,
             totals=totals,
             certificate=read_certificate(options.ca),
-            squid=read_counters(host, port),
+            squid=self._squid(),
             answers=log.answers,
-            disks=tuple(read_disks({"log": options.access_log.parent, "state": options.state})),
+            disks=tuple(read_disks(self._folders())),
             tls_certificate=read_certificate(options.tls_certificate) if options.tls_certificate else None,
             maintenance=read_maintenance_status(options.state, now),
+            exports=read_exports(options.state, now),
             fetched=options.run / FETCHED,
             fetching=read_fetch_status(options.run / FETCHED, now),
             squid_version=squid_version(),
             policy_lines=_text_of(options.policy_lines),
             policy_lines_file=options.policy_lines,
+            archive=archive,
+            unarchived_since=oldest_write(archive.unarchived(rotated(options.access_log))) if archive else None,
+            deleted_logs=read_deleted_logs(options.state),
+            pull=read_pull_status(options.pulled) if options.pulled else None,
+            drained_since=drained_since(options.run),
+            quota_store_problem=self._quota_store_problem(now),
+            questions_waiting=self._questions.count(self._watcher.current, now),
         )
+
+    def _folders(self) -> dict[str, Path]:
+        options = self._options
+        folders = {"log": options.access_log.parent, "state": options.state}
+        return folders | ({"archive": options.archive} if options.archive else {})
 
     def health(self) -> tuple[ActiveCondition, ...]:
         """List the conditions that make the gateway unhealthy."""
@@ -153,6 +202,11 @@ class Exporter:
 
     def _current(self) -> CompiledPolicy | None:
         return self._watcher.current
+
+    def _quota_store_problem(self, now: float) -> str | None:
+        if not quota_store_file(self._options.directory).exists():
+            return None
+        return read_store_problem(self._options.state, now)
 
     def _read_counter_files(self) -> tuple[CounterFile, ...]:
         try:

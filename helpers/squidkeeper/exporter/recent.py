@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from threading import Lock
 from typing import Final, NamedTuple
 
-from squidkeeper.protocol.request import CONNECT, DENIED_BY
+from squidkeeper.protocol.request import CONNECT
+from squidkeeper.record.events import ConnectionKey, Fold, connection_key, fold, is_answered_inside, is_served
 from squidkeeper.record.record import NONE, Record, decode_field
 from squidkeeper.record.urls import redacted_url, truncate
+from squidkeeper.why import Case, facts_of, judge
+from squidkeeper.why.causes import SERVER_ERROR
 
 DENIALS_LIMIT: Final = 50
 ANSWERS_LIMIT: Final = 200
-_SERVER_ERROR = 500
-_ANSWERED_BY_SQUID = ("NONE", "TCP_DENIED_REPLY")  # a page inside a denied tunnel; TCP_DENIED is a denial of its own
+_DenialKey = tuple[str | None, ...]
+_CONNECTS_LIMIT: Final = 1_000  # that wait for the request inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class Denial:
     rule: str
     times: int = 1
     """How often it was denied while it was in the list."""
+    cause: str = ""
+    """The code of its cause in `why/causes.py`; empty: an earlier release kept it."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What the sentence of the cause names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,7 @@ class RecentAnswers:
 
     def add(self, record: Record) -> None:
         """Add the record of any request, except an opened tunnel: the requests in it have their own answers."""
-        failed = record.status >= _SERVER_ERROR
+        failed = record.status >= SERVER_ERROR
         if failed or (record.verdict != "deny" and record.method != CONNECT and record.status > 0):
             self._answers.append(RecentAnswer(record.time, failed))
 
@@ -81,28 +88,44 @@ class RecentAnswers:
 class RecentDenials:
     """The last denials, a bounded number; a repeated one counts up. Thread-safe.
 
+    A denied CONNECT and the request inside are one, as in `record/events.py`. A request inside that names another host
+    than the tunnel is shown as the CONNECT: what the client wrote was not judged.
     When the list is full, the oldest denial of the client with the most is dropped. `saved` is an earlier `newest()`.
     """
 
     def __init__(self, saved: Iterable[Denial] = (), limit: int = DENIALS_LIMIT) -> None:
         self._limit = limit
         self._lock = Lock()
-        self._rows: OrderedDict[tuple[str | None, ...], Denial] = OrderedDict()
+        self._rows: OrderedDict[_DenialKey, Denial] = OrderedDict()
+        self._connects: OrderedDict[ConnectionKey, Record] = OrderedDict()
+        self._unjudged: dict[_DenialKey, Record] = {}  # of rows: a flood of denials leaves few that are shown
         for denial in reversed(tuple(saved)):
             self._put(denial)
 
     def add(self, record: Record) -> None:
         """Add the record of any request; ignore it unless it is a denial."""
-        if record.verdict == "deny":
-            denial = _denial(record)
-            with self._lock:
-                if record.squid.startswith(_ANSWERED_BY_SQUID):
-                    self._drop_tunnel(denial, record.tunnel)
-                self._put(denial)
+        if is_served(record):
+            return
+        with self._lock:
+            connect = self._connects.pop(connection_key(record), None)
+            stands = fold(connect, record) if connect else Fold.NEITHER
+            if record.verdict != "deny" or stands is Fold.CONNECT:
+                return
+            if connect and stands is Fold.REQUEST:
+                self._drop(connect)
+            if is_answered_inside(record):
+                self._wait(record)
+            asked = Case(record).asked
+            denial = _denial(asked)
+            self._unjudged[_key(denial)] = asked
+            self._put(denial)
 
     def newest(self) -> tuple[Denial, ...]:
-        """List the denials, the newest first."""
+        """List the denials with their causes, the newest first."""
         with self._lock:
+            for key, record in self._unjudged.items():
+                self._rows[key] = _judged(self._rows[key], record)
+            self._unjudged.clear()
             return tuple(reversed(self._rows.values()))
 
     def _put(self, denial: Denial) -> None:
@@ -116,21 +139,32 @@ class RecentDenials:
         """Drop the oldest of the client with the most, so that no client pushes out another's denials."""
         clients = Counter(denial.client for denial in self._rows.values())
         (busiest, _), *_ = clients.most_common(1)
-        del self._rows[next(key for key, denial in self._rows.items() if denial.client == busiest)]
+        key = next(key for key, denial in self._rows.items() if denial.client == busiest)
+        del self._rows[key]
+        self._unjudged.pop(key, None)
 
-    def _drop_tunnel(self, denial: Denial, tunnel: str) -> None:
-        """Drop the CONNECT of a denied tunnel, because the request in it is shown instead.
+    def _wait(self, connect: Record) -> None:
+        self._connects[connection_key(connect)] = connect
+        if len(self._connects) > _CONNECTS_LIMIT:
+            self._connects.popitem(last=False)
 
-        The tunnel's name has the suffix `DENIED_BY` if a helper denied it, and not if Squid denied its address.
-        """
-        authority = (decode_field(tunnel) or "").partition(DENIED_BY)[0]
-        key = _key(replace(denial, method=CONNECT, url=authority))
+    def _drop(self, connect: Record) -> None:
+        """Drop the CONNECT of a denied tunnel, because the request in it is shown instead."""
+        key = _key(_denial(connect))
         before = self._rows.pop(key, None)
         if before and before.times > 1:
             self._rows[key] = replace(before, times=before.times - 1)
+        else:
+            self._unjudged.pop(key, None)
 
 
-def _key(denial: Denial) -> tuple[str | None, ...]:
+def _judged(denial: Denial, record: Record) -> Denial:
+    case = Case(record)
+    cause = judge(case)
+    return replace(denial, cause=cause.code, facts=facts_of(case)) if cause else denial
+
+
+def _key(denial: Denial) -> _DenialKey:
     return denial.client, denial.user, denial.method, denial.url, denial.rule
 
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
+from squidkeeper.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.counters import CounterFile, HelperStatus, Key
 from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus
-from squidkeeper.exporter.cache_manager import SquidCounters
+from squidkeeper.export_status import ExportStatus
 from squidkeeper.exporter.certificate import Certificate
 from squidkeeper.exporter.checkpoint import Checkpoint
 from squidkeeper.exporter.disks import Disk
@@ -20,9 +22,12 @@ from squidkeeper.metrics import LOADS_POLICY
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy.secret_sources import fetched_secrets
 from squidkeeper.policy_store.policy_watcher import PolicyState
+from squidkeeper.pull_status import PullStatus
+from squidkeeper.squid_counters import SquidCounters
 from squidkeeper.squid_version import SquidVersion
 
 NOTHING_FETCHED: Final = FetchStatus(runs=False)
+NOTHING_DELETED: Final = DeletedLogs()
 HELPER_PATIENCE_SECONDS: Final = 10.0  # for a heartbeat, for a reply, and for an edit to reach every helper
 LAST_MINUTES: Final = timedelta(minutes=5)
 
@@ -49,15 +54,24 @@ class Snapshot:
     totals: Mapping[Key, float]
     certificate: Certificate
     squid: SquidCounters
+    workers: int = 1  # processes of Squid that serve
     answers: tuple[RecentAnswer, ...] = ()
     disks: tuple[Disk, ...] = ()
     maintenance: MaintenanceStatus = NOT_RUNNING
     fetched: Path | None = None  # the folder of the secrets that are fetched
     fetching: FetchStatus = NOTHING_FETCHED
+    exports: Mapping[str, ExportStatus] = MappingProxyType({})  # by name
     tls_certificate: Certificate | None = None  # of the TLS port; None: there is none
     squid_version: SquidVersion | None = None
     policy_lines: str = ""  # of Squid's configuration: what install.sh has rendered from the policy
     policy_lines_file: Path | None = None  # where these are
+    archive: ArchiveStatus | None = None  # None: there is no archive
+    unarchived_since: float | None = None  # when the oldest rotated log that is not archived was last written to
+    deleted_logs: DeletedLogs = NOTHING_DELETED
+    pull: PullStatus | None = None  # None: the policy is not pulled, or has not been yet
+    drained_since: float | None = None  # None: clients may come
+    quota_store_problem: str | None = None  # None: no store is shared with other gateways
+    questions_waiting: int | None = None  # None: no client has ever asked, or that cannot be read
 
     @property
     def at(self) -> datetime:

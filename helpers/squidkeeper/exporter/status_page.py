@@ -16,8 +16,11 @@ from squidkeeper.exporter.status_rows import RuleRow, helper_rows, logged_time, 
 from squidkeeper.pages.drawing import split_bar
 from squidkeeper.pages.page import render
 from squidkeeper.policy.model import Action
+from squidkeeper.record.requests import NOT_BY_THE_POLICY
 from squidkeeper.record.urls import redacted_url, truncate
 from squidkeeper.url import parse_address
+from squidkeeper.why.causes import BY_CODE
+from squidkeeper.why.details import location_facts
 
 _RULES_SHOWN = 500
 _FAULTS_SHOWN = 50
@@ -40,16 +43,20 @@ def page(view: Snapshot, program: str) -> str:
             "severity": active[0].condition.severity if active else "",
             "headline": _headline(active),
             "loaded": _moment(view.policy_state.loaded),
-            "default_action": view.policy.default_action if view.policy else Action.DENY,
+            "pull_placed": _moment(view.pull.placed) if view.pull else None,
+            "pull_read": _moment(view.pull.succeeded) if view.pull else None,
+            "default_action": view.policy.default if view.policy else Action.DENY,
+            "default_observes": bool(view.policy and view.policy.observe_default),
             "commands": commands,
             "counts": counts,
             "last_line": logged_time(counts.last_line),
             "counted_since": logged_time(view.checkpoint.since),
             "drift_total": sum(number for _, number in counts.drift),
             "denials": [
-                (denial, explain_command(denial, program, view.directory), not_explained.get(denial.rule))
+                (denial, _why(denial, view, commands), explain_command(denial, program, view.directory))
                 for denial in view.checkpoint.denials
             ],
+            "not_explained": not_explained,
             "rules": shown,
             "rules_total": sum(not rule.built_in for rule in rules),
             "rules_left_out": len(rules) - len(shown),
@@ -93,21 +100,32 @@ def _commands(view: Snapshot, program: str) -> dict[str, str]:
     rendered = ("--policy-lines", str(view.policy_lines_file)) if view.policy_lines_file else ()
     return {
         "check": shlex.join((program, "check", *policy, *rendered)),
+        "reload": shlex.join((program, "reload", *policy, "--state", str(view.state))),
         "log": shlex.join((program, "log", *policy, "--state", str(view.state), str(view.access_log))),
+        "why": shlex.join((program, "why", *policy, "--state", str(view.state), str(view.access_log))),
         "explain": shlex.join((program, "explain", *policy, *rendered)),
     }
 
 
-_NOT_EXPLAINED = {  # denials that depend on more than policy, client, method and URL
-    "authority-mismatch": "No command: CONNECT, TLS server name, Host or certificate do not match. "
-    "`{log} --json --rule authority-mismatch | tail -n 1 | {explain} --record -` shows which.",
-    "credential-unavailable": "No command: a secret was unavailable, see Secrets.",
-    "sealed-token-refused": "No command: it depends on the token. The client's page says which guard failed.",
-    "secret-leaving": "No command: the access log names the secret (found), and withholds the request.",
-    "placeholder-misdirected": "No command: the access log names the credential (found).",
-    "header-too-long": "No command: the headers of the request were too long.",
-    "policy-unavailable": "No command: no helper answered, or the helper had no policy, see Helpers and cache.log.",
-    "not-rendered": "No command: Squid's configuration lacks lines that the policy needs, see `{check}`.",
+def _why(denial: Denial, view: Snapshot, commands: dict[str, str]) -> tuple[str, str]:
+    """Say why a request was denied, and what to do, as `squidkeeper why` does; empty if it is not known.
+
+    The place of a rule is the one in the policy in force.
+    """
+    cause = BY_CODE.get(denial.cause)
+    if cause is None:
+        return "", ""
+    rules = view.policy.rules_and_grants if view.policy else ()
+    rule = next((one for one in rules if one.name == denial.rule), None)
+    facts = {**denial.facts, **(location_facts(rule) if rule else {}), "check": commands["check"]}
+    return cause.say(facts), cause.advise(facts)
+
+
+_NO_COMMAND = "No command: the denial depends on more than policy, client, method and URL."
+_NOT_EXPLAINED = {
+    "authority-mismatch": f"{_NO_COMMAND} "
+    "`{log} --json --rule authority-mismatch | tail -n 1 | {explain} --record -` shows what does not match.",
+    **dict.fromkeys(NOT_BY_THE_POLICY, _NO_COMMAND),
 }
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter as Multiset
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -27,7 +27,7 @@ class RuleRow:
 
     name: str
     action: str
-    """`allow` or `deny`; for `default` the policy's default action, for other built-in rules `deny`."""
+    """`allow`, `deny` or `ask`; for `default` what the policy's default does, for other built-in rules `deny`."""
     allowed: int = 0
     denied: int = 0
     last_matched: datetime | None = None
@@ -37,11 +37,13 @@ class RuleRow:
     built_in: bool = False
     tunnels: int = 0
     """CONNECTs that it opened or denied. They do not count as requests."""
+    observed: int | None = None
+    """Requests that it would have decided; None: it does not observe."""
 
     @property
     def seen(self) -> bool:
         """Whether it decided anything."""
-        return bool(self.allowed or self.denied or self.tunnels)
+        return bool(self.allowed or self.denied or self.tunnels or self.observed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +86,21 @@ class SecretRow:
 
 
 def rule_rows(view: Snapshot) -> Iterator[RuleRow]:
-    """List the rules of the policy, then the built-in rules that decided a request."""
+    """List the rules and grants of the policy, then the built-in rules that decided a request."""
     policy, counts = view.policy, view.checkpoint.counts
     hits: Multiset[tuple[str, str]] = Multiset()
     for (_, name, verdict, method, _), number in counts.requests:
         hits[name, _TUNNEL if method == CONNECT_CLASS else verdict] += number
     for (_, name), number in counts.tunnels:
         hits[name, _TUNNEL] += number
-    for rule in policy.rules if policy else ():
-        yield _rule_row(rule.name, rule.action, hits, counts.last_matched, expires=rule.expires, owner=rule.owner)
+    observed: Multiset[str] = Multiset()
+    for (name, _), number in counts.observed:
+        observed[name] += number
+    for rule in policy.rules_and_grants if policy else ():
+        row = _rule_row(rule.name, rule.action, hits, counts.last_matched, expires=rule.expires, owner=rule.owner)
+        yield replace(row, observed=observed[rule.name]) if rule.observe else row
     for name in sorted(VERDICT_NAMES & {name for name, _ in hits}):
-        action = policy.default_action if policy and name == "default" else Action.DENY
+        action = policy.default if policy and name == "default" else Action.DENY
         yield _rule_row(name, action, hits, counts.last_matched, built_in=True)
 
 

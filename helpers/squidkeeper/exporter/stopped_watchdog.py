@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.counters import COUNTER_FILES, counter_file_owner
+from squidkeeper.counters import counter_file_numbers, counter_file_owner
 
 STOPPED_CHECKS: Final = 12
 _SWITCHES = re.compile(r"^(?:non)?voluntary_ctxt_switches:\s*(\d+)$", re.MULTILINE)
@@ -51,7 +51,7 @@ class StoppedWatchdog:
                 self._kill(seen)
 
     def _helpers(self) -> Iterator[HelperTurns]:
-        for number in range(COUNTER_FILES):
+        for number in counter_file_numbers(self._folder):
             pid = counter_file_owner(self._folder, number)
             turns = _turns(pid) if pid else None
             if pid and turns is not None:

@@ -1,0 +1,98 @@
+"""The bytes of quotas (floor 7): counted at the end of a request, as the access log tells them.
+
+They are added before the exporter saves its position in the log, so an exporter that is killed counts the last seconds
+twice, and none never. Where gateways share their counts, what the store has not got yet is kept in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote
+
+from squidkeeper.engine import CompiledPolicy
+from squidkeeper.errors import CountsUnavailable
+from squidkeeper.policy.quotas import Quota, QuotaUnit
+from squidkeeper.protocol.request import CONNECT
+from squidkeeper.quotas.counts import CountStore, QuotaCount
+from squidkeeper.quotas.identity import holder
+from squidkeeper.quotas.local_counts import LocalCounts
+from squidkeeper.quotas.log_heartbeat import LogHeartbeat
+from squidkeeper.record.judging import clients_of
+from squidkeeper.record.record import NONE, Record, is_spliced
+
+_WAITING_AT_MOST = 50_000  # counts
+_log = logging.getLogger(__name__)
+
+
+class UsedBytes:
+    """Adds what requests have used to the counts of the quotas in force."""
+
+    def __init__(self, state: Path, current: Callable[[], CompiledPolicy | None], shared: CountStore) -> None:
+        self._counts = LocalCounts(state)
+        self._shared = shared
+        self._heartbeat = LogHeartbeat(state)
+        self._current = current
+        self._waiting: dict[QuotaCount, int] = {}
+        self._unsent: dict[QuotaCount, int] = {}  # to the store of all gateways
+        self._problem = ""
+
+    def count(self, record: Record) -> None:
+        """Count the bytes of one request that the policy allowed. Of tunnels, those that passed through have some."""
+        policy = self._current()
+        if policy is None or not _counts_bytes(policy) or record.verdict != "allow":
+            return
+        if record.method == CONNECT and not is_spliced(record):
+            return
+        rule = unquote(record.rule)
+        clients = clients_of(policy, record)
+        for quota in policy.source.quotas:
+            if quota.unit.is_size and quota.holds_for(clients) and quota.counts(rule):
+                self._add(quota, record, rule)
+
+    def flush(self) -> None:
+        """Add what was counted, and tell the helpers that bytes are counted."""
+        policy = self._current()
+        if policy is None or not (self._waiting or _counts_bytes(policy)):
+            return
+        try:
+            if self._waiting:
+                self._counts.add_all(self._waiting)
+                self._keep_unsent()
+                self._waiting.clear()
+            self._heartbeat.beat()
+            self._send()
+        except (CountsUnavailable, OSError) as error:
+            self._report(str(error))
+        else:
+            self._report("")
+
+    def _keep_unsent(self) -> None:
+        """Keep for the store of all gateways what is counted here. While that is away, this gateway goes by its own."""
+        if isinstance(self._shared, LocalCounts):
+            return
+        for count, amount in self._waiting.items():
+            if count in self._unsent or len(self._unsent) < _WAITING_AT_MOST:
+                self._unsent[count] = self._unsent.get(count, 0) + amount
+
+    def _send(self) -> None:
+        for count in [*self._unsent]:
+            self._shared.add(count, self._unsent[count])
+            del self._unsent[count]
+
+    def _add(self, quota: Quota, record: Record, rule: str) -> None:
+        amount = record.request_bytes if quota.unit is QuotaUnit.BYTES_OUT else record.bytes
+        user = None if record.user == NONE else record.user
+        count = QuotaCount.of(quota, holder(quota, record.client, user, rule))
+        if amount > 0 and (count in self._waiting or len(self._waiting) < _WAITING_AT_MOST):
+            self._waiting[count] = self._waiting.get(count, 0) + amount
+
+    def _report(self, problem: str) -> None:
+        if problem and problem != self._problem:
+            _log.error("the bytes of quotas cannot be counted, trying again: %s", problem)
+        self._problem = problem
+
+
+def _counts_bytes(policy: CompiledPolicy) -> bool:
+    return any(quota.unit.is_size for quota in policy.source.quotas)

@@ -1,0 +1,84 @@
+"""The conditions in SQL are those in Python: the two are compared on every combination of the fields that they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.exporter.counts import RequestCounter, RequestCounts
+from squidkeeper.record import filters
+from squidkeeper.record.events import is_answered_inside, is_opened_tunnel, is_served, is_tunnel
+from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record
+from squidkeeper.record.requests import asks_splice, was_used
+from squidkeeper.table import conditions
+from squidkeeper.table.conditions import time_literal
+from squidkeeper.table.sources import TableSources
+from squidkeeper.table.table import open_table
+from tests.records import record, record_line
+
+VALUES: dict[str, tuple[object, ...]] = {
+    "method": ("GET", "CONNECT", NONE),
+    "status": (200, 0, 99, 101, 399, 400, 407, 499, 500, 501, 502, 505),
+    "verdict": ("allow", "deny", NONE),
+    "error": (NONE, "503:ERR_SQUIDKEEPER_NO_ADDRESS", *CLIENT_ERRORS),
+    "upstream": (NONE, "192.0.2.1"),
+    "squid": (
+        *("TCP_MISS/HIER_DIRECT", "TCP_TUNNEL/HIER_DIRECT", "TCP_DENIED/HIER_NONE", "NONE_NONE_ABORTED/HIER_NONE"),
+        NONE,
+    ),
+}
+COMBINATIONS = [dict(zip(VALUES, values, strict=True)) for values in product(*VALUES.values())]
+NO_REQUEST = "verdict IS NULL AND method IS NULL"
+
+
+def is_refused(one: Record) -> bool:
+    return filters.is_refused(one.verdict, one.status, one.error, one.upstream)
+
+
+BOTH: dict[str, Callable[[Record], bool]] = {
+    conditions.IS_TUNNEL: is_tunnel,
+    conditions.IS_OPENED_TUNNEL: is_opened_tunnel,
+    conditions.IS_ANSWERED_INSIDE: is_answered_inside,
+    conditions.IS_SERVED: is_served,
+    f"{conditions.IS_SERVED} AND {conditions.IS_REQUEST_IF_SERVED}": (
+        lambda one: is_served(one) and not is_opened_tunnel(one)
+    ),
+    conditions.ENDED_BY_CLIENT: lambda one: one.error in CLIENT_ERRORS,
+    conditions.IS_REFUSED: is_refused,
+    conditions.ASKS_SPLICE: asks_splice,
+    conditions.WAS_USED: was_used,
+    f"{conditions.HAS_FAILED} AND NOT {conditions.IS_REFUSED} AND NOT ({NO_REQUEST})": filters.failed().holds,
+}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("log") / "access.log"
+    path.write_bytes(b"".join(record_line(**one) + b"\n" for one in COMBINATIONS))
+    return path
+
+
+def test_each_condition_holds_in_sql_where_it_holds_in_python(log: Path) -> None:
+    with open_table(TableSources(files=(log,)), threads=1, columns={*VALUES}) as table:
+        found = table.connection.execute(f"SELECT {', '.join(BOTH)} FROM records ORDER BY position").fetchall()
+    for place, (sql, holds) in enumerate(BOTH.items()):
+        expected = [holds(record(**one)) for one in COMBINATIONS]
+        assert [row[place] for row in found] == expected, sql
+        assert {True, False} <= {*expected}
+
+
+def test_the_exporter_counts_the_same_tunnels() -> None:
+    counter = RequestCounter(RequestCounts())
+    records = [record(**one) for one in COMBINATIONS]
+    for one in records:
+        counter.count(one, "agents")
+    assert sum(number for _, number in counter.counts().tunnels) == sum(map(is_tunnel, records)) > 0
+
+
+def test_a_time_is_compared_in_the_milliseconds_that_records_have() -> None:
+    at = datetime(2026, 11, 25, 14, 0, 0, 123_999, tzinfo=timezone(timedelta(hours=2)))
+    assert time_literal(at) == "TIMESTAMP '2026-11-25T12:00:00.123'"
