@@ -48,9 +48,9 @@ read_arguments() {
     while [ $# -gt 0 ]; do
         case $1 in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
         case $1 in
-        --listen | --exporter-listen) check=check_listen ;;
-        --log-bytes) check=check_size ;;
-        --certificates | --ca | --intermediate-days | --tls-name | --upstream) check=checked_later ;;
+        --listen | --exporter-listen | --health-listen) check=check_listen ;;
+        --log-bytes | --archive-bytes) check=check_size ;;
+        --certificates | --archive-days | --ca | --intermediate-days | --tls-name | --behind | --upstream | --gateway | --workers) check=checked_later ;;
         --policy | --ca-dir | --wheels) check=check_directory ;;
         --root) check=check_root ;;
         --extras) check=check_extras ;;
@@ -89,8 +89,8 @@ check_size() {
 checked_later() { :; } # by `squidkeeper setup`, ahead of any change
 
 check_extras() { # sorted, so that their order makes no other environment
-    local name='(aws|oauth2|sealed)'
-    [[ $2 =~ ^(none|$name(,$name)*)$ ]] || bad_usage "$1 $2: NAME is aws, oauth2 or sealed; for no extra, none alone"
+    local name='(aws|oauth2|s3|sealed|valkey)'
+    [[ $2 =~ ^(none|$name(,$name)*)$ ]] || bad_usage "$1 $2: NAME is aws, oauth2, s3, sealed or valkey; for no extra, none alone"
     tr , '\n' <<<"$2" | sort -u | paste -sd,
 }
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -28,13 +29,16 @@ from squidkeeper.doctor.examination import as_text, examine
 from squidkeeper.doctor.inspection import Inspection, inspect
 from squidkeeper.doctor.table import ALL_CHECKS, CHECKS
 from squidkeeper.exporter.conditions import CONDITIONS, Severity
+from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import build_sources
+from squidkeeper.policy_store.reload_gate import GateVerdict, force, write_verdict
+from squidkeeper.policy_store.revisions import mark_in_force, store_revision
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.setup.configuration import Configuration
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
-from squidkeeper.setup.processes import InstalledSquid
+from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.squid_account import Account, squid_account
 from squidkeeper.squid_conf import Macros, Problem, SquidConf, read_squid_conf
 from tests.waiting import wait_for
@@ -54,11 +58,11 @@ credentials:
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-def install(root: Path, ca: CertificateAuthority = CA) -> Layout:
+def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout:
     """Lay out a gateway as install.sh does, without its program and processes."""
     layout = Layout.of(root)
     host = Machine(ACCOUNT, Path("/usr/lib/squid/security_file_certgen"), Path("/none"), systemd=False, selinux=False)
-    ours = Configuration(REPOSITORY, layout, host, "127.0.0.1:3129", "127.0.0.1:3129", "none", "")
+    ours = Configuration(REPOSITORY, layout, host, "127.0.0.1:3129", "127.0.0.1:3129", "none", "", **options)
     for folder in (layout.conf.parent / "ca", layout.policy, layout.state, layout.run, layout.program.parent):
         folder.mkdir(parents=True)
     layout.conf.write_text(ours.squid_conf())
@@ -69,6 +73,8 @@ def install(root: Path, ca: CertificateAuthority = CA) -> Layout:
     (layout.policy / "policy.yaml").write_text(POLICY)
     (layout.policy / "secret").write_text("s3cr3t-of-this-test\n")
     (layout.policy / "secret").chmod(0o600)
+    layout.webhook.write_text("url: https://hooks.example/secret\nformat: slack\n")
+    layout.webhook.chmod(0o640)
     policy = build_sources(read_sources(layout.policy)).policy
     layout.policy_lines.write_text(policy_lines(policy, SecretStore(policy.secrets, {})))
     layout.own_addresses.write_text("")
@@ -237,8 +243,13 @@ PLANTED = {
     "annotations-printed": ("logformat mine %>a %note\n", "logformat mine: %note prints every annotation"),
     "debugging-prints-headers": ("debug_options ALL,1 11,2\n", "debug_options 11,2"),
     "requests-in-warnings": ("debug_options ALL,1 55,0\n", "debug_options lacks 11,0 29,0"),
+    "workers-overridden": ("workers 3\n", "workers 3"),
     "forwarded-for-believed": ("follow_x_forwarded_for allow all\n", "follow_x_forwarded_for allow all"),
     "proxy-protocol-open": ("proxy_protocol_access allow all\n", "proxy_protocol_access allow all"),
+    "proxy-header-from-nobody": (
+        "http_port 127.0.0.1:3140 require-proxy-header\n",
+        "http_port 127.0.0.1:3140 require-proxy-header",
+    ),
     "override-header-kept": (
         "request_header_access X-Rewrite_URL allow all\n",
         "request_header_access X-Rewrite_URL allow all",
@@ -252,6 +263,7 @@ PLANTED = {
 # The same by another line: code, line, detail.
 VARIANTS = [
     ("allowed-ahead-of-policy", "http_access2 allow all\n", "adapted_http_access allow all"),
+    ("counter-unlike-lines", "stats_collection deny localhost\n", "stats_collection deny localhost"),
     ("credentials-cached", "store_miss allow all\n", "store_miss allow all"),
     ("credentials-cached", "send_hit allow localhost\n", "send_hit allow localhost"),
     ("client-header-kept", "request_header_access Other allow all\n", "request_header_access Other allow all"),
@@ -368,10 +380,21 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ("error-pages-show-headers", without(pages, "email_err_data off", "email_err_data on"), "email_err_data on"),
     ("error-pages-not-ours", other_errors, "expected error_directory /"),
     ("no-access-log", without(conf, "\naccess_log ", "\n#access_log "), "squidkeeper is missing"),
+    ("worker-port-shared", lambda layout: add(layout, "workers 2\n"), "http_port "),
     ("few-descriptors", without(conf, "max_filedescriptors 16384", "max_filedescriptors 1024"), "descriptors 1024"),
     ("few-descriptors", without(conf, "max_filedescriptors 16384"), "max_filedescriptors is missing"),
+    (
+        "counter-unlike-lines",
+        without(conf, "stats_collection deny", "#stats_collection deny"),
+        "deny sk_scrape is missing",
+    ),
+    (
+        "counter-unlike-lines",
+        without(conf, "stats_collection ", "stats_collection allow all\nstats_collection "),
+        "allow",
+    ),
     ("rendered-lines-outdated", without(fragment, "10.0.0.0/8 "), "the section 'private addresses' differs"),
-    ("rendered-lines-outdated", without(fragment, ">>> rendered: watch\n", ""), "the section 'watch' is missing"),
+    ("rendered-lines-outdated", without(fragment, "# >>> rendered: watch\n", ""), "the section 'watch' is missing"),
     ("answers-kept-too-long", without(fragment, "ttl=1 negative_ttl=1", ""), "sk_host keeps answers for 3600 s"),
     ("token-not-encoded", without(fragment, "%#ssl::>sni", "%ssl::>sni"), "%ssl::>sni"),
     ("squid-conf-incomplete", lambda layout: layout.pages.unlink(), "there is no such file"),
@@ -447,6 +470,7 @@ def test_a_configuration_that_squid_rejects_is_found_and_its_values_are_not_show
         ("etc/ca/signing.key", 0o660, "the CA's key: group 0 can read or write it (mode 0660)"),
         ("etc/policy/secret", 0o604, "a secret of the policy: every account can read or write it (mode 0604)"),
         ("run/secrets/k.value", 0o644, "a secret that was fetched: every account can read or write it (mode 0644)"),
+        ("etc/webhook.yaml", 0o644, "the URL of the webhook: every account can read or write it (mode 0644)"),
         ("etc/policy", 0o775, "above a secret of the policy: group 0 can replace files in it (mode 0775)"),
         ("etc/policy", 0o777, "above a secret of the policy: every account can replace files in it (mode 0777)"),
     ],
@@ -478,6 +502,64 @@ def test_what_is_fetched_alone_may_belong_to_another_account(layout: Layout) -> 
         "a secret of the policy: it belongs to user 12345, neither root nor Squid's account",
         "above a secret of the policy: user 12346 can replace files in it (mode 0755)",
     ]
+
+
+WEBHOOKS = {
+    "a typing slip": ("urll: https://hooks.example/secret\n", "unknown field"),
+    "no https": ("url: http://hooks.example/secret\nformat: slack\n", "url is not one of https://HOST/PATH"),
+    "no key": ("url: https://hooks.example/secret\n", "key_file is missing"),
+    "no authority": ("url: https://hooks.example/secret\nformat: slack\nca_file: /none.pem\n", "name a PEM file"),
+}
+
+
+@pytest.mark.parametrize(("text", "told"), WEBHOOKS.values(), ids=WEBHOOKS)
+def test_a_fault_of_the_webhook_is_found_before_a_question_waits(layout: Layout, text: str, told: str) -> None:
+    account = squid_account if os.geteuid() else lambda: None  # pytest's folder is closed to other accounts
+    one = replace(inspect(layout), account=account())
+    assert found("webhook-failing", one) == []
+    layout.webhook.write_text(text)
+    [finding] = found("webhook-failing", one)
+    assert told in finding.detail
+    assert finding.place == str(layout.webhook)
+    assert "hooks.example" not in finding.detail
+    layout.webhook.unlink()
+    assert found("webhook-failing", one) == []
+
+
+def test_what_the_webhook_meets_is_found_where_the_maintenance_process_runs(layout: Layout) -> None:
+    failed = MaintenanceStatus(runs=True, failures={"webhook": "status 500"})
+    one = replace(inspect(layout), account=None)
+    [finding] = found("webhook-failing", replace(one, view=replace(one.view, maintenance=failed)))
+    assert finding.detail == "status 500"
+
+
+@as_root
+def test_the_webhook_is_read_as_squids_account_reads_it(layout: Layout) -> None:
+    [finding] = found("webhook-failing", inspect(layout))  # pytest's folder is closed to it
+    assert finding.detail.endswith("Permission denied: Squid's account has to read it")
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("quota-store.yaml", "quota-store-unusable"), ("pull.yaml", "pull-settings-unusable")]
+)
+def test_a_fault_of_settings_beside_the_policy_is_found(
+    layout: Layout, name: str, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "account_of", lambda _: None)  # this machine may have one that pulls
+    account = squid_account if os.geteuid() else lambda: None  # pytest's folder is closed to other accounts
+    one, file = replace(inspect(layout), account=account()), layout.policy.parent / name
+    assert found(code, one) == []
+    file.write_text("adress: 127.0.0.1:6379\n")
+    [finding] = found(code, one)
+    assert "adress" in finding.detail
+    assert finding.place == str(file)
+
+
+@as_root
+def test_the_store_of_quotas_is_read_as_squids_account_reads_it(layout: Layout) -> None:
+    (layout.policy.parent / "quota-store.yaml").write_text("{}")
+    [finding] = found("quota-store-unusable", inspect(layout))  # pytest's folder is closed to it
+    assert "Squid's account has to read it" in finding.detail
 
 
 @as_root
@@ -552,6 +634,20 @@ def test_a_rule_of_logrotate_that_loses_the_audit_is_found(
         assert case.place == f"{rules}/squid:3"
 
 
+def test_a_rule_that_logrotate_ignores_loses_nothing(layout: Layout, tmp_path: Path) -> None:
+    rules = tmp_path / "logrotate.d"
+    rules.mkdir()
+    ours = (Path(__file__).parents[1] / "squid/logrotate").read_text()
+    ours = ours.replace("/var/log/squid", str(layout.access_log.parent))
+    (rules / "00-squidkeeper").write_text(ours)
+    (rules / "squid").write_text(f"{layout.access_log.parent}/*.log {{\n rotate 0\n copytruncate\n}}\n")
+    one = replace(inspect(layout), logrotate=rules)
+    codes = ("logrotate-loses-records", "logrotate-keeps-few-days")
+    assert [found(code, one) for code in codes] == [[], []]
+    (rules / "00-squidkeeper").write_text(ours.replace("ignoreduplicates", ""))
+    assert [len(found(code, one)) for code in codes] == [2, 0]
+
+
 def test_an_open_proxy_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "reached_at", lambda listen: ["198.51.100.7"] if listen == "127.0.0.1:3129" else [])
     assert found("open-proxy", inspect(layout)) == []
@@ -622,6 +718,31 @@ def test_a_service_that_does_not_run_is_found(layout: Layout) -> None:
     assert found("service-not-running", inspect(layout)) == [Found(detail, str(unit))]
     for code in ("squid-down", "maintenance-not-running"):  # conditions of the exporter
         assert found(code, inspect(layout))
+
+
+def test_an_exporter_that_does_not_answer_load_balancers_is_found(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = layout.service("exporter").unit
+    unit.write_text("[Service]\nExecStart=/x exporter --health-listen [::]:9130 --health-from 192.0.2.1\n")
+    layout.service("exporter").applied.write_text("127.0.0.1:9129 0123456789abcdef\n")
+    monkeypatch.setattr(InstalledService, "works", lambda _: True)
+    detail = "squidkeeper-exporter does not answer load balancers on [::]:9130"
+    assert found("service-not-running", inspect(layout)) == [Found(detail, str(unit))]
+    monkeypatch.setattr(machine, "process_listens", lambda _, port: port == 9130)
+    assert found("service-not-running", inspect(layout)) == []
+
+
+@pytest.mark.parametrize("options", [{"behind": ("192.0.2.1",)}, {"tls": True}])
+def test_clients_that_come_from_a_load_balancer_or_haproxy_are_no_fault(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    layout = install(tmp_path, **options)
+    if "tls" in options:
+        layout.haproxy.write_text("# As given: --listen 3129\n")
+    one = inspect(layout)
+    for code in ("proxy-header-from-nobody", "proxy-protocol-open"):
+        assert found(code, one) == []
 
 
 # --- The whole ----------------------------------------------------------------------------------------------------
@@ -749,3 +870,20 @@ def test_what_only_root_can_check_is_named(layout: Layout, monkeypatch: pytest.M
     text = as_text(examine(one, running=False))
     assert "Not read: squid.conf:1 includes x, which cannot be read (Permission denied).\n" in text
     assert "Not checked, as only root can: squid-conf-rejected, secret-file-open, squid-cannot-read" in text
+
+
+def test_an_edit_that_the_reload_gate_refuses_is_found(layout: Layout) -> None:
+    file = layout.policy / "policy.yaml"
+    edit(file, "version: 1\n", "version: 1\ndefaults: {reload_gate: {since: 1d, denials: 1}}\n")
+    revisions, before = layout.state / "revisions", read_sources(layout.policy)
+    store_revision(before, before.revision, revisions)
+    mark_in_force(revisions, before.revision)
+    edit(file, "hosts: [api.example]}\ncredentials", "hosts: [other.example]}\ncredentials")
+    after = read_sources(layout.policy).revision
+    assert found("reload-gated", inspect(layout)) == []
+    write_verdict(revisions, GateVerdict(before.revision, after, 0.0, 2, 2, 1))
+    told = [one.detail for one in found("reload-gated", inspect(layout))]
+    assert found("policy-not-loaded", inspect(layout)) == []
+    assert f"the reload gate refuses revision {after}: it would deny 2 combinations" in told[0]
+    force(layout.policy, after)
+    assert found("reload-gated", inspect(layout)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pwd
@@ -19,14 +20,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from squidkeeper.doctor.table import ALL_CHECKS
 from squidkeeper.setup.layout import Layout
+from tests.pull_servers import Repository, allowed_signer, make_key, serving
+from tests.records import record_line
 from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parent.parent
@@ -92,8 +97,9 @@ class Gateway:
         return self.root / name
 
     def snapshot(self) -> dict[str, tuple[object, ...]]:
-        """Everything under the root but the logs, and the compiled lists and metrics of running helpers."""
-        return snapshot(self.root, leave_out=("log", "state"))
+        """Everything under the root but logs, archive, and the compiled lists and metrics of running helpers."""
+        found = snapshot(self.root, leave_out=("log", "state", "archive"))
+        return {path: about for path, about in found.items() if path != str(self.place("run/archive.log"))}
 
     def clear(self) -> None:
         """Take it away. A test of uninstall waits for its Squid; here it ends at once."""
@@ -134,10 +140,15 @@ def snapshot(top: Path, leave_out: tuple[str, ...] = ()) -> dict[str, tuple[obje
         if path.relative_to(top).parts[0] in leave_out:
             continue
         about = path.lstat()
-        content = sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(about.st_mode) else ""
+        content = content_of(path) if stat.S_ISREG(about.st_mode) else ""
         target = os.readlink(path) if path.is_symlink() else ""
         found[str(path)] = (about.st_ino, about.st_mode, about.st_uid, about.st_gid, about.st_mtime_ns, content, target)
     return found
+
+
+def content_of(file: Path) -> str:
+    """Give its hash; of a file of a virtual environment, of which there are thousands, its size alone."""
+    return str(file.stat().st_size) if "/venv-" in str(file) else sha256(file.read_bytes()).hexdigest()
 
 
 def free_port() -> int:
@@ -374,9 +385,9 @@ def test_owners_and_modes_are_right_whoever_has_the_sources_and_whatever_the_uma
     account = squid_account()
     for path in [*empty.place("etc").rglob("*"), *empty.place("bin").rglob("*")]:
         expected = account if path.stem == "signing" else "root"
-        assert owner(path) == expected, path
+        assert path.name == "archive.key" or owner(path) == expected, path
         readable = subprocess.run(["runuser", "-u", account, "--", "test", "-r", path], check=False, cwd="/")
-        assert (readable.returncode == 0) is (path.name != "ca.key"), path
+        assert (readable.returncode == 0) is (path.name not in ("ca.key", "archive.key")), path
     assert empty.answers() == "403"
 
 
@@ -397,11 +408,6 @@ def test_stock_error_pages_lie_beside_ours(gateway: Gateway) -> None:
     ours = {path.name for path in (REPOSITORY / "squid/errors").iterdir()}
     assert ours < pages
     assert "ERR_DNS_FAIL" in pages
-
-
-def test_the_last_lines_tell_how_to_try(gateway: Gateway) -> None:
-    certificate = gateway.place("etc/ca/ca.crt")
-    assert f"curl --proxy http://127.0.0.1:{gateway.port} --cacert {certificate}" in gateway.install().stdout
 
 
 def test_two_gateways_run_side_by_side(gateway: Gateway, empty: Gateway) -> None:
@@ -425,12 +431,19 @@ def test_a_renamed_log_is_left_alone_and_a_new_one_opened(gateway: Gateway) -> N
 # ── A second run ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_second_run_changes_nothing(gateway: Gateway) -> None:
+@pytest.fixture(scope="module")
+def second_run(gateway: Gateway) -> str:
+    """What a second run says, which is not told the port. It changes nothing, and the port stays where it is."""
     before, processes = gateway.snapshot(), (gateway.pid, gateway.exporter, gateway.maintenance)
-    done = gateway.install(*gateway.listen)
+    done = gateway.install()
     assert (done.returncode, gateway.snapshot()) == (0, before)
     assert (gateway.pid, gateway.exporter, gateway.maintenance) == processes
-    assert done.stdout.count("runs, unchanged") == 3
+    return done.stdout
+
+
+def test_a_second_run_changes_nothing(second_run: str) -> None:
+    assert second_run.count("runs, unchanged") == 4
+    assert "WARNING" not in second_run
 
 
 def test_a_dry_run_tells_the_steps_and_changes_nothing(gateway: Gateway) -> None:
@@ -455,10 +468,9 @@ def test_a_dry_run_on_an_empty_root_leaves_nothing(base: Path, source: Path) -> 
     assert not root.parent.exists()
 
 
-def test_the_port_stays_where_it_is_when_it_is_not_given(gateway: Gateway) -> None:
-    before = gateway.snapshot()
-    assert gateway.install().returncode == 0
-    assert gateway.snapshot() == before
+def test_the_last_lines_tell_how_to_try(gateway: Gateway, second_run: str) -> None:
+    certificate = gateway.place("etc/ca/ca.crt")
+    assert f"curl --proxy http://127.0.0.1:{gateway.port} --cacert {certificate}" in second_run
 
 
 def test_a_reader_that_leaves_early_does_no_harm(gateway: Gateway) -> None:
@@ -535,10 +547,8 @@ def test_no_pipe_of_the_installer_has_a_reader_that_ends_early() -> None:
     assert re.findall(r".*[^|]\| *(?:head|grep -\w*q|sed \S*\bq).*|.*grep -\w*q[^|]*<\(.*", text) == []
 
 
-def test_what_squid_warns_of_in_local_conf_is_told(gateway: Gateway) -> None:
-    before = gateway.install().stdout
-    assert "WARNING" not in before
-    assert "(half-closed-clients)" not in before
+def test_what_squid_warns_of_in_local_conf_is_told(gateway: Gateway, second_run: str) -> None:
+    assert "(half-closed-clients)" not in second_run
     local = gateway.place("etc/local.conf")
     kept = local.read_text()
     local.write_text(kept + "tls_outgoing_options cafile=/nonexistent.crt\nhalf_closed_clients on\n")
@@ -571,12 +581,30 @@ def test_another_port_restarts_squid(gateway: Gateway) -> None:
     assert gateway.install(*gateway.listen).returncode == 0
 
 
-def test_new_sources_replace_the_program_under_a_running_squid(gateway: Gateway, changed: Path) -> None:
+def test_another_number_of_workers_restarts_squid_and_stays(gateway: Gateway) -> None:
+    pid = gateway.pid
+    done = gateway.install("--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "workers       2 processes of Squid serve" in done.stdout
+    assert not runs(pid)
+    assert len([child for child in psutil.Process(gateway.pid).children() if child.name() == "squid"]) == 3
+    status = http_get(f"http://127.0.0.1:{usual_exporter_port(gateway.port)}/metrics")
+    assert "squidkeeper_workers 2.0" in status
+    pid = gateway.pid
+    assert gateway.install().returncode == 0
+    assert gateway.pid == pid
+    for number in ("0", "17", "two"):
+        assert "a number from 1 to 16; beyond it, add a gateway" in gateway.install("--workers", number).stderr
+    assert gateway.install("--workers", "1").returncode == 0
+    assert not runs(pid)
+
+
+def test_new_sources_replace_the_program_under_a_running_squid(gateway: Gateway, changed: Path, wheels: Path) -> None:
     program, pid, exporter = gateway.place("bin/squidkeeper"), gateway.pid, gateway.exporter
     old, kept = program.resolve(), (changed / "helpers/squidkeeper/__init__.py").read_bytes()
     with (changed / "helpers/squidkeeper/__init__.py").open("a") as module:
         module.write("# newer\n")
-    done = gateway.install()
+    done = gateway.install("--wheels", str(wheels))
     assert (done.returncode, gateway.pid, gateway.answers()) == (0, pid, "403")
     assert program.resolve() != old
     assert old.exists(), "helpers of the version before may still be answering"
@@ -689,9 +717,9 @@ def test_a_policy_with_a_fault_fails_with_its_line(gateway: Gateway) -> None:
     extra.unlink()
 
 
-def test_a_program_that_does_not_run_fails(gateway: Gateway, changed: Path) -> None:
+def test_a_program_that_does_not_run_fails(gateway: Gateway, changed: Path, wheels: Path) -> None:
     (changed / "helpers/squidkeeper/cli/__init__.py").write_text("raise SystemExit('broken')\n")
-    assert_fails_and_leaves(gateway, "program", "broken")
+    assert_fails_and_leaves(gateway, "program", "broken", "--wheels", str(wheels))
 
 
 def test_a_program_whose_helper_does_not_answer_is_not_put_in_place(gateway: Gateway, empty: Gateway) -> None:
@@ -757,9 +785,9 @@ def test_the_packages_of_extras_are_installed_and_stay(empty: Gateway) -> None:
     assert empty.place("bin/squidkeeper").resolve() == program
 
 
-def test_a_program_that_cannot_be_built_fails(gateway: Gateway, changed: Path) -> None:
+def test_a_program_that_cannot_be_built_fails(gateway: Gateway, changed: Path, wheels: Path) -> None:
     (changed / "pyproject.toml").write_text('[project]\nname = "squidkeeper"\nrequires-python = ">=3.11"\n')
-    assert_fails_and_leaves(gateway, "program", "pip")
+    assert_fails_and_leaves(gateway, "program", "pip", "--wheels", str(wheels))
 
 
 @pytest.mark.parametrize("name", ["", "bin", "bin/squidkeeper", "pyvenv.cfg"])
@@ -942,13 +970,16 @@ def test_the_exporter_runs_beside_squid_as_its_account_and_reads_its_log(gateway
     assert http_get(f"http://127.0.0.1:{usual_exporter_port(gateway.port)}/healthz")
 
 
-def test_the_last_lines_tell_where_the_exporter_is_and_what_prometheus_and_grafana_need(gateway: Gateway) -> None:
-    done, observe = gateway.install(), gateway.place("etc/observe")
-    address = f"127.0.0.1:{usual_exporter_port(gateway.port)}"
-    assert f"http://{address}/" in done.stdout
-    assert str(observe) in done.stdout
-    assert {path.name for path in observe.iterdir()} == {"alerts.yaml", "dashboard.json", "prometheus.yaml"}
+def test_the_last_lines_tell_where_the_exporter_is_and_what_prometheus_and_grafana_need(
+    gateway: Gateway, second_run: str
+) -> None:
+    observe, address = gateway.place("etc/observe"), f"127.0.0.1:{usual_exporter_port(gateway.port)}"
+    assert f"http://{address}/" in second_run
+    assert str(observe) in second_run
+    there = {"alerts.yaml", "recording.yaml", "dashboard.json", "prometheus.yaml"}
+    assert {path.name for path in observe.iterdir()} == there
     assert f'targets: ["{address}"]' in (observe / "prometheus.yaml").read_text()
+    assert f'labels: {{"gateway":"{socket.gethostname()}"}}' in (observe / "prometheus.yaml").read_text()
     assert f"tail -n 1 {gateway.place('log/access.log')}`" in (observe / "alerts.yaml").read_text()
     account = squid_account()
     for path in observe.iterdir():
@@ -967,10 +998,10 @@ def test_the_runbooks_are_for_this_gateway(gateway: Gateway) -> None:
     elsewhere = re.sub(rf"{root}[\w./-]*", "", text)
     left = "9129", "/var/", "/etc/squid", "`squid -k", " squid -k", "`squidkeeper ", " squidkeeper check"
     assert [name for name in left if name in elsewhere] == []
-    logs = {line for line in re.findall(rf"`({program} log [^`]*)`", text) if "FILE" not in line}
+    logs = {line for line in re.findall(rf"`({program} (?:log|why) [^`]*)`", text) if "FILE" not in line}
     assert len(logs) > 4
     for command in logs:
-        filled = re.sub(r"\{\{.*?\}\}", "some-rule", command)
+        filled = re.sub(r"\{\{.*?\}\}", "some-rule", command).replace("TIME", "1h")
         done = subprocess.run(filled, shell=True, capture_output=True, text=True, check=False)
         assert done.returncode < 2, done.stderr
 
@@ -1094,7 +1125,7 @@ def test_what_the_exporter_says_is_kept_within_bounds(tmp_path: Path) -> None:
     assert max(path.stat().st_size for path in (log, log.with_name("log.1"))) < 1_100_000
 
 
-@pytest.mark.parametrize(("service", "exposure"), [("exporter", 15), ("maintenance", 17)])  # 100: not confined at all
+@pytest.mark.parametrize(("service", "exposure"), [("exporter", 15), ("maintenance", 18), ("archive", 12)])  # of 100
 def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(gateway: Gateway, service: str, exposure: int) -> None:
     unit = gateway.place(f"etc/squidkeeper-{service}.service")
     checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
@@ -1133,7 +1164,7 @@ def test_the_process_that_fetches_secrets_comes_and_goes_with_them(gateway: Gate
     supervisor = int((folder / "secrets.pid").read_text())
     process = child_of(supervisor, "squidkeeper secrets")
     wait_for(lambda: "squidkeeper_secrets_up 1.0" in gateway.metrics, "the exporter to see it")
-    assert gateway.install().stdout.count("runs, unchanged") == 4
+    assert gateway.install().stdout.count("runs, unchanged") == 5
     os.kill(process, signal.SIGKILL)
     wait_for(lambda: child_of(supervisor, "squidkeeper secrets") not in (0, process), "another process")
     policy.unlink()
@@ -1145,6 +1176,95 @@ def test_the_process_that_fetches_secrets_comes_and_goes_with_them(gateway: Gate
     assert "\nsquidkeeper_secrets_up " not in gateway.metrics
     left = {path for path, entry in gateway.snapshot().items() if before.get(path) != entry}
     assert left <= {str(gateway.place(name)) for name in ("run", "etc", "etc/commands", "etc/policy")}
+
+
+# ── Exports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.long
+def test_the_process_that_exports_comes_and_goes_with_its_files(gateway: Gateway) -> None:
+    before = gateway.snapshot()
+    file, folder = gateway.place("etc/export/siem.yaml"), gateway.place("state/export")
+    file.write_text(f"format: json\nto: file:{folder}/records.ndjson\nurls: all\n")
+    done = gateway.install()
+    assert done.returncode == 1
+    assert f"{file}: Invalid enum value 'all'" in done.stderr + done.stdout
+    file.write_text(f"format: json\nto: file:{folder}/records.ndjson\n")
+    done = gateway.install()
+    assert re.search(f"^export +siem: json to file:{folder}/records.ndjson$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search("^export +started$", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    wait_for(lambda: 'squidkeeper_export_up{export="siem"} 1.0' in gateway.metrics, "the exporter to see it")
+    account = pwd.getpwnam(squid_account())
+    assert (folder.stat().st_uid, folder.stat().st_gid, mode(folder)) == (account.pw_uid, account.pw_gid, 0o2770)
+    assert (folder / "siem.json").stat().st_uid == Layout.of(gateway.root).sender
+    unit = gateway.place("etc/squidkeeper-export.service")
+    assert subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=True).stderr == ""
+    rated = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)]
+    subprocess.run(rated, check=True, capture_output=True)
+    supervisor = int((folder / "export.pid").read_text())
+    process = child_of(supervisor, "squidkeeper export")
+    assert re.search("^export +runs, unchanged$", gateway.install().stdout, re.MULTILINE)
+    os.kill(process, signal.SIGKILL)
+    wait_for(lambda: child_of(supervisor, "squidkeeper export") not in (0, process), "another process")
+    file.unlink()
+    done = gateway.install()
+    assert done.returncode == 0, done.stderr
+    assert not runs(supervisor)
+    assert not folder.exists()
+    left = {path for path, entry in gateway.snapshot().items() if before.get(path) != entry}
+    assert left <= {str(gateway.place(name)) for name in ("run", "etc", "etc/export", "state")}
+
+
+# ── A policy that is pulled ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.long
+def test_a_process_of_its_own_pulls_the_policy_and_the_gateway_follows_its_link(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    before, etc, policy = gateway.snapshot(), gateway.place("etc"), gateway.place("etc/policy")
+    with serving(tmp_path / "web") as server:
+        repository = Repository.make(tmp_path / "work", make_key(tmp_path / "key"), server.root / "policies.git")
+        repository.write("policy.yaml", "version: 1\nrules: [{name: one, action: deny, hosts: [one.example]}]\n")
+        tip = repository.commit()
+        (etc / "allowed_signers").write_text(allowed_signer(repository.key))
+        shutil.copy(server.ca, etc / "server.pem")
+        (etc / "local.yaml").write_text("version: 1\n")
+        (etc / "pull.yaml").write_text("source: {}\nallowed_signers: /a\n")
+        done = gateway.install()
+        assert done.returncode == 1
+        assert "expected exactly one of git and bundle" in done.stderr + done.stdout
+        source = f"{{git: {server.url}/policies.git, branch: main, ca: {etc}/server.pem}}"
+        (etc / "pull.yaml").write_text(f"source: {source}\nallowed_signers: {etc}/allowed_signers\nevery: 5s\n")
+        done = gateway.install()
+        assert re.search("^pull +started$", done.stdout, re.MULTILINE), done.stdout + done.stderr
+        current = gateway.place("pulled/current")
+        wait_for(lambda: current.exists() and current.resolve().name == tip, "the first version")
+        assert (current / "policy.yaml").stat().st_uid == Layout.of(gateway.root).puller
+        policy.rename(etc / "policy.before")
+        policy.symlink_to(current)
+        wait_for(lambda: f'squidkeeper_pull_info{{version="{tip}"}} 1.0' in gateway.metrics, "the exporter to see it")
+        repository.write("policy.yaml", "version: 1\nrules: [{name: two, action: deny, hosts: [two.example]}]\n")
+        repository.commit()
+        wait_for(lambda: 'rule="two"' in gateway.metrics, "the next version in force")
+        assert gateway.answers() == "403"
+        assert re.search("^pull +runs, unchanged$", gateway.install().stdout, re.MULTILINE)
+        unit = gateway.place("etc/squidkeeper-pull.service")
+        verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=True)
+        assert verified.stderr == ""
+        rated = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)]
+        subprocess.run(rated, check=True, capture_output=True)
+        supervisor = int(gateway.place("pulled/pull.pid").read_text())
+        (etc / "pull.yaml").unlink()
+        assert gateway.install().returncode == 0
+        assert not runs(supervisor)
+    policy.unlink()
+    (etc / "policy.before").rename(policy)
+    for name in ("local.yaml", "allowed_signers", "server.pem"):
+        (etc / name).unlink()
+    shutil.rmtree(gateway.place("pulled"))
+    left = {path for path, entry in gateway.snapshot().items() if before.get(path) != entry}
+    assert left <= {str(gateway.place(name)) for name in ("run", "etc", "state", "etc/policy", ".")}
 
 
 # ── TLS to the proxy ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1174,7 +1294,7 @@ def test_tls_is_switched_on_kept_and_switched_off(gateway: Gateway) -> None:
     rated = ["systemd-analyze", "security", "--offline=true", "--threshold=17", str(unit)]
     subprocess.run(rated, check=True, capture_output=True)
     again = gateway.install()
-    assert (again.returncode, again.stdout.count("runs, unchanged"), haproxy_of(gateway)) == (0, 4, haproxy)
+    assert (again.returncode, again.stdout.count("runs, unchanged"), haproxy_of(gateway)) == (0, 5, haproxy)
     names = openssl("x509", "-in", str(gateway.place("state/tls/server.pem")), "-noout", "-ext", "subjectAltName")
     assert names.splitlines()[1].strip() == "DNS:gateway.example, IP Address:127.0.0.1"
     os.kill(haproxy, signal.SIGKILL)
@@ -1192,7 +1312,9 @@ def test_an_haproxy_that_does_not_start_gives_way_to_squid_alone(gateway: Gatewa
     """It accepts the configuration, and ends when it is started with it: a folder is where its socket should be."""
     before = gateway.snapshot()
     cfg = changed / "squid/haproxy.cfg"
-    cfg.write_text(cfg.read_text().replace("tls/haproxy.sock mode 600", "helpers mode 600"))
+    text = cfg.read_text()
+    cfg.unlink()  # a link, to a file that the program is built from
+    cfg.write_text(text.replace("tls/haproxy.sock mode 600", "helpers mode 600"))
     failed = gateway.install("--tls")
     assert failed.returncode == 1
     assert 'step "TLS" failed' in failed.stderr
@@ -1201,14 +1323,40 @@ def test_an_haproxy_that_does_not_start_gives_way_to_squid_alone(gateway: Gatewa
     assert not gateway.place("state/tls").exists()
 
 
+@pytest.mark.long
+def test_a_load_balancer_is_named_kept_and_left(gateway: Gateway) -> None:
+    for options, refusal in (
+        (("--behind", "127.0.0.1", "--tls"), "--behind and --tls exclude each other: the load balancer takes the"),
+        (("--behind", "127.0.0.1", "--no-exporter"), "--behind needs the exporter, which tells the load balancer"),
+        (("--health-listen", "9130"), "--health-listen is for load balancers, and there is none"),
+    ):
+        failed = gateway.install(*options)
+        assert (failed.returncode, refusal in failed.stderr) == (1, True), failed.stderr
+    done = gateway.install("--behind", "127.0.0.1")
+    assert done.returncode == 0, done.stderr
+    assert f"curl --proxy http://LOAD-BALANCER:{gateway.port} " in done.stdout
+    assert "(squid-down)" not in done.stdout, "doctor reads Squid's counters past the header"
+    with socket.create_connection(("127.0.0.1", gateway.port), 20) as plain:
+        plain.sendall(b"GET http://example.com/ HTTP/1.1\r\nHost: example.com\r\n\r\n")
+        assert plain.recv(1) == b"", "Squid was reconfigured, and requires a PROXY header"
+    assert "squid_up 1.0" in gateway.metrics
+    health = f"http://127.0.0.1:{gateway.port + 7000}/healthz"
+    assert json.loads(http_get(health)) == {"healthy": True, "conditions": []}
+    again = gateway.install()
+    assert (again.returncode, again.stdout.count("runs, unchanged")) == (0, 4)
+    assert gateway.install("--behind", "none").returncode == 0
+    assert gateway.answers() == "403"
+    with pytest.raises(subprocess.CalledProcessError):
+        http_get(health)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--tls", "--no-tls"), "--tls and --no-tls exclude each other"),
         (("--tls-name", "a b"), "name hosts and addresses, such as gateway.example,192.168.137.1"),
         (("--tls-name", "gateway.example"), "--tls-name is for the certificate of the TLS port, which is off"),
-        (("--upstream", "https://proxy.example:3128"), "Squid sends no https through a parent that speaks TLS itself"),
     ],
+    ids=["by its form", "beside what is installed"],
 )
 def test_what_cannot_be_meant_is_told_before_anything_is_replaced(
     gateway: Gateway, options: tuple[str, ...], message: str
@@ -1218,6 +1366,32 @@ def test_what_cannot_be_meant_is_told_before_anything_is_replaced(
     assert failed.returncode != 0
     assert message in failed.stderr
     assert gateway.snapshot() == before
+
+
+def test_what_is_chosen_stays_until_something_else_is_chosen(gateway: Gateway) -> None:
+    """The gateway's name in the access log, the bounds of logs and archive. A run of it has a network for a store."""
+    formats, store = gateway.place("etc/squidkeeper-logformat.conf"), gateway.place("etc/archive-store.yaml")
+    own = f"--gateway={socket.gethostname()}"
+    others = ("--gateway=egress-7.example", "--log-bytes=1G", "--archive-days=30", "--archive-bytes=1G")
+    usual = (own, "--log-bytes=auto", "--archive-days=auto", "--archive-bytes=auto")
+    assert formats.read_text().count(f'"gateway":"{socket.gethostname()}"') == 2
+    store.write_text("url: s3://bucket/gateway\n")
+    for options, chosen in ((others, True), ((), True), (usual, False)):
+        done = gateway.install(*options)
+        assert done.returncode == 0, done.stderr
+        assert ("reconfigured" in done.stdout) is bool(options)
+        name, logs, archive = CHOSEN if chosen else (socket.gethostname(), "", "")
+        assert gateway.answers() == "403"
+        assert f'"gateway":"{name}"' in gateway.place("log/access.log").read_text().splitlines()[-1]
+        assert formats.read_text().count(f'"gateway":"{name}"') == 2
+        assert command_of(gateway.maintenance).endswith(f" --webhook {gateway.place('etc/webhook.yaml')}{logs} ")
+        unit = gateway.place("etc/squidkeeper-archive.service").read_text()
+        assert f"/etc/archive-store.yaml{archive} --every 300\n" in unit
+        assert f"\nPrivateNetwork={'no' if store.exists() else 'yes'}\n" in unit
+        store.unlink(missing_ok=True)
+
+
+CHOSEN = ("egress-7.example", " --log-bytes 1G", " --keep-days 30 --keep-bytes 1G")
 
 
 # ── The CA that is given ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -1311,13 +1485,6 @@ def test_squids_own_program_makes_the_certificates_where_it_is_asked_for(empty: 
     ]
 
 
-def test_another_program_for_certificates_is_refused(gateway: Gateway) -> None:
-    before = gateway.snapshot()
-    done = gateway.install("--certificates", "mine")
-    assert (done.returncode, gateway.snapshot()) == (2, before)
-    assert done.stderr.startswith("install.sh: --certificates mine: expected squidkeeper or squid\n")
-
-
 @pytest.mark.long
 def test_a_certificate_store_that_does_not_tell_its_ca_is_made_anew(empty: Gateway) -> None:
     let_squid_end_at_once(empty)
@@ -1337,31 +1504,6 @@ def test_a_key_of_another_certificate_is_refused(gateway: Gateway, tmp_path: Pat
     given = make_ca(tmp_path / "one")
     shutil.copy(make_ca(tmp_path / "two") / "ca.key", given / "ca.key")
     assert_fails_and_leaves(gateway, "CA", "ca.key is not the key of ca.crt", "--ca-dir", str(given))
-
-
-def test_a_certificate_that_is_no_ca_is_refused(gateway: Gateway, tmp_path: Path) -> None:
-    given = make_ca(tmp_path / "leaf", "leaf", "-addext", "basicConstraints=critical,CA:FALSE")
-    assert_fails_and_leaves(gateway, "CA", "not the certificate of a CA", "--ca-dir", str(given))
-
-
-def test_a_key_with_a_passphrase_is_refused(gateway: Gateway, tmp_path: Path) -> None:
-    given = make_ca(tmp_path / "locked")
-    key = str(given / "ca.key")
-    openssl("pkey", "-in", key, "-aes128", "-passout", "pass:secret", "-out", key)
-    assert_fails_and_leaves(gateway, "CA", "without a passphrase", "--ca-dir", str(given))
-
-
-def test_an_expired_ca_is_refused(gateway: Gateway, tmp_path: Path) -> None:
-    dates = ("-not_before", "20200101000000Z", "-not_after", "20210101000000Z")
-    given = make_ca(tmp_path / "old", "old", *dates)
-    assert_fails_and_leaves(gateway, "CA", "ca.crt has expired", "--ca-dir", str(given))
-    assert_fails_and_leaves(gateway, "CA", "--help explains the options", "--intermediate-days", "0")
-
-
-def test_a_file_that_is_no_certificate_is_refused(gateway: Gateway, tmp_path: Path) -> None:
-    given = make_ca(tmp_path / "text")
-    (given / "ca.crt").write_text("a certificate\n")
-    assert_fails_and_leaves(gateway, "CA", "ca.crt is not a certificate", "--ca-dir", str(given))
 
 
 # ── The policy that is given, an existing one, and what else was there before ────────────────────────────────────────
@@ -1431,6 +1573,8 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
     assert empty.install(*empty.listen).returncode == 0
     assert empty.place("etc/squid.conf.before-squidkeeper").read_text() == "http_port 3128\n"
     assert local.read_text().startswith("# my own lines\n")
+    empty.place("etc/reload-forced").write_text("0123456789ab\n")
+    empty.place("etc/grants.yaml").write_text("version: 1\n")
     processes = (empty.pid, empty.supervisor, empty.exporter, empty.maintenance_supervisor, empty.maintenance)
     done = empty.install("--uninstall")
     assert done.returncode == 0, done.stderr
@@ -1439,7 +1583,11 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
     for name in ("etc/local.conf", "etc/policy", "etc/ca/ca.crt", "etc/ca/ca.key", "log/access.log"):
         assert empty.place(name).exists(), name
     left = {path.name for path in empty.root.iterdir()} | {path.name for path in empty.place("etc").iterdir()}
-    assert left == {"etc", "log", "squid.conf", "local.conf", "policy", "ca"}
+    kept = {"etc", "log", "squid.conf", "local.conf", "policy", "ca", "archive", "archive.key", "archive.pub"}
+    assert left == {*kept, "grants.yaml"}
+    for name in ("policy", "grants.yaml", "decisions.jsonl", "webhook.yaml"):
+        assert f" {empty.place(f'etc/{name}')} " in done.stdout, "yours to delete"
+    assert f"{empty.place('archive')} {empty.place('etc/archive.key')}" in done.stdout, "yours to delete"
     assert "nothing to do" in empty.install("--uninstall").stdout
 
 
@@ -1551,11 +1699,24 @@ def test_a_killed_maintenance_process_is_started_again(gateway: Gateway) -> None
     assert "squidkeeper-maintenance.service ended with status 137" in gateway.place("log/maintenance.log").read_text()
 
 
-def test_the_bound_of_the_logs_is_as_said_and_stays(gateway: Gateway) -> None:
-    for argument, bound in (("--log-bytes=1G", " --log-bytes 1G"), ("", " --log-bytes 1G"), ("--log-bytes=auto", "")):
-        done = gateway.install(*gateway.listen, *filter(None, [argument]))
-        assert done.returncode == 0, done.stderr
-        assert command_of(gateway.maintenance).endswith(f"/run/squid.pid{bound} ")
+def test_the_archive_is_written_by_an_account_of_its_own_and_not_by_squids(gateway: Gateway) -> None:
+    archive, key, archiver = (
+        gateway.place("archive"),
+        gateway.place("etc/archive.key"),
+        Layout.of(gateway.root).archiver,
+    )
+    wait_for((archive / "head.json").exists, "the first run")
+    assert {path.stat().st_uid for path in (archive, *archive.iterdir(), key)} == {archiver}
+    assert (mode(archive), mode(archive / "head.json"), mode(key)) == (0o750, 0o640, 0o600)
+    assert child_of(int(gateway.place("run/archive.pid").read_text()), "archive run"), "it is supervised"
+
+    def as_squid(*command: str | Path) -> int:
+        by = ["runuser", "-u", squid_account(), "--"]
+        return subprocess.run([*by, *command], capture_output=True, check=False).returncode
+
+    assert as_squid("cat", archive / "head.json") == 0
+    for refused in (("touch", archive / "x"), ("mv", archive, gateway.place("moved")), ("cat", key)):
+        assert as_squid(*refused) == 1, refused
 
 
 def test_the_own_addresses_are_there_before_squid_reads_them(gateway: Gateway) -> None:
@@ -1582,12 +1743,11 @@ def sockets_at(address: str) -> str:
 def test_squid_asks_a_resolver_of_the_gateways_own_which_runs_as_its_account(gateway: Gateway) -> None:
     address = resolver_of(gateway)
     assert address.startswith("127.")
-    wait_for(lambda: child_of(gateway.maintenance, "unbound"), "unbound, which a test before this may have ended")
+    wait_for(lambda: f"UNCONN 0 0 {address}:53" in sockets_at(address), "it, which a test before may have ended")
     pid = child_of(gateway.maintenance, "unbound")
     assert owner(Path(f"/proc/{pid}")) == squid_account()
     capabilities = re.findall(r"^Cap(Prm|Bnd):\t0*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert {value for _, value in capabilities} == {"400"}, "CAP_NET_BIND_SERVICE"
-    wait_for(lambda: f"UNCONN 0 0 {address}:53" in sockets_at(address), "it to listen")
 
 
 def test_dns_nameservers_of_local_conf_and_what_it_includes_replace_the_resolver(gateway: Gateway) -> None:
@@ -1665,15 +1825,17 @@ for place in etc opt usr/local var; do
 done
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /dev/shm
-rm -rf /etc/squidkeeper /opt/squidkeeper /var/lib/squidkeeper /var/spool/squid/ssl_db /usr/local/bin/squidkeeper
+rm -rf /etc/squidkeeper /opt/squidkeeper /var/lib/squidkeeper* /var/spool/squid/ssl_db /usr/local/bin/squidkeeper
+rm -rf /var/log/squid/*
 ! head -n 1 /etc/squid/squid.conf | grep -q "^# Written by squidkeeper" || rm /etc/squid/squid.conf
 rm -rf /etc/squid/*squidkeeper* /etc/squid/errors/squidkeeper /etc/squid/slicer-ca.* /etc/squid/local.conf
-rm -f /etc/systemd/system/squidkeeper-*.service
+rm -f /etc/systemd/system/squidkeeper-*.service /etc/systemd/system/squidkeeper-*.timer /etc/logrotate.d/00-squidkeeper
 mkdir -p /usr/local/bin /opt/squidkeeper
 ln -s "$2" /opt/squidkeeper
 echo ready
 """
 BOOT = """
+mount --make-rshared /
 umount -l /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 cd /etc/systemd/system
@@ -1837,6 +1999,41 @@ def test_public_addresses_are_those_that_lead_to_where_squid_listens(listen: str
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{reached}\n", "")
 
 
+@pytest.mark.long
+def test_with_systemd_the_maintenance_service_may_judge_an_edit(systemd: Machine, source: Path) -> None:
+    """The judge reads the log and writes its verdict with the rights of the service."""
+    port = free_port()
+    done = systemd.run(source / "install.sh", "--listen", f"127.0.0.1:{port}", "--exporter-listen", str(free_port()))
+    assert done.returncode == 0, done.stderr
+    gated = "version: 1\ndefaults: {reload_gate: {since: 1d, denials: 2}}\nrules:\n"
+    opened, policy = gated + "  - {name: open, action: allow, hosts: [open.example]}\n", "/etc/squidkeeper/policy"
+
+    def edit(text: str) -> None:
+        systemd.path(f"{policy}/.new").write_text(text)
+        systemd.run("mv", f"{policy}/.new", f"{policy}/policy.yaml")
+
+    def reload() -> str:
+        return systemd.run("squidkeeper", "reload").stdout
+
+    edit(opened)
+    wait_for(lambda: "is in force\n" in reload(), "the policy with a gate")
+    revision = reload().split("revision ")[1].split()[0]
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    used = (
+        record_line(client=f"192.0.2.{number}", url="http://open.example/x", time=now, revision=revision)
+        for number in range(1, 6)
+    )
+    with systemd.path("/var/log/squid/access.log").open("ab") as log:
+        log.write(b"".join(line + b"\n" for line in used))
+    edit(opened.replace("allow", "deny"))
+    wait_for(lambda: "is refused" in reload(), "the verdict")
+    assert "it would deny 5 combinations of client, rule and host that were used" in reload()
+    said = systemd.run("journalctl", "-u", "squidkeeper-maintenance", "--no-pager").stdout
+    assert "reload-gate:" not in said
+    assert systemd.run("squidkeeper", "reload", "--force").returncode == 0
+    wait_for(lambda: "is in force\n" in reload(), "the edit that was accepted")
+
+
 def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(systemd: Machine, source: Path) -> None:
     installer, squid, exporter = source / "install.sh", free_port(), free_port()
     arguments = ("--listen", f"127.0.0.1:{squid}", "--exporter-listen", f"127.0.0.1:{exporter}")
@@ -1859,12 +2056,37 @@ def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(syste
         'squidkeeper_helper_processes{helper="host"} 1.0',
     ):
         assert series in metrics()
+    archive_by_systemd(systemd)
     pid = property_of(systemd, "MainPID")
-    assert systemd.run(installer).stdout.count("runs, unchanged") == 3
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 4
     assert systemd.run("kill", "-KILL", pid).returncode == 0
     wait_for(lambda: property_of(systemd, "MainPID") not in ("0", pid), "systemd to start it again")
     assert systemd.run(installer, "--uninstall").returncode == 0
     assert_nothing_is_left(systemd, "exporter")
+    assert_nothing_is_left(systemd, "archive")
+    assert not systemd.path("/etc/logrotate.d/00-squidkeeper").exists()
+    archive = systemd.path("/var/lib/squidkeeper-archive")
+    assert {path.stat().st_uid for path in (archive, *archive.rglob("*"))} == {0}, "it stays, and is root's"
+
+
+def archive_by_systemd(systemd: Machine) -> None:
+    """What logrotate has rotated is archived by the service, as its own account, and sealed."""
+    assert property_of(systemd, "UnitFileState ActiveState", "archive.timer") == "enabled active"
+    wait_for(systemd.path("/var/lib/squidkeeper-archive/head.json").exists, "the first run")
+    assert systemd.run("logrotate", "-f", "/etc/logrotate.conf").returncode == 0
+    log = systemd.path("/var/log/squid/access.log")
+    [rotated] = log.parent.glob("access.log-*")
+    wait_for(log.exists, "Squid to open a new one")
+    lines = rotated.read_text().count("\n")
+    os.utime(rotated, (time.time() - 3600, time.time() - 3600))
+    assert systemd.run("systemctl", "start", "squidkeeper-archive").returncode == 0
+    program = "/opt/squidkeeper/bin/squidkeeper"
+    [day] = json.loads(systemd.run(program, "archive", "list", "--json").stdout)
+    assert (day["lines"], day["invalid"]) == (lines, 0)
+    owners = systemd.run("stat", "--format=%U:%G %a", "/var/lib/squidkeeper-archive", "/etc/squidkeeper/archive.key")
+    group = grp.getgrgid(pwd.getpwnam(squid_account()).pw_gid).gr_name
+    assert owners.stdout == f"squidkeeper-archive:{group} 750\nroot:root 600\n"
+    assert systemd.run(program, "archive", "verify", "--key", "/etc/squidkeeper/archive.pub").returncode == 0
 
 
 def assert_nothing_is_left(systemd: Machine, service: str) -> None:
@@ -1901,7 +2123,7 @@ def test_with_systemd_secrets_are_fetched_by_an_account_of_its_own(systemd: Mach
     account = property_of(systemd, "User NoNewPrivileges ProtectSystem CapabilityBoundingSet", "secrets")
     assert account == "squidkeeper-secrets yes strict "
     assert systemd.run("stat", "--format=%U", inside).stdout == "squidkeeper-secrets\n"
-    assert systemd.run(installer).stdout.count("runs, unchanged") == 4
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 5
     assert systemd.run(installer, "--uninstall").returncode == 0
     assert_nothing_is_left(systemd, "secrets")
 
@@ -1940,8 +2162,11 @@ def property_of(machine: Machine, names: str, service: str = "exporter") -> str:
         (["--ca-dir", "/nonexistent"], "--ca-dir /nonexistent: there is no such directory"),
         (["--ca-dir", "/usr"], "--ca-dir /usr: there is no readable ca.crt in it"),
         (["--wheels", "/usr"], "--wheels /usr: no hatchling-*.whl is in it"),
-        (["--extras", "none,aws"], "--extras none,aws: NAME is aws, oauth2 or sealed; for no extra, none alone"),
-        (["--extras", "botocore"], "--extras botocore: NAME is aws, oauth2 or sealed"),
+        (
+            ["--extras", "none,aws"],
+            "--extras none,aws: NAME is aws, oauth2, s3, sealed or valkey; for no extra, none alone",
+        ),
+        (["--extras", "botocore"], "--extras botocore: NAME is aws, oauth2, s3, sealed or valkey"),
         (["--root", "/"], "--root /: leave it out for the system's own places"),
         (["--root", "/tmp/a b"], "--root /tmp/a b: use letters, digits and"),
         (["--root", "/etc/hostname"], "--root /etc/hostname: this is not a directory"),

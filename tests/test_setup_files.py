@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,13 +13,19 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from squidkeeper.certificates.authority import CertificateAuthority, check_ca, make_ca
+from squidkeeper.certificates.server import issue_server_certificate
+from squidkeeper.chain.keys import read_archive_key, read_public_keys
 from squidkeeper.errors import SetupFailed
 from squidkeeper.setup import apparmor
+from squidkeeper.setup.archive_keys import archive_keys
 from squidkeeper.setup.configuration import (
     MARK,
     Configuration,
+    behind_of,
+    gateway_of,
     generator_of,
     has_own_login,
+    is_gateway_name,
     is_ours,
     listen_of,
     listen_of_haproxy,
@@ -26,11 +33,16 @@ from squidkeeper.setup.configuration import (
     substitute,
     unique_name,
     usual_exporter,
+    usual_gateway_name,
+    usual_health,
     without_login,
+    workers_of,
 )
+from squidkeeper.setup.entries import File
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
-from squidkeeper.setup.options import reachable
+from squidkeeper.setup.options import MOST_WORKERS, reachable
+from squidkeeper.setup.templates import outdated_sections
 from squidkeeper.squid_account import Account
 
 REPOSITORY = Path(__file__).parents[1]
@@ -44,6 +56,19 @@ def pem(key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
+def leaf() -> CertificateAuthority:
+    """A server certificate with its key, given as a CA."""
+    ca = make_ca(NOW)
+    both = issue_server_certificate(ca, ["gateway.example"], NOW)
+    return CertificateAuthority(both, both)
+
+
+def locked(key: bytes) -> bytes:
+    form, cipher = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    private = serialization.load_pem_private_key(key, None)
+    return private.private_bytes(serialization.Encoding.PEM, form, cipher)
+
+
 def test_a_made_ca_is_a_good_one_and_its_key_is_never_shown() -> None:
     made = make_ca(NOW)
     check_ca(made, NOW)
@@ -54,6 +79,8 @@ def test_a_made_ca_is_a_good_one_and_its_key_is_never_shown() -> None:
     ("ca", "message"),
     [
         (make_ca(NOW - timedelta(days=3651)), "ca.crt has expired"),
+        (leaf(), "ca.crt is not the certificate of a CA"),
+        (CertificateAuthority(make_ca(NOW).certificate, locked(make_ca(NOW).key)), "without a passphrase"),
         (CertificateAuthority(b"text\n", make_ca(NOW).key), "ca.crt is not a certificate in PEM form"),
         (CertificateAuthority(make_ca(NOW).certificate, b"text\n"), "ca.key is not a private key in PEM form"),
         (CertificateAuthority(make_ca(NOW).certificate, make_ca(NOW).key), "ca.key is not the key of ca.crt"),
@@ -62,7 +89,15 @@ def test_a_made_ca_is_a_good_one_and_its_key_is_never_shown() -> None:
             "ca.key is not the key of ca.crt",
         ),
     ],
-    ids=["expired", "no certificate", "no key", "another key", "another kind of key"],
+    ids=[
+        "expired",
+        "no CA",
+        "a key with a passphrase",
+        "no certificate",
+        "no key",
+        "another key",
+        "another kind of key",
+    ],
 )
 def test_a_ca_that_squid_cannot_use_is_refused(ca: CertificateAuthority, message: str) -> None:
     with pytest.raises(SetupFailed, match=message):
@@ -141,6 +176,36 @@ def test_without_a_root_squid_conf_is_the_documented_one_with_its_mark_port_and_
     assert (listen_of(elsewhere), is_ours(elsewhere), is_ours(documented)) == ("[::1]:3130", True, False)
 
 
+def throttle_of(fragment: str) -> tuple[float, int]:
+    [found] = re.findall(r"throttle --scope client --rate (\S+) --burst (\S+)", fragment)
+    return float(found[0]), int(found[1])
+
+
+@pytest.mark.parametrize("workers", range(1, MOST_WORKERS + 1))
+def test_all_workers_together_deny_one_client_no_more_often_than_one_does(workers: int) -> None:
+    one, all_of_them = (configuration(None, workers=number).fragment(False) for number in (1, workers))
+    (rate, burst), (share, part) = throttle_of(one), throttle_of(all_of_them)
+    assert rate / workers == pytest.approx(share, rel=1e-5)
+    assert burst <= workers * part < burst + workers
+    assert workers_of(all_of_them) == workers
+
+
+def test_one_worker_has_no_line_and_several_have_queues_of_their_own() -> None:
+    documented = (REPOSITORY / "squid/squidkeeper.conf").read_text()
+    assert configuration(None).fragment(False) == documented
+    assert "worker-queues" not in configuration(None).squid_conf()
+    several = configuration(None, workers=3, listen="127.0.0.1:3130").squid_conf()
+    assert "http_port 127.0.0.1:3130 \\\n    worker-queues \\\n    ssl-bump" in several
+    assert listen_of(several) == "127.0.0.1:3130"
+    behind = configuration(None, workers=3, tls=True).squid_conf()
+    assert ":13129 \\\n    require-proxy-header \\\n    worker-queues \\\n    ssl-bump" in behind
+
+
+def test_the_exporter_knows_the_number_of_workers() -> None:
+    assert "--workers" not in configuration(None).unit("exporter")
+    assert " --workers 3\n" in configuration(None, workers=3).unit("exporter")
+
+
 @pytest.mark.parametrize(
     ("listen", "binds"),
     [
@@ -173,6 +238,36 @@ def test_without_tls_nothing_speaks_the_proxy_protocol() -> None:
     plain = configuration(None).squid_conf()
     assert re.findall("^(?!#).*(?:proxy_protocol|require-proxy-header)", plain, re.MULTILINE) == []
     assert "--tls" not in configuration(None).unit("maintenance")
+
+
+def test_behind_load_balancers_squid_takes_clients_from_these_alone_and_the_exporter_tells_them() -> None:
+    made = configuration(None, behind=("10.0.0.5", "fd00::5"), health="9130")
+    conf = made.squid_conf()
+    assert "http_port 3129 \\\n    require-proxy-header \\\n    ssl-bump \\\n" in conf
+    lines = re.findall("^(?:acl sk_balancers|proxy_protocol_access) .*", conf, re.MULTILINE)
+    assert lines == [
+        "proxy_protocol_access allow localhost",
+        "acl sk_balancers src 10.0.0.5 fd00::5",
+        "proxy_protocol_access allow sk_balancers",
+    ]
+    assert behind_of(conf) == ("10.0.0.5", "fd00::5")
+    options = re.findall(" --(?:proxy|health).*", made.unit("exporter"))
+    assert options == [" --proxy-header --health-listen [::]:9130 --health-from 10.0.0.5 --health-from fd00::5"]
+    assert re.search("^ExecStart=.* --proxy-header$", made.unit("maintenance"), re.MULTILINE)
+    assert behind_of(configuration(None).squid_conf()) == ()
+
+
+@pytest.mark.parametrize(
+    ("root", "listen", "health"),
+    [
+        (None, "3129", "9130"),
+        (None, "[2001:db8::1]:3129", "[2001:db8::1]:9130"),
+        (Path("/srv/one"), "10.0.0.11:3130", "10.0.0.11:10130"),
+        (Path("/srv/one"), "63129", "58129"),
+    ],
+)
+def test_load_balancers_are_answered_on_the_address_of_the_proxy(root: Path | None, listen: str, health: str) -> None:
+    assert usual_health(Layout.of(root), listen) == health
 
 
 def test_the_names_of_the_tls_port_are_those_that_were_given() -> None:
@@ -210,6 +305,51 @@ def test_a_unit_runs_as_squids_account_with_the_addresses_and_the_limit_of_the_g
     assert ours.unit("exporter").count(" --squid 127.0.0.1:9129\n") == 1, "neither address is replaced twice"
     assert ours.unit("maintenance").count(" --log-bytes 20G\n") == 1
     assert "--log-bytes" not in configuration(None, log_bytes="auto").unit("maintenance")
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_archive_has_a_network_where_it_is_copied_to_a_store(copied: bool) -> None:
+    unit = configuration(None, archive_is_copied=copied).unit("archive")
+    assert re.findall("^PrivateNetwork=(.*)$", unit, re.MULTILINE) == ["no" if copied else "yes"]
+
+
+def test_a_key_of_the_archive_that_is_replaced_stays_in_the_public_file(tmp_path: Path) -> None:
+    layout, owner = Layout.of(tmp_path), (os.geteuid(), os.getegid())
+    layout.archive_key.parent.mkdir()
+    made = []
+    for _ in range(2):
+        for path, entry in archive_keys(layout, owner).items():
+            assert isinstance(entry, File)
+            path.write_bytes(entry.content)
+        assert archive_keys(layout, owner)[layout.archive_pub] == File(layout.archive_pub.read_bytes()), "as it is"
+        made.append(read_archive_key(layout.archive_key).public)
+        layout.archive_key.unlink()
+    assert read_public_keys(layout.archive_pub) == (*made,)
+    layout.archive_key.write_text("no key")
+    with pytest.raises(SetupFailed, match="not an Ed25519 private key"):
+        archive_keys(layout, owner)
+
+
+def test_both_formats_of_the_access_log_name_the_gateway_and_count_as_rendered() -> None:
+    for name, found in (("egress-1.example", "egress-1.example"), ("-", "")):
+        ours = configuration(None, gateway=name)
+        formats = ours.render("squidkeeper-logformat.conf")
+        assert formats.count(f'"gateway":"{name}"') == 2
+        assert gateway_of(formats) == found
+        assert [*outdated_sections(formats, ours.layout.replacements())] == []
+    assert gateway_of("") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        *[(name, True) for name in ("a", "egress-1", "A.b_c-9", "x" * 64)],
+        *[(name, False) for name in ("", "-", "a-", ".a", "a b", 'a"', "%ts", "a\n", "ä", "${x}", "x" * 65)],
+    ],
+)
+def test_a_gateway_has_a_name_that_can_stand_in_a_format(name: str, good: bool) -> None:
+    assert is_gateway_name(name) is good
+    assert is_gateway_name(usual_gateway_name(name))
 
 
 @pytest.mark.parametrize("root", [None, Path("/srv/gateway")])

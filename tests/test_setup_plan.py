@@ -14,7 +14,9 @@ from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.plan import Plan, Present, SetupStep, StepKind, Wanted, plan
 
 LAYOUT = Layout.of(Path("/srv/gateway"))
-EXPORTER, MAINTENANCE, SECRETS, TLS = (LAYOUT.service(name) for name in ("exporter", "maintenance", "secrets", "tls"))
+EXPORTER, MAINTENANCE, SECRETS, TLS, EXPORT = (
+    LAYOUT.service(name) for name in ("exporter", "maintenance", "secrets", "tls", "export")
+)
 CONF = f"{MARK}\nhttp_port 3129 ssl-bump\n"
 OWN = b"192.0.2.1/32\n"
 FILES: Mapping[Path, Entry] = {
@@ -121,6 +123,45 @@ def test_the_process_that_fetches_secrets_starts_ahead_of_squid() -> None:
     ]
 
 
+WITH_EXPORTS = replace(WANTED, files={**FILES, EXPORT.unit: File(b"export\n")}, exports=b"format: json\n")
+
+
+def test_exports_start_last_with_a_folder_that_squids_group_can_write() -> None:
+    planned = summary(plan(LAYOUT, WITH_EXPORTS, Present()))
+    assert (StepKind.MAKE_SHARED, LAYOUT.export_state) in planned
+    assert planned[-1] == (StepKind.START_EXPORT, EXPORT.applied)
+
+
+PULL = LAYOUT.service("pull")
+WITH_PULL = replace(WANTED, files={**FILES, PULL.unit: File(b"pull\n")}, pulls=True)
+
+
+def test_the_process_that_pulls_starts_last_and_goes_with_its_settings() -> None:
+    assert summary(plan(LAYOUT, WITH_PULL, Present()))[-1] == (StepKind.START_PULL, PULL.applied)
+    here = replace(HERE, files={**HERE.files, PULL.unit: File(b"pull\n"), PULL.applied: File(b"x")})
+    gone = [(StepKind.STOP_SERVICE, PULL.unit), (StepKind.REMOVE, PULL.unit), (StepKind.REMOVE, PULL.applied)]
+    assert summary(plan(LAYOUT, WANTED, here)) == gone
+
+
+def test_an_edited_file_of_an_export_restarts_the_process() -> None:
+    [started] = [step for step in plan(LAYOUT, WITH_EXPORTS, Present()).steps if step.path == EXPORT.applied]
+    assert isinstance(started.entry, File)
+    told = {"export": started.entry.content.decode().strip()}
+    here = Present(services_work=frozenset({"export"}), service_told=told)
+    assert (StepKind.START_EXPORT, EXPORT.applied) not in summary(plan(LAYOUT, WITH_EXPORTS, here))
+    edited = replace(WITH_EXPORTS, exports=b"format: ocsf\n")
+    assert (StepKind.START_EXPORT, EXPORT.applied) in summary(plan(LAYOUT, edited, here))
+
+
+def test_the_process_goes_with_the_last_export() -> None:
+    gone = (EXPORT.unit, EXPORT.applied, LAYOUT.export_state)
+    there = {**HERE.files, **dict.fromkeys(gone, File(b"there\n"))}
+    assert summary(plan(LAYOUT, WANTED, replace(HERE, files=there))) == [
+        (StepKind.STOP_SERVICE, EXPORT.unit),
+        *((StepKind.REMOVE, path) for path in gone),
+    ]
+
+
 def test_the_process_goes_with_the_last_secret_that_is_fetched() -> None:
     gone = (SECRETS.unit, SECRETS.applied, LAYOUT.secrets)
     there = {**HERE.files, **dict.fromkeys(gone, File(b"there\n"))}
@@ -177,6 +218,12 @@ THEIRS, OTHERS = File(b"http_port 3128\n"), File(b"http_port 3127\n")
             HERE,
             [(StepKind.PUT, PREVIOUS), (StepKind.PUT, LAYOUT.conf), (StepKind.RESTART_SQUID, LAYOUT.applied)],
             id="another port restarts",
+        ),
+        pytest.param(
+            with_files(fragment=File(b"workers 2\nfragment\n")),
+            HERE,
+            [(StepKind.PUT, LAYOUT.fragment), (StepKind.RESTART_SQUID, LAYOUT.applied)],
+            id="another number of workers restarts",
         ),
         pytest.param(
             with_files(signing_cert=File(b"another\n"), signing_key=File(b"another\n", 0o600)),

@@ -341,6 +341,28 @@ def test_the_end_of_a_log_is_read(tmp_path: Path) -> None:
     assert text_at(tmp_path / "log", end=1000) == "first\nlast"
 
 
+@pytest.mark.parametrize(
+    ("kids", "runs"), [("squid-coord-3", False), ("squid-coord-3 squid-1", True), ("squid-1", True)]
+)
+def test_a_squid_whose_workers_have_all_given_up_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kids: str, runs: bool
+) -> None:
+    program = shutil.copy("/bin/bash", tmp_path / "squid")
+    start = " ".join(f"(exec -a '({kid})' {program} -c 'read -r <&3') &" for kid in kids.split())
+    with subprocess.Popen([program, "-c", f"exec 3<&0; {start} read -r"], stdin=subprocess.PIPE) as master:
+        monkeypatch.setattr(InstalledSquid, "pid", lambda _: master.pid)
+        wait_for(
+            lambda: (
+                [one.cmdline()[0][:7] for one in psutil.Process(master.pid).children()].count("(squid-")
+                == len(kids.split())
+            ),
+            "the kids",
+        )
+        assert InstalledSquid(Layout.of(tmp_path), systemd=False).runs() is runs
+        assert master.stdin
+        master.stdin.close()
+
+
 @pytest.mark.parametrize("whose", ["this", "another"])
 def test_under_a_root_the_squid_of_another_gateway_is_not_taken_for_its_own(tmp_path: Path, whose: str) -> None:
     layout = Layout.of(tmp_path / "this")

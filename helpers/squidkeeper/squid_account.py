@@ -60,6 +60,11 @@ def squid_account() -> Account | None:
     return account_of(built[1]) if built else None
 
 
+def is_this(account: Account) -> bool:
+    """Tell whether this process has the rights of an account, and no others: it runs as that account."""
+    return (os.geteuid(), os.getegid()) == (account.user, account.group)
+
+
 def call_as(account: Account, function: Callable[[], Any]) -> Any:
     """Call a function in a child with the rights of an account, and return its result, which JSON can hold.
 
@@ -79,6 +84,21 @@ def call_as(account: Account, function: Callable[[], Any]) -> Any:
     if error:
         raise OSError(error)
     return result
+
+
+def call_as_owner(folder: Path, function: Callable[[], Any]) -> Any:
+    """Call a function that uses a folder, as root with the rights of the account that owns it: see `call_as`.
+
+    Whatever is in the folder, links and pipes too, then leads nowhere that its owner could not go itself.
+    """
+    try:
+        owner = folder.stat()
+        if os.geteuid() != 0 or owner.st_uid == 0:
+            return function()
+        name = pwd.getpwuid(owner.st_uid).pw_name
+    except KeyError as error:
+        raise OSError(f"{folder} is of an account that does not exist: {error}") from error
+    return call_as(Account(name, owner.st_uid, owner.st_gid), function)
 
 
 def unreadable_for(account: Account, paths: Iterable[Path]) -> dict[Path, Path]:
@@ -108,9 +128,10 @@ def changed_by_others(path: Path, owners: Collection[int] = (0,)) -> str:
 def _answer(account: Account, function: Callable[[], Any], sender: int) -> None:
     """Answer as the account, and end; no answer where its rights cannot be taken."""
     try:
-        os.setgroups(os.getgrouplist(account.name, account.group))
-        os.setgid(account.group)
-        os.setuid(account.user)
+        if not is_this(account):
+            os.setgroups(os.getgrouplist(account.name, account.group))
+            os.setgid(account.group)
+            os.setuid(account.user)
         try:
             answer = [function(), None]
         except OSError as error:

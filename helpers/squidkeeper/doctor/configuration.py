@@ -13,6 +13,8 @@ from squidkeeper.doctor.inspection import Inspection, annotations_in
 from squidkeeper.policy.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import checks
+from squidkeeper.setup.configuration import workers_of
+from squidkeeper.setup.entries import text_at
 from squidkeeper.setup.templates import missing_sections, outdated_sections
 from squidkeeper.squid_conf import Directive
 
@@ -152,6 +154,21 @@ def added_headers(one: Inspection) -> Iterator[Found]:
             yield _at(directive, f'{name}: write "%\'{{KEY}}note", in double quotes')
         if not keys & {guards.get(acl) for acl in acls.split()}:
             yield _at(directive, f"{name} has no ACL `note {min(keys)}`")
+
+
+def counter_unlike_lines(one: Inspection) -> Iterator[Found]:
+    """Find what makes Squid count readings of its counters, which are no lines, or not count what is a line."""
+    if not any(line.words == _OF_OWN_SCRAPE[line.name] for line in one.named("adapted_http_access")):
+        return  # nothing of ours reads them
+    left_out = False
+    for directive in one.named("stats_collection"):
+        ours = directive.words == ("deny", "sk_scrape")
+        decides = not ours and _NEVER not in directive.words
+        if decides and (directive.first == "deny" or not left_out):
+            yield _at(directive)
+        left_out = left_out or ours
+    if not left_out:
+        yield Found("stats_collection deny sk_scrape is missing", str(one.layout.conf))
 
 
 def client_headers_kept(one: Inspection) -> Iterator[Found]:
@@ -305,6 +322,16 @@ def proxy_protocol_open(one: Inspection) -> Iterator[Found]:
             yield _at(directive)
 
 
+def proxy_header_from_nobody(one: Inspection) -> Iterator[Found]:
+    """Find a port that requires a PROXY header, where no load balancer may send one, and no HAProxy is here."""
+    allowed = {word for line in one.named("proxy_protocol_access") if line.first == "allow" for word in line.words[1:]}
+    if allowed - {"localhost"} or (allowed and one.layout.haproxy.exists()):
+        return
+    for port in one.named("http_port"):
+        if "require-proxy-header" in port.words:
+            yield _at(port, f"http_port {port.first} require-proxy-header")
+
+
 def _is_everything(value: str) -> bool:
     try:
         return value == "all" or ip_network(value, strict=False).prefixlen == 0
@@ -357,6 +384,21 @@ def few_descriptors(one: Inspection) -> Iterator[Found]:
         yield _at(directive)
 
 
+def workers_overridden(one: Inspection) -> Iterator[Found]:
+    """Find another number of workers in force than the fragment is rendered for."""
+    directive, rendered = one.last("workers"), workers_of(text_at(one.layout.fragment))
+    if directive and directive.number != rendered:
+        yield _at(directive)
+
+
+def worker_port_shared(one: Inspection) -> Iterator[Found]:
+    """Find a port without a queue for each of several workers."""
+    directive = one.last("workers")
+    if directive and (directive.number or 0) > 1:
+        ports = one.named("http_port", "https_port")
+        yield from (_at(port, f"{port.name} {port.first}") for port in ports if "worker-queues" not in port.words)
+
+
 def outdated_lines(one: Inspection) -> Iterator[Found]:
     """Find sections of the installed files that this version renders otherwise."""
     ours = (one.layout.fragment, one.layout.pages, one.layout.logformat)
@@ -364,7 +406,6 @@ def outdated_lines(one: Inspection) -> Iterator[Found]:
     for path, text in texts.items():
         for line, name in outdated_sections(text, one.layout.replacements()):
             yield Found(f"the section '{name}' differs from what this version renders", f"{path}:{line}")
-    for name in (
-        missing_sections(texts.values()) if len(texts) == len(ours) else ()
-    ):  # other checks tell of a whole file
-        yield Found(f"the section '{name}' is missing", str(one.layout.fragment.parent))
+    if len(texts) == len(ours):  # else other checks tell of a whole file
+        for name in missing_sections(texts.values()):
+            yield Found(f"the section '{name}' is missing", str(one.layout.fragment.parent))

@@ -116,5 +116,6 @@ def _commands(layout: Layout) -> Mapping[str, str]:
         "install": layout.install_command,
         "squid": layout.squid_command,
         "check": layout.check_command if layout.root else "squidkeeper check",
+        "reload": layout.reload_command if layout.root else "squidkeeper reload",
         "log": layout.log_command if layout.root else "squidkeeper log",
     }

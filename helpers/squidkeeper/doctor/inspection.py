@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.archive_status import read_archive_status, read_deleted_logs
 from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
 from squidkeeper.credentials.fetch_status import read_fetch_status
+from squidkeeper.drained import drained_since
 from squidkeeper.errors import DoctorFailed, PolicyError
-from squidkeeper.exporter.cache_manager import SquidCounters, read_counters
+from squidkeeper.export_status import read_exports
 from squidkeeper.exporter.certificate import Certificate, read_certificate
 from squidkeeper.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.exporter.disks import read_disks
@@ -24,8 +26,11 @@ from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.model import Policy
 from squidkeeper.policy_store.loading import load_sources
 from squidkeeper.policy_store.policy_watcher import PolicyState
+from squidkeeper.policy_store.reload_gate import gate_faults, refusal
 from squidkeeper.policy_store.revisions import revision_in_force
 from squidkeeper.policy_store.sources import Sources, read_sources
+from squidkeeper.pull_status import read_pull_status
+from squidkeeper.rotated_logs import oldest_write, rotated
 from squidkeeper.setup.configuration import listen_of_haproxy
 from squidkeeper.setup.entries import text_at
 from squidkeeper.setup.layout import Layout
@@ -34,6 +39,7 @@ from squidkeeper.setup.options import port_of, reachable
 from squidkeeper.setup.processes import InstalledSquid
 from squidkeeper.squid_account import Account, squid_account
 from squidkeeper.squid_conf import Directive, Macros, SquidConf, read_squid_conf
+from squidkeeper.squid_counters import SquidCounters, read_counters
 from squidkeeper.squid_version import squid_version
 
 _PORT: Final = re.compile(r"(?:\S+:)?[0-9]+")
@@ -95,11 +101,14 @@ def inspect(layout: Layout) -> Inspection:
     conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
     ports = tuple(one.first for one in conf.directives if one.name == "http_port" and _PORT.fullmatch(one.first))
     listens = (*filter(None, [listen_of_haproxy(text_at(layout.haproxy))]),) or ports
+    behind = not text_at(layout.haproxy) and any(
+        one.name == "http_port" and "require-proxy-header" in one.words for one in conf.directives
+    )
     sources = read_sources(layout.policy)
     return Inspection(
         layout=layout,
         conf=conf,
-        view=_view(layout, reachable(listens[0]) if listens else "127.0.0.1:3129", sources),
+        view=_view(layout, reachable(listens[0]) if listens else "127.0.0.1:3129", sources, behind=behind),
         sources=sources,
         account=squid_account(),
         squid=InstalledSquid(layout, uses_systemd(layout.root)),
@@ -107,10 +116,11 @@ def inspect(layout: Layout) -> Inspection:
     )
 
 
-def _view(layout: Layout, squid: str, sources: Sources) -> Snapshot:
+def _view(layout: Layout, squid: str, sources: Sources, *, behind: bool) -> Snapshot:
     """Make what the exporter would show now, from its last counts and from the files that it reads."""
     at = datetime.now(UTC)
     policy, state = _policy(layout, sources, at)
+    archive = read_archive_status(layout.archive)
     return Snapshot(
         now=at.timestamp(),
         directory=layout.policy,
@@ -126,15 +136,21 @@ def _view(layout: Layout, squid: str, sources: Sources) -> Snapshot:
         counter_files=_counter_files(layout.state / FOLDER),
         totals={},
         certificate=read_certificate(layout.signing_cert),
-        squid=_squid_counters(squid),
-        disks=tuple(read_disks({"log": layout.access_log.parent, "state": layout.state})),
+        squid=_squid_counters(squid, behind=behind),
+        disks=tuple(read_disks({"log": layout.access_log.parent, "state": layout.state, "archive": layout.archive})),
         maintenance=read_maintenance_status(layout.state, at.timestamp()),
         tls_certificate=_tls_certificate(layout.tls / CERTIFICATE),
         squid_version=squid_version(),
         policy_lines=text_at(layout.policy_lines),
         policy_lines_file=layout.policy_lines,
+        exports=read_exports(layout.state, at.timestamp()),
         fetched=layout.secrets,
         fetching=read_fetch_status(layout.secrets, at.timestamp()),
+        archive=archive,
+        unarchived_since=oldest_write(archive.unarchived(rotated(layout.access_log))) if archive else None,
+        deleted_logs=read_deleted_logs(layout.state),
+        pull=read_pull_status(layout.pulled),
+        drained_since=drained_since(layout.run),
     )
 
 
@@ -147,6 +163,8 @@ def _policy(layout: Layout, sources: Sources, at: datetime) -> tuple[Policy | No
     except PolicyError as error:
         return None, PolicyState(before.revision if before else None, None, False, error.faults, error.warnings)
     policy = loaded.compiled.source
+    if before and (refused := refusal(layout.state / "revisions", layout.policy, before, sources)):
+        return policy, PolicyState(before.revision, None, False, gate_faults(layout.policy, refused))
     return policy, PolicyState(policy.revision, _edited(layout.policy), True, (), loaded.warnings)
 
 
@@ -168,8 +186,8 @@ def _counter_files(folder: Path) -> tuple[CounterFile, ...]:
         return ()
 
 
-def _squid_counters(address: str) -> SquidCounters:
-    return read_counters(address.rpartition(":")[0].strip("[]"), port_of(address))
+def _squid_counters(address: str, *, behind: bool) -> SquidCounters:
+    return read_counters(address.rpartition(":")[0].strip("[]"), port_of(address), proxy_header=behind)
 
 
 def _tls_certificate(file: Path) -> Certificate | None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,15 +22,21 @@ from cryptography import x509
 from squidkeeper.credentials.fetched_values import VALUE_SUFFIX
 from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.inspection import Inspection
+from squidkeeper.errors import CountsUnavailable, InvalidExport, PullFailed, WebhookFailed
+from squidkeeper.export.tls import tls_context
 from squidkeeper.exporter.status_rows import secret_rows
 from squidkeeper.formatting import quantity
 from squidkeeper.maintenance.own_addresses import reached_at
 from squidkeeper.policy.lint import open_to_any_client
+from squidkeeper.pull_settings import read_pull_settings
+from squidkeeper.quotas.store_settings import quota_store_file, read_quota_store
 from squidkeeper.setup.entries import text_at
-from squidkeeper.setup.layout import SERVICES
+from squidkeeper.setup.layout import ACCOUNTS, SERVICES
 from squidkeeper.setup.options import NO_EXPORTER, port_of
 from squidkeeper.setup.processes import InstalledService
-from squidkeeper.squid_account import Account, changed_by_others, unreadable_for
+from squidkeeper.setup.sockets import process_listens
+from squidkeeper.squid_account import Account, account_of, call_as, changed_by_others, unreadable_for
+from squidkeeper.webhook_settings import read_webhook_settings
 
 _ANSWER_SECONDS: Final = 20.0  # on a busy machine
 _CLOCK_SECONDS: Final = 60.0
@@ -61,6 +68,7 @@ def _secret_files(one: Inspection) -> Iterator[tuple[Path, str]]:
     layout = one.layout
     yield from ((path, "the CA's key") for path in (layout.signing_key, layout.ca_key))
     yield layout.policy_lines, "passwords of parent proxies"
+    yield layout.webhook, "the URL of the webhook"
     yield from ((path, "a secret of the policy") for path in one.sources.secrets)
     yield from ((path, "a secret that was fetched") for path in sorted(one.layout.secrets.glob(f"*{VALUE_SUFFIX}")))
 
@@ -69,6 +77,55 @@ def unavailable_secrets(one: Inspection) -> Iterator[Found]:
     """Find secrets without a value. `secrets-not-fetched` names them where nothing fetches them."""
     fetched = {} if one.view.fetching.runs else one.view.fetched_secrets
     yield from (Found(row.problem) for row in secret_rows(one.view) if row.problem and row.name not in fetched)
+
+
+def webhook_failing(one: Inspection) -> Iterator[Found]:
+    """Find what is wrong with webhook.yaml, as Squid's account reads it; else what the process that uses it reports."""
+    file = one.layout.webhook
+    if not file.exists():
+        return
+    check, reported = partial(_webhook_problem, file), one.view.maintenance.failures.get("webhook")
+    problem = call_as(one.account, check) if one.account and one.is_root else check()
+    if problem := problem or (one.view.maintenance.runs and reported):
+        yield Found(problem, str(file))
+
+
+def _webhook_problem(file: Path) -> str:
+    try:
+        settings = read_webhook_settings(file)
+        if settings:
+            tls_context(settings.ca_file)
+    except (WebhookFailed, InvalidExport) as error:
+        return str(error)
+    return ""
+
+
+def quota_store_unusable(one: Inspection) -> Iterator[Found]:
+    """Find what is wrong with quota-store.yaml, as Squid's account reads it."""
+    yield from _settings_faults(quota_store_file(one.layout.policy), read_quota_store, one, one.account)
+
+
+def pull_settings_unusable(one: Inspection) -> Iterator[Found]:
+    """Find what is wrong with pull.yaml, as the account that pulls reads it, where there is one."""
+    yield from _settings_faults(one.layout.pull_settings, read_pull_settings, one, account_of(ACCOUNTS["pull"]))
+
+
+def _settings_faults(
+    file: Path, read: Callable[[Path], object], one: Inspection, account: Account | None
+) -> Iterator[Found]:
+    if not file.exists():
+        return
+    check = partial(_settings_problem, file, read)
+    if problem := call_as(account, check) if account and one.is_root else check():
+        yield Found(problem, str(file))
+
+
+def _settings_problem(file: Path, read: Callable[[Path], object]) -> str:
+    try:
+        read(file)
+    except (CountsUnavailable, PullFailed) as error:
+        return str(error)
+    return ""
 
 
 def exposed_files(one: Inspection) -> Iterator[Found]:
@@ -158,12 +215,16 @@ class RotationRule:
 
 
 def _rotation_rules(one: Inspection) -> Iterator[RotationRule]:
+    ignores_others = False
     usual = re.split(r"^\s*include\b", text_at(one.logrotate.with_suffix(".conf")), maxsplit=1, flags=re.MULTILINE)[0]
     for path in sorted(one.logrotate.glob("*")):
         text = text_at(path)
         for found in _BLOCK.finditer(text):
             if any(fnmatch(str(one.layout.access_log), glob.strip("\"'")) for glob in found[1].split()):
-                yield RotationRule(f"{path}:{text.count(chr(10), 0, found.start()) + 1}", found[2], usual)
+                rule = RotationRule(f"{path}:{text.count(chr(10), 0, found.start()) + 1}", found[2], usual)
+                if not ignores_others:
+                    yield rule
+                ignores_others = ignores_others or rule.has("ignoreduplicates")
 
 
 def lost_by_logrotate(one: Inspection) -> Iterator[Found]:
@@ -190,7 +251,7 @@ def few_days_kept(one: Inspection) -> Iterator[Found]:
 def service_not_running(one: Inspection) -> Iterator[Found]:
     """Find an installed service beside Squid that does not work; conditions tell about those with a heartbeat."""
     listens = text_at(one.layout.service("exporter").applied).split(" ")[0]
-    for name in sorted({*SERVICES} - {"maintenance", "secrets"}):
+    for name in sorted({*SERVICES} - {"maintenance", "secrets", "export"}):
         paths = one.layout.service(name)
         exporter = listens if name == "exporter" and listens != NO_EXPORTER else ""
         service = InstalledService(name, one.layout, one.squid.systemd, port=port_of(exporter) if exporter else None)
@@ -198,6 +259,15 @@ def service_not_running(one: Inspection) -> Iterator[Found]:
             yield Found(
                 f"squidkeeper-{name}" + (f" does not answer on {exporter}" if exporter else ""), str(paths.unit)
             )
+        elif name == "exporter":
+            yield from _unanswered(paths.unit, service.pid())
+
+
+def _unanswered(unit: Path, exporter: int | None) -> Iterator[Found]:
+    """Find an exporter that does not listen where its unit has load balancers answered."""
+    listens = re.search(r"^ExecStart=.* --health-listen (\S+)", text_at(unit), re.MULTILINE)
+    if listens and not process_listens(exporter, port_of(listens[1])):
+        yield Found(f"squidkeeper-exporter does not answer load balancers on {listens[1]}", str(unit))
 
 
 def few_descriptors_granted(one: Inspection) -> Iterator[Found]:

@@ -41,13 +41,16 @@ _EXPORTERS_ALONE: Final = frozenset({"access-log-behind", "requests-failing", "s
 _OF_A_RUNNING_GATEWAY: Final = frozenset(
     {
         *("squid-down", "squid-counters-unreadable", "access-log-unreadable"),
-        *("maintenance-not-running", "secrets-not-fetched"),
+        *("maintenance-not-running", "secrets-not-fetched", "export-behind"),
     }
 )
 
 
-# What the exporter's finder would tell twice.
-_FINDERS: Final[dict[str, FindFaults]] = {"secret-unavailable": machine.unavailable_secrets}
+# What the exporter's finder would tell twice, or only where a process runs.
+_FINDERS: Final[dict[str, FindFaults]] = {
+    "secret-unavailable": machine.unavailable_secrets,
+    "webhook-failing": machine.webhook_failing,
+}
 
 
 def _condition(one: Condition) -> Check:
@@ -203,6 +206,13 @@ CHECKS: Final = (
         configuration.proxy_protocol_open,
     ),
     Check(
+        "proxy-header-from-nobody",
+        _CRITICAL,
+        "No client gets through: Squid requires a PROXY header, and takes one from nobody",
+        "Name the load balancers: `{install} --behind ADDRESS`; or `{install} --behind none`, without any.",
+        configuration.proxy_header_from_nobody,
+    ),
+    Check(
         "answers-kept-too-long",
         _WARNING,
         "Squid keeps the answers of a helper, so edits of the policy come into force late",
@@ -259,11 +269,33 @@ CHECKS: Final = (
         configuration.logs_what_is_watched_for,
     ),
     Check(
+        "counter-unlike-lines",
+        _WARNING,
+        "Squid's own counter of requests does not fit the lines of the access log",
+        "Write `stats_collection deny sk_scrape` behind `acl sk_scrape` as in squid.conf, and no other such line."
+        " Otherwise `squidkeeper archive verify` reports faults that are none.",
+        configuration.counter_unlike_lines,
+    ),
+    Check(
         "few-descriptors",
         _WARNING,
         "Squid can have few connections",
         "Set `max_filedescriptors 16384`.",
         configuration.few_descriptors,
+    ),
+    Check(
+        "workers-overridden",
+        _WARNING,
+        "Squid has another number of workers than the gateway is installed for",
+        "Remove the line, and run `{install} --workers N`: the throttle and the alerts depend on the number.",
+        configuration.workers_overridden,
+    ),
+    Check(
+        "worker-port-shared",
+        _WARNING,
+        "Workers share the queue of a port: one that starts again may listen no more",
+        "Add `worker-queues` to the line, and restart Squid.",
+        configuration.worker_port_shared,
     ),
     Check(
         "rendered-lines-outdated",
@@ -288,6 +320,22 @@ CHECKS: Final = (
         "Squid's account cannot read a file that it needs",
         "Run `chgrp GROUP FILE` and `chmod g+r FILE`, with the group of Squid's account; `chmod o+x` for a folder.",
         machine.squid_cannot_read,
+        as_root=True,
+    ),
+    Check(
+        "quota-store-unusable",
+        _CRITICAL,
+        "The store of quotas cannot be used",
+        "Fix quota-store.yaml, and let the group of Squid's account read it. Until then no quota gives anything.",
+        machine.quota_store_unusable,
+        as_root=True,
+    ),
+    Check(
+        "pull-settings-unusable",
+        _CRITICAL,
+        "The settings of `squidkeeper pull` cannot be used",
+        "Fix pull.yaml, and let the account squidkeeper-pull read it. Until then no new policy is pulled.",
+        machine.pull_settings_unusable,
         as_root=True,
     ),
     Check(

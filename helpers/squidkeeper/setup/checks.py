@@ -10,6 +10,8 @@ import subprocess
 import sys
 from ipaddress import ip_address
 from pathlib import Path
+from shutil import which
+from typing import Final
 
 from squidkeeper.errors import SetupFailed
 from squidkeeper.maintenance.own_addresses import answers_at, reached_at
@@ -23,6 +25,7 @@ PROGRAM = Path(sys.prefix) / "bin/squidkeeper"  # of the environment that this p
 _QUESTION = "1 127.0.0.1 - CONNECT - squidkeeper.invalid 443 - - -\n"
 _LOGIN = re.compile(r"login=\S+")
 _PARENT_SECONDS = 2.0
+_LEAVES_DUPLICATES: Final = (3, 21)  # the version of logrotate
 _FAULTY = re.compile(r".*(?:\| (?:FATAL|ERROR): |unrecognized: ).*")
 
 
@@ -61,6 +64,12 @@ def check_policy(machine: Machine, policy: Path, state: Path) -> tuple[bool, str
     return done.returncode == 0, done.stdout
 
 
+def check_exports(folder: Path) -> tuple[bool, str]:
+    """Check the files of the exports; give whether they are good, and what the command says."""
+    done = run(PROGRAM, "export", "--config", folder, "--check")
+    return done.returncode == 0, done.stdout
+
+
 def open_rules(machine: Machine, policy: Path, state: Path) -> list[str]:
     """List the rules of a policy that allow any client, each with its place."""
     command = (PROGRAM, "check", "--json", "--require-clients", "--policy", policy, "--state", state)
@@ -85,6 +94,12 @@ def unsafe_directives(parsed: str) -> list[str]:
 def faults_of(parsed: str) -> str:
     """Give the lines about faults of what Squid said while it parsed."""
     return "".join(f"{line}\n" for line in _FAULTY.findall(parsed))
+
+
+def leaves_duplicates() -> bool:
+    """Tell whether logrotate is installed and knows `ignoreduplicates`."""
+    found = re.search(r"logrotate (\d+)\.(\d+)", run("logrotate", "--version").stdout) if which("logrotate") else None
+    return found is not None and (int(found[1]), int(found[2])) >= _LEAVES_DUPLICATES
 
 
 def check_listener(address: str, option: str, *pids: int | None) -> None:

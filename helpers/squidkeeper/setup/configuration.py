@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 from squidkeeper.maintenance.tls import CERTIFICATE, server_names
+from squidkeeper.record.record import GATEWAY_LENGTH, NONE
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.options import SQUID, SQUIDKEEPER, port_of, reachable
@@ -24,8 +25,17 @@ _UNIQUE_NAME: Final = "unique_hostname squidkeeper"
 _EXPORTER: Final = "127.0.0.1:9129"
 _PROXY: Final = "127.0.0.1:3129"
 _BEHIND_HAPROXY: Final = "127.53.53.53:13129"
+_BALANCERS: Final = "acl sk_balancers src "
+_MARK_OF_SECTION: Final = re.compile(r"^ *# (?:>>> \w+|<<<)\n", re.MULTILINE)
+_ARCHIVE_SECONDS: Final = 300  # as in squidkeeper-archive.timer
 _OWN_LOGIN: Final = re.compile(r"^(?:.*\| Processing: )?\s*auth_param\s+basic\s+program\s(?!.* login --)", re.MULTILINE)
-_BINDS: Final = "    bind 0.0.0.0:3129\n    bind [::]:3129 v6only\n"
+_GATEWAY: Final = re.compile(r'(?<="gateway":")[^"]*(?=")')  # in the formats of the access log
+_GATEWAY_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_WORKERS: Final = re.compile(r"^workers ([0-9]+)$", re.MULTILINE)
+_NO_WORKERS: Final = "#workers 2\n"
+_DENIALS: Final = re.compile(r"(?<=--rate )([0-9]+) --burst ([0-9]+)")  # of one client, by the throttle
+_EXEC_START: Final = re.compile(r"^ExecStart=.*$", re.MULTILINE)
+BINDS: Final = "    bind 0.0.0.0:3129\n    bind [::]:3129 v6only\n"
 
 
 def substitute(text: str, replacements: Mapping[str, str]) -> str:
@@ -50,7 +60,13 @@ def listen_of_haproxy(cfg: str) -> str:
     return found[1] if found else ""
 
 
-def _binds(listen: str) -> tuple[str, ...]:
+def behind_of(conf: str) -> tuple[str, ...]:
+    """List the addresses of the load balancers that a squid.conf takes clients from."""
+    found = re.search(f"^{_BALANCERS}(.+)$", conf, re.MULTILINE)
+    return (*found[1].split(),) if found else ()
+
+
+def binds(listen: str) -> tuple[str, ...]:
     """List the binds of HAProxy. For Squid both PORT and [::]:PORT mean IPv4 and IPv6."""
     host, _, port = listen.rpartition(":")
     four, six = f"0.0.0.0:{port}", f"[::]:{port} v6only"
@@ -88,6 +104,41 @@ def generator_of(conf: str) -> str:
     return SQUID if re.search(r"^#sslcrtd_program \S+ certificate ", conf, re.MULTILINE) else SQUIDKEEPER
 
 
+def workers_of(fragment: str) -> int:
+    """Tell how many workers a fragment is rendered for."""
+    found = _WORKERS.search(fragment)
+    return int(found[1]) if found else 1
+
+
+def with_workers(fragment: str, workers: int) -> str:
+    """Name the workers. One is Squid's own default. Each has a part of what all may deny one client."""
+    if workers == 1:
+        return fragment
+    text = fragment.replace(_NO_WORKERS, f"workers {workers}\n")
+    return _DENIALS.sub(lambda found: f"{int(found[1]) / workers:g} --burst {-(-int(found[2]) // workers)}", text)
+
+
+def is_gateway_name(name: str) -> bool:
+    """Tell whether a name can stand in a format of the access log: what host names are made of, and `_`."""
+    return len(name) <= GATEWAY_LENGTH and _GATEWAY_NAME.fullmatch(name) is not None
+
+
+def usual_gateway_name(host_name: str) -> str:
+    """Make the name of a gateway from the machine's, which can hold anything."""
+    return re.sub("[^A-Za-z0-9._-]+", "-", host_name)[:GATEWAY_LENGTH].strip("-._") or "gateway"
+
+
+def gateway_of(logformat: str) -> str:
+    """Give the name of the gateway that a format of the access log has; empty where it has none."""
+    found = _GATEWAY.search(logformat)
+    return found[0] if found and found[0] != NONE else ""
+
+
+def without_gateway(logformat: str) -> str:
+    """Write the formats of the access log as they are for no gateway in particular."""
+    return _GATEWAY.sub(NONE, logformat)
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """What the files of one gateway are rendered from."""
@@ -99,21 +150,32 @@ class Configuration:
     squid: str  # where the squid.conf in force has it listen
     exporter: str
     log_bytes: str
+    archive_days: str = ""
+    archive_bytes: str = ""
+    archive_is_copied: bool = False  # to an object store
     tls: bool = False  # HAProxy takes the clients
     tls_names: tuple[str, ...] = ()  # as given; else the address it listens on and the host name
+    behind: tuple[str, ...] = ()  # the addresses of load balancers on other machines, which take the clients
+    health: str = ""  # where /healthz is served to these
     resolver: str = NO_RESOLVER
     certificates: str = SQUIDKEEPER
     own_login: bool = False  # the operator's configuration has a program for basic authentication
     unique_name: str = ""  # what sets it apart from other gateways
+    gateway: str = NONE  # its name in records
+    workers: int = 1  # Squid's processes that serve
 
     def render(self, name: str, moved: Mapping[str, str] = {}) -> str:
         """Read a file of squid/ and replace the documented paths and port; `moved` holds other places than usual."""
         text = (self.source / "squid" / name).read_text()
         text = re.sub(r"^http_port 3129\b", lambda _: f"http_port {self._http_port}", text, flags=re.MULTILINE)
-        if self.tls:
-            text = text.replace("#proxy_protocol_access ", "proxy_protocol_access ")
+        if self.tls or self.behind:
+            text = text.replace("#proxy_protocol_access allow localhost", "proxy_protocol_access allow localhost")
+        if self.behind:
+            text = text.replace(f"#{_BALANCERS}192.0.2.1", f"{_BALANCERS}{' '.join(self.behind)}")
+            text = text.replace("#proxy_protocol_access allow sk_", "proxy_protocol_access allow sk_")
         if self.certificates == SQUID:
             text = re.sub(r"^(#?)(sslcrtd_program )", _other_comment, text, flags=re.MULTILINE)
+        text = _GATEWAY.sub(self.gateway, text)
         return substitute(text, self.layout.replacements() | {_CERTGEN: str(self.machine.certgen), **moved})
 
     @property
@@ -128,7 +190,9 @@ class Configuration:
 
     @property
     def _http_port(self) -> str:
-        return f"{self.squid_listen} \\\n    require-proxy-header" if self.tls else self.listen
+        takes_header = ["require-proxy-header"] if self.tls or self.behind else []
+        queues = ["worker-queues"] if self.workers > 1 else []
+        return " \\\n    ".join((self.squid_listen, *takes_header, *queues))
 
     def squid_conf(self) -> str:
         """Render squid.conf, with the resolver that Squid asks."""
@@ -138,14 +202,16 @@ class Configuration:
     def fragment(self, with_logformat: bool) -> str:
         """Render squidkeeper.conf. A squid.conf that does not include the log's format gets it by the fragment."""
         include = f"include {self.layout.logformat}\n" if with_logformat else ""
-        text = self.render("squidkeeper.conf")
+        text = with_workers(self.render("squidkeeper.conf"), self.workers)
         return include + (without_login(text) if self.own_login else text)
 
     def haproxy(self, moved: Mapping[str, str] = {}) -> str:
         """Render haproxy.cfg, with HAProxy listening where Squid would listen without it."""
-        text = self.render("haproxy.cfg", {_BEHIND_HAPROXY: self.layout.behind_haproxy, **moved})
+        text = _MARK_OF_SECTION.sub(
+            "", self.render("haproxy.cfg", {_BEHIND_HAPROXY: self.layout.behind_haproxy, **moved})
+        )
         text = text.replace("--listen 3129", f"--listen {self.listen}")
-        return text.replace(_BINDS, "".join(f"    bind {one}\n" for one in _binds(self.listen)))
+        return text.replace(BINDS, "".join(f"    bind {one}\n" for one in binds(self.listen)))
 
     def local_conf(self) -> str:
         """Render a local.conf for the operator to edit."""
@@ -156,15 +222,50 @@ class Configuration:
         text = self._with_resolver(self.render(_UNITS[service], self._addresses()))
         text = re.sub(r"^User=proxy$", f"User={self.machine.account.name}", text, flags=re.MULTILINE)
         text = re.sub(r"^Group=proxy$", f"Group={self.machine.group}", text, flags=re.MULTILINE)
-        if service == "maintenance" and self.log_bytes not in ("", "auto"):
-            text = re.sub(r"^(ExecStart=.*)$", rf"\1 --log-bytes {self.log_bytes}", text, flags=re.MULTILINE)
-        if service == "exporter" and self.tls:
-            certificate = self.layout.tls / CERTIFICATE
-            text = re.sub(r"^(ExecStart=.*)$", rf"\1 --tls-certificate {certificate}", text, flags=re.MULTILINE)
-        if service == "maintenance" and self.tls:
-            names = f" --tls-name {','.join(self.tls_names)}" if self.tls_names else ""
-            ca = f"--ca {self.layout.signing_cert} --ca-key {self.layout.signing_key}"
-            text = re.sub(r"^(ExecStart=.*)$", rf"\1 --tls {self.listen}{names} {ca}", text, flags=re.MULTILINE)
+        if service == "archive":
+            text = self._archive_unit(text)
+        added = "".join(f" {option}" for option in self._options(service))
+        return _EXEC_START.sub(lambda found: f"{found[0]}{added}", text)
+
+    def _options(self, service: str) -> Iterator[str]:
+        """Yield the options of a service that depend on the gateway."""
+        match service:
+            case "maintenance":
+                yield from self._maintenance_options()
+            case "exporter":
+                yield from self._exporter_options()
+            case "export":
+                yield f"--gateway {self.gateway}"
+            case "archive":
+                bounds = {"keep-days": self.archive_days, "keep-bytes": self.archive_bytes}
+                yield from (f"--{name} {value}" for name, value in bounds.items() if value not in ("", "auto"))
+                yield from [] if self.machine.systemd else [f"--every {_ARCHIVE_SECONDS}"]
+
+    def _maintenance_options(self) -> Iterator[str]:
+        if self.log_bytes not in ("", "auto"):
+            yield f"--log-bytes {self.log_bytes}"
+        if self.behind:
+            yield "--proxy-header"
+        if self.tls:
+            yield f"--tls {self.listen}"
+            yield from [f"--tls-name {','.join(self.tls_names)}"] if self.tls_names else []
+            yield f"--ca {self.layout.signing_cert} --ca-key {self.layout.signing_key}"
+
+    def _exporter_options(self) -> Iterator[str]:
+        if self.tls:
+            yield f"--tls-certificate {self.layout.tls / CERTIFICATE}"
+        if self.behind:
+            yield f"--proxy-header --health-listen {reachable_by_all(self.health)}"
+            yield from (f"--health-from {address}" for address in self.behind)
+        if self.workers > 1:
+            yield f"--workers {self.workers}"
+
+    def _archive_unit(self, text: str) -> str:
+        """Give the archive the network that a copy in an object store needs, and without systemd its key."""
+        if self.archive_is_copied:
+            text = re.sub(r"^PrivateNetwork=yes$", "PrivateNetwork=no", text, flags=re.MULTILINE)
+        if not self.machine.systemd:
+            text = text.replace("${CREDENTIALS_DIRECTORY}/archive.key", str(self.layout.archive_key))
         return text
 
     def prometheus(self) -> str:
@@ -200,7 +301,9 @@ class Configuration:
         if not layout.root:
             return {}
         log = f"{layout.program} log --state {layout.state}"
-        filters = ("--by", "--rule", "--since", "--status", "--drift --since")
+        places = f"--policy {layout.policy} --state {layout.state}"
+        pulled = f"--config {layout.pull_settings} --folder {layout.pulled} --policy {layout.policy}"
+        filters = ("--by", "--rule", "--since", "--status", "--drift --since", "--json")
         return {
             "/var/log/squid": str(layout.access_log.parent),
             "/etc/squid/*.conf": f"{layout.conf.parent}/*.conf",
@@ -208,7 +311,14 @@ class Configuration:
             "squidkeeper check": layout.check_command,
             "squidkeeper explain": f"{layout.program} explain --policy {layout.policy}",
             **{f"squidkeeper log {one}": f"{log} {layout.access_log}* {one}" for one in filters},
+            "squidkeeper why --last": f"{layout.why_command}* --last",
             "squidkeeper log --drift FILE": f"{log} --drift FILE",
+            "squidkeeper reload": f"{layout.program} reload {places}",
+            "squidkeeper ask": f"{layout.program} ask {places}",
+            "squidkeeper quota": f"{layout.program} quota {places}",
+            "squidkeeper pull": f"{layout.program} pull {pulled}",
+            "squidkeeper drain": f"{layout.program} drain --root {layout.root}",
+            "squidkeeper doctor": f"{layout.program} doctor --root {layout.root}",
             "./install.sh": layout.install_command,
         }
 
@@ -218,11 +328,27 @@ def _other_comment(found: re.Match[str]) -> str:
 
 
 _UNITS = {
+    "archive": "squidkeeper-archive.service",
     "maintenance": "squidkeeper-maintenance.service",
     "secrets": "squidkeeper-secrets.service",
     "tls": "squidkeeper-tls.service",
     "exporter": "observe/squidkeeper-exporter.service",
+    "export": "squidkeeper-export.service",
+    "pull": "squidkeeper-pull.service",
 }
+
+
+def reachable_by_all(listen: str) -> str:
+    """Give PORT as ADDRESS:PORT of every address of the machine; ADDRESS:PORT stays as it is."""
+    every = "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - those that are answered are named
+    return listen if ":" in listen else f"{every}:{listen}"
+
+
+def usual_health(layout: Layout, listen: str) -> str:
+    """Give where load balancers are answered unless it is told: on the address of the proxy, beside the exporter."""
+    host, colon, port = listen.rpartition(":")
+    own = int(port) + 7000 if layout.root else 9130
+    return f"{host}{colon}{own - 12000 if own > 65535 else own}"
 
 
 def usual_exporter(layout: Layout, listen: str) -> str:

@@ -6,11 +6,12 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from squidkeeper.errors import SetupFailed
+from squidkeeper.untrusted_file import open_untrusted
 
 Owner = tuple[int, int]  # user and group
 ROOT: Final[Owner] = (0, 0)
@@ -76,13 +77,11 @@ def read_without_links(path: Path, *, end: int | None = None) -> bytes:
 
     Squid's account can put each of these into a folder that it owns.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise OSError(f"{path} is not a file")
+    with open_untrusted(path) as file:
+        size = os.fstat(file.fileno()).st_size
         if end is not None:
-            file.seek(max(0, about.st_size - end))
-        elif about.st_size > _LONGEST:
+            file.seek(max(0, size - end))
+        elif size > _LONGEST:
             raise OSError(f"{path} is longer than {_LONGEST} bytes")
         return file.read(_LONGEST if end is None else end)
 
@@ -95,6 +94,22 @@ def text_at(path: Path, *, end: int | None = None) -> str:
         return ""
 
 
+def owner_here(owner: Owner) -> Owner:
+    """Give who owns what this process makes for an owner: an account that is not root gives files to nobody else."""
+    return owner if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+
+
+def as_owned_here(entry: Entry) -> Entry:
+    """Give an entry as it is once `write_entry` has written it."""
+    match entry:
+        case Link():
+            return entry
+        case File():
+            return replace(entry, owner=owner_here(entry.owner))
+        case Folder(entries, mode, owner):
+            return Folder({name: as_owned_here(one) for name, one in entries.items()}, mode, owner_here(owner))
+
+
 def write_entry(path: Path, entry: Entry) -> None:
     """Write an entry where nothing is, with its owner and mode."""
     match entry:
@@ -103,13 +118,13 @@ def write_entry(path: Path, entry: Entry) -> None:
         case File(content, mode, owner):
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(content)
-                os.fchown(file.fileno(), *owner)
+                os.fchown(file.fileno(), *owner_here(owner))
                 os.fchmod(file.fileno(), mode)
         case Folder(entries, mode, owner):
             path.mkdir(0o700)
             for name, child in entries.items():
                 write_entry(path / name, child)
-            os.chown(path, *owner)
+            os.chown(path, *owner_here(owner))
             path.chmod(mode)
 
 
@@ -117,7 +132,7 @@ def give_folder(path: Path, owner: Owner, mode: int | None = None) -> None:
     """Change the owner of a folder, and its mode; an OSError where it is a link or something else."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        os.fchown(folder, *owner)
+        os.fchown(folder, *owner_here(owner))
         if mode is not None:
             os.fchmod(folder, mode)
     finally:

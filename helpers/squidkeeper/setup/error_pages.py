@@ -15,6 +15,8 @@ from html import escape
 from http import HTTPStatus
 from typing import Final
 
+from squidkeeper.url import OWN_HOST
+
 # The request ID: second, number of the transaction in its process, port of the client. Together they are unique.
 REQUEST_ID: Final = ("%tS", "%master_xaction", "%>p")
 
@@ -49,8 +51,8 @@ class ErrorPage:
 
     `proxy_error` is the type of RFC 9209. `rule` and `reason` are None where annotations have them. `squid_errors`
     are Squid's own errors that it stands for; where these do not find them, `chosen_by` is the ACL that finds Squid's
-    answers of this kind when they are about to be sent. `is_explained`: `explain` shows why; the access log does so for
-    other pages.
+    answers of this kind when they are about to be sent. `is_explained`: `explain` shows why; `why` does so for other
+    pages. `has_ticket`: a person can approve the request, by the number of its ticket. `resets`: annotations tell when.
     """
 
     name: str
@@ -66,6 +68,8 @@ class ErrorPage:
     chosen_by: str = ""
     squid_errors: tuple[str, ...] = ()
     is_explained: bool = False
+    has_ticket: bool = False
+    resets: bool = False
 
     @property
     def is_denial(self) -> bool:
@@ -99,6 +103,32 @@ DENIALS: Final = (
         "http_request_denied",
         chosen_by="sk_in_denied_tunnel",
         is_explained=True,
+    ),
+    ErrorPage(
+        "asked",
+        403,
+        "Waiting for approval",
+        "DENIED until a person approves it. Nothing was sent to the origin.",
+        "The ticket waits for a person, who may answer in minutes or in days. Read its state at the address above, at"
+        " most every 10 seconds. When it is approved, repeat exactly this request. When it is denied, the state has the"
+        " reason.",
+        Cause.POLICY,
+        "http_request_denied",
+        retryable=True,
+        has_ticket=True,
+    ),
+    ErrorPage(
+        "quota",
+        403,
+        "Quota used up",
+        "DENIED by a quota of this gateway. Nothing was sent to the origin.",
+        "Do not repeat the request before the time at which the quota resets: until then the answer stays the same.",
+        Cause.POLICY,
+        "http_request_denied",
+        "quota",
+        retryable=True,
+        chosen_by="sk_in_quota_tunnel",
+        resets=True,
     ),
     ErrorPage(
         "no_credential",
@@ -413,6 +443,7 @@ def files() -> Iterator[tuple[str, str]]:
         yield from ((page.template(form), _WRITERS[form](page)) for form in Form)
         for name in page.squid_errors:
             yield name, _text(page) if name in _PLAIN_TEXT else _html(page, annotated=False)
+    yield "ERR_SQUIDKEEPER_TICKET", _note("ticket_state_")  # JSON, which a helper has written
     for name, page in _UNCHOSEN.items():
         yield name, _html(page, annotated=False)
 
@@ -429,6 +460,9 @@ def _note(name: str) -> str:
 _ID = ".".join(map(_code, REQUEST_ID))
 _TIME = _code("%{%Y-%m-%dT%H:%M:%SZ}tg")
 _METHOD, _URL, _CLIENT = _code("%>rm"), _code("%>ru"), _code("%>a")
+_TICKET = _note("ticket_")
+_TICKET_STATE = f"http://{OWN_HOST}/tickets/{_TICKET}"
+_RESETS, _RESETS_IN = _note("resets_"), _note("resets_in_")
 _ERROR, _DETAIL = _code("%err_code"), _code("%err_detail")
 
 
@@ -441,6 +475,11 @@ def _lines(page: ErrorPage, variant: str) -> Iterator[tuple[str, str]]:
     if page.is_denial:  # else no rule has decided this
         yield "Rule", page.rule or _note(f"rule_{variant}")
     yield "Reason", page.reason or _note(f"reason_{variant}")
+    if page.has_ticket:
+        yield "Ticket", _TICKET
+        yield "State of the ticket", _TICKET_STATE
+    if page.resets:
+        yield "Resets", f"{_RESETS} (in {_RESETS_IN} s)"
     if _is_failure(page):
         yield "Error", f"{_ERROR} {_DETAIL}"
     yield "Cause", page.cause
@@ -452,9 +491,11 @@ def _lines(page: ErrorPage, variant: str) -> Iterator[tuple[str, str]]:
 
 def _command(page: ErrorPage) -> str:
     """Write the command that shows why. Squid escapes quotes in method and URL, so that a shell takes them as text."""
+    if page.has_ticket:
+        return f"sudo squidkeeper ask approve {_TICKET} --for 2h"
     if page.is_explained:
         return f"sudo squidkeeper explain --client {_CLIENT} '{_code('%#>rm')}' '{_URL}'"
-    return f"sudo squidkeeper log --request-id {_ID} --json"
+    return f"sudo squidkeeper why {_ID}"
 
 
 def _text(page: ErrorPage) -> str:
@@ -490,6 +531,8 @@ def _json(page: ErrorPage) -> str:
         "detail": f"{page.outcome} {page.advice}",
         "rule": page.rule or _note("rule_json_"),
         "reason": page.reason or _note("reason_json_"),
+        **({"ticket": _TICKET, "ticket_state": _TICKET_STATE} if page.has_ticket else {}),
+        **({"resets": _RESETS, "resets_in_seconds": _RESETS_IN} if page.resets else {}),
         **({"error": _ERROR, "error_detail": _DETAIL} if _is_failure(page) else {}),
         "cause": page.cause.name.lower(),
         "retryable": page.retryable,
@@ -500,7 +543,7 @@ def _json(page: ErrorPage) -> str:
         "method": _METHOD,
         "url": _URL,
     }
-    return json.dumps(members, indent=1) + "\n"
+    return json.dumps(members, indent=1).replace(f'"{_RESETS_IN}"', _RESETS_IN) + "\n"  # a number
 
 
 _WRITERS = {Form.TEXT: _text, Form.JSON: _json, Form.HTML: _html}
@@ -520,7 +563,7 @@ def failure_lines() -> Iterator[str]:
     for page in FAILURES:
         yield from _page_lines(page)
     *denials, undecided = DENIALS  # which holds of requests that cannot be parsed, too: they come first
-    replaced = (*denials, *FAILURES, undecided)
+    replaced = [page for page in (*denials, *FAILURES, undecided) if page.chosen_by or page.squid_errors]
     for page in replaced:
         chosen_by = page.chosen_by
         if not chosen_by:

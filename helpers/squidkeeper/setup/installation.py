@@ -22,20 +22,25 @@ import psutil
 
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetched_values import FOLDER
-from squidkeeper.errors import SecretUnavailable, SetupFailed
+from squidkeeper.errors import PullFailed, SecretUnavailable, SetupFailed
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
 from squidkeeper.policy.secret_sources import fetched_secrets
 from squidkeeper.policy.upstreams import DEFAULT
-from squidkeeper.policy_lines import default_upstream, parents, policy_lines
+from squidkeeper.policy_lines import default_upstream, parents, policy_lines, with_own_body_bound
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.pull_settings import read_pull_settings
+from squidkeeper.pull_status import CURRENT
 from squidkeeper.setup import checks
 from squidkeeper.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
+from squidkeeper.setup.archive_keys import archive_keys
 from squidkeeper.setup.ca_files import ca_files
 from squidkeeper.setup.configuration import (
     NO_RESOLVER,
     Configuration,
+    behind_of,
+    gateway_of,
     generator_of,
     has_own_login,
     is_ours,
@@ -44,23 +49,29 @@ from squidkeeper.setup.configuration import (
     names,
     unique_name,
     usual_exporter,
+    usual_gateway_name,
+    usual_health,
+    workers_of,
 )
 from squidkeeper.setup.console import SetupStage, say, show
 from squidkeeper.setup.entries import (
+    ROOT,
     Entry,
     File,
     Folder,
     Link,
     Owner,
+    as_owned_here,
+    owner_here,
     read_entry,
     read_source,
     remove,
     text_at,
     write_entry,
 )
-from squidkeeper.setup.layout import FETCHER, SERVICES, Layout
+from squidkeeper.setup.layout import ACCOUNTS, SERVICES, Layout
 from squidkeeper.setup.machine import check, quietly, read_machine
-from squidkeeper.setup.options import NO_EXPORTER, NO_UPSTREAM, SQUID, SetupOptions, port_of, reachable
+from squidkeeper.setup.options import NO_EXPORTER, NO_UPSTREAM, NOT_BEHIND, SQUID, SetupOptions, port_of, reachable
 from squidkeeper.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound
 from squidkeeper.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
@@ -72,6 +83,7 @@ from squidkeeper.squid_version import squid_version
 _MACHINE_ID: Final = Path("/etc/machine-id")  # machine-id(5); text_at reads nothing where it is missing
 _DEFAULT_LISTEN: Final = "3129"
 _REFERENCE: Final = "# The policy language\n"  # as the copies begin that earlier releases put beside the policy
+_SOCKETS_OF_WORKERS: Final = Path("/run/squid")  # built into Squid; with systemd its unit makes the folder
 _LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
 _PARENT_ADVICE: Final = (
     "store it in that file: one line of printable ASCII, which Squid's account can read (mode 0640, its group)"
@@ -101,6 +113,8 @@ class Installation:
         certificate = self._work / "tls" / CERTIFICATE
         self._transaction = Transaction(layout, self._machine, self._squid, store, say, certificate)
         self._fetches = False  # the policy has secrets that are fetched
+        self._exports = b""  # the files of the exports
+        self._pulls = layout.pull_settings.exists()  # the policy comes from elsewhere
         self._confined = False  # AppArmor keeps Squid from what is prepared
 
     def roll_back(self) -> list[str]:
@@ -120,6 +134,8 @@ class Installation:
         self._prepare_configuration()
         self._prepare_resolver()
         self._prepare_tls()
+        self._prepare_exports()
+        self._prepare_pull()
         self._prepare_files()
         self._check_listen()
         self._former = self._layout.program.resolve().parent.parent
@@ -231,7 +247,7 @@ class Installation:
         answered = Path(sys.prefix) / "answered"
         if not answered.exists():
             checks.check_answer(self._machine, self._policy, self._own_folder("try"))
-            if not self._options.dry_run:
+            if not self._options.dry_run and os.access(sys.prefix, os.W_OK):
                 answered.touch()
 
     def _open_apparmor(self, program: str) -> None:
@@ -256,23 +272,39 @@ class Installation:
         told = _first_word(layout.service("exporter").applied)
         tls = not options.no_tls and (options.tls or bool(haproxy))
         self._check_tls(tls=tls)
+        behind = () if options.behind == NOT_BEHIND else options.behind or behind_of(self._conf)
+        exporter = options.exporter or told or usual_exporter(layout, listen)
+        self._check_behind(behind, exporter, tls=tls)
+        health = options.health_listen or self._started_with("exporter", "health-listen")
         return Configuration(
             source=options.source,
             layout=layout,
             machine=self._machine,
             listen=listen,
             squid=listen_of(self._conf) if self._yours else listen,
-            exporter=options.exporter or told or usual_exporter(layout, listen),
+            exporter=exporter,
             certificates=options.certificates or generator_of(self._conf),
             unique_name=unique_name(layout.root, f"{socket.gethostname()} {text_at(_MACHINE_ID)}"),
+            gateway=options.gateway
+            or gateway_of(text_at(layout.logformat))
+            or usual_gateway_name(socket.gethostname()),
+            workers=int(options.workers or workers_of(text_at(layout.fragment))),
             log_bytes=options.log_bytes or self._maintained("log-bytes"),
+            archive_days=options.archive_days or self._started_with("archive", "keep-days"),
+            archive_bytes=options.archive_bytes or self._started_with("archive", "keep-bytes"),
+            archive_is_copied=layout.archive_store.exists(),
             tls=tls,
+            behind=behind,
+            health=health or usual_health(layout, listen),
             tls_names=options.tls_name or (*filter(None, self._maintained("tls-name").split(",")),),
         )
 
     def _maintained(self, option: str) -> str:
         """Give an option that the maintenance process was started with; empty where it was not."""
-        unit = text_at(self._layout.service("maintenance").unit)
+        return self._started_with("maintenance", option)
+
+    def _started_with(self, service: str, option: str) -> str:
+        unit = text_at(self._layout.service(service).unit)
         found = re.search(rf"^ExecStart=.* --{option} (\S+)", unit, re.MULTILINE)
         return found[1] if found else ""
 
@@ -288,6 +320,27 @@ class Installation:
             raise SetupFailed(
                 f"{self._layout.tls} is too long for the path of a socket",
                 f"with --tls, choose a --root that is shorter by {len(str(self._layout.tls)) - _LONGEST_TLS_FOLDER}",
+            )
+
+    def _check_behind(self, behind: tuple[str, ...], exporter: str, *, tls: bool) -> None:
+        if self._options.health_listen and not behind:
+            raise SetupFailed("--health-listen is for load balancers, and there is none", "add --behind ADDRESS")
+        if not behind:
+            return
+        if tls:
+            raise SetupFailed(
+                "--behind and --tls exclude each other: the load balancer takes the clients, with TLS or without",
+                "add --no-tls; squid/FLEET.md says how the load balancer gets its certificate",
+            )
+        if self._yours:
+            raise SetupFailed(
+                f"--behind replaces the http_port of {self._layout.conf}, which is yours",
+                "--behind none; squid/FLEET.md says which lines of yours take clients from a load balancer",
+            )
+        if exporter == NO_EXPORTER:
+            raise SetupFailed(
+                "--behind needs the exporter, which tells the load balancer that the gateway is healthy",
+                "add --exporter-listen 9129",
             )
 
     def _prepare_configuration(self) -> None:
@@ -311,6 +364,7 @@ class Installation:
             whose = "the fragment in our squid.conf" if self._yours else "squid.conf"
             unchecked = "; yours was not checked" if self._yours else ""
             say("configuration", f"squid -k parse accepts {whose}, listening on {ours.listen}{unchecked}")
+        self._say_workers()
         for warning in re.findall(r"\| (WARNING: .*)", parsed):
             say("", warning)
         for directive in checks.unsafe_directives(parsed):
@@ -319,6 +373,12 @@ class Installation:
             say("WARNING" if version.problem else "", version.remark)
         self._leave_to_operator(parsed)
         files[layout.fragment] = _file(self._configuration.fragment(with_logformat))
+
+    def _say_workers(self) -> None:
+        workers = self._configuration.workers
+        if workers > 1:
+            yours = "; add `worker-queues` to your http_port lines, and restart Squid" if self._yours else ""
+            say("workers", f"{workers} processes of Squid serve{yours}")
 
     def _leave_to_operator(self, parsed: str) -> None:
         """Do without our resolver and our logins where the operator's own configuration has them, or what it includes.
@@ -355,6 +415,7 @@ class Installation:
         if problem:
             raise SetupFailed(f"the password of a parent proxy is unavailable: {problem}", _PARENT_ADVICE)
         self._check_parents(rendered)
+        rendered = with_own_body_bound(rendered, text_at(self._layout.local))
         return File(rendered.encode(), 0o640, (0, account.group))
 
     def _check_parents(self, rendered: str) -> None:
@@ -430,29 +491,83 @@ class Installation:
         ca, key = (prepared / path.name for path in (layout.signing_cert, layout.signing_key))
         return ServerCertificate(folder / CERTIFICATE, ca, key, lambda: names)
 
+    def _prepare_exports(self) -> None:
+        """Read the files of the exports, and check them."""
+        self._stage.name = "export"
+        folder = self._layout.exports
+        self._exports = b"".join(file.read_bytes() for file in sorted(folder.glob("*.yaml")))
+        good, told = checks.check_exports(folder) if self._exports else (True, "")
+        if not good:
+            raise SetupFailed("an export cannot be started", details=told)
+        for line in told.splitlines():
+            say("export", line)
+
+    def _prepare_pull(self) -> None:
+        """Check how the policy is pulled, and whether the gateway reads what is."""
+        self._stage.name = "pull"
+        layout = self._layout
+        if not self._pulls:
+            return
+        try:
+            settings = read_pull_settings(layout.pull_settings)
+        except PullFailed as error:
+            raise SetupFailed("the policy cannot be pulled", details=str(error)) from None
+        say("pull", f"from {settings.source}")
+        if settings.ceiling is None:
+            say("WARNING", f"{layout.pull_settings} names no ceiling: whoever signs may open everything")
+        if os.path.realpath(layout.policy) != os.path.realpath(layout.pulled / CURRENT):
+            say("", f"{layout.policy} is no link to {layout.pulled / CURRENT} yet: policy/PULL.md says how to make it")
+
     def _prepare_files(self) -> None:
         layout, ours = self._layout, self._configuration
         files = self._files = {**self._ca.first, **self._files, **self._ca.last}
         source = self._options.source / "squid"
         if not self._yours:
             files[layout.conf] = _file(ours.squid_conf())
-        files[layout.program] = Link(f"../{self._options.venv.name}/bin/squidkeeper")
+        program = self._options.venv / "bin/squidkeeper"
+        files[layout.program] = Link(os.path.relpath(program, layout.program.parent))
         if not self._machine.systemd:
             files[layout.supervise] = File((source / "supervise").read_bytes(), 0o755)
-        files[layout.service("maintenance").unit] = _file(ours.unit("maintenance"))
-        if self._fetches:
-            files[layout.service("secrets").unit] = _file(ours.unit("secrets"))
-        if self._fetches and self._machine.systemd:
-            files[layout.account] = _file(f'u {FETCHER} - "squidkeeper secrets"\n')
+        needed = {"maintenance": True, "secrets": self._fetches, "export": bool(self._exports), "pull": self._pulls}
+        files |= {layout.service(name).unit: _file(ours.unit(name)) for name, is_needed in needed.items() if is_needed}
+        self._prepare_archive()
+        if accounts := self._accounts():
+            files[layout.account] = _file(accounts)
         if ours.exporter != NO_EXPORTER:
-            dashboard = (source / "observe/dashboard.json").read_text()
-            observe = {"alerts.yaml": ours.alerts(), "prometheus.yaml": ours.prometheus(), "dashboard.json": dashboard}
+            observe = {"alerts.yaml": ours.alerts(), "prometheus.yaml": ours.prometheus()}
+            observe |= {name: (source / "observe" / name).read_text() for name in ("recording.yaml", "dashboard.json")}
             files[layout.service("exporter").unit] = _file(ours.unit("exporter"))
             files[layout.observe] = Folder({name: _file(text) for name, text in observe.items()})
         if layout.command and read_entry(layout.command) in (None, Link(str(layout.program))):
             files[layout.command] = Link(str(layout.program))
         elif layout.command:
             say("command", f"{layout.command} is not squidkeeper's and stays: the program is {layout.program}")
+
+    def _prepare_archive(self) -> None:
+        """Prepare the runs of the archive, its key, which stays, and the rule by which logrotate deletes nothing."""
+        layout, ours = self._layout, self._configuration
+        self._files.update(archive_keys(layout, ROOT if self._machine.systemd else (layout.archiver, 0)))
+        public = self._files[layout.archive_pub]
+        told = public.content.decode().rstrip("\n") if isinstance(public, File) else ""
+        if told != text_at(layout.archive_pub) and not self._options.dry_run:
+            say("archive", f"sealed by a new key. Keep a copy of {layout.archive_pub} elsewhere, to verify it:")
+            show(told)
+        self._files[layout.service("archive").unit] = _file(ours.unit("archive"))
+        if self._machine.systemd:
+            self._files[layout.archive_timer] = _file(ours.render("squidkeeper-archive.timer"))
+        if layout.logrotate and layout.logrotate.parent.is_dir():
+            if checks.leaves_duplicates():
+                self._files[layout.logrotate] = _file(ours.render("logrotate"))
+            else:
+                say("WARNING", "logrotate is older than 3.21: its rule for Squid deletes logs, archived or not")
+
+    def _accounts(self) -> str:
+        """Give the lines of systemd-sysusers for the services that have an account of their own."""
+        if not self._machine.systemd:
+            return ""
+        needed = {"secrets": self._fetches, "archive": True, "export": bool(self._exports), "pull": self._pulls}
+        names = (name for name, is_needed in needed.items() if is_needed)
+        return "".join(f'u {ACCOUNTS[name]} - "squidkeeper {name}"\n' for name in names)
 
     # Where things listen
 
@@ -472,7 +587,9 @@ class Installation:
             checks.check_resolver(ours.resolver, services["maintenance"].pid(), self._layout.local)
         if starts and ours.exporter != NO_EXPORTER:
             checks.check_listener(ours.exporter, "--exporter-listen", services["exporter"].pid())
-        public = checks.public_addresses(ours.squid)
+        if starts and ours.behind:
+            checks.check_listener(ours.health, "--health-listen", services["exporter"].pid())
+        public = "" if ours.behind else checks.public_addresses(ours.squid)
         if public:
             self._check_open(public)
 
@@ -501,7 +618,14 @@ class Installation:
             "exporter": None if ours.exporter == NO_EXPORTER else port_of(ours.exporter),
         }
         found = {name: InstalledService(name, self._layout, systemd, owner, port) for name, port in ports.items()}
-        return found | {"secrets": InstalledService("secrets", self._layout, systemd, self._fetcher)}
+        group = self._machine.account.group
+        others = {
+            "secrets": self._fetcher,
+            "archive": (self._layout.archiver, group),
+            "export": (self._layout.sender, group),
+            "pull": (self._layout.puller, group),
+        }
+        return found | {name: InstalledService(name, self._layout, systemd, who) for name, who in others.items()}
 
     @property
     def _fetcher(self) -> Owner:
@@ -519,21 +643,27 @@ class Installation:
         self._stage.name = "put in place"
         layout, owner, ours = self._layout, self._machine.owner, self._configuration
         folders = {path: Folder({}, 0o750, owner) for path in (layout.access_log.parent, layout.state)}
-        folders[layout.commands] = Folder({})
+        folders[layout.commands] = folders[layout.exports] = Folder({})
         run = Folder({}, 0o755)
         if not self._machine.systemd:
-            run = Folder({}, 0o1775, (0, owner[1]))
-            folders[layout.run] = run
-        if not self._machine.systemd and self._fetches:
-            folders[layout.secrets] = Folder({}, 0o2750, self._fetcher)
+            run = folders[layout.run] = Folder({}, 0o1775, (0, owner[1]))
+            folders[layout.archive] = Folder({}, 0o750, (layout.archiver, owner[1]))
+            if ours.workers > 1:
+                folders[_SOCKETS_OF_WORKERS] = Folder({}, 0o755, owner)
+            if self._pulls:
+                folders[layout.pulled] = Folder({}, 0o750, (layout.puller, owner[1]))
+            if self._fetches:
+                folders[layout.secrets] = Folder({}, 0o2750, self._fetcher)
         wanted = Wanted(
-            files=self._files,
+            files={path: as_owned_here(entry) for path, entry in self._files.items()},
             gone=self._ca.gone,
-            folders=folders,
-            run=run,
+            folders={path: replace(folder, owner=owner_here(folder.owner)) for path, folder in folders.items()},
+            run=replace(run, owner=owner_here(run.owner)),
             listen=ours.squid_listen,
             exporter=ours.exporter,
             fetches=self._fetches,
+            exports=self._exports,
+            pulls=self._pulls,
             tls=ours.tls,
             certificate=ours.tls and self._needs_server_certificate(),
             own_addresses=own_addresses().encode(),
@@ -559,11 +689,11 @@ class Installation:
             layout.local,
             *units,
             layout.haproxy,
-            layout.service("tls").applied,
-            layout.service("secrets").applied,
+            *(layout.service(name).applied for name in ("tls", "secrets", "archive", "export", "pull")),
         }
         files = {path: read_entry(path) for path in (*paths, layout.own_addresses)}
-        for folder in {*wanted.folders, layout.run, layout.counts, layout.secrets, layout.tls, layout.ssl_db}:
+        ours = {layout.run, layout.counts, layout.secrets, layout.export_state, layout.tls, layout.ssl_db}
+        for folder in {*wanted.folders, *ours}:
             if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
                 raise SetupFailed(f"{folder} is not a folder", "move it away")
             files[folder] = _without_entries(folder) if folder.exists() else None
@@ -603,7 +733,8 @@ class Installation:
         layout, ours = self._layout, self._configuration
         sudo = "sudo " if "SUDO_USER" in os.environ else ""
         code = r"-sS -o /dev/null -w '%{http_code}\n'"
-        curl = f"curl --proxy http://{reachable(ours.squid)} --cacert {layout.ca_cert} {code}"
+        proxy = f"LOAD-BALANCER:{port_of(ours.listen)}" if ours.behind else reachable(ours.squid)
+        curl = f"curl --proxy http://{proxy} --cacert {layout.ca_cert} {code}"
         explain = f"{layout.program} explain --policy {layout.policy}"
         log = layout.log_command
         if layout.command in self._files and shutil.which("squidkeeper") == str(layout.command):
@@ -639,6 +770,8 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "listen": "end what listens there, or choose another --listen",
         "secrets": "see the lines above; policy/README.md explains the sources of secrets",
         "exporter": "see the lines above; --no-exporter does without it",
+        "pull": f"fix {layout.pull_settings}, as policy/PULL.md describes it; without it nothing is pulled",
+        "export": f"see the lines above, and EXPORT.md; without {layout.exports}/*.yaml none is started",
     }
 
 

@@ -8,8 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final, Self, get_type_hints
 
-SERVICES: Final = ("maintenance", "secrets", "tls", "exporter")  # what runs beside Squid, in the order of its start
-FETCHER: Final = "squidkeeper-secrets"  # the account that fetches secrets with systemd
+# What runs beside Squid, in the order of its start.
+SERVICES: Final = ("maintenance", "secrets", "tls", "exporter", "archive", "export", "pull")
+# The accounts of the services that have one of their own, with systemd.
+ACCOUNTS: Final = {name: f"squidkeeper-{name}" for name in ("secrets", "archive", "export", "pull")}
 _DYNAMIC_USERS: Final = (61184, 65519)  # systemd keeps these for DynamicUser=, so that no account has one
 
 
@@ -41,6 +43,7 @@ class Layout:
     ca_key: Annotated[Path, "/etc/squidkeeper/ca/ca.key", "etc/ca/ca.key"]  # root's alone, where it is here at all
     policy: Annotated[Path, "/etc/squidkeeper/policy", "etc/policy"]
     commands: Annotated[Path, "/etc/squidkeeper/commands", "etc/commands"]  # root's programs that print secrets
+    exports: Annotated[Path, "/etc/squidkeeper/export", "etc/export"]  # a file for each export
     observe: Annotated[Path, "/etc/squidkeeper/observe", "etc/observe"]
     haproxy: Annotated[Path, "/etc/squidkeeper/haproxy.cfg", "etc/haproxy.cfg"]
     program: Annotated[Path, "/opt/squidkeeper/bin/squidkeeper", "bin/squidkeeper"]
@@ -49,6 +52,14 @@ class Layout:
     access_log: Annotated[Path, "/var/log/squid/access.log", "log/access.log"]
     cache_log: Annotated[Path, "/var/log/squid/cache.log", "log/cache.log"]
     state: Annotated[Path, "/var/lib/squidkeeper", "state"]
+    archive: Annotated[Path, "/var/lib/squidkeeper-archive", "archive"]
+    archive_key: Annotated[Path, "/etc/squidkeeper/archive.key", "etc/archive.key"]  # signs it; root's, or its writer's
+    archive_pub: Annotated[Path, "/etc/squidkeeper/archive.pub", "etc/archive.pub"]  # verifies it
+    pulled: Annotated[Path, "/var/lib/squidkeeper-pull", "pulled"]  # versions of the policy; of an account of its own
+    pull_settings: Annotated[Path, "/etc/squidkeeper/pull.yaml", "etc/pull.yaml"]  # the operator's
+    webhook: Annotated[Path, "/etc/squidkeeper/webhook.yaml", "etc/webhook.yaml"]  # the operator's
+    decisions: Annotated[Path, "/etc/squidkeeper/decisions.jsonl", "etc/decisions.jsonl"]  # what people answered
+    archive_store: Annotated[Path, "/etc/squidkeeper/archive-store.yaml", "etc/archive-store.yaml"]  # the operator's
     run: Annotated[Path, "/run/squidkeeper", "run"]
     pid_file: Annotated[Path, "/run/squid.pid", "run/squid.pid"]
 
@@ -64,8 +75,12 @@ class Layout:
     def service(self, name: str) -> ServicePaths:
         """List the files of a service."""
         units = self.root / "etc" if self.root else Path("/etc/systemd/system")
-        run = self.secrets if name == "secrets" else self.run  # where its account can write
-        log = run / f"{name}.log" if name == "secrets" else self.access_log.with_name(f"{name}.log")
+        own = {"secrets": self.secrets, "export": self.export_state, "pull": self.pulled}.get(
+            name
+        )  # where its account can write
+        run = own or self.run
+        in_run = own or name == "archive"
+        log = run / f"{name}.log" if in_run else self.access_log.with_name(f"{name}.log")
         unit, applied = units / f"squidkeeper-{name}.service", self.prefix / f"applied-{name}"
         return ServicePaths(unit, run / f"{name}.pid", log, applied)
 
@@ -106,15 +121,44 @@ class Layout:
         return self.run / "secrets"
 
     @property
+    def export_state(self) -> Path:
+        """The folder of the positions of exports: Squid's account makes it, and its group writes into it."""
+        return self.state / "export"
+
+    @property
     def account(self) -> Path:
-        """The account that fetches secrets with systemd, as systemd-sysusers makes it."""
+        """The accounts of services with systemd, as systemd-sysusers makes them."""
         return Path("/etc/sysusers.d/squidkeeper.conf")
 
     @property
     def fetcher(self) -> int:
         """The user ID that fetches secrets without systemd: one that no account has, the same in each run."""
-        first, last = _DYNAMIC_USERS
-        return first + int.from_bytes(self._hash[:4]) % (last - first + 1)
+        return self._after_fetcher(0)
+
+    @property
+    def sender(self) -> int:
+        """The user ID that sends records to SIEMs without systemd: the second one after `fetcher`."""
+        return self._after_fetcher(2)
+
+    @property
+    def puller(self) -> int:
+        """The user ID that pulls the policy without systemd: the third one after `fetcher`."""
+        return self._after_fetcher(3)
+
+    @property
+    def archiver(self) -> int:
+        """The user ID that writes the archive without systemd: the one after `fetcher`."""
+        return self._after_fetcher(1)
+
+    @property
+    def archive_timer(self) -> Path:
+        """The unit that starts the archive's service."""
+        return self.service("archive").unit.with_suffix(".timer")
+
+    @property
+    def logrotate(self) -> Path | None:
+        """The rule for logrotate, which comes ahead of the one of Squid's package; None: under a root there is none."""
+        return None if self.root else Path("/etc/logrotate.d/00-squidkeeper")
 
     @property
     def own_addresses(self) -> Path:
@@ -152,9 +196,20 @@ class Layout:
         return f"{self.program} check --policy {self.policy} --state {self.state}"
 
     @property
+    def reload_command(self) -> str:
+        """The command that shows how an edit of this gateway's policy stands, with every path."""
+        return f"{self.program} reload --policy {self.policy} --state {self.state}"
+
+    @property
     def log_command(self) -> str:
         """The command that shows this gateway's access log, with every path."""
         return f"{self.program} log --policy {self.policy} --state {self.state} {self.access_log}"
+
+    @property
+    def why_command(self) -> str:
+        """The command that tells why requests failed at this gateway, with every path."""
+        places = f"--policy {self.policy} --state {self.state} --run {self.run}"
+        return f"{self.program} why {places} {self.access_log}"
 
     @property
     def resolver(self) -> str:
@@ -166,6 +221,10 @@ class Layout:
     def behind_haproxy(self) -> str:
         """Where Squid listens behind HAProxy: gateways beside each other have addresses of their own."""
         return f"{self.resolver}:13129"
+
+    def _after_fetcher(self, number: int) -> int:
+        first, last = _DYNAMIC_USERS
+        return first + (int.from_bytes(self._hash[:4]) + number) % (last - first + 1)
 
     @property
     def _hash(self) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 from squidkeeper.errors import SetupFailed
 from squidkeeper.setup.entries import Owner
-from squidkeeper.squid_account import Account, account_of, group_name
+from squidkeeper.squid_account import Account, account_of, group_name, is_this
 
 _BUILD_OPTION = re.compile(r"--([\w-]+)=([^'\s]+)")
 
@@ -41,6 +41,8 @@ class Machine:
     def run_as_squid(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as Squid's account; its output is captured."""
         account = self.account
+        if is_this(account):
+            return run(*command, **options)
         groups = os.getgrouplist(account.name, account.group)
         return run(*command, user=account.user, group=account.group, extra_groups=groups, **options)
 

@@ -11,6 +11,8 @@ SQUID: Final = "squid"
 SQUIDKEEPER: Final = "squidkeeper"
 GENERATORS: Final = (SQUIDKEEPER, SQUID)  # whose program makes the certificates of hosts; the first is the default
 NO_UPSTREAM: Final = "none"
+NOT_BEHIND: Final = ("none",)
+MOST_WORKERS: Final = 16  # one exporter reads the log of all, and one process on two cores takes 12,000 lines a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +34,16 @@ class SetupOptions:
     exporter_listen: str = ""
     no_exporter: bool = False
     log_bytes: str = ""
+    archive_days: str = ""  # a number, or auto
+    archive_bytes: str = ""
     tls: bool = False
     no_tls: bool = False
     tls_name: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()  # addresses of load balancers, or NOT_BEHIND
+    health_listen: str = ""
     upstream: str = ""
+    gateway: str = ""  # its name in records
+    workers: str = ""  # a number: Squid's processes that serve
     no_start: bool = False
     dry_run: bool = False
     uninstall: bool = False

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.setup.configuration import is_ours, listen_of
+from squidkeeper.setup.configuration import is_ours, listen_of, workers_of
 from squidkeeper.setup.entries import Entry, File, Folder, Link
 from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.options import NO_EXPORTER
@@ -40,6 +40,10 @@ class StepKind(StrEnum):
     MAKE_SERVER_CERTIFICATE = "make the certificate of the TLS port in"
     START_TLS = "start HAProxy, and note it in"
     START_EXPORTER = "start the exporter, and note it in"
+    START_ARCHIVE = "start the runs of the archive, and note them in"
+    MAKE_SHARED = "make, as Squid's account and for its group,"
+    START_EXPORT = "start the process that sends records to SIEMs, and note it in"
+    START_PULL = "start the process that pulls the policy, and note it in"
 
 
 _STAGES: Final = {
@@ -52,6 +56,9 @@ _STAGES: Final = {
     StepKind.MAKE_SERVER_CERTIFICATE: "TLS",
     StepKind.START_TLS: "TLS",
     StepKind.START_EXPORTER: "exporter",
+    StepKind.START_ARCHIVE: "archive",
+    StepKind.START_EXPORT: "export",
+    StepKind.START_PULL: "pull",
 }
 
 
@@ -84,6 +91,8 @@ class Wanted:
     exporter: str
     own_addresses: bytes = b""
     fetches: bool = False  # the policy has secrets that are fetched
+    exports: bytes = b""  # the files of the exports; empty: there is none
+    pulls: bool = False  # the policy is pulled
     tls: bool = False  # HAProxy takes the clients
     certificate: bool = False  # the one of the TLS port is due
     store: bool = False  # the certificate store in place is another CA's
@@ -141,6 +150,9 @@ class _Planner:
             *self._store(),
             *self._tls(),
             *self._exporter(),
+            *self._archive(),
+            *self._export(),
+            *self._pull(),
         ]
         return Plan(tuple(steps), tuple(self._notes))
 
@@ -181,6 +193,10 @@ class _Planner:
             yield from self._without("exporter", layout.observe)
         if not self._wanted.fetches:
             yield from self._without("secrets", layout.service("secrets").applied, layout.secrets)
+        if not self._wanted.exports:
+            yield from self._without("export", layout.service("export").applied, layout.export_state)
+        if not self._wanted.pulls:
+            yield from self._without("pull", layout.service("pull").applied)
         if not self._wanted.tls:
             yield from self._without("tls", layout.service("tls").applied, layout.haproxy, layout.tls)
 
@@ -195,6 +211,8 @@ class _Planner:
         yield from (SetupStep(StepKind.GIVE_TO_SQUID, path) for path in self._present.closed)
         if self._wanted.exporter != NO_EXPORTER and self._layout.counts not in self._here:
             yield SetupStep(StepKind.MAKE_AS_SQUID, self._layout.counts)
+        if self._wanted.exports and self._layout.export_state not in self._here:
+            yield SetupStep(StepKind.MAKE_SHARED, self._layout.export_state)
         if _content(self._here.get(self._layout.own_addresses)) != self._wanted.own_addresses:
             yield SetupStep(StepKind.WRITE_OWN_ADDRESSES, self._layout.state)
         if self._wanted.certificate:
@@ -230,6 +248,24 @@ class _Planner:
             reads = listen
         if told.split(" ")[0] != listen:
             yield _noting(StepKind.PUT, note, reads)
+
+    def _archive(self) -> Iterator[SetupStep]:
+        layout = self._layout
+        unit = layout.service("archive").unit
+        reads = self._hash((unit, layout.archive_timer, layout.supervise, layout.program, layout.archive_pub))
+        if unit in self._wanted.files and self._goes_on("archive", reads):
+            yield _noting(StepKind.START_ARCHIVE, layout.service("archive").applied, reads)
+
+    def _export(self) -> Iterator[SetupStep]:
+        paths = self._layout.service("export")
+        reads = self._hash((paths.unit, self._layout.supervise, self._layout.program), self._wanted.exports)
+        if self._wanted.exports and self._goes_on("export", reads):
+            yield _noting(StepKind.START_EXPORT, paths.applied, reads)
+
+    def _pull(self) -> Iterator[SetupStep]:
+        reads = self._service_reads("pull")
+        if self._wanted.pulls and self._goes_on("pull", reads):
+            yield _noting(StepKind.START_PULL, self._layout.service("pull").applied, reads)
 
     def _goes_on(self, service: str, reads: str) -> bool:
         """Tell whether to start a service, and note where not."""
@@ -283,8 +319,10 @@ class _Planner:
         texts = b"".join(_content(entry) for name, entry in ours if name.startswith("ERR_"))
         read = (layout.conf, layout.fragment, layout.pages, layout.logformat, layout.policy_lines, layout.local)
         listen = listen_of(_text(self._after.get(layout.conf)))
+        workers = workers_of(_text(self._after.get(layout.fragment)))
+        number = b"" if workers == 1 else b"%d" % workers
         rest = self._hash(read, texts + self._content_at(layout.program))
-        return f"{listen} {self._hash((layout.signing_cert,))} {rest}"
+        return f"{listen} {self._hash((layout.signing_cert,), number)} {rest}"
 
     def _content_at(self, path: Path) -> bytes:
         return _content(self._after.get(path))

@@ -18,7 +18,7 @@ import psutil
 
 from squidkeeper.errors import SetupFailed
 from squidkeeper.setup.entries import LOG_END, ROOT, Owner, text_at
-from squidkeeper.setup.layout import Layout, ServicePaths
+from squidkeeper.setup.layout import ACCOUNTS, Layout, ServicePaths
 from squidkeeper.setup.machine import last_lines, quietly, run
 from squidkeeper.setup.sockets import has_ended, process_listens, wait_until
 
@@ -47,11 +47,13 @@ class InstalledSquid:
         return any(os.path.realpath(argument) == str(self.layout.conf) for argument in process.cmdline())
 
     def runs(self) -> bool:
-        """Tell whether it runs."""
-        return self.pid() is not None
+        """Tell whether it runs. Where all workers have given up, the master stays with their coordinator alone."""
+        pid = self.pid()
+        return pid is not None and not _has_coordinator_alone(pid)
 
     def start(self) -> None:
         """Start it; without systemd it has written its pid file when this returns."""
+        self.stop()  # what is left of one that serves nobody any more
         if self.systemd:
             quietly("systemctl", "enable", "--quiet", "squid")
             quietly("systemctl", "restart", "squid")
@@ -82,7 +84,8 @@ class InstalledSquid:
 
     def comes_up(self, port: int) -> bool:
         """Wait until it listens on the port, or has ended; tell whether it listens."""
-        return wait_until(20, lambda: process_listens(self.pid(), port) or not self.runs()) and self.runs()
+        wait_until(20, lambda: process_listens(self.pid(), port) or self.pid() is None)
+        return process_listens(self.pid(), port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +114,14 @@ class InstalledService:
             return None
         return pid if {str(self.layout.supervise), str(self.paths.unit)} <= {*command} else None
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether systemd starts it from time to time, by a timer."""
+        return self.systemd and self.name == "archive"
+
     def runs(self) -> bool:
-        """Tell whether it runs."""
-        return self.pid() is not None
+        """Tell whether it runs, or is started from time to time."""
+        return self._property("ActiveState") == "active" if self.is_timed else self.pid() is not None
 
     def works(self) -> bool:
         """Tell whether it does what it is for."""
@@ -127,7 +135,7 @@ class InstalledService:
     def start(self) -> None:
         """Start it."""
         if self.systemd:
-            if self.name == "secrets":
+            if self.name in ACCOUNTS:
                 quietly("systemd-sysusers", self.layout.account)
             quietly("systemctl", "daemon-reload")
             quietly("systemctl", "enable", "--quiet", self._unit)
@@ -160,18 +168,26 @@ class InstalledService:
     def log_tail(self) -> str:
         """Give the last lines of its log."""
         if self.systemd:
-            return run("journalctl", "--unit", self._unit, "--lines", "15", "--no-pager").stdout
+            return run("journalctl", "--unit", f"squidkeeper-{self.name}", "--lines", "15", "--no-pager").stdout
         return last_lines(text_at(self.paths.log, end=LOG_END))
 
     def _has_died(self) -> bool:
-        return self._property("NRestarts") != "0" if self.systemd else not self.runs()
+        return self._property("NRestarts") != "0" if self.systemd and not self.is_timed else not self.runs()
 
     @property
     def _unit(self) -> str:
-        return f"squidkeeper-{self.name}"
+        return f"squidkeeper-{self.name}{'.timer' if self.is_timed else ''}"
 
     def _property(self, name: str) -> str:
         return run("systemctl", "show", "--property", name, "--value", self._unit).stdout.strip()
+
+
+def _has_coordinator_alone(master: int) -> bool:
+    try:
+        kids = [kid.cmdline()[:1] for kid in psutil.Process(master).children() if kid.name() == "squid"]
+    except psutil.Error:
+        return False  # one of them has just ended
+    return bool(kids) and all(first and first[0].startswith("(squid-coord-") for first in kids)
 
 
 def _groups(user: int) -> str:

@@ -22,7 +22,7 @@ from squidkeeper.protocol.request_headers import READ_HEADERS
 from squidkeeper.record.record import LENGTHS, NONE, VERSION, Record
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import error_pages
-from squidkeeper.setup.configuration import substitute
+from squidkeeper.setup.configuration import substitute, without_gateway
 from squidkeeper.url import LONG_URL, PRIVATE_NETWORKS, UNUSUAL_CHARACTER
 
 # How Squid names the fields of a record: http://www.squid-cache.org/Doc/config/logformat/. `#` is percent-encoding.
@@ -52,10 +52,17 @@ LOG_CODES = {
     "hidden": "%#{hidden_}note",
     "request_id": ".".join(error_pages.REQUEST_ID),
     "found": "%#{found_}note",
+    "request_bytes": "%>st",
+    "client_port": "%>p",
+    "content_type": "%{type_}note",  # %#mt, where squidkeeper.conf lets it be told
+    "referrer": "%#{Referer}>h",
+    "observed": "%#{observed_}note",
+    "gateway": NONE,  # install.sh writes the name of the gateway
+    "worker": "${process_number}",
 }
 # What a client or a server can put a value into: none of it is in the line of a request that is withheld. A method is,
 # as far as it is too short for a value.
-WITHHELD = ("url", "fetched", "sni", "tunnel", "tls_error", "cut", "user_agent")
+WITHHELD = ("url", "fetched", "sni", "tunnel", "tls_error", "cut", "user_agent", "content_type", "referrer")
 _WITHHELD_LENGTHS = {**LENGTHS, "method": SHORTEST_WATCHED - 1}
 
 _REQUEST_TOKENS = "%#>a %#un %#>rm %#>rs %#>rd %#>rP %#ssl::>sni %#note{clt_conn_tag} %#note{token_}"
@@ -74,7 +81,7 @@ def outdated_sections(text: str, replacements: Mapping[str, str]) -> Iterator[tu
 
     `replacements` maps the documented paths to those of the gateway.
     """
-    for match in _SECTION.finditer(text):
+    for match in _SECTION.finditer(without_gateway(text)):
         lines = SECTIONS[match[1]]() if match[1] in SECTIONS else ()
         if match[0] != f"{match[1]}\n" + substitute("".join(f"{line}\n" for line in lines), replacements):
             yield text.count("\n", 0, match.start()) + 1, match[1]

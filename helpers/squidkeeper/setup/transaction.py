@@ -33,6 +33,9 @@ _STARTS: Final = {
     StepKind.START_SECRETS: "secrets",
     StepKind.START_TLS: "tls",
     StepKind.START_EXPORTER: "exporter",
+    StepKind.START_ARCHIVE: "archive",
+    StepKind.START_EXPORT: "export",
+    StepKind.START_PULL: "pull",
 }
 _TELLS: Final = {
     StepKind.START_SQUID: "started",
@@ -95,6 +98,9 @@ class Transaction:
             case StepKind.MAKE_AS_SQUID:
                 self._touched[path] = False
                 call_as(machine.account, lambda: path.mkdir(0o750))
+            case StepKind.MAKE_SHARED:
+                self._touched[path] = False
+                call_as(machine.account, lambda: _make_shared(path))
             case StepKind.GIVE_TO_SQUID:
                 give_folder(path, machine.owner)
                 call_as(machine.account, lambda: path.chmod(0o750))
@@ -233,6 +239,11 @@ class Transaction:
         self._put(note, entry)
         os.utime(note, (began, began))  # what is written from then on is news to the next run
         self._say("squid", done if action is StepKind.RECONFIGURE_SQUID else f"{done}, process {squid.pid()}")
+
+
+def _make_shared(path: Path) -> None:
+    path.mkdir(0o750)
+    path.chmod(0o2770)  # whatever the umask is
 
 
 def _aside(path: Path) -> Path:

@@ -5,15 +5,19 @@ A squid.conf of the operator's, in force or kept, stays, and must be able to do 
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
+from pathlib import Path
 
 from squidkeeper.errors import SetupFailed
+from squidkeeper.policy_store.reload_gate import forced_file
+from squidkeeper.policy_store.sources import grants_file, local_file
 from squidkeeper.setup.apparmor import CONFINED, close_apparmor
 from squidkeeper.setup.checks import faults_of, squid_parses
 from squidkeeper.setup.configuration import is_ours, names
 from squidkeeper.setup.console import complain, say
 from squidkeeper.setup.entries import Link, read_entry, remove, text_at
-from squidkeeper.setup.layout import FETCHER, SERVICES, Layout
+from squidkeeper.setup.layout import ACCOUNTS, SERVICES, Layout
 from squidkeeper.setup.machine import run, uses_systemd
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 
@@ -28,6 +32,9 @@ def uninstall(layout: Layout) -> None:
             f"{yours} includes {layout.fragment}, which --uninstall removes",
             "take that line out, tell Squid if it runs with it, and run this again",
         )
+    _stop("pull", layout, systemd=systemd)
+    _stop("export", layout, systemd=systemd)
+    _stop("archive", layout, systemd=systemd)
     _stop("exporter", layout, systemd=systemd)
     _stop("tls", layout, systemd=systemd)
     if ours:
@@ -55,8 +62,12 @@ def uninstall(layout: Layout) -> None:
         )
     say(
         "uninstall",
-        f"done. Yours to delete: {layout.policy} {layout.commands} {layout.ca_cert.parent} {layout.signing_cert}"
-        f" {layout.signing_key} (and *.previous, *.before-squidkeeper) {layout.local} {layout.access_log.parent}",
+        f"done. Yours to delete: {layout.policy} {grants_file(layout.policy)} {layout.decisions} {layout.webhook}"
+        f" {layout.commands} {layout.exports}"
+        f" {layout.ca_cert.parent}"
+        f" {layout.signing_cert} {layout.signing_key} (and *.previous, *.before-squidkeeper) {layout.local}"
+        f" {layout.access_log.parent} {layout.archive} {layout.archive_key} {layout.archive_pub}"
+        f" {layout.archive_store} {layout.pull_settings} {local_file(layout.policy)} {layout.pulled}",
     )
 
 
@@ -68,24 +79,36 @@ def _stop(name: str, layout: Layout, *, systemd: bool) -> None:
 def _remove_files(layout: Layout) -> None:
     previous = layout.conf.with_name(f"{layout.conf.name}.previous")
     ours = (previous, layout.fragment, layout.pages, layout.logformat, layout.policy_lines, layout.errors)
-    kept = (layout.state, layout.run, layout.applied, layout.ca_choices)
+    kept = (layout.state, layout.run, layout.applied, layout.ca_choices, forced_file(layout.policy))
     services = (path for name in SERVICES for path in (layout.service(name).unit, layout.service(name).applied))
-    for path in (*ours, *kept, *services, layout.haproxy, layout.observe, layout.supervise):
+    timed = filter(None, (layout.archive_timer, layout.logrotate))
+    for path in (*ours, *kept, *services, *timed, layout.haproxy, layout.observe, layout.supervise):
         remove(path)
     if layout.command and read_entry(layout.command) == Link(str(layout.program)):
         remove(layout.command)
     remove(layout.program)
     for venv in layout.prefix.glob("venv-*"):  # this process may run from one of them: it has imported what it needs
         remove(venv)
-    for folder in (layout.commands, layout.errors.parent, layout.program.parent, layout.prefix):
+    for folder in (layout.commands, layout.exports, layout.errors.parent, layout.program.parent, layout.prefix):
         with suppress(OSError):  # it is not there, or something else is in it
             folder.rmdir()
 
 
 def _remove_account(layout: Layout) -> None:
     if layout.account.exists():
-        run("userdel", FETCHER)
+        for folder in filter(Path.exists, (layout.archive, layout.pulled)):
+            _give_to_root(folder)
+        for account in ACCOUNTS.values():
+            run("userdel", account)
         remove(layout.account)
+
+
+def _give_to_root(kept: Path) -> None:
+    """Give what stays to root: another account could get the user ID that writes it."""
+    for _, _, files, folder in os.fwalk(kept):
+        for name in files:
+            os.chown(name, 0, -1, dir_fd=folder, follow_symlinks=False)
+        os.fchown(folder, 0, -1)
 
 
 def _restore_squid(layout: Layout, *, systemd: bool) -> None:
