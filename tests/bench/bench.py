@@ -12,7 +12,7 @@ client in one tunnel) or "fresh" (each in one of its own); those clients take mo
 
 Before it is measured, a request of each variant shows that the origin sees what it is to see. All run in turn, round
 after round, each round beginning with another one; a ratio is taken within each round, and its median and spread over
-the rounds are what counts. "cpu" is the processor time of the proxy's process for each request, "helpers" that of its
+the rounds are what counts. "cpu" is the processor time of the proxy's workers for each request, "helpers" that of its
 helpers, and of HAProxy where it takes the clients (with TLS to it in the load "http" alone: wrk speaks one TLS); other
 work on the machine touches both less than the rate. Needs nginx, wrk, openssl, iproute2, haproxy and what install.sh
 installs; what needs gcc, squidGuard or mitmproxy (`pip install mitmproxy` in an environment of its own) is left out
@@ -74,7 +74,7 @@ NGINX = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr crit;
 events {{ worker_connections 1024; }}
 http {{
-    access_log off; keepalive_requests 1000000;
+    access_log off; keepalive_requests 1000000; keepalive_timeout 1h;
     server {{
         listen {origin}:80; listen {origin}:443 ssl;
         ssl_certificate {folder}/origin.crt; ssl_certificate_key {folder}/origin.key;
@@ -155,7 +155,7 @@ class Running:
     name: str
     load: str
     port: int
-    process: int
+    processes: tuple[int, ...]  # those that serve
     scheme: str = "http"  # by which clients call it
     haproxy: int = 0  # the process
 
@@ -182,6 +182,7 @@ VARIANTS = (
     Variant(BEFORE, (HTTP, KEPT_ALIVE, FRESH), model=Model(before=True)),
     Variant("native dstdomain", changes=NATIVE),
     Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
+    Variant("host scope, two workers", (HTTP, KEPT_ALIVE, FRESH), model=Model(options=("--workers", "2"))),
     Variant("host scope, Squid's certificates", (FRESH,), model=Model(options=("--certificates", "squid"))),
     Variant("host scope, HAProxy", (HTTP, KEPT_ALIVE, FRESH), haproxy="http"),
     Variant("host scope, TLS to HAProxy", (HTTP,), haproxy="https"),
@@ -194,6 +195,7 @@ VARIANTS = (
     Variant("C no-op, request", (HTTP, KEPT_ALIVE), "policy-request.yaml", NOOP_REQUEST, program="gcc"),
     Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), "policy-request.yaml"),
     Variant("watch", (HTTP, KEPT_ALIVE), "policy-watch.yaml"),
+    Variant("quota", (HTTP, KEPT_ALIVE), "policy-quota.yaml"),
     Variant("C no-op, rewrites", (HTTP,), "policy-rewrite.yaml", NOOP_REWRITE, program="gcc"),
     Variant("rewrites", (HTTP,), "policy-rewrite.yaml", origin_sees="/b/a/0"),
     Variant("C no-op, injection", (KEPT_ALIVE,), "policy-inject.yaml", NOOP_CREDENTIAL, program="gcc"),
@@ -208,6 +210,7 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (HTTP, "request scope", "C no-op, request", 0.97),
     (HTTP, "request scope", "walkthrough", None),
     (HTTP, "watch", "request scope", None),
+    (HTTP, "quota", "host scope", None),
     (HTTP, "rewrites", "C no-op, rewrites", None),
     (HTTP, "host scope", "squidGuard", 1),
     (HTTP, "request scope", "squidGuard", 1),
@@ -217,6 +220,7 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (KEPT_ALIVE, "request scope", "C no-op, request", 0.97),
     (KEPT_ALIVE, "request scope", "walkthrough", None),
     (KEPT_ALIVE, "watch", "request scope", None),
+    (KEPT_ALIVE, "quota", "host scope", None),
     (KEPT_ALIVE, "injection", "C no-op, injection", 0.97),
     (KEPT_ALIVE, "injection", "walkthrough", None),
     (KEPT_ALIVE, "injection", f"injection, {BEFORE}", 1),
@@ -225,6 +229,7 @@ RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what i
     (FRESH, "request scope", "walkthrough", None),
     (FRESH, "host scope", "host scope, Squid's certificates", None),
     *((load, "host scope, HAProxy", "host scope", None) for load in LOADS),
+    *((load, "host scope, two workers", "host scope", None) for load in LOADS),
     (HTTP, "host scope, TLS to HAProxy", "host scope", None),
     (FRESH, "host scope", BEFORE, 1.8),
     (FRESH, "RSA-2048 CA, intermediate, by squidkeeper", "walkthrough", 1.35),
@@ -272,11 +277,11 @@ def measure(variants: list[Variant], rounds: int, seconds: int, before: Path | N
         stack.enter_context(origin(folder))
         for port, variant in enumerate(variants, 4200):
             beside = stack.enter_context(haproxy(folder, port)) if variant.haproxy else 0
-            process = stack.enter_context(squid(variant, folder, installed[variant.model], port))
+            workers = stack.enter_context(squid(variant, folder, installed[variant.model], port))
             scheme = variant.haproxy or "http"
-            running += (Running(variant.name, load, port, process, scheme, beside) for load in variant.loads)
+            running += (Running(variant.name, load, port, workers, scheme, beside) for load in variant.loads)
         if mitmdump and HTTP in loads:
-            running.append(Running(MITMPROXY, HTTP, 4250, stack.enter_context(mitmproxy(mitmdump, folder, 4250))))
+            running.append(Running(MITMPROXY, HTTP, 4250, (stack.enter_context(mitmproxy(mitmdump, folder, 4250)),)))
         elif HTTP in loads:
             print(f"{MITMPROXY} is left out: no --mitmdump", file=sys.stderr)
         return rounds_of(running, rounds, seconds, folder)
@@ -371,8 +376,8 @@ def origin(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterator[int]:
-    """Run the installed gateway in a folder and on a port of its own, changed into the variant; gives its process."""
+def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterator[tuple[int, ...]]:
+    """Run the installed gateway in a folder and on a port of its own, changed into the variant; gives its workers."""
     root = folder / f"gateway-{port}"
     shutil.copytree(installed, root, symlinks=True, ignore=shutil.ignore_patterns("venv-*"))
     shutil.copy(HERE / variant.policy, root / "etc/policy/policy.yaml")
@@ -391,7 +396,7 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
         text = config.read_text().replace(f"{installed}/bin", "PROGRAM").replace(str(installed), str(root))
         behind = f"{BEHIND_HAPROXY}:{port} require-proxy-header" if variant.haproxy else f"{LISTEN}:{port}"
         text = re.sub(r"(?m)^http_port \S+", f"http_port {behind}", text)
-        text = text.replace("#proxy_protocol_access ", "proxy_protocol_access ")
+        text = text.replace("#proxy_protocol_access allow localhost", "proxy_protocol_access allow localhost")
         config.write_text(text.replace("PROGRAM", f"{installed}/bin"))
     if not variant.model.before:
         python = (installed / "bin/squidkeeper").resolve().with_name("python")
@@ -402,7 +407,7 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
         try:
             for one in variant.loads:
                 wait_until_it_answers(port, one, variant.origin_sees, root / "etc/ca/ca.crt")
-            yield checked_worker(process.pid, variant)
+            yield checked_workers(process.pid, variant)
         finally:
             process.send_signal(signal.SIGINT)  # at once, without waiting for connections
 
@@ -470,12 +475,17 @@ def mitmproxy(mitmdump: Path, folder: Path, port: int) -> Iterator[int]:
             process.terminate()
 
 
-def checked_worker(master: int, variant: Variant) -> int:
-    """Tell the process that serves, of a Squid's master; one with a helper that does nothing has asked it."""
-    worker = next(child for child, name in children(master) if name == "squid")
-    if variant.program == "gcc" and "noop" not in (name for _, name in children(worker)):
+def checked_workers(master: int, variant: Variant) -> tuple[int, ...]:
+    """Tell the processes that serve, of a Squid's master; one with a helper that does nothing has asked it."""
+    workers = tuple(child for child, name in children(master) if name == "squid" and not is_coordinator(child))
+    if variant.program == "gcc" and "noop" not in (name for _, name in children(workers[0])):
         raise SystemExit(f"{variant.name} has not asked its helper")
-    return worker
+    return workers
+
+
+def is_coordinator(process: int) -> bool:
+    """Tell whether a process of Squid's only adds up the counters of workers."""
+    return Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"(squid-coord-")
 
 
 def children(process: int) -> list[tuple[int, str]]:
@@ -486,8 +496,9 @@ def children(process: int) -> list[tuple[int, str]]:
 
 def spent(one: Running) -> tuple[float, float]:
     """Tell the processor time of a proxy's process, and of what works for it."""
-    beside = [child for child, _ in children(one.process)] + ([one.haproxy] if one.haproxy else [])
-    return processor_seconds(one.process), sum(map(processor_seconds, beside))
+    beside = [child for process in one.processes for child, _ in children(process)]
+    beside += [one.haproxy] if one.haproxy else []
+    return sum(map(processor_seconds, one.processes)), sum(map(processor_seconds, beside))
 
 
 def processor_seconds(process: int) -> float:

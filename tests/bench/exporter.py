@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import (  # type: ignore[import-not-found] # it lies beside this script
+    HTTP,
     INSIDE,
+    Running,
     Variant,
     install,
     load,
@@ -32,6 +34,7 @@ from command import at_least_one, require, show  # type: ignore[import-not-found
 
 PORT = 4200
 PAGES = "127.0.0.1:4201"
+LOADED = Running("host scope", HTTP, PORT, ())
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,12 @@ def measure(rounds: int, seconds: int) -> list[Round]:
         stack.enter_context(origin(folder))
         stack.enter_context(squid(Variant("host scope"), folder, installed, PORT))
         for number in range(rounds + 1):
-            without = load(PORT, seconds)[0] if number % 2 else 0.0
+            without = load(LOADED, seconds)[0] if number % 2 else 0.0
             with exporter(installed, folder / f"gateway-{PORT}"):
                 before = value("process_cpu_seconds_total")
-                with_it = load(PORT, seconds)[0]
+                with_it = load(LOADED, seconds)[0]
                 backlog, after = value("squidkeeper_record_backlog_bytes"), value("process_cpu_seconds_total")
-            found.append(Round(without or load(PORT, seconds)[0], with_it, after - before, backlog))
+            found.append(Round(without or load(LOADED, seconds)[0], with_it, after - before, backlog))
             show(number, rounds, f"{with_it:8.0f}/s")
     show(rounds, rounds, "")
     return found[1:]

@@ -1,9 +1,10 @@
 """The load of bench.py over https: clients that each ask in a tunnel through the proxy, or in a new one each time.
 
-    tunnels.py ADDRESS PORT kept-alive|fresh SECONDS CA
+    tunnels.py ADDRESS PORT kept-alive|fresh|REQUESTS SECONDS CA
 
-bench.py runs it. It says "open" when the tunnels are, and at the end how many requests were answered, and how many
-tunnels were closed before a request. A request that fails is complained of.
+bench.py and sizing.py run it. REQUESTS is how many are asked in a tunnel before another one is opened. It says "open"
+when the tunnels are, and at the end how many requests were answered, and how many tunnels were closed before a request.
+A request that fails is complained of.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 
 CLIENTS = 8
 HOST = "bench.example"
+EACH = {"kept-alive": sys.maxsize, "fresh": 1}  # requests in a tunnel
 
 
 class Load:
@@ -27,8 +29,8 @@ class Load:
         self._all_open = threading.Barrier(CLIENTS, lambda: print("open", flush=True), timeout=30)
         self.answered, self.closed = [0] * CLIENTS, [0] * CLIENTS
 
-    def client(self, number: int, fresh: bool, seconds: float) -> None:
-        """Be one of the clients."""
+    def client(self, number: int, each: int, seconds: float) -> None:
+        """Be one of the clients, which asks so often in each tunnel."""
         tunnel = self._tunnel()
         self._all_open.wait()
         ends = time.monotonic() + seconds
@@ -36,16 +38,21 @@ class Load:
             answered = ask(tunnel, f"/a/{number}/{self.answered[number]}")
             self.answered[number] += answered
             self.closed[number] += not answered
-            if fresh or not answered:
+            if self.answered[number] % each == 0 or not answered:
                 tunnel.close()
                 tunnel = self._tunnel()
 
     def _tunnel(self) -> ssl.SSLSocket:
-        plain = socket.create_connection(self._proxy)
-        plain.sendall(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n\r\n".encode())
-        answer = plain.recv(65536)
-        assert b" 200 " in answer, answer
-        return self._context.wrap_socket(plain, server_hostname=HOST)
+        return open_tunnel(self._proxy, self._context)
+
+
+def open_tunnel(proxy: tuple[str, int], context: ssl.SSLContext) -> ssl.SSLSocket:
+    """Open a tunnel through the proxy, with TLS inside."""
+    plain = socket.create_connection(proxy)
+    plain.sendall(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n\r\n".encode())
+    answer = plain.recv(65536)
+    assert b" 200 " in answer, answer
+    return context.wrap_socket(plain, server_hostname=HOST)
 
 
 def ask(tunnel: ssl.SSLSocket, path: str) -> bool:
@@ -63,11 +70,8 @@ def ask(tunnel: ssl.SSLSocket, path: str) -> bool:
 
 
 def main(address: str, port: str, kind: str, seconds: str, ca: str) -> None:
-    load = Load((address, int(port)), ca)
-    clients = [
-        threading.Thread(target=load.client, args=(number, kind == "fresh", float(seconds)))
-        for number in range(CLIENTS)
-    ]
+    load, each = Load((address, int(port)), ca), EACH.get(kind) or int(kind)
+    clients = [threading.Thread(target=load.client, args=(number, each, float(seconds))) for number in range(CLIENTS)]
     for client in clients:
         client.start()
     for client in clients:
