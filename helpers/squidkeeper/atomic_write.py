@@ -1,4 +1,4 @@
-"""Replacing a file that other processes read (floor 4)."""
+"""Replacing a file that other processes read (floor 3)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ def replace(file: Path, content: bytes, mode: int = 0o640, owner: tuple[int, int
     """
     new = file.with_name(f"{file.name}.new")
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as opened:
-        opened.write(content)
-        opened.flush()
-        if owner is not None:
-            os.fchown(opened.fileno(), *owner)
-        os.fchmod(opened.fileno(), mode)  # whatever the umask is
-        os.fsync(opened.fileno())
+        try:
+            opened.write(content)
+            opened.flush()
+            if owner is not None:
+                os.fchown(opened.fileno(), *owner)
+            os.fchmod(opened.fileno(), mode)  # whatever the umask is
+            os.fsync(opened.fileno())
+        except OSError:
+            new.unlink(missing_ok=True)  # a part of it would keep a full disk full
+            raise
     new.rename(file)

@@ -4,24 +4,38 @@
     ├── InvalidUrl        a request target, host or port that no rule may be asked about
     ├── InvalidLine       a line from Squid that is not what squid.conf makes it
     ├── InvalidRecord     a line that is no line of the record of requests
+    ├── QueryRefused      a user's SQL that is no SELECT, does more than read, or fails
     ├── UnreadableLog     an access log that cannot be read: damaged, or of a form that is not known
-    ├── StateInUse        a state folder that another exporter keeps its counts in
+    ├── InvalidEntry      a line of an archive's chain, or its head, that is none
+    ├── InvalidArchiveKey a key that seals or verifies no archive
+    ├── ArchiveFailed     a rotated log that cannot be archived; says why
+    ├── ArchiveInUse      an archive that another run is changing
+    ├── StateInUse        a state folder that another process of the same kind uses
+    ├── StoreFailed       an object store that an archive cannot be copied to, or read from
     ├── ListenFailed      an address that the exporter cannot listen on
     ├── ResolverFailed    the resolver that Squid asks cannot be set up
     ├── TlsPortFailed     HAProxy, which takes clients for Squid, does not answer or does not take its certificate
+    ├── WebhookFailed     people cannot be told that questions wait; shows neither URL nor key
     ├── DoctorFailed      a gateway that cannot be examined, as there is none
     ├── DemoFailed        a step of the demonstration that cannot be done, or whose result is unexpected
     ├── InvalidSetting    a proxy, path or host that a client's variables cannot hold
     ├── ExtraMissing      an optional part whose packages are not installed; names the command that installs them
     ├── EditRefused       an edit of the policy by a command that was not made; says why
+    ├── FleetFailed       a file of a fleet that is wrong; names each place
     ├── SetupFailed       an installation that cannot go on; carries what to do
+    ├── PullFailed        a source that no policy can be pulled from now
+    ├── PullRefused       a version of a pulled policy that is not put in place; says why
     ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
     ├── LeafRefused       a certificate of a host that is not made
     ├── SealedTokenRefused a sealed token that is not used; says why, and nothing of what it holds
     ├── SigningRefused    a request that cannot be signed from its head; says why
     ├── PatternError      a host, path, port or query pattern that cannot be understood
     ├── PolicyError       a policy that does not load; carries every fault
+    ├── InvalidExport     an export that cannot be started: its options, its file, or what these name
+    ├── DeliveryFailed    records that a receiver has not taken; a later attempt may succeed
+    ├── MessagesRefused   messages that a receiver refuses for what they hold
     ├── SourceFailed      a source of a secret that gave no usable value; never shows what it answered
+    ├── CountsUnavailable the counts of quotas cannot be read or written; says why
     └── SecretUnavailable a credential's value is unavailable; names the secret, never shows it
 
 A denial is not an error: it is a `Decision` with its reason.
@@ -54,12 +68,40 @@ class InvalidRecord(SquidkeeperError):
     """A line that is no line of the record of requests; the text says what was expected."""
 
 
+class QueryRefused(SquidkeeperError):
+    """A user's SQL that is not run, or fails; the text says what was expected."""
+
+
 class UnreadableLog(SquidkeeperError):
     """An access log that cannot be read; the text names the file, says why and what to do."""
 
 
+class DamagedLog(SquidkeeperError):
+    """A compressed log whose content cannot be read any further; the text says why."""
+
+
+class InvalidEntry(SquidkeeperError):
+    """A line of an archive's chain, or its head, that is none; the text says what was expected."""
+
+
+class InvalidArchiveKey(SquidkeeperError):
+    """A key that seals or verifies no archive; the text names the file, and nothing of a private key."""
+
+
+class ArchiveFailed(SquidkeeperError):
+    """A rotated log that cannot be archived; the text says why."""
+
+
+class ArchiveInUse(SquidkeeperError):
+    """An archive that another run is changing; the text names it."""
+
+
+class StoreFailed(SquidkeeperError):
+    """An object store that an archive cannot be copied to or read from; the text says why, and shows no key."""
+
+
 class StateInUse(SquidkeeperError):
-    """A state folder that another exporter keeps its counts in; the text names it."""
+    """A state folder that another process of the same kind uses; the text names it."""
 
 
 class ListenFailed(SquidkeeperError):
@@ -72,6 +114,10 @@ class ResolverFailed(SquidkeeperError):
 
 class TlsPortFailed(SquidkeeperError):
     """HAProxy does not answer, or does not take its certificate; the text says what it answered."""
+
+
+class WebhookFailed(SquidkeeperError):
+    """People cannot be told that questions wait; the text says why, and shows neither the URL nor the key."""
 
 
 class DoctorFailed(SquidkeeperError):
@@ -94,6 +140,10 @@ class EditRefused(SquidkeeperError):
     """An edit of the policy that was not made; the text says why, and what to do."""
 
 
+class FleetFailed(SquidkeeperError):
+    """A file of a fleet that is wrong; each line of the text names a place, and what was expected."""
+
+
 class SetupFailed(SquidkeeperError):
     """An installation that cannot go on; the text says why.
 
@@ -104,6 +154,14 @@ class SetupFailed(SquidkeeperError):
         super().__init__(text)
         self.advice = advice
         self.details = details
+
+
+class PullFailed(SquidkeeperError):
+    """A source that no policy can be pulled from now; the text says why, and shows no token."""
+
+
+class PullRefused(SquidkeeperError):
+    """A version of a pulled policy that is not put in place; the text says why."""
 
 
 class ReplyTooLong(SquidkeeperError):
@@ -138,8 +196,32 @@ class SecretUnavailable(SquidkeeperError):
         self.pending = pending
 
 
+class InvalidExport(SquidkeeperError):
+    """An export that cannot be started; the text says why and what to do, and shows no secret."""
+
+
+class DeliveryFailed(SquidkeeperError):
+    """A receiver has not taken what was sent; the text says why, and shows no secret.
+
+    `uncertain`: it may have taken some of it. `retry_seconds` is how long it asks to wait; None: it does not ask.
+    """
+
+    def __init__(self, text: str, *, uncertain: bool = False, retry_seconds: float | None = None) -> None:
+        super().__init__(text)
+        self.uncertain = uncertain
+        self.retry_seconds = retry_seconds
+
+
+class MessagesRefused(SquidkeeperError):
+    """A receiver refuses messages for what they hold, and has taken none of them; the text says how."""
+
+
 class SourceFailed(SquidkeeperError):
     """A source of a secret gave no usable value; the text says what was expected, and nothing of what it answered."""
+
+
+class CountsUnavailable(SquidkeeperError):
+    """The counts of quotas cannot be read or written; the text says why, and shows no password."""
 
 
 class PolicyError(SquidkeeperError):

@@ -16,7 +16,9 @@ from squidkeeper.policy.secret_sources import GitHubAppSource, OAuth2Source
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "aws": ("botocore",),
     "oauth2": ("authlib", "httpx", "joserfc"),
+    "s3": ("s3fs",),
     "sealed": ("nacl",),
+    "valkey": ("valkey",),
 }
 
 

@@ -5,7 +5,7 @@ humanize is not used: it writes "a minute ago" and "1.5 kB", and rounds duration
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 _THOUSAND: Final = 1000
@@ -22,6 +22,11 @@ def thousands(number: int) -> str:
 def quantity(number: int, noun: str, nouns: str = "") -> str:
     """Write a number with its noun: `1 rule`, `2 rules`; `nouns` is an irregular plural."""
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def printable(text: str) -> str:
+    """Show text of others in one line: characters that are not printable as escapes."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def byte_size(count: int) -> str:
@@ -51,6 +56,16 @@ def percent(share: float) -> str:
 def timestamp(at: datetime) -> str:
     """Write a time to the second, without its zone: `2026-11-24 12:00:00`."""
     return f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def utc_time(at: datetime) -> str:
+    """Write a time to the second, as a policy has it: `2026-11-24T12:00:00Z`."""
+    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def utc_seconds(seconds: float) -> str:
+    """Write a time that is counted from 1970 on, in the same form."""
+    return utc_time(datetime.fromtimestamp(seconds, UTC))
 
 
 def duration(seconds: float) -> str:

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
-_HELPERS = ("acl", "rewrite", "credential", "throttle", "certificate", "login", "watch")
+from squidkeeper.cli.output_failures import told_output_failures
+
+_HELPERS = ("acl", "rewrite", "credential", "throttle", "certificate", "login", "watch", "meter")
 _COMMANDS = (
     "check",
     "explain",
+    "diff",
     "log",
+    "why",
     "report",
+    "query",
+    "replay",
+    "learn",
+    "tighten",
+    "archive",
     "demo",
     "doctor",
+    "drain",
+    "reload",
     "env",
     "probe",
     "brief",
+    "preset",
+    "schema",
     "seal",
     "client",
+    "grant",
+    "ask",
+    "quota",
     "exporter",
     "maintain",
     "secrets",
+    "export",
+    "pull",
     "setup",
     *_HELPERS,
 )
@@ -41,15 +60,27 @@ class LateGroup(click.Group):
         command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
         return command if isinstance(command, click.Command) else None
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        with told_output_failures():
+            return super().invoke(ctx)
+
 
 @click.group(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="squidkeeper")
 def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
-    `check`, `explain`, `log`, `report`, `doctor` and `demo` are for people. `env`, `probe` and `brief` print what a
-    client needs.
+    `check`, `explain`, `diff`, `log`, `why`, `report`, `query`, `replay`, `learn`, `tighten`, `archive`, `doctor` and
+    `demo` are for people.
+    `drain` sends new clients to other gateways, and waits until this one is idle.
+    `reload` shows an edit that the reload gate holds back or has refused, and accepts it.
+    `env`, `probe` and `brief` print what a client needs.
+    `preset` shows the rules that are shipped, `schema` prints the JSON Schema of a policy file for editors.
+    `grant` allows requests for a time.
+    `ask` lists the questions of clients that wait for a person. `quota` shows what is used of each quota.
     `client` makes and revokes the tokens of clients. `seal` makes sealed tokens and the keys for them.
-    `acl`, `rewrite`, `credential`, `throttle`, `certificate`, `login` and `watch` are the helpers that Squid starts.
-    `exporter`, `maintain` and `secrets` are services beside Squid. `setup` is a part of install.sh.
+    `acl`, `rewrite`, `credential`, `throttle`, `certificate`, `login`, `watch` and `meter` are the helpers that Squid
+    starts.
+    `exporter`, `maintain`, `secrets`, `export` and `pull` are services beside Squid. `setup` is a part of install.sh.
     """

@@ -24,11 +24,17 @@ def acl(scope: str, directory: Path, state: Path, concurrency: int) -> None:
     request scope the URL) and answers each with OK or ERR, the rule and the reason. Not to be called by hand: use
     explain.
     """
+    from functools import partial
+
+    from squidkeeper.grant_uses import GrantUses
     from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
+    from squidkeeper.helpers.asking import Asking
     from squidkeeper.helpers.loop import run
     from squidkeeper.metrics import HOST
+    from squidkeeper.quotas.opening import open_meter
 
     if scope == HOST:
         run(scope, HostScope, answer_host, directory, state, concurrency)
     else:
-        run(scope, RequestScope, answer_url, directory, state, concurrency)
+        prepare = partial(RequestScope, uses=GrantUses(state), asking=Asking(state, open_meter(directory, state)))
+        run(scope, prepare, answer_url, directory, state, concurrency)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.cli.options import json_option, policy_lines_option, policy_option, state_option
-from squidkeeper.formatting import age, quantity
+from squidkeeper.formatting import age, duration, quantity
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.model import SHORTEST_WATCHED
 from squidkeeper.policy.secret_sources import EnvironmentSource, FileSource, SecretSource
@@ -22,7 +22,7 @@ from squidkeeper.squid_account import Account, account_of, group_name, squid_acc
 
 if TYPE_CHECKING:
     from squidkeeper.policy.host_lists import HostList
-    from squidkeeper.policy.model import Policy
+    from squidkeeper.policy.model import Policy, ReloadGate, Rewrite, Rule
     from squidkeeper.policy_store.sources import Sources
 
 
@@ -63,10 +63,12 @@ class CheckReport:
     access: Access
     revision: str | None = None
     rules: int = 0
+    grants: int = 0
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
     lists: tuple[ListReport, ...] = ()
     open_entries: tuple[Fault, ...] = ()
+    gate: ReloadGate | None = None
     not_compared: Path | None = None  # the rendered lines, where the policy needs some and they cannot be read
 
 
@@ -116,6 +118,7 @@ def _report(
         *_unusable_secrets(policy, sources),
         *_not_rendered(policy, rendered),
         *missing_extras(policy),
+        *_without_ceiling(policy, directory),
         *access.warnings,
     )
     open_entries = open_to_any_client(policy, str(directory), now) if require_clients else ()
@@ -124,11 +127,30 @@ def _report(
         access,
         policy.revision,
         len(policy.rules),
+        len(policy.grants),
         warnings=(*found, *open_entries),
         lists=tuple(_list_reports(sources, policy.lists, now)),
         open_entries=open_entries,
+        gate=policy.reload_gate,
         not_compared=_not_compared(policy, rendered),
     )
+
+
+def _without_ceiling(policy: Policy, directory: Path) -> Iterator[Fault]:
+    """Warn about what opens private addresses in a policy that is pulled without a ceiling."""
+    from squidkeeper.errors import PullFailed
+    from squidkeeper.pull_settings import SETTINGS, read_pull_settings
+
+    try:
+        settings = read_pull_settings(directory.absolute().parent / SETTINGS)
+    except PullFailed:
+        return  # it is not pulled, or says so itself
+    entries: tuple[Rule | Rewrite, ...] = (*policy.rules, *policy.rewrites)
+    for one in entries if settings.ceiling is None else ():
+        if one.private:
+            what = f"{one.name!r} opens private addresses in a policy that is pulled without a ceiling"
+            message = f"{what}: name one in {SETTINGS}, or the next version may open more"
+            yield Fault(one.location, FaultCode.NO_CEILING, message)
 
 
 def _ended_before(directory: Path, state: Path) -> frozenset[str]:
@@ -181,7 +203,7 @@ def _places(sources: Sources) -> Iterator[_NamedFile]:
     for path in policy_files(sources.directory):
         yield _NamedFile(path, Location(str(path)), "this file", _NOTHING_LOADS)
     for section, kind, so in _NAMED_FILES:
-        for document, name, path in file_entries(sources.documents, section):
+        for document, name, path in file_entries(sources.with_local, section):
             yield _NamedFile(path, document.locate((section, name, "file")), f"{kind} {name!r}", so)
 
 
@@ -266,6 +288,7 @@ def _text(report: CheckReport) -> str:
     lines = [f"{fault.location}: fault: {fault.text}" for fault in sorted(report.faults)]
     lines += [f"{warning.location}: warning: {warning.text}" for warning in sorted(report.warnings)]
     lines += [_list_text(one) for one in report.lists]
+    lines += [_gate_text(report.gate)] if report.gate else []
     if report.access.not_checked:
         lines.append(f"not checked: what Squid's account can read ({report.access.not_checked})")
     if report.not_compared:
@@ -275,9 +298,14 @@ def _text(report: CheckReport) -> str:
     found = f"{quantity(len(report.faults), 'fault')}, {quantity(len(report.warnings), 'warning')}"
     if report.faults:
         return "\n".join([*lines, f"{report.directory} does not load: {found}"])
-    return "\n".join(
-        [*lines, f"{report.directory} loads: revision {report.revision}, {quantity(report.rules, 'rule')}, {found}"]
-    )
+    grants = f", {quantity(report.grants, 'grant')}" if report.grants else ""
+    rules = f"{quantity(report.rules, 'rule')}{grants}"
+    return "\n".join([*lines, f"{report.directory} loads: revision {report.revision}, {rules}, {found}"])
+
+
+def _gate_text(gate: ReloadGate) -> str:
+    what = f"deny more than {gate.denials:,} combinations of client, rule and host that were used"
+    return f"reload gate: an edit is refused that would {what} within {duration(gate.since_seconds)}"
 
 
 def _list_text(one: ListReport) -> str:
@@ -291,6 +319,8 @@ def _json(report: CheckReport) -> str:
             "loads": not report.faults,
             "revision": report.revision,
             "rules": report.rules,
+            "reload_gate": asdict(report.gate) if report.gate else None,
+            "grants": report.grants,
             "faults": _rows(report.faults),
             "warnings": _rows(report.warnings),
             "lists": [_list_row(one) for one in report.lists],

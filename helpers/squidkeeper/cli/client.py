@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_POLICY, json_option, policy_option
+from squidkeeper.cli.options import DEFAULT_POLICY, Duration, json_option, policy_option
 from squidkeeper.errors import EditRefused, PolicyError
 from squidkeeper.formatting import ago
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 _TOKEN_BYTES = 32  # twice the 128 random bits for which a plain SHA-256 is enough
 _PREFIX = "sqk_"  # so that scanners for secrets can tell what it is
-_DURATION = re.compile(r"([1-9]\d{0,6})([mhd])")
-_SECONDS = {"m": 60, "h": 3600, "d": 86400}
 
 
 @click.group()
@@ -29,19 +26,9 @@ def client() -> None:
     """Make, list and revoke the tokens with which clients of the policy log in."""
 
 
-class _Duration(click.ParamType):  # type: ignore[type-arg] # generic in newer releases of click alone
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        found = _DURATION.fullmatch(str(value))
-        if found is None:
-            self.fail(f"{value!r} is not a duration, expected one such as 30m, 2h or 7d", param, ctx)
-        return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
-
-
 @client.command()
 @click.argument("name")
-@click.option("--for", "valid", metavar="TIME", type=_Duration(), help="30m, 2h or 7d: when the token expires.")
+@click.option("--for", "valid", metavar="TIME", type=Duration(), help="30m, 2h or 7d: when the token expires.")
 @click.option("--network", "networks", multiple=True, metavar="NETWORK", help="Of a new client: both must hold.")
 @policy_option
 def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory: Path) -> None:

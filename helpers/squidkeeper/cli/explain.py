@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from squidkeeper.cli.options import json_option, policy_lines_option, policy_option
+from squidkeeper.cli.options import ABSOLUTE_URL, HOST_AND_PORT, Moment, json_option, policy_lines_option, policy_option
 
 if TYPE_CHECKING:
     from squidkeeper.engine import CompiledPolicy, Decision
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from squidkeeper.protocol.request import Malformed, Request
 
 _CANNOT_SAY = 2
-_HOST_AND_PORT = re.compile(r"[^/]+:[0-9]+")
-_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NOT_REACHED_AT_MOST = 5
 _PASSTHROUGH = "passthrough: only client, host, port and TLS server name are seen, no method and no path"
 _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC need tls: passthrough on the rule"
@@ -35,6 +32,7 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
     "--client", metavar="ADDRESS", help="The client's address. Without it, rules with `clients` do not match."
 )
 @click.option("--user", metavar="NAME", help="The proxy user.")
+@click.option("--at", metavar="TIME", type=Moment(), help="Decide as of this time: an ISO time (UTC by default).")
 @json_option
 @policy_lines_option
 @click.option("--record", "line", metavar="FILE", type=click.File("rb"), help="Explain a line of the record instead.")
@@ -44,6 +42,7 @@ def explain(
     directory: Path,
     client: str | None,
     user: str | None,
+    at: datetime | None,
     as_json: bool,
     rendered: Path,
     line: BinaryIO | None,
@@ -70,7 +69,7 @@ def explain(
     from squidkeeper.engine import explain as engine
 
     asked, request, now, revision = (
-        _of_record(line, method, client, user) if line else _of_arguments(method, url, client, user)
+        _of_record(line, method, client, user, at) if line else _of_arguments(method, url, client, user, at)
     )
     policy = _load(directory)
     _compare(revision, policy.revision, directory)
@@ -97,7 +96,9 @@ def _not_rendered(found: Explanation, file: Path) -> str | None:
 Question = tuple[str, "Request | Malformed", datetime, str | None]  # the last: the revision that the record names
 
 
-def _of_arguments(method: str | None, url: str | None, client: str | None, user: str | None) -> Question:
+def _of_arguments(
+    method: str | None, url: str | None, client: str | None, user: str | None, at: datetime | None
+) -> Question:
     from squidkeeper.protocol.request import request_to
     from squidkeeper.url import RECORDED_URL_LENGTH
 
@@ -111,16 +112,16 @@ def _of_arguments(method: str | None, url: str | None, client: str | None, user:
             "Give the whole URL.",
             param_hint="URL",
         )
-    return f"{method} {url}", request_to(method, url, client, user), datetime.now(UTC), None
+    return f"{method} {url}", request_to(method, url, client, user), at or datetime.now(UTC), None
 
 
-def _of_record(line: BinaryIO, *given: str | None) -> Question:
+def _of_record(line: BinaryIO, *given: object) -> Question:
     from squidkeeper.errors import InvalidRecord
     from squidkeeper.record.record import NONE, parse_record, parse_time
     from squidkeeper.record.requests import request_of, unexplained
 
     if any(given):
-        raise click.UsageError("--record goes without METHOD, URL, --client and --user: the record has them")
+        raise click.UsageError("--record goes without METHOD, URL, --client, --user and --at: the record has them")
     text = line.readline().rstrip(b"\n")
     if not text:
         expected = "expected a line of the record, as `squidkeeper log --json` prints it"
@@ -163,9 +164,9 @@ def _load(directory: Path) -> CompiledPolicy:
 def _check_target(method: str, url: str) -> None:
     """Refuse what no client could mean; what is a URL and no valid one is for the decision to deny."""
     if method == "CONNECT":
-        if not _HOST_AND_PORT.fullmatch(url):
+        if not HOST_AND_PORT.fullmatch(url):
             raise click.BadParameter(f"CONNECT takes HOST:PORT, such as github.com:443, not {url!r}", param_hint="URL")
-    elif not _ABSOLUTE.match(url):
+    elif not ABSOLUTE_URL.match(url):
         message = f"{url!r} is not an absolute URL, expected one with its scheme, such as https://example.com/"
         raise click.BadParameter(message, param_hint="URL")
 
@@ -186,12 +187,17 @@ def _text(asked: str, found: Explanation, missing: str | None) -> str:
     rows = [
         ("rule", f"{decision.rule}{_at(decision.location)}"),
         ("reason", decision.reason),
+        ("ask", _ask_text(decision)),
+        ("grant", _grant_text(found.grant)),
+        ("observed", _observed_text(found)),
+        ("WARNING", _warning_text(found)),
         ("not rendered", missing),
         ("rewrite", _rewrite_text(decision)),
         *(("credential", _credential_text(one)) for one in decision.credentials),
         *(("secret", f"{one.name}: {one.source}") for one in found.secrets),
         ("strip", ", ".join(decision.strip.headers) if decision.strip else None),
         ("upstream", _upstream_text(found.upstream)),
+        *(("quota", f"{one.name}: {one.text}{_at(one.location)}") for one in found.quotas),
         ("resolved", _resolved_text(found.resolved)),
         ("tls", _tls_text(found)),
         ("websocket", _websocket_text(found)),
@@ -202,6 +208,35 @@ def _text(asked: str, found: Explanation, missing: str | None) -> str:
     ]
     lines = [f"{name:<12} {text}" for name, text in rows if text]
     return "\n".join([f"{decision.action.upper():<12} {asked}", *lines])
+
+
+def _ask_text(decision: Decision) -> str | None:
+    if decision.asks and not decision.allowed:
+        return "denied with a ticket: a person can allow it for a time (squidkeeper ask)"
+    return "requests to it can be denied with a ticket (squidkeeper ask)" if decision.outlook.may_ask else None
+
+
+def _grant_text(grant: Rule | None) -> str | None:
+    from squidkeeper.formatting import quantity
+
+    if grant is None or grant.expires is None:
+        return None
+    until = f"until {grant.expires.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    if grant.uses is None:
+        return until
+    return f"{until}, {quantity(grant.uses, 'request')} at most (`squidkeeper grant --list` shows how many are left)"
+
+
+def _observed_text(found: Explanation) -> str | None:
+    one = found.observed
+    return None if one is None else f"{one.verdict} by {one.rule}{_at(one.location)}: recorded, and of no effect"
+
+
+def _warning_text(found: Explanation) -> str | None:
+    if found.default_observes is None:
+        return None
+    why = "no rule decides this request, and the default observes instead of denying it"
+    return f"{why} ({_place(found.default_observes)})"
 
 
 def _passed(one: PassedOver) -> str:
@@ -242,17 +277,23 @@ def _tls_text(found: Explanation) -> str | None:
 
 
 def _websocket_text(found: Explanation) -> str | None:
+    from squidkeeper.engine.explain import rule_to_change
+
     if found.websocket is None:
         return None
     if found.websocket.passes:
         return "yes"
-    remedy = f"websocket: true on the rule {found.decision.rule} would let it pass"
+    if found.grant is not None:
+        return "no, a grant passes none"
+    remedy = f"websocket: true on {rule_to_change(found.decision)} would let it pass"
     return f"no, {_websocket_obstacle(found.websocket)}" + (f" ({remedy})" if found.decision.location else "")
 
 
 def _websocket_obstacle(found: WebSocket) -> str | None:
-    if found.entry is None:
+    if found.passes:
         return None
+    if found.entry is None:
+        return "no rule opens the whole host"
     named = f"{found.entry.name}{_at(found.entry.location)}"
     if not found.fields:
         return f"the rewrite {named} is for this host"
@@ -289,6 +330,16 @@ def _json(found: Explanation, missing: str | None) -> str:
             "rule": decision.rule,
             "location": _place(location) if location else None,
             "reason": decision.reason,
+            "asks": decision.asks or decision.outlook.may_ask,
+            "grant": found.grant
+            and {"expires": found.grant.expires and found.grant.expires.isoformat(), "uses": found.grant.uses},
+            "observed": found.observed
+            and {
+                "verdict": found.observed.verdict,
+                "rule": found.observed.rule,
+                "location": _place(found.observed.location),
+            },
+            "default_observes": found.default_observes is not None,
             "rewrite": rewritten
             and {
                 "name": rewritten.rewrite.name,
@@ -299,6 +350,7 @@ def _json(found: Explanation, missing: str | None) -> str:
             "secrets": {secret.name: str(secret.source) for secret in found.secrets},
             "strip": decision.strip.headers if decision.strip else [],
             "upstream": found.upstream.name if found.upstream else None,
+            "quotas": [one.name for one in found.quotas],
             "not_rendered": missing,
             "resolved": found.resolved
             and {"host": found.resolved.host, "private_address": "deny", "opened_by": found.resolved.opener},

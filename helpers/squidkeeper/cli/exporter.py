@@ -9,9 +9,11 @@ import click
 
 from squidkeeper.cli.options import (
     DEFAULT_LOG,
+    archive_option,
     file_option,
     policy_lines_option,
     policy_option,
+    proxy_header_option,
     run_option,
     state_option,
 )
@@ -85,6 +87,14 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     help="Squid's proxy port on this machine, to read Squid's own counters.",
 )
 @click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="How many processes of Squid serve: each starts helpers of its own.",
+)
+@click.option(
     "--status-from",
     metavar="NETWORK",
     type=NetworkType(),
@@ -92,7 +102,29 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     default=["127.0.0.0/8", "::1/128"],
     help="Show the status page to this network instead of only to this machine. Repeatable.",
 )
+@proxy_header_option
+@click.option(
+    "--health-listen",
+    metavar="ADDRESS:PORT",
+    type=Address(),
+    help="The address of a second /healthz, for load balancers: it tells whether to send clients here. Without it,"
+    " there is none.",
+)
+@click.option(
+    "--health-from",
+    metavar="NETWORK",
+    type=NetworkType(),
+    multiple=True,
+    help="Answer there to this address or network alone. Repeatable.",
+)
 @run_option
+@archive_option("The archive of the access log, to report what it lacks. Without it, there is none.", default=None)
+@click.option(
+    "--pulled",
+    metavar="DIR",
+    type=click.Path(path_type=Path, readable=False),
+    help="The folder of `squidkeeper pull`, to report what it has come to. Without it, no policy is pulled.",
+)
 def exporter(
     listen: tuple[str, int],
     directory: Path,
@@ -102,8 +134,14 @@ def exporter(
     rendered: Path,
     tls_certificate: Path | None,
     squid: tuple[str, int],
+    workers: int,
     status_from: tuple[Network, ...],
     run: Path,
+    archive: Path | None,
+    pulled: Path | None,
+    proxy_header: bool,
+    health_listen: tuple[str, int] | None,
+    health_from: tuple[Network, ...],
 ) -> None:
     """Serve metrics, health and a status page of the gateway, until SIGTERM.
 
@@ -118,7 +156,22 @@ def exporter(
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     options = ExporterOptions(
-        listen, directory, access_log, state, ca, rendered, squid, status_from, tls_certificate, run
+        listen=listen,
+        directory=directory,
+        access_log=access_log,
+        state=state,
+        ca=ca,
+        policy_lines=rendered,
+        squid=squid,
+        status_from=status_from,
+        tls_certificate=tls_certificate,
+        run=run,
+        archive=archive,
+        pulled=pulled,
+        proxy_header=proxy_header,
+        health_listen=health_listen,
+        health_from=health_from,
+        workers=workers,
     )
     try:
         run_exporter(options)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_LOG, file_option, state_option
+from squidkeeper.cli.exporter import Address
+from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, proxy_header_option, state_option
 
 if TYPE_CHECKING:
     from squidkeeper.maintenance.process import Task
+    from squidkeeper.policy_store.reload_gate import Edit
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -66,11 +68,27 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
 @file_option("--cache-log", DEFAULT_LOG.with_name("cache.log"), "Messages of Squid and the helpers.")
 @file_option("--squid-pid", Path("/run/squid.pid"), "The file with the process id of Squid's master.")
 @click.option(
+    "--squid",
+    "squid_address",
+    metavar="ADDRESS:PORT",
+    type=Address(),
+    help="Squid's proxy port on this machine: note Squid's own counter of requests, for the archive.",
+)
+@proxy_header_option
+@click.option(
     "--log-bytes",
     metavar="SIZE",
     type=Size(),
     help="Limit for the access log and its rotated files, such as 20G; the oldest are deleted. cache.log gets a"
     " sixteenth of it. Default: 8G, and at most half of the file system.",
+)
+@archive_option("The archive: a rotated access log stays until it is in there, if the limit allows it.", default=None)
+@click.option(
+    "--policy",
+    "directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path, readable=False),
+    help="The policy: judge edits that a reload gate of it holds back. Without it, they are not judged.",
 )
 @click.option(
     "--tls",
@@ -88,6 +106,7 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
 )
 @file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "What Squid signs with, which issues that certificate.")
 @file_option("--ca-key", Path("/etc/squid/slicer-ca.key"), "Its key.")
+@file_option("--webhook", Path("/etc/squidkeeper/webhook.yaml"), "Where people are told that questions wait.")
 def maintain(
     resolver: str | None,
     resolv_conf: Path,
@@ -95,13 +114,20 @@ def maintain(
     access_log: Path,
     cache_log: Path,
     squid_pid: Path,
+    squid_address: tuple[str, int] | None,
+    proxy_header: bool,
     log_bytes: int | None,
+    archive: Path | None,
+    directory: Path | None,
     tls: str | None,
     tls_names: tuple[str, ...],
     ca: Path,
     ca_key: Path,
+    webhook: Path,
 ) -> None:
-    """Run Squid's resolver, follow own addresses, limit the logs and renew HAProxy's certificate, until SIGTERM.
+    """Run Squid's resolver, follow own addresses, limit the logs, judge edits and renew HAProxy's certificate.
+
+    It also tells people that questions of clients wait, where there is a webhook.yaml.
 
     Run it beside Squid, as Squid's account. The resolver needs the capability CAP_NET_BIND_SERVICE.
     A task that fails is logged and tried again every second. The exporter reports failed tasks, and whether this
@@ -114,21 +140,40 @@ def maintain(
 
     from squidkeeper.maintenance.own_addresses import OwnAddresses
     from squidkeeper.maintenance.process import run
+    from squidkeeper.maintenance.reload_judge import ReloadJudge
     from squidkeeper.maintenance.resolver import Resolver
     from squidkeeper.maintenance.rotation import Rotation
     from squidkeeper.maintenance.squid_process import SquidProcess
+    from squidkeeper.maintenance.squid_sampler import SquidSampler
     from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate, TlsPort, server_names
     from squidkeeper.maintenance_status import Heartbeat
+    from squidkeeper.notifying.webhook import Webhook
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     squid = SquidProcess(squid_pid)
-    tasks: list[Task] = [OwnAddresses(state, squid), Rotation(access_log, cache_log, squid, log_bytes)]
+    rotation = Rotation(access_log, cache_log, squid, log_bytes, archive=archive, state=state)
+    tasks: list[Task] = [OwnAddresses(state, squid), rotation, Webhook(webhook, state)]
+    if squid_address:
+        tasks.append(SquidSampler(state, squid, squid_address, proxy_header=proxy_header))
     if tls:
         names = partial(tuple[str, ...], tls_names) if tls_names else partial(server_names, tls)
         tasks.append(TlsPort(ServerCertificate(state / "tls" / CERTIFICATE, ca, ca_key, names)))
     with ExitStack() as at_the_end:
+        if directory:
+            judge = ReloadJudge(state / "revisions", partial(judging, directory, state, access_log, archive))
+            at_the_end.callback(judge.stop)
+            tasks.append(judge)
         if resolver:
             own = Resolver(resolver, resolv_conf, state / "resolver")
             at_the_end.callback(own.stop)
             tasks.append(own)
         run(tasks, Heartbeat(state))
+
+
+def judging(directory: Path, state: Path, access_log: Path, archive: Path | None, edit: Edit) -> list[str]:
+    """Give the command that judges an edit."""
+    import sys
+
+    places = ("--policy", str(directory), "--state", str(state), "--access-log", str(access_log))
+    kept = ("--archive", str(archive)) if archive else ()
+    return [sys.executable, "-m", "squidkeeper", "reload", "--judge", str(edit), *places, *kept]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from squidkeeper.chain.store_settings import StoreSettings
+    from squidkeeper.table.sources import TableSources
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -16,6 +23,13 @@ DEFAULT_STATE = Path("/var/lib/squidkeeper")
 DEFAULT_POLICY_LINES = Path("/etc/squid/squidkeeper-policy.conf")
 DEFAULT_RUN = Path("/run/squidkeeper")
 DEFAULT_LOG = Path("/var/log/squid/access.log")
+DEFAULT_ARCHIVE_KEY = Path("/etc/squidkeeper/archive.key")
+DEFAULT_ARCHIVE = Path("/var/lib/squidkeeper-archive")  # not below the state folder, which is Squid's account's
+ABSOLUTE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # how it begins
+_DURATION = re.compile(r"([1-9]\d{0,6})([mhd])")
+_LONGEST = timedelta(days=366)
+_SECONDS = {"m": 60, "h": 3600, "d": 86400}
+HOST_AND_PORT = re.compile(r"[^/]+:[0-9]+")
 # readable=False: a folder that cannot be read becomes a denial or a metric, never the end of the program.
 
 
@@ -34,6 +48,36 @@ class Moment(click.ParamType):  # type: ignore[type-arg] # generic in newer rele
             self.fail(str(error), param, ctx)
 
 
+class Duration(click.ParamType):  # type: ignore[type-arg] # as above
+    """How long something holds: `30m`, `2h`, `7d`."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Parse the value."""
+        found = _DURATION.fullmatch(str(value))
+        if found is None:
+            self.fail(f"{value!r} is not a duration, expected one such as 30m, 2h or 7d", param, ctx)
+        valid = timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+        if valid > _LONGEST:
+            self.fail(f"{value!r} is too long, expected at most {_LONGEST.days}d", param, ctx)
+        return valid
+
+
+def packed(name: str, kind: type[object]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Pass the options that are named as the fields of a dataclass as one argument."""
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type] # it is a dataclass
+
+    def pack(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def run(*given: Any, **options: Any) -> Any:
+            return command(*given, **{name: kind(**{one: options.pop(one) for one in names})}, **options)
+
+        return run
+
+    return pack
+
+
 policy_option = click.option(
     "--policy",
     "directory",
@@ -44,10 +88,27 @@ policy_option = click.option(
     help="The policy: every *.yaml and *.yml in DIR.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+def _check_period(ctx: click.Context, param: click.Parameter, value: datetime | None) -> datetime | None:
+    """Refuse a period that ends before it begins; the option that comes last knows both."""
+    period = {**ctx.params, str(param.name): value}
+    since, until = period.get("since"), period.get("until")
+    if since and until and since >= until:
+        raise click.UsageError("the period ends before it begins: expected a time of --until after that of --since")
+    return value
+
+
 since_option = click.option(
-    "--since", metavar="TIME", type=Moment(), help="15m, 2h or 3d ago, or an ISO time (UTC by default)."
+    "--since",
+    metavar="TIME",
+    type=Moment(),
+    callback=_check_period,
+    help="15m, 2h or 3d ago, or an ISO time (UTC by default).",
 )
-until_option = click.option("--until", metavar="TIME", type=Moment(), help="The end of the period, exclusive.")
+until_option = click.option(
+    "--until", metavar="TIME", type=Moment(), callback=_check_period, help="The end of the period, exclusive."
+)
 
 
 def state_option(text: str, default: Path | None = DEFAULT_STATE) -> Callable[[F], F]:
@@ -66,10 +127,89 @@ run_option = click.option(
 )
 
 
+proxy_header_option = click.option(
+    "--proxy-header", is_flag=True, help="Squid's port requires a PROXY header: send one, without addresses."
+)
+
+
 def file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
     """Add the option of one file, which may not exist yet."""
     kind = click.Path(path_type=Path, readable=False)  # the metrics report an unreadable file
     return click.option(option, metavar="FILE", type=kind, default=default, show_default=True, help=text)
+
+
+class ArchiveType(click.ParamType):  # type: ignore[type-arg] # as above
+    """The folder of an archive, or an object store with a copy: its URL, or the YAML file of its settings."""
+
+    name = "archive"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the value."""
+        from squidkeeper.chain.store_settings import is_store, read_store_settings
+        from squidkeeper.errors import StoreFailed
+
+        try:
+            return read_store_settings(value) if isinstance(value, str) and is_store(value) else Path(value)
+        except StoreFailed as error:
+            self.fail(str(error), param, ctx)
+
+
+def archive_option(text: str, default: Path | None = DEFAULT_ARCHIVE, *, store: bool = False) -> Callable[[F], F]:
+    """Add the option of the archive's folder, with `store` also of a copy of it; `text` says what the command does."""
+    kind = ArchiveType() if store else click.Path(path_type=Path, readable=False)
+    metavar = "DIR|s3://…|FILE.yaml" if store else "DIR"
+    return click.option("--archive", metavar=metavar, type=kind, default=default, show_default=True, help=text)
+
+
+archive_read_option = archive_option(
+    "The archive, or its copy in an object store, that is read too; with FILE only if it is named.", store=True
+)
+
+
+threads_option = click.option(
+    "--threads", metavar="N", type=click.IntRange(1, 256), help="Cores to use. Default: all but one, which is Squid's."
+)
+
+
+def table_sources(files: tuple[Path, ...], archive: Path | StoreSettings, *, with_rotated: bool = True) -> TableSources:
+    """Return what a command reads: FILEs and an archive that is named, or else the log, its rotated files and archive.
+
+    `click.BadParameter` where no archive is in the folder that is named.
+    """
+    from squidkeeper.table.sources import TableSources
+
+    named = archive if archive != DEFAULT_ARCHIVE else None
+    if isinstance(named, Path):
+        check_archive(named)
+    if files:
+        return TableSources(files, archive=named)
+    log = None if named and is_missing(DEFAULT_LOG) else DEFAULT_LOG  # an archive elsewhere
+    return TableSources(log=log, with_rotated=with_rotated, archive=archive if with_rotated else None)
+
+
+def check_archive(folder: Path) -> None:
+    """Refuse a folder that is no archive; what keeps this account out shows where it is read."""
+    from squidkeeper.chain.chain import is_archive
+
+    try:
+        found = is_archive(folder)
+    except PermissionError:
+        return
+    except OSError:
+        found = False
+    if not found:
+        raise click.BadParameter(f"{folder}: there is no archive here", param_hint="--archive")
+
+
+def is_missing(file: Path) -> bool:
+    """Tell whether there is no such file; one that is unreadable is there."""
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 policy_lines_option = click.option(

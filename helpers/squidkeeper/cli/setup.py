@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from squidkeeper.setup.options import SetupOptions
 
 _FOLDER = click.Path(path_type=Path)
+_FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
+_MOST_DAYS = 36_500
 _HEARTBEAT_SECONDS = 5.0  # within which a process that has just started gives one
 
 
@@ -50,17 +53,69 @@ def _generator(value: str) -> str:
     return value
 
 
+def _gateway_name(value: str) -> str:
+    """Check the name that the records of a gateway have."""
+    from squidkeeper.record.record import GATEWAY_LENGTH
+    from squidkeeper.setup.configuration import is_gateway_name
+
+    if value and not is_gateway_name(value):
+        raise click.BadParameter(
+            f"expected at most {GATEWAY_LENGTH} letters, digits and . _ -, a letter or digit at both ends,"
+            " such as egress-1.example"
+        )
+    return value
+
+
+def _balancers(value: str) -> tuple[str, ...]:
+    """Parse the addresses of load balancers, separated by commas, or `none`."""
+    from squidkeeper.setup.options import NOT_BEHIND
+
+    try:
+        return NOT_BEHIND if value == "none" else tuple(str(ip_address(one)) for one in value.split(",") if value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}: name addresses, such as 10.0.0.5,10.0.0.6, or none") from error
+
+
+def _workers(value: str) -> str:
+    """Check a number of workers."""
+    from squidkeeper.setup.options import MOST_WORKERS
+
+    if value and not (value.isascii() and value.isdecimal() and 1 <= int(value) <= MOST_WORKERS):
+        raise click.BadParameter(f"expected a number from 1 to {MOST_WORKERS}; beyond it, add a gateway")
+    return str(int(value)) if value else ""
+
+
+def _days(value: str) -> str:
+    """Check a number of days, or `auto`."""
+    if value not in ("", "auto") and not (value.isascii() and value.isdecimal() and 1 <= int(value) <= _MOST_DAYS):
+        raise click.BadParameter(f"expected a number of days from 1 to {_MOST_DAYS}, or auto")
+    return value
+
+
 _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
+    "archive_days": _days,
+    "behind": _balancers,
     "certificates": _generator,
     "tls_name": _server_names,
     "upstream": _upstream,
+    "gateway": _gateway_name,
+    "workers": _workers,
 }
 
 
 @click.command()
-@click.option("--source", type=_FOLDER, required=True, hidden=True)
-@click.option("--venv", type=_FOLDER, required=True, hidden=True)
-@click.option("--work", type=_FOLDER, required=True, hidden=True)
+@click.option(
+    "--fleet",
+    metavar="FILE",
+    type=_FILE,
+    help="Put HAProxy on this machine in front of the gateways in FILE. Of the other options, --dry-run alone counts.",
+)
+@click.option("--haproxy-cfg", type=_FILE, default="/etc/haproxy/haproxy.cfg", hidden=True)
+@click.option("--haproxy-state", type=_FOLDER, default="/var/lib/haproxy", hidden=True)
+@click.option("--haproxy-pid", type=_FILE, default="/run/haproxy.pid", hidden=True)
+@click.option("--source", type=_FOLDER, hidden=True)
+@click.option("--venv", type=_FOLDER, hidden=True)
+@click.option("--work", type=_FOLDER, hidden=True)
 @click.option("--made", type=_FOLDER, multiple=True, hidden=True)
 @click.option("--root", type=_FOLDER, help="A whole gateway in this folder, beside others.")
 @click.option("--listen", default="", help="Where Squid listens.")
@@ -73,23 +128,61 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
 @click.option("--exporter-listen", default="", help="Where metrics and status page are served.")
 @click.option("--no-exporter", is_flag=True, help="No exporter.")
 @click.option("--log-bytes", default="", help="The limit of the access log with its rotations.")
+@click.option("--archive-days", default="", help="How many days the archive of the access log keeps.")
+@click.option("--archive-bytes", default="", help="The limit of the archive of the access log.")
 @click.option("--tls", is_flag=True, help="HAProxy in front of Squid, for TLS to the proxy.")
 @click.option("--no-tls", is_flag=True, help="No HAProxy.")
 @click.option("--tls-name", default="", help="Names and addresses in its certificate.")
+@click.option("--behind", default="", help="The load balancers that take clients for this gateway.")
+@click.option("--health-listen", default="", help="Where these are told whether it is healthy.")
 @click.option("--upstream", default="", help="The parent proxy where the policy names none.")
+@click.option("--gateway", default="", help="The name of the gateway in its records.")
+@click.option("--workers", default="", help="How many processes of Squid serve.")
 @click.option("--no-start", is_flag=True, help="Neither start nor restart anything.")
 @click.option("--dry-run", is_flag=True, help="Print the steps, and change nothing.")
 @click.option("--uninstall", is_flag=True, help="Remove the gateway.")
-def setup(**given: Any) -> None:
-    """Install a gateway, or remove one.
+def setup(fleet: Path | None, haproxy_cfg: Path, haproxy_state: Path, haproxy_pid: Path, **given: Any) -> None:
+    """Install a gateway, or remove one; with --fleet, put HAProxy in front of several.
 
-    This is the last part of install.sh, which explains the options and checks their values.
+    This is the last part of install.sh, which explains the options and checks their values. With --fleet it is called
+    by itself, on a machine with HAProxy; squid/FLEET.md explains it.
     """
+    if fleet:
+        raise SystemExit(_set_up_fleet(fleet, haproxy_cfg, haproxy_state, haproxy_pid, dry_run=given["dry_run"]))
+    if not (given["source"] and given["venv"] and given["work"]):
+        raise click.UsageError(
+            "a gateway is installed by ./install.sh, which calls this command; --fleet FILE is for HAProxy"
+        )
+    _set_up_gateway(given)
+
+
+def _set_up_fleet(file: Path, cfg: Path, state: Path, pid_file: Path, *, dry_run: bool) -> int:
+    """Put HAProxy in front of a fleet; give the exit status."""
+    from squidkeeper.errors import FleetFailed, SetupFailed
+    from squidkeeper.fleet.fleet_file import read_fleet
+    from squidkeeper.fleet.installation import BalancerPaths, set_up_fleet
+
+    try:
+        set_up_fleet(read_fleet(file), BalancerPaths(cfg, state, pid_file), dry_run=dry_run)
+    except FleetFailed as error:
+        click.echo(str(error), err=True)
+    except SetupFailed as error:
+        remedy = f"\n  to do: {error.advice}" if error.advice else ""
+        click.echo(f"{error.details}squidkeeper setup: {error}{remedy}", err=True)
+    except OSError as error:
+        click.echo(f"squidkeeper setup: {error.filename}: {error.strerror}: run this as root", err=True)
+    else:
+        return 0
+    return 1
+
+
+def _set_up_gateway(given: Mapping[str, Any]) -> NoReturn:
+    """Install or remove a gateway, as install.sh was told."""
     from squidkeeper.setup.options import SetupOptions
     from squidkeeper.setup.run import remove_prepared, run_setup
 
     try:
-        options = SetupOptions(**given | _parsed(given))
+        options = SetupOptions(**{**given, **_parsed(given)})
     except click.UsageError as error:
         remove_prepared(given["work"], given["made"])
         click.echo(f"install.sh: {error.message}\n            ./install.sh --help explains the options.", err=True)

@@ -14,6 +14,7 @@ from squidkeeper.client_kit.client import ANY_CLIENT, KitClient
 from squidkeeper.formatting import quantity
 from squidkeeper.policy.forms import QueryParameters
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.url import OWN_HOST
 
 _ITEMS_SHOWN = 20  # of one field: hosts, paths
 _ENTRIES_SHOWN = 150  # of one list
@@ -55,6 +56,18 @@ _DENIED = """\
   a bad certificate. The page says whether to retry (`retryable` in JSON).
 
 """
+_TICKETS = f"""\
+## When the answer has a ticket
+
+The request waits for a person, who may answer in minutes or in days. Stop repeating it, and go on with other work.
+
+- The page names the ticket and the address of its state; in JSON these are `ticket` and `ticket_state`.
+- Read `http://{OWN_HOST}/tickets/TICKET` at most every 10 seconds, from this machine and with the same login.
+- `pending`: nobody has answered yet. `approved`: send exactly the same request again, before `until`. `denied`: the
+  answer is no, and `reason` says why. `lapsed`: the approval has ended; the same request asks again.
+- If you end before there is an answer, name the ticket and the URL in your answer.
+
+"""
 _LIMITS = """\
 ## Also
 
@@ -73,8 +86,10 @@ def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
     """Write the brief of one client."""
     who = "" if client.name == ANY_CLIENT else f" for {code(client.name)}"
     contact = escape(policy.contact) if policy.contact else "the operator of the gateway"
-    rules = [rule for rule in policy.rules if client.concerns(rule) and not rule.lapsed(at)]
-    reaches = policy.default_action is Action.ALLOW or any(rule.action is Action.ALLOW for rule in rules)
+    rules = [rule for rule in policy.rules if client.concerns(rule) and not rule.lapsed(at) and not rule.observe]
+    grants = [grant for grant in policy.grants if client.concerns(grant) and not grant.lapsed(at)]
+    asks = policy.ask_default or any(rule.action is Action.ASK for rule in rules)
+    reaches = policy.default is Action.ALLOW or any(rule.action is Action.ALLOW for rule in (*rules, *grants))
     credentials = [one for one in policy.credentials if reaches and client.concerns(one)]
     rewrites = [one for one in policy.rewrites if reaches and client.concerns(one)]
     parts = [
@@ -82,9 +97,11 @@ def write_brief(policy: Policy, client: KitClient, at: datetime) -> str:
         _RULES if rules else _NO_RULE,
         *_bounded(rules, "rule", lambda rule: _rule(rule, policy)),
         _default(policy, len(rules)),
+        *_grants(grants, policy),
         *_credentials(credentials, policy),
         *_rewrites(rewrites, policy),
         _DENIED.format(contact=contact),
+        _TICKETS * asks,
         _LIMITS,
     ]
     return "".join(parts)
@@ -118,10 +135,27 @@ def _bounded(entries: Sequence[ItemT], noun: str, line: Callable[[ItemT], str]) 
 
 def _rule(rule: Rule, policy: Policy) -> str:
     until = f", until {rule.expires:%Y-%m-%d %H:%M} UTC" if rule.expires else ""
-    verdict = "**Allowed**" if rule.action is Action.ALLOW else "**Denied**"
+    until += f", {rule.when}" if rule.when else ""
     reason = f". {escape(rule.reason)}" if rule.reason else ""
     what = "; ".join([_match(rule.match, policy), *_effects(rule)])
-    return f"{verdict} (rule {code(rule.name)}){until}: {what}{reason}"
+    return f"{_VERDICTS[rule.action]} (rule {code(rule.name)}){until}: {what}{reason}"
+
+
+_ASKED = "**denied until a person allows it**"
+_VERDICTS = {Action.ALLOW: "**Allowed**", Action.DENY: "**Denied**", Action.ASK: "**Denied until a person allows it**"}
+
+
+def _grants(grants: Sequence[Rule], policy: Policy) -> Iterator[str]:
+    """Write what is granted for a time, without the reasons, which are for the gateway's operators."""
+    if grants:
+        yield "## Granted for a time\n\nWhere no rule above denies it:\n\n"
+        yield from _bounded(grants, "grant", lambda grant: _granted(grant, policy))
+        yield "\n"
+
+
+def _granted(grant: Rule, policy: Policy) -> str:
+    times = f", {quantity(grant.uses, 'request')} at most" if grant.uses is not None else ""
+    return f"{_match(grant.match, policy)} (grant {code(grant.name)}), until {grant.expires:%Y-%m-%d %H:%M} UTC{times}"
 
 
 def _effects(rule: Rule) -> Iterator[str]:
@@ -138,10 +172,13 @@ def _effects(rule: Rule) -> Iterator[str]:
 
 def _default(policy: Policy, rules: int) -> str:
     rest = "Everything else" if rules else "Everything"
+    if policy.observe_default:
+        for_now = "for now, and recorded: it will be denied later. It gets no credential"
+        return f"\n{rest} is **allowed** {for_now} (rule `default`), on port 80 for http and 443 for https.\n\n"
     if policy.default_action is Action.ALLOW:
         return f"\n{rest} is **allowed** (rule `default`), on port 80 for http and 443 for https.\n\n"
     reason = f" {escape(policy.default_reason)}" if policy.default_reason else ""
-    return f"\n{rest} is **denied** (rule `default`).{reason}\n\n"
+    return f"\n{rest} is {_ASKED if policy.ask_default else '**denied**'} (rule `default`).{reason}\n\n"
 
 
 def _match(match: Match, policy: Policy) -> str:
@@ -153,6 +190,7 @@ def _match(match: Match, policy: Policy) -> str:
         _field("methods", sorted(match.methods or ())),
         _field("paths", [one.text for one in match.paths or ()]),
         _field("query", [f"{one.key}={one.pattern}" for one in match.query or ()]),
+        _field("URL", [one.text for one in match.urls or ()]),
     )
     return "; ".join(field for field in fields if field)
 

@@ -13,7 +13,7 @@ from squidkeeper.errors import InvalidSetting, InvalidUrl
 from squidkeeper.policy.hosts import HostForm, HostPattern
 from squidkeeper.policy.model import Client, Policy, Rule, Token
 from squidkeeper.protocol.request import Malformed, Request, request_to
-from squidkeeper.url import bracketed, parse_host, parse_url
+from squidkeeper.url import address_host, bracketed, parse_url
 
 ANY_CLIENT = "any client"  # one that the policy does not name
 _UNLISTED = "https://unlisted.example/"
@@ -121,21 +121,21 @@ def _urls_of(rule: Rule) -> Iterator[str]:
     ports = match.ports
     port = "" if ports is None or any(usual in one for one in ports) else f":{ports[0][0]}"
     paths = [pattern.text for pattern in match.paths or ()] or ["/"]
-    for host, path in product(map(_host, match.hosts or ()), map(_path, paths)):
+    for host, path in product(map(sample_host, match.hosts or ()), map(sample_path, paths)):
         if host and path:
             yield f"{scheme}://{host}{port}{path}"
 
 
-def _host(pattern: HostPattern) -> str | None:
+def sample_host(pattern: HostPattern) -> str | None:
     """Give a host that a pattern matches."""
     if pattern.network is not None:
-        return bracketed(parse_host(str(pattern.network[0])))
+        return bracketed(address_host(pattern.network[0]))
     if pattern.form is HostForm.ANY:
         return None
     return pattern.name if pattern.form in (HostForm.EXACT, HostForm.TREE) else f"{_LABEL}{pattern.name}"
 
 
-def _path(text: str) -> str | None:
+def sample_path(text: str) -> str | None:
     """Give a path that a glob matches; a `regex:` is no help."""
     if text.startswith("regex:"):
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _PROXY = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+SPEAKS_TLS = "speaks TLS to the proxy, which has none on this port"
 _PROXY_IS_SET = "look for a proxy or no_proxy in its own configuration: its variables are right already"
 _ROOTS_ARE_SET = (
     "put the gateway's root into the files that its variables name: they are right already. If the gateway has another "
@@ -198,7 +199,7 @@ SYMPTOMS = (
     Symptom(
         "wrong version number|record layer failure|packet length|not a TLS"
         "|gave HTTP response to HTTPS|unrecognized SSL message",
-        "speaks TLS to the proxy, which has none on this port",
+        SPEAKS_TLS,
         "{set_proxy}; or on the gateway: sudo ./install.sh --tls",
     ),
     Symptom(

@@ -25,18 +25,21 @@ class Authority:
 
     def context(self, *names: str) -> ssl.SSLContext:
         """Return a server's TLS context with a certificate for these names and addresses."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "origin")])
-        pem = self._sign(subject, key.public_key(), [_general_name(name) for name in names])
-        pem += key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         file = self._folder / "leaf.pem"
-        file.write_bytes(pem)
+        file.write_bytes(self.leaf(*names))
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(file)
         file.unlink()
         return context
+
+    def leaf(self, *names: str) -> bytes:
+        """Issue a certificate for these names and addresses; give it with its key, in PEM."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "origin")])
+        pem = self._sign(subject, key.public_key(), [_general_name(name) for name in names])
+        return pem + key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
 
     def _sign(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, names: list[x509.GeneralName]) -> bytes:
         now = datetime.now(UTC)

@@ -49,6 +49,7 @@ def run_fetching(options: FetchingOptions) -> None:
         options.directory,
         options.state / "lists",
         lambda compiled: compiled.source.secrets,
+        follows=options.state / "revisions",
         without_policy="nothing is fetched",
     )
     watcher.start()
