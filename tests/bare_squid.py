@@ -8,9 +8,10 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.ports import free_port
 from tests.waiting import wait_for
 
 CONFIGURATION = """
@@ -39,11 +40,16 @@ class BareSquid:
 
     def ask(self, name: str) -> None:
         """Send a request; it is denied, and logged when this returns."""
-        with socket.create_connection(("127.0.0.1", self._port), 10) as client:
+        with wait_for(self._connect, "Squid to take a connection") as client:
             client.sendall(f"GET http://{name}/ HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
             while client.recv(65536):
                 pass
         wait_for(lambda: name in self.logged(), f"{name} to be logged")
+
+    def _connect(self) -> socket.socket | None:
+        with suppress(ConnectionRefusedError):  # Squid closes its port while it reconfigures, or starts again
+            return socket.create_connection(("127.0.0.1", self._port), 60)
+        return None
 
     def listens_again(self, times: int) -> bool:
         """Tell whether it has opened its port so often: it closes it while it reconfigures."""
@@ -67,8 +73,7 @@ def bare_squid(workers: int = 1) -> Iterator[BareSquid]:
     """Start it as a service does; it takes connections in the block."""
     folder = Path(tempfile.mkdtemp(prefix="squidkeeper-squid-"))
     shutil.chown(folder, "proxy", "proxy")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     squid = BareSquid(folder, port)
     configuration = folder / "squid.conf"
     configuration.write_text(CONFIGURATION.format(port=port, folder=folder, workers=workers))
@@ -83,5 +88,6 @@ def bare_squid(workers: int = 1) -> Iterator[BareSquid]:
         process.kill()
         process.wait()
         for kid in kids:
-            os.kill(int(kid), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # a test has ended it
+                os.kill(int(kid), signal.SIGKILL)
         shutil.rmtree(folder)

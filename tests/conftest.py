@@ -18,19 +18,40 @@ from squidkeeper.engine import CompiledPolicy, Decision, decide
 from squidkeeper.policy_store.loading import load
 from squidkeeper.protocol.request import Malformed, Request, request_to
 
-settings.register_profile("shared machine", deadline=None)  # what is slow here may be somebody else's load
-settings.load_profile("shared machine")
+# Without a deadline: what is slow here may be somebody else's load. `--hypothesis-profile thorough` tries much more.
+settings.register_profile("every run", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.load_profile("every run")
 
 # Whoever starts the tests in the background may have them ignored, and so every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED_FOLDER = "SQUIDKEEPER_TESTS_FOLDER"  # in the environment, which the processes of a run have in common
+WORKERS = "SQUIDKEEPER_TESTS_WORKERS"  # and how many workers each gateway has
 CANARIES = "SQUIDKEEPER_TESTS_CANARIES"  # in the environment too: whether every gateway has canary secrets
 HUNTED = "hunted"  # the file in that folder: how many canaries each gateway has sent
 TESTS = Path(__file__).parent
-SYSTEM = ("e2e", "faults", "test_install.py", "test_own_addresses.py")  # all tests in these have the mark "system"
-LONGEST_FIRST = ("test_install.py", "e2e", "faults", "test_helpers.py", "test_counters.py", "test_cli.py")
+SYSTEM = (
+    "e2e",
+    "faults",
+    "test_install.py",
+    "test_own_addresses.py",
+    "test_pull.py",
+    "test_quota_store.py",
+    "test_grant_fleet.py",
+)  # all tests in these have the mark "system"
+# What takes longest starts first. The first test of e2e installs the gateway that all others there are copies of: of
+# three processes the third has something else to do meanwhile.
+LONGEST_FIRST = (
+    "test_install.py",
+    "e2e/test_alerts.py",
+    "test_helpers.py",
+    "e2e",
+    "faults",
+    "test_counters.py",
+    "test_cli.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="give every gateway of the end-to-end tests canary secrets, and hunt them",
     )
+    parser.addoption("--workers", type=int, help="give every gateway of the end-to-end tests so many workers")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,6 +70,8 @@ def pytest_configure(config: pytest.Config) -> None:
         Path(os.environ[SHARED_FOLDER]).chmod(0o755)
         if config.getoption("--canaries"):
             os.environ[CANARIES] = "yes"
+        if config.getoption("--workers"):
+            os.environ[WORKERS] = str(config.getoption("--workers"))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -74,19 +98,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ.pop(SHARED_FOLDER))
         os.environ.pop(CANARIES, None)
+        os.environ.pop(WORKERS, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of whole files and folders. Start with the longest files: then all processes end together."""
     for item in items:
+        if (mark := item.get_closest_marker("one_worker")) and os.environ.get(WORKERS, "1") != "1":
+            item.add_marker(pytest.mark.skip(reason=mark.args[0]))
         if item.path.relative_to(TESTS).parts[0] in SYSTEM:
             item.add_marker("system")
     items.sort(key=_turn)
 
 
 def _turn(item: pytest.Item) -> int:
-    part = item.path.relative_to(TESTS).parts[0]
-    return LONGEST_FIRST.index(part) if part in LONGEST_FIRST else len(LONGEST_FIRST)
+    path = str(item.path.relative_to(TESTS))
+    return next((turn for turn, part in enumerate(LONGEST_FIRST) if path.startswith(part)), len(LONGEST_FIRST))
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,19 @@ HOSTILE = (
 INVISIBLE = re.compile("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
+def keys_in(value: object) -> set[str]:
+    """Collect the keys of JSON, at every depth."""
+    if isinstance(value, dict):
+        return set(value).union(*map(keys_in, value.values()))
+    return set().union(*map(keys_in, value)) if isinstance(value, list) else set()
+
+
+def keys_told(section: str) -> set[str]:
+    """Collect what the tables of a section of Markdown write as code."""
+    rows = (line for line in section.splitlines() if line.startswith("| "))
+    return {key for row in rows for key in re.findall("`([a-z_-]+)`", row)}
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 

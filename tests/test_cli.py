@@ -17,9 +17,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click import Context
 from click.testing import CliRunner
 
-from squidkeeper.cli import main
+from squidkeeper.cli import LateGroup, main
 from squidkeeper.credentials import SecretStore
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import load
@@ -402,11 +403,16 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "rule": "mirrored",
         "location": f"{policy}/policy.yaml:7",
         "reason": None,
+        "asks": False,
+        "grant": None,
+        "observed": None,
+        "default_observes": False,
         "rewrite": {"name": "mirror", "url": "https://registry.example/python/a%2Fb", "redirect": None},
         "credentials": [],
         "secrets": {},
         "strip": [],
         "upstream": None,
+        "quotas": [],
         "not_rendered": None,
         "resolved": {"host": "registry.example", "private_address": "deny", "opened_by": "the rewrite mirror"},
         "websocket": {
@@ -599,13 +605,21 @@ def test_help_of_each_command_says_what_it_is_for(command: str) -> None:
     assert "Usage: squidkeeper" in out
 
 
+def test_the_introduction_names_each_command() -> None:
+    assert isinstance(main, LateGroup)
+    assert [name for name in main.list_commands(Context(main)) if f"`{name}`" not in str(main.help)] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("--certificates mine", "--certificates mine: expected squidkeeper or squid"),
         ("--tls-name a/b", "--tls-name a/b: "),
+        ("--gateway a/b", "--gateway a/b: "),
         ("--upstream ftp://parent.example", "--upstream ftp://parent.example: "),
+        ("--upstream https://proxy.example:3128", "--upstream https://proxy.example:3128: "),
         ("--tls --no-tls", "--tls and --no-tls exclude each other"),
+        ("--behind gw.example", "--behind gw.example: "),
         ("--dry-run --uninstall", "--dry-run is for an installation, not for --uninstall"),
     ],
 )
@@ -630,3 +644,23 @@ def test_check_says_that_it_did_not_compare_with_rendered_lines(tmp_path: Path) 
     assert "rendered" not in run(*asked)[1]
     (tmp_path / "policy.yaml").write_text(needs_none.replace("]}]", "], strip: [Cookie]}]"))
     assert f"not checked: what install.sh has rendered ({tmp_path}/none.conf cannot be read" in run(*asked)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (("pre",), ["preset"]),
+        (("explain", "--cl"), ["--client"]),
+        (("preset", "show", "np"), ["npm@1"]),
+    ],
+)
+def test_bash_completes(words: tuple[str, ...], completed: list[str]) -> None:
+    script = f"""
+        PATH={Path(sys.executable).parent}:$PATH
+        eval "$(_SQUIDKEEPER_COMPLETE=bash_source squidkeeper)"
+        COMP_WORDS=(squidkeeper {" ".join(words)}) COMP_CWORD={len(words)}
+        _squidkeeper_completion squidkeeper
+        echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == completed

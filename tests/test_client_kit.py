@@ -613,6 +613,18 @@ def test_the_brief_bounds_what_it_lists(policy: Path) -> None:
     assert "50 rules more, not shown here." in write_brief(compiled.source, KitClient(), NOW)
 
 
+def test_a_brief_names_what_decides_and_leaves_out_what_observes(tmp_path: Path) -> None:
+    rules = """
+      - {name: no-push, action: deny, observe: true, hosts: [git.example]}
+      - {name: git, action: allow, hosts: [git.example], when: {days: [mon-fri], hours: 08:00-18:00, timezone: UTC}}
+    """
+    text = write_brief(compiled_of(tmp_path / "one", f"rules:{rules}").source, KitClient(), NOW)
+    assert "no-push" not in text
+    assert "**Allowed** (rule `git`), mon-fri 08:00-18:00 UTC: " in text
+    text = write_brief(compiled_of(tmp_path / "two", "defaults: {observe: true}").source, KitClient(), NOW)
+    assert "Everything is **allowed** for now, and recorded: it will be denied later." in text
+
+
 def test_the_brief_of_a_client_that_reaches_nothing_has_no_rewrites_and_no_credentials(tmp_path: Path) -> None:
     text = """
 clients: {agents: {networks: [192.168.137.0/24]}}
@@ -625,6 +637,45 @@ rewrites: [{name: mirror, hosts: [pypi.org], to: "https://mirror.internal{path}"
     assert "mirror" not in of_others
     assert "No rule of the policy is for this client.\n\nEverything is **denied**" in of_others
     assert "The first rule that matches" not in of_others
+
+
+def test_the_brief_shows_what_is_granted_and_what_a_person_may_allow_and_no_reason_of_a_grant(tmp_path: Path) -> None:
+    text = """
+clients: {agents: {networks: [192.168.137.0/24]}}
+defaults: {ask: true}
+rules: [{name: asks, action: ask, hosts: [a.example]}]
+grants:
+  - {name: once, clients: [agents], urls: ["https://b.example/x?y"], uses: 1,
+     expires: 2026-11-27T00:00:00Z, reason: for ops}
+  - {name: past, clients: [agents], hosts: [c.example], expires: 2026-11-25T00:00:00Z, reason: for ops}
+"""
+    policy = compiled_of(tmp_path, text).source
+    of_agents, of_others = (write_brief(policy, client_of(policy, name), NOW) for name in ("agents", None))
+    assert "**Denied until a person allows it** (rule `asks`): `a.example`" in of_agents
+    assert "Everything else is **denied until a person allows it** (rule `default`)." in of_agents
+    until = "until 2026-11-27 00:00 UTC, 1 request at most"
+    assert (
+        f"1. `b.example`; schemes `https`; ports `443`; URL `https://b.example/x?y` (grant `once`), {until}"
+        in of_agents
+    )
+    assert "for ops" not in of_agents
+    assert "past" not in of_agents
+    assert "Granted" not in of_others
+
+
+def test_the_brief_tells_what_to_do_with_a_ticket_where_one_can_be_given(tmp_path: Path) -> None:
+    rules = "rules: [{name: one, action: ACTION, hosts: [a.example], clients: [agents]}]"
+    clients = "clients: {agents: {networks: [192.168.137.0/24]}}\n"
+    asking = compiled_of(tmp_path / "asking", clients + rules.replace("ACTION", "ask")).source
+    denying = compiled_of(tmp_path / "denying", clients + rules.replace("ACTION", "deny")).source
+    told = [
+        write_brief(policy, client_of(policy, name), NOW) for policy in (asking, denying) for name in ("agents", None)
+    ]
+    assert ["Read `http://squidkeeper.internal/tickets/TICKET` at most every 10 s" in text for text in told] == [
+        *(True, False),
+        *(False, False),
+    ]
+    assert "Stop repeating it" in told[0]
 
 
 def test_the_brief_tells_that_nodes_fetch_reaches_https_alone(policy: Path) -> None:

@@ -40,7 +40,7 @@ def test_an_extra_that_is_installed_is_no_problem(extra: str) -> None:
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(without: Callable[..., None]) -> None:
-    without("botocore", "httpx", "nacl")
+    without("botocore", "httpx", "nacl", "s3fs", "valkey")
     with pytest.raises(ExtraMissing) as caught:
         require("oauth2")
     assert str(caught.value) == "the extra 'oauth2' is not installed: run ./install.sh --extras oauth2"
@@ -48,7 +48,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(without: Cal
 
 def test_the_command_keeps_the_extras_that_are_installed(without: Callable[..., None]) -> None:
     without("httpx")
-    problem = "the extra 'oauth2' is not installed: run ./install.sh --extras aws,oauth2,sealed"
+    problem = "the extra 'oauth2' is not installed: run ./install.sh --extras aws,oauth2,s3,sealed,valkey"
     assert extra_problem("oauth2") == problem
 
 
@@ -69,7 +69,7 @@ sealed_tokens: {keys: [sealing]}
     without("authlib", "nacl")
     faults = [*missing_extras(policy)]
     assert {fault.code for fault in faults} == {FaultCode.EXTRA_MISSING}
-    command = "is not installed: run ./install.sh --extras aws,oauth2,sealed"  # one for all: each run replaces the list
+    command = "is not installed: run ./install.sh --extras aws,oauth2,s3,sealed,valkey"  # one for all of them
     assert [fault.message for fault in faults] == [
         f"secret 'token': the extra 'oauth2' {command}",
         f"secret 'sealing', a key of sealed tokens: the extra 'sealed' {command}",

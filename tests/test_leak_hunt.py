@@ -127,3 +127,10 @@ def test_a_secret_is_found_in_a_process_where_others_can_read_it(account: str, p
         process.kill()
     assert len(found) == 1, found
     assert "canary (plain)" in found[0]
+
+
+def test_a_long_value_is_found_whole_not_by_its_beginning() -> None:
+    value = "".join(f"{number:06}" for number in range(5_000))
+    hunt = Hunt({"long": value})
+    assert hunt.in_data("here", f"before {value} after") == ["here: long (plain)"]
+    assert hunt.in_data("here", value[:-1]) == []

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGHUP, SIGUSR1
 
+import psutil
 import pytest
 
 from squidkeeper.maintenance.rate_limit import RateLimit
@@ -23,6 +24,7 @@ def test_every_worker_is_told(workers: int) -> None:
     with bare_squid(workers) as real:
         squid = SquidProcess(real.pid_file)
         assert squid.runs()
+        run = squid.run()
         kids = workers if workers == 1 else workers + 1  # and the coordinator
         assert squid.signal(SIGHUP)
         wait_for(lambda: real.reconfigured(1, kids), "each process to reconfigure")
@@ -32,7 +34,13 @@ def test_every_worker_is_told(workers: int) -> None:
         wait_for(real.access_log.exists, "the new log")
         real.ask("after.example")
         assert "after.example" in real.access_log.read_text()
+        assert run is not None
+        assert squid.run() == run
+        worker = max(psutil.Process(int(real.pid_file.read_text())).children(), key=lambda kid: kid.pid)
+        worker.kill()
+        wait_for(lambda: squid.run() not in (run, None), "another run, which counts from zero")
     assert not squid.runs()
+    assert squid.run() is None
 
 
 @contextmanager

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from squidkeeper.archive_status import ArchiveStatus, DeletedLogs, FileOnDisk, read_deleted_logs
 from squidkeeper.maintenance.rate_limit import RateLimit
 from squidkeeper.maintenance.rotation import Rotation
 from squidkeeper.maintenance.squid_process import SquidProcess
@@ -205,3 +208,57 @@ def test_a_folder_that_is_not_there_is_an_error_until_it_is(tmp_path: Path) -> N
         task.check()
     (tmp_path / "log").mkdir()
     task.check()
+
+
+# ── Archived ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def with_archive(folder: Path, limit_bytes: int, *archived: str) -> Rotation:
+    """A rotation beside an archive that holds these files; its notes are in `state`."""
+    archive, state = folder / "archive", folder / "state"
+    for one in (archive, state):
+        one.mkdir(exist_ok=True)
+    files = frozenset(file for name in archived if (file := FileOnDisk.of(folder / name)))
+    (archive / "status.json").write_bytes(msgspec.json.encode(ArchiveStatus(archived=files)))
+    squid = SquidProcess(folder / "squid.pid")
+    return Rotation(folder / "access.log", folder / "cache.log", squid, limit_bytes, archive=archive, state=state)
+
+
+def logs_in(folder: Path) -> list[str]:
+    return [name for name in names(folder) if ".log" in name]
+
+
+def test_over_the_bound_archived_files_go_before_older_ones_that_are_not(tmp_path: Path) -> None:
+    write(tmp_path, **{"access.log.3.gz": 100, "access.log.2": 100, "access.log.1": 100, "access.log": 100})
+    with_archive(tmp_path, 300, "access.log.2", "access.log.1").check()
+    assert logs_in(tmp_path) == ["access.log", "access.log.1", "access.log.3.gz"]
+    assert read_deleted_logs(tmp_path / "state") == DeletedLogs()
+
+
+def test_what_is_deleted_before_it_is_archived_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, **{"access.log.2": 100, "access.log.1": 110, "access.log": 100})
+    with_archive(tmp_path, 105).check()
+    gone = read_deleted_logs(tmp_path / "state")
+    assert (gone.files, gone.bytes, gone.last) == (2, 210, "access.log.1")
+    assert f"deleted {tmp_path}/access.log.2 (100 bytes) before it was archived: its records are lost" in caplog.text
+
+
+def test_an_old_file_goes_when_it_is_archived_and_no_sooner(tmp_path: Path) -> None:
+    write(tmp_path, **{"access.log.3": 100, "access.log.2": 100, "access.log.1": 100, "cache.log.1": 10})
+    now = time.time()
+    for name, days in {"access.log.3": 30, "access.log.2": 2.1, "access.log.1": 1.9, "cache.log.1": 2.1}.items():
+        os.utime(tmp_path / name, (now - days * 86_400, now - days * 86_400))
+    without_squid(tmp_path, 10_000).check()
+    assert logs_in(tmp_path) == ["access.log.1", "access.log.2", "access.log.3"], "without an archive they stay"
+    with_archive(tmp_path, 10_000, "access.log.2", "access.log.1").check()
+    assert logs_in(tmp_path) == ["access.log.1", "access.log.3"]
+
+
+def test_a_file_that_was_written_to_since_it_was_archived_is_not_archived(tmp_path: Path) -> None:
+    write(tmp_path, **{"access.log.1": 100})
+    task = with_archive(tmp_path, 10_000, "access.log.1")
+    with (tmp_path / "access.log.1").open("a") as log:
+        log.write("more")
+    os.utime(tmp_path / "access.log.1", (0, 0))
+    task.check()
+    assert logs_in(tmp_path) == ["access.log.1"]

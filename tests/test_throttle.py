@@ -23,9 +23,9 @@ from squidkeeper.helpers.throttle import (
     Surplus,
     Throttle,
     answer_surplus,
-    client_network,
 )
 from squidkeeper.protocol.lines import Result, format_reply, reply_limit
+from squidkeeper.quotas.identity import client_network
 
 LIMITS = Limits(per_second=8, burst=5, longest_seconds=2)  # an eighth of a second is exact in binary
 NOW = 1000.0

@@ -58,7 +58,7 @@ HOSTS = ("bearer", "basic", "header", "environment", "both", "front", "rotated",
 
 # The only files that may hold a value: the sources, those that the fetching process writes, the password of a parent.
 FETCHED = ("*/run/secrets/*.value", "*/run/secrets/*.refresh")  # not its report, and not its log
-PLACES = ("*/etc/policy/secrets/*", *FETCHED, "*/etc/squidkeeper-policy.conf")
+PLACES = ("*/etc/policy/secrets/*", "*/etc/secrets/*", *FETCHED, "*/etc/squidkeeper-policy.conf")
 
 
 def asked_for() -> bool:

@@ -39,7 +39,7 @@ class Names:
 
     def resolve(self, request: DNSRecord, handler: DNSHandler) -> DNSRecord:
         self.seen.append((str(request.q.qname).rstrip("."), handler.client_address[1]))
-        self.answering.wait(10)
+        self.answering.wait(120)
         if self._silent_below and str(request.q.qname).rstrip(".").lower().endswith(self._silent_below):
             raise DNSError("no answer to this one")
         name, kind = str(request.q.qname).rstrip(".").lower(), QTYPE[request.q.qtype]

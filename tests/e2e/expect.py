@@ -48,5 +48,6 @@ def ruled(gateway: Gateway, url: str, before: int) -> set[str]:
     """The rules that the log names for a denied URL: on its own line, or on its tunnel's CONNECT."""
     line = gateway.logged(url, before)
     assert line["status"] == 403, line
-    tunnel = [other for other in gateway.log()[before:] if other["connection"] == line["connection"]]
+    place = line["connection"], line["worker"]
+    tunnel = [other for other in gateway.log()[before:] if (other["connection"], other["worker"]) == place]
     return {other["rule"] for other in tunnel if other["verdict"] == "deny"}

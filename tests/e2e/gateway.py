@@ -18,6 +18,7 @@ from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.setup.configuration import has_own_login, without_login
+from tests.conftest import WORKERS
 from tests.waiting import wait_for
 
 from .network import run
@@ -26,12 +27,14 @@ REPOSITORY = Path(__file__).parents[2]
 URL_SAFE = "!$%&'()*+,-./:;=?@_"  # Squid writes other characters of a URL in percent-encoding
 NAMESERVER = "127.0.0.53"
 PROTOTYPE_LISTENS = "127.0.0.1:3129"
-EXTRAS = "aws,oauth2,sealed"
+EXTRAS = "aws,oauth2,sealed,valkey"
+_WORKER = re.compile(r"\(squid-\d+\)")  # as Squid names the process
 
 
 def install(root: Path, listen: str, *options: str) -> None:
     """Install a gateway with the project's own installer; the first one of a run needs the package registries."""
-    run(REPOSITORY / "install.sh", "--root", root, "--listen", listen, "--no-start", "--extras", EXTRAS, *options)
+    common = ("--no-start", "--extras", EXTRAS, "--workers", os.environ.get(WORKERS, "1"))
+    run(REPOSITORY / "install.sh", "--root", root, "--listen", listen, *common, *options)
 
 
 def install_prototype(root: Path) -> Path:
@@ -85,7 +88,8 @@ class Gateway:
             self._copy(site.prototype)
         self.local_conf(f"tls_outgoing_options cafile={site.upstream_ca}")
         if not throttled:  # tests are denied more often than a client may be
-            self.edit("squidkeeper.conf", "--burst 200 ", "--burst 1000000 ")
+            [burst] = re.findall(r"--burst \d+ ", (self.root / "etc/squidkeeper.conf").read_text())
+            self.edit("squidkeeper.conf", burst, "--burst 1000000 ")
         shutil.rmtree(self.policy_folder)
         self.policy_folder.mkdir()
 
@@ -214,10 +218,15 @@ class Gateway:
 
     @property
     def pid(self) -> int:
-        """The process that serves: the master's child."""
+        """The process that serves: the master's child, the first of several workers."""
+        return self.workers[0]
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes that serve. A coordinator, which several workers have, serves nobody."""
         assert self._squid is not None
-        children = _children(self._squid.pid)
-        return next(pid for pid in children if "squid" in _command(pid))
+        found = [(pid, _command(pid)) for pid in _children(self._squid.pid)]
+        return [pid for pid, command in found if _WORKER.match(command)]
 
     @property
     def runs(self) -> bool:
@@ -227,8 +236,9 @@ class Gateway:
     def helpers(self, kind: str) -> list[int]:
         """The processes of one helper, by how its command begins: "acl --scope host", "rewrite", "throttle", …"""
         try:
-            return [pid for pid in _children(self.pid) if f"squidkeeper {kind}" in _command(pid)]
-        except (FileNotFoundError, ProcessLookupError, StopIteration):
+            found = [pid for worker in self.workers for pid in _children(worker)]
+            return [pid for pid in found if f"squidkeeper {kind}" in _command(pid)]
+        except (FileNotFoundError, ProcessLookupError):
             return []  # one has just ended
 
     def unread(self) -> int:

@@ -12,7 +12,7 @@ from tests.waiting import wait_for
 from .gateway import Gateway
 from .raw import Raw, tunnel
 
-PAUSE_SECONDS = 0.005  # between two requests of a client: otherwise the clients take the processors from the gateway
+PAUSE_SECONDS = 0.02  # between two requests of a client: otherwise the clients take the processors from the gateway
 
 
 @dataclass(frozen=True, slots=True)

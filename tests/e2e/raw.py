@@ -5,18 +5,26 @@ import ssl
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self, cast
+from typing import BinaryIO, Protocol, Self, cast
 
-from .gateway import Gateway
 from .reply import Reply, parse_head
 
-TIMEOUT_SECONDS = 20
+TIMEOUT_SECONDS = 60  # a loaded machine needs it
+
+
+class Proxy(Protocol):
+    """What takes clients: a gateway, or HAProxy in front of some."""
+
+    @property
+    def address(self) -> tuple[str, int]: ...
+    @property
+    def ca(self) -> Path: ...
 
 
 class Raw:
     """One connection to the proxy port."""
 
-    def __init__(self, gateway: Gateway, client: str = "127.0.0.1") -> None:
+    def __init__(self, gateway: Proxy, client: str = "127.0.0.1") -> None:
         self._ca = gateway.ca
         self._socket = socket.create_connection(gateway.address, TIMEOUT_SECONDS, source_address=(client, 0))
         self._file = cast("BinaryIO", self._socket.makefile("rb"))
@@ -65,6 +73,16 @@ class Raw:
         """The names in the certificate that was presented."""
         certificate = cast("ssl.SSLSocket", self._socket).getpeercert() or {}
         return [str(name[1]) for name in certificate.get("subjectAltName", ())]
+
+    @property
+    def leaf(self) -> bytes:
+        """The certificate that was presented."""
+        return cast("ssl.SSLSocket", self._socket).getpeercert(binary_form=True) or b""
+
+    @property
+    def port(self) -> int:
+        """The port that it comes from."""
+        return int(self._socket.getsockname()[1])
 
     @property
     def protocol(self) -> str | None:
@@ -126,7 +144,7 @@ class Raw:
         return body
 
 
-def tunnel(gateway: Gateway, authority: str, sni: bytes | str | None = "same", client: str = "127.0.0.1") -> Raw:
+def tunnel(gateway: Proxy, authority: str, sni: bytes | str | None = "same", client: str = "127.0.0.1") -> Raw:
     """Open a tunnel and start TLS in it; the SNI is the authority's host unless given."""
     raw = Raw(gateway, client)
     try:

@@ -467,6 +467,7 @@ def test_a_tunnel_opened_before_its_name_became_private_leads_nowhere(
     assert {address for address, _ in origins.connections} <= {PUBLIC}
 
 
+@pytest.mark.one_worker("each worker remembers names for itself: what one looks up again, another does not")
 @pytest.mark.parametrize("becomes", ["ahead of the CONNECT", "after the CONNECT"])
 def test_a_tunnel_to_a_private_address_stays_one_when_its_name_becomes_public(
     gateway: Gateway, origins: Origins, names: Names, becomes: str

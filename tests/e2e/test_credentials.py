@@ -106,6 +106,27 @@ def test_a_bearer_token_arrives_and_the_client_is_told_nothing(gateway: Gateway,
     assert TOKEN not in str(reply.headers) + reply.text
 
 
+@pytest.mark.parametrize(
+    ("sent", "logged"),
+    [
+        (f"text/{SECOND}", "-"),
+        (SECOND, "-"),
+        (f"application/json{SECOND}", "-"),
+        (f"application/json; charset={SECOND}", "application/json"),
+        ("text/event-stream", "text/event-stream"),
+    ],
+)
+def test_an_origin_does_not_get_a_value_into_the_access_log(
+    gateway: Gateway, origins: Origins, sent: str, logged: str
+) -> None:
+    origins.answers["both.example/type"] = Answer(headers={"Content-Type": sent})
+    before = len(gateway.log())
+    curl(gateway, "https://both.example/type")
+    line = gateway.logged("https://both.example/type", before)
+    assert (line["credential"], line["content_type"]) == ("both-authorization,both-key", logged)
+    assert SECOND.encode() not in (gateway.root / "log/access.log").read_bytes()
+
+
 def test_basic_credentials_arrive_encoded(gateway: Gateway, origins: Origins) -> None:
     curl(gateway, "https://git.example/acme/app")
     coded = base64.b64encode(f"x-access-token:{TOKEN}".encode()).decode()
@@ -252,6 +273,7 @@ def test_a_value_that_is_unavailable_denies_the_request(gateway: Gateway, origin
     assert (line["verdict"], line["rule"]) == ("deny", "credential-unavailable")
 
 
+@pytest.mark.one_worker("an edit is in force within three seconds, not in every worker in the same instant")
 def test_a_secret_that_cannot_be_read_denies_and_one_that_comes_back_is_used(
     new_gateway: NewGateway, origins: Origins
 ) -> None:

@@ -6,19 +6,25 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
 import pytest
 
-from squidkeeper.engine import decide
+from squidkeeper.engine import CompiledPolicy, decide
 from squidkeeper.policy_store.loading import load
 from squidkeeper.protocol.request import request_to
 from squidkeeper.record.drift import DriftChecker, was_served
-from squidkeeper.record.log_files import read_blocks
+from squidkeeper.record.log_files import read_log_lines
 from squidkeeper.record.past_policies import PastPolicies
 from squidkeeper.record.record import NONE, Record, parse_record
 from squidkeeper.record.requests import request_of, unexplained
+from squidkeeper.replay.replay import COLUMNS
+from squidkeeper.replay.replay import replay as replayed
+from squidkeeper.replay.result import FlipKind
+from squidkeeper.table.sources import TableSources
+from squidkeeper.table.table import open_table
 from tests.waiting import wait_for
 
 from . import test_attacks as attacks
@@ -33,7 +39,7 @@ Found = list[tuple[str, str, str]]  # kind, rule, URL
 
 def records(gateway: Gateway) -> Iterator[Record]:
     log = gateway.root / "log/access.log"
-    return (parse_record(line) for block in read_blocks([log]) for line in block.lines)
+    return map(parse_record, read_log_lines([log]))
 
 
 def settled(gateway: Gateway) -> list[Record]:
@@ -225,6 +231,21 @@ def test_the_url_on_record_alone_is_explained_as_it_was_decided(attacked: Gatewa
                 seen[record.rule] += 1
     assert seen.total() > 300
     assert min(seen[rule] for rule in ("good", "odd-paths", "closed", "invalid-request", "ambiguous-path")) > 2
+
+
+def test_a_replay_gives_hostile_traffic_the_verdicts_that_it_had(attacked: Gateway, origins: Origins) -> None:
+    """The policy against itself: no flips, and no record with another verdict. An edit flips what it closes alone."""
+    settled(attacked)
+    now = datetime.now(UTC)
+    compiled = load(attacked.policy_folder, now).compiled
+    edited = replace(compiled.source, revision="0", rules=tuple(r for r in compiled.source.rules if r.name != "good"))
+    with open_table(TableSources(files=(attacked.root / "log/access.log",)), columns=COLUMNS) as table:
+        same = replayed(table.connection, compiled, compiled)
+        closed = replayed(table.connection, compiled, CompiledPolicy(edited))
+    assert (same.flips, same.disagreeing) == ((), 0)
+    assert same.requests > 400
+    assert {(group.flip.kind, group.flip.was) for group in closed.flips} == {(FlipKind.DENIED, "good")}
+    assert closed.denied_and_used > 20
 
 
 # ── What passes the policy by ──────────────────────────────────────────────────────────────────────────────────────

@@ -464,7 +464,7 @@ def test_what_squid_answers_on_its_own_is_a_page_of_ours_in_html(
     assert f"<title>{page[1]}" in answer.text
     assert (answer.line("Contact"), answer.line("Error")) == ("the operator of this gateway", None)
     request_id = answer.line("Request ID")
-    assert f"<xmp>sudo squidkeeper log --request-id {request_id} --json</xmp>" in answer.text
+    assert f"<xmp>sudo squidkeeper why {request_id}</xmp>" in answer.text
     wait_for(lambda: [line for line in failing.log() if line["request_id"] == request_id], "its line in the access log")
     assert "<script" not in answer.text
 
@@ -481,6 +481,8 @@ def test_no_page_of_squids_is_left(failing: Gateway) -> None:
     pages = list((failing.root / "etc/errors").glob("ERR_*"))
     assert len(pages) > 90
     for page in pages:
+        if page.name == "ERR_SQUIDKEEPER_TICKET":  # an answer
+            continue
         text = page.read_text()
         assert '"request_id"' in text or "Request ID: " in text, page
         assert "Squid Software Foundation" not in text

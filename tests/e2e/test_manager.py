@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from squidkeeper.exporter.cache_manager import PAGE, read_counters
+from squidkeeper.squid_counters import PAGE, read_counters
 from tests.waiting import wait_for
 
 from .curl import curl
@@ -148,7 +148,7 @@ def test_what_came_through_a_proxy_is_not_from_this_machine(gateway: Gateway) ->
 
 def test_a_squid_on_another_address_is_read_from_loopback(new_gateway: NewGateway) -> None:
     gateway = new_gateway("version: 1\n", at="192.168.137.1").start()
-    assert read_counters(*gateway.address).values["client_http.requests"] >= 0
+    wait_for(lambda: "client_http.requests" in read_counters(*gateway.address).values, "Squid's counters")
     with Raw(gateway, "192.168.137.1") as client:
         reply = client.send(request(PAGE, "squidkeeper")).answer()
     assert reply is not None

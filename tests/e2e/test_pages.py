@@ -146,7 +146,11 @@ def test_the_status_page_says_what_is_wrong_and_shows_rules_denials_and_secrets(
     assert "warning A secret is unavailable: secret missing: the file " in view.text
     assert any(re.match(r"1 no-wikipedia deny 3 3\b", row) for row in view.rows)
     assert any(row.startswith("3 hotfix-window allow") and "expired" in row for row in view.rows)
-    assert any("× 3 127.0.0.1 no-wikipedia" in row and row.endswith("/wiki/Squid") for row in view.rows)
+    (wikipedia,) = [row for row in view.rows if "× 3 127.0.0.1 no-wikipedia" in row]
+    assert re.search(
+        r"/wiki/Squid The rule no-wikipedia \(/\S+/policy\.yaml:\d+\) denies it: Wikipedia is closed to sandboxes\.$",
+        wikipedia,
+    )
     assert any(row.startswith("token yes file ") for row in view.rows)
     assert any(row.startswith("host well ") for row in view.rows)
 
@@ -161,7 +165,8 @@ def test_a_client_that_does_not_trust_the_ca_is_no_failing_host_of_the_report(li
 def test_a_tunnel_that_was_denied_for_its_address_is_one_denial_of_the_status_page(light: Visit) -> None:
     rows = light.views["status", WIDE].rows
     assert [re.sub(".* 127.0.0.1 ", "", row) for row in rows if "nas.example" in row] == [
-        "private-address GET https://nas.example/"
+        "private-address GET https://nas.example/ nas.example has a private address, and the rule that allows it lacks "
+        "private: true."
     ]
 
 

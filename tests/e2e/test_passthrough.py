@@ -127,6 +127,7 @@ def test_a_client_that_trusts_the_origin_alone_passes_and_the_tunnel_is_on_recor
     last = gateway.log()[-1]
     assert (last["sni"], last["tunnel"], last["upstream"]) == ("pinned.example", "pinned.example:443", PUBLIC)
     assert last["bytes"] > 0
+    assert last["request_bytes"] > 500
 
 
 PASSING = [
@@ -324,6 +325,7 @@ def test_a_name_with_a_private_address_is_denied_unless_the_rule_opens_it(
     assert get(gateway, origins, "inside.example:443", "inside.example").json["address"] == "10.0.0.5"
 
 
+@pytest.mark.one_worker("each worker remembers names for itself: what one looks up again, another does not")
 def test_a_name_that_turns_private_in_between_is_denied(gateway: Gateway, origins: Origins, names: Names) -> None:
     names.set("turns.moving.example", [PUBLIC], ["10.0.0.5"])
     before = len(gateway.log())
@@ -441,6 +443,9 @@ def test_a_websocket_passes_by_rule_and_path(gateway: Gateway, echoing: Server) 
     assert (line["status"], line["verdict"], line["rule"]) == (101, "allow", "chat")
     with pytest.raises(InvalidStatus):
         websocket(gateway, "/rest/room")
+    plain = gateway.logged("https://chat.example:9443/rest/room", before)
+    frames = 11 + 8  # "hello" and the end, each with its mask
+    assert line["request_bytes"] == plain["request_bytes"] + frames
     with pytest.raises(InvalidStatus) as denied:
         websocket(gateway, "/live/..%2frest/room")
     assert denied.value.response.status_code == 403
@@ -459,10 +464,10 @@ def test_what_is_logged_is_explained_as_it_was_decided(gateway: Gateway) -> None
     _, checker = drift_of(gateway)
     wrong, explained = [], Counter[str]()
     for record in records(gateway):
-        decision = None if record.revision == NONE or unexplained(record) else checker.decide(record)
-        if decision is not None:
+        judged = None if record.revision == NONE or unexplained(record) else checker.verdict(record)
+        if judged is not None:
             explained[record.rule] += 1
-            if (decision.action, decision.rule) != (record.verdict, record.rule):
-                wrong.append((decision.action, decision.rule, record))
+            if judged != (record.verdict, record.rule, record.observed):
+                wrong.append((judged, record))
     assert wrong == []
     assert min(explained[rule] for rule in ("pinned", "authority-mismatch", "invalid-request", "chat")) > 0

@@ -8,30 +8,45 @@ import os
 import random
 import re
 import signal
+import socket
 import ssl
+import subprocess
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
 import pytest
 
+from squidkeeper.archive.archiver import Archiver
+from squidkeeper.archive.retention import days_of
+from squidkeeper.chain.chain import read_chain
+from squidkeeper.export.formats import FORMATS, MessageEncoder
+from squidkeeper.export.options import ExportOptions
+from squidkeeper.maintenance.rotation import Rotation
+from squidkeeper.maintenance.squid_process import SquidProcess
 from squidkeeper.record.follower import Follower
-from squidkeeper.record.log_files import read_blocks
+from squidkeeper.record.log_files import read_log_lines
 from squidkeeper.record.record import LENGTHS, LINE_LENGTH, NONE, Record, parse_record
+from squidkeeper.record.urls import redacted_url
 from squidkeeper.rotated_logs import rotated
+from squidkeeper.squid_counters import read_counters
 from squidkeeper.url import recorded_url
+from tests.archived import archived_lines
+from tests.siem_formats import CHECKS, VERSION
 from tests.waiting import wait_for
 
 from .dns import Names
 from .gateway import Gateway, NewGateway
 from .network import run
-from .origin import Origins
+from .origin import Answer, Origins
 from .raw import Raw, tunnel
 
 REQUESTS = int(os.environ.get("SQUIDKEEPER_HOSTILE_REQUESTS", "2000"))
@@ -185,7 +200,7 @@ def followed(path: Path) -> Iterator[list[bytes]]:
 
 def logged(gateway: Gateway) -> list[bytes]:
     log = gateway.root / "log/access.log"
-    return [line for block in read_blocks([*rotated(log), log]) for line in block.lines]
+    return [*read_log_lines([*rotated(log), log])]
 
 
 def strict(line: bytes) -> Record:
@@ -220,6 +235,17 @@ def test_hostile_requests_are_each_one_line_with_its_fields_intact_through_a_rot
         check(record, number, hostile.sent[number])
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_squid_logs_of_hostile_requests_is_valid_in_each_format_of_an_export(gateway: Gateway, name: str) -> None:
+    encoder = MessageEncoder(name, ExportOptions(version=VERSION, gateway="egress-1"))
+    before = len(logged(gateway))
+    with Raw(gateway) as client:
+        client.get('http://hostile.example/"exported', "hostile.example", 'User-Agent: "|=\\', "Referer: \xff")
+    logged_since(gateway, before, 1)
+    for line in random.Random(7).sample(logged(gateway), min(before + 1, 100)):
+        CHECKS[name](encoder.record(strict(line)))
+
+
 def check(record: Record, number: int, sent: Sent) -> None:
     target = recorded_url(sent.head(number).split(b" ")[1].decode("utf-8", "surrogateescape"))
     assert (record.url, record.cut) == (target[:4096], whole(target) if len(target) >= 4096 else NONE)
@@ -235,6 +261,106 @@ def check(record: Record, number: int, sent: Sent) -> None:
 def whole(url: str) -> str:
     """The field `cut` of a URL that the record cuts off: its length and the beginning of its hash."""
     return f"{len(url)}:{sha256(url.encode()).hexdigest()[:32]}"
+
+
+# ── What a client sends, and what it gets ───────────────────────────────────────────────────────────────────────────
+
+SIZE = 100_000
+UPLOADS = {
+    "with its length": (f"Content-Length: {SIZE}", b"x" * SIZE),
+    "in chunks": ("Transfer-Encoding: chunked", b"%x\r\n%s\r\n" % (SIZE // 2, b"x" * (SIZE // 2)) * 2 + b"0\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+@pytest.mark.parametrize("form", UPLOADS)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_bytes_of_an_upload_are_counted_without_the_lines_of_chunks(
+    gateway: Gateway, origins: Origins, scheme: str, form: str, method: str
+) -> None:
+    before, url = len(logged(gateway)), f"{scheme}://hostile.example/open/upload"
+    header, body = UPLOADS[form]
+    target = url if scheme == "http" else "/open/upload"
+    head = f"{method} {target} HTTP/1.1\r\nHost: hostile.example\r\n{header}\r\n\r\n".encode()
+    with Raw(gateway) if scheme == "http" else tunnel(gateway, "hostile.example:443") as client:
+        answer = client.send(head + body).answer()
+        port = client.port
+    assert answer is not None
+    assert answer.status == 200
+    assert len(origins.seen[-1].body) == SIZE
+    line = logged_since(gateway, before, 1 if scheme == "http" else 2)[-1]
+    assert (line.url, line.request_bytes, line.client_port) == (url, len(head) + SIZE, f"{port}")
+
+
+def test_the_connect_of_a_tunnel_that_is_decrypted_counts_its_own_head_alone(
+    gateway: Gateway, origins: Origins
+) -> None:
+    before = len(logged(gateway))
+    with tunnel(gateway, "hostile.example:443") as client:
+        client.get("/open/x", "hostile.example", "X-Padding: " + "x" * 5000)
+    connect, inside = logged_since(gateway, before, 2)
+    head = b"CONNECT hostile.example:443 HTTP/1.1\r\nHost: hostile.example:443\r\n\r\n"
+    assert (connect.method, connect.request_bytes) == ("CONNECT", len(head))
+    assert inside.request_bytes > 5000
+
+
+CONTENT_TYPES = {
+    "text/plain": "text/plain",
+    "application/json; charset=utf-8": "application/json",
+    'text/"},{"v":1': 'text/"},{"v":1',
+    "x" * 500: "x" * 128,
+    '"' * 500: '"' * 42,
+    "caf\xe9/\xff": "caf\xe9/\xff",
+    "a/b,b,,b": "a/b,b,b",
+    "": NONE,
+}
+
+
+@pytest.mark.parametrize("sent", CONTENT_TYPES)
+def test_the_content_type_of_an_answer_is_on_record_without_its_parameters(
+    gateway: Gateway, origins: Origins, sent: str
+) -> None:
+    before = len(logged(gateway))
+    origins.answers["hostile.example/open/type"] = Answer(headers={"Content-Type": sent} if sent else {})
+    with Raw(gateway) as client:
+        client.get("http://hostile.example/open/type", "hostile.example")
+    (record,) = logged_since(gateway, before, 1)
+    kept = re.sub("%[0-9A-F]?$", "", record.content_type)
+    assert unquote_to_bytes(kept).decode("latin-1") == CONTENT_TYPES[sent]
+    assert len(record.content_type) <= LENGTHS["content_type"]
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/html"])
+def test_the_content_type_of_a_denial_is_html_in_the_record_whatever_the_client_got(
+    gateway: Gateway, accept: str
+) -> None:
+    before = len(logged(gateway))
+    with Raw(gateway) as client:
+        answer = client.get("http://hostile.example/closed", "hostile.example", f"Accept: {accept}")
+    assert answer is not None
+    assert ((answer.header("Content-Type") or "") == "application/problem+json") is (accept != "text/html")
+    (record,) = logged_since(gateway, before, 1)
+    assert (record.status, record.content_type) == (403, "text/html")
+
+
+def test_a_referrer_is_on_record_and_can_be_shown_without_what_it_could_hold(gateway: Gateway) -> None:
+    before, referrer = len(logged(gateway)), 'https://u:p@from.example/a"}?token=x#y'
+    with Raw(gateway) as client:
+        client.get("http://hostile.example/referred", "hostile.example", f"Referer: {referrer}")
+        client.get("http://hostile.example/long", "hostile.example", "Referer: " + "é" * 10_000)
+    short, long = logged_since(gateway, before, 2)
+    assert unquote(short.referrer) == referrer
+    assert redacted_url(unquote(short.referrer)) == 'https://***@from.example/a"}'
+    assert len(long.referrer) == LENGTHS["referrer"]
+
+
+@pytest.mark.one_worker("it expects the number of the only worker")
+def test_a_record_names_its_gateway_and_the_worker_and_nothing_was_observed(gateway: Gateway) -> None:
+    before = len(logged(gateway))
+    with Raw(gateway) as client:
+        client.get("http://hostile.example/named", "hostile.example")
+    (record,) = logged_since(gateway, before, 1)
+    assert (record.gateway, record.worker, record.observed) == (socket.gethostname(), "1", NONE)
 
 
 BROKEN = [
@@ -278,6 +404,19 @@ def test_a_hostile_server_name_is_on_record_as_it_was_sent(gateway: Gateway) -> 
     wait_for(lambda: len(connects(gateway, before)) == len(SNIS), "the CONNECT of each tunnel")
     logged_names = {number: unquote_to_bytes(one.sni) for number, one in connects(gateway, before).items()}
     assert logged_names == dict(enumerate(SNIS))
+
+
+def test_squid_counts_each_line_but_those_of_connections_without_a_request(gateway: Gateway) -> None:
+    """Of all the hostile requests above, through a rotation; what reads the counter is not counted."""
+
+    def fits() -> bool:
+        counted = read_counters(*gateway.address).values["client_http.requests"]
+        files = rotated(gateway.root / "log/access.log"), [gateway.root / "log/access.log"]
+        lines = [line for file in chain(*files) for line in file.read_bytes().splitlines()]
+        empty = [line for line in lines if b'"error:transaction-end-before-headers"' in line]
+        return counted == len(lines) - len(empty)
+
+    wait_for(fits, "Squid's counter to fit its lines")
 
 
 def test_what_no_policy_decided_names_no_revision_of_what_came_before_it(gateway: Gateway) -> None:
@@ -339,6 +478,41 @@ def test_log_shows_the_own_verdict_of_a_request_whose_tunnel_failed(gateway: Gat
         ("PUT", "deny", "default"),
         ("GET", "allow", "reads"),
     ]
+
+
+# CONNECT, the target inside, its Host, and the URL that Squid makes of both.
+FRONTED = [
+    ("evil.example:443", "/x", "h0.hostile.example", "https://h0.hostile.example/x"),
+    ("evil.example:443", "https://h0.hostile.example/x", "evil.example", "https://h0.hostile.example/x"),
+    ("evil.example:8443", "/x", "evil.example", "https://evil.example/x"),
+    ("evil.example:443", "*", "evil.example", "http://:80*"),
+    ("evil.example:443", "urn:x", "evil.example", "urn:x"),
+    ("nowhere.example:443", "/x", "h0.hostile.example", "https://h0.hostile.example/x"),
+]
+
+
+def test_a_denied_or_failed_host_is_not_hidden_behind_another_that_the_client_names(
+    gateway: Gateway, names: Names, tmp_path: Path
+) -> None:
+    names.set("nowhere.example", [])
+    before = len(logged(gateway))
+    for number, (connect, target, host, _) in enumerate(FRONTED, 1):
+        with tunnel(gateway, connect) as client:
+            assert client.get(target, host, method="OPTIONS" if target == "*" else "GET")
+        assert logged_since(gateway, before, 2 * number)
+    urls = [url for connect, *_, inside in FRONTED for url in (connect, inside)]
+    assert [one.url for one in logged_since(gateway, before, len(urls))] == urls
+    log = tmp_path / "access.log"
+    log.write_bytes(b"".join(line + b"\n" for line in logged(gateway)[before:]))
+    options = ("--json", "--policy", gateway.policy_folder, "--state", gateway.root / "state", log)
+    events = run(gateway.root / "bin/squidkeeper", "log", *options).splitlines()
+    assert [json.loads(one)["url"] for one in events] == urls
+    words = [str(word) for word in (gateway.root / "bin/squidkeeper", "why", *options)]
+    causes = json.loads(subprocess.run(words, capture_output=True, check=False).stdout)["causes"]
+    found = [one for one in causes if one["cause"] in ("no-rule", "name-unresolved")]
+    sentences = " ".join(one["sentence"] for one in found)
+    assert [host for host in ("evil", "nowhere", "hostile") if f"{host}.example" in sentences] == ["evil", "nowhere"]
+    assert [one["remedy"] for one in found if "hosts: [h0.hostile.example]" in one["remedy"]] == []
 
 
 def asked(gateway: Gateway, url: str) -> bool:
@@ -494,3 +668,53 @@ def test_what_passes_through_a_tunnel_is_on_record_with_its_user(
             client.get("/", f"{name}.example")
     said = [(one.method, one.user, unquote(one.rule)) for one in logged_since(with_users, before, 6)]
     assert sorted(said) == sorted((method, "ci-bot", rule) for rule in rules.values() for method in ("CONNECT", "GET"))
+
+
+# ── Archived ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def by_logrotate(gateway: Gateway, folder: Path, *more: str) -> None:
+    """Rotate by the rule that is installed, or by another one; Squid is told as its postrotate does."""
+    rule = (Path(__file__).parents[2] / "squid/logrotate").read_text().replace("/var/log/squid", f"{gateway.root}/log")
+    rule = re.sub(r"\tpostrotate.*?endscript\n", "".join(f"\t{line}\n" for line in more), rule, flags=re.DOTALL)
+    (folder / "rule").write_text(rule.replace("\tdaily\n", "\tdaily\n\tsu root root\n"))
+    run("logrotate", "--force", "--state", folder / "state", folder / "rule")
+    if not more:
+        gateway.rotate()
+
+
+def by_size(gateway: Gateway, archive: Path) -> None:
+    """Rotate as `squidkeeper maintain` does, with a limit that what is archived already exceeds."""
+    log, state = gateway.root / "log/access.log", gateway.root / "state"
+    squid = SquidProcess(gateway.root / "run/squid.pid")
+    limit = 32 * (log.stat().st_size - 1)
+    Rotation(log, log.with_name("cache.log"), squid, limit, archive=archive, state=state).check()
+
+
+def test_each_line_is_archived_once_however_the_log_is_rotated(gateway: Gateway, tmp_path: Path) -> None:
+    """Also the lines of the tests before this one, which were rotated by hand."""
+    log, archive = gateway.root / "log/access.log", tmp_path / "archive"
+    archive.mkdir()
+    expected: list[bytes] = []
+    rotations: list[Callable[[], None]] = [
+        partial(by_logrotate, gateway, tmp_path),
+        partial(by_size, gateway, archive),
+        partial(by_logrotate, gateway, tmp_path, "copytruncate", "dateformat -%s"),
+    ]
+    for rotate_log in rotations:
+        with Raw(gateway) as client:
+            client.get("http://denied.example/archived", "denied.example")
+        wait_for(lambda: b"denied.example/archived" in log.read_bytes(), "the line")
+        before = {path.stat().st_ino for path in rotated(log)}
+        rotate_log()
+        wait_for(lambda: log.exists() and log.stat().st_size == 0, "a new log")
+        new = [path for path in rotated(log) if not expected or path.stat().st_ino not in before]
+        with new[-1].open("ab") as torn:
+            torn.write(b'{"v":1,"time":"2026-11-2\n')
+        for path in new:
+            os.utime(path, (path.stat().st_mtime - 120, path.stat().st_mtime - 120))
+        expected += read_log_lines(new)
+        assert Archiver(log, archive).run().failures == []
+    assert len(expected) > REQUESTS
+    assert sorted(archived_lines(archive)) == sorted(expected)
+    assert sum(day.invalid for day in days_of(read_chain(archive))) == len(rotations)

@@ -36,6 +36,7 @@ rules:
   - {name: internal, action: allow, hosts: [internal.example, 10.0.0.5], private: true}
   - {name: by-number, action: allow, hosts: [203.0.113.0/24, "2001:db8::/32", 127.0.0.0/8, "::1", 10.1.0.0/16]}
   - {name: by-name, action: allow, hosts: [.rebind.example]}
+presets: [pypi@1, {preset: npm@1, clients: [builders]}]
 """
 
 
@@ -61,6 +62,7 @@ ALLOWED = [
     ("http://203.0.113.20/", "by-number"),
     ("http://[2001:db8::10]/", "by-number"),
     ("http://10.0.0.5/", "internal"),
+    ("https://pypi.org/simple/sample/", "pypi@1/index"),
 ]
 
 
@@ -93,6 +95,7 @@ DENIED = [
     ("http://[::1]/", "private-address"),
     ("http://10.1.2.3/", "private-address"),
     ("http://169.254.169.254/latest/meta-data/", "default"),
+    ("https://registry.npmjs.org/sample", "default"),  # of a preset for other clients
 ]
 
 

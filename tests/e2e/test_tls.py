@@ -15,7 +15,7 @@ import pytest
 
 from squidkeeper.certificates.authority import CertificateAuthority, make_ca
 from squidkeeper.certificates.server import issue_server_certificate
-from squidkeeper.exporter.cache_manager import read_counters
+from squidkeeper.squid_counters import read_counters
 from tests.waiting import wait_for
 
 from .gateway import Gateway, NewGateway, Site
@@ -233,6 +233,15 @@ def test_squid_takes_the_proxy_protocol_alone_behind_haproxy(gateway: Gateway) -
     with socket.create_connection(squid_listens(gateway), 20, source_address=("10.9.8.7", 0)) as other:
         other.sendall(HEADERS["version 1"] + b"GET http://example.com/ HTTP/1.1\r\nHost: example.com\r\n\r\n")
         assert is_closed(other)
+
+
+def test_the_port_in_the_record_is_the_clients_own(gateway: Gateway, origins: Origins) -> None:
+    before = len(gateway.log())
+    with connection(gateway) as plain, over_tls(gateway) as secure:
+        for name, one in (("plain", plain), ("secure", secure)):
+            get(one, f"http://example.com/port-{name}")
+            line = gateway.logged(f"http://example.com/port-{name}", before)
+            assert line["client_port"] == str(one.getsockname()[1])
 
 
 def test_squids_counters_are_for_this_machine_alone(vm: VirtualMachine, gateway: Gateway) -> None:

@@ -22,10 +22,17 @@ from .raw import Raw, tunnel
 POLICY = """
 version: 1
 rules:
+  - {name: asks, action: ask, hosts: [asked.corp.example]}
   - {name: ports, action: allow, hosts: [ports.corp.example], ports: [80, 443, 8080, 8443]}
   - {name: pinned, action: allow, hosts: [pinned.corp.example], tls: passthrough}
   - {name: all, action: allow, hosts: [.corp.example, .partner.example, .straight.example, 10.0.0.5, 127.0.0.1]}
   - {name: inside, action: allow, hosts: [inside.partner.test], private: true}
+grants:
+  - name: granted
+    any_client: true
+    urls: ["https://asked.corp.example/x"]
+    expires: 2046-01-01T00:00:00Z
+    reason: of a test
 rewrites:
   - {name: to-corp, hosts: [rewritten.corp.example], paths: [/r/**], to: "https://target.corp.example{path}"}
   - {name: to-straight, hosts: [leaves.corp.example], to: "https://target.straight.example{path}"}
@@ -226,6 +233,7 @@ def test_a_private_address_is_closed_through_a_parent_too(
     assert len(corp.heads) + len(partner.heads) == 0
 
 
+@pytest.mark.one_worker("each worker remembers names for itself: what one looks up again, another does not")
 def test_a_tunnel_whose_name_becomes_private_reaches_no_parent(
     gateway: Gateway, origins: Origins, corp: Parent, names: Names
 ) -> None:
@@ -269,6 +277,15 @@ def test_a_rewrite_over_https_goes_past_the_parent_or_nowhere(
     assert curl(gateway, "http://plain.straight.example/x").status == 200
     assert origins.urls()[1:] == ["http://plain.corp.example/x"]
     assert corp.lines() == ["GET http://plain.corp.example/x HTTP/1.1"]
+
+
+def test_what_is_asked_about_goes_through_no_parent_over_https(
+    gateway: Gateway, origins: Origins, corp: Parent
+) -> None:
+    """As with rewrites: the tunnel through the parent would be opened with the headers of the request."""
+    assert "Ticket: " in denied(gateway, origins, "https://asked.corp.example/y", "asks").text
+    denied(gateway, origins, "https://asked.corp.example/x", "not-rendered")
+    assert corp.heads == []
 
 
 def test_a_tunnel_that_was_opened_for_rewrites_reaches_no_parent_when_they_are_gone(

@@ -4,12 +4,15 @@ When the run ends, no log of any gateway may hold a value that it was given (`si
 """
 
 import base64
+import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +24,7 @@ from tests.waiting import wait_for
 
 from .curl import curl
 from .gateway import REPOSITORY, Gateway, NewGateway
+from .network import run
 from .origin import Origins
 from .raw import Raw, tunnel
 from .reply import Reply
@@ -116,7 +120,9 @@ def leaves(gateway: Gateway, origins: Origins, reply: Reply | None, before: int,
     assert (reply.status, reply.rule) == (403, LEAVING), reply.text
     line = withheld(gateway, before)[-1]
     assert (line["verdict"], line["found"]) == ("deny", name), line
-    assert {line[field] for field in ("url", "fetched", "sni", "tunnel", "user_agent")} == {"-"}, line
+    assert {line[field] for field in ("url", "fetched", "sni", "tunnel", "user_agent", "referrer", "content_type")} == {
+        "-"
+    }, line
     assert origins.seen == []
 
 
@@ -127,7 +133,7 @@ def test_a_secret_in_a_query_does_not_leave(gateway: Gateway, origins: Origins, 
     leaves(gateway, origins, reply, before, "canary:bait" if form == "a canary" else "secret:token")
 
 
-@pytest.mark.parametrize("header", ["User-Agent", "Cookie", "X-Api-Key", "Accept-Language", "Authorization"])
+@pytest.mark.parametrize("header", ["User-Agent", "Referer", "Cookie", "X-Api-Key", "Accept-Language", "Authorization"])
 def test_a_secret_in_a_header_does_not_leave(gateway: Gateway, origins: Origins, header: str) -> None:
     before = len(gateway.log())
     leaves(gateway, origins, curl(gateway, "http://open.example/", "-H", f"{header}: a {TOKEN} b"), before)
@@ -148,6 +154,7 @@ DENIED = {
     "as a page of Squid": ["http://open.example/squid-internal-mgr/VALUE"],
     "in its host": ["https://VALUE.closed.example/"],
     "in its client's name": ["http://closed.example/", "-A", "VALUE"],
+    "in its referrer": ["http://closed.example/", "-e", "http://VALUE/"],
 }
 
 
@@ -159,6 +166,29 @@ def test_no_log_has_the_value_where_the_request_is_denied_anyway(gateway: Gatewa
     wait_for(lambda: [line for line in gateway.log()[before:] if line["status"] == 403], "the line of the denial")
     assert BAIT.lower() not in str(gateway.log()[before:]).lower()
     assert origins.seen == []
+
+
+def test_a_request_withheld_in_a_denied_tunnel_is_one_event_with_the_host_that_was_denied(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    before = len(gateway.log())
+    with tunnel(gateway, "closed.example:443") as client:
+        answer = client.get(f"/?q={BAIT}", "good.example")
+    assert answer is not None
+    assert answer.status == 403
+    wait_for(lambda: len(gateway.log()) == before + 2, "both lines")
+    connect, inside = gateway.log()[before:]
+    assert (inside["url"], inside["tunnel"]) == ("-", "-")
+    log = tmp_path / "access.log"
+    lines = (gateway.root / "log/access.log").read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[before:]))
+    program = gateway.root / "bin/squidkeeper"
+    (shown,) = run(program, "log", "--json", "--policy", gateway.policy_folder, log).splitlines()
+    assert json.loads(shown)["url"] == connect["url"] == "closed.example:443"
+    words = [program, "why", inside["request_id"], "--policy", gateway.policy_folder, log]
+    why = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    assert "No rule allows closed.example: " in why
+    assert f"403  CONNECT closed.example:443  ({inside['request_id']})" in why
 
 
 # What Squid refuses without a question to a helper: the target of the request, its version and a header.
@@ -335,6 +365,7 @@ def test_a_request_is_denied_and_withheld_while_the_helper_is_dead(gateway: Gate
     assert line["url"] == "-"
 
 
+@pytest.mark.one_worker("an edit is in force within three seconds, not in every worker in the same instant")
 def test_an_edit_turns_the_watch_on_and_off_and_a_rotated_secret_is_watched(
     new_gateway: NewGateway, origins: Origins
 ) -> None:

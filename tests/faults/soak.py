@@ -148,7 +148,7 @@ class Schedule:
             sample = {"worker": worker, "worker MB": megabytes(worker), "worker descriptors": descriptors(worker)}
             sample |= {"exporter MB": megabytes(exporter), "exporter descriptors": descriptors(exporter)}
             return sample | {f"{kind} MB": max(map(megabytes, self.gateway.helpers(kind))) for kind in HELPERS}
-        except (OSError, StopIteration, ValueError):
+        except (OSError, IndexError, ValueError):
             return None
 
     def _state(self) -> Sample:

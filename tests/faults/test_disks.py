@@ -99,6 +99,7 @@ def test_the_state_folder_gone(gateway: Gateway, exporter: Exporter, origins: Or
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
 
 
+@pytest.mark.one_worker("Squid's master stays with the coordinator of several")
 @pytest.mark.long
 def test_the_disk_of_the_log_full(new_gateway: NewGateway, origins: Origins) -> None:
     """Squid ends rather than serve what it cannot log, and its master gives up; it has to be started."""

@@ -91,6 +91,7 @@ def test_a_page_of_a_missing_helper_says_so(new_gateway: NewGateway, origins: Or
     assert [line for line in gateway.fatal() if SQUIDS_ASSERTION not in line] == []
 
 
+@pytest.mark.one_worker("Squid goes on while one worker runs")
 def test_without_the_program_squid_ends_once_its_worker_starts_anew(new_gateway: NewGateway, origins: Origins) -> None:
     gateway = prepared(new_gateway(POLICY)).start()
     program = gateway.root / "bin/squidkeeper"

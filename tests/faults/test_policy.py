@@ -4,12 +4,15 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 
 import pytest
 
+from squidkeeper.policy_store.revisions import revision_in_force
 from tests.e2e.curl import curl
 from tests.e2e.gateway import Gateway
-from tests.e2e.observer import Exporter
+from tests.e2e.maintained import maintained
+from tests.e2e.observer import Exporter, fetch
 from tests.e2e.origin import Origins
 from tests.waiting import wait_for
 
@@ -116,6 +119,32 @@ def test_a_policy_that_is_unavailable_leaves_the_last_good_one_in_force(
             wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
             load.at_least(30)
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
+
+
+@pytest.mark.long
+def test_an_edit_that_the_reload_gate_refuses_is_told_and_costs_nothing(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
+    gated = POLICY.replace("version: 1\n", "version: 1\ndefaults: {reload_gate: {since: 1h, denials: 2}}\n")
+    gateway.write("policy.yaml", gated)
+    wait_for(lambda: getattr(revision_in_force(gateway.root / "state/revisions"), "gated", False), "the gate")
+    with maintained(gateway, "--policy", str(gateway.policy_folder)):
+        for client in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
+            answered = partial(curl, gateway, "http://open.example/", client=client)
+            wait_for(lambda: answered().status == 200, f"an answer for {client}")  # noqa: B023 - it ends in this round
+        with under_load(gateway, origins, HARMLESS) as load:
+            gateway.write("policy.yaml", gated.replace("{name: open, action: allow", "{name: open, action: deny"))
+            told = "The reload gate refuses an edit of the policy"
+            wait_for(lambda: told in fetch(exporter.port, "/").text, "the operator to be told")
+            page = fetch(exporter.port, "/").text
+            assert "does not load" not in page
+            assert exporter.health() == (200, {})
+            assert "squidkeeper_policy_reload_gated 1" in fetch(exporter.port, "/metrics").text
+            assert "client 127.0.0.2 would be denied open.example by open" in page
+            load.at_least(30)
+            gateway.write("policy.yaml", gated)
+            wait_for(lambda: told not in fetch(exporter.port, "/").text, "the end of it")
+    gateway.write("policy.yaml", POLICY)
 
 
 def test_helpers_that_start_while_the_policy_is_bad_deny_everything(

@@ -1,16 +1,19 @@
 """Squid reconfigured, restarted, killed, with two workers, without descriptors; its log rotated and removed."""
 
 import os
+import re
 import shutil
 import signal
 import socket
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.gateway import Gateway, NewGateway
 from tests.e2e.maintained import maintained
+from tests.e2e.network import run
 from tests.e2e.observer import Exporter
 from tests.e2e.origin import Origins
 from tests.waiting import wait_for
@@ -141,7 +144,7 @@ def settled(gateway: Gateway, exporter: Exporter) -> list[int]:
 
 @pytest.mark.long
 def test_two_workers(new_gateway: NewGateway, origins: Origins) -> None:
-    gateway = prepared(new_gateway(POLICY, "workers 2")).start()
+    gateway = prepared(new_gateway(POLICY, options=("--workers", "2"))).start()
     exporter = Exporter(gateway, 9130).start()
     try:
         assert gateway._squid
@@ -160,8 +163,37 @@ def test_two_workers(new_gateway: NewGateway, origins: Origins) -> None:
         wait_for(lambda: exporter.health() == (200, {}), "a healthy gateway")
         counted_once(gateway, exporter)
         assert metric(exporter, "squidkeeper_record_invalid_lines_total") == 0
+        assert {line["worker"] for line in gateway.log()} == {"1", "2"}
     finally:
         exporter.stop()
+
+
+@pytest.mark.long
+def test_a_worker_that_is_killed_and_its_coordinator_serve_again(new_gateway: NewGateway, origins: Origins) -> None:
+    """In either order. Without a queue of its own, a worker that starts after the coordinator listens no more."""
+    gateway = prepared(new_gateway(POLICY, options=("--workers", "2"))).start()
+    assert gateway._squid
+    with under_load(gateway, origins, replace(RESTART, denied="a worker starts with new helpers")) as load:
+        for _ in range(2):
+            for name in ("(squid-coord-", "(squid-1)"):
+                kill_kid(gateway._squid.pid, name)
+            load.at_least(30)
+        wait_for(lambda: listening(gateway) == {*gateway.workers}, "each worker to listen")
+
+
+def kill_kid(master: int, name: str) -> None:
+    [killed] = kids(master, name)
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: set(kids(master, name)) - {killed}, f"another {name}")
+
+
+def kids(master: int, name: str) -> list[int]:
+    children = map(int, Path(f"/proc/{master}/task/{master}/children").read_text().split())
+    return [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name.encode())]
+
+
+def listening(gateway: Gateway) -> set[int]:
+    return {int(pid) for pid in re.findall(r"pid=(\d+)", run("ss", "-Hltnp", f"sport = :{gateway.address[1]}"))}
 
 
 @pytest.mark.long

@@ -133,10 +133,10 @@ def check_request(compiled: CompiledPolicy, request: Request | Malformed) -> Non
     at_host = decide(compiled, compiled.match(request), NOW, Stage.HOST)
     if decision.allowed:
         assert at_host.allowed, "what passes at request scope is never stopped before"
-        assert at_host.may_rewrite or decision.rewritten is None
-        assert at_host.may_inject or at_host.may_rewrite or not decision.credentials
+        assert at_host.outlook.may_rewrite or decision.rewritten is None
+        assert at_host.outlook.may_inject or at_host.outlook.may_rewrite or not decision.credentials
     elif decision.rule not in ("invalid-request", "ambiguous-path"):
-        assert not at_host.allowed or at_host.needs_url or at_host.may_rewrite
+        assert not at_host.allowed or at_host.outlook.needs_url or at_host.outlook.may_rewrite
 
 
 # --- where to start -----------------------------------------------------------------------------------------------

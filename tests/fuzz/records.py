@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from squidkeeper.errors import InvalidRecord, UnreadableLog
-from squidkeeper.record.follower import Follower, Position
-from squidkeeper.record.log_files import read_blocks, sorted_by_time
+from squidkeeper.record.follower import Follower
+from squidkeeper.record.log_files import read_log_lines, sorted_by_time
 from squidkeeper.record.record import VERSION, Record, decode_field, parse_record
 from squidkeeper.rotated_logs import rotated
 from tests.records import record_line
@@ -26,7 +26,8 @@ from .target import Target
 
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 PACKED = (".gz", ".bz2", ".xz", ".zst")
-TEXTS = [name for name in Record.__struct_fields__ if name not in ("v", "status", "bytes", "duration_ms")]
+NUMBERS = ("v", "status", "bytes", "duration_ms", "request_bytes")
+TEXTS = [name for name in Record.__struct_fields__ if name not in NUMBERS]
 
 
 def check(data: bytes) -> None:
@@ -56,7 +57,7 @@ def check_record(line: bytes) -> None:
         decoded = decode_field(value)
         assert (decoded is None) == (value == "-")
         (decoded or "").encode()  # nothing in it that could not be written out again
-    assert all(isinstance(number, int) for number in (record.status, record.bytes, record.duration_ms))
+    assert all(isinstance(getattr(record, name), int) for name in NUMBERS)
     assert parse_record(msgspec.json.encode(record)) == record
 
 
@@ -84,7 +85,7 @@ def check_whole(folder: Path, data: bytes) -> None:
 
 
 def read(path: Path) -> list[bytes]:
-    return [line for block in read_blocks([path]) for line in block.lines]
+    return [*read_log_lines([path])]
 
 
 def lines_of(data: bytes) -> list[bytes]:
@@ -168,7 +169,7 @@ class Log:
         """End the process that follows, and go on where it was."""
         position = self.follower.position
         self.follower.close()
-        self.follower = Follower(self.path, Position(position.first_line_digest, position.offset))
+        self.follower = Follower(self.path, position)
 
 
 EVENTS = (

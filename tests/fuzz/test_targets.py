@@ -97,7 +97,7 @@ BROKEN: dict[str, tuple[Target, object, str, object]] = {
     "a number is taken for a name": (urls.TARGET, url, "_PLAIN_NAME", re.compile("[a-z0-9.]+")),
     "a YAML error goes through": (policies.TARGET, document, "_hint", lambda text, error: 1 / 0),
     "a fault holds what was written": (policies.TARGET, document, "describe", lambda value: f"{value}\n"),
-    "a damaged log is not noticed": (records.TARGET, log_files, "DAMAGED", ()),
+    "a damaged log is not noticed": (records.TARGET, log_files, "DamagedLog", ()),
     "a log is forgotten when it is rotated": (records.TARGET, follower, "rotated", lambda path: []),
 }
 
