@@ -8,7 +8,11 @@ T = TypeVar("T")
 WAIT_SECONDS = 60  # a loaded machine needs it; a wait ends as soon as the condition holds
 
 
-def wait_for(condition: Callable[[], T | None], what: str = "the condition", seconds: float = WAIT_SECONDS) -> T:
+def wait_for(
+    condition: Callable[[], T | None],
+    what: str | Callable[[], str] = "the condition",
+    seconds: float = WAIT_SECONDS,
+) -> T:
     """Return the condition's first true value. Fail after `seconds`, naming `what` the test waited for."""
     end = time.monotonic() + seconds
     while True:
@@ -16,5 +20,5 @@ def wait_for(condition: Callable[[], T | None], what: str = "the condition", sec
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"waited {seconds} s for {what}")
+            raise AssertionError(f"waited {seconds} s for {what() if callable(what) else what}")
         time.sleep(0.02)
