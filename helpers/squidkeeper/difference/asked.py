@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from squidkeeper.difference.consequences import Consequence, consequence_of, counted, quota_counts
-from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, decide
+from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, decide, decide_until_spent
 from squidkeeper.engine.explain import quotas_in, upstream
-from squidkeeper.policy.model import Rule
 from squidkeeper.protocol.request import Malformed, Request, request_to
 
 
@@ -27,13 +26,9 @@ def judge(policy: CompiledPolicy, asked: Asked) -> Consequence:
     """Give what becomes of a request: now, and once the grants that allow it are spent."""
     request = request_to(asked.method, asked.target, asked.client, asked.user)
     match = policy.match(request)
-    decision, spent = decide(policy, match, asked.at), dict[str, Rule]()
-    stages = [_consequence(policy, match, request, asked.at, decision)]
-    while decision.counted is not None:
-        spent[decision.counted.name] = decision.counted
-        decision = decide(policy, match, asked.at, spent=spent)
-        stages.append(_consequence(policy, match, request, asked.at, decision))
-    return counted(stages, spent.values())
+    decisions = list(decide_until_spent(policy, match, asked.at))
+    stages = [_consequence(policy, match, request, asked.at, decision) for decision in decisions]
+    return counted(stages, [decision.counted for decision in decisions if decision.counted is not None])
 
 
 def _consequence(

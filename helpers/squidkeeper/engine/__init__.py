@@ -4,7 +4,7 @@
 """
 
 from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch
-from squidkeeper.engine.decide import Stage, asks_url, decide
+from squidkeeper.engine.decide import Stage, asks_url, decide, decide_until_spent
 from squidkeeper.engine.decision import Decision, deny
 
-__all__ = ["CompiledPolicy", "Decision", "HostMatch", "Stage", "asks_url", "decide", "deny"]
+__all__ = ["CompiledPolicy", "Decision", "HostMatch", "Stage", "asks_url", "decide", "decide_until_spent", "deny"]

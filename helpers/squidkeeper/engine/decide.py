@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from enum import Enum, auto
 
@@ -51,6 +51,20 @@ def decide(
     if stage is Stage.URL:
         return decide_url(policy, match, url or "", at, spent)
     return decide_fetched(policy, match, url or "", final_url, at)
+
+
+def decide_until_spent(
+    policy: CompiledPolicy, match: HostMatch, at: datetime, stage: Stage = Stage.ALL, url: str | None = None
+) -> Iterator[Decision]:
+    """Decide a request, and again without each counted grant that allowed it: what holds as they are spent.
+
+    The last decision is by no counted grant.
+    """
+    spent: set[str] = set()
+    while (decision := decide(policy, match, at, stage, url, spent=spent)).counted is not None:
+        yield decision
+        spent.add(decision.counted.name)
+    yield decision
 
 
 def _decide_all(

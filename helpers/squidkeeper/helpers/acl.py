@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from squidkeeper.bounded_cache import BoundedCache
-from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, decide
+from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, decide, decide_until_spent
 from squidkeeper.engine.own_host import TICKET_PAGE
 from squidkeeper.grant_uses import GrantUses
 from squidkeeper.helpers.asking import Asking
@@ -124,15 +124,12 @@ class RequestScope:
             elif not decision.allowed:
                 return decision
         decision = decide(self.policy, match, at, stage, url)
-        return decision if decision.counted is None else self._use(decision, match, at, stage, url)
+        return decision if decision.counted is None else self._use(match, at, stage, url)
 
-    def _use(self, decision: Decision, match: HostMatch, at: datetime, stage: Stage, url: str) -> Decision:
+    def _use(self, match: HostMatch, at: datetime, stage: Stage, url: str) -> Decision:
         """Count a use of the grant that allows. One that has none left, or cannot be counted, is not asked again."""
-        spent: set[str] = set()
-        while decision.counted is not None and not self._take(decision.counted):
-            spent.add(decision.counted.name)
-            decision = decide(self.policy, match, at, stage, url, spent=spent)
-        return decision
+        decisions = decide_until_spent(self.policy, match, at, stage, url)
+        return next(one for one in decisions if one.counted is None or self._take(one.counted))
 
     def _take(self, grant: Rule) -> bool:
         try:

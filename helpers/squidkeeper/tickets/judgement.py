@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from squidkeeper.engine import CompiledPolicy, Decision, Stage, decide
+from squidkeeper.engine import CompiledPolicy, Decision, decide_until_spent
 from squidkeeper.policy.model import Rule
 from squidkeeper.protocol.request import request_to
 from squidkeeper.tickets.ticket import AskedRequest
@@ -16,11 +16,8 @@ def decide_again(
 ) -> Decision:
     """Decide a request as if it was sent now, and use no grant. A grant without uses left opens nothing."""
     match = policy.match(request_to(asked.method, asked.url, asked.client, asked.user or None))
-    decision, spent = decide(policy, match, at), set[str]()
-    while decision.counted is not None and is_spent(decision.counted):
-        spent.add(decision.counted.name)
-        decision = decide(policy, match, at, Stage.URL, spent=spent)
-    return decision
+    decisions = decide_until_spent(policy, match, at)
+    return next(one for one in decisions if one.counted is None or not is_spent(one.counted))
 
 
 def waits(decision: Decision) -> bool:
