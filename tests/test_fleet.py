@@ -49,16 +49,27 @@ def test_a_fleet_has_its_gateways_and_the_usual_ports(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("version: 1", "version: 2", "Expected `int` <= 1"),
-        ("addresses", "adresses", "Object contains unknown field `adresses` - at `$.haproxy`"),
-        ('[10.0.0.5, "fd00::5"]', "[]", "Expected `array` of length >= 1"),
+        ("version: 1", "version: 2", "fleet.yaml: version: expected 1: squid/FLEET.md has an example"),
+        ("version: 1\n", "", "fleet.yaml: version: expected 1: squid/FLEET.md has an example"),
+        (FLEET, "", "fleet.yaml: expected version, haproxy and gateways: squid/FLEET.md has an example"),
+        ("addresses", "adresses", "haproxy: unknown field 'adresses', expected addresses, and if needed listen, "),
+        ('[10.0.0.5, "fd00::5"]', "[]", "haproxy.addresses: expected at least one address of HAProxy, as gateways"),
+        ("10.0.0.5", "5", "haproxy.addresses[0]: expected at least one address of HAProxy, as gateways see it, such"),
+        ("name: gw-1, ", "", "gateways[0].name: expected letters, digits and . _ -, such as gw-1: squid/FLEET.md has"),
+        ("{name: gw-1, address: 10.0.0.11}", "gw-1", "gateways[0]: expected at least one gateway, such as {name: gw-1"),
+        ("port: 3130", "prot: 3130", "gateways[1]: unknown field 'prot', expected at least one gateway, such as"),
+        (
+            "gw-1,",
+            "[,",
+            "fleet.yaml: expected YAML: while parsing a flow node did not find expected node content at line 5",
+        ),
         ("address: 10.0.0.11", "address: gw.example", "gateways[0].address: 'gw.example' is not an address, expected"),
         ("address: 10.0.0.11", 'address: "fe80::1%eth0"', "has a zone, expected an address without"),
         ("name: gw-1", "name: gw 1", "gateways[0].name: 'gw 1': expected letters, digits and . _ -, such as gw-1"),
         ("name: gw-1", 'name: "gw\\n  server evil 192.0.2.1:80"', "gateways[0].name: 'gw\\n  server evil"),
         ("name: gw-1", "name: gw-2", "gateways[1].name: 'gw-2' is taken by 'gw-2': choose another"),
         ("address: 10.0.0.11", 'address: "fd00::12", port: 3130', "[fd00::12]:3130 is that of 'gw-1' already"),
-        ("port: 3130", "port: 70000", "Expected `int` <= 65535 - at `$.gateways[1].port`"),
+        ("port: 3130", "port: 70000", "gateways[1].port: expected a port from 1 to 65535: squid/FLEET.md has"),
         (
             "gateways:",
             "  listen: 10.0.0:3129x\ngateways:",
@@ -195,7 +206,8 @@ def test_a_configuration_that_haproxy_refuses_changes_nothing(tmp_path: Path, pa
 
 def test_a_file_that_is_wrong_is_told_and_changes_nothing(tmp_path: Path, paths: BalancerPaths) -> None:
     status, said = setup(paths, tmp_path / "none.yaml")
-    assert (status, said) == (1, f"{tmp_path}/none.yaml: No such file or directory\n")
+    expected = "expected a readable file with HAProxy's addresses and the gateways: squid/FLEET.md has an example"
+    assert (status, said) == (1, f"{tmp_path}/none.yaml: No such file or directory: {expected}\n")
 
 
 def test_without_a_fleet_the_command_names_install_sh() -> None:

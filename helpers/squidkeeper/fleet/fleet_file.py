@@ -20,6 +20,21 @@ _PORT: Final = 3129
 _HEALTH_PORT: Final = 9130
 _PER_CLIENT: Final = 4096  # as Squid's client_ip_max_connections
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+_EXAMPLE: Final = "squid/FLEET.md has an example"
+_EXPECTED: Final = {  # by the name of a field; the whole file has none
+    "": "version, haproxy and gateways",
+    "version": "1",
+    "haproxy": "addresses, and if needed listen, certificate and connections_per_client",
+    "addresses": "at least one address of HAProxy, as gateways see it, such as [10.0.0.5]",
+    "listen": "PORT, ADDRESS:PORT or [ADDRESS]:PORT",
+    "certificate": "an absolute path of letters, digits and / . _ + @ -",
+    "connections_per_client": f"a number from 1, such as {_PER_CLIENT}",
+    "gateways": "at least one gateway, such as {name: gw-1, address: 10.0.0.11}, with port and health_port if needed",
+    "name": "letters, digits and . _ -, such as gw-1",
+    "address": "one such as 10.0.0.11",
+    "port": "a port from 1 to 65535",
+    "health_port": "a port from 1 to 65535",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +73,13 @@ def read_fleet(file: Path) -> Fleet:
     try:
         given = msgspec.yaml.decode(file.read_bytes(), type=_FleetFile)
     except OSError as error:
-        raise FleetFailed(f"{file}: {error.strerror}") from error
+        expected = "expected a readable file with HAProxy's addresses and the gateways"
+        raise FleetFailed(f"{file}: {error.strerror}: {expected}: {_EXAMPLE}") from error
+    except msgspec.ValidationError as error:
+        raise FleetFailed(f"{file}: {_told(str(error))}: {_EXAMPLE}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise FleetFailed(f"{file}: {error}: squid/FLEET.md has an example") from error
+        text = " ".join(str(error).replace('in "<byte string>", ', "at ").split())
+        raise FleetFailed(f"{file}: expected YAML: {text}: {_EXAMPLE}") from error
     if faults := _faults(given):
         raise FleetFailed("\n".join(f"{file}: {fault}" for fault in faults))
     gateways = (
@@ -91,23 +110,35 @@ class _FleetFile(msgspec.Struct, forbid_unknown_fields=True):
     gateways: Annotated[list[_Gateway], msgspec.Meta(min_length=1)]
 
 
+def _told(problem: str) -> str:
+    """Write what msgspec says in the words of the file: which field, what is wrong, what was expected."""
+    what, _, path = problem.rstrip("`").partition(" - at `$")
+    place = path.removeprefix(".")
+    field = re.sub(r"\[\d+\]", "", place).rpartition(".")[2]
+    found = re.fullmatch(r"Object (contains unknown|missing required) field `(.*?)`?", what)
+    if found and found[1] == "missing required":
+        place, field, found = f"{place}.{found[2]}".removeprefix("."), found[2], None
+    unknown = f"unknown field {found[2]!r}, " if found else ""
+    return f"{place}: {unknown}expected {_EXPECTED[field]}".removeprefix(": ")
+
+
 def _faults(given: _FleetFile) -> list[str]:
     """List what is wrong beside the types: each with its place, and what was expected."""
     faults = []
     for number, one in enumerate(given.gateways):
         place = f"gateways[{number}]"
         if not is_gateway_name(one.name):
-            faults.append(f"{place}.name: {one.name!r}: expected letters, digits and . _ -, such as gw-1")
+            faults.append(f"{place}.name: {one.name!r}: expected {_EXPECTED['name']}")
         faults += _address_fault(f"{place}.address", one.address)
     for number, address in enumerate(given.haproxy.addresses):
         faults += _address_fault(f"haproxy.addresses[{number}]", address)
     found = _LISTEN.fullmatch(str(given.haproxy.listen))
     if found is None or int(found["port"]) > 65535:
-        faults.append(f"haproxy.listen: {given.haproxy.listen!r}: expected PORT, ADDRESS:PORT or [ADDRESS]:PORT")
+        faults.append(f"haproxy.listen: {given.haproxy.listen!r}: expected {_EXPECTED['listen']}")
     elif found["address"]:
         faults += _address_fault("haproxy.listen", found["address"].strip("[]"))
     if given.haproxy.certificate and not _PATH.fullmatch(given.haproxy.certificate):
-        faults.append("haproxy.certificate: expected an absolute path of letters, digits and / . _ + @ -")
+        faults.append(f"haproxy.certificate: expected {_EXPECTED['certificate']}")
     return faults or _repeated(given.gateways)
 
 
@@ -115,7 +146,7 @@ def _address_fault(place: str, text: str) -> list[str]:
     try:
         ip_address(text)
     except ValueError:
-        return [f"{place}: {text!r} is not an address, expected one such as 10.0.0.11"]
+        return [f"{place}: {text!r} is not an address, expected {_EXPECTED['address']}"]
     return [f"{place}: {text!r} has a zone, expected an address without"] if "%" in text else []
 
 
