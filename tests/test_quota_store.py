@@ -1,4 +1,4 @@
-"""Counts that gateways share: a real Valkey with TLS, the user of the documentation, and everything that can fail."""
+"""Counts that gateways share: a real Valkey with TLS, the users of the documentation, and everything that can fail."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from click.testing import CliRunner
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from valkey.exceptions import NoPermissionError, ResponseError
 
+from squidkeeper.cli import main
 from squidkeeper.errors import CountsUnavailable
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
@@ -28,10 +31,11 @@ from squidkeeper.quotas.store_problem import StoreProblem, read_store_problem
 from squidkeeper.quotas.store_settings import FILE, OnUnavailable, read_quota_store
 from squidkeeper.quotas.valkey_counts import ValkeyCounts
 
-from .valkey_server import PASSWORD, ValkeyServer
+from .valkey_server import GATEWAYS, OPERATOR, PASSWORD, ValkeyServer, rights
 
 QUOTA = Quota("per vm:1", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
 COUNT = QuotaCount.of(QUOTA, "2001:db8::/64")
+CountsOf = Callable[..., ValkeyCounts]
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +53,11 @@ def own_server(tmp_path: Path) -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture
-def counts_of() -> Iterator[Callable[[ValkeyServer], ValkeyCounts]]:
+def counts_of() -> Iterator[CountsOf]:
     made: list[ValkeyCounts] = []
 
-    def make(server: ValkeyServer) -> ValkeyCounts:
-        made.append(ValkeyCounts(server.settings()))
+    def make(server: ValkeyServer, user: str = GATEWAYS[0]) -> ValkeyCounts:
+        made.append(ValkeyCounts(server.settings(user=user)))
         return made[-1]
 
     yield make
@@ -62,40 +66,117 @@ def counts_of() -> Iterator[Callable[[ValkeyServer], ValkeyCounts]]:
 
 
 @pytest.fixture
-def counts(server: ValkeyServer, counts_of: Callable[[ValkeyServer], ValkeyCounts]) -> ValkeyCounts:
+def counts(server: ValkeyServer, counts_of: CountsOf) -> ValkeyCounts:
     server.command("FLUSHALL")
     return counts_of(server)
 
 
-# --- the script ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def operator(server: ValkeyServer, counts_of: CountsOf) -> ValkeyCounts:
+    return counts_of(server, OPERATOR)
 
 
-def test_the_user_of_the_documentation_can_count_list_and_forget_and_nothing_more(
-    server: ValkeyServer, counts: ValkeyCounts
+# --- the users and the function -----------------------------------------------------------------------------------
+
+
+def test_gateways_count_together_and_the_operator_lists_and_forgets(
+    server: ValkeyServer, counts: ValkeyCounts, operator: ValkeyCounts, counts_of: CountsOf
 ) -> None:
     other = QuotaCount("other", QuotaUnit.BYTES_IN, Window.HOUR, "all")
     counts.add(COUNT, 5)
+    counts_of(server, GATEWAYS[1]).add(COUNT, 3)
+    taken = counts.take(COUNT, 10, 1)
+    assert (taken.given, taken.used, taken.left) == (1, 9, 1)
+    assert counts_of(server, GATEWAYS[2]).take(COUNT, 9, 1).given == 0
     counts.add(other, 10**15)
-    assert sorted((one.count.holder, one.used) for one in counts.uses()) == [("2001:db8::/64", 5), ("all", 10**15)]
-    assert counts.forget(COUNT.quota) == 1
-    assert [one.count for one in counts.uses()] == [other]
-    login = ["--user", "squidkeeper", "--pass", PASSWORD, "--no-auth-warning"]
-    for refused in (
-        ["GET", "squidkeeper:quota:x"],
-        ["FLUSHALL"],
-        ["CONFIG", "GET", "*"],
-        ["KEYS", "*"],
-        ["ACL", "LIST"],
-    ):
-        assert server.command(*login, *refused).startswith("NOPERM")
-    assert server.command(*login, "HSET", "elsewhere", "a", "1").startswith("NOPERM")
-    assert server.command(*login, "EVAL", "return redis.call('GET', KEYS[1])", "1", "elsewhere").startswith("NOPERM")
+    hostile = counts_of(server, GATEWAYS[1])._connected()
+    for odd in (b"\xff:\xff:\xff:\xff:\xff:\xff", b"requests:day:q", b"requests:day:\xff:all:2000000000"):
+        hostile.incrby(b"squidkeeper:quota:gw-2:" + odd, 5)
+    assert {(one.count, one.used) for one in operator.uses()} == {(COUNT, 9), (other, 10**15)}
+    assert operator.forget(COUNT.quota) == 1
+    assert [one.count for one in operator.uses()] == [other]
+
+
+OWN, OTHERS = (f"squidkeeper:quota:{name}:requests:day:q:all" for name in GATEWAYS[:2])
+REFUSED = (
+    *("KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "MONITOR"),
+    *("FLUSHALL", f"DEL {OWN}", f"UNLINK {OWN}", f"RENAME {OTHERS} {OWN}", f"SET {OWN} 0", f"GETDEL {OTHERS}"),
+    *(f"INCRBY {OTHERS} -5", f"EXPIREAT {OTHERS} 1", "MGET elsewhere", "INCRBY elsewhere 1"),
+    *("EVAL x 0", "EVAL_RO x 0", "EVALSHA x 0", "EVALSHA_RO x 0", "SCRIPT LOAD x", "SCRIPT FLUSH", "SCRIPT KILL"),
+    *("FUNCTION LOAD x", "FUNCTION DELETE squidkeeper", "FUNCTION FLUSH", "FUNCTION RESTORE x", "FUNCTION LIST"),
+    *("CONFIG GET *", "CONFIG SET maxmemory 1", "ACL LIST", "ACL SETUSER x", "CLIENT KILL ID 1", "CLIENT PAUSE 9"),
+    *("SHUTDOWN", "REPLICAOF NO ONE", "SAVE", "BGREWRITEAOF", "SELECT 1", "SUBSCRIBE x", "PUBLISH x x", "MULTI"),
+)
+
+
+def test_a_gateway_that_was_taken_over_may_do_nothing_but_count_for_itself(counts: ValkeyCounts) -> None:
+    raw = counts._connected()
+    for command in REFUSED:
+        with pytest.raises(NoPermissionError):
+            raw.execute_command(*command.split())
+
+
+def test_a_gateway_that_was_taken_over_cannot_let_others_give_more_than_the_limit(
+    server: ValkeyServer, counts: ValkeyCounts, counts_of: CountsOf
+) -> None:
+    assert counts.take(COUNT, 2, 1).given == 1
+    [own] = server.command("--scan").splitlines()
+    another = own.replace(GATEWAYS[0], GATEWAYS[1])
+    hostile = counts_of(server, GATEWAYS[1])._connected()
+    with pytest.raises(ResponseError, match="No permissions to access a key"):
+        hostile.fcall("squidkeeper_take", 0, GATEWAYS[0], "requests:day:q:all", 86_400, 9, 1, 0)
+    for amount in (-(2**53), -(2**62), 2**62, 2**62, 2**62 - 1 + 2**53, -10):  # to the smallest number, and the largest
+        hostile.incrby(another, amount)
+        taken = counts.take(COUNT, 10**15, 0)
+        assert (taken.used > 0, taken.left) == (True, max(0, 10**15 - taken.used))
+    assert counts.take(COUNT, 2, 1).given == 0
+    hostile.expireat(another, 1)
+    assert [counts.take(COUNT, 2, 1).given for _ in range(2)] == [1, 0]
+
+
+@pytest.mark.parametrize("right", rights())
+def test_each_right_is_needed_and_one_that_is_missing_is_named(own_server: ValkeyServer, right: str) -> None:
+    store = ValkeyCounts(own_server.settings())
+    own_server.command("ACL", "SETUSER", GATEWAYS[0], f"-{right}")
+    with pytest.raises(CountsUnavailable) as caught:
+        store.take(COUNT, 10, 1)
+    assert f"User gw-1 has no permissions to run the '{right}' command" in str(caught.value)
+    assert str(caught.value).endswith(": give the user gw-1 the rights that squid/FLEET.md lists")
+    store.close()
+
+
+def test_rights_on_keys_and_a_function_that_are_missing_are_told_with_what_to_do(own_server: ValkeyServer) -> None:
+    store = ValkeyCounts(own_server.settings())
+    breaks = {
+        (
+            "ACL",
+            "SETUSER",
+            GATEWAYS[0],
+            "resetkeys",
+        ): "access a key.*: give the user gw-1 the rights that squid/",
+        ("FUNCTION", "FLUSH"): "Function not found: load squid/quotas.lua as squid/FLEET.md shows$",
+    }
+    for command, problem in breaks.items():
+        own_server.command(*command)
+        with pytest.raises(CountsUnavailable, match=problem):
+            store.take(COUNT, 10, 1)
+    own_server.load_function()
+    unknown = ValkeyCounts(own_server.settings(user=OPERATOR))
+    own_server.command("ACL", "SETUSER", OPERATOR, "+fcall")
+    expected = "the function counts no user operator: load squid/quotas.lua with the names of all users, as"
+    with pytest.raises(CountsUnavailable, match=expected):
+        unknown.take(COUNT, 10, 1)
+    unknown.close()
+    store.close()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.integers(1, 10**15), st.integers(0, 10**15), st.integers(1, LEASE_AT_MOST))
-def test_the_script_gives_what_a_store_gives(counts: ValkeyCounts, limit: int, used: int, asked: int) -> None:
-    counts.forget(COUNT.quota)
+@example(480, 0, LEASE_AT_MOST)  # less than a lease, and more than one unit
+def test_the_function_gives_what_a_store_gives(
+    counts: ValkeyCounts, operator: ValkeyCounts, limit: int, used: int, asked: int
+) -> None:
+    operator.forget(COUNT.quota)
     if used:
         counts.add(COUNT, used)
     taken = counts.take(COUNT, limit, asked)
@@ -104,18 +185,27 @@ def test_the_script_gives_what_a_store_gives(counts: ValkeyCounts, limit: int, u
     assert counts.take(COUNT, limit, 0).used == taken.used
 
 
-def test_a_window_goes_by_the_clock_of_the_server_and_never_back(server: ValkeyServer, counts: ValkeyCounts) -> None:
+def test_a_window_goes_by_the_clock_of_the_server_and_has_a_count_of_its_own(
+    server: ValkeyServer, counts: ValkeyCounts, operator: ValkeyCounts
+) -> None:
+    count = QuotaCount("q", QuotaUnit.REQUESTS, Window.DAY, "all")
     now = int(server.command("TIME").split()[0])
-    key = "squidkeeper:quota:requests:minute:q:all"
-    count = QuotaCount("q", QuotaUnit.REQUESTS, Window.MINUTE, "all")
-    began = now - now % 60
-    server.command("HSET", key, "began", str(began + 60), "used", "7")  # the clock was set back
-    assert counts.take(count, 7, 1).given == 0
-    server.command("HSET", key, "began", str(began - 60), "used", "7")  # the window before
-    assert counts.take(count, 7, 1).given == 1
-    assert 60 < int(server.command("TTL", key)) <= 120
+    ends = now - now % 86_400 + 86_400
+    before, current, after = (f"squidkeeper:quota:gw-2:requests:day:q:all:{ends + day * 86_400}" for day in (-1, 0, 1))
+    for key, used in ((before, "5"), (current, "1"), (after, "6")):  # as a clock that was set back leaves them
+        server.command("INCRBY", key, used)
+    assert [counts.take(count, 2, 1).given for _ in range(2)] == [1, 0]
+    assert [(one.count, one.used, one.ends_in <= 86_400) for one in operator.uses()] == [(count, 2, True)]
+    assert server.command("MGET", before, current, after).split() == ["5", "1", "6"]
+    kept = int(server.command("EXPIRETIME", current.replace("gw-2", "gw-1")))
+    assert kept == ends + 86_400
 
 
+POLICY = """
+version: 1
+rules: [{name: all, action: allow, hosts: [.example]}]
+quotas: [{name: per-vm, per: client, requests: 50, every: day}]
+"""
 WORKER = """
 import sys
 from pathlib import Path
@@ -135,13 +225,15 @@ while True:
 """
 
 
-def gateway(folder: Path, server: ValkeyServer, on_unavailable: str = "deny", gateways: int = 2) -> Path:
+def gateway(
+    folder: Path, server: ValkeyServer, on_unavailable: str = "deny", gateways: int = 2, user: str = GATEWAYS[0]
+) -> Path:
     """Write what one gateway has of its own."""
     folder.mkdir()
     password = folder / "password"
     password.write_text(PASSWORD + "\n")
     password.chmod(0o640)
-    told = f"address: 127.0.0.1:{server.port}\nuser: squidkeeper\npassword_file: {password}\n"
+    told = f"address: 127.0.0.1:{server.port}\nuser: {user}\npassword_file: {password}\n"
     told += f"on_unavailable: {on_unavailable}\ngateways: {gateways}\n" + (
         f"tls_ca: {server.ca}\n" if server.ca else ""
     )
@@ -153,7 +245,7 @@ def gateway(folder: Path, server: ValkeyServer, on_unavailable: str = "deny", ga
 def test_helpers_of_several_gateways_that_are_killed_at_random_never_take_more_than_the_limit(
     server: ValkeyServer, counts: ValkeyCounts, tmp_path: Path
 ) -> None:
-    folders = [gateway(tmp_path / str(number), server) for number in range(3)]
+    folders = [gateway(tmp_path / name, server, user=name) for name in GATEWAYS]
     workers = [_worker(folder) for folder in folders for _ in range(2)]
     for worker in workers:
         assert worker.stdin
@@ -173,6 +265,26 @@ def test_helpers_of_several_gateways_that_are_killed_at_random_never_take_more_t
 def _worker(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", WORKER, str(folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_command_lists_and_resets_with_the_operators_settings(
+    server: ValkeyServer, counts: ValkeyCounts, tmp_path: Path
+) -> None:
+    counts.add(QuotaCount("per-vm", QuotaUnit.REQUESTS, Window.DAY, "192.0.2.7"), 5)
+    folder = gateway(tmp_path / "gateway", server)
+    (folder / "policy").mkdir()
+    (folder / "policy/policy.yaml").write_text(POLICY)
+
+    def quota(*options: str) -> str:
+        places = ("--policy", str(folder / "policy"), "--state", str(folder))
+        return CliRunner().invoke(main, ["quota", *places, *options]).output
+
+    refused = f"Error: {folder}/quota-store.yaml: all gateways share the counts, and this one may not list them: "
+    assert quota() == f"{refused}list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)\n"
+    shown = quota("--store", str(gateway(tmp_path / "operator", server, user=OPERATOR) / FILE))
+    assert "192.0.2.7  5 requests, resets in " in shown
+    assert "nothing is used" in quota("--store", str(tmp_path / "operator" / FILE), "--reset", "per-vm")
+    assert "User gw-1 has no permissions to run the 'scan' command" in quota("--store", str(folder / FILE))
 
 
 # --- what can fail ------------------------------------------------------------------------------------------------
@@ -200,8 +312,8 @@ FAULTS: dict[str, tuple[Callable[[ValkeyServer], object], Callable[[ValkeyServer
     ),
     "out of memory": (fill, lambda s: s.command("CONFIG", "SET", "maxmemory", "0"), "maxmemory"),
     "another password": (
-        lambda s: ended(s, "ACL", "SETUSER", "squidkeeper", "resetpass", ">another"),
-        lambda s: s.command("ACL", "SETUSER", "squidkeeper", f">{PASSWORD}"),
+        lambda s: ended(s, "ACL", "SETUSER", GATEWAYS[0], "resetpass", ">another"),
+        lambda s: s.command("ACL", "SETUSER", GATEWAYS[0], f">{PASSWORD}"),
         "WRONGPASS|invalid username-password",
     ),
 }
@@ -210,7 +322,7 @@ FAULTS: dict[str, tuple[Callable[[ValkeyServer], object], Callable[[ValkeyServer
 def ended(server: ValkeyServer, *command: str) -> None:
     """Change a setting, and end the connections of the gateways."""
     server.command(*command)
-    server.command("CLIENT", "KILL", "USER", "squidkeeper")
+    server.command("CLIENT", "KILL", "USER", GATEWAYS[0])
 
 
 @pytest.mark.parametrize("on_unavailable", OnUnavailable)
@@ -324,13 +436,13 @@ def test_threads_of_two_gateways_share_one_limit(server: ValkeyServer, counts: V
     passed: list[int] = []
     quota = replace(QUOTA, limit=300)
 
-    def use() -> None:
-        store = ValkeyCounts(server.settings())
+    def use(user: str) -> None:
+        store = ValkeyCounts(server.settings(user=user))
         meter = Meter(store)
         passed.append(sum(meter.take([(quota, "all")]) is None for _ in range(400)))
         store.close()
 
-    threads = [threading.Thread(target=use) for _ in range(4)]
+    threads = [threading.Thread(target=use, args=[name]) for name in GATEWAYS[:2] * 2]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -348,7 +460,7 @@ def test_threads_of_two_gateways_share_one_limit(server: ValkeyServer, counts: V
         ("address: 127.0.0.1", "address: 192.0.2.7", "without TLS the store must be on this machine"),
         ("gateways: 2", "gateways: 0", "expected the number of gateways"),
         ("on_unavailable: deny", "on_unavailable: allow", "on_unavailable"),
-        ("user: squidkeeper", "users: squidkeeper", "expected address, user, password_file"),
+        ("user: gw-1", "users: gw-1", "expected address, user, password_file"),
         ("password_file: ", "password_file: /nowhere", "cannot be read"),
     ],
 )

@@ -1,7 +1,9 @@
-"""Debian's Valkey on loopback: with TLS, with the user of the documentation, and nothing on disk unless asked for."""
+"""Debian's Valkey on loopback: with TLS, users and function of the documentation, on disk only if asked for."""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +21,8 @@ from tests.waiting import wait_for
 REPOSITORY = Path(__file__).parents[1]
 PASSWORD = "a-password-of-the-tests"
 ADDRESS = "127.0.0.1"
+GATEWAYS = ("gw-1", "gw-2", "gw-3")
+OPERATOR = "operator"
 
 
 class ValkeyServer:
@@ -33,23 +37,24 @@ class ValkeyServer:
         self._saves = saves
         self._also = ["127.0.0.2"] if address == ADDRESS else []  # an address that its certificate does not name
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_function = False
         if tls:
             make_certificates(folder, address)
 
-    def settings(self, on_unavailable: OnUnavailable = OnUnavailable.DENY, gateways: int = 2) -> QuotaStoreSettings:
+    def settings(
+        self, on_unavailable: OnUnavailable = OnUnavailable.DENY, gateways: int = 2, user: str = GATEWAYS[0]
+    ) -> QuotaStoreSettings:
         return QuotaStoreSettings(
-            ip_address(self.address), self.port, "squidkeeper", PASSWORD, self.ca, on_unavailable, gateways
+            ip_address(self.address), self.port, user, PASSWORD, self.ca, on_unavailable, gateways
         )
 
     def start(self, *options: str) -> ValkeyServer:
         """Start it; it answers when this returns."""
-        plain, tls = ("0", str(self.port)) if self.ca else (str(self.port), "0")
-        files = ["--tls-cert-file", "server.pem", "--tls-key-file", "server.pem", "--tls-ca-cert-file", "ca.crt"]
-        command = ["setpriv", "--pdeathsig", "KILL", "valkey-server", "--bind", self.address, *self._also]
-        command += ["--port", plain]
-        command += ["--tls-port", tls, *(files if self.ca else []), "--tls-auth-clients", "no", "--dir", "."]
-        command += ["--save", "", "--appendonly", "yes" if self._saves else "no", "--appendfsync", "always"]
-        command += ["--maxmemory-policy", "noeviction", "--user", *acl_line().split(), *options]
+        (self.folder / "valkey.conf").write_text(self._conf())
+        command = ["setpriv", "--pdeathsig", "KILL", "valkey-server", "valkey.conf"]
+        command += ["--bind", self.address, *self._also]
+        command += ["--dir", ".", "--save", "", "--appendonly", "yes" if self._saves else "no"]
+        command += ["--appendfsync", "always", *options]
         with (self.folder / "log.txt").open("ab") as out:
             self._process = subprocess.Popen(
                 command,
@@ -59,7 +64,28 @@ class ValkeyServer:
                 stderr=out,
             )
         wait_for(self._listens, f"Valkey; see {self.folder}/log.txt")
+        if not self._has_function:
+            self.load_function()
         return self
+
+    def _conf(self) -> str:
+        """The valkey.conf of squid/FLEET.md, with each gateway, and the default user for these tests."""
+        conf = documented("port 0\n.*?user gw-1 [^\n]*").replace("\n   ", "\n").replace("user default off\n", "")
+        conf = conf.replace("6379", str(self.port)).replace(">PASSWORD", f">{PASSWORD}")
+        conf = re.sub("/etc/valkey/server.(crt|key)", "server.pem", conf).replace("/etc/valkey/", "")
+        *others, gateway = conf.splitlines()
+        return "\n".join([*others, *(gateway.replace(GATEWAYS[0], name) for name in GATEWAYS), ""])
+
+    def load_function(self) -> None:
+        """Load the function, by the command of squid/FLEET.md."""
+        command = documented("sed .*function load replace").replace("ca.crt", str(self.ca))
+        command = command.replace("-h 10.0.0.5 -p 6379", f"-h {self.address} -p {self.port}")
+        environment = os.environ | {"REDISCLI_AUTH": PASSWORD}
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", command], cwd=REPOSITORY, env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done
+        self._has_function = True
 
     def _listens(self) -> bool:
         assert self._process is not None
@@ -76,6 +102,7 @@ class ValkeyServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+            self._has_function = self._has_function and self._saves
 
     @property
     def pid(self) -> int:
@@ -85,6 +112,7 @@ class ValkeyServer:
     def forget(self) -> None:
         """Remove what it has saved, while it is killed."""
         shutil.rmtree(self.folder / "appendonlydir")
+        self._has_function = False
 
     def command(self, *words: str) -> str:
         """Ask it as its administrator."""
@@ -98,11 +126,15 @@ class ValkeyServer:
         return done.stdout.strip()
 
 
-def acl_line() -> str:
-    """The user of a gateway, as squid/FLEET.md has it."""
-    text = (REPOSITORY / "squid/FLEET.md").read_text()
-    [line] = [line.strip() for line in text.splitlines() if line.strip().startswith("user squidkeeper ")]
-    return line.removeprefix("user ").replace(">PASSWORD", f">{PASSWORD}")
+def rights() -> list[str]:
+    """List the commands that squid/FLEET.md lets the user of a gateway send."""
+    return re.findall(r"\+(\S+)", documented(f"user {GATEWAYS[0]} [^\n]*"))
+
+
+def documented(pattern: str) -> str:
+    """Find the one text of squid/FLEET.md."""
+    [found] = re.findall(f"^ *({pattern})$", (REPOSITORY / "squid/FLEET.md").read_text(), re.MULTILINE | re.DOTALL)
+    return str(found)
 
 
 def make_certificates(folder: Path, address: str = ADDRESS) -> None:

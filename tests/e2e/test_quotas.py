@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.quotas.local_counts import LocalCounts
+from tests.valkey_server import GATEWAYS, OPERATOR, ValkeyServer
 from tests.valkey_server import PASSWORD as VALKEY_PASSWORD
-from tests.valkey_server import ValkeyServer
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl
@@ -233,7 +233,7 @@ def store(tmp_path: Path) -> Iterator[ValkeyServer]:
     server.kill()
 
 
-def share_counts(gateway: Gateway, store: ValkeyServer, on_unavailable: str) -> None:
+def share_counts(gateway: Gateway, store: ValkeyServer, user: str, on_unavailable: str) -> None:
     """Give a gateway its quota-store.yaml, as squid/FLEET.md says."""
     folder = gateway.root / "etc"
     password, ca = folder / "quota-store.password", folder / "quota-store-ca.crt"
@@ -241,7 +241,7 @@ def share_counts(gateway: Gateway, store: ValkeyServer, on_unavailable: str) -> 
     password.chmod(0o640)
     shutil.chown(password, group="proxy")
     shutil.copy(store.folder / "ca.crt", ca)
-    told = f"address: 127.0.0.1:{store.port}\nuser: squidkeeper\npassword_file: {password}\ntls_ca: {ca}\n"
+    told = f"address: 127.0.0.1:{store.port}\nuser: {user}\npassword_file: {password}\ntls_ca: {ca}\n"
     (folder / "quota-store.yaml").write_text(f"{told}on_unavailable: {on_unavailable}\ngateways: 2\n")
 
 
@@ -250,8 +250,8 @@ def test_two_gateways_share_a_count_and_go_on_or_deny_without_its_store(
 ) -> None:
     policy = POLICY.replace("requests: 5,", "requests: 8,")
     gateways = [new_gateway(policy), new_gateway(policy)]
-    for gateway, on_unavailable in zip(gateways, ("local", "deny"), strict=True):
-        share_counts(gateway, store, on_unavailable)
+    for gateway, user, on_unavailable in zip(gateways, GATEWAYS, ("local", "deny"), strict=False):
+        share_counts(gateway, store, user, on_unavailable)
         gateway.start()
 
     def rules(gateway: Gateway, number: int) -> list[str | None]:
@@ -271,7 +271,11 @@ def test_two_gateways_share_a_count_and_go_on_or_deny_without_its_store(
     assert len([url for url in origins.urls() if "docs.example" in url]) <= 8 + 4
     refused = curl(gateways[0], f"https://127.0.0.1:{store.port}/", client="127.0.0.2")  # no client reaches it
     assert (refused.status, refused.rule) == (403, "default")
-    done = run(gateways[1].root / "bin/squidkeeper", "quota", "--policy", gateways[1].policy_folder, "--json")
+    settings = (gateways[1].root / "etc/quota-store.yaml").read_text()
+    operator = gateways[1].root / "operator.yaml"
+    operator.write_text(settings.replace(GATEWAYS[1], OPERATOR))
+    command = (gateways[1].root / "bin/squidkeeper", "quota", "--policy", gateways[1].policy_folder)
+    done = run(*command, "--store", operator, "--json")
     [per_vm] = [one for one in json.loads(done) if one["quota"] == "per-vm"]
     assert [(one["holder"], one["used"]) for one in per_vm["used"]] == [("127.0.0.2", 8)]
 

@@ -103,7 +103,7 @@ def whole(module_site: Site, ca: Path) -> Iterator[Whole]:
         for number in (1, 2, 3):
             plain = member(stack, module_site, ca, number)
             set_up_pull(plain.gateway, server, key)
-            set_up_counts(plain.gateway, valkey, "deny")
+            set_up_counts(plain, valkey, "deny")
             install(plain.gateway.root, plain.gateway.authority, "--ca-dir", str(ca))
             pulls.append(Pull(plain))
             stack.callback(pulls[-1].stop)

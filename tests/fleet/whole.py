@@ -43,7 +43,7 @@ every: 5s
 LOCAL = "version: 1\nsecrets: {token: {file: secrets/token, hosts: [secret.example]}}\n"
 STORE_SETTINGS = """
 address: {address}
-user: squidkeeper
+user: {user}
 password_file: {etc}/quota-store.password
 tls_ca: {etc}/quota-store-ca.crt
 on_unavailable: {on_unavailable}
@@ -88,12 +88,13 @@ def set_up_pull(gateway: Gateway, server: WebServer, key: Path) -> None:
     gateway.remember(TOKEN, "token")
 
 
-def set_up_counts(gateway: Gateway, valkey: ValkeyServer, on_unavailable: str) -> None:
+def set_up_counts(member: Member, valkey: ValkeyServer, on_unavailable: str) -> None:
     """Write where a gateway counts, as squid/FLEET.md has it."""
-    etc = gateway.root / "etc"
+    etc = member.gateway.root / "etc"
     (etc / "quota-store.password").write_text(PASSWORD)
     shutil.copy(valkey.folder / "ca.crt", etc / "quota-store-ca.crt")
-    told = STORE_SETTINGS.format(address=f"{STORE}:{valkey.port}", etc=etc, on_unavailable=on_unavailable)
+    address = f"{STORE}:{valkey.port}"
+    told = STORE_SETTINGS.format(address=address, user=member.name, etc=etc, on_unavailable=on_unavailable)
     (etc / "quota-store.yaml").write_text(told)
     for name in ("quota-store.password", "quota-store.yaml"):
         shutil.chown(etc / name, group="proxy")
@@ -166,7 +167,7 @@ class Whole:
     def count_by(self, on_unavailable: str) -> None:
         """Let all gateways do this while Valkey is away."""
         for one in self.fleet.members:
-            set_up_counts(one.gateway, self.valkey, on_unavailable)
+            set_up_counts(one, self.valkey, on_unavailable)
             one.restart_squid()
             one.exporter.stop()
             with one.machine.entered():

@@ -27,7 +27,13 @@ _SHOWN: Final = 10
 @json_option
 @policy_option
 @state_option("The state folder, which holds the counts.")
-def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Path) -> None:
+@click.option(
+    "--store",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of all gateways: settings as in quota-store.yaml, with the operator's user of Valkey.",
+)
+def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Path, store: Path | None) -> None:
     """Show what is used of each quota of the policy, and by whom: who has used most comes first.
 
     A number can be some units too high: helpers take a few ahead of their use. Bytes count at the end of a request.
@@ -35,7 +41,7 @@ def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Pa
     quotas = _quotas(directory)
     if reset is not None and reset not in {one.name for one in quotas}:
         raise click.BadParameter(f"the policy has no quota {reset!r}", param_hint="--reset")
-    rows = _read(directory, state, reset)
+    rows = _of_all_gateways(store, reset) if store else _of_this_gateway(directory, state, reset)
     shown = [(one, _of(one, rows)) for one in quotas]
     if as_json:
         click.echo(json.dumps([_as_object(one, used, top) for one, used in shown], indent=2))
@@ -57,19 +63,29 @@ def _quotas(directory: Path) -> Sequence[Quota]:
         raise click.ClickException(f"the policy does not load: {printable(str(error.faults[0]))}") from error
 
 
-def _read(directory: Path, state: Path, reset: str | None) -> list[Row]:
-    """Read the counts, after a reset: of all gateways, or of this one with the rights of the account that has them."""
+def _of_all_gateways(store: Path, reset: str | None) -> list[Row]:
     from squidkeeper.errors import CountsUnavailable
-    from squidkeeper.quotas.store_settings import quota_store_file, read_quota_store
+    from squidkeeper.quotas.store_settings import read_quota_store
     from squidkeeper.quotas.valkey_counts import ValkeyCounts
-    from squidkeeper.squid_account import call_as_owner
 
     try:
-        settings = read_quota_store(quota_store_file(directory))
-        if settings is not None:
-            return _rows(ValkeyCounts(settings), reset)
+        settings = read_quota_store(store)
+        return [] if settings is None else _rows(ValkeyCounts(settings), reset)
+    except CountsUnavailable as error:
+        raise click.ClickException(f"the counts cannot be read: {printable(str(error))}") from error
+
+
+def _of_this_gateway(directory: Path, state: Path, reset: str | None) -> list[Row]:
+    """Read the counts, after a reset, with the rights of the account that has them."""
+    from squidkeeper.quotas.store_settings import quota_store_file
+    from squidkeeper.squid_account import call_as_owner
+
+    if (file := quota_store_file(directory)).exists():
+        expected = "list them by --store FILE, with the settings of the operator's user (squid/FLEET.md)"
+        raise click.ClickException(f"{file}: all gateways share the counts, and this one may not list them: {expected}")
+    try:
         rows: list[Row] = call_as_owner(state, lambda: _local_rows(state, reset))
-    except (OSError, CountsUnavailable) as error:
+    except OSError as error:
         raise click.ClickException(f"the counts cannot be read: {printable(str(error))}") from error
     return rows
 

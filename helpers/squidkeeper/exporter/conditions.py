@@ -570,8 +570,9 @@ CONDITIONS: Final = (
         _CRITICAL,
         "1m",
         "The store that counts quotas for all gateways is away",
-        "As quota-store.yaml says, requests under quota are denied, or each gateway gives its part of the limits. Does"
-        " Valkey run, and do address, password and certificate agree?",
+        "As quota-store.yaml says, requests under quota are denied, or each gateway gives its part of the limits."
+        " cache.log says what is wrong. Does Valkey run, do address, password and certificate agree, and is its"
+        " function loaded?",
         _quota_store_unavailable,
     ),
     Condition(

@@ -1,44 +1,38 @@
-"""Counts of several gateways (floor 4): in Valkey, changed by one script, whose clock is the server's."""
+"""Counts of several gateways (floor 4): in Valkey, changed by one function, whose clock is the server's.
+
+The function is squid/quotas.lua, which the operator loads. A gateway's user can call it, and change no other user's
+counts. Listing and forgetting takes the operator's user.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
 from squidkeeper.errors import CountsUnavailable, ExtraMissing
 from squidkeeper.extras import require
 from squidkeeper.policy.quotas import QuotaUnit, Window
-from squidkeeper.quotas.counts import SHARE, QuotaCount, QuotaUse, Taken
+from squidkeeper.quotas.counts import QuotaCount, QuotaUse, Taken
 from squidkeeper.quotas.store_settings import QuotaStoreSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _PREFIX: Final = "squidkeeper:quota:"
 _SECONDS: Final = 0.25  # for one step: to connect, to send, to receive
 _POLICY: Final = "noeviction"  # else a full server forgets counts
 _CHECK_EVERY_SECONDS: Final = 60.0
 _LISTED_AT_MOST: Final = 100_000
-# A window that has begun goes on when the clock is set back. Numbers are exact up to 2^53, which no limit reaches.
-_SCRIPT: Final = f"""
-local now = redis.call('TIME')
-local seconds, limit, asked, added = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local began = now[1] - now[1] % seconds
-local used, given = 0, 0
-local kept = redis.call('HMGET', KEYS[1], 'began', 'used')
-if kept[1] and tonumber(kept[1]) >= began and tonumber(kept[1]) <= began + seconds then
-    began, used = tonumber(kept[1]), tonumber(kept[2])
-end
-local left = limit - used
-if left > 0 then given = math.min(asked, math.max(1, math.floor(left / {SHARE}))) end
-if given > 0 or added > 0 then
-    used = used + given + added
-    redis.call('HSET', KEYS[1], 'began', began, 'used', used)
-    redis.call('EXPIRE', KEYS[1], 2 * seconds)
-end
-return {{given, used, (began + seconds - now[1]) * 1000 - math.floor(now[2] / 1000)}}
-"""
+_FUNCTION: Final = "squidkeeper_take"
+_AT_ONCE: Final = 1000  # keys in one command
+_ADVICE: Final = (  # what to do about an error of Valkey, by a part of its text
+    ("permissions", "give the user {user} the rights that squid/FLEET.md lists"),
+    ("Function not found", "load squid/quotas.lua as squid/FLEET.md shows"),
+    ("counts no user", "load squid/quotas.lua with the names of all users, as squid/FLEET.md shows"),
+)
 
 
 class ValkeyCounts:
@@ -47,7 +41,6 @@ class ValkeyCounts:
     def __init__(self, settings: QuotaStoreSettings) -> None:
         self._settings = settings
         self._client: Any = None  # its types are those of its asynchronous twin too
-        self._script: Any = None
         self._check_at = 0.0
 
     def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
@@ -59,16 +52,12 @@ class ValkeyCounts:
         self._run(count, 0, 0, amount)
 
     def uses(self) -> list[QuotaUse]:
-        """List what is used in the windows of now."""
-        keys = [str(key) for key, _ in zip(self._do(_keys), range(_LISTED_AT_MOST), strict=False)]
-        counts = [one for one in map(_count_of, keys) if one is not None]
-        found = [(one, self._run(one, 0, 0, 0)) for one in counts]
-        return [QuotaUse(one, taken.used, taken.ends_in) for one, taken in found if taken.used]
+        """List what is used in the windows of now, by all gateways together."""
+        return list(self._do(_uses))
 
     def forget(self, quota: str) -> int:
         """Forget the counts of a quota."""
-        of_quota = [key for key in self._do(_keys) if (count := _count_of(str(key))) and count.quota == quota]
-        return int(self._do(lambda client: sum(client.delete(key) for key in of_quota)))
+        return int(self._do(lambda client: _forget(client, quota)))
 
     def close(self) -> None:
         """Close the connection."""
@@ -77,9 +66,9 @@ class ValkeyCounts:
             self._client = None
 
     def _run(self, count: QuotaCount, limit: int, asked: int, added: int) -> Taken:
-        arguments = [count.window.seconds, limit, asked, added]
+        arguments = [self._settings.user, _name_of(count), count.window.seconds, limit, asked, added]
         given, used, milliseconds = self._do(
-            lambda _: self._script(keys=[_key_of(count)], args=arguments), is_repeatable=not added
+            lambda client: client.fcall(_FUNCTION, 0, *arguments), is_repeatable=not added
         )
         return Taken(given, used, max(0, limit - used), milliseconds / 1000)
 
@@ -104,16 +93,21 @@ class ValkeyCounts:
                 return ask(self._connected())
         except (valkey.ValkeyError, OSError, ValueError) as error:
             self.close()
-            raise CountsUnavailable(f"Valkey on {self._place}: {_shown(error)}") from None
+            raise CountsUnavailable(f"Valkey on {self._place}: {self._shown(error)}") from None
 
     @property
     def _place(self) -> str:
         return f"{self._settings.address} port {self._settings.port}"
 
+    def _shown(self, error: Exception) -> str:
+        """Write what a server or a library says, in one short line, and what to do about it."""
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        advice = [advice.format(user=self._settings.user) for part, advice in _ADVICE if part in text]
+        return ": ".join([text, *advice])
+
     def _connected(self) -> Any:
         if self._client is None:
             self._client = _client(self._settings)
-            self._script = self._client.register_script(_SCRIPT)
             self._check_at = 0.0
         if time.monotonic() >= self._check_at:
             found = self._client.info("memory").get("maxmemory_policy")
@@ -134,6 +128,7 @@ def _client(settings: QuotaStoreSettings) -> Any:
         username=settings.user,
         password=settings.password,
         decode_responses=True,
+        encoding_errors="replace",  # a hostile gateway can name a key as it likes
         socket_timeout=_SECONDS,
         socket_connect_timeout=_SECONDS,
         retry=Retry(NoBackoff(), 0),
@@ -144,22 +139,45 @@ def _client(settings: QuotaStoreSettings) -> Any:
     )
 
 
-def _keys(client: Any) -> list[str]:
-    return [*client.scan_iter(match=f"{_PREFIX}*", count=1000)]
+def _uses(client: Any) -> list[QuotaUse]:
+    now, microseconds = client.time()
+    scanned = ((key, one) for key, one in _scan(client) if one[1] - one[0].window.seconds <= now < one[1])
+    found = dict(islice(scanned, _LISTED_AT_MOST))
+    used: Counter[tuple[QuotaCount, int]] = Counter()
+    for keys in _parts([*found]):
+        for key, value in zip(keys, client.mget(keys), strict=True):
+            used[found[key]] += max(0, int(value or 0))
+    return [
+        QuotaUse(count, amount, ends - now - microseconds / 1e6) for (count, ends), amount in used.items() if amount
+    ]
 
 
-def _key_of(count: QuotaCount) -> str:
-    return f"{_PREFIX}{count.unit}:{count.window}:{quote(count.quota, safe='')}:{quote(count.holder, safe='')}"
+def _forget(client: Any, quota: str) -> int:
+    found = dict(_scan(client, quote(quota, safe="")))
+    for keys in _parts([*found]):
+        client.delete(*keys)
+    return len({count for count, _ in found.values()})
 
 
-def _count_of(key: str) -> QuotaCount | None:
+def _scan(client: Any, quota: str = "*") -> Iterator[tuple[str, tuple[QuotaCount, int]]]:
+    """List the keys of all users, each with its count and the end of its window. One may come twice."""
+    for key in client.scan_iter(match=f"{_PREFIX}*:*:*:{quota}:*:*", count=_AT_ONCE):
+        if one := _count_of(key):
+            yield key, one
+
+
+def _parts(keys: list[str]) -> Iterator[list[str]]:
+    return (keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE))
+
+
+def _name_of(count: QuotaCount) -> str:
+    """Name a count in its keys: `squidkeeper:quota:USER:NAME:END`, where END is that of the window, in seconds."""
+    return f"{count.unit}:{count.window}:{quote(count.quota, safe='')}:{quote(count.holder, safe='')}"
+
+
+def _count_of(key: str) -> tuple[QuotaCount, int] | None:
     try:
-        unit, window, quota, holder = key.removeprefix(_PREFIX).split(":")
-        return QuotaCount(unquote(quota), QuotaUnit(unit), Window(window), unquote(holder))
+        _, unit, window, quota, holder, ends = key.removeprefix(_PREFIX).rsplit(":", 5)
+        return QuotaCount(unquote(quota), QuotaUnit(unit), Window(window), unquote(holder)), int(ends)
     except ValueError:
         return None
-
-
-def _shown(error: Exception) -> str:
-    """Write what a server or a library says, in one short line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
