@@ -472,7 +472,7 @@ def test_settings_that_are_wrong_make_every_count_unavailable(tmp_path: Path, ol
     with pytest.raises(CountsUnavailable, match=problem):
         read_quota_store(file)
     counts = open_counts(folder / "policy", folder)
-    for asked in (lambda: counts.take(COUNT, 10, 1), lambda: counts.add(COUNT, 1), counts.uses):
+    for asked in (lambda: counts.take(COUNT, 10, 1), lambda: counts.add(COUNT, 1)):
         with pytest.raises(CountsUnavailable, match=problem):
             asked()
     assert problem.split(" ")[0] in read_store_problem(folder, (folder / "quotas/store-away").stat().st_mtime)

@@ -28,7 +28,7 @@ from squidkeeper.policy.lint import lint
 from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window, parse_size
 from squidkeeper.protocol.lines import Reply, Result
 from squidkeeper.protocol.request import request_to
-from squidkeeper.quotas.counts import LEASE_AT_MOST, SHARE, QuotaCount, QuotaUse, Taken, share
+from squidkeeper.quotas.counts import LEASE_AT_MOST, SHARE, QuotaCount, Taken, share
 from squidkeeper.quotas.identity import holder
 from squidkeeper.quotas.local_counts import LocalCounts
 from squidkeeper.quotas.meter import Meter
@@ -256,12 +256,6 @@ class Broken:
         raise CountsUnavailable("no store")
 
     def add(self, count: QuotaCount, amount: int) -> None:
-        raise CountsUnavailable("no store")
-
-    def uses(self) -> list[QuotaUse]:
-        raise CountsUnavailable("no store")
-
-    def forget(self, quota: str) -> int:
         raise CountsUnavailable("no store")
 
 

@@ -58,12 +58,6 @@ class CountStore(Protocol):
     def add(self, count: QuotaCount, amount: int) -> None:
         """Add what was used already."""
 
-    def uses(self) -> list[QuotaUse]:
-        """List what is used in the windows of now."""
-
-    def forget(self, quota: str) -> int:
-        """Forget the counts of a quota; gives how many there were."""
-
 
 def share(limit: int, used: int, asked: int) -> int:
     """Give how many units somebody gets: what was asked, less where little is left, and never more than is left."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from squidkeeper.errors import CountsUnavailable
-from squidkeeper.quotas.counts import CountStore, QuotaCount, QuotaUse, Taken
+from squidkeeper.quotas.counts import CountStore, QuotaCount, Taken
 from squidkeeper.quotas.local_counts import LocalCounts
 from squidkeeper.quotas.log_heartbeat import are_bytes_counted
 from squidkeeper.quotas.meter import Meter
@@ -49,14 +49,6 @@ class UnusableCounts:
 
     def add(self, count: QuotaCount, amount: int) -> None:  # noqa: ARG002 - as above
         """Add nothing."""
-        self._refuse()
-
-    def uses(self) -> list[QuotaUse]:
-        """List nothing."""
-        self._refuse()
-
-    def forget(self, quota: str) -> int:  # noqa: ARG002 - as above
-        """Forget nothing."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:

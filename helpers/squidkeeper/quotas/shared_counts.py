@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from squidkeeper.errors import CountsUnavailable
-from squidkeeper.quotas.counts import CountStore, QuotaCount, QuotaUse, Taken
+from squidkeeper.quotas.counts import CountStore, QuotaCount, Taken
 from squidkeeper.quotas.local_counts import LocalCounts
 from squidkeeper.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 
@@ -61,15 +61,6 @@ class SharedCounts:
         except CountsUnavailable as error:
             self._leave(str(error))
             raise
-
-    def uses(self) -> list[QuotaUse]:
-        """List what is used in the windows of now."""
-        return self._store.uses()
-
-    def forget(self, quota: str) -> int:
-        """Forget the counts of a quota."""
-        self._local.forget(quota)
-        return self._store.forget(quota)
 
     def _leave(self, problem: str) -> None:
         self._pause = min(2 * self._pause or 1.0, AWAY_SECONDS)
