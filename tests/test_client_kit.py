@@ -29,8 +29,8 @@ from squidkeeper.client_kit.formats import ClientEnvironment, EnvironmentForm, w
 from squidkeeper.client_kit.probe import ClientProbe, ProbeForm, write_probe
 from squidkeeper.client_kit.probe_table import PROGRAMS
 from squidkeeper.errors import InvalidSetting
+from squidkeeper.layout import Layout
 from squidkeeper.policy.model import Token
-from squidkeeper.setup.layout import Layout
 
 from .conftest import compiled_of, write_policy
 

@@ -29,6 +29,7 @@ from squidkeeper.doctor.examination import as_text, examine
 from squidkeeper.doctor.inspection import Inspection, inspect
 from squidkeeper.doctor.table import ALL_CHECKS, CHECKS
 from squidkeeper.exporter.conditions import CONDITIONS, Severity
+from squidkeeper.layout import Layout
 from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import build_sources
@@ -36,7 +37,6 @@ from squidkeeper.policy_store.reload_gate import GateVerdict, force, write_verdi
 from squidkeeper.policy_store.revisions import mark_in_force, store_revision
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.setup.configuration import Configuration
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.squid_account import Account, squid_account

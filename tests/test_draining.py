@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import socket
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from squidkeeper.cli import main
 from squidkeeper.drained import FILE, drain, drained_since, undrain
-from squidkeeper.setup import draining
+from squidkeeper.layout import Layout
 from squidkeeper.setup.draining import open_connections, wait_until_idle
 
 
@@ -81,22 +81,37 @@ def test_options_that_make_no_sense_are_refused(options: list[str], message: str
     assert message in done.output
 
 
-def test_a_folder_without_a_gateway_is_named(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["drain", "--root", str(tmp_path)])
-    assert done.exit_code == 1
-    assert f"{tmp_path}/etc/squid.conf: No such file or directory: name the gateway by --root DIR" in done.output
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("options", [[], ["--stop"], ["--cancel"]])
+def test_without_a_gateway_nothing_is_drained_stopped_or_made(tmp_path: Path, options: list[str]) -> None:
+    """A squid.conf alone is the distribution's: this Squid is not ours to stop."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/squid.conf").write_text("http_port 3128\n")
+    done = CliRunner().invoke(main, ["drain", "--root", str(tmp_path), *options])
+    missing = f"there is neither {tmp_path}/etc/squidkeeper.conf nor {tmp_path}/bin/squidkeeper"
+    assert done.exit_code == 2
+    assert f"squidkeeper is not installed: {missing}: name the gateway by --root DIR\n" in done.output
+    assert os.listdir(tmp_path) == ["etc"]
 
 
-def test_an_idle_gateway_waits_until_a_load_balancer_has_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_says_that_squid_is_stopped_and_how_to_start_it(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/squidkeeper.conf").touch()
+    assert drain(tmp_path / "run")
+    layout = Layout.of(tmp_path)
+    command = f"squid -n {layout.squid_service} -f {layout.conf}"
+    for before in ("the gateway is no longer drained", "the gateway was not drained"):
+        done = CliRunner().invoke(main, ["drain", "--root", str(tmp_path), "--cancel"])
+        assert done.output == f"{before}, but Squid is stopped and serves nobody: start it by `{command}`\n"
+
+
+def test_an_idle_gateway_waits_until_a_load_balancer_has_noticed() -> None:
     """HAProxy asks each second, and believes the third bad answer."""
     now = [100.0]
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(draining, "open_connections", lambda _: 0)
-    assert wait_until_idle("3129", 60, lambda _: None) == 0
+    with socket.create_server(("127.0.0.1", 0)) as server:  # nobody connects to it
+        port = server.getsockname()[1]
+        assert wait_until_idle(f"127.0.0.1:{port}", 60, lambda _: None, clock=lambda: now[0], sleep=sleep) == 0
     assert now[0] - 100 > 3

@@ -29,7 +29,7 @@ import psutil
 import pytest
 
 from squidkeeper.doctor.table import ALL_CHECKS
-from squidkeeper.setup.layout import Layout
+from squidkeeper.layout import Layout
 from tests.pull_servers import Repository, allowed_signer, make_key, serving
 from tests.records import record_line
 from tests.waiting import wait_for

@@ -36,6 +36,7 @@ FLOORS = {
     "difference": 4,
     "drained": 4,
     "editor": 4,
+    "layout": 4,
     "maintenance_status": 4,
     "policy_store": 4,
     "pull_settings": 4,

@@ -26,9 +26,9 @@ from squidkeeper.certificates.authority import (
     strict_faults,
 )
 from squidkeeper.errors import SetupFailed
+from squidkeeper.layout import Layout
 from squidkeeper.setup.ca_files import CaFiles, ca_files
 from squidkeeper.setup.entries import Entry, File, remove, write_entry
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.options import SetupOptions
 
 pytestmark = pytest.mark.system  # files of two owners

@@ -16,6 +16,7 @@ from squidkeeper.certificates.authority import CertificateAuthority, check_ca, m
 from squidkeeper.certificates.server import issue_server_certificate
 from squidkeeper.chain.keys import read_archive_key, read_public_keys
 from squidkeeper.errors import SetupFailed
+from squidkeeper.layout import Layout
 from squidkeeper.setup import apparmor
 from squidkeeper.setup.archive_keys import archive_keys
 from squidkeeper.setup.configuration import (
@@ -39,7 +40,6 @@ from squidkeeper.setup.configuration import (
     workers_of,
 )
 from squidkeeper.setup.entries import File
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.options import MOST_WORKERS, reachable
 from squidkeeper.setup.templates import outdated_sections

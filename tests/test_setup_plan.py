@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from squidkeeper.layout import Layout
 from squidkeeper.setup.configuration import MARK
 from squidkeeper.setup.entries import Entry, File, Folder, Link
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.plan import Plan, Present, SetupStep, StepKind, Wanted, plan
 
 LAYOUT = Layout.of(Path("/srv/gateway"))

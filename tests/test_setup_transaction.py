@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from squidkeeper.errors import SetupFailed
+from squidkeeper.layout import Layout
 from squidkeeper.setup.configuration import MARK
 from squidkeeper.setup.entries import File, Folder, Link, read_entry, read_source, text_at, write_entry
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.plan import SetupStep, StepKind
 from squidkeeper.setup.processes import InstalledSquid

@@ -1,12 +1,11 @@
 """Whether a gateway is drained (floor 4): healthy for nobody, so that new clients go to other gateways.
 
 A file in the run folder says so. The exporter reads that it is there, and since when; `squidkeeper drain` makes it.
-Squid's account can write in that folder: nothing follows a link there, and nothing reads the file.
+Squid's account can write in that folder, so nothing there is opened or followed.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -26,7 +25,7 @@ def drain(run: Path) -> bool:
     """Drain the gateway; tell whether it was not. An OSError where the file cannot be made."""
     run.mkdir(mode=0o755, exist_ok=True)
     try:
-        os.close(os.open(run / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+        (run / FILE).touch(0o644, exist_ok=False)  # O_EXCL follows no link
     except FileExistsError:
         return False
     return True

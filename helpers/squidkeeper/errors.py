@@ -16,7 +16,7 @@
     ├── ResolverFailed    the resolver that Squid asks cannot be set up
     ├── TlsPortFailed     HAProxy, which takes clients for Squid, does not answer or does not take its certificate
     ├── WebhookFailed     people cannot be told that questions wait; shows neither URL nor key
-    ├── DoctorFailed      a gateway that cannot be examined, as there is none
+    ├── NotInstalled      a place without a gateway; says what is missing
     ├── DemoFailed        a step of the demonstration that cannot be done, or whose result is unexpected
     ├── InvalidSetting    a proxy, path or host that a client's variables cannot hold
     ├── ExtraMissing      an optional part whose packages are not installed; names the command that installs them
@@ -120,8 +120,8 @@ class WebhookFailed(SquidkeeperError):
     """People cannot be told that questions wait; the text says why, and shows neither the URL nor the key."""
 
 
-class DoctorFailed(SquidkeeperError):
-    """A gateway that cannot be examined; the text says why."""
+class NotInstalled(SquidkeeperError):
+    """A place without a gateway; the text says what is missing."""
 
 
 class DemoFailed(SquidkeeperError):

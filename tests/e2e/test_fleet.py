@@ -282,6 +282,7 @@ def test_a_drained_gateway_can_stop_its_squid(gateway: Gateway, origins: Origins
     assert draining.communicate(timeout=60)[0].splitlines()[-1] == "Squid is stopped"
     assert draining.returncode == 0
     assert not gateway.runs
-    assert undrain(gateway.root / "run")
+    said = command(gateway, "--cancel").communicate(timeout=60)[0]
+    assert said.startswith("the gateway is no longer drained, but Squid is stopped and serves nobody: start it by `")
     gateway.stop()
     gateway.start()

@@ -90,7 +90,7 @@ def remove(name: str, token_id: str | None, directory: Path) -> None:
 
 def _gateway_of(directory: Path) -> str:
     """Give the options by which `env` finds the gateway of a policy."""
-    from squidkeeper.setup.layout import Layout
+    from squidkeeper.layout import Layout
 
     folder = directory.absolute()
     if folder == DEFAULT_POLICY:

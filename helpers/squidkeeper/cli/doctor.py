@@ -29,17 +29,18 @@ def doctor(root: Path | None, as_json: bool) -> None:
     from squidkeeper.doctor.examination import as_json as json_of
     from squidkeeper.doctor.examination import as_text, examine
     from squidkeeper.doctor.inspection import inspect
-    from squidkeeper.errors import DoctorFailed
-    from squidkeeper.setup.layout import Layout
+    from squidkeeper.errors import NotInstalled
+    from squidkeeper.layout import Layout
 
     layout = Layout.of(root.resolve() if root else None)
     try:
         inspection = inspect(layout)
-    except (DoctorFailed, OSError) as error:
+    except (NotInstalled, OSError) as error:
         unread = f"{getattr(error, 'filename', None) or layout.conf} cannot be read"
-        reason = f"{unread} ({error.strerror})" if isinstance(error, OSError) else str(error)
+        advice = "name the gateway by --root DIR"
+        reason = f"{unread} ({error.strerror}): {advice}" if isinstance(error, OSError) else str(error)
         as_root = "" if os.geteuid() == 0 else ", or run this as root"
-        click.echo(f"squidkeeper doctor: {reason}: name the gateway by --root DIR{as_root}", err=True)
+        click.echo(f"squidkeeper doctor: {reason}{as_root}", err=True)
         raise SystemExit(2) from error
     diagnosis = examine(inspection)
     click.echo(json_of(diagnosis) if as_json else as_text(diagnosis))

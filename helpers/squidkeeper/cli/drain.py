@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 if TYPE_CHECKING:
-    from squidkeeper.setup.layout import Layout
+    from squidkeeper.layout import Layout
 
 _PATIENCE = re.compile(r"([1-9]\d{0,4})([smh])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
@@ -52,18 +52,23 @@ def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
     /healthz is unhealthy at once, so a load balancer sends no new clients. Open connections and tunnels go on. The
     gateway stays drained until `--cancel`, through restarts of Squid and the exporter; /run is empty after a boot.
 
-    Exit status: 0 when the gateway is idle, or Squid was stopped; 1 when the time is over and connections are open.
+    Exit status: 0 when the gateway is idle, or Squid was stopped; 1 when the time is over and connections are open; 2
+    when there is no gateway.
     """
-    from squidkeeper.setup.layout import Layout
+    from squidkeeper.errors import NotInstalled
+    from squidkeeper.layout import Layout
 
     if cancel and stop:
         raise click.UsageError("--cancel and --stop exclude each other")
     layout = Layout.of(root.resolve() if root else None)
     try:
+        layout.check_installed()
         if cancel:
             _cancel(layout)
         else:
             raise SystemExit(_drain(layout, patience, stop=stop))
+    except NotInstalled as error:
+        raise click.UsageError(str(error)) from error
     except OSError as error:
         remedy = "run this as root" if isinstance(error, PermissionError) else "name the gateway by --root DIR"
         raise click.ClickException(f"{error.filename or layout.run}: {error.strerror}: {remedy}") from error
@@ -71,8 +76,16 @@ def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
 
 def _cancel(layout: Layout) -> None:
     from squidkeeper.drained import undrain
+    from squidkeeper.setup.machine import uses_systemd
+    from squidkeeper.setup.processes import InstalledSquid
 
-    click.echo("clients can come again" if undrain(layout.run) else "the gateway was not drained")
+    squid = InstalledSquid(layout, uses_systemd(layout.root))
+    was_drained = undrain(layout.run)
+    if squid.runs():
+        click.echo("clients can come again" if was_drained else "the gateway was not drained")
+    else:
+        before = "the gateway is no longer drained" if was_drained else "the gateway was not drained"
+        click.echo(f"{before}, but Squid is stopped and serves nobody: start it by `{squid.start_command}`")
 
 
 def _drain(layout: Layout, patience: int, *, stop: bool) -> int:

@@ -198,9 +198,9 @@ def _examine(options: SetupOptions) -> None:
     from squidkeeper.credentials.fetch_status import read_fetch_status
     from squidkeeper.doctor.examination import as_text, examine
     from squidkeeper.doctor.inspection import inspect
+    from squidkeeper.layout import Layout
     from squidkeeper.maintenance_status import read_maintenance_status
     from squidkeeper.setup.console import say, show
-    from squidkeeper.setup.layout import Layout
     from squidkeeper.setup.sockets import wait_until
 
     layout = Layout.of(options.root)

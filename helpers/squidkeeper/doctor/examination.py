@@ -14,7 +14,7 @@ from squidkeeper.doctor.inspection import Inspection
 from squidkeeper.doctor.table import ALL_CHECKS, Check
 from squidkeeper.exporter.conditions import Severity
 from squidkeeper.formatting import quantity
-from squidkeeper.setup.layout import Layout
+from squidkeeper.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,13 @@ from squidkeeper.archive_status import read_archive_status, read_deleted_logs
 from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
 from squidkeeper.credentials.fetch_status import read_fetch_status
 from squidkeeper.drained import drained_since
-from squidkeeper.errors import DoctorFailed, PolicyError
+from squidkeeper.errors import PolicyError
 from squidkeeper.export_status import read_exports
 from squidkeeper.exporter.certificate import Certificate, read_certificate
 from squidkeeper.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.exporter.disks import read_disks
 from squidkeeper.exporter.snapshot import Snapshot
+from squidkeeper.layout import Layout
 from squidkeeper.maintenance.tls import CERTIFICATE
 from squidkeeper.maintenance_status import read_maintenance_status
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
@@ -33,7 +34,6 @@ from squidkeeper.pull_status import read_pull_status
 from squidkeeper.rotated_logs import oldest_write, rotated
 from squidkeeper.setup.configuration import listen_of_haproxy
 from squidkeeper.setup.entries import text_at
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import uses_systemd
 from squidkeeper.setup.options import port_of, reachable
 from squidkeeper.setup.processes import InstalledSquid
@@ -95,9 +95,8 @@ class Inspection:
 
 
 def inspect(layout: Layout) -> Inspection:
-    """Read a gateway. OSError where its squid.conf cannot be read, `DoctorFailed` where there is no gateway of ours."""
-    if not layout.fragment.exists() and not layout.program.exists():
-        raise DoctorFailed(f"squidkeeper is not installed: there is neither {layout.fragment} nor {layout.program}")
+    """Read a gateway. OSError where its squid.conf cannot be read, `NotInstalled` where there is no gateway of ours."""
+    layout.check_installed()
     conf = read_squid_conf(layout.conf, Macros(layout.squid_service))
     ports = tuple(one.first for one in conf.directives if one.name == "http_port" and _PORT.fullmatch(one.first))
     listens = (*filter(None, [listen_of_haproxy(text_at(layout.haproxy))]),) or ports

@@ -26,12 +26,12 @@ from squidkeeper.errors import CountsUnavailable, InvalidExport, PullFailed, Web
 from squidkeeper.export.tls import tls_context
 from squidkeeper.exporter.status_rows import secret_rows
 from squidkeeper.formatting import quantity
+from squidkeeper.layout import ACCOUNTS, SERVICES
 from squidkeeper.maintenance.own_addresses import reached_at
 from squidkeeper.policy.lint import open_to_any_client
 from squidkeeper.pull_settings import read_pull_settings
 from squidkeeper.quotas.store_settings import quota_store_file, read_quota_store
 from squidkeeper.setup.entries import text_at
-from squidkeeper.setup.layout import ACCOUNTS, SERVICES
 from squidkeeper.setup.options import NO_EXPORTER, port_of
 from squidkeeper.setup.processes import InstalledService
 from squidkeeper.setup.sockets import process_listens

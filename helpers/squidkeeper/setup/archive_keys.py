@@ -7,8 +7,8 @@ from pathlib import Path
 
 from squidkeeper.chain.keys import ArchiveKey
 from squidkeeper.errors import InvalidArchiveKey, SetupFailed
+from squidkeeper.layout import Layout
 from squidkeeper.setup.entries import Entry, File, Owner, read_entry
-from squidkeeper.setup.layout import Layout
 
 
 def archive_keys(layout: Layout, owner: Owner) -> Mapping[Path, Entry]:

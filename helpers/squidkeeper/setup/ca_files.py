@@ -32,8 +32,8 @@ from squidkeeper.certificates.authority import (
     strict_faults,
 )
 from squidkeeper.errors import SetupFailed
+from squidkeeper.layout import Layout
 from squidkeeper.setup.entries import Entry, File, Owner, read_entry, text_at
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.options import SetupOptions
 
 _DIRECT: Final = "direct"

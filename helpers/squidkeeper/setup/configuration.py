@@ -10,9 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.layout import Layout
 from squidkeeper.maintenance.tls import CERTIFICATE, server_names
 from squidkeeper.record.record import GATEWAY_LENGTH, NONE
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.options import SQUID, SQUIDKEEPER, port_of, reachable
 

@@ -44,15 +44,22 @@ def _kernels_form(host: str) -> str:
     return "".join(f"{socket.ntohl(int.from_bytes(word, 'big')):08X}" for word in words)
 
 
-def wait_until_idle(listen: str, seconds: float, tell: Callable[[int], None]) -> int:
+def wait_until_idle(
+    listen: str,
+    seconds: float,
+    tell: Callable[[int], None],
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
     """Wait until no connection is open, and none can come any more; give how many are left after `seconds`."""
-    start = time.monotonic()
+    start = clock()
     told = float("-inf")
     while True:
-        left, waited = open_connections(listen), time.monotonic() - start
+        left, waited = open_connections(listen), clock() - start
         if waited >= seconds or (not left and waited >= NOTICE_SECONDS):
             return left
         if left and waited - told >= _TELL_EVERY_SECONDS:
             tell(left)
             told = waited
-        time.sleep(_COUNT_EVERY_SECONDS)
+        sleep(_COUNT_EVERY_SECONDS)

@@ -23,6 +23,7 @@ import psutil
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetched_values import FOLDER
 from squidkeeper.errors import PullFailed, SecretUnavailable, SetupFailed
+from squidkeeper.layout import ACCOUNTS, SERVICES, Layout
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
 from squidkeeper.policy.secret_sources import fetched_secrets
@@ -69,7 +70,6 @@ from squidkeeper.setup.entries import (
     text_at,
     write_entry,
 )
-from squidkeeper.setup.layout import ACCOUNTS, SERVICES, Layout
 from squidkeeper.setup.machine import check, quietly, read_machine
 from squidkeeper.setup.options import NO_EXPORTER, NO_UPSTREAM, NOT_BEHIND, SQUID, SetupOptions, port_of, reachable
 from squidkeeper.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound

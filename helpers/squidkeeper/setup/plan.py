@@ -12,9 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.layout import Layout
 from squidkeeper.setup.configuration import is_ours, listen_of, workers_of
 from squidkeeper.setup.entries import Entry, File, Folder, Link
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.options import NO_EXPORTER
 
 

@@ -17,8 +17,8 @@ from typing import Final
 import psutil
 
 from squidkeeper.errors import SetupFailed
+from squidkeeper.layout import ACCOUNTS, Layout, ServicePaths
 from squidkeeper.setup.entries import LOG_END, ROOT, Owner, text_at
-from squidkeeper.setup.layout import ACCOUNTS, Layout, ServicePaths
 from squidkeeper.setup.machine import last_lines, quietly, run
 from squidkeeper.setup.sockets import has_ended, process_listens, wait_until
 
@@ -50,6 +50,11 @@ class InstalledSquid:
         """Tell whether it runs. Where all workers have given up, the master stays with their coordinator alone."""
         pid = self.pid()
         return pid is not None and not _has_coordinator_alone(pid)
+
+    @property
+    def start_command(self) -> str:
+        """The command that starts it by hand."""
+        return "systemctl start squid" if self.systemd else self.layout.squid_command
 
     def start(self) -> None:
         """Start it; without systemd it has written its pid file when this returns."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from squidkeeper.errors import SetupFailed
+from squidkeeper.layout import Layout
 from squidkeeper.setup.console import SetupStage, complain
 from squidkeeper.setup.entries import remove
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.options import SetupOptions
 from squidkeeper.setup.uninstall import uninstall
 

@@ -16,12 +16,12 @@ from time import time
 from typing import Final
 
 from squidkeeper.errors import SetupFailed
+from squidkeeper.layout import Layout
 from squidkeeper.maintenance.own_addresses import prepare_own_addresses
 from squidkeeper.maintenance.tls import put_server_certificate
 from squidkeeper.setup.apparmor import is_additions, reload_apparmor
 from squidkeeper.setup.configuration import listen_of
 from squidkeeper.setup.entries import LOG_END, Entry, File, Folder, give_folder, remove, text_at, write_entry
-from squidkeeper.setup.layout import Layout
 from squidkeeper.setup.machine import Machine, last_lines, quietly
 from squidkeeper.setup.options import port_of
 from squidkeeper.setup.plan import SetupStep, StepKind

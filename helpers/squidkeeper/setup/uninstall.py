@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from squidkeeper.errors import SetupFailed
+from squidkeeper.layout import ACCOUNTS, SERVICES, Layout
 from squidkeeper.policy_store.reload_gate import forced_file
 from squidkeeper.policy_store.sources import grants_file, local_file
 from squidkeeper.setup.apparmor import CONFINED, close_apparmor
@@ -17,7 +18,6 @@ from squidkeeper.setup.checks import faults_of, squid_parses
 from squidkeeper.setup.configuration import is_ours, names
 from squidkeeper.setup.console import complain, say
 from squidkeeper.setup.entries import Link, read_entry, remove, text_at
-from squidkeeper.setup.layout import ACCOUNTS, SERVICES, Layout
 from squidkeeper.setup.machine import run, uses_systemd
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 

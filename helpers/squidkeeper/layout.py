@@ -1,4 +1,4 @@
-"""Where the files of a gateway are (floor 7): as squid/ documents them, or under `--root DIR`."""
+"""Where the files of a gateway are (floor 4): as squid/ documents them, or under `--root DIR`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final, Self, get_type_hints
+
+from squidkeeper.errors import NotInstalled
 
 # What runs beside Squid, in the order of its start.
 SERVICES: Final = ("maintenance", "secrets", "tls", "exporter", "archive", "export", "pull")
@@ -67,6 +69,12 @@ class Layout:
     def of(cls, root: Path | None) -> Self:
         """Lay out the gateway of the system, or the one below a root."""
         return cls(root, **{name: root / place if root else Path(usual) for name, (usual, place) in _paths().items()})
+
+    def check_installed(self) -> None:
+        """Refuse a place without a gateway, by `NotInstalled`."""
+        if not self.fragment.exists() and not self.program.exists():
+            missing = f"there is neither {self.fragment} nor {self.program}"
+            raise NotInstalled(f"squidkeeper is not installed: {missing}: name the gateway by --root DIR")
 
     def replacements(self) -> dict[str, str]:
         """Map each documented path to the path in this gateway."""
