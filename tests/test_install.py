@@ -1346,6 +1346,8 @@ def test_a_load_balancer_is_named_kept_and_left(gateway: Gateway) -> None:
     assert (again.returncode, again.stdout.count("runs, unchanged")) == (0, 4)
     assert gateway.install("--behind", "none").returncode == 0
     assert gateway.answers() == "403"
+    recorded = gateway.place("log/access.log").read_text()
+    assert "ERR_PROTOCOL_UNKNOWN" not in recorded, "no PROXY header was sent to a Squid that takes none"
     with pytest.raises(subprocess.CalledProcessError):
         http_get(health)
 

@@ -110,6 +110,25 @@ def test_haproxy_leaves_the_port_before_squid_takes_it_again() -> None:
     ]
 
 
+def test_no_proxy_header_is_sent_to_a_squid_that_takes_none() -> None:
+    """Squid would record it as a client's request that is no HTTP."""
+    plain, behind = (
+        {**FILES, LAYOUT.conf: File(f"{CONF}# {end}\n".encode())}
+        | {one.unit: File(f"ExecStart=squidkeeper{end}\n".encode()) for one in (MAINTENANCE, EXPORTER)}
+        for end in ("", " --proxy-header")
+    )
+    squid = (StepKind.RECONFIGURE_SQUID, LAYOUT.applied)
+    asking = [(StepKind.START_MAINTENANCE, MAINTENANCE.applied), (StepKind.START_EXPORTER, EXPORTER.applied)]
+
+    def started(before: Mapping[Path, Entry], after: Mapping[Path, Entry]) -> list[tuple[StepKind, Path]]:
+        present = replace(HERE, files={**HERE.files, **before})
+        planned = summary(plan(LAYOUT, replace(WANTED, files=after), present))
+        return [step for step in planned if step[0] is not StepKind.PUT]
+
+    assert started(plain, behind) == [squid, *asking]
+    assert started(behind, plain) == [*asking, squid]
+
+
 WITH_SECRETS = replace(WANTED, files={**FILES, SECRETS.unit: File(b"secrets\n")}, fetches=True)
 
 

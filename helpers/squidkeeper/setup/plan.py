@@ -5,7 +5,7 @@ Nothing to do makes no step. A step says what it does, for `--dry-run`, and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
@@ -143,18 +143,27 @@ class _Planner:
         steps = [*self._folders(), *self._former(), *self._files(), *self._state()]
         if steps and self._wanted.selinux:
             steps.append(SetupStep(StepKind.LABEL, self._layout.state))
-        steps += [
-            *self._maintenance(),
-            *self._secrets(),
-            *self._squid(),
-            *self._store(),
-            *self._tls(),
-            *self._exporter(),
-            *self._archive(),
-            *self._export(),
-            *self._pull(),
-        ]
+        for process in self._processes():
+            steps += process()
         return Plan(tuple(steps), tuple(self._notes))
+
+    def _processes(self) -> Iterator[Callable[[], Iterator[SetupStep]]]:
+        """Yield what plans each process, in the order of their start: Squid needs the resolver and the secrets.
+
+        Maintenance and exporter ask Squid for its counters, behind a load balancer with a PROXY header. A Squid that
+        takes none records it as a client's request, so none is sent before Squid takes it, nor after.
+        """
+        ahead: list[Callable[[], Iterator[SetupStep]]] = [self._maintenance]
+        after: list[Callable[[], Iterator[SetupStep]]] = [self._exporter]
+        before, then = self._sends_header(self._here), self._sends_header(self._after)
+        if self._present.squid_runs and before != then:
+            ahead, after = ([], [*ahead, *after]) if then else ([*ahead, *after], [])
+        yield from (*ahead, self._secrets, self._squid, self._store, self._tls, *after)
+        yield from (self._archive, self._export, self._pull)
+
+    def _sends_header(self, files: Mapping[Path, Entry]) -> bool:
+        unit = files.get(self._layout.service("maintenance").unit)
+        return b" --proxy-header" in _content(unit)
 
     def _folders(self) -> Iterator[SetupStep]:
         folders = self._wanted.folders.items()
