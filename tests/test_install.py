@@ -29,7 +29,7 @@ import psutil
 import pytest
 
 from squidkeeper.doctor.table import ALL_CHECKS
-from squidkeeper.layout import Layout
+from squidkeeper.layout import SOCKETS_OF_WORKERS, Layout
 from tests.pull_servers import Repository, allowed_signer, make_key, serving
 from tests.records import record_line
 from tests.waiting import wait_for
@@ -284,6 +284,10 @@ def gateway(base: Path, source: Path, wheels: Path) -> Iterator[Gateway]:
     assert gateway.install().returncode == 0
     yield gateway
     gateway.clear()
+
+
+def sockets_of_workers(gateway: Gateway) -> list[Path]:
+    return [*SOCKETS_OF_WORKERS.glob(f"{Layout.of(gateway.root).squid_service}-*")]
 
 
 def let_squid_end_at_once(gateway: Gateway) -> None:
@@ -1572,7 +1576,8 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
     configuration.parent.mkdir(parents=True)
     configuration.write_text("http_port 3128\n")
     local.write_text("# my own lines\nshutdown_lifetime 0 seconds\n")
-    assert empty.install(*empty.listen).returncode == 0
+    assert empty.install(*empty.listen, "--workers", "2").returncode == 0
+    assert sockets_of_workers(empty)
     assert empty.place("etc/squid.conf.before-squidkeeper").read_text() == "http_port 3128\n"
     assert local.read_text().startswith("# my own lines\n")
     empty.place("etc/reload-forced").write_text("0123456789ab\n")
@@ -1587,9 +1592,9 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
     left = {path.name for path in empty.root.iterdir()} | {path.name for path in empty.place("etc").iterdir()}
     kept = {"etc", "log", "squid.conf", "local.conf", "policy", "ca", "archive", "archive.key", "archive.pub"}
     assert left == {*kept, "grants.yaml"}
-    for name in ("policy", "grants.yaml", "decisions.jsonl", "webhook.yaml"):
-        assert f" {empty.place(f'etc/{name}')} " in done.stdout, "yours to delete"
-    assert f"{empty.place('archive')} {empty.place('etc/archive.key')}" in done.stdout, "yours to delete"
+    assert sockets_of_workers(empty) == []
+    [yours] = re.findall(r"done\. Yours to delete: (.*)", done.stdout)
+    assert {Path(name).name for name in yours.split()} == left - {"etc", "squid.conf"}, "what is there, and no more"
     assert "nothing to do" in empty.install("--uninstall").stdout
 
 

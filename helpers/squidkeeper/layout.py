@@ -14,6 +14,7 @@ from squidkeeper.errors import NotInstalled
 SERVICES: Final = ("maintenance", "secrets", "tls", "exporter", "archive", "export", "pull")
 # The accounts of the services that have one of their own, with systemd.
 ACCOUNTS: Final = {name: f"squidkeeper-{name}" for name in ("secrets", "archive", "export", "pull")}
+SOCKETS_OF_WORKERS: Final = Path("/run/squid")  # built into Squid; with systemd its unit makes the folder
 _DYNAMIC_USERS: Final = (61184, 65519)  # systemd keeps these for DynamicUser=, so that no account has one
 
 

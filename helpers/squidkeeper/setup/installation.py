@@ -23,7 +23,7 @@ import psutil
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetched_values import FOLDER
 from squidkeeper.errors import PullFailed, SecretUnavailable, SetupFailed
-from squidkeeper.layout import ACCOUNTS, SERVICES, Layout
+from squidkeeper.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
 from squidkeeper.policy.secret_sources import fetched_secrets
@@ -83,7 +83,6 @@ from squidkeeper.squid_version import squid_version
 _MACHINE_ID: Final = Path("/etc/machine-id")  # machine-id(5); text_at reads nothing where it is missing
 _DEFAULT_LISTEN: Final = "3129"
 _REFERENCE: Final = "# The policy language\n"  # as the copies begin that earlier releases put beside the policy
-_SOCKETS_OF_WORKERS: Final = Path("/run/squid")  # built into Squid; with systemd its unit makes the folder
 _LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
 _PARENT_ADVICE: Final = (
     "store it in that file: one line of printable ASCII, which Squid's account can read (mode 0640, its group)"
@@ -649,7 +648,7 @@ class Installation:
             run = folders[layout.run] = Folder({}, 0o1775, (0, owner[1]))
             folders[layout.archive] = Folder({}, 0o750, (layout.archiver, owner[1]))
             if ours.workers > 1:
-                folders[_SOCKETS_OF_WORKERS] = Folder({}, 0o755, owner)
+                folders[SOCKETS_OF_WORKERS] = Folder({}, 0o755, owner)
             if self._pulls:
                 folders[layout.pulled] = Folder({}, 0o750, (layout.puller, owner[1]))
             if self._fetches:

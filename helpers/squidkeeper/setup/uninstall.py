@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from squidkeeper.errors import SetupFailed
-from squidkeeper.layout import ACCOUNTS, SERVICES, Layout
+from squidkeeper.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
 from squidkeeper.policy_store.reload_gate import forced_file
 from squidkeeper.policy_store.sources import grants_file, local_file
 from squidkeeper.setup.apparmor import CONFINED, close_apparmor
@@ -32,16 +32,12 @@ def uninstall(layout: Layout) -> None:
             f"{yours} includes {layout.fragment}, which --uninstall removes",
             "take that line out, tell Squid if it runs with it, and run this again",
         )
-    _stop("pull", layout, systemd=systemd)
-    _stop("export", layout, systemd=systemd)
-    _stop("archive", layout, systemd=systemd)
-    _stop("exporter", layout, systemd=systemd)
-    _stop("tls", layout, systemd=systemd)
+    _stop(layout, "pull", "export", "archive", "exporter", "tls", systemd=systemd)
     if ours:
         squid.stop()
         layout.conf.unlink()
-    _stop("secrets", layout, systemd=systemd)
-    _stop("maintenance", layout, systemd=systemd)
+        _remove_sockets(layout)
+    _stop(layout, "secrets", "maintenance", systemd=systemd)
     goes_on = squid.runs()  # asked before its pid file goes
     if not names(text_at(yours), layout.ssl_db):
         remove(layout.ssl_db)
@@ -60,20 +56,25 @@ def uninstall(layout: Layout) -> None:
             f"it runs, and {layout.conf} is yours: unless you told Squid of it, it has lost its helpers and denies all"
             f" until: {again}",
         )
-    say(
-        "uninstall",
-        f"done. Yours to delete: {layout.policy} {grants_file(layout.policy)} {layout.decisions} {layout.webhook}"
-        f" {layout.commands} {layout.exports}"
-        f" {layout.ca_cert.parent}"
-        f" {layout.signing_cert} {layout.signing_key} (and *.previous, *.before-squidkeeper) {layout.local}"
-        f" {layout.access_log.parent} {layout.archive} {layout.archive_key} {layout.archive_pub}"
-        f" {layout.archive_store} {layout.pull_settings} {local_file(layout.policy)} {layout.pulled}",
-    )
+    left = " ".join(map(str, _left(layout)))
+    say("uninstall", f"done. Yours to delete: {left}" if left else "done")
 
 
-def _stop(name: str, layout: Layout, *, systemd: bool) -> None:
-    if layout.service(name).unit.exists():
-        InstalledService(name, layout, systemd).stop()
+def _left(layout: Layout) -> list[Path]:
+    """List what is there and stays, with what an installation kept beside it."""
+    settings = (grants_file(layout.policy), layout.decisions, layout.webhook, layout.commands, layout.exports)
+    keys = (layout.ca_cert.parent, layout.signing_cert, layout.signing_key, layout.archive_key, layout.archive_pub)
+    pulled = (layout.pull_settings, local_file(layout.policy), layout.pulled)
+    logs = (layout.access_log.parent, layout.archive, layout.archive_store)
+    kept = (layout.policy, *settings, *keys, layout.local, *logs, *pulled)
+    beside = (Path(f"{path}{end}") for path in (*kept, layout.conf) for end in (".previous", ".before-squidkeeper"))
+    return [path for path in (*kept, *beside) if os.path.lexists(path) and path.parent not in kept]
+
+
+def _stop(layout: Layout, *names: str, systemd: bool) -> None:
+    for name in names:
+        if layout.service(name).unit.exists():
+            InstalledService(name, layout, systemd).stop()
 
 
 def _remove_files(layout: Layout) -> None:
@@ -92,6 +93,14 @@ def _remove_files(layout: Layout) -> None:
     for folder in (layout.commands, layout.exports, layout.errors.parent, layout.program.parent, layout.prefix):
         with suppress(OSError):  # it is not there, or something else is in it
             folder.rmdir()
+
+
+def _remove_sockets(layout: Layout) -> None:
+    """Remove the sockets of a Squid with workers, which it leaves, and their folder where no other Squid has any."""
+    for socket in SOCKETS_OF_WORKERS.glob(f"{layout.squid_service}-*.ipc"):
+        remove(socket)
+    with suppress(OSError):
+        SOCKETS_OF_WORKERS.rmdir()
 
 
 def _remove_account(layout: Layout) -> None:
