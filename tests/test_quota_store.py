@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from squidkeeper.quotas.store_problem import StoreProblem, read_store_problem
 from squidkeeper.quotas.store_settings import FILE, OnUnavailable, read_quota_store
 from squidkeeper.quotas.valkey_counts import ValkeyCounts
 
-from .valkey_server import GATEWAYS, OPERATOR, PASSWORD, ValkeyServer, rights
+from .valkey_server import GATEWAYS, OPERATOR, PASSWORD, LossyRelay, ValkeyServer, rights
 
 QUOTA = Quota("per vm:1", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
 COUNT = QuotaCount.of(QUOTA, "2001:db8::/64")
@@ -417,6 +418,19 @@ def test_a_connection_that_the_server_has_ended_costs_no_request(own_server: Val
     own_server.start()
     assert store.take(COUNT, 10, 1).used == 2
     store.close()
+
+
+def test_what_is_added_is_never_sent_twice_although_the_answer_is_lost(own_server: ValkeyServer) -> None:
+    """The server has counted it by then: bytes would count twice."""
+    relay = LossyRelay((own_server.address, own_server.port))
+    with relay, closing(ValkeyCounts(replace(own_server.settings(), port=relay.port))) as store:
+        store.add(COUNT, 5)
+        relay.lose_next_answer()
+        with pytest.raises(CountsUnavailable):
+            store.add(COUNT, 5)
+        assert store.take(COUNT, 100, 0).used == 10
+        relay.lose_next_answer()
+        assert store.take(COUNT, 100, 1).used == 12, "a lease is asked for again, and one is wasted"
 
 
 def test_a_certificate_of_another_ca_or_for_another_address_is_refused(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
+import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Self
 
 from squidkeeper.certificates.authority import make_ca
 from squidkeeper.certificates.server import issue_server_certificate
@@ -124,6 +128,48 @@ class ValkeyServer:
             check=True,
         )
         return done.stdout.strip()
+
+
+class LossyRelay:
+    """Stands between a gateway and a server, and can lose an answer: the server has done what was asked."""
+
+    def __init__(self, server: tuple[str, int]) -> None:
+        self._server = server
+        self._loses = threading.Event()
+        self._listener = socket.create_server((ADDRESS, 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def lose_next_answer(self) -> None:
+        """End the connection where the next answer would be."""
+        self._loses.set()
+
+    def _serve(self) -> None:
+        with suppress(OSError):  # the end
+            while True:
+                with self._listener.accept()[0] as client, socket.create_connection(self._server) as server:
+                    self._relay(client, server)
+
+    def _relay(self, client: socket.socket, server: socket.socket) -> None:
+        """Pass on what comes, until one of them ends or an answer is to be lost."""
+        while True:
+            for one in select.select([client, server], [], [])[0]:
+                passed = one.recv(65536)
+                if one is server and self._loses.is_set():
+                    self._loses.clear()
+                    return
+                if not passed:
+                    return
+                (client if one is server else server).sendall(passed)
 
 
 def rights() -> list[str]:
