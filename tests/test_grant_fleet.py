@@ -66,7 +66,7 @@ def test_a_grant_is_one_signed_commit_of_one_file(repository: Repository, tmp_pa
     served(repository, *verify)
     repository.git("pull", "-q", str(repository.served), "main")
     loaded = load(repository.folder / "policy", datetime.now(UTC)).compiled.source
-    assert [one.name for one in loaded.grants] == ["grant-a-example"]
+    assert [(one.name, one.owner) for one in loaded.grants] == [("grant-a-example", GIT_ENVIRONMENT["GIT_AUTHOR_NAME"])]
 
 
 def test_the_policys_tests_do_not_count_a_grant_however_long_it_holds(repository: Repository) -> None:

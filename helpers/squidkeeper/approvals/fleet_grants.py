@@ -41,6 +41,11 @@ class Checkout:
     clone: Path
     policy: Path
 
+    @property
+    def person(self) -> str:
+        """Name the person who makes the commit, as git has it; `EditRefused` where git knows nobody."""
+        return _git(self.clone, "var", "GIT_AUTHOR_IDENT").partition(" <")[0]
+
     def publish(self, title: str, now: datetime) -> str:
         """Commit and push the grants beside the copy, if they have changed; give the commit, or nothing.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,7 @@ def granted(new: NewGrant, now: datetime) -> Change:
     from squidkeeper.approvals.wording import granted_lines
 
     def change(checkout: Checkout) -> tuple[str, list[str]]:
-        made = add_grant(checkout.policy, new, now)
+        made = add_grant(checkout.policy, replace(new, by=checkout.person), now)
         *lines, _ = granted_lines(made, now)  # the last says when it is in force on one gateway
         return (f"Grant {made.grant.name}", lines) if made.file else ("", [*granted_lines(made, now)])
 
