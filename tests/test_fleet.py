@@ -17,6 +17,7 @@ from squidkeeper.fleet import installation
 from squidkeeper.fleet.fleet_file import FleetGateway, read_fleet
 from squidkeeper.fleet.haproxy import MARK, render
 from squidkeeper.fleet.installation import BalancerPaths
+from squidkeeper.setup.configuration import substitute_once
 from squidkeeper.setup.packages import HAPROXY
 
 FLEET = """\
@@ -188,6 +189,11 @@ def test_the_distributions_service_is_reloaded_and_a_failure_puts_the_former_con
     assert status == (1 if fails else 0)
     assert ("this failed: systemctl reload-or-restart haproxy" in said) is fails
     assert paths.cfg.read_text().startswith("global" if fails else MARK)
+    if not fails:
+        told.unlink()
+        status, said = setup(paths, tmp_path / "fleet.yaml")
+        assert (status, f"unchanged, and HAProxy runs with it: {paths.cfg}" in said) == (0, True)
+        assert told.read_text().splitlines() == ["is-active --quiet haproxy"], "it is not reloaded"
 
 
 @with_haproxy
@@ -216,10 +222,24 @@ def test_without_a_fleet_the_command_names_install_sh() -> None:
     assert "a gateway is installed by ./install.sh" in done.output
 
 
+def test_beside_a_fleet_what_it_does_not_use_is_refused(tmp_path: Path, paths: BalancerPaths) -> None:
+    file = written(tmp_path, FLEET)
+    status, said = setup(paths, file, "--listen", "3129", "--root", str(tmp_path), "--no-tls")
+    assert status == 2
+    assert "--fleet does not use --root, --listen, --no-tls: only --dry-run can stand beside it" in said
+    assert not paths.cfg.exists()
+
+
 def test_the_fleet_of_the_documentation_is_read(tmp_path: Path) -> None:
     documented = (Path(__file__).parents[1] / "squid/FLEET.md").read_text()
     [text] = re.findall(r"^```yaml\n(# fleet\.yaml\n.*?)^```$", documented, re.MULTILINE | re.DOTALL)
     assert [one.name for one in read_fleet(written(tmp_path, text)).gateways] == ["gw-1", "gw-2", "gw-3"]
+
+
+@pytest.mark.parametrize("template", ["maxconn 5\n", "bind a\nbind a\n"])
+def test_a_template_that_lacks_a_text_or_has_it_twice_is_a_fault(template: str) -> None:
+    with pytest.raises(ValueError, match=r"a template has 'bind a' \d times, expected once"):
+        substitute_once(template, {"bind a": "bind b"})
 
 
 def test_the_template_is_the_one_of_a_gateway_with_tls() -> None:

@@ -216,15 +216,39 @@ def test_the_load_balancer_alone_is_told_whether_the_gateway_is_healthy(gateway:
     assert [health(gateway, path=path)[0] for path in ("/", "/metrics")] == [404, 404]
 
 
-def test_a_drained_gateway_is_unhealthy_at_once_and_says_why(gateway: Gateway, exporter: Exporter) -> None:
+def test_a_drained_gateway_is_unhealthy_at_once_and_says_why(
+    gateway: Gateway, origins: Origins, exporter: Exporter
+) -> None:
     assert drain(gateway.root / "run")
     try:
         status, body = health(gateway)
         assert (status, json.loads(body)["conditions"]) == (503, ["drained"])
         assert "drained" in exporter.health()[1]
+        with connection(gateway, BALANCER) as still:
+            assert get(still, version_2(VM), "/drained").startswith(OK), "Squid still serves whoever comes"
     finally:
         assert undrain(gateway.root / "run")
     assert health(gateway)[0] == 200
+
+
+@pytest.mark.long
+def test_haproxy_closes_new_connections_while_its_only_gateway_is_drained(
+    gateway: Gateway, origins: Origins, balancer: Balancer
+) -> None:
+    def served() -> bool:
+        try:
+            with through(balancer, VM, tls=False) as to:
+                return get(to, b"", "/").startswith(OK)
+        except OSError:
+            return False
+
+    wait_for(served)
+    assert drain(gateway.root / "run")
+    try:
+        wait_for(lambda: not served())
+    finally:
+        assert undrain(gateway.root / "run")
+    wait_for(served)
 
 
 @pytest.mark.long

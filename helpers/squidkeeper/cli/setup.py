@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from squidkeeper.setup.options import SetupOptions
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 _FOLDER = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
 _MOST_DAYS = 36_500
+_COMMAND_LINE: Final = ParameterSource.COMMANDLINE
+_OF_FLEET: Final = {"fleet", "haproxy_cfg", "haproxy_state", "haproxy_pid", "dry_run"}
 _HEARTBEAT_SECONDS = 5.0  # within which a process that has just started gives one
 
 
@@ -108,7 +111,7 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "--fleet",
     metavar="FILE",
     type=_FILE,
-    help="Put HAProxy on this machine in front of the gateways in FILE. Of the other options, --dry-run alone counts.",
+    help="Put HAProxy on this machine in front of the gateways in FILE. Only --dry-run can stand beside it.",
 )
 @click.option("--haproxy-cfg", type=_FILE, default="/etc/haproxy/haproxy.cfg", hidden=True)
 @click.option("--haproxy-state", type=_FOLDER, default="/var/lib/haproxy", hidden=True)
@@ -148,12 +151,21 @@ def setup(fleet: Path | None, haproxy_cfg: Path, haproxy_state: Path, haproxy_pi
     by itself, on a machine with HAProxy; squid/FLEET.md explains it.
     """
     if fleet:
+        _refuse_options_of_a_gateway(click.get_current_context())
         raise SystemExit(_set_up_fleet(fleet, haproxy_cfg, haproxy_state, haproxy_pid, dry_run=given["dry_run"]))
     if not (given["source"] and given["venv"] and given["work"]):
         raise click.UsageError(
             "a gateway is installed by ./install.sh, which calls this command; --fleet FILE is for HAProxy"
         )
     _set_up_gateway(given)
+
+
+def _refuse_options_of_a_gateway(context: click.Context) -> None:
+    """Refuse what --fleet does not use."""
+    others = [one for one in context.command.params if one.name not in _OF_FLEET]
+    unused = [one.opts[0] for one in others if context.get_parameter_source(one.name or "") is _COMMAND_LINE]
+    if unused:
+        raise click.UsageError(f"--fleet does not use {', '.join(unused)}: only --dry-run can stand beside it")
 
 
 def _set_up_fleet(file: Path, cfg: Path, state: Path, pid_file: Path, *, dry_run: bool) -> int:

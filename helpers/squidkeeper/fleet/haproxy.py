@@ -8,7 +8,7 @@ from typing import Final
 
 from squidkeeper.fleet.fleet_file import Fleet
 from squidkeeper.setup import configuration
-from squidkeeper.setup.configuration import BINDS, binds, substitute
+from squidkeeper.setup.configuration import BINDS, binds, substitute_once
 
 MARK: Final = "# HAProxy in front of several gateways of squidkeeper:"  # how the file begins
 STATE: Final = Path("/var/lib/haproxy")
@@ -27,7 +27,7 @@ def render(fleet: Fleet, state: Path = STATE) -> str:
     if not fleet.certificate:
         sections["tls"] = ""
     text = _SECTION.sub(lambda found: str(sections.get(found[1], found[2])), _ONE.read_text())
-    return substitute(re.sub("\n{3,}", "\n\n", text), _replacements(fleet, state))
+    return substitute_once(re.sub("\n{3,}", "\n\n", text), _replacements(fleet, state))
 
 
 def _replacements(fleet: Fleet, state: Path) -> dict[str, str]:
@@ -38,11 +38,20 @@ def _replacements(fleet: Fleet, state: Path) -> dict[str, str]:
         BINDS: "".join(f"    bind {one}\n" for one in binds(fleet.listen)),
         _SERVER: "".join(servers),
         "fd-hard-limit 66000": f"fd-hard-limit {min(_DESCRIPTORS * number, _MOST_DESCRIPTORS)}",
-        f"maxconn {_CONNECTIONS}": f"maxconn {_CONNECTIONS * number}",
+        f"maxconn {_CONNECTIONS}\n    # One client": f"maxconn {_CONNECTIONS * number}\n    # One client",
         "size 16k": "size 1m",  # clients at a time
         "gt 4096": f"gt {fleet.connections_per_client}",
-        "/var/lib/squidkeeper/tls/tls.sock": f"{state}/squidkeeper-tls.sock",
-        "/var/lib/squidkeeper/tls/tls.sock mode 600": f"{state}/squidkeeper-tls.sock mode 600 user haproxy",
-        "/var/lib/squidkeeper/tls/server.pem": fleet.certificate,
-        f"{STATE}/": f"{state}/",
+        f"socat - {STATE}/": f"socat - {state}/",
+        f"stats socket {STATE}/": f"stats socket {state}/",
+    } | (_of_tls(fleet, state) if fleet.certificate else {})
+
+
+def _of_tls(fleet: Fleet, state: Path) -> dict[str, str]:
+    """Map the same of the sections for TLS to the proxy."""
+    folder, socket = "/var/lib/squidkeeper/tls", f"unix@{state}/squidkeeper-tls.sock"
+    end, most = "alpn http/1.1\n    maxconn", _CONNECTIONS * len(fleet.gateways)
+    return {
+        f"server tls unix@{folder}/tls.sock": f"server tls {socket}",
+        f"bind unix@{folder}/tls.sock mode 600": f"bind {socket} mode 600 user haproxy",
+        f"{folder}/server.pem {end} {_CONNECTIONS}\n": f"{fleet.certificate} {end} {most}\n",
     }

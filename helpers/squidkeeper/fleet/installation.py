@@ -58,11 +58,14 @@ def set_up_fleet(fleet: Fleet, paths: BalancerPaths, *, dry_run: bool) -> None:
     if dry_run:
         return
     before = text_at(paths.cfg)
-    if f"{before}\n" == text:
-        say("haproxy", f"unchanged: {paths.cfg}")
-    else:
+    if f"{before}\n" != text:
         _replace(paths, before, text)
-    _tell(paths, before)
+        _tell(paths, before)
+    elif _runs(paths):
+        say("haproxy", f"unchanged, and HAProxy runs with it: {paths.cfg}")
+    else:
+        say("haproxy", f"unchanged: {paths.cfg}")
+        _tell(paths, before)
     _show_gateways(fleet)
 
 
@@ -90,9 +93,19 @@ def _replace(paths: BalancerPaths, before: str, text: str) -> None:
     say("haproxy", f"written: {paths.cfg}")
 
 
+def _runs(paths: BalancerPaths) -> bool:
+    if _has_service(paths):
+        return run("systemctl", "is-active", "--quiet", "haproxy").returncode == 0
+    return _master(paths.pid_file) is not None
+
+
+def _has_service(paths: BalancerPaths) -> bool:
+    return paths.is_of_the_service and uses_systemd(None)
+
+
 def _tell(paths: BalancerPaths, before: str) -> None:
     """Reload HAProxy, or start it; open connections go on in the former process."""
-    if paths.is_of_the_service and uses_systemd(None):
+    if _has_service(paths):
         try:
             quietly("systemctl", "enable", "--quiet", "haproxy")
             quietly("systemctl", "reload-or-restart", "haproxy")

@@ -44,6 +44,14 @@ def substitute(text: str, replacements: Mapping[str, str]) -> str:
     return found.sub(lambda match: replacements[match[0]], text)
 
 
+def substitute_once(text: str, replacements: Mapping[str, str]) -> str:
+    """Replace texts by others, each of which a template has exactly once; ValueError where it was changed meanwhile."""
+    for one in replacements:
+        if (found := text.count(one)) != 1:
+            raise ValueError(f"a template has {one!r} {found} times, expected once: change it there, and here")
+    return substitute(text, replacements)
+
+
 def is_ours(conf: str) -> bool:
     """Tell whether install.sh wrote a squid.conf."""
     return conf.split("\n", 1)[0] == MARK
