@@ -57,8 +57,8 @@ def test_a_fleet_has_its_gateways_and_the_usual_ports(tmp_path: Path) -> None:
         ('[10.0.0.5, "fd00::5"]', "[]", "haproxy.addresses: expected at least one address of HAProxy, as gateways"),
         ("10.0.0.5", "5", "haproxy.addresses[0]: expected at least one address of HAProxy, as gateways see it, such"),
         ("name: gw-1, ", "", "gateways[0].name: expected letters, digits and . _ -, such as gw-1: squid/FLEET.md has"),
-        ("{name: gw-1, address: 10.0.0.11}", "gw-1", "gateways[0]: expected at least one gateway, such as {name: gw-1"),
-        ("port: 3130", "prot: 3130", "gateways[1]: unknown field 'prot', expected at least one gateway, such as"),
+        ("{name: gw-1, address: 10.0.0.11}", "gw-1", "gateways[0]: expected at least one, such as {name: gw-1"),
+        ("port: 3130", "prot: 3130", "gateways[1]: unknown field 'prot', expected at least one, such as"),
         (
             "gw-1,",
             "[,",
@@ -70,6 +70,7 @@ def test_a_fleet_has_its_gateways_and_the_usual_ports(tmp_path: Path) -> None:
         ("name: gw-1", 'name: "gw\\n  server evil 192.0.2.1:80"', "gateways[0].name: 'gw\\n  server evil"),
         ("name: gw-1", "name: gw-2", "gateways[1].name: 'gw-2' is taken by 'gw-2': choose another"),
         ("address: 10.0.0.11", 'address: "fd00::12", port: 3130', "[fd00::12]:3130 is that of 'gw-1' already"),
+        ("port: 3130", "workers: 0", "gateways[1].workers: expected a number from 1 to 16, as install.sh --workers"),
         ("port: 3130", "port: 70000", "gateways[1].port: expected a port from 1 to 65535: squid/FLEET.md has"),
         (
             "gateways:",
@@ -109,6 +110,19 @@ def test_haproxy_accepts_the_configuration(tmp_path: Path, listen: str, binds: l
         ("gw-2 [fd00::12]:3130", "port 9131"),
     ]
     assert "sc0_conn_cur gt 100 }" in made
+
+
+@pytest.mark.parametrize(
+    ("workers", "connections", "descriptors"), [("1", 32_000, 132_000), ("4", 80_000, 330_000), ("16", 272_000, 10**6)]
+)
+def test_haproxy_takes_as_many_connections_as_the_workers(
+    tmp_path: Path, workers: str, connections: int, descriptors: int
+) -> None:
+    text = FLEET.replace("port: 3130", f"port: 3130, workers: {workers}")
+    text = text.replace("gateways:", "  certificate: /etc/haproxy/gw.pem\ngateways:")
+    made = render(read_fleet(written(tmp_path, text)))
+    assert re.findall("^    maxconn (.*)", made, re.MULTILINE) == [str(connections)] * 2
+    assert f"fd-hard-limit {descriptors}\n" in made
 
 
 def test_haproxy_takes_a_proxy_header_from_its_own_socket_alone(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from zlib import crc32
 from tests.bench import traffic
 
 DESCRIPTORS: Final = 16_384  # of a worker: max_filedescriptors
-HAPROXY_CONNECTIONS: Final = 16_000  # for each gateway: fleet.cfg
+HAPROXY_CONNECTIONS: Final = 16_000  # for each worker of a gateway: fleet.yaml
 HAPROXY_TUNNEL: Final = 268e-6  # seconds of its processor for a new tunnel, and for a request: bench.py --only HAProxy
 HAPROXY_REQUEST: Final = 24e-6
 VALKEY_STEP: Final = 29e-6  # seconds of its processor, with 14 gateways: leases.py
@@ -161,7 +161,8 @@ def needs(fleet: Fleet, costs: Costs, drawn: Sessions) -> list[Need]:
         Need("cores beside: helpers, exporter, archive", beside, BUSY, "cores"),
         Need("descriptors of the workers", held * costs.tunnel_descriptors, fleet.workers * DESCRIPTORS, ""),
         Need("ports to the most used host", held * drawn.most_used, LOCAL_PORTS, "connections"),
-        Need("HAProxy's connections to it", held, HAPROXY_CONNECTIONS, "connections"),
+        Need("ports of HAProxy to it", held, LOCAL_PORTS, "connections"),
+        Need("HAProxy's connections to it", held, fleet.workers * HAPROXY_CONNECTIONS, "connections"),
         Need("exporter, which is one process", lines * costs.exporter_line, EXPORTER_CORE, "cores"),
     ]
     return sorted(found, key=lambda need: need.share, reverse=True)

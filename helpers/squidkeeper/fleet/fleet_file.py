@@ -13,6 +13,7 @@ import msgspec
 
 from squidkeeper.errors import FleetFailed
 from squidkeeper.setup.configuration import is_gateway_name
+from squidkeeper.setup.options import MOST_WORKERS
 
 _PATH: Final = re.compile(r"/[A-Za-z0-9/._+@-]+")  # HAProxy has a quoting of its own
 _LISTEN: Final = re.compile(r"(?:(?P<address>[0-9.]+|\[[0-9A-Fa-f:.]+\]):)?(?P<port>[1-9][0-9]{0,4})")
@@ -29,11 +30,12 @@ _EXPECTED: Final = {  # by the name of a field; the whole file has none
     "listen": "PORT, ADDRESS:PORT or [ADDRESS]:PORT",
     "certificate": "an absolute path of letters, digits and / . _ + @ -",
     "connections_per_client": f"a number from 1, such as {_PER_CLIENT}",
-    "gateways": "at least one gateway, such as {name: gw-1, address: 10.0.0.11}, with port and health_port if needed",
+    "gateways": "at least one, such as {name: gw-1, address: 10.0.0.11}, with port, health_port and workers if needed",
     "name": "letters, digits and . _ -, such as gw-1",
     "address": "one such as 10.0.0.11",
     "port": "a port from 1 to 65535",
     "health_port": "a port from 1 to 65535",
+    "workers": f"a number from 1 to {MOST_WORKERS}, as install.sh --workers was given",
 }
 
 
@@ -45,6 +47,7 @@ class FleetGateway:
     address: str
     port: int
     health_port: int
+    workers: int = 1
 
     @property
     def authority(self) -> str:
@@ -82,9 +85,7 @@ def read_fleet(file: Path) -> Fleet:
         raise FleetFailed(f"{file}: expected YAML: {text}: {_EXAMPLE}") from error
     if faults := _faults(given):
         raise FleetFailed("\n".join(f"{file}: {fault}" for fault in faults))
-    gateways = (
-        FleetGateway(one.name, str(ip_address(one.address)), one.port, one.health_port) for one in given.gateways
-    )
+    gateways = (_gateway(one) for one in given.gateways)
     haproxy = given.haproxy
     addresses = tuple(str(ip_address(one)) for one in haproxy.addresses)
     return Fleet((*gateways,), addresses, str(haproxy.listen), haproxy.certificate, haproxy.connections_per_client)
@@ -95,6 +96,7 @@ class _Gateway(msgspec.Struct, forbid_unknown_fields=True):
     address: str
     port: Port = _PORT
     health_port: Port = _HEALTH_PORT
+    workers: Annotated[int, msgspec.Meta(ge=1, le=MOST_WORKERS)] = 1
 
 
 class _HAProxy(msgspec.Struct, forbid_unknown_fields=True):
@@ -108,6 +110,10 @@ class _FleetFile(msgspec.Struct, forbid_unknown_fields=True):
     version: Annotated[int, msgspec.Meta(ge=1, le=1)]
     haproxy: _HAProxy
     gateways: Annotated[list[_Gateway], msgspec.Meta(min_length=1)]
+
+
+def _gateway(given: _Gateway) -> FleetGateway:
+    return FleetGateway(given.name, str(ip_address(given.address)), given.port, given.health_port, given.workers)
 
 
 def _told(problem: str) -> str:
@@ -152,7 +158,7 @@ def _address_fault(place: str, text: str) -> list[str]:
 
 def _repeated(gateways: list[_Gateway]) -> list[str]:
     """Find two gateways that are one, or that HAProxy could not tell apart."""
-    made = [FleetGateway(one.name, str(ip_address(one.address)), one.port, one.health_port) for one in gateways]
+    made = [_gateway(one) for one in gateways]
     faults = []
     for number, one in enumerate(made):
         for other in made[:number]:

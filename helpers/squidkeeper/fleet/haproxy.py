@@ -16,8 +16,8 @@ _ONE: Final = Path(configuration.__file__).with_name("haproxy.cfg")
 _SEVERAL: Final = Path(__file__).with_name("fleet.cfg")
 _SECTION: Final = re.compile(r"^ *# >>> (\w+)\n(.*?)^ *# <<<\n", re.MULTILINE | re.DOTALL)
 _SERVER: Final = "    server NAME ADDRESS id ID port HEALTH\n"
-_CONNECTIONS: Final = 16_000  # for each gateway
-_DESCRIPTORS: Final = 66_000  # for each gateway
+_CONNECTIONS: Final = 16_000  # for each worker of a gateway
+_DESCRIPTORS: Final = 66_000  # for as many
 _MOST_DESCRIPTORS: Final = 1_000_000  # the kernel's own limit of a process is a little more (fs.nr_open)
 
 
@@ -32,13 +32,13 @@ def render(fleet: Fleet, state: Path = STATE) -> str:
 
 def _replacements(fleet: Fleet, state: Path) -> dict[str, str]:
     """Map what the files have to what this fleet has."""
-    number = len(fleet.gateways)
+    workers = _workers(fleet)
     servers = (f"    server {one.name} {one.authority} id {one.id} port {one.health_port}\n" for one in fleet.gateways)
     return {
         BINDS: "".join(f"    bind {one}\n" for one in binds(fleet.listen)),
         _SERVER: "".join(servers),
-        "fd-hard-limit 66000": f"fd-hard-limit {min(_DESCRIPTORS * number, _MOST_DESCRIPTORS)}",
-        f"maxconn {_CONNECTIONS}\n    # One client": f"maxconn {_CONNECTIONS * number}\n    # One client",
+        "fd-hard-limit 66000": f"fd-hard-limit {min(_DESCRIPTORS * workers, _MOST_DESCRIPTORS)}",
+        f"maxconn {_CONNECTIONS}\n    # One client": f"maxconn {_CONNECTIONS * workers}\n    # One client",
         "size 16k": "size 1m",  # clients at a time
         "gt 4096": f"gt {fleet.connections_per_client}",
         f"socat - {STATE}/": f"socat - {state}/",
@@ -46,10 +46,14 @@ def _replacements(fleet: Fleet, state: Path) -> dict[str, str]:
     } | (_of_tls(fleet, state) if fleet.certificate else {})
 
 
+def _workers(fleet: Fleet) -> int:
+    return sum(one.workers for one in fleet.gateways)
+
+
 def _of_tls(fleet: Fleet, state: Path) -> dict[str, str]:
     """Map the same of the sections for TLS to the proxy."""
     folder, socket = "/var/lib/squidkeeper/tls", f"unix@{state}/squidkeeper-tls.sock"
-    end, most = "alpn http/1.1\n    maxconn", _CONNECTIONS * len(fleet.gateways)
+    end, most = "alpn http/1.1\n    maxconn", _CONNECTIONS * _workers(fleet)
     return {
         f"server tls unix@{folder}/tls.sock": f"server tls {socket}",
         f"bind unix@{folder}/tls.sock mode 600": f"bind {socket} mode 600 user haproxy",

@@ -140,4 +140,6 @@ def _show_gateways(fleet: Fleet) -> None:
         options = [f"--behind {','.join(fleet.addresses)}", f"--gateway {one.name}", f"--listen {one.authority}"]
         if one.health_port != _USUAL_HEALTH:
             options.append(f"--health-listen {host}:{one.health_port}")
+        if one.workers > 1:
+            options.append(f"--workers {one.workers}")
         show(f"  sudo ./install.sh {' '.join(options)} --ca-dir DIR")
