@@ -6,24 +6,36 @@ import json
 import os
 import stat
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from errno import ENOSPC
 from pathlib import Path
+from unittest.mock import Mock
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
+from squidkeeper.errors import PullRefused
 from squidkeeper.policy_store.loading import load
+from squidkeeper.pull_settings import read_pull_settings
 from squidkeeper.pull_status import PullStatus, read_pull_status
-from squidkeeper.pulling import git_repository, policy_files, programs
+from squidkeeper.pulling import git_repository, judgement, policy_files, programs, puller, reading
 from squidkeeper.pulling.git_repository import split_commit
+from squidkeeper.pulling.judgement import Used
 from squidkeeper.pulling.policy_files import Version
 from squidkeeper.pulling.puller import Puller
+from squidkeeper.pulling.reading import VersionToRead, read_version, read_version_apart
+from squidkeeper.pulling.refusals import WhatCounts, what_counts
 from squidkeeper.pulling.versions import Versions
 
 from .conftest import NOW
 from .pull_servers import Repository, WebServer, allowed_signer, make_key, serving, ssh_server
+from .waiting import wait_for
 
 POLICY = "version: 1\nrules: [{name: %s, action: allow, hosts: [%s.example]}]\n"
 LOCAL = "version: 1\nsecrets: {token: {file: token, hosts: [api.example]}}\n"
@@ -90,6 +102,25 @@ class Gateway:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     with serving(tmp_path_factory.mktemp("server") / "root") as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[VersionToRead]:
+    """What was read: here, where a test can change a bound, and not in a process of its own."""
+    read: list[VersionToRead] = []
+
+    def read_here(one: VersionToRead) -> str:
+        read.append(one)
+        return read_version(one)
+
+    monkeypatch.setattr(puller, "read_version_apart", read_here)
+    return read
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch, readings: list[VersionToRead]) -> None:
+    """Versions are read in a process of their own, as on a gateway."""
+    monkeypatch.setattr(puller, "read_version_apart", read_version_apart)
 
 
 @pytest.fixture
@@ -181,9 +212,10 @@ def test_a_tag_is_followed_too(gateway: Gateway) -> None:
 def test_what_was_put_in_place_long_ago_is_removed(tmp_path: Path) -> None:
     versions = Versions(tmp_path)
     for number in range(13):
-        version = Version(f"v{number}", "", {"lists/l.txt": b"a", "p.yaml": b"b"})
-        with versions.written(version) as written:
-            versions.put(version, written)
+        version = Version(f"v{number}", {"lists/l.txt": b"a", "p.yaml": b"b"})
+        versions.write(version)
+        versions.put(version.name)
+        versions.discard()
     assert len([*(tmp_path / "versions").iterdir()]) == 10
     assert versions.in_place == "v12"
     assert (tmp_path / "current/lists/l.txt").read_bytes() == b"a"
@@ -191,13 +223,14 @@ def test_what_was_put_in_place_long_ago_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_crash_before_the_link_leaves_what_is_in_place(tmp_path: Path) -> None:
-    versions, version = Versions(tmp_path), Version("v1", "", {"p.yaml": b"1"})
+    versions, version = Versions(tmp_path), Version("v1", {"p.yaml": b"1"})
     (tmp_path / "versions/v1").mkdir(parents=True)
     (tmp_path / "versions/v1/part.yaml").touch()
     (tmp_path / "versions/.new").mkdir()
-    with versions.written(version) as written:
-        assert versions.in_place == ""
-        versions.put(version, written)
+    versions.write(version)
+    assert versions.in_place == ""
+    versions.put(version.name)
+    versions.discard()
     assert [path.name for path in (tmp_path / "current").iterdir()] == ["p.yaml"]
     assert os.listdir(tmp_path / "versions") == ["v1"]
 
@@ -383,8 +416,7 @@ def test_policy_files_that_are_too_large_are_refused_before_they_are_parsed(
 def test_what_is_larger_than_a_child_may_write_is_not_fetched(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     pulled.repository.write("policy/huge.yaml", os.urandom(300_000))
     pulled.repository.commit()
-    bounds = tuple("--fsize=200000" if one.startswith("--fsize") else one for one in programs._BOUNDS)
-    monkeypatch.setattr(programs, "_BOUNDS", bounds)
+    monkeypatch.setattr(programs, "_FILE_BYTES", 200_000)
     status = pulled.pull()
     assert "git fetch failed" in status.failure
     assert pulled.rules() == ["good"]
@@ -457,6 +489,174 @@ def test_the_ceiling_is_not_passed(pulled: Gateway) -> None:
     assert reason.startswith(f"it passes the ceiling {ceiling}: opened by x, such as GET https://a.test/")
     (ceiling / "policy.yaml").write_text("nonsense")
     assert "the ceiling does not load" in refused(pulled)
+
+
+# --- what is large, and what was refused ------------------------------------------------------------------------------
+
+
+def test_a_refused_tip_is_read_again_only_when_what_counts_has_changed(
+    pulled: Gateway, readings: list[VersionToRead]
+) -> None:
+    one, tip = Puller(pulled.settings, pulled.state, pulled.policy), pulled.commit("bad")
+    ceiling = pulled.etc / "ceiling"
+    ceiling.mkdir()
+    (ceiling / "policy.yaml").write_text(POLICY % ("none", "none"))
+    pulled.configure(settings=f"ceiling: {ceiling}")
+    readings.clear()
+    at_rest()
+    for _ in range(3):
+        status = one.pull()
+        assert (status.refused, status.reason.partition(":")[0]) == (tip, f"it passes the ceiling {ceiling}")
+    assert len(readings) == 1
+    assert status.succeeded == pytest.approx(status.ended, abs=60)
+    (pulled.etc / "allowed_signers").write_text("")
+    assert "a key that is none of an allowed signer" in one.pull().reason
+    (pulled.etc / "allowed_signers").write_text(allowed_signer(pulled.key))
+    (ceiling / "policy.yaml").write_text(POLICY % ("bad", "bad"))
+    assert one.pull().version == tip
+    assert len(readings) == 2
+
+
+def test_what_counts_for_a_refusal_is_every_file_that_it_is_judged_by(gateway: Gateway) -> None:
+    ceiling = gateway.etc / "ceiling"
+    (ceiling / "lists").mkdir(parents=True)
+    gateway.configure(settings=f"ceiling: {ceiling}")
+
+    def counts(tip: str = "1", before: str = "0") -> WhatCounts:
+        at_rest()
+        return what_counts(tip, before, read_pull_settings(gateway.settings), gateway.settings, gateway.policy)
+
+    last = counts()
+    assert counts() == last
+    assert counts("2") != last != counts(before="2")
+    for name in ("local.yaml", "grants.yaml", "pull.yaml", "allowed_signers", "ceiling/policy.yaml", "ceiling/lists/l"):
+        with (gateway.etc / name).open("a") as file:
+            file.write("# changed\n")
+        assert last != (last := counts()), name
+
+
+def at_rest() -> None:
+    """Wait until files that were written a moment ago are not taken for changed again."""
+    time.sleep(0.03)
+
+
+def test_a_failure_is_not_remembered(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, tip = Puller(pulled.settings, pulled.state, pulled.policy), pulled.commit("next")
+    with monkeypatch.context() as full:
+        full.setattr(Versions, "write", Mock(side_effect=OSError(ENOSPC, "No space left on device")))
+        assert "No space left on device" in one.pull().failure
+    assert one.pull().version == tip
+
+
+def test_a_policy_that_each_helper_would_load_for_long_is_refused(
+    pulled: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulled.commit("slow")
+    with monkeypatch.context() as small:
+        small.setattr(judgement, "LOAD_SECONDS", -1)
+        assert "s of processor time to load it, expected -1 s at most: write fewer rules" in refused(pulled)
+    monkeypatch.setattr(judgement, "LOAD_BYTES", -1)
+    assert "MB of memory to load it" in refused(pulled)
+
+
+def test_a_file_is_no_folder_too() -> None:
+    with pytest.raises(PullRefused, match=r"'a.yaml' is a file, and a folder with 'a.yaml/x' in it"):
+        policy_files.check_files({"a.yaml": 1, "a.yaml/x": 1})
+
+
+RULE = "- {name: rule-%d, action: allow, hosts: [h%d.example.com], paths: ['/api/%d/**'], reason: Team %d}\n"
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("apart")
+def test_ten_thousand_rules_are_put_in_place(pulled: Gateway) -> None:
+    rules = "".join(RULE % (number, number, number, number) for number in range(10_000))
+    pulled.repository.write("policy/policy.yaml", f"version: 1\nrules:\n{rules}")
+    assert pulled.repository.commit() == pulled.pull().version
+    assert len(pulled.rules()) == 10_000
+
+
+_ALLOW = "version: 1\nrules:\n- &r {name: a, action: allow, hosts: [a.example], methods: [POST]}\n"
+_TEST = "{request: 'GET https://a.example/%d', expect: deny}"
+LARGE = {
+    "mappings": ("version: 1\nrules:\n" + "- {}\n" * 400_000, "it does not load"),
+    "nothings": ("version: 1\nrules:\n" + "-\n" * 1_000_000, ""),
+    "lists": ("version: 1\nrules: [" + "[[[[]]]]," * 220_000 + "]\n", ""),
+    "aliases": (_ALLOW + "- *r\n" * 400_000, "more than 1,000,000 values"),
+    "tests": (
+        _ALLOW.replace("methods: [POST]", "paths: ['/*x']")
+        + "".join(f"- {{name: r{n}, action: allow, hosts: [a.example], paths: ['/*{n}*/x']}}\n" for n in range(7000))
+        + "tests:\n"
+        + "".join(f"- {_TEST % n}\n" for n in range(20_000)),
+        "processor time",
+    ),
+    "tests-by-alias": (
+        _ALLOW
+        + "".join(f"- {{name: r{n}, action: allow, hosts: [a.example], methods: [POST]}}\n" for n in range(7000))
+        + f"tests:\n- &t {_TEST % 0}\n"
+        + "- *t\n" * 150_000,
+        "processor time",
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("apart")
+@pytest.mark.parametrize("form", LARGE)
+def test_a_large_policy_is_refused_and_costs_the_process_that_pulls_nothing(pulled: Gateway, form: str) -> None:
+    text, why = LARGE[form]
+    assert len(text) < policy_files.POLICY_BYTES_AT_MOST
+    pulled.repository.write("policy/policy.yaml", text)
+    pulled.repository.commit()
+    before = Used.now()
+    assert why in refused(pulled)
+    assert Used.now().bytes - before.bytes < 20 << 20
+    tip = pulled.commit("next")
+    assert pulled.pull().version == tip
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("apart")
+@pytest.mark.parametrize(
+    ("bounds", "why"),
+    [
+        (programs.ChildBounds(cpu_seconds=1), "that takes more than 1 s of processor time; write fewer"),
+        (programs.ChildBounds(memory_bytes=200 << 20), "that takes more than 200 MB of memory; write fewer"),
+        (programs.ChildBounds(memory_bytes=1 << 20), "its process ended with status"),
+    ],
+)
+def test_the_process_that_reads_a_version_is_ended_by_its_bounds(
+    pulled: Gateway, monkeypatch: pytest.MonkeyPatch, bounds: programs.ChildBounds, why: str
+) -> None:
+    pulled.repository.write("policy/policy.yaml", LARGE["nothings"][0])
+    pulled.repository.commit()
+    monkeypatch.setattr(reading, "_BOUNDS", bounds)
+    reason = refused(pulled)
+    assert reason.startswith("it is too large to be read and judged: ")
+    assert why in reason
+
+
+@pytest.mark.long
+def test_what_reads_a_version_ends_with_the_process_that_pulls(pulled: Gateway) -> None:
+    pulled.repository.write("policy/policy.yaml", LARGE["tests"][0])
+    pulled.repository.commit()
+    places = ("--config", pulled.settings, "--folder", pulled.state, "--policy", pulled.policy)
+    with subprocess.Popen([sys.executable, "-m", "squidkeeper", "pull", *places], stderr=subprocess.DEVNULL) as service:
+        try:
+            reader = wait_for(lambda: reader_of(service.pid), "the version to be read")
+            wait_for((pulled.state / "versions/.new/policy").exists, "the version to be written")
+        finally:
+            service.kill()
+    wait_for(lambda: not reader.is_running() or reader.status() == psutil.STATUS_ZOMBIE, "the end of what reads it")
+
+
+def reader_of(service: int) -> psutil.Process | None:
+    """Find the process that reads a version for the one that pulls."""
+    for one in psutil.Process(service).children():
+        with suppress(psutil.Error):
+            if "squidkeeper.pulling.reading" in one.cmdline():
+                return one
+    return None
 
 
 # --- a source that fails ----------------------------------------------------------------------------------------------
@@ -668,6 +868,7 @@ def test_a_bundle_is_signed_for_this_use_and_whole(bundled: Gateway) -> None:
         ({"number": -1, "files": {}}, "expected one from 1 to"),
         ({"number": 6, "files": {}, "run": "id"}, "it is no bundle"),
         ({"number": 6, "files": {}}, "it does not load"),
+        ({"number": 6, "files": {"a.yaml": "x", "a.yaml/x": "x"}}, "'a.yaml' is a file, and a folder with 'a.yaml/x'"),
         ({"number": 6, "files": {"a.yaml": "secrets: {x: {env: PATH}}"}}, "it does not load"),
         ([], "it is no bundle"),
     ],
@@ -703,6 +904,7 @@ def command(gateway: Gateway, *options: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.usefixtures("apart")
 def test_the_command_pulls_once_and_shows_what_became_of_it(gateway: Gateway) -> None:
     tip = gateway.commit("one")
     status, output = command(gateway, "--once")
@@ -764,7 +966,7 @@ def test_a_version_that_we_fail_on_does_not_end_the_process(gateway: Gateway, mo
     def fail(*_: object) -> None:
         raise RecursionError("secret text")
 
-    monkeypatch.setattr("squidkeeper.pulling.puller.judge", fail)
+    monkeypatch.setattr("squidkeeper.pulling.judgement.judge", fail)
     status = gateway.pull()
     assert status.refused == tip
     assert status.reason.startswith("squidkeeper itself failed on it: RecursionError")

@@ -19,8 +19,7 @@ from squidkeeper.pull_settings import BundleSource
 from squidkeeper.pulling.policy_files import (
     BYTES_AT_MOST,
     Version,
-    check_name,
-    check_sizes,
+    check_files,
     is_policy_file,
     listed_paths,
 )
@@ -53,10 +52,11 @@ def make_bundle(folder: Path, number: int) -> bytes:
 
 
 class BundleServer:
-    """Where bundles are published."""
+    """Where bundles are published; the one that was fetched last is in `file`, once it is known who has signed it."""
 
-    def __init__(self, source: BundleSource, allowed_signers: Path) -> None:
+    def __init__(self, source: BundleSource, file: Path, allowed_signers: Path) -> None:
         self._source = source
+        self._file = file
         self._allowed_signers = allowed_signers
         self._content = self._signature = b""
 
@@ -66,11 +66,16 @@ class BundleServer:
         self._signature = self._get(f"{self._source.url}.sig", _SIGNATURE_BYTES)
         return sha256(self._content).hexdigest()[:_DIGITS]
 
-    def version(self, tip: str, before: str, *, rewound: bool = False) -> Version:
-        """Read what was fetched, if it is signed and its number is higher than before; else `PullRefused`."""
+    def signer(self, tip: str) -> str:  # noqa: ARG002 - of what was fetched
+        """Find who has signed what was fetched, and keep it; `PullRefused` if that is no allowed signer now."""
         signer = signer_of(self._content, self._signature, self._allowed_signers, BUNDLE_NAMESPACE)
+        self._file.write_bytes(self._content)
+        return signer
+
+    def version(self, tip: str, before: str, *, rewound: bool = False) -> Version:
+        """Read what was kept, if its number is higher than before; else `PullRefused`."""
         try:
-            bundle = msgspec.json.decode(self._content, type=Bundle)
+            bundle = msgspec.json.decode(self._file.read_bytes(), type=Bundle)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise PullRefused(f"it is no bundle: {error}") from None
         files = {path: text.encode("utf-8", "surrogatepass") for path, text in bundle.files.items()}
@@ -78,7 +83,7 @@ class BundleServer:
         _check(files)
         named = listed_paths(files)
         used = {path: content for path, content in files.items() if is_policy_file(path) or path in named}
-        return Version(f"bundle-{bundle.number}-{tip}", signer, used)
+        return Version(f"bundle-{bundle.number}-{tip}", used)
 
     def _check_number(self, number: int, tip: str, before: str, *, rewound: bool) -> None:
         last = _NAME.fullmatch(before)
@@ -108,7 +113,7 @@ class BundleServer:
             answer = connection.getresponse()
             if answer.status != 200:
                 raise ValueError(f"status {answer.status}, expected 200: redirects are not followed")
-            content = b""
+            content = bytearray()
             while data := answer.read1(1 << 16):
                 content += data
                 if len(content) > longest:
@@ -117,7 +122,7 @@ class BundleServer:
                     raise ValueError(f"it has not ended within {_SECONDS:.0f} s")
             if answer.length:
                 raise ValueError("it is cut off")
-            return content
+            return bytes(content)
         finally:
             connection.close()
 
@@ -129,6 +134,4 @@ class BundleServer:
 
 
 def _check(files: Mapping[str, bytes]) -> None:
-    check_sizes(map(len, files.values()))
-    for path in files:
-        check_name(path)
+    check_files({path: len(content) for path, content in files.items()})

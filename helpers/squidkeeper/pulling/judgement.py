@@ -5,7 +5,9 @@ The reload gate judges after that, in every process that reads the policy: an ed
 
 from __future__ import annotations
 
-from dataclasses import replace
+import resource
+import time
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -16,40 +18,77 @@ from squidkeeper.errors import PolicyError, PullRefused
 from squidkeeper.formatting import quantity
 from squidkeeper.policy_store.loading import load_sources
 from squidkeeper.policy_store.sources import Sources, local_file, read_sources
+from squidkeeper.pulling.policy_files import SMALLER
+from squidkeeper.pulling.versions import NewVersion
 
+LOAD_SECONDS: Final = 8  # a helper that starts waits so long for its policy, and denies until it has it
+LOAD_BYTES: Final = 400 << 20  # of each helper: ten thousand rules need about 50 MB
 _SHOWN: Final = 5
 
 
-def judge(folder: Path, policy: Path, ceiling: Path | None) -> None:
-    """Refuse what would not load in place of `policy`, or opens more than the ceiling (`PullRefused`)."""
-    sources = read_sources(folder, beside=policy.absolute().parent)
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a process has used: processor time, and memory at most."""
+
+    seconds: float
+    bytes: int
+
+    @classmethod
+    def now(cls) -> Used:
+        """Tell what this one has used."""
+        return cls(time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+
+
+def judge(new: NewVersion, policy: Path, ceiling: Path | None, before: Used) -> None:
+    """Refuse what would not load in place of `policy`, or opens more than the ceiling (`PullRefused`).
+
+    `before` is what this process had used before it read the version.
+    """
+    sources = read_sources(new.policy, beside=policy.absolute().parent)
     if sources.local is None:
         place = local_file(policy)
         raise PullRefused(f"{place} is missing: with it alone a policy that others write gets no file of the gateway")
-    _load(sources, folder)
+    _load(sources, new)
+    _check_cost(before, Used.now())
     if ceiling is not None:
-        _check_ceiling(sources, folder, ceiling, policy)
+        _check_ceiling(sources, new, ceiling, policy)
 
 
-def _load(sources: Sources, folder: Path) -> CompiledPolicy:
+def _check_cost(before: Used, after: Used) -> None:
+    """Refuse what each helper would load for long, or need much memory for.
+
+    Long lists do not count: one process compiles them for all, and they are mapped into memory.
+    """
+    seconds, size = after.seconds - before.seconds, after.bytes - before.bytes
+    if seconds > LOAD_SECONDS:
+        taken, bound = f"{seconds:.0f} s of processor time", f"{LOAD_SECONDS} s"
+    elif size > LOAD_BYTES:
+        taken, bound = f"{size >> 20:,} MB of memory", f"{LOAD_BYTES >> 20:,} MB"
+    else:
+        return
+    raise PullRefused(f"each helper would need {taken} to load it, expected {bound} at most: {SMALLER}")
+
+
+def _load(sources: Sources, new: NewVersion) -> CompiledPolicy:
     try:
-        return load_sources(sources, datetime.now(UTC)).compiled
+        return load_sources(sources, datetime.now(UTC), new.lists).compiled
     except PolicyError as error:
-        found = [str(fault).replace(f"{folder}/", "") for fault in error.faults]
-        raise PullRefused(f"it does not load: {_first(found, 'fault')}") from error
+        shown = [str(fault).replace(f"{new.policy}/", "") for fault in error.faults[:_SHOWN]]
+        raise PullRefused(f"it does not load: {_first(shown, len(error.faults), 'fault')}") from error
 
 
-def _check_ceiling(sources: Sources, folder: Path, ceiling: Path, policy: Path) -> None:
+def _check_ceiling(sources: Sources, new: NewVersion, ceiling: Path, policy: Path) -> None:
     """Compare what the version itself opens: what was granted here is neither its nor the ceiling's."""
     limit = replace(read_sources(ceiling, beside=policy.absolute().parent), granted=None)
     try:
-        old = load_sources(limit, datetime.now(UTC)).compiled
+        old = load_sources(limit, datetime.now(UTC), new.lists).compiled
     except PolicyError as error:
         raise PullRefused(f"the ceiling does not load: {error.faults[0]}") from error
-    new = _load(replace(sources, granted=None), folder)
-    found = report((old, new), ("ceiling", "version"), datetime.now(UTC), is_ceiling=True)
+    compiled = _load(replace(sources, granted=None), new)
+    found = report((old, compiled), ("ceiling", "version"), datetime.now(UTC), is_ceiling=True)
     if not found.same:
-        raise PullRefused(f"it passes the ceiling {ceiling}: {_first(_texts(found), 'difference')}")
+        texts = _texts(found)
+        raise PullRefused(f"it passes the ceiling {ceiling}: {_first(texts[:_SHOWN], len(texts), 'difference')}")
 
 
 def _texts(found: DifferenceReport) -> list[str]:
@@ -61,7 +100,7 @@ def _texts(found: DifferenceReport) -> list[str]:
     return [*texts, *([found.limit] if found.limit else [])]
 
 
-def _first(texts: list[str], kind: str) -> str:
-    more = len(texts) - _SHOWN
-    shown = "; ".join(texts[:_SHOWN])
-    return f"{shown}; and {quantity(more, f'more {kind}')}" if more > 0 else shown
+def _first(shown: list[str], number: int, kind: str) -> str:
+    more = number - len(shown)
+    text = "; ".join(shown)
+    return f"{text}; and {quantity(more, f'more {kind}')}" if more else text

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from squidkeeper.errors import PullRefused
@@ -13,7 +13,8 @@ from squidkeeper.policy.document import file_entries, parse_document
 
 FILES_AT_MOST: Final = 1000
 BYTES_AT_MOST: Final = 32 << 20  # of all files
-POLICY_BYTES_AT_MOST: Final = 4 << 20  # of the policy files: YAML that is read in some seconds
+POLICY_BYTES_AT_MOST: Final = 2 << 20  # of the policy files: ten thousand rules have about 1.3 MB
+SMALLER: Final = "write fewer rules, tests and aliases, and long lists of hosts as lists"
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _DEPTH_AT_MOST: Final = 4
 _SUFFIXES: Final = (".yaml", ".yml")
@@ -22,14 +23,27 @@ _SHOWN: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version of the policy: its name, who signed it, and its files by their paths in the folder."""
+    """A version of the policy: its name, and its files by their paths in the folder."""
 
     name: str
-    signer: str
     files: Mapping[str, bytes]
 
 
-def check_name(path: str) -> None:
+def check_files(sizes: Mapping[str, int]) -> None:
+    """Refuse what a folder cannot hold, or a gateway does not take: by the paths of the files, and their sizes."""
+    _check_sizes(sizes.values())
+    for path in sizes:
+        _check_name(path)
+        above = next((one for one in _above(path) if one in sizes), None)
+        if above is not None:
+            raise PullRefused(f"{above!r} is a file, and a folder with {path!r} in it, expected one of the two")
+
+
+def _above(path: str) -> Iterator[str]:
+    return (str(parent) for parent in PurePosixPath(path).parents)
+
+
+def _check_name(path: str) -> None:
     """Refuse a path that is not a short plain one within the folder."""
     parts = path.split("/")
     if len(parts) > _DEPTH_AT_MOST or not all(map(_NAME.fullmatch, parts)):
@@ -37,9 +51,8 @@ def check_name(path: str) -> None:
         raise PullRefused(f"file {path[:_SHOWN]!r} has a name that is not plain, {expected}")
 
 
-def check_sizes(sizes: Iterable[int]) -> None:
+def _check_sizes(sizes: Collection[int]) -> None:
     """Refuse too many files, and files that are too large together."""
-    sizes = [*sizes]
     if len(sizes) > FILES_AT_MOST:
         raise PullRefused(f"there are {len(sizes):,} files, expected {FILES_AT_MOST:,} at most")
     if sum(sizes) > BYTES_AT_MOST:

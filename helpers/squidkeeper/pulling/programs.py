@@ -1,4 +1,4 @@
-"""git and ssh-keygen as children that read what strangers sent (floor 7): bounded in time, memory and disk."""
+"""Children that read what strangers sent (floor 7): git, ssh-keygen and our own, bounded in time, memory and disk."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ from typing import Final
 
 from squidkeeper.errors import PullFailed
 
-FILE_BYTES: Final = 64 << 20  # the largest file that a child writes: what it has fetched, and its output
-_MEMORY_BYTES: Final = 2 << 30  # of addresses, of which git uses few
-_CPU_SECONDS: Final = 60
-_SECONDS: Final = 90.0
+_FILE_BYTES: Final = 64 << 20  # the largest file that a child writes: what it has fetched, and its output
+_ADDRESS_BYTES: Final = 2 << 30  # files that are mapped into memory count too
 _MESSAGE_BYTES: Final = 2000
-_BOUNDS: Final = (
-    "prlimit",
-    f"--fsize={FILE_BYTES}",
-    f"--as={_MEMORY_BYTES}",
-    f"--cpu={_CPU_SECONDS}",
-    "--core=0",
-    "--",
-)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildBounds:
+    """What a child may use: memory, and time of a processor and in all."""
+
+    memory_bytes: int = 1 << 30
+    cpu_seconds: int = 60
+    seconds: float = 90.0
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What a child is started with. The limits are soft ones, so that it can give its own children others."""
+        size = (f"--fsize={_FILE_BYTES}:", f"--as={_ADDRESS_BYTES}:", f"--data={self.memory_bytes}:")
+        return ("prlimit", *size, f"--cpu={self.cpu_seconds}:", "--core=0", "--")
 
 
 # ssh and ssh-keygen end where their user ID has no account, as without systemd. In a user namespace of its own a
@@ -44,16 +49,25 @@ class Ended:
     message: str
 
 
+_USUAL: Final = ChildBounds()
+
+
 def run_bounded(
-    command: Sequence[str], environment: Mapping[str, str], *, given: bytes = b"", seconds: float = _SECONDS
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    given: bytes = b"",
+    bounds: ChildBounds = _USUAL,
+    needs_account: bool = True,
 ) -> Ended:
     """Run a program to its end; `PullFailed` if it cannot be started, or takes too long."""
+    named = _NAMED if needs_account and not _has_account() else ()
     with TemporaryFile() as output, TemporaryFile() as messages, TemporaryFile() as read:
         read.write(given)
         read.seek(0)
         try:
-            child = subprocess.Popen(  # noqa: S603 - git and ssh-keygen, with what settings.py has checked
-                [*_BOUNDS, *(() if _has_account() else _NAMED), *command],
+            child = subprocess.Popen(  # noqa: S603 - our own programs, git and ssh-keygen, with what pull_settings.py has checked
+                [*bounds.command, *named, *command],
                 stdin=read,
                 stdout=output,
                 stderr=messages,
@@ -61,11 +75,11 @@ def run_bounded(
                 start_new_session=True,
             )
         except OSError as error:
-            raise PullFailed(f"{_BOUNDS[0]} cannot be started: {error.strerror}") from error
+            raise PullFailed(f"{bounds.command[0]} cannot be started: {error.strerror}") from error
         try:
-            status = child.wait(seconds)
+            status = child.wait(bounds.seconds)
         except subprocess.TimeoutExpired:
-            raise PullFailed(f"{command[0]} has not ended within {seconds:.0f} s") from None
+            raise PullFailed(f"{command[0]} has not ended within {bounds.seconds:.0f} s") from None
         finally:
             with suppress(ProcessLookupError):  # what it has started too, such as ssh
                 os.killpg(child.pid, signal.SIGKILL)

@@ -9,26 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
 
-from squidkeeper.errors import PullFailed, PullRefused, describe
-from squidkeeper.formatting import printable
-from squidkeeper.pull_settings import GitSource, PullSettings, read_pull_settings
+from squidkeeper.errors import PullFailed, PullRefused
+from squidkeeper.pull_settings import PullSettings, read_pull_settings
 from squidkeeper.pull_status import PullStatus, read_pull_status, write_pull_status
-from squidkeeper.pulling.bundle import BundleServer
-from squidkeeper.pulling.git_repository import GitRepository
-from squidkeeper.pulling.judgement import judge
-from squidkeeper.pulling.policy_files import Version
+from squidkeeper.pulling.reading import Source, VersionToRead, failed_on_it, read_version_apart, reason, source_of
+from squidkeeper.pulling.refusals import Refusals, what_counts
 from squidkeeper.pulling.versions import Versions
-
-_REPOSITORY: Final = "repository"
-_LONGEST_REASON: Final = 2000
-
-
-class _Source(Protocol):
-    def tip(self) -> str: ...
-
-    def version(self, tip: str, before: str, *, rewound: bool = False) -> Version: ...
 
 
 class Puller:
@@ -39,6 +26,7 @@ class Puller:
         self._folder = folder
         self._policy = policy
         self._versions = Versions(folder)
+        self._refusals = Refusals()
 
     def pull(self, accepted: str = "") -> PullStatus:
         """Pull once, and leave the report; OSError if not even that can be written.
@@ -55,26 +43,26 @@ class Puller:
         try:
             settings = read_pull_settings(self._settings_file)
         except PullFailed as error:
-            return replace(before, failure=_shown(error))
+            return replace(before, failure=reason(error))
         status = replace(
             before,
             source=str(settings.source),
             every_seconds=settings.every_seconds,
             has_ceiling=settings.ceiling is not None,
         )
-        source, tip = self._source(settings), ""
+        source, tip = source_of(settings, self._folder), ""
         try:
             tip = source.tip()
             status = replace(status, succeeded=time.time())
             return self._taken(source, settings, status, tip, rewound=tip == accepted)
         except PullFailed as error:
-            return replace(status, failure=_shown(error))
+            return replace(status, failure=reason(error))
         except OSError as error:
             return replace(status, failure=f"{self._folder} cannot be written: {error.strerror}")
         except PullRefused as error:
-            return replace(status, refused=tip, reason=_shown(error))
+            return replace(status, refused=tip, reason=reason(error))
         except Exception as error:  # noqa: BLE001 - a version that we fail on must not end the process
-            return replace(status, refused=tip, reason=f"squidkeeper itself failed on it: {describe(error)}")
+            return replace(status, refused=tip, reason=failed_on_it(error))
 
     def _before(self) -> PullStatus:
         """Give the report as it was, without what the last run has found."""
@@ -83,22 +71,29 @@ class Puller:
             last = replace(last, version=in_place, signer="", placed=None)
         return replace(last, ended=time.time(), refused="", reason="", failure="")
 
-    def _source(self, settings: PullSettings) -> _Source:
-        source, signers = settings.source, settings.allowed_signers
-        if isinstance(source, GitSource):
-            return GitRepository(source, self._folder / _REPOSITORY, signers)
-        return BundleServer(source, signers)
-
     def _taken(
-        self, source: _Source, settings: PullSettings, status: PullStatus, tip: str, *, rewound: bool
+        self, source: Source, settings: PullSettings, status: PullStatus, tip: str, *, rewound: bool
     ) -> PullStatus:
         if status.version and status.version.endswith(tip):  # a bundle's tip is the end of its name
             return status
-        version = source.version(tip, status.version, rewound=rewound)
-        with self._versions.written(version) as written:
-            judge(written, self._policy, settings.ceiling)
-            self._versions.put(version, written)
-        return replace(status, version=version.name, signer=version.signer, placed=time.time())
+        signer = source.signer(tip)
+        try:
+            name = self._read(tip, settings, status.version, rewound=rewound)
+            self._versions.put(name)
+        finally:
+            self._versions.discard()
+        return replace(status, version=name, signer=signer, placed=time.time())
+
+    def _read(self, tip: str, settings: PullSettings, before: str, *, rewound: bool) -> str:
+        """Read and judge a version, unless it was refused and is judged by the same again."""
+        judged_by = what_counts(tip, before, settings, self._settings_file, self._policy)
+        self._refusals.check(judged_by)
+        settings_file, folder, policy = map(str, (self._settings_file, self._folder, self._policy))
+        try:
+            return read_version_apart(VersionToRead(settings_file, folder, policy, tip, before, rewound))
+        except PullRefused as error:
+            self._refusals.keep(judged_by, error)
+            raise
 
 
 @contextmanager
@@ -110,9 +105,3 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _shown(error: Exception) -> str:
-    """Write what a stranger may have worded in one line that is safe to print."""
-    text = " ".join(str(error).split("\n"))
-    return printable(text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…")

@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from squidkeeper.errors import PullFailed, PullRefused
-from squidkeeper.pulling.programs import UNNAMED, run_bounded
+from squidkeeper.pulling.programs import UNNAMED, ChildBounds, run_bounded
 
 GIT_NAMESPACE: Final = "git"
 BUNDLE_NAMESPACE: Final = "squidkeeper-policy"
 _ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
-_SECONDS: Final = 10.0
+_BOUNDS: Final = ChildBounds(seconds=10.0)
 _LONGEST: Final = 64 << 10
 
 
@@ -33,13 +33,13 @@ def signer_of(content: bytes, signature: bytes, allowed_signers: Path, namespace
         file.write_bytes(signature)
         keygen = ("ssh-keygen", "-Y")
         files = ("-f", str(allowed_signers), "-s", str(file))
-        found = run_bounded((*keygen, "find-principals", *files), _ENVIRONMENT, seconds=_SECONDS)
+        found = run_bounded((*keygen, "find-principals", *files), _ENVIRONMENT, bounds=_BOUNDS)
         if found.message.startswith(UNNAMED):
             raise PullFailed(f"ssh-keygen cannot run as an account without a name: {found.message}")
         names = found.output.decode("utf-8", "replace").splitlines() if found.status == 0 else []
         for name in names:
             verify = (*keygen, "verify", *files, "-I", name, "-n", namespace)
-            if run_bounded(verify, _ENVIRONMENT, given=content, seconds=_SECONDS).status == 0:
+            if run_bounded(verify, _ENVIRONMENT, given=content, bounds=_BOUNDS).status == 0:
                 return name
     if names:
         raise PullRefused(f"the signature by the key of {names[0]!r} does not hold: for other content, use or time")

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,12 +22,21 @@ _FILE_MODE: Final = 0o640
 _FOLDER_MODE: Final = 0o750
 
 
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """Where a version is that is not in place: its folder, and one for its lists as they are compiled."""
+
+    policy: Path
+    lists: Path
+
+
 class Versions:
     """The versions in one folder, which one process changes at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / _FOLDER
         self._current = folder / CURRENT
+        self._new = NewVersion(self._folder / _NEW / "policy", self._folder / _NEW / "lists")
 
     @property
     def in_place(self) -> str:
@@ -38,28 +46,28 @@ class Versions:
         except OSError:
             return ""
 
-    @contextmanager
-    def written(self, version: Version) -> Iterator[Path]:
-        """Write a version as a folder that is not in place, and remove it unless it was put there."""
-        place = self._folder / _NEW
-        shutil.rmtree(place, ignore_errors=True)
-        try:
-            place.mkdir(mode=_FOLDER_MODE, parents=True)
-            for path, content in version.files.items():
-                (place / path).parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-                _write(place / path, content)
-            yield place
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+    def write(self, version: Version) -> NewVersion:
+        """Write a version as folders that are not in place."""
+        self.discard()
+        new = self._new
+        new.policy.mkdir(mode=_FOLDER_MODE, parents=True)
+        for path, content in version.files.items():
+            (new.policy / path).parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            _write(new.policy / path, content)
+        return new
 
-    def put(self, version: Version, written: Path) -> None:
+    def discard(self) -> None:
+        """Remove what was written, and not put in place."""
+        shutil.rmtree(self._folder / _NEW, ignore_errors=True)
+
+    def put(self, name: str) -> None:
         """Put what was written in place of the version before, at once or not at all."""
-        place = self._folder / version.name
+        place = self._folder / name
         shutil.rmtree(place, ignore_errors=True)  # it is not in place: it was, or a crash came before the link
-        written.rename(place)
+        self._new.policy.rename(place)
         new = self._current.with_name(f".{CURRENT}{_NEW}")
         new.unlink(missing_ok=True)
-        new.symlink_to(f"{_FOLDER}/{version.name}")
+        new.symlink_to(f"{_FOLDER}/{name}")
         _sync(self._folder)
         new.rename(self._current)
         _sync(self._current.parent)
@@ -67,8 +75,8 @@ class Versions:
 
     def _prune(self) -> None:
         """Remove the oldest versions that are not in place."""
-        kept = self.in_place
-        others = [path for path in self._folder.iterdir() if path.name != kept]
+        kept = (self.in_place, _NEW)
+        others = [path for path in self._folder.iterdir() if path.name not in kept]
         for path in sorted(others, key=lambda one: one.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -1,0 +1,105 @@
+"""How git is called (floor 7): no hook, filter, attribute or configuration of a machine or a repository counts."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.errors import PullFailed
+from squidkeeper.formatting import printable
+from squidkeeper.pull_settings import GitSource
+from squidkeeper.pulling.programs import Ended, run_bounded
+
+# Whatever a system, an account or a repository has set. A URL of another protocol is refused, also in a redirect.
+_CONFIGURATION: Final = {
+    "core.hooksPath": "/dev/null",
+    "core.fsmonitor": "false",
+    "core.bigFileThreshold": "1m",
+    "core.attributesFile": "/dev/null",
+    "fetch.fsckObjects": "true",
+    "fetch.unpackLimit": "1",
+    "fetch.recurseSubmodules": "false",
+    "fetch.writeCommitGraph": "false",
+    "pack.threads": "1",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "protocol.allow": "never",
+    "protocol.https.allow": "always",
+    "protocol.ssh.allow": "always",
+    "http.followRedirects": "false",
+    "http.lowSpeedLimit": "100",
+    "http.lowSpeedTime": "30",
+    "credential.helper": "",
+    "core.askPass": "",
+}
+_ENVIRONMENT: Final = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/nonexistent",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_LITERAL_PATHSPECS": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_ALLOW_PROTOCOL": "https:ssh",
+    "GIT_PROTOCOL_FROM_USER": "0",
+    "GIT_ASKPASS": "true",
+    "SSH_ASKPASS": "true",
+}
+
+
+class GitCommand:
+    """Runs git in the bare repository `folder`, with the access to its source."""
+
+    def __init__(self, source: GitSource, folder: Path) -> None:
+        self._source = source
+        self._folder = folder
+
+    def output(self, *arguments: str, given: bytes = b"") -> bytes:
+        """Give what git prints; `PullFailed` if it fails."""
+        ended = self.run(*arguments, given=given)
+        if ended.status != 0:
+            raise PullFailed(f"git {arguments[0]} failed: {printable(ended.message) or f'status {ended.status}'}")
+        return ended.output
+
+    def run(self, *arguments: str, given: bytes = b"") -> Ended:
+        """Run git to its end; `PullFailed` if it cannot be started, or takes too long."""
+        return run_bounded(("git", "--git-dir", str(self._folder), *arguments), self._environment(), given=given)
+
+    def _environment(self) -> dict[str, str]:
+        settings = {**_CONFIGURATION, **self._access()}
+        numbered = {f"GIT_CONFIG_KEY_{number}": key for number, key in enumerate(settings)}
+        numbered |= {f"GIT_CONFIG_VALUE_{number}": value for number, value in enumerate(settings.values())}
+        return {**_ENVIRONMENT, "GIT_SSH_COMMAND": self._ssh(), "GIT_CONFIG_COUNT": str(len(settings)), **numbered}
+
+    def _access(self) -> Mapping[str, str]:
+        """Give what https needs; a token stands in no command line."""
+        source, access = self._source, {}
+        if source.ca:
+            access["http.sslCAInfo"] = str(source.ca)
+        if source.token_file:
+            access["http.extraHeader"] = f"Authorization: Basic {_basic(source.token_file)}"
+        return access
+
+    def _ssh(self) -> str:
+        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "ForwardAgent=no", "ConnectTimeout=20"]
+        options += [f"UserKnownHostsFile={self._source.known_hosts or '/dev/null'}", "GlobalKnownHostsFile=/dev/null"]
+        options += ["IdentitiesOnly=yes", "PermitLocalCommand=no", "ProxyCommand=none"]
+        words = ["ssh", "-F", "/dev/null", *(word for one in options for word in ("-o", one))]
+        words += ["-i", str(self._source.key)] if self._source.key else []
+        return shlex.join(words)
+
+
+def _basic(file: Path) -> str:
+    try:
+        token = file.read_text().strip()
+    except OSError as error:
+        raise PullFailed(f"{file}: {error.strerror}") from None
+    if not token or not token.isascii() or not token.isprintable():
+        raise PullFailed(f"{file} holds no token, expected one line")
+    return base64.b64encode(f"x-access-token:{token}".encode()).decode()
