@@ -37,6 +37,7 @@ from squidkeeper.rotated_logs import rotated
 from squidkeeper.squid_runs import SquidSample, format_samples
 from tests.archived import CHUNK_BYTES, archived_lines
 from tests.records import record_line
+from tests.waiting import WAIT_SECONDS
 
 HOUR_AGO = time.time() - 3600
 DAY, NEXT_DAY = "2026-11-20", "2026-11-21"
@@ -673,7 +674,7 @@ def test_every_so_often_it_runs_again(logs: Path, folder: Path) -> None:
     with subprocess.Popen([*run_command(logs, folder), "--every", "1"]) as process:
         for number in (1, 2):
             write_log(logs / f"access.log-2026112{number}", lines_of(DAY, 3, 10 * number))
-            until = time.monotonic() + 20
+            until = time.monotonic() + WAIT_SECONDS
             while len(read_chain(folder).entries) < number and time.monotonic() < until:
                 time.sleep(0.05)
         process.terminate()

@@ -103,7 +103,7 @@ class Gateway:
         return found.state if found else ExportState()
 
     def wait(self, holds: Callable[[ExportState], bool]) -> ExportState:
-        wait_for(lambda: holds(self.status()), "an export that has sent everything", seconds=20)
+        wait_for(lambda: holds(self.status()), "an export that has sent everything")
         return self.status()
 
     def wait_for_all(self) -> None:

@@ -985,21 +985,16 @@ def test_a_squid_that_answers_byte_by_byte_is_not_waited_for(told: bytes) -> Non
         with closing(connection), suppress(OSError):
             connection.recv(4096)
             connection.sendall(told)
-            for _ in range(20):
-                if ended.wait(0.2):
-                    break
+            while not ended.wait(0.2):
                 connection.sendall(b"2")
 
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         thread = threading.Thread(target=answer, args=(server,))
         thread.start()
-        began = time.monotonic()
         found = read_counters("127.0.0.1", server.getsockname()[1])
-        took = time.monotonic() - began
         ended.set()
         thread.join()
     assert (found.values, found.problem) == ({}, "timed out")
-    assert took < 2.5
 
 
 def test_a_squid_that_hangs_is_not_waited_for() -> None:

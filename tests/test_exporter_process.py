@@ -29,11 +29,12 @@ def test_nobody_else_opens_its_port_while_it_counts_what_there_is() -> None:
 
 def test_health_writes_nothing_however_often_it_is_asked(tmp_path: Path, policy: Path) -> None:
     with running(tmp_path) as exporter:
-        counts, files = tmp_path / "state/exporter/counts.json", set()
+        counts, files, begun = tmp_path / "state/exporter/counts.json", set(), time.monotonic()
         for _ in range(20):
             with exporter.log.open("ab") as log:
                 log.write(line())
             time.sleep(0.05)  # the log is read four times a second
             exporter.get("/healthz")
             files.add(counts.stat().st_mtime_ns if counts.exists() else None)
-        assert len(files) <= 2, "the exporter itself saves once in five seconds"
+        saves = (time.monotonic() - begun) / 5 + 1
+        assert len(files) <= 1 + saves, "the exporter itself saves once in five seconds"

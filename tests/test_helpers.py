@@ -350,7 +350,7 @@ def ask_until(helper: Helper, line: str, expected: str) -> int:
         before.append(helper.ask(line))
         return expected in before[-1]
 
-    wait_for(asked, expected, seconds=2)
+    wait_for(asked, expected)
     return len(before) - 1
 
 
@@ -660,14 +660,16 @@ def test_a_rewriter_without_a_policy_names_no_url_so_that_the_request_is_denied(
     assert helper.ask(f"https://a.example/ {place('a.example')}") == "ERR\n"
 
 
-def test_an_edit_takes_effect_and_a_bad_one_keeps_the_last_good_policy(start: Start, policy: Path) -> None:
+def test_an_edit_takes_effect_and_a_bad_one_keeps_the_last_good_policy(
+    start: Start, policy: Path, tmp_path: Path
+) -> None:
     helper = start(*SCOPES["host"])
     line = f"1 {place('closed.example')}"
     assert " ERR " in helper.ask(line)
     write_policy(policy, "rules: [{name: opened, action: allow, hosts: [closed.example]}]")
     wait_for(lambda: " OK rule_=opened" in helper.ask(line))
     write_policy(policy, "rules: [{name: opened, action: allowed, hosts: [closed.example]}]")
-    time.sleep(0.6)
+    wait_for(lambda: not status(tmp_path / "state").reload_ok)
     assert " OK rule_=opened" in helper.ask(line)
     write_policy(policy, "rules: [{name: again, action: allow, hosts: [closed.example]}]")
     wait_for(lambda: " OK rule_=again" in helper.ask(line))
@@ -742,11 +744,11 @@ def test_without_a_state_folder_each_helper_says_everything(start: Start, tmp_pa
     assert all("is in force" in helper.end()[1] for helper in helpers)
 
 
-def test_a_failing_test_of_the_policys_own_keeps_it_from_loading(start: Start, policy: Path) -> None:
+def test_a_failing_test_of_the_policys_own_keeps_it_from_loading(start: Start, policy: Path, tmp_path: Path) -> None:
     helper = start(*SCOPES["host"])
     helper.ask(f"1 {place('open.example')}")
     write_policy(policy, "tests: [{request: GET https://open.example/, expect: allow}]")
-    time.sleep(0.6)
+    wait_for(lambda: not status(tmp_path / "state").reload_ok)
     assert " OK rule_=open" in helper.ask(f"1 {place('open.example')}")
     assert "expected allow, got deny by default" in helper.end()[1]
 
@@ -944,16 +946,16 @@ def test_a_request_waits_for_a_first_value_and_holds_up_no_other(start: Start, p
 
 def test_a_wait_for_a_first_value_is_bounded(start: Start, policy: Path, tmp_path: Path) -> None:
     write_policy(policy, FETCHED)
-    helper = start("credential", "--run", str(tmp_path / "run"), "--wait", "1", concurrency=4)
+    helper = start("credential", "--run", str(tmp_path / "run"), "--wait", "3", concurrency=4)
     begun = time.monotonic()
     helper.send(*(f"{number} {asked('api.example')}" for number in (1, 2, 3)))
     answers = [helper.stdout.readline().decode() for _ in range(3)]
     assert answers[0].startswith("3 ERR rule_=credential-unavailable ")  # two of four slots hold lines
     assert sorted(answer[:5] for answer in answers) == ["1 ERR", "2 ERR", "3 ERR"]
-    assert time.monotonic() - begun >= 1
+    assert time.monotonic() - begun >= 3
     again = time.monotonic()
     assert helper.ask(f"4 {asked('api.example')}").startswith("4 ERR rule_=credential-unavailable ")
-    assert time.monotonic() - again < 0.9  # the second one does not wait again
+    assert time.monotonic() - again < 3  # the second one does not wait again
     out, log = helper.end()
     assert out == b""
     assert log.count("no value has been fetched from command read") == 1

@@ -424,11 +424,9 @@ def test_a_renamed_log_is_left_alone_and_a_new_one_opened(gateway: Gateway) -> N
     log = gateway.place("log")
     (log / "access.log").rename(log / "access.log.1")
     subprocess.run(["squid", "-k", "rotate", "-f", gateway.place("etc/squid.conf")], check=True, capture_output=True)
-    deadline = time.monotonic() + 60
-    while not (log / "access.log").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for((log / "access.log").exists, "a new log")
     assert gateway.answers() == "403"
-    assert '"rule":"no-wikipedia"' in (log / "access.log").read_text()
+    wait_for(lambda: '"rule":"no-wikipedia"' in (log / "access.log").read_text(), "the line of the denial")
     assert {path.name for path in log.glob("access.log*")} == {"access.log", "access.log.1"}
 
 
@@ -835,12 +833,7 @@ def test_a_squid_that_does_not_start_gets_its_old_configuration_back(gateway: Ga
 
 
 def wait_until_listening(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if listens(port):
-            return
-        time.sleep(0.1)
-    pytest.fail(f"nothing listens on port {port}")
+    wait_for(lambda: listens(port), f"somebody to listen on port {port}")
 
 
 def listens(port: int) -> bool:

@@ -388,12 +388,12 @@ def test_a_process_that_starts_goes_by_the_others_for_as_long_as_the_file_is_wri
 def test_a_process_that_starts_alone_waits_until_the_file_is_quiet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 0.5)
     started(tmp_path)
+    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 600.0)
     write_policy(tmp_path / "policy", "rules: [{name: later, action: deny}]")
     alone = make(tmp_path)
     comes_in_force(alone, "open")
-    time.sleep(0.5)
+    monkeypatch.setattr("squidkeeper.policy_store.open_writes._QUIET_SECONDS", 0.1)
     comes_in_force(alone, "later")
 
 

@@ -214,7 +214,7 @@ def test_the_end_of_input_answers_all_that_is_held_at_once(start: Callable[..., 
     begun = time.monotonic()
     out, _ = helper.end()
     assert out.split("\n")[:-1] == [f"{number} OK" for number in range(2, 51)]
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 25  # they are held for up to 49 seconds
 
 
 def test_more_lines_at_once_than_may_be_held_are_no_surplus(start: Callable[..., Helper]) -> None:

@@ -265,7 +265,7 @@ def approved(gateway: Gateway, all_origins: Origins, names: Names) -> Approvals:
         made = {name: pool.submit(approve, gateway, numbers[name], *how) for name, (_, *how) in APPROVED.items()}
         grants = {name: one.result() for name, one in made.items()}
         for name in APPROVED.keys() - NOT_TRIED:
-            wait_for(partial(is_decided, gateway, APPROVED[name][0]), f"the grant: {name}", seconds=10)
+            wait_for(partial(is_decided, gateway, APPROVED[name][0]), f"the grant: {name}")
         second = raw.get("/later", "part.example")
     return Approvals(numbers, grants, tuple(one.status for one in (first, second) if one))
 
@@ -302,13 +302,13 @@ def test_an_approval_lapses(gateway: Gateway, origins: Origins) -> None:
     url = "https://lapses.example/x"
     number = asked(gateway, origins, url)
     approve(gateway, number)
-    wait_for(lambda: curl(gateway, url).status == 200, "the approved request", seconds=10)
+    wait_for(lambda: curl(gateway, url).status == 200, "the approved request")
     grants = gateway.policy_folder.parent / "grants.yaml"
     soon = f"{datetime.now(UTC) + timedelta(seconds=2):%Y-%m-%dT%H:%M:%SZ}"
     text = grants.read_text()
     (grants.with_suffix(".new")).write_text(re.sub(r'(lapses(?s:.*?)expires: )"[^"]*"', rf'\1"{soon}"', text))
     grants.with_suffix(".new").rename(grants)
-    wait_for(lambda: curl(gateway, url).status == 403, "the end of the grant", seconds=15)
+    wait_for(lambda: curl(gateway, url).status == 403, "the end of the grant")
     assert asked(gateway, origins, url) == number
 
 
@@ -317,7 +317,7 @@ def test_a_certificate_of_another_name_and_a_private_address_stay_closed(
 ) -> None:
     origins.certificates["forged.example"] = ("other.example",)
     denied(gateway, origins, "https://inside.example/x", "private-address")
-    assert wait_for(lambda: curl(gateway, "https://forged.example/x").status == 502, "the failure", seconds=10)
+    assert wait_for(lambda: curl(gateway, "https://forged.example/x").status == 502, "the failure")
 
 
 def test_a_wider_scope_opens_more(gateway: Gateway, origins: Origins, approved: Approvals) -> None:
@@ -336,7 +336,7 @@ def test_a_number_of_uses_is_all_that_an_approval_opens(
         statuses.append(curl(gateway, url).status)
         return statuses.count(200) == 2
 
-    wait_for(are_used, "two uses", seconds=10)
+    wait_for(are_used, "two uses")
     assert curl(gateway, url).status == 403
 
 

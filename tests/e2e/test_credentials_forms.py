@@ -221,6 +221,10 @@ def is_served(gateway: Gateway, url: str) -> bool:
     return False
 
 
+def rules_on(gateway: Gateway, url: str) -> set[str]:
+    return {line["rule"] for line in gateway.log() if line["url"] == url}
+
+
 def test_a_header_that_is_not_rendered_denies_until_it_is(gateway: Gateway, origins: Origins) -> None:
     text = POLICY.replace("rules:\n", "rules:\n  - {name: new, action: allow, hosts: [new.example]}\n", 1)
     added = "  - {name: new, hosts: [new.example], headers: {X-New-Key: '{key}', Authorization: a}}\n"
@@ -228,7 +232,7 @@ def test_a_header_that_is_not_rendered_denies_until_it_is(gateway: Gateway, orig
     wait_for(lambda: curl(gateway, "https://new.example/").rule == "not-rendered", "the new policy")
     assert curl(gateway, "https://acme.example/v1/x").status == 200
     assert "new.example" not in "".join(origins.urls())
-    assert "not-rendered" in {line["rule"] for line in gateway.log() if line["url"] == "https://new.example/"}
+    wait_for(lambda: "not-rendered" in rules_on(gateway, "https://new.example/"), "the line of the denial")
     gateway.render()
     gateway.reconfigure()
     wait_for(lambda: is_served(gateway, "https://new.example/"), "the lines to be read")

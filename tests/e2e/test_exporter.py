@@ -16,6 +16,7 @@ from tests.waiting import wait_for
 
 from .curl import curl
 from .gateway import Gateway, NewGateway
+from .load import PAUSE_SECONDS
 from .network import run
 from .observer import AS_SQUID, GATEWAY, Exporter, Prometheus, fetch
 from .origin import Origins
@@ -60,7 +61,7 @@ def prometheus(exporter: Exporter, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 class Sender(threading.Thread):
-    """One client without a pause, that keeps what it was answered; `cut_off` are requests without an answer.
+    """One client that keeps what it was answered; `cut_off` are requests without an answer.
 
     Of these there are a few: a helper that dies in the instant in which Squid writes to it ("helperDispatch: … has
     crashed") costs the request, which may or may not be logged, and its connection.
@@ -102,6 +103,7 @@ class Sender(threading.Thread):
             self.sent[self.client, method_class, f"{reply.status // 100}xx", verdict] += 1
             if reply.header("Connection") == "close" or reply.rule == "policy-unavailable":
                 return  # Squid ends a tunnel to an origin that it has answered a request in by itself
+            self.ending.wait(PAUSE_SECONDS)
 
 
 @contextmanager

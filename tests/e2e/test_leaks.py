@@ -372,7 +372,7 @@ def rotation(told: Told, origins: Origins) -> None:
         told.get(f"https://rotated.{DOMAIN}/{next(numbers)}")
         return canaries.NEW.encode() in origins.seen[-1].head
 
-    wait_for(arrives, "the new value at the origin", seconds=5)
+    wait_for(arrives, "the new value at the origin")
     file = gateway.policy_folder / "secrets/canary-removed"
     for value in (b"", b"canary-Removed+of/the=hunt~0007\r\nX: y", b"canary-Removed+of/the=hunt~0007\xff"):
         file.write_bytes(value)

@@ -110,6 +110,6 @@ def test_a_rule_opens_an_own_address(gateway: Gateway, origins: Origins, names: 
 def test_an_address_that_is_added_is_closed_within_seconds(gateway: Gateway, origins: Origins) -> None:
     allowed(gateway, origins, f"http://{THIRD}/before", "open")
     with address(f"{THIRD}/32"):
-        wait_for(lambda: _is_closed(gateway, f"http://{THIRD}/added"), "the address to be closed", seconds=15)
+        wait_for(lambda: _is_closed(gateway, f"http://{THIRD}/added"), "the address to be closed")
         assert _is_closed(gateway, f"http://{FIRST}/still")
     assert _is_closed(gateway, f"http://{THIRD}/removed"), "until another one is added"

@@ -221,7 +221,6 @@ def test_a_key_that_is_removed_opens_nothing_more_and_the_log_says_why(gateway: 
         wait_for(
             lambda: curl(gateway, "https://api.example/x", *bearer(token)).rule == "sealed-token-refused",
             "the removed key to be forgotten",
-            seconds=2,
         )
         assert curl(gateway, "https://api.example/x", *bearer(sealed())).status == 200
         assert "sealed tokens: secret old-key:" in gateway.cache_log()

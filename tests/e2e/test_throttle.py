@@ -17,6 +17,8 @@ from statistics import median
 
 import pytest
 
+from squidkeeper.counters import read_counter_files
+from squidkeeper.metrics import THROTTLED
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl
@@ -192,7 +194,7 @@ def test_one_client_is_denied_at_its_rate_and_others_do_not_wait(gateway: Gatewa
     # Its own turns and, as it is alone in that, all of the surplus; half as much again for what lies between two looks.
     assert RATE * seconds / 2 <= len(denials) <= 2 * RATE * seconds * 1.5, Counter(line["squid"] for line in lines)
     assert {line["rule"] for line in denials} <= {"closed", "default"}
-    assert usual < 0.5, "whoever is behind the flood waits for seconds"
+    assert usual < 0.9, "whoever is behind the flood waits for seconds"
     assert set(running.answers) <= {(403, "closed"), (403, "default")}
     wait_for(lambda: len(denied_of(gateway, client, 1)) > 0, "the flood in the log")
 
@@ -211,13 +213,13 @@ def honest(gateway: Gateway) -> float:
 
 
 def test_a_burst_of_an_honest_client_is_answered_at_once(installed: Gateway, origins: Origins) -> None:
-    assert curl(installed, "http://closed.example/").rule == "closed"  # the helper has started
-    begun = time.monotonic()
     with Raw(installed) as raw:
         replies = [raw.get(f"http://closed.example/{number}", "closed.example") for number in range(150)]
     assert {(reply.status, reply.rule) for reply in replies if reply} == {(403, "closed")}
-    assert time.monotonic() - begun < 5
-    assert max(line["duration_ms"] for line in installed.log()[-100:]) < 1000
+    counted = [sample for slot in read_counter_files(installed.root / "state/helpers") for sample in slot.samples]
+    throttled = [(labels["wait"], value) for name, labels, value in counted if name == THROTTLED.name and value]
+    assert {wait for wait, _ in throttled} == {"at_once"}
+    assert sum(value for _, value in throttled) >= 150
 
 
 # A client that breaks off
@@ -256,8 +258,12 @@ def test_the_packet_filter_bounds_the_lines_of_a_client_that_breaks_off(gateway:
             break_off(gateway, client)
         seconds = time.monotonic() - begun
         assert curl(gateway, "http://open.example/", client=HONEST).status == 200
-    lines = [line for line in gateway.log()[before:] if line["client"] == client]
-    assert 300 < len(lines) <= 500 + 50 * seconds + 5
+
+    def lines() -> int:
+        return sum(line["client"] == client for line in gateway.log()[before:])
+
+    wait_for(lambda: lines() > 300, "the lines of what got through")
+    assert lines() <= 500 + 50 * seconds + 5
 
 
 # A helper that fails

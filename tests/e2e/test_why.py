@@ -122,7 +122,7 @@ def use_up_descriptors(gateway: Gateway) -> None:
                 client.connect_ex(gateway.address)
             return "running out of filedescriptors" in gateway.cache_log()
 
-        wait_for(fill, "Squid to run out", seconds=20)
+        wait_for(fill, "Squid to run out")
 
 
 def make_origins_fail(origins: Origins, names: Names, folder: Path) -> None:
