@@ -36,6 +36,7 @@ SYSTEM = (
     "e2e",
     "faults",
     "test_install.py",
+    "test_install_machine.py",
     "test_own_addresses.py",
     "test_pull.py",
     "test_quota_store.py",

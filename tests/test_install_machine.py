@@ -1,0 +1,386 @@
+"""install.sh for real and without --root: in views of this machine in which everything may be changed."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.records import record_line
+from tests.waiting import wait_for
+
+from .test_install import Gateway, base, empty, free_port, make_policy, mode, snapshot, source, squid_account
+
+__all__ = ["base", "empty", "source"]  # fixtures
+OUTSIDE = (
+    "/etc/squid",
+    "/etc/squidkeeper",
+    "/opt/squidkeeper",
+    "/var/lib/squidkeeper",
+    "/var/spool/squid",
+    "/etc/apparmor.d",
+    "/usr/local/bin",
+)
+
+
+@pytest.fixture(scope="module")
+def gateway(base: Path, source: Path) -> Iterator[Gateway]:
+    """A gateway that does not run, whose environment those of the tests are links to."""
+    gateway = Gateway(source, base / "gateway", free_port())
+    done = gateway.install(*gateway.listen, "--no-start")
+    assert done.returncode == 0, done.stderr
+    yield gateway
+    gateway.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A view of this machine in which everything may be changed, and nothing outlives the test."""
+
+    process: int
+
+    def run(self, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        inside = ["nsenter", "--target", str(self.process), "--mount", "--net", "--pid", *command]
+        environment = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **environment}
+        return subprocess.run(inside, capture_output=True, text=True, check=False, timeout=300, env=environment)
+
+    def path(self, path: str) -> Path:
+        """What is at the path there; no link on the way is followed there."""
+        return Path(f"/proc/{self.process}/root{path}")
+
+
+WALKTHROUGH = """
+http_port 3129 ssl-bump cert=/etc/squid/slicer-ca.crt key=/etc/squid/slicer-ca.key generate-host-certificates=on
+sslcrtd_program /usr/lib/squid/security_file_certgen -s /var/spool/squid/ssl_db -M 4MB
+http_access allow all
+"""
+VIEW = """
+mount -t tmpfs tmpfs "$1"
+for place in etc opt usr/local var; do
+    mkdir -p "$1/$place/upper" "$1/$place/work"
+    mount -t overlay overlay -o "lowerdir=/$place,upperdir=$1/$place/upper,workdir=$1/$place/work" "/$place"
+done
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /dev/shm
+rm -rf /etc/squidkeeper /opt/squidkeeper /var/lib/squidkeeper* /var/spool/squid/ssl_db /usr/local/bin/squidkeeper
+rm -rf /var/log/squid/*
+! head -n 1 /etc/squid/squid.conf | grep -q "^# Written by squidkeeper" || rm /etc/squid/squid.conf
+rm -rf /etc/squid/*squidkeeper* /etc/squid/errors/squidkeeper /etc/squid/slicer-ca.* /etc/squid/local.conf
+rm -f /etc/systemd/system/squidkeeper-*.service /etc/systemd/system/squidkeeper-*.timer /etc/logrotate.d/00-squidkeeper
+mkdir -p /usr/local/bin /opt/squidkeeper
+ln -s "$2" /opt/squidkeeper
+echo ready
+"""
+BOOT = """
+mount --make-rshared /
+umount -l /sys/fs/cgroup
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+cd /etc/systemd/system
+rm -rf ./*.wants
+for unit in /usr/lib/systemd/system/*.target.wants/*; do
+    case $unit in *journald*) ;; *) ln -sf /dev/null "${unit##*/}" ;; esac
+done
+ln -sf /dev/null tmp.mount
+export container=unshare
+exec /usr/lib/systemd/systemd --unit=basic.target --log-target=null >/dev/null 2>&1
+"""
+
+
+@contextmanager
+def view(gateway: Gateway, folder: Path, then: str, *namespaces: str) -> Iterator[Machine]:
+    """The view, with the environment that takes long to build in it, in which process 1 goes on with `then`."""
+    venv = gateway.place("bin/squidkeeper").resolve().parent.parent
+    command = [
+        "unshare",
+        "--mount",
+        "--pid",
+        *namespaces,
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-ec",
+        VIEW + then,
+    ]
+    with subprocess.Popen([*command, "view", str(folder), str(venv)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        yield Machine(int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text()))
+        holder.kill()
+
+
+@pytest.fixture
+def machine(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
+    """A machine with a network of its own, in which the system's ports are free and no address is a public one."""
+    with view(gateway, tmp_path, "while sleep 1; do :; done", "--net") as machine:
+        assert machine.run("ip", "link", "set", "lo", "up").returncode == 0
+        yield machine
+
+
+@pytest.fixture
+def systemd(gateway: Gateway, tmp_path: Path) -> Iterator[Machine]:
+    """A machine that systemd has booted, with nothing in it but its journal, and with a network of its own."""
+    with view(gateway, tmp_path, BOOT, "--net", "--cgroup", "--uts", "--ipc") as machine:
+        ready = ["systemctl", "is-active", "--quiet", "basic.target"]
+        wait_for(lambda: machine.run(*ready).returncode == 0, "systemd to boot")
+        yield machine
+
+
+def test_the_program_is_on_everybodys_path(machine: Machine, source: Path) -> None:
+    installer, link = source / "install.sh", machine.path("/usr/local/bin/squidkeeper")
+    done = machine.run(installer, "--no-start")
+    assert done.returncode == 0, done.stderr
+    assert os.readlink(link) == "/opt/squidkeeper/bin/squidkeeper"
+    assert "\n  squidkeeper explain GET https://en.wikipedia.org/\n" in done.stdout
+    assert machine.run("squidkeeper", "explain", "GET", "https://en.wikipedia.org/").returncode == 1
+    by_sudo = machine.run(installer, "--no-start", SUDO_USER="me", PATH="/usr/sbin:/usr/bin:/sbin:/bin").stdout
+    assert "\n  sudo /opt/squidkeeper/bin/squidkeeper explain --policy /etc/squidkeeper/policy GET" in by_sudo
+    assert machine.run(installer, "--uninstall").returncode == 0
+    assert not link.is_symlink()
+
+
+def test_nothing_outside_of_the_root_is_touched(machine: Machine, empty: Gateway) -> None:
+    """In a view of the machine to which nothing but this run writes, whatever gateway the machine itself has."""
+    installer, root = str(empty.source / "install.sh"), ("--root", str(empty.root))
+    before = [snapshot(machine.path(path)) for path in OUTSIDE]
+    done = machine.run(installer, *root, *empty.listen)
+    assert done.returncode == 0, done.stderr
+    assert [snapshot(machine.path(path)) for path in OUTSIDE] == before
+    assert machine.run(installer, *root, "--uninstall").returncode == 0
+
+
+def test_another_program_of_that_name_stays(machine: Machine, source: Path) -> None:
+    installer, other = source / "install.sh", machine.path("/usr/local/bin/squidkeeper")
+    other.write_text("#!/bin/sh\n")
+    done = machine.run(installer, "--no-start")
+    assert "/usr/local/bin/squidkeeper is not squidkeeper's and stays" in done.stdout
+    assert "\n  /opt/squidkeeper/bin/squidkeeper explain --policy" in done.stdout
+    assert machine.run(installer, "--uninstall").returncode == 0
+    assert other.read_text() == "#!/bin/sh\n"
+
+
+@pytest.mark.long
+def test_the_walkthroughs_squid_comes_back_with_its_certificate_store(machine: Machine, source: Path) -> None:
+    """Installed over "Intercept VM egress", and removed again."""
+    configuration, store = machine.path("/etc/squid/squid.conf"), "/var/spool/squid/ssl_db"
+    configuration.write_text(WALKTHROUGH)
+    ca = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=Slicer CA"]
+    place = "/etc/squid/slicer-ca"
+    assert machine.run(*ca, "-keyout", f"{place}.key", "-out", f"{place}.crt").returncode == 0
+    assert machine.run("/usr/lib/squid/security_file_certgen", "-c", "-s", store, "-M", "4MB").returncode == 0
+    done = machine.run(source / "install.sh")
+    assert done.returncode == 0, done.stderr
+    done = machine.run(source / "install.sh", "--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert configuration.read_text() == WALKTHROUGH
+    assert (machine.path(store) / "index.txt").exists()
+
+
+PUBLIC = "8.8.4.4"
+
+
+def test_a_new_gateway_that_the_internet_could_use_is_refused(machine: Machine, source: Path) -> None:
+    installer = source / "install.sh"
+    assert machine.run("ip", "address", "add", f"{PUBLIC}/32", "dev", "lo").returncode == 0
+    for arguments in ((), ("--listen", "3130")):
+        refused = machine.run(installer, "--no-start", *arguments)
+        assert refused.returncode == 1
+        assert 'step "listen" failed' in refused.stderr
+        assert f"{source}/policy/policy.yaml:55:5: rule 'example' allows any client, as it names no clients\n" in (
+            refused.stderr
+        )
+        assert f"which the internet reaches at {PUBLIC}" in refused.stderr
+        assert "to do: --listen ADDRESS:PORT" in refused.stderr
+        assert "--open" in refused.stderr
+        assert not machine.path("/etc/squid/squidkeeper.conf").exists()
+    closed = make_policy(source.parent / "closed", "Closed.", clients="clients: [agents]")
+    done = machine.run(installer, "--no-start", "--policy", closed)
+    assert (done.returncode, "WARNING" in done.stdout) == (0, False), done.stderr
+
+
+@pytest.mark.parametrize(
+    "asked_for", [("--open",), pytest.param(("--listen", f"{PUBLIC}:3129"), marks=pytest.mark.long)]
+)
+def test_a_gateway_that_the_internet_can_use_is_asked_for_and_told(
+    machine: Machine, source: Path, asked_for: tuple[str, ...]
+) -> None:
+    installer = source / "install.sh"
+    assert machine.run("ip", "address", "add", f"{PUBLIC}/32", "dev", "lo").returncode == 0
+    for arguments in (asked_for, ()):  # one that is in place goes on
+        done = machine.run(installer, "--no-start", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "WARNING       an open proxy: Squid listens on " in done.stdout
+        assert "rule 'example' allows any client" in done.stdout
+    done = machine.run(installer, "--no-start", "--listen", "127.0.0.1:3129")
+    assert (done.returncode, "WARNING" in done.stdout) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("listen", "reached"),
+    [
+        ("3129", "2606:4700::1111, 8.8.4.4"),
+        ("[::]:3129", "2606:4700::1111, 8.8.4.4"),
+        ("0.0.0.0:3129", "8.8.4.4"),
+        ("8.8.4.4:3129", "8.8.4.4"),
+        ("[2606:4700::1111]:3129", "2606:4700::1111"),
+        ("192.168.137.1:3129", ""),
+        ("[fd00::1]:3129", ""),
+    ],
+)
+def test_public_addresses_are_those_that_lead_to_where_squid_listens(listen: str, reached: str) -> None:
+    addresses = f"{PUBLIC}/32", "2606:4700::1111/128", "192.168.137.1/24", "100.64.0.1/32", "fd00::1/64"
+    made = "".join(f"ip address add {address} dev lo && " for address in addresses)
+    asked = f"from squidkeeper.setup.checks import public_addresses; print(public_addresses('{listen}'))"
+    script = f'ip link set lo up && {made}{sys.executable} -c "{asked}"'
+    done = subprocess.run(["unshare", "--net", "bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{reached}\n", "")
+
+
+@pytest.mark.long
+def test_with_systemd_the_maintenance_service_may_judge_an_edit(systemd: Machine, source: Path) -> None:
+    """The judge reads the log and writes its verdict with the rights of the service."""
+    port = free_port()
+    done = systemd.run(source / "install.sh", "--listen", f"127.0.0.1:{port}", "--exporter-listen", str(free_port()))
+    assert done.returncode == 0, done.stderr
+    gated = "version: 1\ndefaults: {reload_gate: {since: 1d, denials: 2}}\nrules:\n"
+    opened, policy = gated + "  - {name: open, action: allow, hosts: [open.example]}\n", "/etc/squidkeeper/policy"
+
+    def edit(text: str) -> None:
+        systemd.path(f"{policy}/.new").write_text(text)
+        systemd.run("mv", f"{policy}/.new", f"{policy}/policy.yaml")
+
+    def reload() -> str:
+        return systemd.run("squidkeeper", "reload").stdout
+
+    edit(opened)
+    wait_for(lambda: "is in force\n" in reload(), "the policy with a gate")
+    revision = reload().split("revision ")[1].split()[0]
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    used = (
+        record_line(client=f"192.0.2.{number}", url="http://open.example/x", time=now, revision=revision)
+        for number in range(1, 6)
+    )
+    with systemd.path("/var/log/squid/access.log").open("ab") as log:
+        log.write(b"".join(line + b"\n" for line in used))
+    edit(opened.replace("allow", "deny"))
+    wait_for(lambda: "is refused" in reload(), "the verdict")
+    assert "it would deny 5 combinations of client, rule and host that were used" in reload()
+    said = systemd.run("journalctl", "-u", "squidkeeper-maintenance", "--no-pager").stdout
+    assert "reload-gate:" not in said
+    assert systemd.run("squidkeeper", "reload", "--force").returncode == 0
+    wait_for(lambda: "is in force\n" in reload(), "the edit that was accepted")
+
+
+def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(systemd: Machine, source: Path) -> None:
+    installer, squid, exporter = source / "install.sh", free_port(), free_port()
+    arguments = ("--listen", f"127.0.0.1:{squid}", "--exporter-listen", f"127.0.0.1:{exporter}")
+    done = systemd.run(installer, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert property_of(
+        systemd, "UnitFileState ActiveState User NoNewPrivileges ProtectSystem CapabilityBoundingSet"
+    ) == (f"enabled active {squid_account()} yes strict ")
+    through = ("--proxy", f"http://127.0.0.1:{squid}", "--cacert", "/etc/squidkeeper/ca/ca.crt")
+    asked = ("curl", *through, "-s", "-o", "/dev/null", "-w", "%{http_code}", "https://en.wikipedia.org/")
+    assert systemd.run(*asked).stdout == "403"
+
+    def metrics() -> str:
+        return systemd.run("curl", "-s", f"http://127.0.0.1:{exporter}/metrics").stdout
+
+    wait_for(lambda: 'rule="no-wikipedia",verdict="deny"' in metrics(), "the denial to be counted")
+    for series in (
+        "squid_up 1.0",
+        "squidkeeper_exporter_state_writable 1.0",
+        'squidkeeper_helper_processes{helper="host"} 1.0',
+    ):
+        assert series in metrics()
+    archive_by_systemd(systemd)
+    pid = property_of(systemd, "MainPID")
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 4
+    assert systemd.run("kill", "-KILL", pid).returncode == 0
+    wait_for(lambda: property_of(systemd, "MainPID") not in ("0", pid), "systemd to start it again")
+    assert systemd.run(installer, "--uninstall").returncode == 0
+    assert_nothing_is_left(systemd, "exporter")
+    assert_nothing_is_left(systemd, "archive")
+    assert not systemd.path("/etc/logrotate.d/00-squidkeeper").exists()
+    archive = systemd.path("/var/lib/squidkeeper-archive")
+    assert {path.stat().st_uid for path in (archive, *archive.rglob("*"))} == {0}, "it stays, and is root's"
+
+
+def archive_by_systemd(systemd: Machine) -> None:
+    """What logrotate has rotated is archived by the service, as its own account, and sealed."""
+    assert property_of(systemd, "UnitFileState ActiveState", "archive.timer") == "enabled active"
+    wait_for(systemd.path("/var/lib/squidkeeper-archive/head.json").exists, "the first run")
+    assert systemd.run("logrotate", "-f", "/etc/logrotate.conf").returncode == 0
+    log = systemd.path("/var/log/squid/access.log")
+    [rotated] = log.parent.glob("access.log-*")
+    wait_for(log.exists, "Squid to open a new one")
+    lines = rotated.read_text().count("\n")
+    os.utime(rotated, (time.time() - 3600, time.time() - 3600))
+    assert systemd.run("systemctl", "start", "squidkeeper-archive").returncode == 0
+    program = "/opt/squidkeeper/bin/squidkeeper"
+    [day] = json.loads(systemd.run(program, "archive", "list", "--json").stdout)
+    assert (day["lines"], day["invalid"]) == (lines, 0)
+    owners = systemd.run("stat", "--format=%U:%G %a", "/var/lib/squidkeeper-archive", "/etc/squidkeeper/archive.key")
+    group = grp.getgrgid(pwd.getpwnam(squid_account()).pw_gid).gr_name
+    assert owners.stdout == f"squidkeeper-archive:{group} 750\nroot:root 600\n"
+    assert systemd.run(program, "archive", "verify", "--key", "/etc/squidkeeper/archive.pub").returncode == 0
+
+
+def assert_nothing_is_left(systemd: Machine, service: str) -> None:
+    assert property_of(systemd, "LoadState ActiveState MainPID", service) == "not-found inactive 0"
+    assert not systemd.path("/run/squidkeeper").exists()
+    assert "squidkeeper" not in systemd.path("/etc/passwd").read_text()
+
+
+@pytest.mark.long
+def test_with_systemd_secrets_are_fetched_by_an_account_of_its_own(systemd: Machine, source: Path) -> None:
+    """It is neither root's nor Squid's. Squid's account reads the values, and cannot change them."""
+    installer = source / "install.sh"
+    done = systemd.run(installer, "--listen", f"127.0.0.1:{free_port()}")
+    assert done.returncode == 0, done.stderr
+    command = systemd.path("/etc/squidkeeper/commands/give-token")
+    command.write_text("#!/bin/sh\nprintf value-of-the-command\n")
+    command.chmod(0o755)
+    policy = "version: 1\nsecrets: {token: {command: {run: [give-token]}}}\n"
+    systemd.path("/etc/squidkeeper/policy/secrets.yaml").write_text(policy)
+    systemd.run("install", "-d", "-o", squid_account(), "/run/squidkeeper")  # as before the folder was root's
+    done = systemd.run(installer)
+    assert re.search("^secrets +started$", done.stdout, re.MULTILINE), done.stdout + done.stderr
+    folder = systemd.path("/run/squidkeeper/secrets")
+    [file] = wait_for(lambda: list(folder.glob("*.value")), "the value")
+    inside = f"/run/squidkeeper/secrets/{file.name}"
+    as_squid = ("runuser", "-u", squid_account(), "--")
+    assert "value-of-the-command" in systemd.run(*as_squid, "cat", inside).stdout
+    assert systemd.run(*as_squid, "mv", inside, f"{inside}.moved").returncode == 1
+    moved = systemd.run(*as_squid, "mv", "/run/squidkeeper/secrets", "/run/squidkeeper/moved")
+    assert "Permission denied" in moved.stderr
+    assert folder.exists()
+    assert systemd.run("runuser", "-u", "nobody", "--", "cat", inside).returncode == 1
+    assert (mode(file), mode(folder), file.group()) == (0o640, 0o2750, folder.group())
+    account = property_of(systemd, "User NoNewPrivileges ProtectSystem CapabilityBoundingSet", "secrets")
+    assert account == "squidkeeper-secrets yes strict "
+    assert systemd.run("stat", "--format=%U", inside).stdout == "squidkeeper-secrets\n"
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 5
+    assert systemd.run(installer, "--uninstall").returncode == 0
+    assert_nothing_is_left(systemd, "secrets")
+
+
+def property_of(machine: Machine, names: str, service: str = "exporter") -> str:
+    """Properties of a service, in the order that they are asked for."""
+    asked = [
+        machine.run("systemctl", "show", "--property", name, "--value", f"squidkeeper-{service}")
+        for name in names.split()
+    ]
+    return " ".join(done.stdout.strip() for done in asked)
