@@ -13,12 +13,16 @@ def wait_for(
     what: str | Callable[[], str] = "the condition",
     seconds: float = WAIT_SECONDS,
 ) -> T:
-    """Return the condition's first true value. Fail after `seconds`, naming `what` the test waited for."""
-    end = time.monotonic() + seconds
+    """Return the condition's first true value. Fail after `seconds`, naming `what` the test waited for.
+
+    The longer it has waited, the less often it asks: to ask costs processor time that what it waits for needs.
+    """
+    began = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > end:
+        waited = time.monotonic() - began
+        if waited > seconds:
             raise AssertionError(f"waited {seconds} s for {what() if callable(what) else what}")
-        time.sleep(0.02)
+        time.sleep(min(max(0.02, waited / 20), 0.5))

@@ -1,6 +1,6 @@
 """The record under requests that are made to break it: every line strict JSON, one for each request, its fields intact.
 
-2,000 requests by default; SQUIDKEEPER_HOSTILE_REQUESTS=100000 sends as many as that, which takes some minutes.
+1,000 requests by default; SQUIDKEEPER_HOSTILE_REQUESTS=100000 sends as many as that, which takes some minutes.
 """
 
 import json
@@ -49,7 +49,7 @@ from .network import run
 from .origin import Answer, Origins
 from .raw import Raw, tunnel
 
-REQUESTS = int(os.environ.get("SQUIDKEEPER_HOSTILE_REQUESTS", "2000"))
+REQUESTS = int(os.environ.get("SQUIDKEEPER_HOSTILE_REQUESTS", "1000"))
 CONNECTIONS = 4
 BATCH = 25
 USER_AGENT_CHARACTERS = 256

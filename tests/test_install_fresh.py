@@ -1,4 +1,4 @@
-"""install.sh for real and without --root: in views of this machine in which everything may be changed."""
+"""install.sh for real where no gateway is: under a --root, and without one in views of this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import os
 import pwd
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,10 +20,28 @@ from pathlib import Path
 
 import pytest
 
+from squidkeeper.layout import SOCKETS_OF_WORKERS, Layout
 from tests.records import record_line
 from tests.waiting import wait_for
 
-from .test_install import Gateway, base, empty, free_port, make_policy, mode, snapshot, source, squid_account
+from .test_install import (
+    Gateway,
+    base,
+    command_of,
+    empty,
+    free_port,
+    let_squid_end_at_once,
+    listens,
+    make_ca,
+    make_policy,
+    mode,
+    owner,
+    runs,
+    snapshot,
+    source,
+    squid_account,
+    use_another_squid_conf,
+)
 
 __all__ = ["base", "empty", "source"]  # fixtures
 OUTSIDE = (
@@ -43,6 +63,275 @@ def gateway(base: Path, source: Path) -> Iterator[Gateway]:
     assert done.returncode == 0, done.stderr
     yield gateway
     gateway.clear()
+
+
+# ── The CA that is given ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_given_ca_replaces_the_one_in_place_which_is_kept(empty: Gateway, tmp_path: Path) -> None:
+    let_squid_end_at_once(empty)
+    assert empty.install(*empty.listen).returncode == 0
+    made = empty.place("etc/ca/ca.crt").read_bytes()
+    assert empty.answers() == "403"
+    given = make_ca(tmp_path / "slicer")
+    done = empty.install("--ca-dir", str(given))
+    assert done.returncode == 0, done.stderr
+    assert empty.place("etc/ca/ca.crt").read_bytes() == (given / "ca.crt").read_bytes()
+    assert empty.place("etc/ca/ca.crt.previous").read_bytes() == made
+    kept = empty.place("etc/ca/ca.key.previous")
+    assert (mode(kept), owner(kept)) == (0o600, "root")
+    assert empty.answers() == "403", "the leaf of the same host is minted again, by the new CA"
+    assert holders_of((given / "ca.key").read_text(), empty.root) == []
+    before, pid = empty.snapshot(), empty.pid
+    for options in (["--ca-dir", str(given)], []):
+        assert empty.install(*options).returncode == 0
+        assert (empty.snapshot(), empty.pid) == (before, pid)
+
+
+def holders_of(key: str, *folders: Path) -> list[Path]:
+    """The files below these folders that hold the body of a key."""
+    body = "".join(key.splitlines()[1:-1]).encode()
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return [path for path in files if body in path.read_bytes().replace(b"\n", b"")]
+
+
+@pytest.mark.long
+def test_a_dry_run_and_a_run_that_is_killed_leave_no_copy_of_the_key_of_the_ca(empty: Gateway, tmp_path: Path) -> None:
+    given = make_ca(tmp_path / "slicer")
+    key = (given / "ca.key").read_text()
+    assert empty.install(*empty.listen, "--ca-dir", str(given), "--dry-run").returncode == 0
+    assert not empty.place("etc").exists()
+    empty.place("etc").mkdir()
+    empty.place("etc/local.conf").write_text("shutdown_lifetime 0 seconds\n")
+    assert empty.install(*empty.listen, "--ca-dir", str(given), "--ca", "direct", "--no-start").returncode == 0
+    assert holders_of(key, empty.root) == [empty.place("etc/ca/signing.key")]
+    options = ("--root", str(empty.root), "--ca-dir", str(given), "--ca", "intermediate")
+    with subprocess.Popen([empty.source / "install.sh", *options], stdout=subprocess.DEVNULL) as run:
+        replaced = empty.place("etc/ca/signing.key.squidkeeper-old")
+        wait_for(lambda: replaced.exists() or run.poll() is not None, "the key to be replaced")
+        words = command_of(run.pid).split(" ")
+        run.kill()
+    work = Path(words[words.index("--work") + 1])
+    assert empty.install("--ca-dir", str(given), "--ca", "intermediate").returncode == 0
+    assert holders_of(key, empty.root, work) == []
+    shutil.rmtree(work)
+    assert empty.answers() == "403"
+
+
+@pytest.mark.long
+def test_a_former_ca_put_back_by_hand_gets_a_new_certificate_store(empty: Gateway, tmp_path: Path) -> None:
+    let_squid_end_at_once(empty)
+    assert empty.install(*empty.listen, "--certificates", "squid").returncode == 0
+    place, former = empty.place("etc/ca"), tmp_path / "former"
+    former.mkdir()
+    names = ("ca.crt", "ca.key", "signing.crt", "signing.key")
+    for name in names:
+        (place / name).rename(former / name)
+    assert empty.install().returncode == 0
+    assert empty.answers() == "403"
+    for name in names:
+        subprocess.run(["cp", "-a", former / name, place / name], check=True)
+    done = empty.install()
+    assert done.returncode == 0, done.stderr
+    assert "CA            in place" in done.stdout
+    assert empty.answers() == "403", "the leaf of the same host is minted again, by the CA that is there now"
+
+
+def test_squids_own_program_makes_the_certificates_where_it_is_asked_for(empty: Gateway) -> None:
+    let_squid_end_at_once(empty)
+    done = empty.install(*empty.listen, "--certificates", "squid")
+    store, conf = empty.place("state/ssl_db"), empty.place("etc/squid.conf")
+    assert f"certificates  made by Squid's own program, which stores them in {store}\n" in done.stdout
+    assert empty.answers() == "403"
+    assert list(store.glob("certs/*")) != []
+    before, pid = (snapshot(store), conf.read_text()), empty.pid
+    assert empty.install().returncode == 0
+    assert (snapshot(store), conf.read_text()) == before, "as installed before"
+    assert "certificates  made by squidkeeper\n" in empty.install("--certificates", "squidkeeper").stdout
+    assert not store.exists(), "it held the key of the CA"
+    assert (empty.answers(), empty.pid) == ("403", pid)
+    assert empty.install().returncode == 0
+    assert re.findall(r"^sslcrtd_program (\S+)", conf.read_text(), re.MULTILINE) == [
+        f"{empty.place('bin/squidkeeper')}"
+    ]
+
+
+@pytest.mark.long
+def test_a_certificate_store_that_does_not_tell_its_ca_is_made_anew(empty: Gateway) -> None:
+    let_squid_end_at_once(empty)
+    assert empty.install(*empty.listen, "--certificates", "squid").returncode == 0
+    store, pid = empty.place("state/ssl_db"), empty.pid
+    assert empty.answers() == "403"
+    leaves = list(store.glob("certs/*"))
+    assert empty.install().returncode == 0
+    assert list(store.glob("certs/*")) == leaves != []
+    (store / "ca.crt").unlink()
+    assert empty.install().returncode == 0
+    assert list(store.glob("certs/*")) == []
+    assert (empty.answers(), empty.pid) == ("403", pid)
+
+
+# ── The policy that is given, and what was there before ──────────────────────────────────────────────────────────────
+
+
+def test_a_given_policy_is_put_in_place_and_readable_by_squids_account_only(empty: Gateway, tmp_path: Path) -> None:
+    given = make_policy(tmp_path / "policy", "Mine.")
+    done = empty.install(*empty.listen, "--policy", str(given))
+    assert "\nTry it, with hosts that the policy allows and denies in place of these:\n" in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert empty.place("etc/policy/policy.yaml").read_text() == (given / "policy.yaml").read_text()
+    secret = empty.place("etc/policy/secrets/token")
+    assert (mode(secret), owner(secret), secret.group()) == (0o640, "root", squid_account())
+    assert mode(given / "secrets/token") == 0o600, "the operator's own files stay as they are"
+    page = curl_text(empty, "https://elsewhere.example/")
+    assert "Mine." in page
+
+
+def curl_text(gateway: Gateway, url: str) -> str:
+    proxy = ["--proxy", f"http://127.0.0.1:{gateway.port}", "--cacert", str(gateway.place("etc/ca/ca.crt"))]
+    return subprocess.run(
+        ["curl", "--silent", "--show-error", *proxy, url], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_a_given_policy_that_does_not_load_is_refused(empty: Gateway, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("version: 1\nrules: [{name: x}]\n")
+    failed = empty.install(*empty.listen, "--policy", str(tmp_path))
+    assert failed.returncode == 1
+    assert 'step "policy" failed' in failed.stderr
+    assert f"{tmp_path}/bad.yaml:2" in failed.stderr
+    assert not empty.place("etc/policy").exists()
+
+
+def sockets_of_workers(gateway: Gateway) -> list[Path]:
+    return [*SOCKETS_OF_WORKERS.glob(f"{Layout.of(gateway.root).squid_service}-*")]
+
+
+def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gateway) -> None:
+    configuration, local = empty.place("etc/squid.conf"), empty.place("etc/local.conf")
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text("http_port 3128\n")
+    local.write_text("# my own lines\nshutdown_lifetime 0 seconds\n")
+    assert empty.install(*empty.listen, "--workers", "2").returncode == 0
+    assert sockets_of_workers(empty)
+    assert empty.place("etc/squid.conf.before-squidkeeper").read_text() == "http_port 3128\n"
+    assert local.read_text().startswith("# my own lines\n")
+    empty.place("etc/reload-forced").write_text("0123456789ab\n")
+    empty.place("etc/grants.yaml").write_text("version: 1\n")
+    processes = (empty.pid, empty.supervisor, empty.exporter, empty.maintenance_supervisor, empty.maintenance)
+    done = empty.install("--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert [pid for pid in processes if runs(pid)] == []
+    assert configuration.read_text() == "http_port 3128\n"
+    for name in ("etc/local.conf", "etc/policy", "etc/ca/ca.crt", "etc/ca/ca.key", "log/access.log"):
+        assert empty.place(name).exists(), name
+    left = {path.name for path in empty.root.iterdir()} | {path.name for path in empty.place("etc").iterdir()}
+    kept = {"etc", "log", "squid.conf", "local.conf", "policy", "ca", "archive", "archive.key", "archive.pub"}
+    assert left == {*kept, "grants.yaml"}
+    assert sockets_of_workers(empty) == []
+    [yours] = re.findall(r"done\. Yours to delete: (.*)", done.stdout)
+    assert {Path(name).name for name in yours.split()} == left - {"etc", "squid.conf"}, "what is there, and no more"
+    assert "nothing to do" in empty.install("--uninstall").stdout
+
+
+def test_a_squid_conf_that_includes_our_fragment_stays_in_force(empty: Gateway) -> None:
+    configuration, fragment = empty.place("etc/squid.conf"), empty.place("etc/squidkeeper.conf")
+    before, pristine = empty.place("etc/squid.conf.before-squidkeeper"), "http_port 3128\n"
+    logins = empty.place("etc/logins.conf")
+    theirs = f"http_port 3128\ninclude {logins}\ninclude {fragment}\n"
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text(pristine)
+    assert empty.install("--no-start", *empty.listen).returncode == 0
+    again = f"sudo ./install.sh --root {empty.root}\n"
+    assert again in empty.place("etc/local.conf").read_text()
+    assert f" -f {configuration} -k parse" in empty.place("etc/local.conf").read_text()
+    configuration.write_text(theirs)
+    logins.write_text("auth_param basic \\\n  program /usr/lib/squid/basic_ncsa_auth /dev/null\n")
+    with empty.place("etc/local.conf").open("a") as local:
+        local.write("dns_nameservers 192.0.2.53\n")  # which their squid.conf does not include
+    for _ in range(2):
+        done = empty.install()
+        assert done.returncode == 0, done.stderr
+        assert "stays in force" in done.stdout
+        assert "no client can log in by a token of the policy" in done.stdout
+        assert (configuration.read_text(), before.read_text()) == (theirs, pristine)
+    assert "--resolver" in empty.place("etc/squidkeeper-maintenance.service").read_text()
+    assert f"certificates  made as {configuration} says, by sslcrtd_program\n" in done.stdout
+    listens = f"listening on 127.0.0.1:{empty.port}; yours was not checked\n"
+    assert listens in done.stdout, "as told before, should ours come back"
+    assert not empty.place("run/squid.pid").exists()
+    refused = empty.install("--uninstall")
+    assert refused.returncode == 1
+    assert f"{configuration} includes {fragment}, which --uninstall removes" in refused.stderr
+    configuration.write_text(f"http_port 3128\n# include {fragment}\n")
+    fragment.unlink()
+    done = empty.install("--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" not in done.stdout
+    assert not empty.place("bin").exists()
+    assert before.read_text() == pristine
+
+
+@pytest.mark.parametrize("include", ["squidkeeper.conf", "squidkeeper-logformat.conf"])
+def test_a_squid_conf_of_the_operators_knows_the_format_of_the_record(empty: Gateway, include: str) -> None:
+    """Whether it includes the fragment alone, or the format by itself, ahead of an access_log line, as ours does."""
+    configuration, place = empty.place("etc/squid.conf"), empty.place("etc")
+    configuration.parent.mkdir(parents=True)
+    record = f"access_log udp://127.0.0.1:{empty.port} squidkeeper\n"
+    configuration.write_text(f"http_port {empty.port}\ninclude {place / include}\n{record}")
+    if include != "squidkeeper.conf":
+        configuration.write_text(configuration.read_text() + f"include {place}/squidkeeper.conf\n")
+    assert empty.install("--no-start", *empty.listen).returncode == 0
+    parse = ["squid", "-k", "parse", "-f", str(configuration)]
+    done = subprocess.run(parse, capture_output=True, text=True, check=False)
+    assert (done.returncode, re.findall(r".*\| (?:ERROR|FATAL).*", done.stderr)) == (0, [])
+
+
+def test_a_kept_squid_conf_is_not_lost_to_a_later_one(empty: Gateway) -> None:
+    configuration = empty.place("etc/squid.conf")
+    configuration.parent.mkdir(parents=True)
+    for text in ("http_port 3128\n", "http_port 3127\n"):
+        configuration.write_text(text)
+        assert empty.install("--no-start", *empty.listen).returncode == 0
+    assert empty.place("etc/squid.conf.before-squidkeeper").read_text() == "http_port 3127\n"
+    assert empty.place("etc/squid.conf.before-squidkeeper.previous").read_text() == "http_port 3128\n"
+
+
+def test_uninstall_tells_when_the_former_squid_conf_does_not_parse(empty: Gateway) -> None:
+    configuration = empty.place("etc/squid.conf")
+    configuration.parent.mkdir(parents=True)
+    configuration.write_text("http_port 3128\ninclude /nonexistent/*.conf\n")
+    let_squid_end_at_once(empty)
+    assert empty.install(*empty.listen).returncode == 0
+    done = empty.install("--uninstall")
+    assert done.returncode == 0
+    assert "squid -k parse does not accept it (see above): Squid is not started" in done.stdout
+    assert "FATAL: Unable to find configuration file: /nonexistent/*.conf" in done.stderr
+
+
+def test_uninstall_leaves_a_squid_with_the_operators_squid_conf_running(empty: Gateway) -> None:
+    assert empty.install(*empty.listen).returncode == 0
+    port, pid = use_another_squid_conf(empty), empty.pid
+    theirs = empty.place("etc/squid.conf").read_text()
+    done, goes_on = empty.install("--uninstall"), listens(port)
+    os.kill(pid, signal.SIGINT)
+    assert done.returncode == 0, done.stderr
+    assert goes_on
+    assert "it has lost its helpers and denies all until: squid -n " in done.stdout
+    assert empty.place("etc/squid.conf").read_text() == theirs
+    assert not empty.place("bin").exists()
+
+
+def test_without_a_start_everything_is_there_but_squid(empty: Gateway) -> None:
+    done = empty.install("--no-start", *empty.listen)
+    assert done.returncode == 0, done.stderr
+    assert empty.place("etc/squid.conf").exists()
+    assert not empty.place("run/squid.pid").exists()
+    assert empty.install().returncode == 0
+    assert empty.answers() == "403"
+
+
+# ── Without --root ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
