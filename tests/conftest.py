@@ -42,8 +42,8 @@ SYSTEM = (
     "test_quota_store.py",
     "test_grant_fleet.py",
 )  # all tests in these have the mark "system"
-# What takes longest starts first. The first test of e2e installs the gateway that all others there are copies of: of
-# three processes the third has something else to do meanwhile.
+# What takes longest starts first. The first test of e2e installs the gateway that all others there are copies of: the
+# other processes have something else to do meanwhile.
 LONGEST_FIRST = (
     "test_install.py",
     "e2e/test_alerts.py",

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parent.parent
 SOURCES = ("install.sh", "pyproject.toml", "README.md", "LICENSE", "helpers", "squid", "policy")
-NOBODY = 65534
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,23 +360,6 @@ def test_the_program_is_compiled_which_squids_account_could_not_do(gateway: Gate
     assert [path for path in sources if not list((path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"))] == []
 
 
-def test_owners_and_modes_are_right_whoever_has_the_sources_and_whatever_the_umask(
-    empty: Gateway, changed: Path
-) -> None:
-    for path in [changed, *changed.rglob("*")]:
-        os.chown(path, NOBODY, NOBODY)
-        path.chmod(mode(path) & 0o700)
-    command = [str(changed / "install.sh"), "--root", str(empty.root), *empty.listen]
-    subprocess.run(command, check=True, capture_output=True, umask=0o077)
-    account = squid_account()
-    for path in [*empty.place("etc").rglob("*"), *empty.place("bin").rglob("*")]:
-        expected = account if path.stem == "signing" else "root"
-        assert path.name == "archive.key" or owner(path) == expected, path
-        readable = subprocess.run(["runuser", "-u", account, "--", "test", "-r", path], check=False, cwd="/")
-        assert (readable.returncode == 0) is (path.name not in ("ca.key", "archive.key")), path
-    assert empty.answers() == "403"
-
-
 def test_no_documented_path_is_left_in_the_configuration(gateway: Gateway) -> None:
     for name in (
         "etc/squid.conf",
@@ -703,6 +684,7 @@ def test_a_policy_with_a_fault_fails_with_its_line(gateway: Gateway) -> None:
     extra.unlink()
 
 
+@pytest.mark.long
 def test_a_program_that_does_not_run_fails(gateway: Gateway, changed: Path, wheels: Path) -> None:
     (changed / "helpers/squidkeeper/cli/__init__.py").write_text("raise SystemExit('broken')\n")
     assert_fails_and_leaves(gateway, "program", "broken", "--wheels", str(wheels))
@@ -832,58 +814,6 @@ def contents(found: dict[str, tuple[object, ...]]) -> dict[str, object]:
         for path, about in found.items()
         if not path.endswith(".pid") and "/venv-" not in path
     }
-
-
-def test_a_folder_that_squids_account_cannot_enter_is_named(empty: Gateway) -> None:
-    empty.root.chmod(0o700)
-    before = snapshot(empty.root)
-    failed = empty.install(*empty.listen)
-    assert failed.returncode == 1
-    assert 'step "directories" failed' in failed.stderr
-    assert f"Squid's account {squid_account()} cannot enter {empty.root}\n" in failed.stderr
-    assert f"chmod o+x {empty.root}" in failed.stderr
-    assert snapshot(empty.root) == before
-    empty.root.chmod(0o755)
-
-
-def test_a_first_run_that_fails_leaves_nothing(empty: Gateway, tmp_path: Path) -> None:
-    before = snapshot(empty.root)
-    with socket.create_server(("127.0.0.1", empty.port)):
-        failed = empty.install(*empty.listen)
-    assert failed.returncode == 1
-    assert 'step "listen" failed' in failed.stderr
-    assert snapshot(empty.root) == before
-
-
-def test_a_first_run_whose_squid_does_not_start_leaves_nothing(empty: Gateway, changed: Path) -> None:
-    with (changed / "squid/squid.conf").open("a") as configuration:
-        configuration.write("cache_dir ufs /nonexistent/cache 100 16 256\n")
-    before = snapshot(empty.root)
-    failed = empty.install(*empty.listen)
-    assert failed.returncode == 1
-    assert 'step "start" failed' in failed.stderr
-    assert snapshot(empty.root) == before
-
-
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGINT, *(pytest.param(other, marks=pytest.mark.long) for other in (signal.SIGTERM, signal.SIGHUP))],
-)
-def test_a_first_run_that_is_interrupted_while_it_builds_leaves_nothing(
-    base: Path, source: Path, number: signal.Signals
-) -> None:
-    root = base / "interrupted/gateway"
-    command = [str(source / "install.sh"), "--root", str(root)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
-        deadline = time.monotonic() + 60
-        while not list(root.glob("venv-*/bin/pip")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(run.pid, number)
-        _, complaint = run.communicate()
-    assert run.returncode == 128 + number
-    assert 'step "program" failed' in complaint
-    assert "to do: it was interrupted: run it again" in complaint
-    assert not root.parent.exists()
 
 
 def test_a_signal_while_squidkeeper_takes_over_from_the_script_leaves_nothing(gateway: Gateway) -> None:
@@ -1507,18 +1437,6 @@ def test_a_program_of_the_operators_for_logins_replaces_the_login_helper(gateway
     local.write_text(kept)
     assert gateway.install().returncode == 0
     assert fragment.read_text() == ours
-
-
-def test_a_taken_address_of_the_resolver_is_told_before_anything_is_replaced(empty: Gateway) -> None:
-    assert empty.install("--no-start", *empty.listen).returncode == 0
-    before = empty.snapshot()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-        other.bind((resolver_of(empty), 53))
-        failed = empty.install()
-    assert failed.returncode == 1
-    assert f"something else listens on port 53 of every address, or of {resolver_of(empty)}" in failed.stderr
-    assert "dns_nameservers" in failed.stderr
-    assert empty.snapshot() == before
 
 
 # ── Arguments ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from tests.waiting import wait_for
 from .test_install import (
     Gateway,
     base,
+    changed,
     command_of,
     empty,
     free_port,
@@ -36,6 +38,7 @@ from .test_install import (
     make_policy,
     mode,
     owner,
+    resolver_of,
     runs,
     snapshot,
     source,
@@ -43,7 +46,8 @@ from .test_install import (
     use_another_squid_conf,
 )
 
-__all__ = ["base", "empty", "source"]  # fixtures
+__all__ = ["base", "changed", "empty", "source"]  # fixtures
+NOBODY = 65534
 OUTSIDE = (
     "/etc/squid",
     "/etc/squidkeeper",
@@ -63,6 +67,90 @@ def gateway(base: Path, source: Path) -> Iterator[Gateway]:
     assert done.returncode == 0, done.stderr
     yield gateway
     gateway.clear()
+
+
+def test_owners_and_modes_are_right_whoever_has_the_sources_and_whatever_the_umask(
+    empty: Gateway, changed: Path
+) -> None:
+    for path in [changed, *changed.rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+        path.chmod(mode(path) & 0o700)
+    command = [str(changed / "install.sh"), "--root", str(empty.root), *empty.listen]
+    subprocess.run(command, check=True, capture_output=True, umask=0o077)
+    account = squid_account()
+    for path in [*empty.place("etc").rglob("*"), *empty.place("bin").rglob("*")]:
+        expected = account if path.stem == "signing" else "root"
+        assert path.name == "archive.key" or owner(path) == expected, path
+        readable = subprocess.run(["runuser", "-u", account, "--", "test", "-r", path], check=False, cwd="/")
+        assert (readable.returncode == 0) is (path.name not in ("ca.key", "archive.key")), path
+    assert empty.answers() == "403"
+
+
+# ── A first run that fails ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_that_squids_account_cannot_enter_is_named(empty: Gateway) -> None:
+    empty.root.chmod(0o700)
+    before = snapshot(empty.root)
+    failed = empty.install(*empty.listen)
+    assert failed.returncode == 1
+    assert 'step "directories" failed' in failed.stderr
+    assert f"Squid's account {squid_account()} cannot enter {empty.root}\n" in failed.stderr
+    assert f"chmod o+x {empty.root}" in failed.stderr
+    assert snapshot(empty.root) == before
+    empty.root.chmod(0o755)
+
+
+def test_a_first_run_that_fails_leaves_nothing(empty: Gateway, tmp_path: Path) -> None:
+    before = snapshot(empty.root)
+    with socket.create_server(("127.0.0.1", empty.port)):
+        failed = empty.install(*empty.listen)
+    assert failed.returncode == 1
+    assert 'step "listen" failed' in failed.stderr
+    assert snapshot(empty.root) == before
+
+
+def test_a_first_run_whose_squid_does_not_start_leaves_nothing(empty: Gateway, changed: Path) -> None:
+    with (changed / "squid/squid.conf").open("a") as configuration:
+        configuration.write("cache_dir ufs /nonexistent/cache 100 16 256\n")
+    before = snapshot(empty.root)
+    failed = empty.install(*empty.listen)
+    assert failed.returncode == 1
+    assert 'step "start" failed' in failed.stderr
+    assert snapshot(empty.root) == before
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(other, marks=pytest.mark.long) for other in (signal.SIGTERM, signal.SIGHUP))],
+)
+def test_a_first_run_that_is_interrupted_while_it_builds_leaves_nothing(
+    base: Path, source: Path, number: signal.Signals
+) -> None:
+    root = base / "interrupted/gateway"
+    command = [str(source / "install.sh"), "--root", str(root)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        deadline = time.monotonic() + 60
+        while not list(root.glob("venv-*/bin/pip")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(run.pid, number)
+        _, complaint = run.communicate()
+    assert run.returncode == 128 + number
+    assert 'step "program" failed' in complaint
+    assert "to do: it was interrupted: run it again" in complaint
+    assert not root.parent.exists()
+
+
+def test_a_taken_address_of_the_resolver_is_told_before_anything_is_replaced(empty: Gateway) -> None:
+    assert empty.install("--no-start", *empty.listen).returncode == 0
+    before = empty.snapshot()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind((resolver_of(empty), 53))
+        failed = empty.install()
+    assert failed.returncode == 1
+    assert f"something else listens on port 53 of every address, or of {resolver_of(empty)}" in failed.stderr
+    assert "dns_nameservers" in failed.stderr
+    assert empty.snapshot() == before
 
 
 # ── The CA that is given ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -166,7 +166,7 @@ def test_helpers_without_the_memory_to_start(gateway: Gateway, exporter: Exporte
             program.chmod(0o755)
             send(running(gateway), signal.SIGKILL)
             answers(gateway, "http://open.example/none", "policy-unavailable")
-            load.at_least(30)
+            load.at_least(10)
         finally:
             true.rename(program)
         answers(gateway, "http://open.example/some", 200)
