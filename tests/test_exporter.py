@@ -97,7 +97,7 @@ class Process:
         self.state = folder / "state"
         command = [sys.executable, "-m", "squidkeeper", "exporter", "--listen", f"127.0.0.1:{self.port}"]
         command += ["--policy", str(folder / "policy"), "--access-log", str(self.log), "--state", str(self.state)]
-        command += ["--ca", str(folder / "ca.crt"), "--squid", "127.0.0.1:1", *options]
+        command += ["--run", str(folder / "run"), "--ca", str(folder / "ca.crt"), "--squid", "127.0.0.1:1", *options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def wait(self) -> Process:
