@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from squidkeeper.cli import main
 from squidkeeper.policy_store.loading import load
 
 from .pull_servers import GIT_ENVIRONMENT, Repository, allowed_signer, make_key
+
+WORDS = ("a.example", "--client", "agents", "--for", "2h", "--reason", "Ticket 7")
 
 POLICY = """version: 1
 clients: {agents: {networks: [192.0.2.0/24]}}
@@ -33,13 +36,18 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
     made.write("policy/policy.yaml", POLICY)
     made.write("local.yaml", LOCAL)
     made.commit()
+    (tmp_path / "signers").write_text(allowed_signer(made.key, options='namespaces="git"'))
     return made
 
 
-def grant(repository: Repository, *words: str) -> tuple[int, str]:
-    options = ("--fleet", str(repository.served), "--key", str(repository.key))
-    done = CliRunner().invoke(main, ["grant", *options, *words])
+def run(repository: Repository, *words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["grant", "--fleet", str(repository.served), *words])
     return done.exit_code, done.output
+
+
+def grant(repository: Repository, *words: str) -> tuple[int, str]:
+    signers = repository.served.with_name("signers")
+    return run(repository, "--key", str(repository.key), "--allowed-signers", str(signers), *words)
 
 
 def to_agents(repository: Repository, target: str) -> tuple[int, str]:
@@ -61,7 +69,6 @@ def test_a_grant_is_one_signed_commit_of_one_file(repository: Repository, tmp_pa
         "Grant grant-a-example",
         "policy/fleet-grants.yaml\n",
     ]
-    (tmp_path / "signers").write_text(allowed_signer(repository.key))
     verify = ("-c", "gpg.format=ssh", "-c", f"gpg.ssh.allowedSignersFile={tmp_path}/signers", "verify-commit", "main")
     served(repository, *verify)
     repository.git("pull", "-q", str(repository.served), "main")
@@ -107,15 +114,86 @@ def test_what_one_gateway_refuses_is_not_pushed(repository: Repository, target: 
 
 def test_nothing_is_pushed_without_a_key_or_to_what_is_no_repository(repository: Repository, tmp_path: Path) -> None:
     before = served(repository, "rev-parse", "main")
-    words = ("a.example", "--client", "agents", "--for", "2h", "--reason", "x")
-    unsigned = CliRunner().invoke(main, ["grant", "--fleet", str(repository.served), *words])
-    assert unsigned.exit_code == 1
-    assert "git commit failed" in unsigned.output
-    nowhere = CliRunner().invoke(main, ["grant", "--fleet", str(tmp_path / "nowhere"), *words])
+    status, output = run(repository, "--allowed-signers", str(tmp_path / "signers"), *WORDS)
+    assert (status, "git commit failed" in output) == (1, True), output
+    assert "has no folder '../x'" in grant(repository, "--path", "../x", *WORDS)[1]
+    nowhere = CliRunner().invoke(main, ["grant", "--fleet", str(tmp_path / "nowhere"), *WORDS])
     assert "git clone failed" in nowhere.output
-    other = CliRunner().invoke(main, ["grant", "--fleet", str(repository.served), "--path", "../x", *words])
-    assert "has no folder '../x'" in other.output
     assert served(repository, "rev-parse", "main") == before
+
+
+def unsigned(repository: Repository, tmp_path: Path) -> str:
+    return "it is not signed"
+
+
+def of_another(repository: Repository, tmp_path: Path) -> str:
+    repository.key = make_key(tmp_path / "other")
+    return "it is signed by a key that is none of an allowed signer"
+
+
+def by_a_key_whose_time_is_over(repository: Repository, tmp_path: Path) -> str:
+    line = allowed_signer(repository.key, options='valid-before="20200101Z"')
+    (tmp_path / "signers").write_text(line)
+    return "or whose time is over"
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (unsigned, WORDS),
+        (unsigned, ("--revoke", "grant-b-example")),
+        (unsigned, ("--prune",)),
+        (unsigned, ("--list",)),
+        (of_another, WORDS),
+        (by_a_key_whose_time_is_over, WORDS),
+    ],
+)
+def test_nothing_is_signed_on_top_of_a_tip_that_gateways_refuse(
+    repository: Repository, tmp_path: Path, how: Callable[[Repository, Path], str], words: tuple[str, ...]
+) -> None:
+    repository.write("policy/policy.yaml", POLICY.replace("action: deny", "action: allow"))
+    person, why = repository.key, how(repository, tmp_path)
+    tip = repository.commit(signed=how is not unsigned, environment={"GIT_AUTHOR_NAME": "Mallory\x1b[2J"})
+    repository.key = person
+    status, output = grant(repository, *words)
+    assert status == 1, output
+    assert f"commit {tip} by Mallory\\x1b[2J <a@example.com>, the tip of main, is refused: " in output
+    assert why in output
+    assert f"git revert -S {tip}" in output
+    assert served(repository, "rev-parse", "main").strip() == tip
+
+
+def test_a_signed_revert_makes_grants_possible_again(repository: Repository) -> None:
+    repository.write("policy/policy.yaml", POLICY.replace("action: deny", "action: allow"))
+    tip = repository.commit(signed=False)
+    assert "is refused" in to_agents(repository, "closed.example")[1]
+    repository.git("revert", "-S", "--no-edit", tip)
+    repository.push()
+    assert "rule 'closed'" in to_agents(repository, "closed.example")[1]
+
+
+def test_nothing_is_pushed_that_is_signed_by_a_key_of_nobody(repository: Repository, tmp_path: Path) -> None:
+    before = served(repository, "rev-parse", "main")
+    repository.key = make_key(tmp_path / "other")
+    status, output = to_agents(repository, "a.example")
+    assert status == 1
+    assert "gateways would refuse the new commit: it is signed by a key that is none of an allowed signer" in output
+    assert f"sign with a key that {tmp_path / 'signers'} allows (--key FILE)" in output
+    assert served(repository, "rev-parse", "main") == before
+
+
+def test_who_may_sign_is_what_git_has_unless_an_option_says_it(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ("--key", str(repository.key))
+    status, output = run(repository, *key, *WORDS)
+    assert status == 1
+    assert "by --allowed-signers FILE or `git config --global gpg.ssh.allowedSignersFile FILE`" in output
+    (tmp_path / "gitconfig").write_text('[gpg "ssh"]\nallowedSignersFile = ~/signers\n')
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    status, output = run(repository, *key, *WORDS)
+    assert status == 0, output
 
 
 def test_a_repository_leads_the_command_to_no_file_of_the_person(repository: Repository, tmp_path: Path) -> None:

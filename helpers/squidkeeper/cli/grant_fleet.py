@@ -17,7 +17,7 @@ from squidkeeper.policy_store.sources import FLEET_GRANTS, grants_file
 
 if TYPE_CHECKING:
     from squidkeeper.approvals import NewGrant
-    from squidkeeper.approvals.fleet_grants import Checkout
+    from squidkeeper.fleet.fleet_grants import Checkout
 
 _IN_FORCE = "Each gateway has it in force once it has pulled this commit."
 
@@ -34,6 +34,7 @@ class FleetOptions:
     branch: str
     folder: str
     key: Path | None
+    allowed_signers: Path | None
 
 
 def fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,6 +62,13 @@ def fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Path(path_type=Path, exists=True, dir_okay=False),
                 help="With --fleet: the SSH key that signs. Default: git's user.signingKey.",
             ),
+            click.option(
+                "--allowed-signers",
+                metavar="FILE",
+                type=click.Path(path_type=Path, exists=True, dir_okay=False),
+                help="With --fleet: whose signature the tip of the branch must have, as on the gateways."
+                " Default: git's gpg.ssh.allowedSignersFile.",
+            ),
         )
     ):
         command = option(command)
@@ -69,9 +77,11 @@ def fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def change_for_fleet(options: FleetOptions, change: Change, now: datetime, *, as_json: bool) -> None:
     """Change the grants of all gateways, and tell what was done; `EditRefused` if nothing was."""
-    from squidkeeper.approvals.fleet_grants import FleetRepository, checked_out
+    from squidkeeper.fleet.fleet_grants import FleetRepository, checked_out
 
-    repository = FleetRepository(options.fleet or "", options.branch, options.folder, options.key)
+    repository = FleetRepository(
+        options.fleet or "", options.branch, options.folder, options.key, options.allowed_signers
+    )
     with checked_out(repository) as checkout:
         try:
             title, lines = change(checkout)

@@ -1,7 +1,10 @@
-"""Grants for all gateways (floor 7): a signed commit to the repository that they pull from, made by a person.
+"""Grants for all gateways (floor 8): a signed commit to the repository that they pull from, made by a person.
 
 The policy is copied out of a clone, so that the commands for one gateway edit it as they do there: the file in the
 repository lies beside the copy, as grants.yaml does. git is the person's own, with its access and its signing key.
+
+A signature vouches for the whole tree, so a commit is made only on a tip that gateways take: else it would sign what
+anyone has pushed.
 """
 
 from __future__ import annotations
@@ -16,21 +19,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from squidkeeper.errors import EditRefused
+from squidkeeper.errors import EditRefused, PullFailed, PullRefused
 from squidkeeper.policy_edit import load_or_refuse
 from squidkeeper.policy_store.sources import FLEET_GRANTS, grants_file, local_file, read_sources
+from squidkeeper.pulling.git_repository import split_commit
+from squidkeeper.pulling.signatures import GIT_NAMESPACE, signer_of
 
 _SECONDS: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
 class FleetRepository:
-    """Where a fleet's policy is: the folder of a branch; `key` signs, unless git is told another one."""
+    """Where a fleet's policy is: the folder of a branch.
+
+    `key` signs, and `allowed_signers` says whose commits count; without them, what git has for both.
+    """
 
     url: str
     branch: str
     folder: str
     key: Path | None
+    allowed_signers: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,7 @@ class Checkout:
     repository: FleetRepository
     clone: Path
     policy: Path
+    allowed_signers: Path
 
     @property
     def person(self) -> str:
@@ -59,6 +69,11 @@ class Checkout:
         load_or_refuse(sources, now, "would not load on a gateway")
         _git(self.clone, "add", "--", str(inside))
         _git(self.clone, *self._signing(), "commit", "--quiet", "--gpg-sign", "--message", title)
+        if refusal := _refusal(self.clone, self.allowed_signers):
+            raise EditRefused(
+                f"gateways would refuse the new commit: {refusal}; sign with a key that {self.allowed_signers} allows"
+                " (--key FILE); nothing was changed in the repository"
+            )
         _git(self.clone, "push", "--quiet", "origin", f"HEAD:refs/heads/{self.repository.branch}")
         return _git(self.clone, "rev-parse", "HEAD")
 
@@ -70,11 +85,13 @@ class Checkout:
 
 @contextmanager
 def checked_out(repository: FleetRepository) -> Iterator[Checkout]:
-    """Clone a repository for the time of one command; `EditRefused` if that fails."""
+    """Clone a repository for the time of one command; `EditRefused` if that fails, or gateways refuse its tip."""
     with TemporaryDirectory(prefix="squidkeeper-grant-") as place:
         clone, policy = Path(place) / "clone", Path(place) / "policy"
         options = ("--quiet", "--single-branch", "--no-tags", "--no-recurse-submodules", "-c", "core.symlinks=false")
         _git(Path(place), "clone", *options, f"--branch={repository.branch}", "--", repository.url, str(clone))
+        allowed_signers = _allowed_signers(repository, clone)
+        _check_tip(repository, clone, allowed_signers)
         inside = clone / repository.folder
         if not inside.resolve().is_relative_to(clone.resolve()) or not inside.is_dir():
             raise EditRefused(f"{repository.url} has no folder {repository.folder!r}: name it by --path")
@@ -85,19 +102,56 @@ def checked_out(repository: FleetRepository) -> Iterator[Checkout]:
         ):
             if there.is_file():
                 shutil.copyfile(there, here)
-        yield Checkout(repository, clone, policy)
+        yield Checkout(repository, clone, policy, allowed_signers)
+
+
+def _allowed_signers(repository: FleetRepository, clone: Path) -> Path:
+    configured = ("config", "--type=path", "--default", "", "--get", "gpg.ssh.allowedSignersFile")
+    file = repository.allowed_signers or _git(clone, *configured)
+    if not file:
+        raise EditRefused(
+            "no file of allowed signers is known, so nobody can tell who has signed the branch: name the one that"
+            " gateways have, by --allowed-signers FILE or `git config --global gpg.ssh.allowedSignersFile FILE`;"
+            " nothing was changed"
+        )
+    return Path(file)
+
+
+def _check_tip(repository: FleetRepository, clone: Path, allowed_signers: Path) -> None:
+    if refusal := _refusal(clone, allowed_signers):
+        commit = _git(clone, "rev-parse", "HEAD")
+        author = _git(clone, "show", "--no-patch", "--no-show-signature", "--format=%an <%ae>", "HEAD")
+        raise EditRefused(
+            f"{repository.url}: commit {commit} by {author}, the tip of {repository.branch}, is refused: {refusal}."
+            " A grant on top of it would sign its content too. Read what has changed since the last signed commit"
+            f" (git log -p). Then push a signed commit on top: a revert (git revert -S {commit}), or, if all of it is"
+            " right, an empty one (git commit -S --allow-empty). Nothing was changed"
+        )
+
+
+def _refusal(clone: Path, allowed_signers: Path) -> str:
+    """Tell why gateways with these signers refuse the commit that is checked out; empty if they take it."""
+    try:
+        signer_of(*split_commit(_output(clone, "cat-file", "commit", "HEAD")), allowed_signers, GIT_NAMESPACE)
+    except (PullFailed, PullRefused) as error:
+        return str(error)
+    return ""
 
 
 def _git(folder: Path, *arguments: str) -> str:
+    return _output(folder, *arguments).decode("utf-8", "replace").strip()
+
+
+def _output(folder: Path, *arguments: str) -> bytes:
     command = ("git", "-c", "protocol.ext.allow=never", *arguments)
     try:
         done = subprocess.run(  # noqa: S603 - the person's own git
-            command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False
+            command, cwd=folder, capture_output=True, timeout=_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EditRefused(f"git cannot be run: {error}; nothing was changed") from error
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {done.returncode}"]
         name = next(one for one in arguments if not one.startswith("-") and "=" not in one)
         raise EditRefused(f"git {name} failed: {lines[-1]}; nothing was changed in the repository")
-    return done.stdout.strip()
+    return done.stdout
