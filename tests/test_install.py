@@ -902,12 +902,23 @@ def test_the_runbooks_are_for_this_gateway(gateway: Gateway) -> None:
     root, program = re.escape(str(gateway.root)), gateway.place("bin/squidkeeper")
     assert f"`curl -s http://127.0.0.1:{usual_exporter_port(gateway.port)}/healthz`" in text
     places = f"--policy {gateway.place('etc/policy')} --state {gateway.place('state')}"
-    assert f"`{program} check {places}`" in text
-    assert f"`{program} explain --policy {gateway.place('etc/policy')} GET URL" in text
+    lines = f"--policy-lines {gateway.place('etc/squidkeeper-policy.conf')}"
+    assert f"`{program} check {places} {lines}`" in text
+    assert f"`{program} explain --policy {gateway.place('etc/policy')} {lines} GET URL" in text
     assert re.search(rf"`squid -n \w+ -f {root}/etc/squid\.conf -k reconfigure`", text)
     assert f"`ls -lt {gateway.place('log')}`" in text
     elsewhere = re.sub(rf"{root}[\w./-]*", "", text)
-    left = "9129", "/var/", "/etc/squid", "`squid -k", " squid -k", "`squidkeeper ", " squidkeeper check"
+    left = (
+        "9129",
+        "/var/",
+        "/etc/squid",
+        "`squid -k",
+        " squid -k",
+        "`squidkeeper ",
+        " squidkeeper check",
+        "systemctl status squid",
+        "systemctl restart",
+    )
     assert [name for name in left if name in elsewhere] == []
     logs = {line for line in re.findall(rf"`({program} (?:log|why) [^`]*)`", text) if "FILE" not in line}
     assert len(logs) > 4

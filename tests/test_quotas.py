@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from squidkeeper.cli import main
 from squidkeeper.engine import Stage, decide
 from squidkeeper.engine.explain import explain
 from squidkeeper.engine.quotas import counting, ticket_quotas
@@ -468,3 +470,24 @@ def test_of_bytes_too_a_gateway_gives_its_part_alone_while_the_store_is_away(tmp
         refused = meter.take([(quota, "192.0.2.1")], 51)
         assert refused is not None
         assert refused.left == 50
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ("policy", "the policy does not load: {}: the policy directory cannot be read"),
+        ("state", "the counts cannot be read: [Errno 2] No such file or directory: '{}'"),
+    ],
+)
+def test_a_place_that_cannot_be_read_is_named_with_its_option(tmp_path: Path, wrong: str, expected: str) -> None:
+    (tmp_path / "here/policy").mkdir(parents=True)
+    (tmp_path / "here/policy/policy.yaml").write_text("version: 1\n")
+    (tmp_path / "here/state").mkdir()
+    places = {name: tmp_path / "here" / name for name in ("policy", "state")} | {wrong: tmp_path / "nowhere"}
+    done = CliRunner().invoke(main, ["quota", "--policy", str(places["policy"]), "--state", str(places["state"])])
+    assert done.exit_code == 1
+    assert expected.format(tmp_path / "nowhere") in done.output
+    assert f" by --{wrong} DIR" in done.output

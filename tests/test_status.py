@@ -28,6 +28,7 @@ from squidkeeper.exporter.process import program_called
 from squidkeeper.exporter.recent import DENIALS_LIMIT, Denial, DriftSeen, RecentAnswer, RecentDenials
 from squidkeeper.exporter.snapshot import Snapshot
 from squidkeeper.exporter.status_page import explain_command, page
+from squidkeeper.layout import Layout
 from squidkeeper.maintenance.own_addresses import OwnAddresses
 from squidkeeper.maintenance.resolver import Resolver
 from squidkeeper.maintenance.rotation import Rotation
@@ -49,6 +50,7 @@ from .records import record
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 DIRECTORY = Path("/etc/squidkeeper/policy")
 PROGRAM = "squidkeeper"
+LAYOUT = Layout.of(None)
 POLICY = PolicyState("9f31c2a7b04e", (NOW - timedelta(hours=1)).timestamp(), ok=True)
 CHECKPOINT = Checkpoint(since="2026-11-20T12:00:00.000+00:00")
 CA = Certificate(Path("/ca.crt"), "CN=ca", NOW + timedelta(days=400))
@@ -371,9 +373,9 @@ def test_without_a_policy_everything_is_denied() -> None:
     assert codes(with_faults(FAULT, revision=None)) == ["no-policy", "policy-not-loaded"]
     text = text_of(with_faults(FAULT, revision=None))
     assert "No policy has loaded: everything is denied." in text
-    assert "squidkeeper check --policy /etc/squidkeeper/policy" in text
+    assert "Run squidkeeper check. If" in text
     lines = replace(with_faults(FAULT), policy_lines_file=Path("/gw/etc/squidkeeper-policy.conf"))
-    assert "check --policy /etc/squidkeeper/policy --policy-lines /gw/etc/squidkeeper-policy.conf" in text_of(lines)
+    assert "squidkeeper check --policy-lines /gw/etc/squidkeeper-policy.conf" in text_of(lines)
 
 
 def test_a_refusal_of_the_reload_gate_is_told_as_one() -> None:
@@ -383,7 +385,7 @@ def test_a_refusal_of_the_reload_gate_is_told_as_one() -> None:
     (one,) = active_conditions(view)
     assert one.condition.code == "reload-gated"
     assert one.detail == f"the reload gate refuses revision 2; revision {POLICY.revision} stays in force"
-    assert "`{reload} --force`" in one.condition.remedy
+    assert "`squidkeeper reload --force`" in one.condition.remedy
     assert "does not load" not in text_of(view)
     assert all(text in text_of(view) for text in texts)
 
@@ -467,7 +469,7 @@ def test_of_very_many_rules_those_that_count_are_shown(tmp_path: Path) -> None:
 def test_of_very_many_faults_the_first_are_shown() -> None:
     text = text_of(with_faults(*[FAULT] * 70))
     assert text.count("policy.yaml:41:11") == 50 + 1  # one in the condition
-    assert "and 20 more: squidkeeper check --policy /etc/squidkeeper/policy shows all" in text
+    assert "and 20 more: squidkeeper check shows all" in text
 
 
 def test_of_very_many_warnings_the_first_are_shown() -> None:
@@ -615,7 +617,7 @@ def test_a_request_that_names_another_host_than_its_denied_tunnel_is_shown_as_th
     fronted = denial(url="https://good.example/x", squid="TCP_DENIED_REPLY/HIER_NONE", **tunnel)
     (shown,) = denials_of([connect, fronted])
     assert (shown.method, shown.url, shown.times, shown.cause) == ("CONNECT", "a.example:443", 2, "policy")
-    command = explain_command(shown, PROGRAM, DIRECTORY)
+    command = explain_command(shown, LAYOUT, PROGRAM)
     assert command
     assert command.endswith("-- CONNECT a.example:443")
     assert "good.example" not in text_of(with_denials((shown,)))
@@ -649,18 +651,18 @@ def test_a_policy_that_only_root_can_read_is_to_be_checked_as_squids_account() -
 
 def command_for(**values: object) -> str | None:
     (kept,) = denials_of([denial(**values)])
-    return explain_command(kept, PROGRAM, DIRECTORY)
+    return explain_command(kept, LAYOUT, PROGRAM)
 
 
 def test_the_command_asks_what_was_denied_without_its_query() -> None:
     assert command_for(url="https://a.example/x?q=1") == (
-        "squidkeeper explain --policy /etc/squidkeeper/policy --client 192.0.2.1 -- GET https://a.example/x"
+        "squidkeeper explain --client 192.0.2.1 -- GET https://a.example/x"
     )
     assert command_for(method="CONNECT", url="a.example:443", client="fd00::1", user="ci-bot") == (
-        "squidkeeper explain --policy /etc/squidkeeper/policy --client fd00::1 --user=ci-bot -- CONNECT a.example:443"
+        "squidkeeper explain --client fd00::1 --user=ci-bot -- CONNECT a.example:443"
     )
     (kept,) = denials_of([denial(client="error")])
-    assert explain_command(kept, "/my gateway/bin/squidkeeper", Path("/my policy")) == (
+    assert explain_command(kept, Layout.around(Path("/my policy"), LAYOUT.state), "/my gateway/bin/squidkeeper") == (
         "'/my gateway/bin/squidkeeper' explain --policy '/my policy' -- GET https://a.example/x"
     )
 
@@ -670,7 +672,7 @@ def test_the_command_asks_what_was_denied_without_its_query() -> None:
     [
         (
             "authority-mismatch",
-            "| tail -n 1 | squidkeeper explain --policy /etc/squidkeeper/policy --record - shows what does not match",
+            "| tail -n 1 | squidkeeper explain --record - shows what does not match",
         ),
         ("credential-unavailable", "A credential that the request needs is unavailable."),
         ("policy-unavailable", "The helper that answered had no policy that loads"),
@@ -749,11 +751,11 @@ NASTY = (
 def test_a_shell_takes_the_command_for_nothing_but_words(url: str, tmp_path: Path) -> None:
     method = "CONNECT" if url.endswith(":443") else "GET"
     (kept,) = denials_of([denial(url=url, method=method, user="%22;$(id)!!'")])
-    command = explain_command(kept, PROGRAM, DIRECTORY)
+    command = explain_command(kept, LAYOUT, PROGRAM)
     assert command is not None
     assert command.isascii()
     assert command.isprintable()
-    words = ["explain", "--policy", str(DIRECTORY), "--client", "192.0.2.1", "--user=\";$(id)!!'", "--", method]
+    words = ["explain", "--client", "192.0.2.1", "--user=\";$(id)!!'", "--", method]
     words.append(kept.url.replace("\\", "%5C"))
     show = "squidkeeper() { for word; do printf '%s\\n' \"<$word>\"; done; }\n"
     for shell in (["sh"], ["bash"], ["bash", "--norc", "--noprofile", "-i", "-o", "histexpand"]):

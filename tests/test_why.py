@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from contextlib import closing
 from datetime import UTC, datetime
@@ -657,14 +658,15 @@ def test_what_waits_for_a_person_is_told_with_its_ticket_and_what_has_become_of_
     add(log, **RECORDS["asked"] | {"rule": "paid", "revision": NONE}, url="http://pay.example/x?y=TOPSECRET")
     told = f"The rule paid ({log.parent}/policy/policy.yaml:4) asks about pay.example: the request is denied until a"
     told += " person approves it: Ask Ann."
-    assert f"  {told}\n  To do: Whoever may call `sudo squidkeeper ask`" in why(log).output
+    assert f"  {told}\n  To do: Whoever may call `sudo squidkeeper ask --policy {log.parent}/policy" in why(log).output
     (log.parent / "state").mkdir()
     with closing(TicketStore(log.parent / "state")) as store:
         asked = AskedRequest("192.168.137.2", "", "GET", "http://pay.example/x?y=TOPSECRET")
         number = str(store.ask(asked, Holder("192.168.137.0/24", asked.client), "paid", time.time()))
         [found] = json.loads(why(log, "--json").output)["causes"]
         assert found["sentence"] == f"{told} Its ticket {number} is pending now."
-        assert f"`sudo squidkeeper ask approve {number} --for 2h` opens this request" in found["remedy"]
+        approve = rf"`sudo squidkeeper ask approve --policy \S+ --state \S+ {number} --for 2h` opens this request"
+        assert re.search(approve, found["remedy"])
         assert (found["details"]["ticket"], found["details"]["ticket_state"]) == (number, "pending")
         store.decide(number, TicketState.DENIED, time.time(), 0.0, "Not\x1b[2J for builds.")
     output = why(log).output

@@ -1,8 +1,8 @@
-"""Where the files of a gateway are (floor 4): as squid/ documents them, or under `--root DIR`."""
+"""Where the files of a gateway are (floor 3): as squid/ documents them, or under `--root DIR`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -70,6 +70,14 @@ class Layout:
     def of(cls, root: Path | None) -> Self:
         """Lay out the gateway of the system, or the one below a root."""
         return cls(root, **{name: root / place if root else Path(usual) for name, (usual, place) in _paths().items()})
+
+    @classmethod
+    def around(cls, policy: Path, state: Path, **others: Path) -> Self:
+        """Lay out the gateway that has this policy and state: below a root where both are, else the usual `others`."""
+        root = state.parent
+        if (policy, state) == (root / "etc/policy", root / "state"):
+            return cls.of(root)
+        return replace(cls.of(None), policy=policy, state=state, **others)
 
     def check_installed(self) -> None:
         """Refuse a place without a gateway, by `NotInstalled`."""
@@ -198,27 +206,6 @@ class Layout:
     def install_command(self) -> str:
         """The command that installs this gateway again."""
         return f"./install.sh --root {self.root}" if self.root else "./install.sh"
-
-    @property
-    def check_command(self) -> str:
-        """The command that checks this gateway's policy, with every path."""
-        return f"{self.program} check --policy {self.policy} --state {self.state}"
-
-    @property
-    def reload_command(self) -> str:
-        """The command that shows how an edit of this gateway's policy stands, with every path."""
-        return f"{self.program} reload --policy {self.policy} --state {self.state}"
-
-    @property
-    def log_command(self) -> str:
-        """The command that shows this gateway's access log, with every path."""
-        return f"{self.program} log --policy {self.policy} --state {self.state} {self.access_log}"
-
-    @property
-    def why_command(self) -> str:
-        """The command that tells why requests failed at this gateway, with every path."""
-        places = f"--policy {self.policy} --state {self.state} --run {self.run}"
-        return f"{self.program} why {places} {self.access_log}"
 
     @property
     def resolver(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from squidkeeper.credentials import SecretStore
+from squidkeeper.layout import Layout
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
@@ -74,6 +75,7 @@ class Gateway:
         self.authority = f"{address[0]}:{address[1]}"
         self.ca = self.root / "etc/ca/ca.crt"
         self.policy_folder = self.root / "etc/policy"
+        self.layout = Layout.of(self.root)
         self._secrets = site.secrets
         self._squid: subprocess.Popen[bytes] | None = None
         self.root.mkdir()
@@ -100,6 +102,8 @@ class Gateway:
         for file in [self.root / "applied", *(self.root / "etc").glob("*.*"), self.root / "etc/observe/alerts.yaml"]:
             text = file.read_text()
             file.write_text(text.replace(f"{prototype}", f"{self.root}").replace(PROTOTYPE_LISTENS, self.authority))
+        for page in (self.root / "etc/errors").iterdir():
+            page.write_bytes(page.read_bytes().replace(f"{prototype}".encode(), f"{self.root}".encode()))
         own = self.root / "state/own-addresses"  # of the network that the prototype was installed in
         own.write_text("".join(line for line in own.read_text().splitlines(True) if line.startswith("#")))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from squidkeeper.gateway_commands import with_commands
 from squidkeeper.tickets.store import PENDING_AT_MOST, Ticket, TicketStore
 from tests.waiting import wait_for
 
@@ -95,7 +96,7 @@ def test_a_rule_that_asks_names_itself_on_the_page(gateway: Gateway, origins: Or
     reply = denied(gateway, origins, "https://asked.example/x", "asked", reason='Ask "Ann" & <Bob>.')
     number = ticket_of(reply)
     assert f"State of the ticket: http://squidkeeper.internal/tickets/{number}" in reply.text
-    assert "sudo squidkeeper ask approve" in reply.text
+    assert with_commands(f"sudo squidkeeper ask approve {number}", gateway.layout) in reply.text
     assert ruled(gateway, "https://asked.example/x", 0) == {"asked"}
 
 

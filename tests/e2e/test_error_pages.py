@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from squidkeeper.gateway_commands import command, with_commands
 from squidkeeper.setup.error_pages import CONTENT_TYPES, Form
 from tests.waiting import wait_for
 
@@ -205,13 +206,10 @@ def test_the_command_on_a_page_explains_the_request_whatever_its_method_holds(ga
     with Raw(gateway) as raw:
         page = raw.get("http://closed.example/a?b=c&d='e", "closed.example", method="A'`id`|$B")
     assert page is not None
-    command = page.line("For the operator")
-    assert (
-        command
-        == "sudo squidkeeper explain --client 127.0.0.1 'A%27%60id%60%7C$B' 'http://closed.example/a?b=c&d=%27e'"
-    )
-    words = command.replace("sudo squidkeeper", f"{gateway.root}/bin/squidkeeper")
-    said = run("sh", "-c", f"{words} --policy {gateway.policy_folder}", check=False)
+    asked = "'A%27%60id%60%7C$B' 'http://closed.example/a?b=c&d=%27e'"
+    words = f"{command('explain', gateway.layout)} --client 127.0.0.1 {asked}"
+    assert page.line("For the operator") == f"sudo {words}"
+    said = run("sh", "-c", words, check=False)
     assert said.startswith("DENY")
     assert "closed" in said
 
@@ -464,7 +462,7 @@ def test_what_squid_answers_on_its_own_is_a_page_of_ours_in_html(
     assert f"<title>{page[1]}" in answer.text
     assert (answer.line("Contact"), answer.line("Error")) == ("the operator of this gateway", None)
     request_id = answer.line("Request ID")
-    assert f"<xmp>sudo squidkeeper why {request_id}</xmp>" in answer.text
+    assert f"<xmp>sudo {command('why', failing.layout)} {request_id}</xmp>" in answer.text
     wait_for(lambda: [line for line in failing.log() if line["request_id"] == request_id], "its line in the access log")
     assert "<script" not in answer.text
 
@@ -510,10 +508,10 @@ def test_a_denied_clone_and_push_show_the_page_as_the_documentation_has_it(gatew
     run("git", "init", "-q", tmp_path)
     run("git", "-C", tmp_path, *author, "commit", "-q", "--allow-empty", "-m", "x")
     documented = TERMINAL.findall((REPOSITORY / "squid/TROUBLESHOOTING.md").read_text())
-    assert [command.split()[0] for command, _ in documented] == ["clone", "push"]
-    for command, text in documented:
-        shown = git(gateway, "-C", tmp_path, *command.split())
-        assert tidy(shown) == tidy(text)
+    assert [words.split()[0] for words, _ in documented] == ["clone", "push"]
+    for words, text in documented:
+        shown = git(gateway, "-C", tmp_path, *words.split())
+        assert tidy(shown) == tidy(with_commands(text, gateway.layout))
 
 
 def tidy(text: str) -> str:

@@ -60,7 +60,8 @@ def _quotas(directory: Path) -> Sequence[Quota]:
     try:
         return build_sources(read_sources(directory)).policy.quotas
     except PolicyError as error:
-        raise click.ClickException(f"the policy does not load: {printable(str(error.faults[0]))}") from error
+        remedy = "fix it, or name another policy by --policy DIR"
+        raise click.ClickException(f"the policy does not load: {printable(str(error.faults[0]))}: {remedy}") from error
 
 
 def _of_all_gateways(store: Path, reset: str | None) -> list[Row]:
@@ -86,7 +87,8 @@ def _of_this_gateway(directory: Path, state: Path, reset: str | None) -> list[Ro
     try:
         rows: list[Row] = call_as_owner(state, lambda: _local_rows(state, reset))
     except OSError as error:
-        raise click.ClickException(f"the counts cannot be read: {printable(str(error))}") from error
+        remedy = "name the state folder by --state DIR, or run this as root"
+        raise click.ClickException(f"the counts cannot be read: {printable(str(error))}: {remedy}") from error
     return rows
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from dataclasses import replace
@@ -19,7 +18,6 @@ import click
 from squidkeeper.cli.options import (
     ABSOLUTE_URL,
     DEFAULT_LOG,
-    DEFAULT_POLICY,
     HOST_AND_PORT,
     Moment,
     archive_read_option,
@@ -34,6 +32,7 @@ from squidkeeper.cli.options import (
 if TYPE_CHECKING:
     from squidkeeper.cli.why_table import ReadRecords
     from squidkeeper.engine import CompiledPolicy
+    from squidkeeper.layout import Layout
     from squidkeeper.record.filters import Filter
     from squidkeeper.table.sources import TableSources
     from squidkeeper.tickets.store import Ticket
@@ -122,6 +121,7 @@ def why(
     Exit status: 0 if no request failed, 1 if one did, 2 if nothing can be read, or no request has the ID.
     """
     from squidkeeper.errors import UnreadableLog
+    from squidkeeper.layout import Layout
     from squidkeeper.record.listing import printable
     from squidkeeper.why.search import Inquiry, Search
 
@@ -136,7 +136,7 @@ def why(
     except UnreadableLog as error:
         click.echo(f"Error: {printable(str(error))}", err=True)
         raise SystemExit(_NOTHING_TO_SAY) from error
-    newest = answer.newest(number, _check_command(directory))
+    newest = answer.newest(number, Layout.around(directory, state, run=run))
     click.echo(answer.as_json(newest) if as_json else answer.as_text(newest, sources), nl=as_json)
     if search.unknown_ids:
         raise SystemExit(_NOTHING_TO_SAY)
@@ -220,19 +220,21 @@ class _Answer:
         self._groups = search.groups(read.records)
         self._unrecorded = [] if search.question.ids else [*without_record(known.cache_log, self._since)]
 
-    def newest(self, number: int, check: str) -> list[Explained]:
-        """Explain the newest causes, the newest first; `check` is the command that checks the policy."""
+    def newest(self, number: int, layout: Layout) -> list[Explained]:
+        """Explain the newest causes, the newest first; `layout` is the gateway whose commands they name."""
+        from squidkeeper.gateway_commands import with_commands
         from squidkeeper.why.answer import newest_first
 
-        found = [self._explained(group, check) for group in self._groups[:number]]
-        return newest_first([*found, *self._unrecorded])[:number]
+        found = [self._explained(group) for group in self._groups[:number]]
+        newest = newest_first([*found, *self._unrecorded])[:number]
+        return [replace(one, remedy=with_commands(one.remedy, layout)) for one in newest]
 
-    def _explained(self, group: FailureGroup, check: str) -> Explained:
+    def _explained(self, group: FailureGroup) -> Explained:
         from squidkeeper.why.answer import explained
         from squidkeeper.why.details import detail_of
         from squidkeeper.why.search import is_unsure_of_user
 
-        one = explained(group, detail_of(group.newest[0], self._known), self._known.cache_log, {"check": check})
+        one = explained(group, detail_of(group.newest[0], self._known), self._known.cache_log)
         return replace(one, likely=True) if is_unsure_of_user(self._search.question, one.cause.code) else one
 
     def as_text(self, shown: list[Explained], sources: TableSources) -> str:
@@ -321,11 +323,6 @@ def _printable(text: str) -> str:
     from squidkeeper.record.listing import printable
 
     return printable(text)
-
-
-def _check_command(directory: Path) -> str:
-    policy = () if directory == DEFAULT_POLICY else ("--policy", str(directory))
-    return shlex.join(("squidkeeper", "check", *policy))
 
 
 def _secret_problem(run: Path, policy: CompiledPolicy, name: str) -> str | None:

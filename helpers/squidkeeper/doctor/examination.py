@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -14,6 +14,7 @@ from squidkeeper.doctor.inspection import Inspection
 from squidkeeper.doctor.table import ALL_CHECKS, Check
 from squidkeeper.exporter.conditions import Severity
 from squidkeeper.formatting import quantity
+from squidkeeper.gateway_commands import with_commands
 from squidkeeper.layout import Layout
 
 
@@ -68,7 +69,7 @@ def as_text(diagnosis: Diagnosis) -> str:
     for check, found in diagnosis.found:
         lines.append(f"{check.severity}: {check.summary} ({check.code})")
         lines += [_case(one) for one in found if one.place or one.detail]
-        lines += [f"    fix: {check.remedy.format_map(_commands(diagnosis.layout))}", ""]
+        lines += [f"    fix: {with_commands(check.remedy, diagnosis.layout)}", ""]
     lines.append(_summary(diagnosis))
     lines += [f"Not read: {text}." for text in diagnosis.not_read]
     if diagnosis.not_checked:
@@ -85,7 +86,7 @@ def as_json(diagnosis: Diagnosis) -> str:
             "summary": check.summary,
             "place": one.place,
             "detail": one.detail,
-            "remedy": check.remedy.format_map(_commands(diagnosis.layout)),
+            "remedy": with_commands(check.remedy, diagnosis.layout),
         }
         for check, found in diagnosis.found
         for one in found
@@ -108,14 +109,3 @@ def _summary(diagnosis: Diagnosis) -> str:
 def _counts(diagnosis: Diagnosis) -> Iterator[str]:
     numbers = Counter(check.severity for check, _ in diagnosis.found)
     yield from (f"{numbers[severity]} {severity}" for severity in Severity if numbers[severity])
-
-
-def _commands(layout: Layout) -> Mapping[str, str]:
-    """Give the commands of this gateway that remedies name."""
-    return {
-        "install": layout.install_command,
-        "squid": layout.squid_command,
-        "check": layout.check_command if layout.root else "squidkeeper check",
-        "reload": layout.reload_command if layout.root else "squidkeeper reload",
-        "log": layout.log_command if layout.root else "squidkeeper log",
-    }

@@ -66,7 +66,7 @@ def _condition(one: Condition) -> Check:
 
 
 _LOCAL: Final = "Remove the line, or move it behind the include of squidkeeper.conf."
-_INSTALL: Final = "Run `{install}`, which writes the file again."
+_INSTALL: Final = "Run `./install.sh`, which writes the file again."
 
 CHECKS: Final = (
     # The configuration
@@ -81,7 +81,7 @@ CHECKS: Final = (
         "squid-conf-rejected",
         _CRITICAL,
         "Squid does not accept its configuration",
-        "Run `{squid} -k parse`, and fix the line that it names. Squid does not start with it.",
+        "Run `squid -k parse`, and fix the line that it names. Squid does not start with it.",
         configuration.rejected,
         as_root=True,
         in_setup=True,
@@ -104,7 +104,7 @@ CHECKS: Final = (
         "private-addresses-open",
         _CRITICAL,
         "Requests take a way that does not close private addresses",
-        "Name parent proxies by `upstreams` in the policy, or by `{install} --upstream URL`.",
+        "Name parent proxies by `upstreams` in the policy, or by `./install.sh --upstream URL`.",
         configuration.closing_passed_by,
     ),
     Check(
@@ -139,7 +139,7 @@ CHECKS: Final = (
         "header-unguarded",
         _CRITICAL,
         "A header is made of an annotation without its guard",
-        'Write `request_header_add NAME "%\'{{KEY}}note" ACL`, with `acl ACL note KEY`.',
+        'Write `request_header_add NAME "%\'{KEY}note" ACL`, with `acl ACL note KEY`.',
         configuration.added_headers,
     ),
     Check(
@@ -167,7 +167,7 @@ CHECKS: Final = (
         "wrong-passwords-pass",
         _CRITICAL,
         "Wrong passwords pass as a name while the right one of this name is in use",
-        'Add `auth_param basic key_extras "%>a %#{{Proxy-Authorization}}>h"`.',
+        'Add `auth_param basic key_extras "%>a %#{Proxy-Authorization}>h"`.',
         configuration.passwords_shared,
     ),
     Check(
@@ -209,7 +209,7 @@ CHECKS: Final = (
         "proxy-header-from-nobody",
         _CRITICAL,
         "No client gets through: Squid requires a PROXY header, and takes one from nobody",
-        "Name the load balancers: `{install} --behind ADDRESS`; or `{install} --behind none`, without any.",
+        "Name the load balancers: `./install.sh --behind ADDRESS`; or `./install.sh --behind none`, without any.",
         configuration.proxy_header_from_nobody,
     ),
     Check(
@@ -251,7 +251,7 @@ CHECKS: Final = (
         "two-resolvers",
         _WARNING,
         "Squid asks name servers of two lines",
-        "Remove one. After an edit of local.conf, run `{install}`: it takes its own line out.",
+        "Remove one. After an edit of local.conf, run `./install.sh`: it takes its own line out.",
         configuration.two_resolvers,
     ),
     Check(
@@ -265,7 +265,7 @@ CHECKS: Final = (
         "watched-requests-logged",
         _CRITICAL,
         "A log shows URLs of requests that hold what the policy watches for",
-        "End an access_log of yours in `!sk_withheld` (see squid/INSTALL.md). For ours, run `{install}`.",
+        "End an access_log of yours in `!sk_withheld` (see squid/INSTALL.md). For ours, run `./install.sh`.",
         configuration.logs_what_is_watched_for,
     ),
     Check(
@@ -287,7 +287,7 @@ CHECKS: Final = (
         "workers-overridden",
         _WARNING,
         "Squid has another number of workers than the gateway is installed for",
-        "Remove the line, and run `{install} --workers N`: the throttle and the alerts depend on the number.",
+        "Remove the line, and run `./install.sh --workers N`: the throttle and the alerts depend on the number.",
         configuration.workers_overridden,
     ),
     Check(
@@ -349,7 +349,7 @@ CHECKS: Final = (
         "logrotate-loses-records",
         _CRITICAL,
         "logrotate loses lines of the access log",
-        "Rotate by renaming: remove copytruncate, and run `{squid} -k rotate` in postrotate.",
+        "Rotate by renaming: remove copytruncate, and run `squid -k rotate` in postrotate.",
         machine.lost_by_logrotate,
     ),
     Check(
@@ -363,7 +363,7 @@ CHECKS: Final = (
         "open-proxy",
         _CRITICAL,
         "The internet reaches the gateway, and any client is allowed",
-        "Name `clients` in the rules, or let Squid listen on an inner address: `{install} --listen ADDRESS:PORT`.",
+        "Name `clients` in the rules, or let Squid listen on an inner address: `./install.sh --listen ADDRESS:PORT`.",
         machine.open_proxy,
     ),
     # Processes
@@ -371,7 +371,7 @@ CHECKS: Final = (
         "service-not-running",
         _CRITICAL,
         "A service beside Squid does not work",
-        "Run `{install}`, or `systemctl restart` with its name. Its log: `journalctl -u`, or beside access.log.",
+        "Run `./install.sh`, or `systemctl restart` with its name. Its log: `journalctl -u`, or beside access.log.",
         machine.service_not_running,
         as_root=True,
         running=True,
@@ -389,7 +389,7 @@ CHECKS: Final = (
         "helper-silent",
         _CRITICAL,
         "A helper does not answer",
-        "Run its command as Squid's account, and read what it says. Where the program is damaged, run `{install}`.",
+        "Run its command as Squid's account, and read what it says. Where the program is damaged, run `./install.sh`.",
         machine.silent_helpers,
         as_root=True,
         running=True,

@@ -66,7 +66,7 @@ class Condition:
 
     `after` is how long the alert waits, as Prometheus writes it; None: no alert. `find` yields a detail for each case,
     and nothing where all is well; None: only Prometheus can see it, over time. `unhealthy`: /healthz answers 503.
-    In `remedy`, `{check}`, `{reload}`, `{log}` and `{why}` stand for commands of this gateway.
+    `remedy` names commands as for the gateway of the system.
     """
 
     code: str
@@ -452,7 +452,7 @@ CONDITIONS: Final = (
         _CRITICAL,
         "1m",
         "No policy has loaded",
-        "Run `{check}`. If it finds nothing as root, run it as Squid's account.",
+        "Run `squidkeeper check`. If it finds nothing as root, run it as Squid's account.",
         _no_policy,
         unhealthy=True,
     ),
@@ -461,7 +461,7 @@ CONDITIONS: Final = (
         _WARNING,
         "1m",
         "The policy on disk does not load",
-        "Fix it, then run `{check}`. If it finds nothing as root, run it as Squid's account.",
+        "Fix it, then run `squidkeeper check`. If it finds nothing as root, run it as Squid's account.",
         _policy_not_loaded,
         unhealthy=True,
     ),
@@ -470,7 +470,8 @@ CONDITIONS: Final = (
         _WARNING,
         "1m",
         "The reload gate refuses an edit of the policy",
-        "Run `{reload}`, which shows what the edit would deny. Change the edit, or accept it by `{reload} --force`.",
+        "Run `squidkeeper reload`, which shows what the edit would deny. Change the edit, or accept it by"
+        " `squidkeeper reload --force`.",
         _reload_gated,
     ),
     Condition(
@@ -478,7 +479,7 @@ CONDITIONS: Final = (
         _INFO,
         None,
         "An edit waits for the reload gate",
-        "Wait: it takes 20 seconds at most. `{reload} --force` accepts the edit at once.",
+        "Wait: it takes 20 seconds at most. `squidkeeper reload --force` accepts the edit at once.",
         _reload_held,
     ),
     Condition(
@@ -494,7 +495,7 @@ CONDITIONS: Final = (
         _INFO,
         None,
         "The policy has warnings",
-        "Fix them, or leave them if they are meant: `{check}` lists all.",
+        "Fix them, or leave them if they are meant: `squidkeeper check` lists all.",
         _policy_warnings,
     ),
     Condition(
@@ -513,8 +514,8 @@ CONDITIONS: Final = (
         _CRITICAL,
         None,
         "Requests are denied because no helper answers, or a helper has no policy",
-        "Run `{check}`, and read cache.log. After one `squid -k reconfigure`, or one killed helper, the condition ends"
-        " without help.",
+        "Run `squidkeeper check`, and read cache.log. After one `squid -k reconfigure`, or one killed helper, the"
+        " condition ends without help.",
         _policy_unavailable,
     ),
     Condition(
@@ -540,7 +541,7 @@ CONDITIONS: Final = (
         _CRITICAL,
         "1m",
         "A helper decides by an outdated policy",
-        "Run `{check}`: once the policy loads, helpers load it. If it does, read cache.log for the cause;"
+        "Run `squidkeeper check`: once the policy loads, helpers load it. If it does, read cache.log for the cause;"
         " `squid -k reconfigure` starts new helpers.",
         _helper_outdated,
         unhealthy=True,
@@ -605,7 +606,7 @@ CONDITIONS: Final = (
         _CRITICAL,
         "0m",
         "Squid served requests that the policy denies",
-        "Run `{log} --drift`, and compare squid.conf with the installed one.",
+        "Run `squidkeeper log --drift`, and compare squid.conf with the installed one.",
         _drift,
     ),
     Condition("drift-unchecked", _INFO, "0m", "Served requests could not be checked for drift"),
@@ -616,7 +617,7 @@ CONDITIONS: Final = (
         _WARNING,
         "5m",
         "Most requests that are allowed fail",
-        "Run `{why} --last 5m`, which tells the causes. Do the gateway's DNS (`getent hosts NAME`)"
+        "Run `squidkeeper why --last 5m`, which tells the causes. Do the gateway's DNS (`getent hosts NAME`)"
         " and the parent proxies answer? squidkeeper-policy.conf has those of `upstreams` and of `install.sh"
         " --upstream`.",
         _requests_failing,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.exporter.conditions import ActiveCondition, Severity, active_conditions, policy_faults
 from squidkeeper.exporter.recent import Denial
 from squidkeeper.exporter.snapshot import Snapshot
 from squidkeeper.exporter.status_rows import RuleRow, helper_rows, logged_time, rule_rows, secret_rows
+from squidkeeper.gateway_commands import command, with_commands
+from squidkeeper.layout import Layout
 from squidkeeper.pages.drawing import split_bar
 from squidkeeper.pages.page import render
 from squidkeeper.policy.model import Action
@@ -32,14 +35,14 @@ def page(view: Snapshot, program: str) -> str:
     active = active_conditions(view)
     rules = tuple(rule_rows(view))
     shown, faults, counts = _rules_shown(rules), policy_faults(view), view.checkpoint.counts
-    commands = _commands(view, program)
-    not_explained = {rule: text.format_map(commands) for rule, text in _NOT_EXPLAINED.items()}
+    layout = _layout(view)
+    write = partial(with_commands, layout=layout, program=program)
     return render(
         "status.html",
         {
             "view": view,
             "version": version("squidkeeper"),
-            "conditions": [(one, one.condition.remedy.format_map(commands)) for one in active],
+            "conditions": [(one, write(one.condition.remedy)) for one in active],
             "severity": active[0].condition.severity if active else "",
             "headline": _headline(active),
             "loaded": _moment(view.policy_state.loaded),
@@ -47,16 +50,16 @@ def page(view: Snapshot, program: str) -> str:
             "pull_read": _moment(view.pull.succeeded) if view.pull else None,
             "default_action": view.policy.default if view.policy else Action.DENY,
             "default_observes": bool(view.policy and view.policy.observe_default),
-            "commands": commands,
+            "commands": {name: command(name, layout, program) for name in ("check", "log")},
             "counts": counts,
             "last_line": logged_time(counts.last_line),
             "counted_since": logged_time(view.checkpoint.since),
             "drift_total": sum(number for _, number in counts.drift),
             "denials": [
-                (denial, _why(denial, view, commands), explain_command(denial, program, view.directory))
+                (denial, _why(denial, view, write), explain_command(denial, layout, program))
                 for denial in view.checkpoint.denials
             ],
-            "not_explained": not_explained,
+            "not_explained": {rule: write(text) for rule, text in _NOT_EXPLAINED.items()},
             "rules": shown,
             "rules_total": sum(not rule.built_in for rule in rules),
             "rules_left_out": len(rules) - len(shown),
@@ -94,20 +97,13 @@ def _headline(active: tuple[ActiveCondition, ...]) -> str:
     return f"{len(active)} conditions, {critical} of them critical." if critical else f"{len(active)} conditions."
 
 
-def _commands(view: Snapshot, program: str) -> dict[str, str]:
-    """Write the commands that the page names, for this gateway."""
-    policy = ("--policy", str(view.directory))
-    rendered = ("--policy-lines", str(view.policy_lines_file)) if view.policy_lines_file else ()
-    return {
-        "check": shlex.join((program, "check", *policy, *rendered)),
-        "reload": shlex.join((program, "reload", *policy, "--state", str(view.state))),
-        "log": shlex.join((program, "log", *policy, "--state", str(view.state), str(view.access_log))),
-        "why": shlex.join((program, "why", *policy, "--state", str(view.state), str(view.access_log))),
-        "explain": shlex.join((program, "explain", *policy, *rendered)),
-    }
+def _layout(view: Snapshot) -> Layout:
+    """Give the gateway whose commands the page names."""
+    others = {"policy_lines": view.policy_lines_file} if view.policy_lines_file else {}
+    return Layout.around(view.directory, view.state, access_log=view.access_log, **others)
 
 
-def _why(denial: Denial, view: Snapshot, commands: dict[str, str]) -> tuple[str, str]:
+def _why(denial: Denial, view: Snapshot, write: Callable[[str], str]) -> tuple[str, str]:
     """Say why a request was denied, and what to do, as `squidkeeper why` does; empty if it is not known.
 
     The place of a rule is the one in the policy in force.
@@ -117,14 +113,15 @@ def _why(denial: Denial, view: Snapshot, commands: dict[str, str]) -> tuple[str,
         return "", ""
     rules = view.policy.rules_and_grants if view.policy else ()
     rule = next((one for one in rules if one.name == denial.rule), None)
-    facts = {**denial.facts, **(location_facts(rule) if rule else {}), "check": commands["check"]}
-    return cause.say(facts), cause.advise(facts)
+    facts = {**denial.facts, **(location_facts(rule) if rule else {})}
+    return cause.say(facts), write(cause.advise(facts))
 
 
 _NO_COMMAND = "No command: the denial depends on more than policy, client, method and URL."
 _NOT_EXPLAINED = {
     "authority-mismatch": f"{_NO_COMMAND} "
-    "`{log} --json --rule authority-mismatch | tail -n 1 | {explain} --record -` shows what does not match.",
+    "`squidkeeper log --json --rule authority-mismatch | tail -n 1 | squidkeeper explain --record -` shows what does"
+    " not match.",
     **dict.fromkeys(NOT_BY_THE_POLICY, _NO_COMMAND),
 }
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,31}")
@@ -136,7 +133,7 @@ _USER = re.compile(r"[!-~]{1,100}")
 _TARGET = re.compile(r"https?://[!-~]+|[^/]+:[0-9]{1,5}")
 
 
-def explain_command(denial: Denial, program: str, directory: Path) -> str | None:
+def explain_command(denial: Denial, layout: Layout, program: str) -> str | None:
     """Write the command that explains a denial; None if no command for this request is safe to paste.
 
     Every word is printable ASCII of bounded length and quoted for the shell; after `--` no word is read as an option.
@@ -152,12 +149,12 @@ def explain_command(denial: Denial, program: str, directory: Path) -> str | None
         return None
     if denial.user is not None and not _USER.fullmatch(denial.user):
         return None
-    words = [program, "explain", "--policy", str(directory)]
+    words = []
     if _is_address(denial.client):
         words += ["--client", denial.client]
     if denial.user is not None:
         words.append(f"--user={denial.user}")
-    return shlex.join([*words, "--", denial.method, url])
+    return f"{command('explain', layout, program)} {shlex.join([*words, '--', denial.method, url])}"
 
 
 def _is_address(client: str) -> bool:

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.gateway_commands import with_commands
 from squidkeeper.layout import Layout
 from squidkeeper.maintenance.tls import CERTIFICATE, server_names
 from squidkeeper.record.record import GATEWAY_LENGTH, NONE
@@ -223,7 +224,11 @@ class Configuration:
 
     def local_conf(self) -> str:
         """Render a local.conf for the operator to edit."""
-        return self.render("local.conf", self._commands())
+        return with_commands(self.render("local.conf"), self.layout)
+
+    def page(self, name: str) -> str:
+        """Render a page with which Squid answers; its commands are for this gateway."""
+        return with_commands((self.source / "squid/errors" / name).read_text(), self.layout)
 
     def unit(self, service: str) -> str:
         """Render the unit of a service."""
@@ -282,7 +287,10 @@ class Configuration:
 
     def alerts(self) -> str:
         """Render the alerts; the commands of the runbooks are for this gateway."""
-        return self.render("observe/alerts.yaml", {_EXPORTER: reachable(self.exporter), **self._commands()})
+        layout = self.layout
+        folders = {"/var/log/squid": layout.access_log.parent, "/etc/squid/*.conf": layout.conf.parent / "*.conf"}
+        moved = {usual: str(place) for usual, place in folders.items()} | {_EXPORTER: reachable(self.exporter)}
+        return with_commands(self.render("observe/alerts.yaml", moved), layout)
 
     def apparmor(self, program: str) -> str:
         """List what AppArmor must let a program do; it goes by the target of a link."""
@@ -302,33 +310,6 @@ class Configuration:
             without = f"# Left out: {self.layout.local} has a dns_nameservers line."
             return text.replace(f" --resolver {_RESOLVER}", "").replace(f"#{line}\n", f"{without}\n")
         return text.replace(f"#{line}\n", f"{line}\n").replace(_RESOLVER, self.resolver)
-
-    def _commands(self) -> dict[str, str]:
-        """Map the commands of the runbooks to those of a gateway under a root, which nothing finds by default."""
-        layout = self.layout
-        if not layout.root:
-            return {}
-        log = f"{layout.program} log --state {layout.state}"
-        places = f"--policy {layout.policy} --state {layout.state}"
-        pulled = f"--config {layout.pull_settings} --folder {layout.pulled} --policy {layout.policy}"
-        filters = ("--by", "--rule", "--since", "--status", "--drift --since", "--json")
-        return {
-            "/var/log/squid": str(layout.access_log.parent),
-            "/etc/squid/*.conf": f"{layout.conf.parent}/*.conf",
-            "squid -k": f"{layout.squid_command} -k",
-            "squidkeeper check": layout.check_command,
-            "squidkeeper explain": f"{layout.program} explain --policy {layout.policy}",
-            **{f"squidkeeper log {one}": f"{log} {layout.access_log}* {one}" for one in filters},
-            "squidkeeper why --last": f"{layout.why_command}* --last",
-            "squidkeeper log --drift FILE": f"{log} --drift FILE",
-            "squidkeeper reload": f"{layout.program} reload {places}",
-            "squidkeeper ask": f"{layout.program} ask {places}",
-            "squidkeeper quota": f"{layout.program} quota {places}",
-            "squidkeeper pull": f"{layout.program} pull {pulled}",
-            "squidkeeper drain": f"{layout.program} drain --root {layout.root}",
-            "squidkeeper doctor": f"{layout.program} doctor --root {layout.root}",
-            "./install.sh": layout.install_command,
-        }
 
 
 def _other_comment(found: re.Match[str]) -> str:

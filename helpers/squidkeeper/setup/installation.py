@@ -23,6 +23,7 @@ import psutil
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetched_values import FOLDER
 from squidkeeper.errors import PullFailed, SecretUnavailable, SetupFailed
+from squidkeeper.gateway_commands import command
 from squidkeeper.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
@@ -345,8 +346,9 @@ class Installation:
     def _prepare_configuration(self) -> None:
         self._stage.name = "configuration"
         layout, ours, files = self._layout, self._configuration, self._files
-        folders = (self._machine.stock_errors, self._options.source / "squid/errors")
-        pages = {page.name: read_source(page, 0o755) for folder in folders for page in folder.iterdir()}
+        pages = {page.name: read_source(page, 0o755) for page in self._machine.stock_errors.iterdir()}
+        ours_pages = (self._options.source / "squid/errors").iterdir()
+        pages |= {page.name: _file(ours.page(page.name)) for page in ours_pages}
         files[layout.errors] = Folder(pages)
         with_logformat = self._yours and not names(self._conf, layout.logformat)
         for path in (layout.logformat, layout.pages):
@@ -734,10 +736,9 @@ class Installation:
         code = r"-sS -o /dev/null -w '%{http_code}\n'"
         proxy = f"LOAD-BALANCER:{port_of(ours.listen)}" if ours.behind else reachable(ours.squid)
         curl = f"curl --proxy http://{proxy} --cacert {layout.ca_cert} {code}"
-        explain = f"{layout.program} explain --policy {layout.policy}"
-        log = layout.log_command
-        if layout.command in self._files and shutil.which("squidkeeper") == str(layout.command):
-            explain, log = "squidkeeper explain", "squidkeeper log"
+        on_path = layout.command in self._files and shutil.which("squidkeeper") == str(layout.command)
+        program = "squidkeeper" if on_path else str(layout.program)
+        explain, log = (command(name, layout, program) for name in ("explain", "log"))
         example = " (200 and 403 with the example policy)"
         expected = example if self._has_example else ", with hosts that the policy allows and denies in place of these"
         show(
@@ -761,7 +762,7 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "program": f"see the lines above; with {options.venv} moved away, it is built again",
         "CA": "give the folder of slicer's ca.crt and ca.key by --ca-dir, or an empty folder for a new CA",
         "policy": "fix it where the lines above name it, and run this again"
-        f" (of one in place, {layout.check_command} shows every fault)",
+        f" (of one in place, {command('check', layout, str(layout.program))} shows every fault)",
         "AppArmor": "see the lines above; squid/apparmor holds what is added",
         "configuration": f"fix the line, most likely in {layout.local}, and run this again",
         "resolver": f"install the package unbound by hand, or name other name servers in {layout.local}",

@@ -47,10 +47,10 @@ class Explained:
         return f"{self.cause.code}{' (likely)' if self.likely else ''}: {times}, last {self.last}{by}"
 
 
-def explained(group: FailureGroup, detail: Detail, log: CacheLog, facts: Mapping[str, str]) -> Explained:
-    """Explain a group by its newest failure; `facts` are those of the gateway."""
+def explained(group: FailureGroup, detail: Detail, log: CacheLog) -> Explained:
+    """Explain a group by its newest failure."""
     cause, newest = group.cause, group.newest[0].record
-    known = {**facts, **group.facts, **detail.facts}
+    known = {**group.facts, **detail.facts}
     sentence = cause.say(known)
     if newest.method == "CONNECT" and cause.code != "ca-not-trusted" and (alert := log.alert(newest)):
         sentence += f" The client did not see that: it does not trust the gateway's CA (alert `{alert}`)."

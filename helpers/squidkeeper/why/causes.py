@@ -66,7 +66,6 @@ _DEFAULTS: Final[Mapping[str, str]] = {  # what a sentence says where a fact is 
     " local.conf",
     "credential": "A credential that the request needs is unavailable",
     "distrust": CLIENT_ERRORS["ERR_SECURE_ACCEPT_FAIL"],
-    "check": "squidkeeper check",
     "ticket": "",
     "number": "NUMBER",
 }
@@ -335,7 +334,7 @@ CAUSES: Final = (
         "no-policy",
         "rule `policy-unavailable`, with another error",
         "The helper that answered had no policy that loads, or Squid asked it without what it needs.",
-        "Run `{check}`, and fix what it lists. If it finds nothing, run `./install.sh`.",
+        "Run `squidkeeper check`, and fix what it lists. If it finds nothing, run `./install.sh`.",
         _of_rule("policy-unavailable"),
     ),
     # Denied
@@ -392,7 +391,7 @@ CAUSES: Final = (
         "not-rendered",
         "rule `not-rendered`",
         "Squid's configuration lacks lines that the policy needs for {host}.",
-        "Run `{check}`, then `./install.sh`, which renders them.",
+        "Run `squidkeeper check`, then `./install.sh`, which renders them.",
         _of_rule("not-rendered"),
     ),
     KnownCause(
@@ -438,7 +437,7 @@ CAUSES: Final = (
         "error `ERR_SQUIDKEEPER_ASKED`",
         "The rule {rule}{at} asks about {host}: the request is denied until a person approves it{reason}.{ticket}",
         "Whoever may call `sudo squidkeeper ask` on the gateway decides: `sudo squidkeeper ask approve {number} --for"
-        " 2h` opens this request, `ask deny {number} --reason TEXT` tells its client why not.",
+        " 2h` opens this request, `sudo squidkeeper ask deny {number} --reason TEXT` tells its client why not.",
         _of_error("ERR_SQUIDKEEPER_ASKED"),
     ),
     KnownCause(
