@@ -523,7 +523,7 @@ def test_the_program_is_on_everybodys_path(machine: Machine, source: Path) -> No
     assert "\n  squidkeeper explain GET https://en.wikipedia.org/\n" in done.stdout
     assert machine.run("squidkeeper", "explain", "GET", "https://en.wikipedia.org/").returncode == 1
     by_sudo = machine.run(installer, "--no-start", SUDO_USER="me", PATH="/usr/sbin:/usr/bin:/sbin:/bin").stdout
-    assert "\n  sudo /opt/squidkeeper/bin/squidkeeper explain --policy /etc/squidkeeper/policy GET" in by_sudo
+    assert "\n  sudo /opt/squidkeeper/bin/squidkeeper explain GET" in by_sudo
     assert machine.run(installer, "--uninstall").returncode == 0
     assert not link.is_symlink()
 
@@ -543,7 +543,7 @@ def test_another_program_of_that_name_stays(machine: Machine, source: Path) -> N
     other.write_text("#!/bin/sh\n")
     done = machine.run(installer, "--no-start")
     assert "/usr/local/bin/squidkeeper is not squidkeeper's and stays" in done.stdout
-    assert "\n  /opt/squidkeeper/bin/squidkeeper explain --policy" in done.stdout
+    assert "\n  /opt/squidkeeper/bin/squidkeeper explain GET" in done.stdout
     assert machine.run(installer, "--uninstall").returncode == 0
     assert other.read_text() == "#!/bin/sh\n"
 

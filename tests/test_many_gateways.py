@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click import Context
 from click.testing import CliRunner, Result
 
 from squidkeeper.archive.archiver import Archiver
@@ -135,6 +136,46 @@ def test_the_log_is_filtered_and_counted_by_gateway(archives: Path, tmp_path: Pa
     assert {json.loads(line)["gateway"] for line in shown.output.splitlines()} == {"gw-2"}
     counted = run("log", "--by", "gateway", *about).output
     assert [counted.count(name) for name in NAMES] == [1, 1, 1]
+
+
+READERS = ("log", "why", "report", "query", "replay", "learn", "tighten")
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_command_that_reads_the_table_can_read_one_gateway(name: str) -> None:
+    command = main.get_command(Context(main), name)
+    assert command is not None
+    options = {option for one in command.params for option in one.opts}
+    assert {"--archive", "--gateway"} <= options
+
+
+def test_of_a_gateway_its_own_rows_alone_are_read(archives: Path, tmp_path: Path) -> None:
+    """Also beside a log of another gateway, and past an archive that cannot be read."""
+    copy, log = shutil.copytree(archives, tmp_path / "copy"), tmp_path / "access.log"
+    log.write_bytes(b"".join(line + b"\n" for line in lines("gw-1")))
+    [part] = (copy / "gateway=gw-3").rglob("*.parquet")
+    part.write_bytes(b"damaged")
+    with open_table(TableSources((log,), archive=copy, gateways=("gw-2",))) as table:
+        assert table.connection.execute("SELECT DISTINCT gateway FROM requests").fetchall() == [("gw-2",)]
+        assert table.skipped.damaged == []
+    counted = run("log", "--by", "gateway", "--gateway", "gw-2", "--archive", copy, "--state", tmp_path, log)
+    assert (counted.exit_code, counted.output.count("gw-")) == (0, 1), counted.output
+
+    def requests(*options: object) -> int:
+        done = run("report", "--json", "--policy", tmp_path, *options)
+        return int(json.loads(done.stdout)["summary"]["requests"])
+
+    both = requests("--archive", archives, "--gateway", "gw-1", "--gateway", "gw-2")
+    assert both == 2 * requests("--archive", archives / "gateway=gw-1")
+
+
+def test_why_names_the_gateway_of_each_request_where_there_are_several(archives: Path, tmp_path: Path) -> None:
+    places = ("--archive", archives, "--state", tmp_path, "--policy", tmp_path, "--since", after_noon(-60))
+    several = run("why", *places).output
+    assert [several.count(f"  {name}  10.0.0.1  403  GET ") for name in NAMES] == [1, 1, 1]
+    alone = run("why", "--gateway", "gw-2", *places).output
+    assert "  10.0.0.1  403  GET " in alone
+    assert not any(name in alone for name in ("gw-1", "gw-2  ", "gw-3"))
 
 
 def test_a_folder_without_gateways_is_one_archive_and_links_are_not_followed(archives: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from squidkeeper.cli.options import (
     DEFAULT_ARCHIVE,
     DEFAULT_LOG,
     archive_option,
+    gateway_option,
     policy_option,
     since_option,
     state_option,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 )
 @click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403, or a class such as 4xx.")
 @click.option("--request-id", metavar="ID", multiple=True, help="The request ID, as a page of the gateway shows it.")
-@click.option("--gateway", metavar="NAME", multiple=True, help="The gateway that served it, of an archive of many.")
+@gateway_option
 @click.option(
     "--failed", is_flag=True, help="Requests that failed: 5xx or an error of Squid, neither denied nor the client's."
 )
@@ -113,7 +114,7 @@ def log(
         if follow:
             found = _follow(wanted, files[0] if files else DEFAULT_LOG, policies)
         else:
-            found = _read(wanted, _sources(wanted, files, archive), policies, past)
+            found = _read(wanted, _sources(wanted, files, archive, given["gateway"]), policies, past)
     except UnreadableLog as error:
         raise click.ClickException(printable(str(error))) from error
     except BrokenPipeError:  # the reader of the output has closed it
@@ -136,9 +137,11 @@ def _check(*, follow: bool, drift: bool, by: str | None, newest: int | None, fil
 # --- what to show -------------------------------------------------------------------------------------------------
 
 
-def _sources(wanted: WantedRequests, files: tuple[Path, ...], archive: Path | StoreSettings) -> TableSources:
+def _sources(
+    wanted: WantedRequests, files: tuple[Path, ...], archive: Path | StoreSettings, gateways: tuple[str, ...]
+) -> TableSources:
     with_rotated = wanted.since is not None or wanted.newest is not None or archive != DEFAULT_ARCHIVE
-    return table_sources(files, archive, with_rotated=with_rotated)
+    return table_sources(files, archive, with_rotated=with_rotated, gateways=gateways)
 
 
 def _read(wanted: WantedRequests, sources: TableSources, checker: DriftChecker, past: PastPolicies) -> int:

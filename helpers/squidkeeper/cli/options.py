@@ -166,14 +166,26 @@ archive_read_option = archive_option(
 )
 
 
+gateway_option = click.option(
+    "--gateway", metavar="NAME", multiple=True, help="Only what this gateway served, of an archive of many; repeatable."
+)
+
+
 threads_option = click.option(
     "--threads", metavar="N", type=click.IntRange(1, 256), help="Cores to use. Default: all but one, which is Squid's."
 )
 
 
-def table_sources(files: tuple[Path, ...], archive: Path | StoreSettings, *, with_rotated: bool = True) -> TableSources:
+def table_sources(
+    files: tuple[Path, ...],
+    archive: Path | StoreSettings,
+    *,
+    with_rotated: bool = True,
+    gateways: tuple[str, ...] = (),
+) -> TableSources:
     """Return what a command reads: FILEs and an archive that is named, or else the log, its rotated files and archive.
 
+    Of these, what the `gateways` served; without one, all.
     `click.BadParameter` where no archive is in the folder that is named.
     """
     from squidkeeper.table.sources import TableSources
@@ -182,9 +194,10 @@ def table_sources(files: tuple[Path, ...], archive: Path | StoreSettings, *, wit
     if isinstance(named, Path):
         check_archive(named)
     if files:
-        return TableSources(files, archive=named)
+        return TableSources(files, archive=named, gateways=gateways)
     log = None if named and is_missing(DEFAULT_LOG) else DEFAULT_LOG  # an archive elsewhere
-    return TableSources(log=log, with_rotated=with_rotated, archive=archive if with_rotated else None)
+    read = archive if with_rotated else None
+    return TableSources(log=log, with_rotated=with_rotated, archive=read, gateways=gateways)
 
 
 def check_archive(folder: Path) -> None:

@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.options import (
-    archive_read_option,
-    policy_option,
-    since_option,
-    state_option,
-    table_sources,
-    threads_option,
-    until_option,
-)
+from squidkeeper.cli.options import policy_option, state_option
+from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
+    from squidkeeper.cli.table_options import TableOptions
     from squidkeeper.record.past_policies import PastPolicies
     from squidkeeper.report.figures import Report
     from squidkeeper.report.period import Period
@@ -31,25 +25,17 @@ _STDOUT = Path("-")
 
 
 @click.command()
-@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
+@table_options
 @click.option("--html", metavar="PAGE", type=click.Path(path_type=Path), help="Write one HTML page, - to stdout.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-@since_option
-@until_option
-@archive_read_option
-@threads_option
 @policy_option
 @state_option(
     "Check for drift with the revisions in this state folder; as installed, /var/lib/squidkeeper.", default=None
 )
 def report(
-    files: tuple[Path, ...],
+    read: TableOptions,
     html: Path | None,
     as_json: bool,
-    since: datetime | None,
-    until: datetime | None,
-    archive: Path,
-    threads: int | None,
     directory: Path,
     state: Path | None,
 ) -> None:
@@ -65,11 +51,10 @@ def report(
 
     if (html is None) is not as_json:
         raise click.UsageError("give one of --html PAGE and --json")
-    _check_page(html, files)
-    sources = table_sources(files, archive)
+    _check_page(html, read.files)
     past, reasons = _past_policies(state), _reasons(directory)
     try:
-        found = _build(sources, Period(since, until), threads, past, reasons)
+        found = _build(read.sources, Period(*read.period), read.threads, past, reasons)
     except UnreadableLog as error:
         raise click.ClickException(printable(str(error))) from error
     _write(found, html)

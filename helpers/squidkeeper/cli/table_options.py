@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from squidkeeper.cli.options import archive_read_option, since_option, table_sources, threads_option, until_option
+from squidkeeper.cli.options import (
+    archive_read_option,
+    gateway_option,
+    since_option,
+    table_sources,
+    threads_option,
+    until_option,
+)
 
 if TYPE_CHECKING:
     from squidkeeper.record.events import Decide
@@ -55,7 +62,7 @@ class TableOptions:
 
 
 def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add FILEs, --archive, a period and --threads to a command, which gets them as `read`, a `TableOptions`."""
+    """Add FILEs, --archive, --gateway, a period and --threads to a command, which gets them as `read`."""
 
     @wraps(command)
     def with_table(
@@ -64,10 +71,12 @@ def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
         since: datetime | None,
         until: datetime | None,
         threads: int | None,
+        gateway: tuple[str, ...],
         **options: Any,
     ) -> Any:
-        return command(read=TableOptions(files, table_sources(files, archive), since, until, threads), **options)
+        sources = table_sources(files, archive, gateways=gateway)
+        return command(read=TableOptions(files, sources, since, until, threads), **options)
 
     kind = click.Path(path_type=Path, readable=False)
     with_files = click.argument("files", metavar="[FILE]...", nargs=-1, type=kind)(with_table)
-    return threads_option(since_option(until_option(archive_read_option(with_files))))
+    return threads_option(since_option(until_option(archive_read_option(gateway_option(with_files)))))

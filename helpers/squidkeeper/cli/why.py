@@ -21,6 +21,7 @@ from squidkeeper.cli.options import (
     HOST_AND_PORT,
     Moment,
     archive_read_option,
+    gateway_option,
     is_missing,
     json_option,
     policy_option,
@@ -85,6 +86,7 @@ def _checked_url(_context: click.Context, _option: click.Parameter, url: str | N
     "-n", "number", metavar="N", type=click.IntRange(1), default=10, show_default=True, help="Causes to show."
 )
 @archive_read_option
+@gateway_option
 @click.option(
     "--cache-log",
     metavar="FILE",
@@ -104,6 +106,7 @@ def why(
     since: datetime | None,
     number: int,
     archive: Path,
+    gateway: tuple[str, ...],
     cache_log: Path | None,
     as_json: bool,
     directory: Path,
@@ -131,7 +134,7 @@ def why(
     search = Search(question, since or _start(ids, files))
     beside = (files[-1] if files else DEFAULT_LOG).with_name("cache.log")
     try:
-        sources = table_sources(files, archive)
+        sources = table_sources(files, archive, gateways=gateway)
         answer = _Answer(search, _read(search, sources), _surroundings(policies, run, cache_log or beside, search))
     except UnreadableLog as error:
         click.echo(f"Error: {printable(str(error))}", err=True)
@@ -248,7 +251,8 @@ class _Answer:
         if not shown and not self._search.question.ids:
             told.insert(0, "No such failure.")
         told.append(f"{read} read, {self._search.failed:,} failed{since}.")
-        return f"{as_text(shown)}\n" * bool(shown) + "".join(f"{_printable(one)}\n" for one in told)
+        causes = as_text(shown, with_gateways=self._read.gateways > 1)
+        return f"{causes}\n" * bool(shown) + "".join(f"{_printable(one)}\n" for one in told)
 
     def _about_ids(self, sources: TableSources) -> Iterator[str]:
         """Say what became of the IDs whose requests did not fail, or that no request has."""

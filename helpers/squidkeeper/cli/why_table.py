@@ -35,10 +35,14 @@ _MAY_HAVE_FAILED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ReadRecords:
-    """The records that can belong to failures, oldest first, the number of requests, and what could not be read."""
+    """The records that can belong to failures, oldest first, and what could not be read.
+
+    `requests` and `gateways`: how many requests there are, and how many gateways served them.
+    """
 
     records: tuple[Record, ...]
     requests: int
+    gateways: int
     skipped: Skipped
 
     @property
@@ -55,7 +59,7 @@ def read_records(
     early = since and since - WAIT
     with open_table(sources, early, until, columns=_COLUMNS) as table:
         records = tuple(reversed(_newest(table, [*ids])))
-        return ReadRecords(records, _count(table, since), table.skipped)
+        return ReadRecords(records, *_count(table, since), table.skipped)
 
 
 def _newest(table: Table, ids: list[str]) -> list[Record]:
@@ -64,7 +68,10 @@ def _newest(table: Table, ids: list[str]) -> list[Record]:
     return [record_of(row, _COLUMNS) for row in table.connection.execute(newest, [ids]).fetchall()]
 
 
-def _count(table: Table, since: datetime | None) -> int:
+def _count(table: Table, since: datetime | None) -> tuple[int, int]:
+    """Count the requests, and the gateways that served them."""
     period = f" WHERE {TIME} >= {time_literal(since)}" if since else ""
-    counted = table.connection.execute(f"SELECT count(*) FROM requests{period}")  # noqa: S608 - our own names
-    return int(counted.fetchall()[0][0])
+    what = "count(*), count(DISTINCT gateway)"
+    counted = table.connection.execute(f"SELECT {what} FROM requests{period}")  # noqa: S608 - our own names
+    requests, gateways = counted.fetchall()[0]
+    return int(requests), int(gateways)

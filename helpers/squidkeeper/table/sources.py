@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from squidkeeper.chain.chain import Chain, read_chain
-from squidkeeper.chain.places import FolderPlace, archives_in
+from squidkeeper.chain.places import FolderPlace, archives_in, gateway_of
 from squidkeeper.chain.store_settings import StoreSettings
 from squidkeeper.errors import DamagedLog, ExtraMissing, StoreFailed, UnreadableLog
 from squidkeeper.record.log_file import HEAD_BYTES, STDIN, LogFile, first_line_of, open_log
@@ -36,12 +36,16 @@ _Listing = list[tuple[Path, int, int]]  # each with its device and inode
 
 @dataclass(frozen=True, slots=True)
 class TableSources:
-    """What to read: the files that a user names, or else a log and its rotated files; and an archive."""
+    """What to read: the files that a user names, or else a log and its rotated files; and an archive.
+
+    Of these, the records of `gateways`; where none is named, all.
+    """
 
     files: tuple[Path, ...] = ()
     log: Path | None = None
     with_rotated: bool = True
     archive: Path | StoreSettings | None = None
+    gateways: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ def open_sources(
     archive = sources.archive if isinstance(sources.archive, Path) else None  # `with_local_archive` fetches the others
     for _ in range(_ATTEMPTS):
         with ExitStack() as files:
-            archives = _archives(archive)
+            archives = _archives(archive, sources.gateways)
             paths = _paths(sources, since)
             before = _listing(paths)
             try:
@@ -255,10 +259,12 @@ def _check_readable(files: list[Path]) -> None:
 # --- the archive ------------------------------------------------------------------------------------------------------
 
 
-def _archives(folder: Path | None) -> dict[Path, Chain]:
-    """Read the chain of an archive, or those of each gateway in a folder of many."""
+def _archives(folder: Path | None, gateways: Collection[str]) -> dict[Path, Chain]:
+    """Read the chain of an archive, or those of the gateways in a folder of many."""
     try:
-        return {archive: read_chain(archive) for archive in archives_in(folder)} if folder else {}
+        found = archives_in(folder) if folder else ()
+        chosen = (one for one in found if not gateways or gateway_of(one.name) in ("", *gateways))
+        return {archive: read_chain(archive) for archive in chosen}
     except OSError as error:
         raise UnreadableLog(f"{folder}: {read_failure(error)}") from error
 

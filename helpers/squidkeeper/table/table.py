@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 from squidkeeper.chain.places import gateway_of
 from squidkeeper.errors import UnreadableLog
 from squidkeeper.record.events import WAIT, Decide
+from squidkeeper.record.record import NONE
 from squidkeeper.table.columns import FOLDED, JUDGED, KIND, POSITION, TIME, Column, selected
 from squidkeeper.table.conditions import time_literal
 from squidkeeper.table.database import MEMORY_LIMIT, Database, open_database
-from squidkeeper.table.file_names import quoted_literally
+from squidkeeper.table.file_names import quoted, quoted_literally
 from squidkeeper.table.folding import fold
 from squidkeeper.table.lines import Bounds, LineTable, Skipped
 from squidkeeper.table.log_loader import LogChanged, LogLoader
@@ -68,7 +69,7 @@ def open_table(
     The views hold `columns` (None: all) and those that folding needs. Without `folds`, there is no view `requests`.
     `decide` decides requests that no helper decided; without it, they have no verdict.
     """
-    needed = (*(FOLDED if folds else KIND), *(JUDGED if decide else ()))
+    needed = (*(FOLDED if folds else KIND), *(JUDGED if decide else ()), *([_GATEWAY] if sources.gateways else []))
     chosen = selected(None if columns is None else {*columns, *needed})
     around = (_moved(since, -WAIT), _moved(until, WAIT))  # a CONNECT, or its request, can be outside of the period
     with (
@@ -101,7 +102,8 @@ def _read(
             except LogChanged:
                 continue
             _check_named(database, sources.files)
-            database.connection.execute(f"CREATE VIEW {_EVERY} AS {_everything(database, found, lines, columns)}")
+            rows = f"SELECT * FROM ({_everything(database, found, lines, columns)}){_of_gateways(sources.gateways)}"
+            database.connection.execute(f"CREATE VIEW {_EVERY} AS {rows}")
             return Table(database, skipped, tuple(found.paths), found.parts)
     raise UnreadableLog(f"{sources.log or sources.files[0]}: was cut each time while it was read: try again")
 
@@ -169,6 +171,10 @@ def _check_named(database: Database, files: Iterable[Path]) -> None:
 
 def _absent(column: Column) -> str:
     return f"{'0' if column.is_number else 'NULL'}::{column.sql_type} AS {column.name}"
+
+
+def _of_gateways(names: Collection[str]) -> str:
+    return f" WHERE coalesce({_GATEWAY}, '{NONE}') IN ({', '.join(map(quoted, names))})" if names else ""
 
 
 def _in_period(since: datetime | None, until: datetime | None) -> str:

@@ -93,9 +93,9 @@ def totals(groups: Iterable[FailureGroup | Explained]) -> str:
     return ", ".join(f"{code} {thousands(count)}" for code, count in counts.most_common())
 
 
-def as_text(groups: Iterable[Explained]) -> str:
-    """Write groups, each with its newest requests."""
-    return "\n".join(map(_text, groups))
+def as_text(groups: Iterable[Explained], *, with_gateways: bool = False) -> str:
+    """Write groups, each with its newest requests; of many gateways, name that of each request."""
+    return "\n".join(_text(one, with_gateways=with_gateways) for one in groups)
 
 
 def as_json(groups: Iterable[Explained], more: Mapping[str, object]) -> str:
@@ -103,17 +103,19 @@ def as_json(groups: Iterable[Explained], more: Mapping[str, object]) -> str:
     return json.dumps({**more, "causes": [_object(one) for one in groups]}, indent=2)
 
 
-def _text(one: Explained) -> str:
+def _text(one: Explained, *, with_gateways: bool) -> str:
     lines = [one.heading, f"  {one.sentence}", f"  To do: {one.remedy}"]
-    lines += [f"  {_row(record)}" for record in one.newest]
+    lines += [f"  {_row(record, with_gateway=with_gateways)}" for record in one.newest]
     if one.cache_line:
         lines.append(f"  cache.log: {shown(one.cache_line.text)}")
     return "".join(f"{printable(line)}\n" for line in lines)
 
 
-def _row(record: Record) -> str:
+def _row(record: Record, *, with_gateway: bool) -> str:
     method = shown(decode_field(record.method) or NONE)
-    return f"{record.time}  {record.client}  {record.status}  {method} {shown_url(record)}  ({record.request_id})"
+    gateway = f"{shown(record.gateway)}  " if with_gateway else ""
+    request = f"{record.status}  {method} {shown_url(record)}  ({record.request_id})"
+    return f"{record.time}  {gateway}{record.client}  {request}"
 
 
 def _object(one: Explained) -> dict[str, object]:
