@@ -182,7 +182,9 @@ def test_a_lapsed_or_revoked_token_opens_nothing_within_three_seconds_in_open_tu
             gateway.write("policy.yaml", policy.replace("2999-01-01T00:00:00Z", f"{lapse:%Y-%m-%dT%H:%M:%S.%fZ}"))
             assert [refused(ask) for ask in asking] in ([403, 403, 403], [403, 403, 407])  # Squid keeps a login for 2 s
             assert lapse < datetime.now(UTC) < lapse + timedelta(seconds=20)  # three, and what a busy machine adds
-    assert {line["rule"] for line in gateway.log() if line["status"] == 403} == {"login-refused"}
+    wait_for(
+        lambda: {line["rule"] for line in gateway.log() if line["status"] == 403} == {"login-refused"}, "its lines"
+    )
 
 
 def test_what_passes_through_is_on_record_and_goes_on_after_a_revocation_until_it_is_ended(

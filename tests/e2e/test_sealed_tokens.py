@@ -223,7 +223,7 @@ def test_a_key_that_is_removed_opens_nothing_more_and_the_log_says_why(gateway: 
             "the removed key to be forgotten",
         )
         assert curl(gateway, "https://api.example/x", *bearer(sealed())).status == 200
-        assert "sealed tokens: secret old-key:" in gateway.cache_log()
+        wait_for(lambda: "sealed tokens: secret old-key:" in gateway.cache_log(), "the fault in cache.log")
     finally:
         gateway.secret("old-key", OLD.reveal())
 

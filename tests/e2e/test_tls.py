@@ -269,6 +269,9 @@ def test_one_client_does_not_have_all_connections(haproxy: HAProxy, origins: Ori
 
 
 def test_a_connection_without_a_request_writes_no_record(gateway: Gateway, origins: Origins) -> None:
+    with connection(gateway) as first:
+        assert get(first, "http://example.com/first") == OK
+    gateway.logged("http://example.com/first")  # so are the requests of the tests before
     before = len(gateway.log())
     for probe in (connection(gateway), over_tls(gateway)):
         probe.close()
