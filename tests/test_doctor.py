@@ -28,6 +28,7 @@ from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.examination import as_text, examine
 from squidkeeper.doctor.inspection import Inspection, inspect
 from squidkeeper.doctor.table import ALL_CHECKS, CHECKS
+from squidkeeper.drained import drain
 from squidkeeper.exporter.conditions import CONDITIONS, Severity
 from squidkeeper.layout import Layout
 from squidkeeper.maintenance_status import MaintenanceStatus
@@ -798,6 +799,12 @@ def test_the_worst_is_first_and_no_secret_is_shown(layout: Layout) -> None:
         "remedy": "Set `half_closed_clients off`.",
     }
     assert "s3cr3t" not in text
+
+
+def test_what_to_do_is_written_for_the_gateway_that_was_examined(layout: Layout) -> None:
+    assert drain(layout.run)
+    text = doctor("--root", layout.conf.parents[1])[1]
+    assert f"    fix: `{layout.program} drain --root {layout.root} --cancel` lets clients come again.\n" in text
 
 
 def test_a_remark_alone_is_no_failure(layout: Layout) -> None:

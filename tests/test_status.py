@@ -378,6 +378,20 @@ def test_without_a_policy_everything_is_denied() -> None:
     assert "squidkeeper check --policy-lines /gw/etc/squidkeeper-policy.conf" in text_of(lines)
 
 
+def test_what_to_do_is_written_for_the_gateway_of_the_page() -> None:
+    below_root = replace(
+        WELL,
+        directory=Path("/gw/etc/policy"),
+        state=Path("/gw/state"),
+        squid=SquidCounters({}, "refused"),
+        drained_since=1,
+    )
+    text = text_of(below_root)
+    assert "/gw/bin/squidkeeper drain --root /gw --cancel lets clients come again." in text
+    assert 'Read ps -fp "$(cat /gw/run/squid.pid)" and the end of cache.log.' in text
+    assert "systemctl" not in text
+
+
 def test_a_refusal_of_the_reload_gate_is_told_as_one() -> None:
     place = Location("/etc/squidkeeper/policy")
     texts = ("the reload gate refuses revision 2", "client 192.0.2.1 would be denied", "client 192.0.2.2 would be")
