@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -1145,26 +1146,34 @@ def test_a_process_of_its_own_pulls_the_policy_and_the_gateway_follows_its_link(
     gateway: Gateway, tmp_path: Path
 ) -> None:
     before, etc, policy = gateway.snapshot(), gateway.place("etc"), gateway.place("etc/policy")
+    share, install_it, pull_it, follow = steps_to_pull(gateway)
     with serving(tmp_path / "web") as server:
         repository = Repository.make(tmp_path / "work", make_key(tmp_path / "key"), server.root / "policies.git")
         repository.write("policy.yaml", "version: 1\nrules: [{name: one, action: deny, hosts: [one.example]}]\n")
         tip = repository.commit()
         (etc / "allowed_signers").write_text(allowed_signer(repository.key))
         shutil.copy(server.ca, etc / "server.pem")
-        (etc / "local.yaml").write_text("version: 1\n")
+        (etc / "draft").mkdir(0o700)
+        (etc / "draft/local.yaml").write_text("version: 1\n")
+        (etc / "draft/local.yaml").chmod(0o600)
         (etc / "pull.yaml").write_text("source: {}\nallowed_signers: /a\n")
         done = gateway.install()
         assert done.returncode == 1
         assert "expected exactly one of git and bundle" in done.stderr + done.stdout
         source = f"{{git: {server.url}/policies.git, branch: main, ca: {etc}/server.pem}}"
         (etc / "pull.yaml").write_text(f"source: {source}\nallowed_signers: {etc}/allowed_signers\nevery: 5s\n")
-        done = gateway.install()
-        assert re.search("^pull +started$", done.stdout, re.MULTILINE), done.stdout + done.stderr
-        current = gateway.place("pulled/current")
-        wait_for(lambda: current.exists() and current.resolve().name == tip, "the first version")
+        for file in (etc / "pull.yaml", etc / "allowed_signers"):
+            file.chmod(0o600)
+        share()
+        assert re.search("^pull +started$", install_it(), re.MULTILINE)
+        status, current = gateway.place("pulled/status.json"), gateway.place("pulled/current")
+        wait_for(lambda: status.exists() and "local.yaml is missing" in status.read_text(), "a refusal")
+        assert f"{tip} is in place, signed by alice@example.com" in pull_it()
+        assert current.resolve().name == tip
         assert (current / "policy.yaml").stat().st_uid == Layout.of(gateway.root).puller
-        policy.rename(etc / "policy.before")
-        policy.symlink_to(current)
+        shown = follow()
+        assert f"{tip} is in place" in shown
+        assert "is no link to" not in shown
         wait_for(lambda: f'squidkeeper_pull_info{{version="{tip}"}} 1.0' in gateway.metrics, "the exporter to see it")
         repository.write("policy.yaml", "version: 1\nrules: [{name: two, action: deny, hosts: [two.example]}]\n")
         repository.commit()
@@ -1181,12 +1190,41 @@ def test_a_process_of_its_own_pulls_the_policy_and_the_gateway_follows_its_link(
         assert gateway.install().returncode == 0
         assert not runs(supervisor)
     policy.unlink()
-    (etc / "policy.before").rename(policy)
+    (etc / "policy.before-pull").rename(policy)
+    (etc / "draft").rmdir()
     for name in ("local.yaml", "allowed_signers", "server.pem"):
         (etc / name).unlink()
     shutil.rmtree(gateway.place("pulled"))
     left = {path for path, entry in gateway.snapshot().items() if before.get(path) != entry}
     assert left <= {str(gateway.place(name)) for name in ("run", "etc", "state", "etc/policy", ".")}
+
+
+def steps_to_pull(gateway: Gateway) -> list[Callable[[], str]]:
+    """The commands of policy/PULL.md, for a gateway under a root of its own."""
+    own = f"{gateway.place('bin/squidkeeper')} pull"
+    own += f" --config {gateway.place('etc/pull.yaml')} --folder {gateway.place('pulled')}"
+    own += f" --policy {gateway.place('etc/policy')}"
+    replaced = {
+        "sudo ": "",
+        "./install.sh": f"./install.sh --root {gateway.root}",
+        "squidkeeper pull": own,
+        "/etc/squidkeeper": str(gateway.place("etc")),
+        "/var/lib/squidkeeper-pull": str(gateway.place("pulled")),
+    }
+    text = (REPOSITORY / "policy/PULL.md").read_text().partition("\n### Set up\n")[2].partition("\n### ")[0]
+    found = re.findall(r"^   ```sh\n(.*?)^   ```$", text, re.MULTILINE | re.DOTALL)
+    return [partial(run_step, replace_all(commands, replaced), gateway.source) for commands in found]
+
+
+def run_step(commands: str, folder: Path) -> str:
+    done = subprocess.run(["sh", "-e", "-c", commands], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{commands}{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def replace_all(text: str, replaced: dict[str, str]) -> str:
+    pattern = re.compile("|".join(map(re.escape, replaced)))
+    return pattern.sub(lambda found: replaced[found[0]], text)
 
 
 # ── TLS to the proxy ─────────────────────────────────────────────────────────────────────────────────────────────────
