@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENOSPC
@@ -25,7 +27,7 @@ from squidkeeper.policy_store.loading import load
 from squidkeeper.pull_settings import read_pull_settings
 from squidkeeper.pull_status import PullStatus, read_pull_status
 from squidkeeper.pulling import git_repository, judgement, policy_files, programs, puller, reading
-from squidkeeper.pulling.git_repository import split_commit
+from squidkeeper.pulling.commits import split_commit
 from squidkeeper.pulling.judgement import Used
 from squidkeeper.pulling.policy_files import Version
 from squidkeeper.pulling.puller import Puller
@@ -166,7 +168,7 @@ def test_only_policy_files_and_the_lists_that_they_name_reach_the_gateway(gatewa
     gateway.repository.commit()
     assert gateway.pull().refused == ""
     found = sorted(str(path.relative_to(gateway.policy)) for path in gateway.policy.rglob("*") if path.is_file())
-    assert found == ["lists/l.txt", "policy.yaml"]
+    assert found == [".signed", "lists/l.txt", "policy.yaml"]
     assert (gateway.policy / "lists/l.txt").read_text() == "a.example\n"
 
 
@@ -328,6 +330,55 @@ def test_a_rewind_is_refused_and_so_is_another_history(pulled: Gateway) -> None:
     accepted = pulled.repository.git("rev-parse", "HEAD")
     assert pulled.pull(accepted).version == accepted
     assert pulled.rules() == ["forced"]
+
+
+def twin_of(repository: Repository, commit: str, change: Callable[[bytes], bytes]) -> str:
+    """Make another commit of the same signed content, as anyone can."""
+    raw = subprocess.check_output(["git", "cat-file", "commit", commit], cwd=repository.folder)
+    return repository.git("hash-object", "-w", "-t", "commit", "--stdin", given=change(raw))
+
+
+def wrapped_otherwise(commit: bytes) -> bytes:
+    """Write each line of the armor as two."""
+    head, signature, rest = re.split(rb"(?<=SIGNATURE-----\n)((?: .*\n)*?)(?= -----END)", commit, maxsplit=1)
+    return head + re.sub(rb"(?m)^ (.{20})(.+)$", rb" \1\n \2", signature) + rest
+
+
+def moved(commit: bytes) -> bytes:
+    """Put the signature's header before another one."""
+    return re.sub(rb"(encoding .*\n)(gpgsig .*\n(?: .*\n)*)", rb"\2\1", commit)
+
+
+@pytest.mark.parametrize(
+    ("change", "packs"), [(wrapped_otherwise, 50), pytest.param(moved, -1, marks=pytest.mark.long)]
+)
+def test_a_twin_of_a_signed_commit_does_not_keep_what_comes_after_it_out(
+    pulled: Gateway, change: Callable[[bytes], bytes], packs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the copy of the repository was removed meanwhile, and the twin with it."""
+    monkeypatch.setattr(git_repository, "_PACKS_AT_MOST", packs)
+    pulled.repository.git("config", "i18n.commitEncoding", "ISO-8859-1")
+    good, one = pulled.repository.git("rev-parse", "HEAD"), pulled.commit("one")
+    twin = twin_of(pulled.repository, one, change)
+    pulled.repository.git("reset", "-q", "--soft", twin)
+    pulled.repository.push()
+    assert (pulled.pull().version, twin == one) == (twin, False)
+    shutil.rmtree(pulled.state / "versions" / good)
+    pulled.repository.git("reset", "-q", "--soft", one)
+    pulled.repository.git("commit", "-q", "--amend", "-S", "-m", "another")
+    pulled.repository.push()
+    assert f"it does not descend from {twin}" in refused(pulled)
+    pulled.repository.git("reset", "-q", "--hard", good)
+    pulled.commit("forced")
+    assert f"it does not descend from {twin}" in refused(pulled)
+    pulled.repository.git("reset", "-q", "--hard", one)
+    pulled.commit("unsigned", signed=False)
+    two = pulled.commit("two")
+    assert pulled.pull().version == two
+    shutil.rmtree(pulled.state / "versions" / twin)
+    pulled.repository.git("reset", "-q", "--hard", one)
+    pulled.repository.push()
+    assert f"it does not descend from {two}" in refused(pulled)
 
 
 @pytest.mark.long

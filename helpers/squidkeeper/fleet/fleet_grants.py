@@ -22,8 +22,7 @@ from typing import Final
 from squidkeeper.errors import EditRefused, PullFailed, PullRefused
 from squidkeeper.policy_edit import load_or_refuse
 from squidkeeper.policy_store.sources import FLEET_GRANTS, grants_file, local_file, read_sources
-from squidkeeper.pulling.git_repository import split_commit
-from squidkeeper.pulling.signatures import GIT_NAMESPACE, signer_of
+from squidkeeper.pulling.commits import commit_signer
 
 _SECONDS: Final = 120
 
@@ -132,7 +131,7 @@ def _check_tip(repository: FleetRepository, clone: Path, allowed_signers: Path) 
 def _refusal(clone: Path, allowed_signers: Path) -> str:
     """Tell why gateways with these signers refuse the commit that is checked out; empty if they take it."""
     try:
-        signer_of(*split_commit(_output(clone, "cat-file", "commit", "HEAD")), allowed_signers, GIT_NAMESPACE)
+        commit_signer(_output(clone, "cat-file", "commit", "HEAD"), allowed_signers)
     except (PullFailed, PullRefused) as error:
         return str(error)
     return ""

@@ -18,6 +18,7 @@ from squidkeeper.errors import PullFailed, PullRefused
 from squidkeeper.pull_settings import BundleSource
 from squidkeeper.pulling.policy_files import (
     BYTES_AT_MOST,
+    PlacedVersion,
     Version,
     check_files,
     is_policy_file,
@@ -72,14 +73,14 @@ class BundleServer:
         self._file.write_bytes(self._content)
         return signer
 
-    def version(self, tip: str, before: str, *, rewound: bool = False) -> Version:
+    def version(self, tip: str, before: PlacedVersion, *, rewound: bool = False) -> Version:
         """Read what was kept, if its number is higher than before; else `PullRefused`."""
         try:
             bundle = msgspec.json.decode(self._file.read_bytes(), type=Bundle)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise PullRefused(f"it is no bundle: {error}") from None
         files = {path: text.encode("utf-8", "surrogatepass") for path, text in bundle.files.items()}
-        self._check_number(bundle.number, tip, before, rewound=rewound)
+        self._check_number(bundle.number, tip, before.name, rewound=rewound)
         _check(files)
         named = listed_paths(files)
         used = {path: content for path, content in files.items() if is_policy_file(path) or path in named}

@@ -16,18 +16,17 @@ from typing import Final
 
 from squidkeeper.errors import PullFailed, PullRefused
 from squidkeeper.pull_settings import GitSource
+from squidkeeper.pulling.commits import commit_links, commit_signer, split_commit
 from squidkeeper.pulling.git_command import GitCommand
-from squidkeeper.pulling.policy_files import Version, check_files, is_policy_file, listed_paths
-from squidkeeper.pulling.signatures import GIT_NAMESPACE, signer_of
+from squidkeeper.pulling.policy_files import PlacedVersion, Version, check_files, is_policy_file, listed_paths
 
 _TIP: Final = "refs/pulled/tip"
 _REPOSITORY_BYTES: Final = 256 << 20
 _PACKS_AT_MOST: Final = 50
-_COMMIT_BYTES: Final = 1 << 20
+_TWINS_AT_MOST: Final = 100
 _REGULAR: Final = ("100644", "100755")
 _KINDS: Final = {"120000": "a symbolic link", "160000": "a submodule"}
 _ENTRY: Final = re.compile(rb"([0-7]{6}) (\w+) ([0-9a-f]{40,64}) +(-|[0-9]+)\t(.*)", re.DOTALL)
-_SIGNATURE: Final = re.compile(rb"^gpgsig (.*\n(?: .*\n)*)", re.MULTILINE)
 _COMMIT: Final = re.compile(rb"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
@@ -62,29 +61,43 @@ class GitRepository:
 
     def signer(self, tip: str) -> str:
         """Find who has signed a commit; `PullRefused` if that is no allowed signer now."""
-        commit = self._git.output("cat-file", "commit", tip)
-        if len(commit) > _COMMIT_BYTES:
-            raise PullRefused(f"its commit has {len(commit):,} bytes, expected {_COMMIT_BYTES:,} at most")
-        return signer_of(*split_commit(commit), self._allowed_signers, GIT_NAMESPACE)
+        return commit_signer(self._commit(tip), self._allowed_signers)
 
-    def version(self, tip: str, before: str, *, rewound: bool = False) -> Version:
+    def version(self, tip: str, before: PlacedVersion, *, rewound: bool = False) -> Version:
         """Read the files of a commit that descends from the one before; else `PullRefused`.
 
         `rewound`: it need not descend from that.
         """
-        last = "" if rewound or not _COMMIT.fullmatch(before.encode()) else before  # a bundle was pulled before
-        for ancestor in filter(None, (self._source.since, last)):
-            if not self._descends(tip, ancestor):
-                raise PullRefused(
-                    f"it does not descend from {ancestor}, expected a revert in place of a rewind; `squidkeeper pull"
-                    f" --once --accept {tip}` takes it all the same"
-                    if ancestor != self._source.since
-                    else f"it does not descend from {ancestor}, which pull.yaml names by 'since'"
-                )
-        return Version(tip, self._files(tip))
+        since = self._source.since
+        if since and not self._descends(tip, since):
+            raise PullRefused(f"it does not descend from {since}, which pull.yaml names by 'since'")
+        if not (rewound or self._comes_after(tip, before)):
+            raise PullRefused(
+                f"it does not descend from {before.name}, expected a revert in place of a rewind; `squidkeeper pull"
+                f" --once --accept {tip}` takes it all the same"
+            )
+        return Version(tip, self._files(tip), split_commit(self._commit(tip))[0])
+
+    def _comes_after(self, tip: str, before: PlacedVersion) -> bool:
+        if _COMMIT.fullmatch(before.name.encode()) is None:  # nothing, or a bundle
+            return True
+        return self._descends(tip, before.name) or self._has_twin(tip, before.signed)
 
     def _descends(self, commit: str, ancestor: str) -> bool:
         return self._git.run("merge-base", "--is-ancestor", ancestor, commit).status == 0
+
+    def _has_twin(self, tip: str, signed: bytes) -> bool:
+        """Tell whether a commit with this signed content is the tip, or an ancestor of it."""
+        if not signed:
+            return False
+        tree, *parents = commit_links(signed)
+        listed = self._git.run("rev-list", "--no-commit-header", "--format=%H %T %P", tip, "--not", *parents)
+        lines = (line.split() for line in listed.output.decode().splitlines())
+        similar = [commit for commit, *links in lines if links == [tree, *parents]]
+        return any(split_commit(self._commit(one))[0] == signed for one in similar[:_TWINS_AT_MOST])
+
+    def _commit(self, name: str) -> bytes:
+        return self._git.output("cat-file", "commit", name)
 
     def _files(self, commit: str) -> dict[str, bytes]:
         """Read the policy files of the folder, and the lists that they name."""
@@ -139,16 +152,6 @@ _FETCH: Final = (
     "--no-recurse-submodules",
     "--no-auto-maintenance",
 )
-
-
-def split_commit(commit: bytes) -> tuple[bytes, bytes]:
-    """Split a commit into what was signed and the signature, which is empty if there is none."""
-    headers, separator, message = commit.partition(b"\n\n")
-    found = _SIGNATURE.search(headers + b"\n")
-    if found is None:
-        return commit, b""
-    signed = (headers + b"\n")[: found.start()] + (headers + b"\n")[found.end() :]
-    return signed + separator[1:] + message, found[1].replace(b"\n ", b"\n")
 
 
 def _parse_tree(listed: bytes) -> list[_TreeEntry]:

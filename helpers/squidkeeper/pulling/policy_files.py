@@ -23,10 +23,22 @@ _SHOWN: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version of the policy: its name, and its files by their paths in the folder."""
+    """A version of the policy: its name, and its files by their paths in the folder.
+
+    `signed` is what a commit's signature is for: its twins have the same.
+    """
 
     name: str
     files: Mapping[str, bytes]
+    signed: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedVersion:
+    """The version in place: its name, which is empty where there is none, and what was signed of a commit."""
+
+    name: str = ""
+    signed: bytes = b""
 
 
 def check_files(sizes: Mapping[str, int]) -> None:

@@ -19,7 +19,7 @@ from squidkeeper.formatting import printable
 from squidkeeper.pull_settings import GitSource, PullSettings, read_pull_settings
 from squidkeeper.pulling.bundle import BundleServer
 from squidkeeper.pulling.git_repository import GitRepository
-from squidkeeper.pulling.policy_files import SMALLER, Version
+from squidkeeper.pulling.policy_files import SMALLER, PlacedVersion, Version
 from squidkeeper.pulling.programs import ChildBounds, run_bounded
 from squidkeeper.pulling.versions import Versions
 
@@ -40,7 +40,7 @@ class Source(Protocol):
     def signer(self, tip: str) -> str:
         """Find who has signed it."""
 
-    def version(self, tip: str, before: str, *, rewound: bool = False) -> Version:
+    def version(self, tip: str, before: PlacedVersion, *, rewound: bool = False) -> Version:
         """Read it."""
 
 
@@ -75,9 +75,10 @@ def read_version(one: VersionToRead) -> str:
     """Write a version beside the one in place, if it may be put there, and name it; else `PullRefused`."""
     from squidkeeper.pulling.judgement import Used, judge  # late: the process that pulls has no use for it
 
-    before, folder, settings = Used.now(), Path(one.folder), read_pull_settings(Path(one.settings_file))
-    version = source_of(settings, folder).version(one.tip, one.before, rewound=one.rewound)
-    judge(Versions(folder).write(version), Path(one.policy), settings.ceiling, before)
+    used, folder, settings = Used.now(), Path(one.folder), read_pull_settings(Path(one.settings_file))
+    versions = Versions(folder)
+    version = source_of(settings, folder).version(one.tip, versions.placed(one.before), rewound=one.rewound)
+    judge(versions.write(version), Path(one.policy), settings.ceiling, used)
     return version.name
 
 

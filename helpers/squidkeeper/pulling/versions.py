@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.pull_status import CURRENT
-from squidkeeper.pulling.policy_files import Version
+from squidkeeper.pulling.policy_files import PlacedVersion, Version
 
 _FOLDER: Final = "versions"
 _NEW: Final = ".new"
+_SIGNED: Final = ".signed"  # in the folder of a version: no file of a policy has such a name
 _KEPT: Final = 10
 _FILE_MODE: Final = 0o640
 _FOLDER_MODE: Final = 0o750
@@ -46,6 +47,13 @@ class Versions:
         except OSError:
             return ""
 
+    def placed(self, name: str) -> PlacedVersion:
+        """Read what was kept of a version."""
+        try:
+            return PlacedVersion(name, (self._folder / name / _SIGNED).read_bytes())
+        except OSError:
+            return PlacedVersion(name)
+
     def write(self, version: Version) -> NewVersion:
         """Write a version as folders that are not in place."""
         self.discard()
@@ -54,6 +62,8 @@ class Versions:
         for path, content in version.files.items():
             (new.policy / path).parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
             _write(new.policy / path, content)
+        if version.signed:
+            _write(new.policy / _SIGNED, version.signed)
         return new
 
     def discard(self) -> None:
