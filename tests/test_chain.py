@@ -66,6 +66,14 @@ def test_the_path_of_a_part_never_leads_out_of_the_archive(tmp_path: Path, path:
     assert "this is no part's path" in read_chain(tmp_path).damaged[0]
 
 
+@pytest.mark.parametrize("size", [-1, 2**63])
+def test_the_size_of_a_part_is_one_that_a_file_can_have(tmp_path: Path, size: int) -> None:
+    entry = entry_of(1)
+    append_entry(tmp_path, replace(entry, parts=(replace(entry.parts[0], bytes=size),)))
+    assert read_chain(tmp_path).entries == ()
+    assert "$.parts[0].bytes" in read_chain(tmp_path).damaged[0]
+
+
 def test_a_tombstone_takes_its_parts_out(tmp_path: Path) -> None:
     append_entry(tmp_path, entry_of(1))
     append_entry(tmp_path, entry_of(2, "2026-11-26"))

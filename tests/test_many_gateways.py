@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -19,7 +20,8 @@ from click.testing import CliRunner, Result
 
 from squidkeeper.archive.archiver import Archiver
 from squidkeeper.archive.retention import ArchiveBounds
-from squidkeeper.chain.chain import CHAIN
+from squidkeeper.chain.chain import CHAIN, append_entry
+from squidkeeper.chain.entries import ChainEntry, EntryKind
 from squidkeeper.chain.keys import ArchiveKey
 from squidkeeper.chain.places import archives_in, gateway_of
 from squidkeeper.chain.store_settings import StoreKeys, StoreSettings
@@ -28,6 +30,7 @@ from squidkeeper.cli import main
 from squidkeeper.errors import StoreFailed
 from squidkeeper.table.sources import TableSources
 from squidkeeper.table.table import open_table
+from tests.archives import write_part
 from tests.iam import Gate
 from tests.records import after_noon, record_line
 from tests.s3_server import S3Server, s3_server
@@ -342,6 +345,41 @@ def test_one_archive_that_is_damaged_keeps_no_other_from_the_mirror(
     assert "gw-2: fetched 0 parts" in done.output
     assert "the store lacks it, or has other content than its entry says" in done.output
     assert done.exit_code == 1
+
+
+def test_an_archive_that_would_fill_the_disk_keeps_no_other_from_the_mirror(
+    server: S3Server, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever sizes its entries state, and however often more is added to it."""
+    mirror, gw_1 = tmp_path / "mirror", tmp_path / "gw-1"
+    store = settings_file(server.settings("audit-logs", "full"), tmp_path)
+    gw_1.mkdir()
+
+    def free(folder: Path) -> SimpleNamespace:
+        used = sum(path.stat().st_size for path in mirror.rglob("*.parquet"))
+        return SimpleNamespace(free=1_000_000 - used)
+
+    def fetch() -> list[str]:
+        return run("archive", "fetch", store, mirror).output.splitlines()
+
+    def fetch_after(number: int) -> list[str]:
+        """The gateway adds 200,000 bytes."""
+        part = write_part(gw_1, number, "2026-11-25", str(number).encode() * 200_000)
+        append_entry(gw_1, ChainEntry(kind=EntryKind.PARTS, parts=(part,)))
+        copy_archive(gw_1, ObjectStore(server.settings("audit-logs", "full/gateway=gw-1")))
+        return fetch()
+
+    copy_archive(archives / "gateway=gw-2", ObjectStore(server.settings("audit-logs", "full/gateway=gw-2")))
+    monkeypatch.setattr("shutil.disk_usage", free)
+    first, second, third = (fetch_after(number) for number in (1, 2, 3))
+    assert [line[:21] for line in (first[0], second[0])] == ["gw-1: fetched 1 part,"] * 2
+    assert first[1].startswith("gw-2: fetched 1 part, ")
+    [said] = [line for line in third if "not fetched" in line]
+    assert said.startswith("gw-1: not fetched: s3://audit-logs/full/gateway=gw-1: 200 KB are to be fetched. ")
+    assert "gw-2: fetched 0 parts, 0 B" in third
+    shutil.rmtree(mirror / "gateway=gw-1")
+    (mirror / "gateway=gw-1").touch()
+    assert {line[:24] for line in fetch()} >= {"gw-1: not fetched: [Errn", "gw-2: fetched 0 parts, 0"}
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -22,14 +23,15 @@ from squidkeeper.archive_status import read_archive_status
 from squidkeeper.chain.chain import CHAIN, HEAD, append_entry, read_chain, seal_head
 from squidkeeper.chain.entries import ArchivedSource, ChainEntry, EntryKind
 from squidkeeper.chain.keys import ArchiveKey
+from squidkeeper.chain.places import FolderPlace
 from squidkeeper.chain.store_settings import StoreKeys, StoreSettings, is_store, read_store_settings, revealed
 from squidkeeper.chain.stores import Copied, ObjectStore, copy_archive, fetched_archive
 from squidkeeper.chain.verification import verify
 from squidkeeper.cli import main
-from squidkeeper.errors import StoreFailed, UnreadableLog
+from squidkeeper.errors import ObjectTooLarge, StoreFailed, UnreadableLog
 from squidkeeper.table.sources import TableSources
 from squidkeeper.table.table import open_table
-from tests.archives import add_source, make_archive, write_parquet
+from tests.archives import add_source, make_archive, write_parquet, write_part
 from tests.records import record_line
 from tests.s3_server import KEYS, S3Server, s3_server
 
@@ -92,7 +94,7 @@ def test_what_is_changed_or_missing_in_a_store_is_found(
 def test_a_copy_that_was_interrupted_is_no_fault(store: ObjectStore, archive: Path) -> None:
     copy_archive(archive, store)
     part = add_source(archive, KEY, 5).parts[0]
-    store.add_file(part.path, archive / part.path, part.sha256)
+    store.add_part(part, archive)
     result = verify(store, [KEY.public])
     assert (result.faults, result.notes) == ((), (f"{part.path}: of a run that is under way, or was interrupted",))
 
@@ -158,6 +160,49 @@ def test_a_part_that_is_not_as_its_entry_says_is_not_fetched(
     server.files.pipe_file(f"{settings.root}/{one}", b"changed")
     with fetched_archive(store, tmp_path) as folder:
         assert [path for path in read_chain(folder).parts if not (folder / path).exists()] == [one]
+
+
+def test_an_object_that_is_longer_than_its_entry_says_is_not_fetched_to_its_end(
+    store: ObjectStore, server: S3Server, settings: StoreSettings, tmp_path: Path
+) -> None:
+    """Nor is it right to whoever verifies: the gateway's key has signed the entry."""
+    (archive := tmp_path / "archive").mkdir()
+    part = write_part(archive, 1, "2026-11-25", b"0" * 1000)
+    append_entry(archive, ChainEntry(kind=EntryKind.PARTS, parts=(replace(part, bytes=10),)), KEY)
+    [lying] = read_chain(archive).parts.values()
+    store.add("chain/000000000001.json", (archive / CHAIN).read_bytes())
+    store.add("heads/000000000001.json", (archive / HEAD).read_bytes())
+    server.files.pipe_file(f"{settings.root}/{part.path}", b"0" * 1000)
+    with store.open(lying) as file:
+        assert len(file.read()) == 11
+    with fetched_archive(store, tmp_path) as folder:
+        assert [path for path in folder.rglob("*") if path.is_file()] == [folder / CHAIN]
+    for place in (store, FolderPlace(archive)):
+        [fault] = verify(place, [KEY.public]).faults
+        assert (fault.code, fault.text) == ("part-changed", "it was changed: more than its 10 bytes")
+
+
+def test_a_chain_or_a_head_that_is_too_large_is_not_read(
+    store: ObjectStore, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_archive(archive, store)
+    monkeypatch.setattr("squidkeeper.chain.stores._READ_AT_MOST", 400)
+    with pytest.raises(ObjectTooLarge, match=r"/chain is too large to be read: expected 400 B at most"):
+        store.read(CHAIN)
+    assert ("line-damaged", CHAIN) in faults(store), "it keeps nothing else from being verified"
+    store.add("heads/000000000009.json", b"0" * 401)
+    with pytest.raises(ObjectTooLarge, match=r"/heads/000000000009.json is too large to be read"):
+        store.read(HEAD)
+
+
+def test_a_part_that_the_disk_has_no_room_for_is_not_fetched_to_be_verified(
+    store: ObjectStore, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_archive(archive, store)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=100))
+    found = verify(store, [KEY.public]).faults
+    assert [str(fault.code) for fault in found] == ["part-missing"] * 6
+    assert "one archive takes at most half of what the disk has free" in found[0].text
 
 
 def test_a_server_whose_certificate_no_ca_covers_is_refused(settings: StoreSettings, archive: Path) -> None:

@@ -12,6 +12,7 @@
     ├── ArchiveInUse      an archive that another run is changing
     ├── StateInUse        a state folder that another process of the same kind uses
     ├── StoreFailed       an object store that an archive cannot be copied to, or read from
+    │   └── ObjectTooLarge  what a gateway has put there is more than is read into memory, or than a disk has room for
     ├── ListenFailed      an address that the exporter cannot listen on
     ├── ResolverFailed    the resolver that Squid asks cannot be set up
     ├── TlsPortFailed     HAProxy, which takes clients for Squid, does not answer or does not take its certificate
@@ -98,6 +99,10 @@ class ArchiveInUse(SquidkeeperError):
 
 class StoreFailed(SquidkeeperError):
     """An object store that an archive cannot be copied to or read from; the text says why, and shows no key."""
+
+
+class ObjectTooLarge(StoreFailed):
+    """Objects of a store that are more than is read into memory, or than a disk has room for."""
 
 
 class StateInUse(SquidkeeperError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -23,6 +23,7 @@ from squidkeeper.squid_runs import SquidSample
 FIRST_PREVIOUS: Final = "0" * 64
 _PATH = re.compile(r"day=(\d{4}-\d{2}-\d{2})/part-(\d{8,12})(?:[.-][A-Za-z0-9._-]{0,100})?\.parquet", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class EntryKind(StrEnum):
@@ -38,8 +39,8 @@ class ArchivedSource:
 
     name: str
     first_line_sha256: str
-    bytes: int
-    lines: int
+    bytes: _Count
+    lines: _Count
     squid: tuple[SquidSample, ...] | None = None  # Squid's own counter until its last line
 
 
@@ -49,9 +50,9 @@ class ArchivedPart:
 
     path: str
     sha256: str
-    bytes: int
-    rows: int
-    invalid: int = 0
+    bytes: _Count
+    rows: _Count
+    invalid: _Count = 0
     first: str = ""
     last: str = ""
 
@@ -69,7 +70,7 @@ class ArchivedPart:
 class ChainEntry:
     """One entry. `append_entry` sets its number, what it follows, and its time."""
 
-    number: int = 0
+    number: _Count = 0
     previous: str = ""
     kind: EntryKind
     time: str = ""

@@ -132,7 +132,7 @@ class _Lines:
         config: dict[str, str | bool | int | float | list[str]] = {"threads": 1, "memory_limit": _MEMORY_LIMIT}
         with duckdb.connect(config=config) as connection:
             for part in parts:
-                with place.open(part.path) as file:
+                with place.open(part) as file:
                     path = f"/proc/self/fd/{file.fileno()}"  # what was opened, whatever has its name by now
                     found.update(dict(connection.execute(_COUNT, [path, self._bounds]).fetchall()))
         self._before = [0, *accumulate(found[bound] for bound in self._bounds)]

@@ -33,14 +33,14 @@ class Fetched:
 
 
 def fetch_archives(store: ObjectStore, folder: Path, since: str = "") -> Iterator[Fetched]:
-    """Fetch what a folder lacks of each archive in a store; `StoreFailed` if that has none, OSError, `ArchiveInUse`.
+    """Fetch what a folder lacks of each archive in a store; `StoreFailed` if it cannot be listed, `ArchiveInUse`.
 
     An archive that cannot be fetched keeps no other from it: each gateway writes its own.
     """
     for archive in store.archives():
         try:
             yield _fetch_archive(archive, folder_of(archive, folder), since)
-        except StoreFailed as error:
+        except (StoreFailed, OSError) as error:
             yield Fetched(archive.gateway, 0, 0, failure=str(error))
 
 

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
+from squidkeeper.chain.entries import ArchivedPart
 from squidkeeper.untrusted_file import open_untrusted
 
 INCOMING: Final = "incoming"  # what is not committed; on the same file system, for rename
@@ -34,8 +35,11 @@ class ArchivePlace(Protocol):
         """Read a small file; empty where there is none."""
         ...
 
-    def open(self, path: str) -> BinaryIO:
-        """Open a part; FileNotFoundError where there is none, another OSError where it is no file."""
+    def open(self, part: ArchivedPart) -> BinaryIO:
+        """Open a part; FileNotFoundError where there is none, another OSError where it is no file.
+
+        Of one that is longer than its entry says, it may have one byte more than that alone.
+        """
         ...
 
     def part_paths(self) -> Iterator[str]:
@@ -92,11 +96,12 @@ class FolderPlace:
         except FileNotFoundError:
             return b""
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, part: ArchivedPart) -> BinaryIO:
         """Open a part; FileNotFoundError where there is none, another OSError where it is no file."""
-        day = os.open(self.folder / Path(path).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        path = Path(part.path)
+        day = os.open(self.folder / path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            return open_untrusted(Path(Path(path).name), folder=day)
+            return open_untrusted(Path(path.name), folder=day)
         finally:
             os.close(day)
 

@@ -10,7 +10,6 @@ the extra `s3`, is imported where a store is opened.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ from squidkeeper.chain.entries import ArchivedPart, ChainEntry, EntryKind, numbe
 from squidkeeper.chain.head import parse_head
 from squidkeeper.chain.places import FolderPlace, digest_of, gateway_of
 from squidkeeper.chain.store_settings import StoreSettings, revealed
-from squidkeeper.errors import StoreFailed
+from squidkeeper.errors import ObjectTooLarge, StoreFailed
 from squidkeeper.extras import require
 from squidkeeper.formatting import byte_size
 
@@ -38,6 +37,8 @@ _TIMEOUT_SECONDS: Final = 60
 _RETRIES: Final = 2  # the next run tries again
 _FOLDER_MODE: Final = 0o750  # as the archive's own
 _FILE_MODE: Final = 0o640
+_READ_AT_MOST: Final = 64 * 1024 * 1024  # bytes of a chain: an entry, for one rotated log, has about one kilobyte
+_BLOCK_BYTES: Final = 8 * 1024 * 1024
 _TEMPORARY: Final = "/var/tmp"  # noqa: S108 - on a disk, where /tmp can be memory; made with a name of its own, 0600
 
 
@@ -69,24 +70,35 @@ class ObjectStore:
     # Reading, as `ArchivePlace`
 
     def read(self, name: str) -> bytes:
-        """Read the chain, or its newest head; empty where there is none."""
+        """Read the chain, or its newest head; empty where there is none. `ObjectTooLarge`."""
         with self._failing(name):
             if name == CHAIN:
-                return b"".join(self._contents(_CHAIN))
+                return self._read_chain()
             newest = self._names(_HEADS)[-1:] if name == HEAD else []
         return self.read_object(newest[0]) if newest else b""
 
     def read_object(self, name: str) -> bytes:
-        """Read a small object."""
+        """Read a small object; `ObjectTooLarge` if it is none."""
         with self._failing(name):
-            return bytes(self._files.cat_file(self._path(name)))
+            content = b"".join(self._blocks(name, _READ_AT_MOST + 1))
+        self._check_readable(name, len(content))
+        return content
 
-    def open(self, path: str) -> BinaryIO:
-        """Fetch a part into a file without a name, and open it; FileNotFoundError where there is none."""
+    def open(self, part: ArchivedPart) -> BinaryIO:
+        """Fetch a part into a file without a name, and open it; FileNotFoundError, `ObjectTooLarge`."""
+        check_space(self, [part], Path(_TEMPORARY))
         with tempfile.NamedTemporaryFile(dir=_TEMPORARY) as file:
-            with self._failing(path, or_missing=True):
-                self._files.get_file(self._path(path), file.name)
+            self.fetch(part, Path(file.name))
             return Path(file.name).open("rb")
+
+    def fetch(self, part: ArchivedPart, target: Path) -> None:
+        """Write a part to a file; FileNotFoundError where the store has none.
+
+        The gateway states how long a part is, and has put the object there. Of a longer one, one byte more is fetched,
+        so that it is not as its entry says.
+        """
+        with self._failing(part.path, or_missing=True), target.open("wb") as file:
+            file.writelines(self._blocks(part.path, part.bytes + 1))
 
     def part_paths(self) -> Iterator[str]:
         """List every object in the folders of days."""
@@ -116,18 +128,19 @@ class ObjectStore:
                 if self.read_object(name) != content:
                     raise StoreFailed(_another(self, name)) from None
 
-    def add_file(self, name: str, file: Path, expected: str) -> None:
-        """Write a file as an object; one that is there must have this content. `expected` is the SHA-256 of both."""
+    def add_part(self, part: ArchivedPart, folder: Path) -> None:
+        """Write a part of the archive in a folder as an object; one that is there must have this content."""
+        file = folder / part.path
         with file.open("rb") as content:
-            if digest_of(content) != expected:
+            if digest_of(content) != part.sha256:
                 raise StoreFailed(f"{file} is not as its entry says: squidkeeper archive verify tells more")
-        with self._failing(name):
+        with self._failing(part.path):
             try:
-                self._files.put_file(str(file), self._path(name), mode="create")
+                self._files.put_file(str(file), self._path(part.path), mode="create")
             except FileExistsError:
-                with self.open(name) as there:
-                    if digest_of(there) != expected:
-                        raise StoreFailed(_another(self, name)) from None
+                with self.open(part) as there:
+                    if digest_of(there) != part.sha256:
+                        raise StoreFailed(_another(self, part.path)) from None
 
     @cached_property
     def _files(self) -> S3FileSystem:
@@ -162,10 +175,23 @@ class ObjectStore:
         bucket, _, prefix = self._path(folder).partition("/")
         return dict(self._files.find(bucket, prefix=f"{prefix}/" if prefix else "", detail=True))
 
-    def _contents(self, folder: str) -> Iterator[bytes]:
-        names = self._names(folder)
-        found = self._files.cat([self._path(name) for name in names]) if names else {}
-        yield from (found[self._path(name)] for name in names)
+    def _read_chain(self) -> bytes:
+        """Read the lines of the chain, each as long as it was when all were measured."""
+        found = {path: int(about["size"]) for path, about in sorted(self._found(_CHAIN).items()) if about["size"]}
+        self._check_readable(_CHAIN, sum(found.values()))
+        return b"".join(self._files.cat_ranges(list(found), 0, list(found.values()), on_error="raise"))
+
+    def _check_readable(self, name: str, size: int) -> None:
+        if size > _READ_AT_MOST:
+            text = f"{self}/{name} is too large to be read: expected {byte_size(_READ_AT_MOST)} at most"
+            raise ObjectTooLarge(f"{text}. Only the gateway writes there: see what it has written")
+
+    def _blocks(self, name: str, most: int) -> Iterator[bytes]:
+        """Read the first bytes of an object."""
+        with self._files.open(self._path(name), "rb", cache_type="none") as file:
+            while block := file.read(min(most, _BLOCK_BYTES)):
+                most -= len(block)
+                yield block
 
     def _path(self, name: str) -> str:
         return f"{self._settings.root}/{name}".rstrip("/")
@@ -213,7 +239,7 @@ def copy_archive(folder: Path, store: ObjectStore) -> Copied:
     _check_same(store, lines, there)
     parts = [part for part in chain.parts.values() if there.get(part.path) != part.bytes]
     for part in parts:
-        store.add_file(part.path, folder / part.path, part.sha256)
+        store.add_part(part, folder)
     new = [name for name in lines if name not in there]
     for name in new:
         store.add(name, lines[name])
@@ -271,11 +297,16 @@ def _fetch_period(store: ObjectStore, folder: Path, since: str, until: str) -> N
 
 
 def check_space(store: ObjectStore, parts: Iterable[ArchivedPart], folder: Path) -> None:
-    """Refuse to fill more than half of what a disk has free."""
+    """Let one archive take at most half of what a disk has free without it: the rest is for others. `ObjectTooLarge`.
+
+    So what is in the folder counts as well. A gateway cannot fill the disk by adding to its archive again and again.
+    """
     size, free = sum(part.bytes for part in parts), shutil.disk_usage(folder).free
-    if size > free // 2:
-        text = f"{byte_size(size)} are to be fetched, and {folder} has {byte_size(free)} free"
-        raise StoreFailed(f"{store}: {text}: name a shorter period (--since, --until)")
+    there = sum(file.lstat().st_size for file in folder.glob("day=*/*"))
+    if size and there + size > free - size:
+        text = f"{byte_size(size)} are to be fetched. {folder} has {byte_size(there)}, and {byte_size(free)} free"
+        what = "one archive takes at most half of what the disk has free without it"
+        raise ObjectTooLarge(f"{store}: {text}, and {what}: name a shorter period (--since, --until) or a larger disk")
 
 
 def _of_period(entry: ChainEntry, since: str, until: str) -> ChainEntry:
@@ -284,19 +315,21 @@ def _of_period(entry: ChainEntry, since: str, until: str) -> ChainEntry:
 
 def fetch_part(store: ObjectStore, part: ArchivedPart, folder: Path) -> bool:
     """Fetch a part into a folder, unless it is missing or not as its entry says: False."""
+    target = folder / part.path
+    target.parent.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+    incoming = target.with_name(f".{target.name}")
     try:
-        with store.open(part.path) as content:
-            if digest_of(content) != part.sha256:
+        incoming.touch()
+        incoming.chmod(_FILE_MODE)
+        store.fetch(part, incoming)
+        with incoming.open("rb") as content:
+            if digest_of(content) != part.sha256 or content.tell() != part.bytes:
                 return False
-            content.seek(0)
-            target = folder / part.path
-            target.parent.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-            with (incoming := target.with_name(f".{target.name}")).open("wb") as file:
-                os.fchmod(file.fileno(), _FILE_MODE)
-                shutil.copyfileobj(content, file)
-            incoming.rename(target)
+        incoming.rename(target)
     except FileNotFoundError:
         return False
+    finally:
+        incoming.unlink(missing_ok=True)
     return True
 
 

@@ -15,7 +15,7 @@ from squidkeeper.chain.entries import FIRST_PREVIOUS, ArchivedPart, ChainEntry, 
 from squidkeeper.chain.head import Head, parse_head
 from squidkeeper.chain.keys import ArchivePublicKey, split_signature
 from squidkeeper.chain.places import ArchivePlace, digest_of
-from squidkeeper.errors import InvalidEntry
+from squidkeeper.errors import InvalidEntry, ObjectTooLarge
 from squidkeeper.formatting import printable
 
 
@@ -129,8 +129,8 @@ class _Verifier:
             return self._place.read(name)
         except PermissionError:
             raise  # the caller's, not the archive's
-        except OSError as error:
-            self._fault(code, name, f"it cannot be read: {error.strerror or error}")
+        except (OSError, ObjectTooLarge) as error:
+            self._fault(code, name, f"it cannot be read: {_reason(error)}")
             return b""
 
     def _fault(self, code: ArchiveFaultCode, place: str, text: str) -> None:
@@ -249,28 +249,34 @@ class _Verifier:
 
     def _verify_part(self, part: ArchivedPart, owners: dict[str, str]) -> None:
         try:
-            with self._place.open(part.path) as file:
+            with self._place.open(part) as file:
                 found, size = digest_of(file), file.tell()
         except FileNotFoundError:
             self._fault(ArchiveFaultCode.PART_MISSING, part.path, f"it is missing, with {part.rows:,} lines")
             return
-        except OSError as error:
-            text = f"it cannot be read ({error.strerror or error}), with {part.rows:,} lines"
+        except (OSError, ObjectTooLarge) as error:
+            text = f"it cannot be read ({_reason(error)}), with {part.rows:,} lines"
             self._fault(ArchiveFaultCode.PART_MISSING, part.path, text)
             return
-        if found != part.sha256:
+        if (found, size) != (part.sha256, part.bytes):
             self._fault(*_what_changed(part, found, size, owners))
 
 
 def _what_changed(
     part: ArchivedPart, found: str, size: int, owners: dict[str, str]
 ) -> tuple[ArchiveFaultCode, str, str]:
-    if found in owners:
-        return ArchiveFaultCode.PART_SWAPPED, part.path, f"it holds the content of {owners[found]}"
+    if (owner := owners.get(found, part.path)) != part.path:
+        return ArchiveFaultCode.PART_SWAPPED, part.path, f"it holds the content of {owner}"
     if size < part.bytes:
         return ArchiveFaultCode.PART_CUT, part.path, f"it has {size:,} bytes, expected {part.bytes:,}"
+    if size > part.bytes:  # an object of a store was not read to its end
+        return ArchiveFaultCode.PART_CHANGED, part.path, f"it was changed: more than its {part.bytes:,} bytes"
     text = f"it was changed: SHA-256 {found[:16]}…, expected {part.sha256[:16]}…, with {part.rows:,} lines"
     return ArchiveFaultCode.PART_CHANGED, part.path, text
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _line_of(number: int, lines: tuple[_Line, ...]) -> _Line | None:

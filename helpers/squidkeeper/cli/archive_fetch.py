@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from pathlib import Path
 
 import click
 
-from squidkeeper.cli.archive_verify import failure
 from squidkeeper.cli.options import since_option
 from squidkeeper.errors import ArchiveInUse, ExtraMissing, StoreFailed
 from squidkeeper.formatting import byte_size, printable, quantity
@@ -42,6 +40,4 @@ def fetch(store: str, folder: Path, since: datetime | None) -> None:
             failed |= bool(one.missing or one.failure)
     except (StoreFailed, ExtraMissing, ArchiveInUse) as error:
         raise click.ClickException(printable(str(error))) from None
-    except OSError as error:
-        raise click.ClickException(failure(os.fspath(folder), error)) from None
     raise SystemExit(1 if failed else 0)
