@@ -44,7 +44,23 @@ def test_a_fleet_has_its_gateways_and_the_usual_ports(tmp_path: Path) -> None:
         FleetGateway("gw-2", "fd00::12", 3130, 9131),
     )
     assert (fleet.addresses, fleet.listen) == (("10.0.0.5", "fd00::5"), "3129")
-    assert (fleet.certificate, fleet.connections_per_client) == ("", 4096)
+    assert (fleet.certificate, fleet.connections_per_client) == ("", 2048)
+
+
+def test_a_machine_with_ipv4_and_ipv6_does_not_have_all_descriptors_of_a_worker(tmp_path: Path) -> None:
+    """It is up to three clients, with as many connections each, wherever they are counted."""
+    squid = Path(__file__).parents[1] / "squid"
+    places = {
+        "squid.conf": r"^client_ip_max_connections (\d+)$",
+        "haproxy.cfg": r"sc0_conn_cur gt (\d+) ",
+        "INSTALL.md": r" ct count over (\d+) ",
+        "FLEET.md": r"^  connections_per_client: (\d+)$",
+    }
+    most = {name: re.findall(text, (squid / name).read_text(), re.MULTILINE) for name, text in places.items()}
+    default = read_fleet(written(tmp_path, FLEET)).connections_per_client
+    assert most == {name: [str(default)] for name in places}
+    [descriptors] = re.findall(r"^max_filedescriptors (\d+)$", (squid / "squid.conf").read_text(), re.MULTILINE)
+    assert 3 * default * 2 < int(descriptors) * 0.8
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 
 from squidkeeper.counters import read_counter_files
 from squidkeeper.metrics import THROTTLED
+from tests.ports import free_port
 from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl
@@ -31,6 +32,7 @@ from .reply import Reply
 
 pytestmark = pytest.mark.one_worker("each worker has a throttle of its own, with a part of the rate")
 SECURITY = Path(__file__).parents[2] / "squid/SECURITY.md"
+INSTALL = SECURITY.with_name("INSTALL.md")
 POLICY = """
 version: 1
 rules:
@@ -220,6 +222,69 @@ def test_a_burst_of_an_honest_client_is_answered_at_once(installed: Gateway, ori
     throttled = [(labels["wait"], value) for name, labels, value in counted if name == THROTTLED.name and value]
     assert {wait for wait, _ in throttled} == {"at_once"}
     assert sum(value for _, value in throttled) >= 150
+
+
+# A client that has many addresses
+
+KEPT = 3
+OWN, NETWORK, OTHER = "fd98::1", "fd98:0:0:a::", "fd98:0:0:b::"
+
+
+@contextmanager
+def on_loopback(addresses: list[str]) -> Iterator[None]:
+    for address in addresses:
+        run("ip", "address", "add", f"{address}/128", "dev", "lo", "nodad")
+    try:
+        yield
+    finally:
+        for address in addresses:
+            run("ip", "address", "del", f"{address}/128", "dev", "lo")
+
+
+@contextmanager
+def rules_for_ipv6(port: int) -> Iterator[None]:
+    """The rules of the documentation, for this port and few connections."""
+    text = INSTALL.read_text()
+    [rules] = re.findall(r"^table inet squidkeeper_ipv6 \{\n.*?^\}\n", text, re.MULTILINE | re.DOTALL)
+    run("nft", rules.replace("dport 3129", f"dport {port}").replace("over 2048", f"over {KEPT}"))
+    try:
+        yield
+    finally:
+        run("nft", "delete table inet squidkeeper_ipv6")
+
+
+def connected(stack: ExitStack, clients: list[str], to: tuple[str, int]) -> int:
+    """Connect from each address, and stay connected; give how many are answered."""
+    return sum(is_answered(stack, client, to) for client in clients)
+
+
+def is_answered(stack: ExitStack, client: str, to: tuple[str, int]) -> bool:
+    try:
+        one = stack.enter_context(socket.create_connection(to, 60, source_address=(client, 0)))
+        one.sendall(b"GET http://closed.example/ HTTP/1.1\r\nHost: closed.example\r\n\r\n")
+        return one.recv(12) == b"HTTP/1.1 403"
+    except OSError:
+        return False
+
+
+@pytest.mark.long
+def test_a_client_with_an_ipv6_network_does_not_have_all_connections(new_gateway: NewGateway, origins: Origins) -> None:
+    """By the nftables rules of the documentation. Without them it has: Squid counts each address for itself."""
+    port = free_port()
+    lines = (f"client_ip_max_connections {KEPT}", f"http_port [{OWN}]:{port}")
+    many, others = ([f"{network}{number:x}" for number in range(1, 13)] for network in (NETWORK, OTHER))
+    with on_loopback([OWN, *many, *others]):
+        gateway = new_gateway(POLICY, *lines).start()
+        ipv6 = (OWN, port)
+        with ExitStack() as stack:
+            assert connected(stack, [many[0]] * 12, ipv6) == KEPT + 1  # Squid takes one more than it is told
+            assert connected(stack, many[1:], ipv6) == 11
+        with rules_for_ipv6(port):
+            for _ in range(2):  # what was closed does not count
+                with ExitStack() as stack:
+                    assert connected(stack, many, ipv6) == KEPT
+                    assert connected(stack, others, ipv6) == KEPT
+                    assert connected(stack, ["127.0.0.7"] * 12, gateway.address) == KEPT + 1
 
 
 # A client that breaks off

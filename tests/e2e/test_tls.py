@@ -255,7 +255,7 @@ def test_squids_counters_are_for_this_machine_alone(vm: VirtualMachine, gateway:
 def test_one_client_does_not_have_all_connections(haproxy: HAProxy, origins: Origins) -> None:
     """With and without TLS they count together, and another client is served meanwhile."""
     gateway = haproxy.gateway
-    with haproxy.edited({"sc0_conn_cur gt 4096": "sc0_conn_cur gt 3"}), ExitStack() as held:
+    with haproxy.edited({"sc0_conn_cur gt 2048": "sc0_conn_cur gt 3"}), ExitStack() as held:
         for client in (
             over_tls(gateway, "127.0.0.7"),
             over_tls(gateway, "127.0.0.7"),

@@ -121,7 +121,7 @@ def test_helpers_that_are_killed_deny_what_they_were_asked(whole: Whole, costs: 
 def test_a_reload_of_haproxy_costs_nothing(whole: Whole, costs: Costs) -> None:
     balancer = whole.fleet.balancer
     with costs("HAProxy: reloaded twice") as found:
-        for bound in (4000, 4096):
+        for bound in (2000, 2048):
             balancer.write([FRONT[0]], connections_per_client=bound)
             with whole.fleet.front.entered():
                 assert "reloaded: process" in balancer.set_up()

@@ -19,7 +19,7 @@ _PATH: Final = re.compile(r"/[A-Za-z0-9/._+@-]+")  # HAProxy has a quoting of it
 _LISTEN: Final = re.compile(r"(?:(?P<address>[0-9.]+|\[[0-9A-Fa-f:.]+\]):)?(?P<port>[1-9][0-9]{0,4})")
 _PORT: Final = 3129
 _HEALTH_PORT: Final = 9130
-_PER_CLIENT: Final = 4096  # as Squid's client_ip_max_connections
+_PER_CLIENT: Final = 2048  # as Squid's client_ip_max_connections
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 _EXAMPLE: Final = "squid/FLEET.md has an example"
 _EXPECTED: Final = {  # by the name of a field; the whole file has none

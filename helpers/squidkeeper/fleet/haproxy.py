@@ -40,7 +40,7 @@ def _replacements(fleet: Fleet, state: Path) -> dict[str, str]:
         "fd-hard-limit 66000": f"fd-hard-limit {min(_DESCRIPTORS * workers, _MOST_DESCRIPTORS)}",
         f"maxconn {_CONNECTIONS}\n    # One client": f"maxconn {_CONNECTIONS * workers}\n    # One client",
         "size 16k": "size 1m",  # clients at a time
-        "gt 4096": f"gt {fleet.connections_per_client}",
+        "gt 2048": f"gt {fleet.connections_per_client}",
         f"socat - {STATE}/": f"socat - {state}/",
         f"stats socket {STATE}/": f"stats socket {state}/",
     } | (_of_tls(fleet, state) if fleet.certificate else {})

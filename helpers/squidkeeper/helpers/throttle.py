@@ -22,8 +22,8 @@ from squidkeeper.quotas.identity import client_network
 TOKENS: Final = (1, 2)
 SPARE_LOOKUPS: Final = 50  # never held, so that a client below its rate is answered at once
 SURPLUS_SECONDS: Final = 60.0
-# Twice what one client can have open (client_ip_max_connections). A client that has gone leaves its lookup behind, and
-# Squid holds the request for it, 11 KB of memory or more.
+# More than one machine can have open: three times client_ip_max_connections. A client that has gone leaves its lookup
+# behind, and Squid holds the request for it, 11 KB of memory or more.
 SURPLUS_AT_MOST: Final = 8192
 CLIENTS_AT_MOST: Final = 50_000
 
