@@ -578,6 +578,7 @@ ONE, OTHER = "a" * 64, "a" * 12 + "b" * 52  # with the same ID
 THIRD = "c" * 64
 ENDING = "{sha256: %s, expires: 2027-01-0%dT00:00:00Z}"
 ONE_TOKEN = TOKENS % (ONE, "")
+PRIVATE = "rules: [{name: a, action: deny, hosts: [10.0.0.0/8]}]"
 FETCHED = """
 secrets:
   key: {file: key}
@@ -585,6 +586,7 @@ secrets:
 """
 BY_USER = BEFORE.replace("clients: [agents]", "clients: [agents, ci]")
 KEY, OAUTH = ALLOW + CREDENTIAL, ALLOW + FETCHED % "client_secret: key"
+DENY = ALLOW.replace("allow", "deny")
 WATCHING = "\ndefaults: {watch_secrets: true}"
 
 
@@ -612,6 +614,11 @@ def test_private_makes_no_difference_where_a_public_address_is_fetched(compared:
     [
         pytest.param(ALLOW, "defaults: {action: deny}", id="closed"),
         pytest.param(ALLOW, ALLOW.replace("allow", "ask"), id="asks"),
+        pytest.param("defaults: {action: deny}", DENY, id="denied by a rule"),
+        pytest.param("defaults: {action: deny}", DENY.replace("hosts: [x", "hosts: [.x"), id="denied for more"),
+        pytest.param(DENY, DENY.replace("name: a", "name: b"), id="denied by another rule"),
+        pytest.param("defaults: {action: deny}", DENY.replace("hosts", "paths: ['regex:/a+'], hosts"), id="regex"),
+        pytest.param(PRIVATE, "defaults: {action: deny}", id="a private address, which no grant opens"),
         pytest.param(ALLOW, ALLOW + "\ndefaults: {ask: true}", id="asks by default"),
         pytest.param(ALLOW, ALLOW.replace("[{", "[{name: o, action: deny, observe: true}, {"), id="observes"),
         pytest.param(POST, REDIRECTED, id="redirect"),
@@ -641,6 +648,7 @@ def test_within_a_ceiling_less_may_be_open(compared: Compare, ceiling: str, new:
         pytest.param(ALLOW, ALLOW.replace("hosts", "private: true, hosts"), id="private"),
         pytest.param(ALLOW, ALLOW.replace("hosts", "tls: passthrough, hosts"), id="passthrough"),
         pytest.param(ALLOW.replace("hosts", "strip: [Cookie], hosts"), ALLOW, id="strip"),
+        pytest.param(DENY, DENY.replace("deny", "ask"), id="what a rule denies is asked about"),
         pytest.param(POST, MIRRORED, id="rewrite"),
         pytest.param(MIRRORED, MIRRORED.replace("y.example", "z.example"), id="another mirror"),
         pytest.param(MIRRORED, POST, id="past the mirror"),
@@ -718,6 +726,18 @@ def test_what_a_ceiling_does_not_do_is_reported(compared: Compare, ceiling: str,
     assert not found.same
     assert not compared(ceiling, new).same, "what is wider is different"
     assert compared(new, new, is_ceiling=True).same
+
+
+def test_what_a_ceiling_denies_by_a_rule_may_not_be_left_to_grants(compared: Compare) -> None:
+    """A grant is asked where the default or an ask decides, and not where a rule denies."""
+    for new in ("defaults: {action: deny}", "defaults: {ask: true}"):
+        assert told(compared(DENY, new, is_ceiling=True)) == [
+            ("grantable", "any client: every method on every port on x.example")
+        ]
+        assert "meaning    grants and approvals could open it\n" in as_text(compared(DENY, new, is_ceiling=True))
+    narrower = DENY.replace("hosts", "paths: [/a/**], hosts")
+    ((change, requests),) = told(compared(DENY, narrower, is_ceiling=True))
+    assert (change, requests.partition(", path ")[2]) == ("grantable", "every one except /a/**")
 
 
 def test_what_is_wider_shows_beside_what_only_closes(compared: Compare) -> None:

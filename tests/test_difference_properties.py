@@ -129,7 +129,14 @@ def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
     decision, upstream = found.decision, found.upstream
     observed = (decision.observed or "").partition(":")[0]
     if not decision.allowed or decision.asks:
-        return {"allowed": False, "observed": observed, "asks": decision.asks}
+        rules = {rule.name for rule in policy.source.rules}
+        return {
+            "allowed": False,
+            "observed": observed,
+            "asks": decision.asks,
+            "closed": decision.rule in rules and not decision.asks,
+            "grantable": (decision.asks or decision.rule == "default") and not request.host.private,  # type: ignore[union-attr]
+        }
     uses, spent = uses_of(policy, request, asked.at)
     rewrite = decision.rewritten and (decision.rewritten.rewrite.redirect, decision.rewritten.url)
     if decision.redirects:
@@ -160,7 +167,7 @@ def exceeds(policies: Policies, asked: Question) -> bool:
     """Whether the second policy does with a request what the first does not, and does not only close."""
     old, new = (seen(policy, asked) for policy in policies)
     if not (old["allowed"] and new["allowed"]):
-        return bool(new["allowed"])
+        return bool(new["allowed"] or (old.get("closed") and new["asks"])) or is_opened_by_a_grant(policies, asked)
     if more_uses(old, new):
         return True
     if new["rewrite"] and new["rewrite"][0] is not None:
@@ -170,6 +177,18 @@ def exceeds(policies: Policies, asked: Question) -> bool:
         or any(new[name] and not old.get(name) for name in ("private", "passthrough", "websocket"))
         or bool(old.get("strip") and not new["strip"])
     )
+
+
+def is_opened_by_a_grant(policies: Policies, asked: Question) -> bool:
+    """Whether a grant for everything opens below the ceiling what it does not open under it, as a rule denies that."""
+    old, new = (seen(granting(policy), asked) for policy in policies)
+    return bool(new["allowed"]) and bool(old.get("closed"))
+
+
+@lru_cache(maxsize=4)
+def granting(policy: CompiledPolicy) -> CompiledPolicy:
+    grant = Rule("everything", PLACE, Action.ALLOW, Match())
+    return CompiledPolicy(replace(policy.source, grants=(*policy.source.grants, grant)))
 
 
 def more_uses(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -193,7 +212,10 @@ def differs(policies: Policies, asked: Question) -> set[Change]:
     old, new = (seen(policy, asked) for policy in policies)
     if old["allowed"] != new["allowed"]:
         return {Change.OPENED if new["allowed"] else Change.CLOSED}
-    found = {Change(name) for name in (old.keys() | new.keys()) - {"spent"} if old.get(name) != new.get(name)}
+    compared = (old.keys() | new.keys()) - {"spent", "closed", "grantable"}
+    found = {Change(name) for name in compared if old.get(name) != new.get(name)}
+    if old.get("closed") and new.get("grantable"):
+        found.add(Change.GRANTABLE)
     once_spent = [facts.get("spent") or {} for facts in (old, new)]
     changed = {name for name in ("allowed", "asks", "observed") if len({facts.get(name) for facts in once_spent}) > 1}
     return found | {Change.USES} if changed - found and old.get("uses") and new.get("uses") else found

@@ -538,6 +538,10 @@ def test_the_ceiling_is_not_passed(pulled: Gateway) -> None:
             subprocess.run(["rm", "-rf", str(version)], check=True)
     reason = refused(pulled)
     assert reason.startswith(f"it passes the ceiling {ceiling}: opened by x, such as GET https://a.test/")
+    (ceiling / "policy.yaml").write_text("version: 1\nrules: [{name: closed, action: deny, hosts: [a.test]}]\n")
+    pulled.repository.write("policy/policy.yaml", "version: 1\n")
+    pulled.repository.commit()
+    assert ": grants and approvals could open what closed of the ceiling denies, such as GET" in refused(pulled)
     (ceiling / "policy.yaml").write_text("nonsense")
     assert "the ceiling does not load" in refused(pulled)
 

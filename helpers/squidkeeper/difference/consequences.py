@@ -25,6 +25,7 @@ class Change(StrEnum):
     OPENED = "opened"
     CLOSED = "closed"
     ASKS = "asks"
+    GRANTABLE = "grantable"
     PRIVATE = "private"
     PASSTHROUGH = "passthrough"
     WEBSOCKET = "websocket"
@@ -52,8 +53,9 @@ class Consequence:
     `counts` are the grants that allow one after the other, each once the one before is spent; their names do count.
     `spent` is what becomes of the request once all of them are. `quotas` are the counts that the request is in, by the
     names of quotas, which do count too: under each of these grants and once they are spent, one set where all are the
-    same. What a quota gives is a setting. Of a denied request only two are compared: `asks`,
-    which a person may grant, and `observed`, the verdict that is recorded. `rewrite` is the target, as it stands in the
+    same. What a quota gives is a setting. Of a denied request only three are compared: `asks`,
+    which a person may grant, `observed`, the verdict that is recorded, and whether it is `closed` or `grantable`: a
+    grant would open it, whether a person was asked or not. `rewrite` is the target, as it stands in the
     policy or filled in; `otherwise` is what becomes of a request that the rewrite leaves alone, because it is for the
     target already: such a request may be allowed where the others are denied.
     """
@@ -71,6 +73,7 @@ class Consequence:
     otherwise: str = ""
     observed: str = ""
     asks: bool = False
+    grantable: bool = False
     counts: tuple[GrantCount, ...] = ()
     spent: Consequence | None = None
     quotas: tuple[frozenset[str], ...] = (frozenset(),)
@@ -79,6 +82,11 @@ class Consequence:
     def uses(self) -> int | None:
         """How many requests are allowed; None without a limit."""
         return sum(one.uses for one in self.counts) if self.spent and not self.spent.allowed else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether a rule of the policy denies, so that no grant opens it."""
+        return not (self.allowed or self.asks) and self.location is not None
 
     @property
     def rules(self) -> frozenset[str]:
@@ -133,6 +141,8 @@ def changes(before: Consequence, after: Consequence) -> tuple[Change, ...]:
         is_all_denied = not (before if after.allowed else after).otherwise
         return (opens,) if is_all_denied or before.otherwise == after.otherwise else (opens, Change.REWRITE)
     found = tuple(change for change, compared in _COMPARED.items() if compared(before) != compared(after))
+    if before.closed and after.grantable:
+        found = (*found, Change.GRANTABLE)
     if Change.USES not in found and before.spent and after.spent:
         once_spent = changes(before.spent, after.spent)
         found = (*found, *([Change.USES] if set(once_spent) - set(found) else []))
@@ -141,15 +151,24 @@ def changes(before: Consequence, after: Consequence) -> tuple[Change, ...]:
     return found
 
 
-def denied(rule: str, location: Location | None = None, observed: str = "", *, asks: bool = False) -> Consequence:
-    """Make the consequence of a denial."""
-    return Consequence(False, rule, location, observed=observed, asks=asks)
+def denied(rule: str, observed: str = "") -> Consequence:
+    """Make the consequence of a denial by a built-in rule that no grant opens."""
+    return Consequence(False, rule, observed=observed)
+
+
+def denied_by(decision: Decision, host: Host) -> Consequence:
+    """Make the consequence of a denial. A grant opens what the default or an ask denies, but no private address."""
+    grantable = (decision.asks or decision.rule == "default") and not host.private
+    observed = observed_verdict(decision.observed)
+    return Consequence(
+        False, decision.rule, decision.location, observed=observed, asks=decision.asks, grantable=grantable
+    )
 
 
 def consequence_of(decision: Decision, host: Host, *, websocket: bool, upstream: Route | None) -> Consequence:
     """Make the consequence of a decision; `websocket` says that the host lets WebSockets pass whatever the rule."""
     if not decision.allowed or decision.asks:  # a tunnel in which every request is asked about is open for that alone
-        return denied(decision.rule, decision.location, observed_verdict(decision.observed), asks=decision.asks)
+        return denied_by(decision, host)
     fetched = decision.rewritten.url.host if decision.rewritten else host
     consequence = Consequence(
         True,

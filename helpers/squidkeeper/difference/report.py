@@ -7,6 +7,7 @@ from datetime import datetime
 
 from squidkeeper.difference.ceiling import wider, wider_settings
 from squidkeeper.difference.comparison import compare
+from squidkeeper.difference.consequences import Change
 from squidkeeper.difference.groups import RequestDifference, groups
 from squidkeeper.difference.settings import SettingDifference, compare_settings
 from squidkeeper.engine import CompiledPolicy
@@ -45,15 +46,17 @@ def report(
     old, new = policies
     comparison = compare(policies, at)
     settings = compare_settings(old.source, new.source)
-    if is_ceiling:  # ahead of the groups: of one group some can be wider
-        comparison = replace(comparison, found=tuple(wider(comparison.found)))
-        settings = wider_settings(settings, old.source)
+    found = list(comparison.found)
+    if is_ceiling:
+        found, settings = wider(found), wider_settings(settings, old.source)
+    else:  # what could be granted is decided as before
+        found = [one for one in found if one.change is not Change.GRANTABLE]
     return DifferenceReport(
         names,
         (old.revision, new.revision),
         at,
         is_ceiling,
-        tuple(groups(comparison)),
+        tuple(groups(replace(comparison, found=tuple(found)))),  # of one group some can be wider
         tuple(settings),
         comparison.limit,
         comparison.checked,

@@ -13,6 +13,7 @@ from squidkeeper.difference.consequences import (
     counted,
     credential_texts,
     denied,
+    denied_by,
     form_texts,
     observed_verdict,
     quota_counts,
@@ -109,8 +110,8 @@ def _consequence_now(side: Side, matched: Matched, held: Held) -> tuple[Conseque
     if host.private and not decision.private and (decision.allowed or decision.asks):
         return denied("private-address", observed=observed), False, None
     if not decision.allowed:
-        refused = denied(decision.rule, decision.location, observed, asks=decision.asks)
-        return replace(refused, quotas=_quotas(side, decision)), decision.asks, None
+        refused = replace(denied_by(decision, host), observed=observed, quotas=_quotas(side, decision))
+        return refused, decision.asks, None
     grant, rewrite, names = decision.counted, applied.rewrite, [one.name for one in applied.credentials]
     key = (decision.private, decision.websocket, decision.strip, grant and grant.name, rewrite and rewrite.name, *names)
     consequence = _allowed(side, decision, applied, observed)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.difference.consequences import Change
 from squidkeeper.difference.report import DifferenceReport, report
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import PolicyError, PullRefused
@@ -95,7 +96,10 @@ def _texts(found: DifferenceReport) -> list[str]:
     texts = []
     for one in found.differences:
         example = f", such as {one.example.method} {one.example.target}" if one.example else ""
-        texts.append(f"{one.doubt or one.change} by {one.after.rule}{example}")
+        if one.change is Change.GRANTABLE:
+            texts.append(f"grants and approvals could open what {one.before.rule} of the ceiling denies{example}")
+        else:
+            texts.append(f"{one.doubt or one.change} by {one.after.rule}{example}")
     texts += [f"{one.name}: {one.before} → {one.after}" for one in found.settings]
     return [*texts, *([found.limit] if found.limit else [])]
 
