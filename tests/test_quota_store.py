@@ -117,6 +117,12 @@ def test_a_gateway_that_was_taken_over_may_do_nothing_but_count_for_itself(count
             raw.execute_command(*command.split())
 
 
+def test_the_default_user_who_has_all_rights_cannot_log_in(server: ValkeyServer) -> None:
+    assert server.command_as(None, "PING") == "NOAUTH Authentication required."
+    for password in ("", "x", PASSWORD):
+        assert server.command_as(None, "AUTH", "default", password).startswith("WRONGPASS ")
+
+
 def test_a_gateway_that_was_taken_over_cannot_let_others_give_more_than_the_limit(
     server: ValkeyServer, counts: ValkeyCounts, counts_of: CountsOf
 ) -> None:
@@ -411,13 +417,17 @@ def test_a_store_that_is_restarted_empty_begins_again(own_server: ValkeyServer) 
     store.close()
 
 
-def test_a_connection_that_the_server_has_ended_costs_no_request(own_server: ValkeyServer) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_of_the_server_keeps_counts_and_costs_no_request(
+    own_server: ValkeyServer, number: signal.Signals
+) -> None:
     store = ValkeyCounts(own_server.settings())
     assert store.take(COUNT, 10, 1).given == 1
-    own_server.kill()
+    own_server.kill(number)
     own_server.start()
     assert store.take(COUNT, 10, 1).used == 2
     store.close()
+    assert "NOPERM" not in (own_server.folder / "log.txt").read_text()
 
 
 def test_what_is_added_is_never_sent_twice_although_the_answer_is_lost(own_server: ValkeyServer) -> None:

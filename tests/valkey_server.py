@@ -1,4 +1,7 @@
-"""Debian's Valkey on loopback: with TLS, users and function of the documentation, on disk only if asked for."""
+"""Debian's Valkey on loopback, as squid/FLEET.md has it: its valkey.conf, certificates and function.
+
+A user of the tests' own is added. It is on disk only if asked for.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,15 @@ import os
 import re
 import select
 import shutil
-import signal
 import socket
 import subprocess
 import threading
 from contextlib import suppress
-from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
+from signal import SIGKILL, Signals
 from typing import Self
 
-from squidkeeper.certificates.authority import make_ca
-from squidkeeper.certificates.server import issue_server_certificate
 from squidkeeper.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 from tests.ports import free_port
 from tests.waiting import wait_for
@@ -25,8 +25,10 @@ from tests.waiting import wait_for
 REPOSITORY = Path(__file__).parents[1]
 PASSWORD = "a-password-of-the-tests"
 ADDRESS = "127.0.0.1"
+DOCUMENTED = "10.0.0.5"  # its address in squid/FLEET.md
 GATEWAYS = ("gw-1", "gw-2", "gw-3")
 OPERATOR = "operator"
+ADMINISTRATOR = "tests"  # who may everything
 
 
 class ValkeyServer:
@@ -52,13 +54,12 @@ class ValkeyServer:
             ip_address(self.address), self.port, user, PASSWORD, self.ca, on_unavailable, gateways
         )
 
-    def start(self, *options: str) -> ValkeyServer:
+    def start(self) -> ValkeyServer:
         """Start it; it answers when this returns."""
         (self.folder / "valkey.conf").write_text(self._conf())
         command = ["setpriv", "--pdeathsig", "KILL", "valkey-server", "valkey.conf"]
-        command += ["--bind", self.address, *self._also]
-        command += ["--dir", ".", "--save", "", "--appendonly", "yes" if self._saves else "no"]
-        command += ["--appendfsync", "always", *options]
+        command += ["--dir", ".", "--appendfsync", "always"]
+        command += [] if self._saves else ["--save", "", "--appendonly", "no"]
         with (self.folder / "log.txt").open("ab") as out:
             self._process = subprocess.Popen(
                 command,
@@ -73,17 +74,18 @@ class ValkeyServer:
         return self
 
     def _conf(self) -> str:
-        """The valkey.conf of squid/FLEET.md, with each gateway, and the default user for these tests."""
-        conf = documented("port 0\n.*?user gw-1 [^\n]*").replace("\n   ", "\n").replace("user default off\n", "")
-        conf = conf.replace("6379", str(self.port)).replace(">PASSWORD", f">{PASSWORD}")
-        conf = re.sub("/etc/valkey/server.(crt|key)", "server.pem", conf).replace("/etc/valkey/", "")
+        """The valkey.conf of squid/FLEET.md as it stands, in this folder, with each gateway and the administrator."""
+        conf = documented(f"bind {DOCUMENTED}\n.*?user gw-1 [^\n]*").replace("\n   ", "\n")
+        conf = conf.replace(DOCUMENTED, " ".join([self.address, *self._also])).replace("6379", str(self.port))
+        conf = conf.replace(">PASSWORD", f">{PASSWORD}").replace("/etc/valkey/", "")
         *others, gateway = conf.splitlines()
-        return "\n".join([*others, *(gateway.replace(GATEWAYS[0], name) for name in GATEWAYS), ""])
+        administrator = f"user {ADMINISTRATOR} on >{PASSWORD} ~* &* +@all"
+        return "\n".join([*others, *(gateway.replace(GATEWAYS[0], name) for name in GATEWAYS), administrator, ""])
 
     def load_function(self) -> None:
         """Load the function, by the command of squid/FLEET.md."""
         command = documented("sed .*function load replace").replace("ca.crt", str(self.ca))
-        command = command.replace("-h 10.0.0.5 -p 6379", f"-h {self.address} -p {self.port}")
+        command = command.replace(f"-h {DOCUMENTED} -p 6379", f"-h {self.address} -p {self.port}")
         environment = os.environ | {"REDISCLI_AUTH": PASSWORD}
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command], cwd=REPOSITORY, env=environment, capture_output=True, check=False
@@ -97,13 +99,14 @@ class ValkeyServer:
         with socket.socket() as tried:
             return tried.connect_ex((self.address, self.port)) == 0
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def kill(self) -> None:
+    def kill(self, number: Signals = SIGKILL) -> None:
+        """End it."""
         if self._process:
-            self._process.kill()
+            self._process.send_signal(number)
             self._process.wait()
             self._process = None
             self._has_function = self._has_function and self._saves
@@ -120,9 +123,14 @@ class ValkeyServer:
 
     def command(self, *words: str) -> str:
         """Ask it as its administrator."""
-        tls = ["--tls", "--cacert", str(self.ca)] if self.ca else []
+        return self.command_as(ADMINISTRATOR, *words)
+
+    def command_as(self, user: str | None, *words: str) -> str:
+        """Ask it as a user of `PASSWORD`, or without a login."""
+        login = ["--user", user] if user else []
         done = subprocess.run(
-            ["valkey-cli", "-h", self.address, "-p", str(self.port), *tls, *words],
+            ["valkey-cli", "-h", self.address, "-p", str(self.port), "--tls", "--cacert", str(self.ca), *login, *words],
+            env=os.environ | ({"REDISCLI_AUTH": PASSWORD} if user else {}),
             capture_output=True,
             text=True,
             check=True,
@@ -184,8 +192,7 @@ def documented(pattern: str) -> str:
 
 
 def make_certificates(folder: Path, address: str = ADDRESS) -> None:
-    """Make a CA, and a certificate of it for the address."""
-    now = datetime.now(UTC)
-    ca = make_ca(now)
-    (folder / "ca.crt").write_bytes(ca.certificate)
-    (folder / "server.pem").write_bytes(issue_server_certificate(ca, (address,), now))
+    """Make a CA, and a certificate of it for the address, by the commands of squid/FLEET.md."""
+    commands = documented(f"openssl req -x509 .*IP:{DOCUMENTED}.*-out server.crt").replace(DOCUMENTED, address)
+    done = subprocess.run(["bash", "-ec", commands], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

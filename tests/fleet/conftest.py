@@ -20,7 +20,7 @@ from tests.valkey_server import ValkeyServer
 from .cost import HEAD
 from .fleet import CLIENTS, FRONT, FRONT_IPV6, POLICY, Fleet, Member
 from .network import ROUTER, Machine, bridge
-from .whole import ADMINISTRATOR, GIT, STORE, WITNESS, Pull, Whole, policy, set_up_counts, set_up_pull
+from .whole import GIT, STORE, WITNESS, Pull, Whole, policy, set_up_counts, set_up_pull
 
 __all__ = ["all_origins", "folder", "internet", "names", "origins", "prototype", "site"]
 IPV6_CLIENTS = ("fd99:0:0:a::1", "fd99:0:0:a::2", "fd99:0:0:b::1")
@@ -98,7 +98,7 @@ def whole(module_site: Site, ca: Path) -> Iterator[Whole]:
         valkey = ValkeyServer(folder / "valkey", saves=True, address=STORE)
         stack.callback(valkey.kill)
         with store.entered():
-            valkey.start(*ADMINISTRATOR)
+            valkey.start()
         members, pulls = [], []
         for number in (1, 2, 3):
             plain = member(stack, module_site, ca, number)

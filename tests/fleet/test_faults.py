@@ -19,7 +19,7 @@ from tests.waiting import wait_for
 
 from .cost import Cost, cost
 from .fleet import FRONT
-from .whole import ADMINISTRATOR, LIMIT, ROUNDS, Whole, policy
+from .whole import LIMIT, ROUNDS, Whole, policy
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 ALL = ("gw-1", "gw-2", "gw-3")
@@ -164,7 +164,7 @@ def killed(whole: Whole) -> Iterator[None]:
     whole.valkey.kill()
     yield
     with whole.store.entered():
-        whole.valkey.start(*ADMINISTRATOR)
+        whole.valkey.start()
 
 
 @contextmanager

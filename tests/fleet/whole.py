@@ -34,7 +34,6 @@ ROUNDS = 30  # each fault has a quota of its own, which nobody has used
 SETTLES_SECONDS = (
     4  # once a gateway decides by an edit, all its helpers do within three, and Squid asks again after one
 )
-ADMINISTRATOR = ("--user", "default", "off")  # as squid/FLEET.md has it: without it, Valkey answers this machine alone
 PULL = """
 source: {{git: {url}/policies.git, branch: main, ca: {etc}/git.pem}}
 allowed_signers: {etc}/allowed_signers
