@@ -287,6 +287,29 @@ def test_a_client_with_an_ipv6_network_does_not_have_all_connections(new_gateway
                     assert connected(stack, ["127.0.0.7"] * 12, gateway.address) == KEPT + 1
 
 
+SCALE = 16
+UPLOAD = b"POST http://open.example/ HTTP/1.1\r\nHost: open.example\r\nContent-Length: 9\r\n\r\nbegun"
+
+
+@pytest.mark.long
+def test_a_machine_that_is_three_clients_leaves_descriptors_to_others(
+    new_gateway: NewGateway, origins: Origins
+) -> None:
+    """With a sixteenth of the numbers of squid.conf. Each connection has one to the origin: its upload never ends."""
+    text = INSTALL.with_name("squid.conf").read_text()
+    names = ("max_filedescriptors", "client_ip_max_connections")
+    numbers = [int(re.findall(rf"^{name} (\d+)$", text, re.MULTILINE)[0]) // SCALE for name in names]
+    gateway = new_gateway(POLICY, *(f"{name} {number}" for name, number in zip(names, numbers, strict=True))).start()
+    descriptors = Path(f"/proc/{gateway.pid}/fd")
+    with ExitStack() as stack:
+        for client in ("127.0.0.6", "127.0.0.7", "127.0.0.8"):
+            for _ in range(numbers[1]):
+                one = stack.enter_context(socket.create_connection(gateway.address, 60, source_address=(client, 0)))
+                one.sendall(UPLOAD)
+        wait_for(lambda: len([*descriptors.iterdir()]) > 3 * 2 * numbers[1], "the uploads to reach the origin")
+        assert curl(gateway, "http://open.example/", client=HONEST).status == 200
+
+
 # A client that breaks off
 
 ATTEMPTS = 900
