@@ -27,6 +27,7 @@ POLICY = (REPOSITORY / "squid/kubernetes/policy.yaml").read_text()
 FLEET = REPOSITORY / "squid/FLEET.md"
 PROJECT = "squidkeeper-test"
 GATEWAY, AGENT = f"{PROJECT}_gateway_1", f"{PROJECT}_agent_1"
+BRIDGE = "squidkeeper0"  # of the agents' network
 RIGHTS = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 PORT_53 = ("--sysctl", "net.ipv4.ip_unprivileged_port_start=53")
 CODE = ("-sS", "-m", "30", "-o", "/dev/null", "-w", "%{http_code}")
@@ -124,12 +125,15 @@ def test_the_agent_has_no_way_past_the_gateway(stack: Stack, url: str) -> None:
 
 
 def test_the_rules_of_the_document_keep_agents_from_the_host(stack: Stack) -> None:
-    host = ("curl", *CODE, "-m", "5", "--noproxy", "*", "http://192.168.137.254/")
+    """By IPv4 and IPv6: a bridge has an address of each, whatever the network was made with."""
+    [bridge] = json.loads(run("ip", "-6", "-json", "addr", "show", "dev", BRIDGE, "scope", "link"))
+    urls = ("http://192.168.137.254/", f"http://[{bridge['addr_info'][0]['local']}%25eth0]/")
+    hosts = [("curl", *CODE, "-m", "5", "--noproxy", "*", url) for url in urls]
     [rules] = re.findall(r"^table inet squidkeeper_agents \{\n.*?^\}\n", FLEET.read_text(), re.MULTILINE | re.DOTALL)
-    assert stack.agent(*host) == (0, "200")  # without them
+    assert [stack.agent(*host) for host in hosts] == [(0, "200")] * 2  # without them
     run("nft", rules)
     try:
-        assert stack.agent(*host)[0] == 28
+        assert [stack.agent(*host)[0] for host in hosts] == [28, 28]
         assert stack.agent("curl", *CODE, "https://example.com/") == (0, "200")
     finally:
         run("nft", "delete table inet squidkeeper_agents")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import time
 from contextlib import ExitStack
 from http.client import HTTPConnection, HTTPException
@@ -11,6 +12,7 @@ import pytest
 
 from squidkeeper.drained import drained_since
 from tests.e2e.gateway import install
+from tests.e2e.network import run
 from tests.e2e.observer import fetch
 from tests.e2e.origin import Origins
 from tests.e2e.raw import Raw
@@ -19,9 +21,11 @@ from tests.waiting import wait_for
 from .conftest import IPV6_CLIENTS
 from .fleet import CLIENTS, FRONT, Fleet
 from .load import load
+from .network import Machine
 
 pytestmark = pytest.mark.long
 ALL = ("gw-1", "gw-2", "gw-3")
+DOCUMENT = Path(__file__).parents[2] / "squid/FLEET.md"
 
 
 def a_client_of(served: dict[str, str], name: str) -> str:
@@ -79,6 +83,39 @@ def test_the_network_of_an_ipv6_client_stays_with_one_gateway(fleet: Fleet, orig
     first, second, _ = IPV6_CLIENTS
     served = fleet.served((first, second))
     assert served[first] == served[second]
+
+
+def test_the_packet_filter_of_the_document_leaves_the_ports_of_a_gateway_to_the_load_balancer(
+    fleet: Fleet, origins: Origins
+) -> None:
+    """Clients reach none of them, by IPv4 or IPv6."""
+    machine, (address, port) = fleet.members[0].machine, fleet.members[0].gateway.address
+    [rules] = re.findall(r"^ *table inet squidkeeper_balancers \{\n.*?^  \}\n", DOCUMENT.read_text(), re.M | re.DOTALL)
+    rules = rules.replace("10.0.0.5, 10.0.0.6", FRONT[0]).replace("3129, 9130", f"{port}, {port + 7000}")
+    targets = [(to, number) for to in (address, "fd99::11") for number in (port, port + 7000)]
+    with machine.entered():
+        run("ip", "addr", "add", "fd99::11/48", "dev", "eth0", "nodad")
+        run("nft", rules)
+    try:
+        assert [arrives(fleet.clients, *target) for target in targets] == [False] * 4
+        assert [arrives(fleet.front, *target) for target in targets[:2]] == [True] * 2
+        assert arrives(machine, *targets[0])
+    finally:
+        with machine.entered():
+            run("nft", "delete table inet squidkeeper_balancers")
+    assert [arrives(fleet.clients, *target) for target in targets] == [True] * 4
+
+
+def arrives(machine: Machine, to: str, port: int) -> bool:
+    """Tell whether an attempt to connect reaches the other machine, which may refuse it."""
+    with machine.entered():
+        try:
+            socket.create_connection((to, port), 2).close()
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+    return True
 
 
 def test_a_gateway_that_dies_costs_its_open_connections_and_nothing_else(fleet: Fleet, origins: Origins) -> None:
