@@ -195,6 +195,18 @@ def test_a_chain_or_a_head_that_is_too_large_is_not_read(
         store.read(HEAD)
 
 
+@pytest.mark.long
+def test_objects_are_listed_by_pages_and_not_without_end(
+    store: ObjectStore, server: S3Server, settings: StoreSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files.pipe({f"{settings.root}/a/{number:04}": b"" for number in range(1100)})
+    assert len(store.sizes()) == 1100
+    monkeypatch.setattr("squidkeeper.chain.stores._OBJECTS_AT_MOST", 1099)
+    with pytest.raises(ObjectTooLarge, match=r"/gateway-\d+ has more than 1,099 objects"):
+        store.sizes()
+    assert ("part-unknown", str(store)) in faults(store), "it keeps nothing else from being verified"
+
+
 def test_a_part_that_the_disk_has_no_room_for_is_not_fetched_to_be_verified(
     store: ObjectStore, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

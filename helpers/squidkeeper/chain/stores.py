@@ -38,6 +38,8 @@ _RETRIES: Final = 2  # the next run tries again
 _FOLDER_MODE: Final = 0o750  # as the archive's own
 _FILE_MODE: Final = 0o640
 _READ_AT_MOST: Final = 64 * 1024 * 1024  # bytes of a chain: an entry, for one rotated log, has about one kilobyte
+_OBJECTS_AT_MOST: Final = 1_000_000  # of an archive: four and more for each rotated log
+_WHO_WRITES: Final = "Only the gateway writes there: see what it has written"
 _BLOCK_BYTES: Final = 8 * 1024 * 1024
 _TEMPORARY: Final = "/var/tmp"  # noqa: S108 - on a disk, where /tmp can be memory; made with a name of its own, 0600
 
@@ -116,8 +118,7 @@ class ObjectStore:
     def sizes(self) -> dict[str, int]:
         """List every object, with its size."""
         with self._failing("listing"):
-            found = self._found("")
-        return {self._name(path): int(about["size"]) for path, about in found.items()}
+            return self._sizes("")
 
     def add(self, name: str, content: bytes) -> None:
         """Write an object; one that is there must have this content."""
@@ -168,23 +169,32 @@ class ObjectStore:
         return files
 
     def _names(self, folder: str) -> list[str]:
-        return sorted(map(self._name, self._found(folder)))
+        return sorted(self._sizes(folder))
 
-    def _found(self, folder: str) -> dict[str, Any]:
-        """Find the objects of a folder, by a prefix: without it s3fs asks also for an object of the folder's name."""
+    def _sizes(self, folder: str) -> dict[str, int]:
+        """List the objects below a folder, with their sizes. `ObjectTooLarge`: s3fs would list them without a bound."""
         bucket, _, prefix = self._path(folder).partition("/")
-        return dict(self._files.find(bucket, prefix=f"{prefix}/" if prefix else "", detail=True))
+        asked = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+        found: dict[str, int] = {}
+        while page := self._files.call_s3("list_objects_v2", **asked):
+            found |= {self._name(f"{bucket}/{one['Key']}"): int(one["Size"]) for one in page.get("Contents", ())}
+            if len(found) > _OBJECTS_AT_MOST:
+                raise ObjectTooLarge(f"{self} has more than {_OBJECTS_AT_MOST:,} objects. {_WHO_WRITES}")
+            if not page.get("IsTruncated"):
+                break
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+        return {name: size for name, size in found.items() if not name.endswith("/")}  # a folder, as some tools make it
 
     def _read_chain(self) -> bytes:
         """Read the lines of the chain, each as long as it was when all were measured."""
-        found = {path: int(about["size"]) for path, about in sorted(self._found(_CHAIN).items()) if about["size"]}
+        found = {self._path(name): size for name, size in sorted(self._sizes(_CHAIN).items()) if size}
         self._check_readable(_CHAIN, sum(found.values()))
         return b"".join(self._files.cat_ranges(list(found), 0, list(found.values()), on_error="raise"))
 
     def _check_readable(self, name: str, size: int) -> None:
         if size > _READ_AT_MOST:
             text = f"{self}/{name} is too large to be read: expected {byte_size(_READ_AT_MOST)} at most"
-            raise ObjectTooLarge(f"{text}. Only the gateway writes there: see what it has written")
+            raise ObjectTooLarge(f"{text}. {_WHO_WRITES}")
 
     def _blocks(self, name: str, most: int) -> Iterator[bytes]:
         """Read the first bytes of an object."""

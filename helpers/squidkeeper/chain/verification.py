@@ -100,7 +100,7 @@ class _Verifier:
 
     def verify(self, kept: tuple[KeptHead, ...]) -> Verification:
         # A run may add parts meanwhile. It first notes their names, and removes the note when the chain has them.
-        paths = set(self._place.part_paths())
+        paths = self._paths()
         placed = self._being_placed()
         head_content = self._read(HEAD, ArchiveFaultCode.HEAD_MISSING)  # ahead of the chain, which only grows
         lines = tuple(self._lines(self._read(CHAIN, ArchiveFaultCode.LINE_DAMAGED)))
@@ -115,12 +115,19 @@ class _Verifier:
         size = sum(part.bytes for part in parts.values())
         return Verification(entries, len(parts), size, head, tuple(self._faults), tuple(self._notes))
 
+    def _paths(self) -> set[str]:
+        try:
+            return set(self._place.part_paths())
+        except ObjectTooLarge as error:
+            self._fault(ArchiveFaultCode.PART_UNKNOWN, str(self._place), str(error))
+            return set()
+
     def _being_placed(self) -> tuple[str, ...]:
         try:
             return self._place.parts_being_placed()
         except PermissionError:
             raise
-        except OSError:  # no note of a run
+        except (OSError, ObjectTooLarge):  # no note of a run
             return ()
 
     def _read(self, name: str, code: ArchiveFaultCode) -> bytes:
