@@ -1179,7 +1179,11 @@ def test_a_process_of_its_own_pulls_the_policy_and_the_gateway_follows_its_link(
         repository.commit()
         wait_for(lambda: 'rule="two"' in gateway.metrics, "the next version in force")
         assert gateway.answers() == "403"
-        assert re.search("^pull +runs, unchanged$", gateway.install().stdout, re.MULTILINE)
+        (policy / "own.yaml").write_text("version: 1\nrules: [{name: own, action: allow, hosts: ['.example']}]\n")
+        wait_for(lambda: not (policy / "own.yaml").exists(), "the edit by hand to be put back")
+        done = gateway.install()
+        assert re.search("^pull +runs, unchanged$", done.stdout, re.MULTILINE)
+        assert "Edit the policy where it is pulled from" in done.stdout
         unit = gateway.place("etc/squidkeeper-pull.service")
         verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=True)
         assert verified.stderr == ""

@@ -168,7 +168,7 @@ def test_only_policy_files_and_the_lists_that_they_name_reach_the_gateway(gatewa
     gateway.repository.commit()
     assert gateway.pull().refused == ""
     found = sorted(str(path.relative_to(gateway.policy)) for path in gateway.policy.rglob("*") if path.is_file())
-    assert found == [".signed", "lists/l.txt", "policy.yaml"]
+    assert found == [".digest", ".signed", "lists/l.txt", "policy.yaml"]
     assert (gateway.policy / "lists/l.txt").read_text() == "a.example\n"
 
 
@@ -189,6 +189,53 @@ def test_a_commit_between_needs_no_signature_as_the_tip_vouches_for_its_tree(gat
     gateway.commit("one", signed=False)
     tip = gateway.commit("two")
     assert gateway.pull().version == tip
+
+
+def rewritten(file: Path, text: str) -> None:
+    """Edit a file as an editor of root's does."""
+    file.unlink(missing_ok=True)
+    file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda policy: rewritten(policy / "policy.yaml", POLICY % ("own", "own")),
+        pytest.param(lambda policy: rewritten(policy / "own.yaml", POLICY % ("own", "own")), marks=pytest.mark.long),
+        pytest.param(lambda policy: rewritten(policy / ".signed", "x"), marks=pytest.mark.long),
+        pytest.param(lambda policy: (policy / "policy.yaml").rename(policy / "policy.bak"), marks=pytest.mark.long),
+    ],
+)
+def test_an_edit_by_hand_is_put_back_or_reported_until_it_is(pulled: Gateway, edit: Callable[[Path], object]) -> None:
+    tip = pulled.repository.git("rev-parse", "HEAD")
+    for _ in range(3):  # also what was put back before
+        edit(pulled.policy)
+        pulled.server.down = True
+        assert (pulled.pull().altered, pulled.pull().altered) == (True, True)
+        assert command(pulled, "--status")[0] == 1
+        assert f"{tip} is in place, with other files than the source has" in command(pulled, "--status")[1]
+        pulled.server.down = False
+        status = pulled.pull()
+        assert (status.version, status.altered, status.refused, status.failure) == (tip, False, "", "")
+        assert pulled.rules() == ["good"]
+    edit(pulled.policy)
+    pulled.commit("bad", signed=False)
+    assert (pulled.pull().altered, pulled.pull().refused != "") == (True, True)
+    next_one = pulled.commit("next")
+    status = pulled.pull()
+    assert (status.version, status.altered, pulled.rules()) == (next_one, False, ["next"])
+
+
+def test_another_folder_of_the_same_commit_is_put_in_place(pulled: Gateway) -> None:
+    pulled.repository.write("other/policy.yaml", POLICY % ("other", "other"))
+    tip = pulled.repository.commit()
+    pulled.pull()
+    settings = pulled.settings.read_text()
+    pulled.settings.write_text(settings.replace("path: policy", "path: missing"))
+    status = pulled.pull()
+    assert (status.refused, status.altered, pulled.rules()) == (tip, True, ["good"])
+    pulled.settings.write_text(settings.replace("path: policy", "path: other"))
+    assert (pulled.pull().version, pulled.rules()) == (tip, ["other"])
 
 
 @pytest.mark.long
@@ -221,7 +268,7 @@ def test_what_was_put_in_place_long_ago_is_removed(tmp_path: Path) -> None:
     assert len([*(tmp_path / "versions").iterdir()]) == 10
     assert versions.in_place == "v12"
     assert (tmp_path / "current/lists/l.txt").read_bytes() == b"a"
-    assert stat.S_IMODE((tmp_path / "current/p.yaml").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "current/p.yaml").stat().st_mode) == 0o440
 
 
 def test_a_crash_before_the_link_leaves_what_is_in_place(tmp_path: Path) -> None:
@@ -233,7 +280,7 @@ def test_a_crash_before_the_link_leaves_what_is_in_place(tmp_path: Path) -> None
     assert versions.in_place == ""
     versions.put(version.name)
     versions.discard()
-    assert [path.name for path in (tmp_path / "current").iterdir()] == ["p.yaml"]
+    assert sorted(os.listdir(tmp_path / "current")) == [".digest", "p.yaml"]
     assert os.listdir(tmp_path / "versions") == ["v1"]
 
 
@@ -874,7 +921,9 @@ def test_a_bundle_with_a_higher_number_is_put_in_place(bundled: Gateway) -> None
     publish(bundled, 6, "six")
     assert bundled.pull().version.startswith("bundle-6-")
     assert bundled.rules() == ["six"]
-    assert bundled.pull().failure == ""
+    rewritten(bundled.policy / "policy.yaml", POLICY % ("own", "own"))
+    status = bundled.pull()
+    assert (status.failure, status.refused, status.altered, bundled.rules()) == ("", "", False, ["six"])
 
 
 @pytest.mark.parametrize("number", [1, 4, 5])

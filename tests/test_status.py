@@ -286,6 +286,10 @@ WRONG = {
         replace(WELL, pull=replace(PULLED, refused="b" * 40, reason="it is not signed")),
         f"A version of the pulled policy is refused: {'b' * 40}, {'a' * 40} stays in place: it is not signed.",
     ),
+    "pull-altered": (
+        replace(WELL, pull=replace(PULLED, altered=True)),
+        f"What is in place of the pulled policy is not what the source has: {'a' * 40}, from {PULLED.source}.",
+    ),
     "archive-failing": (
         replace(WELL, archive=ArchiveStatus(WELL.now - 60, WELL.now - 7200, "No space left on device")),
         "The access log is not archived: No space left on device.",

@@ -28,6 +28,7 @@ class PullStatus:
     `version` is in place since `placed`, as `signer` has signed it: a commit, or the number and hash of a bundle. It is
     empty where nothing was pulled yet. `succeeded` is when the source was last read. `refused` is the
     version of the source that is not put in place, for the `reason`; `failure` is why the source cannot be read.
+    `altered`: the files in place are not those that the source has, as after an edit by hand.
     """
 
     source: _Text = ""
@@ -41,6 +42,7 @@ class PullStatus:
     reason: _Text = ""
     failure: _Text = ""
     has_ceiling: bool = False
+    altered: bool = False
 
 
 def read_pull_status(folder: Path) -> PullStatus | None:

@@ -57,6 +57,7 @@ NOT_MADE_HERE = {
     "SquidkeeperReloadGated",
     "SquidkeeperPullFailing",
     "SquidkeeperPullRefused",
+    "SquidkeeperPullAltered",
     "SquidkeeperPullDiffers",
     "SquidkeeperQuotaStoreUnavailable",
 }

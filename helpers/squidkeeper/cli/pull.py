@@ -67,7 +67,8 @@ def pull(
     The tip has to be signed by an allowed signer, to come after what is in place, to load here, and to open no more
     than the ceiling. Else the version in place stays. policy/PULL.md tells how to set it up.
 
-    Exit status of --once and --status: 1 where the source cannot be read, or its tip is refused.
+    Exit status of --once and --status: 1 where the source cannot be read, its tip is refused, or other files than the
+    source has are in place.
     """
     if context.invoked_subcommand:
         return
@@ -150,7 +151,7 @@ def _tell(status: PullStatus, *, as_json: bool) -> None:
         click.echo(printable(outcome(status)))
         for name, text in _rows(status):
             click.echo(f"  {name:<10} {printable(text)}")
-    raise SystemExit(_FAILED if status.failure or status.refused else 0)
+    raise SystemExit(_FAILED if status.failure or status.refused or status.altered else 0)
 
 
 def _rows(status: PullStatus) -> list[tuple[str, str]]:

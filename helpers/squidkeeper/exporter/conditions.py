@@ -363,6 +363,11 @@ def _pull_refused(view: Snapshot) -> Iterator[str]:
         yield f"{view.pull.refused}, {in_place}: {view.pull.reason}"
 
 
+def _pull_altered(view: Snapshot) -> Iterator[str]:
+    if view.pull and view.pull.altered:
+        yield f"{view.pull.version}, from {view.pull.source}"
+
+
 def _archive_behind(view: Snapshot) -> Iterator[str]:
     since = view.unarchived_since
     if since is not None and view.now - since > _ARCHIVE_BEHIND_SECONDS:
@@ -723,6 +728,15 @@ CONDITIONS: Final = (
         "Fix it in the repository. If nobody of yours has made it, find out who has: what is in place stays"
         f" meanwhile. {_PULL_LOG}.",
         _pull_refused,
+    ),
+    Condition(
+        "pull-altered",
+        _CRITICAL,
+        "0m",
+        "What is in place of the pulled policy is not what the source has",
+        "Its files were edited on this gateway, or pull.yaml was. What the source has is put in place by itself once"
+        " the source can be read and its tip is not refused: fix that. Edit the policy in the source.",
+        _pull_altered,
     ),
     Condition("pull-differs", _WARNING, "1m", "Another version of the pulled policy than elsewhere is in place"),
     Condition(

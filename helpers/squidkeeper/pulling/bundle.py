@@ -84,7 +84,7 @@ class BundleServer:
         _check(files)
         named = listed_paths(files)
         used = {path: content for path, content in files.items() if is_policy_file(path) or path in named}
-        return Version(f"bundle-{bundle.number}-{tip}", used)
+        return Version(f"bundle-{bundle.number}-{tip}", used, source=str(self._source))
 
     def _check_number(self, number: int, tip: str, before: str, *, rewound: bool) -> None:
         last = _NAME.fullmatch(before)

@@ -76,7 +76,7 @@ class GitRepository:
                 f"it does not descend from {before.name}, expected a revert in place of a rewind; `squidkeeper pull"
                 f" --once --accept {tip}` takes it all the same"
             )
-        return Version(tip, self._files(tip), split_commit(self._commit(tip))[0])
+        return Version(tip, self._files(tip), split_commit(self._commit(tip))[0], str(self._source))
 
     def _comes_after(self, tip: str, before: PlacedVersion) -> bool:
         if _COMMIT.fullmatch(before.name.encode()) is None:  # nothing, or a bundle

@@ -25,12 +25,13 @@ _SHOWN: Final = 100
 class Version:
     """A version of the policy: its name, and its files by their paths in the folder.
 
-    `signed` is what a commit's signature is for: its twins have the same.
+    `signed` is what a commit's signature is for: its twins have the same. `source` is where it was read.
     """
 
     name: str
     files: Mapping[str, bytes]
     signed: bytes = b""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from squidkeeper.pull_status import PullStatus, read_pull_status, write_pull_sta
 from squidkeeper.pulling.reading import Source, VersionToRead, failed_on_it, read_version_apart, reason, source_of
 from squidkeeper.pulling.refusals import Refusals, what_counts
 from squidkeeper.pulling.versions import Versions
+
+_log = logging.getLogger(__name__)
 
 
 class Puller:
@@ -49,6 +52,7 @@ class Puller:
             source=str(settings.source),
             every_seconds=settings.every_seconds,
             has_ceiling=settings.ceiling is not None,
+            altered=bool(before.version) and not self._versions.is_as_read(str(settings.source)),
         )
         source, tip = source_of(settings, self._folder), ""
         try:
@@ -74,15 +78,18 @@ class Puller:
     def _taken(
         self, source: Source, settings: PullSettings, status: PullStatus, tip: str, *, rewound: bool
     ) -> PullStatus:
-        if status.version and status.version.endswith(tip):  # a bundle's tip is the end of its name
+        is_in_place = bool(status.version) and status.version.endswith(tip)  # a bundle's tip is the end of its name
+        if is_in_place and not status.altered:
             return status
         signer = source.signer(tip)
         try:
-            name = self._read(tip, settings, status.version, rewound=rewound)
+            name = self._read(tip, settings, status.version, rewound=rewound or is_in_place)
             self._versions.put(name)
         finally:
             self._versions.discard()
-        return replace(status, version=name, signer=signer, placed=time.time())
+        if status.altered:
+            _log.warning("%s had other files than the source has: they were edited, or pull.yaml was", status.version)
+        return replace(status, version=name, signer=signer, placed=time.time(), altered=False)
 
     def _read(self, tip: str, settings: PullSettings, before: str, *, rewound: bool) -> str:
         """Read and judge a version, unless it was refused and is judged by the same again."""

@@ -36,7 +36,8 @@ def run_pulling(puller: Puller) -> None:
 
 def outcome(status: PullStatus) -> str:
     """Tell in one line what a pull has come to."""
-    in_place = f"{status.version} is in place" if status.version else "nothing is in place"
+    altered = ", with other files than the source has" if status.altered else ""
+    in_place = f"{status.version} is in place{altered}" if status.version else "nothing is in place"
     if status.failure:
         return f"the source cannot be pulled from, {in_place}: {status.failure}"
     if status.refused:

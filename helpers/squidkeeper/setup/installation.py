@@ -748,11 +748,17 @@ class Installation:
             "Which rule decided, and why:\n"
             f"  {sudo}{log}\n"
             f"  {sudo}{explain} GET https://en.wikipedia.org/\n"
-            f"Edit {layout.policy}: an edit is in force within 3 seconds. Lines of your own for Squid: {layout.local}"
+            f"{self._where_to_edit()} Lines of your own for Squid: {layout.local}"
         )
         if ours.exporter != NO_EXPORTER:
             status = f"http://{reachable(ours.exporter)}/"
             show(f"Status: {status}  metrics: /metrics there  alerts, dashboard: {layout.observe}")
+
+    def _where_to_edit(self) -> str:
+        layout = self._layout
+        if self._pulls:
+            return f"Edit the policy where it is pulled from: an edit of {layout.policy} is put back."
+        return f"Edit {layout.policy}: an edit is in force within 3 seconds."
 
 
 def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
