@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from squidkeeper.cli import main
 from squidkeeper.policy_store.loading import load
+from squidkeeper.pulling.git_command import what_git_told
 
 from .pull_servers import GIT_ENVIRONMENT, Repository, allowed_signer, make_key
 
@@ -227,4 +228,25 @@ def test_a_branch_that_moves_meanwhile_is_not_overwritten(repository: Repository
     hook.chmod(0o755)
     status, output = to_agents(repository, "a.example")
     assert status == 1
-    assert "git push failed" in output
+    assert "git push failed: remote: moved; ! [remote rejected] HEAD -> main (pre-receive hook declined); " in output
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        (
+            "To ssh://git.example/p\n ! [rejected]        HEAD -> main (fetch first)\n"
+            "error: failed to push some refs to 'ssh://git.example/p'\nhint: Updates\nhint: See the 'Note'\n",
+            "! [rejected]        HEAD -> main (fetch first)",
+        ),
+        (
+            "warning: Could not find remote branch gone to clone.\nfatal: Remote branch gone not found\n"
+            "fatal: the remote end hung up unexpectedly\n",
+            "warning: Could not find remote branch gone to clone.; fatal: Remote branch gone not found",
+        ),
+        ("fatal: the remote end hung up unexpectedly\n", "fatal: the remote end hung up unexpectedly"),
+        ("", ""),
+    ],
+)
+def test_of_what_git_says_the_lines_that_tell_are_shown(messages: str, told: str) -> None:
+    assert what_git_told(messages) == told

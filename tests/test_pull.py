@@ -846,8 +846,17 @@ def test_a_repository_is_read_over_ssh_from_a_known_host_alone(pulled: Gateway, 
         assert pulled.pull().failure == ""
         assert pulled.rules() == ["over-ssh"]
         pulled.commit("unseen")
+        settings = pulled.settings.read_text()
+        pulled.settings.write_text(settings.replace(f"key: {key}", f"key: {tmp_path}/missing"))
+        failure = pulled.pull().failure
+        assert f"Identity file {tmp_path}/missing not accessible" in failure
+        assert "Permission denied (" in failure
+        pulled.settings.write_text(settings)
+        place, host = known_hosts.read_text().split()[0], make_key(tmp_path / "host").with_suffix(".pub").read_text()
+        known_hosts.write_text(f"{place} {host}")
+        assert "has changed and you have requested strict checking" in pulled.pull().failure
         known_hosts.write_text("")
-        assert "git fetch failed" in pulled.pull().failure
+        assert "host key is known for" in pulled.pull().failure
     assert pulled.rules() == ["over-ssh"]
 
 

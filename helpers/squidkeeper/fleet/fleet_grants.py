@@ -23,6 +23,7 @@ from squidkeeper.errors import EditRefused, PullFailed, PullRefused
 from squidkeeper.policy_edit import load_or_refuse
 from squidkeeper.policy_store.sources import FLEET_GRANTS, grants_file, local_file, read_sources
 from squidkeeper.pulling.commits import commit_signer
+from squidkeeper.pulling.git_command import what_git_told
 
 _SECONDS: Final = 120
 
@@ -150,7 +151,7 @@ def _output(folder: Path, *arguments: str) -> bytes:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EditRefused(f"git cannot be run: {error}; nothing was changed") from error
     if done.returncode != 0:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {done.returncode}"]
+        told = what_git_told(done.stderr.decode("utf-8", "replace")) or f"status {done.returncode}"
         name = next(one for one in arguments if not one.startswith("-") and "=" not in one)
-        raise EditRefused(f"git {name} failed: {lines[-1]}; nothing was changed in the repository")
+        raise EditRefused(f"git {name} failed: {told}; nothing was changed in the repository")
     return done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,19 @@ _ENVIRONMENT: Final = {
     "GIT_ASKPASS": "true",
     "SSH_ASKPASS": "true",
 }
+_TOLD: Final = 2
+_TELLS_NOTHING: Final = re.compile(
+    r"\s*(?:hint: .*|To .*|error: failed to push some refs to .*|fatal: Could not read from remote repository\."
+    r"|Please make sure you have the correct access rights|and the repository exists\."
+    r"|fatal: the remote end hung up unexpectedly)?\s*"
+)
+
+
+def what_git_told(messages: str) -> str:
+    """Give the last lines of what git and ssh have written that say what is wrong, as one."""
+    lines = [line.strip() for line in messages.splitlines()]
+    telling = [line for line in lines if not _TELLS_NOTHING.fullmatch(line)]
+    return "; ".join((telling or lines)[-_TOLD:])
 
 
 class GitCommand:
@@ -64,7 +78,8 @@ class GitCommand:
         """Give what git prints; `PullFailed` if it fails."""
         ended = self.run(*arguments, given=given)
         if ended.status != 0:
-            raise PullFailed(f"git {arguments[0]} failed: {printable(ended.message) or f'status {ended.status}'}")
+            told = printable(what_git_told(ended.messages))
+            raise PullFailed(f"git {arguments[0]} failed: {told or f'status {ended.status}'}")
         return ended.output
 
     def run(self, *arguments: str, given: bytes = b"") -> Ended:

@@ -37,16 +37,16 @@ class ChildBounds:
 # ssh and ssh-keygen end where their user ID has no account, as without systemd. In a user namespace of its own a
 # process has root's name, and no right that it did not have.
 _NAMED: Final = ("unshare", "--user", "--map-root-user", "--")
-UNNAMED: Final = ("unshare:", "No user exists")  # how a message begins where that is not allowed
+UNNAMED: Final = ("unshare:", "No user exists")  # how messages begin where that is not allowed
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A child that has ended: its status, its output, and the last of its messages."""
+    """A child that has ended: its status, its output, and the end of its messages."""
 
     status: int
     output: bytes
-    message: str
+    messages: str
 
 
 _USUAL: Final = ChildBounds()
@@ -85,8 +85,8 @@ def run_bounded(
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         output.seek(0)
-        messages.seek(0)
-        return Ended(status, output.read(), _last_line(messages.read(_MESSAGE_BYTES)))
+        messages.seek(max(0, messages.seek(0, os.SEEK_END) - _MESSAGE_BYTES))
+        return Ended(status, output.read(), messages.read().decode("utf-8", "replace").strip())
 
 
 def _has_account() -> bool:
@@ -95,8 +95,3 @@ def _has_account() -> bool:
     except KeyError:
         return False
     return True
-
-
-def _last_line(messages: bytes) -> str:
-    lines = messages.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1] if lines else ""

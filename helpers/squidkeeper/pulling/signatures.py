@@ -34,8 +34,8 @@ def signer_of(content: bytes, signature: bytes, allowed_signers: Path, namespace
         keygen = ("ssh-keygen", "-Y")
         files = ("-f", str(allowed_signers), "-s", str(file))
         found = run_bounded((*keygen, "find-principals", *files), _ENVIRONMENT, bounds=_BOUNDS)
-        if found.message.startswith(UNNAMED):
-            raise PullFailed(f"ssh-keygen cannot run as an account without a name: {found.message}")
+        if found.messages.startswith(UNNAMED):
+            raise PullFailed(f"ssh-keygen cannot run as an account without a name: {found.messages}")
         names = found.output.decode("utf-8", "replace").splitlines() if found.status == 0 else []
         for name in names:
             verify = (*keygen, "verify", *files, "-I", name, "-n", namespace)
