@@ -42,6 +42,7 @@ from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.squid_account import Account, squid_account
 from squidkeeper.squid_conf import Macros, Problem, SquidConf, read_squid_conf
+from tests.valkey_server import GATEWAYS, ValkeyServer
 from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[1]
@@ -554,6 +555,25 @@ def test_a_fault_of_settings_beside_the_policy_is_found(
     [finding] = found(code, one)
     assert "adress" in finding.detail
     assert finding.place == str(file)
+
+
+def test_the_store_of_quotas_is_asked_for_a_count(layout: Layout, tmp_path: Path) -> None:
+    account = squid_account if os.geteuid() else lambda: None  # pytest's folder is closed to other accounts
+    one, server = replace(inspect(layout), account=account()), ValkeyServer(tmp_path / "valkey")
+    assert found("quota-store-unavailable", one) == []
+    file = server.start().write_settings(layout.policy.parent, "local", 2, GATEWAYS[0])
+    try:
+        assert found("quota-store-unavailable", one) == []
+        server.command("FUNCTION", "FLUSH")
+        [without_function] = found("quota-store-unavailable", one)
+    finally:
+        server.kill()
+    [away] = found("quota-store-unavailable", one)
+    assert "load squid/quotas.lua as squid/FLEET.md shows" in without_function.detail
+    assert "refused" in away.detail
+    assert [without_function.place, away.place] == [str(file)] * 2
+    file.write_text("{}")
+    assert found("quota-store-unavailable", one) == []  # quota-store-unusable tells that
 
 
 @as_root

@@ -237,14 +237,7 @@ def gateway(
 ) -> Path:
     """Write what one gateway has of its own."""
     folder.mkdir()
-    password = folder / "password"
-    password.write_text(PASSWORD + "\n")
-    password.chmod(0o640)
-    told = f"address: 127.0.0.1:{server.port}\nuser: {user}\npassword_file: {password}\n"
-    told += f"on_unavailable: {on_unavailable}\ngateways: {gateways}\n" + (
-        f"tls_ca: {server.ca}\n" if server.ca else ""
-    )
-    (folder / FILE).write_text(told)
+    server.write_settings(folder, on_unavailable, gateways, user)
     return folder
 
 
@@ -335,7 +328,11 @@ def ended(server: ValkeyServer, *command: str) -> None:
 @pytest.mark.parametrize("on_unavailable", OnUnavailable)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_store_that_fails_gives_nothing_or_this_gateways_part_and_is_asked_again(
-    own_server: ValkeyServer, tmp_path: Path, fault: str, on_unavailable: OnUnavailable
+    own_server: ValkeyServer,
+    tmp_path: Path,
+    fault: str,
+    on_unavailable: OnUnavailable,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     breaks, fixes, problem = FAULTS[fault]
     clock, told = Clock(), list[str]()
@@ -356,6 +353,11 @@ def test_a_store_that_fails_gives_nothing_or_this_gateways_part_and_is_asked_aga
     assert len(failures) == 1  # then it counts as away
     assert re.search(problem, failures[0])
     assert PASSWORD not in failures[0]
+    if fault == "killed":
+        clock.now += AWAY_SECONDS + 1
+        meter.take([(quota, COUNT.holder)])  # it fails as before, and is not logged again
+    logged = f"quotas are counted on this gateway alone, up to 1/3 of each limit: {failures[0]}"
+    assert caplog.messages == ([logged] if on_unavailable is OnUnavailable.LOCAL else [])  # else whoever asks logs it
     fixes(own_server)
     clock.now += AWAY_SECONDS + 1
     assert meter.take([(quota, COUNT.holder)]) is None
@@ -504,11 +506,11 @@ def test_settings_that_are_wrong_make_every_count_unavailable(tmp_path: Path, ol
 
 def test_a_password_that_everybody_can_read_is_refused_and_never_shown(tmp_path: Path) -> None:
     folder = gateway(tmp_path / "gateway", ValkeyServer(tmp_path / "valkey", tls=False))
-    (folder / "password").chmod(0o644)
+    (folder / "quota-store.password").chmod(0o644)
     with pytest.raises(CountsUnavailable, match="chmod 0640") as caught:
         read_quota_store(folder / FILE)
     assert PASSWORD not in str(caught.value)
-    (folder / "password").chmod(0o640)
+    (folder / "quota-store.password").chmod(0o640)
     assert PASSWORD not in repr(read_quota_store(folder / FILE))
 
 

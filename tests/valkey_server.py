@@ -18,7 +18,7 @@ from pathlib import Path
 from signal import SIGKILL, Signals
 from typing import Self
 
-from squidkeeper.quotas.store_settings import OnUnavailable, QuotaStoreSettings
+from squidkeeper.quotas.store_settings import FILE, OnUnavailable, QuotaStoreSettings
 from tests.ports import free_port
 from tests.waiting import wait_for
 
@@ -53,6 +53,17 @@ class ValkeyServer:
         return QuotaStoreSettings(
             ip_address(self.address), self.port, user, PASSWORD, self.ca, on_unavailable, gateways
         )
+
+    def write_settings(self, folder: Path, on_unavailable: str, gateways: int, user: str) -> Path:
+        """Write the quota-store.yaml of a gateway, and the password of its user beside it."""
+        password = folder / "quota-store.password"
+        password.write_text(PASSWORD + "\n")
+        password.chmod(0o640)
+        told = f"address: {self.address}:{self.port}\nuser: {user}\npassword_file: {password}\n"
+        told += f"tls_ca: {self.ca}\n" if self.ca else ""
+        file = folder / FILE
+        file.write_text(f"{told}on_unavailable: {on_unavailable}\ngateways: {gateways}\n")
+        return file
 
     def start(self) -> ValkeyServer:
         """Start it; it answers when this returns."""

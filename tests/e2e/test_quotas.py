@@ -264,7 +264,8 @@ def test_two_gateways_share_a_count_and_go_on_or_deny_without_its_store(
     assert local == [None] * 4 + ["quota"]  # half of the limit
     assert denying == ["quota"]
     wait_for(lambda: "Valkey on 127.0.0.1 port" in gateways[1].cache_log(), "what is wrong, in cache.log")
-    assert VALKEY_PASSWORD not in gateways[1].cache_log()
+    assert "quotas are counted on this gateway alone, up to 1/2 of each limit: Valkey" in gateways[0].cache_log()
+    assert all(VALKEY_PASSWORD not in gateway.cache_log() for gateway in gateways)
     store.start()
     wait_for(lambda: rules(gateways[1], 1) == [None], "the store to be asked again")
     wait_for(lambda: rules(gateways[0], 1) == ["quota"] and rules(gateways[1], 1) == ["quota"], "the whole limit")

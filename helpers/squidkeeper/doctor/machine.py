@@ -30,6 +30,7 @@ from squidkeeper.layout import ACCOUNTS, SERVICES
 from squidkeeper.maintenance.own_addresses import reached_at
 from squidkeeper.policy.lint import open_to_any_client
 from squidkeeper.pull_settings import read_pull_settings
+from squidkeeper.quotas.opening import try_quota_store
 from squidkeeper.quotas.store_settings import quota_store_file, read_quota_store
 from squidkeeper.setup.entries import text_at
 from squidkeeper.setup.options import NO_EXPORTER, port_of
@@ -103,6 +104,13 @@ def _webhook_problem(file: Path) -> str:
 def quota_store_unusable(one: Inspection) -> Iterator[Found]:
     """Find what is wrong with quota-store.yaml, as Squid's account reads it."""
     yield from _settings_faults(quota_store_file(one.layout.policy), read_quota_store, one, one.account)
+
+
+def quota_store_unavailable(one: Inspection) -> Iterator[Found]:
+    """Ask the store of all gateways, as Squid's account: what is wrong with its settings is another finding."""
+    file = quota_store_file(one.layout.policy)
+    if file.exists() and not any(quota_store_unusable(one)):
+        yield from _settings_faults(file, lambda file: try_quota_store(read_quota_store(file)), one, one.account)
 
 
 def pull_settings_unusable(one: Inspection) -> Iterator[Found]:

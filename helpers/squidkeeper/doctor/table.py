@@ -50,6 +50,7 @@ _OF_A_RUNNING_GATEWAY: Final = frozenset(
 _FINDERS: Final[dict[str, FindFaults]] = {
     "secret-unavailable": machine.unavailable_secrets,
     "webhook-failing": machine.webhook_failing,
+    "quota-store-unavailable": machine.quota_store_unavailable,
 }
 
 

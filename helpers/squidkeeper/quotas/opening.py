@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from squidkeeper.errors import CountsUnavailable
+from squidkeeper.policy.quotas import QuotaUnit, Window
 from squidkeeper.quotas.counts import CountStore, QuotaCount, Taken
 from squidkeeper.quotas.local_counts import LocalCounts
 from squidkeeper.quotas.log_heartbeat import are_bytes_counted
 from squidkeeper.quotas.meter import Meter
 from squidkeeper.quotas.shared_counts import SharedCounts
 from squidkeeper.quotas.store_problem import StoreProblem
-from squidkeeper.quotas.store_settings import quota_store_file, read_quota_store
+from squidkeeper.quotas.store_settings import QuotaStoreSettings, quota_store_file, read_quota_store
 from squidkeeper.quotas.valkey_counts import ValkeyCounts
+
+_ASKED: Final = QuotaCount("doctor", QuotaUnit.REQUESTS, Window.DAY, "doctor")
 
 
 def open_counts(directory: Path, state: Path) -> CountStore:
@@ -35,6 +39,13 @@ def open_counts(directory: Path, state: Path) -> CountStore:
 def open_meter(directory: Path, state: Path) -> Meter:
     """Make the meter of a helper."""
     return Meter(open_counts(directory, state), counts_bytes=partial(are_bytes_counted, state))
+
+
+def try_quota_store(settings: QuotaStoreSettings | None) -> None:
+    """Ask the store of all gateways for a count, and use nothing of it; `CountsUnavailable` says what is wrong."""
+    if settings is not None:
+        with closing(ValkeyCounts(settings)) as counts:
+            counts.take(_ASKED, limit=1, asked=0)
 
 
 class UnusableCounts:

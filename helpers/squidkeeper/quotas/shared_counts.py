@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -12,6 +13,7 @@ from squidkeeper.quotas.local_counts import LocalCounts
 from squidkeeper.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 
 AWAY_SECONDS: Final = 5.0  # until a store that fails again and again is asked the next time; after a first failure, 1
+_log = logging.getLogger(__name__)
 
 
 class SharedCounts:
@@ -43,9 +45,11 @@ class SharedCounts:
             try:
                 taken = self._store.take(count, limit, asked)
             except CountsUnavailable as error:
+                self._log(str(error))
                 self._leave(str(error))
             else:
                 self._pause = 0.0
+                self._problem = ""
                 self._report("")
                 return taken
         if self._settings.on_unavailable is OnUnavailable.DENY:
@@ -61,6 +65,12 @@ class SharedCounts:
         except CountsUnavailable as error:
             self._leave(str(error))
             raise
+
+    def _log(self, problem: str) -> None:
+        """Log a failure when it begins or changes. Where requests are denied for it, whoever asked logs that."""
+        if problem != self._problem and self._settings.on_unavailable is OnUnavailable.LOCAL:
+            gateways = self._settings.gateways
+            _log.error("quotas are counted on this gateway alone, up to 1/%d of each limit: %s", gateways, problem)
 
     def _leave(self, problem: str) -> None:
         self._pause = min(2 * self._pause or 1.0, AWAY_SECONDS)
