@@ -96,6 +96,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "client-left": {**CONNECT, "error": "ERR_CLIENT_GONE", "squid": "NONE_NONE_ABORTED/HIER_NONE"},
     "squid-error": {"status": 502, "error": "ERR_INVALID_RESP"},
     "origin-error": {"status": 503},
+    "quota-unavailable": {**DENIED, "rule": "quota", "found": "quota-unavailable:per-vm"},
     "machine-address": {**DENIED, "rule": "default", "url": "http://169.254.169.254/latest/meta-data/"},
     **{
         rule: {**DENIED, "rule": rule}
@@ -611,6 +612,15 @@ def test_a_place_in_a_policy_that_was_edited_since_says_so(tmp_path: Path, now: 
     assert facts["at"].endswith(at)
     assert (then.revision in facts["at"]) == ("edited" in at)
     assert facts["opens"].startswith(opens)
+
+
+def test_the_advice_for_a_quota_names_who_may_list_its_counts(log: Path) -> None:
+    add(log, **RECORDS["quota"], found="quota:per-vm")
+    asks = f"`squidkeeper quota --policy {log.parent}/policy --state {log.parent}/state"
+    assert f"To do: {asks}` shows what is used" in why(log).output
+    (log.parent / "quota-store.yaml").touch()
+    expected = f"To do: {asks} --store FILE`, with the settings of Valkey's user operator, shows what is used"
+    assert expected in why(log).output
 
 
 WITH_SECRET = """

@@ -17,7 +17,6 @@ import click
 
 from squidkeeper.cli.options import (
     ABSOLUTE_URL,
-    DEFAULT_LOG,
     HOST_AND_PORT,
     Moment,
     archive_read_option,
@@ -91,7 +90,7 @@ def _checked_url(_context: click.Context, _option: click.Parameter, url: str | N
     "--cache-log",
     metavar="FILE",
     type=click.Path(path_type=Path, readable=False),
-    help="Squid's cache.log. Left out: the one beside the access log.",
+    help="Squid's cache.log. Left out: the one beside the access log, where that is read.",
 )
 @json_option
 @policy_option
@@ -132,10 +131,10 @@ def why(
     policies = _Policies(directory, state)
     question = Inquiry(ids, tuple(_filters(client, hosts, policies)), frozenset(users), url)
     search = Search(question, since or _start(ids, files))
-    beside = (files[-1] if files else DEFAULT_LOG).with_name("cache.log")
     try:
         sources = table_sources(files, archive, gateways=gateway)
-        answer = _Answer(search, _read(search, sources), _surroundings(policies, run, cache_log or beside, search))
+        known = _surroundings(policies, run, cache_log or _beside(sources), search)
+        answer = _Answer(search, _read(search, sources), known)
     except UnreadableLog as error:
         click.echo(f"Error: {printable(str(error))}", err=True)
         raise SystemExit(_NOTHING_TO_SAY) from error
@@ -200,13 +199,21 @@ def _read(search: Search, sources: TableSources) -> ReadRecords:
     return read_records(sources, search.since, end, search.question.ids)
 
 
-def _surroundings(policies: _Policies, run: Path, cache_log: Path, search: Search) -> Surroundings:
-    from squidkeeper.why.cache_log import read_cache_log
+def _beside(sources: TableSources) -> Path | None:
+    """Name the cache.log beside the access log; None where an archive alone is read."""
+    log = sources.files[-1] if sources.files else sources.log
+    return log.with_name("cache.log") if log else None
+
+
+def _surroundings(policies: _Policies, run: Path, cache_log: Path | None, search: Search) -> Surroundings:
+    from squidkeeper.quotas.store_settings import quota_store_file
+    from squidkeeper.why.cache_log import CacheLog, read_cache_log
     from squidkeeper.why.details import Surroundings
 
-    log = read_cache_log(cache_log, search.since)
+    log = read_cache_log(cache_log, search.since) if cache_log else CacheLog()
     secret_problem, ticket_of = partial(_secret_problem, run), partial(_ticket_of, policies.state)
-    return Surroundings(policies.of, policies.current, _Resolver(), secret_problem, ticket_of, log)
+    is_shared = quota_store_file(policies.directory).exists()
+    return Surroundings(policies.of, policies.current, _Resolver(), secret_problem, ticket_of, log, is_shared)
 
 
 class _Answer:

@@ -16,7 +16,7 @@ from squidkeeper.engine import CompiledPolicy, HostMatch, Stage, decide, deny
 from squidkeeper.engine.quotas import counting
 from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.metrics import METER
-from squidkeeper.policy.quotas import Quota
+from squidkeeper.policy.quotas import UNCOUNTED, Quota
 from squidkeeper.protocol.lines import Reply, decode_token, parse_tokens, split_tokens
 from squidkeeper.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, Request, parse_request
 from squidkeeper.quotas.identity import holder
@@ -62,7 +62,7 @@ class QuotaScope:
         seconds = ceil(refusal.ends_in)
         resets = datetime.now(UTC) + timedelta(seconds=refusal.ends_in + 0.5)  # rounded, as it is cut to the second
         decision = deny("quota", refusal_reason(refusal))
-        found = f"quota-unavailable:{refusal.quota.name}" if refusal.unavailable else f"quota:{refusal.quota.name}"
+        found = f"{UNCOUNTED if refusal.unavailable else 'quota'}:{refusal.quota.name}"
         at = f"{resets:%Y-%m-%dT%H:%M:%SZ}"
         return over_quota_reply(decision, self.policy, request, refusal.quota.name, found, (at, seconds))
 

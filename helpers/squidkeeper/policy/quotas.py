@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from squidkeeper.policy.model import Policy, Rule
 
 DEFAULT_RULE: Final = "default"  # in `rules`: what no rule decides
+UNCOUNTED: Final = "quota-unavailable"  # in `found` of a record: how a quota that could not be counted is named
 LARGEST_COUNT: Final = 999_999_999  # YAML of a policy takes longer numbers as text alone
 LARGEST_SIZE: Final = 10**15  # bytes; a number in Lua is exact up to nine times that
 _SIZE = re.compile(r"([1-9][0-9]{0,15})(KB|MB|GB|TB)")

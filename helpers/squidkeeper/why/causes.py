@@ -19,6 +19,7 @@ from squidkeeper.client_kit.probe_table import SPEAKS_TLS
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.engine.decide import Stage, decide
 from squidkeeper.policy.model import Action, Policy
+from squidkeeper.policy.quotas import UNCOUNTED
 from squidkeeper.protocol.request import CONNECT, DENIED_BY
 from squidkeeper.record.events import names_tunnel
 from squidkeeper.record.listing import printable
@@ -68,6 +69,7 @@ _DEFAULTS: Final[Mapping[str, str]] = {  # what a sentence says where a fact is 
     "distrust": CLIENT_ERRORS["ERR_SECURE_ACCEPT_FAIL"],
     "ticket": "",
     "number": "NUMBER",
+    "quota_uses": "`squidkeeper quota`",
 }
 
 _CLOCK: Final = "If the certificate is valid, correct the gateway's clock"
@@ -242,6 +244,10 @@ def _of_rule(*rules: str) -> Holds:
     return lambda case: case.decisive.rule in rules and case.decisive.verdict == "deny"
 
 
+def _is_uncounted(case: Case) -> bool:
+    return _of_rule("quota")(case) and (decode_field(case.decisive.found) or "").startswith(UNCOUNTED)
+
+
 def _of_error(*errors: str) -> Holds:
     return lambda case: case.error in errors
 
@@ -374,10 +380,18 @@ CAUSES: Final = (
         _of_rule("header-too-long"),
     ),
     KnownCause(
+        "quota-unavailable",
+        f"rule `quota`, and `{UNCOUNTED}` in `found`",
+        "The count of a quota was unavailable: {found}.",
+        "cache.log says why, at `quotas cannot be counted`. Where gateways share their counts, `squidkeeper doctor`"
+        " asks Valkey. Requests pass when they can be counted again.",
+        _is_uncounted,
+    ),
+    KnownCause(
         "quota",
         "rule `quota`",
         "A quota denied it: {found}.",
-        "`squidkeeper quota` shows what is used, and by whom. Let the client wait for its reset, or raise the limit.",
+        "{quota_uses} shows what is used, and by whom. Let the client wait for its reset, or raise the limit.",
         _of_rule("quota"),
     ),
     KnownCause(

@@ -46,7 +46,8 @@ class Surroundings:
 
     `policy_of` gives the policy of a revision, `current` the one on disk; either is None where there is none.
     `addresses_of` resolves a name now. `secret_problem` tells why a secret is unavailable now. `ticket_of` finds the
-    ticket of a request as it is now; None where there is none, or it cannot be read.
+    ticket of a request as it is now; None where there is none, or it cannot be read. `counts_are_shared` tells whether
+    other gateways count quotas with this one.
     """
 
     policy_of: Callable[[str], CompiledPolicy | None]
@@ -55,6 +56,7 @@ class Surroundings:
     secret_problem: Callable[[CompiledPolicy, str], str | None]
     ticket_of: Callable[[AskedRequest], Ticket | None]
     cache_log: CacheLog
+    counts_are_shared: bool = False
 
 
 def detail_of(failure: Failure, known: Surroundings) -> Detail:
@@ -273,6 +275,13 @@ def _parent(case: Case, known: Surroundings) -> Detail:
     return Detail(is_sure=known.cache_log.near("parent-failed", case.record) is not None)
 
 
+def _quota(_case: Case, known: Surroundings) -> Detail:
+    """Name who can list the counts: of shared ones, no gateway."""
+    if not known.counts_are_shared:
+        return Detail()
+    return Detail({"quota_uses": "`squidkeeper quota --store FILE`, with the settings of Valkey's user operator,"})
+
+
 _DETAILS: Final[Mapping[str, Callable[[Case, Surroundings], Detail]]] = {
     "policy": _denied_by_rule,
     "asked": _asked,
@@ -282,4 +291,5 @@ _DETAILS: Final[Mapping[str, Callable[[Case, Surroundings], Detail]]] = {
     "credential-unavailable": _credential,
     "ca-not-trusted": _distrust,
     "parent-failed": _parent,
+    "quota": _quota,
 }
