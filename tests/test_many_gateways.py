@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from click.testing import CliRunner, Result
 
 from squidkeeper.archive.archiver import Archiver
 from squidkeeper.archive.retention import ArchiveBounds
+from squidkeeper.chain import mirror as mirror_module
 from squidkeeper.chain.chain import CHAIN, append_entry
 from squidkeeper.chain.entries import ChainEntry, EntryKind
 from squidkeeper.chain.keys import ArchiveKey
@@ -28,6 +30,7 @@ from squidkeeper.chain.store_settings import StoreKeys, StoreSettings
 from squidkeeper.chain.stores import ObjectStore, copy_archive
 from squidkeeper.cli import main
 from squidkeeper.errors import StoreFailed
+from squidkeeper.squid_account import Account
 from squidkeeper.table.sources import TableSources
 from squidkeeper.table.table import open_table
 from tests.archives import write_part
@@ -121,6 +124,19 @@ def test_a_report_of_all_has_the_sum_of_each(archives: Path) -> None:
 
     each = [totals(folder) for folder in archives_in(archives)]
     assert totals(archives) == [sum(values) for values in zip(*each, strict=True)]
+
+
+@pytest.mark.long
+def test_the_documented_commands_read_a_mirror(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = (REPOSITORY / "squid/FLEET.md").read_text()
+    [block] = re.findall(r"```\nsquidkeeper archive fetch .*\n((?:.+\n)+)```", document)
+    text = block.replace("/srv/fleet", str(archives)).replace("1795577866.783.12.51872", request_id("gw-1"))
+    monkeypatch.chdir(tmp_path)
+    for line in text.splitlines():
+        _, *words = shlex.split(line, comments=True)
+        done = run(*words)
+        assert done.exit_code == (words[0] == "why"), done.output  # which tells of a request that failed
+    assert (tmp_path / "fleet.html").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -313,6 +329,30 @@ def test_a_mirror_is_fetched_once_and_verifies(
     assert (verified.exit_code, verified.output.count("OK: ")) == (0, 3), verified.output
     sql = "SELECT * FROM requests ORDER BY ALL"
     assert asked(mirror, sql) == asked(archives, sql)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_root_fetches_has_the_group_of_its_mirror(
+    fleet: StoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At first Squid's group, as which root queries."""
+    store, mirror = settings_file(fleet, tmp_path), tmp_path / "mirror"
+
+    def groups() -> set[int]:
+        [folder] = mirror.glob("gateway=gw-1")
+        return {path.stat().st_gid for path in (folder, *folder.rglob("*"))}
+
+    monkeypatch.setattr(mirror_module, "squid_account", lambda: Account("squid", 4321, 4321))
+    assert run("archive", "fetch", store, mirror).exit_code == 0
+    assert groups() == {4321}
+    for path in (mirror, *mirror.rglob("*")):  # as a mirror that an operator has given to another group
+        os.chown(path, -1, 4322)
+        path.chmod(0o750 if path.is_dir() else 0o640)
+    [part] = mirror.glob("gateway=gw-1/day=*/*")
+    part.unlink()
+    assert run("archive", "fetch", store, mirror).exit_code == 0
+    assert part.exists()
+    assert groups() == {4322}
 
 
 @pytest.mark.long

@@ -6,6 +6,8 @@ every reader and `archive verify` take it. `FETCHED` notes from which time on it
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from squidkeeper.chain.entries import ArchivedPart
 from squidkeeper.chain.places import FETCHED, FolderPlace
 from squidkeeper.chain.stores import ObjectStore, check_space, fetch_part, folder_of
 from squidkeeper.errors import StoreFailed
+from squidkeeper.squid_account import squid_account
 
 _MODE: Final = 0o640
 
@@ -45,7 +48,7 @@ def fetch_archives(store: ObjectStore, folder: Path, since: str = "") -> Iterato
 
 
 def _fetch_archive(store: ObjectStore, folder: Path, since: str) -> Fetched:
-    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    _have_folder(folder)
     with write_lock(folder):
         head, content = store.read(HEAD), store.read(CHAIN)  # in this order: a run adds lines before its head
         if not content:
@@ -65,6 +68,18 @@ def _fetch_archive(store: ObjectStore, folder: Path, since: str) -> Fetched:
             replace_file(folder / name, new, _MODE)
     size = sum(part.bytes for part in wanted if part.path not in missing)
     return Fetched(store.gateway, len(wanted) - len(missing), size, missing)
+
+
+def _have_folder(folder: Path) -> None:
+    """Make a folder of a mirror. Root gives it to Squid's group, as which root queries; what comes into it follows."""
+    is_new = not folder.exists()
+    folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+    if os.geteuid() != 0:
+        return
+    if is_new and (squid := squid_account()):
+        os.chown(folder, -1, squid.group)
+    for one in (folder, *folder.glob("day=*")):
+        one.chmod(stat.S_IMODE(one.stat().st_mode) | stat.S_ISGID)
 
 
 def _is_there(folder: Path, part: ArchivedPart) -> bool:
