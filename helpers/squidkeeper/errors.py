@@ -152,13 +152,14 @@ class FleetFailed(SquidkeeperError):
 class SetupFailed(SquidkeeperError):
     """An installation that cannot go on; the text says why.
 
-    `advice` says what to do, where the step that failed does not; `details` are lines of the program that failed.
+    `advice` says what to do, where the step that failed does not; `details` are lines ahead of the text, such as
+    those of a program that failed.
     """
 
     def __init__(self, text: str, advice: str = "", details: str = "") -> None:
         super().__init__(text)
         self.advice = advice
-        self.details = details
+        self.details = details if details.endswith("\n") or not details else f"{details}\n"
 
 
 class PullFailed(SquidkeeperError):
