@@ -55,7 +55,7 @@ def test_texts_are_for_the_gateway_of_the_system() -> None:
             f"/srv/gw/bin/squidkeeper ask approve {POLICY} {STATE} --access-log {ROOT.access_log} x",
         ),
         ("`squidkeeper drain --cancel`", "`/srv/gw/bin/squidkeeper drain --root /srv/gw --cancel`"),
-        ("`squidkeeper pull --once`", f"`/srv/gw/bin/squidkeeper pull {POLICY}"
+        ("`squidkeeper pull --once`", f"`/srv/gw/bin/squidkeeper pull {POLICY} {STATE}"
          " --config /srv/gw/etc/pull.yaml --folder /srv/gw/pulled --once`"),
         ("`./install.sh --log-bytes SIZE`", "`./install.sh --root /srv/gw --log-bytes SIZE`"),
         ("`squid -k reconfigure`", f"`{SQUID} -k reconfigure`"),

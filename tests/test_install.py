@@ -1174,6 +1174,7 @@ def test_a_process_of_its_own_pulls_the_policy_and_the_gateway_follows_its_link(
         shown = follow()
         assert f"{tip} is in place" in shown
         assert "is no link to" not in shown
+        assert re.search("^  in force +revision", shown, re.MULTILINE)
         wait_for(lambda: f'squidkeeper_pull_info{{version="{tip}"}} 1.0' in gateway.metrics, "the exporter to see it")
         repository.write("policy.yaml", "version: 1\nrules: [{name: two, action: deny, hosts: [two.example]}]\n")
         repository.commit()
@@ -1207,7 +1208,7 @@ def steps_to_pull(gateway: Gateway) -> list[Callable[[], str]]:
     """The commands of policy/PULL.md, for a gateway under a root of its own."""
     own = f"{gateway.place('bin/squidkeeper')} pull"
     own += f" --config {gateway.place('etc/pull.yaml')} --folder {gateway.place('pulled')}"
-    own += f" --policy {gateway.place('etc/policy')}"
+    own += f" --policy {gateway.place('etc/policy')} --state {gateway.place('state')}"
     replaced = {
         "sudo ": "",
         "./install.sh": f"./install.sh --root {gateway.root}",

@@ -24,6 +24,9 @@ from click.testing import CliRunner
 from squidkeeper.cli import main
 from squidkeeper.errors import PullRefused
 from squidkeeper.policy_store.loading import load
+from squidkeeper.policy_store.reload_gate import GateVerdict, write_verdict
+from squidkeeper.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.pull_settings import read_pull_settings
 from squidkeeper.pull_status import PullStatus, read_pull_status
 from squidkeeper.pulling import git_repository, judgement, policy_files, programs, puller, reading
@@ -60,6 +63,11 @@ class Gateway:
     @property
     def policy(self) -> Path:
         return self.etc / "policy"
+
+    @property
+    def helpers(self) -> Path:
+        """Their state."""
+        return self.state.with_name("helpers")
 
     @property
     def settings(self) -> Path:
@@ -1012,7 +1020,8 @@ def test_a_bundle_is_not_fetched_over_a_redirect(bundled: Gateway) -> None:
 
 
 def command(gateway: Gateway, *options: str) -> tuple[int, str]:
-    places = ("--config", gateway.settings, "--folder", gateway.state, "--policy", gateway.policy)
+    source = ("--config", gateway.settings, "--folder", gateway.state)
+    places = (*source, "--policy", gateway.policy, "--state", gateway.helpers)
     done = CliRunner().invoke(main, ["pull", *options, *map(str, places)])
     return done.exit_code, done.output
 
@@ -1035,7 +1044,49 @@ def test_the_command_pulls_once_and_shows_what_became_of_it(gateway: Gateway) ->
 def test_the_command_tells_where_the_gateway_reads_something_else(pulled: Gateway) -> None:
     pulled.policy.unlink()
     pulled.policy.mkdir()
-    assert f"{pulled.policy} is no link to {pulled.state}/current" in command(pulled, "--status")[1]
+    status, output = command(pulled, "--status")
+    assert (status, f"no: {pulled.policy} is no link to {pulled.state}/current" in output) == (1, True)
+
+
+def test_the_status_tells_whether_what_is_in_place_is_in_force(pulled: Gateway) -> None:
+    uses = "credentials: [{name: c, hosts: [api.example], bearer: token}]\n"
+    pulled.repository.write("policy/credentials.yaml", f"version: 1\n{uses}")
+    revisions, before = pulled.helpers / "revisions", pulled.repository.commit()
+    pulled.pull()
+    status, output = command(pulled, "--status")
+    assert (status, output.splitlines()[0]) == (0, f"{before} is in place, signed by alice@example.com")
+    assert "in force   unknown: " in output
+    assert "run as root, or name --state" in output
+    (pulled.etc / "local.yaml").write_text(f"{LOCAL}defaults: {{reload_gate: {{since: 1d, denials: 3}}}}\n")
+    one = read_sources(pulled.policy)
+    store_revision(one, one.revision, revisions, None)
+    mark_in_force(revisions, one.revision)
+    status, output = command(pulled, "--status")
+    assert (status, f"in force   revision {one.revision} is in force" in output) == (0, True)
+    tip = pulled.commit("next")
+    pulled.pull()
+    two = read_sources(pulled.policy).revision
+    assert f"revision {two} waits for the reload gate" in command(pulled, "--status")[1]
+    write_verdict(revisions, GateVerdict(one.revision, two, time.time(), denials=5, counted=5, allowed=3))
+    status, output = command(pulled, "--status")
+    assert (status, output.splitlines()[0]) == (1, f"{tip} is in place, not in force, signed by alice@example.com")
+    assert f"in force   no: revision {two} is refused, and {one.revision} stays in force\n" in output
+    assert json.loads(command(pulled, "--status", "--json")[1])["in_force"] is False
+    (pulled.etc / "local.yaml").unlink()
+    status, output = command(pulled, "--status")
+    assert (status, "no: does not load" in output) == (1, True)
+    assert "or of local.yaml beside its folder" in output
+
+
+def test_a_refusal_names_the_command_for_this_gateway(pulled: Gateway) -> None:
+    first = pulled.repository.git("rev-parse", "HEAD")
+    pulled.commit("second")
+    pulled.pull()
+    pulled.repository.git("reset", "-q", "--hard", first)
+    pulled.repository.push()
+    output = command(pulled, "--once")[1]
+    own = f"--policy {pulled.policy} --state {pulled.helpers} --config {pulled.settings} --folder {pulled.state}"
+    assert f"`squidkeeper pull {own} --once --accept {first}` takes it all the same" in output
 
 
 def test_the_parts_of_a_commit_are_those_that_git_signs() -> None:

@@ -36,7 +36,7 @@ OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {  # of the commands that texts 
     "drain": ("--root",),
     "explain": ("--policy", "--policy-lines"),
     "log": ("--policy", "--state", FILES),
-    "pull": ("--policy", "--config", "--folder"),
+    "pull": ("--policy", "--state", "--config", "--folder"),
     "quota": ("--policy", "--state"),
     "reload": ("--policy", "--state"),
     "why": ("--policy", "--state", "--run", FILES),

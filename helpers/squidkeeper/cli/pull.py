@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_POLICY, json_option
+from squidkeeper.cli.options import DEFAULT_POLICY, json_option, state_option
 from squidkeeper.formatting import ago, printable
+from squidkeeper.gateway_commands import with_commands
+from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
     from squidkeeper.pull_status import PullStatus
@@ -21,6 +25,7 @@ DEFAULT_SETTINGS: Final = Path("/etc/squidkeeper/pull.yaml")
 DEFAULT_FOLDER: Final = Path("/var/lib/squidkeeper-pull")
 _PATH = click.Path(path_type=Path, readable=False)
 _FAILED: Final = 1
+Write = Callable[[str], str]  # names commands with the options that name this gateway
 
 
 @click.group(invoke_without_command=True)
@@ -50,6 +55,7 @@ _FAILED: Final = 1
     show_default=True,
     help="What the gateway reads: a link to `current` in that folder. local.yaml and grants.yaml are beside it.",
 )
+@state_option("With --status: the gateway's state, which tells what is in force.")
 @json_option
 @click.pass_context
 def pull(
@@ -60,6 +66,7 @@ def pull(
     config: Path,
     folder: Path,
     policy: Path,
+    state: Path,
     as_json: bool,
 ) -> None:
     """Pull the policy from a git repository, or as a signed bundle, and put it in place if it may be.
@@ -68,7 +75,7 @@ def pull(
     than the ceiling. Else the version in place stays. policy/PULL.md tells how to set it up.
 
     Exit status of --once and --status: 1 where the source cannot be read, its tip is refused, or other files than the
-    source has are in place.
+    source has are in place. Of --status too: what is in place is not in force.
     """
     if context.invoked_subcommand:
         return
@@ -76,10 +83,12 @@ def pull(
         raise click.UsageError("--accept is for one pull: add --once")
     if not os.path.isdir(folder):
         raise click.ClickException(f"{folder}: no such folder. Write {config}, then run install.sh, which makes it")
+    here = replace(Layout.of(None), policy=policy, state=state, pulled=folder, pull_settings=config)
+    write = partial(with_commands, layout=here)
     if shows:
-        _show_status(folder, policy, as_json=as_json)
+        _show_status(folder, policy, state, write, as_json=as_json)
     else:
-        _pull(config, folder, policy, accept, once=once, as_json=as_json)
+        _pull(config, folder, policy, accept, write, once=once, as_json=as_json)
 
 
 @pull.command()
@@ -103,7 +112,7 @@ def bundle(folder: Path, number: int, output: Path) -> None:
     click.echo(f"ssh-keygen -Y sign -f KEY -n squidkeeper-policy {output}")
 
 
-def _pull(config: Path, folder: Path, policy: Path, accept: str, *, once: bool, as_json: bool) -> None:
+def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *, once: bool, as_json: bool) -> None:
     import logging
     import sys
 
@@ -119,7 +128,7 @@ def _pull(config: Path, folder: Path, policy: Path, accept: str, *, once: bool, 
         status = puller.pull(accept)
     except OSError as error:
         raise click.ClickException(f"{folder} cannot be written: {error.strerror}") from None
-    _tell(status, as_json=as_json)
+    _tell(status, write, as_json=as_json)
 
 
 def _become_owner(folder: Path) -> None:
@@ -131,27 +140,43 @@ def _become_owner(folder: Path) -> None:
         os.setuid(about.st_uid)
 
 
-def _show_status(folder: Path, policy: Path, *, as_json: bool) -> None:
+def _show_status(folder: Path, policy: Path, state: Path, write: Write, *, as_json: bool) -> None:
     from squidkeeper.pull_status import CURRENT, read_pull_status
 
     status = read_pull_status(folder)
     if status is None:
         raise click.ClickException(f"nothing was pulled yet, as far as this account can read {folder}")
-    if not as_json and os.path.realpath(policy) != os.path.realpath(folder / CURRENT):
-        click.echo(f"{policy} is no link to {folder / CURRENT}: the gateway does not read what is pulled", err=True)
-    _tell(status, as_json=as_json)
+    if os.path.realpath(policy) == os.path.realpath(folder / CURRENT):
+        in_force, told = _in_force(policy, state)
+    else:
+        in_force, told = False, f"no: {policy} is no link to {folder / CURRENT}, the gateway reads another policy"
+    _tell(status, write, in_force, told, as_json=as_json)
 
 
-def _tell(status: PullStatus, *, as_json: bool) -> None:
+def _in_force(policy: Path, state: Path) -> tuple[bool | None, str]:
+    """Tell whether what is in place is in force, or will be in a moment; None: the state does not tell."""
+    from squidkeeper.cli.named_policies import UnusableInput
+    from squidkeeper.cli.reload import WAITS_OR_FAILS, how_it_stands
+
+    try:
+        found = how_it_stands(policy, state)
+    except UnusableInput as error:
+        return None, f"unknown: {error.message}"
+    faults = [f"{fault.location}: {fault.text}" for fault in found.faults[:1]]
+    told = "; ".join((found.told, *faults))
+    return (False, f"no: {told}") if found.standing in WAITS_OR_FAILS else (True, told)
+
+
+def _tell(status: PullStatus, write: Write, in_force: bool | None = None, told: str = "", *, as_json: bool) -> NoReturn:
     from squidkeeper.pulling.service import outcome
 
     if as_json:
-        click.echo(json.dumps(asdict(status), indent=2))
+        click.echo(json.dumps({**asdict(status), "in_force": in_force}, indent=2))
     else:
-        click.echo(printable(outcome(status)))
-        for name, text in _rows(status):
-            click.echo(f"  {name:<10} {printable(text)}")
-    raise SystemExit(_FAILED if status.failure or status.refused or status.altered else 0)
+        click.echo(printable(write(outcome(status, is_in_force=in_force is not False))))
+        for name, text in (*_rows(status), *([("in force", told)] if told else [])):
+            click.echo(f"  {name:<10} {printable(write(text))}")
+    raise SystemExit(_FAILED if status.failure or status.refused or status.altered or in_force is False else 0)
 
 
 def _rows(status: PullStatus) -> list[tuple[str, str]]:

@@ -58,7 +58,7 @@ def reload(
     if judge is not None:
         _judge(directory, state, judge, access_log, archive)
         return
-    found = _found(directory, state)
+    found = how_it_stands(directory, state)
     if forces and found.standing in _FORCED:
         found = _force(directory, found)
     click.echo(_json(found) if as_json else _text(directory, found))
@@ -79,6 +79,7 @@ class Standing(StrEnum):
 _STATUS = {Standing.HELD: 1, Standing.REFUSED: 1, Standing.FAULTY: 2} | dict.fromkeys(
     (Standing.IN_FORCE, Standing.LOADING, Standing.FORCED), 0
 )
+WAITS_OR_FAILS = frozenset(_STATUS) - {Standing.IN_FORCE, Standing.LOADING, Standing.FORCED}
 _NICENESS = 5  # a verdict that comes too late is none
 _FORCED = (Standing.HELD, Standing.REFUSED)
 
@@ -93,8 +94,14 @@ class ReloadReport:
     verdict: GateVerdict | None = None
     faults: tuple[Fault, ...] = ()
 
+    @property
+    def told(self) -> str:
+        """What that means."""
+        return _SAID[self.standing].format(old=self.in_force, new=self.on_disk)
 
-def _found(directory: Path, state: Path) -> ReloadReport:
+
+def how_it_stands(directory: Path, state: Path) -> ReloadReport:
+    """Tell whether the policy on disk is in force; `UnusableInput` where the state does not tell what is."""
     from squidkeeper.errors import PolicyError
     from squidkeeper.policy_store.loading import load_sources
     from squidkeeper.policy_store.reload_gate import Edit, is_forced, read_verdict
@@ -146,8 +153,7 @@ def _force(directory: Path, found: ReloadReport) -> ReloadReport:
 def _text(directory: Path, found: ReloadReport) -> str:
     from squidkeeper.policy_store.reload_gate import verdict_texts
 
-    said = _SAID[found.standing].format(old=found.in_force, new=found.on_disk)
-    said = f"{directory}: {said}"
+    said = f"{directory}: {found.told}"
     if found.standing is Standing.FAULTY:
         return "\n".join([*(f"{fault.location}: fault: {fault.text}" for fault in found.faults), said])
     if found.standing is Standing.REFUSED and found.verdict:

@@ -68,7 +68,7 @@ def as_text(diagnosis: Diagnosis) -> str:
     lines: list[str] = []
     for check, found in diagnosis.found:
         lines.append(f"{check.severity}: {check.summary} ({check.code})")
-        lines += [_case(one) for one in found if one.place or one.detail]
+        lines += [with_commands(_case(one), diagnosis.layout) for one in found if one.place or one.detail]
         lines += [f"    fix: {with_commands(check.remedy, diagnosis.layout)}", ""]
     lines.append(_summary(diagnosis))
     lines += [f"Not read: {text}." for text in diagnosis.not_read]

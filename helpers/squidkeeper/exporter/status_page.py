@@ -42,7 +42,7 @@ def page(view: Snapshot, program: str) -> str:
         {
             "view": view,
             "version": version("squidkeeper"),
-            "conditions": [(one, write(one.condition.remedy)) for one in active],
+            "conditions": [(one, write(one.text), write(one.condition.remedy)) for one in active],
             "severity": active[0].condition.severity if active else "",
             "headline": _headline(active),
             "loaded": _moment(view.policy_state.loaded),

@@ -150,9 +150,10 @@ def _check_known(name: str, kind: str, known: frozenset[str], names: Names) -> s
 
 def _one_defined(kind: str, shown: frozenset[str]) -> str:
     """List the names that are defined, or the section to define one in."""
-    return (
-        one_of(shown) if shown else f"one that is defined in the section {_SECTIONS[kind]!r} of any file of the policy"
-    )
+    if shown:
+        return one_of(shown)
+    beside = ", or of local.yaml beside its folder" if kind == "secret" else ""
+    return f"one that is defined in the section {_SECTIONS[kind]!r} of any file of the policy{beside}"
 
 
 def _name(text: str) -> str:

@@ -34,10 +34,11 @@ def run_pulling(puller: Puller) -> None:
         time.sleep(seconds * random.uniform(1 - _SPREAD, 1))  # noqa: S311 - no secret
 
 
-def outcome(status: PullStatus) -> str:
+def outcome(status: PullStatus, *, is_in_force: bool = True) -> str:
     """Tell in one line what a pull has come to."""
     altered = ", with other files than the source has" if status.altered else ""
-    in_place = f"{status.version} is in place{altered}" if status.version else "nothing is in place"
+    not_in_force = "" if is_in_force else ", not in force"
+    in_place = f"{status.version} is in place{not_in_force}{altered}" if status.version else "nothing is in place"
     if status.failure:
         return f"the source cannot be pulled from, {in_place}: {status.failure}"
     if status.refused:
