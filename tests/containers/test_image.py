@@ -130,7 +130,8 @@ def test_the_rules_of_the_document_keep_agents_from_the_host(stack: Stack) -> No
     urls = ("http://192.168.137.254/", f"http://[{bridge['addr_info'][0]['local']}%25eth0]/")
     hosts = [("curl", *CODE, "-m", "5", "--noproxy", "*", url) for url in urls]
     [rules] = re.findall(r"^table inet squidkeeper_agents \{\n.*?^\}\n", FLEET.read_text(), re.MULTILINE | re.DOTALL)
-    assert [stack.agent(*host) for host in hosts] == [(0, "200")] * 2  # without them
+    # Without them. An address of IPv6 is usable a second after it was made.
+    wait_for(lambda: [stack.agent(*host) for host in hosts] == [(0, "200")] * 2, f"the host at {urls}")
     run("nft", rules)
     try:
         assert [stack.agent(*host)[0] for host in hosts] == [28, 28]
