@@ -65,7 +65,8 @@ def test_a_grant_is_one_signed_commit_of_one_file(repository: Repository, tmp_pa
     assert status == 0, output
     assert re.match(r"Granted grant-a-example until .* UTC \(2 h\), in policy/fleet-grants\.yaml:\n", output)
     tip = served(repository, "rev-parse", "main").strip()
-    assert output.splitlines()[-1] == (f"Pushed {tip}. Each gateway has it in force once it has pulled this commit.")
+    in_force = "Each gateway whose ceiling allows it has it in force once it has pulled this commit."
+    assert output.splitlines()[-1] == f"Pushed {tip}. {in_force}"
     assert served(repository, "log", "--format=%s", "--name-only", "-1", "main").split("\n\n") == [
         "Grant grant-a-example",
         "policy/fleet-grants.yaml\n",

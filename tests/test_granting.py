@@ -22,6 +22,7 @@ from squidkeeper.approvals.new_grant import parse_target
 from squidkeeper.cli import main
 from squidkeeper.errors import EditRefused, PatternError
 from squidkeeper.grant_uses import GrantUses
+from squidkeeper.policy.lint import lint
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.revisions import mark_in_force, store_revision
 from squidkeeper.policy_store.sources import grants_file, read_sources
@@ -190,14 +191,17 @@ def test_a_target_without_a_meaning_is_refused(target: str) -> None:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o644])
-def test_the_file_has_the_owner_and_mode_of_the_policy_for_squids_account(directory: Path, mode: int) -> None:
+@pytest.mark.parametrize(("owner", "mode", "grants_mode"), [(0, 0o640, 0o640), (0, 0o644, 0o644), (9, 0o440, 0o640)])
+def test_the_file_is_of_who_grants_and_readable_for_squids_account(
+    directory: Path, owner: int, mode: int, grants_mode: int
+) -> None:
+    """Whoever owns the files of the policy, such as the account that has pulled them."""
     policy = directory / "policy.yaml"
-    os.chown(policy, 0, 12)
+    os.chown(policy, owner, 12)
     policy.chmod(mode)
     add_grant(directory, new("docs.example"), NOW)
     state = grants_file(directory).stat()
-    assert (state.st_uid, state.st_gid, oct(state.st_mode & 0o777)) == (0, 12, oct(mode))
+    assert (state.st_uid, state.st_gid, oct(state.st_mode & 0o777)) == (os.geteuid(), 12, oct(grants_mode))
 
 
 def test_comments_and_order_stay_and_the_last_grant_can_go(directory: Path) -> None:
@@ -223,6 +227,16 @@ def test_a_grant_in_a_file_of_the_policy_is_not_revoked_here(directory: Path) ->
         remove_grant(directory, "own", NOW)
     with pytest.raises(EditRefused, match="there is no grant 'other'"):
         remove_grant(directory, "other", NOW)
+
+
+def test_a_grant_for_all_gateways_names_the_command_that_removes_it(directory: Path) -> None:
+    one = "{name: far, any_client: true, hosts: [a.example], expires: 2026-11-30T00:00:00Z, reason: x}"
+    (directory / "fleet-grants.yaml").write_text(f"version: 1\ngrants: [{one}]")
+    with pytest.raises(EditRefused, match="by `squidkeeper grant --fleet REPOSITORY --revoke far`"):
+        remove_grant(directory, "far", NOW)
+    later = datetime(2026, 12, 1, tzinfo=UTC)
+    warnings = [fault.text for fault in lint(load(directory, later).compiled.source, later)]
+    assert any("(`squidkeeper grant --fleet REPOSITORY --prune`)" in text for text in warnings)
 
 
 def test_grants_that_have_lapsed_are_removed_and_no_other(directory: Path) -> None:

@@ -6,6 +6,7 @@ The whole policy is checked with the new file before that is put in place. One l
 from __future__ import annotations
 
 import io
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from squidkeeper.errors import EditRefused, PolicyError
 from squidkeeper.grant_uses import GrantUses
 from squidkeeper.policy.document import Document, entries, parse_document
 from squidkeeper.policy.faults import Location
+from squidkeeper.policy.grants import FLEET_GRANTS
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy, Rule
 from squidkeeper.policy_edit import load_or_refuse, locked, round_trip_yaml
@@ -112,6 +114,9 @@ def remove_grant(directory: Path, name: str, now: datetime) -> bool:
         file = grants_file(directory)
         if grant is None:
             raise EditRefused(f"there is no grant {name!r}: `squidkeeper grant --list` shows them")
+        if grant.location.file == str(directory / FLEET_GRANTS):
+            command = f"squidkeeper grant --fleet REPOSITORY --revoke {name}"
+            raise EditRefused(f"grant {name!r} is one for all gateways: revoke it there, by `{command}`")
         if grant.location.file != str(file):
             raise EditRefused(f"grant {name!r} is not in {file}: remove it at {grant.location}")
         edit.remove({name})
@@ -253,7 +258,7 @@ def _edited(path: Path, content: bytes, change: Callable[[list[Any]], None]) -> 
 
 
 def _write(sources: Sources, document: Document) -> None:
-    """Replace the file, with its owner and mode; a new one has those of a file of the policy."""
+    """Replace the file, with its owner and mode; a new one has group and mode of a file of the policy."""
     path = document.path
     try:
         before = sources.granted.content if sources.granted else None
@@ -261,6 +266,8 @@ def _write(sources: Sources, document: Document) -> None:
             raise EditRefused(f"{path} was changed meanwhile: try again")
         real = path.resolve()  # not a link to it
         state = (real if before is not None else policy_files(sources.directory)[0]).stat()
-        write_file(real, document.content, stat.S_IMODE(state.st_mode) & _READABLE, (state.st_uid, state.st_gid))
+        owner = state.st_uid if before is not None else os.geteuid()  # the policy is of another account if it is pulled
+        mode = stat.S_IMODE(state.st_mode) & _READABLE | stat.S_IWUSR
+        write_file(real, document.content, mode, (owner, state.st_gid))
     except OSError as error:
         raise EditRefused(f"{path} cannot be written: {error.strerror}; nothing was changed") from error

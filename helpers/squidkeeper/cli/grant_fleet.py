@@ -13,13 +13,14 @@ import click
 
 from squidkeeper.errors import EditRefused
 from squidkeeper.formatting import printable, quantity
-from squidkeeper.policy_store.sources import FLEET_GRANTS, grants_file
+from squidkeeper.policy.grants import FLEET_GRANTS
+from squidkeeper.policy_store.sources import grants_file
 
 if TYPE_CHECKING:
     from squidkeeper.approvals import NewGrant
     from squidkeeper.fleet.fleet_grants import Checkout
 
-_IN_FORCE = "Each gateway has it in force once it has pulled this commit."
+_IN_FORCE = "Each gateway whose ceiling allows it has it in force once it has pulled this commit."
 
 
 # Changes the grants of a checkout; gives the title of the commit, empty where nothing has changed, and what is shown.

@@ -20,8 +20,9 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from squidkeeper.errors import EditRefused, PullFailed, PullRefused
+from squidkeeper.policy.grants import FLEET_GRANTS
 from squidkeeper.policy_edit import load_or_refuse
-from squidkeeper.policy_store.sources import FLEET_GRANTS, grants_file, local_file, read_sources
+from squidkeeper.policy_store.sources import grants_file, local_file, read_sources
 from squidkeeper.pulling.commits import commit_signer
 from squidkeeper.pulling.git_command import what_git_told
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from squidkeeper.policy.document import Document, entries
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.model import Policy, Rule
 from squidkeeper.url import is_private
 
+FLEET_GRANTS: Final = "fleet-grants.yaml"  # in a policy directory: what commands grant on all gateways
 _CHOICES = (("clients", "any_client"), ("hosts", "urls"))
 _OF_URLS = ("paths", "schemes", "ports")
 _PRIVATE = "is private, and no grant opens a private address, expected a rule with private: true"

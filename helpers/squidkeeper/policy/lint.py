@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from datetime import datetime
 from difflib import get_close_matches
 from itertools import product
+from pathlib import PurePath
 
 from squidkeeper.policy.faults import Fault, FaultCode, Location
+from squidkeeper.policy.grants import FLEET_GRANTS
 from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.hosts import HostForm
 from squidkeeper.policy.model import Action, Match, Policy, Rewrite, Rule
@@ -91,7 +93,8 @@ def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
             yield Fault(rule.location, FaultCode.RULE_LAPSED, message)
     for grant in policy.grants:
         if grant.expires is not None and grant.lapsed(now):
-            message = f"grant {grant.name!r} lapsed at {grant.expires.isoformat()} (`squidkeeper grant --prune`)"
+            fleet = " --fleet REPOSITORY" if PurePath(grant.location.file).name == FLEET_GRANTS else ""
+            message = f"grant {grant.name!r} lapsed at {grant.expires.isoformat()} (`squidkeeper grant{fleet} --prune`)"
             yield Fault(grant.location, FaultCode.RULE_LAPSED, message)
 
 

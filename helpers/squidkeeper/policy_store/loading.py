@@ -14,11 +14,12 @@ from squidkeeper.errors import PolicyError
 from squidkeeper.policy.contents import FileProblem, PolicyContents
 from squidkeeper.policy.document import parse_document
 from squidkeeper.policy.faults import Fault, FaultCode
+from squidkeeper.policy.grants import FLEET_GRANTS
 from squidkeeper.policy.host_lists import HostList
 from squidkeeper.policy.presets import named_presets
 from squidkeeper.policy_store.list_compiler import ListChangedError, load_list, prune_cache
 from squidkeeper.policy_store.revisions import compiled_lists, read_revision
-from squidkeeper.policy_store.sources import FLEET_GRANTS, ListFile, Sources, file_problem, read_sources, sources_of
+from squidkeeper.policy_store.sources import ListFile, Sources, file_problem, read_sources, sources_of
 from squidkeeper.presets import preset_names
 
 if TYPE_CHECKING:

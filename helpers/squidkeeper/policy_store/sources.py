@@ -326,7 +326,6 @@ _POLICY_BYTES_AT_MOST = 16 << 20
 _OUTSIDE_REASON = "it is not in the policy's folder, whose writers name no other file beside a local setup"
 _OUTSIDE = ListFile(None, FileProblem(FaultCode.LOCAL_ONLY, _OUTSIDE_REASON))
 _GRANTS_NAME = "grants.yaml"
-FLEET_GRANTS = "fleet-grants.yaml"  # in a policy directory: what commands grant on all gateways
 _LOCAL_NAME = "local.yaml"
 _KEYS_OF_GRANTS = ("version", "grants")
 _REVISION_DIGITS = 12

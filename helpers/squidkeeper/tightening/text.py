@@ -31,7 +31,7 @@ _OTHERS: Final[Mapping[Kind, str]] = {
     Kind.REWRITE: "rewrites that no request needed",
     Kind.PRESET: "presets that nobody used",
     Kind.GRANT: "grants that nobody used",
-    Kind.LAPSED_GRANT: "grants that have expired (squidkeeper grant --prune)",
+    Kind.LAPSED_GRANT: "grants that have expired (squidkeeper grant --prune, or --fleet REPOSITORY --prune)",
 }
 _SHORT: Final = "the access log covers {}: too short to narrow a policy by it, expected {} (--min-days {})"
 _MONTHLY: Final = "What a monthly job needs looks unused."
