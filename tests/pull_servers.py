@@ -8,8 +8,9 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from getpass import getuser
@@ -106,6 +107,7 @@ class WebServer:
     down: bool = False
     redirect: str = ""
     cut_after: int | None = None  # bytes of each answer
+    endless: bytes = b""  # what it sends again and again in place of an answer
     authorization: list[str | None] = field(default_factory=list)
 
     @property
@@ -141,7 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.state.authorization.append(self.headers["Authorization"])
-        if self.state.down:
+        if self.state.endless:
+            self._never_end(self.state.endless)
+        elif self.state.down:
             self.send_error(503)
         elif self.state.redirect and not self._is_redirected():
             self.send_response(302)
@@ -159,6 +163,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Tell whether a client has followed a redirect: everything is also below /real."""
         self.path, path = self.path.removeprefix("/real"), self.path
         return self.path != path
+
+    def _never_end(self, part: bytes) -> None:
+        with suppress(OSError):  # the client has gone
+            while True:
+                self.wfile.write(part)
+                time.sleep(0.02)
 
     def _file(self) -> None:
         file = self.state.root / self.path.lstrip("/")

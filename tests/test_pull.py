@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from squidkeeper.policy_store.revisions import mark_in_force, store_revision
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.pull_settings import read_pull_settings
 from squidkeeper.pull_status import PullStatus, read_pull_status
-from squidkeeper.pulling import git_repository, judgement, policy_files, programs, puller, reading
+from squidkeeper.pulling import bundle, git_repository, judgement, policy_files, programs, puller, reading
 from squidkeeper.pulling.commits import split_commit
 from squidkeeper.pulling.judgement import Used
 from squidkeeper.pulling.policy_files import Version
@@ -39,7 +40,7 @@ from squidkeeper.pulling.refusals import WhatCounts, what_counts
 from squidkeeper.pulling.versions import Versions
 
 from .conftest import NOW
-from .pull_servers import Repository, WebServer, allowed_signer, make_key, serving, ssh_server
+from .pull_servers import GIT_ENVIRONMENT, Repository, WebServer, allowed_signer, make_key, serving, ssh_server
 from .waiting import wait_for
 
 POLICY = "version: 1\nrules: [{name: %s, action: allow, hosts: [%s.example]}]\n"
@@ -147,7 +148,7 @@ def gateway(tmp_path: Path, server: WebServer) -> Iterator[Gateway]:
     made.policy.symlink_to(made.state / "current")
     made.configure()
     yield made
-    server.down, server.redirect, server.cut_after = False, "", None
+    server.down, server.redirect, server.cut_after, server.endless = False, "", None, b""
 
 
 # --- what is taken ----------------------------------------------------------------------------------------------------
@@ -538,6 +539,34 @@ def test_a_repository_that_grows_too_large_is_removed(pulled: Gateway, monkeypat
     monkeypatch.undo()
     assert pulled.pull().failure == ""
     assert pulled.rules() == ["more"]
+
+
+def test_what_fetches_that_fail_have_brought_does_not_pile_up(
+    pulled: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A server can send packs without the tip's objects: git keeps the pack, and then fails."""
+    stray = pulled.repository.git("hash-object", "-w", "--stdin", given=os.urandom(60_000))
+    objects = ["git", "-C", str(pulled.repository.folder), "pack-objects", "-q", "--stdout"]
+    with (tmp_path / "pack").open("wb") as pack:
+        subprocess.run(objects, input=f"{stray}\n".encode(), stdout=pack, check=True)
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\ncat >/dev/null; cat {tmp_path}/pack\n")
+    hook.chmod(0o755)
+    settings = {"COUNT": "1", "KEY_0": "uploadpack.packObjectsHook", "VALUE_0": str(hook)}
+    for name, value in settings.items():
+        monkeypatch.setitem(GIT_ENVIRONMENT, f"GIT_CONFIG_{name}", value)
+    pulled.commit("next")
+    assert "did not send all necessary objects" in pulled.pull().failure
+    packs = pulled.state / "repository/objects/pack"
+    assert len([*packs.glob("*.pack")]) == 2
+    monkeypatch.setattr(git_repository, "_REPOSITORY_BYTES", 50_000)
+    pulled.server.down = True
+    assert "git fetch failed" in pulled.pull().failure
+    assert [*packs.glob("*.pack")] == [], "removed before a fetch"
+    pulled.server.down = False
+    assert "expected 50,000 at most" in pulled.pull().failure
+    assert not packs.exists(), "removed after a fetch that failed"
+    assert pulled.rules() == ["good"]
 
 
 @pytest.mark.long
@@ -1002,6 +1031,40 @@ def test_what_a_signed_bundle_may_not_hold(bundled: Gateway, content: object, wh
     assert bundled.rules() == ["good"]
 
 
+@pytest.mark.parametrize(
+    ("named", "linked", "why"),
+    [
+        ("l.txt", "l.txt", "'l.txt' is a link, or in a folder that is one, expected a regular file in its place"),
+        ("lists/l.txt", "lists", "'lists/l.txt' is a link, or in a folder that is one"),
+        ("l.txt", "z.yaml", "'z.yaml' is a link, or in a folder that is one"),
+        ("../secret/l.txt", "", "'../secret/l.txt' has a name that is not plain"),
+        ("missing.txt", "", "No such file or directory"),
+        ("l.txt", "pipe.yaml", "'pipe.yaml' is no regular file"),
+        ("l.txt", "", "it does not load: policy.yaml:4:1: 'canaries' "),
+    ],
+)
+def test_a_bundle_is_made_of_regular_files_that_a_gateway_would_load(
+    tmp_path: Path, named: str, linked: str, why: str
+) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/l.txt").write_text("private.example\n")
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    text = f"version: 1\nlists: {{l: {{file: {named}}}}}\nrules: [{{name: a, action: deny, lists: [l]}}]\n"
+    (folder / "policy.yaml").write_text(f"{text}canaries: {{c: {{env: C}}}}\n")
+    if linked == "pipe.yaml":
+        os.mkfifo(folder / linked)
+    elif linked:
+        (folder / linked).symlink_to(tmp_path / "secret" / ("" if linked == "lists" else "l.txt"))
+    if named == "l.txt" and linked != "l.txt":
+        (folder / named).write_text("open.example\n")
+    output = tmp_path / "policy.bundle"
+    done = CliRunner().invoke(main, ["pull", "bundle", str(folder), "--number", "1", "--output", str(output)])
+    assert (done.exit_code, output.exists()) == (1, False)
+    assert done.output.startswith(f"Error: {folder} makes no bundle: ")
+    assert why in done.output
+
+
 @pytest.mark.long
 def test_a_bundle_below_since_is_refused(bundled: Gateway) -> None:
     text = bundled.settings.read_text().replace("bundle, ca", "bundle, since: 9, ca")
@@ -1014,6 +1077,23 @@ def test_a_bundle_below_since_is_refused(bundled: Gateway) -> None:
 def test_a_bundle_is_not_fetched_over_a_redirect(bundled: Gateway) -> None:
     bundled.server.redirect = f"{bundled.server.url}/real/policy.bundle"
     assert "status 302, expected 200: redirects are not followed" in bundled.pull().failure
+
+
+@pytest.mark.parametrize("endless", [b"a", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["a trickle", "100 Continue"])
+def test_a_server_that_never_ends_its_answer_is_a_failure(
+    bundled: Gateway, monkeypatch: pytest.MonkeyPatch, endless: bytes
+) -> None:
+    monkeypatch.setattr(bundle, "_SECONDS", 1)
+    bundled.server.endless = endless
+    assert bundled.pull().failure.endswith("/policy.bundle cannot be read: it has not ended within 1 s")
+    assert bundled.rules() == ["good"]
+
+
+def test_no_token_is_shown_that_cannot_be_sent(bundled: Gateway) -> None:
+    token = bundled.etc / "token"
+    token.write_text("one\ntwo\n")
+    bundled.settings.write_text(bundled.settings.read_text().replace("bundle, ca", f"bundle, token_file: {token}, ca"))
+    assert bundled.pull().failure.endswith(f"cannot be read: {token} holds no token, expected one line")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -1038,6 +1118,19 @@ def test_the_command_pulls_once_and_shows_what_became_of_it(gateway: Gateway) ->
     assert f"is refused, {tip} is in place: it is not signed" in output
     assert command(gateway, "--status")[0] == 1
     assert json.loads(command(gateway, "--status", "--json")[1])["version"] == tip
+
+
+def test_a_pull_by_hand_tells_that_it_waits_for_another(pulled: Gateway) -> None:
+    places = ("--config", pulled.settings, "--folder", pulled.state, "--policy", pulled.policy)
+    other = os.open(pulled.state, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    once = [sys.executable, "-m", "squidkeeper", "pull", "--once", *map(str, places)]
+    with subprocess.Popen(once, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as command:
+        assert command.stderr is not None
+        told = command.stderr.readline()
+        os.close(other)
+        assert command.wait() == 0
+    assert told.startswith(f"another process pulls into {pulled.state}: the service squidkeeper-pull, or a")
 
 
 @pytest.mark.long

@@ -76,6 +76,19 @@ def read_pull_settings(file: Path) -> PullSettings:
         raise PullFailed(f"{file}: {error}") from None
 
 
+def read_token(file: Path) -> str:
+    """Read the token of a `token_file`; `PullFailed` says what is wrong with the file, and shows nothing of it."""
+    try:
+        token = file.read_text().strip()
+    except OSError as error:
+        raise PullFailed(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        token = ""
+    if not token or not token.isascii() or not token.isprintable():
+        raise PullFailed(f"{file} holds no token, expected one line")
+    return token
+
+
 def _as_path(kind: type, value: object) -> Path:
     if kind is not Path or not isinstance(value, str):
         raise ValueError("expected the path of a file")

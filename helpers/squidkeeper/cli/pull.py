@@ -98,16 +98,18 @@ def pull(
 def bundle(folder: Path, number: int, output: Path) -> None:
     """Make a bundle of a policy's folder: its policy files, and the lists that they name.
 
+    These have to be regular files, and to load as on a gateway, with a local.yaml beside FOLDER if there is one.
+
     Sign it, and publish FILE and FILE.sig: ssh-keygen -Y sign -f KEY -n squidkeeper-policy FILE
     """
     from squidkeeper.errors import PullRefused
-    from squidkeeper.pulling.bundle import make_bundle
+    from squidkeeper.pulling.bundle_making import make_bundle
 
     try:
         content = make_bundle(folder, number)
         output.write_bytes(content)
     except (PullRefused, OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise click.ClickException(printable(f"{folder} makes no bundle: {error}")) from None
     click.echo(f"{output}: bundle {number}, {len(content):,} bytes. Sign it:")
     click.echo(f"ssh-keygen -Y sign -f KEY -n squidkeeper-policy {output}")
 

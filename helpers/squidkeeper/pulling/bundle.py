@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-import ssl
-import time
 from collections.abc import Mapping
 from hashlib import sha256
-from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
 
-from squidkeeper.errors import PullFailed, PullRefused
+from squidkeeper.errors import PullRefused
 from squidkeeper.pull_settings import BundleSource
+from squidkeeper.pulling.download import Download, download
 from squidkeeper.pulling.policy_files import (
     BYTES_AT_MOST,
     PlacedVersion,
@@ -28,8 +25,7 @@ from squidkeeper.pulling.signatures import BUNDLE_NAMESPACE, signer_of
 
 _LONGEST: Final = 2 * BYTES_AT_MOST  # JSON escapes
 _SIGNATURE_BYTES: Final = 64 << 10
-_SECONDS: Final = 60.0
-_SILENCE_SECONDS: Final = 15
+_SECONDS: Final = 60  # for each of the two files
 _DIGITS: Final = 12
 _HIGHEST: Final = 10**15 - 1
 _NAME: Final = re.compile(r"bundle-([0-9]{1,15})-[0-9a-f]{12}")
@@ -40,16 +36,6 @@ class Bundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     number: int
     files: dict[str, str]
-
-
-def make_bundle(folder: Path, number: int) -> bytes:
-    """Make a bundle of a policy's folder, to be signed; `PullRefused` if no gateway would take it."""
-    paths = sorted(path for path in folder.iterdir() if is_policy_file(path.name))
-    files = {path.name: path.read_bytes() for path in paths}
-    files |= {path: (folder / path).read_bytes() for path in sorted(listed_paths(files))}
-    _check(files)
-    texts = {path: content.decode() for path, content in files.items()}
-    return msgspec.json.encode(Bundle(number, texts))
 
 
 class BundleServer:
@@ -98,40 +84,8 @@ class BundleServer:
         raise PullRefused(f"its number is {number}, expected more than {last[1]}, which is in place; {again}")
 
     def _get(self, url: str, longest: int) -> bytes:
-        try:
-            return self._answer(url, longest)
-        except (OSError, HTTPException, ValueError) as error:
-            text = str(error) or type(error).__name__
-            raise PullFailed(f"{url} cannot be read: {text}") from None
-
-    def _answer(self, url: str, longest: int) -> bytes:
-        """Read an answer of 200 whole: no redirect, no proxy, no longer than it may be."""
-        parts, end = urlsplit(url), time.monotonic() + _SECONDS
-        context = ssl.create_default_context(cafile=self._source.ca)
-        connection = HTTPSConnection(parts.hostname or "", parts.port, timeout=_SILENCE_SECONDS, context=context)
-        try:
-            connection.request("GET", parts._replace(scheme="", netloc="").geturl(), headers=self._headers())
-            answer = connection.getresponse()
-            if answer.status != 200:
-                raise ValueError(f"status {answer.status}, expected 200: redirects are not followed")
-            content = bytearray()
-            while data := answer.read1(1 << 16):
-                content += data
-                if len(content) > longest:
-                    raise ValueError(f"it has more than {longest:,} bytes")
-                if time.monotonic() > end:
-                    raise ValueError(f"it has not ended within {_SECONDS:.0f} s")
-            if answer.length:
-                raise ValueError("it is cut off")
-            return bytes(content)
-        finally:
-            connection.close()
-
-    def _headers(self) -> Mapping[str, str]:
-        headers = {"Accept-Encoding": "identity", "User-Agent": "squidkeeper"}
-        if self._source.token_file:
-            headers["Authorization"] = f"Bearer {self._source.token_file.read_text().strip()}"
-        return headers
+        ca, token_file = (str(file or "") for file in (self._source.ca, self._source.token_file))
+        return download(Download(url, longest, _SECONDS, ca, token_file))
 
 
 def _check(files: Mapping[str, bytes]) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from squidkeeper.errors import PullFailed
 from squidkeeper.formatting import printable
-from squidkeeper.pull_settings import GitSource
+from squidkeeper.pull_settings import GitSource, read_token
 from squidkeeper.pulling.programs import Ended, run_bounded
 
 # Whatever a system, an account or a repository has set. A URL of another protocol is refused, also in a redirect.
@@ -111,10 +111,4 @@ class GitCommand:
 
 
 def _basic(file: Path) -> str:
-    try:
-        token = file.read_text().strip()
-    except OSError as error:
-        raise PullFailed(f"{file}: {error.strerror}") from None
-    if not token or not token.isascii() or not token.isprintable():
-        raise PullFailed(f"{file} holds no token, expected one line")
-    return base64.b64encode(f"x-access-token:{token}".encode()).decode()
+    return base64.b64encode(f"x-access-token:{read_token(file)}".encode()).decode()

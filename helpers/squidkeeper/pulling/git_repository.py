@@ -51,9 +51,9 @@ class GitRepository:
         self._make()
         try:
             self._git.output(*_FETCH, "--", self._source.url, f"+{self._source.reference}:{_TIP}")
-        finally:
+        finally:  # what a fetch that fails has brought stays too
             self._tidy()
-        self._check_size()
+            self._check_size()
         found = self._git.output("rev-parse", "--verify", "--quiet", f"{_TIP}^{{commit}}").strip()
         if _COMMIT.fullmatch(found) is None:
             raise PullFailed(f"{self._source.reference} names no commit")
@@ -124,9 +124,10 @@ class GitRepository:
     # the disk
 
     def _make(self) -> None:
-        """Make the repository where there is none, or one in too many packs: each fetch adds one."""
+        """Make the repository where there is none, or one too large, or in too many packs: each fetch adds one."""
         packs = [*self._folder.glob("objects/pack/*.pack")]
-        if (self._folder / "HEAD").is_file() and len(packs) <= _PACKS_AT_MOST:
+        is_small = len(packs) <= _PACKS_AT_MOST and _size_of(self._folder) <= _REPOSITORY_BYTES
+        if is_small and (self._folder / "HEAD").is_file():
             return
         shutil.rmtree(self._folder, ignore_errors=True)
         self._git.output("init", "--quiet", "--bare", "--template=")

@@ -49,7 +49,7 @@ def judge(new: NewVersion, policy: Path, ceiling: Path | None, before: Used) -> 
     if sources.local is None:
         place = local_file(policy)
         raise PullRefused(f"{place} is missing: with it alone a policy that others write gets no file of the gateway")
-    _load(sources, new)
+    load_version(sources, new.policy, new.lists)
     _check_cost(before, Used.now())
     if ceiling is not None:
         _check_ceiling(sources, new, ceiling, policy)
@@ -70,11 +70,12 @@ def _check_cost(before: Used, after: Used) -> None:
     raise PullRefused(f"each helper would need {taken} to load it, expected {bound} at most: {SMALLER}")
 
 
-def _load(sources: Sources, new: NewVersion) -> CompiledPolicy:
+def load_version(sources: Sources, policy: Path, lists: Path | None = None) -> CompiledPolicy:
+    """Load a version from the files of its folder `policy`; `PullRefused` with the faults if it does not load."""
     try:
-        return load_sources(sources, datetime.now(UTC), new.lists).compiled
+        return load_sources(sources, datetime.now(UTC), lists).compiled
     except PolicyError as error:
-        shown = [str(fault).replace(f"{new.policy}/", "") for fault in error.faults[:_SHOWN]]
+        shown = [str(fault).replace(f"{policy}/", "") for fault in error.faults[:_SHOWN]]
         raise PullRefused(f"it does not load: {_first(shown, len(error.faults), 'fault')}") from error
 
 
@@ -85,7 +86,7 @@ def _check_ceiling(sources: Sources, new: NewVersion, ceiling: Path, policy: Pat
         old = load_sources(limit, datetime.now(UTC), new.lists).compiled
     except PolicyError as error:
         raise PullRefused(f"the ceiling does not load: {error.faults[0]}") from error
-    compiled = _load(replace(sources, granted=None), new)
+    compiled = load_version(replace(sources, granted=None), new.policy, new.lists)
     found = report((old, compiled), ("ceiling", "version"), datetime.now(UTC), is_ceiling=True)
     if not found.same:
         texts = _texts(found)

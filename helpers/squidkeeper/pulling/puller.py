@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from squidkeeper.errors import PullFailed, PullRefused
 from squidkeeper.pull_settings import PullSettings, read_pull_settings
@@ -18,6 +19,10 @@ from squidkeeper.pulling.reading import Source, VersionToRead, failed_on_it, rea
 from squidkeeper.pulling.refusals import Refusals, what_counts
 from squidkeeper.pulling.versions import Versions
 
+_WAITING: Final = (
+    "another process pulls into %s: the service squidkeeper-pull, or a `squidkeeper pull --once`. Waiting until it has"
+    " ended. Its time is bounded; if it is stopped or hangs, restart the service, or end the other command."
+)
 _log = logging.getLogger(__name__)
 
 
@@ -105,10 +110,14 @@ class Puller:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep a run by hand and the service apart."""
+    """Keep a run by hand and the service apart: wait for the other, and say so."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning(_WAITING, folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
