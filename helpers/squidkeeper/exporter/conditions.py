@@ -578,7 +578,8 @@ CONDITIONS: Final = (
         "The store that counts quotas for all gateways is away",
         "As quota-store.yaml says, requests under quota are denied, or each gateway gives its part of the limits."
         " cache.log says what is wrong. Does Valkey run, do address, password and certificate agree, and is its"
-        " function loaded?",
+        " function loaded? After an edit of quota-store.yaml or its password, run `squid -k reconfigure` and"
+        " `systemctl restart squidkeeper-exporter`.",
         _quota_store_unavailable,
     ),
     Condition(
