@@ -161,16 +161,26 @@ def test_nothing_is_signed_on_top_of_a_tip_that_gateways_refuse(
     assert status == 1, output
     assert f"commit {tip} by Mallory\\x1b[2J <a@example.com>, the tip of main, is refused: " in output
     assert why in output
-    assert f"git revert -S {tip}" in output
+    assert ("None of the last 2 commits is signed by" in output) == (how is by_a_key_whose_time_is_over)
     assert served(repository, "rev-parse", "main").strip() == tip
 
 
-def test_a_signed_revert_makes_grants_possible_again(repository: Repository) -> None:
+def test_the_command_that_a_refusal_names_drops_all_that_is_unsigned(repository: Repository) -> None:
+    """Of two unsigned commits, the second shows, and the first may be the one that matters."""
+    signed = repository.git("rev-parse", "HEAD")
     repository.write("policy/policy.yaml", POLICY.replace("action: deny", "action: allow"))
+    repository.commit(signed=False)
+    repository.write("policy/more.yaml", "broken")
     tip = repository.commit(signed=False)
-    assert "is refused" in to_agents(repository, "closed.example")[1]
-    repository.git("revert", "-S", "--no-edit", tip)
+    output = to_agents(repository, "closed.example")[1]
+    assert f"(git diff {signed}..{tip})" in output
+    command = re.search(r"\(git (restore .*) && git (commit -S)\)", output)
+    assert command
+    repository.git(*command[1].split())
+    repository.git(*command[2].split(), "-m", "Restore")
     repository.push()
+    assert repository.git("diff", signed, "HEAD") == ""
+    assert repository.git("log", "--format=%P", "-1") == tip, "nothing between is signed"
     assert "rule 'closed'" in to_agents(repository, "closed.example")[1]
 
 

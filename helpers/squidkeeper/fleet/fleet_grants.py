@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from squidkeeper.errors import EditRefused, PullFailed, PullRefused
+from squidkeeper.formatting import quantity
 from squidkeeper.policy.grants import FLEET_GRANTS
 from squidkeeper.policy_edit import load_or_refuse
 from squidkeeper.policy_store.sources import grants_file, local_file, read_sources
@@ -27,6 +28,7 @@ from squidkeeper.pulling.commits import commit_signer
 from squidkeeper.pulling.git_command import what_git_told
 
 _SECONDS: Final = 120
+_COMMITS_AT_MOST: Final = 100  # in which the last signed one is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +126,36 @@ def _check_tip(repository: FleetRepository, clone: Path, allowed_signers: Path) 
         author = _git(clone, "show", "--no-patch", "--no-show-signature", "--format=%an <%ae>", "HEAD")
         raise EditRefused(
             f"{repository.url}: commit {commit} by {author}, the tip of {repository.branch}, is refused: {refusal}."
-            " A grant on top of it would sign its content too. Read what has changed since the last signed commit"
-            f" (git log -p). Then push a signed commit on top: a revert (git revert -S {commit}), or, if all of it is"
-            " right, an empty one (git commit -S --allow-empty). Nothing was changed"
+            f" A grant on top of it would sign its content too. {_remedy(clone, commit, allowed_signers)} Nothing was"
+            " changed"
         )
 
 
-def _refusal(clone: Path, allowed_signers: Path) -> str:
-    """Tell why gateways with these signers refuse the commit that is checked out; empty if they take it."""
+def _remedy(clone: Path, tip: str, allowed_signers: Path) -> str:
+    """Tell how to sign on top of a refused tip: after reading all that is unsigned, or by dropping it.
+
+    One commit drops it. Of several reverts, each but the last would sign what is left.
+    """
+    keep = "If all of it is right, push an empty signed commit (git commit -S --allow-empty)."
+    listed = _git(clone, "rev-list", "--first-parent", f"--max-count={_COMMITS_AT_MOST}", "HEAD").split()
+    signed = next((one for one in listed if not _refusal(clone, allowed_signers, one)), "")
+    if not signed:
+        return (
+            f"None of the last {quantity(len(listed), 'commit')} is signed by an allowed signer now: read the whole"
+            f" content (git ls-tree -r {tip}). {keep}"
+        )
+    return (
+        f"The last commit that is signed by an allowed signer is {signed}: read what has changed since"
+        f" (git diff {signed}..{tip}). {keep} Otherwise restore its content and push that as one signed commit"
+        f" (git restore --source={signed} --staged --worktree :/ && git commit -S). Do not revert one commit after the"
+        " other: each revert would sign what is left."
+    )
+
+
+def _refusal(clone: Path, allowed_signers: Path, commit: str = "HEAD") -> str:
+    """Tell why gateways with these signers refuse a commit; empty if they take it."""
     try:
-        commit_signer(_output(clone, "cat-file", "commit", "HEAD"), allowed_signers)
+        commit_signer(_output(clone, "cat-file", "commit", commit), allowed_signers)
     except (PullFailed, PullRefused) as error:
         return str(error)
     return ""
