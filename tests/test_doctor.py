@@ -557,6 +557,18 @@ def test_a_fault_of_settings_beside_the_policy_is_found(
     assert finding.place == str(file)
 
 
+def test_a_policy_that_is_pulled_without_a_ceiling_is_found(layout: Layout) -> None:
+    one, file = inspect(layout), layout.pull_settings
+    assert found("pull-without-ceiling", one) == []
+    settings = "source: {git: 'https://git.example/p', branch: main}\nallowed_signers: /a\n"
+    file.write_text(settings)
+    assert found("pull-without-ceiling", one) == [Found("it names no ceiling", str(file))]
+    file.write_text(f"{settings}ceiling: /c\n")
+    assert found("pull-without-ceiling", one) == []
+    file.write_text("")
+    assert found("pull-without-ceiling", one) == []
+
+
 def test_the_store_of_quotas_is_asked_for_a_count(layout: Layout, tmp_path: Path) -> None:
     account = squid_account if os.geteuid() else lambda: None  # pytest's folder is closed to other accounts
     one, server = replace(inspect(layout), account=account()), ValkeyServer(tmp_path / "valkey")

@@ -613,7 +613,11 @@ def test_the_ceiling_is_not_passed(pulled: Gateway) -> None:
     ceiling.mkdir()
     (ceiling / "policy.yaml").write_text("version: 1\nrules: [{name: all, action: allow, hosts: [.example]}]\n")
     pulled.configure(settings=f"ceiling: {ceiling}")
-    pulled.commit("below")
+    credential = "version: 1\ncredentials: [{name: api, hosts: [api.example], bearer: token}]\n"
+    pulled.repository.write("policy/credential.yaml", credential)
+    pulled.commit("api")
+    assert "it passes the ceiling" in refused(pulled)
+    (ceiling / "credential.yaml").write_text(credential)  # its secret is in the gateway's local.yaml
     assert pulled.pull().refused == ""
     pulled.repository.write("policy/policy.yaml", "version: 1\nrules: [{name: x, action: allow, hosts: [a.test]}]\n")
     pulled.repository.commit()

@@ -336,7 +336,8 @@ def test_a_policy_that_is_pulled_shows_its_version_signer_and_source() -> None:
     assert codes(view) == []
     text = text_of(view)
     assert f"Pulled policy {'a' * 40} in place 1 h ago, signed by alice@example.com" in text
-    assert "https://git.example/p main, read 1 min ago" in text
+    assert "https://git.example/p main, read 1 min ago no ceiling: whoever signs may open everything" in text
+    assert "no ceiling" not in text_of(replace(WELL, pull=replace(PULLED, has_ceiling=True)))
     assert "Pulled policy" not in text_of(WELL)
     assert "none yet" in text_of(replace(WELL, pull=PullStatus("https://git.example/p main", 30)))
 

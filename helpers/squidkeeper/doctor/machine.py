@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -116,6 +117,14 @@ def quota_store_unavailable(one: Inspection) -> Iterator[Found]:
 def pull_settings_unusable(one: Inspection) -> Iterator[Found]:
     """Find what is wrong with pull.yaml, as the account that pulls reads it, where there is one."""
     yield from _settings_faults(one.layout.pull_settings, read_pull_settings, one, account_of(ACCOUNTS["pull"]))
+
+
+def pull_without_ceiling(one: Inspection) -> Iterator[Found]:
+    """Find that the policy is pulled, and may open everything."""
+    file = one.layout.pull_settings
+    with suppress(PullFailed):  # another check tells that
+        if read_pull_settings(file).ceiling is None:
+            yield Found("it names no ceiling", str(file))
 
 
 def _settings_faults(

@@ -341,6 +341,14 @@ CHECKS: Final = (
         as_root=True,
     ),
     Check(
+        "pull-without-ceiling",
+        _INFO,
+        "Whoever signs the pulled policy may open everything",
+        "Name a `ceiling` in pull.yaml: a policy that says what may be open at most. See policy/PULL.md.",
+        machine.pull_without_ceiling,
+        as_root=True,
+    ),
+    Check(
         "clock-off",
         _CRITICAL,
         "The clock is behind",

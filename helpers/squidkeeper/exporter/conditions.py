@@ -726,8 +726,8 @@ CONDITIONS: Final = (
         _CRITICAL,
         "1m",
         "A version of the pulled policy is refused",
-        "Fix it in the repository. If nobody of yours has made it, find out who has: what is in place stays"
-        f" meanwhile. {_PULL_LOG}.",
+        "Put what it says is missing on this gateway there, such as local.yaml, and fix the rest in the repository. If"
+        f" nobody of yours has made the version, find out who has: what is in place stays meanwhile. {_PULL_LOG}.",
         _pull_refused,
     ),
     Condition(
