@@ -218,6 +218,13 @@ def test_a_repository_leads_the_command_to_no_file_of_the_person(repository: Rep
     assert target.read_text() == "version: 1\n"
 
 
+def test_a_repository_without_the_names_of_secrets_is_told_where_they_belong(repository: Repository) -> None:
+    (repository.folder / "local.yaml").unlink()
+    repository.commit()
+    status, output = to_agents(repository, "a.example")
+    assert (status, "or of local.yaml beside its folder" in output) == (1, True), output
+
+
 def test_nothing_is_pushed_that_a_gateway_would_not_load(repository: Repository) -> None:
     to_agents(repository, "a.example")
     repository.git("pull", "-q", str(repository.served), "main")
