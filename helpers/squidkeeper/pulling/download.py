@@ -16,7 +16,7 @@ import msgspec
 
 from squidkeeper.errors import PullFailed
 from squidkeeper.pull_settings import read_token
-from squidkeeper.pulling.programs import ChildBounds, run_bounded
+from squidkeeper.pulling.programs import ChildBounds, Ended, run_bounded
 
 _BOUNDS: Final = ChildBounds(cpu_seconds=20)
 _SILENCE_SECONDS: Final = 15
@@ -38,10 +38,16 @@ def download(one: Download) -> bytes:
     ended = run_bounded(command, os.environ, given=msgspec.json.encode(one), bounds=_BOUNDS, needs_account=False)
     if ended.status == 0:
         return ended.output
+    raise PullFailed(f"{one.url} cannot be read: {_why(one, ended)}")
+
+
+def _why(one: Download, ended: Ended) -> str:
     if ended.status == -signal.SIGALRM:
-        raise PullFailed(f"{one.url} cannot be read: it has not ended within {one.seconds} s")
+        return f"it has not ended within {one.seconds} s"
+    if ended.status == -signal.SIGXCPU:
+        return f"it takes more than {_BOUNDS.cpu_seconds} s of processor time"
     lines = ended.messages.splitlines() or [f"its process ended with status {ended.status}"]
-    raise PullFailed(f"{one.url} cannot be read: {lines[-1]}")
+    return lines[-1]
 
 
 def _answer(one: Download) -> bytes:
