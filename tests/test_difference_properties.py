@@ -216,9 +216,20 @@ def differs(policies: Policies, asked: Question) -> set[Change]:
     found = {Change(name) for name in compared if old.get(name) != new.get(name)}
     if old.get("closed") and new.get("grantable"):
         found.add(Change.GRANTABLE)
-    once_spent = [facts.get("spent") or {} for facts in (old, new)]
-    changed = {name for name in ("allowed", "asks", "observed") if len({facts.get(name) for facts in once_spent}) > 1}
-    return found | {Change.USES} if changed - found and old.get("uses") and new.get("uses") else found
+    if old.get("uses") and new.get("uses"):
+        before, after = (
+            without(policy, frozenset(one["uses"])) for policy, one in zip(policies, (old, new), strict=True)
+        )
+        if differs((before, after), asked) - found:
+            found.add(Change.USES)
+    return found
+
+
+@lru_cache(maxsize=64)
+def without(policy: CompiledPolicy, spent: frozenset[str]) -> CompiledPolicy:
+    return CompiledPolicy(
+        replace(policy.source, grants=tuple(one for one in policy.source.grants if one.name not in spent))
+    )
 
 
 # --- whether a request lies in a difference -----------------------------------------------------------------------
