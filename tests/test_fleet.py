@@ -19,6 +19,8 @@ from squidkeeper.fleet.haproxy import MARK, render
 from squidkeeper.fleet.installation import BalancerPaths
 from squidkeeper.setup.configuration import substitute_once
 from squidkeeper.setup.packages import HAPROXY
+from tests.ports import free_port
+from tests.waiting import wait_for
 
 FLEET = """\
 version: 1
@@ -166,6 +168,11 @@ def paths(tmp_path: Path) -> BalancerPaths:
     return BalancerPaths(tmp_path / "haproxy.cfg", tmp_path, tmp_path / "haproxy.pid")
 
 
+def good_text(port: int) -> str:
+    """A fleet that HAProxy can take clients for on this machine."""
+    return FLEET.replace("gateways:", f"  listen: 127.0.0.1:{port}\ngateways:")
+
+
 def setup(paths: BalancerPaths, file: Path, *options: str) -> tuple[int, str]:
     places = ("--haproxy-cfg", paths.cfg, "--haproxy-state", paths.state, "--haproxy-pid", paths.pid_file)
     done = CliRunner().invoke(main, ["setup", "--fleet", str(file), *map(str, places), *options])
@@ -240,6 +247,37 @@ def test_a_configuration_that_haproxy_refuses_changes_nothing(tmp_path: Path, pa
     assert paths.cfg.read_text() == "global\n"
 
 
+@with_haproxy
+@pytest.mark.system
+def test_what_haproxy_cannot_listen_on_fails_and_puts_the_former_configuration_back(
+    paths: BalancerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It passes `haproxy -c`, and HAProxy's master goes on with the worker that it has."""
+    monkeypatch.setattr(installation, "_RELOAD_SECONDS", 3.0)
+    folder, port = paths.cfg.parent, free_port()
+    assert setup(paths, written(folder, good_text(port)))[0] == 0
+    before = paths.cfg.read_text()
+    with (folder / "log.txt").open("wb") as out:
+        command: list[str | Path] = [HAPROXY, "-W", "-db", "-p", paths.pid_file, "-f", paths.cfg]
+        haproxy = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        wait_for(lambda: installation._worker(paths), "HAProxy")
+        status, said = setup(
+            paths, written(folder, FLEET.replace("gateways:", "  listen: 203.0.113.99:3129\ngateways:"))
+        )
+        assert status == 1
+        assert "HAProxy was reloaded, and does not serve by the new configuration\n  to do: does this machine" in said
+        assert "reloaded: process" not in said
+        assert paths.cfg.read_text() == before
+        limit = "  connections_per_client: 5\ngateways:"
+        status, said = setup(paths, written(folder, good_text(port).replace("gateways:", limit)))
+        assert (status, f"reloaded: process {haproxy.pid}" in said) == (0, True), said
+        assert paths.cfg.read_text() != before
+    finally:
+        haproxy.terminate()
+        haproxy.wait(30)
+
+
 def test_a_file_that_is_wrong_is_told_and_changes_nothing(tmp_path: Path, paths: BalancerPaths) -> None:
     status, said = setup(paths, tmp_path / "none.yaml")
     expected = "expected a readable file with HAProxy's addresses and the gateways: squid/FLEET.md has an example"
@@ -258,6 +296,15 @@ def test_beside_a_fleet_what_it_does_not_use_is_refused(tmp_path: Path, paths: B
     assert status == 2
     assert "--fleet does not use --root, --listen, --no-tls: only --dry-run can stand beside it" in said
     assert not paths.cfg.exists()
+
+
+def test_it_is_removed_by_hand(tmp_path: Path, paths: BalancerPaths) -> None:
+    paths.cfg.write_text(MARK)
+    status, said = setup(paths, written(tmp_path, FLEET), "--uninstall")
+    assert status == 2
+    told = " ".join(said.split())
+    assert "put haproxy.cfg.before-squidkeeper back as /etc/haproxy/haproxy.cfg and run `systemctl reload" in told
+    assert paths.cfg.read_text() == MARK
 
 
 def test_the_fleet_of_the_documentation_is_read(tmp_path: Path) -> None:

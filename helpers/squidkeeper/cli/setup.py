@@ -164,6 +164,11 @@ def _refuse_options_of_a_gateway(context: click.Context) -> None:
     """Refuse what --fleet does not use."""
     others = [one for one in context.command.params if one.name not in _OF_FLEET]
     unused = [one.opts[0] for one in others if context.get_parameter_source(one.name or "") is _COMMAND_LINE]
+    if "--uninstall" in unused:
+        raise click.UsageError(
+            "--fleet does not remove HAProxy: put haproxy.cfg.before-squidkeeper back as /etc/haproxy/haproxy.cfg and"
+            " run `systemctl reload haproxy`, or remove the package haproxy (squid/FLEET.md)"
+        )
     if unused:
         raise click.UsageError(f"--fleet does not use {', '.join(unused)}: only --dry-run can stand beside it")
 

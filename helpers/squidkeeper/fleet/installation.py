@@ -1,14 +1,16 @@
 """Puts HAProxy's configuration for a fleet in place (floor 8), in the distribution's own HAProxy, and reloads it.
 
-The machine needs no Squid. The configuration is checked first, by HAProxy itself. One that HAProxy cannot be reloaded
-with gives way to the former one.
+The machine needs no Squid. The configuration is checked first, by HAProxy itself. Where HAProxy does not serve by it
+after the reload, the former one comes back: whether an address can be listened on shows only then.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,13 @@ from squidkeeper.setup.console import say, show
 from squidkeeper.setup.entries import text_at
 from squidkeeper.setup.machine import check, quietly, run, uses_systemd
 from squidkeeper.setup.packages import HAPROXY
+from squidkeeper.setup.sockets import wait_until
 
 _USUAL_HEALTH: Final = 9130
+_SOCKET: Final = "squidkeeper.sock"  # as fleet.cfg names it
+_RELOAD_SECONDS: Final = 10.0
+_ANSWER_SECONDS: Final = 1.0
+_PID: Final = re.compile(r"^Pid: ([0-9]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +112,60 @@ def _has_service(paths: BalancerPaths) -> bool:
 
 def _tell(paths: BalancerPaths, before: str) -> None:
     """Reload HAProxy, or start it; open connections go on in the former process."""
-    if _has_service(paths):
-        try:
-            quietly("systemctl", "enable", "--quiet", "haproxy")
-            quietly("systemctl", "reload-or-restart", "haproxy")
-        except SetupFailed:
-            if before:
-                replace(paths.cfg, f"{before}\n".encode(), 0o644)
-                run("systemctl", "reload-or-restart", "haproxy")
-            raise
-        say("haproxy", "reloaded: systemctl status haproxy")
-    elif pid := _master(paths.pid_file):
-        os.kill(pid, signal.SIGUSR2)
-        say("haproxy", f"reloaded: process {pid}")
-    else:
+    if not _has_service(paths) and _master(paths.pid_file) is None:
         command = f"haproxy -W -D -p {shlex.quote(str(paths.pid_file))} -f {shlex.quote(str(paths.cfg))}"
         say("haproxy", f"not started, as no service has {paths.cfg}: {command}")
+        return
+    former = _worker(paths)
+    try:
+        if _has_service(paths):
+            quietly("systemctl", "enable", "--quiet", "haproxy")
+        _reload(paths)
+        _check_reloaded(paths, former)
+    except SetupFailed:
+        if before:
+            replace(paths.cfg, f"{before}\n".encode(), 0o644)
+            say("haproxy", f"the former configuration is back: {paths.cfg}")
+            with suppress(SetupFailed):
+                _reload(paths)
+                _check_reloaded(paths, former)  # a signal meanwhile, of the next run, would be lost
+        raise
+    shown = "systemctl status haproxy" if _has_service(paths) else f"process {_master(paths.pid_file)}"
+    say("haproxy", f"reloaded: {shown}")
+
+
+def _reload(paths: BalancerPaths) -> None:
+    """Tell HAProxy to read its configuration again. It does so later: this tells nothing about the outcome."""
+    if _has_service(paths):
+        quietly("systemctl", "reload-or-restart", "haproxy")
+    elif pid := _master(paths.pid_file):
+        os.kill(pid, signal.SIGUSR2)
+
+
+def _check_reloaded(paths: BalancerPaths, former: str) -> None:
+    """Wait for a new worker: a master that cannot take its configuration goes on with the worker that it has."""
+    if _master(paths.pid_file) is None:
+        return  # another place of the PID file: only the service's own word is known
+    if not wait_until(_RELOAD_SECONDS, lambda: _worker(paths) not in ("", former)):
+        advice = (
+            "does this machine have the address of haproxy.listen, and is its port free? HAProxy's log tells:"
+            " journalctl -u haproxy"
+        )
+        raise SetupFailed("HAProxy was reloaded, and does not serve by the new configuration", advice)
+
+
+def _worker(paths: BalancerPaths) -> str:
+    """Ask HAProxy which process serves by our configuration; empty where none answers."""
+    try:
+        with socket.socket(socket.AF_UNIX) as api:
+            api.settimeout(_ANSWER_SECONDS)
+            api.connect(str(paths.state / _SOCKET))
+            api.sendall(b"show info\n")
+            answer = b"".join(iter(lambda: api.recv(4096), b"")).decode(errors="replace")
+    except OSError:
+        return ""
+    found = _PID.search(answer)
+    return found[1] if found else ""
 
 
 def _master(pid_file: Path) -> int | None:
