@@ -258,7 +258,10 @@ def _edited(path: Path, content: bytes, change: Callable[[list[Any]], None]) -> 
 
 
 def _write(sources: Sources, document: Document) -> None:
-    """Replace the file, with its owner and mode; a new one has group and mode of a file of the policy."""
+    """Replace the file, with its owner and mode; a new one has group and mode of a file of the policy.
+
+    An account that is not root can give a file to no other group than its own.
+    """
     path = document.path
     try:
         before = sources.granted.content if sources.granted else None
@@ -267,7 +270,8 @@ def _write(sources: Sources, document: Document) -> None:
         real = path.resolve()  # not a link to it
         state = (real if before is not None else policy_files(sources.directory)[0]).stat()
         owner = state.st_uid if before is not None else os.geteuid()  # the policy is of another account if it is pulled
+        group = state.st_gid if before is not None or os.geteuid() == 0 else os.getegid()
         mode = stat.S_IMODE(state.st_mode) & _READABLE | stat.S_IWUSR
-        write_file(real, document.content, mode, (owner, state.st_gid))
+        write_file(real, document.content, mode, (owner, group))
     except OSError as error:
         raise EditRefused(f"{path} cannot be written: {error.strerror}; nothing was changed") from error

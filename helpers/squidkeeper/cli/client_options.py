@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from squidkeeper.cli.options import root_option
 from squidkeeper.errors import InvalidSetting, PolicyError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def client_options(command: F) -> F:
                 "--client", metavar="NAME", help="A client of the policy. Left out: one that it does not name."
             ),
             click.option("--user", metavar="NAME", help="The proxy user, where the client has several."),
-            click.option("--root", type=_PATH, metavar="DIR", help="The gateway of install.sh --root DIR."),
+            root_option,
             click.option("--policy", "directory", type=_PATH, metavar="DIR", help="Another policy than the gateway's."),
         )
     ):

@@ -7,16 +7,11 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import json_option
+from squidkeeper.cli.options import json_option, root_option
 
 
 @click.command()
-@click.option(
-    "--root",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="A gateway that was installed by `install.sh --root DIR`. Left out: the one of the system.",
-)
+@root_option
 @json_option
 def doctor(root: Path | None, as_json: bool) -> None:
     """Examine an installed gateway: its configuration, its policy, its processes and the machine.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from squidkeeper.cli.options import root_option
+
 if TYPE_CHECKING:
     from squidkeeper.layout import Layout
 
@@ -40,12 +42,7 @@ class Patience(click.ParamType):  # type: ignore[type-arg] # generic in newer re
 )
 @click.option("--stop", is_flag=True, help="Stop Squid then, whatever is still open.")
 @click.option("--cancel", is_flag=True, help="Let clients come again, and wait for nothing.")
-@click.option(
-    "--root",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="A gateway that was installed by `install.sh --root DIR`. Left out: the one of the system.",
-)
+@root_option
 def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
     """Send new clients to other gateways, and wait until this one is idle.
 

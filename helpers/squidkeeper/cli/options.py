@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -12,19 +13,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from squidkeeper.layout import Layout
+
 if TYPE_CHECKING:
     from squidkeeper.chain.store_settings import StoreSettings
     from squidkeeper.table.sources import TableSources
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DEFAULT_POLICY = Path("/etc/squidkeeper/policy")
-DEFAULT_STATE = Path("/var/lib/squidkeeper")
-DEFAULT_POLICY_LINES = Path("/etc/squid/squidkeeper-policy.conf")
-DEFAULT_RUN = Path("/run/squidkeeper")
-DEFAULT_LOG = Path("/var/log/squid/access.log")
-DEFAULT_ARCHIVE_KEY = Path("/etc/squidkeeper/archive.key")
-DEFAULT_ARCHIVE = Path("/var/lib/squidkeeper-archive")  # not below the state folder, which is Squid's account's
+ROOT_VARIABLE = "SQUIDKEEPER_ROOT"  # the root of the gateway that commands are about, as in a container
+_root = os.environ.get(ROOT_VARIABLE)
+DEFAULT_LAYOUT = Layout.of(Path(_root) if _root else None)
+DEFAULT_POLICY = DEFAULT_LAYOUT.policy
+DEFAULT_STATE = DEFAULT_LAYOUT.state
+DEFAULT_POLICY_LINES = DEFAULT_LAYOUT.policy_lines
+DEFAULT_RUN = DEFAULT_LAYOUT.run
+DEFAULT_LOG = DEFAULT_LAYOUT.access_log
+DEFAULT_ARCHIVE_KEY = DEFAULT_LAYOUT.archive_key
+DEFAULT_ARCHIVE = DEFAULT_LAYOUT.archive
 ABSOLUTE_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # how it begins
 _DURATION = re.compile(r"([1-9]\d{0,6})([mhd])")
 _LONGEST = timedelta(days=366)
@@ -108,6 +114,15 @@ since_option = click.option(
 )
 until_option = click.option(
     "--until", metavar="TIME", type=Moment(), callback=_check_period, help="The end of the period, exclusive."
+)
+
+
+root_option = click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    envvar=ROOT_VARIABLE,
+    help="A gateway that was installed by `install.sh --root DIR`. Left out: the one of the system.",
 )
 
 

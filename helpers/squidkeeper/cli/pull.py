@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_POLICY, json_option, state_option
+from squidkeeper.cli.options import DEFAULT_LAYOUT, DEFAULT_POLICY, json_option, state_option
 from squidkeeper.formatting import ago, printable
 from squidkeeper.gateway_commands import with_commands
 from squidkeeper.layout import Layout
@@ -21,8 +21,8 @@ from squidkeeper.layout import Layout
 if TYPE_CHECKING:
     from squidkeeper.pull_status import PullStatus
 
-DEFAULT_SETTINGS: Final = Path("/etc/squidkeeper/pull.yaml")
-DEFAULT_FOLDER: Final = Path("/var/lib/squidkeeper-pull")
+DEFAULT_SETTINGS: Final = DEFAULT_LAYOUT.pull_settings
+DEFAULT_FOLDER: Final = DEFAULT_LAYOUT.pulled
 _PATH = click.Path(path_type=Path, readable=False)
 _FAILED: Final = 1
 Write = Callable[[str], str]  # names commands with the options that name this gateway

@@ -41,7 +41,7 @@ class Diagnosis:
 def examine(one: Inspection, *, running: bool = True, in_setup: bool = False) -> Diagnosis:
     """Make each check; without `running` none that concerns processes, and in a setup none that it has made itself."""
     wanted = [check for check in ALL_CHECKS if (running or not check.running) and not (in_setup and check.in_setup)]
-    made = [check for check in wanted if one.is_root or not check.as_root]
+    made = [check for check in wanted if one.reads_everything or not check.as_root]
     found = [(check, found) for check in made if (found := _made(check, one))]
     return Diagnosis(
         one.layout,

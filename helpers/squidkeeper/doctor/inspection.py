@@ -90,8 +90,13 @@ class Inspection:
 
     @property
     def is_root(self) -> bool:
-        """Whether this process can read everything."""
+        """Whether this process can take the rights of another account."""
         return os.geteuid() == 0
+
+    @property
+    def reads_everything(self) -> bool:
+        """Whether this process can read everything: it is root, or the account that everything here belongs to."""
+        return _reads_everything(self.layout)
 
 
 def inspect(layout: Layout) -> Inspection:
@@ -126,7 +131,7 @@ def _view(layout: Layout, squid: str, sources: Sources, *, behind: bool) -> Snap
         access_log=layout.access_log,
         state=layout.state,
         squid_address=squid,
-        checkpoint=_checkpoint(layout.counts),
+        checkpoint=_checkpoint(layout),
         log_readable=os.access(layout.access_log, os.R_OK),
         backlog_bytes=0,
         state_writable=True,
@@ -172,10 +177,14 @@ def _edited(folder: Path) -> float:
     return max((path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists()), default=0.0)
 
 
-def _checkpoint(folder: Path) -> Checkpoint:
+def _reads_everything(layout: Layout) -> bool:
+    return os.geteuid() in (0, *(file.stat().st_uid for file in (layout.fragment,) if file.exists()))
+
+
+def _checkpoint(layout: Layout) -> Checkpoint:
     """Read the exporter's counts, where this process may."""
     none = Checkpoint(since="")
-    return CheckpointStore(folder).read() or none if os.geteuid() == 0 else none
+    return CheckpointStore(layout.counts).read() or none if _reads_everything(layout) else none
 
 
 def _counter_files(folder: Path) -> tuple[CounterFile, ...]:
