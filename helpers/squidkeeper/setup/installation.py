@@ -203,7 +203,8 @@ class Installation:
             say("policy", f"kept: {layout.policy}")
             if given and _contents(given) != _contents(layout.policy):
                 say("", f"it differs from {given}, and one in place is never overwritten: move it away, or edit it")
-            if text_at(layout.policy / "README.md").startswith(_REFERENCE):
+            reference = "" if layout.policy.is_symlink() else text_at(layout.policy / "README.md")  # a link is not ours
+            if reference.startswith(_REFERENCE):
                 say(
                     "", f"{layout.policy / 'README.md'} is of an earlier release: remove it, read policy/README.md here"
                 )
