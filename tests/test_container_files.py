@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,14 +21,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from squidkeeper.cli import main
+from squidkeeper.cli.options import ROOT_VARIABLE
 
 REPOSITORY = Path(__file__).parents[1]
 KUBERNETES = REPOSITORY / "squid/kubernetes"
 LOCKS = REPOSITORY / "squid/container"
+FLEET = (REPOSITORY / "squid/FLEET.md").read_text()
 CONTAINERFILES = (REPOSITORY / "Containerfile", LOCKS / "agent.Containerfile")
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 PIN = re.compile(r"^([a-z0-9.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n", re.MULTILINE)
+SQUIDKEEPER = Path(sys.executable).with_name("squidkeeper")
 AGENT = {"squidkeeper/role": "agent"}
 GATEWAY = {"squidkeeper/role": "gateway"}
 KINDS = ["ConfigMap", "Deployment", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget", "Service"]
@@ -99,6 +105,19 @@ def test_the_image_is_not_root_and_has_a_health_check() -> None:
     assert 'ENTRYPOINT ["gateway"]' in last
 
 
+def test_a_variable_names_the_gateway_that_commands_are_about(tmp_path: Path) -> None:
+    """As in the image; its commands are tried in tests/containers."""
+    assert f"\nENV {ROOT_VARIABLE}=/gateway\n" in CONTAINERFILES[0].read_text()
+    environment = {**os.environ, ROOT_VARIABLE: str(tmp_path), "COLUMNS": "500"}
+    shown = subprocess.run([SQUIDKEEPER, "ask", "--help"], env=environment, capture_output=True, text=True, check=True)
+    help_text = "".join(shown.stdout.split())
+    for default in ("etc/policy", "state", "log/access.log"):
+        assert f"[default:{tmp_path}/{default}]" in help_text
+    for command in (["doctor"], ["drain", "--cancel"]):
+        done = subprocess.run([SQUIDKEEPER, *command], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, f"there is neither {tmp_path}/etc/squidkeeper.conf" in done.stderr) == (2, True)
+
+
 # compose.yaml
 
 
@@ -133,16 +152,20 @@ def test_the_gateway_listens_for_the_agents_alone_without_rights(services: Mappi
 
 
 def test_the_agent_has_the_variables_that_squidkeeper_env_prints(services: Mapping[str, Any], tmp_path: Path) -> None:
-    """Those of programs that an agent's image may not have, npm's and Java's, are left out."""
-    (tmp_path / "policy.yaml").write_text("version: 1\n")
-    (tmp_path / "ca.crt").write_text("a root")
+    """Those of programs that an agent's image may not have, such as npm's and Java's, are left out."""
+    given, printed = services["agent"]["environment"], printed_environment(tmp_path)
+    assert {name: printed.get(name) for name in given} == given
+
+
+def printed_environment(folder: Path) -> dict[str, str]:
+    """What `squidkeeper env` prints for an agent in a container."""
+    (folder / "policy.yaml").write_text("version: 1\n")
+    (folder / "ca.crt").write_text("a root")
     paths = ["--ca-path", "/etc/squidkeeper/ca.crt", "--bundle-path", "/etc/squidkeeper/bundle.crt"]
-    proxy = ["--proxy", "http://192.168.137.1:3129", "--policy", str(tmp_path), "--ca", str(tmp_path / "ca.crt")]
+    proxy = ["--proxy", "http://192.168.137.1:3129", "--policy", str(folder), "--ca", str(folder / "ca.crt")]
     told = CliRunner().invoke(main, ["env", "--format", "dotenv", *paths, *proxy])
     assert told.exit_code == 0, told.output
-    printed = dict(line.split("=", 1) for line in told.stdout.splitlines() if line and not line.startswith("#"))
-    given = services["agent"]["environment"]
-    assert {name: printed.get(name) for name in given} == given
+    return dict(line.split("=", 1) for line in told.stdout.splitlines() if line and not line.startswith("#"))
 
 
 # squid/kubernetes/
@@ -175,6 +198,56 @@ def test_kubernetes_accepts_the_example_agent_and_no_unknown_key() -> None:
     agent["spec"]["dnsPolocy"] = "None"
     with pytest.raises(kubernetes_validate.ValidationError, match="dnsPolocy"):
         validated(agent)
+
+
+def test_the_example_agent_has_the_variables_of_the_agent_of_compose(services: Mapping[str, Any]) -> None:
+    [agent] = yaml.safe_load((KUBERNETES / "agent.yaml").read_text())["spec"]["containers"]
+    given = {one["name"]: one["value"].replace("$(SQUIDKEEPER_SERVICE_HOST)", "192.168.137.1") for one in agent["env"]}
+    assert given == services["agent"]["environment"]
+
+
+@pytest.mark.system
+def test_log_and_archive_fit_their_volume_and_the_line_for_metrics_keeps_that(built: list[Mapping[str, Any]]) -> None:
+    [deployment] = of_kind(built, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    [setup] = pod["initContainers"]
+    limits = dict(zip(setup["args"][1::2], setup["args"][2::2], strict=True))
+    assert limits.keys() == {"--log-bytes", "--archive-bytes"}
+    [volume] = [one["emptyDir"]["sizeLimit"] for one in pod["volumes"] if one["name"] == "gateway"]
+    assert sum(int(size.removesuffix("G")) for size in limits.values()) * 10**9 <= int(volume.removesuffix("Gi")) << 29
+    [line] = re.findall(r"^- \*\*Metrics\*\*: `args: (\[.*?\])`", FLEET, re.MULTILINE)
+    assert yaml.safe_load(line)[: len(setup["args"])] == setup["args"]
+
+
+@pytest.mark.system
+def test_a_projected_volume_has_lists_and_secrets_where_the_policy_names_them(
+    built: list[Mapping[str, Any]], tmp_path: Path
+) -> None:
+    [text] = re.findall(r"^```yaml\n(- name: policy\n.*?)^```$", FLEET, re.MULTILINE | re.DOTALL)
+    [volume] = yaml.safe_load(text)
+    [deployment] = copy.deepcopy([*of_kind(built, "Deployment")])
+    volumes = deployment["spec"]["template"]["spec"]["volumes"]
+    volumes[:] = [volume, *(one for one in volumes if one["name"] != "policy")]
+    validated(deployment)
+    contents = {
+        "policy.yaml": "version: 1\nlists: {drops: {file: lists/drops.txt}}\n"
+        "secrets: {x: {file: secrets/github-token}}\nrules: [{name: drops, action: deny, lists: [drops]}]\n"
+        "credentials: [{name: x, hosts: [api.example], value: 'Bearer {x}'}]\n",
+        "lists/drops.txt": "drop.example\n",
+        "secrets/github-token": "a-token-of-some-length\n",
+    }
+    sources = [one for source in volume["projected"]["sources"] for one in source.values()]
+    assert {item["path"] for source in sources for item in source["items"]} == contents.keys()
+    for name, content in contents.items():  # as the kubelet writes them
+        file = tmp_path / "..data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+        file.chmod(volume["projected"]["defaultMode"])
+        top = name.partition("/")[0]
+        (tmp_path / top).symlink_to(f"..data/{top}")
+    checked = CliRunner().invoke(main, ["check", "--policy", str(tmp_path), "--state", str(tmp_path / "state")])
+    assert (checked.exit_code, "list drops: 1 host" in checked.output) == (0, True), checked.output
+    assert not re.search("secret-|unavailable", checked.output), checked.output
 
 
 @pytest.mark.system

@@ -71,6 +71,10 @@ class Podman:
         assert not check or done.returncode == 0, f"{done.args}\n{done.stdout}"
         return done
 
+    def start(self, *words: str | Path, program: str) -> subprocess.Popen[bytes]:
+        """Start a command that waits for something."""
+        return subprocess.Popen([program, *words], env=self.environment, stdin=subprocess.DEVNULL, cwd=REPOSITORY)
+
     def build(self, containerfile: Path, tag: str) -> None:
         """Build an image as the documents say, by the machine's own network."""
         how = ("--format", "docker", "--layers=false", "--pull=never", "--network", "host", "-v", f"{TRUST}:{TRUST}:ro")

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ GATEWAY, AGENT = f"{PROJECT}_gateway_1", f"{PROJECT}_agent_1"
 BRIDGE = "squidkeeper0"  # of the agents' network
 RIGHTS = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 PORT_53 = ("--sysctl", "net.ipv4.ip_unprivileged_port_start=53")
+# Podman's resolver, in the network of the agents, by the name of a container there.
+ASK_THE_NETWORKS_RESOLVER = f"""
+import socket
+words = b"".join(bytes([len(word)]) + word for word in b"{AGENT}".split(b"."))
+question = b"sk\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0" + words + b"\\0\\0\\1\\0\\1"
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    asked.settimeout(5)
+    asked.sendto(question, ("192.168.137.254", 53))
+    assert asked.recv(512)[:2] == b"sk"
+"""
 CODE = ("-sS", "-m", "30", "-o", "/dev/null", "-w", "%{http_code}")
 
 
@@ -47,6 +58,9 @@ class Stack:
         done = self.podman.run("exec", AGENT, *words, check=False)
         return done.returncode, done.stdout
 
+    def answers(self, url: str, code: str) -> bool:
+        return self.agent("curl", *CODE, url) == (0, code)
+
     def gateway(self, *words: str) -> tuple[int, str]:
         done = self.podman.run("exec", GATEWAY, *words, check=False)
         return done.returncode, done.stdout
@@ -54,6 +68,10 @@ class Stack:
     def is_healthy(self) -> bool:
         """Run the image's health check: without systemd nobody else does."""
         return self.podman.run("healthcheck", "run", GATEWAY, check=False).returncode == 0
+
+    def turn_ipv6_on(self) -> None:
+        [agent] = self.podman.run("inspect", AGENT, "--format", "{{.State.Pid}}").stdout.split()
+        run("nsenter", "-t", agent, "-n", "sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6")
 
     def log(self) -> list[dict[str, str]]:
         return [json.loads(line) for line in self.gateway("cat", "/gateway/log/access.log")[1].splitlines()]
@@ -92,9 +110,13 @@ def stack(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         files = ("-f", "compose.yaml", "-f", str(folder / "other.yaml"), "-p", PROJECT, "--in-pod", "false")
         stack = Stack(podman, policy, origins, names, strangers)
         try:
-            podman.run(*files, "up", "--detach", "--no-build", "gateway", program="podman-compose")
-            wait_for(stack.is_healthy, "a healthy gateway", 180)
-            podman.run(*files, "up", "--detach", "--no-build", "agent", program="podman-compose")
+            up = podman.start(*files, "up", "--detach", "--no-build", program="podman-compose")
+            try:
+                wait_for(stack.is_healthy, lambda: podman.run("logs", GATEWAY, check=False).stdout, 180)
+                assert up.wait(60) == 0  # it waits for a healthy gateway
+            finally:
+                up.kill()
+                up.wait()
             yield stack
         finally:
             podman.run(*files, "down", "--volumes", "--timeout", "1", program="podman-compose", check=False)
@@ -130,11 +152,15 @@ def test_the_rules_of_the_document_keep_agents_from_the_host(stack: Stack) -> No
     urls = ("http://192.168.137.254/", f"http://[{bridge['addr_info'][0]['local']}%25eth0]/")
     hosts = [("curl", *CODE, "-m", "5", "--noproxy", "*", url) for url in urls]
     [rules] = re.findall(r"^table inet squidkeeper_agents \{\n.*?^\}\n", FLEET.read_text(), re.MULTILINE | re.DOTALL)
-    # Without them. An address of IPv6 is usable a second after it was made.
+    assert [stack.agent(*host)[0] for host in hosts] == [0, 7]  # IPv6 is off in the agent
+    stack.turn_ipv6_on()
+    # Without the rules. An address of IPv6 is usable a second after it was made.
     wait_for(lambda: [stack.agent(*host) for host in hosts] == [(0, "200")] * 2, f"the host at {urls}")
     run("nft", rules)
     try:
         assert [stack.agent(*host)[0] for host in hosts] == [28, 28]
+        assert stack.gateway("python3", "-c", ASK_THE_NETWORKS_RESOLVER) == (0, "")
+        assert stack.agent("getent", "ahosts", "gateway")[0] == 2
         assert stack.agent("curl", *CODE, "https://example.com/") == (0, "200")
     finally:
         run("nft", "delete table inet squidkeeper_agents")
@@ -177,8 +203,40 @@ def test_the_root_file_system_of_the_gateway_is_read_only(stack: Stack) -> None:
 def test_the_commands_find_the_gateway(stack: Stack) -> None:
     code, told = stack.gateway("squidkeeper", "explain", "GET", "https://en.wikipedia.org/")
     assert (code, told.startswith("DENY ")) == (1, True)
-    code, told = stack.gateway("squidkeeper", "doctor", "--root", "/gateway")
+    code, told = stack.gateway("squidkeeper", "doctor")
+    assert (code, "No findings: " in told, "Not checked" in told) == (0, True, False), told
+    code, told = stack.gateway("squidkeeper", "env", "--format", "dotenv")
+    assert (code, "\nHTTPS_PROXY=http://192.168.137.1:3129\n" in told) == (0, True), told
+    code, told = stack.gateway("squidkeeper", "reload")
+    assert (code, told.endswith(" is in force\n")) == (0, True), told
+    code, told = stack.gateway("squidkeeper", "log", "--since", "1h")
+    assert (code, "en.wikipedia.org" in told) == (0, True), told
+
+
+def test_commands_tell_what_is_wrong_with_the_policy(stack: Stack) -> None:
+    swap(stack.policy, 5, POLICY.replace("[example.com]", "[example.com]\n    strip: [X-Secret]"))
+    code, told = stack.gateway("squidkeeper", "check")
+    assert (code, "[not-rendered]" in told) == (0, True), told
+    swap(stack.policy, 6, "version: 1\nrules: [{name: x, action: alow}]\n")
+    wait_for(lambda: not stack.is_healthy(), "the fault")
+    code, told = stack.gateway("squidkeeper", "doctor")
+    assert (code, "The policy on disk does not load (policy-not-loaded)" in told) == (1, True), told
+    swap(stack.policy, 7, POLICY)
+    wait_for(stack.is_healthy, "the former policy")
+
+
+def test_grants_and_approvals_are_made_in_the_container(stack: Stack) -> None:
+    swap(stack.policy, 8, POLICY.replace("rules:", "rules:\n  - {name: asks, action: ask, hosts: [ask.example]}"))
+    granted = ("--any-client", "--for", "1h", "--reason", "a test")
+    wait_for(lambda: "asks" in stack.agent("curl", "-sS", "https://ask.example/")[1], "the question")
+    ticket = wait_for(lambda: re.search(r"^[a-z0-9]{12}", stack.gateway("squidkeeper", "ask")[1]), "a ticket")[0]
+    code, told = stack.gateway("squidkeeper", "ask", "approve", "--yes", ticket, *granted)
     assert code == 0, told
+    code, told = stack.gateway("squidkeeper", "grant", "https://granted.example/", *granted)
+    assert (code, "in /gateway/etc/grants.yaml" in told) == (0, True), told
+    for host in ("ask.example", "granted.example"):
+        wait_for(partial(stack.answers, f"https://{host}/", "200"), host)
+    swap(stack.policy, 9, POLICY)
 
 
 def revisions_in_force(stack: Stack) -> list[str]:
@@ -202,10 +260,10 @@ def test_a_config_map_that_is_swapped_is_one_reload(stack: Stack) -> None:
 
 
 def test_a_drained_gateway_is_not_ready_and_alive(stack: Stack) -> None:
-    stack.gateway("squidkeeper", "drain", "--root", "/gateway", "--for", "1s")
+    stack.gateway("squidkeeper", "drain", "--for", "1s")
     wait_for(lambda: stack.gateway("gateway", "ready")[0] == 1, "a gateway that is not ready")
     assert (stack.gateway("gateway", "alive")[0], stack.is_healthy()) == (0, False)
-    stack.gateway("squidkeeper", "drain", "--root", "/gateway", "--cancel")
+    stack.gateway("squidkeeper", "drain", "--cancel")
     wait_for(lambda: stack.gateway("gateway", "ready")[0] == 0, "a gateway that is ready")
 
 
@@ -256,6 +314,87 @@ def test_what_is_missing_is_refused_with_what_to_do(podman: Podman, tmp_path: Pa
         (*policy, *PORT_53, "--volume", f"{unreadable}:/ca:ro"): "/ca has no ca.crt and ca.key that user 13 can read",
     }.items():
         assert refused(podman, *options).startswith(f"gateway: {what}\n  to do: ")
+
+
+def test_a_volume_for_agents_that_cannot_be_written_is_refused(podman: Podman, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    policy = ("--volume", f"{REPOSITORY}/squid/kubernetes/policy.yaml:/policy/policy.yaml:ro")
+    told = refused(podman, *policy, *PORT_53, "--volume", f"{tmp_path}:/trust")
+    assert told.startswith("gateway: /trust is mounted and cannot be written, so agents would not trust this gateway\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A gateway that is prepared again and again, with other files."""
+
+    podman: Podman
+    folder: Path
+
+    def start(self, *command: str) -> tuple[int, str]:
+        volumes = [f"{self.folder}/policy:/policy:ro", f"{self.folder}/config:/config:ro"]
+        volumes += [f"{name}-prepared:/{name}" for name in ("gateway", "ca")]
+        mounted = [word for volume in volumes for word in ("--volume", volume)]
+        common = ("--network", "none", *RIGHTS, *PORT_53, *mounted)
+        done = self.podman.run("run", "--rm", *common, "squidkeeper", *command, check=False)
+        return done.returncode, done.stdout
+
+    def within(self, script: str) -> str:
+        common = ("--network", "none", "--entrypoint", "bash", "--volume", "gateway-prepared:/gateway")
+        return self.podman.run(
+            "run", "--rm", *common, "--volume", "ca-prepared:/ca", "squidkeeper", "-c", script
+        ).stdout
+
+
+@pytest.fixture
+def prepared(podman: Podman) -> Iterator[Prepared]:
+    folder = podman.folder / "prepared"
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("policy", "config/export"):
+        (folder / name).mkdir(parents=True)
+    (folder / "policy/policy.yaml").write_text(POLICY)
+    yield Prepared(podman, folder)
+    podman.run("volume", "rm", "--force", "gateway-prepared", "ca-prepared", check=False)
+
+
+def test_what_config_no_longer_holds_is_gone_and_a_failed_setup_leaves_all_as_it_was(prepared: Prepared) -> None:
+    local, etc = prepared.folder / "config/local.conf", "cd /gateway/etc && cat local.conf; ls -a export /gateway"
+    local.write_text("http_access allow all\n")
+    (prepared.folder / "config/export/none.txt").write_text("")
+    code, told = prepared.start("setup")
+    assert code == 0, told
+    before = prepared.within(etc)
+    assert before.startswith("http_access allow all\n")
+    assert "\nnone.txt\n" in before
+
+    local.write_text("no_such_directive on\n")
+    (prepared.folder / "config/export/none.txt").unlink()
+    (prepared.folder / "config/new.txt").write_text("")
+    code, told = prepared.start()
+    assert (code, 'step "configuration" failed' in told) == (1, True), told
+    assert told.endswith("  What was in place before is as it was.\n")
+    assert prepared.within(etc) == before
+    assert prepared.within("ls /gateway/etc/new.txt || true").startswith("ls: ")
+
+    local.unlink()
+    code, told = prepared.start("setup")
+    assert code == 0, told
+    after = prepared.within(etc)
+    assert after.startswith("# Your own Squid lines")
+    assert "none.txt" not in after
+
+
+def test_what_setup_refuses_ends_the_container_with_its_message(prepared: Prepared) -> None:
+    policy = prepared.folder / "policy/policy.yaml"
+    policy.write_text("version: 1\nrules: [{name: x, action: alow}]\n")
+    code, told = prepared.start()
+    assert (code, "'action' is 'alow', expected one of allow, deny, ask" in told) == (1, True), told
+    assert told.endswith("  What was in place before is as it was.\n")
+    policy.write_text(POLICY)
+    assert prepared.start("setup")[0] == 0
+    prepared.within("openssl genpkey -algorithm ec -pkeyopt ec_paramgen_curve:P-256 -out /ca/ca.key")
+    code, told = prepared.start()
+    assert (code, 'step "CA" failed' in told) == (1, True), told
+    assert told.endswith("  What was in place before is as it was.\n")
 
 
 def test_what_runs_needs_no_key_of_the_ca(podman: Podman) -> None:
