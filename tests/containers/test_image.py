@@ -335,7 +335,7 @@ class Prepared:
         volumes += [f"{name}-prepared:/{name}" for name in ("gateway", "ca")]
         mounted = [word for volume in volumes for word in ("--volume", volume)]
         common = ("--network", "none", *RIGHTS, *PORT_53, *mounted)
-        done = self.podman.run("run", "--rm", *common, "squidkeeper", *command, check=False)
+        done = self.podman.run("run", "--rm", "--timeout", "120", *common, "squidkeeper", *command, check=False)
         return done.returncode, done.stdout
 
     def within(self, script: str) -> str:
