@@ -171,7 +171,8 @@ def test_a_tunnel_that_has_lost_its_parent_shows_none_of_its_headers(
         assert reply.status == 200
         corp.down()
         corp.up()
-        client.get("/2", "keyed.corp.example", "Cookie: of-the-client")
+        with suppress(TimeoutError):  # no answer is right, too
+            client.get("/2", "keyed.corp.example", "Cookie: of-the-client")
     assert len(origins.seen) == 1
     assert not any(TOKEN in head or "of-the-client" in head or "/2" in head for head in corp.heads)
 
