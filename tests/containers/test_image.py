@@ -225,20 +225,6 @@ def test_commands_tell_what_is_wrong_with_the_policy(stack: Stack) -> None:
     wait_for(stack.is_healthy, "the former policy")
 
 
-def test_grants_and_approvals_are_made_in_the_container(stack: Stack) -> None:
-    swap(stack.policy, 8, POLICY.replace("rules:", "rules:\n  - {name: asks, action: ask, hosts: [ask.example]}"))
-    granted = ("--any-client", "--for", "1h", "--reason", "a test")
-    wait_for(lambda: "asks" in stack.agent("curl", "-sS", "https://ask.example/")[1], "the question")
-    ticket = wait_for(lambda: re.search(r"^[a-z0-9]{12}", stack.gateway("squidkeeper", "ask")[1]), "a ticket")[0]
-    code, told = stack.gateway("squidkeeper", "ask", "approve", "--yes", ticket, *granted)
-    assert code == 0, told
-    code, told = stack.gateway("squidkeeper", "grant", "https://granted.example/", *granted)
-    assert (code, "in /gateway/etc/grants.yaml" in told) == (0, True), told
-    for host in ("ask.example", "granted.example"):
-        wait_for(partial(stack.answers, f"https://{host}/", "200"), host)
-    swap(stack.policy, 9, POLICY)
-
-
 def revisions_in_force(stack: Stack) -> list[str]:
     told = stack.podman.run("logs", GATEWAY).stdout
     return re.findall(r"^exporter: .*: revision (\w+) is in force$", told, re.MULTILINE)
@@ -265,6 +251,20 @@ def test_a_drained_gateway_is_not_ready_and_alive(stack: Stack) -> None:
     assert (stack.gateway("gateway", "alive")[0], stack.is_healthy()) == (0, False)
     stack.gateway("squidkeeper", "drain", "--cancel")
     wait_for(lambda: stack.gateway("gateway", "ready")[0] == 0, "a gateway that is ready")
+
+
+def test_grants_and_approvals_are_made_in_the_container(stack: Stack) -> None:
+    swap(stack.policy, 8, POLICY.replace("rules:", "rules:\n  - {name: asks, action: ask, hosts: [ask.example]}"))
+    granted = ("--any-client", "--for", "1h", "--reason", "a test")
+    wait_for(lambda: "asks" in stack.agent("curl", "-sS", "https://ask.example/")[1], "the question")
+    ticket = wait_for(lambda: re.search(r"^[a-z0-9]{12}", stack.gateway("squidkeeper", "ask")[1]), "a ticket")[0]
+    code, told = stack.gateway("squidkeeper", "ask", "approve", "--yes", ticket, *granted)
+    assert code == 0, told
+    code, told = stack.gateway("squidkeeper", "grant", "https://granted.example/", *granted)
+    assert (code, "in /gateway/etc/grants.yaml" in told) == (0, True), told
+    for host in ("ask.example", "granted.example"):
+        wait_for(partial(stack.answers, f"https://{host}/", "200"), host)
+    swap(stack.policy, 9, POLICY)
 
 
 def test_sigterm_drains_and_a_new_start_has_the_same_ca_and_is_ready(stack: Stack) -> None:
