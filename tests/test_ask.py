@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -479,6 +481,13 @@ def test_a_question_that_is_open_is_not_denied_and_the_refusal_names_what_opens_
     assert shown_state(directory, state, number) == ("denied", "No.")
     edit(directory, OPENED)
     assert "by more (" in run(directory, state, "deny", number, "--reason", "No.").output
+    edit(directory, POLICY)
+    name = "x; $(touch y) 'z"
+    grant = {"name": name, "any_client": True, "hosts": ["a.example"], "expires": "2099-01-01T00:00:00Z", "reason": "x"}
+    write_policy(directory, f"grants: [{json.dumps(grant)}]", "grants.yaml")
+    told = run(directory, state, "deny", number, "--reason", "No.").output
+    [command] = re.findall(r"\((squidkeeper grant .*)\); nothing", told)
+    assert shlex.split(command) == ["squidkeeper", "grant", "--revoke", name], "as a shell reads it"
 
 
 def test_an_approval_sees_a_denial_that_was_given_meanwhile(

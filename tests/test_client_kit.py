@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -496,6 +497,41 @@ def test_the_probe_finds_nothing_to_fix_where_all_is_as_it_has_to_be(
     assert "variables  as they have to be" in shown
     assert "curl      denied   https://no.example/  (Rule: x)" in shown
     assert status == (0 if "Nothing to fix." in shown else 1)
+
+
+@pytest.mark.parametrize("form", ProbeForm)
+def test_what_a_policy_says_is_no_part_of_the_probe(form: ProbeForm, tmp_path: Path, tools: Path) -> None:
+    """Each value holds the names of others, and what a shell takes for a command, for a word or for a file's name."""
+    names = re.findall(
+        "@[A-Z_]+@", Path(str(resources.files("squidkeeper.client_kit") / "templates/probe.sh")).read_text()
+    )
+    ends = f"{{proxy}}{{export_proxy}}{{set_roots}}{{set_proxy}}{{ca_path}}{''.join(dict.fromkeys(names))}"
+    paths = [f"/ -o;{ends}", f"/$(touch${{IFS}}{tmp_path}/run);touch {tmp_path}/run;'`touch {tmp_path}/run`\\n{ends}"]
+    rules = [{"name": f"r{number}", "hosts": ["a.example"], "paths": [path]} for number, path in enumerate(paths)]
+    rules[0]["action"], rules[1]["action"] = "allow", "deny"
+    compiled = compiled_of(tmp_path / "policy", f"rules: {json.dumps(rules)}")
+    allowed, denied = allowed_url(compiled, KitClient(), NOW), denied_url(compiled, KitClient(), NOW)
+    assert "@DENIED@" in str(allowed)
+    assert "$(touch$" in str(denied)
+    fake = tools / "curl"
+    fake.write_text(
+        f'#!{tools}/sh\nfor last; do :; done; printf "%s\\n" "$last" >> {tmp_path}/asked\necho status=200\n'
+    )
+    fake.chmod(0o755)
+    done = subprocess.run(
+        [runner(form), str(probe(form, tmp_path, str(allowed), str(denied)))],
+        env={"PATH": str(tools), "DIRECT": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert sorted((tmp_path / "asked").read_text().splitlines()) == sorted([str(allowed), str(denied)])
+    assert re.search(rf"^curl +allowed +{re.escape(str(allowed))}  \(status 200\)$", done.stdout, re.MULTILINE)
+    assert f"  - {denied} is allowed, expected denied" in done.stdout
+    assert done.stdout.startswith(f"Probe of {HOSTILE}, proxy {PROXY}\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_each_command_is_a_shell_command() -> None:

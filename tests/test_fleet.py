@@ -17,6 +17,7 @@ from squidkeeper.fleet import installation
 from squidkeeper.fleet.fleet_file import FleetGateway, read_fleet
 from squidkeeper.fleet.haproxy import MARK, render
 from squidkeeper.fleet.installation import BalancerPaths
+from squidkeeper.formatting import substitute
 from squidkeeper.setup.configuration import substitute_once
 from squidkeeper.setup.packages import HAPROXY
 from tests.ports import free_port
@@ -150,6 +151,21 @@ def test_haproxy_takes_a_proxy_header_from_its_own_socket_alone(tmp_path: Path) 
     socket = "unix@/var/lib/haproxy/squidkeeper-tls.sock mode 600 user haproxy"
     assert taking == [f"{socket} accept-proxy ssl crt /etc/haproxy/gw.pem alpn http/1.1"]
     assert not re.search("accept-proxy|frontend tls|>>>|<<<", render(read_fleet(written(tmp_path, FLEET))))
+
+
+def test_no_value_of_a_fleet_is_taken_for_a_part_of_the_configuration(tmp_path: Path) -> None:
+    """The names and paths are texts of the templates; they stand wherever others stand, and as they are."""
+    hostile = {
+        "gw-1": "NAME",
+        "gw-2": "maxconn",
+        "/plain.pem": "/var/lib/haproxy/server.pem",
+        "/plain.state": "/x/var/lib/haproxy",
+    }
+    text = FLEET.replace("gateways:", "  certificate: /plain.pem\ngateways:")
+    made = render(read_fleet(written(tmp_path, substitute(text, hostile))), Path(hostile["/plain.state"]))
+    ids = {name: str(FleetGateway(name, "10.0.0.1", 1, 1).id) for name in ("gw-1", "gw-2", "NAME", "maxconn")}
+    hostile |= {ids["gw-1"]: ids["NAME"], ids["gw-2"]: ids["maxconn"]}
+    assert made == substitute(render(read_fleet(written(tmp_path, text)), Path("/plain.state")), hostile)
 
 
 @settings(max_examples=50)

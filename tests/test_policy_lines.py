@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from squidkeeper.credentials import SecretStore
 from squidkeeper.engine import decide
 from squidkeeper.engine.decide import Stage
 from squidkeeper.engine.explain import explain
-from squidkeeper.errors import SecretUnavailable
+from squidkeeper.errors import PolicyError, SecretUnavailable
 from squidkeeper.policy.faults import FaultCode
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
@@ -191,6 +192,30 @@ def test_the_lines_of_the_headers_of_a_signature_are_not_those_of_signatures(tmp
     unsigned = policy_lines(replace(policy, credentials=tuple(others)), NO_SECRETS)
     assert not any(" sk_signs" in line for line in directives(unsigned))
     assert [fault.location for fault in not_rendered(policy, unsigned, NO_SECRETS)] == [signing.location]
+
+
+HOSTILE = ("\nhttp_access allow all", "\r", " all # ", " y", '"', "'", "${x}", "%'{x}note", ";", "\\\n", "`", "\u2028")
+NAMED = [  # what of a policy stands in Squid's configuration as it is, each with a value that is good
+    ("X-Debug", "rules: [{name: a, action: allow, hosts: [a.example], strip: [TEXT]}]"),
+    (
+        "X-Key",
+        'secrets: {s: {env: S}}\ncredentials: [{name: c, hosts: [a.example], headers: {TEXT: "{s}"}}]',
+    ),
+    ("corp", "upstreams: [{name: TEXT, hosts: [a.example], url: 'http://192.0.2.1:3128'}]"),
+    ("http://192.0.2.1:3128", "upstreams: [{name: corp, hosts: [a.example], url: TEXT}]"),
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize(("good", "policy"), NAMED)
+def test_what_squid_could_take_for_more_than_a_word_is_refused(
+    tmp_path: Path, good: str, policy: str, hostile: str
+) -> None:
+    policy_of(tmp_path, policy.replace("TEXT", json.dumps(good)))
+    for place in (0, 3, len(good)):
+        text = json.dumps(good[:place] + hostile + good[place:])
+        with pytest.raises(PolicyError):
+            policy_of(tmp_path, policy.replace("TEXT", text))
 
 
 # --- parent proxies -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from squidkeeper.certificates.authority import CertificateAuthority, check_ca, m
 from squidkeeper.certificates.server import issue_server_certificate
 from squidkeeper.chain.keys import read_archive_key, read_public_keys
 from squidkeeper.errors import SetupFailed
+from squidkeeper.formatting import substitute
 from squidkeeper.layout import Layout
 from squidkeeper.setup import apparmor
 from squidkeeper.setup.archive_keys import archive_keys
@@ -31,7 +33,6 @@ from squidkeeper.setup.configuration import (
     listen_of,
     listen_of_haproxy,
     names,
-    substitute,
     unique_name,
     usual_exporter,
     usual_gateway_name,
@@ -151,6 +152,43 @@ def configuration(root: Path | None, **given: Any) -> Configuration:
 
 def test_no_replacement_is_replaced_again_and_the_longest_text_counts() -> None:
     assert substitute("/a /a/b c", {"/a": "/a/b/x", "/a/b": "c", "c": "/a"}) == "/a/b/x c /a"
+
+
+def files_of(root: str, account: str, certgen: str, **given: Any) -> list[str]:
+    """Every file that is made from squid/ for one gateway."""
+    machine = Machine(Account(account, 65534, 65534), Path(certgen), Path("/none"), False, False)
+    fronts: list[dict[str, Any]] = [{"tls": True}, {"behind": ("192.0.2.1", "2001:db8::3129"), "health": "9130"}]
+    whole = ("squid_conf", "haproxy", "local_conf", "prometheus", "alerts")
+    parts = ("squidkeeper-logformat.conf", "squidkeeper-pages.conf", "squidkeeper-archive.timer", "logrotate")
+    units = ("archive", "maintenance", "secrets", "tls", "exporter", "export", "pull")
+    made = []
+    for front in fronts:
+        one = replace(configuration(Path(root)), machine=machine, workers=2, **front, **given)
+        made += [*(getattr(one, name)() for name in whole), *map(one.render, parts), *map(one.unit, units)]
+        made += [one.fragment(True), one.apparmor("squid"), one.page("ERR_SQUIDKEEPER_DENIED_HTML")]
+    return made
+
+
+HOSTILE_VALUES = {  # each beside a value that occurs nowhere else
+    "root": ("/srv/127.53.53.53/etc/squid/squid.conf/var/lib/squidkeeper", "/plain.root"),
+    "account": (r"DOM\1\g<0>User", "plain.account"),
+    "certgen": ("/opt/squidkeeper/bin/squidkeeper", "/plain.certgen"),
+    "gateway": ("127.53.53.53", "plain.gateway"),
+    "unique_name": ("squidkeeper", "plain.unique"),
+    "resolver": ("127.0.0.1", "127.98.98.98"),
+    "exporter": ("127.0.0.1:3129", "127.0.0.7:7777"),
+    "squid": ("127.0.0.1:9129", "127.0.0.8:8888"),
+}
+
+
+def test_no_value_of_a_gateway_is_taken_for_a_part_of_its_files() -> None:
+    """Each value is what a file documents for another one. It stands wherever a plain value stands, and as it is."""
+    hostile, plain = ({name: pair[place] for name, pair in HOSTILE_VALUES.items()} for place in (0, 1))
+    layouts = [Layout.of(Path(given["root"])) for given in (hostile, plain)]
+    own = [[getattr(one, name) for one in layouts] for name in ("squid_service", "resolver")]
+    values = {plain: hostile for hostile, plain in (*HOSTILE_VALUES.values(), *own)}
+    for text, expected in zip(files_of(**hostile), files_of(**plain), strict=True):
+        assert text == substitute(expected, values)
 
 
 def test_the_login_helper_is_left_out_where_another_program_checks_logins() -> None:

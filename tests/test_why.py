@@ -352,7 +352,7 @@ DENIED_URLS = [
     ],
 )
 def test_the_rule_that_is_proposed_allows_the_request(tmp_path: Path, method: str, url: str) -> None:
-    text = "clients:\n  'a: b': {networks: [192.168.137.0/24]}\nrules:\n"
+    text = "clients:\n  'a: b \U0001f600': {networks: [192.168.137.0/24]}\nrules:\n"
     before = compiled_of(tmp_path / "before", f"{text}  - {{name: allow-a-example, action: deny, hosts: ['*']}}\n")
     is_tunnel = method == "CONNECT" or url.startswith("https:")
     connect = endpoint_of(url)

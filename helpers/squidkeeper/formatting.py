@@ -1,10 +1,12 @@
-"""How numbers, sizes and times are written for people (floor 0), the same in commands and pages.
+"""How templates are filled, and how numbers, sizes and times are written for people (floor 0).
 
 humanize is not used: it writes "a minute ago" and "1.5 kB", and rounds durations to one unit.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -12,6 +14,12 @@ _THOUSAND: Final = 1000
 _SIZES: Final = ("KB", "MB", "GB", "TB")
 _SMALLEST_SHARE, _SMALL_SHARE = 0.001, 0.1
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def substitute(text: str, replacements: Mapping[str, str]) -> str:
+    """Replace texts by others, the longest first; no replacement is replaced again."""
+    found = re.compile("|".join(map(re.escape, sorted(replacements, key=len, reverse=True))))
+    return found.sub(lambda match: replacements[match[0]], text)
 
 
 def thousands(number: int) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shlex import quote
 
 from squidkeeper.approvals.decisions import DecisionLog, TicketDecision, who_decides
 from squidkeeper.approvals.granting import Granted, add_grant, remove_grant
@@ -135,7 +136,7 @@ def _check_not_open(directory: Path, state: Path, ticket: Ticket) -> None:
         found = decide_again(policy, GrantUses(state).is_spent, ticket.asked, now)
         if found.allowed:
             is_grant = any(one.location == found.location for one in policy.source.grants)
-            how = f"squidkeeper grant --revoke {found.rule}" if is_grant else "change the policy"
+            how = f"squidkeeper grant --revoke {quote(found.rule)}" if is_grant else "change the policy"
             place = f" ({found.location})" if found.location else ""
             why = f"ticket {ticket.number} is open, by {found.rule}{place}: close that first ({how})"
             raise EditRefused(f"{why}; nothing was denied")

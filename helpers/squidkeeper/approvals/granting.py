@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from squidkeeper.approvals.effect import Effect, effect_of
@@ -115,7 +116,7 @@ def remove_grant(directory: Path, name: str, now: datetime) -> bool:
         if grant is None:
             raise EditRefused(f"there is no grant {name!r}: `squidkeeper grant --list` shows them")
         if grant.location.file == str(directory / FLEET_GRANTS):
-            command = f"squidkeeper grant --fleet REPOSITORY --revoke {name}"
+            command = f"squidkeeper grant --fleet REPOSITORY --revoke {quote(name)}"
             raise EditRefused(f"grant {name!r} is one for all gateways: revoke it there, by `{command}`")
         if grant.location.file != str(file):
             raise EditRefused(f"grant {name!r} is not in {file}: remove it at {grant.location}")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -192,7 +193,8 @@ def _unreadable(sources: Sources, account: Account) -> Iterator[Fault]:
 def _unreadable_text(place: _NamedFile, closed: Path, account: Account) -> str:
     why = "permission denied" if closed == place.path else f"it cannot enter {closed}"
     mode = "x" if closed != place.path else "rx" if closed.is_dir() else "r"
-    how = f"give it access (chgrp {group_name(account)} {closed}; chmod g+{mode} {closed})"
+    file = quote(str(closed))
+    how = f"give it access (chgrp {group_name(account)} {file}; chmod g+{mode} {file})"
     return f"{place.what} cannot be read by Squid's account {account.name} ({why}), so {place.so}: {how}"
 
 

@@ -6,6 +6,7 @@ import json
 import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -96,7 +97,7 @@ def _gateway_of(directory: Path) -> str:
     if folder == DEFAULT_POLICY:
         return ""
     root = folder.parent.parent
-    return f" --root {root}" if Layout.of(root).policy == folder else f" --policy {folder}"
+    return f" --root {quote(str(root))}" if Layout.of(root).policy == folder else f" --policy {quote(str(folder))}"
 
 
 def _until(token: Token, now: datetime) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
@@ -111,7 +112,7 @@ def bundle(folder: Path, number: int, output: Path) -> None:
     except (PullRefused, OSError, UnicodeDecodeError) as error:
         raise click.ClickException(printable(f"{folder} makes no bundle: {error}")) from None
     click.echo(f"{output}: bundle {number}, {len(content):,} bytes. Sign it:")
-    click.echo(f"ssh-keygen -Y sign -f KEY -n squidkeeper-policy {output}")
+    click.echo(f"ssh-keygen -Y sign -f KEY -n squidkeeper-policy {quote(str(output))}")
 
 
 def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *, once: bool, as_json: bool) -> None:

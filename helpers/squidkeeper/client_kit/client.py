@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, product
@@ -75,7 +76,7 @@ def parse_token(client: Client | None, text: str, at: datetime) -> str:
 
 
 def parse_probed_url(text: str) -> str:
-    """Check a URL that the probe is to try, and write it so that a shell takes it as one word."""
+    """Check a URL that the probe is to try, and write it without spaces: the probe separates URLs by them."""
     try:
         return str(parse_url(text))
     except InvalidUrl as error:
@@ -123,7 +124,8 @@ def _urls_of(rule: Rule) -> Iterator[str]:
     paths = [pattern.text for pattern in match.paths or ()] or ["/"]
     for host, path in product(map(sample_host, match.hosts or ()), map(sample_path, paths)):
         if host and path:
-            yield f"{scheme}://{host}{port}{path}"
+            with suppress(InvalidSetting):  # a pattern can be for what no client sends
+                yield parse_probed_url(f"{scheme}://{host}{port}{path}")
 
 
 def sample_host(pattern: HostPattern) -> str | None:

@@ -11,7 +11,8 @@ from importlib import resources
 from typing import NamedTuple
 
 from squidkeeper.client_kit.environment import ClientSettings, variables
-from squidkeeper.client_kit.probe_table import PROGRAMS, REACHED, REASON, RULE, STATUS, SYMPTOMS, ProbedProgram, Symptom
+from squidkeeper.client_kit.probe_table import PROGRAMS, REACHED, REASON, RULE, STATUS, SYMPTOMS, ProbedProgram
+from squidkeeper.formatting import substitute
 
 _EMPTY = 'json.loads("{}")  # noqa: UP006 - replaced by `squidkeeper probe`'
 _NO_VARIABLE = "put the root of the gateway into the trust store of the system"
@@ -61,14 +62,15 @@ class ClientProbe:
         """Say how a program comes to use the proxy."""
         return Remedy(program.proxy, self.export(program.proxy), program.if_proxy_is_set)
 
-    def fix(self, symptom: Symptom) -> str:
-        """Write the fix of a symptom, as far as it is the same for all programs."""
+    @property
+    def fills(self) -> Mapping[str, str]:
+        """What stands in the fixes of all programs."""
         export = self.export(name for name in self.variables if name.lower() in ("http_proxy", "https_proxy"))
-        return symptom.fix.replace("{proxy}", self.settings.proxy.url()).replace("{export_proxy}", export)
+        return {"proxy": self.settings.proxy.url(), "export_proxy": export}
 
     def _fill(self, remedy: str) -> str:
         settings = self.settings
-        return remedy.replace("{ca_path}", settings.ca_path).replace("{java_store_path}", settings.java_store_path)
+        return substitute(remedy, {"{ca_path}": settings.ca_path, "{java_store_path}": settings.java_store_path})
 
 
 def write_probe(probe: ClientProbe, form: ProbeForm) -> str:
@@ -90,7 +92,8 @@ def _python(probe: ClientProbe) -> str:
         "rule": RULE,
         "reason": REASON,
         "reached": REACHED,
-        "symptoms": [(one.pattern, one.meaning, probe.fix(one), one.of_gateway) for one in SYMPTOMS],
+        "symptoms": [(one.pattern, one.meaning, one.fix, one.of_gateway) for one in SYMPTOMS],
+        "fills": dict(probe.fills),
         "programs": [
             {
                 "name": one.name,
@@ -109,6 +112,9 @@ def _python(probe: ClientProbe) -> str:
 
 def _sh(probe: ClientProbe) -> str:
     settings, quote = probe.settings, shlex.quote
+    fills = {name: quote(value) for name, value in probe.fills.items()}
+    fills |= {"set_roots": '"$set_roots"', "set_proxy": '"$set_proxy"'}  # which differ from program to program
+    in_quotes = {f"{{{name}}}": f"'{word}'" for name, word in fills.items()}
     values = {
         "TITLE": quote(f"Probe of {probe.client}, proxy {settings.proxy.url()}"),
         "CA_PATH": quote(settings.ca_path),
@@ -124,7 +130,7 @@ def _sh(probe: ClientProbe) -> str:
             f'    variable {name} {quote(value)} "${name}"' for name, value in probe.variables.items()
         ),
         "SYMPTOMS": "\n".join(
-            f"    symptom {quote(one.pattern)} {quote(one.meaning)} {_sh_fix(probe.fix(one))} "
+            f"    symptom {quote(one.pattern)} {quote(one.meaning)} {substitute(quote(one.fix), in_quotes)} "
             f"{_yes_or_no(one.of_gateway)} && return"
             for one in SYMPTOMS
         ),
@@ -142,14 +148,7 @@ def _sh(probe: ClientProbe) -> str:
         ),
     }
     text = resources.files(__package__).joinpath("templates/probe.sh").read_text("utf-8")
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
-    return text
-
-
-def _sh_fix(fix: str) -> str:
-    """Write a fix as a word of the shell; the words on roots and proxy differ from program to program."""
-    return shlex.quote(fix).replace("{set_roots}", "'\"$set_roots\"'").replace("{set_proxy}", "'\"$set_proxy\"'")
+    return substitute(text, {f"@{name}@": value for name, value in values.items()})
 
 
 def _words(remedy: Remedy) -> tuple[str, str, str]:

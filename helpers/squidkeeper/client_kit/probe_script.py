@@ -261,10 +261,11 @@ def read_rest(program: Dict[str, Any], output: str) -> Outcome:  # noqa: UP006
 
 def fill(fix: str, program: Dict[str, Any]) -> str:  # noqa: UP006
     """Put the values of this client into a remedy."""
+    fills = dict(KIT["fills"])
     for name in ("set_proxy", "set_roots"):
         variables, unset, if_set = program[name]
-        fix = fix.replace("{" + name + "}", unset if any(map(is_wrong, variables)) else if_set)
-    return fix
+        fills[name] = unset if any(map(is_wrong, variables)) else if_set
+    return re.sub("{(" + "|".join(fills) + ")}", lambda found: fills[found.group(1)], fix)
 
 
 def show(name: str, url: str, outcome: Outcome) -> None:

@@ -83,7 +83,7 @@ public class Probe {
 """
 _APT = """\
 mkdir -p "$TMP/lists/partial" "$TMP/cache/archives/partial" "$TMP/etc"; : > "$TMP/status"
-echo "deb [trusted=yes] $URL ./" > "$TMP/etc/sources.list"
+printf 'deb [trusted=yes] %s ./\\n' "$URL" > "$TMP/etc/sources.list"
 apt-get update -o Dir::Etc::sourcelist="$TMP/etc/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::State="$TMP" \
     -o Dir::State::status="$TMP/status" -o Dir::Cache="$TMP/cache" -o Acquire::Retries=0 \
     -o APT::Update::Error-Mode=any -o APT::Sandbox::User= \

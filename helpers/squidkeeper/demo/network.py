@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ class VirtualMachine:
         self._trust.write_bytes(store.read_bytes())
         resolv = folder / "resolv.conf"
         resolv.write_text("nameserver 127.0.0.1\n")
-        binds = f"mount --bind {self._trust} {store} && mount --bind {resolv} /etc/resolv.conf"
+        files = ((self._trust, store), (resolv, "/etc/resolv.conf"))
+        binds = " && ".join(shlex.join(["mount", "--bind", str(file), str(place)]) for file, place in files)
         script = f"{binds} && ip link set lo up && echo ready && exec sleep infinity"
         self.holder = subprocess.Popen(  # noqa: S603 - as above
             ["unshare", "--net", "--mount", "setpriv", "--pdeathsig", "KILL", "sh", "-ec", script],  # noqa: S607 - PATH finds it

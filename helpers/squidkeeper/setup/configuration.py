@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.formatting import substitute
 from squidkeeper.gateway_commands import with_commands
 from squidkeeper.layout import Layout
 from squidkeeper.maintenance.tls import CERTIFICATE, server_names
@@ -27,6 +28,7 @@ _EXPORTER: Final = "127.0.0.1:9129"
 _PROXY: Final = "127.0.0.1:3129"
 _BEHIND_HAPROXY: Final = "127.53.53.53:13129"
 _BALANCERS: Final = "acl sk_balancers src "
+_TAKES_HEADER: Final = "proxy_protocol_access allow "
 _MARK_OF_SECTION: Final = re.compile(r"^ *# (?:>>> \w+|<<<)\n", re.MULTILINE)
 _ARCHIVE_SECONDS: Final = 300  # as in squidkeeper-archive.timer
 _OWN_LOGIN: Final = re.compile(r"^(?:.*\| Processing: )?\s*auth_param\s+basic\s+program\s(?!.* login --)", re.MULTILINE)
@@ -37,12 +39,6 @@ _NO_WORKERS: Final = "#workers 2\n"
 _DENIALS: Final = re.compile(r"(?<=--rate )([0-9]+) --burst ([0-9]+)")  # of one client, by the throttle
 _EXEC_START: Final = re.compile(r"^ExecStart=.*$", re.MULTILINE)
 BINDS: Final = "    bind 0.0.0.0:3129\n    bind [::]:3129 v6only\n"
-
-
-def substitute(text: str, replacements: Mapping[str, str]) -> str:
-    """Replace texts by others, the longest first; no replacement is replaced again."""
-    found = re.compile("|".join(map(re.escape, sorted(replacements, key=len, reverse=True))))
-    return found.sub(lambda match: replacements[match[0]], text)
 
 
 def substitute_once(text: str, replacements: Mapping[str, str]) -> str:
@@ -174,18 +170,26 @@ class Configuration:
     workers: int = 1  # Squid's processes that serve
 
     def render(self, name: str, moved: Mapping[str, str] = {}) -> str:
-        """Read a file of squid/ and replace the documented paths and port; `moved` holds other places than usual."""
+        """Read a file of squid/ and replace what is documented by what this gateway has; `moved` holds more of it."""
         text = (self.source / "squid" / name).read_text()
-        text = re.sub(r"^http_port 3129\b", lambda _: f"http_port {self._http_port}", text, flags=re.MULTILINE)
-        if self.tls or self.behind:
-            text = text.replace("#proxy_protocol_access allow localhost", "proxy_protocol_access allow localhost")
-        if self.behind:
-            text = text.replace(f"#{_BALANCERS}192.0.2.1", f"{_BALANCERS}{' '.join(self.behind)}")
-            text = text.replace("#proxy_protocol_access allow sk_", "proxy_protocol_access allow sk_")
         if self.certificates == SQUID:
             text = re.sub(r"^(#?)(sslcrtd_program )", _other_comment, text, flags=re.MULTILINE)
-        text = _GATEWAY.sub(self.gateway, text)
-        return substitute(text, self.layout.replacements() | {_CERTGEN: str(self.machine.certgen), **moved})
+        return substitute(text, {**self._values(), **moved})
+
+    def _values(self) -> dict[str, str]:
+        """Map what every file has to what this gateway has."""
+        values = self.layout.replacements() | {
+            _CERTGEN: str(self.machine.certgen),
+            "http_port 3129": f"http_port {self._http_port}",
+            '"gateway":"-"': f'"gateway":"{self.gateway}"',
+            '"gateway":"gw-1"': f'"gateway":"{self.gateway}"',  # of the example of Prometheus
+        }
+        if self.tls or self.behind:
+            values[f"#{_TAKES_HEADER}localhost"] = f"{_TAKES_HEADER}localhost"
+        if self.behind:
+            values[f"#{_BALANCERS}192.0.2.1"] = f"{_BALANCERS}{' '.join(self.behind)}"
+            values[f"#{_TAKES_HEADER}sk_"] = f"{_TAKES_HEADER}sk_"
+        return values | self._of_resolver()
 
     @property
     def server_names(self) -> tuple[str, ...]:
@@ -205,8 +209,8 @@ class Configuration:
 
     def squid_conf(self) -> str:
         """Render squid.conf, with the resolver that Squid asks."""
-        text = self.render("squid.conf").replace(_UNIQUE_NAME, f"{_UNIQUE_NAME}-{self.unique_name}")
-        return f"{MARK}\n{self._with_resolver(text)}"
+        text = self.render("squid.conf", {_UNIQUE_NAME: f"{_UNIQUE_NAME}-{self.unique_name}"})
+        return f"{MARK}\n{text}"
 
     def fragment(self, with_logformat: bool) -> str:
         """Render squidkeeper.conf. A squid.conf that does not include the log's format gets it by the fragment."""
@@ -216,11 +220,12 @@ class Configuration:
 
     def haproxy(self, moved: Mapping[str, str] = {}) -> str:
         """Render haproxy.cfg, with HAProxy listening where Squid would listen without it."""
-        text = _MARK_OF_SECTION.sub(
-            "", self.render("haproxy.cfg", {_BEHIND_HAPROXY: self.layout.behind_haproxy, **moved})
-        )
-        text = text.replace("--listen 3129", f"--listen {self.listen}")
-        return text.replace(BINDS, "".join(f"    bind {one}\n" for one in binds(self.listen)))
+        values = {
+            _BEHIND_HAPROXY: self.layout.behind_haproxy,
+            "--listen 3129": f"--listen {self.listen}",
+            BINDS: "".join(f"    bind {one}\n" for one in binds(self.listen)),
+        }
+        return _MARK_OF_SECTION.sub("", self.render("haproxy.cfg", {**values, **moved}))
 
     def local_conf(self) -> str:
         """Render a local.conf for the operator to edit."""
@@ -232,11 +237,12 @@ class Configuration:
 
     def unit(self, service: str) -> str:
         """Render the unit of a service."""
-        text = self._with_resolver(self.render(_UNITS[service], self._addresses()))
-        text = re.sub(r"^User=proxy$", f"User={self.machine.account.name}", text, flags=re.MULTILINE)
-        text = re.sub(r"^Group=proxy$", f"Group={self.machine.group}", text, flags=re.MULTILINE)
-        if service == "archive":
-            text = self._archive_unit(text)
+        accounts = {
+            "\nUser=proxy\n": f"\nUser={self.machine.account.name}\n",
+            "Group=proxy\n": f"Group={self.machine.group}\n",
+        }
+        values = self._addresses() | accounts | (self._of_archive() if service == "archive" else {})
+        text = self.render(_UNITS[service], values)
         added = "".join(f" {option}" for option in self._options(service))
         return _EXEC_START.sub(lambda found: f"{found[0]}{added}", text)
 
@@ -273,13 +279,11 @@ class Configuration:
         if self.workers > 1:
             yield f"--workers {self.workers}"
 
-    def _archive_unit(self, text: str) -> str:
+    def _of_archive(self) -> dict[str, str]:
         """Give the archive the network that a copy in an object store needs, and without systemd its key."""
-        if self.archive_is_copied:
-            text = re.sub(r"^PrivateNetwork=yes$", "PrivateNetwork=no", text, flags=re.MULTILINE)
-        if not self.machine.systemd:
-            text = text.replace("${CREDENTIALS_DIRECTORY}/archive.key", str(self.layout.archive_key))
-        return text
+        network = {"PrivateNetwork=yes": "PrivateNetwork=no"} if self.archive_is_copied else {}
+        key = {} if self.machine.systemd else {"${CREDENTIALS_DIRECTORY}/archive.key": str(self.layout.archive_key)}
+        return network | key
 
     def prometheus(self) -> str:
         """Render the configuration of Prometheus."""
@@ -304,12 +308,12 @@ class Configuration:
     def _addresses(self) -> dict[str, str]:
         return {_EXPORTER: self.exporter, _PROXY: reachable(self.squid)}
 
-    def _with_resolver(self, text: str) -> str:
-        line = f"dns_nameservers {_RESOLVER}"
+    def _of_resolver(self) -> dict[str, str]:
+        line = f"#dns_nameservers {_RESOLVER}"
         if self.resolver == NO_RESOLVER:
             without = f"# Left out: {self.layout.local} has a dns_nameservers line."
-            return text.replace(f" --resolver {_RESOLVER}", "").replace(f"#{line}\n", f"{without}\n")
-        return text.replace(f"#{line}\n", f"{line}\n").replace(_RESOLVER, self.resolver)
+            return {f" --resolver {_RESOLVER}": "", line: without}
+        return {line: f"dns_nameservers {self.resolver}", _RESOLVER: self.resolver}
 
 
 def _other_comment(found: re.Match[str]) -> str:

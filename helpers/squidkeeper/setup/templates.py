@@ -16,13 +16,14 @@ from textwrap import wrap
 
 import msgspec
 
+from squidkeeper.formatting import substitute
 from squidkeeper.policy.headers import HOST_HEADERS, INJECTABLE_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
 from squidkeeper.policy.model import SHORTEST_WATCHED
 from squidkeeper.protocol.request_headers import READ_HEADERS
 from squidkeeper.record.record import LENGTHS, NONE, VERSION, Record
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import error_pages
-from squidkeeper.setup.configuration import substitute, without_gateway
+from squidkeeper.setup.configuration import without_gateway
 from squidkeeper.url import LONG_URL, PRIVATE_NETWORKS, UNUSUAL_CHARACTER
 
 # How Squid names the fields of a record: http://www.squid-cache.org/Doc/config/logformat/. `#` is percent-encoding.

@@ -110,7 +110,7 @@ def _path(record: Record) -> str | None:
 
 
 def _yaml(text: str) -> str:
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
 def _flow(fields: dict[str, str]) -> str:

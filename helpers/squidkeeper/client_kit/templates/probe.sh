@@ -4,6 +4,8 @@
 # Exit status: 0 when all is as it has to be, else 1.
 # shellcheck disable=SC2016,SC2154 # commands are run later, by a shell of their own; variables come from outside
 
+set -f # a URL is no pattern for files
+
 CA_PATH=@CA_PATH@
 BUNDLE_PATH=@BUNDLE_PATH@
 ROOT=@ROOT@
