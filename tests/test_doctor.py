@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -691,6 +692,16 @@ def test_an_open_proxy_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch)
     )
 
 
+def test_a_port_for_load_balancers_alone_is_no_open_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--behind` without `--listen`, as squid/FLEET.md installs it, listens on every address."""
+    monkeypatch.setattr(machine, "reached_at", lambda _: ["198.51.100.7"])
+    layout = install(tmp_path, behind=("192.0.2.1",))
+    edit(layout.policy / "policy.yaml", "action: allow, clients: [vm]", "action: allow")
+    assert found("open-proxy", inspect(layout)) == []
+    edit(layout.conf, " require-proxy-header", "")
+    assert len(found("open-proxy", inspect(layout))) == 1
+
+
 def test_each_helper_answers_and_one_that_does_not_is_found(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -829,6 +840,7 @@ def test_the_worst_is_first_and_no_secret_is_shown(layout: Layout) -> None:
         "place": f"{layout.local}:{layout.local.read_text().count(chr(10)) - 1}",
         "detail": "half_closed_clients on",
         "remedy": "Set `half_closed_clients off`.",
+        "accepted": None,
     }
     assert "s3cr3t" not in text
 
@@ -843,7 +855,77 @@ def test_a_remark_alone_is_no_failure(layout: Layout) -> None:
     diagnosis = examine(inspect(layout), running=False)
     remarks = tuple((check, (Found("x"),)) for check in CHECKS if check.severity is Severity.INFO)
     assert remarks
-    assert not replace(diagnosis, found=remarks).failed
+    assert not replace(diagnosis, found=remarks).failed(strict=True)
+
+
+def test_a_warning_fails_in_strict_mode_alone_and_nothing_that_is_accepted_does(layout: Layout) -> None:
+    diagnosis = examine(inspect(layout), running=False)
+    for severity, outcome in ((Severity.WARNING, (False, True)), (Severity.CRITICAL, (True, True))):
+        found = tuple((check, (Found("x"),)) for check in CHECKS if check.severity is severity)
+        one = replace(diagnosis, found=found)
+        assert (one.failed(), one.failed(strict=True)) == outcome
+        accepted = dict.fromkeys((check.code for check, _ in found), "as agreed")
+        assert not replace(one, accepted=accepted).failed(strict=True)
+
+
+def test_an_accepted_finding_is_shown_last_with_its_reason(layout: Layout) -> None:
+    add(layout, "half_closed_clients on\nstore_miss allow all\n")
+    layout.accepted.write_text("credentials-cached: this gateway has no cache\n")
+    text = doctor("--root", layout.conf.parents[1])[1]
+    assert text.index("(half-closed-clients)") < text.index("(credentials-cached)")
+    assert f"    {layout.local}:" in text
+    assert "    accepted: this gateway has no cache\n" in text
+    assert ", 1 accepted: " in text
+    findings = {
+        one["code"]: one["accepted"]
+        for one in json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])["findings"]
+    }
+    assert findings["credentials-cached"] == "this gateway has no cache"
+    assert findings["half-closed-clients"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "detail"),
+    [
+        ("half-closed-client: why\n", "half-closed-client is no code of a finding"),
+        ("half-closed-clients:\n", "expected lines of CODE: REASON"),
+        ("half-closed-clients: ' '\n", "half-closed-clients has no reason: write why it is accepted"),
+        ("- half-closed-clients\n", "expected lines of CODE: REASON"),
+        ("{", "expected lines of CODE: REASON"),
+        ("# none\n", ""),
+    ],
+)
+def test_a_file_of_accepted_findings_with_a_fault_accepts_nothing(layout: Layout, text: str, detail: str) -> None:
+    add(layout, "half_closed_clients on\n")
+    layout.accepted.write_text(text)
+    assert [case.detail.endswith(detail) for case in found("accepted-unusable", inspect(layout))] == [True] * bool(
+        detail
+    )
+    assert "    accepted: " not in as_text(examine(inspect(layout), running=False))
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other accounts can enter; pytest's is closed to them."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.system
+@as_root
+def test_pull_yaml_is_read_with_the_groups_of_the_unit(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unit has Squid's group, and the account's own; `mail` stands in for the account."""
+    monkeypatch.setattr(machine, "ACCOUNTS", {"pull": "mail"})
+    layout, squid = install(open_folder / "gateway"), squid_account()
+    assert squid is not None
+    one, file = replace(inspect(layout), account=squid), layout.pull_settings
+    file.write_text("source: {git: 'https://git.example/p', branch: main}\nallowed_signers: /a\n")
+    file.chmod(0o640)
+    assert found("pull-settings-unusable", one) == [Found(f"{file}: Permission denied", str(file))]
+    for group in (squid.group, "mail"):
+        shutil.chown(file, 0, group)
+        assert found("pull-settings-unusable", one) == []
 
 
 def test_a_check_that_fails_is_a_finding(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

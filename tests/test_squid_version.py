@@ -29,7 +29,7 @@ def said(monkeypatch: pytest.MonkeyPatch, package: str | None, squid: str = "") 
 @pytest.mark.system
 @pytest.mark.parametrize(
     ("package", "fixed"),
-    [("6.13-2+deb13u3", False), ("6.13-2", False), ("5.7-2+deb12u3", False), ("6.13-2+deb13u4", True), ("7.2-1", True)],
+    [("6.13-2+deb13u3", False), ("6.13-2", False), ("6.13-2+deb13u4", True), ("7.2-1", True)],
 )
 def test_a_package_of_debian_tells_whether_the_flaw_is_fixed(
     monkeypatch: pytest.MonkeyPatch, package: str, fixed: bool
@@ -38,6 +38,13 @@ def test_a_package_of_debian_tells_whether_the_flaw_is_fixed(
     assert found == SquidVersion(f"squid-openssl {package}", fixed)
     assert ("CVE-2026-104786" in found.problem) is not fixed
     assert found.remark == (f"{found.problem}: update its package" if not fixed else "")
+
+
+@pytest.mark.parametrize("package", ["6.6-1ubuntu5", "6.13-2ubuntu1", "6.13-2~bpo12+1", "5.7-2+deb12u3"])
+def test_the_package_of_another_distribution_does_not_tell(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    found = said(monkeypatch, package)
+    assert found == SquidVersion(f"squid-openssl {package}", None)
+    assert found.problem == ""
 
 
 def test_without_dpkg_the_version_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:

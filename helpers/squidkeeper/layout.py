@@ -60,6 +60,9 @@ class Layout:
     archive_pub: Annotated[Path, "/etc/squidkeeper/archive.pub", "etc/archive.pub"]  # verifies it
     pulled: Annotated[Path, "/var/lib/squidkeeper-pull", "pulled"]  # versions of the policy; of an account of its own
     pull_settings: Annotated[Path, "/etc/squidkeeper/pull.yaml", "etc/pull.yaml"]  # the operator's
+    accepted: Annotated[
+        Path, "/etc/squidkeeper/accepted.yaml", "etc/accepted.yaml"
+    ]  # findings of doctor; the operator's
     webhook: Annotated[Path, "/etc/squidkeeper/webhook.yaml", "etc/webhook.yaml"]  # the operator's
     decisions: Annotated[Path, "/etc/squidkeeper/decisions.jsonl", "etc/decisions.jsonl"]  # what people answered
     archive_store: Annotated[Path, "/etc/squidkeeper/archive-store.yaml", "etc/archive-store.yaml"]  # the operator's

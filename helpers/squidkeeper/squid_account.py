@@ -21,7 +21,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account of this machine, with the group that it runs in."""
+    """An account of this machine, with the group that it runs in. A unit's `Group=` need not be that of passwd."""
 
     name: str
     user: int
@@ -129,7 +129,7 @@ def _answer(account: Account, function: Callable[[], Any], sender: int) -> None:
     """Answer as the account, and end; no answer where its rights cannot be taken."""
     try:
         if not is_this(account):
-            os.setgroups(os.getgrouplist(account.name, account.group))
+            os.setgroups([*os.getgrouplist(account.name, account.group), pwd.getpwnam(account.name).pw_gid])
             os.setgid(account.group)
             os.setuid(account.user)
         try:

@@ -14,6 +14,8 @@ FLAW: Final = (
     "CVE-2026-104786: a helper's user= or password= of more than 128 bytes overflows on the way to a parent proxy"
 )
 FIXED: Final = "6.13-2+deb13u4"  # Debian's package
+# Versions that Debian 13 and its successors give. Ubuntu and backports count otherwise, and cannot be compared with it.
+_COMPARABLE = re.compile(r"[0-9.]+-[0-9]+(\+deb13u[0-9]+)?(\+b[0-9]+)?")
 _PACKAGES = ("squid-openssl", "squid")
 _VERSION = re.compile(r"^Squid Cache: Version (\S+)", re.MULTILINE)
 _SECONDS = 10
@@ -46,10 +48,16 @@ def squid_version() -> SquidVersion | None:
     for package in _PACKAGES:
         version = _said("dpkg-query", "--show", "--showformat", "${Version}", package)
         if version:
-            fixed = _run(("dpkg", "--compare-versions", version, "ge", FIXED))
-            return SquidVersion(f"{package} {version}", fixed is not None and fixed.returncode == 0)
+            return SquidVersion(f"{package} {version}", _is_fixed(version))
     found = _VERSION.search(_said("squid", "-v"))
     return SquidVersion(f"Squid {found[1]}", None) if found else None
+
+
+def _is_fixed(version: str) -> bool | None:
+    if _COMPARABLE.fullmatch(version) is None:
+        return None
+    done = _run(("dpkg", "--compare-versions", version, "ge", FIXED))
+    return done is not None and done.returncode == 0
 
 
 def _said(*command: str) -> str:

@@ -12,14 +12,15 @@ from squidkeeper.cli.options import json_option, root_option
 
 @click.command()
 @root_option
+@click.option("--strict", is_flag=True, help="Exit with 1 for a warning too.")
 @json_option
-def doctor(root: Path | None, as_json: bool) -> None:
+def doctor(root: Path | None, strict: bool, as_json: bool) -> None:
     """Examine an installed gateway: its configuration, its policy, its processes and the machine.
 
     Run it as root. It changes nothing, and shows no secret. squid/DOCTOR.md lists what it finds.
 
-    Exit status: 0 when nothing is found (remarks of severity `info` allowed), 1 with findings, 2 when there is no
-    gateway to examine, or its squid.conf cannot be read.
+    Exit status: 1 when a critical finding is not accepted, with --strict a warning too. 2 when there is no gateway to
+    examine, or its squid.conf cannot be read.
     """
     from squidkeeper.doctor.examination import as_json as json_of
     from squidkeeper.doctor.examination import as_text, examine
@@ -39,4 +40,4 @@ def doctor(root: Path | None, as_json: bool) -> None:
         raise SystemExit(2) from error
     diagnosis = examine(inspection)
     click.echo(json_of(diagnosis) if as_json else as_text(diagnosis))
-    raise SystemExit(1 if diagnosis.failed else 0)
+    raise SystemExit(1 if diagnosis.failed(strict=strict) else 0)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import psutil
 
 from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.inspection import Inspection
+from squidkeeper.doctor.machine import accepted_findings
 from squidkeeper.doctor.table import ALL_CHECKS, Check
+from squidkeeper.errors import PatternError
 from squidkeeper.exporter.conditions import Severity
 from squidkeeper.formatting import quantity
 from squidkeeper.gateway_commands import with_commands
@@ -20,22 +22,24 @@ from squidkeeper.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found, the worst first; `not_checked` are the codes of checks that only root can make.
+    """What was found: the worst first, what is accepted last.
 
-    `not_read`: files of Squid's configuration that this process may not read.
+    `accepted`: codes that the operator accepts, each with the reason. `not_checked`: codes of checks that only root can
+    make. `not_read`: files of Squid's configuration that this process may not read.
     """
 
     layout: Layout
     made: int
     lines: int
     found: tuple[tuple[Check, tuple[Found, ...]], ...]
+    accepted: Mapping[str, str] = field(default_factory=dict)
     not_checked: tuple[str, ...] = ()
     not_read: tuple[str, ...] = ()
 
-    @property
-    def failed(self) -> bool:
-        """Whether anything above `info` was found."""
-        return any(check.severity is not Severity.INFO for check, _ in self.found)
+    def failed(self, *, strict: bool = False) -> bool:
+        """Tell whether anything critical was found that is not accepted; `strict`: a warning counts too."""
+        counted = (Severity.CRITICAL, Severity.WARNING) if strict else (Severity.CRITICAL,)
+        return any(check.severity in counted and check.code not in self.accepted for check, _ in self.found)
 
 
 def examine(one: Inspection, *, running: bool = True, in_setup: bool = False) -> Diagnosis:
@@ -43,14 +47,25 @@ def examine(one: Inspection, *, running: bool = True, in_setup: bool = False) ->
     wanted = [check for check in ALL_CHECKS if (running or not check.running) and not (in_setup and check.in_setup)]
     made = [check for check in wanted if one.reads_everything or not check.as_root]
     found = [(check, found) for check in made if (found := _made(check, one))]
+    accepted = _accepted(one)
+    severities = [*Severity]
     return Diagnosis(
         one.layout,
         len(made),
         len(one.conf.directives),
-        tuple(sorted(found, key=lambda pair: [*Severity].index(pair[0].severity))),
+        tuple(sorted(found, key=lambda pair: (pair[0].code in accepted, severities.index(pair[0].severity)))),
+        accepted,
         tuple(check.code for check in wanted if check not in made),
         tuple(f"{problem.place} {problem.text}" for problem in one.conf.problems if problem.denied),
     )
+
+
+def _accepted(one: Inspection) -> dict[str, str]:
+    """Read what the operator accepts. A file with a fault accepts nothing; `accepted-unusable` tells that."""
+    try:
+        return accepted_findings(one.layout.accepted)
+    except PatternError:
+        return {}
 
 
 def _made(check: Check, one: Inspection) -> tuple[Found, ...]:
@@ -69,7 +84,11 @@ def as_text(diagnosis: Diagnosis) -> str:
     for check, found in diagnosis.found:
         lines.append(f"{check.severity}: {check.summary} ({check.code})")
         lines += [with_commands(_case(one), diagnosis.layout) for one in found if one.place or one.detail]
-        lines += [f"    fix: {with_commands(check.remedy, diagnosis.layout)}", ""]
+        reason = diagnosis.accepted.get(check.code)
+        lines += [
+            f"    accepted: {reason}" if reason else f"    fix: {with_commands(check.remedy, diagnosis.layout)}",
+            "",
+        ]
     lines.append(_summary(diagnosis))
     lines += [f"Not read: {text}." for text in diagnosis.not_read]
     if diagnosis.not_checked:
@@ -87,6 +106,7 @@ def as_json(diagnosis: Diagnosis) -> str:
             "place": one.place,
             "detail": one.detail,
             "remedy": with_commands(check.remedy, diagnosis.layout),
+            "accepted": diagnosis.accepted.get(check.code),
         }
         for check, found in diagnosis.found
         for one in found
@@ -107,5 +127,7 @@ def _summary(diagnosis: Diagnosis) -> str:
 
 
 def _counts(diagnosis: Diagnosis) -> Iterator[str]:
-    numbers = Counter(check.severity for check, _ in diagnosis.found)
-    yield from (f"{numbers[severity]} {severity}" for severity in Severity if numbers[severity])
+    numbers = Counter(
+        "accepted" if check.code in diagnosis.accepted else check.severity for check, _ in diagnosis.found
+    )
+    yield from (f"{numbers[kind]} {kind}" for kind in (*Severity, "accepted") if numbers[kind])

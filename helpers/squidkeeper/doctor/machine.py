@@ -7,23 +7,24 @@ import re
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import psutil
 from cryptography import x509
 
 from squidkeeper.credentials.fetched_values import VALUE_SUFFIX
 from squidkeeper.doctor.configuration import Found
 from squidkeeper.doctor.inspection import Inspection
-from squidkeeper.errors import CountsUnavailable, InvalidExport, PullFailed, WebhookFailed
+from squidkeeper.errors import CountsUnavailable, InvalidExport, PatternError, PullFailed, WebhookFailed
 from squidkeeper.export.tls import tls_context
 from squidkeeper.exporter.status_rows import secret_rows
 from squidkeeper.formatting import quantity
@@ -102,6 +103,31 @@ def _webhook_problem(file: Path) -> str:
     return ""
 
 
+def accepted_findings(file: Path) -> dict[str, str]:
+    """Read which findings the operator accepts: each code, with the reason. `PatternError` says what is wrong."""
+    try:
+        text = file.read_bytes() if file.exists() else b"{}"
+        accepted = msgspec.yaml.decode(text, type=dict[str, str] | None) or {}
+    except OSError as error:
+        raise PatternError(f"{error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PatternError(f"{error}: expected lines of CODE: REASON") from None
+    if unexplained := [code for code, reason in accepted.items() if not reason.strip()]:
+        raise PatternError(f"{unexplained[0]} has no reason: write why it is accepted")
+    return accepted
+
+
+def acceptance_unusable(one: Inspection, codes: Collection[str]) -> Iterator[Found]:
+    """Find what is wrong with the file of accepted findings. `codes` are those that there are."""
+    file = one.layout.accepted
+    try:
+        unknown = [code for code in accepted_findings(file) if code not in codes]
+    except PatternError as error:
+        yield Found(str(error), str(file))
+        return
+    yield from (Found(f"{code} is no code of a finding", str(file)) for code in unknown)
+
+
 def quota_store_unusable(one: Inspection) -> Iterator[Found]:
     """Find what is wrong with quota-store.yaml, as Squid's account reads it."""
     yield from _settings_faults(quota_store_file(one.layout.policy), read_quota_store, one, one.account)
@@ -115,8 +141,14 @@ def quota_store_unavailable(one: Inspection) -> Iterator[Found]:
 
 
 def pull_settings_unusable(one: Inspection) -> Iterator[Found]:
-    """Find what is wrong with pull.yaml, as the account that pulls reads it, where there is one."""
-    yield from _settings_faults(one.layout.pull_settings, read_pull_settings, one, account_of(ACCOUNTS["pull"]))
+    """Find what is wrong with pull.yaml, as the account that pulls reads it, where there is one.
+
+    Its unit gives it the group of Squid's account, and keeps its own.
+    """
+    account = account_of(ACCOUNTS["pull"])
+    if account and one.account:
+        account = replace(account, group=one.account.group)
+    yield from _settings_faults(one.layout.pull_settings, read_pull_settings, one, account)
 
 
 def pull_without_ceiling(one: Inspection) -> Iterator[Found]:
@@ -306,10 +338,14 @@ def _descriptors(pid: int) -> int:
 
 
 def open_proxy(one: Inspection) -> Iterator[Found]:
-    """Find a gateway that the internet reaches, and whose policy allows any client."""
+    """Find a gateway that the internet reaches, and whose policy allows any client.
+
+    A port that requires a PROXY header serves load balancers alone: `proxy-protocol-open` finds one that serves others.
+    """
     open_to = open_to_any_client(one.policy, str(one.layout.policy), one.view.at) if one.policy else ()
+    balanced = {port.first for port in one.named("http_port") if "require-proxy-header" in port.words}
     for listen in one.listens if open_to else ():
-        if reached := ", ".join(map(str, reached_at(listen))):
+        if listen not in balanced and (reached := ", ".join(map(str, reached_at(listen)))):
             yield Found(f"Squid listens on {listen}, reached at {reached}; {open_to[0].text}", str(open_to[0].location))
 
 

@@ -69,6 +69,11 @@ def _condition(one: Condition) -> Check:
 _LOCAL: Final = "Remove the line, or move it behind the include of squidkeeper.conf."
 _INSTALL: Final = "Run `./install.sh`, which writes the file again."
 
+
+def _acceptance_unusable(one: Inspection) -> Iterator[Found]:
+    return machine.acceptance_unusable(one, {check.code for check in ALL_CHECKS})
+
+
 CHECKS: Final = (
     # The configuration
     Check(
@@ -322,6 +327,13 @@ CHECKS: Final = (
         "Run `chgrp GROUP FILE` and `chmod g+r FILE`, with the group of Squid's account; `chmod o+x` for a folder.",
         machine.squid_cannot_read,
         as_root=True,
+    ),
+    Check(
+        "accepted-unusable",
+        _WARNING,
+        "The file of accepted findings cannot be used",
+        "Write one line for each finding that you accept: `CODE: REASON`. See squid/DOCTOR.md.",
+        _acceptance_unusable,
     ),
     Check(
         "quota-store-unusable",

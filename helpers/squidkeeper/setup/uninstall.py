@@ -62,7 +62,14 @@ def uninstall(layout: Layout) -> None:
 
 def _left(layout: Layout) -> list[Path]:
     """List what is there and stays, with what an installation kept beside it."""
-    settings = (grants_file(layout.policy), layout.decisions, layout.webhook, layout.commands, layout.exports)
+    settings = (
+        grants_file(layout.policy),
+        layout.decisions,
+        layout.webhook,
+        layout.accepted,
+        layout.commands,
+        layout.exports,
+    )
     keys = (layout.ca_cert.parent, layout.signing_cert, layout.signing_key, layout.archive_key, layout.archive_pub)
     pulled = (layout.pull_settings, local_file(layout.policy), layout.pulled)
     logs = (layout.access_log.parent, layout.archive, layout.archive_store)
