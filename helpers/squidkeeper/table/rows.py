@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from itertools import count
+from itertools import chain, count
 from math import isfinite
 from typing import Final
 
@@ -18,6 +18,7 @@ from squidkeeper.record.record import NONE, format_time
 
 Row = Sequence[object]
 ROWS_SHOWN: Final = 1_000  # of a table; the other forms have all
+_FORMULAS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")  # how a cell begins that a spreadsheet may run
 _WIDEST: Final = 60  # of a column that is not the last
 _INFINITE: Final = {  # as DuckDB gives them to Python
     **dict.fromkeys((datetime.max, datetime.max.replace(tzinfo=UTC), date.max), "infinity"),
@@ -50,10 +51,9 @@ def as_table(names: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
 
 
 def as_csv(names: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
-    """Write RFC 4180, except that a line ends in a newline; NULL is empty."""
-    yield _csv_line(names)
-    for row in rows:
-        yield _csv_line(["" if value is None else _shown(value) for value in row])
+    """Write RFC 4180, except that a line ends in a newline; NULL is empty, and no text is a formula."""
+    for row in chain([names], rows):
+        yield _csv_line([_csv_cell(value) for value in row])
 
 
 def as_json(names: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
@@ -82,6 +82,11 @@ def _csv_line(row: Row) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(row)
     return line.getvalue()
+
+
+def _csv_cell(value: object) -> str:
+    text = "" if value is None else _shown(value)
+    return f"'{text}" if text.startswith(_FORMULAS) and isinstance(value, str | bytes) else text
 
 
 def _shown(value: object) -> str:

@@ -32,6 +32,11 @@ _EVERY: Final = "every_record"  # also those of the margin
 _ESSENTIAL: Final = (TIME, "client", "method", "status")  # columns of parts of every release
 _LOGS_FROM: Final = 2**60  # positions of lines of logs; archived parts are older
 _PART_ROWS: Final = 2**40
+# DuckDB's own functions end the whole query at bytes of a client that are not UTF-8.
+_DECODERS: Final = (
+    "CREATE MACRO url_decode(text) AS coalesce(TRY(system.main.url_decode(text)), text)",
+    "CREATE MACRO decode(bytes) AS coalesce(TRY(system.main.decode(bytes)), bytes::VARCHAR)",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,8 @@ def open_table(
     ):
         table = _read(database, local, around, chosen)
         period = _in_period(since, until)
+        for macro in _DECODERS:
+            database.connection.execute(macro)
         database.connection.execute(f"CREATE VIEW records AS SELECT * FROM {_EVERY}{period}")
         if folds:
             requests = fold(database, _EVERY, chosen, decide)
