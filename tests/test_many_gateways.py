@@ -44,8 +44,8 @@ KEYS = {name: ArchiveKey.new() for name in NAMES}
 
 
 def request_id(name: str) -> str:
-    """As Squid makes it: it begins with the time of the request."""
-    return f"{datetime.fromisoformat(after_noon(0)).timestamp():.0f}.880.73.{name[-1]}"
+    """As Squid makes it: it begins with the gateway and the time of the request."""
+    return f"{name}.{datetime.fromisoformat(after_noon(0)).timestamp():.0f}.880.73.{name[-1]}"
 
 
 def lines(name: str) -> list[bytes]:
@@ -130,7 +130,7 @@ def test_a_report_of_all_has_the_sum_of_each(archives: Path) -> None:
 def test_the_documented_commands_read_a_mirror(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = (REPOSITORY / "squid/FLEET.md").read_text()
     [block] = re.findall(r"```\nsquidkeeper archive fetch .*\n((?:.+\n)+)```", document)
-    text = block.replace("/srv/fleet", str(archives)).replace("1795577866.783.12.51872", request_id("gw-1"))
+    text = block.replace("/srv/fleet", str(archives)).replace("gw-1.1795577866.783.12.51872", request_id("gw-1"))
     monkeypatch.chdir(tmp_path)
     for line in text.splitlines():
         _, *words = shlex.split(line, comments=True)

@@ -27,7 +27,7 @@ PLAIN = {  # what Squid makes itself, or writes in percent-encoding in any case
     "%{user_}note",  # the helper writes it so
     "%{type_}note",  # squidkeeper.conf notes it so
     *("%>a", "%>ru", "%<a", "%<pt", "%err_code", "%Ss/%Sh", "%transport::>connection_id"),
-    *("%tS.%master_xaction.%>p", "%>p"),
+    *("gateway.%tS.%master_xaction.%>p", "%>p"),
     *("-", "${process_number}"),  # the name of the gateway, as install.sh writes it; a number
     "%Y-%m-%dT%H:%M:%S}tg.%03tuZ",
 }
@@ -92,8 +92,8 @@ OF_SQUIDS_CHOICE = {
     "gateway",
     "worker",
 }
-# a time, addresses, numbers, a result and a way, a connection, a request ID, a port, a worker
-OF_SQUID_AT_MOST = 24 + 2 * 45 + 6 * 20 + 60 + 20 + 45 + 5 + 5 + GATEWAY_LENGTH
+# a time, addresses, numbers, a result and a way, a connection, a request ID, a port, a worker, the gateway twice
+OF_SQUID_AT_MOST = 24 + 2 * 45 + 6 * 20 + 60 + 20 + 45 + 5 + 5 + 2 * GATEWAY_LENGTH
 
 
 def test_squid_asks_about_long_and_unusual_urls_as_the_program_takes_it() -> None:

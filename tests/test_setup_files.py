@@ -373,6 +373,8 @@ def test_both_formats_of_the_access_log_name_the_gateway_and_count_as_rendered()
         ours = configuration(None, gateway=name)
         formats = ours.render("squidkeeper-logformat.conf")
         assert formats.count(f'"gateway":"{name}"') == 2
+        assert formats.count(f'"request_id":"{found or "gateway"}.%tS.') == 2
+        assert f" why {found or 'gateway'}.@Squid{{%tS}}." in ours.page("ERR_SQUIDKEEPER_LOCAL")
         assert gateway_of(formats) == found
         assert [*outdated_sections(formats, ours.layout.replacements())] == []
     assert gateway_of("") == ""

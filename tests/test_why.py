@@ -729,14 +729,15 @@ def test_an_id_that_no_request_has_is_named_with_what_was_read_and_how_an_id_loo
     add(log, **RECORDS["origin-error"], request_id="1795608000.1.2.3")
     result = why(log, "1795608000.1.2.4", "1795608000.1.2.3")
     assert result.exit_code == 2
-    assert f"No request has the ID 1795608000.1.2.4 in {log}: an ID looks like 1795714530.880.73.57132" in result.output
+    told = f"No request has the ID 1795608000.1.2.4 in {log}: an ID looks like gw-1.1795714530.880.73.57132"
+    assert told in result.output
     assert "since 2026-11-26T00:00:00.000Z" not in result.output
     assert "No such failure." not in result.output
     assert result.output.startswith("origin-error: once")
     assert json.loads(why(log, "--json", "1795608000.1.2.4").output)["unknown_ids"] == ["1795608000.1.2.4"]
 
 
-@pytest.mark.parametrize("request_id", ["1795608000.1.2.-", "1795608000.1.-.3"])
+@pytest.mark.parametrize("request_id", ["1795608000.1.2.-", "gw-1.1795608000.1.-.3", "a_b.c-2.9.1795608000.1.2.3"])
 def test_an_id_of_which_squid_does_not_have_a_part_is_one(log: Path, request_id: str) -> None:
     add(log, **RECORDS["origin-error"], request_id=request_id)
     assert causes(log, request_id) == ["origin-error"]
@@ -746,7 +747,7 @@ def test_an_id_of_which_squid_does_not_have_a_part_is_one(log: Path, request_id:
 def test_what_is_neither_an_id_nor_a_file_is_refused(log: Path, given: str) -> None:
     result = why(log, given)
     assert result.exit_code == 2
-    assert f"{given}: no such file, and no request ID, which looks like 1795714530.880.73.57132" in result.output
+    assert f"{given}: no such file, and no request ID, which looks like gw-1.1795714530.880.73.57132" in result.output
 
 
 @pytest.mark.parametrize("url", ["closed.example", "/a/b", "closed.example/a"])

@@ -97,6 +97,7 @@ def check_page(gateway: Gateway, url: str, form: Form, status: int, proxy_error:
     assert abs(datetime.fromisoformat(found["time"]) - datetime.now(UTC)) < timedelta(minutes=1)
     line = gateway.logged(found["url"], before)
     assert (line["request_id"], line["status"]) == (found["request_id"], status)
+    assert line["request_id"].startswith(f"{line['gateway']}.1")
     return found
 
 
@@ -500,7 +501,7 @@ def git(gateway: Gateway, *words: str | Path) -> str:
 
 
 TERMINAL = re.compile(r"^```\n\$ git (.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-VARYING = re.compile(r"(?<=Request ID: )[\d.]+|(?<=Time: )\S+|(?<=--client )\S+")
+VARYING = re.compile(r"(?<=Request ID: )\S+|(?<=Time: )\S+|(?<=--client )\S+")
 
 
 def test_a_denied_clone_and_push_show_the_page_as_the_documentation_has_it(gateway: Gateway, tmp_path: Path) -> None:

@@ -43,16 +43,18 @@ if TYPE_CHECKING:
     from squidkeeper.why.failures import FailureGroup
     from squidkeeper.why.search import Search
 
-# Seconds, milliseconds, the number of the request, the client's port: REQUEST_ID of setup/error_pages.py.
-# Squid writes `-` for what it does not have.
-_REQUEST_ID = re.compile(r"[0-9]{9,11}\.[0-9]+\.([0-9]+|-)\.([0-9]+|-)")
+# The gateway, seconds, milliseconds, the number of the request, the client's port: REQUEST_ID of setup/error_pages.py.
+# Squid writes `-` for what it does not have. Former versions wrote no gateway.
+_REQUEST_ID = re.compile(
+    r"(?:(?P<gateway>[A-Za-z0-9._-]+)\.)?(?P<second>[0-9]{9,11})\.[0-9]+\.(?:[0-9]+|-)\.(?:[0-9]+|-)"
+)
 _LONGEST_REQUEST: Final = timedelta(days=1)  # client_lifetime of Squid
 _USUAL_SPAN: Final = timedelta(hours=1)
 _DNS_SECONDS: Final = 3.0
 _NAMES_RESOLVED: Final = 5  # for one call: a name takes seconds if nothing answers
 _FAILED = 1
 _NOTHING_TO_SAY = 2
-_SOME_ID = "1795714530.880.73.57132"
+_SOME_ID = "gw-1.1795714530.880.73.57132"
 
 
 def _checked_url(_context: click.Context, _option: click.Parameter, url: str | None) -> str | None:
@@ -159,9 +161,10 @@ def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, 
 
 
 def _start(ids: frozenset[str], files: tuple[Path, ...]) -> datetime | None:
-    """Give the time from which to read: an ID begins with the second at which its request began."""
-    if ids:
-        return datetime.fromtimestamp(min(int(one.partition(".")[0]) for one in ids), UTC)
+    """Give the time from which to read: an ID has the second at which its request began."""
+    seconds = [int(found["second"]) for one in ids if (found := _REQUEST_ID.fullmatch(one))]
+    if seconds:
+        return datetime.fromtimestamp(min(seconds), UTC)
     return None if files else datetime.now(UTC) - _USUAL_SPAN
 
 
@@ -269,7 +272,7 @@ class _Answer:
         for one in sorted(self._search.unknown_ids):
             yield (
                 f"No request has the ID {one} in {_described(sources)}: an ID looks like {_SOME_ID}, as a page of the"
-                " gateway shows it, and begins with the time of its request in seconds."
+                " gateway shows it, and has the gateway and the time of its request in seconds."
             )
 
     def _left_out(self, shown: int) -> Iterator[str]:

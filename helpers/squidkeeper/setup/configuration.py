@@ -15,6 +15,7 @@ from squidkeeper.gateway_commands import with_commands
 from squidkeeper.layout import Layout
 from squidkeeper.maintenance.tls import CERTIFICATE, server_names
 from squidkeeper.record.record import GATEWAY_LENGTH, NONE
+from squidkeeper.setup.error_pages import REQUEST_ID
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.options import SQUID, SQUIDKEEPER, port_of, reachable
 
@@ -33,6 +34,8 @@ _MARK_OF_SECTION: Final = re.compile(r"^ *# (?:>>> \w+|<<<)\n", re.MULTILINE)
 _ARCHIVE_SECONDS: Final = 300  # as in squidkeeper-archive.timer
 _OWN_LOGIN: Final = re.compile(r"^(?:.*\| Processing: )?\s*auth_param\s+basic\s+program\s(?!.* login --)", re.MULTILINE)
 _GATEWAY: Final = re.compile(r'(?<="gateway":")[^"]*(?=")')  # in the formats of the access log
+_IN_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]+(?=\.(?:%|@Squid\{%)tS\b)")  # there, and on pages
+_ID_START: Final = ".".join(REQUEST_ID[:2])
 _GATEWAY_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _WORKERS: Final = re.compile(r"^workers ([0-9]+)$", re.MULTILINE)
 _NO_WORKERS: Final = "#workers 2\n"
@@ -141,7 +144,12 @@ def gateway_of(logformat: str) -> str:
 
 def without_gateway(logformat: str) -> str:
     """Write the formats of the access log as they are for no gateway in particular."""
-    return _GATEWAY.sub(NONE, logformat)
+    return with_gateway(logformat, NONE)
+
+
+def with_gateway(text: str, name: str) -> str:
+    """Write the name of a gateway into the formats of the access log, or into a page."""
+    return _IN_REQUEST_ID.sub(REQUEST_ID[0] if name == NONE else name, _GATEWAY.sub(name, text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +190,7 @@ class Configuration:
             _CERTGEN: str(self.machine.certgen),
             "http_port 3129": f"http_port {self._http_port}",
             '"gateway":"-"': f'"gateway":"{self.gateway}"',
+            _ID_START: with_gateway(_ID_START, self.gateway),
             '"gateway":"gw-1"': f'"gateway":"{self.gateway}"',  # of the example of Prometheus
         }
         if self.tls or self.behind:
@@ -232,8 +241,9 @@ class Configuration:
         return with_commands(self.render("local.conf"), self.layout)
 
     def page(self, name: str) -> str:
-        """Render a page with which Squid answers; its commands are for this gateway."""
-        return with_commands((self.source / "squid/errors" / name).read_text(), self.layout)
+        """Render a page with which Squid answers; its request ID and its commands are for this gateway."""
+        text = with_gateway((self.source / "squid/errors" / name).read_text(), self.gateway)
+        return with_commands(text, self.layout)
 
     def unit(self, service: str) -> str:
         """Render the unit of a service."""

@@ -17,8 +17,9 @@ from typing import Final
 
 from squidkeeper.url import OWN_HOST
 
-# The request ID: second, number of the transaction in its process, port of the client. Together they are unique.
-REQUEST_ID: Final = ("%tS", "%master_xaction", "%>p")
+# The request ID: the gateway's name, which install.sh writes, the second, the number of the transaction in its process,
+# the port of the client. Together they are unique.
+REQUEST_ID: Final = ("gateway", "%tS", "%master_xaction", "%>p")
 
 
 class Form(StrEnum):
@@ -457,7 +458,7 @@ def _note(name: str) -> str:
     return _code(f"%'{{{name}}}note")
 
 
-_ID = ".".join(map(_code, REQUEST_ID))
+_ID = ".".join((REQUEST_ID[0], *map(_code, REQUEST_ID[1:])))
 _TIME = _code("%{%Y-%m-%dT%H:%M:%SZ}tg")
 _METHOD, _URL, _CLIENT = _code("%>rm"), _code("%>ru"), _code("%>a")
 _TICKET = _note("ticket_")
