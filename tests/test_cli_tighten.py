@@ -255,6 +255,15 @@ def test_files_that_do_not_become_what_was_proven_are_edited_by_hand(site: Site)
         edited_documents(sources, other, {"legacy": None}, None)
 
 
+def test_an_unused_rule_that_a_quota_names_stays_and_the_others_are_edited(site: Site) -> None:
+    site.in_force(f"{POLICY}quotas: [{{name: few, per: client, rules: [legacy, packages], requests: 5, every: day}}]\n")
+    done = site.tighten("--min-days", 0, "--diff")
+    assert done.exit_code == 0
+    assert "-  - {name: packages" in done.output
+    assert "-  - {name: legacy" not in done.output
+    assert "legacy   policy.yaml:17  allow   a test or a quota needs it" in site.tighten().output
+
+
 def test_a_file_in_which_no_rule_is_used_keeps_none(site: Site) -> None:
     (site.policy / "10-other.yaml").write_text("version: 1\nrules:\n  - {name: b, action: allow, hosts: [b.example]}\n")
     site.in_force(POLICY)

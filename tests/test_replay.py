@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from squidkeeper.engine import CompiledPolicy, Decision, decide
 from squidkeeper.policy.model import Action, Policy
 from squidkeeper.policy_store.loading import load
-from squidkeeper.protocol.request import CONNECT, Malformed
+from squidkeeper.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.record.record import NONE, Record, format_time, parse_time
 from squidkeeper.record.requests import request_of, was_used
 from squidkeeper.record.urls import authority_of, host_of
@@ -79,12 +79,16 @@ def plain_replay(records: list[Record], old: CompiledPolicy, new: CompiledPolicy
     return found
 
 
-def plainly_decided(policy: CompiledPolicy, one: Record) -> Decision | None:
-    """Decide a record's request at its start; None where a tunnel that passed through would be looked into."""
+def plain_request(one: Record) -> Request | Malformed:
     opened = msgspec.structs.replace(one, tunnel=one.tunnel.partition("%20denied")[0], revision=NONE)
     if opened.method == CONNECT and not opened.squid.startswith("TCP_TUNNEL"):
         opened = msgspec.structs.replace(opened, tunnel=NONE, sni=NONE)
-    request = request_of(opened)
+    return request_of(opened)
+
+
+def plainly_decided(policy: CompiledPolicy, one: Record) -> Decision | None:
+    """Decide a record's request at its start; None where a tunnel that passed through would be looked into."""
+    request = plain_request(one)
     at = parse_time(one) - timedelta(milliseconds=one.duration_ms)
     decision = decide(policy, policy.match(request), at)
     if isinstance(request, Malformed) or not request.spliced or decision.allowed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.engine import CompiledPolicy
+from squidkeeper.engine.decision import Decision
+from squidkeeper.engine.explain import quotas_in
+from squidkeeper.policy.faults import Location
 from squidkeeper.policy.model import Action, Policy
+from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.policy_store.loading import load
 from squidkeeper.record.record import NONE, Record, parse_time
 from squidkeeper.record.urls import host_of
@@ -28,7 +33,7 @@ from squidkeeper.tightening.usage import measure
 
 from .conftest import NOW
 from .test_engine_properties import GRANT, HOSTS, NOTHING, TIMES, credentials, matches, policy_of, rewrites, urls
-from .test_replay import COMMON, PLAIN_URLS, POLICIES, RECORDS, logged, passes, plainly_decided, tunnel
+from .test_replay import COMMON, PLAIN_URLS, POLICIES, RECORDS, logged, passes, plain_request, plainly_decided, tunnel
 
 PLAIN = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
@@ -57,12 +62,20 @@ def check_narrowed(
     use = measure(connection, old, "plain_records")
     edits = proven(connection, policy, proposed_edits(policy, use, NOW), NOW, "plain_records")
     new = CompiledPolicy(with_edits(policy, edits))
-    for one in records:
+    for one in [*records, *others]:
         was, would = plainly_decided(old, one), plainly_decided(new, one)
-        assert was is None or would is None or passes(was) == passes(would)
-    for one in others:
-        was, would = plainly_decided(old, one), plainly_decided(new, one)
-        assert was is None or would is None or passes(was) >= passes(would)
+        if was is None or would is None:
+            continue
+        assert passes(was) >= passes(would)
+        assert passes(was) == passes(would) or one not in records
+        if passes(would):
+            assert counts(old, one, was) <= counts(new, one, would)
+
+
+def counts(policy: CompiledPolicy, one: Record, decision: Decision) -> set[object]:
+    """The counts of quotas that a request is in."""
+    quotas = quotas_in(policy, policy.match(plain_request(one)), decision)
+    return {(quota.name, decision.rule if quota.per is Counted.RULE else None) for quota in quotas}
 
 
 # Allows above a default that denies, so that most of a policy can be narrowed; and requests that they allow.
@@ -82,11 +95,27 @@ DRAWN = st.builds(
     st.sampled_from([[], [(Action.ALLOW, NOTHING, False, None, False)]]),
 )
 NARROWABLE = st.builds(
-    lambda drawn, default, rewritten, injected: policy_of(drawn, default, rewritten, injected),
+    lambda drawn, default, rewritten, injected, counted: replace(
+        policy_of(drawn, default, rewritten, injected), quotas=tuple(counted)
+    ),
     DRAWN,
     st.sampled_from([Action.DENY, Action.DENY, Action.ASK]),
     st.one_of(st.just([]), rewrites),
     st.one_of(st.just([]), credentials),
+    st.lists(
+        st.builds(
+            Quota,
+            name=st.sampled_from("pq"),
+            location=st.just(Location("policy.yaml")),
+            unit=st.sampled_from(QuotaUnit),
+            limit=st.just(1),
+            window=st.just(Window.DAY),
+            per=st.sampled_from(Counted),
+            rules=st.none() | st.sets(st.sampled_from(["r0", "r1", "g2", "default"]), min_size=1).map(frozenset),
+        ),
+        max_size=2,
+        unique_by=lambda quota: quota.name,
+    ),
 )
 ASKED = st.lists(
     st.builds(logged, st.sampled_from(["GET", "HEAD", "POST", "MADE-UP"]), PLAIN_URLS | PLAIN_URLS | urls, **COMMON)
@@ -322,3 +351,35 @@ def test_rules_above_one_with_other_effects_stay_as_wide(connection: duckdb.Duck
     found, narrower = found_in(connection, policy, get(f"{API}/x"))
     assert narrower == {}
     assert [rule.name for rule in found.unused] == ["loose"]
+
+
+QUOTAS = """
+clients: {{near: {{networks: [192.0.2.0/24]}}}}
+rules:
+  - {{name: held, action: allow, hosts: [.api.example], methods: [GET, HEAD, POST]}}
+  - {{name: never, action: allow, hosts: [never.example]}}
+  - {{name: below, action: allow, hosts: [up.api.example]}}
+quotas:
+  - {{name: some, {quota}, every: day}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("quota", "stays"),
+    [
+        ("requests: 5, per: client, rules: [held]", {"held"}),
+        ("bytes_out: 5MB, per: all, rules: [held, never]", {"held"}),
+        ("requests: 5, per: rule", {"held"}),
+        ("requests: 5, per: client, rules: [held, below]", set()),
+        ("requests: 5, per: client, rules: [below]", set()),
+        ("requests: 5, per: client", set()),
+    ],
+)
+def test_what_a_quota_counts_is_not_left_to_a_rule_below_that_it_does_not_count(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, quota: str, stays: set[str]
+) -> None:
+    policy = loaded(QUOTAS.format(quota=quota), tmp_path)
+    found, narrower = found_in(connection, policy, get(f"{API}/x"), get("https://up.api.example/y"))
+    assert {"held"} - narrower.keys() == stays
+    unused = [name for name in ("never", "below") if name not in quota]
+    assert [rule.name for rule in found.unused] == unused, "without a rule that a quota names, no policy would load"

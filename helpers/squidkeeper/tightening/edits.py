@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
-from itertools import product
 from typing import Final
 
-from squidkeeper.policy.hosts import HostForm, parse_host_pattern
+from squidkeeper.policy.hosts import parse_host_pattern
 from squidkeeper.policy.model import Action, Match, Policy, Rule
 from squidkeeper.policy.paths import parse_path_pattern
 from squidkeeper.tightening.narrowing import Field, Narrowing, narrowings
@@ -28,22 +27,22 @@ _PARSERS: Final[Mapping[Field, Callable[[Iterable[str]], object]]] = {
 def proposed_edits(policy: Policy, use: PolicyUse, now: datetime) -> Edits:
     """Propose what nobody would miss: allows that were never used go, the others hold what was used.
 
-    Rules of presets, and what denies, asks or observes, stay as they are.
+    Rules of presets, and what denies, asks or observes, stay as they are. So does an unused rule that a quota names:
+    without it the policy would not load.
     """
     if policy.default_action is Action.ALLOW:
         return {}
+    counted = {name for quota in policy.quotas for name in quota.rules or ()}
     found: dict[str, tuple[Narrowing, ...] | None] = {}
     for position, rule in enumerate(policy.rules):
         if not is_edited(rule):
             continue
-        used, below = use.of(rule), policy.rules[position + 1 :]
-        if any(_loosens(rule, other) for other in below):
-            continue
+        used = use.of(rule)
         if not used.requests:
-            if not used.tunnels and not _is_to_come(rule, now):
+            if not used.tunnels and not _is_to_come(rule, now) and rule.name not in counted:
                 found[rule.name] = None
             continue
-        by_url = not any(other.passthrough for other in below)
+        by_url = not any(other.passthrough for other in policy.rules[position + 1 :])
         narrower = narrowings(rule, used, by_url=by_url)
         if narrower:
             found[rule.name] = narrower
@@ -75,20 +74,3 @@ def _narrowed(match: Match, changes: Iterable[Narrowing]) -> Match:
 def _is_to_come(rule: Rule, now: datetime) -> bool:
     """Tell whether a rule may have had no time to be used: it has a schedule."""
     return rule.when is not None and not rule.lapsed(now)
-
-
-def _loosens(rule: Rule, below: Rule) -> bool:
-    """Tell whether what a rule no longer allows could be allowed by one below it with other effects.
-
-    That one may open private addresses or WebSockets, pass tunnels through, or leave a header in the request.
-    """
-    if below.action is not Action.ALLOW or below.observe or _effects(rule) == _effects(below):
-        return False
-    one, two = rule.match, below.match
-    if one.any_host or two.any_host or one.lists or two.lists:
-        return True
-    return any(a.overlaps(b) or HostForm.ANY in (a.form, b.form) for a, b in product(one.hosts or (), two.hosts or ()))
-
-
-def _effects(rule: Rule) -> object:
-    return rule.private, rule.websocket, rule.passthrough, rule.strip

@@ -1,5 +1,8 @@
 """The proof of edits (floor 8): replayed on the record that they come from, they change nothing.
 
+What a rule no longer allows can be allowed by one below it. Where that one would do more with such a request, or where
+fewer quotas would count it, the rule stays as it is, whatever the record holds.
+
 What would deny, open or change a recorded request, or break a test of the policy, is taken back: the paths of its rule
 first, then all that was to change in it.
 """
@@ -8,12 +11,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.engine.selftest import rules_of_failing_tests
-from squidkeeper.policy.model import Policy
+from squidkeeper.policy.hosts import HostForm
+from squidkeeper.policy.model import Action, Policy, Rule
 from squidkeeper.policy.passthrough import conflicts
+from squidkeeper.policy.quotas import DEFAULT_RULE, Counted, QuotaUnit
 from squidkeeper.replay.replay import replay
 from squidkeeper.tightening.edits import Edits, with_edits
 from squidkeeper.tightening.narrowing import Field
@@ -25,7 +32,8 @@ if TYPE_CHECKING:
 def proven(
     connection: duckdb.DuckDBPyConnection, policy: Policy, edits: Edits, now: datetime, rows: str = "requests"
 ) -> Edits:
-    """Give the edits that change nothing about any recorded request."""
+    """Give the edits that open nothing, and change nothing about any recorded request."""
+    edits = {name: changes for name, changes in edits.items() if name not in _loosening(policy, now)}
     decisive = replace(policy, observe_default=None)  # what the default observes is allowed whatever the rules are
     old = CompiledPolicy(decisive)
     while edits:
@@ -39,6 +47,43 @@ def proven(
             return edits
         edits = _without(edits, broken)
     return edits
+
+
+def _loosening(policy: Policy, now: datetime) -> set[str]:
+    """Name the rules that hold back what others would allow. Of the default that is so while it observes."""
+    allowing = (*policy.rules, *(grant for grant in policy.grants if not grant.lapsed(now)))
+    counts, found = partial(_counts, policy), set()
+    for position, rule in enumerate(policy.rules):
+        by_default = policy.observe_default and (rule.strip or not counts(rule.name) <= counts(DEFAULT_RULE))
+        if by_default or any(_loosens(policy, rule, other) for other in allowing[position + 1 :]):
+            found.add(rule.name)
+    return found
+
+
+def _loosens(policy: Policy, rule: Rule, below: Rule) -> bool:
+    """Tell whether what a rule no longer allows could be allowed by one below it with other effects.
+
+    That one may open private addresses or WebSockets, pass tunnels through, leave a header in the request, or have
+    fewer quotas.
+    """
+    if below.action is not Action.ALLOW or below.observe:
+        return False
+    if _effects(rule) == _effects(below) and _counts(policy, rule.name) <= _counts(policy, below.name):
+        return False
+    one, two = rule.match, below.match
+    if one.any_host or two.any_host or one.lists or two.lists:
+        return True
+    return any(a.overlaps(b) or HostForm.ANY in (a.form, b.form) for a, b in product(one.hosts or (), two.hosts or ()))
+
+
+def _effects(rule: Rule) -> object:
+    return rule.private, rule.websocket, rule.passthrough, rule.strip
+
+
+def _counts(policy: Policy, rule: str) -> frozenset[str]:
+    """Name the counts of a request that a rule allows. A quota for each rule has a count for each."""
+    quotas = [one for one in policy.quotas if one.unit is not QuotaUnit.TICKETS and one.counts(rule)]
+    return frozenset(f"{one.name} of {rule}" if one.per is Counted.RULE else one.name for one in quotas)
 
 
 def _without(edits: Edits, broken: set[str]) -> Edits:

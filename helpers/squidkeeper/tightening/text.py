@@ -22,7 +22,7 @@ _KEPT: Final[Mapping[KeptFor, str]] = {
     KeptFor.SCHEDULED: "it holds at some times only",
     KeptFor.TUNNELS: "tunnels were opened by it; no request came in them",
     KeptFor.DEFAULT: "the default allows, so without it nothing is closed",
-    KeptFor.NEEDED: "a test needs it, or a rule below it would do something else",
+    KeptFor.NEEDED: "a test or a quota needs it, or a rule below it would do something else",
 }
 _OTHERS: Final[Mapping[Kind, str]] = {
     Kind.CLIENT: "clients from which no request came",
