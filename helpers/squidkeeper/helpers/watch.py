@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
 
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.watched_values import WatchedValues
@@ -56,10 +55,10 @@ class Watch:
         if not source.watches_requests:
             return nothing_found_reply(decode_token(rule))
         self._read()
-        found = self._values.find(unquote_to_bytes(line))
+        found = self._values.find(line)
         leaving = [name for name in found if not name.startswith(_PLACEHOLDER)]
         if leaving:
-            in_user = bool(self._values.find(unquote_to_bytes(tokens.split(b" ", 2)[1])))
+            in_user = bool(self._values.find(tokens.split(b" ", 2)[1]))
             return found_reply(_LEAVING, self.policy, _stated(tokens), leaving, withheld=True, hide_user=in_user)
         misdirected = found - self._placeholders(tokens, decode_token(url)) if found else found
         if misdirected:
