@@ -7,6 +7,7 @@ import shlex
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -108,6 +109,8 @@ class WebServer:
     redirect: str = ""
     cut_after: int | None = None  # bytes of each answer
     endless: bytes = b""  # what it sends again and again in place of an answer
+    dumb: bool = False  # it gives the files of a repository, as a server without git does
+    pack_uri: str = ""  # where to fetch one more pack, which no client has asked for
     authorization: list[str | None] = field(default_factory=list)
 
     @property
@@ -151,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.state.redirect)
             self.end_headers()
-        elif ".git/" in self.path:
+        elif ".git/" in self.path and not self.state.dumb:
             self._git()
         else:
             self._file()
@@ -171,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(0.02)
 
     def _file(self) -> None:
-        file = self.state.root / self.path.lstrip("/")
+        file = self.state.root / self.path.partition("?")[0].lstrip("/")
         if file.is_file():
             self._answer(200, {}, file.read_bytes())
         else:
@@ -193,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         }
         given = self.rfile.read(length)
         done = subprocess.run(["git", "http-backend"], input=given, env=variables, capture_output=True, check=False)
-        head, _, body = done.stdout.partition(b"\r\n\r\n")
+        head, _, body = with_pack_uri(done.stdout, self.state.pack_uri).partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if line)
         self._answer(int(headers.pop("Status", "200").split()[0]), headers, body)
 
@@ -209,13 +212,29 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def with_pack_uri(answer: bytes, uri: str) -> bytes:
+    """Tell a client of git's protocol 2 to fetch one more pack from a URI."""
+    pack, line = b"000dpackfile\n", f"{'0' * 40} {uri}\n"
+    uris = b"0012packfile-uris\n" + f"{len(line) + 4:04x}{line}".encode() + b"0001"
+    return answer.replace(pack, uris + pack) if uri else answer
+
+
 @contextmanager
-def ssh_server(folder: Path, repository: Path) -> Iterator[tuple[str, Path, Path]]:
+def ssh_server(folder: Path, repository: Path, pack_uri: str = "") -> Iterator[tuple[str, Path, Path]]:
     """Serve one repository by sshd on loopback: its URL, a key that may read it, and the file of its host key."""
     folder.mkdir()
     Path("/run/sshd").mkdir(exist_ok=True)  # sshd's own, as root
     host, key = make_key(folder / "host"), make_key(folder / "client")
     command = f"git-upload-pack {shlex.quote(str(repository))}"
+    if pack_uri:  # by protocol 2, whatever the client has asked for
+        (folder / "hostile.py").write_text(
+            "import os, sys\n"
+            f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+            "from tests.pull_servers import with_pack_uri\n"
+            "while part := os.read(0, 1 << 16):\n"
+            f"    os.write(1, with_pack_uri(part, {pack_uri!r}))\n"
+        )
+        command = f"GIT_PROTOCOL=version=2 {command} | {sys.executable} {folder}/hostile.py"
     allowed = f'restrict,command="{command}" {key.with_suffix(".pub").read_text()}'
     (folder / "authorized_keys").write_text(allowed)
     port = free_port()

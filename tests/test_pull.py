@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
@@ -149,6 +149,7 @@ def gateway(tmp_path: Path, server: WebServer) -> Iterator[Gateway]:
     made.configure()
     yield made
     server.down, server.redirect, server.cut_after, server.endless = False, "", None, b""
+    server.dumb, server.pack_uri = False, ""
 
 
 # --- what is taken ----------------------------------------------------------------------------------------------------
@@ -541,32 +542,50 @@ def test_a_repository_that_grows_too_large_is_removed(pulled: Gateway, monkeypat
     assert pulled.rules() == ["more"]
 
 
-def test_what_fetches_that_fail_have_brought_does_not_pile_up(
+def test_what_a_fetch_that_fails_has_brought_is_removed(
     pulled: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A server can send packs without the tip's objects: git keeps the pack, and then fails."""
     stray = pulled.repository.git("hash-object", "-w", "--stdin", given=os.urandom(60_000))
-    objects = ["git", "-C", str(pulled.repository.folder), "pack-objects", "-q", "--stdout"]
+    pack_objects = ["git", "-C", str(pulled.repository.folder), "pack-objects", "-q", "--stdout"]
     with (tmp_path / "pack").open("wb") as pack:
-        subprocess.run(objects, input=f"{stray}\n".encode(), stdout=pack, check=True)
+        subprocess.run(pack_objects, input=f"{stray}\n".encode(), stdout=pack, check=True)
     hook = tmp_path / "hook"
     hook.write_text(f"#!/bin/sh\ncat >/dev/null; cat {tmp_path}/pack\n")
     hook.chmod(0o755)
     settings = {"COUNT": "1", "KEY_0": "uploadpack.packObjectsHook", "VALUE_0": str(hook)}
     for name, value in settings.items():
         monkeypatch.setitem(GIT_ENVIRONMENT, f"GIT_CONFIG_{name}", value)
+    kept = objects(pulled)
     pulled.commit("next")
     assert "did not send all necessary objects" in pulled.pull().failure
-    packs = pulled.state / "repository/objects/pack"
-    assert len([*packs.glob("*.pack")]) == 2
-    monkeypatch.setattr(git_repository, "_REPOSITORY_BYTES", 50_000)
-    pulled.server.down = True
-    assert "git fetch failed" in pulled.pull().failure
-    assert [*packs.glob("*.pack")] == [], "removed before a fetch"
-    pulled.server.down = False
-    assert "expected 50,000 at most" in pulled.pull().failure
-    assert not packs.exists(), "removed after a fetch that failed"
+    assert objects(pulled) == kept
     assert pulled.rules() == ["good"]
+
+
+def test_what_nobody_has_signed_is_removed_and_what_torn_fetches_have_left(pulled: Gateway) -> None:
+    kept = objects(pulled)
+    pulled.repository.write("policy/large.txt", os.urandom(60_000))
+    pulled.commit("bad", signed=False)
+    for _ in range(2):
+        assert "not signed" in refused(pulled)
+        assert objects(pulled) == kept
+    torn = pulled.state / "repository/objects/pack/tmp_pack_torn"
+    torn.touch()
+    pulled.commit("next")
+    assert pulled.pull().failure == ""
+    assert pulled.rules() == ["next"]
+    assert not torn.exists()
+
+
+def test_a_small_file_counts_as_what_it_takes_on_the_disk(pulled: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = pulled.state / "repository/small"
+    small.mkdir()
+    for number in range(300):
+        (small / str(number)).write_text("1")
+    monkeypatch.setattr(git_repository, "_REPOSITORY_BYTES", 1_000_000)
+    assert pulled.pull().failure == ""
+    assert not small.exists(), "made again"
 
 
 @pytest.mark.long
@@ -831,6 +850,43 @@ def test_a_redirect_is_not_followed(pulled: Gateway) -> None:
     assert "git fetch failed" in failure(pulled)
 
 
+def objects(gateway: Gateway) -> set[Path]:
+    """The files of all objects that the gateway has fetched."""
+    return {path for path in gateway.state.glob("repository/objects/**/*") if path.is_file()}
+
+
+def test_a_server_without_git_is_refused_before_it_gives_an_object(pulled: Gateway) -> None:
+    """Its files are loose objects: no pack bounds them together, and git checks none."""
+    kept = objects(pulled)
+    pulled.commit("dumb")
+    pulled.repository.git("-C", str(pulled.repository.served), "update-server-info")
+    pulled.server.dumb = True
+    assert "the server gives files alone" in pulled.pull().failure
+    assert objects(pulled) == kept
+    pulled.server.dumb = False
+    assert pulled.pull().failure == ""
+    assert pulled.rules() == ["dumb"]
+
+
+@pytest.mark.parametrize("protocol", ["https", pytest.param("ssh", marks=pytest.mark.long)])
+def test_a_pack_elsewhere_is_not_fetched(pulled: Gateway, tmp_path: Path, protocol: str) -> None:
+    kept = objects(pulled)
+    pulled.commit("elsewhere")
+    (pulled.etc / "token").write_text("t0ken\n")
+    with serving(tmp_path / "elsewhere/root") as elsewhere:
+        uri, both = f"{elsewhere.url}/stray.pack", pulled.etc / "both.pem"
+        both.write_bytes(pulled.server.ca.read_bytes() + elsewhere.ca.read_bytes())
+        pulled.configure(f", token_file: {pulled.etc}/token")
+        pulled.settings.write_text(pulled.settings.read_text().replace(str(pulled.server.ca), str(both)))
+        with ExitStack() as stack:
+            pulled.server.pack_uri = uri
+            if protocol == "ssh":
+                configure_ssh(pulled, *stack.enter_context(ssh_server(tmp_path / "ssh", pulled.repository.served, uri)))
+            assert "the server names a URI" in pulled.pull().failure
+        assert elsewhere.authorization == []
+    assert objects(pulled) == kept
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("length", [0, 100, 300, 600])
 def test_a_torn_answer_is_no_version(pulled: Gateway, length: int) -> None:
@@ -878,11 +934,15 @@ def test_no_configuration_of_the_machine_counts(
     assert pulled.rules() == ["next"]
 
 
+def configure_ssh(gateway: Gateway, url: str, key: Path, known_hosts: Path) -> None:
+    source = f"{{git: '{url}', branch: main, path: policy, key: {key}, known_hosts: {known_hosts}}}"
+    gateway.settings.write_text(f"source: {source}\nallowed_signers: {gateway.etc}/allowed_signers\n")
+
+
 @pytest.mark.long
 def test_a_repository_is_read_over_ssh_from_a_known_host_alone(pulled: Gateway, tmp_path: Path) -> None:
     with ssh_server(tmp_path / "ssh", pulled.repository.served) as (url, key, known_hosts):
-        source = f"{{git: '{url}', branch: main, path: policy, key: {key}, known_hosts: {known_hosts}}}"
-        pulled.settings.write_text(f"source: {source}\nallowed_signers: {pulled.etc}/allowed_signers\n")
+        configure_ssh(pulled, url, key, known_hosts)
         pulled.commit("over-ssh")
         assert pulled.pull().failure == ""
         assert pulled.rules() == ["over-ssh"]

@@ -1,4 +1,8 @@
-"""How git is called (floor 7): no hook, filter, attribute or configuration of a machine or a repository counts."""
+"""How git is called (floor 7): no hook, filter, attribute or configuration of a machine or a repository counts.
+
+Git finds no program of its own but itself and the one for https. So it has no `http-fetch`, by which it would fetch
+packs from any URI that a server names (`packfile-uris`), with the token.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,13 @@ _ENVIRONMENT: Final = {
     "GIT_ASKPASS": "true",
     "SSH_ASKPASS": "true",
 }
+_PROGRAMS: Final = "programs"  # the folder of the programs that git finds, in the repository
+_FOR_HTTPS: Final = "git-remote-https"
 _TOLD: Final = 2
+_MEANINGS: Final = {
+    "dumb http transport": "the server gives files alone, expected one that speaks git's smart protocol",
+    "'http-fetch'": "the server names a URI for a part of the pack, expected the whole pack from itself",
+}
 _TELLS_NOTHING: Final = re.compile(
     r"\s*(?:hint: .*|To .*|error: failed to push some refs to .*|fatal: Could not read from remote repository\."
     r"|Please make sure you have the correct access rights|and the repository exists\."
@@ -62,6 +72,8 @@ _TELLS_NOTHING: Final = re.compile(
 
 def what_git_told(messages: str) -> str:
     """Give the last lines of what git and ssh have written that say what is wrong, as one."""
+    if meaning := next((meaning for part, meaning in _MEANINGS.items() if part in messages), ""):
+        return meaning
     lines = [line.strip() for line in messages.splitlines()]
     telling = [line for line in lines if not _TELLS_NOTHING.fullmatch(line)]
     return "; ".join((telling or lines)[-_TOLD:])
@@ -73,6 +85,18 @@ class GitCommand:
     def __init__(self, source: GitSource, folder: Path) -> None:
         self._source = source
         self._folder = folder
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a repository that git can be run in."""
+        return all((self._folder / name).exists() for name in ("HEAD", f"{_PROGRAMS}/{_FOR_HTTPS}"))
+
+    def init(self) -> None:
+        """Make the repository."""
+        path = run_bounded(("git", "--exec-path"), _ENVIRONMENT).output.decode().strip()
+        self.output("init", "--quiet", "--bare", "--template=")
+        (self._folder / _PROGRAMS).mkdir()
+        (self._folder / _PROGRAMS / _FOR_HTTPS).symlink_to(Path(path, _FOR_HTTPS))
 
     def output(self, *arguments: str, given: bytes = b"") -> bytes:
         """Give what git prints; `PullFailed` if it fails."""
@@ -90,7 +114,8 @@ class GitCommand:
         settings = {**_CONFIGURATION, **self._access()}
         numbered = {f"GIT_CONFIG_KEY_{number}": key for number, key in enumerate(settings)}
         numbered |= {f"GIT_CONFIG_VALUE_{number}": value for number, value in enumerate(settings.values())}
-        return {**_ENVIRONMENT, "GIT_SSH_COMMAND": self._ssh(), "GIT_CONFIG_COUNT": str(len(settings)), **numbered}
+        programs = {"GIT_EXEC_PATH": str(self._folder / _PROGRAMS), "GIT_SSH_COMMAND": self._ssh()}
+        return {**_ENVIRONMENT, **programs, "GIT_CONFIG_COUNT": str(len(settings)), **numbered}
 
     def _access(self) -> Mapping[str, str]:
         """Give what https needs; a token stands in no command line."""

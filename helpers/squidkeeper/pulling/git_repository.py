@@ -37,6 +37,14 @@ class _TreeEntry:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """What is in the repository: the tip, empty where there is none, and the files of the packs."""
+
+    tip: str = ""
+    files: frozenset[Path] = frozenset()
+
+
 class GitRepository:
     """A copy of a repository, in `folder`."""
 
@@ -45,15 +53,19 @@ class GitRepository:
         self._folder = folder
         self._allowed_signers = allowed_signers
         self._git = GitCommand(source, folder)
+        self._before = _Fetched()
 
     def tip(self) -> str:
         """Fetch, and give the commit at the tip; `PullFailed` if the source cannot be read."""
         self._make()
+        self._before = self._fetched()
+        self._remove_others(self._before)  # what a fetch has left that was killed
         try:
             self._git.output(*_FETCH, "--", self._source.url, f"+{self._source.reference}:{_TIP}")
-        finally:  # what a fetch that fails has brought stays too
-            self._tidy()
-            self._check_size()
+        except PullFailed:
+            self._remove_others(self._before)
+            raise
+        self._check_size()
         found = self._git.output("rev-parse", "--verify", "--quiet", f"{_TIP}^{{commit}}").strip()
         if _COMMIT.fullmatch(found) is None:
             raise PullFailed(f"{self._source.reference} names no commit")
@@ -61,7 +73,12 @@ class GitRepository:
 
     def signer(self, tip: str) -> str:
         """Find who has signed a commit; `PullRefused` if that is no allowed signer now."""
-        return commit_signer(self._commit(tip), self._allowed_signers)
+        try:
+            return commit_signer(self._commit(tip), self._allowed_signers)
+        except PullRefused:  # nobody vouches for what this fetch has brought
+            self._git.output("update-ref", *((_TIP, self._before.tip) if self._before.tip else ("-d", _TIP)))
+            self._remove_others(self._before)
+            raise
 
     def version(self, tip: str, before: PlacedVersion, *, rewound: bool = False) -> Version:
         """Read the files of a commit that descends from the one before; else `PullRefused`.
@@ -127,15 +144,19 @@ class GitRepository:
         """Make the repository where there is none, or one too large, or in too many packs: each fetch adds one."""
         packs = [*self._folder.glob("objects/pack/*.pack")]
         is_small = len(packs) <= _PACKS_AT_MOST and _size_of(self._folder) <= _REPOSITORY_BYTES
-        if is_small and (self._folder / "HEAD").is_file():
+        if is_small and self._git.is_ready:
             return
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._git.output("init", "--quiet", "--bare", "--template=")
+        self._git.init()
 
-    def _tidy(self) -> None:
-        """Remove what a torn fetch has left."""
-        for path in self._folder.glob("objects/pack/tmp_*"):
-            with suppress(OSError):
+    def _fetched(self) -> _Fetched:
+        """Name what fetches have brought that ended well: git writes packs alone, under another name until then."""
+        tip = self._git.run("rev-parse", "--verify", "--quiet", _TIP).output.decode().strip()
+        return _Fetched(tip, frozenset(self._folder.glob("objects/pack/pack-*")))
+
+    def _remove_others(self, fetched: _Fetched) -> None:
+        for path in self._folder.glob("objects/*/*"):
+            if path not in fetched.files:
                 path.unlink()
 
     def _check_size(self) -> None:
@@ -152,6 +173,7 @@ _FETCH: Final = (
     "--no-write-fetch-head",
     "--no-recurse-submodules",
     "--no-auto-maintenance",
+    "--depth=2147483647",  # git's word for no limit. With a depth, git speaks its smart protocol or fails
 )
 
 
@@ -174,5 +196,5 @@ def _size_of(folder: Path) -> int:
     for place, _, names in os.walk(folder):
         for name in names:
             with suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_size
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512  # a small file takes a block
     return total
