@@ -5,16 +5,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pwd
 import re
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from errno import ENOSPC
+from itertools import takewhile
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -1195,6 +1198,27 @@ def test_a_pull_by_hand_tells_that_it_waits_for_another(pulled: Gateway) -> None
         os.close(other)
         assert command.wait() == 0
     assert told.startswith(f"another process pulls into {pulled.state}: the service squidkeeper-pull, or a")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")
+def test_a_pull_of_root_by_hand_reads_a_key_of_the_accounts_own_group(gateway: Gateway) -> None:
+    """As the service reads it: the folder has Squid's group, the key the account's own."""
+    account = pwd.getpwnam("daemon")
+    token = gateway.etc / "token"
+    token.write_text("t0ken\n")
+    token.chmod(0o640)
+    shutil.chown(token, 0, account.pw_gid)
+    shutil.chown(gateway.state, account.pw_uid, 4243)
+    for path in (gateway.state, gateway.server.ca):
+        for folder in takewhile(lambda one: one != Path(tempfile.gettempdir()), path.parents):
+            folder.chmod(0o755)
+    gateway.configure(f", token_file: {token}")
+    tip = gateway.commit("one")
+    places = ("--config", gateway.settings, "--folder", gateway.state, "--policy", gateway.policy)
+    once = [sys.executable, "-m", "squidkeeper", "pull", "--once", *map(str, places)]
+    done = subprocess.run(once, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"{tip} is in place, signed by alice@example.com\n"), done
+    assert {path.lstat().st_uid for path in gateway.state.iterdir()} == {account.pw_uid}
 
 
 @pytest.mark.long

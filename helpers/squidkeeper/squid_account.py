@@ -101,6 +101,23 @@ def call_as_owner(folder: Path, function: Callable[[], Any]) -> Any:
     return call_as(Account(name, owner.st_uid, owner.st_gid), function)
 
 
+def become_owner(folder: Path) -> None:
+    """As root, become the account that owns a folder, with the folder's group and those that the account is in."""
+    owner = folder.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups(_groups_of(owner.st_uid, owner.st_gid))
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
+def _groups_of(user: int, group: int) -> list[int]:
+    try:
+        account = pwd.getpwuid(user)
+    except KeyError:  # a user ID without an account, as without systemd
+        return []
+    return [account.pw_gid, *os.getgrouplist(account.pw_name, group)]
+
+
 def unreadable_for(account: Account, paths: Iterable[Path]) -> dict[Path, Path]:
     """List the files and folders that an account has no permission to read, each with what is closed on the way to it.
 

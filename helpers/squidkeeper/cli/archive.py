@@ -88,9 +88,12 @@ def run(
         from squidkeeper.archive.schedule import repeat
 
         repeat(_without_every(sys.argv[sys.argv.index("run") + 1 :]), every)
+    import duckdb  # noqa: F401 - while this process may still read where it is installed
+
     from squidkeeper.archive.archiver import Archiver
     from squidkeeper.archive.retention import ArchiveBounds
     from squidkeeper.errors import ArchiveInUse, StoreFailed
+    from squidkeeper.squid_account import become_owner
 
     if not os.path.isdir(archive):  # Path.is_dir raises in a folder that cannot be read
         raise click.ClickException(f"{archive}: there is no such folder: make it, with mode 0750 and Squid's group")
@@ -100,24 +103,13 @@ def run(
         bounds, store, signing = ArchiveBounds(keep_days, keep_bytes), _store(copy_to), _key(key or _own_key(archive))
         if signing is None:
             _refuse_unsealed(archive)
-        _become_owner(archive)
+        become_owner(archive)  # its next run could not replace what root has written
         report = Archiver(access_log, archive, signing, bounds, state=state, store=store).run()
     except (ArchiveInUse, StoreFailed) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(failure(archive, error)) from None
     _show(report)
-
-
-def _become_owner(archive: Path) -> None:
-    """As root, become the account that the archive belongs to: its next run could not replace what root has written."""
-    import duckdb  # noqa: F401 - while this process may still read where it is installed
-
-    about = archive.stat()
-    if os.geteuid() == 0 and about.st_uid != 0:
-        os.setgroups([])
-        os.setgid(about.st_gid)
-        os.setuid(about.st_uid)
 
 
 def _without_every(arguments: list[str]) -> list[str]:

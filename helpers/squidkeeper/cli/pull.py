@@ -121,8 +121,9 @@ def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *
 
     from squidkeeper.pulling.puller import Puller
     from squidkeeper.pulling.service import run_pulling
+    from squidkeeper.squid_account import become_owner
 
-    _become_owner(folder)
+    become_owner(folder)  # what a stranger sends is never read as root
     puller = Puller(config, folder, policy)
     if not once:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
@@ -132,15 +133,6 @@ def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *
     except OSError as error:
         raise click.ClickException(f"{folder} cannot be written: {error.strerror}") from None
     _tell(status, write, as_json=as_json)
-
-
-def _become_owner(folder: Path) -> None:
-    """As root, become the account that the folder belongs to: what a stranger sends is never read as root."""
-    about = folder.stat()
-    if os.geteuid() == 0 and about.st_uid != 0:
-        os.setgroups([])
-        os.setgid(about.st_gid)
-        os.setuid(about.st_uid)
 
 
 def _show_status(folder: Path, policy: Path, state: Path, write: Write, *, as_json: bool) -> None:
