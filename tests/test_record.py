@@ -25,8 +25,8 @@ REPOSITORY = Path(__file__).parents[1]
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}
 PLAIN = {  # what Squid makes itself, or writes in percent-encoding in any case
     "%{user_}note",  # the helper writes it so
-    "%{type_}note",  # squidkeeper.conf notes it so
-    *("%>a", "%>ru", "%<a", "%<pt", "%err_code", "%Ss/%Sh", "%transport::>connection_id"),
+    *("%{type_}note", "%{error_}note"),  # squidkeeper.conf notes them so
+    *("%>a", "%>ru", "%<a", "%<pt", "%Ss/%Sh", "%transport::>connection_id"),
     *("gateway.%tS.%master_xaction.%>p", "%>p"),
     *("-", "${process_number}"),  # the name of the gateway, as install.sh writes it; a number
     "%Y-%m-%dT%H:%M:%S}tg.%03tuZ",

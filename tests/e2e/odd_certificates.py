@@ -16,6 +16,19 @@ PEM = serialization.Encoding.PEM
 DAY = timedelta(days=1)
 
 
+class Intermediate(Authority):
+    """An authority below another one; `der` is its certificate, which no origin sends."""
+
+    def __init__(self, root: Authority, name: str) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        now = datetime.now(UTC)
+        builder = x509.CertificateBuilder(
+            root._name, self._name, self._key.public_key(), x509.random_serial_number(), now - DAY, now + DAY
+        ).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        self.der = builder.sign(root._key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+
+
 def origin_context(
     authority: Authority | None,
     folder: Path,

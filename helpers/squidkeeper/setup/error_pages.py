@@ -54,6 +54,7 @@ class ErrorPage:
     are Squid's own errors that it stands for; where these do not find them, `chosen_by` is the ACL that finds Squid's
     answers of this kind when they are about to be sent. `is_explained`: `explain` shows why; `why` does so for other
     pages. `has_ticket`: a person can approve the request, by the number of its ticket. `resets`: annotations tell when.
+    `shows_error`: a failure whose page shows Squid's error, because that tells more than the reason.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ErrorPage:
     is_explained: bool = False
     has_ticket: bool = False
     resets: bool = False
+    shows_error: bool = True
 
     @property
     def is_denial(self) -> bool:
@@ -343,8 +345,9 @@ FAILURES: Final = (
         f"{_NO_RETRY} until the origin is fixed.",
         Cause.ORIGIN,
         "http_protocol_error",
-        reason="The head of the answer is malformed or too large.",
+        reason="The head of the answer is malformed or too large, or it is a part (206) beyond a petabyte.",
         chosen_by="sk_was_invalid_answer",
+        shows_error=False,
         squid_errors=("ERR_INVALID_RESP",),
     ),
     ErrorPage(
@@ -467,8 +470,8 @@ _RESETS, _RESETS_IN = _note("resets_"), _note("resets_in_")
 _ERROR, _DETAIL = _code("%err_code"), _code("%err_detail")
 
 
-def _is_failure(page: ErrorPage) -> bool:
-    return page in FAILURES
+def _shows_error(page: ErrorPage) -> bool:
+    return page in FAILURES and page.shows_error
 
 
 def _lines(page: ErrorPage, variant: str) -> Iterator[tuple[str, str]]:
@@ -481,7 +484,7 @@ def _lines(page: ErrorPage, variant: str) -> Iterator[tuple[str, str]]:
         yield "State of the ticket", _TICKET_STATE
     if page.resets:
         yield "Resets", f"{_RESETS} (in {_RESETS_IN} s)"
-    if _is_failure(page):
+    if _shows_error(page):
         yield "Error", f"{_ERROR} {_DETAIL}"
     yield "Cause", page.cause
     yield "Retry", "can help" if page.retryable else "does not help"
@@ -534,7 +537,7 @@ def _json(page: ErrorPage) -> str:
         "reason": page.reason or _note("reason_json_"),
         **({"ticket": _TICKET, "ticket_state": _TICKET_STATE} if page.has_ticket else {}),
         **({"resets": _RESETS, "resets_in_seconds": _RESETS_IN} if page.resets else {}),
-        **({"error": _ERROR, "error_detail": _DETAIL} if _is_failure(page) else {}),
+        **({"error": _ERROR, "error_detail": _DETAIL} if _shows_error(page) else {}),
         "cause": page.cause.name.lower(),
         "retryable": page.retryable,
         "contact": _note("contact_"),

@@ -44,7 +44,7 @@ LOG_CODES = {
     "tunnel": "%#{clt_conn_tag}note",
     "upstream": "%<a",
     "upstream_ms": "%<pt",
-    "error": "%err_code",
+    "error": "%{error_}note",  # %err_code, as squidkeeper.conf notes it
     "user_agent": "%#{User-Agent}>h",
     "squid": "%Ss/%Sh",
     "connection": "%transport::>connection_id",

@@ -79,8 +79,8 @@ _OTHER_NAME: Final = (
 )
 _NO_ISSUER: Final = (
     "is of an unknown CA, or the origin sends no intermediate",
-    "Let the origin send its intermediate certificates. Where its CA is private, let the gateway trust it:"
-    " `tls_outgoing_options cafile=` in local.conf",
+    "Let the origin send its intermediate certificates, because the gateway fetches none. Where its CA is private, let"
+    " the gateway trust it: `tls_outgoing_options cafile=` in local.conf",
 )
 _TRUST_IT: Final = "Where this is meant, let the gateway trust it: `tls_outgoing_options cafile=` in local.conf"
 _FAULTS: Final[Mapping[str, tuple[str, str]]] = {  # of a certificate, as Squid names them: what is wrong, what to do
@@ -256,6 +256,10 @@ def _is_login(verdict: str) -> Holds:
     return lambda case: case.error == "ERR_CACHE_ACCESS_DENIED" and case.record.verdict == verdict
 
 
+def _is_of_no_client(case: Case) -> bool:
+    return case.record.client == NONE and _of_rule(_INVALID)(case)
+
+
 def _is_denied(case: Case) -> bool:
     return case.decisive.verdict == "deny"
 
@@ -409,6 +413,14 @@ CAUSES: Final = (
         _of_rule("not-rendered"),
     ),
     KnownCause(
+        "certificate-fetch",
+        "rule `invalid-request`, without a client",
+        "An origin sent an incomplete chain of certificates, and Squid wanted to fetch what is missing from {host}.",
+        "Let the origin send its whole chain. If that is impossible, add `acl sk_certificate_source dstdomain -n HOST`"
+        " to local.conf; the policy must allow HOST too, to every client.",
+        _is_of_no_client,
+    ),
+    KnownCause(
         "invalid-request",
         "rule `invalid-request`",
         "{invalid}.",
@@ -537,6 +549,14 @@ CAUSES: Final = (
         "{authority}{address} ended the connection before its whole answer had come.",
         _TRY_AGAIN,
         _of_error("ERR_ZERO_SIZE_OBJECT", "ERR_READ_ERROR", "ERR_WRITE_ERROR"),
+    ),
+    KnownCause(
+        "invalid-answer",
+        "error `ERR_INVALID_RESP` or `ERR_SQUIDKEEPER_INVALID_ANSWER`",
+        "{authority}{address} sent an answer that the gateway does not take: its head is malformed or too large, or it"
+        " is a part (206) beyond a petabyte.",
+        _FROM_HERE,
+        _of_error("ERR_INVALID_RESP", "ERR_SQUIDKEEPER_INVALID_ANSWER"),
     ),
     # The client
     KnownCause(

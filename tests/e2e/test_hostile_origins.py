@@ -1,0 +1,128 @@
+"""Origins that attack the gateway: by answers that end Squid, by certificates that Squid fetches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import AuthorityInformationAccessOID
+
+from .curl import curl
+from .dns import Names
+from .gateway import Gateway, NewGateway
+from .network import run
+from .odd_certificates import Intermediate, origin_context
+from .origin import Answer, Origins
+
+POLICY = """
+version: 1
+defaults: {action: allow}
+rules:
+  - {name: closed, action: deny, hosts: [closed.example]}
+"""
+SOURCES = "acl sk_certificate_source dstdomain -n open.example closed.example inside.example crash.example"
+BODY = b"0123456789"
+CHUNKED = b"a\r\n" + BODY + b"\r\n0\r\n\r\n"
+LENGTH = "Content-Length: 10"
+FAR = "bytes 9223372036854775806-9223372036854775807/*"
+PARTS = {
+    "plain": ([f"Content-Range: {FAR}", LENGTH], BODY),
+    "chunked": ([f"Content-Range: {FAR}", "Transfer-Encoding: chunked"], CHUNKED),
+    "multipart": ([f"Content-Range: {FAR}", "Content-Type: multipart/byteranges; boundary=b", LENGTH], BODY),
+    "leading zeros": ([f"Content-Range: {FAR.replace(' ', ' 0000000000')}", LENGTH], BODY),
+    "plus": ([f"Content-Range: {FAR.replace(' ', ' +')}", LENGTH], BODY),
+    "folded": (["Content-Range: " + FAR.replace(" ", "\r\n "), LENGTH], BODY),
+    "space ahead of the colon": ([f"Content-Range : {FAR}", LENGTH], BODY),
+    "first of two": ([f"Content-Range: {FAR}", "Content-Range: bytes 0-9/10", LENGTH], BODY),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes(Answer):
+    """An answer byte for byte: its head without the end, and its body."""
+
+    head: str = ""
+
+    def encode(self) -> bytes:
+        return self.head.encode() + b"\r\n\r\n" + self.body
+
+
+def part(form: str) -> Bytes:
+    lines, body = PARTS[form]
+    return Bytes(head="\r\n".join(["HTTP/1.1 206 Partial Content", *lines]), body=body)
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Iterator[Gateway]:
+    gateway = new_gateway(POLICY, SOURCES).start()
+    worker = gateway.pid
+    yield gateway
+    assert gateway.pid == worker, gateway.cache_log()[-1000:]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("form", PARTS)
+def test_an_answer_that_would_end_squid_is_refused(gateway: Gateway, origins: Origins, form: str, scheme: str) -> None:
+    origins.fallback = part(form)
+    for method in (["--head"], []):
+        before, url = len(gateway.log()), f"{scheme}://far.example/x"
+        reply = curl(gateway, url, *method)
+        line = gateway.logged(url, before)
+        assert (reply.status, line["status"], line["verdict"]) == (502, 502, "allow"), reply
+        assert line["error"] == "ERR_SQUIDKEEPER_INVALID_ANSWER"
+    assert "The answer of the origin is no HTTP" in reply.text
+    assert "ICAP" not in reply.text
+
+
+def test_why_tells_of_the_answer(gateway: Gateway, origins: Origins) -> None:
+    origins.fallback = part("plain")
+    curl(gateway, "http://why.example/x")
+    request_id = gateway.logged("http://why.example/x")["request_id"]
+    why = [gateway.root / "bin/squidkeeper", "why", request_id, gateway.root / "log/access.log"]
+    told = run(*why, check=False)  # something has failed
+    assert "invalid-answer: once" in told
+    assert "ICAP" not in told
+
+
+def test_an_ordinary_part_passes(gateway: Gateway, origins: Origins) -> None:
+    origins.fallback = Answer(206, BODY, {"Content-Range": "bytes 999999999999990-999999999999999/*"})
+    for scheme in ("http", "https"):
+        reply = curl(gateway, f"{scheme}://a.example/x", "--range", "999999999999990-")
+        assert (reply.status, reply.body) == (206, BODY)
+
+
+@pytest.mark.parametrize(
+    ("source", "answered", "fetched"),
+    [("open.example", 200, 1), ("closed.example", 502, 0), ("inside.example", 502, 0), ("other.example", 502, 0)],
+)
+def test_squid_fetches_a_certificate_only_where_operator_and_policy_allow_it(
+    gateway: Gateway, origins: Origins, names: Names, tmp_path: Path, source: str, answered: int, fetched: int
+) -> None:
+    names.set("inside.example", ["10.0.0.5"])
+    issuer = incomplete(origins, tmp_path, f"of-{source}", source)
+    origins.answers[f"{source}/ca.der"] = Answer(body=issuer.der)
+    before = len(gateway.log())
+    assert curl(gateway, f"https://of-{source}/x").status == answered
+    assert origins.urls().count(f"http://{source}/ca.der") == fetched
+    line = gateway.logged(f"http://{source}/ca.der", before)
+    assert (line["client"], line["verdict"]) == ("-", "allow" if fetched else "deny"), line
+
+
+def test_a_certificate_that_squid_fetches_does_not_end_it(gateway: Gateway, origins: Origins, tmp_path: Path) -> None:
+    incomplete(origins, tmp_path, "of-crash.example", "crash.example")
+    origins.answers["crash.example/ca.der"] = part("plain")
+    assert curl(gateway, "https://of-crash.example/x").status == 502
+    assert gateway.logged("http://crash.example/ca.der")["error"] == "ERR_SQUIDKEEPER_INVALID_ANSWER"
+
+
+def incomplete(origins: Origins, folder: Path, host: str, source: str) -> Intermediate:
+    """Let a host send its leaf alone, which names where the certificate of its issuer is."""
+    issuer = Intermediate(origins.authority, f"issuer of {host}")
+    where = x509.AccessDescription(
+        AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier(f"http://{source}/ca.der")
+    )
+    origins.contexts[host] = origin_context(
+        issuer, folder, host, [x509.DNSName(host)], x509.AuthorityInformationAccess([where])
+    )
+    return issuer
