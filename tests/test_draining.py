@@ -98,7 +98,7 @@ def test_cancelling_says_that_squid_is_stopped_and_how_to_start_it(tmp_path: Pat
     (tmp_path / "etc/squidkeeper.conf").touch()
     assert drain(tmp_path / "run")
     layout = Layout.of(tmp_path)
-    command = f"squid -n {layout.squid_service} -f {layout.conf}"
+    command = layout.install_command
     for before in ("the gateway is no longer drained", "the gateway was not drained"):
         done = CliRunner().invoke(main, ["drain", "--root", str(tmp_path), "--cancel"])
         assert done.output == f"{before}, but Squid is stopped and serves nobody: start it by `{command}`\n"

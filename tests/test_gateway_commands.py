@@ -60,7 +60,7 @@ def test_texts_are_for_the_gateway_of_the_system() -> None:
         ("`./install.sh --log-bytes SIZE`", "`./install.sh --root /srv/gw --log-bytes SIZE`"),
         ("`squid -k reconfigure`", f"`{SQUID} -k reconfigure`"),
         ("`systemctl status squid`", '`ps -fp "$(cat /srv/gw/run/squid.pid)"`'),
-        ("`systemctl stop squid`", f"`{SQUID} -k shutdown`"),
+        ("`systemctl stop squid`", '`kill "$(cat /srv/gw/squid-supervisor.pid)"`'),
         ("`systemctl restart squid`", "`./install.sh --root /srv/gw`"),
         ("`systemctl status squidkeeper-export`", '`ps -fp "$(cat /srv/gw/state/export/export.pid)"`'),
         ("`systemctl restart squidkeeper-tls`", '`pkill -P "$(cat /srv/gw/run/tls.pid)"`'),

@@ -859,14 +859,49 @@ def commands_below_the_exporters_supervisor(gateway: Gateway) -> str:
     return ""
 
 
-def test_a_squid_that_was_killed_is_started_again(gateway: Gateway) -> None:
-    pid = gateway.pid
-    os.kill(pid, signal.SIGINT)
-    wait_until_ended(pid)
+def test_a_squid_whose_master_is_killed_is_started_again(gateway: Gateway) -> None:
+    """A worker that outlives its master would keep the port."""
+    for _ in range(3):
+        killed = gateway.pid
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda killed=killed: gateway.pid != killed and listens(gateway.port), "another Squid")  # type: ignore[misc]
+    assert gateway.answers() == "403"
+    assert "squid         runs, unchanged" in gateway.install().stdout
+
+
+def test_a_squid_without_its_supervisor_gets_another_by_a_second_run(gateway: Gateway) -> None:
+    """As an earlier release left it: in the background."""
+    supervisor, squid = int(gateway.place("squid-supervisor.pid").read_text()), gateway.pid
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until_ended(supervisor)
     done = gateway.install()
     assert done.returncode == 0, done.stderr
-    assert "started" in done.stdout
+    assert "squid         started" in done.stdout
+    assert not runs(squid)
     assert gateway.answers() == "403"
+
+
+def test_supervise_waits_for_an_address_that_squid_listens_on(tmp_path: Path) -> None:
+    """In a network of its own, whose address comes after Squid has given up several times."""
+    conf, port = tmp_path / "squid.conf", free_port()
+    tmp_path.chmod(0o777)
+    lines = (f"http_port 192.0.2.7:{port}", f"pid_filename {tmp_path}/squid.pid", f"cache_log {tmp_path}/cache.log")
+    conf.write_text("\n".join([*lines, "access_log none", "pinger_enable off", "shutdown_lifetime 0 seconds", ""]))
+    own_network = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+    words = (*own_network, REPOSITORY / "squid/supervise", "squid", tmp_path / "pid", tmp_path / "log")
+    with subprocess.Popen([*words, "squid", "--foreground", "-n", f"sk{port}", "-f", conf]) as supervisor:
+        try:
+            ended = "supervise: squid ended with status 1\n"
+            wait_for(
+                lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().count(ended) > 1, "two ends"
+            )
+            inside = ("nsenter", "--net", "--target", str(supervisor.pid))
+            subprocess.run([*inside, "ip", "address", "add", "192.0.2.7/32", "dev", "lo"], check=True)
+            asked = [*inside, "curl", "--silent", "--max-time", "5", f"http://192.0.2.7:{port}/"]
+            wait_for(lambda: subprocess.run(asked, capture_output=True, check=False).stdout, "Squid to answer")
+        finally:
+            supervisor.terminate()
+    assert not (tmp_path / "squid.pid").exists()
 
 
 # ── The exporter ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -95,7 +95,7 @@ def _of_process(verb: str, unit: str, layout: Layout) -> str:
         return f'ps -fp "$(cat {pid_file})"'
     if unit != "squid":
         return f'pkill -P "$(cat {pid_file})"'  # what supervises it starts it again
-    return f"{layout.squid_command} -k shutdown" if verb == "stop" else layout.install_command
+    return f'kill "$(cat {layout.squid_supervisor})"' if verb == "stop" else layout.install_command
 
 
 def _pid_file(unit: str, layout: Layout) -> Path:

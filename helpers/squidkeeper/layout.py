@@ -171,6 +171,16 @@ class Layout:
         return self._after_fetcher(1)
 
     @property
+    def squid_dropin(self) -> Path | None:
+        """What is added to systemd's unit of Squid; None: under a root there is none."""
+        return None if self.root else Path("/etc/systemd/system/squid.service.d/squidkeeper.conf")
+
+    @property
+    def squid_supervisor(self) -> Path:
+        """The file with the process ID of what supervises Squid without systemd: root's, in a folder of root's."""
+        return self.prefix / "squid-supervisor.pid"
+
+    @property
     def archive_timer(self) -> Path:
         """The unit that starts the archive's service."""
         return self.service("archive").unit.with_suffix(".timer")

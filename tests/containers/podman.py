@@ -7,8 +7,11 @@ import resource
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = "debian:trixie-slim"  # as the Containerfiles name it
@@ -82,13 +85,30 @@ class Podman:
 
     def import_base(self) -> None:
         """Make the image that the Containerfiles begin with, from Debian's packages."""
-        if self.run("image", "exists", BASE, check=False).returncode == 0:
+        self.import_suite(BASE.partition(":")[2].removesuffix("-slim"), BASE)
+
+    def import_suite(self, suite: str, tag: str, *packages: str) -> None:
+        """Make an image of a suite's packages, of Debian or Ubuntu as its name tells."""
+        if self.run("image", "exists", tag, check=False).returncode == 0:
             return
         with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
-            suite = BASE.partition(":")[2].removesuffix("-slim")
-            words = ("--quiet", "--variant=minbase", "--include=ca-certificates", suite, archive.name)
+            include = ",".join(("ca-certificates", *packages))
+            words = ("--quiet", "--variant=minbase", f"--include={include}", suite, archive.name)
             self.run(*words, program="mmdebstrap")
-            self.run("import", "--quiet", archive.name, BASE)
+            self.run("import", "--quiet", archive.name, tag)
+
+    @classmethod
+    @contextmanager
+    def opened(cls) -> Iterator[Self]:
+        """Podman until the end of a test run. SQUIDKEEPER_IMAGES names a folder that keeps its images for more runs."""
+        kept = os.environ.get("SQUIDKEEPER_IMAGES")
+        folder = Path(kept or tempfile.mkdtemp(prefix="squidkeeper-images-"))
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+        podman = cls(folder)
+        yield podman
+        if not kept:
+            podman.remove()
 
     def remove(self) -> None:
         """Stop and remove everything."""

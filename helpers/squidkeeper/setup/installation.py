@@ -530,6 +530,8 @@ class Installation:
         files[layout.program] = Link(os.path.relpath(program, layout.program.parent))
         if not self._machine.systemd:
             files[layout.supervise] = File((source / "supervise").read_bytes(), 0o755)
+        elif layout.squid_dropin:
+            files[layout.squid_dropin] = _file(ours.render("squid.service.conf"))
         needed = {"maintenance": True, "secrets": self._fetches, "export": bool(self._exports), "pull": self._pulls}
         files |= {layout.service(name).unit: _file(ours.unit(name)) for name, is_needed in needed.items() if is_needed}
         self._prepare_archive()
@@ -703,7 +705,7 @@ class Installation:
         return Present(
             files={path: entry for path, entry in files.items() if entry},
             yours=self._yours,
-            squid_runs=self._squid.runs(),
+            squid_runs=self._squid.runs() and self._squid.is_supervised(),
             squid_told=text_at(layout.applied),
             changed_since_told=self._changed_since_told(),
             services_work=frozenset(name for name, service in services.items() if service.works()),

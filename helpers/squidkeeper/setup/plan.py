@@ -326,7 +326,8 @@ class _Planner:
         layout, pages = self._layout, self._after.get(self._layout.errors)
         ours = sorted(pages.entries.items()) if isinstance(pages, Folder) else []
         texts = b"".join(_content(entry) for name, entry in ours if name.startswith("ERR_"))
-        read = (layout.conf, layout.fragment, layout.pages, layout.logformat, layout.policy_lines, layout.local)
+        read = [layout.conf, layout.fragment, layout.pages, layout.logformat, layout.policy_lines, layout.local]
+        read += filter(None, [layout.squid_dropin])
         listen = listen_of(_text(self._after.get(layout.conf)))
         workers = workers_of(_text(self._after.get(layout.fragment)))
         number = b"" if workers == 1 else b"%d" % workers

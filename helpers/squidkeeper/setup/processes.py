@@ -1,6 +1,6 @@
 """Squid and the services beside it (floor 7): whether each runs, and how it is started and stopped.
 
-With systemd they are services; without, Squid goes into the background, and `supervise` keeps each service running.
+With systemd they are services; without, `supervise` keeps each of them running.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import os
 import re
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from pwd import getpwuid
 from subprocess import DEVNULL
 from typing import Final
@@ -51,37 +53,50 @@ class InstalledSquid:
         pid = self.pid()
         return pid is not None and not _has_coordinator_alone(pid)
 
+    def supervisor(self) -> int | None:
+        """Find the process that starts it again when it ends, without systemd."""
+        return _supervisor(self.layout, self.layout.squid_supervisor, self.layout.conf)
+
+    def is_supervised(self) -> bool:
+        """Tell whether it is started again when it ends. An earlier release ran it in the background."""
+        return self.systemd or self.supervisor() is not None
+
     @property
     def start_command(self) -> str:
         """The command that starts it by hand."""
-        return "systemctl start squid" if self.systemd else self.layout.squid_command
+        return "systemctl start squid" if self.systemd else self.layout.install_command
 
     def start(self) -> None:
         """Start it; without systemd it has written its pid file when this returns."""
         self.stop()  # what is left of one that serves nobody any more
         if self.systemd:
+            quietly("systemctl", "daemon-reload")
             quietly("systemctl", "enable", "--quiet", "squid")
             quietly("systemctl", "restart", "squid")
             return
-        command = ("squid", "-n", self.layout.squid_service, "-f", self.layout.conf)
-        if run(*command, stdout=None, stderr=None).returncode == 0:  # a captured output would stay open with it
-            wait_until(10, self.runs)
+        squid = ("squid", "--foreground", "-n", self.layout.squid_service, "-f", self.layout.conf)
+        _supervise(self.layout, "squid", self.layout.squid_supervisor, Path(os.devnull), *squid)
+        wait_until(10, self.runs)
 
     def stop(self) -> None:
-        """Stop it. It waits for its clients for shutdown_lifetime; a second signal ends that."""
-        pid = self.pid()
-        if pid is None:
-            return
+        """Stop it. It waits for its clients for shutdown_lifetime; a second signal ends that.
+
+        Without a process it is stopped too: systemd, or what supervises it, may be about to start it.
+        """
+        pid, supervisor = self.pid(), self.supervisor()
         if self.systemd:
             quietly("systemctl", "stop", "squid")
-        else:
-            os.kill(pid, signal.SIGTERM)
-            if not wait_until(10, lambda: has_ended(pid)):
-                os.kill(pid, signal.SIGINT)
-        _wait_for_end("Squid", pid)
+        elif told := supervisor or pid:
+            os.kill(told, signal.SIGTERM)
+        if pid is not None and not wait_until(10, lambda: has_ended(pid)):
+            os.kill(pid, signal.SIGINT)
+        for process in filter(None, (pid, supervisor)):
+            _wait_for_end("Squid", process)
 
     def reconfigure(self) -> None:
-        """Have it read its configuration again."""
+        """Have it read its configuration again, and systemd its unit: how it is confined counts from its next start."""
+        if self.systemd:
+            quietly("systemctl", "daemon-reload")
         pid = self.pid()
         if pid is not None:
             os.kill(pid, signal.SIGHUP)
@@ -112,12 +127,7 @@ class InstalledService:
         """Find the process that systemd started, or the one that supervises: a process id alone could be another's."""
         if self.systemd:
             return int(self._property("MainPID") or 0) or None
-        try:
-            pid = int(text_at(self.paths.pid_file))
-            command = psutil.Process(pid).cmdline()
-        except (ValueError, OverflowError, psutil.Error):
-            return None
-        return pid if {str(self.layout.supervise), str(self.paths.unit)} <= {*command} else None
+        return _supervisor(self.layout, self.paths.pid_file, self.paths.unit)
 
     @property
     def is_timed(self) -> bool:
@@ -156,8 +166,7 @@ class InstalledService:
         capabilities = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in names)])
         sets = (f"--{kind}={capabilities}" for kind in ("bounding-set", "inh-caps", "ambient-caps"))
         rights = (f"--reuid={self.owner[0]}", f"--regid={self.owner[1]}", _groups(self.owner[0]))
-        command = (self.layout.supervise, self.paths.unit, self.paths.pid_file, self.paths.log)
-        run("setsid", "--fork", "env", "--default-signal", "setpriv", *rights, *sets, *command, stdout=DEVNULL)
+        _supervise(self.layout, self.paths.unit, self.paths.pid_file, self.paths.log, by=("setpriv", *rights, *sets))
 
     def stop(self) -> None:
         """Stop it, whether it runs or not: systemd may be about to start it again."""
@@ -185,6 +194,24 @@ class InstalledService:
 
     def _property(self, name: str) -> str:
         return run("systemctl", "show", "--property", name, "--value", self._unit).stdout.strip()
+
+
+def _supervise(
+    layout: Layout, service: str | Path, pid_file: Path, log: Path, *command: str | Path, by: Sequence[str] = ()
+) -> None:
+    """Start what supervises a service: the command, or the one of its unit."""
+    words = (layout.supervise, service, pid_file, log, *command)
+    run("setsid", "--fork", "env", "--default-signal", *by, *words, stdout=DEVNULL)
+
+
+def _supervisor(layout: Layout, pid_file: Path, what: Path) -> int | None:
+    """Find the process that supervises what a path names: a process ID alone could be another's by now."""
+    try:
+        pid = int(text_at(pid_file))
+        command = psutil.Process(pid).cmdline()
+    except (ValueError, OverflowError, psutil.Error):
+        return None
+    return pid if {str(layout.supervise), str(what)} <= {*command} else None
 
 
 def _has_coordinator_alone(master: int) -> bool:

@@ -135,7 +135,7 @@ class Transaction:
                 process.stop()
         problems = [problem for path in reversed(self._touched) for problem in self._restore(path)]
         with suppress(SetupFailed):
-            if self._machine.systemd and self._stopped:
+            if self._machine.systemd and self._touched:
                 quietly("systemctl", "daemon-reload")
         for process in (process for process, ran in self._stopped.items() if ran):
             with suppress(SetupFailed, OSError):

@@ -89,15 +89,16 @@ def _remove_files(layout: Layout) -> None:
     ours = (previous, layout.fragment, layout.pages, layout.logformat, layout.policy_lines, layout.errors)
     kept = (layout.state, layout.run, layout.applied, layout.ca_choices, forced_file(layout.policy))
     services = (path for name in SERVICES for path in (layout.service(name).unit, layout.service(name).applied))
-    timed = filter(None, (layout.archive_timer, layout.logrotate))
-    for path in (*ours, *kept, *services, *timed, layout.haproxy, layout.observe, layout.supervise):
+    others = filter(None, (layout.archive_timer, layout.logrotate, layout.squid_dropin))
+    for path in (*ours, *kept, *services, *others, layout.haproxy, layout.observe, layout.supervise):
         remove(path)
     if layout.command and read_entry(layout.command) == Link(str(layout.program)):
         remove(layout.command)
     remove(layout.program)
     for venv in layout.prefix.glob("venv-*"):  # this process may run from one of them: it has imported what it needs
         remove(venv)
-    for folder in (layout.commands, layout.exports, layout.errors.parent, layout.program.parent, layout.prefix):
+    folders = (layout.commands, layout.exports, layout.errors.parent, layout.program.parent, layout.prefix)
+    for folder in (*folders, *([layout.squid_dropin.parent] if layout.squid_dropin else [])):
         with suppress(OSError):  # it is not there, or something else is in it
             folder.rmdir()
 
