@@ -750,6 +750,25 @@ def test_what_is_wider_shows_beside_what_only_closes(compared: Compare) -> None:
     assert wider.after.rewrite.startswith("fetched from https://z.example/")
 
 
+def test_a_path_that_is_ambiguous_under_the_ceiling_alone_is_open_below_it(compared: Compare) -> None:
+    """`/a/..%2fb` is denied by the ceiling: one server removes the header from it, another does not."""
+    rules = "rules:\n  - {name: a, action: allow, hosts: [x.example], paths: ['/a/**'], strip: [Cookie]}\n"
+    rest = "  - {name: rest, action: allow, hosts: [x.example]%s}\n"
+    found = compared(rules + rest % "", rules + rest % ", strip: [Cookie]", is_ceiling=True)
+    assert [(one.change, one.doubt) for one in found.differences] == [(Change.CLOSED, Doubt.READINGS)]
+    assert compared(rules + rest % "", rules + rest % ", paths: ['/b/**']", is_ceiling=True).same
+
+
+def test_what_is_open_in_a_later_year_alone_is_not_within_a_ceiling(compared: Compare) -> None:
+    """In October 2036 Ramadan sets the clocks of Morocco back while those of Berlin are ahead."""
+    rabat = "{name: a, action: allow, hosts: [x.example], when: {hours: '11:00-12:00', timezone: Africa/Casablanca}}"
+    berlin = "{name: b, action: allow, hosts: [x.example], when: {hours: '14:00-13:00', timezone: Europe/Berlin}}"
+    [opened] = compared(f"rules: [{berlin}]", f"rules: [{rabat}, {berlin}]", is_ceiling=True).differences
+    assert opened.change is Change.OPENED
+    assert opened.example
+    assert opened.example.at.year == 2036
+
+
 def test_a_redirect_hides_no_credential_for_its_target(compared: Compare) -> None:
     redirect = "\nrewrites: [{name: r, hosts: [x.example], to: 'https://x.example/v1/y', redirect: 302}]"
     assert not compared(ALLOW, ALLOW + CREDENTIAL + redirect + "\n", is_ceiling=True).same

@@ -84,11 +84,12 @@ def side_of(policy: CompiledPolicy, request: Request, at: datetime) -> Side:
     return Side(policy, match, now.rules, now.grants, now.observing or (), None, unrestricted)
 
 
-def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[Consequence, Hashable]:
-    """Give what becomes of the requests of a cell of URLs, and a key: of two keys, a path is ambiguous."""
+def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[Consequence, tuple[Hashable, ...]]:
+    """Give what becomes of the requests of a cell of URLs, and keys: of two keys, a path is ambiguous.
+
+    The first key is that of now, each other one of the time when one more grant is spent. That of a denial is a bool.
+    """
     first, key, grant = _consequence_now(side, matched, held)
-    if grant is None:
-        return first, key
     stages, grants, keys = [first], list[Rule](), [key]
     while grant is not None:
         grants.append(grant)

@@ -17,6 +17,7 @@ from squidkeeper.policy.model import Match, PolicyTest
 from squidkeeper.protocol.request import Request
 from squidkeeper.url import DEFAULT_PORTS, format_authority, parse_url
 
+Keys = tuple[Hashable, ...]
 _UNNAMED = "any-other"  # a key that no policy names
 
 
@@ -101,15 +102,18 @@ def _too_many(old: Side, new: Side) -> UrlDifference:
 
 def _differences(old: Side, new: Side, cells: UrlCells) -> Iterator[UrlDifference]:
     for held in cells.queries:
-        keys: set[tuple[Hashable, Hashable]] = set()
+        allowed: set[tuple[Keys, Keys]] = set()
+        unchanged: set[tuple[Keys, Keys]] = set()
         for matched in cells.paths:
-            (before, old_key), (after, new_key) = (consequence_in(side, matched, held) for side in (old, new))
+            (before, old_keys), (after, new_keys) = (consequence_in(side, matched, held) for side in (old, new))
+            if before.allowed and after.allowed and not after.redirects:
+                allowed.add((old_keys, new_keys))
             changed = _own_changes(before, after)
             if changed:
                 yield UrlDifference(matched, held, changed, before, after, _doubt(cells, matched), cells)
             else:
-                keys.add((old_key, new_key))
-        if not _are_ambiguous_alike(keys):
+                unchanged.add((old_keys, new_keys))
+        if _opens_ambiguous(allowed) or not _are_ambiguous_alike(unchanged):
             yield UrlDifference(matched, held, (Change.CLOSED,), before, after, Doubt.READINGS, cells)
 
 
@@ -125,7 +129,20 @@ def _doubt(cells: UrlCells, matched: Matched) -> Doubt:
     return Doubt.TARGET if cells.paths[matched] else Doubt.PATHS
 
 
-def _are_ambiguous_alike(keys: set[tuple[Hashable, Hashable]]) -> bool:
+def _opens_ambiguous(allowed: set[tuple[Keys, Keys]]) -> bool:
+    """Tell whether the new policy may allow a path that the old one denies as ambiguous, of cells that both allow.
+
+    It does where cells with one key for the new policy have several for the old one, while as many grants are spent.
+    """
+    for spent in range(max((len(keys) for pair in allowed for keys in pair), default=0)):
+        now = {(old[min(spent, len(old) - 1)], new[min(spent, len(new) - 1)]) for old, new in allowed}
+        kept = {(old, new) for old, new in now if not isinstance(new, bool)}
+        if len(kept) > len({new for _, new in kept}):
+            return True
+    return False
+
+
+def _are_ambiguous_alike(keys: set[tuple[Keys, Keys]]) -> bool:
     """Tell whether both policies deny the same paths as ambiguous, as readings with other keys are.
 
     They do where two cells have one key for the old policy exactly if they have one for the new.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from typing import NamedTuple
 
-from squidkeeper.policy.schedules import Schedule
+from squidkeeper.policy.schedules import Schedule, clocks_are_known_until, offset_of, times_of_setting
 
 _SPANS_AT_MOST = 4_096
 
@@ -52,6 +52,11 @@ class Timetable:
     def depends_on_time(self) -> bool:
         """Whether anything ever changes."""
         return bool(self._entries)
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """The schedules of its entries."""
+        return self._schedules
 
     @property
     def ends(self) -> list[datetime]:
@@ -103,15 +108,29 @@ class Timetable:
 def times_of_each(tables: Sequence[Timetable], since: datetime) -> list[datetime]:
     """Give a time for each combination of entries that holds at some time from `since` on, in the order of time.
 
-    A year of schedules is walked after each end: clocks are set on other days in other zones.
+    Each week repeats the one before, until an entry ends or the clock of a zone is set. So one week of each state of
+    the clocks is walked.
     """
     starts = sorted({since, *(end for table in tables for end in table.ends if end > since)})
+    zones = tuple({schedule.zone for table in tables for schedule in table.schedules})
     found: dict[tuple[int, ...], datetime] = {}
     for start, following in pairwise([*starts, _ALWAYS]):
-        until = min(following, min(start, _LATEST - _YEAR) + _YEAR)
-        for at in sorted({start, *(change for table in tables for change in table.changes(start, until))}):
-            found.setdefault(tuple(table.holding(at) for table in tables), at)
+        for first, until in _weeks(zones, start, following):
+            for at in sorted({first, *(change for table in tables for change in table.changes(first, until))}):
+                found.setdefault(tuple(table.holding(at) for table in tables), at)
     return list(found.values())
+
+
+def _weeks(zones: Iterable[tzinfo], start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """Yield the first week, or the part that there is of it, of each state of the clocks between two times."""
+    seen, last = set(), min(end, clocks_are_known_until(start))
+    sets = {at for zone in zones for at in times_of_setting(zone, start, last)}
+    for first, until in pairwise([start, *sorted(sets), end]):
+        until = min(until, min(first, _LATEST - _WEEK) + _WEEK)
+        week = (*(offset_of(zone, first) for zone in zones), (first - _NEVER) % _WEEK, until - first)
+        if week not in seen:
+            seen.add(week)
+            yield first, until
 
 
 def _since(span: _Span) -> datetime:
@@ -119,6 +138,6 @@ def _since(span: _Span) -> datetime:
 
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
-_YEAR = timedelta(days=366)
+_WEEK = timedelta(weeks=1)
 _ALWAYS = datetime.max.replace(tzinfo=UTC)
 _LATEST = _ALWAYS - timedelta(microseconds=1)  # so that every time is in a span

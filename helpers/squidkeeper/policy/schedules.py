@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import NamedTuple
@@ -26,6 +26,7 @@ _EXPECTED_HOURS = 'a range such as "08:00-18:00" or "22:00-06:00", at most until
 _EXPECTED_ZONE = "a name such as Europe/Berlin or UTC"
 # Beyond these years a zone's clock could leave what a datetime holds.
 _FIRST, _LAST = datetime(2, 1, 1, tzinfo=UTC), datetime(9998, 1, 1, tzinfo=UTC)
+_LAST_LISTED, _CYCLE = datetime(2088, 1, 1, tzinfo=UTC), timedelta(days=29 * 366)
 
 
 class Hours(NamedTuple):
@@ -102,26 +103,53 @@ class Schedule:
 
     def _last_set(self, since: datetime, at: datetime) -> datetime:
         """Give `since`, or when the clock was set after it."""
-        return since if self._offset(since) == self._offset(at) else self._set_between(since, at)
+        return since if self._offset(since) == self._offset(at) else _set_between(self.zone, since, at)
 
     def _next_set(self, at: datetime, until: datetime) -> datetime:
         """Give `until`, or when the clock is set before it."""
-        return until if self._offset(until - _MOMENT) == self._offset(at) else self._set_between(at, until)
-
-    def _set_between(self, first: datetime, last: datetime) -> datetime:
-        """Find when the clock is set, once, between two times: a whole second."""
-        offset = self._offset(first)
-        low, high = int(first.timestamp()), int(last.timestamp())
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._offset(datetime.fromtimestamp(middle, UTC)) == offset:
-                low = middle
-            else:
-                high = middle
-        return datetime.fromtimestamp(high, UTC)
+        return until if self._offset(until - _MOMENT) == self._offset(at) else _set_between(self.zone, at, until)
 
     def _offset(self, at: datetime) -> timedelta | None:
-        return at.astimezone(self.zone).utcoffset()
+        return offset_of(self.zone, at)
+
+
+def offset_of(zone: tzinfo, at: datetime) -> timedelta | None:
+    """Give what the clock of a zone is ahead of UTC."""
+    return _within_years(at).astimezone(zone).utcoffset()
+
+
+def times_of_setting(zone: tzinfo, since: datetime, until: datetime) -> Iterator[datetime]:
+    """Yield when the clock of a zone is set between two times."""
+    at, until = _within_years(since), _within_years(until)
+    before = offset_of(zone, at)
+    while at < until:
+        day = min(at + _DAY, until)
+        after = day.astimezone(zone).utcoffset()
+        if after != before:
+            yield _set_between(zone, at, day)
+        at, before = day, after
+
+
+def clocks_are_known_until(at: datetime) -> datetime:
+    """Give a time after which clocks are set as they were before, from a time on.
+
+    The IANA database lists years up to 2087 (Ramadan in Morocco). Then rules hold. The days of the week on which they
+    set a clock repeat after 28 years.
+    """
+    return min(max(at, _LAST_LISTED), _LAST - _CYCLE) + _CYCLE
+
+
+def _set_between(zone: tzinfo, first: datetime, last: datetime) -> datetime:
+    """Find when a clock is set, once, between two times: a whole second."""
+    offset = offset_of(zone, first)
+    low, high = int(first.timestamp()), int(last.timestamp())
+    while high - low > 1:
+        middle = (low + high) // 2
+        if offset_of(zone, datetime.fromtimestamp(middle, UTC)) == offset:
+            low = middle
+        else:
+            high = middle
+    return datetime.fromtimestamp(high, UTC)
 
 
 def _days_text(days: frozenset[int]) -> str:
@@ -141,7 +169,7 @@ def _hours_text(part: Hours) -> str:
     return "" if part == WHOLE_DAY else "-".join(f"{edge // 60:02}:{edge % 60:02}" for edge in part)
 
 
-_MOMENT, _TWO_WEEKS = timedelta(microseconds=1), timedelta(weeks=2)
+_MOMENT, _DAY, _TWO_WEEKS = timedelta(microseconds=1), timedelta(days=1), timedelta(weeks=2)
 
 
 def _minute(wall: datetime) -> int:
