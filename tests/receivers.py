@@ -134,6 +134,27 @@ def dripping_receiver(folder: Path, beginning: bytes, drop: bytes) -> Iterator[H
             server.shutdown(socket.SHUT_RDWR)
 
 
+@contextmanager
+def dripping_server(handle: Callable[[socket.socket], None], drop: bytes = b".") -> Iterator[int]:
+    """A server that does `handle` with each connection, and then sends a drop at a time until its client ends."""
+
+    def drip() -> None:
+        with suppress(OSError):  # the test is over
+            while True:
+                connection, _ = server.accept()
+                with suppress(OSError), connection:
+                    handle(connection)
+                    while True:
+                        connection.sendall(drop)
+                        time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=drip, daemon=True).start()
+        yield int(server.getsockname()[1])
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+
+
 def split_frames(stream: bytes) -> list[bytes]:
     """Cut a stream by octet counting, RFC 6587; a message that is not whole is left out."""
     messages = []

@@ -9,12 +9,13 @@ import logging
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -33,10 +34,11 @@ from squidkeeper.chain.keys import ArchiveKey
 from squidkeeper.cli import main
 from squidkeeper.demo.authority import Authority
 from squidkeeper.destination import parse_destination
-from squidkeeper.errors import InvalidExport, StateInUse
+from squidkeeper.errors import DeliveryFailed, InvalidExport, StateInUse
 from squidkeeper.export import delivery, syslog
 from squidkeeper.export import store as store_module
 from squidkeeper.export.backoff import LAST_SECONDS, Backoff
+from squidkeeper.export.messages import Message, MessageKind
 from squidkeeper.export.process import ExportProcess, delivery_of, run_exports
 from squidkeeper.export.store import ExportStore
 from squidkeeper.export.syslog import MESSAGE_BYTES
@@ -47,6 +49,7 @@ from tests.receivers import (
     HttpsReceiver,
     Received,
     TcpReceiver,
+    dripping_server,
     https_receiver,
     rsyslog,
 )
@@ -903,3 +906,23 @@ def test_a_check_finds_a_log_and_folders_that_cannot_be_used(tmp_path: Path) -> 
     assert checked(f"file:{tmp_path}/no/out") == (1, f"Error: {tmp_path}/no: {unusable}")
     state.rmdir()
     assert checked("syslog+tls://siem.example") == (1, f"Error: {state}: {unusable}")
+
+
+def test_a_receiver_that_drips_has_not_confirmed_after_the_time_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syslog, "_CONFIRM_SECONDS", 0.3)
+    with dripping_server(read_once) as port, closing(sending_to(port)) as sender:
+        begun = time.monotonic()
+        with pytest.raises(DeliveryFailed, match="it has not closed the connection"):
+            sender.confirm()
+    assert time.monotonic() - begun < 5
+
+
+def read_once(connection: socket.socket) -> None:
+    connection.recv(4096)
+
+
+def sending_to(port: int) -> syslog.SyslogSender:
+    sender = syslog.SyslogSender(parse_destination(f"syslog+tcp://127.0.0.1:{port}"), None, "gateway")
+    sender.open()
+    sender.send([Message(MessageKind.ALLOWED, "-", b"{}")])
+    return sender

@@ -536,6 +536,24 @@ def test_a_token_endpoint_that_hangs_or_drips_ends_in_time_and_holds_up_no_other
         assert fetcher.failure(name) == "no whole answer within 10 s"
 
 
+def test_a_ca_that_is_a_fifo_is_a_failure_that_holds_up_no_other_secret_and_no_end(
+    fetcher: Fetcher, server: TokenServer
+) -> None:
+    fifo = fetcher.run.parent / "fifo"
+    os.mkfifo(fifo)
+    server.respond = lambda _: token("well")
+    put(fetcher, "secret", "x")
+    fields = f"token_url: '{server.url}', grant: client_credentials, client_id: me, client_secret: secret, ca: "
+    faulty = ", ".join(f"f{number}: {{oauth2: {{{fields} {fifo}, scope: f{number}}}}}" for number in range(70))
+    well = f"s: {{oauth2: {{{fields} {server.ca}}}}}, secret: {{file: secret}}"
+    policy = fetcher.start(f"{{{faulty}, {well}}}")
+    assert fetcher.failure("f7") == f"the file of 'ca' cannot be used ({fifo}): not a regular file"
+    assert fetcher.value(policy) == "well"
+    begun = time.monotonic()
+    fetcher.stop()
+    assert time.monotonic() - begun < 3
+
+
 @pytest.mark.long
 def test_the_certificate_of_a_source_is_verified(fetcher: Fetcher, server: TokenServer) -> None:
     put(fetcher, "secret", "x")

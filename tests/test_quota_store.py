@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -23,6 +24,7 @@ from squidkeeper.cli import main
 from squidkeeper.errors import CountsUnavailable
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
+from squidkeeper.quotas import valkey_counts
 from squidkeeper.quotas.counts import LEASE_AT_MOST, QuotaCount, share
 from squidkeeper.quotas.local_counts import LocalCounts
 from squidkeeper.quotas.meter import Meter
@@ -32,6 +34,7 @@ from squidkeeper.quotas.store_problem import StoreProblem, read_store_problem
 from squidkeeper.quotas.store_settings import FILE, OnUnavailable, read_quota_store
 from squidkeeper.quotas.valkey_counts import ValkeyCounts
 
+from .receivers import dripping_server
 from .valkey_server import GATEWAYS, OPERATOR, PASSWORD, LossyRelay, ValkeyServer, rights
 
 QUOTA = Quota("per vm:1", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
@@ -75,6 +78,16 @@ def counts(server: ValkeyServer, counts_of: CountsOf) -> ValkeyCounts:
 @pytest.fixture
 def operator(server: ValkeyServer, counts_of: CountsOf) -> ValkeyCounts:
     return counts_of(server, OPERATOR)
+
+
+def test_a_server_that_drips_holds_no_look_up(server: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(valkey_counts, "_ANSWER_SECONDS", 0.3)
+    with dripping_server(lambda connection: connection.sendall(b"$100000\r\n")) as port:
+        counts = ValkeyCounts(replace(server.settings(), port=port, tls_ca=None))
+        begun = time.monotonic()
+        with pytest.raises(CountsUnavailable, match="none that is whole within"):
+            counts.take(COUNT, 10, 1)
+    assert time.monotonic() - begun < 5
 
 
 # --- the users and the function -----------------------------------------------------------------------------------

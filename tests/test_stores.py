@@ -8,18 +8,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from squidkeeper.archive_status import read_archive_status
+from squidkeeper.chain import stores
 from squidkeeper.chain.chain import CHAIN, HEAD, append_entry, read_chain, seal_head
 from squidkeeper.chain.entries import ArchivedSource, ChainEntry, EntryKind
 from squidkeeper.chain.keys import ArchiveKey
@@ -33,7 +36,7 @@ from squidkeeper.table.sources import TableSources
 from squidkeeper.table.table import open_table
 from tests.archives import add_source, make_archive, write_parquet, write_part
 from tests.records import record_line
-from tests.s3_server import KEYS, S3Server, s3_server
+from tests.s3_server import KEYS, Application, S3Server, s3_server
 
 KEY = ArchiveKey.new()
 NUMBERS = count(1)
@@ -60,6 +63,36 @@ def store(settings: StoreSettings) -> ObjectStore:
 def archive(tmp_path: Path) -> Path:
     make_archive(tmp_path / "archive", KEY)
     return tmp_path / "archive"
+
+
+def test_a_store_that_drips_ends_in_time(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drips: list[bool] = []
+
+    def around(inner: Application) -> Application:
+        def answer(environment: dict[str, Any], start: Any) -> Any:
+            whole = inner(environment, start)
+            return (byte for part in whole for byte in slowly(part)) if drips else whole
+
+        return answer
+
+    def slowly(part: bytes) -> Iterator[bytes]:
+        for at in range(len(part)):
+            time.sleep(0.05)
+            yield part[at : at + 1]
+
+    with s3_server(tmp_path / "server", around) as server:
+        server.files.mkdir("drips")
+        store = ObjectStore(server.settings("drips", "gateway"))
+        copy_archive(archive, store)
+        monkeypatch.setattr(stores, "_TIMEOUT_SECONDS", 0.5)
+        drips.append(True)
+        begun = time.monotonic()
+        with pytest.raises(StoreFailed):
+            store.read(CHAIN)
+        with pytest.raises(StoreFailed):
+            list(store.part_paths())
+        assert time.monotonic() - begun < 8
+        drips.clear()
 
 
 def faults(store: ObjectStore) -> list[tuple[str, str]]:

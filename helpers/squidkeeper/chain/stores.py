@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _CHAIN: Final = "chain"  # the folders of objects
 _HEADS: Final = "heads"
-_TIMEOUT_SECONDS: Final = 60
+_TIMEOUT_SECONDS: Final = 60  # for a read or write of the connection, and for a whole exchange with few bytes
+_BYTES_PER_SECOND: Final = 100_000  # that a store has to take or give of an object
 _RETRIES: Final = 2  # the next run tries again
 _FOLDER_MODE: Final = 0o750  # as the archive's own
 _FILE_MODE: Final = 0o640
@@ -62,7 +63,7 @@ class ObjectStore:
         """List the archives of gateways in it; itself where there is none."""
         try:
             with self._failing("listing", or_missing=True):
-                paths = self._files.ls(self._path(""), detail=False)
+                paths = self._files.ls(self._path(""), detail=False, timeout=_TIMEOUT_SECONDS)
         except FileNotFoundError:
             return (self,)
         names = sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
@@ -124,7 +125,7 @@ class ObjectStore:
         """Write an object; one that is there must have this content."""
         with self._failing(name):
             try:
-                self._files.pipe_file(self._path(name), content, mode="create")
+                self._files.pipe_file(self._path(name), content, mode="create", timeout=_seconds(len(content)))
             except FileExistsError:
                 if self.read_object(name) != content:
                     raise StoreFailed(_another(self, name)) from None
@@ -137,7 +138,7 @@ class ObjectStore:
                 raise StoreFailed(f"{file} is not as its entry says: squidkeeper archive verify tells more")
         with self._failing(part.path):
             try:
-                self._files.put_file(str(file), self._path(part.path), mode="create")
+                self._files.put_file(str(file), self._path(part.path), mode="create", timeout=_seconds(part.bytes))
             except FileExistsError:
                 with self.open(part) as there:
                     if digest_of(there) != part.sha256:
@@ -176,7 +177,7 @@ class ObjectStore:
         bucket, _, prefix = self._path(folder).partition("/")
         asked = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
         found: dict[str, int] = {}
-        while page := self._files.call_s3("list_objects_v2", **asked):
+        while page := self._files.call_s3("list_objects_v2", **asked, timeout=_TIMEOUT_SECONDS):
             found |= {self._name(f"{bucket}/{one['Key']}"): int(one["Size"]) for one in page.get("Contents", ())}
             if len(found) > _OBJECTS_AT_MOST:
                 raise ObjectTooLarge(f"{self} has more than {_OBJECTS_AT_MOST:,} objects. {_WHO_WRITES}")
@@ -189,7 +190,9 @@ class ObjectStore:
         """Read the lines of the chain, each as long as it was when all were measured."""
         found = {self._path(name): size for name, size in sorted(self._sizes(_CHAIN).items()) if size}
         self._check_readable(_CHAIN, sum(found.values()))
-        return b"".join(self._files.cat_ranges(list(found), 0, list(found.values()), on_error="raise"))
+        sizes = list(found.values())
+        lines = self._files.cat_ranges(list(found), 0, sizes, on_error="raise", timeout=_seconds(sum(sizes)))
+        return b"".join(lines)
 
     def _check_readable(self, name: str, size: int) -> None:
         if size > _READ_AT_MOST:
@@ -198,10 +201,11 @@ class ObjectStore:
 
     def _blocks(self, name: str, most: int) -> Iterator[bytes]:
         """Read the first bytes of an object."""
-        with self._files.open(self._path(name), "rb", cache_type="none") as file:
-            while block := file.read(min(most, _BLOCK_BYTES)):
-                most -= len(block)
-                yield block
+        path = self._path(name)
+        end = min(most, int(self._files.info(path, timeout=_TIMEOUT_SECONDS)["size"]))
+        for start in range(0, end, _BLOCK_BYTES):
+            until = min(end, start + _BLOCK_BYTES)
+            yield self._files.cat_file(path, start=start, end=until, timeout=_seconds(until - start))
 
     def _path(self, name: str) -> str:
         return f"{self._settings.root}/{name}".rstrip("/")
@@ -221,6 +225,11 @@ class ObjectStore:
             if or_missing and isinstance(error, FileNotFoundError):
                 raise
             raise StoreFailed(f"{self}: {what}: {error}") from None
+
+
+def _seconds(size: int) -> float:
+    """Give the time that an exchange may take in all: the timeouts of the connection are for each read."""
+    return _TIMEOUT_SECONDS + size / _BYTES_PER_SECOND
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from errno import ETIMEDOUT
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from threading import Event, Timer
 from typing import Final
 
+from squidkeeper.deadline import shut, whole_exchange
 from squidkeeper.destination import Destination
 from squidkeeper.errors import DeliveryFailed, MessagesRefused
 from squidkeeper.export.messages import Message
@@ -97,7 +95,7 @@ class HttpsSender:
         """Send one request; give the status, the time of a Retry-After, and the answer."""
         assert self._connection is not None  # noqa: S101 - `open` was called
         try:
-            with _deadline(self._connection):
+            with whole_exchange(_SECONDS, partial(shut, self._connection.sock)):
                 self._connection.request("POST", self._destination.target, body, self._headers)
                 with self._connection.getresponse() as response:
                     answer = response.read(_ANSWER_BYTES)
@@ -109,30 +107,6 @@ class HttpsSender:
             self.close()
             what = getattr(error, "strerror", None) or type(error).__name__
             raise DeliveryFailed(f"{self._destination}: no answer: {what}", uncertain=True) from None
-
-
-@contextmanager
-def _deadline(connection: HTTPConnection) -> Iterator[None]:
-    """End an exchange that takes too long. The timeout of a socket is for each read, and a receiver can drip."""
-    is_late, opened = Event(), connection.sock
-
-    def end() -> None:
-        is_late.set()
-        with suppress(OSError):  # it is closed already
-            socket.socket.shutdown(opened, socket.SHUT_RDWR)  # not TLS's own, which changes what the reader is using
-
-    timer = Timer(_SECONDS, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except (OSError, HTTPException):
-        if not is_late.is_set():
-            raise
-    finally:
-        timer.cancel()
-    if is_late.is_set():  # also where what came until then looks like a whole answer
-        raise TimeoutError(ETIMEDOUT, f"none that is whole within {_SECONDS:g} s")
 
 
 def _retry_seconds(response: HTTPResponse) -> float | None:

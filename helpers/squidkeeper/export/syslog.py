@@ -16,15 +16,17 @@ import struct
 import termios
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
+from squidkeeper.deadline import shut, whole_exchange
 from squidkeeper.destination import Destination
 from squidkeeper.errors import DeliveryFailed
 from squidkeeper.export.messages import Message, MessageKind
 
 MESSAGE_BYTES: Final = 8000  # rsyslog cuts a message at 8,096 bytes, and takes the rest for new ones
 PAYLOAD_BYTES: Final = MESSAGE_BYTES - 400  # without the header: RFC 5424 limits the name of the host to 255 characters
-_SECONDS: Final = 30.0  # for each step; a receiver that is busy does not read for a while
+_SECONDS: Final = 30.0  # to connect, and to send a batch; a receiver that is busy does not read for a while
 _CONFIRM_SECONDS: Final = 60.0
 _HOLD_SECONDS: Final = 10.0
 _HOLD_BYTES: Final = 4_000_000
@@ -62,7 +64,7 @@ class SyslogSender:
         content = b"".join(map(self._framed, messages))
         assert self._connection is not None  # noqa: S101 - `open` was called
         try:
-            self._connection.sendall(content)
+            self._connection.sendall(content)  # its timeout is for all of it, by TLS too
         except OSError as error:  # ssl.SSLError too
             raise DeliveryFailed(
                 f"{self._destination}: the connection broke: {_reason(error)}", uncertain=True
@@ -81,7 +83,8 @@ class SyslogSender:
         assert connection is not None  # noqa: S101 - something was sent
         try:
             connection.settimeout(_CONFIRM_SECONDS)
-            _end(connection)
+            with whole_exchange(_CONFIRM_SECONDS, partial(shut, connection)):
+                _end(connection)
             unread = _unacknowledged(connection) or connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         except OSError as error:
             raise DeliveryFailed(f"{self._destination}: {_not_taken(error)}", uncertain=True) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from ssl import SSLContext
 from typing import Final
 
 from squidkeeper.credentials.fetched_values import FetchedValue
@@ -16,7 +17,9 @@ _BEFORE_SECONDS: Final = 60  # GitHub's clock may be behind
 _VALID_SECONDS: Final = 540  # GitHub takes ten minutes at most
 
 
-async def fetch_installation_token(source: GitHubAppSource, private_key: bytes, now: float) -> FetchedValue:
+async def fetch_installation_token(
+    source: GitHubAppSource, tls: SSLContext, private_key: bytes, now: float
+) -> FetchedValue:
     """Ask for a token with these repositories and permissions alone; `SourceFailed` if there is none."""
     url = f"{source.api_url.rstrip('/')}/app/installations/{source.installation_id}/access_tokens"
     headers = {
@@ -26,7 +29,7 @@ async def fetch_installation_token(source: GitHubAppSource, private_key: bytes, 
         "X-GitHub-Api-Version": "2022-11-28",
     }
     narrowed = {"repositories": source.repositories, "permissions": dict(source.permissions)}
-    answer = await post_for_json(url, source.ca, 201, headers, json.dumps(narrowed).encode())
+    answer = await post_for_json(url, tls, 201, headers, json.dumps(narrowed).encode())
     token = answer.get("token")
     if not isinstance(token, str) or not token:
         raise SourceFailed("the answer holds no text 'token'")

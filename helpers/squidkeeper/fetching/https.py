@@ -14,13 +14,14 @@ from typing import Any, Final
 
 from squidkeeper.errors import SourceFailed
 from squidkeeper.extras import require
+from squidkeeper.verified_tls import verified_tls
 
 SECONDS: Final = 10  # for the whole exchange
 _ANSWER_BYTES: Final = 1024 * 1024  # GitHub describes each repository
 
 
 async def post_for_json(
-    url: str, ca: Path | None, expected: int, headers: Mapping[str, str], body: bytes
+    url: str, tls: ssl.SSLContext, expected: int, headers: Mapping[str, str], body: bytes
 ) -> dict[str, Any]:
     """POST a body and parse the JSON object of the answer.
 
@@ -31,9 +32,8 @@ async def post_for_json(
 
     try:
         async with asyncio.timeout(SECONDS):
-            context = await asyncio.to_thread(_tls, ca)
             async with httpx.AsyncClient(
-                verify=context, trust_env=False, follow_redirects=False, timeout=SECONDS
+                verify=tls, trust_env=False, follow_redirects=False, timeout=SECONDS
             ) as client:
                 status, content = await _exchange(client, url, headers, body)
     except (TimeoutError, httpx.TimeoutException):
@@ -58,15 +58,13 @@ async def _exchange(client: Any, url: str, headers: Mapping[str, str], body: byt
         return answer.status_code, content
 
 
-def _tls(ca: Path | None) -> ssl.SSLContext:
+def tls_context(ca: Path | None) -> ssl.SSLContext:
+    """Trust the authorities of a file, or the system's; `SourceFailed` for a file that cannot be used."""
     try:
-        context = ssl.create_default_context(cafile=ca)
-    except (OSError, ssl.SSLError) as error:
-        raise SourceFailed(
-            f"the file of 'ca' cannot be used ({ca}): {error.strerror or 'it holds no certificate'}"
-        ) from error
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # Squid and curl accept a CA without key usage, and many have none
-    return context
+        return verified_tls(ca)
+    except OSError as error:
+        reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
+        raise SourceFailed(f"the file of 'ca' cannot be used ({ca}): {reason}") from error
 
 
 def _check_status(status: int, expected: int) -> None:

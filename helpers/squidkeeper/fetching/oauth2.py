@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ssl import SSLContext
 
 from squidkeeper.credentials.fetched_values import FetchedValue
 from squidkeeper.errors import SourceFailed
@@ -23,11 +24,11 @@ class AccessToken:
 
 
 async def fetch_token(
-    source: OAuth2Source, client_secret: str | None, refresh_token: str | None, now: float
+    source: OAuth2Source, tls: SSLContext, client_secret: str | None, refresh_token: str | None, now: float
 ) -> AccessToken:
     """Ask for a token; `SourceFailed` if there is none."""
     headers, body = token_request(source, client_secret, refresh_token)
-    return parse_token(await post_for_json(source.token_url, source.ca, 200, headers, body), now)
+    return parse_token(await post_for_json(source.token_url, tls, 200, headers, body), now)
 
 
 def token_request(

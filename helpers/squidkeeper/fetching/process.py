@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import time
@@ -69,6 +70,8 @@ async def _run(fetching: Fetching, watcher: PolicyWatcher[Secrets]) -> None:
         except TimeoutError:
             continue
     await fetching.stop()
+    logging.shutdown()
+    os._exit(0)  # at once: a thread may wait for a name or for a disk, and Python would wait for the thread
 
 
 class Fetching:

@@ -6,8 +6,11 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from squidkeeper import atomic_write
 from squidkeeper.credentials import SecretStore
@@ -17,11 +20,14 @@ from squidkeeper.credentials.secret import checked_secret
 from squidkeeper.errors import ExtraMissing, SecretUnavailable, SourceFailed, describe
 from squidkeeper.fetching.command import run_command
 from squidkeeper.fetching.github_app import fetch_installation_token
+from squidkeeper.fetching.https import SECONDS, tls_context
 from squidkeeper.fetching.oauth2 import fetch_token
 from squidkeeper.fetching.refresh_tokens import RefreshTokens
 from squidkeeper.fetching.schedule import renewal_seconds, retry_seconds
 from squidkeeper.policy.secret_sources import CommandSource, FetchedSource, GitHubAppSource, OAuth2Source
 
+T = TypeVar("T")
+R = TypeVar("R")
 _DEFAULT_REFRESH_SECONDS = 300
 _LONGEST_SLEEP_SECONDS = 0.5
 _VALUE_BYTES = 16 * 1024  # what a reply to Squid can hold is about half of it
@@ -45,6 +51,7 @@ class Renewal:
         self._secret = secret
         self._folder = folder
         self._commands = commands
+        self._thread = ThreadPoolExecutor(1)
         self._refresh_tokens = RefreshTokens(folder, secret.key)
         self.status = _status_before(secret, folder)
 
@@ -86,17 +93,27 @@ class Renewal:
             case OAuth2Source():
                 return await self._fetch_token(secret.source, now)
             case GitHubAppSource():
-                key = await asyncio.to_thread(secret.store.private_key, secret.source.private_key)
-                return await fetch_installation_token(secret.source, key, now)
+                key = await self._read(secret.store.private_key, secret.source.private_key)
+                tls = await self._read(tls_context, secret.source.ca)
+                return await fetch_installation_token(secret.source, tls, key, now)
 
     async def _fetch_token(self, source: OAuth2Source, now: float) -> FetchedValue:
-        client_secret, initial = await asyncio.to_thread(self._needed, source)
+        client_secret, initial = await self._read(self._needed, source)
+        tls = await self._read(tls_context, source.ca)
         refresh_token = initial and self._refresh_tokens.current(initial)
-        token = await fetch_token(source, client_secret, refresh_token, now)
+        token = await fetch_token(source, tls, client_secret, refresh_token, now)
         if initial and token.refresh_token and token.refresh_token != refresh_token:
             self._refresh_tokens.keep(initial, token.refresh_token)
         self._refresh_tokens.store()
         return token.access
+
+    async def _read(self, read: Callable[[T], R], what: T) -> R:
+        """Read files in the one thread of this secret. A disk that does not answer holds that thread, and no other."""
+        try:
+            async with asyncio.timeout(SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, read, what)
+        except TimeoutError:
+            raise SourceFailed(f"a file that it needs was not read within {SECONDS} s") from None
 
     def _needed(self, source: OAuth2Source) -> tuple[str | None, str | None]:
         names = (source.client_secret, source.refresh_token)

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 
+from squidkeeper.deadline import whole_exchange
 from squidkeeper.errors import CountsUnavailable, ExtraMissing
 from squidkeeper.extras import require
 from squidkeeper.policy.quotas import QuotaUnit, Window
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _PREFIX: Final = "squidkeeper:quota:"
 _SECONDS: Final = 0.25  # for one step: to connect, to send, to receive
+_ANSWER_SECONDS: Final = 1.0  # for a whole exchange; a server that drips would hold a helper
+_LIST_SECONDS: Final = 60.0  # for one that reads all counts
 _POLICY: Final = "noeviction"  # else a full server forgets counts
 _CHECK_EVERY_SECONDS: Final = 60.0
 _LISTED_AT_MOST: Final = 100_000
@@ -36,7 +39,7 @@ _ADVICE: Final = (  # what to do about an error of Valkey, by a part of its text
 
 
 class ValkeyCounts:
-    """The counts of one Valkey server. Each read and write of the network takes a quarter of a second at most."""
+    """The counts of one Valkey server. An exchange takes a second at most, each read and write a quarter of one."""
 
     def __init__(self, settings: QuotaStoreSettings) -> None:
         self._settings = settings
@@ -53,11 +56,11 @@ class ValkeyCounts:
 
     def uses(self) -> list[QuotaUse]:
         """List what is used in the windows of now, by all gateways together."""
-        return list(self._do(_uses))
+        return list(self._do(_uses, _LIST_SECONDS))
 
     def forget(self, quota: str) -> int:
         """Forget the counts of a quota."""
-        return int(self._do(lambda client: _forget(client, quota)))
+        return int(self._do(lambda client: _forget(client, quota), _LIST_SECONDS))
 
     def close(self) -> None:
         """Close the connection."""
@@ -72,7 +75,7 @@ class ValkeyCounts:
         )
         return Taken(given, used, max(0, limit - used), milliseconds / 1000)
 
-    def _do(self, ask: Callable[[Any], Any], *, is_repeatable: bool = True) -> Any:
+    def _do(self, ask: Callable[[Any], Any], seconds: float = _ANSWER_SECONDS, *, is_repeatable: bool = True) -> Any:
         """Ask the server; `CountsUnavailable` for whatever goes wrong, and it is connected again the next time.
 
         A server that was restarted is asked again. A lease that is asked for twice is wasted; what is added is not
@@ -85,15 +88,23 @@ class ValkeyCounts:
             raise CountsUnavailable(str(error)) from None
         try:
             try:
-                return ask(self._connected())
+                return self._exchange(ask, seconds)
             except valkey.ConnectionError:
                 self.close()
                 if not is_repeatable:
                     raise
-                return ask(self._connected())
+                return self._exchange(ask, seconds)
         except (valkey.ValkeyError, OSError, ValueError) as error:
             self.close()
             raise CountsUnavailable(f"Valkey on {self._place}: {self._shown(error)}") from None
+
+    def _exchange(self, ask: Callable[[Any], Any], seconds: float) -> Any:
+        with whole_exchange(seconds, self._cut):
+            return ask(self._connected())
+
+    def _cut(self) -> None:
+        if self._client is not None:
+            self._client.connection_pool.disconnect()
 
     @property
     def _place(self) -> str:
