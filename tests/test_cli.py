@@ -25,6 +25,8 @@ from squidkeeper.credentials import SecretStore
 from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
+from squidkeeper.policy_store.revisions import mark_in_force, store_revision
+from squidkeeper.policy_store.sources import read_sources
 
 from .conftest import write_policy
 from .records import record_line
@@ -140,8 +142,11 @@ def test_check_says_once_that_a_secret_is_not_there(policy: Path) -> None:
 
 
 def close_secret(policy: Path) -> Path:
-    (policy / "token").chmod(0o600)
-    return policy / "token"
+    closed = policy / "it's; $(a) token"
+    (policy / "token").rename(closed)
+    write_policy(policy, POLICY.replace("file: token", 'file: "it\'s; $(a) token"'))
+    closed.chmod(0o600)
+    return closed
 
 
 def close_folder(policy: Path) -> Path:
@@ -166,9 +171,10 @@ def test_check_as_root_warns_of_a_secret_that_squids_account_cannot_read(
 ) -> None:
     closed = close(policy)
     why = f"it cannot enter {closed}" if closed.is_dir() else "permission denied"
-    how = f"chgrp proxy {closed}; chmod g+{'x' if closed.is_dir() else 'r'} {closed}"
+    file = shlex.quote(str(closed))
+    how = f"chgrp proxy {file}; chmod g+{'x' if closed.is_dir() else 'r'} {file}"
     status, out = run("check", "--policy", policy)
-    assert status == 0
+    assert status == 1
     assert out.splitlines()[0] == (
         f"{policy}/policy.yaml:10:25: warning: secret 'token' cannot be read by Squid's account proxy ({why}), "
         f"so requests that need it are denied: give it access ({how}) [closed-to-squid]"
@@ -177,22 +183,40 @@ def test_check_as_root_warns_of_a_secret_that_squids_account_cannot_read(
 
 
 @pytest.mark.system
-def test_check_as_root_warns_of_policy_and_list_files_that_squids_account_cannot_read(policy: Path) -> None:
+def test_check_as_root_finds_policy_and_list_files_that_squids_account_cannot_read(policy: Path) -> None:
     (policy / "ads.txt").write_text("ads.example\n")
     lists = "lists: {ads: {file: ads.txt}}\nrules: [{name: a, action: deny, lists: [ads]}]"
     write_policy(policy, lists, "b.yaml")
-    for name in ("ads.txt", "b.yaml"):
-        (policy / name).chmod(0o600)
+    grant = "grants: [{name: g, any_client: true, hosts: [a.b], expires: 2099-01-01T00:00:00Z, reason: x}]"
+    write_policy(policy.parent, grant, "grants.yaml")
+    for closed in (policy / "ads.txt", policy / "b.yaml", policy.parent / "grants.yaml"):
+        closed.chmod(0o600)
     status, out = run("check", "--policy", policy)
-    assert status == 0
-    assert [line.partition(" (")[0] for line in out.splitlines()[:2]] == [
-        f"{policy}/b.yaml: warning: this file cannot be read by Squid's account proxy",
-        f"{policy}/b.yaml:2:21: warning: list 'ads' cannot be read by Squid's account proxy",
+    assert status == 1
+    assert [line.partition(" (")[0] for line in out.splitlines()[:3]] == [
+        f"{policy.parent}/grants.yaml: fault: this file cannot be read by Squid's account proxy",
+        f"{policy}/b.yaml: fault: this file cannot be read by Squid's account proxy",
+        f"{policy}/b.yaml:2:21: fault: list 'ads' cannot be read by Squid's account proxy",
     ]
+    assert out.splitlines()[-1] == f"{policy} does not load: 3 faults, 0 warnings"
     policy.chmod(0o700)
-    [warning] = json.loads(run("check", "--policy", policy, "--json")[1])["warnings"]
-    assert warning["file"] == str(policy)
-    assert "so its helpers do not load the policy" in warning["message"]
+    told = json.loads(run("check", "--policy", policy, "--json")[1])
+    [fault] = told["faults"]
+    assert (told["loads"], fault["file"]) == (False, str(policy))
+    assert "so its helpers do not load the policy" in fault["message"]
+
+
+@pytest.mark.system
+def test_check_of_a_draft_in_a_folder_that_squids_account_cannot_enter(policy: Path) -> None:
+    policy.parent.chmod(0o700)
+    status, out = run("check", "--policy", policy, "--json")
+    why = f"proxy cannot enter {policy.parent}, and another policy is in force"
+    assert (status, json.loads(out)["account"]["not_checked"]) == (0, why)
+    state = policy.parent / "state"
+    store_revision(sources := read_sources(policy), sources.revision, state / "revisions")
+    mark_in_force(state / "revisions", sources.revision)
+    status, out = run("check", "--policy", policy, "--state", state)
+    assert (status, "so its helpers do not load the policy" in out) == (1, True)
 
 
 @pytest.mark.system
@@ -641,9 +665,37 @@ def test_check_says_that_it_did_not_compare_with_rendered_lines(tmp_path: Path) 
     needs_none = "version: 1\nrules: [{name: a, action: allow, hosts: [a.example]}]\n"
     (tmp_path / "policy.yaml").write_text(needs_none)
     asked = ("check", "--policy", str(tmp_path), "--policy-lines", str(tmp_path / "none.conf"))
-    assert "rendered" not in run(*asked)[1]
+    assert "install.sh" not in run(*asked)[1]
     (tmp_path / "policy.yaml").write_text(needs_none.replace("]}]", "], strip: [Cookie]}]"))
-    assert f"not checked: what install.sh has rendered ({tmp_path}/none.conf cannot be read" in run(*asked)[1]
+    expected = f"not checked: whether install.sh has to be run for strip ({tmp_path}/none.conf cannot be read"
+    assert expected in run(*asked)[1]
+    assert json.loads(run(*asked, "--json")[1])["install"] is None
+
+
+NEEDS_INSTALL = """
+secrets: {a: {env: CHECK_A}, fetched: {command: {run: [give-token]}}}
+rules: [{name: x, action: allow, hosts: [a.example], strip: [Cookie]}]
+upstreams: [{name: u, hosts: [b.example], url: "http://192.0.2.1:3128"}]
+credentials:
+  - {name: own, hosts: [a.example], headers: {X-Own: "{a}"}}
+  - {name: later, hosts: [c.example], bearer: a, placeholder: PLACEHOLDER-0123456789}
+quotas: [{name: q, per: client, bytes_out: 5MB, every: day}]
+"""
+
+
+def test_check_says_in_one_line_that_install_has_to_be_run_and_why(tmp_path: Path) -> None:
+    directory, rendered = write_policy(tmp_path / "etc/policy", NEEDS_INSTALL), tmp_path / "lines"
+    asked = ("check", "--policy", directory, "--state", tmp_path / "state", "--policy-lines", rendered)
+    rendered.write_text("")
+    status, out = run(*asked)
+    what = ["strip", "headers", "upstreams", "placeholders", "bytes_out", "fetched secrets"]
+    told = [line for line in out.splitlines() if line.startswith("run install.sh: ")]
+    assert told == [f"run install.sh: Squid does not know what the policy says about {', '.join(what)} yet"]
+    assert (status, json.loads(run(*asked, "--json")[1])["install"]) == (0, what)
+    rendered.write_text(policy_lines(load(directory, datetime.now(UTC)).compiled.source, SecretStore({}, {})))
+    assert json.loads(run(*asked, "--json")[1])["install"] == ["fetched secrets"]
+    (tmp_path / "etc/squidkeeper-secrets.service").touch()
+    assert "install.sh" not in run(*asked)[1]
 
 
 @pytest.mark.parametrize(

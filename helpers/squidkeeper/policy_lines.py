@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import NamedTuple
 from urllib.parse import quote
 
 from squidkeeper.credentials import SecretStore
@@ -82,42 +84,45 @@ def parents(rendered: str) -> tuple[tuple[str, str, int], ...]:
     return tuple((name, host, int(port)) for host, port, name in _PEER.findall(rendered))
 
 
+class Unrendered(NamedTuple):
+    """What of a policy the rendered lines lack: in a word, and as a warning."""
+
+    what: str
+    warning: Fault
+
+
 def not_rendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[Fault, ...]:
     """Warn about what a policy needs and the rendered lines lack, and about a parent's password that has changed."""
-    keys = _rendered_keys(rendered)
-    logins = dict(_LOGIN.findall(rendered))
-    return (
-        *(
-            Fault(rule.location, FaultCode.NOT_RENDERED, f"rule {rule.name!r}: its 'strip' {_NOT_RENDERED}")
-            for rule in policy.rules
-            if rule.strip and rule.strip.key not in keys
-        ),
-        *(
-            Fault(one.location, FaultCode.NOT_RENDERED, f"credential {one.name!r}: its headers {_ARE_NOT_RENDERED}")
-            for one in policy.credentials
-            if one.form.lines_key and one.form.lines_key not in keys
-        ),
-        *(
-            Fault(one.location, FaultCode.NOT_RENDERED, f"upstream {one.name!r} {_NOT_RENDERED}")
-            for one in policy.upstreams
-            if one.key not in keys
-        ),
-        *(
-            Fault(one.location, FaultCode.NOT_RENDERED, f"upstream {one.name!r}: {_OTHER_PASSWORD}")
-            for one in policy.upstreams
-            if one.key in keys and _password_differs(one, logins.get(one.name), secrets)
-        ),
-        *(
-            Fault(place, FaultCode.NOT_RENDERED, _NOT_SEARCHED)
-            for place in _reading(policy)[:1]
-            if not {_READS, *([_SEARCHES] if policy.watch else [])} <= {*rendered.splitlines()}
-        ),
-        *(
-            Fault(one.location, FaultCode.NOT_RENDERED, f"quota {one.name!r}: {_BODY_NOT_BOUND}")
-            for one in policy.quotas
-            if one.unit is QuotaUnit.BYTES_OUT and not _bounds_bodies(policy, rendered)
-        ),
-    )
+    return tuple(one.warning for one in unrendered(policy, rendered, secrets))
+
+
+def unrendered(policy: Policy, rendered: str, secrets: SecretStore) -> tuple[Unrendered, ...]:
+    """List the same, each with a word for what it is."""
+    found = chain(_lacking_keys(policy, rendered, secrets), _lacking_others(policy, rendered))
+    return tuple(Unrendered(what, Fault(place, FaultCode.NOT_RENDERED, message)) for what, place, message in found)
+
+
+def _lacking_keys(policy: Policy, rendered: str, secrets: SecretStore) -> Iterator[tuple[str, Location, str]]:
+    keys, logins = _rendered_keys(rendered), dict(_LOGIN.findall(rendered))
+    for rule in policy.rules:
+        if rule.strip and rule.strip.key not in keys:
+            yield "strip", rule.location, f"rule {rule.name!r}: its 'strip' {_NOT_RENDERED}"
+    for one in policy.credentials:
+        if one.form.lines_key and one.form.lines_key not in keys:
+            yield "headers", one.location, f"credential {one.name!r}: its headers {_ARE_NOT_RENDERED}"
+    for upstream in policy.upstreams:
+        if upstream.key not in keys:
+            yield "upstreams", upstream.location, f"upstream {upstream.name!r} {_NOT_RENDERED}"
+        elif _password_differs(upstream, logins.get(upstream.name), secrets):
+            yield "passwords of upstreams", upstream.location, f"upstream {upstream.name!r}: {_OTHER_PASSWORD}"
+
+
+def _lacking_others(policy: Policy, rendered: str) -> Iterator[tuple[str, Location, str]]:
+    if not {_READS, *([_SEARCHES] if policy.watch else [])} <= {*rendered.splitlines()}:
+        yield from ((what, place, _NOT_SEARCHED) for what, place in islice(_reading(policy), 1))
+    for quota in policy.quotas:
+        if quota.unit is QuotaUnit.BYTES_OUT and not _bounds_bodies(policy, rendered):
+            yield "bytes_out", quota.location, f"quota {quota.name!r}: {_BODY_NOT_BOUND}"
 
 
 def lacks_lines(strip: Strip | None, upstream: Route | None, credentials: Iterable[Credential], rendered: str) -> bool:
@@ -220,11 +225,15 @@ def _watch_lines(policy: Policy) -> Iterator[str]:
     yield from (f"request_header_access {one} deny sk_watching" for one in sorted(others) if one.lower() not in known)
 
 
-def _reading(policy: Policy) -> tuple[Location, ...]:
-    """List what in a policy has helpers read the headers of requests (`watch_`, `headers_`)."""
-    credentials = (one.location for one in policy.credentials if one.placeholder or signs(one.form))
-    keys = (policy.secrets[name].location for name in policy.sealing_keys)
-    return (*([policy.watch] if policy.watch else []), *credentials, *keys)
+def _reading(policy: Policy) -> Iterator[tuple[str, Location]]:
+    """Yield what in a policy has helpers read the headers of requests (`watch_`, `headers_`), with its place."""
+    if policy.watch:
+        yield "watch_secrets and canaries", policy.watch
+    for one in policy.credentials:
+        if one.placeholder or signs(one.form):
+            yield "placeholders" if one.placeholder else "aws_sigv4", one.location
+    for name in policy.sealing_keys:
+        yield "sealed_tokens", policy.secrets[name].location
 
 
 def _first_copy_lines(policy: Policy) -> Iterator[str]:
@@ -232,7 +241,7 @@ def _first_copy_lines(policy: Policy) -> Iterator[str]:
 
     A header that a rule removes, or that a credential replaces, is not added again.
     """
-    if not _reading(policy):
+    if not any(_reading(policy)):
         return
     yield _READS
     injectable = {name.lower() for one in policy.credentials for name in one.form.rendered}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.options import json_option, policy_lines_option, policy_option, state_option
+from squidkeeper.cli.options import DEFAULT_POLICY, json_option, policy_lines_option, policy_option, state_option
 from squidkeeper.formatting import age, duration, quantity
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.model import SHORTEST_WATCHED
@@ -24,6 +24,8 @@ from squidkeeper.squid_account import Account, account_of, group_name, squid_acc
 if TYPE_CHECKING:
     from squidkeeper.policy.host_lists import HostList
     from squidkeeper.policy.model import Policy, ReloadGate, Rewrite, Rule
+    from squidkeeper.policy_lines import Unrendered
+    from squidkeeper.policy_store.revisions import InForce
     from squidkeeper.policy_store.sources import Sources
 
 
@@ -39,18 +41,21 @@ def check(
 ) -> None:
     """Check the policy: print every fault and warning, how old its lists are, and run its tests.
 
-    As root it also warns about what Squid's account cannot read.
+    As root it also finds what Squid's account cannot read. It says whether install.sh has to be run, and for what.
 
-    Exit status: 0 when it loads (warnings allowed), 1 when it does not, or when --require-clients finds a rule that
-    allows any client.
+    Exit status: 0 when it loads (warnings allowed). 1 when it does not, when Squid's account cannot read a file that it
+    names, or when --require-clients finds a rule that allows any client.
     """
     from squidkeeper.policy_store.sources import read_sources
 
     sources = read_sources(directory)
-    access, ended = _access(sources, account), _ended_before(directory, state)
-    report = _report(directory, sources, access, ended, require_clients, rendered)
+    in_force = _in_force(directory, state)
+    is_draft = in_force is None and directory.absolute() != DEFAULT_POLICY
+    access = _access(sources, account, is_draft=is_draft)
+    ended = in_force.ended if in_force else frozenset[str]()
+    report = _report(directory, sources, access, ended, require_clients, rendered, state)
     click.echo(_json(report) if as_json else _text(report))
-    raise SystemExit(1 if report.faults or report.open_entries else 0)
+    raise SystemExit(1 if report.faults or report.open_entries or access.warnings else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +75,20 @@ class CheckReport:
     lists: tuple[ListReport, ...] = ()
     open_entries: tuple[Fault, ...] = ()
     gate: ReloadGate | None = None
-    not_compared: Path | None = None  # the rendered lines, where the policy needs some and they cannot be read
+    install: tuple[str, ...] = ()  # for what install.sh has to be run
+    not_compared: Path | None = None  # the rendered lines, where they cannot be read: then `install` is all it could be
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What an account, Squid's if it is known, cannot read of a policy; or why that was not checked."""
+    """What an account, Squid's if it is known, cannot read of a policy; or why that was not checked.
+
+    `faults` are of files without which its helpers keep the policy that they have.
+    """
 
     account: str | None
     not_checked: str = ""
+    faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
 
 
@@ -101,6 +111,7 @@ def _report(
     ended: frozenset[str],
     require_clients: bool,
     rendered: Path,
+    state: Path,
 ) -> CheckReport:
     from squidkeeper.errors import PolicyError
     from squidkeeper.extras import missing_extras
@@ -111,13 +122,15 @@ def _report(
     try:
         loaded = load_sources(sources, now, ended=ended)
     except PolicyError as error:
-        return CheckReport(directory, access, faults=error.faults, warnings=(*error.warnings, *access.warnings))
+        faults = (*error.faults, *access.faults)
+        return CheckReport(directory, access, faults=faults, warnings=(*error.warnings, *access.warnings))
     policy = loaded.compiled.source
+    compared = _not_rendered(policy, rendered)
     found = (
         *loaded.warnings,
         *lint(policy, now),
         *_unusable_secrets(policy, sources),
-        *_not_rendered(policy, rendered),
+        *(one.warning for one in compared or ()),
         *missing_extras(policy),
         *_without_ceiling(policy, directory),
         *access.warnings,
@@ -129,11 +142,13 @@ def _report(
         policy.revision,
         len(policy.rules),
         len(policy.grants),
+        faults=access.faults,
         warnings=(*found, *open_entries),
         lists=tuple(_list_reports(sources, policy.lists, now)),
         open_entries=open_entries,
         gate=policy.reload_gate,
-        not_compared=_not_compared(policy, rendered),
+        install=_to_install(policy, compared, directory, state),
+        not_compared=rendered if compared is None else None,
     )
 
 
@@ -154,16 +169,19 @@ def _without_ceiling(policy: Policy, directory: Path) -> Iterator[Fault]:
             yield Fault(one.location, FaultCode.NO_CEILING, message)
 
 
-def _ended_before(directory: Path, state: Path) -> frozenset[str]:
-    """List the files that ended with `end: true` in the revision in force, as far as its state can be read."""
+def _in_force(directory: Path, state: Path) -> InForce | None:
+    """Read which revision of this folder is in force; None where another folder's is, or the state cannot be read."""
     from squidkeeper.policy_store.revisions import revision_in_force
 
-    before = revision_in_force(state / "revisions")
-    return before.ended if before and before.directory == directory.absolute() else frozenset()
+    found = revision_in_force(state / "revisions")
+    return found if found and found.directory == directory.absolute() else None
 
 
-def _access(sources: Sources, name: str | None) -> Access:
-    """Find out what Squid's account cannot read. Only root can, and that account itself need not."""
+def _access(sources: Sources, name: str | None, *, is_draft: bool) -> Access:
+    """Find out what Squid's account cannot read. Only root can, and that account itself need not.
+
+    A draft can stand where that account comes to no file: it is for another place.
+    """
     account = squid_account() if name is None else account_of(name)
     if account is None and name is not None:
         raise click.BadParameter(f"there is no account {name!r} on this machine", param_hint="--account")
@@ -174,20 +192,25 @@ def _access(sources: Sources, name: str | None) -> Access:
     if os.geteuid() != 0:
         return Access(account.name, f"only root, or {account.name} itself, can find out")
     try:
-        return Access(account.name, warnings=tuple(_unreadable(sources, account)))
+        place = unreadable_for(account, [sources.directory]).get(sources.directory, sources.directory)
+        if is_draft and place != sources.directory:
+            return Access(account.name, f"{account.name} cannot enter {place}, and another policy is in force")
+        closed = tuple(_unreadable(sources, account))
     except PermissionError as error:
         return Access(account.name, str(error))
+    faults, warnings = (tuple(text for fault, text in closed if fault is wanted) for wanted in (True, False))
+    return Access(account.name, faults=faults, warnings=warnings)
 
 
-def _unreadable(sources: Sources, account: Account) -> Iterator[Fault]:
-    """Warn about each file of a policy that an account cannot read, or about the directory alone."""
+def _unreadable(sources: Sources, account: Account) -> Iterator[tuple[bool, Fault]]:
+    """Find each file of a policy that an account cannot read, or the directory alone; tell whether nothing loads."""
     directory = _NamedFile(sources.directory, Location(str(sources.directory)), "the policy directory", _NOTHING_LOADS)
     places = [directory, *_places(sources)]
     found = unreadable_for(account, [place.path for place in places])
     for place in [directory] if directory.path in found else places:
         if place.path in found:
             text = _unreadable_text(place, found[place.path], account)
-            yield Fault(place.location, FaultCode.CLOSED_TO_SQUID, text)
+            yield place.so == _NOTHING_LOADS, Fault(place.location, FaultCode.CLOSED_TO_SQUID, text)
 
 
 def _unreadable_text(place: _NamedFile, closed: Path, account: Account) -> str:
@@ -255,24 +278,30 @@ def _is_read(source: SecretSource, sources: Sources) -> bool:
             return False
 
 
-def _not_rendered(policy: Policy, rendered: Path) -> tuple[Fault, ...]:
-    """Compare with what install.sh has rendered, where it can be read: a draft may be on another machine."""
+def _not_rendered(policy: Policy, rendered: Path) -> tuple[Unrendered, ...] | None:
+    """Compare with what install.sh has rendered; None where that cannot be read: a draft may be on another machine."""
     from squidkeeper.credentials import SecretStore
-    from squidkeeper.policy_lines import not_rendered
+    from squidkeeper.policy_lines import unrendered
 
     try:
-        return not_rendered(policy, rendered.read_text(), SecretStore(policy.secrets, os.environ))
+        return unrendered(policy, rendered.read_text(), SecretStore(policy.secrets, os.environ))
     except OSError:
-        return ()
+        return None
 
 
-def _not_compared(policy: Policy, rendered: Path) -> Path | None:
-    """Give the file of the rendered lines where the policy needs some, and it cannot be read."""
+def _to_install(
+    policy: Policy, compared: tuple[Unrendered, ...] | None, directory: Path, state: Path
+) -> tuple[str, ...]:
+    """List for what install.sh has to be run, or may have to be where the rendered lines cannot be read."""
     from squidkeeper.credentials import SecretStore
-    from squidkeeper.policy_lines import not_rendered
+    from squidkeeper.layout import Layout
+    from squidkeeper.policy.secret_sources import fetched_secrets
+    from squidkeeper.policy_lines import unrendered
 
-    needs_lines = not_rendered(policy, "", SecretStore({}, {}))
-    return rendered if needs_lines and not os.access(rendered, os.R_OK) else None
+    needed = unrendered(policy, "", SecretStore({}, {})) if compared is None else compared
+    service = Layout.around(directory.absolute(), state).service("secrets").unit
+    fetched = ["fetched secrets"] if any(fetched_secrets(policy.secrets)) and not service.exists() else []
+    return tuple(dict.fromkeys([*(one.what for one in needed), *fetched]))
 
 
 def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime) -> Iterator[ListReport]:
@@ -293,16 +322,22 @@ def _text(report: CheckReport) -> str:
     lines += [_gate_text(report.gate)] if report.gate else []
     if report.access.not_checked:
         lines.append(f"not checked: what Squid's account can read ({report.access.not_checked})")
-    if report.not_compared:
-        lines.append(
-            f"not checked: what install.sh has rendered ({report.not_compared} cannot be read: --policy-lines)"
-        )
+    if report.install:
+        lines.append(_install_text(report))
     found = f"{quantity(len(report.faults), 'fault')}, {quantity(len(report.warnings), 'warning')}"
     if report.faults:
         return "\n".join([*lines, f"{report.directory} does not load: {found}"])
     grants = f", {quantity(report.grants, 'grant')}" if report.grants else ""
     rules = f"{quantity(report.rules, 'rule')}{grants}"
     return "\n".join([*lines, f"{report.directory} loads: revision {report.revision}, {rules}, {found}"])
+
+
+def _install_text(report: CheckReport) -> str:
+    what = ", ".join(report.install)
+    if report.not_compared:
+        why = f"{report.not_compared} cannot be read: --policy-lines"
+        return f"not checked: whether install.sh has to be run for {what} ({why})"
+    return f"run install.sh: Squid does not know what the policy says about {what} yet"
 
 
 def _gate_text(gate: ReloadGate) -> str:
@@ -326,6 +361,7 @@ def _json(report: CheckReport) -> str:
             "faults": _rows(report.faults),
             "warnings": _rows(report.warnings),
             "lists": [_list_row(one) for one in report.lists],
+            "install": list(report.install) if report.not_compared is None else None,
             "account": {"name": report.access.account, "not_checked": report.access.not_checked or None},
         },
         indent=2,
