@@ -220,12 +220,12 @@ def test_csv_and_json_hold_every_kind_of_value(tmp_path: Path) -> None:
 
 
 def test_a_csv_cell_with_text_of_a_client_is_no_formula() -> None:
-    texts = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", b"=1", "a=1", "", None, -1, [-1])
+    texts = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", b"=1", "a=1", "-", "", None, -1, [-1])
     cells = [
         row[0] for row in csv.reader(io.StringIO("".join(as_csv(["-a"], [(text,) for text in texts])), newline=""))
     ]
     escaped = ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\t=1", "'\r=1", "'\n=1", "'=1"]
-    assert cells == ["'-a", *escaped, "a=1", "", "", "-1", "[-1]"]
+    assert cells == ["'-a", *escaped, "a=1", "-", "", "", "-1", "[-1]"]
 
 
 def test_what_json_csv_and_a_table_cannot_say_is_said_in_another_way() -> None:

@@ -86,7 +86,8 @@ def _csv_line(row: Row) -> str:
 
 def _csv_cell(value: object) -> str:
     text = "" if value is None else _shown(value)
-    return f"'{text}" if text.startswith(_FORMULAS) and isinstance(value, str | bytes) else text
+    is_formula = isinstance(value, str | bytes) and text.startswith(_FORMULAS) and text != NONE
+    return f"'{text}" if is_formula else text
 
 
 def _shown(value: object) -> str:
