@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from squidkeeper.layout import SOCKETS_OF_WORKERS
 from tests.ports import free_port
 from tests.waiting import wait_for
 
@@ -68,16 +69,41 @@ class BareSquid:
         return self.said().count("Reconfiguring Squid Cache") == times * workers
 
 
+def remove_leftovers(service: str) -> None:
+    """Remove what a killed Squid leaves. It removes its shared memory and sockets only when it ends in order."""
+    for left in (*Path("/dev/shm").glob(f"{service}-*.shm"), *SOCKETS_OF_WORKERS.glob(f"{service}-*.ipc")):
+        left.unlink()
+
+
+@contextmanager
+def folder_of_sockets() -> Iterator[None]:
+    """The folder of the workers' sockets, which Squid's unit makes: a machine without systemd has none."""
+    made = not SOCKETS_OF_WORKERS.exists()
+    SOCKETS_OF_WORKERS.mkdir(exist_ok=True)
+    if made:
+        shutil.chown(SOCKETS_OF_WORKERS, "proxy", "proxy")
+    yield
+    if made:
+        with suppress(OSError):  # another test has sockets in it
+            SOCKETS_OF_WORKERS.rmdir()
+
+
 @contextmanager
 def bare_squid(workers: int = 1) -> Iterator[BareSquid]:
     """Start it as a service does; it takes connections in the block."""
+    with folder_of_sockets():
+        yield from _run_squid(workers)
+
+
+def _run_squid(workers: int) -> Iterator[BareSquid]:
     folder = Path(tempfile.mkdtemp(prefix="squidkeeper-squid-"))
     shutil.chown(folder, "proxy", "proxy")
     port = free_port()
     squid = BareSquid(folder, port)
     configuration = folder / "squid.conf"
     configuration.write_text(CONFIGURATION.format(port=port, folder=folder, workers=workers))
-    command = ["setpriv", "--pdeathsig", "KILL", "squid", "--foreground", "-YC", "-n", f"bare{port}", "-f"]
+    service = f"bare{port}"
+    command = ["setpriv", "--pdeathsig", "KILL", "squid", "--foreground", "-YC", "-n", service, "-f"]
     process = subprocess.Popen([*command, configuration], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         listening = "Accepting HTTP Socket connections"
@@ -90,4 +116,5 @@ def bare_squid(workers: int = 1) -> Iterator[BareSquid]:
         for kid in kids:
             with suppress(ProcessLookupError):  # a test has ended it
                 os.kill(int(kid), signal.SIGKILL)
+        remove_leftovers(service)
         shutil.rmtree(folder)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
+import stat
+import subprocess
 import tempfile
 import textwrap
 from collections.abc import Callable
@@ -32,6 +35,12 @@ WORKERS = "SQUIDKEEPER_TESTS_WORKERS"  # and how many workers each gateway has
 CANARIES = "SQUIDKEEPER_TESTS_CANARIES"  # in the environment too: whether every gateway has canary secrets
 HUNTED = "hunted"  # the file in that folder: how many canaries each gateway has sent
 TESTS = Path(__file__).parent
+_CLONE_NEWNS = 0x20000
+# What a gateway of this machine has, and commands read without options.
+OF_THE_MACHINE = (
+    *("/etc/squid", "/etc/squidkeeper", "/opt/squidkeeper", "/run/squidkeeper", "/var/log/squid"),
+    *("/var/lib/squidkeeper", "/var/lib/squidkeeper-archive", "/var/lib/squidkeeper-pull"),
+)
 SYSTEM = (
     "e2e",
     "faults",
@@ -68,12 +77,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder that all processes of a run share; Squid's account can enter it."""
     if not hasattr(config, "workerinput"):
+        _hide_gateway()
         os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="squidkeeper-run-")
         Path(os.environ[SHARED_FOLDER]).chmod(0o755)
         if config.getoption("--canaries"):
             os.environ[CANARIES] = "yes"
         if config.getoption("--workers"):
             os.environ[WORKERS] = str(config.getoption("--workers"))
+
+
+def _hide_gateway() -> None:
+    """Give this run a view of the machine in which these folders are empty: a test sees only what it made."""
+    if ctypes.CDLL(None).unshare(_CLONE_NEWNS):
+        return  # an account, or a container, that has no right to mount
+    style = Path("/etc/squid/errorpage.css")  # of the package: Squid complains without it
+    kept = style.read_bytes() if style.exists() else b""
+    mount("--make-rprivate", "/")
+    for place in filter(os.path.isdir, OF_THE_MACHINE):
+        about = os.stat(place)
+        owner = f"mode={stat.S_IMODE(about.st_mode):o},uid={about.st_uid},gid={about.st_gid}"
+        mount("-t", "tmpfs", "-o", owner, "tests", place)
+    if kept:
+        style.write_bytes(kept)
+    mount("--make-rshared", "/")  # as it was, for the containers of tests
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

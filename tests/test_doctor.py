@@ -43,12 +43,14 @@ from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.squid_account import Account, squid_account
 from squidkeeper.squid_conf import Macros, Problem, SquidConf, read_squid_conf
+from tests.ports import free_port
 from tests.valkey_server import GATEWAYS, ValkeyServer
 from tests.waiting import wait_for
 
 REPOSITORY = Path(__file__).parents[1]
 ACCOUNT = Account("nobody", 65534, 65534)
 CA = make_ca(datetime.now(UTC))
+LISTEN = f"127.0.0.1:{free_port()}"  # nobody answers there: a gateway of this machine may have 3129
 POLICY = """\
 version: 1
 clients: {vm: {networks: [192.0.2.2]}}
@@ -65,7 +67,7 @@ def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout
     """Lay out a gateway as install.sh does, without its program and processes."""
     layout = Layout.of(root)
     host = Machine(ACCOUNT, Path("/usr/lib/squid/security_file_certgen"), Path("/none"), systemd=False, selinux=False)
-    ours = Configuration(REPOSITORY, layout, host, "127.0.0.1:3129", "127.0.0.1:3129", "none", "", **options)
+    ours = Configuration(REPOSITORY, layout, host, LISTEN, LISTEN, "none", "", **options)
     for folder in (layout.conf.parent / "ca", layout.policy, layout.state, layout.run, layout.program.parent):
         folder.mkdir(parents=True)
     layout.conf.write_text(ours.squid_conf())
@@ -683,13 +685,11 @@ def test_a_rule_that_logrotate_ignores_loses_nothing(layout: Layout, tmp_path: P
 
 
 def test_an_open_proxy_is_found(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "reached_at", lambda listen: ["198.51.100.7"] if listen == "127.0.0.1:3129" else [])
+    monkeypatch.setattr(machine, "reached_at", lambda listen: ["198.51.100.7"] if listen == LISTEN else [])
     assert found("open-proxy", inspect(layout)) == []
     edit(layout.policy / "policy.yaml", "action: allow, clients: [vm]", "action: allow")
     [one] = found("open-proxy", inspect(layout))
-    assert one.detail.startswith(
-        "Squid listens on 127.0.0.1:3129, reached at 198.51.100.7; rule 'api' allows any client"
-    )
+    assert one.detail.startswith(f"Squid listens on {LISTEN}, reached at 198.51.100.7; rule 'api' allows any client")
 
 
 def test_a_port_for_load_balancers_alone_is_no_open_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

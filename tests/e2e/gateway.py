@@ -19,6 +19,7 @@ from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.setup.configuration import has_own_login, without_login
+from tests.bare_squid import remove_leftovers
 from tests.conftest import WORKERS
 from tests.waiting import wait_for
 
@@ -202,11 +203,11 @@ class Gateway:
             self._squid = None
 
     def kill(self) -> None:
-        """Kill Squid and its helpers, and remove the shared memory that it leaves."""
+        """Kill Squid and its helpers, and remove what it leaves."""
         if self._squid:
             kill_tree(self._squid)
             self._squid = None
-            remove_shared_memory(self._service)
+            remove_leftovers(self._service)
 
     def restart(self) -> "Gateway":
         self.stop()
@@ -301,12 +302,6 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def remove_shared_memory(service: str) -> None:
-    """Remove what a killed Squid leaves: it removes its segments only when it ends in order."""
-    for segment in Path("/dev/shm").glob(f"{service}-*.shm"):
-        segment.unlink()
 
 
 def _command(pid: int) -> str:

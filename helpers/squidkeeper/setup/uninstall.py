@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import Final
 
 from squidkeeper.errors import SetupFailed
 from squidkeeper.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
@@ -20,6 +22,8 @@ from squidkeeper.setup.console import complain, say
 from squidkeeper.setup.entries import Link, read_entry, remove, text_at
 from squidkeeper.setup.machine import run, uses_systemd
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
+
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Squid has it
 
 
 def uninstall(layout: Layout) -> None:
@@ -36,7 +40,7 @@ def uninstall(layout: Layout) -> None:
     if ours:
         squid.stop()
         layout.conf.unlink()
-        _remove_sockets(layout)
+        _remove_shared(layout)
     _stop(layout, "secrets", "maintenance", systemd=systemd)
     goes_on = squid.runs()  # asked before its pid file goes
     if not names(text_at(yours), layout.ssl_db):
@@ -103,10 +107,14 @@ def _remove_files(layout: Layout) -> None:
             folder.rmdir()
 
 
-def _remove_sockets(layout: Layout) -> None:
-    """Remove the sockets of a Squid with workers, which it leaves, and their folder where no other Squid has any."""
-    for socket in SOCKETS_OF_WORKERS.glob(f"{layout.squid_service}-*.ipc"):
-        remove(socket)
+def _remove_shared(layout: Layout) -> None:
+    """Remove sockets and shared memory that a killed Squid leaves, and the sockets' folder where it is empty."""
+    left = (
+        SOCKETS_OF_WORKERS.glob(f"{layout.squid_service}-*.ipc"),
+        _SHARED_MEMORY.glob(f"{layout.squid_service}-*.shm"),
+    )
+    for file in chain(*left):
+        remove(file)
     with suppress(OSError):
         SOCKETS_OF_WORKERS.rmdir()
 
