@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """What many VMs ask of gateways: how much of each thing there is, what runs out first, and how long requests wait.
 
-    PYTHONPATH=. .venv/bin/python tests/bench/simulation.py --costs costs.json [--vms 100000] [--gateways 12]
-                                                            [--workers 4] [--sessions 2] [--open 60] [--seconds 60]
+    PYTHONPATH=. python3 tests/bench/simulation.py --costs costs.json [--vms 100000] [--gateways 12]
+                                                  [--workers 4] [--sessions 2] [--open 60] [--seconds 60]
 
-costs.json is written by sizing.py, which measures. A session of a VM is one tunnel and the requests in it; how many
-there are, and to which hosts, is as in traffic.py. Three parts, each with the simplest model that answers it:
+It needs Python 3.11 alone. costs.json is written by sizing.py, which measures. A session of a VM is one tunnel and the
+requests in it; how many there are, and to which hosts, is as in sessions.py. Three parts, each with the simplest model
+that answers it:
 
   demand    rates times costs, against what one gateway has. Nothing random: what runs out first is a matter of sums.
   waiting   a queue for each worker, because a connection stays with its worker. Each request waits for those before it
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
 
-from tests.bench import traffic
+from tests.bench.sessions import AGENTS, requests_of
 
 DESCRIPTORS: Final = 16_384  # of a worker: max_filedescriptors
 HAPROXY_CONNECTIONS: Final = 16_000  # for each worker of a gateway: fleet.yaml
@@ -135,7 +136,7 @@ class Sessions:
 def sessions(number: int = SAMPLE) -> Sessions:
     """Draw sessions as traffic.py makes them."""
     chosen = random.Random(15)
-    drawn = [list(traffic.requests_of(traffic.AGENTS[0], chosen)) for _ in range(number)]
+    drawn = [list(requests_of(AGENTS[0], chosen)) for _ in range(number)]
     hosts = [one[0].host for one in drawn]
     return Sessions(tuple(map(len, drawn)), max(map(hosts.count, set(hosts))) / number)
 
