@@ -250,6 +250,20 @@ def test_the_distributions_service_is_reloaded_and_a_failure_puts_the_former_con
 
 
 @with_haproxy
+@pytest.mark.parametrize(("days", "warns"), [(29, True), (31, False)])
+def test_a_certificate_that_expires_soon_is_a_warning(
+    tmp_path: Path, paths: BalancerPaths, days: int, warns: bool
+) -> None:
+    file = str(tmp_path / "own.pem")
+    request = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    subprocess.run([*request, "-subj", "/CN=x", "-days", str(days), "-keyout", file, "-out", f"{file}.crt"], check=True)
+    Path(file).write_text(Path(file).read_text() + Path(f"{file}.crt").read_text())
+    fleet = written(tmp_path, FLEET.replace("gateways:", f"  certificate: {file}\ngateways:"))
+    status, said = setup(paths, fleet, "--dry-run")
+    assert (status, f"{file} expires at 20" in said) == (0, warns), said
+
+
+@with_haproxy
 def test_a_configuration_that_haproxy_refuses_changes_nothing(tmp_path: Path, paths: BalancerPaths) -> None:
     paths.cfg.write_text("global\n")
     text = FLEET.replace("gateways:", f"  certificate: {tmp_path}/none.pem\ngateways:")

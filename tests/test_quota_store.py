@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from cryptography import x509
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from valkey.exceptions import NoPermissionError, ResponseError
 
 from squidkeeper.cli import main
 from squidkeeper.errors import CountsUnavailable
+from squidkeeper.exporter.certificate import StoreCertificate
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.quotas import valkey_counts
@@ -88,6 +90,20 @@ def test_a_server_that_drips_holds_no_look_up(server: ValkeyServer, monkeypatch:
         with pytest.raises(CountsUnavailable, match="none that is whole within"):
             counts.take(COUNT, 10, 1)
     assert time.monotonic() - begun < 5
+
+
+def test_the_exporter_reads_when_the_certificate_of_the_store_expires(own_server: ValkeyServer, tmp_path: Path) -> None:
+    own_server.write_settings(tmp_path, "deny", 3, GATEWAYS[0])
+    certificate = StoreCertificate(tmp_path / "policy")
+    certificate.ask()
+    [served] = x509.load_pem_x509_certificates((tmp_path / "valkey/server.crt").read_bytes())
+    assert certificate.not_after == served.not_valid_after_utc
+    own_server.kill()
+    certificate.ask()
+    assert certificate.not_after == served.not_valid_after_utc, "what it has shown"
+    (tmp_path / "quota-store.yaml").unlink()
+    certificate.ask()
+    assert certificate.not_after is None
 
 
 # --- the users and the function -----------------------------------------------------------------------------------

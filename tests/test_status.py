@@ -172,6 +172,10 @@ WRONG = {
         replace(WELL, quota_store_problem="Valkey on 10.0.0.5 port 6379: refused"),
         "The store that counts quotas for all gateways is away: Valkey on 10.0.0.5 port 6379: refused.",
     ),
+    "quota-store-certificate-expiring": (
+        replace(WELL, quota_store_not_after=NOW + timedelta(days=29)),
+        "The certificate of the store that counts quotas expires soon: 29 days left.",
+    ),
     "policy-not-loaded": (with_faults(FAULT), "does not load: 1 fault; policy.yaml:41:11: '.org'"),
     "observing": (
         observing(3),

@@ -379,6 +379,11 @@ QUOTA_STORE_UP = Metric(
     "Whether the Valkey of all gateways counts quotas. 0: a helper could not reach it in the last 30 seconds. No "
     "series where the gateway counts by itself.",
 )
+QUOTA_STORE_CERTIFICATE_EXPIRY = Metric(
+    "squidkeeper_quota_store_certificate_expiry_timestamp_seconds",
+    _GAUGE,
+    "When the certificate of that Valkey expires, asked every hour. You renew it. No series without TLS.",
+)
 
 # --- The exports -------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from squidkeeper.credentials.fetch_status import read_fetch_status
 from squidkeeper.drained import drained_since
 from squidkeeper.errors import PolicyError
 from squidkeeper.export_status import read_exports
-from squidkeeper.exporter.certificate import Certificate, read_certificate
+from squidkeeper.exporter.certificate import Certificate, StoreCertificate, read_certificate
 from squidkeeper.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.exporter.disks import read_disks
 from squidkeeper.exporter.snapshot import Snapshot
@@ -155,6 +155,7 @@ def _view(layout: Layout, squid: str, sources: Sources, *, behind: bool) -> Snap
         deleted_logs=read_deleted_logs(layout.state),
         pull=read_pull_status(layout.pulled),
         drained_since=drained_since(layout.run),
+        quota_store_not_after=_store_certificate(layout.policy),
     )
 
 
@@ -196,6 +197,12 @@ def _counter_files(folder: Path) -> tuple[CounterFile, ...]:
 
 def _squid_counters(address: str, *, behind: bool) -> SquidCounters:
     return read_counters(address.rpartition(":")[0].strip("[]"), port_of(address), proxy_header=behind)
+
+
+def _store_certificate(directory: Path) -> datetime | None:
+    store = StoreCertificate(directory)
+    store.ask()
+    return store.not_after
 
 
 def _tls_certificate(file: Path) -> Certificate | None:

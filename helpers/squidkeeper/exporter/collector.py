@@ -167,6 +167,8 @@ def archive_families(view: Snapshot) -> Iterator[Family]:
     yield _single(metrics.ARCHIVE_DELETED, view.deleted_logs.files)
     waiting, problem = view.questions_waiting, view.quota_store_problem
     yield _family(metrics.QUESTIONS_WAITING, {} if waiting is None else {(): waiting})
+    ends = view.quota_store_not_after
+    yield _family(metrics.QUOTA_STORE_CERTIFICATE_EXPIRY, {(): ends.timestamp()} if ends else {})
     yield _family(metrics.QUOTA_STORE_UP, {} if problem is None else {(): 0 if problem else 1})
 
 

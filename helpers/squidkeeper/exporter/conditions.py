@@ -264,6 +264,12 @@ def _quota_store_unavailable(view: Snapshot) -> Iterator[str]:
         yield printable(view.quota_store_problem)
 
 
+def _quota_store_certificate_expiring(view: Snapshot) -> Iterator[str]:
+    end = view.quota_store_not_after
+    if end and end - view.at <= _CA_WARNING:
+        yield f"{duration((end - view.at).total_seconds())} left" if end > view.at else timestamp(end)
+
+
 def _secrets_not_fetched(view: Snapshot) -> Iterator[str]:
     if view.fetched_secrets and not view.fetching.runs:
         yield ", ".join(view.fetched_secrets)
@@ -581,6 +587,14 @@ CONDITIONS: Final = (
         " function loaded? After an edit of quota-store.yaml or its password, run `squid -k reconfigure` and"
         " `systemctl restart squidkeeper-exporter`.",
         _quota_store_unavailable,
+    ),
+    Condition(
+        "quota-store-certificate-expiring",
+        _WARNING,
+        "0m",
+        "The certificate of the store that counts quotas expires soon",
+        "Make another with the store's own CA, as squid/FLEET.md says, and restart Valkey.",
+        _quota_store_certificate_expiring,
     ),
     Condition(
         "secrets-not-fetched",

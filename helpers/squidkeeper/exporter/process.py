@@ -26,7 +26,7 @@ from squidkeeper.drained import drained_since
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import ListenFailed
 from squidkeeper.export_status import read_exports
-from squidkeeper.exporter.certificate import read_certificate
+from squidkeeper.exporter.certificate import StoreCertificate, read_certificate
 from squidkeeper.exporter.checkpoint import CheckpointStore
 from squidkeeper.exporter.collector import GatewayCollector
 from squidkeeper.exporter.conditions import ActiveCondition, active_conditions
@@ -96,6 +96,7 @@ class Exporter:
         self._helpers = options.state / FOLDER
         self._questions = WaitingQuestions(options.state)
         self._store = CheckpointStore(options.state / "exporter")
+        self._store_certificate = StoreCertificate(options.directory)
         self._watcher: PolicyWatcher[CompiledPolicy] = PolicyWatcher(
             options.directory, options.state / "lists", lambda compiled: compiled, options.state / "revisions"
         )
@@ -106,6 +107,7 @@ class Exporter:
             self._store.open()
             StoppedWatchdog(self._helpers).start()
             self._watcher.start()
+            self._store_certificate.start()
             self._start_health()
             past = PastPolicies(self._options.state / "revisions", self._current)
             drift = DriftChecker(past, self._current, past.replacing)
@@ -184,6 +186,7 @@ class Exporter:
             pull=read_pull_status(options.pulled) if options.pulled else None,
             drained_since=drained_since(options.run),
             quota_store_problem=self._quota_store_problem(now),
+            quota_store_not_after=self._store_certificate.not_after,
             questions_waiting=self._questions.count(self._watcher.current, now),
         )
 

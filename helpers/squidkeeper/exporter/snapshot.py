@@ -71,6 +71,7 @@ class Snapshot:
     pull: PullStatus | None = None  # None: the policy is not pulled, or has not been yet
     drained_since: float | None = None  # None: clients may come
     quota_store_problem: str | None = None  # None: no store is shared with other gateways
+    quota_store_not_after: datetime | None = None  # when its certificate expires; None: unknown, or there is none
     questions_waiting: int | None = None  # None: no client has ever asked, or that cannot be read
 
     @property

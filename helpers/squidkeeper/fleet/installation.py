@@ -13,6 +13,7 @@ import signal
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -21,8 +22,10 @@ import psutil
 
 from squidkeeper.atomic_write import replace
 from squidkeeper.errors import SetupFailed
+from squidkeeper.exporter.certificate import read_certificate
 from squidkeeper.fleet.fleet_file import Fleet
 from squidkeeper.fleet.haproxy import MARK, STATE, render
+from squidkeeper.formatting import timestamp
 from squidkeeper.setup.console import say, show
 from squidkeeper.setup.entries import text_at
 from squidkeeper.setup.machine import check, quietly, run, uses_systemd
@@ -31,6 +34,7 @@ from squidkeeper.setup.sockets import wait_until
 
 _USUAL_HEALTH: Final = 9130
 _SOCKET: Final = "squidkeeper.sock"  # as fleet.cfg names it
+_RENEWED_BEFORE: Final = timedelta(days=30)
 _RELOAD_SECONDS: Final = 10.0
 _ANSWER_SECONDS: Final = 1.0
 _PID: Final = re.compile(r"^Pid: ([0-9]+)$", re.MULTILINE)
@@ -80,6 +84,9 @@ def _check_certificate(path: str) -> None:
     if path and not Path(path).is_file():
         advice = "put certificate, chain and key there (squid/FLEET.md), or leave `certificate` out"
         raise SetupFailed(f"haproxy.certificate: {path}: there is no such file", advice)
+    end = read_certificate(Path(path)).not_after if path else None
+    if end and end - datetime.now(UTC) < _RENEWED_BEFORE:
+        say("WARNING", f"{path} expires at {timestamp(end)}: put another one there, and run `systemctl reload haproxy`")
 
 
 def _check(text: str) -> None:
