@@ -6,10 +6,12 @@ import copy
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,15 @@ PIN = re.compile(r"^([a-z0-9.-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})
 SQUIDKEEPER = Path(sys.executable).with_name("squidkeeper")
 AGENT = {"squidkeeper/role": "agent"}
 GATEWAY = {"squidkeeper/role": "gateway"}
-KINDS = ["ConfigMap", "Deployment", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget", "Service"]
+KINDS = [
+    "ConfigMap",
+    "Deployment",
+    "HorizontalPodAutoscaler",
+    "NetworkPolicy",
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "Service",
+]
 
 
 # The locks
@@ -207,7 +217,7 @@ def test_the_example_agent_has_the_variables_of_the_agent_of_compose(services: M
 
 
 @pytest.mark.system
-def test_log_and_archive_fit_their_volume_and_the_line_for_metrics_keeps_that(built: list[Mapping[str, Any]]) -> None:
+def test_log_and_archive_fit_their_volume(built: list[Mapping[str, Any]]) -> None:
     [deployment] = of_kind(built, "Deployment")
     pod = deployment["spec"]["template"]["spec"]
     [setup] = pod["initContainers"]
@@ -215,8 +225,6 @@ def test_log_and_archive_fit_their_volume_and_the_line_for_metrics_keeps_that(bu
     assert limits.keys() == {"--log-bytes", "--archive-bytes"}
     [volume] = [one["emptyDir"]["sizeLimit"] for one in pod["volumes"] if one["name"] == "gateway"]
     assert sum(int(size.removesuffix("G")) for size in limits.values()) * 10**9 <= int(volume.removesuffix("Gi")) << 29
-    [line] = re.findall(r"^- \*\*Metrics\*\*: `args: (\[.*?\])`", FLEET, re.MULTILINE)
-    assert yaml.safe_load(line)[: len(setup["args"])] == setup["args"]
 
 
 @pytest.mark.system
@@ -259,11 +267,97 @@ def test_agents_reach_the_port_of_gateways_and_nothing_else(built: list[Mapping[
         "policyTypes": ["Egress"],
         "egress": [{"to": [{"podSelector": {"matchLabels": GATEWAY}}], "ports": ports}],
     }
-    assert policies["squidkeeper-gateways"] == {
-        "podSelector": {"matchLabels": GATEWAY},
-        "policyTypes": ["Ingress"],
-        "ingress": [{"from": [{"podSelector": {"matchLabels": AGENT}}], "ports": ports}],
-    }
+    gateways = policies["squidkeeper-gateways"]
+    assert gateways["ingress"] == [{"from": [{"podSelector": {"matchLabels": AGENT}}], "ports": ports}]
+
+
+@pytest.mark.system
+def test_gateways_reach_dns_servers_and_public_addresses(built: list[Mapping[str, Any]]) -> None:
+    [policy] = [one["spec"] for one in of_kind(built, "NetworkPolicy") if "gateways" in one["metadata"]["name"]]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    names, public = policy["egress"]
+    assert {one["port"] for one in names["ports"]} == {53}
+    blocks = [one["ipBlock"] for one in public["to"]]
+    assert (public.keys(), [one["cidr"] for one in blocks]) == ({"to"}, ["0.0.0.0/0", "::/0"])
+    closed = [ip_network(network) for one in blocks for network in one["except"]]
+    private = ("10.96.0.10", "172.16.0.1", "192.168.137.1", "100.64.0.1", "169.254.169.254", "fd00::1", "fe80::1")
+    for address in map(ip_address, private):
+        assert any(address in network for network in closed)
+    assert not any(ip_address(address) in network for address in ("8.8.8.8", "2606:4700::1111") for network in closed)
+
+
+@pytest.mark.system
+def test_an_image_is_named_by_a_digest_that_nothing_has(built: list[Mapping[str, Any]]) -> None:
+    [deployment] = of_kind(built, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    images = {one["image"] for one in (*pod["initContainers"], *pod["containers"])}
+    assert images == {f"squidkeeper@sha256:{'0' * 64}"}
+
+
+@pytest.mark.system
+def test_nodes_have_equal_shares_of_each_version_and_the_number_is_the_autoscalers(
+    built: list[Mapping[str, Any]],
+) -> None:
+    [deployment], [scaler] = of_kind(built, "Deployment"), of_kind(built, "HorizontalPodAutoscaler")
+    [spread] = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert (spread["maxSkew"], spread["whenUnsatisfiable"]) == (1, "DoNotSchedule")
+    assert spread["matchLabelKeys"] == ["pod-template-hash"]  # else an upgrade's pods, which surge, find no place
+    assert "replicas" not in deployment["spec"]  # each `kubectl apply` would undo what the autoscaler has done
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert scaler["spec"]["minReplicas"] == 2
+
+
+def with_component(name: str, folder: Path) -> list[Mapping[str, Any]]:
+    """What Kustomize makes with a component, as the comment in kustomization.yaml says."""
+    shutil.copytree(KUBERNETES, folder)
+    file = folder / "kustomization.yaml"
+    text = file.read_text()
+    assert f"\n#   - {name}" in text
+    file.write_text(text.replace("\n# components:", "\ncomponents:").replace(f"\n#   - {name}", f"\n  - {name}"))
+    done = subprocess.run(["kustomize", "build", folder], capture_output=True, text=True, check=True)
+    found = [*yaml.safe_load_all(done.stdout)]
+    return [one if one["kind"] == "ServiceMonitor" else validated(one) for one in found]  # no schema of the Operator's
+
+
+@pytest.mark.system
+def test_prometheus_finds_each_gateway_by_its_name(tmp_path: Path) -> None:
+    built = with_component("prometheus", tmp_path / "with")
+    [deployment], [monitor] = of_kind(built, "Deployment"), of_kind(built, "ServiceMonitor")
+    [service] = [one for one in of_kind(built, "Service") if one["metadata"]["name"] == "squidkeeper-metrics"]
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["initContainers"][0]["args"][-2:] == ["--exporter-listen", "0.0.0.0:9129"]
+    [port] = [one for one in pod["containers"][0]["ports"] if one["name"] == "metrics"]
+    [served], [scraped] = service["spec"]["ports"], monitor["spec"]["endpoints"]
+    assert (port["containerPort"], served["targetPort"], scraped["port"]) == (9129, "metrics", served["name"])
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert service["spec"]["selector"] == GATEWAY
+    assert service["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "squidkeeper"
+    assert scraped["relabelings"][0]["targetLabel"] == "gateway"
+    agents, prometheus = ingress(built)
+    assert (agents["from"], [one["port"] for one in prometheus["ports"]]) == (
+        [{"podSelector": {"matchLabels": AGENT}}],
+        [9129],
+    )
+
+
+@pytest.mark.system
+def test_a_load_balancer_names_vms_and_nobody_else_reaches_gateways(tmp_path: Path) -> None:
+    built = with_component("load-balancer", tmp_path / "with")
+    [deployment], [service] = of_kind(built, "Deployment"), of_kind(built, "Service")
+    [setup] = deployment["spec"]["template"]["spec"]["initContainers"]
+    option, addresses = setup["args"][-2:]
+    assert option == "--behind"
+    [clients] = ingress(built)
+    assert [one["ipBlock"]["cidr"] for one in clients["from"]] == [f"{one}/32" for one in addresses.split(",")]
+    wanted = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "sessionAffinity": "None"}
+    assert service["spec"] | wanted == service["spec"]
+    assert service["spec"]["loadBalancerSourceRanges"]
+
+
+def ingress(built: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    [policy] = [one for one in of_kind(built, "NetworkPolicy") if one["metadata"]["name"] == "squidkeeper-gateways"]
+    rules: list[Mapping[str, Any]] = policy["spec"]["ingress"]
+    return rules
 
 
 @pytest.mark.system
