@@ -114,4 +114,13 @@ def test_an_idle_gateway_waits_until_a_load_balancer_has_noticed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:  # nobody connects to it
         port = server.getsockname()[1]
         assert wait_until_idle(f"127.0.0.1:{port}", 60, lambda _: None, clock=lambda: now[0], sleep=sleep) == 0
-    assert now[0] - 100 > 3
+        assert now[0] - 100 > 3
+        left = wait_until_idle(
+            f"127.0.0.1:{port}",
+            60,
+            lambda _: None,
+            noticed_seconds=60,
+            clock=lambda: 0.0,
+            sleep=lambda _: pytest.fail("it waits"),
+        )
+    assert left == 0, "it was drained a minute ago"

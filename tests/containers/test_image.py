@@ -6,6 +6,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +20,7 @@ from squidkeeper.demo.network import internet, run
 from tests.e2e.dns import Names
 from tests.e2e.gateway import NAMESERVER
 from tests.e2e.origin import Origins
+from tests.pull_servers import WebServer, allowed_signer, make_key, serving
 from tests.test_container_files import pins
 from tests.waiting import wait_for
 
@@ -30,6 +34,7 @@ PROJECT = "squidkeeper-test"
 GATEWAY, AGENT = f"{PROJECT}_gateway_1", f"{PROJECT}_agent_1"
 BRIDGE = "squidkeeper0"  # of the agents' network
 RIGHTS = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+WEB = "203.0.113.77"
 PORT_53 = ("--sysctl", "net.ipv4.ip_unprivileged_port_start=53")
 # Podman's resolver, in the network of the agents, by the name of a container there.
 ASK_THE_NETWORKS_RESOLVER = f"""
@@ -269,9 +274,9 @@ def test_grants_and_approvals_are_made_in_the_container(stack: Stack) -> None:
 
 def test_sigterm_drains_and_a_new_start_has_the_same_ca_and_is_ready(stack: Stack) -> None:
     root = stack.agent("cat", "/etc/squidkeeper/ca.crt")
-    stack.podman.run("stop", "--time", "60", GATEWAY)
+    stack.podman.run("stop", "--time", "10", GATEWAY)  # the default of podman and Docker: then they kill
     told = stack.podman.run("logs", GATEWAY).stdout
-    assert "drained: /healthz is unhealthy, and open connections go on" in told
+    assert "drained already: /healthz is unhealthy, and open connections go on" in told
     assert "Squid is stopped" in told
     assert stack.podman.run("inspect", GATEWAY, "--format", "{{.State.ExitCode}}").stdout == "0\n"
     stack.podman.run("start", GATEWAY)
@@ -287,6 +292,73 @@ def test_a_squid_whose_master_is_killed_is_started_again(stack: Stack) -> None:
     wait_for(lambda: stack.answers("https://example.com/", "200"), "another Squid")
     assert stack.gateway("cat", "/gateway/run/squid.pid")[1] != killed
     assert "squid: supervise: squid ended with status 137" in stack.podman.run("logs", GATEWAY).stdout
+
+
+# A signed policy
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Publishes bundles over https, as PULL.md says, and the files of a gateway that pulls them."""
+
+    stack: Stack
+    server: WebServer
+    config: Path
+
+    def publish(self, number: int, policy: str, key: Path) -> None:
+        folder, bundle = self.config.parent / "policy", self.server.root / "policy.bundle"
+        (folder / "policy.yaml").write_text(policy)
+        program = (sys.executable, "-m", "squidkeeper", "pull", "bundle")
+        subprocess.run([*program, str(folder), "--number", str(number), "--output", str(bundle)], check=True)
+        bundle.with_name("policy.bundle.sig").unlink(missing_ok=True)
+        sign = ("ssh-keygen", "-q", "-Y", "sign", "-n", "squidkeeper-policy", "-f")
+        subprocess.run([*sign, str(key), str(bundle)], check=True)
+
+    def inside(self, *words: str) -> tuple[int, str]:
+        done = self.stack.podman.run("exec", "pulls", *words, check=False)
+        return done.returncode, done.stdout
+
+    def shows(self, url: str, told: str) -> bool:
+        return self.inside("squidkeeper", "explain", "GET", url)[1].startswith(told)
+
+
+@pytest.fixture
+def publisher(stack: Stack) -> Iterator[Publisher]:
+    with tempfile.TemporaryDirectory(dir=stack.podman.folder) as place, serving(Path(place, "served"), WEB) as server:
+        config, key = Path(place, "config"), make_key(Path(place, "key"))
+        for folder in (config, Path(place, "policy")):
+            folder.mkdir()
+        Path(place).chmod(0o755)
+        public = server.ca.read_text().partition("-----END PRIVATE KEY-----\n")[2]
+        (config / "server.pem").write_text(public)
+        (config / "local.yaml").write_text("version: 1\n")
+        (config / "allowed_signers").write_text(allowed_signer(key))
+        source = f"source: {{bundle: '{server.url}/policy.bundle', ca: /etc/squidkeeper/server.pem}}\n"
+        settings = f"{source}allowed_signers: /etc/squidkeeper/allowed_signers\nevery: 5s\n"
+        (config / "pull.yaml").write_text(settings)
+        publisher = Publisher(stack, server, config)
+        publisher.publish(1, POLICY, key)
+        network = ("--network", f"{PROJECT}_outside", "--dns", NAMESERVER)
+        volumes = ("--volume", f"{config}:/config:ro")
+        try:
+            stack.podman.run("run", "-d", "--name", "pulls", *network, *RIGHTS, *PORT_53, *volumes, "squidkeeper")
+            yield publisher
+        finally:
+            stack.podman.run("rm", "--force", "--volumes", "--time", "1", "pulls", check=False)
+
+
+def test_a_signed_bundle_is_the_policy_of_a_container(publisher: Publisher) -> None:
+    key = publisher.config.with_name("key")
+    logs = lambda: publisher.stack.podman.run("logs", "pulls", check=False).stdout  # noqa: E731 - shown once
+    wait_for(lambda: publisher.inside("gateway", "ready")[0] == 0, logs, 180)
+    assert publisher.shows("https://example.com/", "ALLOW ")
+    publisher.publish(2, POLICY.replace("[example.com]", "[other.example]"), key)
+    wait_for(lambda: publisher.shows("https://other.example/", "ALLOW "), logs, 60)
+    publisher.publish(3, POLICY, make_key(publisher.config.with_name("strange")))
+    wait_for(lambda: "is refused" in publisher.inside("squidkeeper", "pull", "--status")[1], logs, 60)
+    assert publisher.shows("https://other.example/", "ALLOW ")
+    status = wait_for(lambda: publisher.inside("squidkeeper", "pull", "--status")[1], logs)
+    assert "in force   " in status
 
 
 # Single containers
@@ -435,6 +507,13 @@ def test_the_image_holds_no_key_and_no_pip(podman: Podman) -> None:
     assert ".key" not in told
     assert "pip" not in told
     assert "uid=13(proxy)" in told
+
+
+def test_the_image_keeps_nothing_of_apts(podman: Podman) -> None:
+    """A base image without Debian's settings for containers lets apt keep packages, and indexes of all packages."""
+    command = ("--entrypoint", "du", "squidkeeper", "-sm", "/var/cache/apt", "/var/lib/apt/lists")
+    sizes = podman.run("run", "--rm", "--network", "none", *command).stdout.split()[::2]
+    assert sizes == ["1", "1"]
 
 
 def test_the_image_has_its_health_check(podman: Podman) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -87,7 +88,7 @@ def _cancel(layout: Layout) -> None:
 
 def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
     """Drain a gateway and wait; give the exit status."""
-    from squidkeeper.drained import drain
+    from squidkeeper.drained import drain, drained_since
     from squidkeeper.formatting import duration, quantity
     from squidkeeper.setup.configuration import listen_of
     from squidkeeper.setup.draining import wait_until_idle
@@ -99,11 +100,16 @@ def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
         raise click.ClickException(f"{layout.conf} has no http_port: name the gateway by --root DIR")
     already = "" if drain(layout.run) else " already"
     click.echo(f"drained{already}: /healthz is unhealthy, and open connections go on")
-    left = wait_until_idle(listen, patience, lambda open_now: click.echo(f"{quantity(open_now, 'connection')} open"))
+    noticed = time.time() - (drained_since(layout.run) or time.time())
+
+    def tell(open_now: int) -> None:
+        click.echo(f"{quantity(open_now, 'connection')} open")
+
+    left = wait_until_idle(listen, patience, tell, noticed_seconds=noticed)
     over = f"{duration(patience)} are over: {quantity(left, 'connection')} open"
     click.echo(over if left else "idle: no connection is open")
     if not stop:
         return 1 if left else 0
-    InstalledSquid(layout, uses_systemd(layout.root)).stop()
+    InstalledSquid(layout, uses_systemd(layout.root)).stop(is_idle=not left)
     click.echo("Squid is stopped")
     return 0

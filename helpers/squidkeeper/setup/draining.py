@@ -49,15 +49,19 @@ def wait_until_idle(
     seconds: float,
     tell: Callable[[int], None],
     *,
+    noticed_seconds: float = 0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Wait until no connection is open, and none can come any more; give how many are left after `seconds`."""
+    """Wait until no connection is open, and none can come any more; give how many are left after `seconds`.
+
+    Load balancers have had `noticed_seconds` already to notice.
+    """
     start = clock()
     told = float("-inf")
     while True:
         left, waited = open_connections(listen), clock() - start
-        if waited >= seconds or (not left and waited >= NOTICE_SECONDS):
+        if waited >= seconds or (not left and noticed_seconds + waited >= NOTICE_SECONDS):
             return left
         if left and waited - told >= _TELL_EVERY_SECONDS:
             tell(left)

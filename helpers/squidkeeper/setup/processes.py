@@ -78,8 +78,8 @@ class InstalledSquid:
         _supervise(self.layout, "squid", self.layout.squid_supervisor, Path(os.devnull), *squid)
         wait_until(10, self.runs)
 
-    def stop(self) -> None:
-        """Stop it. It waits for its clients for shutdown_lifetime; a second signal ends that.
+    def stop(self, *, is_idle: bool = False) -> None:
+        """Stop it. Unless it is idle, it waits for its clients for shutdown_lifetime; a second signal ends that.
 
         Without a process it is stopped too: systemd, or what supervises it, may be about to start it.
         """
@@ -88,7 +88,7 @@ class InstalledSquid:
             quietly("systemctl", "stop", "squid")
         elif told := supervisor or pid:
             os.kill(told, signal.SIGTERM)
-        if pid is not None and not wait_until(10, lambda: has_ended(pid)):
+        if pid is not None and not wait_until(0 if is_idle else 10, lambda: has_ended(pid)):
             os.kill(pid, signal.SIGINT)
         for process in filter(None, (pid, supervisor)):
             _wait_for_end("Squid", process)
