@@ -753,6 +753,26 @@ def test_a_squid_with_too_few_descriptors_is_found(layout: Layout, monkeypatch: 
     assert one.detail.endswith("has 256 of 16384")
 
 
+@as_root
+def test_a_client_that_can_have_nearly_all_connections_is_found(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found("client-fills-descriptors", inspect(layout)) == []
+    add(layout, "client_ip_max_connections 8000\n")
+    [squid] = found("client-fills-descriptors", inspect(layout))
+    assert squid.detail == "client_ip_max_connections is 8000, and a worker has 16384 descriptors"
+    add(layout, "client_ip_max_connections 2048\n")
+    layout.haproxy.write_text("tcp-request connection reject if { sc0_conn_cur gt 2048 }\n")
+    with subprocess.Popen(["sh", "-c", "ulimit -n 20000; exec sleep 60"]) as haproxy:
+        try:
+            monkeypatch.setattr(InstalledService, "pid", lambda _: haproxy.pid)
+            wait_for(lambda: found("client-fills-descriptors", inspect(layout)), "the limit")
+            [few] = found("client-fills-descriptors", inspect(layout))
+        finally:
+            haproxy.kill()
+    assert few.detail == "HAProxy lets a client have 2048 connections, and has 20000 descriptors"
+
+
 def test_a_service_that_does_not_run_is_found(layout: Layout) -> None:
     assert found("service-not-running", inspect(layout)) == []  # none is installed
     unit = layout.service("exporter").unit

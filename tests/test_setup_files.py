@@ -266,6 +266,14 @@ def test_with_tls_haproxy_listens_where_squid_would_and_squid_behind_it(listen: 
     assert f" --tls {listen} --ca /srv/gateway/etc/ca/signing.crt " in made.unit("maintenance")
 
 
+@pytest.mark.parametrize(("hard", "most"), [(20_000, 1_250), (4_096, 256), (1 << 20, 2_048), (-1, 2_048)])
+def test_a_client_of_haproxy_has_a_share_of_its_descriptors(
+    monkeypatch: pytest.MonkeyPatch, hard: int, most: int
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, hard))
+    assert f" sc0_conn_cur gt {most} }}" in configuration(Path("/srv/gateway"), tls=True).haproxy()
+
+
 def test_gateways_have_different_names_so_that_one_can_be_the_parent_of_another() -> None:
     gateways = [(None, "one"), (None, "two"), (Path("/srv/one"), "one"), (Path("/srv/two"), "one")]
     assert len({unique_name(*gateway) for gateway in gateways}) == len(gateways)

@@ -22,12 +22,13 @@ class HAProxy:
         unit = (gateway.root / "etc/squidkeeper-tls.service").read_text()
         self._command = re.findall(r"^ExecStart=(.*)", unit, re.MULTILINE)[0].split()
         self._process: subprocess.Popen[bytes] | None = None
+        self._started_by: tuple[str, ...] = ()
 
     def start(self) -> "HAProxy":
         """Start it; it listens when this returns."""
         with self._log.open("ab") as out:
             self._process = subprocess.Popen(
-                [*AS_SQUID, *self._command], stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                [*AS_SQUID, *self._started_by, *self._command], stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
         wait_for(self._listens, f"HAProxy to listen; see {self._log}")
         return self
@@ -56,10 +57,11 @@ class HAProxy:
         self.start()
 
     @contextmanager
-    def edited(self, texts: Mapping[str, str]) -> Iterator[None]:
+    def edited(self, texts: Mapping[str, str], *started_by: str) -> Iterator[None]:
         """Run it with another haproxy.cfg meanwhile: texts of the installed one, and what replaces them."""
         file = self.gateway.root / "etc/haproxy.cfg"
         installed = file.read_text()
+        self._started_by = started_by
         for old, new in texts.items():
             self.gateway.edit("haproxy.cfg", old, new)
         self.restart()
@@ -67,4 +69,5 @@ class HAProxy:
             yield
         finally:
             file.write_text(installed)
+            self._started_by = ()
             self.restart()

@@ -7,7 +7,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 
 from squidkeeper.certificates.authority import CertificateAuthority, make_ca
 from squidkeeper.certificates.server import issue_server_certificate
+from squidkeeper.setup.configuration import CLIENT_SHARE
 from squidkeeper.squid_counters import read_counters
 from tests.waiting import wait_for
 
@@ -252,10 +253,16 @@ def test_squids_counters_are_for_this_machine_alone(vm: VirtualMachine, gateway:
     assert "client_http.requests" not in page.text
 
 
+def limit_of(haproxy: HAProxy) -> str:
+    """The limit of a client, by the descriptors of the machine that the tests run on."""
+    [found] = re.findall(r"sc0_conn_cur gt \d+", (haproxy.gateway.root / "etc/haproxy.cfg").read_text())
+    return str(found)
+
+
 def test_one_client_does_not_have_all_connections(haproxy: HAProxy, origins: Origins) -> None:
     """With and without TLS they count together, and another client is served meanwhile."""
     gateway = haproxy.gateway
-    with haproxy.edited({"sc0_conn_cur gt 2048": "sc0_conn_cur gt 3"}), ExitStack() as held:
+    with haproxy.edited({limit_of(haproxy): "sc0_conn_cur gt 3"}), ExitStack() as held:
         for client in (
             over_tls(gateway, "127.0.0.7"),
             over_tls(gateway, "127.0.0.7"),
@@ -265,6 +272,21 @@ def test_one_client_does_not_have_all_connections(haproxy: HAProxy, origins: Ori
         with pytest.raises(ConnectionError):
             get(held.enter_context(connection(gateway, "127.0.0.7")), "http://example.com/")
         with over_tls(gateway, "127.0.0.8") as other:
+            assert get(other, "http://example.com/") == OK
+
+
+def test_a_machine_with_three_addresses_over_tls_leaves_connections_to_others(
+    haproxy: HAProxy, origins: Origins
+) -> None:
+    """HAProxy has 640 descriptors here, and a client the sixteenth of them that install.sh would write."""
+    gateway, share = haproxy.gateway, 640 // CLIENT_SHARE
+    few = haproxy.edited({limit_of(haproxy): f"sc0_conn_cur gt {share}"}, "prlimit", "--nofile=640:640")
+    with few, ExitStack() as held:
+        for address in ("127.0.0.7", "127.0.0.8", "127.0.0.9"):
+            for _ in range(share + 5):
+                with suppress(OSError):
+                    held.enter_context(over_tls(gateway, address))
+        with over_tls(gateway, "127.0.0.10") as other:
             assert get(other, "http://example.com/") == OK
 
 

@@ -34,6 +34,7 @@ from squidkeeper.policy.lint import open_to_any_client
 from squidkeeper.pull_settings import read_pull_settings
 from squidkeeper.quotas.opening import try_quota_store
 from squidkeeper.quotas.store_settings import quota_store_file, read_quota_store
+from squidkeeper.setup.configuration import CLIENT_SHARE
 from squidkeeper.setup.entries import text_at
 from squidkeeper.setup.options import NO_EXPORTER, port_of
 from squidkeeper.setup.processes import InstalledService
@@ -329,6 +330,29 @@ def few_descriptors_granted(one: Inspection) -> Iterator[Found]:
             granted = _descriptors(process.pid)
             if granted < wanted.number:
                 yield Found(f"process {process.pid} has {granted} of {wanted.first}", wanted.place)
+
+
+def client_fills_descriptors(one: Inspection) -> Iterator[Found]:
+    """Find a limit of connections by which one machine, of three addresses, can have nearly all descriptors."""
+    most, own = one.last("client_ip_max_connections"), one.last("max_filedescriptors")
+    if own and own.number and (most is None or not 0 < 3 * 2 * (most.number or 0) < 0.8 * own.number):
+        limit = most.first if most else "missing"
+        place = most.place if most else str(one.layout.conf)
+        yield Found(f"client_ip_max_connections is {limit}, and a worker has {own.number} descriptors", place)
+    limits = re.search(r"sc0_conn_cur gt (\d+) ", text_at(one.layout.haproxy))
+    pid = InstalledService("tls", one.layout, one.squid.systemd).pid()
+    if limits and pid is not None:
+        granted = min((_descriptors(process.pid) for process in _with_children(pid)), default=0)
+        if granted and int(limits[1]) > granted // CLIENT_SHARE:
+            text = f"HAProxy lets a client have {limits[1]} connections, and has {granted} descriptors"
+            yield Found(text, str(one.layout.haproxy))
+
+
+def _with_children(pid: int) -> Iterator[psutil.Process]:
+    """Yield a process that `supervise` or systemd runs, and what it has started."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        yield from (process, *process.children())
 
 
 def _descriptors(pid: int) -> int:

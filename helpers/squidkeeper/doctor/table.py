@@ -408,6 +408,16 @@ CHECKS: Final = (
         running=True,
     ),
     Check(
+        "client-fills-descriptors",
+        _WARNING,
+        "One machine can have nearly all connections",
+        "Raise the descriptors: LimitNOFILE of the unit, or `ulimit -Hn` of what starts it. Or lower the limit of a"
+        " client: `./install.sh` gives each its share of HAProxy's.",
+        machine.client_fills_descriptors,
+        as_root=True,
+        running=True,
+    ),
+    Check(
         "helper-silent",
         _CRITICAL,
         "A helper does not answer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ _WORKERS: Final = re.compile(r"^workers ([0-9]+)$", re.MULTILINE)
 _NO_WORKERS: Final = "#workers 2\n"
 _DENIALS: Final = re.compile(r"(?<=--rate )([0-9]+) --burst ([0-9]+)")  # of one client, by the throttle
 _EXEC_START: Final = re.compile(r"^ExecStart=.*$", re.MULTILINE)
+# A client is one address, and a machine has up to three (IPv4, an IPv6 network, fe80::/64). A connection takes two
+# descriptors of HAProxy, and four with TLS: three sixteenths of all, four times, are three quarters.
+CLIENT_SHARE: Final = 16
+_CONNECTIONS: Final = 2048  # of one client, where there are descriptors for it
+_DESCRIPTORS: Final = 66_000  # of HAProxy, as its unit and haproxy.cfg have it
 BINDS: Final = "    bind 0.0.0.0:3129\n    bind [::]:3129 v6only\n"
 
 
@@ -232,9 +238,16 @@ class Configuration:
         values = {
             _BEHIND_HAPROXY: self.layout.behind_haproxy,
             "--listen 3129": f"--listen {self.listen}",
+            f"gt {_CONNECTIONS} ": f"gt {min(_CONNECTIONS, self._descriptors // CLIENT_SHARE)} ",
             BINDS: "".join(f"    bind {one}\n" for one in binds(self.listen)),
         }
         return _MARK_OF_SECTION.sub("", self.render("haproxy.cfg", {**values, **moved}))
+
+    @property
+    def _descriptors(self) -> int:
+        """How many HAProxy can have: its unit raises the limit, and `supervise` cannot."""
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        return _DESCRIPTORS if self.machine.systemd or hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
 
     def local_conf(self) -> str:
         """Render a local.conf for the operator to edit."""
