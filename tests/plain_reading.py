@@ -77,7 +77,7 @@ def fold(records: list[Record], decide: Decide = lambda _: None) -> Requests:
     """
     insides = {connect: inside for connect in range(len(records)) if (inside := inside_of(records, connect))}
     merged_into = {inside: connect for connect, inside in insides.items() if names(records[inside], records[connect])}
-    withheld = {inside for inside in insides.values() if is_withheld(records[inside])}
+    withheld = {inside for connect, inside in insides.items() if is_withheld(records[inside], records[connect])}
     merged = {*merged_into.values(), *withheld}
     requests = [
         merge(records[merged_into[place]], record, decide) if place in merged_into else record
@@ -97,9 +97,9 @@ def inside_of(records: list[Record], place: int) -> int | None:
     return inside if time_of(records[inside]) - time_of(records[place]) <= WAIT else None
 
 
-def is_withheld(record: Record) -> bool:
-    """Tell whether a record is without what the client sent."""
-    return (record.url, record.tunnel) == (NONE, NONE)
+def is_withheld(inside: Record, connect: Record) -> bool:
+    """Tell whether a record is without what the client sent, and has no rule of its own."""
+    return (inside.url, inside.tunnel) == (NONE, NONE) and inside.rule in (NONE, connect.rule)
 
 
 def names(inside: Record, connect: Record) -> bool:

@@ -111,6 +111,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "hidden": (NONE, NONE, "fragment", "userinfo"),
     "request_id": ("1.2.3.4", NONE),
     "worker": (NONE, "2"),
+    "page": (NONE, "denied"),
 }
 LINES = 400
 SEEDS = [*range(2), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 40))]

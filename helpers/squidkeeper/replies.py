@@ -28,7 +28,7 @@ from squidkeeper.metrics import (
     WATCH,
 )
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
-from squidkeeper.policy.model import Route, Strip
+from squidkeeper.policy.model import SEALED, SEALED_REFUSED, Route, Strip
 from squidkeeper.protocol.lines import LINE_LIMIT, USER_LENGTH, Reply, Result
 from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request, parse_request
 from squidkeeper.url import RECORDED_URL_LENGTH, recorded_url
@@ -251,7 +251,7 @@ def credential_reply(decision: Decision, policy: CompiledPolicy, headers: Iterab
     annotations = _decided(decision, policy)
     counts = (_decision_key(CREDENTIAL, decision.rule, decision.action),)
     if not decision.allowed:
-        return Reply(Result.ERR, annotations, decision.reason, counts)
+        return Reply(Result.ERR, (*annotations, *_refusal(decision)), decision.reason, counts)
     if not decision.credentials:
         return Reply(Result.OK, annotations, counts=counts)
     names = [credential.name for credential in decision.credentials]
@@ -262,6 +262,12 @@ def credential_reply(decision: Decision, policy: CompiledPolicy, headers: Iterab
         (*annotations, *injected),
         counts=(*counts, *(counter_key(CREDENTIAL_INJECTIONS, name) for name in names)),
     )
+
+
+def _refusal(decision: Decision) -> Iterator[tuple[str, str]]:
+    """Tell the access log why a sealed token was refused: `why` then says it as the page does."""
+    if decision.rule == SEALED_REFUSED and decision.reason:
+        yield "found_", f"{SEALED}{decision.reason.partition(': ')[2].rstrip('.')}"[:_FOUND_LENGTH]
 
 
 def _lines(decision: Decision) -> Iterator[tuple[str, str]]:

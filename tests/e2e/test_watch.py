@@ -168,7 +168,7 @@ def test_no_log_has_the_value_where_the_request_is_denied_anyway(gateway: Gatewa
     assert origins.seen == []
 
 
-def test_a_request_withheld_in_a_denied_tunnel_is_one_event_with_the_host_that_was_denied(
+def test_a_request_with_a_canary_in_a_denied_tunnel_is_an_event_beside_the_host_that_was_denied(
     gateway: Gateway, tmp_path: Path
 ) -> None:
     before = len(gateway.log())
@@ -183,12 +183,18 @@ def test_a_request_withheld_in_a_denied_tunnel_is_one_event_with_the_host_that_w
     lines = (gateway.root / "log/access.log").read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[before:]))
     program = gateway.root / "bin/squidkeeper"
-    (shown,) = run(program, "log", "--json", "--policy", gateway.policy_folder, log).splitlines()
-    assert json.loads(shown)["url"] == connect["url"] == "closed.example:443"
+    shown = [
+        json.loads(line) for line in run(program, "log", "--json", "--policy", gateway.policy_folder, log).splitlines()
+    ]
+    assert [(one["url"], one["rule"], one["found"]) for one in shown] == [
+        ("closed.example:443", "default", "-"),
+        ("-", LEAVING, "canary:bait"),
+    ]
+    assert connect["url"] == "closed.example:443"
     words = [program, "why", inside["request_id"], "--policy", gateway.policy_folder, log]
     why = subprocess.run(words, capture_output=True, text=True, check=False).stdout
-    assert "No rule allows closed.example: " in why
-    assert f"403  CONNECT closed.example:443  ({inside['request_id']})" in why
+    assert "The request held what must not leave: canary:bait." in why
+    assert f"403  GET -  ({inside['request_id']})" in why
 
 
 # What Squid refuses without a question to a helper: the target of the request, its version and a header.

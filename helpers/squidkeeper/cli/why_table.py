@@ -25,7 +25,7 @@ NEWEST: Final = 50_000  # records that are judged; older ones are left out
 _COLUMNS: Final = (  # that a cause, its sentence and the policy's decision need
     *(TIME, "client", "client_port", "user", "method", "url", "status", "verdict", "rule", "revision", "credential"),
     *("fetched", "sni", "tunnel", "upstream", "error", "squid", "connection", "worker", "tls_error", "cut", "hidden"),
-    *("request_id", "found", "gateway"),
+    *("request_id", "found", "gateway", "page"),
 )
 # What `judge` of why/causes.py takes for a failure, and the requests that are asked about by their IDs.
 _MAY_HAVE_FAILED: Final = (

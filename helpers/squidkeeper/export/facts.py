@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.export.options import ExportOptions
+from squidkeeper.policy.model import SEALED
 from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.record import NONE, Record, decode_field, format_time, parse_time
 from squidkeeper.record.urls import authority_of, host_of
@@ -56,16 +57,16 @@ def clean(text: str | None) -> str | None:
 
 _TEXTS: Final = (
     *("user", "method", "verdict", "rule", "revision", "sni", "tunnel", "error", "user_agent", "squid", "connection"),
-    *("tls_error", "cut", "hidden", "request_id", "content_type", "observed", "gateway", "worker"),
+    *("tls_error", "cut", "hidden", "request_id", "content_type", "observed", "gateway", "worker", "page"),
 )
 _LISTS: Final = ("credential", "found")
 
 
 def holds_what_it_must_not(facts: Mapping[str, Fact | None]) -> bool:
-    """Tell whether a request held a secret, a canary or a placeholder: `found` names a quota that denied one, too."""
+    """Tell whether a request held a secret, a canary or a placeholder: `found` has a denying quota and others too."""
     found = facts.get("found")
     names = found if isinstance(found, list | tuple) else [found] if found else []
-    return any(not str(name).startswith("quota") for name in names)
+    return any(not str(name).startswith(("quota", SEALED)) for name in names)
 
 
 def _times(record: Record) -> dict[str, Fact | None]:

@@ -15,7 +15,7 @@ from squidkeeper.errors import SealedTokenRefused, SquidkeeperError
 from squidkeeper.helpers.fetched_request import FetchedRequest
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.forms import InjectedValue, SealedHeader
-from squidkeeper.policy.model import SEALED_TOKEN, Credential, Match
+from squidkeeper.policy.model import SEALED_REFUSED, SEALED_TOKEN, Credential, Match
 from squidkeeper.policy.sealed_tokens import SECRET, SealedContent
 
 _REFUSED = "The sealed token of this request is refused: {}."
@@ -44,7 +44,7 @@ class Unsealer:
             content = self._tokens.open(token)
             _check(content, decision, request, at)
         except SealedTokenRefused as error:
-            return deny("sealed-token-refused", _REFUSED.format(error))
+            return deny(SEALED_REFUSED, _REFUSED.format(error))
         template = InjectedValue(content.header, content.template, (SECRET,), content.username)
         form = SealedHeader(content.header, filled(template, [Secret(SECRET, content.secret)]))
         credential = Credential(SEALED_TOKEN, Location(""), Match(), form)

@@ -206,7 +206,10 @@ def fold(connect: Record, inside: Record) -> Fold:
     """Tell which stands for both: a CONNECT that `is_answered_inside`, or the next record of its connection."""
     if inside.method == CONNECT or parse_time(inside) > parse_time(connect) + WAIT:
         return Fold.NEITHER
-    if inside.url == NONE and inside.tunnel == NONE:  # a withheld line
+    if (inside.url, inside.tunnel) == (NONE, NONE) and inside.rule in (
+        NONE,
+        connect.rule,
+    ):  # withheld, no rule of its own
         return Fold.CONNECT
     is_same = inside.tunnel == connect.tunnel and connect.url != NONE and names_tunnel(inside.url, connect.url)
     return Fold.REQUEST if is_same else Fold.NEITHER

@@ -66,6 +66,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     observed: str = NONE
     gateway: str = NONE
     worker: str = NONE
+    page: str = NONE
 
 
 # Characters of each field that a client or server chooses: `logformat squidkeeper` truncates longer ones.
@@ -89,6 +90,7 @@ LENGTHS: Final = {
     "content_type": 128,
     "referrer": 256,
     "observed": 1200,
+    "page": 32,
 }
 GATEWAY_LENGTH: Final = 64  # characters of the name that install.sh writes into the logformat
 LINE_LENGTH: Final = 19_400  # bytes of a line at most: all of these, and the fields that Squid chooses

@@ -80,6 +80,11 @@ class ErrorPage:
         return self.status == HTTPStatus.FORBIDDEN
 
     @property
+    def kind(self) -> str:
+        """Name it as its JSON and the access log do."""
+        return self.name.replace("_", "-")
+
+    @property
     def acl(self) -> str:
         """How the names of its ACLs begin."""
         return f"sk_{self.name}"
@@ -529,7 +534,7 @@ def _html(page: ErrorPage, *, annotated: bool = True) -> str:
 def _json(page: ErrorPage) -> str:
     """Write problem details (RFC 9457), one member a line."""
     members = {
-        "type": f"urn:squidkeeper:{page.name.replace('_', '-')}",
+        "type": f"urn:squidkeeper:{page.kind}",
         "title": page.title,
         "status": page.status,
         "detail": f"{page.outcome} {page.advice}",
@@ -581,7 +586,8 @@ def failure_lines() -> Iterator[str]:
 def _page_lines(page: ErrorPage) -> Iterator[str]:
     for form in Form:
         name = f"{page.acl}_{form}"
-        yield (f'acl {name} annotate_transaction content_type_="{CONTENT_TYPES[form]}" proxy_error_={page.proxy_error}')
+        notes = f'content_type_="{CONTENT_TYPES[form]}" proxy_error_={page.proxy_error} sent_page_={page.kind}'
+        yield f"acl {name} annotate_transaction {notes}"
         yield f"deny_info {page.status}:{page.template(form)} {name}"
     yield f"acl {page.acl}_as_html all-of sk_wants_html {page.acl}_html"
     yield f"acl {page.acl}_as_json all-of sk_wants_json {page.acl}_json"

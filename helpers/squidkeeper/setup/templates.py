@@ -60,6 +60,7 @@ LOG_CODES = {
     "observed": "%#{observed_}note",
     "gateway": NONE,  # install.sh writes the name of the gateway
     "worker": "${process_number}",
+    "page": "%#{sent_page_}note",
 }
 # What a client or a server can put a value into: none of it is in the line of a request that is withheld. A method is,
 # as far as it is too short for a value.

@@ -62,7 +62,7 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "cut": "length and hash of a URL that is cut off",
     "hidden": "what `url` does not show",
     "request_id": "the request ID, as pages show it",
-    "found": "what the request must not hold, or the quota that denied it",
+    "found": "what the request must not hold, the quota that denied it, or why a sealed token was refused",
     "request_bytes": "received from the client",
     "client_port": "the client's port",
     "content_type": "media type of the answer",
@@ -71,6 +71,7 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "gateway": "name of the gateway; in an [archive of many](../FLEET.md#one-archive), the one whose prefix it"
     " is below",
     "worker": "number of Squid's worker",
+    "page": "the page of the gateway that the client got",
 }
 _FIELDS: Final = msgspec.structs.fields(Record)
 FIELDS: Final = tuple(

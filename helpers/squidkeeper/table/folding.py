@@ -24,7 +24,7 @@ _CHANGED: Final = ("user", "duration_ms", "verdict", "rule", "revision", "observ
 _DECISION: Final = ("verdict", "rule", "revision")
 _FOLDED: Final = "folded_records"  # by position: requests with what their CONNECT adds, and what is `absorbed`
 _PREVIOUS: Final = (*_CHANGED, "time", "url", "tunnel", POSITION, "waits")
-_WITHHELD: Final = "(url IS NULL AND tunnel IS NULL)"
+_WITHHELD: Final = "(url IS NULL AND tunnel IS NULL AND (rule IS NULL OR rule IS NOT DISTINCT FROM c_rule))"
 _NAMES_TUNNEL: Final = (  # as `events.names_tunnel`
     "coalesce(tunnel IS NOT DISTINCT FROM c_tunnel"
     f" AND starts_with(url, 'https://' || regexp_replace(c_url, '{HTTPS_PORT}$', '') || '/'), false)"

@@ -18,7 +18,7 @@ import msgspec
 from squidkeeper.client_kit.probe_table import SPEAKS_TLS
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.engine.decide import Stage, decide
-from squidkeeper.policy.model import Action, Policy
+from squidkeeper.policy.model import SEALED, SEALED_REFUSED, Action, Policy
 from squidkeeper.policy.quotas import UNCOUNTED
 from squidkeeper.protocol.request import CONNECT, DENIED_BY
 from squidkeeper.record.events import names_tunnel
@@ -66,6 +66,7 @@ _DEFAULTS: Final[Mapping[str, str]] = {  # what a sentence says where a fact is 
     "cure": "Fix the origin. Where its CA is private, let the gateway trust it: `tls_outgoing_options cafile=` in"
     " local.conf",
     "credential": "A credential that the request needs is unavailable",
+    "sealed": "it is expired, altered, sealed to another key, in the wrong place, or not for this request",
     "distrust": CLIENT_ERRORS["ERR_SECURE_ACCEPT_FAIL"],
     "ticket": "",
     "number": "NUMBER",
@@ -112,8 +113,10 @@ class Case:
 
     @property
     def asked(self) -> Record:
-        """What was decided: the CONNECT, where Squid answered for it a request that names another host."""
+        """What was decided: the CONNECT, where the request inside names another host, or is withheld."""
         record = self.record
+        if record.method == CONNECT:
+            return self.decisive
         authority = tunnel_of(record)
         if not _is_answered_for_tunnel(record) or names_tunnel(record.url, authority):
             return record
@@ -181,6 +184,8 @@ def facts_of(case: Case) -> dict[str, str]:
         "error": shown(case.error),
     }
     facts |= _certificate_facts(decisive.tls_error)
+    if facts["found"].startswith(SEALED):
+        facts["sealed"] = facts["found"].removeprefix(SEALED)
     if host.address is not None and is_private(host.address):
         facts["private"] = "is a private address"
     if decisive.rule == _INVALID:
@@ -252,6 +257,11 @@ def _of_error(*errors: str) -> Holds:
     return lambda case: case.error in errors
 
 
+def _of_page(page: str, *errors: str) -> Holds:
+    """Recognise the page that the client got, or, where the record names none, an error of Squid with this page."""
+    return lambda case: case.record.page == page or (case.record.page == NONE and case.error in errors)
+
+
 def _is_login(verdict: str) -> Holds:
     return lambda case: case.error == "ERR_CACHE_ACCESS_DENIED" and case.record.verdict == verdict
 
@@ -290,7 +300,8 @@ def _has_bad_certificate(case: Case) -> bool:
 
 
 def _is_of_parent(case: Case) -> bool:
-    return "_PARENT" in case.decisive.squid and case.error in _PARENT_ERRORS
+    is_error = "_PARENT" in case.decisive.squid and case.error in _PARENT_ERRORS
+    return is_error or case.record.page == "parent-failed"
 
 
 def _is_no_tls(case: Case) -> bool:
@@ -356,11 +367,11 @@ CAUSES: Final = (
         _of_rule("credential-unavailable"),
     ),
     KnownCause(
-        "sealed-token-refused",
+        SEALED_REFUSED,
         "rule `sealed-token-refused`",
-        "The sealed token is expired, altered, sealed to another key, in the wrong place, or not for this request.",
-        "The page that the client got says which guard failed. Make another token: `squidkeeper seal`.",
-        _of_rule("sealed-token-refused"),
+        "The sealed token is refused: {sealed}.",
+        "If the request is meant to pass, make another token: `squidkeeper seal`.",
+        _of_rule(SEALED_REFUSED),
     ),
     KnownCause(
         "secret-leaving",
@@ -499,12 +510,28 @@ CAUSES: Final = (
     ),
     KnownCause(
         "parent-failed",
-        "a connection error, and a parent in `squid`",
+        "page `parent-failed`, or a connection error and a parent in `squid`",
         "The parent proxy gave no connection to {authority}.",
         "Try it from the gateway: `curl -v -x http://PARENT:PORT URL`. cache.log has `Detected DEAD Parent` while it is"
         " down.",
         _is_of_parent,
         likely=True,
+    ),
+    KnownCause(
+        "parent-refused",
+        "page `parent-refused`, or error `ERR_RELAY_REMOTE`",
+        "The parent proxy refuses the gateway: it does not accept the gateway's password.",
+        "Correct the password of the parent in `upstreams` of the policy, or of install.sh's `--upstream`. Then run"
+        " `./install.sh`, which gives it to Squid.",
+        _of_page("parent-refused", "ERR_RELAY_REMOTE", "ERR_SQUIDKEEPER_PARENT_REFUSED"),
+    ),
+    KnownCause(
+        "not-forwarded",
+        "page `not-forwarded`, or error `ERR_CANNOT_FORWARD`",
+        "The gateway had no connection on which to send the request to {authority}: the server of the tunnel had ended"
+        " it, or squid.conf forbids the direct way. Nothing was sent.",
+        "Try again. If it stays so, read local.conf for `never_direct` and `cache_peer`.",
+        _of_page("not-forwarded", "ERR_CANNOT_FORWARD"),
     ),
     KnownCause(
         "origin-refused",
@@ -552,13 +579,28 @@ CAUSES: Final = (
     ),
     KnownCause(
         "invalid-answer",
-        "error `ERR_INVALID_RESP` or `ERR_SQUIDKEEPER_INVALID_ANSWER`",
+        "page `invalid-answer`, or error `ERR_INVALID_RESP`",
         "{authority}{address} sent an answer that the gateway does not take: its head is malformed or too large, or it"
         " is a part (206) beyond a petabyte.",
         _FROM_HERE,
-        _of_error("ERR_INVALID_RESP", "ERR_SQUIDKEEPER_INVALID_ANSWER"),
+        _of_page("invalid-answer", "ERR_INVALID_RESP", "ERR_SQUIDKEEPER_INVALID_ANSWER"),
     ),
     # The client
+    KnownCause(
+        "too-large",
+        "error `ERR_TOO_BIG`",
+        "The request, or the answer to it, is larger than squid.conf lets pass.",
+        "Let the client send or ask for less at a time, or raise `request_header_max_size`, `request_body_max_size` or"
+        " `reply_body_max_size` in local.conf.",
+        _of_page("too-large", "ERR_TOO_BIG"),
+    ),
+    KnownCause(
+        "not-cached",
+        "error `ERR_ONLY_IF_CACHED_MISS`",
+        "The request asks for a cached answer only, and the gateway has none.",
+        "Let the client send it without `Cache-Control: only-if-cached`.",
+        _of_page("not-cached", "ERR_ONLY_IF_CACHED_MISS"),
+    ),
     KnownCause(
         "ca-not-trusted",
         "error `ERR_SECURE_ACCEPT_FAIL`; sure with an alert in cache.log",
@@ -585,6 +627,16 @@ CAUSES: Final = (
         likely=True,
     ),
     KnownCause(
+        "not-http",
+        "page `not-http`, or any other error of a request that Squid does not understand",
+        "Squid does not understand the request ({error}): its method, URL, HTTP version or a header is not valid.",
+        "Let the client send valid HTTP/1.1, with an absolute URL to the proxy port.",
+        _of_page(
+            *("not-http", "ERR_INVALID_URL", "ERR_INVALID_REQ", "ERR_UNSUP_REQ", "ERR_UNSUP_HTTPVERSION"),
+            *("ERR_CONFLICT_HOST", "ERR_PROTOCOL_UNKNOWN", "ERR_PRECONDITION_FAILED", "ERR_URN_RESOLVE"),
+        ),
+    ),
+    KnownCause(
         "client-left",
         "error `ERR_CLIENT_GONE`",
         "The client disconnected before it had the whole answer of {authority}.",
@@ -593,10 +645,10 @@ CAUSES: Final = (
     ),
     # Anything else
     KnownCause(
-        "squid-error",
+        "gateway-failed",
         "any other error",
-        "Squid answered with {error}, status {status}.",
-        "squid/TROUBLESHOOTING.md lists the pages of the gateway.",
+        "Squid failed to handle the request: {error}, status {status}.",
+        "Read cache.log at the time of the request.",
         lambda case: case.error != NONE,
     ),
     KnownCause(

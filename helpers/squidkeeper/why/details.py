@@ -272,7 +272,8 @@ def _distrust(case: Case, known: Surroundings) -> Detail:
 
 
 def _parent(case: Case, known: Surroundings) -> Detail:
-    return Detail(is_sure=known.cache_log.near("parent-failed", case.record) is not None)
+    is_near = known.cache_log.near("parent-failed", case.record) is not None
+    return Detail(is_sure=is_near or case.record.page == "parent-failed")
 
 
 def _quota(_case: Case, known: Surroundings) -> Detail:

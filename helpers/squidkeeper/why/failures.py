@@ -123,7 +123,7 @@ def _cases(connect: Record, record: Record) -> list[Case]:
         case Fold.REQUEST:
             return [Case(record, connect)]
         case Fold.CONNECT:
-            seen = {"time": record.time, "status": record.status, "request_id": record.request_id}
+            seen = {"time": record.time, "status": record.status, "request_id": record.request_id, "page": record.page}
             return [Case(msgspec.structs.replace(connect, **seen), connect)]
         case Fold.NEITHER:
             return [Case(connect), Case(record)]

@@ -69,7 +69,7 @@ def propose(case: Case, policy: CompiledPolicy) -> Proposal | None:
 
 def _in_an_open_tunnel(case: Case) -> Record:
     """Give the record as if the tunnel around its request had been opened. Squid knows no user in one that was not."""
-    record = case.record
+    record = case.asked if case.record.method == CONNECT else case.record
     tunnel = (decode_field(record.tunnel) or NONE).partition(DENIED_BY)[0]
     user = case.decisive.user if record.user == NONE else record.user
     return msgspec.structs.replace(record, tunnel=tunnel, user=user)

@@ -1,0 +1,332 @@
+"""Every page of the gateway, each made on a live one: `why` has the cause that the page has.
+
+A page that is added needs its row in MADE. All are made with and without a placeholder in the policy: with one, a
+helper decides what the access log has.
+"""
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from squidkeeper.credentials.sealing import SealingPrivateKey, seal_bytes
+from squidkeeper.policy.model import Token
+from squidkeeper.policy.sealed_tokens import format_content
+from squidkeeper.setup.error_pages import PAGES
+from tests.waiting import wait_for
+
+from .curl import curl
+from .dns import PUBLIC, Names
+from .gateway import Gateway, NewGateway
+from .network import run
+from .origin import Answer, Origins
+from .parent import Parent
+from .raw import Raw, tunnel
+from .reply import Reply
+
+TOKEN = "why-token-of-every-page-0001"
+ENDS = "203.0.113.20"  # an origin that ends each handshake
+KEY = SealingPrivateKey.new()
+POLICY = f"""\
+version: 1
+defaults: {{reason: Ask for a host.}}
+clients:
+  vm-7: {{token_sha256: {Token.of(TOKEN).sha256}}}
+rules:
+  - {{name: closed, action: deny, hosts: [closed.example], reason: It is closed.}}
+  - {{name: paths, action: allow, hosts: [paths.example], paths: [/open/**]}}
+  - {{name: few, action: allow, hosts: [few.example]}}
+  - {{name: open, action: allow, hosts: [.open.example, .corp.example], ports: [80, 443, 8085, 8086, 8087]}}
+  - {{name: keyed, action: allow, hosts: [keyed.example]}}
+  - {{name: sealed, action: allow, hosts: [sealed.example]}}
+  - {{name: of-vm, action: allow, clients: [vm-7], hosts: [vm.example]}}
+  - {{name: inside, action: allow, hosts: [.inside.example], private: true}}
+  - {{name: paid, action: ask, hosts: [pay.example], reason: Ask Ann.}}
+quotas:
+  - {{name: once, per: rule, rules: [few], requests: 1, every: day}}
+secrets:
+  missing: {{file: secrets/missing}}
+  password: {{file: secrets/password}}
+  key: {{file: secrets/key}}
+credentials:
+  - {{name: no-token, hosts: [keyed.example], bearer: missing, placeholder: PLACEHOLDER}}
+upstreams:
+  - {{name: down, hosts: [.down.corp.example], url: "http://127.0.0.1:4997"}}
+  - name: wrong
+    hosts: [.wrong.corp.example]
+    url: http://127.0.0.1:4128
+    basic: {{username: agents, password: password}}
+sealed_tokens: {{keys: [key]}}
+"""
+LATER = '  - {name: later, hosts: [.later.corp.example], url: "http://127.0.0.1:4998"}\n'
+LOCAL = (
+    *("negative_dns_ttl 1 second", "connect_timeout 2 seconds", "read_timeout 2 seconds", "forward_timeout 4 seconds"),
+    *("request_body_max_size 10 KB", "reply_body_max_size 100 KB"),
+    *("acl banned dstdomain banned.open.example", "http_access deny banned"),
+    *("acl nowhere dstdomain nowhere.open.example", "never_direct allow nowhere"),
+    *("icap_enable on", "icap_service broken reqmod_precache icap://127.0.0.1:1/ bypass=off"),
+    *("acl adapted dstdomain adapted.open.example", "adaptation_access broken allow adapted"),
+)
+
+
+def sealed() -> str:
+    """A token for another host than it is sent to."""
+    return seal_bytes(format_content({"hosts": ["other.example"], "secret": "sealed-in-every-page"}), KEY.public)
+
+
+class BrokenOff(Answer):
+    """An answer that does not come: the connection ends instead."""
+
+    def encode(self) -> bytes:
+        raise ConnectionAbortedError("as the test wants it")
+
+
+class Bytes(Answer):
+    """An answer that is written as it is."""
+
+    def encode(self) -> bytes:
+        return self.body
+
+
+# --- how pages are made -----------------------------------------------------------------------------------------------
+
+Trial = Callable[[Gateway], Reply | None]
+JSON = "Accept: application/json"
+
+
+def get(url: str, *options: str) -> Trial:
+    return lambda gateway: curl(gateway, url, "-H", JSON, *options)
+
+
+def both(place: str, *options: str) -> list[Trial]:
+    """The same over http, and in a tunnel."""
+    return [get(f"{scheme}://{place}", *options) for scheme in ("http", "https")]
+
+
+def sent(data: str) -> Trial:
+    def send(gateway: Gateway) -> Reply | None:
+        with Raw(gateway) as client:
+            return client.send(data).answer()
+
+    return send
+
+
+def inside(target: str, host: str, method: str = "GET") -> Trial:
+    """A request in the tunnel to a.open.example."""
+
+    def ask(gateway: Gateway) -> Reply | None:
+        with tunnel(gateway, "a.open.example:443") as client:
+            return client.get(target, host, JSON, method=method)
+
+    return ask
+
+
+def with_lost_helper(gateway: Gateway) -> Reply | None:
+    """Ask while the helper that decides hangs, and end it."""
+    curl(gateway, "http://a.open.example/")
+    helpers = gateway.helpers("acl --scope host")
+    for pid in helpers:
+        os.kill(pid, signal.SIGSTOP)
+    with Raw(gateway) as client:
+        client.send(f"GET http://unasked.open.example/ HTTP/1.1\r\nHost: unasked.open.example\r\n{JSON}\r\n\r\n")
+        wait_for(lambda: gateway.unread() == 0, "Squid to read the request")
+        for pid in helpers:
+            os.kill(pid, signal.SIGKILL)
+        return client.answer()
+
+
+# By page: what makes it, by the cause that `why` has.
+MADE: dict[str, dict[str, list[Trial]]] = {
+    "denied": {
+        "policy": both("closed.example/a?b=c"),
+        "no-rule": both("unknown.example/a?b=c") + both("paths.example/closed"),
+        "ambiguous-path": both("paths.example/open/%2e%2e/x"),
+        "sealed-token-refused": [get("https://sealed.example/", "-H", f"Authorization: Bearer {sealed()}")],
+        "machine-address": both("169.254.169.254/latest"),
+        "invalid-request": both("a.open.example/%1b"),
+    },
+    "asked": {"asked": both("pay.example/a")},
+    "quota": {"quota": both("few.example/")},
+    "no_credential": {"credential-unavailable": [get("https://keyed.example/")]},
+    "invalid": {
+        "invalid-request": [
+            get("http://b.open.example/", "-X", "TRACE"),
+            inside("a.open.example:443", "a.open.example:443", "CONNECT"),
+        ]
+    },
+    "private": {"private-address": both("private.open.example/")},
+    "mismatch": {"authority-mismatch": [inside("/", "other.open.example")]},
+    "no_address": {"name-unresolved": both("none.open.example/")},
+    "not_rendered": {"not-rendered": both("a.later.corp.example/")},
+    "local": {"squid-conf": both("banned.open.example/")},
+    "unavailable": {"no-helper": [with_lost_helper]},
+    "dns_failed": {"name-unresolved": both("none.inside.example/")},
+    "parent_failed": {"parent-failed": both("a.down.corp.example/")},
+    "connect_failed": {
+        "origin-refused": both("refused.open.example:8085/"),
+        "origin-silent": both("silent.open.example:8086/"),
+    },
+    "tls_ended": {"origin-tls": [get("https://ended.open.example:8087/")]},
+    "tls_failed": {"origin-certificate": [get("https://bad.open.example/")]},
+    "timed_out": {"origin-slow": both("slow.open.example/x")},
+    "not_forwarded": {"not-forwarded": both("nowhere.open.example/")},
+    "broken_off": {"origin-broke-off": [get("http://empty.open.example/x")]},
+    "invalid_answer": {"invalid-answer": both("garbled.open.example/x") + both("head.open.example/x")},
+    "too_large": {"too-large": both("big.open.example/", "--data", "x" * 20_000, "-H", "Expect:")},
+    "not_cached": {"not-cached": both("cached.open.example/", "-H", "Cache-Control: only-if-cached")},
+    "parent_refused": {"parent-refused": both("a.wrong.corp.example/")},
+    "not_http": {
+        "not-http": [
+            *both("y.open.example/", "-H", "Expect: more"),
+            sent("GET http://z.open.example/ HTTP/3.7\r\n\r\n"),
+        ],
+        "tls-to-plain-port": [sent("nonsense\r\n\r\n")],
+    },
+    "gateway_failed": {"gateway-failed": both("adapted.open.example/")},
+    "login": {
+        "login-refused": [get("http://vm.example/?wrong", "--proxy-user", "vm-7:wrong")],
+        "login-needed": [get("http://vm.example/")],
+    },
+}
+
+
+@contextmanager
+def failing_origins(origins: Origins, names: Names) -> Iterator[None]:
+    """Origins, names and a parent that fail in every way."""
+    origins.forget()
+    origins.untrusted.add("bad.open.example")
+    origins.answers |= {
+        "slow.open.example/x": Answer(gate=(gate := origins.gate())),
+        "empty.open.example/x": BrokenOff(),
+        "garbled.open.example/x": Bytes(body=b"HTTP/1.1 two hundred\r\n\r\n"),
+        "head.open.example/x": Bytes(body=b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000 + b"\r\n\r\n"),
+    }
+    names.set("private.open.example", ["10.0.0.5"])
+    names.set("ended.open.example", [ENDS])
+    names.set("none.open.example", [])
+    names.set("none.inside.example", [])
+    parent = Parent(4128)
+    parent.password = "Basic another"
+    with ExitStack() as stack:
+        ending = stack.enter_context(socket.create_server((ENDS, 8087)))
+        Thread(target=end_handshakes, args=(ending,), daemon=True).start()
+        stack.enter_context(socket.create_server((PUBLIC, 8086), backlog=0))  # its queue is full: it answers nobody
+        for _ in range(3):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex((PUBLIC, 8086))
+        yield
+        gate.open()
+        ending.shutdown(socket.SHUT_RDWR)
+        parent.stop()
+
+
+def end_handshakes(server: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            connection = server.accept()[0]
+            connection.recv(65536)
+            connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A page as a client got it: its kind, its line of the access log, and what `why` tells by its request ID."""
+
+    kind: str
+    line: dict[str, Any]
+    told: dict[str, Any]
+
+
+Row = tuple[str, str]  # the name of a page, and a cause
+
+
+POLICIES = [
+    pytest.param(", placeholder: dummy-key-of-every-page", id="watching"),
+    pytest.param("", id="plain", marks=pytest.mark.long),
+]
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def shown(
+    request: pytest.FixtureRequest, new_gateway: NewGateway, all_origins: Origins, names: Names
+) -> dict[Row, list[Shown]]:
+    """Every page."""
+    policy = POLICY.replace(", placeholder: PLACEHOLDER", request.param)
+    gateway = new_gateway(policy, *LOCAL)
+    gateway.remember(TOKEN)
+    gateway.secret("password", "password-of-every-page")
+    gateway.secret("key", KEY.reveal())
+    gateway.render()
+    gateway.write("policy.yaml", policy.replace("upstreams:\n", f"upstreams:\n{LATER}"))
+    gateway.start()
+    curl(gateway, "http://few.example/")  # all that the quota gives
+    rows = [(page, cause, trials) for page, causes in MADE.items() for cause, trials in causes.items()]
+    rows.sort(key=lambda row: row[0] == "unavailable")  # which no other request must meet
+    with failing_origins(all_origins, names), ThreadPoolExecutor(4) as pool:
+        replies = [*pool.map(lambda row: made(gateway, row[2]), rows[:-1]), made(gateway, rows[-1][2])]
+    told = told_by_why(gateway, [request_id(one) for row in replies for one in row])
+    return {
+        (page, cause): [Shown(kind_of(one), *told[request_id(one)]) for one in row]
+        for (page, cause, _), row in zip(rows, replies, strict=True)
+    }
+
+
+def made(gateway: Gateway, trials: list[Trial]) -> list[Reply]:
+    replies = [trial(gateway) for trial in trials]
+    assert None not in replies
+    return [reply for reply in replies if reply]
+
+
+def is_json(reply: Reply) -> bool:
+    return (reply.header("Content-Type") or "").endswith("json")
+
+
+def request_id(reply: Reply) -> str:
+    return str(reply.json["request_id"] if is_json(reply) else reply.line("Request ID"))
+
+
+def kind_of(reply: Reply) -> str:
+    """Name the page; some that Squid sends are HTML or text, whatever a client accepts."""
+    if is_json(reply):
+        return str(reply.json["type"]).removeprefix("urn:squidkeeper:")
+    if "<title>Proxy authentication required<" in reply.text:
+        return "login"
+    told = (page for page in PAGES if page.outcome in reply.text and page.advice in reply.text)
+    return next(told).kind
+
+
+def told_by_why(gateway: Gateway, ids: list[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Ask `why` once about all; give the line and the cause of each."""
+    wait_for(lambda: {*ids} <= {line["request_id"] for line in gateway.log()}, "their lines")
+    places = {"--policy": gateway.policy_folder, "--state": gateway.root / "state", "--run": gateway.root / "run"}
+    words = [word for option in places.items() for word in option]
+    command = (gateway.root / "bin/squidkeeper", "why", "--json", "-n", "1000", gateway.root / "log/access.log")
+    found = json.loads(run(*command, *words, *ids, check=False))
+    causes = {one["request_id"]: cause for cause in found["causes"] for one in cause["newest"]}
+    return {line["request_id"]: (line, causes.get(line["request_id"], {})) for line in gateway.log()}
+
+
+@pytest.mark.parametrize("page", [*(page.name for page in PAGES), "login"])
+def test_why_has_the_cause_of_the_page(shown: dict[Row, list[Shown]], page: str) -> None:
+    assert MADE[page]
+    for cause in MADE[page]:
+        for one in shown[page, cause]:
+            assert (one.kind, one.told.get("cause")) == (page.replace("_", "-"), cause), one
+            assert one.line["page"] in ("-", one.kind)
+            assert one.line["url"] != "-", one.line
+
+
+def test_why_proposes_a_rule_and_says_what_the_page_says(shown: dict[Row, list[Shown]]) -> None:
+    for one in shown["denied", "no-rule"]:
+        assert "add this rule: `- {name: allow-" in one.told["remedy"]
+    [sealed_token] = shown["denied", "sealed-token-refused"]
+    assert sealed_token.told["sentence"] == "The sealed token is refused: it is for another host."
