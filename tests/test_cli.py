@@ -644,6 +644,7 @@ def test_the_introduction_names_each_command() -> None:
         ("--upstream https://proxy.example:3128", "--upstream https://proxy.example:3128: "),
         ("--tls --no-tls", "--tls and --no-tls exclude each other"),
         ("--behind gw.example", "--behind gw.example: "),
+        ("--status-from ops.example", "--status-from ops.example: "),
         ("--dry-run --uninstall", "--dry-run is for an installation, not for --uninstall"),
     ],
 )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -91,14 +91,14 @@ class Answer:
 class Process:
     """An exporter that was started by the command."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, inside: Sequence[str] = ()) -> None:
         self.port = free_port()
         self.log = folder / "access.log"
         self.state = folder / "state"
         command = [sys.executable, "-m", "squidkeeper", "exporter", "--listen", f"127.0.0.1:{self.port}"]
         command += ["--policy", str(folder / "policy"), "--access-log", str(self.log), "--state", str(self.state)]
         command += ["--run", str(folder / "run"), "--ca", str(folder / "ca.crt"), "--squid", "127.0.0.1:1", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([*inside, *command], stderr=subprocess.PIPE, text=True)
 
     def wait(self) -> Process:
         """Wait until it answers."""
@@ -278,6 +278,26 @@ def test_the_page_is_for_this_machine_unless_it_is_opened(tmp_path: Path, policy
             "The status page is for 192.0.2.0/24 only. --status-from NETWORK opens it to others.\n",
         )
         assert exporter.get("/metrics").status == 200
+
+
+@pytest.mark.system
+def test_an_address_of_the_network_leaves_the_one_of_this_machine(tmp_path: Path, policy: Path) -> None:
+    """In a network of its own. Only who was named sees the page there; without a name, nobody does."""
+    network = ("unshare", "--net", "sh", "-c", 'ip link set lo up; ip address add 192.0.2.7 dev lo; exec "$@"', "sh")
+    code = ("curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}")
+    for named, shown in ((), "403"), (("--status-from", "127.0.0.0/8", "--status-from", "192.0.2.0/24"), "200"):
+        exporter = Process(tmp_path, "--listen", "192.0.2.7:9129", *named, inside=network)
+        asked = ("nsenter", "--net", "--target", str(exporter.process.pid), *code)
+
+        def answer(host: str, path: str = "", asked: tuple[str, ...] = asked) -> str:
+            url = f"http://{host}:9129/{path}"
+            return subprocess.run([*asked, url], capture_output=True, text=True, check=False).stdout
+
+        try:
+            wait_for(lambda: answer("192.0.2.7", "metrics") == "200", "the first answer")
+            assert (answer("127.0.0.1"), answer("127.0.0.1", "metrics"), answer("192.0.2.7")) == ("200", "200", shown)
+        finally:
+            assert exporter.end()[0] == 0
 
 
 def test_connections_that_say_nothing_keep_nobody_out(tmp_path: Path, policy: Path) -> None:

@@ -1041,6 +1041,11 @@ def test_the_exporter_moves_goes_and_comes_back_as_it_is_told(gateway: Gateway) 
     assert gateway.pid == squid
 
 
+def test_who_may_see_a_page_that_nobody_else_can_reach_is_refused(gateway: Gateway) -> None:
+    message = "--status-from shows the status page to other machines, and the exporter listens on 127.0.0.1:"
+    assert_fails_and_leaves(gateway, "directories", message, "--status-from", "10.0.0.0/24")
+
+
 def test_a_taken_port_of_the_exporter_fails_before_anything_is_replaced(gateway: Gateway) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

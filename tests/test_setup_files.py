@@ -33,6 +33,7 @@ from squidkeeper.setup.configuration import (
     listen_of,
     listen_of_haproxy,
     names,
+    status_from_of,
     unique_name,
     usual_exporter,
     usual_gateway_name,
@@ -301,6 +302,22 @@ def test_behind_load_balancers_squid_takes_clients_from_these_alone_and_the_expo
     assert options == [" --proxy-header --health-listen [::]:9130 --health-from 10.0.0.5 --health-from fd00::5"]
     assert re.search("^ExecStart=.* --proxy-header$", made.unit("maintenance"), re.MULTILINE)
     assert behind_of(configuration(None).squid_conf()) == ()
+
+
+@pytest.mark.parametrize(
+    ("networks", "options"),
+    [
+        ((), ""),
+        (
+            ("10.0.0.0/24", "fd00::/64"),
+            " --status-from 127.0.0.0/8 --status-from ::1/128 --status-from 10.0.0.0/24 --status-from fd00::/64",
+        ),
+    ],
+)
+def test_who_may_see_the_status_page_is_read_back(networks: tuple[str, ...], options: str) -> None:
+    unit = configuration(None, exporter="10.0.0.11:9129", status_from=networks).unit("exporter")
+    assert "".join(re.findall(" --status-from [^ \n]+", unit)) == options
+    assert status_from_of(unit) == networks
 
 
 @pytest.mark.parametrize(

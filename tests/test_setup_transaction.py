@@ -6,8 +6,8 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -150,6 +150,38 @@ def test_every_step_is_applied_and_leaves_nothing_beside_it(gateway: Gateway) ->
     assert [path for path in layout.prefix.rglob("*") if ".squidkeeper-" in path.name] == []
     started = ("stop exporter", "stop maintenance", "start maintenance", "stop squid", "start squid", "stop exporter")
     assert gateway.log == [*started, "start exporter"]
+
+
+@contextmanager
+def upper_layer(gateway: Gateway) -> Iterator[None]:
+    """The gateway as it is on a machine that was made from an image of it."""
+    root = gateway.layout.prefix
+    image, upper, work = (root.with_name(name) for name in ("image", "upper", "work"))
+    root.rename(image)
+    for folder in (root, upper, work):
+        folder.mkdir()
+    options = f"lowerdir={image},upperdir={upper},workdir={work}"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", root], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", root], check=True)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_folders_of_an_image_are_replaced_and_put_back(gateway: Gateway, fails: bool) -> None:
+    """overlayfs renames no folder of a lower layer."""
+    wanted = gateway.before() if fails else {step.path: step.entry for step in gateway.steps()[1:6]}
+    with upper_layer(gateway):
+        transaction = gateway.transaction()
+        for step in gateway.steps():
+            transaction.apply(step)
+        if fails:
+            assert transaction.roll_back() == []
+        else:
+            transaction.commit()
+        assert {path: read_entry(path) for path in wanted} == wanted
+        assert [path for path in gateway.layout.prefix.rglob("*") if ".squidkeeper-" in path.name] == []
 
 
 @pytest.mark.parametrize("last", range(14))

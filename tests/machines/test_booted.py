@@ -139,20 +139,21 @@ def test_a_drained_gateway_stays_stopped_until_it_is_started(machine: BootedMach
 
 
 def test_a_bridge_that_comes_after_the_boot_is_waited_for(machine: BootedMachine, source: Path, tmp_path: Path) -> None:
-    """By Squid, and by the exporter that listens there too."""
+    """By Squid, and by the exporter that listens there too, and shows its page there to whom it is told."""
     (tmp_path / "late-bridge.service").write_text(LATE_BRIDGE)
     machine.podman.run("cp", tmp_path / "late-bridge.service", f"{machine.name}:/etc/systemd/system/")
     machine.succeed("systemctl", "enable", "--now", "late-bridge")
     wait_for(lambda: machine.run("cat", "/run/bridge").returncode == 0, "the bridge")
-    listen = ("--listen", f"{BRIDGE}:3129", "--exporter-listen", f"{BRIDGE}:9129")
+    listen = ("--listen", f"{BRIDGE}:3129", "--exporter-listen", f"{BRIDGE}:9129", "--status-from", f"{BRIDGE}/32")
     machine.succeed(source / "install.sh", *listen, "--wheels", source.with_name(f"wheels-{suite_of(machine)}"))
     machine.reboot()
     seconds = int(machine.succeed("bash", "-c", LISTENS_AFTER)) / 1e9
     assert int(machine.property_of("squid", "NRestarts")) > 1
     assert seconds < MOST_SECONDS
     assert answer(machine, BRIDGE) == "403"
-    health = ("curl", "--silent", "--output", "/dev/null", f"http://{BRIDGE}:9129/healthz")
-    wait_for(lambda: machine.run(*health).returncode == 0, "the exporter")
+    for address in (BRIDGE, "127.0.0.1"):
+        page = ("curl", "--silent", "--fail", "--output", "/dev/null", f"http://{address}:9129/")
+        wait_for(lambda page=page: machine.run(*page).returncode == 0, f"the status page on {address}")  # type: ignore[misc]
 
 
 def test_nothing_of_it_is_left_once_it_is_removed(machine: BootedMachine, source: Path) -> None:

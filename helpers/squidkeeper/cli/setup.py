@@ -79,6 +79,18 @@ def _balancers(value: str) -> tuple[str, ...]:
         raise click.BadParameter(f"{error}: name addresses, such as 10.0.0.5,10.0.0.6, or none") from error
 
 
+def _networks(value: str) -> tuple[str, ...]:
+    """Parse networks, separated by commas, or `none`."""
+    from squidkeeper.errors import PatternError
+    from squidkeeper.policy.hosts import parse_network
+    from squidkeeper.setup.options import NOT_SHOWN
+
+    try:
+        return NOT_SHOWN if value == "none" else tuple(str(parse_network(one)) for one in value.split(",") if value)
+    except PatternError as error:
+        raise click.BadParameter(f"{error}: name networks, such as 10.0.0.0/24,fd00::/64, or none") from error
+
+
 def _workers(value: str) -> str:
     """Check a number of workers."""
     from squidkeeper.setup.options import MOST_WORKERS
@@ -99,6 +111,7 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "archive_days": _days,
     "behind": _balancers,
     "certificates": _generator,
+    "status_from": _networks,
     "tls_name": _server_names,
     "upstream": _upstream,
     "gateway": _gateway_name,
@@ -129,6 +142,7 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
 @click.option("--intermediate-days", default="", help="How long an intermediate is valid.")
 @click.option("--certificates", default="", help="Whose program makes leaves.")
 @click.option("--exporter-listen", default="", help="Where metrics and status page are served.")
+@click.option("--status-from", default="", help="Who may see the status page, beside this machine.")
 @click.option("--no-exporter", is_flag=True, help="No exporter.")
 @click.option("--log-bytes", default="", help="The limit of the access log with its rotations.")
 @click.option("--archive-days", default="", help="How many days the archive of the access log keeps.")

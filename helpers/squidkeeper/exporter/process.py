@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Thread
 from typing import Final, NoReturn
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -52,6 +53,7 @@ from squidkeeper.squid_counters import SquidCounters, read_counters
 from squidkeeper.squid_version import squid_version
 
 CATCH_UP_SECONDS: Final = 60.0
+_LOOPBACK: Final = "127.0.0.1"
 _NICENESS = 10  # Squid and its helpers go first
 _log = logging.getLogger(__name__)
 
@@ -116,7 +118,8 @@ class Exporter:
             self._log_counter = LogCounter(options.access_log, self._store, drift, used_bytes)
             try:
                 self._log_counter.start(CATCH_UP_SECONDS)
-                server = serve(self._application(), listener)
+                server = serve(self._application(self._options.listen[0]), listener)
+                self._start_on_loopback()
                 _log.info("metrics, health and status page are on %s:%d", *listener.getsockname()[:2])
                 server.run()
             finally:
@@ -134,15 +137,28 @@ class Exporter:
         HealthServer(_bound(options.health_listen), options.health_from, health).start()
         _log.info("load balancers ask for /healthz on %s:%d", *options.health_listen)
 
+    def _start_on_loopback(self) -> None:
+        """Answer this machine too, where the exporter listens on another address, unless something has the port."""
+        host, port = ip_address(self._options.listen[0]), self._options.listen[1]
+        if host.is_loopback or host.is_unspecified:
+            return
+        try:
+            listener = _bound((_LOOPBACK, port))
+        except ListenFailed as error:
+            _log.warning("%s", error)
+            return
+        Thread(target=serve(self._application(_LOOPBACK), listener).run, daemon=True).start()
+
     def _squid(self) -> SquidCounters:
         return read_counters(*self._options.squid, proxy_header=self._options.proxy_header)
 
-    def _application(self) -> Application:
+    def _application(self, host: str) -> Application:
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         registry.register(GatewayCollector(self.collect))
-        on_loopback = ip_address(self._options.listen[0]).is_loopback
-        return Application(registry, self.health, self.page, self._options.status_from, on_loopback)
+        return Application(
+            registry, self.health, self.page, self._options.status_from, on_loopback=ip_address(host).is_loopback
+        )
 
     def collect(self, *, save: bool = True) -> Snapshot:
         """Collect everything that is served. A count is saved before it is served, or a restart could lower it."""

@@ -28,6 +28,7 @@ _RESOLVER: Final = "127.53.53.53"
 _UNIQUE_NAME: Final = "unique_hostname squidkeeper"
 _EXPORTER: Final = "127.0.0.1:9129"
 _PROXY: Final = "127.0.0.1:3129"
+_LOOPBACK: Final = ("127.0.0.0/8", "::1/128")
 _BEHIND_HAPROXY: Final = "127.53.53.53:13129"
 _BALANCERS: Final = "acl sk_balancers src "
 _TAKES_HEADER: Final = "proxy_protocol_access allow "
@@ -148,6 +149,11 @@ def gateway_of(logformat: str) -> str:
     return found[0] if found and found[0] != NONE else ""
 
 
+def status_from_of(unit: str) -> tuple[str, ...]:
+    """List the networks that may see the status page, beside this machine, by a unit of the exporter."""
+    return tuple(one for one in re.findall(r" --status-from (\S+)", unit) if one not in _LOOPBACK)
+
+
 def without_gateway(logformat: str) -> str:
     """Write the formats of the access log as they are for no gateway in particular."""
     return with_gateway(logformat, NONE)
@@ -175,6 +181,7 @@ class Configuration:
     tls: bool = False  # HAProxy takes the clients
     tls_names: tuple[str, ...] = ()  # as given; else the address it listens on and the host name
     behind: tuple[str, ...] = ()  # the addresses of load balancers on other machines, which take the clients
+    status_from: tuple[str, ...] = ()  # networks that may see the status page, beside this machine
     health: str = ""  # where /healthz is served to these
     resolver: str = NO_RESOLVER
     certificates: str = SQUIDKEEPER
@@ -294,6 +301,7 @@ class Configuration:
             yield f"--ca {self.layout.signing_cert} --ca-key {self.layout.signing_key}"
 
     def _exporter_options(self) -> Iterator[str]:
+        yield from (f"--status-from {network}" for network in (*_LOOPBACK, *self.status_from) if self.status_from)
         if self.tls:
             yield f"--tls-certificate {self.layout.tls / CERTIFICATE}"
         if self.behind:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +50,7 @@ from squidkeeper.setup.configuration import (
     listen_of,
     listen_of_haproxy,
     names,
+    status_from_of,
     unique_name,
     usual_exporter,
     usual_gateway_name,
@@ -72,7 +74,16 @@ from squidkeeper.setup.entries import (
     write_entry,
 )
 from squidkeeper.setup.machine import check, quietly, read_machine
-from squidkeeper.setup.options import NO_EXPORTER, NO_UPSTREAM, NOT_BEHIND, SQUID, SetupOptions, port_of, reachable
+from squidkeeper.setup.options import (
+    NO_EXPORTER,
+    NO_UPSTREAM,
+    NOT_BEHIND,
+    NOT_SHOWN,
+    SQUID,
+    SetupOptions,
+    port_of,
+    reachable,
+)
 from squidkeeper.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound
 from squidkeeper.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
@@ -276,6 +287,8 @@ class Installation:
         behind = () if options.behind == NOT_BEHIND else options.behind or behind_of(self._conf)
         exporter = options.exporter or told or usual_exporter(layout, listen)
         self._check_behind(behind, exporter, tls=tls)
+        self._check_status_from(exporter)
+        shown_before = status_from_of(text_at(layout.service("exporter").unit))
         health = options.health_listen or self._started_with("exporter", "health-listen")
         return Configuration(
             source=options.source,
@@ -296,6 +309,7 @@ class Installation:
             archive_is_copied=layout.archive_store.exists(),
             tls=tls,
             behind=behind,
+            status_from=() if options.status_from == NOT_SHOWN else options.status_from or shown_before,
             health=health or usual_health(layout, listen),
             tls_names=options.tls_name or (*filter(None, self._maintained("tls-name").split(",")),),
         )
@@ -308,6 +322,14 @@ class Installation:
         unit = text_at(self._layout.service(service).unit)
         found = re.search(rf"^ExecStart=.* --{option} (\S+)", unit, re.MULTILINE)
         return found[1] if found else ""
+
+    def _check_status_from(self, exporter: str) -> None:
+        shown, host = self._options.status_from, exporter.rpartition(":")[0].strip("[]")
+        if shown and shown != NOT_SHOWN and (exporter == NO_EXPORTER or ip_address(host).is_loopback):
+            raise SetupFailed(
+                f"--status-from shows the status page to other machines, and the exporter listens on {exporter}",
+                "add --exporter-listen ADDRESS:9129, with an address that these machines reach",
+            )
 
     def _check_tls(self, *, tls: bool) -> None:
         if self._options.tls_name and not tls:

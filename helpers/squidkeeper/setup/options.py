@@ -12,6 +12,7 @@ SQUIDKEEPER: Final = "squidkeeper"
 GENERATORS: Final = (SQUIDKEEPER, SQUID)  # whose program makes the certificates of hosts; the first is the default
 NO_UPSTREAM: Final = "none"
 NOT_BEHIND: Final = ("none",)
+NOT_SHOWN: Final = ("none",)  # the status page, to no other machine
 MOST_WORKERS: Final = 16  # one exporter reads the log of all, and one process on two cores takes 12,000 lines a second
 
 
@@ -33,6 +34,7 @@ class SetupOptions:
     certificates: str = ""  # one of GENERATORS
     exporter_listen: str = ""
     no_exporter: bool = False
+    status_from: tuple[str, ...] = ()  # networks, or NOT_SHOWN
     log_bytes: str = ""
     archive_days: str = ""  # a number, or auto
     archive_bytes: str = ""

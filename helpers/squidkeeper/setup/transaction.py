@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from errno import EXDEV
 from pathlib import Path
 from time import time
 from typing import Final
@@ -185,7 +186,7 @@ class Transaction:
         if by_link and path.is_file() and not path.is_symlink():
             aside.hardlink_to(path)
         elif self._touched[path]:
-            path.rename(aside)
+            _move(path, aside)
 
     def _have_directory(self, path: Path, folder: Folder) -> None:
         if path.is_dir():
@@ -248,6 +249,20 @@ def _make_shared(path: Path) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f"{path.name}.squidkeeper-old")
+
+
+def _move(path: Path, aside: Path) -> None:
+    """Rename what is at a path. A folder of a lower layer of overlayfs, as of an image, is copied: EXDEV."""
+    try:
+        path.rename(aside)
+    except OSError as error:
+        if error.errno != EXDEV:
+            raise
+        copied = aside.with_name(f"{aside.name}-copy")  # so that a copy that fails is never put back
+        remove(copied)
+        quietly("cp", "--archive", "--no-target-directory", path, copied)
+        copied.rename(aside)
+        remove(path)
 
 
 def _new(path: Path) -> Path:
