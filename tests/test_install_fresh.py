@@ -306,6 +306,8 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
     assert local.read_text().startswith("# my own lines\n")
     empty.place("etc/reload-forced").write_text("0123456789ab\n")
     empty.place("etc/grants.yaml").write_text("version: 1\n")
+    for name in ("pull.key", "quota-store.password"):  # the operator's: no list of ours names them
+        empty.place(f"etc/{name}").touch(0o600)
     processes = (empty.pid, empty.supervisor, empty.exporter, empty.maintenance_supervisor, empty.maintenance)
     done = empty.install("--uninstall")
     assert done.returncode == 0, done.stderr
@@ -315,7 +317,7 @@ def test_what_was_there_before_is_kept_and_comes_back_with_uninstall(empty: Gate
         assert empty.place(name).exists(), name
     left = {path.name for path in empty.root.iterdir()} | {path.name for path in empty.place("etc").iterdir()}
     kept = {"etc", "log", "squid.conf", "local.conf", "policy", "ca", "archive", "archive.key", "archive.pub"}
-    assert left == {*kept, "grants.yaml"}
+    assert left == {*kept, "grants.yaml", "pull.key", "quota-store.password"}
     assert sockets_of_workers(empty) == []
     [yours] = re.findall(r"done\. Yours to delete: (.*)", done.stdout)
     assert {Path(name).name for name in yours.split()} == left - {"etc", "squid.conf"}, "what is there, and no more"

@@ -30,7 +30,7 @@ from squidkeeper.quotas import valkey_counts
 from squidkeeper.quotas.counts import LEASE_AT_MOST, QuotaCount, share
 from squidkeeper.quotas.local_counts import LocalCounts
 from squidkeeper.quotas.meter import Meter
-from squidkeeper.quotas.opening import open_counts
+from squidkeeper.quotas.opening import GatewayCounts
 from squidkeeper.quotas.shared_counts import AWAY_SECONDS, SharedCounts
 from squidkeeper.quotas.store_problem import StoreProblem, read_store_problem
 from squidkeeper.quotas.store_settings import FILE, OnUnavailable, read_quota_store
@@ -248,10 +248,10 @@ from pathlib import Path
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.quotas.meter import Meter
-from squidkeeper.quotas.opening import open_counts
+from squidkeeper.quotas.opening import GatewayCounts
 quota = Quota("q", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
 folder = Path(sys.argv[1])
-meter = Meter(open_counts(folder / "policy", folder))
+meter = Meter(GatewayCounts(folder / "policy", folder))
 sys.stdin.readline()
 while True:
     refused = meter.take([(quota, "all")])
@@ -526,7 +526,7 @@ def test_settings_that_are_wrong_make_every_count_unavailable(tmp_path: Path, ol
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(CountsUnavailable, match=problem):
         read_quota_store(file)
-    counts = open_counts(folder / "policy", folder)
+    counts = GatewayCounts(folder / "policy", folder)
     for asked in (lambda: counts.take(COUNT, 10, 1), lambda: counts.add(COUNT, 1)):
         with pytest.raises(CountsUnavailable, match=problem):
             asked()
@@ -545,7 +545,45 @@ def test_a_password_that_everybody_can_read_is_refused_and_never_shown(tmp_path:
 
 def test_without_the_file_a_gateway_counts_by_itself(tmp_path: Path) -> None:
     assert read_quota_store(tmp_path / FILE) is None
-    assert isinstance(open_counts(tmp_path / "policy", tmp_path), LocalCounts)
+    assert GatewayCounts(tmp_path / "policy", tmp_path).are_local
+
+
+def test_a_change_of_the_settings_is_in_force_within_a_second(
+    tmp_path: Path, own_server: ValkeyServer, server: ValkeyServer
+) -> None:
+    """Also of the password alone. One that cannot be used leaves the last good one in force, and is told."""
+    now = [100.0]
+    server.command("FLUSHALL")
+    folder = gateway(tmp_path / "gateway", own_server)
+    file, password = folder / FILE, folder / "quota-store.password"
+    with closing(GatewayCounts(folder / "policy", folder, clock=lambda: now[0])) as counts:
+
+        def used() -> int:
+            """Take a unit; a second later the file is read again."""
+            now[0] += 1
+            return counts.take(COUNT, 10, 1).used
+
+        def told() -> str:
+            return read_store_problem(folder, (folder / "quotas/store-away").stat().st_mtime)
+
+        first = file.read_text()
+        assert [used(), used()] == [1, 2]
+        file.write_text(
+            first.replace(str(own_server.port), str(server.port)).replace(str(own_server.ca), str(server.ca))
+        )
+        assert used() == 1, "of the other server"
+        good = file.read_text()
+        file.write_text("address: ")
+        assert (used(), "expected" in told()) == (2, True)
+        file.write_text(good)
+        password.write_text("another")
+        with pytest.raises(CountsUnavailable, match=r"WRONGPASS|invalid username-password"):
+            used()
+        password.write_text(PASSWORD)
+        assert used() == 3
+        assert not (folder / "quotas/store-away").exists()
+        file.unlink()
+        assert (used(), counts.are_local) == (1, True)
 
 
 def test_a_store_that_is_away_is_reported_until_it_answers_or_nobody_asks(tmp_path: Path) -> None:

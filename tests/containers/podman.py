@@ -87,13 +87,14 @@ class Podman:
         """Make the image that the Containerfiles begin with, from Debian's packages."""
         self.import_suite(BASE.partition(":")[2].removesuffix("-slim"), BASE)
 
-    def import_suite(self, suite: str, tag: str, *packages: str) -> None:
+    def import_suite(self, suite: str, tag: str, *packages: str, components: str = "main") -> None:
         """Make an image of a suite's packages, of Debian or Ubuntu as its name tells."""
         if self.run("image", "exists", tag, check=False).returncode == 0:
             return
         with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
             include = ",".join(("ca-certificates", *packages))
-            words = ("--quiet", "--variant=minbase", f"--include={include}", suite, archive.name)
+            which = ("--variant=minbase", f"--components={components}", f"--include={include}")
+            words = ("--quiet", *which, suite, archive.name)
             self.run(*words, program="mmdebstrap")
             self.run("import", "--quiet", archive.name, tag)
 

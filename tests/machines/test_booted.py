@@ -19,7 +19,8 @@ from .machine import PACKAGES, BootedMachine
 __all__ = ["base", "source"]  # fixtures
 pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
 
-SYSTEMS = {"trixie": "3.13", "noble": "3.12"}  # Debian 13 and Ubuntu 24.04, with the version of their Python
+# Debian 13 and Ubuntu 24.04: the version of their Python, and the components of the archive that have Squid.
+SYSTEMS = {"trixie": ("3.13", "main"), "noble": ("3.12", "main,universe")}
 MOST_SECONDS = 3.0  # until Squid listens again
 BRIDGE = "192.168.137.1"
 LATE_BRIDGE = f"""[Unit]
@@ -60,12 +61,13 @@ done >/run/answers
 @pytest.fixture(scope="module", params=SYSTEMS)
 def machine(request: pytest.FixtureRequest, source: Path) -> Iterator[BootedMachine]:
     suite = request.param
+    python, components = SYSTEMS[suite]
     wheels = source.with_name(f"wheels-{suite}")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--python-version", SYSTEMS[suite]]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--python-version", python]
     command += ["--only-binary", ":all:", "--dest", str(wheels), ".", "hatchling"]
     subprocess.run(command, check=True, cwd=REPOSITORY)
     with Podman.opened() as podman:
-        podman.import_suite(suite, f"machine:{suite}", *PACKAGES)
+        podman.import_suite(suite, f"machine:{suite}", *PACKAGES, components=components)
         with BootedMachine(podman, f"squidkeeper-{suite}").made(f"machine:{suite}", source.parent) as machine:
             machine.boot()
             machine.succeed(source / "install.sh", "--wheels", wheels, "--listen", "127.0.0.1:3129")

@@ -339,8 +339,8 @@ CHECKS: Final = (
         "quota-store-unusable",
         _CRITICAL,
         "The store of quotas cannot be used",
-        "Fix quota-store.yaml, and let the group of Squid's account read it. Then run `squid -k reconfigure` and"
-        " `systemctl restart squidkeeper-exporter`. Until then no quota gives anything.",
+        "Fix quota-store.yaml, and let the group of Squid's account read it. Until then the last good one counts; where"
+        " a process has read none, no quota gives anything.",
         machine.quota_store_unusable,
         as_root=True,
     ),

@@ -584,8 +584,7 @@ CONDITIONS: Final = (
         "The store that counts quotas for all gateways is away",
         "As quota-store.yaml says, requests under quota are denied, or each gateway gives its part of the limits."
         " cache.log says what is wrong. Does Valkey run, do address, password and certificate agree, and is its"
-        " function loaded? After an edit of quota-store.yaml or its password, run `squid -k reconfigure` and"
-        " `systemctl restart squidkeeper-exporter`.",
+        " function loaded? An edit of quota-store.yaml or its password is in force within a second.",
         _quota_store_unavailable,
     ),
     Condition(

@@ -43,7 +43,7 @@ from squidkeeper.maintenance_status import read_maintenance_status
 from squidkeeper.policy.hosts import Network
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.pull_status import read_pull_status
-from squidkeeper.quotas.opening import open_counts
+from squidkeeper.quotas.opening import GatewayCounts
 from squidkeeper.quotas.store_problem import read_store_problem
 from squidkeeper.quotas.store_settings import quota_store_file
 from squidkeeper.record.drift import DriftChecker
@@ -114,7 +114,7 @@ class Exporter:
             past = PastPolicies(self._options.state / "revisions", self._current)
             drift = DriftChecker(past, self._current, past.replacing)
             options = self._options
-            used_bytes = UsedBytes(options.state, self._current, open_counts(options.directory, options.state))
+            used_bytes = UsedBytes(options.state, self._current, GatewayCounts(options.directory, options.state))
             self._log_counter = LogCounter(options.access_log, self._store, drift, used_bytes)
             try:
                 self._log_counter.start(CATCH_UP_SECONDS)

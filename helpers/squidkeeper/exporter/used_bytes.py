@@ -15,10 +15,11 @@ from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import CountsUnavailable
 from squidkeeper.policy.quotas import Quota, QuotaUnit
 from squidkeeper.protocol.request import CONNECT
-from squidkeeper.quotas.counts import CountStore, QuotaCount
+from squidkeeper.quotas.counts import QuotaCount
 from squidkeeper.quotas.identity import holder
 from squidkeeper.quotas.local_counts import LocalCounts
 from squidkeeper.quotas.log_heartbeat import LogHeartbeat
+from squidkeeper.quotas.opening import GatewayCounts
 from squidkeeper.record.judging import clients_of
 from squidkeeper.record.record import NONE, Record, is_spliced
 
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 class UsedBytes:
     """Adds what requests have used to the counts of the quotas in force."""
 
-    def __init__(self, state: Path, current: Callable[[], CompiledPolicy | None], shared: CountStore) -> None:
+    def __init__(self, state: Path, current: Callable[[], CompiledPolicy | None], shared: GatewayCounts) -> None:
         self._counts = LocalCounts(state)
         self._shared = shared
         self._heartbeat = LogHeartbeat(state)
@@ -70,7 +71,7 @@ class UsedBytes:
 
     def _keep_unsent(self) -> None:
         """Keep for the store of all gateways what is counted here. While that is away, this gateway goes by its own."""
-        if isinstance(self._shared, LocalCounts):
+        if self._shared.are_local:
             return
         for count, amount in self._waiting.items():
             if count in self._unsent or len(self._unsent) < _WAITING_AT_MOST:

@@ -14,7 +14,6 @@ from typing import Final
 from squidkeeper.errors import SetupFailed
 from squidkeeper.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
 from squidkeeper.policy_store.reload_gate import forced_file
-from squidkeeper.policy_store.sources import grants_file, local_file
 from squidkeeper.setup.apparmor import CONFINED, close_apparmor
 from squidkeeper.setup.checks import faults_of, squid_parses
 from squidkeeper.setup.configuration import is_ours, names
@@ -65,21 +64,14 @@ def uninstall(layout: Layout) -> None:
 
 
 def _left(layout: Layout) -> list[Path]:
-    """List what is there and stays, with what an installation kept beside it."""
-    settings = (
-        grants_file(layout.policy),
-        layout.decisions,
-        layout.webhook,
-        layout.accepted,
-        layout.commands,
-        layout.exports,
-    )
-    keys = (layout.ca_cert.parent, layout.signing_cert, layout.signing_key, layout.archive_key, layout.archive_pub)
-    pulled = (layout.pull_settings, local_file(layout.policy), layout.pulled)
-    logs = (layout.access_log.parent, layout.archive, layout.archive_store)
-    kept = (layout.policy, *settings, *keys, layout.local, *logs, *pulled)
-    beside = (Path(f"{path}{end}") for path in (*kept, layout.conf) for end in (".previous", ".before-squidkeeper"))
-    return [path for path in (*kept, *beside) if os.path.lexists(path) and path.parent not in kept]
+    """List what stays: all that lies beside the policy, such as keys that the operator has put there, and the rest."""
+    folder, conf = layout.policy.parent, layout.conf
+    configured = (layout.signing_cert, layout.signing_key, layout.local, conf)
+    kept = [Path(f"{path}{end}") for path in configured for end in ("", ".previous", ".before-squidkeeper")]
+    kept += [layout.access_log.parent, layout.archive, layout.pulled]
+    inside = sorted(folder.iterdir()) if folder.exists() else []
+    outside = [path for path in kept if os.path.lexists(path) and folder not in path.parents]
+    return [path for path in (*inside, *outside) if path != conf]  # the one that was there before is not ours
 
 
 def _stop(layout: Layout, *names: str, systemd: bool) -> None:
