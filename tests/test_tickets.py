@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -118,6 +119,13 @@ def test_a_client_at_its_bound_gets_no_new_ticket_and_keeps_those_that_it_has(st
     assert ask(store, asked("https://a.example/more")) is NoTicket.TOO_MANY
     assert ask(store, asked("https://a.example/0")) == numbers[0]
     assert {ticket.number for ticket in store.pending(NOW)} == set(numbers)
+
+
+def test_a_client_at_its_bound_waits_for_no_process_that_writes(store: TicketStore) -> None:
+    fill(store)
+    with closing(sqlite3.connect(store._file, isolation_level=None)) as another:
+        another.execute("BEGIN IMMEDIATE")
+        assert ask(store, asked("https://a.example/more")) is NoTicket.TOO_MANY
 
 
 def test_a_client_at_its_bound_takes_no_place_of_another_client(store: TicketStore) -> None:
