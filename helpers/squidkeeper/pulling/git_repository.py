@@ -59,7 +59,7 @@ class GitRepository:
         """Fetch, and give the commit at the tip; `PullFailed` if the source cannot be read."""
         self._make()
         self._before = self._fetched()
-        self._remove_others(self._before)  # what a fetch has left that was killed
+        self._remove_others(self._before)  # what a git that was killed has left, locks too: no other git runs here
         try:
             self._git.output(*_FETCH, "--", self._source.url, f"+{self._source.reference}:{_TIP}")
         except PullFailed:
@@ -155,7 +155,7 @@ class GitRepository:
         return _Fetched(tip, frozenset(self._folder.glob("objects/pack/pack-*")))
 
     def _remove_others(self, fetched: _Fetched) -> None:
-        for path in self._folder.glob("objects/*/*"):
+        for path in (*self._folder.glob("objects/*/*"), *self._folder.rglob("*.lock")):
             if path not in fetched.files:
                 path.unlink()
 
