@@ -435,6 +435,7 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "credentials": [],
         "secrets": {},
         "strip": [],
+        "connections": None,
         "upstream": None,
         "quotas": [],
         "not_rendered": None,

@@ -207,6 +207,12 @@ grants: [{name: g, any_client: true, hosts: [x.example], uses: 5, reason: R, exp
         ),
         pytest.param(
             ALLOW,
+            ALLOW.replace("hosts", "connections: single, hosts"),
+            [("connections", "any client: every method https, http on x.example")],
+            id="connections",
+        ),
+        pytest.param(
+            ALLOW,
             ALLOW + "\nupstreams: [{name: up, url: 'http://proxy.example:3128'}]",
             [("upstream", "any client: every method https, http on x.example")],
             id="upstream",
@@ -592,7 +598,9 @@ WATCHING = "\ndefaults: {watch_secrets: true}"
 
 def test_a_redirect_is_all_that_is_compared_of_what_it_answers(compared: Compare) -> None:
     """Nothing is fetched, so that neither headers nor a private address count."""
-    assert compared(REDIRECTED, REDIRECTED.replace("methods: [POST],", "methods: [POST], strip: [Cookie],")).same
+    assert compared(
+        REDIRECTED, REDIRECTED.replace("methods: [POST],", "methods: [POST], strip: [Cookie], connections: single,")
+    ).same
     to_private = REDIRECTED.replace("y.example", "10.0.0.9")
     assert {change for change, _ in told(compared(POST, to_private))} == {"rewrite"}
 
@@ -624,6 +632,7 @@ def test_private_makes_no_difference_where_a_public_address_is_fetched(compared:
         pytest.param(POST, REDIRECTED, id="redirect"),
         pytest.param(MIRRORED, REDIRECTED, id="redirect to the mirror"),
         pytest.param(ALLOW, ALLOW.replace("hosts", "strip: [Cookie], hosts"), id="strip"),
+        pytest.param(ALLOW, ALLOW.replace("hosts", "connections: single, hosts"), id="connections"),
         pytest.param(ALLOW.replace("hosts", "private: true, hosts"), ALLOW, id="no private"),
         pytest.param(TOKENS % (f"{ONE}, {OTHER}", ""), ONE_TOKEN, id="token"),
         pytest.param(ONE_TOKEN, TOKENS % (ENDING % (ONE, 1), ""), id="a token that ends"),
@@ -648,6 +657,7 @@ def test_within_a_ceiling_less_may_be_open(compared: Compare, ceiling: str, new:
         pytest.param(ALLOW, ALLOW.replace("hosts", "private: true, hosts"), id="private"),
         pytest.param(ALLOW, ALLOW.replace("hosts", "tls: passthrough, hosts"), id="passthrough"),
         pytest.param(ALLOW.replace("hosts", "strip: [Cookie], hosts"), ALLOW, id="strip"),
+        pytest.param(ALLOW.replace("hosts", "connections: single, hosts"), ALLOW, id="connections"),
         pytest.param(DENY, DENY.replace("deny", "ask"), id="what a rule denies is asked about"),
         pytest.param(POST, MIRRORED, id="rewrite"),
         pytest.param(MIRRORED, MIRRORED.replace("y.example", "z.example"), id="another mirror"),

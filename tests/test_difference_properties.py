@@ -155,6 +155,7 @@ def seen(policy: CompiledPolicy, asked: Question) -> dict[str, Any]:
         "rewrite": rewrite,
         "credentials": sorted(text for one in decision.credentials for text in injected(one)),
         "strip": decision.strip and decision.strip.headers,
+        "connections": decision.connections,
         "upstream": upstream.name if upstream and upstream.location.file else None,  # else the same parent, or none
     }
 
@@ -176,7 +177,7 @@ def exceeds(policies: Policies, asked: Question) -> bool:
     return (
         any(old.get(name) != new[name] for name in ("rewrite", "credentials", "upstream"))
         or any(new[name] and not old.get(name) for name in ("private", "passthrough", "websocket"))
-        or bool(old.get("strip") and not new["strip"])
+        or any(old.get(name) and not new[name] for name in ("strip", "connections"))
     )
 
 
@@ -360,6 +361,7 @@ extras = st.fixed_dictionaries(
         "observing": st.sets(st.integers(0, 5), max_size=2),
         "observes_default": st.sampled_from([False, False, True]),
         "stripping": st.sets(st.integers(0, 5), max_size=1),
+        "single": st.sets(st.integers(0, 5), max_size=1),
         "passthrough": st.sampled_from([False, False, True]),
         "scheduled": st.sets(st.integers(0, 5), max_size=1),
         "asks_default": st.booleans(),
@@ -397,7 +399,7 @@ def with_clients(rule: Rule, names: set[str] | None) -> Rule:
 
 def observing(rule: Rule) -> Rule:
     """Let a rule observe. It opens nothing then, so it has nothing of what only a rule that opens may have."""
-    return replace(rule, observe=True, private=False, websocket=False, passthrough=False, strip=None)
+    return replace(rule, observe=True, private=False, websocket=False, passthrough=False, strip=None, connections=None)
 
 
 def with_extras(policy: Policy, drawn: dict[str, Any]) -> Policy:
@@ -406,6 +408,11 @@ def with_extras(policy: Policy, drawn: dict[str, Any]) -> Policy:
     stripped = [
         replace(rule, strip=Strip.of(["Cookie"]) if number in drawn["stripping"] and not rule.passthrough else None)
         for number, rule in enumerate(policy.rules)
+    ]
+    single = drawn["single"]
+    stripped = [
+        replace(rule, connections="single" if number in single and not rule.passthrough else None)
+        for number, rule in enumerate(stripped)
     ]
     stripped = [with_clients(rule, drawn["with_users"].get(number)) for number, rule in enumerate(stripped)]
     return replace(

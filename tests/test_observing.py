@@ -368,7 +368,13 @@ def test_a_host_is_not_unrestricted_because_the_default_observes(tmp_path: Path)
                 f"rules: [{{name: r, action: allow, observe: true, hosts: [a.example], {field}}}]",
                 f"'{field.partition(':')[0]}' beside observe: true: a rule that observes decides nothing",
             )
-            for field in ("private: true", "strip: [Cookie]", "tls: passthrough", "websocket: true")
+            for field in (
+                "private: true",
+                "strip: [Cookie]",
+                "tls: passthrough",
+                "websocket: true",
+                "connections: single",
+            )
         ),
         ("defaults: {action: allow, observe: true}", "observe: true beside action: allow"),
     ],

@@ -95,6 +95,8 @@ def acl_reply(
         (("tag", "sk_final"), helper == HOST and decision.final and not is_watched),
         (("tag", "sk_needs_lines"), decision.needs_lines),
     )
+    if decision.connections:
+        annotations.append(("connections_", decision.connections))
     held = [annotation for annotation, holds in flags if holds]
     strip = _stripped(decision.strip) if decision.strip else ()
     return Reply(Result.OK, (*annotations, *held, *strip, *_forwarded(decision.upstream), *named), counts=counts)

@@ -31,6 +31,7 @@ _TITLES = {
     Change.REWRITE: "REWRITE",
     Change.CREDENTIALS: "CREDENTIALS",
     Change.STRIP: "STRIP",
+    Change.CONNECTIONS: "CONNECTIONS",
     Change.UPSTREAM: "UPSTREAM",
     Change.QUOTAS: "QUOTAS",
     Change.USES: "USES",
@@ -139,6 +140,7 @@ def _facts(consequence: Consequence, change: Change) -> Iterator[str]:
     yield consequence.rewrite
     yield f"credentials {', '.join(consequence.credentials)}" if consequence.credentials else ""
     yield f"without {', '.join(consequence.strip)}" if consequence.strip else ""
+    yield f"connections {consequence.connections}" if consequence.connections else ""
     yield f"through {consequence.upstream}" if consequence.upstream else ""
     for count in consequence.counts:
         yield f"{quantity(count.uses, 'use')} of {count.grant}"
@@ -206,6 +208,7 @@ def _consequence_row(consequence: Consequence) -> dict[str, object]:
         "rewrite": consequence.rewrite or None,
         "credentials": consequence.credentials,
         "strip": consequence.strip,
+        "connections": consequence.connections,
         "upstream": consequence.upstream or None,
         "quotas": [sorted(counts) for counts in consequence.quotas],
         "uses": consequence.uses,

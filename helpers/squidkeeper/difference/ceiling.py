@@ -35,6 +35,7 @@ _CLOSES: dict[Change, Callable[[Consequence, Consequence], bool]] = {
     Change.PASSTHROUGH: lambda _before, after: not after.passthrough,
     Change.WEBSOCKET: lambda _before, after: not after.websocket,
     Change.REWRITE: lambda _before, after: after.redirects and not after.otherwise,
+    Change.CONNECTIONS: lambda _before, after: after.connections == "single",
     Change.STRIP: lambda before, after: set(before.strip) <= set(after.strip),
     Change.QUOTAS: _is_counted,
     Change.USES: lambda before, after: _uses(after) <= _uses(before),

@@ -32,6 +32,7 @@ class Change(StrEnum):
     REWRITE = "rewrite"
     CREDENTIALS = "credentials"
     STRIP = "strip"
+    CONNECTIONS = "connections"
     UPSTREAM = "upstream"
     QUOTAS = "quotas"
     USES = "uses"
@@ -69,6 +70,7 @@ class Consequence:
     rewrite: str = ""
     credentials: tuple[str, ...] = ()
     strip: tuple[str, ...] = ()
+    connections: str | None = None
     upstream: str = ""
     otherwise: str = ""
     observed: str = ""
@@ -108,6 +110,7 @@ _COMPARED: dict[Change, Callable[[Consequence], object]] = {
     Change.REWRITE: lambda consequence: (consequence.rewrite, consequence.otherwise),
     Change.CREDENTIALS: lambda consequence: consequence.credentials,
     Change.STRIP: lambda consequence: consequence.strip,
+    Change.CONNECTIONS: lambda consequence: consequence.connections,
     Change.UPSTREAM: lambda consequence: consequence.upstream,
     Change.QUOTAS: lambda consequence: (consequence.quotas, len(consequence.quotas) > 1 and consequence.counts),
     Change.USES: lambda consequence: consequence.counts,
@@ -180,12 +183,18 @@ def consequence_of(decision: Decision, host: Host, *, websocket: bool, upstream:
         rewrite_text(decision.rewritten) if decision.rewritten else "",
         credential_texts(decision.credentials),
         decision.strip.headers if decision.strip else (),
+        decision.connections,
         route_text(upstream),
         observed=observed_verdict(decision.observed),
     )
     if not decision.redirects:
         return consequence
-    return replace(consequence, private=False, websocket=False, strip=(), credentials=(), upstream="")
+    return not_fetched(consequence)
+
+
+def not_fetched(consequence: Consequence) -> Consequence:
+    """Leave out of a redirect what concerns only a request that is fetched."""
+    return replace(consequence, private=False, websocket=False, strip=(), connections=None, credentials=(), upstream="")
 
 
 def observed_verdict(observed: str | None) -> str:

@@ -15,6 +15,7 @@ from squidkeeper.difference.consequences import (
     denied,
     denied_by,
     form_texts,
+    not_fetched,
     observed_verdict,
     quota_counts,
     rewrite_key,
@@ -114,7 +115,8 @@ def _consequence_now(side: Side, matched: Matched, held: Held) -> tuple[Conseque
         refused = replace(denied_by(decision, host), observed=observed, quotas=_quotas(side, decision))
         return refused, decision.asks, None
     grant, rewrite, names = decision.counted, applied.rewrite, [one.name for one in applied.credentials]
-    key = (decision.private, decision.websocket, decision.strip, grant and grant.name, rewrite and rewrite.name, *names)
+    forwarded = (decision.websocket, decision.connections, decision.strip)
+    key = (decision.private, forwarded, grant and grant.name, rewrite and rewrite.name, *names)
     consequence = _allowed(side, decision, applied, observed)
     return consequence, key, grant if consequence.allowed else None
 
@@ -128,6 +130,7 @@ def _allowed(side: Side, decision: Decision, applied: Applied, observed: str) ->
         websocket=side.match.facts.method == "GET" and (decision.websocket or side.unrestricted),
         credentials=credential_texts(applied.credentials),
         strip=decision.strip.headers if decision.strip else (),
+        connections=decision.connections,
         upstream=route_text(side.match.candidates.upstream),
         observed=observed,
         quotas=_quotas(side, decision),
@@ -189,7 +192,7 @@ def _rewritten(side: Side, consequence: Consequence, rewrite: Rewrite, grant: Ru
     )
     if rewrite.redirect is None:
         return rewritten
-    return replace(rewritten, private=False, websocket=False, strip=(), credentials=(), upstream="")
+    return not_fetched(rewritten)
 
 
 def _target_host(side: Side, rewrite: Rewrite) -> Host | None:
@@ -203,7 +206,8 @@ def _target_host(side: Side, rewrite: Rewrite) -> Host | None:
 def _otherwise(side: Side, consequence: Consequence, grant: Rule | None) -> str:
     """Write what becomes of a request that is for the target already."""
     credentials = " ".join(map(_credential_key, side.match.candidates.credentials))
-    kept = (consequence.private, consequence.websocket, consequence.strip, consequence.upstream)
+    forwarded = (consequence.websocket, consequence.connections, consequence.strip)
+    kept = (consequence.private, forwarded, consequence.upstream)
     return f"{kept} {credentials} {grant and (grant.name, grant.made, grant.uses)}"
 
 

@@ -346,6 +346,7 @@ def decision_of(rule: Rule, *, private: bool = False) -> Decision:
         rule.location,
         private,
         websocket=rule.websocket,
+        connections=rule.connections,
         strip=rule.strip,
         asks=asks,
         counted=counted,

@@ -60,6 +60,7 @@ class Decision:
     `asks` is a denial that a person may grant, at host scope that every URL is one. `counted` is the grant that allows,
     where it has a number of uses.
     `passthrough` means that the tunnel is spliced, `websocket` that the request may become a WebSocket.
+    `connections` is how connections to the origin are used, as the rule says.
     At request scope `rewritten` and `credentials` are what applies. `strip` is what is removed from a request.
     `upstream` is where a request is forwarded: at host scope, and where it is rewritten.
     `observed` is what a rule that observes would have decided, as it is recorded: `allow:RULE` or `deny:RULE`. At host
@@ -75,6 +76,7 @@ class Decision:
     outlook: Outlook = NOTHING_MORE
     passthrough: bool = False
     websocket: bool = False
+    connections: str | None = None
     rewritten: Rewritten | None = None
     credentials: tuple[Credential, ...] = ()
     strip: Strip | None = None

@@ -122,6 +122,7 @@ def _decide_tunnel(match: HostMatch, now: RulesInForce) -> Decision:
         ),
         passthrough=passthrough,
         websocket=False,
+        connections=None,
         strip=None,
         upstream=match.candidates.upstream,
         asks=deciders.all_ask,

@@ -121,7 +121,8 @@ def _consequences(policy: CompiledPolicy, match: HostMatch, applied: Applied) ->
     counted = decision.counted and decision.counted.name
     rewrite = applied.rewrite and applied.rewrite.name
     credentials = tuple(one.name for one in applied.credentials)
-    return (decision.action, decision.private, decision.websocket, decision.strip, counted, rewrite, credentials)
+    forwarded = (decision.websocket, decision.connections, decision.strip)
+    return (decision.action, decision.private, forwarded, counted, rewrite, credentials)
 
 
 def _decision_by(policy: CompiledPolicy, match: HostMatch, rule: Rule | None) -> Decision:

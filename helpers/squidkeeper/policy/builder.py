@@ -359,7 +359,7 @@ class _Maker:
             if entry.tls is not None:  # plain http has no TLS
                 match = replace(match, schemes=frozenset({"https"}))
             strip = Strip.of(entry.strip) if entry.strip else None
-            rest = (reason, private, expires, owner, strip, entry.tls is not None, entry.websocket)
+            rest = (reason, private, expires, owner, strip, entry.tls is not None, entry.websocket, entry.connections)
             yield Rule(entry.name, place, entry.action, match, *rest, observe=entry.observe, when=_schedule(entry.when))
 
     def presets(self) -> Iterator[Preset]:

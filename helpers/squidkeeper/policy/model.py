@@ -211,6 +211,7 @@ class Rule:
     strip: Strip | None = None
     passthrough: bool = False
     websocket: bool = False
+    connections: str | None = None  # "single": a request with a body is the last on its connection to the origin
     preset: str | None = None  # the preset that it is of
     observe: bool = False
     uses: int | None = None

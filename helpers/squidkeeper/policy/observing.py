@@ -13,6 +13,7 @@ _NOT_BESIDE = {
     "strip": "it removes no header",
     "tls": "it passes no tunnel through",
     "websocket": "it passes no WebSocket",
+    "connections": "it uses no connection",
 }
 
 

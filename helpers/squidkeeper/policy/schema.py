@@ -763,6 +763,7 @@ class RuleEntry(MatchFields):
     strip: Annotated[Many[Annotated[str, PlainValidator(_stripped)]], AfterValidator(_few_headers)] | None = None
     tls: Literal["passthrough"] | None = None
     websocket: bool = False
+    connections: Literal["single"] | None = None
     observe: bool = False
     when: WhenEntry | None = None
 
