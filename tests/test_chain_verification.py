@@ -290,6 +290,16 @@ def key_file(tmp_path: Path) -> Path:
     return file
 
 
+def test_the_command_names_the_key_of_the_gateway(archive: Path, tmp_path: Path) -> None:
+    asked = "--key is missing: give the public key, as a copy that is kept elsewhere"
+    assert asked in run(archive).output
+    (archive.absolute().parent / "etc").mkdir()
+    key = archive.absolute().parent / "etc/archive.pub"
+    key.write_bytes(KEY.public.pem)
+    result = run(archive)
+    assert (result.exit_code, f"{asked}. This gateway's own is {key}" in result.output) == (2, True)
+
+
 def test_the_command_names_every_fault_and_ends_with_1(archive: Path, key_file: Path) -> None:
     change_a_byte(archive)
     (archive / TWO).unlink()

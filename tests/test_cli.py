@@ -630,6 +630,16 @@ def test_help_of_each_command_says_what_it_is_for(command: str) -> None:
     assert "Usage: squidkeeper" in out
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"), [("chekc", "check"), ("explian", "explain"), ("doctr", "doctor"), ("zzz", "")]
+)
+def test_a_command_that_was_meant_is_named(written: str, meant: str) -> None:
+    status, out = run(written)
+    assert status == 2
+    assert f"No such command '{written}'." in out
+    assert ("Did you mean" in out, f"Did you mean '{meant}'?" in out) == (bool(meant), bool(meant))
+
+
 def test_the_introduction_names_each_command() -> None:
     assert isinstance(main, LateGroup)
     assert [name for name in main.list_commands(Context(main)) if f"`{name}`" not in str(main.help)] == []

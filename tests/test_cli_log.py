@@ -787,3 +787,13 @@ def test_an_account_that_may_not_look_into_the_state_folder_reads_a_log(path: Pa
     done = subprocess.run((*command, "--drift"), capture_output=True, text=True, check=False)
     unchecked = f"2 served requests not checked: the revision that decided is not stored in {closed}/revisions\n"
     assert (done.returncode, done.stderr) == (1, unchecked)
+
+
+def test_without_a_file_the_newest_rotated_log_is_read_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right after a rotation the log is empty, and looks as if there had been no request."""
+    monkeypatch.setattr("squidkeeper.cli.log.DEFAULT_LOG", path)
+    before = run().out
+    assert before == run(path).out
+    path.rename(path.with_name(f"{path.name}.1"))
+    path.touch()
+    assert run().out == before

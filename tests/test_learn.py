@@ -704,10 +704,25 @@ def test_an_output_in_the_folder_of_a_policy_is_like_its_files(folder: Path) -> 
     output = folder / "policy" / "00-draft.yaml"
     assert run(log(folder, {}), "--policy", folder / "policy", "--output", output).exit_code == 0
     assert (output.stat().st_gid, output.stat().st_mode & 0o777) == (12345, 0o640)
+    elsewhere = folder / "draft.yaml"
+    assert run(log(folder, {}), "--policy", folder / "policy", "--output", elsewhere).exit_code == 0
+    assert (elsewhere.stat().st_gid, elsewhere.stat().st_mode & 0o777) == (12345, 0o640)
     beside.chmod(0o664)
     output.unlink()
     assert run(log(folder, {}), "--policy", folder / "policy", "--output", output).exit_code == 0
     assert output.stat().st_mode & 0o777 == 0o644
+
+
+def test_an_output_beside_files_of_a_policy_defines_nothing_twice(folder: Path) -> None:
+    policy = folder / "policy"
+    logged = log(folder, *({"client": f"192.168.137.{number}"} for number in (2, 3)))
+    assert "\nclients:" in run(logged, "--policy", policy).stdout
+    learned = run(logged, "--policy", policy, "--output", policy / "learned.yaml")
+    assert learned.exit_code == 0
+    text = (policy / "learned.yaml").read_text()
+    assert "\nclients:" not in text
+    assert "# Left out, as another file of the folder defines it: " in text
+    assert load(policy, datetime.now(UTC)).compiled.source.rules[-1].match.clients
 
 
 @pytest.mark.parametrize("records", [(), ({"verdict": "deny", "rule": "no", "status": 403},)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -523,8 +525,7 @@ def test_the_command_does_not_write_over_a_log(log: Path, tmp_path: Path) -> Non
         assert log.read_bytes() == before
 
 
-def test_the_command_wants_to_know_what_to_write(log: Path) -> None:
-    assert run(log)[0] == 2
+def test_the_command_writes_one_form(log: Path) -> None:
     assert run(log, "--json", "--html", "-")[0] == 2
 
 
@@ -533,3 +534,32 @@ def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert code == 1
     assert "none.log" in output
     assert "no%1B[31m.log" in run(tmp_path / "no\x1b[31m.log", "--json", "--policy", tmp_path)[1]
+
+
+def test_the_report_as_text_says_the_sums_and_what_it_leaves_out(tmp_path: Path) -> None:
+    file = tmp_path / "access.log"
+    refused = {"verdict": "-", "rule": "-", "status": 400, "error": "ERR_INVALID_REQ", "upstream": "-"}
+    gone = {"verdict": "-", "rule": "-", "method": "-", "url": "error:transaction-end-before-headers", "status": 0}
+    hostile = line(4, url="https://b.example/", client="192.168.137.11", user="a%1B%5B2J")
+    file.write_bytes(
+        b"".join(one + b"\n" for one in (line(0), denied(1), line(2, **refused), line(3, **gone), hostile))
+    )
+    status, out = run(file)
+    assert status == 0
+    assert "3 requests: 2 allowed, 1 denied; 0 failed. 2 clients, 2 hosts, 0 tunnels, " in out
+    assert re.search(r"^HOST +ALLOWED +DENIED +SENT\na.example +1 +1 +2.0 KB$", out, re.MULTILINE)
+    assert "RULE  DENIED  RETRIED  REASON\nno         1        0  -" in out
+    assert "\x1b" not in out
+    assert "With those that no rule decided, `squidkeeper query` counts 5 requests.\n" in out
+    assert "`squidkeeper query` counts 5 requests." in re.sub("</?code>", "`", run(file, "--html", "-")[1])
+    assert "squidkeeper query" not in run(file, "--until", after_noon(2))[1]
+    query = ["query", "--format", "csv", "SELECT count(*) AS n FROM requests", str(file)]  # which confines its process
+    counted = subprocess.run([sys.executable, "-m", "squidkeeper", *query], capture_output=True, text=True, check=True)
+    assert counted.stdout == "n\n5\n"
+
+
+def test_the_address_of_a_client_stands_on_one_line() -> None:
+    shown = page(report_of(line(0), line(1, client="2001:db8::1", user="a b")))
+    assert "<span>192.168.137.10</span>" in shown
+    assert "<span>2001:db8::1 a b</span>" in shown
+    assert re.search(r"th\.client > span \{[^}]*writing-mode: vertical-rl", shown)

@@ -32,7 +32,6 @@ _KEYS = click.Path(path_type=Path, exists=True)
     "--key",
     metavar="FILE|DIR",
     type=_KEYS,
-    required=True,
     help="The public key, kept elsewhere. Of many gateways: a folder with NAME.pub for each.",
 )
 @click.option(
@@ -45,7 +44,7 @@ _KEYS = click.Path(path_type=Path, exists=True)
 )
 @since_option
 @json_option
-def verify(archive: str, key: Path, heads: tuple[str, ...], since: datetime | None, as_json: bool) -> None:
+def verify(archive: str, key: Path | None, heads: tuple[str, ...], since: datetime | None, as_json: bool) -> None:
     """Verify an archive: every part, every line of its chain, its head, and its lines by Squid's own counter.
 
     ARCHIVE is a folder, an object store (s3://BUCKET/PREFIX), or the YAML file of the settings of one. Where it holds
@@ -54,6 +53,8 @@ def verify(archive: str, key: Path, heads: tuple[str, ...], since: datetime | No
     The exit status is 1 if anything is not as it was signed. Without --head, an archive that was replaced by an older
     one of its own, whole, is not found: name a head from the journal, the SIEM or the object store.
     """
+    if key is None:
+        raise click.UsageError(_without_key(archive))
     try:
         places = _places(archive)
         if places[1:] and not key.is_dir():
@@ -95,6 +96,16 @@ def _missing(archive: str, keys: Path, there: Collection[str]) -> Iterator[tuple
             name, text = f"gateway={file.stem}", f"there is no archive of this gateway, and {keys} has its key"
             fault = ArchiveFault(ArchiveFaultCode.ARCHIVE_MISSING, name, text)
             yield f"{archive}/{name}", Verification((), 0, 0, None, (fault,), ())
+
+
+def _without_key(archive: str) -> str:
+    """Say that the key is missing, and name the one of this gateway."""
+    from squidkeeper.layout import Layout
+
+    asked = "--key is missing: give the public key, as a copy that is kept elsewhere"
+    there = [one.archive_pub for one in (Layout.of(None), Layout.of(Path(archive).absolute().parent))]
+    keys = [file for file in there if file.exists()]
+    return f"{asked}. This gateway's own is {keys[-1]}" if keys else asked
 
 
 def failure(archive: str | Path, error: OSError) -> str:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -48,7 +49,8 @@ _OF_ONE: Final = 1  # the one that is named is trusted by that
     metavar="FILE",
     type=click.Path(path_type=Path),
     callback=check_new_file,
-    help="Write to a new file, mode 0640; beside files of a policy, with their group and mode.",
+    help="Write to a new file, mode 0640, with the group of the policy's files. Beside files of a policy it has their"
+    " mode too, and defines no client or preset that they define.",
 )
 def learn(
     read: TableOptions,
@@ -82,15 +84,35 @@ def learn(
         draft, notes = _learned(read, askers, support, presets=not no_presets)
     except UnreadableLog as error:
         raise click.ClickException(printable(str(error))) from error
+    if output is not None:
+        draft, left_out = _beside(draft, output.parent)
+        notes = (*notes, *left_out)
     text = f"{json_of(draft, notes)}\n" if as_json else yaml_of(draft, notes)
     if output is None:
         click.echo(text, nl=False)
     else:
-        like = _policy_file(output.parent)
+        beside, others = _policy_file(output.parent), _policy_file(directory)
         with open_new_file(output) as file:
             file.write(text.encode())
-            if like is not None:
-                _make_like(file.fileno(), like)
+            _make_readable(file.fileno(), beside or others, stat.S_IMODE(beside.st_mode) if beside else None)
+
+
+def _beside(draft: Draft, folder: Path) -> tuple[Draft, tuple[str, ...]]:
+    """Leave out what the files of a policy in a folder define already, which would be a fault; tell what that is."""
+    from squidkeeper.cli.policy_clients import policy_on_disk
+
+    policy = policy_on_disk(folder) if _policy_file(folder) else None
+    if policy is None:
+        return draft, ()
+    clients = {one.name for one in policy.source.clients} & draft.defined.keys()
+    presets = {one.name for one in policy.source.presets} & {one.name for one in draft.presets}
+    kept = replace(
+        draft,
+        defined={name: one for name, one in draft.defined.items() if name not in clients},
+        presets=tuple(one for one in draft.presets if one.name not in presets),
+    )
+    named = ", ".join(sorted(clients | presets))
+    return kept, (f"Left out, as another file of the folder defines it: {named}.",) if named else ()
 
 
 def _policy_file(folder: Path) -> os.stat_result | None:
@@ -100,11 +122,13 @@ def _policy_file(folder: Path) -> os.stat_result | None:
     return next((path.stat() for path in own_files(folder)), None)
 
 
-def _make_like(file: int, like: os.stat_result) -> None:
-    """Give a file the group and the mode of another one, so that Squid's account can read both."""
+def _make_readable(file: int, like: os.stat_result | None, mode: int | None) -> None:
+    """Give a file the group of another one, so that Squid's account can read both, and a mode."""
     with suppress(PermissionError):  # a group that this account is not in
-        os.fchown(file, -1, like.st_gid)
-        os.fchmod(file, stat.S_IMODE(like.st_mode) & _READABLE)
+        if like is not None:
+            os.fchown(file, -1, like.st_gid)
+        if mode is not None:
+            os.fchmod(file, mode & _READABLE)
 
 
 def _policy(directory: Path, client: str | None) -> CompiledPolicy | None:

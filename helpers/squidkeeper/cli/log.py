@@ -33,6 +33,7 @@ from squidkeeper.record.follower import Follower, beginning
 from squidkeeper.record.listing import printable
 from squidkeeper.record.log_file import STDIN
 from squidkeeper.record.log_files import files_since, sorted_by_time
+from squidkeeper.rotated_logs import rotated
 from squidkeeper.table.groups import KEYS
 from squidkeeper.table.sources import TableSources
 
@@ -86,8 +87,10 @@ def log(
 ) -> None:
     """Show requests from the access log: FILEs, `-` for standard input, by default /var/log/squid/access.log.
 
-    FILEs may be rotated and compressed (.gz, .zst, .bz2, .xz), and archived parts (.parquet). Without FILE, --since
-    and -n also read the rotated files and the archive. Requests are shown in the order of time. A repeated option
+    FILEs may be rotated and compressed (.gz, .zst, .bz2, .xz), and archived parts (.parquet). Without FILE, the newest
+    rotated file is read too; --since and -n read all of them, and the archive.
+
+    Requests are shown in the order of time. A repeated option
     matches any of its values; different options must all match.
 
     A denied CONNECT and the request inside it are one event. The CONNECT of an opened tunnel is no event. --connects
@@ -141,6 +144,8 @@ def _sources(
     wanted: WantedRequests, files: tuple[Path, ...], archive: Path | StoreSettings, gateways: tuple[str, ...]
 ) -> TableSources:
     with_rotated = wanted.since is not None or wanted.newest is not None or archive != DEFAULT_ARCHIVE
+    if not files and not with_rotated:  # right after a rotation the log itself is empty
+        files = (*rotated(DEFAULT_LOG)[-1:], DEFAULT_LOG)
     return table_sources(files, archive, with_rotated=with_rotated, gateways=gateways)
 
 

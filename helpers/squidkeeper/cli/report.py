@@ -43,13 +43,13 @@ def report(
 
     FILEs are access logs, also rotated and compressed, and archived parts; `-` is standard input. Without FILE, the
     archive is read, /var/log/squid/access.log, and its rotated files. Records from before --since show which hosts are
-    new. The policy supplies the reasons of its rules.
+    new. The policy supplies the reasons of its rules. Without --html and --json, the report is text.
     """
     from squidkeeper.errors import UnreadableLog
     from squidkeeper.record.listing import printable
     from squidkeeper.report.period import Period
 
-    if (html is None) is not as_json:
+    if html is not None and as_json:
         raise click.UsageError("give one of --html PAGE and --json")
     _check_page(html, read.files)
     past, reasons = _past_policies(state), _reasons(directory)
@@ -57,7 +57,7 @@ def report(
         found = _build(read.sources, Period(*read.period), read.threads, past, reasons)
     except UnreadableLog as error:
         raise click.ClickException(printable(str(error))) from error
-    _write(found, html)
+    _write(found, html, as_json=as_json)
 
 
 def _check_page(html: Path | None, inputs: tuple[Path, ...]) -> None:
@@ -130,11 +130,12 @@ def _reasons(directory: Path) -> Mapping[str, str | None]:
         return BUILT_IN_REASONS
 
 
-def _write(found: Report, html: Path | None) -> None:
-    from squidkeeper.report.figures import as_json
-
+def _write(found: Report, html: Path | None, *, as_json: bool) -> None:
     if html is None:
-        click.echo(as_json(found))
+        from squidkeeper.report.figures import as_json as json_of
+        from squidkeeper.report.text import text
+
+        click.echo(json_of(found) if as_json else text(found), nl=as_json)
         return
 
     from squidkeeper.report.page import page  # Jinja, which takes longer to import than a small log to read

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from squidkeeper.record.record import CLIENT_ERRORS
 from squidkeeper.report import figures
-from squidkeeper.report.period import CLIENT_LEFT, client_label, utc
+from squidkeeper.report.figures import CLIENT_LEFT
+from squidkeeper.report.period import client_label, utc
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

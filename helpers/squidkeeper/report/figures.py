@@ -13,6 +13,10 @@ from typing import Final
 import msgspec
 
 FORMAT: Final = 2
+NO_REQUEST: Final = "connections that ended without a request"
+REFUSED: Final = "requests that Squid refused before a rule was asked"
+CLIENT_LEFT: Final = "requests whose client disconnected before a decision"
+UNDECIDED: Final = (NO_REQUEST, REFUSED, CLIENT_LEFT)  # what no rule has decided is in no figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +336,11 @@ class Report:
     """What was read but is not in the figures."""
     damaged: tuple[str, ...]
     """Files that were read in part, and what is wrong with each."""
+
+    @property
+    def queried(self) -> int:
+        """What `squidkeeper query` counts of the period: also the requests that are in no figure."""
+        return self.summary.requests + sum(one.count for one in self.left_out if one.name in UNDECIDED)
 
 
 def as_json(report: Report) -> str:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from squidkeeper.record.record import NONE, decode_field
+from squidkeeper.report.figures import CLIENT_LEFT, NO_REQUEST, REFUSED
 from squidkeeper.table.conditions import (
     ENDED_BY_CLIENT,
     HAS_FAILED,
@@ -27,13 +28,12 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 NO_HOST: Final = "(no valid host)"
-CLIENT_LEFT: Final = "requests whose client disconnected before a decision"
 _USER_SHOWN = 60  # characters
 
 # Why a request that no rule has decided is in no figure; the first that holds counts.
 _REASONS: Final = {
-    "connections that ended without a request": "method IS NULL OR starts_with(url, 'error:')",
-    "requests that Squid refused before a rule was asked": IS_REFUSED,
+    NO_REQUEST: "method IS NULL OR starts_with(url, 'error:')",
+    REFUSED: IS_REFUSED,
     CLIENT_LEFT: "status = 0 AND ended_by_client",
 }
 _REASON = " ".join(f"WHEN {condition} THEN '{reason}'" for reason, condition in _REASONS.items())

@@ -236,10 +236,13 @@ class Installation:
             say("", line)
 
     def _policy_of(self, source: Path) -> Folder:
-        """Read the policy to install: the example without its documents, which an upgrade would leave as they are."""
+        """Read the policy to install: the example without its documents, which an upgrade would leave as they are.
+
+        A file that is copied into the folder gets its group, so that Squid's account can read it.
+        """
         owner = (0, self._machine.account.group)
         paths = (path for path in source.iterdir() if self._options.policy or path.suffix != ".md")
-        return Folder({path.name: read_source(path, 0o750, owner) for path in paths}, 0o750, owner)
+        return Folder({path.name: read_source(path, 0o750, owner) for path in paths}, 0o2750, owner)
 
     @property
     def _has_example(self) -> bool:
