@@ -567,6 +567,35 @@ def test_the_walkthroughs_squid_comes_back_with_its_certificate_store(machine: M
     assert (machine.path(store) / "index.txt").exists()
 
 
+@pytest.mark.long
+def test_a_gateway_comes_back_from_its_backup_as_the_page_says(machine: Machine, source: Path) -> None:
+    page = (source / "squid/BACKUP.md").read_text().replace("sudo ", "").replace("/root/", "/var/tmp/")
+    back_up, restore = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    options = ("--listen", "127.0.0.1:3456", "--gateway", "before", "--archive-days", "7", "--log-bytes", "1G")
+    assert machine.run(source / "install.sh", *options).returncode == 0
+    policy = machine.path("/etc/squidkeeper/policy/policy.yaml")
+    policy.write_text("version: 1\nrules: [{name: kept, action: allow, hosts: [a.example]}]\n")
+    paths = [Path(path) for path in ("/etc/squidkeeper", "/etc/squid", "/etc/systemd/system")]
+    done = machine.run("sh", "-ec", back_up)
+    assert done.returncode == 0, done.stderr
+    assert mode(machine.path("/var/tmp/gateway.tar.gz")) == 0o600
+    before = [contents(machine.path(str(path))) for path in paths]
+    [venv] = machine.path("/opt/squidkeeper").glob("venv-*")
+    built = os.readlink(venv)
+    assert machine.run(source / "install.sh", "--uninstall").returncode == 0
+    machine.run("sh", "-c", "rm -rf /etc/squidkeeper /var/lib/squidkeeper* /opt/squidkeeper /etc/squid/*.conf")
+    machine.run("sh", "-c", f"mkdir /opt/squidkeeper && ln -s {built} /opt/squidkeeper/{venv.name}")
+    done = machine.run("sh", "-ec", f"cd {source}\n{restore}")
+    assert "fix: " not in done.stdout, done.stdout + done.stderr
+    assert [contents(machine.path(str(path))) for path in paths] == before
+    assert machine.run(source / "install.sh", "--uninstall").returncode == 0
+
+
+def contents(top: Path) -> dict[str, tuple[object, ...]]:
+    """Of each path: mode, owner and content."""
+    return {path: (*about[1:4], *about[5:]) for path, about in snapshot(top).items()}
+
+
 PUBLIC = "8.8.4.4"
 
 
