@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -11,6 +11,7 @@ from tests.waiting import wait_for
 
 from .gateway import Gateway
 from .raw import Raw, tunnel
+from .reply import Reply
 
 PAUSE_SECONDS = 0.02  # between two requests of a client: otherwise the clients take the processors from the gateway
 
@@ -22,6 +23,7 @@ class Answered:
     came: float
     status: int | None  # None: the connection ended without an answer
     rule: str | None
+    problem: str = ""  # why there is no answer
 
 
 @dataclass
@@ -49,26 +51,42 @@ class Load:
         for number in count(1):
             if self._stop.is_set():
                 break
-            target = f"/{threading.get_ident()}/{number}"
-            url, asked, reply = f"{scheme}://{host}{target}", time.monotonic(), None
+            path = f"/{threading.get_ident()}/{number}"
+            url, asked, reply, problem = f"{scheme}://{host}{path}", time.monotonic(), None, ""
+            target = path if scheme == "https" else url
             try:
-                connection = connection or _open(gateway, scheme, host)
-                reply = connection.get(target if scheme == "https" else url, host)
-            except OSError:
+                reply = _reply(connection, target, host)
+                if reply is None:  # no connection yet, or one that Squid has closed while it was idle, as it may
+                    _close(connection)
+                    connection = None
+                    connection = _open(gateway, scheme, host)
+                    reply = connection.get(target, host)
+            except OSError as error:
+                problem = repr(error)
                 time.sleep(0.05)  # refused, or cut off: no busy loop while nobody listens
             else:
                 time.sleep(PAUSE_SECONDS)
             rule = reply.rule if reply and reply.status != 200 else None
-            self.answers.append(Answered(url, asked, time.monotonic(), reply.status if reply else None, rule))
+            self.answers.append(Answered(url, asked, time.monotonic(), reply.status if reply else None, rule, problem))
             if connection and (reply is None or reply.header("Connection") == "close"):
-                connection.close()
+                _close(connection)
                 connection = None
-        if connection:
-            connection.close()
+        _close(connection)
 
 
 def _open(gateway: Gateway, scheme: str, host: str) -> Raw:
     return tunnel(gateway, f"{host}:443") if scheme == "https" else Raw(gateway)
+
+
+def _reply(connection: Raw | None, target: str, host: str) -> Reply | None:
+    with suppress(ConnectionError):
+        return connection.get(target, host) if connection else None
+    return None
+
+
+def _close(connection: Raw | None) -> None:
+    if connection:
+        connection.close()
 
 
 @contextmanager
