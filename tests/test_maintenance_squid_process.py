@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGHUP, SIGUSR1
 
@@ -13,7 +14,8 @@ import psutil
 import pytest
 
 from squidkeeper.maintenance.rate_limit import RateLimit
-from squidkeeper.maintenance.squid_process import SquidProcess
+from squidkeeper.maintenance.squid_process import GivenUpWorkers, SquidProcess, coordinator_alone
+from squidkeeper.setup.sockets import has_ended
 from tests.bare_squid import bare_squid
 from tests.waiting import wait_for
 
@@ -41,6 +43,33 @@ def test_every_worker_is_told(workers: int) -> None:
         wait_for(lambda: squid.run() not in (run, None), "another run, which counts from zero")
     assert not squid.runs()
     assert squid.run() is None
+
+
+@pytest.mark.system
+def test_a_squid_whose_workers_have_all_given_up_is_ended() -> None:
+    """Its master would stay, with a coordinator that serves nobody, and nothing start it again."""
+    with bare_squid(2) as real:
+        squid = SquidProcess(real.pid_file)
+        master = squid.master()
+        assert master is not None
+        task = GivenUpWorkers(squid)
+        task.check()
+        assert coordinator_alone(master.pid) is None
+        wait_for(lambda: kill_workers(master), "the workers to give up")
+        for _ in range(3):
+            assert squid.runs()
+            task.check()
+        wait_for(lambda: has_ended(master.pid), "Squid to end")
+
+
+def kill_workers(master: psutil.Process) -> bool:
+    """Kill the workers that are there; tell whether none comes any more."""
+    with suppress(psutil.Error):
+        for kid in master.children():
+            if kid.cmdline()[:1] not in ([], ["(squid-coord-3)"]):
+                kid.kill()
+    time.sleep(0.3)
+    return coordinator_alone(master.pid) is not None
 
 
 @contextmanager

@@ -143,7 +143,7 @@ def maintain(
     from squidkeeper.maintenance.reload_judge import ReloadJudge
     from squidkeeper.maintenance.resolver import Resolver
     from squidkeeper.maintenance.rotation import Rotation
-    from squidkeeper.maintenance.squid_process import SquidProcess
+    from squidkeeper.maintenance.squid_process import GivenUpWorkers, SquidProcess
     from squidkeeper.maintenance.squid_sampler import SquidSampler
     from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate, TlsPort, server_names
     from squidkeeper.maintenance_status import Heartbeat
@@ -152,7 +152,7 @@ def maintain(
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
     squid = SquidProcess(squid_pid)
     rotation = Rotation(access_log, cache_log, squid, log_bytes, archive=archive, state=state)
-    tasks: list[Task] = [OwnAddresses(state, squid), rotation, Webhook(webhook, state)]
+    tasks: list[Task] = [OwnAddresses(state, squid), GivenUpWorkers(squid), rotation, Webhook(webhook, state)]
     if squid_address:
         tasks.append(SquidSampler(state, squid, squid_address, proxy_header=proxy_header))
     if tls:

@@ -16,6 +16,7 @@ from typing import Final
 import psutil
 
 _NAME: Final = "squid"
+_CHECKS_ALONE: Final = 3
 _TOGETHER_SECONDS: Final = 5.0  # the master starts its kids one after the other
 _CAUGHT = re.compile(r"^SigCgt:\s*([0-9a-f]+)$", re.MULTILINE)
 
@@ -31,6 +32,27 @@ class SquidRun:
     def id(self) -> str:
         """A short name."""
         return sha256(" ".join(sorted(self.kids)).encode()).hexdigest()[:16]
+
+
+class GivenUpWorkers:
+    """Ends a Squid whose workers have all given up: its master stays with their coordinator, which serves nobody.
+
+    The master ends with its last kid. Then systemd or `supervise` starts Squid again.
+    """
+
+    name = "given-up-workers"
+
+    def __init__(self, squid: SquidProcess) -> None:
+        self._squid = squid
+        self._checks = 0
+
+    def check(self) -> None:
+        """End the coordinator once it has been alone for a while: a worker that ends is usually started again."""
+        master = self._squid.master()
+        coordinator = coordinator_alone(master.pid) if master else None
+        self._checks = self._checks + 1 if coordinator else 0
+        if coordinator and self._checks >= _CHECKS_ALONE:
+            coordinator.terminate()
 
 
 class SquidProcess:
@@ -72,13 +94,29 @@ class SquidProcess:
 
     def _kids(self) -> list[psutil.Process]:
         """Find the processes that serve: the master's children, or with `squid -N` the master."""
+        master = self.master()
+        try:
+            return ([kid for kid in master.children() if kid.name() == _NAME] or [master]) if master else []
+        except psutil.Error:
+            return []
+
+    def master(self) -> psutil.Process | None:
+        """Find the master; None where Squid has ended, also where another process has its number."""
         try:
             master = psutil.Process(int(self._pid_file.read_text()))
-            if master.name() != _NAME:
-                return []  # Squid has ended, and another process has its number
-            return [kid for kid in master.children() if kid.name() == _NAME] or [master]
+            return master if master.name() == _NAME else None
         except (OSError, ValueError, psutil.Error):
-            return []
+            return None
+
+
+def coordinator_alone(master: int) -> psutil.Process | None:
+    """Find the coordinator of several workers where these have all given up; None where one of them is there."""
+    try:
+        kids = {kid: kid.cmdline()[:1] for kid in psutil.Process(master).children() if kid.name() == _NAME}
+    except psutil.Error:
+        return None  # one of them has just ended
+    is_alone = all(first and first[0].startswith("(squid-coord-") for first in kids.values())
+    return next(iter(kids), None) if is_alone else None
 
 
 def _start_ticks(pid: int) -> str:

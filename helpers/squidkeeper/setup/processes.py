@@ -20,6 +20,7 @@ import psutil
 
 from squidkeeper.errors import SetupFailed
 from squidkeeper.layout import ACCOUNTS, Layout, ServicePaths
+from squidkeeper.maintenance.squid_process import coordinator_alone
 from squidkeeper.setup.entries import LOG_END, ROOT, Owner, text_at
 from squidkeeper.setup.machine import last_lines, quietly, run
 from squidkeeper.setup.sockets import has_ended, process_listens, wait_until
@@ -51,7 +52,7 @@ class InstalledSquid:
     def runs(self) -> bool:
         """Tell whether it runs. Where all workers have given up, the master stays with their coordinator alone."""
         pid = self.pid()
-        return pid is not None and not _has_coordinator_alone(pid)
+        return pid is not None and coordinator_alone(pid) is None
 
     def supervisor(self) -> int | None:
         """Find the process that starts it again when it ends, without systemd."""
@@ -212,14 +213,6 @@ def _supervisor(layout: Layout, pid_file: Path, what: Path) -> int | None:
     except (ValueError, OverflowError, psutil.Error):
         return None
     return pid if {str(layout.supervise), str(what)} <= {*command} else None
-
-
-def _has_coordinator_alone(master: int) -> bool:
-    try:
-        kids = [kid.cmdline()[:1] for kid in psutil.Process(master).children() if kid.name() == "squid"]
-    except psutil.Error:
-        return False  # one of them has just ended
-    return bool(kids) and all(first and first[0].startswith("(squid-coord-") for first in kids)
 
 
 def _groups(user: int) -> str:
