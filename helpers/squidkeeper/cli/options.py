@@ -17,6 +17,7 @@ from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
     from squidkeeper.chain.store_settings import StoreSettings
+    from squidkeeper.table.live_gateways import LiveGateways
     from squidkeeper.table.sources import TableSources
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -161,19 +162,33 @@ class ArchiveType(click.ParamType):  # type: ignore[type-arg] # as above
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the value."""
         from squidkeeper.chain.store_settings import is_store, read_store_settings
-        from squidkeeper.errors import StoreFailed
+        from squidkeeper.errors import FleetFailed, StoreFailed
 
         try:
-            return read_store_settings(value) if isinstance(value, str) and is_store(value) else Path(value)
-        except StoreFailed as error:
+            if not isinstance(value, str) or not is_store(value):
+                return value if not isinstance(value, str) else Path(value)
+            return _fleet(Path(value)) or read_store_settings(value)
+        except (StoreFailed, FleetFailed) as error:
             self.fail(str(error), param, ctx)
+
+
+def _fleet(file: Path) -> LiveGateways | None:
+    """Read a file of `setup --fleet`; None where the file is of something else."""
+    from squidkeeper.fleet.fleet_file import read_fleet
+    from squidkeeper.table.live_gateways import LiveGateways
+
+    if not file.is_file() or not re.search("^gateways:", file.read_text(errors="replace"), re.MULTILINE):
+        return None
+    return LiveGateways({one.name: one.address for one in read_fleet(file).gateways})
 
 
 def archive_option(text: str, default: Path | None = DEFAULT_ARCHIVE, *, store: bool = False) -> Callable[[F], F]:
     """Add the option of the archive's folder, with `store` also of a copy of it; `text` says what the command does."""
     kind = ArchiveType() if store else click.Path(path_type=Path, readable=False)
     metavar = "DIR|s3://…|FILE.yaml" if store else "DIR"
-    return click.option("--archive", metavar=metavar, type=kind, default=default, show_default=True, help=text)
+    names = ("--archive", "--fleet", "archive") if store else ("--archive",)
+    text += " Or the FILE.yaml of a fleet, whose gateways are asked over ssh." if store else ""
+    return click.option(*names, metavar=metavar, type=kind, default=default, show_default=True, help=text)
 
 
 archive_read_option = archive_option(
@@ -193,7 +208,7 @@ threads_option = click.option(
 
 def table_sources(
     files: tuple[Path, ...],
-    archive: Path | StoreSettings,
+    archive: Path | StoreSettings | LiveGateways,
     *,
     with_rotated: bool = True,
     gateways: tuple[str, ...] = (),
@@ -203,9 +218,14 @@ def table_sources(
     Of these, what the `gateways` served; without one, all.
     `click.BadParameter` where no archive is in the folder that is named.
     """
+    from squidkeeper.table.live_gateways import LiveGateways
     from squidkeeper.table.sources import TableSources
 
     named = archive if archive != DEFAULT_ARCHIVE else None
+    if isinstance(named, LiveGateways):
+        if files:
+            raise click.UsageError("--fleet reads the logs of its gateways: it excludes FILEs")
+        return TableSources(archive=named, gateways=gateways)
     if isinstance(named, Path):
         check_archive(named)
     if files:

@@ -87,13 +87,15 @@ def _build(
     from squidkeeper.report.drift import drift
     from squidkeeper.table.columns import JUDGED
     from squidkeeper.table.database import yield_to_squid
+    from squidkeeper.table.live_gateways import LiveGateways
     from squidkeeper.table.table import open_table
 
     yield_to_squid()
+    since = period.since if isinstance(sources.archive, LiveGateways) else None  # else all that was before it, too
     checker = DriftChecker(past, replacing=past.replacing) if past else None
     columns = {*COLUMNS, *JUDGED} if checker else COLUMNS
     decide = checker.verdict if checker else None
-    with open_table(sources, threads=threads, columns=columns, decide=decide) as table:
+    with open_table(sources, since, threads=threads, columns=columns, decide=decide) as table:
         report_skipped(table.skipped)
         return build_report(
             table.connection,

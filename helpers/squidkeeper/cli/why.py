@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,10 +30,12 @@ from squidkeeper.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from squidkeeper.chain.store_settings import StoreSettings
     from squidkeeper.cli.why_table import ReadRecords
     from squidkeeper.engine import CompiledPolicy
     from squidkeeper.layout import Layout
     from squidkeeper.record.filters import Filter
+    from squidkeeper.table.live_gateways import LiveGateways
     from squidkeeper.table.sources import TableSources
     from squidkeeper.tickets.store import Ticket
     from squidkeeper.tickets.ticket import AskedRequest
@@ -106,7 +108,7 @@ def why(
     url: str | None,
     since: datetime | None,
     number: int,
-    archive: Path,
+    archive: Path | StoreSettings | LiveGateways,
     gateway: tuple[str, ...],
     cache_log: Path | None,
     as_json: bool,
@@ -122,14 +124,25 @@ def why(
 
     A name that had a private address is resolved again, to show the address.
 
+    With --fleet, each gateway is asked, or the one that a request ID begins with.
+
     Exit status: 0 if no request failed, 1 if one did, 2 if nothing can be read, or no request has the ID.
     """
     from squidkeeper.errors import UnreadableLog
     from squidkeeper.layout import Layout
     from squidkeeper.record.listing import printable
+    from squidkeeper.record.record import format_time
+    from squidkeeper.table.live_gateways import LiveGateways
     from squidkeeper.why.search import Inquiry, Search
 
     ids, files = _ids_and_files(given)
+    if isinstance(archive, LiveGateways):
+        if files or cache_log:
+            raise click.UsageError("--fleet reads the logs of its gateways: it excludes FILEs and --cache-log")
+        options = {"--client": client, "--user": users, "--host": hosts, "--url": (url,) if url else ()}
+        words = [*sorted(ids), *(word for name, values in options.items() for one in values for word in (name, one))]
+        words += ["-n", str(number), *(["--since", format_time(since)] if since else []), *["--json"] * as_json]
+        raise SystemExit(_ask_fleet(archive, gateway or _gateways_of(ids, archive), words, as_json=as_json))
     policies = _Policies(directory, state)
     question = Inquiry(ids, tuple(_filters(client, hosts, policies)), frozenset(users), url)
     search = Search(question, since or _start(ids, files))
@@ -145,6 +158,23 @@ def why(
     if search.unknown_ids:
         raise SystemExit(_NOTHING_TO_SAY)
     raise SystemExit(_FAILED if newest else 0)
+
+
+def _gateways_of(ids: frozenset[str], fleet: LiveGateways) -> set[str]:
+    """Name the gateways that IDs begin with; none, where one begins with no gateway of the fleet: all are asked."""
+    names = {found["gateway"] for one in ids if (found := _REQUEST_ID.fullmatch(one))}
+    return names if names <= fleet.addresses.keys() else set()
+
+
+def _ask_fleet(fleet: LiveGateways, names: Collection[str], words: list[str], *, as_json: bool) -> int:
+    from squidkeeper.cli.why_fleet import ask_fleet
+    from squidkeeper.errors import UnreadableLog
+
+    try:
+        return ask_fleet(fleet, names, words, as_json=as_json)
+    except UnreadableLog as error:
+        click.echo(f"Error: {error}", err=True)
+        return _NOTHING_TO_SAY
 
 
 def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, ...]]:

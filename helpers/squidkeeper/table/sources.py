@@ -25,6 +25,7 @@ from squidkeeper.record.log_files import files_since, read_failure, sorted_by_ti
 from squidkeeper.record.record import format_time
 from squidkeeper.rotated_logs import rotated
 from squidkeeper.table.csv_lines import csv_lines
+from squidkeeper.table.live_gateways import LiveGateways, fetched_lines
 
 PARQUET: Final = ".parquet"
 # As DuckDB names them; empty: Python reads.
@@ -36,16 +37,17 @@ _Listing = list[tuple[Path, int, int]]  # each with its device and inode
 
 @dataclass(frozen=True, slots=True)
 class TableSources:
-    """What to read: the files that a user names, or else a log and its rotated files; and an archive.
+    """What to read: the files that a user names, or else a log and its rotated files; an archive; or a fleet.
 
-    Of these, the records of `gateways`; where none is named, all.
+    Of these, the records of `gateways`; where none is named, all. `missing`: what could not be fetched.
     """
 
     files: tuple[Path, ...] = ()
     log: Path | None = None
     with_rotated: bool = True
-    archive: Path | StoreSettings | None = None
+    archive: Path | StoreSettings | LiveGateways | None = None
     gateways: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,14 @@ class OpenSources:
 def with_local_archive(
     sources: TableSources, spill: Path, since: datetime | None = None, until: datetime | None = None
 ) -> Iterator[TableSources]:
-    """Fetch what a period needs of an archive in an object store, for the block; `UnreadableLog` if that fails.
+    """Fetch what a period needs of a store, or of running gateways, for the block; `UnreadableLog` if that fails.
 
     It goes into the spill folder, so that `drop_rights` gives it away too.
     """
+    if isinstance(sources.archive, LiveGateways):
+        files, missing = fetched_lines(sources.archive.of(sources.gateways), spill, since, until)
+        yield replace(sources, files=files, archive=None, missing=missing)
+        return
     if not isinstance(sources.archive, StoreSettings):
         yield sources
         return
@@ -149,7 +155,7 @@ def open_sources(
                 found = [_parts(folder, chain, since, until) for folder, chain in archives.items()]
                 parts = tuple(part for parts, _ in found for part in parts)
                 damaged = tuple(text for _, faults in found for text in faults)
-                yield OpenSources((*parts, *named), tuple(logs), damaged)
+                yield OpenSources((*parts, *named), tuple(logs), (*sources.missing, *damaged))
                 return
     raise UnreadableLog(f"{sources.log}: its rotated files change all the time: try again")
 

@@ -1,0 +1,49 @@
+"""`squidkeeper why --fleet` (floor 9): each gateway answers for itself, with its policy, secrets and cache.log."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from squidkeeper.record.listing import printable
+
+if TYPE_CHECKING:
+    from squidkeeper.table.live_gateways import Answer, LiveGateways
+
+_SHOWN_BYTES: Final = 1_000_000  # of each gateway
+_NOTHING_TO_SAY: Final = 2
+
+
+def ask_fleet(fleet: LiveGateways, names: Collection[str], words: Sequence[str], *, as_json: bool) -> int:
+    """Show what `why` tells on gateways, of `names` if there are any; return the exit status."""
+    from squidkeeper.table.live_gateways import ask
+
+    with TemporaryDirectory(prefix="squidkeeper-why-") as folder:
+        answers = [*ask(fleet.of(names), ("why", *words), Path(folder))]
+        told = {one.gateway: _output(one) for one in answers if not one.problem}
+    problems = [one.problem for one in answers if one.problem]
+    if as_json:
+        click.echo(json.dumps({"gateways": {name: _parsed(text) for name, text in told.items()}, "missing": problems}))
+    for name, text in ({} if as_json else told).items():
+        click.echo(f"{name}:\n" + "".join(f"{printable(line)}\n" for line in text.splitlines()))
+    for problem in problems:
+        click.echo(printable(f"Not answered: {problem}"), err=True)
+    statuses = {one.status for one in answers}
+    return _NOTHING_TO_SAY if problems or statuses == {_NOTHING_TO_SAY} else int(1 in statuses)
+
+
+def _output(answer: Answer) -> str:
+    with answer.output.open("rb") as file:
+        return file.read(_SHOWN_BYTES).decode("utf-8", "replace")
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
