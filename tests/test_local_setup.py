@@ -84,7 +84,7 @@ OF_THE_FOLDER = {
     "TokenEntry": "sha256 expires",
     "ListEntry": "file",  # within the folder: below
     "RuleEntry": "name action clients hosts lists schemes ports methods paths query reason private expires owner strip"
-    " tls websocket connections observe when",
+    " headers tls websocket connections observe when",
     "WhenEntry": "days hours timezone",
     "PresetEntry": "preset clients",
     "GrantEntry": "name clients any_client hosts urls schemes ports methods paths expires uses reason by made",

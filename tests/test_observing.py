@@ -374,6 +374,7 @@ def test_a_host_is_not_unrestricted_because_the_default_observes(tmp_path: Path)
                 "tls: passthrough",
                 "websocket: true",
                 "connections: single",
+                "headers: known",
             )
         ),
         ("defaults: {action: allow, observe: true}", "observe: true beside action: allow"),

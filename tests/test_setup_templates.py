@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.policy.headers import HOST_HEADERS, INJECTABLE_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
+from squidkeeper.policy.headers import (
+    HOST_HEADERS,
+    INJECTABLE_HEADERS,
+    METHOD_HEADERS,
+    PATH_HEADERS,
+    UNKNOWN_HEADERS,
+    spellings,
+)
+from squidkeeper.policy.model import Strip
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup.templates import SECTIONS, main, render
 from squidkeeper.url import canonical_address, is_private
@@ -112,6 +120,12 @@ def test_each_injectable_header_is_removed_where_any_is_injected_and_added_from_
     added = {words[0]: words[1] for words in lines("request_header_add")}
     assert added.pop("Connection") == "close"  # of a request with a body
     assert added == {name: f'"%\'{{{header_annotation(name)}}}note"' for name in INJECTABLE_HEADERS}
+
+
+def test_the_group_of_unknown_headers_has_its_key() -> None:
+    assert (
+        f"acl sk_keeps_known note strip_header_ {Strip.of([UNKNOWN_HEADERS]).header_keys[0]}\n" in FRAGMENT.read_text()
+    )
 
 
 def test_override_headers_are_removed_and_documented() -> None:

@@ -16,7 +16,7 @@ from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import SecretUnavailable
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.forms import signs
-from squidkeeper.policy.headers import INJECTABLE_HEADERS, spellings
+from squidkeeper.policy.headers import INJECTABLE_HEADERS, UNKNOWN_HEADERS, spellings
 from squidkeeper.policy.model import DIRECT, Credential, Parent, Policy, Route, Strip
 from squidkeeper.policy.quotas import QuotaUnit
 from squidkeeper.policy.upstreams import DEFAULT, parse_upstream_url
@@ -65,6 +65,7 @@ def policy_lines(policy: Policy, secrets: SecretStore, default: str = "") -> str
         *_signature_lines(policy),
         *_upstream_lines(policy.upstreams, secrets),
         *_watch_lines(policy),
+        *(_only_read_headers(policy, "sk_keeps_known") if _keeps_known(policy) else ()),
         *_first_copy_lines(policy),
         *_body_lines(policy),
         *(_default_lines(default) if default else ()),
@@ -194,8 +195,6 @@ def _signature_lines(policy: Policy) -> Iterator[str]:
     yield f"acl sk_signs note {header_annotation('X-Amz-Date')}"
     yield "request_header_access Other deny sk_signs"
     yield "request_header_access Other deny CONNECT"
-    if policy.watch is not None:
-        yield "request_header_access Other deny sk_watching"
     read = {name.lower() for name in READ_HEADERS}
     yield from (
         f"request_header_access {name} deny CONNECT" for name in sorted({*READ_HEADERS} - {*_PASSED_IN_CONNECT})
@@ -213,7 +212,20 @@ def _watch_lines(policy: Policy) -> Iterator[str]:
         yield "acl sk_never_searched all-of !all"
         return
     yield _SEARCHES
-    yield "request_header_access All deny sk_watching"
+    yield from _only_read_headers(policy, "sk_watching")
+
+
+def _keeps_known(policy: Policy) -> bool:
+    return any(rule.strip and UNKNOWN_HEADERS in rule.strip.headers for rule in policy.rules)
+
+
+def _only_read_headers(policy: Policy, acl: str) -> Iterator[str]:
+    """Remove each header that no helper reads from the requests of an ACL.
+
+    `All` are the headers without lines of their own, `Other` those of them that Squid does not know.
+    """
+    yield f"request_header_access All deny {acl}"
+    yield f"request_header_access Other deny {acl}"
     for name in _PASSED_IN_CONNECT:
         yield f"request_header_access {name} allow all"
     passing = {*READ_HEADERS, *_UNREAD} - {*_PASSED_IN_CONNECT}
@@ -222,7 +234,7 @@ def _watch_lines(policy: Policy) -> Iterator[str]:
     rendered = {header for credential in policy.credentials for header in credential.form.rendered}
     others = {name for header in {*INJECTABLE_HEADERS, *removed, *rendered} for name in spellings(header)}
     known = {name.lower() for name in passing}
-    yield from (f"request_header_access {one} deny sk_watching" for one in sorted(others) if one.lower() not in known)
+    yield from (f"request_header_access {one} deny {acl}" for one in sorted(others) if one.lower() not in known)
 
 
 def _reading(policy: Policy) -> Iterator[tuple[str, Location]]:

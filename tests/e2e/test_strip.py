@@ -18,6 +18,8 @@ rules:
   - {name: part, action: allow, hosts: [part.example], paths: [/strip/**], strip: [X-Debug-Key]}
   - {name: rest, action: allow, hosts: [part.example]}
   - {name: whole, action: allow, hosts: [whole.example, key.example], strip: [X-Debug-Key, Cookie, Authorization]}
+  - {name: known, action: allow, hosts: [known.example], paths: [/x], headers: known}
+  - {name: open, action: allow, hosts: [open.example], headers: known}
   - {name: other, action: allow, hosts: [other.example]}
   - {name: front, action: allow, hosts: [front.example], strip: [Cookie]}
 rewrites:
@@ -52,6 +54,19 @@ def test_the_named_headers_are_removed_in_every_spelling_and_no_others(
 ) -> None:
     assert left(gateway, origins, f"{scheme}://whole.example/x", "whole") == {"X-Kept"}
     assert left(gateway, origins, f"{scheme}://other.example/x", "other") == set(SENT)
+
+
+@pytest.mark.parametrize("host", ["known", "open"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_only_headers_that_helpers_know_pass_where_a_rule_says_so(
+    gateway: Gateway, origins: Origins, scheme: str, host: str
+) -> None:
+    known = ["Authorization", "X-Api-Key", "Accept", "Anthropic-Version", "Traceparent", "Cookie"]
+    unknown = ["X-Unheard-Of", "X_Api_Key", "X-HTTP-Method-Override", "X-Original-URL", "X-Forward-Host", "Warning"]
+    options = [option for name in (*known, *unknown) for option in ("-H", f"{name}: client's")]
+    seen = allowed(gateway, origins, f"{scheme}://{host}.example/x", host, *options, "--data", "body")
+    assert {name for name in (*known, *unknown) if seen.values(name)} == {*known}
+    assert (seen.values("Host"), seen.body) == ([f"{host}.example"], b"body")
 
 
 def test_a_rule_for_a_path_removes_them_on_that_path_alone(gateway: Gateway, origins: Origins) -> None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from squidkeeper.client_kit.client import ANY_CLIENT, KitClient
 from squidkeeper.formatting import quantity
 from squidkeeper.policy.forms import QueryParameters
+from squidkeeper.policy.headers import UNKNOWN_HEADERS
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Rule
 from squidkeeper.url import OWN_HOST
 
@@ -166,8 +167,10 @@ def _effects(rule: Rule) -> Iterator[str]:
         yield "not decrypted: the origin's own certificate arrives, and HTTP/2 works"
     if rule.websocket:
         yield "WebSockets too"
-    if rule.strip:
-        yield f"without the headers {_items(rule.strip.headers)}, which the gateway removes"
+    if rule.strip and (named := [header for header in rule.strip.headers if header != UNKNOWN_HEADERS]):
+        yield f"without the headers {_items(named)}, which the gateway removes"
+    if rule.strip and UNKNOWN_HEADERS in rule.strip.headers:
+        yield "with usual headers alone: the gateway removes those that it does not know"
 
 
 def _default(policy: Policy, rules: int) -> str:

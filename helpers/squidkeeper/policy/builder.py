@@ -22,7 +22,7 @@ from squidkeeper.policy.contents import PolicyContents
 from squidkeeper.policy.document import Document, all_entries, entries, file_entries
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.forms import AwsSigV4, Form, Headers, InjectedValue, QueryParameters, values_of
-from squidkeeper.policy.headers import INJECTABLE_HEADERS
+from squidkeeper.policy.headers import INJECTABLE_HEADERS, UNKNOWN_HEADERS
 from squidkeeper.policy.host_lists import HostList, ListSummary
 from squidkeeper.policy.hosts import parse_host_pattern
 from squidkeeper.policy.model import (
@@ -358,7 +358,8 @@ class _Maker:
             reason, private, expires, owner = entry.reason, entry.private, entry.expires, entry.owner
             if entry.tls is not None:  # plain http has no TLS
                 match = replace(match, schemes=frozenset({"https"}))
-            strip = Strip.of(entry.strip) if entry.strip else None
+            removed = (*(entry.strip or ()), *([UNKNOWN_HEADERS] if entry.headers else ()))
+            strip = Strip.of(removed) if removed else None
             rest = (reason, private, expires, owner, strip, entry.tls is not None, entry.websocket, entry.connections)
             yield Rule(entry.name, place, entry.action, match, *rest, observe=entry.observe, when=_schedule(entry.when))
 

@@ -14,17 +14,19 @@ INJECTABLE_HEADERS = ("Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key",
 # A header that makes servers answer for another method, path or host than the request names. Each is read by some
 # framework, front end or server; squid/README.md says which.
 METHOD_HEADERS = (
-    *("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "X-Original-Method", "X-Forwarded-Method"),
+    *("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "Method-Override"),
+    *("HTTP-Method-Override", "X-Original-Method", "X-Forwarded-Method"),
 )
 PATH_HEADERS = (
-    *("X-Original-URL", "X-Rewrite-URL", "X-Override-URL", "X-Forwarded-URL"),
-    *("X-Original-URI", "X-Rewrite-URI", "X-Forwarded-URI", "X-Request-URI"),
+    *("X-Original-URL", "X-Rewrite-URL", "X-Override-URL", "X-Forwarded-URL", "X-Real-URL", "X-Proxy-URL"),
+    *("X-Original-URI", "X-Rewrite-URI", "X-Forwarded-URI", "X-Request-URI", "Request-URI"),
     *("X-Original-Path", "X-Forwarded-Path", "X-Envoy-Original-Path"),
     *("X-Forwarded-Prefix", "X-Script-Name"),
     "Destination",
 )
 HOST_HEADERS = (
     *("X-Forwarded-Host", "X-Original-Host", "X-HTTP-Host-Override", "X-Forwarded-Server", "X-Host", "X-Real-Host"),
+    *("X-Forward-Host", "X-Backend-Host", "X-Proxy-Host", "X-Envoy-Original-Host"),
     "Forwarded",
 )
 
@@ -52,6 +54,8 @@ _NEVER_INJECTED = {
         ("cookie", "cookie2", "set-cookie"), "a server renews it by Set-Cookie, which would show it to the client"
     ),
 }
+# Stands for all headers that no helper reads (`headers: known`). As Squid's configuration names them.
+UNKNOWN_HEADERS = "All"
 _WORDS_OF_SQUID = frozenset({"all", "other"})  # request_header_access takes them for groups of headers
 
 

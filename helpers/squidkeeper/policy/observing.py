@@ -11,6 +11,7 @@ from squidkeeper.policy.model import Action
 _NOT_BESIDE = {
     "private": "it opens no private address",
     "strip": "it removes no header",
+    "headers": "it removes no header",
     "tls": "it passes no tunnel through",
     "websocket": "it passes no WebSocket",
     "connections": "it uses no connection",

@@ -19,8 +19,8 @@ from squidkeeper.url import DEFAULT_PORTS, Host
 Entry = Rule | Rewrite | Credential
 
 _ALLOW_ONLY = (
-    (Action.DENY, "a deny", {"tls", "websocket", "connections"}),
-    (Action.ASK, "an ask", {"tls", "websocket", "connections", "strip", "private"}),
+    (Action.DENY, "a deny", {"tls", "websocket", "connections", "headers"}),
+    (Action.ASK, "an ask", {"tls", "websocket", "connections", "headers", "strip", "private"}),
 )
 _NOT_BESIDE = {
     "paths": "no path is seen in the tunnel",
@@ -29,6 +29,7 @@ _NOT_BESIDE = {
     "schemes": "only https has a tunnel, so it says nothing",
     "lists": "expected the hosts themselves, in hosts",
     "strip": "no header is seen in the tunnel",
+    "headers": "no header is seen in the tunnel",
     "connections": "no request is seen in the tunnel",
     "websocket": "upgrades in the tunnel pass unseen",
 }

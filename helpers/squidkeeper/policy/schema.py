@@ -761,6 +761,7 @@ class RuleEntry(MatchFields):
     expires: Time | None = None
     owner: Prose | None = None
     strip: Annotated[Many[Annotated[str, PlainValidator(_stripped)]], AfterValidator(_few_headers)] | None = None
+    headers: Literal["known"] | None = None
     tls: Literal["passthrough"] | None = None
     websocket: bool = False
     connections: Literal["single"] | None = None
