@@ -320,6 +320,7 @@ def test_everything_has_its_fixed_place(gateway: Gateway) -> None:
     ]:
         assert gateway.place(name).exists(), name
     assert not gateway.place("state/ssl_db").exists()
+    assert mode(gateway.place("etc/policy")) == 0o2750, "so that a file which is copied there gets the group"
 
 
 def test_the_gateway_runs_and_denies_with_a_certificate_of_its_ca(gateway: Gateway) -> None:
