@@ -75,6 +75,21 @@ def test_a_command_is_a_process_with_an_exit_status(policy: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (status, out, "")
 
 
+@pytest.mark.system
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(
+    "helper", ["acl --scope host", "meter", "certificate", "throttle --scope client", "exporter", "maintain"]
+)
+def test_root_starts_no_helper_and_no_service_in_the_state_folder_of_another_account(
+    tmp_path: Path, helper: str
+) -> None:
+    os.chown(tmp_path, 1, 1)
+    done = CliRunner().invoke(main, [*helper.split(), "--state", str(tmp_path)])
+    assert done.exit_code == 2
+    assert f"{tmp_path}: belongs to daemon, who cannot write what root makes: sudo -u daemon squidkeeper" in done.output
+    assert not [*tmp_path.iterdir()]
+
+
 def test_check_prints_the_revision_of_a_policy_that_loads(policy: Path) -> None:
     status, out = run("check", "--policy", policy)
     assert status == 0

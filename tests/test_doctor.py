@@ -31,6 +31,7 @@ from squidkeeper.doctor.inspection import Inspection, inspect
 from squidkeeper.doctor.table import ALL_CHECKS, CHECKS
 from squidkeeper.drained import drain
 from squidkeeper.exporter.conditions import CONDITIONS, Severity
+from squidkeeper.exporter.stopped_watchdog import StoppedWatchdog
 from squidkeeper.layout import Layout
 from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.policy_lines import policy_lines
@@ -735,6 +736,22 @@ def test_a_helper_that_hangs_is_found(layout: Layout, tmp_path: Path, monkeypatc
         edit(path, f"{layout.program}", f"{hanging}")
     one = replace(inspect(layout), account=None)
     assert {case.detail.rpartition(": ")[2] for case in found("helper-silent", one)} == {"no answer within 0 s"}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_doctor_stops_a_helper_and_sees_whether_the_exporter_ends_it(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    one = replace(inspect(layout), account=None)
+    assert found("stopped-helper-stays", one) == []  # no exporter is installed
+    monkeypatch.setattr(InstalledService, "works", lambda _: True)
+    monkeypatch.setattr(machine, "_STOPPED_SECONDS", 20 if ends else 0.2)
+    watchdog = StoppedWatchdog(layout.state, every_seconds=0.05)
+    if ends:
+        watchdog.start()
+    stays = "squidkeeper acl --scope host: nothing ended a process that was stopped for 0 s"
+    assert [case.detail for case in found("stopped-helper-stays", one)] == ([] if ends else [stays])
+    assert [*layout.state.iterdir()] == [layout.own_addresses]  # it has counted nothing
 
 
 @as_root

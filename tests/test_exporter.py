@@ -508,6 +508,7 @@ def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
         "no-helper",
         "helper-stuck",
         "helper-outdated",
+        "helper-uncounted",
         "ca-expired",
         "access-log-unreadable",
         "maintenance-not-running",

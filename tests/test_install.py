@@ -1009,6 +1009,11 @@ def test_a_state_that_was_moved_away_or_closed_can_be_written_again(gateway: Gat
     wait_for(lambda: "squidkeeper_exporter_state_writable 1.0" in gateway.metrics, "the counts to be kept")
     assert (state / "exporter/counts.json").exists()
     assert gateway.exporter == exporter
+    (state / "by-hand").mkdir(0o700)
+    (state / "by-hand/slot-00").touch(0o600)
+    assert f"state         given to {squid_account()}: {state}\n" in gateway.install().stdout
+    assert {owner(place) for place in state.rglob("*")} == {squid_account()}
+    shutil.rmtree(state / "by-hand")
     state.chmod(0o755)
     assert "given to" not in gateway.install().stdout
     assert mode(state) == 0o755, "an operator's own choice"
@@ -1020,6 +1025,11 @@ def test_a_hard_link_in_the_state_gives_squids_account_no_file_of_roots(gateway:
     """Where the kernel lets any account make one (fs.protected_hardlinks=0)."""
     counts, mine = gateway.place("state/exporter"), gateway.place("root-only")
     mine.touch(0o600)
+    link = gateway.place("state/link")
+    os.link(mine, link)
+    assert "given to" not in gateway.install().stdout
+    assert (owner(mine), mode(mine)) == ("root", 0o600)
+    link.unlink()
     counts.rename(gateway.place("state/aside"))
     os.link(mine, counts)
     done = gateway.install()

@@ -202,6 +202,10 @@ WRONG = {
     "requests-failing": (answered(*[True] * 6, *[False] * 4), "fail: 6 of the last 10 that were allowed."),
     "drift": (with_drift(FINDING), "that the policy denies: last 2 h ago."),
     "helper-stuck": (with_helpers(replace(HELPER, beat=0.0)), "helper host, process 4117: no heartbeat for"),
+    "helper-uncounted": (
+        replace(WELL, uncounted_helpers=(4117, 4118)),
+        "A helper cannot write to the state folder: process 4117, 4118.",
+    ),
     "helper-outdated": (
         with_helpers(replace(HELPER, revision="other"), replace(HELPER, revision=None)),
         "revision other is in force there, and 9f31c2a7b04e here; helper host, process 4117: everything is denied",

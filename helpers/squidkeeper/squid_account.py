@@ -37,6 +37,18 @@ def account_of(name: str) -> Account | None:
     return Account(name, entry.pw_uid, entry.pw_gid)
 
 
+def refused_to_root(folder: Path) -> str:
+    """Say why root must not write into a folder: its account could not replace what root makes. Empty: it may."""
+    user = folder.stat().st_uid if os.geteuid() == 0 and folder.is_dir() else 0
+    if user == 0:
+        return ""
+    try:
+        owner = pwd.getpwuid(user).pw_name
+    except KeyError:
+        owner = f"#{user}"
+    return f"{folder}: belongs to {owner}, who cannot write what root makes: sudo -u {owner} squidkeeper …"
+
+
 def group_name(account: Account) -> str:
     """Name the group of an account."""
     try:

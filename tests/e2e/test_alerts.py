@@ -51,6 +51,7 @@ QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in pa
 NOT_MADE_HERE = {
     "SquidkeeperCasDiffer",
     "SquidkeeperDrained",
+    "SquidkeeperHelperUncounted",
     "SquidkeeperRecordBehind",
     "SquidkeeperDriftUnchecked",
     "SquidkeeperCertificateRefused",

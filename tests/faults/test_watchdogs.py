@@ -1,6 +1,5 @@
 """The two watchdogs as processes: what they end, and what they must not end."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -11,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.counters import counter_file_owner
-from squidkeeper.exporter.stopped_watchdog import STOPPED_CHECKS, StoppedWatchdog
+from squidkeeper.counters import CounterFile, HelperStatus
+from squidkeeper.exporter.stopped_watchdog import (
+    STOPPED_CHECKS,
+    StoppedWatchdog,
+    helper_processes,
+    uncounted_helpers,
+)
 from tests.waiting import wait_for
 
 LOOP = """
@@ -118,36 +122,22 @@ def test_a_helper_that_was_stopped_for_longer_than_the_deadline_goes_on(run: Run
 
 # --- the exporter's -----------------------------------------------------------------------------------------------
 
-HELPER = """
-import sys, time
-from pathlib import Path
-from squidkeeper.helpers.helper_counters import HelperCounters
-from squidkeeper.policy_store.policy_watcher import PolicyState
-counting = HelperCounters("host", Path(sys.argv[1]), PolicyState)
-counting.start()
-print("ready", flush=True)
-while True:
-    time.sleep(0.02)
-"""
-
-
-ASK = """
-import sys
-from pathlib import Path
-from squidkeeper.counters import counter_file_owner
-print(counter_file_owner(Path(sys.argv[1]), 7))
-"""
-
 
 @pytest.fixture
 def helper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that has a slot."""
-    process = subprocess.Popen([sys.executable, "-c", HELPER, str(tmp_path)], stdout=subprocess.PIPE)
-    assert process.stdout
-    assert process.stdout.readline() == b"ready\n"
-    yield process
-    process.kill()
-    process.communicate()
+    """A helper whose state folder cannot be written: it is a file."""
+    (tmp_path / "state").touch()
+    program = tmp_path / "squidkeeper"
+    program.write_text(f"#!{sys.executable}\nfrom squidkeeper.cli import main\nmain()\n")
+    program.chmod(0o755)
+    command = [str(program), "certificate", "--state", str(tmp_path / "state")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"new_certificate 1 x\n")
+        assert process.stdout.readline().startswith(b"ERR")
+        yield process
+        process.kill()
 
 
 def look(watchdog: StoppedWatchdog, times: int) -> None:
@@ -166,7 +156,7 @@ def test_a_process_that_has_stopped_is_ended_after_twelve_looks(
     tmp_path: Path, helper: "subprocess.Popen[bytes]"
 ) -> None:
     stop(helper)
-    watchdog = StoppedWatchdog(tmp_path / "helpers")
+    watchdog = StoppedWatchdog(tmp_path / "state")
     look(watchdog, STOPPED_CHECKS)
     assert helper.poll() is None
     watchdog.check()
@@ -174,14 +164,14 @@ def test_a_process_that_has_stopped_is_ended_after_twelve_looks(
 
 
 def test_a_process_that_runs_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
-    look(StoppedWatchdog(tmp_path / "helpers"), 2 * STOPPED_CHECKS)
-    assert counter_file_owner(tmp_path / "helpers", 0) == helper.pid
+    look(StoppedWatchdog(tmp_path / "state"), 2 * STOPPED_CHECKS)
+    assert [*helper_processes(tmp_path / "state", os.geteuid())] == [helper.pid]
     assert helper.poll() is None
 
 
 def test_a_process_that_goes_on_in_time_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
     stop(helper)
-    watchdog = StoppedWatchdog(tmp_path / "helpers")
+    watchdog = StoppedWatchdog(tmp_path / "state")
     look(watchdog, STOPPED_CHECKS)
     os.kill(helper.pid, signal.SIGCONT)
     time.sleep(0.2)
@@ -189,27 +179,21 @@ def test_a_process_that_goes_on_in_time_is_not_ended(tmp_path: Path, helper: "su
     assert helper.poll() is None
 
 
-def test_a_process_without_a_slot_is_not_ended(tmp_path: Path, helper: "subprocess.Popen[bytes]") -> None:
-    """Whatever a counter file says: only the process that holds its lock, as the kernel knows it, is ended."""
-    other = subprocess.Popen(["sleep", "600"])
-    try:
-        slot = tmp_path / "helpers/slot-00"
-        (tmp_path / "helpers/slot-01").write_bytes(
-            slot.read_bytes().replace(str(helper.pid).encode(), b"%d" % other.pid)
-        )
-        stop(other)
-        look(StoppedWatchdog(tmp_path / "helpers"), 2 * STOPPED_CHECKS)
-        assert other.poll() is None
-    finally:
-        other.kill()
-        other.wait()
+def test_a_process_that_is_no_helper_of_this_state_folder_is_not_ended(
+    tmp_path: Path, helper: "subprocess.Popen[bytes]"
+) -> None:
+    stop(helper)
+    for other in (tmp_path / "other", tmp_path):
+        look(StoppedWatchdog(other), 2 * STOPPED_CHECKS)
+    assert helper.poll() is None
+    assert [*helper_processes(tmp_path / "state", 12345)] == []
 
 
-def test_the_owner_of_a_slot_is_known_by_its_lock_alone(tmp_path: Path) -> None:
-    (tmp_path / "slot-07").write_bytes(b"anything")
-    assert counter_file_owner(tmp_path, 7) is None
-    assert counter_file_owner(tmp_path, 8) is None
-    with (tmp_path / "slot-07").open("r+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        asked = subprocess.run([sys.executable, "-c", ASK, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert asked.stdout == f"{os.getpid()}\n"
+def test_a_helper_that_cannot_count_is_told_once_it_has_had_the_time_to_start(
+    tmp_path: Path, helper: "subprocess.Popen[bytes]"
+) -> None:
+    state, user, now = tmp_path / "state", os.geteuid(), time.time()
+    assert uncounted_helpers(state, user, (), now) == ()
+    assert uncounted_helpers(state, user, (), now + 60) == (helper.pid,)
+    status = HelperStatus("certificate", helper.pid, now, now)
+    assert uncounted_helpers(state, user, [CounterFile(0, True, "x", status)], now + 60) == ()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import state_option
+from squidkeeper.cli.options import written_state_option
 
 
 @click.command()
-@state_option("Where counts are kept.")
+@written_state_option("Where counts are kept.")
 def certificate(state: Path) -> None:
     """Make the certificates of hosts; Squid's sslcrtd_program starts this.
 

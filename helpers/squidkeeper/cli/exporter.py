@@ -15,7 +15,7 @@ from squidkeeper.cli.options import (
     policy_option,
     proxy_header_option,
     run_option,
-    state_option,
+    written_state_option,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 )
 @policy_option
 @file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
-@state_option("The state folder: the counters of the helpers and of the exporter.")
+@written_state_option("The state folder: the counters of the helpers and of the exporter.")
 @file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "What Squid signs with, to report when it expires.")
 @policy_lines_option
 @click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from squidkeeper.cli.exporter import Address
-from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, proxy_header_option, state_option
+from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, proxy_header_option, written_state_option
 
 if TYPE_CHECKING:
     from squidkeeper.maintenance.process import Task
@@ -63,7 +63,7 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     help="Run a resolver for Squid on port 53 of this loopback address. Without it, no resolver runs.",
 )
 @file_option("--resolv-conf", Path("/etc/resolv.conf"), "The name servers that the resolver forwards to.")
-@state_option("The state folder: the resolver's configuration, own addresses, and the state of the tasks.")
+@written_state_option("The state folder: the resolver's configuration, own addresses, and the state of the tasks.")
 @file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
 @file_option("--cache-log", DEFAULT_LOG.with_name("cache.log"), "Messages of Squid and the helpers.")
 @file_option("--squid-pid", Path("/run/squid.pid"), "The file with the process id of Squid's master.")

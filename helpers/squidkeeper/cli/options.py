@@ -133,6 +133,23 @@ def state_option(text: str, default: Path | None = DEFAULT_STATE) -> Callable[[F
     return click.option("--state", metavar="DIR", type=kind, default=default, show_default=True, help=text)
 
 
+def written_state_option(text: str) -> Callable[[F], F]:
+    """Add the option of the state folder to a process that writes there, and refuse root where it is another's."""
+    kind = click.Path(path_type=Path, readable=False)
+    return click.option(
+        "--state", metavar="DIR", type=kind, default=DEFAULT_STATE, show_default=True, help=text, callback=_not_as_root
+    )
+
+
+def _not_as_root(_context: click.Context, _option: click.Parameter, state: Path) -> Path:
+    if os.geteuid() == 0:
+        from squidkeeper.squid_account import refused_to_root  # a helper starts faster without it
+
+        if refused := refused_to_root(state):
+            raise click.BadParameter(refused)
+    return state
+
+
 run_option = click.option(
     "--run",
     metavar="DIR",
@@ -283,7 +300,9 @@ def helper_options(concurrency: int) -> Callable[[F], F]:
             show_default=True,
             help="The same number as concurrency= in squid.conf; it bounds the replies. 0: lines have no channel-ID.",
         )(command)
-        state = state_option("The state folder: compiled host lists, counters, and the revisions that were in force.")
+        state = written_state_option(
+            "The state folder: compiled host lists, counters, the revisions that were in force."
+        )
         return policy_option(state(command))
 
     return add

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import state_option
+from squidkeeper.cli.options import written_state_option
 
 
 @click.command()
@@ -40,7 +40,7 @@ from squidkeeper.cli.options import state_option
     show_default=True,
     help="The longest wait for a client's turn; what would wait longer is surplus, and waits for a minute at most.",
 )
-@state_option("Where counts are kept.")
+@written_state_option("Where counts are kept.")
 @click.option(
     "--concurrency",
     metavar="N",

@@ -29,13 +29,7 @@ from squidkeeper.counters.layout import (
     key_labels,
     make_key,
 )
-from squidkeeper.counters.reader import (
-    CounterFile,
-    Totals,
-    counter_file_numbers,
-    counter_file_owner,
-    read_counter_files,
-)
+from squidkeeper.counters.reader import CounterFile, Totals, read_counter_files
 from squidkeeper.counters.writer import CounterWriter
 
 __all__ = [
@@ -47,8 +41,6 @@ __all__ = [
     "HelperStatus",
     "Key",
     "Totals",
-    "counter_file_numbers",
-    "counter_file_owner",
     "counter_key",
     "histogram_keys",
     "key_labels",

@@ -59,35 +59,17 @@ def read_counter_files(folder: Path) -> Iterator[CounterFile]:
 
     Not for a process that has a counter file itself: closing a file releases the process's own lock on it.
     """
-    for number in counter_file_numbers(folder):
+    for number in _counter_file_numbers(folder):
         file = _read_file(folder, number)
         if file:
             yield file
 
 
-def counter_file_numbers(folder: Path) -> list[int]:
-    """List the numbers of the counter files of a folder in order; none if there is no folder."""
+def _counter_file_numbers(folder: Path) -> list[int]:
     try:
         return sorted(int(found[1]) for name in os.listdir(folder) if (found := _FILE_NAME.fullmatch(name)))
     except FileNotFoundError:
         return []
-
-
-def counter_file_owner(folder: Path, number: int) -> int | None:
-    """Find the process that has a counter file; None if none has it, or it is in another process namespace.
-
-    Not for a process that has a counter file itself, as above.
-    """
-    try:
-        descriptor = os.open(folder / file_name(number), os.O_RDONLY | CAREFULLY)
-    except OSError:
-        return None
-    try:
-        return _lock_owner(descriptor) or None
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
 
 
 class Totals:
@@ -147,7 +129,7 @@ def _read_open(number: int, descriptor: int) -> CounterFile | None:
         return CounterFile(number, running=False, problem="not a regular file")
     if not state.st_size:
         return None
-    running = _lock_owner(descriptor) is not None
+    running = _is_locked(descriptor)
     identity = read_identity(descriptor)
     if identity is None:
         return CounterFile(number, running, problem="not a counter file of this release")
@@ -157,11 +139,11 @@ def _read_open(number: int, descriptor: int) -> CounterFile | None:
     return CounterFile(number, running, identity, _read_status(descriptor), samples)
 
 
-def _lock_owner(descriptor: int) -> int | None:
-    """Find the process that holds the lock, without taking it; None: no process, 0: one in another namespace."""
+def _is_locked(descriptor: int) -> bool:
+    """Tell whether a process holds the lock, without taking it."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
-    return None if kind == fcntl.F_UNLCK else int(pid)
+    kind, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    return bool(kind != fcntl.F_UNLCK)
 
 
 def _read_status(descriptor: int) -> HelperStatus | None:

@@ -20,6 +20,7 @@ from squidkeeper.exporter.certificate import Certificate, StoreCertificate, read
 from squidkeeper.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.exporter.disks import read_disks
 from squidkeeper.exporter.snapshot import Snapshot
+from squidkeeper.exporter.stopped_watchdog import uncounted_helpers
 from squidkeeper.layout import Layout
 from squidkeeper.maintenance.tls import CERTIFICATE
 from squidkeeper.maintenance_status import read_maintenance_status
@@ -109,21 +110,24 @@ def inspect(layout: Layout) -> Inspection:
         one.name == "http_port" and "require-proxy-header" in one.words for one in conf.directives
     )
     sources = read_sources(layout.policy)
+    squid, account = reachable(listens[0]) if listens else "127.0.0.1:3129", squid_account()
     return Inspection(
         layout=layout,
         conf=conf,
-        view=_view(layout, reachable(listens[0]) if listens else "127.0.0.1:3129", sources, behind=behind),
+        view=_view(layout, squid, sources, account, behind=behind),
         sources=sources,
-        account=squid_account(),
+        account=account,
         squid=InstalledSquid(layout, uses_systemd(layout.root)),
         listens=listens,
     )
 
 
-def _view(layout: Layout, squid: str, sources: Sources, *, behind: bool) -> Snapshot:
+def _view(layout: Layout, squid: str, sources: Sources, account: Account | None, *, behind: bool) -> Snapshot:
     """Make what the exporter would show now, from its last counts and from the files that it reads."""
     at = datetime.now(UTC)
     policy, state = _policy(layout, sources, at)
+    counter_files = _counter_files(layout.state / FOLDER)
+    user = account.user if account else os.geteuid()
     archive = read_archive_status(layout.archive)
     return Snapshot(
         now=at.timestamp(),
@@ -137,7 +141,8 @@ def _view(layout: Layout, squid: str, sources: Sources, *, behind: bool) -> Snap
         state_writable=True,
         policy=policy,
         policy_state=state,
-        counter_files=_counter_files(layout.state / FOLDER),
+        counter_files=counter_files,
+        uncounted_helpers=uncounted_helpers(layout.state, user, counter_files, at.timestamp()),
         totals={},
         certificate=read_certificate(layout.signing_cert),
         squid=_squid_counters(squid, behind=behind),

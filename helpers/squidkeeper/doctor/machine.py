@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import stat
 import subprocess
 import tempfile
@@ -43,6 +44,7 @@ from squidkeeper.squid_account import Account, account_of, call_as, changed_by_o
 from squidkeeper.webhook_settings import read_webhook_settings
 
 _ANSWER_SECONDS: Final = 20.0  # on a busy machine
+_STOPPED_SECONDS: Final = 25.0  # the exporter ends a stopped helper within 15
 _CLOCK_SECONDS: Final = 60.0
 _FEW_DAYS: Final = 7
 _PERIODS: Final = {"hourly": 1 / 24, "daily": 1, "weekly": 7, "monthly": 30, "yearly": 365}
@@ -402,6 +404,22 @@ def silent_helpers(one: Inspection) -> Iterator[Found]:
                 yield Found(f"{helper.name}: {problem}", helper.place)
 
 
+def stopped_helper_stays(one: Inspection) -> Iterator[Found]:
+    """Start a helper as Squid does, stop it before it does anything, and see whether the exporter ends it."""
+    helper = next((helper for helper in _helpers(one) if "--state" in helper.command), None)
+    if helper is None or not InstalledService("exporter", one.layout, one.squid.systemd).works():
+        return
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen(helper.command, **pipes, **_started_as(one.account)) as process:  # noqa: S603 - Squid's command
+        process.send_signal(signal.SIGSTOP)
+        try:
+            process.wait(_STOPPED_SECONDS)
+        except subprocess.TimeoutExpired:
+            yield Found(f"{helper.name}: nothing ended a process that was stopped for {_STOPPED_SECONDS:.0f} s")
+        finally:
+            process.kill()
+
+
 def _helpers(one: Inspection) -> Iterator[AskedHelper]:
     extras = one.last("url_rewrite_extras")
     questions: dict[str, Callable[[Sequence[str]], str]] = {
@@ -429,12 +447,9 @@ def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
             [folder if before == "--state" else word for before, word in pairs],
             input=helper.question.encode(),
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             timeout=_ANSWER_SECONDS,
             check=False,
-            cwd="/",
-            env=_ENVIRONMENT,
-            **_rights_of(account),
+            **_started_as(account),
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {_ANSWER_SECONDS:.0f} s"
@@ -443,9 +458,10 @@ def _problem(helper: AskedHelper, folder: str, account: Account | None) -> str:
     return "" if done.stdout.strip() else f"it ends without an answer, with status {done.returncode}"
 
 
-def _rights_of(account: Account | None) -> dict[str, Any]:
+def _started_as(account: Account | None) -> dict[str, Any]:
     """Give the options of a process that runs as an account, where this one may choose."""
+    options: dict[str, Any] = {"cwd": "/", "env": _ENVIRONMENT, "stderr": subprocess.DEVNULL}
     if account is None or os.geteuid() != 0:
-        return {}
+        return options
     groups = os.getgrouplist(account.name, account.group)
-    return {"user": account.user, "group": account.group, "extra_groups": groups}
+    return {**options, "user": account.user, "group": account.group, "extra_groups": groups}

@@ -22,8 +22,8 @@ _CRITICAL, _WARNING, _INFO = Severity
 class Check:
     """A row of the table. `summary` says what is wrong, `remedy` what to do.
 
-    `as_root`: only root can tell. `running`: only where the gateway is meant to run. `in_setup`: an installation has
-    just tried it itself.
+    `as_root`: only root can tell. `running`: only where the gateway is meant to run. `in_setup`: not at the end of an
+    installation, which has just tried it itself, or which would wait for it.
     """
 
     code: str
@@ -423,6 +423,17 @@ CHECKS: Final = (
         "A helper does not answer",
         "Run its command as Squid's account, and read what it says. Where the program is damaged, run `./install.sh`.",
         machine.silent_helpers,
+        as_root=True,
+        running=True,
+        in_setup=True,
+    ),
+    Check(
+        "stopped-helper-stays",
+        _CRITICAL,
+        "A helper that is stopped is not ended, and its clients wait for ever",
+        "Run `systemctl restart squidkeeper-exporter`, or install.sh again: the exporter ends such helpers. Its log"
+        " says why it does not.",
+        machine.stopped_helper_stays,
         as_root=True,
         running=True,
         in_setup=True,

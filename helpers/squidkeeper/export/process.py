@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pwd
 import resource
 import signal
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from squidkeeper.export.store import ExportStore
 from squidkeeper.export.syslog import PAYLOAD_BYTES, SyslogSender
 from squidkeeper.export.targets import ExportTarget
 from squidkeeper.export.tls import tls_context
+from squidkeeper.squid_account import refused_to_root
 
 _NICENESS: Final = 10  # Squid and its helpers go first
 _SYSLOG: Final = (Transport.SYSLOG_TCP, Transport.SYSLOG_TLS)
@@ -49,7 +49,8 @@ class ExportProcess:
 
 def run_exports(targets: Sequence[ExportTarget], process: ExportProcess) -> None:
     """Run until SIGTERM or SIGINT; `StateInUse`, `InvalidExport` or an OSError if it cannot start."""
-    _refuse_root(process.state)
+    if refused := refused_to_root(process.state):
+        raise InvalidExport(refused)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold headers with tokens
     with suppress(OSError):
         os.nice(_NICENESS)
@@ -64,21 +65,6 @@ def run_exports(targets: Sequence[ExportTarget], process: ExportProcess) -> None
         ending.wait()
         for thread in threads:
             thread.join(_END_SECONDS)
-
-
-def _refuse_root(state: Path) -> None:
-    """Refuse to write as root into the folder of another account: the service could not replace the files."""
-    if os.geteuid() != 0 or not state.is_dir() or state.stat().st_uid == 0:
-        return
-    owner = _account_name(state.stat().st_uid)
-    raise InvalidExport(f"{state}: belongs to {owner}, who cannot write what root makes: sudo -u {owner} squidkeeper …")
-
-
-def _account_name(user: int) -> str:
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return f"#{user}"
 
 
 def delivery_of(target: ExportTarget, store: ExportStore, process: ExportProcess, ending: Event) -> Delivery:

@@ -235,6 +235,11 @@ def _helper_outdated(view: Snapshot) -> Iterator[str]:
             yield f"{_named(helper)}: {in_force} there, and {state.revision} here"
 
 
+def _helper_uncounted(view: Snapshot) -> Iterator[str]:
+    if view.uncounted_helpers:
+        yield f"process {', '.join(map(str, view.uncounted_helpers))}"
+
+
 def _named(helper: HelperStatus) -> str:
     return f"helper {helper.helper}, process {helper.pid}"
 
@@ -555,6 +560,16 @@ CONDITIONS: Final = (
         "Run `squidkeeper check`: once the policy loads, helpers load it. If it does, read cache.log for the cause;"
         " `squid -k reconfigure` starts new helpers.",
         _helper_outdated,
+        unhealthy=True,
+    ),
+    Condition(
+        "helper-uncounted",
+        _CRITICAL,
+        "1m",
+        "A helper cannot write to the state folder",
+        "What it counts is missing, and whether it is stuck or outdated is not seen. cache.log says why it cannot"
+        " write. Run `./install.sh`, which gives the folders there to Squid's account.",
+        _helper_uncounted,
         unhealthy=True,
     ),
     Condition("helper-restarts", _WARNING, "0m", "A helper restarts again and again"),

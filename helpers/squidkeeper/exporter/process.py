@@ -37,7 +37,7 @@ from squidkeeper.exporter.questions import WaitingQuestions
 from squidkeeper.exporter.server import Application, serve
 from squidkeeper.exporter.snapshot import Snapshot
 from squidkeeper.exporter.status_page import page
-from squidkeeper.exporter.stopped_watchdog import StoppedWatchdog
+from squidkeeper.exporter.stopped_watchdog import StoppedWatchdog, uncounted_helpers
 from squidkeeper.exporter.used_bytes import UsedBytes
 from squidkeeper.maintenance_status import read_maintenance_status
 from squidkeeper.policy.hosts import Network
@@ -107,7 +107,7 @@ class Exporter:
         """Count what the log holds, then serve until the end."""
         with _bound(self._options.listen) as listener:
             self._store.open()
-            StoppedWatchdog(self._helpers).start()
+            StoppedWatchdog(self._options.state).start()
             self._watcher.start()
             self._store_certificate.start()
             self._start_health()
@@ -203,6 +203,7 @@ class Exporter:
             drained_since=drained_since(options.run),
             quota_store_problem=self._quota_store_problem(now),
             quota_store_not_after=self._store_certificate.not_after,
+            uncounted_helpers=uncounted_helpers(options.state, os.geteuid(), counter_files, now),
             questions_waiting=self._questions.count(self._watcher.current, now),
         )
 

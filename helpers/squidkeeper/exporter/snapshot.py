@@ -72,6 +72,7 @@ class Snapshot:
     drained_since: float | None = None  # None: clients may come
     quota_store_problem: str | None = None  # None: no store is shared with other gateways
     quota_store_not_after: datetime | None = None  # when its certificate expires; None: unknown, or there is none
+    uncounted_helpers: tuple[int, ...] = ()  # processes that write no counter file
     questions_waiting: int | None = None  # None: no client has ever asked, or that cannot be read
 
     @property

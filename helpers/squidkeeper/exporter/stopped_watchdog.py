@@ -1,8 +1,8 @@
-"""Kills helpers that are stopped as a whole (floor 7).
+"""Finds the helper processes, and kills those that are stopped as a whole (floor 7).
 
-A helper that is stuck exits (helpers/watchdog.py). A helper that is stopped (SIGSTOP) or frozen cannot, and Squid waits
-for its replies forever. The exporter finds the helpers by their counter files and runs as the same account, so it
-can kill them.
+A helper that is stuck exits (helpers/stuck_watchdog.py). A helper that is stopped (SIGSTOP) or frozen cannot, and Squid
+waits for its replies forever. The exporter runs as the same account, so it can kill them. It finds them by their
+command lines: a helper that cannot write to the state folder is ended too.
 """
 
 from __future__ import annotations
@@ -13,18 +13,55 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.counters import counter_file_numbers, counter_file_owner
+import psutil
+
+from squidkeeper.counters import CounterFile
+from squidkeeper.metrics import HELPERS
 
 STOPPED_CHECKS: Final = 12
+_START_SECONDS: Final = 20.0  # longer than a stopped helper is left alone
+_COMMANDS: Final = frozenset({b"acl", *(helper.encode() for helper in HELPERS)})
 _SWITCHES = re.compile(r"^(?:non)?voluntary_ctxt_switches:\s*(\d+)$", re.MULTILINE)
 _log = logging.getLogger(__name__)
 
-HelperTurns = tuple[int, int, int]  # counter file number, its process, context switches of all its threads
+HelperTurns = tuple[int, int]  # a process, and the context switches of all its threads
+
+
+def helper_processes(state: Path, user: int) -> Iterator[int]:
+    """Yield the helper processes of an account that have this state folder, whether they can write there or not."""
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        if _is_helper(Path("/proc", name), os.fsencode(state), user):
+            yield int(name)
+
+
+def uncounted_helpers(state: Path, user: int, counter_files: Iterable[CounterFile], now: float) -> tuple[int, ...]:
+    """List the helper processes that write no heartbeat, although they have had the time to start."""
+    counted = {file.status.pid for file in counter_files if file.running and file.status}
+    return tuple(pid for pid in helper_processes(state, user) if pid not in counted and _has_started(pid, now))
+
+
+def _has_started(pid: int, now: float) -> bool:
+    try:
+        return now - psutil.Process(pid).create_time() > _START_SECONDS
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_helper(process: Path, state: bytes, user: int) -> bool:
+    try:
+        if process.stat().st_uid != user:
+            return False
+        pairs = {*pairwise((process / "cmdline").read_bytes().split(b"\0"))}
+    except OSError:  # it has ended
+        return False
+    runs = any(Path(os.fsdecode(program)).name == "squidkeeper" and name in _COMMANDS for program, name in pairs)
+    return runs and (b"--state", state) in pairs
 
 
 class StoppedWatchdog:
@@ -34,8 +71,8 @@ class StoppedWatchdog:
     full disk or a suspended machine does not make a helper look stopped.
     """
 
-    def __init__(self, folder: Path, every_seconds: float = 1.0) -> None:
-        self._folder = folder
+    def __init__(self, state: Path, every_seconds: float = 1.0) -> None:
+        self._state = state
         self._every_seconds = every_seconds
         self._unchanged: dict[HelperTurns, int] = {}
 
@@ -51,19 +88,18 @@ class StoppedWatchdog:
                 self._kill(seen)
 
     def _helpers(self) -> Iterator[HelperTurns]:
-        for number in counter_file_numbers(self._folder):
-            pid = counter_file_owner(self._folder, number)
-            turns = _turns(pid) if pid else None
-            if pid and turns is not None:
-                yield number, pid, turns
+        for pid in helper_processes(self._state, os.geteuid()):
+            turns = _turns(pid)
+            if turns is not None:
+                yield pid, turns
 
     def _kill(self, seen: HelperTurns) -> None:
         """Kill this process. Check it again first: another process can have its number by now."""
-        number, pid, turns = seen
+        pid, _ = seen
         with suppress(ProcessLookupError):
             process = os.pidfd_open(pid)
             try:
-                if counter_file_owner(self._folder, number) == pid and _turns(pid) == turns:
+                if seen in self._helpers():
                     signal.pidfd_send_signal(process, signal.SIGKILL)
                     _log.error("helper process %d was stopped: killed it, and Squid starts another", pid)
             finally:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from squidkeeper.untrusted_file import open_untrusted
 
 Owner = tuple[int, int]  # user and group
 ROOT: Final[Owner] = (0, 0)
+RWX: Final = os.R_OK | os.W_OK | os.X_OK
 LOG_END: Final = 64 * 1024  # bytes of a log, for its last lines
 _LONGEST: Final = 64 * 1024 * 1024  # bytes of a file that is compared or installed
 
@@ -137,6 +139,34 @@ def give_folder(path: Path, owner: Owner, mode: int | None = None) -> None:
             os.fchmod(folder, mode)
     finally:
         os.close(folder)
+
+
+def root_owns_below(folder: Path) -> bool:
+    """Tell whether root owns a file or folder below a folder of another account, which cannot write there."""
+    return any(True for _ in _of_root(folder))
+
+
+def give_below(folder: Path, owner: Owner) -> None:
+    """Give an account what root owns below its folder."""
+    for descriptor in _of_root(folder):
+        os.fchown(descriptor, *owner)
+
+
+def _of_root(folder: Path) -> Iterator[int]:
+    """Open each file and folder of root's below a folder.
+
+    The account can change names there meanwhile, so no link is followed, and no file that has a name elsewhere counts.
+    """
+    for _, folders, files, at in os.fwalk(folder) if os.geteuid() == 0 else ():
+        for name in (*folders, *files):
+            with suppress(OSError):  # a link, a socket, or gone
+                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+                try:
+                    about = os.fstat(descriptor)
+                    if about.st_uid == 0 and (stat.S_ISDIR(about.st_mode) or about.st_nlink == 1):
+                        yield descriptor
+                finally:
+                    os.close(descriptor)
 
 
 def remove(path: Path) -> None:

@@ -60,6 +60,7 @@ from squidkeeper.setup.configuration import (
 from squidkeeper.setup.console import SetupStage, say, show
 from squidkeeper.setup.entries import (
     ROOT,
+    RWX,
     Entry,
     File,
     Folder,
@@ -70,6 +71,7 @@ from squidkeeper.setup.entries import (
     read_entry,
     read_source,
     remove,
+    root_owns_below,
     text_at,
     write_entry,
 )
@@ -739,11 +741,10 @@ class Installation:
         )
 
     def _closed(self, *folders: Path) -> tuple[Path, ...]:
-        """List the folders that are there and that Squid's account cannot write."""
+        """List the folders that are there and that Squid's account cannot write, or something below them."""
         here = [folder for folder in folders if folder.is_dir()]
-        mode = os.R_OK | os.W_OK | os.X_OK
-        closed = call_as(self._machine.account, lambda: [str(one) for one in here if not os.access(one, mode)])
-        return tuple(map(Path, closed))
+        closed = call_as(self._machine.account, lambda: [str(one) for one in here if not os.access(one, RWX)])
+        return tuple(one for one in here if str(one) in closed or root_owns_below(one))
 
     def _changed_since_told(self) -> bool:
         """Tell whether a file was written since Squid was told, which may have been told what it held in between."""

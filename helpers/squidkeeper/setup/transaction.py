@@ -22,7 +22,18 @@ from squidkeeper.maintenance.own_addresses import prepare_own_addresses
 from squidkeeper.maintenance.tls import put_server_certificate
 from squidkeeper.setup.apparmor import is_additions, reload_apparmor
 from squidkeeper.setup.configuration import listen_of
-from squidkeeper.setup.entries import LOG_END, Entry, File, Folder, give_folder, remove, text_at, write_entry
+from squidkeeper.setup.entries import (
+    LOG_END,
+    RWX,
+    Entry,
+    File,
+    Folder,
+    give_below,
+    give_folder,
+    remove,
+    text_at,
+    write_entry,
+)
 from squidkeeper.setup.machine import Machine, last_lines, quietly
 from squidkeeper.setup.options import port_of
 from squidkeeper.setup.plan import SetupStep, StepKind
@@ -104,7 +115,8 @@ class Transaction:
                 call_as(machine.account, lambda: _make_shared(path))
             case StepKind.GIVE_TO_SQUID:
                 give_folder(path, machine.owner)
-                call_as(machine.account, lambda: path.chmod(0o750))
+                give_below(path, machine.owner)
+                call_as(machine.account, lambda: None if os.access(path, RWX) else path.chmod(0o750))
                 self._say("state", f"given to {machine.account.name}: {path}")
             case StepKind.MAKE_SERVER_CERTIFICATE:
                 self._touched.setdefault(path, path.exists())
