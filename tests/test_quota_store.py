@@ -487,13 +487,13 @@ def test_a_certificate_of_another_ca_or_for_another_address_is_refused(
     other.close()
 
 
-def test_threads_of_two_gateways_share_one_limit(server: ValkeyServer, counts: ValkeyCounts) -> None:
+def test_threads_of_two_gateways_share_one_limit(server: ValkeyServer, counts: ValkeyCounts, tmp_path: Path) -> None:
     passed: list[int] = []
     quota = replace(QUOTA, limit=300)
 
     def use(user: str) -> None:
         store = ValkeyCounts(server.settings(user=user))
-        meter = Meter(store)
+        meter = Meter(SharedCounts(store, LocalCounts(tmp_path), server.settings(user=user)))
         passed.append(sum(meter.take([(quota, "all")]) is None for _ in range(400)))
         store.close()
 

@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from squidkeeper.protocol.request import request_to
 from squidkeeper.quotas.counts import LEASE_AT_MOST, SHARE, QuotaCount, Taken, share
 from squidkeeper.quotas.identity import holder
 from squidkeeper.quotas.local_counts import LocalCounts
-from squidkeeper.quotas.meter import Meter
+from squidkeeper.quotas.meter import Body, Meter
 from squidkeeper.quotas.shared_counts import SharedCounts
 from squidkeeper.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 from squidkeeper.url import parse_address
@@ -61,13 +61,22 @@ quotas:
 """
 
 
-def line(host: str, rule: str, *, client: str = "192.0.2.7", user: str = "-", length: str = "-") -> bytes:
-    return f"{client} {user} GET http {host} 80 - - - {rule} {length} -".encode()
+def line(
+    host: str,
+    rule: str,
+    *,
+    client: str = "192.0.2.7",
+    user: str = "-",
+    length: str = "-",
+    encoding: str = "-",
+    number: int = 1,
+) -> bytes:
+    return f"{client} {user} GET http {host} 80 - - - {rule} {length} {encoding} 1.001 {number} 5 -".encode()
 
 
 def connect(host: str, rule: str) -> bytes:
     """What Squid says about a CONNECT whose tunnel has got its name."""
-    return f"192.0.2.7 - CONNECT - {host} 443 - {host}%3A443 - {rule} - -".encode()
+    return f"192.0.2.7 - CONNECT - {host} 443 - {host}%3A443 - {rule} - - 1.001 1 5 -".encode()
 
 
 @pytest.fixture(autouse=True)
@@ -260,6 +269,12 @@ class Broken:
     def add(self, count: QuotaCount, amount: int) -> None:
         raise CountsUnavailable("no store")
 
+    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None) -> Taken:
+        raise CountsUnavailable("no store")
+
+    def release(self, requests: Iterable[str]) -> None:
+        raise CountsUnavailable("no store")
+
 
 def test_what_cannot_be_counted_is_denied_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     scope = QuotaScope(compiled_of(tmp_path / "policy", POLICY), Meter(Broken()))
@@ -282,6 +297,50 @@ def test_a_request_that_would_send_more_than_is_left_is_denied(scope: QuotaScope
         assert reply.message == (
             "The quota uploads (1.0 GB out a day for each client) has less left than this request would send."
         )
+
+
+def passes(scope: QuotaScope, number: int, *, length: str = "-", encoding: str = "-") -> bool:
+    asked = line("llm.example", "llm", client="198.51.100.7", length=length, encoding=encoding, number=number)
+    return answer(scope, asked).result is Result.OK
+
+
+def test_announced_bytes_are_taken_at_the_beginning_and_settled_at_the_end(scope: QuotaScope, tmp_path: Path) -> None:
+    counts = LocalCounts(tmp_path)
+    assert passes(scope, 1, length="600000000")
+    assert not passes(scope, 2, length="600000000")
+    assert passes(scope, 3, length="400000000")
+    assert passes(scope, 4)  # without a body it needs nothing of what is held
+    assert [use.used for use in counts.uses()] == [1_000_000_000]
+    counts.release(["1.001.1.5"])
+    assert not passes(scope, 5, length="600000001")
+    assert passes(scope, 5, length="600000000")
+
+
+def test_a_request_with_chunks_takes_all_that_is_left_until_it_ends(scope: QuotaScope, tmp_path: Path) -> None:
+    assert passes(scope, 1, encoding="chunked")
+    assert not passes(scope, 2, encoding="chunked")
+    assert not passes(scope, 3, length="1")
+    LocalCounts(tmp_path).release(["1.001.1.5"])
+    assert passes(scope, 3, length="1")
+
+
+def test_what_is_held_ends_with_its_window_and_with_a_reset(tmp_path: Path) -> None:
+    clock = Clock(1_800_000_000.0)
+    counts = LocalCounts(tmp_path, clock)
+    count = QuotaCount("q", QuotaUnit.BYTES_OUT, Window.HOUR, "all")
+    assert counts.hold("1", count, 100, 100).given == 100
+    assert counts.hold("2", count, 100, 1).given == 0
+    clock.now += 3600
+    assert counts.hold("2", count, 100, None).given == 100
+    counts.forget("q")
+    assert counts.hold("3", count, 100, 100).given == 100
+
+
+def test_nothing_is_held_for_a_request_that_another_quota_refuses(tmp_path: Path) -> None:
+    counts = LocalCounts(tmp_path)
+    small, large = (Quota(f"q{n}", PLACE, QuotaUnit.BYTES_OUT, n, Window.DAY, Counted.ALL) for n in (10, 100))
+    assert Meter(counts).take([(large, "all"), (small, "all")], Body("1", 50)) is not None
+    assert counts.uses() == []
 
 
 # --- the counts ---------------------------------------------------------------------------------------------------
@@ -386,7 +445,7 @@ from pathlib import Path
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.quotas.local_counts import LocalCounts
-from squidkeeper.quotas.meter import Meter
+from squidkeeper.quotas.meter import Body, Meter
 from squidkeeper.quotas.shared_counts import SharedCounts
 from squidkeeper.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 quota = Quota("q", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
@@ -466,10 +525,10 @@ def test_of_bytes_too_a_gateway_gives_its_part_alone_while_the_store_is_away(tmp
     with closing(LocalCounts(tmp_path)) as local:
         local.add(QuotaCount.of(quota, "192.0.2.1"), 200)
         meter = Meter(SharedCounts(cast("Any", Away()), local, chosen))
-        assert meter.take([(quota, "192.0.2.1")], 50) is None
-        refused = meter.take([(quota, "192.0.2.1")], 51)
+        refused = meter.take([(quota, "192.0.2.1")], Body("1", 51))
         assert refused is not None
         assert refused.left == 50
+        assert meter.take([(quota, "192.0.2.1")], Body("2", 50)) is None
 
 
 # --- the command --------------------------------------------------------------------------------------------------

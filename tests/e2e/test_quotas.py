@@ -167,9 +167,7 @@ def test_bytes_count_at_the_end_of_a_request_once(gateway: Gateway, exporter: Ex
         return curl(gateway, f"{scheme}://llm.example/", "--data-binary", "x" * size, client="127.0.0.5")
 
     def used() -> int:
-        with closing(LocalCounts(gateway.root / "state")) as counts:
-            found = {one.count.holder: one.used for one in counts.uses() if one.count.quota == "uploads"}
-        return found.get("127.0.0.5", 0)
+        return uploaded(gateway, "127.0.0.5")
 
     assert [upload(30_000).status, upload(30_000, "http").status] == [200, 200]
     wait_for(lambda: used() > 60_000, "the count of two uploads")
@@ -188,6 +186,40 @@ def test_bytes_count_at_the_end_of_a_request_once(gateway: Gateway, exporter: Ex
     assert 'squidkeeper_quota_denials_total{quota="uploads"} 0.0' not in shown
     assert "\nsquidkeeper_quota_store_up " not in shown
     assert curl(gateway, "https://llm.example/", client="127.0.0.6").status == 200
+
+
+@pytest.mark.parametrize(
+    ("client", "announced", "held"),
+    [("127.0.0.9", "Content-Length: 60000", 60_000), ("127.0.0.10", "Transfer-Encoding: chunked", 100_000)],
+)
+def test_uploads_that_are_held_open_count_and_do_after_a_crash_of_squid(
+    gateway: Gateway, exporter: Exporter, origins: Origins, client: str, announced: str, held: int
+) -> None:
+    def upload(size: int) -> int:
+        return curl(gateway, "http://llm.example/", "--data-binary", "x" * size, client=client).status
+
+    head = f"POST http://llm.example/ HTTP/1.1\r\nHost: llm.example\r\n{announced}\r\n\r\n"
+    with Raw(gateway, client) as connection:
+        connection.send(head)
+        wait_for(lambda: uploaded(gateway, client) == held, "what it announces")
+        assert upload(60_000) == 403
+        assert curl(gateway, "http://llm.example/", client=client).status == 200
+    wait_for(lambda: uploaded(gateway, client) < 2_000, "the end of the upload, which has sent nothing")
+    assert upload(30_000) == 200
+    wait_for(lambda: 30_000 < uploaded(gateway, client) < 32_000, "the end of an upload")
+    with Raw(gateway, client) as connection:
+        connection.send(head)
+        wait_for(lambda: uploaded(gateway, client) > 90_000, "what it announces")
+        gateway.kill()
+    gateway.start()
+    assert upload(20_000) == 403
+    assert uploaded(gateway, client) > 90_000
+
+
+def uploaded(gateway: Gateway, client: str) -> int:
+    with closing(LocalCounts(gateway.root / "state")) as counts:
+        found = {one.count.holder: one.used for one in counts.uses() if one.count.quota == "uploads"}
+    return found.get(client, 0)
 
 
 def test_a_body_that_does_not_tell_its_length_is_bounded(

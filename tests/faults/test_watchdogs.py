@@ -135,7 +135,7 @@ def helper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
         assert process.stdin
         assert process.stdout
         process.stdin.write(b"new_certificate 1 x\n")
-        assert process.stdout.readline().startswith(b"ERR")
+        assert process.stdout.read(3) == b"ERR"
         yield process
         process.kill()
 

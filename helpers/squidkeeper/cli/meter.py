@@ -14,8 +14,9 @@ from squidkeeper.cli.options import helper_options
 def meter(directory: Path, state: Path, concurrency: int) -> None:
     """Count requests that are under a quota of the policy; Squid's external_acl_type starts this.
 
-    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, rule, and
-    Content-Length) and answers OK, or ERR with the quota that is used up. Not to be called by hand.
+    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, rule,
+    Content-Length, Transfer-Encoding, and the three parts of the request ID). Answers OK, or ERR with the quota that is
+    used up. Not to be called by hand.
     """
     from functools import partial
 

@@ -1,5 +1,7 @@
 """The bytes of quotas (floor 7): counted at the end of a request, as the access log tells them.
 
+What the meter has held for the request is released then. A request without a line, after a crash of Squid, stays held.
+
 They are added before the exporter saves its position in the log, so an exporter that is killed counts the last seconds
 twice, and none never. Where gateways share their counts, what the store has not got yet is kept in memory.
 """
@@ -37,12 +39,16 @@ class UsedBytes:
         self._current = current
         self._waiting: dict[QuotaCount, int] = {}
         self._unsent: dict[QuotaCount, int] = {}  # to the store of all gateways
+        self._ended: list[str] = []  # requests whose bytes are held
         self._problem = ""
 
     def count(self, record: Record) -> None:
         """Count the bytes of one request that the policy allowed. Of tunnels, those that passed through have some."""
         policy = self._current()
-        if policy is None or not _counts_bytes(policy) or record.verdict != "allow":
+        if policy is None or not _counts_bytes(policy):
+            return
+        self._ended.append(record.request_id)
+        if record.verdict != "allow":
             return
         if record.method == CONNECT and not is_spliced(record):
             return
@@ -64,6 +70,8 @@ class UsedBytes:
                 self._waiting.clear()
             self._heartbeat.beat()
             self._send()
+            self._counts.release(self._ended)  # once the bytes are counted: in between they count twice
+            self._ended.clear()
         except (CountsUnavailable, OSError) as error:
             self._report(str(error))
         else:

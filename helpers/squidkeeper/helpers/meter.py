@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import Final
@@ -20,10 +22,13 @@ from squidkeeper.policy.quotas import UNCOUNTED, Quota
 from squidkeeper.protocol.lines import Reply, decode_token, parse_tokens, split_tokens
 from squidkeeper.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, Request, parse_request
 from squidkeeper.quotas.identity import holder
-from squidkeeper.quotas.meter import Meter, Refusal
+from squidkeeper.quotas.meter import Body, Meter, Refusal
 from squidkeeper.replies import no_policy_reply, over_quota_reply, recorded_user, tunnel_reply, within_quota_reply
 
-_TOKENS: Final = (REQUEST_TOKENS + 2, REQUEST_TOKENS + 3)  # the rule and the Content-Length; Squid's trailing `-`
+_MORE: Final = 6  # the rule, Content-Length, Transfer-Encoding, and the three parts of the request's ID
+_TOKENS: Final = (REQUEST_TOKENS + _MORE, REQUEST_TOKENS + _MORE + 1)  # Squid's trailing `-`
+_WAIT_SECONDS: Final = 2.0
+_NO_TOKEN: Final = b"-"
 _CONNECT: Final = CONNECT.encode()
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _log = logging.getLogger(__name__)
@@ -40,7 +45,7 @@ class QuotaScope:
 
     def answer(self, line: bytes) -> Reply:
         """Answer a line."""
-        stated, rule_token, length, *_ = split_tokens(line, REQUEST_TOKENS, _TOKENS)
+        stated, rule_token, length, encoding, *rest = split_tokens(line, REQUEST_TOKENS, _TOKENS)
         tokens, rule = _before_its_tunnel(stated), decode_token(rule_token)
         request = parse_request(parse_tokens(tokens, (REQUEST_TOKENS,)))
         if isinstance(request, Malformed):  # which the policy has denied
@@ -49,9 +54,12 @@ class QuotaScope:
         user = None if request.user is None else recorded_user(request.user)
         address = request.client.text if request.client else ""
         counts = [(quota, holder(quota, address, user, rule)) for quota in quotas]
-        refusal = self._meter.take(counts, int(length) if _LENGTH.fullmatch(length) else 0)
+        refusal = self._meter.take(counts, _body(length, encoding, rest))
         self._report(refusal.unavailable if refusal else "")
-        return within_quota_reply(rule) if refusal is None else self._refuse(refusal, request)
+        if refusal is None:
+            return within_quota_reply(rule)
+        refused = self._refuse(refusal, request)
+        return replace(refused, hold_until=_wait_from(rest[0])) if refusal.held else refused
 
     def _quotas(self, match: HostMatch, rule: str) -> tuple[Quota, ...]:
         is_tunnel = match.facts.method is None
@@ -73,6 +81,21 @@ class QuotaScope:
         self._problem = problem
 
 
+def _body(length: bytes, encoding: bytes, rest: list[bytes]) -> Body | None:
+    """Read what a request is about to send; None where it has no body."""
+    size = int(length) if _LENGTH.fullmatch(length) else 0
+    if encoding == _NO_TOKEN and not size:
+        return None
+    request = b".".join(rest[:3]).decode("ascii", "replace")  # as in the record, see REQUEST_ID of setup/error_pages.py
+    return Body(request, size if encoding == _NO_TOKEN else None)
+
+
+def _wait_from(began: bytes) -> float:
+    """Give how long a request waits for an upload that has just ended: the exporter counts it within a moment."""
+    since = abs(time.time() - float(began))  # a clock that is set back ends the wait
+    return time.monotonic() + _WAIT_SECONDS - since
+
+
 def _before_its_tunnel(tokens: bytes) -> bytes:
     """State a CONNECT as it was before the answer about its host, which has named the tunnel."""
     client, user, method, *rest, sni, tunnel, token = tokens.split(b" ")
@@ -90,13 +113,15 @@ def refusal_reason(refusal: Refusal) -> str:
     quota = refusal.quota
     if refusal.unavailable:
         return f"The quota {quota.name} ({quota.text}) cannot be counted at the moment."
+    if refusal.held:
+        return f"Of the quota {quota.name} ({quota.text}), uploads that have not ended hold what this request needs."
     if refusal.left:
         return f"The quota {quota.name} ({quota.text}) has less left than this request would send."
     return f"The quota {quota.name} ({quota.text}) is used up."
 
 
 def answer(scope: QuotaScope | None, line: bytes) -> Reply:
-    """Answer one line: the nine tokens, the rule that has allowed the request, and its Content-Length."""
+    """Answer one line: the nine tokens, the rule that has allowed the request, what tells its size, and its ID."""
     if scope is None:
         return no_policy_reply(METER, parse_request(parse_tokens(line, _TOKENS)))
     return scope.answer(line)

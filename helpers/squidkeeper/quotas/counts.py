@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,6 +58,16 @@ class CountStore(Protocol):
 
     def add(self, count: QuotaCount, amount: int) -> None:
         """Add what was used already."""
+
+
+class HoldingStore(CountStore, Protocol):
+    """Holds what requests are about to send, on this gateway."""
+
+    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None) -> Taken:
+        """Hold a size, or all that is left, until the request has ended. None given: it is more than is left."""
+
+    def release(self, requests: Iterable[str]) -> None:
+        """Hold nothing any more for these requests."""
 
 
 def share(limit: int, used: int, asked: int) -> int:

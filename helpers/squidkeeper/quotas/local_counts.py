@@ -7,7 +7,7 @@ has begun goes on until the clock has reached its end, unless it is more than on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,8 +31,24 @@ CREATE TABLE IF NOT EXISTS counts (
     PRIMARY KEY (quota, unit, every, holder)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_end ON counts (ends);
+CREATE TABLE IF NOT EXISTS held (
+    request TEXT NOT NULL, quota TEXT NOT NULL, unit TEXT NOT NULL, every TEXT NOT NULL, holder TEXT NOT NULL,
+    amount INTEGER NOT NULL, ends INTEGER NOT NULL,
+    PRIMARY KEY (quota, unit, every, holder, request)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_request ON held (request);
 """
 _FIND: Final = "SELECT began, used FROM counts WHERE quota = ? AND unit = ? AND every = ? AND holder = ?"
+_HOLD: Final = "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?, ?, ?)"
+_HELD: Final = (
+    "SELECT coalesce(sum(amount), 0) FROM held WHERE quota = ? AND unit = ? AND every = ? AND holder = ? AND ends > ?"
+)
+_USES: Final = """
+SELECT quota, unit, every, holder, sum(used), max(ends) FROM (
+    SELECT quota, unit, every, holder, used, ends FROM counts
+    UNION ALL SELECT quota, unit, every, holder, amount, ends FROM held
+) WHERE ends > ? GROUP BY quota, unit, every, holder
+"""
 _WRITE: Final = "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -63,6 +79,31 @@ class LocalCounts:
             used += given
             return Taken(given, used, max(0, limit - used), began + count.window.seconds - now)
 
+    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None, used: int | None = None) -> Taken:
+        """Hold what a request is about to send, until `release`: a size, or all that is left. None given: too little.
+
+        `used` is what the store of all gateways has; else what is counted here. `left` leaves out what is held. Held
+        units count until the window ends.
+        """
+        with self._opened() as database, _transaction(database):
+            now = self._clock()
+            began, here = _current(database, count, now)
+            ends = began + count.window.seconds
+            [held] = database.execute(_HELD, (*_key(count), now)).fetchone()
+            used = here if used is None else used
+            left = max(0, limit - used)
+            given = left - held if size is None else size
+            if not 0 < given <= left - held:
+                return Taken(0, used, left, ends - now)
+            database.execute(_HOLD, (request, *_key(count), given, ends))
+            return Taken(given, used, left, ends - now)
+
+    def release(self, requests: Iterable[str]) -> None:
+        """Hold nothing any more for these requests."""
+        if self._file.exists():
+            with self._opened() as database, _transaction(database):
+                database.executemany("DELETE FROM held WHERE request = ?", ((request,) for request in requests))
+
     def add(self, count: QuotaCount, amount: int) -> None:
         """Add what was used already."""
         self.add_all({count: amount})
@@ -82,7 +123,7 @@ class LocalCounts:
             return []
         with self._opened() as database:
             now = self._clock()
-            rows = database.execute("SELECT quota, unit, every, holder, used, ends FROM counts WHERE ends > ?", (now,))
+            rows = database.execute(_USES, (now,))
             return [
                 QuotaUse(QuotaCount(quota, QuotaUnit(unit), Window(every), holder), used, ends - now)
                 for quota, unit, every, holder, used, ends in rows
@@ -93,6 +134,7 @@ class LocalCounts:
         if not self._file.exists():
             return 0
         with self._opened() as database:
+            database.execute("DELETE FROM held WHERE quota = ?", (quota,))
             return database.execute("DELETE FROM counts WHERE quota = ?", (quota,)).rowcount
 
     def close(self) -> None:
@@ -105,7 +147,8 @@ class LocalCounts:
         """Remove counts of windows that ended long enough ago for a clock that is set back."""
         if abs(now - self._tidied) >= _TIDY_EVERY_SECONDS:
             self._tidied = now
-            database.execute("DELETE FROM counts WHERE ends < ?", (now - Window.DAY.seconds,))
+            for table in ("counts", "held"):
+                database.execute(f"DELETE FROM {table} WHERE ends < ?", (now - Window.DAY.seconds,))  # noqa: S608 - ours
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
@@ -161,7 +204,7 @@ def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tup
     """Give when the window of a count began, and what is used in it."""
     seconds = count.window.seconds
     began = int(now // seconds) * seconds
-    row = database.execute(_FIND, (count.quota, count.unit, count.window, count.holder)).fetchone()
+    row = database.execute(_FIND, _key(count)).fetchone()
     if row is None or not began <= row[0] <= began + seconds:
         return began, 0
     return row[0], row[1]
@@ -169,4 +212,8 @@ def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tup
 
 def _write(database: sqlite3.Connection, count: QuotaCount, began: int, used: int) -> None:
     ends = began + count.window.seconds
-    database.execute(_WRITE, (count.quota, count.unit, count.window, count.holder, began, ends, used))
+    database.execute(_WRITE, (*_key(count), began, ends, used))
+
+
+def _key(count: QuotaCount) -> tuple[str, str, str, str]:
+    return count.quota, count.unit, count.window, count.holder

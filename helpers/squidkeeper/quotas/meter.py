@@ -1,4 +1,4 @@
-"""Takes units of quotas for requests (floor 4), a few ahead of their use.
+"""Takes units of quotas for requests (floor 4), a few ahead of their use, and holds the bytes that they announce.
 
 A lease is what the store has given to this process and nobody else, so what all processes and gateways together let
 pass is never over the limit. Leases grow while they are used up, and shrink to one unit where little is left. A process
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from squidkeeper.errors import CountsUnavailable
-from squidkeeper.policy.quotas import Quota
-from squidkeeper.quotas.counts import LEASE_AT_MOST, CountStore, QuotaCount, Taken
+from squidkeeper.policy.quotas import Quota, QuotaUnit
+from squidkeeper.quotas.counts import LEASE_AT_MOST, HoldingStore, QuotaCount, Taken
 
 _COUNTS_AT_MOST: Final = 50_000  # in memory; leases that are dropped are units that nobody gets
 _ASK_AGAIN_SECONDS: Final = 1.0  # about a count that is used up: somebody may have reset it
@@ -23,17 +24,26 @@ _AWAY_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
+class Body:
+    """What a request is about to send: the request's ID, and its size. None: it sends chunks."""
+
+    request: str
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A quota that refuses a request, and in how many seconds its count begins again.
 
     `unavailable` says why the count cannot be read, where that is why. `left` is how much is left, where a request is
-    larger than that.
+    larger than that. `held`: it would be enough, if requests that have not ended did not hold it.
     """
 
     quota: Quota
     ends_in: float
     unavailable: str = ""
     left: int = 0
+    held: bool = False
 
 
 @dataclass(slots=True)
@@ -51,7 +61,7 @@ class Meter:
 
     def __init__(
         self,
-        store: CountStore,
+        store: HoldingStore,
         clock: Callable[[], float] = time.monotonic,
         counts_bytes: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -60,25 +70,28 @@ class Meter:
         self._clock = clock
         self._leases: dict[QuotaCount, _Lease] = {}
 
-    def take(self, counts: Iterable[tuple[Quota, str]], size: int = 0) -> Refusal | None:
-        """Take a unit of each of these quotas for a holder each, or of none; `size` are the bytes that are to leave."""
+    def take(self, counts: Iterable[tuple[Quota, str]], body: Body | None = None) -> Refusal | None:
+        """Take a unit of each of these quotas for a holder each, and hold the bytes of a body; or do nothing."""
         now = self._clock()
         used: list[_Lease] = []
         for quota, holder in counts:
-            lease, refusal = self._ask(quota, holder, size, now)
+            lease, refusal = self._ask(quota, holder, body, now)
             if refusal is not None:
                 for taken in used:
                     taken.left += 1
+                self._release(body)
                 return refusal
             if lease is not None:
                 lease.left -= 1
                 used.append(lease)
         return None
 
-    def _ask(self, quota: Quota, holder: str, size: int, now: float) -> tuple[_Lease | None, Refusal | None]:
+    def _ask(self, quota: Quota, holder: str, body: Body | None, now: float) -> tuple[_Lease | None, Refusal | None]:
         try:
+            if body and quota.unit is QuotaUnit.BYTES_OUT:
+                return None, self._hold(quota, holder, body)
             if quota.unit.is_size:
-                return None, self._check_size(quota, holder, size, now)
+                return None, self._check_size(quota, holder, now)
             lease = self._lease(quota, holder, now)
         except CountsUnavailable as error:
             return None, Refusal(quota, _AWAY_SECONDS, unavailable=str(error))
@@ -94,18 +107,30 @@ class Meter:
         until = now + (taken.ends_in if taken.given else min(taken.ends_in, _ASK_AGAIN_SECONDS))
         return self._keep(count, _Lease(taken.given, until, taken.given, now + taken.ends_in))
 
-    def _check_size(self, quota: Quota, holder: str, size: int, now: float) -> Refusal | None:
+    def _hold(self, quota: Quota, holder: str, body: Body) -> Refusal | None:
+        self._check_counting()
+        taken = self._store.hold(body.request, QuotaCount.of(quota, holder), quota.limit, body.size)
+        held = taken.left >= (body.size or 1)
+        return None if taken.given else Refusal(quota, taken.ends_in, left=taken.left, held=held)
+
+    def _release(self, body: Body | None) -> None:
+        if body:
+            with suppress(CountsUnavailable):  # then it is held until the window ends
+                self._store.release([body.request])
+
+    def _check_counting(self) -> None:
+        if not self._counts_bytes():
+            raise CountsUnavailable("the exporter, which counts bytes, does not read the access log")
+
+    def _check_size(self, quota: Quota, holder: str, now: float) -> Refusal | None:
         count = QuotaCount.of(quota, holder)
         known = self._leases.get(count)
         if known is None or now >= known.until:
-            if not self._counts_bytes():
-                raise CountsUnavailable("the exporter, which counts bytes, does not read the access log")
+            self._check_counting()
             taken: Taken = self._store.take(count, quota.limit, 0)
             until = now + min(taken.ends_in, _SIZE_KNOWN_SECONDS)
             known = self._keep(count, _Lease(taken.left, until, 0, now + taken.ends_in))
-        if known.left > 0 and size <= known.left:
-            return None
-        return Refusal(quota, known.ends_at - now, left=known.left)
+        return None if known.left > 0 else Refusal(quota, known.ends_at - now)
 
     def _keep(self, count: QuotaCount, lease: _Lease) -> _Lease:
         if len(self._leases) >= _COUNTS_AT_MOST:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Final
 
 from squidkeeper.errors import CountsUnavailable
 from squidkeeper.policy.quotas import QuotaUnit, Window
-from squidkeeper.quotas.counts import CountStore, QuotaCount, Taken
+from squidkeeper.quotas.counts import HoldingStore, QuotaCount, Taken
 from squidkeeper.quotas.local_counts import LocalCounts
 from squidkeeper.quotas.log_heartbeat import are_bytes_counted
 from squidkeeper.quotas.meter import Meter
@@ -40,7 +40,7 @@ class GatewayCounts:
         self._fault = ""  # of the file
         self._settings: QuotaStoreSettings | None = None
         self._store: ValkeyCounts | None = None
-        self._counts: CountStore | None = None
+        self._counts: HoldingStore | None = None
 
     @property
     def are_local(self) -> bool:
@@ -55,6 +55,14 @@ class GatewayCounts:
         """Add what was used already."""
         self._current().add(count, amount)
 
+    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None) -> Taken:
+        """Hold what a request is about to send."""
+        return self._current().hold(request, count, limit, size)
+
+    def release(self, requests: Iterable[str]) -> None:
+        """Hold nothing any more for these requests."""
+        self._local.release(requests)
+
     def close(self) -> None:
         """Close this gateway's own counts, and the connection to the store of all gateways."""
         self._local.close()
@@ -64,7 +72,7 @@ class GatewayCounts:
         if self._store is not None:
             self._store.close()
 
-    def _current(self) -> CountStore:
+    def _current(self) -> HoldingStore:
         if self._clock() - self._read_at >= _AGAIN_SECONDS:
             self._read_at = self._clock()
             self._read()

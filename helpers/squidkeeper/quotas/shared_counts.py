@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from squidkeeper.errors import CountsUnavailable
@@ -55,6 +55,15 @@ class SharedCounts:
         if self._settings.on_unavailable is OnUnavailable.DENY:
             raise CountsUnavailable(self._problem)
         return self._local.take(count, limit // self._settings.gateways, asked)
+
+    def hold(self, request: str, count: QuotaCount, limit: int, size: int | None) -> Taken:
+        """Hold what a request is about to send. Other gateways see it at its end."""
+        taken = self.take(count, limit, 0)
+        return self._local.hold(request, count, taken.used + taken.left, size, taken.used)
+
+    def release(self, requests: Iterable[str]) -> None:
+        """Hold nothing any more for these requests."""
+        self._local.release(requests)
 
     def add(self, count: QuotaCount, amount: int) -> None:
         """Add what was used already; `CountsUnavailable` while the store is away."""
