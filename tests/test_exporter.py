@@ -500,6 +500,7 @@ def test_health_gives_each_condition_with_its_code() -> None:
 
 def test_health_is_bad_for_what_stops_requests_and_for_nothing_else() -> None:
     assert {condition.code for condition in CONDITIONS if condition.unhealthy} == {
+        "disk-full",
         "squid-down",
         "drained",
         "no-policy",

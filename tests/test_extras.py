@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from squidkeeper import extras
-from squidkeeper.errors import ExtraMissing
+from squidkeeper.credentials import SecretStore
+from squidkeeper.credentials.sealed_tokens import SealedTokens
+from squidkeeper.credentials.sealing import SealingPrivateKey
+from squidkeeper.errors import ExtraMissing, SealedTokenRefused
 from squidkeeper.extras import EXTRAS, extra_problem, missing_extras, require
 from squidkeeper.policy.faults import FaultCode
 
@@ -74,6 +77,18 @@ sealed_tokens: {keys: [sealing]}
         f"secret 'token': the extra 'oauth2' {command}",
         f"secret 'sealing', a key of sealed tokens: the extra 'sealed' {command}",
     ]
+
+
+def test_no_token_is_blamed_where_the_extra_is_missing(tmp_path: Path, without: Callable[..., None]) -> None:
+    (tmp_path / "sealing").write_text(SealingPrivateKey.new().reveal())
+    (tmp_path / "sealing").chmod(0o600)
+    without("nacl")
+    policy = compiled_of(tmp_path, "secrets: {sealing: {file: sealing}}\nsealed_tokens: {keys: [sealing]}\n")
+    tokens = SealedTokens(SecretStore(policy.source.secrets, {}), policy.source.sealing_keys)
+    with pytest.raises(
+        SealedTokenRefused, match="this gateway opens none, as the extra 'sealed' is not installed: run"
+    ):
+        tokens.open("sealed")
 
 
 def test_the_extras_of_the_program_of_pip_and_of_the_installer_are_the_same() -> None:

@@ -115,6 +115,20 @@ def test_requests_bytes_and_durations_are_counted_by_their_labels(world: World) 
     )
 
 
+def test_denials_of_clients_that_are_none_of_the_policy_are_counted_by_their_network(world: World) -> None:
+    denied = {"verdict": "deny", "rule": "closed", "status": 403}
+    world.write(*(line(**denied, client=one) for one in ("192.0.2.9", "192.0.2.77", "2001:db8::1", "2001:db8::2:1")))
+    world.write(line(**denied), line(client="198.51.100.7"))
+    assert dict(world.counted(world.log_counter()).unnamed_denials) == {
+        ("192.0.2.0/24", "deny"): 2,
+        ("2001:db8::/64", "deny"): 2,
+    }
+    world.die()
+    world.write(*(line(**denied, client=f"10.0.{number}.1") for number in range(70)))
+    counts = dict(world.counted(world.log_counter()).unnamed_denials)
+    assert (len(counts), counts[("other", "deny")]) == (65, 8)
+
+
 def test_a_record_that_the_judge_fails_on_is_counted_and_so_is_what_follows(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ from squidkeeper.protocol.request import request_to
 from squidkeeper.quotas.counts import LEASE_AT_MOST, SHARE, QuotaCount, Taken, share
 from squidkeeper.quotas.identity import holder
 from squidkeeper.quotas.local_counts import LocalCounts
-from squidkeeper.quotas.meter import Body, Meter
+from squidkeeper.quotas.meter import Announced, Meter
 from squidkeeper.quotas.shared_counts import SharedCounts
 from squidkeeper.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 from squidkeeper.url import parse_address
@@ -339,7 +339,7 @@ def test_what_is_held_ends_with_its_window_and_with_a_reset(tmp_path: Path) -> N
 def test_nothing_is_held_for_a_request_that_another_quota_refuses(tmp_path: Path) -> None:
     counts = LocalCounts(tmp_path)
     small, large = (Quota(f"q{n}", PLACE, QuotaUnit.BYTES_OUT, n, Window.DAY, Counted.ALL) for n in (10, 100))
-    assert Meter(counts).take([(large, "all"), (small, "all")], Body("1", 50)) is not None
+    assert Meter(counts).take([(large, "all"), (small, "all")], Announced("1", 50)) is not None
     assert counts.uses() == []
 
 
@@ -445,7 +445,7 @@ from pathlib import Path
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.quotas import Counted, Quota, QuotaUnit, Window
 from squidkeeper.quotas.local_counts import LocalCounts
-from squidkeeper.quotas.meter import Body, Meter
+from squidkeeper.quotas.meter import Announced, Meter
 from squidkeeper.quotas.shared_counts import SharedCounts
 from squidkeeper.quotas.store_settings import OnUnavailable, QuotaStoreSettings
 quota = Quota("q", Location("p"), QuotaUnit.REQUESTS, 2000, Window.DAY, Counted.ALL)
@@ -525,10 +525,10 @@ def test_of_bytes_too_a_gateway_gives_its_part_alone_while_the_store_is_away(tmp
     with closing(LocalCounts(tmp_path)) as local:
         local.add(QuotaCount.of(quota, "192.0.2.1"), 200)
         meter = Meter(SharedCounts(cast("Any", Away()), local, chosen))
-        refused = meter.take([(quota, "192.0.2.1")], Body("1", 51))
+        refused = meter.take([(quota, "192.0.2.1")], Announced("1", 51))
         assert refused is not None
         assert refused.left == 50
-        assert meter.take([(quota, "192.0.2.1")], Body("2", 50)) is None
+        assert meter.take([(quota, "192.0.2.1")], Announced("2", 50)) is None
 
 
 # --- the command --------------------------------------------------------------------------------------------------

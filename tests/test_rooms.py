@@ -50,6 +50,7 @@ FLOORS = {
     "squid_account": 4,
     "squid_conf": 4,
     "squid_counters": 4,
+    "squid_crashes": 4,
     "squid_runs": 4,
     "squid_version": 4,
     "tickets": 4,

@@ -41,6 +41,7 @@ from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.pull_status import PullStatus
 from squidkeeper.record.record import Record, parse_record
 from squidkeeper.squid_counters import SquidCounters
+from squidkeeper.squid_crashes import SquidCrash
 from squidkeeper.squid_version import SquidVersion
 
 from .conftest import compiled_of
@@ -159,6 +160,23 @@ WRONG = {
     "squid-counters-unreadable": (
         replace(WELL, squid=SquidCounters({}, "403", answers=True)),
         "Squid's counters cannot be read: 403.",
+    ),
+    "squid-crashed": (
+        replace(
+            WELL,
+            crashes=(
+                SquidCrash(at=WELL.now - 90_000, told="FATAL: x", in_flight=1),
+                SquidCrash(
+                    at=WELL.now - 120,
+                    told='assertion failed: stmem.cc:298: "candidate.offset >= 0"',
+                    in_flight=7,
+                    origins=("evil.example:443", "other.example:80"),
+                    clients=("192.0.2.1",),
+                ),
+            ),
+        ),
+        'Squid has crashed: 2 min ago, assertion failed: stmem.cc:298: "candidate.offset >= 0"; newest origins:'
+        " evil.example:443, other.example:80; clients: 192.0.2.1.",
     ),
     "drained": (
         replace(WELL, drained_since=WELL.now - 180),
@@ -309,6 +327,10 @@ WRONG = {
     "archive-incomplete": (
         replace(WELL, deleted_logs=DeletedLogs(3, 700_000_000, "access.log.7", WELL.now - 7200)),
         "their records are lost: 3 files of 700 MB so far, the last access.log.7 2 h ago.",
+    ),
+    "disk-full": (
+        replace(WELL, disks=(replace(DISK, available_bytes=0), replace(DISK, folder="archive"))),
+        "A disk that the gateway needs is full: 0 B of 10 GB free on the disk of /var/log/squid.",
     ),
     "disk-space-low": (
         replace(WELL, disks=(replace(DISK, available_bytes=900_000_000), replace(DISK, folder="state"))),

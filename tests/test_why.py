@@ -893,6 +893,7 @@ def table() -> str:
     facts = {
         **{name: name.upper() for name in ("host", "authority", "rule", "user", "sni", "tunnel", "found", "status")},
         "error": "ERROR",
+        **{name: name.upper() for name in ("told", "origins", "clients")},
         "fault": "FAULT",
         "address": " (ADDRESS)",
         "at": " (FILE:LINE)",

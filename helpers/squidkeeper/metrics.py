@@ -79,6 +79,14 @@ OBSERVED = Metric(
     "default would have denied, had it not observed. Allowed tunnels do not count.",
     ("rule", "verdict"),
 )
+
+UNNAMED_DENIALS = Metric(
+    "squidkeeper_unnamed_denials_total",
+    _COUNTER,
+    "Denied requests of clients that are none of the policy, by their network: /24, or /64 of IPv6. Beyond 64 networks:"
+    " `other`. They count as client `none` too.",
+    ("client", "verdict"),
+)
 RESPONSE_BYTES = Metric(
     "squidkeeper_response_bytes_total",
     _COUNTER,

@@ -235,7 +235,8 @@ def test_a_body_that_does_not_tell_its_length_is_bounded(
     assert status != 200
     assert all(len(seen.body) < 100_000 for seen in origins.seen if seen.values("Host") == ["llm.example"])
     body.write_bytes(b"x" * 50_000)
-    assert curl(gateway, "http://llm.example/", *chunked, client="127.0.0.8").status == 200
+    assert curl(gateway, "http://llm.example/", *chunked, client="127.0.0.8").rule == "quota"
+    assert curl(gateway, "http://llm.example/", *chunked, client="127.0.0.11").status == 200
 
 
 def test_bytes_that_nobody_counts_are_denied(gateway: Gateway, origins: Origins) -> None:

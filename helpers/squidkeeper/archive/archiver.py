@@ -44,6 +44,7 @@ from squidkeeper.chain.stores import Copied, ObjectStore, copy_archive
 from squidkeeper.errors import ArchiveFailed, ExtraMissing, SquidkeeperError, StoreFailed, UnreadableLog, describe
 from squidkeeper.formatting import quantity
 from squidkeeper.rotated_logs import not_rotated, rotated, written_until
+from squidkeeper.squid_crashes import read_crashes
 from squidkeeper.squid_runs import SquidSample, read_samples
 from squidkeeper.table.database import open_database
 
@@ -137,12 +138,20 @@ class Archiver:
                 self._archive_log(path, report, done)
         unknown = not_rotated(self._access_log)
         report.refused += [f"{path.name!r}: not the name of a rotated log, such as {_NAMES}" for path in unknown]
+        self._append_crashes(chain)
         report.removed += remove_over_bounds(self._folder, self._bounds, self._key, datetime.now(UTC))
         report.chain = read_chain(self._folder).digest
         if self._key:
             report.head = seal_head(self._folder, self._key)
         if self._store:
             self._copy(self._store, report)
+
+    def _append_crashes(self, chain: Chain) -> None:
+        """Note each crash of Squid: what it served then has no line."""
+        known = {entry.reason for entry in chain.entries if entry.kind is EntryKind.CRASH}
+        for crash in read_crashes(self._state) if self._state else ():
+            if crash.unrecorded not in known:
+                append_entry(self._folder, ChainEntry(kind=EntryKind.CRASH, reason=crash.unrecorded), self._key)
 
     def _copy(self, store: ObjectStore, report: RunReport) -> None:
         """Copy what the store lacks; what fails does not make the archive fail."""

@@ -31,6 +31,7 @@ class EntryKind(StrEnum):
 
     PARTS = "parts"  # a rotated log, and the parts that hold its lines
     TOMBSTONE = "tombstone"  # parts that retention has removed
+    CRASH = "crash"  # requests without a line, as Squid crashed: the reason says how many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ class ChainEntry:
     key: str = ""  # the short name of the key that signs it
     source: ArchivedSource | None = None
     parts: tuple[ArchivedPart, ...] = ()
-    reason: str = ""  # of a tombstone
+    reason: str = ""  # of a tombstone or a crash
 
 
 def number_of(path: str) -> int:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from squidkeeper.chain.chain import CHAIN, HEAD, Chain
-from squidkeeper.chain.entries import FIRST_PREVIOUS, ArchivedPart, ChainEntry, digest, parse_entry
+from squidkeeper.chain.entries import FIRST_PREVIOUS, ArchivedPart, ChainEntry, EntryKind, digest, parse_entry
 from squidkeeper.chain.head import Head, parse_head
 from squidkeeper.chain.keys import ArchivePublicKey, split_signature
 from squidkeeper.chain.places import ArchivePlace, digest_of
@@ -109,6 +109,7 @@ class _Verifier:
         for one in kept:
             self._verify_kept(one, lines)
         entries = tuple(line.entry for line in lines if line.entry)
+        self._notes += [entry.reason for entry in entries if entry.kind is EntryKind.CRASH]
         chain = Chain(entries)
         parts = self._verify_parts(chain)
         self._verify_others(paths - chain.parts.keys(), placed, chain)

@@ -32,9 +32,12 @@ def acl(scope: str, directory: Path, state: Path, concurrency: int) -> None:
     from squidkeeper.helpers.loop import run
     from squidkeeper.metrics import HOST
     from squidkeeper.quotas.opening import open_meter
+    from squidkeeper.squid_crashes import LastAsked
 
     if scope == HOST:
-        run(scope, HostScope, answer_host, directory, state, concurrency)
+        last = LastAsked(state)
+        run(scope, HostScope, last.noting(answer_host), directory, state, concurrency)
+        last.write()
     else:
         prepare = partial(RequestScope, uses=GrantUses(state), asking=Asking(state, open_meter(directory, state)))
         run(scope, prepare, answer_url, directory, state, concurrency)

@@ -143,6 +143,7 @@ def maintain(
     from squidkeeper.maintenance.reload_judge import ReloadJudge
     from squidkeeper.maintenance.resolver import Resolver
     from squidkeeper.maintenance.rotation import Rotation
+    from squidkeeper.maintenance.squid_crash import SquidCrashes
     from squidkeeper.maintenance.squid_process import GivenUpWorkers, SquidProcess
     from squidkeeper.maintenance.squid_sampler import SquidSampler
     from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate, TlsPort, server_names
@@ -155,6 +156,7 @@ def maintain(
     tasks: list[Task] = [OwnAddresses(state, squid), GivenUpWorkers(squid), rotation, Webhook(webhook, state)]
     if squid_address:
         tasks.append(SquidSampler(state, squid, squid_address, proxy_header=proxy_header))
+        tasks.append(SquidCrashes(state, cache_log, squid, squid_address[1]))
     if tls:
         names = partial(tuple[str, ...], tls_names) if tls_names else partial(server_names, tls)
         tasks.append(TlsPort(ServerCertificate(state / "tls" / CERTIFICATE, ca, ca_key, names)))

@@ -240,13 +240,15 @@ def _beside(sources: TableSources) -> Path | None:
 
 def _surroundings(policies: _Policies, run: Path, cache_log: Path | None, search: Search) -> Surroundings:
     from squidkeeper.quotas.store_settings import quota_store_file
+    from squidkeeper.squid_crashes import read_crashes
     from squidkeeper.why.cache_log import CacheLog, read_cache_log
     from squidkeeper.why.details import Surroundings
 
     log = read_cache_log(cache_log, search.since) if cache_log else CacheLog()
     secret_problem, ticket_of = partial(_secret_problem, run), partial(_ticket_of, policies.state)
     is_shared = quota_store_file(policies.directory).exists()
-    return Surroundings(policies.of, policies.current, _Resolver(), secret_problem, ticket_of, log, is_shared)
+    crashes = read_crashes(policies.state) if search.since else ()
+    return Surroundings(policies.of, policies.current, _Resolver(), secret_problem, ticket_of, log, is_shared, crashes)
 
 
 class _Answer:
@@ -254,14 +256,15 @@ class _Answer:
 
     def __init__(self, search: Search, read: ReadRecords, known: Surroundings) -> None:
         from squidkeeper.record.record import format_time
-        from squidkeeper.why.answer import without_record
+        from squidkeeper.why.answer import crashes, without_record
 
         self._search = search
         self._read = read
         self._known = known
         self._since = format_time(search.since) if search.since else ""
         self._groups = search.groups(read.records)
-        self._unrecorded = [] if search.question.ids else [*without_record(known.cache_log, self._since)]
+        unrecorded = (*crashes(known.crashes, self._since), *without_record(known.cache_log, self._since))
+        self._unrecorded = [] if search.question.ids else unrecorded
 
     def newest(self, number: int, layout: Layout) -> list[Explained]:
         """Explain the newest causes, the newest first; `layout` is the gateway whose commands they name."""

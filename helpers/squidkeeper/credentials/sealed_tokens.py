@@ -37,6 +37,9 @@ class SealedTokens:
     def open(self, token: str) -> SealedContent:
         """Open a token; `SealedTokenRefused` if it cannot be opened or used. Its guards are not checked."""
         keys = self._keys()
+        missing = [problem for problem in self.problems.values() if isinstance(problem, ExtraMissing)]
+        if missing and not keys:
+            raise SealedTokenRefused(f"this gateway opens none, as {missing[0]}")
         digest = sha256(token.encode()).digest()
         known = self._opened.get(digest)
         if known is None:

@@ -41,6 +41,7 @@ from squidkeeper.setup.processes import InstalledSquid
 from squidkeeper.squid_account import Account, squid_account
 from squidkeeper.squid_conf import Directive, Macros, SquidConf, read_squid_conf
 from squidkeeper.squid_counters import SquidCounters, read_counters
+from squidkeeper.squid_crashes import read_crashes
 from squidkeeper.squid_version import squid_version
 
 _PORT: Final = re.compile(r"(?:\S+:)?[0-9]+")
@@ -161,6 +162,7 @@ def _view(layout: Layout, squid: str, sources: Sources, account: Account | None,
         pull=read_pull_status(layout.pulled),
         drained_since=drained_since(layout.run),
         quota_store_not_after=_store_certificate(layout.policy),
+        crashes=read_crashes(layout.state),
     )
 
 

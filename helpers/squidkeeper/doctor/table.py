@@ -439,7 +439,5 @@ CHECKS: Final = (
         in_setup=True,
     ),
 )
-ALL_CHECKS: Final = (
-    *CHECKS,
-    *(_condition(one) for one in CONDITIONS if one.find and one.code not in _EXPORTERS_ALONE),
-)
+_CONDITIONS: Final = tuple(_condition(one) for one in CONDITIONS if one.find and one.code not in _EXPORTERS_ALONE)
+ALL_CHECKS: Final = (_CONDITIONS[0], *CHECKS, *_CONDITIONS[1:])  # most others follow from a full disk

@@ -74,6 +74,7 @@ def log_families(view: Snapshot) -> Iterator[Family]:
     tunnels = [(client, rule) for client, rule, verdict in expected if verdict == "allow"]
     yield _family(metrics.TUNNELS, dict.fromkeys(tunnels, 0) | dict(counts.tunnels))
     yield _family(metrics.OBSERVED, dict.fromkeys(observed_series(view.policy), 0) | dict(counts.observed))
+    yield _family(metrics.UNNAMED_DENIALS, dict(counts.unnamed_denials))
     yield _family(metrics.RESPONSE_BYTES, dict.fromkeys(expected, 0) | dict(counts.response_bytes))
     yield _durations(counts)
     drift = [(client, rule) for client, rule, _ in expected]

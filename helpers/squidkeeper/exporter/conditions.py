@@ -21,6 +21,7 @@ from cachetools import LRUCache, cached
 from squidkeeper.counters import HelperStatus
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetch_status import SecretStatus
+from squidkeeper.exporter.disks import Disk
 from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Snapshot
 from squidkeeper.exporter.status_rows import logged_time, secret_rows
 from squidkeeper.extras import missing_extras
@@ -32,13 +33,12 @@ from squidkeeper.policy.model import Policy
 from squidkeeper.policy_lines import not_rendered
 from squidkeeper.pull_status import patience_seconds
 from squidkeeper.record.record import format_time
-from squidkeeper.why.causes import NO_HELPER_REMEDY, STORE_ONE_LINE
+from squidkeeper.why.causes import CRASHED_REMEDY, NO_HELPER_REMEDY, STORE_ONE_LINE
 
 _SECRET_EXPIRES_SOON: Final = timedelta(minutes=10)
 _CA_WARNING: Final = timedelta(days=30)
 _CA_CRITICAL: Final = timedelta(days=7)
-_DRIFT_IS_NEWS: Final = timedelta(days=1)
-_DELETED_IS_NEWS: Final = timedelta(days=1)
+_IS_NEWS: Final = timedelta(days=1)
 _ARCHIVE_BEHIND_SECONDS: Final = 3 * 3600.0  # the alerts have the same bounds
 _ARCHIVE_FAILING_SECONDS: Final = 3600.0
 _DETAILS_SHOWN: Final = 5
@@ -117,6 +117,12 @@ def policy_faults(view: Snapshot) -> tuple[Fault, ...]:
 def _squid_down(view: Snapshot) -> Iterator[str]:
     if not view.squid.answers:
         yield f"{view.squid_address} ({view.squid.problem})"
+
+
+def _squid_crashed(view: Snapshot) -> Iterator[str]:
+    recent = [crash for crash in view.crashes if view.now - crash.at < _IS_NEWS.total_seconds()]
+    for crash in reversed(recent):
+        yield f"{ago(datetime.fromtimestamp(crash.at, UTC), view.at)}, {crash.told}; {crash.served}"
 
 
 def _drained(view: Snapshot) -> Iterator[str]:
@@ -207,7 +213,7 @@ def _requests_failing(view: Snapshot) -> Iterator[str]:
 
 
 def _drift(view: Snapshot) -> Iterator[str]:
-    times = [finding.time for finding in view.checkpoint.drift if view.at - finding.time < _DRIFT_IS_NEWS]
+    times = [finding.time for finding in view.checkpoint.drift if view.at - finding.time < _IS_NEWS]
     if times:
         yield f"last {ago(times[0], view.at)}"
 
@@ -354,10 +360,16 @@ def _state_not_writable(view: Snapshot) -> Iterator[str]:
         yield ""
 
 
+def _disk_full(view: Snapshot) -> Iterator[str]:
+    yield from (_free(disk) for disk in view.disks if disk.is_full)
+
+
 def _disk_space_low(view: Snapshot) -> Iterator[str]:
-    for disk in view.disks:
-        if disk.is_low:
-            yield f"{byte_size(disk.available_bytes)} of {byte_size(disk.size_bytes)} free on the disk of {disk.path}"
+    yield from (_free(disk) for disk in view.disks if disk.is_low and not disk.is_full)
+
+
+def _free(disk: Disk) -> str:
+    return f"{byte_size(disk.available_bytes)} of {byte_size(disk.size_bytes)} free on the disk of {disk.path}"
 
 
 def _pull_failing(view: Snapshot) -> Iterator[str]:
@@ -401,7 +413,7 @@ def _archive_failing(view: Snapshot) -> Iterator[str]:
 def _deleted_unarchived(view: Snapshot) -> Iterator[str]:
     gone = view.deleted_logs
     at = datetime.fromtimestamp(gone.at, UTC)
-    if gone.files and view.at - at < _DELETED_IS_NEWS:
+    if gone.files and view.at - at < _IS_NEWS:
         what = f"{quantity(gone.files, 'file')} of {byte_size(gone.bytes)} so far"
         yield f"{what}, the last {gone.last} {ago(at, view.at)}"
 
@@ -422,6 +434,10 @@ _CA_REMEDY: Final = (
     " another one. Where it is the CA, make a new CA, let the clients trust it beside the old one, and run"
     " `./install.sh --ca-dir DIR` with it."
 )
+_MAKE_ROOM: Final = (
+    "Make room: `du -xh FOLDER | sort -h | tail`. Without room for its log Squid ends; without room for the state no"
+    " certificate for a new host is made."
+)
 _MAINTENANCE_LOG: Final = "Read `journalctl -u squidkeeper-maintenance`, or maintenance.log beside access.log"
 _PULL_LOG: Final = "Read `journalctl -u squidkeeper-pull`, or pull.log in its folder"
 _ARCHIVE_LOG: Final = "Read `journalctl -u squidkeeper-archive`, or archive.log in the run folder"
@@ -430,6 +446,15 @@ _CRITICAL, _WARNING, _INFO = Severity
 
 CONDITIONS: Final = (
     Condition(
+        "disk-full",  # the first, as most others follow from it
+        _CRITICAL,
+        None,
+        "A disk that the gateway needs is full",
+        f"{_MAKE_ROOM} Then start Squid, if it has ended.",
+        _disk_full,
+        unhealthy=True,
+    ),
+    Condition(
         "squid-down",
         _CRITICAL,
         "1m",
@@ -437,6 +462,14 @@ CONDITIONS: Final = (
         "Read `systemctl status squid` and the end of cache.log.",
         _squid_down,
         unhealthy=True,
+    ),
+    Condition(
+        "squid-crashed",
+        _CRITICAL,
+        "0m",
+        "Squid has crashed",
+        CRASHED_REMEDY,
+        _squid_crashed,
     ),
     Condition(
         "drained",
@@ -527,7 +560,7 @@ CONDITIONS: Final = (
     Condition("rule-expires-soon", _INFO, "0m", "A rule expires soon"),
     Condition(
         "policy-unavailable",
-        _CRITICAL,
+        _WARNING,
         None,
         "Requests are denied because no helper answers, or a helper has no policy",
         "Run `squidkeeper check`, and read cache.log. After one `squid -k reconfigure`, or one killed helper, the"
@@ -737,8 +770,7 @@ CONDITIONS: Final = (
         _WARNING,
         "5m",
         "Disk space is low",
-        "Make room: `du -xh FOLDER | sort -h | tail`. Without room for its log Squid ends; without room for the state"
-        " no certificate for a new host is made.",
+        _MAKE_ROOM,
         _disk_space_low,
     ),
     Condition(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Container, Sequence
+from ipaddress import ip_network
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
@@ -27,6 +28,7 @@ from squidkeeper.record.events import is_tunnel
 from squidkeeper.record.record import Record, is_unseen
 
 SERIES_LIMIT: Final = 4000  # of one metric
+NETWORKS_LIMIT: Final = 64  # networks of clients without a name; more are `other`
 RULES_LIMIT: Final = 2000  # rules owners last match is remembered
 _BOUNDS_MS: Final = tuple(round(bound * 1000) for bound in REQUEST_DURATION.buckets)
 _VERDICTS = frozenset({"allow", "deny"})
@@ -39,6 +41,7 @@ DurationLabels = tuple[str, str]  # verdict, method_class
 DriftLabels = tuple[str, str]  # client, rule
 TunnelLabels = tuple[str, str]  # client, rule
 ObservedLabels = tuple[str, str]  # rule, verdict
+UnnamedLabels = tuple[str, str]  # the network of the client, verdict
 LabelsT = TypeVar("LabelsT", bound=tuple[str, ...])
 
 
@@ -54,6 +57,7 @@ class RequestCounts(msgspec.Struct, frozen=True):
     response_bytes: list[tuple[BytesLabels, int]] = []
     durations: list[tuple[DurationLabels, list[int]]] = []
     observed: list[tuple[ObservedLabels, int]] = []
+    unnamed_denials: list[tuple[UnnamedLabels, int]] = []
     last_matched: dict[str, str] = {}
     drift: list[tuple[DriftLabels, int]] = []
     drift_unchecked: int = 0
@@ -79,6 +83,7 @@ class RequestCounter:
         self._requests = {labels: [number] for labels, number in counts.requests}
         self._tunnels = {labels: [number] for labels, number in counts.tunnels}
         self._observed = {labels: [number] for labels, number in counts.observed}
+        self._unnamed = {labels: [number] for labels, number in counts.unnamed_denials}
         self._bytes = {labels: [number] for labels, number in counts.response_bytes}
         self._durations = {labels: list(cells) for labels, cells in counts.durations if len(cells) == _DURATION_CELLS}
         self._last_matched = {rule: [time] for rule, time in counts.last_matched.items()}
@@ -106,8 +111,16 @@ class RequestCounter:
             cells.last_matched[0] = time
         if time > self.last_line:
             self.last_line = time
+        if client == NONE and record.verdict == "deny":
+            self._count_unnamed(record)
         if record.observed != records.NONE and not is_tunnel(record):
             self._count_observed(record.observed)
+
+    def _count_unnamed(self, record: Record) -> None:
+        labels = (client_block(record.client), record.verdict)
+        if labels not in self._unnamed and len(self._unnamed) >= NETWORKS_LIMIT:
+            labels = (OTHER, record.verdict)
+        self._unnamed.setdefault(labels, [0])[0] += 1
 
     def _count_observed(self, observed: str) -> None:
         verdict, _, rule = unquote(observed).partition(":")
@@ -126,6 +139,7 @@ class RequestCounter:
             requests=[(labels, cell[0]) for labels, cell in self._requests.items()],
             tunnels=[(labels, cell[0]) for labels, cell in self._tunnels.items()],
             observed=[(labels, cell[0]) for labels, cell in self._observed.items()],
+            unnamed_denials=[(labels, cell[0]) for labels, cell in self._unnamed.items()],
             response_bytes=[(labels, cell[0]) for labels, cell in self._bytes.items()],
             durations=[(labels, list(cells)) for labels, cells in self._durations.items()],
             last_matched={rule: cell[0] for rule, cell in self._last_matched.items()},
@@ -167,6 +181,14 @@ class RequestCounter:
     def _match(self, rule: str) -> list[str]:
         matched = rule if rule in self._last_matched or len(self._last_matched) < RULES_LIMIT else OTHER
         return self._last_matched.setdefault(matched, [""])
+
+
+def client_block(address: str) -> str:
+    """Name the network of a client that is none of the policy: /24, or /64 of IPv6."""
+    try:
+        return str(ip_network((address.partition("%")[0], 64 if ":" in address else 24), strict=False))
+    except ValueError:
+        return OTHER
 
 
 def _fitting(series: Container[LabelsT], size: int, choices: Sequence[LabelsT]) -> LabelsT:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 _LOW_RATIO: Final = 0.1
+_FULL_BYTES: Final = 1e6
 _LOW_BYTES: Final = 10e9  # a tenth of a large disk is plenty
 
 
@@ -25,6 +26,11 @@ class Disk:
     def is_low(self) -> bool:
         """Whether the free space is low. The alert SquidkeeperDiskSpaceLow has the same bounds."""
         return self.available_bytes < min(_LOW_RATIO * self.size_bytes, _LOW_BYTES)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether Squid cannot write to it any more, although it has to. The archive can wait."""
+        return self.folder != "archive" and self.available_bytes < _FULL_BYTES
 
 
 def read_disks(folders: Mapping[str, Path]) -> Iterator[Disk]:

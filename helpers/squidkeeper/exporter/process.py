@@ -50,6 +50,7 @@ from squidkeeper.record.drift import DriftChecker
 from squidkeeper.record.past_policies import PastPolicies
 from squidkeeper.rotated_logs import oldest_write, rotated
 from squidkeeper.squid_counters import SquidCounters, read_counters
+from squidkeeper.squid_crashes import read_crashes
 from squidkeeper.squid_version import squid_version
 
 CATCH_UP_SECONDS: Final = 60.0
@@ -204,6 +205,7 @@ class Exporter:
             quota_store_problem=self._quota_store_problem(now),
             quota_store_not_after=self._store_certificate.not_after,
             uncounted_helpers=uncounted_helpers(options.state, os.geteuid(), counter_files, now),
+            crashes=read_crashes(options.state),
             questions_waiting=self._questions.count(self._watcher.current, now),
         )
 

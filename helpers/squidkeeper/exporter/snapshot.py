@@ -24,6 +24,7 @@ from squidkeeper.policy.secret_sources import fetched_secrets
 from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.pull_status import PullStatus
 from squidkeeper.squid_counters import SquidCounters
+from squidkeeper.squid_crashes import SquidCrash
 from squidkeeper.squid_version import SquidVersion
 
 NOTHING_FETCHED: Final = FetchStatus(runs=False)
@@ -73,6 +74,7 @@ class Snapshot:
     quota_store_problem: str | None = None  # None: no store is shared with other gateways
     quota_store_not_after: datetime | None = None  # when its certificate expires; None: unknown, or there is none
     uncounted_helpers: tuple[int, ...] = ()  # processes that write no counter file
+    crashes: tuple[SquidCrash, ...] = ()
     questions_waiting: int | None = None  # None: no client has ever asked, or that cannot be read
 
     @property

@@ -47,7 +47,7 @@ class UsedBytes:
         policy = self._current()
         if policy is None or not _counts_bytes(policy):
             return
-        self._ended.append(record.request_id)
+        self._ended.append(".".join(record.request_id.rsplit(".", 4)[-4:]))  # without the gateway's name
         if record.verdict != "allow":
             return
         if record.method == CONNECT and not is_spliced(record):

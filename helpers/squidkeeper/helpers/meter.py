@@ -22,7 +22,7 @@ from squidkeeper.policy.quotas import UNCOUNTED, Quota
 from squidkeeper.protocol.lines import Reply, decode_token, parse_tokens, split_tokens
 from squidkeeper.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, Request, parse_request
 from squidkeeper.quotas.identity import holder
-from squidkeeper.quotas.meter import Body, Meter, Refusal
+from squidkeeper.quotas.meter import Announced, Meter, Refusal
 from squidkeeper.replies import no_policy_reply, over_quota_reply, recorded_user, tunnel_reply, within_quota_reply
 
 _MORE: Final = 6  # the rule, Content-Length, Transfer-Encoding, and the three parts of the request's ID
@@ -81,13 +81,13 @@ class QuotaScope:
         self._problem = problem
 
 
-def _body(length: bytes, encoding: bytes, rest: list[bytes]) -> Body | None:
+def _body(length: bytes, encoding: bytes, rest: list[bytes]) -> Announced | None:
     """Read what a request is about to send; None where it has no body."""
     size = int(length) if _LENGTH.fullmatch(length) else 0
     if encoding == _NO_TOKEN and not size:
         return None
-    request = b".".join(rest[:3]).decode("ascii", "replace")  # as in the record, see REQUEST_ID of setup/error_pages.py
-    return Body(request, size if encoding == _NO_TOKEN else None)
+    request = b".".join(rest[:3]).decode("ascii", "replace")  # as at the end of REQUEST_ID in setup/error_pages.py
+    return Announced(request, size if encoding == _NO_TOKEN else None)
 
 
 def _wait_from(began: bytes) -> float:

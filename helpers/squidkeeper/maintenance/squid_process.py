@@ -33,6 +33,10 @@ class SquidRun:
         """A short name."""
         return sha256(" ".join(sorted(self.kids)).encode()).hexdigest()[:16]
 
+    def ended(self) -> int:
+        """Find a process that has ended; 0: none has."""
+        return next((int(kid.partition("@")[0]) for kid in self.kids if not _is_there(kid)), 0)
+
 
 class GivenUpWorkers:
     """Ends a Squid whose workers have all given up: its master stays with their coordinator, which serves nobody.
@@ -117,6 +121,14 @@ def coordinator_alone(master: int) -> psutil.Process | None:
         return None  # one of them has just ended
     is_alone = all(first and first[0].startswith("(squid-coord-") for first in kids.values())
     return next(iter(kids), None) if is_alone else None
+
+
+def _is_there(kid: str) -> bool:
+    pid, _, ticks = kid.partition("@")
+    try:
+        return _start_ticks(int(pid)) == ticks
+    except OSError:
+        return False
 
 
 def _start_ticks(pid: int) -> str:

@@ -24,7 +24,7 @@ _AWAY_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class Announced:
     """What a request is about to send: the request's ID, and its size. None: it sends chunks."""
 
     request: str
@@ -70,7 +70,7 @@ class Meter:
         self._clock = clock
         self._leases: dict[QuotaCount, _Lease] = {}
 
-    def take(self, counts: Iterable[tuple[Quota, str]], body: Body | None = None) -> Refusal | None:
+    def take(self, counts: Iterable[tuple[Quota, str]], body: Announced | None = None) -> Refusal | None:
         """Take a unit of each of these quotas for a holder each, and hold the bytes of a body; or do nothing."""
         now = self._clock()
         used: list[_Lease] = []
@@ -86,7 +86,9 @@ class Meter:
                 used.append(lease)
         return None
 
-    def _ask(self, quota: Quota, holder: str, body: Body | None, now: float) -> tuple[_Lease | None, Refusal | None]:
+    def _ask(
+        self, quota: Quota, holder: str, body: Announced | None, now: float
+    ) -> tuple[_Lease | None, Refusal | None]:
         try:
             if body and quota.unit is QuotaUnit.BYTES_OUT:
                 return None, self._hold(quota, holder, body)
@@ -107,13 +109,13 @@ class Meter:
         until = now + (taken.ends_in if taken.given else min(taken.ends_in, _ASK_AGAIN_SECONDS))
         return self._keep(count, _Lease(taken.given, until, taken.given, now + taken.ends_in))
 
-    def _hold(self, quota: Quota, holder: str, body: Body) -> Refusal | None:
+    def _hold(self, quota: Quota, holder: str, body: Announced) -> Refusal | None:
         self._check_counting()
         taken = self._store.hold(body.request, QuotaCount.of(quota, holder), quota.limit, body.size)
         held = taken.left >= (body.size or 1)
         return None if taken.given else Refusal(quota, taken.ends_in, left=taken.left, held=held)
 
-    def _release(self, body: Body | None) -> None:
+    def _release(self, body: Announced | None) -> None:
         if body:
             with suppress(CountsUnavailable):  # then it is held until the window ends
                 self._store.release([body.request])

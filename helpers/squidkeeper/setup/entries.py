@@ -147,9 +147,11 @@ def root_owns_below(folder: Path) -> bool:
 
 
 def give_below(folder: Path, owner: Owner) -> None:
-    """Give an account what root owns below its folder."""
+    """Give an account what root owns below its folder, folders with the usual mode."""
     for descriptor in _of_root(folder):
         os.fchown(descriptor, *owner)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            os.fchmod(descriptor, 0o750)
 
 
 def _of_root(folder: Path) -> Iterator[int]:

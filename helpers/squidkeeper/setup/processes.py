@@ -140,8 +140,15 @@ class InstalledService:
         return self._property("ActiveState") == "active" if self.is_timed else self.pid() is not None
 
     def works(self) -> bool:
-        """Tell whether it does what it is for."""
-        return process_listens(self.pid(), self.port) if self.port else self.runs()
+        """Tell whether it does what it is for. A process that is stopped (SIGSTOP) still listens."""
+        return (process_listens(self.pid(), self.port) if self.port else self.runs()) and not self._is_stopped()
+
+    def _is_stopped(self) -> bool:
+        try:
+            first = psutil.Process(self.pid() or 0)
+            return any(one.status() == psutil.STATUS_STOPPED for one in (first, *first.children(recursive=True)))
+        except psutil.Error:
+            return False
 
     def comes_up(self) -> bool:
         """Wait until it works, or has ended; tell whether it works. An exporter may have a long log to read."""

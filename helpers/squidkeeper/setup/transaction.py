@@ -114,9 +114,7 @@ class Transaction:
                 self._touched[path] = False
                 call_as(machine.account, lambda: _make_shared(path))
             case StepKind.GIVE_TO_SQUID:
-                give_folder(path, machine.owner)
-                give_below(path, machine.owner)
-                call_as(machine.account, lambda: None if os.access(path, RWX) else path.chmod(0o750))
+                self._give_to_squid(path)
                 self._say("state", f"given to {machine.account.name}: {path}")
             case StepKind.MAKE_SERVER_CERTIFICATE:
                 self._touched.setdefault(path, path.exists())
@@ -128,6 +126,13 @@ class Transaction:
                 store = [layout.ssl_db] if layout.ssl_db.exists() else []
                 quietly("restorecon", "-R", layout.prefix, layout.conf.parent, "/etc/squidkeeper", *store)
                 quietly("chcon", "-R", "-t", "squid_cache_t", path)
+
+    def _give_to_squid(self, path: Path) -> None:
+        account, owner = self._machine.account, self._machine.owner
+        if not call_as(account, lambda: os.access(path, RWX)):
+            give_folder(path, owner)
+            call_as(account, lambda: path.chmod(0o750))
+        give_below(path, owner)
 
     def remove_leftovers(self, *paths: Path) -> None:
         """Remove what a run that was killed has left beside these paths."""

@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from squidkeeper.formatting import quantity, thousands
 from squidkeeper.record.listing import printable
 from squidkeeper.record.record import NONE, Record, decode_field, format_time
+from squidkeeper.squid_crashes import SquidCrash
 from squidkeeper.why.cache_log import CacheLine, CacheLog
 from squidkeeper.why.causes import BY_CODE, KnownCause, shown, shown_url
 from squidkeeper.why.details import Detail
@@ -78,6 +80,17 @@ def without_record(log: CacheLog, since: str) -> Iterator[Explained]:
             facts = {name: shown(value).rstrip(".") for name, value in newest.parts.items() if value}
             times = format_time(lines[-1].at), format_time(newest.at)
             yield Explained(cause, cause.say(facts), cause.advise(facts), False, len(lines), *times, cache_line=newest)
+
+
+def crashes(known: Iterable[SquidCrash], since: str) -> Iterator[Explained]:
+    """Explain the crashes of Squid from a time on, the newest first."""
+    cause = BY_CODE["squid-crashed"]
+    for crash in known:
+        at = format_time(datetime.fromtimestamp(crash.at, UTC))
+        if at >= since:
+            names = {"origins": ", ".join(crash.origins) or "unknown", "clients": ", ".join(crash.clients) or "unknown"}
+            facts = {"told": crash.told, **names}
+            yield Explained(cause, cause.say(facts), cause.advise(facts), False, 1, at, at, crash.clients)
 
 
 def newest_first(groups: Iterable[Explained]) -> list[Explained]:

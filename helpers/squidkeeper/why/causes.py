@@ -39,6 +39,10 @@ STORE_ONE_LINE: Final = (
     "In the file of a secret, store one line of printable ASCII. Squid's account must be able to read it: mode 0640,"
     " that account's group, and its folders open to it. If the secret is fetched, check its source."
 )
+CRASHED_REMEDY: Final = (
+    "If an origin comes again and again, close it by a rule with `action: deny`: what an origin answers can end Squid."
+    " Keep cache.log, update Squid, and see `squidkeeper quota` for uploads that stay counted. It is told for a day."
+)
 _LOG_IN: Final = (
     "Give the client `HTTPS_PROXY=http://NAME:TOKEN@…` with a token of `squidkeeper client add`. The metric"
     " `squidkeeper_logins_total` counts why logins are refused."
@@ -665,6 +669,12 @@ CAUSES: Final = (
         "Squid is out of file descriptors, and takes no connection until others end.",
         "Set `max_filedescriptors 16384`, and raise LimitNOFILE of Squid's unit. `squidkeeper doctor` shows what Squid"
         " has.",
+    ),
+    KnownCause(
+        "squid-crashed",
+        "Squid's processes and cache.log, as the maintenance process saw them",
+        "Squid crashed ({told}), and what it served then has no line. Newest origins: {origins}. Clients: {clients}.",
+        CRASHED_REMEDY,
     ),
     KnownCause(
         "squid-ended",

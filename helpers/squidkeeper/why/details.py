@@ -19,6 +19,7 @@ from squidkeeper.protocol.request import Malformed
 from squidkeeper.record.record import NONE, decode_field, parse_time, truncated_fields
 from squidkeeper.record.requests import request_of
 from squidkeeper.record.urls import host_of
+from squidkeeper.squid_crashes import SquidCrash
 from squidkeeper.tickets.store import Ticket, TicketState
 from squidkeeper.tickets.ticket import AskedRequest
 from squidkeeper.url import Address, gives_credentials, is_private
@@ -57,6 +58,7 @@ class Surroundings:
     ticket_of: Callable[[AskedRequest], Ticket | None]
     cache_log: CacheLog
     counts_are_shared: bool = False
+    crashes: tuple[SquidCrash, ...] = ()
 
 
 def detail_of(failure: Failure, known: Surroundings) -> Detail:

@@ -1,0 +1,97 @@
+"""Notes crashes of Squid (floor 5): a process that serves has ended, and has not said in cache.log that it exits."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from squidkeeper.formatting import printable
+from squidkeeper.maintenance.squid_process import SquidProcess, SquidRun
+from squidkeeper.squid_crashes import note_crash
+from squidkeeper.untrusted_file import open_untrusted
+
+_LOOKS_BACK: Final = 10  # checks, each second: Squid says that it exits a while before it has ended
+_LONGEST: Final = 1024 * 1024  # bytes of cache.log that are read
+_STARTS: Final = b"| Starting Squid Cache version"
+_EXITS: Final = b"Exiting normally"
+_TOLD: Final = re.compile(rb"\| (?:FATAL: (?=assertion))?((?:assertion failed|FATAL): [^\n]{1,300})")
+_ESTABLISHED: Final = "01"
+_log = logging.getLogger(__name__)
+
+
+class SquidCrashes:
+    """Follows the processes of one Squid; `port` is its proxy port."""
+
+    name = "squid-crashes"
+
+    def __init__(self, state: Path, cache_log: Path, squid: SquidProcess, port: int) -> None:
+        self._state = state
+        self._cache_log = cache_log
+        self._squid = squid
+        self._port = port
+        self._run: SquidRun | None = None
+        self._ended_at = 0.0
+        self._ended = 0  # the process that has
+        self._connections = 0
+        self._sizes: deque[int] = deque(maxlen=_LOOKS_BACK)  # of cache.log at the last checks
+
+    def check(self) -> None:
+        """Look for an end; what is known about it is read a check later, when helpers and log have it."""
+        if self._ended_at:
+            self._judge()
+        elif self._run and (ended := self._run.ended()):
+            self._ended_at, self._ended = time.time(), ended
+            return
+        else:
+            self._connections = _connections(self._port)
+            self._sizes.append(_size(self._cache_log))
+        self._run = self._squid.run()
+
+    def _judge(self) -> None:
+        at, self._ended_at = self._ended_at, 0.0
+        said = _said_by(self._ended, self._written())
+        if _EXITS not in said:
+            told = [match.decode(errors="replace") for match in _TOLD.findall(said)]
+            what = printable(told[-1]) if told else "it was killed"
+            crash = note_crash(self._state, at, what, self._connections)
+            _log.error("%s; %s", crash.unrecorded, crash.served)
+
+    def _written(self) -> bytes:
+        """Read what cache.log has got since the oldest of the last checks."""
+        start = self._sizes[0] if self._sizes else 0
+        try:
+            with open_untrusted(self._cache_log) as file:
+                end = file.seek(0, 2)
+                file.seek(max(end - _LONGEST, start if start <= end else 0))
+                return file.read(_LONGEST)
+        except OSError:
+            return b""
+
+
+def _said_by(pid: int, text: bytes) -> bytes:
+    """Give what one process wrote: after its start, or ahead of the first start, if its own is not in the text."""
+    own = re.search(rb"( kid\d+)?\| Process ID %d\n" % pid, text)
+    start, kid = (own.end(), own[1] or b"") if own else (0, b"")
+    end = text.find(kid + _STARTS, start)
+    return text[start : None if end < 0 else end]
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _connections(port: int) -> int:
+    """Count the connections to a port of this machine."""
+    ours = f":{port:04X}"
+    found = 0
+    for table in Path("/proc/net").glob("tcp*"):  # without IPv6, there is one
+        words = (line.split() for line in table.read_text().splitlines())
+        found += sum(local.endswith(ours) and state == _ESTABLISHED for _, local, _, state, *_ in words)
+    return found

@@ -1,0 +1,89 @@
+"""Squid crashes: what it said, whom it served, and that the archive tells what has no line."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.archive.archiver import Archiver
+from squidkeeper.chain.chain import read_chain
+from squidkeeper.squid_crashes import read_crashes
+from tests.waiting import wait_for
+
+from .curl import CurlFailed, curl
+from .gateway import Gateway, NewGateway
+from .maintained import maintained
+from .network import run
+from .observer import Exporter, fetch
+from .origin import Origins
+from .raw import Raw
+from .test_hostile_origins import part
+
+POLICY = """
+version: 1
+rules:
+  - {name: open, action: allow, hosts: [.example]}
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(new_gateway: NewGateway) -> Iterator[Gateway]:
+    """Without the guard against the answer that ends Squid."""
+    made = new_gateway(POLICY)
+    made.edit("squidkeeper.conf", "icap_enable on", "icap_enable off")
+    made.start()
+    with maintained(made, "--squid", f"127.0.0.1:{made.address[1]}"):
+        yield made
+
+
+def test_after_a_crash_what_squid_said_and_whom_it_served_are_one_condition_one_page_and_an_entry(
+    gateway: Gateway, origins: Origins, tmp_path: Path
+) -> None:
+    state, before = gateway.root / "state", len(read_crashes(gateway.root / "state"))
+    host, client, told = "held.example", "127.0.0.31", "it was killed"
+    wait_for(lambda: curl(gateway, "http://docs.example/", client="127.0.0.40").status == 200, "Squid after a crash")
+    with Raw(gateway, client) as connection:
+        connection.send(f"POST http://{host}/ HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\n\r\n")
+        time.sleep(2.5)
+        os.kill(gateway.pid, signal.SIGABRT)
+        crash = wait_for(lambda: read_crashes(state)[before:], "the crash to be noted")[0]
+    assert (crash.told, crash.in_flight) == (told, 1)
+    assert crash.origins[:2] == (f"{host}:80", "docs.example:80")
+    assert crash.clients[:2] == (client, "127.0.0.40")
+    exporter = Exporter(gateway, 9131).start()
+    try:
+        assert f"newest origins: {host}:80" in fetch(exporter.port, "/").text
+    finally:
+        exporter.stop()
+    logs = ("--state", state, "--policy", gateway.policy_folder, "--last", "1h", gateway.root / "log/access.log")
+    page = run(gateway.root / "bin/squidkeeper", "why", *logs, check=False)
+    assert f"Squid crashed ({told}), and what it served then has no line. Newest origins: {host}:80, " in page
+    archiver = Archiver(gateway.root / "log/access.log", tmp_path, state=state)
+    archiver.run()
+    reasons = [entry.reason for entry in read_chain(tmp_path).entries]
+    assert reasons[before].endswith(f"({told}): up to 1 request in flight have no line")
+    archiver.run()
+    assert [entry.reason for entry in read_chain(tmp_path).entries] == reasons
+
+
+def test_an_answer_that_ends_squid_names_its_origin(gateway: Gateway, origins: Origins) -> None:
+    state, before = gateway.root / "state", len(read_crashes(gateway.root / "state"))
+    wait_for(lambda: curl(gateway, "http://docs.example/").status == 200, "Squid after a crash")
+    time.sleep(2)
+    origins.fallback = part("plain")
+    with pytest.raises(CurlFailed):
+        curl(gateway, "http://far.example/", client="127.0.0.41")
+    crash = wait_for(lambda: read_crashes(state)[before:], "the crash to be noted")[0]
+    assert crash.told.startswith("assertion failed: ")
+    assert (crash.origins[0], crash.clients[0]) == ("far.example:80", "127.0.0.41")
+
+
+def test_a_squid_that_is_restarted_has_not_crashed(gateway: Gateway, origins: Origins) -> None:
+    before = len(read_crashes(gateway.root / "state"))
+    gateway.restart()
+    assert curl(gateway, "http://docs.example/").status == 200
+    time.sleep(4)
+    assert len(read_crashes(gateway.root / "state")) == before
