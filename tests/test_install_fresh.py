@@ -457,8 +457,8 @@ rm -rf /etc/squidkeeper /opt/squidkeeper /var/lib/squidkeeper* /var/spool/squid/
 rm -rf /var/log/squid/*
 ! head -n 1 /etc/squid/squid.conf | grep -q "^# Written by squidkeeper" || rm /etc/squid/squid.conf
 rm -rf /etc/squid/*squidkeeper* /etc/squid/errors/squidkeeper /etc/squid/slicer-ca.* /etc/squid/local.conf
-rm -f /etc/systemd/system/squidkeeper-*.service /etc/systemd/system/squidkeeper-*.timer /etc/logrotate.d/00-squidkeeper \
-    /etc/systemd/system/squid.service.d/squidkeeper.conf
+rm -f /etc/systemd/system/squidkeeper-*.service /etc/systemd/system/squidkeeper-*.timer /etc/logrotate.d/00-squidkeeper
+rm -f /etc/systemd/system/squid.service.d/squidkeeper.conf
 mkdir -p /usr/local/bin /opt/squidkeeper
 ln -s "$2" /opt/squidkeeper
 echo ready
