@@ -353,12 +353,40 @@ def test_rules_above_one_with_other_effects_stay_as_wide(connection: duckdb.Duck
     assert [rule.name for rule in found.unused] == ["loose"]
 
 
+HELD_BACK = [
+    "rules: [{name: one, action: allow, hosts: [.example], connections: single}]",
+    "rules: [{name: one, action: allow, hosts: [.example]}]\nrewrites: [{name: w, to: 'https://mirror.test{path}'}]",
+    "rules: [{name: one, action: allow, hosts: [.example]}]\nsecrets: {s: {env: S}}\n"
+    "credentials: [{name: c, hosts: [.example], bearer: s}]",
+]
+
+
+@pytest.mark.parametrize("rest", HELD_BACK, ids=["connections", "rewrite", "credential"])
+def test_a_rule_stays_where_a_default_that_observes_would_allow_more(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path, rest: str
+) -> None:
+    policy = loaded(f"defaults: {{observe: true}}\n{rest}", tmp_path)
+    assert found_in(connection, policy, get(f"{API}/x"))[1] == {}
+
+
+def test_a_rule_stays_where_the_host_would_be_unrestricted_without_it(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
+    policy = loaded("""
+        rules:
+          - {name: posts, action: allow, hosts: [api.example, b.example], methods: [POST]}
+          - {name: all, action: allow, hosts: [api.example]}
+        """, tmp_path)  # fmt: skip
+    found, narrower = found_in(connection, policy, get(f"{API}/x"))
+    assert [*found.unused, *narrower] == ["all"]
+
+
 QUOTAS = """
 clients: {{near: {{networks: [192.0.2.0/24]}}}}
 rules:
   - {{name: held, action: allow, hosts: [.api.example], methods: [GET, HEAD, POST]}}
   - {{name: never, action: allow, hosts: [never.example]}}
-  - {{name: below, action: allow, hosts: [up.api.example]}}
+  - {{name: below, action: allow, hosts: [up.api.example], methods: [GET, HEAD, POST]}}
 quotas:
   - {{name: some, {quota}, every: day}}
 """

@@ -54,7 +54,8 @@ def _loosening(policy: Policy, now: datetime) -> set[str]:
     allowing = (*policy.rules, *(grant for grant in policy.grants if not grant.lapsed(now)))
     counts, found = partial(_counts, policy), set()
     for position, rule in enumerate(policy.rules):
-        by_default = policy.observe_default and (rule.strip or not counts(rule.name) <= counts(DEFAULT_RULE))
+        given = rule.strip or rule.connections or policy.rewrites or policy.credentials  # what the default never gives
+        by_default = policy.observe_default and (given or not counts(rule.name) <= counts(DEFAULT_RULE))
         if by_default or any(_loosens(policy, rule, other) for other in allowing[position + 1 :]):
             found.add(rule.name)
     return found
@@ -64,11 +65,13 @@ def _loosens(policy: Policy, rule: Rule, below: Rule) -> bool:
     """Tell whether what a rule no longer allows could be allowed by one below it with other effects.
 
     That one may open private addresses or WebSockets, pass tunnels through, leave a header in the request, or have
-    fewer quotas.
+    fewer quotas. As the first rule for a host it may make it unrestricted, which opens WebSockets too.
     """
     if below.action is not Action.ALLOW or below.observe:
         return False
-    if _effects(rule) == _effects(below) and _counts(policy, rule.name) <= _counts(policy, below.name):
+    unrestricts = below.certain and not (rule.certain or below.websocket)
+    is_same = _effects(rule) == _effects(below) and not unrestricts
+    if is_same and _counts(policy, rule.name) <= _counts(policy, below.name):
         return False
     one, two = rule.match, below.match
     if one.any_host or two.any_host or one.lists or two.lists:
