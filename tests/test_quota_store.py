@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
@@ -90,6 +91,13 @@ def test_a_server_that_drips_holds_no_look_up(server: ValkeyServer, monkeypatch:
         with pytest.raises(CountsUnavailable, match="none that is whole within"):
             counts.take(COUNT, 10, 1)
     assert time.monotonic() - begun < 5
+
+
+def test_a_ca_that_is_a_pipe_holds_no_look_up(server: ValkeyServer, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "ca.crt")
+    counts = ValkeyCounts(replace(server.settings(), tls_ca=tmp_path / "ca.crt"))
+    with pytest.raises(CountsUnavailable, match="not a regular file"):
+        counts.take(COUNT, 10, 1)
 
 
 def test_the_exporter_reads_when_the_certificate_of_the_store_expires(own_server: ValkeyServer, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from squidkeeper.archive_status import DELETED, DeletedLogs, read_deleted_logs
 from squidkeeper.squid_runs import FILE, read_samples
-from squidkeeper.untrusted_file import read_untrusted
+from squidkeeper.untrusted_file import read_regular, read_untrusted
 
 
 def put_link(file: Path) -> None:
@@ -26,6 +26,16 @@ def test_a_link_a_pipe_and_a_folder_are_refused(tmp_path: Path, kind: str) -> No
     KINDS[kind](tmp_path / "file")
     with pytest.raises(OSError, match=r"symbolic links|not a regular file"):
         read_untrusted(tmp_path / "file", 9)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_keeps_no_descriptor(tmp_path: Path, kind: str) -> None:
+    KINDS[kind](tmp_path / "file")
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
+            read_regular(tmp_path / "file", 9)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def open_untrusted(path: Path, *, folder: int | None = None) -> BinaryIO:
 
 def read_regular(path: Path, longest: int) -> bytes:
     """Read a file that may be a link, at most so many bytes; OSError where it is no regular file, such as a FIFO."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(EINVAL, "not a regular file", str(path))
         return file.read(longest)

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from squidkeeper.errors import CountsUnavailable
 from squidkeeper.quotas.store_settings import quota_store_file, read_quota_store
+from squidkeeper.verified_tls import verified_tls
 
 _FILE_BYTES = 1024 * 1024
 _ASKED_EVERY_SECONDS: Final = 3600
@@ -72,7 +73,7 @@ class StoreCertificate(Thread):
             if settings is None or settings.tls_ca is None:
                 self.not_after = None
                 return
-            context, host = ssl.create_default_context(cafile=settings.tls_ca), str(settings.address)
+            context, host = verified_tls(settings.tls_ca), str(settings.address)
             with (
                 create_connection((host, settings.port), _CONNECT_SECONDS) as plain,
                 context.wrap_socket(plain, server_hostname=host) as store,

@@ -18,9 +18,11 @@ from squidkeeper.extras import require
 from squidkeeper.policy.quotas import QuotaUnit, Window
 from squidkeeper.quotas.counts import QuotaCount, QuotaUse, Taken
 from squidkeeper.quotas.store_settings import QuotaStoreSettings
+from squidkeeper.untrusted_file import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _PREFIX: Final = "squidkeeper:quota:"
 _SECONDS: Final = 0.25  # for one step: to connect, to send, to receive
@@ -30,6 +32,7 @@ _POLICY: Final = "noeviction"  # else a full server forgets counts
 _CHECK_EVERY_SECONDS: Final = 60.0
 _LISTED_AT_MOST: Final = 100_000
 _FUNCTION: Final = "squidkeeper_take"
+_CA_BYTES: Final = 1 << 20
 _AT_ONCE: Final = 1000  # keys in one command
 _ADVICE: Final = (  # what to do about an error of Valkey, by a part of its text
     ("permissions", "give the user {user} the rights that squid/FLEET.md lists"),
@@ -128,6 +131,11 @@ class ValkeyCounts:
         return self._client
 
 
+def _certificates(ca: Path) -> str:
+    """Read the CA without waiting for anybody: a FIFO would hold a helper."""
+    return read_regular(ca, _CA_BYTES).decode("ascii", "replace")
+
+
 def _client(settings: QuotaStoreSettings) -> Any:
     from valkey import Valkey
     from valkey.backoff import NoBackoff
@@ -144,7 +152,7 @@ def _client(settings: QuotaStoreSettings) -> Any:
         socket_connect_timeout=_SECONDS,
         retry=Retry(NoBackoff(), 0),
         ssl=settings.tls_ca is not None,
-        ssl_ca_certs=str(settings.tls_ca),
+        ssl_ca_data=_certificates(settings.tls_ca) if settings.tls_ca else None,
         ssl_cert_reqs="required",
         ssl_check_hostname=True,
     )
