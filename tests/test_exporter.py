@@ -892,6 +892,16 @@ def test_the_warnings_of_a_policy_are_on_the_status_page_but_not_those_of_secret
     )
 
 
+def test_what_lacks_an_extra_is_unavailable_and_no_mere_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squidkeeper.extras.find_spec", lambda _: None)
+    policy = compiled_of(tmp_path, "secrets: {key: {file: key}}\nsealed_tokens: {keys: [key]}\n").source
+    found = {one.condition.code: one for one in active_conditions(replace(view(None), policy=policy))}
+    assert "run ./install.sh --extras sealed" in found["secret-unavailable"].detail
+    assert "policy-warning" not in found
+
+
 def test_the_warnings_of_check_are_on_the_status_page(policy: Path) -> None:
     (policy / "more.yaml").write_text(
         "version: 1\nclients: {idle: {networks: [192.0.2.0/24]}}\n"

@@ -352,6 +352,12 @@ THEIRS, OTHERS = File(b"http_port 3128\n"), File(b"http_port 3127\n")
             id="a closed state",
         ),
         pytest.param(
+            replace(WANTED, folders={**FOLDERS, LAYOUT.archive: Folder({}, 0o750, (61500, 13))}),
+            replace(HERE, files={**HERE.files, LAYOUT.archive: Folder({})}),
+            [(StepKind.GIVE_BACK, LAYOUT.archive)],
+            id="an archive of root's",
+        ),
+        pytest.param(
             replace(WANTED, own_addresses=b""),
             HERE,
             [(StepKind.WRITE_OWN_ADDRESSES, LAYOUT.state)],

@@ -6,16 +6,18 @@ import json
 import re
 import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from squidkeeper.cli import main
-from squidkeeper.policy.model import VERDICT_NAMES
+from squidkeeper.policy.model import OPENS_NONE, SEALED, VERDICT_NAMES
 from squidkeeper.record.record import NONE, Record
 from squidkeeper.record.requests import request_of
 from squidkeeper.record.urls import endpoint_of
@@ -619,6 +621,30 @@ def test_a_place_in_a_policy_that_was_edited_since_says_so(tmp_path: Path, now: 
     assert facts["at"].endswith(at)
     assert (then.revision in facts["at"]) == ("edited" in at)
     assert facts["opens"].startswith(opens)
+
+
+@pytest.mark.parametrize("in_force", ["the former", ""])
+def test_an_edit_that_allows_a_request_and_is_not_in_force_is_not_called_the_cure(
+    tmp_path: Path, in_force: str
+) -> None:
+    then = compiled_of(tmp_path / "then", CLOSED)
+    current = compiled_of(tmp_path / "now", CLOSED.replace("deny", "allow"))
+    case = Case(record(**{**DENIED, "rule": "closed", "url": "http://a.example/x"}))
+    known = Surroundings(lambda _: then, lambda: current, lambda _: (), lambda *_: None, lambda _: None, CacheLog())
+    cause = judge(case)
+    assert cause
+    in_force = in_force and then.revision
+    opens = detail_of(Failure(case, cause), replace(known, in_force=in_force)).facts["opens"]
+    assert ("squidkeeper check" in opens) == bool(in_force)
+    assert ("do nothing" in opens) != bool(in_force)
+
+
+def test_a_token_that_the_gateway_cannot_open_is_not_blamed() -> None:
+    missing = f"{OPENS_NONE}, as the extra 'sealed' is not installed: run ./install.sh --extras sealed"
+    refused = {**DENIED, "rule": "sealed-token-refused", "found": quote(f"{SEALED}{missing}")}
+    assert sentence(**refused) == f"The sealed token is refused: {missing}."
+    assert advice(**refused) == "Install it by that command. The token need not be another."
+    assert "make another token" in advice(**{**refused, "found": quote(f"{SEALED}it is for another host")})
 
 
 def test_the_advice_for_a_quota_names_who_may_list_its_counts(log: Path) -> None:

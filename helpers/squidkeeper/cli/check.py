@@ -322,7 +322,7 @@ def _text(report: CheckReport) -> str:
     lines += [_gate_text(report.gate)] if report.gate else []
     if report.access.not_checked:
         lines.append(f"not checked: what Squid's account can read ({report.access.not_checked})")
-    if report.install:
+    if report.install and report.not_compared != Path():  # install.sh names none, as it renders them next
         lines.append(_install_text(report))
     found = f"{quantity(len(report.faults), 'fault')}, {quantity(len(report.warnings), 'warning')}"
     if report.faults:

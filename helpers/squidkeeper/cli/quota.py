@@ -36,7 +36,8 @@ _SHOWN: Final = 10
 def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Path, store: Path | None) -> None:
     """Show what is used of each quota of the policy, and by whom: who has used most comes first.
 
-    A number can be some units too high: helpers take a few ahead of their use. Bytes count at the end of a request.
+    A number can be some units too high: helpers take a few ahead of their use. What a request announces is
+    taken when it begins, and what it did not send is given back at its end.
     """
     quotas = _quotas(directory)
     if reset is not None and reset not in {one.name for one in quotas}:

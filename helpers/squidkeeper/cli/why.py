@@ -224,6 +224,13 @@ class _Policies:
         self.current = cache(partial(policy_on_disk, directory))
         self.of = PastPolicies(state / "revisions", self.current)
 
+    def in_force(self) -> str:
+        """Name the revision that helpers have loaded last; empty where it is unknown."""
+        from squidkeeper.policy_store.revisions import revision_in_force
+
+        found = revision_in_force(self.state / "revisions")
+        return found.revision if found and found.directory == self.directory.absolute() else ""
+
 
 def _read(search: Search, sources: TableSources) -> ReadRecords:
     from squidkeeper.cli.why_table import read_records
@@ -248,7 +255,8 @@ def _surroundings(policies: _Policies, run: Path, cache_log: Path | None, search
     secret_problem, ticket_of = partial(_secret_problem, run), partial(_ticket_of, policies.state)
     is_shared = quota_store_file(policies.directory).exists()
     crashes = read_crashes(policies.state) if search.since else ()
-    return Surroundings(policies.of, policies.current, _Resolver(), secret_problem, ticket_of, log, is_shared, crashes)
+    told = (log, is_shared, crashes, policies.in_force())
+    return Surroundings(policies.of, policies.current, _Resolver(), secret_problem, ticket_of, *told)
 
 
 class _Answer:

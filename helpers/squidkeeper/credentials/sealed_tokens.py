@@ -15,6 +15,7 @@ from squidkeeper.credentials.secret import Secret
 from squidkeeper.credentials.store import SecretStore
 from squidkeeper.errors import ExtraMissing, PatternError, SealedTokenRefused, SecretUnavailable, SquidkeeperError
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
+from squidkeeper.policy.model import OPENS_NONE
 from squidkeeper.policy.sealed_tokens import SealedContent, parse_content
 
 _CACHE_BYTES, _OBJECT_BYTES = 1024 * 1024, 8_000  # of Python objects, beside the text
@@ -39,7 +40,7 @@ class SealedTokens:
         keys = self._keys()
         missing = [problem for problem in self.problems.values() if isinstance(problem, ExtraMissing)]
         if missing and not keys:
-            raise SealedTokenRefused(f"this gateway opens none, as {missing[0]}")
+            raise SealedTokenRefused(f"{OPENS_NONE}, as {missing[0]}")
         digest = sha256(token.encode()).digest()
         known = self._opened.get(digest)
         if known is None:

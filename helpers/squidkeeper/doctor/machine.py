@@ -28,6 +28,7 @@ from squidkeeper.doctor.inspection import Inspection
 from squidkeeper.errors import CountsUnavailable, InvalidExport, PatternError, PullFailed, WebhookFailed
 from squidkeeper.export.tls import tls_context
 from squidkeeper.exporter.status_rows import secret_rows
+from squidkeeper.extras import missing_extras
 from squidkeeper.formatting import quantity
 from squidkeeper.layout import ACCOUNTS, SERVICES
 from squidkeeper.maintenance.own_addresses import reached_at
@@ -83,6 +84,7 @@ def unavailable_secrets(one: Inspection) -> Iterator[Found]:
     """Find secrets without a value. `secrets-not-fetched` names them where nothing fetches them."""
     fetched = {} if one.view.fetching.runs else one.view.fetched_secrets
     yield from (Found(row.problem) for row in secret_rows(one.view) if row.problem and row.name not in fetched)
+    yield from (Found(str(fault)) for fault in (missing_extras(one.view.policy) if one.view.policy else ()))
 
 
 def webhook_failing(one: Inspection) -> Iterator[Found]:

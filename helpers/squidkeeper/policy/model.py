@@ -51,6 +51,7 @@ TOKEN_ID_LENGTH = 12  # hexadecimal digits of the hash
 DIRECT = "direct"  # the key of what goes past every parent
 SEALED_TOKEN = "sealed-token"  # noqa: S105 - as what the credential of a sealed token is counted and logged
 SEALED_REFUSED = "sealed-token-refused"
+OPENS_NONE = "this gateway opens none"  # how the reason begins where the extra is missing
 SEALED = "sealed-token:"  # in `found` of a record: how it begins where one was refused, with the reason
 NOT_OBSERVED = ""  # in a test: nothing is observed
 NO_REWRITE = ""  # in a test: no rewrite applies

@@ -28,6 +28,7 @@ class StepKind(StrEnum):
     MAKE_AS_SQUID = "make, as Squid's account,"
     GIVE_TO_ROOT = "give to root, as the way to secrets that are fetched,"
     GIVE_TO_SQUID = "give to Squid's account"
+    GIVE_BACK = "give to the account that works there"
     PUT_STORE = "make the certificate store"
     WRITE_OWN_ADDRESSES = "write the gateway's own addresses below"
     LABEL = "label for SELinux, with what it reads,"
@@ -168,6 +169,11 @@ class _Planner:
     def _folders(self) -> Iterator[SetupStep]:
         folders = self._wanted.folders.items()
         yield from (SetupStep(StepKind.MAKE, path, folder) for path, folder in folders if path not in self._here)
+        for path in (self._layout.archive, self._layout.pulled):  # root's are of no use, such as after a restore
+            folder, here = self._wanted.folders.get(path), self._here.get(path)
+            if folder and isinstance(here, Folder) and here.owner[0] == 0 != folder.owner[0]:
+                self._notes.append(("state", f"given to user {folder.owner[0]}: {path}"))
+                yield SetupStep(StepKind.GIVE_BACK, path, folder)
         if self._wanted.run and self._here.get(self._layout.run, self._wanted.run) != self._wanted.run:
             yield SetupStep(StepKind.GIVE_TO_ROOT, self._layout.run, self._wanted.run)
 

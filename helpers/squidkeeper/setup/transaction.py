@@ -84,7 +84,7 @@ class Transaction:
     def apply(self, step: SetupStep) -> None:
         """Apply a step; an OSError or `SetupFailed` where it fails, after which the transaction is rolled back."""
         match step:
-            case SetupStep(StepKind.MAKE | StepKind.GIVE_TO_ROOT, path, Folder() as folder):
+            case SetupStep(StepKind.MAKE | StepKind.GIVE_TO_ROOT | StepKind.GIVE_BACK, path, Folder() as folder):
                 self._have_directory(path, folder)
             case SetupStep(StepKind.REMOVE, path):
                 self._set_aside(path)
@@ -208,6 +208,8 @@ class Transaction:
     def _have_directory(self, path: Path, folder: Folder) -> None:
         if path.is_dir():
             give_folder(path, folder.owner, folder.mode)
+            if folder.owner[0]:
+                give_below(path, folder.owner)
         else:
             self._make_directory(path, folder)
 

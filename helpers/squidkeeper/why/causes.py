@@ -18,7 +18,7 @@ import msgspec
 from squidkeeper.client_kit.probe_table import SPEAKS_TLS
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.engine.decide import Stage, decide
-from squidkeeper.policy.model import SEALED, SEALED_REFUSED, Action, Policy
+from squidkeeper.policy.model import OPENS_NONE, SEALED, SEALED_REFUSED, Action, Policy
 from squidkeeper.policy.quotas import UNCOUNTED
 from squidkeeper.protocol.request import CONNECT, DENIED_BY
 from squidkeeper.record.events import names_tunnel
@@ -40,8 +40,9 @@ STORE_ONE_LINE: Final = (
     " that account's group, and its folders open to it. If the secret is fetched, check its source."
 )
 CRASHED_REMEDY: Final = (
-    "If an origin comes again and again, close it by a rule with `action: deny`: what an origin answers can end Squid."
-    " Keep cache.log, update Squid, and see `squidkeeper quota` for uploads that stay counted. It is told for a day."
+    "Where a disk is full (`df -h`), make room: Squid ends without room for its log. If an origin comes again and"
+    " again, close it by a rule with `action: deny`: what an origin answers can end Squid. Keep cache.log, update"
+    " Squid, and see `squidkeeper quota` for uploads that stay counted. It is told for a day."
 )
 _LOG_IN: Final = (
     "Give the client `HTTPS_PROXY=http://NAME:TOKEN@…` with a token of `squidkeeper client add`. The metric"
@@ -71,12 +72,14 @@ _DEFAULTS: Final[Mapping[str, str]] = {  # what a sentence says where a fact is 
     " local.conf",
     "credential": "A credential that the request needs is unavailable",
     "sealed": "it is expired, altered, sealed to another key, in the wrong place, or not for this request",
+    "token": "If the request is meant to pass, make another token: `squidkeeper seal`",
     "distrust": CLIENT_ERRORS["ERR_SECURE_ACCEPT_FAIL"],
     "ticket": "",
     "number": "NUMBER",
     "quota_uses": "`squidkeeper quota`",
 }
 
+_KEEP_IT: Final = "Install it by that command. The token need not be another"
 _CLOCK: Final = "If the certificate is valid, correct the gateway's clock"
 _OTHER_NAME: Final = (
     "is for another name",
@@ -189,7 +192,8 @@ def facts_of(case: Case) -> dict[str, str]:
     }
     facts |= _certificate_facts(decisive.tls_error)
     if facts["found"].startswith(SEALED):
-        facts["sealed"] = facts["found"].removeprefix(SEALED)
+        why = shown(decode_field(record.found) or "", SHOWN_OF_MESSAGE).removeprefix(SEALED)
+        facts |= {"sealed": why} | ({"token": _KEEP_IT} if why.startswith(OPENS_NONE) else {})
     if host.address is not None and is_private(host.address):
         facts["private"] = "is a private address"
     if decisive.rule == _INVALID:
@@ -352,7 +356,8 @@ CAUSES: Final = (
         "no-helper",
         "error `ERR_SQUIDKEEPER_UNAVAILABLE`",
         "No helper of the gateway answered, so the request was denied.",
-        NO_HELPER_REMEDY,
+        f"Squid replaces a helper that ended: after a few such requests nothing is to be done. If they go on:"
+        f" {NO_HELPER_REMEDY}",
         _has_no_helper,
     ),
     KnownCause(
@@ -374,7 +379,7 @@ CAUSES: Final = (
         SEALED_REFUSED,
         "rule `sealed-token-refused`",
         "The sealed token is refused: {sealed}.",
-        "If the request is meant to pass, make another token: `squidkeeper seal`.",
+        "{token}.",
         _of_rule(SEALED_REFUSED),
     ),
     KnownCause(
@@ -680,7 +685,8 @@ CAUSES: Final = (
         "squid-ended",
         "cache.log: `FATAL:`",
         "Squid ended: {reason}.",
-        "Read the end of cache.log. While Squid is down, no client can connect.",
+        "`logfileWrite` says that its disk is full: make room. Otherwise read the end of cache.log. While Squid is"
+        " down, no client can connect.",
     ),
 )
 

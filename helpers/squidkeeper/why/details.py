@@ -48,7 +48,7 @@ class Surroundings:
     `policy_of` gives the policy of a revision, `current` the one on disk; either is None where there is none.
     `addresses_of` resolves a name now. `secret_problem` tells why a secret is unavailable now. `ticket_of` finds the
     ticket of a request as it is now; None where there is none, or it cannot be read. `counts_are_shared` tells whether
-    other gateways count quotas with this one.
+    other gateways count quotas with this one. `in_force` is the revision that helpers have; empty where it is unknown.
     """
 
     policy_of: Callable[[str], CompiledPolicy | None]
@@ -59,6 +59,7 @@ class Surroundings:
     cache_log: CacheLog
     counts_are_shared: bool = False
     crashes: tuple[SquidCrash, ...] = ()
+    in_force: str = ""
 
 
 def detail_of(failure: Failure, known: Surroundings) -> Detail:
@@ -153,9 +154,22 @@ def _is_allowed_now(case: Case, known: Surroundings) -> bool:
     return found is not None and found.decision.allowed
 
 
+def _is_not_in_force(known: Surroundings) -> bool:
+    current = known.current()
+    return bool(known.in_force and current and current.revision != known.in_force)
+
+
+_NOT_IN_FORCE: Final = (
+    "see why an edit is not in force: the policy on disk allows it. `squidkeeper check` says whether Squid's account"
+    " can read it, `squidkeeper doctor` what else keeps the former one"
+)
+
+
 def _opening(case: Case, policy: CompiledPolicy, how: str, known: Surroundings) -> Detail:
     """Tell what opens a request: an edit since, a rule that was tried, or why no rule does."""
     if _is_allowed_now(case, known):
+        if _is_not_in_force(known):
+            return Detail({"opens": _NOT_IN_FORCE}, {"opens": None})
         return Detail({"opens": "do nothing: the policy was edited since, and allows it now"}, {"opens": None})
     proposal = propose(case, policy)
     if proposal is None:
