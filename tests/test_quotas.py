@@ -324,6 +324,12 @@ def test_a_request_with_chunks_takes_all_that_is_left_until_it_ends(scope: Quota
     assert passes(scope, 3, length="1")
 
 
+@pytest.mark.parametrize("length", ["0000000000000000001", "1,1", "1%2C%201"])
+def test_a_length_that_is_no_plain_number_takes_all_that_is_left(scope: QuotaScope, length: str) -> None:
+    assert passes(scope, 1, length=length)
+    assert not passes(scope, 2, length="1")
+
+
 def test_what_is_held_ends_with_its_window_and_with_a_reset(tmp_path: Path) -> None:
     clock = Clock(1_800_000_000.0)
     counts = LocalCounts(tmp_path, clock)

@@ -190,7 +190,11 @@ def test_bytes_count_at_the_end_of_a_request_once(gateway: Gateway, exporter: Ex
 
 @pytest.mark.parametrize(
     ("client", "announced", "held"),
-    [("127.0.0.9", "Content-Length: 60000", 60_000), ("127.0.0.10", "Transfer-Encoding: chunked", 100_000)],
+    [
+        ("127.0.0.9", "Content-Length: 60000", 60_000),
+        ("127.0.0.10", "Transfer-Encoding: chunked", 100_000),
+        ("127.0.0.14", "Content-Length: 0000000000000060000", 100_000),
+    ],
 )
 def test_uploads_that_are_held_open_count_and_do_after_a_crash_of_squid(
     gateway: Gateway, exporter: Exporter, origins: Origins, client: str, announced: str, held: int
@@ -214,6 +218,25 @@ def test_uploads_that_are_held_open_count_and_do_after_a_crash_of_squid(
     gateway.start()
     assert upload(20_000) == 403
     assert uploaded(gateway, client) > 90_000
+
+
+def test_an_upload_that_is_gone_when_it_may_begin_holds_nothing(
+    gateway: Gateway, exporter: Exporter, origins: Origins
+) -> None:
+    """It waits for another, its client leaves, and its line is there before the other ends."""
+    client, head = "127.0.0.15", "POST http://llm.example/{} HTTP/1.1\r\nHost: llm.example\r\n{}\r\n\r\n"
+    with Raw(gateway, client) as first:
+        first.send(head.format("first", "Transfer-Encoding: chunked"))
+        wait_for(lambda: uploaded(gateway, client) == 100_000, "what it announces")
+        for number in range(3):
+            with Raw(gateway, client) as gone:
+                gone.send(head.format(f"gone{number}", "Content-Length: 30000"))
+                time.sleep(0.2)
+        gateway.logged("http://llm.example/gone2")
+        time.sleep(0.3)
+    wait_for(lambda: uploaded(gateway, client) < 2_000, "the end of all of them")
+    time.sleep(2)
+    assert uploaded(gateway, client) < 2_000
 
 
 def uploaded(gateway: Gateway, client: str) -> int:

@@ -1,6 +1,7 @@
 """The bytes of quotas (floor 7): counted at the end of a request, as the access log tells them.
 
-What the meter has held for the request is released then. A request without a line, after a crash of Squid, stays held.
+What the meter has held for the request is released then, also where a client left so early that the meter was asked
+about the request, or answered again, after its line. A request without a line, after a crash of Squid, stays held.
 
 They are added before the exporter saves its position in the log, so an exporter that is killed counts the last seconds
 twice, and none never. Where gateways share their counts, what the store has not got yet is kept in memory.
@@ -9,6 +10,7 @@ twice, and none never. Where gateways share their counts, what the store has not
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
@@ -26,6 +28,8 @@ from squidkeeper.record.judging import clients_of
 from squidkeeper.record.record import NONE, Record, is_spliced
 
 _WAITING_AT_MOST = 50_000  # counts
+_ENDED_AT_MOST = 50_000  # requests
+_ENDED_SECONDS = 300.0  # the meter answers later than the request's line is read by less
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +43,9 @@ class UsedBytes:
         self._current = current
         self._waiting: dict[QuotaCount, int] = {}
         self._unsent: dict[QuotaCount, int] = {}  # to the store of all gateways
-        self._ended: list[str] = []  # requests whose bytes are held
+        self._ended: set[str] = set()  # requests that the meter may have held bytes for
+        self._ended_before: set[str] = set()
+        self._ended_since = time.monotonic()
         self._problem = ""
 
     def count(self, record: Record) -> None:
@@ -47,7 +53,7 @@ class UsedBytes:
         policy = self._current()
         if policy is None or not _counts_bytes(policy):
             return
-        self._ended.append(".".join(record.request_id.rsplit(".", 4)[-4:]))  # without the gateway's name
+        self._note_end(record.request_id)
         if record.verdict != "allow":
             return
         if record.method == CONNECT and not is_spliced(record):
@@ -70,12 +76,20 @@ class UsedBytes:
                 self._waiting.clear()
             self._heartbeat.beat()
             self._send()
-            self._counts.release(self._ended)  # once the bytes are counted: in between they count twice
-            self._ended.clear()
+            self._release()  # once the bytes are counted: in between they count twice
         except (CountsUnavailable, OSError) as error:
             self._report(str(error))
         else:
             self._report("")
+
+    def _note_end(self, request: str) -> None:
+        if len(self._ended) >= _ENDED_AT_MOST or time.monotonic() - self._ended_since >= _ENDED_SECONDS:
+            self._ended_before, self._ended, self._ended_since = self._ended, set(), time.monotonic()
+        self._ended.add(".".join(request.rsplit(".", 4)[-4:]))  # without the gateway's name
+
+    def _release(self) -> None:
+        if held := self._counts.holding():
+            self._counts.release(held & self._ended | held & self._ended_before)
 
     def _keep_unsent(self) -> None:
         """Keep for the store of all gateways what is counted here. While that is away, this gateway goes by its own."""

@@ -82,12 +82,13 @@ class QuotaScope:
 
 
 def _body(length: bytes, encoding: bytes, rest: list[bytes]) -> Announced | None:
-    """Read what a request is about to send; None where it has no body."""
-    size = int(length) if _LENGTH.fullmatch(length) else 0
-    if encoding == _NO_TOKEN and not size:
+    """Read what a request is about to send; None where it has no body. Squid reads more lengths than plain digits."""
+    is_plain = encoding == _NO_TOKEN and _LENGTH.fullmatch(length)
+    size = int(length) if is_plain else None
+    if size == 0 or length == encoding == _NO_TOKEN:
         return None
     request = b".".join(rest[:3]).decode("ascii", "replace")  # as at the end of REQUEST_ID in setup/error_pages.py
-    return Announced(request, size if encoding == _NO_TOKEN else None)
+    return Announced(request, size)
 
 
 def _wait_from(began: bytes) -> float:

@@ -104,6 +104,13 @@ class LocalCounts:
             with self._opened() as database, _transaction(database):
                 database.executemany("DELETE FROM held WHERE request = ?", ((request,) for request in requests))
 
+    def holding(self) -> set[str]:
+        """List the requests for which something is held."""
+        if not self._file.exists():
+            return set()
+        with self._opened() as database:
+            return {request for (request,) in database.execute("SELECT DISTINCT request FROM held")}
+
     def add(self, count: QuotaCount, amount: int) -> None:
         """Add what was used already."""
         self.add_all({count: amount})
