@@ -222,6 +222,12 @@ class Gateway:
         run("squid", "-k", "rotate", *self._which())
 
     @property
+    def master(self) -> int:
+        """The process that starts those that serve."""
+        assert self._squid is not None
+        return self._squid.pid
+
+    @property
     def pid(self) -> int:
         """The process that serves: the master's child, the first of several workers."""
         return self.workers[0]

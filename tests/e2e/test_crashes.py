@@ -87,3 +87,17 @@ def test_a_squid_that_is_restarted_has_not_crashed(gateway: Gateway, origins: Or
     assert curl(gateway, "http://docs.example/").status == 200
     time.sleep(4)
     assert len(read_crashes(gateway.root / "state")) == before
+
+
+def test_a_worker_that_crashes_after_its_master_is_noted(gateway: Gateway, origins: Origins) -> None:
+    before, worker = len(read_crashes(gateway.root / "state")), gateway.pid
+    wait_for(lambda: curl(gateway, "http://docs.example/").status == 200, "Squid")
+    time.sleep(2)
+    os.kill(gateway.master, signal.SIGKILL)
+    time.sleep(2.5)
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: read_crashes(gateway.root / "state")[before:], "the crash to be noted")
+    gateway.kill()
+    gateway.start()
+    time.sleep(4)
+    assert len(read_crashes(gateway.root / "state")) == before + 1
