@@ -45,7 +45,7 @@ from squidkeeper.squid_account import Account, account_of, call_as, changed_by_o
 from squidkeeper.webhook_settings import read_webhook_settings
 
 _ANSWER_SECONDS: Final = 20.0  # on a busy machine
-_STOPPED_SECONDS: Final = 25.0  # the exporter ends a stopped helper within 15
+_STOPPED_SECONDS: Final = 60.0  # the exporter ends a stopped helper within 15, on a very busy machine within 30
 _CLOCK_SECONDS: Final = 60.0
 _FEW_DAYS: Final = 7
 _PERIODS: Final = {"hourly": 1 / 24, "daily": 1, "weekly": 7, "monthly": 30, "yearly": 365}
