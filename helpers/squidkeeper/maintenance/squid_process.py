@@ -108,7 +108,7 @@ class SquidProcess:
         """Find the master; None where Squid has ended, also where another process has its number."""
         try:
             master = psutil.Process(int(self._pid_file.read_text()))
-            return master if master.name() == _NAME else None
+            return master if master.name() == _NAME and master.status() != psutil.STATUS_ZOMBIE else None
         except (OSError, ValueError, psutil.Error):
             return None
 
@@ -132,8 +132,14 @@ def _is_there(kid: str) -> bool:
 
 
 def _start_ticks(pid: int) -> str:
-    """Tell when a process started, by a clock that nobody sets: with its number this names it once and for all."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    """Tell when a process started, by a clock that nobody sets: with its number this names it once and for all.
+
+    `ProcessLookupError` where it has ended, also where its parent has not noticed.
+    """
+    state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    if state == "Z":
+        raise ProcessLookupError
+    return fields[18]
 
 
 def _catches(process: psutil.Process, signal: Signals) -> bool:
