@@ -45,6 +45,7 @@ from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
 from squidkeeper.squid_account import Account, squid_account
 from squidkeeper.squid_conf import Macros, Problem, SquidConf, read_squid_conf
+from squidkeeper.squid_crashes import note_crash
 from tests.ports import free_port
 from tests.valkey_server import GATEWAYS, ValkeyServer
 from tests.waiting import wait_for
@@ -861,6 +862,14 @@ def test_the_conditions_of_the_exporter_are_checks_too() -> None:
         "requests-failing",
         "state-not-writable",
     }
+
+
+def test_a_crash_that_is_over_does_not_keep_a_gateway_drained(layout: Layout) -> None:
+    note_crash(layout.state, time.time() - 3600, "it was killed", 1)
+    diagnosis = examine(inspect(layout), running=False)
+    [(check, cases)] = [(check, cases) for check, cases in diagnosis.found if check.code == "squid-crashed"]
+    assert cases
+    assert check.severity is Severity.WARNING
 
 
 def test_the_document_has_every_check() -> None:

@@ -44,6 +44,7 @@ _OF_A_RUNNING_GATEWAY: Final = frozenset(
         *("maintenance-not-running", "secrets-not-fetched", "export-behind"),
     }
 )
+_PAST: Final = frozenset({"squid-crashed"})  # told for a day, which must not keep a gateway drained that serves again
 
 
 # What the exporter's finder would tell twice, or only where a process runs.
@@ -61,8 +62,9 @@ def _condition(one: Condition) -> Check:
         yield from map(Found, one.find(inspection.view) if one.find else ())
 
     running = one.code in _OF_A_RUNNING_GATEWAY
+    severity = _WARNING if one.code in _PAST else one.severity
     return Check(
-        one.code, one.severity, one.summary, one.remedy, _FINDERS.get(one.code, find), as_root=True, running=running
+        one.code, severity, one.summary, one.remedy, _FINDERS.get(one.code, find), as_root=True, running=running
     )
 
 
