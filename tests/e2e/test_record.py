@@ -93,8 +93,6 @@ USER_AGENTS = [
     "\xff" * 8192,
     "é".encode().decode("latin-1") * 130,  # a character of two bytes stands over the cut
     "\xf0\x9f\x92\xa9" * 65,
-    "y" * 50_000,
-    '"' * 50_000,
     "",
     "-",
     "</script><img src=x>",
@@ -612,7 +610,7 @@ def tunnel_of(gateway: Gateway, user: str, host: str) -> Iterator[Raw]:
 def test_no_field_makes_a_line_longer_than_it_may_be(with_users: Gateway, origins: Origins) -> None:
     before, host = len(logged(with_users)), f"{'l' * 63}.{'l' * 63}.{'l' * 63}.long.example"
     origins.certificates["origin.example"] = ("origin.example", host)
-    agent = "User-Agent: " + '"' * 50_000
+    agent = "User-Agent: " + '"' * 6000
     with tunnel_of(with_users, LONG_USER, host) as client:
         client.get("/" + '"' * 2500, host, agent, method="%" * 32)
     with Raw(with_users) as client:
