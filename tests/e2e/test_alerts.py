@@ -61,6 +61,7 @@ NOT_MADE_HERE = {
     "SquidkeeperPullRefused",
     "SquidkeeperPullAltered",
     "SquidkeeperPullDiffers",
+    "SquidkeeperQuotaStoreCertificateEndsSoon",
     "SquidkeeperQuotaStoreUnavailable",
 }
 HOST_HELPER = "acl --scope host --concurrency 16"
