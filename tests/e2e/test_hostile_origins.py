@@ -8,12 +8,15 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
+from tests.waiting import wait_for
+
 from .curl import curl
 from .dns import Names
 from .gateway import Gateway, NewGateway
 from .network import run
 from .odd_certificates import Intermediate, origin_context
 from .origin import Answer, Origins
+from .raw import Raw
 
 POLICY = """
 version: 1
@@ -83,6 +86,19 @@ def test_why_tells_of_the_answer(gateway: Gateway, origins: Origins) -> None:
     told = run(*why, check=False)  # something has failed
     assert "invalid-answer: once" in told
     assert "ICAP" not in told
+
+
+def test_a_client_that_leaves_ahead_of_the_answer_writes_nothing_into_cache_log(
+    gateway: Gateway, origins: Origins
+) -> None:
+    gate, url = origins.gate(), "http://slow.example/x"
+    origins.fallback = Answer(gate=gate)
+    with Raw(gateway) as raw:
+        raw.send(f"GET {url} HTTP/1.1\r\nHost: slow.example\r\n\r\n")
+        wait_for(lambda: gate.waiting, "the request to reach the origin")
+    assert gateway.logged(url)["error"] == "ERR_CLIENT_GONE"
+    gate.open()
+    assert "without an HTTP response" not in gateway.cache_log()
 
 
 def test_an_ordinary_part_passes(gateway: Gateway, origins: Origins) -> None:
