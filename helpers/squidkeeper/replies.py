@@ -368,6 +368,13 @@ _SHOWN = (("withheld_", "no"),)
 
 # --- every helper -------------------------------------------------------------------------------------------------
 
+JUDGED_LATER = Reply(Result.ERR, (("later_", "yes"),))  # by the late lane, which Squid asks because of this annotation
+
+
+def judged_late(reply: Reply) -> Reply:
+    """Mark a reply of the late lane as the last one."""
+    return replace(reply, annotations=(*reply.annotations, ("later_", "no")))
+
 
 def broken_reply(message: str, helper: str) -> Reply:
     """Tell Squid that a line could not be answered; it denies."""

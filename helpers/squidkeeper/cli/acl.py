@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import helper_options
+from squidkeeper.cli.options import helper_options, lane_option
 
 
 @click.command()
@@ -16,8 +16,9 @@ from squidkeeper.cli.options import helper_options
     required=True,
     help="host: decide the host, for every URL of it. request: decide one URL.",
 )
+@lane_option
 @helper_options(concurrency=16)
-def acl(scope: str, directory: Path, state: Path, concurrency: int) -> None:
+def acl(scope: str, lane: str, directory: Path, state: Path, concurrency: int) -> None:
     """Decide whether requests may pass; Squid's external_acl_type starts this.
 
     Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, and at
@@ -29,15 +30,15 @@ def acl(scope: str, directory: Path, state: Path, concurrency: int) -> None:
     from squidkeeper.grant_uses import GrantUses
     from squidkeeper.helpers.acl import HostScope, RequestScope, answer_host, answer_url
     from squidkeeper.helpers.asking import Asking
-    from squidkeeper.helpers.loop import run
+    from squidkeeper.helpers.loop import Lane, run
     from squidkeeper.metrics import HOST
     from squidkeeper.quotas.opening import open_meter
     from squidkeeper.squid_crashes import LastAsked
 
     if scope == HOST:
         last = LastAsked(state)
-        run(scope, HostScope, last.noting(answer_host), directory, state, concurrency)
+        run(scope, HostScope, last.noting(answer_host), directory, state, concurrency, Lane(lane))
         last.write()
     else:
         prepare = partial(RequestScope, uses=GrantUses(state), asking=Asking(state, open_meter(directory, state)))
-        run(scope, prepare, answer_url, directory, state, concurrency)
+        run(scope, prepare, answer_url, directory, state, concurrency, Lane(lane))

@@ -306,3 +306,12 @@ def helper_options(concurrency: int) -> Callable[[F], F]:
         return policy_option(state(command))
 
     return add
+
+
+lane_option = click.option(
+    "--lane",
+    type=click.Choice(["only", "first", "late"]),
+    default="only",
+    show_default=True,
+    help="first: leave the lines of a client that has used up its share to the late lane. squid.conf has to ask both.",
+)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import helper_options, run_option
+from squidkeeper.cli.options import helper_options, lane_option, run_option
 
 
 @click.command()
+@lane_option
 @helper_options(concurrency=32)
 @run_option
-def watch(directory: Path, state: Path, concurrency: int, run: Path) -> None:
+def watch(lane: str, directory: Path, state: Path, concurrency: int, run: Path) -> None:
     """Search requests for secrets, canaries and placeholders of the policy; Squid's external_acl_type starts this.
 
     Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, URL, rule,
@@ -25,4 +26,5 @@ def watch(directory: Path, state: Path, concurrency: int, run: Path) -> None:
     from squidkeeper.helpers.watch import Watch, answer
     from squidkeeper.metrics import WATCH
 
-    loop.run(WATCH, partial(Watch, values=WatchedValues(), fetched=run / FOLDER), answer, directory, state, concurrency)
+    prepare = partial(Watch, values=WatchedValues(), fetched=run / FOLDER)
+    loop.run(WATCH, prepare, answer, directory, state, concurrency, loop.Lane(lane))

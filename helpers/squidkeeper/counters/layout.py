@@ -15,7 +15,7 @@ from squidkeeper.metrics import Metric
 Key = tuple[str, ...]  # a metric's name, then its labels: name, value, name, value, …
 Sample = tuple[str, dict[str, str], float]  # a metric's name, its labels by name, the value
 FOLDER = "helpers"  # of the state folder
-COUNTER_FILES = 768  # 23 helpers at most of each of 16 workers, twice while Squid is reconfigured
+COUNTER_FILES = 800  # 25 helpers at most of each of 16 workers, twice while Squid is reconfigured
 INFINITY = "+Inf"
 
 # The parts of a counter file: offset and size in bytes.

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -19,12 +20,13 @@ from squidkeeper.counters import Key, counter_key
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import InvalidLine, describe
 from squidkeeper.helpers.cache_log import write_to_cache_log
+from squidkeeper.helpers.client_shares import LOOK_UP_SECONDS, ClientShares
 from squidkeeper.helpers.helper_counters import HelperCounters
 from squidkeeper.helpers.stuck_watchdog import StuckWatchdog
 from squidkeeper.metrics import PROTOCOL_ERRORS
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.protocol.lines import LineBuffer, Reply, format_reply, reply_limit, split_channel
-from squidkeeper.replies import broken_reply
+from squidkeeper.replies import JUDGED_LATER, broken_reply, judged_late
 
 T = TypeVar("T")
 R = TypeVar("R", bound="CountingReply")
@@ -33,8 +35,17 @@ Answer = Callable[[bytes], Reply]
 _READ_BYTES = 64 * 1024
 _SWITCH_SECONDS = 0.0005
 _AGAIN_SECONDS = 0.05  # a held line is answered again
+_LATE_NICENESS = 10  # the late lane leaves the processor to Squid and to the first lane
 _FULL_COLLECTION_AFTER = 100_000  # collections of the middle generation: some thousand loads of a large policy
 _log = logging.getLogger(__name__)
+
+
+class Lane(StrEnum):
+    """Which lines of its helper a process gets."""
+
+    ONLY = "only"  # all
+    FIRST = "first"  # all; those of a client that has used up its share are left to the late lane
+    LATE = "late"
 
 
 def run(
@@ -44,6 +55,7 @@ def run(
     directory: Path,
     state: Path,
     concurrency: int,
+    lane: Lane = Lane.ONLY,
 ) -> None:
     """Run a helper: `answer` gets what `prepare` makes of the policy in force, None while none has loaded, and a line.
 
@@ -62,12 +74,19 @@ def run(
     counting.begin()  # loading gets the whole deadline
     live.start()
     counting.ready()
-    serve(lambda request: answer(live.current, request), output, concurrency, counting)
+    if lane is Lane.LATE:
+        os.nice(_LATE_NICENESS)
+        serve(lambda request: judged_late(answer(live.current, request)), output, concurrency, counting)
+    else:
+        shares = ClientShares() if lane is Lane.FIRST else None
+        serve(lambda request: answer(live.current, request), output, concurrency, counting, shares)
 
 
-def serve(answer: Answer, output: int, concurrency: int, counting: HelperCounters) -> None:
+def serve(
+    answer: Answer, output: int, concurrency: int, counting: HelperCounters, shares: ClientShares | None = None
+) -> None:
     """Answer every line of standard input until its end; `output` is a file descriptor."""
-    lines = _LineAnswering(answer, concurrency, counting.helper)
+    lines = _LineAnswering(answer, concurrency, counting.helper, shares)
     serve_requests(LineBuffer().feed, lines.reply, output, counting, lines.held)
 
 
@@ -206,8 +225,9 @@ class HeldLines:
 class _LineAnswering:
     """Answers single lines."""
 
-    def __init__(self, answer: Answer, concurrency: int, helper: str) -> None:
+    def __init__(self, answer: Answer, concurrency: int, helper: str, shares: ClientShares | None) -> None:
         write = partial(format_reply, limit=reply_limit(concurrency))
+        self._shares = shares
         self._answering = Answering(answer, write, partial(broken_reply, helper=helper))
         self._concurrency = concurrency
         self._helper = helper
@@ -222,6 +242,19 @@ class _LineAnswering:
             counts.append(missing_channel(line, self._concurrency, self._helper))
             return b""
         channel, request = split
+        if self._shares is None:
+            return self._answer(line, channel, request, counts)
+        client, _, _ = request.partition(b" ")
+        if self._shares.is_used_up(client):
+            return format_reply(JUDGED_LATER, channel)
+        begun, processor_begun = time.monotonic(), time.thread_time()
+        written = self._answer(line, channel, request, counts)
+        took = time.monotonic() - begun  # others have waited for so long, however little the processor was for this
+        if took > LOOK_UP_SECONDS and time.thread_time() - processor_begun > LOOK_UP_SECONDS:
+            self._shares.charge(client, took)
+        return written
+
+    def _answer(self, line: bytes, channel: bytes, request: bytes, counts: list[Key]) -> bytes:
         reply, written = self._answering.answer(request, channel)
         if reply.hold_until and self.held.hold(line, reply.hold_until):
             return b""

@@ -149,14 +149,17 @@ def _credential_by_headers() -> Iterator[str]:
 
 
 def _watch() -> Iterator[str]:
-    yield from _lookup_by_headers("sk_watch", "watch", "%#URI %#note{kept_rule_}", concurrency=32)
+    tokens = "%#URI %#note{kept_rule_}"
+    yield from _lookup_by_headers("sk_watch", "watch --lane first", tokens, concurrency=32)
+    yield from _lookup_by_headers("sk_watch_late", "watch --lane late", tokens, concurrency=32, children=1)
 
 
-def _lookup_by_headers(name: str, command: str, tokens: str, concurrency: int) -> Iterator[str]:
+def _lookup_by_headers(name: str, command: str, tokens: str, concurrency: int, children: int = 2) -> Iterator[str]:
     """Write a lookup of a helper that is told the request, these tokens, and the headers that helpers read."""
     headers = " ".join(f"%#{{{header}}}>h" for header in READ_HEADERS)
     yield f"external_acl_type {name} ipv4 ttl=0 negative_ttl=0 grace=0 cache=0 \\"
-    yield f"    children-max=2 children-startup=0 children-idle=1 concurrency={concurrency} queue-size=65536 \\"
+    processes = f"children-max={children} children-startup=0 children-idle=1"
+    yield f"    {processes} concurrency={concurrency} queue-size=65536 \\"
     yield f"    {_REQUEST_TOKENS} {tokens} \\"
     yield from (f"    {line} \\" for line in wrap(headers, _LOG_FORMAT_WIDTH - 6, break_on_hyphens=False))
     yield f"    /opt/squidkeeper/bin/squidkeeper {command} --concurrency {concurrency} \\"
