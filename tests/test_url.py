@@ -276,6 +276,7 @@ READINGS = {
     ],
     "/admin::$DATA": ["sent /admin::$DATA", "file /admin"],
     "/admin:$I30:$INDEX_ALLOCATION/x": ["sent /admin:$I30:$INDEX_ALLOCATION/x", "file /admin/x"],
+    "/%20.%20": ["sent /%20.%20", "plain / . ", "plain-file / ."],
     "/a/..%20/b": ["sent /a/..%20/b", "plain /a/.. /b", "plain-file /a/../b", "plain-file /b"],
     "/a%2fb.": ["sent /a%2Fb.", "plain /a/b.", "file /a%2Fb", "plain-file /a/b"],
     "/a;v.": ["sent /a;v.", "plain /a", "file /a;v"],

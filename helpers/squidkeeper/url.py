@@ -360,7 +360,7 @@ _SLASHES = re.compile(r"/{2,}")
 # A name in NTFS with a stream and its type: `x::$DATA` is x, `x:$I30:$INDEX_ALLOCATION` the folder x.
 _STREAM = re.compile(r"(?<=/)([^/:]*):[^/:]*:\$[^/:]*(?=/|\Z)")
 _END_OF_NAME = re.compile(r"(?<=[^/. ])[. ]+(?=/|\Z)")
-_SPACES_AFTER_DOTS = re.compile(r"(?<=/)(\.*) +(?=/|\Z)")
+_SPACES_AFTER_DOTS = re.compile(r"(?<=/)([. ]*\.|) +(?=/|\Z)")
 _INVISIBLE = re.compile(  # Default_Ignorable_Code_Point of Unicode: soft hyphen, zero width, variation selectors, …
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
