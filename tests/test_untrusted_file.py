@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.archive_status import DELETED, DeletedLogs, read_deleted_logs
+from squidkeeper.errors import CountsUnavailable, PullFailed, WebhookFailed
+from squidkeeper.exporter.certificate import read_certificate
+from squidkeeper.pull_settings import read_token
+from squidkeeper.quotas.store_settings import read_quota_store
 from squidkeeper.squid_runs import FILE, read_samples
 from squidkeeper.untrusted_file import read_regular, read_untrusted
+from squidkeeper.webhook_settings import read_webhook_settings
 
 
 def put_link(file: Path) -> None:
@@ -52,3 +57,20 @@ def test_a_pipe_that_somebody_holds_open_blocks_no_reader_of_the_state_folder(tm
     finally:
         for one in held:
             os.close(one)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_that_the_settings_name_is_waited_for_by_nobody(tmp_path: Path) -> None:
+    pipe, store, webhook = tmp_path / "pipe", tmp_path / "quota-store.yaml", tmp_path / "webhook.yaml"
+    os.mkfifo(pipe, 0o640)
+    store.write_text(
+        f"{{address: '127.0.0.1:6379', user: gw, password_file: {pipe}, tls_ca: {pipe}, on_unavailable: deny, gateways: 2}}"
+    )
+    webhook.write_text(f"{{url: 'https://hooks.example/x', key_file: {pipe}}}")
+    with pytest.raises(PullFailed, match="pipe"):
+        read_token(pipe)
+    with pytest.raises(CountsUnavailable, match="not a regular file"):
+        read_quota_store(store)
+    with pytest.raises(WebhookFailed, match="pipe"):
+        read_webhook_settings(webhook)
+    assert read_certificate(pipe).problem == "not a regular file"

@@ -11,6 +11,7 @@ import msgspec
 
 from squidkeeper.errors import PatternError, PullFailed
 from squidkeeper.policy.secret_sources import parse_period
+from squidkeeper.untrusted_file import read_regular
 
 SETTINGS: Final = "pull.yaml"  # beside the policy's folder
 EVERY_SECONDS: Final = 30
@@ -79,7 +80,7 @@ def read_pull_settings(file: Path) -> PullSettings:
 def read_token(file: Path) -> str:
     """Read the token of a `token_file`; `PullFailed` says what is wrong with the file, and shows nothing of it."""
     try:
-        token = file.read_text().strip()
+        token = read_regular(file).decode().strip()
     except OSError as error:
         raise PullFailed(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -21,7 +21,7 @@ def open_untrusted(path: Path, *, folder: int | None = None) -> BinaryIO:
     return open(opened, "rb")
 
 
-def read_regular(path: Path, longest: int) -> bytes:
+def read_regular(path: Path, longest: int = 65_536) -> bytes:
     """Read a file that may be a link, at most so many bytes; OSError where it is no regular file, such as a FIFO."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not S_ISREG(os.fstat(file.fileno()).st_mode):

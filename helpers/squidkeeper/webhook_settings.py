@@ -14,6 +14,7 @@ import msgspec
 
 from squidkeeper.destination import Destination, Transport, parse_destination
 from squidkeeper.errors import InvalidExport, WebhookFailed
+from squidkeeper.untrusted_file import read_regular
 
 _OTHERS: Final = 0o007
 _KEY_BYTES_AT_LEAST: Final = 16
@@ -75,7 +76,7 @@ def _key(file: Path, settings: _WebhookFile) -> bytes:
         return b""
     key_file = Path(settings.key_file)
     try:
-        key = key_file.read_bytes().strip()
+        key = read_regular(key_file).strip()
         is_closed = not key_file.stat().st_mode & _OTHERS
     except OSError as error:
         raise WebhookFailed(f"{file}: key_file {key_file}: {error.strerror}: Squid's account has to read it") from None

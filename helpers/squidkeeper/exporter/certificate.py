@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from squidkeeper.errors import CountsUnavailable
 from squidkeeper.quotas.store_settings import quota_store_file, read_quota_store
+from squidkeeper.untrusted_file import read_regular
 from squidkeeper.verified_tls import verified_tls
 
 _FILE_BYTES = 1024 * 1024
@@ -40,8 +41,7 @@ class Certificate:
 def read_certificate(file: Path) -> Certificate:
     """Read a PEM file; never fails. Of a chain, the issuer counts where both expire together."""
     try:
-        with file.open("rb") as source:
-            found = x509.load_pem_x509_certificates(source.read(_FILE_BYTES))
+        found = x509.load_pem_x509_certificates(read_regular(file, _FILE_BYTES))
     except OSError as error:
         return Certificate(file, problem=(error.strerror or str(error)).lower())
     except ValueError as error:

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from squidkeeper.errors import CountsUnavailable, InvalidUrl
+from squidkeeper.untrusted_file import read_regular
 from squidkeeper.url import Address, parse_address, parse_authority
 
 FILE: Final = "quota-store.yaml"  # beside the folder of the policy
@@ -78,7 +79,7 @@ def _place(file: Path, text: str) -> tuple[Address, int]:
 
 def _password(file: Path, password_file: Path) -> str:
     try:
-        text = password_file.read_text("utf-8").strip()
+        text = read_regular(password_file).decode().strip()
         is_closed = not password_file.stat().st_mode & _OTHERS
     except (OSError, UnicodeDecodeError) as error:
         raise CountsUnavailable(f"{file}: password_file {password_file} cannot be read: {error}") from None

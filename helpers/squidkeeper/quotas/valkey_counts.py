@@ -97,7 +97,12 @@ class ValkeyCounts:
                 if not is_repeatable:
                     raise
                 return self._exchange(ask, seconds)
-        except (valkey.ValkeyError, OSError, ValueError) as error:
+        except (
+            valkey.ValkeyError,
+            OSError,
+            ValueError,
+            RecursionError,
+        ) as error:  # an answer can be nested without end
             self.close()
             raise CountsUnavailable(f"Valkey on {self._place}: {self._shown(error)}") from None
 
