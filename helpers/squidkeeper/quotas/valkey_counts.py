@@ -97,12 +97,7 @@ class ValkeyCounts:
                 if not is_repeatable:
                     raise
                 return self._exchange(ask, seconds)
-        except (
-            valkey.ValkeyError,
-            OSError,
-            ValueError,
-            RecursionError,
-        ) as error:  # an answer can be nested without end
+        except (valkey.ValkeyError, OSError, ValueError, RecursionError) as error:  # an answer can be deeply nested
             self.close()
             raise CountsUnavailable(f"Valkey on {self._place}: {self._shown(error)}") from None
 
