@@ -63,9 +63,8 @@ def test_a_pipe_that_somebody_holds_open_blocks_no_reader_of_the_state_folder(tm
 def test_a_pipe_that_the_settings_name_is_waited_for_by_nobody(tmp_path: Path) -> None:
     pipe, store, webhook = tmp_path / "pipe", tmp_path / "quota-store.yaml", tmp_path / "webhook.yaml"
     os.mkfifo(pipe, 0o640)
-    store.write_text(
-        f"{{address: '127.0.0.1:6379', user: gw, password_file: {pipe}, tls_ca: {pipe}, on_unavailable: deny, gateways: 2}}"
-    )
+    named = f"password_file: {pipe}, tls_ca: {pipe}"
+    store.write_text(f"{{address: '127.0.0.1:6379', user: gw, {named}, on_unavailable: deny, gateways: 2}}")
     webhook.write_text(f"{{url: 'https://hooks.example/x', key_file: {pipe}}}")
     with pytest.raises(PullFailed, match="pipe"):
         read_token(pipe)
