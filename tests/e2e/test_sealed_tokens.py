@@ -109,7 +109,7 @@ ALTERED = ALTERED[:60] + ("A" if ALTERED[60] != "A" else "B") + ALTERED[61:]
         ("https://api.example/x", bearer(sealed(expires="2020-01-01T00:00:00Z")), "it has expired"),
         ("https://api.example/x", bearer(ALTERED), "has been altered"),
         ("https://api.example/x", bearer(sealed(SealingPrivateKey.new())), "not in force"),
-        ("https://api.example/x", bearer("sks1." + "A" * 20_000), "longer than"),
+        ("https://api.example/x", bearer("sks1." + "A" * 12_000), "longer than"),
         ("http://api.example/x", bearer(sealed()), "https alone"),
         ("https://api.example/x", (*bearer(sealed()), "-H", f"X-Api-Key: {sealed()}"), "more than one header"),
         ("https://api.example/x", ("-H", f"X-Api-Key: {sealed()}", "-H", "X-Api-Key: mine"), "more than the token"),

@@ -180,7 +180,7 @@ def _in_force(directory: Path, state: Path) -> InForce | None:
 def _access(sources: Sources, name: str | None, *, is_draft: bool) -> Access:
     """Find out what Squid's account cannot read. Only root can, and that account itself need not.
 
-    A draft can stand where that account comes to no file: it is for another place.
+    A draft can stand where that account reads no file: it is for another place.
     """
     account = squid_account() if name is None else account_of(name)
     if account is None and name is not None:
@@ -192,9 +192,9 @@ def _access(sources: Sources, name: str | None, *, is_draft: bool) -> Access:
     if os.geteuid() != 0:
         return Access(account.name, f"only root, or {account.name} itself, can find out")
     try:
-        place = unreadable_for(account, [sources.directory]).get(sources.directory, sources.directory)
-        if is_draft and place != sources.directory:
-            return Access(account.name, f"{account.name} cannot enter {place}, and another policy is in force")
+        closed_at = unreadable_for(account, [sources.directory]).get(sources.directory)
+        if is_draft and closed_at:
+            return Access(account.name, f"{account.name} cannot read {closed_at}, and another policy is in force")
         closed = tuple(_unreadable(sources, account))
     except PermissionError as error:
         return Access(account.name, str(error))

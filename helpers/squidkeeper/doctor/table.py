@@ -395,7 +395,7 @@ CHECKS: Final = (
         "service-not-running",
         _CRITICAL,
         "A service beside Squid does not work",
-        "Run `./install.sh`, or `systemctl restart` with its name. Its log: `journalctl -u`, or beside access.log.",
+        "Run `./install.sh`, which starts it again. Its log: `journalctl -u`, or beside access.log.",
         machine.service_not_running,
         as_root=True,
         running=True,
