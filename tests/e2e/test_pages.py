@@ -16,6 +16,7 @@ from .curl import CurlFailed, curl
 from .dns import Names
 from .gateway import Gateway, NewGateway
 from .network import run
+from .observer import AS_SQUID
 from .origin import Origins
 from .raw import Raw
 
@@ -85,7 +86,7 @@ def report(gateway: Gateway) -> str:
 @pytest.fixture(scope="module")
 def status(gateway: Gateway) -> Iterator[str]:
     """The status page of an exporter beside that gateway."""
-    command: list[str | Path] = [gateway.root / "bin/squidkeeper", "exporter", "--listen", EXPORTER]
+    command: list[str | Path] = [*AS_SQUID, gateway.root / "bin/squidkeeper", "exporter", "--listen", EXPORTER]
     command += ["--policy", gateway.policy_folder, "--access-log", gateway.root / "log/access.log"]
     command += ["--state", gateway.root / "state", "--ca", gateway.ca, "--squid", gateway.authority]
     with (gateway.root / "log/exporter.log").open("wb") as log:
