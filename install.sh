@@ -50,7 +50,7 @@ read_arguments() {
         case $1 in
         --listen | --exporter-listen | --health-listen) check=check_listen ;;
         --log-bytes | --archive-bytes) check=check_size ;;
-        --certificates | --archive-days | --ca | --intermediate-days | --status-from | --tls-name | --behind | --upstream | --gateway | --workers) check=checked_later ;;
+        --certificates | --archive-days | --ca | --intermediate-days | --status-from | --tls-name | --behind | --upstream | --bump | --gateway | --workers) check=checked_later ;;
         --policy | --ca-dir | --wheels) check=check_directory ;;
         --root) check=check_root ;;
         --extras) check=check_extras ;;
@@ -156,8 +156,8 @@ find_python() {
 # With what is missing above it. A run that fails removes it.
 make_directory() { [ -d "$1" ] || { make_directory "$(dirname "$1")" && mkdir "$1" && MADE+=("$1"); }; }
 
-# One run at a time for each gateway. The lock ends with `squidkeeper setup`.
-lock() { { exec 9<"$PREFIX" && flock -n 9; } || die "another run of install.sh is at work on $PREFIX" "wait for it"; }
+# One run at a time for each gateway, `squidkeeper render` included, which takes seconds. The lock ends with `squidkeeper setup`.
+lock() { { exec 9<"$PREFIX" && flock -w 15 9; } || die "another run of install.sh is at work on $PREFIX" "wait for it"; }
 
 # Each version of the sources has an environment of its own, beside the one whose helpers run. What leaves nothing behind
 # builds its own elsewhere, which is not below /run: that can be mounted noexec.

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Self, get_type_hints
 from squidkeeper.errors import NotInstalled
 
 # What runs beside Squid, in the order of its start.
-SERVICES: Final = ("maintenance", "secrets", "tls", "exporter", "archive", "export", "pull")
+SERVICES: Final = ("maintenance", "secrets", "tls", "exporter", "archive", "export", "pull", "render")
 # The accounts of the services that have one of their own, with systemd.
 ACCOUNTS: Final = {name: f"squidkeeper-{name}" for name in ("secrets", "archive", "export", "pull")}
 SOCKETS_OF_WORKERS: Final = Path("/run/squid")  # built into Squid; with systemd its unit makes the folder
@@ -35,9 +35,8 @@ class Layout:
     root: Path | None
     conf: Annotated[Path, "/etc/squid/squid.conf", "etc/squid.conf"]
     fragment: Annotated[Path, "/etc/squid/squidkeeper.conf", "etc/squidkeeper.conf"]
-    pages: Annotated[Path, "/etc/squid/squidkeeper-pages.conf", "etc/squidkeeper-pages.conf"]
+    parts: Annotated[Path, "/etc/squid/squidkeeper.d", "etc/squidkeeper.d"]  # those that the policy uses
     logformat: Annotated[Path, "/etc/squid/squidkeeper-logformat.conf", "etc/squidkeeper-logformat.conf"]
-    policy_lines: Annotated[Path, "/etc/squid/squidkeeper-policy.conf", "etc/squidkeeper-policy.conf"]
     local: Annotated[Path, "/etc/squid/local.conf", "etc/local.conf"]
     errors: Annotated[Path, "/etc/squid/errors/squidkeeper", "etc/errors"]
     signing_cert: Annotated[Path, "/etc/squid/slicer-ca.crt", "etc/ca/signing.crt"]  # Squid sends it with each leaf
@@ -116,9 +115,29 @@ class Layout:
 
     @property
     def read_by_squid(self) -> tuple[Path, ...]:
-        """What Squid reads when it is reconfigured or started."""
-        ours = (self.conf, self.fragment, self.pages, self.logformat, self.policy_lines)
+        """What Squid reads when it is reconfigured or started, beside the parts."""
+        ours = (self.conf, self.fragment, self.logformat)
         return (*ours, self.local, self.signing_cert, self.signing_key, self.program, self.errors)
+
+    @property
+    def templates(self) -> Path:
+        """The folder of the templates of Squid's configuration, with this gateway's own values."""
+        return self.prefix / "templates"
+
+    @property
+    def rendered(self) -> Path:
+        """The values of the policy that Squid's configuration was rendered with. It holds passwords of parents."""
+        return self.parts / "values.json"
+
+    @property
+    def render_request(self) -> Path:
+        """What asks root to render Squid's configuration again: it is there. Nothing in it counts."""
+        return self.state / "render"
+
+    @property
+    def former_fragments(self) -> tuple[Path, ...]:
+        """Files of earlier releases beside squidkeeper.conf."""
+        return tuple(self.fragment.with_name(f"squidkeeper-{name}.conf") for name in ("pages", "policy"))
 
     @property
     def former_conf(self) -> Path:
@@ -184,6 +203,11 @@ class Layout:
     def archive_timer(self) -> Path:
         """The unit that starts the archive's service."""
         return self.service("archive").unit.with_suffix(".timer")
+
+    @property
+    def render_path(self) -> Path:
+        """The unit that starts the service which renders Squid's configuration."""
+        return self.service("render").unit.with_suffix(".path")
 
     @property
     def logrotate(self) -> Path | None:

@@ -61,8 +61,9 @@ _COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.
 REQUESTS = Metric(
     "squidkeeper_requests_total",
     _COUNTER,
-    "Requests that Squid has answered, including the CONNECT of a denied tunnel (method_class connect), tunnels that "
-    "passed through (passthrough) and WebSockets (websocket). All allowed tunnels are in squidkeeper_tunnels_total.",
+    "Requests that Squid has answered. The CONNECT of a denied tunnel (method_class connect) counts with the first "
+    "request inside, as one. Also tunnels that passed through (passthrough), and WebSockets (websocket). All allowed "
+    "tunnels are in squidkeeper_tunnels_total.",
     ("client", "rule", "verdict", "method_class", "status_class"),
 )
 TUNNELS = Metric(

@@ -1,4 +1,4 @@
-"""Decisions as Squid reads them (floor 4): the annotations of squid/squidkeeper.conf, the page, and what is counted."""
+"""Decisions as Squid reads them (floor 4): the annotations that Squid reads, the page, and what is counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from squidkeeper.bounded_cache import BoundedCache
 from squidkeeper.counters import Key, counter_key
-from squidkeeper.engine import CompiledPolicy, Decision, deny
+from squidkeeper.engine import CompiledPolicy, Decision, deny, mode_in_force
 from squidkeeper.engine.decision import Rewritten
 from squidkeeper.engine.own_host import TICKET_PAGE
 from squidkeeper.metrics import (
@@ -27,10 +27,10 @@ from squidkeeper.metrics import (
     REWRITE,
     WATCH,
 )
-from squidkeeper.policy.headers import INJECTABLE_HEADERS
-from squidkeeper.policy.model import SEALED, SEALED_REFUSED, Route, Strip
+from squidkeeper.policy.headers import INJECTABLE_HEADERS, UNKNOWN_HEADERS
+from squidkeeper.policy.model import SEALED, SEALED_REFUSED, Route
 from squidkeeper.protocol.lines import LINE_LIMIT, USER_LENGTH, Reply, Result
-from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request, parse_request
+from squidkeeper.protocol.request import CONNECT, Malformed, Request, TunnelMode, parse_request, tunnel_tag
 from squidkeeper.url import RECORDED_URL_LENGTH, recorded_url
 
 _NO_POLICY = deny(
@@ -59,52 +59,75 @@ _REPLY_BYTES = 1_500  # of Python objects
 
 
 def acl_reply(
-    decision: Decision, helper: str, policy: CompiledPolicy | None, user: str | None = None, tunnel: str | None = None
+    decision: Decision,
+    helper: str,
+    policy: CompiledPolicy | None,
+    user: str | None = None,
+    tunnel: str | None = None,
+    *,
+    shares: bool = False,
 ) -> Reply:
     """Write the reply of the acl helper; a denial has the reason for the page.
 
-    `policy` is the one that decided, `user` the proxy user, for the access log; `tunnel` names the tunnel of a
-    CONNECT. A final decision has a tag: it costs Squid less to test a tag than to look for annotations that are absent.
+    `policy` is the one that decided, `user` the proxy user, for the access log; `tunnel` is the authority of a CONNECT.
+    `shares` tells whether Squid shares connections to origins.
+    A denied CONNECT passes: its tunnel leads nowhere, and each request inside is denied.
+    A tag costs Squid less to test than an annotation. A request keeps its first tag: answers about the host have it.
     """
-    is_watched = helper == HOST and policy is not None and policy.source.watches_requests
+    counts = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
+    mode = mode_in_force(decision, shares=shares)
     annotations = [
         *_decided(decision, policy),
-        ("private_", "yes" if decision.private else "no"),
-        *([("clt_conn_tag", tunnel)] if tunnel else []),
-        *([("watch_", "yes")] if is_watched else []),
         *([("observed_", decision.observed)] if decision.observed else []),
+        *([("user_", recorded_user(user))] if user is not None else []),
+        *(_tunnel(tunnel, mode) if tunnel else ()),
     ]
-    named = [("user_", recorded_user(user))] if user is not None else []
-    counts = (_decision_key(helper, decision.rule, _outcome(decision, tunnel)),)
-    observes_url = helper == HOST and decision.observes_url
+    if not decision.allowed and tunnel:
+        return Reply(Result.OK, tuple(annotations), counts=counts)
     if not decision.allowed:
-        asked = [("tag", "sk_observes_url")] if observes_url else []
-        return Reply(Result.ERR, (*annotations, *asked, *named), decision.reason, counts)
+        asked = [("tag", "sk_url_decides")] if helper == HOST and decision.observes_url else []
+        return Reply(Result.ERR, (*annotations, *asked, _contact(policy)), decision.reason, counts)
+    is_watched = policy is not None and policy.source.watches_requests
+    outlook = decision.outlook
+    by_url = helper == HOST and (outlook.needs_url or decision.observes_url)
+    tag = "sk_url_decides" if by_url else "sk_final" if decision.final else "sk_asks_more"
+    if mode is TunnelMode.SHARED:
+        tag += "_shared"
     flags = (
-        (("scope_", "request"), decision.outlook.needs_url or observes_url),
-        (("rewrite_", "yes"), decision.outlook.may_rewrite),
-        (("rewrite_", "parameters"), decision.outlook.may_add_parameters and not decision.outlook.may_rewrite),
-        (("inject_", "yes"), decision.outlook.may_inject),
-        (("headers_", "yes"), decision.outlook.needs_headers),
-        (("unrestricted_", "yes"), decision.outlook.unrestricted),
-        (("credential_varies_", "yes"), decision.outlook.credential_varies),
-        (("ask_", "yes"), decision.outlook.may_ask and tunnel is not None),
+        (("tag", tag), helper == HOST),
+        (("private_", "yes"), decision.private),
+        (("private_", "no"), not decision.private and (helper != HOST or tunnel is not None)),
+        (("rewrite_", "yes"), outlook.may_rewrite),
+        (("rewrite_", "parameters"), outlook.may_add_parameters and not outlook.may_rewrite),
+        (("inject_", "yes"), outlook.may_inject),
+        (("headers_", "yes"), outlook.needs_headers),
+        (("override_", "yes"), _may_override(decision) and not (tunnel or is_watched)),
         (("passthrough_", "yes"), decision.passthrough),
-        (("websocket_", "yes"), decision.websocket),
-        (("quota_", "yes"), decision.outlook.under_quota),
-        (("tag", "sk_final"), helper == HOST and decision.final and not is_watched),
-        (("tag", "sk_needs_lines"), decision.needs_lines),
+        (("websocket_", "yes"), decision.websocket or outlook.unrestricted),
+        (("quota_", "yes"), outlook.under_quota),
+        (("connections_", "single"), decision.connections == "single"),
     )
-    if decision.connections:
-        annotations.append(("connections_", decision.connections))
-    held = [annotation for annotation, holds in flags if holds]
-    strip = _stripped(decision.strip) if decision.strip else ()
-    return Reply(Result.OK, (*annotations, *held, *strip, *_forwarded(decision.upstream), *named), counts=counts)
+    held = (annotation for annotation, holds in flags if holds)
+    stripped = (("strip_header_", key) for key in (decision.strip.header_keys if decision.strip else ()))
+    return Reply(Result.OK, (*annotations, *held, *stripped, *_forwarded(decision.upstream)), counts=counts)
 
 
-def _stripped(strip: Strip) -> tuple[tuple[str, str], ...]:
-    """Name the headers to remove, and their set, which tells whether all of them are rendered."""
-    return (("strip_", strip.key), *(("strip_header_", key) for key in strip.header_keys))
+def _tunnel(authority: str, mode: TunnelMode) -> Iterator[tuple[str, str]]:
+    """Name the tunnel of a CONNECT, with its mode, and have Squid bump it first where it has no server of its own."""
+    yield "clt_conn_tag", tunnel_tag(authority, mode)
+    if mode is not TunnelMode.OWN:
+        yield "bump_", "first"
+
+
+def _may_override(decision: Decision) -> bool:
+    """Tell whether a server may take another method or path than was judged: where each of them is allowed alike."""
+    keeps_known = decision.strip is not None and UNKNOWN_HEADERS in decision.strip.headers
+    return decision.outlook.unrestricted and not (decision.outlook.credential_varies or keeps_known)
+
+
+def _contact(policy: CompiledPolicy | None) -> tuple[str, str]:
+    """Say whom to ask about a denial."""
+    return "contact_", (policy and policy.source.contact) or "the operator of this gateway"
 
 
 def _forwarded(upstream: Route | None) -> tuple[tuple[str, str], ...]:
@@ -120,26 +143,33 @@ def shared_reply(
     helper: str,
     policy: CompiledPolicy,
     user: str | None = None,
+    *,
+    shares: bool = False,
 ) -> Reply:
     """Give the reply for a decision that many lines share: written once, and kept by the decision and the user."""
     key = (decision, user)
     reply = cache.get(key)
     if reply is None:
-        reply = acl_reply(decision, helper, policy, user)
+        reply = acl_reply(decision, helper, policy, user, shares=shares)
         cache.add(key, reply, reply_bytes(reply) + getsizeof(user))
     return reply
 
 
-def tunnel_reply(decision: Decision, helper: str, policy: CompiledPolicy | None, request: Request | Malformed) -> Reply:
-    """Write a reply of its own for one request without its URL; for a CONNECT it names the tunnel.
-
-    The name of a denied tunnel is no authority, so nothing inside can pass.
-    """
-    tunnel = None
-    if request.method == CONNECT:
-        tunnel = request.authority if decision.allowed else f"{request.authority}{DENIED_BY}{decision.rule}"
-    reply = acl_reply(decision, helper, policy, request.user, tunnel)
-    if isinstance(request, Request) and request.spliced:  # which was counted when the tunnel was opened
+def tunnel_reply(
+    decision: Decision,
+    helper: str,
+    policy: CompiledPolicy | None,
+    request: Request | Malformed,
+    *,
+    shares: bool = False,
+) -> Reply:
+    """Write a reply of its own for one request without its URL; about the host, for a CONNECT, it names the tunnel."""
+    if helper != HOST or isinstance(request, Malformed):
+        return acl_reply(decision, helper, policy, request.user)
+    is_closed = request.spliced and not decision.allowed  # nothing but an ERR keeps Squid from splicing it
+    tunnel = request.authority if request.method == CONNECT and not is_closed else None
+    reply = acl_reply(decision, helper, policy, request.user, tunnel, shares=shares)
+    if request.spliced:  # which was counted when the tunnel was opened
         return replace(reply, annotations=(*reply.annotations, ("quota_", "no")))
     return reply
 
@@ -185,8 +215,7 @@ def denied_ticket(denial: Reply, number: str, reason: str) -> Reply:
 
 def ticket_page(page: Reply, state: str) -> Reply:
     """Show the state of a ticket, which is JSON: Squid answers with it, and sends nothing on."""
-    shown = (("ticket_state_", state), ("tag", "sk_ticket"))
-    return replace(page, result=Result.ERR, annotations=(*page.annotations, *shown))
+    return replace(page, result=Result.ERR, annotations=(*page.annotations, ("ticket_state_", state)))
 
 
 def no_ticket_page(page: Reply) -> Reply:
@@ -253,12 +282,12 @@ def credential_reply(decision: Decision, policy: CompiledPolicy, headers: Iterab
     annotations = _decided(decision, policy)
     counts = (_decision_key(CREDENTIAL, decision.rule, decision.action),)
     if not decision.allowed:
-        return Reply(Result.ERR, (*annotations, *_refusal(decision)), decision.reason, counts)
+        return Reply(Result.ERR, (*annotations, _contact(policy), *_refusal(decision)), decision.reason, counts)
     if not decision.credentials:
         return Reply(Result.OK, annotations, counts=counts)
     names = [credential.name for credential in decision.credentials]
     added = ((header_annotation(header), value) for header, value in headers)
-    injected = (*added, *_lines(decision), ("injected_", "yes"), ("credential_", ",".join(names)))
+    injected = (*added, ("injected_", "yes"), ("credential_", ",".join(names)))
     return Reply(
         Result.OK,
         (*annotations, *injected),
@@ -270,13 +299,6 @@ def _refusal(decision: Decision) -> Iterator[tuple[str, str]]:
     """Tell the access log why a sealed token was refused: `why` then says it as the page does."""
     if decision.rule == SEALED_REFUSED and decision.reason:
         yield "found_", f"{SEALED}{decision.reason.partition(': ')[2].rstrip('.')}"[:_FOUND_LENGTH]
-
-
-def _lines(decision: Decision) -> Iterator[tuple[str, str]]:
-    """Name the lines of Squid's configuration that the headers need; the tag has Squid test whether it has them."""
-    for credential in decision.credentials:
-        if credential.form.lines_key:
-            yield from (("inject_lines_", credential.form.lines_key), ("tag", "sk_needs_lines"))
 
 
 def credential_unavailable_reply(decision: Decision, policy: CompiledPolicy, failed: Iterable[str]) -> Reply:
@@ -309,12 +331,9 @@ def header_annotation(header: str) -> str:
 # --- watch --------------------------------------------------------------------------------------------------------
 
 
-def nothing_found_reply(rule: str) -> Reply:
-    """Let a request pass on: `rule` has allowed it so far; `-` where it is denied already."""
-    if rule == "-":
-        return Reply(Result.OK, _SHOWN, counts=(_decision_key(WATCH, NONE, "allow"),))
-    counts = (_decision_key(WATCH, rule, "allow"),)
-    return Reply(Result.OK, (("rule_", rule), ("verdict_", "allow"), *_SHOWN), counts=counts)
+def nothing_found_reply() -> Reply:
+    """Let a request pass on."""
+    return Reply(Result.OK, _SHOWN, counts=(_decision_key(WATCH, NONE, "allow"),))
 
 
 def found_reply(
@@ -353,7 +372,8 @@ def over_quota_reply(
     """Deny a request by a quota; `resets` is when its count begins again, and in how many seconds."""
     reply = tunnel_reply(decision, METER, policy, request)
     at, seconds = resets
-    added = (("found_", found[:_FOUND_LENGTH]), ("resets_", at), ("resets_in_", str(seconds)))
+    closed = (("clt_conn_tag", f"{request.authority} denied"),) if request.method == CONNECT else ()
+    added = (*closed, ("found_", found[:_FOUND_LENGTH]), ("resets_", at), ("resets_in_", str(seconds)))
     return replace(
         reply,
         annotations=(*reply.annotations, *added),
@@ -387,12 +407,9 @@ def broken_reply(message: str, helper: str) -> Reply:
 
 
 def _decided(decision: Decision, policy: CompiledPolicy | None) -> tuple[tuple[str, str], ...]:
-    """Write what was decided, by which revision, and whom to ask about it; without these where none has loaded."""
-    annotations = (("rule_", decision.rule), ("verdict_", str(decision.action)))
-    if policy is None:
-        return annotations
-    contact = policy.source.contact
-    return (*annotations, ("revision_", policy.revision), *([("contact_", contact)] if contact else []))
+    """Write what was decided, and by which revision; without it where none has loaded."""
+    revision = (("revision_", policy.revision),) if policy else ()
+    return (("rule_", decision.rule), ("verdict_", str(decision.action)), *revision)
 
 
 def recorded_user(user: str) -> str:

@@ -41,6 +41,7 @@ _COMMANDS = (
     "secrets",
     "export",
     "pull",
+    "render",
     "setup",
     *_HELPERS,
 )
@@ -92,5 +93,6 @@ def main() -> None:
     `client` makes and revokes the tokens of clients. `seal` makes sealed tokens and the keys for them.
     `acl`, `rewrite`, `credential`, `throttle`, `certificate`, `login`, `watch` and `meter` are the helpers that Squid
     starts.
-    `exporter`, `maintain`, `secrets`, `export` and `pull` are services beside Squid. `setup` is a part of install.sh.
+    `exporter`, `maintain`, `secrets`, `render`, `export` and `pull` are services beside Squid. `setup` is a part of
+    install.sh.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import helper_options, lane_option
+from squidkeeper.cli.options import helper_options, in_force_option, lane_option
 
 
 @click.command()
@@ -17,8 +17,9 @@ from squidkeeper.cli.options import helper_options, lane_option
     help="host: decide the host, for every URL of it. request: decide one URL.",
 )
 @lane_option
+@in_force_option
 @helper_options(concurrency=16)
-def acl(scope: str, lane: str, directory: Path, state: Path, concurrency: int) -> None:
+def acl(scope: str, lane: str, in_force: frozenset[str], directory: Path, state: Path, concurrency: int) -> None:
     """Decide whether requests may pass; Squid's external_acl_type starts this.
 
     Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, and at
@@ -32,13 +33,16 @@ def acl(scope: str, lane: str, directory: Path, state: Path, concurrency: int) -
     from squidkeeper.helpers.asking import Asking
     from squidkeeper.helpers.loop import Lane, run
     from squidkeeper.metrics import HOST
+    from squidkeeper.parts import Part
     from squidkeeper.quotas.opening import open_meter
     from squidkeeper.squid_crashes import LastAsked
 
     if scope == HOST:
         last = LastAsked(state)
-        run(scope, HostScope, last.noting(answer_host), directory, state, concurrency, Lane(lane))
+        prepare = partial(HostScope, in_force=in_force, shares=Part.SHARED in in_force)
+        run(scope, prepare, last.noting(answer_host), directory, state, concurrency, Lane(lane))
         last.write()
     else:
-        prepare = partial(RequestScope, uses=GrantUses(state), asking=Asking(state, open_meter(directory, state)))
-        run(scope, prepare, answer_url, directory, state, concurrency, Lane(lane))
+        asking = Asking(state, open_meter(directory, state))
+        decider = partial(RequestScope, uses=GrantUses(state), asking=asking, in_force=in_force)
+        run(scope, decider, answer_url, directory, state, concurrency, Lane(lane))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_POLICY, json_option, policy_lines_option, policy_option, state_option
+from squidkeeper.cli.options import DEFAULT_POLICY, fragment_option, json_option, policy_option, state_option
 from squidkeeper.formatting import age, duration, quantity
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.model import SHORTEST_WATCHED
@@ -24,7 +24,6 @@ from squidkeeper.squid_account import Account, account_of, group_name, squid_acc
 if TYPE_CHECKING:
     from squidkeeper.policy.host_lists import HostList
     from squidkeeper.policy.model import Policy, ReloadGate, Rewrite, Rule
-    from squidkeeper.policy_lines import Unrendered
     from squidkeeper.policy_store.revisions import InForce
     from squidkeeper.policy_store.sources import Sources
 
@@ -34,14 +33,15 @@ if TYPE_CHECKING:
 @state_option("The gateway's state: which files of the policy in force ended with 'end: true'.")
 @click.option("--account", metavar="NAME", help="Squid's account. Left out: the one that `squid -v` names.")
 @click.option("--require-clients", is_flag=True, help="Warn about each rule that allows any client, and exit with 1.")
-@policy_lines_option
+@fragment_option
 @json_option
 def check(
-    directory: Path, state: Path, account: str | None, require_clients: bool, rendered: Path, as_json: bool
+    directory: Path, state: Path, account: str | None, require_clients: bool, fragment: Path, as_json: bool
 ) -> None:
     """Check the policy: print every fault and warning, how old its lists are, and run its tests.
 
-    As root it also finds what Squid's account cannot read. It says whether install.sh has to be run, and for what.
+    As root it also finds what Squid's account cannot read. It names what Squid's configuration lacks, and whether
+    install.sh has to be run, and for what.
 
     Exit status: 0 when it loads (warnings allowed). 1 when it does not, when Squid's account cannot read a file that it
     names, or when --require-clients finds a rule that allows any client.
@@ -53,7 +53,7 @@ def check(
     is_draft = in_force is None and directory.absolute() != DEFAULT_POLICY
     access = _access(sources, account, is_draft=is_draft)
     ended = in_force.ended if in_force else frozenset[str]()
-    report = _report(directory, sources, access, ended, require_clients, rendered, state)
+    report = _report(directory, sources, access, ended, require_clients, fragment, state)
     click.echo(_json(report) if as_json else _text(report))
     raise SystemExit(1 if report.faults or report.open_entries or access.warnings else 0)
 
@@ -76,7 +76,7 @@ class CheckReport:
     open_entries: tuple[Fault, ...] = ()
     gate: ReloadGate | None = None
     install: tuple[str, ...] = ()  # for what install.sh has to be run
-    not_compared: Path | None = None  # the rendered lines, where they cannot be read: then `install` is all it could be
+    parts: tuple[str, ...] | None = None  # of Squid's configuration, in force; None where they cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +110,12 @@ def _report(
     access: Access,
     ended: frozenset[str],
     require_clients: bool,
-    rendered: Path,
+    fragment: Path,
     state: Path,
 ) -> CheckReport:
     from squidkeeper.errors import PolicyError
     from squidkeeper.extras import missing_extras
+    from squidkeeper.parts import named_parts, not_in_force
     from squidkeeper.policy.lint import lint, open_to_any_client
     from squidkeeper.policy_store.loading import load_sources
 
@@ -125,12 +126,12 @@ def _report(
         faults = (*error.faults, *access.faults)
         return CheckReport(directory, access, faults=faults, warnings=(*error.warnings, *access.warnings))
     policy = loaded.compiled.source
-    compared = _not_rendered(policy, rendered)
+    in_force = _rendered(fragment)
     found = (
         *loaded.warnings,
         *lint(policy, now),
         *_unusable_secrets(policy, sources),
-        *(one.warning for one in compared or ()),
+        *(not_in_force(policy, in_force, str(fragment)) if in_force else ()),
         *missing_extras(policy),
         *_without_ceiling(policy, directory),
         *access.warnings,
@@ -147,8 +148,8 @@ def _report(
         lists=tuple(_list_reports(sources, policy.lists, now)),
         open_entries=open_entries,
         gate=policy.reload_gate,
-        install=_to_install(policy, compared, directory, state),
-        not_compared=rendered if compared is None else None,
+        install=_to_install(policy, directory, state),
+        parts=named_parts(in_force) if in_force else None,
     )
 
 
@@ -278,30 +279,23 @@ def _is_read(source: SecretSource, sources: Sources) -> bool:
             return False
 
 
-def _not_rendered(policy: Policy, rendered: Path) -> tuple[Unrendered, ...] | None:
-    """Compare with what install.sh has rendered; None where that cannot be read: a draft may be on another machine."""
-    from squidkeeper.credentials import SecretStore
-    from squidkeeper.policy_lines import unrendered
+def _rendered(fragment: Path) -> frozenset[str] | None:
+    """Read which parts are in force; None where that cannot be read: a draft may be on another machine."""
+    from squidkeeper.parts import read_in_force
 
     try:
-        return unrendered(policy, rendered.read_text(), SecretStore(policy.secrets, os.environ))
+        return read_in_force(fragment.read_text())
     except OSError:
         return None
 
 
-def _to_install(
-    policy: Policy, compared: tuple[Unrendered, ...] | None, directory: Path, state: Path
-) -> tuple[str, ...]:
-    """List for what install.sh has to be run, or may have to be where the rendered lines cannot be read."""
-    from squidkeeper.credentials import SecretStore
+def _to_install(policy: Policy, directory: Path, state: Path) -> tuple[str, ...]:
+    """List for what install.sh has to be run."""
     from squidkeeper.layout import Layout
     from squidkeeper.policy.secret_sources import fetched_secrets
-    from squidkeeper.policy_lines import unrendered
 
-    needed = unrendered(policy, "", SecretStore({}, {})) if compared is None else compared
     service = Layout.around(directory.absolute(), state).service("secrets").unit
-    fetched = ["fetched secrets"] if any(fetched_secrets(policy.secrets)) and not service.exists() else []
-    return tuple(dict.fromkeys([*(one.what for one in needed), *fetched]))
+    return ("fetched secrets",) if any(fetched_secrets(policy.secrets)) and not service.exists() else ()
 
 
 def _list_reports(sources: Sources, lists: Mapping[str, HostList], now: datetime) -> Iterator[ListReport]:
@@ -322,22 +316,16 @@ def _text(report: CheckReport) -> str:
     lines += [_gate_text(report.gate)] if report.gate else []
     if report.access.not_checked:
         lines.append(f"not checked: what Squid's account can read ({report.access.not_checked})")
-    if report.install and report.not_compared != Path():  # install.sh names none, as it renders them next
-        lines.append(_install_text(report))
+    if report.parts:
+        lines.append(f"parts of Squid's configuration in force: {', '.join(report.parts)}")
+    if report.install:
+        lines.append(f"run install.sh: nothing does yet what the policy says about {', '.join(report.install)}")
     found = f"{quantity(len(report.faults), 'fault')}, {quantity(len(report.warnings), 'warning')}"
     if report.faults:
         return "\n".join([*lines, f"{report.directory} does not load: {found}"])
     grants = f", {quantity(report.grants, 'grant')}" if report.grants else ""
     rules = f"{quantity(report.rules, 'rule')}{grants}"
     return "\n".join([*lines, f"{report.directory} loads: revision {report.revision}, {rules}, {found}"])
-
-
-def _install_text(report: CheckReport) -> str:
-    what = ", ".join(report.install)
-    if report.not_compared:
-        why = f"{report.not_compared} cannot be read: --policy-lines"
-        return f"not checked: whether install.sh has to be run for {what} ({why})"
-    return f"run install.sh: Squid does not know what the policy says about {what} yet"
 
 
 def _gate_text(gate: ReloadGate) -> str:
@@ -361,7 +349,8 @@ def _json(report: CheckReport) -> str:
             "faults": _rows(report.faults),
             "warnings": _rows(report.warnings),
             "lists": [_list_row(one) for one in report.lists],
-            "install": list(report.install) if report.not_compared is None else None,
+            "install": list(report.install),
+            "parts": report.parts,
             "account": {"name": report.access.account, "not_checked": report.access.not_checked or None},
         },
         indent=2,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import helper_options, run_option
+from squidkeeper.cli.options import helper_options, in_force_option, run_option
 
 
 @click.command()
@@ -22,9 +22,17 @@ from squidkeeper.cli.options import helper_options, run_option
     help="How long a request waits for the first value of a secret that is fetched.",
 )
 @click.option("--headers", "with_headers", is_flag=True, help="A line ends with the request headers that helpers read.")
+@in_force_option
 @helper_options(concurrency=4)
 def credential(
-    directory: Path, state: Path, run: Path, wait_seconds: float, concurrency: int, *, with_headers: bool
+    directory: Path,
+    state: Path,
+    run: Path,
+    wait_seconds: float,
+    in_force: frozenset[str],
+    concurrency: int,
+    *,
+    with_headers: bool,
 ) -> None:
     """Give Squid the headers to inject; its external_acl_type at adapted_http_access starts this.
 
@@ -39,5 +47,5 @@ def credential(
     from squidkeeper.metrics import CREDENTIAL
 
     answers = partial(answer, concurrency=concurrency, with_headers=with_headers)
-    prepare = partial(Injector, fetched=run / FOLDER, wait_seconds=wait_seconds)
+    prepare = partial(Injector, fetched=run / FOLDER, wait_seconds=wait_seconds, in_force=in_force)
     run_helper(CREDENTIAL, prepare, answers, directory, state, concurrency)

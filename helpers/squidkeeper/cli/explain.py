@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from squidkeeper.cli.options import ABSOLUTE_URL, HOST_AND_PORT, Moment, json_option, policy_lines_option, policy_option
+from squidkeeper.cli.options import ABSOLUTE_URL, HOST_AND_PORT, Moment, fragment_option, json_option, policy_option
 
 if TYPE_CHECKING:
     from squidkeeper.engine import CompiledPolicy, Decision
     from squidkeeper.engine.explain import Explanation, PassedOver, Resolved, WebSocket
     from squidkeeper.engine.fields import Entry
     from squidkeeper.policy.faults import Location
-    from squidkeeper.policy.model import Credential, Route, Rule
+    from squidkeeper.policy.model import Credential, Policy, Route, Rule
     from squidkeeper.protocol.request import Malformed, Request
 
 _CANNOT_SAY = 2
 _NOT_REACHED_AT_MOST = 5
 _PASSTHROUGH = "passthrough: only client, host, port and TLS server name are seen, no method and no path"
+_CONNECTIONS = {
+    "own": "one of the tunnel's own",
+    "first": "one for each request",
+    "shared": "shared with other clients where the part `shared` is in force",
+}
 _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC need tls: passthrough on the rule"
 
 
@@ -34,7 +40,7 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
 @click.option("--user", metavar="NAME", help="The proxy user.")
 @click.option("--at", metavar="TIME", type=Moment(), help="Decide as of this time: an ISO time (UTC by default).")
 @json_option
-@policy_lines_option
+@fragment_option
 @click.option("--record", "line", metavar="FILE", type=click.File("rb"), help="Explain a line of the record instead.")
 @click.argument("method", required=False)
 @click.argument("url", required=False)
@@ -44,7 +50,7 @@ def explain(
     user: str | None,
     at: datetime | None,
     as_json: bool,
-    rendered: Path,
+    fragment: Path,
     line: BinaryIO | None,
     method: str | None,
     url: str | None,
@@ -55,8 +61,8 @@ def explain(
     tunnel. Nothing is resolved here: Squid resolves a name that is allowed, and denies it as private-address if one of
     its addresses is private, unless the rule has private: true.
 
-    Squid denies an allowed request as not-rendered while its configuration lacks a line that the request needs. FILE of
-    --policy-lines tells, where it can be read.
+    An allowed request is denied as not-rendered while Squid's configuration lacks a part that the request needs. FILE
+    of --fragment names the parts that are in force, where it can be read.
 
     --record explains the first line of FILE (- for standard input), as `squidkeeper log --json` prints it, instead of
     METHOD URL, as of its time, with its tunnel and TLS server name. A line whose verdict does not follow from the
@@ -74,23 +80,21 @@ def explain(
     policy = _load(directory)
     _compare(revision, policy.revision, directory)
     found = engine.explain(policy, request, now)
-    missing = _not_rendered(found, rendered)
+    missing = _not_rendered(policy.source, found, fragment)
     click.echo(_json(found, missing) if as_json else _text(asked, found, missing))
     raise SystemExit(0 if found.decision.allowed else 1)
 
 
-def _not_rendered(found: Explanation, file: Path) -> str | None:
-    """Say that Squid denies the request, because its configuration lacks lines; None where it cannot be read."""
-    from squidkeeper.policy_lines import lacks_lines
+def _not_rendered(policy: Policy, found: Explanation, fragment: Path) -> str | None:
+    """Say that the request is denied, because Squid's configuration lacks parts; None where it cannot be read."""
+    from squidkeeper.parts import PartsInForce, read_in_force
 
     try:
-        rendered = file.read_text()
+        in_force = PartsInForce(policy, read_in_force(fragment.read_text()))
     except OSError:
         return None
-    decision = found.decision
-    if not decision.allowed or not lacks_lines(decision.strip, found.upstream, decision.credentials, rendered):
-        return None
-    return f"Squid denies the request, because {file} lacks lines that it needs: run install.sh"
+    decision = replace(found.decision, upstream=found.upstream)
+    return in_force.checked(decision).reason if decision.allowed and in_force.lacking(decision) else None
 
 
 Question = tuple[str, "Request | Malformed", datetime, str | None]  # the last: the revision that the record names
@@ -196,7 +200,7 @@ def _text(asked: str, found: Explanation, missing: str | None) -> str:
         *(("credential", _credential_text(one)) for one in decision.credentials),
         *(("secret", f"{one.name}: {one.source}") for one in found.secrets),
         ("strip", ", ".join(decision.strip.headers) if decision.strip else None),
-        ("connections", decision.connections),
+        ("connection", _connection_text(found)),
         ("upstream", _upstream_text(found.upstream)),
         *(("quota", f"{one.name}: {one.text}{_at(one.location)}") for one in found.quotas),
         ("resolved", _resolved_text(found.resolved)),
@@ -277,6 +281,16 @@ def _tls_text(found: Explanation) -> str | None:
     return _BUMPED if found.passthrough is False and not found.by_reading else None
 
 
+def _connection_text(found: Explanation) -> str | None:
+    if found.tunnel is None:
+        return None
+    mode: str = found.tunnel.mode
+    if mode == "own" and found.passthrough is None:  # over plain http, no connection outlives its request
+        mode = "first"
+    last = "; a request with a body is the last on it" if found.decision.connections == "single" else ""
+    return f"{_CONNECTIONS[mode]}, as {found.tunnel.reason}{last}"
+
+
 def _websocket_text(found: Explanation) -> str | None:
     from squidkeeper.engine.explain import rule_to_change
 
@@ -351,6 +365,7 @@ def _json(found: Explanation, missing: str | None) -> str:
             "secrets": {secret.name: str(secret.source) for secret in found.secrets},
             "strip": decision.strip.headers if decision.strip else [],
             "connections": decision.connections,
+            "tunnel": found.tunnel and {"mode": found.tunnel.mode, "reason": found.tunnel.reason},
             "upstream": found.upstream.name if found.upstream else None,
             "quotas": [one.name for one in found.quotas],
             "not_rendered": missing,

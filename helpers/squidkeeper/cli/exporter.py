@@ -11,7 +11,7 @@ from squidkeeper.cli.options import (
     DEFAULT_LOG,
     archive_option,
     file_option,
-    policy_lines_option,
+    fragment_option,
     policy_option,
     proxy_header_option,
     run_option,
@@ -72,7 +72,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 @file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
 @written_state_option("The state folder: the counters of the helpers and of the exporter.")
 @file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "What Squid signs with, to report when it expires.")
-@policy_lines_option
+@fragment_option
 @click.option(
     "--tls-certificate",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -131,7 +131,7 @@ def exporter(
     access_log: Path,
     state: Path,
     ca: Path,
-    rendered: Path,
+    fragment: Path,
     tls_certificate: Path | None,
     squid: tuple[str, int],
     workers: int,
@@ -161,7 +161,7 @@ def exporter(
         access_log=access_log,
         state=state,
         ca=ca,
-        policy_lines=rendered,
+        fragment=fragment,
         squid=squid,
         status_from=status_from,
         tls_certificate=tls_certificate,

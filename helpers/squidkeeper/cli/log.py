@@ -93,8 +93,8 @@ def log(
     Requests are shown in the order of time. A repeated option
     matches any of its values; different options must all match.
 
-    A denied CONNECT and the request inside it are one event. The CONNECT of an opened tunnel is no event. --connects
-    shows both.
+    The CONNECT of an opened tunnel is not shown, and of a denied or failed one either the CONNECT or the requests
+    inside. --connects shows all; --follow leaves out opened tunnels only.
 
     --drift decides each request again, by the revision of the policy that its record names; the state folder stores
     these revisions. Exit status: 1 if it finds drift, else 0.

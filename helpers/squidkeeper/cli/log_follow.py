@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,6 @@ import click
 
 from squidkeeper.cli.log_output import WantedRequests, report_invalid, write
 from squidkeeper.errors import UnreadableLog
-from squidkeeper.record.events import Events, LoggedRecord
 from squidkeeper.record.filters import of_period
 from squidkeeper.record.listing import (
     FindingTable,
@@ -24,14 +22,15 @@ from squidkeeper.record.listing import (
 )
 from squidkeeper.record.log_file import open_log
 from squidkeeper.record.log_files import read_failure
-from squidkeeper.record.record_reader import RecordReader
+from squidkeeper.record.record_reader import LoggedRecord, RecordReader
+from squidkeeper.record.tunnels import is_opened_tunnel
 
 if TYPE_CHECKING:
     from squidkeeper.record.drift import DriftChecker, Finding
     from squidkeeper.record.follower import Follower
+    from squidkeeper.record.record import Record
 
 _POLL_SECONDS = 0.25
-_FLUSH_SECONDS = 2.0  # how long to wait for the request inside a denied CONNECT
 
 
 class FollowedLog:
@@ -42,14 +41,14 @@ class FollowedLog:
         self._filters = (*wanted.filters, of_period(wanted.since, wanted.until))
         self._checker = checker
         self._reader = RecordReader()
-        self._events = None if wanted.connects or wanted.drift else Events(decide=checker.verdict)
+        self._shows_tunnels = wanted.connects or wanted.drift
         self._requests = RequestTable(coloured=wanted.coloured, with_error=True)
         self._findings = FindingTable()
         self._text = _TEXTS[wanted.drift, wanted.as_json]
 
     def follow(self, follower: Follower) -> None:
         """Show a log while it is written, until interrupted."""
-        lost, quiet_since = 0, time.monotonic()
+        lost = 0
         lines = follower.read()
         if not follower.readable:
             _refuse_closed(follower.path)
@@ -57,11 +56,8 @@ class FollowedLog:
         while True:
             if lines:
                 self._feed(lines)
-                quiet_since = time.monotonic()
                 lines = follower.read()
                 continue
-            if time.monotonic() - quiet_since > _FLUSH_SECONDS and self._events:
-                self._write(self._events.flush())
             if follower.lost > lost:
                 lost = follower.lost
                 click.echo("Part of the log was gone before it was read.", err=True)
@@ -73,29 +69,29 @@ class FollowedLog:
         report_invalid(self._reader.invalid, self._reader.first_invalid)
 
     def _feed(self, lines: list[bytes]) -> None:
-        records = self._reader.parse(lines)
-        self._write(self._events.feed(records) if self._events else records)
+        write(self._text(self, [one for one in self._reader.parse(lines) if self._is_wanted(one.record)]))
 
-    def _write(self, events: Iterable[LoggedRecord]) -> None:
-        write(self._text(self, [one for one in events if all(wanted.holds(one.record) for wanted in self._filters)]))
+    def _is_wanted(self, record: Record) -> bool:
+        is_shown = self._shows_tunnels or not is_opened_tunnel(record)
+        return is_shown and all(wanted.holds(record) for wanted in self._filters)
 
-    def _rows(self, events: list[LoggedRecord]) -> str:
-        return self._requests.lines(request_row(one.record) for one in events)
+    def _rows(self, records: list[LoggedRecord]) -> str:
+        return self._requests.lines(request_row(one.record) for one in records)
 
-    def _json_lines(self, events: list[LoggedRecord]) -> str:
-        return "".join(json_line(one.line) for one in events)
+    def _json_lines(self, records: list[LoggedRecord]) -> str:
+        return "".join(json_line(one.line) for one in records)
 
-    def _finding_rows(self, events: list[LoggedRecord]) -> str:
+    def _finding_rows(self, records: list[LoggedRecord]) -> str:
         return self._findings.lines(
-            finding_row(one.record, found.kind, found.rule) for one, found in self._found(events)
+            finding_row(one.record, found.kind, found.rule) for one, found in self._found(records)
         )
 
-    def _json_findings(self, events: list[LoggedRecord]) -> str:
-        found = self._found(events)
+    def _json_findings(self, records: list[LoggedRecord]) -> str:
+        found = self._found(records)
         return "".join(json_finding(finding.kind, finding.rule, finding.reason, one.line) for one, finding in found)
 
-    def _found(self, events: list[LoggedRecord]) -> list[tuple[LoggedRecord, Finding]]:
-        found = [(one, finding) for one in events if (finding := self._checker.check(one.record))]
+    def _found(self, records: list[LoggedRecord]) -> list[tuple[LoggedRecord, Finding]]:
+        found = [(one, finding) for one in records if (finding := self._checker.check(one.record))]
         self.found += len(found)
         return found
 

@@ -131,8 +131,7 @@ class TableLog:
         wanted = self._wanted
         period = since or wanted.since, until or wanted.until
         folds = self._view == "requests"
-        decide = self._checker.verdict if folds else None
-        with open_table(self._sources, *period, columns=self._columns(), folds=folds, decide=decide) as table:
+        with open_table(self._sources, *period, columns=self._columns(), folds=folds) as table:
             yield table
 
     def _columns(self) -> set[str] | None:
@@ -170,11 +169,11 @@ class TableLog:
     def _report(self) -> None:
         if (self._tunnels or self._merged) and self._wanted.newest is None:
             click.echo(
-                f"{quantity(self._records, 'record')} read, {quantity(self._shown, 'event')} shown. Not shown: "
-                f"the CONNECTs of {quantity(self._tunnels, 'tunnel')}, and {self._merged:,} merged with the request "
-                "inside (--connects shows all).",
+                f"{quantity(self._records, 'record')} read, {quantity(self._shown, 'request')} shown. Not shown: "
+                f"the CONNECTs of {quantity(self._tunnels, 'tunnel')}, and {self._merged:,} that count with another "
+                "(--connects shows all).",
                 err=True,
             )
         elif not self._shown and not self._wanted.as_json and not self._wanted.drift:
-            click.echo(f"{quantity(self._records, 'record')} read{self._period()}, no event shown.", err=True)
+            click.echo(f"{quantity(self._records, 'record')} read{self._period()}, no request shown.", err=True)
         report_skipped(self._skipped)

@@ -88,7 +88,7 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     "directory",
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
-    help="The policy: judge edits that a reload gate of it holds back. Without it, they are not judged.",
+    help="The policy: have edits judged that a reload gate holds back, and Squid's configuration rendered for them.",
 )
 @click.option(
     "--tls",
@@ -138,9 +138,11 @@ def maintain(
     from contextlib import ExitStack
     from functools import partial
 
+    from squidkeeper.layout import Layout
     from squidkeeper.maintenance.own_addresses import OwnAddresses
     from squidkeeper.maintenance.process import run
     from squidkeeper.maintenance.reload_judge import ReloadJudge
+    from squidkeeper.maintenance.render_request import RenderRequest
     from squidkeeper.maintenance.resolver import Resolver
     from squidkeeper.maintenance.rotation import Rotation
     from squidkeeper.maintenance.squid_crash import SquidCrashes
@@ -164,7 +166,8 @@ def maintain(
         if directory:
             judge = ReloadJudge(state / "revisions", partial(judging, directory, state, access_log, archive))
             at_the_end.callback(judge.stop)
-            tasks.append(judge)
+            layout = Layout.around(directory, state)
+            tasks += [judge, RenderRequest(directory, layout.render_request, layout.rendered)]
         if resolver:
             own = Resolver(resolver, resolv_conf, state / "resolver")
             at_the_end.callback(own.stop)

@@ -32,15 +32,12 @@ class UnusableInput(click.ClickException):
 
 
 @contextmanager
-def judged_table(read: TableOptions, columns: Collection[str], state: Path) -> Iterator[Table]:
-    """Read what policies are asked about again; stored revisions decide what no helper decided."""
+def judged_table(read: TableOptions, columns: Collection[str]) -> Iterator[Table]:
+    """Read what policies are asked about again; `UnusableInput` if it cannot be read."""
     from squidkeeper.errors import UnreadableLog
-    from squidkeeper.record.drift import DriftChecker
-    from squidkeeper.record.past_policies import PastPolicies
 
-    checker = DriftChecker(PastPolicies(state / "revisions"))
     try:
-        with read.open(columns, decide=checker.verdict) as table:
+        with read.open(columns) as table:
             yield table
     except UnreadableLog as error:
         raise UnusableInput(str(error)) from error

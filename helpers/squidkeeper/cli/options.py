@@ -27,7 +27,7 @@ _root = os.environ.get(ROOT_VARIABLE)
 DEFAULT_LAYOUT = Layout.of(Path(_root) if _root else None)
 DEFAULT_POLICY = DEFAULT_LAYOUT.policy
 DEFAULT_STATE = DEFAULT_LAYOUT.state
-DEFAULT_POLICY_LINES = DEFAULT_LAYOUT.policy_lines
+DEFAULT_FRAGMENT = DEFAULT_LAYOUT.fragment
 DEFAULT_RUN = DEFAULT_LAYOUT.run
 DEFAULT_LOG = DEFAULT_LAYOUT.access_log
 DEFAULT_ARCHIVE_KEY = DEFAULT_LAYOUT.archive_key
@@ -277,14 +277,29 @@ def is_missing(file: Path) -> bool:
     return False
 
 
-policy_lines_option = click.option(
-    "--policy-lines",
-    "rendered",
+fragment_option = click.option(
+    "--fragment",
     metavar="FILE",
     type=click.Path(path_type=Path, readable=False),
-    default=DEFAULT_POLICY_LINES,
+    default=DEFAULT_FRAGMENT,
     show_default=True,
-    help="The lines of Squid's configuration that install.sh has rendered from the policy.",
+    help="squidkeeper.conf as it is installed: it names the parts of Squid's configuration that are in force.",
+)
+
+
+def _keys(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> frozenset[str]:
+    """Read the keys of --in-force."""
+    from squidkeeper.parts import parse_in_force
+
+    return parse_in_force(value)
+
+
+in_force_option = click.option(
+    "--in-force",
+    metavar="KEYS",
+    multiple=True,
+    callback=_keys,
+    help="What Squid's configuration has: names of parts, and of lines in them. A request that needs more is denied.",
 )
 
 

@@ -8,25 +8,20 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
 
 from squidkeeper.cli.new_file import open_new_file
-from squidkeeper.cli.options import policy_option, state_option
 from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
     from squidkeeper.cli.table_options import TableOptions
-    from squidkeeper.record.drift import DriftChecker
-    from squidkeeper.record.events import Decide, Judgement
-    from squidkeeper.record.record import Record
     from squidkeeper.table.rows import QueryFormat
     from squidkeeper.table.table import Table
 
-_DECIDED = frozenset({"verdict", "rule", "revision", "observed"})  # columns of what is decided
 _FETCHED = 1_000  # rows at once
 _FORMATS = ("table", "csv", "json", "parquet")
 
@@ -41,15 +36,11 @@ _FORMATS = ("table", "csv", "json", "parquet")
     type=click.Path(path_type=Path),
     help="Write to a new file, mode 0640; needed for parquet.",
 )
-@policy_option
-@state_option("The state folder: its revisions decide what no helper decided.")
 def query(
     sql: str,
     read: TableOptions,
     form: str,
     output: Path | None,
-    directory: Path,
-    state: Path,
 ) -> None:
     """Run one SELECT of DuckDB over the tables `requests` and `records`.
 
@@ -71,7 +62,7 @@ def query(
     try:
         continue_as_child(undo=partial(_remove, output))
         bound_memory(threads)
-        _run(sql, replace(read, threads=threads), partial(_verdict, directory, state), QueryFormat(form), file)
+        _run(sql, replace(read, threads=threads), QueryFormat(form), file)
     except (QueryRefused, UnreadableLog) as error:
         raise click.ClickException("\n".join(map(printable, str(error).split("\n")))) from error
     except BrokenPipeError:  # the reader of the output has closed it
@@ -83,35 +74,19 @@ def _remove(output: Path | None) -> None:
         output.unlink(missing_ok=True)
 
 
-def _run(sql: str, read: TableOptions, decide: Decide, form: QueryFormat, file: IO[bytes]) -> None:
+def _run(sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes]) -> None:
     from squidkeeper.cli.log_output import report_skipped
     from squidkeeper.table.guard import drop_rights, lock
     from squidkeeper.table.statement import parse_select
     from squidkeeper.table.table import open_table
 
     statement = parse_select(sql)
-    is_judged = statement.columns is None or not statement.columns.isdisjoint(_DECIDED)
-    judging = decide if is_judged else None
-    with open_table(read.sources, *read.period, read.threads, statement.columns, decide=judging) as table:
+    with open_table(read.sources, *read.period, read.threads, statement.columns) as table:
         drop_rights(table.database, table.parts)
         lock(table.database, table.parts)
         report_skipped(table.skipped)
         _write(table, statement.text, form, file)
     file.flush()
-
-
-def _verdict(directory: Path, state: Path, record: Record) -> Judgement | None:
-    """Decide a request that no helper decided, as `squidkeeper log` does. Most queries have none."""
-    return _checker(directory, state).verdict(record)
-
-
-@cache
-def _checker(directory: Path, state: Path) -> DriftChecker:
-    from squidkeeper.cli.policy_clients import past_policies
-    from squidkeeper.record.drift import DriftChecker
-
-    past = past_policies(directory, state)
-    return DriftChecker(past, replacing=past.replacing)
 
 
 def _write(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:

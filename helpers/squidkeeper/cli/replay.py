@@ -65,7 +65,7 @@ def replay(
         raise click.UsageError("give one of --json and --markdown")
     before = policy_in_force(state) if old is None else policy_named(old, state)
     after = policy_named(new, state, lender=before)
-    result = _replayed(read, before, after, state)
+    result = _replayed(read, before, after)
     names = text.ReplayedNames(before.name, after.name)
     if as_json:
         write(json.dumps(text.as_object(result, names), indent=2) + "\n")
@@ -76,8 +76,8 @@ def replay(
         raise SystemExit(1)
 
 
-def _replayed(read: TableOptions, old: NamedPolicy, new: NamedPolicy, state: Path) -> ReplayResult:
+def _replayed(read: TableOptions, old: NamedPolicy, new: NamedPolicy) -> ReplayResult:
     from squidkeeper.replay.replay import COLUMNS, replay
 
-    with judged_table(read, COLUMNS, state) as table:
+    with judged_table(read, COLUMNS) as table:
         return replay(table.connection, old.compiled, new.compiled)

@@ -94,8 +94,7 @@ def _build(
     since = period.since if isinstance(sources.archive, LiveGateways) else None  # else all that was before it, too
     checker = DriftChecker(past, replacing=past.replacing) if past else None
     columns = {*COLUMNS, *JUDGED} if checker else COLUMNS
-    decide = checker.verdict if checker else None
-    with open_table(sources, since, threads=threads, columns=columns, decide=decide) as table:
+    with open_table(sources, since, threads=threads, columns=columns) as table:
         report_skipped(table.skipped)
         return build_report(
             table.connection,

@@ -56,6 +56,15 @@ def _generator(value: str) -> str:
     return value
 
 
+def _bump(value: str) -> str:
+    """Check whether tunnels share connections to origins."""
+    from squidkeeper.setup.options import BUMPS
+
+    if value not in ("", *BUMPS):
+        raise click.BadParameter(f"expected {' or '.join(BUMPS)}")
+    return value
+
+
 def _gateway_name(value: str) -> str:
     """Check the name that the records of a gateway have."""
     from squidkeeper.record.record import GATEWAY_LENGTH
@@ -114,9 +123,18 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
     "status_from": _networks,
     "tls_name": _server_names,
     "upstream": _upstream,
+    "bump": _bump,
     "gateway": _gateway_name,
     "workers": _workers,
 }
+
+
+def _prepared(_: click.Context, __: click.Parameter, value: Path | tuple[Path, ...] | None) -> object:
+    """Take absolute paths alone: they are removed at the end, and a relative one would be another folder by then."""
+    for path in value if isinstance(value, tuple) else (value,):
+        if path is not None and not path.is_absolute():
+            raise click.BadParameter(f"{path} is no absolute path: install.sh names what it has made")
+    return value
 
 
 @click.command()
@@ -131,8 +149,8 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
 @click.option("--haproxy-pid", type=_FILE, default="/run/haproxy.pid", hidden=True)
 @click.option("--source", type=_FOLDER, hidden=True)
 @click.option("--venv", type=_FOLDER, hidden=True)
-@click.option("--work", type=_FOLDER, hidden=True)
-@click.option("--made", type=_FOLDER, multiple=True, hidden=True)
+@click.option("--work", type=_FOLDER, callback=_prepared, hidden=True)
+@click.option("--made", type=_FOLDER, callback=_prepared, multiple=True, hidden=True)
 @click.option("--root", type=_FOLDER, help="A whole gateway in this folder, beside others.")
 @click.option("--listen", default="", help="Where Squid listens.")
 @click.option("--open", is_flag=True, help="Let Squid listen where the internet reaches it.")
@@ -153,6 +171,7 @@ _PARSERS: Final[dict[str, Callable[[str], Any]]] = {
 @click.option("--behind", default="", help="The load balancers that take clients for this gateway.")
 @click.option("--health-listen", default="", help="Where these are told whether it is healthy.")
 @click.option("--upstream", default="", help="The parent proxy where the policy names none.")
+@click.option("--bump", default="", help="shared or documented: whether tunnels share connections to origins.")
 @click.option("--gateway", default="", help="The name of the gateway in its records.")
 @click.option("--workers", default="", help="How many processes of Squid serve.")
 @click.option("--no-start", is_flag=True, help="Neither start nor restart anything.")

@@ -22,7 +22,6 @@ from squidkeeper.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from squidkeeper.record.events import Decide
     from squidkeeper.table.sources import TableSources
     from squidkeeper.table.table import Table
 
@@ -43,9 +42,7 @@ class TableOptions:
         return self.since, self.until
 
     @contextmanager
-    def open(
-        self, columns: Collection[str], *, decide: Decide | None = None, with_earlier: bool = False
-    ) -> Iterator[Table]:
+    def open(self, columns: Collection[str], *, with_earlier: bool = False) -> Iterator[Table]:
         """Read it after what Squid needs, and report what was skipped; `UnreadableLog` if it cannot be read.
 
         `with_earlier` reads records of all times, which tell what is new in the period.
@@ -56,7 +53,7 @@ class TableOptions:
 
         yield_to_squid()
         period = (None, None) if with_earlier else self.period
-        with open_table(self.sources, *period, self.threads, columns, decide=decide) as table:
+        with open_table(self.sources, *period, self.threads, columns) as table:
             report_skipped(table.skipped)
             yield table
 

@@ -70,7 +70,7 @@ def tighten(
     if as_json and as_diff:
         raise click.UsageError("give one of --json and --diff")
     policy = policy_in_force(state) if named is None else policy_named(named, state)
-    found, edits = _found(read, policy, state)
+    found, edits = _found(read, policy)
     check_judged(found.use.requests, read.files)
     short = text.too_short(found, min_days)
     if short and (as_diff or output):
@@ -85,14 +85,14 @@ def tighten(
         write("".join(text.as_text(found, policy.name, read.since, min_days)))
 
 
-def _found(read: TableOptions, policy: NamedPolicy, state: Path) -> tuple[Findings, Edits]:
+def _found(read: TableOptions, policy: NamedPolicy) -> tuple[Findings, Edits]:
     from squidkeeper.tightening.edits import proposed_edits
     from squidkeeper.tightening.findings import findings
     from squidkeeper.tightening.proof import proven
     from squidkeeper.tightening.usage import COLUMNS, measure
 
     source, now = policy.compiled.source, datetime.now(UTC)
-    with judged_table(read, COLUMNS, state) as table:
+    with judged_table(read, COLUMNS) as table:
         use = measure(table.connection, policy.compiled)
         edits = proven(table.connection, source, proposed_edits(source, use, now), now)
         return findings(source, use, edits, now), edits

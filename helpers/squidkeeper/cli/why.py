@@ -270,7 +270,7 @@ class _Answer:
         self._read = read
         self._known = known
         self._since = format_time(search.since) if search.since else ""
-        self._groups = search.groups(read.records)
+        self._groups = search.groups(read.records, read.standing)
         unrecorded = (*crashes(known.crashes, self._since), *without_record(known.cache_log, self._since))
         self._unrecorded = [] if search.question.ids else unrecorded
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from squidkeeper.record.events import WAIT
+from squidkeeper.record.tunnels import WAIT
 from squidkeeper.table.columns import POSITION, TIME
 from squidkeeper.table.conditions import time_literal
 from squidkeeper.table.database import yield_to_squid
+from squidkeeper.table.folding import standing
 from squidkeeper.table.lines import record_of
 from squidkeeper.table.sources import TableSources
 from squidkeeper.table.table import open_table
@@ -25,7 +26,7 @@ NEWEST: Final = 50_000  # records that are judged; older ones are left out
 _COLUMNS: Final = (  # that a cause, its sentence and the policy's decision need
     *(TIME, "client", "client_port", "user", "method", "url", "status", "verdict", "rule", "revision", "credential"),
     *("fetched", "sni", "tunnel", "upstream", "error", "squid", "connection", "worker", "tls_error", "cut", "hidden"),
-    *("request_id", "found", "gateway", "page"),
+    *("request_id", "found", "gateway", "page", "error_detail"),
 )
 # What `judge` of why/causes.py takes for a failure, and the requests that are asked about by their IDs.
 _MAY_HAVE_FAILED: Final = (
@@ -35,15 +36,17 @@ _MAY_HAVE_FAILED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ReadRecords:
-    """The records that can belong to failures, oldest first, and what could not be read.
+    """The requests that may have failed, oldest first, and what could not be read.
 
-    `requests` and `gateways`: how many requests there are, and how many gateways served them.
+    `requests` and `gateways`: how many requests there are, and how many gateways served them. `standing`: the IDs of
+    requests that stand for records that were asked about.
     """
 
     records: tuple[Record, ...]
     requests: int
     gateways: int
     skipped: Skipped
+    standing: Mapping[str, str]
 
     @property
     def is_cut(self) -> bool:
@@ -58,12 +61,13 @@ def read_records(
     yield_to_squid()
     early = since and since - WAIT
     with open_table(sources, early, until, columns=_COLUMNS) as table:
-        records = tuple(reversed(_newest(table, [*ids])))
-        return ReadRecords(records, *_count(table, since), table.skipped)
+        stand = standing(table.connection, ids)
+        records = tuple(reversed(_newest(table, [*ids, *stand.values()])))
+        return ReadRecords(records, *_count(table, since), table.skipped, stand)
 
 
 def _newest(table: Table, ids: list[str]) -> list[Record]:
-    found = f"SELECT {', '.join(_COLUMNS)} FROM records WHERE {_MAY_HAVE_FAILED}"  # noqa: S608 - our own names
+    found = f"SELECT {', '.join(_COLUMNS)} FROM requests WHERE {_MAY_HAVE_FAILED}"  # noqa: S608 - our own names
     newest = f"{found} ORDER BY {TIME} DESC, {POSITION} DESC LIMIT {NEWEST}"
     return [record_of(row, _COLUMNS) for row in table.connection.execute(newest, [ids]).fetchall()]
 

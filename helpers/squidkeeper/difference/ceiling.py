@@ -29,13 +29,14 @@ def _is_counted(before: Consequence, after: Consequence) -> bool:
     return all(under <= counts for counts in after.quotas)
 
 
+_STRICTER = {None: 0, "shared": 0, "own": 1, "single": 2}  # of connections to origins
 # Of the other changes, when one only closes. A redirect is a new request, which is judged like any other.
 _CLOSES: dict[Change, Callable[[Consequence, Consequence], bool]] = {
     Change.PRIVATE: lambda _before, after: not after.private,
     Change.PASSTHROUGH: lambda _before, after: not after.passthrough,
     Change.WEBSOCKET: lambda _before, after: not after.websocket,
     Change.REWRITE: lambda _before, after: after.redirects and not after.otherwise,
-    Change.CONNECTIONS: lambda _before, after: after.connections == "single",
+    Change.CONNECTIONS: lambda before, after: _STRICTER[after.connections] > _STRICTER[before.connections],
     Change.STRIP: lambda before, after: set(before.strip) <= set(after.strip),
     Change.QUOTAS: _is_counted,
     Change.USES: lambda before, after: _uses(after) <= _uses(before),

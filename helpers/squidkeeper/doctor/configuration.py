@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.doctor.inspection import Inspection, annotations_in
+from squidkeeper.parts import Part
 from squidkeeper.policy.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS
 from squidkeeper.replies import header_annotation
 from squidkeeper.setup import checks
 from squidkeeper.setup.configuration import workers_of
 from squidkeeper.setup.entries import text_at
-from squidkeeper.setup.templates import missing_sections, outdated_sections
+from squidkeeper.setup.rendering import outdated_files
 from squidkeeper.squid_conf import Directive
 
 _FEW_DESCRIPTORS: Final = 4096
@@ -29,11 +30,10 @@ _TALKATIVE: Final = frozenset(
 )
 _DEBUGGING: Final = re.compile(r"(ALL|\d+),(\d+)", re.ASCII | re.IGNORECASE)
 _WARNS_WITH_TEXT: Final = ("11", "29", "55")  # those that do so at level 1
-# How the exporter's request passes; other directives than these decide nothing.
-_OF_OWN_SCRAPE: Final = {
-    "http_access": ("allow", "localhost", "sk_itself", "sk_counters", "sk_get", "!sk_through_proxy", "sk_is_scrape"),
-    "adapted_http_access": ("allow", "sk_scrape"),
-}
+# How the exporter's request passes.
+_OF_OWN_SCRAPE: Final = (
+    *("http_access", "allow", "localhost", "sk_itself", "sk_counters", "sk_get", "!sk_through_proxy", "sk_is_scrape"),
+)
 # Actions of ssl_bump after which Squid judges the requests of a tunnel, or ends it.
 _JUDGED: Final = frozenset({"bump", "client-first", "server-first", "stare", "terminate"})
 _UNVERIFIED: Final = re.compile(r"DONT_VERIFY_(?:PEER|DOMAIN)")
@@ -78,7 +78,8 @@ def allowed_ahead(one: Inspection) -> Iterator[Found]:
     """Find an allow that is ahead of the policy. Only the exporter's own request is meant to pass there."""
     for directive in one.ahead:
         words = directive.words
-        if words[:1] == ("allow",) and _NEVER not in words and words != _OF_OWN_SCRAPE.get(directive.name, words):
+        decides = directive.name in ("http_access", "adapted_http_access") and _NEVER not in words
+        if decides and words[:1] == ("allow",) and (directive.name, *words) != _OF_OWN_SCRAPE:
             yield _at(directive)
 
 
@@ -109,7 +110,7 @@ def passed_on_encrypted(one: Inspection) -> Iterator[Found]:
     first_step = _first_step(one)
     for directive in one.named("ssl_bump"):
         documented = directive.first == "peek" and first_step & set(directive.words[1:])
-        if directive.first not in _JUDGED and not documented and directive.file != one.layout.fragment:
+        if directive.first not in _JUDGED and not documented and not _is_ours(one, directive.file):
             yield _at(directive)
     for directive in one.named("on_unsupported_protocol"):
         if directive.first == "tunnel" and _NEVER not in directive.words:
@@ -129,14 +130,15 @@ def _first_step(one: Inspection) -> set[str]:
 
 def cached_credentials(one: Inspection) -> Iterator[Found]:
     """Find missing lines that keep what a credential opened out of the cache, and what is allowed ahead of them."""
-    for name in ("store_miss", "send_hit"):
+    part = one.layout.parts / f"{Part.CREDENTIALS}.conf"
+    for name in ("store_miss", "send_hit") if part in one.conf.files else ():
         for directive in one.named(name):
-            if set(directive.words) == {"deny", "sk_https", "sk_injected"}:
+            if directive.words == ("deny", "!sk_final", "sk_https", "sk_injected"):
                 break
             if directive.first == "allow" and not {_NEVER, "!sk_injected"} & set(directive.words):
                 yield _at(directive)
         else:
-            yield Found(f"{name} deny sk_https sk_injected is missing", str(one.layout.fragment))
+            yield Found(f"{name} deny !sk_final sk_https sk_injected is missing", str(part))
     if not any(line.words == ("deny", "all") for line in one.named("cache")):
         yield Found("cache deny all is missing", str(one.layout.fragment))
 
@@ -158,7 +160,7 @@ def added_headers(one: Inspection) -> Iterator[Found]:
 
 def counter_unlike_lines(one: Inspection) -> Iterator[Found]:
     """Find what makes Squid count readings of its counters, which are no lines, or not count what is a line."""
-    if not any(line.words == _OF_OWN_SCRAPE[line.name] for line in one.named("adapted_http_access")):
+    if not any((line.name, *line.words) == _OF_OWN_SCRAPE for line in one.named("http_access")):
         return  # nothing of ours reads them
     left_out = False
     for directive in one.named("stats_collection"):
@@ -243,10 +245,15 @@ def half_closed(one: Inspection) -> Iterator[Found]:
     yield from _switched_on(one, "half_closed_clients")
 
 
+def kept_answers_of_origins(one: Inspection) -> Iterator[Found]:
+    """Find `http_reply_access`: Squid 6 then locks each answer once more than it unlocks it."""
+    yield from map(_at, one.named("http_reply_access"))
+
+
 def mail_links(one: Inspection) -> Iterator[Found]:
     """Find `email_err_data on`, which is Squid's default."""
     if one.last("email_err_data") is None:
-        yield Found("email_err_data off is missing", str(one.layout.pages))
+        yield Found("email_err_data off is missing", str(one.layout.fragment))
     yield from _switched_on(one, "email_err_data")
 
 
@@ -332,6 +339,11 @@ def proxy_header_from_nobody(one: Inspection) -> Iterator[Found]:
             yield _at(port, f"http_port {port.first} require-proxy-header")
 
 
+def _is_ours(one: Inspection, file: Path) -> bool:
+    """Tell whether a file is squidkeeper.conf or a part of it."""
+    return file == one.layout.fragment or file.parent == one.layout.parts
+
+
 def _is_everything(value: str) -> bool:
     try:
         return value == "all" or ip_network(value, strict=False).prefixlen == 0
@@ -350,7 +362,7 @@ def other_error_pages(one: Inspection) -> Iterator[Found]:
     """Find another error_directory than ours."""
     directive = one.last("error_directory")
     if directive is None or directive.words[:1] != (str(one.layout.errors),):
-        place = directive.place if directive else str(one.layout.pages)
+        place = directive.place if directive else str(one.layout.fragment)
         yield Found(f"expected error_directory {one.layout.errors}", place)
 
 
@@ -400,12 +412,6 @@ def worker_port_shared(one: Inspection) -> Iterator[Found]:
 
 
 def outdated_lines(one: Inspection) -> Iterator[Found]:
-    """Find sections of the installed files that this version renders otherwise."""
-    ours = (one.layout.fragment, one.layout.pages, one.layout.logformat)
-    texts = {path: path.read_text(errors="replace") for path in ours if path in one.conf.files}
-    for path, text in texts.items():
-        for line, name in outdated_sections(text, one.layout.replacements()):
-            yield Found(f"the section '{name}' differs from what this version renders", f"{path}:{line}")
-    if len(texts) == len(ours):  # else other checks tell of a whole file
-        for name in missing_sections(texts.values()):
-            yield Found(f"the section '{name}' is missing", str(one.layout.fragment.parent))
+    """Find files of Squid's configuration that differ from what this gateway's templates give, or that are missing."""
+    for path, why in outdated_files(one.layout):
+        yield Found(why, str(path))

@@ -18,23 +18,26 @@ from squidkeeper.exporter.conditions import Severity
 from squidkeeper.formatting import quantity
 from squidkeeper.gateway_commands import with_commands
 from squidkeeper.layout import Layout
+from squidkeeper.parts import named_parts
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What was found: the worst first, what is accepted last.
 
+    `directives`: how many there are in squidkeeper.conf, in its parts, and in squid.conf with its other files.
     `accepted`: codes that the operator accepts, each with the reason. `not_checked`: codes of checks that only root can
     make. `not_read`: files of Squid's configuration that this process may not read.
     """
 
     layout: Layout
     made: int
-    lines: int
+    directives: Mapping[str, int]
     found: tuple[tuple[Check, tuple[Found, ...]], ...]
     accepted: Mapping[str, str] = field(default_factory=dict)
     not_checked: tuple[str, ...] = ()
     not_read: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()  # of squidkeeper.conf, in force
 
     def failed(self, *, strict: bool = False) -> bool:
         """Tell whether anything critical was found that is not accepted; `strict`: a warning counts too."""
@@ -52,12 +55,21 @@ def examine(one: Inspection, *, running: bool = True, in_setup: bool = False) ->
     return Diagnosis(
         one.layout,
         len(made),
-        len(one.conf.directives),
+        _directives(one),
         tuple(sorted(found, key=lambda pair: (pair[0].code in accepted, severities.index(pair[0].severity)))),
         accepted,
         tuple(check.code for check in wanted if check not in made),
         tuple(f"{problem.place} {problem.text}" for problem in one.conf.problems if problem.denied),
+        named_parts(path.stem for path in one.conf.files if path.parent == one.layout.parts),
     )
+
+
+def _directives(one: Inspection) -> dict[str, int]:
+    counts = {"squidkeeper.conf": 0, "parts": 0, "squid.conf": 0}
+    for directive in one.conf.directives:
+        is_core, is_part = directive.file == one.layout.fragment, directive.file.parent == one.layout.parts
+        counts["squidkeeper.conf" if is_core else "parts" if is_part else "squid.conf"] += 1
+    return counts
 
 
 def _accepted(one: Inspection) -> dict[str, str]:
@@ -89,7 +101,7 @@ def as_text(diagnosis: Diagnosis) -> str:
             f"    accepted: {reason}" if reason else f"    fix: {with_commands(check.remedy, diagnosis.layout)}",
             "",
         ]
-    lines.append(_summary(diagnosis))
+    lines += [_summary(diagnosis), f"Parts in force: {', '.join(diagnosis.parts) or 'none'}."]
     lines += [f"Not read: {text}." for text in diagnosis.not_read]
     if diagnosis.not_checked:
         lines.append(f"Not checked, as only root can: {', '.join(diagnosis.not_checked)}.")
@@ -112,7 +124,15 @@ def as_json(diagnosis: Diagnosis) -> str:
         for one in found
     ]
     not_made = {"not_checked": diagnosis.not_checked, "not_read": diagnosis.not_read}
-    return json.dumps({"checks": diagnosis.made, "findings": findings, **not_made})
+    return json.dumps(
+        {
+            "checks": diagnosis.made,
+            "directives": diagnosis.directives,
+            "parts": diagnosis.parts,
+            "findings": findings,
+            **not_made,
+        }
+    )
 
 
 def _case(found: Found) -> str:
@@ -120,9 +140,9 @@ def _case(found: Found) -> str:
 
 
 def _summary(diagnosis: Diagnosis) -> str:
-    checked = (
-        f"{quantity(diagnosis.made, 'check')} of {diagnosis.layout.conf} ({quantity(diagnosis.lines, 'directive')})"
-    )
+    directives = quantity(sum(diagnosis.directives.values()), "directive")
+    by_file = ", ".join(f"{number} in {where}" for where, number in diagnosis.directives.items())
+    checked = f"{quantity(diagnosis.made, 'check')} of {diagnosis.layout.conf} ({directives}: {by_file})"
     return f"{', '.join(_counts(diagnosis)) or 'No findings'}: {checked}, its policy, processes and machine."
 
 

@@ -64,6 +64,7 @@ _ASKED: Final = {
 }
 # Of root's environment nothing else is handed on: it can hold secrets that Squid's account must not read.
 _ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+_LOGIN: Final = re.compile(r'\blogin(=|":")[^"]')  # of a parent
 _BLOCK: Final = re.compile(r"^([^\n{}#][^{}]*?)\s*\{([^}]*)\}", re.MULTILINE)
 
 
@@ -74,7 +75,7 @@ def _secret_files(one: Inspection) -> Iterator[tuple[Path, str]]:
     """Yield each file that holds a secret, with what it is."""
     layout = one.layout
     yield from ((path, "the CA's key") for path in (layout.signing_key, layout.ca_key))
-    yield layout.policy_lines, "passwords of parent proxies"
+    yield from ((path, "passwords of parent proxies") for path in (layout.rendered, layout.parts / "upstreams.conf"))
     yield layout.webhook, "the URL of the webhook"
     yield from ((path, "a secret of the policy") for path in one.sources.secrets)
     yield from ((path, "a secret that was fetched") for path in sorted(one.layout.secrets.glob(f"*{VALUE_SUFFIX}")))
@@ -187,7 +188,7 @@ def exposed_files(one: Inspection) -> Iterator[Found]:
     folders: dict[Path, str] = {}
     secrets = one.layout.secrets.resolve()  # of what fetches
     for path, what in _secret_files(one):
-        if not path.exists() or (path == one.layout.policy_lines and "login=" not in text_at(path)):
+        if not path.exists() or (path.parent == one.layout.parts and not _LOGIN.search(text_at(path))):
             continue
         if problem := _exposed(path, one.account, fetched=path.parent == one.layout.secrets):
             yield Found(f"{what}: {problem}", str(path))

@@ -242,6 +242,13 @@ CHECKS: Final = (
         configuration.half_closed,
     ),
     Check(
+        "answers-kept-in-memory",
+        _WARNING,
+        "Squid 6 keeps a part of each answer in memory until it ends: 2 KB of a usual one, 147 KB of a large head",
+        "Remove the line. Deny requests by `http_access` instead of answers by `http_reply_access`.",
+        configuration.kept_answers_of_origins,
+    ),
+    Check(
         "error-pages-show-headers",
         _WARNING,
         "Stock error pages carry headers of the request in a link (CVE-2025-62168)",

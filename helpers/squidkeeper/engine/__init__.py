@@ -6,5 +6,17 @@
 from squidkeeper.engine.compiled_policy import CompiledPolicy, HostMatch
 from squidkeeper.engine.decide import Stage, asks_url, decide, decide_until_spent
 from squidkeeper.engine.decision import Decision, deny
+from squidkeeper.engine.tunnels import checked_tunnel, mode_in_force
 
-__all__ = ["CompiledPolicy", "Decision", "HostMatch", "Stage", "asks_url", "decide", "decide_until_spent", "deny"]
+__all__ = [
+    "CompiledPolicy",
+    "Decision",
+    "HostMatch",
+    "Stage",
+    "asks_url",
+    "checked_tunnel",
+    "decide",
+    "decide_until_spent",
+    "deny",
+    "mode_in_force",
+]

@@ -15,14 +15,16 @@ from squidkeeper.engine.fields import HostFacts, covers_default_port, holds_for_
 from squidkeeper.engine.own_host import decide_own_host
 from squidkeeper.engine.quotas import quotas_for
 from squidkeeper.engine.timetable import Timed, Timetable
+from squidkeeper.engine.tunnels import TunnelUse, tunnel_use
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.forms import signs
 from squidkeeper.policy.host_index import HostIndex
 from squidkeeper.policy.machines import Machines
+from squidkeeper.policy.methods import BODILESS
 from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Route, Rule
 from squidkeeper.policy.quotas import Quota
 from squidkeeper.protocol.request import ANY_LOGIN, CONNECT, Malformed, Request
-from squidkeeper.url import Host
+from squidkeeper.url import Host, parse_authority
 
 EntryT = TypeVar("EntryT", Rule, Rewrite, Credential, Route)
 # In a policy with upstreams, where none of them holds: the parent of install.sh's --upstream, if there is one.
@@ -36,6 +38,7 @@ _REVOKED = "The policy does not hold the token of the client {} (any longer)."
 TOKEN_LAPSED = deny(LOGIN_REFUSED, "The token has expired.")
 _OTHER_METHOD = ""  # one that no entry names: clients make up methods, and each would have candidates of its own
 OBSERVED_DEFAULT = "deny:default"  # as what no rule decides is recorded, where the default observes
+PLACEHOLDER = "{host}"  # in the authority of a rewrite's target
 _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
 
 
@@ -43,13 +46,15 @@ _PREFLIGHT = "OPTIONS"  # the preflight of CORS carries no credential
 class RulesInForce:
     """The rules and grants of some candidates that are in force at a time, as `Candidates` has them.
 
-    `at_host` is the decision at host scope, once it was made for a host that is no address.
+    `at_host` is the decision at host scope, once it was made for a host that is no address. `tunnel` is the mode of an
+    open tunnel, once it was asked for.
     """
 
     rules: tuple[Rule, ...]
     grants: tuple[Rule, ...]
     observing: tuple[Rule, ...] | None
     at_host: Decision | None = None
+    tunnel: TunnelUse | None = None
 
     def unspent(self, spent: Collection[str]) -> tuple[Rule, ...]:
         """Give the grants that have uses left; `spent` names those that have none."""
@@ -134,6 +139,9 @@ class CompiledPolicy:
         self.credentials = HostIndex(policy.credentials, policy.lists)
         self.upstreams = HostIndex(policy.upstreams, policy.lists)
         self._methods = frozenset(_named_methods(policy)) | {"GET", _PREFLIGHT}
+        self.methods_with_bodies = (*sorted(self._methods - BODILESS), _OTHER_METHOD)
+        self.own_clients = frozenset(client.name for client in policy.clients if client.connections is not None)
+        self._targets = frozenset(one.target.authority.lower() for one in policy.rewrites if one.redirect is None)
         # Microseconds of a line with and without each: unknown host 6/30; with 22 clients 7/15; credential 11/31.
         self._candidates: BoundedCache[tuple[object, ...], Candidates] = BoundedCache(_CACHE_BYTES)
         self._clients: BoundedCache[tuple[str | None, ...], tuple[str, ...]] = BoundedCache(_CACHE_BYTES)
@@ -209,6 +217,21 @@ class CompiledPolicy:
             known = tuple(one.name for one in self.source.clients if one.matches(address, user))
             self._clients.add(key, known, _object_bytes(user, *known))
         return known
+
+    def may_be_fetched_for(self, host: Host) -> bool:
+        """Tell whether a request may be rewritten that is for a host, or that then leads to it."""
+        if self.rewrites.positions(host):
+            return True
+        return any(PLACEHOLDER in one or parse_authority(one)[0] == host for one in self._targets)
+
+    def tunnel_use(self, match: HostMatch, at: datetime) -> TunnelUse:
+        """Tell which connection the open tunnel of a request takes."""
+        facts = match.facts._replace(method=None)
+        candidates = match.candidates if match.facts.method is None else self._candidates_for(facts)
+        now = self.rules_in_force(candidates, at)
+        if now.tunnel is None:
+            now.tunnel = tunnel_use(self, facts, candidates, now)
+        return now.tunnel
 
     def rules_in_force(self, candidates: Candidates, at: datetime) -> RulesInForce:
         """Give which rules of some candidates are in force at a time: the same object for the same rules."""
@@ -301,7 +324,8 @@ class CompiledPolicy:
         rules, rewrites = self.rules.positions(facts.host), self.rewrites.positions(facts.host)
         credentials, upstreams = self.credentials.positions(facts.host), self.upstreams.positions(facts.host)
         grants = self.grants.positions(facts.host)
-        key = (facts.clients, facts.method, facts.scheme, facts.port, rules, grants, rewrites, credentials, upstreams)
+        found = (rules, grants, rewrites, credentials, upstreams)
+        key = (facts.clients, facts.method, facts.scheme, facts.port, *found, self.may_be_fetched_for(facts.host))
         known = self._candidates.get(key)
         if known is None:
             policy = self.source

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.forms import QueryParameters
 from squidkeeper.policy.model import Action, Credential, Rewrite, Route, Rule, Strip
+from squidkeeper.protocol.request import TunnelMode
 from squidkeeper.url import Url
 
 _LONGEST_REASON = 1_000  # characters, as of the reasons that a policy gives
@@ -29,6 +30,8 @@ class Outlook:
     the rewriter is asked, and `needs_headers` that the credential helper has to see the client's headers.
     `unrestricted` means that the host is open for every method and path and has no rewrite, and `credential_varies`
     that its methods and paths can get different credentials. `under_quota` means that a quota may count a request.
+    `mode` is the mode of the tunnel that an allowed request needs, and `mode_reason` says why. Over plain http `SHARED`
+    means that the request may share a connection.
     """
 
     needs_url: bool = False
@@ -40,6 +43,8 @@ class Outlook:
     unrestricted: bool = False
     credential_varies: bool = False
     under_quota: bool = False
+    mode: TunnelMode = TunnelMode.OWN
+    mode_reason: str = ""
 
     @property
     def asks_more(self) -> bool:
@@ -92,6 +97,11 @@ class Decision:
         return self.action is Action.ALLOW
 
     @property
+    def mode(self) -> TunnelMode:
+        """The mode of the tunnel, for a decision about a host. What is denied is denied request by request."""
+        return self.outlook.mode if self.allowed else TunnelMode.FIRST
+
+    @property
     def redirects(self) -> bool:
         """Whether the client is told to ask elsewhere, so that nothing is fetched."""
         return self.rewritten is not None and self.rewritten.rewrite.redirect is not None
@@ -105,12 +115,8 @@ class Decision:
     @property
     def final(self) -> bool:
         """Whether an allow at host scope leaves nothing to ask about the request."""
-        return self.allowed and not (self.outlook.asks_more or self.observes_url or self.needs_lines)
-
-    @property
-    def needs_lines(self) -> bool:
-        """Whether the request needs lines of Squid's configuration that install.sh renders from the policy."""
-        return self.strip is not None or self.upstream is not None
+        asks_more = self.outlook.asks_more or self.observes_url
+        return self.allowed and not asks_more and self.strip is None and self.upstream is None
 
 
 def deny(rule: str, reason: str) -> Decision:

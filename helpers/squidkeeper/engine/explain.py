@@ -14,6 +14,7 @@ from squidkeeper.engine.fields import Entry, HostFacts, UrlFacts, failing_fields
 from squidkeeper.engine.host_scope import first_rewrite, first_rule
 from squidkeeper.engine.quotas import counting, ticket_quotas
 from squidkeeper.engine.request_scope import decide_reading, facts_of
+from squidkeeper.engine.tunnels import TunnelUse
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.host_index import HostIndex
@@ -71,6 +72,7 @@ class Explanation:
     websocket: WebSocket | None
     resolved: Resolved | None
     passthrough: bool | None  # of an allowed tunnel, or of a request in it; None: there is no tunnel
+    tunnel: TunnelUse | None  # of an allowed request: which connection to the origin it takes
     upstream: Route | None
     secrets: tuple[NamedSecret, ...]  # of the credentials
     grant: Rule | None  # that allows
@@ -91,6 +93,7 @@ def explain(policy: CompiledPolicy, request: Request | Malformed, at: datetime) 
         websocket(policy, request, decision, at),
         resolved(policy, request, decision),
         passes_through(policy, request, decision, at),
+        tunnel(policy, request, decision, at),
         upstream(policy, request, decision),
         secrets(policy, decision),
         grant(policy, decision),
@@ -287,6 +290,12 @@ def passes_through(
         return None
     tunnel = request._replace(method=CONNECT, url=None, spliced=False)
     return decide(policy, policy.match(tunnel), at, Stage.HOST).passthrough
+
+
+def tunnel(policy: CompiledPolicy, request: Request | Malformed, decision: Decision, at: datetime) -> TunnelUse | None:
+    """Tell which connection to the origin an allowed request takes; None for other requests."""
+    match = policy.match(request)
+    return None if match.denial or not decision.allowed else policy.tunnel_use(match, at)
 
 
 def upstream(policy: CompiledPolicy, request: Request | Malformed, decision: Decision) -> Route | None:

@@ -65,7 +65,7 @@ def checked_private(decision: Decision, host: Host) -> Decision:
 
 def _decide(policy: CompiledPolicy, match: HostMatch, now: RulesInForce, at: datetime) -> Decision:
     if match.facts.method is None:
-        return observe_tunnel(match, _decide_tunnel(match, now), now)
+        return observe_tunnel(match, _decide_tunnel(policy, match, now, at), now)
     return observe_host(match, _decide_request(policy, match, now, at), now)
 
 
@@ -73,7 +73,7 @@ def _decide_request(policy: CompiledPolicy, match: HostMatch, now: RulesInForce,
     decision = _decide_any_url(policy, match, now)
     if not decision.allowed:
         return decision
-    candidates, unrestricted = match.candidates, _is_unrestricted(policy, match, at)
+    candidates, unrestricted, use = match.candidates, _is_unrestricted(policy, match, at), policy.tunnel_use(match, at)
     outlook = replace(
         decision.outlook,
         may_rewrite=bool(candidates.rewrites),
@@ -83,6 +83,8 @@ def _decide_request(policy: CompiledPolicy, match: HostMatch, now: RulesInForce,
         unrestricted=unrestricted,
         credential_varies=unrestricted and _credential_varies(policy, match),
         under_quota=bool(candidates.quotas),
+        mode=use.mode,
+        mode_reason=use.reason,
     )
     return replace(decision, outlook=outlook, upstream=candidates.upstream)
 
@@ -106,7 +108,7 @@ def _decide_any_url(policy: CompiledPolicy, match: HostMatch, now: RulesInForce)
     return checked_private(decision, match.facts.host) if decision.asks else decision
 
 
-def _decide_tunnel(match: HostMatch, now: RulesInForce) -> Decision:
+def _decide_tunnel(policy: CompiledPolicy, match: HostMatch, now: RulesInForce, at: datetime) -> Decision:
     """Decide a tunnel: the first certain rule, unless an allow or ask that is not certain comes before it."""
     deciders = _deciders(match, now)
     decision = checked_private(_opened(match, deciders), match.facts.host)
@@ -114,11 +116,16 @@ def _decide_tunnel(match: HostMatch, now: RulesInForce) -> Decision:
         return decision
     rewrites, credentials = bool(match.candidates.rewrites), bool(match.candidates.credentials)
     passthrough = not (rewrites or credentials) and _is_passed_through(now)
-    under_quota = any(counts_tunnel(quota, passthrough=passthrough) for quota in match.candidates.quotas)
+    use = policy.tunnel_use(match, at)
     return replace(
         decision,
         outlook=Outlook(
-            may_rewrite=rewrites, may_inject=credentials, may_ask=deciders.may_ask, under_quota=under_quota
+            may_rewrite=rewrites,
+            may_inject=credentials,
+            may_ask=deciders.may_ask,
+            under_quota=any(counts_tunnel(quota, passthrough=passthrough) for quota in match.candidates.quotas),
+            mode=use.mode,
+            mode_reason=use.reason,
         ),
         passthrough=passthrough,
         websocket=False,

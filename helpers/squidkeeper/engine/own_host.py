@@ -7,21 +7,23 @@ denied, by the URL as it was sent.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from http import HTTPMethod
 from typing import Final
 
 from squidkeeper.engine.decision import Decision, Outlook, deny
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.policy.model import Action
-from squidkeeper.protocol.request import CONNECT, Request
+from squidkeeper.protocol.request import CONNECT, Request, TunnelMode
 from squidkeeper.url import DEFAULT_PORTS, OWN_HOST, parse_url
 
 TICKET_PAGE: Final = "ticket-page"
 _PATH: Final = re.compile(r"/tickets/[A-Za-z2-7]{12}")
 _ANSWERS: Final = f"{OWN_HOST} is this gateway. It answers GET http://{OWN_HOST}/tickets/NUMBER alone."
-_TUNNEL: Final = Decision(Action.ALLOW, TICKET_PAGE, outlook=Outlook(may_ask=True))  # which leads nowhere
-_ANY_URL: Final = Decision(Action.ALLOW, TICKET_PAGE, "The URL decides.", outlook=Outlook(needs_url=True))
-_PAGE: Final = Decision(Action.ALLOW, TICKET_PAGE, "The gateway answers this itself.")
+_NOWHERE: Final = Outlook(mode=TunnelMode.FIRST, mode_reason="the gateway answers itself")
+_TUNNEL: Final = Decision(Action.ALLOW, TICKET_PAGE, outlook=replace(_NOWHERE, may_ask=True))
+_ANY_URL: Final = Decision(Action.ALLOW, TICKET_PAGE, "The URL decides.", outlook=replace(_NOWHERE, needs_url=True))
+_PAGE: Final = Decision(Action.ALLOW, TICKET_PAGE, "The gateway answers this itself.", outlook=_NOWHERE)
 _NO_PAGE: Final = deny(TICKET_PAGE, _ANSWERS)
 
 

@@ -55,7 +55,18 @@ LABELLED: Final = {  # keys whose meaning stands beside them, in KEYLabel
     "flexString1": ("fetched", "fetched"),
     "flexString2": ("found", "found"),
 }
-OTHER: Final = ("content_type", "squid", "connection", "tls_error", "cut", "hidden", "observed", "worker", "page")
+OTHER: Final = (
+    "content_type",
+    "squid",
+    "connection",
+    "tls_error",
+    "cut",
+    "hidden",
+    "observed",
+    "worker",
+    "page",
+    "error_detail",
+)
 _OUTBOUND: Final = 1
 _KINDS: Final[Mapping[str, tuple[MessageKind | str, str, int]]] = {  # signature, name, severity from 0 to 10
     ALLOWED: (MessageKind.ALLOWED, "Request allowed", 1),

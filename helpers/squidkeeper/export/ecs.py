@@ -58,7 +58,7 @@ ROWS: Final = {
         f"squidkeeper.{name}": name
         for name in (
             *("verdict", "credential", "fetched", "tunnel", "upstream_ms", "squid", "connection", "tls_error", "cut"),
-            *("hidden", "found", "observed", "worker", "page"),
+            *("hidden", "found", "observed", "worker", "page", "error_detail"),
             "content_type",  # ECS: http.response.mime_type is never from the header
         )
     },

@@ -57,7 +57,18 @@ def clean(text: str | None) -> str | None:
 
 _TEXTS: Final = (
     *("user", "method", "verdict", "rule", "revision", "sni", "tunnel", "error", "user_agent", "squid", "connection"),
-    *("tls_error", "cut", "hidden", "request_id", "content_type", "observed", "gateway", "worker", "page"),
+    *(
+        "tls_error",
+        "cut",
+        "hidden",
+        "request_id",
+        "content_type",
+        "observed",
+        "gateway",
+        "worker",
+        "page",
+        "error_detail",
+    ),
 )
 _LISTS: Final = ("credential", "found")
 

@@ -61,7 +61,7 @@ ROWS: Final = {
         f"unmapped.{name}": name
         for name in (
             *("method", "verdict", "credential", "fetched", "sni", "tunnel", "squid", "tls_error", "cut", "hidden"),
-            *("found", "observed", "worker", "page"),
+            *("found", "observed", "worker", "page", "error_detail"),
         )
     },
 }

@@ -43,7 +43,7 @@ ROWS: Final = {
         for name in (
             *("url", "verdict", "rule", "revision", "credential", "fetched", "sni", "tunnel", "duration_ms"),
             *("upstream_ms", "squid", "connection", "tls_error", "cut", "hidden", "request_id", "found", "observed"),
-            *("gateway", "worker", "page"),
+            *("gateway", "worker", "page", "error_detail"),
         )
     },
 }

@@ -1,13 +1,11 @@
 """Everything that can be wrong with the gateway, in one table (floor 7).
 
 Its codes stand in /healthz, on the status page, in `squidkeeper_condition` and in squid/observe/alerts.yaml.
-A finder is a pure function of a snapshot, except that `secret-unavailable` and
-`policy-lines-outdated` read the files of secrets.
+A finder is a pure function of a snapshot, except that `secret-unavailable` reads the files of secrets.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +17,6 @@ from typing import Final
 from cachetools import LRUCache, cached
 
 from squidkeeper.counters import HelperStatus
-from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetch_status import SecretStatus
 from squidkeeper.exporter.disks import Disk
 from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Snapshot
@@ -27,10 +24,10 @@ from squidkeeper.exporter.status_rows import logged_time, secret_rows
 from squidkeeper.extras import missing_extras
 from squidkeeper.formatting import ago, byte_size, duration, printable, quantity, timestamp
 from squidkeeper.metrics import JUDGES, LOADS_POLICY, THROTTLE
+from squidkeeper.parts import not_in_force, read_in_force
 from squidkeeper.policy.faults import SECRET_UNAVAILABLE, Fault, FaultCode
 from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
-from squidkeeper.policy_lines import not_rendered
 from squidkeeper.pull_status import patience_seconds
 from squidkeeper.record.record import format_time
 from squidkeeper.why.causes import CRASHED_REMEDY, NO_HELPER_REMEDY, STORE_ONE_LINE
@@ -180,9 +177,9 @@ def _lint(policy: Policy, at: datetime) -> tuple[Fault, ...]:
 
 
 def _policy_lines_outdated(view: Snapshot) -> Iterator[str]:
-    if view.policy:
-        secrets = SecretStore(view.policy.secrets, os.environ, view.fetched)
-        yield from map(str, not_rendered(view.policy, view.policy_lines, secrets))
+    if view.policy and view.fragment:
+        place = str(view.fragment_file or "squidkeeper.conf")
+        yield from map(str, not_in_force(view.policy, read_in_force(view.fragment), place))
 
 
 def _policy_unavailable(view: Snapshot) -> Iterator[str]:
@@ -551,9 +548,9 @@ CONDITIONS: Final = (
         "policy-lines-outdated",
         _CRITICAL,
         None,
-        "The policy needs lines that Squid's configuration lacks",
-        "Run `./install.sh`, which renders them. Until then the requests that need them are denied, or their parent"
-        " proxy gets its former password.",
+        "The policy needs parts of Squid's configuration that are not in force",
+        "They come within seconds. If not, read `journalctl -u squidkeeper-render`, and run `./install.sh`. Until then"
+        " the requests that need them are denied.",
         _policy_lines_outdated,
         unhealthy=True,
     ),
@@ -685,7 +682,7 @@ CONDITIONS: Final = (
         "5m",
         "Most requests that are allowed fail",
         "Run `squidkeeper why --last 5m`, which tells the causes. Do the gateway's DNS (`getent hosts NAME`)"
-        " and the parent proxies answer? squidkeeper-policy.conf has those of `upstreams` and of `install.sh"
+        " and the parent proxies answer? squidkeeper.d/upstreams.conf has those of `upstreams` and of `install.sh"
         " --upstream`.",
         _requests_failing,
     ),

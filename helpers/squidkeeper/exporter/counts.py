@@ -24,8 +24,8 @@ from squidkeeper.metrics import (
     unseen_class,
 )
 from squidkeeper.record import record as records
-from squidkeeper.record.events import is_tunnel
 from squidkeeper.record.record import Record, is_unseen
+from squidkeeper.record.tunnels import ConnectionKey, connection_key, is_denied_tunnel, is_tunnel
 
 SERIES_LIMIT: Final = 4000  # of one metric
 NETWORKS_LIMIT: Final = 64  # networks of clients without a name; more are `other`
@@ -33,6 +33,7 @@ RULES_LIMIT: Final = 2000  # rules owners last match is remembered
 _BOUNDS_MS: Final = tuple(round(bound * 1000) for bound in REQUEST_DURATION.buckets)
 _VERDICTS = frozenset({"allow", "deny"})
 _DURATION_CELLS = len(_BOUNDS_MS) + 2
+_DENIED_TUNNELS_LIMIT = 10_000
 _CELLS_LIMIT = 20_000  # when full, all are dropped, and found again by their series
 
 RequestLabels = tuple[str, str, str, str, str]  # client, rule, verdict, method_class, status_class
@@ -65,6 +66,7 @@ class RequestCounts(msgspec.Struct, frozen=True):
     invalid_lines: int = 0
     lost: int = 0
     last_line: str = ""
+    denied_tunnels: list[ConnectionKey] = []  # in which no request has come yet, the oldest first
 
 
 class _Cells(NamedTuple):
@@ -88,6 +90,7 @@ class RequestCounter:
         self._durations = {labels: list(cells) for labels, cells in counts.durations if len(cells) == _DURATION_CELLS}
         self._last_matched = {rule: [time] for rule, time in counts.last_matched.items()}
         self._drift = {labels: [number] for labels, number in counts.drift}
+        self._denied_tunnels = dict.fromkeys(counts.denied_tunnels)
         self._cells: dict[tuple[str, str, str, str, int], _Cells] = {}
         self.drift_unchecked = counts.drift_unchecked
         self.drift_cut = counts.drift_cut
@@ -96,12 +99,17 @@ class RequestCounter:
         self.last_line = counts.last_line
 
     def count(self, record: Record, client: str) -> None:
-        """Count a request by a client of the policy, or `none`. Allowed tunnels are counted separately."""
+        """Count a request by a client of the policy, or `none`. Allowed tunnels are counted separately.
+
+        The first request inside a denied tunnel is counted with its CONNECT.
+        """
         method = unseen_class(record.method) if is_unseen(record) else method_class(record.method)
         kind = (client, record.rule, record.verdict, method, record.status // 100)
         cells = self._cells.get(kind) or self._open(kind)
         duration, time = record.duration_ms, record.time
-        cells.requests[0] += 1
+        is_denied = record.verdict == "deny"
+        is_counted = is_denied and self._is_counted(record)
+        cells.requests[0] += not is_counted
         if record.bytes > 0:
             cells.response_bytes[0] += record.bytes
         cells.duration[bisect_left(_BOUNDS_MS, duration)] += 1
@@ -111,10 +119,22 @@ class RequestCounter:
             cells.last_matched[0] = time
         if time > self.last_line:
             self.last_line = time
-        if client == NONE and record.verdict == "deny":
+        if client == NONE and is_denied and not is_counted:
             self._count_unnamed(record)
-        if record.observed != records.NONE and not is_tunnel(record):
+        if record.observed != records.NONE and not is_counted and not is_tunnel(record):
             self._count_observed(record.observed)
+
+    def _is_counted(self, record: Record) -> bool:
+        """Tell whether a denied record is the first one inside a denied tunnel, whose CONNECT has been counted."""
+        key = connection_key(record)
+        if not is_denied_tunnel(record):
+            is_first = key in self._denied_tunnels
+            self._denied_tunnels.pop(key, None)
+            return is_first
+        self._denied_tunnels[key] = None
+        if len(self._denied_tunnels) > _DENIED_TUNNELS_LIMIT:
+            del self._denied_tunnels[next(iter(self._denied_tunnels))]
+        return False
 
     def _count_unnamed(self, record: Record) -> None:
         labels = (client_block(record.client), record.verdict)
@@ -149,6 +169,7 @@ class RequestCounter:
             invalid_lines=self.invalid_lines,
             lost=self.lost,
             last_line=self.last_line,
+            denied_tunnels=list(self._denied_tunnels),
         )
 
     def _open(self, kind: tuple[str, str, str, str, int]) -> _Cells:

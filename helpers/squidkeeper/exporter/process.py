@@ -68,7 +68,7 @@ class ExporterOptions:
     access_log: Path
     state: Path
     ca: Path
-    policy_lines: Path
+    fragment: Path
     squid: tuple[str, int]
     status_from: tuple[Network, ...]
     tls_certificate: Path | None
@@ -195,8 +195,8 @@ class Exporter:
             fetched=options.run / FETCHED,
             fetching=read_fetch_status(options.run / FETCHED, now),
             squid_version=squid_version(),
-            policy_lines=_text_of(options.policy_lines),
-            policy_lines_file=options.policy_lines,
+            fragment=_text_of(options.fragment),
+            fragment_file=options.fragment,
             archive=archive,
             unarchived_since=oldest_write(archive.unarchived(rotated(options.access_log))) if archive else None,
             deleted_logs=read_deleted_logs(options.state),

@@ -10,10 +10,10 @@ from threading import Lock
 from typing import Final, NamedTuple
 
 from squidkeeper.protocol.request import CONNECT
-from squidkeeper.record.events import ConnectionKey, Fold, connection_key, fold, is_answered_inside, is_served
 from squidkeeper.record.record import NONE, Record, decode_field
+from squidkeeper.record.tunnels import ConnectionKey, connection_key, is_denied_tunnel, names_tunnel
 from squidkeeper.record.urls import redacted_url, truncate
-from squidkeeper.why import Case, facts_of, judge
+from squidkeeper.why import facts_of, judge
 from squidkeeper.why.causes import SERVER_ERROR
 
 DENIALS_LIMIT: Final = 50
@@ -88,8 +88,7 @@ class RecentAnswers:
 class RecentDenials:
     """The last denials, a bounded number; a repeated one counts up. Thread-safe.
 
-    A denied CONNECT and the request inside are one, as in `record/events.py`. A request inside that names another host
-    than the tunnel is shown as the CONNECT: what the client wrote was not judged.
+    The CONNECT of a denied tunnel is dropped when a request inside is denied, as in `record/tunnels.py`.
     When the list is full, the oldest denial of the client with the most is dropped. `saved` is an earlier `newest()`.
     """
 
@@ -104,20 +103,17 @@ class RecentDenials:
 
     def add(self, record: Record) -> None:
         """Add the record of any request; ignore it unless it is a denial."""
-        if is_served(record):
+        if record.verdict != "deny":
             return
         with self._lock:
-            connect = self._connects.pop(connection_key(record), None)
-            stands = fold(connect, record) if connect else Fold.NEITHER
-            if record.verdict != "deny" or stands is Fold.CONNECT:
-                return
-            if connect and stands is Fold.REQUEST:
-                self._drop(connect)
-            if is_answered_inside(record):
+            if is_denied_tunnel(record):
                 self._wait(record)
-            asked = Case(record).asked
-            denial = _denial(asked)
-            self._unjudged[_key(denial)] = asked
+            else:
+                connect = self._connects.pop(connection_key(record), None)
+                if connect and names_tunnel(record.url, connect.url):
+                    self._drop(connect)
+            denial = _denial(record)
+            self._unjudged[_key(denial)] = record
             self._put(denial)
 
     def newest(self) -> tuple[Denial, ...]:
@@ -159,9 +155,8 @@ class RecentDenials:
 
 
 def _judged(denial: Denial, record: Record) -> Denial:
-    case = Case(record)
-    cause = judge(case)
-    return replace(denial, cause=cause.code, facts=facts_of(case)) if cause else denial
+    cause = judge(record)
+    return replace(denial, cause=cause.code, facts=facts_of(record)) if cause else denial
 
 
 def _key(denial: Denial) -> _DenialKey:

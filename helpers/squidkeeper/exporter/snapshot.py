@@ -64,8 +64,8 @@ class Snapshot:
     exports: Mapping[str, ExportStatus] = MappingProxyType({})  # by name
     tls_certificate: Certificate | None = None  # of the TLS port; None: there is none
     squid_version: SquidVersion | None = None
-    policy_lines: str = ""  # of Squid's configuration: what install.sh has rendered from the policy
-    policy_lines_file: Path | None = None  # where these are
+    fragment: str = ""  # squidkeeper.conf, which names the parts in force
+    fragment_file: Path | None = None  # where it is
     archive: ArchiveStatus | None = None  # None: there is no archive
     unarchived_since: float | None = None  # when the oldest rotated log that is not archived was last written to
     deleted_logs: DeletedLogs = NOTHING_DELETED

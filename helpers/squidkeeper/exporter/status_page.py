@@ -18,6 +18,7 @@ from squidkeeper.gateway_commands import command, with_commands
 from squidkeeper.layout import Layout
 from squidkeeper.pages.drawing import split_bar
 from squidkeeper.pages.page import render
+from squidkeeper.parts import named_parts, read_in_force
 from squidkeeper.policy.model import Action
 from squidkeeper.record.requests import NOT_BY_THE_POLICY
 from squidkeeper.record.urls import redacted_url, truncate
@@ -48,6 +49,7 @@ def page(view: Snapshot, program: str) -> str:
             "loaded": _moment(view.policy_state.loaded),
             "pull_placed": _moment(view.pull.placed) if view.pull else None,
             "pull_read": _moment(view.pull.succeeded) if view.pull else None,
+            "parts": named_parts(read_in_force(view.fragment)),
             "default_action": view.policy.default if view.policy else Action.DENY,
             "default_observes": bool(view.policy and view.policy.observe_default),
             "commands": {name: command(name, layout, program) for name in ("check", "log")},
@@ -99,7 +101,7 @@ def _headline(active: tuple[ActiveCondition, ...]) -> str:
 
 def _layout(view: Snapshot) -> Layout:
     """Give the gateway whose commands the page names."""
-    others = {"policy_lines": view.policy_lines_file} if view.policy_lines_file else {}
+    others = {"fragment": view.fragment_file} if view.fragment_file else {}
     return Layout.around(view.directory, view.state, access_log=view.access_log, **others)
 
 

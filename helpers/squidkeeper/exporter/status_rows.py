@@ -13,7 +13,7 @@ from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetch_status import SecretStatus
 from squidkeeper.exporter.snapshot import Snapshot
 from squidkeeper.formatting import ago
-from squidkeeper.metrics import CONNECT_CLASS, DECISIONS, LOADS_POLICY, PROTOCOL_ERRORS
+from squidkeeper.metrics import DECISIONS, LOADS_POLICY, PROTOCOL_ERRORS
 from squidkeeper.policy.model import VERDICT_NAMES, Action
 from squidkeeper.policy.secret_sources import EnvironmentSource, needed_secrets
 
@@ -36,7 +36,7 @@ class RuleRow:
     owner: str | None = None
     built_in: bool = False
     tunnels: int = 0
-    """CONNECTs that it opened or denied. They do not count as requests."""
+    """CONNECTs that it allowed. They do not count as requests."""
     observed: int | None = None
     """Requests that it would have decided; None: it does not observe."""
 
@@ -89,8 +89,8 @@ def rule_rows(view: Snapshot) -> Iterator[RuleRow]:
     """List the rules and grants of the policy, then the built-in rules that decided a request."""
     policy, counts = view.policy, view.checkpoint.counts
     hits: Multiset[tuple[str, str]] = Multiset()
-    for (_, name, verdict, method, _), number in counts.requests:
-        hits[name, _TUNNEL if method == CONNECT_CLASS else verdict] += number
+    for (_, name, verdict, _, _), number in counts.requests:
+        hits[name, verdict] += number
     for (_, name), number in counts.tunnels:
         hits[name, _TUNNEL] += number
     observed: Multiset[str] = Multiset()

@@ -12,15 +12,16 @@ from datetime import datetime
 from typing import Final
 
 from squidkeeper.bounded_cache import BoundedCache
-from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, decide, decide_until_spent
+from squidkeeper.engine import CompiledPolicy, Decision, HostMatch, Stage, checked_tunnel, decide, decide_until_spent
 from squidkeeper.engine.own_host import TICKET_PAGE
 from squidkeeper.grant_uses import GrantUses
 from squidkeeper.helpers.asking import Asking
 from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.metrics import HOST, REQUEST
+from squidkeeper.parts import PartsInForce
 from squidkeeper.policy.model import Action, Rule
 from squidkeeper.protocol.lines import Reply, decode_token, parse_tokens, split_tokens
-from squidkeeper.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, Request, parse_request
+from squidkeeper.protocol.request import CONNECT, REQUEST_TOKENS, Malformed, Request, TunnelMode, parse_request
 from squidkeeper.replies import (
     acl_reply,
     ask_login,
@@ -45,10 +46,13 @@ class HostScope:
     """The replies of one policy at host scope, by line: Squid asks the same once a second for each host in use.
 
     A repeated line takes 0.4 us instead of 11. When other rules or tokens hold than before, all replies are forgotten.
+    `shares` tells whether Squid shares connections to origins.
     """
 
-    def __init__(self, policy: CompiledPolicy) -> None:
+    def __init__(self, policy: CompiledPolicy, in_force: frozenset[str] | None = None, *, shares: bool = False) -> None:
         self.policy = policy
+        self._in_force = PartsInForce(policy.source, in_force)
+        self._shares = shares
         self._holding = 0
         self._replies: BoundedCache[object, Reply] = BoundedCache(_HOST_CACHE_BYTES)  # by line; shared ones by decision
 
@@ -70,17 +74,29 @@ class HostScope:
         decision = decide(self.policy, self.policy.match(request), at, Stage.HOST)
         if (decision.asks or not decision.allowed) and self._may_log_in(request, at):
             return ask_login(acl_reply(replace(decision, action=Action.DENY), HOST, self.policy))
+        # Ahead of the tunnel: one to what is not in force leads nowhere, and that is no reason to open another one.
+        decision = self._in_force.checked(decision)
         if isinstance(request, Malformed):
             return tunnel_reply(decision, HOST, self.policy, request)
+        # In a tunnel that was denied, a request keeps the rule of its own denial.
+        if not (decision.outlook.needs_url and self._is_closed(request, at)):
+            decision = checked_tunnel(decision, request, shares=self._shares)
         if request.method == CONNECT or request.host.address is not None:  # the reply can hold the host
-            reply = tunnel_reply(decision, HOST, self.policy, request)
+            reply = tunnel_reply(decision, HOST, self.policy, request, shares=self._shares)
             size = reply_bytes(reply)
         else:
-            reply = shared_reply(self._replies, decision, HOST, self.policy, request.user)
+            reply = shared_reply(self._replies, decision, HOST, self.policy, request.user, shares=self._shares)
             size = 0
         if len(line) <= _LONGEST_KEPT_LINE:
             self._replies.add(line, reply, len(line) + _LINE_BYTES + size)
         return reply
+
+    def _is_closed(self, request: Request, at: datetime) -> bool:
+        """Tell whether a request is in a tunnel that the policy denies, as it does each URL in it: by its own rule."""
+        if request.tunnel is not TunnelMode.FIRST:
+            return False
+        connect = request._replace(method=CONNECT, url=None)
+        return not decide(self.policy, self.policy.match(connect), at, Stage.HOST).allowed
 
     def _may_log_in(self, request: Request | Malformed, at: datetime) -> bool:
         """Tell whether a request without a login could be allowed with one: some programs wait to be asked."""
@@ -96,8 +112,15 @@ class RequestScope:
     the tickets.
     """
 
-    def __init__(self, policy: CompiledPolicy, uses: GrantUses | None = None, asking: Asking | None = None) -> None:
+    def __init__(
+        self,
+        policy: CompiledPolicy,
+        uses: GrantUses | None = None,
+        asking: Asking | None = None,
+        in_force: frozenset[str] | None = None,
+    ) -> None:
         self.policy = policy
+        self._in_force = PartsInForce(policy.source, in_force)
         self._uses = uses
         self._asking = asking
         self._problem = ""  # that was logged
@@ -106,7 +129,7 @@ class RequestScope:
 
     def answer(self, tokens: bytes, url: str) -> Reply:
         """Answer a line, by its first nine tokens as they came and its URL."""
-        decision = self._decide(tokens, url)
+        decision = self._in_force.checked(self._decide(tokens, url))
         reply = shared_reply(self._replies, decision, REQUEST, self.policy)
         if decision.rule == TICKET_PAGE and decision.allowed:  # which nothing may let pass
             return self._asking.show(reply, tokens, url, self.policy) if self._asking else no_ticket_page(reply)

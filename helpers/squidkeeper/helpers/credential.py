@@ -25,6 +25,7 @@ from squidkeeper.helpers.host_matches import HostMatches, decision_time
 from squidkeeper.helpers.signing import signature_headers
 from squidkeeper.helpers.unsealing import Unsealer
 from squidkeeper.metrics import CREDENTIAL
+from squidkeeper.parts import PartsInForce
 from squidkeeper.policy.forms import AwsSigV4, Headers, QueryParameters, SealedHeader, signs
 from squidkeeper.policy.model import Credential
 from squidkeeper.protocol.lines import (
@@ -65,8 +66,15 @@ class Injector:
     held for `wait_seconds` from the first one on. After that they are denied at once.
     """
 
-    def __init__(self, policy: CompiledPolicy, fetched: Path | None = None, wait_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        policy: CompiledPolicy,
+        fetched: Path | None = None,
+        wait_seconds: float = 0.0,
+        in_force: frozenset[str] | None = None,
+    ) -> None:
         self.policy = policy
+        self._in_force = PartsInForce(policy.source, in_force)
         self.secrets = SecretStore(policy.source.secrets, os.environ, fetched, _TRUST_SECONDS)
         self._wait_seconds = wait_seconds
         self._wait_until: dict[str, float] = {}  # by the credential that lacks a first value
@@ -83,7 +91,8 @@ class Injector:
         """Decide one line, by its tokens as they came."""
         asked = None if url == b"-" else decode_token(url)
         fetched = None if final_url == b"-" else decode_token(final_url)
-        return decide(self.policy, self._matches.find(tokens), decision_time(self.policy), Stage.FETCH, asked, fetched)
+        match, at = self._matches.find(tokens), decision_time(self.policy)
+        return self._in_force.checked(decide(self.policy, match, at, Stage.FETCH, asked, fetched))
 
     def request(self, tokens: bytes, url: bytes, final_url: bytes, headers: RequestHeaders) -> FetchedRequest:
         """Give the request of a line that is allowed, with its headers."""

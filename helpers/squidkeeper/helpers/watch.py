@@ -24,7 +24,7 @@ from squidkeeper.protocol.request import REQUEST_TOKENS, parse_request
 from squidkeeper.protocol.request_headers import READ_HEADERS
 from squidkeeper.replies import HEADER_TOO_LONG, found_reply, no_policy_reply, nothing_found_reply
 
-_TOKENS = tuple(REQUEST_TOKENS + 2 + len(READ_HEADERS) + more for more in (0, 1))
+_TOKENS = tuple(REQUEST_TOKENS + 1 + len(READ_HEADERS) + more for more in (0, 1))
 _READ_EVERY_SECONDS = 1.0
 _SECRET, _CANARY, _PLACEHOLDER = "secret:", "canary:", "placeholder:"
 
@@ -51,9 +51,9 @@ class Watch:
     def answer(self, line: bytes) -> Reply:
         """Answer a line."""
         source = self.policy.source
-        tokens, url, rule, *_ = split_tokens(line, REQUEST_TOKENS, _TOKENS)
+        tokens, url, *_ = split_tokens(line, REQUEST_TOKENS, _TOKENS)
         if not source.watches_requests:
-            return nothing_found_reply(decode_token(rule))
+            return nothing_found_reply()
         self._read()
         found = self._values.find(line)
         leaving = [name for name in found if not name.startswith(_PLACEHOLDER)]
@@ -63,7 +63,7 @@ class Watch:
         misdirected = found - self._placeholders(tokens, decode_token(url)) if found else found
         if misdirected:
             return found_reply(_MISDIRECTED, self.policy, _stated(tokens), misdirected)
-        return nothing_found_reply(decode_token(rule))
+        return nothing_found_reply()
 
     def _placeholders(self, tokens: bytes, url: str) -> frozenset[str]:
         """Name the placeholders that a request may hold: those of the credentials that it gets."""
@@ -100,7 +100,7 @@ class Watch:
 
 
 def answer(watch: Watch | None, line: bytes) -> Reply:
-    """Answer one line: the nine tokens, the URL, the rule that has allowed the request so far, and the headers."""
+    """Answer one line: the nine tokens, the URL and the headers."""
     if len(line) > LINE_LIMIT:
         policy = None if watch is None else watch.policy
         return found_reply(HEADER_TOO_LONG, policy, _stated(line), (), withheld=True)

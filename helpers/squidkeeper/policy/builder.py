@@ -16,6 +16,7 @@ from squidkeeper.policy import (
     passthrough,
     presets,
     secret_references,
+    sharing,
     tokens,
 )
 from squidkeeper.policy.contents import PolicyContents
@@ -115,6 +116,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
     policy = _policy(contents, checked, lists, checked_presets)
     checks = (
         passthrough.conflicts,
+        sharing.conflicts,
         grants.conflicts,
         tokens.conflicts,
         credential_faults.conflicts,
@@ -350,7 +352,8 @@ class _Maker:
 
     def clients(self) -> Iterator[Client]:
         for name, entry in (self.model.clients or {}).items():
-            yield Client(name, self._key("clients", name), entry.networks, entry.users, _tokens(entry))
+            place = self._key("clients", name)
+            yield Client(name, place, entry.networks, entry.users, _tokens(entry), entry.connections)
 
     def rules(self) -> Iterator[Rule]:
         for position, entry in enumerate(self.model.rules or ()):

@@ -53,6 +53,7 @@ class FaultCode(StrEnum):
     ALLOW_ONLY = "allow-only"
     OBSERVE_CONFLICT = "observe-conflict"
     PASSTHROUGH_CONFLICT = "passthrough-conflict"
+    CONNECTIONS_CONFLICT = "connections-conflict"
     SECRET_EXPOSED = "secret-exposed"  # noqa: S105 - a code
     SECRET_CYCLE = "secret-cycle"  # noqa: S105 - a code
     SECRET_HOST = "secret-host"  # noqa: S105 - a code

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
 
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy.parameters import plain_parameter
 from squidkeeper.policy.templates import parse_template
 
-_KEY_LENGTH = 12  # hexadecimal digits
 SHIPPED = tuple(header.lower() for header in INJECTABLE_HEADERS)
 _RENDERED = "(rendered)"  # no header has this name
 
@@ -31,26 +29,20 @@ class InjectedValue:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """One header or more. `rendered` are those that squid.conf adds by lines that install.sh renders from the policy.
+    """One header or more. `rendered` are those that squid.conf adds by lines that are rendered from the policy.
 
-    `lines_key` is the name of these lines for Squid; empty where it needs none.
-
-    Of two credentials with a common claim a request gets one: they share a header, or both have rendered ones. So a
-    request needs the lines of one credential alone, and one key tells whether Squid has them.
+    Of two credentials with a common claim a request gets one: they share a header, or both have rendered ones.
     """
 
     values: tuple[InjectedValue, ...]
     rendered: tuple[str, ...] = field(init=False, compare=False)
     claims: frozenset[str] = field(init=False, compare=False)
-    lines_key: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         rendered = tuple(name for name in self.places if name.lower() not in SHIPPED)
         names = [name.lower() for name in self.places]
         object.__setattr__(self, "rendered", rendered)
         object.__setattr__(self, "claims", frozenset([*names, _RENDERED] if rendered else names))
-        key = sha256(",".join(sorted(map(str.lower, rendered))).encode()).hexdigest()[:_KEY_LENGTH]
-        object.__setattr__(self, "lines_key", key if rendered else "")
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -90,11 +82,6 @@ class SealedHeader:
         """None: a sealed token has a header that squid.conf has."""
         return ()
 
-    @property
-    def lines_key(self) -> str:
-        """None."""
-        return ""
-
 
 @dataclass(frozen=True, slots=True)
 class QueryParameters:
@@ -120,11 +107,6 @@ class QueryParameters:
     def rendered(self) -> tuple[str, ...]:
         """None: the rewriter adds it."""
         return ()
-
-    @property
-    def lines_key(self) -> str:
-        """None."""
-        return ""
 
 
 _SIGNATURE = ("Authorization", "X-Amz-Date", "X-Amz-Content-Sha256", "X-Amz-Security-Token")
@@ -160,11 +142,6 @@ class AwsSigV4:
     def rendered(self) -> tuple[str, ...]:
         """As of `Headers`."""
         return _SIGNED.rendered
-
-    @property
-    def lines_key(self) -> str:
-        """One of its own: it needs more than lines of its headers."""
-        return "aws_sigv4"
 
 
 Form = Headers | QueryParameters | SealedHeader | AwsSigV4

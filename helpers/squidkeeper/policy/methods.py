@@ -12,6 +12,7 @@ _NEVER = {
     "TRACK": "TRACK is always denied, expected another method",
     **dict.fromkeys(("ALL", "ANY"), "for all methods, leave 'methods' out"),
 }
+BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})  # whose requests need no body
 _METHOD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 

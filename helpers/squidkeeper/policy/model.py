@@ -41,12 +41,13 @@ VERDICT_NAMES = frozenset(
         "login-refused",
         "ticket-page",
         "quota",
+        "tunnel-outdated",
     }
 )
 
 SHORTEST_WATCHED = 8  # characters of a value that requests are searched for; shorter ones are in many requests
 _HEADER_KEY_LENGTH = 8
-_KEY_LENGTH = 12  # hexadecimal digits of the keys of what install.sh renders
+_KEY_LENGTH = 12  # hexadecimal digits of the key of an upstream
 TOKEN_ID_LENGTH = 12  # hexadecimal digits of the hash
 DIRECT = "direct"  # the key of what goes past every parent
 SEALED_TOKEN = "sealed-token"  # noqa: S105 - as what the credential of a sealed token is counted and logged
@@ -107,6 +108,7 @@ class Client:
     networks: tuple[Network, ...] | None = None
     users: frozenset[str] | None = None
     tokens: tuple[Token, ...] | None = None
+    connections: str | None = None  # "own": no connection to an origin is shared with another client
 
     @property
     def size(self) -> int:
@@ -175,22 +177,17 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """The client's headers that a rule removes, in their order. Keys name the set, and each header, for Squid."""
+    """The client's headers that a rule removes, in their order. A key names each header for Squid."""
 
     headers: tuple[str, ...]
-    key: str
     header_keys: tuple[str, ...]
 
     @classmethod
     def of(cls, headers: Iterable[str]) -> Self:
         """Make the set of these headers, of which a case or an order makes no difference."""
         kept = sorted({header.lower(): header for header in headers}.values(), key=str.lower)
-        keys = (_digest(header)[:_HEADER_KEY_LENGTH] for header in kept)
-        return cls(tuple(kept), _digest(",".join(kept))[:_KEY_LENGTH], tuple(keys))
-
-
-def _digest(text: str) -> str:
-    return sha256(text.lower().encode()).hexdigest()
+        keys = (sha256(header.lower().encode()).hexdigest()[:_HEADER_KEY_LENGTH] for header in kept)
+        return cls(tuple(kept), tuple(keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +209,9 @@ class Rule:
     strip: Strip | None = None
     passthrough: bool = False
     websocket: bool = False
-    connections: str | None = None  # "single": a request with a body is the last on its connection to the origin
+    # "single": a request with a body is the last on its connection to the origin. "own": no connection is shared with
+    # another client. "shared": `check` makes sure that connections are shared.
+    connections: str | None = None
     preset: str | None = None  # the preset that it is of
     observe: bool = False
     uses: int | None = None

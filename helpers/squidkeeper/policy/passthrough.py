@@ -13,7 +13,7 @@ from squidkeeper.policy.document import Document, entries
 from squidkeeper.policy.faults import Fault, FaultCode
 from squidkeeper.policy.host_lists import HostList
 from squidkeeper.policy.hosts import HostForm, HostPattern
-from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Rule
+from squidkeeper.policy.model import Action, Credential, Match, Policy, Rewrite, Route, Rule
 from squidkeeper.url import DEFAULT_PORTS, Host
 
 Entry = Rule | Rewrite | Credential
@@ -62,7 +62,7 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
     for position, rule in enumerate(policy.rules):
         if rule.passthrough:
             for what, entry, remedy in _seeing(policy, position):
-                if _overlap(rule, entry, policy.lists):
+                if overlap(rule, entry, policy.lists):
                     seer = f"{what} {entry.name!r} ({entry.location}) has to see the requests to some of its hosts"
                     message = f"rule {rule.name!r} passes tunnels through, but the {seer}; {_APART}{remedy}"
                     yield Fault(rule.location, FaultCode.PASSTHROUGH_CONFLICT, message)
@@ -79,7 +79,7 @@ def _seeing(policy: Policy, position: int) -> Iterator[tuple[str, Entry, str]]:
     yield from (("credential", credential, "") for credential in policy.credentials)
 
 
-def _overlap(rule: Rule, other: Entry, lists: Mapping[str, HostList]) -> bool:
+def overlap(rule: Rule, other: Entry | Route, lists: Mapping[str, HostList]) -> bool:
     """Tell whether both can be for one https request. Clients with different names count as different."""
     one, two = rule.match, other.match
     if two.schemes is not None and _HTTPS not in two.schemes:
@@ -89,10 +89,10 @@ def _overlap(rule: Rule, other: Entry, lists: Mapping[str, HostList]) -> bool:
     return _share_a_port(_ports(rule), _ports(other)) and _share_a_host(one.hosts or (), two, lists)
 
 
-def _ports(entry: Entry) -> Iterable[range]:
+def _ports(entry: Entry | Route) -> Iterable[range]:
     if entry.match.ports is not None:
         return entry.match.ports
-    is_deny = isinstance(entry, Rule) and entry.action is Action.DENY
+    is_deny = isinstance(entry, Route) or (isinstance(entry, Rule) and entry.action is Action.DENY)
     default = DEFAULT_PORTS[_HTTPS]
     return _EVERY_PORT if is_deny else (range(default, default + 1),)
 

@@ -665,6 +665,7 @@ class ClientEntry(_Model):
     token_sha256: (
         Annotated[Many[Annotated[TokenEntry, BeforeValidator(_token_fields)]], BeforeValidator(_one_or_many)] | None
     ) = None
+    connections: Literal["own"] | None = None
 
 
 class ListEntry(_Model):
@@ -764,7 +765,7 @@ class RuleEntry(MatchFields):
     headers: Literal["known"] | None = None
     tls: Literal["passthrough"] | None = None
     websocket: bool = False
-    connections: Literal["single"] | None = None
+    connections: Literal["own", "shared", "single"] | None = None
     observe: bool = False
     when: WhenEntry | None = None
 

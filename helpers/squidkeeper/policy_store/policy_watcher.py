@@ -61,8 +61,8 @@ class PolicyWatcher(Generic[T]):
 
     `current` and `state` are replaced whole: take `current` once for each line, and use that until the line is done.
     The watching thread stores what was loaded in the folder `revisions`; nobody waits for that.
-    A file that is being written is not loaded. A process that starts meanwhile starts with the revision that was in
-    force before, until the file is complete.
+    A file that is being written is not loaded. A process that starts meanwhile, or while an edit replaces another,
+    starts with the revision that was in force before, until the files are complete.
     """
 
     def __init__(
@@ -147,8 +147,10 @@ class PolicyWatcher(Generic[T]):
         sources = files.read()
         loaded = self._load(sources)
         time.sleep(max(0.0, settled - time.monotonic()))
-        if not files.is_current(sources):
-            return  # an edit is under way; the next check finds it complete
+        if not files.is_current(sources):  # an edit is under way; the next check finds it complete
+            if self.current is None:
+                self._start_with_previous("being edited")
+            return
         if not self._is_previous(loaded) and self._waits(self._unfinished(files, edited=False)):
             return
         files.take(sources)

@@ -7,14 +7,11 @@ percent-encoded tokens, after a channel-ID where `concurrency` is above 0; a rep
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-from html import escape
 from urllib.parse import unquote_to_bytes
 
 from squidkeeper.errors import InvalidLine, ReplyTooLong
@@ -148,18 +145,9 @@ def _message(reply: Reply, room: int) -> bytes:
 
 
 def _message_pairs(reply: Reply, message: str) -> bytes:
-    pairs = [("message", message)] if reply.result is Result.BH else _page_texts(reply, message)
-    return "".join(f" {key}={_quoted(text)}" for key, text in pairs).encode("utf-8", "replace")
-
-
-def _page_texts(reply: Reply, reason: str) -> Iterator[tuple[str, str]]:
-    """Give the reason for each form of a page, and the rule; without the forms that squid.conf can copy."""
-    texts = {"rule": _printable(dict(reply.annotations).get("rule_", "")), "reason": _printable(reason)}
-    yield "reason_", texts["reason"]
-    if any(set(text) & _ESCAPED_IN_PAGES for text in texts.values()):
-        for name, text in texts.items():
-            yield f"{name}_html_", escape(text, quote=False)
-            yield f"{name}_json_", json.dumps(text, ensure_ascii=False)[1:-1]
+    """Write the message of a broken helper, or the reason of a denial: no page in HTML ends early by what it holds."""
+    key, text = ("message", message) if reply.result is Result.BH else ("reason_", message.replace("</", "< /"))
+    return f" {key}={_quoted(text)}".encode("utf-8", "replace")
 
 
 def _value(text: str) -> str:
@@ -177,5 +165,4 @@ def _printable(text: str) -> str:
 _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
 _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
-_ESCAPED_IN_PAGES = frozenset('"\\<>&\n')  # in HTML, in JSON, or in both
 _MESSAGE_AT_LEAST = 64

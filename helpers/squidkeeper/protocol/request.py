@@ -1,13 +1,14 @@
 """A request, parsed and typed (floor 2): what Squid's tokens state, or why that is invalid.
 
-Every helper gets the same nine tokens, in this order: client, user, method, scheme, host, port, SNI, the authority of
-the tunnel, and the ID of the token of a login (squid/squidkeeper.conf). `explain`, `tests:` and drift state
+Every helper gets the same nine tokens, in this order: client, user, method, scheme, host, port, SNI, the tag of the
+tunnel, and the ID of the token of a login (squid/squidkeeper.conf). `explain`, `tests:` and drift state
 the same of a method and a target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -28,7 +29,6 @@ from squidkeeper.url import (
 )
 
 CONNECT = "CONNECT"
-DENIED_BY = " denied by "  # between authority and rule in the name that a denied tunnel gets (clt_conn_tag)
 REQUEST_TOKENS = 9
 ANY_LOGIN = "*"  # no ID of a token: what people state names a user, who counts as logged in
 _LONGEST_KNOWN_METHOD = 64  # characters, so that what is kept is bounded; Squid itself takes 32
@@ -39,12 +39,25 @@ _REFUSED_METHODS = {
 }
 
 
+class TunnelMode(StrEnum):
+    """Which connection to the origin the requests of a tunnel take.
+
+    `OWN`: one of the tunnel's own, made ahead of its first request. `FIRST`: one for each request. `SHARED`: one from
+    Squid's pool, which clients share.
+    """
+
+    OWN = "own"
+    FIRST = "first"
+    SHARED = "shared"
+
+
 class Request(NamedTuple):  # cheaper to make than a dataclass, and made for each line
     """One request. For a CONNECT the scheme is https, and `authority` is host and port as they were stated.
 
     `url` is the absolute request target as it was stated; None stands for every URL of the host. `spliced` marks a
     CONNECT that Squid asks about once more, with the TLS server name, before it splices the tunnel. `login` is the ID
-    of the token that `user` logged in with; None stands for another login, or none.
+    of the token that `user` logged in with; None stands for another login, or none. `tunnel` is the mode of the tunnel
+    that it came through; None where there is none, or no one has stated it.
     """
 
     method: str
@@ -57,6 +70,26 @@ class Request(NamedTuple):  # cheaper to make than a dataclass, and made for eac
     url: str | None = None
     spliced: bool = False
     login: str | None = None
+    tunnel: TunnelMode | None = None
+
+
+def tunnel_tag(authority: str, mode: TunnelMode) -> str:
+    """Write the tag that Squid keeps for a tunnel (clt_conn_tag): the authority, and the mode unless it is `own`."""
+    return authority if mode is TunnelMode.OWN else f"{authority} {mode}"
+
+
+def read_tag(tag: str) -> tuple[str, TunnelMode]:
+    """Read the tag of a tunnel; a text that is no tag counts as an authority, which no request will name."""
+    authority, _, mode = tag.partition(" ")
+    return (authority, TunnelMode(mode)) if mode in _TAGGED else (tag, TunnelMode.OWN)
+
+
+def authority_of(tag: str) -> str:
+    """Give the authority that the tag of a tunnel names."""
+    return read_tag(tag)[0]
+
+
+_TAGGED = (TunnelMode.FIRST, TunnelMode.SHARED)
 
 
 class Malformed(NamedTuple):
@@ -75,14 +108,15 @@ def parse_request(tokens: Sequence[str | None], url: str | None = None) -> Reque
 
     CONNECT, TLS server name and request have to name one host and port.
     """
-    client, user, stated_method, stated_scheme, host, port, sni, tunnel, login = tokens[:REQUEST_TOKENS]
+    client, user, stated_method, stated_scheme, host, port, sni, tag, login = tokens[:REQUEST_TOKENS]
     method, host, port = stated_method or "", host or "", port or ""
+    tunnel, mode = (None, None) if tag is None else read_tag(tag)
     authority = f"{host}:{port}" if method == CONNECT else ""
     try:
         parse_sender = _known_sender if len(method) <= _LONGEST_KNOWN_METHOD else _parse_sender
         sender, scheme, number = parse_sender(client, method, stated_scheme or "", port)
         spliced = method == CONNECT and (sni, tunnel) != (None, None)
-        request = Request(method, sender, user, scheme, number, parse_host(host), authority, url, spliced, login)
+        request = Request(method, sender, user, scheme, number, parse_host(host), authority, url, spliced, login, mode)
         is_plain = tunnel is None and scheme == "http"  # which has nothing to agree with
         wrong = None if is_plain else _contradiction(request, sni, tunnel)
     except InvalidUrl as error:

@@ -1,9 +1,9 @@
 """The request headers that helpers read (floor 2): which these are, and how Squid states them.
 
 Squid tells a helper no whole request head (`%>h` and `%>ha` are always `-` in the key of an external ACL), but single
-headers by name. So this list is what helpers see of a client's headers. `squid/squidkeeper.conf` has one token for
-each, in this order (rendered). Where a header stands twice, Squid joins the values by `, ` if it is a list, or if Squid
-does not know it. Of the others (`FIRST_COPY_HEADERS`) it states the first copy alone.
+headers by name. So this list is what helpers see of a client's headers. The parts that ask helpers about headers have a
+token for each, in this order (`@READ_HEADERS@`). Where a header stands twice, Squid joins the values by `, ` if it is a
+list, or if Squid does not know it. Of the others (`FIRST_COPY_HEADERS`) it states the first copy alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ HEADER_GROUPS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 READ_HEADERS: Final = tuple(name for names in HEADER_GROUPS.values() for name in names)
 # Squid states the first copy of these alone, and forwards all. So rendered lines remove all and add the first one
-# again, where helpers read headers (`policy_lines.py`).
+# again, where helpers read headers (`rendering/lines.py`).
 FIRST_COPY_HEADERS: Final = (
     *("Authorization", "Cookie", "Content-MD5", "Date", "User-Agent", "Referer", "Origin", "From", "Range", "If-Range"),
     *("If-Unmodified-Since", "Content-Type", "Content-Disposition", "Content-Range"),

@@ -12,15 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from squidkeeper import metrics
 from squidkeeper.engine import CompiledPolicy, Decision, Stage, asks_url, decide
-from squidkeeper.engine.request_scope import observe_request
 from squidkeeper.policy.model import SEALED_TOKEN
 from squidkeeper.policy.paths import Beginning
 from squidkeeper.protocol.request import CONNECT
-from squidkeeper.record.events import Judgement
 from squidkeeper.record.judging import (
     ANY_TIME,
     RecordedHost,
@@ -176,25 +174,6 @@ class DriftChecker:
         newer, _ = self._newer(record)
         return (asker_of(policy, record), asker_of(newer, record) if newer else "")
 
-    def verdict(self, record: Record) -> Judgement | None:
-        """Decide a request that no helper has decided, by its revision, at its time.
-
-        None where the revision, or the whole URL, is not stored.
-        """
-        policy = self._policy_of(record.revision)
-        if policy is None or truncated_fields(record):
-            return None
-        try:
-            at = parse_time(record)
-        except ValueError:  # it is no time
-            return None
-        host = self._hosts.of(policy, record)
-        decision = _decide(policy, host, record, at)
-        if decision.observes_url:
-            decision = observe_request(policy, host.match, decision, unrecorded_url(record.url), at)
-        observed = quote(decision.observed, safe=":") if decision.observed else NONE
-        return Judgement(str(decision.action), quote(decision.rule, safe=""), observed)
-
     def client_name(self, record: Record) -> str:
         """Name the policy's first client that a request belongs to, or `none`."""
         policy = (self._policy_of(record.revision) if record.revision != NONE else None) or self._current()
@@ -213,8 +192,9 @@ def was_served(record: Record) -> bool:
     if tag.startswith("TCP_DENIED") and not tag.startswith("TCP_DENIED_REPLY"):
         return False
     is_error = record.error != NONE
-    if tag.startswith("NONE"):  # Squid's own answer; or the CONNECT of a tunnel that it looks into
-        return record.method == CONNECT and record.status == _OPENED and not is_error and "_ABORTED" not in tag
+    if tag.startswith("NONE"):  # Squid's own answer; or the CONNECT of a tunnel: that of a denied host leads nowhere
+        is_opened = record.method == CONNECT and record.status == _OPENED and record.verdict != "deny"
+        return is_opened and not is_error and "_ABORTED" not in tag
     if tag.startswith("TCP_DENIED_REPLY") and record.error == _NO_TLS:  # our page: nothing was sent to the origin
         return False
     is_own_page = is_error or record.status == 0

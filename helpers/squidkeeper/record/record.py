@@ -67,6 +67,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     gateway: str = NONE
     worker: str = NONE
     page: str = NONE
+    error_detail: str = NONE
 
 
 # Characters of each field that a client or server chooses: `logformat squidkeeper` truncates longer ones.
@@ -91,9 +92,10 @@ LENGTHS: Final = {
     "referrer": 256,
     "observed": 1200,
     "page": 32,
+    "error_detail": 256,
 }
 GATEWAY_LENGTH: Final = 64  # characters of the name that install.sh writes into the logformat
-LINE_LENGTH: Final = 19_400  # bytes of a line at most: all of these, and the fields that Squid chooses
+LINE_LENGTH: Final = 19_700  # bytes of a line at most: all of these, and the fields that Squid chooses
 _DECISIVE: Final = ("url", "user", "method", "sni", "tunnel", "fetched", "credential")
 
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from squidkeeper.errors import InvalidRecord
-from squidkeeper.record.events import LoggedRecord
-from squidkeeper.record.record import parse_timed_record
+from squidkeeper.record.record import Record, parse_timed_record
+
+
+class LoggedRecord(NamedTuple):
+    """A record and its line."""
+
+    line: bytes
+    record: Record
 
 
 @dataclass(slots=True)

@@ -7,14 +7,12 @@ from urllib.parse import unquote
 
 from squidkeeper.protocol.request import (
     CONNECT,
-    DENIED_BY,
     Malformed,
     Request,
     parse_request,
-    request_to,
     stated_tokens,
 )
-from squidkeeper.record.record import NONE, Record, is_spliced, truncated_fields
+from squidkeeper.record.record import NONE, Record, decode_field, is_spliced, truncated_fields
 from squidkeeper.record.urls import host_of
 
 FRAGMENT: Final = "fragment"
@@ -34,24 +32,28 @@ NOT_BY_THE_POLICY: Final = {  # rules whose denials do not follow from record an
     "quota": "a quota was used up, and the record does not hold what was used",
     "header-too-long": "its headers were too long, and the record holds none",
     "login-refused": "the token of the login was revoked or had expired, and the record does not hold the token",
-    "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper check`",
+    "not-rendered": "Squid's configuration lacked lines that the policy needs: run `squidkeeper doctor`",
+    "tunnel-outdated": "the policy had changed since the tunnel was opened",
 }
 
 
 def request_of(record: Record) -> Request | Malformed:
-    """Make the request; for what Squid answers inside a denied tunnel, the CONNECT that was denied."""
+    """Make the request."""
     user, tunnel = token(record.user), token(record.tunnel)
     of_splice = asks_splice(record)
-    if tunnel is not None and DENIED_BY in tunnel and not of_splice:
-        return request_to(CONNECT, tunnel.partition(DENIED_BY)[0], record.client, user)
     tokens, url = stated_tokens(token(record.method) or "", as_sent(record), record.client, user)
     if record.method != CONNECT:
         tokens[_SNI : _SNI + 2] = token(record.sni), tunnel
     elif tunnel is not None and (
         of_splice or record.revision == NONE
     ):  # else the reply to this CONNECT named the tunnel
-        tokens[_SNI : _SNI + 2] = token(record.sni), tunnel.partition(DENIED_BY)[0]
+        tokens[_SNI : _SNI + 2] = token(record.sni), tunnel_of(record)
     return parse_request(tokens, url)
+
+
+def tunnel_of(record: Record) -> str:
+    """Give `host:port` of the CONNECT around a request; `-` without one. How the tunnel was opened follows it."""
+    return (decode_field(record.tunnel) or NONE).partition(" ")[0]
 
 
 def asks_splice(record: Record) -> bool:

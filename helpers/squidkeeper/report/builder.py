@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COLUMNS: Final = (  # of the table, that the report reads
     *("time", "client", "user", "host", "method", "url", "status", "bytes", "duration_ms", "verdict", "rule", "error"),
-    *("credential", "fetched", "upstream", "upstream_ms", "squid", "observed"),
+    *("credential", "fetched", "upstream", "upstream_ms", "squid", "observed", "page"),
 )
 _FIRST_AND_LAST: Final = "SELECT min(first), max(last) FROM pairs"
 _LEFT_OUT: Final = "SELECT reason, count(*) FROM left_out GROUP BY ALL"
@@ -90,7 +90,7 @@ def _left_out(
         "invalid lines": invalid,
         "records before the period": records.before,
         "records after the period": records.after,
-        "denied CONNECTs, merged into the request inside": (
+        "CONNECTs and requests that count with another": (
             records.within - records.opened - requests - sum(reasons.values())
         ),
         **reasons,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _SHOWN: Final = 50
 _BY_DEFAULT: Final = "deny:default"
 _SUMS: Final = """
-    SELECT count(observed), count(*) FILTER (denied AND contains(error, 'ERR_SQUIDKEEPER_ASKED')) FROM reported
+    SELECT count(observed), count(*) FILTER (denied AND page = 'asked') FROM reported
 """
 _OBSERVED: Final = f"""
     SELECT observed, count(*) AS requests, count(DISTINCT (client, "user")), count(DISTINCT host)

@@ -42,7 +42,7 @@ _TEXTS = ", ".join(
 )
 _COLUMNS: Final = f"""
     time, {_TEXTS}, coalesce(host, '{NO_HOST}') AS host, status, bytes, duration_ms, error, credential, fetched,
-    upstream, upstream_ms, observed, coalesce(starts_with(squid, 'TCP_TUNNEL'), false) AS unseen
+    upstream, upstream_ms, observed, page, coalesce(starts_with(squid, 'TCP_TUNNEL'), false) AS unseen
 """
 
 # A row without a verdict is rare, and only its reason needs its URL, which is most of a row.

@@ -23,6 +23,7 @@ BUILT_IN_REASONS: Final[Mapping[str, str]] = {
     "header-too-long": "URL and headers were too long to be read.",
     "policy-unavailable": "No helper replied, or the helper had no policy.",
     "not-rendered": "Squid's configuration lacks lines that the policy needs.",
+    "tunnel-outdated": "The policy had changed since the tunnel was opened.",
 }
 
 

@@ -59,7 +59,7 @@ def check_answer(machine: Machine, policy: Path, state: Path) -> None:
 
 def check_policy(machine: Machine, policy: Path, state: Path) -> tuple[bool, str]:
     """Run `squidkeeper check` as Squid's account; give whether the policy loads, and what the command says."""
-    command = (PROGRAM, "check", "--policy", policy, "--state", state, "--policy-lines", "")  # they are rendered next
+    command = (PROGRAM, "check", "--policy", policy, "--state", state, "--fragment", "")  # it is rendered next
     done = machine.run_as_squid(*command)
     return done.returncode == 0, done.stdout
 

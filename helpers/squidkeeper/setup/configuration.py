@@ -15,15 +15,19 @@ from squidkeeper.formatting import substitute
 from squidkeeper.gateway_commands import with_commands
 from squidkeeper.layout import Layout
 from squidkeeper.maintenance.tls import CERTIFICATE, server_names
+from squidkeeper.parts import Part
 from squidkeeper.record.record import GATEWAY_LENGTH, NONE
-from squidkeeper.setup.error_pages import REQUEST_ID
+from squidkeeper.rendering import fill, part_file
+from squidkeeper.setup.error_pages import REQUEST_ID, files, placeholders
+from squidkeeper.setup.log_format import log_formats
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.options import SQUID, SQUIDKEEPER, port_of, reachable
 
 MARK: Final = "# Written by squidkeeper's install.sh, which replaces it: lines of your own go into local.conf."
 NO_RESOLVER: Final = "none"
+FRAGMENT: Final = "squidkeeper.conf"
+LOGFORMAT: Final = "squidkeeper-logformat.conf"
 _CERTGEN: Final = "/usr/lib/squid/security_file_certgen"
-_OWN_ADDRESSES: Final = "/var/lib/squidkeeper/own-addresses"
 _RESOLVER: Final = "127.53.53.53"
 _UNIQUE_NAME: Final = "unique_hostname squidkeeper"
 _EXPORTER: Final = "127.0.0.1:9129"
@@ -37,11 +41,9 @@ _ARCHIVE_SECONDS: Final = 300  # as in squidkeeper-archive.timer
 _OWN_LOGIN: Final = re.compile(r"^(?:.*\| Processing: )?\s*auth_param\s+basic\s+program\s(?!.* login --)", re.MULTILINE)
 _GATEWAY: Final = re.compile(r'(?<="gateway":")[^"]*(?=")')  # in the formats of the access log
 _IN_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]+(?=\.(?:%|@Squid\{%)tS\b)")  # there, and on pages
-_ID_START: Final = ".".join(REQUEST_ID[:2])
 _GATEWAY_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _WORKERS: Final = re.compile(r"^workers ([0-9]+)$", re.MULTILINE)
-_NO_WORKERS: Final = "#workers 2\n"
-_DENIALS: Final = re.compile(r"(?<=--rate )([0-9]+) --burst ([0-9]+)")  # of one client, by the throttle
+_RATE, _BURST = 10, 200  # denials of one client: a second, and at once
 _EXEC_START: Final = re.compile(r"^ExecStart=.*$", re.MULTILINE)
 # A client is one address, and a machine has up to three (IPv4, an IPv6 network, fe80::/64). A connection takes two
 # descriptors of HAProxy, and four with TLS: three sixteenths of all, four times, are three quarters.
@@ -101,12 +103,9 @@ def has_own_login(text: str) -> bool:
     return _OWN_LOGIN.search(text) is not None
 
 
-def without_login(fragment: str) -> str:
-    """Leave out the lines that start the login helper: Squid knows one program for basic authentication."""
-    left_out = (
-        "# Left out: your own configuration has an `auth_param basic program`, so no client can log in by token.\n"
-    )
-    return re.sub(r"^# >>> login\n.*?^# <<<\n", left_out, fragment, flags=re.MULTILINE | re.DOTALL)
+def without_login(part: str) -> str:
+    """Leave out the program for logins: Squid knows one, and the operator's own configuration has it."""
+    return re.sub(r"^# >>> program\n.*?^# <<<\n", "", part, flags=re.MULTILINE | re.DOTALL)
 
 
 def unique_name(root: Path | None, machine: str) -> str:
@@ -123,14 +122,6 @@ def workers_of(fragment: str) -> int:
     """Tell how many workers a fragment is rendered for."""
     found = _WORKERS.search(fragment)
     return int(found[1]) if found else 1
-
-
-def with_workers(fragment: str, workers: int) -> str:
-    """Name the workers. One is Squid's own default. Each has a part of what all may deny one client."""
-    if workers == 1:
-        return fragment
-    text = fragment.replace(_NO_WORKERS, f"workers {workers}\n")
-    return _DENIALS.sub(lambda found: f"{int(found[1]) / workers:g} --burst {-(-int(found[2]) // workers)}", text)
 
 
 def is_gateway_name(name: str) -> bool:
@@ -152,11 +143,6 @@ def gateway_of(logformat: str) -> str:
 def status_from_of(unit: str) -> tuple[str, ...]:
     """List the networks that may see the status page, beside this machine, by a unit of the exporter."""
     return tuple(one for one in re.findall(r" --status-from (\S+)", unit) if one not in _LOOPBACK)
-
-
-def without_gateway(logformat: str) -> str:
-    """Write the formats of the access log as they are for no gateway in particular."""
-    return with_gateway(logformat, NONE)
 
 
 def with_gateway(text: str, name: str) -> str:
@@ -202,8 +188,6 @@ class Configuration:
         values = self.layout.replacements() | {
             _CERTGEN: str(self.machine.certgen),
             "http_port 3129": f"http_port {self._http_port}",
-            '"gateway":"-"': f'"gateway":"{self.gateway}"',
-            _ID_START: with_gateway(_ID_START, self.gateway),
             '"gateway":"gw-1"': f'"gateway":"{self.gateway}"',  # of the example of Prometheus
         }
         if self.tls or self.behind:
@@ -234,11 +218,31 @@ class Configuration:
         text = self.render("squid.conf", {_UNIQUE_NAME: f"{_UNIQUE_NAME}-{self.unique_name}"})
         return f"{MARK}\n{text}"
 
-    def fragment(self, with_logformat: bool) -> str:
-        """Render squidkeeper.conf. A squid.conf that does not include the log's format gets it by the fragment."""
-        include = f"include {self.layout.logformat}\n" if with_logformat else ""
-        text = with_workers(self.render("squidkeeper.conf"), self.workers)
-        return include + (without_login(text) if self.own_login else text)
+    def templates(self, moved: Mapping[str, str] = {}, *, with_logformat: bool = False) -> dict[str, str]:
+        """Make the templates of this gateway, by the names of their files: what depends on the policy is still open.
+
+        With `with_logformat`, squidkeeper.conf includes the format of the log, which a squid.conf of yours does not.
+        """
+        parts = {part_file(Part(path.stem)): f"parts/{path.name}" for path in (self.source / "squid/parts").iterdir()}
+        sources = {name: name for name in (FRAGMENT, LOGFORMAT)} | parts
+        placeholders = self._placeholders()
+        texts = {name: fill(self.render(source, moved), placeholders) for name, source in sources.items()}
+        if with_logformat:
+            place = str(self.layout.logformat)
+            texts[FRAGMENT] = f"include {moved.get(place, place)}\n{texts[FRAGMENT]}"
+        if self.own_login:
+            texts[part_file(Part.LOGIN)] = without_login(texts[part_file(Part.LOGIN)])
+        return texts
+
+    def _placeholders(self) -> dict[str, str]:
+        """Map the placeholders that a gateway fills in. All workers together deny one client as often as one would."""
+        texts = {**placeholders(), **log_formats()}
+        pages = {name: with_commands(with_gateway(text, self.gateway), self.layout) for name, text in texts.items()}
+        return pages | {
+            "WORKERS": f"workers {self.workers}" if self.workers > 1 else "",
+            "RATE": f"{_RATE / self.workers:g}",
+            "BURST": str(-(-_BURST // self.workers)),
+        }
 
     def haproxy(self, moved: Mapping[str, str] = {}) -> str:
         """Render haproxy.cfg, with HAProxy listening where Squid would listen without it."""
@@ -260,10 +264,9 @@ class Configuration:
         """Render a local.conf for the operator to edit."""
         return with_commands(self.render("local.conf"), self.layout)
 
-    def page(self, name: str) -> str:
-        """Render a page with which Squid answers; its request ID and its commands are for this gateway."""
-        text = with_gateway((self.source / "squid/errors" / name).read_text(), self.gateway)
-        return with_commands(text, self.layout)
+    def pages(self) -> dict[str, str]:
+        """Render the pages with which Squid answers; their request IDs and commands are for this gateway."""
+        return {name: with_commands(with_gateway(text, self.gateway), self.layout) for name, text in files()}
 
     def unit(self, service: str) -> str:
         """Render the unit of a service."""
@@ -285,6 +288,9 @@ class Configuration:
                 yield from self._exporter_options()
             case "export":
                 yield f"--gateway {self.gateway}"
+            case "render":
+                yield from [f"--root {self.layout.root}"] if self.layout.root else []
+                yield from [] if self.machine.systemd else ["--follow"]
             case "archive":
                 bounds = {"keep-days": self.archive_days, "keep-bytes": self.archive_bytes}
                 yield from (f"--{name} {value}" for name, value in bounds.items() if value not in ("", "auto"))
@@ -359,6 +365,7 @@ _UNITS = {
     "exporter": "observe/squidkeeper-exporter.service",
     "export": "squidkeeper-export.service",
     "pull": "squidkeeper-pull.service",
+    "render": "squidkeeper-render.service",
 }
 
 

@@ -19,22 +19,19 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import psutil
 
-from squidkeeper.credentials import SecretStore
-from squidkeeper.credentials.fetched_values import FOLDER
-from squidkeeper.errors import PullFailed, SecretUnavailable, SetupFailed
+from squidkeeper.errors import PullFailed, SetupFailed
 from squidkeeper.gateway_commands import command
 from squidkeeper.layout import ACCOUNTS, SERVICES, SOCKETS_OF_WORKERS, Layout
 from squidkeeper.maintenance.own_addresses import own_addresses, prepare_own_addresses
 from squidkeeper.maintenance.tls import CERTIFICATE, ServerCertificate
-from squidkeeper.policy.secret_sources import fetched_secrets
+from squidkeeper.parts import Part
 from squidkeeper.policy.upstreams import DEFAULT
-from squidkeeper.policy_lines import default_upstream, parents, policy_lines, with_own_body_bound
-from squidkeeper.policy_store.loading import build_sources
-from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.pull_settings import read_pull_settings
 from squidkeeper.pull_status import CURRENT
+from squidkeeper.rendering import Values, render
 from squidkeeper.setup import checks
 from squidkeeper.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
 from squidkeeper.setup.archive_keys import archive_keys
@@ -77,6 +74,7 @@ from squidkeeper.setup.entries import (
 )
 from squidkeeper.setup.machine import check, quietly, read_machine
 from squidkeeper.setup.options import (
+    DOCUMENTED,
     NO_EXPORTER,
     NO_UPSTREAM,
     NOT_BEHIND,
@@ -89,6 +87,13 @@ from squidkeeper.setup.options import (
 from squidkeeper.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound
 from squidkeeper.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
+from squidkeeper.setup.rendering import (
+    default_upstream,
+    named_values,
+    read_values,
+    rendered_files,
+    template_folder,
+)
 from squidkeeper.setup.transaction import Transaction
 from squidkeeper.squid_account import call_as
 from squidkeeper.squid_conf import Macros, read_squid_conf
@@ -126,6 +131,8 @@ class Installation:
         certificate = self._work / "tls" / CERTIFICATE
         self._transaction = Transaction(layout, self._machine, self._squid, store, say, certificate)
         self._fetches = False  # the policy has secrets that are fetched
+        self._values = Values()  # of the policy, in Squid's configuration
+        self._gone: tuple[Path, ...] = ()  # files of Squid's configuration that the policy does not need
         self._exports = b""  # the files of the exports
         self._pulls = layout.pull_settings.exists()  # the policy comes from elsewhere
         self._confined = False  # AppArmor keeps Squid from what is prepared
@@ -374,15 +381,9 @@ class Installation:
     def _prepare_configuration(self) -> None:
         self._stage.name = "configuration"
         layout, ours, files = self._layout, self._configuration, self._files
-        pages = {page.name: read_source(page, 0o755) for page in self._machine.stock_errors.iterdir()}
-        ours_pages = (self._options.source / "squid/errors").iterdir()
-        pages |= {page.name: _file(ours.page(page.name)) for page in ours_pages}
-        files[layout.errors] = Folder(pages)
+        files[layout.errors] = Folder({name: _file(text) for name, text in ours.pages().items()})
         with_logformat = self._yours and not names(self._conf, layout.logformat)
-        for path in (layout.logformat, layout.pages):
-            files[path] = _file(ours.render(path.name))
-        files[layout.policy_lines] = self._policy_lines()
-        files[layout.fragment] = _file(ours.fragment(with_logformat))
+        self._values = self._policy_values()
         if not layout.local.exists():
             files[layout.local] = _file(ours.local_conf())
         if self._confined:
@@ -401,7 +402,18 @@ class Installation:
         if (version := squid_version()) and version.remark:
             say("WARNING" if version.problem else "", version.remark)
         self._leave_to_operator(parsed)
-        files[layout.fragment] = _file(self._configuration.fragment(with_logformat))
+        self._prepare_parts(with_logformat=with_logformat)
+
+    def _prepare_parts(self, *, with_logformat: bool) -> None:
+        """Render Squid's configuration, and keep the templates: an edit of the policy can need other parts."""
+        layout, files, account = self._layout, self._files, self._machine.account
+        templates = self._configuration.templates(with_logformat=with_logformat)
+        if self._configuration.own_login:
+            self._values = msgspec.structs.replace(self._values, keys=self._values.keys | {Part.LOGIN})
+        files |= rendered_files(layout, templates, self._values, account)
+        files[layout.templates] = template_folder(templates)
+        here = layout.parts.glob("*") if layout.parts.is_dir() else ()
+        self._gone = (*(path for path in here if path not in files), *layout.former_fragments)
 
     def _say_workers(self) -> None:
         workers = self._configuration.workers
@@ -426,36 +438,31 @@ class Installation:
             say("login", "by your own auth_param basic program: no client can log in by a token of the policy")
         self._configuration = replace(self._configuration, resolver=resolver, own_login=own_login)
 
-    def _policy_lines(self) -> File:
-        """Render the lines that depend on the policy, which Squid's account reads, and may not write."""
-        account, before = self._machine.account, default_upstream(text_at(self._layout.policy_lines))
+    def _policy_values(self) -> Values:
+        """Have Squid's account name what of the policy goes into Squid's configuration."""
+        layout, before = self._layout, default_upstream(self._layout)
         given = self._options.upstream or before
-        url = "" if given == NO_UPSTREAM else given
+        named = named_values(self._machine.account, self._layout, self._policy, self._compiled)
+        if named.problems:
+            raise SetupFailed(f"the password of a parent proxy is unavailable: {named.problems[0]}", _PARENT_ADVICE)
+        self._fetches = named.fetches
+        documented = self._options.bump == DOCUMENTED or (not self._options.bump and read_values(layout).documented)
+        values = named.values.with_default("" if given == NO_UPSTREAM else given)
+        values = msgspec.structs.replace(values, documented=documented)
+        self._check_parents(values)
+        return values
 
-        def lines() -> tuple[bool, str, str]:
-            policy = build_sources(read_sources(self._policy), self._compiled).policy
-            fetches, fetched = any(fetched_secrets(policy.secrets)), self._layout.run / FOLDER
-            try:
-                return fetches, policy_lines(policy, SecretStore(policy.secrets, {}, fetched), url), ""
-            except SecretUnavailable as error:
-                return fetches, "", str(error)
-
-        self._fetches, rendered, problem = call_as(account, lines)
-        if problem:
-            raise SetupFailed(f"the password of a parent proxy is unavailable: {problem}", _PARENT_ADVICE)
-        self._check_parents(rendered)
-        rendered = with_own_body_bound(rendered, text_at(self._layout.local))
-        return File(rendered.encode(), 0o640, (0, account.group))
-
-    def _check_parents(self, rendered: str) -> None:
+    def _check_parents(self, values: Values) -> None:
         """Name each parent, and warn about one that does not answer: it may start later."""
         ours, kept = self._configuration, "" if self._options.upstream else ", as installed before"
         listens = set(filter(None, {ours.listen, ours.squid, ours.squid_listen}))
-        for name, host, port in parents(rendered):
-            whose = f"by --upstream{kept}" if name == DEFAULT else f"upstream {name} of the policy"
-            say("upstream", f"http://{host}:{port} ({whose})")
-            if problem := checks.check_parent(name, host, port, *listens):
-                say("WARNING", f"http://{host}:{port}: {problem}; requests that need it fail until it answers")
+        for peer in (*values.peers, *filter(None, [values.default])):
+            whose = f"by --upstream{kept}" if peer.name == DEFAULT else f"upstream {peer.name} of the policy"
+            say("upstream", f"http://{peer.host}:{peer.port} ({whose})")
+            if problem := checks.check_parent(peer.name, peer.host, peer.port, *listens):
+                say(
+                    "WARNING", f"http://{peer.host}:{peer.port}: {problem}; requests that need it fail until it answers"
+                )
 
     def _parse(self) -> str:
         """Have Squid parse the same files, which name each other where they are prepared; give what it says."""
@@ -463,11 +470,15 @@ class Installation:
         call_as(self._machine.account, lambda: prepare_own_addresses(own.parent))
         files = {path: entry for path, entry in self._files.items() if path != layout.policy}
         write_entry(folder, Folder({path.name: entry for path, entry in files.items()}))
-        prepared = {path: folder / path.name for path in (*files, layout.conf)} | {layout.program: checks.PROGRAM}
+        (folder / layout.parts.name).mkdir()
+        places = (*files, layout.conf, layout.fragment, layout.logformat, layout.parts)
+        prepared = {path: folder / path.name for path in places} | {layout.program: checks.PROGRAM}
         moved = {name: str(prepared.get(Path(place), place)) for name, place in layout.replacements().items()}
         moved["/var/lib/squidkeeper/own-addresses"] = str(own)
-        for name in ("squid.conf", "squidkeeper.conf", "squidkeeper-pages.conf"):
-            (folder / name).write_text(self._configuration.render(name, moved))
+        texts = render(self._configuration.templates(moved), self._values, text_at(layout.local))
+        texts["squid.conf"] = self._configuration.render("squid.conf", moved)
+        for name, text in texts.items():
+            (folder / name).write_text(text)
         good, told = checks.squid_parses(layout.squid_service, folder / "squid.conf")
         if not good:
             faults = checks.faults_of(told).replace(f"{folder}/", "prepared ")
@@ -559,7 +570,13 @@ class Installation:
             files[layout.supervise] = File((source / "supervise").read_bytes(), 0o755)
         elif layout.squid_dropin:
             files[layout.squid_dropin] = _file(ours.render("squid.service.conf"))
-        needed = {"maintenance": True, "secrets": self._fetches, "export": bool(self._exports), "pull": self._pulls}
+        needed = {
+            "maintenance": True,
+            "render": True,
+            "secrets": self._fetches,
+            "export": bool(self._exports),
+            "pull": self._pulls,
+        }
         files |= {layout.service(name).unit: _file(ours.unit(name)) for name, is_needed in needed.items() if is_needed}
         self._prepare_archive()
         if accounts := self._accounts():
@@ -585,6 +602,7 @@ class Installation:
             show(told)
         self._files[layout.service("archive").unit] = _file(ours.unit("archive"))
         if self._machine.systemd:
+            self._files[layout.render_path] = _file(ours.render("squidkeeper-render.path"))
             self._files[layout.archive_timer] = _file(ours.render("squidkeeper-archive.timer"))
         if layout.logrotate and layout.logrotate.parent.is_dir():
             if checks.leaves_duplicates():
@@ -655,6 +673,7 @@ class Installation:
             "archive": (self._layout.archiver, group),
             "export": (self._layout.sender, group),
             "pull": (self._layout.puller, group),
+            "render": ROOT,
         }
         return found | {name: InstalledService(name, self._layout, systemd, who) for name, who in others.items()}
 
@@ -674,7 +693,7 @@ class Installation:
         self._stage.name = "put in place"
         layout, owner, ours = self._layout, self._machine.owner, self._configuration
         folders = {path: Folder({}, 0o750, owner) for path in (layout.access_log.parent, layout.state)}
-        folders[layout.commands] = folders[layout.exports] = Folder({})
+        folders[layout.commands] = folders[layout.exports] = folders[layout.parts] = Folder({})
         run = Folder({}, 0o755)
         if not self._machine.systemd:
             run = folders[layout.run] = Folder({}, 0o1775, (0, owner[1]))
@@ -687,7 +706,7 @@ class Installation:
                 folders[layout.secrets] = Folder({}, 0o2750, self._fetcher)
         wanted = Wanted(
             files={path: as_owned_here(entry) for path, entry in self._files.items()},
-            gone=self._ca.gone,
+            gone=(*self._ca.gone, *self._gone),
             folders={path: replace(folder, owner=owner_here(folder.owner)) for path, folder in folders.items()},
             run=replace(run, owner=owner_here(run.owner)),
             listen=ours.squid_listen,
@@ -720,7 +739,7 @@ class Installation:
             layout.local,
             *units,
             layout.haproxy,
-            *(layout.service(name).applied for name in ("tls", "secrets", "archive", "export", "pull")),
+            *(layout.service(name).applied for name in ("tls", "secrets", "archive", "export", "pull", "render")),
         }
         files = {path: read_entry(path) for path in (*paths, layout.own_addresses)}
         ours = {layout.run, layout.counts, layout.secrets, layout.export_state, layout.tls, layout.ssl_db}
@@ -750,7 +769,7 @@ class Installation:
         """Tell whether a file was written since Squid was told, which may have been told what it held in between."""
         layout = self._layout
         told = layout.applied.stat().st_mtime if layout.applied.exists() else 0.0
-        paths = (*layout.read_by_squid, *layout.errors.glob("*"))
+        paths = (*layout.read_by_squid, *layout.parts.glob("*"), *layout.errors.glob("*"))
         return any(path.lstat().st_ctime > told for path in paths if path.exists())
 
     def _say_whose_certificates(self) -> None:

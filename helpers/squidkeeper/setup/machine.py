@@ -24,7 +24,6 @@ class Machine:
 
     account: Account  # Squid's
     certgen: Path
-    stock_errors: Path
     systemd: bool
     selinux: bool
 
@@ -55,11 +54,9 @@ def read_machine(root: Path | None) -> Machine:
     if account is None:
         raise SetupFailed(f"Squid's account '{name}' does not exist", "install the distribution's own Squid")
     generators = (Path(folder, "security_file_certgen") for folder in _folders(options.get("libexecdir")))
-    pages = (Path(options.get("datadir", "/usr/share/squid")), Path("/usr/share/squid"))
     return Machine(
         account,
         _first_of([*generators]),
-        _first_of([folder / "errors" / name for folder in pages for name in ("templates", "en")]),
         systemd=uses_systemd(root),
         selinux=root is None and shutil.which("selinuxenabled") is not None and not run("selinuxenabled").returncode,
     )

@@ -13,6 +13,7 @@ GENERATORS: Final = (SQUIDKEEPER, SQUID)  # whose program makes the certificates
 NO_UPSTREAM: Final = "none"
 NOT_BEHIND: Final = ("none",)
 NOT_SHOWN: Final = ("none",)  # the status page, to no other machine
+SHARED, DOCUMENTED = BUMPS = ("shared", "documented")  # whether tunnels share connections to origins
 MOST_WORKERS: Final = 16  # one exporter reads the log of all, and one process on two cores takes 12,000 lines a second
 
 
@@ -44,6 +45,7 @@ class SetupOptions:
     behind: tuple[str, ...] = ()  # addresses of load balancers, or NOT_BEHIND
     health_listen: str = ""
     upstream: str = ""
+    bump: str = ""  # one of BUMPS
     gateway: str = ""  # its name in records
     workers: str = ""  # a number: Squid's processes that serve
     no_start: bool = False

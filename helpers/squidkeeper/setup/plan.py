@@ -45,6 +45,7 @@ class StepKind(StrEnum):
     MAKE_SHARED = "make, as Squid's account and for its group,"
     START_EXPORT = "start the process that sends records to SIEMs, and note it in"
     START_PULL = "start the process that pulls the policy, and note it in"
+    START_RENDER = "start what renders Squid's configuration after an edit, and note it in"
 
 
 _STAGES: Final = {
@@ -60,6 +61,7 @@ _STAGES: Final = {
     StepKind.START_ARCHIVE: "archive",
     StepKind.START_EXPORT: "export",
     StepKind.START_PULL: "pull",
+    StepKind.START_RENDER: "render",
 }
 
 
@@ -136,7 +138,8 @@ class _Planner:
         self._wanted = wanted
         self._present = present
         self._here = present.files
-        self._after = {**present.files, **wanted.files}
+        kept = {path: entry for path, entry in present.files.items() if path not in wanted.gone}
+        self._after = {**kept, **wanted.files}
         self._conf = _text(present.files.get(layout.conf))
         self._notes: list[tuple[str, str]] = []
 
@@ -160,7 +163,7 @@ class _Planner:
         if self._present.squid_runs and before != then:
             ahead, after = ([], [*ahead, *after]) if then else ([*ahead, *after], [])
         yield from (*ahead, self._secrets, self._squid, self._store, self._tls, *after)
-        yield from (self._archive, self._export, self._pull)
+        yield from (self._archive, self._export, self._pull, self._render)
 
     def _sends_header(self, files: Mapping[Path, Entry]) -> bool:
         unit = files.get(self._layout.service("maintenance").unit)
@@ -282,6 +285,13 @@ class _Planner:
         if self._wanted.pulls and self._goes_on("pull", reads):
             yield _noting(StepKind.START_PULL, self._layout.service("pull").applied, reads)
 
+    def _render(self) -> Iterator[SetupStep]:
+        layout = self._layout
+        unit = layout.service("render").unit
+        reads = self._hash((unit, layout.render_path, layout.supervise, layout.program))
+        if unit in self._wanted.files and self._goes_on("render", reads):
+            yield _noting(StepKind.START_RENDER, layout.service("render").applied, reads)
+
     def _goes_on(self, service: str, reads: str) -> bool:
         """Tell whether to start a service, and note where not."""
         if not self._wanted.start_services:
@@ -309,7 +319,7 @@ class _Planner:
             yield _noting(StepKind.START_SQUID, note, reads)
         elif told.rpartition(" ")[0] != reads.rpartition(" ")[0]:
             yield _noting(StepKind.RESTART_SQUID, note, reads)
-        elif told != reads or self._present.changed_since_told or self._changes(*self._layout.read_by_squid):
+        elif told != reads or self._present.changed_since_told or self._changes_what_squid_reads():
             yield _noting(StepKind.RECONFIGURE_SQUID, note, reads)
         else:
             self._notes.append(("squid", "runs, unchanged"))
@@ -319,8 +329,12 @@ class _Planner:
         if self._wanted.drop_store and self._layout.ssl_db in self._here:
             yield SetupStep(StepKind.REMOVE, self._layout.ssl_db)
 
-    def _changes(self, *paths: Path) -> bool:
-        return any(self._after.get(path) != self._here.get(path) for path in paths)
+    def _changes_what_squid_reads(self) -> bool:
+        parts = {*self._parts(self._here), *self._parts(self._after)}
+        return any(self._after.get(path) != self._here.get(path) for path in (*self._layout.read_by_squid, *parts))
+
+    def _parts(self, files: Mapping[Path, Entry]) -> list[Path]:
+        return sorted(path for path in files if path.parent == self._layout.parts and path.suffix == ".conf")
 
     def _told(self) -> str:
         """Give what Squid was told. Where an operator's squid.conf is replaced, only the port is known."""
@@ -332,7 +346,7 @@ class _Planner:
         layout, pages = self._layout, self._after.get(self._layout.errors)
         ours = sorted(pages.entries.items()) if isinstance(pages, Folder) else []
         texts = b"".join(_content(entry) for name, entry in ours if name.startswith("ERR_"))
-        read = [layout.conf, layout.fragment, layout.pages, layout.logformat, layout.policy_lines, layout.local]
+        read = [layout.conf, layout.fragment, *self._parts(self._after), layout.logformat, layout.local]
         read += filter(None, [layout.squid_dropin])
         listen = listen_of(_text(self._after.get(layout.conf)))
         workers = workers_of(_text(self._after.get(layout.fragment)))

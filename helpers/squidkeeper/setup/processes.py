@@ -26,6 +26,7 @@ from squidkeeper.setup.machine import last_lines, quietly, run
 from squidkeeper.setup.sockets import has_ended, process_listens, wait_until
 
 _END_SECONDS: Final = 30
+_TRIGGERS: Final = {"archive": ".timer", "render": ".path"}
 _CAPABILITIES = re.compile(r"^AmbientCapabilities=(.*)$", re.MULTILINE)
 
 
@@ -132,8 +133,8 @@ class InstalledService:
 
     @property
     def is_timed(self) -> bool:
-        """Whether systemd starts it from time to time, by a timer."""
-        return self.systemd and self.name == "archive"
+        """Whether systemd starts it from time to time: by a timer, or when a file is there."""
+        return self.systemd and self.name in _TRIGGERS
 
     def runs(self) -> bool:
         """Tell whether it runs, or is started from time to time."""
@@ -198,7 +199,7 @@ class InstalledService:
 
     @property
     def _unit(self) -> str:
-        return f"squidkeeper-{self.name}{'.timer' if self.is_timed else ''}"
+        return f"squidkeeper-{self.name}{_TRIGGERS[self.name] if self.is_timed else ''}"
 
     def _property(self, name: str) -> str:
         return run("systemctl", "show", "--property", name, "--value", self._unit).stdout.strip()

@@ -47,6 +47,11 @@ def _listens(process: psutil.Process, port: int) -> bool:
     return any(one.status == psutil.CONN_LISTEN and one.laddr[1] == port for one in found)
 
 
+def is_open(port: int) -> bool:
+    """Tell whether any process listens on a TCP port. No rights are needed, and the port is left alone."""
+    return any(one.status == psutil.CONN_LISTEN and one.laddr[1:2] == (port,) for one in psutil.net_connections("tcp"))
+
+
 def is_free(listen: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> bool:
     """Tell whether nobody listens on PORT, ADDRESS:PORT or [ADDRESS]:PORT; an OSError where the address is unknown."""
     host, _, port = listen.rpartition(":")

@@ -48,6 +48,7 @@ _STARTS: Final = {
     StepKind.START_ARCHIVE: "archive",
     StepKind.START_EXPORT: "export",
     StepKind.START_PULL: "pull",
+    StepKind.START_RENDER: "render",
 }
 _TELLS: Final = {
     StepKind.START_SQUID: "started",

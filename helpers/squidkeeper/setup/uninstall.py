@@ -35,7 +35,7 @@ def uninstall(layout: Layout) -> None:
             f"{yours} includes {layout.fragment}, which --uninstall removes",
             "take that line out, tell Squid if it runs with it, and run this again",
         )
-    _stop(layout, "pull", "export", "archive", "exporter", "tls", systemd=systemd)
+    _stop(layout, "render", "pull", "export", "archive", "exporter", "tls", systemd=systemd)
     if ours:
         squid.stop()
         layout.conf.unlink()
@@ -82,11 +82,20 @@ def _stop(layout: Layout, *names: str, systemd: bool) -> None:
 
 def _remove_files(layout: Layout) -> None:
     previous = layout.conf.with_name(f"{layout.conf.name}.previous")
-    ours = (previous, layout.fragment, layout.pages, layout.logformat, layout.policy_lines, layout.errors)
+    ours = (previous, layout.fragment, layout.parts, layout.logformat, layout.errors, layout.templates)
     kept = (layout.state, layout.run, layout.applied, layout.ca_choices, forced_file(layout.policy))
     services = (path for name in SERVICES for path in (layout.service(name).unit, layout.service(name).applied))
-    others = filter(None, (layout.archive_timer, layout.logrotate, layout.squid_dropin))
-    for path in (*ours, *kept, *services, *others, layout.haproxy, layout.observe, layout.supervise):
+    others = filter(None, (layout.archive_timer, layout.render_path, layout.logrotate, layout.squid_dropin))
+    for path in (
+        *ours,
+        *layout.former_fragments,
+        *kept,
+        *services,
+        *others,
+        layout.haproxy,
+        layout.observe,
+        layout.supervise,
+    ):
         remove(path)
     if layout.command and read_entry(layout.command) == Link(str(layout.program)):
         remove(layout.command)

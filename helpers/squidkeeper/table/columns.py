@@ -44,17 +44,17 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "url": "the URL; `host:port` of a CONNECT",
     "status": "status of the answer to the client; 0: the client left before one",
     "bytes": "sent to the client",
-    "duration_ms": "milliseconds. In `requests` with those of the CONNECT that is folded into the row",
+    "duration_ms": "milliseconds",
     "verdict": "`allow` or `deny`",
     "rule": "the rule that decided",
     "revision": "revision of the policy that decided",
     "credential": "names of the injected credentials, joined by commas",
     "fetched": "the URL that was fetched, of a host with rewrites",
     "sni": "the TLS server name",
-    "tunnel": "`host:port` of the CONNECT around the request, and the rule that denied it",
+    "tunnel": "`host:port` of the CONNECT around the request, and how it was opened",
     "upstream": "address of the server",
     "upstream_ms": "milliseconds that the server took, as text: `upstream_ms::INTEGER`",
-    "error": "Squid's error, or status and page of a denial",
+    "error": "Squid's error, or status and file of a denial's page",
     "user_agent": "the user agent",
     "squid": "Squid's result and hierarchy code",
     "connection": "number of the client's connection; counts from 1 in each worker and run of Squid",
@@ -71,7 +71,8 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "gateway": "name of the gateway; in an [archive of many](../FLEET.md#one-archive), the one whose prefix it"
     " is below",
     "worker": "number of Squid's worker",
-    "page": "the page of the gateway that the client got",
+    "error_detail": "what Squid adds to its error, such as the fault of the server's certificate",
+    "page": "the page of a denial, if the gateway sent one",
 }
 _FIELDS: Final = msgspec.structs.fields(Record)
 FIELDS: Final = tuple(
@@ -91,10 +92,7 @@ COLUMNS: Final = (
 )
 NAMES: Final = tuple(column.name for column in COLUMNS)
 KIND: Final = (TIME, "method", "status", "verdict", "error", "squid")  # what tells tunnels and requests apart
-FOLDED: Final = (  # what folding needs
-    *(*KIND, "client", "user", "url", "duration_ms", "rule", "revision", "tunnel", "connection", "worker", "gateway"),
-    "observed",
-)
+FOLDED: Final = (*KIND, "client", "url", "connection", "worker", "gateway")  # what folding needs
 JUDGED: Final = (  # what the policy judges a record by, beside its time
     *("client", "user", "method", "url", "status", "duration_ms", "verdict", "rule", "revision", "credential"),
     *("fetched", "sni", "tunnel", "error", "squid", "hidden"),

@@ -13,18 +13,18 @@ from squidkeeper.record.record import CLIENT_ERRORS, TICKET_ANSWERED, format_tim
 from squidkeeper.record.requests import CLIENT_GONE, SUCCESSES
 
 _CLIENT_ERRORS: Final = ", ".join(f"'{error}'" for error in CLIENT_ERRORS)
-IS_TUNNEL: Final = (  # `events.is_tunnel`
+IS_TUNNEL: Final = (  # `tunnels.is_tunnel`
     "(coalesce(method = 'CONNECT' AND verdict = 'allow', false)"
     " AND NOT coalesce(starts_with(squid, 'TCP_TUNNEL'), false))"
 )
-IS_SERVED: Final = "(verdict IS NOT NULL AND verdict = 'allow' AND error IS NULL)"  # `events.is_served`
+IS_SERVED: Final = "(verdict IS NOT NULL AND verdict = 'allow' AND error IS NULL)"  # `tunnels.is_served`
 IS_REQUEST_IF_SERVED: Final = (  # an OR ends at the first condition that holds, most often that of the method
     "(method IS DISTINCT FROM 'CONNECT' OR status IS DISTINCT FROM 200"
     " OR coalesce(contains(squid, '_ABORTED/') OR starts_with(squid, 'TCP_TUNNEL'), false))"
 )
-IS_OPENED_TUNNEL: Final = f"({IS_SERVED} AND NOT {IS_REQUEST_IF_SERVED})"  # `events.is_opened_tunnel`
+IS_OPENED_TUNNEL: Final = f"({IS_SERVED} AND NOT {IS_REQUEST_IF_SERVED})"  # `tunnels.is_opened_tunnel`
 ENDED_BY_CLIENT: Final = f"coalesce(error IN ({_CLIENT_ERRORS}), false)"
-IS_ANSWERED_INSIDE: Final = (  # `events.is_answered_inside`
+IS_ANSWERED_INSIDE: Final = (  # `tunnels.is_answered_inside`
     f"(coalesce(method = 'CONNECT' AND status = 200, false) AND NOT {ENDED_BY_CLIENT}"
     " AND (coalesce(verdict = 'deny', false) OR error IS NOT NULL))"
 )

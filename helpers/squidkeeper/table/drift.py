@@ -18,7 +18,7 @@ from squidkeeper.table.judging import AT, Decisive, each, insert, judge_rows, nu
 if TYPE_CHECKING:
     import duckdb
 
-_KIND: Final = ("squid", "method", "status", "error")  # decide whether a record was served
+_KIND: Final = ("squid", "method", "status", "verdict", "error")  # decide whether a record was served
 _OF_POLICIES: Final = ("revision", "newer")
 _DECISIVE: Final = Decisive(
     asker=(*_OF_POLICIES, "without_start", "client", "user"),
@@ -67,7 +67,7 @@ class DriftTable:
         insert(self._connection, "drift_served_kinds", "number BIGINT, splice BOOLEAN", served)
         self._run(
             f"CREATE OR REPLACE VIEW drift_served AS SELECT r.*, s.splice, {_WITHOUT_START} AS without_start,"
-            f" CASE WHEN verdict = 'deny' THEN coalesce(rule, '{NONE}') END AS denied_by,"
+            f" CASE WHEN r.verdict = 'deny' THEN coalesce(rule, '{NONE}') END AS denied_by,"
             " rule IS NULL OR revision IS NULL AS unasked"
             f" FROM {rows} r JOIN drift_kinds k ON {same('r', 'k', _KIND)} JOIN drift_served_kinds s USING (number)"
         )

@@ -34,7 +34,10 @@ SET_APART: Final[Mapping[str, str]] = {  # why a request cannot be asked about a
     **{rule: reason for rule, reason in NOT_BY_THE_POLICY.items() if rule != NONE},
 }
 KEY: Final = ("client", "user", "method", "url", "sni", "tunnel", "hidden")  # tells questions apart
-COLUMNS: Final = (*FOLDED, *KEY, "host", "credential", "fetched", "request_bytes", "request_id", "observed")
+COLUMNS: Final = (
+    *(*FOLDED, *KEY, "host", "rule", "revision", "duration_ms", "credential", "fetched", "request_bytes", "request_id"),
+    "observed",
+)
 _DECISIVE: Final = ("url", "user", "method", "sni", "tunnel")  # and not what a policy decided: fetched, credential
 _BATCH: Final = 5000
 _ADDRESS: Final = "coalesce(contains(host, ':') OR regexp_full_match(host, '[0-9.]+'), false)"
@@ -42,7 +45,7 @@ _ADDRESS: Final = "coalesce(contains(host, ':') OR regexp_full_match(host, '[0-9
 _OWN_NAME: Final = f"(coalesce(method = 'CONNECT', false) AND NOT {ASKS_SPLICE} AND revision IS NOT NULL)"
 _REPLACED: Final = {
     "sni": f"CASE WHEN NOT {_OWN_NAME} THEN sni END",
-    "tunnel": f"CASE WHEN NOT {_OWN_NAME} THEN regexp_replace(tunnel, '(?s)%20denied%20by%20.*$', '') END",
+    "tunnel": f"CASE WHEN NOT {_OWN_NAME} THEN regexp_replace(tunnel, '(?s)%20.*$', '') END",
 }
 _NAMED_RULES: Final = ", ".join(f"'{rule}'" for rule in NOT_BY_THE_POLICY if rule != NONE)
 _REASON: Final = (

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from squidkeeper.chain.places import gateway_of
 from squidkeeper.errors import UnreadableLog
-from squidkeeper.record.events import WAIT, Decide
 from squidkeeper.record.record import NONE
-from squidkeeper.table.columns import FOLDED, JUDGED, KIND, POSITION, TIME, Column, selected
+from squidkeeper.record.tunnels import WAIT
+from squidkeeper.table.columns import FOLDED, KIND, POSITION, TIME, Column, selected
 from squidkeeper.table.conditions import time_literal
 from squidkeeper.table.database import MEMORY_LIMIT, Database, open_database
 from squidkeeper.table.file_names import quoted, quoted_literally
@@ -66,15 +66,13 @@ def open_table(
     columns: Collection[str] | None = None,
     *,
     folds: bool = True,
-    decide: Decide | None = None,
     memory_limit: str = MEMORY_LIMIT,
 ) -> Iterator[Table]:
     """Read the sources; `UnreadableLog` if one cannot be read.
 
     The views hold `columns` (None: all) and those that folding needs. Without `folds`, there is no view `requests`.
-    `decide` decides requests that no helper decided; without it, they have no verdict.
     """
-    needed = (*(FOLDED if folds else KIND), *(JUDGED if decide else ()), *([_GATEWAY] if sources.gateways else []))
+    needed = (*(FOLDED if folds else KIND), *([_GATEWAY] if sources.gateways else []))
     chosen = selected(None if columns is None else {*columns, *needed})
     around = (_moved(since, -WAIT), _moved(until, WAIT))  # a CONNECT, or its request, can be outside of the period
     with (
@@ -87,7 +85,7 @@ def open_table(
             database.connection.execute(macro)
         database.connection.execute(f"CREATE VIEW records AS SELECT * FROM {_EVERY}{period}")
         if folds:
-            requests = fold(database, _EVERY, chosen, decide)
+            requests = fold(database, _EVERY, chosen)
             database.connection.execute(f"CREATE VIEW requests AS SELECT * FROM ({requests}){period}")
         yield table
 

@@ -1,8 +1,8 @@
 """The causes of failed requests, in one table (floor 6).
 
-A cause is found in the record of a request, or in the record of its CONNECT where Squid answered inside the tunnel. The
-first row that holds is the cause: what Squid or the gateway decided before the policy stands above the rules, and
-these stand above what failed after an allow. Causes without `holds` leave no record; cache.log has them.
+A cause is found in the record of a request. The first row that holds is the cause: what Squid or the gateway decided
+before the policy stands above the rules, and these stand above what failed after an allow. Causes without `holds` leave
+no record; cache.log has them. Lines of former releases name a page of their own for each failure.
 
 A record tells what Squid saw. Where it can mean something else too, the row is `likely`.
 """
@@ -13,18 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
 from squidkeeper.client_kit.probe_table import SPEAKS_TLS
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.engine.decide import Stage, decide
 from squidkeeper.policy.model import OPENS_NONE, SEALED, SEALED_REFUSED, Action, Policy
 from squidkeeper.policy.quotas import UNCOUNTED
-from squidkeeper.protocol.request import CONNECT, DENIED_BY
-from squidkeeper.record.events import names_tunnel
+from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.listing import printable
 from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record, decode_field, parse_time, truncated_fields
-from squidkeeper.record.requests import request_of
+from squidkeeper.record.requests import request_of, tunnel_of
 from squidkeeper.record.urls import endpoint_of, host_of, redacted_url, truncate
 from squidkeeper.url import gives_credentials, is_private
 
@@ -106,37 +103,7 @@ _FAULTS: Final[Mapping[str, tuple[str, str]]] = {  # of a certificate, as Squid 
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A request that may have failed: its record, and that of its CONNECT where Squid answered inside the tunnel."""
-
-    record: Record
-    connect: Record | None = None
-
-    @property
-    def decisive(self) -> Record:
-        """The record that tells the cause: a request that Squid answers inside a failed tunnel was not judged."""
-        return self.connect or self.record
-
-    @property
-    def asked(self) -> Record:
-        """What was decided: the CONNECT, where the request inside names another host, or is withheld."""
-        record = self.record
-        if record.method == CONNECT:
-            return self.decisive
-        authority = tunnel_of(record)
-        if not _is_answered_for_tunnel(record) or names_tunnel(record.url, authority):
-            return record
-        return msgspec.structs.replace(record, method=CONNECT, url=authority, status=_OPENED, tunnel=NONE)
-
-    @property
-    def error(self) -> str:
-        """Squid's error, or the page of a denial without status and form."""
-        error = self.decisive.error.rpartition(":")[2]
-        return error.removesuffix("_JSON").removesuffix("_HTML")
-
-
-Holds = Callable[[Case], bool]
+Holds = Callable[[Record], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,57 +130,47 @@ class KnownCause:
         return self.remedy.format_map({**_DEFAULTS, **facts})
 
 
-def judge(case: Case) -> KnownCause | None:
+def judge(record: Record) -> KnownCause | None:
     """Find the cause of a failure; None where the request did not fail, or was none."""
-    record = case.decisive
     if record.error == NONE and record.verdict != "deny" and record.status < SERVER_ERROR:
         return None
-    if record.method == NONE and case.error == "ERR_CLIENT_GONE":
+    if record.method == NONE and error_of(record) == "ERR_CLIENT_GONE":
         return None  # a connection that ended without a request
-    return next((cause for cause in CAUSES if cause.holds and cause.holds(case)), None)
+    return next((cause for cause in CAUSES if cause.holds and cause.holds(record)), None)
 
 
-def facts_of(case: Case) -> dict[str, str]:
+def error_of(record: Record) -> str:
+    """Give Squid's error, or the page of a denial without status and form."""
+    return record.error.rpartition(":")[2].removesuffix("_JSON").removesuffix("_HTML")
+
+
+def facts_of(record: Record) -> dict[str, str]:
     """Give the facts that a record holds: bounded, printable, without queries."""
-    record, decisive, asked = case.record, case.decisive, case.asked
-    host = host_of(asked.url)
-    upstream = decisive.upstream
+    host = host_of(record.url)
+    upstream = record.upstream
     facts = {
-        "host": shown(host.text if host.text != NONE else asked.url),
-        "authority": shown(_authority(asked)),
+        "host": shown(host.text if host.text != NONE else record.url),
+        "authority": shown(_authority(record)),
         "address": f" ({shown(upstream)})" if upstream not in (NONE, host.text) else "",
-        "rule": shown(decode_field(decisive.rule) or NONE),
+        "rule": shown(decode_field(record.rule) or NONE),
         "user": shown(decode_field(record.user) or "the client"),
-        "sni": shown(decode_field(decisive.sni) or "none"),
-        "tunnel": shown(tunnel_of(decisive)),
+        "sni": shown(decode_field(record.sni) or "none"),
+        "tunnel": shown(tunnel_of(record)),
         "found": shown((decode_field(record.found) or "a secret").replace(",", ", ")),
         "status": str(record.status),
-        "error": shown(case.error),
+        "error": shown(error_of(record)),
     }
-    facts |= _certificate_facts(decisive.tls_error)
+    facts |= _certificate_facts(_fault_of(record))
     if facts["found"].startswith(SEALED):
         why = shown(decode_field(record.found) or "", SHOWN_OF_MESSAGE).removeprefix(SEALED)
         facts |= {"sealed": why} | ({"token": _KEEP_IT} if why.startswith(OPENS_NONE) else {})
     if host.address is not None and is_private(host.address):
         facts["private"] = "is a private address"
-    if decisive.rule == _INVALID:
-        facts |= _invalid_facts(decisive)
-    if asked is not record:
+    if record.rule == _INVALID:
+        facts |= _invalid_facts(record)
+    if record.method == CONNECT:
         facts["denied"] = f"the tunnel to {facts['authority']}"
     return facts
-
-
-def tunnel_of(record: Record) -> str:
-    """Give `host:port` of the CONNECT around a request; `-` without one."""
-    return (decode_field(record.tunnel) or NONE).partition(DENIED_BY)[0]
-
-
-def _is_answered_for_tunnel(record: Record) -> bool:
-    """Tell whether Squid answered a request inside with the page of its CONNECT, so that no helper judged it."""
-    if record.method == CONNECT or record.tunnel == NONE:
-        return False
-    is_mismatch = record.rule == "authority-mismatch"  # Squid's own judgement of this request
-    return DENIED_BY in (decode_field(record.tunnel) or "") or (record.revision == NONE and not is_mismatch)
 
 
 def shown(value: str, length: int = SHOWN) -> str:
@@ -231,8 +188,7 @@ def _authority(record: Record) -> str:
     return NONE if record.url == NONE or record.url.startswith(NO_REQUEST) else endpoint_of(record.url)
 
 
-def _certificate_facts(tls_error: str) -> dict[str, str]:
-    name = (decode_field(tls_error) or NONE).partition("@")[0]
+def _certificate_facts(name: str) -> dict[str, str]:
     if name not in _FAULTS:
         return {"fault": shown(f"is not valid: {name}")}
     fault, cure = _FAULTS[name]
@@ -254,77 +210,98 @@ def _invalid_facts(record: Record) -> dict[str, str]:
 
 
 def _of_rule(*rules: str) -> Holds:
-    return lambda case: case.decisive.rule in rules and case.decisive.verdict == "deny"
+    return lambda record: record.rule in rules and record.verdict == "deny"
 
 
-def _is_uncounted(case: Case) -> bool:
-    return _of_rule("quota")(case) and (decode_field(case.decisive.found) or "").startswith(UNCOUNTED)
+def _is_uncounted(record: Record) -> bool:
+    return _of_rule("quota")(record) and (decode_field(record.found) or "").startswith(UNCOUNTED)
 
 
 def _of_error(*errors: str) -> Holds:
-    return lambda case: case.error in errors
+    return lambda record: error_of(record) in errors
 
 
 def _of_page(page: str, *errors: str) -> Holds:
-    """Recognise the page that the client got, or, where the record names none, an error of Squid with this page."""
-    return lambda case: case.record.page == page or (case.record.page == NONE and case.error in errors)
+    """Recognise an error of Squid, or the page that a former release sent for it."""
+    return lambda record: record.page == page or (record.page == NONE and error_of(record) in errors)
 
 
 def _is_login(verdict: str) -> Holds:
-    return lambda case: case.error == "ERR_CACHE_ACCESS_DENIED" and case.record.verdict == verdict
+    return lambda record: error_of(record) == "ERR_CACHE_ACCESS_DENIED" and record.verdict == verdict
 
 
-def _is_of_no_client(case: Case) -> bool:
-    return case.record.client == NONE and _of_rule(_INVALID)(case)
+def _is_of_no_client(record: Record) -> bool:
+    return record.client == NONE and _of_rule(_INVALID)(record)
 
 
-def _is_denied(case: Case) -> bool:
-    return case.decisive.verdict == "deny"
+def _is_denied(record: Record) -> bool:
+    return record.verdict == "deny"
 
 
-def _is_machine_address(case: Case) -> bool:
-    address = host_of(case.asked.url).address
-    return _is_denied(case) and address is not None and gives_credentials(address)
+def _is_machine_address(record: Record) -> bool:
+    address = host_of(record.url).address
+    return _is_denied(record) and address is not None and gives_credentials(address)
 
 
-def _has_no_helper(case: Case) -> bool:
-    return case.error == "ERR_SQUIDKEEPER_UNAVAILABLE"
+def _has_no_helper(record: Record) -> bool:
+    is_noted = record.rule == "policy-unavailable" and error_of(record) == "ERR_ACCESS_DENIED"
+    return is_noted or error_of(record) == "ERR_SQUIDKEEPER_UNAVAILABLE"
 
 
-def _is_refused(case: Case) -> bool:
-    return case.error == "ERR_CONNECT_FAIL" and not _is_timed_out(case)
+def _is_asked(record: Record) -> bool:
+    return record.page == "asked" or error_of(record) == "ERR_SQUIDKEEPER_ASKED"
 
 
-def _is_silent(case: Case) -> bool:
-    return case.error == "ERR_CONNECT_FAIL" and _is_timed_out(case)
+def _is_refused(record: Record) -> bool:
+    return error_of(record) == "ERR_CONNECT_FAIL" and not _is_timed_out(record)
 
 
-def _is_timed_out(case: Case) -> bool:
-    return "_TIMEDOUT" in case.decisive.squid
+def _is_silent(record: Record) -> bool:
+    return error_of(record) == "ERR_CONNECT_FAIL" and _is_timed_out(record)
 
 
-def _has_bad_certificate(case: Case) -> bool:
-    return case.error == "ERR_SECURE_CONNECT_FAIL" and case.decisive.tls_error != NONE
+def _is_timed_out(record: Record) -> bool:
+    return "_TIMEDOUT" in record.squid
 
 
-def _is_of_parent(case: Case) -> bool:
-    is_error = "_PARENT" in case.decisive.squid and case.error in _PARENT_ERRORS
-    return is_error or case.record.page == "parent-failed"
+def _has_bad_certificate(record: Record) -> bool:
+    return error_of(record) == "ERR_SECURE_CONNECT_FAIL" and _fault_of(record) != NONE
 
 
-def _is_no_tls(case: Case) -> bool:
-    return case.error == "ERR_PROTOCOL_UNKNOWN" and case.record.method == CONNECT
+def _fault_of(record: Record) -> str:
+    """Name the fault of the server's certificate; `-` where there is none."""
+    checked, detail = ((decode_field(value) or NONE) for value in (record.tls_error, record.error_detail))
+    return checked.partition("@")[0] if checked != NONE or "X509_" not in detail else detail.partition("+")[0]
 
 
-def _is_no_http(case: Case) -> bool:
-    return case.error == "ERR_PROTOCOL_UNKNOWN" and case.record.method == NONE
+def _is_of_parent(record: Record) -> bool:
+    return (_PARENT in record.squid and error_of(record) in _PARENT_ERRORS) or record.page == "parent-failed"
 
 
-def _is_of_origin(case: Case) -> bool:
-    return case.record.status >= SERVER_ERROR and case.error == NONE
+def _is_refused_by_parent(record: Record) -> bool:
+    is_refused = _PARENT in record.squid and error_of(record) == _REFUSED_ANSWER
+    return is_refused or _of_page("parent-refused", "ERR_RELAY_REMOTE", "ERR_SQUIDKEEPER_PARENT_REFUSED")(record)
 
 
-_OPENED = 200
+def _is_not_forwarded(record: Record) -> bool:
+    is_unsent = error_of(record) == "ERR_READ_ERROR" and "HIER_NONE" in record.squid
+    return is_unsent or _of_page("not-forwarded", "ERR_CANNOT_FORWARD")(record)
+
+
+def _is_no_tls(record: Record) -> bool:
+    return error_of(record) == "ERR_PROTOCOL_UNKNOWN" and record.method == CONNECT
+
+
+def _is_no_http(record: Record) -> bool:
+    return error_of(record) == "ERR_PROTOCOL_UNKNOWN" and record.method == NONE
+
+
+def _is_of_origin(record: Record) -> bool:
+    return record.status >= SERVER_ERROR and record.error == NONE
+
+
+_REFUSED_ANSWER = "ERR_ICAP_FAILURE"
+_PARENT = "_PARENT"
 _INVALID = "invalid-request"
 _PARENT_ERRORS = ("ERR_CONNECT_FAIL", "ERR_CANNOT_FORWARD", "ERR_READ_ERROR", "ERR_ZERO_SIZE_OBJECT")
 
@@ -354,7 +331,7 @@ CAUSES: Final = (
     ),
     KnownCause(
         "no-helper",
-        "error `ERR_SQUIDKEEPER_UNAVAILABLE`",
+        "rule `policy-unavailable`, and error `ERR_ACCESS_DENIED`",
         "No helper of the gateway answered, so the request was denied.",
         f"Squid replaces a helper that ended: after a few such requests nothing is to be done. If they go on:"
         f" {NO_HELPER_REMEDY}",
@@ -429,8 +406,16 @@ CAUSES: Final = (
         "not-rendered",
         "rule `not-rendered`",
         "Squid's configuration lacks lines that the policy needs for {host}.",
-        "Run `squidkeeper check`, then `./install.sh`, which renders them.",
+        "They come within seconds of an edit. If they do not, `squidkeeper doctor` says why: often a secret is"
+        " missing.",
         _of_rule("not-rendered"),
+    ),
+    KnownCause(
+        "tunnel-outdated",
+        "rule `tunnel-outdated`",
+        "The policy has changed how tunnels to {host} are opened, and this one was opened before.",
+        "Nothing is to be done: the client opens a new connection when it tries again.",
+        _of_rule("tunnel-outdated"),
     ),
     KnownCause(
         "certificate-fetch",
@@ -480,11 +465,11 @@ CAUSES: Final = (
     ),
     KnownCause(
         "asked",
-        "error `ERR_SQUIDKEEPER_ASKED`",
+        "page `asked`",
         "The rule {rule}{at} asks about {host}: the request is denied until a person approves it{reason}.{ticket}",
         "Whoever may call `sudo squidkeeper ask` on the gateway decides: `sudo squidkeeper ask approve {number} --for"
         " 2h` opens this request, `sudo squidkeeper ask deny {number} --reason TEXT` tells its client why not.",
-        _of_error("ERR_SQUIDKEEPER_ASKED"),
+        _is_asked,
     ),
     KnownCause(
         "no-rule",
@@ -511,7 +496,7 @@ CAUSES: Final = (
     # Allowed, and failed
     KnownCause(
         "name-unresolved",
-        "error `ERR_SQUIDKEEPER_NO_ADDRESS` or `ERR_DNS_FAIL`",
+        "error `ERR_DNS_FAIL`",
         "The name {host} does not resolve: it does not exist, or the gateway's name server does not answer.",
         "Try `getent hosts NAME` on the gateway, then read `journalctl -u squidkeeper-maintenance`, or maintenance.log."
         " A name that only a parent proxy can resolve needs `resolve: upstream`.",
@@ -519,7 +504,7 @@ CAUSES: Final = (
     ),
     KnownCause(
         "parent-failed",
-        "page `parent-failed`, or a connection error and a parent in `squid`",
+        "a connection error, and a parent in `squid`",
         "The parent proxy gave no connection to {authority}.",
         "Try it from the gateway: `curl -v -x http://PARENT:PORT URL`. cache.log has `Detected DEAD Parent` while it is"
         " down.",
@@ -528,19 +513,21 @@ CAUSES: Final = (
     ),
     KnownCause(
         "parent-refused",
-        "page `parent-refused`, or error `ERR_RELAY_REMOTE`",
+        "error `ERR_RELAY_REMOTE`, or `ERR_ICAP_FAILURE` and a parent in `squid`",
         "The parent proxy refuses the gateway: it does not accept the gateway's password.",
-        "Correct the password of the parent in `upstreams` of the policy, or of install.sh's `--upstream`. Then run"
-        " `./install.sh`, which gives it to Squid.",
-        _of_page("parent-refused", "ERR_RELAY_REMOTE", "ERR_SQUIDKEEPER_PARENT_REFUSED"),
+        "Correct the secret that `basic` of the upstream names in the policy, or name one. The new password is sent"
+        " within seconds, or after `squidkeeper render` where the secret is fetched.",
+        _is_refused_by_parent,
+        likely=True,
     ),
     KnownCause(
         "not-forwarded",
-        "page `not-forwarded`, or error `ERR_CANNOT_FORWARD`",
-        "The gateway had no connection on which to send the request to {authority}: the server of the tunnel had ended"
-        " it, or squid.conf forbids the direct way. Nothing was sent.",
-        "Try again. If it stays so, read local.conf for `never_direct` and `cache_peer`.",
-        _of_page("not-forwarded", "ERR_CANNOT_FORWARD"),
+        "error `ERR_CANNOT_FORWARD`, or `ERR_READ_ERROR` with `HIER_NONE` in `squid`",
+        "The gateway had no connection on which to send the request to {authority}: its parent proxy is down, the"
+        " server of the tunnel had ended it, or squid.conf forbids the direct way. Nothing was sent.",
+        "Try again. If it stays so, look for `Detected DEAD Parent` in cache.log, and read local.conf for"
+        " `never_direct` and `cache_peer`.",
+        _is_not_forwarded,
     ),
     KnownCause(
         "origin-refused",
@@ -565,14 +552,14 @@ CAUSES: Final = (
     ),
     KnownCause(
         "origin-certificate",
-        "error `ERR_SECURE_CONNECT_FAIL`, with a `tls_error`",
+        "error `ERR_SECURE_CONNECT_FAIL`, with a `tls_error`, or one in `error_detail`",
         "The certificate of {authority} {fault}.",
         "{cure}.",
         _has_bad_certificate,
     ),
     KnownCause(
         "origin-tls",
-        "error `ERR_SECURE_CONNECT_FAIL`, without a `tls_error`",
+        "error `ERR_SECURE_CONNECT_FAIL`, without one",
         "TLS with {authority}{address} failed: it speaks no TLS on this port, shares no version with the gateway,"
         " or ended or did not answer the handshake.",
         _FROM_HERE,
@@ -588,11 +575,11 @@ CAUSES: Final = (
     ),
     KnownCause(
         "invalid-answer",
-        "page `invalid-answer`, or error `ERR_INVALID_RESP`",
+        "error `ERR_INVALID_RESP` or `ERR_ICAP_FAILURE`",
         "{authority}{address} sent an answer that the gateway does not take: its head is malformed or too large, or it"
-        " is a part (206) beyond a petabyte.",
+        " is a part (206) beyond a petabyte. Or an ICAP service of local.conf failed.",
         _FROM_HERE,
-        _of_page("invalid-answer", "ERR_INVALID_RESP", "ERR_SQUIDKEEPER_INVALID_ANSWER"),
+        _of_page("invalid-answer", "ERR_INVALID_RESP", _REFUSED_ANSWER, "ERR_SQUIDKEEPER_INVALID_ANSWER"),
     ),
     # The client
     KnownCause(
@@ -637,7 +624,7 @@ CAUSES: Final = (
     ),
     KnownCause(
         "not-http",
-        "page `not-http`, or any other error of a request that Squid does not understand",
+        "any other error of a request that Squid does not understand",
         "Squid does not understand the request ({error}): its method, URL, HTTP version or a header is not valid.",
         "Let the client send valid HTTP/1.1, with an absolute URL to the proxy port.",
         _of_page(
@@ -658,7 +645,7 @@ CAUSES: Final = (
         "any other error",
         "Squid failed to handle the request: {error}, status {status}.",
         "Read cache.log at the time of the request.",
-        lambda case: case.error != NONE,
+        lambda record: record.error != NONE,
     ),
     KnownCause(
         "origin-error",

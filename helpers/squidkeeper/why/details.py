@@ -16,7 +16,7 @@ from squidkeeper.engine.fields import Entry
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.model import Credential, Rule
 from squidkeeper.protocol.request import Malformed
-from squidkeeper.record.record import NONE, decode_field, parse_time, truncated_fields
+from squidkeeper.record.record import NONE, Record, decode_field, parse_time, truncated_fields
 from squidkeeper.record.requests import request_of
 from squidkeeper.record.urls import host_of
 from squidkeeper.squid_crashes import SquidCrash
@@ -24,7 +24,7 @@ from squidkeeper.tickets.store import Ticket, TicketState
 from squidkeeper.tickets.ticket import AskedRequest
 from squidkeeper.url import Address, gives_credentials, is_private
 from squidkeeper.why.cache_log import CacheLog
-from squidkeeper.why.causes import OPENS_THE_MACHINE, SHOWN_OF_MESSAGE, Case, shown
+from squidkeeper.why.causes import OPENS_THE_MACHINE, SHOWN_OF_MESSAGE, shown
 from squidkeeper.why.failures import Failure
 from squidkeeper.why.proposal import propose
 
@@ -65,7 +65,7 @@ class Surroundings:
 def detail_of(failure: Failure, known: Surroundings) -> Detail:
     """Add what is known beside the record of a failure."""
     add = _DETAILS.get(failure.cause.code)
-    return add(failure.case, known) if add else Detail()
+    return add(failure.record, known) if add else Detail()
 
 
 def location_facts(rule: Rule) -> dict[str, str]:
@@ -85,25 +85,24 @@ def place(location: Location) -> str:
 # --- the policy -------------------------------------------------------------------------------------------------------
 
 
-def _policy(case: Case, known: Surroundings) -> CompiledPolicy | None:
-    revision = case.decisive.revision
+def _policy(record: Record, known: Surroundings) -> CompiledPolicy | None:
+    revision = record.revision
     return known.current() if revision == NONE else known.policy_of(revision)
 
 
-def _explanation(case: Case, policy: CompiledPolicy) -> Explanation | None:
+def _explanation(record: Record, policy: CompiledPolicy) -> Explanation | None:
     """Explain a request as its helpers decided it; None where the record holds only its beginning."""
-    asked = case.asked
-    if truncated_fields(asked) or asked.url == NONE:
+    if truncated_fields(record) or record.url == NONE:
         return None
-    return explain(policy, request_of(asked), parse_time(asked))
+    return explain(policy, request_of(record), parse_time(record))
 
 
-def _denied_by_rule(case: Case, known: Surroundings) -> Detail:
-    policy = _policy(case, known)
-    rule = _rule_that_denied(case, policy)
+def _denied_by_rule(record: Record, known: Surroundings) -> Detail:
+    policy = _policy(record, known)
+    rule = _rule_that_denied(record, policy)
     if policy is None or rule is None:
-        return Detail(values={"rule": decode_field(case.decisive.rule)})
-    opened = _opening(case, policy, f"add above {shown(rule.name)}", known)
+        return Detail(values={"rule": decode_field(record.rule)})
+    opened = _opening(record, policy, f"add above {shown(rule.name)}", known)
     values = {"rule": rule.name, "location": place(rule.location), "reason": rule.reason, **opened.values}
     return Detail(
         {**location_facts(rule), "at": f" ({place(rule.location)}{_of_revision(policy, known)})", **opened.facts},
@@ -111,27 +110,27 @@ def _denied_by_rule(case: Case, known: Surroundings) -> Detail:
     )
 
 
-def _located(case: Case, known: Surroundings) -> Detail:
+def _located(record: Record, known: Surroundings) -> Detail:
     """Say where the policy has the rule that denied, and propose none."""
-    rule = _rule_that_denied(case, _policy(case, known))
+    rule = _rule_that_denied(record, _policy(record, known))
     if rule is None:
-        return Detail(values={"rule": decode_field(case.decisive.rule)})
+        return Detail(values={"rule": decode_field(record.rule)})
     return Detail({"at": f" ({place(rule.location)})"}, {"rule": rule.name, "location": place(rule.location)})
 
 
-def _rule_that_denied(case: Case, policy: CompiledPolicy | None) -> Rule | None:
-    name = decode_field(case.decisive.rule)
+def _rule_that_denied(record: Record, policy: CompiledPolicy | None) -> Rule | None:
+    name = decode_field(record.rule)
     return next((one for one in policy.source.rules_and_grants if one.name == name), None) if policy else None
 
 
-def _without_rule(case: Case, known: Surroundings) -> Detail:
-    policy = _policy(case, known)
+def _without_rule(record: Record, known: Surroundings) -> Detail:
+    policy = _policy(record, known)
     if policy is None:
         return Detail(values={"rule": "default"})
-    found = _explanation(case, policy)
+    found = _explanation(record, policy)
     reason = found.decision.reason if found and not found.decision.location else None
     passed = found.passed_over if found else []
-    opened = _opening(case, policy, "add this rule", known)
+    opened = _opening(record, policy, "add this rule", known)
     facts = {
         "nearest": _nearest(passed),
         "reason": _stated(reason),
@@ -148,9 +147,9 @@ def _of_revision(policy: CompiledPolicy, known: Surroundings) -> str:
     return f" of revision {policy.revision}, which was edited since" if is_edited else ""
 
 
-def _is_allowed_now(case: Case, known: Surroundings) -> bool:
+def _is_allowed_now(record: Record, known: Surroundings) -> bool:
     current = known.current()
-    found = _explanation(case, current) if current else None
+    found = _explanation(record, current) if current else None
     return found is not None and found.decision.allowed
 
 
@@ -165,13 +164,13 @@ _NOT_IN_FORCE: Final = (
 )
 
 
-def _opening(case: Case, policy: CompiledPolicy, how: str, known: Surroundings) -> Detail:
+def _opening(record: Record, policy: CompiledPolicy, how: str, known: Surroundings) -> Detail:
     """Tell what opens a request: an edit since, a rule that was tried, or why no rule does."""
-    if _is_allowed_now(case, known):
+    if _is_allowed_now(record, known):
         if _is_not_in_force(known):
             return Detail({"opens": _NOT_IN_FORCE}, {"opens": None})
         return Detail({"opens": "do nothing: the policy was edited since, and allows it now"}, {"opens": None})
-    proposal = propose(case, policy)
+    proposal = propose(record, policy)
     if proposal is None:
         return Detail(values={"opens": None})
     if proposal.line is None:
@@ -192,13 +191,13 @@ def _nearest(passed: Iterable[PassedOver]) -> str:
     )
 
 
-def _asked(case: Case, known: Surroundings) -> Detail:
+def _asked(record: Record, known: Surroundings) -> Detail:
     """Say where the policy asks, and what has become of the ticket."""
-    policy = _policy(case, known)
-    rule = _rule_that_denied(case, policy)
+    policy = _policy(record, known)
+    rule = _rule_that_denied(record, policy)
     facts = location_facts(rule) if rule else {"reason": _stated(policy.source.default_reason if policy else "")}
-    values = {"rule": decode_field(case.decisive.rule), "location": place(rule.location) if rule else None}
-    ticket = _ticket(case, known)
+    values = {"rule": decode_field(record.rule), "location": place(rule.location) if rule else None}
+    ticket = _ticket(record, known)
     if ticket is None:
         return Detail(facts, {**values, "ticket": None})
     why = _stated(ticket.reason) if ticket.state is TicketState.DENIED else ""
@@ -206,8 +205,8 @@ def _asked(case: Case, known: Surroundings) -> Detail:
     return Detail(facts, {**values, "ticket": ticket.number, "ticket_state": ticket.state})
 
 
-def _ticket(case: Case, known: Surroundings) -> Ticket | None:
-    request = None if truncated_fields(case.asked) else request_of(case.asked)
+def _ticket(record: Record, known: Surroundings) -> Ticket | None:
+    request = None if truncated_fields(record) else request_of(record)
     if request is None or isinstance(request, Malformed) or request.client is None or request.url is None:
         return None
     return known.ticket_of(AskedRequest(request.client.text, request.user or "", request.method, request.url))
@@ -216,9 +215,9 @@ def _ticket(case: Case, known: Surroundings) -> Ticket | None:
 # --- others -----------------------------------------------------------------------------------------------------------
 
 
-def _private_address(case: Case, known: Surroundings) -> Detail:
-    policy = _policy(case, known)
-    found = _explanation(case, policy) if policy else None
+def _private_address(record: Record, known: Surroundings) -> Detail:
+    policy = _policy(record, known)
+    found = _explanation(record, policy) if policy else None
     facts: dict[str, str] = {}
     values: dict[str, object] = {}
     if policy and found and found.resolved:
@@ -227,7 +226,7 @@ def _private_address(case: Case, known: Surroundings) -> Detail:
         location = next((place(one.location) for one in entries if one.name == name), None)
         facts["opener"] = shown(found.resolved.opener) + (f" ({location})" if location else "")
         values |= {"rule": name, "location": location}
-    host = host_of(case.asked.url)
+    host = host_of(record.url)
     if host.address is None and host.text != NONE:
         addresses = known.addresses_of(host.text)
         values["addresses_now"] = [str(one) for one in addresses]
@@ -245,19 +244,19 @@ def _about_addresses(addresses: tuple[Address, ...]) -> str:
     return f"had a private address, or one of the gateway's own (DNS gives {shown_ones} now)"
 
 
-def _credential(case: Case, known: Surroundings) -> Detail:
+def _credential(record: Record, known: Surroundings) -> Detail:
     """Say which credential is unavailable: why, as the helper told cache.log, or else why now."""
-    policy = _policy(case, known)
-    found = _explanation(case, policy) if policy else None
+    policy = _policy(record, known)
+    found = _explanation(record, policy) if policy else None
     credentials = found.decision.credentials if found else ()
     if policy is None or not credentials:
         return Detail()
-    return _told_then(case, credentials, known) or _unavailable_now(policy, credentials, known)
+    return _told_then(record, credentials, known) or _unavailable_now(policy, credentials, known)
 
 
-def _told_then(case: Case, credentials: Iterable[Credential], known: Surroundings) -> Detail | None:
+def _told_then(record: Record, credentials: Iterable[Credential], known: Surroundings) -> Detail | None:
     told = ", ".join(one.name for one in credentials)  # as the helper writes them
-    ended = parse_time(case.record) + _SAME_SECOND
+    ended = parse_time(record) + _SAME_SECOND
     for line in known.cache_log.of("credential-unavailable"):
         if line.at <= ended and line.parts["told"].startswith(f"{told}: "):
             why = shown(line.parts["told"].removeprefix(f"{told}: "), SHOWN_OF_MESSAGE)
@@ -279,27 +278,27 @@ def _unavailable_now(policy: CompiledPolicy, credentials: Iterable[Credential], 
     return Detail({"credential": told}, {"credential": names})
 
 
-def _distrust(case: Case, known: Surroundings) -> Detail:
-    alert = known.cache_log.alert(case.record)
+def _distrust(record: Record, known: Surroundings) -> Detail:
+    alert = known.cache_log.alert(record)
     if alert is None:
         return Detail()
     told = f"The client does not trust the gateway's CA: it ended TLS with the alert `{alert}`"
     return Detail({"distrust": told}, {"alert": alert}, is_sure=True)
 
 
-def _parent(case: Case, known: Surroundings) -> Detail:
-    is_near = known.cache_log.near("parent-failed", case.record) is not None
-    return Detail(is_sure=is_near or case.record.page == "parent-failed")
+def _parent(record: Record, known: Surroundings) -> Detail:
+    is_near = known.cache_log.near("parent-failed", record) is not None
+    return Detail(is_sure=is_near or record.page == "parent-failed")
 
 
-def _quota(_case: Case, known: Surroundings) -> Detail:
+def _quota(_record: Record, known: Surroundings) -> Detail:
     """Name who can list the counts: of shared ones, no gateway."""
     if not known.counts_are_shared:
         return Detail()
     return Detail({"quota_uses": "`squidkeeper quota --store FILE`, with the settings of Valkey's user operator,"})
 
 
-_DETAILS: Final[Mapping[str, Callable[[Case, Surroundings], Detail]]] = {
+_DETAILS: Final[Mapping[str, Callable[[Record, Surroundings], Detail]]] = {
     "policy": _denied_by_rule,
     "asked": _asked,
     "machine-address": _located,

@@ -19,13 +19,12 @@ from squidkeeper.policy.builder import build
 from squidkeeper.policy.contents import PolicyContents
 from squidkeeper.policy.document import parse_document
 from squidkeeper.policy.model import Rule
-from squidkeeper.protocol.request import CONNECT, DENIED_BY, Malformed, Request
+from squidkeeper.protocol.request import CONNECT, Malformed, Request
 from squidkeeper.record.judging import clients_of
 from squidkeeper.record.record import NONE, Record, decode_field, parse_time, truncated_fields
-from squidkeeper.record.requests import request_of
+from squidkeeper.record.requests import request_of, tunnel_of
 from squidkeeper.record.urls import redacted_url
 from squidkeeper.url import DEFAULT_PORTS
-from squidkeeper.why.causes import Case
 
 _LONGEST_PATH: Final = 200
 _PLAIN_PATH = re.compile(r"/(?:[A-Za-z0-9._~/@:+,=-]|%[0-9A-Fa-f]{2})*")
@@ -43,12 +42,12 @@ class Proposal:
     obstacle: str = ""
 
 
-def propose(case: Case, policy: CompiledPolicy) -> Proposal | None:
+def propose(record: Record, policy: CompiledPolicy) -> Proposal | None:
     """Propose a rule; None where the record holds only the beginning of what decides.
 
     It goes above the rule that denied, or below all where none did. `private: true` is on it only where it has to be.
     """
-    asked = _in_an_open_tunnel(case)
+    asked = _in_an_open_tunnel(record)
     if truncated_fields(asked) or asked.url == NONE:
         return None
     request = request_of(asked)
@@ -56,10 +55,10 @@ def propose(case: Case, policy: CompiledPolicy) -> Proposal | None:
         return Proposal(None, obstacle=request.reason)
     fields = dict(_fields(asked, request, policy))
     try:
-        denial = _denial(policy, fields, case, request)
+        denial = _denial(policy, fields, record, request)
         if denial and denial.rule == "private-address":
             fields["private"] = "true"
-            denial = _denial(policy, fields, case, request)
+            denial = _denial(policy, fields, record, request)
     except PolicyError:  # no policy can name the host
         return None
     if denial:
@@ -67,12 +66,9 @@ def propose(case: Case, policy: CompiledPolicy) -> Proposal | None:
     return Proposal(f"- {_flow(fields)}", "private" in fields)
 
 
-def _in_an_open_tunnel(case: Case) -> Record:
-    """Give the record as if the tunnel around its request had been opened. Squid knows no user in one that was not."""
-    record = case.asked if case.record.method == CONNECT else case.record
-    tunnel = (decode_field(record.tunnel) or NONE).partition(DENIED_BY)[0]
-    user = case.decisive.user if record.user == NONE else record.user
-    return msgspec.structs.replace(record, tunnel=tunnel, user=user)
+def _in_an_open_tunnel(record: Record) -> Record:
+    """Give the record as if the tunnel around its request had been opened for what the rule allows."""
+    return msgspec.structs.replace(record, tunnel=tunnel_of(record))
 
 
 # --- the line ---------------------------------------------------------------------------------------------------------
@@ -120,14 +116,13 @@ def _flow(fields: dict[str, str]) -> str:
 # --- the trial --------------------------------------------------------------------------------------------------------
 
 
-def _denial(policy: CompiledPolicy, fields: dict[str, str], case: Case, request: Request) -> Decision | None:
-    """Give the decision that denies the request, or its tunnel, although the policy has the rule; None if none does."""
-    rules, denied_by = policy.source.rules, decode_field(case.decisive.rule)
+def _denial(policy: CompiledPolicy, fields: dict[str, str], record: Record, request: Request) -> Decision | None:
+    """Give the decision that denies the request although the policy has the rule; None if none does."""
+    rules, denied_by = policy.source.rules, decode_field(record.rule)
     place = next((place for place, rule in enumerate(rules) if rule.name == denied_by), len(rules))
     opened = CompiledPolicy(replace(policy.source, rules=(*rules[:place], _rule(fields), *rules[place:])))
-    at = parse_time(case.record)
-    decisions = (decide(opened, opened.match(one), at) for one in (request_of(case.decisive), request))
-    return next((one for one in decisions if not one.allowed), None)
+    decision = decide(opened, opened.match(request), parse_time(record))
+    return None if decision.allowed else decision
 
 
 def _rule(fields: dict[str, str]) -> Rule:

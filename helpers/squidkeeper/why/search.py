@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -11,8 +11,7 @@ from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.filters import Filter
 from squidkeeper.record.record import NONE, Record, decode_field, parse_time
 from squidkeeper.record.urls import endpoint_of, redacted_url
-from squidkeeper.why.causes import Case
-from squidkeeper.why.failures import Failure, FailureGroup, Failures, group
+from squidkeeper.why.failures import Failure, FailureGroup, failures_among, group
 
 _LOGIN_REFUSED: Final = "login-refused"
 
@@ -32,20 +31,16 @@ class Inquiry:
 
     def is_about(self, failure: Failure) -> bool:
         """Tell whether a failure is asked about."""
-        case = failure.case
+        record = failure.record
         return (
-            self._has_id(case)
-            and all(one.holds(case.record) for one in self.filters)
-            and (self._has_user(case) or (bool(self.users) and failure.cause.code == _LOGIN_REFUSED))
-            and self._has_url(case.record)
+            (not self.ids or record.request_id in self.ids)
+            and all(one.holds(record) for one in self.filters)
+            and (self._has_user(record) or (bool(self.users) and failure.cause.code == _LOGIN_REFUSED))
+            and self._has_url(record)
         )
 
-    def _has_id(self, case: Case) -> bool:
-        return not self.ids or bool(self.ids & {case.record.request_id, case.decisive.request_id})
-
-    def _has_user(self, case: Case) -> bool:
-        names = {decode_field(case.record.user), decode_field(case.decisive.user)}
-        return not self.users or bool(self.users & names)
+    def _has_user(self, record: Record) -> bool:
+        return not self.users or decode_field(record.user) in self.users
 
     def _has_url(self, record: Record) -> bool:
         if self.url is None:
@@ -69,24 +64,25 @@ class Search:
     others: dict[str, Record] = field(default_factory=dict)
     unknown_ids: frozenset[str] = frozenset()
 
-    def groups(self, records: Iterable[Record]) -> list[FailureGroup]:
-        """Group the failures among records, which come in the order of time."""
+    def groups(self, records: Iterable[Record], standing: Mapping[str, str] = {}) -> list[FailureGroup]:
+        """Group the failures among records, which come in the order of time.
+
+        `standing` are the IDs of records that stand for others that are asked about.
+        """
+        self.question = replace(self.question, ids=frozenset(standing.get(one, one) for one in self.question.ids))
         self.unknown_ids = self.question.ids
         groups, self.beyond = group(self._asked(records))
         return groups
 
     def _asked(self, records: Iterable[Record]) -> Iterator[Failure]:
-        found = Failures()
-        for failures in (found.feed(self._noted(records)), found.flush()):
-            for failure in filter(self._is_asked, failures):
-                self.failed += 1
-                self.others.pop(failure.record.request_id, None)
-                self.others.pop(failure.case.decisive.request_id, None)
-                yield failure
+        for failure in filter(self._is_asked, failures_among(self._noted(records))):
+            self.failed += 1
+            self.others.pop(failure.record.request_id, None)
+            yield failure
 
     def _is_asked(self, failure: Failure) -> bool:
-        is_late = self.since is None or parse_time(failure.record) >= self.since
-        return is_late and self.question.is_about(failure)
+        is_late = self.since is None or self.question.ids or parse_time(failure.record) >= self.since
+        return bool(is_late) and self.question.is_about(failure)
 
     def _noted(self, records: Iterable[Record]) -> Iterator[Record]:
         for record in records:

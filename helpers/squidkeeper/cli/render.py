@@ -1,0 +1,77 @@
+"""`squidkeeper render` (floor 9)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from squidkeeper.cli.options import DEFAULT_LAYOUT
+
+if TYPE_CHECKING:
+    from squidkeeper.layout import Layout
+
+_POLL_SECONDS = 0.5
+_PAUSE_SECONDS = 10.0  # after a failure
+
+
+@click.command()
+@click.option(
+    "--root", metavar="DIR", type=click.Path(path_type=Path), default=DEFAULT_LAYOUT.root, help="The gateway below DIR."
+)
+@click.option("--follow", is_flag=True, help="Stay, and do it whenever the maintenance process asks for it.")
+def render(root: Path | None, *, follow: bool) -> None:
+    """Add the parts of Squid's configuration that the policy needs, and reconfigure Squid if there are new ones.
+
+    systemd starts it as root after an edit of the policy (squidkeeper-render.path). Squid's account reads the policy
+    and names the values; each is checked here, and the configuration by `squid -k parse`. Nothing is removed:
+    ./install.sh does that. Squid is reconfigured at most once in 10 seconds.
+
+    Exit status: 0 when Squid's configuration has what the policy needs, 1 when it could not be changed.
+    """
+    from squidkeeper.layout import Layout
+
+    layout = Layout.of(root)
+    if not follow:
+        raise SystemExit(_add(layout))
+    _follow(layout)
+
+
+def _follow(layout: Layout) -> NoReturn:
+    """Run the command for each request, in a process of its own: this one stays small."""
+    import os
+    import subprocess
+    import sys
+    import time
+
+    where = ["--root", str(layout.root)] if layout.root else []
+    while True:
+        failed = False
+        if os.path.lexists(layout.render_request):
+            failed = bool(subprocess.call([sys.executable, "-m", "squidkeeper", "render", *where]))  # noqa: S603
+        time.sleep(_PAUSE_SECONDS if failed else _POLL_SECONDS)
+
+
+def _add(layout: Layout) -> int:
+    import fcntl
+    import logging
+    import os
+    import sys
+
+    from squidkeeper.errors import SetupFailed
+    from squidkeeper.setup.addition import add_parts
+    from squidkeeper.squid_account import squid_account
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
+    account = squid_account()
+    try:
+        if account is None:
+            raise SetupFailed("Squid's account is unknown", "install the distribution's own Squid")
+        fcntl.flock(os.open(layout.prefix, os.O_RDONLY), fcntl.LOCK_EX)  # which install.sh holds while it runs
+        add_parts(layout, account)
+    except (SetupFailed, OSError, ValueError) as error:
+        details = f"\n{error.details}" if isinstance(error, SetupFailed) and error.details else ""
+        logging.getLogger(__name__).error("Squid's configuration stays as it was: %s%s", error, details)
+        return 1
+    return 0
