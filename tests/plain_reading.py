@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-import msgspec
-
 from squidkeeper.errors import InvalidRecord
 from squidkeeper.protocol.request import CONNECT
 from squidkeeper.record.log_file import LINE_LIMIT
@@ -19,7 +17,6 @@ from squidkeeper.record.urls import host_of
 
 WAIT = timedelta(seconds=10)
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
-Decide = Callable[[Record], tuple[str, str, str] | None]  # verdict, rule, observed
 
 
 # --- records --------------------------------------------------------------------------------------------------------
@@ -61,54 +58,40 @@ def time_of(record: Record) -> datetime:
 
 @dataclass
 class Requests:
-    """The records folded to requests: `tunnels` CONNECTs were opened, `merged` records are part of another request."""
+    """The records that are requests: `tunnels` CONNECTs were opened, `merged` records count with another one."""
 
     requests: list[Record]
     tunnels: int = 0
     merged: int = 0
 
 
-def fold(records: list[Record], decide: Decide = lambda _: None) -> Requests:
-    """Fold records, in their order, to requests.
+def fold(records: list[Record]) -> Requests:
+    """Leave out what is no request of its own, of records in their order.
 
-    A CONNECT that Squid answers inside the tunnel, and the next record of its connection that was not served, are one,
-    if that is a request and ended within 10 seconds: the request, if it names the host of the CONNECT; the CONNECT, if
-    the request is withheld.
+    A CONNECT that Squid answers inside the tunnel is left out where a request to its host with a verdict follows on its
+    connection within 10 seconds. A request there without a verdict is left out: the CONNECT stands.
     """
-    insides = {connect: inside for connect in range(len(records)) if (inside := inside_of(records, connect))}
-    merged_into = {inside: connect for connect, inside in insides.items() if names(records[inside], records[connect])}
-    withheld = {inside for connect, inside in insides.items() if is_withheld(records[inside], records[connect])}
-    merged = {*merged_into.values(), *withheld}
-    requests = [
-        merge(records[merged_into[place]], record, decide) if place in merged_into else record
-        for place, record in enumerate(records)
-        if place not in merged and not is_opened(record)
+    left_out = set()
+    for place, connect in enumerate(records):
+        for inside in insides_of(records, place) if waits(connect) else ():
+            if records[inside].verdict == NONE:
+                left_out.add(inside)
+            elif records[inside].url.startswith(f"https://{connect.url.removesuffix(':443')}/"):
+                left_out.add(place)
+    requests = [one for place, one in enumerate(records) if place not in left_out and not is_opened(one)]
+    return Requests(requests, sum(map(is_opened, records)), len(left_out))
+
+
+def insides_of(records: list[Record], connect: int) -> list[int]:
+    """Find what came on the connection of a CONNECT within 10 seconds and was not served."""
+    return [
+        place
+        for place in range(connect + 1, len(records))
+        if connection_key(records[place]) == connection_key(records[connect])
+        and records[place].method != CONNECT
+        and not (records[place].verdict == "allow" and records[place].error == NONE)
+        and time_of(records[place]) - time_of(records[connect]) <= WAIT
     ]
-    return Requests(requests, sum(map(is_opened, records)), len(merged))
-
-
-def inside_of(records: list[Record], place: int) -> int | None:
-    """Find the request inside the tunnel of the CONNECT at this place, if Squid answered it for the CONNECT."""
-    if not waits(records[place]):
-        return None
-    inside = next_of_connection(records, place)
-    if inside is None or records[inside].method == CONNECT:
-        return None
-    return inside if time_of(records[inside]) - time_of(records[place]) <= WAIT else None
-
-
-def is_withheld(inside: Record, connect: Record) -> bool:
-    """Tell whether a record is without what the client sent, and has no rule of its own."""
-    return (inside.url, inside.tunnel) == (NONE, NONE) and inside.rule in (NONE, connect.rule)
-
-
-def names(inside: Record, connect: Record) -> bool:
-    """Tell whether a request is for the host and port of a CONNECT, and in its tunnel."""
-    if NONE in (inside.url, connect.url) or inside.tunnel != connect.tunnel:
-        return False
-    scheme, _, rest = inside.url.partition("://")
-    authority, slash, _ = rest.partition("/")
-    return (scheme, slash, authority) == ("https", "/", connect.url.removesuffix(":443"))
 
 
 def is_opened(record: Record) -> bool:
@@ -130,34 +113,9 @@ def waits(record: Record) -> bool:
     return record.verdict == "deny" or record.error != NONE
 
 
-def next_of_connection(records: list[Record], place: int) -> int | None:
-    """Find the next record of the same connection that was denied, failed or not judged."""
-    for later in range(place + 1, len(records)):
-        is_served = records[later].verdict == "allow" and records[later].error == NONE
-        if connection_key(records[later]) == connection_key(records[place]) and not is_served:
-            return later
-    return None
-
-
 def connection_key(record: Record) -> tuple[str, str, str, str]:
     """Name the connection of a record. Each worker of each gateway numbers its own."""
     return record.client, record.connection, record.worker, record.gateway
-
-
-def merge(connect: Record, inside: Record, decide: Decide) -> Record:
-    """Merge a CONNECT into the request inside: the client has waited for both."""
-    if inside.user == NONE:
-        inside = msgspec.structs.replace(inside, user=connect.user)
-    inside = msgspec.structs.replace(inside, duration_ms=connect.duration_ms + inside.duration_ms)
-    if inside.verdict != NONE or connect.verdict == "deny":
-        names = ("verdict", "rule", "revision", *(("observed",) if inside.verdict == NONE else ()))
-        lacking = [name for name in names if getattr(inside, name) == NONE]
-        return msgspec.structs.replace(inside, **{name: getattr(connect, name) for name in lacking})
-    decided = decide(msgspec.structs.replace(inside, revision=connect.revision))
-    if decided is None:
-        return msgspec.structs.replace(inside, verdict=NONE, rule=NONE, revision=NONE, observed=NONE)
-    decision = {"verdict": decided[0], "rule": decided[1], "revision": connect.revision, "observed": decided[2]}
-    return msgspec.structs.replace(inside, **decision)
 
 
 # --- counts ---------------------------------------------------------------------------------------------------------

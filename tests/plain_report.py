@@ -16,7 +16,7 @@ from squidkeeper.record.urls import host_of, redacted_url
 from squidkeeper.report import figures
 from squidkeeper.report.timeline import STEPS_SECONDS
 
-from .plain_reading import Decide, fold, is_opened, is_tunnel, time_of
+from .plain_reading import fold, is_opened, is_tunnel, time_of
 
 Client = tuple[str, str]  # address and user as logged
 
@@ -38,21 +38,20 @@ def plain_report(
     now: datetime,
     reasons: Mapping[str, str | None],
     invalid: int = 0,
-    decide: Decide = lambda _: None,
 ) -> figures.Report:
     """Count everything that a report without drift holds."""
     older = [one for one in records if since and time_of(one) < since]
     newer = [one for one in records if until and time_of(one) >= until]
     within = [one for one in records if is_within(one, since, until)]
     opened = sum(map(is_opened, within))
-    events = [one for one in fold(records, decide).requests if is_within(one, since, until)]
+    events = [one for one in fold(records).requests if is_within(one, since, until)]
     counted = count(events)
     counted.left_out += Counter(
         {
             "invalid lines": invalid,
             "records before the period": len(older),
             "records after the period": len(newer),
-            "denied CONNECTs, merged into the request inside": len(within) - opened - len(events),
+            "CONNECTs and requests that count with another": len(within) - opened - len(events),
         }
     )
     requests = counted.requests
@@ -277,7 +276,7 @@ def observed(requests: list[Record]) -> figures.ObservedFigures:
     shown = sorted(of_names, key=lambda name: (name != "deny:default", -len(of_names[name]), name))[:50]
     return figures.ObservedFigures(
         total=sum(map(len, of_names.values())),
-        asked=sum(is_denied(one) and "ERR_SQUIDKEEPER_ASKED" in one.error for one in requests),
+        asked=sum(is_denied(one) and one.page == "asked" for one in requests),
         rows=tuple(
             figures.ObservedRow(
                 decode_field(name) or NONE,

@@ -138,7 +138,8 @@ def test_a_log_becomes_parts_of_its_utc_days_in_the_order_of_its_lines(logs: Pat
     assert [(one.day, one.lines, one.invalid) for one in days] == [(DAY, 31, 1), (NEXT_DAY, 31, 1)]
     assert len(days[0].parts) > 1, "more than one chunk"
     assert days[0].parts[0].first == f"{DAY}T10:00:00.000Z"
-    assert days[-1].parts[-1].last == f"{NEXT_DAY}T10:00:29.029Z"
+    last = max(part.last for part in days[-1].parts)  # the last chunk can lack a time
+    assert last == f"{NEXT_DAY}T10:00:29.029Z"
     modes = {path.stat().st_mode & 0o777 for path in folder.glob("day=*/*")}
     folders = [*folder.glob("day=*"), folder / "incoming"]  # Squid's group verifies too
     assert (modes, {path.stat().st_mode & 0o777 for path in folders}) == ({0o640}, {0o750})

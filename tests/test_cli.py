@@ -21,8 +21,7 @@ from click import Context
 from click.testing import CliRunner
 
 from squidkeeper.cli import LateGroup, main
-from squidkeeper.credentials import SecretStore
-from squidkeeper.policy_lines import policy_lines
+from squidkeeper.parts import needed_keys
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy_store.revisions import mark_in_force, store_revision
@@ -345,6 +344,7 @@ def test_explain_says_the_verdict_and_everything_that_led_to_it(policy: Path) ->
         f"rule         api ({policy}/policy.yaml:6)",
         f"credential   api: Authorization ({policy}/policy.yaml:12)",
         f"secret       token: file {policy}/token",
+        "connection   one of the tunnel's own, as the rule posts allows POST",
         "resolved     later, by Squid: it denies the request as private-address if an address of api.example is "
         "private (private: true on the rule api would allow it)",
         f"websocket    no, the rule posts ({policy}/policy.yaml:5) names methods "
@@ -404,17 +404,17 @@ def test_explain_says_why_a_credential_or_a_rewrite_does_not_apply(policy: Path)
     ]
 
 
-def test_explain_says_that_squid_lacks_the_lines_that_a_request_needs(tmp_path: Path) -> None:
+def test_explain_says_that_squid_lacks_the_parts_that_a_request_needs(tmp_path: Path) -> None:
     text = "rules: [{name: a, action: allow, hosts: [a.example, b.example]}]\n"
     text += "upstreams: [{name: corp, hosts: [a.example], url: 'http://proxy.example:3128'}]\n"
-    directory, rendered = write_policy(tmp_path / "policy", text), tmp_path / "lines"
-    ask = ("explain", "--policy", directory, "--policy-lines", rendered)
-    lacks = f"not rendered Squid denies the request, because {rendered} lacks lines that it needs: run install.sh\n"
+    directory, fragment = write_policy(tmp_path / "policy", text), tmp_path / "squidkeeper.conf"
+    ask = ("explain", "--policy", directory, "--fragment", fragment)
     assert "not rendered" not in run(*ask, "GET", "https://a.example/")[1]  # the file is on another machine
-    rendered.write_text("")
-    assert lacks in run(*ask, "GET", "https://a.example/")[1]
+    fragment.write_text("acl --in-force core \\\n")
+    assert "what it needs yet: upstream.corp:" in run(*ask, "GET", "https://a.example/")[1]
     assert "not rendered" not in run(*ask, "GET", "https://b.example/")[1]
-    rendered.write_text(policy_lines(load(directory, datetime.now(UTC)).compiled.source, SecretStore({}, {})))
+    keys = needed_keys(load(directory, datetime.now(UTC)).compiled.source)
+    fragment.write_text(f"acl --in-force {','.join(keys)} \\\n")
     assert "not rendered" not in run(*ask, "GET", "https://a.example/")[1]
 
 
@@ -448,6 +448,7 @@ def test_explain_in_json_has_the_keys_that_programs_read(policy: Path) -> None:
         "secrets": {},
         "strip": [],
         "connections": None,
+        "tunnel": {"mode": "first", "reason": "the rewrite mirror may apply"},
         "upstream": None,
         "quotas": [],
         "not_rendered": None,
@@ -542,7 +543,6 @@ ON_RECORD: list[tuple[dict[str, str], int, str]] = [
     ({"url": "https://api.example/v1/x%23y"}, 0, "ALLOW        GET https://api.example/v1/x%23y (logged: deny by"),
     ({"url": "http://api.example/v1/x", "tunnel": "-", "hidden": "userinfo"}, 1, "userinfo"),
     ({"sni": "other.example"}, 1, "rule         authority-mismatch"),
-    ({"tunnel": "a.wikipedia.org:443%20denied%20by%20no-wikipedia"}, 1, "rule         no-wikipedia "),
     ({"method": "CONNECT", "url": "api.example:443", "revision": "-"}, 1, "A CONNECT inside a tunnel is not allowed."),
     ({"method": "CONNECT", "url": "api.example:443"}, 0, "ALLOW        CONNECT api.example:443 (logged"),
     (
@@ -556,7 +556,7 @@ ON_RECORD: list[tuple[dict[str, str], int, str]] = [
             "url": "api.example:443",
             "squid": "TCP_DENIED/HIER_NONE",
             "sni": "x.example",
-            "tunnel": "api.example:443%20denied%20by%20authority-mismatch",
+            "tunnel": "api.example:443",
         },
         1,
         "The TLS server name is 'x.example', the tunnel is for api.example:443.",
@@ -685,17 +685,6 @@ def test_a_wrong_value_for_the_installer_is_told_by_its_name_and_leaves_nothing(
     assert "Usage:" not in told
 
 
-def test_check_says_that_it_did_not_compare_with_rendered_lines(tmp_path: Path) -> None:
-    needs_none = "version: 1\nrules: [{name: a, action: allow, hosts: [a.example]}]\n"
-    (tmp_path / "policy.yaml").write_text(needs_none)
-    asked = ("check", "--policy", str(tmp_path), "--policy-lines", str(tmp_path / "none.conf"))
-    assert "install.sh" not in run(*asked)[1]
-    (tmp_path / "policy.yaml").write_text(needs_none.replace("]}]", "], strip: [Cookie]}]"))
-    expected = f"not checked: whether install.sh has to be run for strip ({tmp_path}/none.conf cannot be read"
-    assert expected in run(*asked)[1]
-    assert json.loads(run(*asked, "--json")[1])["install"] is None
-
-
 NEEDS_INSTALL = """
 secrets: {a: {env: CHECK_A}, fetched: {command: {run: [give-token]}}}
 rules: [{name: x, action: allow, hosts: [a.example], strip: [Cookie]}]
@@ -707,17 +696,20 @@ quotas: [{name: q, per: client, bytes_out: 5MB, every: day}]
 """
 
 
-def test_check_says_in_one_line_that_install_has_to_be_run_and_why(tmp_path: Path) -> None:
-    directory, rendered = write_policy(tmp_path / "etc/policy", NEEDS_INSTALL), tmp_path / "lines"
-    asked = ("check", "--policy", directory, "--state", tmp_path / "state", "--policy-lines", rendered)
-    rendered.write_text("")
+def test_check_names_what_squid_lacks_and_for_what_install_has_to_be_run(tmp_path: Path) -> None:
+    directory, fragment = write_policy(tmp_path / "etc/policy", NEEDS_INSTALL), tmp_path / "squidkeeper.conf"
+    asked = ("check", "--policy", directory, "--state", tmp_path / "state", "--fragment", fragment)
+    fragment.write_text("acl --in-force core,pages,override-headers,certificates,websocket,credentials \\\n")
     status, out = run(*asked)
-    what = ["strip", "headers", "upstreams", "placeholders", "bytes_out", "fetched secrets"]
-    told = [line for line in out.splitlines() if line.startswith("run install.sh: ")]
-    assert told == [f"run install.sh: Squid does not know what the policy says about {', '.join(what)} yet"]
-    assert (status, json.loads(run(*asked, "--json")[1])["install"]) == (0, what)
-    rendered.write_text(policy_lines(load(directory, datetime.now(UTC)).compiled.source, SecretStore({}, {})))
-    assert json.loads(run(*asked, "--json")[1])["install"] == ["fetched secrets"]
+    lacks = "inject.x-own, quotas, quotas.bytes_out-5000000, read-headers, strip, strip.cookie, upstream.u:"
+    assert f"does not have {lacks}" in out
+    assert "run install.sh: nothing does yet what the policy says about fetched secrets\n" in out
+    told = json.loads(run(*asked, "--json")[1])
+    assert (status, told["install"]) == (0, ["fetched secrets"])
+    assert told["parts"] == ["certificates", "credentials", "override-headers", "pages", "websocket"]
+    keys = needed_keys(load(directory, datetime.now(UTC)).compiled.source)
+    fragment.write_text(f"acl --in-force {','.join(keys)} \\\n")
+    assert "does not have" not in run(*asked)[1]
     (tmp_path / "etc/squidkeeper-secrets.service").touch()
     assert "install.sh" not in run(*asked)[1]
 
@@ -740,3 +732,11 @@ def test_bash_completes(words: tuple[str, ...], completed: list[str]) -> None:
     """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == completed
+
+
+def test_setup_removes_nothing_by_a_relative_path() -> None:
+    result = CliRunner().invoke(
+        main, ["setup", "--source", "/", "--venv", "/", "--work", "no-such-folder-of-squidkeeper", "--dry-run"]
+    )
+    assert result.exit_code == 2
+    assert "no-such-folder-of-squidkeeper is no absolute path: install.sh names what it has made" in result.output

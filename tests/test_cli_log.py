@@ -101,7 +101,7 @@ def test_the_table_is_aligned_and_holds_the_whole_url(path: Path) -> None:
         "http://203.0.113.7:8080/",
     ]
     assert said.err == (
-        "6 records read, 4 events shown. Not shown: the CONNECTs of 1 tunnel, and 1 merged with the request inside "
+        "6 records read, 4 requests shown. Not shown: the CONNECTs of 1 tunnel, and 1 that count with another "
         "(--connects shows all).\n"
     )
     assert said.code == 0
@@ -439,14 +439,14 @@ def test_what_cannot_be_meant_is_refused_with_what_was_expected(options: tuple[s
 @pytest.mark.parametrize("options", [(), ("--by", "host"), ("--connects",), ("-n", "3")], ids=str)
 def test_what_was_read_is_said_where_nothing_is_shown(path: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     (tmp_path / "empty.log").touch()
-    assert run(*options, tmp_path / "empty.log") == (0, "", "0 records read, no event shown.\n")
-    text = "0 records read from 2026-11-26 00:00:00 until 2026-11-27 00:00:00, no event shown.\n"
+    assert run(*options, tmp_path / "empty.log") == (0, "", "0 records read, no request shown.\n")
+    text = "0 records read from 2026-11-26 00:00:00 until 2026-11-27 00:00:00, no request shown.\n"
     assert run(*options, "--since", "2026-11-26", "--until", "2026-11-27", path) == (0, "", text)
 
 
 def test_what_was_read_is_said_where_a_filter_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "one.log").write_text(line() + "\n")
-    assert run("--rule", "none", tmp_path / "one.log") == (0, "", "1 record read, no event shown.\n")
+    assert run("--rule", "none", tmp_path / "one.log") == (0, "", "1 record read, no request shown.\n")
 
 
 # ── Files ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -565,77 +565,6 @@ def test_a_reader_that_goes_away_ends_it_quietly(path: Path) -> None:
     assert (len(done.stdout.splitlines()), done.stderr, done.returncode) == (2, "", 0)
 
 
-# ── Requests that nobody judged ────────────────────────────────────────────────────────────────────────────────────
-
-GETS = "version: 1\nrules:\n  - {name: pk, action: allow, hosts: [nowhere.example], methods: [GET, HEAD]}\n"
-FAILED: dict[str, Any] = {"error": "503:ERR_SQUIDKEEPER_NO_ADDRESS", "tunnel": "nowhere.example:443"}
-IN_FAILED: dict[str, Any] = {**FAILED, "verdict": "-", "rule": "-", "status": 503, "squid": "NONE_NONE/HIER_NONE"}
-
-
-def failed_tunnels(path: Path, revision: str) -> None:
-    """Write a log of a PUT and a GET in tunnels to a name that does not resolve."""
-    both: list[str] = []
-    for minute, method in enumerate(("PUT", "GET")):
-        same = {"connection": str(minute)}
-        own = {"revision": revision, "rule": "pk", "duration_ms": 35_000, "squid": "TCP_DENIED/HIER_NONE"}
-        both.append(line(minute, "nowhere.example:443", method="CONNECT", **same, **FAILED, **own))
-        both.append(line(minute, "https://nowhere.example/x", method=method, duration_ms=1, **same, **IN_FAILED))
-    path.write_text("\n".join(both) + "\n")
-
-
-def test_a_request_in_a_tunnel_that_failed_is_shown_with_its_own_verdict(path: Path, policy: Path) -> None:
-    (policy / "policy.yaml").write_text(GETS)
-    failed_tunnels(path, load(policy, NOON).compiled.revision)
-    said = run("--policy", policy, "--state", path.parent / "state", path)
-    error = FAILED["error"]
-    assert [one.split()[2:] for one in said.lines[1:]] == [
-        ["deny", "default", "503", "PUT", "35001", error, "https://nowhere.example/x"],
-        ["allow", "pk", "503", "GET", "35001", error, "https://nowhere.example/x"],
-    ]
-
-
-def test_query_gives_such_a_request_the_same_verdict(path: Path, policy: Path) -> None:
-    (policy / "policy.yaml").write_text(GETS)
-    failed_tunnels(path, load(policy, NOON).compiled.revision)
-    sql = "SELECT method, verdict, rule FROM requests ORDER BY time"
-    told = queried(sql, "--policy", policy, "--state", path.parent / "state", path)
-    assert told == ["method,verdict,rule", "PUT,deny,default", "GET,allow,pk"]
-
-
-def queried(sql: str, *arguments: str | Path) -> list[str]:
-    command = [sys.executable, "-m", "squidkeeper", "query", sql, "--format", "csv", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-
-
-@pytest.mark.parametrize(
-    ("text", "observed"),
-    [
-        ("defaults: {observe: true}\n", ["deny:default", "deny:default"]),
-        ("rules:\n  - {name: gets, action: deny, methods: [GET], observe: true}\n", ["-", "deny:gets"]),
-        ("rules:\n  - {name: paths, action: deny, paths: [/x], observe: true}\n", ["deny:paths", "deny:paths"]),
-        ("rules:\n  - {name: paths, action: deny, paths: [/y], observe: true}\n", ["-", "-"]),
-    ],
-)
-def test_a_request_in_a_tunnel_that_failed_keeps_what_is_observed(
-    path: Path, policy: Path, text: str, observed: list[str]
-) -> None:
-    (policy / "policy.yaml").write_text(f"version: 1\n{text}")
-    failed_tunnels(path, load(policy, NOON).compiled.revision)
-    where = ("--policy", policy, "--state", path.parent / "state")
-    shown = [json.loads(one)["observed"] for one in run("--json", *where, path).lines]
-    assert shown == observed
-    sql = "SELECT coalesce(observed, '-') AS observed FROM requests ORDER BY time"
-    assert queried(sql, *where, path)[1:] == observed
-
-
-def test_a_request_in_a_tunnel_that_failed_has_no_verdict_where_its_policy_is_not_kept(
-    path: Path, policy: Path
-) -> None:
-    failed_tunnels(path, "000000000000")
-    said = run("--policy", policy, "--state", path.parent / "state", path)
-    assert [one.split()[2:5] for one in said.lines[1:]] == [["-", "-", "503"]] * 2
-
-
 # ── Drift ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -736,7 +665,7 @@ def test_a_log_is_followed_through_a_rotation_from_a_time_on(path: Path) -> None
     assert following.process.returncode == 0
 
 
-def test_a_followed_log_shows_what_comes_and_a_lone_denied_connect_after_a_while(path: Path) -> None:
+def test_a_followed_log_shows_what_comes_and_a_denied_connect_at_once(path: Path) -> None:
     following = Following("--rule", "closed", path)
     wait_until_open(following.process.pid, path)
     with path.open("a") as file:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.exporter.counts import RequestCounter, RequestCounts
+from squidkeeper.metrics import NONE as NONE_OF_POLICY
 from squidkeeper.record import filters
-from squidkeeper.record.events import is_answered_inside, is_opened_tunnel, is_served, is_tunnel
 from squidkeeper.record.record import CLIENT_ERRORS, NONE, Record
 from squidkeeper.record.requests import asks_splice, was_used
+from squidkeeper.record.tunnels import is_answered_inside, is_opened_tunnel, is_served, is_tunnel
 from squidkeeper.table import conditions
 from squidkeeper.table.conditions import time_literal
 from squidkeeper.table.sources import TableSources
@@ -82,3 +83,16 @@ def test_the_exporter_counts_the_same_tunnels() -> None:
 def test_a_time_is_compared_in_the_milliseconds_that_records_have() -> None:
     at = datetime(2026, 11, 25, 14, 0, 0, 123_999, tzinfo=timezone(timedelta(hours=2)))
     assert time_literal(at) == "TIMESTAMP '2026-11-25T12:00:00.123'"
+
+
+def test_the_exporter_counts_a_denied_tunnel_and_the_first_request_inside_as_one() -> None:
+    counter = RequestCounter(RequestCounts())
+    connect = record(method="CONNECT", url="a.example:443", verdict="deny", observed="deny:x", connection="7")
+    inside = record(status=403, verdict="deny", error="403:ERR_SQUIDKEEPER_TEXT", observed="deny:x", connection="7")
+    for one in (connect, inside):
+        counter.count(one, NONE_OF_POLICY)
+    counts = counter.counts()
+    assert sum(number for _, number in counts.requests) == 1
+    assert [number for _, number in (*counts.unnamed_denials, *counts.observed)] == [1, 1]
+    counter.count(inside, NONE_OF_POLICY)
+    assert sum(number for _, number in counter.counts().requests) == 2

@@ -23,7 +23,6 @@ from click.testing import CliRunner
 
 from squidkeeper.certificates.authority import CertificateAuthority, make_ca
 from squidkeeper.cli import main
-from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus, format_fetch_report
 from squidkeeper.doctor import machine
 from squidkeeper.doctor.configuration import Found
@@ -35,14 +34,17 @@ from squidkeeper.exporter.conditions import CONDITIONS, Severity
 from squidkeeper.exporter.stopped_watchdog import StoppedWatchdog
 from squidkeeper.layout import Layout
 from squidkeeper.maintenance_status import MaintenanceStatus
-from squidkeeper.policy_lines import policy_lines
+from squidkeeper.parts import Part, needed_keys
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.reload_gate import GateVerdict, force, write_verdict
 from squidkeeper.policy_store.revisions import mark_in_force, store_revision
 from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.rendering import Values
 from squidkeeper.setup.configuration import Configuration
+from squidkeeper.setup.entries import write_entry
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
+from squidkeeper.setup.rendering import put_rendered, read_templates, template_folder
 from squidkeeper.squid_account import Account, squid_account
 from squidkeeper.squid_conf import Macros, Problem, SquidConf, read_squid_conf
 from squidkeeper.squid_crashes import note_crash
@@ -69,22 +71,21 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def install(root: Path, ca: CertificateAuthority = CA, **options: Any) -> Layout:
     """Lay out a gateway as install.sh does, without its program and processes."""
     layout = Layout.of(root)
-    host = Machine(ACCOUNT, Path("/usr/lib/squid/security_file_certgen"), Path("/none"), systemd=False, selinux=False)
+    host = Machine(ACCOUNT, Path("/usr/lib/squid/security_file_certgen"), systemd=False, selinux=False)
     ours = Configuration(REPOSITORY, layout, host, LISTEN, LISTEN, "none", "", **options)
     for folder in (layout.conf.parent / "ca", layout.policy, layout.state, layout.run, layout.program.parent):
         folder.mkdir(parents=True)
     layout.conf.write_text(ours.squid_conf())
-    layout.fragment.write_text(ours.fragment(with_logformat=False))
     layout.local.write_text(ours.local_conf())
-    for path in (layout.pages, layout.logformat):
-        path.write_text(ours.render(path.name))
     (layout.policy / "policy.yaml").write_text(POLICY)
     (layout.policy / "secret").write_text("s3cr3t-of-this-test\n")
     (layout.policy / "secret").chmod(0o600)
     layout.webhook.write_text("url: https://hooks.example/secret\nformat: slack\n")
     layout.webhook.chmod(0o640)
-    policy = build_sources(read_sources(layout.policy)).policy
-    layout.policy_lines.write_text(policy_lines(policy, SecretStore(policy.secrets, {})))
+    write_entry(layout.templates, template_folder(ours.templates()))
+    layout.parts.mkdir()
+    keys = frozenset(Part) | needed_keys(build_sources(read_sources(layout.policy)).policy)
+    put_rendered(layout, read_templates(layout), Values(keys=keys), ACCOUNT)
     layout.own_addresses.write_text("")
     layout.errors.mkdir()
     layout.signing_cert.write_bytes(ca.certificate)
@@ -267,6 +268,7 @@ PLANTED = {
         "external_acl_type mine keeps answers for 3600 s",
     ),
     "half-closed-clients": ("half_closed_clients on\n", "half_closed_clients on"),
+    "answers-kept-in-memory": ("http_reply_access allow all\n", "http_reply_access allow all"),
 }
 # The same by another line: code, line, detail.
 VARIANTS = [
@@ -355,7 +357,7 @@ def write(path: Path, text: str) -> None:
 
 
 def other_errors(layout: Layout) -> None:
-    edit(layout.pages, f"error_directory {layout.errors}", f"error_directory {layout.state}")
+    edit(pages(layout), f"error_directory {layout.errors}", f"error_directory {layout.state}")
 
 
 def include_not(layout: Layout) -> None:
@@ -370,18 +372,25 @@ def conf(layout: Layout) -> Path:
     return layout.conf
 
 
-def pages(layout: Layout) -> Path:
-    return layout.pages
+def part(name: str) -> Callable[[Layout], Path]:
+    return lambda layout: layout.parts / f"{name}.conf"
+
+
+pages = part("pages")
 
 
 # Code, how the installed files are changed, and a part of what is found.
 CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
     ("policy-not-included", include_not, "squidkeeper.conf is missing"),
-    ("credentials-cached", without(fragment, "\nstore_miss deny "), "store_miss deny sk_https sk_injected is missing"),
+    (
+        "credentials-cached",
+        without(part("credentials"), "\nstore_miss deny "),
+        "store_miss deny !sk_final sk_https sk_injected is missing",
+    ),
     ("credentials-cached", without(fragment, "\ncache deny all"), "cache deny all is missing"),
     (
         "rewriter-bypassed",
-        without(fragment, "url_rewrite_bypass off", "url_rewrite_bypass on"),
+        without(part("rewrites"), "url_rewrite_bypass off", "url_rewrite_bypass on"),
         "url_rewrite_bypass on",
     ),
     ("error-pages-show-headers", without(pages, "email_err_data off"), "email_err_data off is missing"),
@@ -401,13 +410,21 @@ CHANGED: list[tuple[str, Callable[[Layout], None], str]] = [
         without(conf, "stats_collection ", "stats_collection allow all\nstats_collection "),
         "allow",
     ),
-    ("rendered-lines-outdated", without(fragment, "10.0.0.0/8 "), "the section 'private addresses' differs"),
-    ("rendered-lines-outdated", without(fragment, "# >>> rendered: watch\n", ""), "the section 'watch' is missing"),
+    (
+        "rendered-lines-outdated",
+        without(fragment, "10.0.0.0/8 "),
+        "it differs from what the templates and the policy give",
+    ),
+    ("rendered-lines-outdated", lambda layout: layout.logformat.unlink(), "it is missing"),
     ("answers-kept-too-long", without(fragment, "ttl=1 negative_ttl=1", ""), "sk_host keeps answers for 3600 s"),
     ("token-not-encoded", without(fragment, "%#ssl::>sni", "%ssl::>sni"), "%ssl::>sni"),
-    ("squid-conf-incomplete", lambda layout: layout.pages.unlink(), "there is no such file"),
+    ("squid-conf-incomplete", lambda layout: pages(layout).unlink(), "there is no such file"),
     ("annotations-printed", lambda one: write(one.errors / "ERR_X", "<p>@Squid{%note}"), "an error page: *"),
-    ("wrong-passwords-pass", without(fragment, "auth_param basic key_extras", "#"), "squidkeeper has no key_extras"),
+    (
+        "wrong-passwords-pass",
+        without(part("login"), "auth_param basic key_extras", "#"),
+        "squidkeeper has no key_extras",
+    ),
     (
         "watched-requests-logged",
         lambda one: watch_with(one, "access_log udp://192.0.2.9:9 logformat=squidkeeper\n"),
@@ -717,15 +734,17 @@ def test_each_helper_answers_and_one_that_does_not_is_found(
     silent.write_text("#!/bin/sh\necho $OF_ROOT\nexit 3\n")  # what it is told would be its answer
     monkeypatch.setenv("OF_ROOT", "s3cr3t")
     silent.chmod(0o755)
-    edit(layout.fragment, f"{layout.program} credential --concurrency", f"{silent} credential --concurrency")
-    edit(layout.fragment, f"{layout.program} rewrite", "/nowhere/squidkeeper rewrite")
+    edit(
+        part("credentials")(layout), f"{layout.program} credential --concurrency", f"{silent} credential --concurrency"
+    )
+    edit(part("rewrites")(layout), f"{layout.program} rewrite", "/nowhere/squidkeeper rewrite")
     changed = inspect(layout)
     lines = [line for line in changed.conf.lines if "silent/" in line.text or "nowhere/" in line.text]
     one = replace(changed, conf=SquidConf(lines), account=account())
     details = [case.detail for case in found("helper-silent", one)]
     assert details == [
-        "squidkeeper credential --concurrency 4: it ends without an answer, with status 3",
         "squidkeeper rewrite --concurrency 0: it cannot be started (No such file or directory)",
+        "squidkeeper credential --concurrency 4: it ends without an answer, with status 3",
     ]
 
 
@@ -902,6 +921,19 @@ def test_the_worst_is_first_and_no_secret_is_shown(layout: Layout) -> None:
         "accepted": None,
     }
     assert "s3cr3t" not in text
+
+
+def test_an_installed_gateway_has_few_directives_and_doctor_counts_them(layout: Layout) -> None:
+    whole = json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])["directives"]
+    policy = build_sources(read_sources(REPOSITORY / "policy")).policy  # which a new gateway has
+    shutil.rmtree(layout.parts)
+    layout.parts.mkdir()
+    put_rendered(layout, read_templates(layout), Values(keys=needed_keys(policy)), ACCOUNT)
+    counts = json.loads(doctor("--root", layout.conf.parents[1], "--json")[1])["directives"]
+    assert sum(counts.values()) <= 350
+    assert counts["parts"] < whole["parts"]
+    numbers = f"{sum(counts.values())} directives: " + ", ".join(f"{count} in {file}" for file, count in counts.items())
+    assert f"({numbers})" in doctor("--root", layout.conf.parents[1])[1]
 
 
 def test_what_to_do_is_written_for_the_gateway_that_was_examined(layout: Layout) -> None:

@@ -167,3 +167,11 @@ def test_no_file_holds_the_marks_of_a_merge() -> None:
     assert [
         name for name in listed.split(b"\0")[:-1] if marks.search((REPOSITORY / os.fsdecode(name)).read_bytes())
     ] == []
+
+
+def test_the_core_is_explained_by_its_own_lines() -> None:
+    core = (REPOSITORY / "squid/squidkeeper.conf").read_text()
+    text = (REPOSITORY / "squid/README.md").read_text()
+    quoted = re.findall(r"^```squid\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(quoted) > 5
+    assert [lines for lines in quoted if lines not in core] == []

@@ -78,6 +78,7 @@ def record(compiled: CompiledPolicy) -> Callable[..., Record]:
 
 CONNECT = {"method": "CONNECT", "squid": "NONE_NONE/HIER_DIRECT"}
 NOT_SERVED: list[dict[str, Any]] = [
+    {"squid": "NONE_NONE/HIER_NONE", "method": "CONNECT", "verdict": "deny"},  # each request inside is denied
     {"squid": "TCP_DENIED/HIER_NONE", "status": 403, "error": "403:ERR_SQUIDKEEPER_DENIED", "verdict": "deny"},
     {"squid": "TCP_DENIED_ABORTED/HIER_NONE", "status": 403, "verdict": "deny"},
     {"squid": "TCP_DENIED/HIER_NONE", "status": 407, "error": "ERR_CACHE_ACCESS_DENIED", "verdict": NONE},

@@ -311,7 +311,7 @@ AUTHORITIES: dict[str, list[dict[str, str | None]]] = {
         {"tunnel": "b.example:443"},
         {"tunnel": "a.example:8443"},
         {"tunnel": "a.example"},
-        {"tunnel": "a.example:443 denied by x"},
+        {"tunnel": "a.example:443 denied"},
         {"port": "8443", "url": "https://a.example:8443/"},
         {"scheme": "http", "port": "80", "url": "http://a.example/"},
         {"method": "CONNECT", "scheme": None, "url": None},
@@ -400,7 +400,7 @@ def test_a_tunnel_passes_through_only_where_nothing_has_to_see_its_requests(
         (None, "a.example:443", "deny by authority-mismatch"),
         ("a.example", "b.example:443", "deny by invalid-request"),
         ("a.example", "a.example:8443", "deny by invalid-request"),
-        ("a.example", "a.example:443 denied by x", "deny by invalid-request"),
+        ("a.example", "a.example:443 denied", "deny by invalid-request"),
         ("a.example", None, "deny by invalid-request"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The table of pages, and the files and lines that it makes."""
+"""The table of pages, and what it makes."""
 
 from __future__ import annotations
 
@@ -8,84 +8,110 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.setup.error_pages import FAILURES, PAGES, ErrorPage, Form, failure_lines, files
-from squidkeeper.setup.templates import main
+from squidkeeper.setup.error_pages import (
+    DENIALS,
+    FAILURES,
+    DenialPage,
+    FailurePage,
+    Form,
+    files,
+    placeholders,
+    template,
+)
 
-REPOSITORY = Path(__file__).parents[1]
-FOLDER = REPOSITORY / "squid/errors"
-STOCK = Path("/usr/share/squid/errors/templates")
 SQUID = Path("/usr/sbin/squid")
 # Squid's names of errors that are logged, and never sent: there is no client, no time or no file for a page.
 NEVER_SENT = {
     *("ERR_NONE", "ERR_MAX", "ERR_SQUID_SIGNATURE", "ERR_CLIENT_GONE", "ERR_SECURE_ACCEPT_FAIL"),
-    *("ERR_REQUEST_START_TIMEOUT", "ERR_REQUEST_PARSE_TIMEOUT", "ERR_RELAY_REMOTE"),
+    *("ERR_REQUEST_START_TIMEOUT", "ERR_REQUEST_PARSE_TIMEOUT"),
 }
-pages = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+denials = pytest.mark.parametrize("page", DENIALS, ids=[page.name for page in DENIALS])
+failures = pytest.mark.parametrize("failure", FAILURES, ids=[failure.errors[0] for failure in FAILURES])
 
 
-def test_the_committed_pages_are_those_that_are_rendered() -> None:
-    written = {path.name: path.read_text() for path in FOLDER.iterdir()}
-    assert written == dict(files()), "run: python -m squidkeeper.setup.templates squid/*.conf squid/errors"
+def noted(page: DenialPage) -> dict[str, str]:
+    """What squid.conf notes for a page, as Squid reads it."""
+    text = placeholders()[f"PAGE_{page.name}"]
+    found = re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', text)
+    assert " ".join(f'{name}="{value}"' for name, value in found) == text
+    return {name: value.replace("\\n", "\n").replace('\\"', '"') for name, value in found}
 
 
-def test_a_folder_is_rendered_with_all_pages(tmp_path: Path) -> None:
-    main([str(tmp_path)])
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict(files())
+def filled(form: Form, page: DenialPage, **notes: str) -> str:
+    """A page as Squid fills it, with `7` for what is not given."""
+    notes |= {name: re.sub("%'?{.*?}note", "7", value) for name, value in noted(page).items() if name not in notes}
+
+    def value(code: re.Match[str]) -> str:
+        text = notes.get(code["note"], "7")
+        return json.dumps(text)[1:-1] if code["quoting"] == '"' else text
+
+    return re.sub(r"@Squid\{%(?P<quoting>['\"#]?)(\{(?P<note>.*?)\})?[a-z>_S]+\}", value, dict(files())[template(form)])
 
 
-def test_every_page_of_squids_is_replaced() -> None:
-    stock = {path.name for path in STOCK.glob("ERR_*")}
-    known = set(re.findall(rb"\0(ERR_[A-Z_]+)(?=\0)", SQUID.read_bytes()))
-    assert len(known) > 40
-    assert (stock | {name.decode() for name in known}) - NEVER_SENT <= dict(files()).keys()
-
-
-def test_each_error_of_squids_belongs_to_one_page() -> None:
-    named = [name for page in PAGES for name in page.squid_errors]
+def test_each_error_of_squids_has_one_page() -> None:
+    named = [name for failure in FAILURES for name in failure.errors]
     assert sorted(named) == sorted(set(named))
-    lines = "\n".join(failure_lines())
-    for page in PAGES:
-        if page.has_ticket:  # only a helper gives one
-            continue
-        assert page.chosen_by or page.squid_errors
-        assert f"acl sk_replaced any-of {page.acl}_replaced" in lines
+    known = {name.decode() for name in re.findall(rb"\0(ERR_[A-Z_]+)(?=\0)", SQUID.read_bytes())}
+    assert len(known) > 40
+    assert known - NEVER_SENT == {*named}
+    assert placeholders()["SQUID_ERRORS"].split() == named
+    assert {*named} < dict(files()).keys()
 
 
-@pages
-def test_the_texts_of_a_page_need_no_escapes(page: ErrorPage) -> None:
-    for text in (page.title, page.outcome, page.advice, page.rule or "", page.reason or "", page.cause):
-        assert not set(text) & set('"\\<>&%\n')
+@denials
+def test_the_texts_of_a_denial_need_no_escapes(page: DenialPage) -> None:
+    for text in (page.title, page.advice, page.rule or "", page.reason or "", page.cause):
+        assert not set(text) & set('"\\<>&%\n{}')
         assert text.isascii()
 
 
-@pages
-def test_problem_details_are_json_with_the_members_of_the_standard(page: ErrorPage) -> None:
-    written = dict(files())[page.template(Form.JSON)]
-    written = re.sub(r": @Squid\{.*?\}note\}(?=,)", ": 7", written)  # a number
-    details = json.loads(re.sub(r"@Squid\{.*?\}(?=[.\" ])", "x", written))
+@failures
+def test_the_texts_of_a_failure_are_no_codes_of_squids(failure: FailurePage) -> None:
+    for text in (failure.title, failure.reason, failure.advice, failure.cause, failure.retry):
+        assert not set(text) & set('"\\<>&%\n{}')
+
+
+@denials
+def test_problem_details_are_json_with_the_members_of_the_standard(page: DenialPage) -> None:
+    hostile = 'a "quoted"\n\\ <rule>'
+    details = json.loads(filled(Form.JSON, page, rule_=hostile, reason_=hostile))
+    assert (details["status"], details["title"], details["retryable"]) == (403, page.title, page.retryable)
+    assert details["type"] == f"urn:squidkeeper:{page.name.replace('_', '-')}"
+    assert (details["rule"], details["reason"], details["cause"]) == (hostile, hostile, page.cause)
+    assert details["detail"] == f"{page.title}. Nothing was sent to the origin. {page.advice}"
+    assert {"contact", "request_id", "time", "client", "method", "url"} <= {*details}
     assert details.get("resets_in_seconds", 7) == 7
-    assert (details["status"], details["title"], details["retryable"]) == (page.status, page.title, page.retryable)
-    assert details["type"].startswith("urn:squidkeeper:")
-    assert {"detail", "rule", "reason", "cause", "contact", "request_id", "time", "client", "method", "url"} <= {
-        *details
-    }
-    assert ("error" in details) is (page in FAILURES and page.shows_error)
+    assert ("ticket" in details) is (page.name == "asked")
 
 
-@pages
-def test_a_page_says_to_retry_only_where_that_can_help(page: ErrorPage) -> None:
+@denials
+@pytest.mark.parametrize("form", [Form.TEXT, Form.HTML])
+def test_a_page_has_all_its_lines(page: DenialPage, form: Form) -> None:
+    text = filled(form, page, rule_="the rule", reason_="the reason", contact_="ann")
+    assert f"{page.title}. Nothing was sent to the origin.\n" in text
+    assert "\nRule: the rule\nReason: the reason\nCause: the " in text
+    assert f"\nRetry: {'can help' if page.retryable else 'does not help'}\n" in text
+    assert "\nContact: ann\nRequest ID: gateway.7.7.7\nTime: 7\n" in text
+    assert ("\nState of the ticket: http://squidkeeper.internal/tickets/7\n" in text) is (page.name == "asked")
+    assert ("\nResets: 7 (in 7 s)\n" in text) is (page.name == "quota")
+    assert f"\n\n{page.advice}\nFor the operator: sudo squidkeeper explain --client 7 '7' '7'\n" in text
+    assert "\nFor the operator: sudo squidkeeper why gateway.7.7.7\n" in text
+
+
+@denials
+def test_a_denial_says_to_retry_only_where_that_can_help(page: DenialPage) -> None:
     assert page.advice.startswith("Retrying does not help") is not page.retryable
 
 
-@pages
-def test_a_page_names_the_command_that_shows_why(page: ErrorPage) -> None:
-    [command] = re.findall("^For the operator: (.*)$", dict(files())[page.template()], re.MULTILINE)
-    known = {"denied": "explain --client ", "invalid": "explain --client ", "asked": "ask approve "}
-    assert command.startswith(f"sudo squidkeeper {known.get(page.name, 'why ')}")
+@failures
+def test_a_failure_says_to_retry_only_where_that_can_help(failure: FailurePage) -> None:
+    assert ("does not help" in failure.advice) <= failure.retry.startswith("does not help")
 
 
-@pages
-def test_a_page_of_a_failure_tells_that_it_is_not_the_policys(page: ErrorPage) -> None:
-    if page in FAILURES:
-        assert page.status != 403
-        assert page.cause != "the policy of the gateway"
+@failures
+def test_a_page_of_a_failure_names_the_error_and_the_command_that_shows_why(failure: FailurePage) -> None:
+    for error in failure.errors:
+        text = dict(files())[error]
+        assert re.search(f"^Error: {error}( |$)", text, re.MULTILINE)
+        assert re.findall("^For the operator: (.*)$", text, re.MULTILINE)[0].startswith("sudo squidkeeper why gateway.")
+        assert failure.cause != "policy"

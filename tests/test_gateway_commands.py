@@ -10,13 +10,14 @@ import pytest
 from squidkeeper.cli import main
 from squidkeeper.gateway_commands import FILES, OPTIONS, PLACES, command, with_commands
 from squidkeeper.layout import Layout
+from squidkeeper.setup.error_pages import files
 
 REPOSITORY = Path(__file__).parents[1]
 USUAL = Layout.of(None)
 ROOT = Layout.of(Path("/srv/gw"))
 LOG = "/srv/gw/log/access.log*"
 POLICY, STATE, RUN = "--policy /srv/gw/etc/policy", "--state /srv/gw/state", "--run /srv/gw/run"
-LINES = "--policy-lines /srv/gw/etc/squidkeeper-policy.conf"
+LINES = "--fragment /srv/gw/etc/squidkeeper.conf"
 SQUID = f"squid -n {ROOT.squid_service} -f /srv/gw/etc/squid.conf"
 
 
@@ -37,8 +38,8 @@ def test_each_command_gets_every_option_that_it_has_for_a_place(name: str) -> No
 
 
 def test_texts_are_for_the_gateway_of_the_system() -> None:
-    for file in [REPOSITORY / "squid/observe/alerts.yaml", *(REPOSITORY / "squid/errors").iterdir()]:
-        assert with_commands(file.read_text(), USUAL) == file.read_text()
+    for text in [(REPOSITORY / "squid/observe/alerts.yaml").read_text(), *dict(files()).values()]:
+        assert with_commands(text, USUAL) == text
 
 
 @pytest.mark.parametrize(

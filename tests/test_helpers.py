@@ -16,6 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from unittest.mock import patch
 from urllib.parse import quote
@@ -34,6 +35,7 @@ from squidkeeper.helpers.credential import Injector
 from squidkeeper.helpers.host_matches import HostMatches
 from squidkeeper.helpers.rewrite import Rewriter
 from squidkeeper.metrics import DECISION_DURATION
+from squidkeeper.parts import Part
 from squidkeeper.policy.secret_sources import source_key
 from squidkeeper.policy_store.loading import load
 from squidkeeper.policy_store.revisions import stored_revisions
@@ -65,6 +67,7 @@ credentials:
   - {name: mirror, hosts: [inside.internal], basic: {username: bot, password: password}}
   - {name: narrow, hosts: [narrow.example], paths: [/v1/**], bearer: token}
 """
+REWRITTEN = ("open.example", "packages.example")
 SCOPES = {"host": ["acl", "--scope", "host"], "request": ["acl", "--scope", "request"]}
 PLACE = "192.0.2.1 - GET https {host} 443 {host} {host}:443 -"
 
@@ -75,6 +78,7 @@ class Helper:
     def __init__(self, arguments: list[str], policy: Path, state: Path, concurrency: int = 16) -> None:
         program = [sys.executable, "-m", "squidkeeper"]
         options = ["--policy", str(policy), "--state", str(state), "--concurrency", str(concurrency)]
+        options += ["--in-force", ",".join(Part)] if arguments[0] in ("acl", "credential") else []
         self.process = subprocess.Popen(
             [*program, *arguments, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -136,7 +140,10 @@ def revision_of(policy: Path) -> str:
 
 def place(host: str, **changes: str) -> str:
     names = ("client", "user", "method", "scheme", "host", "port", "sni", "tunnel", "token")
-    tokens = dict(zip(names, PLACE.format(host=host).split(), strict=True)) | changes
+    tokens = dict(zip(names, PLACE.format(host=host).split(), strict=True))
+    if host in REWRITTEN:
+        tokens["tunnel"] += "%20first"
+    tokens |= changes
     return " ".join(tokens.values())
 
 
@@ -146,33 +153,28 @@ def connect(host: str, port: str = "443") -> str:
 
 # --- what each answers --------------------------------------------------------------------------------------------
 
+CONTACT = 'contact_="the operator of this gateway"'
 HOST_ANSWERS = {
-    place("other.example"): "OK rule_=other verdict_=allow private_=no unrestricted_=yes tag=sk_final",
-    place("other.example", method="POST"): "OK rule_=other verdict_=allow private_=no unrestricted_=yes tag=sk_final",
-    connect("other.example"): "OK rule_=other verdict_=allow private_=no clt_conn_tag=other.example:443 tag=sk_final",
-    place("open.example"): "OK rule_=open verdict_=allow private_=no rewrite_=yes",
-    place("inside.internal"): "OK rule_=inside verdict_=allow private_=yes inject_=yes unrestricted_=yes",
-    place("paths.example"): "OK rule_=paths verdict_=allow private_=no scope_=request",
-    place("api.example"): "OK rule_=api verdict_=allow private_=no inject_=yes unrestricted_=yes",
-    place(
-        "narrow.example"
-    ): "OK rule_=api verdict_=allow private_=no inject_=yes unrestricted_=yes credential_varies_=yes",
+    place("other.example"): "OK rule_=other verdict_=allow tag=sk_final override_=yes websocket_=yes",
+    place("other.example", method="POST"): "OK rule_=other verdict_=allow tag=sk_final override_=yes websocket_=yes",
+    connect("other.example"): "OK rule_=other verdict_=allow clt_conn_tag=other.example:443 tag=sk_final private_=no",
+    place("open.example"): "OK rule_=open verdict_=allow tag=sk_asks_more rewrite_=yes",
+    place("inside.internal"): (
+        "OK rule_=inside verdict_=allow tag=sk_asks_more private_=yes inject_=yes override_=yes websocket_=yes"
+    ),
+    place("paths.example"): "OK rule_=paths verdict_=allow tag=sk_url_decides",
+    place("api.example"): "OK rule_=api verdict_=allow tag=sk_asks_more inject_=yes override_=yes websocket_=yes",
+    place("narrow.example"): "OK rule_=api verdict_=allow tag=sk_asks_more inject_=yes websocket_=yes",
     place("api.example", client="198.51.100.1"): (
-        'ERR rule_=default verdict_=deny private_=no reason_="No rule of the policy allows this request."'
+        f'ERR rule_=default verdict_=deny {CONTACT} reason_="No rule of the policy allows this request."'
     ),
-    place("closed.example"): (
-        'ERR rule_=closed verdict_=deny private_=no reason_="It is \\"closed\\"." '
-        'rule_html_="closed" rule_json_="closed" reason_html_="It is \\"closed\\"." '
-        'reason_json_="It is \\\\\\"closed\\\\\\"."'
+    place("closed.example"): f'ERR rule_=closed verdict_=deny {CONTACT} reason_="It is \\"closed\\"."',
+    connect("open.example"): (
+        'OK rule_=open verdict_=allow clt_conn_tag="open.example:443 first" bump_=first tag=sk_asks_more private_=no'
+        " rewrite_=yes"
     ),
-    connect("open.example"): "OK rule_=open verdict_=allow private_=no clt_conn_tag=open.example:443 rewrite_=yes",
-    connect("closed.example"): (
-        'ERR rule_=closed verdict_=deny private_=no clt_conn_tag="closed.example:443 denied by closed" '
-        'reason_="It is \\"closed\\"." '
-        'rule_html_="closed" rule_json_="closed" reason_html_="It is \\"closed\\"." '
-        'reason_json_="It is \\\\\\"closed\\\\\\"."'
-    ),
-    place("open.example") + " -": "OK rule_=open verdict_=allow private_=no rewrite_=yes",
+    connect("closed.example"): 'OK rule_=closed verdict_=deny clt_conn_tag="closed.example:443 first" bump_=first',
+    place("open.example") + " -": "OK rule_=open verdict_=allow tag=sk_asks_more rewrite_=yes",
 }
 
 
@@ -211,6 +213,29 @@ def test_hosts_that_are_answered_alike_share_one_reply_for_each_user(policy: Pat
             answer_host(answers, place(f"{name}.nowhere.example", user=user).encode()) for name in ("one", "two")
         )
         assert first is second
+
+
+def test_a_request_that_squid_is_not_set_up_for_says_so_in_its_tunnel_too(policy: Path) -> None:
+    scope = HostScope(load(policy, datetime.now(UTC)).compiled, frozenset({"core"}))
+    host = "inside.internal"
+    for line in (connect(host), place(host, tunnel=f"{host}:443%20first")):
+        assert ("rule_", "not-rendered") in answer_host(scope, line.encode()).annotations
+
+
+def test_the_url_names_the_rule_in_a_tunnel_in_which_every_url_is_denied(policy: Path) -> None:
+    write_policy(policy, "rules: [{name: half, action: deny, hosts: [half.example], paths: [/admin/**]}]")
+    scope, host = HostScope(load(policy, datetime.now(UTC)).compiled), "half.example"
+    closed = answer_host(scope, connect(host).encode())
+    inside = answer_host(scope, place(host, tunnel=f"{host}:443%20first").encode())
+    assert (closed.result, ("verdict_", "deny") in closed.annotations) == (Result.OK, True)
+    assert (inside.result, ("tag", "sk_url_decides") in inside.annotations) == (Result.OK, True)
+
+
+def test_a_tunnel_that_is_denied_when_it_is_about_to_be_spliced_is_closed(policy: Path) -> None:
+    scope = HostScope(load(policy, datetime.now(UTC)).compiled)
+    reply = answer_host(scope, place("closed.example", method="CONNECT", scheme="-").encode())
+    assert reply.result is Result.ERR
+    assert ("rule_", "closed") in reply.annotations
 
 
 FORMS = {"a": 1, "%22": 3, '"': 3, "\xff": 3, "'": 3}  # what a client sends, and its characters in the access log
@@ -321,7 +346,7 @@ def test_a_secret_that_cannot_be_a_header_denies_and_is_not_shown(start: Start, 
     (policy / "token").write_bytes(value)
     helper = start("credential", concurrency=4)
     answer = helper.ask(f"1 {place('api.example')} https://api.example/ - -")
-    said = f"rule_=credential-unavailable verdict_=deny revision_={revision_of(policy)}"
+    said = f"rule_=credential-unavailable verdict_=deny revision_={revision_of(policy)} {CONTACT}"
     assert answer.startswith(f"1 ERR {said} reason_=")
     assert helper.ask(f"1 {place('api.example')} https://api.example/ - -") == answer
     _, err = helper.end()
@@ -367,6 +392,7 @@ def test_every_line_gets_exactly_one_answer_whatever_it_holds(
     name: str, arguments: list[str], policy: Path, tmp_path: Path
 ) -> None:
     with Helper(arguments, policy, tmp_path) as helper:
+        Thread(target=helper.stderr.read, daemon=True).start()  # it complains about each line, and must not wait
 
         @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
         @given(st.lists(LINE, max_size=16))
@@ -425,11 +451,13 @@ def test_the_longest_names_leave_room_for_an_answer(policy: Path, start: Start) 
     helper = start(*SCOPES["host"])
     client, _, place_of_it = connect(host, "65535").split(" ", 2)
     answer = helper.ask(f"{10**18} {client} {'%22' * 5000} {place_of_it}")
-    said = f'rule_="{name}" verdict_=deny revision_={revision_of(policy)} contact_="{name}" private_=no'
-    said_of_tunnel = f'clt_conn_tag="{host}:65535 denied by {name}" user_="' + "%22" * 85 + '%"'
-    assert answer.startswith(f'{10**18} ERR {said} {said_of_tunnel} reason_="é')
+    said = f'rule_="{name}" verdict_=deny revision_={revision_of(policy)}'
+    user = 'user_="' + "%22" * 85 + '%"'
+    assert answer == f'{10**18} OK {said} {user} clt_conn_tag="{host}:65535 first" bump_=first\n'
+    answer = helper.ask(f"{10**18} {client} {'%22' * 5000} {place(host).split(' ', 2)[2]}")
+    assert answer.startswith(f'{10**18} ERR {said} {user} contact_="{name}" reason_="é')
     answer = start(*SCOPES["request"], concurrency=32).ask(f"{10**18} {place(host)} http://{host}/{'%22' * 7900}%23 -")
-    assert answer.startswith(f"{10**18} ERR {said} hidden_=fragment cut_=2")
+    assert answer.startswith(f'{10**18} ERR {said} contact_="{name}" hidden_=fragment cut_=2')
 
 
 def test_nothing_but_answers_reaches_squid_and_no_core_is_left(start: Start) -> None:
@@ -649,9 +677,9 @@ def test_without_a_policy_everything_is_denied_until_one_loads(
 ) -> None:
     helper = start(*arguments, directory=tmp_path / "later")
     tail = {"host": "", "request": " https://open.example/", "credential": " https://open.example/ - - -"}
-    line = f"1 {place('open.example')}{tail[arguments[-1]]}"
+    line = f"1 {place('other.example')}{tail[arguments[-1]].replace('open', 'other')}"
     assert helper.ask(line).startswith("1 ERR rule_=policy-unavailable verdict_=deny")
-    write_policy(tmp_path / "later", "rules: [{name: open, action: allow, hosts: [open.example]}]")
+    write_policy(tmp_path / "later", "rules: [{name: other, action: allow, hosts: [other.example]}]")
     wait_for(lambda: helper.ask(line).startswith("1 OK"))
 
 

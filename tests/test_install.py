@@ -28,6 +28,7 @@ import pytest
 
 from squidkeeper.doctor.table import ALL_CHECKS
 from squidkeeper.layout import Layout
+from squidkeeper.setup.error_pages import files
 from tests.pull_servers import Repository, allowed_signer, make_key, serving
 from tests.waiting import wait_for
 
@@ -308,7 +309,7 @@ def test_everything_has_its_fixed_place(gateway: Gateway) -> None:
     names = "etc/squid.conf etc/squidkeeper.conf etc/squidkeeper-logformat.conf etc/local.conf etc/errors etc/policy"
     for name in [
         *names.split(),
-        "etc/squidkeeper-pages.conf",
+        "etc/squidkeeper.d/pages.conf",
         "etc/ca/ca.crt",
         "etc/ca/ca.key",
         "etc/ca/signing.crt",
@@ -366,7 +367,7 @@ def test_no_documented_path_is_left_in_the_configuration(gateway: Gateway) -> No
     for name in (
         "etc/squid.conf",
         "etc/squidkeeper.conf",
-        "etc/squidkeeper-pages.conf",
+        "etc/squidkeeper.d/pages.conf",
         "etc/squidkeeper-logformat.conf",
     ):
         text = re.sub(re.escape(str(gateway.root)) + r"[\w./-]*", "", gateway.place(name).read_text())
@@ -374,11 +375,9 @@ def test_no_documented_path_is_left_in_the_configuration(gateway: Gateway) -> No
             assert documented not in text, (name, documented)
 
 
-def test_stock_error_pages_lie_beside_ours(gateway: Gateway) -> None:
+def test_the_pages_are_those_of_the_table(gateway: Gateway) -> None:
     pages = {path.name for path in gateway.place("etc/errors").iterdir()}
-    ours = {path.name for path in (REPOSITORY / "squid/errors").iterdir()}
-    assert ours < pages
-    assert "ERR_DNS_FAIL" in pages
+    assert dict(files()).keys() == pages
 
 
 def test_two_gateways_run_side_by_side(gateway: Gateway, empty: Gateway) -> None:
@@ -411,7 +410,7 @@ def second_run(gateway: Gateway) -> str:
 
 
 def test_a_second_run_changes_nothing(second_run: str) -> None:
-    assert second_run.count("runs, unchanged") == 4
+    assert second_run.count("runs, unchanged") == 5
     assert "WARNING" not in second_run
 
 
@@ -464,12 +463,24 @@ def test_a_line_in_local_conf_takes_effect_by_a_second_run_without_a_restart(gat
     assert gateway.install().returncode == 0
 
 
-def test_lines_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_write(gateway: Gateway) -> None:
-    rendered, local, pid = gateway.place("etc/squidkeeper-policy.conf"), gateway.place("etc/local.conf"), gateway.pid
+def test_an_upgrade_removes_the_files_of_an_earlier_release_and_keeps_its_parent(gateway: Gateway) -> None:
+    former = [gateway.place(f"etc/squidkeeper-{name}.conf") for name in ("pages", "policy")]
+    for file in former:
+        file.write_text("# --upstream http://127.0.0.1:9\n")
+    done = gateway.install()
+    assert done.returncode == 0, done.stderr
+    assert [file for file in former if file.exists()] == []
+    assert "upstream      http://127.0.0.1:9 (by --upstream, as installed before)\n" in done.stdout
+    assert gateway.place("etc/squidkeeper.d/upstreams.conf").exists()
+    assert gateway.install("--upstream", "none").returncode == 0
+    assert not gateway.place("etc/squidkeeper.d/upstreams.conf").exists()
+
+
+def test_parts_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_write(gateway: Gateway) -> None:
+    parts, local, pid = gateway.place("etc/squidkeeper.d"), gateway.place("etc/local.conf"), gateway.pid
     extra, kept = gateway.place("etc/policy/00-strip.yaml"), local.read_text()
     extra.write_text("version: 1\nrules: [{name: strip, action: allow, hosts: [strip.example], strip: [X-Debug]}]\n")
-    check = ("check", "--policy", gateway.place("etc/policy"), "--policy-lines", rendered)
-    assert "[not-rendered]" in run_program(gateway, *check)
+    check = ("check", "--policy", gateway.place("etc/policy"), "--fragment", gateway.place("etc/squidkeeper.conf"))
     done = gateway.install("--upstream", "http://127.0.0.1:9")
     assert (done.returncode, gateway.pid) == (0, pid), done.stderr
     assert "reconfigured" in done.stdout
@@ -477,17 +488,22 @@ def test_lines_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_w
         "upstream      http://127.0.0.1:9 (by --upstream)\nWARNING       http://127.0.0.1:9: nothing ans" in done.stdout
     )
     assert "not-rendered" not in done.stdout + run_program(gateway, *check)
-    assert "\nrequest_header_access x_debug deny sk_stripped_0\n" in rendered.read_text()
-    assert "\ncache_peer 127.0.0.1 parent 9 0 name=sk_default " in rendered.read_text()
-    about = rendered.stat()
-    assert (stat.S_IMODE(about.st_mode), about.st_uid, about.st_gid) == (0o640, 0, pwd.getpwnam("proxy").pw_gid)
+    assert "\nrequest_header_access x_debug deny sk_strip_0\n" in (parts / "strip.conf").read_text()
+    for name, line in (
+        ("upstreams.conf", "cache_peer 127.0.0.1 parent 9 0 name=sk_default "),
+        ("values.json", '"port":9'),
+    ):
+        assert line in (parts / name).read_text()
+        about = (parts / name).stat()
+        assert (stat.S_IMODE(about.st_mode), about.st_uid, about.st_gid) == (0o640, 0, pwd.getpwnam("proxy").pw_gid)
     extra.unlink()
     local.write_text(kept + "cache_peer 127.0.0.1 parent 7 0 no-query login=user:e2e-hidden\n")
     done = gateway.install()
     local.write_text(kept)
     assert done.returncode == 0, done.stderr
     assert "WARNING       cache_peer 127.0.0.1 parent 7 0 no-query login=… takes requests past" in done.stdout
-    assert ("x_debug" in rendered.read_text(), "name=sk_default" in rendered.read_text()) == (False, True)
+    assert (parts / "strip.conf").exists() is False
+    assert "name=sk_default" in (parts / "upstreams.conf").read_text()
     assert "upstream      http://127.0.0.1:9 (by --upstream, as installed before)\n" in done.stdout
     itself = gateway.install("--upstream", f"http://localhost:{gateway.port}")
     assert (itself.returncode, f"localhost:{gateway.port}, is this gateway" in itself.stderr) == (1, True)
@@ -503,7 +519,7 @@ def test_lines_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_w
     secret.unlink()
     assert (failed.returncode, "store it in that file" in failed.stderr) == (1, True), failed.stderr
     assert gateway.install("--upstream", "none").returncode == 0
-    assert "cache_peer" not in rendered.read_text()
+    assert not (parts / "upstreams.conf").exists()
 
 
 def run_program(gateway: Gateway, *arguments: str | Path) -> str:
@@ -945,7 +961,7 @@ def test_the_runbooks_are_for_this_gateway(gateway: Gateway) -> None:
     root, program = re.escape(str(gateway.root)), gateway.place("bin/squidkeeper")
     assert f"`curl -s http://127.0.0.1:{usual_exporter_port(gateway.port)}/healthz`" in text
     places = f"--policy {gateway.place('etc/policy')} --state {gateway.place('state')}"
-    lines = f"--policy-lines {gateway.place('etc/squidkeeper-policy.conf')}"
+    lines = f"--fragment {gateway.place('etc/squidkeeper.conf')}"
     assert f"`{program} check {places} {lines}`" in text
     assert f"`{program} explain --policy {gateway.place('etc/policy')} {lines} GET URL" in text
     assert re.search(rf"`squid -n \w+ -f {root}/etc/squid\.conf -k reconfigure`", text)
@@ -1105,7 +1121,9 @@ def test_what_the_exporter_says_is_kept_within_bounds(tmp_path: Path) -> None:
     assert max(path.stat().st_size for path in (log, log.with_name("log.1"))) < 1_100_000
 
 
-@pytest.mark.parametrize(("service", "exposure"), [("exporter", 15), ("maintenance", 18), ("archive", 12)])  # of 100
+@pytest.mark.parametrize(
+    ("service", "exposure"), [("exporter", 15), ("maintenance", 18), ("archive", 12), ("render", 31)]
+)  # of 100
 def test_systemd_finds_no_fault_in_the_unit_and_little_exposure(gateway: Gateway, service: str, exposure: int) -> None:
     unit = gateway.place(f"etc/squidkeeper-{service}.service")
     checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
@@ -1144,7 +1162,7 @@ def test_the_process_that_fetches_secrets_comes_and_goes_with_them(gateway: Gate
     supervisor = int((folder / "secrets.pid").read_text())
     process = child_of(supervisor, "squidkeeper secrets")
     wait_for(lambda: "squidkeeper_secrets_up 1.0" in gateway.metrics, "the exporter to see it")
-    assert gateway.install().stdout.count("runs, unchanged") == 5
+    assert gateway.install().stdout.count("runs, unchanged") == 6
     os.kill(process, signal.SIGKILL)
     wait_for(lambda: child_of(supervisor, "squidkeeper secrets") not in (0, process), "another process")
     policy.unlink()
@@ -1316,7 +1334,7 @@ def test_tls_is_switched_on_kept_and_switched_off(gateway: Gateway) -> None:
     rated = ["systemd-analyze", "security", "--offline=true", "--threshold=17", str(unit)]
     subprocess.run(rated, check=True, capture_output=True)
     again = gateway.install()
-    assert (again.returncode, again.stdout.count("runs, unchanged"), haproxy_of(gateway)) == (0, 5, haproxy)
+    assert (again.returncode, again.stdout.count("runs, unchanged"), haproxy_of(gateway)) == (0, 6, haproxy)
     names = openssl("x509", "-in", str(gateway.place("state/tls/server.pem")), "-noout", "-ext", "subjectAltName")
     assert names.splitlines()[1].strip() == "DNS:gateway.example, IP Address:127.0.0.1"
     os.kill(haproxy, signal.SIGKILL)
@@ -1365,7 +1383,7 @@ def test_a_load_balancer_is_named_kept_and_left(gateway: Gateway) -> None:
     health = f"http://127.0.0.1:{gateway.port + 7000}/healthz"
     assert json.loads(http_get(health)) == {"healthy": True, "conditions": []}
     again = gateway.install()
-    assert (again.returncode, again.stdout.count("runs, unchanged")) == (0, 4)
+    assert (again.returncode, again.stdout.count("runs, unchanged")) == (0, 5)
     assert gateway.install("--behind", "none").returncode == 0
     assert gateway.answers() == "403"
     recorded = gateway.place("log/access.log").read_text()

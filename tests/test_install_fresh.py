@@ -716,7 +716,7 @@ def test_with_systemd_the_exporter_is_a_service_confined_and_started_again(syste
         assert series in metrics()
     archive_by_systemd(systemd)
     pid = property_of(systemd, "MainPID")
-    assert systemd.run(installer).stdout.count("runs, unchanged") == 4
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 5
     assert systemd.run("kill", "-KILL", pid).returncode == 0
     wait_for(lambda: property_of(systemd, "MainPID") not in ("0", pid), "systemd to start it again")
     assert systemd.run(installer, "--uninstall").returncode == 0
@@ -781,7 +781,7 @@ def test_with_systemd_secrets_are_fetched_by_an_account_of_its_own(systemd: Mach
     account = property_of(systemd, "User NoNewPrivileges ProtectSystem CapabilityBoundingSet", "secrets")
     assert account == "squidkeeper-secrets yes strict "
     assert systemd.run("stat", "--format=%U", inside).stdout == "squidkeeper-secrets\n"
-    assert systemd.run(installer).stdout.count("runs, unchanged") == 5
+    assert systemd.run(installer).stdout.count("runs, unchanged") == 6
     assert systemd.run(installer, "--uninstall").returncode == 0
     assert_nothing_is_left(systemd, "secrets")
 

@@ -88,6 +88,7 @@ ONLY_CHECK_FINDS = {
     "name-with-a-tab",
     "passthrough-conflicts",
     "reserved-and-strange-names",
+    "shared-connections",
     "token-of-two-clients",
     "unknown-references",
     "unknown-references-to-nothing",

@@ -80,7 +80,7 @@ OF_THE_FOLDER = {
     "PolicyFile": "version defaults clients lists rules presets grants rewrites credentials quotas tests end_required"
     " end",
     "Defaults": "action ask reason contact watch_secrets observe",
-    "ClientEntry": "networks users token_sha256",
+    "ClientEntry": "networks users token_sha256 connections",
     "TokenEntry": "sha256 expires",
     "ListEntry": "file",  # within the folder: below
     "RuleEntry": "name action clients hosts lists schemes ports methods paths query reason private expires owner strip"

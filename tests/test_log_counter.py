@@ -193,6 +193,21 @@ def test_a_tunnel_that_was_allowed_is_no_match_of_its_rule_and_is_counted_apart(
     assert world.log_counter().save().counts == counts
 
 
+def test_the_first_request_inside_a_denied_tunnel_counts_with_its_connect_through_a_restart(world: World) -> None:
+    denied = {"rule": "closed", "verdict": "deny", "connection": "9"}
+    world.write(line(method="CONNECT", url="a.example:443", **denied))
+    world.counted(world.log_counter())
+    world.die()
+    inside = line(url="https://a.example/", status=403, **denied)
+    world.write(inside)
+    counts = world.counted(world.log_counter())
+    assert sum(number for _, number in counts.requests) == 1
+    world.die()
+    world.write(inside)
+    counts = world.counted(world.log_counter())
+    assert dict(counts.requests)["lab", "closed", "deny", "read", "4xx"] == 1
+
+
 def test_a_tunnel_that_passed_through_is_a_match_of_its_rule_and_its_time_is_counted_apart(world: World) -> None:
     tunnel = {"method": "CONNECT", "url": "a.example:443", "rule": "pinned"}
     ended = line(**tunnel, squid="TCP_TUNNEL/HIER_DIRECT", time="2026-11-25T12:00:09.000Z", duration_ms=90_000)

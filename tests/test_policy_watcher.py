@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from squidkeeper.engine import CompiledPolicy
+from squidkeeper.policy_store.file_watch import FileWatch
 from squidkeeper.policy_store.loading import load_stored_revision
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
 from squidkeeper.policy_store.revisions import revision_in_force, stored_revisions
@@ -407,6 +408,19 @@ def test_a_process_that_starts_with_what_was_in_force_denies_once_the_file_is_co
         assert rule_names(later) == ["open"]
     look(later)
     assert (later.current, later.state.revision, later.state.ok) == (None, None, False)
+
+
+def test_a_process_that_starts_while_an_edit_replaces_another_begins_with_what_was_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = started(tmp_path)
+    write_policy(tmp_path / "policy", "rules: [{name: second, action: allow, hosts: [open.example]}]")
+    later = make(tmp_path)
+    with monkeypatch.context() as edited:  # again and again, between reading and loading
+        edited.setattr(FileWatch, "is_current", lambda *_: False)
+        look(later)
+        assert (rule_names(later), later.state.revision) == (["open"], first.state.revision)
+    comes_in_force(later, "second")
 
 
 def test_a_process_that_starts_loads_what_is_in_force_at_once_however_new_the_file_is(tmp_path: Path) -> None:

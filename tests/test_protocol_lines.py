@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from html import unescape
 from urllib.parse import unquote_to_bytes
 
 import pytest
@@ -92,10 +90,7 @@ REPLIES = {
     Reply(Result.OK, (("x_", "a\r\nERR"),)): b'OK x_="a?\\nERR"\n',
     Reply(Result.OK, (("x_", "\x00\udcff"),)): b'OK x_="??"\n',
     Reply(Result.ERR, (("rule_", "x"),), "é, U+2028:\u2028"): 'ERR rule_=x reason_="é, U+2028:\u2028"\n'.encode(),
-    Reply(Result.ERR, (("rule_", "a&b"),), 'A\n"b"\x07'): (
-        b'ERR rule_="a&b" reason_="A\\n\\"b\\"?" rule_html_="a&amp;b" rule_json_="a&b" '
-        b'reason_html_="A\\n\\"b\\"?" reason_json_="A\\\\n\\\\\\"b\\\\\\"?"\n'
-    ),
+    Reply(Result.ERR, (("rule_", "a&b"),), 'A\n"b"\x07</p>'): b'ERR rule_="a&b" reason_="A\\n\\"b\\"?< /p>"\n',
     Reply(Result.BH, message="é"): 'BH message="é"\n'.encode(),
 }
 
@@ -113,23 +108,7 @@ def test_whatever_a_value_holds_the_reply_is_one_line_that_squid_reads_back(valu
     assert not set(line[:-1]) & set(range(0x20))
     _, _, *pairs = shlex.split(line.decode())
     keys = [pair.partition("=")[0] for pair in pairs]
-    assert keys[:2] == ["rule_", "reason_"][: 1 + bool(message)]
-    assert keys[2:] in ([], ["rule_html_", "rule_json_", "reason_html_", "reason_json_"])
-
-
-@given(st.text(max_size=100), st.text(min_size=1, max_size=200))
-def test_a_reason_comes_for_each_form_of_a_page_escaped_for_it(rule: str, reason: str) -> None:
-    _, *pairs = shlex.split(format_reply(Reply(Result.ERR, (("rule_", rule),), reason)).decode())
-    texts = dict(pair.split("=", 1) for pair in pairs)
-    for name in ("rule", "reason"):
-        plain = texts[f"{name}_"].replace("\\n", "\n")
-        as_json, as_html = (texts.get(f"{name}_{form}_") for form in ("json", "html"))
-        if as_json is None or as_html is None:
-            assert not set(plain) & set('"\\<>&\n')
-        else:
-            assert json.loads(f'"{as_json}"') == plain
-            assert unescape(as_html.replace("\\n", "\n")) == plain
-            assert not set(as_html) & set("<>")
+    assert keys == ["rule_", "reason_"][: 1 + bool(message)]
 
 
 @given(st.text(min_size=200), st.integers(1, 300))
@@ -141,7 +120,7 @@ def test_a_message_is_cut_so_that_all_replies_in_flight_stay_within_the_bound(te
 
 
 @pytest.mark.parametrize(
-    ("reason", "shown"), [("a" * 1000, 600), ('"' * 1000, 60), ("\n" * 1000, 60), ("&" * 1000, 60)]
+    ("reason", "shown"), [("a" * 1000, 600), ('"' * 1000, 300), ("\n" * 1000, 300), ("&" * 1000, 600)]
 )
 def test_a_page_has_the_documented_room_for_a_reason(reason: str, shown: int) -> None:
     head = (("rule_", "r" * 60), ("revision_", "0123456789ab"), ("user_", "u" * 40), ("contact_", "c" * 60))

@@ -4,19 +4,24 @@ from pathlib import Path
 
 import pytest
 
+from squidkeeper.parts import Part
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.protocol.request_headers import HEADER_GROUPS, READ_HEADERS, parse_headers
+from squidkeeper.rendering.renderer import part_file, render
+from squidkeeper.rendering.values import Values
 
-FRAGMENT = (Path(__file__).parents[1] / "squid/squidkeeper.conf").read_text()
+SQUID = Path(__file__).parents[1] / "squid"
 NONE = [b"-"] * len(READ_HEADERS)
 
 
 def test_each_header_stands_once_in_the_list_and_in_the_lookup() -> None:
     assert len({name.lower() for name in READ_HEADERS}) == len(READ_HEADERS)
-    start = FRAGMENT.index("external_acl_type sk_credential_by_headers")
-    lookup = FRAGMENT[start : FRAGMENT.index("/opt/squidkeeper", start)]
-    tokens = [word for word in lookup.split() if word.endswith("}>h")]
-    assert tokens == [f"%#{{{name}}}>h" for name in READ_HEADERS]
+    parts = (Part.CREDENTIALS_BY_HEADERS, Part.WATCH)
+    templates = {part_file(part): (SQUID / "parts" / f"{part}.conf").read_text() for part in parts}
+    for name, text in render(templates, Values(keys=frozenset(parts))).items():
+        lookup = text[text.index("external_acl_type ") : text.index("/opt/squidkeeper")]
+        words = [word for word in lookup.split() if word.endswith("}>h")]
+        assert words == [f"%#{{{header}}}>h" for header in READ_HEADERS], name
 
 
 def test_headers_that_can_be_injected_are_read_and_the_one_for_the_proxy_is_not() -> None:
@@ -38,7 +43,7 @@ def test_the_result_cannot_be_changed() -> None:
 
 
 def test_the_documentation_lists_them() -> None:
-    text = (Path(__file__).parents[1] / "squid/README.md").read_text()
+    text = (SQUID / "README.md").read_text()
     section = text.split("### Headers that helpers read\n")[1].split("\n### ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
     documented = {purpose: tuple(name.strip("`") for name in names.split(", ")) for purpose, names in rows}

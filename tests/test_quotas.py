@@ -12,6 +12,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
@@ -239,7 +240,11 @@ def test_a_tunnel_counts_when_it_opens_and_not_when_it_is_spliced(scope: QuotaSc
         assert answer(scope, connect("pinned.example", "pinned")).result is Result.OK
     denied = answer(scope, connect("open.example", "rest"))
     assert result(denied) == (Result.ERR, "quota:tunnels")
-    assert dict(denied.annotations)["clt_conn_tag"] == "open.example:443 denied by quota"  # nothing inside passes
+    tag = dict(denied.annotations)["clt_conn_tag"]
+    line_in = b"192.0.2.7 - GET https open.example 443 open.example %b -"
+    inside = (line_in % quote(one).encode() for one in (tag, "open.example:443"))
+    answers = [result(answer_host(HostScope(scope.policy), asked)) for asked in inside]
+    assert answers == [(Result.ERR, "authority-mismatch"), (Result.OK, "rest")]  # nothing inside passes
 
 
 def test_no_unit_of_one_quota_is_used_where_another_refuses(tmp_path: Path) -> None:

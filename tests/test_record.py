@@ -19,13 +19,16 @@ from squidkeeper.record.record import (
     parse_record,
     truncated_fields,
 )
+from squidkeeper.rendering.lines import PLACEHOLDERS
+from squidkeeper.rendering.values import Values
+from squidkeeper.setup.log_format import log_formats
 from squidkeeper.url import LONG_URL, RECORDED_URL_LENGTH, is_unusual, recorded_url
 
 REPOSITORY = Path(__file__).parents[1]
 FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}
 PLAIN = {  # what Squid makes itself, or writes in percent-encoding in any case
     "%{user_}note",  # the helper writes it so
-    *("%{type_}note", "%{error_}note"),  # squidkeeper.conf notes them so
+    "%err_code",  # one of Squid's names
     *("%>a", "%>ru", "%<a", "%<pt", "%Ss/%Sh", "%transport::>connection_id"),
     *("gateway.%tS.%master_xaction.%>p", "%>p"),
     *("-", "${process_number}"),  # the name of the gateway, as install.sh writes it; a number
@@ -34,9 +37,13 @@ PLAIN = {  # what Squid makes itself, or writes in percent-encoding in any case
 
 
 def logformat() -> str:
-    conf = (REPOSITORY / "squid/squidkeeper-logformat.conf").read_text().replace("\\\n", "")
-    (found,) = re.findall(r"^logformat squidkeeper %\{(.*)$", conf, re.MULTILINE)
-    return str(found)
+    content_type = str(PLACEHOLDERS["CONTENT_TYPE"](Values()))
+    return (
+        log_formats()["LOG_FORMAT"]
+        .replace("@CONTENT_TYPE@", content_type)
+        .replace("\\\n", "")
+        .removeprefix("logformat squidkeeper %{")
+    )
 
 
 def logged() -> list[tuple[str, str]]:
@@ -66,7 +73,6 @@ def test_squid_quotes_text_and_only_text() -> None:
 def test_text_that_a_client_can_choose_is_percent_encoded() -> None:
     codes = {name: without_length(code) for name, code in logged() if code.startswith('"')}
     assert {name: code for name, code in codes.items() if not code.startswith("%#") and code not in PLAIN} == {}
-    assert ' annotate_transaction type_="%#mt"\n' in (REPOSITORY / "squid/squidkeeper.conf").read_text()
 
 
 def without_length(code: str) -> str:
@@ -97,10 +103,7 @@ OF_SQUID_AT_MOST = 24 + 2 * 45 + 6 * 20 + 60 + 20 + 45 + 5 + 5 + 2 * GATEWAY_LEN
 
 
 def test_squid_asks_about_long_and_unusual_urls_as_the_program_takes_it() -> None:
-    conf = (REPOSITORY / "squid/squidkeeper.conf").read_text()
-    (unusual,) = re.findall(r"^acl sk_unusual_url url_regex (.*)$", conf, re.MULTILINE)
-    (long,) = re.findall(r"^acl sk_long_url url_regex (.*)$", conf, re.MULTILINE)
-    assert long == f"^.{{{LONG_URL}}}"
+    unusual = str(PLACEHOLDERS["UNUSUAL_URL"](Values()))
     assert RECORDED_URL_LENGTH // 3 < LONG_URL <= RECORDED_URL_LENGTH // 3 + 1
     samples = ["", "a" * (LONG_URL - 1), "a" * LONG_URL, *(f"a{chr(code)}b" for code in range(0x21, 0x7F))]
     for sample in samples:

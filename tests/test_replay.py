@@ -80,7 +80,7 @@ def plain_replay(records: list[Record], old: CompiledPolicy, new: CompiledPolicy
 
 
 def plain_request(one: Record) -> Request | Malformed:
-    opened = msgspec.structs.replace(one, tunnel=one.tunnel.partition("%20denied")[0], revision=NONE)
+    opened = msgspec.structs.replace(one, tunnel=one.tunnel.partition("%20")[0], revision=NONE)
     if opened.method == CONNECT and not opened.squid.startswith("TCP_TUNNEL"):
         opened = msgspec.structs.replace(opened, tunnel=NONE, sni=NONE)
     return request_of(opened)
@@ -142,7 +142,7 @@ def logged(method: str, url: str, **fields: Any) -> Record:
     if url.startswith("https://"):
         host, _, port = authority_of(url).partition(":")
         inside = {"sni": NONE if host[0].isdigit() else host, "tunnel": quote(f"{host}:{port or 443}", safe="")}
-    denied = {"tunnel": f"{inside['tunnel']}%20denied%20by%20r1"} if fields.pop("in_denied", False) and inside else {}
+    denied = {"tunnel": f"{inside['tunnel']}%20first"} if fields.pop("in_denied", False) and inside else {}
     values = {**inside, **denied, **{name: value for name, value in fields.items() if value is not None}}
     return record(method=method, url=recorded_url(url), **values)
 

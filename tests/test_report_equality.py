@@ -54,7 +54,7 @@ FETCHED = st.sampled_from(
 )
 ERRORS = (
     *("ERR_CONNECT_FAIL", "ERR_CLIENT_GONE", "ERR_SECURE_ACCEPT_FAIL", "ERR_ACCESS_DENIED"),
-    "403:ERR_SQUIDKEEPER_ASKED",
+    "403:ERR_SQUIDKEEPER_TEXT",
 )
 RECORDS = st.builds(
     lambda after, **values: record(time=after_noon(after / 2), **values),
@@ -71,6 +71,7 @@ RECORDS = st.builds(
     credential=mostly(NONE, NONE, "token", "token%2Cother"),
     fetched=mostly(NONE, NONE, otherwise=FETCHED | TEXT),
     tunnel=st.sampled_from([NONE, "a.example%3A443"]),
+    page=st.sampled_from([NONE, "denied", "asked"]),
     upstream=st.sampled_from([NONE, "203.0.113.1"]),
     upstream_ms=mostly(NONE, "0", "3", "10", "90000", otherwise=st.sampled_from([" 1", "1.5", "1e3", "-1", "9" * 30])),
     error=mostly(NONE, NONE, *ERRORS),

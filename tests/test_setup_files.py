@@ -19,9 +19,12 @@ from squidkeeper.chain.keys import read_archive_key, read_public_keys
 from squidkeeper.errors import SetupFailed
 from squidkeeper.formatting import substitute
 from squidkeeper.layout import Layout
+from squidkeeper.parts import Part
+from squidkeeper.rendering import part_file
 from squidkeeper.setup import apparmor
 from squidkeeper.setup.archive_keys import archive_keys
 from squidkeeper.setup.configuration import (
+    FRAGMENT,
     MARK,
     Configuration,
     behind_of,
@@ -44,7 +47,6 @@ from squidkeeper.setup.configuration import (
 from squidkeeper.setup.entries import File
 from squidkeeper.setup.machine import Machine
 from squidkeeper.setup.options import MOST_WORKERS, reachable
-from squidkeeper.setup.templates import outdated_sections
 from squidkeeper.squid_account import Account
 
 REPOSITORY = Path(__file__).parents[1]
@@ -139,7 +141,7 @@ def test_uninstall_takes_its_lines_from_apparmor(tmp_path: Path, monkeypatch: py
 
 
 def configuration(root: Path | None, **given: Any) -> Configuration:
-    machine = Machine(Account("nobody", 65534, 65534), Path("/usr/lib64/certgen"), Path("/none"), False, False)
+    machine = Machine(Account("nobody", 65534, 65534), Path("/usr/lib64/certgen"), False, False)
     usual: dict[str, Any] = {
         "listen": "3129",
         "squid": "3129",
@@ -157,16 +159,16 @@ def test_no_replacement_is_replaced_again_and_the_longest_text_counts() -> None:
 
 def files_of(root: str, account: str, certgen: str, **given: Any) -> list[str]:
     """Every file that is made from squid/ for one gateway."""
-    machine = Machine(Account(account, 65534, 65534), Path(certgen), Path("/none"), False, False)
+    machine = Machine(Account(account, 65534, 65534), Path(certgen), False, False)
     fronts: list[dict[str, Any]] = [{"tls": True}, {"behind": ("192.0.2.1", "2001:db8::3129"), "health": "9130"}]
     whole = ("squid_conf", "haproxy", "local_conf", "prometheus", "alerts")
-    parts = ("squidkeeper-logformat.conf", "squidkeeper-pages.conf", "squidkeeper-archive.timer", "logrotate")
+    parts = ("squidkeeper-archive.timer", "logrotate")
     units = ("archive", "maintenance", "secrets", "tls", "exporter", "export", "pull")
     made = []
     for front in fronts:
         one = replace(configuration(Path(root)), machine=machine, workers=2, **front, **given)
         made += [*(getattr(one, name)() for name in whole), *map(one.render, parts), *map(one.unit, units)]
-        made += [one.fragment(True), one.apparmor("squid"), one.page("ERR_SQUIDKEEPER_DENIED_HTML")]
+        made += [*one.templates(with_logformat=True).values(), one.apparmor("squid"), *one.pages().values()]
     return made
 
 
@@ -193,14 +195,15 @@ def test_no_value_of_a_gateway_is_taken_for_a_part_of_its_files() -> None:
 
 
 def test_the_login_helper_is_left_out_where_another_program_checks_logins() -> None:
-    fragment = configuration(None).fragment(with_logformat=False)
-    assert not has_own_login(fragment)
+    login = part_file(Part.LOGIN)
+    part = configuration(None).templates()[login]
+    assert not has_own_login(part)
     assert not has_own_login("2026/11/26 12:00:00| Processing: auth_param basic program /x login --concurrency 100")
     assert not has_own_login("#auth_param basic program /usr/lib/squid/basic_ncsa_auth /etc/squid/users")
     for own in ("", "2026/11/26 12:00:00| Processing: "):
         assert has_own_login(f"{own}auth_param basic  program /usr/lib/squid/basic_ncsa_auth /etc/squid/users")
-    left = configuration(None, own_login=True).fragment(with_logformat=False)
-    assert left == without_login(fragment)
+    left = configuration(None, own_login=True).templates()[login]
+    assert left == without_login(part)
     assert re.findall(r"^(?:auth_param|authenticate_).*", left, re.MULTILINE) == []
     assert "acl sk_logged_in proxy_auth REQUIRED" in left
 
@@ -216,13 +219,13 @@ def test_without_a_root_squid_conf_is_the_documented_one_with_its_mark_port_and_
 
 
 def throttle_of(fragment: str) -> tuple[float, int]:
-    [found] = re.findall(r"throttle --scope client --rate (\S+) --burst (\S+)", fragment)
+    [found] = re.findall(r"throttle --scope client[\s\\]+--rate (\S+) --burst (\S+)", fragment)
     return float(found[0]), int(found[1])
 
 
 @pytest.mark.parametrize("workers", range(1, MOST_WORKERS + 1))
 def test_all_workers_together_deny_one_client_no_more_often_than_one_does(workers: int) -> None:
-    one, all_of_them = (configuration(None, workers=number).fragment(False) for number in (1, workers))
+    one, all_of_them = (configuration(None, workers=number).templates()[FRAGMENT] for number in (1, workers))
     (rate, burst), (share, part) = throttle_of(one), throttle_of(all_of_them)
     assert rate / workers == pytest.approx(share, rel=1e-5)
     assert burst <= workers * part < burst + workers
@@ -230,8 +233,7 @@ def test_all_workers_together_deny_one_client_no_more_often_than_one_does(worker
 
 
 def test_one_worker_has_no_line_and_several_have_queues_of_their_own() -> None:
-    documented = (REPOSITORY / "squid/squidkeeper.conf").read_text()
-    assert configuration(None).fragment(False) == documented
+    assert re.search("^workers ", configuration(None).templates()[FRAGMENT], re.MULTILINE) is None
     assert "worker-queues" not in configuration(None).squid_conf()
     several = configuration(None, workers=3, listen="127.0.0.1:3130").squid_conf()
     assert "http_port 127.0.0.1:3130 \\\n    worker-queues \\\n    ssl-bump" in several
@@ -396,12 +398,11 @@ def test_a_key_of_the_archive_that_is_replaced_stays_in_the_public_file(tmp_path
 def test_both_formats_of_the_access_log_name_the_gateway_and_count_as_rendered() -> None:
     for name, found in (("egress-1.example", "egress-1.example"), ("-", "")):
         ours = configuration(None, gateway=name)
-        formats = ours.render("squidkeeper-logformat.conf")
+        formats = ours.templates()["squidkeeper-logformat.conf"]
         assert formats.count(f'"gateway":"{name}"') == 2
         assert formats.count(f'"request_id":"{found or "gateway"}.%tS.') == 2
-        assert f" why {found or 'gateway'}.@Squid{{%tS}}." in ours.page("ERR_SQUIDKEEPER_LOCAL")
+        assert f" why {found or 'gateway'}.@Squid{{%tS}}." in ours.pages()["ERR_SQUIDKEEPER_TEXT"]
         assert gateway_of(formats) == found
-        assert [*outdated_sections(formats, ours.layout.replacements())] == []
     assert gateway_of("") == ""
 
 

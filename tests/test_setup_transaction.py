@@ -94,7 +94,7 @@ class Gateway:
         store = self.layout.prefix / "prepared"
         if not store.exists():
             write_entry(store, Folder({"ca.crt": File(b"new")}))
-        machine = Machine(ACCOUNT, Path("/none"), Path("/none"), systemd=False, selinux=False)
+        machine = Machine(ACCOUNT, Path("/none"), systemd=False, selinux=False)
         made = Transaction(self.layout, machine, cast(Any, self.squid), store, lambda *line: self.told.append(line))
         made.services = cast(Any, self.services)
         return made

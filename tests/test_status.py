@@ -15,7 +15,6 @@ import pytest
 
 from squidkeeper.archive_status import ArchiveStatus, DeletedLogs
 from squidkeeper.counters import CounterFile, HelperStatus
-from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus
 from squidkeeper.credentials.fetched_values import FetchedValue, format_value, value_file
 from squidkeeper.export_status import ExportState, ExportStatus
@@ -36,7 +35,6 @@ from squidkeeper.maintenance_status import MaintenanceStatus
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.model import Action, Match, Policy, Rule, Strip
 from squidkeeper.policy.secret_sources import FileSource, NamedSecret, source_key
-from squidkeeper.policy_lines import policy_lines
 from squidkeeper.policy_store.policy_watcher import PolicyState
 from squidkeeper.pull_status import PullStatus
 from squidkeeper.record.record import Record, parse_record
@@ -204,8 +202,8 @@ WRONG = {
         "The policy has warnings: policy.yaml:41:11",
     ),
     "policy-lines-outdated": (
-        replace(WELL, policy=STRIPS, policy_lines=policy_lines(replace(STRIPS, rules=()), SecretStore({}, {}))),
-        "Squid's configuration lacks: policy.yaml:3:5: rule 'wiki': its 'strip' is not in Squid's configuration yet",
+        replace(WELL, policy=STRIPS, fragment="acl --in-force core,certificates,override-headers,pages,websocket"),
+        "are not in force: squidkeeper.conf: Squid's configuration does not have strip, strip.cookie yet",
     ),
     "policy-unavailable": (
         replace(
@@ -409,8 +407,8 @@ def test_without_a_policy_everything_is_denied() -> None:
     text = text_of(with_faults(FAULT, revision=None))
     assert "No policy has loaded: everything is denied." in text
     assert "Run squidkeeper check. If" in text
-    lines = replace(with_faults(FAULT), policy_lines_file=Path("/gw/etc/squidkeeper-policy.conf"))
-    assert "squidkeeper check --policy-lines /gw/etc/squidkeeper-policy.conf" in text_of(lines)
+    lines = replace(with_faults(FAULT), fragment_file=Path("/gw/etc/squidkeeper.conf"))
+    assert "squidkeeper check --fragment /gw/etc/squidkeeper.conf" in text_of(lines)
 
 
 def test_what_to_do_is_written_for_the_gateway_of_the_page() -> None:
@@ -655,34 +653,14 @@ def test_denials_live_through_a_restart_in_their_order() -> None:
 
 
 def test_the_connect_of_a_denied_tunnel_is_shown_as_the_request_inside() -> None:
-    tunnel = "a.example%3A443%20denied%20by%20no"
-    connect = denial(method="CONNECT", url="a.example:443", status=200, tunnel=tunnel, connection="7")
-    inside = denial(tunnel=tunnel, connection="7", squid="NONE_NONE/HIER_NONE")
+    tunnel = "a.example%3A443%20first"
+    connect = denial(method="CONNECT", url="a.example:443", status=200, error="-", tunnel=tunnel, connection="7")
+    inside = denial(tunnel=tunnel, connection="7")
     assert [(one.method, one.times) for one in denials_of([connect, inside])] == [("GET", 1)]
     assert [(one.method, one.times) for one in denials_of([connect, connect, inside])] == [("GET", 1), ("CONNECT", 1)]
     assert [one.method for one in denials_of([connect])] == ["CONNECT"]
-
-
-def test_a_request_that_names_another_host_than_its_denied_tunnel_is_shown_as_the_connect() -> None:
-    tunnel = {"tunnel": "a.example%3A443%20denied%20by%20no", "connection": "7"}
-    connect = denial(method="CONNECT", url="a.example:443", status=200, **tunnel)
-    fronted = denial(url="https://good.example/x", squid="TCP_DENIED_REPLY/HIER_NONE", **tunnel)
-    (shown,) = denials_of([connect, fronted])
-    assert (shown.method, shown.url, shown.times, shown.cause) == ("CONNECT", "a.example:443", 2, "policy")
-    command = explain_command(shown, LAYOUT, PROGRAM)
-    assert command
-    assert command.endswith("-- CONNECT a.example:443")
-    assert "good.example" not in text_of(with_denials((shown,)))
-
-
-def test_a_withheld_request_in_a_denied_tunnel_is_shown_as_the_connect() -> None:
-    connect = denial(
-        method="CONNECT", url="a.example:443", status=200, tunnel="a.example%3A443%20denied%20by%20no", connection="7"
-    )
-    withheld = denial(url="-", squid="TCP_DENIED_REPLY/HIER_NONE", connection="7")
-    assert [(one.method, one.url, one.times) for one in denials_of([connect, withheld])] == [
-        ("CONNECT", "a.example:443", 1)
-    ]
+    other = denial(tunnel=tunnel, connection="7", url="https://good.example/x")  # a client hides no host behind another
+    assert [(one.method, one.times) for one in denials_of([connect, other])] == [("GET", 1), ("CONNECT", 1)]
 
 
 def test_a_tunnel_that_was_denied_for_its_private_address_is_shown_once() -> None:
@@ -750,7 +728,7 @@ def test_a_denial_has_the_sentence_of_its_cause_beside_it_and_what_to_do() -> No
 
 def test_only_denials_that_are_kept_are_judged() -> None:
     kept = RecentDenials()
-    tunnel = "a.example%3A443%20denied%20by%20no"
+    tunnel = "a.example%3A443%20first"
     inside = {"rule": "default", "tunnel": tunnel, "connection": "7"}
     kept.add(denial(method="CONNECT", url="a.example:443", status=200, **inside))
     kept.add(denial(squid="NONE_NONE/HIER_NONE", **inside))

@@ -24,12 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.errors import UnreadableLog
-from squidkeeper.record.events import Judgement
 from squidkeeper.record.log_file import LINE_LIMIT
 from squidkeeper.record.record import Record, format_time
 from squidkeeper.record.urls import host_of
-from squidkeeper.table.columns import COLUMNS, FIELDS, FOLDED
+from squidkeeper.table.columns import COLUMNS, FIELDS
 from squidkeeper.table.database import open_database
+from squidkeeper.table.folding import standing
 from squidkeeper.table.lines import LineTable, Loaded, record_of
 from squidkeeper.table.sources import TableSources
 from squidkeeper.table.table import Table, open_table
@@ -276,47 +276,30 @@ def test_what_is_allowed_and_did_not_fail_is_a_request_unless_it_opened_a_tunnel
         assert_same(table, read_lines(lines))
 
 
-def test_a_denied_host_is_in_requests_whatever_the_request_inside_names(tmp_path: Path) -> None:
-    tunnel = {"verdict": "deny", "tunnel": "evil.example%3A443%20denied%20by%20no", "request_bytes": 0}
-    withheld = {"url": "-", "tunnel": "-", "sni": "-"}
-    insides = [{"url": "https://evil.example/x"}, {"url": "https://good.example/x"}, withheld]
+def test_a_denied_tunnel_counts_with_its_requests_and_a_failed_one_stands_for_its_request(tmp_path: Path) -> None:
+    denied = {"verdict": "deny", "rule": "no"}
+    undecided = {"verdict": "-", "rule": "-", "revision": "-", "status": 503, "error": "ERR_DNS_FAIL"}
+    former = {"verdict": "-", "rule": "-", "revision": "-", "status": 403, "error": "403:ERR_SQUIDKEEPER_DENIED"}
+    tunnels: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
+        (denied, [{**denied, "url": "https://a.example/x"}, denied]),
+        (denied, [denied]),
+        ({"error": "ERR_DNS_FAIL"}, [undecided]),
+        ({**denied, "error": "403:ERR_SQUIDKEEPER_DENIED"}, [former]),
+    ]
     lines = []
-    for number, inside in enumerate(insides):
-        on = {**tunnel, "connection": str(number)}
-        lines.append(record_line(**on, time=after_noon(2 * number), method="CONNECT", url="evil.example:443"))
-        lines.append(record_line(**{**on, **inside}, time=after_noon(2 * number + 1), status=403))
+    for number, (connect, insides) in enumerate(tunnels):
+        on = {"connection": str(number), "request_bytes": 0, "time": after_noon(number)}
+        lines.append(record_line(**on, method="CONNECT", url="a.example:443", request_id=f"{number}", **connect))
+        for place, inside in enumerate(insides):
+            lines.append(record_line(**{**on, "status": 403, "request_id": f"{number}.{place}", **inside}))
     with open_table(TableSources((written(tmp_path, lines),)), threads=1) as table:
-        rows = table.connection.execute("SELECT connection, method, host FROM requests ORDER BY time").fetchall()
-    assert rows == [
-        ("0", "GET", "evil.example"),
-        ("1", "CONNECT", "evil.example"),
-        ("1", "GET", "good.example"),
-        ("2", "CONNECT", "evil.example"),
-    ]
-
-
-def test_a_request_that_no_helper_decided_is_decided_by_the_revision_of_its_connect(tmp_path: Path) -> None:
-    asked = []
-
-    def decide(record: Record) -> Judgement | None:
-        asked.append(record)
-        return Judgement("deny", "no-push", "deny:later") if record.url.endswith("push") else None
-
-    def pair(connection: str, url: str) -> Iterable[bytes]:
-        of_tunnel = {"connection": connection, "tunnel": "a.example%3A443", "request_bytes": 0}
-        yield record_line(**of_tunnel, method="CONNECT", url="a.example:443", error="ERR_DNS_FAIL", revision="abc")
-        yield record_line(**of_tunnel, url=url, status=503, verdict="-", rule="-", revision="-")
-
-    lines = [*pair("1", "https://a.example/push"), *pair("2", "https://a.example/get")]
-    with open_table(TableSources((written(tmp_path, lines),)), threads=1, columns=FOLDED, decide=decide) as table:
-        rows = table.connection.execute(
-            "SELECT url, verdict, rule, revision, observed FROM requests ORDER BY url"
-        ).fetchall()
-    assert rows == [
-        ("https://a.example/get", None, None, None, None),
-        ("https://a.example/push", "deny", "no-push", "abc", "deny:later"),
-    ]
-    assert [(one.revision, one.method) for one in asked] == [("abc", "GET"), ("abc", "GET")]
+        rows = table.connection.execute("SELECT request_id FROM requests ORDER BY time, position").fetchall()
+        assert standing(table.connection, ["0", "0.0", "1", "1.0", "2.0", "3.0", "4"]) == {
+            "0": "0.0",
+            "2.0": "2",
+            "3.0": "3",
+        }
+    assert [one for (one,) in rows] == ["0.0", "0.1", "1", "1.0", "2", "3"]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -441,7 +424,7 @@ def test_of_a_period_the_rest_is_left_out_and_a_connect_ahead_of_it_is_still_fol
     since, until = NOON + timedelta(seconds=2), NOON + timedelta(seconds=20)
     with open_table(TableSources((written(tmp_path, lines),)), threads=1, since=since, until=until) as table:
         durations = table.connection.execute("SELECT duration_ms FROM requests ORDER BY ALL").fetchall()
-        assert durations == [(3,), (34,)]
+        assert durations == [(3,), (4,)]
         assert len(records_in(table)) == 2
         assert ":5: " in table.skipped.first
 

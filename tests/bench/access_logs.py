@@ -78,7 +78,7 @@ def tunnels(revisions: tuple[str, ...], kinds: int | None = None) -> Iterator[li
 
 def denied(chance: random.Random, common: dict[str, object], host: str) -> list[str]:
     """Make a denied CONNECT, and the request inside that got the page."""
-    common |= {"verdict": "deny", "rule": "default", "tunnel": f"{host}%3A443%20denied%20by%20default"}
+    common |= {"verdict": "deny", "rule": "default", "tunnel": f"{host}%3A443%20first"}
     url = f"https://{host}/{chance.getrandbits(40):x}/{chance.choice(PATHS)}?q={chance.getrandbits(64):x}"
     answer = {
         "squid": "TCP_DENIED_REPLY/HIER_NONE",

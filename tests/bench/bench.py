@@ -1,22 +1,27 @@
 #!/usr/bin/env python3
-"""Requests per second of the gateway and of what it is compared with, all in one run.
+"""What the gateway costs beside what it is compared with, all in one run.
 
-    sudo tests/bench/bench.py [--rounds 5] [--seconds 4] [--load fresh] [--only PATTERN] [--before DIR]
+    sudo tests/bench/bench.py [--rounds 5] [--seconds 4] [--load fresh] [--only PATTERN] [--parts] [--before DIR]
                               [--mitmdump PROGRAM] [--json FILE]
 
-Every URL is unique; origin (nginx), Squid and load are on this machine, in a network namespace of their own. The load
-is one of three: "http" (plain, wrk, 32 connections), or bumped https by tunnels.py, "kept-alive" (all requests of a
-client in one tunnel) or "fresh" (each in one of its own); those clients take more of the processor than Squid does.
---load measures one of them alone, --only the variants whose names match. --before is a checkout of another revision, as
-`git worktree add --detach DIR REVISION` makes it: its gateway is measured beside.
+Every URL is unique; origin (nginx), Squid and load are on this machine, in a network namespace of their own. The loads:
+
+  http         plain, by wrk, 32 connections
+  kept-alive   https by tunnels.py: all requests of a client in one tunnel
+  fresh        the same, each request in a tunnel of its own; the clients take more of the processor than Squid does
+  far          an origin 30 ms away, and a new curl for each request: a ratio by rate of 2.2 is 0.45 of the time
+
+--load measures one of them alone, --only the variants whose names match. --parts measures each part of the
+configuration too: requests that use it, and requests that do not while it is in force. --before is a checkout of
+another revision, as `git worktree add --detach DIR REVISION` makes it: its gateway is measured beside.
 
 Before it is measured, a request of each variant shows that the origin sees what it is to see. All run in turn, round
 after round, each round beginning with another one; a ratio is taken within each round, and its median and spread over
 the rounds are what counts. "cpu" is the processor time of the proxy's workers for each request, "helpers" that of its
 helpers, and of HAProxy where it takes the clients (with TLS to it in the load "http" alone: wrk speaks one TLS); other
-work on the machine touches both less than the rate. Needs nginx, wrk, openssl, iproute2, haproxy and what install.sh
-installs; what needs gcc, squidGuard or mitmproxy (`pip install mitmproxy` in an environment of its own) is left out
-where they are not there, which is said.
+work on the machine touches both less than the rate. Needs nginx, wrk, curl, openssl, iproute2, haproxy and what
+install.sh installs; what needs gcc, squidGuard or mitmproxy (`pip install mitmproxy` in an environment of its own) is
+left out where they are not there, which is said.
 """
 
 from __future__ import annotations
@@ -37,16 +42,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from command import at_least_one, require, show  # type: ignore[import-not-found] # beside this script
+import far  # type: ignore[import-not-found] # beside this script
+import policies  # type: ignore[import-not-found]
+from command import at_least_one, require, show  # type: ignore[import-not-found]
+from policies import FAR_OWN, FAR_SHARED, HOST, SECRET, USED
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent.parent
+FAR_ORIGIN = "203.0.113.11"  # the same origin, by the relay of far.py
 ORIGIN = "203.0.113.10"  # public by the policy language, and on the namespace's own loopback interface
 CONNECTIONS = 32
 LISTEN = "203.0.113.20"  # clients come from it too: none is "localhost", as none is on a gateway
 BEHIND_HAPROXY = "127.53.53.53"
-LOADS = HTTP, KEPT_ALIVE, FRESH = "http", "kept-alive", "fresh"
-SECRET = "bench-secret"
+LOADS = HTTP, KEPT_ALIVE, FRESH, FAR = "http", "kept-alive", "fresh", "far"
+NAMES = {ORIGIN: (HOST, USED), FAR_ORIGIN: (FAR_SHARED, FAR_OWN)}
 NAMESPACE = f"squidkeeper-bench-{os.getpid()}"
 INSIDE = ("ip", "netns", "exec", NAMESPACE)
 
@@ -88,14 +97,14 @@ http {{
 RENDER = """
 import sys
 from pathlib import Path
-from squidkeeper.credentials import SecretStore
-from squidkeeper.policy_lines import policy_lines
-from squidkeeper.policy_store.loading import build_sources
-from squidkeeper.policy_store.sources import read_sources
+from pwd import getpwuid
+from squidkeeper.layout import Layout
+from squidkeeper.setup.rendering import render_installed
+from squidkeeper.squid_account import Account
 
-etc = Path(sys.argv[1])
-policy = build_sources(read_sources(etc / "policy")).policy
-(etc / "squidkeeper-policy.conf").write_text(policy_lines(policy, SecretStore(policy.secrets, {})))
+layout = Layout.of(Path(sys.argv[1]))
+owner = layout.state.stat()
+render_installed(layout, Account(getpwuid(owner.st_uid).pw_name, owner.st_uid, owner.st_gid))
 """
 SQUIDGUARD = """
 url_rewrite_program /usr/bin/squidGuard -c {root}/etc/squidGuard.conf
@@ -138,7 +147,7 @@ class Variant:
 
     name: str
     loads: tuple[str, ...] = (HTTP,)
-    policy: str = "policy.yaml"
+    policy: str = policies.HOST_SCOPE
     changes: tuple[tuple[str, str], ...] = ()
     plain: bool = False
     more: str = ""  # for the walkthrough's own configuration
@@ -146,6 +155,7 @@ class Variant:
     origin_sees: str = "/a/0"  # of a request for that path: the path, and the credential
     haproxy: str = ""  # HAProxy takes the clients, which call it by this scheme
     model: Model = Model()
+    part: bool = False  # it is measured with requests to both hosts, which use the part or do not
 
 
 @dataclass(frozen=True)
@@ -158,83 +168,69 @@ class Running:
     processes: tuple[int, ...]  # those that serve
     scheme: str = "http"  # by which clients call it
     haproxy: int = 0  # the process
+    host: str = HOST
+    method: str = "GET"
 
     @property
     def title(self) -> str:
         return f"{self.load}: {self.name}"
 
 
-NATIVE = (
-    (r"(?m)^acl sk_judged_by_host external .*$", "acl sk_judged_by_host dstdomain bench.example"),
-    (r"(?ms)^external_acl_type sk_host .*?\n\n", ""),
-)
 COMMAND = r"\S+/bin/squidkeeper {helper}\b.*\n.*--state \S+(?: --run \S+)?"  # which goes on in a second line
 NOOP_REQUEST = ((COMMAND.format(helper="acl --scope request"), "{noop}"),)
-NOOP_REWRITE = ((COMMAND.format(helper="rewrite"), "{noop} final_url_=http://bench.example/"),)
 NOOP_CREDENTIAL = ((COMMAND.format(helper="credential"), "{noop}"),)
 MITMPROXY = "mitmproxy"
 SEEN = f"/a/0 Bearer {SECRET}"
 BEFORE = "the revision before"
-KEYS = {"RSA-2048": "rsa:2048", "RSA-3072": "rsa:3072", "P-256": "ec -pkeyopt ec_paramgen_curve:P-256"}
+RSA_2048 = "rsa:2048"  # the CA's key, in openssl's words
 DIRECT = ("--ca", "direct", "--certificates", "squid")  # as the walkthrough has it
 VARIANTS = (
-    Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH), plain=True, model=Model(KEYS["RSA-2048"], DIRECT)),
+    Variant("walkthrough", (HTTP, KEPT_ALIVE, FRESH, FAR), plain=True, model=Model(RSA_2048, DIRECT)),
     Variant(BEFORE, (HTTP, KEPT_ALIVE, FRESH), model=Model(before=True)),
-    Variant("native dstdomain", changes=NATIVE),
     Variant("host scope", (HTTP, KEPT_ALIVE, FRESH)),
+    Variant("host scope, shared", (HTTP, KEPT_ALIVE, FRESH), policies.SHARED),
     Variant("host scope, two workers", (HTTP, KEPT_ALIVE, FRESH), model=Model(options=("--workers", "2"))),
-    Variant("host scope, Squid's certificates", (FRESH,), model=Model(options=("--certificates", "squid"))),
     Variant("host scope, HAProxy", (HTTP, KEPT_ALIVE, FRESH), haproxy="http"),
     Variant("host scope, TLS to HAProxy", (HTTP,), haproxy="https"),
-    *(
-        Variant(f"{kind} CA, {ca}, by {whose}", (FRESH,), model=Model(key, ("--ca", ca, "--certificates", whose)))
-        for kind, key in KEYS.items()
-        for ca in ("direct", "intermediate")
-        for whose in ("squid", "squidkeeper")
-    ),
-    Variant("C no-op, request", (HTTP, KEPT_ALIVE), "policy-request.yaml", NOOP_REQUEST, program="gcc"),
-    Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), "policy-request.yaml"),
-    Variant("watch", (HTTP, KEPT_ALIVE), "policy-watch.yaml"),
-    Variant("quota", (HTTP, KEPT_ALIVE), "policy-quota.yaml"),
-    Variant("C no-op, rewrites", (HTTP,), "policy-rewrite.yaml", NOOP_REWRITE, program="gcc"),
-    Variant("rewrites", (HTTP,), "policy-rewrite.yaml", origin_sees="/b/a/0"),
-    Variant("C no-op, injection", (KEPT_ALIVE,), "policy-inject.yaml", NOOP_CREDENTIAL, program="gcc"),
-    Variant("injection", (KEPT_ALIVE,), "policy-inject.yaml", origin_sees=SEEN),
-    Variant(f"injection, {BEFORE}", (KEPT_ALIVE,), "policy-inject.yaml", origin_sees=SEEN, model=Model(before=True)),
-    Variant("parameters", (KEPT_ALIVE,), "policy-parameters.yaml", origin_sees=f"/a/0?key={SECRET}"),
+    Variant("C no-op, request", (HTTP, KEPT_ALIVE), policies.REQUEST_SCOPE, NOOP_REQUEST, program="gcc"),
+    Variant("request scope", (HTTP, KEPT_ALIVE, FRESH), policies.REQUEST_SCOPE),
+    Variant("C no-op, injection", (KEPT_ALIVE,), policies.INJECTION, NOOP_CREDENTIAL, program="gcc"),
+    Variant("injection", (KEPT_ALIVE,), policies.INJECTION, origin_sees=SEEN),
     Variant("squidGuard", plain=True, more=SQUIDGUARD, program="squidGuard", model=Model(options=DIRECT)),
+    Variant("gateway", (FAR,), policies.FAR),
+    *(Variant(f"part {name}", (HTTP, KEPT_ALIVE), policy, part=True) for name, policy in policies.PARTS.items()),
 )
+NOT_USED, IS_USED = ", not used", ", used"
 RATIOS: tuple[tuple[str, str, str, float | None], ...] = (  # the last is what is to be reached
-    (HTTP, "host scope", "native dstdomain", 0.97),
-    (HTTP, "host scope", "walkthrough", 0.9),
+    (HTTP, "host scope, shared", "walkthrough", 0.85),
+    (HTTP, "host scope", "walkthrough", None),
+    (KEPT_ALIVE, "host scope", "walkthrough", 0.88),
+    (KEPT_ALIVE, "host scope, shared", "walkthrough", 0.88),
     (HTTP, "request scope", "C no-op, request", 0.97),
-    (HTTP, "request scope", "walkthrough", None),
-    (HTTP, "watch", "request scope", None),
-    (HTTP, "quota", "host scope", None),
-    (HTTP, "rewrites", "C no-op, rewrites", None),
+    (KEPT_ALIVE, "request scope", "C no-op, request", 0.97),
+    (KEPT_ALIVE, "injection", "C no-op, injection", 0.97),
+    (FRESH, "host scope, shared", "walkthrough", 2.2),
+    (FRESH, "host scope", "walkthrough", 1.25),
+    (FAR, "GET, shared", "GET, direct", 1 / 0.45),
+    (FAR, "GET, own", "GET, direct", 1 / 1.06),
+    (FAR, "GET, walkthrough", "GET, direct", None),
+    (FAR, "POST, own", "POST, direct", 1 / 1.06),
+    *((load, "request scope", "walkthrough", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
+    (KEPT_ALIVE, "injection", "walkthrough", None),
     (HTTP, "host scope", "squidGuard", 1),
     (HTTP, "request scope", "squidGuard", 1),
     (HTTP, "host scope", MITMPROXY, 10),
     (HTTP, "request scope", MITMPROXY, 10),
-    (KEPT_ALIVE, "host scope", "walkthrough", 0.97),
-    (KEPT_ALIVE, "request scope", "C no-op, request", 0.97),
-    (KEPT_ALIVE, "request scope", "walkthrough", None),
-    (KEPT_ALIVE, "watch", "request scope", None),
-    (KEPT_ALIVE, "quota", "host scope", None),
-    (KEPT_ALIVE, "injection", "C no-op, injection", 0.97),
-    (KEPT_ALIVE, "injection", "walkthrough", None),
-    (KEPT_ALIVE, "injection", f"injection, {BEFORE}", 1),
-    (KEPT_ALIVE, "parameters", "injection", None),
-    (FRESH, "host scope", "walkthrough", 0.97),
-    (FRESH, "request scope", "walkthrough", None),
-    (FRESH, "host scope", "host scope, Squid's certificates", None),
-    *((load, "host scope, HAProxy", "host scope", None) for load in LOADS),
-    *((load, "host scope, two workers", "host scope", None) for load in LOADS),
+    *((load, "host scope, HAProxy", "host scope", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
     (HTTP, "host scope, TLS to HAProxy", "host scope", None),
-    (FRESH, "host scope", BEFORE, 1.8),
-    (FRESH, "RSA-2048 CA, intermediate, by squidkeeper", "walkthrough", 1.35),
-    (KEPT_ALIVE, "host scope", BEFORE, None),
-    (HTTP, "host scope", BEFORE, None),
+    *((load, "host scope, two workers", "host scope", None) for load in (HTTP, KEPT_ALIVE, FRESH)),
+    *((load, "host scope", BEFORE, None) for load in (HTTP, KEPT_ALIVE, FRESH)),
+    *(
+        (load, f"part {name}{use}", "host scope", 1 if use == NOT_USED else None)
+        for name in policies.PARTS
+        for use in (NOT_USED, IS_USED)
+        for load in (HTTP, KEPT_ALIVE)
+    ),
 )
 
 
@@ -245,12 +241,14 @@ def main() -> None:
     options.add_argument("--seconds", type=at_least_one, default=4, help="of load, for each variant in each round")
     options.add_argument("--load", choices=LOADS, action="append", help="this load alone; may be given twice")
     options.add_argument("--only", default="", help="a regular expression of the variants' names")
+    options.add_argument("--parts", action="store_true", help="measure each part of the configuration too")
     options.add_argument("--before", type=Path, help="a checkout of another revision, to be measured too")
     options.add_argument("--mitmdump", type=Path, help="the program, where mitmproxy is to be measured too")
     options.add_argument("--json", type=Path, help="write the figures here too")
     chosen = options.parse_args()
-    require(("squid", "nginx", "wrk", "openssl", "ip", "haproxy"))
-    variants = [*chosen_variants(chosen.load or LOADS, chosen.only, before=chosen.before is not None)]
+    require(("squid", "nginx", "wrk", "curl", "openssl", "ip", "haproxy"))
+    found = chosen_variants(chosen.load or LOADS, chosen.only, before=chosen.before is not None)
+    variants = [variant for variant in found if chosen.parts or not variant.part]
     figures = measure(variants, chosen.rounds, chosen.seconds, chosen.before, chosen.mitmdump)
     print(table(figures))
     if chosen.json:
@@ -278,13 +276,44 @@ def measure(variants: list[Variant], rounds: int, seconds: int, before: Path | N
         for port, variant in enumerate(variants, 4200):
             beside = stack.enter_context(haproxy(folder, port)) if variant.haproxy else 0
             workers = stack.enter_context(squid(variant, folder, installed[variant.model], port))
-            scheme = variant.haproxy or "http"
-            running += (Running(variant.name, load, port, workers, scheme, beside) for load in variant.loads)
+            running += runs_of(variant, port, workers, beside)
         if mitmdump and HTTP in loads:
             running.append(Running(MITMPROXY, HTTP, 4250, (stack.enter_context(mitmproxy(mitmdump, folder, 4250)),)))
         elif HTTP in loads:
             print(f"{MITMPROXY} is left out: no --mitmdump", file=sys.stderr)
         return rounds_of(running, rounds, seconds, folder)
+
+
+def runs_of(variant: Variant, port: int, workers: tuple[int, ...], haproxy: int) -> Iterator[Running]:
+    """Name what is measured of a variant."""
+    base = Running(variant.name, HTTP, port, workers, variant.haproxy or "http", haproxy)
+    for load in variant.loads:
+        if load == FAR:
+            yield from far_runs(replace(base, load=FAR))
+        elif variant.part:
+            yield from part_runs(replace(base, load=load))
+        else:
+            yield replace(base, load=load)
+
+
+def far_runs(base: Running) -> Iterator[Running]:
+    """Name the requests to the far origin: through the walkthrough, or directly and through both kinds of tunnels."""
+    if base.name == "walkthrough":
+        yield replace(base, name="GET, walkthrough", host=FAR_OWN)
+        return
+    for method in ("GET", "POST"):
+        yield Running(f"{method}, direct", FAR, base.port, (), scheme="", host=FAR_OWN, method=method)
+        yield replace(base, name=f"{method}, own", host=FAR_OWN, method=method)
+    yield replace(base, name="GET, shared", host=FAR_SHARED)
+
+
+def part_runs(base: Running) -> Iterator[Running]:
+    """Name the requests that use a part, and those that do not."""
+    part = base.name.removeprefix("part ")
+    if part not in policies.EVERY_REQUEST:
+        yield replace(base, name=base.name + NOT_USED)
+    if part not in policies.WITHOUT_USE and (part, base.load) != ("rewrites", KEPT_ALIVE):
+        yield replace(base, name=base.name + IS_USED, host=USED)
 
 
 def is_possible(variant: Variant) -> bool:
@@ -314,22 +343,37 @@ def figures_of(one: Running, seconds: int, folder: Path) -> dict[str, float]:
     if one.load == HTTP:
         before = spent(one)
         rate, requests = load(one, seconds)
+    elif one.load == FAR:
+        before = spent(one)
+        rate, requests = far.load(curl(one, folder), seconds)
     else:
         with tunnels(one, seconds, folder) as answered:
             before = spent(one)
             requests = answered()
         rate = requests / seconds
+    if not requests:
+        raise SystemExit(f"{one.title}: no request was answered")
     cpu, helpers = ((now - then) / requests * 1e6 for now, then in zip(spent(one), before, strict=True))
     return {"per_second": rate, "cpu_microseconds": cpu, "helpers_microseconds": helpers}
+
+
+def curl(one: Running, folder: Path) -> list[str]:
+    """Give the command of one request to the far origin; a proxy without a scheme is none."""
+    inside = ("nsenter", f"--net=/run/netns/{NAMESPACE}")  # `ip netns exec` takes as long as the request
+    command = [*inside, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"https://{one.host}/a/0"]
+    command += ["-d", "x=1"] if one.method == "POST" else []
+    if not one.scheme:
+        return [*command, "--resolve", f"{one.host}:443:{FAR_ORIGIN}", "--cacert", str(folder / "origin.crt")]
+    ca = folder / f"gateway-{one.port}/etc/ca/ca.crt"
+    return [*command, "-x", f"{one.scheme}://{LISTEN}:{one.port}", "--cacert", str(ca)]
 
 
 def install(folder: Path, model: Model = Model(), before: Path | None = None) -> Path:
     """Install a gateway, not started, as the model of variants."""
     root, source = folder / model.name, before if model.before and before else TOP
     root.mkdir()
-    for venv in () if model.before else folder.glob("installed-False-*/venv-*"):
+    for venv in [] if model.before else [*folder.glob("installed-False-*/venv-*")][:1]:
         (root / venv.name).symlink_to(venv.resolve())  # what takes long; the other models have the same
-        break
     options = [*model.options, *(("--ca-dir", given_ca(folder, model.ca)) if model.ca else ())]
     command = [source / "install.sh", "--root", root, "--listen", "127.0.0.1:3129", "--no-start", *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -351,7 +395,7 @@ def namespace() -> Iterator[None]:
     """Make the network namespace, with the origin's address on its loopback interface."""
     subprocess.run(["ip", "netns", "add", NAMESPACE], check=True)
     try:
-        for command in ("ip link set lo up", *(f"ip address add {one}/32 dev lo" for one in (ORIGIN, LISTEN))):
+        for command in ("ip link set lo up", *(f"ip address add {one}/32 dev lo" for one in (*NAMES, LISTEN))):
             subprocess.run([*INSIDE, *command.split()], check=True)
         yield
     finally:
@@ -362,17 +406,20 @@ def namespace() -> Iterator[None]:
 def origin(folder: Path) -> Iterator[None]:
     """Serve a small answer on ports 80 and 443 of the origin's address, which says what has arrived."""
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=bench.example"
-    command += " -addext subjectAltName=DNS:bench.example -addext basicConstraints=CA:FALSE"
+    names = ",".join(f"DNS:{name}" for hosts in NAMES.values() for name in hosts)
+    command += f" -addext subjectAltName={names} -addext basicConstraints=CA:FALSE"
     command += f" -keyout {folder}/origin.key -out {folder}/origin.crt"
     subprocess.run(command.split(), check=True, capture_output=True)
     (folder / "origin.crt").chmod(0o644)
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(folder=folder, origin=ORIGIN))
-    with subprocess.Popen([*INSIDE, "nginx", "-c", str(config)]) as process:
+    relay = [*INSIDE, sys.executable, str(HERE / "far.py"), FAR_ORIGIN, ORIGIN]
+    with subprocess.Popen([*INSIDE, "nginx", "-c", str(config)]) as process, subprocess.Popen(relay) as further:
         try:
             yield
         finally:
             process.terminate()
+            further.terminate()
 
 
 @contextmanager
@@ -380,27 +427,26 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
     """Run the installed gateway in a folder and on a port of its own, changed into the variant; gives its workers."""
     root = folder / f"gateway-{port}"
     shutil.copytree(installed, root, symlinks=True, ignore=shutil.ignore_patterns("venv-*"))
-    shutil.copy(HERE / variant.policy, root / "etc/policy/policy.yaml")
+    (root / "etc/policy/policy.yaml").write_text(variant.policy)
     (root / "etc/policy/key").write_text(f"{SECRET}\n")
     (root / "etc/policy/key").chmod(0o600)
-    key = "ca.key" if variant.model.before else "signing.key"
-    written = [root / name for name in ("state", "log", "run", f"etc/ca/{key}", "etc/policy")]
-    subprocess.run(["chown", "-R", f"--reference={installed}/state", *written], check=True)
+    written = [root / name for name in ("state", "log", "run", "etc/ca/signing.key", "etc/policy")]
+    subprocess.run(["chown", "-R", f"--reference={installed}/state", *filter(Path.exists, written)], check=True)
     # With the name of the client, which Squid tells squidGuard: it would ask DNS for it, which nobody answers here.
-    (root / "etc/hosts").write_text(f"{ORIGIN} bench.example\n{LISTEN} client.example\n")
+    names = {**NAMES, LISTEN: ("client.example",)}
+    (root / "etc/hosts").write_text("".join(f"{address} {' '.join(hosts)}\n" for address, hosts in names.items()))
     with (root / "etc/local.conf").open("a") as local:
         local.write(f"hosts_file {root}/etc/hosts\n{TRUST.format(folder=folder)}\n")
         local.write(f"http_port 127.0.0.1:{port}\n")  # for the exporter
-    for name in ("squid.conf", "squidkeeper.conf"):
-        config = root / "etc" / name
+    behind = f"{BEHIND_HAPROXY}:{port} require-proxy-header" if variant.haproxy else f"{LISTEN}:{port}"
+    for config in configurations(root):
         text = config.read_text().replace(f"{installed}/bin", "PROGRAM").replace(str(installed), str(root))
-        behind = f"{BEHIND_HAPROXY}:{port} require-proxy-header" if variant.haproxy else f"{LISTEN}:{port}"
-        text = re.sub(r"(?m)^http_port \S+", f"http_port {behind}", text)
+        text = re.sub(r"(?m)^http_port \S+:3129", f"http_port {behind}", text)
         text = text.replace("#proxy_protocol_access allow localhost", "proxy_protocol_access allow localhost")
         config.write_text(text.replace("PROGRAM", f"{installed}/bin"))
-    if not variant.model.before:
+    if (root / "templates").exists():  # an earlier revision has none
         python = (installed / "bin/squidkeeper").resolve().with_name("python")
-        subprocess.run([python, "-c", RENDER, root / "etc"], check=True)
+        subprocess.run([python, "-c", RENDER, root], check=True)
     change(root, variant, folder, port)
     config = root / "etc/squid.conf"
     with subprocess.Popen([*INSIDE, "squid", "--foreground", "-n", f"bench{port}", "-f", str(config)]) as process:
@@ -410,6 +456,15 @@ def squid(variant: Variant, folder: Path, installed: Path, port: int) -> Iterato
             yield checked_workers(process.pid, variant)
         finally:
             process.send_signal(signal.SIGINT)  # at once, without waiting for connections
+
+
+def configurations(root: Path) -> list[Path]:
+    """List the files of a gateway's Squid, and what they are rendered from."""
+    folders = (root / "templates", root / "etc/squidkeeper.d")
+    return [
+        *(root / "etc").glob("*.conf"),
+        *(file for folder in folders if folder.exists() for file in folder.iterdir()),
+    ]
 
 
 @contextmanager
@@ -430,15 +485,17 @@ def haproxy(folder: Path, port: int) -> Iterator[int]:
 
 def change(root: Path, variant: Variant, folder: Path, port: int) -> None:
     """Change the configuration of a gateway into that of a variant."""
-    fragment, config = root / "etc/squidkeeper.conf", root / "etc/squid.conf"
-    text = fragment.read_text()
+    config = root / "etc/squid.conf"
     if variant.program == "gcc" and not (folder / "noop").exists():
         subprocess.run(["gcc", "-O2", "-o", folder / "noop", HERE / "noop.c"], check=True)
     for pattern, replacement in variant.changes:
-        text, count = re.subn(pattern, replacement.format(noop=folder / "noop"), text)
-        if not count:
-            raise SystemExit(f"{pattern} is nowhere in {fragment}")
-    fragment.write_text(text)
+        changed = 0
+        for file in configurations(root):
+            text, count = re.subn(pattern, replacement.format(noop=folder / "noop"), file.read_text())
+            file.write_text(text)
+            changed += count
+        if not changed:
+            raise SystemExit(f"{pattern} is nowhere in the configuration of {variant.name}")
     if variant.plain:
         certgen = re.findall(r"^sslcrtd_program (\S+)", config.read_text(), re.MULTILINE)
         more, trust = variant.more.format(root=root), TRUST.format(folder=folder)
@@ -522,7 +579,7 @@ def wait_until_it_answers(port: int, load: str, origin_sees: str, ca: Path | Non
 
 def load(one: Running, seconds: int) -> tuple[float, int]:
     """Load a proxy over plain http; gives requests per second and their number. A failed request ends the benchmark."""
-    script = ["-s", str(HERE / "urls.lua"), f"{one.scheme}://{LISTEN}:{one.port}"]
+    script = ["-s", str(HERE / "urls.lua"), f"{one.scheme}://{LISTEN}:{one.port}", "--", one.host]
     command = [*INSIDE, "wrk", "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", *script]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     if "Non-2xx" in output or "Socket errors" in output:
@@ -537,7 +594,7 @@ def load(one: Running, seconds: int) -> tuple[float, int]:
 def tunnels(one: Running, seconds: int, folder: Path) -> Iterator[Callable[[], int]]:
     """Load a proxy over https; when the tunnels are open, gives what waits for the end and tells the requests."""
     command = [*INSIDE, sys.executable, str(HERE / "tunnels.py"), LISTEN, str(one.port), one.load, str(seconds)]
-    command.append(str(folder / f"gateway-{one.port}/etc/ca/ca.crt"))
+    command += [str(folder / f"gateway-{one.port}/etc/ca/ca.crt"), one.host]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         opened = process.stdout.readline()
@@ -561,7 +618,7 @@ def table(figures: Figures) -> str:
     lines.append("\nAbove 1 is in favour of the first.")
     lines.append(f"{_heading('ratio', 'by rate', 'by cpu')}   target")
     lines += (
-        f"{ratio_line(load, ours, theirs, figures)}   {'' if target is None else target}".rstrip()
+        f"{ratio_line(load, ours, theirs, figures)}   {'' if target is None else round(target, 2)}".rstrip()
         for load, ours, theirs, target in RATIOS
         if f"{load}: {theirs}" in figures and f"{load}: {ours}" in figures
     )
@@ -581,7 +638,8 @@ def ratio_line(load: str, ours: str, theirs: str, figures: Figures) -> str:
     """Write how many times as fast ours is, by requests per second and by processor time."""
     pairs = list(zip(figures[f"{load}: {ours}"], figures[f"{load}: {theirs}"], strict=True))
     rates = _spread([one["per_second"] / other["per_second"] for one, other in pairs], ".3f")
-    cpu = _spread([other["cpu_microseconds"] / one["cpu_microseconds"] for one, other in pairs], ".3f")
+    times = [(one["cpu_microseconds"], other["cpu_microseconds"]) for one, other in pairs]
+    cpu = _spread([other / one for one, other in times], ".3f") if all(map(all, times)) else " " * 28
     return f"{f'{load}: {ours} / {theirs}':<52}{rates}{cpu}"
 
 

@@ -1,6 +1,6 @@
 """The load of bench.py over https: clients that each ask in a tunnel through the proxy, or in a new one each time.
 
-    tunnels.py ADDRESS PORT kept-alive|fresh|REQUESTS SECONDS CA
+    tunnels.py ADDRESS PORT kept-alive|fresh|REQUESTS SECONDS CA [HOST]
 
 bench.py and sizing.py run it. REQUESTS is how many are asked in a tunnel before another one is opened. It says "open"
 when the tunnels are, and at the end how many requests were answered, and how many tunnels were closed before a request.
@@ -23,8 +23,8 @@ EACH = {"kept-alive": sys.maxsize, "fresh": 1}  # requests in a tunnel
 class Load:
     """The clients, and what each has counted."""
 
-    def __init__(self, proxy: tuple[str, int], ca: str) -> None:
-        self._proxy = proxy
+    def __init__(self, proxy: tuple[str, int], ca: str, host: str) -> None:
+        self._proxy, self._host = proxy, host
         self._context = ssl.create_default_context(cafile=ca)
         self._all_open = threading.Barrier(CLIENTS, lambda: print("open", flush=True), timeout=30)
         self.answered, self.closed = [0] * CLIENTS, [0] * CLIENTS
@@ -35,7 +35,7 @@ class Load:
         self._all_open.wait()
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
-            answered = ask(tunnel, f"/a/{number}/{self.answered[number]}")
+            answered = ask(tunnel, f"/a/{number}/{self.answered[number]}", self._host)
             self.answered[number] += answered
             self.closed[number] += not answered
             if self.answered[number] % each == 0 or not answered:
@@ -43,21 +43,21 @@ class Load:
                 tunnel = self._tunnel()
 
     def _tunnel(self) -> ssl.SSLSocket:
-        return open_tunnel(self._proxy, self._context)
+        return open_tunnel(self._proxy, self._context, self._host)
 
 
-def open_tunnel(proxy: tuple[str, int], context: ssl.SSLContext) -> ssl.SSLSocket:
+def open_tunnel(proxy: tuple[str, int], context: ssl.SSLContext, host: str = HOST) -> ssl.SSLSocket:
     """Open a tunnel through the proxy, with TLS inside."""
     plain = socket.create_connection(proxy)
-    plain.sendall(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n\r\n".encode())
+    plain.sendall(f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n".encode())
     answer = plain.recv(65536)
     assert b" 200 " in answer, answer
-    return context.wrap_socket(plain, server_hostname=HOST)
+    return context.wrap_socket(plain, server_hostname=host)
 
 
-def ask(tunnel: ssl.SSLSocket, path: str) -> bool:
+def ask(tunnel: ssl.SSLSocket, path: str, host: str = HOST) -> bool:
     """Ask for a path; False where the tunnel was closed while nothing was asked, which HTTP allows."""
-    tunnel.sendall(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+    tunnel.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     answer = b""
     while not answer.endswith(b"hello\n"):
         got = tunnel.recv(65536)
@@ -69,8 +69,8 @@ def ask(tunnel: ssl.SSLSocket, path: str) -> bool:
     return True
 
 
-def main(address: str, port: str, kind: str, seconds: str, ca: str) -> None:
-    load, each = Load((address, int(port)), ca), EACH.get(kind) or int(kind)
+def main(address: str, port: str, kind: str, seconds: str, ca: str, host: str = HOST) -> None:
+    load, each = Load((address, int(port)), ca, host), EACH.get(kind) or int(kind)
     clients = [threading.Thread(target=load.client, args=(number, each, float(seconds))) for number in range(CLIENTS)]
     for client in clients:
         client.start()

@@ -58,7 +58,14 @@ HOSTS = ("bearer", "basic", "header", "environment", "both", "front", "rotated",
 
 # The only files that may hold a value: the sources, those that the fetching process writes, the password of a parent.
 FETCHED = ("*/run/secrets/*.value", "*/run/secrets/*.refresh")  # not its report, and not its log
-PLACES = ("*/etc/policy/secrets/*", "*/etc/secrets/*", *FETCHED, "*/etc/squidkeeper-policy.conf")
+PARENTS = ("*/etc/squidkeeper.d/upstreams.conf", "*/etc/squidkeeper.d/values.json")
+PLACES = (
+    "*/etc/policy/secrets/*",
+    "*/etc/secrets/*",
+    *FETCHED,
+    "*/etc/squidkeeper.d/upstreams.conf",
+    "*/etc/squidkeeper.d/values.json",
+)
 
 
 def asked_for() -> bool:

@@ -32,7 +32,7 @@ class Case(StrEnum):
     """What is asked of the gateway."""
 
     ALLOWED = "allowed"
-    DENIED_HOST = "denied at CONNECT"
+    DENIED_HOST = "denied host"
     DENIED_PATH = "denied by path"
     REWRITTEN = "rewritten host"
     BAD_CERTIFICATE = "bad origin certificate"

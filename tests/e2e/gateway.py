@@ -10,15 +10,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pwd import getpwnam
 from typing import Any
 from urllib.parse import quote, unquote
 
+from msgspec.structs import replace
+
 from squidkeeper.credentials import SecretStore
+from squidkeeper.errors import PolicyError
 from squidkeeper.layout import Layout
-from squidkeeper.policy_lines import policy_lines
+from squidkeeper.parts import Part
 from squidkeeper.policy_store.loading import build_sources
 from squidkeeper.policy_store.sources import read_sources
+from squidkeeper.rendering import Values, decode_values, encode_values, merge, part_file, values_of
 from squidkeeper.setup.configuration import has_own_login, without_login
+from squidkeeper.setup.entries import File
+from squidkeeper.setup.rendering import put_rendered, read_templates, read_values, rendered_files, template_folder
+from squidkeeper.squid_account import Account
 from tests.bare_squid import remove_leftovers
 from tests.conftest import WORKERS
 from tests.waiting import wait_for
@@ -76,9 +84,11 @@ class Gateway:
         self.authority = f"{address[0]}:{address[1]}"
         self.ca = self.root / "etc/ca/ca.crt"
         self.policy_folder = self.root / "etc/policy"
+        self.renders = True  # as the service that renders Squid's configuration after an edit
         self.layout = Layout.of(self.root)
         self._secrets = site.secrets
         self._squid: subprocess.Popen[bytes] | None = None
+        self._own_login = False
         self.root.mkdir()
         for venv in site.prototype.glob("venv-*"):
             (self.root / venv.name).symlink_to(venv)  # what takes the installer long
@@ -100,7 +110,9 @@ class Gateway:
         """Copy what the installer wrote, with this gateway's folder and address."""
         parts = [part for part in prototype.iterdir() if not part.name.startswith("venv-")]
         run("cp", "--archive", *parts, self.root)
-        for file in [self.root / "applied", *(self.root / "etc").glob("*.*"), self.root / "etc/observe/alerts.yaml"]:
+        texts = [self.root / "applied", *(self.root / "etc").glob("*.*"), self.root / "etc/observe/alerts.yaml"]
+        texts += [*self.layout.parts.iterdir(), *self.layout.templates.iterdir()]
+        for file in filter(Path.is_file, texts):
             text = file.read_text()
             file.write_text(text.replace(f"{prototype}", f"{self.root}").replace(PROTOTYPE_LISTENS, self.authority))
         for page in (self.root / "etc/errors").iterdir():
@@ -113,15 +125,25 @@ class Gateway:
         with (self.root / "etc/local.conf").open("a") as file:
             file.writelines(line + "\n" for line in lines)
         if has_own_login("\n".join(lines)):  # as install.sh does
-            fragment = self.root / "etc/squidkeeper.conf"
-            fragment.write_text(without_login(fragment.read_text()))
+            templates = read_templates(self.layout)
+            templates[part_file(Part.LOGIN)] = without_login(templates[part_file(Part.LOGIN)])
+            self._write_templates(templates)
+            self._own_login = True
 
     def edit(self, name: str, old: str, new: str) -> None:
-        """Replace a text that one of the installed files holds."""
-        file = self.root / "etc" / name
-        text = file.read_text()
-        assert old in text, f"{file} holds no {old!r}"
-        file.write_text(text.replace(old, new))
+        """Replace a text that one of the installed files holds, and its template: `squidkeeper.d/watch.conf`, …"""
+        file, templates = self.root / "etc" / name, read_templates(self.layout)
+        found = {name: templates[name]} if name in templates else {}
+        assert old in found.get(name, "") or old in file.read_text(), f"{file} holds no {old!r}"
+        if found:
+            self._write_templates(templates | {name: templates[name].replace(old, new)})
+        if file.exists():
+            file.write_text(file.read_text().replace(old, new))
+
+    def _write_templates(self, templates: dict[str, str]) -> None:
+        for name, entry in template_folder(templates).entries.items():
+            assert isinstance(entry, File)
+            (self.layout.templates / name).write_bytes(entry.content)
 
     def use_certgen(self) -> None:
         """Let Squid's own program make the certificates, as `install.sh --certificates squid` does."""
@@ -141,6 +163,8 @@ class Gateway:
         new = file.with_name(f".{file.name}.new")
         new.write_text(text)
         new.rename(file)
+        if self.renders and self._squid:
+            self._render_new_parts()
         return file
 
     def secret(self, name: str, value: bytes | str, mode: int = 0o640) -> None:
@@ -158,19 +182,50 @@ class Gateway:
 
     def check(self) -> subprocess.CompletedProcess[str]:
         """Run `squidkeeper check` on the policy."""
-        command = [f"{self.root}/bin/squidkeeper", "check", "--policy", str(self.policy_folder)]
+        places = ("--policy", str(self.policy_folder), "--fragment", str(self.layout.fragment))
+        command = [f"{self.root}/bin/squidkeeper", "check", *places]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    def render(self, upstream: str = "") -> None:
-        """Write the lines of Squid's configuration that depend on the policy, as install.sh does."""
+    def render(self, upstream: str = "", *, documented: bool = False) -> None:
+        """Render Squid's configuration for the policy, as install.sh does."""
+        self._put(replace(self._values(upstream), documented=documented))
+
+    def _values(self, upstream: str = "") -> Values:
         policy = build_sources(read_sources(self.policy_folder)).policy
-        text = policy_lines(policy, SecretStore(policy.secrets, {}), upstream)
-        (self.root / "etc/squidkeeper-policy.conf").write_text(text)
+        values, _ = values_of(policy, SecretStore(policy.secrets, {}))
+        if self._own_login:
+            values = replace(values, keys=values.keys | {Part.LOGIN})
+        return decode_values(encode_values(values.with_default(upstream)))
+
+    def _put(self, values: Values) -> None:
+        entry = getpwnam("proxy")
+        account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+        templates = read_templates(self.layout)
+        for path in {*self.layout.parts.iterdir()} - {*rendered_files(self.layout, templates, values, account)}:
+            path.unlink()
+        put_rendered(self.layout, templates, values, account)
+
+    def _render_new_parts(self) -> None:
+        """Render what an edit needs and Squid does not have, as the service does within seconds."""
+        former = read_values(self.layout)
+        try:
+            values = merge(former, self._values())
+        except PolicyError:
+            return
+        if values != former:
+            before = self.cache_log().count("Accepting ")
+            self._put(values)
+            self.reconfigure()
+            wait_for(lambda: self.cache_log().count("Accepting ") > before, "Squid to listen again")
 
     # Squid
 
     def start(self) -> "Gateway":
         """Start Squid as a service does; it takes connections when this returns."""
+        if self.renders:
+            with suppress(PolicyError):
+                placed = read_values(self.layout)
+                self._put(replace(self._values(), default=placed.default, documented=placed.documented))
         command = ["setpriv", "--pdeathsig", "KILL", "squid", "--foreground", "-YC", *self._which()]
         with (self.root / "log/start.txt").open("ab") as out:
             self._squid = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)

@@ -22,7 +22,7 @@ class Answered:
     asked: float
     came: float
     status: int | None  # None: the connection ended without an answer
-    rule: str | None
+    rule: str | None  # or Squid's error, where the page has no rule
     problem: str = ""  # why there is no answer
 
 
@@ -66,7 +66,7 @@ class Load:
                 time.sleep(0.05)  # refused, or cut off: no busy loop while nobody listens
             else:
                 time.sleep(PAUSE_SECONDS)
-            rule = reply.rule if reply and reply.status != 200 else None
+            rule = reply.denial if reply and reply.status != 200 else None
             self.answers.append(Answered(url, asked, time.monotonic(), reply.status if reply else None, rule, problem))
             if connection and (reply is None or reply.header("Connection") == "close"):
                 _close(connection)

@@ -1,6 +1,5 @@
 """What a client got: a status, headers and a body; of a denial, the rule and the reason that its page gives."""
 
-import html
 import json
 import re
 from dataclasses import dataclass
@@ -26,13 +25,9 @@ class Reply:
 
     @property
     def shown(self) -> str:
-        """The text that a page shows: as it is, or of its HTML, in which `xmp` holds text without entities."""
-        if not (self.header("Content-Type") or "").startswith("text/html"):
-            return self.text
-        parts = re.split(r"<xmp>(.*?)</xmp>", self.text)
-        return "".join(
-            part if index % 2 else html.unescape(re.sub(r"<[^>]*>", "", part)) for index, part in enumerate(parts)
-        )
+        """The text that a page shows: as it is, or in HTML within `xmp`, where nothing else is markup."""
+        found = re.search("<xmp>\n(.*?)</xmp>", self.text, re.DOTALL)
+        return found[1] if found else self.text
 
     def line(self, label: str) -> str | None:
         """The value of a `Label: value` line of a page."""
@@ -42,6 +37,11 @@ class Reply:
     @property
     def rule(self) -> str | None:
         return self.line("Rule")
+
+    @property
+    def denial(self) -> str | None:
+        """What denied: the page's rule; of a page of Squid's own, as where a helper has no answer, its error."""
+        return self.rule or self.line("Error")
 
     @property
     def reason(self) -> str | None:

@@ -107,8 +107,8 @@ def test_the_page_of_a_ticket_comes_as_json_and_html(gateway: Gateway, origins: 
     assert told["ticket_state"] == f"http://squidkeeper.internal/tickets/{number}"
     assert told["reason"] == 'Ask "Ann" & <Bob>.'
     page = curl(gateway, "https://asked.example/forms", "-H", "Accept: text/html")
-    assert f"Ticket: {number}" in page.text
-    assert "&lt;Bob&gt;" in page.text
+    assert page.line("Ticket") == number
+    assert page.reason == 'Ask "Ann" & <Bob>.'
 
 
 def test_other_rules_decide_as_before(gateway: Gateway, origins: Origins) -> None:
@@ -318,7 +318,7 @@ def test_a_certificate_of_another_name_and_a_private_address_stay_closed(
 ) -> None:
     origins.certificates["forged.example"] = ("other.example",)
     denied(gateway, origins, "https://inside.example/x", "private-address")
-    assert wait_for(lambda: curl(gateway, "https://forged.example/x").status == 502, "the failure")
+    assert wait_for(lambda: curl(gateway, "https://forged.example/x").status == 503, "the failure")
 
 
 def test_a_wider_scope_opens_more(gateway: Gateway, origins: Origins, approved: Approvals) -> None:

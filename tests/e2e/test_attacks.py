@@ -35,6 +35,7 @@ rules:
   - {name: paths, action: allow, hosts: [paths.example]}
   - {name: good, action: allow, hosts: [good.example, user.example]}
   - {name: other, action: allow, hosts: [other.example], paths: [/open/**]}
+  - {name: reads, action: allow, hosts: [reads.example], methods: [GET, HEAD]}
   - {name: api, action: allow, hosts: [api.example], paths: [/v1/**], methods: [GET, POST, OPTIONS]}
   - {name: secure, action: allow, hosts: [secure.example], schemes: [https]}
   - {name: for-others, action: allow, clients: [nobody], hosts: [nobody.example]}
@@ -59,12 +60,16 @@ rules:
 OWN_LINES = ["request_header_access X-Forwarded-Host allow all", "acl sk_private dst 2001:db8:64::a00:0/104"]
 
 
-@pytest.fixture(scope="module")
-def gateway(new_gateway: NewGateway) -> Gateway:
-    """Allow-list only."""
+@pytest.fixture(scope="module", params=["shared", pytest.param("documented", marks=pytest.mark.long)])
+def gateway(new_gateway: NewGateway, request: pytest.FixtureRequest) -> Gateway:
+    """Allow-list only; with requests that share connections to origins, and as `--bump documented` bumps."""
     gateway = new_gateway(POLICY, "negative_dns_ttl 1 second")
     gateway.secret("token", TOKEN)
-    return gateway.start()
+    documented = request.param == "documented"
+    gateway.render(documented=documented)
+    gateway.start()
+    assert (gateway.layout.parts / "shared.conf").exists() is not documented
+    return gateway
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +80,17 @@ def open_gateway(new_gateway: NewGateway) -> Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """Bytes for the proxy port, or for the tunnel where `connect` names one; `sni` "" is that of the tunnel's host."""
+    """Bytes for the proxy port, or for the tunnel where `connect` names one; `sni` "" is that of the tunnel's host.
+
+    `closed_by` is the rule that denies the tunnel itself: it leads nowhere, whatever is asked in it.
+    """
 
     name: str
     send: str | bytes
     becomes: str
     connect: str | None = None
     sni: str | bytes | None = ""
+    closed_by: str | None = None
 
     def run(self, gateway: Gateway) -> Reply | None:
         if self.connect is None:
@@ -116,6 +125,15 @@ def try_out(attack: Attack, gateway: Gateway, origins: Origins) -> None:
 
     wait_for(is_logged, "the logged denial")
     assert {line["verdict"] for line in gateway.log()[before:] if line["status"] == 403} == {"deny"}
+    if attack.closed_by:
+        assert origins.connections == []
+        closed = ("deny", attack.closed_by)
+        wait_for(lambda: closed in verdicts(gateway, str(attack.connect), before), "the denied CONNECT in the log")
+
+
+def verdicts(gateway: Gateway, url: str, before: int) -> list[tuple[str, str]]:
+    """The verdict and rule of each line about a URL, or about the CONNECT to an authority."""
+    return [(line["verdict"], line["rule"]) for line in gateway.log()[before:] if line["url"] == url]
 
 
 def ids(attacks: list[Attack]) -> list[str]:
@@ -124,7 +142,7 @@ def ids(attacks: list[Attack]) -> list[str]:
 
 # ── Authority ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-GOOD = "good.example:443"
+GOOD, READS = "good.example:443", "reads.example:443"
 AUTHORITY = [
     Attack("all the same", request("/x", "good.example"), "https://good.example/x", GOOD),
     Attack("no SNI", request("/x", "good.example"), "https://good.example/x", GOOD, None),
@@ -142,15 +160,47 @@ AUTHORITY = [
     Attack("a port that is none", request("/x", "good.example:44x"), REFUSED, GOOD),
     Attack("a subdomain", request("/x", "a.good.example"), "authority-mismatch", GOOD),
     Attack("an address as Host", request("/x", "203.0.113.10"), REFUSED, GOOD),
-    Attack("a tunnel to the address", request("/x", "good.example"), "default", f"{PUBLIC}:443", "good.example"),
-    Attack("a denied tunnel, then a good Host", request("/x", "good.example"), "closed", "closed.example:443"),
+    Attack(
+        "a tunnel to the address",
+        request("/x", "good.example"),
+        "authority-mismatch",
+        f"{PUBLIC}:443",
+        "good.example",
+        closed_by="default",
+    ),
+    Attack("a denied tunnel", request("/x", "closed.example"), "closed", "closed.example:443", closed_by="closed"),
+    Attack(
+        "a denied tunnel, then a good Host",
+        request("/x", "good.example"),
+        "authority-mismatch",
+        "closed.example:443",
+        closed_by="closed",
+    ),
     Attack(
         "a denied tunnel, all good inside",
         request("/x", "good.example"),
-        "closed",
+        "authority-mismatch",
         "closed.example:443",
         "good.example",
+        closed_by="closed",
     ),
+    Attack(
+        "a denied tunnel, absolute, good",
+        request("https://good.example/x", "good.example"),
+        "authority-mismatch",
+        "closed.example:443",
+        "good.example",
+        closed_by="closed",
+    ),
+    Attack("reading alone", request("/x", "reads.example"), "https://reads.example/x", READS),
+    Attack("reading alone, POST", request("/x", "reads.example", "POST", "Content-Length: 0"), "default", READS),
+    Attack("reading alone, another Host", request("/x", "good.example"), "authority-mismatch", READS),
+    Attack("reading alone, a denied Host", request("/x", "closed.example"), "authority-mismatch", READS),
+    Attack("reading alone, another SNI", request("/x", "reads.example"), "authority-mismatch", READS, "good.example"),
+    Attack("reading alone, absolute", request("https://good.example/x", "reads.example"), "authority-mismatch", READS),
+    Attack("reading alone, absolute, http", request("http://reads.example/x"), "authority-mismatch", READS),
+    Attack("reading alone, CONNECT", request("reads.example:443", None, "CONNECT"), "invalid-request", READS),
+    Attack("reads from another tunnel", request("/x", "reads.example"), "authority-mismatch", GOOD),
     Attack("userinfo in the Host", request("/x", "u:p@good.example"), "https://good.example/x", GOOD),
     Attack("absolute, the same", request("https://good.example/x", "good.example"), "https://good.example/x", GOOD),
     Attack("absolute, denied", request("https://closed.example/x", "good.example"), "authority-mismatch", GOOD),
@@ -186,7 +236,15 @@ AUTHORITY = [
 
 @pytest.mark.parametrize("attack", AUTHORITY, ids=ids(AUTHORITY))
 def test_one_authority(gateway: Gateway, origins: Origins, attack: Attack) -> None:
-    everyone = ("good.example", "other.example", "closed.example", "ports.example", "a.good.example", PUBLIC)
+    everyone = (
+        "good.example",
+        "reads.example",
+        "other.example",
+        "closed.example",
+        "ports.example",
+        "a.good.example",
+        PUBLIC,
+    )
     for name in everyone:
         origins.certificates[name] = everyone  # one certificate covers all: Squid sees nothing wrong
     try_out(attack, gateway, origins)
@@ -196,11 +254,12 @@ def test_one_authority(gateway: Gateway, origins: Origins, attack: Attack) -> No
 def test_a_host_that_the_certificate_of_the_tunnel_does_not_cover_is_a_mismatch_on_record(
     gateway: Gateway, origins: Origins, host: str
 ) -> None:
+    """Squid answers by itself: the page names no rule."""
     before = len(gateway.log())
     with tunnel(gateway, GOOD) as client:
         reply = client.get("/uncovered", host)
     assert reply is not None
-    assert (reply.status, reply.rule, origins.urls()) == (403, "authority-mismatch", [])
+    assert (reply.status, origins.urls()) == (503, [])
     line = gateway.logged(f"https://{host}/uncovered", before)
     assert (line["verdict"], line["rule"], line["revision"]) == ("deny", "authority-mismatch", "-")
 
@@ -211,7 +270,7 @@ def test_a_server_whose_own_certificate_is_wrong_is_no_mismatch_of_the_client(
     before = len(gateway.log())
     origins.certificates["good.example"] = ("other.example",)
     reply = curl(gateway, "https://good.example/wrong")
-    assert (reply.status, origins.urls()) == (502, [])
+    assert (reply.status, origins.urls()) == (503, [])
     gateway.logged("https://good.example/wrong", before)
     lines = gateway.log()[before:]
     assert [(line["method"], line["verdict"]) for line in lines] == [("CONNECT", "allow"), ("GET", "-")], lines
@@ -830,19 +889,36 @@ def test_ports_and_schemes(gateway: Gateway, origins: Origins, attack: Attack) -
 
 @pytest.mark.parametrize(("authority", "becomes"), CONNECTS, ids=[str(a)[:40] for a, _ in CONNECTS])
 def test_tunnels(gateway: Gateway, origins: Origins, authority: str, becomes: str | int) -> None:
+    before = len(gateway.log())
+    host = "good.example" if becomes in (200, REFUSED) else authority
     with Raw(gateway) as client:
         reply = client.connect(authority)
         if reply is not None and reply.status == 200:
-            reply = client.tls(None).get("/x", "good.example")
+            reply = client.tls(None).get("/x", host)
     if becomes == 200:
         assert reply is not None
         assert (reply.status, origins.urls()) == (200, ["https://good.example/x"]), reply
         return
-    assert origins.seen == []
+    assert origins.connections == []
     assert reply is None or reply.status >= 400
     if becomes != REFUSED:
         assert reply is not None
         assert (reply.status, reply.rule) == (403, becomes)
+        if becomes != "invalid-request":  # that is denied at the CONNECT
+            wait_for(lambda: ("deny", becomes) in verdicts(gateway, authority, before), "the denied CONNECT in the log")
+        assert "allow" not in [verdict for verdict, _ in verdicts(gateway, authority, before)]
+
+
+@pytest.mark.parametrize("host", ["good.example", "good.example:443", "other.example", "closed.example"])
+@pytest.mark.parametrize("authority", ["good.example:22", "closed.example:443", "nobody.example:443"])
+def test_a_tunnel_that_is_denied_is_another_ones_for_no_request_in_it(
+    gateway: Gateway, origins: Origins, authority: str, host: str
+) -> None:
+    for target in ("/open/x", f"https://{host}/open/x", f"http://{host}/open/x"):
+        with tunnel(gateway, authority, host.partition(":")[0]) as client:
+            reply = client.get(target, host)
+        assert reply is not None
+        assert (reply.status, origins.connections) == (403, [])
 
 
 NO_TLS = {

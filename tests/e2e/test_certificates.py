@@ -163,7 +163,7 @@ BAD = {
 
 @pytest.mark.parametrize("host", BAD)
 def test_a_bad_origin_is_asked_nothing_and_the_client_gets_a_page(gateway: Gateway, odd: Origins, host: str) -> None:
-    assert curl(gateway, f"https://{host}/").status == 502
+    assert curl(gateway, f"https://{host}/").status == 503
     assert odd.seen == []
 
 

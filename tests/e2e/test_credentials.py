@@ -313,10 +313,10 @@ def test_a_redirect_to_another_host_does_not_carry_the_credential(gateway: Gatew
 
 def test_no_credential_is_sent_to_a_host_that_proves_another_name(gateway: Gateway, origins: Origins) -> None:
     origins.certificates["wrong.example"] = ("thief.example",)
-    assert curl(gateway, "https://wrong.example/", "--insecure").status == 502
+    assert curl(gateway, "https://wrong.example/", "--insecure").status == 503
     origins.certificates["wrong.example"] = ("wrong.example",)
     origins.untrusted.add("wrong.example")
-    assert curl(gateway, "https://wrong.example/", "--insecure").status == 502
+    assert curl(gateway, "https://wrong.example/", "--insecure").status == 503
     assert origins.seen == []
 
 

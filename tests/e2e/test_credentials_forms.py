@@ -228,6 +228,7 @@ def rules_on(gateway: Gateway, url: str) -> set[str]:
 def test_a_header_that_is_not_rendered_denies_until_it_is(gateway: Gateway, origins: Origins) -> None:
     text = POLICY.replace("rules:\n", "rules:\n  - {name: new, action: allow, hosts: [new.example]}\n", 1)
     added = "  - {name: new, hosts: [new.example], headers: {X-New-Key: '{key}', Authorization: a}}\n"
+    gateway.renders = False
     gateway.write("policy.yaml", text + added)
     wait_for(lambda: curl(gateway, "https://new.example/").rule == "not-rendered", "the new policy")
     assert curl(gateway, "https://acme.example/v1/x").status == 200

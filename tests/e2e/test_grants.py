@@ -65,7 +65,8 @@ def test_a_grant_opens_in_time_in_an_open_tunnel_too_and_ends(gateway: Gateway, 
         wait_for(lambda: not is_open(gateway, "https://docs.example/"), "the end of the grant", IN_FORCE_SECONDS)
         reply = inside.get("/inside", "docs.example")
         assert reply is not None
-        assert (reply.status, reply.rule) == (403, "default")
+        assert reply.status == 403
+        assert reply.rule in ("default", "tunnel-outdated")  # by what the tunnel was opened for
     assert "https://docs.example/admin/x" not in origins.urls()
 
 

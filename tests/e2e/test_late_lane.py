@@ -1,13 +1,12 @@
 """What a client gets that has used up its share of a helper: the same, from the late lane; and nothing without it."""
 
-import re
-
 import pytest
 
 from .curl import curl
 from .gateway import Gateway, NewGateway
 from .origin import Origins
 
+WATCH = "squidkeeper.d/watch.conf"
 CANARY = "AKIALATELANE0EXAMPLE"
 POLICY = """
 version: 1
@@ -22,12 +21,11 @@ USED_UP = '#!/bin/sh\nwhile read -r channel rest; do echo "$channel ERR later_=y
 
 def always_used_up(gateway: Gateway) -> Gateway:
     """Replace the first lanes by a program that answers as they do when every share is used up."""
-    program, conf = gateway.root / "used-up", gateway.root / "etc/squidkeeper.conf"
+    program = gateway.root / "used-up"
     program.write_text(USED_UP)
     program.chmod(0o755)
-    text, count = re.subn(r"\S+/bin/squidkeeper(?= (acl|watch) .*--lane first )", f"{program}", conf.read_text())
-    assert count == 2
-    conf.write_text(text)
+    for file, lane in (("squidkeeper.conf", "acl --scope request --lane first "), (WATCH, "watch --lane first ")):
+        gateway.edit(file, f"{gateway.root}/bin/squidkeeper {lane}", f"{program} {lane}")
     return gateway
 
 
@@ -42,8 +40,8 @@ def gateway(new_gateway: NewGateway) -> Gateway:
 @pytest.fixture(scope="module")
 def gateway_without_late_lane(new_gateway: NewGateway) -> Gateway:
     gateway = new_gateway(POLICY.replace("canaries:\n  bait: {file: secrets/bait}\n", ""))
-    conf = always_used_up(gateway).root / "etc/squidkeeper.conf"
-    conf.write_text(re.sub(r"\S+/bin/squidkeeper(?= acl .*--lane late )", "/bin/false", conf.read_text()))
+    late = "acl --scope request --lane late "
+    always_used_up(gateway).edit("squidkeeper.conf", f"{gateway.root}/bin/squidkeeper {late}", f"/bin/false {late}")
     return gateway.start()
 
 

@@ -239,7 +239,7 @@ def parameters(told: Told, origins: Origins) -> None:
         origins.answers[f"parameter.more.example/bad/{number}"] = answer
         told.get(f"https://parameter.more.example/bad/{number}?key=mine&q=1")
     origins.untrusted.add("broken.more.example")
-    assert told.get("https://broken.more.example/?q=1", "-H", "Accept: text/html") == 502
+    assert told.get("https://broken.more.example/?q=1", "-H", "Accept: text/html") == 503
     assert told.get("http://parameter.more.example/?q=1") == 200
 
 
@@ -312,7 +312,7 @@ def bad_answers(told: Told, origins: Origins) -> None:
         told.get(f"https://header.{DOMAIN}/bad/{number}", "-H", "Accept: application/json")
     origins.untrusted.add(f"untrusted.{DOMAIN}")
     origins.certificates[f"silent.{DOMAIN}"] = ("another.example",)
-    assert told.get(f"https://untrusted.{DOMAIN}/") == told.get(f"https://silent.{DOMAIN}/") == 502
+    assert told.get(f"https://untrusted.{DOMAIN}/") == told.get(f"https://silent.{DOMAIN}/") == 503
 
 
 def malformed(told: Told, origins: Origins) -> None:
@@ -398,8 +398,8 @@ def ask_the_operators_commands(told: Told) -> None:
     """Everything that people ask the gateway for."""
     gateway = told.gateway
     policy, log, state = gateway.policy_folder, gateway.root / "log/access.log", gateway.root / "state"
-    lines = gateway.root / "etc/squidkeeper-policy.conf"
-    explain = ("explain", "--policy", policy, "--policy-lines", lines)
+    lines = gateway.root / "etc/squidkeeper.conf"
+    explain = ("explain", "--policy", policy, "--fragment", lines)
     commands: list[tuple[str | Path, ...]] = [
         ("check", "--policy", policy),
         ("doctor", "--root", gateway.root),

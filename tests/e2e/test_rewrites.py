@@ -125,8 +125,8 @@ def test_requests_of_one_tunnel_go_to_their_own_targets(gateway: Gateway, origin
 def test_the_targets_certificate_is_verified(gateway: Gateway, origins: Origins) -> None:
     origins.certificates["wrongname.example"] = ("another.example",)
     origins.untrusted.add("untrusted.example")
-    assert curl(gateway, "https://badcert.example/").status == 502
-    assert curl(gateway, "https://unproved.example/").status == 502
+    assert curl(gateway, "https://badcert.example/").status == 503
+    assert curl(gateway, "https://unproved.example/").status == 503
     assert origins.seen == []
 
 

@@ -161,7 +161,7 @@ def test_a_client_is_known_by_its_network(gateway: Gateway, origins: Origins) ->
 
 def test_an_https_origin_known_by_its_address_alone_cannot_be_verified(gateway: Gateway, origins: Origins) -> None:
     """Squid 6 compares no address in a certificate: nothing is proved, and Squid refuses."""
-    assert curl(gateway, "https://203.0.113.10/", "--insecure").status == 502
+    assert curl(gateway, "https://203.0.113.10/", "--insecure").status == 503
     assert origins.seen == []
 
 

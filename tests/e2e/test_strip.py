@@ -90,6 +90,7 @@ def test_a_header_that_is_not_rendered_yet_denies_until_it_is(new_gateway: NewGa
     gateway.secret("token", TOKEN)
     gateway.render()
     gateway.start()
+    gateway.renders = False
     gateway.write("policy.yaml", POLICY.replace("[Cookie]", "[Cookie, X-New]").replace("Key]", "Key, X-Other]"))
     wait_for(lambda: curl(gateway, "http://front.example/x").status == 403, "the edit to be in force")
     for url in ("https://front.example/x", "https://front.example/r/x", "http://part.example/strip/x"):

@@ -190,7 +190,7 @@ def test_a_request_with_a_canary_in_a_denied_tunnel_is_an_event_beside_the_host_
         ("closed.example:443", "default", "-"),
         ("-", LEAVING, "canary:bait"),
     ]
-    assert connect["url"] == "closed.example:443"
+    assert (connect["url"], connect["verdict"], connect["rule"]) == ("closed.example:443", "deny", "default")
     words = [program, "why", inside["request_id"], "--policy", gateway.policy_folder, log]
     why = subprocess.run(words, capture_output=True, text=True, check=False).stdout
     assert "The request held what must not leave: canary:bait." in why

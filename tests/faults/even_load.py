@@ -16,7 +16,8 @@ Outcome = str  # "200", "403 RULE", another status, or "lost"
 
 IN_FORCE_SECONDS = 3
 TOGGLED = "as the last edit says"
-COST = ("lost", "403 policy-unavailable", "5")  # what a failure may cost a client; any other wrong answer is a fault
+# What a failure may cost a client; any other wrong answer is a fault.
+COST = ("lost", "403 policy-unavailable", "403 ERR_ACCESS_DENIED", "5")
 MANY = 5000  # more hosts than Squid keeps certificates and answers for
 ALSO_MAY_ARRIVE = MAY_ARRIVE | {"paths.example", "toggled.example", *(f"n{host}.many.example" for host in range(MANY))}
 
@@ -196,4 +197,4 @@ def place_of(url: str) -> str:
 def outcome(reply: Reply | None) -> Outcome:
     if reply is None or int(reply.header("Content-Length") or len(reply.body)) != len(reply.body):
         return "lost"
-    return f"403 {reply.rule}" if reply.status == 403 else str(reply.status)
+    return f"403 {reply.denial}" if reply.status == 403 else str(reply.status)

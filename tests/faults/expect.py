@@ -132,11 +132,11 @@ def ask(gateway: Gateway, url: str) -> Reply | None:
 
 
 def answers(gateway: Gateway, url: str, expected: int | str) -> None:
-    """Wait for this status, or a denial by this rule."""
+    """Wait for this status, or a denial by this rule, or with this page of Squid's own."""
 
     def found() -> bool:
         reply = ask(gateway, url)
-        return reply is not None and expected in (reply.status, reply.rule)
+        return reply is not None and expected in (reply.status, reply.denial)
 
     wait_for(found, f"{url} to be answered {expected}")
 

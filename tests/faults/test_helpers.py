@@ -28,6 +28,10 @@ def running(gateway: Gateway, kinds: tuple[str, ...] = HELPERS) -> list[int]:
     return [pid for kind in kinds for pid in gateway.helpers(kind)]
 
 
+def rules(gateway: Gateway) -> set[tuple[str, str]]:
+    return {(line["url"], line["rule"]) for line in gateway.log()}
+
+
 def settled(gateway: Gateway, exporter: Exporter) -> list[int]:
     """The helpers, when each has its slot: none is just starting."""
 
@@ -165,7 +169,8 @@ def test_helpers_without_the_memory_to_start(gateway: Gateway, exporter: Exporte
             program.write_text(f'#!/bin/sh\nulimit -v 40000\nexec {true} "$@"\n')
             program.chmod(0o755)
             send(running(gateway), signal.SIGKILL)
-            answers(gateway, "http://open.example/none", "policy-unavailable")
+            answers(gateway, "http://open.example/none", "ERR_ACCESS_DENIED")
+            wait_for(lambda: ("http://open.example/none", "policy-unavailable") in rules(gateway), "the logged rule")
             load.at_least(10)
         finally:
             true.rename(program)

@@ -84,7 +84,9 @@ def test_a_page_of_a_missing_helper_says_so(new_gateway: NewGateway, origins: Or
     reply = wait_for(
         partial(ask, gateway, "http://open.example/"), "an answer, where Squid was not hit by its own assertion"
     )
-    assert (reply.status, reply.rule) == (403, "policy-unavailable"), reply.text
+    assert (reply.status, reply.denial) == (403, "ERR_ACCESS_DENIED"), reply.text
+    assert "rule policy-unavailable: a helper failed" in (reply.reason or "")
+    assert {line["rule"] for line in gateway.log() if line["status"] == 403} == {"policy-unavailable"}
     with pytest.raises(CurlFailed):
         curl(gateway, "https://open.example/")
     assert origins.connections == []

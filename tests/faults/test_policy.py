@@ -174,7 +174,7 @@ def test_a_rewriter_that_starts_while_the_policy_is_bad_passes_nothing_unrewritt
         wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
         for pid in gateway.helpers("rewrite"):
             os.kill(pid, signal.SIGKILL)
-        answers(gateway, "https://rewritten.example/", "policy-unavailable")
+        answers(gateway, "https://rewritten.example/", "ERR_ACCESS_DENIED")
         load.at_least(30)
         gateway.write("policy.yaml", POLICY)
         answers(gateway, "https://rewritten.example/", 200)

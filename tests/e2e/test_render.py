@@ -1,0 +1,172 @@
+"""`squidkeeper render`: an edit that brings the first use of a part is in force without install.sh."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.rendering import decode_values
+from tests.waiting import wait_for
+
+from .curl import CurlFailed, curl
+from .gateway import Gateway, NewGateway
+from .maintained import maintained
+from .origin import Origins
+from .reply import Reply
+
+POLICY = """
+version: 1
+rules:
+  - {name: plain, action: allow, hosts: [plain.example], paths: [/x]}
+"""
+SECRET = "e2e-render-secret-0123456789"
+RULE = "rules:\n  - {name: new, action: allow, hosts: [new.example], paths: [/x]%s}\n"
+SECRETS = "secrets: {key: {file: secrets/key}}\n"
+# What is added to the policy, and the key that it needs.
+EDITS = {
+    "strip": (RULE % ", strip: [X-Debug]", "strip.x-debug"),
+    "known headers": (RULE % ", headers: known", "strip.all"),
+    "own header": (
+        RULE % "" + SECRETS + "credentials: [{name: c, hosts: [new.example], headers: {X-Own: '{key}'}}]\n",
+        "inject.x-own",
+    ),
+    "upstream": (RULE % "" + "upstreams: [{name: u, hosts: [new.example], url: 'http://127.0.0.1:9'}]\n", "upstreams"),
+    "watch": (RULE % "" + SECRETS + "defaults: {watch_secrets: true}\n", "watch"),
+    "quota": (RULE % "" + "quotas: [{name: q, per: client, requests: 5, every: day}]\n", "quotas"),
+    "rewrite": (RULE % "" + "rewrites: [{name: r, hosts: [new.example], to: 'https://plain.example/x'}]\n", "rewrites"),
+    "single": (RULE % ", connections: single", "single"),
+}
+
+
+PASSING = ("not-rendered", "default", "tunnel-outdated")  # rules that deny the new host until the edit is in force
+LONGEST_SECONDS = 30  # two on a quiet machine
+
+
+@pytest.fixture(scope="module")
+def shared(new_gateway: NewGateway) -> Iterator[Gateway]:
+    """A gateway whose maintenance process and `render` run, as an installed one's do."""
+    gateway = new_gateway(POLICY)
+    gateway.secret("key", SECRET)
+    gateway.start()
+    gateway.renders = False
+    command = [f"{gateway.root}/bin/squidkeeper", "render", "--root", str(gateway.root), "--follow"]
+    with maintained(gateway, "--policy", str(gateway.policy_folder)), subprocess.Popen(command) as render:
+        wait_for((gateway.root / "state/own-addresses.told").exists, "the start of the maintenance process")
+        yield gateway
+        render.terminate()
+
+
+@pytest.fixture
+def gateway(shared: Gateway) -> Iterator[Gateway]:
+    wait_for(lambda: is_idle(shared), "the last run")
+    os.utime(shared.layout.rendered, (0, 0))  # rendered long ago
+    wait_for(lambda: status(shared, "plain.example") == 200, "the helpers")
+    yield shared
+    (shared.policy_folder / "new.yaml").unlink(missing_ok=True)
+    wait_for(lambda: status(shared) == 403, "the end of the edit")
+
+
+def is_idle(gateway: Gateway) -> bool:
+    return not gateway.layout.render_request.exists()
+
+
+def files_of(gateway: Gateway) -> dict[Path, str]:
+    layout = gateway.layout
+    return {path: path.read_text() for path in (layout.fragment, *layout.parts.iterdir())}
+
+
+def asked(gateway: Gateway, host: str = "new.example") -> Reply | None:
+    """Ask for a host; None while Squid opens its port again."""
+    with suppress(CurlFailed):
+        return curl(gateway, f"https://{host}/x", "-H", "X-Debug: client's", "-H", "X-Own: client's")
+    return None
+
+
+def status(gateway: Gateway, host: str = "new.example") -> int:
+    reply = asked(gateway, host)
+    return reply.status if reply else 0
+
+
+def in_force(gateway: Gateway) -> frozenset[str]:
+    return decode_values(gateway.layout.rendered.read_text()).keys
+
+
+def reconfigures(gateway: Gateway) -> int:
+    return gateway.cache_log().count("Reconfiguring Squid Cache")
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_with_a_new_part_is_in_force_within_seconds_and_until_then_denied(
+    gateway: Gateway, origins: Origins, name: str
+) -> None:
+    text, key = EDITS[name]
+    assert key not in in_force(gateway)
+    origins.forget()
+    began = time.monotonic()
+    gateway.write("new.yaml", f"version: 1\n{text}")
+    replies: list[Reply] = []
+    while key not in in_force(gateway) or not replies or replies[-1].rule in PASSING:
+        told = f"{replies[-1:]}, in force: {sorted(in_force(gateway))}"
+        assert time.monotonic() - began < LONGEST_SECONDS, told
+        replies += filter(None, [asked(gateway)])
+    assert {reply.rule for reply in replies[:-1] if reply.status == 403} <= {*PASSING, None}
+    for seen in origins.seen:
+        assert seen.values("X-Debug") == [] or name not in ("strip", "known headers")
+        assert "client's" not in seen.values("X-Own") or name not in ("own header", "known headers", "watch")
+    if name == "own header":
+        assert {*(value for seen in origins.seen for value in seen.values("X-Own"))} == {SECRET}
+
+
+def test_an_edit_without_a_new_part_reconfigures_nothing(gateway: Gateway) -> None:
+    before, told = files_of(gateway), reconfigures(gateway)
+    gateway.write("new.yaml", "version: 1\n" + RULE % "")
+    wait_for(lambda: status(gateway) == 200, "the edit")
+    wait_for(lambda: is_idle(gateway), "the run")
+    assert (files_of(gateway), reconfigures(gateway)) == (before, told)
+
+
+def test_an_edit_that_is_taken_back_and_made_again_reconfigures_once(gateway: Gateway) -> None:
+    told = reconfigures(gateway)
+    for _ in range(2):
+        gateway.write("new.yaml", "version: 1\n" + RULE % ", strip: [X-Again]")
+        wait_for(lambda: "strip.x-again" in in_force(gateway), "the part")
+        wait_for(lambda: status(gateway) == 200, "the edit")
+        (gateway.policy_folder / "new.yaml").unlink()
+        wait_for(lambda: status(gateway) == 403, "the end of the edit")
+        wait_for(lambda: is_idle(gateway), "the run")
+    assert reconfigures(gateway) == told + 1
+
+
+HOSTILE = (
+    'rules: [{name: a, action: allow, hosts: [a.example], strip: ["X\\nhttp_access allow all"]}]\n',
+    'upstreams: [{name: u, hosts: [a.example], url: "http://127.0.0.1:9\\nhttp_access allow all"}]\n',
+    SECRETS + "credentials: [{name: c, hosts: [a.example], headers: {\"X-Own\\nhttp_access\": '{key}'}}]\n",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_hostile_value_of_a_policy_changes_nothing(gateway: Gateway, text: str) -> None:
+    before, told = files_of(gateway), reconfigures(gateway)
+    gateway.write("new.yaml", f"version: 1\n{text}")
+    wait_for(lambda: not is_idle(gateway), "the request")
+    wait_for(lambda: is_idle(gateway), "the run")
+    time.sleep(2)
+    assert (files_of(gateway), reconfigures(gateway)) == (before, told)
+    assert status(gateway, "plain.example") == 200
+
+
+def test_what_squid_does_not_parse_changes_nothing(gateway: Gateway) -> None:
+    gateway.edit("squidkeeper.conf", "\ncache deny all\n", "\ncache deny all\nno_such_directive on\n")
+    gateway.layout.fragment.write_text(gateway.layout.fragment.read_text().replace("no_such_directive on\n", ""))
+    before, told = files_of(gateway), reconfigures(gateway)
+    gateway.write("new.yaml", "version: 1\n" + RULE % ", strip: [X-Never]")
+    wait_for(lambda: (reply := asked(gateway)) and reply.rule == "not-rendered", "the edit")
+    wait_for(lambda: is_idle(gateway), "the run")
+    time.sleep(2)
+    assert (files_of(gateway), reconfigures(gateway)) == (before, told)
+    assert status(gateway, "plain.example") == 200
+    assert "does not have strip.x-never yet" in gateway.check().stdout

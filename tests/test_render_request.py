@@ -1,0 +1,82 @@
+"""How the maintenance process asks for Squid's configuration to be rendered."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from squidkeeper.maintenance.render_request import RenderRequest
+from tests.conftest import write_policy
+
+RULE = "rules: [{name: a, action: allow, hosts: [a.example]}]"
+
+
+@pytest.fixture
+def request_file(tmp_path: Path) -> Path:
+    return tmp_path / "render"
+
+
+@pytest.fixture
+def task(tmp_path: Path, request_file: Path) -> RenderRequest:
+    write_policy(tmp_path / "policy", RULE)
+    time.sleep(0.05)  # a file that has just been written counts as changing still
+    return RenderRequest(tmp_path / "policy", request_file, tmp_path / "values.json")
+
+
+def asked(task: RenderRequest, request_file: Path) -> bool:
+    """Check once; tell whether that asks, and take the request as root does."""
+    task.check()
+    there = request_file.exists()
+    request_file.unlink(missing_ok=True)
+    return there
+
+
+def test_it_asks_once_at_its_start_and_after_each_edit(task: RenderRequest, request_file: Path, tmp_path: Path) -> None:
+    assert [asked(task, request_file) for _ in range(3)] == [True, False, False]
+    write_policy(tmp_path / "policy", RULE.replace("a.example", "b.example"))
+    time.sleep(0.05)
+    assert [asked(task, request_file) for _ in range(2)] == [True, False]
+
+
+def test_a_policy_behind_a_link_and_a_grant_beside_it_are_followed(
+    task: RenderRequest, request_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "policy").rename(tmp_path / "one")
+    write_policy(tmp_path / "two", RULE)
+    (tmp_path / "policy").symlink_to("one")
+    time.sleep(0.05)
+    assert asked(task, request_file)
+    (tmp_path / "new").symlink_to("two")
+    (tmp_path / "new").rename(tmp_path / "policy")
+    assert [asked(task, request_file) for _ in range(2)] == [True, False]
+    (tmp_path / "grants.yaml").write_text("version: 1\ngrants: []\n")
+    time.sleep(0.05)
+    assert [asked(task, request_file) for _ in range(2)] == [True, False]
+
+
+def test_the_password_of_a_parent_is_followed(task: RenderRequest, request_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("one\n")
+    (tmp_path / "values.json").write_text(f'{{"password_files": ["{tmp_path}/password"]}}')
+    time.sleep(0.05)
+    assert [asked(task, request_file) for _ in range(2)] == [True, False]
+    (tmp_path / "password").write_text("two\n")
+    time.sleep(0.05)
+    assert [asked(task, request_file) for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize("values", ["", "{", "[]", '{"password_files": 1}'])
+def test_values_that_are_none_change_nothing(
+    task: RenderRequest, request_file: Path, tmp_path: Path, values: str
+) -> None:
+    (tmp_path / "values.json").write_text(values)
+    assert asked(task, request_file)
+
+
+def test_it_follows_no_link_to_make_the_file(task: RenderRequest, request_file: Path, tmp_path: Path) -> None:
+    request_file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=os.strerror(40)):
+        task.check()
+    assert not (tmp_path / "elsewhere").exists()
