@@ -168,7 +168,8 @@ def test_a_rewriter_that_starts_while_the_policy_is_bad_passes_nothing_unrewritt
     gateway: Gateway, exporter: Exporter, origins: Origins
 ) -> None:
     """It alone has no policy: the other helpers go on with theirs, and would let the request through as it is."""
-    fault = Fault(denied="the rewriter has no policy", lost=SQUIDS_OWN, only={"rewritten.example"})
+    # A second credential helper that the load starts meanwhile has no policy either.
+    fault = Fault(denied="the rewriter has no policy", lost=SQUIDS_OWN, only={"rewritten.example", "injected.example"})
     with under_load(gateway, origins, fault) as load:
         gateway.write("policy.yaml", "version: 1\nrules: [\n")
         wait_for(lambda: "policy-not-loaded" in exporter.health()[1], "the operator to be told")
