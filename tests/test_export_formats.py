@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 from urllib.parse import quote
 
 import pytest
@@ -217,10 +217,10 @@ NUMBER = st.one_of(st.integers(0, 1000), st.integers())
 @st.composite
 def hostile_records(draw: st.DrawFn) -> Record:
     fields: dict[str, Any] = {}
-    for name, kind in Record.__annotations__.items():
-        if kind == "int" and draw(st.booleans()):
+    for name, kind in get_type_hints(Record).items():
+        if kind is int and draw(st.booleans()):
             fields[name] = draw(NUMBER)
-        elif kind == "str" and draw(st.booleans()):
+        elif kind is str and draw(st.booleans()):
             fields[name] = draw(st.one_of(TEXT, URL) if name in ("url", "fetched", "referrer") else TEXT)
     return record(**fields)
 

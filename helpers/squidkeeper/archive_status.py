@@ -4,8 +4,6 @@ The maintenance process deletes no rotated log before it is archived, unless the
 state folder what it had to delete.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Replacing a file that other processes read (floor 3)."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

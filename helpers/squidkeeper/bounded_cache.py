@@ -1,7 +1,5 @@
 """A cache that is bounded in bytes (floor 1)."""
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 K = TypeVar("K")

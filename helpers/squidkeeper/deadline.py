@@ -3,8 +3,6 @@
 The timeout of a socket is for each read and write, and a server can send a byte at a time.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

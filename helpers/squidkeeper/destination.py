@@ -1,7 +1,5 @@
 """Where what is sent leads (floor 2): the value of `export --to`, the URL of the webhook."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path

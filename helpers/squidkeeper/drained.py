@@ -4,8 +4,6 @@ A file in the run folder says so. The exporter reads that it is there, and since
 Squid's account can write in that folder, so nothing there is opened or followed.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 from typing import Final

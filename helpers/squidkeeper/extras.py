@@ -1,7 +1,5 @@
 """The optional parts of the program (floor 3): which packages each needs, and whether they are installed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Set
 from importlib.util import find_spec
 from typing import Final

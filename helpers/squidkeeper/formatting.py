@@ -3,8 +3,6 @@
 humanize is not used: it writes "a minute ago" and "1.5 kB", and rounds durations to one unit.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime

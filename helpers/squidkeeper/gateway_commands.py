@@ -5,8 +5,6 @@ Texts name commands as they are for the gateway of the system: `squidkeeper chec
 systemd.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Mapping

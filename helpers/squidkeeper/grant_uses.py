@@ -5,8 +5,6 @@ process does, and gives each its own position. So no lock is needed, and no proc
 another. A use is on disk before it counts.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable

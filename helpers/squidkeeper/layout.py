@@ -1,7 +1,5 @@
 """Where the files of a gateway are (floor 3): as squid/ documents them, or under `--root DIR`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256

@@ -3,8 +3,6 @@
 It holds the failure of each task. Its modification time is the time of the heartbeat.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field

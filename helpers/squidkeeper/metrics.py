@@ -4,8 +4,6 @@ A test holds the table in the documentation to it. Label values come from the po
 an address, a host or a URL: clients could invent any number of those.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final

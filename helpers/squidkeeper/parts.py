@@ -4,8 +4,6 @@ A key names a part (`strip`), or a line of one (`strip.x-debug`). Squid's config
 force to its helpers (`--in-force`). A request that needs another one is denied until it is there.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum

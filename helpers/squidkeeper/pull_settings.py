@@ -1,7 +1,5 @@
 """Where a policy is pulled from, and whose signature counts (floor 4): `pull.yaml`, which is the operator's."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

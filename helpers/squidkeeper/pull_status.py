@@ -1,7 +1,5 @@
 """What `squidkeeper pull` reports (floor 4): a small file in its folder, which Squid's group can read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final

@@ -1,7 +1,5 @@
 """Decisions as Squid reads them (floor 4): the annotations that Squid reads, the page, and what is counted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import sha256

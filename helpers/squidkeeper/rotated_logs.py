@@ -4,8 +4,6 @@ logrotate makes `access.log.1`, `access.log.2.gz` or, with `dateext`, `access.lo
 makes `access.log-20261125063000` in local time, which logrotate leaves alone.
 """
 
-from __future__ import annotations
-
 import heapq
 import os
 import re

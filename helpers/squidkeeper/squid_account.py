@@ -3,8 +3,6 @@
 Also who can change a file besides the accounts that may.
 """
 
-from __future__ import annotations
-
 import grp
 import json
 import os

@@ -4,8 +4,6 @@ A line that ends in a backslash continues; comments and empty lines within do no
 `if`, `else`, `endif` and `include` count. Of nested conditions Squid regards the innermost alone.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field

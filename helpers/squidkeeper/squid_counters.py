@@ -1,7 +1,5 @@
 """Squid's own counters (floor 4), read from its cache manager on loopback."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

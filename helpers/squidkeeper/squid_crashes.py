@@ -4,8 +4,6 @@ What Squid served when it ended has no line in the access log. The helper that i
 was asked last. When Squid ends, its helpers end too, and each appends that to a file.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import deque

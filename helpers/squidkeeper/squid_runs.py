@@ -4,8 +4,6 @@ The maintenance process samples it; the archive takes the samples along, and ver
 A run of Squid lasts while its processes are the same: a worker that is started again counts from zero.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which Squid is installed (floor 4), and whether a flaw of it that matters here is known to be fixed."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

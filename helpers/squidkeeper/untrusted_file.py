@@ -3,8 +3,6 @@
 It can put a link there, which leads to what only the reader may read, a pipe, which blocks, or a file without an end.
 """
 
-from __future__ import annotations
-
 import os
 from errno import EINVAL
 from pathlib import Path

@@ -4,8 +4,6 @@ Squid, the origin and the policy must mean the same host and the same path. This
 URL, a host or an address apart; whatever it cannot take apart with certainty raises `InvalidUrl`, and is denied.
 """
 
-from __future__ import annotations
-
 import re
 import socket
 import unicodedata

@@ -1,7 +1,5 @@
 """TLS to a server that is verified, against the system's authorities or those of a file (floor 4)."""
 
-from __future__ import annotations
-
 import ssl
 from pathlib import Path
 from typing import Final

@@ -1,7 +1,5 @@
 """What a person answers to a ticket (floor 7): what cannot be kept is not answered."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Each line is a JSON object: who decided what about which question, when and why.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

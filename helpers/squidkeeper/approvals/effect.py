@@ -1,7 +1,5 @@
 """What a grant opens, and what closes it all the same (floor 7)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime

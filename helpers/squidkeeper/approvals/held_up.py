@@ -1,7 +1,5 @@
 """What is in force while the policy on disk is another one (floor 7): an edit may be held back or refused."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A grant that a command is to make (floor 7): from what a person writes to an entry of `grants`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass

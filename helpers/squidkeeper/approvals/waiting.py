@@ -3,8 +3,6 @@
 Whatever stands in the state folder, links and pipes too, leads root nowhere that Squid's account could not go itself.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

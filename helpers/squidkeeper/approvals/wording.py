@@ -1,7 +1,5 @@
 """Grants as people read them on a terminal (floor 7): hosts in punycode, what is not printable escaped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Final

@@ -5,8 +5,6 @@ list of the names that they get; they exist only once the entry does. What a kil
 by that list, and it begins with the same log again. A part that no entry names for another reason is never removed.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping

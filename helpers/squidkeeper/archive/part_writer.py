@@ -1,7 +1,5 @@
 """Lines to Parquet (floor 7): one part for each UTC day, in the order of the log."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How long an archive is kept (floor 7): whole days go, the oldest first, each with a tombstone in the chain."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import suppress

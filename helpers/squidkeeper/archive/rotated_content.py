@@ -1,7 +1,5 @@
 """The content of one rotated log (floor 7): uncompressed, and cut into files of whole lines, to bound memory."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Runs of the archive without systemd's timer (floor 7): each is a process of its own, so that its memory is freed."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

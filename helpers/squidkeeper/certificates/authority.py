@@ -5,8 +5,6 @@ costs (tests/bench/bench.py --load fresh). An intermediate has a P-256 key, what
 the root's key off the gateway.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta

@@ -6,8 +6,6 @@ origin makes it refuse the leaf. Nothing else is copied: Squid verifies the chai
 weak key or signature, or its revocation.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta

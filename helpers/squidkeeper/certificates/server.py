@@ -1,7 +1,5 @@
 """The certificate of the TLS port (floor 1): issued by the gateway's CA, and when it is due for another one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from ipaddress import ip_address

@@ -3,8 +3,6 @@
 A part that no entry names does not exist. A torn last line is no entry; the next one is written in its place.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import platform

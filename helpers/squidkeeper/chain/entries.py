@@ -5,8 +5,6 @@
 `previous` is the SHA-256 of the line before, with its signature. The signature is over the line without it.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -3,8 +3,6 @@
 The number rises with each entry. Whoever puts back an old archive, whole and well signed, puts back an old number.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

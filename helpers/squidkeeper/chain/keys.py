@@ -3,8 +3,6 @@
 A signed object is a JSON object whose last member is the signature, in base64, of the object without it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from base64 import b64decode, b64encode

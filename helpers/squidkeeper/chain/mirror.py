@@ -4,8 +4,6 @@ What is there already is not fetched again: parts and lines of a chain never cha
 every reader and `archive verify` take it. `FETCHED` notes from which time on its parts were fetched.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 The archives of many gateways are in one folder or store, each below `gateway=NAME`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

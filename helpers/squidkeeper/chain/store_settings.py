@@ -4,8 +4,6 @@
 role of a machine). Else a YAML file holds them: keys never stand in a command line.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime

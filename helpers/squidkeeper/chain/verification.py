@@ -3,8 +3,6 @@
 Nothing of the archive is trusted, only the public key that the caller brings and the heads that he kept elsewhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,7 +1,5 @@
 """The command line (floor 9): one command per file, imported when it is called, so that helpers start fast."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

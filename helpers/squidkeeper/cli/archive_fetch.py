@@ -1,7 +1,5 @@
 """`squidkeeper archive fetch` (floor 9)."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`squidkeeper brief` (floor 9): what a client may reach, for the instructions of its agent."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

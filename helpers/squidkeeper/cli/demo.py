@@ -1,7 +1,5 @@
 """`squidkeeper demo` (floor 9)."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from contextlib import suppress

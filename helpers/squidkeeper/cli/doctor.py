@@ -1,7 +1,5 @@
 """`squidkeeper doctor` (floor 9)."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Edits of the policy that are refused (floor 9): what a command says, in place of a traceback."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

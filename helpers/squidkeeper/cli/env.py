@@ -1,7 +1,5 @@
 """`squidkeeper env` (floor 9): the environment of a client."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """The new file of --output (floor 9): it never replaces one, and is as closed as the access log."""
 
-from __future__ import annotations
-
 import os
 import sys
 from functools import partial

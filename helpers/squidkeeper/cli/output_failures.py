@@ -1,7 +1,5 @@
 """Errors of the output (floor 9): what a command that cannot write, or reach a file, says in place of a traceback."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

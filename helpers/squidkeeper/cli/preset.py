@@ -1,7 +1,5 @@
 """`squidkeeper preset` (floor 9)."""
 
-from __future__ import annotations
-
 import click
 from click.shell_completion import CompletionItem
 

@@ -1,7 +1,5 @@
 """`squidkeeper probe` (floor 9): one file that runs in the VM of a client, and tells what works there."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

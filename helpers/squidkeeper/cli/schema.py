@@ -1,7 +1,5 @@
 """`squidkeeper schema` (floor 9)."""
 
-from __future__ import annotations
-
 import json
 
 import click

@@ -1,7 +1,5 @@
 """`squidkeeper seal` (floor 9)."""
 
-from __future__ import annotations
-
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`squidkeeper secrets` (floor 9)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

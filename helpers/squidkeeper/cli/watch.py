@@ -1,7 +1,5 @@
 """`squidkeeper watch` (floor 9)."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 It holds what the policy says about this client, no value of a secret, and nothing about other clients.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime

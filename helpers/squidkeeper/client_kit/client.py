@@ -1,7 +1,5 @@
 """One client of a policy (floor 4): which entries are for it, who it is on the network, which URLs show the policy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass

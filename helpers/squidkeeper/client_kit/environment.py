@@ -5,8 +5,6 @@ the gateway's root, the second a bundle with the public roots and the gateway's:
 the client where a tunnel is passed through.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 The values hold no character that the forms read differently (environment.py refuses such), so each form stays short.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Callable, Mapping

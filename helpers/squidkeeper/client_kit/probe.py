@@ -1,7 +1,5 @@
 """The probe of a client as one file (floor 4), in Python or for a POSIX shell, from the table of programs."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping

@@ -4,8 +4,6 @@ It needs Python 3.8 and nothing else. `squidkeeper probe` prints this file with 
 Exit status: 0 when nothing is to be fixed, else 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -4,8 +4,6 @@ A command is POSIX shell. `$URL` is the URL, `$TMP` an empty folder. It prints `
 body where the program shows them. Patterns are regular expressions for Python's `re` and `grep -E` alike, in any case.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 _PROXY = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")

@@ -1,7 +1,5 @@
 """The layout of a counter file (floor 3), and the parts that both reader and writer read."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Reading the counter files of a folder, and adding them up (floor 3)."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

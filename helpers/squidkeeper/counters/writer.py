@@ -1,7 +1,5 @@
 """Counting in a counter file (floor 3)."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json

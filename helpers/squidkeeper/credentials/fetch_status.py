@@ -3,8 +3,6 @@
 Its modification time is the time of the heartbeat.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ The folder is on a tmpfs, and its group is Squid's: its account reads the files,
 by the definition of its source, so the value of an edited source is never used.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final

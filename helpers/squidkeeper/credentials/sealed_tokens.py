@@ -1,7 +1,5 @@
 """Sealed tokens of a request (floor 4): where a client presents one, and what it holds."""
 
-from __future__ import annotations
-
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error

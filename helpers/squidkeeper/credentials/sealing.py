@@ -5,8 +5,6 @@ Whoever has the public key can seal; only the gateway's private key opens. PyNaC
 where a key is used.
 """
 
-from __future__ import annotations
-
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error

@@ -1,7 +1,5 @@
 """A value that never prints itself (floor 4)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from squidkeeper.errors import SecretUnavailable

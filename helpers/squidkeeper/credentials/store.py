@@ -1,7 +1,5 @@
 """Reading the values of secrets, and making headers of them (floor 4)."""
 
-from __future__ import annotations
-
 import os
 import string
 import sys

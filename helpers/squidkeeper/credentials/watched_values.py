@@ -7,8 +7,6 @@ does, the windows are located, and digests are made. Who knows a placeholder can
 room. So the digests for a name are bounded, and a text that reaches the bound is taken to hold the value.
 """
 
-from __future__ import annotations
-
 import secrets
 import sys
 from base64 import b64encode

@@ -1,7 +1,5 @@
 """A private CA (floor 8), which issues the certificates of origins as a public CA does on the internet."""
 
-from __future__ import annotations
-
 import ssl
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address

@@ -1,7 +1,5 @@
 """The demonstration as a whole (floor 8): creates networks and servers, runs the tour, and removes everything."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

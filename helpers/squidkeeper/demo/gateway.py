@@ -1,7 +1,5 @@
 """The gateway of the demonstration (floor 8): installed by the installer, in a folder of its own."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Network namespaces (floor 8): one in which every address is this machine, and one of a VM beside it."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shlex

@@ -1,7 +1,5 @@
 """The servers of the demonstration (floor 8): an origin over TLS, and a relay from the host to the status page."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from collections.abc import Iterator

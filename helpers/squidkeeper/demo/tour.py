@@ -1,7 +1,5 @@
 """The tour (floor 8): the steps of the demonstration, each with a command and its expected output."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shlex

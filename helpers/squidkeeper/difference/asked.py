@@ -1,7 +1,5 @@
 """One request, decided as `squidkeeper explain` decides it (floor 4): what proves a difference."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from datetime import datetime
 

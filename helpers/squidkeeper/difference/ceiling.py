@@ -3,8 +3,6 @@
 Every difference counts, but for those that only close. These are listed here, and in policy/CHANGING.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 from squidkeeper.difference.comparison import CellDifference

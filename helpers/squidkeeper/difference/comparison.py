@@ -4,8 +4,6 @@ All requests are cut into cells, in each of which both policies do one thing. Tw
 the same for every request. A cell that differs gets an example, which the engine confirms; without one it is unproven.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Clients, ports, methods, paths, queries and times in words (floor 4). An empty tuple stands for all."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from datetime import datetime
 

@@ -1,7 +1,5 @@
 """Clients, ports and methods, cut into the finest parts that two policies could tell apart (floor 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Cells that differ alike, joined for people to read (floor 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Hosts in words (floor 4): as patterns of the policies would name them; other hosts, lists and addresses in words."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 

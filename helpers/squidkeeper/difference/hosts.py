@@ -4,8 +4,6 @@ Patterns and lists know names by their labels. So a host is as every other whose
 the same, with as many labels in front of it: none, one, or more.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace

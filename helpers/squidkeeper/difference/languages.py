@@ -1,7 +1,5 @@
 """Which of several globs match a text together (floor 4): one automaton reads all of them at once."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import ascii_lowercase, ascii_uppercase, digits

@@ -3,8 +3,6 @@
 Clients, paths, queries and times have traits: the names they belong to, the patterns that match, the rules that hold.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 

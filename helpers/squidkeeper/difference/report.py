@@ -1,7 +1,5 @@
 """The difference between two policies as a whole (floor 4)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from datetime import datetime
 

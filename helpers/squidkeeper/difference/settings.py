@@ -1,7 +1,5 @@
 """What differs between two policies beside what becomes of each request (floor 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC

@@ -1,7 +1,5 @@
 """What one policy does with the requests of a cell (floor 4): of one kind of client, scheme, port, method and host."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from datetime import datetime

@@ -1,7 +1,5 @@
 """The paths and queries that patterns tell apart (floor 4): cells, in each of which the same patterns hold."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The URLs of one client, method and host that two policies treat differently (floor 4)."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What is wrong in Squid's configuration (floor 8). Each finder yields a place and a detail, which shows no value."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

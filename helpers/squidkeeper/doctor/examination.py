@@ -1,7 +1,5 @@
 """All checks of a gateway, as text and as JSON (floor 8)."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping

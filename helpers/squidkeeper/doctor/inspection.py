@@ -1,7 +1,5 @@
 """An installed gateway as it is found (floor 8): its configuration, its policy, its processes, its machine."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What is wrong around Squid (floor 8): files, accounts, processes, clock, logrotate."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -3,8 +3,6 @@
 A check of what the exporter reports is no row here: `conditions.py` has it, and doctor runs its finder too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final

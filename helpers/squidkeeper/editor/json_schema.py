@@ -4,8 +4,6 @@ The models give keys, types and words. A field that they parse from a text is te
 otherwise. `check` finds more: what a text means, and whether the names of other sections are there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A policy with its entries by host (floor 3): which of them can apply to a request, whatever its URL."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime

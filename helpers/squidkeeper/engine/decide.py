@@ -1,7 +1,5 @@
 """The one decision (floor 3): helpers, `explain`, a policy's tests and drift all call `decide`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator
 from datetime import datetime
 from enum import Enum, auto

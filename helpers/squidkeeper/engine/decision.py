@@ -1,7 +1,5 @@
 """A decision (floor 3): a denial is a value, never an exception."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from squidkeeper.policy.faults import Location

@@ -1,7 +1,5 @@
 """Why a decision came out as it did (floor 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime

@@ -3,8 +3,6 @@
 One table serves deciding and explaining.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 The first rule that matches is the one that counts. If it observes, its verdict is observed. If it decides, nothing is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime

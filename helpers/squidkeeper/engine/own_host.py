@@ -4,8 +4,6 @@ Nothing is sent anywhere for such a request: Squid answers with what the helper 
 denied, by the URL as it was sent.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from http import HTTPMethod

@@ -1,7 +1,5 @@
 """Which of the entries that hold apply (floor 3): the order of a policy, for one URL or for a whole cell of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 

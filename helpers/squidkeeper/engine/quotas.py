@@ -1,7 +1,5 @@
 """Which quotas count a request (floor 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from squidkeeper.engine.fields import HostFacts

@@ -1,7 +1,5 @@
 """The decision at request scope (floor 3): one that every reading of the URL's path leads to."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime

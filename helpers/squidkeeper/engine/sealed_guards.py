@@ -1,7 +1,5 @@
 """Whether a request may have what a sealed token holds (floor 3): every guard, for the URL that is fetched."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import datetime
 

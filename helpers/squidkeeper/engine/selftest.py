@@ -1,7 +1,5 @@
 """The tests that a policy carries (floor 3): it does not load while one of them fails."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 

@@ -1,7 +1,5 @@
 """Where a rewrite leads (floor 3)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from urllib.parse import quote, unquote

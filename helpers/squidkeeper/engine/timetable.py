@@ -1,7 +1,5 @@
 """Which of a policy's rules and tokens hold at a time (floor 3): those that expire, and those with a schedule."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo

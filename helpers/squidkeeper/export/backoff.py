@@ -1,7 +1,5 @@
 """How long to wait for a receiver that does not take records (floor 7)."""
 
-from __future__ import annotations
-
 import random
 from typing import Final
 

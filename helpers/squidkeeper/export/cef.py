@@ -4,8 +4,6 @@ A message is a head, whose parts end in `|`, and `key=value` pairs. In the head 
 in a value `=` and `\`. Line ends are in percent-encoding already.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Final
 

@@ -5,8 +5,6 @@ many: whoever continues after a crash knows how many may arrive twice. After a f
 read from the log again, so that no more than one batch is in memory, however long a receiver is away.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The format `ecs` (floor 7): the Elastic Common Schema, version 8. What it has no field for is below `squidkeeper`."""
 
-from __future__ import annotations
-
 from typing import Any, Final
 
 import msgspec

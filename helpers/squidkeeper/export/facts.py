@@ -4,8 +4,6 @@ Every format maps these names to its own. A fact that the record does not have i
 percent-encoding; what is not printable in it (a client may send any bytes) is in percent-encoding again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta

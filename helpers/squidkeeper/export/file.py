@@ -1,7 +1,5 @@
 """A file that an agent on this machine reads, such as Vector (floor 7). It is complete on disk before it counts."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The formats of an export (floor 7): one row each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """Batches over https (floor 7): verified, no redirects, no proxy; an answer has a bound in bytes and in time."""
 
-from __future__ import annotations
-
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The format `json` (floor 7): records as in the access log, with the same fields in percent-encoding."""
 
-from __future__ import annotations
-
 import msgspec
 
 from squidkeeper.export.notices import Notice

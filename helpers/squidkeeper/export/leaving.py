@@ -5,8 +5,6 @@ host can hold there what it has from another. No URL has a password. A referrer 
 does not leave: what its password is depends on who reads it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Final

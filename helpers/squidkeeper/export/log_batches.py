@@ -1,7 +1,5 @@
 """From the access log to batches of messages (floor 7), with a notice where something is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

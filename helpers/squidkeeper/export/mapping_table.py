@@ -3,8 +3,6 @@
 After a change of a format: `python -m squidkeeper.export.mapping_table squid/observe/EXPORT.md`.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """What leaves the gateway (floor 7): messages, each with the time and the kind that its transport needs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,7 +1,5 @@
 """From a table of dotted names to objects in objects (floor 7)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Notices (floor 7): what an export tells beside the records of the access log."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -3,8 +3,6 @@
 A notice is a Base Event: it tells about the export, not about a request.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 

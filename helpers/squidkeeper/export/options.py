@@ -1,7 +1,5 @@
 """What the caller chooses about the messages of an export (floor 7)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

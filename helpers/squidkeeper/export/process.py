@@ -1,7 +1,5 @@
 """The process of one or more exports (floor 7): a thread each, until SIGTERM."""
 
-from __future__ import annotations
-
 import logging
 import os
 import resource

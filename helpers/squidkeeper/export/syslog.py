@@ -6,8 +6,6 @@ bytes unread sends RST. So a connection is ended in order every ten seconds, or 
 as taken once the receiver has closed its side, with every byte acknowledged and no error (`confirm`).
 """
 
-from __future__ import annotations
-
 import fcntl
 import re
 import socket

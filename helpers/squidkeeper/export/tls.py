@@ -1,7 +1,5 @@
 """TLS to receivers (floor 7): verified, against the system's authorities or those of a file."""
 
-from __future__ import annotations
-
 import ssl
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 They have the names of the widely used squid-exporter, so that its dashboards work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Final
 

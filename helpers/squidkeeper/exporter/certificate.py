@@ -1,7 +1,5 @@
 """The certificates that clients depend on (floor 7): of what signs for all hosts, the TLS port, the quota store."""
 
-from __future__ import annotations
-
 import ssl
 import time
 from dataclasses import dataclass

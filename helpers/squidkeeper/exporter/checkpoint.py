@@ -3,8 +3,6 @@
 The file is replaced whole, so that counts and position match even after a crash.
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -3,8 +3,6 @@
 Series for what the policy names exist from the start, with 0, so that an alert sees the first event as an increase.
 """
 
-from __future__ import annotations
-
 from collections import Counter as Multiset
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime

@@ -4,8 +4,6 @@ Its codes stand in /healthz, on the status page, in `squidkeeper_condition` and 
 A finder is a pure function of a snapshot, except that `secret-unavailable` reads the files of secrets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

@@ -4,8 +4,6 @@
 `SERIES_LIMIT` series, whatever clients send: new ones are then counted under the label `other`.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Container, Sequence
 from ipaddress import ip_network

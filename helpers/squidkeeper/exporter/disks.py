@@ -1,7 +1,5 @@
 """The free space of the disks that the gateway writes to (floor 7)."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ It says less than the exporter's /healthz: whether to send clients here. A polic
 example, is no reason to send them elsewhere, as every gateway has the same.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import time

@@ -4,8 +4,6 @@ Counts are saved before they are served. So a number that Prometheus has seen ne
 killed and the log is gone when it starts again.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

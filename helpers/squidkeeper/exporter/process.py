@@ -1,7 +1,5 @@
 """The exporter process (floor 7): it counts the access log, and serves metrics, /healthz and the status page."""
 
-from __future__ import annotations
-
 import logging
 import os
 import resource

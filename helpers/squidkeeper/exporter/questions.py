@@ -1,7 +1,5 @@
 """The questions that wait for a person (floor 7): counted, and settled where the policy decides them by now."""
 
-from __future__ import annotations
-
 import logging
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The newest denials, findings and answers (floor 7), for the status page. A checkpoint saves denials and findings."""
 
-from __future__ import annotations
-
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

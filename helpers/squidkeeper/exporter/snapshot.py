@@ -1,7 +1,5 @@
 """The gateway at one moment (floor 7), for metrics, conditions and the status page."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """The status page (floor 7): a snapshot as HTML."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The rows of the status page's tables (floor 7). No field can hold the value of a secret. Times are in UTC."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter as Multiset
 from collections.abc import Iterator, Mapping

@@ -5,8 +5,6 @@ waits for its replies forever. The exporter runs as the same account, so it can 
 command lines: a helper that cannot write to the state folder is ended too.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -7,8 +7,6 @@ They are added before the exporter saves its position in the log, so an exporter
 twice, and none never. Where gateways share their counts, what the store has not got yet is kept in memory.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

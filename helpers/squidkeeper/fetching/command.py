@@ -4,8 +4,6 @@ Whoever writes the policy must not run any program as the account of `squidkeepe
 the folder that root has named at the installation.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """Tokens of an installation of a GitHub App (floor 5). joserfc, of the extra `oauth2`, signs the request."""
 
-from __future__ import annotations
-
 import json
 from ssl import SSLContext
 from typing import Final

@@ -3,8 +3,6 @@
 httpx is imported late: it belongs to the extra `oauth2`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import ssl

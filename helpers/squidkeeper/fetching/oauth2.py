@@ -1,7 +1,5 @@
 """Tokens of an OAuth2 token endpoint (floor 5), asked for with authlib, of the extra `oauth2`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from ssl import SSLContext
 

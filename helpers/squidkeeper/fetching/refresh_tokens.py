@@ -1,7 +1,5 @@
 """Refresh tokens that a token endpoint has replaced (floor 5), in files that this process alone can read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One secret: fetched, written, renewed before it expires (floor 5). There is one fetch of it at a time."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

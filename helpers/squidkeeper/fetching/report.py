@@ -1,7 +1,5 @@
 """Writes the report of `squidkeeper secrets` (floor 5)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """When a secret is fetched again (floor 5). `chance` is from 0 to 1, so that many gateways do not ask at once."""
 
-from __future__ import annotations
-
 from typing import Final
 
 _EARLIEST, _LATEST = 0.6, 0.8  # of the lifetime of a value

@@ -1,7 +1,5 @@
 """When a fetched value expires, as its source says it (floor 5)."""
 
-from __future__ import annotations
-
 import math
 from datetime import datetime
 from typing import Final, TypeGuard

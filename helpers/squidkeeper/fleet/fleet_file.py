@@ -1,7 +1,5 @@
 """The file of a fleet (floor 8): its gateways, and the HAProxy in front of them."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address

@@ -7,8 +7,6 @@ A signature vouches for the whole tree, so a commit is made only on a tip that g
 anyone has pushed.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """HAProxy's configuration for a fleet (floor 8): setup/haproxy.cfg with the sections of fleet.cfg."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Final

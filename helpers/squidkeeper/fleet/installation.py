@@ -4,8 +4,6 @@ The machine needs no Squid. The configuration is checked first, by HAProxy itsel
 after the reload, the former one comes back: whether an address can be listened on shows only then.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

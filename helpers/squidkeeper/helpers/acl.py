@@ -4,8 +4,6 @@ At host scope Squid asks once for each client, user, method, host and port, and 
 request scope it asks for each URL, where the first answer said that the URL decides.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 from datetime import datetime

@@ -4,8 +4,6 @@ A request that a person can still approve is denied at once, and a ticket change
 kept, the denial has none, and its reason says why.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import time

@@ -4,8 +4,6 @@ Squid copies a helper's stderr into cache.log unchanged, so each line has its ow
 alone writes a message that every helper has, such as a new revision in force.
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -5,8 +5,6 @@ process makes and keeps. Where none can be made that says what the request asks 
 accepts, so that the client fails at once: without an answer Squid keeps it waiting (`request_timeout`).
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace

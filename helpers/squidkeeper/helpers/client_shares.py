@@ -1,7 +1,5 @@
 """How much of a helper's time one client may take (floor 5)."""
 
-from __future__ import annotations
-
 import time
 from typing import Final
 

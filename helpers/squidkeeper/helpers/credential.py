@@ -4,8 +4,6 @@ Squid asks it last, after a rewrite. It decides the request again by its own pol
 credential. The answer has one annotation for each header, or denies.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

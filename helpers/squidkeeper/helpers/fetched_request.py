@@ -1,7 +1,5 @@
 """A request that is about to be fetched, with the headers that its client sends (floor 5)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, Self
 
 from squidkeeper.engine import HostMatch

@@ -1,7 +1,5 @@
 """What a helper process counts, and its heartbeat (floor 5)."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -1,7 +1,5 @@
 """What a policy holds for the requests of the URL helpers (floor 5)."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Final
 

@@ -6,8 +6,6 @@ apart, by `key_extras`). It names the token by its ID alone; the acl helper chec
 a token that is revoked opens nothing more, whatever Squid remembers of its login.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import sha256

@@ -4,8 +4,6 @@ Squid asks it about each request that a quota may count, once the policy has all
 counts once: what cannot be counted is denied with ERR, because Squid asks again after BH.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import time

@@ -9,8 +9,6 @@ Parameters of credentials are added last, and `parameters_` names them. Where th
 would be too long, the answer has none, and the credential helper denies the request.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """AWS signatures of requests (floor 5): the request that Squid forwards, signed with the policy's keys."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime

@@ -3,8 +3,6 @@
 Squid waits for an answer forever, and its client waits too. Squid denies the lookups of a helper that ends.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import logging
 import os

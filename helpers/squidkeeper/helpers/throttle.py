@@ -5,8 +5,6 @@ else. It bounds the lines of the access log that a client causes. A denial that 
 at a second `external_acl_type`, in Squid's queue, and takes none of the lookups (`concurrency=`) in which others wait.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass

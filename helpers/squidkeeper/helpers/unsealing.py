@@ -1,7 +1,5 @@
 """Sealed tokens in requests (floor 5): opened, each guard checked, and what they hold injected, or a denial."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import datetime
 

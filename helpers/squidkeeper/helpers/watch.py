@@ -5,8 +5,6 @@ searches what Squid states of a request, its URL and the headers that helpers re
 policy, and for placeholders of credentials that the request does not get.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Who asked (floor 7): the clients for which rules are proposed, and the machines that are counted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache

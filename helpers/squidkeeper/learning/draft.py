@@ -1,7 +1,5 @@
 """A draft (floor 7): what is proposed, and what is only listed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum

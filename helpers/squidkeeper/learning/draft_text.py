@@ -4,8 +4,6 @@ Clients chose the hosts, paths and user names. In YAML each text stands in doubl
 nothing that ends its line.
 """
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping

@@ -3,8 +3,6 @@
 Whose a domain is, the public suffix list says, with its private part: `a.github.io` and `b.github.io` have two owners.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final

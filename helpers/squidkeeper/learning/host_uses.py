@@ -1,7 +1,5 @@
 """What one client of a draft used of one host (floor 7): gathered use by use, in bounded memory."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 So nothing that one client does makes the rules of another one wider.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby

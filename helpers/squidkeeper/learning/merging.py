@@ -1,7 +1,5 @@
 """From what each client may have to the fewest rules that open just that (floor 7)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple

@@ -1,7 +1,5 @@
 """Which presets allow what was used (floor 7)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from squidkeeper.engine import CompiledPolicy, decide

@@ -4,8 +4,6 @@ A public address of the gateway reaches every service that listens on it. squidk
 file, `acl sk_private dst "FILE"`. This task updates the file and lets Squid read it again.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, collapse_addresses, ip_address

@@ -1,7 +1,5 @@
 """The maintenance process (floor 5): it checks each task once a second, until SIGTERM."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import time

@@ -1,7 +1,5 @@
 """A limit on signals to Squid (floor 5): each one makes it replace its helpers, and deny their lookups in flight."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable

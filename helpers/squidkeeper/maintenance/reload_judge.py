@@ -3,8 +3,6 @@
 The judge reads the record with DuckDB, so it needs more memory than this process. It ends by itself in time.
 """
 
-from __future__ import annotations
-
 import subprocess
 import time
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Root takes nothing from the file. `squidkeeper render` reads the policy itself, with the rights of Squid's account.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,8 +4,6 @@ Squid sends all DNS queries from one UDP port, so a forged answer only has to ma
 from another port, with random upper and lower case.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import re

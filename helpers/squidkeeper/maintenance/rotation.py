@@ -3,8 +3,6 @@
 logrotate can rotate the same logs by time. The names differ, and its files count here too.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Notes crashes of Squid (floor 5): a process that serves has ended, and has not said in cache.log that it exits."""
 
-from __future__ import annotations
-
 import logging
 import re
 import time

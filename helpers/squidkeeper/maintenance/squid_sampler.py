@@ -1,7 +1,5 @@
 """Samples Squid's own counter of requests every ten seconds (floor 5), for the archive: `squid_runs.py`."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ HAProxy takes clients in front of Squid where install.sh was given --tls. Its ow
 certificate, and hands it a new one at its runtime API, which drops no connection.
 """
 
-from __future__ import annotations
-
 import logging
 import socket
 from collections.abc import Callable

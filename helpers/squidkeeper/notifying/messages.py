@@ -3,8 +3,6 @@
 The query of a URL stays on the gateway: it can hold what the client should not have put there.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from hashlib import sha256

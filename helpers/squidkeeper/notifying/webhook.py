@@ -5,8 +5,6 @@ that does not take it is tried again after longer and longer pauses. Sending can
 it.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Sequence

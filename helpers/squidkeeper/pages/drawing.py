@@ -1,7 +1,5 @@
 """Pieces of SVG (floor 6), which the style of the pages colours for light and dark, and a bar made of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from markupsafe import Markup

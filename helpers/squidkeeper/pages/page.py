@@ -4,8 +4,6 @@ Hostile code chose much of what the access log contains. Jinja escapes it for HT
 invisible characters and those that change the direction of text are shown as escapes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Builds a `Policy` from the contents of its files, or reports every fault (floor 2)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain

@@ -1,7 +1,5 @@
 """What a policy is built from (floor 2): the contents of its files, as data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Faults of credentials that their shape does not show (floor 2): what stands beside each other, twice or too often."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 
 from squidkeeper.policy.document import Document, entries

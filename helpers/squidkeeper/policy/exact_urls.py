@@ -1,7 +1,5 @@
 """Exact URLs, as grants have them (floor 2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from squidkeeper.errors import InvalidUrl, PatternError

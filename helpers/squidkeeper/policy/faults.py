@@ -1,7 +1,5 @@
 """Faults and warnings of a policy: where, which kind, and what was expected (floor 2)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 

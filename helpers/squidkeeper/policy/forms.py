@@ -1,7 +1,5 @@
 """The forms of a credential (floor 2): what it puts into a request, and where."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -3,8 +3,6 @@
 Patterns are the operator's, the text is the attacker's: RE2 never backtracks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import cache
 

@@ -1,7 +1,5 @@
 """Faults of grants (floor 2): what a grant cannot say."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 

@@ -1,7 +1,5 @@
 """The request headers that a rule removes and a credential injects (floor 2): which names, and how each is spelled."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from itertools import product

@@ -1,7 +1,5 @@
 """The entries of a policy by the hosts they match (floor 2): the cost does not depend on their number."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 

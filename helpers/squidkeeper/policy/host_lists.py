@@ -5,8 +5,6 @@ under it, are stored backwards. All keys that match a host are then prefixes of 
 finds them, however long the list is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Warnings that need the whole policy (floor 2): what is legal in it and probably a mistake."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from datetime import datetime

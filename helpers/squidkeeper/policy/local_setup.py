@@ -5,8 +5,6 @@ itself. Whoever writes the folder decides about the requests of clients, and nam
 a file, a program or a secret of the gateway.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from squidkeeper.policy.document import Document

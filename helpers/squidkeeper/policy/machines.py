@@ -4,8 +4,6 @@ A machine chooses its addresses within the /64 network of an IPv6 address. It ca
 the policy relates: a client that lists single addresses is one machine, however many it lists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from ipaddress import IPv6Address, ip_network
 from typing import Final

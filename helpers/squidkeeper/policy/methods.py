@@ -1,7 +1,5 @@
 """The methods that a policy can name (floor 2)."""
 
-from __future__ import annotations
-
 import re
 
 from squidkeeper.errors import PatternError

@@ -1,7 +1,5 @@
 """`observe: true` (floor 2): what cannot stand beside it, because a rule that observes decides nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from squidkeeper.policy.document import Document, entries

@@ -1,7 +1,5 @@
 """Parameters that a credential puts into a query (floor 2): their names, and which of a client's are taken for them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from urllib.parse import quote, unquote_plus

@@ -4,8 +4,6 @@ A tunnel that passes through shows no path, method, query or header. So whatever
 is a fault: the tunnel would be bumped, or the entry would have no effect.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Path patterns (floor 2): globs, which are read in the same way as the path, and `regex:` expressions."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Mapping

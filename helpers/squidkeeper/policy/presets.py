@@ -1,7 +1,5 @@
 """The presets that the files of a policy name (floor 2)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from squidkeeper.policy.document import Document, all_entries

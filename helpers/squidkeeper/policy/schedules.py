@@ -4,8 +4,6 @@ The clock decides, and nothing else. Where it is put forward, the hour that it s
 the hour that comes twice counts twice.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator

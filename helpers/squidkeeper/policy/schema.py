@@ -4,8 +4,6 @@ Each field parses its text into what it means, so that one validation finds ever
 hangs on the fields above it (the hosts of an allow, the target of a rewrite): those come first in the model.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping

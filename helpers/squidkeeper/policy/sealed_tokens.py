@@ -3,8 +3,6 @@
 Anyone can seal. So everything is bounded, and the header is one that the gateway injects anyway.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

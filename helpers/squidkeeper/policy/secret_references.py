@@ -1,7 +1,5 @@
 """Faults of secrets that need other secrets (floor 2): what `oauth2` and `github_app` name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Where the values of secrets come from (floor 2): one dataclass a kind, never a value."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The engine decides for each host (engine/tunnels.py). Here each entry counts that overlaps with the rule.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The `to` of a rewrite (floor 2): an absolute URL with placeholders, taken apart and checked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """The value of a credential as text with {secret} in it (floor 2)."""
 
-from __future__ import annotations
-
 import re
 
 from squidkeeper.errors import PatternError

@@ -1,7 +1,5 @@
 """Faults of clients with `token_sha256` (floor 2)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 

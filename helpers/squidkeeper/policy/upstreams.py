@@ -1,7 +1,5 @@
 """Parent proxies (floor 2): how a policy, and install.sh, name one."""
 
-from __future__ import annotations
-
 import re
 from typing import Final
 

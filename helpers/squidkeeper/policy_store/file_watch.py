@@ -1,7 +1,5 @@
 """Which changes of a policy's files are complete (floor 4)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from squidkeeper.policy_store.open_writes import OpenWrites, UnfinishedFile

@@ -1,7 +1,5 @@
 """Compiles long host lists (floor 4): once, into a file that all helpers map into memory."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

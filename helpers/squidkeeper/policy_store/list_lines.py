@@ -5,8 +5,6 @@ only if) or something else is `PatternError`, never a guess: in a deny a guess c
 opens it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from ipaddress import ip_address

@@ -8,8 +8,6 @@ it has not changed for `_QUIET_SECONDS`, and for as long as another process know
 that knows so holds a shared lock on a file that all of them share; the kernel releases it with the process.
 """
 
-from __future__ import annotations
-
 import ctypes
 import fcntl
 import os

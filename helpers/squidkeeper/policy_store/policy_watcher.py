@@ -1,7 +1,5 @@
 """The policy in force (floor 4): watch its files, load them, replace it whole, keep the last good one."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -9,8 +9,6 @@ force but what the policy's files say. `reload-forced` beside the policy's folde
 names the revision that `squidkeeper reload --force` has accepted, is root's.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import time

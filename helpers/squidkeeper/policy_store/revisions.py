@@ -11,8 +11,6 @@ The symbolic link `in-force` names the revision that was loaded last. A process 
 is being written starts with it.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Reads the files of a policy (floor 4)."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

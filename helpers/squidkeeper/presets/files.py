@@ -1,7 +1,5 @@
 """The files of presets (floor 3)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from squidkeeper.policy.document import Document, parse_document

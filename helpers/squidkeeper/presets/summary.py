@@ -1,7 +1,5 @@
 """What a preset is for, as the comment at the top of its file says, and what its rules open (floor 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 After a change of a preset: `python -m squidkeeper.presets.table policy/PRESETS.md`.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator, Sequence

@@ -6,8 +6,6 @@ A channel-ID comes before both where `sslcrtd_children` has `concurrency=`. The 
 client gave, which Squid passes on as it came.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum

@@ -5,8 +5,6 @@ percent-encoded tokens, after a channel-ID where `concurrency` is above 0; a rep
 `key=value` pairs.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect
 from dataclasses import dataclass, field

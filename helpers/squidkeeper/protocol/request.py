@@ -5,8 +5,6 @@ tunnel, and the ID of the token of a login (squid/squidkeeper.conf). `explain`, 
 the same of a method and a target.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import lru_cache

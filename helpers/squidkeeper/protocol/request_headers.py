@@ -6,8 +6,6 @@ token for each, in this order (`@READ_HEADERS@`). Where a header stands twice, S
 list, or if Squid does not know it. Of the others (`FIRST_COPY_HEADERS`) it states the first copy alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final

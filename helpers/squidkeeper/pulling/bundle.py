@@ -1,7 +1,5 @@
 """A policy as a signed bundle (floor 7): one JSON file with a number that rises, and its signature beside it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from hashlib import sha256

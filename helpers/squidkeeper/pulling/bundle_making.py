@@ -1,7 +1,5 @@
 """Makes a bundle (floor 7), on the machine of the person who signs it: what gateways would refuse is refused here."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ Anyone can write a signature in another way that holds too: other line ends in i
 commit, with another hash, of the same signed content: a twin. The signed content is what tells commits apart.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Final

@@ -1,7 +1,5 @@
 """One file over https, fetched by a process of its own (floor 7): no server holds the one that pulls for long."""
 
-from __future__ import annotations
-
 import os
 import signal
 import ssl

@@ -4,8 +4,6 @@ Git finds no program of its own but itself and the one for https. So it has no `
 packs from any URI that a server names (`packfile-uris`), with the token.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 import shlex

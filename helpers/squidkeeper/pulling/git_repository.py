@@ -4,8 +4,6 @@ The tip's signature vouches for its tree, and so for every file; commits between
 where it grows too large, it is removed and fetched again.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The files of a version (floor 7): their names and sizes, whatever a repository or a bundle holds."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass

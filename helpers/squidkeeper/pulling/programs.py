@@ -1,7 +1,5 @@
 """Children that read what strangers sent (floor 7): git, ssh-keygen and our own, bounded in time, memory and disk."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import signal

@@ -1,7 +1,5 @@
 """One pull (floor 7): fetch, verify, judge, put in place. What is in place stays, whatever becomes of the source."""
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

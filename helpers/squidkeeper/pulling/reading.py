@@ -3,8 +3,6 @@
 That process is bounded. The one that pulls stays small, and alive, whatever a version holds.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

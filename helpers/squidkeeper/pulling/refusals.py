@@ -4,8 +4,6 @@ What depends on the clock alone, such as a test without a time, is found at the 
 verified each time: it costs little, and whose counts depends on the clock.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from pathlib import Path

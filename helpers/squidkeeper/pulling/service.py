@@ -1,7 +1,5 @@
 """The process that pulls again and again (floor 7)."""
 
-from __future__ import annotations
-
 import logging
 import random
 import signal

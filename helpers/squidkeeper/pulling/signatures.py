@@ -4,8 +4,6 @@ The clock of the gateway counts, not a time that whoever signs has written: a ke
 a gateway does not have yet, whatever date its commit has.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final

@@ -4,8 +4,6 @@
 reads the policy takes it as one edit.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat

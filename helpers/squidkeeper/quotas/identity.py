@@ -1,7 +1,5 @@
 """Whose count a request belongs to (floor 4): the same in the helpers and in the access log."""
 
-from __future__ import annotations
-
 from ipaddress import ip_network
 from typing import Final
 

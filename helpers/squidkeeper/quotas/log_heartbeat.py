@@ -1,7 +1,5 @@
 """Whether bytes are counted (floor 4): the exporter, which reads them from the access log, marks a file as it does."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

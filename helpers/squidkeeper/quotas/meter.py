@@ -5,8 +5,6 @@ pass is never over the limit. Leases grow while they are used up, and shrink to 
 that ends takes its leases with it: `LEASE_AT_MOST` units of a count at most, and at most a `SHARE`th of the limit.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress

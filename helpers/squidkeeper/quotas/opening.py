@@ -1,7 +1,5 @@
 """Which counts a gateway uses (floor 4): its own, or those of all gateways."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing

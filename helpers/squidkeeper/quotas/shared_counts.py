@@ -1,7 +1,5 @@
 """Counts of several gateways, and what stands in for them while their store is away (floor 4)."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterable

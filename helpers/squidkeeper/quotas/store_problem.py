@@ -1,7 +1,5 @@
 """That the store of all gateways is away (floor 4): a file in the state folder, which the exporter reads."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

@@ -3,8 +3,6 @@
 It is no part of the policy: whoever may edit the policy cannot choose who counts.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path

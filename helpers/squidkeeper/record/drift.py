@@ -5,8 +5,6 @@ of Squid or a defect of ours can come between. So each request that was served i
 that its record names, and where that was outdated, by the one that had replaced it. What Squid denied is not checked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta

@@ -4,8 +4,6 @@ A filter is written once, for one record as `--follow` reads it and for the tabl
 distinct combination of its fields instead of each record.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

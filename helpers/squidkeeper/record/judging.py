@@ -1,7 +1,5 @@
 """What a policy holds for a host of the access log (floor 5), whatever the URL: what judges records asks this first."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime

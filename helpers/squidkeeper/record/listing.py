@@ -4,8 +4,6 @@ Values are shown as they are logged, percent-encoded. Other characters that are 
 log may come from anywhere.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from typing import Final, NamedTuple

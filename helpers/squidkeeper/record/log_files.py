@@ -1,7 +1,5 @@
 """The files of the access log (floor 5): which there are, their order, and their lines."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The policies of the revisions that were in force (floor 5), a few of them in memory."""
 
-from __future__ import annotations
-
 import time
 from bisect import bisect_right
 from collections.abc import Callable

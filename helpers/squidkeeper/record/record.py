@@ -4,8 +4,6 @@ The fields here, the logformat and the table in the documentation have the same 
 numbers as numbers and everything else as a percent-encoded string; `-` means none.
 """
 
-from __future__ import annotations
-
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from datetime import MAXYEAR, MINYEAR, UTC, datetime

@@ -1,7 +1,5 @@
 """Lines of the access log to records (floor 5); counts the lines that are invalid."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The request of a record (floor 5): made of the record's fields as the helpers make it of Squid's tokens."""
 
-from __future__ import annotations
-
 from typing import Final
 from urllib.parse import unquote
 

@@ -6,8 +6,6 @@ behind another that it writes into the request. A tunnel whose origin fails has 
 stands. What Squid answers inside has no decision, and is left out. `table/folding.py` does this.
 """
 
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Final
 

@@ -3,8 +3,6 @@
 The files of `gzip`, `bz2` and `lzma` raise as soon as they meet it, and what they had unpacked by then is lost.
 """
 
-from __future__ import annotations
-
 import bz2
 import lzma
 import zlib

@@ -1,7 +1,5 @@
 """The URL of a record (floor 5): its host, and a form that is safe to show. Hostile code may have chosen the URL."""
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from typing import Final

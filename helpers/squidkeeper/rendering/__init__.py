@@ -1,7 +1,5 @@
 """Squid's configuration, from templates and typed values (floor 5)."""
 
-from __future__ import annotations
-
 from squidkeeper.rendering.renderer import fill, part_file, render
 from squidkeeper.rendering.values import Values, decode_values, encode_values, merge, values_of
 

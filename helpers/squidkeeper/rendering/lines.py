@@ -1,7 +1,5 @@
 """The lines that placeholders expand to (floor 5): from values of the program and of a policy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from textwrap import wrap

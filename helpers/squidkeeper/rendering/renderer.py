@@ -4,8 +4,6 @@
 includes the parts by name; the line of a part that is not in force is left out.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Final

@@ -4,8 +4,6 @@ An account that root does not trust names them, as JSON. Root decodes them: each
 policy becomes a directive.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Final, Self
 from urllib.parse import quote

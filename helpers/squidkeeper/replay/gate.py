@@ -6,8 +6,6 @@ lose as much. A client is a machine (policy/machines.py), and it is a login: nei
 machine, nor several machines with one login, count for more.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime, timedelta

@@ -1,7 +1,5 @@
 """The judge of a replay (floor 7): asks two policies about a recorded request, and compares what they decide."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 

@@ -1,7 +1,5 @@
 """What a replay found (floor 7): flips, by rule, client and host."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime

@@ -3,8 +3,6 @@
 Query, fragment and password of a URL are left out: `squidkeeper log --request-id ID` shows the whole record.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 as keys. Times are in UTC; None (null) means unknown. URLs are without query, fragment and password.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final

@@ -1,7 +1,5 @@
 """The report (floor 7) as one HTML page."""
 
-from __future__ import annotations
-
 from math import log10
 
 from squidkeeper.pages.page import render

@@ -4,8 +4,6 @@ DuckDB's `quantile_disc` has the same definition and keeps every value in memory
 and sorting them spills.
 """
 
-from __future__ import annotations
-
 
 def ranked(counted: str, by: str = "") -> str:
     """Write the query that adds to rows of `value` and `number` how many values are in them and in smaller ones."""

@@ -1,7 +1,5 @@
 """The reasons of rules (floor 7), of those of the policy and of the built-in ones."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Final
 

@@ -1,7 +1,5 @@
 """The report (floor 7) as text. Clients chose hosts, URLs and user names, which `as_table` makes printable."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Final

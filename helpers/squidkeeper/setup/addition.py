@@ -4,8 +4,6 @@ Nothing is removed, so an edit that is taken back changes nothing; install.sh al
 everything as it was: requests that need what is missing are denied as before.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """Lines of ours in the local additions to AppArmor's profiles (floor 7), between two marks that name the gateway."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The key that seals the archive (floor 7): made once, kept by every later run, and read by the archive alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

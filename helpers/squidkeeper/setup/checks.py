@@ -1,7 +1,5 @@
 """What is checked before anything is replaced (floor 7): as Squid's account, and by Squid itself."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The files of squid/ for one gateway (floor 7): with its paths, addresses, accounts and commands."""
 
-from __future__ import annotations
-
 import re
 import resource
 import socket

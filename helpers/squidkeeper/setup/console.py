@@ -1,7 +1,5 @@
 """What an installation tells its caller (floor 7)."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """How a drained gateway becomes idle (floor 7): its open connections, counted in the kernel's tables."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ All denials share one template in three forms. The annotations of a row of `DENI
 it says `@PAGE_name@`. Each of Squid's own errors has a plain text, from a row of `FAILURES`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

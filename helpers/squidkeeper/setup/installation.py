@@ -4,8 +4,6 @@ Everything is tried before anything is replaced: the program as Squid's account,
 configuration by `squid -k parse`. A run that fails after that puts back what it replaced.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The formats of the access log (floor 7): a record as Squid writes it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Final

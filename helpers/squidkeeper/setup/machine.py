@@ -1,7 +1,5 @@
 """The machine that a gateway is installed on (floor 7): what Squid was built with, and what confines programs."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

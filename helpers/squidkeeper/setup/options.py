@@ -1,7 +1,5 @@
 """What the caller of install.sh asked for (floor 7); install.sh has checked the values."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final

@@ -1,7 +1,5 @@
 """Packages of programs that run beside Squid (floor 7): unbound for its names, HAProxy for TLS to the proxy."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Iterator

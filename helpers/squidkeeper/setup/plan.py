@@ -3,8 +3,6 @@
 Nothing to do makes no step. A step says what it does, for `--dry-run`, and the stage that it fails in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum

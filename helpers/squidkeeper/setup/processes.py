@@ -3,8 +3,6 @@
 With systemd they are services; without, `supervise` keeps each of them running.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

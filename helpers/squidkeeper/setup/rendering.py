@@ -3,8 +3,6 @@
 Squid's account, which root does not trust, reads the policy and names the values. Root checks each of them.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

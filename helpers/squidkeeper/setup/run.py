@@ -1,7 +1,5 @@
 """A run of `squidkeeper setup` (floor 7): to its end, or back to what was there before."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterable

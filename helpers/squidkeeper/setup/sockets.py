@@ -1,7 +1,5 @@
 """Processes and the ports that they listen on (floor 7)."""
 
-from __future__ import annotations
-
 import socket
 import time
 from collections.abc import Callable

@@ -5,8 +5,6 @@ that name: NAME.old could be what an operator moved away. A rollback stops what 
 first, and starts what ran before.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Mapping

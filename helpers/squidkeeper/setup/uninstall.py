@@ -3,8 +3,6 @@
 A squid.conf of the operator's, in force or kept, stays, and must be able to do without what goes.
 """
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from itertools import chain

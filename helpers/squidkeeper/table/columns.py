@@ -3,8 +3,6 @@
 A field that is added to `Record` is a column without a change here; its description is in `_MEANINGS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final

@@ -3,8 +3,6 @@
 A test compares each with its function. Columns have NULL where a record has `-`; no condition is NULL itself.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Final
 

@@ -1,7 +1,5 @@
 """How DuckDB reads a file as lines (floor 6): one column, in which no character has a meaning."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from squidkeeper.record.log_file import LINE_LIMIT

@@ -1,7 +1,5 @@
 """How SQL writes a text, and names a file (floor 6)."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Three guards, each of which is enough: the statement is checked (`statement.py`)
 archived parts, and the process has become an account that cannot write the record.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """The process of a command that runs DuckDB (floor 6): how it ends, its memory, and a user's SQL in one of its own."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

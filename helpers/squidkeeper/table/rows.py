@@ -1,7 +1,5 @@
 """Rows of a query as text (floor 6): a table, CSV, or JSON lines."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -4,8 +4,6 @@ Files are opened before DuckDB reads them, through `/proc/self/fd`: a log that i
 it was.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Collection, Iterator

@@ -3,8 +3,6 @@
 A lock on the folder tells whether its process lives. Its next user removes those of dead ones.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

@@ -4,8 +4,6 @@ DuckDB parses it. That it is a SELECT for DuckDB is not enough: its WITH can hol
 such as `query` run text as SQL. So each node of the parsed statement has to be known here.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

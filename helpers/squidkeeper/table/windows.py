@@ -4,8 +4,6 @@ A period is cheap to read where the rest of a log is not of it: `open_table` doe
 read from the log, at some of its bytes.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from datetime import datetime

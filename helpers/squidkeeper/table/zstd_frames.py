@@ -3,8 +3,6 @@
 Frames and blocks tell their sizes (RFC 8878, 3.1), so nothing is unpacked.
 """
 
-from __future__ import annotations
-
 import os
 from typing import Final
 

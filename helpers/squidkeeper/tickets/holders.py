@@ -5,8 +5,6 @@ addresses an attacker has in one network, clients of others get tickets. Clients
 each, and what they have is apart from what all others have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_network

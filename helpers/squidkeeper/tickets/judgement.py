@@ -1,7 +1,5 @@
 """What a policy says about a question now (floor 4): it may have been opened, closed or used up since it was asked."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import datetime
 

@@ -1,7 +1,5 @@
 """Ends the wait of questions that the policy decides by now (floor 4): nobody has to answer them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import datetime

@@ -1,7 +1,5 @@
 """What a row of the tickets must be (floor 4): whoever can write the state folder can write rows of any kind."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import UTC, datetime
 

@@ -3,8 +3,6 @@
 Nobody can compute the number of another client's question without the key, which lies in the state folder.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from base64 import b32encode

@@ -1,7 +1,5 @@
 """Which entries of a policy decided a recorded request (floor 8)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from squidkeeper.engine import CompiledPolicy, Decision

@@ -4,8 +4,6 @@ ruamel.yaml writes each such rule again, so comments, order and quotes stay. New
 loaded with the edits, and what it then holds is compared with what was proven.
 """
 
-from __future__ import annotations
-
 import difflib
 import io
 import re

@@ -1,7 +1,5 @@
 """What is to change in a policy (floor 8): rules that go, and fields of rules that become narrower."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime

@@ -1,7 +1,5 @@
 """What a policy has and nobody used, and what of it is wider than its use (floor 8)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta

@@ -3,8 +3,6 @@
 Each field alone: what is used stays within it, and nothing that the field did not hold comes into it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum

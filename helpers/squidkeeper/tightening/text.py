@@ -1,7 +1,5 @@
 """What was found, as a table for a terminal and as JSON (floor 8). Clients chose the hosts and paths."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Groups of failures as text and as JSON (floor 6). Both are safe for a terminal, and hold no query of a URL."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

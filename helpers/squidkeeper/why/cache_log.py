@@ -3,8 +3,6 @@
 Clients choose parts of some lines, so a line counts only if it begins as Squid or a helper of ours writes it.
 """
 
-from __future__ import annotations
-
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping

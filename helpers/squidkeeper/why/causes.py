@@ -7,8 +7,6 @@ no record; cache.log has them. Lines of former releases name a page of their own
 A record tells what Squid saw. Where it can mean something else too, the row is `likely`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final

@@ -3,8 +3,6 @@
 A detail that is read now, and not as it was then, says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta

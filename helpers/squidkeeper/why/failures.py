@@ -1,7 +1,5 @@
 """The failures among records, newest first, grouped by cause (floor 6)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple

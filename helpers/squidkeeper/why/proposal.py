@@ -1,7 +1,5 @@
 """The rule that opens a denied request and little else (floor 6). It is tried before it is shown."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

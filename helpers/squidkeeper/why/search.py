@@ -1,7 +1,5 @@
 """Which failures are asked about (floor 6): by ID, client, user, host, URL and time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
