@@ -41,7 +41,6 @@ def missing_extras(policy: Policy) -> Iterator[Fault]:
 
 
 def _needs(policy: Policy) -> Iterator[tuple[Location, str, str]]:
-    """List the entries that need an extra: where, what, and which extra."""
     for secret in policy.secrets.values():
         if isinstance(secret.source, OAuth2Source | GitHubAppSource):
             yield secret.location, f"secret {secret.name!r}", "oauth2"

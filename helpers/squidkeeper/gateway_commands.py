@@ -75,7 +75,6 @@ def command(name: str, layout: Layout, program: str = "squidkeeper", *, with_log
 
 
 def _without_systemd(found: re.Match[str], layout: Layout) -> str:
-    """Write any other command for a gateway below a root."""
     if found["squid"]:
         return f"{layout.squid_command} -k"
     if found["install"]:
@@ -87,7 +86,6 @@ def _without_systemd(found: re.Match[str], layout: Layout) -> str:
 
 
 def _of_process(verb: str, unit: str, layout: Layout) -> str:
-    """Write what `systemctl VERB UNIT` does."""
     pid_file = layout.pid_file if unit == "squid" else _pid_file(unit, layout)
     if verb == "status":
         return f'ps -fp "$(cat {pid_file})"'

@@ -99,7 +99,6 @@ def _is_older(folder: int, name: str, since: float) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Have the name of a new file on disk."""
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(opened)

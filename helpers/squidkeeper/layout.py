@@ -264,6 +264,5 @@ class Layout:
 
 @cache
 def _paths() -> dict[str, tuple[str, str]]:
-    """Map the name of each path to how it is documented, and to its place under a root."""
     hints = get_type_hints(Layout, include_extras=True)
     return {name: hint.__metadata__ for name, hint in hints.items() if hasattr(hint, "__metadata__")}

@@ -115,7 +115,6 @@ def keys_of(decision: Decision) -> frozenset[str]:
 
 
 def _of_policy(policy: Policy) -> Iterator[str]:
-    """Yield the keys of lines that concern every request."""
     if policy.watch:
         yield f"{Part.WATCH}.secrets"
     limits = [quota.limit for quota in policy.quotas if quota.unit is QuotaUnit.BYTES_OUT]

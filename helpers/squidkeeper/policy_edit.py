@@ -152,8 +152,6 @@ def load_or_refuse(sources: Sources, now: datetime, problem: str) -> LoadedPolic
 
 
 def _document_of(documents: Iterable[Document], name: str) -> Document:
-    """Choose the file that has the client, else one with clients, else the first."""
-
     def rank(document: Document) -> tuple[bool, bool]:
         clients = document.data.get(_CLIENTS)
         clients = clients if isinstance(clients, dict) else {}
@@ -163,7 +161,6 @@ def _document_of(documents: Iterable[Document], name: str) -> Document:
 
 
 def _with_clients(document: Document, change: Callable[[_Entries], None], *, comments_may_go: bool) -> bytes:
-    """Write the section again, and leave all other lines of the file as they are."""
     lines = document.content.decode().splitlines(keepends=True)
     keys = [document.locate((key,), key=True).line - 1 for key in document.data]
     start = document.locate((_CLIENTS,), key=True).line - 1 if _CLIENTS in document.data else None
@@ -203,8 +200,6 @@ def _section(text: str, change: Callable[[_Entries], None]) -> str:
 
 
 def _check_rest(before: LoadedPolicy, after: LoadedPolicy, old: Document, new: Document, name: str) -> None:
-    """Make sure that nothing but the client's tokens has changed, whatever was written."""
-
     def rest(policy: LoadedPolicy) -> list[tuple[object, ...]]:
         clients = (one for one in policy.compiled.source.clients if one.name != name)
         return [(one.name, one.networks, one.users, one.tokens) for one in clients]

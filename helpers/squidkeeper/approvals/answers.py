@@ -102,7 +102,6 @@ def _check_not_decided_since(seen: Ticket, found: Ticket) -> None:
 def _settled(
     granted: Granted, log: DecisionLog, directory: Path, state: Path, ticket: Ticket, now: datetime
 ) -> Granted:
-    """End the wait of a question that something else has opened, and keep what that was."""
     policy = load(directory, now).compiled
     opener = decide_again(policy, GrantUses(state).is_spent, ticket.asked, now)
     if not opener.allowed:

@@ -93,7 +93,6 @@ def _planned(edit: _Edit, new: NewGrant, now: datetime, uses: GrantUses | None) 
 
 
 def _without_spent(policy: CompiledPolicy, earlier: tuple[Rule, ...], uses: GrantUses | None) -> CompiledPolicy:
-    """Leave out the earlier grants that have no uses left."""
     spent = {one.name for one in earlier if uses and one.uses is not None and uses.is_spent(one)}
     if not spent:
         return policy

@@ -74,7 +74,6 @@ def _read(state: Path, select: Callable[[TicketStore], list[Ticket] | list[Ticke
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what JSON cannot hold."""
     return {name: value if isinstance(value, str | int | float) else None for name, value in row.items()}
 
 

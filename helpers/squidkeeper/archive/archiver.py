@@ -145,7 +145,6 @@ class Archiver:
             self._copy(self._store, report)
 
     def _append_crashes(self, chain: Chain) -> None:
-        """Note each crash of Squid: what it served then has no line."""
         known = {entry.reason for entry in chain.entries if entry.kind is EntryKind.CRASH}
         for crash in read_crashes(self._state) if self._state else ():
             if crash.unrecorded not in known:
@@ -159,7 +158,6 @@ class Archiver:
             report.copy_failure = str(error)
 
     def _archive_log(self, path: Path, report: RunReport, done: set[FileOnDisk]) -> None:
-        """Archive one log; one that fails does not stop the others."""
         file = FileOnDisk.of(path)
         if file is None:
             return
@@ -201,7 +199,6 @@ class Archiver:
         return Archived(path.name, source.lines, sum(part.invalid for part in parts), _lost(content))
 
     def _samples(self, chain: Chain, parts: tuple[ArchivedPart, ...]) -> tuple[SquidSample, ...] | None:
-        """Choose the samples of Squid's own counter that belong to a log."""
         if self._state is None:
             return None
         return samples_for(chain, read_samples(self._state), max(part.last for part in parts))
@@ -217,7 +214,6 @@ class Archiver:
                 yield f"day={part.day}/part-{number:08d}-{part.file.stem}.parquet", part
 
     def _write_chunk(self, content: RotatedContent, name: str, day: str) -> list[NewPart]:
-        """Write the next lines as parts, under temporary names."""
         incoming, expected, start = self._folder / INCOMING, 0, content.bytes
         with open_database(threads=1, memory_limit=_MEMORY_LIMIT) as database:
             writer = PartWriter(database)
@@ -280,14 +276,12 @@ class Archiver:
 
 
 def _have_folder(folder: Path) -> None:
-    """Make a folder that Squid's group can read, unless it is there."""
     if not folder.exists():
         folder.mkdir(mode=_FOLDER_MODE)
         folder.chmod(_FOLDER_MODE)  # whatever the umask is
 
 
 def _lost(content: RotatedContent) -> str:
-    """Say what of a log is not in the archive."""
     cut = f"{quantity(content.cut_lines, 'line')} of more than 8 MiB: only the beginning is kept"
     return "; ".join(filter(None, [content.damage, cut if content.cut_lines else ""]))
 

@@ -93,7 +93,6 @@ class PartWriter:
         self._database.connection.execute(f"CREATE {kind} {_ROWS} AS SELECT *, {found} AS day FROM ({relation})")  # noqa: S608 - our own names
 
     def _days(self) -> list[tuple[str, int, int, str, str]]:
-        """List the days in their order: lines, invalid ones, the first and the last time."""
         times = (f"coalesce(strftime({which}(time), '{_FORM}'), '')" for which in ("min", "max"))
         return self._database.connection.execute(
             f"SELECT CAST(day AS VARCHAR), count(*), count(*) - count(time), {', '.join(times)}"  # noqa: S608 - our own names
@@ -101,7 +100,6 @@ class PartWriter:
         ).fetchall()
 
     def _bring_to_disk(self, file: Path, rows: int) -> None:
-        """Check that a part holds what it should, and bring it to disk."""
         metadata = "SELECT sum(num_rows) FROM parquet_file_metadata(?)"
         [(found,)] = self._database.connection.execute(metadata, [str(file)]).fetchall()
         if found != rows:
@@ -115,6 +113,5 @@ class PartWriter:
 
 
 def _has_carriage_return(file: Path) -> bool:
-    """Tell whether there is one, which DuckDB takes for the end of a line."""
     with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as mapped:
         return mapped.find(b"\r") >= 0

@@ -194,7 +194,6 @@ def _subject(name: x509.GeneralName) -> x509.Name:
 
 
 def _names(origin: x509.Certificate) -> tuple[x509.GeneralName, ...]:
-    """Give the hosts of a certificate; without alternative names its common name, as clients used to read it."""
     alternatives = _extension(origin, x509.SubjectAlternativeName)
     if alternatives is None:
         common = origin.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -224,7 +223,6 @@ def _end(ca: x509.Certificate, now: datetime) -> datetime:
 
 
 def _identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    """Name a CA's key as its own certificate does, or by its hash."""
     own = _extension(ca, x509.SubjectKeyIdentifier)
     return _named_by(own or x509.SubjectKeyIdentifier.from_public_key(ca.public_key()))
 

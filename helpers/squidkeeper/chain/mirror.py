@@ -81,7 +81,6 @@ def _have_folder(folder: Path) -> None:
 
 
 def _is_there(folder: Path, part: ArchivedPart) -> bool:
-    """Tell whether a part was fetched: whole, as it got its name then."""
     try:
         return (folder / part.path).stat().st_size == part.bytes
     except FileNotFoundError:

@@ -173,7 +173,6 @@ class ObjectStore:
         return sorted(self._sizes(folder))
 
     def _sizes(self, folder: str) -> dict[str, int]:
-        """List the objects below a folder, with their sizes. `ObjectTooLarge`: s3fs would list them without a bound."""
         bucket, _, prefix = self._path(folder).partition("/")
         asked = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
         found: dict[str, int] = {}
@@ -200,7 +199,6 @@ class ObjectStore:
             raise ObjectTooLarge(f"{text}. {_WHO_WRITES}")
 
     def _blocks(self, name: str, most: int) -> Iterator[bytes]:
-        """Read the first bytes of an object."""
         path = self._path(name)
         end = min(most, int(self._files.info(path, timeout=_TIMEOUT_SECONDS)["size"]))
         for start in range(0, end, _BLOCK_BYTES):

@@ -176,7 +176,6 @@ class _Verifier:
         return False
 
     def _verify_order(self, lines: tuple[_Line, ...]) -> None:
-        """Check that each line follows the one before it, and that no number is missing."""
         before, last = FIRST_PREVIOUS, 0
         for line in lines:
             if line.entry:

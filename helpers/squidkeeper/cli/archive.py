@@ -113,13 +113,11 @@ def run(
 
 
 def _without_every(arguments: list[str]) -> list[str]:
-    """Leave out the option that this process alone follows."""
     at = next(number for number, one in enumerate(arguments) if one.partition("=")[0] == "--every")
     return arguments[:at] + arguments[at + (1 if "=" in arguments[at] else 2) :]
 
 
 def _own_key(archive: Path) -> Path | None:
-    """Name the key of the gateway of the system, for its archive."""
     return DEFAULT_ARCHIVE_KEY if archive == DEFAULT_ARCHIVE and os.path.exists(DEFAULT_ARCHIVE_KEY) else None
 
 

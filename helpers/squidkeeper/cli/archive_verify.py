@@ -88,7 +88,6 @@ def _verified(
 
 
 def _missing(archive: str, keys: Path, there: Collection[str]) -> Iterator[tuple[str, Verification]]:
-    """Name the gateways whose key there is, and no archive."""
     from squidkeeper.chain.verification import ArchiveFault, ArchiveFaultCode, Verification
 
     for file in sorted(keys.glob("*.pub")) if keys.is_dir() else ():
@@ -99,7 +98,6 @@ def _missing(archive: str, keys: Path, there: Collection[str]) -> Iterator[tuple
 
 
 def _without_key(archive: str) -> str:
-    """Say that the key is missing, and name the one of this gateway."""
     from squidkeeper.layout import Layout
 
     asked = "--key is missing: give the public key, as a copy that is kept elsewhere"
@@ -116,7 +114,6 @@ def failure(archive: str | Path, error: OSError) -> str:
 
 
 def _places(archive: str) -> tuple[ArchivePlace, ...]:
-    """List the archive, or those of each gateway."""
     from squidkeeper.chain.places import FolderPlace, archives_in
     from squidkeeper.chain.store_settings import is_store, read_store_settings
 

@@ -98,7 +98,6 @@ class _Place:
 
 
 def _place_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where everything is."""
     with_since = click.option(
         "--since", metavar="TIME", type=Moment(), help="How far back that is read. Default: a day."
     )(packed("place", _Place)(command))

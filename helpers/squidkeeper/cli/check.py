@@ -290,7 +290,6 @@ def _rendered(fragment: Path) -> frozenset[str] | None:
 
 
 def _to_install(policy: Policy, directory: Path, state: Path) -> tuple[str, ...]:
-    """List for what install.sh has to be run."""
     from squidkeeper.layout import Layout
     from squidkeeper.policy.secret_sources import fetched_secrets
 

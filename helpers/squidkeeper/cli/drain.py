@@ -87,7 +87,6 @@ def _cancel(layout: Layout) -> None:
 
 
 def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
-    """Drain a gateway and wait; give the exit status."""
     from squidkeeper.drained import drain, drained_since
     from squidkeeper.formatting import duration, quantity
     from squidkeeper.setup.configuration import listen_of

@@ -90,7 +90,6 @@ def export(
 
 
 def _check_places(targets: tuple[ExportTarget, ...], access_log: Path, state: Path) -> None:
-    """Raise OSError or `InvalidExport` where the log cannot be read, or a position or a file cannot be written."""
     import os
 
     from squidkeeper.destination import Transport

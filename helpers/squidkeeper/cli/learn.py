@@ -116,7 +116,6 @@ def _beside(draft: Draft, folder: Path) -> tuple[Draft, tuple[str, ...]]:
 
 
 def _policy_file(folder: Path) -> os.stat_result | None:
-    """Tell what a file of the policy in a folder is like; None where there is none."""
     from squidkeeper.policy_store.sources import own_files
 
     return next((path.stat() for path in own_files(folder)), None)
@@ -146,7 +145,6 @@ def _policy(directory: Path, client: str | None) -> CompiledPolicy | None:
 
 
 def _learned(read: TableOptions, askers: Askers, support: Support, *, presets: bool) -> tuple[Draft, tuple[str, ...]]:
-    """Draft a policy, and tell what could not be learned from."""
     from squidkeeper.learning.learner import learn as learned
     from squidkeeper.learning.preset_cover import PresetCover, newest_presets
     from squidkeeper.learning.uses import COLUMNS, UseTable
@@ -161,7 +159,6 @@ def _learned(read: TableOptions, askers: Askers, support: Support, *, presets: b
 
 
 def _notes(uses: UseTable) -> Iterator[str]:
-    """Tell what could not be learned from."""
     from squidkeeper.formatting import quantity
     from squidkeeper.table.questions import SET_APART
 
@@ -172,7 +169,6 @@ def _notes(uses: UseTable) -> Iterator[str]:
 
 
 def _few(draft: Draft, support: Support) -> Iterator[str]:
-    """Tell how what too few clients used can be proposed."""
     from squidkeeper.formatting import quantity
     from squidkeeper.learning.draft import Unproposed
 

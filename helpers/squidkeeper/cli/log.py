@@ -128,7 +128,6 @@ def log(
 
 
 def _check(*, follow: bool, drift: bool, by: str | None, newest: int | None, files: tuple[Path, ...]) -> None:
-    """Refuse options that exclude each other."""
     if follow and (by or newest is not None or len(files) > 1 or STDIN in files):
         raise click.UsageError("--follow reads one log while it is written: it excludes --by, -n, several FILEs and -")
     if drift and by:
@@ -150,7 +149,6 @@ def _sources(
 
 
 def _read(wanted: WantedRequests, sources: TableSources, checker: DriftChecker, past: PastPolicies) -> int:
-    """Show what the sources hold; return the number of findings."""
     from squidkeeper.cli.log_table import TableLog
 
     files = sorted_by_time(sources.files) if sources.files else files_since(DEFAULT_LOG, wanted.since)
@@ -160,7 +158,6 @@ def _read(wanted: WantedRequests, sources: TableSources, checker: DriftChecker, 
 
 
 def _follow(wanted: WantedRequests, path: Path, checker: DriftChecker) -> int:
-    """Show requests as they end; return the number of findings."""
     from squidkeeper.cli.log_follow import FollowedLog
 
     log = FollowedLog(wanted, checker)
@@ -178,7 +175,6 @@ def _follower(path: Path, since: datetime | None) -> Follower:
 
 
 def _end_drift(checker: DriftChecker, folder: Path, found: int) -> None:
-    """Report what could not be checked; exit with status 1 if there are findings."""
     if checker.unchecked:
         what = quantity(checker.unchecked, "served request")
         click.echo(f"{what} not checked: the revision that decided is not stored in {folder}", err=True)

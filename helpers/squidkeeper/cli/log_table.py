@@ -60,7 +60,6 @@ class TableLog:
         self._report()
 
     def _show_all(self) -> None:
-        """Show every request, in several periods where the log is long, so that the first lines are there early."""
         since, until = self._wanted.since, self._wanted.until
         times = [at for at in early_times(self._files[0]) if (not since or at > since) and (not until or at < until)]
         for start, end in pairwise([since, *times, until]):

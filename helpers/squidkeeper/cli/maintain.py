@@ -34,7 +34,6 @@ class Size(click.ParamType):  # type: ignore[type-arg] # generic in newer releas
 
 
 def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Require a loopback address: the resolver serves only this machine."""
     try:
         good = value is None or (ip_address(value).is_loopback and ip_address(value).version == 4)
     except ValueError:
@@ -45,7 +44,6 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 def _server_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Require names and addresses, separated by commas."""
     from squidkeeper.errors import InvalidUrl
     from squidkeeper.maintenance.tls import parse_server_names
 

@@ -190,7 +190,6 @@ class ArchiveType(click.ParamType):  # type: ignore[type-arg] # as above
 
 
 def _fleet(file: Path) -> LiveGateways | None:
-    """Read a file of `setup --fleet`; None where the file is of something else."""
     from squidkeeper.fleet.fleet_file import read_fleet
     from squidkeeper.table.live_gateways import LiveGateways
 
@@ -288,7 +287,6 @@ fragment_option = click.option(
 
 
 def _keys(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> frozenset[str]:
-    """Read the keys of --in-force."""
     from squidkeeper.parts import parse_in_force
 
     return parse_in_force(value)

@@ -90,7 +90,6 @@ def _run(sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes]) -> No
 
 
 def _write(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
-    """Run the statement and write its rows; `QueryRefused` if it fails."""
     import duckdb
 
     from squidkeeper.errors import QueryRefused

@@ -78,7 +78,6 @@ def _of_all_gateways(store: Path, reset: str | None) -> list[Row]:
 
 
 def _of_this_gateway(directory: Path, state: Path, reset: str | None) -> list[Row]:
-    """Read the counts, after a reset, with the rights of the account that has them."""
     from squidkeeper.quotas.store_settings import quota_store_file
     from squidkeeper.squid_account import call_as_owner
 
@@ -123,7 +122,6 @@ def _rows(counts: LocalCounts | ValkeyCounts, reset: str | None) -> list[Row]:
 
 
 def _of(one: Quota, rows: Sequence[Row]) -> list[Row]:
-    """List the counts of a quota, the most used first."""
     asked = (one.name, str(one.unit), str(one.window))
     found = [row for row in rows if (row["quota"], row["unit"], row["every"]) == asked]
     return sorted(found, key=lambda row: (-row["used"], row["holder"]))

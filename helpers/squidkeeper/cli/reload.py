@@ -139,7 +139,6 @@ def _in_force(directory: Path, state: Path) -> InForce:
 
 
 def _force(directory: Path, found: ReloadReport) -> ReloadReport:
-    """Accept the edit on disk."""
     from squidkeeper.policy_store.reload_gate import force, forced_file
 
     try:

@@ -23,7 +23,6 @@ _HEARTBEAT_SECONDS = 5.0  # within which a process that has just started gives o
 
 
 def _server_names(value: str) -> tuple[str, ...]:
-    """Parse names and addresses, separated by commas."""
     from squidkeeper.errors import InvalidUrl
     from squidkeeper.maintenance.tls import parse_server_names
 
@@ -34,7 +33,6 @@ def _server_names(value: str) -> tuple[str, ...]:
 
 
 def _upstream(value: str) -> str:
-    """Check the URL of a parent proxy, or `none`."""
     from squidkeeper.errors import PatternError
     from squidkeeper.policy.upstreams import parse_upstream_url
     from squidkeeper.setup.options import NO_UPSTREAM
@@ -48,7 +46,6 @@ def _upstream(value: str) -> str:
 
 
 def _generator(value: str) -> str:
-    """Check whose program makes certificates."""
     from squidkeeper.setup.options import GENERATORS
 
     if value not in ("", *GENERATORS):
@@ -57,7 +54,6 @@ def _generator(value: str) -> str:
 
 
 def _bump(value: str) -> str:
-    """Check whether tunnels share connections to origins."""
     from squidkeeper.setup.options import BUMPS
 
     if value not in ("", *BUMPS):
@@ -66,7 +62,6 @@ def _bump(value: str) -> str:
 
 
 def _gateway_name(value: str) -> str:
-    """Check the name that the records of a gateway have."""
     from squidkeeper.record.record import GATEWAY_LENGTH
     from squidkeeper.setup.configuration import is_gateway_name
 
@@ -79,7 +74,6 @@ def _gateway_name(value: str) -> str:
 
 
 def _balancers(value: str) -> tuple[str, ...]:
-    """Parse the addresses of load balancers, separated by commas, or `none`."""
     from squidkeeper.setup.options import NOT_BEHIND
 
     try:
@@ -89,7 +83,6 @@ def _balancers(value: str) -> tuple[str, ...]:
 
 
 def _networks(value: str) -> tuple[str, ...]:
-    """Parse networks, separated by commas, or `none`."""
     from squidkeeper.errors import PatternError
     from squidkeeper.policy.hosts import parse_network
     from squidkeeper.setup.options import NOT_SHOWN
@@ -101,7 +94,6 @@ def _networks(value: str) -> tuple[str, ...]:
 
 
 def _workers(value: str) -> str:
-    """Check a number of workers."""
     from squidkeeper.setup.options import MOST_WORKERS
 
     if value and not (value.isascii() and value.isdecimal() and 1 <= int(value) <= MOST_WORKERS):
@@ -110,7 +102,6 @@ def _workers(value: str) -> str:
 
 
 def _days(value: str) -> str:
-    """Check a number of days, or `auto`."""
     if value not in ("", "auto") and not (value.isascii() and value.isdecimal() and 1 <= int(value) <= _MOST_DAYS):
         raise click.BadParameter(f"expected a number of days from 1 to {_MOST_DAYS}, or auto")
     return value
@@ -194,7 +185,6 @@ def setup(fleet: Path | None, haproxy_cfg: Path, haproxy_state: Path, haproxy_pi
 
 
 def _refuse_options_of_a_gateway(context: click.Context) -> None:
-    """Refuse what --fleet does not use."""
     others = [one for one in context.command.params if one.name not in _OF_FLEET]
     unused = [one.opts[0] for one in others if context.get_parameter_source(one.name or "") is _COMMAND_LINE]
     if "--uninstall" in unused:
@@ -207,7 +197,6 @@ def _refuse_options_of_a_gateway(context: click.Context) -> None:
 
 
 def _set_up_fleet(file: Path, cfg: Path, state: Path, pid_file: Path, *, dry_run: bool) -> int:
-    """Put HAProxy in front of a fleet; give the exit status."""
     from squidkeeper.errors import FleetFailed, SetupFailed
     from squidkeeper.fleet.fleet_file import read_fleet
     from squidkeeper.fleet.installation import BalancerPaths, set_up_fleet
@@ -227,7 +216,6 @@ def _set_up_fleet(file: Path, cfg: Path, state: Path, pid_file: Path, *, dry_run
 
 
 def _set_up_gateway(given: Mapping[str, Any]) -> NoReturn:
-    """Install or remove a gateway, as install.sh was told."""
     from squidkeeper.setup.options import SetupOptions
     from squidkeeper.setup.run import remove_prepared, run_setup
 
@@ -271,7 +259,6 @@ def _examine(options: SetupOptions) -> None:
 
 
 def _parsed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parse what install.sh passes on unchecked; `click.UsageError` names the option."""
     if given["dry_run"] and given["uninstall"]:
         raise click.UsageError("--dry-run is for an installation, not for --uninstall")
     if given["tls"] and given["no_tls"]:

@@ -99,7 +99,6 @@ def _found(read: TableOptions, policy: NamedPolicy) -> tuple[Findings, Edits]:
 
 
 def _write_edit(policy: NamedPolicy, named: str | None, state: Path, edits: Edits, output: Path | None) -> str:
-    """Write the files of the narrowed policy; give what changes in them as a unified diff."""
     from squidkeeper.errors import EditRefused
     from squidkeeper.tightening.edit import edited_documents, unified_diff
 

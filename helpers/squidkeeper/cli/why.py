@@ -178,7 +178,6 @@ def _ask_fleet(fleet: LiveGateways, names: Collection[str], words: list[str], *,
 
 
 def _ids_and_files(given: tuple[str, ...]) -> tuple[frozenset[str], tuple[Path, ...]]:
-    """Tell IDs from FILEs; refuse what is neither."""
     from squidkeeper.record.log_file import STDIN
 
     ids = frozenset(one for one in given if _REQUEST_ID.fullmatch(one))
@@ -306,7 +305,6 @@ class _Answer:
         return f"{causes}\n" * bool(shown) + "".join(f"{_printable(one)}\n" for one in told)
 
     def _about_ids(self, sources: TableSources) -> Iterator[str]:
-        """Say what became of the IDs whose requests did not fail, or that no request has."""
         from squidkeeper.why.search import about_other
 
         yield from map(about_other, self._search.others.values())
@@ -367,7 +365,6 @@ class _Answer:
 
 
 def _described(sources: TableSources) -> str:
-    """Name what was read."""
     if sources.files:
         return ", ".join(map(str, sources.files))
     log = [f"{sources.log} and its rotated files"] if sources.log else []

@@ -73,7 +73,6 @@ def _newest(table: Table, ids: list[str]) -> list[Record]:
 
 
 def _count(table: Table, since: datetime | None) -> tuple[int, int]:
-    """Count the requests, and the gateways that served them."""
     period = f" WHERE {TIME} >= {time_literal(since)}" if since else ""
     what = "count(*), count(DISTINCT gateway)"
     counted = table.connection.execute(f"SELECT {what} FROM requests{period}")  # noqa: S608 - our own names

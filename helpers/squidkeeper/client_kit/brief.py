@@ -158,7 +158,6 @@ def _granted(grant: Rule, policy: Policy) -> str:
 
 
 def _effects(rule: Rule) -> Iterator[str]:
-    """Say what else a rule does with a request."""
     if rule.private:
         yield "also at private addresses"
     if rule.passthrough:
@@ -183,7 +182,6 @@ def _default(policy: Policy, rules: int) -> str:
 
 
 def _match(match: Match, policy: Policy) -> str:
-    """Write the matching fields of an entry, its clients aside."""
     fields = (
         _hosts(match, policy),
         _field("schemes", sorted(match.schemes or ())),

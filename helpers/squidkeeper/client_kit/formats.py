@@ -64,7 +64,6 @@ def _comments(environment: ClientEnvironment) -> str:
 
 
 def _sh(environment: ClientEnvironment) -> str:
-    """Write lines for a POSIX shell, to be sourced."""
     exports = (f"export {name}={shlex.quote(value)}\n" for name, value in variables(environment.settings).items())
     return _comments(environment) + "".join(exports)
 

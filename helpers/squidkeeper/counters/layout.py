@@ -115,7 +115,6 @@ def read_keys(descriptor: int) -> tuple[list[Key], int]:
 
 
 def _key_lines(descriptor: int) -> Iterator[bytes]:
-    """Yield the whole lines before the first NUL."""
     rest = b""
     for at in range(KEYS_AT, FILE_BYTES, _BLOCK):
         block, nul, _ = os.pread(descriptor, _BLOCK, at).partition(b"\0")

@@ -106,7 +106,6 @@ def _sum(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
 
 
 def _read_file(folder: Path, number: int) -> CounterFile | None:
-    """Read one counter file; None if it is being created, or is gone."""
     try:
         descriptor = os.open(folder / file_name(number), os.O_RDONLY | CAREFULLY)
     except FileNotFoundError:
@@ -138,7 +137,6 @@ def _read_open(number: int, descriptor: int) -> CounterFile | None:
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Tell whether a process holds the lock, without taking it."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     kind, *_ = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
     return bool(kind != fcntl.F_UNLCK)

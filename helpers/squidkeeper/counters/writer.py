@@ -113,7 +113,6 @@ class CounterWriter:
         self._in_use = memoryview(self._values).cast("B")[:0]
 
     def _index(self, key: Key) -> int:
-        """Find the index of a key, or add it; the index of another key if there is no room."""
         known = self._indices.get(key)
         if known is not None:
             return known
@@ -157,14 +156,12 @@ class CounterWriter:
         return found and read_identity(self._descriptor) == self._identity
 
     def _release(self) -> None:
-        """Release a counter file that was lost, with its counts."""
         if self._path is not None:
             self._path = None
             os.close(self._descriptor)
             self._reset()
 
     def _take(self) -> None:
-        """Take a counter file, and continue its counts."""
         path, descriptor = _take_free(self._folder)
         try:
             identity = read_identity(descriptor) or _create(descriptor)
@@ -198,7 +195,6 @@ class CounterWriter:
 
 
 def _take_free(folder: Path) -> tuple[Path, int]:
-    """Open and lock the first counter file that no process has."""
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     refused: OSError | None = None
     for number in range(COUNTER_FILES):
@@ -216,7 +212,6 @@ def _take_free(folder: Path) -> tuple[Path, int]:
 
 
 def _open_locked(path: Path) -> int | None:
-    """Open and lock a counter file, or create it; None if another process has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o640)
     try:
         if _lock(descriptor) and _is_found(descriptor, path):
@@ -237,13 +232,11 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_found(descriptor: int, path: Path) -> bool:
-    """Tell whether this is a regular file, and the one at the path."""
     own, found = os.fstat(descriptor), os.stat(path)
     return stat.S_ISREG(own.st_mode) and (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)
 
 
 def _create(descriptor: int) -> str:
-    """Make a file an empty counter file. The header is written last, when the file is whole."""
     os.ftruncate(descriptor, 0)
     os.posix_fallocate(descriptor, 0, FILE_BYTES)
     identity = os.urandom(IDENTITY_BYTES)

@@ -101,7 +101,6 @@ def _signer(keys: AwsKeys, scope: AwsScope) -> SigV4Auth:
 
 
 def _declared_payload(scope: AwsScope, method: str, headers: Mapping[str, str]) -> str:
-    """Give what stands for the body in the signature."""
     declared = headers.get("x-amz-content-sha256")
     if declared is not None and declared.startswith(_CHUNK_SIGNED):
         reason = "the client signs each chunk of the body, and the gateway cannot replace such signatures"

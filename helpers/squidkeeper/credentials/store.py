@@ -161,7 +161,6 @@ def _state_of(name: str, path: str | Path, where: str) -> _State:
 
 
 def _read_file(name: str, path: str | Path, where: str) -> tuple[_State, bytes]:
-    """Read a regular file of bounded size, with its state."""
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             stat = os.fstat(file.fileno())
@@ -195,5 +194,4 @@ def filled(value: InjectedValue, secrets: list[Secret]) -> str:
 
 
 def _fill(template: str, values: Mapping[str, str]) -> list[str]:
-    """Fill in a template whose fields are plain names, as the policy's loader has checked."""
     return [text + (values[name] if name else "") for text, name, _, _ in string.Formatter().parse(template)]

@@ -95,7 +95,6 @@ class WatchedValues:
         return frozenset(found)
 
     def _find(self, text: bytes, found: set[str]) -> None:
-        """Add the names of the values that a text holds as it stands."""
         folded = text.translate(self._folded_same)
         if not self._any_window.search(folded):
             return
@@ -135,7 +134,6 @@ def percent_decoded(text: bytes) -> bytes:
 
 
 def _windows_in(folded: bytes, windows: frozenset[int]) -> frozenset[int]:
-    """Give those of the windows that a text holds."""
     ends = (shift + (len(folded) - shift) // _WINDOW * _WINDOW for shift in range(_WINDOW))
     views = (memoryview(folded)[shift:end].cast("@Q") for shift, end in enumerate(ends) if end > shift)
     return frozenset[int]().union(*map(windows.intersection, views))

@@ -202,7 +202,6 @@ class _Run:
                 yield Cell(moments, frozenset(kind), frozenset(span), frozenset({CONNECT}), host), _Example(request, at)
 
     def _entries(self, side: int, host: HostClass) -> list[AnyEntry]:
-        """List the entries that can be for a class of hosts; with a rewrite, those that can be for its target too."""
         source, (rules, grants, _, credentials, upstreams) = self.policies[side].source, host.positions[side]
         kept = [*(source.rules[at] for at in rules), *(source.grants[at] for at in grants)]
         if any(rewrites for _, _, rewrites, _, _ in host.positions):
@@ -225,7 +224,6 @@ class _Run:
         return (frozenset(numbers) for numbers in found.values())
 
     def _differences(self, cell: Cell, example: _Example) -> Iterator[CellDifference]:
-        """Compare the requests of some methods."""
         old, new = (side_of(policy, example.request, example.at) for policy in self.policies)
         self.checked += 1
         yield from self._of_urls(cell, example, self.urls.differences(old, new))
@@ -249,7 +247,6 @@ class _Run:
                     yield CellDifference(here, change, one.before, one.after, None, doubt, one.cells)
 
     def _shown(self, cell: Cell, example: _Example, one: UrlDifference) -> dict[Change, CellDifference]:
-        """Find a request for each change that is predicted."""
         here = replace(cell, matched=one.matched, held=one.held)
         shown: dict[Change, CellDifference] = {}
         for url in one.urls(example.request):

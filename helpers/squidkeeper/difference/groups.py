@@ -95,7 +95,6 @@ def _group(comparison: Comparison, cells: list[CellDifference]) -> RequestDiffer
 
 
 def _unlikeliness(one: CellDifference) -> tuple[bool, ...]:
-    """Sort the plainest example ahead."""
     asked = one.example
     return asked is None, asked is None or asked.method != "GET", asked is None or asked.target.startswith("http:")
 
@@ -111,7 +110,6 @@ def _scopes(comparison: Comparison, cells: list[CellDifference]) -> list[Scope]:
 
 
 def _by_urls(cells: Iterable[CellDifference]) -> dict[tuple[frozenset[Hashable], ...], list[Cell]]:
-    """Sort cells by the cells of URLs that there are for their hosts."""
     found: dict[tuple[frozenset[Hashable], ...], list[Cell]] = {}
     for one in cells:
         known = (frozenset(one.cells.paths), frozenset(one.cells.queries)) if one.cells else (frozenset(), frozenset())
@@ -132,7 +130,6 @@ def _described(box: _Box, universe: tuple[frozenset[Hashable], ...]) -> _Box:
 
 
 def _joined(boxes: list[_Box], fields: Iterable[str]) -> list[_Box]:
-    """Join boxes that differ in one field alone, field after field."""
     for name in fields:
         found: dict[_Box, list[_Box]] = {}
         for box in boxes:

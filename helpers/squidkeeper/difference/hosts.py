@@ -162,7 +162,6 @@ def _listed(
 
 
 def _hosts_of(stored: str, taken: set[str], lists: Sequence[tuple[str, HostList]]) -> Iterator[Host]:
-    """Give the hosts that a line of a list could make a difference for."""
     depths: tuple[int, ...]
     if stored.startswith("*"):
         depths, name = (1, 2), stored.lstrip("*").removeprefix(".")
@@ -211,7 +210,6 @@ def _of_addresses(networks: Iterable[Network]) -> Iterator[HostPart]:
 
 
 def _texts(start: Address, last: Address, named: set[Network]) -> tuple[str, ...]:
-    """Write a part of the addresses: as networks where a policy names one around it; else nothing."""
     if not any(start in network for network in named):
         return ()
     return tuple(map(str, summarize_address_range(start, last)))

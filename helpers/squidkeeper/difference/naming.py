@@ -87,7 +87,6 @@ def _narrowest_first(item: tuple[str, _Region]) -> tuple[int, int, str]:
 
 
 def _widest(regions: Mapping[str, _Region]) -> dict[str, _Region]:
-    """Leave out each region that another one holds; of equal ones the shortest name stays."""
     kept: dict[str, _Region] = {}
     for trait, region in sorted(regions.items(), key=lambda item: (-len(item[1]), len(item[0]), item[0])):
         if not any(region <= other for other in kept.values()):
@@ -96,7 +95,6 @@ def _widest(regions: Mapping[str, _Region]) -> dict[str, _Region]:
 
 
 def _within(region: _Region, regions: Mapping[str, _Region]) -> dict[str, _Region]:
-    """Give the parts of regions that are in one, where there are any."""
     return {trait: one & region for trait, one in regions.items() if one & region}
 
 

@@ -194,7 +194,6 @@ def _rewritten(side: Side, consequence: Consequence, rewrite: Rewrite, grant: Ru
 
 
 def _target_host(side: Side, rewrite: Rewrite) -> Host | None:
-    """Give the host that is fetched; None where that depends on the request."""
     authority = rewrite.target.authority
     if _HOST in authority:
         return side.match.facts.host if authority == _HOST else None
@@ -202,7 +201,6 @@ def _target_host(side: Side, rewrite: Rewrite) -> Host | None:
 
 
 def _otherwise(side: Side, consequence: Consequence, grant: Rule | None) -> str:
-    """Write what becomes of a request that is for the target already."""
     credentials = " ".join(map(_credential_key, side.match.candidates.credentials))
     forwarded = (consequence.websocket, consequence.connections, consequence.strip)
     kept = (consequence.private, forwarded, consequence.upstream)
@@ -210,7 +208,6 @@ def _otherwise(side: Side, consequence: Consequence, grant: Rule | None) -> str:
 
 
 def _fetched(side: Side, rewrite: Rewrite) -> tuple[str, str]:
-    """Write what credentials and upstreams there are for the target of a rewrite."""
     facts, target, policy = side.match.facts, rewrite.target, side.policy
     if target.authority != _HOST and _HOST in target.authority:  # which host is fetched depends on the request
         source = policy.source

@@ -123,7 +123,6 @@ def _with_paths(
 
 
 def _is_usual(text: str, character: str) -> bool:
-    """Tell whether a path with one more character, or none, still has one reading."""
     last = text[-1:]
     if not character:
         return last != "."

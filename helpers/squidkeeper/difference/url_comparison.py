@@ -75,7 +75,6 @@ class UrlComparison:
         return known
 
     def _cells_of(self, old: Side, new: Side) -> UrlCells | None:
-        """Find the cells of URLs; None where there are too many."""
         entries = [*old.entries, *new.entries]
         key = frozenset((is_deny(entry), _texts(entry.match)) for entry in entries)
         if key not in self._cells:

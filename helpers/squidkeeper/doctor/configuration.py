@@ -190,7 +190,6 @@ def _headers_allowed_ahead(one: Inspection, headers: Iterable[str]) -> Iterator[
 
 
 def _formats(one: Inspection) -> Iterator[tuple[Directive, tuple[str, ...]]]:
-    """Yield the directives whose tokens a helper reads, with these tokens."""
     for directive in one.conf.directives:
         words = directive.words
         if directive.name == "external_acl_type":
@@ -276,7 +275,6 @@ def printed_annotations(one: Inspection) -> Iterator[Found]:
 
 
 def _debug_levels(directive: Directive | None) -> dict[str, int]:
-    """Give the level of each section of Squid's debugging that is named after the last ALL, and of ALL."""
     levels = {"ALL": 1}
     for word in directive.words if directive else ():
         if found := _DEBUGGING.match(word):
@@ -338,7 +336,6 @@ def proxy_header_from_nobody(one: Inspection) -> Iterator[Found]:
 
 
 def _is_ours(one: Inspection, file: Path) -> bool:
-    """Tell whether a file is squidkeeper.conf or a part of it."""
     return file == one.layout.fragment or file.parent == one.layout.parts
 
 

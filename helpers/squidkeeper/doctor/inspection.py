@@ -188,7 +188,6 @@ def _reads_everything(layout: Layout) -> bool:
 
 
 def _checkpoint(layout: Layout) -> Checkpoint:
-    """Read the exporter's counts, where this process may."""
     none = Checkpoint(since="")
     return CheckpointStore(layout.counts).read() or none if _reads_everything(layout) else none
 

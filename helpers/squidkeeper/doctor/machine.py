@@ -70,7 +70,6 @@ _BLOCK: Final = re.compile(r"^([^\n{}#][^{}]*?)\s*\{([^}]*)\}", re.MULTILINE)
 
 
 def _secret_files(one: Inspection) -> Iterator[tuple[Path, str]]:
-    """Yield each file that holds a secret, with what it is."""
     layout = one.layout
     yield from ((path, "the CA's key") for path in (layout.signing_key, layout.ca_key))
     yield from ((path, "passwords of parent proxies") for path in (layout.rendered, layout.parts / "upstreams.conf"))
@@ -262,7 +261,6 @@ class RotationRule:
         return float("inf") if number == -1 else number * _PERIODS[self._last(rf"({'|'.join(_PERIODS)})\b") or "weekly"]
 
     def _last(self, option: str) -> str:
-        """Give the value of an option: the last one counts."""
         found = (re.findall(rf"^\s*{option}", text, re.MULTILINE) for text in (self.body, self.usual))
         return next((values[-1] for values in found if values), "")
 
@@ -317,7 +315,6 @@ def service_not_running(one: Inspection) -> Iterator[Found]:
 
 
 def _unanswered(unit: Path, exporter: int | None) -> Iterator[Found]:
-    """Find an exporter that does not listen where its unit has load balancers answered."""
     listens = re.search(r"^ExecStart=.* --health-listen (\S+)", text_at(unit), re.MULTILINE)
     if listens and not process_listens(exporter, port_of(listens[1])):
         yield Found(f"squidkeeper-exporter does not answer load balancers on {listens[1]}", str(unit))

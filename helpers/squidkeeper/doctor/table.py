@@ -54,8 +54,6 @@ _FINDERS: Final[dict[str, FindFaults]] = {
 
 
 def _condition(one: Condition) -> Check:
-    """Make a check of a condition of the exporter."""
-
     def find(inspection: Inspection) -> Iterator[Found]:
         yield from map(Found, one.find(inspection.view) if one.find else ())
 

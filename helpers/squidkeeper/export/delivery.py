@@ -90,7 +90,6 @@ class Delivery:
             self._fall_back(DeliveryFailed(f"{error.filename}: {error.strerror or error}"))
 
     def _advance(self) -> None:
-        """Send the next batch; without one, confirm and rest."""
         if not self._store.state.position.first_line_digest:
             self._begin()
         batch = self._batches.read()

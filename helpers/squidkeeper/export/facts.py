@@ -169,7 +169,6 @@ def _ascii(url: str | None) -> str:
 
 
 def _outcome(record: Record) -> str:
-    """Tell whether the client got what it wanted."""
     if record.verdict == "deny" or record.status >= 400:
         return FAILURE
     return SUCCESS if record.status >= 100 else "unknown"

@@ -108,7 +108,6 @@ class HttpsSender:
 
 
 def _retry_seconds(response: HTTPResponse) -> float | None:
-    """Read Retry-After, in seconds or as a date."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal() and len(value) <= 9:
         return float(value)

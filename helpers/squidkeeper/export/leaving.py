@@ -36,7 +36,6 @@ def shortened(record: Record, characters: int) -> Record:
 
 
 def _changed(field: str, change: Callable[[str], str]) -> str:
-    """Change a URL that a field holds in percent-encoding."""
     url = decode_field(field)
     return NONE if url is None else quote(change(url), safe=_UNESCAPED)
 

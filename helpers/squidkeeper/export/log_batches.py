@@ -122,7 +122,6 @@ class LogBatches:
             yield Gap(self._until, valid[-1].time if valid else "", invalid, _INVALID)
 
     def _reasons(self) -> Iterator[str]:
-        """Tell why a part of the log is missing, once for each kind since the last batch."""
         follower = self._follower
         if follower.deleted > self._deleted_seen:
             yield self._deleted

@@ -154,7 +154,6 @@ def _endpoint(environment: Mapping[str, str]) -> str | None:
 
 
 def _listed_headers(text: str) -> dict[str, str]:
-    """Parse `name=value,name=value`, percent-encoded; raise `InvalidExport`, without a value."""
     found = {}
     for pair in filter(None, map(str.strip, text.split(","))):
         name, _, value = pair.partition("=")

@@ -227,7 +227,6 @@ def _durations(counts: RequestCounts) -> Family:
 
 
 def _buckets(metric: Metric, cells: Sequence[float]) -> list[tuple[str, float]]:
-    """Name the buckets, and make them cumulative."""
     return list(zip((*map(floatToGoString, metric.buckets), INFINITY), accumulate(cells), strict=True))
 
 
@@ -249,7 +248,6 @@ def _expected(metric: Metric, policy: Policy | None) -> dict[tuple[str, ...], fl
 
 
 def _by_labels(metric: Metric, totals: Mapping[Key, float]) -> dict[tuple[str, ...], float]:
-    """Find the values of a metric that helpers count, by its labels in their order."""
     found: dict[tuple[str, ...], float] = {}
     for key, value in totals.items():
         labels = key_labels(key)

@@ -138,7 +138,6 @@ class LogCounter:
         return bool(lines)
 
     def _read(self) -> list[bytes]:
-        """Read new lines. A failure is logged once, and the next call tries again."""
         try:
             lines = self._follower.read(_BATCH_BYTES)
         except OSError as error:

@@ -144,7 +144,6 @@ def serve(application: Application, bound: socket.socket) -> BaseWSGIServer:
 
 
 def _is_address_or_localhost(host: str) -> bool:
-    """Tell whether a Host header is an address or localhost."""
     try:
         name, _ = parse_authority(host)
     except InvalidUrl:

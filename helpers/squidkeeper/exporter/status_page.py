@@ -98,7 +98,6 @@ def _headline(active: tuple[ActiveCondition, ...]) -> str:
 
 
 def _layout(view: Snapshot) -> Layout:
-    """Give the gateway whose commands the page names."""
     others = {"fragment": view.fragment_file} if view.fragment_file else {}
     return Layout.around(view.directory, view.state, access_log=view.access_log, **others)
 

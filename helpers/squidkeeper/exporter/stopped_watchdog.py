@@ -113,7 +113,6 @@ class StoppedWatchdog:
 
 
 def _turns(pid: int) -> int | None:
-    """Count the context switches of all threads of a process; None if they cannot be read."""
     try:
         texts = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
     except OSError:

@@ -123,7 +123,6 @@ class Fetching:
                 self._renewals[key] = (renewal, asyncio.create_task(renewal.run()))
 
     def _run_again(self) -> None:
-        """Run what an error of ours has ended."""
         for key, (renewal, task) in [*self._renewals.items()]:
             if task.done() and (error := task.exception()):
                 again = renewal.run(renewal.broken(error))
@@ -142,7 +141,6 @@ class Fetching:
         self._report.write({name: self._renewals[key][0].status for name, key in self._names.items()}, problem)
 
     def _attempt(self, step: Callable[[], None]) -> None:
-        """Take a step in the folder; a failure is logged once."""
         try:
             step()
             self._problems.pop(step, None)

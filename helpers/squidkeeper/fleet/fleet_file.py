@@ -115,7 +115,6 @@ def _gateway(given: _Gateway) -> FleetGateway:
 
 
 def _told(problem: str) -> str:
-    """Write what msgspec says in the words of the file: which field, what is wrong, what was expected."""
     what, _, path = problem.rstrip("`").partition(" - at `$")
     place = path.removeprefix(".")
     field = re.sub(r"\[\d+\]", "", place).rpartition(".")[2]
@@ -155,7 +154,6 @@ def _address_fault(place: str, text: str) -> list[str]:
 
 
 def _repeated(gateways: list[_Gateway]) -> list[str]:
-    """Find two gateways that are one, or that HAProxy could not tell apart."""
     made = [_gateway(one) for one in gateways]
     faults = []
     for number, one in enumerate(made):

@@ -151,7 +151,6 @@ def _remedy(clone: Path, tip: str, allowed_signers: Path) -> str:
 
 
 def _refusal(clone: Path, allowed_signers: Path, commit: str = "HEAD") -> str:
-    """Tell why gateways with these signers refuse a commit; empty if they take it."""
     try:
         commit_signer(_output(clone, "cat-file", "commit", commit), allowed_signers)
     except (PullFailed, PullRefused) as error:

@@ -29,7 +29,6 @@ def render(fleet: Fleet, state: Path = STATE) -> str:
 
 
 def _replacements(fleet: Fleet, state: Path) -> dict[str, str]:
-    """Map what the files have to what this fleet has."""
     workers = _workers(fleet)
     servers = (f"    server {one.name} {one.authority} id {one.id} port {one.health_port}\n" for one in fleet.gateways)
     return {
@@ -49,7 +48,6 @@ def _workers(fleet: Fleet) -> int:
 
 
 def _of_tls(fleet: Fleet, state: Path) -> dict[str, str]:
-    """Map the same of the sections for TLS to the proxy."""
     folder, socket = "/var/lib/squidkeeper/tls", f"unix@{state}/squidkeeper-tls.sock"
     end, most = "alpn http/1.1\n    maxconn", _CONNECTIONS * _workers(fleet)
     return {

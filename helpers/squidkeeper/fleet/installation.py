@@ -88,7 +88,6 @@ def _check_certificate(path: str) -> None:
 
 
 def _check(text: str) -> None:
-    """Have HAProxy check a configuration."""
     if not HAPROXY.exists():
         raise SetupFailed(f"HAProxy is not installed: there is no {HAPROXY}", "apt-get install haproxy, or dnf")
     with TemporaryDirectory() as folder:
@@ -116,7 +115,6 @@ def _has_service(paths: BalancerPaths) -> bool:
 
 
 def _tell(paths: BalancerPaths, before: str) -> None:
-    """Reload HAProxy, or start it; open connections go on in the former process."""
     if not _has_service(paths) and _master(paths.pid_file) is None:
         command = f"haproxy -W -D -p {shlex.quote(str(paths.pid_file))} -f {shlex.quote(str(paths.cfg))}"
         say("haproxy", f"not started, as no service has {paths.cfg}: {command}")
@@ -160,7 +158,6 @@ def _check_reloaded(paths: BalancerPaths, former: str) -> None:
 
 
 def _worker(paths: BalancerPaths) -> str:
-    """Ask HAProxy which process serves by our configuration; empty where none answers."""
     try:
         with socket.socket(socket.AF_UNIX) as api:
             api.settimeout(_ANSWER_SECONDS)
@@ -174,7 +171,6 @@ def _worker(paths: BalancerPaths) -> str:
 
 
 def _master(pid_file: Path) -> int | None:
-    """Find HAProxy's master, which starts other processes when it is told to reload."""
     with suppress(ValueError, OverflowError, psutil.Error):
         process = psutil.Process(int(text_at(pid_file)))
         if process.name() == "haproxy":
@@ -183,7 +179,6 @@ def _master(pid_file: Path) -> int | None:
 
 
 def _show_gateways(fleet: Fleet) -> None:
-    """Show how each gateway is installed, so that it takes clients from here."""
     show("\nOn each gateway, with the same CA (squid/FLEET.md):")
     for one in fleet.gateways:
         host = one.authority.rpartition(":")[0]

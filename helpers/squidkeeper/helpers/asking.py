@@ -71,7 +71,6 @@ class Asking:
         return ticket_page(page, ticket_state(ticket, decision, until, at.timestamp()))
 
     def _admits(self, asked: AskedRequest, rule: str, policy: CompiledPolicy, refused: list[Quota]) -> bool:
-        """Tell whether quotas of tickets give a new one; those that do not are added to `refused`."""
         if not policy.source.quotas:
             return True
         clients = policy.clients_of(address_host(parse_address(asked.client)), asked.user or None)
@@ -137,7 +136,6 @@ def ticket_state(ticket: Ticket, decision: Decision, until: datetime | None, now
 
 
 def _answered(ticket: Ticket, now: float) -> str:
-    """Name the state of a question that the policy asks about now."""
     if ticket.state is TicketState.SETTLED:
         return _LAPSED
     if ticket.state is not TicketState.APPROVED:

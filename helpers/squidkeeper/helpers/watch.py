@@ -64,7 +64,6 @@ class Watch:
         return nothing_found_reply()
 
     def _placeholders(self, tokens: bytes, url: str) -> frozenset[str]:
-        """Name the placeholders that a request may hold: those of the credentials that it gets."""
         match = self._matches.find(tokens)
         if match.facts.method is None:  # a CONNECT: any request in the tunnel
             credentials = match.candidates.credentials
@@ -108,5 +107,4 @@ def answer(watch: Watch | None, line: bytes) -> Reply:
 
 
 def _stated(line: bytes) -> list[str | None]:
-    """Parse the tokens that state a request."""
     return parse_tokens(b" ".join(line.split(b" ", REQUEST_TOKENS)[:REQUEST_TOKENS]), (REQUEST_TOKENS,))

@@ -120,7 +120,6 @@ def _asker(address: Host, login: str | None, clients: tuple[Client, ...], names:
 
 
 def _is_one_machine(client: Client) -> bool:
-    """Tell whether a client of the policy is one login, or lists the addresses of one machine."""
     is_login = client.tokens is not None or (client.users is not None and len(client.users) == 1)
     return is_login or bool(client.single_addresses)
 

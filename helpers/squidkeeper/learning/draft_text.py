@@ -222,7 +222,6 @@ def _comment(text: str) -> Iterator[str]:
 
 
 def _list(key: str, values: Iterable[str], *, quoted: bool = True) -> Iterator[str]:
-    """Write a list, on several lines where it is long."""
     *written, last = [_text(value) if quoted else str(value) for value in values]
     line = f"{key}: ["
     indent = " " * (len(key) - len(key.lstrip()) + 4)

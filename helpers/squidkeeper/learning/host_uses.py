@@ -140,14 +140,12 @@ class HostUses:
         return openings, apart
 
     def _paths(self, place: Place, *, is_shape: bool) -> Shapes:
-        """Give the patterns for the paths of a place; none where they are too many."""
         if is_shape:
             return self._shapes[place].result()
         literals = self._literals[place]
         return literals if len(literals) <= LITERAL_PATHS_LISTED else {}
 
     def _wide_paths(self, place: Place) -> list[str]:
-        """Give patterns that match the paths of a write, for a rule that a person may write."""
         shapes = self._shapes[place].result() if place in self._shapes else {}
         return [pattern_of(shape) for shape in shapes][:_WIDE_PATHS_SHOWN]
 
@@ -156,7 +154,6 @@ class HostUses:
         yield from (*self.presets.values(), *self._evidence.values(), *self._apart.values())
 
     def _unproposed(self) -> Unproposed | None:
-        """Give the first reason why nothing of the host is proposed."""
         heavy = self._uploaded > max(_UPLOADED_BYTES, _UPLOADED_TIMES * self._downloaded)
         return min(self._whole | ({Unproposed.UPLOADS} if heavy else set()), default=None)
 

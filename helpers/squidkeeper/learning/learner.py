@@ -135,7 +135,6 @@ def _draft(machines: tuple[_Machine, ...], askers: Askers, support: Support, use
 
 
 def _openings(machines: Iterable[_Machine]) -> dict[str, dict[Opening, list[Evidence]]]:
-    """Gather what the machines of each client used."""
     found: dict[str, dict[Opening, list[Evidence]]] = {}
     for machine in machines:
         for opening, evidence in machine.openings():
@@ -144,7 +143,6 @@ def _openings(machines: Iterable[_Machine]) -> dict[str, dict[Opening, list[Evid
 
 
 def _presets(machines: Iterable[_Machine]) -> dict[str, dict[str, Evidence]]:
-    """Gather which clients used what a preset allows."""
     found: dict[str, dict[str, Evidence]] = {}
     for machine in machines:
         for preset, evidence in machine.presets.items():
@@ -161,7 +159,6 @@ def _listed(apart: Iterable[_Apart], names: Callable[[Iterable[str]], tuple[str,
 
 
 def _generalised(found: Mapping[Opening, list[Evidence]]) -> Openings:
-    """Write few patterns for the hosts and paths of one client."""
     by_place: dict[Place, dict[Shape, Evidence]] = {}
     for (place, shape), some in found.items():
         by_place.setdefault(place, {})[shape] = total(some)
@@ -182,7 +179,6 @@ def _generalised(found: Mapping[Opening, list[Evidence]]) -> Openings:
 
 
 def _host_patterns(places: Mapping[Place, Evidence]) -> dict[Place, Place]:
-    """Give each place that is only read from its host pattern."""
     alike: dict[Place, dict[str, Evidence]] = {}
     for place, evidence in places.items():
         if place.reads:
@@ -214,7 +210,6 @@ def _listable(of_clients: Mapping[str, Openings]) -> tuple[dict[str, Openings], 
 
 
 def _supported(of_clients: Mapping[str, Openings], support: Support) -> tuple[dict[str, Openings], list[_Apart]]:
-    """Leave out, and list, what too few machines used, or on too few days."""
     every: dict[Place, dict[Shape, Evidence]] = {}
     for openings in of_clients.values():
         for (place, shape), evidence in openings.items():
@@ -244,7 +239,6 @@ def _without_covered(openings: Openings) -> Openings:
 
 
 def _support(opening: Opening, every: Mapping[Place, Mapping[Shape, Evidence]]) -> Evidence:
-    """Add up the evidence of all openings that open as much."""
     place, shape = opening
     hosts = [place.host]
     above = place.host.lstrip("*.") if place.host.startswith("*") else place.host.partition(".")[2]

@@ -130,7 +130,6 @@ def _generalised(segment: str) -> str:
 
 
 def _read(path: str) -> tuple[ReadPath, ...]:
-    """Give the readings of a path; none where it is invalid."""
     try:
         return readings(path)
     except InvalidUrl:
@@ -138,7 +137,6 @@ def _read(path: str) -> tuple[ReadPath, ...]:
 
 
 def _is_matched(pattern: str, read: tuple[ReadPath, ...]) -> bool:
-    """Tell whether a pattern, made of a path, matches all of its readings."""
     if len(read) <= 1:
         return bool(read)
     try:

@@ -45,7 +45,6 @@ class ReloadJudge:
             raise OSError(self._failure)
 
     def _is_due(self, edit: Edit, since: float) -> bool:
-        """Tell whether an edit still waits, and no judge has ended well for it."""
         if abs(time.time() - since) > PATIENCE_SECONDS or (self._asked == (edit, since) and not self._failure):
             return False
         verdict = read_verdict(self._revisions, edit)

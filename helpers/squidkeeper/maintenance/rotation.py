@@ -133,7 +133,6 @@ class Rotation:
         return failures
 
     def _rotated(self, log: Path) -> list[RotatedLog]:
-        """List the rotated files of a log, oldest first."""
         files = rotated(log)
         kept = set[Path]()
         if files and log == self._access_log:
@@ -163,7 +162,6 @@ def _attempt(action: Callable[[], None]) -> list[OSError]:
 
 
 def _size(file: Path) -> int:
-    """Return the size of a regular file; 0 if there is none."""
     try:
         state = os.lstat(file)
     except OSError:

@@ -59,7 +59,6 @@ class SquidCrashes:
             _log.error("%s; %s", crash.unrecorded, crash.served)
 
     def _written(self) -> bytes:
-        """Read what cache.log has got since the oldest of the last checks."""
         start = self._sizes[0] if self._sizes else 0
         try:
             with open_untrusted(self._cache_log) as file:

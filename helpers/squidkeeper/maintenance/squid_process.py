@@ -97,7 +97,6 @@ class SquidProcess:
         return True
 
     def _kids(self) -> list[psutil.Process]:
-        """Find the processes that serve: the master's children, or with `squid -N` the master."""
         master = self.master()
         try:
             return ([kid for kid in master.children() if kid.name() == _NAME] or [master]) if master else []

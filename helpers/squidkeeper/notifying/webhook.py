@@ -78,7 +78,6 @@ class Webhook:
         self._next = time.monotonic() + (_INTERVAL_SECONDS if sent else 1.0)
 
     def _send_new(self, settings: WebhookSettings) -> bool:
-        """Send the questions that nobody was told about yet; False where there are none."""
         store, now = TicketStore(self._state), time.time()
         try:
             untold = [ticket for ticket in store.pending(now) if not ticket.told]

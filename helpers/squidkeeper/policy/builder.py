@@ -176,7 +176,6 @@ def _merge_faults(documents: Iterable[Document], local: Document | None) -> Iter
 
 
 def _lists(contents: PolicyContents) -> tuple[dict[str, HostList], list[Fault], list[Fault]]:
-    """Name the lists that can be read; gives also the faults of the others, and the warnings."""
     lists: dict[str, HostList] = {}
     faults: list[Fault] = []
     warnings: list[Fault] = []
@@ -211,7 +210,6 @@ _LIST_LINES = "host patterns, or lines of hosts(5), Adblock (||host^ alone), dns
 
 
 def _opened_list_faults(documents: Iterable[Document], lists: Mapping[str, HostList]) -> Iterator[Fault]:
-    """Find the lists that hold what the hosts of an allow or of a credential may not."""
     for document in documents:
         for section, entry, steps in entries(document, "rules", "credentials"):
             names = entry.get("lists")
@@ -238,7 +236,6 @@ def _forbidden(section: str, summary: ListSummary) -> Iterator[tuple[FaultCode, 
 
 
 def _check_secrets(contents: PolicyContents) -> tuple[list[Fault], list[Fault]]:
-    """Find the secrets that everyone can read (faults), and those that are unavailable (warnings)."""
     faults: list[Fault] = []
     warnings: list[Fault] = []
     named = (
@@ -265,7 +262,6 @@ def _check_secrets(contents: PolicyContents) -> tuple[list[Fault], list[Fault]]:
 
 
 def _upstream_faults(documents: Sequence[Document]) -> Iterator[Fault]:
-    """Find what has no effect without a parent, and the passwords that install.sh, which renders them, cannot read."""
     secrets = {str(steps[1]): entry for document in documents for _, entry, steps in entries(document, "secrets")}
     for document in documents:
         for _, entry, steps in entries(document, "upstreams"):
@@ -435,7 +431,6 @@ class _Maker:
 
 
 def _rules_of(named: Iterable[Preset], shipped: Mapping[str, _Maker]) -> Iterator[Rule]:
-    """Give the rules of presets, each for the clients of its preset."""
     for preset in named:
         for rule in shipped[preset.name].rules():
             yield replace(rule, match=replace(rule.match, clients=preset.clients), preset=preset.name)
@@ -456,7 +451,6 @@ def _match(entry: MatchEntry) -> Match:
 
 
 def _granted(entry: GrantEntry) -> Match:
-    """Make the fields of a grant; those of exact URLs name their origin too."""
     if entry.urls is None:
         return Match(entry.clients, entry.hosts, None, entry.schemes, entry.ports, entry.methods, entry.paths)
     first = entry.urls[0].url
@@ -486,7 +480,6 @@ def _parent(entry: UpstreamEntry) -> Parent | None:
 
 
 def _source(entry: SecretEntry, folder: Path) -> SecretSource:
-    """Make the source that an entry has; its paths start from the folder of the policy."""
     if entry.file is not None:
         return FileSource(folder / entry.file)
     if entry.command:

@@ -403,7 +403,6 @@ def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
 
 
 def _line_of_glued_key(lines: list[str]) -> int | None:
-    """Find a key with no space after its ':' in the last two lines that are not empty or a comment."""
     numbers = [number for number, line in enumerate(lines, 1) if line.lstrip(" ")[:1] not in ("", "#")]
     return next((number for number in numbers[-2:] if _GLUED_KEY.match(lines[number - 1])), None)
 
@@ -436,7 +435,6 @@ def _location(file: str, place: Place) -> Location:
 
 
 def _scalar(event: ScalarEvent) -> object:
-    """Read a scalar: text, or a plain decimal number, true or false; all else that YAML knows is `Unquoted`."""
     text = event.value
     if not event.implicit[0] or event.style not in (None, ""):
         return text

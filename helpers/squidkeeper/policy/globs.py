@@ -28,7 +28,6 @@ def glob_matcher(parts: tuple[str, ...], wildcards: Mapping[str, str]) -> Matche
 
 
 def _matcher_of_literals(parts: tuple[str, ...], wildcards: Mapping[str, str]) -> Matcher:
-    """Make a matcher for texts that hold these literal parts in their order, with anything at the wildcards."""
     literals = [""]
     for part in parts:
         if part in wildcards:

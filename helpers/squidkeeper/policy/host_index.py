@@ -85,7 +85,6 @@ class HostIndex:
 
 
 def _wider_keys(pattern: HostPattern) -> Sequence[str]:
-    """List the keys of the patterns that match every host which this one matches."""
     if pattern.network is not None or pattern.form is HostForm.ANY:
         return [HostForm.ANY]
     if pattern.form is HostForm.EXACT:

@@ -97,7 +97,6 @@ def _lapsed(policy: Policy, now: datetime) -> Iterator[Fault]:
 
 
 def _never_in_force(policy: Policy, now: datetime) -> Iterator[Fault]:
-    """Find the rules whose schedule does not hold before they expire."""
     for rule in policy.rules:
         if rule.when is None or rule.expires is None or rule.lapsed(now):
             continue
@@ -143,7 +142,6 @@ def _upgrades(policy: Policy) -> Iterator[Fault]:
 
 
 def _grpc_paths(policy: Policy) -> Iterator[Fault]:
-    """Find the allows of gRPC methods: gRPC needs HTTP/2, and Squid speaks HTTP/1.1 in the tunnels that it bumps."""
     for rule in policy.rules:
         for pattern in rule.match.paths or () if rule.action is Action.ALLOW else ():
             if _GRPC_PATH.fullmatch(pattern.text):
@@ -173,7 +171,6 @@ def _git_paths(policy: Policy) -> Iterator[Fault]:
 
 
 def _git_services(rule: Rule) -> Iterator[str]:
-    """List the services of git that a rule names by the ends of its paths."""
     if rule.match.query is None:
         ends = {pattern.text.rpartition("/")[2] for pattern in rule.match.paths or ()}
         yield from (service for service in _GIT_SERVICES if service in ends and "refs" not in ends)
@@ -235,7 +232,6 @@ def _names_every_host(match: Match) -> bool:
 
 
 def _unopened_addresses(policy: Policy) -> Iterator[Fault]:
-    """Find the allows of addresses that stay closed, because they are private."""
     for rule in policy.rules:
         if not _opens(rule) or rule.private:
             continue
@@ -255,7 +251,6 @@ def _unknown_methods(policy: Policy) -> Iterator[Fault]:
 
 
 def _strange_expressions(policy: Policy) -> Iterator[Fault]:
-    """Find the expressions that match no path as it is sent, only as some servers read it."""
     for entry in policy.entries:
         for pattern in entry.match.paths or ():
             if not pattern.text.startswith("regex:"):
@@ -379,14 +374,12 @@ def _covers(first: Rule, rule: Rule) -> bool:
 
 
 def _outlasts(decider: Rule, rule: Rule) -> bool:
-    """Tell whether a rule holds whenever another one does: it does not expire before, and has no other schedule."""
     if decider.when is not None and decider.when != rule.when:
         return False
     return decider.expires is None or (rule.expires is not None and rule.expires <= decider.expires)
 
 
 def _reaches(decider: Rule, rule: Rule, among: Mapping[str, list[range]]) -> bool:
-    """Tell whether a rule covers all schemes and ports of another that are among some."""
     return all(
         any(ports.start <= asked.start and asked.stop <= ports.stop for ports in _ports(decider, scheme))
         for scheme in DEFAULT_PORTS
@@ -395,7 +388,6 @@ def _reaches(decider: Rule, rule: Rule, among: Mapping[str, list[range]]) -> boo
 
 
 def _touches(rule: Rule, among: Mapping[str, list[range]]) -> bool:
-    """Tell whether a rule has any of some ports."""
     return any(any(_overlaps(_ports(rule, scheme), among[scheme])) for scheme in DEFAULT_PORTS)
 
 
@@ -408,7 +400,6 @@ def _overlaps(some: list[range], others: list[range]) -> Iterator[range]:
 
 
 def _opened(policy: Policy) -> dict[str, list[range]]:
-    """List the ports that anything in a policy opens, by scheme."""
     if policy.default_action is Action.ALLOW or policy.observe_default or policy.ask_default:
         return _ANY_PORT
     allows = [rule for rule in policy.rules_and_grants if rule.action is not Action.DENY and not rule.observe]
@@ -416,7 +407,6 @@ def _opened(policy: Policy) -> dict[str, list[range]]:
 
 
 def _ports(rule: Rule, scheme: str) -> list[range]:
-    """List the ports that a rule covers for a scheme, neighbours joined."""
     if rule.match.schemes is not None and scheme not in rule.match.schemes:
         return []
     if rule.match.ports is None:

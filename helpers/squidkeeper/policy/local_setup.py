@@ -43,7 +43,6 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
 
 
 def _beyond(credential: Credential, hosts: tuple[HostPattern, ...]) -> str:
-    """Name the first that a credential matches beyond some hosts; empty where there is none."""
     if credential.match.lists:
         return f"list {credential.match.lists[0]!r}"
     patterns = credential.match.hosts or ()

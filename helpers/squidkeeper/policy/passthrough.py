@@ -67,7 +67,6 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
 
 
 def _seeing(policy: Policy, position: int) -> Iterator[tuple[str, Entry, str]]:
-    """Give the entries that need a request: rules above the one at a position that are not certain, and the rest."""
     yield from (
         ("rule above it,", rule, ", or this rule above that one")
         for rule in policy.rules[:position]

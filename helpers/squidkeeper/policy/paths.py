@@ -74,7 +74,6 @@ class PathPattern:
         return None if match is None else {name: match.group(name) or "" for name in self.groups}
 
     def _matcher(self, reading: Reading) -> Matcher:
-        """Make the matcher for a reading, or use that of another reading in which the glob is the same."""
         glob = _read_glob(self.text, reading)
         matcher = self._matchers.get(glob) or glob_matcher(tuple(_PART.findall(glob)), _WILDCARDS)
         self._matchers[glob] = self._matchers[reading] = matcher
@@ -110,7 +109,6 @@ def _parse_regex(text: str) -> PathPattern:
 
 
 def _can_begin(expression: str, first: str) -> bool:
-    """Tell whether anything that an expression matches begins with a character."""
     try:
         least, most = compile_regex(f"^(?:{expression})").possiblematchrange(1)
     except re2.error:  # RE2 gives no range

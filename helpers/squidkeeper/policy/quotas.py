@@ -118,7 +118,6 @@ def never_used(policy: Policy) -> Iterator[Fault]:
 
 
 def _counts_some(unit: QuotaUnit, rule: Rule | None) -> bool:
-    """Tell whether a rule, or the default, can decide what a quota counts."""
     if rule is None:
         return True
     if unit is QuotaUnit.TICKETS:

@@ -100,11 +100,9 @@ class Schedule:
         return minute < part.end and (today - 1) % len(WEEK_DAYS) in self.days
 
     def _last_set(self, since: datetime, at: datetime) -> datetime:
-        """Give `since`, or when the clock was set after it."""
         return since if self._offset(since) == self._offset(at) else _set_between(self.zone, since, at)
 
     def _next_set(self, at: datetime, until: datetime) -> datetime:
-        """Give `until`, or when the clock is set before it."""
         return until if self._offset(until - _MOMENT) == self._offset(at) else _set_between(self.zone, at, until)
 
     def _offset(self, at: datetime) -> timedelta | None:
@@ -151,7 +149,6 @@ def _set_between(zone: tzinfo, first: datetime, last: datetime) -> datetime:
 
 
 def _days_text(days: frozenset[int]) -> str:
-    """Write days as ranges; nothing for every day."""
     if days == EVERY_DAY:
         return ""
     firsts = [day for day in sorted(days) if (day - 1) % len(WEEK_DAYS) not in days]

@@ -147,7 +147,6 @@ def _check_known(name: str, kind: str, known: frozenset[str], names: Names) -> s
 
 
 def _one_defined(kind: str, shown: frozenset[str]) -> str:
-    """List the names that are defined, or the section to define one in."""
     if shown:
         return one_of(shown)
     beside = ", or of local.yaml beside its folder" if kind == "secret" else ""
@@ -222,7 +221,6 @@ def _one_or_many(value: object) -> object:
 
 
 def _token_fields(value: object) -> object:
-    """Write a hash alone as the mapping that it stands for."""
     return value if isinstance(value, dict) else {"sha256": value}
 
 
@@ -277,7 +275,6 @@ def _file(text: str) -> str:
 
 
 def _period(shortest: int, longest: int) -> Any:
-    """Make the validator of a period."""
     return _parsed(FaultCode.INVALID_SOURCE, lambda text: parse_period(text, shortest, longest))
 
 
@@ -302,7 +299,6 @@ def _some_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _app_id(value: object) -> str:
-    """Read the ID of an app, a number, or its client ID, a text."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return str(value)
     if isinstance(value, str) and _APP_ID.fullmatch(value):
@@ -449,7 +445,6 @@ def _count_at_most(value: object) -> int:
 
 
 def _size_at_most(value: object) -> int:
-    """Read a number of bytes, or a size with its unit."""
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIZE:
         return value
     if not isinstance(value, str):
@@ -485,7 +480,6 @@ def _preset(value: object, info: ValidationInfo) -> str:
 
 
 def _preset_fields(value: object) -> object:
-    """Write the name of a preset alone as the mapping that it stands for."""
     return {"preset": value} if isinstance(value, str) else value
 
 
@@ -1032,7 +1026,6 @@ def _type_message(steps: list[int | str], value: object, expected: str) -> str:
 
 
 def _fields(steps: list[int | str]) -> frozenset[str]:
-    """List the keys of the mapping in which the last step was not understood."""
     if len(steps) == 1:
         return _KEYS_OF_FILE
     above = next(step for step in reversed(steps[:-1]) if isinstance(step, str))
@@ -1042,7 +1035,6 @@ def _fields(steps: list[int | str]) -> frozenset[str]:
 
 
 def _end_faults(document: Document, ended: bool) -> Iterator[Fault]:
-    """Find a file that is cut off: one that does not end with `end: true`, and has to."""
     end = document.data.get(END, False)
     if END in document.data and [*document.data][-1] != END:
         place = document.locate((END,), key=True)

@@ -67,7 +67,6 @@ def _grant_faults(document: Document) -> Iterator[Fault]:
 
 
 def _reached(name: str, needed: Mapping[str, Iterable[str]]) -> set[str]:
-    """List the secrets that one needs, itself included, however far away."""
     found: set[str] = set()
     left = [name]
     while left:

@@ -55,7 +55,6 @@ def _obstacles_by_entries(policy: Policy, rule: Rule) -> Iterator[str]:
 
 
 def _leads_to(rule: Rule, rewrite: Rewrite) -> bool:
-    """Tell whether a rewrite may lead to a host of a rule."""
     if rewrite.redirect is not None:
         return False
     host = parse_authority(rewrite.target.authority.replace("{host}", "host"))[0]
@@ -64,5 +63,4 @@ def _leads_to(rule: Rule, rewrite: Rewrite) -> bool:
 
 
 def _opened(rule: Rule) -> str:
-    """Name the methods with a body that a rule names; empty for none."""
     return "every method" if rule.match.methods is None else ", ".join(sorted(rule.match.methods - BODILESS))

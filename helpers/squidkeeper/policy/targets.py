@@ -82,7 +82,6 @@ def _check_path(target: Target) -> None:
 
 
 def _check_joints(target: Target) -> None:
-    """Check that the '?' or '&' that {query} adds is not there already."""
     before, placeholder, after = target.query.partition("{query}")
     if placeholder and (after or before.endswith(("?", "&"))):
         bare = target.text.replace("{query}&", "?").replace("{query}", "").rstrip("?&")

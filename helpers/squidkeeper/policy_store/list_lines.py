@@ -211,7 +211,6 @@ def _dnsmasq_patterns(option: str, names: list[str], value: str) -> list[HostPat
 
 
 def _named(form: HostForm, name: str) -> HostPattern:
-    """Make the pattern of a form for a name; `PatternError` for an address or a wildcard in its place."""
     pattern = parse_host_pattern(f"{form}{name}")
     if pattern.form is not form:
         raise PatternError(f"{name!r} is not a host name")

@@ -161,7 +161,6 @@ class OpenWrites:
     # The other processes
 
     def _tell_others(self) -> None:
-        """Hold the lock while a file is known to be unfinished."""
         if self._open:
             self._lock = self._open_lock_file() if self._lock is None else self._lock
             if self._lock is not None:
@@ -197,7 +196,6 @@ def _takes_lock(file: int, kind: int) -> bool:
 
 
 def _is_just_created(event: Event, state: os.stat_result | None) -> bool:
-    """Tell whether a report is about a file that was created and not written to yet."""
     return bool(event.mask & flags.CREATE and state and stat.S_ISREG(state.st_mode) and not state.st_size)
 
 

@@ -163,7 +163,6 @@ class PolicyWatcher(Generic[T]):
             self._put_in_force(sources, loaded, unjudged=passage is Passage.UNJUDGED)
 
     def _begin(self) -> FileWatch:
-        """Begin to watch the files, and find the revision that was in force before this process."""
         self._files = files = FileWatch(self._directory, self._revisions and self._revisions / "being-written.lock")
         previous = revision_in_force(self._revisions) if self._revisions else None
         self._previous = previous if previous and previous.directory == self._directory.absolute() else None
@@ -263,7 +262,6 @@ class PolicyWatcher(Generic[T]):
         return found
 
     def _waits(self, unfinished: UnfinishedFile | None) -> bool:
-        """Tell whether to wait until a file is complete; the revision in force before goes on meanwhile."""
         if unfinished is None:
             return False
         if self.current is None:
@@ -275,12 +273,10 @@ class PolicyWatcher(Generic[T]):
         return True
 
     def _is_previous(self, loaded: LoadedPolicy | PolicyError) -> bool:
-        """Tell whether the policy on disk is the revision that was in force before."""
         previous = self._previous.revision if self._previous else None
         return isinstance(loaded, LoadedPolicy) and loaded.compiled.revision == previous
 
     def _start_with_previous(self, why: str) -> None:
-        """Put the revision in force that was in force before this process."""
         if self._previous is None or self._revisions is None:
             return
         revision = self._previous.revision

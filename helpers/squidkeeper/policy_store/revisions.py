@@ -234,7 +234,6 @@ def _documents(sources: Sources) -> dict[str, Document]:
 
 
 def _beside(sources: Sources) -> Iterator[tuple[str, Document]]:
-    """Give the documents that are beside the directory, by the names under which they are stored."""
     beside = ((_GRANTED, sources.granted), (_LOCAL, sources.local))
     return ((name, document) for name, document in beside if document is not None)
 
@@ -299,7 +298,6 @@ def _put(unfinished: Path, place: Path) -> None:
 
 
 def _prune(folder: Path, newest: str) -> None:
-    """Delete the revisions that exceed the bounds, the oldest first, and what a crash left half-written."""
     room = _BYTES_AT_MOST
     seen: set[tuple[int, int]] = set()
     edits: set[str] = set()
@@ -328,7 +326,6 @@ def _edit_of(folder: Path, revision: str) -> str:
 
 
 def _new_bytes(place: Path, seen: set[tuple[int, int]]) -> int:
-    """Add up the bytes of a revision's files that no newer revision has."""
     total = 0
     for directory, _, names in os.walk(place):
         for name in names:

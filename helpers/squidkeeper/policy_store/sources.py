@@ -211,12 +211,10 @@ def _outside(path: Path) -> Fault:
 
 
 def _is_within(path: Path, directory: Path) -> bool:
-    """Tell whether a file is in a directory, however links and `..` lead to it."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))
 
 
 def _read_presets(documents: tuple[Document, ...]) -> tuple[dict[str, Document], tuple[Fault, ...]]:
-    """Read the presets that files name, as far as there are such presets."""
     names = dict.fromkeys(name for name, _ in named_presets(documents))
     there_are = preset_names() if names else frozenset()
     read = {name: _read_preset(name) for name in names if name in there_are}
@@ -233,7 +231,6 @@ def _read_preset(name: str) -> Document | Fault:
 
 
 def _read_beside(path: Path) -> tuple[Document | None, tuple[Fault, ...]]:
-    """Read a file beside a policy directory, if there is one."""
     if not os.path.lexists(path):
         return None, ()
     read = _read_document(path)

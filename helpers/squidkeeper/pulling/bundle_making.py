@@ -40,7 +40,6 @@ def _read(folder: Path, paths: Collection[str]) -> dict[str, bytes]:
 
 
 def _check_loads(folder: Path) -> None:
-    """Refuse what would not load beside the local setup of this machine, or without one beside the least."""
     sources = read_sources(folder)
     local = sources.local or parse_document(local_file(folder), _LEAST_LOCAL)
     load_version(replace(sources, local=local, granted=None), folder)

@@ -102,7 +102,6 @@ class GitRepository:
         return self._git.run("merge-base", "--is-ancestor", ancestor, commit).status == 0
 
     def _has_twin(self, tip: str, signed: bytes) -> bool:
-        """Tell whether a commit with this signed content is the tip, or an ancestor of it."""
         if not signed:
             return False
         tree, *parents = commit_links(signed)
@@ -115,7 +114,6 @@ class GitRepository:
         return self._git.output("cat-file", "commit", name)
 
     def _files(self, commit: str) -> dict[str, bytes]:
-        """Read the policy files of the folder, and the lists that they name."""
         folder = f"{commit}:{self._source.folder}"
         listed = self._git.run("ls-tree", "-r", "-l", "-z", "--full-tree", folder)
         if listed.status != 0:

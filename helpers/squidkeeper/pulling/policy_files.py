@@ -55,7 +55,6 @@ def _above(path: str) -> Iterator[str]:
 
 
 def _check_name(path: str) -> None:
-    """Refuse a path that is not a short plain one within the folder."""
     parts = path.split("/")
     if len(parts) > _DEPTH_AT_MOST or not all(map(_NAME.fullmatch, parts)):
         expected = f"expected up to {_DEPTH_AT_MOST} names of letters, digits and . _ -"
@@ -63,7 +62,6 @@ def _check_name(path: str) -> None:
 
 
 def _check_sizes(sizes: Collection[int]) -> None:
-    """Refuse too many files, and files that are too large together."""
     if len(sizes) > FILES_AT_MOST:
         raise PullRefused(f"there are {len(sizes):,} files, expected {FILES_AT_MOST:,} at most")
     if sum(sizes) > BYTES_AT_MOST:

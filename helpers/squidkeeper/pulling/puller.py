@@ -72,7 +72,6 @@ class Puller:
             return replace(status, refused=tip, reason=failed_on_it(error))
 
     def _before(self) -> PullStatus:
-        """Give the report as it was, without what the last run has found."""
         last, in_place = read_pull_status(self._folder) or PullStatus(), self._versions.in_place
         if last.version != in_place:
             last = replace(last, version=in_place, signer="", placed=None)

@@ -100,7 +100,6 @@ class Versions:
         self._prune()
 
     def _prune(self) -> None:
-        """Remove the oldest versions that are not in place."""
         kept = (self._linked, _NEW)
         others = [path for path in self._folder.iterdir() if path.name not in kept]
         for path in sorted(others, key=lambda one: one.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
@@ -108,7 +107,6 @@ class Versions:
 
 
 def _digest(place: Path, source: str) -> str:
-    """Hash where a version was read, and every file in its folder."""
     total = sha256(source.encode())
     for path in sorted(place.rglob("*")):
         if path == place / _DIGEST:

@@ -151,7 +151,6 @@ class LocalCounts:
             self._connection = None
 
     def _tidy(self, database: sqlite3.Connection, now: float) -> None:
-        """Remove counts of windows that ended long enough ago for a clock that is set back."""
         if abs(now - self._tidied) >= _TIDY_EVERY_SECONDS:
             self._tidied = now
             for table in ("counts", "held"):
@@ -208,7 +207,6 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tuple[int, int]:
-    """Give when the window of a count began, and what is used in it."""
     seconds = count.window.seconds
     began = int(now // seconds) * seconds
     row = database.execute(_FIND, _key(count)).fetchone()

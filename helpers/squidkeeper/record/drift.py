@@ -219,7 +219,6 @@ def _judge(policy: CompiledPolicy, host: RecordedHost, record: Record) -> Findin
 
 
 def _decide(policy: CompiledPolicy, host: RecordedHost, record: Record, at: datetime) -> Decision:
-    """Decide as the helpers that Squid asks one after the other."""
     match, url, injected = host.match, unrecorded_url(record.url), record.credential != NONE
     decision = host.at(policy, at)
     if not decision.allowed or not (asks_url(decision, match, url) or injected):

@@ -202,7 +202,6 @@ def _value(record: Record, name: str) -> object:
 
 
 def _host(text: str) -> Host:
-    """Return the host of a column, whose text is in its one spelling."""
     address = _address(text)
     return Host(text) if address is None else address_host(address)
 

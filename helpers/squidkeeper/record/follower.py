@@ -99,7 +99,6 @@ class Follower:
             self._tail = None
 
     def _ready(self) -> _Tail | None:
-        """Find the file to read: the same as before, unless it was truncated."""
         if self._tail and self._tail.was_replaced():
             self.close()
         if self._tail is None:
@@ -143,7 +142,6 @@ class Follower:
         return rest
 
     def _next(self, tail: _Tail) -> tuple[Path | None, int]:
-        """Find the next newer file that has a first line; count the unreadable ones before it."""
         unreadable = 0
         for path in self._newer_than(tail):
             digest = _digest_of(path)
@@ -160,7 +158,6 @@ class Follower:
         return files[ours[-1] + 1 :] if ours else self._begun_after(tail.position)
 
     def _begun_after(self, gone: Position) -> list[Path]:
-        """List the files that are newer than one that is gone: the log alone, where no rotated one is known to be."""
         files = rotated(self.path)
         newer = (number for number, path in enumerate(files) if _is_newer(_start_of(path), gone))
         return [*files[next(newer, len(files)) :], self.path]
@@ -264,7 +261,6 @@ def _start(first_line: bytes) -> Position:
 
 
 def _start_of(path: Path) -> Position | None:
-    """Read the beginning of a file; None if it cannot be read."""
     try:
         return _start(first_line_of(path))
     except UnreadableLog:
@@ -272,7 +268,6 @@ def _start_of(path: Path) -> Position | None:
 
 
 def _digest_of(path: Path) -> str | None:
-    """Digest the first line of a file: empty while it has none, None if it cannot be read."""
     start = _start_of(path)
     return None if start is None else start.first_line_digest
 
@@ -292,7 +287,6 @@ def _size(path: Path) -> int:
 
 
 def _last_line_end(path: Path) -> int:
-    """Return the offset after the last complete line of a file; 0 if there is none."""
     try:
         with open(path, "rb", opener=open_nonblocking) as file:
             start = max(0, file.seek(0, os.SEEK_END) - LINE_LIMIT)

@@ -97,7 +97,6 @@ class UnpackedContent:
 
 
 def _unpacked(packed: IO[bytes], begin: Callable[[], Unpacker]) -> Iterator[bytes]:
-    """Yield the content in blocks; `DamagedLog` where it ends before it should."""
     given = 0
     try:
         for block in _members(_pieces(packed), begin):

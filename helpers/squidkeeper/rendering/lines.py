@@ -79,7 +79,6 @@ def _signatures(values: Values) -> Iterator[str]:
 
 
 def _watched_headers(values: Values) -> Iterator[str]:
-    """Let no header pass that is not searched."""
     if values.searches:
         yield from _only_read_headers(values, "sk_watching")
 

@@ -71,7 +71,6 @@ class _Denied(NamedTuple):
 
 
 def _bounded(denied: set[tuple[str, str, str]], gate: ReloadGate) -> int:
-    """Count what would be denied, of each client up to the bound."""
     of_clients = Counter(who for who, *_ in denied)
     return sum(min(number, bound_of_client(gate)) for number in of_clients.values())
 

@@ -145,7 +145,6 @@ def _rewrite(decision: Decision) -> str | None:
 
 
 def _target(decision: Decision) -> object:
-    """Give what tells rewrites apart: where they lead, and how."""
     if not passes(decision) or decision.rewritten is None:
         return None
     rewrite = decision.rewritten.rewrite

@@ -169,7 +169,6 @@ def _groups(
 
 
 def _policy_clients(policies: tuple[CompiledPolicy, CompiledPolicy], client: str, user: str | None) -> tuple[str, ...]:
-    """Name the clients of the old policy, or else of the new, to which an address and user belong."""
     record = record_from((("client", client), ("user", user)))
     old, new = (clients_of(policy, record) for policy in policies)
     return old or new

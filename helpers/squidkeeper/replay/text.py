@@ -152,7 +152,6 @@ def _total(total: Total) -> Mapping[str, int]:
 
 
 def _judged(result: ReplayResult) -> str:
-    """Write what was judged, and of which period."""
     if not result.requests or result.first is None or result.last is None:
         return "No request was judged."
     period = f"{timestamp(result.first)} to {timestamp(result.last)} UTC"
@@ -182,7 +181,6 @@ def _most_used_first(groups: list[FlipGroup]) -> tuple[int, int]:
 
 
 def _rows_of_clients(groups: list[FlipGroup]) -> Iterator[_Row]:
-    """Give a row for the addresses of each client of the policy."""
     members: dict[tuple[str, ...], list[FlipGroup]] = {}
     for group in groups:
         if group.policy_clients:
@@ -223,7 +221,6 @@ def _row(groups: list[FlipGroup], client: str) -> _Row:
 
 
 def _example(group: FlipGroup) -> str:
-    """Write the example of a group: method and URL."""
     url, cut = truncate(redacted_url(group.example.url), _URL_SHOWN)
     return f"{truncate(group.example.method, _NAME_SHOWN)[0]} {url}{'…' if cut else ''}"
 

@@ -77,7 +77,6 @@ def build_report(
 
 
 def _period(connection: DuckDBPyConnection, given: Period) -> tuple[datetime | None, datetime | None]:
-    """Return start and end: as given, or the first and the last request."""
     ((first, last),) = connection.execute(_FIRST_AND_LAST).fetchall()
     return given.since or (utc(first) if first else None), given.until or (utc(last) if last else None)
 

@@ -171,7 +171,6 @@ def _stairs(panel: _Panel, values: Sequence[int]) -> Markup:
 
 
 def _hover(timeline: TimelineFigures, width: int, bottom: float) -> Iterator[Markup]:
-    """Draw the areas over both panels that show the figures of a step to the pointer."""
     each = _step_width(width, len(timeline.steps))
     for place, step in enumerate(timeline.steps):
         words = f"{step.start:%Y-%m-%d %H:%M}: {step.allowed:,} allowed, {step.denied:,} denied"
@@ -213,7 +212,6 @@ def _step_name(seconds: int) -> str:
 
 
 def _ticks(most: int) -> list[int]:
-    """Choose some round numbers from 0 to at most `most`."""
     if not most:
         return [0]
     rough = most / 3

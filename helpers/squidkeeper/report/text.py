@@ -31,7 +31,6 @@ def _head(report: Report) -> Iterator[str]:
 
 
 def _sections(report: Report) -> Iterator[tuple[str, Sequence[str], Rows]]:
-    """Yield each table with its title."""
     yield (
         "hosts, the most requested first",
         ("host", "allowed", "denied", "sent"),

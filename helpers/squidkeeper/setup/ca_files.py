@@ -138,7 +138,6 @@ class _Chooser:
         return _read_ca(*paths) if all(path.exists() for path in paths) else None
 
     def _root(self) -> _Root:
-        """Find the CA, or make one."""
         layout, given, placed = self._layout, self._given, self._placed
         folder = given or layout.ca_cert.parent
         if any(folder.iterdir()) if given else _is_for_root(layout.ca_key):
@@ -157,7 +156,6 @@ class _Chooser:
     # What signs
 
     def _keep(self, ca: CertificateAuthority, placed: CertificateAuthority) -> CaFiles:
-        """Keep the intermediate in place, as the CA's key is not here."""
         self._check_end(ca, placed)
         check_ca(placed, self._now)
         if self._asked.ca == _DIRECT or self._days_change:
@@ -169,7 +167,6 @@ class _Chooser:
         return self._files(ca, placed, {})
 
     def _check_end(self, ca: CertificateAuthority, placed: CertificateAuthority) -> None:
-        """Name the intermediate where it has expired, and the CA has not."""
         ends = certificate_of(placed.certificate).not_valid_after_utc
         if ends > self._now:
             return
@@ -290,7 +287,6 @@ class _Chooser:
         )
 
     def _previous(self, root: bytes) -> Iterator[tuple[Path, Entry]]:
-        """Keep another CA beside what replaces it."""
         for certificate, key in _pairs(self._layout):
             former, its_key = read_entry(certificate), read_entry(key)
             if isinstance(former, File) and former.content != root and not is_intermediate(former.content):

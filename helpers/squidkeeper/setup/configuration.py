@@ -182,7 +182,6 @@ class Configuration:
         return substitute(text, {**self._values(), **moved})
 
     def _values(self) -> dict[str, str]:
-        """Map what every file has to what this gateway has."""
         values = self.layout.replacements() | {
             _CERTGEN: str(self.machine.certgen),
             "http_port 3129": f"http_port {self._http_port}",
@@ -278,7 +277,6 @@ class Configuration:
         return _EXEC_START.sub(lambda found: f"{found[0]}{added}", text)
 
     def _options(self, service: str) -> Iterator[str]:
-        """Yield the options of a service that depend on the gateway."""
         match service:
             case "maintenance":
                 yield from self._maintenance_options()

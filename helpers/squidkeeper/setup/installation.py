@@ -210,7 +210,6 @@ class Installation:
         return not self._keeps_store and not any(names(conf, self._layout.ssl_db) for conf in confs)
 
     def _own_folder(self, name: str) -> Path:
-        """Make a folder that Squid's account owns."""
         write_entry(self._work / name, Folder({}, 0o755, self._machine.owner))
         return self._work / name
 
@@ -253,7 +252,6 @@ class Installation:
 
     @property
     def _has_example(self) -> bool:
-        """Tell whether the policy in place is the example, unedited."""
         return _contents(self._layout.policy) == _contents(self._options.source / "policy")
 
     @property
@@ -325,7 +323,6 @@ class Installation:
         )
 
     def _maintained(self, option: str) -> str:
-        """Give an option that the maintenance process was started with; empty where it was not."""
         return self._started_with("maintenance", option)
 
     def _started_with(self, service: str, option: str) -> str:
@@ -494,7 +491,6 @@ class Installation:
         self._open_apparmor("unbound")
 
     def _prepare_tls(self) -> None:
-        """Prepare HAProxy's configuration and its certificate, and have HAProxy check both."""
         self._stage.name = "TLS"
         layout, ours = self._layout, self._configuration
         if not ours.tls:
@@ -530,7 +526,6 @@ class Installation:
         return ServerCertificate(folder / CERTIFICATE, ca, key, lambda: names)
 
     def _prepare_exports(self) -> None:
-        """Read the files of the exports, and check them."""
         self._stage.name = "export"
         folder = self._layout.exports
         self._exports = b"".join(file.read_bytes() for file in sorted(folder.glob("*.yaml")))
@@ -541,7 +536,6 @@ class Installation:
             say("export", line)
 
     def _prepare_pull(self) -> None:
-        """Check how the policy is pulled, and whether the gateway reads what is."""
         self._stage.name = "pull"
         layout = self._layout
         if not self._pulls:
@@ -609,7 +603,6 @@ class Installation:
                 say("WARNING", "logrotate is older than 3.21: its rule for Squid deletes logs, archived or not")
 
     def _accounts(self) -> str:
-        """Give the lines of systemd-sysusers for the services that have an account of their own."""
         if not self._machine.systemd:
             return ""
         needed = {"secrets": self._fetches, "archive": True, "export": bool(self._exports), "pull": self._pulls}
@@ -771,7 +764,6 @@ class Installation:
         return any(path.lstat().st_ctime > told for path in paths if path.exists())
 
     def _say_whose_certificates(self) -> None:
-        """Say which program makes the certificates of hosts; a squid.conf of yours can name any."""
         whose = f"Squid's own program, which stores them in {self._layout.ssl_db}"
         made = f"made by {whose if self._keeps_store else 'squidkeeper'}"
         say("certificates", f"made as {self._layout.conf} says, by sslcrtd_program" if self._yours else made)
@@ -808,7 +800,6 @@ class Installation:
 
 
 def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
-    """Give what to do where a stage fails."""
     return {
         "directories": "make the directory, or choose another --root",
         "program": f"see the lines above; with {options.venv} moved away, it is built again",

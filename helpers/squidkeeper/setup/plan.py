@@ -217,7 +217,6 @@ class _Planner:
             yield from self._without("tls", layout.service("tls").applied, layout.haproxy, layout.tls)
 
     def _without(self, service: str, *others: Path) -> Iterator[SetupStep]:
-        """Stop a service, and remove its unit and what only it has."""
         unit = self._layout.service(service).unit
         if unit in self._here:
             yield SetupStep(StepKind.STOP_SERVICE, unit)
@@ -291,7 +290,6 @@ class _Planner:
             yield _noting(StepKind.START_RENDER, layout.service("render").applied, reads)
 
     def _goes_on(self, service: str, reads: str) -> bool:
-        """Tell whether to start a service, and note where not."""
         if not self._wanted.start_services:
             self._notes.append((service, "not started (--no-start)"))
         elif service in self._present.services_work and self._present.service_told.get(service) == reads:
@@ -301,7 +299,6 @@ class _Planner:
         return False
 
     def _service_reads(self, name: str) -> str:
-        """Hash what a service is started with: its unit, what supervises it, and the program."""
         return self._hash((self._layout.service(name).unit, self._layout.supervise, self._layout.program))
 
     def _squid(self) -> Iterator[SetupStep]:
@@ -364,7 +361,6 @@ def _noting(action: StepKind, note: Path, reads: str) -> SetupStep:
 
 
 def _content(entry: Entry | None) -> bytes:
-    """Give what is hashed and compared: the content of a file, the target of a link."""
     if isinstance(entry, Link):
         return f"{entry.target}\n".encode()
     return entry.content if isinstance(entry, File) else b""

@@ -206,7 +206,6 @@ class InstalledService:
 def _supervise(
     layout: Layout, service: str | Path, pid_file: Path, log: Path, *command: str | Path, by: Sequence[str] = ()
 ) -> None:
-    """Start what supervises a service: the command, or the one of its unit."""
     words = (layout.supervise, service, pid_file, log, *command)
     run("setsid", "--fork", "env", "--default-signal", *by, *words, stdout=DEVNULL)
 

@@ -162,7 +162,6 @@ class Transaction:
         return problems
 
     def _restore(self, path: Path) -> list[str]:
-        """Put back what was at a path; list what went wrong."""
         try:
             _put_back(path, existed=self._touched[path])
             if is_additions(path):
@@ -193,7 +192,6 @@ class Transaction:
         new.rename(path)
 
     def _set_aside(self, path: Path, *, by_link: bool = False) -> None:
-        """Keep what is at a path beside it: a file that is replaced is linked, so that it is never missing."""
         if path in self._touched:
             return
         aside = _aside(path)
@@ -213,7 +211,6 @@ class Transaction:
             self._make_directory(path, folder)
 
     def _make_directory(self, path: Path, folder: Folder = _PLAIN) -> None:
-        """Make a folder, with what is missing above it."""
         if not path.is_dir():
             self._make_directory(path.parent)
             self._touched[path] = False

@@ -128,7 +128,6 @@ def _remove_account(layout: Layout) -> None:
 
 
 def _give_to_root(kept: Path) -> None:
-    """Give what stays to root: another account could get the user ID that writes it."""
     for _, _, files, folder in os.fwalk(kept):
         for name in files:
             os.chown(name, 0, -1, dir_fd=folder, follow_symlinks=False)

@@ -59,7 +59,6 @@ class DriftTable:
         self._judge()
 
     def _choose_served(self, rows: str) -> None:
-        """Choose the rows of the kinds that were served."""
         self._run(numbered("drift_kinds", _KIND, f"SELECT DISTINCT {', '.join(_KIND)} FROM {rows}"))
         found = each(self._connection, "drift_kinds")
         kinds = [(number, record_from(zip(_KIND, kind, strict=True))) for number, *kind in found]
@@ -73,7 +72,6 @@ class DriftTable:
         )
 
     def _add_newer(self, effective: tuple[Effective, ...]) -> None:
-        """Add the revision that was in force where a row names an outdated one."""
         rows = [(one.revision, one.since.replace(tzinfo=None), place) for place, one in enumerate(effective)]
         insert(self._connection, "drift_effective", "revision VARCHAR, since TIMESTAMP, place INTEGER", rows)
         start = "CASE WHEN s.without_start THEN s.time ELSE s.time - to_milliseconds(s.duration_ms) END"
@@ -86,7 +84,6 @@ class DriftTable:
         )
 
     def _judge(self) -> None:
-        """Judge each question once, and join the findings back."""
         judged = judge_rows(self._connection, "drift", "drift_dated", self._checker, _DECISIVE)
         for answer, rows in judged.counts.items():
             self._checker.count(answer, rows)

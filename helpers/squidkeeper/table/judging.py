@@ -124,7 +124,6 @@ class _Judging(Generic[AnswerT]):
 
     @property
     def _first(self) -> str:
-        """Write the first row of a group, as far as a record is made of it."""
         columns = ", ".join(f"{column} := {column}" for column in dict.fromkeys(("time", *self._decisive.record)))
         return f"first(struct_pack({columns})) AS one"
 
@@ -201,7 +200,6 @@ class _Judging(Generic[AnswerT]):
                 yield number, count, question.judge(msgspec.structs.replace(first, url=url or first.url, **changes))
 
     def _open(self, begins: Collection[Beginning]) -> str:
-        """Write a query of rows with what decides about each: the beginning of its path, or more."""
         decisive = self._decisive
         values = [
             f"CASE WHEN h.every_url THEN NULL WHEN h.usual_urls THEN CASE WHEN {self._unusual()} THEN a.url END"

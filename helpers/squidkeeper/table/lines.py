@@ -273,7 +273,6 @@ def _cell(value: object) -> object:
 
 
 def _value(column: Column) -> str:
-    """Write how a column is made of the fields of a line."""
     if column.name == TIME:
         return "ended"
     if column.name == HOST:

@@ -52,7 +52,6 @@ class LogLoader:
             raise LogChanged(f"{log.path}: was cut while it was read")
 
     def _load_directly(self, log: OpenLog) -> bool:
-        """Let DuckDB read the file; it refuses bytes that are not UTF-8, and damaged files, as a whole."""
         loaded = self._try(log.descriptor, log.compression)
         if loaded is None:
             return False
@@ -105,7 +104,6 @@ class LogLoader:
             return None  # bytes that are not UTF-8, a line that is too long, a damaged file
 
     def _decode(self, rows: Iterable[tuple[int, bytes]]) -> list[LineFault]:
-        """Decode lines and add them; return those that are no records."""
         faults: list[LineFault] = []
         self._lines.add(_noting_faults(rows, faults))
         return faults
@@ -149,7 +147,6 @@ def _noting_faults(rows: Iterable[tuple[int, bytes]], faults: list[LineFault]) -
 
 
 def _pieces(blocks: Iterable[tuple[list[bytes], bool]]) -> Iterator[_Piece]:
-    """Join blocks to pieces that are worth a call of DuckDB."""
     number, lines, size = 1, list[bytes](), 0
     for block, ended in blocks:
         lines += block

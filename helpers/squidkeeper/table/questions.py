@@ -133,7 +133,6 @@ def in_utc(at: Any) -> Any:
 
 
 def _logged(value: Any) -> Any:
-    """Write a value as a record has it."""
     if isinstance(value, datetime):
         return in_utc(value)
     return NONE if value is None else value

@@ -98,7 +98,6 @@ def _is_number(value: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Give a value as JSON can hold it. A time without a zone is UTC, as the column `time`."""
     if isinstance(value, date):
         return _INFINITE.get(value) or _plain_date(value)
     if isinstance(value, bytes):

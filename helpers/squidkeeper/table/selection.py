@@ -30,7 +30,6 @@ def fields_of(filters: Iterable[Selecting]) -> set[str]:
 
 
 def _join(connection: duckdb.DuckDBPyConnection, rows: str, table: str, one: Selecting) -> str:
-    """Create a table of what is wanted; return the join that leaves the rows with it."""
     if isinstance(one, MatchFilter):
         _create_matching(connection, rows, table, one)
         return f" SEMI JOIN {table} ON {' AND '.join(_same(name, table) for name in one.fields)}"
@@ -41,7 +40,6 @@ def _join(connection: duckdb.DuckDBPyConnection, rows: str, table: str, one: Sel
 
 
 def _create_matching(connection: duckdb.DuckDBPyConnection, rows: str, table: str, one: MatchFilter) -> None:
-    """Ask a filter about each distinct combination of its fields."""
     names = ", ".join(one.fields)
     distinct = f"SELECT row_number() OVER () AS number, * FROM (SELECT DISTINCT {names} FROM {rows})"
     connection.execute(f"CREATE OR REPLACE TABLE {table}_found AS {distinct}")

@@ -172,7 +172,6 @@ def _paths(sources: TableSources, since: datetime | None) -> list[Path]:
 def _opened_logs(
     sources: TableSources, paths: list[Path], chains: Collection[Chain], files: ExitStack
 ) -> Iterator[OpenLog]:
-    """Open the logs that have what the archive has not."""
     for path in paths:
         if path.suffix == PARQUET:
             continue
@@ -193,7 +192,6 @@ def _archived_bytes(path: Path, chains: Collection[Chain]) -> int:
 
 
 def _ends_at(path: Path, size: int) -> bool:
-    """Tell whether the content of a log has no more than this size."""
     if path.suffix == ".zst":  # Python has no zstd before 3.14. What is new is archived by the next run
         return True
     try:
@@ -245,7 +243,6 @@ def _opened(path: Path) -> Iterator[OpenLog]:
 
 
 def _listing(paths: list[Path]) -> _Listing:
-    """Identify the files; empty if one is gone."""
     try:
         return [(path, state.st_dev, state.st_ino) for path in paths if (state := path.stat())]
     except OSError:
@@ -264,7 +261,6 @@ def _check_readable(files: list[Path]) -> None:
 
 
 def _archives(folder: Path | None, gateways: Collection[str]) -> dict[Path, Chain]:
-    """Read the chain of an archive, or those of the gateways in a folder of many."""
     try:
         found = archives_in(folder) if folder else ()
         chosen = (one for one in found if not gateways or gateway_of(one.name) in ("", *gateways))

@@ -57,7 +57,6 @@ def parse_select(text: str) -> SelectStatement:
 
 
 def _checked(tree: dict[str, object]) -> frozenset[str] | None:
-    """Check a parsed statement; return the columns that it can need."""
     if tree.get("error"):
         raise QueryRefused(f"{tree.get('error_message')}: expected a SELECT that only reads")
     nodes = list(_nodes(tree))
@@ -68,7 +67,6 @@ def _checked(tree: dict[str, object]) -> frozenset[str] | None:
 
 
 def _nodes(tree: object) -> Iterator[dict[str, object]]:
-    """Yield every object of the statement."""
     waiting = [tree]
     while waiting:
         one = waiting.pop()

@@ -45,7 +45,6 @@ def _size(path: Path) -> int:
 
 
 def _time_at(path: Path, offset: int) -> datetime | None:
-    """Read the time of the first whole record after an offset; None where there is none."""
     if _size(path) <= offset:
         return None
     try:

@@ -287,7 +287,6 @@ def _is_asked_again(database: sqlite3.Connection, number: str, at: float) -> boo
 
 
 def _what_is_full(database: sqlite3.Connection, holder: Holder, length: int, at: float) -> NoTicket | None:
-    """Tell why a holder may have no more questions that wait; None where it may."""
     since = at - KEPT_DAYS * _DAY
     query = "SELECT count(*), total(length(url)) FROM tickets WHERE holder = ? AND state = ? AND last >= ?"
     count, characters = database.execute(query, (holder.machine, TicketState.PENDING, since)).fetchone()
@@ -298,7 +297,6 @@ def _what_is_full(database: sqlite3.Connection, holder: Holder, length: int, at:
 
 
 def _tidy(database: sqlite3.Connection, holder: Holder, at: float) -> None:
-    """Remove what nobody has asked for long, and the oldest decided questions of a holder."""
     database.execute("DELETE FROM tickets WHERE last < ?", (at - KEPT_DAYS * _DAY,))
     database.execute(
         "DELETE FROM tickets WHERE number IN (SELECT number FROM tickets WHERE holder = ? AND state != ?"

@@ -41,7 +41,6 @@ def edited_documents(sources: Sources, policy: Policy, edits: Edits, lists: Path
 
 
 def _meaning(policy: Policy) -> object:
-    """Give the rules, without the order of values in a field."""
     rules = [(rule.name, [getattr(rule.match, field.name) for field in fields(rule.match)]) for rule in policy.rules]
     return [(name, [frozenset(one) if isinstance(one, tuple) else one for one in values]) for name, values in rules]
 
@@ -71,7 +70,6 @@ def _edited(document: Document, edits: Edits) -> Document:
 
 
 def _spans(document: Document, lines: list[str], count: int) -> Iterator[tuple[int, int]]:
-    """Give the lines of each rule, without the comments and blank lines below it."""
     starts = [document.locate((_RULES, number)).line - 1 for number in range(count)]
     keys = [document.locate((key,), key=True).line - 1 for key in document.data]
     last = min((key for key in keys if key > starts[0]), default=len(lines))
@@ -120,7 +118,6 @@ def _change(entry: Any, changes: Iterable[Narrowing]) -> None:
 
 
 def _keep(values: Any, texts: tuple[str, ...]) -> None:
-    """Leave out what is not among the texts, with its comment, and add what is missing."""
     for number in reversed(range(len(values))):
         if str(values[number]) not in texts:
             del values[number]

@@ -134,7 +134,6 @@ def _hosts(match: Match, use: RuleUse) -> list[Narrowing]:
 
 
 def _within(pattern: HostPattern, hosts: Mapping[Host, Evidence]) -> tuple[str, ...]:
-    """Give few patterns for the hosts that were used, all within one pattern; or that pattern."""
     names = {host.text: evidence for host, evidence in hosts.items() if host.address is None}
     addresses = [str(host.address) for host in hosts if host.address is not None]
     found = tuple(sorted({*host_patterns(names).values(), *addresses}))
@@ -155,7 +154,6 @@ def _holds(wide: HostPattern, narrow: HostPattern) -> bool:
 
 
 def _as_wide(one: HostPattern, pattern: HostPattern) -> bool:
-    """Tell whether a pattern holds all that another one does but the name itself."""
     return one.form is HostForm.UNDER and pattern.form is HostForm.TREE and one.name == pattern.name
 
 
@@ -178,7 +176,6 @@ def _paths(match: Match, use: RuleUse) -> Narrowing | None:
 
 
 def _shapes_within(pattern: PathPattern | None, used: PathShapes) -> list[str] | None:
-    """Give few patterns for the paths that were used, all within one pattern; None where there are none."""
     shapes = [*without_covered(used.result())]
     wide = (REST,) if pattern is None or pattern.everything else _shape(pattern)
     if wide is None or not shapes or len(shapes) > PATTERNS_LISTED or wide in shapes:
@@ -187,7 +184,6 @@ def _shapes_within(pattern: PathPattern | None, used: PathShapes) -> list[str] |
 
 
 def _shape(pattern: PathPattern) -> Shape | None:
-    """Give the shape of a glob, where it is one."""
     if not pattern.is_glob or not pattern.text.startswith("/") or "%" in pattern.text:
         return None
     shape = tuple(pattern.text.split("/")[1:])

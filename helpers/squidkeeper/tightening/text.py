@@ -140,7 +140,6 @@ def _kept(found: Findings) -> Iterator[str]:
 
 
 def _given(names: tuple[str, ...], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]]]:
-    """Leave out the columns in which no row has a value."""
     places = [place for place in range(len(names)) if any(row[place] for row in rows)]
     return [names[place] for place in places], [[row[place] for place in places] for row in rows]
 
@@ -154,7 +153,6 @@ def _place(rule: Rule) -> str:
 
 
 def _holding(rule: Rule) -> str:
-    """Say when a rule holds, where it does not always."""
     parts = [f"until {timestamp(rule.expires)}"] if rule.expires else []
     return ", ".join([*parts, *([str(rule.when)] if rule.when else [])])
 

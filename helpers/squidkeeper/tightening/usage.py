@@ -188,7 +188,6 @@ class _Measurement:
                 use.hosts[host] = _evidence(*span)
 
     def _read_paths(self, place: int, rule: Rule, use: RuleUse) -> None:
-        """Add the shape of each path to the first pattern of the rule that matches it."""
         rows = f"WHERE place = {place} AND method <> '{CONNECT}' GROUP BY base"
         for base, *span in self._each(f"SELECT base, {_SPAN}", rows):
             path = _path(base)
@@ -207,7 +206,6 @@ class _Measurement:
 
 
 def _pattern_of(rule: Rule, path: str) -> PathPattern | None:
-    """Find the first pattern that matches a path, however servers read it."""
     patterns = rule.match.paths
     read = readings(path) if patterns else ()
     return next((one for one in patterns or () if all(one.match(reading) is not None for reading in read)), None)

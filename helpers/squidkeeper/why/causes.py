@@ -267,7 +267,6 @@ def _has_bad_certificate(record: Record) -> bool:
 
 
 def _fault_of(record: Record) -> str:
-    """Name the fault of the server's certificate; `-` where there is none."""
     checked, detail = ((decode_field(value) or NONE) for value in (record.tls_error, record.error_detail))
     return checked.partition("@")[0] if checked != NONE or "X509_" not in detail else detail.partition("+")[0]
 

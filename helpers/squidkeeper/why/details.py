@@ -89,7 +89,6 @@ def _policy(record: Record, known: Surroundings) -> CompiledPolicy | None:
 
 
 def _explanation(record: Record, policy: CompiledPolicy) -> Explanation | None:
-    """Explain a request as its helpers decided it; None where the record holds only its beginning."""
     if truncated_fields(record) or record.url == NONE:
         return None
     return explain(policy, request_of(record), parse_time(record))
@@ -139,7 +138,6 @@ def _without_rule(record: Record, known: Surroundings) -> Detail:
 
 
 def _of_revision(policy: CompiledPolicy, known: Surroundings) -> str:
-    """Name the revision that a place in the policy is of, where it has been edited since."""
     current = known.current()
     is_edited = current is not None and current.revision != policy.revision
     return f" of revision {policy.revision}, which was edited since" if is_edited else ""

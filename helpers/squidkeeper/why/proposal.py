@@ -65,7 +65,6 @@ def propose(record: Record, policy: CompiledPolicy) -> Proposal | None:
 
 
 def _in_an_open_tunnel(record: Record) -> Record:
-    """Give the record as if the tunnel around its request had been opened for what the rule allows."""
     return msgspec.structs.replace(record, tunnel=tunnel_of(record))
 
 
@@ -97,7 +96,6 @@ def _new_name(host: str, policy: CompiledPolicy) -> str:
 
 
 def _path(record: Record) -> str | None:
-    """Give the path, if a pattern can be written as it stands; a CONNECT has none."""
     _, slashes, rest = redacted_url(record.url).partition("://")
     path = f"/{rest.partition('/')[2]}"
     return path if slashes and len(path) <= _LONGEST_PATH and _PLAIN_PATH.fullmatch(path) else None
@@ -115,7 +113,6 @@ def _flow(fields: dict[str, str]) -> str:
 
 
 def _denial(policy: CompiledPolicy, fields: dict[str, str], record: Record, request: Request) -> Decision | None:
-    """Give the decision that denies the request although the policy has the rule; None if none does."""
     rules, denied_by = policy.source.rules, decode_field(record.rule)
     place = next((place for place, rule in enumerate(rules) if rule.name == denied_by), len(rules))
     opened = CompiledPolicy(replace(policy.source, rules=(*rules[:place], _rule(fields), *rules[place:])))
@@ -124,7 +121,6 @@ def _denial(policy: CompiledPolicy, fields: dict[str, str], record: Record, requ
 
 
 def _rule(fields: dict[str, str]) -> Rule:
-    """Read the line as a policy is read."""
     clients = f"clients: {{? {fields['clients'][1:-1]} : {{networks: [0.0.0.0/0]}}}}\n" if "clients" in fields else ""
     text = f"version: 1\n{clients}rules:\n  - {_flow(fields)}\n"
     document = parse_document(Path("proposal"), text.encode())
