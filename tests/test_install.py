@@ -927,6 +927,23 @@ def test_supervise_waits_for_an_address_that_squid_listens_on(tmp_path: Path) ->
     assert not (tmp_path / "squid.pid").exists()
 
 
+def test_supervise_ends_also_when_it_is_told_to_as_its_service_ends(tmp_path: Path) -> None:
+    """As when install.sh puts the old gateway back: a Squid that cannot start ends just then."""
+    places = [(tmp_path / f"pid-{number}", tmp_path / f"service-{number}") for number in range(40)]
+    service = ("sh", "-c", 'echo $$ >"$0" && exec sleep 100')
+    command = (REPOSITORY / "squid/supervise", "squid")
+    supervisors = [subprocess.Popen([*command, pid_file, "/dev/null", *service, pid]) for pid_file, pid in places]
+    try:
+        for supervisor, (_, pid) in zip(supervisors, places, strict=True):
+            wait_for(lambda pid=pid: pid.exists() and pid.read_text(), "the service")  # type: ignore[misc]
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+            supervisor.terminate()
+        assert [supervisor.wait(20) for supervisor in supervisors] == [0] * len(supervisors)
+    finally:
+        for supervisor in supervisors:
+            supervisor.kill()
+
+
 # ── The exporter ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
