@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
 # Debian 13 and Ubuntu 24.04: the version of their Python, and the components of the archive that have Squid.
 SYSTEMS = {"trixie": ("3.13", "main"), "noble": ("3.12", "main,universe")}
 MOST_SECONDS = 3.0  # until Squid listens again
+MOST_SECONDS_OF_AN_EDIT = 10.0  # until an edit that needs a new part is in force
 BRIDGE = "192.168.137.1"
 LATE_BRIDGE = f"""[Unit]
 Description=a bridge that comes 15 s after the boot
@@ -46,7 +47,18 @@ echo $((($(date +%s%N) - began) / 1000000))
 # Print how many nanoseconds after the bridge is there Squid listens on it.
 LISTENS_AFTER = f"""
 until (: </dev/tcp/{BRIDGE}/3129) 2>/dev/null; do sleep 0.02; done
-echo $(($(date +%s%N) - $(cat /run/bridge)))
+listened=$(date +%s%N)
+until [ -s /run/bridge ]; do sleep 0.02; done
+echo $((listened - $(cat /run/bridge)))
+"""
+# Put a file into the policy, and print after how many milliseconds the origin on this machine is served.
+EDIT = """
+began=$(date +%s%N)
+printf 'version: 1\\nrules:\\n  - {name: new, action: allow, hosts: [127.0.0.1], ports: [8000], private: true, %s}\\n' \
+    "$1" >/etc/squidkeeper/policy/new.yaml
+ask() { curl -s -m 20 -o /dev/null -w '%{http_code}' --proxy http://127.0.0.1:3129 http://127.0.0.1:8000/; }
+until [ "$(ask)" = 200 ]; do sleep 0.1; done
+echo $((($(date +%s%N) - began) / 1000000))
 """
 # Note the status of a request that the example policy denies, ten times a second, until /run/enough is there. A Squid
 # that is reconfigured closes its port for a moment.
@@ -106,11 +118,30 @@ def test_a_master_that_is_killed_twenty_times_is_back_each_time(machine: BootedM
     assert answer(machine) == "403"
 
 
+def check_an_edit(machine: BootedMachine, part: str, adds: str) -> None:
+    """Without install.sh: by squidkeeper-render.path."""
+    there = ("test", "-e", f"/etc/squid/squidkeeper.d/{part}.conf")
+    machine.succeed("systemd-run", "--quiet", "--unit", f"origin-{part}", "python3", "-m", "http.server", "8000")
+    assert machine.run(*there).returncode == 1
+    assert int(machine.succeed("timeout", "60", "bash", "-c", EDIT, "edit", adds)) / 1000 < MOST_SECONDS_OF_AN_EDIT
+    machine.succeed(*there)
+    machine.succeed("rm", "/etc/squidkeeper/policy/new.yaml")
+    machine.succeed("systemctl", "stop", f"origin-{part}")
+
+
+def test_an_edit_that_needs_a_new_part_is_in_force_within_seconds(machine: BootedMachine) -> None:
+    check_an_edit(machine, "strip", "strip: [X-Debug]")
+
+
 def test_it_serves_after_a_reboot(machine: BootedMachine) -> None:
     machine.reboot()
     wait_for(lambda: answer(machine) == "403", "the gateway to serve")
     for service in ("maintenance", "exporter"):
         assert machine.property_of(f"squidkeeper-{service}", "ActiveState") == "active"
+
+
+def test_an_edit_after_a_reboot_is_in_force_within_seconds_too(machine: BootedMachine) -> None:
+    check_an_edit(machine, "single", "connections: single")
 
 
 def test_an_upgrade_loses_no_request(machine: BootedMachine, source: Path) -> None:
