@@ -129,6 +129,22 @@ def test_a_denial_comes_in_the_form_that_the_client_accepts(
     assert origins.seen == []
 
 
+LACKING = "version: 1\nrules: [{name: lacking, action: allow, hosts: [lacking.example], strip: [X-Lacking]}]\n"
+
+
+@pytest.mark.parametrize("form", Form)
+def test_a_denial_that_ends_within_seconds_says_when_to_repeat_the_request(gateway: Gateway, form: Form) -> None:
+    gateway.renders = False
+    gateway.write("lacking.yaml", LACKING)
+    url = "https://lacking.example/x"
+    wait_for(lambda: stated(ask(gateway, url), Form.TEXT)["rule"] == "not-rendered", "the edit")
+    found = check_page(gateway, url, form)
+    assert (found["rule"], found["retryable"], found["contact"]) == ("not-rendered", True, CONTACT)
+    assert found["reason"].endswith("repeat the request.")
+    assert form is not Form.JSON or found["retry_after_seconds"] == 10
+    assert form is Form.JSON or ask(gateway, url, form).line("Retry after") == "10 s"
+
+
 @pytest.mark.parametrize("form", Form)
 def test_a_request_in_a_denied_tunnel_has_a_line_of_its_own(gateway: Gateway, form: Form) -> None:
     before, url = len(gateway.log()), "https://closed.example/own?line"

@@ -279,7 +279,7 @@ def test_a_tunnel_ends_with_the_edit_that_changes_its_mode(gateway: Gateway, ori
         assert ask(client, "https", EDITED, "GET", "/before") == "GET /before"
         gateway.write("policy.yaml", WIDENED)
         answer = wait_for(lambda: denied(send(client, "https", EDITED, "GET", "/after")))
-        assert answer.rule == "tunnel-outdated"
+        assert (answer.rule, answer.line("Retry")) == ("tunnel-outdated", "can help")
         assert "Open a new one." in answer.text
     wait_for(lambda: _posts(gateway), "a new tunnel that takes a body")  # Squid keeps an answer for a second
     gateway.write("policy.yaml", POLICY)

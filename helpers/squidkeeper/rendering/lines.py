@@ -167,7 +167,8 @@ def _peer_lines(name: str, peer: Peer) -> Iterator[str]:
     yield f"cache_peer_access sk_{name} allow sk_to_{name} !sk_closed !sk_bumped_first"
     yield f"cache_peer_access sk_{name} deny all"
     yield f"never_direct allow sk_to_{name}"
-    yield f"adapted_http_access deny !CONNECT sk_is_https sk_own_connection sk_to_{name} sk_through_parent sk_denial"
+    denied = f"sk_own_connection sk_to_{name} sk_through_parent sk_page_denied sk_answer"
+    yield f"adapted_http_access deny !CONNECT sk_is_https {denied}"
 
 
 def _removed(headers: Iterable[str], acl: str) -> Iterator[str]:

@@ -80,6 +80,15 @@ DENIALS: Final = (
         Cause.POLICY,
     ),
     DenialPage(
+        "passing",
+        "DENIED for the moment by this gateway",
+        "Repeat the request in ten seconds. If this page comes back, show it to the contact.",
+        Cause.GATEWAY,
+        retryable=True,
+        lines=(("Retry after", "10 s"),),
+        members=(("retry_after_seconds", "10"),),
+    ),
+    DenialPage(
         "asked",
         "DENIED until a person approves it",
         "The ticket waits for a person, who may answer in minutes or in days. Read its state at the address above, at"
