@@ -418,6 +418,36 @@ def test_explain_says_that_squid_lacks_the_parts_that_a_request_needs(tmp_path: 
     assert "not rendered" not in run(*ask, "GET", "https://a.example/")[1]
 
 
+def test_explain_says_of_a_draft_what_squid_gets_with_it(tmp_path: Path) -> None:
+    text = "rules: [{name: a, action: allow, hosts: [a.example], strip: [X-Debug]}]\n"
+    draft, fragment = write_policy(tmp_path / "draft", text), tmp_path / "squidkeeper.conf"
+    installed = write_policy(tmp_path / "policy", text)
+    fragment.write_text(f"  acl --in-force core \\\n    --policy {tmp_path}/link --state x\n")
+    (tmp_path / "link").symlink_to("policy")
+    ask = ("--fragment", fragment, "GET", "https://a.example/")
+    assert "put in force: strip, strip.x-debug\n" in run("explain", "--policy", draft, *ask)[1]
+    assert "repeat the request" in run("explain", "--policy", installed, *ask)[1]
+
+
+def test_explain_says_whether_connections_are_shared_on_this_gateway(tmp_path: Path) -> None:
+    text = "rules: [{name: a, action: allow, hosts: [a.example], methods: [GET]}]\n"
+    draft, fragment = write_policy(tmp_path / "draft", text), tmp_path / "squidkeeper.conf"
+    installed = write_policy(tmp_path / "policy", text)
+
+    def said(policy: Path, keys: str) -> tuple[str, str]:
+        fragment.write_text(f"  acl --in-force {keys} \\\n    --policy {installed}\n")
+        ask = ("explain", "--policy", policy, "--fragment", fragment, "GET", "https://a.example/")
+        [line] = [line for line in run(*ask)[1].splitlines() if line.startswith("connection ")]
+        return line.partition("   ")[2], json.loads(run(*ask, "--json")[1])["tunnel"]["mode"]
+
+    shared, unless = "shared with other clients", "unless install.sh was given --bump documented or --upstream"
+    why = "as no method with a body is allowed"
+    assert said(installed, "core,shared") == (f"{shared}, {why}", "shared")
+    assert said(draft, "core") == (f"{shared}, {unless}, {why}", "shared")
+    line, mode = said(installed, "core")
+    assert (line.startswith("one of the tunnel's own, as Squid shares none here: "), mode) == (True, "own")
+
+
 def test_explain_names_the_denies_that_are_not_reached_a_handful_at_most(policy: Path) -> None:
     write_policy(
         policy,

@@ -7,6 +7,7 @@ force to its helpers (`--in-force`). A request that needs another one is denied 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 from squidkeeper.engine import Decision, deny
@@ -20,6 +21,7 @@ from squidkeeper.policy.upstreams import DEFAULT
 NOT_RENDERED: Final = "not-rendered"
 CORE: Final = "core"
 _IN_FORCE: Final = re.compile(r"--in-force ([\w.,:-]+)", re.ASCII)
+_POLICY: Final = re.compile(r"--policy (\S+)")
 
 
 class Part(StrEnum):
@@ -143,6 +145,12 @@ def _of_upstream(route: Route | None) -> Iterator[str]:
 def read_in_force(fragment: str) -> frozenset[str]:
     """Read the keys that an installed squidkeeper.conf states to the helpers."""
     return frozenset(key for keys in _IN_FORCE.findall(fragment) for key in keys.split(","))
+
+
+def is_draft(directory: Path, fragment: str) -> bool:
+    """Tell whether a policy is another than the one that an installed squidkeeper.conf names to the helpers."""
+    named = _POLICY.search(fragment)
+    return named is not None and directory.resolve() != Path(named[1]).resolve()
 
 
 def named_parts(keys: Iterable[str]) -> tuple[str, ...]:

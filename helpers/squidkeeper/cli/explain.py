@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import click
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from squidkeeper.engine import CompiledPolicy, Decision
     from squidkeeper.engine.explain import Explanation, PassedOver, Resolved, WebSocket
     from squidkeeper.engine.fields import Entry
+    from squidkeeper.engine.tunnels import TunnelUse
     from squidkeeper.policy.faults import Location
     from squidkeeper.policy.model import Credential, Policy, Route, Rule
     from squidkeeper.protocol.request import Malformed, Request
@@ -27,8 +28,10 @@ _PASSTHROUGH = "passthrough: only client, host, port and TLS server name are see
 _CONNECTIONS = {
     "own": "one of the tunnel's own",
     "first": "one for each request",
-    "shared": "shared with other clients where the part `shared` is in force",
+    "shared": "shared with other clients",
 }
+_UNLESS = ", unless install.sh was given --bump documented or --upstream"
+_NOT_SHARED = "Squid shares none here: install.sh was given --bump documented or --upstream, or the edit is seconds old"
 _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC need tls: passthrough on the rule"
 
 
@@ -62,7 +65,8 @@ def explain(
     its addresses is private, unless the rule has private: true.
 
     An allowed request is denied as not-rendered while Squid's configuration lacks a part that the request needs. FILE
-    of --fragment names the parts that are in force, where it can be read.
+    of --fragment names the parts that are in force, and the policy, where it can be read. Another policy is a draft:
+    it gets what it needs when it is put in force.
 
     --record explains the first line of FILE (- for standard input), as `squidkeeper log --json` prints it, instead of
     METHOD URL, as of its time, with its tunnel and TLS server name. A line whose verdict does not follow from the
@@ -80,21 +84,57 @@ def explain(
     policy = _load(directory)
     _compare(revision, policy.revision, directory)
     found = engine.explain(policy, request, now)
-    missing = _not_rendered(policy.source, found, fragment)
-    click.echo(_json(found, missing) if as_json else _text(asked, found, missing))
+    squid = _read_squid(fragment, directory)
+    missing = _not_rendered(policy.source, found, squid) if squid else None
+    shown = replace(found, tunnel=_tunnel_in_force(found.tunnel, squid) if squid else found.tunnel)
+    click.echo(_json(shown, missing) if as_json else _text(asked, shown, missing, squid))
     raise SystemExit(0 if found.decision.allowed else 1)
 
 
-def _not_rendered(policy: Policy, found: Explanation, fragment: Path) -> str | None:
-    """Say that the request is denied, because Squid's configuration lacks parts; None where it cannot be read."""
-    from squidkeeper.parts import PartsInForce, read_in_force
+class _Squid(NamedTuple):
+    """What Squid's configuration has, and whether the policy is a draft: another than the one that is installed."""
+
+    keys: frozenset[str]
+    draft: bool
+
+    @property
+    def shares(self) -> bool:
+        """Whether requests share connections to origins."""
+        return "shared" in self.keys
+
+
+def _read_squid(fragment: Path, directory: Path) -> _Squid | None:
+    from squidkeeper.parts import is_draft, read_in_force
 
     try:
-        in_force = PartsInForce(policy, read_in_force(fragment.read_text()))
+        text = fragment.read_text()
     except OSError:
         return None
+    return _Squid(read_in_force(text), is_draft(directory, text))
+
+
+def _not_rendered(policy: Policy, found: Explanation, squid: _Squid) -> str | None:
+    """Say what Squid's configuration lacks: a request to what is in force is denied; None where it lacks nothing."""
+    from squidkeeper.parts import PartsInForce
+
+    in_force = PartsInForce(policy, squid.keys)
     decision = replace(found.decision, upstream=found.upstream)
-    return in_force.checked(decision).reason if decision.allowed and in_force.lacking(decision) else None
+    lacking = in_force.lacking(decision) if decision.allowed else frozenset()
+    if squid.draft and lacking:
+        return (
+            f"Squid gets what it lacks within seconds of the draft's being put in force: {', '.join(sorted(lacking))}"
+        )
+    return in_force.checked(decision).reason if lacking else None
+
+
+def _tunnel_in_force(found: TunnelUse | None, squid: _Squid) -> TunnelUse | None:
+    """Say which connection a request takes where Squid shares none; a draft may bring that."""
+    from squidkeeper.engine.tunnels import TunnelUse
+    from squidkeeper.protocol.request import TunnelMode
+
+    if found is None or found.mode is not TunnelMode.SHARED or squid.shares or squid.draft:
+        return found
+    return TunnelUse(TunnelMode.OWN, _NOT_SHARED)
 
 
 Question = tuple[str, "Request | Malformed", datetime, str | None]  # the last: the revision that the record names
@@ -186,7 +226,7 @@ def _check_address(client: str | None) -> None:
         raise click.BadParameter(str(error), param_hint="--client") from error
 
 
-def _text(asked: str, found: Explanation, missing: str | None) -> str:
+def _text(asked: str, found: Explanation, missing: str | None, squid: _Squid | None) -> str:
     decision = found.decision
     rows = [
         ("rule", f"{decision.rule}{_at(decision.location)}"),
@@ -200,7 +240,7 @@ def _text(asked: str, found: Explanation, missing: str | None) -> str:
         *(("credential", _credential_text(one)) for one in decision.credentials),
         *(("secret", f"{one.name}: {one.source}") for one in found.secrets),
         ("strip", ", ".join(decision.strip.headers) if decision.strip else None),
-        ("connection", _connection_text(found)),
+        ("connection", _connection_text(found, squid)),
         ("upstream", _upstream_text(found.upstream)),
         *(("quota", f"{one.name}: {one.text}{_at(one.location)}") for one in found.quotas),
         ("resolved", _resolved_text(found.resolved)),
@@ -281,14 +321,15 @@ def _tls_text(found: Explanation) -> str | None:
     return _BUMPED if found.passthrough is False and not found.by_reading else None
 
 
-def _connection_text(found: Explanation) -> str | None:
+def _connection_text(found: Explanation, squid: _Squid | None) -> str | None:
     if found.tunnel is None:
         return None
     mode: str = found.tunnel.mode
     if mode == "own" and found.passthrough is None:  # over plain http, no connection outlives its request
         mode = "first"
     last = "; a request with a body is the last on it" if found.decision.connections == "single" else ""
-    return f"{_CONNECTIONS[mode]}, as {found.tunnel.reason}{last}"
+    unless = _UNLESS if mode == "shared" and not (squid and squid.shares) else ""
+    return f"{_CONNECTIONS[mode]}{unless}, as {found.tunnel.reason}{last}"
 
 
 def _websocket_text(found: Explanation) -> str | None:
