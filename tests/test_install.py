@@ -1503,6 +1503,13 @@ def test_a_killed_maintenance_process_is_started_again(gateway: Gateway) -> None
     assert "squidkeeper-maintenance.service ended with status 137" in gateway.place("log/maintenance.log").read_text()
 
 
+def test_a_killed_render_process_is_started_again(gateway: Gateway) -> None:
+    supervisor = int(gateway.place("run/render.pid").read_text())
+    killed = wait_for(lambda: child_of(supervisor, "render --root"), "the first one")
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: child_of(supervisor, "render --root") not in (0, killed), "another one")
+
+
 def test_the_archive_is_written_by_an_account_of_its_own_and_not_by_squids(gateway: Gateway) -> None:
     archive, key, archiver = (
         gateway.place("archive"),

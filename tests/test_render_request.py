@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
+from squidkeeper.layout import Layout
 from squidkeeper.maintenance.render_request import RenderRequest
 from tests.conftest import write_policy
+from tests.waiting import wait_for
 
 RULE = "rules: [{name: a, action: allow, hosts: [a.example]}]"
 
@@ -80,3 +88,51 @@ def test_it_follows_no_link_to_make_the_file(task: RenderRequest, request_file: 
     with pytest.raises(OSError, match=os.strerror(40)):
         task.check()
     assert not (tmp_path / "elsewhere").exists()
+
+
+# --- the loop without systemd --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def followed(layout: Layout) -> Iterator[int]:
+    """A gateway of which nothing is installed: each run of the command fails, and says so in `told`."""
+    command = (sys.executable, "-m", "squidkeeper", "render", "--root", layout.prefix, "--follow")
+    with (layout.prefix / "told").open("wb") as told, subprocess.Popen(command, stderr=told) as process:
+        try:
+            yield process.pid
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout.of(tmp_path)
+    layout.render_request.parent.mkdir()
+    return layout
+
+
+def failures(layout: Layout) -> int:
+    return (layout.prefix / "told").read_text().count("stays as it was")
+
+
+@pytest.mark.system
+def test_it_runs_at_its_start_and_an_edit_after_a_failure_waits_for_nothing(layout: Layout) -> None:
+    with followed(layout):
+        wait_for(lambda: failures(layout) == 1, "the run at its start")
+        for number in (2, 3):
+            layout.render_request.touch()
+            began = time.monotonic()
+            wait_for(lambda: not layout.render_request.exists(), "the run to begin")
+            assert time.monotonic() - began < 8
+            wait_for(lambda number=number: failures(layout) == number, "its failure")  # type: ignore[misc]
+
+
+@pytest.mark.system
+def test_a_run_that_was_killed_is_made_again(layout: Layout) -> None:
+    lock = os.open(layout.prefix, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with followed(layout) as loop:
+        for child in wait_for(psutil.Process(loop).children, "the first run"):
+            child.kill()
+        os.close(lock)
+        wait_for(lambda: failures(layout) == 1, "another run")

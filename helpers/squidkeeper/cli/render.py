@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from squidkeeper.layout import Layout
 
 _POLL_SECONDS = 0.5
-_PAUSE_SECONDS = 10.0  # after a failure
+_PAUSE_SECONDS = 10.0  # after a failure that left its request in place
 
 
 @click.command()
@@ -39,18 +39,31 @@ def render(root: Path | None, *, follow: bool) -> None:
 
 
 def _follow(layout: Layout) -> NoReturn:
-    """Run the command for each request, in a process of its own: this one stays small."""
-    import os
+    """Run the command for each request, in a process of its own: this one stays small.
+
+    It runs at the start too, and again where it was killed: that may have taken a request.
+    """
     import subprocess
     import sys
     import time
 
     where = ["--root", str(layout.root)] if layout.root else []
+    wanted = True
     while True:
-        failed = False
-        if os.path.lexists(layout.render_request):
-            failed = bool(subprocess.call([sys.executable, "-m", "squidkeeper", "render", *where]))  # noqa: S603
-        time.sleep(_PAUSE_SECONDS if failed else _POLL_SECONDS)
+        request = _request(layout)
+        status = 0
+        if wanted or request:
+            status = subprocess.call([sys.executable, "-m", "squidkeeper", "render", *where])  # noqa: S603
+        wanted = status < 0
+        time.sleep(_PAUSE_SECONDS if status and request and _request(layout) == request else _POLL_SECONDS)
+
+
+def _request(layout: Layout) -> int:
+    """Tell when the request was made, in nanoseconds; 0: there is none."""
+    try:
+        return layout.render_request.lstat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _add(layout: Layout) -> int:
