@@ -83,6 +83,38 @@ def test_a_bad_edit_keeps_the_revision_and_tells_its_faults_until_it_is_mended(t
     assert (live.state.revision, live.state.ok, live.state.problem, live.state.faults) == (good.revision, True, "", ())
 
 
+def test_a_good_edit_that_one_process_alone_has_seen_ahead_of_a_bad_one_is_in_force_in_all(tmp_path: Path) -> None:
+    first, second = started(tmp_path), started(tmp_path)
+    write_policy(tmp_path / "policy", GOOD.replace("open,", "closed,"))
+    look(first)
+    first.store()
+    write_policy(tmp_path / "policy", BAD)
+    look(first)
+    look_until(second, lambda: rule_names(second) == ["closed"])
+    assert (second.state.revision, second.state.ok) == (first.state.revision, False)
+    assert second.state.faults == first.state.faults
+    write_policy(tmp_path / "policy", BAD + "\n")
+    look(second)
+    assert rule_names(second) == ["closed"]
+    comes_in_force_again(second, tmp_path)
+
+
+def test_what_was_loaded_later_stays_where_another_process_could_not_be_told(tmp_path: Path) -> None:
+    other, live = started(tmp_path), started(tmp_path)
+    write_policy(tmp_path / "policy", GOOD.replace("open,", "closed,"))
+    look(live)  # and is not stored, as on a full disk
+    write_policy(tmp_path / "policy", BAD)
+    look(other)
+    keep_looking(live)
+    assert (rule_names(other), rule_names(live)) == (["open"], ["closed"])
+
+
+def comes_in_force_again(live: PolicyWatcher[CompiledPolicy], tmp_path: Path) -> None:
+    write_policy(tmp_path / "policy", GOOD)
+    comes_in_force(live, "open")
+    assert live.state.ok
+
+
 def test_a_failing_test_of_the_policys_own_is_a_fault(tmp_path: Path) -> None:
     write_policy(tmp_path / "policy", "tests: [{request: GET https://open.example/, expect: allow}]")
     live = make(tmp_path)
@@ -151,7 +183,7 @@ def test_a_hundred_edits_a_second_are_taken_up_and_bounded_on_disk(tmp_path: Pat
     wait_for(lambda: "open199.example" in str(live.current and live.current.source.rules[0].match.hosts))
     wait_for(lambda: live.state.revision in kept_names(tmp_path))
     assert len(kept_names(tmp_path)) <= 50
-    assert not list((tmp_path / "state/revisions").glob(".*"))
+    wait_for(lambda: not list((tmp_path / "state/revisions").glob(".*")))
 
 
 # --- files that are being written ---------------------------------------------------------------------------------

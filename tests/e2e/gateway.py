@@ -6,9 +6,11 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from pwd import getpwnam
 from typing import Any
@@ -16,11 +18,13 @@ from urllib.parse import quote, unquote
 
 from msgspec.structs import replace
 
+from squidkeeper.counters import read_counter_files
 from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import PolicyError
 from squidkeeper.layout import Layout
+from squidkeeper.metrics import LOADS_POLICY
 from squidkeeper.parts import Part
-from squidkeeper.policy_store.loading import build_sources
+from squidkeeper.policy_store.loading import build_sources, load
 from squidkeeper.policy_store.sources import read_sources
 from squidkeeper.rendering import Values, decode_values, encode_values, merge, part_file, values_of
 from squidkeeper.setup.configuration import has_own_login, without_login
@@ -179,6 +183,17 @@ class Gateway:
     def remember(self, value: str, name: str = "a secret") -> None:
         """Note a secret value that must not be found in any file of this run, beside those of the same name."""
         self._secrets[f"{self.root.name}: {name} {len(self._secrets)}"] = value
+
+    def settle(self) -> None:
+        """Wait until all helpers decide by the policy on disk, and Squid keeps no answer about a host from before."""
+        revision = load(self.policy_folder, datetime.now(UTC)).compiled.revision
+        wait_for(lambda: self._revisions() == {revision}, f"revision {revision} in all helpers")
+        time.sleep(2)  # ttl=1 of sk_host, in whole seconds of a clock
+
+    def _revisions(self) -> set[str | None]:
+        """The revisions by which the helpers decide; None for one that is starting, or has no policy."""
+        found = [one.status for one in read_counter_files(self.root / "state/helpers") if one.running]
+        return {one.revision if one else None for one in found if not one or one.helper in LOADS_POLICY}
 
     def check(self) -> subprocess.CompletedProcess[str]:
         """Run `squidkeeper check` on the policy."""

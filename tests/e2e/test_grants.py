@@ -53,6 +53,7 @@ def test_a_grant_opens_in_time_in_an_open_tunnel_too_and_ends(gateway: Gateway, 
     assert curl(gateway, "https://docs.example/").rule == "default"
     name = grant(gateway, "docs.example")
     wait_for(lambda: is_open(gateway, "https://docs.example/open"), "the grant", IN_FORCE_SECONDS)
+    gateway.settle()  # a tunnel by an answer from before the grant would be outdated
     assert is_open(gateway, "https://docs.example/logged")
     assert gateway.logged("https://docs.example/logged")["rule"] == name
     assert curl(gateway, "https://docs.example/admin/x").rule == "no-admin"
@@ -63,10 +64,10 @@ def test_a_grant_opens_in_time_in_an_open_tunnel_too_and_ends(gateway: Gateway, 
         assert reply.status == 200
         remove_grant(gateway.policy_folder, name, datetime.now(UTC))
         wait_for(lambda: not is_open(gateway, "https://docs.example/"), "the end of the grant", IN_FORCE_SECONDS)
+        gateway.settle()
         reply = inside.get("/inside", "docs.example")
         assert reply is not None
-        assert reply.status == 403
-        assert reply.rule in ("default", "tunnel-outdated")  # by what the tunnel was opened for
+        assert (reply.status, reply.rule) == (403, "default")
     assert "https://docs.example/admin/x" not in origins.urls()
 
 

@@ -186,7 +186,7 @@ def new_host() -> str:
 def test_a_bad_edit_keeps_the_last_good_policy(opened: Gateway, origins: Origins, text: str) -> None:
     opened.write("policy.yaml", CLOSED + "  - {name: later, action: allow, hosts: ['*.later.example']}\n")
     wait_for(lambda: is_open(opened, new_host()), "the last good policy")
-    wait_for(lambda: not is_open(opened, "https://toggled.example/"), "the end of the answer that Squid keeps")
+    opened.settle()  # otherwise Squid could have the answer that the policy before has given about a tunnel of this one
     with load(opened, *CLIENTS[:3]) as running:
         running.at_least(20)
         before = len(opened.cache_log())
@@ -194,8 +194,7 @@ def test_a_bad_edit_keeps_the_last_good_policy(opened: Gateway, origins: Origins
         wait_for(lambda: "policy.yaml" in opened.cache_log()[before:], "the faults in cache.log")
         running.at_least(20)
         closed = curl(opened, "https://toggled.example/")
-        assert closed.status == 403
-        assert closed.rule in ("toggled", "tunnel-outdated")  # two helpers can answer for one tunnel
+        assert (closed.status, closed.rule) == (403, "toggled")
         assert is_open(opened, new_host())
         opened.write("policy.yaml", OPENED)
         wait_for(lambda: is_open(opened, "https://toggled.example/"), "the fixed policy")
@@ -238,7 +237,7 @@ def test_a_gateway_that_never_had_a_policy_denies_all_and_recovers(new_gateway: 
     gateway = new_gateway("version: 1\nrules: [\n").start()
     for url in ("https://always.example/", "http://always.example/"):
         reply = curl(gateway, url)
-        assert (reply.status, reply.rule) == (403, "policy-unavailable"), reply.text
+        assert (reply.status, reply.rule, reply.line("Retry")) == (403, "policy-unavailable", "can help"), reply.text
     assert origins.connections == []
     gateway.write("policy.yaml", OPENED)
     wait_for(lambda: curl(gateway, "https://always.example/").status == 200, "the first policy")

@@ -16,7 +16,7 @@ from squidkeeper.policy_store.file_watch import FileWatch
 from squidkeeper.policy_store.loading import LoadedPolicy, load_sources, load_stored_revision
 from squidkeeper.policy_store.open_writes import UnfinishedFile
 from squidkeeper.policy_store.reload_gate import PATIENCE_SECONDS, Edit, EditGate, Passage, gate_faults
-from squidkeeper.policy_store.revisions import InForce, RevisionWriter, revision_in_force
+from squidkeeper.policy_store.revisions import InForce, RevisionWriter, marked_in_force, revision_in_force
 from squidkeeper.policy_store.sources import Sources
 
 _FIRST_LOAD_SECONDS = 8
@@ -90,6 +90,7 @@ class PolicyWatcher(Generic[T]):
         self._refused = ""
         self._previous: InForce | None = None
         self._started_with_previous = False
+        self._followed: object = None
 
     def start(self) -> None:
         """Load the policy and watch it, in a thread that ends with the process; wait for the first load, up to 8 s.
@@ -134,6 +135,7 @@ class PolicyWatcher(Generic[T]):
             self.check()
 
     def _check(self) -> None:
+        self._follow()
         files = self._files or self._begin()
         edited = files.changed()
         if not edited and not self._ends_hold():
@@ -164,9 +166,12 @@ class PolicyWatcher(Generic[T]):
 
     def _begin(self) -> FileWatch:
         self._files = files = FileWatch(self._directory, self._revisions and self._revisions / "being-written.lock")
-        previous = revision_in_force(self._revisions) if self._revisions else None
-        self._previous = previous if previous and previous.directory == self._directory.absolute() else None
+        self._previous = self._marked()
         return files
+
+    def _marked(self) -> InForce | None:
+        found = revision_in_force(self._revisions) if self._revisions else None
+        return found if found and found.directory == self._directory.absolute() else None
 
     def _load(self, sources: Sources) -> LoadedPolicy | PolicyError:
         ended = self._previous.ended if self._previous else frozenset()
@@ -276,19 +281,40 @@ class PolicyWatcher(Generic[T]):
         previous = self._previous.revision if self._previous else None
         return isinstance(loaded, LoadedPolicy) and loaded.compiled.revision == previous
 
-    def _start_with_previous(self, why: str) -> None:
-        if self._previous is None or self._revisions is None:
+    def _follow(self) -> None:
+        """Take what another process has loaded since, where the files do not load: it saw an edit before this one.
+
+        Otherwise two helpers would go on with two policies.
+        """
+        if self.current is None or self._revisions is None or not self.state.faults or self.state.gated:
             return
+        marked = marked_in_force(self._revisions)
+        if marked is None or marked == self._followed or marked[1] <= (self.state.loaded or 0) * 1e9:
+            return
+        self._followed = marked
+        found = self._marked()
+        if found and found.revision != self.state.revision:
+            self._previous, faults = found, self.state.faults
+            self._load_previous("does not load, and another process has loaded an edit before it")
+            self.state = replace(self.state, ok=False, faults=faults)
+
+    def _start_with_previous(self, why: str) -> None:
+        self._started_with_previous = self._load_previous(why)
+
+    def _load_previous(self, why: str) -> bool:
+        """Put the revision in force that another process, or one before this, has loaded; tell whether it loads."""
+        if self._previous is None or self._revisions is None:
+            return False
         revision = self._previous.revision
         try:
             compiled = load_stored_revision(self._revisions, revision)
         except (OSError, PolicyError) as error:
             _log.warning("revision %s, which was in force before, cannot be loaded: %s", revision, error)
-            return
+            return False
         self.current = self._prepare(compiled)
         self.state = PolicyState(revision, time.time(), ok=True)
-        self._started_with_previous = True
         _log.info("%s: %s, so revision %s goes on", self._directory, why, revision)
+        return True
 
     def _drop_previous(self) -> None:
         """Deny everything if the files are complete and do not load, as in a process that starts then."""
