@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
 
-from squidkeeper.client_kit.client import sample_host, sample_path
 from squidkeeper.engine import CompiledPolicy, Decision, decide
+from squidkeeper.policy.hosts import sample_host
 from squidkeeper.policy.model import Action, Client, Policy, Rule
+from squidkeeper.policy.paths import sample_path
 from squidkeeper.protocol.request import request_to
 from squidkeeper.url import DEFAULT_PORTS, parse_host
 

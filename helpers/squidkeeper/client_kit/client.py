@@ -9,14 +9,14 @@ from itertools import chain, product
 from squidkeeper.engine import CompiledPolicy, decide
 from squidkeeper.engine.fields import Entry
 from squidkeeper.errors import InvalidSetting, InvalidUrl
-from squidkeeper.policy.hosts import HostForm, HostPattern
+from squidkeeper.policy.hosts import sample_host
 from squidkeeper.policy.model import Client, Policy, Rule, Token
+from squidkeeper.policy.paths import sample_path
 from squidkeeper.protocol.request import Malformed, Request, request_to
-from squidkeeper.url import address_host, bracketed, parse_url
+from squidkeeper.url import parse_url
 
 ANY_CLIENT = "any client"  # one that the policy does not name
 _UNLISTED = "https://unlisted.example/"
-_LABEL = "www."  # stands for what a wildcard matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +124,3 @@ def _urls_of(rule: Rule) -> Iterator[str]:
         if host and path:
             with suppress(InvalidSetting):  # a pattern can be for what no client sends
                 yield parse_probed_url(f"{scheme}://{host}{port}{path}")
-
-
-def sample_host(pattern: HostPattern) -> str | None:
-    """Give a host that a pattern matches."""
-    if pattern.network is not None:
-        return bracketed(address_host(pattern.network[0]))
-    if pattern.form is HostForm.ANY:
-        return None
-    return pattern.name if pattern.form in (HostForm.EXACT, HostForm.TREE) else f"{_LABEL}{pattern.name}"
-
-
-def sample_path(text: str) -> str | None:
-    """Give a path that a glob matches; a `regex:` is no help."""
-    if text.startswith("regex:"):
-        return None
-    path = text.replace("/**/", "/").replace("**", "").replace("*", "x")
-    return path if path.startswith("/") else f"/{path}"

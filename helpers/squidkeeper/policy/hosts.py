@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from squidkeeper.errors import InvalidUrl, PatternError
 from squidkeeper.policy.public_suffixes import is_top_level_domain
-from squidkeeper.url import Host, parse_host
+from squidkeeper.url import Host, address_host, bracketed, parse_host
 
 Network = IPv4Network | IPv6Network
 
@@ -139,6 +139,15 @@ def _parse_name(text: str, name: str) -> Host:
         return parse_host(name)
     except InvalidUrl as error:
         raise PatternError(f"host pattern {text!r} can never match: {error}; expected {_EXPECTED}") from error
+
+
+def sample_host(pattern: HostPattern) -> str | None:
+    """Give a host that a pattern matches."""
+    if pattern.network is not None:
+        return bracketed(address_host(pattern.network[0]))
+    if pattern.form is HostForm.ANY:
+        return None
+    return pattern.name if pattern.form in (HostForm.EXACT, HostForm.TREE) else f"www.{pattern.name}"
 
 
 def _bare_address(text: str) -> IPv4Address | IPv6Address | None:

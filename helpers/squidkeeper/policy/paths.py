@@ -127,6 +127,14 @@ def _without_groups(expression: str, groups: int) -> re2._Regexp | None:
     return compile_regex(plain)
 
 
+def sample_path(text: str) -> str | None:
+    """Give a path that a glob matches; a `regex:` is no help."""
+    if text.startswith("regex:"):
+        return None
+    path = text.replace("/**/", "/").replace("**", "").replace("*", "x")
+    return path if path.startswith("/") else f"/{path}"
+
+
 def _re2_message(error: re2.error) -> str:
     message = error.args[0] if error.args else "it does not compile"
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else str(message)
