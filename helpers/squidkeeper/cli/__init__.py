@@ -7,42 +7,63 @@ import click
 
 from squidkeeper.cli.output_failures import told_output_failures
 
-_HELPERS = ("acl", "rewrite", "credential", "throttle", "certificate", "login", "watch", "meter")
-_COMMANDS = (
-    "check",
-    "explain",
-    "diff",
-    "log",
-    "why",
-    "report",
-    "query",
-    "replay",
-    "learn",
-    "tighten",
-    "archive",
-    "demo",
-    "doctor",
-    "drain",
-    "reload",
-    "env",
-    "probe",
-    "brief",
-    "preset",
-    "schema",
-    "seal",
-    "client",
-    "grant",
-    "ask",
-    "quota",
-    "exporter",
-    "maintain",
-    "secrets",
-    "export",
-    "pull",
-    "render",
-    "setup",
-    *_HELPERS,
-)
+_GROUPS = {  # what people do, with a line for each command that fits beside its name
+    "Policy": {
+        "check": "Check a policy: faults, warnings and its tests",
+        "explain": "Explain what the gateway does with METHOD URL, and why",
+        "diff": "Compare what two policies mean",
+        "replay": "Judge recorded requests by a policy not in force yet",
+        "learn": "Draft a policy from what clients used",
+        "tighten": "Show what of a policy nobody used, and narrow it",
+        "reload": "Show an edit that the reload gate refused, or accept it",
+        "preset": "Show the rules that are shipped",
+        "schema": "Print the JSON Schema of a policy file, for editors",
+    },
+    "Watch": {
+        "why": "Tell why requests failed, and what to do",
+        "log": "Show requests of the access log",
+        "report": "Report on a period: clients, hosts and denials",
+        "query": "Query the access log and the archive by SQL",
+        "quota": "Show what is used of each quota, or reset one",
+        "archive": "Archive rotated logs, and verify an archive",
+    },
+    "Approve": {
+        "ask": "List and answer the questions of clients",
+        "grant": "Allow requests for a time",
+    },
+    "Clients": {
+        "client": "Make, list and revoke tokens of clients",
+        "env": "Print the variables that a client needs",
+        "probe": "Print a file that checks a client from inside its VM",
+        "brief": "Print what a client may reach, and why not the rest",
+        "seal": "Seal a secret, so that a client can hold it",
+    },
+    "Operate": {
+        "doctor": "Examine an installed gateway",
+        "drain": "Send new clients to other gateways",
+        "pull": "Pull the policy from git, or as a signed bundle",
+        "export": "Send records to a SIEM",
+        "demo": "Show the gateway at work on this machine",
+        "setup": "Install or remove a gateway; install.sh starts this",
+    },
+    "Started as services": {
+        "exporter": "Serve metrics, health and the status page",
+        "maintain": "Run the resolver, and limit the logs",
+        "secrets": "Fetch the secrets that have a source",
+        "render": "Add parts to Squid's configuration after an edit",
+    },
+    "Started by Squid": {
+        "acl": "Decide requests",
+        "rewrite": "Rewrite URLs",
+        "credential": "Give the headers to inject",
+        "watch": "Search requests for secrets",
+        "meter": "Count requests by quotas",
+        "throttle": "Delay denials",
+        "login": "Check the tokens of clients",
+        "certificate": "Make the certificates of hosts",
+    },
+}
+_COMMANDS = tuple(name for commands in _GROUPS.values() for name in commands)
 
 
 class LateGroup(click.Group):
@@ -51,6 +72,13 @@ class LateGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """List the commands."""
         return list(_COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+        """Write the commands by what people do, without an import of any."""
+        width = max(map(len, _COMMANDS))
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), does) for name, does in commands.items()])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
         """Import a command."""
@@ -80,17 +108,5 @@ class LateGroup(click.Group):
 def main() -> None:
     """Turn Squid with SSL-bump into the egress gateway of AI agents.
 
-    `check`, `explain`, `diff`, `log`, `why`, `report`, `query`, `replay`, `learn`, `tighten`, `archive`, `doctor` and
-    `demo` are for people.
-    `drain` sends new clients to other gateways, and waits until this one is idle.
-    `reload` shows an edit that the reload gate holds back or has refused, and accepts it.
-    `env`, `probe` and `brief` print what a client needs.
-    `preset` shows the rules that are shipped, `schema` prints the JSON Schema of a policy file for editors.
-    `grant` allows requests for a time.
-    `ask` lists the questions of clients that wait for a person. `quota` shows what is used of each quota.
-    `client` makes and revokes the tokens of clients. `seal` makes sealed tokens and the keys for them.
-    `acl`, `rewrite`, `credential`, `throttle`, `certificate`, `login`, `watch` and `meter` are the helpers that Squid
-    starts.
-    `exporter`, `maintain`, `secrets`, `render`, `export` and `pull` are services beside Squid. `setup` is a part of
-    install.sh.
+    `squidkeeper COMMAND --help` tells more about a command.
     """
