@@ -463,19 +463,6 @@ def test_a_line_in_local_conf_takes_effect_by_a_second_run_without_a_restart(gat
     assert gateway.install().returncode == 0
 
 
-def test_an_upgrade_removes_the_files_of_an_earlier_release_and_keeps_its_parent(gateway: Gateway) -> None:
-    former = [gateway.place(f"etc/squidkeeper-{name}.conf") for name in ("pages", "policy")]
-    for file in former:
-        file.write_text("# --upstream http://127.0.0.1:9\n")
-    done = gateway.install()
-    assert done.returncode == 0, done.stderr
-    assert [file for file in former if file.exists()] == []
-    assert "upstream      http://127.0.0.1:9 (by --upstream, as installed before)\n" in done.stdout
-    assert gateway.place("etc/squidkeeper.d/upstreams.conf").exists()
-    assert gateway.install("--upstream", "none").returncode == 0
-    assert not gateway.place("etc/squidkeeper.d/upstreams.conf").exists()
-
-
 def test_parts_that_the_policy_needs_are_rendered_for_squid_to_read_and_not_to_write(gateway: Gateway) -> None:
     parts, local, pid = gateway.place("etc/squidkeeper.d"), gateway.place("etc/local.conf"), gateway.pid
     extra, kept = gateway.place("etc/policy/00-strip.yaml"), local.read_text()
@@ -893,7 +880,6 @@ def another_squid_listens(gateway: Gateway, killed: int) -> bool:
 
 
 def test_a_squid_without_its_supervisor_gets_another_by_a_second_run(gateway: Gateway) -> None:
-    """As an earlier release left it: in the background."""
     supervisor, squid = int(gateway.place("squid-supervisor.pid").read_text()), gateway.pid
     os.kill(supervisor, signal.SIGKILL)
     wait_until_ended(supervisor)
@@ -1485,11 +1471,7 @@ def test_a_policy_in_place_is_never_overwritten(gateway: Gateway, tmp_path: Path
     done = gateway.install("--policy", str(make_policy(tmp_path / "other", "Other.")))
     assert (done.returncode, gateway.snapshot()) == (0, before)
     assert "never overwritten" in done.stdout
-    copied = gateway.place("etc/policy/README.md")
-    assert not copied.exists()
-    copied.write_text("# The policy language\n\nAs an earlier release had it.\n")
-    assert f"{copied} is of an earlier release: remove it" in gateway.install("--dry-run").stdout
-    copied.unlink()
+    assert not gateway.place("etc/policy/README.md").exists()
 
 
 # ── The maintenance process ──────────────────────────────────────────────────────────────────────────────────────────

@@ -1,8 +1,7 @@
-"""Which CA signs, in which files: with and without a folder, the root's key, an intermediate, a former version."""
+"""Which CA signs, in which files: with and without a folder, the root's key, an intermediate."""
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from squidkeeper.certificates.authority import (
 from squidkeeper.errors import SetupFailed
 from squidkeeper.layout import Layout
 from squidkeeper.setup.ca_files import CaFiles, ca_files
-from squidkeeper.setup.entries import Entry, File, remove, write_entry
+from squidkeeper.setup.entries import Entry, remove, write_entry
 from squidkeeper.setup.options import SetupOptions
 
 pytestmark = pytest.mark.system  # files of two owners
@@ -489,37 +488,7 @@ def test_a_root_that_was_replaced_by_hand_gets_an_intermediate_of_its_own(place:
     assert place.layout.signing_cert.read_bytes().endswith(another.certificate)
 
 
-# ── A gateway of a former version ────────────────────────────────────────────────────────────────────────────────────
-
-
-def former_version(place: Place, ca: CertificateAuthority) -> None:
-    """As it left the CA below a root: Squid's own pair, which clients trust."""
-    put(place.layout.ca_cert, File(ca.certificate, 0o644, SQUID))
-    put(place.layout.ca_key, File(ca.key, 0o600, SQUID))
-
-
-def test_a_gateway_of_a_former_version_goes_on_with_the_ca_that_its_vms_trust(place: Place) -> None:
-    ca = given_ca(KINDS["RSA-2048"]())
-    former_version(place, ca)
-    found = place.run()
-    assert place.layout.ca_cert.read_bytes() == ca.certificate
-    assert place.holds(ca.key) == ["etc/ca/signing.key"]
-    assert f"no intermediate: Squid signs with the CA's own key, in {place.layout.signing_key}" in what(found)
-    before = place.files
-    place.run()
-    assert place.files == before
-
-
-def test_it_gets_an_intermediate_where_that_is_asked_for_and_its_key_is_not_lost(place: Place) -> None:
-    ca = given_ca()
-    former_version(place, ca)
-    place.run(ca="intermediate")
-    assert is_intermediate(place.layout.signing_cert.read_bytes())
-    assert place.holds(ca.key) == ["etc/ca/ca.key"]
-    assert place.layout.ca_key.stat().st_uid == 0
-    found = place.run()
-    assert is_intermediate(place.layout.signing_cert.read_bytes())
-    assert f"the CA's key is in {place.layout.ca_key}, which root alone reads" in what(found)
+# ── Copies of the root's key ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("by", ["direct", "intermediate"])
@@ -550,26 +519,3 @@ def test_the_key_in_place_stays_where_the_folder_given_is_its_own(place: Place, 
     before = place.files
     place.run(ca_dir=given)
     assert place.files == before
-
-
-def test_with_its_folder_given_no_copy_of_the_key_stays(place: Place, tmp_path: Path) -> None:
-    ca = given_ca()
-    former_version(place, ca)
-    place.run(ca_dir=folder_of(ca, tmp_path / "ca"))
-    assert place.holds(ca.key) == []
-    assert place.layout.ca_cert.read_bytes() == ca.certificate
-
-
-def test_links_of_the_systems_gateway_of_a_former_version_are_replaced(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ca = given_ca()
-    layout = place.layout
-    put(layout.signing_cert, File(ca.certificate, 0o644, SQUID))
-    put(layout.signing_key, File(ca.key, 0o600, SQUID))
-    for link, target in ((layout.ca_cert, layout.signing_cert), (layout.ca_key, layout.signing_key)):
-        link.symlink_to(target)
-    place.run()
-    assert not os.path.lexists(layout.ca_key)
-    assert (layout.ca_cert.is_symlink(), layout.ca_cert.read_bytes()) == (False, ca.certificate)
-    assert layout.signing_key.read_bytes() == ca.key

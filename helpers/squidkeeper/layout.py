@@ -133,11 +133,6 @@ class Layout:
         return self.state / "render"
 
     @property
-    def former_fragments(self) -> tuple[Path, ...]:
-        """Files of earlier releases beside squidkeeper.conf."""
-        return tuple(self.fragment.with_name(f"squidkeeper-{name}.conf") for name in ("pages", "policy"))
-
-    @property
     def former_conf(self) -> Path:
         """The operator's squid.conf that ours replaced."""
         return self.conf.with_name(f"{self.conf.name}.before-squidkeeper")

@@ -1,8 +1,8 @@
 """The CA's part of an installation (floor 7): what signs the leaves, which files hold it, and what has to go.
 
 Clients trust the root (`Layout.ca_cert`). Squid signs with another pair of files (`Layout.signing_cert`): an
-intermediate and its key, or the root itself (`--ca direct`, and gateways of former versions). The root's key is read
-where it is. It is written where a root is made, and where only Squid's pair had it: beside the root, readable by root.
+intermediate and its key, or the root itself (`--ca direct`). The root's key is read where it is. It is written
+where a root is made, and where only Squid's pair had it: beside the root, readable by root.
 """
 
 from __future__ import annotations
@@ -131,16 +131,13 @@ class _Chooser:
     # What is there
 
     def _in_place(self) -> CertificateAuthority | None:
-        """Read what signs now. Below a root, former versions had it where the root is now, for Squid's account."""
-        layout = self._layout
-        moves = not layout.signing_key.exists() and layout.ca_key.is_file() and not _is_for_root(layout.ca_key)
-        paths = (layout.ca_cert, layout.ca_key) if moves else (layout.signing_cert, layout.signing_key)
+        paths = (self._layout.signing_cert, self._layout.signing_key)
         return _read_ca(*paths) if all(path.exists() for path in paths) else None
 
     def _root(self) -> _Root:
         layout, given, placed = self._layout, self._given, self._placed
         folder = given or layout.ca_cert.parent
-        if any(folder.iterdir()) if given else _is_for_root(layout.ca_key):
+        if any(folder.iterdir()) if given else layout.ca_key.exists():
             origin = f"from {given}" if given else "in place"
             return _Root(_read_ca(folder / "ca.crt", folder / "ca.key"), folder, origin)
         if placed and not given:
@@ -224,9 +221,7 @@ class _Chooser:
                 raise SetupFailed("the path length of the CA, 0, allows no intermediate", "use it by --ca direct")
             self._say("", "its path length, 0, allows no intermediate")
             return False
-        # As a former version left it, until a folder is given or an intermediate is asked for.
-        stays = self._placed and not self._given and not is_intermediate(self._placed.certificate)
-        return bool(self._choices.ca or not stays)
+        return True
 
     def _intermediate(self, ca: CertificateAuthority) -> CertificateAuthority:
         """Give the intermediate in place, or a new one where that is another CA's, or to be renewed."""
@@ -267,11 +262,7 @@ class _Chooser:
     def _files(self, root: CertificateAuthority, signing: CertificateAuthority, roots: Mapping[Path, Entry]) -> CaFiles:
         layout, chosen, previous = self._layout, str(self._choices), dict(self._previous(root.certificate))
         gone = tuple(path for path in self._gone(root, signing, previous) if path not in roots)
-        if (
-            layout.ca_key in gone
-            and _is_for_root(layout.ca_key)
-            and is_key_of(layout.ca_key.read_bytes(), root.certificate)
-        ):
+        if layout.ca_key in gone and is_key_of(layout.ca_key.read_bytes(), root.certificate):
             self._say("", f"{layout.ca_key} is removed: the CA's key is in {self._given}")
         noted = layout.ca_choices.exists() or chosen != str(_Choices())
         return CaFiles(
@@ -297,9 +288,9 @@ class _Chooser:
     def _gone(
         self, root: CertificateAuthority, signing: CertificateAuthority, previous: Mapping[Path, Entry]
     ) -> Iterator[Path]:
-        """List what former versions had in the root's place, and copies of its key that are not needed."""
+        """List copies of the root's key that are not needed."""
         key = self._layout.ca_key
-        if os.path.lexists(key) and (not _is_for_root(key) or self._is_kept_elsewhere(key, root, previous)):
+        if key.exists() and self._is_kept_elsewhere(key, root, previous):
             yield key
         for path in (_beside(key) for _, key in _pairs(self._layout) if signing.key != root.key):
             if path.is_file() and is_key_of(path.read_bytes(), root.certificate):
@@ -320,12 +311,6 @@ def _pairs(layout: Layout) -> tuple[tuple[Path, Path], ...]:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.previous")
-
-
-def _is_for_root(key: Path) -> bool:
-    """Tell whether a key is a file of root's: what is Squid's, or a link, was made by a former version."""
-    entry = read_entry(key)
-    return isinstance(entry, File) and entry.owner[0] == 0
 
 
 def _read_ca(certificate: Path, key: Path) -> CertificateAuthority:

@@ -112,7 +112,7 @@ def unique_name(root: Path | None, machine: str) -> str:
 
 
 def generator_of(conf: str) -> str:
-    """Tell whose program makes certificates by a squid.conf of ours; an old one has no choice, so the default comes."""
+    """Tell whose program makes certificates by a squid.conf of ours."""
     return SQUID if re.search(r"^#sslcrtd_program \S+ certificate ", conf, re.MULTILINE) else SQUIDKEEPER
 
 

@@ -99,7 +99,6 @@ from squidkeeper.squid_version import squid_version
 
 _MACHINE_ID: Final = Path("/etc/machine-id")  # machine-id(5); text_at reads nothing where it is missing
 _DEFAULT_LISTEN: Final = "3129"
-_REFERENCE: Final = "# The policy language\n"  # as the copies begin that earlier releases put beside the policy
 _LONGEST_TLS_FOLDER: Final = 80  # the path of a socket has 107 characters, of which HAProxy needs some for itself
 _PARENT_ADVICE: Final = (
     "store it in that file: one line of printable ASCII, which Squid's account can read (mode 0640, its group)"
@@ -220,11 +219,6 @@ class Installation:
             say("policy", f"kept: {layout.policy}")
             if given and _contents(given) != _contents(layout.policy):
                 say("", f"it differs from {given}, and one in place is never overwritten: move it away, or edit it")
-            reference = "" if layout.policy.is_symlink() else text_at(layout.policy / "README.md")  # a link is not ours
-            if reference.startswith(_REFERENCE):
-                say(
-                    "", f"{layout.policy / 'README.md'} is of an earlier release: remove it, read policy/README.md here"
-                )
             self._policy = layout.policy
         else:
             say("policy", f"from {source}: {layout.policy}")
@@ -408,7 +402,7 @@ class Installation:
         files |= rendered_files(layout, templates, self._values, account)
         files[layout.templates] = template_folder(templates)
         here = layout.parts.glob("*") if layout.parts.is_dir() else ()
-        self._gone = (*(path for path in here if path not in files), *layout.former_fragments)
+        self._gone = tuple(path for path in here if path not in files)
 
     def _say_workers(self) -> None:
         workers = self._configuration.workers

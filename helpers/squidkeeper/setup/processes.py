@@ -58,7 +58,7 @@ class InstalledSquid:
         return _supervisor(self.layout, self.layout.squid_supervisor, self.layout.conf)
 
     def is_supervised(self) -> bool:
-        """Tell whether it is started again when it ends. An earlier release ran it in the background."""
+        """Tell whether it is started again when it ends."""
         return self.systemd or self.supervisor() is not None
 
     @property

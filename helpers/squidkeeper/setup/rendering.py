@@ -4,7 +4,6 @@ Squid's account, which root does not trust, reads the policy and names the value
 """
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,7 +23,6 @@ from squidkeeper.rendering import Values, decode_values, encode_values, part_fil
 from squidkeeper.setup.entries import ROOT, File, Folder, owner_here, text_at
 from squidkeeper.squid_account import Account, call_as
 
-_FORMER_DEFAULT: Final = re.compile(r"^# --upstream (\S+)$", re.MULTILINE)  # of releases without values.json
 _HOLDS_PASSWORDS: Final = part_file(Part.UPSTREAMS)
 
 
@@ -105,9 +103,6 @@ def outdated_files(layout: Layout) -> Iterator[tuple[Path, str]]:
 
 def default_upstream(layout: Layout) -> str:
     """Give the URL of the parent of --upstream; empty where there is none."""
-    former = _FORMER_DEFAULT.search(text_at(layout.fragment.with_name("squidkeeper-policy.conf")))
-    if former:
-        return former[1]
     peer = read_values(layout).default
     return f"http://{peer.host}:{peer.port}" if peer else ""
 

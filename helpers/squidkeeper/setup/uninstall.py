@@ -84,16 +84,7 @@ def _remove_files(layout: Layout) -> None:
     kept = (layout.state, layout.run, layout.applied, layout.ca_choices, forced_file(layout.policy))
     services = (path for name in SERVICES for path in (layout.service(name).unit, layout.service(name).applied))
     others = filter(None, (layout.archive_timer, layout.render_path, layout.logrotate, layout.squid_dropin))
-    for path in (
-        *ours,
-        *layout.former_fragments,
-        *kept,
-        *services,
-        *others,
-        layout.haproxy,
-        layout.observe,
-        layout.supervise,
-    ):
+    for path in (*ours, *kept, *services, *others, layout.haproxy, layout.observe, layout.supervise):
         remove(path)
     if layout.command and read_entry(layout.command) == Link(str(layout.program)):
         remove(layout.command)
