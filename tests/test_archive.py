@@ -600,8 +600,8 @@ def test_the_archive_of_the_system_is_sealed_by_the_key_of_the_system(
         (tmp_path / name).write_bytes(key.pem)
         (tmp_path / name).chmod(0o600)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("squidkeeper.cli.archive.DEFAULT_ARCHIVE_KEY", tmp_path / "own.key")
-    monkeypatch.setattr("squidkeeper.cli.archive.DEFAULT_ARCHIVE", folder)
+    monkeypatch.setattr("squidkeeper.cli.options.DEFAULT_ARCHIVE_KEY", tmp_path / "own.key")
+    monkeypatch.setattr("squidkeeper.cli.options.DEFAULT_ARCHIVE", folder)
     write_log(logs / "access.log.1", lines_of(DAY, 3))
     assert command("run", "--access-log", logs / "access.log", "--archive", folder, *named)[0] == 0
     assert verify(FolderPlace(folder), [keys[named[1] if named else "own.key"].public]).faults == ()

@@ -720,7 +720,7 @@ def test_an_account_that_may_not_look_into_the_state_folder_reads_a_log(path: Pa
 
 def test_without_a_file_the_newest_rotated_log_is_read_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right after a rotation the log is empty, and looks as if there had been no request."""
-    monkeypatch.setattr("squidkeeper.cli.log.DEFAULT_LOG", path)
+    monkeypatch.setattr("squidkeeper.cli.options.DEFAULT_LOG", path)
     before = run().out
     assert before == run(path).out
     path.rename(path.with_name(f"{path.name}.1"))

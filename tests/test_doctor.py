@@ -1081,7 +1081,8 @@ def test_what_only_root_can_check_is_named(layout: Layout, monkeypatch: pytest.M
     assert found("squid-conf-incomplete", one) == []
     text = as_text(examine(one, running=False))
     assert "Not read: squid.conf:1 includes x, which cannot be read (Permission denied).\n" in text
-    assert "Not checked, as only root can: disk-full, squid-conf-rejected, secret-file-open, squid-cannot-read" in text
+    [line] = [line for line in text.splitlines() if line.startswith("Not checked, as only root can: disk-full, ")]
+    assert all(code in line for code in ("squid-conf-rejected", "secret-file-open", "squid-cannot-read"))
 
 
 def test_an_edit_that_the_reload_gate_refuses_is_found(layout: Layout) -> None:

@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.archive import KEEP_DAYS
+from squidkeeper.cli import options
 from squidkeeper.cli.archive_fetch import fetch
 from squidkeeper.cli.archive_verify import failure, verify
 from squidkeeper.cli.maintain import Size
-from squidkeeper.cli.options import (
-    DEFAULT_ARCHIVE,
-    DEFAULT_ARCHIVE_KEY,
-    DEFAULT_LOG,
-    archive_option,
-    check_archive,
-    file_option,
-    state_option,
-)
 from squidkeeper.formatting import byte_size, quantity
 
 if TYPE_CHECKING:
@@ -37,8 +29,8 @@ def archive() -> None:
 
 
 @archive.command()
-@file_option("--access-log", DEFAULT_LOG, "Squid's access log, whose rotated files are archived.")
-@archive_option("The archive.")
+@options.file_option("--access-log", options.DEFAULT_LOG, "Squid's access log, whose rotated files are archived.")
+@options.archive_option("The archive.")
 @click.option(
     "--key",
     metavar="FILE",
@@ -59,7 +51,7 @@ def archive() -> None:
     type=Size(),
     help="Remove the oldest days while the archive is larger, such as 100G. Default: a quarter of its file system.",
 )
-@state_option("The state folder: the samples of Squid's own counter, which are sealed with the lines.")
+@options.state_option("The state folder: the samples of Squid's own counter, which are sealed with the lines.")
 @click.option(
     "--copy-to",
     metavar="s3://…|FILE.yaml",
@@ -118,7 +110,11 @@ def _without_every(arguments: list[str]) -> list[str]:
 
 
 def _own_key(archive: Path) -> Path | None:
-    return DEFAULT_ARCHIVE_KEY if archive == DEFAULT_ARCHIVE and os.path.exists(DEFAULT_ARCHIVE_KEY) else None
+    return (
+        options.DEFAULT_ARCHIVE_KEY
+        if archive == options.DEFAULT_ARCHIVE and os.path.exists(options.DEFAULT_ARCHIVE_KEY)
+        else None
+    )
 
 
 def _key(file: Path | None) -> ArchiveKey | None:
@@ -136,7 +132,7 @@ def _refuse_unsealed(archive: Path) -> None:
     from squidkeeper.chain.chain import HEAD, read_chain
 
     if os.path.lexists(archive / HEAD) or any(entry.key for entry in read_chain(archive).entries):
-        text = f"{archive} is sealed: add --key FILE, the private key of its service ({DEFAULT_ARCHIVE_KEY})"
+        text = f"{archive} is sealed: add --key FILE, the private key of its service ({options.DEFAULT_ARCHIVE_KEY})"
         raise click.ClickException(text)
 
 
@@ -189,14 +185,14 @@ def _show_copy(report: RunReport) -> None:
 
 
 @archive.command("list")
-@archive_option("The archive.")
+@options.archive_option("The archive.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array, with an object for each day.")
 def list_days(archive: Path, as_json: bool) -> None:
     """List the days of an archive."""
     from squidkeeper.archive.retention import days_of
     from squidkeeper.chain.chain import read_chain
 
-    check_archive(archive)
+    options.check_archive(archive)
     try:
         days = days_of(read_chain(archive))
     except OSError as error:

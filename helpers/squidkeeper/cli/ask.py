@@ -12,18 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from squidkeeper.cli import options
 from squidkeeper.cli.edit_refusals import shown_refusals
-from squidkeeper.cli.options import (
-    DEFAULT_LOG,
-    Duration,
-    Moment,
-    file_option,
-    is_missing,
-    json_option,
-    packed,
-    policy_option,
-    state_option,
-)
 from squidkeeper.errors import PolicyError, UnreadableLog
 from squidkeeper.formatting import ago, printable, quantity, utc_seconds
 
@@ -37,7 +27,7 @@ if TYPE_CHECKING:
 _SCOPES: Final = ("url", "path", "host")
 _DAY: Final = timedelta(days=1)
 _INDENT: Final = " " * 14
-_state_option = state_option("The state folder, which holds the tickets.")
+_state_option = options.state_option("The state folder, which holds the tickets.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +74,7 @@ class _Place:
         from squidkeeper.table.sources import TableSources
         from squidkeeper.table.table import open_table
 
-        if not waiting or is_missing(self.access_log):
+        if not waiting or options.is_missing(self.access_log):
             return {}
         now, sources = datetime.now(UTC), TableSources(log=self.access_log)
         hosts = ", ".join(map(quoted, hosts_of(waiting)))
@@ -99,14 +89,16 @@ class _Place:
 
 def _place_options(command: Callable[..., Any]) -> Callable[..., Any]:
     with_since = click.option(
-        "--since", metavar="TIME", type=Moment(), help="How far back that is read. Default: a day."
-    )(packed("place", _Place)(command))
+        "--since", metavar="TIME", type=options.Moment(), help="How far back that is read. Default: a day."
+    )(options.packed("place", _Place)(command))
     text = "The access log, which tells what else an approval would let through; its rotated files are read too."
-    return policy_option(_state_option(file_option("--access-log", DEFAULT_LOG, text)(with_since)))
+    return options.policy_option(
+        _state_option(options.file_option("--access-log", options.DEFAULT_LOG, text)(with_since))
+    )
 
 
 @click.group(invoke_without_command=True)
-@json_option
+@options.json_option
 @_place_options
 @click.pass_context
 def ask(context: click.Context, as_json: bool, place: _Place) -> None:
@@ -140,7 +132,7 @@ def ask(context: click.Context, as_json: bool, place: _Place) -> None:
 
 @ask.command()
 @click.argument("number")
-@click.option("--for", "valid", metavar="TIME", type=Duration(), required=True, help="30m, 2h or 7d.")
+@click.option("--for", "valid", metavar="TIME", type=options.Duration(), required=True, help="30m, 2h or 7d.")
 @click.option("--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests.")
 @click.option(
     "--scope",
@@ -153,9 +145,9 @@ def ask(context: click.Context, as_json: bool, place: _Place) -> None:
 @click.option("--any-client", is_flag=True, help="For everybody.")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for people. Default: the number of the ticket.")
 @click.option("--yes", is_flag=True, help="Do not ask whether this is meant.")
-@json_option
+@options.json_option
 @_place_options
-@packed("terms", _Terms)
+@options.packed("terms", _Terms)
 def approve(number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place) -> None:
     """Approve a question: show the grant, and make it.
 
@@ -206,7 +198,7 @@ def _granted_object(ticket: Ticket, granted: Granted) -> dict[str, object]:
 @ask.command()
 @click.argument("number")
 @click.option("--reason", required=True, metavar="TEXT", help="Why; the client reads it.")
-@policy_option
+@options.policy_option
 @_state_option
 def deny(number: str, reason: str, directory: Path, state: Path) -> None:
     """Deny a question: its client reads the reason, and the request stays denied."""

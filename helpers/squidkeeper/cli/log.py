@@ -11,18 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from squidkeeper.cli import options
 from squidkeeper.cli.log_output import WantedRequests
-from squidkeeper.cli.options import (
-    DEFAULT_ARCHIVE,
-    DEFAULT_LOG,
-    archive_option,
-    gateway_option,
-    policy_option,
-    since_option,
-    state_option,
-    table_sources,
-    until_option,
-)
 from squidkeeper.cli.policy_clients import REVISIONS, clients_named, past_policies
 from squidkeeper.errors import PatternError, UnreadableLog
 from squidkeeper.formatting import quantity
@@ -44,8 +34,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(readable=False, path_type=Path))
-@since_option
-@until_option
+@options.since_option
+@options.until_option
 @click.option(
     "--client", metavar="WHO", multiple=True, help="An address, a network, a client of the policy, or a proxy user."
 )
@@ -57,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403, or a class such as 4xx.")
 @click.option("--request-id", metavar="ID", multiple=True, help="The request ID, as a page of the gateway shows it.")
-@gateway_option
+@options.gateway_option
 @click.option(
     "--failed", is_flag=True, help="Requests that failed: 5xx or an error of Squid, neither denied nor the client's."
 )
@@ -69,9 +59,11 @@ if TYPE_CHECKING:
 @click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials, tunnels and bytes by this.")
 @click.option("--connects", is_flag=True, help="Show every CONNECT, not only those without a request inside.")
 @click.option("--drift", is_flag=True, help="Show requests that were served although the policy in force denied them.")
-@policy_option
-@state_option("The state folder, with the revisions that were in force.")
-@archive_option("Without FILE, --since and -n also read this archive; one that is named is always read.", store=True)
+@options.policy_option
+@options.state_option("The state folder, with the revisions that were in force.")
+@options.archive_option(
+    "Without FILE, --since and -n also read this archive; one that is named is always read.", store=True
+)
 def log(
     files: tuple[Path, ...],
     newest: int | None,
@@ -115,7 +107,7 @@ def log(
     )
     try:
         if follow:
-            found = _follow(wanted, files[0] if files else DEFAULT_LOG, policies)
+            found = _follow(wanted, files[0] if files else options.DEFAULT_LOG, policies)
         else:
             found = _read(wanted, _sources(wanted, files, archive, given["gateway"]), policies, past)
     except UnreadableLog as error:
@@ -142,16 +134,16 @@ def _check(*, follow: bool, drift: bool, by: str | None, newest: int | None, fil
 def _sources(
     wanted: WantedRequests, files: tuple[Path, ...], archive: Path | StoreSettings, gateways: tuple[str, ...]
 ) -> TableSources:
-    with_rotated = wanted.since is not None or wanted.newest is not None or archive != DEFAULT_ARCHIVE
+    with_rotated = wanted.since is not None or wanted.newest is not None or archive != options.DEFAULT_ARCHIVE
     if not files and not with_rotated:  # right after a rotation the log itself is empty
-        files = (*rotated(DEFAULT_LOG)[-1:], DEFAULT_LOG)
-    return table_sources(files, archive, with_rotated=with_rotated, gateways=gateways)
+        files = (*rotated(options.DEFAULT_LOG)[-1:], options.DEFAULT_LOG)
+    return options.table_sources(files, archive, with_rotated=with_rotated, gateways=gateways)
 
 
 def _read(wanted: WantedRequests, sources: TableSources, checker: DriftChecker, past: PastPolicies) -> int:
     from squidkeeper.cli.log_table import TableLog
 
-    files = sorted_by_time(sources.files) if sources.files else files_since(DEFAULT_LOG, wanted.since)
+    files = sorted_by_time(sources.files) if sources.files else files_since(options.DEFAULT_LOG, wanted.since)
     table = TableLog(wanted, sources, files, checker)
     table.show(past.effective())
     return table.found

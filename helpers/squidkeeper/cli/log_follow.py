@@ -10,16 +10,8 @@ import click
 
 from squidkeeper.cli.log_output import WantedRequests, report_invalid, write
 from squidkeeper.errors import UnreadableLog
+from squidkeeper.record import listing
 from squidkeeper.record.filters import of_period
-from squidkeeper.record.listing import (
-    FindingTable,
-    RequestTable,
-    finding_row,
-    json_finding,
-    json_line,
-    printable,
-    request_row,
-)
 from squidkeeper.record.log_file import open_log
 from squidkeeper.record.log_files import read_failure
 from squidkeeper.record.record_reader import LoggedRecord, RecordReader
@@ -42,8 +34,8 @@ class FollowedLog:
         self._checker = checker
         self._reader = RecordReader()
         self._shows_tunnels = wanted.connects or wanted.drift
-        self._requests = RequestTable(coloured=wanted.coloured, with_error=True)
-        self._findings = FindingTable()
+        self._requests = listing.RequestTable(coloured=wanted.coloured, with_error=True)
+        self._findings = listing.FindingTable()
         self._text = _TEXTS[wanted.drift, wanted.as_json]
 
     def follow(self, follower: Follower) -> None:
@@ -52,7 +44,7 @@ class FollowedLog:
         lines = follower.read()
         if not follower.readable:
             _refuse_closed(follower.path)
-            click.echo(f"{printable(str(follower.path))}: missing or unreadable; waiting for it.", err=True)
+            click.echo(f"{listing.printable(str(follower.path))}: missing or unreadable; waiting for it.", err=True)
         while True:
             if lines:
                 self._feed(lines)
@@ -76,19 +68,21 @@ class FollowedLog:
         return is_shown and all(wanted.holds(record) for wanted in self._filters)
 
     def _rows(self, records: list[LoggedRecord]) -> str:
-        return self._requests.lines(request_row(one.record) for one in records)
+        return self._requests.lines(listing.request_row(one.record) for one in records)
 
     def _json_lines(self, records: list[LoggedRecord]) -> str:
-        return "".join(json_line(one.line) for one in records)
+        return "".join(listing.json_line(one.line) for one in records)
 
     def _finding_rows(self, records: list[LoggedRecord]) -> str:
         return self._findings.lines(
-            finding_row(one.record, found.kind, found.rule) for one, found in self._found(records)
+            listing.finding_row(one.record, found.kind, found.rule) for one, found in self._found(records)
         )
 
     def _json_findings(self, records: list[LoggedRecord]) -> str:
         found = self._found(records)
-        return "".join(json_finding(finding.kind, finding.rule, finding.reason, one.line) for one, finding in found)
+        return "".join(
+            listing.json_finding(finding.kind, finding.rule, finding.reason, one.line) for one, finding in found
+        )
 
     def _found(self, records: list[LoggedRecord]) -> list[tuple[LoggedRecord, Finding]]:
         found = [(one, finding) for one in records if (finding := self._checker.check(one.record))]

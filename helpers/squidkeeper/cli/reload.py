@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.cli import options
 from squidkeeper.cli.named_policies import UnusableInput
-from squidkeeper.cli.options import (
-    DEFAULT_LOG,
-    archive_option,
-    file_option,
-    json_option,
-    policy_option,
-    state_option,
-)
 
 if TYPE_CHECKING:
     from squidkeeper.policy.faults import Fault
@@ -30,13 +23,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@policy_option
-@state_option("The gateway's state: which revision is in force, and the verdict of the reload gate.")
+@options.policy_option
+@options.state_option("The gateway's state: which revision is in force, and the verdict of the reload gate.")
 @click.option("--force", "forces", is_flag=True, help="Accept the edit on disk, whatever the reload gate says.")
-@json_option
+@options.json_option
 @click.option("--judge", metavar="OLD-NEW", hidden=True, help="Judge an edit, as `squidkeeper maintain` has it done.")
-@file_option("--access-log", DEFAULT_LOG, "With --judge: Squid's access log.")
-@archive_option("With --judge: the archive.", default=None)
+@options.file_option("--access-log", options.DEFAULT_LOG, "With --judge: Squid's access log.")
+@options.archive_option("With --judge: the archive.", default=None)
 def reload(
     directory: Path,
     state: Path,

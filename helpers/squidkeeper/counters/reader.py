@@ -11,26 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from squidkeeper.counters.layout import (
-    CAREFULLY,
-    COUNTER_FILES,
-    STATUS_AT,
-    STATUS_BYTES,
-    STATUS_HEAD,
-    TRIES,
-    HelperStatus,
-    Key,
-    Sample,
-    file_name,
-    key_labels,
-    make_key,
-    read_identity,
-    read_keys,
-    read_values,
-)
+from squidkeeper.counters import layout
 
 _FILE_NAME = re.compile(r"slot-([0-9]{2}|[1-9][0-9]{2})")
-_STATUS_FIELDS = tuple(one.name for one in fields(HelperStatus))
+_STATUS_FIELDS = tuple(one.name for one in fields(layout.HelperStatus))
 _FLOCK = struct.Struct("@hhqqi0q")  # struct flock of a 64-bit Linux
 _FOLDED = "folded"
 
@@ -47,8 +31,8 @@ class CounterFile:
     number: int
     running: bool
     identity: str = ""
-    status: HelperStatus | None = None
-    samples: tuple[Sample, ...] = ()
+    status: layout.HelperStatus | None = None
+    samples: tuple[layout.Sample, ...] = ()
     problem: str | None = None
 
 
@@ -76,29 +60,29 @@ class Totals:
     `known` holds the last values of each file, by identity; pass it to a new `Totals` to continue after a restart.
     """
 
-    def __init__(self, known: Mapping[str, Mapping[Key, float]] | None = None) -> None:
-        self.known: dict[str, dict[Key, float]] = {name: dict(values) for name, values in (known or {}).items()}
+    def __init__(self, known: Mapping[str, Mapping[layout.Key, float]] | None = None) -> None:
+        self.known: dict[str, dict[layout.Key, float]] = {name: dict(values) for name, values in (known or {}).items()}
 
-    def add_up(self, files: Iterable[CounterFile]) -> dict[Key, float]:
+    def add_up(self, files: Iterable[CounterFile]) -> dict[layout.Key, float]:
         """Add up the samples of all files, and the last values of files that are gone."""
         for file in files:
             if file.problem is None:
                 last = self.known.pop(file.identity, {})
                 self.known[file.identity] = last  # at the end, so that the first are those unseen for longest
                 for metric, labels, value in file.samples:
-                    key = make_key(metric, labels)
+                    key = layout.make_key(metric, labels)
                     last[key] = max(value, last.get(key, 0.0))
         self._fold()
         return _sum(self.known.values())
 
     def _fold(self) -> None:
         """Merge the files that are gone into one entry, so that `known` is bounded."""
-        for identity in list(self.known)[: -2 * COUNTER_FILES]:
+        for identity in list(self.known)[: -2 * layout.COUNTER_FILES]:
             self.known[_FOLDED] = _sum((self.known.pop(_FOLDED, {}), self.known.pop(identity, {})))
 
 
-def _sum(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
-    total: dict[Key, float] = {}
+def _sum(parts: Iterable[Mapping[layout.Key, float]]) -> dict[layout.Key, float]:
+    total: dict[layout.Key, float] = {}
     for part in parts:
         for key, value in part.items():
             total[key] = total.get(key, 0.0) + value
@@ -107,7 +91,7 @@ def _sum(parts: Iterable[Mapping[Key, float]]) -> dict[Key, float]:
 
 def _read_file(folder: Path, number: int) -> CounterFile | None:
     try:
-        descriptor = os.open(folder / file_name(number), os.O_RDONLY | CAREFULLY)
+        descriptor = os.open(folder / layout.file_name(number), os.O_RDONLY | layout.CAREFULLY)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -127,12 +111,12 @@ def _read_open(number: int, descriptor: int) -> CounterFile | None:
     if not state.st_size:
         return None
     running = _is_locked(descriptor)
-    identity = read_identity(descriptor)
+    identity = layout.read_identity(descriptor)
     if identity is None:
         return CounterFile(number, running, problem="not a counter file of this release")
-    values = read_values(descriptor)
-    keys, _ = read_keys(descriptor)  # after the values, so that each value that counts has its key
-    samples = tuple((key[0], key_labels(key), value) for key, value in zip(keys, values, strict=False))
+    values = layout.read_values(descriptor)
+    keys, _ = layout.read_keys(descriptor)  # after the values, so that each value that counts has its key
+    samples = tuple((key[0], layout.key_labels(key), value) for key, value in zip(keys, values, strict=False))
     return CounterFile(number, running, identity, _read_status(descriptor), samples)
 
 
@@ -142,18 +126,18 @@ def _is_locked(descriptor: int) -> bool:
     return bool(kind != fcntl.F_UNLCK)
 
 
-def _read_status(descriptor: int) -> HelperStatus | None:
-    for _ in range(TRIES):
-        length, checksum = STATUS_HEAD.unpack(os.pread(descriptor, STATUS_HEAD.size, STATUS_AT))
-        text = os.pread(descriptor, min(length, STATUS_BYTES), STATUS_AT + STATUS_HEAD.size)
+def _read_status(descriptor: int) -> layout.HelperStatus | None:
+    for _ in range(layout.TRIES):
+        length, checksum = layout.STATUS_HEAD.unpack(os.pread(descriptor, layout.STATUS_HEAD.size, layout.STATUS_AT))
+        text = os.pread(descriptor, min(length, layout.STATUS_BYTES), layout.STATUS_AT + layout.STATUS_HEAD.size)
         if zlib.crc32(text) == checksum:  # else it is being written
             return _parse_status(text)
     return None
 
 
-def _parse_status(text: bytes) -> HelperStatus | None:
+def _parse_status(text: bytes) -> layout.HelperStatus | None:
     try:
         raw = json.loads(text)
-        return HelperStatus(**{name: raw[name] for name in _STATUS_FIELDS if name in raw})
+        return layout.HelperStatus(**{name: raw[name] for name in _STATUS_FIELDS if name in raw})
     except (ValueError, TypeError, RecursionError):
         return None

@@ -13,31 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from squidkeeper.counters.layout import (
-    CAREFULLY,
-    COUNTER_FILES,
-    FILE_BYTES,
-    HEADER,
-    IDENTITY_BYTES,
-    KEYS_AT,
-    KEYS_AT_MOST,
-    KEYS_BYTES,
-    MAGIC,
-    STATUS_AT,
-    STATUS_BYTES,
-    STATUS_HEAD,
-    VALUES_AT,
-    VALUES_BYTES,
-    HelperStatus,
-    Key,
-    file_name,
-    key_labels,
-    key_line,
-    make_key,
-    read_identity,
-    read_keys,
-    read_values,
-)
+from squidkeeper.counters import layout
 
 _log = logging.getLogger(__name__)
 _RESERVED = 128  # keys without a label from the policy: some twenty for each helper, and each `other`
@@ -62,7 +38,7 @@ class CounterWriter:
         self._problem = ""
         self._reset()
 
-    def add(self, amounts: Mapping[Key, float], ones: Iterable[Key] = ()) -> None:
+    def add(self, amounts: Mapping[layout.Key, float], ones: Iterable[layout.Key] = ()) -> None:
         """Add amounts, and one for each of `ones`; write the counts to the file."""
         with self._lock:
             values, indices = self._values, self._indices
@@ -78,7 +54,7 @@ class CounterWriter:
                 except OSError as error:
                     self._log_problem(error)
 
-    def beat(self, status: HelperStatus | None) -> None:
+    def beat(self, status: layout.HelperStatus | None) -> None:
         """Write the heartbeat and all unwritten counts; take a counter file if there is none.
 
         None: there is no status yet. Readers then do not see the status of the process before.
@@ -104,37 +80,37 @@ class CounterWriter:
     # The counts
 
     def _reset(self) -> None:
-        self._indices: dict[Key, int] = {}
+        self._indices: dict[layout.Key, int] = {}
         self._lines: list[bytes] = []  # of the keys, in their order
         self._lines_bytes = 0
         self._lines_written = 0
-        self._lines_end = KEYS_AT
-        self._values = array("d", bytes(VALUES_BYTES + 8))  # one more, for keys without room
+        self._lines_end = layout.KEYS_AT
+        self._values = array("d", bytes(layout.VALUES_BYTES + 8))  # one more, for keys without room
         self._in_use = memoryview(self._values).cast("B")[:0]
 
-    def _index(self, key: Key) -> int:
+    def _index(self, key: layout.Key) -> int:
         known = self._indices.get(key)
         if known is not None:
             return known
-        line = key_line(key)
+        line = layout.key_line(key)
         bounded = self._bounded(key)
         reserved = _RESERVED if bounded != key else 0
-        full = len(self._lines) >= KEYS_AT_MOST - reserved
-        if full or self._lines_bytes + len(line) > KEYS_BYTES - reserved * _RESERVED_BYTES:
-            return self._index(bounded) if bounded != key else KEYS_AT_MOST
+        full = len(self._lines) >= layout.KEYS_AT_MOST - reserved
+        if full or self._lines_bytes + len(line) > layout.KEYS_BYTES - reserved * _RESERVED_BYTES:
+            return self._index(bounded) if bounded != key else layout.KEYS_AT_MOST
         self._lines.append(line)
         self._lines_bytes += len(line)
         self._indices[key] = len(self._lines) - 1
         return len(self._lines) - 1
 
-    def _bounded(self, key: Key) -> Key:
-        labels = {label: self._overflow.get(label, value) for label, value in key_labels(key).items()}
-        return make_key(key[0], labels)
+    def _bounded(self, key: layout.Key) -> layout.Key:
+        labels = {label: self._overflow.get(label, value) for label, value in layout.key_labels(key).items()}
+        return layout.make_key(key[0], labels)
 
     def _flush(self) -> None:
         if self._lines_written < len(self._lines):
             self._write_keys()
-        _pwrite(self._descriptor, self._in_use, VALUES_AT)
+        _pwrite(self._descriptor, self._in_use, layout.VALUES_AT)
 
     def _write_keys(self) -> None:
         new = b"".join(self._lines[self._lines_written :])
@@ -153,7 +129,7 @@ class CounterWriter:
             found = _is_found(self._descriptor, self._path)
         except OSError:
             return False
-        return found and read_identity(self._descriptor) == self._identity
+        return found and layout.read_identity(self._descriptor) == self._identity
 
     def _release(self) -> None:
         if self._path is not None:
@@ -164,9 +140,9 @@ class CounterWriter:
     def _take(self) -> None:
         path, descriptor = _take_free(self._folder)
         try:
-            identity = read_identity(descriptor) or _create(descriptor)
-            values = read_values(descriptor)
-            keys, length = read_keys(descriptor)
+            identity = layout.read_identity(descriptor) or _create(descriptor)
+            values = layout.read_values(descriptor)
+            keys, length = layout.read_keys(descriptor)
             _wipe_torn(descriptor, len(keys), length)
         except OSError:
             os.close(descriptor)
@@ -178,27 +154,27 @@ class CounterWriter:
         for key, amount in unwritten.items():
             self._values[self._index(key)] += amount
 
-    def _continue(self, keys: list[Key], length: int, values: list[float]) -> None:
-        self._lines = [key_line(key) for key in keys]
+    def _continue(self, keys: list[layout.Key], length: int, values: list[float]) -> None:
+        self._lines = [layout.key_line(key) for key in keys]
         self._lines_bytes = length
         self._lines_written = len(keys)
-        self._lines_end = KEYS_AT + length
+        self._lines_end = layout.KEYS_AT + length
         self._indices = {key: index for index, key in enumerate(keys)}
         for index, value in enumerate(values[: len(keys)]):
             self._values[index] = value
         self._in_use = memoryview(self._values).cast("B")[: 8 * len(keys)]
 
-    def _write_status(self, status: HelperStatus | None) -> None:
+    def _write_status(self, status: layout.HelperStatus | None) -> None:
         text = json.dumps(asdict(status)).encode() if status else b""
-        if len(text) <= STATUS_BYTES:
-            _pwrite(self._descriptor, STATUS_HEAD.pack(len(text), zlib.crc32(text)) + text, STATUS_AT)
+        if len(text) <= layout.STATUS_BYTES:
+            _pwrite(self._descriptor, layout.STATUS_HEAD.pack(len(text), zlib.crc32(text)) + text, layout.STATUS_AT)
 
 
 def _take_free(folder: Path) -> tuple[Path, int]:
     folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     refused: OSError | None = None
-    for number in range(COUNTER_FILES):
-        path = folder / file_name(number)
+    for number in range(layout.COUNTER_FILES):
+        path = folder / layout.file_name(number)
         try:
             descriptor = _open_locked(path)
         except OSError as error:
@@ -208,11 +184,11 @@ def _take_free(folder: Path) -> tuple[Path, int]:
             continue
         if descriptor is not None:
             return path, descriptor
-    raise refused or OSError(errno.EBUSY, f"all {COUNTER_FILES} counter files are taken")
+    raise refused or OSError(errno.EBUSY, f"all {layout.COUNTER_FILES} counter files are taken")
 
 
 def _open_locked(path: Path) -> int | None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o640)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | layout.CAREFULLY, 0o640)
     try:
         if _lock(descriptor) and _is_found(descriptor, path):
             return descriptor
@@ -238,17 +214,17 @@ def _is_found(descriptor: int, path: Path) -> bool:
 
 def _create(descriptor: int) -> str:
     os.ftruncate(descriptor, 0)
-    os.posix_fallocate(descriptor, 0, FILE_BYTES)
-    identity = os.urandom(IDENTITY_BYTES)
-    _pwrite(descriptor, HEADER.pack(MAGIC, identity), 0)
+    os.posix_fallocate(descriptor, 0, layout.FILE_BYTES)
+    identity = os.urandom(layout.IDENTITY_BYTES)
+    _pwrite(descriptor, layout.HEADER.pack(layout.MAGIC, identity), 0)
     return identity.hex()
 
 
 def _wipe_torn(descriptor: int, keys: int, length: int) -> None:
     """Wipe what follows the last whole key: a key that was not finished, or garbage."""
-    if os.pread(descriptor, 1, KEYS_AT + length).strip(b"\0"):
-        _pwrite(descriptor, bytes(KEYS_BYTES - length), KEYS_AT + length)
-        _pwrite(descriptor, bytes(8 * (KEYS_AT_MOST - keys)), VALUES_AT + 8 * keys)
+    if os.pread(descriptor, 1, layout.KEYS_AT + length).strip(b"\0"):
+        _pwrite(descriptor, bytes(layout.KEYS_BYTES - length), layout.KEYS_AT + length)
+        _pwrite(descriptor, bytes(8 * (layout.KEYS_AT_MOST - keys)), layout.VALUES_AT + 8 * keys)
 
 
 def _pwrite(descriptor: int, data: bytes | memoryview, offset: int) -> None:

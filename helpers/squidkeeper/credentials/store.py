@@ -13,18 +13,9 @@ from stat import S_ISREG
 from squidkeeper.credentials.fetched_values import FetchedValue, parse_value, value_file
 from squidkeeper.credentials.secret import Secret, checked_secret
 from squidkeeper.errors import SecretUnavailable
+from squidkeeper.policy import secret_sources
 from squidkeeper.policy.faults import FaultCode
 from squidkeeper.policy.forms import InjectedValue
-from squidkeeper.policy.secret_sources import (
-    EnvironmentSource,
-    FetchedSource,
-    FileSource,
-    NamedSecret,
-    SecretSource,
-    fetched_secrets,
-    private_keys,
-    source_key,
-)
 
 _FILE_LIMIT = 64 * 1024  # bytes; anything longer is not a credential
 _State = tuple[int, ...]
@@ -39,7 +30,7 @@ class SecretStore:
 
     def __init__(
         self,
-        secrets: Mapping[str, NamedSecret],
+        secrets: Mapping[str, secret_sources.NamedSecret],
         environment: Mapping[str, str],
         fetched: Path | None = None,
         trust_seconds: float = 0.0,
@@ -47,9 +38,11 @@ class SecretStore:
         self._secrets = secrets
         self._environment = environment
         self._fetched = {
-            name: value_file(fetched, source_key(name, secrets)) for name, _ in fetched_secrets(secrets) if fetched
+            name: value_file(fetched, secret_sources.source_key(name, secrets))
+            for name, _ in secret_sources.fetched_secrets(secrets)
+            if fetched
         }
-        self._private_keys = private_keys(secrets)
+        self._private_keys = secret_sources.private_keys(secrets)
         self._readers = {name: self._reader(name, secret.source) for name, secret in secrets.items()}
         self._read: dict[str, tuple[_State, Secret]] = {}  # files
         self._trust_seconds = trust_seconds
@@ -61,12 +54,12 @@ class SecretStore:
         """Get a secret by its name; `SecretUnavailable` if it has no usable value."""
         return self._readers[name]()
 
-    def _reader(self, name: str, source: SecretSource) -> Callable[[], Secret]:
+    def _reader(self, name: str, source: secret_sources.SecretSource) -> Callable[[], Secret]:
         """Choose what reads a secret, once: it is read for each request."""
         match source:
-            case EnvironmentSource(variable):
+            case secret_sources.EnvironmentSource(variable):
                 return partial(self._from_environment, name, variable)
-            case FileSource(path):
+            case secret_sources.FileSource(path):
                 return partial(self._from_file, name, str(path))
             case _:
                 return partial(self._from_fetched, name, source)
@@ -74,7 +67,7 @@ class SecretStore:
     def private_key(self, name: str) -> bytes:
         """Read the file of a private key, which has several lines; `SecretUnavailable` if it cannot be read."""
         source = self._secrets[name].source
-        if not isinstance(source, FileSource):  # the builder refuses it
+        if not isinstance(source, secret_sources.FileSource):  # the builder refuses it
             raise SecretUnavailable(FaultCode.SECRET_INVALID, f"secret {name}: a private key is read from a file")
         return _read_file(name, source.path, f"the file {source.path}")[1]
 
@@ -121,7 +114,7 @@ class SecretStore:
         self._trusted_until[name] = now + self._trust_seconds
         return known[1]
 
-    def _from_fetched(self, name: str, source: FetchedSource) -> Secret:
+    def _from_fetched(self, name: str, source: secret_sources.FetchedSource) -> Secret:
         path = self._fetched.get(name)
         if path is None:
             message = f"secret {name}: {source} is fetched by 'squidkeeper secrets', whose values are not read here"

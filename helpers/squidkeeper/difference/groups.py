@@ -3,17 +3,10 @@
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 
+from squidkeeper.difference import descriptions
 from squidkeeper.difference.asked import Asked
 from squidkeeper.difference.comparison import Cell, CellDifference, Comparison
 from squidkeeper.difference.consequences import Change, Consequence
-from squidkeeper.difference.descriptions import (
-    client_texts,
-    method_texts,
-    path_texts,
-    port_texts,
-    query_texts,
-    time_texts,
-)
 from squidkeeper.difference.host_descriptions import host_texts
 from squidkeeper.difference.url_comparison import Doubt
 
@@ -125,7 +118,7 @@ def _box(cell: Cell) -> _Box:
 
 def _described(box: _Box, universe: tuple[frozenset[Hashable], ...]) -> _Box:
     """Write paths and queries, so that hosts with other patterns can be joined where these are the same."""
-    paths, queries = path_texts(box.paths, universe[0]), query_texts(box.queries, universe[1])
+    paths, queries = descriptions.path_texts(box.paths, universe[0]), descriptions.query_texts(box.queries, universe[1])
     return replace(box, paths=frozenset({paths}), queries=frozenset({queries}))
 
 
@@ -147,11 +140,11 @@ def _union(box: _Box, some: Iterable[_Box], name: str) -> _Box:
 def _scope(comparison: Comparison, box: _Box) -> Scope:
     (paths,), (queries,), parts = box.paths, box.queries, comparison.parts
     return Scope(
-        clients=client_texts(box.clients, parts.clients),
-        methods=method_texts(box.methods, parts.methods),
-        ports=port_texts(box.ports, parts.ports),
+        clients=descriptions.client_texts(box.clients, parts.clients),
+        methods=descriptions.method_texts(box.methods, parts.methods),
+        ports=descriptions.port_texts(box.ports, parts.ports),
         hosts=host_texts(box.hosts, parts.hosts),
         paths=paths,  # type: ignore[arg-type] # as _described wrote it
         queries=queries,  # type: ignore[arg-type]
-        times=time_texts(box.moments, parts.moments, comparison.holding),
+        times=descriptions.time_texts(box.moments, parts.moments, comparison.holding),
     )

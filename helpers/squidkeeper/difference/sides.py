@@ -6,19 +6,7 @@ from datetime import datetime
 from functools import partial
 from hashlib import sha256
 
-from squidkeeper.difference.consequences import (
-    Consequence,
-    counted,
-    credential_texts,
-    denied,
-    denied_by,
-    form_texts,
-    not_fetched,
-    observed_verdict,
-    quota_counts,
-    rewrite_key,
-    route_text,
-)
+from squidkeeper.difference import consequences
 from squidkeeper.difference.languages import Matched
 from squidkeeper.difference.url_cells import Held, path_holds, query_holds
 from squidkeeper.engine import CompiledPolicy, HostMatch, Stage, decide
@@ -45,7 +33,7 @@ class Side:
     rules: tuple[Rule, ...]
     grants: tuple[Rule, ...]
     observing: tuple[Rule, ...]
-    denial: Consequence | None
+    denial: consequences.Consequence | None
     unrestricted: bool
 
     @property
@@ -75,15 +63,15 @@ def side_of(policy: CompiledPolicy, request: Request, at: datetime) -> Side:
     """Look up what a policy holds for the requests of a cell."""
     match = policy.match(request)
     if match.denial is not None:
-        return Side(policy, match, (), (), (), denied(match.denial.rule), unrestricted=False)
+        return Side(policy, match, (), (), (), consequences.denied(match.denial.rule), unrestricted=False)
     if match.lapses is not None and at >= match.lapses:
-        return Side(policy, match, (), (), (), denied("login-refused"), unrestricted=False)
+        return Side(policy, match, (), (), (), consequences.denied("login-refused"), unrestricted=False)
     unrestricted = decide(policy, match, at, Stage.HOST).outlook.unrestricted if request.method == "GET" else False
     now = policy.rules_in_force(match.candidates, at)
     return Side(policy, match, now.rules, now.grants, now.observing or (), None, unrestricted)
 
 
-def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[Consequence, tuple[Hashable, ...]]:
+def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[consequences.Consequence, tuple[Hashable, ...]]:
     """Give what becomes of the requests of a cell of URLs, and keys: of two keys, a path is ambiguous.
 
     The first key is that of now, each other one of the time when one more grant is spent. That of a denial is a bool.
@@ -96,10 +84,12 @@ def consequence_in(side: Side, matched: Matched, held: Held) -> tuple[Consequenc
         stage, key, grant = _consequence_now(side, matched, held)
         stages.append(stage)
         keys.append(key)
-    return counted(stages, grants), tuple(keys)
+    return consequences.counted(stages, grants), tuple(keys)
 
 
-def _consequence_now(side: Side, matched: Matched, held: Held) -> tuple[Consequence, Hashable, Rule | None]:
+def _consequence_now(
+    side: Side, matched: Matched, held: Held
+) -> tuple[consequences.Consequence, Hashable, Rule | None]:
     """Give the same while all grants of a side have uses left, and the grant whose uses it takes."""
     if side.denial is not None:
         return side.denial, False, None
@@ -108,9 +98,9 @@ def _consequence_now(side: Side, matched: Matched, held: Held) -> tuple[Conseque
     decision, host = _decision(side, applied.rule), side.match.facts.host
     observed = _observed(side, holds)
     if host.private and not decision.private and (decision.allowed or decision.asks):
-        return denied("private-address", observed=observed), False, None
+        return consequences.denied("private-address", observed=observed), False, None
     if not decision.allowed:
-        refused = replace(denied_by(decision, host), observed=observed, quotas=_quotas(side, decision))
+        refused = replace(consequences.denied_by(decision, host), observed=observed, quotas=_quotas(side, decision))
         return refused, decision.asks, None
     grant, rewrite, names = decision.counted, applied.rewrite, [one.name for one in applied.credentials]
     forwarded = (decision.websocket, decision.connections, decision.strip)
@@ -119,17 +109,17 @@ def _consequence_now(side: Side, matched: Matched, held: Held) -> tuple[Conseque
     return consequence, key, grant if consequence.allowed else None
 
 
-def _allowed(side: Side, decision: Decision, applied: Applied, observed: str) -> Consequence:
-    consequence = Consequence(
+def _allowed(side: Side, decision: Decision, applied: Applied, observed: str) -> consequences.Consequence:
+    consequence = consequences.Consequence(
         True,
         decision.rule,
         decision.location,
         decision.private and side.match.facts.host.address is None,
         websocket=side.match.facts.method == "GET" and (decision.websocket or side.unrestricted),
-        credentials=credential_texts(applied.credentials),
+        credentials=consequences.credential_texts(applied.credentials),
         strip=decision.strip.headers if decision.strip else (),
         connections=decision.connections,
-        upstream=route_text(side.match.candidates.upstream),
+        upstream=consequences.route_text(side.match.candidates.upstream),
         observed=observed,
         quotas=_quotas(side, decision),
     )
@@ -139,7 +129,7 @@ def _allowed(side: Side, decision: Decision, applied: Applied, observed: str) ->
 
 
 def _quotas(side: Side, decision: Decision) -> tuple[frozenset[str]]:
-    return quota_counts(quotas_in(side.policy, side.match, decision), decision.rule)
+    return consequences.quota_counts(quotas_in(side.policy, side.match, decision), decision.rule)
 
 
 def _observed(side: Side, holds: Holds) -> str:
@@ -149,7 +139,7 @@ def _observed(side: Side, holds: Holds) -> str:
         return ""
     rule = first_rule(side.observing, side.grants, holds)
     if rule is None:
-        return "" if side.match.facts.host.private else observed_verdict(default.observed)
+        return "" if side.match.facts.host.private else consequences.observed_verdict(default.observed)
     if not rule.observe or (rule.action is Action.ALLOW and side.match.facts.host.private and not rule.private):
         return ""
     return rule.verdict
@@ -169,7 +159,9 @@ def _holds(entry: Entry, matched: Matched, held: Held) -> bool:
 # --- what is fetched after a rewrite ------------------------------------------------------------------------------
 
 
-def _rewritten(side: Side, consequence: Consequence, rewrite: Rewrite, grant: Rule | None) -> Consequence:
+def _rewritten(
+    side: Side, consequence: consequences.Consequence, rewrite: Rewrite, grant: Rule | None
+) -> consequences.Consequence:
     """Add a rewrite. The credentials are those for the target: their text says all that could choose among them.
 
     A request that is for the target already is not rewritten; what becomes of it is compared too.
@@ -178,19 +170,19 @@ def _rewritten(side: Side, consequence: Consequence, rewrite: Rewrite, grant: Ru
     itself = target == side.match.facts.host and rewrite.target.scheme == side.match.facts.scheme
     otherwise = _otherwise(side, consequence, grant) if itself else ""
     if target is not None and target.private and not (rewrite.private or rewrite.redirect):
-        return replace(denied("private-address", observed=consequence.observed), otherwise=otherwise)
+        return replace(consequences.denied("private-address", observed=consequence.observed), otherwise=otherwise)
     credentials, upstream = _fetched(side, rewrite)
     rewritten = replace(
         consequence,
         private=rewrite.private and (target is None or target.address is None),
-        rewrite=rewrite_key(rewrite),
+        rewrite=consequences.rewrite_key(rewrite),
         credentials=(credentials,),
         upstream=upstream,
         otherwise=otherwise,
     )
     if rewrite.redirect is None:
         return rewritten
-    return not_fetched(rewritten)
+    return consequences.not_fetched(rewritten)
 
 
 def _target_host(side: Side, rewrite: Rewrite) -> Host | None:
@@ -200,7 +192,7 @@ def _target_host(side: Side, rewrite: Rewrite) -> Host | None:
     return parse_authority(authority)[0]
 
 
-def _otherwise(side: Side, consequence: Consequence, grant: Rule | None) -> str:
+def _otherwise(side: Side, consequence: consequences.Consequence, grant: Rule | None) -> str:
     credentials = " ".join(map(_credential_key, side.match.candidates.credentials))
     forwarded = (consequence.websocket, consequence.connections, consequence.strip)
     kept = (consequence.private, forwarded, consequence.upstream)
@@ -213,18 +205,18 @@ def _fetched(side: Side, rewrite: Rewrite) -> tuple[str, str]:
         source = policy.source
         return (
             " ".join(f"{_match_key(one.match, source)} {_credential_key(one)}" for one in source.credentials),
-            " ".join(f"{_match_key(one.match, source)} {route_text(one)}" for one in source.upstreams),
+            " ".join(f"{_match_key(one.match, source)} {consequences.route_text(one)}" for one in source.upstreams),
         )
     host, port = (facts.host, None) if target.authority == _HOST else parse_authority(target.authority)
     fetched = facts._replace(scheme=target.scheme, host=host, port=port or DEFAULT_PORTS[target.scheme])
-    return " ".join(map(_credential_key, policy.injectable(fetched))), route_text(policy.upstream(fetched))
+    return " ".join(map(_credential_key, policy.injectable(fetched))), consequences.route_text(policy.upstream(fetched))
 
 
 def _credential_key(credential: Credential) -> str:
     match = credential.match
     patterns = sorted(pattern.text for pattern in match.paths or ())
     query = sorted((pattern.key, pattern.pattern) for pattern in match.query or ())
-    return f"[{form_texts(credential.form)} {patterns} {query}]"
+    return f"[{consequences.form_texts(credential.form)} {patterns} {query}]"
 
 
 def _match_key(match: Match, policy: Policy) -> str:

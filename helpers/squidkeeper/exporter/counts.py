@@ -12,15 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from squidkeeper.metrics import (
-    CONNECT_CLASS,
-    NONE,
-    OTHER,
-    REQUEST_DURATION,
-    method_class,
-    status_class,
-    unseen_class,
-)
+from squidkeeper import metrics
 from squidkeeper.record import record as records
 from squidkeeper.record.record import Record, is_unseen
 from squidkeeper.record.tunnels import ConnectionKey, connection_key, is_denied_tunnel, is_tunnel
@@ -28,7 +20,7 @@ from squidkeeper.record.tunnels import ConnectionKey, connection_key, is_denied_
 SERIES_LIMIT: Final = 4000  # of one metric
 NETWORKS_LIMIT: Final = 64  # networks of clients without a name; more are `other`
 RULES_LIMIT: Final = 2000  # rules owners last match is remembered
-_BOUNDS_MS: Final = tuple(round(bound * 1000) for bound in REQUEST_DURATION.buckets)
+_BOUNDS_MS: Final = tuple(round(bound * 1000) for bound in metrics.REQUEST_DURATION.buckets)
 _VERDICTS = frozenset({"allow", "deny"})
 _DURATION_CELLS = len(_BOUNDS_MS) + 2
 _DENIED_TUNNELS_LIMIT = 10_000
@@ -101,7 +93,7 @@ class RequestCounter:
 
         The first request inside a denied tunnel is counted with its CONNECT.
         """
-        method = unseen_class(record.method) if is_unseen(record) else method_class(record.method)
+        method = metrics.unseen_class(record.method) if is_unseen(record) else metrics.method_class(record.method)
         kind = (client, record.rule, record.verdict, method, record.status // 100)
         cells = self._cells.get(kind) or self._open(kind)
         duration, time = record.duration_ms, record.time
@@ -117,7 +109,7 @@ class RequestCounter:
             cells.last_matched[0] = time
         if time > self.last_line:
             self.last_line = time
-        if client == NONE and is_denied and not is_counted:
+        if client == metrics.NONE and is_denied and not is_counted:
             self._count_unnamed(record)
         if record.observed != records.NONE and not is_counted and not is_tunnel(record):
             self._count_observed(record.observed)
@@ -137,18 +129,20 @@ class RequestCounter:
     def _count_unnamed(self, record: Record) -> None:
         labels = (client_block(record.client), record.verdict)
         if labels not in self._unnamed and len(self._unnamed) >= NETWORKS_LIMIT:
-            labels = (OTHER, record.verdict)
+            labels = (metrics.OTHER, record.verdict)
         self._unnamed.setdefault(labels, [0])[0] += 1
 
     def _count_observed(self, observed: str) -> None:
         verdict, _, rule = unquote(observed).partition(":")
-        verdict = verdict if verdict in _VERDICTS else NONE
-        labels = _fitting(self._observed, len(self._observed), [(rule, verdict), (OTHER, verdict)])
+        verdict = verdict if verdict in _VERDICTS else metrics.NONE
+        labels = _fitting(self._observed, len(self._observed), [(rule, verdict), (metrics.OTHER, verdict)])
         self._observed.setdefault(labels, [0])[0] += 1
 
     def count_drift(self, client: str, rule: str) -> None:
         """Count a finding of drift; `rule` is the one that decides by the policy."""
-        labels = _fitting(self._drift, len(self._drift), [(client, rule), (client, OTHER), (OTHER, OTHER)])
+        labels = _fitting(
+            self._drift, len(self._drift), [(client, rule), (client, metrics.OTHER), (metrics.OTHER, metrics.OTHER)]
+        )
         self._drift.setdefault(labels, [0])[0] += 1
 
     def counts(self) -> RequestCounts:
@@ -172,15 +166,15 @@ class RequestCounter:
 
     def _open(self, kind: tuple[str, str, str, str, int]) -> _Cells:
         client, rule, verdict, method, hundreds = kind
-        rule = NONE if rule == records.NONE else unquote(rule)
-        verdict = verdict if verdict in _VERDICTS else NONE
-        owners = ((client, rule), (client, OTHER), (OTHER, OTHER))
-        is_tunnel = method == CONNECT_CLASS and verdict == "allow"
+        rule = metrics.NONE if rule == records.NONE else unquote(rule)
+        verdict = verdict if verdict in _VERDICTS else metrics.NONE
+        owners = ((client, rule), (client, metrics.OTHER), (metrics.OTHER, metrics.OTHER))
+        is_tunnel = method == metrics.CONNECT_CLASS and verdict == "allow"
         by_size = _fitting(self._bytes, len(self._bytes), [(*one, verdict) for one in owners])
         cells = _Cells(
             self._tunnel(owners)
             if is_tunnel
-            else self._request(owners, (verdict, method, status_class(hundreds * 100))),
+            else self._request(owners, (verdict, method, metrics.status_class(hundreds * 100))),
             self._bytes.setdefault(by_size, [0]),
             self._durations.setdefault((verdict, method), [0] * _DURATION_CELLS),
             [""] if is_tunnel else self._match(rule),
@@ -198,7 +192,7 @@ class RequestCounter:
         return self._tunnels.setdefault(_fitting(self._tunnels, len(self._tunnels), owners), [0])
 
     def _match(self, rule: str) -> list[str]:
-        matched = rule if rule in self._last_matched or len(self._last_matched) < RULES_LIMIT else OTHER
+        matched = rule if rule in self._last_matched or len(self._last_matched) < RULES_LIMIT else metrics.OTHER
         return self._last_matched.setdefault(matched, [""])
 
 
@@ -207,7 +201,7 @@ def client_block(address: str) -> str:
     try:
         return str(ip_network((address.partition("%")[0], 64 if ":" in address else 24), strict=False))
     except ValueError:
-        return OTHER
+        return metrics.OTHER
 
 
 def _fitting(series: Container[LabelsT], size: int, choices: Sequence[LabelsT]) -> LabelsT:

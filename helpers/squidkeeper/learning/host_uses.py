@@ -6,25 +6,17 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from squidkeeper.errors import InvalidUrl
+from squidkeeper.learning import path_shapes
 from squidkeeper.learning.askers import Asker
 from squidkeeper.learning.draft import Unproposed
 from squidkeeper.learning.evidence import Evidence, add_to
 from squidkeeper.learning.host_shapes import is_address_like, is_shared
-from squidkeeper.learning.path_shapes import (
-    PATTERNS_LISTED,
-    PathShapes,
-    Shape,
-    Shapes,
-    literal_shape,
-    pattern_of,
-    shape_of,
-)
 from squidkeeper.learning.uses import Use
 from squidkeeper.protocol.request import CONNECT
 from squidkeeper.url import Host, Url, parse_url, unrecorded_url
 
 READ: Final = ("GET", "HEAD")
-LITERAL_PATHS_LISTED: Final = PATTERNS_LISTED
+LITERAL_PATHS_LISTED: Final = path_shapes.PATTERNS_LISTED
 _WIDE_PATHS_SHOWN: Final = 3
 _PLACES_AT_MOST: Final = 100  # of one host: a client can make up methods
 _UPLOADED_BYTES: Final = 1_000_000  # and this many times what came back
@@ -52,7 +44,7 @@ class Opening(NamedTuple):
     """What a rule opens, with one path."""
 
     place: Place
-    shape: Shape
+    shape: path_shapes.Shape
 
 
 Openings = dict[Opening, Evidence]
@@ -65,8 +57,8 @@ class HostUses:
     asker: Asker
     host: str
     presets: dict[str, Evidence] = field(default_factory=dict)
-    _shapes: dict[Place, PathShapes] = field(default_factory=dict)
-    _literals: dict[Place, dict[Shape, Evidence]] = field(default_factory=dict)
+    _shapes: dict[Place, path_shapes.PathShapes] = field(default_factory=dict)
+    _literals: dict[Place, dict[path_shapes.Shape, Evidence]] = field(default_factory=dict)
     _evidence: dict[tuple[Place, bool], Evidence] = field(default_factory=dict)  # True: of `_shapes`
     _apart: dict[tuple[Unproposed, str], Evidence] = field(default_factory=dict)
     _whole: set[Unproposed] = field(default_factory=set)
@@ -114,12 +106,12 @@ class HostUses:
 
         A write is proposed with the paths that were used. Another path is another effect, and a way out for data.
         """
-        shape = shape_of(path, keep_first=self._is_shared)
+        shape = path_shapes.shape_of(path, keep_first=self._is_shared)
         if shape is not None:
-            self._shapes.setdefault(place, PathShapes(keep_first=self._is_shared)).add(shape, evidence)
+            self._shapes.setdefault(place, path_shapes.PathShapes(keep_first=self._is_shared)).add(shape, evidence)
             if place.reads:
                 return True
-        literal = literal_shape(path)
+        literal = path_shapes.literal_shape(path)
         if literal is None:
             return None
         literals = self._literals.setdefault(place, {})
@@ -139,7 +131,7 @@ class HostUses:
                 add_to(apart, (Unproposed.MANY_PATHS, " ".join((*place.methods, *self._wide_paths(place)))), evidence)
         return openings, apart
 
-    def _paths(self, place: Place, *, is_shape: bool) -> Shapes:
+    def _paths(self, place: Place, *, is_shape: bool) -> path_shapes.Shapes:
         if is_shape:
             return self._shapes[place].result()
         literals = self._literals[place]
@@ -147,7 +139,7 @@ class HostUses:
 
     def _wide_paths(self, place: Place) -> list[str]:
         shapes = self._shapes[place].result() if place in self._shapes else {}
-        return [pattern_of(shape) for shape in shapes][:_WIDE_PATHS_SHOWN]
+        return [path_shapes.pattern_of(shape) for shape in shapes][:_WIDE_PATHS_SHOWN]
 
     def everything(self) -> Iterator[Evidence]:
         """Give the evidence of all uses."""

@@ -13,7 +13,9 @@ from squidkeeper.policy import (
     observing,
     passthrough,
     presets,
+    schema,
     secret_references,
+    secret_sources,
     sharing,
     tokens,
 )
@@ -43,31 +45,6 @@ from squidkeeper.policy.model import (
 from squidkeeper.policy.queries import QueryPattern
 from squidkeeper.policy.quotas import Quota, QuotaUnit
 from squidkeeper.policy.schedules import EVERY_DAY, WHOLE_DAY, Schedule, all_days
-from squidkeeper.policy.schema import (
-    NAMED_BY_KEY,
-    Checked,
-    ClientEntry,
-    CredentialEntry,
-    Defaults,
-    GrantEntry,
-    MatchEntry,
-    Names,
-    PolicyFile,
-    SecretEntry,
-    UpstreamEntry,
-    WhenEntry,
-    check_document,
-    is_understood,
-)
-from squidkeeper.policy.secret_sources import (
-    CommandSource,
-    EnvironmentSource,
-    FileSource,
-    GitHubAppSource,
-    NamedSecret,
-    OAuth2Source,
-    SecretSource,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +63,7 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
     documents = contents.documents
     names = _names(contents)
     checked = [_check(document, contents, names, ended) for document in documents]
-    checked_presets = {name: check_document(preset, names) for name, preset in contents.presets.items()}
+    checked_presets = {name: schema.check_document(preset, names) for name, preset in contents.presets.items()}
     lists, list_faults, list_warnings = _lists(contents)
     secret_faults, secret_warnings = _check_secrets(contents)
     faults = {
@@ -125,14 +102,14 @@ def build(contents: PolicyContents, ended: frozenset[str] = frozenset()) -> Buil
     return BuiltPolicy(policy, (*warnings, *grants.for_nobody(policy)))
 
 
-def _check(document: Document, contents: PolicyContents, names: Names, ended: frozenset[str]) -> Checked:
+def _check(document: Document, contents: PolicyContents, names: schema.Names, ended: frozenset[str]) -> schema.Checked:
     """Validate one file. What commands grant may outlive its clients: an edit of the policy must load without them."""
     if document is not contents.granted:
-        return check_document(document, names, ended)
-    return check_document(document, replace(names, clients=names.clients | grants.named_clients(document)))
+        return schema.check_document(document, names, ended)
+    return schema.check_document(document, replace(names, clients=names.clients | grants.named_clients(document)))
 
 
-def _names(contents: PolicyContents) -> Names:
+def _names(contents: PolicyContents) -> schema.Names:
     """Collect the names that the files define. An entry with faults counts: a reference to it is no second fault."""
     found: dict[str, set[str]] = {section: set() for section in _NAMED_SECTIONS}
     for document in (*contents.documents, *contents.presets.values()):
@@ -142,14 +119,14 @@ def _names(contents: PolicyContents) -> Names:
     secrets = (one for document in contents.documents for one in all_entries(document, "secrets"))
     hidden = frozenset(str(steps[1]) for _, entry, steps in secrets if not isinstance(entry, dict))
     there_are = contents.preset_names | contents.presets.keys()
-    understood = all(map(is_understood, contents.documents))
+    understood = all(map(schema.is_understood, contents.documents))
     complete = not contents.faults and understood and presets.are_known(contents.documents, there_are)
-    return Names(**known, presets=there_are, hidden=hidden, complete=complete)
+    return schema.Names(**known, presets=there_are, hidden=hidden, complete=complete)
 
 
 def _defined(document: Document) -> Iterator[tuple[str, str, Location]]:
     for section, entry, steps in all_entries(document, *_NAMED_SECTIONS):
-        if section in NAMED_BY_KEY:
+        if section in schema.NAMED_BY_KEY:
             if isinstance(steps[1], str):
                 yield section, steps[1], document.locate(steps, key=True)
         elif isinstance(entry, dict) and isinstance(entry.get("name"), str):
@@ -297,15 +274,15 @@ _NAMED_TOGETHER = {"grants": "rules"}  # the record names either as the rule tha
 
 def _policy(
     contents: PolicyContents,
-    checked: Iterable[Checked],
+    checked: Iterable[schema.Checked],
     lists: Mapping[str, HostList],
-    checked_presets: Mapping[str, Checked],
+    checked_presets: Mapping[str, schema.Checked],
 ) -> Policy:
     made = [_Maker(one.document, one.model, one.document is contents.local) for one in checked if one.model]
     shipped = {name: _Maker(one.document, one.model) for name, one in checked_presets.items() if one.model}
     named = tuple(preset for maker in made for preset in maker.presets())
     shared = (maker.model.defaults for maker in made if not maker.is_local)
-    defaults = next(filter(None, shared), None) or Defaults()
+    defaults = next(filter(None, shared), None) or schema.Defaults()
     return Policy(
         revision=contents.revision,
         default_action=defaults.action,
@@ -331,7 +308,7 @@ def _policy(
     )
 
 
-def _reload_gate(defaults: Defaults | None) -> ReloadGate | None:
+def _reload_gate(defaults: schema.Defaults | None) -> ReloadGate | None:
     gate = defaults.reload_gate if defaults else None
     return ReloadGate(gate.since, gate.denials) if gate else None
 
@@ -341,7 +318,7 @@ class _Maker:
     """Makes the parts of a policy out of one file's model."""
 
     document: Document
-    model: PolicyFile
+    model: schema.PolicyFile
     is_local: bool = False  # the local setup
 
     def clients(self) -> Iterator[Client]:
@@ -375,14 +352,16 @@ class _Maker:
             place = self._place("rewrites", position)
             yield Rewrite(entry.name, place, _match(entry), entry.to, entry.redirect, entry.private)
 
-    def secrets(self) -> Iterator[NamedSecret]:
+    def secrets(self) -> Iterator[secret_sources.NamedSecret]:
         for name, entry in (self.model.secrets or {}).items():
             source, no_host = _source(entry, self.document.path.parent), () if self.is_local else None
-            yield NamedSecret(name, self._key("secrets", name), source, entry.hosts or no_host)
+            yield secret_sources.NamedSecret(name, self._key("secrets", name), source, entry.hosts or no_host)
 
-    def canaries(self) -> Iterator[NamedSecret]:
+    def canaries(self) -> Iterator[secret_sources.NamedSecret]:
         for name, entry in (self.model.canaries or {}).items():
-            yield NamedSecret(name, self._key("canaries", name), FileSource(self.document.path.parent / entry.file))
+            yield secret_sources.NamedSecret(
+                name, self._key("canaries", name), secret_sources.FileSource(self.document.path.parent / entry.file)
+            )
 
     def observes_default(self) -> Iterator[Location]:
         """Give where this file says that the default observes."""
@@ -436,7 +415,7 @@ def _rules_of(named: Iterable[Preset], shipped: Mapping[str, _Maker]) -> Iterato
             yield replace(rule, match=replace(rule.match, clients=preset.clients), preset=preset.name)
 
 
-def _match(entry: MatchEntry) -> Match:
+def _match(entry: schema.MatchEntry) -> Match:
     query = tuple(QueryPattern(key, pattern) for key, pattern in entry.query.items()) if entry.query else None
     return Match(
         clients=entry.clients,
@@ -450,7 +429,7 @@ def _match(entry: MatchEntry) -> Match:
     )
 
 
-def _granted(entry: GrantEntry) -> Match:
+def _granted(entry: schema.GrantEntry) -> Match:
     if entry.urls is None:
         return Match(entry.clients, entry.hosts, None, entry.schemes, entry.ports, entry.methods, entry.paths)
     first = entry.urls[0].url
@@ -459,46 +438,48 @@ def _granted(entry: GrantEntry) -> Match:
     return Match(entry.clients, host, None, schemes, ports, entry.methods, urls=entry.urls)
 
 
-def _schedule(entry: WhenEntry | None) -> Schedule | None:
+def _schedule(entry: schema.WhenEntry | None) -> Schedule | None:
     if entry is None:
         return None
     days = EVERY_DAY if entry.days is None else all_days(entry.days)
     return Schedule(entry.timezone, days, entry.hours or (WHOLE_DAY,))
 
 
-def _tokens(entry: ClientEntry) -> tuple[Token, ...] | None:
+def _tokens(entry: schema.ClientEntry) -> tuple[Token, ...] | None:
     if entry.token_sha256 is None:
         return None
     return tuple(Token(one.sha256, one.expires) for one in entry.token_sha256)
 
 
-def _parent(entry: UpstreamEntry) -> Parent | None:
+def _parent(entry: schema.UpstreamEntry) -> Parent | None:
     if entry.url is None:
         return None
     basic = entry.basic
     return Parent(*entry.url, basic.username, basic.password) if basic else Parent(*entry.url)
 
 
-def _source(entry: SecretEntry, folder: Path) -> SecretSource:
+def _source(entry: schema.SecretEntry, folder: Path) -> secret_sources.SecretSource:
     if entry.file is not None:
-        return FileSource(folder / entry.file)
+        return secret_sources.FileSource(folder / entry.file)
     if entry.command:
-        return CommandSource(entry.command.run, entry.command.timeout, entry.command.refresh)
+        return secret_sources.CommandSource(entry.command.run, entry.command.timeout, entry.command.refresh)
     if entry.oauth2:
         fields = entry.oauth2.model_dump(exclude={"ca", "refresh"})
-        return OAuth2Source(**fields, ca=_under(folder, entry.oauth2.ca), refresh_seconds=entry.oauth2.refresh)
+        return secret_sources.OAuth2Source(
+            **fields, ca=_under(folder, entry.oauth2.ca), refresh_seconds=entry.oauth2.refresh
+        )
     if entry.github_app:
         fields = entry.github_app.model_dump(exclude={"ca", "permissions"})
         permissions = tuple(sorted(entry.github_app.permissions.items()))
-        return GitHubAppSource(**fields, permissions=permissions, ca=_under(folder, entry.github_app.ca))
-    return EnvironmentSource(entry.env or "")
+        return secret_sources.GitHubAppSource(**fields, permissions=permissions, ca=_under(folder, entry.github_app.ca))
+    return secret_sources.EnvironmentSource(entry.env or "")
 
 
 def _under(folder: Path, file: str | None) -> Path | None:
     return None if file is None else folder / file
 
 
-def _form(entry: CredentialEntry) -> Form:
+def _form(entry: schema.CredentialEntry) -> Form:
     if entry.aws_sigv4 is not None:
         aws = entry.aws_sigv4
         return AwsSigV4(aws.access_key_id, aws.secret_access_key, aws.session_token, aws.region, aws.service)

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from squidkeeper.errors import InvalidUrl, PatternError
+from squidkeeper.policy import secret_sources
 from squidkeeper.policy.document import (
     END,
     END_REQUIRED,
@@ -46,15 +47,6 @@ from squidkeeper.policy.parameters import parse_parameter
 from squidkeeper.policy.paths import PathPattern, parse_path_pattern
 from squidkeeper.policy.quotas import DEFAULT_RULE, LARGEST_COUNT, LARGEST_SIZE, Counted, QuotaUnit, Window, parse_size
 from squidkeeper.policy.schedules import Hours, parse_days, parse_hours, parse_zone
-from squidkeeper.policy.secret_sources import (
-    ClientAuth,
-    Grant,
-    parse_argument,
-    parse_endpoint,
-    parse_form_text,
-    parse_period,
-    parse_repository,
-)
 from squidkeeper.policy.targets import check_target, parse_target
 from squidkeeper.policy.templates import parse_template
 from squidkeeper.policy.upstreams import parse_upstream_name, parse_upstream_url
@@ -275,7 +267,7 @@ def _file(text: str) -> str:
 
 
 def _period(shortest: int, longest: int) -> Any:
-    return _parsed(FaultCode.INVALID_SOURCE, lambda text: parse_period(text, shortest, longest))
+    return _parsed(FaultCode.INVALID_SOURCE, lambda text: secret_sources.parse_period(text, shortest, longest))
 
 
 def _gate_period(text: str) -> int:
@@ -316,7 +308,7 @@ def _installation_id(value: object) -> int:
 
 def _argument(value: object) -> str:
     try:
-        return parse_argument(_text(value))
+        return secret_sources.parse_argument(_text(value))
     except PatternError as error:
         raise _fault(FaultCode.INVALID_SOURCE, str(error)) from None
 
@@ -605,9 +597,9 @@ ParameterName = Annotated[str, _parsed(FaultCode.INVALID_QUERY, parse_parameter)
 ValueBeside = Annotated[str, PlainValidator(_value_beside)]
 File = Annotated[str, _parsed(FaultCode.INVALID_TEXT, _file)]
 Argument = Annotated[str, PlainValidator(_argument)]
-Endpoint = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, parse_endpoint)]
-FormText = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, parse_form_text)]
-Repository = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, parse_repository)]
+Endpoint = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, secret_sources.parse_endpoint)]
+FormText = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, secret_sources.parse_form_text)]
+Repository = Annotated[str, _parsed(FaultCode.INVALID_SOURCE, secret_sources.parse_repository)]
 
 # --- the models ---------------------------------------------------------------------------------------------------
 
@@ -678,10 +670,10 @@ class OAuth2Entry(_Model):
     """A token endpoint."""
 
     token_url: Endpoint
-    grant: Annotated[Grant, Field(strict=False)]
+    grant: Annotated[secret_sources.Grant, Field(strict=False)]
     client_id: FormText
     client_secret: KnownSecret | None = None
-    client_auth: Annotated[ClientAuth, Field(strict=False)] = ClientAuth.BASIC
+    client_auth: Annotated[secret_sources.ClientAuth, Field(strict=False)] = secret_sources.ClientAuth.BASIC
     refresh_token: KnownSecret | None = None
     scope: FormText | None = None
     audience: FormText | None = None

@@ -10,18 +10,11 @@ import msgspec
 
 from squidkeeper.errors import PullRefused
 from squidkeeper.pull_settings import BundleSource
+from squidkeeper.pulling import policy_files
 from squidkeeper.pulling.download import Download, download
-from squidkeeper.pulling.policy_files import (
-    BYTES_AT_MOST,
-    PlacedVersion,
-    Version,
-    check_files,
-    is_policy_file,
-    listed_paths,
-)
 from squidkeeper.pulling.signatures import BUNDLE_NAMESPACE, signer_of
 
-_LONGEST: Final = 2 * BYTES_AT_MOST  # JSON escapes
+_LONGEST: Final = 2 * policy_files.BYTES_AT_MOST  # JSON escapes
 _SIGNATURE_BYTES: Final = 64 << 10
 _SECONDS: Final = 60  # for each of the two files
 _DIGITS: Final = 12
@@ -57,7 +50,7 @@ class BundleServer:
         self._file.write_bytes(self._content)
         return signer
 
-    def version(self, tip: str, before: PlacedVersion, *, rewound: bool = False) -> Version:
+    def version(self, tip: str, before: policy_files.PlacedVersion, *, rewound: bool = False) -> policy_files.Version:
         """Read what was kept, if its number is higher than before; else `PullRefused`."""
         try:
             bundle = msgspec.json.decode(self._file.read_bytes(), type=Bundle)
@@ -66,9 +59,9 @@ class BundleServer:
         files = {path: text.encode("utf-8", "surrogatepass") for path, text in bundle.files.items()}
         self._check_number(bundle.number, tip, before.name, rewound=rewound)
         _check(files)
-        named = listed_paths(files)
-        used = {path: content for path, content in files.items() if is_policy_file(path) or path in named}
-        return Version(f"bundle-{bundle.number}-{tip}", used, source=str(self._source))
+        named = policy_files.listed_paths(files)
+        used = {path: content for path, content in files.items() if policy_files.is_policy_file(path) or path in named}
+        return policy_files.Version(f"bundle-{bundle.number}-{tip}", used, source=str(self._source))
 
     def _check_number(self, number: int, tip: str, before: str, *, rewound: bool) -> None:
         last = _NAME.fullmatch(before)
@@ -87,4 +80,4 @@ class BundleServer:
 
 
 def _check(files: Mapping[str, bytes]) -> None:
-    check_files({path: len(content) for path, content in files.items()})
+    policy_files.check_files({path: len(content) for path, content in files.items()})

@@ -17,15 +17,7 @@ from squidkeeper.engine import CompiledPolicy, Decision, Stage, asks_url, decide
 from squidkeeper.policy.model import SEALED_TOKEN
 from squidkeeper.policy.paths import Beginning
 from squidkeeper.protocol.request import CONNECT
-from squidkeeper.record.judging import (
-    ANY_TIME,
-    RecordedHost,
-    RecordedHosts,
-    SameFor,
-    asker_of,
-    beginnings_of,
-    clients_of,
-)
+from squidkeeper.record import judging
 from squidkeeper.record.record import NONE, Record, parse_time, truncated_fields
 from squidkeeper.record.requests import token
 from squidkeeper.url import is_unusual, unrecorded_url
@@ -75,16 +67,16 @@ class HostQuestion:
     found.
     """
 
-    asked: tuple[tuple[CompiledPolicy, RecordedHost], ...] = ()
+    asked: tuple[tuple[CompiledPolicy, judging.RecordedHost], ...] = ()
     answer: Finding | Unjudged | None = None
     otherwise: Unjudged | None = None
 
     @property
-    def same_for(self) -> SameFor:
+    def same_for(self) -> judging.SameFor:
         """For which URLs the answer is the same."""
         if self.answer is not None:
-            return SameFor.EVERY_URL
-        return SameFor.USUAL_URLS if self.silent else SameFor.NO_OTHER
+            return judging.SameFor.EVERY_URL
+        return judging.SameFor.USUAL_URLS if self.silent else judging.SameFor.NO_OTHER
 
     @property
     def silent(self) -> bool:
@@ -100,7 +92,7 @@ class HostQuestion:
     @property
     def beginnings(self) -> frozenset[Beginning] | None:
         """What decides about a usual URL whose path has one reading; None where more of the URL does."""
-        return beginnings_of(host for _, host in self.asked)
+        return judging.beginnings_of(host for _, host in self.asked)
 
     def judge(self, record: Record) -> Finding | Unjudged | None:
         """Find what is wrong with one of these records."""
@@ -136,7 +128,7 @@ class DriftChecker:
         self._policy_of = policy_of
         self._current = current
         self._replacing = replacing
-        self._hosts = RecordedHosts()
+        self._hosts = judging.RecordedHosts()
 
     def check(self, record: Record) -> Finding | None:
         """Find what is wrong with a record; None where nothing is, or it could not be checked."""
@@ -170,12 +162,12 @@ class DriftChecker:
         if policy is None:
             return ()
         newer, _ = self._newer(record)
-        return (asker_of(policy, record), asker_of(newer, record) if newer else "")
+        return (judging.asker_of(policy, record), judging.asker_of(newer, record) if newer else "")
 
     def client_name(self, record: Record) -> str:
         """Name the policy's first client that a request belongs to, or `none`."""
         policy = (self._policy_of(record.revision) if record.revision != NONE else None) or self._current()
-        return next(iter(clients_of(policy, record)), metrics.NONE) if policy else metrics.NONE
+        return next(iter(judging.clients_of(policy, record)), metrics.NONE) if policy else metrics.NONE
 
     def _newer(self, record: Record) -> tuple[CompiledPolicy | None, Unjudged | None]:
         try:
@@ -199,12 +191,12 @@ def was_served(record: Record) -> bool:
     return hierarchy != "HIER_NONE" or not is_own_page
 
 
-def _judge(policy: CompiledPolicy, host: RecordedHost, record: Record) -> Finding | Unjudged | None:
+def _judge(policy: CompiledPolicy, host: judging.RecordedHost, record: Record) -> Finding | Unjudged | None:
     """Judge at all times at which a helper can have been asked; one that allows the request is enough."""
     if host.always_allowed and record.credential == NONE and not is_unusual(record.url):
         return None
     try:
-        moments = _moments(record) if host.match.depends_on_time else (ANY_TIME,)
+        moments = _moments(record) if host.match.depends_on_time else (judging.ANY_TIME,)
     except (ValueError, OverflowError):  # as above
         return Unjudged.UNKNOWN
     if truncated_fields(record) and any(decide(policy, host.match, at, Stage.HOST).allowed for at in moments):
@@ -218,7 +210,7 @@ def _judge(policy: CompiledPolicy, host: RecordedHost, record: Record) -> Findin
     return found
 
 
-def _decide(policy: CompiledPolicy, host: RecordedHost, record: Record, at: datetime) -> Decision:
+def _decide(policy: CompiledPolicy, host: judging.RecordedHost, record: Record, at: datetime) -> Decision:
     match, url, injected = host.match, unrecorded_url(record.url), record.credential != NONE
     decision = host.at(policy, at)
     if not decision.allowed or not (asks_url(decision, match, url) or injected):

@@ -3,13 +3,7 @@
 from typing import Final
 from urllib.parse import unquote
 
-from squidkeeper.protocol.request import (
-    CONNECT,
-    Malformed,
-    Request,
-    parse_request,
-    stated_tokens,
-)
+from squidkeeper.protocol import request
 from squidkeeper.record.record import NONE, Record, decode_field, is_spliced, truncated_fields
 from squidkeeper.record.urls import host_of
 
@@ -35,18 +29,18 @@ NOT_BY_THE_POLICY: Final = {  # rules whose denials do not follow from record an
 }
 
 
-def request_of(record: Record) -> Request | Malformed:
+def request_of(record: Record) -> request.Request | request.Malformed:
     """Make the request."""
     user, tunnel = token(record.user), token(record.tunnel)
     of_splice = asks_splice(record)
-    tokens, url = stated_tokens(token(record.method) or "", as_sent(record), record.client, user)
-    if record.method != CONNECT:
+    tokens, url = request.stated_tokens(token(record.method) or "", as_sent(record), record.client, user)
+    if record.method != request.CONNECT:
         tokens[_SNI : _SNI + 2] = token(record.sni), tunnel
     elif tunnel is not None and (
         of_splice or record.revision == NONE
     ):  # else the reply to this CONNECT named the tunnel
         tokens[_SNI : _SNI + 2] = token(record.sni), tunnel_of(record)
-    return parse_request(tokens, url)
+    return request.parse_request(tokens, url)
 
 
 def tunnel_of(record: Record) -> str:
@@ -60,7 +54,7 @@ def asks_splice(record: Record) -> bool:
     Squid answers a denied CONNECT with 200, and the second question with the status of the denial.
     """
     is_denied = record.squid.startswith(_DENIED) and record.status != _OK
-    return is_spliced(record) or (is_denied and record.method == CONNECT)
+    return is_spliced(record) or (is_denied and record.method == request.CONNECT)
 
 
 def was_used(record: Record) -> bool:

@@ -30,7 +30,7 @@ from squidkeeper.policy.upstreams import DEFAULT
 from squidkeeper.pull_settings import read_pull_settings
 from squidkeeper.pull_status import CURRENT
 from squidkeeper.rendering import Values, render
-from squidkeeper.setup import checks
+from squidkeeper.setup import checks, entries, rendering
 from squidkeeper.setup.apparmor import additions_of, apparmor_confines, lines_at, with_lines
 from squidkeeper.setup.archive_keys import archive_keys
 from squidkeeper.setup.ca_files import ca_files
@@ -53,23 +53,6 @@ from squidkeeper.setup.configuration import (
     workers_of,
 )
 from squidkeeper.setup.console import SetupStage, say, show
-from squidkeeper.setup.entries import (
-    ROOT,
-    RWX,
-    Entry,
-    File,
-    Folder,
-    Link,
-    Owner,
-    as_owned_here,
-    owner_here,
-    read_entry,
-    read_source,
-    remove,
-    root_owns_below,
-    text_at,
-    write_entry,
-)
 from squidkeeper.setup.machine import check, quietly, read_machine
 from squidkeeper.setup.options import (
     DOCUMENTED,
@@ -85,13 +68,6 @@ from squidkeeper.setup.options import (
 from squidkeeper.setup.packages import HAPROXY, UNBOUND, install_haproxy, install_unbound
 from squidkeeper.setup.plan import Present, SetupStep, StepKind, Wanted, plan
 from squidkeeper.setup.processes import InstalledService, InstalledSquid
-from squidkeeper.setup.rendering import (
-    default_upstream,
-    named_values,
-    read_values,
-    rendered_files,
-    template_folder,
-)
 from squidkeeper.setup.transaction import Transaction
 from squidkeeper.squid_account import call_as
 from squidkeeper.squid_conf import Macros, read_squid_conf
@@ -119,9 +95,9 @@ class Installation:
         self._work = options.work
         stage.name, stage.advices = "directories", _advices(options, layout)
         self._machine = read_machine(layout.root)
-        self._conf = text_at(layout.conf)
+        self._conf = entries.text_at(layout.conf)
         self._yours = not is_ours(self._conf) and names(self._conf, layout.fragment)
-        self._files: dict[Path, Entry] = {}
+        self._files: dict[Path, entries.Entry] = {}
         self._configuration = self._configure()
         self._squid = InstalledSquid(layout, self._machine.systemd)
         store = self._work / "store/ssl_db"
@@ -187,8 +163,8 @@ class Installation:
             return False
         # A leaf is signed by what signed then, whose certificate lies in the store: another one may have been put in
         # place by hand.
-        in_store, signs = read_entry(self._layout.ssl_db / "ca.crt"), self._ca.signing.certificate
-        if isinstance(in_store, File) and in_store.content == signs:
+        in_store, signs = entries.read_entry(self._layout.ssl_db / "ca.crt"), self._ca.signing.certificate
+        if isinstance(in_store, entries.File) and in_store.content == signs:
             return False
         store = self._own_folder("store") / "ssl_db"
         check(self._machine.run_as_squid(self._machine.certgen, "-c", "-s", store, "-M", "4MB"))
@@ -205,11 +181,11 @@ class Installation:
     @property
     def _drops_store(self) -> bool:
         """Tell whether a store in place is of no use, also to a squid.conf of yours; it holds the CA's key."""
-        confs = (text_at(self._layout.former_conf), "" if is_ours(self._conf) else self._conf)
+        confs = (entries.text_at(self._layout.former_conf), "" if is_ours(self._conf) else self._conf)
         return not self._keeps_store and not any(names(conf, self._layout.ssl_db) for conf in confs)
 
     def _own_folder(self, name: str) -> Path:
-        write_entry(self._work / name, Folder({}, 0o755, self._machine.owner))
+        entries.write_entry(self._work / name, entries.Folder({}, 0o755, self._machine.owner))
         return self._work / name
 
     def _prepare_policy(self) -> None:
@@ -224,7 +200,7 @@ class Installation:
             say("policy", f"from {source}: {layout.policy}")
             self._files[layout.policy] = self._policy_of(source)
             self._policy = self._work / "policy"
-            write_entry(self._policy, self._files[layout.policy])
+            entries.write_entry(self._policy, self._files[layout.policy])
         in_place = layout.state.is_dir() and not self._options.dry_run  # check stores compiled lists there
         state = layout.state if in_place else self._own_folder("compiled")
         self._compiled = state / "lists"
@@ -235,14 +211,14 @@ class Installation:
         for line in self._as_given(told).splitlines():
             say("", line)
 
-    def _policy_of(self, source: Path) -> Folder:
+    def _policy_of(self, source: Path) -> entries.Folder:
         """Read the policy to install: the example without its documents, which an upgrade would leave as they are.
 
         A file that is copied into the folder gets its group, so that Squid's account can read it.
         """
         owner = (0, self._machine.account.group)
         paths = (path for path in source.iterdir() if self._options.policy or path.suffix != ".md")
-        return Folder({path.name: read_source(path, 0o750, owner) for path in paths}, 0o2750, owner)
+        return entries.Folder({path.name: entries.read_source(path, 0o750, owner) for path in paths}, 0o2750, owner)
 
     @property
     def _has_example(self) -> bool:
@@ -269,7 +245,7 @@ class Installation:
             return
         path = additions_of(program)
         entry = with_lines(lines_at(path), self._layout.prefix, self._configuration.apparmor(program))
-        if read_entry(path) == entry:
+        if entries.read_entry(path) == entry:
             return
         self._do(SetupStep(StepKind.OPEN_APPARMOR, path, entry))
         self._confined = self._options.dry_run
@@ -280,7 +256,9 @@ class Installation:
 
     def _configure(self) -> Configuration:
         layout, options = self._layout, self._options
-        haproxy = listen_of_haproxy(text_at(layout.haproxy))  # where there is none, Squid itself takes the clients
+        haproxy = listen_of_haproxy(
+            entries.text_at(layout.haproxy)
+        )  # where there is none, Squid itself takes the clients
         before = haproxy or (listen_of(self._conf) if is_ours(self._conf) else _first_word(layout.applied))
         listen = options.listen or before or _DEFAULT_LISTEN
         told = _first_word(layout.service("exporter").applied)
@@ -290,7 +268,7 @@ class Installation:
         exporter = options.exporter or told or usual_exporter(layout, listen)
         self._check_behind(behind, exporter, tls=tls)
         self._check_status_from(exporter)
-        shown_before = status_from_of(text_at(layout.service("exporter").unit))
+        shown_before = status_from_of(entries.text_at(layout.service("exporter").unit))
         health = options.health_listen or self._started_with("exporter", "health-listen")
         return Configuration(
             source=options.source,
@@ -300,11 +278,11 @@ class Installation:
             squid=listen_of(self._conf) if self._yours else listen,
             exporter=exporter,
             certificates=options.certificates or generator_of(self._conf),
-            unique_name=unique_name(layout.root, f"{socket.gethostname()} {text_at(_MACHINE_ID)}"),
+            unique_name=unique_name(layout.root, f"{socket.gethostname()} {entries.text_at(_MACHINE_ID)}"),
             gateway=options.gateway
-            or gateway_of(text_at(layout.logformat))
+            or gateway_of(entries.text_at(layout.logformat))
             or usual_gateway_name(socket.gethostname()),
-            workers=int(options.workers or workers_of(text_at(layout.fragment))),
+            workers=int(options.workers or workers_of(entries.text_at(layout.fragment))),
             log_bytes=options.log_bytes or self._maintained("log-bytes"),
             archive_days=options.archive_days or self._started_with("archive", "keep-days"),
             archive_bytes=options.archive_bytes or self._started_with("archive", "keep-bytes"),
@@ -320,7 +298,7 @@ class Installation:
         return self._started_with("maintenance", option)
 
     def _started_with(self, service: str, option: str) -> str:
-        unit = text_at(self._layout.service(service).unit)
+        unit = entries.text_at(self._layout.service(service).unit)
         found = re.search(rf"^ExecStart=.* --{option} (\S+)", unit, re.MULTILINE)
         return found[1] if found else ""
 
@@ -370,7 +348,7 @@ class Installation:
     def _prepare_configuration(self) -> None:
         self._stage.name = "configuration"
         layout, ours, files = self._layout, self._configuration, self._files
-        files[layout.errors] = Folder({name: _file(text) for name, text in ours.pages().items()})
+        files[layout.errors] = entries.Folder({name: _file(text) for name, text in ours.pages().items()})
         with_logformat = self._yours and not names(self._conf, layout.logformat)
         self._values = self._policy_values()
         if not layout.local.exists():
@@ -399,8 +377,8 @@ class Installation:
         templates = self._configuration.templates(with_logformat=with_logformat)
         if self._configuration.own_login:
             self._values = msgspec.structs.replace(self._values, keys=self._values.keys | {Part.LOGIN})
-        files |= rendered_files(layout, templates, self._values, account)
-        files[layout.templates] = template_folder(templates)
+        files |= rendering.rendered_files(layout, templates, self._values, account)
+        files[layout.templates] = rendering.template_folder(templates)
         here = layout.parts.glob("*") if layout.parts.is_dir() else ()
         self._gone = tuple(path for path in here if path not in files)
 
@@ -421,7 +399,7 @@ class Installation:
             resolver = NO_RESOLVER
             say("resolver", f"as {layout.local} says, by dns_nameservers")
         yours = read_squid_conf(layout.conf, Macros(layout.squid_service)).directives if self._yours else ()
-        read = [*([parsed, text_at(layout.local)] if reads_local else []), *(line.text for line in yours)]
+        read = [*([parsed, entries.text_at(layout.local)] if reads_local else []), *(line.text for line in yours)]
         own_login = any(map(has_own_login, read))
         if own_login:
             say("login", "by your own auth_param basic program: no client can log in by a token of the policy")
@@ -429,13 +407,15 @@ class Installation:
 
     def _policy_values(self) -> Values:
         """Have Squid's account name what of the policy goes into Squid's configuration."""
-        layout, before = self._layout, default_upstream(self._layout)
+        layout, before = self._layout, rendering.default_upstream(self._layout)
         given = self._options.upstream or before
-        named = named_values(self._machine.account, self._layout, self._policy, self._compiled)
+        named = rendering.named_values(self._machine.account, self._layout, self._policy, self._compiled)
         if named.problems:
             raise SetupFailed(f"the password of a parent proxy is unavailable: {named.problems[0]}", _PARENT_ADVICE)
         self._fetches = named.fetches
-        documented = self._options.bump == DOCUMENTED or (not self._options.bump and read_values(layout).documented)
+        documented = self._options.bump == DOCUMENTED or (
+            not self._options.bump and rendering.read_values(layout).documented
+        )
         values = named.values.with_default("" if given == NO_UPSTREAM else given)
         values = msgspec.structs.replace(values, documented=documented)
         self._check_parents(values)
@@ -458,13 +438,13 @@ class Installation:
         layout, folder, own = self._layout, self._work / "parse", self._own_folder("state") / "own-addresses"
         call_as(self._machine.account, lambda: prepare_own_addresses(own.parent))
         files = {path: entry for path, entry in self._files.items() if path != layout.policy}
-        write_entry(folder, Folder({path.name: entry for path, entry in files.items()}))
+        entries.write_entry(folder, entries.Folder({path.name: entry for path, entry in files.items()}))
         (folder / layout.parts.name).mkdir()
         places = (*files, layout.conf, layout.fragment, layout.logformat, layout.parts)
         prepared = {path: folder / path.name for path in places} | {layout.program: checks.PROGRAM}
         moved = {name: str(prepared.get(Path(place), place)) for name, place in layout.replacements().items()}
         moved["/var/lib/squidkeeper/own-addresses"] = str(own)
-        texts = render(self._configuration.templates(moved), self._values, text_at(layout.local))
+        texts = render(self._configuration.templates(moved), self._values, entries.text_at(layout.local))
         texts["squid.conf"] = self._configuration.render("squid.conf", moved)
         for name, text in texts.items():
             (folder / name).write_text(text)
@@ -493,7 +473,7 @@ class Installation:
         self._files[layout.service("tls").unit] = _file(ours.unit("tls"))
         folder = self._own_folder("tls")
         for path in (layout.signing_cert, layout.signing_key):
-            write_entry(folder / path.name, self._files[path])
+            entries.write_entry(folder / path.name, self._files[path])
         call_as(self._machine.account, self._server_certificate_at(folder).issue)
         say("TLS", f"HAProxy on {ours.listen}, with a certificate for {', '.join(ours.server_names)}")
         if HAPROXY.exists() or self._install_haproxy():
@@ -510,7 +490,7 @@ class Installation:
 
     def _needs_server_certificate(self) -> bool:
         """Tell whether the one in place is due. It is in a folder of Squid's account, who could put a pipe there."""
-        in_place = text_at(self._layout.tls / CERTIFICATE)
+        in_place = entries.text_at(self._layout.tls / CERTIFICATE)
         return self._server_certificate_at(self._layout.tls).replaces(in_place.encode())
 
     def _server_certificate_at(self, folder: Path) -> ServerCertificate:
@@ -551,9 +531,9 @@ class Installation:
         if not self._yours:
             files[layout.conf] = _file(ours.squid_conf())
         program = self._options.venv / "bin/squidkeeper"
-        files[layout.program] = Link(os.path.relpath(program, layout.program.parent))
+        files[layout.program] = entries.Link(os.path.relpath(program, layout.program.parent))
         if not self._machine.systemd:
-            files[layout.supervise] = File((source / "supervise").read_bytes(), 0o755)
+            files[layout.supervise] = entries.File((source / "supervise").read_bytes(), 0o755)
         elif layout.squid_dropin:
             files[layout.squid_dropin] = _file(ours.render("squid.service.conf"))
         needed = {
@@ -571,19 +551,19 @@ class Installation:
             observe = {"alerts.yaml": ours.alerts(), "prometheus.yaml": ours.prometheus()}
             observe |= {name: (source / "observe" / name).read_text() for name in ("recording.yaml", "dashboard.json")}
             files[layout.service("exporter").unit] = _file(ours.unit("exporter"))
-            files[layout.observe] = Folder({name: _file(text) for name, text in observe.items()})
-        if layout.command and read_entry(layout.command) in (None, Link(str(layout.program))):
-            files[layout.command] = Link(str(layout.program))
+            files[layout.observe] = entries.Folder({name: _file(text) for name, text in observe.items()})
+        if layout.command and entries.read_entry(layout.command) in (None, entries.Link(str(layout.program))):
+            files[layout.command] = entries.Link(str(layout.program))
         elif layout.command:
             say("command", f"{layout.command} is not squidkeeper's and stays: the program is {layout.program}")
 
     def _prepare_archive(self) -> None:
         """Prepare the runs of the archive, its key, which stays, and the rule by which logrotate deletes nothing."""
         layout, ours = self._layout, self._configuration
-        self._files.update(archive_keys(layout, ROOT if self._machine.systemd else (layout.archiver, 0)))
+        self._files.update(archive_keys(layout, entries.ROOT if self._machine.systemd else (layout.archiver, 0)))
         public = self._files[layout.archive_pub]
-        told = public.content.decode().rstrip("\n") if isinstance(public, File) else ""
-        if told != text_at(layout.archive_pub) and not self._options.dry_run:
+        told = public.content.decode().rstrip("\n") if isinstance(public, entries.File) else ""
+        if told != entries.text_at(layout.archive_pub) and not self._options.dry_run:
             say("archive", f"sealed by a new key. Keep a copy of {layout.archive_pub} elsewhere, to verify it:")
             show(told)
         self._files[layout.service("archive").unit] = _file(ours.unit("archive"))
@@ -658,12 +638,12 @@ class Installation:
             "archive": (self._layout.archiver, group),
             "export": (self._layout.sender, group),
             "pull": (self._layout.puller, group),
-            "render": ROOT,
+            "render": entries.ROOT,
         }
         return found | {name: InstalledService(name, self._layout, systemd, who) for name, who in others.items()}
 
     @property
-    def _fetcher(self) -> Owner:
+    def _fetcher(self) -> entries.Owner:
         """The user and group that fetch secrets without systemd: Squid's account must not change what runs there."""
         return self._layout.fetcher, self._machine.account.group
 
@@ -677,23 +657,23 @@ class Installation:
     def _apply(self, *, new_store: bool) -> None:
         self._stage.name = "put in place"
         layout, owner, ours = self._layout, self._machine.owner, self._configuration
-        folders = {path: Folder({}, 0o750, owner) for path in (layout.access_log.parent, layout.state)}
-        folders[layout.commands] = folders[layout.exports] = folders[layout.parts] = Folder({})
-        run = Folder({}, 0o755)
+        folders = {path: entries.Folder({}, 0o750, owner) for path in (layout.access_log.parent, layout.state)}
+        folders[layout.commands] = folders[layout.exports] = folders[layout.parts] = entries.Folder({})
+        run = entries.Folder({}, 0o755)
         if not self._machine.systemd:
-            run = folders[layout.run] = Folder({}, 0o1775, (0, owner[1]))
-            folders[layout.archive] = Folder({}, 0o750, (layout.archiver, owner[1]))
+            run = folders[layout.run] = entries.Folder({}, 0o1775, (0, owner[1]))
+            folders[layout.archive] = entries.Folder({}, 0o750, (layout.archiver, owner[1]))
             if ours.workers > 1:
-                folders[SOCKETS_OF_WORKERS] = Folder({}, 0o755, owner)
+                folders[SOCKETS_OF_WORKERS] = entries.Folder({}, 0o755, owner)
             if self._pulls:
-                folders[layout.pulled] = Folder({}, 0o750, (layout.puller, owner[1]))
+                folders[layout.pulled] = entries.Folder({}, 0o750, (layout.puller, owner[1]))
             if self._fetches:
-                folders[layout.secrets] = Folder({}, 0o2750, self._fetcher)
+                folders[layout.secrets] = entries.Folder({}, 0o2750, self._fetcher)
         wanted = Wanted(
-            files={path: as_owned_here(entry) for path, entry in self._files.items()},
+            files={path: entries.as_owned_here(entry) for path, entry in self._files.items()},
             gone=(*self._ca.gone, *self._gone),
-            folders={path: replace(folder, owner=owner_here(folder.owner)) for path, folder in folders.items()},
-            run=replace(run, owner=owner_here(run.owner)),
+            folders={path: replace(folder, owner=entries.owner_here(folder.owner)) for path, folder in folders.items()},
+            run=replace(run, owner=entries.owner_here(run.owner)),
             listen=ours.squid_listen,
             exporter=ours.exporter,
             fetches=self._fetches,
@@ -726,18 +706,18 @@ class Installation:
             layout.haproxy,
             *(layout.service(name).applied for name in ("tls", "secrets", "archive", "export", "pull", "render")),
         }
-        files = {path: read_entry(path) for path in (*paths, layout.own_addresses)}
+        files = {path: entries.read_entry(path) for path in (*paths, layout.own_addresses)}
         ours = {layout.run, layout.counts, layout.secrets, layout.export_state, layout.tls, layout.ssl_db}
         for folder in {*wanted.folders, *ours}:
             if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
                 raise SetupFailed(f"{folder} is not a folder", "move it away")
             files[folder] = _without_entries(folder) if folder.exists() else None
-        told = {name: text_at(layout.service(name).applied) for name in SERVICES}
+        told = {name: entries.text_at(layout.service(name).applied) for name in SERVICES}
         return Present(
             files={path: entry for path, entry in files.items() if entry},
             yours=self._yours,
             squid_runs=self._squid.runs() and self._squid.is_supervised(),
-            squid_told=text_at(layout.applied),
+            squid_told=entries.text_at(layout.applied),
             changed_since_told=self._changed_since_told(),
             services_work=frozenset(name for name, service in services.items() if service.works()),
             service_told=told,
@@ -747,8 +727,8 @@ class Installation:
     def _closed(self, *folders: Path) -> tuple[Path, ...]:
         """List the folders that are there and that Squid's account cannot write, or something below them."""
         here = [folder for folder in folders if folder.is_dir()]
-        closed = call_as(self._machine.account, lambda: [str(one) for one in here if not os.access(one, RWX)])
-        return tuple(one for one in here if str(one) in closed or root_owns_below(one))
+        closed = call_as(self._machine.account, lambda: [str(one) for one in here if not os.access(one, entries.RWX)])
+        return tuple(one for one in here if str(one) in closed or entries.root_owns_below(one))
 
     def _changed_since_told(self) -> bool:
         """Tell whether a file was written since Squid was told, which may have been told what it held in between."""
@@ -812,17 +792,17 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
     }
 
 
-def _file(text: str) -> File:
-    return File(text.encode())
+def _file(text: str) -> entries.File:
+    return entries.File(text.encode())
 
 
 def _first_word(file: Path) -> str:
-    return text_at(file).split(" ")[0]
+    return entries.text_at(file).split(" ")[0]
 
 
-def _without_entries(folder: Path) -> Folder:
+def _without_entries(folder: Path) -> entries.Folder:
     about = folder.stat()
-    return Folder({}, stat.S_IMODE(about.st_mode), (about.st_uid, about.st_gid))
+    return entries.Folder({}, stat.S_IMODE(about.st_mode), (about.st_uid, about.st_gid))
 
 
 def _contents(folder: Path) -> dict[Path, bytes]:
@@ -839,4 +819,4 @@ def _remove_old_venvs(prefix: Path, keep: set[Path]) -> None:
     commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     for venv in prefix.glob("venv-*"):
         if venv not in keep and not any(f"{venv}/bin/" in command for command in commands):
-            remove(venv)
+            entries.remove(venv)
