@@ -25,10 +25,10 @@ from squidkeeper.certificates.authority import CertificateAuthority, make_ca
 from squidkeeper.cli import main
 from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus, format_fetch_report
 from squidkeeper.doctor import machine
-from squidkeeper.doctor.configuration import Found
+from squidkeeper.doctor.check import CHECKS, Found
 from squidkeeper.doctor.examination import as_text, examine
 from squidkeeper.doctor.inspection import Inspection, inspect
-from squidkeeper.doctor.table import ALL_CHECKS, CHECKS
+from squidkeeper.doctor.table import ALL_CHECKS
 from squidkeeper.drained import drain
 from squidkeeper.exporter.conditions import CONDITIONS, Severity
 from squidkeeper.exporter.stopped_watchdog import StoppedWatchdog

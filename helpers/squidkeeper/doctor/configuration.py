@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.doctor.check import Found, critical, warning
 from squidkeeper.doctor.inspection import Inspection, annotations_in
 from squidkeeper.parts import Part
 from squidkeeper.policy.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS
@@ -17,6 +17,8 @@ from squidkeeper.setup.entries import text_at
 from squidkeeper.setup.rendering import outdated_files
 from squidkeeper.squid_conf import Directive
 
+_LOCAL: Final = "Remove the line, or move it behind the include of squidkeeper.conf."
+_INSTALL: Final = "Run `./install.sh`, which writes the file again."
 _FEW_DESCRIPTORS: Final = 4096
 _LONGEST_TTL: Final = 10
 _NEVER: Final = "!all"  # a line with it never matches
@@ -41,19 +43,18 @@ _VALUE: Final = re.compile(r"( line \d+: \S+ ).*|'[^']*'")  # of what Squid says
 _HEADER_VALUE: Final = re.compile(r'(\S+)\s+("(?:\\.|[^"\\])*"|\S+)\s*(.*)')
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One case of what a check is for. `place`: FILE:LINE, or a file; empty where it is nowhere."""
-
-    detail: str
-    place: str = ""
-
-
 def _at(directive: Directive, detail: str = "") -> Found:
     return Found(detail or f"{directive.name} {' '.join(directive.words)}", directive.place)
 
 
-def rejected(one: Inspection) -> Iterator[Found]:
+@critical(
+    "squid-conf-rejected",
+    "Squid does not accept its configuration",
+    "Run `squid -k parse`, and fix the line that it names. Squid does not start with it.",
+    as_root=True,
+    in_setup=True,
+)
+def _rejected(one: Inspection) -> Iterator[Found]:
     """Ask Squid itself, whose words are cut off where a value could begin."""
     good, told = checks.squid_parses(one.layout.squid_service, one.layout.conf)
     if not good:
@@ -61,18 +62,31 @@ def rejected(one: Inspection) -> Iterator[Found]:
             yield Found(_VALUE.sub(r"\1…", line.partition("| ")[2]))
 
 
-def incomplete(one: Inspection) -> Iterator[Found]:
-    """Find what Squid would not accept."""
+@critical(
+    "squid-conf-incomplete",
+    "Squid's configuration cannot be read as a whole",
+    "Fix the line. Squid does not start with it.",
+)
+def _incomplete(one: Inspection) -> Iterator[Found]:
     yield from (Found(problem.text, problem.place) for problem in one.conf.problems if not problem.denied)
 
 
-def policy_not_included(one: Inspection) -> Iterator[Found]:
-    """Find a squid.conf that asks nobody."""
+@critical(
+    "policy-not-included",
+    "Squid does not ask the policy",
+    f"{_INSTALL} In a squid.conf of yours, include the file ahead of the http_access lines.",
+)
+def _policy_not_included(one: Inspection) -> Iterator[Found]:
     if one.layout.fragment not in one.conf.files:
         yield Found(f"include {one.layout.fragment} is missing", str(one.layout.conf))
 
 
-def allowed_ahead(one: Inspection) -> Iterator[Found]:
+@critical(
+    "allowed-ahead-of-policy",
+    "Requests are allowed before the policy is asked",
+    _LOCAL,
+)
+def _allowed_ahead(one: Inspection) -> Iterator[Found]:
     """Find an allow that is ahead of the policy. Only the exporter's own request is meant to pass there."""
     for directive in one.ahead:
         words = directive.words
@@ -81,30 +95,47 @@ def allowed_ahead(one: Inspection) -> Iterator[Found]:
             yield _at(directive)
 
 
-def closing_passed_by(one: Inspection) -> Iterator[Found]:
-    """Find a parent or a direct connection of the operator's, past what closes private addresses."""
+@critical(
+    "private-addresses-open",
+    "Requests take a way that does not close private addresses",
+    "Name parent proxies by `upstreams` in the policy, or by `./install.sh --upstream URL`.",
+)
+def _closing_passed_by(one: Inspection) -> Iterator[Found]:
     for directive in one.named("cache_peer", "always_direct"):
         ours = any(word.startswith("name=sk_") for word in directive.words)
         if not ours and directive.words[:1] != ("deny",):
             yield _at(directive, f"{directive.name} {directive.first}")
 
 
-def certificate_errors_allowed(one: Inspection) -> Iterator[Found]:
+@critical(
+    "certificate-errors-allowed",
+    "Servers with invalid certificates are accepted",
+    "Remove the line. For a private CA, use `tls_outgoing_options cafile=FILE`.",
+)
+def _certificate_errors_allowed(one: Inspection) -> Iterator[Found]:
     """Find `sslproxy_cert_error allow`; a line that ends in `!all`, as ours, only annotates."""
     for directive in one.named("sslproxy_cert_error"):
         if directive.words[:1] == ("allow",) and _NEVER not in directive.words:
             yield _at(directive)
 
 
-def unverified(one: Inspection) -> Iterator[Found]:
-    """Find flags that switch verification off."""
+@critical(
+    "verification-off",
+    "Certificates of servers are not verified",
+    "Remove the flag. For a private CA, use `cafile=FILE`.",
+)
+def _unverified(one: Inspection) -> Iterator[Found]:
     for directive in one.named("tls_outgoing_options", "sslproxy_flags", "cache_peer"):
         if found := _UNVERIFIED.search(directive.rest):
             yield _at(directive, f"{directive.name} … {found[0]}")
 
 
-def passed_on_encrypted(one: Inspection) -> Iterator[Found]:
-    """Find tunnels that are spliced, ports that bump nothing, and other protocols than TLS and HTTP let through."""
+@critical(
+    "tunnel-not-bumped",
+    "Tunnels pass without their requests being judged",
+    "Remove the line, or add ssl-bump to the port as in squid.conf. For single hosts, use `tls: passthrough`.",
+)
+def _passed_on_encrypted(one: Inspection) -> Iterator[Found]:
     first_step = _first_step(one)
     for directive in one.named("ssl_bump"):
         documented = directive.first == "peek" and first_step & set(directive.words[1:])
@@ -126,7 +157,12 @@ def _first_step(one: Inspection) -> set[str]:
     return {name for name, values in steps.items() if values == {"SslBump1"}}
 
 
-def cached_credentials(one: Inspection) -> Iterator[Found]:
+@critical(
+    "credentials-cached",
+    "Answers that a credential opened can be cached and served to others",
+    _INSTALL,
+)
+def _cached_credentials(one: Inspection) -> Iterator[Found]:
     """Find missing lines that keep what a credential opened out of the cache, and what is allowed ahead of them."""
     part = one.layout.parts / f"{Part.CREDENTIALS}.conf"
     for name in ("store_miss", "send_hit") if part in one.conf.files else ():
@@ -141,7 +177,12 @@ def cached_credentials(one: Inspection) -> Iterator[Found]:
         yield Found("cache deny all is missing", str(one.layout.fragment))
 
 
-def added_headers(one: Inspection) -> Iterator[Found]:
+@critical(
+    "header-unguarded",
+    "A header is made of an annotation without its guard",
+    'Write `request_header_add NAME "%\'{KEY}note" ACL`, with `acl ACL note KEY`.',
+)
+def _added_headers(one: Inspection) -> Iterator[Found]:
     """Find a header that is made of an annotation, but not raw, or sent also where the annotation is missing."""
     guards = {line.first: line.words[2] for line in one.named("acl") if line.words[1:2] == ("note",) and line.words[2:]}
     for directive in one.named("request_header_add"):
@@ -156,7 +197,13 @@ def added_headers(one: Inspection) -> Iterator[Found]:
             yield _at(directive, f"{name} has no ACL `note {min(keys)}`")
 
 
-def counter_unlike_lines(one: Inspection) -> Iterator[Found]:
+@warning(
+    "counter-unlike-lines",
+    "Squid's own counter of requests does not fit the lines of the access log",
+    "Write `stats_collection deny sk_scrape` behind `acl sk_scrape` as in squid.conf, and no other such line."
+    " Otherwise `squidkeeper archive verify` reports faults that are none.",
+)
+def _counter_unlike_lines(one: Inspection) -> Iterator[Found]:
     """Find what makes Squid count readings of its counters, which are no lines, or not count what is a line."""
     if not any((line.name, *line.words) == _OF_OWN_SCRAPE for line in one.named("http_access")):
         return  # nothing of ours reads them
@@ -171,12 +218,21 @@ def counter_unlike_lines(one: Inspection) -> Iterator[Found]:
         yield Found("stats_collection deny sk_scrape is missing", str(one.layout.conf))
 
 
-def client_headers_kept(one: Inspection) -> Iterator[Found]:
-    """Find a header that the client's own copy of is let through beside the one that is injected."""
+@critical(
+    "client-header-kept",
+    "The client's own copy of a header that can be injected is let through",
+    _LOCAL,
+)
+def _client_headers_kept(one: Inspection) -> Iterator[Found]:
     yield from _headers_allowed_ahead(one, (*one.injected, "all", "other"))
 
 
-def override_headers_kept(one: Inspection) -> Iterator[Found]:
+@warning(
+    "override-header-kept",
+    "A header is let through by which some servers answer for another request than was judged",
+    "Remove the line, unless no server that clients reach reads the header: see squid/README.md.",
+)
+def _override_headers_kept(one: Inspection) -> Iterator[Found]:
     """Find a header that is let through, and by which a server answers for another request than was judged."""
     yield from _headers_allowed_ahead(one, (*METHOD_HEADERS, *PATH_HEADERS, *HOST_HEADERS))
 
@@ -200,8 +256,12 @@ def _formats(one: Inspection) -> Iterator[tuple[Directive, tuple[str, ...]]]:
             yield directive, tuple(" ".join(words[2:]).split())
 
 
-def raw_tokens(one: Inspection) -> Iterator[Found]:
-    """Find tokens that are not percent-encoded."""
+@critical(
+    "token-not-encoded",
+    "A helper reads text of a client that is not encoded, so that a newline in it is a second question",
+    "Write `%#` in place of `%`, such as `%#ssl::>sni`.",
+)
+def _raw_tokens(one: Inspection) -> Iterator[Found]:
     for directive, tokens in _formats(one):
         raw = [token for token in tokens if not token.startswith("%#") and token not in _PLAIN_TOKENS]
         if raw:
@@ -212,7 +272,12 @@ def _asks_us(directive: Directive) -> bool:
     return any(Path(word).name == "squidkeeper" for word in directive.words)
 
 
-def passwords_shared(one: Inspection) -> Iterator[Found]:
+@critical(
+    "wrong-passwords-pass",
+    "Wrong passwords pass as a name while the right one of this name is in use",
+    'Add `auth_param basic key_extras "%>a %#{Proxy-Authorization}>h"`.',
+)
+def _passwords_shared(one: Inspection) -> Iterator[Found]:
     """Find basic authentication without key_extras: Squid then has one entry for each name, whatever the password."""
     keys = [line.rest for line in one.named("auth_param") if line.words[:2] == ("basic", "key_extras")]
     for directive in one.named("auth_param"):
@@ -220,7 +285,12 @@ def passwords_shared(one: Inspection) -> Iterator[Found]:
             yield _at(directive, f"auth_param basic program {' '.join(directive.words[2:3])} has no key_extras")
 
 
-def kept_answers(one: Inspection) -> Iterator[Found]:
+@warning(
+    "answers-kept-too-long",
+    "Squid keeps the answers of a helper, so edits of the policy come into force late",
+    "Set `ttl=1 negative_ttl=1`.",
+)
+def _kept_answers(one: Inspection) -> Iterator[Found]:
     """Find lookups of ours whose answers Squid keeps for too long: an hour, where no ttl is given."""
     for directive in one.named("external_acl_type"):
         if not _asks_us(directive):
@@ -232,22 +302,40 @@ def kept_answers(one: Inspection) -> Iterator[Found]:
             yield _at(directive, f"external_acl_type {directive.first} keeps answers for {seconds} s")
 
 
-def rewriter_bypassed(one: Inspection) -> Iterator[Found]:
-    """Find `url_rewrite_bypass on`."""
+@warning(
+    "rewriter-bypassed",
+    "Squid goes past a busy rewriter, and denies the request then",
+    "Set `url_rewrite_bypass off`.",
+)
+def _rewriter_bypassed(one: Inspection) -> Iterator[Found]:
     yield from _switched_on(one, "url_rewrite_bypass")
 
 
-def half_closed(one: Inspection) -> Iterator[Found]:
-    """Find `half_closed_clients on`."""
+@warning(
+    "half-closed-clients",
+    "Squid 6 ends itself under server-sent events (Squid's bug 4156)",
+    "Set `half_closed_clients off`.",
+)
+def _half_closed(one: Inspection) -> Iterator[Found]:
     yield from _switched_on(one, "half_closed_clients")
 
 
-def kept_answers_of_origins(one: Inspection) -> Iterator[Found]:
+@warning(
+    "answers-kept-in-memory",
+    "Squid 6 keeps a part of each answer in memory until it ends: 2 KB of a usual one, 147 KB of a large head",
+    "Remove the line. Deny requests by `http_access` instead of answers by `http_reply_access`.",
+)
+def _kept_answers_of_origins(one: Inspection) -> Iterator[Found]:
     """Find `http_reply_access`: Squid 6 then locks each answer once more than it unlocks it."""
     yield from map(_at, one.named("http_reply_access"))
 
 
-def mail_links(one: Inspection) -> Iterator[Found]:
+@warning(
+    "error-pages-show-headers",
+    "Stock error pages carry headers of the request in a link (CVE-2025-62168)",
+    "Set `email_err_data off`.",
+)
+def _mail_links(one: Inspection) -> Iterator[Found]:
     """Find `email_err_data on`, which is Squid's default."""
     if one.last("email_err_data") is None:
         yield Found("email_err_data off is missing", str(one.layout.fragment))
@@ -260,8 +348,12 @@ def _switched_on(one: Inspection, name: str) -> Iterator[Found]:
         yield _at(directive)
 
 
-def printed_annotations(one: Inspection) -> Iterator[Found]:
-    """Find annotations with credentials outside of the line that adds their header."""
+@critical(
+    "annotations-printed",
+    "A value that is injected is printed or sent elsewhere",
+    "Name the annotations that the line needs, and none of a header.",
+)
+def _printed_annotations(one: Inspection) -> Iterator[Found]:
     secret = set(map(header_annotation, one.injected))
     for directive in one.conf.directives:
         shown = set(annotations_in(directive.rest))
@@ -283,16 +375,24 @@ def _debug_levels(directive: Directive | None) -> dict[str, int]:
     return levels
 
 
-def debugging(one: Inspection) -> Iterator[Found]:
-    """Find debugging that prints headers."""
+@critical(
+    "debugging-prints-headers",
+    "Debugging writes headers or helper answers into cache.log, credentials included",
+    "Set `debug_options ALL,1 11,0 29,0 55,0`, and delete the cache.log that was written with it.",
+)
+def _debugging(one: Inspection) -> Iterator[Found]:
     directive = one.last("debug_options")
     for section, level in _debug_levels(directive).items():
         if directive and section in _TALKATIVE and level > 1:
             yield _at(directive, f"debug_options {section},{level}")
 
 
-def warnings_with_requests(one: Inspection) -> Iterator[Found]:
-    """Find the sections of Squid's debugging that print text of requests in warnings of level 1."""
+@warning(
+    "requests-in-warnings",
+    "Warnings in cache.log can hold text of requests: a login, or a secret in the URL that is fetched",
+    "Let the last `debug_options` end in `11,0 29,0 55,0`.",
+)
+def _warnings_with_requests(one: Inspection) -> Iterator[Found]:
     directive = one.last("debug_options")
     levels = _debug_levels(directive)
     loud = [number for number in _WARNS_WITH_TEXT if levels.get(number, levels["ALL"])]
@@ -301,15 +401,23 @@ def warnings_with_requests(one: Inspection) -> Iterator[Found]:
         yield _at(directive, detail) if directive else Found(detail)
 
 
-def forwarded_for_believed(one: Inspection) -> Iterator[Found]:
-    """Find X-Forwarded-For headers that are taken from any address."""
+@critical(
+    "forwarded-for-believed",
+    "A client can name any address as its own in X-Forwarded-For",
+    "Remove the line. Only a proxy on this machine may name clients: `follow_x_forwarded_for allow localhost`.",
+)
+def _forwarded_for_believed(one: Inspection) -> Iterator[Found]:
     for directive in one.named("follow_x_forwarded_for"):
         if directive.words[:1] == ("allow",) and "localhost" not in directive.words[1:]:
             yield _at(directive)
 
 
-def proxy_protocol_open(one: Inspection) -> Iterator[Found]:
-    """Find PROXY headers that are taken from any address."""
+@critical(
+    "proxy-protocol-open",
+    "Any client can claim another client's address by a PROXY header",
+    "Name the load balancer's address: `acl NAME src ADDRESS`, `proxy_protocol_access allow NAME`.",
+)
+def _proxy_protocol_open(one: Inspection) -> Iterator[Found]:
     narrow = {"localhost"} | {
         line.words[0]
         for line in one.named("acl")
@@ -325,7 +433,12 @@ def proxy_protocol_open(one: Inspection) -> Iterator[Found]:
             yield _at(directive)
 
 
-def proxy_header_from_nobody(one: Inspection) -> Iterator[Found]:
+@critical(
+    "proxy-header-from-nobody",
+    "No client gets through: Squid requires a PROXY header, and takes one from nobody",
+    "Name the load balancers: `./install.sh --behind ADDRESS`; or `./install.sh --behind none`, without any.",
+)
+def _proxy_header_from_nobody(one: Inspection) -> Iterator[Found]:
     """Find a port that requires a PROXY header, where no load balancer may send one, and no HAProxy is here."""
     allowed = {word for line in one.named("proxy_protocol_access") if line.first == "allow" for word in line.words[1:]}
     if allowed - {"localhost"} or (allowed and one.layout.haproxy.exists()):
@@ -346,31 +459,47 @@ def _is_everything(value: str) -> bool:
         return False
 
 
-def two_resolvers(one: Inspection) -> Iterator[Found]:
-    """Find a second `dns_nameservers`: Squid asks the servers of both."""
+@warning(
+    "two-resolvers",
+    "Squid asks name servers of two lines",
+    "Remove one. After an edit of local.conf, run `./install.sh`: it takes its own line out.",
+)
+def _two_resolvers(one: Inspection) -> Iterator[Found]:
     places = [*one.named("dns_nameservers")]
     for directive in places[1:]:
         yield _at(directive, f"{' '.join(directive.words)}, beside {' '.join(places[0].words)} in {places[0].place}")
 
 
-def other_error_pages(one: Inspection) -> Iterator[Found]:
-    """Find another error_directory than ours."""
+@warning(
+    "error-pages-not-ours",
+    "Clients get other error pages than squidkeeper's",
+    "Remove your error_directory line.",
+)
+def _other_error_pages(one: Inspection) -> Iterator[Found]:
     directive = one.last("error_directory")
     if directive is None or directive.words[:1] != (str(one.layout.errors),):
         place = directive.place if directive else str(one.layout.fragment)
         yield Found(f"expected error_directory {one.layout.errors}", place)
 
 
-def no_record(one: Inspection) -> Iterator[Found]:
-    """Find a gateway that does not write the access log which the exporter, `log` and `report` read."""
+@critical(
+    "no-access-log",
+    "Requests are not logged where squidkeeper reads them",
+    _INSTALL,
+)
+def _no_record(one: Inspection) -> Iterator[Found]:
     expected = {f"stdio:{one.layout.access_log}", str(one.layout.access_log), f"daemon:{one.layout.access_log}"}
     logs = [line.words for line in one.named("access_log")]
     if not any(expected & set(words[:1]) and {"squidkeeper", "logformat=squidkeeper"} & set(words) for words in logs):
         yield Found(f"access_log stdio:{one.layout.access_log} squidkeeper is missing", str(one.layout.conf))
 
 
-def logs_what_is_watched_for(one: Inspection) -> Iterator[Found]:
-    """Find access logs that show requests with what the policy watches for."""
+@critical(
+    "watched-requests-logged",
+    "A log shows URLs of requests that hold what the policy watches for",
+    "End an access_log of yours in `!sk_withheld` (see squid/INSTALL.md). For ours, run `./install.sh`.",
+)
+def _logs_what_is_watched_for(one: Inspection) -> Iterator[Found]:
     if one.policy is None or not one.policy.watches_requests:
         return
     logs = [line for line in one.named("access_log") if line.first != "none"]
@@ -382,8 +511,12 @@ def logs_what_is_watched_for(one: Inspection) -> Iterator[Found]:
             yield Found(f"squidkeeper's access_log line with {acl} is missing", str(one.layout.conf))
 
 
-def few_descriptors(one: Inspection) -> Iterator[Found]:
-    """Find a low bound on connections."""
+@warning(
+    "few-descriptors",
+    "Squid can have few connections",
+    "Set `max_filedescriptors 16384`.",
+)
+def _few_descriptors(one: Inspection) -> Iterator[Found]:
     directive = one.last("max_filedescriptors")
     if directive is None:
         yield Found("max_filedescriptors is missing: Squid takes what it is started with", str(one.layout.conf))
@@ -391,22 +524,35 @@ def few_descriptors(one: Inspection) -> Iterator[Found]:
         yield _at(directive)
 
 
-def workers_overridden(one: Inspection) -> Iterator[Found]:
-    """Find another number of workers in force than the fragment is rendered for."""
+@warning(
+    "workers-overridden",
+    "Squid has another number of workers than the gateway is installed for",
+    "Remove the line, and run `./install.sh --workers N`: the throttle and the alerts depend on the number.",
+)
+def _workers_overridden(one: Inspection) -> Iterator[Found]:
     directive, rendered = one.last("workers"), workers_of(text_at(one.layout.fragment))
     if directive and directive.number != rendered:
         yield _at(directive)
 
 
-def worker_port_shared(one: Inspection) -> Iterator[Found]:
-    """Find a port without a queue for each of several workers."""
+@warning(
+    "worker-port-shared",
+    "Workers share the queue of a port: one that starts again may listen no more",
+    "Add `worker-queues` to the line, and restart Squid.",
+)
+def _worker_port_shared(one: Inspection) -> Iterator[Found]:
     directive = one.last("workers")
     if directive and (directive.number or 0) > 1:
         ports = one.named("http_port", "https_port")
         yield from (_at(port, f"{port.name} {port.first}") for port in ports if "worker-queues" not in port.words)
 
 
-def outdated_lines(one: Inspection) -> Iterator[Found]:
+@warning(
+    "rendered-lines-outdated",
+    "Squid's configuration is of another version than the program, or was edited",
+    _INSTALL,
+)
+def _outdated_lines(one: Inspection) -> Iterator[Found]:
     """Find files of Squid's configuration that differ from what this gateway's templates give, or that are missing."""
     for path, why in outdated_files(one.layout):
         yield Found(why, str(path))

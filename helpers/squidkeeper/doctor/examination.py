@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from squidkeeper.doctor.configuration import Found
+from squidkeeper.doctor.check import Check, Found
 from squidkeeper.doctor.inspection import Inspection
 from squidkeeper.doctor.machine import accepted_findings
-from squidkeeper.doctor.table import ALL_CHECKS, Check
+from squidkeeper.doctor.table import ALL_CHECKS
 from squidkeeper.errors import PatternError
 from squidkeeper.exporter.conditions import Severity
 from squidkeeper.formatting import quantity

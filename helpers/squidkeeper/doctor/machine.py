@@ -21,7 +21,7 @@ import psutil
 from cryptography import x509
 
 from squidkeeper.credentials.fetched_values import VALUE_SUFFIX
-from squidkeeper.doctor.configuration import Found
+from squidkeeper.doctor.check import Found, critical, info, warning
 from squidkeeper.doctor.inspection import Inspection
 from squidkeeper.errors import CountsUnavailable, InvalidExport, PatternError, PullFailed, WebhookFailed
 from squidkeeper.export.tls import tls_context
@@ -131,19 +131,31 @@ def acceptance_unusable(one: Inspection, codes: Collection[str]) -> Iterator[Fou
     yield from (Found(f"{code} is no code of a finding", str(file)) for code in unknown)
 
 
-def quota_store_unusable(one: Inspection) -> Iterator[Found]:
-    """Find what is wrong with quota-store.yaml, as Squid's account reads it."""
+@critical(
+    "quota-store-unusable",
+    "The store of quotas cannot be used",
+    "Fix quota-store.yaml, and let the group of Squid's account read it. Until then the last good one counts; where"
+    " a process has read none, no quota gives anything.",
+    as_root=True,
+)
+def _quota_store_unusable(one: Inspection) -> Iterator[Found]:
     yield from _settings_faults(quota_store_file(one.layout.policy), read_quota_store, one, one.account)
 
 
 def quota_store_unavailable(one: Inspection) -> Iterator[Found]:
     """Ask the store of all gateways, as Squid's account: what is wrong with its settings is another finding."""
     file = quota_store_file(one.layout.policy)
-    if file.exists() and not any(quota_store_unusable(one)):
+    if file.exists() and not any(_quota_store_unusable(one)):
         yield from _settings_faults(file, lambda file: try_quota_store(read_quota_store(file)), one, one.account)
 
 
-def pull_settings_unusable(one: Inspection) -> Iterator[Found]:
+@critical(
+    "pull-settings-unusable",
+    "The settings of `squidkeeper pull` cannot be used",
+    "Fix pull.yaml, and let the account squidkeeper-pull read it. Until then no new policy is pulled.",
+    as_root=True,
+)
+def _pull_settings_unusable(one: Inspection) -> Iterator[Found]:
     """Find what is wrong with pull.yaml, as the account that pulls reads it, where there is one.
 
     Its unit gives it the group of Squid's account, and keeps its own.
@@ -154,8 +166,13 @@ def pull_settings_unusable(one: Inspection) -> Iterator[Found]:
     yield from _settings_faults(one.layout.pull_settings, read_pull_settings, one, account)
 
 
-def pull_without_ceiling(one: Inspection) -> Iterator[Found]:
-    """Find that the policy is pulled, and may open everything."""
+@info(
+    "pull-without-ceiling",
+    "Whoever signs the pulled policy may open everything",
+    "Name a `ceiling` in pull.yaml: a policy that says what may be open at most. See policy/PULL.md.",
+    as_root=True,
+)
+def _pull_without_ceiling(one: Inspection) -> Iterator[Found]:
     file = one.layout.pull_settings
     with suppress(PullFailed):  # another check tells that
         if read_pull_settings(file).ceiling is None:
@@ -180,8 +197,14 @@ def _settings_problem(file: Path, read: Callable[[Path], object]) -> str:
     return ""
 
 
-def exposed_files(one: Inspection) -> Iterator[Found]:
-    """Find files with secrets that other accounts can read or replace."""
+@critical(
+    "secret-file-open",
+    "Other accounts can read or replace a file with a secret",
+    "Run `chown root:GROUP FILE` (the group of Squid's account) and `chmod 0640 FILE`; for a folder `chown root`"
+    " and `chmod go-w`.",
+    as_root=True,
+)
+def _exposed_files(one: Inspection) -> Iterator[Found]:
     folders: dict[Path, str] = {}
     secrets = one.layout.secrets.resolve()  # of what fetches
     for path, what in _secret_files(one):
@@ -213,8 +236,13 @@ def _exposed(path: Path, account: Account | None, *, fetched: bool) -> str:
     return ""
 
 
-def squid_cannot_read(one: Inspection) -> Iterator[Found]:
-    """Find files that Squid's account has to read, and cannot."""
+@critical(
+    "squid-cannot-read",
+    "Squid's account cannot read a file that it needs",
+    "Run `chgrp GROUP FILE` and `chmod g+r FILE`, with the group of Squid's account; `chmod o+x` for a folder.",
+    as_root=True,
+)
+def _squid_cannot_read(one: Inspection) -> Iterator[Found]:
     if one.account is None:
         return
     own = (one.layout.signing_cert, one.layout.signing_key, one.layout.program)
@@ -223,7 +251,12 @@ def squid_cannot_read(one: Inspection) -> Iterator[Found]:
         yield Found(f"closed at {closed}", str(path))
 
 
-def clock_off(one: Inspection) -> Iterator[Found]:
+@critical(
+    "clock-off",
+    "The clock is behind",
+    "Set the clock, such as by an NTP client. Certificates and `expires` go by it.",
+)
+def _clock_off(one: Inspection) -> Iterator[Found]:
     """Compare the clock with the CA, and with what the gateway wrote: a machine may have no NTP client to ask."""
     now = one.view.now
     try:
@@ -278,8 +311,12 @@ def _rotation_rules(one: Inspection) -> Iterator[RotationRule]:
                 ignores_others = ignores_others or rule.has("ignoreduplicates")
 
 
-def lost_by_logrotate(one: Inspection) -> Iterator[Found]:
-    """Find rules of logrotate by which records are lost."""
+@critical(
+    "logrotate-loses-records",
+    "logrotate loses lines of the access log",
+    "Rotate by renaming: remove copytruncate, and run `squid -k rotate` in postrotate.",
+)
+def _lost_by_logrotate(one: Inspection) -> Iterator[Found]:
     for rule in _rotation_rules(one):
         if rule.has("copytruncate"):
             yield Found("copytruncate: what is logged between the copy and the cut is lost", rule.place)
@@ -289,8 +326,12 @@ def lost_by_logrotate(one: Inspection) -> Iterator[Found]:
             yield Found("rotate 0: the log is deleted, not kept", rule.place)
 
 
-def few_days_kept(one: Inspection) -> Iterator[Found]:
-    """Find rules of logrotate that keep records for less than a week."""
+@info(
+    "logrotate-keeps-few-days",
+    "logrotate deletes records within a week",
+    "If the log is your audit, raise `rotate`: see squid/observe/RECORD.md.",
+)
+def _few_days_kept(one: Inspection) -> Iterator[Found]:
     for rule in _rotation_rules(one):
         if 0 < rule.days < _FEW_DAYS:
             yield Found(f"{quantity(round(rule.days), 'day')} of records", rule.place)
@@ -299,7 +340,14 @@ def few_days_kept(one: Inspection) -> Iterator[Found]:
 # --- Processes -------------------------------------------------------------------------------------------------------
 
 
-def service_not_running(one: Inspection) -> Iterator[Found]:
+@critical(
+    "service-not-running",
+    "A service beside Squid does not work",
+    "Run `./install.sh`, which starts it again. Its log: `journalctl -u`, or beside access.log.",
+    as_root=True,
+    running=True,
+)
+def _service_not_running(one: Inspection) -> Iterator[Found]:
     """Find an installed service beside Squid that does not work; conditions tell about those with a heartbeat."""
     listens = text_at(one.layout.service("exporter").applied).split(" ")[0]
     for name in sorted({*SERVICES} - {"maintenance", "secrets", "export"}):
@@ -320,8 +368,14 @@ def _unanswered(unit: Path, exporter: int | None) -> Iterator[Found]:
         yield Found(f"squidkeeper-exporter does not answer load balancers on {listens[1]}", str(unit))
 
 
-def few_descriptors_granted(one: Inspection) -> Iterator[Found]:
-    """Find a Squid that runs with fewer descriptors than it is configured for."""
+@warning(
+    "few-descriptors-granted",
+    "Squid runs with fewer descriptors than it is configured for",
+    "Raise LimitNOFILE of Squid's unit, or the hard limit (`ulimit -Hn`) of what starts it, and restart Squid.",
+    as_root=True,
+    running=True,
+)
+def _few_descriptors_granted(one: Inspection) -> Iterator[Found]:
     wanted, pid = one.last("max_filedescriptors"), one.squid.pid()
     if wanted is None or wanted.number is None or pid is None:
         return
@@ -332,7 +386,15 @@ def few_descriptors_granted(one: Inspection) -> Iterator[Found]:
                 yield Found(f"process {process.pid} has {granted} of {wanted.first}", wanted.place)
 
 
-def client_fills_descriptors(one: Inspection) -> Iterator[Found]:
+@warning(
+    "client-fills-descriptors",
+    "One machine can have nearly all connections",
+    "Raise the descriptors: LimitNOFILE of the unit, or `ulimit -Hn` of what starts it. Or lower the limit of a"
+    " client: `./install.sh` gives each its share of HAProxy's.",
+    as_root=True,
+    running=True,
+)
+def _client_fills_descriptors(one: Inspection) -> Iterator[Found]:
     """Find a limit of connections by which one machine, of three addresses, can have nearly all descriptors."""
     most, own = one.last("client_ip_max_connections"), one.last("max_filedescriptors")
     if own and own.number and (most is None or not 0 < 3 * 2 * (most.number or 0) < 0.8 * own.number):
@@ -361,7 +423,12 @@ def _descriptors(pid: int) -> int:
     return int(found[1]) if found else 0
 
 
-def open_proxy(one: Inspection) -> Iterator[Found]:
+@critical(
+    "open-proxy",
+    "The internet reaches the gateway, and any client is allowed",
+    "Name `clients` in the rules, or let Squid listen on an inner address: `./install.sh --listen ADDRESS:PORT`.",
+)
+def _open_proxy(one: Inspection) -> Iterator[Found]:
     """Find a gateway that the internet reaches, and whose policy allows any client.
 
     A port that requires a PROXY header serves load balancers alone: `proxy-protocol-open` finds one that serves others.
@@ -390,7 +457,15 @@ class AskedHelper:
         return f"squidkeeper {' '.join(self.command[1:4])}"
 
 
-def silent_helpers(one: Inspection) -> Iterator[Found]:
+@critical(
+    "helper-silent",
+    "A helper does not answer",
+    "Run its command as Squid's account, and read what it says. Where the program is damaged, run `./install.sh`.",
+    as_root=True,
+    running=True,
+    in_setup=True,
+)
+def _silent_helpers(one: Inspection) -> Iterator[Found]:
     """Ask each helper of ours a question, all at a time, as Squid's account, with a state folder of their own."""
     helpers = [*_helpers(one)]
     with tempfile.TemporaryDirectory(prefix="squidkeeper-doctor-") as folder, ThreadPoolExecutor() as pool:
@@ -402,7 +477,16 @@ def silent_helpers(one: Inspection) -> Iterator[Found]:
                 yield Found(f"{helper.name}: {problem}", helper.place)
 
 
-def stopped_helper_stays(one: Inspection) -> Iterator[Found]:
+@critical(
+    "stopped-helper-stays",
+    "A helper that is stopped is not ended, and its clients wait for ever",
+    "Run `systemctl restart squidkeeper-exporter`, or install.sh again: the exporter ends such helpers. Its log"
+    " says why it does not.",
+    as_root=True,
+    running=True,
+    in_setup=True,
+)
+def _stopped_helper_stays(one: Inspection) -> Iterator[Found]:
     """Start a helper as Squid does, stop it before it does anything, and see whether the exporter ends it."""
     helper = next((helper for helper in _helpers(one) if "--state" in helper.command), None)
     if helper is None or not InstalledService("exporter", one.layout, one.squid.systemd).works():
