@@ -401,10 +401,7 @@ EXPORT_UP = Metric(
     ("export",),
 )
 EXPORT_RECORDS = Metric(
-    "squidkeeper_export_records_total",
-    _COUNTER,
-    "Records that the receiver of this export has taken.",
-    ("export",),
+    "squidkeeper_export_records_total", _COUNTER, "Records that the receiver of this export has taken.", ("export",)
 )
 EXPORT_DOUBLED = Metric(
     "squidkeeper_export_doubled_total",
@@ -426,10 +423,7 @@ EXPORT_LOST = Metric(
     ("export",),
 )
 EXPORT_BACKLOG = Metric(
-    "squidkeeper_export_backlog_bytes",
-    _GAUGE,
-    "Bytes of the access log that were not sent yet.",
-    ("export",),
+    "squidkeeper_export_backlog_bytes", _GAUGE, "Bytes of the access log that were not sent yet.", ("export",)
 )
 EXPORT_WAITING = Metric(
     "squidkeeper_export_waiting_seconds",

@@ -108,11 +108,7 @@ def _until(token: Token, now: datetime) -> str:
 
 def _described(one: Client, now: datetime) -> dict[str, Any]:
     tokens = [
-        {
-            "id": token.id,
-            "expires": token.expires.isoformat() if token.expires else None,
-            "expired": token.lapsed(now),
-        }
+        {"id": token.id, "expires": token.expires.isoformat() if token.expires else None, "expired": token.lapsed(now)}
         for token in one.tokens or ()
     ]
     return {"name": one.name, "networks": [str(network) for network in one.networks or ()], "tokens": tokens}

@@ -397,11 +397,7 @@ def _json(found: Explanation, missing: str | None) -> str:
             },
             "default_observes": found.default_observes is not None,
             "rewrite": rewritten
-            and {
-                "name": rewritten.rewrite.name,
-                "url": str(rewritten.url),
-                "redirect": rewritten.rewrite.redirect,
-            },
+            and {"name": rewritten.rewrite.name, "url": str(rewritten.url), "redirect": rewritten.rewrite.redirect},
             "credentials": [credential.name for credential in decision.credentials],
             "secrets": {secret.name: str(secret.source) for secret in found.secrets},
             "strip": decision.strip.headers if decision.strip else [],

@@ -36,12 +36,7 @@ _FORMATS = ("table", "csv", "json", "parquet")
     type=click.Path(path_type=Path),
     help="Write to a new file, mode 0640; needed for parquet.",
 )
-def query(
-    sql: str,
-    read: TableOptions,
-    form: str,
-    output: Path | None,
-) -> None:
+def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
     """Run one SELECT of DuckDB over the tables `requests` and `records`.
 
     They hold the archive, the rotated access logs, and /var/log/squid/access.log; or FILEs: logs, also compressed, `-`

@@ -31,13 +31,7 @@ if TYPE_CHECKING:
 @options.file_option("--access-log", options.DEFAULT_LOG, "With --judge: Squid's access log.")
 @options.archive_option("With --judge: the archive.", default=None)
 def reload(
-    directory: Path,
-    state: Path,
-    forces: bool,
-    as_json: bool,
-    judge: str | None,
-    access_log: Path,
-    archive: Path | None,
+    directory: Path, state: Path, forces: bool, as_json: bool, judge: str | None, access_log: Path, archive: Path | None
 ) -> None:
     """Show whether the policy on disk is in force, and what the reload gate says about an edit; or accept the edit.
 

@@ -41,13 +41,7 @@ if TYPE_CHECKING:
 @click.option("--markdown", is_flag=True, help="Print Markdown, for a pull request.")
 @state_option("The state folder: the policy in force, and the revisions that are stored.")
 def replay(
-    read: TableOptions,
-    new: str,
-    old: str | None,
-    allow_denials: int,
-    as_json: bool,
-    markdown: bool,
-    state: Path,
+    read: TableOptions, new: str, old: str | None, allow_denials: int, as_json: bool, markdown: bool, state: Path
 ) -> None:
     """Judge recorded requests by a policy that is not in force yet, and show what it would deny, open or change.
 

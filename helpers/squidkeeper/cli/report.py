@@ -32,13 +32,7 @@ _STDOUT = Path("-")
 @state_option(
     "Check for drift with the revisions in this state folder; as installed, /var/lib/squidkeeper.", default=None
 )
-def report(
-    read: TableOptions,
-    html: Path | None,
-    as_json: bool,
-    directory: Path,
-    state: Path | None,
-) -> None:
+def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path, state: Path | None) -> None:
     """Report on a period: clients and hosts, denials and their retries, new hosts, failures, credentials and drift.
 
     FILEs are access logs, also rotated and compressed, and archived parts; `-` is standard input. Without FILE, the

@@ -47,13 +47,7 @@ if TYPE_CHECKING:
 )
 @state_option("The state folder: the policy in force, and the revisions that are stored.")
 def tighten(
-    read: TableOptions,
-    named: str | None,
-    min_days: int,
-    as_json: bool,
-    as_diff: bool,
-    output: Path | None,
-    state: Path,
+    read: TableOptions, named: str | None, min_days: int, as_json: bool, as_diff: bool, output: Path | None, state: Path
 ) -> None:
     """Show what of a policy nobody used: rules, what of each rule, clients, lists, credentials.
 

@@ -96,10 +96,7 @@ PROGRAMS = (
         ("CURL_CA_BUNDLE", "SSL_CERT_FILE"),
     ),
     ProbedProgram(
-        "wget",
-        "wget",
-        f'wget -S -T 20 -t 1 --content-on-error -O "$TMP/body" "$URL"; got=$?; {_BODY}; exit $got',
-        (),
+        "wget", "wget", f'wget -S -T 20 -t 1 --content-on-error -O "$TMP/body" "$URL"; got=$?; {_BODY}; exit $got', ()
     ),
     ProbedProgram("python", "python3", f"python3 -c '{_URLLIB}' \"$URL\"", ("SSL_CERT_FILE",)),
     ProbedProgram("requests", "python3", f"python3 -c '{_REQUESTS}' \"$URL\"", ("REQUESTS_CA_BUNDLE",)),

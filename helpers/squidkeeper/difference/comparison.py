@@ -206,11 +206,7 @@ class _Run:
         kept = [*(source.rules[at] for at in rules), *(source.grants[at] for at in grants)]
         if any(rewrites for _, _, rewrites, _, _ in host.positions):
             return [*kept, *source.rewrites, *source.credentials, *source.upstreams]
-        return [
-            *kept,
-            *(source.credentials[at] for at in credentials),
-            *(source.upstreams[at] for at in upstreams),
-        ]
+        return [*kept, *(source.credentials[at] for at in credentials), *(source.upstreams[at] for at in upstreams)]
 
     def _moments_of(self, entries: Sequence[Sequence[AnyEntry]]) -> Iterator[frozenset[int]]:
         """Join the moments at which the same of these entries, and of the tokens, hold."""

@@ -34,11 +34,7 @@ class DifferenceReport:
 
 
 def report(
-    policies: tuple[CompiledPolicy, CompiledPolicy],
-    names: tuple[str, str],
-    at: datetime,
-    *,
-    is_ceiling: bool = False,
+    policies: tuple[CompiledPolicy, CompiledPolicy], names: tuple[str, str], at: datetime, *, is_ceiling: bool = False
 ) -> DifferenceReport:
     """Compare two policies; of a ceiling, what the new one opens beyond it."""
     old, new = policies

@@ -81,11 +81,7 @@ def _policy_not_included(one: Inspection) -> Iterator[Found]:
         yield Found(f"include {one.layout.fragment} is missing", str(one.layout.conf))
 
 
-@critical(
-    "allowed-ahead-of-policy",
-    "Requests are allowed before the policy is asked",
-    _LOCAL,
-)
+@critical("allowed-ahead-of-policy", "Requests are allowed before the policy is asked", _LOCAL)
 def _allowed_ahead(one: Inspection) -> Iterator[Found]:
     """Find an allow that is ahead of the policy. Only the exporter's own request is meant to pass there."""
     for directive in one.ahead:
@@ -157,11 +153,7 @@ def _first_step(one: Inspection) -> set[str]:
     return {name for name, values in steps.items() if values == {"SslBump1"}}
 
 
-@critical(
-    "credentials-cached",
-    "Answers that a credential opened can be cached and served to others",
-    _INSTALL,
-)
+@critical("credentials-cached", "Answers that a credential opened can be cached and served to others", _INSTALL)
 def _cached_credentials(one: Inspection) -> Iterator[Found]:
     """Find missing lines that keep what a credential opened out of the cache, and what is allowed ahead of them."""
     part = one.layout.parts / f"{Part.CREDENTIALS}.conf"
@@ -218,11 +210,7 @@ def _counter_unlike_lines(one: Inspection) -> Iterator[Found]:
         yield Found("stats_collection deny sk_scrape is missing", str(one.layout.conf))
 
 
-@critical(
-    "client-header-kept",
-    "The client's own copy of a header that can be injected is let through",
-    _LOCAL,
-)
+@critical("client-header-kept", "The client's own copy of a header that can be injected is let through", _LOCAL)
 def _client_headers_kept(one: Inspection) -> Iterator[Found]:
     yield from _headers_allowed_ahead(one, (*one.injected, "all", "other"))
 
@@ -303,9 +291,7 @@ def _kept_answers(one: Inspection) -> Iterator[Found]:
 
 
 @warning(
-    "rewriter-bypassed",
-    "Squid goes past a busy rewriter, and denies the request then",
-    "Set `url_rewrite_bypass off`.",
+    "rewriter-bypassed", "Squid goes past a busy rewriter, and denies the request then", "Set `url_rewrite_bypass off`."
 )
 def _rewriter_bypassed(one: Inspection) -> Iterator[Found]:
     yield from _switched_on(one, "url_rewrite_bypass")
@@ -471,9 +457,7 @@ def _two_resolvers(one: Inspection) -> Iterator[Found]:
 
 
 @warning(
-    "error-pages-not-ours",
-    "Clients get other error pages than squidkeeper's",
-    "Remove your error_directory line.",
+    "error-pages-not-ours", "Clients get other error pages than squidkeeper's", "Remove your error_directory line."
 )
 def _other_error_pages(one: Inspection) -> Iterator[Found]:
     directive = one.last("error_directory")
@@ -482,11 +466,7 @@ def _other_error_pages(one: Inspection) -> Iterator[Found]:
         yield Found(f"expected error_directory {one.layout.errors}", place)
 
 
-@critical(
-    "no-access-log",
-    "Requests are not logged where squidkeeper reads them",
-    _INSTALL,
-)
+@critical("no-access-log", "Requests are not logged where squidkeeper reads them", _INSTALL)
 def _no_record(one: Inspection) -> Iterator[Found]:
     expected = {f"stdio:{one.layout.access_log}", str(one.layout.access_log), f"daemon:{one.layout.access_log}"}
     logs = [line.words for line in one.named("access_log")]
@@ -511,11 +491,7 @@ def _logs_what_is_watched_for(one: Inspection) -> Iterator[Found]:
             yield Found(f"squidkeeper's access_log line with {acl} is missing", str(one.layout.conf))
 
 
-@warning(
-    "few-descriptors",
-    "Squid can have few connections",
-    "Set `max_filedescriptors 16384`.",
-)
+@warning("few-descriptors", "Squid can have few connections", "Set `max_filedescriptors 16384`.")
 def _few_descriptors(one: Inspection) -> Iterator[Found]:
     directive = one.last("max_filedescriptors")
     if directive is None:
@@ -548,9 +524,7 @@ def _worker_port_shared(one: Inspection) -> Iterator[Found]:
 
 
 @warning(
-    "rendered-lines-outdated",
-    "Squid's configuration is of another version than the program, or was edited",
-    _INSTALL,
+    "rendered-lines-outdated", "Squid's configuration is of another version than the program, or was edited", _INSTALL
 )
 def _outdated_lines(one: Inspection) -> Iterator[Found]:
     """Find files of Squid's configuration that differ from what this gateway's templates give, or that are missing."""

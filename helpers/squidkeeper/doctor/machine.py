@@ -252,9 +252,7 @@ def _squid_cannot_read(one: Inspection) -> Iterator[Found]:
 
 
 @critical(
-    "clock-off",
-    "The clock is behind",
-    "Set the clock, such as by an NTP client. Certificates and `expires` go by it.",
+    "clock-off", "The clock is behind", "Set the clock, such as by an NTP client. Certificates and `expires` go by it."
 )
 def _clock_off(one: Inspection) -> Iterator[Found]:
     """Compare the clock with the CA, and with what the gateway wrote: a machine may have no NTP client to ask."""

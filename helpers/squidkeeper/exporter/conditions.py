@@ -559,11 +559,7 @@ _critical("ca-expires-now", "0m", "The CA, or its intermediate, expires within d
 
 
 @_critical(
-    "ca-expired",
-    None,
-    "The CA, or its intermediate, has expired, and no https passes",
-    _CA_REMEDY,
-    unhealthy=True,
+    "ca-expired", None, "The CA, or its intermediate, has expired, and no https passes", _CA_REMEDY, unhealthy=True
 )
 def _ca_expired(view: Snapshot) -> Iterator[str]:
     end = view.certificate.not_after

@@ -163,11 +163,7 @@ def _about_fetching(status: SecretStatus | None, now: datetime) -> str:
     """Say when a secret was fetched, is fetched next and expires, and why the last fetch failed."""
     if status is None:
         return "not fetched yet"
-    times = (
-        ("fetched", status.last_success),
-        ("next fetch", status.next_fetch),
-        ("expires", status.expires_at),
-    )
+    times = (("fetched", status.last_success), ("next fetch", status.next_fetch), ("expires", status.expires_at))
     said = [f"{what} {ago(datetime.fromtimestamp(at, UTC), now)}" for what, at in times if at is not None]
     said += [f"the last fetch failed: {status.failure}"] if status.failure else []
     return ", ".join(said) or "not fetched yet"

@@ -97,10 +97,7 @@ def checked_out(repository: FleetRepository) -> Iterator[Checkout]:
         if not inside.resolve().is_relative_to(clone.resolve()) or not inside.is_dir():
             raise EditRefused(f"{repository.url} has no folder {repository.folder!r}: name it by --path")
         shutil.copytree(inside, policy, ignore=shutil.ignore_patterns(".git", FLEET_GRANTS))
-        for there, here in (
-            (inside / FLEET_GRANTS, grants_file(policy)),
-            (local_file(inside), local_file(policy)),
-        ):
+        for there, here in ((inside / FLEET_GRANTS, grants_file(policy)), (local_file(inside), local_file(policy))):
             if there.is_file():
                 shutil.copyfile(there, here)
         yield Checkout(repository, clone, policy, allowed_signers)

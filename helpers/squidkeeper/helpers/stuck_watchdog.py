@@ -29,10 +29,7 @@ class StuckWatchdog:
     """
 
     def __init__(
-        self,
-        at: Callable[[], object],
-        every_seconds: float = 1.0,
-        silent_seconds: float = _SILENT_SECONDS,
+        self, at: Callable[[], object], every_seconds: float = 1.0, silent_seconds: float = _SILENT_SECONDS
     ) -> None:
         self._at = at
         self._every_seconds = every_seconds

@@ -40,11 +40,7 @@ def conflicts(policy: Policy) -> Iterator[Fault]:
 
 
 _LEFT_OUT = ", expected it left out, or every header in 'headers'"
-_NO_HEADER_BESIDE = {
-    "headers": _LEFT_OUT,
-    "parameters": _LEFT_OUT,
-    "aws_sigv4": ": a signature has its own headers",
-}
+_NO_HEADER_BESIDE = {"headers": _LEFT_OUT, "parameters": _LEFT_OUT, "aws_sigv4": ": a signature has its own headers"}
 
 
 def _beside_faults(document: Document, entry: Mapping[str, object], steps: tuple[str | int, ...]) -> Iterator[Fault]:

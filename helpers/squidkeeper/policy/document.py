@@ -517,13 +517,7 @@ _KEYS_OF_PRIVATE = frozenset(
     github_app app_id installation_id private_key repositories permissions api_url
     """.split()  # noqa: SIM905 - one a line is longer
 )
-_MEANINGS = {
-    "null": _NULL,
-    "bool": "true or false",
-    "int": "a number",
-    "float": "a number",
-    "timestamp": "a time",
-}
+_MEANINGS = {"null": _NULL, "bool": "true or false", "int": "a number", "float": "a number", "timestamp": "a time"}
 _INDICATORS = ("*", "&", "!", "%", "@", "`")
 _OF_INDENTATION = (
     "did not find expected '-' indicator",

@@ -97,12 +97,7 @@ class FaultCode(StrEnum):
 
 
 SECRET_UNAVAILABLE = frozenset(
-    {
-        FaultCode.SECRET_UNSET,
-        FaultCode.SECRET_EMPTY,
-        FaultCode.SECRET_UNREADABLE,
-        FaultCode.SECRET_INVALID,
-    }
+    {FaultCode.SECRET_UNSET, FaultCode.SECRET_EMPTY, FaultCode.SECRET_UNREADABLE, FaultCode.SECRET_INVALID}
 )
 
 

@@ -169,12 +169,7 @@ def _compile_long(path: Path, digest: str, cached: Path | None, lock: int | None
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     with suppress(OSError):
         subprocess.run(  # noqa: S603 - our own module
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(lock,),
-            check=False,
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(lock,), check=False
         )
     return _read_cached(cached)
 

@@ -20,11 +20,7 @@ from squidkeeper.table.spill import QUERY_ACCOUNT
 def lock(database: Database, readable: Iterable[Path]) -> None:
     """Close DuckDB's access to files, except these, and its settings, for the rest of the connection."""
     files = ", ".join(name for path in readable for name in (quoted(path), quoted_literally(path)))
-    for setting in (
-        f"allowed_paths = [{files}]",
-        "enable_external_access = false",
-        "lock_configuration = true",
-    ):
+    for setting in (f"allowed_paths = [{files}]", "enable_external_access = false", "lock_configuration = true"):
         database.connection.execute(f"SET {setting}")
 
 

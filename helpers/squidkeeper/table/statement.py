@@ -14,7 +14,7 @@ from squidkeeper.table.columns import NAMES
 
 _NODES: Final = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 _FUNCTIONS: Final = {  # that give rows, and read no file
-    *("range", "generate_series", "unnest", "json_each", "json_tree", "histogram", "histogram_values", "summary"),
+    *("range", "generate_series", "unnest", "json_each", "json_tree", "histogram", "histogram_values", "summary")
 }
 _KINDS: Final = {"MULTI": "a PIVOT without IN (…), which is several statements"}
 _TABLES: Final = frozenset({"requests", "records"})

@@ -128,11 +128,7 @@ def _without_rule(record: Record, known: Surroundings) -> Detail:
     reason = found.decision.reason if found and not found.decision.location else None
     passed = found.passed_over if found else []
     opened = _opening(record, policy, "add this rule", known)
-    facts = {
-        "nearest": _nearest(passed),
-        "reason": _stated(reason),
-        **opened.facts,
-    }
+    facts = {"nearest": _nearest(passed), "reason": _stated(reason), **opened.facts}
     nearest = [{"rule": one.entry.name, "location": place(one.entry.location), "fields": one.fields} for one in passed]
     return Detail(facts, {"rule": "default", "location": None, "passed_over": nearest, **opened.values})
 
