@@ -19,7 +19,6 @@ import pytest
 from click.testing import CliRunner
 
 from squidkeeper.cli import main
-from squidkeeper.policy.model import VERDICT_NAMES
 from squidkeeper.policy_store.loading import load_sources
 from squidkeeper.policy_store.revisions import store_revision
 from squidkeeper.policy_store.sources import read_sources
@@ -30,7 +29,6 @@ from squidkeeper.report import figures
 from squidkeeper.report.builder import COLUMNS, build_report
 from squidkeeper.report.page import page
 from squidkeeper.report.period import Period
-from squidkeeper.report.reasons import BUILT_IN_REASONS
 from squidkeeper.table.sources import TableSources
 from squidkeeper.table.table import open_table
 
@@ -296,10 +294,6 @@ def test_what_is_not_in_the_figures_is_named() -> None:
         ("connections that ended without a request", 1),
         ("invalid lines", 4),
     }
-
-
-def test_every_verdict_that_is_no_rules_has_a_reason() -> None:
-    assert set(BUILT_IN_REASONS) == VERDICT_NAMES
 
 
 # --- the page -------------------------------------------------------------------------------------------------------

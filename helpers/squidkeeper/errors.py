@@ -1,43 +1,4 @@
-"""Every error of squidkeeper, on the ground floor so that each room can raise them.
-
-    SquidkeeperError
-    ├── InvalidUrl        a request target, host or port that no rule may be asked about
-    ├── InvalidLine       a line from Squid that is not what squid.conf makes it
-    ├── InvalidRecord     a line that is no line of the record of requests
-    ├── QueryRefused      a user's SQL that is no SELECT, does more than read, or fails
-    ├── UnreadableLog     an access log that cannot be read: damaged, or of a form that is not known
-    ├── InvalidEntry      a line of an archive's chain, or its head, that is none
-    ├── InvalidArchiveKey a key that seals or verifies no archive
-    ├── ArchiveFailed     a rotated log that cannot be archived; says why
-    ├── ArchiveInUse      an archive that another run is changing
-    ├── StateInUse        a state folder that another process of the same kind uses
-    ├── StoreFailed       an object store that an archive cannot be copied to, or read from
-    │   └── ObjectTooLarge  what a gateway has put there is more than is read into memory, or than a disk has room for
-    ├── ListenFailed      an address that the exporter cannot listen on
-    ├── ResolverFailed    the resolver that Squid asks cannot be set up
-    ├── TlsPortFailed     HAProxy, which takes clients for Squid, does not answer or does not take its certificate
-    ├── WebhookFailed     people cannot be told that questions wait; shows neither URL nor key
-    ├── NotInstalled      a place without a gateway; says what is missing
-    ├── DemoFailed        a step of the demonstration that cannot be done, or whose result is unexpected
-    ├── InvalidSetting    a proxy, path or host that a client's variables cannot hold
-    ├── ExtraMissing      an optional part whose packages are not installed; names the command that installs them
-    ├── EditRefused       an edit of the policy by a command that was not made; says why
-    ├── FleetFailed       a file of a fleet that is wrong; names each place
-    ├── SetupFailed       an installation that cannot go on; carries what to do
-    ├── PullFailed        a source that no policy can be pulled from now
-    ├── PullRefused       a version of a pulled policy that is not put in place; says why
-    ├── ReplyTooLong      a reply over the bound that keeps Squid's read buffer whole
-    ├── LeafRefused       a certificate of a host that is not made
-    ├── SealedTokenRefused a sealed token that is not used; says why, and nothing of what it holds
-    ├── SigningRefused    a request that cannot be signed from its head; says why
-    ├── PatternError      a host, path, port or query pattern that cannot be understood
-    ├── PolicyError       a policy that does not load; carries every fault
-    ├── InvalidExport     an export that cannot be started: its options, its file, or what these name
-    ├── DeliveryFailed    records that a receiver has not taken; a later attempt may succeed
-    ├── MessagesRefused   messages that a receiver refuses for what they hold
-    ├── SourceFailed      a source of a secret that gave no usable value; never shows what it answered
-    ├── CountsUnavailable the counts of quotas cannot be read or written; says why
-    └── SecretUnavailable a credential's value is unavailable; names the secret, never shows it
+"""Every error of squidkeeper, on the ground floor so that each room can raise them. Each says what its text holds.
 
 A denial is not an error: it is a `Decision` with its reason.
 """

@@ -115,14 +115,16 @@ def _past_policies(state: Path | None) -> PastPolicies | None:
 
 def _reasons(directory: Path) -> Mapping[str, str | None]:
     from squidkeeper.errors import PolicyError
+    from squidkeeper.policy.model import BUILT_IN_REASONS
     from squidkeeper.policy_store.loading import load
-    from squidkeeper.report.reasons import BUILT_IN_REASONS, rule_reasons
 
     try:
-        return rule_reasons(load(directory, datetime.now(UTC)).compiled.source)
+        policy = load(directory, datetime.now(UTC)).compiled.source
     except PolicyError:
         click.echo(f"{directory} does not load: the reasons of its rules are left out", err=True)
         return BUILT_IN_REASONS
+    default = {"default": policy.default_reason} if policy.default_reason else {}
+    return {**BUILT_IN_REASONS, **default, **{rule.name: rule.reason for rule in policy.rules_and_grants}}
 
 
 def _write(found: Report, html: Path | None, *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Self
+from typing import Final, Self
 
 from squidkeeper.policy.exact_urls import ExactUrl
 from squidkeeper.policy.faults import Location
@@ -24,26 +24,25 @@ from squidkeeper.policy.schedules import Schedule
 from squidkeeper.policy.secret_sources import NamedSecret
 from squidkeeper.url import Address, Host
 
-VERDICT_NAMES = frozenset(
-    {
-        "default",
-        "authority-mismatch",
-        "ambiguous-path",
-        "private-address",
-        "invalid-request",
-        "credential-unavailable",
-        "sealed-token-refused",
-        "policy-unavailable",
-        "not-rendered",
-        "secret-leaving",
-        "placeholder-misdirected",
-        "header-too-long",
-        "login-refused",
-        "ticket-page",
-        "quota",
-        "tunnel-outdated",
-    }
-)
+BUILT_IN_REASONS: Final[Mapping[str, str]] = {
+    "default": "No rule matches.",
+    "login-refused": "The token of the login was revoked or has expired.",
+    "authority-mismatch": "Tunnel, SNI and request name different hosts or ports.",
+    "ambiguous-path": "Servers may read the path in different ways, with different decisions.",
+    "private-address": "The host is, or resolves to, an address of a private network.",
+    "invalid-request": "No rule can allow such a request.",
+    "credential-unavailable": "The value of a credential was unavailable.",
+    "sealed-token-refused": "A sealed token was presented elsewhere than it is for, had expired, or was altered.",
+    "secret-leaving": "The request held a value that must not leave the gateway.",
+    "placeholder-misdirected": "The request held the placeholder of a credential that is not for it.",
+    "ticket-page": "The gateway has no such page for this client.",
+    "quota": "A quota was used up, or could not be counted.",
+    "header-too-long": "URL and headers were too long to be read.",
+    "policy-unavailable": "No helper replied, or the helper had no policy.",
+    "not-rendered": "Squid's configuration lacks lines that the policy needs.",
+    "tunnel-outdated": "The policy had changed since the tunnel was opened.",
+}
+VERDICT_NAMES = frozenset(BUILT_IN_REASONS)
 
 SHORTEST_WATCHED = 8  # characters of a value that requests are searched for; shorter ones are in many requests
 _HEADER_KEY_LENGTH = 8
