@@ -28,8 +28,7 @@ from squidkeeper.errors import SecretUnavailable, SourceFailed
 from squidkeeper.fetching.command import checked_program, parse_output
 from squidkeeper.fetching.oauth2 import parse_token
 from squidkeeper.fetching.process import Fetching
-from squidkeeper.fetching.renewal import FetchedSecret, Renewal
-from squidkeeper.fetching.schedule import renewal_seconds, retry_seconds
+from squidkeeper.fetching.renewal import FetchedSecret, Renewal, renewal_seconds, retry_seconds
 from squidkeeper.fetching.times import parse_expires_at, parse_expires_in
 from squidkeeper.policy.faults import Location
 from squidkeeper.policy.model import Policy

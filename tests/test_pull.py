@@ -37,9 +37,8 @@ from squidkeeper.pulling import bundle, git_repository, judgement, policy_files,
 from squidkeeper.pulling.commits import split_commit
 from squidkeeper.pulling.judgement import Used
 from squidkeeper.pulling.policy_files import Version
-from squidkeeper.pulling.puller import Puller
+from squidkeeper.pulling.puller import Puller, WhatCounts, what_counts
 from squidkeeper.pulling.reading import VersionToRead, read_version, read_version_apart
-from squidkeeper.pulling.refusals import WhatCounts, what_counts
 from squidkeeper.pulling.versions import Versions
 
 from .conftest import NOW

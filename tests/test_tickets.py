@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.tickets.holders import PLACES, Holder, holder_of
-from squidkeeper.tickets.settling import settle
+from squidkeeper.tickets.judgement import settle
 from squidkeeper.tickets.store import (
     _PAGES_AT_MOST,
     FOLDER,

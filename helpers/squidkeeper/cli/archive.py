@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -77,9 +81,7 @@ def run(
     Exit status: 1 if a log could not be archived; the next run tries again.
     """
     if every is not None:
-        from squidkeeper.archive.schedule import repeat
-
-        repeat(_without_every(sys.argv[sys.argv.index("run") + 1 :]), every)
+        _repeat(_without_every(sys.argv[sys.argv.index("run") + 1 :]), every)
     import duckdb  # noqa: F401 - while this process may still read where it is installed
 
     from squidkeeper.archive.archiver import Archiver
@@ -207,3 +209,22 @@ def list_days(archive: Path, as_json: bool) -> None:
 
 archive.add_command(fetch)
 archive.add_command(verify)
+
+
+def _repeat(arguments: Sequence[str], seconds: float) -> NoReturn:
+    """Run `squidkeeper archive run` with these arguments every so many seconds, until SIGTERM."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _end)
+    while True:
+        program = ("nice", "-n", "19", sys.executable, "-I", "-m", "squidkeeper")  # Squid and its helpers go first
+        command = (*program, "archive", "run", *arguments)
+        with subprocess.Popen(command) as child:  # noqa: S603 - our own arguments
+            try:
+                child.wait()
+            finally:
+                child.terminate()
+        time.sleep(seconds)
+
+
+def _end(*_: object) -> NoReturn:
+    raise SystemExit(0)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from squidkeeper.cli.log_output import WantedRequests, report_invalid, write
-from squidkeeper.errors import UnreadableLog
+from squidkeeper.errors import InvalidRecord, UnreadableLog
 from squidkeeper.record import listing
 from squidkeeper.record.filters import of_period
 from squidkeeper.record.log_file import open_log
 from squidkeeper.record.log_files import read_failure
-from squidkeeper.record.record_reader import LoggedRecord, RecordReader
+from squidkeeper.record.record import Record, parse_timed_record
 from squidkeeper.record.tunnels import is_opened_tunnel
 
 if TYPE_CHECKING:
     from squidkeeper.record.drift import DriftChecker, Finding
     from squidkeeper.record.follower import Follower
     from squidkeeper.record.record import Record
+
 
 _POLL_SECONDS = 0.25
 
@@ -106,3 +109,27 @@ _TEXTS = {  # (drift, JSON)
     (True, False): FollowedLog._finding_rows,
     (True, True): FollowedLog._json_findings,
 }
+
+
+class LoggedRecord(NamedTuple):
+    """A record and its line."""
+
+    line: bytes
+    record: Record
+
+
+@dataclass(slots=True)
+class RecordReader:
+    """Parses lines, and counts those that are invalid."""
+
+    invalid: int = 0
+    first_invalid: str = ""  # why it is
+
+    def parse(self, lines: Iterable[bytes]) -> Iterator[LoggedRecord]:
+        """Yield the records among lines."""
+        for line in lines:
+            try:
+                yield LoggedRecord(line, parse_timed_record(line))
+            except InvalidRecord as error:
+                self.invalid += 1
+                self.first_invalid = self.first_invalid or str(error)

@@ -1,15 +1,19 @@
 """The formats of an export (floor 7): one row each."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+from urllib.parse import quote
+
+import msgspec
 
 from squidkeeper.export import cef, ecs, json_lines, ocsf, otlp
-from squidkeeper.export.leaving import leaving, shortened
 from squidkeeper.export.notices import ArchiveHead, Gap, Notice, archive_head_notice, gap_notice
 from squidkeeper.export.options import ExportOptions
-from squidkeeper.record.record import Record
+from squidkeeper.record.record import LENGTHS, NONE, Record, decode_field
+from squidkeeper.record.urls import redacted_url
 from squidkeeper.url import RECORDED_URL_LENGTH
 
 _SHORTEST: Final = 16  # characters that are left of a text in any case
@@ -75,3 +79,34 @@ class MessageEncoder:
     def body(self, messages: Sequence[bytes]) -> bytes:
         """Write messages as the body of one request over https."""
         return self._format.body(messages, self._options)
+
+
+_PLAIN: Final = re.compile(r"https?://[^/\\?#\s]", re.IGNORECASE)
+_UNESCAPED: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%<>\\')
+
+
+def leaving(record: Record, *, full_urls: bool) -> Record:
+    """Return a record without what must not leave."""
+    return msgspec.structs.replace(
+        record,
+        url=record.url if full_urls else redacted_url(record.url),
+        fetched=record.fetched if full_urls else _changed(record.fetched, redacted_url),
+        referrer=_changed(record.referrer, redacted_url) if _is_plain(record.referrer) else NONE,
+    )
+
+
+def shortened(record: Record, characters: int) -> Record:
+    """Cut off each text that others choose at a number of characters. An escape may be cut too, as Squid does it."""
+    cut = {name: value[:characters] for name in LENGTHS if len(value := getattr(record, name)) > characters}
+    return msgspec.structs.replace(record, **cut)
+
+
+def _changed(field: str, change: Callable[[str], str]) -> str:
+    url = decode_field(field)
+    return NONE if url is None else quote(change(url), safe=_UNESCAPED)
+
+
+def _is_plain(referrer: str) -> bool:
+    """Tell whether a referrer is an http(s) URL, and not cut off so early that a password in it does not end in `@`."""
+    url = decode_field(referrer) or ""
+    return bool(_PLAIN.match(url)) and (len(referrer) < LENGTHS["referrer"] or "/" in url.partition("://")[2])

@@ -7,7 +7,7 @@ from typing import Final
 
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.grant_uses import GrantUses
-from squidkeeper.tickets.settling import settle
+from squidkeeper.tickets.judgement import settle
 from squidkeeper.tickets.store import TicketStore
 
 _AT_ONCE: Final = 1_000  # questions: some 50 ms

@@ -14,13 +14,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from squidkeeper.atomic_write import replace
 from squidkeeper.credentials import SecretStore
+from squidkeeper.credentials.fetch_status import FILE, SecretStatus, format_fetch_report
 from squidkeeper.credentials.fetched_values import FOLDER, VALUE_SUFFIX, value_file
 from squidkeeper.fetching.refresh_tokens import SUFFIX
 from squidkeeper.fetching.renewal import FetchedSecret, Renewal
-from squidkeeper.fetching.report import FetchReport
 from squidkeeper.policy.secret_sources import NamedSecret, fetched_secrets, source_key
 from squidkeeper.policy_store.policy_watcher import PolicyWatcher
+
+
+class FetchReport:
+    """Writes the file: whole when something has changed, else only its modification time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
+        self._written = b""
+
+    def write(self, secrets: Mapping[str, SecretStatus], problem: str = "") -> None:
+        """Write the heartbeat and the report; OSError if the file cannot be written."""
+        content = format_fetch_report(secrets, problem)
+        if content == self._written and self._file.exists():
+            os.utime(self._file)
+            return
+        replace(self._file, content)
+        self._written = content
+
 
 _CHECK_EVERY_SECONDS: Final = 0.2
 _REPORT_EVERY_SECONDS: Final = 1.0

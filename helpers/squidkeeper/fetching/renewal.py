@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from squidkeeper import atomic_write
 from squidkeeper.credentials import SecretStore
@@ -21,7 +21,6 @@ from squidkeeper.fetching.github_app import fetch_installation_token
 from squidkeeper.fetching.https import SECONDS, tls_context
 from squidkeeper.fetching.oauth2 import fetch_token
 from squidkeeper.fetching.refresh_tokens import RefreshTokens
-from squidkeeper.fetching.schedule import renewal_seconds, retry_seconds
 from squidkeeper.policy.secret_sources import CommandSource, FetchedSource, GitHubAppSource, OAuth2Source
 
 T = TypeVar("T")
@@ -171,3 +170,24 @@ def _status_before(secret: FetchedSecret, folder: Path) -> SecretStatus:
     except (OSError, ValueError):
         return SecretStatus(str(secret.source))
     return SecretStatus(str(secret.source), fetched, expires_at=value.expires_at)
+
+
+_EARLIEST, _LATEST = 0.6, 0.8  # of the lifetime of a value
+_SHORTEST_SECONDS: Final = 1.0
+_LONGEST_RETRY_SECONDS: Final = 60.0
+_DOUBLINGS_AT_MOST: Final = 10
+
+
+def renewal_seconds(lifetime: float | None, refresh: float, chance: float) -> float:
+    """Tell in how many seconds to renew a value that was just fetched.
+
+    `lifetime` is what its source says; without one, the source is asked again after `refresh`.
+    """
+    share = _EARLIEST + (_LATEST - _EARLIEST) * chance
+    return max(_SHORTEST_SECONDS, refresh * (0.9 + 0.1 * chance) if lifetime is None else lifetime * share)
+
+
+def retry_seconds(failures: int, chance: float) -> float:
+    """Tell in how many seconds to try again after so many failures in a row: 1, 2, 4 … 60, or down to half of that."""
+    doubled = 2.0 ** min(failures - 1, _DOUBLINGS_AT_MOST)
+    return min(_LONGEST_RETRY_SECONDS, doubled) * (0.5 + 0.5 * chance)

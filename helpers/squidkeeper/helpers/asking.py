@@ -23,8 +23,7 @@ from squidkeeper.quotas.identity import holder
 from squidkeeper.quotas.meter import Meter
 from squidkeeper.replies import denied_ticket, no_ticket, no_ticket_page, recorded_user, ticket_page, with_ticket
 from squidkeeper.tickets.holders import PLACES, Holder, holder_of
-from squidkeeper.tickets.judgement import decide_again, opening_ends
-from squidkeeper.tickets.settling import settle
+from squidkeeper.tickets.judgement import decide_again, opening_ends, settle
 from squidkeeper.tickets.store import GRACE_SECONDS, NoTicket, Ticket, TicketState, TicketStore
 from squidkeeper.tickets.ticket import AskedRequest
 from squidkeeper.url import address_host, parse_address

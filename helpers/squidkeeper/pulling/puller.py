@@ -6,16 +6,53 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from squidkeeper.errors import PullFailed, PullRefused
+from squidkeeper.policy_store.sources import Fingerprint, fingerprint
 from squidkeeper.pull_settings import PullSettings, read_pull_settings
 from squidkeeper.pull_status import PullStatus, read_pull_status, write_pull_status
 from squidkeeper.pulling.reading import Source, VersionToRead, failed_on_it, read_version_apart, reason, source_of
-from squidkeeper.pulling.refusals import Refusals, what_counts
 from squidkeeper.pulling.versions import Versions
+
+_KEPT_SECONDS: Final = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class WhatCounts:
+    """What the verdict about a version depends on: the version before it, and files of the gateway."""
+
+    tip: str
+    before: str
+    files: Fingerprint
+
+
+def what_counts(tip: str, before: str, settings: PullSettings, settings_file: Path, policy: Path) -> WhatCounts:
+    """Give what counts now: also local setup and grants, which are beside the policy, and all below the ceiling."""
+    ceiling = [settings.ceiling, *sorted(settings.ceiling.rglob("*"))] if settings.ceiling else []
+    return WhatCounts(tip, before, fingerprint(policy, (settings_file, settings.allowed_signers, *ceiling)))
+
+
+class Refusals:
+    """Remembers the last refusal, as long as this process lives."""
+
+    def __init__(self) -> None:
+        self._last: tuple[WhatCounts, str, float] | None = None
+
+    def check(self, now: WhatCounts) -> None:
+        """Refuse again what was refused, if nothing has changed since."""
+        if self._last is None:
+            return
+        counted, reason, until = self._last
+        if counted == now and time.monotonic() < until:
+            raise PullRefused(reason)
+
+    def keep(self, counted: WhatCounts, refusal: PullRefused) -> None:
+        """Remember a refusal."""
+        self._last = (counted, str(refusal), time.monotonic() + _KEPT_SECONDS)
+
 
 _WAITING: Final = (
     "another process pulls into %s: the service squidkeeper-pull, or a `squidkeeper pull --once`. Waiting until it has"

@@ -6,15 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from squidkeeper.report import figures
-from squidkeeper.report.client_errors import client_errors
-from squidkeeper.report.credentials import credentials
+from squidkeeper.report import figures, sections
 from squidkeeper.report.denials import denials
-from squidkeeper.report.fetched_hosts import load_answered
-from squidkeeper.report.first_seen import first_seen, load_new_hosts
-from squidkeeper.report.observed import observed
 from squidkeeper.report.period import Period, RecordCounts, utc
-from squidkeeper.report.summary import summary
 from squidkeeper.report.timeline import Steps, timeline
 from squidkeeper.report.traffic import traffic
 from squidkeeper.report.upstreams import upstreams
@@ -48,10 +42,10 @@ def build_report(
     """
     records = period.count_records(connection)
     period.load(connection)
-    load_new_hosts(connection, period)
-    load_answered(connection)
+    sections.load_new_hosts(connection, period)
+    sections.load_answered(connection)
     since, until = _period(connection, period)
-    sums = summary(connection, records)
+    sums = sections.summary(connection, records)
     over_time, denials_over_time = timeline(connection, Steps.of(since, until))
     return figures.Report(
         format=figures.FORMAT,
@@ -63,11 +57,11 @@ def build_report(
         timeline=over_time,
         traffic=traffic(connection),
         denials=denials(connection, reasons, denials_over_time),
-        observed=observed(connection),
-        credentials=credentials(connection),
-        first_seen=first_seen(connection, records),
+        observed=sections.observed(connection),
+        credentials=sections.credentials(connection),
+        first_seen=sections.first_seen(connection, records),
         upstreams=upstreams(connection),
-        client_errors=client_errors(connection),
+        client_errors=sections.client_errors(connection),
         drift=drift,
         left_out=tuple(
             sorted(_left_out(connection, records, sums.requests, invalid), key=lambda one: (-one.count, one.name))

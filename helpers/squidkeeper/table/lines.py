@@ -21,8 +21,7 @@ from squidkeeper.record.log_file import LINE_LIMIT
 from squidkeeper.record.record import NONE, VERSION, Record, format_time, parse_time, parse_timed_record
 from squidkeeper.record.urls import host_of
 from squidkeeper.table.columns import COLUMNS, FIELDS, HOST, POSITION, RAW, TIME, Column
-from squidkeeper.table.csv_lines import csv_lines
-from squidkeeper.table.file_names import quoted_literally
+from squidkeeper.table.file_names import csv_lines, quoted_literally
 
 if TYPE_CHECKING:
     from squidkeeper.table.database import Database

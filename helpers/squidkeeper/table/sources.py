@@ -22,7 +22,7 @@ from squidkeeper.record.log_file import HEAD_BYTES, STDIN, LogFile, first_line_o
 from squidkeeper.record.log_files import files_since, read_failure, sorted_by_time
 from squidkeeper.record.record import format_time
 from squidkeeper.rotated_logs import rotated
-from squidkeeper.table.csv_lines import csv_lines
+from squidkeeper.table.file_names import csv_lines
 from squidkeeper.table.live_gateways import LiveGateways, fetched_lines
 
 PARQUET: Final = ".parquet"

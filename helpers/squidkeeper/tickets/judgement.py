@@ -1,11 +1,14 @@
 """What a policy says about a question now (floor 4): it may have been opened, closed or used up since it was asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from datetime import datetime
 
 from squidkeeper.engine import CompiledPolicy, Decision, decide_until_spent
 from squidkeeper.policy.model import Rule
 from squidkeeper.protocol.request import request_to
+from squidkeeper.tickets.soundness import sound_ticket
+from squidkeeper.tickets.store import Ticket, TicketStore
 from squidkeeper.tickets.ticket import AskedRequest
 
 
@@ -27,3 +30,18 @@ def opening_ends(policy: CompiledPolicy, decision: Decision) -> datetime | None:
     """Tell when the rule or grant that decided lapses; None if it does not."""
     rules = policy.source.rules_and_grants
     return next((rule.expires for rule in rules if rule.location == decision.location), None)
+
+
+def settle(
+    store: TicketStore,
+    policy: CompiledPolicy,
+    is_spent: Callable[[Rule], bool],
+    tickets: Iterable[Ticket],
+    at: datetime,
+) -> None:
+    """Settle those of these questions that the policy opens or denies; OSError where that cannot be written."""
+    key = store.key
+    sound = (ticket for one in tickets if (ticket := sound_ticket(asdict(one), key)))
+    numbers = [one.number for one in sound if not waits(decide_again(policy, is_spent, one.asked, at))]
+    if numbers:
+        store.settle(numbers, at.timestamp())
