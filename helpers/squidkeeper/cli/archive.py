@@ -41,12 +41,11 @@ def archive() -> None:
     type=click.Path(path_type=Path),
     help="Seal the archive with this private key. Default: the key of the gateway, for its own archive.",
 )
-@click.option(
+@options.shown_option(
     "--keep-days",
     metavar="N",
     type=click.IntRange(1, 36_500),
     default=KEEP_DAYS,
-    show_default=True,
     help="Remove days that are older.",
 )
 @click.option(

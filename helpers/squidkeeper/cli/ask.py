@@ -134,11 +134,10 @@ def ask(context: click.Context, as_json: bool, place: _Place) -> None:
 @click.argument("number")
 @click.option("--for", "valid", metavar="TIME", type=options.Duration(), required=True, help="30m, 2h or 7d.")
 @click.option("--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests.")
-@click.option(
+@options.shown_option(
     "--scope",
     type=click.Choice(_SCOPES),
     default=_SCOPES[0],
-    show_default=True,
     help="url: exactly this URL. path: its path, with any query. host: every path of its host. By this method alone.",
 )
 @click.option("--client", "clients", multiple=True, metavar="NAME", help="Of the clients that it belongs to, this one.")

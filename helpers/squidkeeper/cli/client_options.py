@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from squidkeeper.cli.options import root_option
+from squidkeeper.cli.options import root_option, shown_option
 from squidkeeper.errors import InvalidSetting, PolicyError
 
 if TYPE_CHECKING:
@@ -50,19 +50,15 @@ def setting_options(command: F) -> F:
             click.option(
                 "--proxy", metavar="URL", help="The proxy as the client reaches it, by default where Squid listens."
             ),
-            click.option(
-                "--ca-path", default=environment.CA_PATH, show_default=True, help="The gateway's root, in the VM."
-            ),
-            click.option(
+            shown_option("--ca-path", default=environment.CA_PATH, help="The gateway's root, in the VM."),
+            shown_option(
                 "--bundle-path",
                 default=environment.BUNDLE_PATH,
-                show_default=True,
                 help="The public roots and the gateway's, in the VM.",
             ),
-            click.option(
+            shown_option(
                 "--java-store-path",
                 default=environment.JAVA_STORE_PATH,
-                show_default=True,
                 help="Java's trust store, in the VM.",
             ),
             click.option("--ca", type=_PATH, metavar="FILE", help="Another root than the gateway's, on this machine."),

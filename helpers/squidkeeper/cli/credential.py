@@ -5,18 +5,17 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import helper_options, in_force_option, run_option
+from squidkeeper.cli.options import helper_options, in_force_option, run_option, shown_option
 
 
 @click.command()
 @run_option
-@click.option(
+@shown_option(
     "--wait",
     "wait_seconds",
     metavar="SECONDS",
     type=click.FloatRange(0, 30),
     default=5,
-    show_default=True,
     help="How long a request waits for the first value of a secret that is fetched.",
 )
 @click.option("--headers", "with_headers", is_flag=True, help="A line ends with the request headers that helpers read.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from squidkeeper.cli.options import root_option
+from squidkeeper.cli.options import root_option, shown_option
 
 if TYPE_CHECKING:
     from squidkeeper.layout import Layout
@@ -32,13 +32,12 @@ class Patience(click.ParamType):  # type: ignore[type-arg] # generic in newer re
 
 
 @click.command()
-@click.option(
+@shown_option(
     "--for",
     "patience",
     metavar="DURATION",
     type=Patience(),
     default="10m",
-    show_default=True,
     help="Wait at most so long until the gateway is idle.",
 )
 @click.option("--stop", is_flag=True, help="Stop Squid then, whatever is still open.")

@@ -15,6 +15,7 @@ from squidkeeper.cli.options import (
     policy_option,
     proxy_header_option,
     run_option,
+    shown_option,
     written_state_option,
 )
 
@@ -60,12 +61,11 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 
 
 @click.command()
-@click.option(
+@shown_option(
     "--listen",
     metavar="ADDRESS:PORT",
     type=Address(),
     default="127.0.0.1:9129",
-    show_default=True,
     help="The address of /metrics, /healthz and the status page.",
 )
 @policy_option
@@ -78,20 +78,18 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     type=click.Path(dir_okay=False, path_type=Path),
     help="The certificate of the TLS port, to report when it expires. Without it, there is no TLS port.",
 )
-@click.option(
+@shown_option(
     "--squid",
     metavar="ADDRESS:PORT",
     type=Address(),
     default="127.0.0.1:3129",
-    show_default=True,
     help="Squid's proxy port on this machine, to read Squid's own counters.",
 )
-@click.option(
+@shown_option(
     "--workers",
     metavar="N",
     type=click.IntRange(1),
     default=1,
-    show_default=True,
     help="How many processes of Squid serve: each starts helpers of its own.",
 )
 @click.option(

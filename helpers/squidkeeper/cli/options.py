@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,13 +85,13 @@ def packed(name: str, kind: type[object]) -> Callable[[Callable[..., Any]], Call
     return pack
 
 
-policy_option = click.option(
+shown_option = partial(click.option, show_default=True)  # its default stands in the help
+policy_option = shown_option(
     "--policy",
     "directory",
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_POLICY,
-    show_default=True,
     help="The policy: every *.yaml and *.yml in DIR.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -130,15 +130,13 @@ root_option = click.option(
 def state_option(text: str, default: Path | None = DEFAULT_STATE) -> Callable[[F], F]:
     """Add the option of the state folder; `text` describes what the command needs of it."""
     kind = click.Path(path_type=Path, readable=False)
-    return click.option("--state", metavar="DIR", type=kind, default=default, show_default=True, help=text)
+    return shown_option("--state", metavar="DIR", type=kind, default=default, help=text)
 
 
 def written_state_option(text: str) -> Callable[[F], F]:
     """Add the option of the state folder to a process that writes there, and refuse root where it is another's."""
     kind = click.Path(path_type=Path, readable=False)
-    return click.option(
-        "--state", metavar="DIR", type=kind, default=DEFAULT_STATE, show_default=True, help=text, callback=_not_as_root
-    )
+    return shown_option("--state", metavar="DIR", type=kind, default=DEFAULT_STATE, help=text, callback=_not_as_root)
 
 
 def _not_as_root(_context: click.Context, _option: click.Parameter, state: Path) -> Path:
@@ -150,12 +148,11 @@ def _not_as_root(_context: click.Context, _option: click.Parameter, state: Path)
     return state
 
 
-run_option = click.option(
+run_option = shown_option(
     "--run",
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_RUN,
-    show_default=True,
     help="The run folder, on a tmpfs: values that were fetched are in its folder 'secrets'.",
 )
 
@@ -168,7 +165,7 @@ proxy_header_option = click.option(
 def file_option(option: str, default: Path, text: str) -> Callable[[F], F]:
     """Add the option of one file, which may not exist yet."""
     kind = click.Path(path_type=Path, readable=False)  # the metrics report an unreadable file
-    return click.option(option, metavar="FILE", type=kind, default=default, show_default=True, help=text)
+    return shown_option(option, metavar="FILE", type=kind, default=default, help=text)
 
 
 class ArchiveType(click.ParamType):  # type: ignore[type-arg] # as above
@@ -204,7 +201,7 @@ def archive_option(text: str, default: Path | None = DEFAULT_ARCHIVE, *, store: 
     metavar = "DIR|s3://…|FILE.yaml" if store else "DIR"
     names = ("--archive", "--fleet", "archive") if store else ("--archive",)
     text += " Or the FILE.yaml of a fleet, whose gateways are asked over ssh." if store else ""
-    return click.option(*names, metavar=metavar, type=kind, default=default, show_default=True, help=text)
+    return shown_option(*names, metavar=metavar, type=kind, default=default, help=text)
 
 
 archive_read_option = archive_option(
@@ -276,12 +273,11 @@ def is_missing(file: Path) -> bool:
     return False
 
 
-fragment_option = click.option(
+fragment_option = shown_option(
     "--fragment",
     metavar="FILE",
     type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_FRAGMENT,
-    show_default=True,
     help="squidkeeper.conf as it is installed: it names the parts of Squid's configuration that are in force.",
 )
 
@@ -305,12 +301,11 @@ def helper_options(concurrency: int) -> Callable[[F], F]:
     """Add the options of a helper that Squid starts; `concurrency` is the value in squid/squidkeeper.conf."""
 
     def add(command: F) -> F:
-        command = click.option(
+        command = shown_option(
             "--concurrency",
             metavar="N",
             type=click.IntRange(0, 300),
             default=concurrency,
-            show_default=True,
             help="The same number as concurrency= in squid.conf; it bounds the replies. 0: lines have no channel-ID.",
         )(command)
         state = written_state_option(
@@ -321,10 +316,9 @@ def helper_options(concurrency: int) -> Callable[[F], F]:
     return add
 
 
-lane_option = click.option(
+lane_option = shown_option(
     "--lane",
     type=click.Choice(["only", "first", "late"]),
     default="only",
-    show_default=True,
     help="first: leave the lines of a client that has used up its share to the late lane. squid.conf has to ask both.",
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from squidkeeper.cli.options import DEFAULT_LAYOUT, DEFAULT_POLICY, json_option, state_option
+from squidkeeper.cli.options import DEFAULT_LAYOUT, DEFAULT_POLICY, json_option, shown_option, state_option
 from squidkeeper.formatting import ago, printable
 from squidkeeper.gateway_commands import with_commands
 from squidkeeper.layout import Layout
@@ -39,21 +39,19 @@ Write = Callable[[str], str]  # names commands with the options that name this g
     help="With --once: take this tip of the source although it does not come after what is in place. It has to be"
     " signed, to load and to stay below the ceiling all the same. Of a bundle: the end of its name.",
 )
-@click.option("--config", metavar="FILE", type=_PATH, default=DEFAULT_SETTINGS, show_default=True, help="The settings.")
-@click.option(
+@shown_option("--config", metavar="FILE", type=_PATH, default=DEFAULT_SETTINGS, help="The settings.")
+@shown_option(
     "--folder",
     metavar="DIR",
     type=_PATH,
     default=DEFAULT_FOLDER,
-    show_default=True,
     help="Where the versions are, and the report.",
 )
-@click.option(
+@shown_option(
     "--policy",
     metavar="DIR",
     type=_PATH,
     default=DEFAULT_POLICY,
-    show_default=True,
     help="What the gateway reads: a link to `current` in that folder. local.yaml and grants.yaml are beside it.",
 )
 @state_option("With --status: the gateway's state, which tells what is in force.")

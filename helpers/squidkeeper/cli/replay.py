@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.cli.named_policies import check_judged, judged_table, policy_in_force, policy_named
-from squidkeeper.cli.options import DEFAULT_POLICY, state_option
+from squidkeeper.cli.options import DEFAULT_POLICY, shown_option, state_option
 from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
@@ -20,21 +20,19 @@ if TYPE_CHECKING:
 
 @click.command()
 @table_options
-@click.option(
+@shown_option(
     "--policy",
     "new",
     metavar="NEW",
     default=str(DEFAULT_POLICY),
-    show_default=True,
     help="The policy to try: a folder, or a stored revision.",
 )
 @click.option("--against", "old", metavar="OLD", help="The policy to compare with, as NEW. Default: the one in force.")
-@click.option(
+@shown_option(
     "--allow-denials",
     metavar="N",
     type=click.IntRange(0),
     default=0,
-    show_default=True,
     help="Exit with 1 only if more than N requests that were used would be denied.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -4,19 +4,18 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import policy_option, run_option, state_option
+from squidkeeper.cli.options import policy_option, run_option, shown_option, state_option
 
 
 @click.command()
 @policy_option
 @state_option("The state folder, of which the revision in force is read.")
 @run_option
-@click.option(
+@shown_option(
     "--commands",
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
     default=Path("/etc/squidkeeper/commands"),
-    show_default=True,
     help="The only folder whose programs a secret of the kind 'command' may run.",
 )
 def secrets(directory: Path, state: Path, run: Path, commands: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from squidkeeper.cli.options import written_state_option
+from squidkeeper.cli.options import shown_option, written_state_option
 
 
 @click.command()
@@ -14,37 +14,33 @@ from squidkeeper.cli.options import written_state_option
     required=True,
     help="client: hold a denial until it is the client's turn. surplus: hold what would wait longer than --longest.",
 )
-@click.option(
+@shown_option(
     "--rate",
     metavar="N",
     type=click.FloatRange(0, min_open=True),
     default=10,
-    show_default=True,
     help="Denials a second of one client, and of all the surplus together.",
 )
-@click.option(
+@shown_option(
     "--burst",
     metavar="N",
     type=click.IntRange(1),
     default=200,
-    show_default=True,
     help="Denials of one client that are answered at once, after a quiet time.",
 )
-@click.option(
+@shown_option(
     "--longest",
     metavar="SECONDS",
     type=click.FloatRange(0),
     default=5,
-    show_default=True,
     help="The longest wait for a client's turn; what would wait longer is surplus, and waits for a minute at most.",
 )
 @written_state_option("Where counts are kept.")
-@click.option(
+@shown_option(
     "--concurrency",
     metavar="N",
     type=click.IntRange(100, 600),
     default=600,
-    show_default=True,
     help="The same number as concurrency= in squid.conf.",
 )
 def throttle(scope: str, rate: float, burst: int, longest: float, state: Path, concurrency: int) -> None:

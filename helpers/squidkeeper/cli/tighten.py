@@ -13,7 +13,7 @@ import click
 
 from squidkeeper.cli.named_policies import UnusableInput, check_judged, judged_table, policy_in_force, policy_named
 from squidkeeper.cli.new_file import check_new_file
-from squidkeeper.cli.options import json_option, state_option
+from squidkeeper.cli.options import json_option, shown_option, state_option
 from squidkeeper.cli.table_options import table_options
 
 if TYPE_CHECKING:
@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 @click.command()
 @table_options
 @click.option("--policy", "named", metavar="POLICY", help="A folder, or a stored revision. Default: the one in force.")
-@click.option(
+@shown_option(
     "--min-days",
     metavar="N",
     type=click.IntRange(0),
     default=30,
-    show_default=True,
     help="How many days the access log has to cover for --diff and --output.",
 )
 @json_option

@@ -25,6 +25,7 @@ from squidkeeper.cli.options import (
     json_option,
     policy_option,
     run_option,
+    shown_option,
     state_option,
     table_sources,
 )
@@ -85,9 +86,7 @@ def _checked_url(_context: click.Context, _option: click.Parameter, url: str | N
     type=Moment(),
     help="10m, 2h or 3d back, or an ISO time.  [default: 1h]",
 )
-@click.option(
-    "-n", "number", metavar="N", type=click.IntRange(1), default=10, show_default=True, help="Causes to show."
-)
+@shown_option("-n", "number", metavar="N", type=click.IntRange(1), default=10, help="Causes to show.")
 @archive_read_option
 @gateway_option
 @click.option(
