@@ -26,7 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from squidkeeper.certificates.authority import make_ca, make_intermediate
 from squidkeeper.cli import main
-from squidkeeper.counters import CounterFile, HelperStatus, Key, histogram_keys, make_key
+from squidkeeper.counters.layout import HelperStatus, Key, histogram_keys, make_key
+from squidkeeper.counters.reader import CounterFile
 from squidkeeper.export.store import ExportStore
 from squidkeeper.export_status import ExportState, read_exports
 from squidkeeper.exporter import server

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from squidkeeper.certificates.authority import CertificateAuthority, make_ca
-from squidkeeper.counters import read_counter_files
+from squidkeeper.counters.reader import read_counter_files
 from squidkeeper.helpers.certificate import Certificates
 from squidkeeper.protocol.certificate_request import REQUEST_LIMIT, LeafReply
 from squidkeeper.protocol.lines import Result

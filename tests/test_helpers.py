@@ -26,7 +26,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from squidkeeper.atomic_write import replace as replace_file
-from squidkeeper.counters import HelperStatus, read_counter_files
+from squidkeeper.counters.layout import HelperStatus
+from squidkeeper.counters.reader import read_counter_files
 from squidkeeper.credentials.fetched_values import FetchedValue, format_value, value_file
 from squidkeeper.credentials.sealing import SealingPrivateKey
 from squidkeeper.helpers import cache_log, credential, host_matches

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from squidkeeper.archive_status import ArchiveStatus, DeletedLogs
-from squidkeeper.counters import CounterFile, HelperStatus
+from squidkeeper.counters.layout import HelperStatus
+from squidkeeper.counters.reader import CounterFile
 from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus
 from squidkeeper.credentials.fetched_values import FetchedValue, format_value, value_file
 from squidkeeper.export_status import ExportState, ExportStatus

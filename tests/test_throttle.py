@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from squidkeeper.counters import read_counter_files
+from squidkeeper.counters.reader import read_counter_files
 from squidkeeper.helpers.throttle import (
     SPARE_LOOKUPS,
     SURPLUS_SECONDS,

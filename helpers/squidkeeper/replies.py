@@ -7,7 +7,7 @@ from sys import getsizeof
 from urllib.parse import quote
 
 from squidkeeper.bounded_cache import BoundedCache
-from squidkeeper.counters import Key, counter_key
+from squidkeeper.counters.layout import Key, counter_key
 from squidkeeper.engine import CompiledPolicy, Decision, deny, mode_in_force
 from squidkeeper.engine.decision import Rewritten
 from squidkeeper.engine.own_host import TICKET_PAGE

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from msgspec.structs import replace
 
-from squidkeeper.counters import read_counter_files
+from squidkeeper.counters.reader import read_counter_files
 from squidkeeper.credentials import SecretStore
 from squidkeeper.errors import PolicyError
 from squidkeeper.layout import Layout

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from squidkeeper.counters import HelperStatus, Key, Totals, make_key, read_counter_files
+from squidkeeper.counters.layout import HelperStatus, Key, make_key
+from squidkeeper.counters.reader import Totals, read_counter_files
 from squidkeeper.policy_store.loading import load_stored_revision
 from squidkeeper.policy_store.revisions import stored_revisions
 from tests.waiting import wait_for

@@ -18,7 +18,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.sync.server import Server, ServerConnection, serve
 
-from squidkeeper.counters import read_counter_files
+from squidkeeper.counters.reader import read_counter_files
 from squidkeeper.engine.explain import explain
 from squidkeeper.metrics import HOST
 from squidkeeper.policy_store.loading import load

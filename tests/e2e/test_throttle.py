@@ -17,7 +17,7 @@ from statistics import median
 
 import pytest
 
-from squidkeeper.counters import read_counter_files
+from squidkeeper.counters.reader import read_counter_files
 from squidkeeper.metrics import THROTTLED
 from tests.ports import free_port
 from tests.waiting import wait_for

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from squidkeeper.approvals.answers import deny_ticket
-from squidkeeper.counters import read_counter_files
+from squidkeeper.counters.reader import read_counter_files
 from squidkeeper.squid_counters import read_counters
 from squidkeeper.tickets.store import PENDING_AT_MOST, Ticket, TicketStore
 from tests.waiting import wait_for

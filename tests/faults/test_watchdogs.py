@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from squidkeeper.counters import CounterFile, HelperStatus
+from squidkeeper.counters.layout import HelperStatus
+from squidkeeper.counters.reader import CounterFile
 from squidkeeper.exporter.stopped_watchdog import (
     STOPPED_CHECKS,
     StoppedWatchdog,

@@ -17,33 +17,3 @@ it. Its content is lost, and its `identity` changes. `Totals` adds the files up 
 files. If there are more helpers than files, some are not counted, and log it.
 An error of the disk stops the writing for as long as it lasts. The counting code never sees it.
 """
-
-from squidkeeper.counters.layout import (
-    COUNTER_FILES,
-    FOLDER,
-    INFINITY,
-    HelperStatus,
-    Key,
-    counter_key,
-    histogram_keys,
-    key_labels,
-    make_key,
-)
-from squidkeeper.counters.reader import CounterFile, Totals, read_counter_files
-from squidkeeper.counters.writer import CounterWriter
-
-__all__ = [
-    "COUNTER_FILES",
-    "FOLDER",
-    "INFINITY",
-    "CounterFile",
-    "CounterWriter",
-    "HelperStatus",
-    "Key",
-    "Totals",
-    "counter_key",
-    "histogram_keys",
-    "key_labels",
-    "make_key",
-    "read_counter_files",
-]

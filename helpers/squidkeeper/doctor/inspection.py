@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from squidkeeper.archive_status import read_archive_status, read_deleted_logs
-from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
+from squidkeeper.counters.layout import FOLDER
+from squidkeeper.counters.reader import CounterFile, read_counter_files
 from squidkeeper.credentials.fetch_status import read_fetch_status
 from squidkeeper.drained import drained_since
 from squidkeeper.errors import PolicyError

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from squidkeeper.atomic_write import replace
-from squidkeeper.counters import Key
+from squidkeeper.counters.layout import Key
 from squidkeeper.errors import StateInUse
 from squidkeeper.exporter.counts import RequestCounts
 from squidkeeper.exporter.recent import Denial, DriftSeen

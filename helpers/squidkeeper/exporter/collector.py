@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from squidkeeper import metrics
-from squidkeeper.counters import INFINITY, Key, histogram_keys, key_labels
+from squidkeeper.counters.layout import INFINITY, Key, histogram_keys, key_labels
 from squidkeeper.exporter.cache_manager import families as squid_families
 from squidkeeper.exporter.conditions import CONDITIONS, active_conditions
 from squidkeeper.exporter.counts import SERIES_LIMIT, RequestCounts

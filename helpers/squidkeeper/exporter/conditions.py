@@ -14,7 +14,7 @@ from typing import Final
 
 from cachetools import LRUCache, cached
 
-from squidkeeper.counters import HelperStatus
+from squidkeeper.counters.layout import HelperStatus
 from squidkeeper.credentials.fetch_status import SecretStatus
 from squidkeeper.exporter.disks import Disk
 from squidkeeper.exporter.snapshot import HELPER_PATIENCE_SECONDS, LAST_MINUTES, Snapshot

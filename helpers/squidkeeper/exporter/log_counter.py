@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from squidkeeper.counters import CounterFile, Key, Totals
+from squidkeeper.counters.layout import Key
+from squidkeeper.counters.reader import CounterFile, Totals
 from squidkeeper.errors import InvalidRecord, describe
 from squidkeeper.exporter.checkpoint import Checkpoint, CheckpointStore
 from squidkeeper.exporter.counts import RequestCounter

@@ -18,7 +18,8 @@ from typing import Final, NoReturn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from squidkeeper.archive_status import read_archive_status, read_deleted_logs
-from squidkeeper.counters import FOLDER, CounterFile, read_counter_files
+from squidkeeper.counters.layout import FOLDER
+from squidkeeper.counters.reader import CounterFile, read_counter_files
 from squidkeeper.credentials.fetch_status import read_fetch_status
 from squidkeeper.credentials.fetched_values import FOLDER as FETCHED
 from squidkeeper.drained import drained_since

@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Final
 
 from squidkeeper.archive_status import ArchiveStatus, DeletedLogs
-from squidkeeper.counters import CounterFile, HelperStatus, Key
+from squidkeeper.counters.layout import HelperStatus, Key
+from squidkeeper.counters.reader import CounterFile
 from squidkeeper.credentials.fetch_status import FetchStatus, SecretStatus
 from squidkeeper.export_status import ExportStatus
 from squidkeeper.exporter.certificate import Certificate

@@ -19,7 +19,7 @@ from typing import Final
 
 import psutil
 
-from squidkeeper.counters import CounterFile
+from squidkeeper.counters.reader import CounterFile
 from squidkeeper.metrics import HELPERS
 
 STOPPED_CHECKS: Final = 12

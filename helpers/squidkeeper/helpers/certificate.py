@@ -25,7 +25,7 @@ from squidkeeper.certificates.leaf import (
     load_signer,
     sign_leaf,
 )
-from squidkeeper.counters import Key, counter_key
+from squidkeeper.counters.layout import Key, counter_key
 from squidkeeper.errors import LeafRefused
 from squidkeeper.helpers.cache_log import write_to_cache_log
 from squidkeeper.helpers.helper_counters import HelperCounters

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from squidkeeper.counters import Key, counter_key
+from squidkeeper.counters.layout import Key, counter_key
 from squidkeeper.errors import InvalidLine
 from squidkeeper.helpers.helper_counters import HelperCounters
 from squidkeeper.helpers.loop import missing_channel, restrict_process, take_output, write_all

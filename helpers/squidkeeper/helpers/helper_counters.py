@@ -7,7 +7,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from squidkeeper.counters import FOLDER, CounterWriter, HelperStatus, Key, counter_key, histogram_keys
+from squidkeeper.counters.layout import FOLDER, HelperStatus, Key, counter_key, histogram_keys
+from squidkeeper.counters.writer import CounterWriter
 from squidkeeper.metrics import DECISION_DURATION, HELPER_STARTS, OTHER
 from squidkeeper.policy_store.policy_watcher import PolicyState
 

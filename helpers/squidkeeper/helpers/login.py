@@ -12,7 +12,7 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import Final
 
-from squidkeeper.counters import counter_key
+from squidkeeper.counters.layout import counter_key
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import InvalidUrl
 from squidkeeper.metrics import LOGIN_RESULTS, LOGINS

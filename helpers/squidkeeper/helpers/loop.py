@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from squidkeeper.counters import Key, counter_key
+from squidkeeper.counters.layout import Key, counter_key
 from squidkeeper.engine import CompiledPolicy
 from squidkeeper.errors import InvalidLine, describe
 from squidkeeper.helpers.cache_log import write_to_cache_log

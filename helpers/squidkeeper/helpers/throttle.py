@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from heapq import nlargest
 from typing import Final
 
-from squidkeeper.counters import counter_key
+from squidkeeper.counters.layout import counter_key
 from squidkeeper.helpers.delayed_replies import DelayedReply
 from squidkeeper.metrics import THROTTLED
 from squidkeeper.protocol.lines import Reply, Result, parse_tokens
