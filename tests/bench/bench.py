@@ -99,12 +99,19 @@ import sys
 from pathlib import Path
 from pwd import getpwuid
 from squidkeeper.layout import Layout
-from squidkeeper.setup.rendering import render_installed
+from squidkeeper.setup.rendering import named_values, put_rendered, read_templates, read_values, rendered_files
 from squidkeeper.squid_account import Account
+import msgspec
 
 layout = Layout.of(Path(sys.argv[1]))
 owner = layout.state.stat()
-render_installed(layout, Account(getpwuid(owner.st_uid).pw_name, owner.st_uid, owner.st_gid))
+account = Account(getpwuid(owner.st_uid).pw_name, owner.st_uid, owner.st_gid)
+named = named_values(account, layout, layout.policy, layout.state / "lists").values
+values = msgspec.structs.replace(named, default=read_values(layout).default)
+templates = read_templates(layout)
+put_rendered(layout, templates, values, account)
+for path in {*layout.parts.iterdir()} - {*rendered_files(layout, templates, values, account)}:
+    path.unlink()
 """
 SQUIDGUARD = """
 url_rewrite_program /usr/bin/squidGuard -c {root}/etc/squidGuard.conf

@@ -41,14 +41,14 @@ class GatewayCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Collect a snapshot, and make families of it."""
         view = self._collect()
-        yield from log_families(view)
-        yield from helper_families(view)
-        yield from policy_families(view)
-        yield from exporter_families(view)
-        yield from archive_families(view)
-        yield from pull_families(view)
-        yield from fetching_families(view)
-        yield from export_families(view)
+        yield from _log_families(view)
+        yield from _helper_families(view)
+        yield from _policy_families(view)
+        yield from _exporter_families(view)
+        yield from _archive_families(view)
+        yield from _pull_families(view)
+        yield from _fetching_families(view)
+        yield from _export_families(view)
         yield from squid_families(view.squid)
 
 
@@ -64,8 +64,7 @@ def observed_series(policy: Policy | None) -> list[tuple[str, str]]:
     return [*rules, *([("default", str(Action.DENY))] if policy.observe_default else [])]
 
 
-def log_families(view: Snapshot) -> Iterator[Family]:
-    """Make the metrics of the access log."""
+def _log_families(view: Snapshot) -> Iterator[Family]:
     counts, expected = view.checkpoint.counts, expected_series(view.policy)
     requests = [(client, rule, verdict, "read", _STATUS_CLASSES[verdict]) for client, rule, verdict in expected]
     yield _family(metrics.REQUESTS, dict.fromkeys(requests, 0) | dict(counts.requests))
@@ -102,8 +101,7 @@ def expected_series(policy: Policy | None) -> list[tuple[str, str, str]]:
     return found if len(found) <= _EXPECTED_LIMIT else [one for one in found if one[0] == NONE][:_EXPECTED_LIMIT]
 
 
-def helper_families(view: Snapshot) -> Iterator[Family]:
-    """Make the metrics of the helpers."""
+def _helper_families(view: Snapshot) -> Iterator[Family]:
     helpers = view.helpers
     yield _single(metrics.WORKERS, view.workers)
     for metric in (
@@ -126,8 +124,7 @@ def helper_families(view: Snapshot) -> Iterator[Family]:
     yield _per_helper(metrics.HELPER_PROCESSES_STUCK, stuck)
 
 
-def policy_families(view: Snapshot) -> Iterator[Family]:
-    """Make the metrics of the policy."""
+def _policy_families(view: Snapshot) -> Iterator[Family]:
     policy = view.policy
     yield _family(metrics.POLICY_INFO, {(policy.revision,): 1} if policy else {})
     yield _single(metrics.POLICY_LAST_RELOAD_SUCCESSFUL, view.policy_state.ok)
@@ -138,8 +135,7 @@ def policy_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.RULE_EXPIRY, {(rule.name,): rule.expires.timestamp() for rule in rules if rule.expires})
 
 
-def exporter_families(view: Snapshot) -> Iterator[Family]:
-    """Make the metrics of the exporter, the CA, the disks, the conditions and the maintenance process."""
+def _exporter_families(view: Snapshot) -> Iterator[Family]:
     root = view.certificate.root_sha256
     yield _family(metrics.CA_INFO, {(root,): 1} if root else {})
     end = view.certificate.not_after
@@ -158,8 +154,7 @@ def exporter_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.MAINTENANCE_TASK_SUCCESS, {(task,): not failure for task, failure in failures.items()})
 
 
-def archive_families(view: Snapshot) -> Iterator[Family]:
-    """Make the metrics of the archive."""
+def _archive_families(view: Snapshot) -> Iterator[Family]:
     archive, since = view.archive, view.unarchived_since
     yield _family(metrics.ARCHIVE_LAST_SUCCESS, {(): archive.succeeded or 0} if archive else {})
     yield _family(metrics.ARCHIVE_UNARCHIVED, {(): since} if since is not None else {})
@@ -171,8 +166,7 @@ def archive_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.QUOTA_STORE_UP, {} if problem is None else {(): 0 if problem else 1})
 
 
-def pull_families(view: Snapshot) -> Iterator[Family]:
-    """Make the metrics of a policy that is pulled."""
+def _pull_families(view: Snapshot) -> Iterator[Family]:
     pull = view.pull
     yield _family(metrics.PULL_INFO, {(pull.version,): 1} if pull and pull.version else {})
     yield _family(metrics.PULL_LAST_SUCCESS, {(): pull.succeeded or 0} if pull else {})
@@ -180,8 +174,7 @@ def pull_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.PULL_REFUSED, {(): bool(pull.refused)} if pull else {})
 
 
-def fetching_families(view: Snapshot) -> Iterator[Family]:
-    """Make the metrics of the secrets that are fetched, which a policy without them does not have."""
+def _fetching_families(view: Snapshot) -> Iterator[Family]:
     secrets = view.fetched_secrets
     reported = {name: status for name, status in secrets.items() if status}
     yield _family(metrics.SECRETS_UP, {(): view.fetching.runs} if secrets else {})
@@ -193,8 +186,7 @@ def fetching_families(view: Snapshot) -> Iterator[Family]:
     yield _family(metrics.SECRET_EXPIRY, ends)
 
 
-def export_families(view: Snapshot) -> Iterator[Family]:
-    """Make the metrics of the exports."""
+def _export_families(view: Snapshot) -> Iterator[Family]:
     states = {name: status.state for name, status in view.exports.items()}
     yield _family(metrics.EXPORT_UP, {(name,): status.runs for name, status in view.exports.items()})
     yield _family(metrics.EXPORT_RECORDS, {(name,): state.sent for name, state in states.items()})

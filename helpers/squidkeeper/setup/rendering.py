@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import msgspec
-
 from squidkeeper.atomic_write import replace
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetched_values import FOLDER
@@ -105,14 +103,3 @@ def default_upstream(layout: Layout) -> str:
     """Give the URL of the parent of --upstream; empty where there is none."""
     peer = read_values(layout).default
     return f"http://{peer.host}:{peer.port}" if peer else ""
-
-
-def render_installed(layout: Layout, account: Account) -> None:
-    """Render the parts that the policy needs, and remove the others; Squid is not told."""
-    named = named_values(account, layout, layout.policy, layout.state / "lists")
-    templates, kept = read_templates(layout), {layout.rendered}
-    values = msgspec.structs.replace(named.values, default=read_values(layout).default)
-    kept |= {*rendered_files(layout, templates, values, account)}
-    put_rendered(layout, templates, values, account)
-    for path in {*layout.parts.iterdir()} - kept:
-        path.unlink()
