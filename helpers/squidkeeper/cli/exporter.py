@@ -123,24 +123,7 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     type=click.Path(path_type=Path, readable=False),
     help="The folder of `squidkeeper pull`, to report what it has come to. Without it, no policy is pulled.",
 )
-def exporter(
-    listen: tuple[str, int],
-    directory: Path,
-    access_log: Path,
-    state: Path,
-    ca: Path,
-    fragment: Path,
-    tls_certificate: Path | None,
-    squid: tuple[str, int],
-    workers: int,
-    status_from: tuple[Network, ...],
-    run: Path,
-    archive: Path | None,
-    pulled: Path | None,
-    proxy_header: bool,
-    health_listen: tuple[str, int] | None,
-    health_from: tuple[Network, ...],
-) -> None:
+def exporter(**given: Any) -> None:
     """Serve metrics, health and a status page of the gateway, until SIGTERM.
 
     It also starts while the log, the policy, the CA or Squid are missing, and reports that.
@@ -153,25 +136,7 @@ def exporter(
     from squidkeeper.exporter.process import ExporterOptions, run_exporter
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
-    options = ExporterOptions(
-        listen=listen,
-        directory=directory,
-        access_log=access_log,
-        state=state,
-        ca=ca,
-        fragment=fragment,
-        squid=squid,
-        status_from=status_from,
-        tls_certificate=tls_certificate,
-        run=run,
-        archive=archive,
-        pulled=pulled,
-        proxy_header=proxy_header,
-        health_listen=health_listen,
-        health_from=health_from,
-        workers=workers,
-    )
     try:
-        run_exporter(options)
+        run_exporter(ExporterOptions(**given))
     except (ListenFailed, StateInUse) as error:
         raise click.ClickException(f"{error}: stop it or choose another") from error
