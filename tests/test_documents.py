@@ -81,8 +81,10 @@ def test_every_policy_in_a_document_loads_and_passes_its_tests(document: Path, t
     assert result.exit_code == 0, result.output
 
 
-def test_the_front_page_has_200_lines_at_most() -> None:
-    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 200
+def test_the_front_page_has_130_lines_and_begins_with_a_command() -> None:
+    lines = (REPOSITORY / "README.md").read_text().splitlines()
+    assert len(lines) <= 130
+    assert "sudo ./install.sh" in lines[:25]
 
 
 def test_the_installer_without_python_has_250_lines_at_most() -> None:
