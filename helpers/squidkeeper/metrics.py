@@ -59,31 +59,29 @@ _COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.
 REQUESTS = Metric(
     "squidkeeper_requests_total",
     _COUNTER,
-    "Requests that Squid has answered. The CONNECT of a denied tunnel (method_class connect) counts with the first "
-    "request inside, as one. Also tunnels that passed through (passthrough), and WebSockets (websocket). All allowed "
-    "tunnels are in squidkeeper_tunnels_total.",
+    "Requests that Squid answered, allowed and denied. A denied CONNECT and the first request inside count as "
+    "one. Allowed tunnels are in squidkeeper_tunnels_total.",
     ("client", "rule", "verdict", "method_class", "status_class"),
 )
 TUNNELS = Metric(
     "squidkeeper_tunnels_total",
     _COUNTER,
-    "Tunnels (CONNECT) that the policy allowed. rule: the first rule that could allow a request in the tunnel. The "
-    "requests are in squidkeeper_requests_total.",
+    "Tunnels (CONNECT) that the policy allowed. rule: the first rule that could allow a request inside.",
     ("client", "rule"),
 )
 OBSERVED = Metric(
     "squidkeeper_observed_total",
     _COUNTER,
-    "Requests for which a rule that observes would have decided, by that rule and its verdict; rule default: what the "
-    "default would have denied, had it not observed. Allowed tunnels do not count.",
+    "Requests by what a rule that observes would have decided. rule default: what the default would have "
+    "denied. Allowed tunnels do not count.",
     ("rule", "verdict"),
 )
 
 UNNAMED_DENIALS = Metric(
     "squidkeeper_unnamed_denials_total",
     _COUNTER,
-    "Denied requests of clients that are none of the policy, by their network: /24, or /64 of IPv6. Beyond 64 networks:"
-    " `other`. They count as client `none` too.",
+    "Denied requests of clients that the policy does not name, by network: /24, or /64 of IPv6. Beyond 64 "
+    "networks: `other`.",
     ("client", "verdict"),
 )
 RESPONSE_BYTES = Metric(
@@ -95,33 +93,32 @@ RESPONSE_BYTES = Metric(
 REQUEST_DURATION = Metric(
     "squidkeeper_request_duration_seconds",
     _HISTOGRAM,
-    "Time from the first byte of a request to the last byte of its answer; for a CONNECT, until TLS with the client is "
-    "established; for a tunnel that passed through, or a WebSocket, until its end.",
+    "Time from the first byte of a request to the last byte of its answer. A CONNECT: until TLS with the "
+    "client is set up. A tunnel that passed through, or a WebSocket: until its end.",
     ("verdict", "method_class"),
     _REQUEST_SECONDS,
 )
 DRIFT = Metric(
     "squidkeeper_enforcement_drift_total",
     _COUNTER,
-    "Requests that were served although the policy in force denies them, without a helper, or with a credential that "
-    "the policy does not give them. rule: the rule that denies. See `squidkeeper log --drift`.",
+    "Findings of drift, such as a served request that the policy denies. rule: the rule that denies. See "
+    "`squidkeeper log --drift`.",
     ("client", "rule"),
 )
 DRIFT_UNCHECKED = Metric(
     "squidkeeper_enforcement_drift_unchecked_total",
     _COUNTER,
-    "Served requests that could not be checked for drift, because their revision is no longer on disk.",
+    "Served requests not checked for drift: their revision is no longer on disk.",
 )
 DRIFT_CUT = Metric(
     "squidkeeper_enforcement_drift_cut_total",
     _COUNTER,
-    "Served requests that could not be checked for drift, because the access log cuts off their URL.",
+    "Served requests not checked for drift: the access log cuts off their URL.",
 )
 RULE_LAST_MATCHED = Metric(
     "squidkeeper_rule_last_matched_timestamp_seconds",
     _GAUGE,
-    "When this rule of the policy in force last decided a request, or denied a tunnel; 0: never. An allowed tunnel "
-    "does not count.",
+    "When this rule last decided a request or denied a tunnel. 0: never. Allowed tunnels do not count.",
     ("rule",),
 )
 RECORD_READABLE = Metric(
@@ -136,7 +133,7 @@ RECORD_LAST_LINE = Metric(
 RECORD_INVALID_LINES = Metric(
     "squidkeeper_record_invalid_lines_total",
     _COUNTER,
-    "Lines of the access log that cannot be read: another logformat, another version, or torn by a full disk.",
+    "Unreadable lines of the access log: another logformat or version, or torn by a full disk.",
 )
 RECORD_LOST = Metric(
     "squidkeeper_record_lost_total",
@@ -149,8 +146,8 @@ RECORD_LOST = Metric(
 DECISIONS = Metric(
     "squidkeeper_decisions_total",
     _COUNTER,
-    "Helper lines that were answered. Squid caches replies for a second, so there are more requests. verdict can also "
-    "be url (the URL decides), tunnel (an allowed CONNECT), or what the rewriter did.",
+    "Helper lines that were answered. verdict can also be url (the URL decides), tunnel (an allowed CONNECT), "
+    "or what the rewriter did.",
     ("helper", "rule", "verdict"),
 )
 DECISION_DURATION = Metric(
@@ -163,12 +160,10 @@ DECISION_DURATION = Metric(
 PROTOCOL_ERRORS = Metric(
     "squidkeeper_protocol_errors_total",
     _COUNTER,
-    "Helper lines that could not be parsed or decided, and were denied. The cause is in cache.log.",
+    "Helper lines that could not be parsed or decided. They are denied. cache.log has the cause.",
     ("helper",),
 )
-WORKERS = Metric(
-    "squidkeeper_workers", _GAUGE, "Processes of Squid that serve, as installed. Each starts helpers of its own."
-)
+WORKERS = Metric("squidkeeper_workers", _GAUGE, "Squid's workers, as installed. Each starts its own helpers.")
 HELPER_STARTS = Metric(
     "squidkeeper_helper_starts_total", _COUNTER, "Helper processes that Squid has started.", ("helper",)
 )
@@ -181,7 +176,7 @@ HELPER_PROCESSES = Metric(
 HELPER_PROCESSES_OUTDATED = Metric(
     "squidkeeper_helper_processes_outdated",
     _GAUGE,
-    "Helper processes that decide by another revision than the exporter has, which reads the same directory.",
+    "Helper processes that decide by another revision than the exporter has.",
     ("helper",),
 )
 HELPER_PROCESSES_STUCK = Metric(
@@ -193,20 +188,20 @@ HELPER_PROCESSES_STUCK = Metric(
 THROTTLED = Metric(
     "squidkeeper_denials_throttled_total",
     _COUNTER,
-    "Denials by when the client got the answer: at_once, held (after a wait), or surplus (after at most a minute).",
+    "Denials by when the client got the answer: at_once, held (after a wait) or surplus (after at most a minute).",
     ("wait",),
 )
 CERTIFICATES = Metric(
     "squidkeeper_certificates_total",
     _COUNTER,
-    "Certificates that Squid has asked for, one for each tunnel: made, kept (from memory), or refused (the client gets "
-    "one that it does not accept; the cause is in cache.log).",
+    "Certificates that Squid asked for, one for each tunnel: made, kept (from memory) or refused. cache.log "
+    "has the cause of a refusal.",
     ("result",),
 )
 LOGINS = Metric(
     "squidkeeper_logins_total",
     _COUNTER,
-    "Logins that the login helper has checked: accepted, or refused and why. Squid keeps an answer for some seconds.",
+    "Logins that the login helper checked: accepted, or refused and why. Squid keeps an answer for some seconds.",
     ("result",),
 )
 CREDENTIAL_INJECTIONS = Metric(
@@ -250,23 +245,23 @@ RULE_EXPIRY = Metric(
 TLS_EXPIRY = Metric(
     "squidkeeper_tls_certificate_expiry_timestamp_seconds",
     _GAUGE,
-    "When the certificate of the TLS port expires. It is renewed 30 days before. No series without install.sh --tls.",
+    "When the certificate of the TLS port expires. It is renewed 30 days before.",
 )
 CA_EXPIRY = Metric(
     "squidkeeper_ca_certificate_expiry_timestamp_seconds",
     _GAUGE,
-    "When the CA, or the intermediate that signs for it, expires. No https request works after that.",
+    "When the CA or its intermediate expires. After that, no https request works.",
 )
 CA_INFO = Metric(
     "squidkeeper_ca_info",
     _GAUGE,
-    "1 for the root of what Squid signs with, by its SHA-256. Gateways behind one address need the same one.",
+    "1 for the SHA-256 of the root. Gateways behind one address need the same root.",
     ("sha256",),
 )
 CONDITION = Metric(
     "squidkeeper_condition",
     _GAUGE,
-    "Whether something is wrong now: 1 or 0 for each condition that the exporter can see.",
+    "1 while the condition holds, 0 otherwise. Only conditions that the exporter can see.",
     ("code", "severity"),
 )
 STATE_WRITABLE = Metric(
@@ -280,13 +275,12 @@ STATE_WRITABLE = Metric(
 MAINTENANCE_UP = Metric(
     "squidkeeper_maintenance_up",
     _GAUGE,
-    "Whether the maintenance process gives a heartbeat. 0: its resolver does not run, Squid's logs grow without limit, "
-    "and new addresses of the gateway stay open.",
+    "Whether the maintenance process gives a heartbeat.",
 )
 MAINTENANCE_TASK_SUCCESS = Metric(
     "squidkeeper_maintenance_task_success",
     _GAUGE,
-    "Whether a task of the maintenance process works: resolver, rotation, own-addresses, tls or webhook.",
+    "Whether a task of the maintenance process works: resolver, rotation, own-addresses, reload-gate, tls or webhook.",
     ("task",),
 )
 
@@ -295,13 +289,12 @@ MAINTENANCE_TASK_SUCCESS = Metric(
 SECRETS_UP = Metric(
     "squidkeeper_secrets_up",
     _GAUGE,
-    "Whether the process that fetches secrets gives a heartbeat. 0: none is fetched or renewed. No series where the "
-    "policy has no secret that is fetched.",
+    "Whether the process that fetches secrets gives a heartbeat.",
 )
 SECRET_FETCHES = Metric(
     "squidkeeper_secret_fetches_total",
     _COUNTER,
-    "Attempts to fetch this secret since the process that fetches secrets started, by result: success or failure.",
+    "Attempts to fetch this secret. result: success or failure.",
     ("secret", "result"),
 )
 SECRET_FETCH_FAILURES = Metric(
@@ -313,7 +306,7 @@ SECRET_FETCH_FAILURES = Metric(
 SECRET_EXPIRY = Metric(
     "squidkeeper_secret_expiry_timestamp_seconds",
     _GAUGE,
-    "When the value of a secret that is fetched expires, or expired. No series where its source does not say.",
+    "When the value of a fetched secret expires, or expired. No series where its source does not say.",
     ("secret",),
 )
 
@@ -322,52 +315,51 @@ SECRET_EXPIRY = Metric(
 FILESYSTEM_AVAILABLE = Metric(
     "squidkeeper_filesystem_avail_bytes",
     _GAUGE,
-    "Bytes that Squid's account can write to the file system of the logs (`log`), the state (`state`) and the archive "
-    "(`archive`).",
+    "Bytes that Squid's account can still write. folder: log, state or archive.",
     ("folder",),
 )
 FILESYSTEM_SIZE = Metric(
     "squidkeeper_filesystem_size_bytes",
     _GAUGE,
-    "Size of the file system of the logs (`log`), the state (`state`) and the archive (`archive`).",
+    "Size of the file system. folder: log, state or archive.",
     ("folder",),
 )
 
 PULL_INFO = Metric(
     "squidkeeper_pull_info",
     _GAUGE,
-    "1 for the version of the pulled policy that is in place: a commit, or a bundle. No series where none is pulled.",
+    "1 for the pulled version that is in place: a commit, or a bundle.",
     ("version",),
 )
 PULL_LAST_SUCCESS = Metric(
     "squidkeeper_pull_last_success_timestamp_seconds",
     _GAUGE,
-    "When the source of the policy was last read. No series where none is pulled.",
+    "When the source of the policy was last read.",
 )
 PULL_INTERVAL = Metric(
     "squidkeeper_pull_interval_seconds",
     _GAUGE,
-    "How often the source of the policy is read. No series where none is pulled.",
+    "How often the source of the policy is read.",
 )
 PULL_REFUSED = Metric(
     "squidkeeper_pull_refused",
     _GAUGE,
-    "Whether the newest version of the source is refused. No series where none is pulled.",
+    "Whether the newest version of the source is refused.",
 )
 ARCHIVE_LAST_SUCCESS = Metric(
     "squidkeeper_archive_last_success_timestamp_seconds",
     _GAUGE,
-    "When the access log was last archived without a failure. No series without an archive.",
+    "When the access log was last archived without a failure.",
 )
 ARCHIVE_UNARCHIVED = Metric(
     "squidkeeper_archive_unarchived_timestamp_seconds",
     _GAUGE,
-    "When the oldest rotated log that is not archived was last written to. No series where each one is archived.",
+    "When the oldest rotated log that is not archived was last written to. No series where all are archived.",
 )
 ARCHIVE_DELETED = Metric(
     "squidkeeper_archive_deleted_logs_total",
     _COUNTER,
-    "Rotated logs that were deleted before they were archived, because the logs were over their limit.",
+    "Rotated logs that were deleted before they were archived: the logs were over their limit.",
 )
 
 # --- Questions of clients -----------------------------------------------------------------------------------------
@@ -375,7 +367,7 @@ ARCHIVE_DELETED = Metric(
 QUESTIONS_WAITING = Metric(
     "squidkeeper_questions_waiting",
     _GAUGE,
-    "Questions of clients that wait for a person: `squidkeeper ask` lists them. No series where none was ever asked.",
+    "Questions of clients that wait for a person: `squidkeeper ask` lists them.",
 )
 
 # --- The store of quotas ------------------------------------------------------------------------------------------
@@ -383,13 +375,12 @@ QUESTIONS_WAITING = Metric(
 QUOTA_STORE_UP = Metric(
     "squidkeeper_quota_store_up",
     _GAUGE,
-    "Whether the Valkey of all gateways counts quotas. 0: a helper could not reach it in the last 30 seconds. No "
-    "series where the gateway counts by itself.",
+    "Whether the Valkey of all gateways counts quotas. 0: a helper could not reach it in the last 30 seconds.",
 )
 QUOTA_STORE_CERTIFICATE_EXPIRY = Metric(
     "squidkeeper_quota_store_certificate_expiry_timestamp_seconds",
     _GAUGE,
-    "When the certificate of that Valkey expires, asked every hour. You renew it. No series without TLS.",
+    "When the certificate of that Valkey expires. You renew it.",
 )
 
 # --- The exports -------------------------------------------------------------------------------------------------
@@ -397,7 +388,7 @@ QUOTA_STORE_CERTIFICATE_EXPIRY = Metric(
 EXPORT_UP = Metric(
     "squidkeeper_export_up",
     _GAUGE,
-    "Whether the process of this export gives a heartbeat. No series where there is no export.",
+    "Whether the process of this export gives a heartbeat.",
     ("export",),
 )
 EXPORT_RECORDS = Metric(
@@ -406,14 +397,14 @@ EXPORT_RECORDS = Metric(
 EXPORT_DOUBLED = Metric(
     "squidkeeper_export_doubled_total",
     _COUNTER,
-    "Messages of this export that were sent again, because it is unknown whether the receiver had taken them.",
+    "Messages that were sent again, because it is unknown whether the receiver had taken them.",
     ("export",),
 )
 EXPORT_GAPS = Metric(
     "squidkeeper_export_gaps_total",
     _COUNTER,
-    "Gaps that the receiver of this export was told about: parts of the access log that were deleted before they "
-    "were sent, and records that it refuses.",
+    "Gaps that the receiver was told about: parts of the access log that were deleted before they were sent, "
+    "and records that it refuses.",
     ("export",),
 )
 EXPORT_LOST = Metric(
@@ -428,7 +419,7 @@ EXPORT_BACKLOG = Metric(
 EXPORT_WAITING = Metric(
     "squidkeeper_export_waiting_seconds",
     _GAUGE,
-    "How long the receiver of this export has not taken what there is. 0: it has all.",
+    "How long the receiver has not taken what there is. 0: it has all.",
     ("export",),
 )
 
