@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from squidkeeper.credentials import SecretStore
+from squidkeeper.layout import Layout
 from squidkeeper.parts import Part, needed_keys
 from squidkeeper.policy.headers import INJECTABLE_HEADERS
 from squidkeeper.policy_store.loading import load
@@ -20,8 +24,12 @@ from squidkeeper.rendering import Values, decode_values, encode_values, fill, me
 from squidkeeper.rendering.lines import PLACEHOLDERS
 from squidkeeper.rendering.values import Peer
 from squidkeeper.replies import header_annotation
+from squidkeeper.setup.addition import add_parts
+from squidkeeper.setup.entries import File
 from squidkeeper.setup.error_pages import files, placeholders
 from squidkeeper.setup.log_format import log_formats
+from squidkeeper.setup.rendering import named_values, template_folder
+from squidkeeper.squid_account import Account
 from tests.conftest import write_policy
 
 SQUID = Path(__file__).parents[1] / "squid"
@@ -270,3 +278,80 @@ def test_no_part_shares_connections_with_bump_documented_or_a_default_parent() -
         assert (Part.SHARED in other.parts, Part.SHARED in other.in_force) == (False, False)
         assert part_file(Part.SHARED) not in rendered(other)
         assert merge(other, shares).parts == other.parts
+
+
+# --- what Squid's account may answer to root ------------------------------------------------------------------------
+
+ACCOUNT = Account("squid", 13, 13)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | HOSTILE,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(HOSTILE, inner, max_size=4),
+)
+FIELDS = sorted(Values.__struct_fields__)
+ANSWERS = (
+    st.binary(max_size=64)
+    | st.builds(lambda one: json.dumps(one).encode(), JSON)
+    | st.builds(lambda one: json.dumps([one, None]).encode(), JSON)
+    | st.builds(lambda text, problems: json.dumps([[text, problems, False], None]).encode(), JSON, JSON)
+    | st.builds(
+        lambda name, value: json.dumps([[json.dumps({name: value}), [], False], None]).encode(),
+        st.sampled_from(FIELDS) | HOSTILE,
+        JSON,
+    )
+    | st.sampled_from(
+        [b"[" * 100_000, b'[["' + b"[" * 100_000 + b'", [], false], null]', b"[null, 5]", b"[null, null]"]
+    )
+)
+
+
+def answering(data: bytes) -> Callable[[object, object, int], None]:
+    """What takes the place of the child: it has the account, so it can write anything."""
+
+    def answer(_: object, __: object, sender: int) -> None:
+        with open(sender, "wb") as file:
+            file.write(data)
+        os._exit(0)
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """The files of a gateway, without a Squid."""
+    layout = Layout.of(tmp_path_factory.mktemp("gateway"))
+    for folder in (layout.templates, layout.parts, layout.state):
+        folder.mkdir(parents=True)
+    for name, file in template_folder(TEMPLATES).entries.items():
+        assert isinstance(file, File)
+        (layout.templates / name).write_bytes(file.content)
+    layout.rendered.parent.mkdir(parents=True, exist_ok=True)
+    layout.rendered.write_text(encode_values(FULL))
+    return layout
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@given(data=ANSWERS)
+def test_root_refuses_what_is_malformed_and_changes_nothing(gateway: Layout, data: bytes) -> None:
+    before = contents(gateway.prefix)
+    with patch("squidkeeper.squid_account._answer", answering(data)):
+        try:
+            named = named_values(ACCOUNT, gateway, gateway.policy, gateway.state)
+        except (OSError, ValueError):
+            with pytest.raises((OSError, ValueError)):
+                add_parts(gateway, ACCOUNT)
+        else:
+            assert decode_values(encode_values(named.values)) == named.values
+            assert all(problem.isprintable() for problem in named.problems)
+    assert contents(gateway.prefix) == before
+
+
+def test_an_answer_without_an_end_is_not_read_to_its_end(gateway: Layout) -> None:
+    def answer(_: object, __: object, sender: int) -> None:
+        while True:
+            os.write(sender, b"[" * 65_536)
+
+    with patch("squidkeeper.squid_account._answer", answer), pytest.raises(OSError, match="no answer of the kind"):
+        named_values(ACCOUNT, gateway, gateway.policy, gateway.state)

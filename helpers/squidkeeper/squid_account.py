@@ -9,12 +9,15 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +78,11 @@ def is_this(account: Account) -> bool:
     return (os.geteuid(), os.getegid()) == (account.user, account.group)
 
 
-def call_as(account: Account, function: Callable[[], Any]) -> Any:
+def call_as(account: Account, function: Callable[[], Any], shape: Any = Any) -> Any:
     """Call a function in a child with the rights of an account, and return its result, which JSON can hold.
 
-    An OSError of the function is raised here as an OSError. PermissionError where this process cannot take the rights.
+    An OSError of the function is raised here as an OSError, as is an answer that is none: whoever has the account may
+    have written it. `shape` is the type of the result. PermissionError where this process cannot take the rights.
     """
     receiver, sender = os.pipe()
     child = os.fork()
@@ -86,14 +90,18 @@ def call_as(account: Account, function: Callable[[], Any]) -> Any:
         _answer(account, function, sender)
     os.close(sender)
     with open(receiver, "rb") as answer:
-        found = answer.read()
+        found = answer.read(_LONGEST + 1)
+    os.kill(child, signal.SIGKILL)  # it has nothing more to do
     os.waitpid(child, 0)
     if not found:
         raise PermissionError(f"this process cannot take the rights of {account.name}")
-    result, error = json.loads(found)
-    if error:
-        raise OSError(error)
-    return result
+    try:
+        result, error = msgspec.convert(json.loads(found), tuple[Any, str | None])
+        if error is None:
+            return msgspec.convert(result, shape)
+    except (ValueError, RecursionError, msgspec.ValidationError):
+        error = f"what was run as {account.name} gave no answer of the kind that was expected"
+    raise OSError(error)
 
 
 def call_as_owner(folder: Path, function: Callable[[], Any]) -> Any:
@@ -186,3 +194,4 @@ def _closed(path: Path) -> Path | None:
 _DEFAULT_USER = re.compile(r"--with-default-user=([^'\s]+)")
 _SBIN = "/usr/sbin:/usr/local/sbin:/usr/local/squid/sbin"
 _SECONDS = 10
+_LONGEST = 64 << 20  # bytes of an answer

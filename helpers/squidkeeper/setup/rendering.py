@@ -12,6 +12,7 @@ from squidkeeper.atomic_write import replace
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.fetched_values import FOLDER
 from squidkeeper.errors import PolicyError
+from squidkeeper.formatting import printable
 from squidkeeper.layout import Layout
 from squidkeeper.parts import Part
 from squidkeeper.policy.secret_sources import fetched_secrets
@@ -47,8 +48,8 @@ def named_values(account: Account, layout: Layout, policy: Path, compiled: Path)
         values, problems = values_of(found, SecretStore(found.secrets, {}, fetched))
         return encode_values(values), problems, any(fetched_secrets(found.secrets))
 
-    text, problems, fetches = call_as(account, name)
-    return Named(decode_values(text), tuple(map(str, problems)), bool(fetches))
+    text, problems, fetches = call_as(account, name, tuple[str, tuple[str, ...], bool])
+    return Named(decode_values(text), tuple(map(printable, problems)), fetches)
 
 
 def rendered_files(layout: Layout, templates: Mapping[str, str], values: Values, account: Account) -> dict[Path, File]:
