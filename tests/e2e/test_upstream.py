@@ -216,6 +216,7 @@ def test_a_parent_that_refuses_the_password_is_a_failure_and_no_question_to_the_
     assert "parent proxy" in reply.text
     reply = curl(gateway, "https://a.corp.example/refused")  # Squid passes the status on, and nothing else
     assert (reply.status, reply.header("Proxy-Authenticate"), reply.text) == (407, None, "")
+    assert "the parent proxy refuses this gateway" in (reply.header("Proxy-Status") or "")
     assert origins.connections == []
 
 
