@@ -16,6 +16,7 @@ from .curl import CurlFailed, curl
 from .gateway import Gateway, NewGateway
 from .maintained import maintained
 from .origin import Origins
+from .raw import Raw
 from .reply import Reply
 
 POLICY = """
@@ -119,6 +120,29 @@ def test_an_edit_with_a_new_part_is_in_force_within_seconds_and_until_then_denie
         assert "client's" not in seen.values("X-Own") or name not in ("own header", "known headers", "watch")
     if name == "own header":
         assert {*(value for seen in origins.seen for value in seen.values("X-Own"))} == {SECRET}
+
+
+PASSTHROUGH = "version: 1\nrules: [{name: new, action: allow, hosts: [new.example], tls: passthrough}]\n"
+
+
+def test_passthrough_is_in_force_within_seconds_and_until_then_nothing_passes(
+    gateway: Gateway, origins: Origins
+) -> None:
+    assert "passthrough" not in in_force(gateway)
+    gateway.write("new.yaml", PASSTHROUGH)
+    wait_for(lambda: passes_through(gateway, origins), "the edit", LONGEST_SECONDS)
+    assert "passthrough" in in_force(gateway)
+    assert {len(seen.headers) for seen in origins.seen} == {1}, "a request that the gateway has decrypted came through"
+
+
+def passes_through(gateway: Gateway, origins: Origins) -> bool:
+    """Ask in a tunnel whose certificate is the origin's own."""
+    with suppress(OSError), Raw(gateway) as client:
+        opened = client.connect("new.example:443")
+        if opened and opened.status == 200:
+            answer = client.tls("new.example", origins.authority.certificate).get("/x", "new.example")
+            return answer is not None and answer.status == 200
+    return False
 
 
 def test_an_edit_without_a_new_part_reconfigures_nothing(gateway: Gateway) -> None:
