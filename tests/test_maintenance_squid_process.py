@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGHUP, SIGUSR1
+from typing import cast
 
 import psutil
 import pytest
 
 from squidkeeper.maintenance.rate_limit import RateLimit
-from squidkeeper.maintenance.squid_process import GivenUpWorkers, SquidProcess, coordinator_alone
+from squidkeeper.maintenance.squid_crash import SquidCrashes
+from squidkeeper.maintenance.squid_process import GivenUpWorkers, SquidProcess, SquidRun, coordinator_alone
 from squidkeeper.setup.sockets import has_ended
+from squidkeeper.squid_crashes import read_crashes
 from tests.bare_squid import bare_squid
 from tests.waiting import wait_for
 
@@ -115,3 +118,37 @@ def test_a_pace_allows_so_many_events_within_so_many_seconds() -> None:
         if seen[-1]:
             pace.count()
     assert seen == [True, True, False, False, True, False, False, True]
+
+
+class Runs:
+    """A Squid of which a test says what runs."""
+
+    def __init__(self) -> None:
+        self.now: SquidRun | None = None
+
+    def run(self) -> SquidRun | None:
+        return self.now
+
+    def start(self) -> subprocess.Popen[bytes]:
+        worker = subprocess.Popen(["sleep", "60"])
+        ticks = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[19]
+        self.now = SquidRun(frozenset({f"{worker.pid}@{ticks}"}), 0.0)
+        return worker
+
+
+def test_each_of_two_crashes_within_two_checks_is_noted(tmp_path: Path) -> None:
+    squid = Runs()
+    crashes = SquidCrashes(tmp_path, tmp_path / "cache.log", cast("SquidProcess", squid), 3128)
+    worker = squid.start()
+    for _ in range(2):
+        crashes.check()
+        worker.kill()
+        worker.wait()
+        worker = squid.start()
+    crashes.check()
+    crashes.check()
+    assert [one.told for one in read_crashes(tmp_path)] == ["it was killed"] * 2
+    crashes.check()
+    assert len(read_crashes(tmp_path)) == 2
+    worker.kill()
+    worker.wait()

@@ -1,9 +1,12 @@
 """`squidkeeper maintain` of a gateway, run by Squid's account as its unit or `supervise` runs it."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tests.waiting import wait_for
 
 from .gateway import Gateway
 from .observer import AS_SQUID
@@ -27,3 +30,11 @@ def maintained(gateway: Gateway, *options: str) -> Iterator[Path]:
         status = process.wait(60)
         (root / "state/maintenance.json").unlink(missing_ok=True)  # an old failure in it would make later tests fail
         assert status == 0, said.read_text()
+
+
+def has_checked(gateway: Gateway) -> None:
+    """Wait for two whole checks, each of which ends with a heartbeat: what the first one finds, the second judges."""
+    heartbeat = gateway.root / "state/maintenance.json"
+    for _ in range(3):  # the first can be of a check that is under way
+        since = time.time()
+        wait_for(lambda since=since: heartbeat.exists() and heartbeat.stat().st_mtime > since, "a check")  # type: ignore[misc]

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tests.waiting import wait_for
 
 from .curl import CurlFailed, curl
 from .gateway import Gateway, NewGateway
-from .maintained import maintained
+from .maintained import has_checked, maintained
 from .network import run
 from .observer import Exporter, fetch
 from .origin import Origins
@@ -47,7 +46,7 @@ def test_after_a_crash_what_squid_said_and_whom_it_served_are_one_condition_one_
     wait_for(lambda: curl(gateway, "http://docs.example/", client="127.0.0.40").status == 200, "Squid after a crash")
     with Raw(gateway, client) as connection:
         connection.send(f"POST http://{host}/ HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\n\r\n")
-        time.sleep(2.5)
+        has_checked(gateway)
         os.kill(gateway.pid, signal.SIGABRT)
         crash = wait_for(lambda: read_crashes(state)[before:], "the crash to be noted")[0]
     assert (crash.told, crash.in_flight) == (told, 1)
@@ -72,7 +71,7 @@ def test_after_a_crash_what_squid_said_and_whom_it_served_are_one_condition_one_
 def test_an_answer_that_ends_squid_names_its_origin(gateway: Gateway, origins: Origins) -> None:
     state, before = gateway.root / "state", len(read_crashes(gateway.root / "state"))
     wait_for(lambda: curl(gateway, "http://docs.example/").status == 200, "Squid after a crash")
-    time.sleep(2)
+    has_checked(gateway)
     origins.fallback = part("plain")
     with pytest.raises(CurlFailed):
         curl(gateway, "http://far.example/", client="127.0.0.41")
@@ -85,19 +84,19 @@ def test_a_squid_that_is_restarted_has_not_crashed(gateway: Gateway, origins: Or
     before = len(read_crashes(gateway.root / "state"))
     gateway.restart()
     assert curl(gateway, "http://docs.example/").status == 200
-    time.sleep(4)
+    has_checked(gateway)
     assert len(read_crashes(gateway.root / "state")) == before
 
 
 def test_a_worker_that_crashes_after_its_master_is_noted(gateway: Gateway, origins: Origins) -> None:
     before, worker = len(read_crashes(gateway.root / "state")), gateway.pid
     wait_for(lambda: curl(gateway, "http://docs.example/").status == 200, "Squid")
-    time.sleep(2)
+    has_checked(gateway)
     os.kill(gateway.master, signal.SIGKILL)
-    time.sleep(2.5)
+    has_checked(gateway)
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: read_crashes(gateway.root / "state")[before:], "the crash to be noted")
     gateway.kill()
     gateway.start()
-    time.sleep(4)
+    has_checked(gateway)
     assert len(read_crashes(gateway.root / "state")) == before + 1

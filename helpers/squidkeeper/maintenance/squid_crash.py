@@ -31,31 +31,27 @@ class SquidCrashes:
         self._squid = squid
         self._port = port
         self._run: SquidRun | None = None
-        self._ended_at = 0.0
-        self._ended = 0  # the process that has
+        self._end: tuple[float, int, int] | None = None
         self._connections = 0
         self._sizes: deque[int] = deque(maxlen=_LOOKS_BACK)  # of cache.log at the last checks
 
     def check(self) -> None:
         """Look for an end; what is known about it is read a check later, when helpers and log have it."""
-        if self._ended_at:
-            self._judge()
-            self._run = None
-        elif self._run and (ended := self._run.ended()):
-            self._ended_at, self._ended = time.time(), ended
-            return
-        else:
-            self._connections = _connections(self._port)
-            self._sizes.append(_size(self._cache_log))
-        self._run = self._squid.run() or self._run  # a master that is killed ends before the processes that serve
+        if self._end:
+            self._judge(*self._end)
+        ended = self._run.ended() if self._run else 0
+        self._end = (time.time(), ended, self._connections) if ended else None
+        self._connections = _connections(self._port)
+        self._sizes.append(_size(self._cache_log))
+        run = self._squid.run()
+        self._run = run if ended else run or self._run  # a master that is killed ends before the processes that serve
 
-    def _judge(self) -> None:
-        at, self._ended_at = self._ended_at, 0.0
-        said = _said_by(self._ended, self._written())
+    def _judge(self, at: float, pid: int, connections: int) -> None:
+        said = _said_by(pid, self._written())
         if _EXITS not in said:
             told = [match.decode(errors="replace") for match in _TOLD.findall(said)]
             what = printable(told[-1]) if told else "it was killed"
-            crash = note_crash(self._state, at, what, self._connections)
+            crash = note_crash(self._state, at, what, connections)
             _log.error("%s; %s", crash.unrecorded, crash.served)
 
     def _written(self) -> bytes:
