@@ -32,6 +32,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED_FOLDER = "SQUIDKEEPER_TESTS_FOLDER"  # in the environment, which the processes of a run have in common
 WORKERS = "SQUIDKEEPER_TESTS_WORKERS"  # and how many workers each gateway has
+DOCUMENTED = "SQUIDKEEPER_TESTS_DOCUMENTED"  # and whether each gateway bumps as `--bump documented` does
 CANARIES = "SQUIDKEEPER_TESTS_CANARIES"  # in the environment too: whether every gateway has canary secrets
 HUNTED = "hunted"  # the file in that folder: how many canaries each gateway has sent
 TESTS = Path(__file__).parent
@@ -72,6 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="give every gateway of the end-to-end tests canary secrets, and hunt them",
     )
     parser.addoption("--workers", type=int, help="give every gateway of the end-to-end tests so many workers")
+    parser.addoption("--documented", action="store_true", help="install these gateways with `--bump documented`")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -84,6 +86,8 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ[CANARIES] = "yes"
         if config.getoption("--workers"):
             os.environ[WORKERS] = str(config.getoption("--workers"))
+        if config.getoption("--documented"):
+            os.environ[DOCUMENTED] = "yes"
 
 
 def _hide_gateway() -> None:
@@ -131,6 +135,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ.pop(SHARED_FOLDER))
         os.environ.pop(CANARIES, None)
         os.environ.pop(WORKERS, None)
+        os.environ.pop(DOCUMENTED, None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,7 +32,7 @@ from squidkeeper.setup.entries import File
 from squidkeeper.setup.rendering import put_rendered, read_templates, read_values, rendered_files, template_folder
 from squidkeeper.squid_account import Account
 from tests.bare_squid import remove_leftovers
-from tests.conftest import WORKERS
+from tests.conftest import DOCUMENTED, WORKERS
 from tests.waiting import wait_for
 
 from .network import run
@@ -48,6 +48,8 @@ _WORKER = re.compile(r"\(squid-\d+\)")  # as Squid names the process
 def install(root: Path, listen: str, *options: str) -> None:
     """Install a gateway with the project's own installer; the first one of a run needs the package registries."""
     common = ("--no-start", "--extras", EXTRAS, "--workers", os.environ.get(WORKERS, "1"))
+    if DOCUMENTED in os.environ:
+        options = ("--bump", "documented", *options)
     run(REPOSITORY / "install.sh", "--root", root, "--listen", listen, *common, *options)
 
 
@@ -203,7 +205,7 @@ class Gateway:
 
     def render(self, upstream: str = "", *, documented: bool = False) -> None:
         """Render Squid's configuration for the policy, as install.sh does."""
-        self._put(replace(self._values(upstream), documented=documented))
+        self._put(replace(self._values(upstream), documented=documented or DOCUMENTED in os.environ))
 
     def _values(self, upstream: str = "") -> Values:
         policy = build_sources(read_sources(self.policy_folder)).policy
