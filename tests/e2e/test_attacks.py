@@ -4,6 +4,7 @@ Each case names what becomes of it: the rule that denies it; REFUSED where Squid
 URL that arrives, where the request is no other than an honest one.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 import pytest
 
 from squidkeeper.policy.headers import HOST_HEADERS, METHOD_HEADERS, PATH_HEADERS, spellings
+from tests.conftest import DOCUMENTED
 from tests.waiting import wait_for
 
 from .curl import curl
@@ -65,7 +67,7 @@ def gateway(new_gateway: NewGateway, request: pytest.FixtureRequest) -> Gateway:
     """Allow-list only; with requests that share connections to origins, and as `--bump documented` bumps."""
     gateway = new_gateway(POLICY, "negative_dns_ttl 1 second")
     gateway.secret("token", TOKEN)
-    documented = request.param == "documented"
+    documented = request.param == "documented" or DOCUMENTED in os.environ
     gateway.render(documented=documented)
     gateway.start()
     assert (gateway.layout.parts / "shared.conf").exists() is not documented

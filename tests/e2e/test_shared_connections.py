@@ -1,5 +1,6 @@
 """What one client sends, and what it is answered, never mixes with another's on a connection to an origin."""
 
+import os
 import socket
 import ssl
 import time
@@ -9,6 +10,7 @@ from threading import Thread
 
 import pytest
 
+from tests.conftest import DOCUMENTED
 from tests.waiting import wait_for
 
 from .dns import Names
@@ -16,6 +18,8 @@ from .gateway import Gateway, NewGateway
 from .origin import Origins
 from .raw import Raw, tunnel
 from .reply import Reply
+
+pytestmark = pytest.mark.skipif(DOCUMENTED in os.environ, reason="nothing is shared with `--bump documented`")
 
 ADDRESS = "203.0.113.20"
 PLAIN, TLS = 8087, 8447
