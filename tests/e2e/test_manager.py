@@ -1,5 +1,6 @@
 """Squid's own counters: for this machine alone, never for an agent, and never on the record of requests."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -46,6 +47,13 @@ def gateway(new_gateway: NewGateway, names: Names) -> Gateway:
 
 def request(target: str, host: str, *headers: str, method: str = "GET") -> str:
     return "\r\n".join([f"{method} {target} HTTP/1.1", f"Host: {host}", *headers]) + "\r\n\r\n"
+
+
+def test_the_counters_are_there_without_dns(new_gateway: NewGateway) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.99", 53))
+        gateway = new_gateway("version: 1", nameserver="127.0.0.99").start()
+        assert [read_counters(*gateway.address).problem for _ in range(2)] == [None] * 2
 
 
 def plain_attacks() -> Iterator[str]:
