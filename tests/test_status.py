@@ -41,6 +41,7 @@ from squidkeeper.pull_status import PullStatus
 from squidkeeper.record.record import Record, parse_record
 from squidkeeper.squid_counters import SquidCounters
 from squidkeeper.squid_crashes import SquidCrash
+from squidkeeper.squid_runs import COUNTER
 from squidkeeper.squid_version import SquidVersion
 
 from .conftest import compiled_of
@@ -382,6 +383,13 @@ def test_an_archive_that_runs_and_what_was_lost_days_ago_are_nothing_to_do() -> 
     assert codes(replace(WELL, deleted_logs=DeletedLogs(3, 7, "access.log.7", WELL.now - 90_000))) == []
     ended = replace(WELL, archive=ArchiveStatus(WELL.now - 7200, WELL.now - 7200))
     assert "The access log is not archived: it ran last 2 h ago." in text_of(ended)
+
+
+@pytest.mark.parametrize(("requests", "codes"), [(0.0, set()), (1.0, {"no-helper"})])
+def test_a_squid_that_has_just_started_needs_no_helper_yet(requests: float, codes: set[str]) -> None:
+    view = matched("policy-unavailable", NOW - timedelta(minutes=3))
+    view = replace(view, squid=SquidCounters({COUNTER: requests}, answers=True))
+    assert {one.condition.code for one in active_conditions(view)} == codes
 
 
 def test_each_condition_has_a_case_here() -> None:

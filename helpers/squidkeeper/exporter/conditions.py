@@ -28,6 +28,7 @@ from squidkeeper.policy.lint import lint
 from squidkeeper.policy.model import Policy
 from squidkeeper.pull_status import patience_seconds
 from squidkeeper.record.record import format_time
+from squidkeeper.squid_runs import COUNTER
 from squidkeeper.why.causes import CRASHED_REMEDY, NO_HELPER_REMEDY, STORE_ONE_LINE
 
 _SECRET_EXPIRES_SOON: Final = timedelta(minutes=10)
@@ -332,7 +333,8 @@ def _last_unavailable(view: Snapshot) -> datetime | None:
 
 @_critical("no-helper", None, "No helper that decides runs", NO_HELPER_REMEDY, unhealthy=True)
 def _no_helper(view: Snapshot) -> Iterator[str]:
-    if view.squid.answers and not _decides(view) and (at := _last_unavailable(view)):
+    was_asked = view.squid.values.get(COUNTER, 1)  # since it started: until then, it needs no helper
+    if view.squid.answers and was_asked and not _decides(view) and (at := _last_unavailable(view)):
         yield f"requests were denied {ago(at, view.at)}, as policy-unavailable"
 
 
