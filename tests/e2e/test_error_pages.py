@@ -543,11 +543,28 @@ def test_a_denied_clone_and_push_show_the_page_as_the_documentation_has_it(gatew
     author = ("-c", "user.name=x", "-c", "user.email=x@example.com")
     run("git", "init", "-q", tmp_path)
     run("git", "-C", tmp_path, *author, "commit", "-q", "--allow-empty", "-m", "x")
-    documented = TERMINAL.findall((REPOSITORY / "squid/TROUBLESHOOTING.md").read_text())
-    assert [words.split()[0] for words, _ in documented] == ["clone", "push"]
-    for words, text in documented:
-        shown = git(gateway, "-C", tmp_path, *words.split())
-        assert tidy(shown) == tidy(with_commands(text, gateway.layout))
+    [(words, text)] = TERMINAL.findall((REPOSITORY / "squid/TROUBLESHOOTING.md").read_text())
+    assert tidy(git(gateway, "-C", tmp_path, *words.split())) == tidy(with_commands(text, gateway.layout))
+    shown = git(gateway, "-C", tmp_path, "push", PUSHED_TO, "HEAD:main")
+    assert tidy(shown) == tidy(with_commands(of_a_push(text), gateway.layout))
+
+
+PUSHED_TO = "https://git.example/acme/app.git"
+OF_A_PUSH = {
+    "https://closed.example/app.git": PUSHED_TO,
+    "git-upload-pack": "git-receive-pack",
+    "Rule: closed": "Rule: no-push",
+    "Reason: It is closed.": "Reason: Read-only. Open a pull request instead.",
+}
+
+
+def of_a_push(text: str) -> str:
+    """The documented page of a clone, as a push has it."""
+    _, text = text.split("\n", 1)  # "Cloning into …"
+    for cloned, pushed in OF_A_PUSH.items():
+        assert cloned in text
+        text = text.replace(cloned, pushed)
+    return text
 
 
 def tidy(text: str) -> str:
