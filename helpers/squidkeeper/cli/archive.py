@@ -19,6 +19,7 @@ from squidkeeper.cli import options
 from squidkeeper.cli.archive_fetch import fetch
 from squidkeeper.cli.archive_verify import failure, verify
 from squidkeeper.cli.maintain import Size
+from squidkeeper.errors import ArchiveInUse, InvalidArchiveKey, StoreFailed
 from squidkeeper.formatting import byte_size, quantity
 
 if TYPE_CHECKING:
@@ -85,7 +86,6 @@ def run(
 
     from squidkeeper.archive.archiver import Archiver
     from squidkeeper.archive.retention import ArchiveBounds
-    from squidkeeper.errors import ArchiveInUse, StoreFailed
     from squidkeeper.squid_account import become_owner
 
     if not os.path.isdir(archive):  # Path.is_dir raises in a folder that cannot be read
@@ -120,7 +120,6 @@ def _own_key(archive: Path) -> Path | None:
 
 def _key(file: Path | None) -> ArchiveKey | None:
     from squidkeeper.chain.keys import read_archive_key
-    from squidkeeper.errors import InvalidArchiveKey
 
     try:
         return read_archive_key(file) if file else None

@@ -16,6 +16,7 @@ import click
 from squidkeeper.cli.options import DEFAULT_ARCHIVE, json_option, since_option
 from squidkeeper.errors import ExtraMissing, InvalidArchiveKey, InvalidEntry, StoreFailed
 from squidkeeper.formatting import printable, quantity
+from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
     from squidkeeper.chain.keys import ArchivePublicKey
@@ -98,8 +99,6 @@ def _missing(archive: str, keys: Path, there: Collection[str]) -> Iterator[tuple
 
 
 def _without_key(archive: str) -> str:
-    from squidkeeper.layout import Layout
-
     asked = "--key is missing: give the public key, as a copy that is kept elsewhere"
     there = [one.archive_pub for one in (Layout.of(None), Layout.of(Path(archive).absolute().parent))]
     keys = [file for file in there if file.exists()]

@@ -14,7 +14,7 @@ import click
 
 from squidkeeper.cli import options
 from squidkeeper.cli.edit_refusals import shown_refusals
-from squidkeeper.errors import PolicyError, UnreadableLog
+from squidkeeper.errors import InvalidUrl, PolicyError, UnreadableLog
 from squidkeeper.formatting import ago, printable, quantity, utc_seconds
 
 if TYPE_CHECKING:
@@ -265,7 +265,6 @@ def _scope(text: str) -> ApprovalScope:
 
 def _request(ticket: Ticket) -> str:
     """Write a request with its host in punycode, and what is not printable as escapes."""
-    from squidkeeper.errors import InvalidUrl
     from squidkeeper.url import parse_url
 
     try:

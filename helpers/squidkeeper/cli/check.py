@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.cli.options import DEFAULT_POLICY, fragment_option, json_option, policy_option, state_option
+from squidkeeper.errors import PolicyError, PullFailed
 from squidkeeper.formatting import age, duration, quantity
+from squidkeeper.layout import Layout
 from squidkeeper.policy.faults import Fault, FaultCode, Location
 from squidkeeper.policy.model import SHORTEST_WATCHED
 from squidkeeper.policy.secret_sources import EnvironmentSource, FileSource, SecretSource
@@ -113,7 +115,6 @@ def _report(
     fragment: Path,
     state: Path,
 ) -> CheckReport:
-    from squidkeeper.errors import PolicyError
     from squidkeeper.extras import missing_extras
     from squidkeeper.parts import named_parts, not_in_force
     from squidkeeper.policy.lint import lint, open_to_any_client
@@ -155,7 +156,6 @@ def _report(
 
 def _without_ceiling(policy: Policy, directory: Path) -> Iterator[Fault]:
     """Warn about what opens private addresses in a policy that is pulled without a ceiling."""
-    from squidkeeper.errors import PullFailed
     from squidkeeper.pull_settings import SETTINGS, read_pull_settings
 
     try:
@@ -290,7 +290,6 @@ def _rendered(fragment: Path) -> frozenset[str] | None:
 
 
 def _to_install(policy: Policy, directory: Path, state: Path) -> tuple[str, ...]:
-    from squidkeeper.layout import Layout
     from squidkeeper.policy.secret_sources import fetched_secrets
 
     service = Layout.around(directory.absolute(), state).service("secrets").unit

@@ -14,6 +14,7 @@ import click
 from squidkeeper.cli.options import DEFAULT_POLICY, Duration, json_option, policy_option
 from squidkeeper.errors import EditRefused, PolicyError
 from squidkeeper.formatting import ago
+from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
     from squidkeeper.policy.model import Client, Token
@@ -91,8 +92,6 @@ def remove(name: str, token_id: str | None, directory: Path) -> None:
 
 def _gateway_of(directory: Path) -> str:
     """Give the options by which `env` finds the gateway of a policy."""
-    from squidkeeper.layout import Layout
-
     folder = directory.absolute()
     if folder == DEFAULT_POLICY:
         return ""

@@ -14,12 +14,12 @@ import click
 
 from squidkeeper.cli.options import root_option, shown_option
 from squidkeeper.errors import InvalidSetting, PolicyError
+from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
     from squidkeeper.client_kit.client import KitClient
     from squidkeeper.client_kit.environment import ClientSettings, Proxy
     from squidkeeper.engine import CompiledPolicy
-    from squidkeeper.layout import Layout
 
 F = TypeVar("F", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
@@ -82,7 +82,6 @@ class ClientOfGateway:
 def read_client(client: str | None, user: str | None, root: Path | None, directory: Path | None) -> ClientOfGateway:
     """Load the policy and find the client; a usage error where that is not possible."""
     from squidkeeper.client_kit.client import client_of
-    from squidkeeper.layout import Layout
     from squidkeeper.policy_store.loading import load
 
     layout, now = Layout.of(root), datetime.now(UTC)

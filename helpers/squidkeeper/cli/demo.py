@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from squidkeeper.errors import DemoFailed
+
 
 @click.command()
 @click.option(
@@ -32,7 +34,6 @@ def demo(source: Path, port: int, keep: bool) -> None:
     the status page. Needs root. Exit status: 0, or 1 if a step did not do what it should.
     """
     from squidkeeper.demo.demonstration import demonstrate
-    from squidkeeper.errors import DemoFailed
 
     wait = _until_enter if sys.stdin.isatty() and not keep else _until_interrupted
     try:

@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 
 from squidkeeper.cli.options import json_option, root_option
+from squidkeeper.errors import NotInstalled
+from squidkeeper.layout import Layout
 
 
 @click.command()
@@ -23,8 +25,6 @@ def doctor(root: Path | None, strict: bool, as_json: bool) -> None:
     from squidkeeper.doctor.examination import as_json as json_of
     from squidkeeper.doctor.examination import as_text, examine
     from squidkeeper.doctor.inspection import inspect
-    from squidkeeper.errors import NotInstalled
-    from squidkeeper.layout import Layout
 
     layout = Layout.of(root.resolve() if root else None)
     try:

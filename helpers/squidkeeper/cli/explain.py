@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import click
 
 from squidkeeper.cli.options import ABSOLUTE_URL, HOST_AND_PORT, Moment, fragment_option, json_option, policy_option
+from squidkeeper.errors import InvalidRecord, InvalidUrl, PolicyError
+from squidkeeper.formatting import quantity
+from squidkeeper.policy.faults import Location
 
 if TYPE_CHECKING:
     from squidkeeper.engine import CompiledPolicy, Decision
     from squidkeeper.engine.explain import Explanation, PassedOver, Resolved, WebSocket
     from squidkeeper.engine.fields import Entry
     from squidkeeper.engine.tunnels import TunnelUse
-    from squidkeeper.policy.faults import Location
     from squidkeeper.policy.model import Credential, Policy, Route, Rule
     from squidkeeper.protocol.request import Malformed, Request
 
@@ -160,7 +162,6 @@ def _of_arguments(
 
 
 def _of_record(line: BinaryIO, *given: object) -> Question:
-    from squidkeeper.errors import InvalidRecord
     from squidkeeper.record.record import NONE, parse_record, parse_time
     from squidkeeper.record.requests import request_of, unexplained
 
@@ -194,7 +195,6 @@ def _compare(on_record: str | None, explained: str, directory: Path) -> None:
 
 
 def _load(directory: Path) -> CompiledPolicy:
-    from squidkeeper.errors import PolicyError
     from squidkeeper.policy_store.loading import load
 
     try:
@@ -216,7 +216,6 @@ def _check_target(method: str, url: str) -> None:
 
 
 def _check_address(client: str | None) -> None:
-    from squidkeeper.errors import InvalidUrl
     from squidkeeper.url import parse_address
 
     try:
@@ -262,8 +261,6 @@ def _ask_text(decision: Decision) -> str | None:
 
 
 def _grant_text(grant: Rule | None) -> str | None:
-    from squidkeeper.formatting import quantity
-
     if grant is None or grant.expires is None:
         return None
     until = f"until {grant.expires.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"

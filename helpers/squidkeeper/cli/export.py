@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, state_option
+from squidkeeper.errors import InvalidExport, StateInUse
 
 if TYPE_CHECKING:
     from squidkeeper.export.targets import ExportTarget
@@ -68,10 +72,6 @@ def export(
     it sends a notice about the gap.
     Exit status: 0 after SIGTERM; 1 if it cannot start.
     """
-    import logging
-    import sys
-
-    from squidkeeper.errors import InvalidExport, StateInUse
     from squidkeeper.export.process import ExportProcess, run_exports
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")
@@ -90,10 +90,7 @@ def export(
 
 
 def _check_places(targets: tuple[ExportTarget, ...], access_log: Path, state: Path) -> None:
-    import os
-
     from squidkeeper.destination import Transport
-    from squidkeeper.errors import InvalidExport
     from squidkeeper.export_status import FOLDER
 
     access_log.open("rb").close()
@@ -113,8 +110,6 @@ def _targets(
     name: str | None,
     config: Path | None,
 ) -> tuple[ExportTarget, ...]:
-    import os
-
     from squidkeeper.export.targets import make_target, read_targets
 
     if config:

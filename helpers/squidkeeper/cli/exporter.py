@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from squidkeeper.cli.options import (
     shown_option,
     written_state_option,
 )
+from squidkeeper.errors import InvalidUrl, ListenFailed, PatternError, StateInUse
 
 if TYPE_CHECKING:
     from squidkeeper.policy.hosts import Network
@@ -30,7 +33,6 @@ class Address(click.ParamType):  # type: ignore[type-arg] # generic in newer rel
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
         """Parse the value; fail with click's error."""
-        from squidkeeper.errors import InvalidUrl
         from squidkeeper.url import parse_authority
 
         if isinstance(value, tuple):
@@ -51,7 +53,6 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Network:
         """Parse the value; fail with click's error."""
-        from squidkeeper.errors import PatternError
         from squidkeeper.policy.hosts import parse_network
 
         try:
@@ -129,10 +130,6 @@ def exporter(**given: Any) -> None:
     It also starts while the log, the policy, the CA or Squid are missing, and reports that.
     Exit status: 0 after SIGTERM; 1 if it cannot listen, or if another exporter uses the state folder.
     """
-    import logging
-    import sys
-
-    from squidkeeper.errors import ListenFailed, StateInUse
     from squidkeeper.exporter.process import ExporterOptions, run_exporter
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="squidkeeper: %(message)s")

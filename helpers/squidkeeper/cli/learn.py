@@ -16,6 +16,8 @@ from squidkeeper.cli.named_policies import UnusableInput
 from squidkeeper.cli.new_file import check_new_file, open_new_file
 from squidkeeper.cli.options import json_option, policy_option
 from squidkeeper.cli.table_options import table_options
+from squidkeeper.errors import UnreadableLog
+from squidkeeper.formatting import quantity
 
 if TYPE_CHECKING:
     from squidkeeper.cli.table_options import TableOptions
@@ -72,7 +74,6 @@ def learn(
     what is new, an address or mostly uploads is listed as comments and not proposed: a client that misbehaves learns
     itself nothing. Exit status 2: there is nothing to propose or to list.
     """
-    from squidkeeper.errors import UnreadableLog
     from squidkeeper.learning.askers import Askers
     from squidkeeper.learning.draft_text import json_of, yaml_of
     from squidkeeper.learning.learner import Support
@@ -159,7 +160,6 @@ def _learned(read: TableOptions, askers: Askers, support: Support, *, presets: b
 
 
 def _notes(uses: UseTable) -> Iterator[str]:
-    from squidkeeper.formatting import quantity
     from squidkeeper.table.questions import SET_APART
 
     if not uses.tells_new:
@@ -169,7 +169,6 @@ def _notes(uses: UseTable) -> Iterator[str]:
 
 
 def _few(draft: Draft, support: Support) -> Iterator[str]:
-    from squidkeeper.formatting import quantity
     from squidkeeper.learning.draft import Unproposed
 
     few = sum(one.evidence.count for one in draft.listed if one.reason is Unproposed.FEW_CLIENTS)
@@ -179,8 +178,6 @@ def _few(draft: Draft, support: Support) -> Iterator[str]:
 
 
 def _hints(divided: Mapping[str, int]) -> Iterator[str]:
-    from squidkeeper.formatting import quantity
-
     for name, count in divided.items():
         machines = quantity(count, "address", "addresses")
         yield f"{machines} of client {name} used different things: --client {name} --min-clients 2 drafts one list."

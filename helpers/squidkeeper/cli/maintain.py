@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from contextlib import ExitStack
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +14,8 @@ import click
 
 from squidkeeper.cli.exporter import Address
 from squidkeeper.cli.options import DEFAULT_LOG, archive_option, file_option, proxy_header_option, written_state_option
+from squidkeeper.errors import InvalidUrl
+from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
     from squidkeeper.maintenance.process import Task
@@ -44,7 +50,6 @@ def _loopback(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 def _server_names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
-    from squidkeeper.errors import InvalidUrl
     from squidkeeper.maintenance.tls import parse_server_names
 
     try:
@@ -131,12 +136,6 @@ def maintain(
     A task that fails is logged and tried again every second. The exporter reports failed tasks, and whether this
     process runs, from a file in the state folder.
     """
-    import logging
-    import sys
-    from contextlib import ExitStack
-    from functools import partial
-
-    from squidkeeper.layout import Layout
     from squidkeeper.maintenance.own_addresses import OwnAddresses
     from squidkeeper.maintenance.process import run
     from squidkeeper.maintenance.reload_judge import ReloadJudge
@@ -175,8 +174,6 @@ def maintain(
 
 def judging(directory: Path, state: Path, access_log: Path, archive: Path | None, edit: Edit) -> list[str]:
     """Give the command that judges an edit."""
-    import sys
-
     places = ("--policy", str(directory), "--state", str(state), "--access-log", str(access_log))
     kept = ("--archive", str(archive)) if archive else ()
     return [sys.executable, "-m", "squidkeeper", "reload", "--judge", str(edit), *places, *kept]

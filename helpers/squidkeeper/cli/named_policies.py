@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.errors import PolicyError, UnreadableLog
 from squidkeeper.formatting import printable
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ class UnusableInput(click.ClickException):
 @contextmanager
 def judged_table(read: TableOptions, columns: Collection[str]) -> Iterator[Table]:
     """Read what policies are asked about again; `UnusableInput` if it cannot be read."""
-    from squidkeeper.errors import UnreadableLog
-
     try:
         with read.open(columns) as table:
             yield table
@@ -106,8 +105,6 @@ def _revision(text: str, state: Path, name: str) -> NamedPolicy:
 
 
 def _loaded(load: Callable[[], CompiledPolicy], name: str) -> CompiledPolicy:
-    from squidkeeper.errors import PolicyError
-
     try:
         return load()
     except PolicyError as error:

@@ -6,6 +6,7 @@ import click
 
 from squidkeeper.cli.client_options import client_options, read_client, read_root, read_settings, setting_options
 from squidkeeper.client_kit.probe import ClientProbe, ProbeForm, write_probe
+from squidkeeper.errors import InvalidSetting
 
 
 @click.command()
@@ -44,7 +45,6 @@ def probe(
     squidkeeper probe --client agents > probe.py, and in the VM: python3 probe.py
     """
     from squidkeeper.client_kit.client import allowed_url, denied_url, parse_probed_url
-    from squidkeeper.errors import InvalidSetting
 
     found = read_client(client, user, root, directory)
     settings = read_settings(found, proxy, no_proxy, **paths)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 from squidkeeper.cli.options import DEFAULT_LAYOUT, DEFAULT_POLICY, json_option, shown_option, state_option
+from squidkeeper.errors import PullRefused
 from squidkeeper.formatting import ago, printable
 from squidkeeper.gateway_commands import with_commands
 from squidkeeper.layout import Layout
@@ -101,7 +104,6 @@ def bundle(folder: Path, number: int, output: Path) -> None:
 
     Sign it, and publish FILE and FILE.sig: ssh-keygen -Y sign -f KEY -n squidkeeper-policy FILE
     """
-    from squidkeeper.errors import PullRefused
     from squidkeeper.pulling.bundle_making import make_bundle
 
     try:
@@ -114,9 +116,6 @@ def bundle(folder: Path, number: int, output: Path) -> None:
 
 
 def _pull(config: Path, folder: Path, policy: Path, accept: str, write: Write, *, once: bool, as_json: bool) -> None:
-    import logging
-    import sys
-
     from squidkeeper.pulling.puller import Puller
     from squidkeeper.pulling.service import run_pulling
     from squidkeeper.squid_account import become_owner

@@ -16,6 +16,7 @@ import click
 
 from squidkeeper.cli.new_file import open_new_file
 from squidkeeper.cli.table_options import table_options
+from squidkeeper.errors import QueryRefused, UnreadableLog
 
 if TYPE_CHECKING:
     from squidkeeper.cli.table_options import TableOptions
@@ -44,7 +45,6 @@ def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
 
     The SELECT cannot read or write a file. As root, it runs as nobody. A table shows the first 1,000 rows.
     """
-    from squidkeeper.errors import QueryRefused, UnreadableLog
     from squidkeeper.record.listing import printable
     from squidkeeper.table.database import spare_threads, yield_to_squid
     from squidkeeper.table.own_process import bound_memory, continue_as_child
@@ -87,7 +87,6 @@ def _run(sql: str, read: TableOptions, form: QueryFormat, file: IO[bytes]) -> No
 def _write(table: Table, sql: str, form: QueryFormat, file: IO[bytes]) -> None:
     import duckdb
 
-    from squidkeeper.errors import QueryRefused
     from squidkeeper.table.rows import QueryFormat
 
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from squidkeeper.cli.options import json_option, policy_option, state_option
+from squidkeeper.errors import CountsUnavailable, PolicyError
 from squidkeeper.formatting import duration, printable, quantity
 
 if TYPE_CHECKING:
@@ -54,7 +56,6 @@ def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Pa
 
 
 def _quotas(directory: Path) -> Sequence[Quota]:
-    from squidkeeper.errors import PolicyError
     from squidkeeper.policy_store.loading import build_sources
     from squidkeeper.policy_store.sources import read_sources
 
@@ -66,7 +67,6 @@ def _quotas(directory: Path) -> Sequence[Quota]:
 
 
 def _of_all_gateways(store: Path, reset: str | None) -> list[Row]:
-    from squidkeeper.errors import CountsUnavailable
     from squidkeeper.quotas.store_settings import read_quota_store
     from squidkeeper.quotas.valkey_counts import ValkeyCounts
 
@@ -93,7 +93,6 @@ def _of_this_gateway(directory: Path, state: Path, reset: str | None) -> list[Ro
 
 
 def _local_rows(state: Path, reset: str | None) -> list[Row]:
-    from squidkeeper.errors import CountsUnavailable
     from squidkeeper.quotas.local_counts import LocalCounts
 
     try:
@@ -103,8 +102,6 @@ def _local_rows(state: Path, reset: str | None) -> list[Row]:
 
 
 def _rows(counts: LocalCounts | ValkeyCounts, reset: str | None) -> list[Row]:
-    from contextlib import closing
-
     with closing(counts):
         if reset is not None:
             counts.forget(reset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -15,9 +16,10 @@ import click
 
 from squidkeeper.cli import options
 from squidkeeper.cli.named_policies import UnusableInput
+from squidkeeper.errors import PolicyError
+from squidkeeper.policy.faults import Fault
 
 if TYPE_CHECKING:
-    from squidkeeper.policy.faults import Fault
     from squidkeeper.policy_store.reload_gate import GateVerdict
     from squidkeeper.policy_store.revisions import InForce
 
@@ -89,7 +91,6 @@ class ReloadReport:
 
 def how_it_stands(directory: Path, state: Path) -> ReloadReport:
     """Tell whether the policy on disk is in force; `UnusableInput` where the state does not tell what is."""
-    from squidkeeper.errors import PolicyError
     from squidkeeper.policy_store.loading import load_sources
     from squidkeeper.policy_store.reload_gate import Edit, is_forced, read_verdict
     from squidkeeper.policy_store.sources import read_sources
@@ -177,8 +178,6 @@ def _json(found: ReloadReport) -> str:
 
 def _judge(directory: Path, state: Path, edit_named: str, access_log: Path, archive: Path | None) -> None:
     """Leave a verdict about an edit; nothing if the policy's files hold another one by now."""
-    import signal
-
     from squidkeeper.policy_store.loading import load, load_stored_revision
     from squidkeeper.policy_store.reload_gate import PATIENCE_SECONDS, parse_edit, write_verdict
     from squidkeeper.replay.gate import JUDGE_BYTES, judge_edit

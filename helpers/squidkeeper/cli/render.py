@@ -1,16 +1,17 @@
 """`squidkeeper render` (floor 9)."""
 
-from __future__ import annotations
-
+import logging
+import os
+import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 
 from squidkeeper.cli.options import DEFAULT_LAYOUT
-
-if TYPE_CHECKING:
-    from squidkeeper.layout import Layout
+from squidkeeper.errors import SetupFailed
+from squidkeeper.layout import Layout
 
 _POLL_SECONDS = 0.5
 _PAUSE_SECONDS = 10.0  # after a failure that left its request in place
@@ -30,8 +31,6 @@ def render(root: Path | None, *, follow: bool) -> None:
 
     Exit status: 0 when Squid's configuration has what the policy needs, 1 when it could not be changed.
     """
-    from squidkeeper.layout import Layout
-
     layout = Layout.of(root)
     if not follow:
         raise SystemExit(_add(layout))
@@ -44,8 +43,6 @@ def _follow(layout: Layout) -> NoReturn:
     It runs at the start too, and again where it was killed: that may have taken a request.
     """
     import subprocess
-    import sys
-    import time
 
     where = ["--root", str(layout.root)] if layout.root else []
     wanted = True
@@ -68,11 +65,7 @@ def _request(layout: Layout) -> int:
 
 def _add(layout: Layout) -> int:
     import fcntl
-    import logging
-    import os
-    import sys
 
-    from squidkeeper.errors import SetupFailed
     from squidkeeper.setup.addition import add_parts
     from squidkeeper.squid_account import squid_account
 

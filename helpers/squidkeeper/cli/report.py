@@ -13,6 +13,7 @@ import click
 
 from squidkeeper.cli.options import policy_option, state_option
 from squidkeeper.cli.table_options import table_options
+from squidkeeper.errors import PolicyError, UnreadableLog
 
 if TYPE_CHECKING:
     from squidkeeper.cli.table_options import TableOptions
@@ -39,7 +40,6 @@ def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path
     archive is read, /var/log/squid/access.log, and its rotated files. Records from before --since show which hosts are
     new. The policy supplies the reasons of its rules. Without --html and --json, the report is text.
     """
-    from squidkeeper.errors import UnreadableLog
     from squidkeeper.record.listing import printable
     from squidkeeper.report.period import Period
 
@@ -114,7 +114,6 @@ def _past_policies(state: Path | None) -> PastPolicies | None:
 
 
 def _reasons(directory: Path) -> Mapping[str, str | None]:
-    from squidkeeper.errors import PolicyError
     from squidkeeper.policy.model import BUILT_IN_REASONS
     from squidkeeper.policy_store.loading import load
 

@@ -1,5 +1,6 @@
 """`squidkeeper seal` (floor 9)."""
 
+import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -70,8 +71,6 @@ def seal(
 
 def _make_key(file: Path) -> str:
     """Make a private key that Squid's account can read, and nobody else but root."""
-    import os
-
     from squidkeeper.credentials.sealing import SealingPrivateKey
     from squidkeeper.squid_account import squid_account
 

@@ -1,5 +1,7 @@
 """`squidkeeper secrets` (floor 9)."""
 
+import logging
+import sys
 from pathlib import Path
 
 import click
@@ -24,9 +26,6 @@ def secrets(directory: Path, state: Path, run: Path, commands: Path) -> None:
     Run it beside Squid, as an account of its own in Squid's group. It writes each value into a file in the run folder,
     which Squid's account can read, and what it did, without values, into `secrets/status.json` there.
     """
-    import logging
-    import sys
-
     from squidkeeper.fetching.process import FetchingOptions, run_fetching
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="squidkeeper: %(message)s")

@@ -1,18 +1,17 @@
 """`squidkeeper setup` (floor 9): what install.sh ends in."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 from click.core import ParameterSource
 
-if TYPE_CHECKING:
-    from squidkeeper.setup.options import SetupOptions
+from squidkeeper.errors import FleetFailed, InvalidUrl, PatternError, SetupFailed
+from squidkeeper.layout import Layout
+from squidkeeper.setup.options import BUMPS, GENERATORS, MOST_WORKERS, NO_UPSTREAM, NOT_BEHIND, NOT_SHOWN, SetupOptions
 
 _FOLDER = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path, dir_okay=False, resolve_path=True)
@@ -23,7 +22,6 @@ _HEARTBEAT_SECONDS = 5.0  # within which a process that has just started gives o
 
 
 def _server_names(value: str) -> tuple[str, ...]:
-    from squidkeeper.errors import InvalidUrl
     from squidkeeper.maintenance.tls import parse_server_names
 
     try:
@@ -33,9 +31,7 @@ def _server_names(value: str) -> tuple[str, ...]:
 
 
 def _upstream(value: str) -> str:
-    from squidkeeper.errors import PatternError
     from squidkeeper.policy.upstreams import parse_upstream_url
-    from squidkeeper.setup.options import NO_UPSTREAM
 
     try:
         if value not in ("", NO_UPSTREAM):
@@ -46,16 +42,12 @@ def _upstream(value: str) -> str:
 
 
 def _generator(value: str) -> str:
-    from squidkeeper.setup.options import GENERATORS
-
     if value not in ("", *GENERATORS):
         raise click.BadParameter(f"expected {' or '.join(GENERATORS)}")
     return value
 
 
 def _bump(value: str) -> str:
-    from squidkeeper.setup.options import BUMPS
-
     if value not in ("", *BUMPS):
         raise click.BadParameter(f"expected {' or '.join(BUMPS)}")
     return value
@@ -74,8 +66,6 @@ def _gateway_name(value: str) -> str:
 
 
 def _balancers(value: str) -> tuple[str, ...]:
-    from squidkeeper.setup.options import NOT_BEHIND
-
     try:
         return NOT_BEHIND if value == "none" else tuple(str(ip_address(one)) for one in value.split(",") if value)
     except ValueError as error:
@@ -83,9 +73,7 @@ def _balancers(value: str) -> tuple[str, ...]:
 
 
 def _networks(value: str) -> tuple[str, ...]:
-    from squidkeeper.errors import PatternError
     from squidkeeper.policy.hosts import parse_network
-    from squidkeeper.setup.options import NOT_SHOWN
 
     try:
         return NOT_SHOWN if value == "none" else tuple(str(parse_network(one)) for one in value.split(",") if value)
@@ -94,8 +82,6 @@ def _networks(value: str) -> tuple[str, ...]:
 
 
 def _workers(value: str) -> str:
-    from squidkeeper.setup.options import MOST_WORKERS
-
     if value and not (value.isascii() and value.isdecimal() and 1 <= int(value) <= MOST_WORKERS):
         raise click.BadParameter(f"expected a number from 1 to {MOST_WORKERS}; beyond it, add a gateway")
     return str(int(value)) if value else ""
@@ -197,7 +183,6 @@ def _refuse_options_of_a_gateway(context: click.Context) -> None:
 
 
 def _set_up_fleet(file: Path, cfg: Path, state: Path, pid_file: Path, *, dry_run: bool) -> int:
-    from squidkeeper.errors import FleetFailed, SetupFailed
     from squidkeeper.fleet.fleet_file import read_fleet
     from squidkeeper.fleet.installation import BalancerPaths, set_up_fleet
 
@@ -216,7 +201,6 @@ def _set_up_fleet(file: Path, cfg: Path, state: Path, pid_file: Path, *, dry_run
 
 
 def _set_up_gateway(given: Mapping[str, Any]) -> NoReturn:
-    from squidkeeper.setup.options import SetupOptions
     from squidkeeper.setup.run import remove_prepared, run_setup
 
     try:
@@ -236,7 +220,6 @@ def _examine(options: SetupOptions) -> None:
     from squidkeeper.credentials.fetch_status import read_fetch_status
     from squidkeeper.doctor.examination import as_text, examine
     from squidkeeper.doctor.inspection import inspect
-    from squidkeeper.layout import Layout
     from squidkeeper.maintenance_status import read_maintenance_status
     from squidkeeper.setup.console import say, show
     from squidkeeper.setup.sockets import wait_until

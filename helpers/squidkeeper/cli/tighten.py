@@ -15,6 +15,7 @@ from squidkeeper.cli.named_policies import UnusableInput, check_judged, judged_t
 from squidkeeper.cli.new_file import check_new_file
 from squidkeeper.cli.options import json_option, shown_option, state_option
 from squidkeeper.cli.table_options import table_options
+from squidkeeper.errors import EditRefused
 
 if TYPE_CHECKING:
     from squidkeeper.cli.named_policies import NamedPolicy
@@ -92,7 +93,6 @@ def _found(read: TableOptions, policy: NamedPolicy) -> tuple[Findings, Edits]:
 
 
 def _write_edit(policy: NamedPolicy, named: str | None, state: Path, edits: Edits, output: Path | None) -> str:
-    from squidkeeper.errors import EditRefused
     from squidkeeper.tightening.edit import edited_documents, unified_diff
 
     sources, lists = _sources(policy, named, state)

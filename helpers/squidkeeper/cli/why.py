@@ -29,12 +29,15 @@ from squidkeeper.cli.options import (
     state_option,
     table_sources,
 )
+from squidkeeper.errors import EditRefused, InvalidUrl, PatternError, UnreadableLog
+from squidkeeper.formatting import quantity
+from squidkeeper.gateway_commands import with_commands
+from squidkeeper.layout import Layout
 
 if TYPE_CHECKING:
     from squidkeeper.chain.store_settings import StoreSettings
     from squidkeeper.cli.why_table import ReadRecords
     from squidkeeper.engine import CompiledPolicy
-    from squidkeeper.layout import Layout
     from squidkeeper.record.filters import Filter
     from squidkeeper.table.live_gateways import LiveGateways
     from squidkeeper.table.sources import TableSources
@@ -127,8 +130,6 @@ def why(
 
     Exit status: 0 if no request failed, 1 if one did, 2 if nothing can be read, or no request has the ID.
     """
-    from squidkeeper.errors import UnreadableLog
-    from squidkeeper.layout import Layout
     from squidkeeper.record.listing import printable
     from squidkeeper.record.record import format_time
     from squidkeeper.table.live_gateways import LiveGateways
@@ -167,7 +168,6 @@ def _gateways_of(ids: frozenset[str], fleet: LiveGateways) -> set[str]:
 
 def _ask_fleet(fleet: LiveGateways, names: Collection[str], words: list[str], *, as_json: bool) -> int:
     from squidkeeper.cli.why_fleet import ask_fleet
-    from squidkeeper.errors import UnreadableLog
 
     try:
         return ask_fleet(fleet, names, words, as_json=as_json)
@@ -198,7 +198,6 @@ def _start(ids: frozenset[str], files: tuple[Path, ...]) -> datetime | None:
 
 def _filters(client: tuple[str, ...], hosts: tuple[str, ...], policies: _Policies) -> Iterator[Filter]:
     from squidkeeper.cli.policy_clients import clients_named
-    from squidkeeper.errors import PatternError
     from squidkeeper.record.filters import of_client, of_host
 
     if client:
@@ -274,7 +273,6 @@ class _Answer:
 
     def newest(self, number: int, layout: Layout) -> list[Explained]:
         """Explain the newest causes, the newest first; `layout` is the gateway whose commands they name."""
-        from squidkeeper.gateway_commands import with_commands
         from squidkeeper.why.answer import newest_first
 
         found = [self._explained(group) for group in self._groups[:number]]
@@ -291,7 +289,6 @@ class _Answer:
 
     def as_text(self, shown: list[Explained], sources: TableSources) -> str:
         """Write the answer for people."""
-        from squidkeeper.formatting import quantity
         from squidkeeper.why.answer import as_text
 
         read = quantity(self._read.requests, "request")
@@ -314,7 +311,6 @@ class _Answer:
             )
 
     def _left_out(self, shown: int) -> Iterator[str]:
-        from squidkeeper.formatting import quantity
         from squidkeeper.why.answer import totals
 
         left = self._causes - shown
@@ -325,8 +321,6 @@ class _Answer:
             yield f"{quantity(self._search.beyond, 'failure')} of further causes not shown."
 
     def _not_read(self) -> Iterator[str]:
-        from squidkeeper.formatting import quantity
-
         skipped, problem = self._read.skipped, self._known.cache_log.problem
         if problem:
             yield f"cache.log was not read: {problem}"
@@ -390,7 +384,6 @@ def _secret_problem(run: Path, policy: CompiledPolicy, name: str) -> str | None:
 
 def _ticket_of(state: Path, asked: AskedRequest) -> Ticket | None:
     from squidkeeper.approvals.waiting import ticket_of
-    from squidkeeper.errors import EditRefused
 
     try:
         return ticket_of(state, asked)
@@ -423,7 +416,6 @@ def _resolve(name: str) -> tuple[Address, ...]:
 def _addresses(name: str) -> tuple[Address, ...]:
     import socket
 
-    from squidkeeper.errors import InvalidUrl
     from squidkeeper.url import parse_address
 
     try:
