@@ -45,10 +45,16 @@ def _lines() -> Iterator[str]:
     yield "| a field of a record, or what is made of it | OCSF | ECS | CEF | OTLP |"
     yield "|---|---|---|---|---|"
     for fact in (*Record.__struct_fields__, *DERIVED):
-        cells = ["<br>".join(f"`{name}`" for name in names.get(fact, ())) for names in columns]
-        if any(cells):
+        places = [names.get(fact, []) for names in columns]
+        cells = ["<br>".join(f"`{name}`" for name in names) for names in places]
+        if any(cells) and places != _usual_places(fact):
             what = DERIVED.get(fact, f"`{fact}`")
             yield "|" + "|".join(f" {cell} " if cell else " " for cell in (what, *cells)) + "|"
+
+
+def _usual_places(fact: str) -> list[list[str]]:
+    """Return where a field is that no format has a name for. The document says so once, above the table."""
+    return [[f"unmapped.{fact}"], [f"squidkeeper.{fact}"], ["cs6"], [f"squidkeeper.{fact}"]]
 
 
 def _names(rows: Mapping[str, str]) -> dict[str, list[str]]:
