@@ -114,7 +114,7 @@ def test_each_option_of_the_installer_has_its_row() -> None:
 
 @pytest.mark.parametrize(
     ("document", "title", "column"),
-    [("squid/TROUBLESHOOTING.md", "What the client sees", 1), ("policy/README.md", "Built-in rules", 1)],
+    [("squid/TROUBLESHOOTING.md", "What the client sees", 1), ("policy/REFERENCE.md", "Built-in rules", 1)],
 )
 def test_each_built_in_rule_is_explained(document: str, title: str, column: int) -> None:
     section = (REPOSITORY / document).read_text().split(f"## {title}\n")[1].split("\n## ")[0]

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 from squidkeeper.cli import main
+from squidkeeper.editor.field_tables import MATCHING, render, tables_of
 from squidkeeper.editor.json_schema import descriptions, json_schema
 from squidkeeper.policy import schema
 from squidkeeper.policy.document import Document, Unquoted, parse_document
@@ -64,6 +65,21 @@ def test_each_model_and_field_is_described_once() -> None:
     models = {name for name, model in MODELS.items() if model.__subclasses__() == []}
     assert own | models == descriptions().keys()
     assert all(text.strip() and text[-1] in ".-" for text in descriptions().values())
+
+
+def test_the_tables_of_the_reference_have_the_fields_of_each_model() -> None:
+    text = (Path(__file__).parents[1] / "policy/REFERENCE.md").read_text()
+    assert render(text) == text, "python -m squidkeeper.editor.field_tables policy/REFERENCE.md"
+    assert sorted(tables_of(text)) == sorted(
+        {MATCHING} | {name for name, model in MODELS.items() if not model.__subclasses__()}
+    )
+
+
+def test_the_schema_has_the_default_of_a_field() -> None:
+    defined = json_schema()["$defs"]
+    assert defined["Defaults"]["properties"]["action"]["default"] == "deny"
+    assert defined["CommandEntry"]["properties"]["timeout"]["default"] == "10s"
+    assert "default" not in defined["RuleEntry"]["properties"]["reason"]
 
 
 @pytest.mark.parametrize("document", [*GOOD, *WRITTEN, *SHIPPED], ids=lambda one: one.path.name)

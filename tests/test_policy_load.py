@@ -58,7 +58,7 @@ def warnings_of(loaded: BuiltPolicy, directory: Path) -> list[str]:
 
 
 def test_the_reference_lists_every_code() -> None:
-    text = (Path(__file__).parent.parent / "policy/README.md").read_text()
+    text = (Path(__file__).parent.parent / "policy/REFERENCE.md").read_text()
     tables = text.partition("## Faults and warnings\n")[2].partition("\n## ")[0]
     cells = [row.split("|")[1] for row in tables.splitlines() if row.startswith("| `")]
     assert [code for cell in cells for code in re.findall("`([^`]+)`", cell)] == list(FaultCode)

@@ -146,7 +146,8 @@ def seeds() -> Iterator[bytes]:
     """Give the tests' policies, the examples, and each of their sections alone."""
     for path in (*sorted((ROOT / "tests/data").rglob("*.yaml")), ROOT / "policy/policy.yaml"):
         yield path.read_bytes()
-    for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "policy/README.md").read_text(), re.DOTALL):
+    documents = "".join((ROOT / f"policy/{name}.md").read_text() for name in ("README", "REFERENCE"))
+    for text in re.findall(r"```yaml\n(.*?)```", documents, re.DOTALL):
         yield text.encode()
     for tree in _examples():
         for section, entries in tree.items():

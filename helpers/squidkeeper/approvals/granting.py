@@ -32,7 +32,7 @@ from squidkeeper.policy_store.sources import Sources, grants_file, policy_files,
 
 _EMPTY = """\
 # Grants, as `squidkeeper grant` and `squidkeeper ask` make and remove them. They are part of the policy beside this
-# file: policy/README.md, "Grants".
+# file: policy/REFERENCE.md, "Grants".
 version: 1
 """
 _SECTION = "grants"

@@ -114,7 +114,15 @@ def _field(model: type[BaseModel], name: str, made: _Schema) -> _Schema:
     keys, told = field_keys(model, name), descriptions()
     description = next(told[key] for key in keys if key in told)
     own = next((_WRITTEN[key] for key in keys if key in _WRITTEN), None) or _type_of(keys, made)
-    return {"description": description, **own}
+    return {"description": description, **own, **_default(own, made)}
+
+
+def _default(own: _Schema, made: _Schema) -> _Schema:
+    """Write what a field is if it is left out; a number of seconds as the text that a policy has."""
+    default = made.get("default")
+    if isinstance(default, int) and own == _TEXT:
+        default = f"{default // 60}m" if default % 60 == 0 else f"{default}s"
+    return {} if default is None else {"default": default}
 
 
 def _type_of(keys: list[str], made: _Schema) -> _Schema:

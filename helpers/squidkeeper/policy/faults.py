@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class FaultCode(StrEnum):
-    """The kinds of faults and warnings. The codes are stable; policy/README.md lists them all."""
+    """The kinds of faults and warnings. The codes are stable; policy/REFERENCE.md lists them all."""
 
     # Files
     NO_POLICY = "no-policy"

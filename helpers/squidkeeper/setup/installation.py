@@ -785,7 +785,7 @@ def _advices(options: SetupOptions, layout: Layout) -> Mapping[str, str]:
         "resolver": f"install the package unbound by hand, or name other name servers in {layout.local}",
         "TLS": "see the lines above; --no-tls does without it",
         "listen": "end what listens there, or choose another --listen",
-        "secrets": "see the lines above; policy/README.md explains the sources of secrets",
+        "secrets": "see the lines above; policy/REFERENCE.md explains the sources of secrets",
         "exporter": "see the lines above; --no-exporter does without it",
         "pull": f"fix {layout.pull_settings}, as policy/PULL.md describes it; without it nothing is pulled",
         "export": f"see the lines above, and EXPORT.md; without {layout.exports}/*.yaml none is started",
