@@ -128,7 +128,7 @@ def changed(state: Path, number: str, change: str) -> None:
     """Change a row, and give it the number of what it holds then, as who has the key can."""
     with closing(TicketStore(state)) as store:
         key = store.key
-        with store._opened() as database:
+        with store._database.opened() as database:
             database.execute(f"UPDATE tickets SET {change} WHERE number = ?", (number,))
             query = "SELECT client, user, method, url FROM tickets WHERE number = ?"
             row = AskedRequest(*map(str, database.execute(query, (number,)).fetchone()))
@@ -165,7 +165,7 @@ def test_a_row_that_no_helper_writes_is_named_and_hides_no_other(directory: Path
 @pytest.mark.parametrize("change", ["url = 'https://evil.example/'", "client = '192.168.137.11'", "method = 'POST'"])
 def test_a_number_that_was_read_cannot_become_another_question(directory: Path, state: Path, change: str) -> None:
     number = asked(state)
-    with closing(TicketStore(state)) as store, store._opened() as database:
+    with closing(TicketStore(state)) as store, store._database.opened() as database:
         database.execute(f"UPDATE tickets SET {change}")
     for words in (("approve", number, "--for", "2h", "--yes"), ("deny", number, "--reason", "No.")):
         done = run(directory, state, *words)
@@ -175,7 +175,7 @@ def test_a_number_that_was_read_cannot_become_another_question(directory: Path, 
 
 def test_a_state_that_no_helper_writes_is_told(state: Path) -> None:
     number = asked(state)
-    with closing(TicketStore(state)) as store, store._opened() as database:
+    with closing(TicketStore(state)) as store, store._database.opened() as database:
         database.execute("UPDATE tickets SET state = 'granted'")
     with pytest.raises(EditRefused, match="cannot be read"):
         find_ticket(state, number)
@@ -205,7 +205,7 @@ def test_a_file_in_place_of_the_tickets_is_told(directory: Path, state: Path) ->
 def test_what_a_client_sent_reaches_a_terminal_escaped(directory: Path, state: Path) -> None:
     asked(state, "https://a.example/%1b\\x1b?x=%1b", user="\x1b[1m\x07\u202e")
     asked(state, "https://a.example/\x1b[2J\u202eevil\x07")  # which is denied as no URL before it is asked about
-    with closing(TicketStore(state)) as store, store._opened() as database:
+    with closing(TicketStore(state)) as store, store._database.opened() as database:
         database.execute("UPDATE tickets SET number = ? WHERE user = ''", ("\x1b[2J\u202e\x07",))
     done = run(directory, state)
     assert done.exit_code == 0, done.output

@@ -71,7 +71,7 @@ def test_many_questions_are_judged_some_at_a_time(
 
 def test_a_row_that_no_helper_writes_holds_up_no_count(tmp_path: Path, store: TicketStore) -> None:
     ask(store, 3)
-    with store._opened() as database:
+    with store._database.opened() as database:
         database.execute("UPDATE tickets SET url = 'no url' WHERE url LIKE '%/2'")
     assert WaitingQuestions(tmp_path).count(policy(tmp_path, CLOSING), time.time()) == 2
 

@@ -48,6 +48,7 @@ FLOORS = {
     "quotas": 4,
     "replies": 4,
     "rotated_logs": 4,
+    "shared_database": 3,
     "squid_account": 4,
     "squid_conf": 4,
     "squid_counters": 4,

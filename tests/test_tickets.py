@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from squidkeeper.engine import CompiledPolicy
+from squidkeeper.shared_database import _PAGES_AT_MOST
 from squidkeeper.tickets.holders import PLACES, Holder, holder_of
 from squidkeeper.tickets.judgement import settle
 from squidkeeper.tickets.store import (
-    _PAGES_AT_MOST,
     FOLDER,
     KEPT_DAYS,
     LONGEST_URL,
@@ -123,7 +123,7 @@ def test_a_client_at_its_bound_gets_no_new_ticket_and_keeps_those_that_it_has(st
 
 def test_a_client_at_its_bound_waits_for_no_process_that_writes(store: TicketStore) -> None:
     fill(store)
-    with closing(sqlite3.connect(store._file, isolation_level=None)) as another:
+    with closing(sqlite3.connect(store._database._file, isolation_level=None)) as another:
         another.execute("BEGIN IMMEDIATE")
         assert ask(store, asked("https://a.example/more")) is NoTicket.TOO_MANY
 
@@ -302,11 +302,11 @@ def test_the_clients_at_their_bound_do_not_fill_the_file(store: TicketStore) -> 
     fill(store, length=500)
     assert ask(store, asked()) is NoTicket.TOO_MANY
     store.close()
-    assert store._file.stat().st_size * 2 * PLACES < _PAGES_AT_MOST * 4096
+    assert store._database._file.stat().st_size * 2 * PLACES < _PAGES_AT_MOST * 4096
 
 
 def test_a_full_file_gives_no_new_ticket_and_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("squidkeeper.tickets.store._PAGES_AT_MOST", 20)
+    monkeypatch.setattr("squidkeeper.shared_database._PAGES_AT_MOST", 20)
     with closing(TicketStore(tmp_path)) as store:
         with pytest.raises(OSError, match="full"):
             fill(store, length=490)

@@ -105,7 +105,7 @@ def test_a_question_is_told_once_and_signed(tmp_path: Path, receiver: HttpsRecei
 
 def test_a_row_that_no_helper_writes_keeps_no_question_from_people(tmp_path: Path, receiver: HttpsReceiver) -> None:
     faulty, number = ask(tmp_path, "https://b.example/"), ask(tmp_path, "https://a.example/")
-    with closing(TicketStore(tmp_path)) as store, store._opened() as database:
+    with closing(TicketStore(tmp_path)) as store, store._database.opened() as database:
         database.execute("UPDATE tickets SET first = 1e300 WHERE number = ?", (faulty,))
     task = Webhook(configure(tmp_path, receiver), tmp_path)
     run_until(task, lambda: receiver.taken, "the message")

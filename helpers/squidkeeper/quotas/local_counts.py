@@ -1,6 +1,6 @@
 """Counts on one gateway (floor 4): one SQLite file in the state folder, which every helper writes.
 
-It survives restarts, and a process that is killed leaves no lock. A count never goes back with the clock: a window that
+It survives restarts. A count never goes back with the clock: a window that
 has begun goes on until the clock has reached its end, unless it is more than one window away.
 """
 
@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Final
 from squidkeeper.errors import CountsUnavailable
 from squidkeeper.policy.quotas import QuotaUnit, Window
 from squidkeeper.quotas.counts import QuotaCount, QuotaUse, Taken, share
+from squidkeeper.shared_database import SharedDatabase
 
 if TYPE_CHECKING:
     import sqlite3
 
 FOLDER: Final = "quotas"  # of the state folder
-_WAIT_SECONDS: Final = 0.2
-_PAGES_AT_MOST: Final = 65_536  # of 4 KB: 256 MB, some two million counts
 _TIDY_EVERY_SECONDS: Final = 60.0
-_SETTINGS: Final = ("trusted_schema = OFF", "journal_mode = WAL", "synchronous = NORMAL")
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS counts (
     quota TEXT NOT NULL, unit TEXT NOT NULL, every TEXT NOT NULL, holder TEXT NOT NULL,
@@ -56,28 +54,26 @@ class LocalCounts:
     """The counts below a state folder, for the processes of Squid's account."""
 
     def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
-        self._folder = state / FOLDER
-        self._file = self._folder / "counts.db"
+        self._database = SharedDatabase(state / FOLDER / "counts.db", _SCHEMA, 0o750)
         self._clock = clock
         self._tidied = 0.0
-        self._inode = 0
-        self._connection: sqlite3.Connection | None = None
 
     def take(self, count: QuotaCount, limit: int, asked: int) -> Taken:
         """Give up to so many units of what is left."""
-        with self._opened() as database:
-            now = self._clock()
-            if not asked:
+        if not asked:
+            with self._opened() as database:
+                now = self._clock()
                 began, used = _current(database, count, now)
                 return Taken(0, used, max(0, limit - used), began + count.window.seconds - now)
-            with _transaction(database):
-                began, used = _current(database, count, now)
-                given = share(limit, used, asked)
-                if given:
-                    _write(database, count, began, used + given)
-                    self._tidy(database, now)
-            used += given
-            return Taken(given, used, max(0, limit - used), began + count.window.seconds - now)
+        with self._changing() as database:
+            now = self._clock()
+            began, used = _current(database, count, now)
+            given = share(limit, used, asked)
+            if given:
+                _write(database, count, began, used + given)
+                self._tidy(database, now)
+        used += given
+        return Taken(given, used, max(0, limit - used), began + count.window.seconds - now)
 
     def hold(self, request: str, count: QuotaCount, limit: int, size: int | None, used: int | None = None) -> Taken:
         """Hold what a request is about to send, until `release`: a size, or all that is left. None given: too little.
@@ -85,7 +81,7 @@ class LocalCounts:
         `used` is what the store of all gateways has; else what is counted here. `left` leaves out what is held. Held
         units count until the window ends.
         """
-        with self._opened() as database, _transaction(database):
+        with self._changing() as database:
             now = self._clock()
             began, here = _current(database, count, now)
             ends = began + count.window.seconds
@@ -100,13 +96,13 @@ class LocalCounts:
 
     def release(self, requests: Iterable[str]) -> None:
         """Hold nothing any more for these requests."""
-        if self._file.exists():
-            with self._opened() as database, _transaction(database):
+        if self._database.exists:
+            with self._changing() as database:
                 database.executemany("DELETE FROM held WHERE request = ?", ((request,) for request in requests))
 
     def holding(self) -> set[str]:
         """List the requests for which something is held."""
-        if not self._file.exists():
+        if not self._database.exists:
             return set()
         with self._opened() as database:
             return {request for (request,) in database.execute("SELECT DISTINCT request FROM held")}
@@ -117,7 +113,7 @@ class LocalCounts:
 
     def add_all(self, amounts: dict[QuotaCount, int]) -> None:
         """Add to several counts, all or none."""
-        with self._opened() as database, _transaction(database):
+        with self._changing() as database:
             now = self._clock()
             for count, amount in amounts.items():
                 began, used = _current(database, count, now)
@@ -126,7 +122,7 @@ class LocalCounts:
 
     def uses(self) -> list[QuotaUse]:
         """List what is used in the windows of now."""
-        if not self._file.exists():
+        if not self._database.exists:
             return []
         with self._opened() as database:
             now = self._clock()
@@ -138,7 +134,7 @@ class LocalCounts:
 
     def forget(self, quota: str) -> int:
         """Forget the counts of a quota."""
-        if not self._file.exists():
+        if not self._database.exists:
             return 0
         with self._opened() as database:
             database.execute("DELETE FROM held WHERE quota = ?", (quota,))
@@ -146,9 +142,7 @@ class LocalCounts:
 
     def close(self) -> None:
         """Close the file."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._database.close()
 
     def _tidy(self, database: sqlite3.Connection, now: float) -> None:
         if abs(now - self._tidied) >= _TIDY_EVERY_SECONDS:
@@ -158,52 +152,19 @@ class LocalCounts:
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        import sqlite3  # late: most helpers never need it
-
         try:
-            yield self._open_once()
-        except (sqlite3.Error, OSError, ValueError) as error:
-            self.close()
-            raise CountsUnavailable(f"{self._folder}: {error}") from error
+            with self._database.opened() as database:
+                yield database
+        except OSError as error:
+            raise CountsUnavailable(str(error)) from error
 
-    def _open_once(self) -> sqlite3.Connection:
-        if self._connection is None or not self._is_there():  # else somebody has removed the folder
-            self.close()
-            self._connection = self._open()
-        return self._connection
-
-    def _is_there(self) -> bool:
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
         try:
-            return self._file.stat().st_ino == self._inode
-        except FileNotFoundError:
-            return False
-
-    def _open(self) -> sqlite3.Connection:
-        import sqlite3
-
-        self._folder.mkdir(mode=0o750, exist_ok=True)
-        connection = sqlite3.connect(self._file, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            for setting in _SETTINGS:
-                connection.execute(f"PRAGMA {setting}")
-            connection.execute(f"PRAGMA max_page_count = {_PAGES_AT_MOST}")
-            connection.executescript(_SCHEMA)
-        except sqlite3.Error:
-            connection.close()
-            raise
-        self._inode = self._file.stat().st_ino
-        return connection
-
-
-@contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        database.execute("ROLLBACK")
-        raise
-    database.execute("COMMIT")
+            with self._database.transaction() as database:
+                yield database
+        except OSError as error:
+            raise CountsUnavailable(str(error)) from error
 
 
 def _current(database: sqlite3.Connection, count: QuotaCount, now: float) -> tuple[int, int]:

@@ -1,8 +1,5 @@
 """The tickets of a gateway (floor 4): one SQLite file in the state folder, which every helper writes.
 
-SQLite gives what several processes need: a process that is killed leaves no lock and no half-written ticket, and no
-helper waits for another one for longer than `_WAIT_SECONDS`.
-
 Each holder (a machine, see holders.py) has a bound of its own, so no client takes another one's place; the number of
 holders and the size of the file are bounded too. A holder that has reached its bound gets no new ticket, and keeps all
 that it has: a question that people have not decided leaves when nobody has asked it for `KEPT_DAYS`.
@@ -10,8 +7,7 @@ that it has: a question that people have not decided leaves when nobody has aske
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from squidkeeper.errors import PatternError
 from squidkeeper.policy.methods import parse_method
+from squidkeeper.shared_database import WAIT_SECONDS, SharedDatabase
 from squidkeeper.tickets.holders import Holder
 from squidkeeper.tickets.ticket import AskedRequest, ticket_key, ticket_number
 
@@ -32,11 +29,8 @@ KEPT_DAYS: Final = 7
 GRACE_SECONDS: Final = 10  # an approved question that is asked meanwhile stays approved: the edit is not in force yet
 _URL_CHARACTERS: Final = 100_000  # of all questions of a holder that wait
 _DECIDED_AT_MOST: Final = 200  # of a holder: the oldest ones leave
-_PAGES_AT_MOST: Final = 65_536  # of 4 KB: 256 MB, which the bounds do not reach
-_WAIT_SECONDS: Final = 0.2
 _DAY: Final = 86_400
 
-_SETTINGS: Final = ("trusted_schema = OFF", "journal_mode = WAL", "synchronous = NORMAL")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tickets (
     number TEXT PRIMARY KEY, holder TEXT NOT NULL, place TEXT NOT NULL,
@@ -110,23 +104,22 @@ class TicketStore:
     Every method raises OSError where the file cannot be used, and then nothing has changed.
     """
 
-    def __init__(self, state: Path, wait_seconds: float = _WAIT_SECONDS) -> None:
-        self._wait_seconds = wait_seconds
+    def __init__(self, state: Path, wait_seconds: float = WAIT_SECONDS) -> None:
         self._folder = state / FOLDER
-        self._file = self._folder / "tickets.db"
         self._key = b""
-        self._inode = 0
-        self._connection: sqlite3.Connection | None = None
+        self._database = SharedDatabase(
+            self._folder / "tickets.db", _SCHEMA, 0o700, wait_seconds=wait_seconds, prepare=self._read_key
+        )
 
     @property
     def exists(self) -> bool:
         """Whether a question was ever asked."""
-        return self._file.exists()
+        return self._database.exists
 
     @property
     def key(self) -> bytes:
         """The key of the numbers."""
-        with self._opened():
+        with self._database.opened():
             return self._key
 
     def ask(
@@ -143,7 +136,7 @@ class TicketStore:
         except PatternError:
             return NoTicket.NO_METHOD
         asked = _as_stored(asked)
-        with self._opened() as database:
+        with self._database.opened() as database:
             number = ticket_number(self._key, asked)
             if _is_asked_again(database, number, at):
                 return number
@@ -151,7 +144,7 @@ class TicketStore:
                 return full
             if not admits():
                 return NoTicket.OVER_QUOTA
-            with _transaction(database):
+            with self._database.transaction():
                 if full := _what_is_full(database, holder, len(asked.url), at):  # of two processes, one was faster
                     return full
                 _tidy(database, holder, at)
@@ -185,91 +178,43 @@ class TicketStore:
         """Count the questions that wait."""
         if not self.exists:
             return 0
-        with self._opened() as database:
+        with self._database.opened() as database:
             since = at - KEPT_DAYS * _DAY
             query = "SELECT count(*) FROM tickets WHERE state = ? AND last >= ?"
             return int(database.execute(query, (TicketState.PENDING, since)).fetchone()[0])
 
     def decide(self, number: str, state: TicketState, at: float, until: float, reason: str) -> None:
         """Note what people have decided about a question."""
-        with self._opened() as database:
+        with self._database.opened() as database:
             change = "UPDATE tickets SET state = ?, decided = ?, until = ?, reason = ? WHERE number = ?"
             database.execute(change, (state, at, until, reason, number))
 
     def settle(self, numbers: list[str], at: float) -> None:
         """Note that the policy decides these questions, so that they wait no longer."""
-        with self._opened() as database, _transaction(database):
+        with self._database.transaction() as database:
             change = "UPDATE tickets SET state = ?, decided = ?, until = 0, reason = '' WHERE number = ? AND state = ?"
             rows = [(TicketState.SETTLED, at, number, TicketState.PENDING) for number in numbers]
             database.executemany(change, rows)
 
     def tell(self, numbers: list[str]) -> None:
         """Note that people have been told about these questions."""
-        with self._opened() as database, _transaction(database):
+        with self._database.transaction() as database:
             change = "UPDATE tickets SET told = 1 WHERE number = ?"
             database.executemany(change, [(number,) for number in numbers])
 
     def close(self) -> None:
         """Close the file."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._database.close()
 
     def _select(self, condition: str, *values: object) -> list[Ticket]:
         if not self.exists:
             return []
-        with self._opened() as database:
+        with self._database.opened() as database:
             query = f"SELECT {_COLUMNS} FROM tickets WHERE {condition}"  # noqa: S608 - the conditions of this module
             return [_ticket(row) for row in database.execute(query, values)]
 
-    @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        """Give the open file; OSError for what SQLite reports, and the file is opened again the next time."""
-        import sqlite3  # late: most helpers never need it
-
-        try:
-            yield self._current()
-        except (sqlite3.Error, OSError, ValueError) as error:
-            self.close()
-            raise OSError(f"{self._folder}: {error}") from error
-
-    def _current(self) -> sqlite3.Connection:
-        is_there = self.exists and self._file.stat().st_ino == self._inode  # else somebody has removed the folder
-        if self._connection is None or not is_there:
-            self.close()
-            self._connection = self._open()
-        return self._connection
-
-    def _open(self) -> sqlite3.Connection:
-        import sqlite3
-
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+    def _read_key(self) -> None:
         self._key = ticket_key(self._folder / "key")
-        connection = sqlite3.connect(
-            self._file, timeout=self._wait_seconds, isolation_level=None, check_same_thread=False
-        )
-        connection.text_factory = _decoded
-        try:
-            for setting in _SETTINGS:
-                connection.execute(f"PRAGMA {setting}")
-            connection.execute(f"PRAGMA max_page_count = {_PAGES_AT_MOST}")
-            connection.executescript(_SCHEMA)
-        except sqlite3.Error:
-            connection.close()
-            raise
-        self._inode = self._file.stat().st_ino
-        return connection
-
-
-@contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        database.execute("ROLLBACK")
-        raise
-    database.execute("COMMIT")
 
 
 def _is_asked_again(database: sqlite3.Connection, number: str, at: float) -> bool:
@@ -318,10 +263,6 @@ def _as_stored(asked: AskedRequest) -> AskedRequest:
 def _text(text: str) -> str:
     """Write bytes that are not UTF-8 as escapes: SQLite stores UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _decoded(stored: bytes) -> str:
-    return stored.decode("utf-8", "backslashreplace")
 
 
 def _ticket(row: tuple[Any, ...]) -> Ticket:
