@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
-from squidkeeper.export import cef, ecs, mapping_table, ocsf, otlp
+from squidkeeper.export import cef, ecs, ocsf, otlp
 from squidkeeper.export.facts import clean, facts_of
 from squidkeeper.export.formats import FORMATS, MessageEncoder
 from squidkeeper.export.notices import ArchiveHead, Gap
 from squidkeeper.export.options import ExportOptions
 from squidkeeper.record.record import LENGTHS, NONE, Record, parse_record
+from tests.documents import mapping_table
 from tests.records import record
 from tests.siem_formats import (
     CHECKS,

@@ -12,11 +12,11 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 from squidkeeper.cli import main
-from squidkeeper.editor.field_tables import MATCHING, render, tables_of
 from squidkeeper.editor.json_schema import descriptions, json_schema
 from squidkeeper.policy import schema
 from squidkeeper.policy.document import Document, Unquoted, parse_document
 from squidkeeper.presets import preset_names, read_preset
+from tests.documents.field_tables import MATCHING, render, tables_of
 from tests.test_documents import EXAMPLES
 
 DATA = Path(__file__).parent / "data"
@@ -69,7 +69,7 @@ def test_each_model_and_field_is_described_once() -> None:
 
 def test_the_tables_of_the_reference_have_the_fields_of_each_model() -> None:
     text = (Path(__file__).parents[1] / "policy/REFERENCE.md").read_text()
-    assert render(text) == text, "python -m squidkeeper.editor.field_tables policy/REFERENCE.md"
+    assert render(text) == text, "python -m tests.documents.field_tables policy/REFERENCE.md"
     assert sorted(tables_of(text)) == sorted(
         {MATCHING} | {name for name, model in MODELS.items() if not model.__subclasses__()}
     )

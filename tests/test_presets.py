@@ -28,8 +28,8 @@ from squidkeeper.policy_store.revisions import store_revision
 from squidkeeper.policy_store.sources import read_sources, sources_of
 from squidkeeper.presets import preset_names, preset_text, read_preset
 from squidkeeper.presets.summary import summarize
-from squidkeeper.presets.table import render
 from squidkeeper.protocol.request import request_to
+from tests.documents.preset_tables import render
 
 NOW = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
 NAMES = sorted(preset_names())

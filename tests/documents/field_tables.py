@@ -1,9 +1,9 @@
-"""The tables of fields of policy/REFERENCE.md (floor 4), rendered from the JSON Schema of a policy file.
+"""The tables of fields of policy/REFERENCE.md, rendered from the JSON Schema of a policy file.
 
 A table has the fields of one model or of several: `<!-- rendered: fields of ClientEntry TokenEntry -->`. A model after
 the first is a mapping inside of an entry, and its fields are named as `basic.username`.
 
-After a change of a field or of descriptions.yaml: `python -m squidkeeper.editor.field_tables policy/REFERENCE.md`.
+After a change of a field or of descriptions.yaml: `python -m tests.documents.field_tables policy/REFERENCE.md`.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""The table of squid/observe/EXPORT.md (floor 7): what stands where in each format.
+"""The table of squid/observe/EXPORT.md: what stands where in each format.
 
-After a change of a format: `python -m squidkeeper.export.mapping_table squid/observe/EXPORT.md`.
+After a change of a format: `python -m tests.documents.mapping_table squid/observe/EXPORT.md`.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""The table of policy/PRESETS.md (floor 3).
+"""The table of policy/PRESETS.md.
 
-After a change of a preset: `python -m squidkeeper.presets.table policy/PRESETS.md`.
+After a change of a preset: `python -m tests.documents.preset_tables policy/PRESETS.md`.
 """
 
 import re
