@@ -87,7 +87,6 @@ def _id_of(listed: object) -> str:
 
 
 def _written(token: Token) -> object:
-    """Write a token as an entry of the list, as `round_trip_yaml` would read it."""
     if token.expires is None:
         return token.sha256
     return round_trip_yaml().load(f"{{sha256: {token.sha256}, expires: {utc_time(token.expires)}}}")

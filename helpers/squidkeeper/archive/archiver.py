@@ -204,7 +204,6 @@ class Archiver:
         return samples_for(chain, read_samples(self._state), max(part.last for part in parts))
 
     def _write_parts(self, content: RotatedContent, path: Path, number: int) -> Iterator[tuple[str, NewPart]]:
-        """Write the lines of a log as parts that wait in `incoming`, each with the name that it gets."""
         day = datetime.fromtimestamp(written_until(path), UTC).strftime("%Y-%m-%d")
         for chunk in count():
             if content.ended:
@@ -243,7 +242,6 @@ class Archiver:
         sync_folder(self._folder)
 
     def _clean(self, chain: Chain) -> None:
-        """Remove what a run left that was killed, or failed, before its entry was written."""
         for name in set(FolderPlace(self._folder).parts_being_placed()) - chain.parts.keys():
             (self._folder / name).unlink(missing_ok=True)
         rmtree(self._folder / INCOMING, ignore_errors=True)

@@ -80,7 +80,6 @@ class RotatedContent:
         return block if first <= room else block[:room] + block[first:]
 
     def _take_line_end(self) -> bytes:
-        """Take content up to the next newline, or a block without one."""
         self._rest = self._rest or self._read()
         return self._take(self._rest.find(b"\n") + 1 or BLOCK_BYTES)
 

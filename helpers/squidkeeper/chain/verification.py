@@ -232,7 +232,6 @@ class _Verifier:
     # Parts
 
     def _verify_parts(self, chain: Chain) -> dict[str, ArchivedPart]:
-        """Check every part that a signed entry names, and no tombstone."""
         parts, owners = chain.parts, {part.sha256: part.path for part in chain.named.values()}
         wanted = {path: part for path, part in parts.items() if part.is_of(self._since, "")}
         if left := len(parts) - len(wanted):
@@ -242,7 +241,6 @@ class _Verifier:
         return wanted
 
     def _verify_others(self, paths: Collection[str], placed: Collection[str], chain: Chain) -> None:
-        """Check the parts that no signed entry names as there."""
         removed = chain.removed
         for path in sorted(paths):
             if path in removed:

@@ -264,7 +264,6 @@ def _scope(text: str) -> ApprovalScope:
 
 
 def _request(ticket: Ticket) -> str:
-    """Write a request with its host in punycode, and what is not printable as escapes."""
     from squidkeeper.url import parse_url
 
     try:

@@ -91,7 +91,6 @@ def remove(name: str, token_id: str | None, directory: Path) -> None:
 
 
 def _gateway_of(directory: Path) -> str:
-    """Give the options by which `env` finds the gateway of a policy."""
     folder = directory.absolute()
     if folder == DEFAULT_POLICY:
         return ""

@@ -185,7 +185,6 @@ def _of_record(line: BinaryIO, *given: object) -> Question:
 
 
 def _compare(on_record: str | None, explained: str, directory: Path) -> None:
-    """Say on stderr where a record is of another revision than the one that explains it."""
     if on_record not in (None, explained):
         click.echo(
             f"Revision {on_record} decided this request, and revision {explained} of {directory} explains it here: "

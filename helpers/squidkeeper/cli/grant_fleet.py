@@ -152,7 +152,6 @@ def listed(now: datetime) -> Change:
 
 
 def _in_repository(text: str, checkout: Checkout) -> str:
-    """Name files by their places in the repository, not in the copy."""
     text = text.replace(str(grants_file(checkout.policy)), f"{checkout.repository.folder}/{FLEET_GRANTS}")
     for place in (checkout.policy, checkout.clone / checkout.repository.folder):
         text = text.replace(str(place), checkout.repository.folder)

@@ -237,7 +237,6 @@ def _read(search: Search, sources: TableSources) -> ReadRecords:
 
 
 def _beside(sources: TableSources) -> Path | None:
-    """Name the cache.log beside the access log; None where an archive alone is read."""
     log = sources.files[-1] if sources.files else sources.log
     return log.with_name("cache.log") if log else None
 

@@ -122,7 +122,6 @@ class CounterWriter:
     # The counter file
 
     def _is_intact(self) -> bool:
-        """Tell whether there is a counter file, and readers still find it."""
         if self._path is None:
             return False
         try:

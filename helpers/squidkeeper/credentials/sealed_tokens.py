@@ -103,7 +103,6 @@ def _holds_token(text: str) -> bool:
 
 
 def _texts(headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Give each header's text; of a basic credential also username and password."""
     for name, value in headers.items():
         yield name, value
         basic = _BASIC.fullmatch(value)

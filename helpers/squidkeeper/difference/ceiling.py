@@ -73,7 +73,6 @@ def _is_wider(one: CellDifference) -> bool:
 
 
 def _ends_sooner(one: SettingDifference) -> bool:
-    """Tell whether a token opens nothing after it does under the ceiling."""
     return one.after == LEFT_OUT or (one.before != LEFT_OUT and one.after <= one.before)
 
 

@@ -120,14 +120,12 @@ def _endings(name: str) -> Iterator[str]:
 
 
 def _under(name: str, depth: int, taken: set[str], lists: Sequence[tuple[str, HostList]]) -> Host | None:
-    """Make a host with this many labels in front of a name, of which nothing names more than the name."""
     label = next(label for label in _LABELS if _is_new(f"{label}.{name}", taken, lists))
     text = f"{'x.' * (depth - 1)}{label}.{name}"
     return Host(text) if len(text) <= _NAME_LENGTH else None
 
 
 def _is_new(name: str, taken: set[str], lists: Sequence[tuple[str, HostList]]) -> bool:
-    """Tell whether no pattern and no line of a list is for this name, or one under it."""
     return name not in taken and not any(_lists_any(hosts, name) for _, hosts in lists)
 
 

@@ -221,7 +221,6 @@ def _client_headers_kept(one: Inspection) -> Iterator[Found]:
     "Remove the line, unless no server that clients reach reads the header: see squid/README.md.",
 )
 def _override_headers_kept(one: Inspection) -> Iterator[Found]:
-    """Find a header that is let through, and by which a server answers for another request than was judged."""
     yield from _headers_allowed_ahead(one, (*METHOD_HEADERS, *PATH_HEADERS, *HOST_HEADERS))
 
 
@@ -425,7 +424,6 @@ def _proxy_protocol_open(one: Inspection) -> Iterator[Found]:
     "Name the load balancers: `./install.sh --behind ADDRESS`; or `./install.sh --behind none`, without any.",
 )
 def _proxy_header_from_nobody(one: Inspection) -> Iterator[Found]:
-    """Find a port that requires a PROXY header, where no load balancer may send one, and no HAProxy is here."""
     allowed = {word for line in one.named("proxy_protocol_access") if line.first == "allow" for word in line.words[1:]}
     if allowed - {"localhost"} or (allowed and one.layout.haproxy.exists()):
         return

@@ -409,7 +409,6 @@ def _client_fills_descriptors(one: Inspection) -> Iterator[Found]:
 
 
 def _with_children(pid: int) -> Iterator[psutil.Process]:
-    """Yield a process that `supervise` or systemd runs, and what it has started."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         yield from (process, *process.children())

@@ -160,7 +160,6 @@ def secret_rows(view: Snapshot) -> Iterator[SecretRow]:
 
 
 def _about_fetching(status: SecretStatus | None, now: datetime) -> str:
-    """Say when a secret was fetched, is fetched next and expires, and why the last fetch failed."""
     if status is None:
         return "not fetched yet"
     times = (("fetched", status.last_success), ("next fetch", status.next_fetch), ("expires", status.expires_at))

@@ -163,7 +163,6 @@ def _text(error: Exception) -> str:
 
 
 def _status_before(secret: FetchedSecret, folder: Path) -> SecretStatus:
-    """Begin with the value that an earlier process has fetched, if it is there."""
     file = value_file(folder, secret.key)
     try:
         fetched, value = file.stat().st_mtime, parse_value(file.read_bytes())

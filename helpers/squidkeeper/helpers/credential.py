@@ -142,7 +142,6 @@ class Injector:
         return reply
 
     def _waits_until(self, problems: Mapping[str, SquidkeeperError]) -> float:
-        """Tell until when a first value may still come, if that is all that is missing."""
         if not all(isinstance(problem, SecretUnavailable) and problem.pending for problem in problems.values()):
             return 0.0
         until = time.monotonic() + self._wait_seconds

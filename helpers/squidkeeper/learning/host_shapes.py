@@ -43,7 +43,6 @@ def _has_owned_parent(name: str) -> bool:
 def _many(
     groups: Mapping[str, str], hosts: Mapping[str, Evidence], at_most: int, places: Mapping[str, str] | None = None
 ) -> Iterable[str]:
-    """Give the hosts whose group has more of them, or of their places, than are listed."""
     members: dict[str, dict[str, list[Evidence]]] = {}
     for name, group in groups.items():
         place = places[name] if places else name

@@ -115,8 +115,6 @@ def _parsed(code: FaultCode, parse: Callable[[str], T]) -> Any:
 
 
 def _known(section: str, kind: str) -> Any:
-    """Make the validator of a reference to a name of `section`."""
-
     def validate(value: object, info: ValidationInfo) -> str:
         names = _names_of(info)
         return _check_known(_some_text(value), kind, getattr(names, section), names)

@@ -238,7 +238,6 @@ class PolicyWatcher(Generic[T]):
         return passage
 
     def _ends_hold(self) -> bool:
-        """Tell whether an edit that was held back may be loaded; report one that is refused."""
         if self._gate.held is None:
             return False
         passage = self._gate.answer()

@@ -154,7 +154,6 @@ class EditGate:
         self._held = self.verdict = None
 
     def _was_accepted(self, folder: Path, revision: str) -> bool:
-        """Tell whether another process has put a revision in force since this one holds it."""
         marked = marked_in_force(folder)
         return marked is not None and marked[0] == revision and marked != self._marked_before
 

@@ -53,7 +53,6 @@ def _override_headers(_: Values) -> Iterator[str]:
 
 
 def _inject(values: Values) -> Iterator[str]:
-    """Remove every header that could be injected, and add those of the helper's answer."""
     headers = {name.lower(): name for name in (*INJECTABLE_HEADERS, *values.injects)}
     for number, header in enumerate(headers.values()):
         annotation = header_annotation(header)

@@ -198,7 +198,6 @@ def _members(groups: list[FlipGroup]) -> str:
 
 
 def _rows_of_addresses(groups: list[FlipGroup]) -> Iterator[_Row]:
-    """Give a row for each of a few addresses of no client of the policies, and one for the rest."""
     others = [group for group in groups if not group.policy_clients]
     shown = len(others) if len(others) <= _ADDRESSES_SHOWN + 1 else _ADDRESSES_SHOWN
     yield from (_row([group], group.client_name) for group in others[:shown])

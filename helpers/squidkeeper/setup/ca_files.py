@@ -185,7 +185,6 @@ class _Chooser:
         return self._files(root.ca, signing, self._files_of(root))
 
     def _say_root(self, root: CertificateAuthority, origin: str) -> None:
-        """Say which CA it is, whether clients must trust it first, and which clients refuse it."""
         self._say("CA", f"{origin}: {self._layout.ca_cert}")
         for label, text in _replaces(dict(self._previous(root.certificate)), root, self._layout.ca_cert):
             self._say(label, text)
@@ -224,7 +223,6 @@ class _Chooser:
         return True
 
     def _intermediate(self, ca: CertificateAuthority) -> CertificateAuthority:
-        """Give the intermediate in place, or a new one where that is another CA's, or to be renewed."""
         placed = self._placed
         if placed and not self._days_change and self._is_good(placed, ca):
             return placed
@@ -288,7 +286,6 @@ class _Chooser:
     def _gone(
         self, root: CertificateAuthority, signing: CertificateAuthority, previous: Mapping[Path, Entry]
     ) -> Iterator[Path]:
-        """List copies of the root's key that are not needed."""
         key = self._layout.ca_key
         if key.exists() and self._is_kept_elsewhere(key, root, previous):
             yield key

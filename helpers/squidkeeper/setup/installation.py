@@ -229,7 +229,6 @@ class Installation:
         return self._options.policy or self._options.source / "policy"
 
     def _as_given(self, text: str) -> str:
-        """Name the policy where it was given, not where it was prepared."""
         return text.replace(str(self._work / "policy"), str(self._policy_source))
 
     def _try_program(self) -> None:
@@ -494,7 +493,6 @@ class Installation:
         return self._server_certificate_at(self._layout.tls).replaces(in_place.encode())
 
     def _server_certificate_at(self, folder: Path) -> ServerCertificate:
-        """Give the certificate of the TLS port in a folder; the CA is the one that was prepared."""
         prepared, layout, names = self._work / "tls", self._layout, self._configuration.server_names
         ca, key = (prepared / path.name for path in (layout.signing_cert, layout.signing_key))
         return ServerCertificate(folder / CERTIFICATE, ca, key, lambda: names)

@@ -223,7 +223,6 @@ class Transaction:
         process.stop()
 
     def _start(self, action: StepKind, note: Path, entry: File) -> None:
-        """Start a process, or tell it what is new, and note what it has read."""
         if action in _STARTS:
             self._start_service(self.services[_STARTS[action]], note, entry)
         else:

@@ -108,7 +108,6 @@ def _denied_by_rule(record: Record, known: Surroundings) -> Detail:
 
 
 def _located(record: Record, known: Surroundings) -> Detail:
-    """Say where the policy has the rule that denied, and propose none."""
     rule = _rule_that_denied(record, _policy(record, known))
     if rule is None:
         return Detail(values={"rule": decode_field(record.rule)})
@@ -174,7 +173,6 @@ def _opening(record: Record, policy: CompiledPolicy, how: str, known: Surroundin
 
 
 def _nearest(passed: Iterable[PassedOver]) -> str:
-    """Name the last rule for the host that did not match, and the fields that did not hold."""
     *_, last = [None, *passed]
     if last is None:
         return ""
