@@ -570,7 +570,7 @@ def test_the_walkthroughs_squid_comes_back_with_its_certificate_store(machine: M
 
 @pytest.mark.long
 def test_a_gateway_comes_back_from_its_backup_as_the_page_says(machine: Machine, source: Path) -> None:
-    page = (source / "squid/BACKUP.md").read_text().replace("sudo ", "").replace("/var/backups/", "/var/tmp/")
+    page = (source / "squid/OPERATING.md").read_text().replace("sudo ", "").replace("/var/backups/", "/var/tmp/")
     back_up, restore = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     options = ("--listen", "127.0.0.1:3456", "--gateway", "before", "--archive-days", "7", "--log-bytes", "1G")
     assert machine.run(source / "install.sh", *options).returncode == 0

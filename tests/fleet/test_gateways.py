@@ -199,7 +199,7 @@ def test_an_exporter_that_ends_costs_no_connection(fleet: Fleet, origins: Origin
 
 
 def test_an_upgrade_of_one_gateway_after_another_loses_nothing(fleet: Fleet, origins: Origins, ca: Path) -> None:
-    """As squid/FLEET.md has it; the new version is one line of Squid's that needs a restart."""
+    """As squid/OPERATING.md has it; the new version is one line of Squid's that needs a restart."""
     with load(fleet, CLIENTS[:6]) as running:
         for one in fleet.members:
             running.at_least(20)
