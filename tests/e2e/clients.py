@@ -88,6 +88,7 @@ class Client:
 
 
 GENERATORS = OURS, SQUID = ("squidkeeper", "squid")  # of install.sh --certificates
+_FAILED = (Case.DENIED_HOST, Case.DENIED_PATH, Case.BAD_CERTIFICATE)
 # The leaf is made without an origin's certificate to copy.
 _WITHOUT_ORIGIN = (Case.DENIED_HOST, Case.REWRITTEN, Case.BAD_CERTIFICATE)
 _COMMANDS = {program.name: program.command for program in PROGRAMS}
@@ -230,10 +231,11 @@ def what_is_shown(output: str, *, reached: bool) -> Shown:
 
 def clients_table() -> str:
     """Write the table of squid/CLIENTS.md, for our own generator of certificates."""
-    rows = [["client", *Case, "the user reads of a denial"], ["---"] * (len(Case) + 2)]
+    rows = [["client", "shows of a denied or failed request", "the user reads of a denial"], ["---"] * 3]
     for client in (*IN_EVERY_RUN, *ON_REQUEST):
         name = " ".join(filter(None, (client.name, "¹" if client.strict else "", client.footnote)))
-        rows.append([name, *(client.shows(case, generator=OURS) for case in Case), client.reads])
+        [shown] = {client.shows(case, generator=OURS) for case in _FAILED}
+        rows.append([name, shown, client.reads])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("| --- ", "|---").replace("---|", "---|")
 
 
