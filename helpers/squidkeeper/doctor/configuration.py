@@ -34,6 +34,7 @@ _WARNS_WITH_TEXT: Final = ("11", "29", "55")  # those that do so at level 1
 _OF_OWN_SCRAPE: Final = (
     *("http_access", "allow", "localhost", "sk_itself", "sk_counters", "sk_get", "!sk_through_proxy", "sk_is_scrape"),
 )
+_OWN_ALLOWS: Final = (_OF_OWN_SCRAPE, ("adapted_http_access", "allow", "sk_scrape"))
 # Actions of ssl_bump after which Squid judges the requests of a tunnel, or ends it.
 _JUDGED: Final = frozenset({"bump", "client-first", "server-first", "stare", "terminate"})
 _UNVERIFIED: Final = re.compile(r"DONT_VERIFY_(?:PEER|DOMAIN)")
@@ -87,7 +88,7 @@ def _allowed_ahead(one: Inspection) -> Iterator[Found]:
     for directive in one.ahead:
         words = directive.words
         decides = directive.name in ("http_access", "adapted_http_access") and _NEVER not in words
-        if decides and words[:1] == ("allow",) and (directive.name, *words) != _OF_OWN_SCRAPE:
+        if decides and words[:1] == ("allow",) and (directive.name, *words) not in _OWN_ALLOWS:
             yield _at(directive)
 
 
