@@ -89,8 +89,8 @@ check_size() {
 checked_later() { :; } # by `squidkeeper setup`, ahead of any change
 
 check_extras() { # sorted, so that their order makes no other environment
-    local name='(aws|oauth2|s3|sealed|valkey)'
-    [[ $2 =~ ^(none|$name(,$name)*)$ ]] || bad_usage "$1 $2: NAME is aws, oauth2, s3, sealed or valkey; for no extra, none alone"
+    local name='(aws|oauth2|otlp|s3|sealed|valkey)'
+    [[ $2 =~ ^(none|$name(,$name)*)$ ]] || bad_usage "$1 $2: NAME is aws, oauth2, otlp, s3, sealed or valkey; for no extra, none alone"
     tr , '\n' <<<"$2" | sort -u | paste -sd,
 }
 

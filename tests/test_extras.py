@@ -14,7 +14,8 @@ from squidkeeper import extras
 from squidkeeper.credentials import SecretStore
 from squidkeeper.credentials.sealed_tokens import SealedTokens
 from squidkeeper.credentials.sealing import SealingPrivateKey
-from squidkeeper.errors import ExtraMissing, SealedTokenRefused
+from squidkeeper.errors import ExtraMissing, InvalidExport, SealedTokenRefused
+from squidkeeper.export.targets import make_target
 from squidkeeper.extras import EXTRAS, extra_problem, missing_extras, require
 from squidkeeper.policy.faults import FaultCode
 
@@ -43,7 +44,7 @@ def test_an_extra_that_is_installed_is_no_problem(extra: str) -> None:
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(without: Callable[..., None]) -> None:
-    without("botocore", "httpx", "nacl", "s3fs", "valkey")
+    without("botocore", "httpx", "nacl", "opentelemetry", "s3fs", "valkey")
     with pytest.raises(ExtraMissing) as caught:
         require("oauth2")
     assert str(caught.value) == "the extra 'oauth2' is not installed: run ./install.sh --extras oauth2"
@@ -51,7 +52,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(without: Cal
 
 def test_the_command_keeps_the_extras_that_are_installed(without: Callable[..., None]) -> None:
     without("httpx")
-    problem = "the extra 'oauth2' is not installed: run ./install.sh --extras aws,oauth2,s3,sealed,valkey"
+    problem = "the extra 'oauth2' is not installed: run ./install.sh --extras aws,oauth2,otlp,s3,sealed,valkey"
     assert extra_problem("oauth2") == problem
 
 
@@ -72,7 +73,7 @@ sealed_tokens: {keys: [sealing]}
     without("authlib", "nacl")
     faults = [*missing_extras(policy)]
     assert {fault.code for fault in faults} == {FaultCode.EXTRA_MISSING}
-    command = "is not installed: run ./install.sh --extras aws,oauth2,s3,sealed,valkey"  # one for all of them
+    command = "is not installed: run ./install.sh --extras aws,oauth2,otlp,s3,sealed,valkey"  # one for all of them
     assert [fault.message for fault in faults] == [
         f"secret 'token': the extra 'oauth2' {command}",
         f"secret 'sealing', a key of sealed tokens: the extra 'sealed' {command}",
@@ -95,3 +96,9 @@ def test_the_extras_of_the_program_of_pip_and_of_the_installer_are_the_same() ->
     declared = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     [offered] = re.findall(r"local name='\((\S+)\)'", (REPOSITORY / "install.sh").read_text())
     assert [*EXTRAS] == sorted(declared.keys() - {"dev"}) == offered.split("|")
+
+
+def test_an_export_needs_the_extra_of_its_format(without: Callable[..., None]) -> None:
+    without("opentelemetry")
+    with pytest.raises(InvalidExport, match=r"^format otlp: the extra 'otlp' is not installed: run \./install"):
+        make_target(format_name="otlp", to="https://logs.example/", full_urls=False, ca=None, headers=None)

@@ -1601,9 +1601,9 @@ def test_a_program_of_the_operators_for_logins_replaces_the_login_helper(gateway
         (["--wheels", "/usr"], "--wheels /usr: no hatchling-*.whl is in it"),
         (
             ["--extras", "none,aws"],
-            "--extras none,aws: NAME is aws, oauth2, s3, sealed or valkey; for no extra, none alone",
+            "--extras none,aws: NAME is aws, oauth2, otlp, s3, sealed or valkey; for no extra, none alone",
         ),
-        (["--extras", "botocore"], "--extras botocore: NAME is aws, oauth2, s3, sealed or valkey"),
+        (["--extras", "botocore"], "--extras botocore: NAME is aws, oauth2, otlp, s3, sealed or valkey"),
         (["--root", "/"], "--root /: leave it out for the system's own places"),
         (["--root", "/tmp/a b"], "--root /tmp/a b: use letters, digits and"),
         (["--root", "/etc/hostname"], "--root /etc/hostname: this is not a directory"),

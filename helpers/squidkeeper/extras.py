@@ -14,6 +14,7 @@ from squidkeeper.policy.secret_sources import GitHubAppSource, OAuth2Source
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "aws": ("botocore",),
     "oauth2": ("authlib", "httpx", "joserfc"),
+    "otlp": ("opentelemetry",),
     "s3": ("s3fs",),
     "sealed": ("nacl",),
     "valkey": ("valkey",),

@@ -41,7 +41,7 @@ REPOSITORY = Path(__file__).parents[2]
 URL_SAFE = "!$%&'()*+,-./:;=?@_"  # Squid writes other characters of a URL in percent-encoding
 NAMESERVER = "127.0.0.53"
 PROTOTYPE_LISTENS = "127.0.0.1:3129"
-EXTRAS = "aws,oauth2,sealed,valkey"
+EXTRAS = "aws,oauth2,otlp,sealed,valkey"
 _WORKER = re.compile(r"\(squid-\d+\)")  # as Squid names the process
 
 

@@ -15,6 +15,7 @@ import msgspec
 from squidkeeper.destination import Destination, Transport, parse_destination
 from squidkeeper.errors import InvalidExport
 from squidkeeper.export.formats import FORMATS
+from squidkeeper.extras import extra_problem
 
 OTLP: Final = "otlp"
 _ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -70,6 +71,8 @@ def make_target(
     """Make an export of options; raise `InvalidExport`. OTLP without `to` uses OpenTelemetry's variables."""
     if format_name not in FORMATS:
         raise InvalidExport(f"format {format_name!r}: expected {', '.join(FORMATS)}")
+    if format_name == OTLP and (problem := extra_problem(OTLP)):
+        raise InvalidExport(f"format {OTLP}: {problem}")
     given = ReceiverHeaders(read_headers(headers) if headers else {})
     if format_name == OTLP and to is None:
         to, ca = _endpoint(environment), ca or _path(environment.get(_CERTIFICATE))
