@@ -1,7 +1,7 @@
 """The tables of fields of policy/REFERENCE.md, rendered from the JSON Schema of a policy file.
 
-A table has the fields of one model or of several: `<!-- rendered: fields of ClientEntry TokenEntry -->`. A model after
-the first is a mapping inside of an entry, and its fields are named as `basic.username`.
+A table has the fields of one model or of several: `<!-- rendered: ClientEntry+TokenEntry -->`. A model after the first
+is a mapping inside of an entry, and its fields are named as `basic.username`.
 
 After a change of a field or of descriptions.yaml: `python -m tests.documents.field_tables policy/REFERENCE.md`.
 """
@@ -16,9 +16,9 @@ from squidkeeper.editor.json_schema import json_schema
 from squidkeeper.policy import schema
 
 MATCHING: Final = "MatchFields"  # the fields by which entries match stand in one table, as a rule has them
-_TABLE: Final = re.compile(r"(?<=<!-- rendered: fields of )([\w ]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
-_HEAD: Final = "| field: type, default | meaning |\n|---|---|\n"
-_MATCHING: Final = ("clients", "hosts", *(name for name in schema.MatchFields.model_fields if name != "clients"))
+_TABLE: Final = re.compile(r"(?<=<!-- rendered: )([\w+]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+_HEAD: Final = "| field | meaning |\n|---|---|\n"
+_MATCHING_FIELDS: Final = ("clients", "hosts", *(name for name in schema.MatchFields.model_fields if name != "clients"))
 _WORDS_AT_MOST: Final = 6
 _PATTERNS: Final = (  # what a text is, by a part of its pattern
     (r"\d{4}-\d{2}-\d{2}", "time"),
@@ -30,12 +30,12 @@ _TYPES: Final = {"string": "text", "integer": "number", "boolean": "boolean", "a
 
 def render(text: str) -> str:
     """Render the tables of a document again, and leave all else as it is."""
-    return _TABLE.sub(lambda found: f"{found[1]} -->\n{_HEAD}{''.join(_rows(found[1].split()))}", text)
+    return _TABLE.sub(lambda found: f"{found[1]} -->\n{_HEAD}{''.join(_rows(found[1].split('+')))}", text)
 
 
 def tables_of(text: str) -> list[str]:
     """List the models whose fields the tables of a document have."""
-    return [model for found in _TABLE.finditer(text) for model in found[1].split()]
+    return [model for found in _TABLE.finditer(text) for model in found[1].split("+")]
 
 
 def _rows(models: list[str]) -> Iterator[str]:
@@ -64,10 +64,10 @@ def _key_of(whole: Mapping[str, Any], model: str) -> str:
 def _names(model: str, entry: Mapping[str, Any]) -> list[str]:
     """List the fields of a table. Those by which entries match have a table of their own, unless they are required."""
     if model == MATCHING:
-        return list(_MATCHING)
+        return list(_MATCHING_FIELDS)
     if not issubclass(getattr(schema, model), schema.TunnelFields):
         return list(entry["properties"])
-    return [name for name in entry["properties"] if name not in _MATCHING or name in entry["required"]]
+    return [name for name in entry["properties"] if name not in _MATCHING_FIELDS or name in entry["required"]]
 
 
 def _type_and_default(entry: Mapping[str, Any], name: str, whole: Mapping[str, Any]) -> str:
