@@ -630,7 +630,7 @@ def test_what_waits_for_a_person_is_told_with_its_ticket_and_what_has_become_of_
     add(log, **RECORDS["asked"] | {"rule": "paid", "revision": NONE}, url="http://pay.example/x?y=TOPSECRET")
     told = f"The rule paid ({log.parent}/policy/policy.yaml:4) asks about pay.example: the request is denied until a"
     told += " person approves it: Ask Ann."
-    assert f"  {told}\n  To do: Whoever may call `sudo squidkeeper ask --policy {log.parent}/policy" in why(log).output
+    assert f"  {told}\n  To do: `sudo squidkeeper ask approve --policy {log.parent}/policy" in why(log).output
     (log.parent / "state").mkdir()
     with closing(TicketStore(log.parent / "state")) as store:
         asked = AskedRequest("192.168.137.2", "", "GET", "http://pay.example/x?y=TOPSECRET")

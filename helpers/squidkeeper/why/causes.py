@@ -39,10 +39,7 @@ CRASHED_REMEDY: Final = (
     " again, close it by a rule with `action: deny`: what an origin answers can end Squid. Keep cache.log, update"
     " Squid, and see `squidkeeper quota` for uploads that stay counted. It is told for a day."
 )
-_LOG_IN: Final = (
-    "Give the client `HTTPS_PROXY=http://NAME:TOKEN@…` with a token of `squidkeeper client add`. The metric"
-    " `squidkeeper_logins_total` counts why logins are refused."
-)
+_LOG_IN: Final = "Give the client `HTTPS_PROXY=http://NAME:TOKEN@…` with a token of `squidkeeper client add`."
 _TRY_AGAIN: Final = "Try again. It may have carried out the request, so read its log first."
 _FROM_HERE: Final = "Try it from the gateway: `curl -v`, or `openssl s_client -connect {authority}`."
 
@@ -309,7 +306,7 @@ CAUSES: Final = (
         "error `ERR_CACHE_ACCESS_DENIED` (status 407), verdict `-`",
         "The login at the proxy is wrong: no client has this name with this token, the token has expired, or the"
         " address is not in the client's networks.",
-        _LOG_IN,
+        f"{_LOG_IN} The metric `squidkeeper_logins_total` counts why logins are refused.",
         _is_login(NONE),
     ),
     KnownCause(
@@ -330,8 +327,7 @@ CAUSES: Final = (
         "no-helper",
         "rule `policy-unavailable`, and error `ERR_ACCESS_DENIED`",
         "No helper of the gateway answered, so the request was denied.",
-        f"Squid replaces a helper that ended: after a few such requests nothing is to be done. If they go on:"
-        f" {NO_HELPER_REMEDY}",
+        f"Wait: Squid starts another helper. If more such requests follow: {NO_HELPER_REMEDY}",
         _has_no_helper,
     ),
     KnownCause(
@@ -411,7 +407,7 @@ CAUSES: Final = (
         "tunnel-outdated",
         "rule `tunnel-outdated`",
         "The policy has changed how tunnels to {host} are opened, and this one was opened before.",
-        "Nothing is to be done: the client opens a new connection when it tries again.",
+        "Nothing: the client opens a new connection when it tries again.",
         _of_rule("tunnel-outdated"),
     ),
     KnownCause(
@@ -464,8 +460,8 @@ CAUSES: Final = (
         "asked",
         "page `asked`",
         "The rule {rule}{at} asks about {host}: the request is denied until a person approves it{reason}.{ticket}",
-        "Whoever may call `sudo squidkeeper ask` on the gateway decides: `sudo squidkeeper ask approve {number} --for"
-        " 2h` opens this request, `sudo squidkeeper ask deny {number} --reason TEXT` tells its client why not.",
+        "`sudo squidkeeper ask approve {number} --for 2h` opens this request. `sudo squidkeeper ask deny {number}"
+        " --reason TEXT` tells its client why not.",
         _is_asked,
     ),
     KnownCause(
