@@ -572,10 +572,11 @@ def test_the_walkthroughs_squid_comes_back_with_its_certificate_store(machine: M
 def test_a_gateway_comes_back_from_its_backup_as_the_page_says(machine: Machine, source: Path) -> None:
     page = (source / "squid/OPERATING.md").read_text().replace("sudo ", "").replace("/var/backups/", "/var/tmp/")
     back_up, restore = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    policy = source.parent / "kept"
+    policy.mkdir()
+    (policy / "policy.yaml").write_text("version: 1\nrules: [{name: kept, action: allow, hosts: [a.example]}]\n")
     options = ("--listen", "127.0.0.1:3456", "--gateway", "before", "--archive-days", "7", "--log-bytes", "1G")
-    assert machine.run(source / "install.sh", *options).returncode == 0
-    policy = machine.path("/etc/squidkeeper/policy/policy.yaml")
-    policy.write_text("version: 1\nrules: [{name: kept, action: allow, hosts: [a.example]}]\n")
+    assert machine.run(source / "install.sh", *options, "--policy", policy).returncode == 0
     paths = [Path(path) for path in ("/etc/squidkeeper", "/etc/squid", "/etc/systemd/system")]
     done = machine.run("sh", "-ec", back_up)
     assert done.returncode == 0, done.stderr
