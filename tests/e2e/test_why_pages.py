@@ -160,6 +160,7 @@ MADE: dict[str, dict[str, list[Trial]]] = {
         ]
     },
     "private": {"private-address": both("private.open.example/")},
+    "passing": {"not-rendered": both("unrendered.example/")},
     "ERR_ACCESS_DENIED": {"squid-conf": both("banned.open.example/"), "no-helper": [with_lost_helper]},
     "ERR_DNS_FAIL": {"name-unresolved": both("none.inside.example/") + both("none.open.example/")},
     "ERR_CONNECT_FAIL": {
@@ -245,6 +246,11 @@ class Shown:
 Row = tuple[str, str]  # the name of a page, and a cause
 
 
+UNRENDERED = """
+version: 1
+rules:
+  - {name: unrendered, action: allow, hosts: [unrendered.example], strip: [X-Never]}
+"""
 POLICIES = [
     pytest.param(", placeholder: dummy-key-of-every-page", id="watching"),
     pytest.param("", id="plain", marks=pytest.mark.long),
@@ -263,7 +269,10 @@ def shown(
     gateway.secret("key", KEY.reveal())
     gateway.render()
     gateway.start()
+    gateway.renders = False
+    gateway.write("unrendered.yaml", UNRENDERED)
     curl(gateway, "http://few.example/")  # all that the quota gives
+    wait_for(lambda: curl(gateway, "http://unrendered.example/").rule == "not-rendered", "the edit")
     rows = [(page, cause, trials) for page, causes in MADE.items() for cause, trials in causes.items()]
     rows.sort(key=lambda row: row[1] == "no-helper")  # which no other request must meet
     with failing_origins(all_origins, names), ThreadPoolExecutor(4) as pool:
