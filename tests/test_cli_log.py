@@ -474,7 +474,7 @@ def test_a_pipe_as_file_is_read(path: Path) -> None:
 @pytest.mark.parametrize(("name", "why"), [("missing", "no such file or directory"), ("", "is a directory")])
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, name: str, why: str) -> None:
     said = run(tmp_path / name)
-    assert (said.code, said.out, said.err) == (1, "", f"Error: {tmp_path / name}: {why}\n")
+    assert (said.code, said.out, said.err) == (2, "", f"Error: {tmp_path / name}: {why}\n")
 
 
 def test_a_file_whose_name_steers_the_terminal_is_named_without_doing_so(tmp_path: Path) -> None:
@@ -689,11 +689,11 @@ def test_who_may_not_read_the_record_is_told_who_may(path: Path) -> None:
     for folder in path.parents[:3]:
         folder.chmod(0o755)
     done = squidkeeper(path, user="nobody")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     refused = f"Error: {path}: permission denied: only root and Squid's account can read the access log\n"
     assert done.stderr == refused
     done = squidkeeper("--follow", path, user="nobody")
-    assert (done.returncode, done.stderr) == (1, refused)
+    assert (done.returncode, done.stderr) == (2, refused)
 
 
 def wait_until_open(pid: int, path: Path) -> None:

@@ -93,6 +93,16 @@ def test_without_a_gateway_nothing_is_drained_stopped_or_made(tmp_path: Path, op
     assert os.listdir(tmp_path) == ["etc"]
 
 
+def test_a_gateway_that_cannot_be_drained_is_told_from_one_that_is_not_idle(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/squidkeeper.conf").touch()
+    for problem in (f"{tmp_path}/etc/squid.conf: No such file or directory", "has no http_port"):
+        done = CliRunner().invoke(main, ["drain", "--root", str(tmp_path)])
+        assert (done.exit_code, problem in done.output) == (2, True)
+        (tmp_path / "etc/squid.conf").touch()
+    assert drained_since(tmp_path / "run") is None
+
+
 def test_cancelling_says_that_squid_is_stopped_and_how_to_start_it(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/squidkeeper.conf").touch()

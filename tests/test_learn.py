@@ -692,7 +692,7 @@ def test_an_output_is_a_new_file_that_others_cannot_read(folder: Path) -> None:
     again = run(log(folder, {}), "--policy", folder / "policy", "--output", output)
     assert (again.exit_code, output.read_bytes()) == (2, before)
     failed = run(folder / "missing.log", "--policy", folder / "policy", "--output", folder / "other.yaml")
-    assert failed.exit_code == 1
+    assert failed.exit_code == 2
     assert not (folder / "other.yaml").exists()
 
 

@@ -415,6 +415,10 @@ def test_the_list_names_each_preset_and_what_it_opens() -> None:
     assert result.exit_code == 0
     assert [line.split("  ")[0] for line in result.output.splitlines()] == NAMES
     assert "Packages of the npm registry, for npm and pnpm." in result.output
+    listed = json.loads(preset_command("list", "--json").output)["presets"]
+    assert [f"{one['name']}  {one['opens']}" for one in listed] == [
+        re.sub("  +", "  ", line) for line in result.output.splitlines()
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

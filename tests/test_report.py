@@ -512,7 +512,7 @@ def test_the_command_writes_one_form(log: Path) -> None:
 
 def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     code, output = run(tmp_path / "none.log", "--json", "--policy", tmp_path)
-    assert code == 1
+    assert code == 2
     assert "none.log" in output
     assert "no%1B[31m.log" in run(tmp_path / "no\x1b[31m.log", "--json", "--policy", tmp_path)[1]
 

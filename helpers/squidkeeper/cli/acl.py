@@ -12,17 +12,16 @@ from squidkeeper.cli.options import helper_options, in_force_option, lane_option
     "--scope",
     type=click.Choice(["host", "request"]),
     required=True,
-    help="host: decide the host, for every URL of it. request: decide one URL.",
+    help="What to decide: a host with all its URLs, or one URL.",
 )
 @lane_option
 @in_force_option
 @helper_options(concurrency=16)
 def acl(scope: str, lane: str, in_force: frozenset[str], directory: Path, state: Path, concurrency: int) -> None:
-    """Decide whether requests may pass; Squid's external_acl_type starts this.
+    """Decide whether requests may pass.
 
-    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, and at
-    request scope the URL) and answers each with OK or ERR, the rule and the reason. Not to be called by hand: use
-    explain.
+    Squid starts this helper (external_acl_type). It answers each line with OK or ERR, the rule and the reason. By
+    hand, use `squidkeeper explain`.
     """
     from functools import partial
 

@@ -30,39 +30,42 @@ if TYPE_CHECKING:
 
 @click.group()
 def archive() -> None:
-    """Keep rotated access logs as an archive of Parquet files, and verify it."""
+    """Archive rotated access logs as Parquet files, and verify an archive."""
 
 
 @archive.command()
-@options.file_option("--access-log", options.DEFAULT_LOG, "Squid's access log, whose rotated files are archived.")
+@options.file_option("--access-log", options.DEFAULT_LOG, "Squid's access log.")
 @options.archive_option("The archive.")
 @click.option(
     "--key",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Seal the archive with this private key. Default: the key of the gateway, for its own archive.",
+    help="The private key that seals the archive. [default: the gateway's, for its own archive]",
 )
 @options.shown_option(
     "--keep-days",
     metavar="N",
     type=click.IntRange(1, 36_500),
     default=KEEP_DAYS,
-    help="Remove days that are older.",
+    help="Remove older days.",
 )
 @click.option(
     "--keep-bytes",
     metavar="SIZE",
     type=Size(),
-    help="Remove the oldest days while the archive is larger, such as 100G. Default: a quarter of its file system.",
+    help="Limit the archive, such as 100G. [default: a quarter of its file system]",
 )
-@options.state_option("The state folder: the samples of Squid's own counter, which are sealed with the lines.")
+@options.state_option()
 @click.option(
     "--copy-to",
     metavar="s3://…|FILE.yaml",
-    help="Copy what is new to an object store: its URL, or the file of its settings. No such file: no copy.",
+    help="Copy new parts to this object store, if FILE.yaml exists.",
 )
 @click.option(
-    "--every", metavar="SECONDS", type=click.FloatRange(1), help="Run again and again, until SIGTERM. Without it: once."
+    "--every",
+    metavar="SECONDS",
+    type=click.FloatRange(1),
+    help="Repeat after SECONDS, until SIGTERM. [default: run once]",
 )
 def run(
     access_log: Path,
@@ -74,11 +77,14 @@ def run(
     copy_to: str | None,
     every: float | None,
 ) -> None:
-    """Archive the rotated access logs that are complete and not archived yet; then remove days over the bounds.
+    """Archive the rotated access logs, then remove days over the limits.
 
-    The log that Squid writes is archived after its rotation. Rotated logs may be compressed (.gz, .bz2, .xz, .zst).
-    Every line is kept, invalid ones as they are. It is safe to end a run at any time.
-    Exit status: 1 if a log could not be archived; the next run tries again.
+    Rotated logs may be compressed (.gz, .bz2, .xz, .zst). Every line is kept, invalid ones unchanged. The current log
+    is archived after its rotation. A run can be stopped at any time.
+
+    \b
+    Exit status:
+      1  A log could not be archived. The next run tries again.
     """
     if every is not None:
         _repeat(_without_every(sys.argv[sys.argv.index("run") + 1 :]), every)
@@ -186,7 +192,7 @@ def _show_copy(report: RunReport) -> None:
 
 @archive.command("list")
 @options.archive_option("The archive.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array, with an object for each day.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array of days.")
 def list_days(archive: Path, as_json: bool) -> None:
     """List the days of an archive."""
     from squidkeeper.archive.retention import days_of

@@ -15,11 +15,19 @@ from squidkeeper.formatting import byte_size, printable, quantity
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @since_option
 def fetch(store: str, folder: Path, since: datetime | None) -> None:
-    """Fetch the archives of an object store into a folder, which every --archive and `archive verify` take.
+    """Fetch archives from an object store into a folder.
 
-    STORE is s3://BUCKET/PREFIX, or the YAML file of the settings of one. An archive below gateway=NAME gets a folder of
-    this name in FOLDER. What is there already is not fetched again. Each part is compared with the SHA-256 of its
-    entry; `archive verify` verifies the entries. Exit status: 1 if something could not be fetched.
+    STORE is s3://BUCKET/PREFIX, or the YAML file of a store. An archive below gateway=NAME gets a folder of this
+    name. Parts that FOLDER has are not fetched again. Each part is compared with the SHA-256 of its entry.
+
+    \b
+    Examples:
+      squidkeeper archive fetch s3://logs/squid ./copy
+      squidkeeper archive verify ./copy --key ./keys
+
+    \b
+    Exit status:
+      1  Something could not be fetched.
     """
     from squidkeeper.chain.mirror import fetch_archives
     from squidkeeper.chain.store_settings import read_store_settings

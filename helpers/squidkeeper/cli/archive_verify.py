@@ -33,26 +33,29 @@ _KEYS = click.Path(path_type=Path, exists=True)
     "--key",
     metavar="FILE|DIR",
     type=_KEYS,
-    help="The public key, kept elsewhere. Of many gateways: a folder with NAME.pub for each.",
+    help="The public key that you keep elsewhere, or a folder of NAME.pub.",
 )
 @click.option(
     "--head",
     "heads",
     metavar="NUMBER:SHA256|FILE|STORE",
     multiple=True,
-    help="A head that was kept elsewhere: NUMBER:SHA256 as in the journal, a copy of head.json, or the store with a"
-    " copy. NUMBER alone only proves that the archive has so many entries. Repeatable.",
+    help="A head that you keep elsewhere; a bare NUMBER proves only the number of entries. Repeatable.",
 )
 @since_option
 @json_option
 def verify(archive: str, key: Path | None, heads: tuple[str, ...], since: datetime | None, as_json: bool) -> None:
-    """Verify an archive: every part, every line of its chain, its head, and its lines by Squid's own counter.
+    """Verify an archive: parts, chain, head, and lines by Squid's counter.
 
-    ARCHIVE is a folder, an object store (s3://BUCKET/PREFIX), or the YAML file of the settings of one. Where it holds
-    the archives of many gateways (gateway=NAME), each is verified by its own key; --head then names a store.
-    With --since, parts with no later record are not verified: a mirror may lack them. The chain always is, whole.
-    The exit status is 1 if anything is not as it was signed. Without --head, an archive that was replaced by an older
-    one of its own, whole, is not found: name a head from the journal, the SIEM or the object store.
+    ARCHIVE is a folder, s3://BUCKET/PREFIX, or the YAML file of a store. Of many gateways (gateway=NAME), each
+    archive is verified by its own key, and --head names a store.
+
+    Without --head, an older copy of the archive in its place passes. Take a head from the journal, the SIEM or the
+    object store. With --since, parts without a later record are not verified; the chain always is.
+
+    \b
+    Exit status:
+      1  Something is not as it was signed, or cannot be read.
     """
     if key is None:
         raise click.UsageError(_without_key(archive))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SCOPES: Final = ("url", "path", "host")
 _DAY: Final = timedelta(days=1)
 _INDENT: Final = " " * 14
-_state_option = options.state_option("The state folder, which holds the tickets.")
+_state_option = options.state_option()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,9 @@ class _Place:
 
 def _place_options(command: Callable[..., Any]) -> Callable[..., Any]:
     with_since = click.option(
-        "--since", metavar="TIME", type=options.Moment(), help="How far back that is read. Default: a day."
+        "--since", metavar="TIME", type=options.Moment(), help="The start of what is read of it. [default: a day ago]"
     )(options.packed("place", _Place)(command))
-    text = "The access log, which tells what else an approval would let through; its rotated files are read too."
+    text = "The access log; its rotated files are read too."
     return options.policy_option(
         _state_option(options.file_option("--access-log", options.DEFAULT_LOG, text)(with_since))
     )
@@ -102,11 +102,16 @@ def _place_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_place_options
 @click.pass_context
 def ask(context: click.Context, as_json: bool, place: _Place) -> None:
-    """List the questions of clients that wait for a person; approve or deny one.
+    """List the questions of clients that wait for a person.
 
-    A question is one request that the policy asks about. It was denied at once, and stays denied until somebody
-    approves it. For each, the list tells what else an approval would have let through of what the access log holds:
-    the same URL, any query of the path, any path of the host.
+    A question is a request that the policy asks about. It stays denied until somebody approves it. The list shows
+    what else an approval would have allowed, by the access log.
+
+    \b
+    Examples:
+      squidkeeper ask
+      squidkeeper ask approve gtmnjcbk6jde --for 2h
+      squidkeeper ask deny gtmnjcbk6jde --reason "Use the mirror"
     """
     if context.invoked_subcommand is not None:
         return
@@ -132,26 +137,26 @@ def ask(context: click.Context, as_json: bool, place: _Place) -> None:
 
 @ask.command()
 @click.argument("number")
-@click.option("--for", "valid", metavar="TIME", type=options.Duration(), required=True, help="30m, 2h or 7d.")
+@click.option("--for", "valid", metavar="TIME", type=options.Duration(), required=True, help="How long: 30m, 2h or 7d.")
 @click.option("--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests.")
 @options.shown_option(
     "--scope",
     type=click.Choice(_SCOPES),
     default=_SCOPES[0],
-    help="url: exactly this URL. path: its path, with any query. host: every path of its host. By this method alone.",
+    help="Allow this URL, its path with any query, or its host; by this method only.",
 )
-@click.option("--client", "clients", multiple=True, metavar="NAME", help="Of the clients that it belongs to, this one.")
-@click.option("--any-client", is_flag=True, help="For everybody.")
-@click.option("--reason", default="", metavar="TEXT", help="Why, for people. Default: the number of the ticket.")
-@click.option("--yes", is_flag=True, help="Do not ask whether this is meant.")
+@click.option("--client", "clients", multiple=True, metavar="NAME", help="The client, if several match.")
+@click.option("--any-client", is_flag=True, help="Grant it to every client.")
+@click.option("--reason", default="", metavar="TEXT", help="Why, for people. [default: the ticket's number]")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @options.json_option
 @_place_options
 @options.packed("terms", _Terms)
 def approve(number: str, terms: _Terms, yes: bool, as_json: bool, place: _Place) -> None:
     """Approve a question: show the grant, and make it.
 
-    The request is allowed within 3 seconds, for the client of the policy that asked, the one with the fewest addresses.
-    What a rule denies, no approval opens.
+    The request is allowed within 3 seconds, for the client that asked: of several, the one with the fewest addresses.
+    An approval never overrides a rule that denies.
     """
     from squidkeeper.approvals.answers import approve_ticket
     from squidkeeper.approvals.granting import preview_grant

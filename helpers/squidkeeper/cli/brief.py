@@ -10,9 +10,14 @@ from squidkeeper.cli.client_options import client_options, read_client
 @click.command()
 @client_options
 def brief(client: str | None, user: str | None, root: Path | None, directory: Path | None) -> None:
-    """Print what a client may reach, and why not the rest, as Markdown for the instructions of its agent.
+    """Print what a client may reach, as Markdown for its agent's instructions.
 
-    It holds the rules, rewrites and credentials (by header) of this client alone, and no secret.
+    The text has the rules, rewrites and credentials (by header) of this client, and why other requests are denied. It
+    has no secret.
+
+    \b
+    Example:
+      squidkeeper brief --client agents > gateway.md
     """
     from squidkeeper.client_kit.brief import write_brief
 

@@ -8,12 +8,12 @@ from squidkeeper.cli.options import written_state_option
 
 
 @click.command()
-@written_state_option("Where counts are kept.")
+@written_state_option()
 def certificate(state: Path) -> None:
-    """Make the certificates of hosts; Squid's sslcrtd_program starts this.
+    """Make the certificates of hosts.
 
-    Reads a request for each tunnel (the host, the CA with its key, and the certificate of the origin, if it was asked)
-    and answers with a certificate and its key. They are kept in memory only. Not to be called by hand.
+    Squid starts this helper (sslcrtd_program). It answers each request with a certificate and its key, which stay in
+    memory.
     """
     from squidkeeper.helpers.certificate import run
 

@@ -32,21 +32,29 @@ if TYPE_CHECKING:
 
 @click.command()
 @policy_option
-@state_option("The gateway's state: which files of the policy in force ended with 'end: true'.")
-@click.option("--account", metavar="NAME", help="Squid's account. Left out: the one that `squid -v` names.")
-@click.option("--require-clients", is_flag=True, help="Warn about each rule that allows any client, and exit with 1.")
+@state_option()
+@click.option("--account", metavar="NAME", help="Squid's account. [default: as `squid -v` names it]")
+@click.option("--require-clients", is_flag=True, help="Fail if a rule allows any client.")
 @fragment_option
 @json_option
 def check(
     directory: Path, state: Path, account: str | None, require_clients: bool, fragment: Path, as_json: bool
 ) -> None:
-    """Check the policy: print every fault and warning, how old its lists are, and run its tests.
+    """Check a policy: print its faults, warnings and the age of lists; run its tests.
 
-    As root it also finds what Squid's account cannot read. It names what Squid's configuration lacks, and whether
-    install.sh has to be run, and for what.
+    As root, it also finds files that Squid's account cannot read. It names what Squid's configuration lacks, and why
+    install.sh has to be run.
 
-    Exit status: 0 when it loads (warnings allowed). 1 when it does not, when Squid's account cannot read a file that it
-    names, or when --require-clients finds a rule that allows any client.
+    \b
+    Examples:
+      sudo squidkeeper check
+      squidkeeper check --policy ./draft --require-clients
+
+    \b
+    Exit status:
+      0  The policy loads. Warnings are allowed.
+      1  The policy does not load, Squid's account cannot read a file of it,
+         or --require-clients found a rule that allows any client.
     """
     from squidkeeper.policy_store.sources import read_sources
 

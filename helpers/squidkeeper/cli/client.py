@@ -25,16 +25,25 @@ _PREFIX = "sqk_"  # so that scanners for secrets can tell what it is
 
 @click.group()
 def client() -> None:
-    """Make, list and revoke the tokens with which clients of the policy log in."""
+    """Make, list and revoke the tokens that clients log in with."""
 
 
 @client.command()
 @click.argument("name")
-@click.option("--for", "valid", metavar="TIME", type=Duration(), help="30m, 2h or 7d: when the token expires.")
-@click.option("--network", "networks", multiple=True, metavar="NETWORK", help="Of a new client: both must hold.")
+@click.option("--for", "valid", metavar="TIME", type=Duration(), help="How long the token is valid: 30m, 2h or 7d.")
+@click.option(
+    "--network", "networks", multiple=True, metavar="NETWORK", help="A network that a new client must also come from."
+)
 @policy_option
 def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory: Path) -> None:
-    """Make a token for a client, which may be new, and print it, this once; the policy holds its hash alone."""
+    """Make a token for a client, and print it once.
+
+    A client that is not in the policy is added. The policy stores only the token's hash.
+
+    \b
+    Example:
+      sudo squidkeeper client add agents --for 30d
+    """
     from squidkeeper.policy.model import Token
     from squidkeeper.policy_edit import add_token
 
@@ -54,7 +63,7 @@ def add(name: str, valid: timedelta | None, networks: tuple[str, ...], directory
 @policy_option
 @json_option
 def show(directory: Path, as_json: bool) -> None:
-    """List the clients that have tokens, and when these expire."""
+    """List the clients with tokens, and when the tokens expire."""
     from squidkeeper.policy_store.loading import load
 
     now = datetime.now(UTC)
@@ -74,12 +83,12 @@ def show(directory: Path, as_json: bool) -> None:
 
 @client.command()
 @click.argument("name")
-@click.option("--token", "token_id", metavar="ID", help="One token, by its ID. Left out: all of the client.")
+@click.option("--token", "token_id", metavar="ID", help="Revoke only the token with this ID.")
 @policy_option
 def remove(name: str, token_id: str | None, directory: Path) -> None:
-    """Revoke the tokens of a client; its entry stays in the policy, as rules can name it.
+    """Revoke the tokens of a client.
 
-    Within 3 seconds they open nothing more, in open tunnels too.
+    They are refused within 3 seconds, in open tunnels too. The client stays in the policy, because rules can name it.
     """
     from squidkeeper.policy_edit import remove_tokens
 

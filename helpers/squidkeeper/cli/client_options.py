@@ -29,12 +29,10 @@ def client_options(command: F) -> F:
     """Add the options that choose a gateway and a client of it."""
     for option in reversed(
         (
-            click.option(
-                "--client", metavar="NAME", help="A client of the policy. Left out: one that it does not name."
-            ),
-            click.option("--user", metavar="NAME", help="The proxy user, where the client has several."),
+            click.option("--client", metavar="NAME", help="A client of the policy. [default: none of them]"),
+            click.option("--user", metavar="NAME", help="The proxy user, if the client has several."),
             root_option,
-            click.option("--policy", "directory", type=_PATH, metavar="DIR", help="Another policy than the gateway's."),
+            click.option("--policy", "directory", type=_PATH, metavar="DIR", help="Another policy."),
         )
     ):
         command = option(command)
@@ -47,21 +45,19 @@ def setting_options(command: F) -> F:
 
     for option in reversed(
         (
-            click.option(
-                "--proxy", metavar="URL", help="The proxy as the client reaches it, by default where Squid listens."
-            ),
-            shown_option("--ca-path", default=environment.CA_PATH, help="The gateway's root, in the VM."),
+            click.option("--proxy", metavar="URL", help="The proxy's URL. [default: where Squid listens]"),
+            shown_option("--ca-path", default=environment.CA_PATH, help="The gateway's root in the VM."),
             shown_option(
                 "--bundle-path",
                 default=environment.BUNDLE_PATH,
-                help="The public roots and the gateway's, in the VM.",
+                help="All roots, in the VM.",
             ),
             shown_option(
                 "--java-store-path",
                 default=environment.JAVA_STORE_PATH,
-                help="Java's trust store, in the VM.",
+                help="Java's trust store in the VM.",
             ),
-            click.option("--ca", type=_PATH, metavar="FILE", help="Another root than the gateway's, on this machine."),
+            click.option("--ca", type=_PATH, metavar="FILE", help="Another root, on this machine."),
             click.option("--no-proxy", multiple=True, metavar="HOST", help="A host that the client reaches directly."),
         )
     ):

@@ -16,9 +16,9 @@ from squidkeeper.cli.options import helper_options, in_force_option, run_option,
     metavar="SECONDS",
     type=click.FloatRange(0, 30),
     default=5,
-    help="How long a request waits for the first value of a secret that is fetched.",
+    help="How long a request waits for a secret's first value.",
 )
-@click.option("--headers", "with_headers", is_flag=True, help="A line ends with the request headers that helpers read.")
+@click.option("--headers", "with_headers", is_flag=True, help="Lines end with the request headers that helpers read.")
 @in_force_option
 @helper_options(concurrency=4)
 def credential(
@@ -31,12 +31,10 @@ def credential(
     *,
     with_headers: bool,
 ) -> None:
-    """Give Squid the headers to inject; its external_acl_type at adapted_http_access starts this.
+    """Give Squid the headers to inject.
 
-    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, the
-    URL asked for, the URL fetched, the parameters added, with --headers the request headers that helpers read) and
-    answers each with a header's value an annotation, or ERR. Its output holds secrets: never call it by hand; use
-    explain, which names the credentials.
+    Squid starts this helper (external_acl_type at adapted_http_access). It answers each line with headers, which hold
+    secrets. Never run it by hand: `squidkeeper explain` names the credentials.
     """
     from squidkeeper.credentials.fetched_values import FOLDER
     from squidkeeper.helpers.credential import Injector, answer

@@ -16,22 +16,26 @@ from squidkeeper.errors import DemoFailed
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
     default=Path(),
-    help="The folder with install.sh. Default: the current folder.",
+    help="The folder with install.sh. [default: the current folder]",
 )
 @click.option(
     "--port",
     metavar="PORT",
     type=click.IntRange(0, 65535),
     default=0,
-    help="The port of the status page on 127.0.0.1. Default: a free one.",
+    help="The status page's port on 127.0.0.1. [default: a free one]",
 )
 @click.option("--keep", is_flag=True, help="Wait for Ctrl-C at the end, also without a terminal.")
 def demo(source: Path, port: int, keep: bool) -> None:
-    """Show the gateway at work on this machine, without internet; remove everything at the end.
+    """Show the gateway at work on this machine, without internet. Needs root.
 
-    Creates network namespaces with an origin, a stand-in for a VM and a gateway in a temporary folder, and runs the
-    walkthrough there: each command, and what it printed. In a terminal it then waits for Enter, so that you can open
-    the status page. Needs root. Exit status: 0, or 1 if a step did not do what it should.
+    The demo makes network namespaces with an origin, a stand-in for a VM and a temporary gateway. It runs the
+    commands of the walkthrough. In a terminal it then waits for Enter, so that you can open the status page. At the
+    end it removes everything.
+
+    \b
+    Exit status:
+      1  A step failed.
     """
     from squidkeeper.demo.demonstration import demonstrate
 

@@ -23,26 +23,32 @@ _DIFFERS = 1
     "--within",
     "ceiling",
     metavar="CEILING",
-    help="Instead of OLD: report only what NEW does, or may do, and the policy CEILING does not.",
+    help="Report only what NEW does, or may do, beyond CEILING.",
 )
 @json_option
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown, for a pull request.")
-@state_option("The state folder: the revisions that are stored.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown for a pull request.")
+@state_option()
 @click.argument("policies", metavar="[OLD] NEW", nargs=-1, required=True)
 def diff(ceiling: str | None, as_json: bool, as_markdown: bool, state: Path, policies: tuple[str, ...]) -> None:
-    """Compare what two policies mean: which requests are opened, closed, or treated in another way.
+    """Compare what two policies mean: which requests are opened, closed or changed.
 
-    OLD and NEW are folders, or stored revisions. Every difference has a request that shows it: METHOD URL and options,
-    as `squidkeeper explain` takes them. What cannot be decided, as whether two expressions match the same paths, is
-    reported as unproven. The order, the names and the files of rules make no difference, nor do reasons, tests and
-    owners.
+    OLD and NEW are folders or stored revisions. Each difference comes with a request that shows it, as arguments of
+    `squidkeeper explain`. What cannot be decided is unproven. Names, order, files, reasons, tests and owners of rules
+    make no difference.
 
-    A NEW without grants beside its folder has those of OLD; within a ceiling it has its own alone.
+    The policies are compared as of now, and for each later combination of rules, grants and tokens (`expires`,
+    `when`). A NEW without grants beside its folder gets those of OLD, but not with --within.
 
-    The policies are compared as of now, and as of a later time for each combination of rules, grants and tokens that
-    will hold together, by `expires` and `when`.
+    \b
+    Examples:
+      squidkeeper diff /etc/squidkeeper/policy ./draft
+      squidkeeper diff --within ./ceiling ./draft
 
-    Exit status: 0 the same, or within the ceiling; 1 different or unproven; 2 unusable (a policy does not load).
+    \b
+    Exit status:
+      0  The policies mean the same, or NEW is within the ceiling.
+      1  They differ, or something is unproven.
+      2  A policy does not load.
     """
     from squidkeeper.cli import diff_output
     from squidkeeper.difference import report

@@ -15,12 +15,18 @@ from squidkeeper.layout import Layout
 @click.option("--strict", is_flag=True, help="Exit with 1 for a warning too.")
 @json_option
 def doctor(root: Path | None, strict: bool, as_json: bool) -> None:
-    """Examine an installed gateway: its configuration, its policy, its processes and the machine.
+    """Examine an installed gateway: configuration, policy, processes and machine.
 
-    Run it as root. It changes nothing, and shows no secret. squid/DOCTOR.md lists what it finds.
+    Run it as root. It changes nothing, and shows no secret. squid/DOCTOR.md lists the findings.
 
-    Exit status: 1 when a critical finding is not accepted, with --strict a warning too. 2 when there is no gateway to
-    examine, or its squid.conf cannot be read.
+    \b
+    Example:
+      sudo squidkeeper doctor
+
+    \b
+    Exit status:
+      1  A critical finding is not accepted; with --strict, also a warning.
+      2  There is no gateway, or its squid.conf cannot be read.
     """
     from squidkeeper.doctor.examination import as_json as json_of
     from squidkeeper.doctor.examination import as_text, examine

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from squidkeeper.cli.named_policies import UnusableInput
 from squidkeeper.cli.options import root_option, shown_option
 
 if TYPE_CHECKING:
@@ -38,19 +39,27 @@ class Patience(click.ParamType):  # type: ignore[type-arg] # generic in newer re
     metavar="DURATION",
     type=Patience(),
     default="10m",
-    help="Wait at most so long until the gateway is idle.",
+    help="The longest wait until the gateway is idle.",
 )
-@click.option("--stop", is_flag=True, help="Stop Squid then, whatever is still open.")
-@click.option("--cancel", is_flag=True, help="Let clients come again, and wait for nothing.")
+@click.option("--stop", is_flag=True, help="Then stop Squid, even with open connections.")
+@click.option("--cancel", is_flag=True, help="Accept new clients again.")
 @root_option
 def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
     """Send new clients to other gateways, and wait until this one is idle.
 
-    /healthz is unhealthy at once, so a load balancer sends no new clients. Open connections and tunnels go on. The
-    gateway stays drained until `--cancel`, through restarts of Squid and the exporter; /run is empty after a boot.
+    /healthz becomes unhealthy at once, so a load balancer sends no new clients. Open connections and tunnels
+    continue. The gateway stays drained until --cancel or a boot, even if Squid restarts.
 
-    Exit status: 0 when the gateway is idle, or Squid was stopped; 1 when the time is over and connections are open; 2
-    when there is no gateway.
+    \b
+    Examples:
+      sudo squidkeeper drain --for 30m --stop
+      sudo squidkeeper drain --cancel
+
+    \b
+    Exit status:
+      0  The gateway is idle, or Squid was stopped.
+      1  Connections are still open at the end of --for.
+      2  There is no gateway, or it cannot be drained.
     """
     from squidkeeper.errors import NotInstalled
     from squidkeeper.layout import Layout
@@ -68,7 +77,7 @@ def drain(patience: int, stop: bool, cancel: bool, root: Path | None) -> None:
         raise click.UsageError(str(error)) from error
     except OSError as error:
         remedy = "run this as root" if isinstance(error, PermissionError) else "name the gateway by --root DIR"
-        raise click.ClickException(f"{error.filename or layout.run}: {error.strerror}: {remedy}") from error
+        raise UnusableInput(f"{error.filename or layout.run}: {error.strerror}: {remedy}") from error
 
 
 def _cancel(layout: Layout) -> None:
@@ -95,7 +104,7 @@ def _drain(layout: Layout, patience: int, *, stop: bool) -> int:
 
     listen = listen_of(layout.conf.read_text())
     if not listen:
-        raise click.ClickException(f"{layout.conf} has no http_port: name the gateway by --root DIR")
+        raise UnusableInput(f"{layout.conf} has no http_port: name the gateway by --root DIR")
     already = "" if drain(layout.run) else " already"
     click.echo(f"drained{already}: /healthz is unhealthy, and open connections go on")
     noticed = time.time() - (drained_since(layout.run) or time.time())

@@ -26,10 +26,13 @@ _HOLD_THE_ROOT = (EnvironmentForm.CLOUD_INIT, EnvironmentForm.DOCKERFILE)
     type=click.Choice([form.value for form in EnvironmentForm]),
     default=EnvironmentForm.SH.value,
     show_default=True,
-    help="sh: lines to source. dotenv: docker --env-file.",
+    help="sh: lines to source. dotenv: for docker --env-file.",
 )
 @click.option(
-    "--token-file", type=click.Path(path_type=Path), metavar="FILE", help="A token of the client; - for standard input."
+    "--token-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file with the client's token; - for standard input.",
 )
 def env(
     client: str | None,
@@ -43,14 +46,18 @@ def env(
     token_file: Path | None,
     **paths: str,
 ) -> None:
-    """Print the environment that sends a client's programs through the gateway, and lets them trust it.
+    """Print the variables that send a client's programs through the gateway.
 
-    The variables name files in the VM: the gateway's root, a bundle of the public roots with the gateway's, and the
-    trust store of Java. cloud-init and dockerfile write the first two. For the other forms put the root into the VM's
-    trust store.
+    The variables name files in the VM: the gateway's root, all roots, and Java's trust store. cloud-init and
+    dockerfile write the first two. For other forms, put the root into the VM's trust store.
 
-    A client with tokens logs in: --token-file puts the token into the proxy's URL. Without it, and for a proxy user,
-    the word PASSWORD stands there.
+    --token-file puts the client's token into the proxy's URL. Otherwise the URL of a client that logs in has the word
+    PASSWORD.
+
+    \b
+    Examples:
+      squidkeeper env --client agents --token-file token
+      squidkeeper env --client agents --format cloud-init > user-data
     """
     found = read_client(client, user, root, directory)
     settings = read_settings(found, proxy, no_proxy, read_token(found, token_file), **paths)

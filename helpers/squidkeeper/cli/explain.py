@@ -39,14 +39,18 @@ _BUMPED = "bumped: HTTP/1.1 passes, each request is decided; HTTP/2 and gRPC nee
 
 @click.command()
 @policy_option
-@click.option(
-    "--client", metavar="ADDRESS", help="The client's address. Without it, rules with `clients` do not match."
-)
+@click.option("--client", metavar="ADDRESS", help="The client's address, for rules with `clients`.")
 @click.option("--user", metavar="NAME", help="The proxy user.")
-@click.option("--at", metavar="TIME", type=Moment(), help="Decide as of this time: an ISO time (UTC by default).")
+@click.option("--at", metavar="TIME", type=Moment(), help="Decide as of this ISO time (UTC by default).")
 @json_option
 @fragment_option
-@click.option("--record", "line", metavar="FILE", type=click.File("rb"), help="Explain a line of the record instead.")
+@click.option(
+    "--record",
+    "line",
+    metavar="FILE",
+    type=click.File("rb"),
+    help="A line of `squidkeeper log --json`; - for standard input.",
+)
 @click.argument("method", required=False)
 @click.argument("url", required=False)
 def explain(
@@ -62,21 +66,27 @@ def explain(
 ) -> None:
     """Explain what the gateway does with METHOD URL, and why.
 
-    An https URL is requested inside its own tunnel, without a TLS server name; METHOD CONNECT with HOST:PORT opens a
-    tunnel. Nothing is resolved here: Squid resolves a name that is allowed, and denies it as private-address if one of
-    its addresses is private, unless the rule has private: true.
+    An https URL is requested in a tunnel of its own, without a TLS server name. CONNECT HOST:PORT opens a tunnel.
 
-    An allowed request is denied as not-rendered while Squid's configuration lacks a part that the request needs. FILE
-    of --fragment names the parts that are in force, and the policy, where it can be read. Another policy is a draft:
-    it gets what it needs when it is put in force.
+    No name is resolved. Squid denies an allowed name as private-address if it has a private address, unless the rule
+    has private: true.
 
-    --record explains the first line of FILE (- for standard input), as `squidkeeper log --json` prints it, instead of
-    METHOD URL, as of its time, with its tunnel and TLS server name. A line whose verdict does not follow from the
-    policy is refused with the reason: a URL that is cut off, a name that had a private address, a helper or a secret
-    that was unavailable.
+    not-rendered: the policy in force allows the request, but Squid's configuration lacks a part for it. A draft gets
+    its parts when it is put in force.
 
-    Exit status: 0 allowed, 1 denied, 2 unknown (the policy does not load, URL is not a URL, or the line cannot be
-    explained).
+    --record explains the first line of FILE, as of its time. A line that does not follow from the policy is refused
+    with the reason.
+
+    \b
+    Examples:
+      squidkeeper explain --client 192.168.137.10 GET https://pypi.org/
+      squidkeeper log -n 1 --json | squidkeeper explain --record -
+
+    \b
+    Exit status:
+      0  Allowed.
+      1  Denied.
+      2  Unknown: the policy does not load, or URL or line cannot be read.
     """
     from squidkeeper.engine import explain as engine
 

@@ -25,32 +25,32 @@ _PATH = click.Path(path_type=Path, readable=False)
 @click.option(
     "--to",
     metavar="DESTINATION",
-    help="syslog+tls://HOST:PORT, syslog+tcp://HOST:PORT, https://HOST/PATH or file:/PATH. For otlp, by default what"
-    " OTEL_EXPORTER_OTLP_ENDPOINT names.",
+    help="syslog+tls://HOST:PORT, syslog+tcp://HOST:PORT, https://HOST/PATH or file:/PATH."
+    " [default for otlp: OTEL_EXPORTER_OTLP_ENDPOINT]",
 )
-@click.option("--urls", type=click.Choice(["path", "full"]), default="path", help="full: URLs leave with their query.")
-@click.option("--ca", metavar="FILE", type=_PATH, help="Who signs the receiver, in place of the system's authorities.")
+@click.option("--urls", type=click.Choice(["path", "full"]), default="path", help="full: send URLs with their query.")
+@click.option("--ca", metavar="FILE", type=_PATH, help="The receiver's CA, instead of the system's.")
 @click.option(
     "--headers",
     metavar="FILE",
     type=_PATH,
-    help="Headers for https, such as 'Authorization: Bearer …', one a line. Mode 0640: not for everybody.",
+    help="Headers for https, one a line, in a file of mode 0640.",
 )
-@click.option("--name", help="The name of this export: of its position, and in metrics.")
+@click.option("--name", help="The export's name, in its position and in metrics.")
 @click.option(
     "--config",
     metavar="DIR",
     type=_PATH,
-    help="In place of the options above: NAME.yaml for each export, with them as keys. What the service uses.",
+    help="A folder with NAME.yaml for each export, instead of the options above.",
 )
 @click.option(
     "--check",
     is_flag=True,
-    help="Check the options and files, and send nothing; without --config, also what is read and written.",
+    help="Check options and files, and send nothing.",
 )
 @file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
-@state_option("The state folder: how far each receiver has taken the log.")
-@archive_option("The archive, whose head is sent too.")
+@state_option()
+@archive_option("The archive whose head is sent too.")
 @click.option("--gateway", metavar="NAME", default=gethostname, help="The gateway's name. [default: the host name]")
 def export(
     format_name: str | None,
@@ -66,11 +66,19 @@ def export(
     archive: Path,
     gateway: str,
 ) -> None:
-    """Send each record of the access log to a SIEM, at least once, until SIGTERM.
+    """Send each record of the access log to a SIEM, until SIGTERM.
 
-    It continues where the receiver has taken the log, through rotations, restarts and crashes. Where records are lost,
-    it sends a notice about the gap.
-    Exit status: 0 after SIGTERM; 1 if it cannot start.
+    Each record is sent at least once, through rotations, restarts and crashes. If records are lost, the export sends
+    a notice about the gap.
+
+    \b
+    Examples:
+      squidkeeper export --config /etc/squidkeeper/export --check
+      squidkeeper export --format json --to file:/tmp/records.ndjson
+
+    \b
+    Exit status:
+      1  It could not start.
     """
     from squidkeeper.export.process import ExportProcess, run_exports
 

@@ -67,31 +67,31 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     metavar="ADDRESS:PORT",
     type=Address(),
     default="127.0.0.1:9129",
-    help="The address of /metrics, /healthz and the status page.",
+    help="Where to serve /metrics, /healthz and the status page.",
 )
 @policy_option
 @file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
-@written_state_option("The state folder: the counters of the helpers and of the exporter.")
-@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "What Squid signs with, to report when it expires.")
+@written_state_option()
+@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The certificate that Squid signs with, to report its expiry.")
 @fragment_option
 @click.option(
     "--tls-certificate",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The certificate of the TLS port, to report when it expires. Without it, there is no TLS port.",
+    help="The TLS port's certificate, to report its expiry.",
 )
 @shown_option(
     "--squid",
     metavar="ADDRESS:PORT",
     type=Address(),
     default="127.0.0.1:3129",
-    help="Squid's proxy port on this machine, to read Squid's own counters.",
+    help="Squid's proxy port here, to read Squid's counters.",
 )
 @shown_option(
     "--workers",
     metavar="N",
     type=click.IntRange(1),
     default=1,
-    help="How many processes of Squid serve: each starts helpers of its own.",
+    help="How many processes of Squid serve.",
 )
 @click.option(
     "--status-from",
@@ -99,36 +99,38 @@ class NetworkType(click.ParamType):  # type: ignore[type-arg] # as above
     type=NetworkType(),
     multiple=True,
     default=["127.0.0.0/8", "::1/128"],
-    help="Show the status page to this network instead of only to this machine. Repeatable.",
+    help="Show the status page to this network. Repeatable. [default: this machine]",
 )
 @proxy_header_option
 @click.option(
     "--health-listen",
     metavar="ADDRESS:PORT",
     type=Address(),
-    help="The address of a second /healthz, for load balancers: it tells whether to send clients here. Without it,"
-    " there is none.",
+    help="Where to serve a second /healthz, for load balancers.",
 )
 @click.option(
     "--health-from",
     metavar="NETWORK",
     type=NetworkType(),
     multiple=True,
-    help="Answer there to this address or network alone. Repeatable.",
+    help="Who may read the second /healthz. Repeatable.",
 )
 @run_option
-@archive_option("The archive of the access log, to report what it lacks. Without it, there is none.", default=None)
+@archive_option("The archive, to report what it lacks.", default=None)
 @click.option(
     "--pulled",
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
-    help="The folder of `squidkeeper pull`, to report what it has come to. Without it, no policy is pulled.",
+    help="The folder of `squidkeeper pull`, to report its state.",
 )
 def exporter(**given: Any) -> None:
-    """Serve metrics, health and a status page of the gateway, until SIGTERM.
+    """Serve metrics, health and the status page, until SIGTERM.
 
     It also starts while the log, the policy, the CA or Squid are missing, and reports that.
-    Exit status: 0 after SIGTERM; 1 if it cannot listen, or if another exporter uses the state folder.
+
+    \b
+    Exit status:
+      1  It cannot listen, or another exporter uses the state folder.
     """
     from squidkeeper.exporter.process import ExporterOptions, run_exporter
 

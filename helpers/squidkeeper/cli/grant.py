@@ -48,17 +48,17 @@ class _Wanted:
 
 @click.command()
 @click.argument("target", required=False, metavar="[HOST[:PORT][/PATH]|URL]")
-@click.option("--client", "clients", multiple=True, metavar="NAME", help="A client of the policy; may be repeated.")
-@click.option("--any-client", is_flag=True, help="Grant it to everybody instead.")
-@click.option("--for", "valid", metavar="TIME", type=Duration(), help="30m, 2h or 7d: when the grant lapses.")
+@click.option("--client", "clients", multiple=True, metavar="NAME", help="A client of the policy. Repeatable.")
+@click.option("--any-client", is_flag=True, help="Grant it to every client.")
+@click.option("--for", "valid", metavar="TIME", type=Duration(), help="How long: 30m, 2h or 7d.")
 @click.option("--uses", type=click.IntRange(1), metavar="N", help="Allow at most N requests.")
-@click.option("--method", "methods", multiple=True, metavar="METHOD", help="Only this method; may be repeated.")
+@click.option("--method", "methods", multiple=True, metavar="METHOD", help="Only this method. Repeatable.")
 @click.option("--reason", metavar="TEXT", help="Why, for people.")
-@click.option("--list", "lists", is_flag=True, help="List the grants, and how many uses are left.")
+@click.option("--list", "lists", is_flag=True, help="List the grants with their remaining uses.")
 @click.option("--revoke", metavar="NAME", help="Revoke a grant.")
-@click.option("--prune", is_flag=True, help="Remove the grants that have lapsed.")
+@click.option("--prune", is_flag=True, help="Remove lapsed grants.")
 @policy_option
-@state_option("The state folder of the helpers, where uses are counted.")
+@state_option()
 @json_option
 @fleet_options
 @packed("fleet", FleetOptions)
@@ -76,11 +76,20 @@ def grant(
 ) -> None:
     """Allow requests for a time, where no rule decides about them.
 
-    HOST and PATH are patterns, as in a policy. Without PATH, every path. A whole URL (https://...) is meant exactly,
-    with its query. The grant is in force within 3 seconds, and lapses by itself.
+    HOST and PATH are patterns, as in a policy. Without PATH, every path is allowed. A URL (https://...) is allowed
+    exactly, with its query. The grant is in force within 3 seconds.
 
-    A rule that denies is never overridden: the command names it, and exits with 1. Grants are kept in grants.yaml,
-    beside the folder of the policy; those of all gateways (--fleet) in fleet-grants.yaml, in the repository.
+    Grants are in grants.yaml, beside the policy's folder. Those of a fleet are in fleet-grants.yaml, in the
+    repository.
+
+    \b
+    Examples:
+      sudo squidkeeper grant docs.example --client agents --for 2h --reason Docs
+      squidkeeper grant --list
+
+    \b
+    Exit status:
+      1  Nothing was granted: no grant overrides a rule that denies.
     """
     now = datetime.now(UTC)
     if [bool(target), lists, bool(revoke), prune].count(True) != 1:

@@ -45,8 +45,7 @@ def fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--fleet",
                 metavar="REPOSITORY",
-                help="Grant it on all gateways that pull from this git repository: by a commit to it, signed and pushed"
-                " by your git. --list, --revoke and --prune then are about the grants of all gateways.",
+                help="Change the grants of all gateways that pull from this git repository.",
             ),
             click.option("--branch", default="main", show_default=True, help="With --fleet: the branch."),
             click.option(
@@ -55,20 +54,19 @@ def fleet_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 metavar="FOLDER",
                 default="policy",
                 show_default=True,
-                help="With --fleet: the folder of the policy in the repository.",
+                help="With --fleet: the policy's folder in the repository.",
             ),
             click.option(
                 "--key",
                 metavar="FILE",
                 type=click.Path(path_type=Path, exists=True, dir_okay=False),
-                help="With --fleet: the SSH key that signs. Default: git's user.signingKey.",
+                help="With --fleet: the SSH key that signs. [default: git's user.signingKey]",
             ),
             click.option(
                 "--allowed-signers",
                 metavar="FILE",
                 type=click.Path(path_type=Path, exists=True, dir_okay=False),
-                help="With --fleet: whose signature the tip of the branch must have, as on the gateways."
-                " Default: git's gpg.ssh.allowedSignersFile.",
+                help="With --fleet: who may have signed the branch's tip. [default: git's gpg.ssh.allowedSignersFile]",
             ),
         )
     ):

@@ -35,15 +35,17 @@ _OF_ONE: Final = 1  # the one that is named is trusted by that
 
 @click.command()
 @table_options
-@click.option("--client", metavar="NAME", help="Learn for this client of the policy alone, as one.")
-@click.option("--min-days", metavar="N", type=click.IntRange(1), default=1, help="Propose what was used on N days.")
+@click.option("--client", metavar="NAME", help="Learn only for this client of the policy, as one.")
+@click.option(
+    "--min-days", metavar="N", type=click.IntRange(1), default=1, help="Propose what was used on N days. [default: 1]"
+)
 @click.option(
     "--min-clients",
     metavar="N",
     type=click.IntRange(1),
-    help="Propose what N machines and logins used. Default: 2; 1 with --client.",
+    help="Propose what N machines and logins used. [default: 2; with --client: 1]",
 )
-@click.option("--no-presets", is_flag=True, help="Propose rules only, also where a preset allows what was used.")
+@click.option("--no-presets", is_flag=True, help="Propose rules only, no presets.")
 @policy_option
 @json_option
 @click.option(
@@ -51,8 +53,7 @@ _OF_ONE: Final = 1  # the one that is named is trusted by that
     metavar="FILE",
     type=click.Path(path_type=Path),
     callback=check_new_file,
-    help="Write to a new file, mode 0640, with the group of the policy's files. Beside files of a policy it has their"
-    " mode too, and defines no client or preset that they define.",
+    help="Write to a new file of mode 0640, or of the mode of policy files beside it.",
 )
 def learn(
     read: TableOptions,
@@ -64,15 +65,23 @@ def learn(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    """Draft a policy: the fewest readable rules for what was used, or asked for while the policy observed.
+    """Draft a policy: few, readable rules for what clients used.
 
-    FILEs are access logs, also rotated and compressed, and archived parts; `-` is standard input. Without FILE, the
-    archive is read, /var/log/squid/access.log, and its rotated files. Records from before --since show which hosts are
-    new.
+    Requests count too that were asked for while the policy observed. Each rule is for the clients that used it.
+    Comments list, without a rule: what one client alone used, new hosts, addresses and mostly uploads. So a single
+    misbehaving client cannot teach the draft its own requests.
 
-    The draft is a policy of its own. Each rule is for the clients that used what it opens. What one client alone used,
-    what is new, an address or mostly uploads is listed as comments and not proposed: a client that misbehaves learns
-    itself nothing. Exit status 2: there is nothing to propose or to list.
+    FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the archive, the
+    access log and its rotated files. Records before --since show which hosts are new.
+
+    \b
+    Examples:
+      squidkeeper learn --since 7d --output draft.yaml
+      squidkeeper learn --client builders
+
+    \b
+    Exit status:
+      2  There is nothing to propose, or a log cannot be read.
     """
     from squidkeeper.learning.askers import Askers
     from squidkeeper.learning.draft_text import json_of, yaml_of
@@ -84,7 +93,7 @@ def learn(
     try:
         draft, notes = _learned(read, askers, support, presets=not no_presets)
     except UnreadableLog as error:
-        raise click.ClickException(printable(str(error))) from error
+        raise UnusableInput(printable(str(error))) from error
     if output is not None:
         draft, left_out = _beside(draft, output.parent)
         notes = (*notes, *left_out)

@@ -13,6 +13,7 @@ import click
 
 from squidkeeper.cli import options
 from squidkeeper.cli.log_output import WantedRequests
+from squidkeeper.cli.named_policies import UnusableInput
 from squidkeeper.cli.policy_clients import REVISIONS, clients_named, past_policies
 from squidkeeper.errors import PatternError, UnreadableLog
 from squidkeeper.formatting import quantity
@@ -37,33 +38,31 @@ if TYPE_CHECKING:
 @options.since_option
 @options.until_option
 @click.option(
-    "--client", metavar="WHO", multiple=True, help="An address, a network, a client of the policy, or a proxy user."
+    "--client", metavar="WHO", multiple=True, help="An address, a network, a client of the policy or a proxy user."
 )
-@click.option("--host", metavar="PATTERN", multiple=True, help="A host pattern as in a policy, such as .example.com.")
+@click.option("--host", metavar="PATTERN", multiple=True, help="A host pattern, such as .example.com.")
 @click.option("--rule", metavar="NAME", multiple=True, help="The rule that decided.")
 @click.option("--verdict", type=click.Choice(["allow", "deny", "-"]), help="-: no helper decided.")
 @click.option(
     "--observed", metavar="WHAT", multiple=True, help="What a rule observed: allow, deny, allow:RULE or deny:RULE."
 )
-@click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403, or a class such as 4xx.")
-@click.option("--request-id", metavar="ID", multiple=True, help="The request ID, as a page of the gateway shows it.")
+@click.option("--status", metavar="STATUS", multiple=True, help="A status such as 403 or 4xx.")
+@click.option("--request-id", metavar="ID", multiple=True, help="The request ID that an error page shows.")
 @options.gateway_option
 @click.option(
-    "--failed", is_flag=True, help="Requests that failed: 5xx or an error of Squid, neither denied nor the client's."
+    "--failed",
+    is_flag=True,
+    help="Requests that failed (5xx, errors of Squid), without denials and the client's errors.",
 )
 @click.option("--follow", "-f", is_flag=True, help="Show requests as they end, until interrupted.")
-@click.option(
-    "-n", "newest", metavar="N", type=click.IntRange(1), help="The newest N requests, or findings of --drift."
-)
+@click.option("-n", "newest", metavar="N", type=click.IntRange(1), help="Show the newest N requests or findings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the lines as Squid logged them.")
 @click.option("--by", type=click.Choice(list(KEYS)), help="Count requests, denials, tunnels and bytes by this.")
-@click.option("--connects", is_flag=True, help="Show every CONNECT, not only those without a request inside.")
-@click.option("--drift", is_flag=True, help="Show requests that were served although the policy in force denied them.")
+@click.option("--connects", is_flag=True, help="Show every CONNECT.")
+@click.option("--drift", is_flag=True, help="Show requests that were served although the policy denied them.")
 @options.policy_option
-@options.state_option("The state folder, with the revisions that were in force.")
-@options.archive_option(
-    "Without FILE, --since and -n also read this archive; one that is named is always read.", store=True
-)
+@options.state_option()
+@options.archive_option("An archive to read, or a fleet to ask over ssh.", store=True)
 def log(
     files: tuple[Path, ...],
     newest: int | None,
@@ -77,19 +76,27 @@ def log(
     archive: Path,
     **given: Any,
 ) -> None:
-    """Show requests from the access log: FILEs, `-` for standard input, by default /var/log/squid/access.log.
+    """Show requests from the access log, in the order of time.
 
-    FILEs may be rotated and compressed (.gz, .zst, .bz2, .xz), and archived parts (.parquet). Without FILE, the newest
-    rotated file is read too; --since and -n read all of them, and the archive.
+    FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the access log and
+    its newest rotated file. With --since or -n: all rotated files and the archive.
 
-    Requests are shown in the order of time. A repeated option
-    matches any of its values; different options must all match.
+    A repeated option matches any of its values. Different options must all match.
 
-    The CONNECT of an opened tunnel is not shown, and of a denied or failed one either the CONNECT or the requests
-    inside. --connects shows all; --follow leaves out opened tunnels only.
+    The CONNECT of an opened tunnel is hidden. For a denied or failed tunnel, either the CONNECT or its requests are
+    shown.
 
-    --drift decides each request again, by the revision of the policy that its record names; the state folder stores
-    these revisions. Exit status: 1 if it finds drift, else 0.
+    --drift decides each request again, by the stored policy that its record names.
+
+    \b
+    Examples:
+      squidkeeper log --since 1h --verdict deny --by rule
+      squidkeeper log --follow --client agents
+
+    \b
+    Exit status:
+      1  --drift found a request.
+      2  A log cannot be read.
     """
     _check(follow=follow, drift=drift, by=by, newest=newest, files=files)
     past = past_policies(directory, state)
@@ -111,7 +118,7 @@ def log(
         else:
             found = _read(wanted, _sources(wanted, files, archive, given["gateway"]), policies, past)
     except UnreadableLog as error:
-        raise click.ClickException(printable(str(error))) from error
+        raise UnusableInput(printable(str(error))) from error
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return

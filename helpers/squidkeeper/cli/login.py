@@ -10,10 +10,10 @@ from squidkeeper.cli.options import helper_options
 @click.command()
 @helper_options(concurrency=100)
 def login(directory: Path, state: Path, concurrency: int) -> None:
-    """Check the tokens of clients; Squid's auth_param starts this.
+    """Check the tokens of clients.
 
-    Reads a line for each login (channel-ID, name, token, client, header) and answers OK and the token's ID, or ERR.
-    Its input holds tokens: never call it by hand; `squidkeeper client list` shows who has which.
+    Squid starts this helper (auth_param). It answers each line with OK and the token's ID, or ERR. Its input holds
+    tokens. Never run it by hand: `squidkeeper client list` shows who has which token.
     """
     from squidkeeper.helpers.login import Logins, answer
     from squidkeeper.helpers.loop import run

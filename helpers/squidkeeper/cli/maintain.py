@@ -63,53 +63,50 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     "--resolver",
     metavar="ADDRESS",
     callback=_loopback,
-    help="Run a resolver for Squid on port 53 of this loopback address. Without it, no resolver runs.",
+    help="Run the resolver on port 53 of this loopback address.",
 )
-@file_option("--resolv-conf", Path("/etc/resolv.conf"), "The name servers that the resolver forwards to.")
-@written_state_option("The state folder: the resolver's configuration, own addresses, and the state of the tasks.")
+@file_option("--resolv-conf", Path("/etc/resolv.conf"), "The name servers to forward to.")
+@written_state_option()
 @file_option("--access-log", DEFAULT_LOG, "Squid's access log.")
-@file_option("--cache-log", DEFAULT_LOG.with_name("cache.log"), "Messages of Squid and the helpers.")
-@file_option("--squid-pid", Path("/run/squid.pid"), "The file with the process id of Squid's master.")
+@file_option("--cache-log", DEFAULT_LOG.with_name("cache.log"), "Squid's cache.log.")
+@file_option("--squid-pid", Path("/run/squid.pid"), "The process ID of Squid's master.")
 @click.option(
     "--squid",
     "squid_address",
     metavar="ADDRESS:PORT",
     type=Address(),
-    help="Squid's proxy port on this machine: note Squid's own counter of requests, for the archive.",
+    help="Squid's proxy port here, to read Squid's counter for the archive.",
 )
 @proxy_header_option
 @click.option(
     "--log-bytes",
     metavar="SIZE",
     type=Size(),
-    help="Limit for the access log and its rotated files, such as 20G; the oldest are deleted. cache.log gets a"
-    " sixteenth of it. Default: 8G, and at most half of the file system.",
+    help="Limit the access log, such as 20G. [default: 8G, at most half the file system]",
 )
-@archive_option("The archive: a rotated access log stays until it is in there, if the limit allows it.", default=None)
+@archive_option("The archive, which gets a rotated log before it is deleted.", default=None)
 @click.option(
     "--policy",
     "directory",
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
-    help="The policy: have edits judged that a reload gate holds back, and Squid's configuration rendered for them.",
+    help="The policy, whose held edits are judged and rendered.",
 )
 @click.option(
     "--tls",
     metavar="[ADDRESS:]PORT",
-    help="Keep the certificate of HAProxy, which takes clients here for Squid, in the state folder's `tls`. Without it,"
-    " there is no HAProxy.",
+    help="HAProxy's port, to keep its certificate in the state folder.",
 )
 @click.option(
     "--tls-name",
     "tls_names",
     metavar="NAME[,NAME...]",
     callback=_server_names,
-    help="The names and addresses in that certificate. Default: the address of --tls, or all of this machine's, and"
-    " the host name.",
+    help="The names in that certificate. [default: the machine's addresses and host name]",
 )
-@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "What Squid signs with, which issues that certificate.")
-@file_option("--ca-key", Path("/etc/squid/slicer-ca.key"), "Its key.")
-@file_option("--webhook", Path("/etc/squidkeeper/webhook.yaml"), "Where people are told that questions wait.")
+@file_option("--ca", Path("/etc/squid/slicer-ca.crt"), "The CA that issues that certificate.")
+@file_option("--ca-key", Path("/etc/squid/slicer-ca.key"), "The CA's key.")
+@file_option("--webhook", Path("/etc/squidkeeper/webhook.yaml"), "Where to tell people about questions.")
 def maintain(
     resolver: str | None,
     resolv_conf: Path,
@@ -128,13 +125,19 @@ def maintain(
     ca_key: Path,
     webhook: Path,
 ) -> None:
-    """Run Squid's resolver, follow own addresses, limit the logs, judge edits and renew HAProxy's certificate.
+    """Run the tasks of maintenance, until SIGTERM.
 
-    It also tells people that questions of clients wait, where there is a webhook.yaml.
+    \b
+    Tasks:
+      run Squid's resolver (needs CAP_NET_BIND_SERVICE)
+      follow the machine's own addresses
+      limit the logs
+      judge edits of the policy
+      renew HAProxy's certificate
+      tell people about waiting questions (webhook.yaml)
 
-    Run it beside Squid, as Squid's account. The resolver needs the capability CAP_NET_BIND_SERVICE.
-    A task that fails is logged and tried again every second. The exporter reports failed tasks, and whether this
-    process runs, from a file in the state folder.
+    Run it beside Squid, as Squid's account. A failed task is logged and tried again every second. The exporter
+    reports failed tasks, and whether this process runs.
     """
     from squidkeeper.maintenance.own_addresses import OwnAddresses
     from squidkeeper.maintenance.process import run

@@ -10,11 +10,10 @@ from squidkeeper.cli.options import helper_options
 @click.command()
 @helper_options(concurrency=32)
 def meter(directory: Path, state: Path, concurrency: int) -> None:
-    """Count requests that are under a quota of the policy; Squid's external_acl_type starts this.
+    """Count requests that are under a quota of the policy.
 
-    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, rule,
-    Content-Length, Transfer-Encoding, and the three parts of the request ID). Answers OK, or ERR with the quota that is
-    used up. Not to be called by hand.
+    Squid starts this helper (external_acl_type). It answers each line with OK, or with ERR and the quota that is used
+    up.
     """
     from functools import partial
 

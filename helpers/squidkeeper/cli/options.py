@@ -92,9 +92,9 @@ policy_option = shown_option(
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_POLICY,
-    help="The policy: every *.yaml and *.yml in DIR.",
+    help="The policy's folder.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 def _check_period(ctx: click.Context, param: click.Parameter, value: datetime | None) -> datetime | None:
@@ -111,10 +111,10 @@ since_option = click.option(
     metavar="TIME",
     type=Moment(),
     callback=_check_period,
-    help="15m, 2h or 3d ago, or an ISO time (UTC by default).",
+    help="The start: 15m, 2h or 3d ago, or an ISO time (UTC).",
 )
 until_option = click.option(
-    "--until", metavar="TIME", type=Moment(), callback=_check_period, help="The end of the period, exclusive."
+    "--until", metavar="TIME", type=Moment(), callback=_check_period, help="The end, exclusive."
 )
 
 
@@ -123,17 +123,20 @@ root_option = click.option(
     metavar="DIR",
     type=click.Path(path_type=Path),
     envvar=ROOT_VARIABLE,
-    help="A gateway that was installed by `install.sh --root DIR`. Left out: the one of the system.",
+    help="A gateway that `install.sh --root DIR` installed.",
 )
 
 
-def state_option(text: str, default: Path | None = DEFAULT_STATE) -> Callable[[F], F]:
-    """Add the option of the state folder; `text` describes what the command needs of it."""
+_STATE = "The state folder."
+
+
+def state_option(text: str = _STATE, default: Path | None = DEFAULT_STATE) -> Callable[[F], F]:
+    """Add the option of the state folder; `text` is its help."""
     kind = click.Path(path_type=Path, readable=False)
     return shown_option("--state", metavar="DIR", type=kind, default=default, help=text)
 
 
-def written_state_option(text: str) -> Callable[[F], F]:
+def written_state_option(text: str = _STATE) -> Callable[[F], F]:
     """Add the option of the state folder to a process that writes there, and refuse root where it is another's."""
     kind = click.Path(path_type=Path, readable=False)
     return shown_option("--state", metavar="DIR", type=kind, default=DEFAULT_STATE, help=text, callback=_not_as_root)
@@ -153,12 +156,12 @@ run_option = shown_option(
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_RUN,
-    help="The run folder, on a tmpfs: values that were fetched are in its folder 'secrets'.",
+    help="The run folder, with fetched secrets.",
 )
 
 
 proxy_header_option = click.option(
-    "--proxy-header", is_flag=True, help="Squid's port requires a PROXY header: send one, without addresses."
+    "--proxy-header", is_flag=True, help="Send the PROXY header that Squid's port requires."
 )
 
 
@@ -196,26 +199,23 @@ def _fleet(file: Path) -> LiveGateways | None:
 
 
 def archive_option(text: str, default: Path | None = DEFAULT_ARCHIVE, *, store: bool = False) -> Callable[[F], F]:
-    """Add the option of the archive's folder, with `store` also of a copy of it; `text` says what the command does."""
+    """Add the option of the archive's folder, with `store` also of a store or a fleet; `text` is its help."""
     kind = ArchiveType() if store else click.Path(path_type=Path, readable=False)
     metavar = "DIR|s3://…|FILE.yaml" if store else "DIR"
     names = ("--archive", "--fleet", "archive") if store else ("--archive",)
-    text += " Or the FILE.yaml of a fleet, whose gateways are asked over ssh." if store else ""
     return shown_option(*names, metavar=metavar, type=kind, default=default, help=text)
 
 
-archive_read_option = archive_option(
-    "The archive, or its copy in an object store, that is read too; with FILE only if it is named.", store=True
-)
+archive_read_option = archive_option("An archive to read, or a fleet to ask over ssh.", store=True)
 
 
 gateway_option = click.option(
-    "--gateway", metavar="NAME", multiple=True, help="Only what this gateway served, of an archive of many; repeatable."
+    "--gateway", metavar="NAME", multiple=True, help="Only requests of this gateway. Repeatable."
 )
 
 
 threads_option = click.option(
-    "--threads", metavar="N", type=click.IntRange(1, 256), help="Cores to use. Default: all but one, which is Squid's."
+    "--threads", metavar="N", type=click.IntRange(1, 256), help="Cores to use. [default: all but one]"
 )
 
 
@@ -278,7 +278,7 @@ fragment_option = shown_option(
     metavar="FILE",
     type=click.Path(path_type=Path, readable=False),
     default=DEFAULT_FRAGMENT,
-    help="squidkeeper.conf as it is installed: it names the parts of Squid's configuration that are in force.",
+    help="The installed squidkeeper.conf, which names the parts in force.",
 )
 
 
@@ -293,7 +293,7 @@ in_force_option = click.option(
     metavar="KEYS",
     multiple=True,
     callback=_keys,
-    help="What Squid's configuration has: names of parts, and of lines in them. A request that needs more is denied.",
+    help="The parts of Squid's configuration, and lines in them.",
 )
 
 
@@ -306,11 +306,9 @@ def helper_options(concurrency: int) -> Callable[[F], F]:
             metavar="N",
             type=click.IntRange(0, 300),
             default=concurrency,
-            help="The same number as concurrency= in squid.conf; it bounds the replies. 0: lines have no channel-ID.",
+            help="concurrency= of squid.conf. 0: lines have no channel-ID.",
         )(command)
-        state = written_state_option(
-            "The state folder: compiled host lists, counters, the revisions that were in force."
-        )
+        state = written_state_option()
         return policy_option(state(command))
 
     return add
@@ -320,5 +318,5 @@ lane_option = shown_option(
     "--lane",
     type=click.Choice(["only", "first", "late"]),
     default="only",
-    help="first: leave the lines of a client that has used up its share to the late lane. squid.conf has to ask both.",
+    help="first: leave clients over their share to the late lane.",
 )

@@ -1,8 +1,11 @@
 """`squidkeeper preset` (floor 9)."""
 
+import json
+
 import click
 from click.shell_completion import CompletionItem
 
+from squidkeeper.cli.options import json_option
 from squidkeeper.presets import preset_names, preset_text
 
 
@@ -12,26 +15,33 @@ def _matching(_: click.Context, __: click.Parameter, beginning: str) -> list[Com
 
 @click.group()
 def preset() -> None:
-    """Show the presets: rules that are shipped, which a policy takes by name (presets: [npm@1])."""
+    """Show the presets: rules that are shipped with squidkeeper.
+
+    A policy takes them by name: presets: [npm@1].
+    """
 
 
 @preset.command("list")
-def list_presets() -> None:
+@json_option
+def list_presets(as_json: bool) -> None:
     """List the presets, and what each opens."""
     from squidkeeper.presets.summary import summarize
 
-    names = sorted(preset_names())
-    width = max(map(len, names))
-    for name in names:
-        click.echo(f"{name:{width}}  {summarize(name).opens}")
+    opens = {name: summarize(name).opens for name in sorted(preset_names())}
+    if as_json:
+        click.echo(json.dumps({"presets": [{"name": name, "opens": text} for name, text in opens.items()]}, indent=2))
+        return
+    width = max(map(len, opens))
+    for name, text in opens.items():
+        click.echo(f"{name:{width}}  {text}")
 
 
 @preset.command()
 @click.argument("name", shell_complete=_matching)
 def show(name: str) -> None:
-    """Print the preset NAME as YAML, with the documents that it comes from.
+    """Print a preset as YAML, with its sources.
 
-    What is printed can be a file of a policy: as a start for rules of your own, under other names.
+    The output can be a policy file: a start for rules of your own, under other names.
     """
     names = preset_names()
     if name not in names:

@@ -20,10 +20,8 @@ from squidkeeper.errors import InvalidSetting
     show_default=True,
     help="python: 3.8 or newer. sh: a POSIX shell.",
 )
-@click.option(
-    "--allowed", multiple=True, metavar="URL", help="A URL that the policy allows, by default from its rules."
-)
-@click.option("--denied", multiple=True, metavar="URL", help="A URL that the policy denies, by default from its rules.")
+@click.option("--allowed", multiple=True, metavar="URL", help="A URL that the policy allows. [default: from its rules]")
+@click.option("--denied", multiple=True, metavar="URL", help="A URL that the policy denies. [default: from its rules]")
 def probe(
     client: str | None,
     user: str | None,
@@ -37,12 +35,17 @@ def probe(
     denied: tuple[str, ...],
     **paths: str,
 ) -> None:
-    """Print a file that tells, inside the VM of a client, whether each program there gets through.
+    """Print a file that checks a client's programs from inside its VM.
 
-    It tries curl, wget, Python, requests, Node, git, pip, npm, uv, Go, Java and apt with a URL that the policy allows
-    and one that it denies; whether names resolve and direct connections work; and says what to fix.
+    The file tries curl, wget, Python, requests, Node, git, pip, npm, uv, Go, Java and apt. Each program requests a
+    URL that the policy allows and one that it denies. The file also tests name resolution and direct connections, and
+    says what to fix.
 
-    squidkeeper probe --client agents > probe.py, and in the VM: python3 probe.py
+    \b
+    Example:
+      squidkeeper probe --client agents > probe.py
+    In the VM:
+      python3 probe.py
     """
     from squidkeeper.client_kit.client import allowed_url, denied_url, parse_probed_url
 

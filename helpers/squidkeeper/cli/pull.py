@@ -33,14 +33,13 @@ Write = Callable[[str], str]  # names commands with the options that name this g
 
 
 @click.group(invoke_without_command=True)
-@click.option("--once", is_flag=True, help="Pull once. Without it: again and again, until SIGTERM.")
-@click.option("--status", "shows", is_flag=True, help="Show what the last pull has come to, and pull nothing.")
+@click.option("--once", is_flag=True, help="Pull once. [default: repeat until SIGTERM]")
+@click.option("--status", "shows", is_flag=True, help="Show the last pull's result, and pull nothing.")
 @click.option(
     "--accept",
     metavar="COMMIT",
     default="",
-    help="With --once: take this tip of the source although it does not come after what is in place. It has to be"
-    " signed, to load and to stay below the ceiling all the same. Of a bundle: the end of its name.",
+    help="With --once: accept this commit, or bundle (the end of its name), out of order.",
 )
 @shown_option("--config", metavar="FILE", type=_PATH, default=DEFAULT_SETTINGS, help="The settings.")
 @shown_option(
@@ -48,16 +47,16 @@ Write = Callable[[str], str]  # names commands with the options that name this g
     metavar="DIR",
     type=_PATH,
     default=DEFAULT_FOLDER,
-    help="Where the versions are, and the report.",
+    help="The folder of the versions and the report.",
 )
 @shown_option(
     "--policy",
     metavar="DIR",
     type=_PATH,
     default=DEFAULT_POLICY,
-    help="What the gateway reads: a link to `current` in that folder. local.yaml and grants.yaml are beside it.",
+    help="The policy's folder: a link to `current` in --folder.",
 )
-@state_option("With --status: the gateway's state, which tells what is in force.")
+@state_option("With --status: the state folder.")
 @json_option
 @click.pass_context
 def pull(
@@ -71,13 +70,19 @@ def pull(
     state: Path,
     as_json: bool,
 ) -> None:
-    """Pull the policy from a git repository, or as a signed bundle, and put it in place if it may be.
+    """Pull the policy from git or as a signed bundle, and put it in place.
 
-    The tip has to be signed by an allowed signer, to come after what is in place, to load here, and to open no more
-    than the ceiling. Else the version in place stays. policy/PULL.md tells how to set it up.
+    The tip must be signed by an allowed signer, come after the version in place, load here, and stay within the
+    ceiling. Otherwise the version in place stays. policy/PULL.md explains the setup.
 
-    Exit status of --once and --status: 1 where the source cannot be read, its tip is refused, or other files than the
-    source has are in place. Of --status too: what is in place is not in force.
+    \b
+    Example:
+      squidkeeper pull --status
+
+    \b
+    Exit status of --once and --status:
+      1  The source cannot be read, its tip is refused, or other files than
+         the source's are in place. --status: what is in place is not in force.
     """
     if context.invoked_subcommand:
         return
@@ -95,14 +100,19 @@ def pull(
 
 @pull.command()
 @click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--number", metavar="N", type=click.IntRange(1), required=True, help="Higher than that of the last one.")
-@click.option("--output", metavar="FILE", type=_PATH, required=True, help="The bundle, to be signed and published.")
+@click.option(
+    "--number", metavar="N", type=click.IntRange(1), required=True, help="Must be higher than the last bundle's."
+)
+@click.option("--output", metavar="FILE", type=_PATH, required=True, help="The bundle to make.")
 def bundle(folder: Path, number: int, output: Path) -> None:
-    """Make a bundle of a policy's folder: its policy files, and the lists that they name.
+    """Make a bundle of a policy's folder: its policy files and lists.
 
-    These have to be regular files, and to load as on a gateway, with a local.yaml beside FOLDER if there is one.
+    The files must be regular files, and must load as on a gateway. A local.yaml beside FOLDER is loaded too. Sign the
+    bundle, then publish it with its .sig:
 
-    Sign it, and publish FILE and FILE.sig: ssh-keygen -Y sign -f KEY -n squidkeeper-policy FILE
+    \b
+      squidkeeper pull bundle policy --number 41 --output policy.bundle
+      ssh-keygen -Y sign -f KEY -n squidkeeper-policy policy.bundle
     """
     from squidkeeper.pulling.bundle_making import make_bundle
 

@@ -30,20 +30,31 @@ _FORMATS = ("table", "csv", "json", "parquet")
 @click.command()
 @click.argument("sql")
 @table_options
-@click.option("--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(_FORMATS), default="table", show_default=True, help="How to print rows."
+)
 @click.option(
     "--output",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write to a new file, mode 0640; needed for parquet.",
+    help="Write to a new file, as parquet requires.",
 )
 def query(sql: str, read: TableOptions, form: str, output: Path | None) -> None:
     """Run one SELECT of DuckDB over the tables `requests` and `records`.
 
-    They hold the archive, the rotated access logs, and /var/log/squid/access.log; or FILEs: logs, also compressed, `-`
-    for standard input, and Parquet files. `squidkeeper query "DESCRIBE requests"` lists the columns.
+    The tables hold the archive, the access log and its rotated files; or FILEs: logs, also compressed, Parquet files,
+    and `-` for standard input.
 
     The SELECT cannot read or write a file. As root, it runs as nobody. A table shows the first 1,000 rows.
+
+    \b
+    Examples:
+      squidkeeper query "DESCRIBE requests"
+      squidkeeper query "SELECT host, count(*) FROM requests GROUP BY host"
+
+    \b
+    Exit status:
+      1  The SELECT was refused or failed, or a log cannot be read.
     """
     from squidkeeper.record.listing import printable
     from squidkeeper.table.database import spare_threads, yield_to_squid

@@ -24,22 +24,28 @@ _SHOWN: Final = 10
 
 
 @click.command()
-@click.option("--top", metavar="N", type=click.IntRange(1), default=_SHOWN, show_default=True, help="Of each quota.")
-@click.option("--reset", metavar="NAME", help="Begin the counts of this quota again, for everybody.")
+@click.option(
+    "--top", metavar="N", type=click.IntRange(1), default=_SHOWN, show_default=True, help="Users to show of each quota."
+)
+@click.option("--reset", metavar="NAME", help="Set this quota's counts to zero, for everybody.")
 @json_option
 @policy_option
-@state_option("The state folder, which holds the counts.")
+@state_option()
 @click.option(
     "--store",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Of all gateways: settings as in quota-store.yaml, with the operator's user of Valkey.",
+    help="The store of all gateways, as quota-store.yaml but with the operator's user.",
 )
 def quota(top: int, reset: str | None, as_json: bool, directory: Path, state: Path, store: Path | None) -> None:
-    """Show what is used of each quota of the policy, and by whom: who has used most comes first.
+    """Show what is used of each quota, and by whom; the largest user comes first.
 
-    A number can be some units too high: helpers take a few ahead of their use. What a request announces is
-    taken when it begins, and what it did not send is given back at its end.
+    A number can be some units too high, because helpers reserve a few in advance. The announced size of a request
+    counts from its start. What it did not send is given back at its end.
+
+    \b
+    Example:
+      sudo squidkeeper quota --reset uploads
     """
     quotas = _quotas(directory)
     if reset is not None and reset not in {one.name for one in quotas}:

@@ -23,26 +23,30 @@ if TYPE_CHECKING:
     from squidkeeper.policy_store.reload_gate import GateVerdict
     from squidkeeper.policy_store.revisions import InForce
 
+_PATH = click.Path(path_type=Path, readable=False)
+
 
 @click.command()
 @options.policy_option
-@options.state_option("The gateway's state: which revision is in force, and the verdict of the reload gate.")
-@click.option("--force", "forces", is_flag=True, help="Accept the edit on disk, whatever the reload gate says.")
+@options.state_option()
+@click.option("--force", "forces", is_flag=True, help="Accept the edit on disk, whatever the gate says.")
 @options.json_option
 @click.option("--judge", metavar="OLD-NEW", hidden=True, help="Judge an edit, as `squidkeeper maintain` has it done.")
-@options.file_option("--access-log", options.DEFAULT_LOG, "With --judge: Squid's access log.")
-@options.archive_option("With --judge: the archive.", default=None)
+@click.option("--access-log", type=_PATH, default=options.DEFAULT_LOG, hidden=True)  # of --judge
+@click.option("--archive", type=_PATH, hidden=True)  # as above
 def reload(
     directory: Path, state: Path, forces: bool, as_json: bool, judge: str | None, access_log: Path, archive: Path | None
 ) -> None:
-    """Show whether the policy on disk is in force, and what the reload gate says about an edit; or accept the edit.
+    """Show whether the policy on disk is in force; or accept an edit.
 
-    Helpers load an edit by themselves. This command is for an edit that the reload gate of the policy in force holds
-    back or has refused: it lists what the edit would deny. With --force, as root, helpers put exactly this edit in
-    force within a second; a later edit is judged again.
+    Helpers load edits by themselves, unless the reload gate holds an edit back or refuses it. Then this command lists
+    what the edit would deny. --force, as root, puts exactly this edit in force within a second.
 
-    Exit status: 0 when the policy on disk is in force or was accepted, 1 when the gate holds it back or has refused it,
-    2 when it does not load, or the state does not tell which revision of it is in force.
+    \b
+    Exit status:
+      0  The policy on disk is in force, or was accepted.
+      1  The gate holds the edit back, or has refused it.
+      2  The policy does not load, or the revision in force is unknown.
     """
     if judge is not None:
         _judge(directory, state, judge, access_log, archive)

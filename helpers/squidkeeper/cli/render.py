@@ -21,15 +21,17 @@ _PAUSE_SECONDS = 10.0  # after a failure that left its request in place
 @click.option(
     "--root", metavar="DIR", type=click.Path(path_type=Path), default=DEFAULT_LAYOUT.root, help="The gateway below DIR."
 )
-@click.option("--follow", is_flag=True, help="Stay, and do it whenever the maintenance process asks for it.")
+@click.option("--follow", is_flag=True, help="Stay, and repeat when the maintenance process asks.")
 def render(root: Path | None, *, follow: bool) -> None:
-    """Add the parts of Squid's configuration that the policy needs, and reconfigure Squid if there are new ones.
+    """Add the parts of Squid's configuration that the policy needs.
 
-    systemd starts it as root after an edit of the policy (squidkeeper-render.path). Squid's account reads the policy
-    and names the values; each is checked here, and the configuration by `squid -k parse`. Nothing is removed:
-    ./install.sh does that. Squid is reconfigured at most once in 10 seconds.
+    systemd starts this as root after an edit (squidkeeper-render.path). Squid's account reads the policy; the command
+    checks the values, and the configuration with `squid -k parse`. For new parts, it reconfigures Squid, at most once
+    in 10 seconds. Only ./install.sh removes parts.
 
-    Exit status: 0 when Squid's configuration has what the policy needs, 1 when it could not be changed.
+    \b
+    Exit status:
+      1  The configuration could not be changed.
     """
     layout = Layout.of(root)
     if not follow:

@@ -25,30 +25,38 @@ if TYPE_CHECKING:
     "new",
     metavar="NEW",
     default=str(DEFAULT_POLICY),
-    help="The policy to try: a folder, or a stored revision.",
+    help="The draft: a folder, or a stored revision.",
 )
-@click.option("--against", "old", metavar="OLD", help="The policy to compare with, as NEW. Default: the one in force.")
+@click.option("--against", "old", metavar="OLD", help="The policy to compare with. [default: the one in force]")
 @shown_option(
     "--allow-denials",
     metavar="N",
     type=click.IntRange(0),
     default=0,
-    help="Exit with 1 only if more than N requests that were used would be denied.",
+    help="How many used requests may be denied.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--markdown", is_flag=True, help="Print Markdown, for a pull request.")
-@state_option("The state folder: the policy in force, and the revisions that are stored.")
+@click.option("--markdown", is_flag=True, help="Print Markdown for a pull request.")
+@state_option()
 def replay(
     read: TableOptions, new: str, old: str | None, allow_denials: int, as_json: bool, markdown: bool, state: Path
 ) -> None:
-    """Judge recorded requests by a policy that is not in force yet, and show what it would deny, open or change.
+    """Judge recorded requests by a draft, and show what it would deny, open or change.
 
-    Both policies judge each request, at its own time. A request was used if it was allowed and got an answer with a
-    status of 1xx to 3xx. FILEs are access logs, also compressed, and archived parts; without FILE, the archive is read,
-    /var/log/squid/access.log, and its rotated files. A draft without grants beside its folder has those of OLD.
+    Both policies judge each request, as of its own time. A request was used if it was allowed and answered with a
+    status of 1xx to 3xx. A draft without grants beside its folder gets those of OLD.
 
-    Exit status 1: more used requests would be denied than --allow-denials. 2: a policy or a log cannot be used, or no
-    request was judged.
+    FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the archive, the
+    access log and its rotated files.
+
+    \b
+    Example:
+      squidkeeper replay --policy ./draft --since 7d
+
+    \b
+    Exit status:
+      1  More used requests would be denied than --allow-denials.
+      2  A policy or log cannot be used, or no request was judged.
     """
     from squidkeeper.cli.log_output import write
     from squidkeeper.replay import text

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from squidkeeper.cli.named_policies import UnusableInput
 from squidkeeper.cli.options import policy_option, state_option
 from squidkeeper.cli.table_options import table_options
 from squidkeeper.errors import PolicyError, UnreadableLog
@@ -27,18 +28,25 @@ _STDOUT = Path("-")
 
 @click.command()
 @table_options
-@click.option("--html", metavar="PAGE", type=click.Path(path_type=Path), help="Write one HTML page, - to stdout.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON object.")
-@policy_option
-@state_option(
-    "Check for drift with the revisions in this state folder; as installed, /var/lib/squidkeeper.", default=None
+@click.option(
+    "--html", metavar="PAGE", type=click.Path(path_type=Path), help="Write one HTML page; - for standard output."
 )
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@policy_option
+@state_option("Also report drift, by the revisions in this state folder.", default=None)
 def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path, state: Path | None) -> None:
-    """Report on a period: clients and hosts, denials and their retries, new hosts, failures, credentials and drift.
+    """Report on a period: clients, hosts, denials, new hosts, failures and credentials.
 
-    FILEs are access logs, also rotated and compressed, and archived parts; `-` is standard input. Without FILE, the
-    archive is read, /var/log/squid/access.log, and its rotated files. Records from before --since show which hosts are
-    new. The policy supplies the reasons of its rules. Without --html and --json, the report is text.
+    FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the archive, the
+    access log and its rotated files. Records before --since show which hosts are new.
+
+    \b
+    Example:
+      squidkeeper report --since 7d --html report.html
+
+    \b
+    Exit status:
+      2  A log cannot be read.
     """
     from squidkeeper.record.listing import printable
     from squidkeeper.report.period import Period
@@ -50,7 +58,7 @@ def report(read: TableOptions, html: Path | None, as_json: bool, directory: Path
     try:
         found = _build(read.sources, Period(*read.period), read.threads, past, reasons)
     except UnreadableLog as error:
-        raise click.ClickException(printable(str(error))) from error
+        raise UnusableInput(printable(str(error))) from error
     _write(found, html, as_json=as_json)
 
 

@@ -12,11 +12,10 @@ from squidkeeper.cli.options import helper_options, run_option
 @run_option
 @helper_options(concurrency=0)
 def rewrite(directory: Path, state: Path, run: Path, concurrency: int) -> None:
-    """Rewrite URLs as the policy says; Squid's url_rewrite_program starts this.
+    """Rewrite URLs as the policy says.
 
-    Reads a line for each request (the URL, then client, user, method, scheme, host, port, SNI, tunnel, token) and
-    answers each with the URL that is to be fetched. Its output can hold secrets, as parameters: never call it by hand;
-    use explain.
+    Squid starts this helper (url_rewrite_program). It answers each line with the URL to fetch, which can hold
+    secrets. Never run it by hand: use `squidkeeper explain`.
     """
     from squidkeeper.credentials.fetched_values import FOLDER
     from squidkeeper.helpers.loop import run as run_helper

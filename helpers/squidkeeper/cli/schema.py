@@ -7,7 +7,7 @@ import click
 
 @click.command()
 def schema() -> None:
-    """Print the JSON Schema of a policy file, for editors: what each key is, and which keys and words there are.
+    """Print the JSON Schema of a policy file, for editors.
 
     `squidkeeper check` finds more.
     """

@@ -28,17 +28,17 @@ _OPTIONS = {  # of the fields of a token, for messages
 @click.option("--new-key", metavar="FILE", type=_FILE, help="Make a private key in FILE, and print its public key.")
 @click.option("--public-key", metavar="FILE", type=_FILE, help="Print the public key of the private key in FILE.")
 @click.option("--to", metavar="KEY", help="Seal for the gateway with this public key (skp1.…).")
-@click.option("--secret-file", metavar="FILE", type=_FILE, help="Read the secret from FILE instead of standard input.")
-@click.option("--host", "hosts", metavar="PATTERN", multiple=True, help="A host that it is for. Required, repeatable.")
-@click.option("--path", "paths", metavar="PATTERN", multiple=True, help="A path that it is for.")
-@click.option("--method", "methods", metavar="NAME", multiple=True, help="A method that it is for.")
-@click.option("--port", "ports", metavar="N", type=int, multiple=True, help="A port that it is for. [default: 443]")
+@click.option("--secret-file", metavar="FILE", type=_FILE, help="A file with the secret. [default: standard input]")
+@click.option("--host", "hosts", metavar="PATTERN", multiple=True, help="A host of the requests. Required, repeatable.")
+@click.option("--path", "paths", metavar="PATTERN", multiple=True, help="A path of the requests.")
+@click.option("--method", "methods", metavar="NAME", multiple=True, help="A method of the requests.")
+@click.option("--port", "ports", metavar="N", type=int, multiple=True, help="A port of the requests. [default: 443]")
 @click.option("--client", "clients", metavar="NAME", multiple=True, help="A client of the policy that may use it.")
-@click.option("--expires", metavar="TIME", help="From then on it is refused: a time with its zone.")
-@click.option("--days", type=click.IntRange(1), metavar="N", help="It is refused after N days.")
+@click.option("--expires", metavar="TIME", help="When the token expires: a time with its zone.")
+@click.option("--days", type=click.IntRange(1), metavar="N", help="The token expires after N days.")
 @click.option("--header", metavar="NAME", help="The header to inject. [default: Authorization]")
-@click.option("--value", metavar="TEXT", help="The header's value, with {secret} in it. [default: Bearer {secret}]")
-@click.option("--basic", "username", metavar="NAME", help="Inject a basic credential: NAME and the secret.")
+@click.option("--value", metavar="TEXT", help="The header's value. [default: Bearer {secret}]")
+@click.option("--basic", "username", metavar="NAME", help="Inject a basic credential of NAME and the secret.")
 def seal(
     new_key: Path | None,
     public_key: Path | None,
@@ -47,11 +47,15 @@ def seal(
     days: int | None,
     **fields: str | tuple[str, ...] | None,
 ) -> None:
-    """Seal a secret, so that only the gateway can use it, where and as you say.
+    """Seal a secret into a token that only the gateway can use.
 
-    Whoever holds the token can have the secret injected into the requests that it is for, and can read nothing of it.
-    A client sends the token in the header Authorization, as `Bearer sks1.…` or as the password of a basic credential.
-    The secret is read from standard input or from a file, and never from the command line.
+    The token's holder cannot read the secret. The gateway injects it only into the requests that the token is for. A
+    client sends the token in the header Authorization: as `Bearer sks1.…`, or as the password of a basic credential.
+
+    \b
+    Examples:
+      squidkeeper seal --new-key sealing-key
+      squidkeeper seal --to skp1.… --host api.github.com --days 30 < secret
     """
     chosen = [option for option in (new_key, public_key, to) if option is not None]
     if len(chosen) != 1:

@@ -11,20 +11,20 @@ from squidkeeper.cli.options import policy_option, run_option, shown_option, sta
 
 @click.command()
 @policy_option
-@state_option("The state folder, of which the revision in force is read.")
+@state_option()
 @run_option
 @shown_option(
     "--commands",
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
     default=Path("/etc/squidkeeper/commands"),
-    help="The only folder whose programs a secret of the kind 'command' may run.",
+    help="The folder of the programs that secrets of the kind 'command' may run.",
 )
 def secrets(directory: Path, state: Path, run: Path, commands: Path) -> None:
-    """Fetch the secrets of the policy that have a source to fetch them from, and renew them, until SIGTERM.
+    """Fetch the secrets of the policy that have a source, and renew them.
 
-    Run it beside Squid, as an account of its own in Squid's group. It writes each value into a file in the run folder,
-    which Squid's account can read, and what it did, without values, into `secrets/status.json` there.
+    Run it beside Squid until SIGTERM, as an account of its own in Squid's group. It writes values into files of the
+    run folder, for Squid's account. `secrets/status.json` there has the results.
     """
     from squidkeeper.fetching.process import FetchingOptions, run_fetching
 

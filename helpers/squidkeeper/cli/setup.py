@@ -119,7 +119,7 @@ def _prepared(_: click.Context, __: click.Parameter, value: Path | tuple[Path, .
     "--fleet",
     metavar="FILE",
     type=_FILE,
-    help="Put HAProxy on this machine in front of the gateways in FILE. Only --dry-run can stand beside it.",
+    help="Put HAProxy here in front of the gateways in FILE.",
 )
 @click.option("--haproxy-cfg", type=_FILE, default="/etc/haproxy/haproxy.cfg", hidden=True)
 @click.option("--haproxy-state", type=_FOLDER, default="/var/lib/haproxy", hidden=True)
@@ -128,37 +128,36 @@ def _prepared(_: click.Context, __: click.Parameter, value: Path | tuple[Path, .
 @click.option("--venv", type=_FOLDER, hidden=True)
 @click.option("--work", type=_FOLDER, callback=_prepared, hidden=True)
 @click.option("--made", type=_FOLDER, callback=_prepared, multiple=True, hidden=True)
-@click.option("--root", type=_FOLDER, help="A whole gateway in this folder, beside others.")
-@click.option("--listen", default="", help="Where Squid listens.")
-@click.option("--open", is_flag=True, help="Let Squid listen where the internet reaches it.")
-@click.option("--policy", type=_FOLDER, help="The policy to put in place.")
-@click.option("--ca-dir", type=_FOLDER, help="The folder of the CA; an empty one gets a new CA.")
-@click.option("--ca", default="", help="direct or intermediate: what signs the leaves.")
-@click.option("--intermediate-days", default="", help="How long an intermediate is valid.")
-@click.option("--certificates", default="", help="Whose program makes leaves.")
-@click.option("--exporter-listen", default="", help="Where metrics and status page are served.")
-@click.option("--status-from", default="", help="Who may see the status page, beside this machine.")
-@click.option("--no-exporter", is_flag=True, help="No exporter.")
-@click.option("--log-bytes", default="", help="The limit of the access log with its rotations.")
-@click.option("--archive-days", default="", help="How many days the archive of the access log keeps.")
-@click.option("--archive-bytes", default="", help="The limit of the archive of the access log.")
-@click.option("--tls", is_flag=True, help="HAProxy in front of Squid, for TLS to the proxy.")
-@click.option("--no-tls", is_flag=True, help="No HAProxy.")
-@click.option("--tls-name", default="", help="Names and addresses in its certificate.")
-@click.option("--behind", default="", help="The load balancers that take clients for this gateway.")
-@click.option("--health-listen", default="", help="Where these are told whether it is healthy.")
-@click.option("--upstream", default="", help="The parent proxy where the policy names none.")
-@click.option("--bump", default="", help="shared or documented: whether tunnels share connections to origins.")
-@click.option("--gateway", default="", help="The name of the gateway in its records.")
-@click.option("--workers", default="", help="How many processes of Squid serve.")
-@click.option("--no-start", is_flag=True, help="Neither start nor restart anything.")
+@click.option("--root", type=_FOLDER, hidden=True)
+@click.option("--listen", default="", hidden=True)
+@click.option("--open", is_flag=True, hidden=True)
+@click.option("--policy", type=_FOLDER, hidden=True)
+@click.option("--ca-dir", type=_FOLDER, hidden=True)
+@click.option("--ca", default="", hidden=True)
+@click.option("--intermediate-days", default="", hidden=True)
+@click.option("--certificates", default="", hidden=True)
+@click.option("--exporter-listen", default="", hidden=True)
+@click.option("--status-from", default="", hidden=True)
+@click.option("--no-exporter", is_flag=True, hidden=True)
+@click.option("--log-bytes", default="", hidden=True)
+@click.option("--archive-days", default="", hidden=True)
+@click.option("--archive-bytes", default="", hidden=True)
+@click.option("--tls", is_flag=True, hidden=True)
+@click.option("--no-tls", is_flag=True, hidden=True)
+@click.option("--tls-name", default="", hidden=True)
+@click.option("--behind", default="", hidden=True)
+@click.option("--health-listen", default="", hidden=True)
+@click.option("--upstream", default="", hidden=True)
+@click.option("--bump", default="", hidden=True)
+@click.option("--gateway", default="", hidden=True)
+@click.option("--workers", default="", hidden=True)
+@click.option("--no-start", is_flag=True, hidden=True)
 @click.option("--dry-run", is_flag=True, help="Print the steps, and change nothing.")
-@click.option("--uninstall", is_flag=True, help="Remove the gateway.")
+@click.option("--uninstall", is_flag=True, hidden=True)
 def setup(fleet: Path | None, haproxy_cfg: Path, haproxy_state: Path, haproxy_pid: Path, **given: Any) -> None:
-    """Install a gateway, or remove one; with --fleet, put HAProxy in front of several.
+    """Install or remove a gateway; with --fleet, put HAProxy in front of several.
 
-    This is the last part of install.sh, which explains the options and checks their values. With --fleet it is called
-    by itself, on a machine with HAProxy; squid/FLEET.md explains it.
+    install.sh starts this command. `install.sh --help` explains the options. squid/FLEET.md explains --fleet.
     """
     if fleet:
         _refuse_options_of_a_gateway(click.get_current_context())

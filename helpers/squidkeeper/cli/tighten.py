@@ -28,35 +28,43 @@ if TYPE_CHECKING:
 
 @click.command()
 @table_options
-@click.option("--policy", "named", metavar="POLICY", help="A folder, or a stored revision. Default: the one in force.")
+@click.option("--policy", "named", metavar="POLICY", help="A folder, or a stored revision. [default: the one in force]")
 @shown_option(
     "--min-days",
     metavar="N",
     type=click.IntRange(0),
     default=30,
-    help="How many days the access log has to cover for --diff and --output.",
+    help="Days of the access log that --diff and --output require.",
 )
 @json_option
-@click.option("--diff", "as_diff", is_flag=True, help="Print the narrowed policy as a unified diff of its files.")
+@click.option("--diff", "as_diff", is_flag=True, help="Print the narrowed policy as a unified diff.")
 @click.option(
     "--output",
     metavar="DIR",
     type=click.Path(path_type=Path),
     callback=check_new_file,
-    help="Write the files of the narrowed policy to a new folder.",
+    help="Write the narrowed policy to a new folder.",
 )
-@state_option("The state folder: the policy in force, and the revisions that are stored.")
+@state_option()
 def tighten(
     read: TableOptions, named: str | None, min_days: int, as_json: bool, as_diff: bool, output: Path | None, state: Path
 ) -> None:
-    """Show what of a policy nobody used: rules, what of each rule, clients, lists, credentials.
+    """Show what of a policy nobody used: rules, parts of rules, clients, lists, credentials.
 
-    The policy in force tells which rule decided each recorded request. Each narrower form is replayed on the same
-    requests: it allows every request that the policy allows. FILEs are access logs, also compressed, and archived
-    parts; without FILE, the archive is read, /var/log/squid/access.log, and its rotated files.
+    The policy tells which rule decided each recorded request. Each narrower form is replayed on the same requests,
+    and allows all that the policy allows.
 
-    Exit status 1: the access log is too short for --diff or --output. 2: a policy or a log cannot be used, or no
-    request was judged.
+    FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the archive, the
+    access log and its rotated files.
+
+    \b
+    Example:
+      squidkeeper tighten --diff > narrower.diff
+
+    \b
+    Exit status:
+      1  The access log is too short for --diff or --output.
+      2  A policy or log cannot be used, or no request was judged.
     """
     from squidkeeper.cli.log_output import write
     from squidkeeper.tightening import text

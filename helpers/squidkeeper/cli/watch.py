@@ -13,10 +13,9 @@ from squidkeeper.cli.options import helper_options, lane_option, run_option
 @helper_options(concurrency=32)
 @run_option
 def watch(lane: str, directory: Path, state: Path, concurrency: int, run: Path) -> None:
-    """Search requests for secrets, canaries and placeholders of the policy; Squid's external_acl_type starts this.
+    """Search requests for secrets, canaries and placeholders of the policy.
 
-    Reads a line for each request (channel-ID, client, user, method, scheme, host, port, SNI, tunnel, token, URL, rule,
-    and the request headers that helpers read) and answers OK, or ERR with the rule and the reason.
+    Squid starts this helper (external_acl_type). It answers each line with OK, or with ERR, the rule and the reason.
     """
     from squidkeeper.credentials.fetched_values import FOLDER
     from squidkeeper.credentials.watched_values import WatchedValues

@@ -74,20 +74,20 @@ def _checked_url(_context: click.Context, _option: click.Parameter, url: str | N
 
 @click.command()
 @click.argument("given", metavar="[ID|FILE]...", nargs=-1)
-@click.option("--client", metavar="WHO", multiple=True, help="An address, a network, or a client of the policy.")
+@click.option("--client", metavar="WHO", multiple=True, help="An address, a network or a client of the policy.")
 @click.option("--user", "users", metavar="NAME", multiple=True, help="The proxy user.")
-@click.option("--host", "hosts", metavar="PATTERN", multiple=True, help="A host pattern as in a policy.")
+@click.option("--host", "hosts", metavar="PATTERN", multiple=True, help="A host pattern, such as .example.com.")
 @click.option(
     "--url",
     metavar="URL",
     callback=_checked_url,
-    help="A URL with its scheme, or HOST:PORT of a CONNECT. Without a query it stands for every query.",
+    help="A URL (without a query: any query), or HOST:PORT of a CONNECT.",
 )
 @click.option(
     *("--last", "--since", "since"),
     metavar="TIME",
     type=Moment(),
-    help="10m, 2h or 3d back, or an ISO time.  [default: 1h]",
+    help="The start: 10m, 2h or 3d ago, or an ISO time. [default: 1h]",
 )
 @shown_option("-n", "number", metavar="N", type=click.IntRange(1), default=10, help="Causes to show.")
 @archive_read_option
@@ -96,11 +96,11 @@ def _checked_url(_context: click.Context, _option: click.Parameter, url: str | N
     "--cache-log",
     metavar="FILE",
     type=click.Path(path_type=Path, readable=False),
-    help="Squid's cache.log. Left out: the one beside the access log, where that is read.",
+    help="Squid's cache.log. [default: the one beside the access log]",
 )
 @json_option
 @policy_option
-@state_option("The state folder, with the revisions that were in force.")
+@state_option()
 @run_option
 def why(
     given: tuple[str, ...],
@@ -118,17 +118,24 @@ def why(
     state: Path,
     run: Path,
 ) -> None:
-    """Tell why requests failed, grouped by cause, newest first: a sentence for each, and what to do.
+    """Tell why requests failed, and what to do: by cause, the newest first.
 
-    ID is the request ID, as a page of the gateway shows it. FILEs are access logs; without one it reads the archive,
-    /var/log/squid/access.log and its rotated files. It also reads the cache.log beside it. A cause that is inferred is
-    marked "likely". squid/TROUBLESHOOTING.md lists the causes.
+    ID is the request ID that an error page shows. FILEs are access logs. Without FILE: the archive, the access log
+    and its rotated files. The cache.log beside the access log is read too.
 
-    A name that had a private address is resolved again, to show the address.
+    "likely" marks an inferred cause. squid/TROUBLESHOOTING.md lists the causes. A name that had a private address is
+    resolved again. With --fleet, the gateway of the ID is asked; without ID, all.
 
-    With --fleet, each gateway is asked, or the one that a request ID begins with.
+    \b
+    Examples:
+      squidkeeper why --last 10m
+      squidkeeper why --client agents --host .example.com
 
-    Exit status: 0 if no request failed, 1 if one did, 2 if nothing can be read, or no request has the ID.
+    \b
+    Exit status:
+      0  No request failed.
+      1  A request failed.
+      2  Nothing can be read, or no request has the ID.
     """
     from squidkeeper.record.listing import printable
     from squidkeeper.record.record import format_time

@@ -1,0 +1,77 @@
+"""The help texts of the command line: short, and true about commands and exit statuses."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from squidkeeper.cli import main
+
+REPOSITORY = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
+LONGEST_OPTION = 18  # words of the help of one option
+LONGEST_SENTENCE = 25  # words
+WIDEST = 76  # characters of a line that click does not wrap
+
+
+def each_command(command: click.Command = main, name: str = "") -> Iterator[tuple[str, click.Command]]:
+    if name:
+        yield name, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for one in command.list_commands(context):
+            found = command.get_command(context, one)
+            assert found is not None
+            yield from each_command(found, f"{name} {one}".strip())
+
+
+COMMANDS = dict(each_command())
+
+
+def paragraphs(command: click.Command) -> list[str]:
+    return re.split(r"\n\s*\n", command.help or "")
+
+
+def examples(name: str) -> list[list[str]]:
+    """Return the words of each call in a help text, up to a pipe or a redirection."""
+    lines = [line.strip() for line in (COMMANDS[name].help or "").splitlines()]
+    calls = [re.split(r" [|<>] ", part)[0] for line in lines for part in line.split(" | ")]
+    return [shlex.split(one.removeprefix("sudo ")) for one in calls if re.match(r"(sudo )?squidkeeper ", one)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_has_one_short_sentence(name: str) -> None:
+    shown = [one for one in COMMANDS[name].params if isinstance(one, click.Option) and not one.hidden]
+    assert [one.opts for one in shown if not one.help or len(one.help.split()) > LONGEST_OPTION] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_help_has_short_sentences_and_lines(name: str) -> None:
+    prose = [one for one in paragraphs(COMMANDS[name]) if not one.startswith("\b")]
+    sentences = [one for text in prose for one in re.split(r"(?<=[.:;])\s+", text)]
+    assert [one for one in sentences if len(one.split()) > LONGEST_SENTENCE] == []
+    fixed = [line for text in paragraphs(COMMANDS[name]) if text.startswith("\b") for line in text.splitlines()]
+    assert [line for line in fixed if len(line) > WIDEST] == []
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if examples(name)])
+def test_an_example_names_a_command_and_its_options(name: str) -> None:
+    for _, *words in examples(name):
+        called = max((one for one in COMMANDS if words[: len(one.split())] == one.split()), key=len)
+        options = {option for param in COMMANDS[called].params for option in param.opts}
+        assert {word for word in words if re.match(r"-+[a-z]", word)} <= options, words
+
+
+def test_the_operators_table_has_each_exit_status_that_a_help_names() -> None:
+    section = (REPOSITORY / "squid/OPERATING.md").read_text().split("\n## Exit statuses\n")[1].split("\n## ")[0]
+    rows = {row[1].strip(" `"): row[2:4] for row in (line.split("|") for line in section.splitlines()) if len(row) > 4}
+    ones_own = {"demo", "render", "export", "exporter"}  # 1: it could not do it, as of every command
+    told = {name for name, one in COMMANDS.items() if "Exit status" in (one.help or "")} - ones_own
+    assert told == rows.keys() - {"command", "---"}
+    for name in told:
+        statuses = {int(found) for found in re.findall(r"^ +([12])  ", COMMANDS[name].help or "", re.MULTILINE)}
+        assert statuses == {number for number, cell in enumerate(rows[name], 1) if cell.strip()}, name
