@@ -35,7 +35,7 @@ _OF_ONE: Final = 1  # the one that is named is trusted by that
 
 @click.command()
 @table_options
-@click.option("--client", metavar="NAME", help="Learn only for this client of the policy, as one.")
+@click.option("--client", metavar="NAME", help="Learn only for this client of the policy.")
 @click.option(
     "--min-days", metavar="N", type=click.IntRange(1), default=1, help="Propose what was used on N days. [default: 1]"
 )
@@ -67,9 +67,10 @@ def learn(
 ) -> None:
     """Draft a policy: few, readable rules for what clients used.
 
-    Requests count too that were asked for while the policy observed. Each rule is for the clients that used it.
-    Comments list, without a rule: what one client alone used, new hosts, addresses and mostly uploads. So a single
-    misbehaving client cannot teach the draft its own requests.
+    The draft also covers what clients asked for while the policy observed. Each rule is for the clients that used it.
+
+    These become comments instead of rules: what one client alone used, new hosts, addresses, mostly uploads. So a
+    single misbehaving client cannot teach the draft its own requests.
 
     FILEs are access logs, also compressed, or archived parts; `-` is standard input. Without FILE: the archive, the
     access log and its rotated files. Records before --since show which hosts are new.

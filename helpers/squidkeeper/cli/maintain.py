@@ -75,7 +75,7 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     "squid_address",
     metavar="ADDRESS:PORT",
     type=Address(),
-    help="Squid's proxy port here, to read Squid's counter for the archive.",
+    help="Squid's proxy port here, to note its counter for the archive.",
 )
 @proxy_header_option
 @click.option(
@@ -84,18 +84,18 @@ def _server_names(ctx: click.Context, param: click.Parameter, value: str | None)
     type=Size(),
     help="Limit the access log, such as 20G. [default: 8G, at most half the file system]",
 )
-@archive_option("The archive, which gets a rotated log before it is deleted.", default=None)
+@archive_option("Keep rotated logs until this archive has them.", default=None)
 @click.option(
     "--policy",
     "directory",
     metavar="DIR",
     type=click.Path(path_type=Path, readable=False),
-    help="The policy, whose held edits are judged and rendered.",
+    help="Judge held edits of this policy, and render them.",
 )
 @click.option(
     "--tls",
     metavar="[ADDRESS:]PORT",
-    help="HAProxy's port, to keep its certificate in the state folder.",
+    help="Keep the certificate of the HAProxy on this port.",
 )
 @click.option(
     "--tls-name",
